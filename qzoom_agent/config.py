@@ -1,0 +1,224 @@
+"""What an episode may do: the one configuration that YAML, the CLI, the trace and `Agent` share.
+
+Every section is a frozen pydantic model with a docstring under each field, so the documentation, the YAML keys and
+the `--set a.b=c` flags are views of the same text. A wrong key or value raises `ConfigError` however the object is
+made (constructor, mapping, YAML): the message names the dotted key, what was given and what is known.
+
+A budget is a number of visual tokens, never a resolution. `None` in a budget means "what the backend's preset says"
+(`ViewBudget`, which every backend carries as `defaults`); `BudgetConfig.view_budget` resolves the two and is the only
+place that does. Paths of this machine (weights, state folder) are not configuration: they are arguments of `Agent`,
+so that a config saved with a run repeats it elsewhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from qzoom_agent.errors import ConfigError
+
+Policy = Literal["direct", "explicit", "implicit", "hybrid", "always", "random", "oracle", "blind"]
+
+
+def _explain(error: ErrorDetails, section: type[Config]) -> str:
+    """One pydantic error as a line: the dotted key, what was given, what is known."""
+    key = section.prefix + ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = sorted(section.model_fields)
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f" Did you mean '{section.prefix}{close[0]}'?" if close else ""
+        return f"Unknown key '{key}'.{hint} Known keys: {', '.join(section.prefix + name for name in known)}."
+    if not error["loc"]:
+        known = ", ".join(section.prefix + name for name in sorted(section.model_fields))
+        return f"'{section.prefix.rstrip('.')}' is a section with the keys {known}; got {error['input']!r}."
+    return f"Bad value for '{key}': {error['msg']}; got {error['input']!r}."
+
+
+class Config(BaseModel):
+    """A section of the configuration: frozen, no unknown keys, `ConfigError` instead of a validation report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    prefix: ClassVar[str] = ""
+    """What stands before this section's keys in a dotted name, for messages."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_config_error(cls, data: Any, handler: Any) -> Self:
+        try:
+            return handler(data)  # type: ignore[no-any-return]
+        except ValidationError as error:
+            raise ConfigError(" ".join(_explain(one, cls) for one in error.errors())) from None
+
+
+class ViewBudget(Config):
+    """How many visual tokens a view may cost, and how large a token is: a backend's preset, or the resolved budget."""
+
+    factor: int = Field(gt=0)
+    """Side in pixels of the square of a shown view that becomes one visual token."""
+    coarse_min_tokens: int = Field(gt=0)
+    """A coarse view of fewer tokens is enlarged to this many."""
+    coarse_max_tokens: int = Field(gt=0)
+    """A coarse view of more tokens is shrunk to this many."""
+    crop_min_tokens: int = Field(gt=0)
+    """A crop of fewer tokens is magnified to this many: why a zoom tool helps even without more pixels."""
+    crop_max_tokens: int = Field(gt=0)
+    """A crop of more tokens is shrunk to this many."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for view, low, high in (
+            ("coarse", self.coarse_min_tokens, self.coarse_max_tokens),
+            ("crop", self.crop_min_tokens, self.crop_max_tokens),
+        ):
+            if low > high:
+                raise ConfigError(
+                    f"The {view} budget is empty: at least {low} tokens but at most {high}. "
+                    f"Raise {view}_max_tokens or lower {view}_min_tokens."
+                )
+        return self
+
+
+class BudgetConfig(Config):
+    """When an episode has to end, and how many visual tokens a view may cost."""
+
+    prefix: ClassVar[str] = "budget."
+
+    max_turns: int = Field(default=6, ge=1)
+    """Assistant turns, the forced last one not counted."""
+    max_views: int = Field(default=6, ge=1)
+    """Views shown to the model, the coarse view counted."""
+    max_visual_tokens: int | None = Field(default=None, ge=1)
+    """Visual tokens of all views together; a crop that would pass it is refused, never encoded. None: no limit."""
+    max_seconds: float | None = Field(default=None, gt=0)
+    """Wall-clock seconds, looked at before each turn (a turn under way is not interrupted). None: no limit."""
+    max_failed_calls: int = Field(default=3, ge=1)
+    """Turns in a row whose calls could not be served or read, after which the model has to answer."""
+    coarse_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of the coarse view. None: the backend's preset."""
+    coarse_min_tokens: int | None = Field(default=None, ge=1)
+    """Least tokens of the coarse view. None: the backend's preset, or `coarse_tokens` where that is less."""
+    crop_min_tokens: int | None = Field(default=None, ge=1)
+    """Least tokens of a crop. None: the backend's preset, or `crop_max_tokens` where that is less."""
+    crop_max_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of a crop. None: the backend's preset, or `crop_min_tokens` where that is more."""
+
+    def view_budget(self, defaults: ViewBudget) -> ViewBudget:
+        """The budget of each view: what is given here, and the preset `defaults` for the rest.
+
+        A limit given on one side moves the preset's other side with it; two given sides that contradict each other
+        raise `ConfigError`.
+        """
+        coarse_max = self.coarse_tokens or max(defaults.coarse_max_tokens, self.coarse_min_tokens or 0)
+        crop_max = self.crop_max_tokens or max(defaults.crop_max_tokens, self.crop_min_tokens or 0)
+        return ViewBudget(
+            factor=defaults.factor,
+            coarse_min_tokens=self.coarse_min_tokens or min(defaults.coarse_min_tokens, coarse_max),
+            coarse_max_tokens=coarse_max,
+            crop_min_tokens=self.crop_min_tokens or min(defaults.crop_min_tokens, crop_max),
+            crop_max_tokens=crop_max,
+        )
+
+
+class GenerationConfig(Config):
+    """How the text of a turn is chosen."""
+
+    prefix: ClassVar[str] = "generation."
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Text tokens of one turn."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 takes the likeliest token."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Share of the probability mass that sampling draws from; without effect at temperature 0."""
+
+
+class CropConfig(Config):
+    """What a box has to be before it is cut. Never a reason to refuse: a box outside is mended and the model told."""
+
+    prefix: ClassVar[str] = "crop."
+
+    min_side: int = Field(default=28, ge=1)
+    """Shortest side of a crop in original pixels; a smaller box grows around its centre."""
+    max_aspect: float = Field(default=20.0, ge=1)
+    """Longest side over shortest side; a thinner box is widened."""
+
+
+class AgentConfig(Config):
+    """Everything that decides what an episode does. Saved with every trace."""
+
+    model: str = "nano"
+    """Preset name, hub id or path of the weights; recorded only, where a backend is given to `Agent`."""
+    policy: Policy = "explicit"
+    """What decides on crops: see `qzoom_agent.policy`."""
+    protocol: str | None = None
+    """How the model writes a zoom call. None: the backend's own."""
+    budget: BudgetConfig = BudgetConfig()
+    """When an episode has to end, and how many visual tokens a view may cost."""
+    generation: GenerationConfig = GenerationConfig()
+    """How the text of a turn is chosen."""
+    crop: CropConfig = CropConfig()
+    """What a box has to be before it is cut."""
+    oracle_margin: float = Field(default=0.35, ge=0, le=10)
+    """Policy `oracle`: what each side of a gold box grows by, as a share of the box's longer side."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the episode: sampling of turn i uses seed + i, and policy `random` draws its box from it."""
+
+    def replace(self, **changes: Any) -> AgentConfig:
+        """A changed copy, validated again. Keys may be dotted (`"budget.max_turns"`); a mapping merges into a section."""
+        data = self.model_dump()
+        for key, value in changes.items():
+            _put(data, key, value)
+        return AgentConfig(**data)
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, every key written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> AgentConfig:
+        """The configuration in a YAML text; missing keys keep their defaults."""
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"The configuration is not YAML: {error}") from None
+        if not isinstance(data, Mapping | None):
+            raise ConfigError(
+                f"A configuration is a mapping of keys to values; got a {type(data).__name__}: {data!r:.80}. "
+                "Write for example `policy: explicit`."
+            )
+        return cls().replace(**{str(key): value for key, value in (data or {}).items()})
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_yaml()` to `path`."""
+        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> AgentConfig:
+        """The configuration in a YAML file."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"Cannot read the configuration {path}: {error}. Give the path of a YAML file.") from None
+        return cls.from_yaml(text)
+
+
+def _put(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set one dotted key; mappings merge. An unknown last key is left for validation to name."""
+    section, _, rest = key.partition(".")
+    inside = data.get(section)
+    if rest:
+        if not isinstance(inside, dict):
+            raise ConfigError(f"There is no section '{section}' (in '{key}'). Known keys: {', '.join(sorted(data))}.")
+        _put(inside, rest, value)
+    elif isinstance(inside, dict) and isinstance(value, Mapping):
+        for name, inner in value.items():
+            _put(inside, str(name), inner)
+    else:
+        data[section] = value

@@ -1,0 +1,334 @@
+"""The record of one episode: what was asked, what the model did, what it was shown, and what that cost.
+
+A `Trace` is plain data (pydantic), so that the graph can build it, a file can keep it, and a report can draw it again
+years later. Pixels are never inside: a view names its image by digest, and a saved trace is a folder of
+
+    trace.json            the record
+    images/<digest>.png   every image the model was shown, and the original
+
+Invariants: the images are written before the record and the record is replaced in one step, so a folder with a readable
+`trace.json` is complete; what a model wrote can always be stored (broken unicode is mended, infinities survive); a file
+of the same major version loads whatever fields a newer minor version added.
+Deliberately not here: drawing (`report.py`), scoring, and any opinion on whether the answer is right.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import uuid
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import PIL.Image
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from qzoom_agent.errors import TraceError
+from qzoom_agent.images import View
+
+VERSION = "1.0"
+"""Schema version written by this code, "major.minor": a new major is one that older code must not guess at."""
+
+Status = Literal["answered", "budget", "refused", "error"]
+Decision = Literal["served", "grown", "refused", "failed"]
+Images = Callable[[str], PIL.Image.Image]
+"""Finds an image by its digest."""
+Quad = tuple[float, float, float, float]
+"""x1, y1, x2, y2."""
+
+_FILE = "trace.json"
+_DIGEST = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+def _mend(value: Any) -> Any:
+    # A model may spell half a surrogate pair in JSON; such a string can be neither validated nor written as UTF-8.
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_mend)]
+"""A string from a model or a file; lone surrogates become U+FFFD."""
+
+
+class _Record(BaseModel):
+    # "strings" keeps inf and nan (a model can write 1e999) where JSON alone would turn them into null.
+    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="strings")
+
+
+class CallRecord(_Record):
+    """One zoom call of one turn: as the model asked for it, and what became of it."""
+
+    name: Text
+    raw: Text = ""
+    """The exact text of the call."""
+    box: Quad | None = None
+    """As asked, in `frame` of `view`; None if no box could be read."""
+    frame: Literal["pixel", "unit", "per_mille", "cell"] = "pixel"
+    view: Text = "original"
+    """Id of the view that the box refers to."""
+    label: Text = ""
+    decision: Decision
+    """`grown` is served with a changed box; `refused` is the policy's review, `failed` a call that cannot be run."""
+    reason: Text = ""
+    """What the model was told, or why the policy decided so."""
+    numbers: dict[str, float] = Field(default_factory=dict)
+    """What the decision rests on, such as {"covered": 0.93, "heat": 0.02}."""
+    served: Quad | None = None
+    """The box really cut, in original pixels."""
+    result: str | None = None
+    """Id of the view that came back."""
+
+
+class Turn(_Record):
+    """One assistant turn, and what the loop did with it."""
+
+    index: int
+    text: Text
+    """Exactly what the model wrote."""
+    thought: Text = ""
+    answer: Text | None = None
+    calls: list[CallRecord] = Field(default_factory=list)
+    problems: list[Text] = Field(default_factory=list)
+    """Why something could not be read; the model was told."""
+    repairs: list[Text] = Field(default_factory=list)
+    """What was mended without telling the model."""
+    finish: Literal["stop", "length"] = "stop"
+    prompt_tokens: int = 0
+    """The whole context before this turn, visual tokens included."""
+    cached_tokens: int = 0
+    """Of those, how many were reused."""
+    new_tokens: int = 0
+    """Tokens the model wrote."""
+    visual_tokens: int = 0
+    """Visual tokens encoded anew for this turn."""
+    seconds: float = 0.0
+    """Time in the model."""
+    act_seconds: float = 0.0
+    """Time in the policy's review and the tool."""
+    forced: bool = False
+    """The last turn, without tools, after a budget was spent."""
+
+
+class PerceptionRecord(_Record):
+    """What the coarse pass found: whether more detail is needed (gate) and where (heat map, boxes)."""
+
+    score: float | None = None
+    threshold: float | None = None
+    heat: list[list[float]] = Field(default_factory=list)
+    """Rows of the coarse view's token grid, top to bottom; any non-negative scale."""
+    boxes: list[Quad] = Field(default_factory=list)
+    """Proposed boxes in original pixels, best first."""
+    seconds: float = 0.0
+
+    @property
+    def fired(self) -> bool | None:
+        """Whether the gate asked for more detail; None without a gate."""
+        return None if self.score is None or self.threshold is None else self.score > self.threshold
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> PerceptionRecord:
+        if len({len(row) for row in self.heat}) > 1:
+            raise ValueError("rows of the heat map differ in length")
+        return self
+
+
+class Seconds(_Record):
+    """Wall-clock seconds by phase."""
+
+    perceive: float = 0.0
+    think: float = 0.0
+    act: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.perceive + self.think + self.act
+
+
+class Usage(_Record):
+    """Totals of an episode. Visual tokens are counted once, when their view is first shown."""
+
+    coarse_tokens: int = 0
+    crop_tokens: int = 0
+    text_tokens: int = 0
+    """Text in the last context plus what the model wrote in reply: everything that is not visual."""
+    written_tokens: int = 0
+    """Tokens the model wrote, over all turns."""
+    requested: int = 0
+    """Zoom calls of the model; the next three say what became of them."""
+    served: int = 0
+    refused: int = 0
+    failed: int = 0
+    inserted: int = 0
+    """Crops that the policy showed without being asked."""
+    seconds: Seconds = Field(default_factory=Seconds)
+
+    @property
+    def visual_tokens(self) -> int:
+        return self.coarse_tokens + self.crop_tokens
+
+    @classmethod
+    def tally(cls, views: Sequence[View], turns: Sequence[Turn], *, perceive: float = 0.0) -> Usage:
+        """Add up an episode; `perceive` is the seconds spent before the first turn."""
+        calls = [call for turn in turns for call in turn.calls]
+        asked = {call.result for call in calls}
+        coarse = sum(view.tokens for view in views if view.kind == "coarse")
+        crops = sum(view.tokens for view in views if view.kind == "crop")
+        last = turns[-1] if turns else None
+        decisions = [call.decision for call in calls]
+        return cls(
+            coarse_tokens=coarse,
+            crop_tokens=crops,
+            text_tokens=max(0, last.prompt_tokens + last.new_tokens - coarse - crops) if last else 0,
+            written_tokens=sum(turn.new_tokens for turn in turns),
+            requested=len(calls),
+            served=decisions.count("served") + decisions.count("grown"),
+            refused=decisions.count("refused"),
+            failed=decisions.count("failed"),
+            inserted=sum(view.kind == "crop" and view.id not in asked for view in views),
+            seconds=Seconds(
+                perceive=perceive,
+                think=sum(turn.seconds for turn in turns),
+                act=sum(turn.act_seconds for turn in turns),
+            ),
+        )
+
+
+class Trace(_Record):
+    """The record of one episode. `Trace.load(folder)` reads what `save(folder, images)` wrote."""
+
+    version: str = VERSION
+    id: Text = Field(default_factory=lambda: uuid.uuid4().hex[:12])
+    question: Text
+    status: Status
+    answer: Text | None = None
+    model: Text = ""
+    protocol: Text = ""
+    policy: Text = ""
+    config: dict[str, JsonValue] = Field(default_factory=dict)
+    seed: int = 0
+    views: list[View] = Field(default_factory=list)
+    """In the order shown; the first is the original, which the model never saw at full size."""
+    perception: PerceptionRecord | None = None
+    turns: list[Turn] = Field(default_factory=list)
+    usage: Usage = Field(default_factory=Usage)
+    gold: list[Quad] = Field(default_factory=list)
+    """Boxes known to hold the answer, in original pixels (a suite's, or those given to the oracle policy)."""
+    environment: dict[str, Text] = Field(default_factory=dict)
+    error: Text | None = None
+    """What ended the episode, when status is "error"."""
+
+    def view(self, id: str) -> View | None:
+        """The view of that id, or None."""
+        return next((view for view in self.views if view.id == id), None)
+
+    def save(self, folder: Path | str, images: Images) -> Path:
+        """Write the record and its images into `folder` (created if missing); returns the folder.
+
+        `images` maps a digest to its image. Images already there are not written again, so many traces may share one
+        `images` folder. TraceError if the folder cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            for digest in {view.digest for view in self.views}:
+                target = _image_path(folder, digest)
+                if not target.exists():
+                    part = target.with_suffix(f".{os.getpid()}.part")
+                    images(digest).save(part, format="PNG")
+                    part.replace(target)
+            part = folder / f"{_FILE}.{os.getpid()}.part"
+            part.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            part.replace(folder / _FILE)
+        except OSError as error:
+            raise TraceError(
+                f"A trace could not be saved - folder {folder}: {error} - choose a folder that can be written."
+            ) from error
+        return folder
+
+    @classmethod
+    def load(cls, path: Path | str) -> Trace:
+        """Read a saved trace: its folder, or the `trace.json` in it. TraceError if there is none, or it is not whole."""
+        path = Path(path)
+        file = path / _FILE if path.is_dir() else path
+        try:
+            data = json.loads(file.read_bytes())
+        except OSError as error:
+            raise TraceError(
+                f"No trace could be read - {file}: {error.strerror or error} - give a folder that Trace.save wrote."
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise TraceError(
+                f"A trace is not valid JSON - {file}: {error} - the file is torn or not a trace; record the run again."
+            ) from error
+        _check_version(data, file)
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the top level"
+            raise TraceError(
+                f"A trace does not have the expected fields - {file}: {where}: {first['msg']} "
+                f"({error.error_count()} in all) - the file was edited or is not a trace; record the run again."
+            ) from error
+
+
+def _check_version(data: object, file: Path) -> None:
+    version = data.get("version") if isinstance(data, dict) else None
+    match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version) if isinstance(version, str) else None
+    if match is None:
+        raise TraceError(
+            f'A file is not a trace - {file}: no "version" such as "{VERSION}" - give a folder that Trace.save wrote.'
+        )
+    if int(match[1]) != int(VERSION.split(".")[0]):
+        raise TraceError(
+            f"A trace has another format - {file}: version {version}, this qzoom-agent reads {VERSION.split('.')[0]}.x"
+            " - install the release that wrote it, or a newer one."
+        )
+
+
+def _image_path(folder: Path, digest: str) -> Path:
+    # A digest from a file names a path here: it must not be able to leave the folder.
+    if not _DIGEST.fullmatch(digest):
+        raise TraceError(
+            f"An image of a trace has no legal digest - {digest[:80]!r} - the file was edited; record the run again."
+        )
+    return folder / "images" / f"{digest}.png"
+
+
+def saved_images(folder: Path | str) -> Images:
+    """The images of a saved trace, by digest; read when asked for. TraceError for one that is missing or torn."""
+    folder = Path(folder)
+
+    def image(digest: str) -> PIL.Image.Image:
+        path = _image_path(folder if folder.is_dir() else folder.parent, digest)
+        try:
+            with PIL.Image.open(path) as opened:
+                return opened.convert("RGB")
+        except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+            raise TraceError(
+                f"An image of a trace could not be read - {path}: {error} - copy the whole folder of the trace."
+            ) from error
+
+    return image
+
+
+def by_digest(views: Sequence[View], image: Callable[[str], PIL.Image.Image]) -> Images:
+    """Turn a look-up by view id (`ViewStore.image`) into one by digest, as `save` and reports want it."""
+    ids = {view.digest: view.id for view in views}
+    return lambda digest: image(ids[digest])
+
+
+def describe_environment() -> dict[str, str]:
+    """Versions that a result may depend on; reads package metadata and imports nothing heavy."""
+    found = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
+    for package in ("qzoom-agent", "torch", "transformers", "langgraph", "pillow"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "missing"
+    return found

@@ -23,7 +23,7 @@ from pydantic_core import ErrorDetails
 
 from qzoom_agent.errors import ConfigError
 
-Policy = Literal["direct", "explicit", "implicit", "hybrid", "always", "random", "oracle", "blind"]
+PolicyName = Literal["direct", "explicit", "implicit", "hybrid", "always", "random", "oracle", "blind"]
 
 
 def _explain(error: ErrorDetails, section: type[Config]) -> str:
@@ -155,7 +155,7 @@ class AgentConfig(Config):
 
     model: str = "nano"
     """Preset name, hub id or path of the weights; recorded only, where a backend is given to `Agent`."""
-    policy: Policy = "explicit"
+    policy: PolicyName = "explicit"
     """What decides on crops: see `qzoom_agent.policy`."""
     protocol: str | None = None
     """How the model writes a zoom call. None: the backend's own."""
@@ -166,12 +166,12 @@ class AgentConfig(Config):
     crop: CropConfig = CropConfig()
     """What a box has to be before it is cut."""
     oracle_margin: float = Field(default=0.35, ge=0, le=10)
-    """Policy `oracle`: what each side of a gold box grows by, as a share of the box's longer side."""
+    """Policy `oracle`: how far each edge of a gold box moves outwards, as a share of the box's longer side."""
     seed: int = Field(default=0, ge=0)
     """Seed of the episode: sampling of turn i uses seed + i, and policy `random` draws its box from it."""
 
     def replace(self, **changes: Any) -> AgentConfig:
-        """A changed copy, validated again. Keys may be dotted (`"budget.max_turns"`); a mapping merges into a section."""
+        """A validated, changed copy. Keys may be dotted (`"budget.max_turns"`); a mapping is merged into its section."""
         data = self.model_dump()
         for key, value in changes.items():
             _put(data, key, value)

@@ -1,0 +1,61 @@
+"""nano: the format of the model that ships with the package. Its training fixed it; a change means training again.
+
+Opening: no system message; the images, then the question, followed by " You may zoom." when zooming is offered.
+Call: `<zoom><loc_84><loc_112><loc_140><loc_154></zoom>`, x1 y1 x2 y2 in shown pixels of the coarse view. Plain numbers
+between the tags are read too. Result: a user turn that holds the crop and nothing else, so notes stay on the trace. Any
+other text is the answer.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qzoom_agent.geometry import Frame
+from qzoom_agent.images import View
+from qzoom_agent.messages import Message, image_part, message
+from qzoom_agent.protocols.base import Parsed, ToolCall
+from qzoom_agent.protocols.reading import Reading, first_view, numbers_in, outside, read_box, spans
+
+_LOC = re.compile(r"<loc_([-+]?\d+)>")
+
+
+@dataclass(frozen=True, slots=True)
+class Nano:
+    """Location tokens in a `<zoom>` tag."""
+
+    name: str = "nano"
+    frame: Frame = "pixel"
+    stop: tuple[str, ...] = ()
+    max_calls_per_turn: int = 1
+
+    def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
+        asked = f"{question} You may zoom." if tools else question
+        return [message("user", *(image_part(view.id) for view in views), asked)]
+
+    def parse(self, text: str, views: Sequence[View]) -> Parsed:
+        reading = Reading()
+        found = spans(text, "zoom")
+        for span in found:
+            if not span.closed:
+                reading.repairs.append("closing </zoom> added")
+            numbers: list[str] = _LOC.findall(span.body)
+            if not numbers:
+                numbers = numbers_in(span.body)
+                reading.repairs.append("plain numbers read instead of location tokens")
+            how = "Write <zoom><loc_x1><loc_y1><loc_x2><loc_y2></zoom>."
+            box = read_box([float(number) for number in numbers], reading, how=how)
+            if box is not None:
+                call = ToolCall(name="zoom", box=box, frame=self.frame, view=first_view(views), raw=span.raw)
+                reading.calls.append(call)
+        reading.keep(self.max_calls_per_turn)
+        answer = None if found else text.strip() or None
+        return reading.parsed(thought=outside(text, found), answer=answer) if found else reading.parsed(answer=answer)
+
+    def result(self, view: View, index: int, notes: Sequence[str]) -> list[Message]:
+        return [message("user", image_part(view.id))]
+
+    def refusal(self, text: str) -> list[Message]:
+        return [message("user", text)]
+
+    def final(self) -> list[Message]:
+        return [message("user", "Answer now.")]

@@ -1,0 +1,124 @@
+"""What a model must offer to the agent: a Backend that opens Sessions, and a Session that answers.
+
+One idea: the caller always passes the *whole* conversation and the session works out what of it is new. So a session
+can be dropped and a fresh one given the same messages (resume), a conversation may diverge (retry a turn), and nobody
+but the session knows about caches. Messages are plain JSON: pixels stay with whoever made the views, and a session
+asks for them by view id.
+
+Invariants: a reply depends only on the messages, the settings and the weights, never on what another session does;
+nothing here imports torch. Deliberately absent: tools, protocols and policies, which live above.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from qzoom_agent.messages import Message
+
+ImageSource = Callable[[str], Image.Image]
+"""Gives the pixels of a view by its id, exactly as the model is to see them. Within a session an id names one image."""
+
+
+class Settings(BaseModel):
+    """How one reply is generated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Most tokens a single reply may have."""
+    temperature: float = Field(default=0.0, ge=0.0)
+    """0 takes the likeliest token each time; above 0 samples."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Sample only among the likeliest tokens that together hold this probability."""
+    seed: int = 0
+    """Seed of this reply's own random generator; no global random state is read or written."""
+
+
+class Reply(BaseModel):
+    """One assistant turn and what it cost."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    """What the model wrote, without the end-of-turn token; up to and including a stop string that ended it."""
+    finish: Literal["stop", "length"]
+    """`stop`: the model ended its turn or wrote a stop string. `length`: it was cut off."""
+    prompt_tokens: int
+    """Tokens of the whole conversation before this reply, visual tokens included."""
+    cached_tokens: int
+    """How many of those were already held and not computed again."""
+    new_tokens: int
+    """Tokens generated, the end-of-turn token included."""
+    visual_tokens: int
+    """Visual tokens encoded for this reply (images that were not held)."""
+    seconds: float
+    """Wall time of the call."""
+
+
+class TokenBudget(BaseModel):
+    """Visual tokens a model is shown per view, unless the configuration says otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    coarse_tokens: int = 576
+    """Most tokens of the coarse view."""
+    coarse_min_tokens: int = 16
+    """Least tokens of the coarse view: a smaller image is enlarged to this."""
+    crop_min_tokens: int = 64
+    """Least tokens of a crop: a smaller crop is enlarged to this."""
+    crop_max_tokens: int = 576
+    """Most tokens of a crop."""
+
+
+class Session(Protocol):
+    """One conversation with a model. Not shared between threads; several sessions of one backend may run at once."""
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        *,
+        settings: Settings,
+        stop: tuple[str, ...] = (),
+        on_text: Callable[[str], None] | None = None,
+    ) -> Reply:
+        """Continue the whole conversation `messages` by one assistant turn.
+
+        stop: texts that end the reply once written; the text ends with the one met.
+        on_text: called with each new piece of text as it is written; the pieces joined are `Reply.text`.
+        Raises BackendError when the model cannot be run on these messages.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the session holds. The session may be used again; it then starts from nothing."""
+        ...
+
+
+class Backend(Protocol):
+    """A loaded model."""
+
+    @property
+    def name(self) -> str:
+        """What the user called the model."""
+        ...
+
+    @property
+    def protocol(self) -> str:
+        """Name of the zoom protocol this model was trained on, or fits best."""
+        ...
+
+    @property
+    def factor(self) -> int:
+        """Side in pixels of the square that one visual token stands for; shown views are multiples of it."""
+        ...
+
+    @property
+    def defaults(self) -> TokenBudget:
+        """Visual tokens per view that suit this model."""
+        ...
+
+    def session(self, image: ImageSource) -> Session:
+        """Open a conversation whose image parts are resolved by `image`."""
+        ...

@@ -171,7 +171,7 @@ class AgentConfig(Config):
     """Seed of the episode: sampling of turn i uses seed + i, and policy `random` draws its box from it."""
 
     def replace(self, **changes: Any) -> AgentConfig:
-        """A validated, changed copy. Keys may be dotted (`"budget.max_turns"`); a mapping is merged into its section."""
+        """A validated, changed copy. Keys may be dotted (`"budget.max_turns"`); a mapping merges into its section."""
         data = self.model_dump()
         for key, value in changes.items():
             _put(data, key, value)

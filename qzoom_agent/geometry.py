@@ -1,0 +1,283 @@
+"""Boxes that know their coordinate frame, and the resize rule of the model families.
+
+A zoom goes wrong most often because four numbers are read in the wrong frame: thousandths for pixels, pixels of the
+downscaled view for pixels of the file. So a `Box` always carries its frame and the view it was measured in, combining
+boxes of different frames or views is an error, and every conversion is written once, here.
+
+Frames
+    pixel      pixels of the view, as shown to the model (for "original": pixels of the image itself)
+    unit       0..1 of the view's width and height
+    per_mille  0..1000 of the view's width and height
+    cell       columns and rows of the view's token grid; a token covers `cell` x `cell` shown pixels
+
+Coordinates are continuous: x2 and y2 are exclusive edges, and the whole of a 640 x 480 view is [0, 0, 640, 480].
+`clamp`, `grow_to`, `limit_aspect` and `scale` return a box that is never empty and never outside. Nothing here
+touches an image, and nothing here guesses a frame.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Protocol, get_args
+
+from qzoom_agent.errors import BoxError, ConfigError, ImageError
+
+Frame = Literal["pixel", "unit", "per_mille", "cell"]
+FRAMES: tuple[Frame, ...] = get_args(Frame)
+
+# Float noise of a conversion must not push `rounded` out by a whole pixel.
+_NOISE = 1e-6
+
+
+class Size(NamedTuple):
+    """Width and height in pixels, in that order (as in Pillow)."""
+
+    width: int
+    height: int
+
+    @property
+    def area(self) -> int:
+        return self.width * self.height
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle (x1, y1, x2, y2) in `frame` of the view named `view`.
+
+    Any four numbers can be held, swapped, outside or NaN included, because a model may write them: see `finite`,
+    `ordered` and `clamp`. Integers too large for a float become infinite.
+    """
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    frame: Frame = "pixel"
+    view: str = "original"
+
+    def __post_init__(self) -> None:
+        if self.frame not in FRAMES:
+            raise BoxError(f"Unknown frame {self.frame!r}; use one of {', '.join(FRAMES)}.")
+        for name in ("x1", "y1", "x2", "y2"):
+            object.__setattr__(self, name, _as_float(getattr(self, name)))
+
+    @property
+    def width(self) -> float:
+        return self.x2 - self.x1
+
+    @property
+    def height(self) -> float:
+        return self.y2 - self.y1
+
+    @property
+    def area(self) -> float:
+        """Width times height; 0 for a box whose corners are swapped."""
+        return max(0.0, self.width) * max(0.0, self.height)
+
+    @property
+    def center(self) -> tuple[float, float]:
+        return (self.x1 + self.x2) / 2, (self.y1 + self.y2) / 2
+
+    @property
+    def finite(self) -> bool:
+        """True if none of the four numbers is NaN or infinite."""
+        return all(math.isfinite(value) for value in self.as_list())
+
+    def as_list(self) -> list[float]:
+        return [self.x1, self.y1, self.x2, self.y2]
+
+    def ordered(self) -> "Box":
+        """The same rectangle with x1 <= x2 and y1 <= y2."""
+        x1, x2 = sorted((self.x1, self.x2))
+        y1, y2 = sorted((self.y1, self.y2))
+        return replace(self, x1=x1, y1=y1, x2=x2, y2=y2)
+
+    def to_pixel(self, size: tuple[int, int], cell: int = 28) -> "Box":
+        """This box in pixels of its view; `size` is the view's size in pixels, `cell` the side of a token in pixels."""
+        return self.to_frame("pixel", size, cell)
+
+    def to_frame(self, frame: Frame, size: tuple[int, int], cell: int = 28) -> "Box":
+        """This box in another frame of the same view. Nothing is rounded or clamped."""
+        if frame == self.frame:
+            return self
+        from_x, from_y = extent(self.frame, size, cell)
+        to_x, to_y = extent(frame, size, cell)
+        sx, sy = to_x / from_x, to_y / from_y
+        return replace(self, x1=self.x1 * sx, y1=self.y1 * sy, x2=self.x2 * sx, y2=self.y2 * sy, frame=frame)
+
+    def clamp(self, size: tuple[int, int]) -> "Box":
+        """The part of a pixel box inside `size`, at least one pixel wide and high; the nearest pixel if all is outside.
+
+        Raises BoxError on NaN and on another frame than pixel.
+        """
+        return self._each_axis(_clamp_axis, size)
+
+    def grow_to(self, min_side: float, size: tuple[int, int]) -> "Box":
+        """Clamp, then grow each side to `min_side` pixels about the centre, sliding the box inside `size`.
+
+        A side never becomes longer than the image's.
+        """
+        return self._each_axis(lambda low, high, limit: _resize_axis(low, high, max(min_side, high - low), limit), size)
+
+    def limit_aspect(self, max_aspect: float, size: tuple[int, int]) -> "Box":
+        """Clamp, then grow the short side until long / short <= `max_aspect`, as far as the image allows."""
+        box = self.clamp(size)
+        short = math.ceil(max(box.width, box.height) / max_aspect - _NOISE)
+        return box.grow_to(short, size)
+
+    def scale(self, factor: float, size: tuple[int, int]) -> "Box":
+        """Clamp, then multiply both sides by `factor` about the centre, sliding the box inside `size`."""
+        return self._each_axis(lambda low, high, limit: _resize_axis(low, high, (high - low) * factor, limit), size)
+
+    def rounded(self) -> "Box":
+        """A pixel box with whole numbers, rounded outward and at least one pixel wide and high."""
+        self._need_pixel("rounded")
+        x1, y1 = math.floor(self.x1 + _NOISE), math.floor(self.y1 + _NOISE)
+        x2, y2 = math.ceil(self.x2 - _NOISE), math.ceil(self.y2 - _NOISE)
+        return replace(self, x1=x1, y1=y1, x2=max(x2, x1 + 1), y2=max(y2, y1 + 1))
+
+    def iou(self, other: "Box") -> float:
+        """Intersection over union, 0..1; 0 if both are empty. Both boxes must share frame and view."""
+        shared = self._shared(other)
+        union = self.area + other.area - shared
+        return shared / union if union > 0 else 0.0
+
+    def coverage(self, other: "Box") -> float:
+        """The share of `other` that lies inside this box, 0..1; 0 if `other` is empty."""
+        shared = self._shared(other)
+        return shared / other.area if other.area > 0 else 0.0
+
+    def _shared(self, other: "Box") -> float:
+        if (self.frame, self.view) != (other.frame, other.view):
+            raise BoxError(
+                f"Boxes of different frames cannot be compared: {self.frame} of {self.view!r} and "
+                f"{other.frame} of {other.view!r}. Convert both to original pixels first."
+            )
+        width = min(self.x2, other.x2) - max(self.x1, other.x1)
+        height = min(self.y2, other.y2) - max(self.y1, other.y1)
+        return max(0.0, width) * max(0.0, height)
+
+    def _each_axis(self, change: "_AxisChange", size: tuple[int, int]) -> "Box":
+        self._need_pixel("clamp, grow_to, limit_aspect and scale")
+        if any(math.isnan(value) for value in self.as_list()):
+            raise BoxError(f"Box {self.as_list()} holds NaN. Check `box.finite` before using a box a model wrote.")
+        width, height = _positive(size)
+        x1, x2 = change(*_clamp_axis(self.x1, self.x2, width), width)
+        y1, y2 = change(*_clamp_axis(self.y1, self.y2, height), height)
+        return replace(self, x1=x1, y1=y1, x2=x2, y2=y2)
+
+    def _need_pixel(self, what: str) -> None:
+        if self.frame != "pixel":
+            raise BoxError(f"{what} need a pixel box, got frame {self.frame!r}. Call to_pixel(size) first.")
+
+
+class _AxisChange(Protocol):
+    def __call__(self, low: float, high: float, limit: int, /) -> tuple[float, float]: ...
+
+
+def extent(frame: Frame, size: tuple[int, int], cell: int = 28) -> tuple[float, float]:
+    """The largest legal x and y of a frame for a view of `size` pixels."""
+    width, height = _positive(size)
+    if frame == "unit":
+        return 1.0, 1.0
+    if frame == "per_mille":
+        return 1000.0, 1000.0
+    if frame == "cell":
+        return width / cell, height / cell
+    return float(width), float(height)
+
+
+def to_original(box: Box, view_box: Box, view_size: tuple[int, int]) -> Box:
+    """A box in shown pixels of a view, as pixels of the original.
+
+    `view_box` is the view's place in original pixels, `view_size` its shown size.
+    """
+    if box.frame != "pixel" or view_box.frame != "pixel":
+        raise BoxError(f"to_original needs pixel boxes, got {box.frame!r} and {view_box.frame!r}.")
+    width, height = _positive(view_size)
+    sx, sy = view_box.width / width, view_box.height / height
+    x0, y0 = view_box.x1, view_box.y1
+    return Box(x0 + box.x1 * sx, y0 + box.y1 * sy, x0 + box.x2 * sx, y0 + box.y2 * sy)
+
+
+def from_original(box: Box, view_box: Box, view_size: tuple[int, int], *, view: str) -> Box:
+    """A box in original pixels, as shown pixels of the view named `view`: the inverse of `to_original`."""
+    if box.frame != "pixel" or box.view != "original" or view_box.frame != "pixel":
+        raise BoxError(f"from_original needs a box in original pixels, got {box.frame!r} of {box.view!r}.")
+    width, height = _positive(view_size)
+    sx, sy = width / view_box.width, height / view_box.height
+    x0, y0 = view_box.x1, view_box.y1
+    return Box((box.x1 - x0) * sx, (box.y1 - y0) * sy, (box.x2 - x0) * sx, (box.y2 - y0) * sy, view=view)
+
+
+def fit_tokens(
+    size: tuple[int, int], *, factor: int, min_tokens: int, max_tokens: int, max_aspect: float = 200
+) -> Size:
+    """The size at which a view of `size` pixels is shown under a budget of visual tokens.
+
+    Width and height are multiples of `factor` (28 for Qwen2.5-VL, 32 for Qwen3-VL), one token each `factor` x `factor`
+    pixels. Equal to the families' own `smart_resize` with min_pixels = min_tokens * factor**2 and max_pixels likewise,
+    so their processors leave the result as it is. As there, a shape so long that one row of tokens is over the budget,
+    or whose sides round up across it, may cost more than `max_tokens`; up to an aspect of `max_tokens` with
+    max_tokens >= 4 * min_tokens it does not.
+
+    Raises ImageError for a shape longer than `max_aspect` : 1 and ConfigError for a budget that cannot be met.
+    """
+    if factor < 1 or not 1 <= min_tokens <= max_tokens:
+        raise ConfigError(
+            f"A token budget needs 1 <= min_tokens <= max_tokens and factor >= 1, "
+            f"got min_tokens={min_tokens}, max_tokens={max_tokens}, factor={factor}."
+        )
+    width, height = _positive(size)
+    if max(width, height) / min(width, height) > max_aspect:
+        raise ImageError(
+            f"An image of {width}x{height} px is longer than {max_aspect:g}:1 and cannot be shown to the model. "
+            "Cut it into shorter pieces."
+        )
+    min_pixels, max_pixels = min_tokens * factor**2, max_tokens * factor**2
+    shown_w, shown_h = round(width / factor) * factor, round(height / factor) * factor
+    if shown_w * shown_h > max_pixels:
+        shrink = math.sqrt((height * width) / max_pixels)
+        shown_h = max(factor, math.floor(height / shrink / factor) * factor)
+        shown_w = max(factor, math.floor(width / shrink / factor) * factor)
+    elif shown_w * shown_h < min_pixels:
+        stretch = math.sqrt(min_pixels / (height * width))
+        shown_h = math.ceil(height * stretch / factor) * factor
+        shown_w = math.ceil(width * stretch / factor) * factor
+    return Size(shown_w, shown_h)
+
+
+def tokens(size: tuple[int, int], factor: int) -> int:
+    """Visual tokens of a view whose sides are multiples of `factor`."""
+    return (size[0] // factor) * (size[1] // factor)
+
+
+def _clamp_axis(low: float, high: float, limit: int) -> tuple[float, float]:
+    low, high = sorted((min(max(low, 0.0), float(limit)), min(max(high, 0.0), float(limit))))
+    if high - low >= 1:
+        return low, high
+    return _place((low + high) / 2, 1.0, limit)
+
+
+def _resize_axis(low: float, high: float, side: float, limit: int) -> tuple[float, float]:
+    if side == high - low:
+        return low, high
+    return _place((low + high) / 2, min(max(side, 1.0), float(limit)), limit)
+
+
+def _place(center: float, side: float, limit: int) -> tuple[float, float]:
+    """An interval of length `side` about `center`, slid inside 0..limit."""
+    low = min(max(center - side / 2, 0.0), limit - side)
+    return low, min(low + side, float(limit))
+
+
+def _positive(size: tuple[int, int]) -> tuple[int, int]:
+    if size[0] < 1 or size[1] < 1:
+        raise ImageError(f"An image needs at least one pixel each way, got {size[0]}x{size[1]}.")
+    return size
+
+
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf

@@ -1,0 +1,495 @@
+"""Read any image safely, and keep the views of one run.
+
+`load_image` turns what a user has (a path, bytes, a data URI, a Pillow image, an array) into one upright RGB image, or
+raises an ImageError. The size is read from the header and checked before a pixel is decoded, formats that run other
+programs or are guessed from weak signatures are not tried, and one image takes a few hundred MB at the limit. Files
+are always decoded at full size: Pillow's JPEG `draft` would be cheaper and would lose the very detail a zoom is for.
+Colour profiles are not applied.
+
+`ViewStore` holds the original and every view made from it. A crop is cut from the *original's* pixels and resized
+once, to the size the model is shown, so nothing later resizes and "pixel" of a view always means shown pixels. A view
+knows its box in the original, which is the whole affine map back. With a folder, the shown pixels are also PNG files
+named by their digest, written atomically; `restore` reads them back and checks every digest.
+"""
+
+import base64
+import binascii
+import hashlib
+import io
+import math
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict
+
+from qzoom_agent.errors import BoxError, ImageError
+from qzoom_agent.geometry import Box, Size, fit_tokens, from_original, to_original, tokens
+
+MAX_PIXELS = 89_000_000
+"""Default limit on width times height (a 10000 x 8900 image), just below where Pillow starts to warn."""
+MAX_BYTES = 1_000_000_000
+"""Limit on the encoded size of one image."""
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP")
+"""File formats that are read. Open anything else with Pillow and pass the Pillow image."""
+
+ImageSource = str | Path | bytes | Image.Image | np.ndarray[Any, Any]
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_STRIP_PIXELS = 4_000_000
+_URL_TIMEOUT_S = 30
+
+
+# ---- reading one image ---------------------------------------------------------------------------------------------
+
+
+def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An upright RGB image of its own (no file behind it, no metadata, safe to change).
+
+    `source` is a path, encoded bytes, a `data:` URI, an http(s) URL (only with `allow_url`), a Pillow image, or an
+    array of shape [H, W], [H, W, 1], [H, W, 2], [H, W, 3] or [H, W, 4] (grey, grey + alpha, RGB, RGB + alpha).
+    EXIF orientation is applied, transparency is flattened on white, the first frame of an animation is taken.
+    16-bit samples map 0..65535 to 0..255; for 32-bit and float samples the range is read off the values: 0..1 (float
+    only), 0..255 or 0..65535 if they fit, else their own minimum to maximum.
+
+    Raises ImageError if there is no such file, if it is not an image, is damaged, has no pixels, or has more than
+    `max_pixels` (checked before decoding).
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source, max_pixels)
+    if isinstance(source, Image.Image):
+        return _decode(source, "the Pillow image", max_pixels)
+    file, name = _encoded(source, allow_url)
+    try:
+        opened = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not an image in a format that is read: {', '.join(FORMATS)}.") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{name} is over Pillow's own limit: {_cause(error)}. Make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS."
+        ) from error
+    except Exception as error:  # decoders raise any class on hostile bytes
+        raise ImageError(f"Cannot read {name} as an image: {_cause(error)}. Save it again as PNG or JPEG.") from error
+    with opened:
+        return _decode(opened, name, max_pixels)
+
+
+def _encoded(source: str | Path | bytes, allow_url: bool) -> tuple[Path | io.BytesIO, str]:
+    """Where the encoded bytes are, and how to name them in an error."""
+    if isinstance(source, bytes):
+        return _buffer(source, f"{len(source)} bytes"), f"the {len(source)} bytes given"
+    if isinstance(source, str):
+        scheme = source[:8].lower()
+        if scheme.startswith("data:"):
+            return _buffer(_data_uri(source), "the data URI"), "the data URI"
+        if scheme.startswith(("http://", "https://")):
+            if not allow_url:
+                raise ImageError(f"Will not fetch {_short(source)}: URLs are off. Pass allow_url=True or a local file.")
+            return _buffer(_download(source), _short(source)), _short(source)
+    if not isinstance(source, str | Path):
+        raise ImageError(
+            f"Cannot read an image from {type(source).__name__}: pass a path, bytes, a data URI, a Pillow image or a "
+            "numpy array."
+        )
+    return _file(Path(source)), _short(str(source))
+
+
+def _file(path: Path) -> Path:
+    try:
+        path = path.expanduser()
+        if path.is_dir():
+            raise ImageError(f"{_short(str(path))} is a folder, not an image. Pass the path of one file.")
+        if not path.is_file():
+            raise ImageError(f"There is no image file at {_short(str(path))}. Check the path.")
+        size = path.stat().st_size
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ImageError(f"Cannot open {_short(str(path))}: {_cause(error)}. Check the path.") from error
+    _check_bytes(size, _short(str(path)))
+    return path
+
+
+def _buffer(data: bytes, name: str) -> io.BytesIO:
+    _check_bytes(len(data), name)
+    return io.BytesIO(data)
+
+
+def _check_bytes(size: int, name: str) -> None:
+    if size == 0:
+        raise ImageError(f"There is no image in {name}: it is empty.")
+    if size > MAX_BYTES:
+        raise ImageError(f"The image in {name} has {size} bytes, over the limit of {MAX_BYTES}. Make it smaller.")
+
+
+def _data_uri(uri: str) -> bytes:
+    head, comma, body = uri.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise ImageError(f"Cannot read the data URI {_short(uri)}: write it as data:image/png;base64,...")
+    try:
+        return base64.b64decode("".join(body.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"The data URI {_short(uri)} is not valid base64: {error}. Encode the file again.") from error
+
+
+def _download(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=_URL_TIMEOUT_S) as response:
+            data: bytes = response.read(MAX_BYTES + 1)
+    except (OSError, ValueError, urllib.error.URLError) as error:
+        raise ImageError(f"Cannot fetch {_short(url)}: {_cause(error)}. Download it and pass the file.") from error
+    return data
+
+
+def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    _check_size(image.size, name, max_pixels)
+    try:
+        image.load()
+        # Some containers state one size and hold another.
+        _check_size(image.size, name, max_pixels)
+        rgb = _to_rgb(image)
+        turn = _UPRIGHT.get(_orientation(image))
+        rgb = rgb.transpose(turn) if turn is not None else rgb
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise any class on hostile bytes
+        raise ImageError(f"Cannot decode {name}: {_cause(error)}. The file is damaged or unusual.") from error
+    rgb.info.clear()
+    return rgb
+
+
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} has no pixels: its size is {width}x{height}.")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name} has {width}x{height} px, over the limit of {max_pixels} px. Make it smaller or raise max_pixels."
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # metadata that cannot be read says nothing about the pixels, which were
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """A new RGB image with the pixels of a loaded one."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        return _grey_from_deep(image)
+    if image.has_transparency_data:
+        return _on_white(image if image.mode == "RGBA" else _straight_alpha(image))
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+
+
+def _straight_alpha(image: Image.Image) -> Image.Image:
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    flat = Image.new("RGB", image.size, "white")
+    flat.paste(image, mask=image)
+    return flat
+
+
+def _grey_from_deep(image: Image.Image) -> Image.Image:
+    """RGB from 16-bit, 32-bit or float grey."""
+    samples = np.asarray(image)
+    if image.mode.startswith("I;"):
+        low, high = 0.0, 65535.0
+    else:
+        low, high = _shown_range(samples)
+    return Image.fromarray(_to_bytes(samples, low, high)).convert("RGB")
+
+
+def _from_array(array: np.ndarray[Any, Any], max_pixels: int) -> Image.Image:
+    shape = "x".join(str(side) for side in array.shape)
+    if array.dtype.kind not in "buif":
+        raise ImageError(f"An array of dtype {array.dtype} is not an image. Pass uint8, uint16 or float samples.")
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
+        raise ImageError(f"An array of shape {shape} is not an image. Pass [H, W] or [H, W, 1 to 4].")
+    name = f"the {shape} array"
+    _check_size((array.shape[1], array.shape[0]), name, max_pixels)
+    if array.dtype != np.uint8:
+        array = _to_bytes(array, *_array_range(array))
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return _decode(Image.fromarray(np.ascontiguousarray(array)), name, max_pixels)
+
+
+def _array_range(array: np.ndarray[Any, Any]) -> tuple[float, float]:
+    if array.dtype.kind == "b":
+        return 0.0, 1.0
+    if array.dtype == np.uint16:
+        return 0.0, 65535.0
+    return _shown_range(array)
+
+
+def _shown_range(samples: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """The values shown as black and as white where the sample type does not say."""
+    floating = samples.dtype.kind == "f"
+    low, high = math.inf, -math.inf
+    for rows in _strips(samples):
+        kept = rows[np.isfinite(rows)] if floating else rows
+        if kept.size:
+            low, high = min(low, float(kept.min())), max(high, float(kept.max()))
+    if low > high:
+        return 0.0, 1.0
+    if low >= 0:
+        for top in (1.0, 255.0, 65535.0) if floating else (255.0, 65535.0):
+            if high <= top:
+                return 0.0, top
+    return (low, high) if low < high else (low - 1, low)
+
+
+def _to_bytes(samples: np.ndarray[Any, Any], low: float, high: float) -> np.ndarray[Any, Any]:
+    found = np.empty(samples.shape, np.uint8)
+    for rows, out in zip(_strips(samples), _strips(found), strict=True):
+        # Halved so that the span of extreme doubles stays finite.
+        scaled = (rows.astype(np.float64) / 2 - low / 2) / (high / 2 - low / 2) * 255
+        out[...] = np.nan_to_num(np.clip(scaled, 0, 255), nan=0.0).round()
+    return found
+
+
+def _strips(samples: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
+    """Views of a few rows each, so that converting a large array needs no second one of its size in float."""
+    rows = max(1, _STRIP_PIXELS // samples.shape[1])
+    for top in range(0, samples.shape[0], rows):
+        yield samples[top : top + rows]
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 100 else f"{text[:60]}...{text[-20:]}")
+
+
+def _cause(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ").rstrip(".")
+
+
+# ---- views of one run ----------------------------------------------------------------------------------------------
+
+
+class View(BaseModel):
+    """One image of a run: the original, the coarse view or a crop. Plain data; the pixels are in the ViewStore."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    """"original", "coarse", "crop1", "crop2", ..."""
+    parent: str | None
+    """The view the model was looking at when it asked for this one; None for the original."""
+    kind: Literal["original", "coarse", "crop"]
+    box: tuple[float, float, float, float]
+    """Where the view lies, in original pixels."""
+    width: int
+    """Shown width in pixels; a multiple of the model's factor for coarse and crops."""
+    height: int
+    """Shown height in pixels."""
+    digest: str
+    """SHA-256 of the shown pixels, see `digest`."""
+    tokens: int
+    """Visual tokens the view costs; 0 for the original, which is never shown."""
+
+    @property
+    def size(self) -> Size:
+        """Shown size in pixels."""
+        return Size(self.width, self.height)
+
+    @property
+    def region(self) -> Box:
+        """Where the view lies, as a box in original pixels."""
+        return Box(*self.box)
+
+    @property
+    def cell(self) -> int:
+        """Side of one token in shown pixels. Raises BoxError for the original, which has no token grid."""
+        if self.tokens == 0:
+            raise BoxError(f"View {self.id!r} has no token grid; use pixel, unit or per_mille.")
+        return math.isqrt(self.width * self.height // self.tokens)
+
+    def to_original(self, box: Box) -> Box:
+        """A box in this view, in any frame, as original pixels. Not rounded, not clamped."""
+        if box.view != self.id:
+            raise BoxError(f"A box of view {box.view!r} was given to view {self.id!r}. Set Box(view={self.id!r}).")
+        cell = self.cell if box.frame == "cell" else 1
+        return to_original(box.to_pixel(self.size, cell), self.region, self.size)
+
+    def from_original(self, box: Box) -> Box:
+        """A box in original pixels as shown pixels of this view; outside it where the view does not show it."""
+        return from_original(box, self.region, self.size, view=self.id)
+
+
+def digest(image: Image.Image) -> str:
+    """SHA-256 of an RGB image's size and pixels, as 64 hex digits; the same whatever file the pixels came from."""
+    found = hashlib.sha256(f"RGB {image.width}x{image.height}\n".encode())
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        found.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
+    return found.hexdigest()
+
+
+class ViewStore:
+    """The images of one run, in memory and, if a folder is given, as `<digest>.png` files in it.
+
+    One store serves one run and one thread. Images it hands out are shared: do not change them.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._views: dict[str, View] = {}
+        self._images: dict[str, Image.Image] = {}
+
+    @classmethod
+    def restore(cls, folder: Path, views: Sequence[View]) -> "ViewStore":
+        """The store that wrote `views` into `folder`. Raises ImageError if a file is missing or its pixels changed."""
+        store = cls(folder)
+        for view in views:
+            if view.id in store._views:
+                raise ImageError(f"View {view.id!r} is listed twice. The record of this run is damaged; run it again.")
+            store._views[view.id] = view
+            store._images[view.id] = _read_view(folder / f"{view.digest}.png", view)
+        return store
+
+    @property
+    def views(self) -> list[View]:
+        """All views in the order they were added, the original first."""
+        return list(self._views.values())
+
+    @property
+    def shown(self) -> list[View]:
+        """The views the model is shown: all but the original."""
+        return [view for view in self._views.values() if view.kind != "original"]
+
+    def __contains__(self, view_id: object) -> bool:
+        return view_id in self._views
+
+    def view(self, view_id: str) -> View:
+        """The view of that id. Raises BoxError if there is none."""
+        if view_id not in self._views:
+            raise BoxError(f"There is no view {view_id!r}; the views are {', '.join(self._views) or 'none yet'}.")
+        return self._views[view_id]
+
+    def image(self, view_id: str) -> Image.Image:
+        """The pixels of a view exactly as shown, RGB. Raises BoxError if there is no such view."""
+        return self._images[self.view(view_id).id]
+
+    def to_original(self, box: Box) -> Box:
+        """A box of any view, in any frame, as original pixels. Raises BoxError if there is no such view."""
+        return self.view(box.view).to_original(box)
+
+    def add_original(self, image: Image.Image) -> View:
+        """Start the store with an image as `load_image` returns it (other modes are converted as there)."""
+        rgb = image if image.mode == "RGB" else load_image(image)
+        return self._add(rgb, "original", kind="original", parent=None, box=Box(0, 0, *rgb.size), tokens=0)
+
+    def add_coarse(self, *, factor: int, min_tokens: int, max_tokens: int) -> View:
+        """The whole image at a budget of visual tokens, as `fit_tokens` says. Raises ImageError beyond 200:1."""
+        whole = Box(0, 0, *self._original().size)
+        return self._add_cut("coarse", whole, factor, min_tokens, max_tokens, kind="coarse", parent="original")
+
+    def add_crop(self, box: Box, *, factor: int, min_tokens: int, max_tokens: int, parent: str = "coarse") -> View:
+        """A crop of the original at a budget of visual tokens: cut, then resized once.
+
+        `box` is in original pixels; it is rounded outward to whole pixels and clamped, and `View.box` holds the result.
+        Raises BoxError for another frame or an unknown parent and ImageError for a box longer than 200:1.
+        """
+        if box.view != "original":
+            raise BoxError(f"A crop is cut from the original, got a box of {box.view!r}. Use store.to_original(box).")
+        number = 1 + sum(view.kind == "crop" for view in self._views.values())
+        cut = box.clamp(self._original().size).rounded()
+        return self._add_cut(
+            f"crop{number}", cut, factor, min_tokens, max_tokens, kind="crop", parent=self.view(parent).id
+        )
+
+    def _original(self) -> View:
+        if "original" not in self._views:
+            raise ImageError("This store has no original yet. Call add_original(image) first.")
+        return self._views["original"]
+
+    def _add_cut(
+        self,
+        view_id: str,
+        box: Box,
+        factor: int,
+        min_tokens: int,
+        max_tokens: int,
+        *,
+        kind: Literal["coarse", "crop"],
+        parent: str,
+    ) -> View:
+        cut_size = (int(box.width), int(box.height))
+        shown = fit_tokens(cut_size, factor=factor, min_tokens=min_tokens, max_tokens=max_tokens)
+        image = self.image("original")
+        if cut_size != image.size:
+            image = image.crop((int(box.x1), int(box.y1), int(box.x2), int(box.y2)))
+        if shown != image.size:
+            image = image.resize(shown, Image.Resampling.BICUBIC)
+        return self._add(image, view_id, kind=kind, parent=parent, box=box, tokens=tokens(shown, factor))
+
+    def _add(
+        self,
+        image: Image.Image,
+        view_id: str,
+        *,
+        kind: Literal["original", "coarse", "crop"],
+        parent: str | None,
+        box: Box,
+        tokens: int,
+    ) -> View:
+        if view_id in self._views:
+            raise ImageError(f"This store already has its view {view_id!r}. Use a new ViewStore for another image.")
+        view = View(
+            id=view_id,
+            parent=parent,
+            kind=kind,
+            box=(box.x1, box.y1, box.x2, box.y2),
+            width=image.width,
+            height=image.height,
+            digest=digest(image),
+            tokens=tokens,
+        )
+        if self.folder is not None:
+            _write_png(image, self.folder / f"{view.digest}.png")
+        self._views[view_id] = view
+        self._images[view_id] = image
+        return view
+
+
+def _read_view(path: Path, view: View) -> Image.Image:
+    name = f"view {view.id!r} ({path})"
+    if not path.is_file():
+        raise ImageError(f"The pixels of {name} are missing. Put the file back or run the question again.")
+    image = load_image(path, max_pixels=max(MAX_PIXELS, view.size.area))
+    if image.size != view.size or digest(image) != view.digest:
+        raise ImageError(f"The pixels of {name} have changed. Put the file back or run the question again.")
+    return image
+
+
+def _write_png(image: Image.Image, path: Path) -> None:
+    """Write a file that is either whole or not there. A file of that digest is left as it is."""
+    if path.exists():
+        return
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(part, format="PNG", compress_level=1)
+        part.replace(path)
+    except OSError as error:
+        raise ImageError(f"Cannot write a view to {path.parent}: {error}. Check the folder and its space.") from error
+    finally:
+        part.unlink(missing_ok=True)

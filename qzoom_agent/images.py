@@ -35,8 +35,8 @@ MAX_PIXELS = 89_000_000
 """Default limit on width times height (a 10000 x 8900 image), just below where Pillow starts to warn."""
 MAX_BYTES = 1_000_000_000
 """Limit on the encoded size of one image."""
-FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP")
-"""File formats that are read. Open anything else with Pillow and pass the Pillow image."""
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
+"""File formats that are read (JPEG includes MPO). Open anything else with Pillow and pass the Pillow image."""
 
 ImageSource = str | Path | bytes | Image.Image | np.ndarray[Any, Any]
 

@@ -1,0 +1,98 @@
+"""The configuration: views of the same fields (code, mapping, YAML, dotted keys), and errors that name the key."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from qzoom_agent.config import AgentConfig, BudgetConfig, Config, CropConfig, GenerationConfig, ViewBudget
+from qzoom_agent.errors import ConfigError
+
+PRESET = ViewBudget(factor=28, coarse_min_tokens=16, coarse_max_tokens=64, crop_min_tokens=32, crop_max_tokens=64)
+
+
+@pytest.mark.parametrize("section", [AgentConfig, BudgetConfig, CropConfig, GenerationConfig, ViewBudget])
+def test_every_field_has_its_text(section: type[Config]) -> None:
+    for name, field in section.model_fields.items():
+        assert field.description, f"{section.__name__}.{name} has no docstring under it"
+
+
+def test_yaml_out_and_in_is_the_same_configuration(tmp_path: Path) -> None:
+    config = AgentConfig().replace(policy="blind", seed=7, budget={"max_seconds": 1.5, "coarse_tokens": 40})
+    assert AgentConfig.from_yaml(config.to_yaml()) == config
+    config.save(tmp_path / "config.yaml")
+    assert AgentConfig.load(tmp_path / "config.yaml") == config
+
+
+def test_yaml_gives_only_what_differs() -> None:
+    assert AgentConfig.from_yaml("") == AgentConfig()
+    config = AgentConfig.from_yaml("policy: direct\nbudget:\n  max_turns: 2\n")
+    assert (config.policy, config.budget.max_turns, config.budget.max_views) == ("direct", 2, 6)
+
+
+def test_replace_takes_dotted_keys_and_merges_mappings() -> None:
+    base = AgentConfig(budget=BudgetConfig(max_turns=3))
+    changed = base.replace(**{"budget.max_views": 2, "generation": {"temperature": 0.5}})
+    assert (changed.budget.max_turns, changed.budget.max_views, changed.generation.temperature) == (3, 2, 0.5)
+    assert base.budget.max_views == 6
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        AgentConfig().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: AgentConfig(polcy="direct"), ["Unknown key 'polcy'", "Did you mean 'policy'", "oracle_margin"]),
+        (lambda: AgentConfig(budget={"max_turn": 1}), ["'budget.max_turn'", "'budget.max_turns'", "budget.max_views"]),
+        (lambda: AgentConfig.from_yaml("budget:\n  zzz: 1"), ["Unknown key 'budget.zzz'", "budget.crop_max_tokens"]),
+        (lambda: AgentConfig().replace(**{"budgt.max_turns": 1}), ["'budgt'", "budget"]),
+        (lambda: AgentConfig().replace(**{"seed.x": 1}), ["'seed'", "'seed.x'"]),
+        (lambda: AgentConfig(policy="sometimes"), ["'policy'", "'sometimes'", "'explicit'"]),
+        (lambda: BudgetConfig(max_turns=0), ["'budget.max_turns'", "greater than or equal to 1", "got 0"]),
+        (lambda: AgentConfig(generation={"temperature": float("nan")}), ["'generation.temperature'", "finite"]),
+        (lambda: AgentConfig(budget=3), ["'budget' is a section", "budget.max_turns", "got 3"]),
+        (lambda: AgentConfig.from_yaml("budget:\n"), ["'budget' is a section", "got None"]),
+        (lambda: AgentConfig.from_yaml("- policy"), ["mapping", "list"]),
+        (lambda: AgentConfig.from_yaml("policy: ["), ["not YAML"]),
+        (lambda: AgentConfig.load("no/such.yaml"), ["no/such.yaml"]),
+        (
+            lambda: BudgetConfig(crop_min_tokens=80, crop_max_tokens=40).view_budget(PRESET),
+            ["crop budget is empty", "80", "40"],
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(make: object, says: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()  # type: ignore[operator]
+    for piece in says:
+        assert piece in str(caught.value)
+    assert "validation error" not in str(caught.value)
+
+
+def test_nothing_given_is_the_preset() -> None:
+    assert BudgetConfig().view_budget(PRESET) == PRESET
+
+
+limits = st.one_of(st.none(), st.integers(1, 500))
+
+
+@given(coarse=limits, coarse_min=limits, low=limits, high=limits)
+def test_what_is_given_holds_and_the_preset_gives_way(
+    coarse: int | None, coarse_min: int | None, low: int | None, high: int | None
+) -> None:
+    budget = BudgetConfig(coarse_tokens=coarse, coarse_min_tokens=coarse_min, crop_min_tokens=low, crop_max_tokens=high)
+    if (coarse and coarse_min and coarse_min > coarse) or (low and high and low > high):
+        with pytest.raises(ConfigError, match="budget is empty"):
+            budget.view_budget(PRESET)
+        return
+    views = budget.view_budget(PRESET)
+    assert views.coarse_max_tokens == coarse or coarse is None
+    assert views.coarse_min_tokens == coarse_min or coarse_min is None
+    assert views.crop_min_tokens == low or low is None
+    assert views.crop_max_tokens == high or high is None
+    assert views.factor == PRESET.factor

@@ -77,7 +77,7 @@ def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int 
     try:
         opened = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not an image in a format that is read: {', '.join(FORMATS)}.") from error
+        raise ImageError(f"Not an image that can be read: {name}. Formats read: {', '.join(FORMATS)}.") from error
     except Image.DecompressionBombError as error:
         raise ImageError(
             f"{name} is over Pillow's own limit: {_cause(error)}. Make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS."
@@ -278,7 +278,8 @@ def _short(text: str) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ").rstrip(".")
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"{type(error).__name__}: {' '.join(text.split())[:200]}".rstrip(": .")
 
 
 # ---- views of one run ----------------------------------------------------------------------------------------------

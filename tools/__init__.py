@@ -1,4 +1,11 @@
 """Zoom and propose: the tools a model may call, and their schemas."""
 
 if __name__ != "qzoom_agent.tools":
-    raise ImportError("this folder is the package qzoom_agent.tools: write 'import qzoom_agent.tools' (not 'import tools')")
+    raise ImportError(
+        "this folder is the package qzoom_agent.tools: write 'import qzoom_agent.tools' (not 'import tools')"
+    )
+
+from qzoom_agent.tools.schema import as_langchain_tool, zoom_schema
+from qzoom_agent.tools.zoom import Zoom, ZoomConfig, ZoomResult
+
+__all__ = ["Zoom", "ZoomConfig", "ZoomResult", "as_langchain_tool", "zoom_schema"]

@@ -1,0 +1,157 @@
+"""Zoom: cut the box a model asked for out of the original, whatever state the box is in.
+
+A model writes boxes in its own frame, of whichever view it looks at, with corners swapped, edges over the border, a few
+pixels across or as thin as a line. All of that is served, and what was changed is said in a note, because a model
+that is told can correct itself. Only a box that means nothing (NaN, no such view, wholly outside) is not served, and
+then the model gets a text with the size and the legal range. `Zoom` never raises on a box.
+
+Order of mending: corners, the part inside the view the box was measured in, whole pixels of the original (outward),
+the shortest side, the aspect. The crop is magnified to its least budget of visual tokens by the store, which always
+cuts from the original. Whether a crop is worth its tokens is not judged here: that is the policy's review.
+"""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from qzoom_agent.config import CropConfig
+from qzoom_agent.errors import BoxError, ConfigError
+from qzoom_agent.geometry import Box, extent
+from qzoom_agent.images import View, ViewStore
+
+# What `fit_tokens` shows at most; a crop of this shape is never refused by the store.
+_LONGEST_ASPECT = 200.0
+# Float noise of a conversion is not "outside".
+_NOISE = 1e-6
+
+
+class ZoomConfig(CropConfig):
+    """What a crop has to be (`min_side` and `max_aspect`, in original pixels), and what it may cost."""
+
+    factor: int = Field(default=28, gt=0)
+    """Side in shown pixels of one visual token."""
+    min_tokens: int = Field(default=256, gt=0)
+    """A crop of fewer tokens is magnified to this many."""
+    max_tokens: int = Field(default=1280, gt=0)
+    """A crop of more tokens is shrunk to this many."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_tokens > self.max_tokens:
+            raise ConfigError(
+                f"The crop budget is empty: at least {self.min_tokens} tokens but at most {self.max_tokens}. "
+                "Raise max_tokens or lower min_tokens."
+            )
+        return self
+
+
+class ZoomResult(BaseModel):
+    """A served crop, or the reason there is none: exactly one of `view` and `error` is set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    view: View | None = None
+    """The crop, in the store it was cut from."""
+    served: tuple[float, float, float, float] | None = None
+    """The box that was cut, in whole original pixels."""
+    notes: list[str] = []
+    """What was changed about the box, as sentences for the model."""
+    error: str | None = None
+    """Why nothing was cut and what would be legal, for the model."""
+    label: str = ""
+    """What the model said it was looking for."""
+
+
+class Zoom:
+    """The zoom tool. Holds only its settings, so one object serves any number of stores."""
+
+    def __init__(self, config: ZoomConfig | None = None) -> None:
+        self.config = config or ZoomConfig()
+
+    def __call__(self, store: ViewStore, box: Box, *, label: str = "") -> ZoomResult:
+        """Cut `box`, in any frame of any view of `store`, and add the crop to the store.
+
+        Never raises on a box. Raises ImageError if the crop cannot be written to the store's folder.
+        """
+        notes: list[str] = []
+        try:
+            view = store.view(box.view)
+            cut = self._shape(_on_original(store, view, box, notes), store, notes)
+        except BoxError as error:
+            return ZoomResult(error=str(error), label=label)
+        crop = store.add_crop(
+            cut,
+            factor=self.config.factor,
+            min_tokens=self.config.min_tokens,
+            max_tokens=self.config.max_tokens,
+            parent=view.id,
+        )
+        return ZoomResult(view=crop, served=crop.box, notes=notes, label=label)
+
+    def _shape(self, box: Box, store: ViewStore, notes: list[str]) -> Box:
+        """Grow a small or thin box; shorten one that is thin because the image is."""
+        size = store.view("original").size
+        max_aspect = min(self.config.max_aspect, _LONGEST_ASPECT)
+        grown = _whole(box.grow_to(self.config.min_side, size).limit_aspect(max_aspect, size))
+        if grown != box:
+            moved = any(abs(a - b) >= 1 for a, b in zip(grown.center, box.center, strict=True))
+            how = ", moved to stay inside the image." if moved else " around its centre."
+            notes.append(f"Box grown from {_sides(box)} to {_sides(grown)} px{how}")
+        short = min(grown.width, grown.height)
+        longest = max(1.0, short * max_aspect // 1)
+        if max(grown.width, grown.height) <= longest:
+            return grown
+        (cx, cy), half_w, half_h = grown.center, min(grown.width, longest) / 2, min(grown.height, longest) / 2
+        shortened = _whole(Box(cx - half_w, cy - half_h, cx + half_w, cy + half_h))
+        notes.append(
+            f"Box shortened from {_sides(grown)} to {_sides(shortened)} px around its centre: nothing longer than "
+            f"{max_aspect:g}:1 can be shown. Zoom in on one part at a time."
+        )
+        return shortened
+
+
+def _on_original(store: ViewStore, view: View, box: Box, notes: list[str]) -> Box:
+    """The part of a box inside its view, in whole original pixels. Raises BoxError with a text for the model."""
+    if not box.finite:
+        raise BoxError(f"Box {_list(box)} is not a box: all four numbers must be finite. {_legal(store, view, box)}")
+    straight = box.ordered()
+    if straight != box:
+        notes.append(f"The corners were swapped; read as {_list(straight)}.")
+    # The original has no token grid, and `View.cell` says so.
+    pixel = straight.to_pixel(view.size, view.cell if box.frame == "cell" else 1)
+    if _misses(pixel.x1, pixel.x2, view.width) or _misses(pixel.y1, pixel.y2, view.height):
+        raise BoxError(f"Box {_list(box)} lies outside the image. {_legal(store, view, box)}")
+    inside = pixel.clamp(view.size)
+    if max(-pixel.x1, -pixel.y1, pixel.x2 - view.width, pixel.y2 - view.height) > _NOISE:
+        notes.append(f"Box {_list(box)} reached outside the image; only the part inside was cut.")
+    return view.to_original(inside).rounded().clamp(store.view("original").size)
+
+
+def _misses(low: float, high: float, limit: int) -> bool:
+    """True if an interval shares no length with 0..limit; a point on the border does not miss it."""
+    return high < 0 or low > limit or (low < high and (high == 0 or low == limit))
+
+
+def _whole(box: Box) -> Box:
+    """A box whose sides are whole numbers but which may lie between pixels, moved onto them."""
+    x1, y1 = box.x1 // 1, box.y1 // 1
+    return Box(x1, y1, x1 + round(box.width), y1 + round(box.height))
+
+
+def _legal(store: ViewStore, view: View, box: Box) -> str:
+    """The size of the image and the range of the box's frame, as a sentence for the model."""
+    width, height = extent(box.frame, view.size, view.cell if box.frame == "cell" else 1)
+    original = store.view("original").size
+    place = "" if view.kind == "original" else f", taken from an image of {original.width}x{original.height} px"
+    return (
+        f"View '{view.id}' has {view.width}x{view.height} px{place}. Write x1, y1, x2, y2 in frame {box.frame}: "
+        f"x from 0 to {width:g}, y from 0 to {height:g}."
+    )
+
+
+def _sides(box: Box) -> str:
+    return f"{box.width:.0f}x{box.height:.0f}"
+
+
+def _list(box: Box) -> str:
+    return "[" + ", ".join(f"{value:.6g}" for value in box.as_list()) + "]"

@@ -12,6 +12,9 @@ of the same major version loads whatever fields a newer minor version added.
 Deliberately not here: drawing (`report.py`), scoring, and any opinion on whether the answer is right.
 """
 
+# Only ever imported as qzoom_agent.trace, so the standard library's `trace` stays reachable.
+# ruff: noqa: A005
+
 from __future__ import annotations
 
 import json
@@ -25,7 +28,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import PIL.Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from qzoom_agent.errors import TraceError
 from qzoom_agent.images import View
@@ -39,6 +51,7 @@ Images = Callable[[str], PIL.Image.Image]
 """Finds an image by its digest."""
 Quad = tuple[float, float, float, float]
 """x1, y1, x2, y2."""
+Count = Annotated[int, Field(ge=0, le=10**12)]
 
 _FILE = "trace.json"
 _DIGEST = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -87,7 +100,7 @@ class CallRecord(_Record):
 class Turn(_Record):
     """One assistant turn, and what the loop did with it."""
 
-    index: int
+    index: Count
     text: Text
     """Exactly what the model wrote."""
     thought: Text = ""
@@ -98,13 +111,13 @@ class Turn(_Record):
     repairs: list[Text] = Field(default_factory=list)
     """What was mended without telling the model."""
     finish: Literal["stop", "length"] = "stop"
-    prompt_tokens: int = 0
+    prompt_tokens: Count = 0
     """The whole context before this turn, visual tokens included."""
-    cached_tokens: int = 0
+    cached_tokens: Count = 0
     """Of those, how many were reused."""
-    new_tokens: int = 0
+    new_tokens: Count = 0
     """Tokens the model wrote."""
-    visual_tokens: int = 0
+    visual_tokens: Count = 0
     """Visual tokens encoded anew for this turn."""
     seconds: float = 0.0
     """Time in the model."""
@@ -152,18 +165,18 @@ class Seconds(_Record):
 class Usage(_Record):
     """Totals of an episode. Visual tokens are counted once, when their view is first shown."""
 
-    coarse_tokens: int = 0
-    crop_tokens: int = 0
-    text_tokens: int = 0
+    coarse_tokens: Count = 0
+    crop_tokens: Count = 0
+    text_tokens: Count = 0
     """Text in the last context plus what the model wrote in reply: everything that is not visual."""
-    written_tokens: int = 0
+    written_tokens: Count = 0
     """Tokens the model wrote, over all turns."""
-    requested: int = 0
+    requested: Count = 0
     """Zoom calls of the model; the next three say what became of them."""
-    served: int = 0
-    refused: int = 0
-    failed: int = 0
-    inserted: int = 0
+    served: Count = 0
+    refused: Count = 0
+    failed: Count = 0
+    inserted: Count = 0
     """Crops that the policy showed without being asked."""
     seconds: Seconds = Field(default_factory=Seconds)
 
@@ -222,6 +235,27 @@ class Trace(_Record):
     error: Text | None = None
     """What ended the episode, when status is "error"."""
 
+    @field_validator("views", mode="before")
+    @classmethod
+    def _known_fields(cls, views: Any) -> Any:
+        # `View` forbids unknown fields, which is right for the store and wrong for a file of a newer minor version.
+        if not isinstance(views, list):
+            return views
+        return [
+            {key: value for key, value in view.items() if key in View.model_fields} if isinstance(view, dict) else view
+            for view in views
+        ]
+
+    @field_validator("views", mode="after")
+    @classmethod
+    def _possible(cls, views: list[View]) -> list[View]:
+        for view in views:
+            if not (0 < view.width < 10**7 and 0 < view.height < 10**7 and 0 <= view.tokens < 10**9):
+                raise ValueError(f"view {view.id!r} has an impossible size")
+            if not _DIGEST.fullmatch(view.digest):
+                raise ValueError(f"view {view.id!r} has an impossible digest")
+        return views
+
     def view(self, id: str) -> View | None:
         """The view of that id, or None."""
         return next((view for view in self.views if view.id == id), None)
@@ -252,7 +286,7 @@ class Trace(_Record):
 
     @classmethod
     def load(cls, path: Path | str) -> Trace:
-        """Read a saved trace: its folder, or the `trace.json` in it. TraceError if there is none, or it is not whole."""
+        """Read a saved trace: its folder, or the `trace.json` in it. TraceError if it is missing or not whole."""
         path = Path(path)
         file = path / _FILE if path.is_dir() else path
         try:
@@ -292,11 +326,9 @@ def _check_version(data: object, file: Path) -> None:
 
 
 def _image_path(folder: Path, digest: str) -> Path:
-    # A digest from a file names a path here: it must not be able to leave the folder.
+    # A digest names a file here: one from elsewhere must not be able to leave the folder.
     if not _DIGEST.fullmatch(digest):
-        raise TraceError(
-            f"An image of a trace has no legal digest - {digest[:80]!r} - the file was edited; record the run again."
-        )
+        raise TraceError(f"An image has no legal digest - {digest[:80]!r} - ask for a digest of the trace's own views.")
     return folder / "images" / f"{digest}.png"
 
 

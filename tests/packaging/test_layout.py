@@ -25,7 +25,7 @@ LAYERS = [
     {"errors"},
     {"geometry"},
     {"images"},
-    {"config", "messages", "trace"},
+    {"config", "markup", "messages", "trace"},
     {"protocols", "report"},
     {"tools"},
     {"backends", "perception"},

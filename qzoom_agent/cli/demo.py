@@ -1,0 +1,79 @@
+"""`qzoom demo`: three questions of rising difficulty, with the model that ships with the package.
+
+The boards are drawn on the spot and belong to the test split: no training image has their pixels. The right answer is
+shown beside the model's, right or wrong; another `--seed` draws other boards.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from qzoom_agent.cli.console import Console, printable
+from qzoom_agent.cli.options import add_agent_flags, load_agent
+
+STEPS: Final = {
+    "needle-global": "the coarse view is enough",
+    "needle-scene": "one zoom: the code is too small in the coarse view",
+    "needle-hop": "two zooms: the first shows where the second has to look",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The verb's flags."""
+    flags = argparse.ArgumentParser(prog="qzoom demo", description="Three questions of rising difficulty.")
+    flags.add_argument("--out", metavar="DIR", default="qzoom-demo", help="where boards and reports go")
+    flags.add_argument("--seed", type=int, default=0, help="draws other boards (default: 0)")
+    add_agent_flags(flags)
+    return flags
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the demo; exit code 4 if the model failed on a question, 0 otherwise, right or wrong."""
+    args = parser().parse_args(argv)
+    console = Console()
+
+    from qzoom_agent.cli.live import EXIT_CODES, follow, summary
+    from qzoom_agent.errors import ConfigError
+    from qzoom_agent.evals.runner import sample_seed
+    from qzoom_agent.evals.scorers import exact_match
+    from qzoom_agent.evals.suites.needle import sample
+    from qzoom_agent.report import write_report
+    from qzoom_agent.trace import by_digest
+
+    if args.seed < 0:
+        raise ConfigError(f"A seed is 0 or more; got {args.seed}.")
+    agent = load_agent(args)
+    out = Path(args.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"Cannot write into {out}: {error}. Choose another folder with --out.") from None
+    code = 0
+    for number, (suite, difficulty) in enumerate(STEPS.items(), start=1):
+        question = sample(suite, sample_seed(args.seed, number))
+        name = f"{number}-{suite.removeprefix('needle-')}"
+        board = out / f"{name}.png"
+        question.image.save(board)
+        console.line(f"{number}. {question.question}", "bold")
+        console.line(f"   {difficulty}", "dim")
+        # The gold boxes are for the report only: policy explicit, the default, does not look at them.
+        events = agent.stream(question.image, question.question, boxes=question.boxes)
+        answer = follow(events, console, area=question.image.width * question.image.height)
+        right = exact_match(answer.text, question.answer)
+        print(
+            f"{printable(answer.text) or 'no answer'}  ({'right' if right else f'wrong, it is {question.answer}'})",
+            flush=True,
+        )
+        if answer.trace.error:
+            console.error(f"The model failed: {printable(answer.trace.error)}")
+        console.line(summary(answer.trace), "dim")
+        images = by_digest(answer.trace.views, answer.store.image)
+        page = write_report(answer.trace, images, out / f"{name}.html", expected=question.answer)
+        console.line(f"board {board}, report {page}\n")
+        if answer.status == "error":
+            code = EXIT_CODES["error"]
+    console.line(f"Open the reports in {out} with a browser to see where the model looked.")
+    return code

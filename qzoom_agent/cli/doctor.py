@@ -1,0 +1,173 @@
+"""`qzoom doctor`: what this machine offers, as one table to paste into a bug report.
+
+Reads package metadata and imports nothing heavy itself. torch is asked in a child process: an installation that is
+broken badly enough to crash the interpreter is exactly what this has to survive and name. Paths are shown with the home
+folder as `~`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+from packaging.requirements import Requirement
+
+from qzoom_agent import __version__
+from qzoom_agent.cli.console import table
+from qzoom_agent.cli.main import BACKEND, OK
+
+Verdict = Literal["ok", "note", "bad"]
+SHOWN: Final = ("transformers", "trl", "langgraph", "pydantic", "pillow", "numpy")
+"""Packages that get a line of their own; the others share one."""
+LOW_DISK_BYTES: Final = 2 * 2**30
+_PROBE: Final = """
+import importlib.util, json, torch
+found = {"version": torch.__version__, "threads": torch.get_num_threads(), "device": "cpu", "bf16": None}
+if torch.cuda.is_available():
+    found["device"] = f"cuda ({torch.cuda.device_count()} x {torch.cuda.get_device_name(0)})"
+    found["bf16"] = torch.cuda.is_bf16_supported()
+elif torch.backends.mps.is_available():
+    found["device"] = "mps"
+if importlib.util.find_spec("torchvision"):
+    try:
+        import torchvision
+        found["torchvision"] = ""
+    except Exception as error:
+        found["torchvision"] = f"{type(error).__name__}: {error}"
+print(json.dumps(found))
+"""
+
+
+class Check(NamedTuple):
+    """One line of the table."""
+
+    name: str
+    found: str
+    verdict: Verdict = "ok"
+    advice: str = ""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The verb's flags: none."""
+    return argparse.ArgumentParser(
+        prog="qzoom doctor", description="Check this machine: one table to paste into a bug report."
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table; exit code 4 if something is wrong."""
+    parser().parse_args(argv)
+    checks = list(examine())
+    for line in table([(check.name, check.found, check.verdict) for check in checks], header=("what", "found", "")):
+        print(line)
+    for check in checks:
+        if check.advice:
+            print(f"{check.verdict}: {check.name}: {check.advice}")
+    return BACKEND if any(check.verdict == "bad" for check in checks) else OK
+
+
+def examine() -> Iterator[Check]:
+    """Every check, in the order shown."""
+    yield Check("qzoom-agent", f"{__version__} at {_short(str(resources.files('qzoom_agent')))}")
+    yield Check("python", f"{platform.python_version()} at {_short(sys.executable)}")
+    yield Check("platform", platform.platform())
+    yield Check("cpu", f"{os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}")
+    yield from _torch()
+    yield from _packages()
+    yield nano()
+    yield from _disk()
+    hub = {name: os.environ[name] for name in ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT") if name in os.environ}
+    yield Check("model hub", ", ".join(f"{name}={_short(value)}" for name, value in hub.items()) or "default settings")
+
+
+def _torch() -> Iterator[Check]:
+    try:
+        done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=120, check=False)
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        yield Check("torch", "no answer within 120 s", "bad", "Run python -c 'import torch' and see where it hangs.")
+        return
+    except (ValueError, IndexError):
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        yield Check("torch", f"cannot be imported: {last}", "bad", "Install: pip install -c constraints.txt torch")
+        return
+    yield Check("torch", f"{found['version']}, {found['threads']} threads")
+    yield Check("device", found["device"] + {None: "", True: ", bf16", False: ", no bf16"}[found["bf16"]])
+    yield torchvision(found.get("torchvision"))
+
+
+def torchvision(error: str | None) -> Check:
+    """The torchvision trap: nothing here needs it, but transformers imports it wherever it is installed.
+
+    `error` is None where it is absent, "" where it imports, and otherwise what its import raised.
+    """
+    if error is None:
+        return Check("torchvision", "absent, as it should be")
+    if error:
+        advice = "It does not fit this torch, and transformers would fail on it. Run: pip uninstall torchvision"
+        return Check("torchvision", f"broken: {error}", "bad", advice)
+    return Check("torchvision", f"{_version('torchvision')}, not needed", "note")
+
+
+def _packages() -> Iterator[Check]:
+    try:
+        needed = [Requirement(line) for line in metadata.requires("qzoom-agent") or ()]
+    except metadata.PackageNotFoundError:
+        yield Check("packages", "qzoom-agent is not installed", "bad", "Run: pip install -c constraints.txt -e .")
+        return
+    wrong = {
+        need.name: f"{_version(need.name) or 'missing'}, needs {need.specifier or 'any version'}"
+        for need in needed
+        if (need.marker is None or need.marker.evaluate())
+        and ((found := _version(need.name)) is None or not need.specifier.contains(found, prereleases=True))
+    }
+    for name in SHOWN:
+        if name not in wrong:
+            yield Check(name, _version(name) or "missing")
+    for name, problem in wrong.items():
+        yield Check(name, problem, "bad", "Run: pip install -c constraints.txt -e .")
+    if not wrong:
+        yield Check("packages", "all in the range that qzoom-agent needs")
+
+
+def nano() -> Check:
+    """Whether the weights of the model that ships with the package are there."""
+    weights = resources.files("qzoom_agent") / "models" / "nano" / "model.safetensors"
+    if not weights.is_file():
+        return Check("nano", "no weights in the package", "bad", "Install a release, or: qzoom train base --help")
+    data = weights.read_bytes()
+    return Check("nano", f"{len(data) / 1e6:.1f} MB, sha256 {hashlib.sha256(data).hexdigest()[:12]}")
+
+
+def _disk() -> Iterator[Check]:
+    places = {"disk here": Path.cwd(), "disk of models": Path(os.environ.get("HF_HOME", Path.home() / ".cache"))}
+    for name, place in places.items():
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        free = shutil.disk_usage(there).free
+        text = f"{free / 2**30:.1f} GiB free at {_short(str(there))}"
+        if free < LOW_DISK_BYTES:
+            yield Check(name, text, "note", "Little space for runs and downloaded models.")
+        else:
+            yield Check(name, text)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _short(path: str) -> str:
+    home = str(Path.home())
+    return "~" + path[len(home) :] if path == home or path.startswith(home + os.sep) else path

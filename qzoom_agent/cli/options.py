@@ -1,0 +1,63 @@
+"""Flags that several verbs share, and the agent they describe.
+
+Precedence: the configuration file, then `--set`, then the flag of its own. Nothing heavy is imported until an agent is
+really made, so that `--help` of a verb stays instant too.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, get_args
+
+from qzoom_agent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qzoom_agent.agent import Agent
+
+
+def add_agent_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that say which model runs, and how."""
+    from qzoom_agent.config import PolicyName
+
+    group = parser.add_argument_group("agent")
+    group.add_argument("--model", metavar="M", help="preset name, folder or hub id (default: nano)")
+    group.add_argument("--policy", choices=get_args(PolicyName), help="what decides on crops (default: explicit)")
+    group.add_argument("--protocol", metavar="P", help="how the model writes a zoom call (default: the model's own)")
+    group.add_argument("--budget", type=int, metavar="TOKENS", help="visual tokens that all views together may cost")
+    group.add_argument("--config", metavar="FILE", help="configuration in YAML, such as the config.yaml of a saved run")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting, such as budget.max_turns=3"
+    )
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+
+
+def load_agent(args: argparse.Namespace) -> Agent:
+    """The agent that the flags describe. Raises ConfigError or BackendError."""
+    from qzoom_agent.config import AgentConfig
+
+    config = AgentConfig.load(args.config) if args.config else AgentConfig()
+    changes: dict[str, Any] = dict(_setting(text) for text in args.set)
+    flags = {
+        "model": args.model,
+        "policy": args.policy,
+        "protocol": args.protocol,
+        "budget.max_visual_tokens": args.budget,
+    }
+    changes |= {key: value for key, value in flags.items() if value is not None}
+    config = config.replace(**changes)
+    # Last, because it takes seconds: a wrong flag must not wait for the imports.
+    from qzoom_agent.agent import Agent
+
+    return Agent.from_pretrained(config.model, config=config, device=args.device)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set takes KEY=VALUE; got {text!r}. Write for example --set budget.max_turns=3")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"The value in --set {text} cannot be read. Put quotes around it.") from None

@@ -1,3 +1,42 @@
-"""Thinking with images: zoom tools, learned perception and a LangGraph loop."""
+"""Thinking with images: zoom tools, learned perception and a LangGraph loop.
+
+    from qzoom_agent import Agent
+    print(Agent.from_pretrained("nano").run("board.png", "What is printed on the red star?"))
+
+The public names are loaded when first used: `import qzoom_agent` loads no torch, transformers, langgraph or trl, and
+costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qzoom_agent.agent import Agent, Answer
+    from qzoom_agent.config import AgentConfig
+    from qzoom_agent.geometry import Box
+    from qzoom_agent.images import load_image
+    from qzoom_agent.trace import Trace
 
 __version__ = "0.1.0"
+__all__ = ["Agent", "AgentConfig", "Answer", "Box", "Trace", "__version__", "load_image"]
+
+_HOME = {
+    "Agent": "qzoom_agent.agent",
+    "AgentConfig": "qzoom_agent.config",
+    "Answer": "qzoom_agent.agent",
+    "Box": "qzoom_agent.geometry",
+    "Trace": "qzoom_agent.trace",
+    "load_image": "qzoom_agent.images",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'qzoom_agent' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -35,8 +35,8 @@ def _explain(error: ErrorDetails, section: type[Config]) -> str:
         hint = f" Did you mean '{section.prefix}{close[0]}'?" if close else ""
         return f"Unknown key '{key}'.{hint} Known keys: {', '.join(section.prefix + name for name in known)}."
     if not error["loc"]:
-        known = ", ".join(section.prefix + name for name in sorted(section.model_fields))
-        return f"'{section.prefix.rstrip('.')}' is a section with the keys {known}; got {error['input']!r}."
+        names = ", ".join(section.prefix + name for name in sorted(section.model_fields))
+        return f"'{section.prefix.rstrip('.')}' is a section with the keys {names}; got {error['input']!r}."
     return f"Bad value for '{key}': {error['msg']}; got {error['input']!r}."
 
 

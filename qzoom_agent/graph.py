@@ -1,0 +1,351 @@
+"""The loop of one episode as a LangGraph: perceive, think, act, think, ..., finish.
+
+    perceive   coarse view, the crops that the policy inserts, opening messages (where perception will run)
+    think      one assistant turn; the forced last one if a budget is spent
+    act        read the calls, let the policy review each, run the zoom tool, tell the model what became of it
+    finish     name the outcome
+
+Everything in the state is plain JSON (a checkpoint is a few kB); pixels are in the `ViewStore`, the model in a session,
+both reached through the `Context`, which is never stored. So a resumed episode gets a new context, opens a new session,
+and gives it all messages. Nodes only return updates; the graph itself holds nothing and is compiled once a process.
+
+How an episode ends
+    answered   the model answered of its own accord, or when told to after `max_failed_calls` turns without a crop
+    budget     turns, views, visual tokens or seconds were spent; the forced last turn's answer, if any, stands
+    refused    its calls could not be served, and told to answer it gave nothing
+    error      the backend failed; the message is kept, the turns up to there too
+
+Views and visual tokens end an episode only when the model asks for more: a model that answers within them has answered.
+A model's output never raises here. What raises is bad user input (`QzoomError`) and our own mistakes.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from time import perf_counter
+from typing import Annotated, Any, Literal, TypedDict
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import Runtime
+
+from qzoom_agent.backends.base import Backend, Reply, Session, Settings
+from qzoom_agent.config import AgentConfig, ViewBudget
+from qzoom_agent.errors import ConfigError, QzoomError
+from qzoom_agent.geometry import Box
+from qzoom_agent.images import View, ViewStore
+from qzoom_agent.messages import Message, text
+from qzoom_agent.policy import CropPolicy, Last, foresee
+from qzoom_agent.protocols.base import ToolCall, ZoomProtocol
+from qzoom_agent.tools.zoom import Zoom
+from qzoom_agent.trace import CallRecord, Decision, Status, Trace, Turn, Usage
+
+EventKind = Literal["view", "token", "turn", "call", "answer"]
+
+
+class State(TypedDict):
+    """What a checkpoint holds: JSON only."""
+
+    id: str
+    question: str
+    backend: str
+    config: dict[str, Any]
+    """The resolved `AgentConfig`; a resumed episode goes on under it."""
+    gold: list[list[float]] | None
+    """Gold boxes in original pixels, for `oracle` and `random`."""
+    views: Annotated[list[dict[str, Any]], operator.add]
+    messages: Annotated[list[Message], operator.add]
+    """The whole conversation; images are view ids."""
+    turns: Annotated[list[dict[str, Any]], operator.add]
+    """Finished turns."""
+    turn: dict[str, Any] | None
+    """The turn whose calls `act` has to run."""
+    last: Last | None
+    """Why the next turn is the last, when `act` found so."""
+    perceive_seconds: float
+    seconds: Annotated[float, operator.add]
+    """Wall-clock time of all steps so far; the time between a kill and its resume does not count."""
+    status: Status | None
+    answer: str | None
+    error: str | None
+
+
+@dataclass
+class Context:
+    """What an episode works with: never stored, and one for each run."""
+
+    backend: Backend
+    protocol: ZoomProtocol
+    policy: CropPolicy
+    config: AgentConfig
+    views: ViewBudget
+    zoom: Zoom
+    store: ViewStore
+    live: bool = False
+    """Somebody reads the events: ask the session for its text as it is written."""
+    session: Session | None = field(default=None, init=False)
+
+    def reply(self, messages: list[Message], *, seed: int, on_text: Callable[[str], None] | None) -> Reply:
+        """The next assistant turn; opens the session when first asked."""
+        if self.session is None:
+            self.session = self.backend.session(self.policy.eyes(self.store))
+        settings = Settings(**self.config.generation.model_dump(), seed=seed)
+        return self.session.reply(messages, settings=settings, stop=self.protocol.stop, on_text=on_text)
+
+    def close(self) -> None:
+        """Free the session."""
+        if self.session is not None:
+            self.session.close()
+            self.session = None
+
+
+def start(
+    *, id: str, question: str, backend: str, config: AgentConfig, gold: list[list[float]] | None, original: View
+) -> State:
+    """The state of an episode in which nothing has happened yet."""
+    return State(
+        id=id,
+        question=question,
+        backend=backend,
+        config=config.model_dump(mode="json"),
+        gold=gold,
+        views=[original.model_dump(mode="json")],
+        messages=[],
+        turns=[],
+        turn=None,
+        last=None,
+        perceive_seconds=0.0,
+        seconds=0.0,
+        status=None,
+        answer=None,
+        error=None,
+    )
+
+
+def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
+    """Show the coarse view and the crops that the policy inserts; write the opening messages."""
+    began = perf_counter()
+    ctx = runtime.context
+    store, views = ctx.store, ctx.views
+    store.add_coarse(factor=views.factor, min_tokens=views.coarse_min_tokens, max_tokens=views.coarse_max_tokens)
+    gold = None if state["gold"] is None else [Box(x1, y1, x2, y2) for x1, y1, x2, y2 in state["gold"]]
+    for box in ctx.policy.inserts(store.view("original").size, gold=gold, seed=ctx.config.seed):
+        cut = ctx.zoom(store, box)
+        if cut.view is None:
+            raise ConfigError(
+                f"The crop of policy '{ctx.policy.name}' cannot be cut: {cut.error} Check the boxes given."
+            )
+    shown = [view.model_dump(mode="json") for view in store.shown]
+    for view in shown:
+        _emit(runtime, "view", view)
+    return {
+        "views": shown,
+        "messages": ctx.protocol.opening(state["question"], store.shown, tools=ctx.policy.offers_tools),
+        "perceive_seconds": (seconds := perf_counter() - began),
+        "seconds": seconds,
+    }
+
+
+def think(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
+    """One assistant turn. It is left to `act` if it has anything but an answer and is not the last."""
+    began = perf_counter()
+    ctx = runtime.context
+    last = _last(state, ctx.config)
+    index = len(state["turns"])
+    asked = ctx.protocol.final() if last else []
+    try:
+        reply = ctx.reply(
+            [*state["messages"], *asked],
+            seed=ctx.config.seed + index,
+            on_text=_live(runtime, index) if ctx.live else None,
+        )
+    except Exception as error:  # whatever a model or a server does wrong ends the episode, not the user's program
+        return {
+            "turn": None,
+            "error": str(error) if isinstance(error, QzoomError) else f"{type(error).__name__}: {error}",
+        }
+    parsed = ctx.protocol.parse(reply.text, ctx.store.shown)
+    turn = Turn(
+        index=index,
+        **reply.model_dump(),
+        **parsed.model_dump(include={"thought", "answer", "problems", "repairs"}),
+        forced=last is not None,
+    )
+    ends = last is not None or turn.answer is not None
+    if last is not None:
+        turn.calls = [_record(call, "refused", "The last turn has no tools.") for call in parsed.calls]
+    data = turn.model_dump(mode="json")
+    _emit(runtime, "turn", data)
+    update = {
+        "messages": [*asked, text("assistant", turn.text)],
+        "last": last,
+        "seconds": perf_counter() - began,
+    }
+    return {**update, "turn": None, "turns": [data]} if ends else {**update, "turn": data}
+
+
+def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
+    """Serve or refuse each call of the turn, and tell the model about every one, and about what could not be read."""
+    began = perf_counter()
+    ctx = runtime.context
+    assert state["turn"] is not None
+    turn = Turn(**state["turn"])
+    before = len(ctx.store.shown)
+    messages: list[Message] = []
+    last: Last | None = None
+    # Read again rather than stored: a checkpoint cannot hold every string that a call can (half surrogate pairs).
+    for call in ctx.protocol.parse(turn.text, ctx.store.shown).calls:
+        record, answer, ends = _serve(call, ctx)
+        turn.calls.append(record)
+        messages += answer
+        last = last or ends
+        _emit(runtime, "call", {"turn": turn.index, **record.model_dump(mode="json")})
+    if turn.problems:
+        messages += ctx.protocol.refusal("\n".join(turn.problems))
+    turn.act_seconds = perf_counter() - began
+    views = [view.model_dump(mode="json") for view in ctx.store.shown[before:]]
+    for view in views:
+        _emit(runtime, "view", view)
+    return {
+        "turn": None,
+        "turns": [turn.model_dump(mode="json")],
+        "views": views,
+        "messages": messages,
+        "last": last,
+        "seconds": turn.act_seconds,
+    }
+
+
+def finish(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
+    """Name the outcome; see the module's note."""
+    answer = state["turns"][-1]["answer"] if state["turns"] else None
+    status: Status = "answered"
+    if state["error"] is not None:
+        status = "error"
+    elif state["last"] == "budget":
+        status = "budget"
+    elif answer is None:
+        status = "refused"
+    _emit(runtime, "answer", {"status": status, "answer": answer, "error": state["error"]})
+    return {"status": status, "answer": answer}
+
+
+def after_think(state: State) -> Literal["act", "finish"]:
+    return "finish" if state["turn"] is None else "act"
+
+
+@cache
+def _builder() -> StateGraph[State, Context, State, State]:
+    graph = StateGraph(State, context_schema=Context)
+    graph.add_node("perceive", perceive)
+    graph.add_node("think", think)
+    graph.add_node("act", act)
+    graph.add_node("finish", finish)
+    graph.add_edge(START, "perceive")
+    graph.add_edge("perceive", "think")
+    graph.add_conditional_edges("think", after_think)
+    graph.add_edge("act", "think")
+    graph.add_edge("finish", END)
+    return graph
+
+
+def compile_graph(
+    checkpointer: BaseCheckpointSaver[str] | None = None,
+) -> CompiledStateGraph[State, Context, State, State]:
+    """The graph, ready to run; with a checkpointer every step is saved before the next begins."""
+    return _builder().compile(checkpointer=checkpointer, name="qzoom")
+
+
+def to_trace(state: State, *, protocol: str, environment: dict[str, str]) -> Trace:
+    """The record of a finished episode."""
+    views = [View(**view) for view in state["views"]]
+    turns = [Turn(**turn) for turn in state["turns"]]
+    return Trace(
+        id=state["id"],
+        question=state["question"],
+        status=state["status"] or "error",
+        answer=state["answer"],
+        model=state["backend"],
+        protocol=protocol,
+        policy=state["config"]["policy"],
+        config=state["config"],
+        seed=state["config"]["seed"],
+        views=views,
+        turns=turns,
+        usage=Usage.tally(views, turns, perceive=state["perceive_seconds"]),
+        gold=[(x1, y1, x2, y2) for x1, y1, x2, y2 in state["gold"] or ()],
+        environment=environment,
+        error=state["error"],
+    )
+
+
+def _last(state: State, config: AgentConfig) -> Last | None:
+    """Why the next turn has to be the last one, or None."""
+    if state["last"] is not None:
+        return state["last"]
+    budget, turns = config.budget, state["turns"]
+    failed = 0
+    for turn in reversed(turns):
+        if any(call["result"] is not None for call in turn["calls"]):
+            break
+        failed += 1
+    if failed >= budget.max_failed_calls:
+        return "failed"
+    if len(turns) >= budget.max_turns:
+        return "budget"
+    if budget.max_seconds is not None and state["seconds"] >= budget.max_seconds:
+        return "budget"
+    return None
+
+
+def _serve(call: ToolCall, ctx: Context) -> tuple[CallRecord, list[Message], Last | None]:
+    """Review one call and run it: its record, what the model is told, and why the next turn has to be the last."""
+    store, box = ctx.store, call.as_box
+    if box is None:
+        reason = "The call has no box. Give x1, y1, x2, y2."
+        return _record(call, "failed", reason), ctx.protocol.refusal(reason), None
+    shown = store.shown
+    review = ctx.policy.review(shown, foresee(store, box, ctx.zoom.config))
+    if not review.serve:
+        return (
+            _record(call, "refused", review.reason, numbers=review.numbers),
+            ctx.protocol.refusal(review.reason),
+            review.last,
+        )
+    cut = ctx.zoom(store, box, label=call.label)
+    if cut.view is None:
+        record = _record(call, "failed", cut.error or "", numbers=review.numbers)
+        return record, ctx.protocol.refusal(record.reason), None
+    region, image = cut.view.region, store.view("original").size
+    numbers = review.numbers | {
+        "image_share": region.area / image.area,
+        "magnification": cut.view.width / region.width,
+    }
+    record = _record(
+        call,
+        "grown" if cut.notes else "served",
+        " ".join([*cut.notes, *ctx.policy.remarks]),
+        numbers=numbers,
+        served=cut.served,
+        result=cut.view.id,
+    )
+    return record, ctx.protocol.result(cut.view, len(shown) - 1, cut.notes), None
+
+
+def _record(call: ToolCall, decision: Decision, reason: str = "", **more: Any) -> CallRecord:
+    return CallRecord(**call.model_dump(), decision=decision, reason=reason, **more)
+
+
+def _emit(runtime: Runtime[Context], kind: EventKind, data: dict[str, Any]) -> None:
+    runtime.stream_writer({"kind": kind, "data": data})
+
+
+def _live(runtime: Runtime[Context], index: int) -> Callable[[str], None]:
+    """A receiver of text pieces that any thread may call: a stream writer finds its run in the thread's context."""
+    here = contextvars.copy_context()
+    return lambda piece: here.copy().run(_emit, runtime, "token", {"turn": index, "text": piece})

@@ -1,0 +1,163 @@
+"""Policy: what decides on crops. Which crops the model is shown unasked, whether it may ask, and what it then gets.
+
+    direct    the coarse view alone
+    explicit  the model may call the zoom tool; each call is reviewed
+    oracle    crops around the given gold boxes stand beside the coarse view: the ceiling of any "where"
+    random    as oracle, but the boxes lie at seeded random places: what more tokens alone are worth
+    blind     as explicit, but every crop is uniformly grey: what the call alone is worth, without the pixels
+    implicit, hybrid, always   need a model with branches (gate and SD-RPN)
+
+Invariants: a policy sees boxes, sizes and counts, never text and never weights; the same configuration, image size,
+gold boxes and seed give the same crops; every review carries the numbers it rests on. Crops that a policy inserts are
+the experimenter's choice: they count towards the budgets but are never refused. Only the model's calls are reviewed.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+from PIL import Image
+
+from qzoom_agent.config import AgentConfig, PolicyName, ViewBudget
+from qzoom_agent.errors import BoxError, ConfigError
+from qzoom_agent.geometry import Box, Size, fit_tokens, tokens
+from qzoom_agent.images import View, ViewStore
+from qzoom_agent.tools.zoom import ZoomConfig
+
+NEED_BRANCHES: frozenset[PolicyName] = frozenset({"implicit", "hybrid", "always"})
+OFFER_TOOLS: frozenset[PolicyName] = frozenset({"explicit", "blind"})
+RANDOM_AREA = 1 / 16
+"""Share of the image that a random crop has when no gold box gives its size."""
+Last = Literal["budget", "failed"]
+"""Why a turn is the forced last one: a budget is spent, or calls cannot be served."""
+GREY = (128, 128, 128)
+"""What `blind` shows. A constant: even the mean colour of a crop would say something about it."""
+
+
+class Review(NamedTuple):
+    """The verdict on one zoom call."""
+
+    serve: bool
+    reason: str
+    """What the model is told when the call is refused; empty when it is served."""
+    numbers: dict[str, float]
+    """What the verdict rests on."""
+    last: Last | None
+    """Why asking again is no use, so that the next turn has to be the last; None if the model may go on."""
+
+
+class CropPolicy:
+    """The policy that a configuration names, ready for one backend's budget of views."""
+
+    def __init__(self, config: AgentConfig, views: ViewBudget) -> None:
+        if config.policy in NEED_BRANCHES:
+            raise ConfigError(
+                f"The policy '{config.policy}' needs a model with branches (gate and SD-RPN), and this one has none. "
+                "Use 'explicit' to let the model zoom by itself, or 'direct' for one look."
+            )
+        limit = config.budget.max_visual_tokens
+        if limit is not None and views.coarse_max_tokens > limit:
+            raise ConfigError(
+                f"The coarse view alone may cost {views.coarse_max_tokens} visual tokens, but budget.max_visual_tokens "
+                f"is {limit}. Raise it, or lower budget.coarse_tokens."
+            )
+        self.name = config.policy
+        self.offers_tools = config.policy in OFFER_TOOLS
+        self._config = config
+        self._views = views
+
+    def require(self, gold: Sequence[Box] | None) -> None:
+        """Raise ConfigError if this policy cannot run with these gold boxes (None: none were given)."""
+        if self.name == "oracle" and gold is None:
+            raise ConfigError(
+                "The policy 'oracle' crops around known boxes, and none were given. "
+                "Pass boxes=[...] in pixels of the original; an empty list means that nothing needs a crop."
+            )
+
+    def inserts(self, size: Size, *, gold: Sequence[Box] | None, seed: int) -> list[Box]:
+        """The crops shown beside the coarse view, unasked: boxes in original pixels of an image of `size`."""
+        if self.name == "oracle":
+            return [self.around(box, size) for box in gold or ()]
+        if self.name == "random":
+            # As many and as large as the oracle's, so that the two differ in place alone.
+            shapes = [(box.width, box.height) for box in (self.around(box, size) for box in gold or ())]
+            side = math.sqrt(RANDOM_AREA)
+            draw = random.Random(seed)
+            return [_somewhere(w, h, size, draw) for w, h in shapes or [(size.width * side, size.height * side)]]
+        return []
+
+    def around(self, box: Box, size: Size) -> Box:
+        """A gold box with its margin: each edge moved outwards, which also makes a line of text less thin."""
+        inner = box.clamp(size)
+        margin = self._config.oracle_margin * max(inner.width, inner.height)
+        return Box(inner.x1 - margin, inner.y1 - margin, inner.x2 + margin, inner.y2 + margin).clamp(size)
+
+    def review(self, shown: Sequence[View], tokens: int) -> Review:
+        """Judge a call whose crop would cost `tokens` visual tokens, after the views in `shown`. Nothing is cut yet."""
+        budget = self._config.budget
+        spent = sum(view.tokens for view in shown)
+        numbers = {"views": float(len(shown)), "visual_tokens": float(spent), "crop_tokens": float(tokens)}
+        if not self.offers_tools:
+            return Review(False, "There is no zoom tool in this run. Answer the question.", numbers, last="failed")
+        if len(shown) >= budget.max_views:
+            numbers["max_views"] = float(budget.max_views)
+            text = f"No more zooming: {len(shown)} of {budget.max_views} views were shown."
+            return Review(False, text, numbers, last="budget")
+        if budget.max_visual_tokens is not None:
+            numbers["max_visual_tokens"] = float(budget.max_visual_tokens)
+            left = budget.max_visual_tokens - spent
+            if left < self._views.crop_min_tokens:
+                text = f"No more zooming: {spent} of {budget.max_visual_tokens} visual tokens are spent."
+                return Review(False, text, numbers, last="budget")
+            if tokens > left:
+                text = f"This crop would cost {tokens} visual tokens and {left} are left. Ask for less, or answer."
+                return Review(False, text, numbers, last=None)
+        return Review(True, "", numbers, last=None)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the record of every served call has to say beside the tool's notes; the model does not read it."""
+        return ["Withheld: the model saw uniform grey of this size."] if self.name == "blind" else []
+
+    def eyes(self, store: ViewStore) -> Callable[[str], Image.Image]:
+        """What the session resolves view ids with: the store's pixels, or grey crops for `blind`.
+
+        Under `blind` the trace keeps the view that was cut and withheld, so that one can see what was asked for.
+        """
+        if self.name != "blind":
+            return store.image
+
+        def withheld(view_id: str) -> Image.Image:
+            view = store.view(view_id)
+            return Image.new("RGB", view.size, GREY) if view.kind == "crop" else store.image(view_id)
+
+        return withheld
+
+
+def foresee(store: ViewStore, box: Box, crop: ZoomConfig) -> int:
+    """Visual tokens that a crop of `box` will cost once the zoom tool has mended it; nothing is cut.
+
+    0 for a box that the tool will not serve. A test holds this equal to what the tool then makes.
+    """
+    try:
+        view = store.view(box.view)
+        inside = box.ordered().to_pixel(view.size, view.cell if box.frame == "cell" else 1).clamp(view.size)
+    except BoxError:
+        return 0
+    image = store.view("original").size
+    whole = view.to_original(inside).rounded().clamp(image)
+    grown = whole.grow_to(crop.min_side, image).limit_aspect(crop.max_aspect, image)
+    sides = round(grown.width), round(grown.height)
+    longest = max(1, int(min(sides) * crop.max_aspect))
+    size = min(sides[0], longest), min(sides[1], longest)
+    shown = fit_tokens(size, factor=crop.factor, min_tokens=crop.min_tokens, max_tokens=crop.max_tokens)
+    return tokens(shown, crop.factor)
+
+
+def _somewhere(width: float, height: float, size: Size, draw: random.Random) -> Box:
+    width, height = min(width, size.width), min(height, size.height)
+    x, y = draw.uniform(0, size.width - width), draw.uniform(0, size.height - height)
+    return Box(x, y, x + width, y + height)

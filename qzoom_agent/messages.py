@@ -2,8 +2,8 @@
 
 A message is `{"role": ..., "content": [part, ...]}`; a part is a text or the *id* of a view, never pixels, so that a
 conversation can be stored in a checkpoint, compared part by part with a session's cache, and rendered by any chat
-template. `content` is always a list: one shape, no string shortcut. Tool calls are not fields here: a protocol writes and
-reads them as text.
+template. `content` is always a list: one shape, no string shortcut. Tool calls are not fields here: a protocol writes
+and reads them as text.
 """
 
 from collections.abc import Iterable

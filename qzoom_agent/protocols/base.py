@@ -1,14 +1,14 @@
 """Protocol: how one model family is asked, writes a zoom call, and reads its result.
 
-A protocol is one immutable object: the opening messages, a parser, and the turns that carry a crop, a refusal or the last
-request. The agent loop, the evaluations and the RL environment all speak to a model through it and know nothing about
-tags, frames or index bases.
+A protocol is one immutable object: the opening messages, a parser, and the turns that carry a crop, a refusal or the
+last request. The agent loop, the evaluations and the RL environment all speak to a model through it and know nothing
+about tags, frames or index bases.
 
 Invariants, for every protocol:
 - `parse` accepts every `str`, never raises, and takes time linear in the text's length.
 - A parsed reply is never nothing: it has an answer, or at least one call, or at least one problem.
-- With a call in hand there is no answer: a reply that has both is a call, unless it says so itself with the family's
-  answer mark (`<answer>`, `\\boxed{}`), which ends the episode in the published loops too. `repairs` names what was dropped.
+- With a call in hand there is no answer: a reply that has both is a call, unless it holds an `<answer>`, with which the
+  model says that it is done. `repairs` names what was dropped.
 - Every call returned can be handed to the zoom tool. Corners may be swapped and a box may lie outside: the tool mends
   that, and tells.
 - A stop string may be missing from the text (the backend cut it off) or present: both parse alike.
@@ -91,7 +91,8 @@ class ZoomProtocol(Protocol):
         ...
 
     def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
-        """System message (if the family has one) and first user turn with `views` in order; `tools`: zooming is offered."""
+        """System message (if the family has one) and first user turn with `views` in order; `tools`: zooming is "
+        "offered."""
         ...
 
     def parse(self, text: str, views: Sequence[View]) -> Parsed:

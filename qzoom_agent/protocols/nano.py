@@ -1,9 +1,9 @@
 """nano: the format of the model that ships with the package. Its training fixed it; a change means training again.
 
-Opening: no system message; the images, then the question, followed by " You may zoom." when zooming is offered.
-Call: `<zoom><loc_84><loc_112><loc_140><loc_154></zoom>`, x1 y1 x2 y2 in shown pixels of the coarse view. Plain numbers
-between the tags are read too. Result: a user turn that holds the crop and nothing else, so notes stay on the trace. Any
-other text is the answer.
+Opening: no system message; the images, then the question, followed by " You may zoom." when zooming is offered. Call:
+`<zoom><loc_84><loc_112><loc_140><loc_154></zoom>`, x1 y1 x2 y2 in shown pixels of the coarse view. Plain numbers
+between the tags are read too. Result: a user turn that holds the crop and nothing else, so notes stay on the trace.
+Any other text is the answer.
 """
 
 import re
@@ -14,7 +14,16 @@ from qzoom_agent.geometry import Frame
 from qzoom_agent.images import View
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.protocols.base import Parsed, ToolCall
-from qzoom_agent.protocols.reading import Reading, first_view, numbers_in, outside, read_box, spans
+from qzoom_agent.protocols.reading import (
+    MAX_CALLS_READ,
+    Reading,
+    first_view,
+    numbers_in,
+    outside,
+    read_box,
+    readable,
+    spans,
+)
 
 _LOC = re.compile(r"<loc_([-+]?\d+)>")
 
@@ -34,7 +43,8 @@ class Nano:
 
     def parse(self, text: str, views: Sequence[View]) -> Parsed:
         reading = Reading()
-        found = spans(text, "zoom")
+        text = readable(text)
+        found = spans(text, "zoom", limit=MAX_CALLS_READ)
         for span in found:
             if not span.closed:
                 reading.repairs.append("closing </zoom> added")
@@ -48,8 +58,9 @@ class Nano:
                 call = ToolCall(name="zoom", box=box, frame=self.frame, view=first_view(views), raw=span.raw)
                 reading.calls.append(call)
         reading.keep(self.max_calls_per_turn)
-        answer = None if found else text.strip() or None
-        return reading.parsed(thought=outside(text, found), answer=answer) if found else reading.parsed(answer=answer)
+        if found:
+            return reading.parsed(thought=outside(text, found))
+        return reading.parsed(answer=text.strip() or None)
 
     def result(self, view: View, index: int, notes: Sequence[str]) -> list[Message]:
         return [message("user", image_part(view.id))]

@@ -1,13 +1,14 @@
-"""Reading model text: tags, numbers and boxes, shared by all parsers.
+"""Reading model text: tags, thoughts, answers, numbers and boxes, shared by all parsers.
 
-Everything here takes any string, never raises and is linear in its length: tags are found by a regex whose repetitions
-are bounded, numbers by one whose alternatives cannot overlap. What is mended is written down in a `Reading`; what cannot
-be mended becomes a problem there.
+Everything here takes any string, never raises and is linear in its length: tags are found by regexes whose
+repetitions are bounded, numbers by one whose alternatives cannot overlap. What is mended is written down in a
+`Reading`; what cannot be mended becomes a problem there. How a reply is weighed as a whole is said at `read_reply`,
+once, for all families.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -16,11 +17,19 @@ from qzoom_agent.images import View
 from qzoom_agent.protocols.base import Parsed, ToolCall
 
 EMPTY_REPLY = "The reply was empty. Answer the question."
+ONLY_THOUGHT = "The reply ended before an answer or a call. Give one of them now."
 MAX_CALLS_READ = 16
-"""Call spans looked at in one reply; more is a degenerate reply, and reading them all would help nobody."""
+"""Calls looked at in one reply; more is a degenerate reply, and reading them all would help nobody."""
+MAX_NAME = 80
+MAX_BOXED = 2000
+MAX_LABEL = 200
 _LARGEST = 1e9
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,4})?")
+_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,4})?")
 _CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("left", "top", "right", "bottom"))
+_BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "bbox2d", "box", "coordinates", "region")
+_BOXED = "\\boxed{"
+_STYLED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+_STRAY = re.compile(r"</?(?:answer|think|tool_call|tool_response|grounding)>", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -32,22 +41,23 @@ class Reading:
     repairs: list[str] = field(default_factory=list)
 
     def parsed(self, *, thought: str = "", answer: str | None = None) -> Parsed:
-        """The finished reading; a reply that gave nothing at all gets the empty-reply problem."""
+        """The finished reading; a reply that gave nothing at all gets a problem."""
         if answer is None and not self.calls and not self.problems:
-            self.problems.append(EMPTY_REPLY)
-        return Parsed(thought=thought, answer=answer, calls=self.calls, problems=self.problems, repairs=self.repairs)
+            self.problems.append(ONLY_THOUGHT if thought else EMPTY_REPLY)
+        problems, repairs = list(dict.fromkeys(self.problems)), list(dict.fromkeys(self.repairs))
+        return Parsed(thought=thought, answer=answer, calls=self.calls, problems=problems, repairs=repairs)
 
     def keep(self, limit: int) -> None:
-        """Keep the first `limit` calls; the rest becomes a problem."""
+        """Keep the first `limit` calls; that there were more becomes a problem."""
         if len(self.calls) > limit:
-            some = "one call" if limit == 1 else f"{limit} calls"
-            self.problems.append(f"At most {some} a turn: the first of {len(self.calls)} calls was taken, in order.")
+            some = "call was" if limit == 1 else f"{limit} calls were"
+            self.problems.append(f"Only the first {some} run: at most {limit} in a turn.")
             del self.calls[limit:]
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A tagged stretch of a text: `text[start:end]` with its tags, `body` without them."""
+    """A marked stretch of a text: `text[start:end]` with its marks, `body` without them."""
 
     body: str
     raw: str
@@ -56,22 +66,27 @@ class Span:
     closed: bool
 
 
+def readable(text: str) -> str:
+    """The model's own turn as well-formed Unicode: lone surrogates replaced, and nothing after an end-of-turn token."""
+    return text.encode("utf-8", "replace").decode("utf-8").partition("<|im_end|>")[0]
+
+
 @cache
-def _tag(name: str) -> re.Pattern[str]:
+def tag(name: str) -> re.Pattern[str]:
+    """Matches `<name>` and `</name>`; group 1 is the slash."""
     return re.compile(rf"<\s{{0,8}}(/?)\s{{0,8}}{name}\s{{0,8}}>", re.IGNORECASE)
 
 
-def spans(text: str, tag: str, *, limit: int = MAX_CALLS_READ) -> list[Span]:
-    """The first `limit` spans opened by `<tag>`; each ends at its closing tag, the next opening tag, or with the text."""
+def spans(text: str, name: str, *, limit: int | None = None) -> list[Span]:
+    """The first `limit` spans opened by `<name>`; each ends at its closing tag, the next opening one, or the text's "
+    "end."""
     found: list[Span] = []
     opening: re.Match[str] | None = None
-    for mark in _tag(tag).finditer(text):
+    for mark in tag(name).finditer(text):
         closes = bool(mark[1])
         if opening is not None:
-            end = mark.end() if closes else mark.start()
-            found.append(
-                Span(text[opening.end() : mark.start()], text[opening.start() : end], opening.start(), end, closes)
-            )
+            start, end = opening.start(), mark.end() if closes else mark.start()
+            found.append(Span(text[opening.end() : mark.start()], text[start:end], start, end, closes))
         opening = None if closes else mark
         if len(found) == limit:
             return found
@@ -81,10 +96,86 @@ def spans(text: str, tag: str, *, limit: int = MAX_CALLS_READ) -> list[Span]:
 
 
 def outside(text: str, taken: Sequence[Span]) -> str:
-    """The text around these spans (in order, not overlapping), joined by newlines."""
+    """The text around these spans (in order, not overlapping), stripped and joined by newlines."""
     edges = [0, *(edge for span in taken for edge in (span.start, span.end)), len(text)]
-    pieces = [text[start:end].strip() for index, (start, end) in enumerate(pairwise(edges)) if index % 2 == 0]
-    return "\n".join(piece for piece in pieces if piece)
+    return _joined(*(text[start:end] for index, (start, end) in enumerate(pairwise(edges)) if index % 2 == 0))
+
+
+def read_reply(
+    text: str,
+    *,
+    find: Callable[[str, Reading], list[Span]],
+    read: Callable[[Span, Reading], None],
+    limit: int,
+    mark: str | None,
+) -> Parsed:
+    """Weigh a whole reply. `find` marks the calls in a text, `read` adds one to the reading or says what is wrong.
+
+    Looked for in this order, first outside the thought (`<think>`, closed or not; a `</think>` alone closes a thought
+    that the prompt opened), then, if nothing stands outside it, inside:
+
+    1. `<answer>`: the answer; calls beside it are dropped and noted, since with it the model has said that it is done.
+    2. Calls, at most `limit`; other text is thought, and a `\\boxed{}` beside a call does not end the episode.
+    3. Any other text: the answer, or what its `\\boxed{}` holds. `mark` names the family's own way to mark an answer
+       ("answer", "boxed"), and free text instead of it is noted; None means that the family answers in free text.
+    """
+    reading = Reading()
+    thought, rest = _split_thought(readable(text))
+    inside = not outside(rest, spans(rest, "answer")) and not any(span.body.strip() for span in spans(rest, "answer"))
+    if inside:
+        thought, rest = "", thought
+    answers = [span for span in spans(rest, "answer") if span.body.strip()]
+    calls = find(rest, reading)
+    if inside and (answers or calls):
+        reading.repairs.append("read from inside the thought")
+    if answers:
+        if calls:
+            reading.repairs.append("call beside an answer not run")
+        if not answers[-1].closed:
+            reading.repairs.append("closing </answer> added")
+        body = answers[-1].body.strip()
+        return reading.parsed(thought=_joined(thought, outside(rest, answers)), answer=_boxed(body) or body)
+    if calls:
+        for span in calls:
+            read(span, reading)
+        reading.keep(limit)
+        return reading.parsed(thought=_joined(thought, outside(rest, calls)))
+    if inside:
+        return reading.parsed(thought=rest.strip())
+    free = _STRAY.sub("", rest).strip()
+    boxed = _boxed(free)
+    if free and (mark == "answer" or (mark == "boxed" and not boxed)):
+        reading.repairs.append("free text taken as the answer")
+    return reading.parsed(thought=_joined(thought, free) if boxed else thought.strip(), answer=boxed or free or None)
+
+
+def _split_thought(text: str) -> tuple[str, str]:
+    first = tag("think").search(text)
+    head = ""
+    if first is not None and first[1]:
+        head, text = text[: first.start()], text[first.end() :]
+    thoughts = spans(text, "think")
+    return _joined(head, *(span.body for span in thoughts)), outside(text, thoughts)
+
+
+def _boxed(text: str) -> str:
+    """What the last `\\boxed{}` holds, braces balanced; empty if there is none."""
+    start = text.rfind(_BOXED)
+    if start < 0:
+        return ""
+    start += len(_BOXED)
+    text = text[: start + MAX_BOXED]
+    depth, end = 1, start
+    while end < len(text) and depth:
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        end += 1
+    held = text[start : end - 1 if depth == 0 else end].strip()
+    styled = _STYLED.fullmatch(held)
+    return styled[1].strip() if styled else held
+
+
+def _joined(*pieces: str) -> str:
+    return "\n".join(stripped for piece in pieces if (stripped := piece.strip()))
 
 
 def first_view(views: Sequence[View]) -> str:
@@ -95,6 +186,37 @@ def first_view(views: Sequence[View]) -> str:
 def numbers_in(text: str) -> list[str]:
     """The decimal numbers written in a text, in order."""
     return _NUMBER.findall(text)
+
+
+def read_label(arguments: Mapping[str, object]) -> str:
+    """What the model says it looks for, shortened."""
+    label = arguments.get("label")
+    return readable(label)[:MAX_LABEL] if isinstance(label, str) else ""
+
+
+def has_box(arguments: Mapping[str, object]) -> bool:
+    """Whether a box is given under any name that models use for it."""
+    return any(key in arguments for key in _BOX_KEYS)
+
+
+def box_argument(arguments: Mapping[str, object], into: Reading) -> object:
+    """The value given for the box; another name than `bbox_2d` is noted, none at all gives None."""
+    key = next((key for key in _BOX_KEYS if key in arguments), None)
+    if key is None:
+        return None
+    if key != "bbox_2d":
+        into.repairs.append(f"box read from {key}")
+    return arguments[key]
+
+
+def read_index(arguments: Mapping[str, object], names: Sequence[str], into: Reading, *, default: int) -> int | None:
+    """The whole number given under one of `names`, `default` if none is given, or None if it is not a whole number."""
+    given = next((arguments[name] for name in names if arguments.get(name) is not None), None)
+    if given is None:
+        into.repairs.append(f"{names[0]} missing, {default} taken")
+        return default
+    number = _number(given, into)
+    return int(number) if number is not None and number.is_integer() else None
 
 
 def read_box(value: object, into: Reading, *, how: str) -> tuple[float, float, float, float] | None:
@@ -118,7 +240,7 @@ def read_box(value: object, into: Reading, *, how: str) -> tuple[float, float, f
 def _flat(value: object, into: Reading) -> list[object]:
     if isinstance(value, str):
         into.repairs.append("box read from a string")
-        return list(numbers_in(value))
+        return [float(number) for number in numbers_in(value)]
     if isinstance(value, dict):
         lowered = {str(key).lower().replace("_", ""): item for key, item in value.items()}
         names = next((names for names in _CORNERS if all(name in lowered for name in names)), ())

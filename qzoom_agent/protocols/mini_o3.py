@@ -1,0 +1,107 @@
+"""mini_o3: `<grounding>{"bbox_2d": [x0, y0, x1, y1], "source": "original_image"}</grounding>`, one a turn.
+
+Boxes are relative (0..1) to the image named by `source`: "original_image", or "observation_i" for the i-th crop, so
+that a crop of a crop is asked for in the crop's own coordinates. `</grounding>` itself ends the turn: it is a stop
+string, and a call without it is complete. Crops come back in a user turn that numbers them: Action k (from 0),
+Observation k + 1; the doubled "the" in it is the checkpoint's. Crops that a policy put into the opening count as
+observations as well.
+"""
+
+import re
+from collections.abc import Sequence
+
+from qzoom_agent.images import View
+from qzoom_agent.protocols.jsonrepair import objects_in, read_json
+from qzoom_agent.protocols.reading import (
+    MAX_CALLS_READ,
+    MAX_NAME,
+    Reading,
+    Span,
+    box_argument,
+    first_view,
+    has_box,
+    read_box,
+)
+from qzoom_agent.protocols.tagged import Arguments, Payload, Region, Tagged, Wording
+
+_OBSERVATION = re.compile(r"observation[ _-]?(\d{1,4})", re.IGNORECASE)
+_ORIGINAL = ("original_image", "original image", "original", "image", "observation_0")
+_LOOSE_TRIES = 4
+
+
+def _payloads(body: str, reading: Reading) -> list[Payload]:
+    values = objects_in(body, reading.repairs, limit=MAX_CALLS_READ)
+    return [Payload("grounding", value) for value in values if isinstance(value, dict)]
+
+
+def _region(arguments: Arguments, views: Sequence[View], reading: Reading, how: str) -> Region | None:
+    view = _source(arguments, views, reading)
+    if view is None:
+        crops = f"observation_1 to observation_{len(views) - 1}" if len(views) > 1 else "no observation yet"
+        reading.problems.append(f"There is no such source. There are original_image and {crops}. {how}")
+        return None
+    box = read_box(box_argument(arguments, reading), reading, how=how)
+    return box and Region(box, "unit", view)
+
+
+def _source(arguments: Arguments, views: Sequence[View], reading: Reading) -> str | None:
+    source = arguments.get("source")
+    if source is None:
+        reading.repairs.append("source missing, original_image taken")
+        return first_view(views)
+    named = str(source)[:MAX_NAME].strip().lower()
+    if named in _ORIGINAL:
+        return first_view(views)
+    numbered = _OBSERVATION.fullmatch(named)
+    index = int(numbered[1]) if numbered else 0
+    return views[index].id if 0 < index < len(views) else None
+
+
+def _loose(text: str) -> Span | None:
+    at = text.find("bbox_2d")
+    for _ in range(_LOOSE_TRIES):
+        if at < 0:
+            return None
+        start = text.rfind("{", max(0, at - MAX_NAME), at)
+        found = read_json(text, start) if start >= 0 else None
+        if found and isinstance(found.value, dict) and has_box(found.value) and "source" in found.value:
+            whole = text[start : found.end]
+            return Span(whole, whole, start, found.end, True)
+        at = text.find("bbox_2d", at + 1)
+    return None
+
+
+_CALL = '<grounding>{"bbox_2d": [x0, y0, x1, y1], "source": "original_image"}</grounding>'
+_ASK = "Reason inside <think> and </think>, then give the final answer inside <answer> and </answer>."
+MINI_O3 = Tagged(
+    name="mini_o3",
+    frame="unit",
+    tools=("grounding",),
+    how=f"Write {_CALL}, where the image's width and height are 1.0.",
+    payloads=_payloads,
+    region=_region,
+    loose=_loose,
+    tag="grounding",
+    stop=("</grounding>",),
+    wording=Wording(
+        system=(
+            "You are a helpful assistant. Answer the question about the image. Put your reasoning inside <think> and "
+            "</think>. Wherever something is not clear, zoom into a region of an image by writing "
+            f"{_CALL}, where (x0, y0) and (x1, y1) are the region's top-left and bottom-right corner, the image's "
+            "width and height being 1.0, and 'source' is the image to zoom into: 'original_image' or 'observation_i'. "
+            "Once the answer is certain, put it inside <answer> and </answer>."
+        ),
+        plain_system=f"You are a helpful assistant. Answer the question about the image. {_ASK}",
+        between="\n",
+        result_before="After the above Action {action}, here is the the zoom-in image (Observation {observation}):\n",
+        result_after=".",
+        result_end=(
+            "\nContinue your reasoning process inside <think> and </think>. If needed, you can continue to zoom in on "
+            "the original image or any of the observations, by outputting <grounding> and </grounding> as before. If "
+            "the final answer is confirmed, put your final answer inside <answer> and </answer>."
+        ),
+        refusal_before="ERROR occurs during grounding. Error Information: ",
+        refusal_after="\nConsider the error and continue your reasoning inside <think> and </think>.",
+        final=f"Zooming is over. {_ASK}",
+    ),
+)

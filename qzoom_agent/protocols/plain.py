@@ -1,0 +1,86 @@
+"""plain: for models that were never trained to call a tool. One line, `ZOOM: x1, y1, x2, y2`, in thousandths.
+
+The first user turn explains it in a few words, in the user's turn because some templates have no system role. Boxes
+are always measured on the first image, in 0..1000 of its sides: such models keep to one frame, if to any. A line that
+starts with the word ZOOM and has a colon, or exactly four numbers, is a call, wherever it stands; brackets, bold
+marks and bullets around it are forgiven, and a sentence that merely starts with "Zoom" is not a call. Anything else
+is the answer, after `Answer:` if that is how the reply begins.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qzoom_agent.geometry import Frame
+from qzoom_agent.images import View
+from qzoom_agent.messages import Message, image_part, message
+from qzoom_agent.protocols.base import Parsed, ToolCall
+from qzoom_agent.protocols.reading import (
+    MAX_CALLS_READ,
+    Reading,
+    Span,
+    first_view,
+    numbers_in,
+    read_box,
+    read_reply,
+)
+
+_LINE = re.compile(r"^[ \t>*_`#\-]{0,8}zoom\b([^\n]{0,300})", re.IGNORECASE | re.MULTILINE)
+_ANSWER = re.compile(r"[*_ ]{0,4}(?:final )?answer[*_ ]{0,4}:[*_]{0,4}", re.IGNORECASE)
+_HOW = "Write a line ZOOM: x1, y1, x2, y2 with numbers from 0 to 1000."
+_OFFER = (
+    "\n\nIf something in the image is too small to be sure, do not answer yet: reply with one line\n"
+    "ZOOM: x1, y1, x2, y2\nand you will see that part enlarged. x1, y1 is the part's top-left and x2, y2 its bottom-right corner, in "
+    "thousandths of the first image's width and height: 0, 0, 1000, 1000 is all of it. Otherwise reply with the "
+    "answer only."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """`ZOOM:` lines."""
+
+    name: str = "plain"
+    frame: Frame = "per_mille"
+    stop: tuple[str, ...] = ()
+    max_calls_per_turn: int = 1
+
+    def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
+        return [message("user", *(image_part(view.id) for view in views), question + (_OFFER if tools else ""))]
+
+    def parse(self, text: str, views: Sequence[View]) -> Parsed:
+        def read(span: Span, reading: Reading) -> None:
+            box = read_box([float(number) for number in numbers_in(span.body)], reading, how=_HOW)
+            if box is not None:
+                call = ToolCall(name="zoom", box=box, frame=self.frame, view=first_view(views), raw=span.raw)
+                reading.calls.append(call)
+
+        parsed = read_reply(text, find=_find, read=read, limit=self.max_calls_per_turn, mark=None)
+        lead = _ANSWER.match(parsed.answer or "")
+        if lead is None or parsed.answer is None or not parsed.answer[lead.end() :].strip():
+            return parsed
+        return parsed.model_copy(update={"answer": parsed.answer[lead.end() :].strip()})
+
+    def result(self, view: View, index: int, notes: Sequence[str]) -> list[Message]:
+        noted = "".join(f"\n{note}" for note in notes)
+        return [
+            message(
+                "user", "The part you asked for, enlarged:", image_part(view.id), f"{noted}\nZoom again, or answer."
+            )
+        ]
+
+    def refusal(self, text: str) -> list[Message]:
+        return [message("user", f"No zoom: {text}\nZoom again, or answer.")]
+
+    def final(self) -> list[Message]:
+        return [message("user", "Do not zoom any more. Reply with the answer only.")]
+
+
+def _find(text: str, reading: Reading) -> list[Span]:
+    found: list[Span] = []
+    for line in _LINE.finditer(text):
+        if line[1].lstrip("*_` ")[:1] == ":" or len(numbers_in(line[1])) == 4:
+            found.append(Span(line[1], line[0].strip(), line.start(), line.end(), True))
+        if len(found) == MAX_CALLS_READ:
+            break
+    return found

@@ -1,0 +1,107 @@
+"""qwen3_5 (Qwen3.5, 3.6, 3.8): a call is a function tag with one tag per parameter, values as plain text.
+
+    <tool_call>
+    <function=image_zoom_in_tool>
+    <parameter=bbox_2d>
+    [412, 300, 520, 391]
+    </parameter>
+    </function>
+    </tool_call>
+
+Everything else is as in qwen3vl: 0..1000 of the user's image `img_idx`, which these models often leave out (0),
+results in role "tool", free-text answers. A JSON call between the same tags is read too, and so is a function tag
+without `<tool_call>` around it, which these models are known to write.
+"""
+
+import re
+
+from qzoom_agent.protocols.hermes import CALLS_PER_TURN, QWEN3VL, ZOOM, hermes_payloads, user_image_region
+from qzoom_agent.protocols.jsonrepair import read_json
+from qzoom_agent.protocols.reading import MAX_CALLS_READ, Reading, Span
+from qzoom_agent.protocols.tagged import Arguments, Payload, Tagged, Wording, box_schema, tool_schema
+
+_FUNCTION = re.compile(r"<\s{0,4}function\s{0,4}=\s{0,4}([^<>\n]{1,80})>", re.IGNORECASE)
+_PARAMETER = re.compile(r"<\s{0,4}parameter\s{0,4}=\s{0,4}([^<>\n]{1,80})>", re.IGNORECASE)
+_CLOSING = re.compile(r"<\s{0,4}/\s{0,4}(?:parameter|function)\s{0,4}>", re.IGNORECASE)
+
+
+def function_payloads(body: str, reading: Reading) -> list[Payload]:
+    """The function tags in a body; a JSON call if there are none."""
+    heads = list(_FUNCTION.finditer(body))[:MAX_CALLS_READ]
+    if not heads:
+        found = hermes_payloads(body, reading)
+        if found:
+            reading.repairs.append("JSON call read in place of a function tag")
+        return found
+    ends = [head.start() for head in heads[1:]] + [len(body)]
+    return [
+        Payload(_unquoted(head[1]), _arguments(body[head.end() : end])) for head, end in zip(heads, ends, strict=True)
+    ]
+
+
+def _arguments(body: str) -> Arguments:
+    heads = list(_PARAMETER.finditer(body))[:MAX_CALLS_READ]
+    ends = [head.start() for head in heads[1:]] + [len(body)]
+    found: Arguments = {}
+    for head, end in zip(heads, ends, strict=True):
+        closing = _CLOSING.search(body, head.end(), end)
+        found[_unquoted(head[1])] = _value(body[head.end() : closing.start() if closing else end].strip())
+    return found
+
+
+def _value(text: str) -> object:
+    parsed = read_json(text) if text.startswith(("[", "{")) else None
+    if parsed is not None:
+        return parsed.value
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _unquoted(text: str) -> str:
+    return text.strip().strip("\"'")
+
+
+def _loose(text: str) -> Span | None:
+    head = _FUNCTION.search(text)
+    if head is None:
+        return None
+    closing = text.find("</function>", head.end())
+    end = len(text) if closing < 0 else closing + len("</function>")
+    whole = text[head.start() : end]
+    return Span(whole, whole, head.start(), end, True)
+
+
+_SCHEMA = tool_schema(
+    ZOOM,
+    "Look at a region of an image more closely: it is cut out and shown enlarged.",
+    {
+        "bbox_2d": box_schema("in thousandths (0 to 1000) of the image's width and height"),
+        "label": {"type": "string", "description": "What is expected in the region."},
+        "img_idx": {"type": "number", "description": "Which of the user's images to zoom into, counted from 0."},
+    },
+    required=("bbox_2d",),
+)
+_SYSTEM = (
+    f"# Tools\n\nYou have access to the following functions:\n\n<tools>\n{_SCHEMA}\n</tools>\n\n"
+    "If you choose to call a function ONLY reply in the following format with NO suffix:\n\n"
+    "<tool_call>\n<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n</parameter>\n"
+    "<parameter=example_parameter_2>\nvalue_2\n</parameter>\n</function>\n</tool_call>\n\n"
+    "Nest the function in <tool_call></tool_call>, give every required parameter, and put reasoning before the call "
+    "only. Without a call, just answer the question."
+)
+QWEN3_5 = Tagged(
+    name="qwen3_5",
+    frame="per_mille",
+    tools=QWEN3VL.tools,
+    how="Write <tool_call>\n<function=image_zoom_in_tool>\n<parameter=bbox_2d>\n[x1, y1, x2, y2]\n</parameter>\n"
+    "</function>\n</tool_call> with x and y from 0 to 1000.",
+    payloads=function_payloads,
+    region=user_image_region,
+    loose=_loose,
+    max_calls_per_turn=CALLS_PER_TURN,
+    result_role="tool",
+    mark=None,
+    wording=Wording(system=_SYSTEM, refusal_before="Error: "),
+)

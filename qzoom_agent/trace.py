@@ -252,6 +252,8 @@ class Trace(_Record):
         for view in views:
             if not (0 < view.width < 10**7 and 0 < view.height < 10**7 and 0 <= view.tokens < 10**9):
                 raise ValueError(f"view {view.id!r} has an impossible size")
+            if not view.region.finite:
+                raise ValueError(f"view {view.id!r} has an impossible box")
             if not _DIGEST.fullmatch(view.digest):
                 raise ValueError(f"view {view.id!r} has an impossible digest")
         return views

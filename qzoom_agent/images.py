@@ -50,7 +50,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_STRIP_PIXELS = 4_000_000
+_STRIP_PIXELS = 500_000
 _URL_TIMEOUT_S = 30
 
 
@@ -210,11 +210,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 def _grey_from_deep(image: Image.Image) -> Image.Image:
     """RGB from 16-bit, 32-bit or float grey."""
     samples = np.asarray(image)
-    if image.mode.startswith("I;"):
-        low, high = 0.0, 65535.0
-    else:
-        low, high = _shown_range(samples)
-    return Image.fromarray(_to_bytes(samples, low, high)).convert("RGB")
+    return Image.fromarray(_to_bytes(samples, *_shown_range(samples))).convert("RGB")
 
 
 def _from_array(array: np.ndarray[Any, Any], max_pixels: int) -> Image.Image:
@@ -226,22 +222,18 @@ def _from_array(array: np.ndarray[Any, Any], max_pixels: int) -> Image.Image:
     name = f"the {shape} array"
     _check_size((array.shape[1], array.shape[0]), name, max_pixels)
     if array.dtype != np.uint8:
-        array = _to_bytes(array, *_array_range(array))
+        array = _to_bytes(array, *_shown_range(array))
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     return _decode(Image.fromarray(np.ascontiguousarray(array)), name, max_pixels)
 
 
-def _array_range(array: np.ndarray[Any, Any]) -> tuple[float, float]:
-    if array.dtype.kind == "b":
-        return 0.0, 1.0
-    if array.dtype == np.uint16:
-        return 0.0, 65535.0
-    return _shown_range(array)
-
-
 def _shown_range(samples: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """The values shown as black and as white where the sample type does not say."""
+    """The values shown as black and as white."""
+    if samples.dtype.kind == "b":
+        return 0.0, 1.0
+    if samples.dtype.kind == "u" and samples.itemsize == 2:
+        return 0.0, 65535.0
     floating = samples.dtype.kind == "f"
     low, high = math.inf, -math.inf
     for rows in _strips(samples):
@@ -259,10 +251,17 @@ def _shown_range(samples: np.ndarray[Any, Any]) -> tuple[float, float]:
 
 def _to_bytes(samples: np.ndarray[Any, Any], low: float, high: float) -> np.ndarray[Any, Any]:
     found = np.empty(samples.shape, np.uint8)
+    # Halved so that the span of extreme doubles stays finite.
+    gain = 255 / (high / 2 - low / 2)
     for rows, out in zip(_strips(samples), _strips(found), strict=True):
-        # Halved so that the span of extreme doubles stays finite.
-        scaled = (rows.astype(np.float64) / 2 - low / 2) / (high / 2 - low / 2) * 255
-        out[...] = np.nan_to_num(np.clip(scaled, 0, 255), nan=0.0).round()
+        scaled = rows.astype(np.float64)
+        scaled /= 2
+        scaled -= low / 2
+        scaled *= gain
+        np.clip(scaled, 0, 255, out=scaled)
+        np.rint(scaled, out=scaled)
+        scaled[np.isnan(scaled)] = 0
+        out[...] = scaled
     return found
 
 

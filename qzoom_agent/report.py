@@ -301,7 +301,7 @@ def _header(trace: Trace, expected: str | None) -> Html:
         el("p", _logo(), el("b", "qzoom"), el("span", "episode ", cut(trace.id, 80)), cls="brand"),
         el("h1", cut(trace.question, 2000), dir="auto"),
         el("dl", el("div", el("dt", "Answer"), el("dd", answer, dir="auto"), cls="answer"), known, cls="verdict"),
-        el("p", trace.error, cls="error", dir="auto") if trace.error else None,
+        el("p", bounded(trace.error), cls="error", dir="auto") if trace.error else None,
         el("ul", el("li", el("span", trace.status, cls=f"badge {trace.status}")), names, cls="names"),
         _totals(trace),
     )
@@ -408,8 +408,6 @@ def _timeline(trace: Trace, image: Images) -> Html:
     draw = _Drawing(trace, image, _CROP_BYTES // max(1, crops + 1))
     items = [_first_look(trace, draw)]
     items += [_turn(draw, turn, position) for position, turn in enumerate(trace.turns, start=1)]
-    if trace.error:
-        items.append(_item("error", None, "Ended by an error", None, [_said(trace.error, "problem")]))
     return el("ol", items, cls="turns")
 
 

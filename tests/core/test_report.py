@@ -238,7 +238,7 @@ def test_boxes_lie_where_the_crops_were_cut_and_where_the_model_asked() -> None:
 
 
 def test_every_turn_has_its_own_colour_and_every_image_a_description() -> None:
-    found = page(error=None)
+    found = page()
     colours = [
         [name for name in (turn["class"] or "").split() if re.fullmatch(r"c[\dx]", name)]
         for turn in found.having("turn")

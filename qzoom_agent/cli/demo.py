@@ -16,7 +16,7 @@ from qzoom_agent.cli.options import add_agent_flags, load_agent
 
 STEPS: Final = {
     "needle-global": "the coarse view is enough",
-    "needle-scene": "one zoom: the code is too small in the coarse view",
+    "needle-scene": "one zoom: the detail is too small in the coarse view",
     "needle-hop": "two zooms: the first shows where the second has to look",
 }
 

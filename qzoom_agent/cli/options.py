@@ -33,6 +33,7 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
 
 def load_agent(args: argparse.Namespace) -> Agent:
     """The agent that the flags describe. Raises ConfigError or BackendError."""
+    from qzoom_agent.backends.presets import resolve_model
     from qzoom_agent.config import AgentConfig
 
     config = AgentConfig.load(args.config) if args.config else AgentConfig()
@@ -45,7 +46,8 @@ def load_agent(args: argparse.Namespace) -> Agent:
     }
     changes |= {key: value for key, value in flags.items() if value is not None}
     config = config.replace(**changes)
-    # Last, because it takes seconds: a wrong flag must not wait for the imports.
+    resolve_model(config.model)
+    # Last, because it takes seconds: a wrong flag or name must not wait for these imports.
     from qzoom_agent.agent import Agent
 
     return Agent.from_pretrained(config.model, config=config, device=args.device)

@@ -1,0 +1,180 @@
+"""The documentation is true: code runs, commands parse, the set-up lines are what CI runs, links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from qzoom_agent.backends.presets import NANO_FOLDER
+from qzoom_agent.cli.main import VERBS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ["README.md", "CONTRIBUTING.md"]
+
+needs_nano = pytest.mark.skipif(
+    not (NANO_FOLDER / "model.safetensors").exists(),
+    reason="the weights of nano are not in the package yet (models/nano/model.safetensors)",
+)
+
+
+class Block(NamedTuple):
+    """A fenced block of a page, the comment right above it, and the output block right below it."""
+
+    page: str
+    language: str
+    code: str
+    comment: str
+    output: str | None
+
+
+def _blocks(page: str) -> list[Block]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    pattern = (
+        r"(?:<!-- (?P<comment>[^\n]*?) -->\n)?"
+        r"^```(?P<language>\w+)\n(?P<code>.*?)^```$"
+        r"(?:\n\n```text\n(?P<output>.*?)^```$)?"
+    )
+    return [
+        Block(page, match["language"], match["code"], match["comment"] or "", match["output"])
+        for match in re.finditer(pattern, text, re.M | re.S)
+    ]
+
+
+BLOCKS = [block for page in PAGES for block in _blocks(page)]
+
+
+def _command(name: str) -> str:
+    (block,) = [block for block in BLOCKS if block.comment == f"command: {name}"]
+    return block.code
+
+
+def _run(code: str, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _needs_nano(block: Block) -> bool:
+    return "from_pretrained" in block.code
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, marks=needs_nano if _needs_nano(block) else (), id=f"{block.page}-{number}")
+        for number, block in enumerate(BLOCKS)
+        if block.language == "python" and not block.comment.startswith("not run")
+    ],
+)
+def test_python_runs_and_prints_what_is_shown(block: Block, tmp_path: Path) -> None:
+    _prepare(tmp_path)
+    printed = _run(block.code, tmp_path)
+    if block.output is not None:
+        assert printed == block.output
+
+
+def _prepare(folder: Path) -> None:
+    """The files that the pages' code reads: two evaluations of the same questions."""
+    from qzoom_agent.config import AgentConfig
+    from qzoom_agent.evals.runner import Row, summarise
+
+    for name, right in (("before.json", 3), ("after.json", 7)):
+        rows = [
+            Row(
+                id=str(index),
+                kind="code",
+                question="?",
+                gold="7",
+                correct=index < right,
+                status="answered",
+                coarse_suffices=False,
+                visual_tokens=100 + index,
+            )
+            for index in range(8)
+        ]
+        result = summarise(rows, suite="needle-scene", split="test", seed=0, planned=8, config=AgentConfig())
+        (folder / name).write_text(result.model_dump_json(), encoding="utf-8")
+
+
+def test_python_that_is_not_run_says_why_and_compiles() -> None:
+    for block in BLOCKS:
+        if block.language == "python":
+            compile(block.code, block.page, "exec")
+            assert not block.comment.startswith("not run") or len(block.comment) > len("not run: ")
+
+
+def _qzoom_lines() -> list[str]:
+    lines = [line for block in BLOCKS if block.language == "bash" for line in block.code.splitlines()]
+    return [line for line in lines if line.startswith("qzoom ")]
+
+
+@pytest.mark.parametrize("line", _qzoom_lines())
+def test_commands_parse(line: str) -> None:
+    _, verb, *rest = shlex.split(line)
+    if verb == "train":
+        assert rest[0] in importlib.import_module(VERBS[verb].module).STAGES
+    else:
+        importlib.import_module(VERBS[verb].module).parser().parse_args(rest)
+
+
+@needs_nano
+def test_commands_run(tmp_path: Path) -> None:
+    # In the order of the page: `ask` reads a board that `demo` wrote. Evaluations and training take minutes.
+    lines = ["qzoom demo", *(line for line in _qzoom_lines() if line.split()[1] not in {"eval", "train"})]
+    for line in lines:
+        code = f"import sys; from qzoom_agent.cli.main import main; sys.exit(main({shlex.split(line)[1:]!r}))"
+        _run(code, tmp_path)
+    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "run" / "trace.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"), [("demo", ".venv/bin/qzoom demo"), ("tests", ".venv/bin/python -m pytest")]
+)
+def test_a_set_up_command_is_one_line_from_nothing(name: str, ending: str) -> None:
+    (line,) = _command(name).splitlines()
+    venv, torch, project, run = line.split(" && ")
+    assert venv == "python3.11 -m venv .venv"
+    assert re.fullmatch(r"\.venv/bin/pip install torch==[\d.]+ -c constraints\.txt", torch)
+    assert re.fullmatch(r'\.venv/bin/pip install -e (\.|"\.\[test\]") -c constraints\.txt', project)
+    assert run == ending
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    extract = re.search(r'command="\$\((.*)\)"', script)
+    assert extract
+    done = subprocess.run(["bash", "-c", extract[1]], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == _command("tests")
+    assert "set -euo pipefail" in script
+    for tool in ('ruff" check', 'ruff" format --check', 'mypy" --strict'):
+        assert tool in script
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
+def test_links_lead_to_files(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = {link.partition("#")[0] for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text)}
+    missing = {link for link in links if link and not (ROOT / link).exists()}
+    if missing and not (NANO_FOLDER / "model.safetensors").exists():
+        pytest.skip(f"made together with the weights of nano: {sorted(missing)}")
+    assert not missing
+
+
+def test_nothing_is_left_to_measure_once_nano_ships() -> None:
+    if not (NANO_FOLDER / "model.safetensors").exists():
+        pytest.skip("the weights of nano are not in the package yet (models/nano/model.safetensors)")
+    assert "TO MEASURE" not in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,1 +1,76 @@
+"""The needle suites: questions about generated boards whose answer is, or is not, legible in a coarse view.
 
+| suite | question | needs |
+|---|---|---|
+| needle-global | headline, count, colour, shape | the coarse view |
+| needle-scene | code or dots on one object, code of an object's neighbour | one crop |
+| needle-doc | field of a form, line of a receipt, cell of a table | one crop |
+| needle-hop | a note names the cell to read | two crops, the second depends on the first |
+
+The same suite, seed and split give the same pixels on any machine that has the pinned packages.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from PIL import Image
+
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evals.suites.needle.boards import draw_board
+from qzoom_agent.geometry import Box
+
+SUITES: Final = ("needle-global", "needle-scene", "needle-doc", "needle-hop")
+SPLITS: Final = ("train", "test", "ood")
+_LAYOUTS: Final = {
+    "needle-global": ("scene", "scene", "scene", "form", "receipt", "table"),
+    "needle-scene": ("scene",),
+    "needle-doc": ("form", "receipt", "table"),
+    "needle-hop": ("hop",),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one image.
+
+    `boxes` are the needles in pixels of `image`, in the order in which they must be read; empty when `coarse_suffices`.
+    """
+
+    id: str
+    suite: str
+    kind: str
+    image: Image.Image
+    question: str
+    answer: str
+    boxes: tuple[Box, ...]
+    coarse_suffices: bool
+
+
+def sample(suite: str, seed: int, *, split: str = "test", fonts: Path | None = None) -> Sample:
+    """The question of this suite, seed and split.
+
+    Raises:
+        ConfigError: unknown suite or split, or no typeface in `fonts`.
+    """
+    if suite not in SUITES:
+        raise ConfigError(f"Unknown suite {suite!r}. The needle suites are: {', '.join(SUITES)}.")
+    if split not in SPLITS:
+        raise ConfigError(f"Unknown split {split!r}. The splits are: {', '.join(SPLITS)}.")
+    rng = Random(f"{suite}/{split}/{seed}")
+    layout = rng.choice(_LAYOUTS[suite])
+    board = draw_board(layout, seed, split=split, fonts=fonts)
+    facts = [fact for fact in board.facts if fact.suite == suite]
+    kind = rng.choice(sorted({fact.kind for fact in facts}))
+    fact = rng.choice([fact for fact in facts if fact.kind == kind])
+    return Sample(
+        id=f"{suite}-{split}-{seed}",
+        suite=suite,
+        kind=kind,
+        image=board.image,
+        question=fact.question,
+        answer=fact.answer,
+        boxes=tuple(Box(*box) for box in fact.boxes),
+        coarse_suffices=fact.coarse_suffices,
+    )

@@ -1,0 +1,157 @@
+"""What is drawn on a board: shapes, printed text with tracking, and dice.
+
+Every function returns where the ink is, in pixels of the board, because the needle's box and the dense labels of
+vision pretraining come from the drawing itself and never from a detector.
+"""
+
+import math
+from pathlib import Path
+from random import Random
+from typing import Final, NamedTuple
+
+from PIL import ImageDraw
+
+from qzoom_agent.evals.suites.needle.fonts import font
+
+Color = tuple[int, int, int]
+Rect = tuple[float, float, float, float]
+
+SHAPES: Final = ("circle", "square", "triangle", "star", "diamond", "ring", "cross")
+COLORS: Final = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+_PALETTES: Final[dict[str, tuple[Color, ...]]] = {
+    "train": (
+        (206, 32, 36),
+        (240, 134, 22),
+        (242, 212, 40),
+        (40, 148, 60),
+        (44, 200, 212),
+        (36, 70, 204),
+        (120, 40, 156),
+        (246, 140, 192),
+    ),
+    "ood": (
+        (180, 24, 44),
+        (226, 116, 10),
+        (226, 198, 20),
+        (62, 166, 50),
+        (70, 214, 206),
+        (58, 96, 216),
+        (100, 46, 176),
+        (240, 120, 172),
+    ),
+}
+
+
+class Glyph(NamedTuple):
+    """One printed character and the centre and height of its ink."""
+
+    char: str
+    x: float
+    y: float
+    height: float
+
+
+class Printed(NamedTuple):
+    box: Rect
+    glyphs: tuple[Glyph, ...]
+
+
+def paint(rng: Random, name: str, *, split: str) -> Color:
+    """A shade of the named colour."""
+    base = _PALETTES["ood" if split == "ood" else "train"][COLORS.index(name)]
+    red, green, blue = (min(255, max(0, value + rng.randint(-12, 12))) for value in base)
+    return red, green, blue
+
+
+def draw_text(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    *,
+    at: tuple[float, float],
+    typeface: Path,
+    capital: int,
+    fill: Color,
+    advance: float | None = None,
+) -> Printed:
+    """Print `text` with its capitals' top-left corner at `at`.
+
+    With `advance`, every character is centred in a slot of that many pixels (wide tracking, as on number plates);
+    without it, the typeface's own spacing is used.
+    """
+    face = font(typeface, capital)
+    top = face.getbbox("H")[1]
+    x, y = at
+    glyphs: list[Glyph] = []
+    right = x
+    for char in text:
+        left_ink, _, right_ink, _ = face.getbbox(char)
+        ink = right_ink - left_ink
+        slot = float(ink) + max(1.0, 0.14 * capital) if advance is None else advance * (0.5 if char == "." else 1.0)
+        origin = x + (slot - ink) / 2 - left_ink
+        draw.text((round(origin), round(y - top)), char, font=face, fill=fill)
+        glyphs.append(Glyph(char, x + slot / 2, y + capital / 2, float(capital)))
+        x += slot
+        right = x
+    return Printed((at[0], y, right, y + capital), tuple(glyphs))
+
+
+def text_width(text: str, *, typeface: Path, capital: int, advance: float | None = None) -> float:
+    """Width in pixels that `draw_text` will use."""
+    if advance is not None:
+        return sum(advance * (0.5 if char == "." else 1.0) for char in text)
+    face = font(typeface, capital)
+    boxes = [face.getbbox(char) for char in text]
+    return sum(float(box[2] - box[0]) + max(1.0, 0.14 * capital) for box in boxes)
+
+
+def draw_shape(draw: ImageDraw.ImageDraw, shape: str, box: Rect, *, fill: Color, outline: Color) -> None:
+    """One of `SHAPES`, filling `box`."""
+    x1, y1, x2, y2 = box
+    cx, cy, radius = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2
+    if shape == "circle":
+        draw.ellipse(box, fill=fill, outline=outline, width=2)
+    elif shape == "square":
+        inset = radius * 0.1
+        draw.rectangle((x1 + inset, y1 + inset, x2 - inset, y2 - inset), fill=fill, outline=outline, width=2)
+    elif shape == "ring":
+        draw.ellipse(box, outline=fill, width=round(radius * 0.36))
+    elif shape == "cross":
+        arm = radius * 0.36
+        points = ((cx - arm, y1), (cx + arm, y1), (cx + arm, cy - arm), (x2, cy - arm), (x2, cy + arm), (cx + arm, cy + arm))
+        rest = ((cx + arm, y2), (cx - arm, y2), (cx - arm, cy + arm), (x1, cy + arm), (x1, cy - arm), (cx - arm, cy - arm))
+        draw.polygon(points + rest, fill=fill, outline=outline)
+    else:
+        corners = {"triangle": (3, 1.0), "diamond": (4, 1.0), "star": (10, 0.45)}[shape]
+        draw.polygon(_polygon(cx, cy, radius, *corners), fill=fill, outline=outline)
+
+
+def _polygon(cx: float, cy: float, radius: float, corners: int, inner: float) -> list[tuple[float, float]]:
+    points = []
+    for index in range(corners):
+        length = radius * (inner if inner < 1 and index % 2 else 1.0)
+        angle = -math.pi / 2 + 2 * math.pi * index / corners
+        # rounded, so that the last bit of a platform's sine cannot move a pixel
+        points.append((round(cx + length * math.cos(angle), 2), round(cy + length * math.sin(angle), 2)))
+    return points
+
+
+_PIPS: Final = {
+    1: ((0, 0),),
+    2: ((-1, -1), (1, 1)),
+    3: ((-1, -1), (0, 0), (1, 1)),
+    4: ((-1, -1), (1, -1), (-1, 1), (1, 1)),
+    5: ((-1, -1), (1, -1), (0, 0), (-1, 1), (1, 1)),
+    6: ((-1, -1), (1, -1), (-1, 0), (1, 0), (-1, 1), (1, 1)),
+}
+
+
+def draw_die(draw: ImageDraw.ImageDraw, pips: int, center: tuple[float, float], *, side: float) -> Rect:
+    """A die face of `side` pixels with 1 to 6 pips."""
+    cx, cy = center
+    box = (cx - side / 2, cy - side / 2, cx + side / 2, cy + side / 2)
+    draw.rounded_rectangle(box, radius=side * 0.15, fill=(250, 250, 246), outline=(60, 60, 60), width=1)
+    radius = side * 0.085
+    for column, row in _PIPS[pips]:
+        x, y = cx + column * side * 0.27, cy + row * side * 0.27
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(20, 20, 24))
+    return box

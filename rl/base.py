@@ -1,0 +1,317 @@
+"""`qzoom train base`: train a small vision-language model from nothing, stage by stage.
+
+A recipe lists stages; each has its own mix of batches, learning rate and loss weights, and starts from the weights of the
+one before. Everything runs through `transformers.Trainer` over `datasets` tables whose rows are drawn when read, so a
+killed run continues from its last checkpoint with the batches it would have seen.
+
+    qzoom train base --config rl/recipes/nano/base.yaml --output runs/nano
+    qzoom train base --config ... --stage read        (only up to and including this stage)
+    qzoom train base --config ... --dry-run           (print the resolved recipe)
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Qwen2_5_VLForConditionalGeneration,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from yaml import safe_dump, safe_load
+
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.rl.nano.batches import VALIDATION_SEED, single, table, trees_of
+from qzoom_agent.rl.nano.heads import TrainingHeads, losses
+from qzoom_agent.rl.nano.model import build_model
+from qzoom_agent.rl.nano.tokenizer import build_tokenizer
+from qzoom_agent.rl.nano.trees import Packer
+
+log = logging.getLogger(__name__)
+
+
+class Stage(BaseModel):
+    """One stretch of training with one mix of batches."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    name: str
+    """Folder of the stage below the output folder."""
+    steps: int = Field(gt=0)
+    """Optimizer steps; one step is one batch of the mix."""
+    mix: dict[str, float]
+    """Share of each kind of batch (see `qzoom_agent.rl.nano.batches`)."""
+    learning_rate: float = Field(gt=0)
+    schedule: str = "constant_with_warmup"
+    """A scheduler name of transformers: constant_with_warmup, linear, cosine, ..."""
+    warmup_steps: int = 50
+    tower_share: float = 1.0
+    """Learning rate of the vision tower as a share of the rest's."""
+    weights: dict[str, float] = {"answer": 1.0, "read": 1.0, "place": 0.3}
+    """Weight of each loss term."""
+
+
+class BaseRecipe(BaseModel):
+    """What `qzoom train base` does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    seed: int = 0
+    stages: list[Stage]
+    weight_decay: float = 0.02
+    adam_beta2: float = 0.98
+    log_steps: int = 20
+    save_steps: int = 100
+    """Steps between checkpoints; a killed run loses at most these."""
+    validate_steps: int = 200
+    validate_batches: int = 3
+    """Batches of each kind in a validation; their boards are never trained on."""
+    validate_kinds: list[str] = ["coarse", "crops"]
+
+
+def load_recipe(path: Path) -> BaseRecipe:
+    """Read a recipe.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or has unknown or illegal keys.
+    """
+    try:
+        return BaseRecipe.model_validate(safe_load(path.read_text()))
+    except OSError as error:
+        raise ConfigError(f"Cannot read the recipe {path}: {error.strerror}. Give the path of a YAML file.") from error
+    except ValidationError as error:
+        raise ConfigError(f"The recipe {path} is not valid: {error}") from error
+
+
+class TreeTrainer(Trainer):
+    """`Trainer` whose batches are packed trees and whose loss is a weighted sum of named terms."""
+
+    def __init__(self, stage: Stage, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stage = stage
+        self.model_accepts_loss_kwargs = False
+        self.terms: dict[str, list[float]] = {}
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        def move(value: Any) -> Any:
+            return value.to(self.args.device) if isinstance(value, Tensor) else value
+
+        moved: dict[str, Any] = tree_map(move, inputs)
+        return moved
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        terms = losses(model, model.training_heads, inputs)
+        total = torch.zeros(())
+        for name, weight in self.stage.weights.items():
+            if name in terms and weight:
+                total = total + weight * terms[name]
+                self.terms.setdefault(name, []).append(float(terms[name].detach()))
+        return (total, terms) if return_outputs else total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        for name, values in self.terms.items():
+            logs[name] = round(sum(values) / len(values), 4)
+        self.terms.clear()
+        super().log(logs, start_time)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            groups = _groups(self.model, self.args.learning_rate, self.stage.tower_share, self.args.weight_decay)
+            self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate, betas=(0.9, self.args.adam_beta2), fused=True)
+        return self.optimizer
+
+
+def _groups(model: Any, rate: float, tower_share: float, decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: matrices decay, vectors do not; the vision tower has a rate of its own."""
+    groups = []
+    for tower in (True, False):
+        for matrix in (True, False):
+            chosen = [
+                parameter
+                for name, parameter in model.named_parameters()
+                if (".visual." in name) == tower and (parameter.ndim > 1) == matrix
+            ]
+            groups.append({"params": chosen, "lr": rate * (tower_share if tower else 1.0), "weight_decay": decay if matrix else 0.0})
+    return groups
+
+
+class Notebook(TrainerCallback):
+    """Appends every log line and every validation to `log.jsonl`, and prints them."""
+
+    def __init__(self, path: Path, recipe: BaseRecipe, packer: Packer) -> None:
+        self.path, self.recipe, self.packer = path, recipe, packer
+        self.start = time.perf_counter()
+
+    def write(self, record: dict[str, Any]) -> None:
+        record = {"minutes": round((time.perf_counter() - self.start) / 60, 1), **record}
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        print(json.dumps(record), flush=True)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.write({"step": state.global_step, "of": state.max_steps, **(kwargs.get("logs") or {})})
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self.recipe.validate_steps == 0 or state.global_step == state.max_steps:
+            scores = validate(kwargs["model"], self.packer, self.recipe)
+            self.write({"step": state.global_step, "validation": scores})
+
+
+@torch.no_grad()
+def validate(model: Any, packer: Packer, recipe: BaseRecipe) -> dict[str, Any]:
+    """Share of conversations whose last answer is right with the gold zooms before it, by kind of batch and question;
+    `call px` is the mean distance between called and gold coordinates in pixels of the coarse view."""
+    location = set(packer.tokenizer.convert_tokens_to_ids([f"<loc_{value}>" for value in range(0, 505, 7)]))
+    first = min(location)
+    scores: dict[str, list[float]] = {}
+    model.eval()
+    for kind in recipe.validate_kinds:
+        for index in range(recipe.validate_batches):
+            trees = trees_of(kind, VALIDATION_SEED + index)
+            batch = packer.batch(trees)
+            terms = losses(model, model.training_heads, batch)
+            if "read" in terms:
+                scores.setdefault(f"{kind} read loss", []).append(float(terms["read"]))
+            if "predicts" not in terms:
+                continue
+            names = [name for tree in trees for name in tree.names]
+            owner = batch["branch"][terms["predicts"]].tolist()
+            target, said = batch["labels"][terms["predicts"]].tolist(), terms["logits"].argmax(-1).tolist()
+            right = [True] * len(names)
+            calls: set[int] = set()
+            for who, wanted, got in zip(owner, target, said, strict=True):
+                if wanted in location:
+                    calls.add(who)
+                    if got in location:
+                        scores.setdefault(f"{kind} call px", []).append(7.0 * abs(got - wanted))
+                    right[who] = True  # the answer after the call starts over
+                elif wanted != got:
+                    right[who] = False
+            for name, fine in zip(names, right, strict=True):
+                scores.setdefault(f"{kind} {name}", []).append(float(fine))
+    model.train()
+    assert first in location
+    return {name: (round(sum(values) / len(values), 3), len(values)) for name, values in sorted(scores.items())}
+
+
+def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
+    """Train one stage (or continue it from its last checkpoint) and return the folder of its weights."""
+    stage, folder = recipe.stages[index], output / recipe.stages[index].name
+    done = folder / "final"
+    if (done / "model.safetensors").exists():
+        return done
+    seed = recipe.seed * 100 + index
+    set_seed(seed)
+    tokenizer, model = _start(recipe, index, output)
+    packer = Packer(tokenizer)
+    data: Dataset = table(stage.mix, steps=stage.steps, seed=seed, tokenizer=tokenizer)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=1,
+        max_steps=stage.steps,
+        learning_rate=stage.learning_rate,
+        lr_scheduler_type=stage.schedule,
+        warmup_steps=stage.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        adam_beta2=recipe.adam_beta2,
+        max_grad_norm=1.0,
+        logging_steps=recipe.log_steps,
+        save_steps=recipe.save_steps,
+        save_total_limit=2,
+        seed=seed,
+        data_seed=seed,
+        dataloader_num_workers=1,
+        dataloader_prefetch_factor=3,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = TreeTrainer(
+        stage,
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        data_collator=single,
+        callbacks=[Notebook(folder / "log.jsonl", recipe, packer)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    model.save_pretrained(done)
+    tokenizer.save_pretrained(done)
+    return done
+
+
+def _start(recipe: BaseRecipe, index: int, output: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration]:
+    """Tokenizer and model (with its training heads) at the start of a stage."""
+    if index == 0:
+        tokenizer = build_tokenizer()
+        model = build_model(tokenizer)
+        model.training_heads = TrainingHeads(model.config.text_config.hidden_size)
+        return tokenizer, model
+    before = output / recipe.stages[index - 1].name / "final"
+    return load_training(before)
+
+
+def load_training(folder: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration]:
+    """A model saved by a stage, with its training heads."""
+    from safetensors.torch import load_file
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = build_model(tokenizer)
+    model.training_heads = TrainingHeads(model.config.text_config.hidden_size)
+    missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
+    model.tie_weights()
+    return tokenizer, model
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="qzoom train base", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
+    parser.add_argument("--output", type=Path, default=Path("runs/nano"), help="folder of checkpoints and logs")
+    parser.add_argument("--stage", help="stop after this stage")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    options = parser.parse_args(argv)
+    recipe = load_recipe(options.config)
+    names = [stage.name for stage in recipe.stages]
+    if options.stage is not None and options.stage not in names:
+        raise ConfigError(f"The recipe has no stage {options.stage!r}. Its stages are: {', '.join(names)}.")
+    if options.dry_run:
+        print(safe_dump(recipe.model_dump(), sort_keys=False), end="")
+        return 0
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "recipe.yaml").write_text(safe_dump(recipe.model_dump(), sort_keys=False))
+    for index, name in enumerate(names):
+        done = run_stage(recipe, index, output=options.output)
+        print(f"stage {name}: {done}", flush=True)
+        if name == options.stage:
+            break
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Batches as rows of a `datasets` table: a row names a kind and a seed, and is drawn when it is read.
+
+Nothing is stored, so an epoch is as long as one likes, any batch can be drawn again from its row, and a resumed run sees
+exactly the batches it would have seen. Kinds are sized so that each costs about the same time.
+"""
+
+from collections.abc import Mapping
+from random import Random
+from typing import Any, Final
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from qzoom_agent.rl.nano.examples import (
+    CROP_TOKENS,
+    coarse_tree,
+    crop_tree,
+    show,
+    text_page,
+    training_board,
+    whole_tree,
+)
+from qzoom_agent.rl.nano.trees import Packer, Tree
+
+BUDGETS: Final = (64, 144, 256, 400, 576)
+"""Visual tokens of a whole board, from the coarse view to every pixel."""
+KINDS: Final = ("pages", "crops", "coarse", *(f"board{budget}" for budget in BUDGETS[1:]))
+VALIDATION_SEED: Final = 500_000_000
+"""Boards from here on are for validation; training stays below."""
+_BOARDS_PER_BATCH: Final = {"board144": 12, "board256": 8, "board400": 6, "board576": 4}
+
+
+def trees_of(kind: str, seed: int) -> list[Tree]:
+    """The trees of one batch.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    rng = Random(f"batch/{kind}/{seed}")
+    if kind == "pages":
+        looks = [text_page(rng) for _ in range(20)]
+        for index in range(3):
+            board = training_board(rng, seed * 64 + index)
+            looks.append(show(board, None, tokens=(16, 64)).look)
+            boxes = [fact.boxes[-1] for fact in board.facts if fact.boxes]
+            for box in rng.sample(boxes, min(2, len(boxes))):
+                side = rng.uniform(60, 130)
+                x, y = max(0.0, box[0] - side / 2), max(0.0, box[1] - side / 2)
+                part = (x, y, min(float(board.image.width), box[2] + side / 2), min(float(board.image.height), box[3] + side / 2))
+                looks.append(show(board, part, tokens=CROP_TOKENS).look)
+        return [Tree([look], []) for look in looks]
+    if kind == "crops":
+        boards = [training_board(rng, seed * 64 + index) for index in range(5)]
+        return [crop_tree(rng, board) for board in boards for _ in range(6)]
+    if kind == "coarse":
+        return [coarse_tree(rng, training_board(rng, seed * 64 + index)) for index in range(8)]
+    if kind in _BOARDS_PER_BATCH:
+        budget = int(kind.removeprefix("board"))
+        return [
+            whole_tree(rng, training_board(rng, seed * 64 + index), tokens=budget) for index in range(_BOARDS_PER_BATCH[kind])
+        ]
+    raise ValueError(f"Unknown kind of batch: {kind!r}. The kinds are {', '.join(KINDS)}.")
+
+
+def table(mix: Mapping[str, float], *, steps: int, seed: int, tokenizer: PreTrainedTokenizerFast) -> Dataset:
+    """A table of `steps` batches of the kinds in `mix` (shares), drawn and packed on reading."""
+    rng = Random(f"mix/{seed}")
+    kinds = rng.choices(list(mix), weights=list(mix.values()), k=steps)
+    packer = Packer(tokenizer)
+
+    def draw(rows: dict[str, list[Any]]) -> dict[str, list[dict[str, Any]]]:
+        torch.set_num_threads(1)
+        return {"batch": [packer.batch(trees_of(kind, number)) for kind, number in zip(rows["kind"], rows["seed"], strict=True)]}
+
+    numbers = [seed * 1_000_000 + step for step in range(steps)]
+    return Dataset.from_dict({"kind": kinds, "seed": numbers}).with_transform(draw)
+
+
+def single(rows: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Collator: a row already is a batch."""
+    return rows[0]["batch"]

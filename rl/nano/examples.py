@@ -1,0 +1,253 @@
+"""What nano is shown: boards as question trees, at every budget and in every role the agent will ask of it.
+
+The first view is a coarse view, a whole board at a higher budget, or a crop. Branches are written exactly as the `nano`
+protocol writes them at inference: a direct question, a question with the crop already beside the coarse view, a zoom call
+and its result, two zooms for a note that names a cell, a plain answer although zooming was allowed, and a forced answer.
+
+Dense labels say, per visual token, which character sits in its left and right half, and which object, colour and die
+cover it. They come from the drawing and are marked unknown (-100) where print is too small to read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from qzoom_agent.evals.suites.needle.boards import CODE_CHARS, Board, Fact, draw_board
+from qzoom_agent.evals.suites.needle.fonts import typefaces
+from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, Glyph, Rect, draw_text
+from qzoom_agent.evals.suites.needle.textures import background
+from qzoom_agent.geometry import Size, fit_tokens
+from qzoom_agent.rl.nano.trees import Look, Piece, Say, Tree
+
+CELL: Final = 28
+CHARS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ."
+DENSE_CLASSES: Final = (len(CHARS) + 1, len(CHARS) + 1, len(SHAPES) + 1, len(COLORS) + 1, 7)
+"""Classes of each dense label: left character, right character, shape, colour, pips; 0 is "none"."""
+COARSE_TOKENS: Final = 64
+CROP_TOKENS: Final = (36, 64)
+LOCATION_STEP: Final = 7
+ORACLE_MARGIN: Final = 0.35
+LAYOUT_SHARES: Final = {"scene": 0.44, "form": 0.12, "receipt": 0.11, "table": 0.11, "hop": 0.22}
+_LEGIBLE: Final = 11.0
+_OPEN, _ASK, _CLOSE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
+_NEXT: Final = "\n<|im_start|>user\n"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Part of a board as shown: its box in board pixels and the scale of each axis."""
+
+    board: Board
+    box: Rect
+    look: Look
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        return self.look.image.width / (self.box[2] - self.box[0]), self.look.image.height / (self.box[3] - self.box[1])
+
+
+def show(board: Board, box: Rect | None, *, tokens: tuple[int, int], dense: bool = True) -> Frame:
+    """The board, or a part of it, at a budget of (fewest, most) visual tokens, cut from the original and resized once."""
+    whole = (0.0, 0.0, float(board.image.width), float(board.image.height))
+    box = box or whole
+    width, height = round(box[2] - box[0]), round(box[3] - box[1])
+    size = fit_tokens(Size(width, height), factor=CELL, min_tokens=tokens[0], max_tokens=tokens[1])
+    image = board.image.resize((size.width, size.height), Image.Resampling.BICUBIC, box=box)
+    return Frame(board, box, Look(image, dense_labels(board, box, image.size) if dense else None))
+
+
+def dense_labels(board: Board, box: Rect, size: tuple[int, int]) -> NDArray[np.int64]:
+    """Labels of every visual token of the view, shape (tokens, 5); see `DENSE_CLASSES`."""
+    columns, rows = size[0] // CELL, size[1] // CELL
+    scale_x, scale_y = size[0] / (box[2] - box[0]), size[1] / (box[3] - box[1])
+    labels = np.zeros((rows, columns, 5), dtype=np.int64)
+    closest = np.full((rows, columns, 2), np.inf)
+    for glyph in board.glyphs:
+        x, y = (glyph.x - box[0]) * scale_x, (glyph.y - box[1]) * scale_y
+        if not (0 <= x < size[0] and 0 <= y < size[1]):
+            continue
+        column, row, half = int(x // CELL), int(y // CELL), int(x % CELL >= CELL / 2)
+        distance = abs(y % CELL - CELL / 2) + abs(x % (CELL / 2) - CELL / 4)
+        if distance < closest[row, column, half]:
+            closest[row, column, half] = distance
+            legible = glyph.height * scale_y >= _LEGIBLE
+            labels[row, column, half] = CHARS.index(glyph.char) + 1 if legible else -100
+    for thing in board.things:
+        _cover(labels, thing.box, box, (scale_x, scale_y), (2, SHAPES.index(thing.shape) + 1), (3, COLORS.index(thing.color) + 1))
+        if thing.die is not None:
+            legible = (thing.die[2] - thing.die[0]) * scale_x >= 22
+            middle = ((thing.die[0] + thing.die[2]) / 2, (thing.die[1] + thing.die[3]) / 2)
+            _cover(labels, (*middle, *middle), box, (scale_x, scale_y), (4, thing.pips if legible else -100))
+    return labels.reshape(rows * columns, 5)
+
+
+def _cover(labels: NDArray[np.int64], thing: Rect, box: Rect, scale: tuple[float, float], *values: tuple[int, int]) -> None:
+    """Write label values into the tokens whose cell holds the thing's centre or whose centre it covers."""
+    rows, columns, _ = labels.shape
+    x1, x2 = (thing[0] - box[0]) * scale[0] / CELL, (thing[2] - box[0]) * scale[0] / CELL
+    y1, y2 = (thing[1] - box[1]) * scale[1] / CELL, (thing[3] - box[1]) * scale[1] / CELL
+    for row in {int((y1 + y2) // 2), *range(max(0, round(y1)), min(rows, round(y2)))}:
+        for column in {int((x1 + x2) // 2), *range(max(0, round(x1)), min(columns, round(x2)))}:
+            if 0 <= row < rows and 0 <= column < columns:
+                for slot, value in values:
+                    labels[row, column, slot] = value
+
+
+def grown(box: Rect, board: Board, *, margin: float) -> Rect:
+    """The box with `margin` of its longer side added on every side, inside the board."""
+    pad = margin * max(box[2] - box[0], box[3] - box[1])
+    width, height = board.image.size
+    return (max(0.0, box[0] - pad), max(0.0, box[1] - pad), min(float(width), box[2] + pad), min(float(height), box[3] + pad))
+
+
+def call_for(frame: Frame, needle: Rect) -> tuple[str, Rect]:
+    """Nano's zoom call for a needle, in pixels of the coarse view rounded outward, and the board box that it asks for."""
+    x1, y1, x2, y2 = grown(needle, frame.board, margin=ORACLE_MARGIN)
+    scale_x, scale_y = frame.scale
+    step = LOCATION_STEP
+    left, top = int(x1 * scale_x // step) * step, int(y1 * scale_y // step) * step
+    right = min(int(-(-x2 * scale_x // step)) * step, frame.look.image.width)
+    bottom = min(int(-(-y2 * scale_y // step)) * step, frame.look.image.height)
+    call = "<zoom>" + "".join(f"<loc_{value}>" for value in (left, top, right, bottom)) + "</zoom>"
+    return call, (left / scale_x, top / scale_y, right / scale_x, bottom / scale_y)
+
+
+def _jittered(rng: Random, needle: Rect, board: Board) -> Rect:
+    """A box around the needle as a loose policy might choose it."""
+    box = grown(needle, board, margin=rng.uniform(0.12, 0.8))
+    pads = (needle[0] - box[0], needle[1] - box[1], box[2] - needle[2], box[3] - needle[3])
+    left, top, right, bottom = (pad * rng.uniform(0.15, 1.0) for pad in pads)
+    return needle[0] - left, needle[1] - top, needle[2] + right, needle[3] + bottom
+
+
+def _say(text: str) -> Say:
+    return Say(text)
+
+
+def _answer(text: str) -> Say:
+    return Say(text + _CLOSE, learn=True)
+
+
+def direct(fact: Fact) -> list[Piece]:
+    return [_say(fact.question + _ASK), _answer(fact.answer)]
+
+
+def beside(fact: Fact, crops: Sequence[Frame]) -> list[Piece]:
+    """The crops already stand beside the coarse view, as a perception policy puts them."""
+    return [*(crop.look for crop in crops), *direct(fact)]
+
+
+def zooming(frame: Frame, fact: Fact, *, final: bool = False) -> list[Piece]:
+    """Call the zoom tool for every needle in order, then answer; with `final`, the answer is asked for after the last crop."""
+    pieces: list[Piece] = [_say(f"{fact.question} You may zoom.{_ASK}")]
+    for needle in fact.boxes:
+        call, box = call_for(frame, needle)
+        crop = show(frame.board, box, tokens=CROP_TOKENS)
+        pieces += [_answer(call), _say(_NEXT), crop.look, _say(_ASK)]
+    if final:
+        pieces += [_answer(fact.answer), _say(f"{_NEXT}Answer now.{_ASK}")]
+    return [*pieces, _answer(fact.answer)]
+
+
+def coarse_tree(rng: Random, board: Board, *, crops: int = 6, tokens: int = COARSE_TOKENS) -> Tree:
+    """All that happens on top of a coarse view; about `crops` crops are shown."""
+    frame = show(board, None, tokens=(16, tokens))
+    easy = [fact for fact in board.facts if fact.coarse_suffices]
+    fine = [fact for fact in board.facts if len(fact.boxes) == 1]
+    hops = [fact for fact in board.facts if len(fact.boxes) == 2]
+    rng.shuffle(easy)
+    fine = _varied(rng, fine)
+    branches = [("direct", fact, direct(fact)) for fact in easy[:5]]
+    branches += [("zoom", fact, zooming(frame, fact)) for fact in easy[5:8] or easy[:1]]
+    branches += [("direct", fact, direct(fact)) for fact in fine[:1]]
+    for fact in hops[:2]:
+        branches.append(("zoom", fact, zooming(frame, fact)))
+        crops -= 2
+    if hops and rng.random() < 0.3:
+        views = [show(board, _jittered(rng, box, board), tokens=CROP_TOKENS) for box in hops[-1].boxes]
+        branches.append(("beside", hops[-1], beside(hops[-1], views)))
+        crops -= 2
+    for index, fact in enumerate(fine[: max(1, crops)]):
+        if index % 3 == 2:
+            view = show(board, _jittered(rng, fact.boxes[0], board), tokens=CROP_TOKENS)
+            branches.append(("beside", fact, beside(fact, [view])))
+        else:
+            branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.04)))
+    names = [f"{mode} {fact.kind}" for mode, fact, _ in branches]
+    return Tree([_say(_OPEN), frame.look], [pieces for _, _, pieces in branches], names)
+
+
+def _varied(rng: Random, facts: list[Fact]) -> list[Fact]:
+    """Shuffled so that every kind comes before any kind comes again."""
+    rng.shuffle(facts)
+    seen: dict[str, int] = {}
+    keyed = []
+    for fact in facts:
+        seen[fact.kind] = seen.get(fact.kind, 0) + 1
+        keyed.append((seen[fact.kind], fact))
+    return [fact for _, fact in sorted(keyed, key=lambda pair: pair[0])]
+
+
+def whole_tree(rng: Random, board: Board, *, tokens: int, questions: int = 14) -> Tree:
+    """Direct questions on the whole board at a budget: the baseline's training."""
+    frame = show(board, None, tokens=(16, tokens))
+    facts = _varied(rng, list(board.facts))[:questions]
+    return Tree([_say(_OPEN), frame.look], [direct(fact) for fact in facts], [f"direct {fact.kind}" for fact in facts])
+
+
+def crop_tree(rng: Random, board: Board) -> Tree:
+    """A crop shown as an image of its own, with the questions whose needles lie inside it."""
+    fact = rng.choice([fact for fact in board.facts if fact.boxes])
+    box = _jittered(rng, rng.choice(fact.boxes), board)
+    inside = [
+        other
+        for other in board.facts
+        if len(other.boxes) == 1 and _contains(box, other.boxes[0]) and other.kind in ("code", "pips", "form", "receipt", "table")
+    ]
+    frame = show(board, box, tokens=CROP_TOKENS)
+    facts = inside or [fact]
+    return Tree([_say(_OPEN), frame.look], [direct(other) for other in facts], [f"direct {other.kind}" for other in facts])
+
+
+def _contains(outer: Rect, inner: Rect) -> bool:
+    return outer[0] <= inner[0] and outer[1] <= inner[1] and outer[2] >= inner[2] and outer[3] >= inner[3]
+
+
+def text_page(rng: Random, *, split: str = "train") -> Look:
+    """A small page full of random print, with dense labels: what the vision tower learns to read from first."""
+    side = 224
+    image, light = background(rng, (side, side), split=split)
+    page = Board(image)
+    draw = ImageDraw.Draw(image)
+    glyphs: list[Glyph] = []
+    y = float(rng.randint(2, 12))
+    while True:
+        capital = rng.randint(20, 52) if rng.random() < 0.8 else rng.randint(13, 20)
+        if y + capital > side:
+            break
+        typeface = rng.choice(typefaces(split))
+        chars = CODE_CHARS if rng.random() < 0.7 else CHARS
+        text = "".join(rng.choice(chars) for _ in range(rng.randint(3, 12)))
+        dark_on_light = light == (rng.random() < 0.85)
+        fill = (rng.randint(0, 70), rng.randint(0, 70), rng.randint(0, 90)) if dark_on_light else (rng.randint(190, 255),) * 3
+        if light != dark_on_light:
+            plate = (rng.randint(0, 60),) * 3 if light else (rng.randint(200, 255),) * 3
+            draw.rectangle((0, y - 3, side, y + capital + 3), fill=plate)
+        advance = capital * rng.uniform(0.85, 1.25) if rng.random() < 0.6 else None
+        printed = draw_text(
+            draw, text, at=(rng.uniform(-10, 40), y), typeface=typeface, capital=capital, fill=fill, advance=advance
+        )
+        glyphs += printed.glyphs
+        y += capital + rng.randint(6, 20)
+    page.glyphs = glyphs
+    return Look(image, dense_labels(page, (0.0, 0.0, float(side), float(side)), image.size))
+
+
+def training_board(rng: Random, seed: int) -> Board:
+    layout = rng.choices(list(LAYOUT_SHARES), weights=list(LAYOUT_SHARES.values()))[0]
+    return draw_board(layout, seed, split="train")

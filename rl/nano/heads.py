@@ -1,0 +1,75 @@
+"""Losses of nano's training, and the dense heads that are thrown away when the model ships.
+
+The vision tower learns to read from labels on every visual token long before the language loss would teach it (from
+scratch through the answers alone, reading stays at chance), and one decoder layer learns where each visual token lies,
+which zoom calls need and which Qwen2.5-VL's relative positions give only indirectly.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from qzoom_agent.rl.nano.examples import DENSE_CLASSES
+from qzoom_agent.rl.nano.packed import see, think
+from qzoom_agent.rl.nano.trees import MERGE
+
+PLACE_LAYER = 3
+"""Decoder layer whose output must know the column and row of its visual tokens."""
+_PLACE_UNIT = 8.0
+
+
+class TrainingHeads(nn.Module):
+    """Linear readers of visual tokens: what is printed there, and where they lie."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.read = nn.Linear(hidden, sum(DENSE_CLASSES))
+        self.place = nn.Linear(hidden, 2)
+
+
+def losses(model: Qwen2_5_VLForConditionalGeneration, heads: TrainingHeads, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Loss terms of a batch: `read` (dense labels), and, when something is to be said, `answer` and `place`.
+
+    Also `logits` at the positions that predict a label, and `predicts`, the flat indices of those labels.
+    """
+    seen = see(model, batch["pixels"], batch["grids"], windows=batch["windows"], whole=batch["whole"])
+    out: dict[str, Tensor] = {}
+    if "dense" in batch:
+        out["read"] = dense_loss(heads.read(seen), batch["dense"])
+    labels = batch["labels"]
+    predicts = torch.nonzero(labels != -100)[:, 0]
+    if len(predicts) == 0:
+        return out
+    image = batch["ids"] == model.config.image_token_id
+    embeds = model.model.language_model.embed_tokens(batch["ids"])
+    embeds = embeds.masked_scatter(image[:, None], seen.to(embeds.dtype))
+    hidden, tapped = think(model, embeds, batch["positions"], batch["blocks"], tap=PLACE_LAYER)
+    logits = model.lm_head(hidden[predicts - 1])
+    out["answer"] = cross_entropy(logits.float(), labels[predicts])
+    out["place"] = mse_loss(heads.place(tapped[image]).float(), _cells(batch["grids"]) / _PLACE_UNIT)
+    out["logits"], out["predicts"] = logits, predicts
+    return out
+
+
+def dense_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the dense labels; tokens with something on them weigh as much as all empty ones."""
+    total = logits.new_zeros(())
+    for slot, part in enumerate(logits.float().split(list(DENSE_CLASSES), dim=1)):
+        label = labels[:, slot]
+        each = cross_entropy(part, label, reduction="none", ignore_index=-100)
+        for chosen in (label > 0, label == 0):
+            if bool(chosen.any()):
+                total = total + each[chosen].mean() * (1.0 if slot < 2 else 0.4)
+    return total / 2
+
+
+def _cells(grids: Tensor) -> Tensor:
+    """Column and row of every visual token of all images, shape (tokens, 2)."""
+    parts = []
+    for _, rows, columns in grids.tolist():
+        y, x = torch.meshgrid(torch.arange(rows // MERGE), torch.arange(columns // MERGE), indexing="ij")
+        parts.append(torch.stack([x.flatten(), y.flatten()], dim=1))
+    return torch.cat(parts).float()

@@ -1,0 +1,84 @@
+"""Nano's tokenizer: byte-level BPE over the words of the needle suites, with one token for every printed character.
+
+Capitals and digits never merge, so reading a code is one decision a character and a code that no training image showed
+is as easy as any other. Lower-case words merge into single tokens. Locations are tokens of their own, `<loc_0>` to
+`<loc_504>` in steps of 7 pixels (a quarter of a visual token), so that a box is four decisions.
+"""
+
+from itertools import product
+from typing import Final
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from qzoom_agent.evals.suites.needle.boards import FIELDS, HEADLINES, ITEMS, QUESTIONS
+from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES
+
+SPECIALS: Final = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+LOCATION_STEP: Final = 7
+LOCATIONS: Final = tuple(f"<loc_{value}>" for value in range(0, 505, LOCATION_STEP))
+CHAT_TEMPLATE: Final = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\n' -}}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}"
+    "{%- else -%}{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
+    "{%- elif part['type'] == 'text' -%}{{- part['text'] -}}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}{{- '<|im_end|>\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+
+
+def _corpus() -> list[str]:
+    things = [f"{color} {shape}" for color, shape in product(COLORS, SHAPES)]
+    plurals = ["objects", *(f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES)]
+    names = [*things, *plurals, *FIELDS, *ITEMS, *COLORS, *SHAPES, *(word.lower() for word in HEADLINES)]
+    filled = [
+        template.format(name, place)
+        for templates in QUESTIONS.values()
+        for template in templates
+        for name in names
+        for place in ("directly below", "directly right of")
+    ]
+    return [*names, *filled, "You may zoom.", "Answer now.", "user", "assistant", "system", "yes", "no", "i do not know."] * 2
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Train the tokenizer; the same corpus gives the same vocabulary."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex("[A-Z0-9]"), "isolated"),
+            pre_tokenizers.Split(Regex(" ?[a-z]+|[^a-z]"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=900,
+        min_frequency=2,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in ("<zoom>", "</zoom>", *LOCATIONS)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"],
+        padding_side="left",
+        model_max_length=4096,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,0 +1,214 @@
+"""Question trees: one encoded image, many conversations that continue from it.
+
+Encoding an image costs far more than a question about it. A tree is a prefix (the first image) and branches; each branch
+attends to the prefix and to itself, and its positions continue from the prefix, so every branch computes exactly what it
+would compute alone (a test compares them), while the image is encoded once.
+
+Token and position layout are those of Qwen2.5-VL: `<|vision_start|>` + one token per 28 x 28 pixels + `<|vision_end|>`,
+and three position axes (time, row, column) that all continue from the largest position so far.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+PATCH, MERGE, TEMPORAL = 14, 2, 2
+WINDOW = 4  # tokens a side of the vision tower's attention window of 112 pixels
+_MEAN = np.array((0.48145466, 0.4578275, 0.40821073), dtype=np.float32) * 255
+_STD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32) * 255
+
+
+@dataclass(frozen=True)
+class Look:
+    """An image in a conversation, sized in whole tokens, with optional dense labels of shape (tokens, k)."""
+
+    image: Image.Image
+    dense: NDArray[np.int64] | None = None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of visual tokens."""
+        return self.image.height // (PATCH * MERGE), self.image.width // (PATCH * MERGE)
+
+
+@dataclass(frozen=True)
+class Say:
+    """Text in a conversation; `learn` marks what the model itself says."""
+
+    text: str
+    learn: bool = False
+
+
+Piece = Look | Say
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A first image, the conversations that continue from it, and what each of those is called in validation tables."""
+
+    prefix: Sequence[Piece]
+    branches: Sequence[Sequence[Piece]]
+    names: Sequence[str] = ()
+
+
+def patchify(image: Image.Image) -> NDArray[np.float32]:
+    """Pixels to the rows Qwen2.5-VL's tower takes, shape (patches, 1176); the image's sides are multiples of 28."""
+    pixels = (np.asarray(image, dtype=np.float32) - _MEAN) / _STD
+    rows, columns = image.height // (PATCH * MERGE), image.width // (PATCH * MERGE)
+    grid = pixels.reshape(rows, MERGE, PATCH, columns, MERGE, PATCH, 3)
+    grid = grid.transpose(0, 3, 1, 4, 6, 2, 5)  # row, column, inner row, inner column, channel, y, x
+    doubled = np.repeat(grid[..., None, :, :], TEMPORAL, axis=-3)
+    return doubled.reshape(rows * columns * MERGE * MERGE, -1)
+
+
+@dataclass
+class _Row:
+    """One tree, flattened."""
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    positions: list[tuple[int, int, int]] = field(default_factory=list)
+    branch: list[int] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
+
+
+class Packer:
+    """Turns trees into the tensors of one training batch."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self.start, self.pad, self.end = tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"])
+        self._cache: dict[str, list[int]] = {}
+
+    def _encode(self, text: str) -> list[int]:
+        if text not in self._cache:
+            self._cache[text] = self.tokenizer.encode(text, add_special_tokens=False)
+        return self._cache[text]
+
+    def _extend(self, row: _Row, pieces: Sequence[Piece], branch: int, position: int) -> int:
+        for piece in pieces:
+            if isinstance(piece, Say):
+                ids = self._encode(piece.text)
+                where = [(position + step,) * 3 for step in range(len(ids))]
+                position += len(ids)
+                labels = ids if piece.learn else [-100] * len(ids)
+            else:
+                rows, columns = piece.grid
+                ids = [self.start, *[self.pad] * (rows * columns), self.end]
+                first = position + 1
+                after = first + max(rows, columns)
+                cells = [(first, first + y, first + x) for y in range(rows) for x in range(columns)]
+                where = [(position,) * 3, *cells, (after,) * 3]
+                position = after + 1
+                labels = [-100] * len(ids)
+                row.looks.append(piece)
+            row.ids += ids
+            row.labels += labels
+            row.positions += where
+            row.branch += [branch] * len(ids)
+        return position
+
+    def row(self, tree: Tree) -> _Row:
+        row = _Row()
+        position = self._extend(row, tree.prefix, 0, 0)
+        for index, pieces in enumerate(tree.branches, start=1):
+            self._extend(row, pieces, index, position)
+        return row
+
+    def batch(self, trees: Sequence[Tree]) -> dict[str, Any]:
+        """One training batch, without padding.
+
+        Tensors over all N tokens of all trees in reading order: `ids`, `labels`, `positions` (3, N), `branch` (number of
+        the branch in the batch, -1 in prefixes). `blocks` and `windows` and `whole` are the attention index sets of
+        `packed.py` for text, vision windows and whole images. Pixels, grids and dense labels cover all images in order.
+        """
+        rows = [self.row(tree) for tree in trees]
+        looks = [look for row in rows for look in row.looks]
+        branch, first, offset = [], 0, 0
+        spans: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        for row, tree in zip(rows, trees, strict=True):
+            local = np.array(row.branch)
+            prefix = offset + np.flatnonzero(local == 0)
+            spans.append((prefix[:0], prefix))
+            for index in range(1, len(tree.branches) + 1):
+                spans.append((prefix, offset + np.flatnonzero(local == index)))
+            branch.append(np.where(local == 0, -1, local - 1 + first))
+            first += len(tree.branches)
+            offset += len(local)
+        grids = [look.grid for look in looks]
+        batch: dict[str, Any] = {
+            "ids": torch.tensor([token for row in rows for token in row.ids]),
+            "labels": torch.tensor([label for row in rows for label in row.labels]),
+            "positions": torch.tensor([where for row in rows for where in row.positions]).T.contiguous(),
+            "branch": torch.from_numpy(np.concatenate(branch)),
+            "blocks": text_blocks(spans),
+            "windows": image_blocks(grids, window=WINDOW),
+            "whole": image_blocks(grids, window=None),
+            "pixels": torch.from_numpy(np.concatenate([patchify(look.image) for look in looks])),
+            "grids": torch.tensor([(1, MERGE * rows_, MERGE * columns) for rows_, columns in grids]),
+        }
+        if all(look.dense is not None for look in looks):
+            batch["dense"] = torch.from_numpy(np.concatenate([look.dense for look in looks if look.dense is not None]))
+        return batch
+
+
+class Block(NamedTuple):
+    """Attention of `query` tokens (n, Lq) over `key` tokens (n, Lk); `bias` (n, 1, Lq, Lk) is -inf where they must not look.
+
+    Index -1 stands for padding; `bias` is None when everything is visible.
+    """
+
+    query: Tensor
+    key: Tensor
+    bias: Tensor | None
+
+
+def text_blocks(spans: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> list[Block]:
+    """Causal attention of every span over its prefix and itself; spans of similar length share a block."""
+    order = sorted(spans, key=lambda span: len(span[1]))
+    groups: list[list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = []
+    for span in order:
+        if groups and len(span[1]) <= 1.25 * len(groups[-1][0][1]) + 4:
+            groups[-1].append(span)
+        else:
+            groups.append([span])
+    blocks = []
+    for group in groups:
+        longest, before = max(len(own) for _, own in group), max(len(prefix) for prefix, _ in group)
+        query = np.full((len(group), longest), -1)
+        key = np.full((len(group), before + longest), -1)
+        bias = np.full((len(group), 1, longest, before + longest), -np.inf, dtype=np.float32)
+        causal = np.where(np.tril(np.ones((longest, longest), dtype=bool)), 0.0, -np.inf)
+        for index, (prefix, own) in enumerate(group):
+            query[index, : len(own)] = own
+            key[index, : len(prefix)] = prefix
+            key[index, before : before + len(own)] = own
+            bias[index, 0, :, : len(prefix)] = 0.0
+            bias[index, 0, :, before:] = causal
+        blocks.append(Block(torch.from_numpy(query), torch.from_numpy(key), torch.from_numpy(bias)))
+    return blocks
+
+
+def image_blocks(grids: Sequence[tuple[int, int]], *, window: int | None) -> list[Block]:
+    """Attention among the patches of each window of `window` tokens a side, or of each whole image; equal sizes share a block."""
+    unit = MERGE * MERGE
+    by_length: dict[int, list[NDArray[np.int64]]] = {}
+    offset = 0
+    for rows, columns in grids:
+        tokens = offset + np.arange(rows * columns).reshape(rows, columns)
+        step_y, step_x = (rows, columns) if window is None else (window, window)
+        for y in range(0, rows, step_y):
+            for x in range(0, columns, step_x):
+                members = tokens[y : y + step_y, x : x + step_x].reshape(-1)
+                patches = (members[:, None] * unit + np.arange(unit)).reshape(-1)
+                by_length.setdefault(len(patches), []).append(patches)
+        offset += rows * columns
+    stacked = [torch.from_numpy(np.stack(group)) for group in by_length.values()]
+    return [Block(patches, patches, None) for patches in stacked]

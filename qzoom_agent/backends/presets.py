@@ -70,7 +70,7 @@ def resolve_model(name: str) -> Preset:
     """
     if name in PRESETS:
         return PRESETS[name]
-    if Path(name).expanduser().is_dir():
+    if name and Path(name).expanduser().is_dir():
         return Preset(name, str(Path(name).expanduser()))
     owner, slash, repository = name.partition("/")
     if slash and owner not in {"", ".", "..", "~"} and repository and "/" not in repository:

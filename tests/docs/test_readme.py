@@ -122,6 +122,7 @@ def test_commands_parse(line: str) -> None:
     _, verb, *rest = shlex.split(line)
     if verb == "train":
         assert rest[0] in importlib.import_module(VERBS[verb].module).STAGES
+        assert (ROOT / rest[rest.index("--config") + 1]).is_file()
     else:
         importlib.import_module(VERBS[verb].module).parser().parse_args(rest)
 

@@ -47,6 +47,7 @@ Graph = CompiledStateGraph[State, Context, State, State]
 Boxes = Sequence[Box | Sequence[float]]
 """Boxes of the original: `Box` in any frame, or four numbers in pixels."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _THREAD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -116,7 +117,7 @@ class Agent:
         self._graph = compile_graph()
         self._saved: Graph | None = None
         self._connection: sqlite3.Connection | None = None
-        self._context(self.config, ViewStore())
+        self.protocol = self._context(self.config, ViewStore()).protocol
 
     @classmethod
     def from_pretrained(
@@ -133,9 +134,11 @@ class Agent:
 
         `overrides` change `config` (policy="direct", budget={"max_turns": 3}, ...). Raises ConfigError or BackendError.
         """
+        config = (config or AgentConfig()).replace(model=model, **overrides)
+        if config.protocol is not None:
+            get_protocol(config.protocol)  # a wrong name should not cost the loading of weights
         from qzoom_agent.backends.hf import HFBackend
 
-        config = (config or AgentConfig()).replace(model=model, **overrides)
         backend = HFBackend.load(model, device=device, dtype=dtype, protocol=config.protocol)
         return cls(backend, config=config, state_dir=state_dir)
 
@@ -167,7 +170,10 @@ class Agent:
         seed: int | None = None,
         thread: str | None = None,
     ) -> Iterator[Event]:
-        """As `run`, but yields each `Event` as it happens; the last carries the `Answer`."""
+        """As `run`, but yields each `Event` as it happens; the last carries the `Answer`.
+
+        Leaving early ends the episode after the turn under way.
+        """
         state, context = self._begin(image, question, boxes=boxes, seed=seed, thread=thread)
         return self._stream(state, context, thread)
 
@@ -226,8 +232,8 @@ class Agent:
         self, image: ImageSource, question: str, *, boxes: Boxes | None, seed: int | None, thread: str | None
     ) -> tuple[State, Context]:
         """Check everything that was given, before anything is saved or the model is asked."""
-        if not isinstance(question, str) or not question.strip():
-            raise ConfigError(f"A question is a text that is not empty; got {question!r}.")
+        if not isinstance(question, str) or not question.strip() or _SURROGATE.search(question):
+            raise ConfigError(f"A question is a text of valid characters that is not empty; got {question!r}.")
         config = self.config if seed is None else self.config.replace(seed=seed)
         pixels = load_image(image)
         gold = None if boxes is None else [_gold(box, pixels) for box in boxes]

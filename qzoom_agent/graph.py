@@ -263,12 +263,13 @@ def compile_graph(
 
 def to_trace(state: State, *, protocol: str, environment: dict[str, str]) -> Trace:
     """The record of a finished episode."""
+    assert state["status"] is not None, "only a finished episode has a record"
     views = [View(**view) for view in state["views"]]
     turns = [Turn(**turn) for turn in state["turns"]]
     return Trace(
         id=state["id"],
         question=state["question"],
-        status=state["status"] or "error",
+        status=state["status"],
         answer=state["answer"],
         model=state["backend"],
         protocol=protocol,

@@ -80,7 +80,7 @@ def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int 
         raise ImageError(f"Not an image that can be read: {name}. Formats read: {', '.join(FORMATS)}.") from error
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"{name} is over Pillow's own limit: {_cause(error)}. Make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS."
+            f"An image is over Pillow's own limit: {name}. {_cause(error)}. Make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS."
         ) from error
     except Exception as error:  # decoders raise any class on hostile bytes
         raise ImageError(f"Cannot read {name} as an image: {_cause(error)}. Save it again as PNG or JPEG.") from error
@@ -91,7 +91,8 @@ def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int 
 def _encoded(source: str | Path | bytes, allow_url: bool) -> tuple[Path | io.BytesIO, str]:
     """Where the encoded bytes are, and how to name them in an error."""
     if isinstance(source, bytes):
-        return _buffer(source, f"{len(source)} bytes"), f"the {len(source)} bytes given"
+        name = f"the {len(source)} bytes given"
+        return _buffer(source, name), name
     if isinstance(source, str):
         scheme = source[:8].lower()
         if scheme.startswith("data:"):
@@ -173,10 +174,11 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
     width, height = size
     if width < 1 or height < 1:
-        raise ImageError(f"{name} has no pixels: its size is {width}x{height}.")
+        raise ImageError(f"An image of {width}x{height} px has no pixels: {name}. Save it again.")
     if width * height > max_pixels:
         raise ImageError(
-            f"{name} has {width}x{height} px, over the limit of {max_pixels} px. Make it smaller or raise max_pixels."
+            f"An image of {width}x{height} px is over the limit of {max_pixels} px: {name}. "
+            "Make it smaller or raise max_pixels."
         )
 
 
@@ -290,7 +292,7 @@ class View(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
-    """"original", "coarse", "crop1", "crop2", ..."""
+    """Its name: original, coarse, crop1, crop2 and so on."""
     parent: str | None
     """The view the model was looking at when it asked for this one; None for the original."""
     kind: Literal["original", "coarse", "crop"]
@@ -487,9 +489,10 @@ def _write_png(image: Image.Image, path: Path) -> None:
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(part, format="PNG", compress_level=1)
-        part.replace(path)
+        try:
+            image.save(part, format="PNG", compress_level=1)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise ImageError(f"Cannot write a view to {path.parent}: {error}. Check the folder and its space.") from error
-    finally:
-        part.unlink(missing_ok=True)

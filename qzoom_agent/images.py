@@ -80,7 +80,8 @@ def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int 
         raise ImageError(f"Not an image that can be read: {name}. Formats read: {', '.join(FORMATS)}.") from error
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"An image is over Pillow's own limit: {name}. {_cause(error)}. Make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS."
+            f"An image is over Pillow's own limit: {name}. {_cause(error)}. "
+            "Make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS."
         ) from error
     except Exception as error:  # decoders raise any class on hostile bytes
         raise ImageError(f"Cannot read {name} as an image: {_cause(error)}. Save it again as PNG or JPEG.") from error

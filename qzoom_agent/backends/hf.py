@@ -170,6 +170,12 @@ def _explained(preset: Preset) -> Iterator[None]:
     """What goes wrong while loading, as a BackendError that says what to do."""
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        need = "" if preset.memory_gb is None else f" It needs about {preset.memory_gb:g} GB."
+        raise BackendError(
+            f"The model '{preset.name}' does not fit on the accelerator: {error}.{need} "
+            "Free its memory, use a smaller model, or device='cpu'."
+        ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if preset.source == str(NANO_FOLDER):
             advice = "The package should contain it: install qzoom-agent again."

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -300,6 +302,18 @@ def test_characters_are_streamed_whole(qwen: HFBackend) -> None:
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+@given(said=st.text("ab< >é😀", max_size=30), marks=st.lists(st.text("ab<é", min_size=1, max_size=3), max_size=2))
+@settings(max_examples=60, deadline=None)
+def test_streaming_ends_with_the_first_stop_string(qwen: HFBackend, said: str, marks: list[str]) -> None:
+    pieces: list[str] = []
+    stream = TextStream(qwen.codec.decode, tuple(marks), pieces.append)
+    stopped = any(stream.push(token) for token in qwen.processor.tokenizer(said)["input_ids"])
+    stream.finish()
+    ends = [said.index(mark) + len(mark) for mark in marks if mark in said]
+    assert stream.text == said[: min(ends, default=len(said))] == "".join(pieces)
+    assert stopped == bool(ends)
+
+
 def test_half_a_character_at_the_end_is_not_lost(qwen: HFBackend) -> None:
     ids = qwen.processor.tokenizer("x€")["input_ids"][:-1]
     pieces: list[str] = []
@@ -349,6 +363,19 @@ def test_an_interrupted_session_starts_afresh(qwen: HFBackend) -> None:
     assert session.held == Prompt()
     reply = session.reply(asked, settings=GREEDY)
     assert_as_stock(qwen, session, ["coarse"], reply.prompt_tokens)
+
+
+def test_running_out_of_memory_is_explained(qwen: HFBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    session = session_of(qwen)
+    monkeypatch.setattr(qwen.model.model, "get_image_features", full)
+    with pytest.raises(BackendError, match=r"out of memory .* Lower budget.coarse_tokens"):
+        session.reply([message("user", image_part("coarse"))], settings=GREEDY)
+    monkeypatch.setattr("qzoom_agent.backends.hf.AutoConfig.from_pretrained", full)
+    with pytest.raises(BackendError, match=r"'qwen2.5-vl-7b' does not fit .* needs about 19 GB"):
+        HFBackend.load("qwen2.5-vl-7b", device="cpu")
 
 
 def test_shared_prefixes_end_before_a_changed_image_and_before_the_last_id() -> None:

@@ -39,7 +39,7 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.graph import Context, EventKind, State, compile_graph, start, to_trace
 from qzoom_agent.images import ImageSource, View, ViewStore, load_image
 from qzoom_agent.policy import CropPolicy
-from qzoom_agent.protocols import get_protocol
+from qzoom_agent.protocols import ZoomProtocol, get_protocol
 from qzoom_agent.tools.zoom import Zoom, ZoomConfig
 from qzoom_agent.trace import Status, Trace, by_digest, describe_environment
 
@@ -107,12 +107,20 @@ class Event(BaseModel):
 class Agent:
     """Answers questions about images with a model that may look closer. See the module's note."""
 
+    backend: Backend
+    config: AgentConfig
+    """The configuration of each run, with nothing left to the backend's presets."""
+    protocol: ZoomProtocol
+    state_dir: Path | None
+    """Where runs with a `thread` are saved."""
+
     def __init__(
         self, backend: Backend, *, config: AgentConfig | None = None, state_dir: str | Path | None = None
     ) -> None:
         """Raises ConfigError for a configuration that this backend cannot run."""
         self.backend = backend
-        self.config = config or AgentConfig(model=backend.name)
+        config = config or AgentConfig()
+        self.config = config.resolved(model=backend.name, protocol=backend.protocol, defaults=_preset(backend))
         self.state_dir = None if state_dir is None else Path(state_dir)
         self._graph = compile_graph()
         self._saved: Graph | None = None

@@ -101,7 +101,7 @@ class BudgetConfig(Config):
     max_failed_calls: int = Field(default=3, ge=1)
     """Turns in a row whose calls could not be served or read, after which the model has to answer."""
     coarse_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens of the coarse view. None: the backend's preset."""
+    """Most tokens of the coarse view. None: the backend's preset, or `max_visual_tokens` where that is less."""
     coarse_min_tokens: int | None = Field(default=None, ge=1)
     """Least tokens of the coarse view. None: the backend's preset, or `coarse_tokens` where that is less."""
     crop_min_tokens: int | None = Field(default=None, ge=1)
@@ -112,10 +112,17 @@ class BudgetConfig(Config):
     def view_budget(self, defaults: ViewBudget) -> ViewBudget:
         """The budget of each view: what is given here, and the preset `defaults` for the rest.
 
-        A limit given on one side moves the preset's other side with it; two given sides that contradict each other
-        raise `ConfigError`.
+        A preset gives way to what is given: a limit on one side moves the other with it, and a coarse view shrinks to
+        fit `max_visual_tokens`. Given limits that contradict each other raise `ConfigError`.
         """
-        coarse_max = self.coarse_tokens or max(defaults.coarse_max_tokens, self.coarse_min_tokens or 0)
+        limit = self.max_visual_tokens
+        preset = defaults.coarse_max_tokens if limit is None else min(defaults.coarse_max_tokens, limit)
+        coarse_max = self.coarse_tokens or max(preset, self.coarse_min_tokens or 0)
+        if limit is not None and coarse_max > limit:
+            raise ConfigError(
+                f"The coarse view alone may cost {coarse_max} visual tokens, but budget.max_visual_tokens is {limit}. "
+                "Raise it, or lower budget.coarse_tokens and budget.coarse_min_tokens."
+            )
         crop_max = self.crop_max_tokens or max(defaults.crop_max_tokens, self.crop_min_tokens or 0)
         return ViewBudget(
             factor=defaults.factor,
@@ -154,7 +161,7 @@ class AgentConfig(Config):
     """Everything that decides what an episode does. Saved with every trace."""
 
     model: str = "nano"
-    """Preset name, hub id or path of the weights; recorded only, where a backend is given to `Agent`."""
+    """Preset name, hub id or path of the weights; the name of the backend, where `Agent` is given one."""
     policy: PolicyName = "explicit"
     """What decides on crops: see `qzoom_agent.policy`."""
     protocol: str | None = None
@@ -176,6 +183,20 @@ class AgentConfig(Config):
         for key, value in changes.items():
             _put(data, key, value)
         return AgentConfig(**data)
+
+    def resolved(self, *, model: str, protocol: str, defaults: ViewBudget) -> AgentConfig:
+        """The configuration with nothing left to the backend: what is recorded, and repeats a run if presets change."""
+        views = self.budget.view_budget(defaults)
+        return self.replace(
+            model=model,
+            protocol=self.protocol or protocol,
+            budget={
+                "coarse_tokens": views.coarse_max_tokens,
+                "coarse_min_tokens": views.coarse_min_tokens,
+                "crop_min_tokens": views.crop_min_tokens,
+                "crop_max_tokens": views.crop_max_tokens,
+            },
+        )
 
     def to_yaml(self) -> str:
         """The resolved configuration, every key written out."""

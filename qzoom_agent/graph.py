@@ -169,13 +169,11 @@ def think(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
             "turn": None,
             "error": str(error) if isinstance(error, QzoomError) else f"{type(error).__name__}: {error}",
         }
-    parsed = ctx.protocol.parse(reply.text, ctx.store.shown)
-    turn = Turn(
-        index=index,
-        **reply.model_dump(),
-        **parsed.model_dump(include={"thought", "answer", "problems", "repairs"}),
-        forced=last is not None,
-    )
+    written = Turn(index=index, **reply.model_dump(), forced=last is not None)
+    # From here on the text as it is kept (broken unicode mended), so that every later reading of it is the same.
+    parsed = ctx.protocol.parse(written.text, ctx.store.shown)
+    read = parsed.model_dump(include={"thought", "answer", "problems", "repairs"})
+    turn = Turn(**{**written.model_dump(), **read})
     ends = last is not None or turn.answer is not None
     if last is not None:
         turn.calls = [_record(call, "refused", "The last turn has no tools.") for call in parsed.calls]

@@ -58,12 +58,6 @@ class CropPolicy:
                 f"The policy '{config.policy}' needs a model with branches (gate and SD-RPN), and this one has none. "
                 "Use 'explicit' to let the model zoom by itself, or 'direct' for one look."
             )
-        limit = config.budget.max_visual_tokens
-        if limit is not None and views.coarse_max_tokens > limit:
-            raise ConfigError(
-                f"The coarse view alone may cost {views.coarse_max_tokens} visual tokens, but budget.max_visual_tokens "
-                f"is {limit}. Raise it, or lower budget.coarse_tokens."
-            )
         self.name = config.policy
         self.offers_tools = config.policy in OFFER_TOOLS
         self._config = config

@@ -75,14 +75,18 @@ def test_an_answer_reads_as_its_text() -> None:
 
 def test_a_saved_answer_is_a_trace_with_images_and_the_configuration_that_repeats_it(tmp_path: Path) -> None:
     config = AgentConfig(seed=9).replace(**{"budget.max_turns": 3})
-    answer = Agent(ScriptedBackend(zoom_once), config=config).run(IMAGE, "What?")
+    agent = Agent(ScriptedBackend(zoom_once), config=config)
+    answer = agent.run(IMAGE, "What?")
     answer.save(tmp_path / "run")
     trace = Trace.load(tmp_path / "run")
     assert trace == answer.trace
     images = saved_images(tmp_path / "run")
     for view in trace.views:
         assert images(view.digest) == answer.store.image(view.id)
-    assert AgentConfig.load(tmp_path / "run" / "config.yaml") == config
+    saved = AgentConfig.load(tmp_path / "run" / "config.yaml")
+    assert saved == agent.config
+    assert (saved.seed, saved.budget.max_turns, saved.budget.coarse_tokens, saved.protocol) == (9, 3, 64, "nano")
+    assert Agent(ScriptedBackend(zoom_once), config=saved).config == saved
 
 
 def test_a_report_is_one_html_file(tmp_path: Path) -> None:
@@ -104,7 +108,7 @@ def test_runs_are_repeatable_but_for_time_and_name() -> None:
 def test_the_trace_says_how_it_was_made() -> None:
     trace = agent(policy="blind").run(IMAGE, "What?", seed=4).trace
     assert (trace.model, trace.protocol, trace.policy, trace.seed) == ("scripted", "nano", "blind", 4)
-    assert AgentConfig.model_validate(trace.config) == AgentConfig(policy="blind", seed=4)
+    assert AgentConfig.model_validate(trace.config) == agent(policy="blind").config.replace(seed=4)
     assert trace.environment["langgraph"]
 
 

@@ -81,13 +81,20 @@ def test_nothing_given_is_the_preset() -> None:
 limits = st.one_of(st.none(), st.integers(1, 500))
 
 
-@given(coarse=limits, coarse_min=limits, low=limits, high=limits)
+@given(coarse=limits, coarse_min=limits, low=limits, high=limits, all_views=limits)
 def test_what_is_given_holds_and_the_preset_gives_way(
-    coarse: int | None, coarse_min: int | None, low: int | None, high: int | None
+    coarse: int | None, coarse_min: int | None, low: int | None, high: int | None, all_views: int | None
 ) -> None:
-    budget = BudgetConfig(coarse_tokens=coarse, coarse_min_tokens=coarse_min, crop_min_tokens=low, crop_max_tokens=high)
-    if (coarse and coarse_min and coarse_min > coarse) or (low and high and low > high):
-        with pytest.raises(ConfigError, match="budget is empty"):
+    budget = BudgetConfig(
+        coarse_tokens=coarse,
+        coarse_min_tokens=coarse_min,
+        crop_min_tokens=low,
+        crop_max_tokens=high,
+        max_visual_tokens=all_views,
+    )
+    given = [value for value in (coarse_min, coarse, all_views) if value is not None]
+    if given != sorted(given) or (low and high and low > high):
+        with pytest.raises(ConfigError, match=r"budget is empty|coarse view alone"):
             budget.view_budget(PRESET)
         return
     views = budget.view_budget(PRESET)
@@ -96,3 +103,8 @@ def test_what_is_given_holds_and_the_preset_gives_way(
     assert views.crop_min_tokens == low or low is None
     assert views.crop_max_tokens == high or high is None
     assert views.factor == PRESET.factor
+    assert all_views is None or views.coarse_max_tokens <= all_views
+    config = AgentConfig(budget=budget).resolved(model="m", protocol="p", defaults=PRESET)
+    assert (config.model, config.protocol) == ("m", "p")
+    assert config.budget.view_budget(PRESET) == views
+    assert config == config.resolved(model="m", protocol="q", defaults=PRESET)

@@ -254,7 +254,8 @@ def test_blind_serves_grey_of_the_same_size_and_records_what_was_withheld() -> N
 
 def test_a_coarse_view_over_the_whole_budget_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match=r"64 visual tokens, but budget\.max_visual_tokens is 50"):
-        ask(["42"], budget={"max_visual_tokens": 50})
+        ask(["42"], budget={"max_visual_tokens": 50, "coarse_tokens": 64})
+    assert ask(["42"], budget={"max_visual_tokens": 50}).trace.usage.visual_tokens <= 50
 
 
 # ---- properties ----------------------------------------------------------------------------------------------------

@@ -68,13 +68,14 @@ def _read_at(text: str, start: int) -> Repaired | None:
 
 @dataclass(slots=True)
 class _Mender:
-    """One left-to-right pass; `out` is JSON so far, `last` the kind of what was written last."""
+    """One left-to-right pass; `out` is JSON so far, `last` and `prior` what kinds of things were written last."""
 
     text: str
     at: int = 0
     out: list[str] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
     last: str = ""
+    prior: str = ""
     repairs: list[str] = field(default_factory=list)
 
     @property
@@ -113,9 +114,10 @@ class _Mender:
     def _value(self, written: str, *, kind: str = "value") -> None:
         if self.last == "value":
             self.out.append(",")
+            self.last = ","
             self._note("missing comma added")
         self.out.append(written)
-        self.last = kind
+        self.prior, self.last = self.last, kind
 
     def _separator(self, char: str) -> None:
         if self.last == "value":
@@ -134,6 +136,10 @@ class _Mender:
         self._shut()
 
     def _shut(self) -> None:
+        if self.open[-1] == "{" and self.last == "value" and self.prior in ("open", ","):
+            self.out.pop()
+            self.last = self.prior
+            self._note("key without a value dropped")
         if self.last == ",":
             self.out.pop()
             self._note("trailing comma dropped")
@@ -141,7 +147,7 @@ class _Mender:
             self.out.append("null")
             self._note("missing value read as null")
         self.out.append(_CLOSERS[self.open.pop()])
-        self.last = "value"
+        self.prior, self.last = "", "value"
 
     def _word(self) -> None:
         found = _WORD.match(self.text, self.at)

@@ -20,6 +20,7 @@ from qzoom_agent.protocols.reading import (
     Reading,
     Span,
     first_view,
+    foreign_call,
     numbers_in,
     read_box,
     read_reply,
@@ -30,9 +31,10 @@ _ANSWER = re.compile(r"[*_ ]{0,4}(?:final )?answer[*_ ]{0,4}:[*_]{0,4}", re.IGNO
 _HOW = "Write a line ZOOM: x1, y1, x2, y2 with numbers from 0 to 1000."
 _OFFER = (
     "\n\nIf something in the image is too small to be sure, do not answer yet: reply with one line\n"
-    "ZOOM: x1, y1, x2, y2\nand you will see that part enlarged. x1, y1 is the part's top-left and x2, y2 its bottom-right corner, in "
-    "thousandths of the first image's width and height: 0, 0, 1000, 1000 is all of it. Otherwise reply with the "
-    "answer only."
+    "ZOOM: x1, y1, x2, y2\n"
+    "and you will see that part enlarged. x1, y1 is the part's top-left and x2, y2 its bottom-right corner, in "
+    "thousandths of the first image's width and height: 0, 0, 1000, 1000 is all of it. Otherwise reply with the answer "
+    "only."
 )
 
 
@@ -83,4 +85,4 @@ def _find(text: str, reading: Reading) -> list[Span]:
             found.append(Span(line[1], line[0].strip(), line.start(), line.end(), True))
         if len(found) == MAX_CALLS_READ:
             break
-    return found
+    return found or foreign_call(text)

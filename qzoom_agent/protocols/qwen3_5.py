@@ -14,6 +14,7 @@ without `<tool_call>` around it, which these models are known to write.
 """
 
 import re
+from itertools import islice
 
 from qzoom_agent.protocols.hermes import CALLS_PER_TURN, QWEN3VL, ZOOM, hermes_payloads, user_image_region
 from qzoom_agent.protocols.jsonrepair import read_json
@@ -27,29 +28,32 @@ _CLOSING = re.compile(r"<\s{0,4}/\s{0,4}(?:parameter|function)\s{0,4}>", re.IGNO
 
 def function_payloads(body: str, reading: Reading) -> list[Payload]:
     """The function tags in a body; a JSON call if there are none."""
-    heads = list(_FUNCTION.finditer(body))[:MAX_CALLS_READ]
-    if not heads:
-        found = hermes_payloads(body, reading)
-        if found:
-            reading.repairs.append("JSON call read in place of a function tag")
-        return found
-    ends = [head.start() for head in heads[1:]] + [len(body)]
-    return [
-        Payload(_unquoted(head[1]), _arguments(body[head.end() : end])) for head, end in zip(heads, ends, strict=True)
-    ]
-
-
-def _arguments(body: str) -> Arguments:
-    heads = list(_PARAMETER.finditer(body))[:MAX_CALLS_READ]
-    ends = [head.start() for head in heads[1:]] + [len(body)]
-    found: Arguments = {}
-    for head, end in zip(heads, ends, strict=True):
-        closing = _CLOSING.search(body, head.end(), end)
-        found[_unquoted(head[1])] = _value(body[head.end() : closing.start() if closing else end].strip())
+    functions = _headed(_FUNCTION, body)
+    if functions:
+        return [Payload(name, _arguments(inside)) for name, inside in functions]
+    found = hermes_payloads(body, reading)
+    if found:
+        reading.repairs.append("JSON call read in place of a function tag")
     return found
 
 
-def _value(text: str) -> object:
+def _arguments(body: str) -> Arguments:
+    found: Arguments = {}
+    for name, inside in _headed(_PARAMETER, body):
+        closing = _CLOSING.search(inside)
+        found[name] = _value(inside[: closing.start()] if closing else inside)
+    return found
+
+
+def _headed(head: re.Pattern[str], body: str) -> list[tuple[str, str]]:
+    """What each opening tag names, and the text up to the next one."""
+    heads = list(islice(head.finditer(body), MAX_CALLS_READ))
+    ends = [*(found.start() for found in heads[1:]), len(body)]
+    return [(found[1].strip().strip("\"'"), body[found.end() : end]) for found, end in zip(heads, ends, strict=False)]
+
+
+def _value(written: str) -> object:
+    text = written.strip()
     parsed = read_json(text) if text.startswith(("[", "{")) else None
     if parsed is not None:
         return parsed.value
@@ -57,10 +61,6 @@ def _value(text: str) -> object:
         return float(text)
     except ValueError:
         return text
-
-
-def _unquoted(text: str) -> str:
-    return text.strip().strip("\"'")
 
 
 def _loose(text: str) -> Span | None:

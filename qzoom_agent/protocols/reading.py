@@ -29,6 +29,7 @@ _CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("left",
 _BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "bbox2d", "box", "coordinates", "region")
 _BOXED = "\\boxed{"
 _STYLED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+_FOREIGN = re.compile(r"<(?:tool_call|grounding)>|<function=")
 _STRAY = re.compile(r"</?(?:answer|think|tool_call|tool_response|grounding)>", re.IGNORECASE)
 
 
@@ -95,6 +96,12 @@ def spans(text: str, name: str, *, limit: int | None = None) -> list[Span]:
     return found
 
 
+def foreign_call(text: str) -> list[Span]:
+    """A call in the format of another family, with nothing in it that could be read by mistake in the wrong frame."""
+    mark = _FOREIGN.search(text)
+    return [Span("", text[mark.start() :], mark.start(), len(text), True)] if mark else []
+
+
 def outside(text: str, taken: Sequence[Span]) -> str:
     """The text around these spans (in order, not overlapping), stripped and joined by newlines."""
     edges = [0, *(edge for span in taken for edge in (span.start, span.end)), len(text)]
@@ -121,10 +128,11 @@ def read_reply(
     """
     reading = Reading()
     thought, rest = _split_thought(readable(text))
-    inside = not outside(rest, spans(rest, "answer")) and not any(span.body.strip() for span in spans(rest, "answer"))
+    answers, blank = _answers(rest)
+    inside = not answers and not outside(rest, blank)
     if inside:
         thought, rest = "", thought
-    answers = [span for span in spans(rest, "answer") if span.body.strip()]
+        answers, blank = _answers(rest)
     calls = find(rest, reading)
     if inside and (answers or calls):
         reading.repairs.append("read from inside the thought")
@@ -147,6 +155,12 @@ def read_reply(
     if free and (mark == "answer" or (mark == "boxed" and not boxed)):
         reading.repairs.append("free text taken as the answer")
     return reading.parsed(thought=_joined(thought, free) if boxed else thought.strip(), answer=boxed or free or None)
+
+
+def _answers(text: str) -> tuple[list[Span], list[Span]]:
+    """The `<answer>` spans that hold something, and those that do not."""
+    found = spans(text, "answer")
+    return [span for span in found if span.body.strip()], [span for span in found if not span.body.strip()]
 
 
 def _split_thought(text: str) -> tuple[str, str]:

@@ -28,6 +28,7 @@ from qzoom_agent.protocols.reading import (
     MAX_NAME,
     Reading,
     Span,
+    foreign_call,
     read_label,
     read_reply,
     readable,
@@ -62,7 +63,9 @@ class Wording:
     plain_system: str = ""
     """System message when it is not; empty for none."""
     before: str = ""
-    """First user turn: text before the images."""
+    """First user turn: text before the images, when zooming is offered."""
+    plain_before: str = ""
+    """The same when it is not."""
     between: str = ""
     """First user turn: text between the images and the question."""
     after: str = ""
@@ -108,8 +111,9 @@ class Tagged:
     def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
         say = self.wording
         system = say.system if tools else say.plain_system
+        before = say.before if tools else say.plain_before
         asked = say.between + question + (say.after if tools else say.plain_after)
-        user = message("user", say.before, *(image_part(view.id) for view in views), asked)
+        user = message("user", before, *(image_part(view.id) for view in views), asked)
         return [message("system", system), user] if system else [user]
 
     def parse(self, text: str, views: Sequence[View]) -> Parsed:
@@ -146,7 +150,7 @@ class Tagged:
             return [bare]
         closing = tag(self.tag).search(text)
         if closing is None:
-            return []
+            return foreign_call(text)
         reading.repairs.append(f"opening <{self.tag}> added")
         return [Span(text[: closing.start()], text[: closing.end()], 0, closing.end(), True)]
 

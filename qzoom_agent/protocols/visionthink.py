@@ -46,6 +46,11 @@ def _wording(schema: str, *, shown: str, tool: str) -> Wording:
             "</tool_call>, and go on reasoning from what it returns. Once the final answer is confirmed, place it "
             f"{form}. Here is the image and question:\n"
         ),
+        plain_before=(
+            "Answer the question based on the image provided. Begin with reasoning within <think> and </think>. Once "
+            "the "
+            f"final answer is confirmed, place it {form}. Here is the image and question:\n"
+        ),
         between="\n",
         result_before=f"<tool_response>\n{shown}\n",
         result_end=(

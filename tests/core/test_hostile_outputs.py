@@ -1,0 +1,92 @@
+"""No reply raises, hangs, vanishes, or leaves something that cannot be served, shown or stored."""
+
+import json
+import math
+import runpy
+from collections import Counter
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+
+from qzoom_agent.images import View
+from qzoom_agent.protocols import PROTOCOLS, Parsed
+
+MADE = runpy.run_path(str(Path(__file__).parent / "hostile_outputs.py"))
+REPLIES: list[str] = MADE["hostile_outputs"]()
+SECONDS = 15.0
+COARSE = View(
+    id="coarse",
+    parent="original",
+    kind="coarse",
+    box=(0, 0, 640, 480),
+    width=448,
+    height=336,
+    digest="0" * 64,
+    tokens=192,
+)
+VIEWS = [COARSE, COARSE.model_copy(update={"id": "crop1", "parent": "coarse", "kind": "crop"})]
+
+
+def test_the_replies_are_many_different_and_the_same_each_time() -> None:
+    by_hand = MADE["by_hand"]()
+    assert len(REPLIES) == len(set(REPLIES)) == 2000
+    assert 200 <= len(by_hand) <= 300
+    assert REPLIES[: len(by_hand)] == by_hand
+    assert MADE["hostile_outputs"]() == REPLIES
+    assert MADE["hostile_outputs"](seed=1) != REPLIES
+
+
+@pytest.fixture(scope="module")
+def read() -> tuple[dict[str, list[Parsed]], float]:
+    """Every reply as read by every protocol, and the seconds it took."""
+    found: dict[str, list[Parsed]] = {name: [] for name in PROTOCOLS}
+    slowest = (0.0, "", "")
+    began = perf_counter()
+    for reply in REPLIES:
+        for name, protocol in PROTOCOLS.items():
+            start = perf_counter()
+            found[name].append(protocol.parse(reply, VIEWS))
+            slowest = max(slowest, (perf_counter() - start, name, ascii(reply[:30])))
+    seconds = perf_counter() - began
+    print(f"\n{len(REPLIES)} replies x {len(PROTOCOLS)} protocols in {seconds:.1f} s; slowest {slowest}")
+    return found, seconds
+
+
+def test_every_protocol_reads_every_reply_in_time(read: tuple[dict[str, list[Parsed]], float]) -> None:
+    assert {len(replies) for replies in read[0].values()} == {2000}
+    assert read[1] < SECONDS
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_reading_is_an_answer_a_call_or_a_problem(name: str, read: tuple[dict[str, list[Parsed]], float]) -> None:
+    outcomes = Counter[str]()
+    for parsed in read[0][name]:
+        outcomes["answer" if parsed.answer is not None else "calls" if parsed.calls else "problem"] += 1
+        assert parsed.answer is None or (parsed.answer.strip() == parsed.answer != "" and not parsed.calls)
+        assert parsed.answer is not None or parsed.calls or parsed.problems
+        assert len(parsed.calls) <= PROTOCOLS[name].max_calls_per_turn
+        json.loads(parsed.model_dump_json())
+        for problem in parsed.problems:
+            assert problem.strip() and len(problem) < 1000
+    print(f"\n{name:15} {dict(outcomes)}")
+    assert set(outcomes) == {"answer", "calls", "problem"}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_call_has_a_box_that_can_be_resolved(name: str, read: tuple[dict[str, list[Parsed]], float]) -> None:
+    shown = {view.id: view for view in VIEWS}
+    for call in (call for parsed in read[0][name] for call in parsed.calls):
+        box = call.as_box
+        assert box is not None and box.finite
+        pixels = shown[call.view].to_original(box.ordered())
+        assert all(math.isfinite(edge) for edge in pixels.clamp((640, 480)).as_list())
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_time_is_linear_in_the_length_of_a_flood(name: str) -> None:
+    """Floods several times as long as the ones above; anything quadratic would take minutes."""
+    began = perf_counter()
+    for unit in ("<", "< ", "<think>", "<tool_call>{", '"', "'\n", "9", "{ ", "zoom ", "\\boxed{"):
+        PROTOCOLS[name].parse(unit * (100_000 // len(unit)), VIEWS)
+    assert perf_counter() - began < SECONDS

@@ -29,8 +29,8 @@ _CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("left",
 _BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "bbox2d", "box", "coordinates", "region")
 _BOXED = "\\boxed{"
 _STYLED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
-_FOREIGN = re.compile(r"<(?:tool_call|grounding)>|<function=")
-_STRAY = re.compile(r"</?(?:answer|think|tool_call|tool_response|grounding)>", re.IGNORECASE)
+_FOREIGN = re.compile(r"</?(?:tool_call|grounding)>|<function=")
+_STRAY = re.compile(r"</?(?:answer|think|tool_response)>", re.IGNORECASE)
 
 
 @dataclass(slots=True)

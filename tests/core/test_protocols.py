@@ -294,6 +294,7 @@ def test_a_call_in_another_familys_format_is_a_problem_and_not_an_answer() -> No
     ):
         parsed = parse(name, CALLS[foreign])
         assert parsed.answer is None and not parsed.calls and parsed.problems
+    assert parse("mini_o3", "1, 2, 3, 4</tool_call>").answer is None
 
 
 @pytest.mark.parametrize(

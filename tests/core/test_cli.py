@@ -43,7 +43,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[Replies | list[str]], Non
 
     def install(replies: Replies | list[str]) -> None:
         def scripted(model: str = "nano", *, config: Any = None, **_: Any) -> Agent:
-            return Agent(ScriptedBackend(replies), config=config)
+            return Agent(ScriptedBackend(replies, name=model), config=config)
 
         monkeypatch.setattr(Agent, "from_pretrained", scripted)
 

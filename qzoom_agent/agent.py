@@ -33,7 +33,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from qzoom_agent.backends.base import Backend
-from qzoom_agent.config import AgentConfig, ViewBudget
+from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.geometry import Box
 from qzoom_agent.graph import Context, EventKind, State, compile_graph, start, to_trace
@@ -120,7 +120,7 @@ class Agent:
         """Raises ConfigError for a configuration that this backend cannot run."""
         self.backend = backend
         config = config or AgentConfig()
-        self.config = config.resolved(model=backend.name, protocol=backend.protocol, defaults=_preset(backend))
+        self.config = config.resolved(model=backend.name, protocol=backend.protocol, defaults=backend.defaults)
         self.state_dir = None if state_dir is None else Path(state_dir)
         self._graph = compile_graph()
         self._saved: Graph | None = None
@@ -267,7 +267,7 @@ class Agent:
         return state, context
 
     def _context(self, config: AgentConfig, store: ViewStore) -> Context:
-        views = config.budget.view_budget(_preset(self.backend))
+        views = config.budget.view_budget(self.backend.defaults)
         zoom = ZoomConfig(
             factor=views.factor,
             min_tokens=views.crop_min_tokens,
@@ -369,17 +369,6 @@ def _gold(box: Box | Sequence[float], image: Image.Image) -> Box:
     if box.view != "original" or not box.finite:
         raise ConfigError(f"A gold box has finite numbers and refers to the original; got {box}.")
     return box.to_pixel(image.size).ordered().clamp(image.size)
-
-
-def _preset(backend: Backend) -> ViewBudget:
-    preset = backend.defaults
-    return ViewBudget(
-        factor=backend.factor,
-        coarse_min_tokens=preset.coarse_min_tokens,
-        coarse_max_tokens=preset.coarse_tokens,
-        crop_min_tokens=preset.crop_min_tokens,
-        crop_max_tokens=preset.crop_max_tokens,
-    )
 
 
 def _run_config(thread: str) -> RunnableConfig:

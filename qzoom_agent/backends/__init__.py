@@ -3,7 +3,7 @@
 Importing this package loads neither torch nor transformers; `qzoom_agent.backends.hf` does.
 """
 
-from qzoom_agent.backends.base import Backend, ImageSource, Reply, Session, Settings, TokenBudget
+from qzoom_agent.backends.base import Backend, ImageSource, Reply, Session, Settings
 from qzoom_agent.backends.scripted import ScriptedBackend
 
-__all__ = ["Backend", "ImageSource", "Reply", "ScriptedBackend", "Session", "Settings", "TokenBudget"]
+__all__ = ["Backend", "ImageSource", "Reply", "ScriptedBackend", "Session", "Settings"]

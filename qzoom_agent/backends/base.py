@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from qzoom_agent.config import ViewBudget
 from qzoom_agent.messages import Message
 
 ImageSource = Callable[[str], Image.Image]
@@ -57,21 +58,6 @@ class Reply(BaseModel):
     """Wall time of the call."""
 
 
-class TokenBudget(BaseModel):
-    """Visual tokens a model is shown per view, unless the configuration says otherwise."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    coarse_tokens: int = 576
-    """Most tokens of the coarse view."""
-    coarse_min_tokens: int = 16
-    """Least tokens of the coarse view: a smaller image is enlarged to this."""
-    crop_min_tokens: int = 64
-    """Least tokens of a crop: a smaller crop is enlarged to this."""
-    crop_max_tokens: int = 576
-    """Most tokens of a crop."""
-
-
 class Session(Protocol):
     """One conversation with a model. Not shared between threads; several sessions of one backend may run at once."""
 
@@ -110,13 +96,8 @@ class Backend(Protocol):
         ...
 
     @property
-    def factor(self) -> int:
-        """Side in pixels of the square that one visual token stands for; shown views are multiples of it."""
-        ...
-
-    @property
-    def defaults(self) -> TokenBudget:
-        """Visual tokens per view that suit this model."""
+    def defaults(self) -> ViewBudget:
+        """How large a visual token of this model is, and how many a view had best have."""
         ...
 
     def session(self, image: ImageSource) -> Session:

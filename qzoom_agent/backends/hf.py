@@ -17,12 +17,13 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as hub_logging
 
-from qzoom_agent.backends.base import ImageSource, TokenBudget
+from qzoom_agent.backends.base import ImageSource
 from qzoom_agent.backends.hf_devices import choose
 from qzoom_agent.backends.hf_prompt import Codec
 from qzoom_agent.backends.hf_session import HFSession
-from qzoom_agent.backends.presets import NANO_FOLDER, PRESETS, Preset, resolve_model
+from qzoom_agent.backends.presets import NANO_FOLDER, PRESETS, UNKNOWN_BUDGET, Preset, resolve_model
 from qzoom_agent.backends.processing import load_processor, visual_factor
+from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError
 
 logger = logging.getLogger(__name__)
@@ -49,16 +50,17 @@ class HFBackend:
         *,
         name: str,
         protocol: str | None = None,
-        defaults: TokenBudget | None = None,
+        defaults: ViewBudget | None = None,
         placement: str = "",
     ) -> None:
         _require_piecewise(model, name)
         self.model = model
         self.processor = processor
         self.name = name
-        self.factor = visual_factor(model.config)
         self.protocol = protocol or _protocol(model.config, processor)
-        self.defaults = defaults or _budget(self.protocol)
+        # A token is as large as these weights make it, whatever was thought of them.
+        factor = visual_factor(model.config)
+        self.defaults = (defaults or _budget(self.protocol)).model_copy(update={"factor": factor})
         self.placement = placement
         """Device and dtype, and why: "cpu, float32: no accelerator found"."""
         self.codec = Codec(processor, model.config)
@@ -134,9 +136,9 @@ def _protocol(config: PretrainedConfig, processor: ProcessorMixin) -> str:
     return _PROTOCOLS.get(config.model_type, "plain")
 
 
-def _budget(protocol: str) -> TokenBudget:
+def _budget(protocol: str) -> ViewBudget:
     known = (preset.budget for preset in PRESETS.values() if preset.protocol == protocol and preset.budget)
-    return next(known, TokenBudget())
+    return next(known, UNKNOWN_BUDGET)
 
 
 def _end_ids(model: PreTrainedModel, processor: ProcessorMixin) -> frozenset[int]:

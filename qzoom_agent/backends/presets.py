@@ -2,14 +2,15 @@
 
 `resolve_model` turns what a user typed (a preset name, a folder, a hub id) into a Preset. Memory is that of the weights
 in 16 bit and of one run's cache; budgets of checkpoints trained for one protocol are the ones they were trained with.
-Nothing is loaded or looked up on the network here, so `qzoom models` answers at once; torch is not imported.
+The size of a visual token is the family's; loaded weights have the last word on it. Nothing is loaded or looked up on
+the network here, so `qzoom models` answers at once; torch is not imported.
 """
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-from qzoom_agent.backends.base import TokenBudget
+from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError
 
 NANO_FOLDER = Path(__file__).resolve().parent.parent / "models" / "nano"
@@ -25,8 +26,8 @@ class Preset:
     """Folder or hub id, as transformers' `from_pretrained` takes it."""
     protocol: str | None = None
     """Zoom protocol the model was trained on, or fits best."""
-    budget: TokenBudget | None = None
-    """Visual tokens per view."""
+    budget: ViewBudget | None = None
+    """Visual tokens per view, and the size of one."""
     memory_gb: float | None = None
     """GB of accelerator memory (or RAM) that a run needs, roughly."""
     note: str = field(default="")
@@ -38,18 +39,34 @@ class Preset:
         return Path(self.source).is_dir()
 
 
-_NANO = TokenBudget(coarse_tokens=64, coarse_min_tokens=16, crop_min_tokens=32, crop_max_tokens=64)
-_QWEN2_5 = TokenBudget(coarse_tokens=576, coarse_min_tokens=64, crop_min_tokens=64, crop_max_tokens=576)
-_QWEN3 = TokenBudget(coarse_tokens=576, coarse_min_tokens=64, crop_min_tokens=256, crop_max_tokens=1024)
-_DEEPEYES = TokenBudget(coarse_tokens=16384, coarse_min_tokens=4, crop_min_tokens=4, crop_max_tokens=16384)
-_MINI_O3 = TokenBudget(coarse_tokens=2551, coarse_min_tokens=52, crop_min_tokens=52, crop_max_tokens=2551)
-_PIXEL = TokenBudget(coarse_tokens=5120, coarse_min_tokens=512, crop_min_tokens=512, crop_max_tokens=5120)
-_LLAVA = TokenBudget(coarse_tokens=576, coarse_min_tokens=576, crop_min_tokens=576, crop_max_tokens=576)
+def _views(factor: int, coarse: tuple[int, int], crop: tuple[int, int]) -> ViewBudget:
+    """The size of a token in pixels, and the fewest and most tokens of a coarse view and of a crop."""
+    return ViewBudget(
+        factor=factor,
+        coarse_min_tokens=coarse[0],
+        coarse_max_tokens=coarse[1],
+        crop_min_tokens=crop[0],
+        crop_max_tokens=crop[1],
+    )
+
+
+NANO_BUDGET = _views(28, (16, 64), (36, 64))
+"""What nano is trained with; the scripted backend stands in for it."""
+UNKNOWN_BUDGET = _views(28, (16, 576), (64, 576))
+"""For a model of which nothing is known."""
+_QWEN2_5 = _views(28, (64, 576), (64, 576))
+_QWEN3 = _views(32, (64, 576), (256, 1024))
+_DEEPEYES = _views(28, (4, 16384), (4, 16384))
+_MINI_O3 = _views(28, (52, 2551), (52, 2551))
+_PIXEL = _views(28, (512, 5120), (512, 5120))
+_LLAVA = _views(14, (576, 576), (576, 576))
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset("nano", str(NANO_FOLDER), "nano", _NANO, 0.5, "ships with the package; knows only the needle boards"),
+        Preset(
+            "nano", str(NANO_FOLDER), "nano", NANO_BUDGET, 0.5, "ships with the package; knows only the needle boards"
+        ),
         Preset("qwen2.5-vl-3b", "Qwen/Qwen2.5-VL-3B-Instruct", "deepeyes", _QWEN2_5, 9, "not trained to zoom"),
         Preset("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct", "deepeyes", _QWEN2_5, 19, "not trained to zoom"),
         Preset("qwen3-vl-2b", "Qwen/Qwen3-VL-2B-Instruct", "qwen3vl", _QWEN3, 6, "zooms with its own tool format"),

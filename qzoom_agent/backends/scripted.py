@@ -1,8 +1,8 @@
 """A backend that plays back replies: for tests, demonstrations, and replaying a recorded conversation.
 
-It behaves like a model with a cache: it counts tokens (one per four characters; a visual token per `factor` x `factor`
-pixels of an image), knows which of them a session already holds, streams, and honours stop strings and the token limit.
-Replies come from a list, shared in order by all sessions, or from a function of the conversation.
+It behaves like a model with a cache: it counts tokens (one per four characters; of an image, one per square of
+`defaults.factor` pixels), knows which of them a session already holds, streams, and honours stop strings and the limit
+of tokens. Replies come from a list, shared in order by all sessions, or from a function of the conversation.
 Deliberately absent: randomness, and time (`seconds` is always 0.0), so traces made with it are reproducible.
 """
 
@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from threading import Lock
 
-from qzoom_agent.backends.base import ImageSource, Reply, Session, Settings, TokenBudget
+from qzoom_agent.backends.base import ImageSource, Reply, Session, Settings
+from qzoom_agent.backends.presets import NANO_BUDGET
+from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError
+from qzoom_agent.geometry import tokens
 from qzoom_agent.messages import Message
 
 _CHARS_PER_TOKEN = 4
@@ -28,16 +31,12 @@ class ScriptedBackend:
         replies: Sequence[str] | Callable[[list[Message]], str],
         *,
         protocol: str = "nano",
-        factor: int = 28,
-        defaults: TokenBudget | None = None,
+        defaults: ViewBudget = NANO_BUDGET,
         name: str = "scripted",
     ) -> None:
         self.name = name
         self.protocol = protocol
-        self.factor = factor
-        self.defaults = defaults or TokenBudget(
-            coarse_tokens=64, coarse_min_tokens=16, crop_min_tokens=32, crop_max_tokens=64
-        )
+        self.defaults = defaults
         self._replies = replies
         self._used = 0
         self._lock = Lock()
@@ -104,8 +103,7 @@ class _ScriptedSession:
         text = visual = 0
         for part in message["content"]:
             if part["type"] == "image":
-                width, height = self._image(part["view"]).size
-                visual += (width // self._backend.factor) * (height // self._backend.factor)
+                visual += tokens(self._image(part["view"]).size, self._backend.defaults.factor)
             else:
                 text += _text_tokens(part["text"])
         return text, visual

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
             preset.name,
             preset.protocol or "",
             f"{preset.memory_gb:g} GB" if preset.memory_gb else "",
-            f"{preset.budget.coarse_tokens} + {preset.budget.crop_max_tokens} a crop" if preset.budget else "",
+            f"{preset.budget.coarse_max_tokens} + {preset.budget.crop_max_tokens} a crop" if preset.budget else "",
             weights(preset),
             preset.note,
         )

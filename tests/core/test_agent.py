@@ -36,8 +36,7 @@ class Threaded:
     """A backend whose text arrives on a thread of its own, in pieces a test can pace."""
 
     def __init__(self, pieces: Sequence[str], wait: Callable[[], object] = lambda: None) -> None:
-        self.name, self.protocol, self.factor = "threaded", "nano", 28
-        self.defaults = ScriptedBackend([]).defaults
+        self.name, self.protocol, self.defaults = "threaded", "nano", ScriptedBackend([]).defaults
         self.pieces, self.wait = pieces, wait
         self.closed = False
 

@@ -12,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
-from qzoom_agent.backends import Backend, Settings
+from qzoom_agent.backends import Settings
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.backends.hf_devices import choose
 from qzoom_agent.backends.hf_prompt import Prompt, Span
 from qzoom_agent.backends.hf_sampling import Sampler, TextStream
 from qzoom_agent.backends.hf_session import HFSession
-from qzoom_agent.backends.presets import NANO_FOLDER
-from qzoom_agent.backends.processing import fit, image_only
+from qzoom_agent.backends.presets import NANO_BUDGET, NANO_FOLDER, PRESETS, Preset
+from qzoom_agent.backends.processing import fit, image_only, visual_factor
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message, text, view_ids
 from tests.core.tiny_models import QWEN_TEMPLATE, Family, build
@@ -58,21 +59,18 @@ def qwen(load: Callable[[Family], HFBackend]) -> HFBackend:
 def views(backend: HFBackend) -> dict[str, Image.Image]:
     """A coarse view and crops, of other shapes where the family can tell; crop2 and crop3 cost the same tokens."""
     noise = np.random.default_rng(7)
+    factor = backend.defaults.factor
     if backend.protocol == "plain":
         cells = {"coarse": (4, 4), "crop1": (4, 4), "crop2": (4, 4), "crop3": (4, 4)}
     else:
         cells = {"coarse": (4, 3), "crop1": (2, 2), "crop2": (3, 2), "crop3": (3, 2)}
     return {
-        name: Image.fromarray(
-            noise.integers(0, 255, (height * backend.factor, width * backend.factor, 3), dtype=np.uint8)
-        )
+        name: Image.fromarray(noise.integers(0, 255, (height * factor, width * factor, 3), dtype=np.uint8))
         for name, (width, height) in cells.items()
     }
 
 
 def session_of(backend: HFBackend) -> HFSession:
-    as_backend: Backend = backend
-    assert as_backend.factor == backend.factor
     return backend.session(views(backend).__getitem__)
 
 
@@ -432,15 +430,28 @@ def test_the_image_only_processor_is_saved_under_the_stock_name(qwen: HFBackend,
 
 def test_a_protocol_and_budgets_are_found_for_a_folder(load: Callable[[Family], HFBackend], tmp_path: Path) -> None:
     assert [load(family).protocol for family in FAMILIES] == ["deepeyes", "qwen3vl", "plain"]
-    assert [load(family).factor for family in FAMILIES] == [28, 32, 14]
-    assert load("llava").defaults.coarse_tokens == 576
+    assert load("llava").defaults.coarse_max_tokens == 576
     folder = build("qwen2_5_vl", tmp_path)
     tokenizer = load("qwen2_5_vl").processor.tokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["<zoom>"])
     tokenizer.save_pretrained(folder)
     trained = HFBackend.load(str(folder), device="cpu")
-    assert (trained.protocol, trained.defaults.coarse_tokens) == ("nano", 64)
+    assert (trained.protocol, trained.defaults) == ("nano", NANO_BUDGET)
     assert HFBackend.load(str(folder), device="cpu", protocol="plain").protocol == "plain"
+
+
+def test_the_weights_say_how_large_a_token_is(load: Callable[[Family], HFBackend]) -> None:
+    assert [load(family).defaults.factor for family in FAMILIES] == [28, 32, 14]
+    qwen3 = load("qwen3_vl")
+    wrong = HFBackend(qwen3.model, qwen3.processor, name="x", protocol="deepeyes", defaults=NANO_BUDGET)
+    assert wrong.defaults == NANO_BUDGET.model_copy(update={"factor": 32})
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_a_preset_knows_how_large_a_token_of_its_family_is(preset: Preset) -> None:
+    family = {"qwen3vl": "qwen3_vl", "plain": "llava"}.get(preset.protocol or "", "qwen2_5_vl")
+    assert preset.budget is not None
+    assert preset.budget.factor == visual_factor(AutoConfig.for_model(family))
 
 
 def test_device_and_dtype_say_why() -> None:

@@ -35,7 +35,7 @@ class Spy:
 
     def __init__(self, replies: Sequence[str] | Callable[[list[Message]], str]) -> None:
         self._inner = ScriptedBackend(replies)
-        self.name, self.protocol, self.factor, self.defaults = "spy", "nano", 28, self._inner.defaults
+        self.name, self.protocol, self.defaults = "spy", "nano", self._inner.defaults
         self.conversations: list[list[Message]] = []
         self.settings: list[Settings] = []
         self.pixels: dict[str, Image.Image] = {}

@@ -107,10 +107,11 @@ def show(result: Result) -> None:
     if result.covered is not None:
         lines.append(("needle covered", f"{result.covered:.1%} by the best crop"))
     lines.append(("ended", ", ".join(f"{status} {count}" for status, count in sorted(result.statuses.items()))))
-    budget = config.budget.max_visual_tokens
+    coarse, total = config.budget.coarse_tokens, config.budget.max_visual_tokens
     print(
         f"{result.suite} ({result.split}, seed {result.seed}): {config.model}, policy {config.policy}"
-        + (f", at most {budget} visual tokens" if budget else "")
+        + (f", coarse view of at most {coarse} visual tokens" if coarse else "")
+        + (f", at most {total} in all" if total else "")
     )
     for line in table(lines):
         print(line)

@@ -23,7 +23,9 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", metavar="M", help="preset name, folder or hub id (default: nano)")
     group.add_argument("--policy", choices=get_args(PolicyName), help="what decides on crops (default: explicit)")
     group.add_argument("--protocol", metavar="P", help="how the model writes a zoom call (default: the model's own)")
-    group.add_argument("--budget", type=int, metavar="TOKENS", help="visual tokens that all views together may cost")
+    group.add_argument(
+        "--budget", type=int, metavar="TOKENS", help="most visual tokens of the coarse view (default: the model's own)"
+    )
     group.add_argument("--config", metavar="FILE", help="configuration in YAML, such as the config.yaml of a saved run")
     group.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting, such as budget.max_turns=3"
@@ -42,7 +44,7 @@ def load_agent(args: argparse.Namespace) -> Agent:
         "model": args.model,
         "policy": args.policy,
         "protocol": args.protocol,
-        "budget.max_visual_tokens": args.budget,
+        "budget.coarse_tokens": args.budget,
     }
     changes |= {key: value for key, value in flags.items() if value is not None}
     config = config.replace(**changes)

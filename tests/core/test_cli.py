@@ -133,7 +133,7 @@ def test_ask_json_is_the_trace_and_nothing_else(play: Any, board: str, capsys: p
 
 def test_a_spent_budget_is_3(play: Any, board: str, capsys: pytest.CaptureFixture[str]) -> None:
     play(zoom_then("42"))
-    assert run("ask", board, "?", "--budget", "70") == 3
+    assert run("ask", board, "?", "--set", "budget.max_visual_tokens=70") == 3
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "refused" in captured.err and "There is no answer." in captured.err
@@ -158,7 +158,7 @@ def test_a_failing_model_is_4(play: Any, board: str, capsys: pytest.CaptureFixtu
         (["ask", "{board}", "?", "--set", "policy=[1"], "cannot be read"),
         (["ask", "{board}", "?", "--policy", "hybrid"], "branches"),
         (["ask", "{board}", "?", "--protocol", "morse"], "morse"),
-        (["ask", "{board}", "?", "--budget", "0"], "budget.max_visual_tokens"),
+        (["ask", "{board}", "?", "--budget", "0"], "budget.coarse_tokens"),
         (["ask", "{board}", "?", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["trace", "show", "nowhere"], "nowhere"),
         (["eval", "needle-nowhere"], "needle-scene"),
@@ -252,7 +252,8 @@ def test_eval_prints_a_table_and_writes_every_row(
     out = tmp_path / "result.json"
     assert run("eval", "needle-global", "--n", "5", "--json", str(out)) == 0
     captured = capsys.readouterr()
-    assert captured.out.startswith("needle-global (test, seed 0): nano, policy explicit\n")
+    headline, _, _ = captured.out.partition("\n")
+    assert headline == ("needle-global (test, seed 0): nano, policy explicit, coarse view of at most 64 visual tokens")
     for line in ("accuracy", "zooms", "visual tokens", "seconds", "failed calls", "ended"):
         assert f"\n{line} " in captured.out
     assert "5/5" in captured.err
@@ -260,6 +261,16 @@ def test_eval_prints_a_table_and_writes_every_row(
     assert result["n"] == len(result["rows"]) == 5
     assert result["interval"][0] <= result["accuracy"] <= result["interval"][1]
     assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_a_budget_shows_the_whole_board_at_that_many_tokens(
+    play: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play(lambda _: "red")
+    out = tmp_path / "result.json"
+    assert run("eval", "needle-doc", "--n", "2", "--policy", "direct", "--budget", "576", "--json", str(out)) == 0
+    assert ", coarse view of at most 576 visual tokens\n" in capsys.readouterr().out
+    assert all(64 < row["visual_tokens"] <= 576 for row in json.loads(out.read_text())["rows"])
 
 
 def test_an_interrupted_eval_says_so_and_goes_on(play: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
+    PreTrainedModel,
     PrinterCallback,
     Qwen2_5_VLForConditionalGeneration,
     Trainer,
@@ -115,6 +116,12 @@ class TreeTrainer(Trainer):
 
         moved: dict[str, Any] = tree_map(move, inputs)
         return moved
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # By default checkpoints are written under the hub's parameter names, which `Trainer` does not translate back when
+        # it resumes: it would silently go on from fresh weights.
+        assert output_dir is not None and isinstance(self.model, PreTrainedModel)
+        self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0
@@ -260,7 +267,7 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
     trainer.remove_callback(PrinterCallback)
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
-    model.save_pretrained(done)
+    model.save_pretrained(done, save_original_format=False)
     tokenizer.save_pretrained(done)
     return done
 

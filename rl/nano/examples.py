@@ -29,9 +29,10 @@ CHARS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ."
 DENSE_CLASSES: Final = (len(CHARS) + 1, len(CHARS) + 1, len(SHAPES) + 1, len(COLORS) + 1, 7)
 """Classes of each dense label: left character, right character, shape, colour, pips; 0 is "none"."""
 COARSE_TOKENS: Final = 64
-CROP_TOKENS: Final = (36, 64)
+CROP_TOKENS: Final = (40, 64)
 LOCATION_STEP: Final = 7
-ORACLE_MARGIN: Final = 0.35
+CALL_MARGIN: Final = (0.3, 22.0)
+"""What a zoom call adds on every side of the needle: a share of its longer side, and at least these board pixels."""
 LAYOUT_SHARES: Final = {"scene": 0.44, "form": 0.12, "receipt": 0.11, "table": 0.11, "hop": 0.22}
 _LEGIBLE: Final = 11.0
 _OPEN, _ASK, _CLOSE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
@@ -98,16 +99,16 @@ def _cover(labels: NDArray[np.int64], thing: Rect, box: Rect, scale: tuple[float
                     labels[row, column, slot] = value
 
 
-def grown(box: Rect, board: Board, *, margin: float) -> Rect:
-    """The box with `margin` of its longer side added on every side, inside the board."""
-    pad = margin * max(box[2] - box[0], box[3] - box[1])
+def grown(box: Rect, board: Board, *, margin: float, least: float = 0.0) -> Rect:
+    """The box with `margin` of its longer side (at least `least` pixels) added on every side, inside the board."""
+    pad = max(least, margin * max(box[2] - box[0], box[3] - box[1]))
     width, height = board.image.size
     return (max(0.0, box[0] - pad), max(0.0, box[1] - pad), min(float(width), box[2] + pad), min(float(height), box[3] + pad))
 
 
 def call_for(frame: Frame, needle: Rect) -> tuple[str, Rect]:
     """Nano's zoom call for a needle, in pixels of the coarse view rounded outward, and the board box that it asks for."""
-    x1, y1, x2, y2 = grown(needle, frame.board, margin=ORACLE_MARGIN)
+    x1, y1, x2, y2 = grown(needle, frame.board, margin=CALL_MARGIN[0], least=CALL_MARGIN[1])
     scale_x, scale_y = frame.scale
     step = LOCATION_STEP
     left, top = int(x1 * scale_x // step) * step, int(y1 * scale_y // step) * step
@@ -119,7 +120,7 @@ def call_for(frame: Frame, needle: Rect) -> tuple[str, Rect]:
 
 def _jittered(rng: Random, needle: Rect, board: Board) -> Rect:
     """A box around the needle as a loose policy might choose it."""
-    box = grown(needle, board, margin=rng.uniform(0.12, 0.8))
+    box = grown(needle, board, margin=rng.uniform(0.2, 0.9), least=rng.uniform(4.0, 40.0))
     pads = (needle[0] - box[0], needle[1] - box[1], box[2] - needle[2], box[3] - needle[3])
     left, top, right, bottom = (pad * rng.uniform(0.15, 1.0) for pad in pads)
     return needle[0] - left, needle[1] - top, needle[2] + right, needle[3] + bottom

@@ -4,7 +4,7 @@ A board is drawn once and yields many facts, each with its question, answer, the
 pixels of the board) and whether a coarse view suffices. Evaluation takes one fact of a board; training uses them all.
 
 Sizes are chosen so that three things hold, and `docs/nano.md` shows them: headlines, labels, shapes and colours
-(48 pixels and more) survive a three-fold reduction; printed codes (22 to 27 pixel capitals) and pips (5 pixels) do not;
+(48 pixels and more) survive a three-fold reduction; printed codes (18 to 22 pixel capitals) and pips (4 pixels) do not;
 and every needle is legible to a trained reader on the full board.
 """
 
@@ -119,8 +119,8 @@ class Pen:
         faces = typefaces(split, fonts)
         self.title_face, self.code_face = rng.choice(faces), rng.choice(faces)
         self.ink: Color = _DARK if light else _LIGHT
-        self.code_capital = rng.randint(22, 27)
-        self.code_advance = rng.uniform(25.0, 29.0)
+        self.code_capital = rng.randint(18, 22)
+        self.code_advance = rng.uniform(25.0, 28.0)
         self.plate: Color = _LIGHT if rng.random() < 0.7 else _DARK
         self.plate_ink: Color = _DARK if self.plate == _LIGHT else _LIGHT
         if rng.random() < 0.3:
@@ -236,7 +236,7 @@ def _scene(pen: Pen) -> None:
     for bare, column, row in placed:
         side, x, y = bare.box[2] - bare.box[0], bare.box[0], bare.box[1]
         pips = rng.randint(1, 6)
-        die = draw_die(pen.draw, pips, (x + side / 2, y + side * 0.5), side=rng.uniform(29, 34))
+        die = draw_die(pen.draw, pips, (x + side / 2, y + side * 0.5), side=rng.uniform(23, 27))
         thing = Thing(bare.shape, bare.color, bare.box, pips, die)
         code = pen.new_code()
         width = pen.code_size(code)[0]

@@ -40,7 +40,7 @@ from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import View, ViewStore
 from qzoom_agent.messages import Message, text
-from qzoom_agent.policy import CropPolicy, Last, foresee
+from qzoom_agent.policy import CropPolicy, Last
 from qzoom_agent.protocols.base import ToolCall, ZoomProtocol
 from qzoom_agent.tools.zoom import Zoom
 from qzoom_agent.trace import CallRecord, Decision, Status, Trace, Turn, Usage
@@ -309,14 +309,15 @@ def _serve(call: ToolCall, ctx: Context) -> tuple[CallRecord, list[Message], Las
         reason = "The call has no box. Give x1, y1, x2, y2."
         return _record(call, "failed", reason), ctx.protocol.refusal(reason), None
     shown = store.shown
-    review = ctx.policy.review(shown, foresee(store, box, ctx.zoom.config))
+    plan = ctx.zoom.plan(store, box)
+    review = ctx.policy.review(shown, plan)
     if not review.serve:
         return (
             _record(call, "refused", review.reason, numbers=review.numbers),
             ctx.protocol.refusal(review.reason),
             review.last,
         )
-    cut = ctx.zoom(store, box, label=call.label)
+    cut = ctx.zoom.cut(store, plan, label=call.label)
     if cut.view is None:
         record = _record(call, "failed", cut.error or "", numbers=review.numbers)
         return record, ctx.protocol.refusal(record.reason), None

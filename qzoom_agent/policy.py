@@ -22,10 +22,10 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from qzoom_agent.config import AgentConfig, PolicyName, ViewBudget
-from qzoom_agent.errors import BoxError, ConfigError
-from qzoom_agent.geometry import Box, Size, fit_tokens, tokens
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.geometry import Box, Size
 from qzoom_agent.images import View, ViewStore
-from qzoom_agent.tools.zoom import ZoomConfig
+from qzoom_agent.tools.zoom import ZoomPlan
 
 NEED_BRANCHES: frozenset[PolicyName] = frozenset({"implicit", "hybrid", "always"})
 OFFER_TOOLS: frozenset[PolicyName] = frozenset({"explicit", "blind"})
@@ -89,11 +89,14 @@ class CropPolicy:
         margin = self._config.oracle_margin * max(inner.width, inner.height)
         return Box(inner.x1 - margin, inner.y1 - margin, inner.x2 + margin, inner.y2 + margin).clamp(size)
 
-    def review(self, shown: Sequence[View], tokens: int) -> Review:
-        """Judge a call whose crop would cost `tokens` visual tokens, after the views in `shown`. Nothing is cut yet."""
+    def review(self, shown: Sequence[View], plan: ZoomPlan) -> Review:
+        """Judge a call that comes to `plan`, after the views in `shown`. Nothing is cut yet.
+
+        Only whether a crop may be made is judged: a plan with an error costs nothing, and the tool says why.
+        """
         budget = self._config.budget
         spent = sum(view.tokens for view in shown)
-        numbers = {"views": float(len(shown)), "visual_tokens": float(spent), "crop_tokens": float(tokens)}
+        numbers = {"views": float(len(shown)), "visual_tokens": float(spent), "crop_tokens": float(plan.tokens)}
         if not self.offers_tools:
             return Review(False, "There is no zoom tool in this run. Answer the question.", numbers, last="failed")
         if len(shown) >= budget.max_views:
@@ -106,8 +109,8 @@ class CropPolicy:
             if left < self._views.crop_min_tokens:
                 text = f"No more zooming: {spent} of {budget.max_visual_tokens} visual tokens are spent."
                 return Review(False, text, numbers, last="budget")
-            if tokens > left:
-                text = f"This crop would cost {tokens} visual tokens and {left} are left. Ask for less, or answer."
+            if plan.tokens > left:
+                text = f"This crop would cost {plan.tokens} visual tokens and {left} are left. Ask for less, or answer."
                 return Review(False, text, numbers, last=None)
         return Review(True, "", numbers, last=None)
 
@@ -129,26 +132,6 @@ class CropPolicy:
             return Image.new("RGB", view.size, GREY) if view.kind == "crop" else store.image(view_id)
 
         return withheld
-
-
-def foresee(store: ViewStore, box: Box, crop: ZoomConfig) -> int:
-    """Visual tokens that a crop of `box` will cost once the zoom tool has mended it; nothing is cut.
-
-    0 for a box that the tool will not serve. A test holds this equal to what the tool then makes.
-    """
-    try:
-        view = store.view(box.view)
-        inside = box.ordered().to_pixel(view.size, view.cell if box.frame == "cell" else 1).clamp(view.size)
-    except BoxError:
-        return 0
-    image = store.view("original").size
-    whole = view.to_original(inside).rounded().clamp(image)
-    grown = whole.grow_to(crop.min_side, image).limit_aspect(crop.max_aspect, image)
-    sides = round(grown.width), round(grown.height)
-    longest = max(1, int(min(sides) * crop.max_aspect))
-    size = min(sides[0], longest), min(sides[1], longest)
-    shown = fit_tokens(size, factor=crop.factor, min_tokens=crop.min_tokens, max_tokens=crop.max_tokens)
-    return tokens(shown, crop.factor)
 
 
 def _somewhere(width: float, height: float, size: Size, draw: random.Random) -> Box:

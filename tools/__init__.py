@@ -6,6 +6,6 @@ if __name__ != "qzoom_agent.tools":
     )
 
 from qzoom_agent.tools.schema import as_langchain_tool, zoom_schema
-from qzoom_agent.tools.zoom import Zoom, ZoomConfig, ZoomResult
+from qzoom_agent.tools.zoom import Zoom, ZoomConfig, ZoomPlan, ZoomResult
 
-__all__ = ["Zoom", "ZoomConfig", "ZoomResult", "as_langchain_tool", "zoom_schema"]
+__all__ = ["Zoom", "ZoomConfig", "ZoomPlan", "ZoomResult", "as_langchain_tool", "zoom_schema"]

@@ -5,22 +5,27 @@ pixels across or as thin as a line. All of that is served, and what was changed 
 that is told can correct itself. Only a box that means nothing (NaN, no such view, wholly outside) is not served, and
 then the model gets a text with the size and the legal range. `Zoom` never raises on a box.
 
+Two steps: `plan` mends the box and says what its crop will cost, `cut` cuts a plan, and calling the tool does both. So
+what the policy reviews between the two is the very crop that is then made, and a refused one costs nothing.
+
 Order of mending: corners, the part inside the view the box was measured in, whole pixels of the original (outward),
 the shortest side, the aspect. The crop is magnified to its least budget of visual tokens by the store, which always
 cuts from the original. Whether a crop is worth its tokens is not judged here: that is the policy's review.
 """
 
+from dataclasses import dataclass
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from qzoom_agent.config import CropConfig
 from qzoom_agent.errors import BoxError, ConfigError
-from qzoom_agent.geometry import Box, extent
+from qzoom_agent.geometry import Box, Size, extent, fit_tokens, tokens
 from qzoom_agent.images import View, ViewStore
 
 # What `fit_tokens` shows at most; a crop of this shape is never refused by the store.
 _LONGEST_ASPECT = 200.0
+_NOTHING = Size(0, 0)
 # Float noise of a conversion is not "outside".
 _NOISE = 1e-6
 
@@ -43,6 +48,24 @@ class ZoomConfig(CropConfig):
                 "Raise max_tokens or lower min_tokens."
             )
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class ZoomPlan:
+    """What a box comes to before anything is cut: exactly one of `box` and `error` is set."""
+
+    parent: str
+    """The view the box was measured in."""
+    box: Box | None = None
+    """What will be cut, in whole original pixels."""
+    size: Size = _NOTHING
+    """Pixels that will be shown; 0 x 0 with an error."""
+    tokens: int = 0
+    """Visual tokens that the crop will cost."""
+    notes: tuple[str, ...] = ()
+    """What was changed about the box, as sentences for the model."""
+    error: str | None = None
+    """Why nothing can be cut and what would be legal, for the model."""
 
 
 class ZoomResult(BaseModel):
@@ -69,24 +92,40 @@ class Zoom:
         self.config = config or ZoomConfig()
 
     def __call__(self, store: ViewStore, box: Box, *, label: str = "") -> ZoomResult:
-        """Cut `box`, in any frame of any view of `store`, and add the crop to the store.
+        """Plan and cut `box`, in any frame of any view of `store`. Raises as `cut` does, never on a box."""
+        return self.cut(store, self.plan(store, box), label=label)
 
-        Never raises on a box. Raises ImageError if the crop cannot be written to the store's folder.
-        """
+    def plan(self, store: ViewStore, box: Box) -> ZoomPlan:
+        """What `box`, in any frame of any view of `store`, comes to. Never raises, and changes nothing."""
+        config = self.config
         notes: list[str] = []
         try:
-            view = store.view(box.view)
-            cut = self._shape(_on_original(store, view, box, notes), store, notes)
+            mended = self._shape(_on_original(store, store.view(box.view), box, notes), store, notes)
         except BoxError as error:
-            return ZoomResult(error=str(error), label=label)
+            return ZoomPlan(box.view, error=str(error))
+        size = fit_tokens(
+            (int(mended.width), int(mended.height)),
+            factor=config.factor,
+            min_tokens=config.min_tokens,
+            max_tokens=config.max_tokens,
+        )
+        return ZoomPlan(box.view, mended, size, tokens(size, config.factor), tuple(notes))
+
+    def cut(self, store: ViewStore, plan: ZoomPlan, *, label: str = "") -> ZoomResult:
+        """Cut what this tool planned in this store, and add the crop to it.
+
+        Raises ImageError if the crop cannot be written to the store's folder.
+        """
+        if plan.box is None:
+            return ZoomResult(error=plan.error, label=label)
         crop = store.add_crop(
-            cut,
+            plan.box,
             factor=self.config.factor,
             min_tokens=self.config.min_tokens,
             max_tokens=self.config.max_tokens,
-            parent=view.id,
+            parent=plan.parent,
         )
-        return ZoomResult(view=crop, served=crop.box, notes=notes, label=label)
+        return ZoomResult(view=crop, served=crop.box, notes=list(plan.notes), label=label)
 
     def _shape(self, box: Box, store: ViewStore, notes: list[str]) -> Box:
         """Grow a small or thin box; shorten one that is thin because the image is."""

@@ -15,11 +15,11 @@ from qzoom_agent.backends.base import ImageSource, Reply, Settings
 from qzoom_agent.backends.scripted import ScriptedBackend
 from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError, ConfigError
-from qzoom_agent.geometry import FRAMES, Box, Size
+from qzoom_agent.geometry import Box, Size
 from qzoom_agent.graph import Context, compile_graph, start
 from qzoom_agent.images import ViewStore
 from qzoom_agent.messages import Message, plain_text, view_ids
-from qzoom_agent.policy import GREY, CropPolicy, foresee
+from qzoom_agent.policy import GREY, CropPolicy
 from qzoom_agent.tools.zoom import Zoom, ZoomConfig
 
 SIZE = Size(800, 600)
@@ -259,26 +259,6 @@ def test_a_coarse_view_over_the_whole_budget_is_a_configuration_error() -> None:
 
 
 # ---- properties ----------------------------------------------------------------------------------------------------
-
-STORE = ViewStore()
-STORE.add_original(IMAGE)
-STORE.add_coarse(factor=28, min_tokens=16, max_tokens=64)
-numbers = st.one_of(st.floats(-50, 900), st.floats(0, 1), st.floats(-1e9, 1e9))
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    box=st.builds(Box, numbers, numbers, numbers, numbers, st.sampled_from(FRAMES), st.sampled_from(["coarse", "x"])),
-    aspect=st.sampled_from([1.0, 2.5, 20.0]),
-    side=st.sampled_from([1, 28, 700]),
-)
-def test_the_foreseen_cost_is_the_cost(box: Box, aspect: float, side: int) -> None:
-    config = ZoomConfig(factor=28, min_tokens=32, max_tokens=64, min_side=side, max_aspect=aspect)
-    foreseen = foresee(STORE, box, config)
-    cut = Zoom(config)(STORE, box)
-    if cut.view is not None:
-        assert cut.view.tokens == foreseen
-
 
 calls = st.builds("<zoom>{} {} {} {}</zoom>".format, *[st.integers(0, 260)] * 4)
 

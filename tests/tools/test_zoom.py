@@ -167,10 +167,17 @@ def test_no_box_ever_raises_or_is_cut_wrong(values, frame, view, size, min_side,
     zoom = Zoom(ZoomConfig(factor=28, min_tokens=4, max_tokens=40, min_side=min_side, max_aspect=max_aspect))
     zoom(store, Box(0.25, 0.25, 0.75, 0.75, "unit", "coarse"))
     shown = len(store.shown)
-    found = zoom(store, Box(*values, frame=frame, view=view))
+    plan = zoom.plan(store, Box(*values, frame=frame, view=view))
+    assert len(store.shown) == shown
+    found = zoom.cut(store, plan)
+    assert (found.error, found.notes) == (plan.error, list(plan.notes))
     assert (found.view is None) == (found.error is not None) == (found.served is None)
     assert len(store.shown) == shown + (found.view is not None)
-    if found.view is not None:
+    if found.view is None:
+        assert (plan.box, plan.size, plan.tokens) == (None, (0, 0), 0)
+    else:
+        assert plan.box.as_list() == list(found.served)
+        assert (plan.size, plan.tokens, plan.parent) == (found.view.size, found.view.tokens, found.view.parent)
         x1, y1, x2, y2 = found.served
         assert 0 <= x1 < x2 <= size[0] and 0 <= y1 < y2 <= size[1]
         assert all(value.is_integer() for value in found.served)

@@ -1,8 +1,8 @@
 """`qzoom train base`: train a small vision-language model from nothing, stage by stage.
 
-A recipe lists stages; each has its own mix of batches, learning rate and loss weights, and starts from the weights of the
-one before. Everything runs through `transformers.Trainer` over `datasets` tables whose rows are drawn when read, so a
-killed run continues from its last checkpoint with the batches it would have seen.
+A recipe lists stages; each has its own mix of batches, learning rate and loss weights, and starts from the weights of
+the one before. Everything runs through `transformers.Trainer` over `datasets` tables whose rows are drawn when read, so
+a killed run continues from its last checkpoint with the batches it would have seen.
 
     qzoom train base --config rl/recipes/nano/base.yaml --output runs/nano
     qzoom train base --config ... --stage read        (only up to and including this stage)
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from transformers import (
     AutoTokenizer,
-    PreTrainedTokenizerFast,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     PrinterCallback,
     Qwen2_5_VLForConditionalGeneration,
     Trainer,
@@ -42,7 +42,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.rl.nano.batches import VALIDATION_SEED, single, table, trees_of
 from qzoom_agent.rl.nano.heads import TrainingHeads, losses
 from qzoom_agent.rl.nano.model import build_model
-from qzoom_agent.rl.nano.tokenizer import build_tokenizer
+from qzoom_agent.rl.nano.tokenizer import LOCATIONS, build_tokenizer
 from qzoom_agent.rl.nano.trees import Packer
 
 log = logging.getLogger(__name__)
@@ -118,15 +118,17 @@ class TreeTrainer(Trainer):
         return moved
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        # By default checkpoints are written under the hub's parameter names, which `Trainer` does not translate back when
-        # it resumes: it would silently go on from fresh weights.
+        # By default checkpoints are written under the hub's parameter names, which `Trainer` does not translate back
+        # when it resumes: it would silently go on from fresh weights.
         assert output_dir is not None and isinstance(self.model, PreTrainedModel)
         self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         terms = losses(model, model.training_heads, inputs)
         total = torch.zeros(())
         for name, weight in self.stage.weights.items():
@@ -143,8 +145,9 @@ class TreeTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            groups = _groups(self.model, self.args.learning_rate, self.stage.tower_share, self.args.weight_decay)
-            self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate, betas=(0.9, self.args.adam_beta2), fused=True)
+            rate, betas = self.args.learning_rate, (0.9, self.args.adam_beta2)
+            groups = _groups(self.model, rate, self.stage.tower_share, self.args.weight_decay)
+            self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
         return self.optimizer
 
 
@@ -158,7 +161,8 @@ def _groups(model: Any, rate: float, tower_share: float, decay: float) -> list[d
                 for name, parameter in model.named_parameters()
                 if (".visual." in name) == tower and (parameter.ndim > 1) == matrix
             ]
-            groups.append({"params": chosen, "lr": rate * (tower_share if tower else 1.0), "weight_decay": decay if matrix else 0.0})
+            own_rate, own_decay = rate * (tower_share if tower else 1.0), decay if matrix else 0.0
+            groups.append({"params": chosen, "lr": own_rate, "weight_decay": own_decay})
     return groups
 
 
@@ -188,7 +192,7 @@ class Notebook(TrainerCallback):
 def validate(model: Any, packer: Packer, recipe: BaseRecipe) -> dict[str, Any]:
     """Share of conversations whose last answer is right with the gold zooms before it, by kind of batch and question;
     `call px` is the mean distance between called and gold coordinates in pixels of the coarse view."""
-    location = set(packer.tokenizer.convert_tokens_to_ids([f"<loc_{value}>" for value in range(0, 505, 7)]))
+    location = set(cast(list[int], packer.tokenizer.convert_tokens_to_ids(list(LOCATIONS))))
     first = min(location)
     scores: dict[str, list[float]] = {}
     model.eval()
@@ -272,12 +276,14 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
     return done
 
 
-def _start(recipe: BaseRecipe, index: int, output: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration]:
+def _start(
+    recipe: BaseRecipe, index: int, output: Path
+) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration]:
     """Tokenizer and model (with its training heads) at the start of a stage."""
     if index == 0:
         tokenizer = build_tokenizer()
         model = build_model(tokenizer)
-        model.training_heads = TrainingHeads(model.config.text_config.hidden_size)
+        model.training_heads = TrainingHeads(model.config.get_text_config().hidden_size)
         return tokenizer, model
     before = output / recipe.stages[index - 1].name / "final"
     return load_training(before)
@@ -287,9 +293,9 @@ def load_training(folder: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForC
     """A model saved by a stage, with its training heads."""
     from safetensors.torch import load_file
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(folder))
     model = build_model(tokenizer)
-    model.training_heads = TrainingHeads(model.config.text_config.hidden_size)
+    model.training_heads = TrainingHeads(model.config.get_text_config().hidden_size)
     missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
     model.tie_weights()
@@ -297,7 +303,9 @@ def load_training(folder: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForC
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="qzoom train base", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="qzoom train base", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
     parser.add_argument("--output", type=Path, default=Path("runs/nano"), help="folder of checkpoints and logs")
     parser.add_argument("--stage", help="stop after this stage")

@@ -1,1 +1,1 @@
-"""The recipe of nano, the small model that ships in the package: tokenizer, architecture, data and dense pretraining."""
+"""How nano, the small model that ships in the package, is made: tokenizer, architecture, data, dense pretraining."""

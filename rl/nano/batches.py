@@ -1,7 +1,7 @@
 """Batches as rows of a `datasets` table: a row names a kind and a seed, and is drawn when it is read.
 
-Nothing is stored, so an epoch is as long as one likes, any batch can be drawn again from its row, and a resumed run sees
-exactly the batches it would have seen. Kinds are sized so that each costs about the same time.
+Nothing is stored, so an epoch is as long as one likes, any batch can be drawn again from its row, and a resumed run
+sees exactly the batches it would have seen. Kinds are sized so that each costs about the same time.
 """
 
 from collections.abc import Mapping
@@ -46,8 +46,9 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
             boxes = [fact.boxes[-1] for fact in board.facts if fact.boxes]
             for box in rng.sample(boxes, min(2, len(boxes))):
                 side = rng.uniform(60, 130)
-                x, y = max(0.0, box[0] - side / 2), max(0.0, box[1] - side / 2)
-                part = (x, y, min(float(board.image.width), box[2] + side / 2), min(float(board.image.height), box[3] + side / 2))
+                width, height = float(board.image.width), float(board.image.height)
+                left, top = max(0.0, box[0] - side / 2), max(0.0, box[1] - side / 2)
+                part = (left, top, min(width, box[2] + side / 2), min(height, box[3] + side / 2))
                 looks.append(show(board, part, tokens=CROP_TOKENS).look)
         return [Tree([look], []) for look in looks]
     if kind == "crops":
@@ -56,10 +57,8 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
     if kind == "coarse":
         return [coarse_tree(rng, training_board(rng, seed * 64 + index)) for index in range(8)]
     if kind in _BOARDS_PER_BATCH:
-        budget = int(kind.removeprefix("board"))
-        return [
-            whole_tree(rng, training_board(rng, seed * 64 + index), tokens=budget) for index in range(_BOARDS_PER_BATCH[kind])
-        ]
+        budget, count = int(kind.removeprefix("board")), _BOARDS_PER_BATCH[kind]
+        return [whole_tree(rng, training_board(rng, seed * 64 + index), tokens=budget) for index in range(count)]
     raise ValueError(f"Unknown kind of batch: {kind!r}. The kinds are {', '.join(KINDS)}.")
 
 
@@ -71,7 +70,8 @@ def table(mix: Mapping[str, float], *, steps: int, seed: int, tokenizer: PreTrai
 
     def draw(rows: dict[str, list[Any]]) -> dict[str, list[dict[str, Any]]]:
         torch.set_num_threads(1)
-        return {"batch": [packer.batch(trees_of(kind, number)) for kind, number in zip(rows["kind"], rows["seed"], strict=True)]}
+        named = zip(rows["kind"], rows["seed"], strict=True)
+        return {"batch": [packer.batch(trees_of(kind, number)) for kind, number in named]}
 
     numbers = [seed * 1_000_000 + step for step in range(steps)]
     return Dataset.from_dict({"kind": kinds, "seed": numbers}).with_transform(draw)

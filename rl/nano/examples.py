@@ -1,8 +1,9 @@
 """What nano is shown: boards as question trees, at every budget and in every role the agent will ask of it.
 
 The first view is a coarse view, a whole board at a higher budget, or a crop. Branches are written exactly as the `nano`
-protocol writes them at inference: a direct question, a question with the crop already beside the coarse view, a zoom call
-and its result, two zooms for a note that names a cell, a plain answer although zooming was allowed, and a forced answer.
+protocol writes them at inference: a direct question, a question with the crop already beside the coarse view, a zoom
+call and its result, two zooms for a note that names a cell, a plain answer although zooming was allowed, and a forced
+answer.
 
 Dense labels say, per visual token, which character sits in its left and right half, and which object, colour and die
 cover it. They come from the drawing and are marked unknown (-100) where print is too small to read.
@@ -34,6 +35,7 @@ LOCATION_STEP: Final = 7
 CALL_MARGIN: Final = (0.3, 22.0)
 """What a zoom call adds on every side of the needle: a share of its longer side, and at least these board pixels."""
 LAYOUT_SHARES: Final = {"scene": 0.44, "form": 0.12, "receipt": 0.11, "table": 0.11, "hop": 0.22}
+_CROP_KINDS: Final = ("code", "pips", "form", "receipt", "table")
 _LEGIBLE: Final = 11.0
 _OPEN, _ASK, _CLOSE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 _NEXT: Final = "\n<|im_start|>user\n"
@@ -53,7 +55,7 @@ class Frame:
 
 
 def show(board: Board, box: Rect | None, *, tokens: tuple[int, int], dense: bool = True) -> Frame:
-    """The board, or a part of it, at a budget of (fewest, most) visual tokens, cut from the original and resized once."""
+    """The board or a part of it at a budget of (fewest, most) visual tokens, cut from the original and resized once."""
     whole = (0.0, 0.0, float(board.image.width), float(board.image.height))
     box = box or whole
     width, height = round(box[2] - box[0]), round(box[3] - box[1])
@@ -79,7 +81,8 @@ def dense_labels(board: Board, box: Rect, size: tuple[int, int]) -> NDArray[np.i
             legible = glyph.height * scale_y >= _LEGIBLE
             labels[row, column, half] = CHARS.index(glyph.char) + 1 if legible else -100
     for thing in board.things:
-        _cover(labels, thing.box, box, (scale_x, scale_y), (2, SHAPES.index(thing.shape) + 1), (3, COLORS.index(thing.color) + 1))
+        shape, color = SHAPES.index(thing.shape) + 1, COLORS.index(thing.color) + 1
+        _cover(labels, thing.box, box, (scale_x, scale_y), (2, shape), (3, color))
         if thing.die is not None:
             legible = (thing.die[2] - thing.die[0]) * scale_x >= 22
             middle = ((thing.die[0] + thing.die[2]) / 2, (thing.die[1] + thing.die[3]) / 2)
@@ -87,7 +90,9 @@ def dense_labels(board: Board, box: Rect, size: tuple[int, int]) -> NDArray[np.i
     return labels.reshape(rows * columns, 5)
 
 
-def _cover(labels: NDArray[np.int64], thing: Rect, box: Rect, scale: tuple[float, float], *values: tuple[int, int]) -> None:
+def _cover(
+    labels: NDArray[np.int64], thing: Rect, box: Rect, scale: tuple[float, float], *values: tuple[int, int]
+) -> None:
     """Write label values into the tokens whose cell holds the thing's centre or whose centre it covers."""
     rows, columns, _ = labels.shape
     x1, x2 = (thing[0] - box[0]) * scale[0] / CELL, (thing[2] - box[0]) * scale[0] / CELL
@@ -102,12 +107,12 @@ def _cover(labels: NDArray[np.int64], thing: Rect, box: Rect, scale: tuple[float
 def grown(box: Rect, board: Board, *, margin: float, least: float = 0.0) -> Rect:
     """The box with `margin` of its longer side (at least `least` pixels) added on every side, inside the board."""
     pad = max(least, margin * max(box[2] - box[0], box[3] - box[1]))
-    width, height = board.image.size
-    return (max(0.0, box[0] - pad), max(0.0, box[1] - pad), min(float(width), box[2] + pad), min(float(height), box[3] + pad))
+    width, height = float(board.image.width), float(board.image.height)
+    return max(0.0, box[0] - pad), max(0.0, box[1] - pad), min(width, box[2] + pad), min(height, box[3] + pad)
 
 
 def call_for(frame: Frame, needle: Rect) -> tuple[str, Rect]:
-    """Nano's zoom call for a needle, in pixels of the coarse view rounded outward, and the board box that it asks for."""
+    """Nano's zoom call for a needle, in coarse pixels rounded outward, and the board box that it asks for."""
     x1, y1, x2, y2 = grown(needle, frame.board, margin=CALL_MARGIN[0], least=CALL_MARGIN[1])
     scale_x, scale_y = frame.scale
     step = LOCATION_STEP
@@ -144,7 +149,7 @@ def beside(fact: Fact, crops: Sequence[Frame]) -> list[Piece]:
 
 
 def zooming(frame: Frame, fact: Fact, *, final: bool = False) -> list[Piece]:
-    """Call the zoom tool for every needle in order, then answer; with `final`, the answer is asked for after the last crop."""
+    """Call the zoom tool for every needle in order, then answer; with `final`, the answer is asked for once more."""
     pieces: list[Piece] = [_say(f"{fact.question} You may zoom.{_ASK}")]
     for needle in fact.boxes:
         call, box = call_for(frame, needle)
@@ -208,11 +213,12 @@ def crop_tree(rng: Random, board: Board) -> Tree:
     inside = [
         other
         for other in board.facts
-        if len(other.boxes) == 1 and _contains(box, other.boxes[0]) and other.kind in ("code", "pips", "form", "receipt", "table")
+        if len(other.boxes) == 1 and _contains(box, other.boxes[0]) and other.kind in _CROP_KINDS
     ]
     frame = show(board, box, tokens=CROP_TOKENS)
     facts = inside or [fact]
-    return Tree([_say(_OPEN), frame.look], [direct(other) for other in facts], [f"direct {other.kind}" for other in facts])
+    names = [f"direct {other.kind}" for other in facts]
+    return Tree([_say(_OPEN), frame.look], [direct(other) for other in facts], names)
 
 
 def _contains(outer: Rect, inner: Rect) -> bool:
@@ -235,7 +241,10 @@ def text_page(rng: Random, *, split: str = "train") -> Look:
         chars = CODE_CHARS if rng.random() < 0.7 else CHARS
         text = "".join(rng.choice(chars) for _ in range(rng.randint(3, 12)))
         dark_on_light = light == (rng.random() < 0.85)
-        fill = (rng.randint(0, 70), rng.randint(0, 70), rng.randint(0, 90)) if dark_on_light else (rng.randint(190, 255),) * 3
+        if dark_on_light:
+            fill = (rng.randint(0, 70), rng.randint(0, 70), rng.randint(0, 90))
+        else:
+            fill = (rng.randint(190, 255),) * 3
         if light != dark_on_light:
             plate = (rng.randint(0, 60),) * 3 if light else (rng.randint(200, 255),) * 3
             draw.rectangle((0, y - 3, side, y + capital + 3), fill=plate)

@@ -57,7 +57,7 @@ def losses(model: Qwen2_5_VLForConditionalGeneration, heads: TrainingHeads, batc
 def dense_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy over the dense labels; tokens with something on them weigh as much as all empty ones."""
     total = logits.new_zeros(())
-    for slot, part in enumerate(logits.float().split(list(DENSE_CLASSES), dim=1)):
+    for slot, part in enumerate(torch.split(logits.float(), list(DENSE_CLASSES), dim=1)):
         label = labels[:, slot]
         each = cross_entropy(part, label, reduction="none", ignore_index=-100)
         for chosen in (label > 0, label == 0):

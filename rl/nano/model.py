@@ -5,6 +5,8 @@ rotary embedding is small: Qwen2.5-VL gives the image's columns the lowest frequ
 columns of a view of eight tokens would be indistinguishable to the language model.
 """
 
+from typing import cast
+
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 PATCH = 14
@@ -13,7 +15,8 @@ CELL = 28
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
     """A freshly initialised nano for this tokenizer (seed torch before calling)."""
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start", "vision_end")}
+    names = ("image_pad", "video_pad", "vision_start", "vision_end")
+    ids = {name: cast(int, tokenizer.convert_tokens_to_ids(f"<|{name}|>")) for name in names}
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": 64 * -(-len(tokenizer) // 64),

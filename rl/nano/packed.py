@@ -12,11 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
-    apply_rotary_pos_emb,
-    apply_rotary_pos_emb_vision,
-    get_vision_position_ids,
-)
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, apply_rotary_pos_emb_vision
+from transformers.vision_utils import get_vision_position_ids
 
 from qzoom_agent.rl.nano.trees import MERGE, Block
 
@@ -53,14 +50,21 @@ def attend(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block]) -
 
 
 def _take(flat: Tensor, index: Tensor) -> Tensor:
-    """Rows of (N, heads, d) as (n, heads, L, d); padding reads row 0, which the bias hides. (Unlike plain indexing, whose
-    backward is serial, `index_select` sums gradients in parallel.)"""
+    """Rows of (N, heads, d) as (n, heads, L, d); padding reads row 0, which the bias hides.
+
+    `index_select`, because it sums gradients in parallel, and the backward of plain indexing is serial.
+    """
     rows = flat.index_select(0, index.reshape(-1).clamp_min(0))
     return rows.view(*index.shape, *flat.shape[1:]).transpose(1, 2)
 
 
 def see(
-    model: Qwen2_5_VLForConditionalGeneration, pixels: Tensor, grids: Tensor, *, windows: list[Block], whole: list[Block]
+    model: Qwen2_5_VLForConditionalGeneration,
+    pixels: Tensor,
+    grids: Tensor,
+    *,
+    windows: Sequence[Block],
+    whole: Sequence[Block],
 ) -> Tensor:
     """Visual tokens of all images, shape (tokens, hidden)."""
     tower = model.model.visual

@@ -49,7 +49,8 @@ def _corpus() -> list[str]:
         for name in names
         for place in ("directly below", "directly right of")
     ]
-    return [*names, *filled, "You may zoom.", "Answer now.", "user", "assistant", "system", "yes", "no", "i do not know."] * 2
+    rest = ["You may zoom.", "Answer now.", "user", "assistant", "system", "yes", "no", "i do not know."]
+    return [*names, *filled, *rest] * 2
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -71,12 +72,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
-    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in ("<zoom>", "</zoom>", *LOCATIONS)])
-    return PreTrainedTokenizerFast(
+    words = ("<zoom>", "</zoom>", *LOCATIONS)
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in words])
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"],
+        additional_special_tokens=[text for text in SPECIALS if text not in ("<|endoftext|>", "<|im_end|>")],
         padding_side="left",
         model_max_length=4096,
         chat_template=CHAT_TEMPLATE,

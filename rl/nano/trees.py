@@ -1,8 +1,8 @@
 """Question trees: one encoded image, many conversations that continue from it.
 
-Encoding an image costs far more than a question about it. A tree is a prefix (the first image) and branches; each branch
-attends to the prefix and to itself, and its positions continue from the prefix, so every branch computes exactly what it
-would compute alone (a test compares them), while the image is encoded once.
+Encoding an image costs far more than a question about it. A tree is a prefix (the first image) and branches; each
+branch attends to the prefix and to itself, and its positions continue from the prefix, so every branch computes exactly
+what it would compute alone (a test compares them), while the image is encoded once.
 
 Token and position layout are those of Qwen2.5-VL: `<|vision_start|>` + one token per 28 x 28 pixels + `<|vision_end|>`,
 and three position axes (time, row, column) that all continue from the largest position so far.
@@ -10,7 +10,7 @@ and three position axes (time, row, column) that all continue from the largest p
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -84,7 +84,8 @@ class Packer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
-        self.start, self.pad, self.end = tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"])
+        names = ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
+        self.start, self.pad, self.end = cast(list[int], tokenizer.convert_tokens_to_ids(names))
         self._cache: dict[str, list[int]] = {}
 
     def _encode(self, text: str) -> list[int]:
@@ -125,8 +126,8 @@ class Packer:
     def batch(self, trees: Sequence[Tree]) -> dict[str, Any]:
         """One training batch, without padding.
 
-        Tensors over all N tokens of all trees in reading order: `ids`, `labels`, `positions` (3, N), `branch` (number of
-        the branch in the batch, -1 in prefixes). `blocks` and `windows` and `whole` are the attention index sets of
+        Tensors over all N tokens of all trees in reading order: `ids`, `labels`, `positions` (3, N), `branch` (number
+        of the branch in the batch, -1 in prefixes). `blocks`, `windows` and `whole` are the attention index sets of
         `packed.py` for text, vision windows and whole images. Pixels, grids and dense labels cover all images in order.
         """
         rows = [self.row(tree) for tree in trees]
@@ -160,9 +161,9 @@ class Packer:
 
 
 class Block(NamedTuple):
-    """Attention of `query` tokens (n, Lq) over `key` tokens (n, Lk); `bias` (n, 1, Lq, Lk) is -inf where they must not look.
+    """Attention of `query` tokens (n, Lq) over `key` tokens (n, Lk).
 
-    Index -1 stands for padding; `bias` is None when everything is visible.
+    `bias` (n, 1, Lq, Lk) is -inf where they must not look, and None when everything is visible. Index -1 is padding.
     """
 
     query: Tensor
@@ -197,7 +198,10 @@ def text_blocks(spans: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) ->
 
 
 def image_blocks(grids: Sequence[tuple[int, int]], *, window: int | None) -> list[Block]:
-    """Attention among the patches of each window of `window` tokens a side, or of each whole image; equal sizes share a block."""
+    """Attention among the patches of each window of `window` tokens a side, or of each whole image (None).
+
+    Windows of equal size share a block.
+    """
     unit = MERGE * MERGE
     by_length: dict[int, list[NDArray[np.int64]]] = {}
     offset = 0

@@ -1,4 +1,4 @@
-"""Boards: images of 560 to 784 pixels a side that carry fine print, and what is true about them.
+"""Boards: images of 550 to 784 pixels a side that carry fine print, and what is true about them.
 
 A board is drawn once and yields many facts, each with its question, answer, the boxes of the ink that answers it (in
 pixels of the board) and whether a coarse view suffices. Evaluation takes one fact of a board; training uses them all.
@@ -35,13 +35,16 @@ from qzoom_agent.evals.suites.needle.textures import background
 CODE_CHARS: Final = "0123456789ACEFHJKLMNPRTUVWXY"
 """Digits and the capitals that no digit resembles, as on number plates."""
 HEADLINES: Final = (
-    "MARKET", "STATION", "GARDEN", "HARBOR", "MUSEUM", "LIBRARY", "BRIDGE", "CASTLE", "FOREST", "ISLAND", "VALLEY", "WINTER",
-    "SUMMER", "MUSIC", "THEATER", "KITCHEN", "SCHOOL", "AIRPORT", "OCEAN", "DESERT", "PLANET", "QUIZ", "JUNGLE", "BAKERY",
+    "MARKET", "STATION", "GARDEN", "HARBOR", "MUSEUM", "LIBRARY", "BRIDGE", "CASTLE",
+    "FOREST", "ISLAND", "VALLEY", "WINTER", "SUMMER", "MUSIC", "THEATER", "KITCHEN",
+    "SCHOOL", "AIRPORT", "OCEAN", "DESERT", "PLANET", "QUIZ", "JUNGLE", "BAKERY",
 )  # fmt: skip
 FIELDS: Final = ("room", "gate", "seat", "desk", "unit", "key", "bay", "dock", "lane", "ward", "hall", "file")
 ITEMS: Final = ("tea", "milk", "rice", "soap", "cake", "fish", "corn", "salt", "eggs", "plum", "lamp", "rope")
-GRIDS: Final = ((24, 24), (23, 25), (25, 23), (22, 26), (26, 22), (21, 27), (27, 21), (20, 28), (28, 20), (22, 23), (23, 22))
-"""Board sizes in cells of 28 pixels: 500 to 576 visual tokens, so a coarse view of 64 is at least seven times smaller."""
+GRIDS: Final = (
+    (24, 24), (23, 25), (25, 23), (22, 26), (26, 22), (21, 27), (27, 21), (20, 28), (28, 20), (22, 23), (23, 22),
+)  # fmt: skip
+"""Board sizes in cells of 28 pixels: 500 to 576 visual tokens, at least seven times those of a coarse view of 64."""
 
 _DARK: Final[Color] = (22, 22, 28)
 _LIGHT: Final[Color] = (250, 250, 246)
@@ -124,7 +127,8 @@ class Pen:
         self.plate: Color = _LIGHT if rng.random() < 0.7 else _DARK
         self.plate_ink: Color = _DARK if self.plate == _LIGHT else _LIGHT
         if rng.random() < 0.3:
-            self.plate_ink = paint(rng, rng.choice(("blue", "purple") if self.plate == _LIGHT else ("yellow", "cyan")), split=split)
+            colors = ("blue", "purple") if self.plate == _LIGHT else ("yellow", "cyan")
+            self.plate_ink = paint(rng, rng.choice(colors), split=split)
 
     def fact(self, suite: str, kind: str, answer: str, *names: str, boxes: tuple[Rect, ...] = ()) -> None:
         question = self.rng.choice(QUESTIONS[kind]).format(*names)
@@ -132,9 +136,8 @@ class Pen:
 
     def word(self, text: str, at: tuple[float, float], *, capital: int, fill: Color | None = None) -> Rect:
         """Large print that survives the coarse view."""
-        printed = draw_text(
-            self.draw, text, at=at, typeface=self.title_face, capital=capital, fill=fill if fill is not None else self.ink
-        )
+        ink = fill if fill is not None else self.ink
+        printed = draw_text(self.draw, text, at=at, typeface=self.title_face, capital=capital, fill=ink)
         self.board.glyphs.extend(printed.glyphs)
         return printed.box
 
@@ -171,7 +174,9 @@ class Pen:
             capital -= 2
         room = self.width - 30 - text_width(text, typeface=self.title_face, capital=capital)
         top = self.rng.randint(14, 26)
-        fill = paint(self.rng, self.rng.choice(("red", "blue", "purple")), split=self.split) if self.ink == _DARK and self.rng.random() < 0.4 else None
+        fill = None
+        if self.ink == _DARK and self.rng.random() < 0.4:
+            fill = paint(self.rng, self.rng.choice(("red", "blue", "purple")), split=self.split)
         self.word(text, (15 + self.rng.uniform(0, room), top), capital=capital, fill=fill)
         self.fact("needle-global", "headline", text.lower())
         return float(top + capital + 16)
@@ -198,7 +203,9 @@ def draw_board(layout: str, seed: int, *, split: str = "train", fonts: Path | No
     return board
 
 
-def _place_things(pen: Pen, top: float, bottom: float, columns: int, rows: int, count: int) -> list[tuple[Thing, int, int]]:
+def _place_things(
+    pen: Pen, top: float, bottom: float, columns: int, rows: int, count: int
+) -> list[tuple[Thing, int, int]]:
     """Draw `count` objects on a jittered grid between `top` and `bottom`, with the room for a plate below each."""
     rng = pen.rng
     slots = rng.sample([(column, row) for row in range(rows) for column in range(columns)], count)
@@ -216,7 +223,8 @@ def _place_things(pen: Pen, top: float, bottom: float, columns: int, rows: int, 
         shift = (0.25 * cell_width if row % 2 else 0.0) if pen.split == "ood" and columns > 1 else 0.0
         spare_x = max(0.0, cell_width - max(side, 106) - 8)
         spare_y = max(0.0, cell_height - side - pen.code_capital - 24)
-        x = 8 + column * cell_width + rng.uniform(4, 4 + spare_x) + min(shift, pen.width - 16 - cell_width * (column + 1))
+        shift = min(shift, pen.width - 16 - cell_width * (column + 1))
+        x = 8 + column * cell_width + rng.uniform(4, 4 + spare_x) + shift
         y = top + row * cell_height + rng.uniform(2, 2 + spare_y)
         box = (x, y, x + side, y + side)
         fill = paint(rng, color, split=pen.split)
@@ -316,7 +324,8 @@ def _grid(pen: Pen, top: float, columns: int, rows: int) -> dict[str, tuple[str,
     for column in range(columns):
         text = "ABCDE"[column]
         middle = left + (column + 0.5) * cell_width
-        pen.word(text, (middle - text_width(text, typeface=pen.title_face, capital=capital) / 2, top + 8), capital=capital)
+        width = text_width(text, typeface=pen.title_face, capital=capital)
+        pen.word(text, (middle - width / 2, top + 8), capital=capital)
     cells = {}
     for row in range(rows):
         y = top + head + row * cell_height

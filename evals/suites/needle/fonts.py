@@ -1,8 +1,8 @@
 """Typefaces for the boards, all from pip packages, so that a seed draws the same pixels everywhere.
 
-`TRAIN` and `OOD` are disjoint families: a score on the `ood` split is a score on letter shapes that no training image had.
-Sizes are given as the height of a capital letter in pixels, because that is what decides whether a glyph is legible; point
-sizes mean different things in different typefaces.
+`TRAIN` and `OOD` are disjoint families: a score on the `ood` split is a score on letter shapes that no training image
+had. Sizes are given as the height of a capital letter in pixels, because that is what decides whether a glyph is
+legible; point sizes mean different things in different typefaces.
 """
 
 from functools import lru_cache
@@ -49,7 +49,9 @@ def typefaces(split: str, folder: Path | None = None) -> tuple[Path, ...]:
     if folder is not None:
         found = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES))
         if not found:
-            raise ConfigError(f"No typeface found: {folder} holds no {' or '.join(SUFFIXES)} file. Give a folder of fonts.")
+            raise ConfigError(
+                f"No typeface found: {folder} holds no {' or '.join(SUFFIXES)} file. Give a folder of fonts."
+            )
         return found
     return tuple(_package_file(package, name) for package, name in (OOD if split == "ood" else TRAIN))
 
@@ -57,7 +59,9 @@ def typefaces(split: str, folder: Path | None = None) -> tuple[Path, ...]:
 def _package_file(package: str, name: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"The font package {package} is not installed. Install: pip install {package.replace('_', '-')}")
+        raise ConfigError(
+            f"The font package {package} is not installed. Install: pip install {package.replace('_', '-')}"
+        )
     return Path(spec.submodule_search_locations[0]) / name
 
 

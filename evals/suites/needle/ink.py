@@ -117,9 +117,10 @@ def draw_shape(draw: ImageDraw.ImageDraw, shape: str, box: Rect, *, fill: Color,
         draw.ellipse(box, outline=fill, width=round(radius * 0.36))
     elif shape == "cross":
         arm = radius * 0.36
-        points = ((cx - arm, y1), (cx + arm, y1), (cx + arm, cy - arm), (x2, cy - arm), (x2, cy + arm), (cx + arm, cy + arm))
-        rest = ((cx + arm, y2), (cx - arm, y2), (cx - arm, cy + arm), (x1, cy + arm), (x1, cy - arm), (cx - arm, cy - arm))
-        draw.polygon(points + rest, fill=fill, outline=outline)
+        left, right, top, bottom = cx - arm, cx + arm, cy - arm, cy + arm
+        first = ((left, y1), (right, y1), (right, top), (x2, top), (x2, bottom), (right, bottom))
+        rest = ((right, y2), (left, y2), (left, bottom), (x1, bottom), (x1, top), (left, top))
+        draw.polygon(first + rest, fill=fill, outline=outline)
     else:
         corners = {"triangle": (3, 1.0), "diamond": (4, 1.0), "star": (10, 0.45)}[shape]
         draw.polygon(_polygon(cx, cy, radius, *corners), fill=fill, outline=outline)

@@ -1,7 +1,7 @@
 """Backgrounds: plain papers, stripes and washed-out photographs.
 
-The photographs are the freely licensed ones inside scikit-image (NASA's astronaut, CC0 grass, gravel, brick, coffee, ...).
-Only the files are read; the package itself is never imported, which would cost a second.
+The photographs are the freely licensed ones inside scikit-image (NASA's astronaut, CC0 grass, gravel, brick, coffee and
+others). Only the files are read; the package itself is never imported, which would cost a second.
 """
 
 from functools import lru_cache

@@ -37,11 +37,12 @@ from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.geometry import Box
 from qzoom_agent.graph import Context, EventKind, State, compile_graph, start, to_trace
-from qzoom_agent.images import ImageSource, View, ViewStore, load_image
+from qzoom_agent.images import ImageSource, load_image
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols import ZoomProtocol, get_protocol
 from qzoom_agent.tools.zoom import Zoom, ZoomConfig
 from qzoom_agent.trace import Status, Trace, by_digest, describe_environment
+from qzoom_agent.views import View, ViewStore
 
 Graph = CompiledStateGraph[State, Context, State, State]
 Boxes = Sequence[Box | Sequence[float]]

@@ -38,12 +38,12 @@ from qzoom_agent.backends.base import Backend, Reply, Session, Settings
 from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.geometry import Box
-from qzoom_agent.images import View, ViewStore
 from qzoom_agent.messages import Message, text
 from qzoom_agent.policy import CropPolicy, Last
 from qzoom_agent.protocols.base import ToolCall, ZoomProtocol
 from qzoom_agent.tools.zoom import Zoom
 from qzoom_agent.trace import CallRecord, Decision, Status, Trace, Turn, Usage
+from qzoom_agent.views import View, ViewStore
 
 EventKind = Literal["view", "token", "turn", "call", "answer"]
 

@@ -1,15 +1,10 @@
-"""Read any image safely, and keep the views of one run.
+"""Read any image safely, and name its pixels.
 
 `load_image` turns what a user has (a path, bytes, a data URI, a Pillow image, an array) into one upright RGB image, or
 raises an ImageError. The size is read from the header and checked before a pixel is decoded, formats that run other
 programs or are guessed from weak signatures are not tried, and one image takes a few hundred MB at the limit. Files
 are always decoded at full size: Pillow's JPEG `draft` would be cheaper and would lose the very detail a zoom is for.
-Colour profiles are not applied.
-
-`ViewStore` holds the original and every view made from it. A crop is cut from the *original's* pixels and resized
-once, to the size the model is shown, so nothing later resizes and "pixel" of a view always means shown pixels. A view
-knows its box in the original, which is the whole affine map back. With a folder, the shown pixels are also PNG files
-named by their digest, written atomically; `restore` reads them back and checks every digest.
+Colour profiles are not applied. `digest` names the pixels of an image, whatever file they came from.
 """
 
 import base64
@@ -19,17 +14,14 @@ import io
 import math
 import urllib.error
 import urllib.request
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict
 
-from qzoom_agent.errors import BoxError, ImageError
-from qzoom_agent.geometry import Box, Size, fit_tokens, from_original, to_original, tokens
+from qzoom_agent.errors import ImageError
 
 MAX_PIXELS = 89_000_000
 """Default limit on width times height (a 10000 x 8900 image), just below where Pillow starts to warn."""
@@ -52,9 +44,6 @@ _UPRIGHT = {
 }
 _STRIP_PIXELS = 500_000
 _URL_TIMEOUT_S = 30
-
-
-# ---- reading one image ---------------------------------------------------------------------------------------------
 
 
 def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -87,6 +76,15 @@ def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int 
         raise ImageError(f"Cannot read {name} as an image: {_cause(error)}. Save it again as PNG or JPEG.") from error
     with opened:
         return _decode(opened, name, max_pixels)
+
+
+def digest(image: Image.Image) -> str:
+    """SHA-256 of an RGB image's size and pixels, as 64 hex digits; the same whatever file the pixels came from."""
+    found = hashlib.sha256(f"RGB {image.width}x{image.height}\n".encode())
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        found.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
+    return found.hexdigest()
 
 
 def _encoded(source: str | Path | bytes, allow_url: bool) -> tuple[Path | io.BytesIO, str]:
@@ -282,218 +280,3 @@ def _short(text: str) -> str:
 def _cause(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"{type(error).__name__}: {' '.join(text.split())[:200]}".rstrip(": .")
-
-
-# ---- views of one run ----------------------------------------------------------------------------------------------
-
-
-class View(BaseModel):
-    """One image of a run: the original, the coarse view or a crop. Plain data; the pixels are in the ViewStore."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str
-    """Its name: original, coarse, crop1, crop2 and so on."""
-    parent: str | None
-    """The view the model was looking at when it asked for this one; None for the original."""
-    kind: Literal["original", "coarse", "crop"]
-    box: tuple[float, float, float, float]
-    """Where the view lies, in original pixels."""
-    width: int
-    """Shown width in pixels; a multiple of the model's factor for coarse and crops."""
-    height: int
-    """Shown height in pixels."""
-    digest: str
-    """SHA-256 of the shown pixels, see `digest`."""
-    tokens: int
-    """Visual tokens the view costs; 0 for the original, which is never shown."""
-
-    @property
-    def size(self) -> Size:
-        """Shown size in pixels."""
-        return Size(self.width, self.height)
-
-    @property
-    def region(self) -> Box:
-        """Where the view lies, as a box in original pixels."""
-        return Box(*self.box)
-
-    @property
-    def cell(self) -> int:
-        """Side of one token in shown pixels. Raises BoxError for the original, which has no token grid."""
-        if self.tokens == 0:
-            raise BoxError(f"View {self.id!r} has no token grid; use pixel, unit or per_mille.")
-        return math.isqrt(self.width * self.height // self.tokens)
-
-    def to_original(self, box: Box) -> Box:
-        """A box in this view, in any frame, as original pixels. Not rounded, not clamped."""
-        if box.view != self.id:
-            raise BoxError(f"A box of view {box.view!r} was given to view {self.id!r}. Set Box(view={self.id!r}).")
-        cell = self.cell if box.frame == "cell" else 1
-        return to_original(box.to_pixel(self.size, cell), self.region, self.size)
-
-    def from_original(self, box: Box) -> Box:
-        """A box in original pixels as shown pixels of this view; outside it where the view does not show it."""
-        return from_original(box, self.region, self.size, view=self.id)
-
-
-def digest(image: Image.Image) -> str:
-    """SHA-256 of an RGB image's size and pixels, as 64 hex digits; the same whatever file the pixels came from."""
-    found = hashlib.sha256(f"RGB {image.width}x{image.height}\n".encode())
-    rows = max(1, _STRIP_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        found.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
-    return found.hexdigest()
-
-
-class ViewStore:
-    """The images of one run, in memory and, if a folder is given, as `<digest>.png` files in it.
-
-    One store serves one run and one thread. Images it hands out are shared: do not change them.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
-        self._views: dict[str, View] = {}
-        self._images: dict[str, Image.Image] = {}
-
-    @classmethod
-    def restore(cls, folder: Path, views: Sequence[View]) -> "ViewStore":
-        """The store that wrote `views` into `folder`. Raises ImageError if a file is missing or its pixels changed."""
-        store = cls(folder)
-        for view in views:
-            if view.id in store._views:
-                raise ImageError(f"View {view.id!r} is listed twice. The record of this run is damaged; run it again.")
-            store._views[view.id] = view
-            store._images[view.id] = _read_view(folder / f"{view.digest}.png", view)
-        return store
-
-    @property
-    def views(self) -> list[View]:
-        """All views in the order they were added, the original first."""
-        return list(self._views.values())
-
-    @property
-    def shown(self) -> list[View]:
-        """The views the model is shown: all but the original."""
-        return [view for view in self._views.values() if view.kind != "original"]
-
-    def __contains__(self, view_id: object) -> bool:
-        return view_id in self._views
-
-    def view(self, view_id: str) -> View:
-        """The view of that id. Raises BoxError if there is none."""
-        if view_id not in self._views:
-            raise BoxError(f"There is no view {view_id!r}; the views are {', '.join(self._views) or 'none yet'}.")
-        return self._views[view_id]
-
-    def image(self, view_id: str) -> Image.Image:
-        """The pixels of a view exactly as shown, RGB. Raises BoxError if there is no such view."""
-        return self._images[self.view(view_id).id]
-
-    def to_original(self, box: Box) -> Box:
-        """A box of any view, in any frame, as original pixels. Raises BoxError if there is no such view."""
-        return self.view(box.view).to_original(box)
-
-    def add_original(self, image: Image.Image) -> View:
-        """Start the store with an image as `load_image` returns it (other modes are converted as there)."""
-        rgb = image if image.mode == "RGB" else load_image(image)
-        return self._add(rgb, "original", kind="original", parent=None, box=Box(0, 0, *rgb.size), tokens=0)
-
-    def add_coarse(self, *, factor: int, min_tokens: int, max_tokens: int) -> View:
-        """The whole image at a budget of visual tokens, as `fit_tokens` says. Raises ImageError beyond 200:1."""
-        whole = Box(0, 0, *self._original().size)
-        return self._add_cut("coarse", whole, factor, min_tokens, max_tokens, kind="coarse", parent="original")
-
-    def add_crop(self, box: Box, *, factor: int, min_tokens: int, max_tokens: int, parent: str = "coarse") -> View:
-        """A crop of the original at a budget of visual tokens: cut, then resized once.
-
-        `box` is in original pixels; it is rounded outward to whole pixels and clamped, and `View.box` holds the result.
-        Raises BoxError for another frame or an unknown parent and ImageError for a box longer than 200:1.
-        """
-        if box.view != "original":
-            raise BoxError(f"A crop is cut from the original, got a box of {box.view!r}. Use store.to_original(box).")
-        number = 1 + sum(view.kind == "crop" for view in self._views.values())
-        cut = box.clamp(self._original().size).rounded()
-        return self._add_cut(
-            f"crop{number}", cut, factor, min_tokens, max_tokens, kind="crop", parent=self.view(parent).id
-        )
-
-    def _original(self) -> View:
-        if "original" not in self._views:
-            raise ImageError("This store has no original yet. Call add_original(image) first.")
-        return self._views["original"]
-
-    def _add_cut(
-        self,
-        view_id: str,
-        box: Box,
-        factor: int,
-        min_tokens: int,
-        max_tokens: int,
-        *,
-        kind: Literal["coarse", "crop"],
-        parent: str,
-    ) -> View:
-        cut_size = (int(box.width), int(box.height))
-        shown = fit_tokens(cut_size, factor=factor, min_tokens=min_tokens, max_tokens=max_tokens)
-        image = self.image("original")
-        if cut_size != image.size:
-            image = image.crop((int(box.x1), int(box.y1), int(box.x2), int(box.y2)))
-        if shown != image.size:
-            image = image.resize(shown, Image.Resampling.BICUBIC)
-        return self._add(image, view_id, kind=kind, parent=parent, box=box, tokens=tokens(shown, factor))
-
-    def _add(
-        self,
-        image: Image.Image,
-        view_id: str,
-        *,
-        kind: Literal["original", "coarse", "crop"],
-        parent: str | None,
-        box: Box,
-        tokens: int,
-    ) -> View:
-        if view_id in self._views:
-            raise ImageError(f"This store already has its view {view_id!r}. Use a new ViewStore for another image.")
-        view = View(
-            id=view_id,
-            parent=parent,
-            kind=kind,
-            box=(box.x1, box.y1, box.x2, box.y2),
-            width=image.width,
-            height=image.height,
-            digest=digest(image),
-            tokens=tokens,
-        )
-        if self.folder is not None:
-            _write_png(image, self.folder / f"{view.digest}.png")
-        self._views[view_id] = view
-        self._images[view_id] = image
-        return view
-
-
-def _read_view(path: Path, view: View) -> Image.Image:
-    name = f"view {view.id!r} ({path})"
-    if not path.is_file():
-        raise ImageError(f"The pixels of {name} are missing. Put the file back or run the question again.")
-    image = load_image(path, max_pixels=max(MAX_PIXELS, view.size.area))
-    if image.size != view.size or digest(image) != view.digest:
-        raise ImageError(f"The pixels of {name} have changed. Put the file back or run the question again.")
-    return image
-
-
-def _write_png(image: Image.Image, path: Path) -> None:
-    """Write a file that is either whole or not there. A file of that digest is left as it is."""
-    if path.exists():
-        return
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            image.save(part, format="PNG", compress_level=1)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise ImageError(f"Cannot write a view to {path.parent}: {error}. Check the folder and its space.") from error

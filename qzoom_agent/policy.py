@@ -24,8 +24,8 @@ from PIL import Image
 from qzoom_agent.config import AgentConfig, PolicyName, ViewBudget
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box, Size
-from qzoom_agent.images import View, ViewStore
 from qzoom_agent.tools.zoom import ZoomPlan
+from qzoom_agent.views import View, ViewStore
 
 NEED_BRANCHES: frozenset[PolicyName] = frozenset({"implicit", "hybrid", "always"})
 OFFER_TOOLS: frozenset[PolicyName] = frozenset({"explicit", "blind"})

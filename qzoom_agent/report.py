@@ -32,9 +32,9 @@ import PIL.Image
 
 from qzoom_agent.errors import TraceError
 from qzoom_agent.geometry import Box
-from qzoom_agent.images import View
 from qzoom_agent.markup import Html, bounded, cut, el
 from qzoom_agent.trace import CallRecord, Images, PerceptionRecord, Quad, Trace, Turn, Usage
+from qzoom_agent.views import View
 
 COLOURS = 8
 """Turns take the colours .c0 to .c7 of report.css in order, then again from the first."""

@@ -40,7 +40,7 @@ from pydantic import (
 )
 
 from qzoom_agent.errors import TraceError
-from qzoom_agent.images import View
+from qzoom_agent.views import View
 
 VERSION = "1.0"
 """Schema version written by this code, "major.minor": a new major is one that older code must not guess at."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qzoom_agent.geometry import Box, Frame
-from qzoom_agent.images import View, ViewStore
 from qzoom_agent.tools.zoom import Zoom, ZoomResult
+from qzoom_agent.views import View, ViewStore
 
 if TYPE_CHECKING:
     from langchain_core.tools import StructuredTool

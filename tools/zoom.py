@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from qzoom_agent.config import CropConfig
 from qzoom_agent.errors import BoxError, ConfigError
 from qzoom_agent.geometry import Box, Size, extent, fit_tokens, tokens
-from qzoom_agent.images import View, ViewStore
+from qzoom_agent.views import View, ViewStore
 
 # What `fit_tokens` shows at most; a crop of this shape is never refused by the store.
 _LONGEST_ASPECT = 200.0

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from qzoom_agent.cli.console import Console, printable
 from qzoom_agent.cli.main import BACKEND, BUDGET, OK
-from qzoom_agent.images import View
 from qzoom_agent.trace import CallRecord, Status, Trace, Turn
+from qzoom_agent.views import View
 
 if TYPE_CHECKING:
     from qzoom_agent.agent import Answer, Event

@@ -22,8 +22,8 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict
 
 from qzoom_agent.geometry import Box, Frame
-from qzoom_agent.images import View
 from qzoom_agent.messages import Message
+from qzoom_agent.views import View
 
 
 class ToolCall(BaseModel):

@@ -15,7 +15,6 @@ alike.
 from collections.abc import Callable, Sequence
 
 from qzoom_agent.geometry import Frame
-from qzoom_agent.images import View
 from qzoom_agent.protocols.jsonrepair import objects_in, read_json
 from qzoom_agent.protocols.reading import (
     MAX_CALLS_READ,
@@ -27,6 +26,7 @@ from qzoom_agent.protocols.reading import (
     read_index,
 )
 from qzoom_agent.protocols.tagged import Arguments, Payload, Region, Tagged, Wording, box_schema, tool_schema
+from qzoom_agent.views import View
 
 ZOOM = "image_zoom_in_tool"
 INDEX_NAMES = ("img_idx", "image_idx", "image_index", "img_index", "index")

@@ -10,7 +10,6 @@ observations as well.
 import re
 from collections.abc import Sequence
 
-from qzoom_agent.images import View
 from qzoom_agent.protocols.jsonrepair import objects_in, read_json
 from qzoom_agent.protocols.reading import (
     MAX_CALLS_READ,
@@ -23,6 +22,7 @@ from qzoom_agent.protocols.reading import (
     read_box,
 )
 from qzoom_agent.protocols.tagged import Arguments, Payload, Region, Tagged, Wording
+from qzoom_agent.views import View
 
 _OBSERVATION = re.compile(r"observation[ _-]?(\d{1,4})", re.IGNORECASE)
 _ORIGINAL = ("original_image", "original image", "original", "image", "observation_0")

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qzoom_agent.geometry import Frame
-from qzoom_agent.images import View
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.protocols.base import Parsed, ToolCall
 from qzoom_agent.protocols.reading import (
@@ -24,6 +23,7 @@ from qzoom_agent.protocols.reading import (
     readable,
     spans,
 )
+from qzoom_agent.views import View
 
 _LOC = re.compile(r"<loc_([-+]?\d+)>")
 

@@ -10,10 +10,10 @@ the crop's size. Errors: "Execution error:". Both start with a line break.
 
 from collections.abc import Sequence
 
-from qzoom_agent.images import View
 from qzoom_agent.protocols.hermes import hermes_how, hermes_loose, hermes_payloads, hermes_system
 from qzoom_agent.protocols.reading import Reading, box_argument, first_view, read_box, read_index
 from qzoom_agent.protocols.tagged import Arguments, Region, Tagged, Wording, box_schema, tool_schema
+from qzoom_agent.views import View
 
 PADDING = 0.1
 """Share of the image's side added on each side of a box."""

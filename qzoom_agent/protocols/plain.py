@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qzoom_agent.geometry import Frame
-from qzoom_agent.images import View
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.protocols.base import Parsed, ToolCall
 from qzoom_agent.protocols.reading import (
@@ -25,6 +24,7 @@ from qzoom_agent.protocols.reading import (
     read_box,
     read_reply,
 )
+from qzoom_agent.views import View
 
 _LINE = re.compile(r"^[ \t>*_`#\-]{0,8}zoom\b([^\n]{0,300})", re.IGNORECASE | re.MULTILINE)
 _ANSWER = re.compile(r"[*_ ]{0,4}(?:final )?answer[*_ ]{0,4}:[*_]{0,4}", re.IGNORECASE)

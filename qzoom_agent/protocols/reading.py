@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 
-from qzoom_agent.images import View
 from qzoom_agent.protocols.base import Parsed, ToolCall
+from qzoom_agent.views import View
 
 EMPTY_REPLY = "The reply was empty. Answer the question."
 ONLY_THOUGHT = "The reply ended before an answer or a call. Give one of them now."

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from qzoom_agent.geometry import Frame
-from qzoom_agent.images import View
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.protocols.base import Parsed, ToolCall
 from qzoom_agent.protocols.reading import (
@@ -35,6 +34,7 @@ from qzoom_agent.protocols.reading import (
     spans,
     tag,
 )
+from qzoom_agent.views import View
 
 Arguments = dict[str, object]
 

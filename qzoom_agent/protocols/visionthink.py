@@ -10,7 +10,6 @@ inside for choices.
 
 from collections.abc import Sequence
 
-from qzoom_agent.images import View
 from qzoom_agent.protocols.hermes import (
     first_image_region,
     hermes_how,
@@ -20,6 +19,7 @@ from qzoom_agent.protocols.hermes import (
 )
 from qzoom_agent.protocols.reading import MAX_NAME, Reading, first_view
 from qzoom_agent.protocols.tagged import Arguments, Region, Tagged, Wording, box_schema, tool_schema
+from qzoom_agent.views import View
 
 _RESIZE = "resize_image"
 _LOCAL = "request_local_region"

@@ -15,9 +15,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from qzoom_agent.geometry import Box
-from qzoom_agent.images import ViewStore
 from qzoom_agent.report import write_report
 from qzoom_agent.trace import CallRecord, PerceptionRecord, Trace, Turn, Usage, by_digest, describe_environment
+from qzoom_agent.views import ViewStore
 
 COLOURS = {"teal": "#2a9d8f", "amber": "#e9a23b", "brick": "#c8553d", "navy": "#33507a", "plum": "#7d4f84"}
 CELL = 28

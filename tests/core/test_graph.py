@@ -17,10 +17,10 @@ from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.graph import Context, compile_graph, start
-from qzoom_agent.images import ViewStore
 from qzoom_agent.messages import Message, plain_text, view_ids
 from qzoom_agent.policy import GREY, CropPolicy
 from qzoom_agent.tools.zoom import Zoom, ZoomConfig
+from qzoom_agent.views import ViewStore
 
 SIZE = Size(800, 600)
 IMAGE = Image.linear_gradient("L").resize(SIZE).convert("RGB")

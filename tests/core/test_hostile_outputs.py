@@ -9,8 +9,8 @@ from time import perf_counter
 
 import pytest
 
-from qzoom_agent.images import View
 from qzoom_agent.protocols import PROTOCOLS, Parsed
+from qzoom_agent.views import View
 
 MADE = runpy.run_path(str(Path(__file__).parent / "hostile_outputs.py"))
 REPLIES: list[str] = MADE["hostile_outputs"]()

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import pytest
 
 from qzoom_agent.geometry import Frame
-from qzoom_agent.images import View
 from qzoom_agent.messages import Message
 from qzoom_agent.protocols import PROTOCOLS, ToolCall
+from qzoom_agent.views import View
 
 
 def view(name: str, width: int, height: int) -> View:

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.images import View
 from qzoom_agent.messages import image_part, message, plain_text, text, view_ids
 from qzoom_agent.protocols import PROTOCOLS, Parsed, ToolCall, ZoomProtocol, get_protocol
 from qzoom_agent.protocols.jsonrepair import MAX_CHARS, read_json
+from qzoom_agent.views import View
 
 
 def view(name: str, width: int, height: int) -> View:

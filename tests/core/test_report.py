@@ -18,10 +18,10 @@ from PIL import Image
 
 from qzoom_agent.errors import TraceError
 from qzoom_agent.geometry import Box
-from qzoom_agent.images import ViewStore
 from qzoom_agent.markup import MAX_TEXT, Html, el, legible
 from qzoom_agent.report import render_html, write_report
 from qzoom_agent.trace import CallRecord, Images, PerceptionRecord, Trace, Turn, Usage, by_digest
+from qzoom_agent.views import ViewStore
 
 HOSTILE = [
     "<script>alert(1)</script>",

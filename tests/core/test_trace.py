@@ -11,7 +11,7 @@ from PIL import Image
 
 from qzoom_agent.errors import TraceError
 from qzoom_agent.geometry import Box
-from qzoom_agent.images import View, ViewStore, digest
+from qzoom_agent.images import digest
 from qzoom_agent.trace import (
     VERSION,
     CallRecord,
@@ -24,6 +24,7 @@ from qzoom_agent.trace import (
     describe_environment,
     saved_images,
 )
+from qzoom_agent.views import View, ViewStore
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30)
 COUNT = st.integers(0, 10**6)

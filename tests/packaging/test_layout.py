@@ -25,6 +25,7 @@ LAYERS = [
     {"errors"},
     {"geometry"},
     {"images"},
+    {"views"},
     {"config", "markup", "messages", "trace"},
     {"protocols", "report"},
     {"tools"},

@@ -12,9 +12,9 @@ from PIL import Image
 
 import qzoom_agent
 from qzoom_agent.geometry import Box
-from qzoom_agent.images import ViewStore
 from qzoom_agent.tools import Zoom, ZoomConfig, ZoomResult, as_langchain_tool, zoom_schema
 from qzoom_agent.tools.schema import NAME
+from qzoom_agent.views import ViewStore
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.geometry import FRAMES, Box
-from qzoom_agent.images import ViewStore
 from qzoom_agent.tools import Zoom, ZoomConfig, ZoomResult
+from qzoom_agent.views import ViewStore
 
 NANO = ZoomConfig(factor=28, min_tokens=32, max_tokens=64, min_side=32)
 

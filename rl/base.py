@@ -122,6 +122,8 @@ class TreeTrainer(Trainer):
         # when it resumes: it would silently go on from fresh weights.
         assert output_dir is not None and isinstance(self.model, PreTrainedModel)
         self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(output_dir)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0
@@ -266,6 +268,7 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
         args=arguments,
         train_dataset=data,
         data_collator=single,
+        processing_class=tokenizer,
         callbacks=[Notebook(folder / "log.jsonl", recipe, packer)],
     )
     trainer.remove_callback(PrinterCallback)

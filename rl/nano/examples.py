@@ -234,11 +234,12 @@ def text_page(rng: Random, *, split: str = "train") -> Look:
     glyphs: list[Glyph] = []
     y = float(rng.randint(2, 12))
     while True:
-        capital = rng.randint(20, 52) if rng.random() < 0.8 else rng.randint(13, 20)
+        low, high = rng.choices(((26, 46), (15, 26), (46, 60)), weights=(5, 4, 1))[0]
+        capital = rng.randint(low, high)
         if y + capital > side:
             break
         typeface = rng.choice(typefaces(split))
-        chars = CODE_CHARS if rng.random() < 0.7 else CHARS
+        chars = CODE_CHARS if rng.random() < 0.8 else CHARS
         text = "".join(rng.choice(chars) for _ in range(rng.randint(3, 12)))
         dark_on_light = light == (rng.random() < 0.85)
         if dark_on_light:
@@ -248,7 +249,7 @@ def text_page(rng: Random, *, split: str = "train") -> Look:
         if light != dark_on_light:
             plate = (rng.randint(0, 60),) * 3 if light else (rng.randint(200, 255),) * 3
             draw.rectangle((0, y - 3, side, y + capital + 3), fill=plate)
-        advance = capital * rng.uniform(0.85, 1.25) if rng.random() < 0.6 else None
+        advance = capital * rng.uniform(0.85, 1.5) if rng.random() < 0.7 else None
         printed = draw_text(
             draw, text, at=(rng.uniform(-10, 40), y), typeface=typeface, capital=capital, fill=fill, advance=advance
         )

@@ -215,9 +215,7 @@ def test_plates_are_inside_and_apart(layout: str, split: str) -> None:
         assert overlaps(draw_board(layout, seed, split=split)) == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a shifted row of an ood scene may run into its last column, which is not shifted"
-)
+@pytest.mark.xfail(strict=True, reason="shifted rows of ood scenes run into their unshifted last column")
 def test_plates_of_unseen_scenes_are_apart() -> None:
     for seed in (3, 20, 157):
         assert overlaps(draw_board("scene", seed, split="ood")) == []

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -29,10 +30,12 @@ def ship(source: Path, target: Path) -> int:
         ConfigError: `source` is not a finished stage, or the weights would be too large for the package.
     """
     if not (source / "model.safetensors").exists():
-        raise ConfigError(f"There is no trained model in {source}. Give the `final` folder of a stage of qzoom train base.")
+        raise ConfigError(
+            f"There is no trained model in {source}. Give the `final` folder of a stage of qzoom train base."
+        )
     tokenizer, model = load_training(source)
     del model.training_heads
-    model.to(torch.bfloat16)
+    cast(torch.nn.Module, model).to(torch.bfloat16)
     target.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -65,7 +65,9 @@ class Stage(BaseModel):
     warmup_steps: int = 50
     tower_share: float = 1.0
     """Learning rate of the vision tower as a share of the rest's."""
-    weights: dict[str, float] = {"answer": 1.0, "read": 1.0, "place": 0.3}
+    train_tower: bool = True
+    """Whether batches with questions train the vision tower too; pages always do."""
+    weights: dict[str, float] = {"answer": 1.0, "read": 1.0, "place": 0.3, "focus": 0.3}
     """Weight of each loss term."""
 
 
@@ -131,7 +133,7 @@ class TreeTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        terms = losses(model, model.training_heads, inputs)
+        terms = losses(model, model.training_heads, inputs, tower=self.stage.train_tower)
         total = torch.zeros(())
         for name, weight in self.stage.weights.items():
             if name in terms and weight:

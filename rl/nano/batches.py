@@ -28,7 +28,7 @@ BUDGETS: Final = (64, 144, 256, 400, 576)
 KINDS: Final = ("pages", "crops", "coarse", *(f"board{budget}" for budget in BUDGETS[1:]))
 VALIDATION_SEED: Final = 500_000_000
 """Boards from here on are for validation; training stays below."""
-_BOARDS_PER_BATCH: Final = {"board144": 12, "board256": 8, "board400": 6, "board576": 4}
+_BOARDS_PER_BATCH: Final = {"board144": 5, "board256": 3, "board400": 2, "board576": 2}
 
 
 def trees_of(kind: str, seed: int) -> list[Tree]:
@@ -39,7 +39,7 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
     """
     rng = Random(f"batch/{kind}/{seed}")
     if kind == "pages":
-        looks = [text_page(rng) for _ in range(20)]
+        looks = [text_page(rng) for _ in range(8)]
         for index in range(3):
             board = training_board(rng, seed * 64 + index)
             looks.append(show(board, None, tokens=(16, 64)).look)
@@ -52,10 +52,10 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
                 looks.append(show(board, part, tokens=CROP_TOKENS).look)
         return [Tree([look], []) for look in looks]
     if kind == "crops":
-        boards = [training_board(rng, seed * 64 + index) for index in range(5)]
-        return [crop_tree(rng, board) for board in boards for _ in range(6)]
+        boards = [training_board(rng, seed * 64 + index) for index in range(3)]
+        return [crop_tree(rng, board) for board in boards for _ in range(5)]
     if kind == "coarse":
-        return [coarse_tree(rng, training_board(rng, seed * 64 + index)) for index in range(8)]
+        return [coarse_tree(rng, training_board(rng, seed * 64 + index)) for index in range(3)]
     if kind in _BOARDS_PER_BATCH:
         budget, count = int(kind.removeprefix("board")), _BOARDS_PER_BATCH[kind]
         return [whole_tree(rng, training_board(rng, seed * 64 + index), tokens=budget) for index in range(count)]

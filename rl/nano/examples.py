@@ -9,6 +9,7 @@ Dense labels say, per visual token, which character sits in its left and right h
 cover it. They come from the drawing and are marked unknown (-100) where print is too small to read.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -57,11 +58,17 @@ class Frame:
 def show(board: Board, box: Rect | None, *, tokens: tuple[int, int], dense: bool = True) -> Frame:
     """The board or a part of it at a budget of (fewest, most) visual tokens, cut from the original and resized once."""
     whole = (0.0, 0.0, float(board.image.width), float(board.image.height))
-    box = box or whole
-    width, height = round(box[2] - box[0]), round(box[3] - box[1])
+    # as the view store cuts it: whole pixels, outward
+    box = whole if box is None else _whole_pixels(box, whole)
+    width, height = int(box[2] - box[0]), int(box[3] - box[1])
     size = fit_tokens(Size(width, height), factor=CELL, min_tokens=tokens[0], max_tokens=tokens[1])
     image = board.image.resize((size.width, size.height), Image.Resampling.BICUBIC, box=box)
     return Frame(board, box, Look(image, dense_labels(board, box, image.size) if dense else None))
+
+
+def _whole_pixels(box: Rect, whole: Rect) -> Rect:
+    x1, y1, x2, y2 = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
+    return max(0.0, x1), max(0.0, y1), min(whole[2], x2), min(whole[3], y2)
 
 
 def dense_labels(board: Board, box: Rect, size: tuple[int, int]) -> NDArray[np.int64]:
@@ -135,55 +142,97 @@ def _say(text: str) -> Say:
     return Say(text)
 
 
-def _answer(text: str) -> Say:
-    return Say(text + _CLOSE, learn=True)
+def _answer(text: str, focus: Sequence[tuple[Look, Sequence[int]]] = ()) -> Say:
+    return Say(text + _CLOSE, learn=True, focus=focus)
 
 
-def direct(fact: Fact) -> list[Piece]:
-    return [_say(fact.question + _ASK), _answer(fact.answer)]
+def under(frame: Frame, rects: Sequence[Rect]) -> list[int]:
+    """The visual tokens that show these boxes of the board: those that a box covers by half, or that hold a quarter of it."""
+    columns, rows = frame.look.grid[1], frame.look.grid[0]
+    scale_x, scale_y = frame.scale
+    found: set[int] = set()
+    for rect in rects:
+        x1, x2 = ((value - frame.box[0]) * scale_x / CELL for value in (rect[0], rect[2]))
+        y1, y2 = ((value - frame.box[1]) * scale_y / CELL for value in (rect[1], rect[3]))
+        enough = min(0.5, 0.25 * (x2 - x1) * (y2 - y1))
+        for row in range(max(0, int(y1)), min(rows, int(y2) + 1)):
+            for column in range(max(0, int(x1)), min(columns, int(x2) + 1)):
+                across, down = min(x2, column + 1) - max(x1, column), min(y2, row + 1) - max(y1, row)
+                if across > 0 and down > 0 and across * down >= enough:
+                    found.add(row * columns + column)
+    return sorted(found)
+
+
+def read_from(frame: Frame, fact: Fact) -> list[tuple[Look, list[int]]]:
+    """Where each token of the answer is read: a printed character each for codes and prices, else the thing itself."""
+    if not fact.boxes:
+        return [(frame.look, under(frame, fact.seen))]
+    box = fact.boxes[-1]
+    if fact.kind == "pips":
+        return [(frame.look, under(frame, [box]))]
+    widths = [0.5 if char == "." else 1.0 for char in fact.answer]
+    unit, x = (box[2] - box[0] - 10) / sum(widths), box[0] + 5
+    places = []
+    for width in widths:
+        places.append((frame.look, under(frame, [(x, box[1], x + width * unit, box[3])])))
+        x += width * unit
+    return places
+
+
+def direct(frame: Frame, fact: Fact) -> list[Piece]:
+    return [_say(fact.question + _ASK), _answer(fact.answer, read_from(frame, fact))]
 
 
 def beside(fact: Fact, crops: Sequence[Frame]) -> list[Piece]:
     """The crops already stand beside the coarse view, as a perception policy puts them."""
-    return [*(crop.look for crop in crops), *direct(fact)]
+    return [*(crop.look for crop in crops), *direct(crops[-1], fact)]
+
+
+def calling(frame: Frame, fact: Fact) -> list[Piece]:
+    """The zoom call alone: where to look is learned from far more questions than there is time to answer."""
+    call, _ = call_for(frame, fact.boxes[0])
+    return [_say(f"{fact.question} You may zoom.{_ASK}"), _answer(call, [(frame.look, under(frame, fact.boxes[:1]))] * 5)]
 
 
 def zooming(frame: Frame, fact: Fact, *, final: bool = False) -> list[Piece]:
-    """Call the zoom tool for every needle in order, then answer; with `final`, the answer is asked for once more."""
+    """Call the zoom tool for every needle in order, then answer; with `final`, when told that this turn is the last."""
     pieces: list[Piece] = [_say(f"{fact.question} You may zoom.{_ASK}")]
+    last = frame
     for needle in fact.boxes:
         call, box = call_for(frame, needle)
-        crop = show(frame.board, box, tokens=CROP_TOKENS)
-        pieces += [_answer(call), _say(_NEXT), crop.look, _say(_ASK)]
+        last = show(frame.board, box, tokens=CROP_TOKENS)
+        pieces += [_answer(call, [(frame.look, under(frame, [needle]))] * 5), _say(_NEXT), last.look, _say(_ASK)]
     if final:
-        pieces += [_answer(fact.answer), _say(f"{_NEXT}Answer now.{_ASK}")]
-    return [*pieces, _answer(fact.answer)]
+        pieces[-1] = _say(f"{_CLOSE}{_NEXT}Answer now.{_ASK}")
+    return [*pieces, _answer(fact.answer, read_from(last, fact))]
 
 
-def coarse_tree(rng: Random, board: Board, *, crops: int = 6, tokens: int = COARSE_TOKENS) -> Tree:
-    """All that happens on top of a coarse view; about `crops` crops are shown."""
+def coarse_tree(rng: Random, board: Board, *, crops: int = 5, calls: int = 8, tokens: int = COARSE_TOKENS) -> Tree:
+    """All that happens on top of a coarse view: about `crops` crops, and `calls` zoom calls that are not served."""
     frame = show(board, None, tokens=(16, tokens))
     easy = [fact for fact in board.facts if fact.coarse_suffices]
     fine = [fact for fact in board.facts if len(fact.boxes) == 1]
     hops = [fact for fact in board.facts if len(fact.boxes) == 2]
     rng.shuffle(easy)
     fine = _varied(rng, fine)
-    branches = [("direct", fact, direct(fact)) for fact in easy[:5]]
-    branches += [("zoom", fact, zooming(frame, fact)) for fact in easy[5:8] or easy[:1]]
-    branches += [("direct", fact, direct(fact)) for fact in fine[:1]]
+    branches = [("direct", fact, direct(frame, fact)) for fact in easy[:6]]
+    branches += [("zoom", fact, zooming(frame, fact)) for fact in easy[6:10] or easy[:1]]
+    branches += [("direct", fact, direct(frame, fact)) for fact in fine[:1]]
     for fact in hops[:2]:
-        branches.append(("zoom", fact, zooming(frame, fact)))
+        branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
         crops -= 2
-    if hops and rng.random() < 0.3:
+    if hops and rng.random() < 0.2:
         views = [show(board, _jittered(rng, box, board), tokens=CROP_TOKENS) for box in hops[-1].boxes]
         branches.append(("beside", hops[-1], beside(hops[-1], views)))
         crops -= 2
-    for index, fact in enumerate(fine[: max(1, crops)]):
-        if index % 3 == 2:
+    served = max(1, crops)
+    for index, fact in enumerate(fine[:served]):
+        if index % 2:
             view = show(board, _jittered(rng, fact.boxes[0], board), tokens=CROP_TOKENS)
             branches.append(("beside", fact, beside(fact, [view])))
         else:
-            branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.04)))
+            branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
+    branches += [("call", fact, calling(frame, fact)) for fact in [*fine[served:], *hops[2:]][:calls]]
     names = [f"{mode} {fact.kind}" for mode, fact, _ in branches]
     return Tree([_say(_OPEN), frame.look], [pieces for _, _, pieces in branches], names)
 
@@ -203,7 +252,7 @@ def whole_tree(rng: Random, board: Board, *, tokens: int, questions: int = 14) -
     """Direct questions on the whole board at a budget: the baseline's training."""
     frame = show(board, None, tokens=(16, tokens))
     facts = _varied(rng, list(board.facts))[:questions]
-    return Tree([_say(_OPEN), frame.look], [direct(fact) for fact in facts], [f"direct {fact.kind}" for fact in facts])
+    return Tree([_say(_OPEN), frame.look], [direct(frame, fact) for fact in facts], [f"direct {fact.kind}" for fact in facts])
 
 
 def crop_tree(rng: Random, board: Board) -> Tree:
@@ -218,7 +267,7 @@ def crop_tree(rng: Random, board: Board) -> Tree:
     frame = show(board, box, tokens=CROP_TOKENS)
     facts = inside or [fact]
     names = [f"direct {other.kind}" for other in facts]
-    return Tree([_say(_OPEN), frame.look], [direct(other) for other in facts], names)
+    return Tree([_say(_OPEN), frame.look], [direct(frame, other) for other in facts], names)
 
 
 def _contains(outer: Rect, inner: Rect) -> bool:

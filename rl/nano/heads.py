@@ -2,7 +2,9 @@
 
 The vision tower learns to read from labels on every visual token long before the language loss would teach it (from
 scratch through the answers alone, reading stays at chance), and one decoder layer learns where each visual token lies,
-which zoom calls need and which Qwen2.5-VL's relative positions give only indirectly.
+which zoom calls need and which Qwen2.5-VL's relative positions give only indirectly. Half the attention heads of a
+middle layer are told which visual tokens an answer is read from; found through the answers alone, that takes ten times
+the questions (docs/lab.md, 5).
 """
 
 from typing import Any
@@ -18,6 +20,9 @@ from qzoom_agent.rl.nano.trees import MERGE
 
 PLACE_LAYER = 3
 """Decoder layer whose output must know the column and row of its visual tokens."""
+FOCUS_LAYER = 5
+"""Decoder layer whose first heads are told where to look."""
+FOCUS_HEADS = 2
 _PLACE_UNIT = 8.0
 
 
@@ -30,28 +35,54 @@ class TrainingHeads(nn.Module):
         self.place = nn.Linear(hidden, 2)
 
 
-def losses(model: Qwen2_5_VLForConditionalGeneration, heads: TrainingHeads, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """Loss terms of a batch: `read` (dense labels), and, when something is to be said, `answer` and `place`.
+def losses(
+    model: Qwen2_5_VLForConditionalGeneration, heads: TrainingHeads, batch: dict[str, Any], *, tower: bool = True
+) -> dict[str, Tensor]:
+    """Loss terms of a batch: `read` (dense labels), and, when something is to be said, `answer`, `place` and `focus`.
 
-    Also `logits` at the positions that predict a label, and `predicts`, the flat indices of those labels.
+    Also `logits` at the positions that predict a label, and `predicts`, the flat indices of those labels. With `tower`
+    false, batches that say something leave the vision tower as it is (and cost half): it then learns from pages alone.
     """
-    seen = see(model, batch["pixels"], batch["grids"], windows=batch["windows"], whole=batch["whole"])
-    out: dict[str, Tensor] = {}
-    if "dense" in batch:
-        out["read"] = dense_loss(heads.read(seen), batch["dense"])
     labels = batch["labels"]
     predicts = torch.nonzero(labels != -100)[:, 0]
-    if len(predicts) == 0:
+    silent = len(predicts) == 0
+    with torch.set_grad_enabled(torch.is_grad_enabled() and (tower or silent)):
+        seen = see(model, batch["pixels"], batch["grids"], windows=batch["windows"], whole=batch["whole"])
+    out: dict[str, Tensor] = {}
+    if "dense" in batch and (tower or silent):
+        out["read"] = dense_loss(heads.read(seen), batch["dense"])
+    if silent:
         return out
     image = batch["ids"] == model.config.image_token_id
     embeds = model.model.language_model.embed_tokens(batch["ids"])
     embeds = embeds.masked_scatter(image[:, None], seen.to(embeds.dtype))
-    hidden, tapped = think(model, embeds, batch["positions"], batch["blocks"], tap=PLACE_LAYER)
-    logits = model.lm_head(hidden[predicts - 1])
+    thought = think(model, embeds, batch["positions"], batch["blocks"], tap=PLACE_LAYER, watch=FOCUS_LAYER)
+    logits = model.lm_head(thought.hidden[predicts - 1])
     out["answer"] = cross_entropy(logits.float(), labels[predicts])
-    out["place"] = mse_loss(heads.place(tapped[image]).float(), _cells(batch["grids"]) / _PLACE_UNIT)
+    out["place"] = mse_loss(heads.place(thought.tapped[image]).float(), _cells(batch["grids"]) / _PLACE_UNIT)
+    if batch["focus"].shape[1]:
+        out["focus"] = focus_loss(thought.query, thought.key, batch)
     out["logits"], out["predicts"] = logits, predicts
     return out
+
+
+def focus_loss(query: Tensor, key: Tensor, batch: dict[str, Any]) -> Tensor:
+    """Mean of -log of the attention that the told heads give to the right visual tokens, over predicting tokens."""
+    asking, row = torch.unique(batch["focus"][0], return_inverse=True)
+    branch, tree = batch["branch"], batch["tree"]
+    index = torch.arange(len(tree), device=tree.device)
+    visible = (tree[asking][:, None] == tree) & (index <= asking[:, None])
+    visible &= (branch == -1) | (branch == branch[asking][:, None])
+    right = torch.zeros_like(visible)
+    right[row, batch["focus"][1]] = True
+    groups = query.shape[1] // key.shape[1]
+    total = query.new_zeros(())
+    for head in range(FOCUS_HEADS):
+        scores = query[asking, head] @ key[:, head // groups].T * query.shape[-1] ** -0.5
+        every = scores.masked_fill(~visible, -torch.inf).logsumexp(1)
+        wanted = scores.masked_fill(~right, -torch.inf).logsumexp(1)
+        total = total + (every - wanted).mean()
+    return total / FOCUS_HEADS
 
 
 def dense_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -72,4 +103,4 @@ def _cells(grids: Tensor) -> Tensor:
     for _, rows, columns in grids.tolist():
         y, x = torch.meshgrid(torch.arange(rows // MERGE), torch.arange(columns // MERGE), indexing="ij")
         parts.append(torch.stack([x.flatten(), y.flatten()], dim=1))
-    return torch.cat(parts).float()
+    return torch.cat(parts).float().to(grids.device)

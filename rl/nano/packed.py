@@ -7,10 +7,11 @@ modules themselves, and a test holds every branch against the stock model's own 
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_position_ids
@@ -24,12 +25,13 @@ _FLASH_FROM = 700
 def attend(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block]) -> Tensor:
     """Attention of flat tokens (N, heads, d) over blocks; returns (N, heads * d)."""
     heads, width = query.shape[1:]
-    shared = heads // key.shape[1]
-    if shared > 1:
-        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+    pair = torch.cat((key, value), dim=1)
     outputs, owners = [], []
     for block in blocks:
-        q, k, v = _take(query, block.query), _take(key, block.key), _take(value, block.key)
+        q = _take(query, block.query)
+        k, v = _take(pair, block.key).chunk(2, dim=1)
+        if key.shape[1] < heads:
+            k, v = (part.repeat_interleave(heads // key.shape[1], dim=1) for part in (k, v))
         if block.bias is None and block.query.shape[1] >= _FLASH_FROM:
             mixed = scaled_dot_product_attention(q, k, v)
         else:
@@ -37,24 +39,21 @@ def attend(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block]) -
             if block.bias is not None:
                 scores = scores + block.bias
             mixed = torch.softmax(scores, dim=-1) @ v
-        flat = mixed.transpose(1, 2).reshape(-1, heads * width)
-        where = block.query.reshape(-1)
+        flat, where = mixed.transpose(1, 2).reshape(-1, heads * width), block.query.reshape(-1)
         if block.bias is not None:
-            real = where >= 0
-            flat, where = flat[real], where[real]
+            real = torch.nonzero(where >= 0)[:, 0]
+            flat, where = embedding(real, flat), where[real]
         outputs.append(flat)
         owners.append(where)
-    order = torch.empty(query.shape[0], dtype=torch.long)
-    order[torch.cat(owners)] = torch.arange(query.shape[0])
-    return torch.cat(outputs).index_select(0, order)
+    order = torch.empty(query.shape[0], dtype=torch.long, device=query.device)
+    order[torch.cat(owners)] = torch.arange(query.shape[0], device=query.device)
+    return embedding(order, torch.cat(outputs))
 
 
 def _take(flat: Tensor, index: Tensor) -> Tensor:
-    """Rows of (N, heads, d) as (n, heads, L, d); padding reads row 0, which the bias hides.
-
-    `index_select`, because it sums gradients in parallel, and the backward of plain indexing is serial.
-    """
-    rows = flat.index_select(0, index.reshape(-1).clamp_min(0))
+    """Rows of (N, heads, d) as (n, heads, L, d); padding reads row 0, which the bias hides. (`embedding`, because the
+    backward of plain indexing is serial and that of `index_select` not much better.)"""
+    rows = embedding(index.clamp_min(0), flat.reshape(flat.shape[0], -1))
     return rows.view(*index.shape, *flat.shape[1:]).transpose(1, 2)
 
 
@@ -83,12 +82,32 @@ def see(
     return seen
 
 
+class Thought(NamedTuple):
+    """What `think` computes, for flat tokens."""
+
+    hidden: Tensor
+    """Final hidden states (N, hidden)."""
+    tapped: Tensor
+    """Hidden states after decoder layer `tap`, (N, hidden)."""
+    query: Tensor
+    """Rotated queries of decoder layer `watch`, (N, heads, d)."""
+    key: Tensor
+    """Rotated keys of that layer, (N, key heads, d)."""
+
+
 def think(
-    model: Qwen2_5_VLForConditionalGeneration, embeds: Tensor, positions: Tensor, blocks: list[Block], *, tap: int
-) -> tuple[Tensor, Tensor]:
-    """Final hidden states (N, hidden) of flat tokens, and those after decoder layer `tap`."""
+    model: Qwen2_5_VLForConditionalGeneration,
+    embeds: Tensor,
+    positions: Tensor,
+    blocks: list[Block],
+    *,
+    tap: int,
+    watch: int,
+) -> Thought:
+    """The language model over flat tokens, and what two of its layers had inside."""
     text = model.model.language_model
     hidden, tapped = embeds, embeds
+    watched: tuple[Tensor, Tensor] = (embeds, embeds)
     cos, sin = text.rotary_emb(hidden, positions[:, None])
     for index, layer in enumerate(text.layers):
         attention, normed = layer.self_attn, layer.input_layernorm(hidden)
@@ -98,9 +117,11 @@ def think(
             for project in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         query, key = apply_rotary_pos_emb(query, key, cos, sin)
-        mixed = attend(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), blocks)
-        hidden = hidden + attention.o_proj(mixed)
+        query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+        hidden = hidden + attention.o_proj(attend(query, key, value, blocks))
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         if index == tap:
             tapped = hidden
-    return text.norm(hidden), tapped
+        if index == watch:
+            watched = query, key
+    return Thought(text.norm(hidden), tapped, *watched)

@@ -40,10 +40,15 @@ class Look:
 
 @dataclass(frozen=True)
 class Say:
-    """Text in a conversation; `learn` marks what the model itself says."""
+    """Text in a conversation; `learn` marks what the model itself says.
+
+    `focus` names, for each of its first tokens, the image and the visual tokens of it (numbered in reading order) that
+    the token is read from.
+    """
 
     text: str
     learn: bool = False
+    focus: Sequence[tuple[Look, Sequence[int]]] = ()
 
 
 Piece = Look | Say
@@ -77,6 +82,10 @@ class _Row:
     positions: list[tuple[int, int, int]] = field(default_factory=list)
     branch: list[int] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
+    starts: dict[int, int] = field(default_factory=dict)
+    """Where the visual tokens of a look (by identity) begin."""
+    focus: list[tuple[int, int]] = field(default_factory=list)
+    """Pairs of a predicting token and a visual token that it should look at."""
 
 
 class Packer:
@@ -100,15 +109,19 @@ class Packer:
                 where = [(position + step,) * 3 for step in range(len(ids))]
                 position += len(ids)
                 labels = ids if piece.learn else [-100] * len(ids)
+                for step, (look, cells) in enumerate(piece.focus):
+                    predicting, begin = len(row.ids) + step - 1, row.starts[id(look)]
+                    row.focus += [(predicting, begin + cell) for cell in cells]
             else:
                 rows, columns = piece.grid
                 ids = [self.start, *[self.pad] * (rows * columns), self.end]
                 first = position + 1
                 after = first + max(rows, columns)
-                cells = [(first, first + y, first + x) for y in range(rows) for x in range(columns)]
-                where = [(position,) * 3, *cells, (after,) * 3]
+                inside = [(first, first + y, first + x) for y in range(rows) for x in range(columns)]
+                where = [(position,) * 3, *inside, (after,) * 3]
                 position = after + 1
                 labels = [-100] * len(ids)
+                row.starts[id(piece)] = len(row.ids) + 1
                 row.looks.append(piece)
             row.ids += ids
             row.labels += labels
@@ -127,12 +140,13 @@ class Packer:
         """One training batch, without padding.
 
         Tensors over all N tokens of all trees in reading order: `ids`, `labels`, `positions` (3, N), `branch` (number
-        of the branch in the batch, -1 in prefixes). `blocks`, `windows` and `whole` are the attention index sets of
+        of the branch in the batch, -1 in prefixes), `tree`. `focus` (2, K) pairs predicting tokens with visual tokens
+        they should look at. `blocks`, `windows` and `whole` are the attention index sets of
         `packed.py` for text, vision windows and whole images. Pixels, grids and dense labels cover all images in order.
         """
         rows = [self.row(tree) for tree in trees]
         looks = [look for row in rows for look in row.looks]
-        branch, first, offset = [], 0, 0
+        branch, focus, first, offset = [], [], 0, 0
         spans: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         for row, tree in zip(rows, trees, strict=True):
             local = np.array(row.branch)
@@ -141,6 +155,7 @@ class Packer:
             for index in range(1, len(tree.branches) + 1):
                 spans.append((prefix, offset + np.flatnonzero(local == index)))
             branch.append(np.where(local == 0, -1, local - 1 + first))
+            focus += [(offset + asking, offset + seen) for asking, seen in row.focus]
             first += len(tree.branches)
             offset += len(local)
         grids = [look.grid for look in looks]
@@ -149,6 +164,8 @@ class Packer:
             "labels": torch.tensor([label for row in rows for label in row.labels]),
             "positions": torch.tensor([where for row in rows for where in row.positions]).T.contiguous(),
             "branch": torch.from_numpy(np.concatenate(branch)),
+            "tree": torch.tensor([index for index, row in enumerate(rows) for _ in row.ids]),
+            "focus": torch.tensor(focus, dtype=torch.long).reshape(-1, 2).T,
             "blocks": text_blocks(spans),
             "windows": image_blocks(grids, window=WINDOW),
             "whole": image_blocks(grids, window=None),

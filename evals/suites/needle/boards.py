@@ -76,6 +76,8 @@ class Fact:
     question: str
     answer: str
     boxes: tuple[Rect, ...] = ()
+    seen: tuple[Rect, ...] = ()
+    """What a coarse fact is about: the objects counted or named, the headline's word. Empty where `boxes` says it."""
 
     @property
     def coarse_suffices(self) -> bool:
@@ -130,9 +132,17 @@ class Pen:
             colors = ("blue", "purple") if self.plate == _LIGHT else ("yellow", "cyan")
             self.plate_ink = paint(rng, rng.choice(colors), split=split)
 
-    def fact(self, suite: str, kind: str, answer: str, *names: str, boxes: tuple[Rect, ...] = ()) -> None:
+    def fact(
+        self,
+        suite: str,
+        kind: str,
+        answer: str,
+        *names: str,
+        boxes: tuple[Rect, ...] = (),
+        seen: tuple[Rect, ...] = (),
+    ) -> None:
         question = self.rng.choice(QUESTIONS[kind]).format(*names)
-        self.board.facts.append(Fact(suite, kind, question, answer, boxes))
+        self.board.facts.append(Fact(suite, kind, question, answer, boxes, seen))
 
     def word(self, text: str, at: tuple[float, float], *, capital: int, fill: Color | None = None) -> Rect:
         """Large print that survives the coarse view."""
@@ -177,8 +187,8 @@ class Pen:
         fill = None
         if self.ink == _DARK and self.rng.random() < 0.4:
             fill = paint(self.rng, self.rng.choice(("red", "blue", "purple")), split=self.split)
-        self.word(text, (15 + self.rng.uniform(0, room), top), capital=capital, fill=fill)
-        self.fact("needle-global", "headline", text.lower())
+        word = self.word(text, (15 + self.rng.uniform(0, room), top), capital=capital, fill=fill)
+        self.fact("needle-global", "headline", text.lower(), seen=(word,))
         return float(top + capital + 16)
 
 
@@ -208,7 +218,10 @@ def _place_things(
 ) -> list[tuple[Thing, int, int]]:
     """Draw `count` objects on a jittered grid between `top` and `bottom`, with the room for a plate below each."""
     rng = pen.rng
-    slots = rng.sample([(column, row) for row in range(rows) for column in range(columns)], count)
+    staggered = pen.split == "ood" and columns > 1
+    free = [(column, row) for row in range(rows) for column in range(columns - (staggered and row % 2))]
+    slots = rng.sample(free, min(count, len(free)))
+    count = len(slots)
     kinds = rng.sample([(shape, color) for shape in SHAPES for color in COLORS], count)
     if count > 2 and rng.random() < 0.7:  # repeat a colour or a shape, so that counting is a question
         repeated = rng.choice(kinds)
@@ -220,10 +233,9 @@ def _place_things(
     side = min(rng.uniform(88, 112), cell_width - 24, cell_height - pen.code_capital - 34)
     placed = []
     for (column, row), (shape, color) in zip(slots, kinds, strict=True):
-        shift = (0.25 * cell_width if row % 2 else 0.0) if pen.split == "ood" and columns > 1 else 0.0
+        shift = 0.4 * cell_width if staggered and row % 2 else 0.0
         spare_x = max(0.0, cell_width - max(side, 106) - 8)
         spare_y = max(0.0, cell_height - side - pen.code_capital - 24)
-        shift = min(shift, pen.width - 16 - cell_width * (column + 1))
         x = 8 + column * cell_width + rng.uniform(4, 4 + spare_x) + shift
         y = top + row * cell_height + rng.uniform(2, 2 + spare_y)
         box = (x, y, x + side, y + side)
@@ -266,15 +278,16 @@ def _global_facts(pen: Pen, things: list[Thing]) -> None:
     shapes, colors = [thing.shape for thing in things], [thing.color for thing in things]
     for thing in things:
         if shapes.count(thing.shape) == 1:
-            pen.fact("needle-global", "color", thing.color, thing.shape)
+            pen.fact("needle-global", "color", thing.color, thing.shape, seen=(thing.box,))
         if colors.count(thing.color) == 1:
-            pen.fact("needle-global", "shape", thing.shape, thing.color)
-    pen.fact("needle-global", "count", str(len(things)), "objects")
+            pen.fact("needle-global", "shape", thing.shape, thing.color, seen=(thing.box,))
+    pen.fact("needle-global", "count", str(len(things)), "objects", seen=tuple(thing.box for thing in things))
     present = sorted({*shapes, *colors})
     for what in pen.rng.sample(present, min(3, len(present))):
-        number = shapes.count(what) if what in SHAPES else colors.count(what)
+        counted = tuple(thing.box for thing in things if what in (thing.shape, thing.color))
         plural = f"{what}es" if what == "cross" else f"{what}s"
-        pen.fact("needle-global", "count", str(number), plural if what in SHAPES else f"{what} objects")
+        named = plural if what in SHAPES else f"{what} objects"
+        pen.fact("needle-global", "count", str(len(counted)), named, seen=counted)
 
 
 def _form(pen: Pen) -> None:

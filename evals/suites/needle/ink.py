@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Final, NamedTuple
 
-from PIL import ImageDraw
+from PIL import ImageDraw, ImageFont
 
 from qzoom_agent.evals.suites.needle.fonts import font
 
@@ -75,33 +75,34 @@ def draw_text(
 ) -> Printed:
     """Print `text` with its capitals' top-left corner at `at`.
 
-    With `advance`, every character is centred in a slot of that many pixels (wide tracking, as on number plates);
-    without it, the typeface's own spacing is used.
+    With `advance`, every character is centred in a slot of that many pixels (wide tracking, as on number plates), or of
+    its own width where that is more; without it, the typeface's own spacing is used.
     """
     face = font(typeface, capital)
     top = face.getbbox("H")[1]
     x, y = at
     glyphs: list[Glyph] = []
-    right = x
     for char in text:
         left_ink, _, right_ink, _ = face.getbbox(char)
-        ink = right_ink - left_ink
-        slot = float(ink) + max(1.0, 0.14 * capital) if advance is None else advance * (0.5 if char == "." else 1.0)
-        origin = x + (slot - ink) / 2 - left_ink
+        slot = _slot(face, char, capital, advance)
+        origin = x + (slot - (right_ink - left_ink)) / 2 - left_ink
         draw.text((round(origin), round(y - top)), char, font=face, fill=fill)
         glyphs.append(Glyph(char, x + slot / 2, y + capital / 2, float(capital)))
         x += slot
-        right = x
-    return Printed((at[0], y, right, y + capital), tuple(glyphs))
+    return Printed((at[0], y, x, y + capital), tuple(glyphs))
 
 
 def text_width(text: str, *, typeface: Path, capital: int, advance: float | None = None) -> float:
     """Width in pixels that `draw_text` will use."""
-    if advance is not None:
-        return sum(advance * (0.5 if char == "." else 1.0) for char in text)
     face = font(typeface, capital)
-    boxes = [face.getbbox(char) for char in text]
-    return sum(float(box[2] - box[0]) + max(1.0, 0.14 * capital) for box in boxes)
+    return sum(_slot(face, char, capital, advance) for char in text)
+
+
+def _slot(face: ImageFont.FreeTypeFont, char: str, capital: int, advance: float | None) -> float:
+    left, _, right, _ = face.getbbox(char)
+    if advance is None:
+        return float(right - left) + max(1.0, 0.14 * capital)
+    return max(advance * (0.5 if char == "." else 1.0), float(right - left) + 2)
 
 
 def draw_shape(draw: ImageDraw.ImageDraw, shape: str, box: Rect, *, fill: Color, outline: Color) -> None:

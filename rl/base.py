@@ -11,18 +11,16 @@ a killed run continues from its last checkpoint with the batches it would have s
 
 import argparse
 import json
-import logging
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from datasets import Dataset
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
-from torch.utils._pytree import tree_map
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from safetensors.torch import load_file
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -36,16 +34,16 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from yaml import safe_dump, safe_load
+from transformers.trainer_utils import SchedulerType
+from yaml import YAMLError, safe_dump, safe_load
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.rl.nano.batches import VALIDATION_SEED, single, table, trees_of
+from qzoom_agent.rl.nano.batches import Kind, single, table
 from qzoom_agent.rl.nano.heads import TrainingHeads, losses
 from qzoom_agent.rl.nano.model import build_model
-from qzoom_agent.rl.nano.tokenizer import LOCATIONS, build_tokenizer
+from qzoom_agent.rl.nano.tokenizer import build_tokenizer
 from qzoom_agent.rl.nano.trees import Packer
-
-log = logging.getLogger(__name__)
+from qzoom_agent.rl.nano.validation import to_device, validate
 
 
 class Stage(BaseModel):
@@ -57,18 +55,23 @@ class Stage(BaseModel):
     """Folder of the stage below the output folder."""
     steps: int = Field(gt=0)
     """Optimizer steps; one step is one batch of the mix."""
-    mix: dict[str, float]
+    mix: dict[Kind, float] = Field(min_length=1)
     """Share of each kind of batch (see `qzoom_agent.rl.nano.batches`)."""
     learning_rate: float = Field(gt=0)
-    schedule: str = "constant_with_warmup"
-    """A scheduler name of transformers: constant_with_warmup, linear, cosine, ..."""
-    warmup_steps: int = 50
-    tower_share: float = 1.0
+    schedule: SchedulerType = SchedulerType.CONSTANT_WITH_WARMUP
+    """A scheduler of transformers: constant_with_warmup, linear, cosine, ..."""
+    warmup_steps: int = Field(default=50, ge=0)
+    tower_share: float = Field(default=1.0, ge=0)
     """Learning rate of the vision tower as a share of the rest's."""
     train_tower: bool = True
     """Whether batches with questions train the vision tower too; pages always do."""
-    weights: dict[str, float] = {"answer": 1.0, "read": 1.0, "place": 0.3, "focus": 0.3}
-    """Weight of each loss term."""
+    weights: dict[Literal["answer", "read", "place", "focus"], float] = {
+        "answer": 1.0,
+        "read": 1.0,
+        "place": 0.3,
+        "focus": 0.3,
+    }
+    """Weight of each loss term; a term that is not named does not count."""
 
 
 class BaseRecipe(BaseModel):
@@ -76,17 +79,26 @@ class BaseRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    seed: int = 0
-    stages: list[Stage]
+    seed: int = Field(default=0, ge=0, lt=5)
+    """Five seeds have boards of their own below those of validation."""
+    stages: list[Stage] = Field(min_length=1)
     weight_decay: float = 0.02
     adam_beta2: float = 0.98
-    log_steps: int = 20
-    save_steps: int = 100
+    log_steps: int = Field(default=20, gt=0)
+    save_steps: int = Field(default=100, gt=0)
     """Steps between checkpoints; a killed run loses at most these."""
-    validate_steps: int = 200
-    validate_batches: int = 3
+    validate_steps: int = Field(default=200, gt=0)
+    validate_batches: int = Field(default=3, gt=0)
     """Batches of each kind in a validation; their boards are never trained on."""
-    validate_kinds: list[str] = ["coarse", "crops"]
+    validate_kinds: list[Kind] = ["coarse", "crops"]
+
+    @field_validator("stages")
+    @classmethod
+    def _own_folders(cls, stages: list[Stage]) -> list[Stage]:
+        names = [stage.name for stage in stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"every stage needs a name of its own; got {', '.join(names)}")
+        return stages
 
 
 def load_recipe(path: Path) -> BaseRecipe:
@@ -99,8 +111,10 @@ def load_recipe(path: Path) -> BaseRecipe:
         return BaseRecipe.model_validate(safe_load(path.read_text()))
     except OSError as error:
         raise ConfigError(f"Cannot read the recipe {path}: {error.strerror}. Give the path of a YAML file.") from error
+    except YAMLError as error:
+        raise ConfigError(f"The recipe {path} is not YAML: {error}") from None
     except ValidationError as error:
-        raise ConfigError(f"The recipe {path} is not valid: {error}") from error
+        raise ConfigError(f"The recipe {path} is not valid: {error}") from None
 
 
 class TreeTrainer(Trainer):
@@ -113,11 +127,7 @@ class TreeTrainer(Trainer):
         self.terms: dict[str, list[float]] = {}
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        def move(value: Any) -> Any:
-            return value.to(self.args.device) if isinstance(value, Tensor) else value
-
-        moved: dict[str, Any] = tree_map(move, inputs)
-        return moved
+        return to_device(inputs, self.args.device)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # By default checkpoints are written under the hub's parameter names, which `Trainer` does not translate back
@@ -133,7 +143,7 @@ class TreeTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        terms = losses(model, model.training_heads, inputs, tower=self.stage.train_tower)
+        terms = losses(model, model.training_heads, inputs, tower=self.stage.train_tower or inputs["pages"])
         total = torch.zeros(())
         for name, weight in self.stage.weights.items():
             if name in terms and weight:
@@ -188,52 +198,20 @@ class Notebook(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.recipe.validate_steps == 0 or state.global_step == state.max_steps:
-            scores = validate(kwargs["model"], self.packer, self.recipe)
+            scores = validate(
+                kwargs["model"],
+                self.packer,
+                kinds=self.recipe.validate_kinds,
+                batches=self.recipe.validate_batches,
+            )
             self.write({"step": state.global_step, "validation": scores})
-
-
-@torch.no_grad()
-def validate(model: Any, packer: Packer, recipe: BaseRecipe) -> dict[str, Any]:
-    """Share of conversations whose last answer is right with the gold zooms before it, by kind of batch and question;
-    `call px` is the mean distance between called and gold coordinates in pixels of the coarse view."""
-    location = set(cast(list[int], packer.tokenizer.convert_tokens_to_ids(list(LOCATIONS))))
-    first = min(location)
-    scores: dict[str, list[float]] = {}
-    model.eval()
-    for kind in recipe.validate_kinds:
-        for index in range(recipe.validate_batches):
-            trees = trees_of(kind, VALIDATION_SEED + index)
-            batch = packer.batch(trees)
-            terms = losses(model, model.training_heads, batch)
-            if "read" in terms:
-                scores.setdefault(f"{kind} read loss", []).append(float(terms["read"]))
-            if "predicts" not in terms:
-                continue
-            names = [name for tree in trees for name in tree.names]
-            owner = batch["branch"][terms["predicts"]].tolist()
-            target, said = batch["labels"][terms["predicts"]].tolist(), terms["logits"].argmax(-1).tolist()
-            right = [True] * len(names)
-            calls: set[int] = set()
-            for who, wanted, got in zip(owner, target, said, strict=True):
-                if wanted in location:
-                    calls.add(who)
-                    if got in location:
-                        scores.setdefault(f"{kind} call px", []).append(7.0 * abs(got - wanted))
-                    right[who] = True  # the answer after the call starts over
-                elif wanted != got:
-                    right[who] = False
-            for name, fine in zip(names, right, strict=True):
-                scores.setdefault(f"{kind} {name}", []).append(float(fine))
-    model.train()
-    assert first in location
-    return {name: (round(sum(values) / len(values), 3), len(values)) for name, values in sorted(scores.items())}
 
 
 def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
     """Train one stage (or continue it from its last checkpoint) and return the folder of its weights."""
     stage, folder = recipe.stages[index], output / recipe.stages[index].name
     done = folder / "final"
-    if (done / "model.safetensors").exists():
+    if done.exists():
         return done
     seed = recipe.seed * 100 + index
     set_seed(seed)
@@ -274,11 +252,18 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
         callbacks=[Notebook(folder / "log.jsonl", recipe, packer)],
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
-    model.save_pretrained(done, save_original_format=False)
-    tokenizer.save_pretrained(done)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    writing = folder / "final.part"
+    model.save_pretrained(writing, save_original_format=False)
+    tokenizer.save_pretrained(writing)
+    writing.rename(done)  # so that a folder of this name is always whole
     return done
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The latest whole checkpoint: one that was being written when the run was killed lacks the state, written last."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
 def _start(
@@ -296,8 +281,6 @@ def _start(
 
 def load_training(folder: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration]:
     """A model saved by a stage, with its training heads."""
-    from safetensors.torch import load_file
-
     tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(folder))
     model = build_model(tokenizer)
     model.training_heads = TrainingHeads(model.config.get_text_config().hidden_size)
@@ -321,10 +304,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.stage is not None and options.stage not in names:
         raise ConfigError(f"The recipe has no stage {options.stage!r}. Its stages are: {', '.join(names)}.")
     if options.dry_run:
-        print(safe_dump(recipe.model_dump(), sort_keys=False), end="")
+        print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
         return 0
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "recipe.yaml").write_text(safe_dump(recipe.model_dump(), sort_keys=False))
+    (options.output / "recipe.yaml").write_text(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     for index, name in enumerate(names):
         done = run_stage(recipe, index, output=options.output)
         print(f"stage {name}: {done}", flush=True)

@@ -6,26 +6,20 @@ sees exactly the batches it would have seen. Kinds are sized so that each costs 
 
 from collections.abc import Mapping
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from qzoom_agent.rl.nano.examples import (
-    CROP_TOKENS,
-    coarse_tree,
-    crop_tree,
-    show,
-    text_page,
-    training_board,
-    whole_tree,
-)
+from qzoom_agent.rl.nano.examples import coarse_tree, crop_tree, training_board, whole_tree
+from qzoom_agent.rl.nano.pages import object_page, text_page
 from qzoom_agent.rl.nano.trees import Packer, Tree
 
 BUDGETS: Final = (64, 144, 256, 400, 576)
 """Visual tokens of a whole board, from the coarse view to every pixel."""
-KINDS: Final = ("pages", "crops", "coarse", *(f"board{budget}" for budget in BUDGETS[1:]))
+Kind = Literal["pages", "crops", "coarse", "board144", "board256", "board400", "board576"]
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 VALIDATION_SEED: Final = 500_000_000
 """Boards from here on are for validation; training stays below."""
 _BOARDS_PER_BATCH: Final = {"board144": 5, "board256": 3, "board400": 2, "board576": 2}
@@ -39,18 +33,7 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
     """
     rng = Random(f"batch/{kind}/{seed}")
     if kind == "pages":
-        looks = [text_page(rng) for _ in range(8)]
-        for index in range(3):
-            board = training_board(rng, seed * 64 + index)
-            looks.append(show(board, None, tokens=(16, 64)).look)
-            boxes = [fact.boxes[-1] for fact in board.facts if fact.boxes]
-            for box in rng.sample(boxes, min(2, len(boxes))):
-                side = rng.uniform(60, 130)
-                width, height = float(board.image.width), float(board.image.height)
-                left, top = max(0.0, box[0] - side / 2), max(0.0, box[1] - side / 2)
-                part = (left, top, min(width, box[2] + side / 2), min(height, box[3] + side / 2))
-                looks.append(show(board, part, tokens=CROP_TOKENS).look)
-        return [Tree([look], []) for look in looks]
+        return [*(text_page(rng) for _ in range(7)), *(object_page(rng) for _ in range(4))]
     if kind == "crops":
         boards = [training_board(rng, seed * 64 + index) for index in range(3)]
         return [crop_tree(rng, board) for board in boards for _ in range(5)]
@@ -62,19 +45,25 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
     raise ValueError(f"Unknown kind of batch: {kind!r}. The kinds are {', '.join(KINDS)}.")
 
 
-def table(mix: Mapping[str, float], *, steps: int, seed: int, tokenizer: PreTrainedTokenizerFast) -> Dataset:
-    """A table of `steps` batches of the kinds in `mix` (shares), drawn and packed on reading."""
-    rng = Random(f"mix/{seed}")
-    kinds = rng.choices(list(mix), weights=list(mix.values()), k=steps)
-    packer = Packer(tokenizer)
+class Draw:
+    """Draws and packs the batches of rows that are read; an object, so that any kind of worker process can get it."""
 
-    def draw(rows: dict[str, list[Any]]) -> dict[str, list[dict[str, Any]]]:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.packer = Packer(tokenizer)
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[dict[str, Any]]]:
         torch.set_num_threads(1)
         named = zip(rows["kind"], rows["seed"], strict=True)
-        return {"batch": [packer.batch(trees_of(kind, number)) for kind, number in named]}
+        return {
+            "batch": [self.packer.batch(trees_of(kind, number)) | {"pages": kind == "pages"} for kind, number in named]
+        }
 
+
+def table(mix: Mapping[Kind, float], *, steps: int, seed: int, tokenizer: PreTrainedTokenizerFast) -> Dataset:
+    """A table of `steps` batches of the kinds in `mix` (shares), drawn and packed on reading."""
+    kinds = Random(f"mix/{seed}").choices(list(mix), weights=list(mix.values()), k=steps)
     numbers = [seed * 1_000_000 + step for step in range(steps)]
-    return Dataset.from_dict({"kind": kinds, "seed": numbers}).with_transform(draw)
+    return Dataset.from_dict({"kind": kinds, "seed": numbers}).with_transform(Draw(tokenizer))
 
 
 def single(rows: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:

@@ -17,12 +17,10 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from qzoom_agent.evals.suites.needle.boards import CODE_CHARS, Board, Fact, draw_board
-from qzoom_agent.evals.suites.needle.fonts import typefaces
-from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, Glyph, Rect, draw_text
-from qzoom_agent.evals.suites.needle.textures import background
+from qzoom_agent.evals.suites.needle.boards import Board, Fact, draw_board
+from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, Glyph, Rect
 from qzoom_agent.geometry import Size, fit_tokens
 from qzoom_agent.rl.nano.trees import Look, Piece, Say, Tree
 
@@ -38,7 +36,7 @@ CALL_MARGIN: Final = (0.3, 22.0)
 LAYOUT_SHARES: Final = {"scene": 0.44, "form": 0.12, "receipt": 0.11, "table": 0.11, "hop": 0.22}
 _CROP_KINDS: Final = ("code", "pips", "form", "receipt", "table")
 _LEGIBLE: Final = 11.0
-_OPEN, _ASK, _CLOSE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
+OPEN, _ASK, _CLOSE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 _NEXT: Final = "\n<|im_start|>user\n"
 
 
@@ -147,7 +145,7 @@ def _answer(text: str, focus: Sequence[tuple[Look, Sequence[int]]] = ()) -> Say:
 
 
 def under(frame: Frame, rects: Sequence[Rect]) -> list[int]:
-    """The visual tokens that show these boxes of the board: those that a box covers by half, or that hold a quarter of it."""
+    """The visual tokens that show these boxes of the board: half covered by one, or holding a quarter of one."""
     columns, rows = frame.look.grid[1], frame.look.grid[0]
     scale_x, scale_y = frame.scale
     found: set[int] = set()
@@ -168,15 +166,15 @@ def read_from(frame: Frame, fact: Fact) -> list[tuple[Look, list[int]]]:
     if not fact.boxes:
         return [(frame.look, under(frame, fact.seen))]
     box = fact.boxes[-1]
-    if fact.kind == "pips":
+    inside = [glyph for glyph in frame.board.glyphs if box[0] <= glyph.x <= box[2] and box[1] <= glyph.y <= box[3]]
+    if len(inside) != len(fact.answer):
         return [(frame.look, under(frame, [box]))]
-    widths = [0.5 if char == "." else 1.0 for char in fact.answer]
-    unit, x = (box[2] - box[0] - 10) / sum(widths), box[0] + 5
-    places = []
-    for width in widths:
-        places.append((frame.look, under(frame, [(x, box[1], x + width * unit, box[3])])))
-        x += width * unit
-    return places
+    return [(frame.look, under(frame, [_ink(glyph)])) for glyph in sorted(inside, key=lambda glyph: glyph.x)]
+
+
+def _ink(glyph: Glyph) -> Rect:
+    across, down = 0.4 * glyph.height, 0.5 * glyph.height
+    return glyph.x - across, glyph.y - down, glyph.x + across, glyph.y + down
 
 
 def direct(frame: Frame, fact: Fact) -> list[Piece]:
@@ -191,7 +189,10 @@ def beside(fact: Fact, crops: Sequence[Frame]) -> list[Piece]:
 def calling(frame: Frame, fact: Fact) -> list[Piece]:
     """The zoom call alone: where to look is learned from far more questions than there is time to answer."""
     call, _ = call_for(frame, fact.boxes[0])
-    return [_say(f"{fact.question} You may zoom.{_ASK}"), _answer(call, [(frame.look, under(frame, fact.boxes[:1]))] * 5)]
+    return [
+        _say(f"{fact.question} You may zoom.{_ASK}"),
+        _answer(call, [(frame.look, under(frame, fact.boxes[:1]))] * 5),
+    ]
 
 
 def zooming(frame: Frame, fact: Fact, *, final: bool = False) -> list[Piece]:
@@ -234,7 +235,7 @@ def coarse_tree(rng: Random, board: Board, *, crops: int = 5, calls: int = 8, to
             branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
     branches += [("call", fact, calling(frame, fact)) for fact in [*fine[served:], *hops[2:]][:calls]]
     names = [f"{mode} {fact.kind}" for mode, fact, _ in branches]
-    return Tree([_say(_OPEN), frame.look], [pieces for _, _, pieces in branches], names)
+    return Tree([_say(OPEN), frame.look], [pieces for _, _, pieces in branches], names)
 
 
 def _varied(rng: Random, facts: list[Fact]) -> list[Fact]:
@@ -252,7 +253,9 @@ def whole_tree(rng: Random, board: Board, *, tokens: int, questions: int = 14) -
     """Direct questions on the whole board at a budget: the baseline's training."""
     frame = show(board, None, tokens=(16, tokens))
     facts = _varied(rng, list(board.facts))[:questions]
-    return Tree([_say(_OPEN), frame.look], [direct(frame, fact) for fact in facts], [f"direct {fact.kind}" for fact in facts])
+    return Tree(
+        [_say(OPEN), frame.look], [direct(frame, fact) for fact in facts], [f"direct {fact.kind}" for fact in facts]
+    )
 
 
 def crop_tree(rng: Random, board: Board) -> Tree:
@@ -267,45 +270,11 @@ def crop_tree(rng: Random, board: Board) -> Tree:
     frame = show(board, box, tokens=CROP_TOKENS)
     facts = inside or [fact]
     names = [f"direct {other.kind}" for other in facts]
-    return Tree([_say(_OPEN), frame.look], [direct(frame, other) for other in facts], names)
+    return Tree([_say(OPEN), frame.look], [direct(frame, other) for other in facts], names)
 
 
 def _contains(outer: Rect, inner: Rect) -> bool:
     return outer[0] <= inner[0] and outer[1] <= inner[1] and outer[2] >= inner[2] and outer[3] >= inner[3]
-
-
-def text_page(rng: Random, *, split: str = "train") -> Look:
-    """A small page full of random print, with dense labels: what the vision tower learns to read from first."""
-    side = 224
-    image, light = background(rng, (side, side), split=split)
-    page = Board(image)
-    draw = ImageDraw.Draw(image)
-    glyphs: list[Glyph] = []
-    y = float(rng.randint(2, 12))
-    while True:
-        low, high = rng.choices(((26, 46), (15, 26), (46, 60)), weights=(5, 4, 1))[0]
-        capital = rng.randint(low, high)
-        if y + capital > side:
-            break
-        typeface = rng.choice(typefaces(split))
-        chars = CODE_CHARS if rng.random() < 0.8 else CHARS
-        text = "".join(rng.choice(chars) for _ in range(rng.randint(3, 12)))
-        dark_on_light = light == (rng.random() < 0.85)
-        if dark_on_light:
-            fill = (rng.randint(0, 70), rng.randint(0, 70), rng.randint(0, 90))
-        else:
-            fill = (rng.randint(190, 255),) * 3
-        if light != dark_on_light:
-            plate = (rng.randint(0, 60),) * 3 if light else (rng.randint(200, 255),) * 3
-            draw.rectangle((0, y - 3, side, y + capital + 3), fill=plate)
-        advance = capital * rng.uniform(0.85, 1.5) if rng.random() < 0.7 else None
-        printed = draw_text(
-            draw, text, at=(rng.uniform(-10, 40), y), typeface=typeface, capital=capital, fill=fill, advance=advance
-        )
-        glyphs += printed.glyphs
-        y += capital + rng.randint(6, 20)
-    page.glyphs = glyphs
-    return Look(image, dense_labels(page, (0.0, 0.0, float(side), float(side)), image.size))
 
 
 def training_board(rng: Random, seed: int) -> Board:

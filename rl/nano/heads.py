@@ -41,17 +41,16 @@ def losses(
     """Loss terms of a batch: `read` (dense labels), and, when something is to be said, `answer`, `place` and `focus`.
 
     Also `logits` at the positions that predict a label, and `predicts`, the flat indices of those labels. With `tower`
-    false, batches that say something leave the vision tower as it is (and cost half): it then learns from pages alone.
+    false the vision tower is left as it is, and the batch costs half.
     """
     labels = batch["labels"]
     predicts = torch.nonzero(labels != -100)[:, 0]
-    silent = len(predicts) == 0
-    with torch.set_grad_enabled(torch.is_grad_enabled() and (tower or silent)):
+    with torch.set_grad_enabled(torch.is_grad_enabled() and tower):
         seen = see(model, batch["pixels"], batch["grids"], windows=batch["windows"], whole=batch["whole"])
     out: dict[str, Tensor] = {}
-    if "dense" in batch and (tower or silent):
+    if "dense" in batch and tower:
         out["read"] = dense_loss(heads.read(seen), batch["dense"])
-    if silent:
+    if len(predicts) == 0:
         return out
     image = batch["ids"] == model.config.image_token_id
     embeds = model.model.language_model.embed_tokens(batch["ids"])

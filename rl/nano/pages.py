@@ -1,0 +1,89 @@
+"""Pages: small images packed with things to read, from which the vision tower and the read-out learn most per second.
+
+A crop of a board costs 40 to 64 visual tokens and holds three characters; a page of 64 holds thirty, each with a dense
+label, and every line is a question too. Pages of objects do the same for shapes, colours and dice.
+"""
+
+from random import Random
+from typing import Final
+
+from PIL import ImageDraw
+
+from qzoom_agent.evals.suites.needle.boards import CODE_CHARS, QUESTIONS, Board, Fact, Thing
+from qzoom_agent.evals.suites.needle.fonts import typefaces
+from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, draw_die, draw_shape, draw_text, paint, text_width
+from qzoom_agent.evals.suites.needle.textures import background
+from qzoom_agent.rl.nano.examples import CHARS, OPEN, direct, show
+from qzoom_agent.rl.nano.trees import Say, Tree
+
+SIDE: Final = 224
+_TOKENS: Final = (64, 64)
+_SIZES: Final = ((26, 46), (15, 26), (46, 60))
+
+
+def _tree(board: Board) -> Tree:
+    frame = show(board, None, tokens=_TOKENS)
+    return Tree(
+        [Say(OPEN), frame.look],
+        [direct(frame, fact) for fact in board.facts],
+        [f"direct {fact.kind}" for fact in board.facts],
+    )
+
+
+def text_page(rng: Random) -> Tree:
+    """Lines of random print in several sizes and typefaces; "read line 2." for each."""
+    image, light = background(rng, (SIDE, SIDE), split="train")
+    board = Board(image)
+    draw = ImageDraw.Draw(image)
+    y = float(rng.randint(3, 12))
+    while True:
+        capital = rng.randint(*rng.choices(_SIZES, weights=(5, 4, 1))[0])
+        if y + capital > SIDE - 2:
+            return _tree(board)
+        typeface = rng.choice(typefaces("train"))
+        chars = CODE_CHARS if rng.random() < 0.8 else CHARS
+        advance = capital * rng.uniform(0.85, 1.5) if rng.random() < 0.7 else None
+        text = "".join(rng.choice(chars) for _ in range(rng.randint(3, 10)))
+        while text_width(text, typeface=typeface, capital=capital, advance=advance) > SIDE - 12:
+            text = text[:-1]
+        dark = light == (rng.random() < 0.85)
+        fill = (rng.randint(0, 70), rng.randint(0, 70), rng.randint(0, 90)) if dark else (rng.randint(190, 255),) * 3
+        if light != dark:
+            plate = (rng.randint(0, 60),) * 3 if light else (rng.randint(200, 255),) * 3
+            draw.rectangle((0, y - 3, SIDE, y + capital + 3), fill=plate)
+        room = SIDE - 8 - text_width(text, typeface=typeface, capital=capital, advance=advance)
+        at = (4 + rng.uniform(0, room), y)
+        printed = draw_text(draw, text, at=at, typeface=typeface, capital=capital, fill=fill, advance=advance)
+        board.glyphs += printed.glyphs
+        board.facts.append(Fact("pages", "line", f"read line {len(board.facts) + 1}.", text, (printed.box,)))
+        y += capital + rng.randint(6, 20)
+
+
+def object_page(rng: Random) -> Tree:
+    """Four or nine objects with dice: how many dots, which colour, which shape."""
+    image, _ = background(rng, (SIDE, SIDE), split="train")
+    board = Board(image)
+    draw = ImageDraw.Draw(image)
+    across = rng.choice((2, 3))
+    cell = SIDE / across
+    kinds = rng.sample([(shape, color) for shape in SHAPES for color in COLORS], across * across)
+    for index, (shape, color) in enumerate(kinds):
+        side = rng.uniform(0.55, 0.9) * cell
+        x = (index % across) * cell + rng.uniform(1, cell - side - 1)
+        y = (index // across) * cell + rng.uniform(1, cell - side - 1)
+        box = (x, y, x + side, y + side)
+        draw_shape(draw, shape, box, fill=paint(rng, color, split="train"), outline=(70, 70, 70))
+        pips = rng.randint(1, 6)
+        die = draw_die(draw, pips, (x + side / 2, y + side / 2), side=rng.uniform(max(24.0, 0.3 * side), 0.62 * side))
+        thing = Thing(shape, color, box, pips, die)
+        board.things.append(thing)
+        asked = rng.choice(QUESTIONS["pips"]).format(thing.name)
+        board.facts.append(Fact("pages", "pips", asked, str(pips), (die,)))
+    for thing in board.things:
+        if [other.shape for other in board.things].count(thing.shape) == 1:
+            asked = rng.choice(QUESTIONS["color"]).format(thing.shape)
+            board.facts.append(Fact("pages", "color", asked, thing.color, seen=(thing.box,)))
+        if [other.color for other in board.things].count(thing.color) == 1:
+            asked = rng.choice(QUESTIONS["shape"]).format(thing.color)
+            board.facts.append(Fact("pages", "shape", asked, thing.shape, seen=(thing.box,)))
+    return _tree(board)

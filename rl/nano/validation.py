@@ -1,0 +1,62 @@
+"""How a stage is going: answers on boards that are never trained on, by kind of batch and of question.
+
+Teacher-forced: earlier zooms in a conversation are the right ones, so an answer's score is that of its own turn. A zoom
+call that is not served counts as right when none of its four edges is more than two location steps off.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from qzoom_agent.rl.nano.batches import VALIDATION_SEED, Kind, trees_of
+from qzoom_agent.rl.nano.heads import losses
+from qzoom_agent.rl.nano.tokenizer import LOCATION_STEP, LOCATIONS
+from qzoom_agent.rl.nano.trees import Packer
+
+_NEAR = 2 * LOCATION_STEP
+Scores = dict[str, tuple[float, int]]
+"""Mean and count by name."""
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with every tensor in it, nested ones too, on `device`."""
+    moved: dict[str, Any] = tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, batch)
+    return moved
+
+
+@torch.no_grad()
+def validate(model: Any, packer: Packer, *, kinds: Sequence[Kind], batches: int) -> Scores:
+    """Scores of a nano with its training heads: right answers per kind of batch and question, losses, and the mean
+    error of the edges of zoom calls in pixels of the coarse view."""
+    ids = cast(list[int], packer.tokenizer.convert_tokens_to_ids(list(LOCATIONS)))
+    steps = {token: LOCATION_STEP * index for index, token in enumerate(ids)}
+    scores: dict[str, list[float]] = {}
+    model.eval()
+    for kind in kinds:
+        for index in range(batches):
+            trees = trees_of(kind, VALIDATION_SEED + index)
+            batch = to_device(packer.batch(trees), model.device)
+            terms = losses(model, model.training_heads, batch)
+            for name in ("read", "answer", "focus"):
+                if name in terms:
+                    scores.setdefault(f"{kind} {name} loss", []).append(float(terms[name]))
+            if "predicts" not in terms:
+                continue
+            names = [name for tree in trees for name in tree.names]
+            right = [True] * len(names)
+            owners = batch["branch"][terms["predicts"]].tolist()
+            wanted, said = batch["labels"][terms["predicts"]].tolist(), terms["logits"].argmax(-1).tolist()
+            for who, want, got in zip(owners, wanted, said, strict=True):
+                if want in steps:
+                    error = abs(steps.get(got, 10**3) - steps[want])
+                    scores.setdefault(f"{kind} call px", []).append(float(min(error, 500)))
+                    right[who] &= error <= _NEAR or not names[who].startswith("call ")
+                else:
+                    right[who] &= want == got
+            for name, fine in zip(names, right, strict=True):
+                scores.setdefault(f"{kind} {name}", []).append(float(fine))
+    model.train()
+    return {name: (round(sum(values) / len(values), 3), len(values)) for name, values in sorted(scores.items())}

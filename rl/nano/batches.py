@@ -33,7 +33,7 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
     """
     rng = Random(f"batch/{kind}/{seed}")
     if kind == "pages":
-        return [*(text_page(rng) for _ in range(7)), *(object_page(rng) for _ in range(4))]
+        return [*(text_page(rng) for _ in range(9)), *(object_page(rng) for _ in range(4))]
     if kind == "crops":
         boards = [training_board(rng, seed * 64 + index) for index in range(3)]
         return [crop_tree(rng, board) for board in boards for _ in range(5)]

@@ -36,7 +36,7 @@ CALL_MARGIN: Final = (0.3, 22.0)
 LAYOUT_SHARES: Final = {"scene": 0.44, "form": 0.12, "receipt": 0.11, "table": 0.11, "hop": 0.22}
 _CROP_KINDS: Final = ("code", "pips", "form", "receipt", "table")
 _LEGIBLE: Final = 11.0
-OPEN, _ASK, _CLOSE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
+OPEN, ASK, CLOSE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 _NEXT: Final = "\n<|im_start|>user\n"
 
 
@@ -141,7 +141,7 @@ def _say(text: str) -> Say:
 
 
 def _answer(text: str, focus: Sequence[tuple[Look, Sequence[int]]] = ()) -> Say:
-    return Say(text + _CLOSE, learn=True, focus=focus)
+    return Say(text + CLOSE, learn=True, focus=focus)
 
 
 def under(frame: Frame, rects: Sequence[Rect]) -> list[int]:
@@ -178,7 +178,7 @@ def _ink(glyph: Glyph) -> Rect:
 
 
 def direct(frame: Frame, fact: Fact) -> list[Piece]:
-    return [_say(fact.question + _ASK), _answer(fact.answer, read_from(frame, fact))]
+    return [_say(fact.question + ASK), _answer(fact.answer, read_from(frame, fact))]
 
 
 def beside(fact: Fact, crops: Sequence[Frame]) -> list[Piece]:
@@ -190,21 +190,21 @@ def calling(frame: Frame, fact: Fact) -> list[Piece]:
     """The zoom call alone: where to look is learned from far more questions than there is time to answer."""
     call, _ = call_for(frame, fact.boxes[0])
     return [
-        _say(f"{fact.question} You may zoom.{_ASK}"),
+        _say(f"{fact.question} You may zoom.{ASK}"),
         _answer(call, [(frame.look, under(frame, fact.boxes[:1]))] * 5),
     ]
 
 
 def zooming(frame: Frame, fact: Fact, *, final: bool = False) -> list[Piece]:
     """Call the zoom tool for every needle in order, then answer; with `final`, when told that this turn is the last."""
-    pieces: list[Piece] = [_say(f"{fact.question} You may zoom.{_ASK}")]
+    pieces: list[Piece] = [_say(f"{fact.question} You may zoom.{ASK}")]
     last = frame
     for needle in fact.boxes:
         call, box = call_for(frame, needle)
         last = show(frame.board, box, tokens=CROP_TOKENS)
-        pieces += [_answer(call, [(frame.look, under(frame, [needle]))] * 5), _say(_NEXT), last.look, _say(_ASK)]
+        pieces += [_answer(call, [(frame.look, under(frame, [needle]))] * 5), _say(_NEXT), last.look, _say(ASK)]
     if final:
-        pieces[-1] = _say(f"{_CLOSE}{_NEXT}Answer now.{_ASK}")
+        pieces[-1] = _say(f"{CLOSE}{_NEXT}Answer now.{ASK}")
     return [*pieces, _answer(fact.answer, read_from(last, fact))]
 
 

@@ -4,6 +4,7 @@ A crop of a board costs 40 to 64 visual tokens and holds three characters; a pag
 label, and every line is a question too. Pages of objects do the same for shapes, colours and dice.
 """
 
+from collections.abc import Sequence
 from random import Random
 from typing import Final
 
@@ -13,8 +14,8 @@ from qzoom_agent.evals.suites.needle.boards import CODE_CHARS, QUESTIONS, Board,
 from qzoom_agent.evals.suites.needle.fonts import typefaces
 from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, draw_die, draw_shape, draw_text, paint, text_width
 from qzoom_agent.evals.suites.needle.textures import background
-from qzoom_agent.rl.nano.examples import CHARS, OPEN, direct, show
-from qzoom_agent.rl.nano.trees import Say, Tree
+from qzoom_agent.rl.nano.examples import ASK, CHARS, CLOSE, OPEN, direct, read_from, show
+from qzoom_agent.rl.nano.trees import Look, Say, Tree
 
 SIDE: Final = 224
 _TOKENS: Final = (64, 64)
@@ -30,8 +31,19 @@ def _tree(board: Board) -> Tree:
     )
 
 
+def _whole_page(board: Board) -> Tree:
+    """All lines read in one answer: hardly any tokens but the ones that teach."""
+    frame = show(board, None, tokens=_TOKENS)
+    focus: list[tuple[Look, Sequence[int]]] = []
+    for fact in board.facts:
+        focus += [*([(frame.look, ())] if focus else []), *read_from(frame, fact)]
+    text = " ".join(fact.answer for fact in board.facts)
+    pieces = [Say("read the page." + ASK), Say(text + CLOSE, learn=True, focus=focus)]
+    return Tree([Say(OPEN), frame.look], [pieces], ["direct page"])
+
+
 def text_page(rng: Random) -> Tree:
-    """Lines of random print in several sizes and typefaces; "read line 2." for each."""
+    """Lines of random print in several sizes and typefaces: "read line 2." for each, or "read the page."."""
     image, light = background(rng, (SIDE, SIDE), split="train")
     board = Board(image)
     draw = ImageDraw.Draw(image)
@@ -39,7 +51,7 @@ def text_page(rng: Random) -> Tree:
     while True:
         capital = rng.randint(*rng.choices(_SIZES, weights=(5, 4, 1))[0])
         if y + capital > SIDE - 2:
-            return _tree(board)
+            return _whole_page(board) if rng.random() < 0.6 else _tree(board)
         typeface = rng.choice(typefaces("train"))
         chars = CODE_CHARS if rng.random() < 0.8 else CHARS
         advance = capital * rng.uniform(0.85, 1.5) if rng.random() < 0.7 else None

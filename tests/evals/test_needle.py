@@ -7,13 +7,14 @@ import re
 import shutil
 from dataclasses import replace
 from hashlib import sha256
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evals.suites.needle import SPLITS, SUITES, Sample, sample
@@ -31,7 +32,7 @@ from qzoom_agent.evals.suites.needle.boards import (
     draw_board,
 )
 from qzoom_agent.evals.suites.needle.fonts import OOD, TRAIN, font, typefaces
-from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, Rect
+from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, Rect, draw_text, text_width
 from qzoom_agent.evals.suites.needle.picture import picture
 from qzoom_agent.evals.suites.needle.textures import PHOTOS
 from qzoom_agent.geometry import Size, fit_tokens, tokens
@@ -44,9 +45,9 @@ places = [(layout, split) for layout in LAYOUTS for split in SPLITS]
 GOLDEN: dict[tuple[str, str, int], tuple[str, str, str]] = {
     ("needle-global", "train", 0): ("which word is the title?", "bakery", "d3d369620c30388f23a804ee4d4b15a3"),
     ("needle-global", "train", 41): ("what does the headline say?", "forest", "b04c43470cc1fc2ef0fa66c09e47b72b"),
-    ("needle-global", "test", 0): ("which shape is red?", "triangle", "e78183da017cdde15827217af5665f8d"),
+    ("needle-global", "test", 0): ("which shape is red?", "triangle", "2099aa8062948abf7cef3167990fe691"),
     ("needle-global", "test", 41): ("what does the headline say?", "planet", "1d7f74c9c4ba33f92e305d8f830c4d3d"),
-    ("needle-global", "ood", 0): ("what is the number of objects?", "6", "4e27b9c5b681b98cc7ee9f7613ed557b"),
+    ("needle-global", "ood", 0): ("what is the number of objects?", "6", "8cff55072df40c911bc636a8119c7f8f"),
     ("needle-global", "ood", 41): ("which word is the title?", "island", "59b8c01898560ef04e18969df2e68c75"),
     ("needle-scene", "train", 0): (
         "read the code of the object directly right of the yellow star.",
@@ -58,7 +59,7 @@ GOLDEN: dict[tuple[str, str, int], tuple[str, str, str]] = {
         "U5J",
         "577a8bb9f4560dbe424a9c7238fbed5d",
     ),
-    ("needle-scene", "test", 0): ("how many dots are on the pink circle?", "3", "e78183da017cdde15827217af5665f8d"),
+    ("needle-scene", "test", 0): ("how many dots are on the pink circle?", "3", "2099aa8062948abf7cef3167990fe691"),
     ("needle-scene", "test", 41): (
         "read the code of the object directly below the blue circle.",
         "7U9",
@@ -67,11 +68,11 @@ GOLDEN: dict[tuple[str, str, int], tuple[str, str, str]] = {
     ("needle-scene", "ood", 0): (
         "what is the code on the object directly right of the green triangle?",
         "9YL",
-        "4e27b9c5b681b98cc7ee9f7613ed557b",
+        "8cff55072df40c911bc636a8119c7f8f",
     ),
-    ("needle-scene", "ood", 41): ("count the dots on the cyan square.", "4", "6044375aac08a4b61853b1efb0181f6b"),
+    ("needle-scene", "ood", 41): ("count the dots on the green star.", "4", "648fdaaaf5770d872d23bfe124286fc9"),
     ("needle-doc", "train", 0): ("read cell A2.", "V8E", "f5821b2709596fd4e4c729d6c5938651"),
-    ("needle-doc", "train", 41): ("what is in cell D3?", "ATJ", "6dcd8e92a7961b2e0bc272d985011d75"),
+    ("needle-doc", "train", 41): ("what is in cell D3?", "ATJ", "eff031243f22a1504e705b93edbf4a78"),
     ("needle-doc", "test", 0): ("what is the value of hall?", "KPF", "babfe91a1bbf5a5c51e1ac2714b8de3c"),
     ("needle-doc", "test", 41): ("what is the value of gate?", "RR7", "1d7f74c9c4ba33f92e305d8f830c4d3d"),
     ("needle-doc", "ood", 0): ("what does the fish cost?", "6.39", "7ec6da11ddbba6773391baf3a7d1205a"),
@@ -94,17 +95,17 @@ GOLDEN: dict[tuple[str, str, int], tuple[str, str, str]] = {
     ("needle-hop", "test", 41): (
         "follow the note on the red diamond: what code is in that cell?",
         "5U0",
-        "c84b4f988bf463f1ad177b39c769ad57",
+        "55eeca730679baf07d647586de894b4b",
     ),
     ("needle-hop", "ood", 0): (
         "follow the note on the purple circle: what code is in that cell?",
         "MF2",
-        "57c1a1f6398068ebe096197451733e28",
+        "48b25832e7d14aba8f0c43d9544cd27d",
     ),
     ("needle-hop", "ood", 41): (
         "follow the note on the purple square: what code is in that cell?",
         "A3R",
-        "0fbd68095310371488679d5b90ad414f",
+        "a423a6659e6c81337f6b07f86a7039ee",
     ),
 }
 
@@ -209,21 +210,58 @@ def test_answers_follow_from_the_drawing(layout: str, split: str) -> None:
             assert fact.coarse_suffices == (fact.suite == "needle-global")
 
 
-@pytest.mark.parametrize(("layout", "split"), sorted({*places} - {("scene", "ood")}))
+@pytest.mark.parametrize(("layout", "split"), places)
 def test_plates_are_inside_and_apart(layout: str, split: str) -> None:
     for seed in range(10, 14):
         assert overlaps(draw_board(layout, seed, split=split)) == []
 
 
-@pytest.mark.xfail(strict=True, reason="shifted rows of ood scenes run into their unshifted last column")
-def test_plates_of_unseen_scenes_are_apart() -> None:
-    for seed in (3, 20, 157):
-        assert overlaps(draw_board("scene", seed, split="ood")) == []
+def test_staggered_rows_of_unseen_scenes_keep_their_plates_apart() -> None:
+    for seed in (3, 20, 157, *range(21, 29)):
+        board = draw_board("scene", seed, split="ood")
+        assert overlaps(board) == []
+        for one, other in combinations(board.things, 2):
+            assert not meet(one.box, other.box), (seed, one.name, other.name)
 
 
-def test_unseen_scenes_seldom_overlap() -> None:
-    boards = [draw_board("scene", seed, split="ood") for seed in range(21, 61)]
-    assert sum(bool(overlaps(board)) for board in boards) <= 2
+@pytest.mark.parametrize(("layout", "split"), places)
+def test_a_coarse_fact_names_what_it_is_about(layout: str, split: str) -> None:
+    for seed in range(4):
+        board = draw_board(layout, seed, split=split)
+        for fact in board.facts:
+            names = named(fact)
+            if not fact.coarse_suffices:
+                assert fact.seen == (), "its boxes say it"
+            elif fact.kind == "headline":
+                (word,) = fact.seen
+                assert read(board, word).lower() == fact.answer
+            elif fact.kind == "count":
+                assert sorted(fact.seen) == sorted(thing.box for thing in board.things if fits(thing, names[0]))
+            else:
+                assert fact.seen == (the_one(board, names[0]).box,)
+
+
+@pytest.mark.parametrize("typeface", typefaces("train"), ids=lambda path: path.stem)
+def test_wide_letters_are_printed_apart(typeface: Path) -> None:
+    """Tracking is a slot a letter, and a letter that is wider than its slot gets room of its own."""
+    paper = Image.new("RGB", (400, 80))
+    pen, white = ImageDraw.Draw(paper), (255, 255, 255)
+    printed = draw_text(pen, "W1MW", at=(10, 20), typeface=typeface, capital=40, fill=white, advance=24)
+    width = printed.box[2] - printed.box[0]
+    assert width == pytest.approx(text_width("W1MW", typeface=typeface, capital=40, advance=24))
+    ink = [(box[0], box[2]) for box in (font(typeface, 40).getbbox(char) for char in "W1MW")]
+    for (one, (left, right)), (two, (start, end)) in pairwise(zip(printed.glyphs, ink, strict=True)):
+        assert two.x - one.x >= (right - left + end - start) / 2, f"{one.char} runs into {two.char}"
+    columns = np.flatnonzero(np.asarray(paper).max(axis=(0, 2)) > 60)
+    assert columns[0] >= printed.box[0] - 1
+    assert columns[-1] <= printed.box[2] + 1
+    assert text_width("111", typeface=typeface, capital=40, advance=60) == 180, "a narrow letter keeps its slot"
+
+
+def meet(one: Rect, two: Rect) -> bool:
+    """Whether two boxes share a pixel or more."""
+    across, down = min(one[2], two[2]) - max(one[0], two[0]), min(one[3], two[3]) - max(one[1], two[1])
+    return across >= 1 and down >= 1
 
 
 def overlaps(board: Board) -> list[tuple[Rect, Rect]]:
@@ -234,11 +272,7 @@ def overlaps(board: Board) -> list[tuple[Rect, Rect]]:
         assert y1 >= 0
         assert x2 <= board.image.width - 1
         assert y2 <= board.image.height - 1
-    return [
-        (a, b)
-        for a, b in combinations(plates, 2)
-        if min(a[2], b[2]) - max(a[0], b[0]) >= 1 and min(a[3], b[3]) - max(a[1], b[1]) >= 1
-    ]
+    return [(a, b) for a, b in combinations(plates, 2) if meet(a, b)]
 
 
 def recomputed(board: Board, fact: Fact) -> str:

@@ -18,8 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from qzoom_agent.agent import Agent
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.backends.presets import NANO_BUDGET
+from qzoom_agent.backends.scripted import ScriptedBackend
+from qzoom_agent.config import AgentConfig
 from qzoom_agent.evals.suites.needle.boards import FIELDS, HEADLINES, ITEMS, LAYOUTS, Fact, draw_board
 from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES
 from qzoom_agent.geometry import Box
@@ -28,9 +31,12 @@ from qzoom_agent.protocols import get_protocol
 from qzoom_agent.rl.nano.examples import (
     COARSE_TOKENS,
     CROP_TOKENS,
+    OPEN,
     Frame,
     beside,
     call_for,
+    calling,
+    coarse_tree,
     direct,
     show,
     whole_tree,
@@ -40,7 +46,7 @@ from qzoom_agent.rl.nano.heads import TrainingHeads
 from qzoom_agent.rl.nano.model import CELL, build_model
 from qzoom_agent.rl.nano.ship import ship
 from qzoom_agent.rl.nano.tokenizer import LOCATIONS, SPECIALS, build_tokenizer
-from qzoom_agent.rl.nano.trees import Look, Packer, Piece, Tree, patchify
+from qzoom_agent.rl.nano.trees import Look, Packer, Piece, Say, Tree, patchify
 from qzoom_agent.tools.zoom import Zoom, ZoomConfig
 from qzoom_agent.views import ViewStore
 
@@ -132,7 +138,7 @@ class Scene:
         self.coarse = self.store.add_coarse(
             factor=CELL, min_tokens=NANO_BUDGET.coarse_min_tokens, max_tokens=NANO_BUDGET.coarse_max_tokens
         )
-        self.opening: list[Piece] = list(whole_tree(Random(0), self.board, tokens=COARSE_TOKENS).prefix)
+        self.opening: list[Piece] = [Say(OPEN), self.frame.look]
 
     def fact(self, kind: str) -> Fact:
         return next(fact for fact in self.board.facts if fact.kind == kind)
@@ -172,12 +178,15 @@ def test_nanos_budget_is_the_trained_one() -> None:
     assert NANO_BUDGET.factor == CELL
 
 
-def test_the_coarse_view_is_the_trained_one() -> None:
-    for layout in LAYOUTS:
-        scene = Scene(layout)
-        assert scene.store.image("coarse").tobytes() == scene.frame.look.image.tobytes()
-        assert isinstance(scene.opening[-1], Look)
-        assert scene.opening[-1].image.tobytes() == scene.frame.look.image.tobytes()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_coarse_view_is_the_trained_one(layout: str) -> None:
+    scene = Scene(layout)
+    assert scene.store.image("coarse").tobytes() == scene.frame.look.image.tobytes()
+    for tree in (coarse_tree(Random(0), scene.board), whole_tree(Random(0), scene.board, tokens=COARSE_TOKENS)):
+        opened, look = tree.prefix
+        assert opened == scene.opening[0]
+        assert isinstance(look, Look)
+        assert look.image.tobytes() == scene.frame.look.image.tobytes()
 
 
 @pytest.mark.parametrize(("layout", "kind"), [("scene", "count"), ("scene", "code"), ("form", "headline")])
@@ -185,7 +194,7 @@ def test_a_direct_question(tokenizer: PreTrainedTokenizerFast, layout: str, kind
     scene = Scene(layout)
     fact = scene.fact(kind)
     messages = NANO.opening(fact.question, [scene.coarse], tools=False)
-    check(tokenizer, scene, direct(fact), [*messages, text("assistant", fact.answer)])
+    check(tokenizer, scene, direct(scene.frame, fact), [*messages, text("assistant", fact.answer)])
 
 
 @pytest.mark.parametrize(("layout", "kind"), [("scene", "pips"), ("hop", "hop")])
@@ -200,24 +209,47 @@ def test_crops_beside_the_coarse_view(tokenizer: PreTrainedTokenizerFast, layout
 
 
 @pytest.mark.parametrize("final", [False, True])
-@pytest.mark.parametrize("kind", ["code", "count", "form", "receipt", "table", "hop"])
-def test_zooming(tokenizer: PreTrainedTokenizerFast, kind: str, final: bool) -> None:
-    scene = Scene({"code": "scene", "count": "scene"}.get(kind, kind))
+@pytest.mark.parametrize("kind", ["code", "form", "receipt", "table", "hop"])
+def test_an_episode(tokenizer: PreTrainedTokenizerFast, kind: str, final: bool) -> None:
+    """The graph's own messages, also where it runs out of turns and asks for the answer."""
+    scene = Scene({"code": "scene"}.get(kind, kind))
     fact = scene.fact(kind)
+    script = [*(call_for(scene.frame, needle)[0] for needle in fact.boxes), fact.answer]
+    heard: list[list[Message]] = []
+
+    def reply(messages: list[Message]) -> str:
+        heard.append(messages)
+        return script[len(heard) - 1]
+
+    config = AgentConfig.model_validate({"budget": {"max_turns": len(fact.boxes)}} if final else {})
+    answer = Agent(ScriptedBackend(reply), config=config).run(scene.board.image, fact.question)
+    assert answer.text == fact.answer
+    assert [turn.forced for turn in answer.trace.turns] == [False] * len(fact.boxes) + [final]
+    assert ({"role": "user", "content": [{"type": "text", "text": "Answer now."}]} in heard[-1]) == final
+    branch = zooming(scene.frame, fact, final=final)
+    check(tokenizer, scene, branch, [*heard[-1], text("assistant", fact.answer)])
+    crops = [piece for piece in branch if isinstance(piece, Look)]
+    shown = [view for view in answer.trace.views if view.kind == "crop"]
+    for needle, crop, view in zip(fact.boxes, crops, shown, strict=True):
+        assert view.box == show(scene.board, call_for(scene.frame, needle)[1], tokens=CROP_TOKENS).box
+        assert view.region.coverage(Box(*needle)) == 1.0
+        assert answer.store.image(view.id).size == crop.image.size
+
+
+def test_a_question_that_needs_no_zoom(tokenizer: PreTrainedTokenizerFast) -> None:
+    scene = Scene("scene")
+    fact = scene.fact("count")
     messages = NANO.opening(fact.question, [scene.coarse], tools=True)
-    for index, needle in enumerate(fact.boxes):
-        said, _ = call_for(scene.frame, needle)
-        (call,) = NANO.parse(said, scene.store.shown).calls
-        assert call.as_box is not None
-        cut = ZOOM(scene.store, call.as_box)
-        assert cut.view is not None
-        assert cut.notes == []
-        assert cut.view.region.coverage(Box(*needle)) == 1.0
-        messages += [text("assistant", said), *NANO.result(cut.view, index, cut.notes)]
-    messages.append(text("assistant", fact.answer))
-    if final:
-        messages += [*NANO.final(), text("assistant", fact.answer)]
-    check(tokenizer, scene, zooming(scene.frame, fact, final=final), messages)
+    check(tokenizer, scene, zooming(scene.frame, fact), [*messages, text("assistant", fact.answer)])
+
+
+def test_a_call_that_is_not_served_is_the_one_that_is(tokenizer: PreTrainedTokenizerFast) -> None:
+    scene = Scene("scene")
+    fact = scene.fact("code")
+    said, _ = call_for(scene.frame, fact.boxes[0])
+    messages = NANO.opening(fact.question, [scene.coarse], tools=True)
+    check(tokenizer, scene, calling(scene.frame, fact), [*messages, text("assistant", said)])
+    assert calling(scene.frame, fact) == list(zooming(scene.frame, fact)[:2])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -266,7 +298,7 @@ def test_the_backend_prefills_the_trained_tokens_and_pixels(tokenizer: PreTraine
     backend = HFBackend.load(str(shipped), device="cpu", dtype="float32", protocol="nano")
     scene = Scene("scene")
     fact = scene.fact("code")
-    ids, looks = scene.trained(tokenizer, direct(fact))
+    ids, looks = scene.trained(tokenizer, direct(scene.frame, fact))
     messages = NANO.opening(fact.question, [scene.coarse], tools=False)
     codec = backend.codec
     image_ids, pixels = codec.pixels(scene.store.image("coarse"))

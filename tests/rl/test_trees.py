@@ -19,10 +19,11 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from qzoom_agent.evals.suites.needle.boards import draw_board
-from qzoom_agent.rl.nano.examples import DENSE_CLASSES, coarse_tree, text_page, whole_tree
-from qzoom_agent.rl.nano.heads import PLACE_LAYER, TrainingHeads, dense_loss, losses
+from qzoom_agent.rl.nano.examples import DENSE_CLASSES, coarse_tree, whole_tree
+from qzoom_agent.rl.nano.heads import FOCUS_HEADS, FOCUS_LAYER, PLACE_LAYER, TrainingHeads, dense_loss, losses
 from qzoom_agent.rl.nano.model import build_model
 from qzoom_agent.rl.nano.packed import see, think
+from qzoom_agent.rl.nano.pages import object_page
 from qzoom_agent.rl.nano.tokenizer import build_tokenizer
 from qzoom_agent.rl.nano.trees import WINDOW, Look, Packer, Say, Tree, image_blocks, patchify, text_blocks
 
@@ -86,8 +87,8 @@ def test_every_branch_is_what_the_stock_model_computes_alone(
     seen = see(model, batch["pixels"], batch["grids"], windows=batch["windows"], whole=batch["whole"])
     image = batch["ids"] == model.config.image_token_id
     embeds = model.model.language_model.embed_tokens(batch["ids"]).masked_scatter(image[:, None], seen)
-    hidden, _ = think(model, embeds, batch["positions"], batch["blocks"], tap=PLACE_LAYER)
-    logits = model.lm_head(hidden)
+    thought = think(model, embeds, batch["positions"], batch["blocks"], tap=PLACE_LAYER, watch=FOCUS_LAYER)
+    logits = model.lm_head(thought.hidden)
 
     number, spread = 0, 0.0
     prefixes = _prefixes(batch, trees)
@@ -133,7 +134,94 @@ def test_the_answer_loss_is_the_stock_loss_over_all_branches(
             labels.append(one["labels"][where])
     wanted = cross_entropy(torch.cat(logits), torch.cat(labels))
     assert float(terms["answer"]) == pytest.approx(float(wanted), abs=1e-5)
-    assert {name for name, value in terms.items() if value.ndim == 0} == {"answer", "read", "place"}
+    assert {name for name, value in terms.items() if value.ndim == 0} == {"answer", "read", "place", "focus"}
+
+
+@torch.no_grad()
+def test_the_focus_loss_is_that_of_the_stock_models_attention(
+    model: Qwen2_5_VLForConditionalGeneration,
+    heads: TrainingHeads,
+    tokenizer: PreTrainedTokenizerFast,
+    trees: list[Tree],
+) -> None:
+    """-log of the attention that lands on the right tokens, read off the weights that the eager model gives out."""
+    packer = Packer(tokenizer)
+    eager = build_model(tokenizer)
+    eager.load_state_dict(model.state_dict())
+    eager.set_attn_implementation("eager")
+    eager.train(False)
+    each: list[torch.Tensor] = []
+    for one in [one for tree in trees for one in alone(packer, tree)]:
+        ids = one["ids"][None]
+        said = eager(
+            input_ids=ids,
+            pixel_values=one["pixels"],
+            image_grid_thw=one["grids"],
+            mm_token_type_ids=(ids == model.config.image_token_id).int(),
+            output_attentions=True,
+        )
+        weights = said.attentions[FOCUS_LAYER][0, :FOCUS_HEADS]
+        assert weights.shape[1:] == (len(one["ids"]),) * 2
+        asking, seen = one["focus"]
+        for token in asking.unique():
+            each.append(-weights[:, token, seen[asking == token]].sum(-1).log())
+    wanted = torch.stack(each)
+    assert wanted.shape[0] >= 30
+    assert float(wanted.std()) > 0.1, "attention that is all alike would prove nothing"
+    assert float(losses(model, heads, packer.batch(trees))["focus"]) == pytest.approx(float(wanted.mean()), abs=1e-4)
+
+
+def test_the_focus_loss_teaches_the_layers_up_to_its_own(
+    model: Qwen2_5_VLForConditionalGeneration, heads: TrainingHeads, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tree = page(3)
+    model.zero_grad()
+    torch.autograd.backward(losses(model, heads, Packer(tokenizer).batch([tree]))["focus"])
+    layers = model.model.language_model.layers
+    own = layers[FOCUS_LAYER].self_attn
+    width = own.head_dim * FOCUS_HEADS
+    gradient = own.q_proj.weight.grad
+    assert gradient is not None
+    assert gradient[:width].abs().sum() > 0
+    assert gradient[width:].abs().sum() == 0, "the other heads look where they like"
+    assert own.k_proj.weight.grad is not None
+    assert own.v_proj.weight.grad is None
+    taught = [layer.self_attn.q_proj.weight.grad is not None for layer in layers]
+    assert taught == [index <= FOCUS_LAYER for index in range(len(layers))]
+    model.zero_grad()
+
+
+def page(questions: int) -> Tree:
+    """A page of objects with its first questions."""
+    tree = object_page(Random(0))
+    return Tree(tree.prefix, tree.branches[:questions], tree.names[:questions])
+
+
+def test_the_vision_tower_can_be_left_as_it_is(
+    model: Qwen2_5_VLForConditionalGeneration, heads: TrainingHeads, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    batch = Packer(tokenizer).batch([page(2)])
+    names = [name for name, _ in model.named_parameters()]
+    gradients: dict[bool, dict[str, torch.Tensor]] = {}
+    values: dict[bool, dict[str, float]] = {}
+    for tower in (True, False):
+        model.zero_grad()
+        heads.zero_grad()
+        terms = losses(model, heads, batch, tower=tower)
+        values[tower] = {name: float(term.detach()) for name, term in terms.items() if term.ndim == 0}
+        torch.autograd.backward(terms["answer"] + terms["focus"])
+        gradients[tower] = {
+            name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+        }
+    assert set(gradients[True]) == set(names)
+    assert set(gradients[False]) == {name for name in names if ".visual." not in name}
+    for name, gradient in gradients[False].items():
+        assert torch.allclose(gradient, gradients[True][name], atol=1e-6), name
+    # What is said is the same, and reading is not scored: its head would learn from a tower that cannot.
+    assert values[False] == pytest.approx({name: values[True][name] for name in ("answer", "place", "focus")})
+    assert set(values[True]) - set(values[False]) == {"read"}
+    model.zero_grad()
+    heads.zero_grad()
 
 
 def test_a_branch_learns_nothing_from_its_neighbours(
@@ -271,12 +359,21 @@ def test_a_batch_holds_what_its_rows_hold(tokenizer: PreTrainedTokenizerFast, tr
     assert (batch["labels"][batch["branch"] == -1] == -100).all(), "a prefix is never learned"
 
 
-def test_pages_teach_the_tower_alone(
+def test_an_image_without_a_question_is_only_read(
     model: Qwen2_5_VLForConditionalGeneration, heads: TrainingHeads, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    batch = Packer(tokenizer).batch([Tree([text_page(Random(0))], [])])
+    batch = Packer(tokenizer).batch([Tree(page(0).prefix, [])])
+    assert batch["focus"].shape == (2, 0)
     with torch.no_grad():
         assert set(losses(model, heads, batch)) == {"read"}
+
+
+def test_a_batch_without_places_has_no_focus(
+    model: Qwen2_5_VLForConditionalGeneration, heads: TrainingHeads, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    batch = Packer(tokenizer).batch([Tree([Look(noise(56, 56))], [[Say("how many?"), Say("9", learn=True)]])])
+    with torch.no_grad():
+        assert {name for name, term in losses(model, heads, batch).items() if term.ndim == 0} == {"answer", "place"}
 
 
 def test_unknown_dense_labels_cost_nothing() -> None:

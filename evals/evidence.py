@@ -80,7 +80,14 @@ def run(case: Case, *, model: str, n: int, seed: int, out: Path) -> Result:
     """The result of one row: from disk if it is there, else by running it."""
     path = out / f"{case.name}.json"
     if path.exists():
-        return Result.model_validate_json(path.read_text())
+        result = Result.model_validate_json(path.read_text())
+        before, now = (result.config.model, result.planned, result.seed), (model, n, seed)
+        if before != now:
+            raise ConfigError(
+                f"{path} is of another evaluation: (model, n, seed) was {before}, now {now}. "
+                "Delete it, or choose another --out."
+            )
+        return result
     config = AgentConfig(model=model, policy=case.policy)
     if case.budget is not None:
         config = config.replace(**{"budget.coarse_tokens": case.budget})

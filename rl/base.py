@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from datasets import Dataset
@@ -51,11 +51,11 @@ class Stage(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    name: str
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
     """Folder of the stage below the output folder."""
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, le=1_000_000)
     """Optimizer steps; one step is one batch of the mix."""
-    mix: dict[Kind, float] = Field(min_length=1)
+    mix: dict[Kind, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=1)
     """Share of each kind of batch (see `qzoom_agent.rl.nano.batches`)."""
     learning_rate: float = Field(gt=0)
     schedule: SchedulerType = SchedulerType.CONSTANT_WITH_WARMUP
@@ -262,8 +262,16 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
 
 def _last_checkpoint(folder: Path) -> str | None:
     """The latest whole checkpoint: one that was being written when the run was killed lacks the state, written last."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True
 
 
 def _start(

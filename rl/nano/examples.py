@@ -60,7 +60,7 @@ def show(board: Board, box: Rect | None, *, tokens: tuple[int, int], dense: bool
     box = whole if box is None else _whole_pixels(box, whole)
     width, height = int(box[2] - box[0]), int(box[3] - box[1])
     size = fit_tokens(Size(width, height), factor=CELL, min_tokens=tokens[0], max_tokens=tokens[1])
-    image = board.image.resize((size.width, size.height), Image.Resampling.BICUBIC, box=box)
+    image = board.image.crop(box).resize((size.width, size.height), Image.Resampling.BICUBIC)
     return Frame(board, box, Look(image, dense_labels(board, box, image.size) if dense else None))
 
 
@@ -203,7 +203,7 @@ def zooming(frame: Frame, fact: Fact, *, final: bool = False) -> list[Piece]:
         call, box = call_for(frame, needle)
         last = show(frame.board, box, tokens=CROP_TOKENS)
         pieces += [_answer(call, [(frame.look, under(frame, [needle]))] * 5), _say(_NEXT), last.look, _say(ASK)]
-    if final:
+    if final and fact.boxes:
         pieces[-1] = _say(f"{CLOSE}{_NEXT}Answer now.{ASK}")
     return [*pieces, _answer(fact.answer, read_from(last, fact))]
 

@@ -36,6 +36,9 @@ def ship(source: Path, target: Path) -> int:
     tokenizer, model = load_training(source)
     del model.training_heads
     cast(torch.nn.Module, model).to(torch.bfloat16)
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    if size > LIMIT_BYTES:
+        raise ConfigError(f"The weights are {size / 1e6:.1f} MB; the package takes at most {LIMIT_BYTES / 1e6:.0f} MB.")
     target.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
@@ -45,10 +48,7 @@ def ship(source: Path, target: Path) -> int:
         temporal_patch_size=2,
         size={"shortest_edge": 4 * CELL * CELL, "longest_edge": 1024 * CELL * CELL},
     ).save_pretrained(target)
-    size = (target / "model.safetensors").stat().st_size
-    if size > LIMIT_BYTES:
-        raise ConfigError(f"The weights are {size / 1e6:.1f} MB; the package takes at most {LIMIT_BYTES / 1e6:.0f} MB.")
-    return size
+    return (target / "model.safetensors").stat().st_size
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,7 +31,7 @@ class Loader:
     @contextmanager
     def from_pretrained(self, model: str, *, config: AgentConfig) -> Iterator[Agent]:
         self.loaded.append((model, config))
-        with Agent(ScriptedBackend(self.reply), config=config) as agent:
+        with Agent(ScriptedBackend(self.reply, name=model), config=config) as agent:
             yield agent
 
     def reply(self, messages: list[Message]) -> str:
@@ -124,6 +124,12 @@ def test_a_row_on_disk_is_not_run_again(loader: Loader, tmp_path: Path, capsys: 
     assert main(tmp_path) == 0
     assert capsys.readouterr().out == first
     assert (len(loader.loaded), loader.asked) == (2, 4)
+
+
+def test_a_row_of_another_evaluation_is_refused(loader: Loader, tmp_path: Path) -> None:
+    assert main(tmp_path) == 0
+    with pytest.raises(ConfigError, match=r"was \('nano', 2, 0\), now \('nano', 2, 1\)"):
+        main(tmp_path, "--seed", "1")
 
 
 def test_an_interrupted_row_goes_on(loader: Loader, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

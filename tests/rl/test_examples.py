@@ -281,10 +281,6 @@ def test_a_crop_is_of_the_view_stores_pixels(layout: str) -> None:
         assert apart.mean() < 1.0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="resize(box=) on the whole board reads over the crop's edge, and may resize the axes in the other order",
-)
 def test_a_crop_is_the_view_stores_pixel_for_pixel() -> None:
     for layout in LAYOUTS:
         for frame, _, image in crops_twice(layout):

@@ -126,11 +126,11 @@ def test_a_crop_over_the_visual_budget_is_never_encoded_and_the_model_is_told_wh
 
 
 def test_a_crop_too_large_for_the_rest_is_refused_and_the_model_may_ask_for_less() -> None:
-    spy = Spy([ZOOM, "<zoom>84 112 85 113</zoom>", "42"])
-    answer = ask(spy, budget={"max_visual_tokens": COARSE_TOKENS + 40, "coarse_tokens": 64})
+    spy = Spy(["<zoom>0 0 252 168</zoom>", "<zoom>84 112 85 113</zoom>", "42"])
+    answer = ask(spy, budget={"max_visual_tokens": COARSE_TOKENS + 50, "coarse_tokens": 64})
     assert decisions(answer) == ["refused", "grown"]
     assert (answer.status, answer.text) == ("answered", "42")
-    assert f"would cost {ZOOM_TOKENS} visual tokens and 40 are left" in plain_text(spy.conversations[1][-1])
+    assert f"would cost {COARSE_TOKENS} visual tokens and 50 are left" in plain_text(spy.conversations[1][-1])
 
 
 def test_seconds_run_out() -> None:

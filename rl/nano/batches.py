@@ -1,7 +1,8 @@
 """Batches as rows of a `datasets` table: a row names a kind and a seed, and is drawn when it is read.
 
-Nothing is stored, so an epoch is as long as one likes, any batch can be drawn again from its row, and a resumed run
-sees exactly the batches it would have seen. Kinds are sized so that each costs about the same time.
+`print` is for the vision tower alone (dense labels, no questions), `pages` for tower and language model; the others ask
+about boards. Nothing is stored, so an epoch is as long as one likes, any batch can be drawn again from its row, and a
+resumed run sees exactly the batches it would have seen. Kinds are sized so that each costs about the same time.
 """
 
 from collections.abc import Mapping
@@ -12,13 +13,13 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from qzoom_agent.rl.nano.examples import coarse_tree, crop_tree, training_board, whole_tree
+from qzoom_agent.rl.nano.examples import COARSE_TOKENS, coarse_tree, crop_tree, show, training_board, whole_tree
 from qzoom_agent.rl.nano.pages import object_page, text_page
-from qzoom_agent.rl.nano.trees import Packer, Tree
+from qzoom_agent.rl.nano.trees import Look, Packer, Tree
 
 BUDGETS: Final = (64, 144, 256, 400, 576)
 """Visual tokens of a whole board, from the coarse view to every pixel."""
-Kind = Literal["pages", "crops", "coarse", "board144", "board256", "board400", "board576"]
+Kind = Literal["print", "pages", "crops", "coarse", "board144", "board256", "board400", "board576"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 VALIDATION_SEED: Final = 500_000_000
 """Boards from here on are for validation; training stays below."""
@@ -32,6 +33,11 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
         ValueError: unknown kind.
     """
     rng = Random(f"batch/{kind}/{seed}")
+    if kind == "print":
+        pages = [*(text_page(rng) for _ in range(13)), *(object_page(rng) for _ in range(4))]
+        boards = [training_board(rng, seed * 64 + index) for index in range(3)]
+        views = [show(board, None, tokens=(16, COARSE_TOKENS)).look for board in boards]
+        return [Tree([look], []) for look in (*(_look(page) for page in pages), *views)]
     if kind == "pages":
         return [*(text_page(rng) for _ in range(9)), *(object_page(rng) for _ in range(4))]
     if kind == "crops":
@@ -45,6 +51,11 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
     raise ValueError(f"Unknown kind of batch: {kind!r}. The kinds are {', '.join(KINDS)}.")
 
 
+def _look(page: Tree) -> Look:
+    """The image of a page, without its questions."""
+    return next(piece for piece in page.prefix if isinstance(piece, Look))
+
+
 class Draw:
     """Draws and packs the batches of rows that are read; an object, so that any kind of worker process can get it."""
 
@@ -55,7 +66,10 @@ class Draw:
         torch.set_num_threads(1)
         named = zip(rows["kind"], rows["seed"], strict=True)
         return {
-            "batch": [self.packer.batch(trees_of(kind, number)) | {"pages": kind == "pages"} for kind, number in named]
+            "batch": [
+                self.packer.batch(trees_of(kind, number)) | {"pages": kind in ("print", "pages")}
+                for kind, number in named
+            ]
         }
 
 

@@ -72,19 +72,23 @@ def text_page(rng: Random) -> Tree:
 
 
 def object_page(rng: Random) -> Tree:
-    """Four or nine objects with dice: how many dots, which colour, which shape."""
+    """Up to nine objects, large ones with dice: how many dots, which colour, which shape."""
     image, _ = background(rng, (SIDE, SIDE), split="train")
     board = Board(image)
     draw = ImageDraw.Draw(image)
-    across = rng.choice((2, 3))
+    across = rng.choice((2, 3, 5))
     cell = SIDE / across
-    kinds = rng.sample([(shape, color) for shape in SHAPES for color in COLORS], across * across)
-    for index, (shape, color) in enumerate(kinds):
+    cells = rng.sample(range(across * across), min(across * across, 9))
+    kinds = rng.sample([(shape, color) for shape in SHAPES for color in COLORS], len(cells))
+    for index, (shape, color) in zip(cells, kinds, strict=True):
         side = rng.uniform(0.55, 0.9) * cell
         x = (index % across) * cell + rng.uniform(1, cell - side - 1)
         y = (index // across) * cell + rng.uniform(1, cell - side - 1)
         box = (x, y, x + side, y + side)
         draw_shape(draw, shape, box, fill=paint(rng, color, split="train"), outline=(70, 70, 70))
+        if across == 5:  # as small as on a coarse view, where dice cannot be read
+            board.things.append(Thing(shape, color, box, 0, None))
+            continue
         pips = rng.randint(1, 6)
         die = draw_die(draw, pips, (x + side / 2, y + side / 2), side=rng.uniform(max(24.0, 0.3 * side), 0.62 * side))
         thing = Thing(shape, color, box, pips, die)

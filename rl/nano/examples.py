@@ -22,15 +22,15 @@ from PIL import Image
 from qzoom_agent.evals.suites.needle.boards import Board, Fact, draw_board
 from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, Glyph, Rect
 from qzoom_agent.geometry import Size, fit_tokens
+from qzoom_agent.rl.nano.model import CELL
+from qzoom_agent.rl.nano.tokenizer import LOCATION_STEP
 from qzoom_agent.rl.nano.trees import Look, Piece, Say, Tree
 
-CELL: Final = 28
 CHARS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ."
 DENSE_CLASSES: Final = (len(CHARS) + 1, len(CHARS) + 1, len(SHAPES) + 1, len(COLORS) + 1, 7)
 """Classes of each dense label: left character, right character, shape, colour, pips; 0 is "none"."""
 COARSE_TOKENS: Final = 64
 CROP_TOKENS: Final = (40, 64)
-LOCATION_STEP: Final = 7
 CALL_MARGIN: Final = (0.3, 22.0)
 """What a zoom call adds on every side of the needle: a share of its longer side, and at least these board pixels."""
 LAYOUT_SHARES: Final = {"scene": 0.44, "form": 0.12, "receipt": 0.11, "table": 0.11, "hop": 0.22}
@@ -136,10 +136,6 @@ def _jittered(rng: Random, needle: Rect, board: Board) -> Rect:
     return needle[0] - left, needle[1] - top, needle[2] + right, needle[3] + bottom
 
 
-def _say(text: str) -> Say:
-    return Say(text)
-
-
 def _answer(text: str, focus: Sequence[tuple[Look, Sequence[int]]] = ()) -> Say:
     return Say(text + CLOSE, learn=True, focus=focus)
 
@@ -178,7 +174,7 @@ def _ink(glyph: Glyph) -> Rect:
 
 
 def direct(frame: Frame, fact: Fact) -> list[Piece]:
-    return [_say(fact.question + ASK), _answer(fact.answer, read_from(frame, fact))]
+    return [Say(fact.question + ASK), _answer(fact.answer, read_from(frame, fact))]
 
 
 def beside(fact: Fact, crops: Sequence[Frame]) -> list[Piece]:
@@ -190,21 +186,21 @@ def calling(frame: Frame, fact: Fact) -> list[Piece]:
     """The zoom call alone: where to look is learned from far more questions than there is time to answer."""
     call, _ = call_for(frame, fact.boxes[0])
     return [
-        _say(f"{fact.question} You may zoom.{ASK}"),
+        Say(f"{fact.question} You may zoom.{ASK}"),
         _answer(call, [(frame.look, under(frame, fact.boxes[:1]))] * 5),
     ]
 
 
 def zooming(frame: Frame, fact: Fact, *, final: bool = False) -> list[Piece]:
     """Call the zoom tool for every needle in order, then answer; with `final`, when told that this turn is the last."""
-    pieces: list[Piece] = [_say(f"{fact.question} You may zoom.{ASK}")]
+    pieces: list[Piece] = [Say(f"{fact.question} You may zoom.{ASK}")]
     last = frame
     for needle in fact.boxes:
         call, box = call_for(frame, needle)
         last = show(frame.board, box, tokens=CROP_TOKENS)
-        pieces += [_answer(call, [(frame.look, under(frame, [needle]))] * 5), _say(_NEXT), last.look, _say(ASK)]
+        pieces += [_answer(call, [(frame.look, under(frame, [needle]))] * 5), Say(_NEXT), last.look, Say(ASK)]
     if final and fact.boxes:
-        pieces[-1] = _say(f"{CLOSE}{_NEXT}Answer now.{ASK}")
+        pieces[-1] = Say(f"{CLOSE}{_NEXT}Answer now.{ASK}")
     return [*pieces, _answer(fact.answer, read_from(last, fact))]
 
 
@@ -235,7 +231,7 @@ def coarse_tree(rng: Random, board: Board, *, crops: int = 5, calls: int = 8, to
             branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
     branches += [("call", fact, calling(frame, fact)) for fact in [*fine[served:], *hops[2:]][:calls]]
     names = [f"{mode} {fact.kind}" for mode, fact, _ in branches]
-    return Tree([_say(OPEN), frame.look], [pieces for _, _, pieces in branches], names)
+    return Tree([Say(OPEN), frame.look], [pieces for _, _, pieces in branches], names)
 
 
 def _varied(rng: Random, facts: list[Fact]) -> list[Fact]:
@@ -254,7 +250,7 @@ def whole_tree(rng: Random, board: Board, *, tokens: int, questions: int = 14) -
     frame = show(board, None, tokens=(16, tokens))
     facts = _varied(rng, list(board.facts))[:questions]
     return Tree(
-        [_say(OPEN), frame.look], [direct(frame, fact) for fact in facts], [f"direct {fact.kind}" for fact in facts]
+        [Say(OPEN), frame.look], [direct(frame, fact) for fact in facts], [f"direct {fact.kind}" for fact in facts]
     )
 
 
@@ -270,7 +266,7 @@ def crop_tree(rng: Random, board: Board) -> Tree:
     frame = show(board, box, tokens=CROP_TOKENS)
     facts = inside or [fact]
     names = [f"direct {other.kind}" for other in facts]
-    return Tree([_say(OPEN), frame.look], [direct(frame, other) for other in facts], names)
+    return Tree([Say(OPEN), frame.look], [direct(frame, other) for other in facts], names)
 
 
 def _contains(outer: Rect, inner: Rect) -> bool:

@@ -33,15 +33,15 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from qzoom_agent.backends.base import Backend
-from qzoom_agent.config import AgentConfig
+from qzoom_agent.config import AgentConfig, PerceptionConfig
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.geometry import Box
-from qzoom_agent.graph import Context, EventKind, State, compile_graph, start, to_trace
+from qzoom_agent.graph import Context, EventKind, State, compile_graph, start, take_look, to_trace
 from qzoom_agent.images import ImageSource, load_image
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols import ZoomProtocol, get_protocol
 from qzoom_agent.tools.zoom import Zoom, ZoomConfig
-from qzoom_agent.trace import Status, Trace, by_digest, describe_environment
+from qzoom_agent.trace import PerceptionRecord, Status, Trace, by_digest, describe_environment
 from qzoom_agent.views import View, ViewStore
 
 Graph = CompiledStateGraph[State, Context, State, State]
@@ -88,6 +88,17 @@ class Answer:
             f"<p>{usage.served + usage.inserted} crops, {usage.visual_tokens} visual tokens, "
             f"{usage.seconds.total:.2f} s</p>"
         )
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the branches said of one question, see `Agent.look`."""
+
+    record: PerceptionRecord
+    store: ViewStore
+    """The pixels of the original and the coarse view."""
+    question: str
+    model: str
 
 
 class Event(BaseModel):
@@ -137,10 +148,12 @@ class Agent:
         state_dir: str | Path | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        branches: str | Path | None = None,
         **overrides: Any,
     ) -> Agent:
         """An agent with a local model: a preset name, a path or a hub id.
 
+        `branches` is a folder of branches (gate, SD-RPN) to use instead of those that come with the model.
         `overrides` change `config` (policy="direct", budget={"max_turns": 3}, ...). Raises ConfigError or BackendError.
         """
         config = (config or AgentConfig()).replace(model=model, **overrides)
@@ -148,7 +161,7 @@ class Agent:
             get_protocol(config.protocol)  # a wrong name should not cost the loading of weights
         from qzoom_agent.backends.hf import HFBackend
 
-        backend = HFBackend.load(model, device=device, dtype=dtype, protocol=config.protocol)
+        backend = HFBackend.load(model, device=device, dtype=dtype, protocol=config.protocol, branches=branches)
         return cls(backend, config=config, state_dir=state_dir)
 
     def run(
@@ -169,6 +182,24 @@ class Agent:
         """
         state, context = self._begin(image, question, boxes=boxes, seed=seed, thread=thread)
         return self._invoke(state, context, thread)
+
+    def look(self, image: ImageSource, question: str) -> Look:
+        """Only the coarse pass: whether the question needs more detail, and where. Nothing is answered.
+
+        The map is made even where the gate says that it is not needed; nothing is proposed then.
+        Raises ImageError or ConfigError for what was given, BackendError if the model cannot be run.
+        """
+        if not self.backend.perceives:
+            raise ConfigError(
+                f"The model '{self.backend.name}' has no branches (gate and SD-RPN), so it cannot look. "
+                "Train them with `qzoom train`, or give a folder of branches."
+            )
+        _, context = self._begin(image, question, boxes=[], seed=None, thread=None)
+        try:
+            record, _ = take_look(context, question, map_always=True)
+        finally:
+            context.close()
+        return Look(record=record, store=context.store, question=question, model=self.backend.name)
 
     def stream(
         self,
@@ -278,10 +309,11 @@ class Agent:
         return Context(
             backend=self.backend,
             protocol=get_protocol(config.protocol or self.backend.protocol),
-            policy=CropPolicy(config, views),
+            policy=CropPolicy(config, views, perceives=self.backend.perceives),
             config=config,
             views=views,
             zoom=Zoom(zoom),
+            roi_zoom=Zoom(_roi_budget(zoom, config.perception)),
             store=store,
         )
 
@@ -358,6 +390,13 @@ class Agent:
             error=str(error) if isinstance(error, QzoomError) else f"{type(error).__name__}: {error}",
         )
         return Answer(text="", status="error", trace=trace, store=ViewStore())
+
+
+def _roi_budget(zoom: ZoomConfig, options: PerceptionConfig) -> ZoomConfig:
+    """The zoom tool's settings with the token budget of proposed crops; a limit on one side moves the other with it."""
+    low = options.roi_min_tokens or min(zoom.min_tokens, options.roi_max_tokens or zoom.min_tokens)
+    high = options.roi_max_tokens or max(zoom.max_tokens, low)
+    return zoom.model_copy(update={"min_tokens": low, "max_tokens": high})
 
 
 def _gold(box: Box | Sequence[float], image: Image.Image) -> Box:

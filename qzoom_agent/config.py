@@ -157,6 +157,47 @@ class CropConfig(Config):
     """Longest side over shortest side; a thinner box is widened."""
 
 
+class PerceptionConfig(Config):
+    """How the coarse pass is read by policies with branches. Defaults are the published rules; departures are named."""
+
+    prefix: ClassVar[str] = "perception."
+
+    gate: Literal["learned", "statistics", "off"] = "learned"
+    """What decides whether to zoom: the gate branch, the map alone (by `peak_to_mean`), or nothing: always zoom."""
+    gate_threshold: float | None = Field(default=None, ge=0, le=1)
+    """Probability from which the gate asks for more detail. None: the branches' own."""
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    """Probability above which a cell of the blurred map is foreground. None: the branches' own."""
+    peak_share: float | None = Field(default=None, gt=0, lt=1)
+    """Foreground from this share of the map's peak, instead of an absolute `threshold`."""
+    peak_to_mean: float | None = Field(default=None, ge=1)
+    """A map whose peak is less than this many times its mean has no foreground."""
+    blur: Literal["fixed", "grid"] = "fixed"
+    """Blur of the map: three cells wide, or wider on grids of more than 512 cells."""
+    max_regions: int = Field(default=1, ge=1, le=16)
+    """1: one box around all foreground. More: a box for each connected part, best first, up to this many."""
+    margin: float = Field(default=0.0, ge=0, le=10)
+    """How far each edge of a proposed box moves outwards, as a share of its longer side."""
+    roi_min_tokens: int | None = Field(default=None, ge=1)
+    """Least tokens of a proposed crop. None: as for any crop."""
+    roi_max_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of a proposed crop. None: as for any crop."""
+    positions: Literal["plain", "aligned"] | None = None
+    """Positions of a proposed crop: of an image of its own, or those of its place. None: as the branches say."""
+
+    @model_validator(mode="after")
+    def _has_a_rule(self) -> Self:
+        if self.gate == "statistics" and self.peak_to_mean is None:
+            raise ConfigError(
+                "perception.gate 'statistics' needs perception.peak_to_mean, the rule it decides by; 3 is usual."
+            )
+        if self.roi_min_tokens and self.roi_max_tokens and self.roi_min_tokens > self.roi_max_tokens:
+            raise ConfigError(
+                f"perception.roi_min_tokens is {self.roi_min_tokens} but roi_max_tokens only {self.roi_max_tokens}."
+            )
+        return self
+
+
 class AgentConfig(Config):
     """Everything that decides what an episode does. Saved with every trace."""
 
@@ -172,6 +213,8 @@ class AgentConfig(Config):
     """How the text of a turn is chosen."""
     crop: CropConfig = CropConfig()
     """What a box has to be before it is cut."""
+    perception: PerceptionConfig = PerceptionConfig()
+    """How the coarse pass of a model with branches is read: see `qzoom_agent.perception`."""
     oracle_margin: float = Field(default=0.35, ge=0, le=10)
     """Policy `oracle`: how far each edge of a gold box moves outwards, as a share of the box's longer side."""
     seed: int = Field(default=0, ge=0)

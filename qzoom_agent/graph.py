@@ -1,6 +1,6 @@
 """The loop of one episode as a LangGraph: perceive, think, act, think, ..., finish.
 
-    perceive   coarse view, the crops that the policy inserts, opening messages (where perception will run)
+    perceive   coarse view, a look at it if the policy wants one, the crops that the policy inserts, opening messages
     think      one assistant turn; the forced last one if a budget is spent
     act        read the calls, let the policy review each, run the zoom tool, tell the model what became of it
     finish     name the outcome
@@ -34,7 +34,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 
-from qzoom_agent.backends.base import Backend, Reply, Session, Settings
+from qzoom_agent.backends.base import Backend, Looks, Reply, Session, Settings
 from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.geometry import Box
@@ -42,7 +42,7 @@ from qzoom_agent.messages import Message, text
 from qzoom_agent.policy import CropPolicy, Last
 from qzoom_agent.protocols.base import ToolCall, ZoomProtocol
 from qzoom_agent.tools.zoom import Zoom
-from qzoom_agent.trace import CallRecord, Decision, Status, Trace, Turn, Usage
+from qzoom_agent.trace import CallRecord, Decision, PerceptionRecord, Status, Trace, Turn, Usage
 from qzoom_agent.views import View, ViewStore
 
 EventKind = Literal["view", "token", "turn", "call", "answer"]
@@ -67,6 +67,10 @@ class State(TypedDict):
     """The turn whose calls `act` has to run."""
     last: Last | None
     """Why the next turn is the last, when `act` found so."""
+    perception: dict[str, Any] | None
+    """What a look found (`PerceptionRecord`)."""
+    placed: dict[str, list[float]]
+    """Crops that get the positions of their place, with their boxes in cells of the coarse view."""
     perceive_seconds: float
     seconds: Annotated[float, operator.add]
     """Wall-clock time of all steps so far; the time between a kill and its resume does not count."""
@@ -85,17 +89,28 @@ class Context:
     config: AgentConfig
     views: ViewBudget
     zoom: Zoom
+    roi_zoom: Zoom
+    """The same tool with the budget of proposed crops."""
     store: ViewStore
     live: bool = False
     """Somebody reads the events: ask the session for its text as it is written."""
     session: Session | None = field(default=None, init=False)
 
-    def reply(self, messages: list[Message], *, seed: int, on_text: Callable[[str], None] | None) -> Reply:
-        """The next assistant turn; opens the session when first asked."""
+    def open(self, placed: dict[str, list[float]]) -> Session:
+        """The session, opened when first asked for and told of the placed crops."""
         if self.session is None:
             self.session = self.backend.session(self.policy.eyes(self.store))
+        if isinstance(self.session, Looks):
+            for view, (x1, y1, x2, y2) in placed.items():
+                self.session.place(view, source="coarse", cells=(x1, y1, x2, y2))
+        return self.session
+
+    def reply(self, state: State, asked: list[Message], *, on_text: Callable[[str], None] | None) -> Reply:
+        """The next assistant turn of the conversation so far and what is `asked` beside it."""
+        seed = self.config.seed + len(state["turns"])
         settings = Settings(**self.config.generation.model_dump(), seed=seed)
-        return self.session.reply(messages, settings=settings, stop=self.protocol.stop, on_text=on_text)
+        session = self.open(state["placed"])
+        return session.reply([*state["messages"], *asked], settings=settings, stop=self.protocol.stop, on_text=on_text)
 
     def close(self) -> None:
         """Free the session."""
@@ -119,6 +134,8 @@ def start(
         turns=[],
         turn=None,
         last=None,
+        perception=None,
+        placed={},
         perceive_seconds=0.0,
         seconds=0.0,
         status=None,
@@ -128,11 +145,25 @@ def start(
 
 
 def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
-    """Show the coarse view and the crops that the policy inserts; write the opening messages."""
+    """Show the coarse view and the crops that the policy inserts; write the opening messages.
+
+    A look that fails is the model's failure and ends the episode; a proposal that cannot be cut is left out.
+    """
     began = perf_counter()
     ctx = runtime.context
-    store, views = ctx.store, ctx.views
-    store.add_coarse(factor=views.factor, min_tokens=views.coarse_min_tokens, max_tokens=views.coarse_max_tokens)
+    store = ctx.store
+    record: PerceptionRecord | None = None
+    placed: dict[str, list[float]] = {}
+    error: str | None = None
+    if ctx.policy.looks:
+        try:
+            record, aligned = take_look(ctx, state["question"])
+        except Exception as failure:
+            error = _described(failure)
+        else:
+            placed = _insert(ctx, record, aligned)
+    else:
+        _add_coarse(ctx)
     gold = None if state["gold"] is None else [Box(x1, y1, x2, y2) for x1, y1, x2, y2 in state["gold"]]
     for box in ctx.policy.inserts(store.view("original").size, gold=gold, seed=ctx.config.seed):
         cut = ctx.zoom(store, box)
@@ -146,6 +177,9 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     return {
         "views": shown,
         "messages": ctx.protocol.opening(state["question"], store.shown, tools=ctx.policy.offers_tools),
+        "perception": None if record is None else record.model_dump(mode="json"),
+        "placed": placed,
+        "error": error,
         "perceive_seconds": (seconds := perf_counter() - began),
         "seconds": seconds,
     }
@@ -159,16 +193,9 @@ def think(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     index = len(state["turns"])
     asked = ctx.protocol.final() if last else []
     try:
-        reply = ctx.reply(
-            [*state["messages"], *asked],
-            seed=ctx.config.seed + index,
-            on_text=_live(runtime, index) if ctx.live else None,
-        )
+        reply = ctx.reply(state, asked, on_text=_live(runtime, index) if ctx.live else None)
     except Exception as error:  # whatever a model or a server does wrong ends the episode, not the user's program
-        return {
-            "turn": None,
-            "error": str(error) if isinstance(error, QzoomError) else f"{type(error).__name__}: {error}",
-        }
+        return {"turn": None, "error": _described(error)}
     written = Turn(index=index, **reply.model_dump(), forced=last is not None)
     # From here on the text as it is kept (broken unicode mended), so that every later reading of it is the same.
     parsed = ctx.protocol.parse(written.text, ctx.store.shown)
@@ -233,6 +260,10 @@ def finish(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     return {"status": status, "answer": answer}
 
 
+def after_perceive(state: State) -> Literal["think", "finish"]:
+    return "think" if state["error"] is None else "finish"
+
+
 def after_think(state: State) -> Literal["act", "finish"]:
     return "finish" if state["turn"] is None else "act"
 
@@ -245,7 +276,7 @@ def _builder() -> StateGraph[State, Context, State, State]:
     graph.add_node("act", act)
     graph.add_node("finish", finish)
     graph.add_edge(START, "perceive")
-    graph.add_edge("perceive", "think")
+    graph.add_conditional_edges("perceive", after_perceive)
     graph.add_conditional_edges("think", after_think)
     graph.add_edge("act", "think")
     graph.add_edge("finish", END)
@@ -275,12 +306,83 @@ def to_trace(state: State, *, protocol: str, environment: dict[str, str]) -> Tra
         config=state["config"],
         seed=state["config"]["seed"],
         views=views,
+        perception=None if state["perception"] is None else PerceptionRecord(**state["perception"]),
         turns=turns,
         usage=Usage.tally(views, turns, perceive=state["perceive_seconds"]),
         gold=[(x1, y1, x2, y2) for x1, y1, x2, y2 in state["gold"] or ()],
         environment=environment,
         error=state["error"],
     )
+
+
+def take_look(ctx: Context, question: str, *, map_always: bool = False) -> tuple[PerceptionRecord, bool]:
+    """Add the coarse view and look at it: what was found, and whether proposed crops are to be placed (`Looks.place`).
+
+    Raises BackendError if the model cannot be run.
+    """
+    coarse = _add_coarse(ctx)
+    opening = ctx.protocol.opening(question, ctx.store.shown, tools=ctx.policy.offers_tools)
+    session = ctx.open({})
+    assert isinstance(session, Looks)
+    sight = session.look(opening, options=ctx.policy.look_options, map_always=map_always)[0]
+    size = ctx.store.view("original").size
+    boxes = [
+        _with_margin(coarse.to_original(one.box.clamp(coarse.size)), ctx.config.perception.margin).clamp(size)
+        for one in sight.proposals
+    ]
+    record = PerceptionRecord(
+        score=sight.score,
+        threshold=sight.threshold,
+        heat=sight.heat,
+        cutoff=sight.cutoff,
+        cells=[one.cells for one in sight.proposals],
+        boxes=[(box.x1, box.y1, box.x2, box.y2) for box in boxes],
+        route="zoom" if boxes else "direct",
+        reason=sight.reason,
+        prompt_tokens=sight.prompt_tokens,
+        visual_tokens=sight.visual_tokens,
+        token_layers=sight.token_layers,
+        seconds=sight.seconds,
+    )
+    return record, sight.aligned
+
+
+def _with_margin(box: Box, margin: float) -> Box:
+    pad = margin * max(box.width, box.height)
+    return Box(box.x1 - pad, box.y1 - pad, box.x2 + pad, box.y2 + pad)
+
+
+def _add_coarse(ctx: Context) -> View:
+    views = ctx.views
+    return ctx.store.add_coarse(
+        factor=views.factor, min_tokens=views.coarse_min_tokens, max_tokens=views.coarse_max_tokens
+    )
+
+
+def _insert(ctx: Context, record: PerceptionRecord, aligned: bool) -> dict[str, list[float]]:
+    """Cut the proposed crops, as far as the budgets go; those to be placed, with the cells that were really cut."""
+    placed: dict[str, list[float]] = {}
+    coarse, budget = ctx.store.view("coarse"), ctx.config.budget
+    for box, cells in zip(record.boxes, record.cells, strict=True):
+        plan = ctx.roi_zoom.plan(ctx.store, Box(*box))
+        spent = sum(view.tokens for view in ctx.store.shown)
+        full = budget.max_visual_tokens is not None and spent + plan.tokens > budget.max_visual_tokens
+        if full or len(ctx.store.shown) >= budget.max_views:
+            record.reason += "; the budget has no room for a crop"
+            break
+        cut = ctx.roi_zoom.cut(ctx.store, plan)
+        if cut.view is None:
+            record.reason += f"; a crop could not be cut: {cut.error}"
+        elif aligned:
+            # the very cells of the map, where they are what was cut; else the part of the grid that was
+            changed = bool(plan.notes) or ctx.config.perception.margin > 0
+            real = coarse.from_original(cut.view.region).to_frame("cell", coarse.size, coarse.cell)
+            placed[cut.view.id] = real.as_list() if changed else list(cells)
+    return placed
+
+
+def _described(error: Exception) -> str:
+    return str(error) if isinstance(error, QzoomError) else f"{type(error).__name__}: {error}"
 
 
 def _last(state: State, config: AgentConfig) -> Last | None:

@@ -5,7 +5,10 @@
     oracle    crops around the given gold boxes stand beside the coarse view: the ceiling of any "where"
     random    as oracle, but the boxes lie at seeded random places: what more tokens alone are worth
     blind     as explicit, but every crop is uniformly grey: what the call alone is worth, without the pixels
-    implicit, hybrid, always   need a model with branches (gate and SD-RPN)
+    implicit  a model with branches looks first: if its gate asks for more detail, the crops that SD-RPN proposes stand
+              beside the coarse view
+    always    as implicit, without asking the gate
+    hybrid    implicit, and calls reviewed by the branches (not in this version)
 
 Invariants: a policy sees boxes, sizes and counts, never text and never weights; the same configuration, image size,
 gold boxes and seed give the same crops; every review carries the numbers it rests on. Crops that a policy inserts are
@@ -21,13 +24,13 @@ from typing import Literal, NamedTuple
 
 from PIL import Image
 
-from qzoom_agent.config import AgentConfig, PolicyName, ViewBudget
+from qzoom_agent.config import AgentConfig, PerceptionConfig, PolicyName, ViewBudget
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.tools.zoom import ZoomPlan
 from qzoom_agent.views import View, ViewStore
 
-NEED_BRANCHES: frozenset[PolicyName] = frozenset({"implicit", "hybrid", "always"})
+LOOK_FIRST: frozenset[PolicyName] = frozenset({"implicit", "always"})
 OFFER_TOOLS: frozenset[PolicyName] = frozenset({"explicit", "blind"})
 RANDOM_AREA = 1 / 16
 """Share of the image that a random crop has when no gold box gives its size."""
@@ -52,13 +55,20 @@ class Review(NamedTuple):
 class CropPolicy:
     """The policy that a configuration names, ready for one backend's budget of views."""
 
-    def __init__(self, config: AgentConfig, views: ViewBudget) -> None:
-        if config.policy in NEED_BRANCHES:
+    def __init__(self, config: AgentConfig, views: ViewBudget, *, perceives: bool = False) -> None:
+        """Raises ConfigError for a policy that this model cannot run; `perceives`: it has branches."""
+        if config.policy == "hybrid":
+            raise ConfigError(
+                "The policy 'hybrid' is not in this version. Use 'implicit' for crops that the branches propose, or "
+                "'explicit' to let the model zoom by itself."
+            )
+        if config.policy in LOOK_FIRST and not perceives:
             raise ConfigError(
                 f"The policy '{config.policy}' needs a model with branches (gate and SD-RPN), and this one has none. "
                 "Use 'explicit' to let the model zoom by itself, or 'direct' for one look."
             )
         self.name = config.policy
+        self.looks = config.policy in LOOK_FIRST
         self.offers_tools = config.policy in OFFER_TOOLS
         self._config = config
         self._views = views
@@ -70,6 +80,12 @@ class CropPolicy:
                 "The policy 'oracle' crops around known boxes, and none were given. "
                 "Pass boxes=[...] in pixels of the original; an empty list means that nothing needs a crop."
             )
+
+    @property
+    def look_options(self) -> PerceptionConfig:
+        """How a look is read under this policy."""
+        options = self._config.perception
+        return options.model_copy(update={"gate": "off"}) if self.name == "always" else options
 
     def inserts(self, size: Size, *, gold: Sequence[Box] | None, seed: int) -> list[Box]:
         """The crops shown beside the coarse view, unasked: boxes in original pixels of an image of `size`."""

@@ -119,6 +119,8 @@ class Turn(_Record):
     """Tokens the model wrote."""
     visual_tokens: Count = 0
     """Visual tokens encoded anew for this turn."""
+    token_layers: float = 0.0
+    """Prefill of this turn: tokens times decoder layers."""
     seconds: float = 0.0
     """Time in the model."""
     act_seconds: float = 0.0
@@ -131,17 +133,32 @@ class PerceptionRecord(_Record):
     """What the coarse pass found: whether more detail is needed (gate) and where (heat map, boxes)."""
 
     score: float | None = None
+    """The gate's probability that more detail is needed; None without a gate."""
     threshold: float | None = None
+    """The score from which the gate asks for it."""
     heat: list[list[float]] = Field(default_factory=list)
-    """Rows of the coarse view's token grid, top to bottom; any non-negative scale."""
+    """Rows of the coarse view's token grid, top to bottom; any non-negative scale. Empty where no map was made."""
+    cutoff: float | None = None
+    """Value of the blurred map above which a cell is foreground; None where no map was made."""
+    cells: list[Quad] = Field(default_factory=list)
+    """Proposed boxes in cells of the heat map, right and bottom exclusive, best first."""
     boxes: list[Quad] = Field(default_factory=list)
-    """Proposed boxes in original pixels, best first."""
+    """The same boxes in original pixels."""
+    route: Literal["direct", "zoom"] = "direct"
+    """Whether crops were proposed."""
+    reason: Text = ""
+    """Why, in a few words."""
+    prompt_tokens: Count = 0
+    """Tokens of the coarse pass, visual ones included."""
+    visual_tokens: Count = 0
+    token_layers: float = 0.0
+    """Cost of the coarse pass: tokens times decoder layers, those of the branches included."""
     seconds: float = 0.0
 
     @property
     def fired(self) -> bool | None:
         """Whether the gate asked for more detail; None without a gate."""
-        return None if self.score is None or self.threshold is None else self.score > self.threshold
+        return None if self.score is None or self.threshold is None else self.score >= self.threshold
 
     @model_validator(mode="after")
     def _rectangular(self) -> PerceptionRecord:

@@ -10,12 +10,13 @@ nothing here imports torch. Deliberately absent: tools, protocols and policies, 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from qzoom_agent.config import ViewBudget
+from qzoom_agent.config import PerceptionConfig, ViewBudget
+from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message
 
 ImageSource = Callable[[str], Image.Image]
@@ -54,8 +55,58 @@ class Reply(BaseModel):
     """Tokens generated, the end-of-turn token included."""
     visual_tokens: int
     """Visual tokens encoded for this reply (images that were not held)."""
+    token_layers: float = 0.0
+    """Prefill work: tokens times decoder layers that were run for this reply before it began to write."""
     seconds: float
     """Wall time of the call."""
+
+
+class Proposal(NamedTuple):
+    """A part of a view that deserves a closer look."""
+
+    cells: tuple[float, float, float, float]
+    """x1, y1, x2, y2 in cells of the view's map, right and bottom exclusive."""
+    box: Box
+    """The same in shown pixels of the view; it may reach outside a view that the model was shown padded."""
+
+
+class Sight(NamedTuple):
+    """What a coarse pass found in one view: whether the question needs more detail, and where."""
+
+    view: str
+    score: float | None
+    """The gate's probability that it does; None without a gate."""
+    threshold: float | None
+    heat: list[list[float]]
+    """Rows of the map's cells, 0 to 1; empty where no map was made."""
+    cutoff: float | None
+    proposals: list[Proposal]
+    """Best first; empty when the coarse view suffices."""
+    reason: str
+    aligned: bool
+    """Whether a crop of it is to be given the positions of its place: tell the session by `place`."""
+    prompt_tokens: int
+    visual_tokens: int
+    token_layers: float
+    """Work of the pass: tokens times decoder layers, those of the branches included."""
+    seconds: float
+
+
+@runtime_checkable
+class Looks(Protocol):
+    """A session of a model with branches. After a look, `reply` goes on from where the coarse pass stopped."""
+
+    def look(self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False) -> list[Sight]:
+        """The coarse pass over the whole conversation `messages`: a Sight for each of its views, in order.
+
+        map_always: give the map even where the gate says that it is not needed.
+        Raises BackendError when there is no image in it, or the model cannot be run on it.
+        """
+        ...
+
+    def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
+        """Say that `view` is the crop of these cells of `source`, for models that give crops aligned positions."""
+        ...
 
 
 class Session(Protocol):
@@ -93,6 +144,11 @@ class Backend(Protocol):
     @property
     def protocol(self) -> str:
         """Name of the zoom protocol this model was trained on, or fits best."""
+        ...
+
+    @property
+    def perceives(self) -> bool:
+        """Whether its sessions can look (`Looks`): the model has branches."""
         ...
 
     @property

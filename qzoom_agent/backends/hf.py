@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,10 @@ from qzoom_agent.backends.presets import NANO_FOLDER, PRESETS, UNKNOWN_BUDGET, P
 from qzoom_agent.backends.processing import load_processor, visual_factor
 from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError
+from qzoom_agent.perception.branches import CONFIG as BRANCH_CONFIG
+from qzoom_agent.perception.branches import WEIGHTS as BRANCH_WEIGHTS
+from qzoom_agent.perception.branches import Branches
+from qzoom_agent.perception.official import checkpoint_file, load_official, official_names
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +57,14 @@ class HFBackend:
         protocol: str | None = None,
         defaults: ViewBudget | None = None,
         placement: str = "",
+        branches: Branches | None = None,
     ) -> None:
+        """Raises BackendError for a model that cannot be run piece by piece, and branches made for another."""
         _require_piecewise(model, name)
+        if branches is not None:
+            branches.require_fit(model)
         self.model = model
+        self.branches = branches
         self.processor = processor
         self.name = name
         self.protocol = protocol or _protocol(model.config, processor)
@@ -68,13 +78,20 @@ class HFBackend:
 
     @classmethod
     def load(
-        cls, model: str = "nano", *, device: str = "auto", dtype: str = "auto", protocol: str | None = None
+        cls,
+        model: str = "nano",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        protocol: str | None = None,
+        branches: str | Path | None = None,
     ) -> "HFBackend":
-        """Load a preset, a folder or a hub id.
+        """Load a preset, a folder or a hub id, with the branches that come with it (ours or the published code's).
 
         device: "auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto" (float32 on the CPU, else bfloat16), "float32", "bfloat16", "float16".
         protocol: how the model writes a zoom call; None takes the preset's, else one that fits the family.
+        branches: a folder of branches (`qzoom train`, `qzoom convert`) to use instead of the model's own.
         Raises BackendError for weights that are not there, incomplete or of a kind that cannot be run.
         """
         preset = resolve_model(model)
@@ -83,6 +100,7 @@ class HFBackend:
             config = AutoConfig.from_pretrained(preset.source)
             processor = load_processor(preset.source, config)
             weights = _load_weights(preset, config, where, number)
+            found = _load_branches(preset.source, weights, branches)
         logger.info("%s: %s", model, placement)
         return cls(
             weights,
@@ -91,10 +109,31 @@ class HFBackend:
             protocol=protocol or preset.protocol,
             defaults=preset.budget,
             placement=placement,
+            branches=found,
         )
 
+    @property
+    def perceives(self) -> bool:
+        return self.branches is not None and self.branches.sdrpn is not None
+
     def session(self, image: ImageSource) -> HFSession:
-        return HFSession(self.model, self.codec, image, end_ids=self.end_ids)
+        return HFSession(self.model, self.codec, image, end_ids=self.end_ids, branches=self.branches)
+
+
+def _load_branches(source: str, model: PreTrainedModel, given: str | Path | None) -> Branches | None:
+    """The branches in the folder `given`, else those that come with the weights, else None."""
+    if given is not None:
+        return Branches.load(given, model)
+    file = checkpoint_file(source, BRANCH_CONFIG)
+    if file is not None:
+        checkpoint_file(source, BRANCH_WEIGHTS)  # of a hub repository, fetched beside it
+        return Branches.load(Path(file).parent, model)
+    if not official_names(source):
+        return None
+    branches, notes = load_official(source, model)
+    for note in notes:
+        logger.info("%s: %s", source, note)
+    return branches
 
 
 def _load_weights(

@@ -7,8 +7,9 @@ computed over the whole conversation each time and passed explicitly, because th
 would be state on a shared module; with that, and a random generator per reply, sessions on one model do not see each
 other. Calling the layers directly instead of `forward` was measured on a 3 M parameter model: 5 % faster, not worth it.
 
-Seam for perception: `prepare` gives ids, positions and image features without running a decoder layer, and
-`feed` is the one place where the decoder is run.
+A model with branches can `look` first: the coarse pass stops after K layers and is kept. The reply that follows goes on
+from there, whether its conversation is the same (the upper layers run) or has a crop inserted (the crop and what
+follows it run through the lower layers, then everything through the upper ones).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +24,19 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.utils.generic import ModelOutput
 
-from qzoom_agent.backends.base import ImageSource, Reply, Settings
-from qzoom_agent.backends.hf_prompt import Codec, Prompt, Turn
+from qzoom_agent.backends.base import ImageSource, Proposal, Reply, Settings, Sight
+from qzoom_agent.backends.hf_prompt import Codec, Prompt, Span, Turn
 from qzoom_agent.backends.hf_sampling import Sampler, TextStream
+from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
+from qzoom_agent.geometry import Size
 from qzoom_agent.messages import Message, view_ids
+from qzoom_agent.perception.adapters import Grid, grid_of
+from qzoom_agent.perception.branches import Branches
+from qzoom_agent.perception.decoder import Decoder, Embedded
+from qzoom_agent.perception.layout import Cells, align
+from qzoom_agent.perception.look import look
+from qzoom_agent.perception.prefill import Prefill
 
 
 @runtime_checkable
@@ -74,8 +83,19 @@ class Prepared:
 class HFSession:
     """See the module's note. Made by `HFBackend.session`; not for use from several threads at once."""
 
-    def __init__(self, model: PreTrainedModel, codec: Codec, image: ImageSource, *, end_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        codec: Codec,
+        image: ImageSource,
+        *,
+        end_ids: frozenset[int],
+        branches: Branches | None = None,
+    ) -> None:
         self._model = model
+        self._branches = branches
+        self._prefill: Prefill | None = None
+        self._places: dict[str, tuple[str, Cells]] = {}
         self._codec = codec
         self._image = image
         self._end_ids = end_ids
@@ -95,7 +115,65 @@ class HFSession:
     def close(self) -> None:
         self._images = {}
         self._turns = []
+        self._places = {}
         self._forget()
+
+    def look(self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False) -> list[Sight]:
+        if self._branches is None:
+            raise BackendError("This model has no branches, so it cannot look. Use the policy 'explicit' or 'direct'.")
+        began = perf_counter()
+        with self._undisturbed():
+            ready = self.prepare(messages)
+            if not ready.prompt.spans:
+                raise BackendError("There is no image in the conversation, so there is nothing to look at.")
+            self._forget()
+            decoder = Decoder(self._model)
+            prefill = Prefill(decoder, self._branches.config.k)
+            new = self._embed(decoder, ready.prompt, 0)
+            rotary = decoder.rotary(new.hidden, ready.positions)
+            work = float(prefill.extend(new, rotary))
+            grids = [self._grid(span) for span in ready.prompt.spans]
+            hidden = cast(torch.Tensor, prefill.hidden)
+            found = look(
+                self._branches,
+                decoder.adapter,
+                hidden,
+                rotary=rotary,
+                mask=decoder.mask(hidden),
+                images=[
+                    (start, grid.rows, grid.columns)
+                    for start, grid in zip(self._visual_starts(ready.prompt), grids, strict=True)
+                ],
+                options=options,
+                map_always=map_always,
+            )
+            self._prefill, self._cache, self._held = prefill, prefill.cache, ready.prompt
+        seconds = perf_counter() - began
+        wanted = options.positions or self._branches.config.positions
+        aligned = wanted == "aligned" and decoder.adapter.two_dimensional
+        return [
+            Sight(
+                view=span.view,
+                score=found.score,
+                threshold=found.threshold,
+                heat=found.maps[at].heat.tolist() if found.maps else [],
+                cutoff=found.maps[at].cutoff if found.maps else None,
+                proposals=[
+                    Proposal((one.x1, one.y1, one.x2, one.y2), grid.to_view(*one[:4], view=span.view))
+                    for one in (found.maps[at].regions if found.zooms else ())
+                ],
+                reason=found.reason,
+                aligned=aligned,
+                prompt_tokens=len(ready.prompt.ids),
+                visual_tokens=self._images[span.view].tokens,
+                token_layers=work + found.token_layers,
+                seconds=seconds,
+            )
+            for at, (span, grid) in enumerate(zip(ready.prompt.spans, grids, strict=True))
+        ]
+
+    def place(self, view: str, *, source: str, cells: Cells) -> None:
+        self._places[view] = (source, cells)
 
     def reply(
         self,
@@ -110,7 +188,7 @@ class HFSession:
             known = set(self._images)
             ready = self.prepare(messages)
             cached = self.keep(ready.prompt)
-            logits = self.feed(ready.prompt, ready.positions, cached)
+            logits, work = self.feed(ready.prompt, ready.positions, cached)
             self.prompt_logits = logits
             sampler = Sampler(settings, self._codec.forbidden, logits.device)
             stream = TextStream(self._codec.decode, stop, on_text)
@@ -126,6 +204,7 @@ class HFSession:
             cached_tokens=cached,
             new_tokens=new_tokens,
             visual_tokens=sum(seen.tokens for view, seen in self._images.items() if view not in known),
+            token_layers=work,
             seconds=perf_counter() - began,
         )
 
@@ -151,7 +230,13 @@ class HFSession:
 
     def keep(self, prompt: Prompt) -> int:
         """Shorten the cache to what it shares with `prompt`; returns how many ids that is."""
+        if self._prefill is not None and prompt == self._held:
+            return len(prompt.ids)  # the upper layers are still to come, so even the last id need not be run again
         shared = prompt.shared(self._held)
+        if self._prefill is not None:
+            self._prefill.keep(shared)
+            self._held = self._held.head(shared)
+            return shared
         surplus = len(self._held.ids) - shared
         if not surplus:
             return shared
@@ -163,8 +248,11 @@ class HFSession:
         self._held = self._held.head(shared)
         return shared
 
-    def feed(self, prompt: Prompt, positions: torch.Tensor, start: int) -> torch.Tensor:
-        """Run the decoder on prompt.ids[start:], which the cache lacks; logits after the last, (vocabulary,)."""
+    def feed(self, prompt: Prompt, positions: torch.Tensor, start: int) -> tuple[torch.Tensor, int]:
+        """Run the decoder on prompt.ids[start:], which the cache lacks; logits after the last, (vocabulary,), and the
+        work in token-layers."""
+        if self._prefill is not None:
+            return self._finish(self._prefill, prompt, positions, start)
         images = [span for span in prompt.spans if span.start >= start]
         edges = [start, *(span.stop for span in images[:-1]), len(prompt.ids)]
         logits = torch.empty(0)
@@ -172,7 +260,32 @@ class HFSession:
             ids = torch.tensor([prompt.ids[begin:end]], device=self._model.device)
             features = self._images[images[at].view].features if images else None
             logits = self._forward(ids, positions[..., begin:end], features)
-        return logits
+        return logits, (len(prompt.ids) - start) * self._model.config.get_text_config().num_hidden_layers
+
+    def _finish(
+        self, prefill: Prefill, prompt: Prompt, positions: torch.Tensor, start: int
+    ) -> tuple[torch.Tensor, int]:
+        """Complete the prefill that a look left half-way, with the ids from `start` on added to it."""
+        decoder, work = prefill.decoder, 0
+        if start < len(prompt.ids):
+            new = self._embed(decoder, prompt, start)
+            work = prefill.extend(new, decoder.rotary(new.hidden, positions[..., start:]))
+        hidden = cast(torch.Tensor, prefill.hidden)
+        logits, more = prefill.finish(decoder.rotary(hidden, positions))
+        self._prefill = None
+        return logits[0], work + more
+
+    def _embed(self, decoder: Decoder, prompt: Prompt, start: int) -> Embedded:
+        ids = torch.tensor([prompt.ids[start:]], device=self._model.device)
+        return decoder.embed(ids, [self._images[span.view].features for span in prompt.spans if span.start >= start])
+
+    def _grid(self, span: Span) -> Grid:
+        seen = self._images[span.view]
+        return grid_of(self._model, Size(*self._image(span.view).size), seen.grid, seen.tokens)
+
+    def _visual_starts(self, prompt: Prompt) -> list[int]:
+        """Index of the first visual token of each image: its ids may begin with a marker."""
+        return [prompt.ids.index(self._codec.image_id, span.start) for span in prompt.spans]
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, features: ModelOutput | None = None) -> torch.Tensor:
         output = self._model(
@@ -229,9 +342,28 @@ class HFSession:
             mm_token_type_ids=(ids == self._codec.image_id).int(),
             image_grid_thw=torch.cat(grids) if grids else None,
         )
-        return positions.to(self._model.device)
+        return self._aligned(prompt, positions).to(self._model.device)
+
+    def _aligned(self, prompt: Prompt, positions: torch.Tensor) -> torch.Tensor:
+        """The positions, with those of placed crops moved to where they were cut from."""
+        starts = dict(zip((span.view for span in prompt.spans), self._visual_starts(prompt), strict=True))
+        for view, (source, cells) in self._places.items():
+            if view in starts and source in starts:
+                grid, start = self._images[view].grid, starts[view]
+                assert grid is not None  # a family that places images in two dimensions
+                merge = int(self._model.config.vision_config.spatial_merge_size)
+                rows, columns = int(grid[0, 1]) // merge, int(grid[0, 2]) // merge
+                positions = align(
+                    positions,
+                    source=starts[source],
+                    crop=(start, start + rows * columns),
+                    grid=(rows, columns),
+                    cells=cells,
+                )
+        return positions
 
     def _forget(self) -> None:
+        self._prefill = None
         self._held = Prompt()
         self._cache = DynamicCache(config=self._model.config)
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from threading import Lock
 
-from qzoom_agent.backends.base import ImageSource, Reply, Session, Settings
+from qzoom_agent.backends.base import ImageSource, Reply, Session, Settings, Sight
 from qzoom_agent.backends.presets import NANO_BUDGET
-from qzoom_agent.config import ViewBudget
+from qzoom_agent.config import PerceptionConfig, ViewBudget
 from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import tokens
 from qzoom_agent.messages import Message
@@ -33,13 +33,20 @@ class ScriptedBackend:
         protocol: str = "nano",
         defaults: ViewBudget = NANO_BUDGET,
         name: str = "scripted",
+        sights: Callable[[list[Message]], list[Sight]] | None = None,
     ) -> None:
+        """`sights` makes it a model with branches: what its sessions see in a conversation."""
         self.name = name
         self.protocol = protocol
         self.defaults = defaults
+        self.sights = sights
         self._replies = replies
         self._used = 0
         self._lock = Lock()
+
+    @property
+    def perceives(self) -> bool:
+        return self.sights is not None
 
     def session(self, image: ImageSource) -> Session:
         return _ScriptedSession(self, image)
@@ -63,6 +70,15 @@ class _ScriptedSession:
         self._backend = backend
         self._image = image
         self._held: list[Message] = []
+        self.places: dict[str, tuple[str, tuple[float, float, float, float]]] = {}
+
+    def look(self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False) -> list[Sight]:
+        if self._backend.sights is None:
+            raise BackendError("The scripted backend was given no sights, so it cannot look.")
+        return self._backend.sights(deepcopy(list(messages)))
+
+    def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
+        self.places[view] = (source, cells)
 
     def reply(
         self,

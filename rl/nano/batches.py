@@ -34,10 +34,11 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
     """
     rng = Random(f"batch/{kind}/{seed}")
     if kind == "print":
-        pages = [*(text_page(rng) for _ in range(13)), *(object_page(rng) for _ in range(4))]
-        boards = [training_board(rng, seed * 64 + index) for index in range(3)]
+        pages = [*(text_page(rng) for _ in range(12)), *(object_page(rng) for _ in range(5))]
+        boards = [training_board(rng, seed * 64 + index) for index in range(2)]
         views = [show(board, None, tokens=(16, COARSE_TOKENS)).look for board in boards]
-        return [Tree([look], []) for look in (*(_look(page) for page in pages), *views)]
+        crops = [_look(crop_tree(rng, board)) for board in boards]
+        return [Tree([look], []) for look in (*(_look(page) for page in pages), *views, *crops)]
     if kind == "pages":
         return [*(text_page(rng) for _ in range(9)), *(object_page(rng) for _ in range(4))]
     if kind == "crops":

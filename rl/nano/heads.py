@@ -24,6 +24,8 @@ FOCUS_LAYER = 5
 """Decoder layer whose first heads are told where to look."""
 FOCUS_HEADS = 2
 _PLACE_UNIT = 8.0
+_DENSE_WEIGHTS = (1.0, 1.0, 0.8, 0.4, 0.4)
+"""Of the dense labels; shapes are learned last of all when they weigh as little as colours (docs/lab.md, 9)."""
 
 
 class TrainingHeads(nn.Module):
@@ -40,8 +42,8 @@ def losses(
 ) -> dict[str, Tensor]:
     """Loss terms of a batch: `read` (dense labels), and, when something is to be said, `answer`, `place` and `focus`.
 
-    Also `logits` at the positions that predict a label, and `predicts`, the flat indices of those labels. With `tower`
-    false the vision tower is left as it is, and the batch costs half.
+    Also `dense`, the logits behind `read`, `logits` at the positions that predict a label, and `predicts`, the flat
+    indices of those labels. With `tower` false the vision tower is left as it is, and the batch costs half.
     """
     labels = batch["labels"]
     predicts = torch.nonzero(labels != -100)[:, 0]
@@ -49,7 +51,8 @@ def losses(
         seen = see(model, batch["pixels"], batch["grids"], windows=batch["windows"], whole=batch["whole"])
     out: dict[str, Tensor] = {}
     if "dense" in batch and tower:
-        out["read"] = dense_loss(heads.read(seen), batch["dense"])
+        out["dense"] = heads.read(seen)
+        out["read"] = dense_loss(out["dense"], batch["dense"])
     if len(predicts) == 0:
         return out
     image = batch["ids"] == model.config.image_token_id
@@ -92,7 +95,7 @@ def dense_loss(logits: Tensor, labels: Tensor) -> Tensor:
         each = cross_entropy(part, label, reduction="none", ignore_index=-100)
         for chosen in (label > 0, label == 0):
             if bool(chosen.any()):
-                total = total + each[chosen].mean() * (1.0 if slot < 2 else 0.4)
+                total = total + each[chosen].mean() * _DENSE_WEIGHTS[slot]
     return total / 2
 
 

@@ -65,10 +65,11 @@ def see(
     windows: Sequence[Block],
     whole: Sequence[Block],
 ) -> Tensor:
-    """Visual tokens of all images, shape (tokens, hidden)."""
+    """Visual tokens of all images, shape (tokens, hidden), from patches of one frame each."""
     tower = model.model.visual
     kernel = tower.patch_embed.proj.weight
-    hidden = pixels @ kernel.view(kernel.shape[0], -1).T  # the stock convolution, whose stride is its size
+    # the stock convolution, whose stride is its size, over two equal frames
+    hidden = pixels @ kernel.sum(2).view(kernel.shape[0], -1).T
     cos, sin = tower.rotary_pos_emb(hidden, get_vision_position_ids(grids, MERGE))
     for index, block in enumerate(tower.blocks):
         blocks = whole if index in tower.fullatt_block_indexes else windows

@@ -63,14 +63,18 @@ class Tree:
     names: Sequence[str] = ()
 
 
-def patchify(image: Image.Image) -> NDArray[np.float32]:
-    """Pixels to the rows Qwen2.5-VL's tower takes, shape (patches, 1176); the image's sides are multiples of 28."""
+def patchify(image: Image.Image, *, frames: int = TEMPORAL) -> NDArray[np.float32]:
+    """Pixels to the rows Qwen2.5-VL's tower takes, shape (patches, 588 * frames); the image's sides are multiples of 28.
+
+    The stock tower takes an image as two equal frames; the packed forward takes one and halves the work.
+    """
     pixels = (np.asarray(image, dtype=np.float32) - _MEAN) / _STD
     rows, columns = image.height // (PATCH * MERGE), image.width // (PATCH * MERGE)
     grid = pixels.reshape(rows, MERGE, PATCH, columns, MERGE, PATCH, 3)
     grid = grid.transpose(0, 3, 1, 4, 6, 2, 5)  # row, column, inner row, inner column, channel, y, x
-    doubled = np.repeat(grid[..., None, :, :], TEMPORAL, axis=-3)
-    return doubled.reshape(rows * columns * MERGE * MERGE, -1)
+    if frames > 1:
+        grid = np.repeat(grid[..., None, :, :], frames, axis=-3)
+    return grid.reshape(rows * columns * MERGE * MERGE, -1)
 
 
 @dataclass
@@ -169,7 +173,7 @@ class Packer:
             "blocks": text_blocks(spans),
             "windows": image_blocks(grids, window=WINDOW),
             "whole": image_blocks(grids, window=None),
-            "pixels": torch.from_numpy(np.concatenate([patchify(look.image) for look in looks])),
+            "pixels": torch.from_numpy(np.concatenate([patchify(look.image, frames=1) for look in looks])),
             "grids": torch.tensor([(1, MERGE * rows_, MERGE * columns) for rows_, columns in grids]),
         }
         if all(look.dense is not None for look in looks):

@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from qzoom_agent.rl.nano.batches import VALIDATION_SEED, Kind, trees_of
+from qzoom_agent.rl.nano.examples import DENSE_CLASSES
 from qzoom_agent.rl.nano.heads import losses
 from qzoom_agent.rl.nano.tokenizer import LOCATION_STEP, LOCATIONS
 from qzoom_agent.rl.nano.trees import Packer
 
 _NEAR = 2 * LOCATION_STEP
+_DENSE_NAMES = ("char", "char", "shape", "color", "pips")
 Scores = dict[str, tuple[float, int]]
 """Mean and count by name."""
 
@@ -27,10 +29,18 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return moved
 
 
+def _count_dense(logits: Tensor, labels: Tensor, kind: str, scores: dict[str, list[float]]) -> None:
+    """What the linear reader gets right where something is: "char" counts both halves of a token."""
+    for slot, part in enumerate(torch.split(logits, list(DENSE_CLASSES), dim=1)):
+        there = labels[:, slot] > 0
+        right = part[there].argmax(1) == labels[there, slot]
+        scores.setdefault(f"{kind} sees {_DENSE_NAMES[slot]}", []).extend(right.float().tolist())
+
+
 @torch.no_grad()
 def validate(model: Any, packer: Packer, *, kinds: Sequence[Kind], batches: int) -> Scores:
     """Scores of a nano with its training heads: right answers per kind of batch and question, losses, and the mean
-    error of the edges of zoom calls in pixels of the coarse view."""
+    error of the edges of zoom calls in pixels of the coarse view, and what the linear reader gets right of the print."""
     ids = cast(list[int], packer.tokenizer.convert_tokens_to_ids(list(LOCATIONS)))
     steps = {token: LOCATION_STEP * index for index, token in enumerate(ids)}
     scores: dict[str, list[float]] = {}
@@ -43,6 +53,8 @@ def validate(model: Any, packer: Packer, *, kinds: Sequence[Kind], batches: int)
             for name in ("read", "answer", "focus"):
                 if name in terms:
                     scores.setdefault(f"{kind} {name} loss", []).append(float(terms[name]))
+            if "dense" in terms:
+                _count_dense(terms["dense"], batch["dense"], kind, scores)
             if "predicts" not in terms:
                 continue
             names = [name for tree in trees for name in tree.names]
@@ -59,4 +71,6 @@ def validate(model: Any, packer: Packer, *, kinds: Sequence[Kind], batches: int)
             for name, fine in zip(names, right, strict=True):
                 scores.setdefault(f"{kind} {name}", []).append(float(fine))
     model.train()
-    return {name: (round(sum(values) / len(values), 3), len(values)) for name, values in sorted(scores.items())}
+    return {
+        name: (round(sum(values) / len(values), 3), len(values)) for name, values in sorted(scores.items()) if values
+    }

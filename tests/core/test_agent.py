@@ -37,6 +37,7 @@ class Threaded:
 
     def __init__(self, pieces: Sequence[str], wait: Callable[[], object] = lambda: None) -> None:
         self.name, self.protocol, self.defaults = "threaded", "nano", ScriptedBackend([]).defaults
+        self.perceives = False
         self.pieces, self.wait = pieces, wait
         self.closed = False
 

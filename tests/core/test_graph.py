@@ -36,6 +36,7 @@ class Spy:
     def __init__(self, replies: Sequence[str] | Callable[[list[Message]], str]) -> None:
         self._inner = ScriptedBackend(replies)
         self.name, self.protocol, self.defaults = "spy", "nano", self._inner.defaults
+        self.perceives = False
         self.conversations: list[list[Message]] = []
         self.settings: list[Settings] = []
         self.pixels: dict[str, Image.Image] = {}
@@ -194,7 +195,12 @@ def test_each_turn_extends_the_conversation_and_never_rewrites_it() -> None:
 # ---- policies ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ["implicit", "hybrid", "always"])
+def test_hybrid_is_announced_and_not_there_yet() -> None:
+    with pytest.raises(ConfigError, match="'hybrid' is not in this version"):
+        ask(["42"], policy="hybrid")
+
+
+@pytest.mark.parametrize("policy", ["implicit", "always"])
 def test_policies_that_need_branches_say_so(policy: str) -> None:
     with pytest.raises(ConfigError, match=f"'{policy}' needs a model with branches"):
         ask(["42"], policy=policy)
@@ -289,6 +295,7 @@ def test_the_state_is_json_after_every_step() -> None:
         backend=backend,
         protocol=agent.protocol,
         policy=CropPolicy(config, views),
+        roi_zoom=Zoom(),
         config=config,
         views=views,
         zoom=Zoom(ZoomConfig(factor=28, min_tokens=32, max_tokens=64)),
@@ -307,7 +314,8 @@ def test_the_drawing_shows_the_loop() -> None:
     edges = {(edge.source, edge.target, edge.conditional) for edge in compile_graph().get_graph().edges}
     assert edges == {
         ("__start__", "perceive", False),
-        ("perceive", "think", False),
+        ("perceive", "think", True),
+        ("perceive", "finish", True),
         ("think", "act", True),
         ("think", "finish", True),
         ("act", "think", False),

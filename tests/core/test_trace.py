@@ -256,9 +256,10 @@ def test_usage_adds_up_an_episode() -> None:
     assert Usage.tally([], []) == Usage()
 
 
-def test_the_gate_fires_above_its_threshold_only() -> None:
+def test_the_gate_fires_from_its_threshold_on() -> None:
     assert PerceptionRecord(score=0.6, threshold=0.5).fired is True
-    assert PerceptionRecord(score=0.5, threshold=0.5).fired is False
+    assert PerceptionRecord(score=0.5, threshold=0.5).fired is True
+    assert PerceptionRecord(score=0.4, threshold=0.5).fired is False
     assert PerceptionRecord(score=0.6).fired is None
 
 

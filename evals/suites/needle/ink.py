@@ -5,6 +5,7 @@ vision pretraining come from the drawing itself and never from a detector.
 """
 
 import math
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Final, NamedTuple
@@ -99,10 +100,16 @@ def text_width(text: str, *, typeface: Path, capital: int, advance: float | None
 
 
 def _slot(face: ImageFont.FreeTypeFont, char: str, capital: int, advance: float | None) -> float:
-    left, _, right, _ = face.getbbox(char)
+    ink = _ink_width(face, char)
     if advance is None:
-        return float(right - left) + max(1.0, 0.14 * capital)
-    return max(advance * (0.5 if char == "." else 1.0), float(right - left) + 2)
+        return ink + max(1.0, 0.14 * capital)
+    return max(advance * (0.5 if char == "." else 1.0), ink + 2)
+
+
+@lru_cache(maxsize=100_000)
+def _ink_width(face: ImageFont.FreeTypeFont, char: str) -> float:
+    left, _, right, _ = face.getbbox(char)
+    return float(right - left)
 
 
 def draw_shape(draw: ImageDraw.ImageDraw, shape: str, box: Rect, *, fill: Color, outline: Color) -> None:

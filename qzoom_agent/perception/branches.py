@@ -1,0 +1,341 @@
+"""The two learned branches: SD-RPN says where, the gate whether. Small modules beside an untouched base model.
+
+Both read the hidden states after the first K decoder layers and start as copies of the base's own layers K, K+1, ...
+Only what runs is kept: of SD-RPN's last layer the query and key of the map, nothing else (the published checkpoints
+carry the whole layer). The gate's last layer is computed for the last prompt token alone, whose state is all that its
+head reads. Neither ever writes to a cache.
+
+A branch file is `branches.safetensors` with its config beside it in `branches.json`; with `int8` its matrices are
+stored as bytes and a scale for each row, half the size of bfloat16.
+"""
+
+import json
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
+
+from qzoom_agent.errors import BackendError
+from qzoom_agent.perception.adapters import adapter_for, text_model
+from qzoom_agent.perception.decoder import Rotary
+
+WEIGHTS, CONFIG = "branches.safetensors", "branches.json"
+_SCALE = ".scale"
+
+
+class BranchConfig(BaseModel):
+    """What a branch file is for and how it is meant to be used."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    version: Literal[1] = 1
+    family: str
+    """`model_type` of the base."""
+    hidden_size: int = Field(gt=0)
+    """Width of the base's decoder."""
+    base_layers: int = Field(gt=0)
+    """Depth of the base's decoder."""
+    k: int = Field(gt=0)
+    """Decoder layers that run before the branches."""
+    depth: int = Field(default=3, ge=1)
+    """Depth T of SD-RPN: T - 1 layers, and the query and key of one more."""
+    gate_depth: int = Field(default=3, ge=1)
+    """Layers of the gate."""
+    positions: Literal["plain", "aligned"] = "plain"
+    """Positions of an inserted crop that the base was trained with."""
+    threshold: float = Field(default=0.1, ge=0, le=1)
+    """Probability from which a cell of the map is foreground."""
+    gate_threshold: float = Field(default=0.1, ge=0, le=1)
+    """Probability from which the gate asks for more detail."""
+    evidence: dict[str, Any] = {}
+    """How the thresholds were chosen, as `qzoom calibrate` writes it."""
+
+
+def default_k(base_layers: int) -> int:
+    """About 0.65 of the depth, as in the published models (18 of 28, 24 of 36)."""
+    return max(1, min(base_layers - 1, round(0.65 * base_layers)))
+
+
+class SDRPN(nn.Module):
+    """Self-distilled region proposals: a logit for every visual token (Q-Zoom 3.1, code semantics)."""
+
+    def __init__(self, layers: Sequence[nn.Module], last: Any, *, extra_norm: nn.Module | None, rotated: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        attention = last.self_attn
+        self.extra_norm = extra_norm
+        self.norm = last.input_layernorm
+        self.q_proj, self.k_proj = attention.q_proj, attention.k_proj
+        self.q_norm, self.k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        self.head_dim = int(attention.head_dim)
+        self.rotated = rotated
+        self.layers_a_token = len(self.layers) + _share((self.k_proj,), last)
+        """Work for each token, in decoder layers."""
+
+    def states(self, hidden: Tensor, *, rotary: Rotary, mask: Tensor | None) -> Tensor:
+        """The normed states (batch, tokens, hidden) that queries and keys of the map are made of."""
+        for layer in self.layers:
+            hidden = layer(hidden, attention_mask=mask, position_ids=None, position_embeddings=rotary)
+        if self.extra_norm is not None:
+            hidden = self.extra_norm(hidden)
+        normed: Tensor = self.norm(hidden)
+        return normed
+
+    def queries(self, states: Tensor, rotary: Rotary) -> Tensor:
+        """Queries (batch, heads, tokens, width) of these states, which stand at the positions of `rotary`."""
+        return self._project(states, self.q_proj, self.q_norm, rotary)
+
+    def keys(self, states: Tensor, rotary: Rotary) -> Tensor:
+        """Keys (batch, key heads, tokens, width), likewise."""
+        return self._project(states, self.k_proj, self.k_norm, rotary)
+
+    def _project(self, states: Tensor, linear: nn.Module, norm: nn.Module | None, rotary: Rotary) -> Tensor:
+        parts: Tensor = linear(states).view(*states.shape[:-1], -1, self.head_dim)
+        if norm is not None:
+            parts = norm(parts)
+        parts = parts.transpose(1, 2)
+        return rotate(parts, rotary) if self.rotated else parts
+
+    def forward(
+        self, hidden: Tensor, *, rotary: Rotary, mask: Tensor | None, spans: Sequence[tuple[int, int]]
+    ) -> list[Tensor]:
+        """Map logits (batch, tokens of the span) for each span of visual tokens, asked by the last token.
+
+        Args:
+            hidden: states after K base layers, (batch, tokens, hidden); rows padded on the left need a `mask`.
+        """
+        states = self.states(hidden, rotary=rotary, mask=mask)
+        query = self.queries(states[:, -1:], cut(rotary, slice(-1, None)))
+        return [map_logits(query, self.keys(states[:, a:b], cut(rotary, slice(a, b)))) for a, b in spans]
+
+
+def _share(run: Sequence[nn.Module], layer: nn.Module) -> float:
+    """What part of a layer's matrices these modules are."""
+    some = sum(weight.numel() for part in run for weight in part.parameters())
+    return float(some / sum(weight.numel() for weight in layer.parameters()))
+
+
+def map_logits(query: Tensor, keys: Tensor) -> Tensor:
+    """Mean over heads of q.k / sqrt(d): query (batch, heads, 1, d), keys (batch, key heads, n, d) to (batch, n)."""
+    keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
+    return (query @ keys.transpose(2, 3)).mean(dim=1)[:, 0] * query.shape[-1] ** -0.5
+
+
+class Gate(nn.Module):
+    """Does this question need more detail? One logit for each row of the batch."""
+
+    def __init__(self, layers: Sequence[nn.Module], hidden_size: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.head = nn.Linear(hidden_size, 1)
+        last: Any = self.layers[-1]
+        self.layers_a_token = len(self.layers) - 1 + _share((last.self_attn.k_proj, last.self_attn.v_proj), last)
+        """Work for each token, in decoder layers."""
+
+    def forward(self, hidden: Tensor, *, rotary: Rotary, mask: Tensor | None) -> Tensor:
+        """Logits (batch,) from states after K base layers, (batch, tokens, hidden)."""
+        *layers, last = self.layers
+        for layer in layers:
+            hidden = layer(hidden, attention_mask=mask, position_ids=None, position_embeddings=rotary)
+        logits: Tensor = self.head(_last_token(last, hidden, rotary, mask))[:, 0, 0]
+        return logits
+
+
+def _last_token(layer: Any, hidden: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
+    """Output (batch, 1, hidden) of a layer for the last token alone: keys and values of all tokens, the rest of one."""
+    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+
+    def heads(linear: nn.Module, states: Tensor, norm: nn.Module | None) -> Tensor:
+        parts: Tensor = linear(states).view(*states.shape[:-1], -1, attention.head_dim)
+        return (parts if norm is None else norm(parts)).transpose(1, 2)
+
+    query = heads(attention.q_proj, normed[:, -1:], getattr(attention, "q_norm", None))
+    key = heads(attention.k_proj, normed, getattr(attention, "k_norm", None))
+    query, key = rotate(query, cut(rotary, slice(-1, None))), rotate(key, rotary)
+    mixed = scaled_dot_product_attention(
+        query,
+        key,
+        heads(attention.v_proj, normed, None),
+        attn_mask=None if mask is None else mask[:, :, -1:],
+        scale=attention.scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    out = hidden[:, -1:] + attention.o_proj(mixed.transpose(1, 2).flatten(2))
+    done: Tensor = out + layer.mlp(layer.post_attention_layernorm(out))
+    return done
+
+
+def rotate(parts: Tensor, rotary: Rotary) -> Tensor:
+    """Rotary embedding of (batch, heads, tokens, width), as all supported families apply it."""
+    cos, sin = (part[:, None] for part in rotary)
+    half = parts.shape[-1] // 2
+    turned = torch.cat((-parts[..., half:], parts[..., :half]), dim=-1)
+    return parts * cos + turned * sin
+
+
+def cut(rotary: Rotary, tokens: slice) -> Rotary:
+    """The rotary embeddings of some of the tokens."""
+    return rotary[0][:, tokens], rotary[1][:, tokens]
+
+
+class Branches(nn.Module):
+    """SD-RPN and gate of one base model. Either may be absent: it then was not trained."""
+
+    def __init__(self, config: BranchConfig, sdrpn: SDRPN | None, gate: Gate | None) -> None:
+        super().__init__()
+        self.config = config
+        self.sdrpn = sdrpn
+        self.gate = gate
+
+    @classmethod
+    def from_base(
+        cls,
+        model: PreTrainedModel,
+        *,
+        k: int | None = None,
+        depth: int = 3,
+        gate_depth: int = 3,
+        with_gate: bool = True,
+        with_sdrpn: bool = True,
+        **settings: Any,
+    ) -> "Branches":
+        """Untrained branches: copies of the base's layers K, K+1, ... (and a fresh head for the gate).
+
+        Args:
+            k: layers before the branches; None takes about 0.65 of them.
+            settings: other fields of `BranchConfig`.
+        Raises:
+            BackendError: the family is not supported, or the base is too shallow.
+        """
+        config = BranchConfig(
+            family=model.config.model_type,
+            hidden_size=text_model(model).config.hidden_size,
+            base_layers=len(text_model(model).layers),
+            k=default_k(len(text_model(model).layers)) if k is None else k,
+            depth=depth,
+            gate_depth=gate_depth,
+            **settings,
+        )
+        return _build(model, config, with_sdrpn=with_sdrpn, with_gate=with_gate)
+
+    def require_fit(self, model: PreTrainedModel) -> None:
+        """Raise BackendError if these branches were made for another base."""
+        _require_fit(self.config, model)
+
+    def save(self, folder: Path | str, *, int8: bool = False) -> int:
+        """Write the branch file into `folder`, float32 as bfloat16; returns its size in bytes.
+
+        Args:
+            int8: store matrices as bytes; a row is then off by at most half a 127th of its largest value.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        stored: dict[str, Tensor] = {}
+        for name, value in self.state_dict().items():
+            if int8 and value.ndim == 2 and value.shape[0] > 1:
+                scale = value.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
+                stored[name] = (value.float() / scale).round().to(torch.int8).contiguous()
+                stored[name + _SCALE] = scale[:, 0].contiguous()
+            else:
+                stored[name] = value.to(torch.bfloat16).contiguous()
+        save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / CONFIG).write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        return (folder / WEIGHTS).stat().st_size
+
+    @classmethod
+    def load(cls, folder: Path | str, model: PreTrainedModel) -> "Branches":
+        """The branches in `folder`, on the device and in the number format of their base `model`.
+
+        Raises:
+            BackendError: there are none, they are broken, or they were made for another base.
+        """
+        folder = Path(folder)
+        try:
+            config = BranchConfig.model_validate(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+            stored = load_file(folder / WEIGHTS)
+        except FileNotFoundError as error:
+            raise BackendError(
+                f"There are no branches in {folder}: {Path(str(error.filename)).name} is missing. "
+                "Give the folder that `qzoom train` or `qzoom convert` wrote."
+            ) from None
+        except (OSError, ValueError, ValidationError, SafetensorError) as error:
+            raise BackendError(f"The branches in {folder} cannot be read: {error}. Copy them again.") from error
+        weights = {
+            name: value.float() * stored[name + _SCALE][:, None] if value.dtype == torch.int8 else value
+            for name, value in stored.items()
+            if not name.endswith(_SCALE)
+        }
+        return cls.from_weights(weights, config, model, where=str(folder))
+
+    @classmethod
+    def from_weights(
+        cls, weights: dict[str, Tensor], config: BranchConfig, model: PreTrainedModel, *, where: str
+    ) -> "Branches":
+        """Branches with these weights, by their names in `state_dict`. `where` names their source in messages."""
+        _require_fit(config, model)
+        parts = {name.split(".")[0] for name in weights}
+        if not parts or not parts <= {"sdrpn", "gate"}:
+            raise BackendError(f"The branches in {where} hold unknown parts: {', '.join(sorted(parts)) or 'none'}.")
+        branches = _build(model, config, with_sdrpn="sdrpn" in parts, with_gate="gate" in parts)
+        own = branches.state_dict()
+        wrong = sorted(
+            name for name in own.keys() | weights.keys() if getattr(own.get(name), "shape", 0) != _shape(weights, name)
+        )
+        if wrong:
+            raise BackendError(
+                f"The branches in {where} do not fit the model: {len(wrong)} weights are missing, unknown or of "
+                f"another shape, {wrong[0]} for one. Use the base they were trained on."
+            )
+        branches.load_state_dict(weights)
+        return branches.eval()
+
+
+def _shape(weights: dict[str, Tensor], name: str) -> object:
+    return weights[name].shape if name in weights else None
+
+
+def _require_fit(config: BranchConfig, model: PreTrainedModel) -> None:
+    adapter_for(model.config)
+    text: Any = text_model(model)
+    have = (model.config.model_type, text.config.hidden_size, len(text.layers))
+    need = (config.family, config.hidden_size, config.base_layers)
+    if have != need:
+        raise BackendError(
+            f"These branches were made for a {need[0]} of width {need[1]} with {need[2]} layers; this model is a "
+            f"{have[0]} of width {have[1]} with {have[2]}. Use the base they were trained on."
+        )
+    deepest = config.k + max(config.depth, config.gate_depth)
+    if config.k >= have[2] or deepest > have[2]:
+        raise BackendError(
+            f"Branches of depth {max(config.depth, config.gate_depth)} after layer {config.k} need at least {deepest} "
+            f"layers to start from; the model has {have[2]}. Choose a smaller k or depth."
+        )
+
+
+def _build(model: PreTrainedModel, config: BranchConfig, *, with_sdrpn: bool, with_gate: bool) -> Branches:
+    _require_fit(config, model)
+    adapter, text = adapter_for(model.config), text_model(model)
+    k, base = config.k, list(text.layers)
+    # the config is shared with the base, so that a change of its attention kernel reaches the branches too
+    shared = {id(text.config): text.config}
+
+    def copies(count: int) -> list[nn.Module]:
+        return [deepcopy(layer, dict(shared)) for layer in base[k : k + count]]
+
+    sdrpn = gate = None
+    if with_sdrpn:
+        *layers, last = copies(config.depth)
+        extra = deepcopy(text.norm) if adapter.map_norm else None
+        sdrpn = SDRPN(layers, last, extra_norm=extra, rotated=adapter.rotated_map)
+    if with_gate:
+        gate = Gate(copies(config.gate_depth), config.hidden_size)
+        gate.head.to(next(text.parameters()))
+    return Branches(config, sdrpn, gate).eval()

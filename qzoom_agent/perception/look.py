@@ -1,0 +1,151 @@
+"""One look at the states after K layers: does the question need more detail, and where?
+
+The gate comes first and most often ends it. Only when it fires, or when nobody asked it, is the map made. What comes
+out is plain numbers in cells; where a cell lies in a view is the caller's business (`adapters.Grid`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from qzoom_agent.config import PerceptionConfig
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.perception.adapters import Adapter
+from qzoom_agent.perception.branches import SDRPN, Branches, cut, map_logits
+from qzoom_agent.perception.decoder import Rotary
+from qzoom_agent.perception.maps import (
+    Region,
+    blur,
+    blur_sigma,
+    cutoff,
+    foreground,
+    keep_mask,
+    probabilities,
+    regions,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """The map of one image."""
+
+    logits: Tensor
+    """(rows, columns), on the CPU."""
+    keep: Tensor
+    """(rows, columns) bool: False on attention sinks."""
+    heat: Tensor
+    """(rows, columns): probabilities, 0 on sinks."""
+    cutoff: float
+    """Value of the blurred map above which a cell is foreground."""
+    regions: list[Region]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the branches said of one conversation."""
+
+    score: float | None
+    """The gate's probability; None where it was not asked."""
+    threshold: float | None
+    maps: list[Map] = field(default_factory=list)
+    """One for each image, in order; empty where no map was made."""
+    reason: str = ""
+    token_layers: float = 0.0
+    """Work of the branches."""
+
+    @property
+    def zooms(self) -> bool:
+        """Whether anything is proposed."""
+        return any(one.regions for one in self.maps) and not (
+            self.score is not None and self.threshold is not None and self.score < self.threshold
+        )
+
+
+@torch.inference_mode()
+def look(
+    branches: Branches,
+    adapter: Adapter,
+    hidden: Tensor,
+    *,
+    rotary: Rotary,
+    mask: Tensor | None,
+    images: Sequence[tuple[int, int, int]],
+    options: PerceptionConfig,
+    map_always: bool = False,
+    official: bool = False,
+) -> Look:
+    """Ask the branches about a conversation whose last token is the last of the prompt.
+
+    Args:
+        hidden: states after K layers, (1, tokens, hidden).
+        images: for each image the index of its first visual token, and the rows and columns of its grid.
+        map_always: make the map even if the gate says that it is not needed (to show it; nothing is then proposed).
+        official: maps exactly as the published code makes them (see `maps`).
+    Raises:
+        ConfigError: these branches have no SD-RPN.
+    """
+    if branches.sdrpn is None:
+        raise ConfigError(
+            "These branches have no SD-RPN, so they cannot say where to look. Train one: qzoom train sdrpn."
+        )
+    score, threshold, work = None, None, 0.0
+    tokens = hidden.shape[1]
+    if options.gate == "learned" and branches.gate is not None:
+        own = branches.config.gate_threshold
+        threshold = own if options.gate_threshold is None else options.gate_threshold
+        score = float(torch.sigmoid(branches.gate(hidden, rotary=rotary, mask=mask))[0])
+        work += branches.gate.layers_a_token * tokens
+        if score < threshold and not map_always:
+            return Look(score, threshold, [], "the gate says that the coarse view suffices", work)
+    work += branches.sdrpn.layers_a_token * tokens
+    floor = branches.config.threshold if options.threshold is None else options.threshold
+    maps = [
+        _read(logits.view(rows, columns), first, adapter, floor, options, official=official)
+        for logits, first, (_, rows, columns) in _logits(branches.sdrpn, adapter, hidden, rotary, mask, images)
+    ]
+    return Look(score, threshold, maps, _reason(score, threshold, maps), work)
+
+
+def _reason(score: float | None, threshold: float | None, maps: Sequence[Map]) -> str:
+    if score is not None and threshold is not None and score < threshold:
+        return "the gate says that the coarse view suffices"
+    if not any(one.regions for one in maps):
+        return "no part of the map stands out"
+    return "the gate asks for more detail" if score is not None else "the map stands out"
+
+
+def _logits(
+    sdrpn: SDRPN,
+    adapter: Adapter,
+    hidden: Tensor,
+    rotary: Rotary,
+    mask: Tensor | None,
+    images: Sequence[tuple[int, int, int]],
+) -> list[tuple[Tensor, Tensor | None, tuple[int, int, int]]]:
+    """For each image its map logits, and those of the sequence's first token where the sink rule needs them."""
+    states = sdrpn.states(hidden, rotary=rotary, mask=mask)
+    query = sdrpn.queries(states[:, -1:], cut(rotary, slice(-1, None)))
+    sink = None
+    if adapter.sink == "first_token":
+        # the published rule: of the first token, the first head alone asks
+        sink = sdrpn.queries(states[:, :1], cut(rotary, slice(0, 1)))[:, :1].expand(-1, query.shape[1], -1, -1)
+    found = []
+    for image in images:
+        start, rows, columns = image
+        span = slice(start, start + rows * columns)
+        keys = sdrpn.keys(states[:, span], cut(rotary, span))
+        found.append((map_logits(query, keys)[0], None if sink is None else map_logits(sink, keys)[0], image))
+    return found
+
+
+def _read(
+    logits: Tensor, first: Tensor | None, adapter: Adapter, floor: float, options: PerceptionConfig, *, official: bool
+) -> Map:
+    rows, columns = logits.shape
+    keep = keep_mask(adapter.sink, rows, columns, first)
+    heat = probabilities(logits, keep)
+    level = cutoff(blur(heat, sigma=blur_sigma(heat.numel(), options), official=official), floor, options)
+    found = foreground(heat, floor, options, official=official)
+    return Map(logits.float().cpu(), keep, heat, level, regions(heat, found, limit=options.max_regions))

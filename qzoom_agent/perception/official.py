@@ -1,0 +1,219 @@
+"""Checkpoints of the published Q-Zoom code, read on the stock model.
+
+Their folder is that of a stock base model with extra weights, which stock loading ignores:
+
+    Qwen2.5-VL   model.twig_layers.*, model.high_res_layers.*, model.high_res_head.*
+    Qwen3-VL     model.language_model.{twig_layers, high_res_layers, high_res_head}.*
+
+`twig` is SD-RPN, `high_res` the gate. Only these weights are read here, from as many shards as hold them; of the last
+twig layer only what the map needs. Config keys that mislead are reported, never silently obeyed or ignored.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
+
+from qzoom_agent.errors import BackendError
+from qzoom_agent.perception.adapters import adapter_for, text_model
+from qzoom_agent.perception.branches import BranchConfig, Branches, default_k
+
+_PARTS: Final = ("twig_layers.", "high_res_layers.", "high_res_head.")
+_MAP: Final = ("input_layernorm.", "self_attn.q_proj.", "self_attn.k_proj.", "self_attn.q_norm.", "self_attn.k_norm.")
+"""What the map needs of the last twig layer."""
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+def official_names(source: str) -> dict[str, str]:
+    """The branch weights of a checkpoint, as {full name: file}; empty for a checkpoint without branches.
+
+    Args:
+        source: folder or hub id.
+    """
+    index = checkpoint_file(source, _INDEX)
+    if index is not None:
+        where: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        return {name: file for name, file in where.items() if _own(name) is not None}
+    single = checkpoint_file(source, _SINGLE)
+    if single is None:
+        return {}
+    with safe_open(single, framework="pt") as file:
+        return {name: _SINGLE for name in file.keys() if _own(name) is not None}  # noqa: SIM118 (not a dict)
+
+
+def load_official(source: str, model: PreTrainedModel) -> tuple[Branches, list[str]]:
+    """The branches of an official checkpoint for its base `model`, and what a user should know about its config.
+
+    Raises:
+        BackendError: there are none, or they use a variant that the published evaluation does not use.
+    """
+    names = official_names(source)
+    if not names:
+        raise BackendError(
+            f"{source} has no Q-Zoom branches: none of its weights is named {', '.join(part + '*' for part in _PARTS)}."
+        )
+    weights: dict[str, Tensor] = {}
+    for file in sorted(set(names.values())):
+        path = checkpoint_file(source, file)
+        if path is None:
+            raise BackendError(f"{source} lacks {file}, which its index names. Download it again.")
+        try:
+            with safe_open(path, framework="pt") as shard:
+                for name in (name for name, holder in names.items() if holder == file):
+                    own = _own(name)
+                    assert own is not None
+                    weights[own] = shard.get_tensor(name)
+        except SafetensorError as error:
+            raise BackendError(f"{path} cannot be read: {error}. Download it again.") from error
+    config, notes = read_config(_settings(source), weights, model)
+    own_weights, dropped = from_official(weights, config)
+    if dropped:
+        notes.append(f"{dropped} weights of the last twig layer are stored and never used; they were dropped.")
+    return Branches.from_weights(own_weights, config, model, where=source), notes
+
+
+def read_config(
+    settings: Mapping[str, Any], weights: Mapping[str, Tensor], model: PreTrainedModel
+) -> tuple[BranchConfig, list[str]]:
+    """Our config for a checkpoint with these config keys, and notes on the keys that mislead.
+
+    Raises:
+        BackendError: a variant of the branches that cannot be run.
+    """
+    notes: list[str] = []
+    layers = len(text_model(model).layers)
+    for key, usual in (("roi_source", "qk"), ("roi_loss", "bce")):
+        if settings.get(key, usual) != usual:
+            raise BackendError(
+                f"The checkpoint has {key}={settings[key]!r}; only {usual!r}, the released form, can be run."
+            )
+    if "twig_K" not in settings:
+        notes.append(f"The config has no twig_K; {default_k(layers)} of {layers} layers are assumed.")
+    k = int(settings.get("twig_K", default_k(layers)))
+    if int(settings.get("high_res_K", k)) != k:
+        raise BackendError(
+            f"The checkpoint has twig_K={k} and high_res_K={settings['high_res_K']}. The published code mixes up the "
+            "states of the two in that case; only equal values can be run."
+        )
+    depth, gate_depth = (
+        1 + max((int(name.split(".")[1]) for name in weights if name.startswith(part)), default=-1)
+        for part in ("twig_layers.", "high_res_layers.")
+    )
+    if depth != int(settings.get("twig_T", depth)):
+        notes.append(f"The config says twig_T={settings['twig_T']}, but {depth} twig layers are stored and used.")
+    if not settings.get("roi_multi_head", True):
+        notes.append("roi_multi_head is false, which changed the training loss only: maps are means over heads.")
+    aligned = bool(settings.get("reuse_src_pos", False))
+    if not aligned and adapter_for(model.config).two_dimensional:
+        notes.append(
+            "reuse_src_pos is false, so crops get plain positions. Stage 2 of the published recipe trains aligned ones "
+            "and stage 3 writes false all the same: compare with perception.positions=aligned."
+        )
+    if not settings.get("roi_enable2stage", False):
+        notes.append("roi_enable2stage is not set: the published code needs it set by hand, here it does not matter.")
+    config = BranchConfig(
+        family=model.config.model_type,
+        hidden_size=text_model(model).config.hidden_size,
+        base_layers=layers,
+        k=k,
+        depth=max(1, depth),
+        gate_depth=max(1, gate_depth),
+        positions="aligned" if aligned else "plain",
+        threshold=float(settings.get("roi_conf_thresh", 0.1)),
+        gate_threshold=float(settings.get("high_res_thresh", settings.get("high_res_threshold", 0.1))),
+    )
+    return config, notes
+
+
+def from_official(weights: Mapping[str, Tensor], config: BranchConfig) -> tuple[dict[str, Tensor], int]:
+    """Official weights (by their names without the model's prefix) under our names; how many are never used."""
+    own: dict[str, Tensor] = {}
+    dropped = 0
+    for name, value in weights.items():
+        part, _, rest = name.partition(".")
+        if part == "high_res_head":
+            own[f"gate.head.{rest}"] = value
+        elif part == "high_res_layers":
+            own[f"gate.layers.{rest}"] = value
+        else:
+            index, _, inside = rest.partition(".")
+            if int(index) < config.depth - 1:
+                own[f"sdrpn.layers.{rest}"] = value
+            elif inside.startswith(_MAP):
+                own["sdrpn." + inside.removeprefix("self_attn.").replace("input_layernorm.", "norm.")] = value
+            else:
+                dropped += 1
+    return own, dropped
+
+
+def to_official(branches: Branches, model: PreTrainedModel) -> dict[str, Tensor]:
+    """Our branches under the official names; what the last twig layer never uses is filled with the base's layer."""
+    prefix = "model.language_model." if "language_model." in _prefix(model) else "model."
+    last = branches.config.depth - 1
+    out: dict[str, Tensor] = {}
+    if branches.sdrpn is not None:
+        base = text_model(model).layers[branches.config.k + last]
+        out |= {f"twig_layers.{last}.{name}": value for name, value in base.state_dict().items()}
+    for name, value in branches.state_dict().items():
+        part, _, rest = name.partition(".")
+        if part == "gate":
+            out[rest.replace("head.", "high_res_head.", 1) if rest.startswith("head.") else f"high_res_{rest}"] = value
+        elif rest.startswith("layers."):
+            out[f"twig_{rest}"] = value
+        else:
+            inside = rest.replace("norm.", "input_layernorm.", 1) if rest.startswith("norm.") else f"self_attn.{rest}"
+            out[f"twig_layers.{last}.{inside}"] = value
+    return {prefix + name: value.to(torch.bfloat16).contiguous() for name, value in out.items()}
+
+
+def official_settings(config: BranchConfig) -> dict[str, Any]:
+    """The keys that the published code reads from a checkpoint's config."""
+    return {
+        "enable_twig": True,
+        "enable_high_res": True,
+        "twig_K": config.k,
+        "twig_T": config.depth,
+        "high_res_K": config.k,
+        "high_res_T": config.gate_depth,
+        "roi_source": "qk",
+        "roi_loss": "bce",
+        "roi_super_type": "v1",
+        "roi_multi_head": True,
+        "reuse_src_pos": config.positions == "aligned",
+        "roi_conf_thresh": config.threshold,
+        "high_res_thresh": config.gate_threshold,
+    }
+
+
+def _prefix(model: PreTrainedModel) -> str:
+    return "model.language_model." if model.config.model_type.startswith("qwen3") else "model."
+
+
+def _own(name: str) -> str | None:
+    """The name without the model's prefix, or None if it is no weight of a branch."""
+    rest = name.removeprefix("model.").removeprefix("language_model.")
+    return rest if rest.startswith(_PARTS) else None
+
+
+def _settings(source: str) -> dict[str, Any]:
+    path = checkpoint_file(source, "config.json")
+    if path is None:
+        raise BackendError(f"{source} has no config.json, so its branches cannot be placed. Copy the whole checkpoint.")
+    found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    # the Qwen3 code copies its keys into the text config; the outer ones are those that training wrote
+    return {**found.get("text_config", {}), **found}
+
+
+def checkpoint_file(source: str, name: str) -> str | None:
+    """A file of a folder or a hub repository, or None if there is no such file."""
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return str(path) if path.is_file() else None
+    found: str | None = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    return found

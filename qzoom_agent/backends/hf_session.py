@@ -31,11 +31,11 @@ from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import Size
 from qzoom_agent.messages import Message, view_ids
-from qzoom_agent.perception.adapters import Grid, grid_of
+from qzoom_agent.perception.adapters import Grid, adapter_for, grid_of
 from qzoom_agent.perception.branches import Branches
-from qzoom_agent.perception.decoder import Decoder, Embedded
+from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.layout import Cells, align
-from qzoom_agent.perception.look import look
+from qzoom_agent.perception.look import Look, look
 from qzoom_agent.perception.prefill import Prefill
 
 
@@ -129,10 +129,10 @@ class HFSession:
             self._forget()
             decoder = Decoder(self._model)
             prefill = Prefill(decoder, self._branches.config.k)
-            new = self._embed(decoder, ready.prompt, 0)
+            ids = torch.tensor([ready.prompt.ids], device=self._model.device)
+            new = decoder.embed(ids, self.features(ready.prompt, 0))
             rotary = decoder.rotary(new.hidden, ready.positions)
             work = float(prefill.extend(new, rotary))
-            grids = [self._grid(span) for span in ready.prompt.spans]
             hidden = cast(torch.Tensor, prefill.hidden)
             found = look(
                 self._branches,
@@ -140,17 +140,21 @@ class HFSession:
                 hidden,
                 rotary=rotary,
                 mask=decoder.mask(hidden),
-                images=[
-                    (start, grid.rows, grid.columns)
-                    for start, grid in zip(self._visual_starts(ready.prompt), grids, strict=True)
-                ],
+                images=self.grids(ready.prompt),
                 options=options,
                 map_always=map_always,
             )
             self._prefill, self._cache, self._held = prefill, prefill.cache, ready.prompt
-        seconds = perf_counter() - began
+        return self.sights(ready.prompt, found, options, work=work, seconds=perf_counter() - began)
+
+    def sights(
+        self, prompt: Prompt, found: Look, options: PerceptionConfig, *, work: float, seconds: float
+    ) -> list[Sight]:
+        """What the branches found in a prompt, for each of its views, as callers read it."""
+        assert self._branches is not None
         wanted = options.positions or self._branches.config.positions
-        aligned = wanted == "aligned" and decoder.adapter.two_dimensional
+        aligned = wanted == "aligned" and adapter_for(self._model.config).two_dimensional
+        grids = [self._grid(span) for span in prompt.spans]
         return [
             Sight(
                 view=span.view,
@@ -164,12 +168,12 @@ class HFSession:
                 ],
                 reason=found.reason,
                 aligned=aligned,
-                prompt_tokens=len(ready.prompt.ids),
+                prompt_tokens=len(prompt.ids),
                 visual_tokens=self._images[span.view].tokens,
                 token_layers=work + found.token_layers,
                 seconds=seconds,
             )
-            for at, (span, grid) in enumerate(zip(ready.prompt.spans, grids, strict=True))
+            for at, (span, grid) in enumerate(zip(prompt.spans, grids, strict=True))
         ]
 
     def place(self, view: str, *, source: str, cells: Cells) -> None:
@@ -268,16 +272,22 @@ class HFSession:
         """Complete the prefill that a look left half-way, with the ids from `start` on added to it."""
         decoder, work = prefill.decoder, 0
         if start < len(prompt.ids):
-            new = self._embed(decoder, prompt, start)
+            ids = torch.tensor([prompt.ids[start:]], device=self._model.device)
+            new = decoder.embed(ids, self.features(prompt, start))
             work = prefill.extend(new, decoder.rotary(new.hidden, positions[..., start:]))
         hidden = cast(torch.Tensor, prefill.hidden)
         logits, more = prefill.finish(decoder.rotary(hidden, positions))
         self._prefill = None
         return logits[0], work + more
 
-    def _embed(self, decoder: Decoder, prompt: Prompt, start: int) -> Embedded:
-        ids = torch.tensor([prompt.ids[start:]], device=self._model.device)
-        return decoder.embed(ids, [self._images[span.view].features for span in prompt.spans if span.start >= start])
+    def features(self, prompt: Prompt, start: int) -> list[ModelOutput]:
+        """Features of the views in prompt.ids[start:], in order."""
+        return [self._images[span.view].features for span in prompt.spans if span.start >= start]
+
+    def grids(self, prompt: Prompt) -> list[tuple[int, int, int]]:
+        """For each view of a prompt the index of its first visual token, and the rows and columns of its map."""
+        shapes = [self._grid(span) for span in prompt.spans]
+        return [(at, grid.rows, grid.columns) for at, grid in zip(self._visual_starts(prompt), shapes, strict=True)]
 
     def _grid(self, span: Span) -> Grid:
         seen = self._images[span.view]

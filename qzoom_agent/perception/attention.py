@@ -2,9 +2,9 @@
 
 Labels (`labels.py`) need the attention of a few heads, from the tokens of an answer to those of an image. Asking a
 model for all its attention forces the slow kernel on every layer and keeps a square for every head. Instead the inputs
-of a few layers are kept during an ordinary forward, on whatever kernel, and softmax(q k / sqrt d) is computed afterwards
-for the rows and heads that are wanted (Q-Zoom, arXiv 2604.06912, section 3.2). The denominator always runs over every
-key that a query sees; what is cut out of a row comes after.
+of a few layers are kept during an ordinary forward, on whatever kernel, and softmax(q k / sqrt d) is computed later for
+the rows and heads that are wanted (the map M of SD-RPN, arXiv 2509.16944, and Q-Zoom, arXiv 2604.06912, section 3.1).
+The denominator always runs over every key that a query sees; columns are cut out of a row afterwards.
 
     with record(model, layers) as recorded:
         model(**inputs)
@@ -106,14 +106,16 @@ class Recording:
             seen = seen & mask.to(tokens.device, torch.bool)[:, None, None]
         # the least number rather than -inf, so that a row on padding, which sees nothing, is not NaN
         logits = logits.masked_fill(~seen, torch.finfo(logits.dtype).min)
-        return logits.softmax(dim=-1)[..., _index(keys)]
+        attended: Tensor = logits.softmax(dim=-1)[..., _index(keys)]
+        return attended
 
     def norms(self, layer: int, tokens: Tokens) -> Tensor:
         """L2 norms (batch, tokens), float32, of the states that go into a recorded layer.
 
         Visual tokens of a large norm are attention sinks in the paper (the published code finds them by heads).
         """
-        return self._held(layer).hidden[:, _index(tokens)].float().norm(dim=-1)
+        norms: Tensor = torch.linalg.vector_norm(self._held(layer).hidden[:, _index(tokens)].float(), dim=-1)
+        return norms
 
     def _held(self, layer: int) -> _Input:
         if layer not in self._inputs:
@@ -139,8 +141,8 @@ class Recording:
                 old = self._inputs.get(layer)
                 if old is None or old.hidden.shape[1] < past or len(old.hidden) != len(hidden):
                     raise BackendError(
-                        f"The cache holds {past} tokens that were not recorded, so no row of attention can be computed. "
-                        "Start the conversation inside the block."
+                        f"The cache holds {past} tokens that were not recorded, so attention cannot be computed. Start "
+                        "the conversation inside the block."
                     )
                 new = old.then(past, new)
             self._inputs[layer] = new

@@ -1,8 +1,8 @@
 """From attention to training labels for SD-RPN: foreground, background, or left out of the loss.
 
 A model that answers well looks at the right place, so its own attention from answer to image labels that image
-(SD-RPN, arXiv 2509.16944, section 3; Q-Zoom, arXiv 2604.06912, section 3.2). Only the two ends of a map can be trusted: what
-is near the peak is foreground, what is far below it and outside the foreground's box is background, and the middle
+(SD-RPN, arXiv 2509.16944; Q-Zoom, arXiv 2604.06912, section 3.1). Only the two ends of a map can be trusted: what is
+near the peak is foreground, what is far below it and outside the foreground's box is background, and the middle
 teaches nothing. Attention sinks are neither evidence nor foreground.
 
 The rules and defaults are those of the published stage-1 scripts, held to 25 recorded maps; `PAPER` has the papers'

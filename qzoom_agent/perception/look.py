@@ -63,7 +63,10 @@ class Look:
         )
 
 
-@torch.inference_mode()
+Images = Sequence[tuple[int, int, int]]
+"""For each image of a conversation the index of its first visual token, and the rows and columns of its grid."""
+
+
 def look(
     branches: Branches,
     adapter: Adapter,
@@ -71,41 +74,90 @@ def look(
     *,
     rotary: Rotary,
     mask: Tensor | None,
-    images: Sequence[tuple[int, int, int]],
+    images: Images,
     options: PerceptionConfig,
     map_always: bool = False,
     official: bool = False,
 ) -> Look:
-    """Ask the branches about a conversation whose last token is the last of the prompt.
+    """Ask the branches about one conversation; see `look_batch`, of which this is a batch of one."""
+    (found,) = look_batch(
+        branches,
+        adapter,
+        hidden,
+        rotary=rotary,
+        mask=mask,
+        images=[images],
+        starts=[0],
+        options=options,
+        map_always=map_always,
+        official=official,
+    )
+    return found
+
+
+@torch.inference_mode()
+def look_batch(
+    branches: Branches,
+    adapter: Adapter,
+    hidden: Tensor,
+    *,
+    rotary: Rotary,
+    mask: Tensor | None,
+    images: Sequence[Images],
+    starts: Sequence[int],
+    options: PerceptionConfig,
+    map_always: bool = False,
+    official: bool = False,
+) -> list[Look]:
+    """Ask the branches about conversations whose last token is the last of the prompt.
+
+    Each row is decided by itself: maps are made for those rows only that the gate lets through.
 
     Args:
-        hidden: states after K layers, (1, tokens, hidden).
-        images: for each image the index of its first visual token, and the rows and columns of its grid.
+        hidden: states after K layers, (batch, tokens, hidden), padded on the left.
+        mask: (batch, 1, tokens, tokens), what may be seen; None for the causal mask of unpadded rows.
+        images: the images of each row.
+        starts: index of the first token of each row that is no padding.
         map_always: make the map even if the gate says that it is not needed (to show it; nothing is then proposed).
         official: maps exactly as the published code makes them (see `maps`).
     Raises:
         ConfigError: these branches have no SD-RPN.
     """
-    if branches.sdrpn is None:
+    sdrpn = branches.sdrpn
+    if sdrpn is None:
         raise ConfigError(
             "These branches have no SD-RPN, so they cannot say where to look. Train one: qzoom train sdrpn."
         )
-    score, threshold, work = None, None, 0.0
-    tokens = hidden.shape[1]
+    tokens = [hidden.shape[1] - start for start in starts]
+    scores: list[float | None] = [None] * len(tokens)
+    threshold, gate_work = None, 0.0
     if options.gate == "learned" and branches.gate is not None:
         own = branches.config.gate_threshold
         threshold = own if options.gate_threshold is None else options.gate_threshold
-        score = float(torch.sigmoid(branches.gate(hidden, rotary=rotary, mask=mask))[0])
-        work += branches.gate.layers_a_token * tokens
-        if score < threshold and not map_always:
-            return Look(score, threshold, [], "the gate says that the coarse view suffices", work)
-    work += branches.sdrpn.layers_a_token * tokens
-    floor = branches.config.threshold if options.threshold is None else options.threshold
-    maps = [
-        _read(logits.view(rows, columns), first, adapter, floor, options, official=official)
-        for logits, first, (_, rows, columns) in _logits(branches.sdrpn, adapter, hidden, rotary, mask, images)
+        scores = torch.sigmoid(branches.gate(hidden, rotary=rotary, mask=mask)).tolist()
+        gate_work = branches.gate.layers_a_token
+    found = [
+        Look(score, threshold, [], "the gate says that the coarse view suffices", gate_work * count)
+        for score, count in zip(scores, tokens, strict=True)
     ]
-    return Look(score, threshold, maps, _reason(score, threshold, maps), work)
+    open_ = [at for at, score in enumerate(scores) if score is None or threshold is None or score >= threshold]
+    rows = list(range(len(tokens))) if map_always else open_
+    if not rows:
+        return found
+    if len(rows) < len(tokens):
+        hidden, rotary = hidden[rows], (rotary[0][rows], rotary[1][rows])
+        mask = None if mask is None else mask[rows]
+    states = sdrpn.states(hidden, rotary=rotary, mask=mask)
+    floor = branches.config.threshold if options.threshold is None else options.threshold
+    for at, row in enumerate(rows):
+        one, turned = states[at : at + 1], (rotary[0][at : at + 1], rotary[1][at : at + 1])
+        maps = [
+            _read(logits.view(height, width), first, adapter, floor, options, official=official)
+            for logits, first, (_, height, width) in _logits(sdrpn, adapter, one, turned, images[row], starts[row])
+        ]
+        work = found[row].token_layers + sdrpn.layers_a_token * tokens[row]
+        found[row] = Look(scores[row], threshold, maps, _reason(scores[row], threshold, maps), work)
+    return found
 
 
 def _reason(score: float | None, threshold: float | None, maps: Sequence[Map]) -> str:
@@ -117,20 +169,15 @@ def _reason(score: float | None, threshold: float | None, maps: Sequence[Map]) -
 
 
 def _logits(
-    sdrpn: SDRPN,
-    adapter: Adapter,
-    hidden: Tensor,
-    rotary: Rotary,
-    mask: Tensor | None,
-    images: Sequence[tuple[int, int, int]],
+    sdrpn: SDRPN, adapter: Adapter, states: Tensor, rotary: Rotary, images: Images, begin: int
 ) -> list[tuple[Tensor, Tensor | None, tuple[int, int, int]]]:
     """For each image its map logits, and those of the sequence's first token where the sink rule needs them."""
-    states = sdrpn.states(hidden, rotary=rotary, mask=mask)
     query = sdrpn.queries(states[:, -1:], cut(rotary, slice(-1, None)))
     sink = None
     if adapter.sink == "first_token":
         # the published rule: of the first token, the first head alone asks
-        sink = sdrpn.queries(states[:, :1], cut(rotary, slice(0, 1)))[:, :1].expand(-1, query.shape[1], -1, -1)
+        opening = slice(begin, begin + 1)
+        sink = sdrpn.queries(states[:, opening], cut(rotary, opening))[:, :1].expand(-1, query.shape[1], -1, -1)
     found = []
     for image in images:
         start, rows, columns = image

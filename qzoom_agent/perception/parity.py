@@ -22,11 +22,10 @@ import torch
 from safetensors.torch import load_file
 
 from qzoom_agent.backends.hf import HFBackend
-from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.geometry import Size
 from qzoom_agent.perception.layout import align
-from qzoom_agent.perception.maps import Region, blur, keep_mask, official_pixels, probabilities, regions
+from qzoom_agent.perception.maps import blur, keep_mask, official_pixels, probabilities, regions
 from qzoom_agent.perception.parity_run import Recording, Run, own_pictures, rebuilt
 
 TOLERANCES: Final[dict[str, float]] = {
@@ -54,7 +53,9 @@ class Deviations(dict[str, float]):
     def number(self, quantity: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
         """Compare values; another shape is an infinite deviation."""
         same = ours.shape == theirs.shape
-        found = float((ours.double() - theirs.double()).abs().max()) if same and ours.numel() else float(not same) * 1e30
+        found = (
+            float((ours.double() - theirs.double()).abs().max()) if same and ours.numel() else float(not same) * 1e30
+        )
         self[quantity] = max(self.get(quantity, 0.0), found)
 
     def exact(self, quantity: str, ours: Any, theirs: Any) -> None:
@@ -212,7 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="a recording, or a folder of recordings")
     folder: Path = parser.parse_args(argv).folder
-    folders = [folder] if (folder / "cases.json").is_file() else sorted(path.parent for path in folder.glob("*/cases.json"))
+    folders = (
+        [folder] if (folder / "cases.json").is_file() else sorted(path.parent for path in folder.glob("*/cases.json"))
+    )
     try:
         if not folders:
             raise ConfigError(f"No recording found: neither {folder} nor a folder in it has a cases.json.")

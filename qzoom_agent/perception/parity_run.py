@@ -20,6 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.config import PerceptionConfig
+from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Size
 from qzoom_agent.perception.adapters import QWEN2_5_VL, Adapter
 from qzoom_agent.perception.decoder import Decoder, Embedded
@@ -41,7 +42,14 @@ class Recording:
 
     @classmethod
     def read(cls, folder: Path) -> "Recording":
-        return cls(folder, json.loads((folder / "cases.json").read_text(encoding="utf-8")))
+        """The recording in `folder`. Raises ConfigError if its list of cases is broken or empty."""
+        try:
+            cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{folder / 'cases.json'} cannot be read: {error}. Copy the recording again.") from error
+        if not isinstance(cases, list) or not cases:
+            raise ConfigError(f"{folder / 'cases.json'} holds no list of cases. Copy the recording again.")
+        return cls(folder, cases)
 
     @property
     def has_geometry(self) -> bool:
@@ -68,7 +76,7 @@ class Pictures:
 
 
 def rebuilt(folder: Path, case: dict[str, Any]) -> Pictures:
-    """The recorded pictures of a case."""
+    """The recorded pictures of a case, the crop's only if there is one."""
     crop = case.get("roi_image")
     return Pictures(
         source=Image.open(folder / case["image"]).convert("RGB"),
@@ -80,10 +88,9 @@ def rebuilt(folder: Path, case: dict[str, Any]) -> Pictures:
 def own_pictures(folder: Path, case: dict[str, Any], backend: HFBackend) -> Pictures:
     """The same pictures resized here; the crop is cut when the box is known."""
     opened = Image.open(folder / case["image"])
-    if opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info:
-        alpha = opened.convert("RGBA")
+    if opened.mode == "RGBA":  # no other mode with transparency is laid on white there
         shown = Image.new("RGB", opened.size, (255, 255, 255))
-        shown.paste(alpha, mask=alpha.getchannel("A"))
+        shown.paste(opened, mask=opened.getchannel("A"))
     else:
         shown = opened.convert("RGB")
     low, high = _FIRST_LIMITS
@@ -102,13 +109,16 @@ class Run:
     """One case. The attributes are what the recording compares."""
 
     def __init__(self, backend: HFBackend, case: dict[str, Any], pictures: Pictures) -> None:
-        assert backend.branches is not None
+        if backend.branches is None:
+            raise ConfigError(f"The checkpoint {backend.name} has no branches, so there is nothing to compare.")
         self.backend, self.case, self.pictures = backend, case, pictures
         self.model: Any = backend.model
         self.branches = backend.branches
         self.decoder = Decoder(backend.model)
         self.vision: Any
-        self.ids, self.grid, self.vision = self._prompt(case["prompt"])
+        self.ids, inputs, self.vision = self._prompt(case["prompt"])
+        self.grid: Tensor = inputs["image_grid_thw"]
+        self.pixels: Tensor = inputs["pixel_values"]
         self.features: Tensor = torch.cat(tuple(self.vision.pooler_output))
         self.start = self.ids.index(self.model.config.image_token_id)
         self.rows, self.columns = int(self.grid[0, 1]) // 2, int(self.grid[0, 2]) // 2
@@ -126,7 +136,7 @@ class Run:
             rotary=self.rotary,
             mask=None,
             images=[(self.start, self.rows, self.columns)],
-            options=PerceptionConfig(threshold=case["roi_conf_thresh"], gate_threshold=case["high_res_thresh"]),
+            options=PerceptionConfig(threshold=case["roi_conf_thresh"], gate_threshold=case.get("high_res_thresh")),
             map_always=True,
             official=True,
         )
@@ -157,10 +167,14 @@ class Run:
         return self.path_if_gate_on == "roi"
 
     @property
+    def gate_fires(self) -> bool:
+        """Whether the gate asks for detail; always, in a checkpoint that has none."""
+        return self.look.score is None or self.look.threshold is None or self.look.score >= self.look.threshold
+
+    @property
     def path(self) -> str:
         """What happens at the thresholds of the case."""
-        assert self.look.score is not None
-        return "gate_off" if self.look.score < self.case["high_res_thresh"] else self.path_if_gate_on
+        return self.path_if_gate_on if self.gate_fires else "gate_off"
 
     @property
     def path_if_gate_on(self) -> str:
@@ -174,35 +188,48 @@ class Run:
         return "crop_rejected_by_processor" if refused or long else "roi"
 
     @cached_property
-    def _crop(self) -> tuple[Tensor, Any]:
-        """Patch grid (1, 3) and vision features of the crop."""
+    def _crop(self) -> tuple[dict[str, Tensor], Any]:
+        """The crop as the vision tower takes it, and its features."""
         image = self.pictures.crop
         if image is None:
             cut = self.pictures.source.crop(self.box)
             image = _resized(cut, self.backend.defaults.factor, self.case["min_pixels"], self.case["max_pixels"])
         _, inputs = self.backend.codec.pixels(image)
-        return inputs["image_grid_thw"], self.model.get_image_features(**inputs, return_dict=True)
+        return inputs, self.model.get_image_features(**inputs, return_dict=True)
 
     @property
     def crop_grid(self) -> list[int]:
-        return [int(value) for value in self._crop[0][0]]
+        return [int(value) for value in self._crop[0]["image_grid_thw"][0]]
+
+    @property
+    def crop_pixels(self) -> Tensor:
+        return self._crop[0]["pixel_values"]
+
+    @property
+    def crop_vision(self) -> Any:
+        return self._crop[1]
 
     @property
     def crop_features(self) -> Tensor:
-        return torch.cat(tuple(self._crop[1].pooler_output))
+        return torch.cat(tuple(self.crop_vision.pooler_output))
+
+    @property
+    def inserted(self) -> range:
+        """Where the crop and its two markers stand in the merged prompt."""
+        after = self.start + self.rows * self.columns + 1
+        return range(after, after + self.crop_grid[1] * self.crop_grid[2] // 4 + 2)
 
     @cached_property
     def merged_ids(self) -> list[int]:
         """The prompt with the crop behind the coarse image."""
         config = self.model.config
-        after = self.start + self.rows * self.columns + 1
-        count = self.crop_grid[1] * self.crop_grid[2] // 4
+        after, count = self.inserted.start, len(self.inserted) - 2
         crop = [config.vision_start_token_id, *[config.image_token_id] * count, config.vision_end_token_id]
         return [*self.ids[:after], *crop, *self.ids[after:]]
 
     def merged_positions(self, *, aligned: bool) -> Tensor:
         """Positions (3, 1, tokens) of the merged prompt."""
-        plain = self._places(self.merged_ids, torch.cat((self.grid, self._crop[0])))
+        plain = self._places(self.merged_ids, torch.cat((self.grid, self._crop[0]["image_grid_thw"])))
         if not aligned:
             return plain
         assert self.region is not None
@@ -229,14 +256,14 @@ class Run:
             assert prefill.hidden is not None
             rotary = self.decoder.rotary(prefill.hidden, positions)
         logits, _ = prefill.finish(rotary)
-        return self._greedy(logits[0], int(positions.max()) + 1, prefill.cache, steps, penalty)
+        return self._greedy(logits[0], self.ids, int(positions.max()) + 1, prefill.cache, steps, penalty)
 
-    def without_system(self, steps: int) -> tuple[list[int], list[Tensor]]:
-        """The stock model on the prompt without its system turn."""
+    def without_system(self, steps: int, *, penalty: float = 1.0) -> tuple[list[int], list[Tensor]]:
+        """As `generate`, by the stock model on the prompt without its system turn."""
         prompt = self.case["prompt"]
         prompt = prompt[prompt.index("<|im_start|>user") :]
-        ids, grid, vision = self._prompt(prompt)
-        positions, cache = self._places(ids, grid), DynamicCache(config=self.model.config)
+        ids, inputs, vision = self._prompt(prompt)
+        positions, cache = self._places(ids, inputs["image_grid_thw"]), DynamicCache(config=self.model.config)
         out = self.model(
             input_ids=torch.tensor([ids]),
             position_ids=positions,
@@ -244,17 +271,17 @@ class Run:
             logits_to_keep=1,
             mm_encoder_outputs={"image": vision},
         )
-        return self._greedy(out.logits[0, -1], int(positions.max()) + 1, cache, steps, 1.0)
+        return self._greedy(out.logits[0, -1], ids, int(positions.max()) + 1, cache, steps, penalty)
 
     def _greedy(
-        self, logits: Tensor, position: int, cache: DynamicCache, steps: int, penalty: float
+        self, logits: Tensor, prompt: list[int], position: int, cache: DynamicCache, steps: int, penalty: float
     ) -> tuple[list[int], list[Tensor]]:
         tokens: list[int] = []
         seen: list[Tensor] = []
         for step in range(steps):
             seen.append(logits)
             # the penalty is taken over the original prompt and what was written, never over the crop
-            repeated = torch.tensor(sorted({*self.ids, *tokens}))
+            repeated = torch.tensor(sorted({*prompt, *tokens}))
             scores = logits.clone()
             scores[repeated] = torch.where(logits[repeated] < 0, logits[repeated] * penalty, logits[repeated] / penalty)
             tokens.append(int(scores.argmax()))
@@ -264,14 +291,14 @@ class Run:
                 logits = self.model(input_ids=ids, position_ids=where, past_key_values=cache).logits[0, -1]
         return tokens, seen
 
-    def _prompt(self, text: str) -> tuple[list[int], Tensor, Any]:
-        """Ids of a prompt with the coarse picture in it, its patch grid and its vision features."""
+    def _prompt(self, text: str) -> tuple[list[int], dict[str, Tensor], Any]:
+        """Ids of a prompt with the coarse picture in it, the picture as the vision tower takes it, and its features."""
         codec = self.backend.codec
         image, inputs = codec.pixels(self.pictures.coarse)
         ids: list[int] = []
         for token in codec.tokenizer(text, add_special_tokens=False)["input_ids"]:
             ids += image if token == codec.image_id else [token]
-        return ids, inputs["image_grid_thw"], self.model.get_image_features(**inputs, return_dict=True)
+        return ids, inputs, self.model.get_image_features(**inputs, return_dict=True)
 
     def _places(self, ids: list[int], grids: Tensor) -> Tensor:
         tensor = torch.tensor([ids])

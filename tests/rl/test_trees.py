@@ -69,11 +69,16 @@ def alone(packer: Packer, tree: Tree) -> list[dict[str, Any]]:
     return [packer.batch([Tree(tree.prefix, [branch])]) for branch in tree.branches]
 
 
+def frames(pixels: torch.Tensor) -> torch.Tensor:
+    """Patches of one frame as the stock tower takes them, of two equal ones."""
+    return pixels.view(len(pixels), 3, 1, -1).expand(-1, -1, 2, -1).reshape(len(pixels), -1)
+
+
 def stock(model: Qwen2_5_VLForConditionalGeneration, one: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (N, vocabulary) and positions (3, N) of one conversation by the stock code."""
     ids = one["ids"][None]
     kinds = (ids == model.config.image_token_id).int()
-    said = model(input_ids=ids, pixel_values=one["pixels"], image_grid_thw=one["grids"], mm_token_type_ids=kinds)
+    said = model(input_ids=ids, pixel_values=frames(one["pixels"]), image_grid_thw=one["grids"], mm_token_type_ids=kinds)
     positions, _ = model.model.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=one["grids"])
     return said.logits[0], positions[:, 0]
 
@@ -155,7 +160,7 @@ def test_the_focus_loss_is_that_of_the_stock_models_attention(
         ids = one["ids"][None]
         said = eager(
             input_ids=ids,
-            pixel_values=one["pixels"],
+            pixel_values=frames(one["pixels"]),
             image_grid_thw=one["grids"],
             mm_token_type_ids=(ids == model.config.image_token_id).int(),
             output_attentions=True,
@@ -276,7 +281,7 @@ def test_an_image_wider_than_the_fused_kernel_starts_at(
     assert max(block.query.shape[1] for block in batch["whole"]) == 4 * 15 * 13 >= 700
     with torch.no_grad():
         seen = see(model, batch["pixels"], batch["grids"], windows=batch["windows"], whole=batch["whole"])
-        wanted = model.model.visual(batch["pixels"], grid_thw=batch["grids"]).pooler_output
+        wanted = model.model.visual(frames(batch["pixels"]), grid_thw=batch["grids"]).pooler_output
     assert torch.allclose(seen, wanted, atol=1e-4)
 
 
@@ -352,7 +357,7 @@ def test_a_batch_holds_what_its_rows_hold(tokenizer: PreTrainedTokenizerFast, tr
     looks = [look for row in rows for look in row.looks]
     tokens = sum(look.grid[0] * look.grid[1] for look in looks)
     assert batch["dense"].shape == (tokens, len(DENSE_CLASSES))
-    assert batch["pixels"].shape == (4 * tokens, 3 * 2 * 14 * 14)
+    assert batch["pixels"].shape == (4 * tokens, 3 * 14 * 14)
     assert batch["grids"].tolist() == [[1, 2 * look.grid[0], 2 * look.grid[1]] for look in looks]
     assert int((batch["ids"] == packer.pad).sum()) == tokens
     assert ((batch["labels"] == -100) | (batch["labels"] == batch["ids"])).all()
@@ -365,7 +370,7 @@ def test_an_image_without_a_question_is_only_read(
     batch = Packer(tokenizer).batch([Tree(page(0).prefix, [])])
     assert batch["focus"].shape == (2, 0)
     with torch.no_grad():
-        assert set(losses(model, heads, batch)) == {"read"}
+        assert set(losses(model, heads, batch)) == {"read", "dense"}
 
 
 def test_a_batch_without_places_has_no_focus(

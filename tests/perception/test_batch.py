@@ -1,0 +1,155 @@
+"""A batch answers what single sessions answer, whatever its rows do: zoom or not, long or short, large or small."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qzoom_agent.backends import Settings
+from qzoom_agent.backends.hf import HFBackend
+from qzoom_agent.config import PerceptionConfig
+from qzoom_agent.errors import BackendError
+from qzoom_agent.messages import Message, image_part, message
+from qzoom_agent.perception.batch import Batch
+from qzoom_agent.perception.branches import Branches
+from tests.core.tiny_models import Family, build
+
+FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
+GREEDY = Settings(max_new_tokens=8)
+QUESTIONS = (
+    "what is the code?",
+    "how many green triangles are there? three, four or five?",
+    "what is on the red circle, and is it green? Answer now.",
+    "407",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], HFBackend]:
+    loaded: dict[Family, HFBackend] = {}
+
+    def get(family: Family) -> HFBackend:
+        if family not in loaded:
+            folder = build(family, tmp_path_factory.mktemp(family), layers=6)
+            backend = HFBackend.load(str(folder), device="cpu", dtype="float32")
+            torch.manual_seed(1)
+            branches = Branches.from_base(backend.model, k=3)
+            loaded[family] = HFBackend(backend.model, backend.processor, name=family, branches=branches)
+        return loaded[family]
+
+    return get
+
+
+@pytest.fixture(params=FAMILIES)
+def backend(request: pytest.FixtureRequest, load: Callable[[Family], HFBackend]) -> HFBackend:
+    return load(request.param)
+
+
+def pictures(backend: HFBackend, row: int) -> dict[str, Image.Image]:
+    """Other sizes in every row, where the family can tell."""
+    noise = np.random.default_rng(row)
+    factor, fixed = backend.defaults.factor, backend.name == "llava"
+    cells = {"coarse": (4, 4) if fixed else (3 + row, 5 - row), "crop1": (4, 4) if fixed else (2, 1 + row)}
+    return {
+        name: Image.fromarray(noise.integers(0, 255, (height * factor, width * factor, 3), dtype=np.uint8))
+        for name, (width, height) in cells.items()
+    }
+
+
+def asked(row: int, *, crop: bool) -> list[Message]:
+    shown = ["coarse", "crop1"] if crop else ["coarse"]
+    return [message("user", *(image_part(view) for view in shown), QUESTIONS[row])]
+
+
+def batch_of(backend: HFBackend) -> Batch:
+    return Batch(backend, [pictures(backend, row).__getitem__ for row in range(len(QUESTIONS))])
+
+
+def test_looks_are_those_of_single_sessions(backend: HFBackend) -> None:
+    rows = [asked(row, crop=False) for row in range(len(QUESTIONS))]
+    every = PerceptionConfig(gate_threshold=0.0, threshold=0.3)
+    single = [
+        backend.session(pictures(backend, row).__getitem__).look(rows[row], options=every)[0]
+        for row in range(len(QUESTIONS))
+    ]
+    scores = sorted(one.score or 0.0 for one in single)
+    # between the scores, so that the gate lets some rows through and not others
+    options = every.model_copy(update={"gate_threshold": (scores[1] + scores[2]) / 2})
+    found = [sights[0] for sights in batch_of(backend).look(rows, options=options)]
+    assert sum(bool(one.heat) for one in found) == 2
+    for ours, theirs in zip(found, single, strict=True):
+        assert ours.score == pytest.approx(theirs.score, abs=1e-5)
+        assert (ours.prompt_tokens, ours.visual_tokens) == (theirs.prompt_tokens, theirs.visual_tokens)
+        if ours.heat:
+            assert np.allclose(ours.heat, theirs.heat, atol=1e-5)
+            assert [one.cells for one in ours.proposals] == [one.cells for one in theirs.proposals]
+
+
+@pytest.mark.parametrize("zooming", [(0, 2), (0, 1, 2, 3), ()], ids=["some zoom", "all zoom", "none zooms"])
+@pytest.mark.parametrize(
+    "settings", [GREEDY, Settings(max_new_tokens=6, temperature=1.0, seed=3)], ids=["greedy", "sampled"]
+)
+def test_replies_are_those_of_single_sessions(backend: HFBackend, zooming: tuple[int, ...], settings: Settings) -> None:
+    options = PerceptionConfig(gate_threshold=0.0, threshold=0.3, positions="aligned")
+    before = [asked(row, crop=False) for row in range(len(QUESTIONS))]
+    after = [asked(row, crop=row in zooming) for row in range(len(QUESTIONS))]
+    batch = batch_of(backend)
+    sights = batch.look(before, options=options)
+    for row in zooming:
+        if sights[row][0].aligned:
+            batch.place(row, "crop1", source="coarse", cells=(1.0, 0.0, 2.0, 1.0))
+    together = batch.reply(after, settings=settings)
+    for row, ours in enumerate(together):
+        session = backend.session(pictures(backend, row).__getitem__)
+        sight = session.look(before[row], options=options)[0]
+        if row in zooming and sight.aligned:
+            session.place("crop1", source="coarse", cells=(1.0, 0.0, 2.0, 1.0))
+        theirs = session.reply(after[row], settings=settings)
+        assert ours.text == theirs.text
+        assert (ours.finish, ours.new_tokens, ours.prompt_tokens) == (
+            theirs.finish,
+            theirs.new_tokens,
+            theirs.prompt_tokens,
+        )
+        assert ours.token_layers == theirs.token_layers
+
+
+def test_a_batch_can_reply_without_a_look(backend: HFBackend) -> None:
+    rows = [asked(row, crop=row == 1) for row in range(len(QUESTIONS))]
+    together = batch_of(backend).reply(rows, settings=GREEDY)
+    for row, ours in enumerate(together):
+        theirs = backend.session(pictures(backend, row).__getitem__).reply(rows[row], settings=GREEDY)
+        assert (ours.text, ours.token_layers) == (theirs.text, theirs.token_layers)
+
+
+def test_a_stop_string_ends_its_row_alone(load: Callable[[Family], HFBackend]) -> None:
+    backend = load("qwen3_vl")
+    rows = [asked(row, crop=False) for row in range(len(QUESTIONS))]
+    free = batch_of(backend).reply(rows, settings=GREEDY)
+    stop = next(reply.text[1:3] for reply in free if len(reply.text) > 4)
+    stopped = batch_of(backend).reply(rows, settings=GREEDY, stop=(stop,))
+    for before, after in zip(free, stopped, strict=True):
+        cut = before.text.find(stop)
+        assert after.text == (before.text if cut < 0 else before.text[: cut + len(stop)])
+
+
+def test_a_kernel_without_masks_is_refused(load: Callable[[Family], HFBackend]) -> None:
+    backend = load("qwen2_5_vl")
+    config = backend.model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = "flash_attention_2"
+    try:
+        with pytest.raises(BackendError, match="flash_attention_2"):
+            batch_of(backend)
+    finally:
+        config._attn_implementation = before

@@ -38,17 +38,22 @@ class TrainingHeads(nn.Module):
 
 
 def losses(
-    model: Qwen2_5_VLForConditionalGeneration, heads: TrainingHeads, batch: dict[str, Any], *, tower: bool = True
+    model: Qwen2_5_VLForConditionalGeneration,
+    heads: TrainingHeads,
+    batch: dict[str, Any],
+    *,
+    tower: bool = True,
+    fuse: bool = False,
 ) -> dict[str, Tensor]:
     """Loss terms of a batch: `read` (dense labels), and, when something is to be said, `answer`, `place` and `focus`.
 
     Also `dense`, the logits behind `read`, `logits` at the positions that predict a label, and `predicts`, the flat
-    indices of those labels. With `tower` false the vision tower is left as it is, and the batch costs half.
+    indices of those labels. With `tower` false the vision tower is left as it is, and the batch costs half. `fuse` compiles what it can (see `packed`).
     """
     labels = batch["labels"]
     predicts = torch.nonzero(labels != -100)[:, 0]
     with torch.set_grad_enabled(torch.is_grad_enabled() and tower):
-        seen = see(model, batch["pixels"], batch["grids"], windows=batch["windows"], whole=batch["whole"])
+        seen = see(model, batch["pixels"], batch["grids"], windows=batch["windows"], whole=batch["whole"], fuse=fuse)
     out: dict[str, Tensor] = {}
     if "dense" in batch and tower:
         out["dense"] = heads.read(seen)
@@ -58,7 +63,7 @@ def losses(
     image = batch["ids"] == model.config.image_token_id
     embeds = model.model.language_model.embed_tokens(batch["ids"])
     embeds = embeds.masked_scatter(image[:, None], seen.to(embeds.dtype))
-    thought = think(model, embeds, batch["positions"], batch["blocks"], tap=PLACE_LAYER, watch=FOCUS_LAYER)
+    thought = think(model, embeds, batch["positions"], batch["blocks"], tap=PLACE_LAYER, watch=FOCUS_LAYER, fuse=fuse)
     logits = model.lm_head(thought.hidden[predicts - 1])
     out["answer"] = cross_entropy(logits.float(), labels[predicts])
     out["place"] = mse_loss(heads.place(thought.tapped[image]).float(), _cells(batch["grids"]) / _PLACE_UNIT)

@@ -122,7 +122,7 @@ def test_a_stage_can_leave_the_tower_to_its_pages(
     model.training_heads = TrainingHeads(model.config.get_text_config().hidden_size)
     text = {"name": "one", "steps": 1, "mix": {"crops": 1.0}, "learning_rate": 1e-3, "train_tower": train_tower}
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    trainer = base.TreeTrainer(base.Stage.model_validate(text), mixed=False, model=model, args=arguments)
+    trainer = base.TreeTrainer(base.Stage.model_validate(text), model=model, args=arguments)
     batch = Packer(tokenizer).batch(small("crops", 0)) | {"pages": pages}
     loss, terms = trainer.compute_loss(model, batch, return_outputs=True)
     counted = {"answer": 1.0, "place": 0.3, "focus": 0.3} | ({"read": 1.0} if trained else {})

@@ -27,11 +27,13 @@ from transformers.utils.generic import ModelOutput
 from qzoom_agent.backends.base import ImageSource, Proposal, Reply, Settings, Sight
 from qzoom_agent.backends.hf_prompt import Codec, Prompt, Span, Turn
 from qzoom_agent.backends.hf_sampling import Sampler, TextStream
+from qzoom_agent.backends.processing import fit
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import Size
 from qzoom_agent.messages import Message, view_ids
 from qzoom_agent.perception.adapters import Grid, adapter_for, grid_of
+from qzoom_agent.perception.anyres import base_view, has_tiles
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.layout import Cells, align
@@ -291,7 +293,9 @@ class HFSession:
 
     def _grid(self, span: Span) -> Grid:
         seen = self._images[span.view]
-        return grid_of(self._model, Size(*self._image(span.view).size), seen.grid, seen.tokens)
+        image = self._image(span.view)
+        given = fit(image, self._codec.processor, self._codec.config)  # padded to a square where the family needs it
+        return grid_of(self._model, Size(*image.size), seen.grid, seen.tokens, given=Size(*given.size))
 
     def _visual_starts(self, prompt: Prompt) -> list[int]:
         """Index of the first visual token of each image: its ids may begin with a marker."""
@@ -334,6 +338,10 @@ class HFSession:
             key: value.to(self._model.device, self._model.dtype if value.is_floating_point() else value.dtype)
             for key, value in inputs.items()
         }
+        if self._branches is not None and has_tiles(self._model.config):
+            features: ModelOutput = base_view(self._model, placed["pixel_values"])
+            tokens = len(features.pooler_output[0])
+            return EncodedView((self._codec.image_id,) * tokens, tokens, None, features)
         features = cast(Any, self._model).get_image_features(**placed, return_dict=True)
         # Only these two are read by `forward`; the rest (every layer of the tower, for LLaVA) would stay in memory.
         for key in set(features) - {"pooler_output", "deepstack_features"}:

@@ -8,6 +8,7 @@ whether a crop can be given the positions of the place it was cut from.
 The adapter is chosen by the `model_type` of the model's config, never by a path or a name.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,23 +82,22 @@ class Grid:
         return Box(left + x1 * width, top + y1 * height, left + x2 * width, top + y2 * height, view=view)
 
 
-def grid_of(model: PreTrainedModel, size: Size, patches: Tensor | None, tokens: int) -> Grid:
+def grid_of(model: PreTrainedModel, size: Size, patches: Tensor | None, tokens: int, *, given: Size) -> Grid:
     """The grid of a view of `size` shown pixels that stands as `tokens` visual tokens in the prompt.
 
     Args:
         patches: (1, 3) patches in time, height and width, for families that take any size; None for fixed grids.
+        given: the size of what the processor was given: larger than the view where that was padded, centred.
     """
     if patches is not None:
         merge = int(model.config.vision_config.spatial_merge_size)
         rows, columns = int(patches[0, 1]) // merge, int(patches[0, 2]) // merge
         return Grid(rows, columns, (size.width / columns, size.height / rows))
-    side = round(tokens**0.5)
-    if side * side != tokens:
+    side = math.isqrt(tokens)
+    if tokens - side * side > 1:  # a newline may follow the grid
         raise BackendError(f"{tokens} visual tokens do not form a square grid, so no map can be laid over the image.")
-    # `processing.fit` pads to a square, centred
-    square = max(size)
-    corner = (-((square - size.width) // 2), -((square - size.height) // 2))
-    return Grid(side, side, (square / side, square / side), (float(corner[0]), float(corner[1])))
+    corner = (float(-((given.width - size.width) // 2)), float(-((given.height - size.height) // 2)))
+    return Grid(side, side, (given.width / side, given.height / side), corner)
 
 
 def text_model(model: PreTrainedModel) -> Any:

@@ -152,7 +152,7 @@ class Batch:
     def _answer(
         self, group: _Group, settings: Settings, stop: tuple[str, ...]
     ) -> tuple[list[TextStream], list[bool], list[int], list[float]]:
-        """Prefill what is missing and generate: texts, whether each ended by itself, tokens, and work in token-layers."""
+        """Prefill what is missing and generate: texts, whether each ended by itself, tokens, work in token-layers."""
         decoder, coarse, codec = self._decoder, self._coarse, self._backend.codec
         cache = DynamicCache(config=self._backend.model.config)
         depth, k = decoder.depth, 0

@@ -240,6 +240,10 @@ class Run:
             plain, source=self.start, crop=(first, first + rows * columns), grid=(rows, columns), cells=(x1, y1, x2, y2)
         )
 
+    def next_position(self, *, zooms: bool, aligned: bool) -> int:
+        """Where the first generated token stands, the same on every axis."""
+        return int((self.merged_positions(aligned=aligned) if zooms else self.positions).max()) + 1
+
     def generate(
         self, steps: int, *, zooms: bool, aligned: bool = False, penalty: float = 1.0
     ) -> tuple[list[int], list[Tensor]]:
@@ -256,7 +260,8 @@ class Run:
             assert prefill.hidden is not None
             rotary = self.decoder.rotary(prefill.hidden, positions)
         logits, _ = prefill.finish(rotary)
-        return self._greedy(logits[0], self.ids, int(positions.max()) + 1, prefill.cache, steps, penalty)
+        position = self.next_position(zooms=zooms, aligned=aligned)
+        return self._greedy(logits[0], self.ids, position, prefill.cache, steps, penalty)
 
     def without_system(self, steps: int, *, penalty: float = 1.0) -> tuple[list[int], list[Tensor]]:
         """As `generate`, by the stock model on the prompt without its system turn."""

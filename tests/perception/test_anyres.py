@@ -1,0 +1,133 @@
+"""AnyRes models perceive on their base view, and the base view is what the stock model makes of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+)
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+from qzoom_agent.backends import Settings
+from qzoom_agent.backends.hf import HFBackend
+from qzoom_agent.config import PerceptionConfig
+from qzoom_agent.messages import image_part, message
+from qzoom_agent.perception.anyres import base_view
+from qzoom_agent.perception.branches import Branches
+from tests.core.tiny_models import LLAVA_TEMPLATE, _tokenizer
+
+SIDE = 56
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> HFBackend:
+    folder: Path = tmp_path_factory.mktemp("next")
+    torch.manual_seed(0)
+    tokenizer = _tokenizer(("<s>", "</s>", "<image>"), eos="</s>", template=LLAVA_TEMPLATE, llama=True)
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=SIDE,
+        patch_size=14,
+        initializer_range=0.2,
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    pinpoints = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
+    config = LlavaNextConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=pinpoints,
+    )
+    LlavaNextForConditionalGeneration(config).eval().save_pretrained(folder)
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=pinpoints
+    )
+    LlavaNextProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=tokenizer.chat_template,
+    ).save_pretrained(folder)
+    loaded = HFBackend.load(str(folder), device="cpu", dtype="float32")
+    return HFBackend(
+        loaded.model, loaded.processor, name="next", branches=Branches.from_base(loaded.model, k=3, gate_depth=2)
+    )
+
+
+def pictures(width: int = 112, height: int = 112) -> dict[str, Image.Image]:
+    noise = np.random.default_rng(3)
+    return {
+        name: Image.fromarray(noise.integers(0, 255, (h, w, 3), dtype=np.uint8))
+        for name, (w, h) in {"coarse": (width, height), "crop1": (70, 70)}.items()
+    }
+
+
+def test_the_base_view_is_the_first_part_of_the_stock_features(backend: HFBackend) -> None:
+    _, inputs = backend.codec.pixels(pictures()["coarse"])
+    with torch.inference_mode():
+        stock = backend.model.get_image_features(**inputs, return_dict=True).pooler_output[0]
+        ours = base_view(backend.model, inputs["pixel_values"]).pooler_output[0]
+    cells = (SIDE // 14) ** 2
+    assert len(stock) > len(ours) == cells + 1
+    assert torch.allclose(ours[:cells], stock[:cells], atol=1e-5)
+    assert torch.equal(ours[cells], backend.model.base_model.image_newline)
+
+
+def test_crops_take_the_place_of_tiles(backend: HFBackend) -> None:
+    shown = pictures()
+    session = backend.session(shown.__getitem__)
+    one = [message("user", image_part("coarse"), "what is the code?")]
+    two = [message("user", image_part("coarse"), image_part("crop1"), "what is the code?")]
+    sight = session.look(one, options=PerceptionConfig(gate="off", threshold=0.3))[0]
+    assert (len(sight.heat), len(sight.heat[0]), sight.visual_tokens) == (4, 4, 17)
+    settings = Settings(max_new_tokens=6)
+    looked, whole = (
+        session.reply(two, settings=settings),
+        backend.session(shown.__getitem__).reply(two, settings=settings),
+    )
+    assert (looked.text, looked.prompt_tokens) == (whole.text, whole.prompt_tokens)
+    stock = HFBackend(backend.model, backend.processor, name="stock").session(shown.__getitem__)
+    assert stock.reply(one, settings=settings).visual_tokens > 2 * 17
+
+
+@pytest.mark.parametrize(("width", "height"), [(112, 112), (140, 70)])
+def test_cells_lie_where_the_processor_put_them(backend: HFBackend, width: int, height: int) -> None:
+    session = backend.session(pictures(width, height).__getitem__)
+    one = [message("user", image_part("coarse"), "what is the code?")]
+    sight = session.look(one, options=PerceptionConfig(gate="off", threshold=0.0))[0]
+    (proposal,) = sight.proposals
+    assert proposal.cells == (0, 0, 4, 4)
+    square = max(width, height)  # a centre-cropping processor is given a padded square
+    assert (proposal.box.width, proposal.box.height) == (square, square)
+    assert proposal.box.center == pytest.approx((width / 2, height / 2), abs=1)

@@ -182,6 +182,8 @@ class PerceptionConfig(Config):
     """Least tokens of a proposed crop. None: as for any crop."""
     roi_max_tokens: int | None = Field(default=None, ge=1)
     """Most tokens of a proposed crop. None: as for any crop."""
+    lean: bool = False
+    """Compute the last layer of a prefill for its last token alone: a layer cheaper, the same up to rounding."""
     positions: Literal["plain", "aligned"] | None = None
     """Positions of a proposed crop: of an image of its own, or those of its place. None: as the branches say."""
 

@@ -44,12 +44,17 @@ class ZoomArguments(BaseModel):
 
 def zoom_schema(style: Literal["openai"] = "openai", *, frame: Frame = "per_mille") -> dict[str, Any]:
     """The tool as an OpenAI function schema, with box coordinates in `frame`."""
-    parameters = ZoomArguments.model_json_schema()
+    return function_schema(NAME, describe(frame), ZoomArguments)
+
+
+def function_schema(name: str, description: str, arguments: type[BaseModel]) -> dict[str, Any]:
+    """An OpenAI function schema of these arguments, without the noise that pydantic adds."""
+    parameters = arguments.model_json_schema()
     for noise in ("title", "description"):
         parameters.pop(noise)
     for field in parameters["properties"].values():
         field.pop("title")
-    return {"type": "function", "function": {"name": NAME, "description": describe(frame), "parameters": parameters}}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
 def as_langchain_tool(zoom: Zoom, store: ViewStore, *, frame: Frame = "per_mille") -> "StructuredTool":

@@ -97,6 +97,7 @@ class HFSession:
         self._model = model
         self._branches = branches
         self._prefill: Prefill | None = None
+        self._lean = False
         self._places: dict[str, tuple[str, Cells]] = {}
         self._codec = codec
         self._image = image
@@ -147,6 +148,7 @@ class HFSession:
                 map_always=map_always,
             )
             self._prefill, self._cache, self._held = prefill, prefill.cache, ready.prompt
+            self._lean = options.lean
         return self.sights(ready.prompt, found, options, work=work, seconds=perf_counter() - began)
 
     def sights(
@@ -254,7 +256,7 @@ class HFSession:
         self._held = self._held.head(shared)
         return shared
 
-    def feed(self, prompt: Prompt, positions: torch.Tensor, start: int) -> tuple[torch.Tensor, int]:
+    def feed(self, prompt: Prompt, positions: torch.Tensor, start: int) -> tuple[torch.Tensor, float]:
         """Run the decoder on prompt.ids[start:], which the cache lacks; logits after the last, (vocabulary,), and the
         work in token-layers."""
         if self._prefill is not None:
@@ -270,15 +272,15 @@ class HFSession:
 
     def _finish(
         self, prefill: Prefill, prompt: Prompt, positions: torch.Tensor, start: int
-    ) -> tuple[torch.Tensor, int]:
+    ) -> tuple[torch.Tensor, float]:
         """Complete the prefill that a look left half-way, with the ids from `start` on added to it."""
-        decoder, work = prefill.decoder, 0
+        decoder, work = prefill.decoder, 0.0
         if start < len(prompt.ids):
             ids = torch.tensor([prompt.ids[start:]], device=self._model.device)
             new = decoder.embed(ids, self.features(prompt, start))
             work = prefill.extend(new, decoder.rotary(new.hidden, positions[..., start:]))
         hidden = cast(torch.Tensor, prefill.hidden)
-        logits, more = prefill.finish(decoder.rotary(hidden, positions))
+        logits, more = prefill.finish(decoder.rotary(hidden, positions), lean=self._lean)
         self._prefill = None
         return logits[0], work + more
 
@@ -339,9 +341,9 @@ class HFSession:
             for key, value in inputs.items()
         }
         if self._branches is not None and has_tiles(self._model.config):
-            features: ModelOutput = base_view(self._model, placed["pixel_values"])
-            tokens = len(features.pooler_output[0])
-            return EncodedView((self._codec.image_id,) * tokens, tokens, None, features)
+            base = base_view(self._model, placed["pixel_values"])
+            tokens = len(cast(Any, base).pooler_output[0])
+            return EncodedView((self._codec.image_id,) * tokens, tokens, None, base)
         features = cast(Any, self._model).get_image_features(**placed, return_dict=True)
         # Only these two are read by `forward`; the rest (every layer of the tower, for LLaVA) would stay in memory.
         for key in set(features) - {"pooler_output", "deepstack_features"}:

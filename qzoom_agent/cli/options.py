@@ -21,6 +21,7 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("agent")
     group.add_argument("--model", metavar="M", help="preset name, folder or hub id (default: nano)")
+    group.add_argument("--branches", metavar="DIR", help="gate and SD-RPN to use (default: those of the model)")
     group.add_argument("--policy", choices=get_args(PolicyName), help="what decides on crops (default: explicit)")
     group.add_argument("--protocol", metavar="P", help="how the model writes a zoom call (default: the model's own)")
     group.add_argument(
@@ -52,7 +53,7 @@ def load_agent(args: argparse.Namespace) -> Agent:
     # Last, because it takes seconds: a wrong flag or name must not wait for these imports.
     from qzoom_agent.agent import Agent
 
-    return Agent.from_pretrained(config.model, config=config, device=args.device)
+    return Agent.from_pretrained(config.model, config=config, device=args.device, branches=args.branches)
 
 
 def _setting(text: str) -> tuple[str, Any]:

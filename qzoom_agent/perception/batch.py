@@ -13,7 +13,7 @@ batch owns the caches, for one look and one reply.
 
 from collections.abc import Sequence
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -166,8 +166,7 @@ class Batch:
                 start = hidden.shape[1] - len(coarse.prompts[row].ids)
                 valid[at, start : start + group.shared[at]] = True
             for layer in range(k):
-                held = coarse.cache.layers[layer]
-                assert held.keys is not None and held.values is not None
+                held: Any = coarse.cache.layers[layer]
                 cache.update(held.keys[group.rows], held.values[group.rows], layer)
         if any(len(one.prompt.ids) > count for one, count in zip(group.ready, group.shared, strict=True)):
             sessions = [self._sessions[row] for row in group.rows]

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.perception.adapters import adapter_for, text_model
@@ -77,7 +77,7 @@ class SDRPN(nn.Module):
         self.q_norm, self.k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         self.head_dim = int(attention.head_dim)
         self.rotated = rotated
-        self.layers_a_token = len(self.layers) + _share((self.k_proj,), last)
+        self.layers_a_token = len(self.layers) + layer_share((self.k_proj,), last)
         """Work for each token, in decoder layers."""
 
     def states(self, hidden: Tensor, *, rotary: Rotary, mask: Tensor | None) -> Tensor:
@@ -117,7 +117,7 @@ class SDRPN(nn.Module):
         return [map_logits(query, self.keys(states[:, a:b], cut(rotary, slice(a, b)))) for a, b in spans]
 
 
-def _share(run: Sequence[nn.Module], layer: nn.Module) -> float:
+def layer_share(run: Sequence[nn.Module], layer: nn.Module) -> float:
     """What part of a layer's matrices these modules are."""
     some = sum(weight.numel() for part in run for weight in part.parameters())
     return float(some / sum(weight.numel() for weight in layer.parameters()))
@@ -126,7 +126,8 @@ def _share(run: Sequence[nn.Module], layer: nn.Module) -> float:
 def map_logits(query: Tensor, keys: Tensor) -> Tensor:
     """Mean over heads of q.k / sqrt(d): query (batch, heads, 1, d), keys (batch, key heads, n, d) to (batch, n)."""
     keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
-    return (query @ keys.transpose(2, 3)).mean(dim=1)[:, 0] * query.shape[-1] ** -0.5
+    mean: Tensor = (query @ keys.transpose(2, 3)).mean(dim=1)[:, 0]
+    return mean * float(query.shape[-1]) ** -0.5
 
 
 class Gate(nn.Module):
@@ -137,7 +138,7 @@ class Gate(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.head = nn.Linear(hidden_size, 1)
         last: Any = self.layers[-1]
-        self.layers_a_token = len(self.layers) - 1 + _share((last.self_attn.k_proj, last.self_attn.v_proj), last)
+        self.layers_a_token = len(self.layers) - 1 + layer_share((last.self_attn.k_proj, last.self_attn.v_proj), last)
         """Work for each token, in decoder layers."""
 
     def forward(self, hidden: Tensor, *, rotary: Rotary, mask: Tensor | None) -> Tensor:
@@ -145,12 +146,17 @@ class Gate(nn.Module):
         *layers, last = self.layers
         for layer in layers:
             hidden = layer(hidden, attention_mask=mask, position_ids=None, position_embeddings=rotary)
-        logits: Tensor = self.head(_last_token(last, hidden, rotary, mask))[:, 0, 0]
+        logits: Tensor = self.head(last_token(last, hidden, rotary=rotary, mask=mask))[:, 0, 0]
         return logits
 
 
-def _last_token(layer: Any, hidden: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
-    """Output (batch, 1, hidden) of a layer for the last token alone: keys and values of all tokens, the rest of one."""
+def last_token(
+    layer: Any, hidden: Tensor, *, rotary: Rotary, mask: Tensor | None, cache: DynamicCache | None = None
+) -> Tensor:
+    """Output (batch, 1, hidden) of a layer for the last token alone: keys and values of all tokens, the rest of one.
+
+    `cache` receives the keys and values; the layer must not have any in it yet.
+    """
     attention, normed = layer.self_attn, layer.input_layernorm(hidden)
 
     def heads(linear: nn.Module, states: Tensor, norm: nn.Module | None) -> Tensor:
@@ -160,10 +166,13 @@ def _last_token(layer: Any, hidden: Tensor, rotary: Rotary, mask: Tensor | None)
     query = heads(attention.q_proj, normed[:, -1:], getattr(attention, "q_norm", None))
     key = heads(attention.k_proj, normed, getattr(attention, "k_norm", None))
     query, key = rotate(query, cut(rotary, slice(-1, None))), rotate(key, rotary)
+    value = heads(attention.v_proj, normed, None)
+    if cache is not None:
+        cache.update(key, value, attention.layer_idx)
     mixed = scaled_dot_product_attention(
         query,
         key,
-        heads(attention.v_proj, normed, None),
+        value,
         attn_mask=None if mask is None else mask[:, :, -1:],
         scale=attention.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -258,21 +267,22 @@ class Branches(nn.Module):
             BackendError: there are none, they are broken, or they were made for another base.
         """
         folder = Path(folder)
+        missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+        if missing:
+            raise BackendError(
+                f"There are no branches in {folder}: it lacks {' and '.join(missing)}. "
+                "Give the folder that `qzoom train` or `qzoom convert` wrote."
+            )
         try:
             config = BranchConfig.model_validate(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
             stored = load_file(folder / WEIGHTS)
-        except FileNotFoundError as error:
-            raise BackendError(
-                f"There are no branches in {folder}: {Path(str(error.filename)).name} is missing. "
-                "Give the folder that `qzoom train` or `qzoom convert` wrote."
-            ) from None
-        except (OSError, ValueError, ValidationError, SafetensorError) as error:
+            weights = {
+                name: value.float() * stored[name + _SCALE][:, None] if value.dtype == torch.int8 else value
+                for name, value in stored.items()
+                if not name.endswith(_SCALE)
+            }
+        except (OSError, ValueError, KeyError, RuntimeError, ValidationError, SafetensorError) as error:
             raise BackendError(f"The branches in {folder} cannot be read: {error}. Copy them again.") from error
-        weights = {
-            name: value.float() * stored[name + _SCALE][:, None] if value.dtype == torch.int8 else value
-            for name, value in stored.items()
-            if not name.endswith(_SCALE)
-        }
         return cls.from_weights(weights, config, model, where=str(folder))
 
     @classmethod
@@ -294,6 +304,8 @@ class Branches(nn.Module):
                 f"The branches in {where} do not fit the model: {len(wrong)} weights are missing, unknown or of "
                 f"another shape, {wrong[0]} for one. Use the base they were trained on."
             )
+        if next(branches.parameters()).is_meta:  # a base without weights is enough to be converted for
+            branches.to_empty(device="cpu")
         branches.load_state_dict(weights)
         return branches.eval()
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from qzoom_agent.perception.branches import last_token, layer_share
 from qzoom_agent.perception.decoder import Decoder, Embedded, Rotary
 
 
@@ -45,13 +46,21 @@ class Prefill:
             self.cache.crop(-surplus)
             self.hidden = self.hidden[:, :count]
 
-    def finish(self, rotary: Rotary) -> tuple[Tensor, int]:
+    def finish(self, rotary: Rotary, *, lean: bool = False) -> tuple[Tensor, float]:
         """Run the upper layers on everything; returns logits (1, vocabulary) after the last token, and the work.
 
-        The cache then is that of an ordinary prefill, and the states are dropped.
+        The cache then is that of an ordinary prefill, and the states are dropped. With `lean` the last layer computes
+        its keys and values for all tokens and the rest for the last one alone, which is all that anybody reads: the
+        same up to rounding, a layer cheaper.
         """
         assert self.hidden is not None
         states, self.hidden = self.hidden, None
-        upper = range(self.k, self.decoder.depth)
-        out = self.decoder.run(states, upper, rotary=rotary, mask=self.decoder.mask(states), cache=self.cache)
-        return self.decoder.logits(out), len(upper) * states.shape[1]
+        decoder, tokens, mask = self.decoder, states.shape[1], self.decoder.mask(states)
+        full = range(self.k, decoder.depth - int(lean))
+        out = decoder.run(states, full, rotary=rotary, mask=mask, cache=self.cache)
+        work = float(len(full) * tokens)
+        if lean:
+            last = decoder.text.layers[-1]
+            out = last_token(last, out, rotary=rotary, mask=mask, cache=self.cache)
+            work += layer_share((last.self_attn.k_proj, last.self_attn.v_proj), last) * tokens
+        return decoder.logits(out), work

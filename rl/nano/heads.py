@@ -48,7 +48,8 @@ def losses(
     """Loss terms of a batch: `read` (dense labels), and, when something is to be said, `answer`, `place` and `focus`.
 
     Also `dense`, the logits behind `read`, `logits` at the positions that predict a label, and `predicts`, the flat
-    indices of those labels. With `tower` false the vision tower is left as it is, and the batch costs half. `fuse` compiles what it can (see `packed`).
+    indices of those labels. With `tower` false the vision tower is left as it is, and the batch costs half.
+    `fuse` compiles what it can (see `packed`).
     """
     labels = batch["labels"]
     predicts = torch.nonzero(labels != -100)[:, 0]

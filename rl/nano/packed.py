@@ -3,13 +3,14 @@
 The stock forward pads every row to the longest and attends over all of it, and calls attention once per image window.
 On two CPU cores that costs three times the arithmetic that matters. Here linear layers see one flat list of tokens (or
 patches), and attention runs over index blocks (`trees.Block`). What lies between two attentions can be compiled
-(`fuse`), which halves a step on two cores once more; it needs a C++ compiler and a minute at the start. Weights, norms and rotary embeddings are the stock
-modules themselves, and a test holds every branch against the stock model's own forward.
+(`fuse`), which halves a step on two cores once more; it needs a C++ compiler and a minute at the start. Weights, norms
+and rotary embeddings are the stock modules themselves, and a test holds every branch against the stock model's own
+forward.
 """
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ _FLASH_FROM = 700
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return cast(Callable[..., Any], torch.compile(function, dynamic=True))
+    return torch.compile(function, dynamic=True)
 
 
 def _fused(function: Callable[_P, _R], fuse: bool) -> Callable[_P, _R]:

@@ -64,7 +64,7 @@ class Tree:
 
 
 def patchify(image: Image.Image, *, frames: int = TEMPORAL) -> NDArray[np.float32]:
-    """Pixels to the rows Qwen2.5-VL's tower takes, shape (patches, 588 * frames); the image's sides are multiples of 28.
+    """Pixels to the rows Qwen2.5-VL's tower takes, shape (patches, 588 * frames); sides are multiples of 28.
 
     The stock tower takes an image as two equal frames; the packed forward takes one and halves the work.
     """

@@ -40,7 +40,7 @@ def _count_dense(logits: Tensor, labels: Tensor, kind: str, scores: dict[str, li
 @torch.no_grad()
 def validate(model: Any, packer: Packer, *, kinds: Sequence[Kind], batches: int) -> Scores:
     """Scores of a nano with its training heads: right answers per kind of batch and question, losses, and the mean
-    error of the edges of zoom calls in pixels of the coarse view, and what the linear reader gets right of the print."""
+    error of the edges of zoom calls in pixels of the coarse view, and what the linear reader gets right."""
     ids = cast(list[int], packer.tokenizer.convert_tokens_to_ids(list(LOCATIONS)))
     steps = {token: LOCATION_STEP * index for index, token in enumerate(ids)}
     scores: dict[str, list[float]] = {}

@@ -149,6 +149,16 @@ def test_plain_positions_are_those_of_a_stock_prompt_of_two_images(backend: HFBa
     assert torch.allclose(out.logits[0, -1], logits_of(looked), atol=1e-4)
 
 
+def test_a_lean_prefill_says_the_same_for_less(backend: HFBackend) -> None:
+    lean, full = session_of(backend), session_of(backend)
+    look(lean, ALWAYS.model_copy(update={"lean": True}))
+    look(full, ALWAYS)
+    cheap, dear = (one.reply(asked("crop1"), settings=GREEDY) for one in (lean, full))
+    assert cheap.text == dear.text
+    assert torch.allclose(logits_of(lean), logits_of(full), atol=1e-4)
+    assert cheap.token_layers < dear.token_layers - 0.5 * dear.prompt_tokens
+
+
 def test_several_crops_can_be_inserted(backend: HFBackend) -> None:
     looked, whole = session_of(backend), session_of(backend)
     look(looked, ALWAYS)

@@ -113,9 +113,7 @@ def test_every_stage_changes_the_weights_of_the_one_before(straight: Path) -> No
     [("all", False, True), ("pages", False, False), ("pages", True, True), ("none", True, False)],
     ids=["every batch", "questions do not", "pages do", "nothing does"],
 )
-def test_a_stage_can_leave_the_tower_to_its_pages(
-    tmp_path: Path, train_tower: str, pages: bool, trained: bool
-) -> None:
+def test_a_stage_can_leave_the_tower_to_its_pages(tmp_path: Path, train_tower: str, pages: bool, trained: bool) -> None:
     set_seed(0)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)

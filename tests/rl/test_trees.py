@@ -78,7 +78,8 @@ def stock(model: Qwen2_5_VLForConditionalGeneration, one: dict[str, Any]) -> tup
     """Logits (N, vocabulary) and positions (3, N) of one conversation by the stock code."""
     ids = one["ids"][None]
     kinds = (ids == model.config.image_token_id).int()
-    said = model(input_ids=ids, pixel_values=frames(one["pixels"]), image_grid_thw=one["grids"], mm_token_type_ids=kinds)
+    pixels = frames(one["pixels"])
+    said = model(input_ids=ids, pixel_values=pixels, image_grid_thw=one["grids"], mm_token_type_ids=kinds)
     positions, _ = model.model.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=one["grids"])
     return said.logits[0], positions[:, 0]
 

@@ -1,0 +1,219 @@
+"""Policies that look first, through the whole agent: with scripted sights, and with tiny models of every family."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qzoom_agent import Agent
+from qzoom_agent.backends.base import Proposal, Sight
+from qzoom_agent.backends.hf import HFBackend
+from qzoom_agent.backends.scripted import ScriptedBackend
+from qzoom_agent.config import AgentConfig
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.geometry import Box
+from qzoom_agent.messages import Message, view_ids
+from qzoom_agent.perception.branches import Branches
+from qzoom_agent.trace import Trace
+from tests.core.tiny_models import Family, build
+
+FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def sight(*cells: tuple[float, float, float, float], aligned: bool = False) -> Sight:
+    """A sight of a coarse view of 252 x 168 pixels, 9 x 6 cells of 100 pixels of the original."""
+    return Sight(
+        view="coarse",
+        score=0.9,
+        threshold=0.5,
+        heat=[[0.0] * 9 for _ in range(6)],
+        cutoff=0.1,
+        proposals=[Proposal(one, Box(*(28 * value for value in one), view="coarse")) for one in cells],
+        reason="the gate asks for more detail" if cells else "the gate says that the coarse view suffices",
+        aligned=aligned,
+        prompt_tokens=66,
+        visual_tokens=54,
+        token_layers=500.0,
+        seconds=0.01,
+    )
+
+
+def scripted(found: Sight, seen: list[list[Message]] | None = None, **settings: Any) -> Agent:
+    def reply(messages: list[Message]) -> str:
+        if seen is not None:
+            seen.append(messages)
+        return "42"
+
+    backend = ScriptedBackend(reply, sights=lambda _: [found])
+    return Agent(backend, config=AgentConfig().replace(policy="implicit", **settings))
+
+
+def test_proposed_crops_stand_beside_the_coarse_view() -> None:
+    seen: list[list[Message]] = []
+    answer = scripted(sight((2, 1, 5, 3), (6, 4, 8, 6)), seen).run(IMAGE, "what?")
+    assert (answer.text, answer.status) == ("42", "answered")
+    assert view_ids(seen[0]) == ["coarse", "crop1", "crop2"]
+    record = answer.trace.perception
+    assert record is not None
+    assert (record.route, record.fired) == ("zoom", True)
+    assert record.boxes == [(200, 100, 500, 300), (600, 400, 800, 600)]
+    assert [view.box for view in answer.trace.views[2:]] == record.boxes
+    usage = answer.trace.usage
+    assert (usage.inserted, usage.requested) == (2, 0)
+
+
+def test_nothing_proposed_is_the_direct_path() -> None:
+    seen: list[list[Message]] = []
+    answer = scripted(sight(), seen).run(IMAGE, "what?")
+    assert view_ids(seen[0]) == ["coarse"]
+    assert answer.trace.perception is not None
+    assert answer.trace.perception.route == "direct"
+    assert "suffices" in answer.trace.perception.reason
+
+
+def test_a_margin_and_a_budget_of_its_own_shape_the_crop() -> None:
+    perception = {"margin": 0.1, "roi_min_tokens": 20, "roi_max_tokens": 24}
+    answer = scripted(sight((2, 1, 5, 3)), perception=perception).run(IMAGE, "what?")
+    (crop,) = [view for view in answer.trace.views if view.kind == "crop"]
+    assert crop.box == (170, 70, 530, 330)
+    assert crop.tokens <= 24
+
+
+def test_crops_stop_where_the_budget_does() -> None:
+    answer = scripted(sight((2, 1, 5, 3), (6, 4, 8, 6)), budget={"max_views": 2}).run(IMAGE, "what?")
+    assert answer.trace.usage.inserted == 1
+    assert answer.trace.perception is not None
+    assert "no room" in answer.trace.perception.reason
+    tight = scripted(sight((2, 1, 5, 3)), budget={"max_visual_tokens": 70}).run(IMAGE, "what?")
+    assert tight.trace.usage.inserted == 0
+    assert tight.status == "answered"
+
+
+def test_a_look_that_fails_is_an_answer_with_status_error() -> None:
+    def broken(_: list[Message]) -> list[Sight]:
+        raise RuntimeError("no luck")
+
+    backend = ScriptedBackend(["42"], sights=broken)
+    answer = Agent(backend, config=AgentConfig(policy="always")).run(IMAGE, "what?")
+    assert (answer.status, answer.trace.error) == ("error", "RuntimeError: no luck")
+    assert answer.trace.turns == []
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_placed_crops_survive_a_resume(aligned: bool, tmp_path: Path) -> None:
+    """A session opened after a kill is told of the crops that were placed before it."""
+    told: list[dict[str, Any]] = []
+
+    class Telling(ScriptedBackend):
+        def session(self, image: Any) -> Any:
+            session = super().session(image)
+            told.append(session.places)
+            return session
+
+    def found(_: list[Message]) -> list[Sight]:
+        return [sight((2, 1, 5, 3), aligned=aligned)]
+
+    replies = iter(["<zoom>", "42"])
+    backend = Telling(lambda _: next(replies), sights=found)
+    agent = Agent(backend, config=AgentConfig(policy="implicit"), state_dir=tmp_path)
+    stream = agent.stream(IMAGE, "what?", thread="one")
+    for event in stream:
+        if event.kind == "turn":
+            break
+    stream.close()  # type: ignore[attr-defined]
+    assert agent.resume("one").text == "42"
+    wanted = {"crop1": ("coarse", (2.0, 1.0, 5.0, 3.0))} if aligned else {}
+    assert told[0] == told[-1] == wanted
+    assert len(told) == 2
+
+
+def test_looking_alone_answers_nothing() -> None:
+    found = scripted(sight((2, 1, 5, 3))).look(IMAGE, "what?")
+    assert found.record.boxes == [(200, 100, 500, 300)]
+    assert found.store.view("coarse").tokens > 0
+    with pytest.raises(ConfigError, match="has no branches"):
+        Agent(ScriptedBackend([])).look(IMAGE, "what?")
+
+
+def test_oracle_and_random_need_no_branches_and_work_with_them() -> None:
+    for policy in ("oracle", "random", "direct", "explicit", "blind"):
+        agent = Agent(ScriptedBackend(lambda _: "42", sights=lambda _: []), config=AgentConfig(policy=policy))
+        answer = agent.run(IMAGE, "what?", boxes=[[10, 10, 60, 60]])
+        assert (answer.text, answer.trace.perception) == ("42", None)
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], Path]:
+    """Folders of tiny models with their branches inside."""
+    made: dict[Family, Path] = {}
+
+    def get(family: Family) -> Path:
+        if family not in made:
+            folder = build(family, tmp_path_factory.mktemp(family), layers=6)
+            plain = HFBackend.load(str(folder), device="cpu", dtype="float32")
+            torch.manual_seed(1)
+            positions = "plain" if family == "llava" else "aligned"
+            Branches.from_base(plain.model, k=3, positions=positions, gate_threshold=0.0).save(folder)
+            made[family] = folder
+        return made[family]
+
+    return get
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_policy_runs_on_a_model_with_branches(family: Family, load: Callable[[Family], Path]) -> None:
+    folder = load(family)
+    common = {"generation": {"max_new_tokens": 4}, "budget": {"max_turns": 1, "coarse_tokens": 64}}
+    backend = Agent.from_pretrained(str(folder), device="cpu", dtype="float32", **common).backend
+    assert backend.perceives
+    for policy in ("direct", "implicit", "always", "random", "oracle", "blind"):
+        config = AgentConfig(policy=policy).replace(perception={"threshold": 0.3}, **common)
+        answer = Agent(backend, config=config).run(IMAGE, "what is the code?", boxes=[[100, 100, 200, 160]])
+        assert answer.status in ("answered", "refused", "budget"), answer.trace.error
+        crops = answer.trace.usage.inserted
+        assert crops == (1 if policy in ("implicit", "always", "random", "oracle") else 0), policy
+        if policy in ("implicit", "always"):
+            record = answer.trace.perception
+            assert record is not None
+            assert (record.score is None) == (policy == "always")
+            turn = answer.trace.turns[0]
+            assert turn.cached_tokens > record.visual_tokens
+            assert Trace.model_validate_json(answer.trace.model_dump_json()) == answer.trace
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_implicit_answer_is_that_of_one_pass_over_its_views(family: Family, load: Callable[[Family], Path]) -> None:
+    config = {"generation": {"max_new_tokens": 6}, "perception": {"threshold": 0.3, "positions": "plain"}}
+    agent = Agent.from_pretrained(str(load(family)), policy="implicit", device="cpu", dtype="float32", **config)
+    answer = agent.run(IMAGE, "what is the code?")
+    session = agent.backend.session(answer.store.image)
+    opening = agent.protocol.opening("what is the code?", answer.store.shown, tools=False)
+    from qzoom_agent.backends import Settings
+
+    assert session.reply(opening, settings=Settings(max_new_tokens=6)).text == answer.trace.turns[0].text
+
+
+def test_a_folder_of_branches_can_be_given(load: Callable[[Family], Path], tmp_path: Path) -> None:
+    folder = load("qwen2_5_vl")
+    other = HFBackend.load(str(folder), device="cpu", dtype="float32")
+    Branches.from_base(other.model, k=2, depth=2, gate_depth=2).save(tmp_path)
+    agent = Agent.from_pretrained(str(folder), branches=tmp_path, device="cpu", dtype="float32", policy="always")
+    assert isinstance(agent.backend, HFBackend)
+    assert agent.backend.branches is not None
+    assert agent.backend.branches.config.k == 2
+    saved = json.loads((tmp_path / "branches.json").read_text())
+    assert saved["k"] == 2

@@ -63,8 +63,11 @@ class Stage(BaseModel):
     warmup_steps: int = Field(default=50, ge=0)
     tower_share: float = Field(default=1.0, ge=0)
     """Learning rate of the vision tower as a share of the rest's."""
-    train_tower: Literal["all", "pages", "none"] = "all"
-    """Which batches train the vision tower: all, those of print and pages, or none; the others cost half."""
+    tower: list[Kind] | None = None
+    """Kinds of batch that train the vision tower; the others leave it as it is and cost half. None: all of them.
+
+    Whatever trains it has to look like everything it will see: trained on pages alone it forgets coarse views.
+    """
     weights: dict[Literal["answer", "read", "place", "focus"], float] = {
         "answer": 1.0,
         "read": 1.0,
@@ -147,7 +150,7 @@ class TreeTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        tower = self.stage.train_tower == "all" or (self.stage.train_tower == "pages" and inputs["pages"])
+        tower = self.stage.tower is None or inputs["kind"] in self.stage.tower
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.mixed):
             terms = losses(model, model.training_heads, inputs, tower=tower, fuse=self.fuse)
         total = torch.zeros(())

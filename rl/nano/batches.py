@@ -34,8 +34,8 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
     """
     rng = Random(f"batch/{kind}/{seed}")
     if kind == "print":
-        pages = [*(text_page(rng) for _ in range(12)), *(object_page(rng) for _ in range(5))]
-        boards = [training_board(rng, seed * 64 + index) for index in range(2)]
+        pages = [*(text_page(rng) for _ in range(9)), *(object_page(rng) for _ in range(4))]
+        boards = [training_board(rng, seed * 64 + index) for index in range(4)]
         views = [show(board, None, tokens=(16, COARSE_TOKENS)).look for board in boards]
         crops = [_look(crop_tree(rng, board)) for board in boards]
         return [Tree([look], []) for look in (*(_look(page) for page in pages), *views, *crops)]
@@ -66,12 +66,7 @@ class Draw:
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[dict[str, Any]]]:
         torch.set_num_threads(1)
         named = zip(rows["kind"], rows["seed"], strict=True)
-        return {
-            "batch": [
-                self.packer.batch(trees_of(kind, number)) | {"pages": kind in ("print", "pages")}
-                for kind, number in named
-            ]
-        }
+        return {"batch": [self.packer.batch(trees_of(kind, number)) | {"kind": kind} for kind, number in named]}
 
 
 def table(mix: Mapping[Kind, float], *, steps: int, seed: int, tokenizer: PreTrainedTokenizerFast) -> Dataset:

@@ -29,6 +29,9 @@ _FLASH_FROM = 700
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    # each layer, with and without gradients, is a variant of its own, and past the limit all would run uncompiled
+    dynamo: Any = torch._dynamo
+    dynamo.config.recompile_limit = max(64, dynamo.config.recompile_limit)
     return torch.compile(function, dynamic=True)
 
 

@@ -109,19 +109,21 @@ def test_every_stage_changes_the_weights_of_the_one_before(straight: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("train_tower", "pages", "trained"),
-    [("all", False, True), ("pages", False, False), ("pages", True, True), ("none", True, False)],
+    ("tower", "kind", "trained"),
+    [(None, "crops", True), (["pages"], "crops", False), (["print", "pages"], "pages", True), ([], "pages", False)],
     ids=["every batch", "questions do not", "pages do", "nothing does"],
 )
-def test_a_stage_can_leave_the_tower_to_its_pages(tmp_path: Path, train_tower: str, pages: bool, trained: bool) -> None:
+def test_a_stage_says_which_batches_train_the_tower(
+    tmp_path: Path, tower: list[str] | None, kind: str, trained: bool
+) -> None:
     set_seed(0)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     model.training_heads = TrainingHeads(model.config.get_text_config().hidden_size)
-    text = {"name": "one", "steps": 1, "mix": {"crops": 1.0}, "learning_rate": 1e-3, "train_tower": train_tower}
+    text = {"name": "one", "steps": 1, "mix": {"crops": 1.0}, "learning_rate": 1e-3, "tower": tower}
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     trainer = base.TreeTrainer(base.Stage.model_validate(text), model=model, args=arguments)
-    batch = Packer(tokenizer).batch(small("crops", 0)) | {"pages": pages}
+    batch = Packer(tokenizer).batch(small("crops", 0)) | {"kind": kind}
     loss, terms = trainer.compute_loss(model, batch, return_outputs=True)
     counted = {"answer": 1.0, "place": 0.3, "focus": 0.3} | ({"read": 1.0} if trained else {})
     wanted = sum(weight * terms[name].detach() for name, weight in counted.items())

@@ -3,6 +3,8 @@
   const turns = [...document.querySelectorAll(".turn")];
   const stage = document.querySelector(".stage");
   const boxes = stage ? [...stage.querySelectorAll("[data-turn]")] : [];
+  const dial = document.querySelector("#opacity");
+  const heat = document.querySelector(".heat");
   let chosen = null;
 
   const show = (turn) => {
@@ -45,7 +47,7 @@
     });
   }
   addEventListener("keydown", (event) => {
-    if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || event.target === dial) return;
     if (event.key === "Escape") return choose(null, false);
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step || turns.length === 0) return;
@@ -55,6 +57,12 @@
     choose(turns[Math.min(Math.max(next, 0), turns.length - 1)].dataset.turn, true);
   });
 
+  if (dial && heat) {
+    const blend = () => { heat.style.opacity = dial.value / 100; };
+    dial.addEventListener("input", blend);
+    dial.closest("label").hidden = false;
+    blend();
+  }
   for (const hint of document.querySelectorAll(".keys")) hint.hidden = false;
   const linked = location.hash.match(/^#turn-(\w+)$/);
   if (linked) choose(linked[1], true);

@@ -35,7 +35,7 @@ from qzoom_agent.messages import Message, view_ids
 from qzoom_agent.perception.adapters import Grid, adapter_for, grid_of
 from qzoom_agent.perception.anyres import base_view, has_tiles
 from qzoom_agent.perception.branches import Branches
-from qzoom_agent.perception.decoder import Decoder
+from qzoom_agent.perception.decoder import Decoder, cache_name
 from qzoom_agent.perception.layout import Cells, align
 from qzoom_agent.perception.look import Look, look
 from qzoom_agent.perception.prefill import Prefill
@@ -98,6 +98,7 @@ class HFSession:
         self._branches = branches
         self._prefill: Prefill | None = None
         self._lean = False
+        self._cache_name = cache_name(model.forward)
         self._places: dict[str, tuple[str, Cells]] = {}
         self._codec = codec
         self._image = image
@@ -307,10 +308,10 @@ class HFSession:
         output = self._model(
             input_ids=ids,
             position_ids=positions,
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
             mm_encoder_outputs=None if features is None else {"image": features},
+            **{self._cache_name: self._cache},
         )
         logits: torch.Tensor = output.logits[0, -1]
         return logits

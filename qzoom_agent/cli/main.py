@@ -33,10 +33,12 @@ class Verb(NamedTuple):
 
 VERBS: Final = {
     "ask": Verb("qzoom_agent.cli.ask", "answer one question about one image"),
+    "look": Verb("qzoom_agent.cli.look", "show whether one question needs more detail, and where"),
     "demo": Verb("qzoom_agent.cli.demo", "three questions of rising difficulty on generated boards"),
     "trace": Verb("qzoom_agent.cli.traces", "show a saved run in the terminal, or write its report"),
     "eval": Verb("qzoom_agent.cli.evaluate", "measure accuracy and what it costs on a suite"),
     "train": Verb("qzoom_agent.cli.train", "train a model from a recipe"),
+    "convert": Verb("qzoom_agent.cli.convert", "take the branches out of a published checkpoint, or put ours into one"),
     "models": Verb("qzoom_agent.cli.presets", "list the models that can be named"),
     "doctor": Verb("qzoom_agent.cli.doctor", "check this machine: one table to paste into a bug report"),
 }

@@ -8,6 +8,7 @@
     attention.py    attention of chosen heads, recomputed from the inputs of their layers
     labels.py       from attention to training labels
     official.py     checkpoints of the published code
+    convert.py      from those to our branch files, and back
     parity.py       holds all of it to recorded outputs of the published code
 
 Method: Q-Zoom (arXiv 2604.06912) and SD-RPN (arXiv 2509.16944).

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.perception.adapters import adapter_for, text_model
@@ -135,7 +135,8 @@ class Recording:
             # families without MRoPE compute positions once for all rows
             rotary = (cos.expand(len(hidden), -1, -1).detach(), sin.expand(len(hidden), -1, -1).detach())
             new = _Input(hidden.detach(), rotary)
-            cache = kwargs.get("past_key_values")
+            # found by its type: its name changed between versions
+            cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
             past = 0 if cache is None else int(cache.get_seq_length(layer))
             if past:
                 old = self._inputs.get(layer)

@@ -34,7 +34,7 @@ from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.perception.branches import Branches
-from qzoom_agent.perception.decoder import Decoder
+from qzoom_agent.perception.decoder import Decoder, cache_name
 from qzoom_agent.perception.look import look
 from qzoom_agent.perception.prefill import Prefill
 
@@ -97,19 +97,23 @@ def random_model(setting: Setting) -> Qwen2_5_VLForConditionalGeneration:
 class Paths:
     """The paths of one setting, each a function that runs it once and returns its token-layers."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, model: Any = None) -> None:
+        """`model` instead of a random one; its depth has to be the setting's."""
         self.setting = setting
-        self.model: Any = random_model(setting)
+        self.model: Any = random_model(setting) if model is None else model
+        config = self.model.config
+        image, opens, closes = config.image_token_id, config.vision_start_token_id, config.vision_end_token_id
+        self.image, self.width = image, config.get_text_config().hidden_size
         self.decoder = Decoder(self.model)
         self.branches = Branches.from_base(self.model, k=setting.k, depth=setting.depth, gate_depth=setting.depth)
         before, after = setting.text
         side, (rows, columns) = setting.coarse, setting.crop
         self.first = before
-        coarse = [*[7] * (before - 1), _START, *[_IMAGE] * side**2, _END]
-        crop = [_START, *[_IMAGE] * (rows * columns), _END]
+        coarse = [*[7] * (before - 1), opens, *[image] * side**2, closes]
+        crop = [opens, *[image] * (rows * columns), closes]
         self.prompt, self.merged = [*coarse, *[8] * (after - 1)], [*coarse, *crop, *[8] * (after - 1)]
         self.kept = len(coarse)
-        self.features = [_features(side**2), _features(rows * columns)]
+        self.features = [self._features(side**2), self._features(rows * columns)]
         grids = torch.tensor([[1, 2 * side, 2 * side], [1, 2 * rows, 2 * columns]])
         self.positions = self._positions(self.prompt, grids[:1])
         self.merged_positions = self._positions(self.merged, grids)
@@ -117,9 +121,12 @@ class Paths:
     def _positions(self, ids: list[int], grids: Tensor) -> Tensor:
         tensor = torch.tensor([ids])
         found: Tensor = self.model.model.get_rope_index(
-            tensor, mm_token_type_ids=(tensor == _IMAGE).int(), image_grid_thw=grids
+            tensor, mm_token_type_ids=(tensor == self.image).int(), image_grid_thw=grids
         )[0]
         return found
+
+    def _features(self, tokens: int) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(pooler_output=[torch.randn(tokens, self.width)])  # type: ignore[arg-type]
 
     def run(self, path: str) -> float:
         """Run a path once; returns its token-layers."""
@@ -138,9 +145,9 @@ class Paths:
         self.model(
             input_ids=torch.tensor([ids]),
             position_ids=positions,
-            past_key_values=DynamicCache(config=self.model.config),
             logits_to_keep=1,
             mm_encoder_outputs={"image": joined},
+            **{cache_name(self.model.forward): DynamicCache(config=self.model.config)},
         )
         return float(self.setting.layers * len(ids))
 
@@ -175,10 +182,6 @@ class Paths:
         return work + prefill.finish(rotary, lean=lean)[1]
 
 
-def _features(tokens: int) -> BaseModelOutputWithPooling:
-    return BaseModelOutputWithPooling(pooler_output=[torch.randn(tokens, _HIDDEN)])  # type: ignore[arg-type]
-
-
 def interleaved(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, tuple[list[float], float]]:
     """Seconds of every repetition and the work of each path, all paths in turn after one warm-up each."""
     for run in runs.values():
@@ -193,9 +196,8 @@ def interleaved(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str,
     return {name: (seconds[name], work[name]) for name in runs}
 
 
-def compare(setting: Setting, pairs: Sequence[tuple[str, str]], repeats: int) -> list[Row]:
+def compare(paths: Paths, pairs: Sequence[tuple[str, str]], repeats: int) -> list[Row]:
     """Time the paths of `pairs` (path, what it is compared with)."""
-    paths = Paths(setting)
     names = list(dict.fromkeys(name for pair in pairs for name in reversed(pair) if name))
     runs: dict[str, Callable[[], float]] = {name: (lambda name=name: paths.run(name)) for name in names}  # type: ignore[misc]
     timed = interleaved(runs, repeats)
@@ -335,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("roi again", ""),
     ]
     setting: Setting = options.setting
-    main_rows = compare(setting, pairs, options.repeats)
+    main_rows = compare(Paths(setting), pairs, options.repeats)
     _print(
         f"{setting.layers} layers, K = {setting.k}, T = {setting.depth}, {setting.coarse**2} coarse tokens", main_rows
     )
@@ -343,6 +345,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"prefix reuse on / off: time {seconds['roi'].seconds / seconds['roi again'].seconds:.3f}, ", end="")
     print(f"work {seconds['roi'].token_layers / seconds['roi again'].token_layers:.3f}")
     out: dict[str, Any] = {"setting": setting.model_dump(), "rows": [row.model_dump() for row in main_rows]}
+    nano = HFBackend.load("nano", device="cpu", dtype="float32").model
+    own = Setting(layers=9, k=6, coarse=8, crop=(6, 7), text=(5, 15))
+    nano_rows = compare(Paths(own, nano), pairs, 20 * options.repeats)
+    _print("nano: 9 layers, K = 6, T = 3, 64 coarse and 42 crop tokens", nano_rows)
+    out["nano"] = [row.model_dump() for row in nano_rows]
     turns = episode(setting, options.repeats)
     _print("Four turns with an image each", [turns])
     out["episode"] = turns.model_dump()
@@ -358,7 +365,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             crop = (15, 15) if family == "qwen2_5_vl" else (16, 16)
             small = Setting(layers=12, k=8, coarse=16, crop=crop, text=(24, 50))
             against = [("direct", "stock"), ("direct lean", "stock"), ("roi", "stock"), ("roi lean", "stock")]
-            rows = compare(small, [("stock", ""), *against], options.repeats)
+            rows = compare(Paths(small), [("stock", ""), *against], options.repeats)
             _print(f"The configuration of {family}'s recording: 12 layers, K = 8, 256 coarse tokens", rows)
             for row in rows[1:]:
                 published = theirs[row.path.split()[0]]

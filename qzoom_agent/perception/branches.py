@@ -126,8 +126,8 @@ def layer_share(run: Sequence[nn.Module], layer: nn.Module) -> float:
 def map_logits(query: Tensor, keys: Tensor) -> Tensor:
     """Mean over heads of q.k / sqrt(d): query (batch, heads, 1, d), keys (batch, key heads, n, d) to (batch, n)."""
     keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
-    mean: Tensor = (query @ keys.transpose(2, 3)).mean(dim=1)[:, 0]
-    return mean * float(query.shape[-1]) ** -0.5
+    logits: Tensor = (query @ keys.transpose(2, 3)).mean(dim=1)[:, 0] * float(query.shape[-1]) ** -0.5
+    return logits
 
 
 class Gate(nn.Module):

@@ -7,7 +7,8 @@ with the stock arguments, so a prefill driven in one go is the stock prefill bit
 that). Nothing is kept between calls; caches belong to the caller.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,11 @@ from qzoom_agent.perception.adapters import adapter_for, text_model
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, (batch, tokens, head width) each."""
+
+
+def cache_name(function: Callable[..., Any]) -> str:
+    """What a stock function calls its cache: `cache` from transformers 5.24 on, `past_key_values` before."""
+    return "cache" if "cache" in signature(function).parameters else "past_key_values"
 
 
 class Embedded(NamedTuple):
@@ -41,6 +47,8 @@ class Decoder:
         self.text: Any = text_model(model)
         self.config = self.text.config
         self.depth = len(self.text.layers)
+        self._layer_cache = cache_name(self.text.layers[0].forward)
+        self._mask_cache = cache_name(create_causal_mask)
 
     def embed(self, ids: Tensor, features: Sequence[Any]) -> Embedded:
         """Embed ids (batch, tokens) whose visual tokens are, in reading order, those of `features`.
@@ -68,9 +76,8 @@ class Decoder:
 
     def mask(self, hidden: Tensor, past: DynamicCache | None = None) -> Tensor | None:
         """Causal mask of new tokens over themselves and what layer 0 of `past` holds; None where it is implied."""
-        mask: Any = create_causal_mask(
-            config=self.config, inputs_embeds=hidden, attention_mask=None, past_key_values=past
-        )
+        more: dict[str, Any] = {self._mask_cache: past}
+        mask: Any = create_causal_mask(config=self.config, inputs_embeds=hidden, attention_mask=None, **more)
         return mask  # type: ignore[no-any-return]
 
     def run(
@@ -90,9 +97,9 @@ class Decoder:
                 hidden,
                 attention_mask=mask,
                 position_ids=None,
-                past_key_values=cache,
                 use_cache=cache is not None,
                 position_embeddings=rotary,
+                **{self._layer_cache: cache},
             )
             if index < len(deepstack) and visual is not None:
                 hidden = hidden.clone()

@@ -10,6 +10,7 @@ twig layer only what the map needs. Config keys that mislead are reported, never
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +28,7 @@ from qzoom_agent.perception.branches import BranchConfig, Branches, default_k
 _PARTS: Final = ("twig_layers.", "high_res_layers.", "high_res_head.")
 _MAP: Final = ("input_layernorm.", "self_attn.q_proj.", "self_attn.k_proj.", "self_attn.q_norm.", "self_attn.k_norm.")
 """What the map needs of the last twig layer."""
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def official_names(source: str) -> dict[str, str]:
@@ -35,16 +36,46 @@ def official_names(source: str) -> dict[str, str]:
 
     Args:
         source: folder or hub id.
+    Raises:
+        BackendError: the file that lists the weights is broken.
     """
-    index = checkpoint_file(source, _INDEX)
-    if index is not None:
-        where: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        return {name: file for name, file in where.items() if _own(name) is not None}
-    single = checkpoint_file(source, _SINGLE)
-    if single is None:
-        return {}
-    with safe_open(single, framework="pt") as file:
-        return {name: _SINGLE for name in file.keys() if _own(name) is not None}  # noqa: SIM118 (not a dict)
+    return {name: file for name, file in weight_files(source).items() if own_name(name) is not None}
+
+
+def weight_files(source: str) -> dict[str, str]:
+    """All weights of a checkpoint, as {full name: file}; empty where none are stored as safetensors."""
+    path = index = checkpoint_file(source, INDEX)
+    try:
+        if index is not None:
+            where: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+            return where
+        path = single = checkpoint_file(source, _SINGLE)
+        if single is None:
+            return {}
+        with safe_open(single, framework="pt") as file:
+            return dict.fromkeys(file.keys(), _SINGLE)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise BackendError(f"{path} cannot be read: {error}. Download it again.") from error
+
+
+def branch_bytes(source: str) -> int:
+    """Size of the branch weights of a checkpoint, those that are never used included."""
+    names, total = official_names(source), 0
+    for file in sorted(set(names.values())):
+        with safe_open(_shard(source, file), framework="pt") as shard:
+            for name in (name for name, holder in names.items() if holder == file):
+                part = shard.get_slice(name)
+                # the number in BF16 or F8_E4M3 is that of bits
+                bits = int("".join(filter(str.isdigit, str(part.get_dtype()).partition("_")[0])))
+                total += math.prod(part.get_shape()) * bits // 8
+    return total
+
+
+def _shard(source: str, file: str) -> str:
+    path = checkpoint_file(source, file)
+    if path is None:
+        raise BackendError(f"{source} lacks {file}, which its index names. Download it again.")
+    return path
 
 
 def load_official(source: str, model: PreTrainedModel) -> tuple[Branches, list[str]]:
@@ -60,13 +91,11 @@ def load_official(source: str, model: PreTrainedModel) -> tuple[Branches, list[s
         )
     weights: dict[str, Tensor] = {}
     for file in sorted(set(names.values())):
-        path = checkpoint_file(source, file)
-        if path is None:
-            raise BackendError(f"{source} lacks {file}, which its index names. Download it again.")
+        path = _shard(source, file)
         try:
             with safe_open(path, framework="pt") as shard:
                 for name in (name for name, holder in names.items() if holder == file):
-                    own = _own(name)
+                    own = own_name(name)
                     assert own is not None
                     weights[own] = shard.get_tensor(name)
         except SafetensorError as error:
@@ -172,11 +201,14 @@ def to_official(branches: Branches, model: PreTrainedModel) -> dict[str, Tensor]
     return {prefix + name: value.to(torch.bfloat16).contiguous() for name, value in out.items()}
 
 
-def official_settings(config: BranchConfig) -> dict[str, Any]:
+def official_settings(branches: Branches) -> dict[str, Any]:
     """The keys that the published code reads from a checkpoint's config."""
+    config = branches.config
     return {
-        "enable_twig": True,
-        "enable_high_res": True,
+        "enable_twig": branches.sdrpn is not None,
+        "enable_high_res": branches.gate is not None,
+        # its training never writes this one, and without it a gate that fires skips the upper layers altogether
+        "roi_enable2stage": branches.sdrpn is not None,
         "twig_K": config.k,
         "twig_T": config.depth,
         "high_res_K": config.k,
@@ -185,6 +217,10 @@ def official_settings(config: BranchConfig) -> dict[str, Any]:
         "roi_loss": "bce",
         "roi_super_type": "v1",
         "roi_multi_head": True,
+        "roi_skip_ffn": False,
+        "roi_keep_ffn_mod_ratio": 1000,
+        "roi_post_training": False,
+        "add_noise_to_roi": False,
         "reuse_src_pos": config.positions == "aligned",
         "roi_conf_thresh": config.threshold,
         "high_res_thresh": config.gate_threshold,
@@ -195,7 +231,7 @@ def _prefix(model: PreTrainedModel) -> str:
     return "model.language_model." if model.config.model_type.startswith("qwen3") else "model."
 
 
-def _own(name: str) -> str | None:
+def own_name(name: str) -> str | None:
     """The name without the model's prefix, or None if it is no weight of a branch."""
     rest = name.removeprefix("model.").removeprefix("language_model.")
     return rest if rest.startswith(_PARTS) else None

@@ -288,7 +288,7 @@ def check_folder(folder: Path) -> bool:
 
 def case_name(case: dict[str, Any]) -> str:
     """The name of a case, as its file has it."""
-    return f"{int(case['id']):02d}"
+    return str(case.get("id", "?")).zfill(2)
 
 
 def _reason(error: Exception) -> str:

@@ -23,7 +23,7 @@ from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Size
 from qzoom_agent.perception.adapters import QWEN2_5_VL, Adapter
-from qzoom_agent.perception.decoder import Decoder, Embedded
+from qzoom_agent.perception.decoder import Decoder, Embedded, cache_name
 from qzoom_agent.perception.layout import align
 from qzoom_agent.perception.look import Look, look
 from qzoom_agent.perception.maps import MIN_SIDE, Region, blur, official_pixels
@@ -47,7 +47,7 @@ class Recording:
             cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{folder / 'cases.json'} cannot be read: {error}. Copy the recording again.") from error
-        if not isinstance(cases, list) or not cases:
+        if not isinstance(cases, list) or not cases or not all(isinstance(case, dict) for case in cases):
             raise ConfigError(f"{folder / 'cases.json'} holds no list of cases. Copy the recording again.")
         return cls(folder, cases)
 
@@ -272,9 +272,9 @@ class Run:
         out = self.model(
             input_ids=torch.tensor([ids]),
             position_ids=positions,
-            past_key_values=cache,
             logits_to_keep=1,
             mm_encoder_outputs={"image": vision},
+            **{cache_name(self.model.forward): cache},
         )
         return self._greedy(out.logits[0, -1], ids, int(positions.max()) + 1, cache, steps, penalty)
 
@@ -293,7 +293,8 @@ class Run:
             if step + 1 < steps:
                 where = torch.full((3, 1, 1), position + step)
                 ids = torch.tensor([[tokens[-1]]])
-                logits = self.model(input_ids=ids, position_ids=where, past_key_values=cache).logits[0, -1]
+                more = {cache_name(self.model.forward): cache}
+                logits = self.model(input_ids=ids, position_ids=where, **more).logits[0, -1]
         return tokens, seen
 
     def _prompt(self, text: str) -> tuple[list[int], dict[str, Tensor], Any]:

@@ -1,7 +1,7 @@
 """Pictures of the report, to be looked at by a person: `python tests/core/screenshots.py OUT_FOLDER [chromium]`.
 
 Not a test: what is right here is a matter of taste. It makes up one episode (a board, two crops, one refused call),
-writes its report, and has headless Chromium take it at two widths, in light and dark.
+writes its report and the page of its first look, and has headless Chromium take both at two widths, in light and dark.
 """
 
 import math
@@ -15,7 +15,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from qzoom_agent.geometry import Box
+from qzoom_agent.overlay import overlay
 from qzoom_agent.report import write_report
+from qzoom_agent.report_look import write_look
 from qzoom_agent.trace import CallRecord, PerceptionRecord, Trace, Turn, Usage, by_digest, describe_environment
 from qzoom_agent.views import ViewStore
 
@@ -154,7 +156,20 @@ def episode() -> tuple[Trace, ViewStore]:
         turns=turns,
         config={"policy": "hybrid", "budget": {"max_turns": 6, "max_views": 6}},
         usage=Usage.tally(views, turns, perceive=0.21),
-        perception=PerceptionRecord(score=0.83, threshold=0.5, heat=heat, boxes=[(452, 258, 664, 446)], seconds=0.21),
+        perception=PerceptionRecord(
+            score=0.83,
+            threshold=0.5,
+            heat=heat,
+            cutoff=0.19,
+            cells=[(4, 2, 6, 4), (0, 3, 2, 5)],
+            boxes=[(398, 224, 597, 448), (0, 336, 199, 560)],
+            route="zoom",
+            reason="the gate asks for more detail",
+            prompt_tokens=92,
+            visual_tokens=54,
+            token_layers=552,
+            seconds=0.21,
+        ),
         gold=[(536, 356, 576, 384)],
         environment=describe_environment(),
     )
@@ -163,22 +178,33 @@ def episode() -> tuple[Trace, ViewStore]:
 
 def main(folder: Path, chromium: str) -> None:
     trace, store = episode()
-    page = write_report(trace, by_digest(trace.views, store.image), folder / "report.html", expected="368")
-    print(f"{page}  {page.stat().st_size / 1000:.0f} kB")
-    for width, height in ((1280, 1560), (420, 3000)):
-        for theme in ("light", "dark"):
-            shot = folder / f"report-{width}-{theme}.png"
-            with tempfile.TemporaryDirectory() as profile:
-                command = [
-                    chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                    "--hide-scrollbars", f"--user-data-dir={profile}", f"--screenshot={shot}",
-                    f"--window-size={width},{height}", page.resolve().as_uri(),
-                ]  # fmt: skip
-                if theme == "dark":
-                    command.insert(-1, "--blink-settings=preferredColorScheme=0")
-                subprocess.run(command, check=True, capture_output=True, timeout=120)
-            print(shot)
+    images = by_digest(trace.views, store.image)
+    found = trace.perception
+    assert found is not None
+    overlay(store.image("original"), found).save(folder / "overlay.png")
+    for page in (
+        write_report(trace, images, folder / "report.html", expected="368"),
+        write_look(found, trace.views, images, trace.question, trace.model, folder / "look.html"),
+    ):
+        print(f"{page}  {page.stat().st_size / 1000:.0f} kB")
+        for width, height in ((1280, 1560), (420, 3000)):
+            for theme in ("light", "dark"):
+                shot = folder / f"{page.stem}-{width}-{theme}.png"
+                shoot(page, shot, f"{width},{height}", chromium, dark=theme == "dark")
+                print(shot)
+
+
+def shoot(page: Path, shot: Path, window: str, chromium: str, *, dark: bool) -> None:
+    with tempfile.TemporaryDirectory() as profile:
+        command = [
+            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--hide-scrollbars", f"--user-data-dir={profile}", f"--screenshot={shot}",
+            f"--window-size={window}", page.resolve().as_uri(),
+        ]  # fmt: skip
+        if dark:
+            command.insert(-1, "--blink-settings=preferredColorScheme=0")
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
 
 
 if __name__ == "__main__":

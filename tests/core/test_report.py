@@ -100,7 +100,10 @@ def episode(image: Image.Image | None = None, *, text: str = "some text", **chan
         "policy": text, "protocol": text, "id": text, "config": {text: text}, "error": text,
         "environment": {"qzoom-agent": text, text: text}, "gold": [(210, 160, 240, 190)],
         "usage": Usage.tally(store.views, turns, perceive=0.5),
-        "perception": PerceptionRecord(score=0.8, threshold=0.5, heat=[[0, 1], [2, 3]], boxes=[(100, 100, 200, 200)]),
+        "perception": PerceptionRecord(
+            score=0.8, threshold=0.5, heat=[[0, 1], [2, 3]], boxes=[(100, 100, 200, 200)], route="zoom",
+            reason="the gate asks", prompt_tokens=80, visual_tokens=12, token_layers=960,
+        ),
     }  # fmt: skip
     return Trace.model_validate(fields | changes), by_digest(store.views, store.image)
 
@@ -206,8 +209,9 @@ def test_everything_that_happened_is_on_the_page() -> None:
         expected="other", question="What is it?", answer="A kite", error=None, status="budget", policy="hybrid"
     )
     for part in (
-        "What is it?", "A kite", "Expected", "other", "budget", "hybrid", "First look", "0.80 > 0.50", "look closer",
+        "What is it?", "A kite", "Expected", "other", "budget", "hybrid", "First look", "0.80 >= 0.50", "look closer",
         "served", "grown", "refused", "failed", "no box", "[500, 500, 750, 750] of 1000 in coarse", "6.2% of the image",
+        "1 proposed box", "zoom", "the gate asks", "12 visual of 80 tokens", "960 token-layers", "hottest cell 3",
         "last turn, without tools", "cut off", "4 asked", "1 refused", "1 failed", "Crop 1", "Crop 2", "Heat map",
     ):  # fmt: skip
         assert part in found.text, part
@@ -283,6 +287,27 @@ def test_boxes_of_any_numbers_are_drawn_inside_or_not_at_all() -> None:
 def test_a_heat_map_of_any_shape(heat: list[list[float]]) -> None:
     found = page(perception=PerceptionRecord(heat=heat))
     assert len(found.having("heat")) == int(any(heat))
+
+
+@pytest.mark.parametrize(("score", "said"), [(0.51, "0.51 >= 0.50look closer"), (0.5, "0.50 >= 0.50look closer"),
+                                             (0.49, "0.49 < 0.50the coarse view suffices")])  # fmt: skip
+def test_the_gate_is_shown_as_it_decided(score: float, said: str) -> None:
+    found = page(perception=PerceptionRecord(score=score, threshold=0.5, reason="because"))
+    assert said in found.text and "because" in found.text
+    assert len(found.having("direct")) == 1
+
+
+def test_a_reason_is_text_and_shown_even_without_a_gate() -> None:
+    found = page(perception=PerceptionRecord(reason=HOSTILE[0]))
+    assert HOSTILE[0] in found.text and not found.having("gate")
+
+
+def test_the_heat_map_fades_by_script_and_switches_without() -> None:
+    found = page()
+    inputs = {attrs["id"]: attrs for tag, attrs in found.tags if tag == "input"}
+    assert inputs["warmth"]["type"] == "checkbox" and "checked" not in inputs["warmth"]
+    assert inputs["opacity"]["type"] == "range" and "hidden" in found.having("dial")[0]
+    assert not page(perception=PerceptionRecord()).having("dial")
 
 
 def test_a_trace_of_almost_nothing_still_makes_a_page() -> None:

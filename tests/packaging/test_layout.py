@@ -27,7 +27,7 @@ LAYERS = [
     {"images"},
     {"views"},
     {"config", "markup", "messages", "trace"},
-    {"protocols", "report"},
+    {"overlay", "page", "protocols", "report", "report_look"},
     {"tools"},
     {"backends", "perception"},
     {"policy"},

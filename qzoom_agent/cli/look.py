@@ -1,0 +1,101 @@
+"""`qzoom look IMAGE QUESTION`: what the coarse pass finds, before anything is answered.
+
+The findings go to stdout, as lines or as the record's JSON; pictures go to files. Boxes are in the original's pixels,
+each with the same box in cells of the coarse view's token grid, so that a line can be checked against the heat map.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qzoom_agent.cli.console import Console, printable, table
+from qzoom_agent.cli.main import OK
+from qzoom_agent.cli.options import add_agent_flags, load_agent
+from qzoom_agent.errors import ImageError
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from qzoom_agent.trace import PerceptionRecord
+
+
+def parser() -> argparse.ArgumentParser:
+    """The verb's flags."""
+    flags = argparse.ArgumentParser(
+        prog="qzoom look",
+        description="Show whether a question needs more detail than the coarse view, and where, without answering it. "
+        "Needs a model with branches (gate and SD-RPN).",
+    )
+    flags.add_argument("image", help="path of an image, or a data URI")
+    flags.add_argument("question")
+    flags.add_argument("--png", metavar="FILE", help="write the image with heat map and proposed boxes drawn on it")
+    flags.add_argument("--html", metavar="FILE", help="write one HTML page that shows all of it")
+    flags.add_argument("--json", action="store_true", help="print the record as JSON instead of the lines")
+    add_agent_flags(flags)
+    return flags
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb. Raises ConfigError for a model that has no branches."""
+    args = parser().parse_args(argv)
+    console = Console()
+
+    from qzoom_agent.images import load_image
+
+    image = load_image(args.image)
+    look = load_agent(args).look(image, args.question)
+    record, store = look.record, look.store
+    if args.json:
+        print(record.model_dump_json(indent=1), flush=True)
+    else:
+        print("\n".join(lines(record)), flush=True)
+    if args.png:
+        from qzoom_agent.overlay import overlay
+
+        console.line(f"png     {_write_png(overlay(store.image('original'), record), Path(args.png))}")
+    if args.html:
+        from qzoom_agent.report_look import write_look
+        from qzoom_agent.trace import by_digest
+
+        views = store.views
+        page = write_look(record, views, by_digest(views, store.image), look.question, look.model, args.html)
+        console.line(f"html    {page}")
+    return OK
+
+
+def lines(record: PerceptionRecord) -> list[str]:
+    """The record for a terminal, one fact a line."""
+    from qzoom_agent.page import listed
+    from qzoom_agent.report_look import compared, verdict, work
+
+    reason = f": {printable(record.reason)}" if record.reason else ""
+    rows = [("gate", f"{compared(record)}, {verdict(record)}"), ("decision", record.route + reason)]
+    for rank, box in enumerate(record.boxes, start=1):
+        cells = f", cells {listed(record.cells[rank - 1])}" if rank <= len(record.cells) else ""
+        rows.append((f"box {rank}", f"{listed(box)} px{cells}"))
+    rows += [
+        ("visual tokens", f"{record.visual_tokens:,}"),
+        ("prompt tokens", f"{record.prompt_tokens:,}"),
+        ("token-layers", work(record)),
+        ("seconds", f"{record.seconds:.2f}"),
+    ]
+    return table(rows)
+
+
+def _write_png(image: PIL.Image.Image, path: Path) -> Path:
+    """Write a file that is either whole or not there."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            image.save(part, format="PNG")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise ImageError(f"A picture could not be written - {path}: {error} - choose another place for it.") from error
+    return path

@@ -204,7 +204,7 @@ def zooming(frame: Frame, fact: Fact, *, final: bool = False) -> list[Piece]:
     return [*pieces, _answer(fact.answer, read_from(last, fact))]
 
 
-def coarse_tree(rng: Random, board: Board, *, crops: int = 5, calls: int = 8, tokens: int = COARSE_TOKENS) -> Tree:
+def coarse_tree(rng: Random, board: Board, *, crops: int = 4, calls: int = 12, tokens: int = COARSE_TOKENS) -> Tree:
     """All that happens on top of a coarse view: about `crops` crops, and `calls` zoom calls that are not served."""
     frame = show(board, None, tokens=(16, tokens))
     easy = [fact for fact in board.facts if fact.coarse_suffices]
@@ -212,8 +212,8 @@ def coarse_tree(rng: Random, board: Board, *, crops: int = 5, calls: int = 8, to
     hops = [fact for fact in board.facts if len(fact.boxes) == 2]
     rng.shuffle(easy)
     fine = _varied(rng, fine)
-    branches = [("direct", fact, direct(frame, fact)) for fact in easy[:6]]
-    branches += [("zoom", fact, zooming(frame, fact)) for fact in easy[6:10] or easy[:1]]
+    branches = [("direct", fact, direct(frame, fact)) for fact in easy[:7]]
+    branches += [("zoom", fact, zooming(frame, fact)) for fact in easy[7:10] or easy[:1]]
     branches += [("direct", fact, direct(frame, fact)) for fact in fine[:1]]
     for fact in hops[:2]:
         branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))

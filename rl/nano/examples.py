@@ -23,6 +23,7 @@ from qzoom_agent.evals.suites.needle.boards import Board, Fact, draw_board
 from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, Glyph, Rect
 from qzoom_agent.geometry import Size, fit_tokens
 from qzoom_agent.rl.nano.model import CELL
+from qzoom_agent.rl.nano.referents import referent
 from qzoom_agent.rl.nano.tokenizer import LOCATION_STEP
 from qzoom_agent.rl.nano.trees import Look, Piece, Say, Tree
 
@@ -173,8 +174,17 @@ def _ink(glyph: Glyph) -> Rect:
     return glyph.x - across, glyph.y - down, glyph.x + across, glyph.y + down
 
 
+def asked(frame: Frame, fact: Fact, after: str) -> list[Piece]:
+    """The question and what follows it; its naming word is told where in `frame` the thing named is."""
+    named = referent(frame.board, fact)
+    if named is None:
+        return [Say(fact.question + after)]
+    end, rects = named
+    return [Say(fact.question[:end]), Say(fact.question[end:] + after, focus=[(frame.look, under(frame, rects))])]
+
+
 def direct(frame: Frame, fact: Fact) -> list[Piece]:
-    return [Say(fact.question + ASK), _answer(fact.answer, read_from(frame, fact))]
+    return [*asked(frame, fact, ASK), _answer(fact.answer, read_from(frame, fact))]
 
 
 def beside(fact: Fact, crops: Sequence[Frame]) -> list[Piece]:
@@ -186,14 +196,14 @@ def calling(frame: Frame, fact: Fact) -> list[Piece]:
     """The zoom call alone: where to look is learned from far more questions than there is time to answer."""
     call, _ = call_for(frame, fact.boxes[0])
     return [
-        Say(f"{fact.question} You may zoom.{ASK}"),
+        *asked(frame, fact, f" You may zoom.{ASK}"),
         _answer(call, [(frame.look, under(frame, fact.boxes[:1]))] * 5),
     ]
 
 
 def zooming(frame: Frame, fact: Fact, *, final: bool = False) -> list[Piece]:
     """Call the zoom tool for every needle in order, then answer; with `final`, when told that this turn is the last."""
-    pieces: list[Piece] = [Say(f"{fact.question} You may zoom.{ASK}")]
+    pieces = asked(frame, fact, f" You may zoom.{ASK}")
     last = frame
     for needle in fact.boxes:
         call, box = call_for(frame, needle)

@@ -22,6 +22,8 @@ PLACE_LAYER = 3
 """Decoder layer whose output must know the column and row of its visual tokens."""
 FOCUS_LAYER = 5
 """Decoder layer whose first heads are told where to look."""
+GROUND_LAYER = 2
+"""Decoder layer whose first heads are told where the things lie that a question names; later layers use it."""
 FOCUS_HEADS = 2
 _PLACE_UNIT = 8.0
 _DENSE_WEIGHTS = (1.0, 1.0, 0.8, 0.4, 0.4)
@@ -45,7 +47,7 @@ def losses(
     tower: bool = True,
     fuse: bool = False,
 ) -> dict[str, Tensor]:
-    """Loss terms of a batch: `read` (dense labels), and, when something is to be said, `answer`, `place` and `focus`.
+    """Loss terms of a batch: `read` (dense labels), and what is said: `answer`, `place`, `focus` and `ground`.
 
     Also `dense`, the logits behind `read`, `logits` at the positions that predict a label, and `predicts`, the flat
     indices of those labels. With `tower` false the vision tower is left as it is, and the batch costs half.
@@ -64,25 +66,34 @@ def losses(
     image = batch["ids"] == model.config.image_token_id
     embeds = model.model.language_model.embed_tokens(batch["ids"])
     embeds = embeds.masked_scatter(image[:, None], seen.to(embeds.dtype))
-    thought = think(model, embeds, batch["positions"], batch["blocks"], tap=PLACE_LAYER, watch=FOCUS_LAYER, fuse=fuse)
+    thought = think(
+        model,
+        embeds,
+        batch["positions"],
+        batch["blocks"],
+        tap=PLACE_LAYER,
+        watch=(GROUND_LAYER, FOCUS_LAYER),
+        fuse=fuse,
+    )
     logits = model.lm_head(thought.hidden[predicts - 1])
     out["answer"] = cross_entropy(logits.float(), labels[predicts])
     out["place"] = mse_loss(heads.place(thought.tapped[image]).float(), _cells(batch["grids"]) / _PLACE_UNIT)
-    if batch["focus"].shape[1]:
-        out["focus"] = focus_loss(thought.query, thought.key, batch)
+    for name, layer in (("focus", FOCUS_LAYER), ("ground", GROUND_LAYER)):
+        if batch[name].shape[1]:
+            out[name] = focus_loss(*thought.watched[layer], batch, name)
     out["logits"], out["predicts"] = logits, predicts
     return out
 
 
-def focus_loss(query: Tensor, key: Tensor, batch: dict[str, Any]) -> Tensor:
-    """Mean of -log of the attention that the told heads give to the right visual tokens, over predicting tokens."""
-    asking, row = torch.unique(batch["focus"][0], return_inverse=True)
+def focus_loss(query: Tensor, key: Tensor, batch: dict[str, Any], pairs: str = "focus") -> Tensor:
+    """Mean of -log of the attention that the told heads give to the right visual tokens, over the tokens that look."""
+    asking, row = torch.unique(batch[pairs][0], return_inverse=True)
     branch, tree = batch["branch"], batch["tree"]
     index = torch.arange(len(tree), device=tree.device)
     visible = (tree[asking][:, None] == tree) & (index <= asking[:, None])
     visible &= (branch == -1) | (branch == branch[asking][:, None])
     right = torch.zeros_like(visible)
-    right[row, batch["focus"][1]] = True
+    right[row, batch[pairs][1]] = True
     groups = query.shape[1] // key.shape[1]
     total = query.new_zeros(())
     for head in range(FOCUS_HEADS):

@@ -118,10 +118,8 @@ class Thought(NamedTuple):
     """Final hidden states (N, hidden)."""
     tapped: Tensor
     """Hidden states after decoder layer `tap`, (N, hidden)."""
-    query: Tensor
-    """Rotated queries of decoder layer `watch`, (N, heads, d)."""
-    key: Tensor
-    """Rotated keys of that layer, (N, key heads, d)."""
+    watched: dict[int, tuple[Tensor, Tensor]]
+    """Rotated queries (N, heads, d) and keys (N, key heads, d) of the decoder layers in `watch`."""
 
 
 def think(
@@ -131,13 +129,13 @@ def think(
     blocks: list[Block],
     *,
     tap: int,
-    watch: int,
+    watch: Sequence[int],
     fuse: bool = False,
 ) -> Thought:
-    """The language model over flat tokens, and what two of its layers had inside."""
+    """The language model over flat tokens, and what some of its layers had inside."""
     text = model.model.language_model
     hidden, tapped = embeds, embeds
-    watched: tuple[Tensor, Tensor] = (embeds, embeds)
+    watched: dict[int, tuple[Tensor, Tensor]] = {}
     cos, sin = text.rotary_emb(hidden, positions[:, None])
     before, after = _fused(_before_thinking, fuse), _fused(_after_thinking, fuse)
     for index, layer in enumerate(text.layers):
@@ -145,9 +143,9 @@ def think(
         hidden = after(layer, hidden, attend(query, key, value, blocks))
         if index == tap:
             tapped = hidden
-        if index == watch:
-            watched = query, key
-    return Thought(text.norm(hidden), tapped, *watched)
+        if index in watch:
+            watched[index] = query, key
+    return Thought(text.norm(hidden), tapped, watched)
 
 
 def _before_thinking(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:

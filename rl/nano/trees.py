@@ -43,7 +43,8 @@ class Say:
     """Text in a conversation; `learn` marks what the model itself says.
 
     `focus` names, for each of its first tokens, the image and the visual tokens of it (numbered in reading order) that
-    the token is read from.
+    the token is read from: what the token *before* it should look at. In text that is not learned it grounds that token
+    itself: see `referents`.
     """
 
     text: str
@@ -90,6 +91,8 @@ class _Row:
     """Where the visual tokens of a look (by identity) begin."""
     focus: list[tuple[int, int]] = field(default_factory=list)
     """Pairs of a predicting token and a visual token that it should look at."""
+    ground: list[tuple[int, int]] = field(default_factory=list)
+    """Pairs of a naming token and a visual token of what it names."""
 
 
 class Packer:
@@ -115,7 +118,8 @@ class Packer:
                 labels = ids if piece.learn else [-100] * len(ids)
                 for step, (look, cells) in enumerate(piece.focus):
                     predicting, begin = len(row.ids) + step - 1, row.starts[id(look)]
-                    row.focus += [(predicting, begin + cell) for cell in cells]
+                    pairs = row.focus if piece.learn else row.ground
+                    pairs += [(predicting, begin + cell) for cell in cells]
             else:
                 rows, columns = piece.grid
                 ids = [self.start, *[self.pad] * (rows * columns), self.end]
@@ -145,12 +149,13 @@ class Packer:
 
         Tensors over all N tokens of all trees in reading order: `ids`, `labels`, `positions` (3, N), `branch` (number
         of the branch in the batch, -1 in prefixes), `tree`. `focus` (2, K) pairs predicting tokens with visual tokens
-        they should look at. `blocks`, `windows` and `whole` are the attention index sets of
-        `packed.py` for text, vision windows and whole images. Pixels, grids and dense labels cover all images in order.
+        they should look at, `ground` naming tokens with those of what they name. `blocks`, `windows` and `whole` are
+        the attention index sets of `packed.py` for text, vision windows and whole images. Pixels, grids and dense
+        labels cover all images in order.
         """
         rows = [self.row(tree) for tree in trees]
         looks = [look for row in rows for look in row.looks]
-        branch, focus, first, offset = [], [], 0, 0
+        branch, focus, ground, first, offset = [], [], [], 0, 0
         spans: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         for row, tree in zip(rows, trees, strict=True):
             local = np.array(row.branch)
@@ -160,6 +165,7 @@ class Packer:
                 spans.append((prefix, offset + np.flatnonzero(local == index)))
             branch.append(np.where(local == 0, -1, local - 1 + first))
             focus += [(offset + asking, offset + seen) for asking, seen in row.focus]
+            ground += [(offset + asking, offset + seen) for asking, seen in row.ground]
             first += len(tree.branches)
             offset += len(local)
         grids = [look.grid for look in looks]
@@ -170,6 +176,7 @@ class Packer:
             "branch": torch.from_numpy(np.concatenate(branch)),
             "tree": torch.tensor([index for index, row in enumerate(rows) for _ in row.ids]),
             "focus": torch.tensor(focus, dtype=torch.long).reshape(-1, 2).T,
+            "ground": torch.tensor(ground, dtype=torch.long).reshape(-1, 2).T,
             "blocks": text_blocks(spans),
             "windows": image_blocks(grids, window=WINDOW),
             "whole": image_blocks(grids, window=None),

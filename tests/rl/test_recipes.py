@@ -20,7 +20,7 @@ LOADERS: dict[str, Callable[[Path], BaseModel]] = {"base": load_recipe}
 BASE = [path for path in RECIPES if path.stem == "base"]
 MINIMAL = "stages: [{name: one, steps: 4, mix: {crops: 1.0}, learning_rate: 1.0e-3}]"
 EVERY = ("log_steps", "save_steps", "validate_steps", "validate_batches")
-LOSSES = {"read", "answer", "place", "focus"}
+LOSSES = {"read", "answer", "place", "focus", "ground"}
 
 
 def named(path: Path) -> str:
@@ -78,7 +78,10 @@ def one(**stage: object) -> str:
         (one(mix=None), r"stages\.0\.mix"),
         (one(mix={}), r"stages\.0\.mix\s+Dictionary should have at least 1"),
         (one(mix={"books": 1.0}), r"stages\.0\.mix\.books.*\s+Input should be 'print', 'pages'"),
-        (one(weights={"style": 1.0}), r"stages\.0\.weights\.style.*\s+Input should be 'answer', 'read', 'place' or"),
+        (
+            one(weights={"style": 1.0}),
+            r"stages\.0\.weights\.style.*\s+Input should be 'answer', 'read', 'place', 'focus' or",
+        ),
         (one(schedule="sometimes"), r"stages\.0\.schedule\s+Input should be 'linear', 'cosine'"),
         (one(warmup_steps=-1), r"stages\.0\.warmup_steps"),
         (one(tower_share=-0.5), r"stages\.0\.tower_share"),

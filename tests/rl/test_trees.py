@@ -20,7 +20,15 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from qzoom_agent.evals.suites.needle.boards import draw_board
 from qzoom_agent.rl.nano.examples import DENSE_CLASSES, coarse_tree, whole_tree
-from qzoom_agent.rl.nano.heads import FOCUS_HEADS, FOCUS_LAYER, PLACE_LAYER, TrainingHeads, dense_loss, losses
+from qzoom_agent.rl.nano.heads import (
+    FOCUS_HEADS,
+    FOCUS_LAYER,
+    GROUND_LAYER,
+    PLACE_LAYER,
+    TrainingHeads,
+    dense_loss,
+    losses,
+)
 from qzoom_agent.rl.nano.model import build_model
 from qzoom_agent.rl.nano.packed import see, think
 from qzoom_agent.rl.nano.pages import object_page
@@ -93,7 +101,9 @@ def test_every_branch_is_what_the_stock_model_computes_alone(
     seen = see(model, batch["pixels"], batch["grids"], windows=batch["windows"], whole=batch["whole"])
     image = batch["ids"] == model.config.image_token_id
     embeds = model.model.language_model.embed_tokens(batch["ids"]).masked_scatter(image[:, None], seen)
-    thought = think(model, embeds, batch["positions"], batch["blocks"], tap=PLACE_LAYER, watch=FOCUS_LAYER)
+    thought = think(
+        model, embeds, batch["positions"], batch["blocks"], tap=PLACE_LAYER, watch=(GROUND_LAYER, FOCUS_LAYER)
+    )
     logits = model.lm_head(thought.hidden)
 
     number, spread = 0, 0.0
@@ -140,11 +150,20 @@ def test_the_answer_loss_is_the_stock_loss_over_all_branches(
             labels.append(one["labels"][where])
     wanted = cross_entropy(torch.cat(logits), torch.cat(labels))
     assert float(terms["answer"]) == pytest.approx(float(wanted), abs=1e-5)
-    assert {name for name, value in terms.items() if value.ndim == 0} == {"answer", "read", "place", "focus"}
+    assert {name for name, value in terms.items() if value.ndim == 0} == {
+        "answer",
+        "read",
+        "place",
+        "focus",
+        "ground",
+    }
 
 
 @torch.no_grad()
-def test_the_focus_loss_is_that_of_the_stock_models_attention(
+@pytest.mark.parametrize(("name", "layer"), [("focus", FOCUS_LAYER), ("ground", GROUND_LAYER)])
+def test_the_focus_losses_are_those_of_the_stock_models_attention(
+    name: str,
+    layer: int,
     model: Qwen2_5_VLForConditionalGeneration,
     heads: TrainingHeads,
     tokenizer: PreTrainedTokenizerFast,
@@ -166,15 +185,15 @@ def test_the_focus_loss_is_that_of_the_stock_models_attention(
             mm_token_type_ids=(ids == model.config.image_token_id).int(),
             output_attentions=True,
         )
-        weights = said.attentions[FOCUS_LAYER][0, :FOCUS_HEADS]
+        weights = said.attentions[layer][0, :FOCUS_HEADS]
         assert weights.shape[1:] == (len(one["ids"]),) * 2
-        asking, seen = one["focus"]
+        asking, seen = one[name]
         for token in asking.unique():
             each.append(-weights[:, token, seen[asking == token]].sum(-1).log())
     wanted = torch.stack(each)
-    assert wanted.shape[0] >= 30
+    assert wanted.shape[0] >= (30 if name == "focus" else 10)
     assert float(wanted.std()) > 0.1, "attention that is all alike would prove nothing"
-    assert float(losses(model, heads, packer.batch(trees))["focus"]) == pytest.approx(float(wanted.mean()), abs=1e-4)
+    assert float(losses(model, heads, packer.batch(trees))[name]) == pytest.approx(float(wanted.mean()), abs=1e-4)
 
 
 def test_the_focus_loss_teaches_the_layers_up_to_its_own(
@@ -224,7 +243,7 @@ def test_the_vision_tower_can_be_left_as_it_is(
     for name, gradient in gradients[False].items():
         assert torch.allclose(gradient, gradients[True][name], atol=1e-6), name
     # What is said is the same, and reading is not scored: its head would learn from a tower that cannot.
-    assert values[False] == pytest.approx({name: values[True][name] for name in ("answer", "place", "focus")})
+    assert values[False] == pytest.approx({name: values[True][name] for name in ("answer", "place", "focus", "ground")})
     assert set(values[True]) - set(values[False]) == {"read"}
     model.zero_grad()
     heads.zero_grad()

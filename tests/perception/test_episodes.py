@@ -217,3 +217,19 @@ def test_a_folder_of_branches_can_be_given(load: Callable[[Family], Path], tmp_p
     assert agent.backend.branches.config.k == 2
     saved = json.loads((tmp_path / "branches.json").read_text())
     assert saved["k"] == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (30, 900)])
+def test_images_smaller_than_a_cell_or_very_thin_are_answered(
+    family: Family, size: tuple[int, int], load: Callable[[Family], Path]
+) -> None:
+    config = {"generation": {"max_new_tokens": 3}, "perception": {"threshold": 0.3}}
+    agent = Agent.from_pretrained(str(load(family)), policy="implicit", device="cpu", dtype="float32", **config)
+    answer = agent.run(Image.new("RGB", size, (200, 30, 30)), "what is the code?")
+    assert answer.status in ("answered", "refused"), answer.trace.error
+    record = answer.trace.perception
+    assert record is not None
+    for x1, y1, x2, y2 in record.boxes:
+        assert 0 <= x1 < x2 <= size[0]
+        assert 0 <= y1 < y2 <= size[1]

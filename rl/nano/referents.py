@@ -15,6 +15,15 @@ from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, Rect
 
 _CELL: Final = re.compile(r"[A-E]\d")
 _LINE: Final = re.compile(r"\d")
+_PLURALS: Final = tuple(f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES)
+_WORDS: Final[dict[str, tuple[str, ...]]] = {
+    "color": SHAPES,
+    "shape": COLORS,
+    "count": (*COLORS, *_PLURALS, "objects"),
+    "form": FIELDS,
+    "receipt": ITEMS,
+}
+"""Words that can name what a question of this kind is about."""
 _THING_KINDS: Final = ("code", "pips", "relation", "hop")
 
 
@@ -22,14 +31,9 @@ def referent(board: Board, fact: Fact) -> tuple[int, list[Rect]] | None:
     """Where in the question the naming word ends, and the boxes of what it names; None if nothing is named."""
     if fact.kind in _THING_KINDS:
         return _named(fact.question, ((thing.name, [thing.box]) for thing in board.things))
-    if fact.kind in ("color", "shape"):
-        words = COLORS if fact.kind == "shape" else SHAPES
-        return _named(fact.question, ((word, list(fact.seen)) for word in words))
-    if fact.kind == "count":
-        words = (*COLORS, *(f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES), "objects")
-        return _named(fact.question, ((word, list(fact.seen)) for word in words))
-    if fact.kind in ("form", "receipt"):
-        return _named(fact.question, ((word, list(fact.boxes)) for word in (*FIELDS, *ITEMS)))
+    if fact.kind in _WORDS:
+        rects = list(fact.seen or fact.boxes)
+        return _named(fact.question, ((word, rects) for word in _WORDS[fact.kind]))
     found = {"table": _CELL, "line": _LINE}.get(fact.kind)
     match = found.search(fact.question) if found else None
     return (match.end(), list(fact.boxes)) if match else None

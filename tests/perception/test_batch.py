@@ -9,10 +9,10 @@ from PIL import Image
 
 from qzoom_agent.backends import Settings
 from qzoom_agent.backends.hf import HFBackend
+from qzoom_agent.backends.hf_batch import Batch
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message
-from qzoom_agent.perception.batch import Batch
 from qzoom_agent.perception.branches import Branches
 from tests.core.tiny_models import Family, build
 

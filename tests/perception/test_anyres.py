@@ -1,6 +1,5 @@
 """AnyRes models perceive on their base view, and the base view is what the stock model makes of it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +24,6 @@ from qzoom_agent.perception.branches import Branches
 from tests.core.tiny_models import LLAVA_TEMPLATE, _tokenizer
 
 SIDE = 56
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

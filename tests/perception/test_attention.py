@@ -1,6 +1,6 @@
 """Recomputed attention is the stock model's own, on every family, and a recording leaves no trace on the model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from typing import Any
@@ -22,14 +22,6 @@ FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
 LAYERS, HEADS = 3, 4
 ROWS, COLUMNS = {"qwen2_5_vl": 3, "qwen3_vl": 3, "llava": 4}, {"qwen2_5_vl": 5, "qwen3_vl": 5, "llava": 4}
 PICKED = {0: (3, 1), 2: (0, 2, 3)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

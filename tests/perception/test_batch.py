@@ -1,10 +1,9 @@
 """A batch answers what single sessions answer, whatever its rows do: zoom or not, long or short, large or small."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from qzoom_agent.backends import Settings
@@ -13,8 +12,7 @@ from qzoom_agent.backends.hf_batch import Batch
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message
-from qzoom_agent.perception.branches import Branches
-from tests.core.tiny_models import Family, build
+from tests.core.tiny_models import Family
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
 GREEDY = Settings(max_new_tokens=8)
@@ -24,30 +22,6 @@ QUESTIONS = (
     "what is on the red circle, and is it green? Answer now.",
     "407",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], HFBackend]:
-    loaded: dict[Family, HFBackend] = {}
-
-    def get(family: Family) -> HFBackend:
-        if family not in loaded:
-            folder = build(family, tmp_path_factory.mktemp(family), layers=6)
-            backend = HFBackend.load(str(folder), device="cpu", dtype="float32")
-            torch.manual_seed(1)
-            branches = Branches.from_base(backend.model, k=3)
-            loaded[family] = HFBackend(backend.model, backend.processor, name=family, branches=branches)
-        return loaded[family]
-
-    return get
 
 
 @pytest.fixture(params=FAMILIES)

@@ -1,7 +1,7 @@
 """Policies that look first, through the whole agent: with scripted sights, and with tiny models of every family."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,6 @@ from tests.core.tiny_models import Family, build
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def sight(*cells: tuple[float, float, float, float], aligned: bool = False) -> Sight:

@@ -3,7 +3,7 @@
 Tiny random models with untrained branches. Thresholds are chosen per test, so that a random gate fires or does not.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,40 +21,15 @@ from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message, text
 from qzoom_agent.perception.adapters import adapter_for
-from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.layout import align
-from tests.core.tiny_models import Family, build
+from tests.core.tiny_models import Family
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
 GREEDY = Settings(max_new_tokens=8)
 ALWAYS = PerceptionConfig(gate_threshold=0.0, threshold=0.3)
 NEVER = PerceptionConfig(gate_threshold=1.0)
 EMPTY = PerceptionConfig(gate_threshold=0.0, threshold=1.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], HFBackend]:
-    loaded: dict[Family, HFBackend] = {}
-
-    def get(family: Family) -> HFBackend:
-        if family not in loaded:
-            folder = build(family, tmp_path_factory.mktemp(family), layers=6)
-            backend = HFBackend.load(str(folder), device="cpu", dtype="float32")
-            torch.manual_seed(1)
-            branches = Branches.from_base(backend.model, k=3, depth=3, gate_depth=3)
-            loaded[family] = HFBackend(backend.model, backend.processor, name=family, branches=branches)
-        return loaded[family]
-
-    return get
 
 
 @pytest.fixture(params=FAMILIES)

@@ -1,0 +1,35 @@
+"""Tiny random models with untrained branches, one of each family a test module."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from qzoom_agent.backends.hf import HFBackend
+from qzoom_agent.perception.branches import Branches
+from tests.core.tiny_models import Family, build
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], HFBackend]:
+    """A backend of six layers whose branches start after the third."""
+    loaded: dict[Family, HFBackend] = {}
+
+    def get(family: Family) -> HFBackend:
+        if family not in loaded:
+            folder = build(family, tmp_path_factory.mktemp(family), layers=6)
+            backend = HFBackend.load(str(folder), device="cpu", dtype="float32")
+            torch.manual_seed(1)
+            branches = Branches.from_base(backend.model, k=3)
+            loaded[family] = HFBackend(backend.model, backend.processor, name=family, branches=branches)
+        return loaded[family]
+
+    return get

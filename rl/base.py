@@ -85,6 +85,8 @@ class BaseRecipe(BaseModel):
 
     seed: int = Field(default=0, ge=0, lt=5)
     """Five seeds have boards of their own below those of validation."""
+    start: Path | None = None
+    """Folder of a shipped model to go on from, instead of from nothing; its training heads are learned anew."""
     stages: list[Stage] = Field(min_length=1)
     mixed_precision: bool = False
     """Matrix products in bfloat16. Faster on a GPU, and on a CPU whose instructions include it (AVX512_BF16, AMX)."""
@@ -290,6 +292,8 @@ def _start(
     recipe: BaseRecipe, index: int, output: Path
 ) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration]:
     """Tokenizer and model (with its training heads) at the start of a stage."""
+    if index == 0 and recipe.start is not None:
+        return load_shipped(recipe.start)
     if index == 0:
         tokenizer = build_tokenizer()
         model = build_model(tokenizer)
@@ -297,6 +301,22 @@ def _start(
         return tokenizer, model
     before = output / recipe.stages[index - 1].name / "final"
     return load_training(before)
+
+
+def load_shipped(folder: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration]:
+    """A shipped model in float32, with fresh training heads.
+
+    Raises:
+        ConfigError: `folder` holds no such model.
+    """
+    if not (folder / "model.safetensors").is_file():
+        raise ConfigError(f"There is no model in {folder} to start from. Give the folder of a shipped model.")
+    tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(folder))
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    if build_tokenizer().get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(f"The model in {folder} has another vocabulary than nano. Start from nothing.")
+    model.training_heads = TrainingHeads(model.config.get_text_config().hidden_size)
+    return tokenizer, model
 
 
 def load_training(folder: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration]:

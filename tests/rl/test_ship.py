@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from qzoom_agent.backends.presets import NANO_FOLDER
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.rl.base import BaseRecipe, load_shipped, load_training, run_stage
 from qzoom_agent.rl.nano import ship
 from qzoom_agent.rl.nano.heads import TrainingHeads
 from qzoom_agent.rl.nano.model import CELL, build_model
@@ -85,3 +87,20 @@ def test_weights_too_large_for_the_package(final: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(ship, "LIMIT_BYTES", 1_000_000)
     with pytest.raises(ConfigError, match=r"The weights are \d+\.\d MB; the package takes at most 1 MB"):
         ship.ship(final, tmp_path / "nano")
+
+
+def test_a_shipped_model_is_a_place_to_go_on_from(tmp_path: Path) -> None:
+    stage = {"name": "more", "steps": 2, "mix": {"crops": 1.0}, "learning_rate": 1e-5, "warmup_steps": 0}
+    recipe = BaseRecipe.model_validate(
+        {"start": NANO_FOLDER, "validate_kinds": ["crops"], "validate_batches": 1, "stages": [stage]}
+    )
+    before = dict(load_shipped(NANO_FOLDER)[1].named_parameters())
+    after = dict(load_training(run_stage(recipe, 0, output=tmp_path))[1].named_parameters())
+    moved = [
+        float((after[name] - value).detach().abs().max())
+        for name, value in before.items()
+        if not name.startswith("training_heads.")
+    ]
+    assert 0 < max(moved) < 1e-3, "the shipped weights, a little further"
+    with pytest.raises(ConfigError, match="no model in"):
+        load_shipped(tmp_path)

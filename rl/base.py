@@ -72,7 +72,7 @@ class Stage(BaseModel):
 
     Whatever trains it has to look like everything it will see: trained on pages alone it forgets coarse views.
     """
-    weights: dict[Literal["answer", "read", "place", "focus", "ground", "point", "aim"], float] = {
+    weights: dict[Literal["answer", "read", "place", "focus", "ground", "point", "aim", "tally"], float] = {
         "answer": 1.0,
         "read": 1.0,
         "place": 0.3,
@@ -80,6 +80,7 @@ class Stage(BaseModel):
         "ground": 0.3,
         "point": 0.3,
         "aim": 0.3,
+        "tally": 0.3,
     }
     """Weight of each loss term; a term that is not named does not count."""
 

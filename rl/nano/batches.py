@@ -19,6 +19,8 @@ from qzoom_agent.rl.nano.trees import Look, Packer, Tree
 
 BUDGETS: Final = (64, 144, 256, 400, 576)
 """Visual tokens of a whole board, from the coarse view to every pixel."""
+COARSE_BUDGETS: Final = (64, 64, 64, 100)
+"""Most visual tokens of a coarse view that zooms start from; one drawn at random."""
 Kind = Literal["print", "pages", "crops", "coarse", "board144", "board256", "board400", "board576"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 VALIDATION_SEED: Final = 500_000_000
@@ -48,7 +50,8 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
         boards = [training_board(rng, seed * 64 + index) for index in range(3)]
         return [crop_tree(rng, board) for board in boards for _ in range(5)]
     if kind == "coarse":
-        return [coarse_tree(rng, training_board(rng, seed * 64 + index)) for index in range(3)]
+        boards = [training_board(rng, seed * 64 + index) for index in range(3)]
+        return [coarse_tree(rng, board, tokens=rng.choice(COARSE_BUDGETS)) for board in boards]
     if kind in _BOARDS_PER_BATCH:
         budget, count = int(kind.removeprefix("board")), _BOARDS_PER_BATCH[kind]
         return [whole_tree(rng, training_board(rng, seed * 64 + index), tokens=budget) for index in range(count)]

@@ -31,10 +31,11 @@ CHARS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ."
 DENSE_CLASSES: Final = (len(CHARS) + 1, len(CHARS) + 1, len(SHAPES) + 1, len(COLORS) + 1, 7, 2)
 """Classes of each dense label: left character, right character, shape, colour, pips, middle of an object; 0: none."""
 COARSE_TOKENS: Final = 64
-CROP_TOKENS: Final = (40, 64)
+CROP_TOKENS: Final = (40, 100)
+"""Fewest and most: up to 280 x 280 pixels of a board are shown without loss."""
 CALL_MARGIN: Final = (0.35, 30.0)
 """What a zoom call adds on every side of the needle: a share of its longer side, and at least these board pixels."""
-LAYOUT_SHARES: Final = {"scene": 0.44, "form": 0.12, "receipt": 0.11, "table": 0.11, "hop": 0.22}
+LAYOUT_SHARES: Final = {"scene": 0.38, "form": 0.16, "receipt": 0.17, "table": 0.1, "hop": 0.19}
 _CROP_KINDS: Final = ("code", "pips", "form", "receipt", "table")
 _LEGIBLE: Final = 11.0
 OPEN, ASK, CLOSE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
@@ -144,17 +145,26 @@ def _jittered(rng: Random, needle: Rect, board: Board) -> Rect:
 
 
 def proposed(rng: Random, frame: Frame, needle: Rect) -> Rect:
-    """A box around the needle as SD-RPN proposes it: whole cells of the coarse view, at times one more on a side."""
+    """A box around the needle as SD-RPN proposes it: whole cells of the coarse view, at times one more on a side, and
+    the margin that is added to them."""
     (wide, high), (rows, columns) = frame.scale, frame.look.grid
     edges = needle[0] * wide / CELL, needle[1] * high / CELL, needle[2] * wide / CELL, needle[3] * high / CELL
     left, top = (max(0, int(edge) - (rng.random() < 0.3)) for edge in edges[:2])
     right, bottom = (math.ceil(edge) + (rng.random() < 0.3) for edge in edges[2:])
     right, bottom = min(right, columns), min(bottom, rows)
-    return left * CELL / wide, top * CELL / high, right * CELL / wide, bottom * CELL / high
+    cells = (left * CELL / wide, top * CELL / high, right * CELL / wide, bottom * CELL / high)
+    return grown(cells, frame.board, margin=rng.choice((0.0, 0.0, 0.15, 0.3)))
+
+
+def _elsewhere(rng: Random, frame: Frame) -> Rect:
+    """A box as SD-RPN proposes it around some other place."""
+    width, height = frame.board.image.size
+    x, y = rng.uniform(0, width - 60), rng.uniform(0, height - 30)
+    return proposed(rng, frame, (x, y, x + 60, y + 30))
 
 
 def _around(rng: Random, frame: Frame, needle: Rect) -> Rect:
-    return proposed(rng, frame, needle) if rng.random() < 0.5 else _jittered(rng, needle, frame.board)
+    return proposed(rng, frame, needle) if rng.random() < 0.7 else _jittered(rng, needle, frame.board)
 
 
 def _answer(text: str, focus: Sequence[tuple[Look, Sequence[int]]] = ()) -> Say:
@@ -180,8 +190,6 @@ def under(frame: Frame, rects: Sequence[Rect]) -> list[int]:
 
 def read_from(frame: Frame, fact: Fact) -> list[tuple[Look, list[int]]]:
     """Where each token of the answer is read: a printed character each for codes and prices, else the thing itself."""
-    if fact.kind == "count":  # one token for each, or their number cannot be told from how many tokens they cover
-        return [(frame.look, under(frame, [_middle(rect) for rect in fact.seen]))]
     if not fact.boxes:
         return [(frame.look, under(frame, fact.seen))]
     box = fact.boxes[-1]
@@ -202,7 +210,14 @@ def asked(frame: Frame, fact: Fact, after: str) -> list[Piece]:
 
 
 def direct(frame: Frame, fact: Fact) -> list[Piece]:
-    return [*asked(frame, fact, ASK), _answer(fact.answer, read_from(frame, fact))]
+    return [*asked(frame, fact, ASK), _reply(frame, fact)]
+
+
+def _reply(frame: Frame, fact: Fact) -> Say:
+    """The answer, read from `frame`. What is counted has one token for each, in its middle."""
+    if fact.kind == "count":
+        return Say(fact.answer + CLOSE, learn=True, tally=(frame.look, under(frame, [_middle(r) for r in fact.seen])))
+    return _answer(fact.answer, read_from(frame, fact))
 
 
 def beside(fact: Fact, crops: Sequence[Frame]) -> list[Piece]:
@@ -210,26 +225,34 @@ def beside(fact: Fact, crops: Sequence[Frame]) -> list[Piece]:
     return [*(crop.look for crop in crops), *direct(crops[-1], fact)]
 
 
-def calling(frame: Frame, fact: Fact) -> list[Piece]:
-    """The zoom call alone: where to look is learned from far more questions than there is time to answer."""
+def calling(frame: Frame, fact: Fact, *, shown: Sequence[Frame] = ()) -> list[Piece]:
+    """The zoom call alone: where to look is learned from far more questions than there is time to answer.
+
+    `shown`: crops that already stand beside the coarse view, and are not what is needed.
+    """
     call, _ = call_for(frame, fact.boxes[0])
     return [
+        *(crop.look for crop in shown),
         *asked(frame, fact, f" You may zoom.{ASK}"),
         _answer(call, [(frame.look, under(frame, fact.boxes[:1]))] * 5),
     ]
 
 
-def zooming(frame: Frame, fact: Fact, *, final: bool = False) -> list[Piece]:
-    """Call the zoom tool for every needle in order, then answer; with `final`, when told that this turn is the last."""
-    pieces = asked(frame, fact, f" You may zoom.{ASK}")
-    last = frame
-    for needle in fact.boxes:
+def zooming(frame: Frame, fact: Fact, *, shown: Sequence[Frame] = (), final: bool = False) -> list[Piece]:
+    """Call the zoom tool for every needle in order, then answer; with `final`, when told that this turn is the last.
+
+    `shown`: crops of the first needles that already stand beside the coarse view, and are not asked for again.
+    """
+    last = shown[-1] if shown else frame
+    where = last if len(shown) == len(fact.boxes) else frame
+    pieces = [*(crop.look for crop in shown), *asked(where, fact, f" You may zoom.{ASK}")]
+    for needle in fact.boxes[len(shown) :]:
         call, box = call_for(frame, needle)
         last = show(frame.board, box, tokens=CROP_TOKENS)
         pieces += [_answer(call, [(frame.look, under(frame, [needle]))] * 5), Say(_NEXT), last.look, Say(ASK)]
     if final and fact.boxes:
         pieces[-1] = Say(f"{CLOSE}{_NEXT}Answer now.{ASK}")
-    return [*pieces, _answer(fact.answer, read_from(last, fact))]
+    return [*pieces, _reply(last, fact)]
 
 
 def coarse_tree(rng: Random, board: Board, *, crops: int = 4, calls: int = 12, tokens: int = COARSE_TOKENS) -> Tree:
@@ -243,21 +266,29 @@ def coarse_tree(rng: Random, board: Board, *, crops: int = 4, calls: int = 12, t
     branches = [("direct", fact, direct(frame, fact)) for fact in easy[:7]]
     branches += [("zoom", fact, zooming(frame, fact)) for fact in easy[7:10] or easy[:1]]
     branches += [("direct", fact, direct(frame, fact)) for fact in fine[:1]]
-    for fact in hops[:2]:
-        branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
+    stray, chance = show(board, _elsewhere(rng, frame), tokens=CROP_TOKENS), rng.random()
+    if chance < 0.25 and easy:  # a crop that nobody needed
+        branches.append(("beside", easy[0], [stray.look, *direct(frame, easy[0])]))
+    elif chance < 0.5 and fine:  # a crop of the wrong place
+        branches.append(("call", fine[-1], calling(frame, fine[-1], shown=[stray])))
+    for index, fact in enumerate(hops[:2]):
+        noted = [show(board, proposed(rng, frame, fact.boxes[0]), tokens=CROP_TOKENS)] if index else []
+        branches.append(("zoom", fact, zooming(frame, fact, shown=noted, final=rng.random() < 0.05)))
         crops -= 2
     if hops and rng.random() < 0.2:
         views = [show(board, _around(rng, frame, box), tokens=CROP_TOKENS) for box in hops[-1].boxes]
         branches.append(("beside", hops[-1], beside(hops[-1], views)))
         crops -= 2
-    served = max(1, crops)
+    served, called = max(1, crops), fine[max(1, crops) :]
     for index, fact in enumerate(fine[:served]):
-        if index % 2:
-            view = show(board, _around(rng, frame, fact.boxes[0]), tokens=CROP_TOKENS)
-            branches.append(("beside", fact, beside(fact, [view])))
-        else:
+        if index % 2 == 0:
             branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
-    branches += [("call", fact, calling(frame, fact)) for fact in [*fine[served:], *hops[2:]][:calls]]
+            continue
+        view = show(board, _around(rng, frame, fact.boxes[0]), tokens=CROP_TOKENS)
+        pieces = beside(fact, [view]) if rng.random() < 0.7 else zooming(frame, fact, shown=[view])
+        branches.append(("beside", fact, pieces))
+        called.append(fact)
+    branches += [("call", fact, calling(frame, fact)) for fact in [*called, *hops[2:]][:calls]]
     names = [f"{mode} {fact.kind}" for mode, fact, _ in branches]
     return Tree([Say(OPEN), frame.look], [pieces for _, _, pieces in branches], names)
 

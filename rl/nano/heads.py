@@ -37,6 +37,10 @@ AIM_LAYER = 4
 """Decoder layer whose output must know, where something is said, the column and row that it is read from."""
 PLACES = 28
 """Columns, and rows, that a view can have."""
+TALLY: dict[int, float] = {2: 1.0, 3: 6.0}
+"""Heads of the focus layer that count, and what the first token of the conversation weighs against one counted thing.
+
+Attention that is shared among n things is the same for every n; what the first token keeps of it tells the number."""
 _DENSE_WEIGHTS = (1.0, 1.0, 0.8, 0.4, 0.6, 0.4)
 """Of the dense labels; shapes are learned last of all when they weigh as little as colours (docs/lab.md, 9)."""
 
@@ -59,7 +63,8 @@ def losses(
     tower: bool = True,
     fuse: bool = False,
 ) -> dict[str, Tensor]:
-    """Loss terms of a batch: `read` (dense labels), and for what is said `answer`, `place`, `aim` and those in `TOLD`.
+    """Loss terms of a batch: `read` (dense labels), and for what is said `answer`, `place`, `aim`, `tally` and
+    those in `TOLD`.
 
     Also `dense`, the logits behind `read`, `logits` at the positions that predict a label, and `predicts`, the flat
     indices of those labels. With `tower` false the vision tower is left as it is, and the batch costs half.
@@ -98,12 +103,14 @@ def losses(
     for name, layer in TOLD.items():
         if batch[name].shape[1]:
             out[name] = focus_loss(*thought.watched[layer], batch, name)
+    if batch["tally"].shape[1]:
+        out["tally"] = tally_loss(*thought.watched[FOCUS_LAYER], batch)
     out["logits"], out["predicts"] = logits, predicts
     return out
 
 
-def focus_loss(query: Tensor, key: Tensor, batch: dict[str, Any], pairs: str = "focus") -> Tensor:
-    """Mean of -log of the attention that the told heads give to the right tokens, over the tokens that look."""
+def _told(batch: dict[str, Any], pairs: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The tokens that look (Q), what each can see, and what it is told to look at, both (Q, N) bool."""
     asking, row = torch.unique(batch[pairs][0], return_inverse=True)
     branch, tree = batch["branch"], batch["tree"]
     index = torch.arange(len(tree), device=tree.device)
@@ -111,6 +118,12 @@ def focus_loss(query: Tensor, key: Tensor, batch: dict[str, Any], pairs: str = "
     visible &= (branch == -1) | (branch == branch[asking][:, None])
     right = torch.zeros_like(visible)
     right[row, batch[pairs][1]] = True
+    return asking, visible, right
+
+
+def focus_loss(query: Tensor, key: Tensor, batch: dict[str, Any], pairs: str = "focus") -> Tensor:
+    """Mean of -log of the attention that the told heads give to the right tokens, over the tokens that look."""
+    asking, visible, right = _told(batch, pairs)
     groups = query.shape[1] // key.shape[1]
     total = query.new_zeros(())
     for head in range(FOCUS_HEADS):
@@ -119,6 +132,23 @@ def focus_loss(query: Tensor, key: Tensor, batch: dict[str, Any], pairs: str = "
         wanted = scores.masked_fill(~right, -torch.inf).logsumexp(1)
         total = total + (every - wanted).mean()
     return total / FOCUS_HEADS
+
+
+def tally_loss(query: Tensor, key: Tensor, batch: dict[str, Any]) -> Tensor:
+    """Divergence of the counting heads' attention from one share for each counted thing and `TALLY` for token 0."""
+    asking, visible, right = _told(batch, "tally")
+    first = torch.zeros_like(right)
+    first[torch.arange(len(asking)), visible.int().argmax(1)] = True
+    groups = query.shape[1] // key.shape[1]
+    total = query.new_zeros(())
+    for head, weight in TALLY.items():
+        scores = (query[asking, head] @ key[:, head // groups].T * query.shape[-1] ** -0.5).float()
+        shares = scores.masked_fill(~visible, -torch.inf).log_softmax(1)
+        wanted = right.float() + weight * first.float()
+        wanted = wanted / wanted.sum(1, keepdim=True)
+        told = wanted > 0
+        total = total + (wanted[told] * (wanted[told].log() - shares[told])).sum() / len(asking)
+    return total / len(TALLY)
 
 
 def dense_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -51,6 +51,8 @@ class Say:
     text: str
     learn: bool = False
     focus: Sequence[tuple[Look, Sequence[int]]] = ()
+    tally: tuple[Look, Sequence[int]] | None = None
+    """The image and the visual tokens that are counted in it, one for each thing, where the first token says how many."""
 
 
 Piece = Look | Say
@@ -98,6 +100,8 @@ class _Row:
     """Pairs of a predicting token of a conversation's first answer and the last token that names what is asked."""
     aim: list[tuple[int, int, int]] = field(default_factory=list)
     """A predicting token, and the column and row in the middle of the visual tokens that it is read from."""
+    tally: list[tuple[int, int]] = field(default_factory=list)
+    """Pairs of a token that predicts a number and a visual token that is counted."""
 
 
 class Packer:
@@ -131,6 +135,9 @@ class Packer:
                     middle = _middle(cells, look.grid[1])
                     if piece.learn and middle is not None:
                         row.aim.append((predicting, *middle))
+                if piece.tally is not None:
+                    look, cells = piece.tally
+                    row.tally += [(len(row.ids) - 1, row.starts[id(look)] + cell) for cell in cells]
                 if piece.learn and named is not None:
                     row.point += [(len(row.ids) + step - 1, named) for step in range(len(ids))]
                     named = None
@@ -164,7 +171,7 @@ class Packer:
         Tensors over all N tokens of all trees in reading order: `ids`, `labels`, `positions` (3, N), `branch` (number
         of the branch in the batch, -1 in prefixes), `tree`. `focus` (2, K) pairs predicting tokens with visual tokens
         they should look at, `ground` naming tokens with those of what they name, `point` predicting tokens with the
-        naming token that their question is about; `aim` (3, K) gives predicting tokens the column and row that they
+        naming token that their question is about, `tally` those that predict a number with what is counted; `aim` (3, K) gives predicting tokens the column and row that they
         are read from. `blocks`, `windows` and `whole` are
         the attention index sets of `packed.py` for text, vision windows and whole images. Pixels, grids and dense
         labels cover all images in order.
@@ -172,7 +179,7 @@ class Packer:
         rows = [self.row(tree) for tree in trees]
         looks = [look for row in rows for look in row.looks]
         branch, first, offset = [], 0, 0
-        pairs: dict[str, list[tuple[int, int]]] = {"focus": [], "ground": [], "point": []}
+        pairs: dict[str, list[tuple[int, int]]] = {"focus": [], "ground": [], "point": [], "tally": []}
         aim: list[tuple[int, int, int]] = []
         spans: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         for row, tree in zip(rows, trees, strict=True):

@@ -50,7 +50,7 @@ def validate(model: Any, packer: Packer, *, kinds: Sequence[Kind], batches: int)
             trees = trees_of(kind, VALIDATION_SEED + index)
             batch = to_device(packer.batch(trees), model.device)
             terms = losses(model, model.training_heads, batch)
-            for name in ("read", "answer", "focus", "ground", "point", "place", "aim"):
+            for name in ("read", "answer", "focus", "ground", "point", "place", "aim", "tally"):
                 if name in terms:
                     scores.setdefault(f"{kind} {name} loss", []).append(float(terms[name]))
             if "dense" in terms:

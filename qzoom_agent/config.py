@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 
 from qzoom_agent.errors import ConfigError
 
+Blur = Literal["fixed", "grid", "none"]
 PolicyName = Literal["direct", "explicit", "implicit", "hybrid", "always", "random", "oracle", "blind"]
 
 
@@ -175,12 +176,13 @@ class PerceptionConfig(Config):
     """Foreground from this share of the map's peak, instead of an absolute `threshold`. None: the branches' rule."""
     peak_to_mean: float | None = Field(default=None, ge=1)
     """A map whose peak is less than this many times its mean has no foreground."""
-    blur: Literal["fixed", "grid"] = "fixed"
-    """Blur of the map: three cells wide, or wider on grids of more than 512 cells."""
+    blur: Blur | None = None
+    """Blur of the map: three cells wide ("fixed"), wider on grids of more than 512 cells ("grid"), or "none". None: as
+    the branches say."""
     max_regions: int = Field(default=1, ge=1, le=16)
     """1: one box around all foreground. More: a box for each connected part, best first, up to this many."""
-    margin: float = Field(default=0.0, ge=0, le=10)
-    """How far each edge of a proposed box moves outwards, as a share of its longer side."""
+    margin: float | None = Field(default=None, ge=0, le=10)
+    """How far each edge of a proposed box moves outwards, as a share of its longer side. None: as the branches say."""
     roi_min_tokens: int | None = Field(default=None, ge=1)
     """Least tokens of a proposed crop. None: as for any crop."""
     roi_max_tokens: int | None = Field(default=None, ge=1)

@@ -34,7 +34,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 
-from qzoom_agent.backends.base import Backend, Looks, Reply, Session, Settings
+from qzoom_agent.backends.base import Backend, Looks, Reply, Session, Settings, Sight
 from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.geometry import Box
@@ -169,11 +169,11 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     error: str | None = None
     if ctx.policy.looks:
         try:
-            record, aligned = take_look(ctx, state["question"])
+            record, sight = take_look(ctx, state["question"])
         except Exception as failure:
             error = _described(failure)
         else:
-            placed = _insert(ctx, record, aligned)
+            placed = _insert(ctx, record, sight)
     else:
         _add_coarse(ctx)
     gold = None if state["gold"] is None else [Box(x1, y1, x2, y2) for x1, y1, x2, y2 in state["gold"]]
@@ -343,8 +343,8 @@ def to_trace(state: State, *, protocol: str, environment: dict[str, str]) -> Tra
     )
 
 
-def take_look(ctx: Context, question: str, *, map_always: bool = False) -> tuple[PerceptionRecord, bool]:
-    """Add the coarse view and look at it: what was found, and whether proposed crops are to be placed (`Looks.place`).
+def take_look(ctx: Context, question: str, *, map_always: bool = False) -> tuple[PerceptionRecord, Sight]:
+    """Add the coarse view and look at it: what was found, as the trace keeps it and as the session said it.
 
     Raises BackendError if the model cannot be run.
     """
@@ -356,7 +356,7 @@ def take_look(ctx: Context, question: str, *, map_always: bool = False) -> tuple
     size = ctx.store.view("original").size
     extent = None if sight.extent is None else coarse.to_original(sight.extent)
     boxes = [
-        _with_margin(coarse.to_original(one.box.clamp(coarse.size)), ctx.config.perception.margin).clamp(size)
+        _with_margin(coarse.to_original(one.box.clamp(coarse.size)), _margin(ctx, sight)).clamp(size)
         for one in sight.proposals
     ]
     record = PerceptionRecord(
@@ -374,7 +374,12 @@ def take_look(ctx: Context, question: str, *, map_always: bool = False) -> tuple
         token_layers=sight.token_layers,
         seconds=sight.seconds,
     )
-    return record, sight.aligned
+    return record, sight
+
+
+def _margin(ctx: Context, sight: Sight) -> float:
+    wanted = ctx.config.perception.margin
+    return sight.margin if wanted is None else wanted
 
 
 def _with_margin(box: Box, margin: float) -> Box:
@@ -389,7 +394,7 @@ def _add_coarse(ctx: Context) -> View:
     )
 
 
-def _insert(ctx: Context, record: PerceptionRecord, aligned: bool) -> dict[str, list[float]]:
+def _insert(ctx: Context, record: PerceptionRecord, sight: Sight) -> dict[str, list[float]]:
     """Cut the proposed crops, as far as the budgets go; those to be placed, with the cells that were really cut."""
     placed: dict[str, list[float]] = {}
     coarse, budget = ctx.store.view("coarse"), ctx.config.budget
@@ -407,9 +412,9 @@ def _insert(ctx: Context, record: PerceptionRecord, aligned: bool) -> dict[str, 
         cut = ctx.roi_zoom.cut(ctx.store, plan)
         if cut.view is None:
             record.reason += f"; a crop could not be cut: {cut.error}"
-        elif aligned:
+        elif sight.aligned:
             # the very cells of the map, where they are what was cut; else the part of the grid that was
-            changed = bool(plan.notes) or ctx.config.perception.margin > 0
+            changed = bool(plan.notes) or _margin(ctx, sight) > 0
             real = coarse.from_original(cut.view.region).to_frame("cell", coarse.size, coarse.cell)
             placed[cut.view.id] = real.as_list() if changed else list(cells)
     return placed

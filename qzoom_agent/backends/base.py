@@ -92,6 +92,8 @@ class Sight(NamedTuple):
     seconds: float
     extent: Box | None = None
     """What the map covers, in shown pixels of the view: more than it where it was padded. None: the view."""
+    margin: float = 0.0
+    """What the branches want added on each side of a proposal, as a share of its longer side."""
 
 
 @runtime_checkable

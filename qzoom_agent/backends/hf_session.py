@@ -183,6 +183,7 @@ class HFSession:
                 token_layers=work + found.token_layers,
                 seconds=seconds,
                 extent=grid.to_view(0, 0, grid.columns, grid.rows, view=span.view),
+                margin=self._branches.config.margin,
             )
             for at, (span, grid) in enumerate(zip(prompt.spans, grids, strict=True))
         ]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedModel
 
+from qzoom_agent.config import Blur
 from qzoom_agent.errors import BackendError
 from qzoom_agent.perception.adapters import adapter_for, text_model
 from qzoom_agent.perception.decoder import Rotary
@@ -55,6 +56,10 @@ class BranchConfig(BaseModel):
     """Probability from which a cell of the map is foreground."""
     peak_share: float | None = Field(default=None, gt=0, lt=1)
     """Foreground from this share of the map's peak instead."""
+    blur: Blur = "fixed"
+    """Blur of the map before that."""
+    margin: float = Field(default=0.0, ge=0, le=10)
+    """How far each edge of a proposed box moves outwards, as a share of its longer side."""
     gate_threshold: float = Field(default=0.1, ge=0, le=1)
     """Probability from which the gate asks for more detail."""
     evidence: dict[str, Any] = {}

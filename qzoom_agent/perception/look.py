@@ -17,13 +17,12 @@ from qzoom_agent.perception.branches import SDRPN, BranchConfig, Branches, cut, 
 from qzoom_agent.perception.decoder import Rotary
 from qzoom_agent.perception.maps import (
     Region,
-    blur,
-    blur_sigma,
     cutoff,
     foreground,
     keep_mask,
     probabilities,
     regions,
+    smoothed,
 )
 
 
@@ -64,10 +63,17 @@ class Look:
 
 
 def reading(config: BranchConfig, options: PerceptionConfig) -> PerceptionConfig:
-    """The options with the branches' own rule of foreground, where they say none."""
-    if options.threshold is None and options.peak_share is None:
-        return options.model_copy(update={"threshold": config.threshold, "peak_share": config.peak_share})
-    return options.model_copy(update={"threshold": config.threshold}) if options.threshold is None else options
+    """The options with the branches' own rules of blur, foreground and margin, where they say none."""
+    own: dict[str, object] = {}
+    if options.threshold is None:
+        own["threshold"] = config.threshold
+        if options.peak_share is None:
+            own["peak_share"] = config.peak_share
+    if options.blur is None:
+        own["blur"] = config.blur
+    if options.margin is None:
+        own["margin"] = config.margin
+    return options.model_copy(update=own)
 
 
 Images = Sequence[tuple[int, int, int]]
@@ -199,6 +205,6 @@ def _read(logits: Tensor, first: Tensor | None, adapter: Adapter, options: Perce
     rows, columns = logits.shape
     keep = keep_mask(adapter.sink, rows, columns, first)
     heat = probabilities(logits, keep)
-    level = cutoff(blur(heat, sigma=blur_sigma(heat.numel(), options), official=official), floor, options)
+    level = cutoff(smoothed(heat, options, official=official), floor, options)
     found = foreground(heat, floor, options, official=official)
     return Map(logits.float().cpu(), keep, heat, level, regions(heat, found, limit=options.max_regions))

@@ -87,9 +87,19 @@ def blur(heat: Tensor, *, sigma: float = 1.0, official: bool = False) -> Tensor:
 
 def blur_sigma(cells: int, options: PerceptionConfig) -> float:
     """1, or with `blur: grid` growing from 1 at 512 cells to 2 at 2,048 and beyond (as the successor method does)."""
-    if options.blur == "fixed":
+    if options.blur != "grid":
         return 1.0
     return min(2.0, max(1.0, math.sqrt(cells / 512)))
+
+
+def smoothed(heat: Tensor, options: PerceptionConfig, *, official: bool = False) -> Tensor:
+    """The map as it is thresholded: blurred, unless the options say `blur: none`.
+
+    A blur of three cells joins what belongs together on a grid of hundreds; on one of 64 it only makes boxes wider.
+    """
+    if options.blur == "none":
+        return heat
+    return blur(heat, sigma=blur_sigma(heat.numel(), options), official=official)
 
 
 def cutoff(heat: Tensor, threshold: float, options: PerceptionConfig) -> float:
@@ -104,7 +114,7 @@ def foreground(
     heat: Tensor, threshold: float, options: PerceptionConfig, *, official: bool = False
 ) -> NDArray[np.bool]:
     """Cells of the (sink-free) probabilities that are foreground after blurring, (rows, columns)."""
-    blurred = blur(heat, sigma=blur_sigma(heat.numel(), options), official=official)
+    blurred = smoothed(heat, options, official=official)
     found: NDArray[np.bool] = (blurred > cutoff(blurred, threshold, options)).numpy()
     return found
 

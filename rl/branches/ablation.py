@@ -157,7 +157,7 @@ def ablate(
     backends = {one.name: _backend(shop, one, folder) for one in variants}
     agents, boxes = {}, {}
     for one in variants:
-        config = AgentConfig(policy=one.policy).replace(perception={"margin": shop.recipe.margin, **one.reading})
+        config = AgentConfig(policy=one.policy).replace(perception=one.reading)
         if one.policy == "oracle":
             config = config.replace(oracle_margin=0.0)
             boxes[one.name] = _attended(shop, backends[one.name])

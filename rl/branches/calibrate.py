@@ -3,7 +3,8 @@
 The published code has thresholds tuned by hand for each benchmark. Here one target is stated for all: how many of the
 zooms that are needed the gate must let through (or how many questions may zoom), and how many needles the proposed box
 must hold. Of all thresholds that meet a target the highest is taken: it zooms least, and its boxes are smallest. That
-of the map is absolute, as published, or a share of each map's peak. A training-free gate, the map's peak over its mean,
+of the map is absolute, as published, or a share of each map's peak; where several blurs and margins may be tried, each
+gets its own, and the pair with the smallest boxes wins. A training-free gate, the map's peak over its mean,
 is calibrated for the same target and reported beside the learned one.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from qzoom_agent.config import PerceptionConfig
+from qzoom_agent.config import Blur, PerceptionConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.rl.branches.metrics import Localisation, Seen, localisation
 from qzoom_agent.rl.branches.recipe import Calibration
@@ -45,6 +46,8 @@ class Calibrated(BaseModel):
     """Of the map; None where no question has a box, so that recall cannot be measured."""
     relative: bool
     """Whether that is a share of each map's peak."""
+    blur: Blur
+    margin: float
     met: bool
     """Whether the target of the box is met at that threshold."""
     box: Localisation
@@ -58,15 +61,17 @@ def calibrate(
     seen: Sequence[Seen],
     needs: Sequence[bool],
     target: Calibration,
-    options: PerceptionConfig,
     *,
     relative: bool = False,
+    blurs: Sequence[Blur] = ("fixed",),
+    margins: Sequence[float] = (0.0,),
 ) -> Calibrated:
-    """Choose thresholds.
+    """Choose thresholds, and the rule of the map they belong to.
 
     Args:
         needs: for each question whether it needs a zoom.
         relative: choose a share of the map's peak instead of an absolute threshold.
+        blurs, margins: what may be tried.
     Raises:
         ConfigError: none of the questions needs a zoom, or all do.
     """
@@ -74,7 +79,9 @@ def calibrate(
         raise ConfigError(
             f"All {len(needs)} held-out questions are alike: {sum(needs)} need a zoom. Thresholds need both kinds."
         )
-    threshold, met, box = _map_threshold(seen, target, options, relative=relative)
+    rules = [PerceptionConfig(blur=blur, margin=margin) for blur in blurs for margin in margins]
+    tried = [(rule, _map_threshold(seen, target, rule, relative=relative)) for rule in rules]
+    rule, (threshold, met, box) = min(tried, key=lambda pair: _cost(*pair[1]))
     scores = [one.score for one in seen]
     gate = None
     if all(score is not None for score in scores):
@@ -86,11 +93,18 @@ def calibrate(
         needing=sum(needs),
         threshold=threshold,
         relative=relative,
+        blur=rule.blur or "fixed",
+        margin=rule.margin or 0.0,
         met=met,
         box=box,
         gate=gate,
         training_free=gate_figures(peaks, needs, target),
     )
+
+
+def _cost(threshold: float | None, met: bool, box: Localisation) -> tuple[bool, float]:
+    """Of two rules the better one has less: the target missed by less, or reached with less of the image."""
+    return (False, box.area or 0.0) if met else (True, -(box.recall or 0.0))
 
 
 def _map_threshold(

@@ -22,13 +22,11 @@ class Cropped:
     """In pixels of the image."""
 
 
-def propose(
-    backend: HFBackend, records: Sequence[Record], *, tokens: int | None, options: PerceptionConfig
-) -> list[Box | None]:
-    """The box that SD-RPN proposes for each record, whatever the gate says."""
+def propose(backend: HFBackend, records: Sequence[Record], *, tokens: int | None) -> list[Box | None]:
+    """The box that SD-RPN proposes for each record by the branches' own rules, whatever the gate says."""
     branches = backend.branches
     assert branches is not None
-    options = reading(branches.config, options)
+    options = reading(branches.config, PerceptionConfig())
     seen = maps_of(backend, records, tokens=tokens)
     return [one.proposal(options) for one in seen]
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from qzoom_agent.backends.hf import HFBackend
-from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evals.scoring.match import exact_match
 from qzoom_agent.perception.branches import Gate
@@ -78,7 +77,6 @@ def answer_at_budgets(
     """
     stage = recipe.gate
     count = count or min(stage.records or len(records), len(records))
-    options = PerceptionConfig(margin=recipe.margin)
 
     def rows(indices: range) -> Iterator[dict[str, Any]]:
         for start in range(indices.start, indices.stop, stage.batch):
@@ -89,7 +87,7 @@ def answer_at_budgets(
                 for budget in stage.tokens
             ]
             if stage.with_crop:
-                boxes = propose(backend, some, tokens=stage.tokens[0], options=options)
+                boxes = propose(backend, some, tokens=stage.tokens[0])
                 aligned = recipe.positions == "aligned"
                 cropped = with_crop(backend, some, boxes, tokens=stage.tokens[0], aligned=aligned)
                 said.append(answers(backend, [one.asked for one in cropped], max_new_tokens=stage.max_new_tokens))

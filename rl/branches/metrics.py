@@ -49,7 +49,7 @@ class Seen(NamedTuple):
         if not found:
             return None
         rows, columns = self.heat.shape
-        return widened(in_pixels(found[0], (rows, columns), self.coarse), options.margin, self.image)
+        return widened(in_pixels(found[0], (rows, columns), self.coarse), options.margin or 0.0, self.image)
 
 
 class Localisation(BaseModel):

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qzoom_agent.backends.hf import HFBackend
-from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.evals.scoring.judge import Judge
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.perception.decoder import Decoder
@@ -84,14 +83,13 @@ def find_cases(
     """
     stage = recipe.postsft
     count = len(records) if stage.records is None else min(stage.records, len(records))
-    options = PerceptionConfig(margin=recipe.margin)
 
     def rows(indices: range) -> Iterator[dict[str, Any]]:
         for start in range(indices.start, indices.stop, stage.batch):
             chosen = range(start, min(start + stage.batch, indices.stop))
             some = [records[index] for index in chosen]
             plain = answers(backend, ask(backend, some, [None] * len(some)), max_new_tokens=stage.max_new_tokens)
-            boxes = propose(backend, some, tokens=None, options=options)
+            boxes = propose(backend, some, tokens=None)
             cropped = with_crop(backend, some, boxes, tokens=None, aligned=stage.positions == "aligned")
             second = answers(backend, [one.asked for one in cropped], max_new_tokens=stage.max_new_tokens)
             for index, record, one, before, after in zip(chosen, some, cropped, plain, second, strict=True):

@@ -5,11 +5,12 @@ out; defaults are the published settings (Q-Zoom, arXiv 2604.06912, and its rele
 """
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers.trainer_utils import SchedulerType
 
+from qzoom_agent.config import Blur
 from qzoom_agent.perception.labels import LabelRules
 from qzoom_agent.rl.branches.attending import Asking
 from qzoom_agent.rl.branches.records import Source
@@ -165,6 +166,11 @@ class Calibration(Section):
     box_recall: float = Field(default=0.98, gt=0, le=1)
     """Share of the needles that have to lie (95 % of them) in the proposed box. The highest threshold that does so is
     taken, or where none does the one that comes closest."""
+    blurs: list[Blur] | None = Field(default=None, min_length=1)
+    """Blurs of the map to try; None: the recipe's own alone."""
+    margins: list[Annotated[float, Field(ge=0, le=10)]] | None = Field(default=None, min_length=1)
+    """Margins of the box to try; None: the recipe's own alone. Of all pairs that reach `box_recall`, each at its
+    highest threshold, the one with the smallest boxes is taken."""
     records: int | None = Field(default=None, gt=0)
 
 
@@ -184,8 +190,10 @@ class BranchRecipe(Section):
     peak_share: float | None = Field(default=None, gt=0, lt=1)
     """Foreground of a map from this share of its peak on, a start that calibration changes. None: as published, from an
     absolute threshold, of which calibration then finds one."""
+    blur: Blur = "fixed"
+    """Blur of a map before that; a start likewise."""
     margin: float = Field(default=0.0, ge=0)
-    """What calibration adds around a proposed box (`perception.margin`)."""
+    """What is added on each side of a proposed box, as a share of its longer side; a start likewise."""
     stages: list[StageName] = list(get_args(StageName))
     """What `qzoom train branches` runs, in order."""
     data: list[Source] = Field(min_length=1)

@@ -136,17 +136,24 @@ def _thresholds(shop: Workshop, backend: HFBackend) -> dict[str, Any]:
     recipe, held = shop.recipe, shop.held_out()
     if held is None:
         raise ConfigError("The recipe holds nothing out (`held_out`), so there is nothing to choose thresholds on.")
-    options = PerceptionConfig(margin=recipe.margin)
     seen = look_at(backend, held, tokens=None, limit=recipe.calibration.records)
     relative = recipe.peak_share is not None
-    found = calibrate(seen, _needs(shop, backend, held, seen), recipe.calibration, options, relative=relative)
+    found = calibrate(
+        seen,
+        _needs(shop, backend, held, seen),
+        recipe.calibration,
+        relative=relative,
+        blurs=recipe.calibration.blurs or [recipe.blur],
+        margins=recipe.calibration.margins or [recipe.margin],
+    )
     changes: dict[str, Any] = {"evidence": evidence(found)}
     print(f"{found.questions} questions, {found.needing} of which need a zoom")
     if found.threshold is None:
         print("No held-out question has a box: the map's threshold stays as it is.")
     else:
         changes["peak_share" if relative else "threshold"] = found.threshold
-        rule = f"{found.threshold:g}{' of its peak' if relative else ''}"
+        changes |= {"blur": found.blur, "margin": found.margin}
+        rule = f"{found.threshold:g}{' of its peak' if relative else ''}, blur {found.blur}, margin {found.margin:g}"
         missed = "" if found.met else f" (the target of {recipe.calibration.box_recall:g} is not reached)"
         print(f"map at {rule}: recall {found.box.recall:.3f}{missed}, area {found.box.area:.3f}")
     if found.gate is not None:
@@ -213,7 +220,8 @@ def _report(shop: Workshop, backend: HFBackend, folder: Path) -> None:
     for tokens in shop.recipe.sdrpn.tokens:
         seen = look_at(backend, held, tokens=tokens, limit=shop.recipe.sdrpn.report)
         for rule in RULES:
-            figures = localisation(seen, PerceptionConfig(margin=shop.recipe.margin).model_copy(update=rule))
+            options = PerceptionConfig(blur=shop.recipe.blur, margin=shop.recipe.margin)
+            figures = localisation(seen, options.model_copy(update=rule))
             found.append({"tokens": tokens, **rule, **figures.model_dump()})
     (folder / "metrics.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     names = ("recall", "iou", "area", "auc", "proposed")

@@ -82,6 +82,8 @@ class Workshop:
             with_gate=gate,
             positions=recipe.positions,
             peak_share=recipe.peak_share,
+            blur=recipe.blur,
+            margin=recipe.margin,
         )
 
     def records(self, *, limit: int | None = None) -> Records:

@@ -183,6 +183,8 @@ class GRPORecipe(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     tower: bool = False
     """Train the vision tower as well."""
+    from_layer: int = Field(default=0, ge=0)
+    """Lowest decoder layer that is trained. From a layer up that branches leave at, what they read stays as it is."""
     lora: LoRA | None = None
     mixed_precision: bool = False
     """bfloat16 products over float32 weights."""
@@ -225,6 +227,10 @@ class GRPORecipe(Section):
     def _fits_together(self) -> "GRPORecipe":
         if bool(self.needle) == bool(self.data):
             raise ValueError("questions come from `needle` or from `data`: give one of them")
+        if self.from_layer and self.tower:
+            raise ValueError("from_layer keeps what lies below a layer as it is, and the vision tower lies below all")
+        if self.from_layer and self.lora:
+            raise ValueError("from_layer is for training the weights; say the layers of adapters in lora.targets")
         rows = self.prompts * self.group
         if rows % (self.batch * self.minibatches):
             raise ValueError(

@@ -36,6 +36,7 @@ from qzoom_agent.errors import ConfigError, MissingDependency
 from qzoom_agent.evals.reward_specs import NamedReward, build
 from qzoom_agent.evals.rewards import awaited
 from qzoom_agent.evals.scoring.judge import Judge
+from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.policy import LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.rl.branches.stage import last_checkpoint
@@ -126,6 +127,15 @@ def load_model(recipe: GRPORecipe) -> HFBackend:
     backend.processor.tokenizer.padding_side = "left"
     for name, weight in backend.model.named_parameters():
         weight.requires_grad_(recipe.tower or ".visual." not in f".{name}")
+    if recipe.from_layer:
+        text = text_model(backend.model)
+        if recipe.from_layer >= len(text.layers):
+            raise ConfigError(
+                f"from_layer is {recipe.from_layer}, but '{backend.name}' has {len(text.layers)} decoder layers. "
+                "Lower it."
+            )
+        for part in (text.embed_tokens, *text.layers[: recipe.from_layer]):
+            part.requires_grad_(False)
     return backend
 
 
@@ -238,6 +248,9 @@ def _write(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:
         backend.processor.save_pretrained(part)
         if backend.branches is not None:
             backend.branches.save(part)
+            if recipe.from_layer < backend.branches.config.k and recipe.lora is None:
+                k = backend.branches.config.k
+                print(f"Layers below {k}, which the branches read, were trained: fit them again, or set from_layer.")
         part.rename(done)
     trainer.accelerator.wait_for_everyone()
     return done

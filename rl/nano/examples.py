@@ -268,12 +268,13 @@ def coarse_tree(rng: Random, board: Board, *, crops: int = 4, calls: int = 12, t
     branches += [("direct", fact, direct(frame, fact)) for fact in fine[:1]]
     stray, chance = show(board, _elsewhere(rng, frame), tokens=CROP_TOKENS), rng.random()
     if chance < 0.25 and easy:  # a crop that nobody needed
-        branches.append(("beside", easy[0], [stray.look, *direct(frame, easy[0])]))
+        branches.append(("stray", easy[0], [stray.look, *direct(frame, easy[0])]))
     elif chance < 0.5 and fine:  # a crop of the wrong place
-        branches.append(("call", fine[-1], calling(frame, fine[-1], shown=[stray])))
+        branches.append(("lost", fine[-1], calling(frame, fine[-1], shown=[stray])))
     for index, fact in enumerate(hops[:2]):
         noted = [show(board, proposed(rng, frame, fact.boxes[0]), tokens=CROP_TOKENS)] if index else []
-        branches.append(("zoom", fact, zooming(frame, fact, shown=noted, final=rng.random() < 0.05)))
+        role = "noted" if noted else "zoom"
+        branches.append((role, fact, zooming(frame, fact, shown=noted, final=rng.random() < 0.05)))
         crops -= 2
     if hops and rng.random() < 0.2:
         views = [show(board, _around(rng, frame, box), tokens=CROP_TOKENS) for box in hops[-1].boxes]

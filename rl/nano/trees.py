@@ -52,7 +52,7 @@ class Say:
     learn: bool = False
     focus: Sequence[tuple[Look, Sequence[int]]] = ()
     tally: tuple[Look, Sequence[int]] | None = None
-    """The image and the visual tokens that are counted in it, one for each thing, where the first token says how many."""
+    """The image and the visual tokens that are counted in it, one for each thing, for a number that is said."""
 
 
 Piece = Look | Say
@@ -171,8 +171,8 @@ class Packer:
         Tensors over all N tokens of all trees in reading order: `ids`, `labels`, `positions` (3, N), `branch` (number
         of the branch in the batch, -1 in prefixes), `tree`. `focus` (2, K) pairs predicting tokens with visual tokens
         they should look at, `ground` naming tokens with those of what they name, `point` predicting tokens with the
-        naming token that their question is about, `tally` those that predict a number with what is counted; `aim` (3, K) gives predicting tokens the column and row that they
-        are read from. `blocks`, `windows` and `whole` are
+        naming token that their question is about, `tally` those that predict a number with what is counted; `aim`
+        (3, K) gives predicting tokens the column and row that they are read from. `blocks`, `windows` and `whole` are
         the attention index sets of `packed.py` for text, vision windows and whole images. Pixels, grids and dense
         labels cover all images in order.
         """

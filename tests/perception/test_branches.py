@@ -239,3 +239,6 @@ def test_options_say_what_is_foreground_before_the_branches_do() -> None:
     assert (absolute.threshold, absolute.peak_share) == (0.1, None)
     relative = reading(config, PerceptionConfig(peak_share=0.7))
     assert (relative.threshold, relative.peak_share) == (0.2, 0.7)
+    assert (own.blur, own.margin) == ("fixed", 0.0)
+    sharp = reading(config.model_copy(update={"blur": "none", "margin": 0.3}), PerceptionConfig(margin=0.0))
+    assert (sharp.blur, sharp.margin) == ("none", 0.0)

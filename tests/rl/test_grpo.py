@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from qzoom_agent.backends.hf import HFBackend
+from qzoom_agent.errors import ConfigError
 from qzoom_agent.perception.branches import Branches
-from qzoom_agent.rl.grpo.run import make_trainer, train
+from qzoom_agent.rl.grpo.run import load_model, make_trainer, train
 from qzoom_agent.rl.grpo.trainer import EpisodeTrainer
 from tests.core.tiny_models import Family
 from tests.rl.grpo_script import AGENT, scripted, tiny_recipe
@@ -114,6 +116,21 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
         moved = not weight.equal(weights[0][name])
         assert moved == (".visual." not in f".{name}"), name
     assert [line["step"] for line in log_of(tmp_path / "torn") if "loss" in line] == [1, 2, 3]
+
+
+def test_layers_below_the_branches_can_be_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", tower=False, from_layer=1)
+    scripted(monkeypatch, HFBackend.load(recipe.model).codec.tokenizer, SCRIPTS["qwen2_5_vl"])
+    final = train(recipe, tmp_path / "out")
+    before = dict(HFBackend.load(recipe.model).model.named_parameters())
+    after = dict(HFBackend.load(str(final)).model.named_parameters())
+    changed = {name for name, weight in before.items() if not weight.equal(after[name])}
+    assert changed and not any(part in name for name in changed for part in ("visual", "embed", "layers.0"))
+    with pytest.raises(ConfigError, match=r"from_layer is 99, but .* decoder layers"):
+        load_model(recipe.model_copy(update={"from_layer": 99}))
+    for strange in ({"tower": True}, {"lora": {"rank": 4}, "tower": False}):
+        with pytest.raises(ValidationError, match="from_layer"):
+            tiny_recipe(tmp_path, "qwen2_5_vl", from_layer=2, **strange)
 
 
 def test_adapters_are_trained_and_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ Every branch is held against the stock model's own forward on that branch alone:
 
 from collections.abc import Sequence
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,11 +19,12 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from qzoom_agent.evals.suites.needle.boards import draw_board
-from qzoom_agent.rl.nano.examples import DENSE_CLASSES, coarse_tree, whole_tree
+from qzoom_agent.rl.nano.examples import DENSE_CLASSES, OPEN, coarse_tree, direct, show, whole_tree
 from qzoom_agent.rl.nano.heads import (
     FOCUS_HEADS,
     FOCUS_LAYER,
     PLACE_LAYER,
+    TALLY,
     TOLD,
     TrainingHeads,
     dense_loss,
@@ -153,8 +154,28 @@ def test_the_answer_loss_is_the_stock_loss_over_all_branches(
         "read",
         "place",
         "aim",
+        "tally",
         *TOLD,
     }
+
+
+def attended(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, one: dict[str, Any]
+) -> tuple[torch.Tensor, ...]:
+    """The attention of every layer, (1, heads, tokens, tokens) each, of the eager model over one conversation."""
+    eager = build_model(tokenizer)
+    eager.load_state_dict(model.state_dict())
+    eager.set_attn_implementation("eager")
+    eager.train(False)
+    ids = one["ids"][None]
+    said = eager(
+        input_ids=ids,
+        pixel_values=frames(one["pixels"]),
+        image_grid_thw=one["grids"],
+        mm_token_type_ids=(ids == model.config.image_token_id).int(),
+        output_attentions=True,
+    )
+    return cast(tuple[torch.Tensor, ...], said.attentions)
 
 
 @torch.no_grad()
@@ -169,21 +190,9 @@ def test_the_focus_losses_are_those_of_the_stock_models_attention(
 ) -> None:
     """-log of the attention that lands on the right tokens, read off the weights that the eager model gives out."""
     packer = Packer(tokenizer)
-    eager = build_model(tokenizer)
-    eager.load_state_dict(model.state_dict())
-    eager.set_attn_implementation("eager")
-    eager.train(False)
     each: list[torch.Tensor] = []
     for one in [one for tree in trees for one in alone(packer, tree)]:
-        ids = one["ids"][None]
-        said = eager(
-            input_ids=ids,
-            pixel_values=frames(one["pixels"]),
-            image_grid_thw=one["grids"],
-            mm_token_type_ids=(ids == model.config.image_token_id).int(),
-            output_attentions=True,
-        )
-        weights = said.attentions[layer][0, :FOCUS_HEADS]
+        weights = attended(model, tokenizer, one)[layer][0, :FOCUS_HEADS]
         assert weights.shape[1:] == (len(one["ids"]),) * 2
         asking, seen = one[name]
         for token in asking.unique():
@@ -192,6 +201,30 @@ def test_the_focus_losses_are_those_of_the_stock_models_attention(
     assert wanted.shape[0] >= (30 if name == "focus" else 10)
     assert float(wanted.std()) > 0.1, "attention that is all alike would prove nothing"
     assert float(losses(model, heads, packer.batch(trees))[name]) == pytest.approx(float(wanted.mean()), abs=1e-4)
+
+
+@torch.no_grad()
+def test_counting_heads_share_their_attention_with_the_first_token(
+    model: Qwen2_5_VLForConditionalGeneration, heads: TrainingHeads, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """The divergence from the shares that tell a number, read off the weights that the eager model gives out."""
+    board = draw_board("scene", 2)
+    frame = show(board, None, tokens=(16, 64))
+    counts = [fact for fact in board.facts if fact.kind == "count"]
+    tree = Tree([Say(OPEN), frame.look], [direct(frame, fact) for fact in counts])
+    packer, each = Packer(tokenizer), []
+    for one in alone(packer, tree):
+        weights = attended(model, tokenizer, one)[FOCUS_LAYER][0]
+        asking, seen = one["tally"]
+        assert len(set(asking.tolist())) == 1
+        for head, first in TALLY.items():
+            shares = torch.cat([weights[head, asking[0], :1], weights[head, asking[0], seen]])
+            wanted = torch.tensor([first, *[1.0] * len(seen)])
+            wanted = wanted / wanted.sum()
+            each.append(float((wanted * (wanted / shares).log()).sum()))
+    assert len(each) >= 6
+    found = float(losses(model, heads, packer.batch([tree]))["tally"])
+    assert found == pytest.approx(sum(each) / len(each), abs=1e-4)
 
 
 def test_the_focus_loss_teaches_the_layers_up_to_its_own(

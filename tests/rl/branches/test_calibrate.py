@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box
 from qzoom_agent.rl.branches.calibrate import calibrate, gate_figures
@@ -46,11 +45,11 @@ def test_the_map_takes_the_highest_threshold_that_holds_enough_needles() -> None
     """Blurred peaks are .204 of these: .184, .123 and .061. For two of three it has to lie below the second."""
     rows = [seen(0.9, 0.9, NEEDLE), seen(0.6, 0.8, NEEDLE), seen(0.3, 0.7, NEEDLE), seen(0.01, 0.1)]
     needs = [True, True, True, False]
-    found = calibrate(rows, needs, Calibration(box_recall=0.6, needed_recall=1.0), PerceptionConfig())
+    found = calibrate(rows, needs, Calibration(box_recall=0.6, needed_recall=1.0))
     assert found.met and found.threshold is not None and 0.11 < found.threshold < 0.123
     assert found.box.recall == pytest.approx(2 / 3) and found.box.n == 3 and found.needing == 3
     assert found.gate is not None and found.gate.missed == 0.0 and found.gate.needless == 0.0
-    everything = calibrate(rows, needs, Calibration(box_recall=1.0), PerceptionConfig())
+    everything = calibrate(rows, needs, Calibration(box_recall=1.0))
     assert everything.threshold is not None and everything.threshold < 0.061 and everything.box.recall == 1.0
 
 
@@ -59,15 +58,36 @@ def test_a_share_of_the_peak_instead() -> None:
     below = Box(58, 58, 78, 100)
     rows = [seen(0.9, 0.9, NEEDLE), seen(0.02, 0.8, below), seen(0.01, 0.1)]
     needs = [True, True, False]
-    found = calibrate(rows, needs, Calibration(box_recall=0.5), PerceptionConfig(), relative=True)
+    found = calibrate(rows, needs, Calibration(box_recall=0.5), relative=True)
     assert found.relative and found.threshold == 0.95 and found.box.recall == 0.5
-    found = calibrate(rows, needs, Calibration(box_recall=1.0), PerceptionConfig(), relative=True)
+    found = calibrate(rows, needs, Calibration(box_recall=1.0), relative=True)
     assert found.threshold == 0.6 and found.box.recall == 1.0
+
+
+def test_of_several_blurs_and_margins_the_smallest_box_wins() -> None:
+    """Two hot cells with one between them hold the needle; blurred, all their neighbours are as hot as the cooler."""
+    view = coarse()
+    heat = torch.tensor(ONE)
+    heat[2, 4] = 0.3
+    two = Seen("q", 0.9, heat, view, view.size, [Box(58, 58, 136, 78)])
+    rows = [two, seen(0.01, 0.1)]
+    target = Calibration(box_recall=1.0)
+    found = calibrate(rows, [True, False], target, relative=True, blurs=["fixed", "none"], margins=[0.2, 0.0])
+    assert (found.blur, found.margin, found.met) == ("none", 0.0, True)
+    assert found.box.area == pytest.approx(3 / 36)
+    blurred = calibrate(rows, [True, False], target, relative=True).box.area
+    assert blurred is not None and blurred > 9 / 36
+    wide = calibrate(rows, [True, False], target, relative=True, blurs=["none"], margins=[0.2])
+    assert wide.box.area is not None and found.box.area is not None and wide.box.area > found.box.area
+    # a needle that sticks out of the cell is only held with a margin
+    wider = Box(54, 54, 82, 82)
+    held = calibrate([seen(0.9, 0.9, wider), rows[1]], [True, False], target, blurs=["none"], margins=[0.0, 0.3])
+    assert (held.margin, held.met) == (0.3, True)
 
 
 def test_a_target_out_of_reach_is_said_to_be_missed() -> None:
     rows = [seen(0.9, 0.9, NEEDLE), seen(0.9, 0.9, Box(130, 130, 150, 150)), seen(0.1, 0.1)]
-    found = calibrate(rows, [True, True, False], Calibration(box_recall=0.9), PerceptionConfig())
+    found = calibrate(rows, [True, True, False], Calibration(box_recall=0.9))
     assert not found.met and found.box.recall == 0.5
 
 
@@ -76,7 +96,7 @@ def test_the_training_free_gate_is_held_to_the_same_target() -> None:
     view = coarse()
     flat = Seen("q", 0.6, torch.full((6, 6), 0.5), view, view.size, [])
     rows = [seen(0.9, 0.2, NEEDLE), seen(0.8, 0.9, NEEDLE), flat]
-    found = calibrate(rows, [True, True, False], Calibration(needed_recall=1.0), PerceptionConfig())
+    found = calibrate(rows, [True, True, False], Calibration(needed_recall=1.0))
     assert found.training_free.missed == 0.0 and found.training_free.needless == 0.0
     assert 35 < found.training_free.threshold < 36.1
     # the learned gate is worse here: one that needs a zoom has a lower score than the one that needs none
@@ -86,10 +106,10 @@ def test_the_training_free_gate_is_held_to_the_same_target() -> None:
 def test_without_boxes_the_threshold_is_left_alone_and_without_a_gate_so_is_its() -> None:
     view = coarse()
     rows = [Seen("q", None, torch.tensor(ONE), view, view.size, None)] * 2
-    found = calibrate(rows, [True, False], TARGET, PerceptionConfig())
+    found = calibrate(rows, [True, False], TARGET)
     assert found.threshold is None and found.gate is None and found.box.recall is None
 
 
 def test_questions_of_one_kind_calibrate_nothing() -> None:
     with pytest.raises(ConfigError, match="3 need a zoom"):
-        calibrate([seen(0.9, 0.9, NEEDLE)] * 3, [True] * 3, TARGET, PerceptionConfig())
+        calibrate([seen(0.9, 0.9, NEEDLE)] * 3, [True] * 3, TARGET)

@@ -1,0 +1,73 @@
+"""Ablations on a run of toy length: variants are trained or read as they say, and measured on the same questions."""
+
+from pathlib import Path
+
+import pytest
+
+from qzoom_agent.cli.main import main as qzoom
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.perception.branches import BranchConfig
+from qzoom_agent.rl.branches.ablation import ABLATIONS, FINE, ablate
+from tests.rl.branches.test_run import written
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of `qzoom train branches` without a gate."""
+    folder = tmp_path_factory.mktemp("ablation")
+    recipe = written(folder, stages=["select-heads", "label", "sdrpn", "calibrate"])
+    assert qzoom(["train", "branches", "--config", str(recipe), "--output", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def rows(table: str) -> dict[str, list[str]]:
+    """The cells of each variant of a Markdown table."""
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return {name: cells for name, *cells in found}
+
+
+def test_what_is_only_read_otherwise_is_not_trained(finished: Path, tmp_path: Path) -> None:
+    found = rows(ablate("thresholds", finished, tmp_path, n=3))
+    assert next(iter(found)) == "calibrated" and {"0.02", "0.3", "0.7 of the peak"} < set(found)
+    assert all(len(cells) == 3 * len(FINE) for cells in found.values())
+    assert not list((tmp_path / "thresholds").glob("*/sdrpn"))
+    assert rows((tmp_path / "thresholds.md").read_text()) == found
+    # a map that nothing stands out from proposes nothing, so fewer are zoomed the higher the threshold
+    zooms = [int(found[name][2].rstrip("%")) for name in ("0.02", "0.1", "0.3")]
+    assert zooms == sorted(zooms, reverse=True)
+
+
+def test_variants_are_trained_from_the_same_labels_and_measured_on_the_same_questions(
+    finished: Path, tmp_path: Path
+) -> None:
+    table = ablate("depth", finished, tmp_path, n=2)
+    assert list(rows(table)) == ["T = 1", "T = 2", "T = 3", "T = 4"]
+    for depth in (1, 2, 3, 4):
+        folder = tmp_path / "depth" / f"T_=_{depth}"
+        assert (folder / "labels").resolve() == (finished / "labels").resolve()
+        config = BranchConfig.model_validate_json((folder / "calibrate" / "final" / "branches.json").read_text())
+        assert config.depth == depth and config.evidence["questions"] == 12
+    journal = (tmp_path / "depth" / "needle-scene.jsonl").read_text()
+    assert journal.count("\n") >= 2
+    assert ablate("depth", finished, tmp_path, n=2) == table
+    assert (tmp_path / "depth" / "needle-scene.jsonl").read_text() == journal, "it is not measured again"
+
+
+def test_raw_attention_stands_against_the_map(finished: Path, tmp_path: Path) -> None:
+    found = rows(ablate("source", finished, tmp_path, n=2))
+    assert list(found) == ["SD-RPN", "raw attention"]
+    assert found["raw attention"][2] == "100%"
+
+
+def test_what_cannot_be_compared_is_said(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no ablation 'depht'"):
+        ablate("depht", finished, tmp_path, n=1)
+    with pytest.raises(ConfigError, match="no base of post-SFT"):
+        ablate("postsft", finished, tmp_path, n=1)
+    with pytest.raises(ConfigError, match="no finished run"):
+        ablate("depth", tmp_path, tmp_path, n=1)
+
+
+def test_every_choice_of_the_paper_has_an_ablation() -> None:
+    wanted = {"k", "depth", "labels", "thresholds", "source", "gate", "positions", "postsft"}
+    assert wanted <= set(ABLATIONS)

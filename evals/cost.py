@@ -37,6 +37,7 @@ class Cost(_Figures):
     coarse_tokens: float
     crop_tokens: float
     written_tokens: float
+    turns: float
     token_layers: Figure
     """Prefill work: tokens times decoder layers."""
     seconds: Figure
@@ -68,6 +69,9 @@ class Perception(_Figures):
     """Calls that could not be read or run."""
     needless_zooms: float | None
     """Share of the samples answerable from the coarse view that were zoomed all the same; None if there are none."""
+    redundant: float | None
+    """Crops a sample that added nothing (`evals.redundancy`), over samples of which that is known; None if it never
+    is."""
     recall: Figure | None
     """Share of the needle inside the best crop, 0 where nothing was cropped; None where no needle is known."""
     iou: Figure | None
@@ -87,6 +91,7 @@ def cost(rows: Sequence[Row]) -> Cost:
         coarse_tokens=fmean(row.usage.coarse_tokens for row in rows),
         crop_tokens=fmean(row.usage.crop_tokens for row in rows),
         written_tokens=fmean(row.usage.written_tokens for row in rows),
+        turns=fmean(row.turns for row in rows),
         token_layers=_mean(rows, lambda row: row.token_layers),
         seconds=_mean(rows, lambda row: row.usage.seconds.total),
         phases={name: _spread([getattr(row.usage.seconds, name) for row in rows]) for name in _PHASES},
@@ -102,6 +107,7 @@ def perception(rows: Sequence[Row]) -> Perception:
     """Of at least one row."""
     gated = [row.fired for row in rows if row.fired is not None]
     easy = [row for row in rows if row.coarse_suffices]
+    known = [row for row in rows if row.redundancy is not None]
     return Perception(
         gate_rate=fmean(gated) if gated else None,
         zoom_rate=fmean(row.zooms > 0 for row in rows),
@@ -112,6 +118,7 @@ def perception(rows: Sequence[Row]) -> Perception:
         refused=sum(row.usage.refused for row in rows),
         failed=sum(row.failed_calls for row in rows),
         needless_zooms=fmean(row.zooms > 0 for row in easy) if easy else None,
+        redundant=fmean(row.redundancy.redundant for row in known) if known else None,
         recall=_known(rows, lambda row: row.recall),
         iou=_known(rows, lambda row: row.iou),
     )

@@ -2,6 +2,7 @@
 
     python -m qzoom_agent.evals.evidence --out runs/evidence --n 500 --write docs/nano.md
     python -m qzoom_agent.evals.evidence --out runs/evidence --n 500 --part 1/2   (half of the rows, for two processes)
+    python -m qzoom_agent.evals.evidence --out runs/rl --model runs/grpo/final --policies explicit,hybrid
 
 Each row of the table is a run folder under `--out`: one that is finished is read, one that was interrupted goes on.
 Policies that need branches are left out for a model that has none, and so is the oracle where nothing needs a crop.
@@ -141,16 +142,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--n", type=int, default=500, help="questions a row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--part", default="1/1", help="I/K: every K-th row from the I-th")
+    parser.add_argument("--policies", help="only the rows of these, such as explicit,hybrid")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this Markdown file too")
     options = parser.parse_args(argv)
     part, _, of = options.part.partition("/")
     if not (part.isdigit() and of.isdigit() and 1 <= int(part) <= int(of)):
         raise ConfigError(f"--part is I/K with 1 <= I <= K, such as 1/2; got {options.part!r}.")
-    if options.write and int(of) > 1:
-        raise ConfigError("--write takes the whole table: run it without --part once the parts are done.")
+    wanted = set((options.policies or ",".join(POLICIES)).split(","))
+    if strange := sorted(wanted - set(POLICIES)):
+        raise ConfigError(f"There is no policy {', '.join(strange)}. Choose from {', '.join(POLICIES)}.")
+    if options.write and (int(of) > 1 or options.policies):
+        raise ConfigError("--write takes the whole table: run it without --part and --policies once all rows are done.")
     weights = {policy: fingerprint(options.model, base_only=policy not in _NEED_BRANCHES) for policy in POLICIES}
     with Agent.from_pretrained(options.model, policy="direct") as agent:
-        cases = [case for case in CASES if agent.backend.perceives or case.policy not in _NEED_BRANCHES]
+        cases = [case for case in CASES if case.policy in wanted]
+        cases = [case for case in cases if agent.backend.perceives or case.policy not in _NEED_BRANCHES]
         results = [
             (case, run(case, agent, n=options.n, seed=options.seed, weights=weights[case.policy], out=options.out))
             for case in cases[int(part) - 1 :: int(of)]

@@ -19,6 +19,7 @@ import PIL.Image
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field
 
 from qzoom_agent.config import AgentConfig, PolicyName
+from qzoom_agent.evals.redundancy import Redundancy, count
 from qzoom_agent.evals.suites.base import Sample, Score, Scorer
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import digest, load_image
@@ -104,6 +105,8 @@ class Row(BaseModel):
     """Share of the needle inside the best crop, of the worst-covered needle; None without needles."""
     iou: float | None = None
     """Intersection over union of needle and best crop, the mean over needles; None without needles."""
+    redundancy: Redundancy | None = None
+    """The crops and how many of them added nothing (`evals.redundancy`); None where nobody knows what was needed."""
     elapsed: float = 0.0
     """Seconds since the process that asked had finished its last sample, whatever ran side by side: they add up to the
     time of the run."""
@@ -205,8 +208,9 @@ def asked(
     }
 
 
-def measured(answer: Answered, boxes: Sequence[Box]) -> dict[str, object]:
+def measured(answer: Answered, sample: Sample) -> dict[str, object]:
     """The part of a row that the episode's trace tells."""
+    boxes, suffices = sample.boxes, sample.coarse_suffices
     trace = answer.trace
     look = trace.perception
     crops = [view.region for view in trace.views if view.kind == "crop"]
@@ -226,4 +230,5 @@ def measured(answer: Answered, boxes: Sequence[Box]) -> dict[str, object]:
         "proposed": len(look.boxes) if look else 0,
         "recall": min(covers, default=None),
         "iou": sum(overlaps) / len(overlaps) if overlaps else None,
+        "redundancy": count(answer.store.shown, boxes, coarse_suffices=suffices) if boxes or suffices else None,
     }

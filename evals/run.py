@@ -229,7 +229,7 @@ def _ask(
     about = known(image=views[0].digest if views else image_digest(sample))
     if folder:
         folder.save_trace(str(about["key"]), answer)
-    found = measured(answer, sample.boxes)
+    found = measured(answer, sample)
     scores = scored(answer.text, answer.trace.status, sample, task.suite.scorers)
     return Row.model_validate(about | found | {"scores": scores})
 

@@ -133,6 +133,8 @@ def _facts(result: SuiteResult) -> list[Sequence[str]]:
     lines.append(("zooms", f"{look.zooms:.2f} a question, in {look.zoom_rate:.1%}{calls}"))
     if look.needless_zooms is not None:
         lines.append(("needless zooms", f"{look.needless_zooms:.1%} of the questions that the coarse view answers"))
+    if look.redundant is not None and look.zooms:
+        lines.append(("redundant crops", f"{100 * look.redundant:.1f} for 100 questions"))
     if look.recall and look.iou:
         lines.append(("box recall", f"{_mean(look.recall, '.3f')}  IoU {look.iou.mean:.3f}"))
     lines.append(("ended", ", ".join(f"{status} {count}" for status, count in result.statuses.items())))

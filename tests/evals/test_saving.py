@@ -1,0 +1,74 @@
+"""Two policies or two models side by side, from run folders that the evidence command wrote."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qzoom_agent.agent import Agent
+from qzoom_agent.backends.scripted import ScriptedBackend
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evals import evidence, saving
+from qzoom_agent.messages import Message, view_ids
+
+CALL = "<zoom><loc_0><loc_0><loc_56><loc_56></zoom>"
+
+
+class Zooming:
+    """Stands for `Agent`: a model that zooms onto the upper left corner as long as it may, then says 7."""
+
+    @contextmanager
+    def from_pretrained(self, model: str, **config: Any) -> Iterator[Agent]:
+        def reply(messages: list[Message]) -> str:
+            shown = len(view_ids(messages))
+            return CALL if "You may zoom." in str(messages[0]) and shown < int(model) else "7"
+
+        with Agent(ScriptedBackend(reply, name=model)) as agent:
+            yield agent
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A model that zooms once and one that zooms twice, asked two questions of each suite."""
+    monkeypatch.setattr(evidence, "Agent", Zooming())
+    for views in ("2", "3"):
+        out = str(tmp_path / views)
+        assert evidence.main(["--out", out, "--n", "2", "--model", views, "--policies", "direct,explicit"]) == 0
+    return tmp_path
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_redundant_crops_are_counted_and_compared_in_pairs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert saving.main([str(run / "2"), str(run / "3"), "--policies", "explicit"]) == 0
+    head, _, once, twice, change = (cells(line) for line in capsys.readouterr().out.splitlines())
+    assert head[0] == "8 questions" and once[0] == "2: explicit" and twice[0] == "3: explicit"
+    row, other = dict(zip(head, once, strict=True)), dict(zip(head, twice, strict=True))
+    assert row["crops for 100 questions"] == "100.0" and other["crops for 100 questions"] == "200.0"
+    assert float(other["redundant"]) >= float(row["redundant"]) + 50, "the second crop repeats the first"
+    needless = row["needless / repeated / missed"].split(" / ")
+    assert needless[0] == "25.0" and row["zoomed on needle-global"] == "100.0%"
+    assert float(row["redundant"]) == pytest.approx(sum(map(float, needless)))
+    assert change[2].startswith("+100.0") and change[2].endswith("+100%")
+    assert row["turns"] == "2.0" and change[4].startswith("+1.0")
+
+
+def test_without_crops_nothing_is_redundant(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert saving.main([str(run / "2"), "--policies", "explicit,direct"]) == 0
+    head, _, direct, *_ = (cells(line) for line in capsys.readouterr().out.splitlines())
+    assert dict(zip(head, direct, strict=True))["redundant"] == "0.0"
+
+
+def test_what_was_not_run_is_named(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"hybrid--coarse--test has no results yet"):
+        saving.main([str(run / "2")])
+    with pytest.raises(ConfigError, match="no policy greedy"):
+        saving.main([str(run / "2"), "--policies", "greedy"])
+    with pytest.raises(ConfigError, match="no policy greedy"):
+        evidence.main(["--out", str(run / "4"), "--policies", "greedy"])

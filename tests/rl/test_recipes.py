@@ -29,11 +29,11 @@ LOADERS: dict[str, Callable[[Path], BaseModel]] = {
     "grpo": load_grpo_recipe,
     "all": load_chain,
 }
-"""How the recipes of a stage are read, by file name: a new stage adds its own."""
+"""How the recipes of a stage are read, by file name up to the first underscore: a new stage adds its own."""
 BASE = [path for path in RECIPES if path.stem == "base"]
 MINIMAL = "stages: [{name: one, steps: 4, mix: {crops: 1.0}, learning_rate: 1.0e-3}]"
 EVERY = ("log_steps", "save_steps", "validate_steps", "validate_batches")
-LOSSES = {"read", "answer", "place", "aim", *TOLD}
+LOSSES = {"read", "answer", "place", "aim", "tally", *TOLD}
 
 
 def named(path: Path) -> str:
@@ -42,7 +42,7 @@ def named(path: Path) -> str:
 
 @pytest.mark.parametrize("path", RECIPES, ids=named)
 def test_every_recipe_loads(path: Path) -> None:
-    assert LOADERS[path.stem](path)
+    assert LOADERS[path.stem.partition("_")[0]](path)
 
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=named)

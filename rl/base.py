@@ -72,6 +72,9 @@ class Stage(BaseModel):
 
     Whatever trains it has to look like everything it will see: trained on pages alone it forgets coarse views.
     """
+    from_layer: int = Field(default=0, ge=0)
+    """Lowest decoder layer that is trained; above 0 tower and embeddings stay as they are, too. From the layer up that
+    branches leave at, they stay valid."""
     weights: dict[Literal["answer", "read", "place", "focus", "ground", "point", "aim", "tally"], float] = {
         "answer": 1.0,
         "read": 1.0,
@@ -149,7 +152,8 @@ class TreeTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        tower = self.stage.tower is None or inputs["kind"] in self.stage.tower
+        wanted = self.stage.tower is None or inputs["kind"] in self.stage.tower
+        tower = wanted and not self.stage.from_layer
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.mixed):
             terms = losses(model, model.training_heads, inputs, tower=tower, fuse=self.fuse)
         total = torch.zeros(())
@@ -181,7 +185,7 @@ def _groups(model: Any, rate: float, tower_share: float, decay: float) -> list[d
             chosen = [
                 parameter
                 for name, parameter in model.named_parameters()
-                if (".visual." in name) == tower and (parameter.ndim > 1) == matrix
+                if parameter.requires_grad and (".visual." in name) == tower and (parameter.ndim > 1) == matrix
             ]
             own_rate, own_decay = rate * (tower_share if tower else 1.0), decay if matrix else 0.0
             groups.append({"params": chosen, "lr": own_rate, "weight_decay": own_decay})
@@ -224,6 +228,8 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
     seed = recipe.seed * 100 + index
     set_seed(seed)
     tokenizer, model = _start(recipe, index, output)
+    if stage.from_layer:
+        _freeze_below(model, stage.from_layer)
     packer = Packer(tokenizer)
     data: Dataset = table(stage.mix, steps=stage.steps, seed=seed, tokenizer=tokenizer)
     arguments = TrainingArguments(
@@ -268,6 +274,14 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
     tokenizer.save_pretrained(writing)
     writing.rename(done)  # so that a folder of this name is always whole
     return done
+
+
+def _freeze_below(model: Qwen2_5_VLForConditionalGeneration, layer: int) -> None:
+    text = model.model.language_model
+    if layer >= len(text.layers):
+        raise ConfigError(f"from_layer is {layer}, but nano has {len(text.layers)} decoder layers. Lower it.")
+    for part in (model.model.visual, text.embed_tokens, *text.layers[:layer]):
+        part.requires_grad_(False)
 
 
 def _start(

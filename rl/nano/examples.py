@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qzoom_agent.evals.suites.needle.boards import Board, Fact, draw_board
+from qzoom_agent.evals.suites.needle.boards import QUESTIONS, Board, Fact, draw_board, plural
 from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, Rect
 from qzoom_agent.geometry import Size, fit_tokens
 from qzoom_agent.rl.nano.model import CELL
@@ -263,7 +263,7 @@ def coarse_tree(rng: Random, board: Board, *, crops: int = 4, calls: int = 12, t
     hops = [fact for fact in board.facts if len(fact.boxes) == 2]
     rng.shuffle(easy)
     fine = _varied(rng, fine)
-    branches = [("direct", fact, direct(frame, fact)) for fact in easy[:7]]
+    branches = [("direct", fact, direct(frame, fact)) for fact in [*easy[:7], *counts(rng, board)]]
     branches += [("zoom", fact, zooming(frame, fact)) for fact in easy[7:10] or easy[:1]]
     branches += [("direct", fact, direct(frame, fact)) for fact in fine[:1]]
     stray, chance = show(board, _elsewhere(rng, frame), tokens=CROP_TOKENS), rng.random()
@@ -292,6 +292,23 @@ def coarse_tree(rng: Random, board: Board, *, crops: int = 4, calls: int = 12, t
     branches += [("call", fact, calling(frame, fact)) for fact in [*called, *hops[2:]][:calls]]
     names = [f"{mode} {fact.kind}" for mode, fact, _ in branches]
     return Tree([Say(OPEN), frame.look], [pieces for _, _, pieces in branches], names)
+
+
+def counts(rng: Random, board: Board, *, most: int = 6) -> list[Fact]:
+    """Further questions of how many there are: one thing alone is what most words of a board name, and teaches least."""
+    words = [*{thing.shape for thing in board.things}, *{thing.color for thing in board.things}]
+    seen = {word: [thing.box for thing in board.things if word in (thing.shape, thing.color)] for word in sorted(words)}
+    chosen = sorted(seen, key=lambda word: rng.random() * min(3, len(seen[word])), reverse=True)[:most]
+    return [
+        Fact(
+            "needle-global",
+            "count",
+            rng.choice(QUESTIONS["count"]).format(plural(word)),
+            str(len(seen[word])),
+            seen=tuple(seen[word]),
+        )
+        for word in chosen
+    ]
 
 
 def _varied(rng: Random, facts: list[Fact]) -> list[Fact]:

@@ -14,7 +14,7 @@ from qzoom_agent.evals.suites.needle.boards import CODE_CHARS, QUESTIONS, Board,
 from qzoom_agent.evals.suites.needle.fonts import typefaces
 from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, draw_die, draw_shape, draw_text, paint, text_width
 from qzoom_agent.evals.suites.needle.textures import background
-from qzoom_agent.rl.nano.examples import ASK, CHARS, CLOSE, OPEN, direct, read_from, show
+from qzoom_agent.rl.nano.examples import ASK, CHARS, CLOSE, OPEN, counts, direct, read_from, show
 from qzoom_agent.rl.nano.trees import Look, Say, Tree
 
 SIDE: Final = 224
@@ -108,4 +108,5 @@ def object_page(rng: Random) -> Tree:
         if [other.color for other in board.things].count(thing.color) == 1:
             asked = rng.choice(QUESTIONS["shape"]).format(thing.color)
             board.facts.append(Fact("pages", "shape", asked, thing.shape, seen=(thing.box,)))
+    board.facts += counts(rng, board, most=4)
     return _tree(board)

@@ -285,9 +285,14 @@ def _global_facts(pen: Pen, things: list[Thing]) -> None:
     present = sorted({*shapes, *colors})
     for what in pen.rng.sample(present, min(3, len(present))):
         counted = tuple(thing.box for thing in things if what in (thing.shape, thing.color))
-        plural = f"{what}es" if what == "cross" else f"{what}s"
-        named = plural if what in SHAPES else f"{what} objects"
-        pen.fact("needle-global", "count", str(len(counted)), named, seen=counted)
+        pen.fact("needle-global", "count", str(len(counted)), plural(what), seen=counted)
+
+
+def plural(what: str) -> str:
+    """Several of a shape, or of a colour."""
+    if what not in SHAPES:
+        return f"{what} objects"
+    return f"{what}es" if what == "cross" else f"{what}s"
 
 
 def _form(pen: Pen) -> None:

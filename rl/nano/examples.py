@@ -255,7 +255,7 @@ def zooming(frame: Frame, fact: Fact, *, shown: Sequence[Frame] = (), final: boo
     return [*pieces, _reply(last, fact)]
 
 
-def coarse_tree(rng: Random, board: Board, *, crops: int = 4, calls: int = 12, tokens: int = COARSE_TOKENS) -> Tree:
+def coarse_tree(rng: Random, board: Board, *, crops: int = 6, calls: int = 12, tokens: int = COARSE_TOKENS) -> Tree:
     """All that happens on top of a coarse view: about `crops` crops, and `calls` zoom calls that are not served."""
     frame = show(board, None, tokens=(16, tokens))
     easy = [fact for fact in board.facts if fact.coarse_suffices]
@@ -282,7 +282,7 @@ def coarse_tree(rng: Random, board: Board, *, crops: int = 4, calls: int = 12, t
         crops -= 2
     served, called = max(1, crops), fine[max(1, crops) :]
     for index, fact in enumerate(fine[:served]):
-        if index % 2 == 0:
+        if index % 3 == 0:
             branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
             continue
         view = show(board, _around(rng, frame, fact.boxes[0]), tokens=CROP_TOKENS)
@@ -295,7 +295,7 @@ def coarse_tree(rng: Random, board: Board, *, crops: int = 4, calls: int = 12, t
 
 
 def counts(rng: Random, board: Board, *, most: int = 6) -> list[Fact]:
-    """Further questions of how many there are: one thing alone is what most words of a board name, and teaches least."""
+    """Further questions of how many there are: most words of a board name one thing alone, which teaches least."""
     words = [*{thing.shape for thing in board.things}, *{thing.color for thing in board.things}]
     seen = {word: [thing.box for thing in board.things if word in (thing.shape, thing.color)] for word in sorted(words)}
     chosen = sorted(seen, key=lambda word: rng.random() * min(3, len(seen[word])), reverse=True)[:most]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainingArguments, set_seed
 
+from qzoom_agent.errors import ConfigError
 from qzoom_agent.rl import base
 from qzoom_agent.rl.branches.stage import last_checkpoint
 from qzoom_agent.rl.nano import batches, validation
@@ -95,6 +96,7 @@ def test_a_validation_counts_right_answers(straight: Path) -> None:
     losses = {
         f"{kind} {term} loss" for kind in ("pages", "crops") for term in ("read", "answer", "place", "aim", *TOLD)
     }
+    losses.add("pages tally loss")
     assert {name for name in found if name.endswith("loss")} == losses
     shares = {name: value for name, value in found.items() if not name.endswith("loss")}
     assert all(0 <= share <= 1 and n > 0 for share, n in shares.values())
@@ -135,6 +137,23 @@ def test_a_stage_says_which_batches_train_the_tower(
     moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert any(".visual." in name for name in moved) == trained
     assert any(".language_model." in name for name in moved)
+
+
+def test_a_stage_can_leave_the_lower_layers_alone(straight: Path, tmp_path: Path) -> None:
+    stage = "{name: upper, steps: 2, mix: {crops: 1.0}, learning_rate: 1.0e-3, from_layer: 5}"
+    (tmp_path / "upper.yaml").write_text(f"{RECIPE}  - {stage}\n")
+    for before in ("read", "talk"):
+        (tmp_path / "out" / before).mkdir(parents=True)
+        (tmp_path / "out" / before / "final").symlink_to(straight / before / "final")
+    assert base.main(["--config", str(tmp_path / "upper.yaml"), "--output", str(tmp_path / "out")]) == 0
+    talk, upper = weights(straight / "talk"), weights(tmp_path / "out" / "upper")
+    changed = {name for name in talk if not torch.equal(talk[name], upper[name])}
+    layers = {int(name.split("layers.")[1].split(".")[0]) for name in changed if "layers." in name}
+    assert layers == {5, 6, 7, 8}
+    assert not any("visual" in name or "embed" in name for name in changed)
+    (tmp_path / "high.yaml").write_text(f"{RECIPE}  - {stage.replace('5', '9')}\n".replace("upper", "high"))
+    with pytest.raises(ConfigError, match="from_layer is 9, but nano has 9"):
+        base.main(["--config", str(tmp_path / "high.yaml"), "--output", str(tmp_path / "out")])
 
 
 def test_a_finished_run_is_left_alone(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:

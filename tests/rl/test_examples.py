@@ -31,6 +31,7 @@ from qzoom_agent.rl.nano.examples import (
     call_for,
     calling,
     coarse_tree,
+    counts,
     crop_tree,
     dense_labels,
     direct,
@@ -140,7 +141,7 @@ def page_of(tree: Tree) -> tuple[Look, list[tuple[str, str, Say]]]:
     for branch in tree.branches:
         *questions, answer = branch
         assert isinstance(answer, Say)
-        assert answer.focus
+        assert answer.focus or answer.tally
         question = "".join(piece.text for piece in questions if isinstance(piece, Say))
         asked.append((question.split("<")[0], answer.text.removesuffix("<|im_end|>"), answer))
     assert len({question for question, _, _ in asked}) == len(asked) == len(tree.names)
@@ -206,9 +207,12 @@ def test_pages_of_objects_are_named_and_counted() -> None:
         assert look.dense is not None
         kinds = [name.removeprefix("direct ") for name in tree.names]
         dice.add(kinds.count("pips"))
-        assert set(kinds) <= {"pips", "color", "shape"}
+        assert set(kinds) <= {"pips", "color", "shape", "count"}
         assert (look.dense[:, 4] > 0).sum() >= kinds.count("pips")
         for kind, (_, answer, said) in zip(kinds, asked, strict=True):
+            if kind == "count":
+                assert said.tally is not None and len(said.tally[1]) <= int(answer)
+                continue
             slot, words = {"pips": (4, "123456"), "color": (3, COLORS), "shape": (2, SHAPES)}[kind]
             value = words.index(answer) + 1
             ((_, cells),) = said.focus
@@ -478,6 +482,28 @@ def test_some_last_turns_are_forced() -> None:
     ]
     assert forced
     assert all(name.startswith(("zoom ", "noted ")) for name in forced)
+
+
+def test_more_is_counted_than_a_board_asks_for() -> None:
+    """Each word once, with the right number and a box for each; words of several things come first."""
+    several = alone = 0
+    for seed in range(12):
+        board = draw_board("scene", seed)
+        found = counts(Random(seed), board, most=4)
+        assert len({fact.question.split()[-1] + fact.answer for fact in found}) >= len(found) - 1
+        for fact in found:
+            words = {word for word in (*SHAPES, *COLORS) if word in fact.question}
+            (word,) = words
+            boxes = [thing.box for thing in board.things if word in (thing.shape, thing.color)]
+            assert (fact.answer, list(fact.seen)) == (str(len(boxes)), boxes)
+            several, alone = several + (len(boxes) > 1), alone + (len(boxes) == 1)
+    every = [
+        sum(word in (thing.shape, thing.color) for thing in draw_board("scene", seed).things)
+        for seed in range(12)
+        for word in (*SHAPES, *COLORS)
+    ]
+    assert several / (several + alone) > sum(n > 1 for n in every) / sum(n > 0 for n in every)
+    assert counts(Random(0), draw_board("form", 0)) == []
 
 
 def test_a_crop_tree_asks_what_its_crop_shows() -> None:

@@ -33,6 +33,8 @@ DENSE_CLASSES: Final = (len(CHARS) + 1, len(CHARS) + 1, len(SHAPES) + 1, len(COL
 COARSE_TOKENS: Final = 64
 CROP_TOKENS: Final = (40, 100)
 """Fewest and most: up to 280 x 280 pixels of a board are shown without loss."""
+PROPOSED_TOKENS: Final = (112, 128)
+"""Of a crop that SD-RPN proposes, about a tenth of the board: it has to be magnified as much as nano's own crops are."""
 CALL_MARGIN: Final = (0.35, 30.0)
 """What a zoom call adds on every side of the needle: a share of its longer side, and at least these board pixels."""
 LAYOUT_SHARES: Final = {"scene": 0.38, "form": 0.16, "receipt": 0.17, "table": 0.1, "hop": 0.19}
@@ -163,8 +165,11 @@ def _elsewhere(rng: Random, frame: Frame) -> Rect:
     return proposed(rng, frame, (x, y, x + 60, y + 30))
 
 
-def _around(rng: Random, frame: Frame, needle: Rect) -> Rect:
-    return proposed(rng, frame, needle) if rng.random() < 0.7 else _jittered(rng, needle, frame.board)
+def _inserted(rng: Random, frame: Frame, needle: Rect) -> Frame:
+    """A crop of the needle that stands beside the coarse view: as SD-RPN proposes it, or looser or tighter."""
+    if rng.random() < 0.7:
+        return show(frame.board, proposed(rng, frame, needle), tokens=PROPOSED_TOKENS)
+    return show(frame.board, _jittered(rng, needle, frame.board), tokens=CROP_TOKENS)
 
 
 def _answer(text: str, focus: Sequence[tuple[Look, Sequence[int]]] = ()) -> Say:
@@ -266,18 +271,18 @@ def coarse_tree(rng: Random, board: Board, *, crops: int = 6, calls: int = 12, t
     branches = [("direct", fact, direct(frame, fact)) for fact in [*easy[:7], *counts(rng, board)]]
     branches += [("zoom", fact, zooming(frame, fact)) for fact in easy[7:10] or easy[:1]]
     branches += [("direct", fact, direct(frame, fact)) for fact in fine[:1]]
-    stray, chance = show(board, _elsewhere(rng, frame), tokens=CROP_TOKENS), rng.random()
+    stray, chance = show(board, _elsewhere(rng, frame), tokens=PROPOSED_TOKENS), rng.random()
     if chance < 0.25 and easy:  # a crop that nobody needed
         branches.append(("stray", easy[0], [stray.look, *direct(frame, easy[0])]))
     elif chance < 0.5 and fine:  # a crop of the wrong place
         branches.append(("lost", fine[-1], calling(frame, fine[-1], shown=[stray])))
     for index, fact in enumerate(hops[:2]):
-        noted = [show(board, proposed(rng, frame, fact.boxes[0]), tokens=CROP_TOKENS)] if index else []
+        noted = [show(board, proposed(rng, frame, fact.boxes[0]), tokens=PROPOSED_TOKENS)] if index else []
         role = "noted" if noted else "zoom"
         branches.append((role, fact, zooming(frame, fact, shown=noted, final=rng.random() < 0.05)))
         crops -= 2
     if hops and rng.random() < 0.2:
-        views = [show(board, _around(rng, frame, box), tokens=CROP_TOKENS) for box in hops[-1].boxes]
+        views = [_inserted(rng, frame, box) for box in hops[-1].boxes]
         branches.append(("beside", hops[-1], beside(hops[-1], views)))
         crops -= 2
     served, called = max(1, crops), fine[max(1, crops) :]
@@ -285,7 +290,7 @@ def coarse_tree(rng: Random, board: Board, *, crops: int = 6, calls: int = 12, t
         if index % 3 == 0:
             branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
             continue
-        view = show(board, _around(rng, frame, fact.boxes[0]), tokens=CROP_TOKENS)
+        view = _inserted(rng, frame, fact.boxes[0])
         pieces = beside(fact, [view]) if rng.random() < 0.7 else zooming(frame, fact, shown=[view])
         branches.append(("beside", fact, pieces))
         called.append(fact)

@@ -33,7 +33,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from qzoom_agent.backends.base import Backend
-from qzoom_agent.config import AgentConfig, PerceptionConfig
+from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.geometry import Box
 from qzoom_agent.graph import Context, EventKind, State, compile_graph, start, take_look, to_trace
@@ -358,7 +358,7 @@ class Agent:
             config=config,
             views=views,
             zoom=Zoom(zoom),
-            roi_zoom=Zoom(_roi_budget(zoom, config.perception)),
+            roi_zoom=Zoom(zoom.for_proposals(config.perception)),
             store=store,
         )
 
@@ -435,13 +435,6 @@ class Agent:
             error=str(error) if isinstance(error, QzoomError) else f"{type(error).__name__}: {error}",
         )
         return Answer(text="", status="error", trace=trace, store=ViewStore())
-
-
-def _roi_budget(zoom: ZoomConfig, options: PerceptionConfig) -> ZoomConfig:
-    """The zoom tool's settings with the token budget of proposed crops; a limit on one side moves the other with it."""
-    low = options.roi_min_tokens or min(zoom.min_tokens, options.roi_max_tokens or zoom.min_tokens)
-    high = options.roi_max_tokens or max(zoom.max_tokens, low)
-    return zoom.model_copy(update={"min_tokens": low, "max_tokens": high})
 
 
 def _gold(box: Box | Sequence[float], image: Image.Image) -> Box:

@@ -73,6 +73,8 @@ class ViewBudget(Config):
     """A crop of more tokens is shrunk to this many."""
     crop_min_side: int = Field(default=28, ge=1)
     """Shortest side of a crop in original pixels: magnified any further it looks like nothing the model has learned."""
+    roi_tokens: tuple[int, int] | None = None
+    """Fewest and most tokens of a crop that the branches propose. None: as any crop."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -134,6 +136,7 @@ class BudgetConfig(Config):
             crop_min_tokens=self.crop_min_tokens or min(defaults.crop_min_tokens, crop_max),
             crop_max_tokens=crop_max,
             crop_min_side=defaults.crop_min_side,
+            roi_tokens=None if self.crop_min_tokens or self.crop_max_tokens else defaults.roi_tokens,
         )
 
 
@@ -184,9 +187,9 @@ class PerceptionConfig(Config):
     margin: float | None = Field(default=None, ge=0, le=10)
     """How far each edge of a proposed box moves outwards, as a share of its longer side. None: as the branches say."""
     roi_min_tokens: int | None = Field(default=None, ge=1)
-    """Least tokens of a proposed crop. None: as for any crop."""
+    """Least tokens of a proposed crop. None: the backend's preset, or as for any crop."""
     roi_max_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens of a proposed crop. None: as for any crop."""
+    """Most tokens of a proposed crop. None: the backend's preset, or as for any crop."""
     lean: bool = False
     """Compute the last layer of a prefill for its last token alone: a layer cheaper, the same up to rounding."""
     positions: Literal["plain", "aligned"] | None = None
@@ -281,11 +284,14 @@ class AgentConfig(Config):
     def resolved(self, *, model: str, protocol: str, defaults: ViewBudget, perceives: bool = False) -> AgentConfig:
         """The configuration with nothing left to the backend: what is recorded, and repeats a run if presets change."""
         views = self.budget.view_budget(defaults)
+        given = (self.perception.roi_min_tokens, self.perception.roi_max_tokens)
+        low, high = given if any(given) else views.roi_tokens or given
         return self.replace(
             model=model,
             policy=self.policy_for(perceives=perceives),
             protocol=self.protocol or protocol,
             crop={"min_side": self.crop.min_side or views.crop_min_side},
+            perception={"roi_min_tokens": low, "roi_max_tokens": high},
             budget={
                 "coarse_tokens": views.coarse_max_tokens,
                 "coarse_min_tokens": views.coarse_min_tokens,

@@ -18,7 +18,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from qzoom_agent.config import CropConfig
+from qzoom_agent.config import CropConfig, PerceptionConfig
 from qzoom_agent.errors import BoxError, ConfigError
 from qzoom_agent.geometry import Box, Size, extent, fit_tokens, tokens
 from qzoom_agent.views import View, ViewStore
@@ -50,6 +50,12 @@ class ZoomConfig(CropConfig):
                 "Raise max_tokens or lower min_tokens."
             )
         return self
+
+    def for_proposals(self, options: PerceptionConfig) -> "ZoomConfig":
+        """With the token budget of crops that branches propose; a limit on one side moves the other with it."""
+        low = options.roi_min_tokens or min(self.min_tokens, options.roi_max_tokens or self.min_tokens)
+        high = options.roi_max_tokens or max(self.max_tokens, low)
+        return self.model_copy(update={"min_tokens": low, "max_tokens": high})
 
 
 @dataclass(frozen=True, slots=True)

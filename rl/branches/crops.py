@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qzoom_agent.backends.hf import HFBackend
-from qzoom_agent.config import BudgetConfig, PerceptionConfig
+from qzoom_agent.config import AgentConfig, PerceptionConfig
 from qzoom_agent.geometry import Box
 from qzoom_agent.perception.look import reading
 from qzoom_agent.rl.branches.asking import Asked, ask, opened
@@ -40,15 +40,15 @@ def with_crop(
     aligned: bool,
 ) -> list[Cropped]:
     """Each record asked with the crop of its box beside its coarse view, as a policy that looks first would ask it."""
-    views = BudgetConfig(coarse_tokens=tokens).view_budget(backend.defaults)
-    zoom = Zoom(
-        ZoomConfig(
-            factor=views.factor,
-            min_tokens=views.crop_min_tokens,
-            max_tokens=views.crop_max_tokens,
-            min_side=views.crop_min_side,
-        )
+    views = backend.defaults
+    config = AgentConfig().resolved(model=backend.name, protocol=backend.protocol, defaults=views)
+    tool = ZoomConfig(
+        factor=views.factor,
+        min_tokens=views.crop_min_tokens,
+        max_tokens=views.crop_max_tokens,
+        min_side=views.crop_min_side,
     )
+    zoom = Zoom(tool.for_proposals(config.perception))
     out = []
     for record, box, one in zip(records, boxes, ask(backend, records, [tokens] * len(records)), strict=True):
         cut = None if box is None else zoom(one.store, box).view

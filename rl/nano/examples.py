@@ -34,7 +34,7 @@ COARSE_TOKENS: Final = 64
 CROP_TOKENS: Final = (40, 100)
 """Fewest and most: up to 280 x 280 pixels of a board are shown without loss."""
 PROPOSED_TOKENS: Final = (112, 128)
-"""Of a crop that SD-RPN proposes, about a tenth of the board: it has to be magnified as much as nano's own crops are."""
+"""Of a crop that SD-RPN proposes, about a tenth of a board: magnified as much as the crops that nano asks for."""
 CALL_MARGIN: Final = (0.35, 30.0)
 """What a zoom call adds on every side of the needle: a share of its longer side, and at least these board pixels."""
 LAYOUT_SHARES: Final = {"scene": 0.38, "form": 0.16, "receipt": 0.17, "table": 0.1, "hop": 0.19}

@@ -131,7 +131,7 @@ def test_a_crop_too_large_for_the_rest_is_refused_and_the_model_may_ask_for_less
     answer = ask(spy, budget={"max_visual_tokens": COARSE_TOKENS + 50, "coarse_tokens": 64})
     assert decisions(answer) == ["refused", "grown"]
     assert (answer.status, answer.text) == ("answered", "42")
-    assert f"would cost {COARSE_TOKENS} visual tokens and 50 are left" in plain_text(spy.conversations[1][-1])
+    assert "would cost 88 visual tokens and 50 are left" in plain_text(spy.conversations[1][-1])
 
 
 def test_seconds_run_out() -> None:

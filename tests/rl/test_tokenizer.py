@@ -32,6 +32,7 @@ from qzoom_agent.rl.nano.examples import (
     COARSE_TOKENS,
     CROP_TOKENS,
     OPEN,
+    PROPOSED_TOKENS,
     Frame,
     beside,
     call_for,
@@ -174,6 +175,7 @@ def check(tokenizer: PreTrainedTokenizerFast, scene: Scene, branch: Sequence[Pie
 
 def test_nanos_budget_is_the_trained_one() -> None:
     assert (NANO_BUDGET.crop_min_tokens, NANO_BUDGET.crop_max_tokens) == CROP_TOKENS
+    assert NANO_BUDGET.roi_tokens == PROPOSED_TOKENS
     assert NANO_BUDGET.coarse_max_tokens == COARSE_TOKENS
     assert NANO_BUDGET.factor == CELL
 

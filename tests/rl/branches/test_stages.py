@@ -276,7 +276,7 @@ def test_boxes_are_proposed_whatever_the_gate_says(load: Load, rows: Records) ->
     backend = load("qwen2_5_vl")
     assert backend.branches is not None
     backend.branches.config = backend.branches.config.model_copy(update={"threshold": 0.0, "gate_threshold": 1.0})
-    boxes = propose(backend, [rows[0], rows[1]], tokens=None, options=PerceptionConfig())
+    boxes = propose(backend, [rows[0], rows[1]], tokens=None)
     assert all(box is not None for box in boxes)
     nothing = with_crop(backend, [rows[0]], [None], tokens=None, aligned=False)[0]
     assert nothing.box is None and [view.kind for view in nothing.asked.shown] == ["coarse"]

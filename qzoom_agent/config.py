@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,6 +24,7 @@ from pydantic_core import ErrorDetails
 from qzoom_agent.errors import ConfigError
 
 Blur = Literal["fixed", "grid", "none"]
+Sides = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
 PolicyName = Literal["direct", "explicit", "implicit", "hybrid", "always", "random", "oracle", "blind"]
 
 
@@ -182,6 +183,9 @@ class PerceptionConfig(Config):
     blur: Blur | None = None
     """Blur of the map: three cells wide ("fixed"), wider on grids of more than 512 cells ("grid"), or "none". None: as
     the branches say."""
+    box: Sides | None = None
+    """Sides of a proposed box around the centre of the heat, as shares of the map's width and height, instead of a
+    tight box around the foreground: on a map of few cells it is finer than a cell. None: as the branches say."""
     max_regions: int = Field(default=1, ge=1, le=16)
     """1: one box around all foreground. More: a box for each connected part, best first, up to this many."""
     margin: float | None = Field(default=None, ge=0, le=10)
@@ -194,9 +198,9 @@ class PerceptionConfig(Config):
     """Compute the last layer of a prefill for its last token alone: a layer cheaper, the same up to rounding."""
     positions: Literal["plain", "aligned"] | None = None
     """Positions of a proposed crop: of an image of its own, or those of its place. None: as the branches say."""
-    prompt: Literal["opening", "plain"] = "opening"
-    """What a look reads the question in: the very messages that the model then answers, so that nothing is computed
-    twice, or the same without the offer of tools, as branches are trained. They differ where a policy offers tools."""
+    prompt: Literal["opening", "plain"] = "plain"
+    """What a look reads the question in: the opening without the offer of tools, as branches are trained, or the very
+    messages that the model then answers, so that nothing is computed twice. They differ where a policy offers tools."""
 
     @model_validator(mode="after")
     def _has_a_rule(self) -> Self:

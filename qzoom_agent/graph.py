@@ -414,7 +414,7 @@ def _insert(ctx: Context, record: PerceptionRecord, sight: Sight) -> dict[str, l
             record.reason += f"; a crop could not be cut: {cut.error}"
         elif sight.aligned:
             # the very cells of the map, where they are what was cut; else the part of the grid that was
-            changed = bool(plan.notes) or _margin(ctx, sight) > 0
+            changed = bool(plan.notes) or _margin(ctx, sight) > 0 or any(value % 1 for value in cells)
             real = coarse.from_original(cut.view.region).to_frame("cell", coarse.size, coarse.cell)
             placed[cut.view.id] = real.as_list() if changed else list(cells)
     return placed

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedModel
 
-from qzoom_agent.config import Blur
+from qzoom_agent.config import Blur, Sides
 from qzoom_agent.errors import BackendError
 from qzoom_agent.perception.adapters import adapter_for, text_model
 from qzoom_agent.perception.decoder import Rotary
@@ -60,6 +60,8 @@ class BranchConfig(BaseModel):
     """Blur of the map before that."""
     margin: float = Field(default=0.0, ge=0, le=10)
     """How far each edge of a proposed box moves outwards, as a share of its longer side."""
+    box: Sides | None = None
+    """Sides of a proposed box around the centre of the heat, as shares of the map's; None: tight around foreground."""
     gate_threshold: float = Field(default=0.1, ge=0, le=1)
     """Probability from which the gate asks for more detail."""
     evidence: dict[str, Any] = {}

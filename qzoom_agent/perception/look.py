@@ -63,7 +63,7 @@ class Look:
 
 
 def reading(config: BranchConfig, options: PerceptionConfig) -> PerceptionConfig:
-    """The options with the branches' own rules of blur, foreground and margin, where they say none."""
+    """The options with the branches' own rules of blur, foreground, box and margin, where they say none."""
     own: dict[str, object] = {}
     if options.threshold is None:
         own["threshold"] = config.threshold
@@ -73,6 +73,8 @@ def reading(config: BranchConfig, options: PerceptionConfig) -> PerceptionConfig
         own["blur"] = config.blur
     if options.margin is None:
         own["margin"] = config.margin
+    if options.box is None:
+        own["box"] = config.box
     return options.model_copy(update=own)
 
 
@@ -207,4 +209,6 @@ def _read(logits: Tensor, first: Tensor | None, adapter: Adapter, options: Perce
     heat = probabilities(logits, keep)
     level = cutoff(smoothed(heat, options, official=official), floor, options)
     found = foreground(heat, floor, options, official=official)
-    return Map(logits.float().cpu(), keep, heat, level, regions(heat, found, limit=options.max_regions))
+    return Map(
+        logits.float().cpu(), keep, heat, level, regions(heat, found, limit=options.max_regions, sides=options.box)
+    )

@@ -29,12 +29,12 @@ MIN_SIDE = 28
 
 
 class Region(NamedTuple):
-    """A part of a map that is foreground: its tight box in cells, right and bottom exclusive, and its highest value."""
+    """A part of a map that is foreground: its box in cells, right and bottom exclusive, and its highest value."""
 
-    x1: int
-    y1: int
-    x2: int
-    y2: int
+    x1: float
+    y1: float
+    x2: float
+    y2: float
     peak: float
 
 
@@ -119,12 +119,17 @@ def foreground(
     return found
 
 
-def regions(heat: Tensor, found: NDArray[np.bool], *, limit: int = 1) -> list[Region]:
-    """The foreground as boxes, best first: one around everything, or with `limit` > 1 one for each connected part."""
+def regions(
+    heat: Tensor, found: NDArray[np.bool], *, limit: int = 1, sides: tuple[float, float] | None = None
+) -> list[Region]:
+    """The foreground as boxes, best first: one around everything, or with `limit` > 1 one for each connected part.
+
+    With `sides` (shares of the map's width and height) a box of those sides around the centre of each part's heat.
+    """
     if not found.any():
         return []
     values = heat.numpy()
-    if limit == 1:
+    if limit == 1 and sides is None:
         parts = [found]
     else:
         numbered: NDArray[np.int64] = connected_components(found, connectivity=2)  # type: ignore[no-untyped-call]
@@ -133,8 +138,25 @@ def regions(heat: Tensor, found: NDArray[np.bool], *, limit: int = 1) -> list[Re
     for part in parts:
         ys, xs = np.nonzero(part)
         peak = float(values[part].max())
-        boxes.append(Region(int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1, peak))
+        box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
+        boxes.append(Region(*(box if sides is None else _around_centre(values * part, sides)), peak))
     return sorted(boxes, key=lambda box: -box.peak)[:limit]
+
+
+def _around_centre(heat: NDArray[np.float32], sides: tuple[float, float]) -> tuple[float, float, float, float]:
+    """A box around the centre of gravity of the hottest cell and those next to it, in cells, moved inside the map."""
+    rows, columns = heat.shape
+    top, left = np.unravel_index(int(heat.argmax()), heat.shape)
+    near = np.zeros_like(heat)
+    window = (slice(max(0, int(top) - 1), int(top) + 2), slice(max(0, int(left) - 1), int(left) + 2))
+    near[window] = heat[window]
+    heat = near
+    width, height = sides[0] * columns, sides[1] * rows
+    weight = float(heat.sum())
+    x = float((heat.sum(0) * (np.arange(columns) + 0.5)).sum()) / weight - width / 2
+    y = float((heat.sum(1) * (np.arange(rows) + 0.5)).sum()) / weight - height / 2
+    x, y = min(max(0.0, x), columns - width), min(max(0.0, y), rows - height)
+    return x, y, x + width, y + height
 
 
 def official_pixels(region: Region, *, rows: int, columns: int, unit: int, size: Size) -> tuple[int, int, int, int]:

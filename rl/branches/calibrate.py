@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from qzoom_agent.config import Blur, PerceptionConfig
+from qzoom_agent.config import Blur, PerceptionConfig, Sides
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.rl.branches.metrics import Localisation, Seen, localisation
 from qzoom_agent.rl.branches.recipe import Calibration
@@ -65,6 +65,7 @@ def calibrate(
     relative: bool = False,
     blurs: Sequence[Blur] = ("fixed",),
     margins: Sequence[float] = (0.0,),
+    box: Sides | None = None,
 ) -> Calibrated:
     """Choose thresholds, and the rule of the map they belong to.
 
@@ -72,6 +73,7 @@ def calibrate(
         needs: for each question whether it needs a zoom.
         relative: choose a share of the map's peak instead of an absolute threshold.
         blurs, margins: what may be tried.
+        box: sides of the proposed box, where they are fixed.
     Raises:
         ConfigError: none of the questions needs a zoom, or all do.
     """
@@ -79,9 +81,9 @@ def calibrate(
         raise ConfigError(
             f"All {len(needs)} held-out questions are alike: {sum(needs)} need a zoom. Thresholds need both kinds."
         )
-    rules = [PerceptionConfig(blur=blur, margin=margin) for blur in blurs for margin in margins]
+    rules = [PerceptionConfig(blur=blur, margin=margin, box=box) for blur in blurs for margin in margins]
     tried = [(rule, _map_threshold(seen, target, rule, relative=relative)) for rule in rules]
-    rule, (threshold, met, box) = min(tried, key=lambda pair: _cost(*pair[1]))
+    rule, (threshold, met, found) = min(tried, key=lambda pair: _cost(*pair[1]))
     scores = [one.score for one in seen]
     gate = None
     if all(score is not None for score in scores):
@@ -96,7 +98,7 @@ def calibrate(
         blur=rule.blur or "fixed",
         margin=rule.margin or 0.0,
         met=met,
-        box=box,
+        box=found,
         gate=gate,
         training_free=gate_figures(peaks, needs, target),
     )

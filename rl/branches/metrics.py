@@ -45,7 +45,7 @@ class Seen(NamedTuple):
 
         `options` has to say what is foreground (see `perception.look.reading`).
         """
-        found = regions(self.heat, foreground(self.heat, options.threshold or 0.0, options))
+        found = regions(self.heat, foreground(self.heat, options.threshold or 0.0, options), sides=options.box)
         if not found:
             return None
         rows, columns = self.heat.shape

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers.trainer_utils import SchedulerType
 
-from qzoom_agent.config import Blur
+from qzoom_agent.config import Blur, Sides
 from qzoom_agent.perception.labels import LabelRules
 from qzoom_agent.rl.branches.attending import Asking
 from qzoom_agent.rl.branches.records import Source
@@ -194,6 +194,8 @@ class BranchRecipe(Section):
     """Blur of a map before that; a start likewise."""
     margin: float = Field(default=0.0, ge=0)
     """What is added on each side of a proposed box, as a share of its longer side; a start likewise."""
+    box: Sides | None = None
+    """Sides of a proposed box around the centre of the heat (`perception.box`); None: tight around the foreground."""
     stages: list[StageName] = list(get_args(StageName))
     """What `qzoom train branches` runs, in order."""
     data: list[Source] = Field(min_length=1)

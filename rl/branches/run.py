@@ -145,6 +145,7 @@ def _thresholds(shop: Workshop, backend: HFBackend) -> dict[str, Any]:
         relative=relative,
         blurs=recipe.calibration.blurs or [recipe.blur],
         margins=recipe.calibration.margins or [recipe.margin],
+        box=recipe.box,
     )
     changes: dict[str, Any] = {"evidence": evidence(found)}
     print(f"{found.questions} questions, {found.needing} of which need a zoom")
@@ -152,7 +153,7 @@ def _thresholds(shop: Workshop, backend: HFBackend) -> dict[str, Any]:
         print("No held-out question has a box: the map's threshold stays as it is.")
     else:
         changes["peak_share" if relative else "threshold"] = found.threshold
-        changes |= {"blur": found.blur, "margin": found.margin}
+        changes |= {"blur": found.blur, "margin": found.margin, "box": recipe.box}
         rule = f"{found.threshold:g}{' of its peak' if relative else ''}, blur {found.blur}, margin {found.margin:g}"
         missed = "" if found.met else f" (the target of {recipe.calibration.box_recall:g} is not reached)"
         print(f"map at {rule}: recall {found.box.recall:.3f}{missed}, area {found.box.area:.3f}")
@@ -220,7 +221,7 @@ def _report(shop: Workshop, backend: HFBackend, folder: Path) -> None:
     for tokens in shop.recipe.sdrpn.tokens:
         seen = look_at(backend, held, tokens=tokens, limit=shop.recipe.sdrpn.report)
         for rule in RULES:
-            options = PerceptionConfig(blur=shop.recipe.blur, margin=shop.recipe.margin)
+            options = PerceptionConfig(blur=shop.recipe.blur, margin=shop.recipe.margin, box=shop.recipe.box)
             figures = localisation(seen, options.model_copy(update=rule))
             found.append({"tokens": tokens, **rule, **figures.model_dump()})
     (folder / "metrics.json").write_text(json.dumps(found, indent=1), encoding="utf-8")

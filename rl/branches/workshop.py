@@ -84,6 +84,7 @@ class Workshop:
             peak_share=recipe.peak_share,
             blur=recipe.blur,
             margin=recipe.margin,
+            box=recipe.box,
         )
 
     def records(self, *, limit: int | None = None) -> Records:

@@ -33,8 +33,9 @@ DENSE_CLASSES: Final = (len(CHARS) + 1, len(CHARS) + 1, len(SHAPES) + 1, len(COL
 COARSE_TOKENS: Final = 64
 CROP_TOKENS: Final = (40, 100)
 """Fewest and most: up to 280 x 280 pixels of a board are shown without loss."""
-PROPOSED_TOKENS: Final = (112, 128)
-"""Of a crop that SD-RPN proposes, about a tenth of a board: magnified as much as the crops that nano asks for."""
+PROPOSED_SIDES: Final = (0.23, 0.17)
+"""Of a crop that SD-RPN proposes, as shares of the board's: about those of a crop that nano asks for."""
+PROPOSED_TOKENS: Final = (40, 44)
 CALL_MARGIN: Final = (0.35, 30.0)
 """What a zoom call adds on every side of the needle: a share of its longer side, and at least these board pixels."""
 LAYOUT_SHARES: Final = {"scene": 0.38, "form": 0.16, "receipt": 0.17, "table": 0.1, "hop": 0.19}
@@ -146,29 +147,25 @@ def _jittered(rng: Random, needle: Rect, board: Board) -> Rect:
     return needle[0] - left, needle[1] - top, needle[2] + right, needle[3] + bottom
 
 
-def proposed(rng: Random, frame: Frame, needle: Rect) -> Rect:
-    """A box around the needle as SD-RPN proposes it: whole cells of the coarse view, at times one more on a side, and
-    the margin that is added to them."""
-    (wide, high), (rows, columns) = frame.scale, frame.look.grid
-    edges = needle[0] * wide / CELL, needle[1] * high / CELL, needle[2] * wide / CELL, needle[3] * high / CELL
-    left, top = (max(0, int(edge) - (rng.random() < 0.3)) for edge in edges[:2])
-    right, bottom = (math.ceil(edge) + (rng.random() < 0.3) for edge in edges[2:])
-    right, bottom = min(right, columns), min(bottom, rows)
-    cells = (left * CELL / wide, top * CELL / high, right * CELL / wide, bottom * CELL / high)
-    return grown(cells, frame.board, margin=rng.choice((0.0, 0.0, 0.15, 0.3)))
+def proposed(rng: Random, board: Board, needle: Rect) -> Rect:
+    """A box as SD-RPN proposes it: of fixed sides, its centre about where the needle's is."""
+    width, height = (share * side for share, side in zip(PROPOSED_SIDES, board.image.size, strict=True))
+    x = (needle[0] + needle[2] - width) / 2 + rng.gauss(0.0, 0.12) * width
+    y = (needle[1] + needle[3] - height) / 2 + rng.gauss(0.0, 0.12) * height
+    x, y = min(max(0.0, x), board.image.width - width), min(max(0.0, y), board.image.height - height)
+    return x, y, x + width, y + height
 
 
-def _elsewhere(rng: Random, frame: Frame) -> Rect:
+def _elsewhere(rng: Random, board: Board) -> Rect:
     """A box as SD-RPN proposes it around some other place."""
-    width, height = frame.board.image.size
-    x, y = rng.uniform(0, width - 60), rng.uniform(0, height - 30)
-    return proposed(rng, frame, (x, y, x + 60, y + 30))
+    x, y = rng.uniform(0, board.image.width - 60), rng.uniform(0, board.image.height - 30)
+    return proposed(rng, board, (x, y, x + 60, y + 30))
 
 
 def _inserted(rng: Random, frame: Frame, needle: Rect) -> Frame:
     """A crop of the needle that stands beside the coarse view: as SD-RPN proposes it, or looser or tighter."""
     if rng.random() < 0.7:
-        return show(frame.board, proposed(rng, frame, needle), tokens=PROPOSED_TOKENS)
+        return show(frame.board, proposed(rng, frame.board, needle), tokens=PROPOSED_TOKENS)
     return show(frame.board, _jittered(rng, needle, frame.board), tokens=CROP_TOKENS)
 
 
@@ -271,13 +268,13 @@ def coarse_tree(rng: Random, board: Board, *, crops: int = 6, calls: int = 12, t
     branches = [("direct", fact, direct(frame, fact)) for fact in [*easy[:7], *counts(rng, board)]]
     branches += [("zoom", fact, zooming(frame, fact)) for fact in easy[7:10] or easy[:1]]
     branches += [("direct", fact, direct(frame, fact)) for fact in fine[:1]]
-    stray, chance = show(board, _elsewhere(rng, frame), tokens=PROPOSED_TOKENS), rng.random()
+    stray, chance = show(board, _elsewhere(rng, board), tokens=PROPOSED_TOKENS), rng.random()
     if chance < 0.25 and easy:  # a crop that nobody needed
         branches.append(("stray", easy[0], [stray.look, *direct(frame, easy[0])]))
     elif chance < 0.5 and fine:  # a crop of the wrong place
         branches.append(("lost", fine[-1], calling(frame, fine[-1], shown=[stray])))
     for index, fact in enumerate(hops[:2]):
-        noted = [show(board, proposed(rng, frame, fact.boxes[0]), tokens=PROPOSED_TOKENS)] if index else []
+        noted = [show(board, proposed(rng, board, fact.boxes[0]), tokens=PROPOSED_TOKENS)] if index else []
         role = "noted" if noted else "zoom"
         branches.append((role, fact, zooming(frame, fact, shown=noted, final=rng.random() < 0.05)))
         crops -= 2

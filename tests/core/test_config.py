@@ -60,6 +60,19 @@ def test_the_policy_follows_the_model_unless_it_is_given() -> None:
     assert resolved(AgentConfig(policy="direct"), perceives=True) == "direct"
 
 
+def test_proposed_crops_have_the_presets_budget_unless_crops_are_given_one() -> None:
+    preset = PRESET.model_copy(update={"roi_tokens": (30, 40)})
+
+    def roi(**given: object) -> tuple[int | None, int | None]:
+        found = AgentConfig().replace(**given).resolved(model="m", protocol="p", defaults=preset).perception
+        return found.roi_min_tokens, found.roi_max_tokens
+
+    assert roi() == (30, 40)
+    assert roi(**{"perception.roi_max_tokens": 20}) == (None, 20)
+    assert roi(**{"budget.crop_max_tokens": 99}) == (None, None)
+    assert AgentConfig().resolved(model="m", protocol="p", defaults=PRESET).perception.roi_max_tokens is None
+
+
 def test_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         AgentConfig().seed = 1  # type: ignore[misc]

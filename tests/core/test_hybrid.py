@@ -60,7 +60,8 @@ class Played:
             self.looked_at.append(messages)
             return [found]
 
-        config = AgentConfig(policy="hybrid").replace(**changes)
+        crops = {"budget.crop_min_tokens": 40, "budget.crop_max_tokens": 64}
+        config = AgentConfig(policy="hybrid").replace(**crops).replace(**changes)
         self.agent = Agent(ScriptedBackend(reply, sights=look), config=config)
 
     def run(self) -> Answer:
@@ -240,11 +241,11 @@ def test_a_moved_box_is_told_where_results_carry_text() -> None:
 # ---- sessions, checkpoints, defaults -------------------------------------------------------------------------------
 
 
-def test_a_look_reads_the_opening_that_the_model_answers() -> None:
-    play = Played(["42"], sight(score=0.1))
+def test_a_look_reads_the_question_without_the_offer_of_tools_or_the_very_opening() -> None:
+    play = Played(["42"], sight(score=0.1), perception={"prompt": "opening"})
     play.run()
     assert play.looked_at == play.asked
-    plain = Played(["42"], sight(score=0.1), perception={"prompt": "plain"})
+    plain = Played(["42"], sight(score=0.1))
     plain.run()
     assert plain_text(plain.looked_at[0][0]) == "which?"
     assert plain_text(plain.asked[0][0]) == "which? You may zoom."

@@ -174,7 +174,7 @@ def test_every_policy_runs_on_a_model_with_branches(family: Family, load: Callab
     backend = Agent.from_pretrained(str(folder), device="cpu", dtype="float32", **common).backend
     assert backend.perceives
     for policy in ("direct", "implicit", "always", "hybrid", "random", "oracle", "blind"):
-        config = AgentConfig(policy=policy).replace(perception={"threshold": 0.3}, **common)
+        config = AgentConfig(policy=policy).replace(perception={"threshold": 0.3, "prompt": "opening"}, **common)
         answer = Agent(backend, config=config).run(IMAGE, "what is the code?", boxes=[[100, 100, 200, 160]])
         assert answer.status in ("answered", "refused", "budget"), answer.trace.error
         crops = answer.trace.usage.inserted

@@ -107,7 +107,7 @@ def perception(rows: Sequence[Row]) -> Perception:
     """Of at least one row."""
     gated = [row.fired for row in rows if row.fired is not None]
     easy = [row for row in rows if row.coarse_suffices]
-    known = [row for row in rows if row.redundancy is not None]
+    known = [row.redundancy for row in rows if row.redundancy is not None]
     return Perception(
         gate_rate=fmean(gated) if gated else None,
         zoom_rate=fmean(row.zooms > 0 for row in rows),
@@ -118,7 +118,7 @@ def perception(rows: Sequence[Row]) -> Perception:
         refused=sum(row.usage.refused for row in rows),
         failed=sum(row.failed_calls for row in rows),
         needless_zooms=fmean(row.zooms > 0 for row in easy) if easy else None,
-        redundant=fmean(row.redundancy.redundant for row in known) if known else None,
+        redundant=fmean(one.redundant for one in known) if known else None,
         recall=_known(rows, lambda row: row.recall),
         iou=_known(rows, lambda row: row.iou),
     )

@@ -17,7 +17,7 @@ from qzoom_agent.cli.options import add_agent_flags, load_agent
 STEPS: Final = {
     "needle-global": "the coarse view is enough",
     "needle-scene": "one zoom: the detail is too small in the coarse view",
-    "needle-hop": "two zooms: the first shows where the second has to look",
+    "needle-hop": "two zooms, which the model asks for: the first shows where the second has to look",
 }
 
 
@@ -59,7 +59,10 @@ def main(argv: Sequence[str]) -> int:
         console.line(f"{number}. {question.question}", "bold")
         console.line(f"   {difficulty}", "dim")
         # The gold boxes are for the report only: neither default policy looks at them.
-        events = agent.stream(question.image, question.question, boxes=question.boxes)
+        # What needs several steps no single look can find: there the model asks for crops by itself.
+        steps = suite == "needle-hop" and args.policy is None
+        asked = agent.replace(policy="explicit") if steps else agent
+        events = asked.stream(question.image, question.question, boxes=question.boxes)
         answer = follow(events, console, area=question.image.width * question.image.height)
         right = exact_match(answer.text, question.answer)
         print(

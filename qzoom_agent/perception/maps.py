@@ -137,9 +137,11 @@ def regions(
     boxes = []
     for part in parts:
         ys, xs = np.nonzero(part)
-        peak = float(values[part].max())
-        box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
-        boxes.append(Region(*(box if sides is None else _around_centre(values * part, sides)), peak))
+        box: tuple[float, float, float, float] = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
+        if sides is not None:
+            box = _around_centre(values * part, sides)
+        x1, y1, x2, y2 = box
+        boxes.append(Region(x1, y1, x2, y2, peak=float(values[part].max())))
     return sorted(boxes, key=lambda box: -box.peak)[:limit]
 
 
@@ -166,7 +168,7 @@ def official_pixels(region: Region, *, rows: int, columns: int, unit: int, size:
         unit: side of a visual token in pixels of the coarse image (28 or 32).
     """
 
-    def axis(low: int, high: int, cells: int, length: int) -> tuple[float, float]:
+    def axis(low: float, high: float, cells: int, length: int) -> tuple[float, float]:
         ratio = np.float32(length / (cells * unit))
         start, stop = np.float32(low * unit) * ratio, np.float32(high * unit) * ratio
         if stop - start < MIN_SIDE:

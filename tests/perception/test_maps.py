@@ -299,6 +299,24 @@ def test_a_picture_smaller_than_28_pixels_is_taken_whole() -> None:
     assert official_pixels(Region(1, 1, 2, 2, 1.0), rows=3, columns=3, unit=32, size=Size(20, 9)) == (0, 0, 20, 9)
 
 
+def test_a_box_of_fixed_sides_lies_around_the_centre_of_the_heat() -> None:
+    heat = torch.zeros(8, 8)
+    heat[3, 4], heat[3, 5], heat[7, 0] = 0.8, 0.4, 0.3
+    options = PerceptionConfig(blur="none", peak_share=0.2, box=(0.25, 0.125))
+    found = foreground(heat, 0.0, options)
+    best, other = regions(heat, found, limit=2, sides=options.box)
+    middle = (4.5 * 0.8 + 5.5 * 0.4) / 1.2
+    assert best[:4] == pytest.approx((middle - 1, 3.0, middle + 1, 4.0)) and best.peak == pytest.approx(0.8)
+    assert other[:4] == (0.0, 7.0, 2.0, 8.0), "moved inside the map"
+    assert regions(heat, found, sides=options.box) == [best], "one box is the best part's, not one around all"
+
+
+def test_without_blur_a_single_cell_stays_one() -> None:
+    heat = impulse(6, 8, 2, 3)
+    assert int(foreground(heat, 0.5, PerceptionConfig(blur="none")).sum()) == 1
+    assert int(foreground(heat, 0.0, PUBLISHED).sum()) == 9
+
+
 def test_a_margin_is_a_share_of_the_longer_side_and_stays_inside() -> None:
     size = Size(100, 50)
     assert widened(Box(20, 20, 60, 30), 0.25, size).as_list() == [10, 10, 70, 40]

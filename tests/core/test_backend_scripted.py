@@ -99,7 +99,7 @@ def test_model_names(tmp_path: Path) -> None:
     assert nano.protocol == "nano"
     assert nano.budget is not None
     assert (nano.budget.coarse_min_tokens, nano.budget.coarse_max_tokens) == (16, 64)
-    assert (nano.budget.crop_min_tokens, nano.budget.crop_max_tokens) == (40, 64)
+    assert (nano.budget.crop_min_tokens, nano.budget.crop_max_tokens) == (40, 100)
     assert all(name == preset.name and preset.budget and preset.protocol for name, preset in PRESETS.items())
     assert resolve_model(str(tmp_path)).local
     assert resolve_model("owner/name").source == "owner/name"

@@ -130,6 +130,8 @@ class Workshop:
         found: dict[str, JsonValue] = {
             "model": str(self.base or self.recipe.model),
             "margin": self.recipe.margin,
+            "blur": self.recipe.blur,
+            "box": None if self.recipe.box is None else list(self.recipe.box),
             "data": [
                 one.model_dump(mode="json", exclude={"limit"})
                 for one in (self.recipe.held_out if held_out else self.recipe.data)

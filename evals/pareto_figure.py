@@ -30,6 +30,7 @@ def draw(found: Sequence[Point], *paths: Path) -> None:
 
 def _draw(found: Sequence[Point], path: Path) -> None:
     from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     suites = list(dict.fromkeys(one.suite for one in found))
     figure, grid = pyplot.subplots(
@@ -40,6 +41,9 @@ def _draw(found: Sequence[Point], path: Path) -> None:
             axes = grid[row][column]
             _curves(axes, [one for one in found if one.suite == suite], key)
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 4.0)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel(label)
             axes.grid(alpha=0.25)
             axes.spines["right"].set_visible(False)

@@ -78,10 +78,8 @@ def test_two_processes_of_accelerate_leave_what_one_leaves(tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert {line for line in done.stdout.splitlines() if line.startswith("process")} == {
-        "process 0 of 2",
-        "process 1 of 2",
-    }
+    # not by line: the two may write at the same time
+    assert all(f"process {index} of 2" in done.stdout for index in (0, 1))
     killing.go_on(one, 24)
     assert timeless([row.model_dump(mode="json") for row in RunFolder(both).latest()]) == timeless(
         [row.model_dump(mode="json") for row in RunFolder(one).latest()]

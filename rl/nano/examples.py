@@ -11,7 +11,7 @@ cover it. They come from the drawing and are marked unknown (-100) where print i
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
@@ -240,6 +240,16 @@ def calling(frame: Frame, fact: Fact, *, shown: Sequence[Frame] = ()) -> list[Pi
     ]
 
 
+def noting(crop: Frame, fact: Fact, frame: Frame) -> Frame:
+    """A crop of a note of two steps: its last character is told where in `frame` the place is that it names."""
+    if len(fact.boxes) < 2:
+        return crop
+    left, top, right, bottom = fact.boxes[0]
+    print_ = [glyph for glyph in crop.board.glyphs if left <= glyph.x <= right and top <= glyph.y <= bottom]
+    tokens = under(crop, [ink(max(print_, key=lambda glyph: glyph.x))])
+    return replace(crop, look=replace(crop.look, note=(tokens, frame.look, under(frame, fact.boxes[1:]))))
+
+
 def zooming(frame: Frame, fact: Fact, *, shown: Sequence[Frame] = (), final: bool = False) -> list[Piece]:
     """Call the zoom tool for every needle in order, then answer; with `final`, when told that this turn is the last.
 
@@ -248,9 +258,11 @@ def zooming(frame: Frame, fact: Fact, *, shown: Sequence[Frame] = (), final: boo
     last = shown[-1] if shown else frame
     where = last if len(shown) == len(fact.boxes) else frame
     pieces = [*(crop.look for crop in shown), *asked(where, fact, f" You may zoom.{ASK}")]
-    for needle in fact.boxes[len(shown) :]:
+    for step, needle in enumerate(fact.boxes[len(shown) :], start=len(shown) + 1):
         call, box = call_for(frame, needle)
         last = show(frame.board, box, tokens=CROP_TOKENS)
+        if step < len(fact.boxes):
+            last = noting(last, fact, frame)
         pieces += [_answer(call, [(frame.look, under(frame, [needle]))] * 5), Say(_NEXT), last.look, Say(ASK)]
     if final and fact.boxes:
         pieces[-1] = Say(f"{CLOSE}{_NEXT}Answer now.{ASK}")
@@ -273,8 +285,11 @@ def coarse_tree(rng: Random, board: Board, *, crops: int = 6, calls: int = 12, t
         branches.append(("stray", easy[0], [stray.look, *direct(frame, easy[0])]))
     elif chance < 0.5 and fine:  # a crop of the wrong place
         branches.append(("lost", fine[-1], calling(frame, fine[-1], shown=[stray])))
-    for index, fact in enumerate(hops[:2]):
-        noted = [show(board, proposed(rng, board, fact.boxes[0]), tokens=PROPOSED_TOKENS)] if index else []
+    for index, fact in enumerate(hops[:3]):
+        noted = []
+        if index:
+            view = show(board, proposed(rng, board, fact.boxes[0]), tokens=PROPOSED_TOKENS)
+            noted = [noting(view, fact, frame)]
         role = "noted" if noted else "zoom"
         branches.append((role, fact, zooming(frame, fact, shown=noted, final=rng.random() < 0.05)))
         crops -= 2
@@ -296,7 +311,7 @@ def coarse_tree(rng: Random, board: Board, *, crops: int = 6, calls: int = 12, t
     return Tree([Say(OPEN), frame.look], [pieces for _, _, pieces in branches], names)
 
 
-def counts(rng: Random, board: Board, *, most: int = 6) -> list[Fact]:
+def counts(rng: Random, board: Board, *, most: int = 8) -> list[Fact]:
     """Further questions of how many there are: most words of a board name one thing alone, which teaches least."""
     words = [*{thing.shape for thing in board.things}, *{thing.color for thing in board.things}]
     seen = {word: [thing.box for thing in board.things if word in (thing.shape, thing.color)] for word in sorted(words)}

@@ -28,10 +28,15 @@ _STD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32) * 255
 
 @dataclass(frozen=True)
 class Look:
-    """An image in a conversation, sized in whole tokens, with optional dense labels of shape (tokens, k)."""
+    """An image in a conversation, sized in whole tokens, with optional dense labels of shape (tokens, k).
+
+    `note`: visual tokens of it with print that names a place, and the earlier image and the visual tokens of it that
+    show that place. What is said next is about that place, whatever a question between them names.
+    """
 
     image: Image.Image
     dense: NDArray[np.int64] | None = None
+    note: tuple[Sequence[int], "Look", Sequence[int]] | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -97,7 +102,7 @@ class _Row:
     ground: list[tuple[int, int]] = field(default_factory=list)
     """Pairs of a naming token and a visual token of what it names."""
     point: list[tuple[int, int]] = field(default_factory=list)
-    """Pairs of a predicting token of a conversation's first answer and the last token that names what is asked."""
+    """Pairs of a predicting token of an answer and a token that names what it is about, printed or in the question."""
     aim: list[tuple[int, int, int]] = field(default_factory=list)
     """A predicting token, and the column and row in the middle of the visual tokens that it is read from."""
     tally: list[tuple[int, int]] = field(default_factory=list)
@@ -119,7 +124,8 @@ class Packer:
         return self._cache[text]
 
     def _extend(self, row: _Row, pieces: Sequence[Piece], branch: int, position: int) -> int:
-        named: int | None = None
+        named: list[int] = []
+        noted = False
         for piece in pieces:
             if isinstance(piece, Say):
                 ids = self._encode(piece.text)
@@ -130,17 +136,17 @@ class Packer:
                     predicting, begin = len(row.ids) + step - 1, row.starts[id(look)]
                     pairs = row.focus if piece.learn else row.ground
                     pairs += [(predicting, begin + cell) for cell in cells]
-                    if cells and not piece.learn:
-                        named = predicting
+                    if cells and not piece.learn and not noted:
+                        named = [predicting]
                     middle = _middle(cells, look.grid[1])
                     if piece.learn and middle is not None:
                         row.aim.append((predicting, *middle))
                 if piece.tally is not None:
                     look, cells = piece.tally
                     row.tally += [(len(row.ids) - 1, row.starts[id(look)] + cell) for cell in cells]
-                if piece.learn and named is not None:
-                    row.point += [(len(row.ids) + step - 1, named) for step in range(len(ids))]
-                    named = None
+                if piece.learn:
+                    row.point += [(len(row.ids) + step - 1, word) for step in range(len(ids)) for word in named]
+                    named, noted = [], False
             else:
                 rows, columns = piece.grid
                 ids = [self.start, *[self.pad] * (rows * columns), self.end]
@@ -152,6 +158,11 @@ class Packer:
                 labels = [-100] * len(ids)
                 row.starts[id(piece)] = len(row.ids) + 1
                 row.looks.append(piece)
+                if piece.note is not None:
+                    tokens, place, cells = piece.note
+                    named = [row.starts[id(piece)] + token for token in tokens]
+                    noted = bool(named)
+                    row.ground += [(word, row.starts[id(place)] + cell) for word in named for cell in cells]
             row.ids += ids
             row.labels += labels
             row.positions += where

@@ -227,6 +227,14 @@ def beside(fact: Fact, crops: Sequence[Frame]) -> list[Piece]:
     return [*(crop.look for crop in crops), *direct(crops[-1], fact)]
 
 
+def looking(frame: Frame, fact: Fact) -> list[Piece]:
+    """A question without the offer of tools whose answer cannot be read in `frame`: only where it lies is learned.
+
+    That is what gate and SD-RPN start from. Of two steps it is the first.
+    """
+    return [*asked(frame, fact, ASK), Say(CLOSE, looks=True, focus=[(frame.look, under(frame, fact.boxes[:1]))])]
+
+
 def calling(frame: Frame, fact: Fact, *, shown: Sequence[Frame] = ()) -> list[Piece]:
     """The zoom call alone: where to look is learned from far more questions than there is time to answer.
 
@@ -269,8 +277,10 @@ def zooming(frame: Frame, fact: Fact, *, shown: Sequence[Frame] = (), final: boo
     return [*pieces, _reply(last, fact)]
 
 
-def coarse_tree(rng: Random, board: Board, *, crops: int = 6, calls: int = 12, tokens: int = COARSE_TOKENS) -> Tree:
-    """All that happens on top of a coarse view: about `crops` crops, and `calls` zoom calls that are not served."""
+def coarse_tree(
+    rng: Random, board: Board, *, crops: int = 6, calls: int = 12, looks: int = 8, tokens: int = COARSE_TOKENS
+) -> Tree:
+    """What happens on top of a coarse view: about `crops` crops, `calls` that are not served, `looks` without one."""
     frame = show(board, None, tokens=(16, tokens))
     easy = [fact for fact in board.facts if fact.coarse_suffices]
     fine = [fact for fact in board.facts if len(fact.boxes) == 1]
@@ -306,7 +316,9 @@ def coarse_tree(rng: Random, board: Board, *, crops: int = 6, calls: int = 12, t
         pieces = beside(fact, [view]) if rng.random() < 0.7 else zooming(frame, fact, shown=[view])
         branches.append(("beside", fact, pieces))
         called.append(fact)
-    branches += [("call", fact, calling(frame, fact)) for fact in [*called, *hops[2:]][:calls]]
+    unseen = [*called, *hops[2:]]
+    branches += [("call", fact, calling(frame, fact)) for fact in unseen[:calls]]
+    branches += [("look", fact, looking(frame, fact)) for fact in [*hops[:2], *reversed(unseen)][:looks]]
     names = [f"{mode} {fact.kind}" for mode, fact, _ in branches]
     return Tree([Say(OPEN), frame.look], [pieces for _, _, pieces in branches], names)
 

@@ -46,7 +46,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Say:
-    """Text in a conversation; `learn` marks what the model itself says.
+    """Text in a conversation; `learn` marks what the model itself says, `looks` what it only has to look up: where it
+    would be read from is learned, and not the text.
 
     `focus` names, for each of its first tokens, the image and the visual tokens of it (numbered in reading order) that
     the token is read from: what the token *before* it should look at. In text that is not learned it grounds that token
@@ -55,6 +56,7 @@ class Say:
 
     text: str
     learn: bool = False
+    looks: bool = False
     focus: Sequence[tuple[Look, Sequence[int]]] = ()
     tally: tuple[Look, Sequence[int]] | None = None
     """The image and the visual tokens that are counted in it, one for each thing, for a number that is said."""
@@ -132,19 +134,20 @@ class Packer:
                 where = [(position + step,) * 3 for step in range(len(ids))]
                 position += len(ids)
                 labels = ids if piece.learn else [-100] * len(ids)
+                said = piece.learn or piece.looks
                 for step, (look, cells) in enumerate(piece.focus):
                     predicting, begin = len(row.ids) + step - 1, row.starts[id(look)]
-                    pairs = row.focus if piece.learn else row.ground
+                    pairs = row.focus if said else row.ground
                     pairs += [(predicting, begin + cell) for cell in cells]
-                    if cells and not piece.learn and not noted:
+                    if cells and not said and not noted:
                         named = [predicting]
                     middle = _middle(cells, look.grid[1])
-                    if piece.learn and middle is not None:
+                    if said and middle is not None:
                         row.aim.append((predicting, *middle))
                 if piece.tally is not None:
                     look, cells = piece.tally
                     row.tally += [(len(row.ids) - 1, row.starts[id(look)] + cell) for cell in cells]
-                if piece.learn:
+                if said:
                     row.point += [(len(row.ids) + step - 1, word) for step in range(len(ids)) for word in named]
                     named, noted = [], False
             else:

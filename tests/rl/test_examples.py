@@ -439,7 +439,14 @@ def test_a_coarse_tree_has_every_role(layout: str) -> None:
     board = draw_board(layout, 1)
     trees = [coarse_tree(Random(seed), board) for seed in range(16)]
     roles = {name.split()[0] for tree in trees for name in tree.names}
-    assert roles - {"stray", "lost"} == {"direct", "zoom", "beside", "call", *({"noted"} if layout == "hop" else ())}
+    assert roles - {"stray", "lost"} == {
+        "direct",
+        "zoom",
+        "beside",
+        "call",
+        "look",
+        *({"noted"} if layout == "hop" else ()),
+    }
     for tree in trees:
         assert len(tree.names) == len(tree.branches)
         for name, branch in zip(tree.names, tree.branches, strict=True):
@@ -447,12 +454,16 @@ def test_a_coarse_tree_has_every_role(layout: str) -> None:
             calls = [piece for piece in branch if isinstance(piece, Say) and piece.learn and "<zoom>" in piece.text]
             role, kind = name.split()
             needles = {"hop": 2, "headline": 0, "count": 0, "color": 0, "shape": 0}.get(kind, 1)
-            assert looks == {"direct": 0, "call": 0, "stray": 1, "lost": 1}.get(role, needles)
+            assert looks == {"direct": 0, "call": 0, "look": 0, "stray": 1, "lost": 1}.get(role, needles)
             assert len(calls) == {"zoom": needles, "call": 1, "lost": 1, "noted": 1}.get(role, 0)
             assert isinstance(branch[0], Look if role in ("beside", "stray", "lost", "noted") else Say)
             said = [piece for piece in branch if isinstance(piece, Say)]
             assert all(piece.text.endswith("<|im_end|>") for piece in said if piece.learn)
-            assert said[-1].learn
+            assert said[-1].learn == (role != "look")
+            assert said[-1].looks == (role == "look")
+            if role == "look":
+                assert said[-1].focus and not any(piece.learn for piece in said)
+                continue
             asked = "".join(piece.text for piece in said[: [piece.learn for piece in said].index(True)])
             assert role == "beside" or ("You may zoom." in asked) == (role in ("zoom", "call", "lost", "noted"))
             assert not any(one.learn and two.learn for one, two in pairwise(said))

@@ -77,7 +77,10 @@ def test_a_model_that_says_what_it_should(score: Callable[..., Scores]) -> None:
     scores = score(lambda name, token: token, kinds=("coarse", "pages"), batches=2)
     assert set(answers(scores).values()) == {1.0}
     assert set(answers(scores)) == {
-        f"{kind} {name}" for kind, named in (("coarse", NAMES), ("pages", PAGES)) for name in named
+        f"{kind} {name}"
+        for kind, named in (("coarse", NAMES), ("pages", PAGES))
+        for name in named
+        if not name.startswith("look ")
     }
     for name in set(NAMES):
         assert scores[f"coarse {name}"] == (1.0, 2 * NAMES.count(name))

@@ -26,6 +26,7 @@ from qzoom_agent.rl.nano.examples import (
     DENSE_CLASSES,
     LAYOUT_SHARES,
     LOCATION_STEP,
+    OPEN,
     PROPOSED_SIDES,
     Frame,
     beside,
@@ -37,6 +38,8 @@ from qzoom_agent.rl.nano.examples import (
     dense_labels,
     direct,
     grown,
+    looking,
+    noting,
     proposed,
     read_from,
     show,
@@ -425,6 +428,44 @@ def test_focus_pairs_point_from_the_token_before_to_the_tokens_under_the_print()
             rows, columns = (batch["positions"][axis, looked] - batch["positions"][axis, first] for axis in (1, 2))
             assert cell_of(frame, point) in (rows * frame.look.grid[1] + columns).tolist()
         assert not (asking == int(learned[-1]) - 1).any(), "the end is not read anywhere"
+
+
+def test_the_print_of_a_note_names_the_place_and_the_next_call_looks_at_the_print() -> None:
+    packer = Packer(build_tokenizer())
+    board = draw_board("hop", 4)
+    frame = show(board, None, tokens=(16, COARSE_TOKENS))
+    fact = next(fact for fact in board.facts if fact.kind == "hop")
+    note = noting(show(board, grown(fact.boxes[0], board, margin=0.4), tokens=CROP_TOKENS), fact, frame)
+    for branch, calls in ((zooming(frame, fact), 2), (zooming(frame, fact, shown=[note]), 1)):
+        (crop,) = [piece for piece in branch if isinstance(piece, Look) and piece.note is not None]
+        batch = packer.batch([Tree([Say(OPEN), frame.look], [branch])])
+        coarse, shown = (torch.nonzero(batch["ids"] == packer.start)[at, 0] + 1 for at in (0, 1))
+        assert crop.note is not None
+        words = [int(shown) + token for token in crop.note[0]]
+        assert len(words) >= 1
+        naming, place = batch["ground"]
+        for word in words:
+            assert (place[naming == word] - coarse).tolist() == under(frame, fact.boxes[1:])
+        asking, named = batch["point"]
+        told = asking[torch.isin(named, torch.tensor(words))].unique()
+        said = torch.nonzero(batch["labels"] != -100)[:, 0]
+        starts = [int(at) for at in said if int(at) - 1 not in set(said.tolist())]
+        last = starts[calls - 1]  # the call for the code, and not the one for the note
+        assert told.tolist() == list(range(last - 1, last - 1 + len(told)))
+        assert len(told) == 7, "<zoom>, four edges, </zoom> and the end"
+
+
+def test_a_question_that_is_only_looked_up_says_nothing_and_looks_once() -> None:
+    packer = Packer(build_tokenizer())
+    board = draw_board("hop", 4)
+    frame = show(board, None, tokens=(16, COARSE_TOKENS))
+    fact = next(fact for fact in board.facts if fact.kind == "hop")
+    batch = packer.batch([Tree([Say(OPEN), frame.look], [looking(frame, fact)])])
+    assert bool((batch["labels"] == -100).all())
+    last = len(batch["ids"]) - 2  # the last token of the question, before the end that is never said
+    assert set(batch["focus"][0].tolist()) == set(batch["aim"][0].tolist()) == set(batch["point"][0].tolist()) == {last}
+    first = int(torch.nonzero(batch["ids"] == packer.start)[0, 0]) + 1
+    assert (batch["focus"][1] - first).tolist() == under(frame, fact.boxes[:1])
 
 
 # ---- trees and batches ---------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ PLACES = range(FIRST, FIRST + len(LOCATIONS))
 END = PACKER.tokenizer.eos_token_id
 TREES = {"coarse": [coarse_tree(Random(1), draw_board("scene", 3))], "pages": [object_page(Random(0))]}
 NAMES, PAGES = ([name for tree in TREES[kind] for name in tree.names] for kind in ("coarse", "pages"))
+SAYING = [name for name in NAMES if not name.startswith("look ")]
+"""Conversations in which something is said, not only looked up."""
 
 
 class Model:
@@ -77,12 +79,9 @@ def test_a_model_that_says_what_it_should(score: Callable[..., Scores]) -> None:
     scores = score(lambda name, token: token, kinds=("coarse", "pages"), batches=2)
     assert set(answers(scores).values()) == {1.0}
     assert set(answers(scores)) == {
-        f"{kind} {name}"
-        for kind, named in (("coarse", NAMES), ("pages", PAGES))
-        for name in named
-        if not name.startswith("look ")
+        f"{kind} {name}" for kind, named in (("coarse", SAYING), ("pages", PAGES)) for name in named
     }
-    for name in set(NAMES):
+    for name in set(SAYING):
         assert scores[f"coarse {name}"] == (1.0, 2 * NAMES.count(name))
     assert scores["coarse call px"][0] == 0.0
     assert scores["coarse call px"][1] == 2 * 4 * sum(name.startswith("call ") for name in NAMES) + 2 * 4 * served()

@@ -36,6 +36,8 @@ CROP_TOKENS: Final = (40, 100)
 PROPOSED_SIDES: Final = (0.23, 0.17)
 """Of a crop that SD-RPN proposes, as shares of the board's: about those of a crop that nano asks for."""
 PROPOSED_TOKENS: Final = (40, 44)
+PROPOSED_GROWTH: Final = 1.25
+"""Up to so many times these sides, with tokens in proportion: what is proposed is always magnified as much."""
 CALL_MARGIN: Final = (0.35, 30.0)
 """What a zoom call adds on every side of the needle: a share of its longer side, and at least these board pixels."""
 LAYOUT_SHARES: Final = {"scene": 0.38, "form": 0.16, "receipt": 0.17, "table": 0.1, "hop": 0.19}
@@ -147,17 +149,19 @@ def _jittered(rng: Random, needle: Rect, board: Board) -> Rect:
     return needle[0] - left, needle[1] - top, needle[2] + right, needle[3] + bottom
 
 
-def proposed(rng: Random, board: Board, needle: Rect) -> Rect:
-    """A box as SD-RPN proposes it: of fixed sides, its centre about where the needle's is."""
-    width, height = (share * side for share, side in zip(PROPOSED_SIDES, board.image.size, strict=True))
+def proposed(rng: Random, board: Board, needle: Rect) -> Frame:
+    """A crop as SD-RPN proposes it: its sides are shares of the board's, its centre is about where the needle's is."""
+    growth = rng.uniform(1.0, PROPOSED_GROWTH)
+    width, height = (growth * share * side for share, side in zip(PROPOSED_SIDES, board.image.size, strict=True))
     x = (needle[0] + needle[2] - width) / 2 + rng.gauss(0.0, 0.12) * width
     y = (needle[1] + needle[3] - height) / 2 + rng.gauss(0.0, 0.12) * height
     x, y = min(max(0.0, x), board.image.width - width), min(max(0.0, y), board.image.height - height)
-    return x, y, x + width, y + height
+    least, most = (round(growth**2 * count) for count in PROPOSED_TOKENS)
+    return show(board, (x, y, x + width, y + height), tokens=(least, most))
 
 
-def _elsewhere(rng: Random, board: Board) -> Rect:
-    """A box as SD-RPN proposes it around some other place."""
+def _elsewhere(rng: Random, board: Board) -> Frame:
+    """A crop as SD-RPN proposes it around some other place."""
     x, y = rng.uniform(0, board.image.width - 60), rng.uniform(0, board.image.height - 30)
     return proposed(rng, board, (x, y, x + 60, y + 30))
 
@@ -165,7 +169,7 @@ def _elsewhere(rng: Random, board: Board) -> Rect:
 def _inserted(rng: Random, frame: Frame, needle: Rect) -> Frame:
     """A crop of the needle that stands beside the coarse view: as SD-RPN proposes it, or looser or tighter."""
     if rng.random() < 0.7:
-        return show(frame.board, proposed(rng, frame.board, needle), tokens=PROPOSED_TOKENS)
+        return proposed(rng, frame.board, needle)
     return show(frame.board, _jittered(rng, needle, frame.board), tokens=CROP_TOKENS)
 
 
@@ -290,7 +294,7 @@ def coarse_tree(
     branches = [("direct", fact, direct(frame, fact)) for fact in [*easy[:7], *counts(rng, board)]]
     branches += [("zoom", fact, zooming(frame, fact)) for fact in easy[7:10] or easy[:1]]
     branches += [("direct", fact, direct(frame, fact)) for fact in fine[:1]]
-    stray, chance = show(board, _elsewhere(rng, board), tokens=PROPOSED_TOKENS), rng.random()
+    stray, chance = _elsewhere(rng, board), rng.random()
     if chance < 0.25 and easy:  # a crop that nobody needed
         branches.append(("stray", easy[0], [stray.look, *direct(frame, easy[0])]))
     elif chance < 0.5 and fine:  # a crop of the wrong place
@@ -298,8 +302,7 @@ def coarse_tree(
     for index, fact in enumerate(hops[:3]):
         noted = []
         if index:
-            view = show(board, proposed(rng, board, fact.boxes[0]), tokens=PROPOSED_TOKENS)
-            noted = [noting(view, fact, frame)]
+            noted = [noting(proposed(rng, board, fact.boxes[0]), fact, frame)]
         role = "noted" if noted else "zoom"
         branches.append((role, fact, zooming(frame, fact, shown=noted, final=rng.random() < 0.05)))
         crops -= 2

@@ -27,7 +27,9 @@ from qzoom_agent.rl.nano.examples import (
     LAYOUT_SHARES,
     LOCATION_STEP,
     OPEN,
+    PROPOSED_GROWTH,
     PROPOSED_SIDES,
+    PROPOSED_TOKENS,
     Frame,
     beside,
     call_for,
@@ -626,15 +628,19 @@ def test_every_layout_is_trained_on() -> None:
     assert sum(LAYOUT_SHARES.values()) == pytest.approx(1.0)
 
 
-def test_proposed_boxes_have_fixed_sides_and_mostly_hold_the_needle() -> None:
+def test_proposed_crops_are_magnified_alike_and_mostly_hold_the_needle() -> None:
     rng, held = Random(0), []
     for seed in range(12):
         board = draw_board("form", seed)
         for fact in board.facts:
             for needle in fact.boxes:
-                box = proposed(rng, board, needle)
+                frame = proposed(rng, board, needle)
+                box, (rows, columns) = frame.box, frame.look.grid
                 sides = (box[2] - box[0]) / board.image.width, (box[3] - box[1]) / board.image.height
-                assert sides == pytest.approx(PROPOSED_SIDES)
+                growth = sides[0] / PROPOSED_SIDES[0]
+                assert sides[1] / PROPOSED_SIDES[1] == pytest.approx(growth, rel=0.03)  # whole pixels, outward
+                assert 1.0 <= growth < 1.03 * PROPOSED_GROWTH
+                assert rows * columns / growth**2 == pytest.approx(PROPOSED_TOKENS[1], rel=0.2)
                 assert min(box) >= 0 and box[2] <= board.image.width and box[3] <= board.image.height
                 held.append(Box(*box).coverage(Box(*needle)) >= 0.95)
     assert 0.7 < sum(held) / len(held) < 1.0

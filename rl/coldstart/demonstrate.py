@@ -100,7 +100,7 @@ class Demonstrations:
     """Makes episodes for records, as a recipe says."""
 
     def __init__(self, backend: HFBackend, recipe: ColdStartRecipe) -> None:
-        """Raises ConfigError for `boxes: sdrpn` with a base that has no branches."""
+        """Raises ConfigError for `boxes: sdrpn` or `needless` with a base that has no branches."""
         self.recipe = recipe
         protocol = recipe.protocol or backend.protocol
         config = AgentConfig(
@@ -127,6 +127,8 @@ class Demonstrations:
         self._scripted = Demonstrator(model, protocol=protocol)
         self._agent = Agent(self._scripted, config=config)
         self._looks = Agent(backend, config=config) if recipe.boxes == "sdrpn" else None
+        ungated = config.replace(**{"perception.gate": "off"})
+        self._needless = Agent(backend, config=ungated) if recipe.needless else None
 
     def __call__(self, record: Record) -> Demonstration:
         """The episode of one record. Raises BackendError if a teacher cannot be reached."""
@@ -140,8 +142,9 @@ class Demonstrations:
         recipe, size = self.recipe, Size(*record["image"].size)
         if recipe.boxes == "teacher":
             return Plan()
-        if self._looks is not None:
-            seen = self._looks.look(record["image"], record["question"]).record
+        looks = self._needless if self._looks is None and not record["boxes"] else self._looks
+        if looks is not None:
+            seen = looks.look(record["image"], record["question"]).record
             boxes = [Box(*box) for box in seen.boxes]
         else:
             boxes = [self._policy.around(box, size) for box in boxes_of(record)]

@@ -58,6 +58,9 @@ class ColdStartRecipe(Section):
     """Share of every gold box that the crops of an episode have to show; without it nothing supports the answer."""
     redundant: bool = False
     """Keep episodes with a crop that adds nothing."""
+    needless: bool = False
+    """Zoom where no box is needed as well, at the place that SD-RPN finds most likely: teaches a model to zoom too
+    often, as those do that were paid for every zoom, to measure what a review saves. Goes with `redundant`."""
     budget: BudgetConfig = BudgetConfig()
     """Views and turns of a demonstration: those of inference."""
     generation: GenerationConfig = GenerationConfig()
@@ -75,6 +78,8 @@ class ColdStartRecipe(Section):
     def _teacher_given(self) -> "ColdStartRecipe":
         if (self.boxes == "teacher") != (self.teacher is not None):
             raise ValueError("`boxes: teacher` and a `teacher` with its url belong together")
+        if self.needless and (self.boxes != "oracle" or not self.redundant):
+            raise ValueError("`needless` adds calls to `boxes: oracle`, and they are kept only with `redundant: true`")
         return self
 
 

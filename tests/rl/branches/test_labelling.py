@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.geometry import Box
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.labels import BACKGROUND, FOREGROUND, IGNORED, LabelRules
 from qzoom_agent.rl.branches import parts
@@ -14,7 +16,7 @@ from qzoom_agent.rl.branches.asking import answer_ids, answered, ask, rows_of
 from qzoom_agent.rl.branches.attending import Asking, answers
 from qzoom_agent.rl.branches.labelling import HeadPair, collect, heads_for, label, labels_on, resized
 from qzoom_agent.rl.branches.recipe import Labelling
-from qzoom_agent.rl.branches.records import Records
+from qzoom_agent.rl.branches.records import Records, Source, load_records
 from tests.core.tiny_models import Family
 from tests.rl.branches.conftest import Load
 
@@ -132,6 +134,26 @@ def test_a_killed_labelling_goes_on_behind_its_last_part(
     made: list[int] = []
     again = label(backend, rows, how, tmp_path / "twice", k=3, note=made.append)
     assert made == [12] and again.to_dict() == whole.to_dict()
+
+
+def test_of_a_call_its_own_tokens_say_where_to_look(tmp_path: Path) -> None:
+    backend = HFBackend.load("nano")
+    rows = load_records([Source(path="needle", limit=6, a_board=2, suites=("needle-scene",))])
+    how = Labelling(tokens=64, grounding={5: [0, 1]}, response="call", asking="prediction", max_new_tokens=8, batch=3)
+    table = label(backend, rows, how, tmp_path, k=5, note=lambda done: None)
+    found = 0
+    for row in table:
+        assert row["answer"].startswith("<zoom>") and row["answer"].endswith("</zoom>")
+        (needle,) = (Box(*box) for box in rows[row["row"]]["boxes"] or ())
+        called = Box(*row["call"])
+        found += called.coverage(needle) >= 0.95
+        heat, size = np.array(row["map"]), rows[row["row"]]["image"].size
+        y, x = np.unravel_index(int(heat.argmax()), heat.shape)
+        hottest = Box(x, y, x + 1, y + 1)
+        wide, high = heat.shape[1] / size[0], heat.shape[0] / size[1]
+        in_cells = Box(called.x1 * wide, called.y1 * high, called.x2 * wide, called.y2 * high)
+        assert in_cells.coverage(hottest) > 0, "the cell that its tokens look at most lies in the box it asks for"
+    assert found >= 5
 
 
 def test_maps_serve_other_rules_but_not_other_heads(load: Load, rows: Records, tmp_path: Path) -> None:

@@ -177,6 +177,20 @@ def test_calls_where_sdrpn_looks(nano: HFBackend) -> None:
     assert made.answer.trace.views[2].region.iou(Box(*proposed.record.boxes[0])) > 0.6
 
 
+def test_a_habit_of_needless_zooms_is_taught_where_it_is_asked_for(nano: HFBackend) -> None:
+    easy, fine = (
+        load_records([NEEDLES.model_copy(update={"suites": (suite,)})])[0]
+        for suite in ("needle-global", "needle-scene")
+    )
+    hungry = Demonstrations(nano, recipe(redundant=True, needless=True))
+    assert hungry(easy).answer.trace.usage.served == 1
+    assert hungry(easy).dropped == "", "kept, though the coarse view suffices"
+    assert hungry(fine).answer.trace.views == Demonstrations(nano, recipe())(fine).answer.trace.views
+    assert Demonstrations(nano, recipe())(easy).answer.trace.usage.served == 0
+    with pytest.raises(ValueError, match="needless"):
+        recipe(needless=True)
+
+
 class Canned(BaseHTTPRequestHandler):
     """A server that calls for a zoom once and then answers."""
 

@@ -24,6 +24,8 @@ SINK_PROBABILITY = 0.75
 """Cells to which the first token of the sequence gives at least this are sinks (Qwen3-VL)."""
 _CORNER_FROM = 256
 """Cells of a grid from which Qwen2.5-VL's corner counts as a sink."""
+_CERTAIN = 0.02
+"""Cells that are less uncertain than this all weigh as much."""
 MIN_SIDE = 28
 """Shortest side in original pixels of a box, whatever the family."""
 
@@ -146,17 +148,19 @@ def regions(
 
 
 def _around_centre(heat: NDArray[np.float32], sides: tuple[float, float]) -> tuple[float, float, float, float]:
-    """A box around the centre of gravity of the hottest cell and those next to it, in cells, moved inside the map."""
+    """A box around the centre of gravity of the hottest cell and those next to it, in cells, moved inside the map.
+
+    Cells weigh by their odds, not their probabilities: a cell at 0.98 knows more than one at 0.9 (docs/lab.md, 16).
+    """
     rows, columns = heat.shape
     top, left = np.unravel_index(int(heat.argmax()), heat.shape)
-    near = np.zeros_like(heat)
     window = (slice(max(0, int(top) - 1), int(top) + 2), slice(max(0, int(left) - 1), int(left) + 2))
-    near[window] = heat[window]
-    heat = near
+    weights = np.zeros_like(heat)
+    weights[window] = heat[window] / np.maximum(1.0 - heat[window], _CERTAIN)
     width, height = sides[0] * columns, sides[1] * rows
-    weight = float(heat.sum())
-    x = float((heat.sum(0) * (np.arange(columns) + 0.5)).sum()) / weight - width / 2
-    y = float((heat.sum(1) * (np.arange(rows) + 0.5)).sum()) / weight - height / 2
+    weight = float(weights.sum())
+    x = float((weights.sum(0) * (np.arange(columns) + 0.5)).sum()) / weight - width / 2
+    y = float((weights.sum(1) * (np.arange(rows) + 0.5)).sum()) / weight - height / 2
     x, y = min(max(0.0, x), columns - width), min(max(0.0, y), rows - height)
     return x, y, x + width, y + height
 

@@ -305,7 +305,7 @@ def test_a_box_of_fixed_sides_lies_around_the_centre_of_the_heat() -> None:
     options = PerceptionConfig(blur="none", peak_share=0.2, box=(0.25, 0.125))
     found = foreground(heat, 0.0, options)
     best, other = regions(heat, found, limit=2, sides=options.box)
-    middle = (4.5 * 0.8 + 5.5 * 0.4) / 1.2
+    middle = (4.5 * 4 + 5.5 * 2 / 3) / (4 + 2 / 3)  # odds of 0.8 and 0.4
     assert best[:4] == pytest.approx((middle - 1, 3.0, middle + 1, 4.0)) and best.peak == pytest.approx(0.8)
     assert other[:4] == (0.0, 7.0, 2.0, 8.0), "moved inside the map"
     assert regions(heat, found, sides=options.box) == [best], "one box is the best part's, not one around all"

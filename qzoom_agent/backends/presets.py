@@ -50,7 +50,7 @@ def _views(factor: int, coarse: tuple[int, int], crop: tuple[int, int]) -> ViewB
     )
 
 
-NANO_BUDGET = _views(28, (16, 64), (40, 100)).model_copy(update={"crop_min_side": 84, "roi_tokens": (40, 44)})
+NANO_BUDGET = _views(28, (16, 64), (40, 100)).model_copy(update={"crop_min_side": 84, "roi_tokens": (51, 56)})
 """What nano is trained with; the scripted backend stands in for it."""
 UNKNOWN_BUDGET = _views(28, (16, 576), (64, 576))
 """For a model of which nothing is known."""

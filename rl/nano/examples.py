@@ -40,7 +40,7 @@ PROPOSED_GROWTH: Final = 1.25
 """Up to so many times these sides, with tokens in proportion: what is proposed is always magnified as much."""
 CALL_MARGIN: Final = (0.35, 30.0)
 """What a zoom call adds on every side of the needle: a share of its longer side, and at least these board pixels."""
-LAYOUT_SHARES: Final = {"scene": 0.38, "form": 0.16, "receipt": 0.17, "table": 0.1, "hop": 0.19}
+LAYOUT_SHARES: Final = {"scene": 0.34, "form": 0.15, "receipt": 0.15, "table": 0.08, "hop": 0.28}
 _CROP_KINDS: Final = ("code", "pips", "form", "receipt", "table")
 _LEGIBLE: Final = 11.0
 OPEN, ASK, CLOSE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
@@ -239,16 +239,17 @@ def looking(frame: Frame, fact: Fact) -> list[Piece]:
     return [*asked(frame, fact, ASK), Say(CLOSE, looks=True, focus=[(frame.look, under(frame, fact.boxes[:1]))])]
 
 
-def calling(frame: Frame, fact: Fact, *, shown: Sequence[Frame] = ()) -> list[Piece]:
+def calling(frame: Frame, fact: Fact, *, shown: Sequence[Frame] = (), step: int = 0) -> list[Piece]:
     """The zoom call alone: where to look is learned from far more questions than there is time to answer.
 
-    `shown`: crops that already stand beside the coarse view, and are not what is needed.
+    `shown`: crops that already stand beside the coarse view, of the steps before `step` or of something else.
     """
-    call, _ = call_for(frame, fact.boxes[0])
+    needle = fact.boxes[step]
+    call, _ = call_for(frame, needle)
     return [
         *(crop.look for crop in shown),
         *asked(frame, fact, f" You may zoom.{ASK}"),
-        _answer(call, [(frame.look, under(frame, fact.boxes[:1]))] * 5),
+        _answer(call, [(frame.look, under(frame, [needle]))] * 5),
     ]
 
 
@@ -300,9 +301,11 @@ def coarse_tree(
     elif chance < 0.5 and fine:  # a crop of the wrong place
         branches.append(("lost", fine[-1], calling(frame, fine[-1], shown=[stray])))
     for index, fact in enumerate(hops[:3]):
-        noted = []
-        if index:
-            noted = [noting(proposed(rng, board, fact.boxes[0]), fact, frame)]
+        note = noting(proposed(rng, board, fact.boxes[0]), fact, frame)
+        # the second call is learned from twice as many questions as are served
+        branches.append(("follow", fact, calling(frame, fact, shown=[note], step=1)))
+        branches.append(("steps", fact, zooming(frame, fact)[:-4]))
+        noted = [note] if index else []
         role = "noted" if noted else "zoom"
         branches.append((role, fact, zooming(frame, fact, shown=noted, final=rng.random() < 0.05)))
         crops -= 2

@@ -17,6 +17,8 @@ from qzoom_agent.rl.nano.heads import losses
 from qzoom_agent.rl.nano.tokenizer import LOCATION_STEP, LOCATIONS
 from qzoom_agent.rl.nano.trees import Packer
 
+_UNSERVED = ("call ", "lost ", "follow ", "steps ")
+"""Roles that end with a call: judged by where it lies."""
 _NEAR = 2 * LOCATION_STEP
 _DENSE_NAMES = ("char", "char", "shape", "color", "pips", "middle")
 Scores = dict[str, tuple[float, int]]
@@ -65,7 +67,7 @@ def validate(model: Any, packer: Packer, *, kinds: Sequence[Kind], batches: int)
                 if want in steps:
                     error = abs(steps.get(got, 10**3) - steps[want])
                     scores.setdefault(f"{kind} call px", []).append(float(min(error, 500)))
-                    right[who] &= error <= _NEAR or not names[who].startswith(("call ", "lost "))
+                    right[who] &= error <= _NEAR or not names[who].startswith(_UNSERVED)
                 else:
                     right[who] &= want == got
             for who in sorted(set(owners)):  # conversations in which something is said

@@ -488,7 +488,7 @@ def test_a_coarse_tree_has_every_role(layout: str) -> None:
         "beside",
         "call",
         "look",
-        *({"noted"} if layout == "hop" else ()),
+        *({"noted", "follow", "steps"} if layout == "hop" else ()),
     }
     for tree in trees:
         assert len(tree.names) == len(tree.branches)
@@ -497,9 +497,11 @@ def test_a_coarse_tree_has_every_role(layout: str) -> None:
             calls = [piece for piece in branch if isinstance(piece, Say) and piece.learn and "<zoom>" in piece.text]
             role, kind = name.split()
             needles = {"hop": 2, "headline": 0, "count": 0, "color": 0, "shape": 0}.get(kind, 1)
-            assert looks == {"direct": 0, "call": 0, "look": 0, "stray": 1, "lost": 1}.get(role, needles)
-            assert len(calls) == {"zoom": needles, "call": 1, "lost": 1, "noted": 1}.get(role, 0)
-            assert isinstance(branch[0], Look if role in ("beside", "stray", "lost", "noted") else Say)
+            shown = {"direct": 0, "call": 0, "look": 0, "stray": 1, "lost": 1, "follow": 1, "steps": 1}
+            assert looks == shown.get(role, needles)
+            asks = {"zoom": needles, "call": 1, "lost": 1, "noted": 1, "follow": 1, "steps": 2}
+            assert len(calls) == asks.get(role, 0)
+            assert isinstance(branch[0], Look if role in ("beside", "stray", "lost", "noted", "follow") else Say)
             said = [piece for piece in branch if isinstance(piece, Say)]
             assert all(piece.text.endswith("<|im_end|>") for piece in said if piece.learn)
             assert said[-1].learn == (role != "look")
@@ -508,7 +510,7 @@ def test_a_coarse_tree_has_every_role(layout: str) -> None:
                 assert said[-1].focus and not any(piece.learn for piece in said)
                 continue
             asked = "".join(piece.text for piece in said[: [piece.learn for piece in said].index(True)])
-            assert role == "beside" or ("You may zoom." in asked) == (role in ("zoom", "call", "lost", "noted"))
+            assert role == "beside" or ("You may zoom." in asked) == (role in asks)
             assert not any(one.learn and two.learn for one, two in pairwise(said))
             assert all(piece.focus or piece.tally for piece in said if piece.learn)
             assert all((piece.tally is not None) == (kind == "count") for piece in said if piece.learn)

@@ -1,6 +1,9 @@
 """From a training folder to the model inside the package: drop the training heads, halve the numbers, add a processor.
 
-    python -m qzoom_agent.rl.nano.ship runs/nano/boards/final qzoom_agent/models/nano
+    python -m qzoom_agent.rl.nano.ship runs/nano/boards/final runs/nano/steps/final qzoom_agent/models/nano
+
+Of several folders of one run the mean of their weights is taken: a short last stage teaches something new and unsettles
+something old, and the mean of before and after keeps most of both (docs/lab.md, 16).
 
 The result is a stock Qwen2.5-VL folder: `AutoModelForImageTextToText.from_pretrained` loads it, and so does anything
 else that knows the family.
@@ -23,17 +26,24 @@ LIMIT_BYTES = 20_000_000
 """What the weights in the package may weigh."""
 
 
-def ship(source: Path, target: Path) -> int:
-    """Write the model of a finished stage as a bfloat16 stock folder; returns the size of its weights in bytes.
+def ship(sources: Sequence[Path], target: Path) -> int:
+    """Write the model of a finished stage, or the mean of several, as a bfloat16 stock folder.
+
+    Returns the size of its weights in bytes.
 
     Raises:
-        ConfigError: `source` is not a finished stage, or the weights would be too large for the package.
+        ConfigError: one of `sources` is not a finished stage, or the weights would be too large for the package.
     """
-    if not (source / "model.safetensors").exists():
-        raise ConfigError(
-            f"There is no trained model in {source}. Give the `final` folder of a stage of qzoom train base."
-        )
-    tokenizer, model = load_training(source)
+    for source in sources:
+        if not (source / "model.safetensors").exists():
+            raise ConfigError(
+                f"There is no trained model in {source}. Give the `final` folder of a stage of qzoom train base."
+            )
+    loaded = [load_training(source) for source in sources]
+    tokenizer, model = loaded[0]
+    with torch.no_grad():
+        for weight, *others in zip(*(other.parameters() for _, other in loaded), strict=True):
+            weight.copy_(torch.stack([weight, *others]).mean(0))
     del model.training_heads
     cast(torch.nn.Module, model).to(torch.bfloat16)
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
@@ -53,10 +63,10 @@ def ship(source: Path, target: Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Turn a trained stage into the model that ships.")
-    parser.add_argument("source", type=Path, help="folder of a finished stage")
+    parser.add_argument("sources", type=Path, nargs="+", help="folder of a finished stage, or several to average")
     parser.add_argument("target", type=Path, help="folder to write")
     options = parser.parse_args(argv)
-    print(f"{options.target}: {ship(options.source, options.target) / 1e6:.1f} MB")
+    print(f"{options.target}: {ship(options.sources, options.target) / 1e6:.1f} MB")
     return 0
 
 

@@ -37,7 +37,7 @@ def final(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shipped(final: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("package") / "models" / "nano"
-    size = ship.ship(final, folder)
+    size = ship.ship([final], folder)
     assert size == (folder / "model.safetensors").stat().st_size < ship.LIMIT_BYTES
     return folder
 
@@ -55,6 +55,19 @@ def test_nothing_of_training_is_left(final: Path, shipped: Path) -> None:
     assert config["architectures"] == ["Qwen2_5_VLForConditionalGeneration"]
     assert config["dtype"] == "bfloat16"
     assert "auto_map" not in config, "no code of ours is needed to load it"
+
+
+def test_of_two_stages_the_mean_is_shipped(final: Path, shipped: Path, tmp_path: Path) -> None:
+    tokenizer, other = load_training(final)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(0.5)
+    other.save_pretrained(tmp_path / "later", save_original_format=False)
+    tokenizer.save_pretrained(tmp_path / "later")
+    ship.ship([final, tmp_path / "later"], tmp_path / "mean")
+    alone, mean = (load_file(folder / "model.safetensors") for folder in (shipped, tmp_path / "mean"))
+    for name, weight in alone.items():
+        assert torch.allclose(mean[name].float(), weight.float() + 0.25, atol=0.02), name
 
 
 def test_a_stage_goes_on_in_the_architecture_of_the_one_before(tmp_path: Path) -> None:
@@ -99,7 +112,7 @@ def test_a_folder_that_is_no_finished_stage(final: Path, tmp_path: Path) -> None
 def test_weights_too_large_for_the_package(final: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ship, "LIMIT_BYTES", 1_000_000)
     with pytest.raises(ConfigError, match=r"The weights are \d+\.\d MB; the package takes at most 1 MB"):
-        ship.ship(final, tmp_path / "nano")
+        ship.ship([final], tmp_path / "nano")
 
 
 def test_a_shipped_model_is_a_place_to_go_on_from(tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def shipped(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPat
     model.training_heads = TrainingHeads(model.config.get_text_config().hidden_size)
     model.save_pretrained(folder / "final", save_original_format=False)
     tokenizer.save_pretrained(folder / "final")
-    assert ship(folder / "final", folder / "shipped") < 20_000_000
+    assert ship([folder / "final"], folder / "shipped") < 20_000_000
     return folder / "shipped"
 
 

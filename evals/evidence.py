@@ -1,10 +1,11 @@
-"""The table of `docs/nano.md`: nano on every needle suite, under every policy and budget, in one resumable command.
+"""The table of `docs/nano.md`: nano on every needle suite, under every policy, in one resumable command.
 
     python -m qzoom_agent.evals.evidence --out runs/evidence --n 500 --write docs/nano.md
     python -m qzoom_agent.evals.evidence --out runs/evidence --n 500 --part 1/2   (half of the rows, for two processes)
     python -m qzoom_agent.evals.evidence --out runs/rl --model runs/grpo/final --policies explicit,hybrid
 
 Each row of the table is a run folder under `--out`: one that is finished is read, one that was interrupted goes on.
+Whole boards at higher budgets are in `docs/results.md`, beside what they are compared with (`qzoom bench pareto`).
 Policies that need branches are left out for a model that has none, and so is the oracle where nothing needs a crop.
 """
 
@@ -25,7 +26,6 @@ from qzoom_agent.evals.suites.catalog import find_suite
 from qzoom_agent.evals.suites.needle import SUITES
 from qzoom_agent.evals.summary import Results, SuiteResult
 
-BUDGETS: Final = (144, 256, 400, 576)
 POLICIES: Final[tuple[PolicyName, ...]] = (
     "direct",
     "explicit",
@@ -42,16 +42,15 @@ END: Final = "<!-- evidence: end -->"
 
 
 class Case(NamedTuple):
-    """One row of the table; `budget` is the most visual tokens of the coarse view, None the model's own."""
+    """One row of the table, at the model's own budget."""
 
     suite: str
     policy: PolicyName
-    budget: int | None = None
     split: str = "test"
 
     @property
     def name(self) -> str:
-        return "--".join((self.suite, self.policy, str(self.budget or "coarse"), self.split))
+        return "--".join(self)
 
 
 CASES: Final[tuple[Case, ...]] = (
@@ -61,7 +60,6 @@ CASES: Final[tuple[Case, ...]] = (
         for policy in POLICIES
         if not (suite == "needle-global" and policy in {"oracle", "random"})
     ),
-    *(Case(suite, "direct", budget) for suite in ("needle-scene", "needle-doc") for budget in BUDGETS),
     *(
         Case(suite, policy, split="ood")
         for suite in ("needle-scene", "needle-doc")
@@ -73,9 +71,9 @@ CASES: Final[tuple[Case, ...]] = (
 def table(results: Sequence[tuple[Case, SuiteResult]]) -> str:
     """The results as a Markdown table."""
     lines = [
-        "| suite | split | policy | coarse budget | accuracy | 95 % interval | n | zooms | gate | box recall "
+        "| suite | split | policy | accuracy | 95 % interval | n | zooms | gate | box recall "
         "| visual tokens | failed calls | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case, result in results:
         look, cost = result.perception, result.cost
@@ -84,7 +82,6 @@ def table(results: Sequence[tuple[Case, SuiteResult]]) -> str:
             case.suite,
             case.split,
             case.policy,
-            str(case.budget or "64 (preset)"),
             f"{result.accuracy:.1%}",
             f"{interval.low:.1%} to {interval.high:.1%}" if interval else "-",
             str(result.n),
@@ -107,11 +104,8 @@ def run(case: Case, agent: Agent, *, n: int, seed: int, weights: str | None, out
         result = found.suites[case.suite]
         if found.seed == seed and result.n == n and not result.failed:
             return result
-    changes: dict[str, object] = {"policy": case.policy}
-    if case.budget is not None:
-        changes |= {"budget.coarse_tokens": case.budget}
     results = evaluate(
-        agent.replace(**changes),
+        agent.replace(policy=case.policy),
         [find_suite(case.suite)],
         out=folder.path,
         source=Source(split=case.split, seed=seed, n=n),

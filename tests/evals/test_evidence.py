@@ -12,11 +12,10 @@ from qzoom_agent.backends.scripted import ScriptedBackend
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evals import evidence
 from qzoom_agent.evals.evidence import BEGIN, CASES, END, Case, table, write
-from qzoom_agent.evals.folder import RunFolder
 from qzoom_agent.evals.suites.needle import SPLITS, SUITES, sample, sample_seed
 from qzoom_agent.messages import Message
 
-DOC, WIDE = Case("needle-doc", "direct"), Case("needle-scene", "direct", 144, split="ood")
+DOC, OOD = Case("needle-doc", "direct"), Case("needle-scene", "direct", split="ood")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -43,7 +42,7 @@ class Loader:
 def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
     loader = Loader()
     monkeypatch.setattr(evidence, "Agent", loader)
-    monkeypatch.setattr(evidence, "CASES", (DOC, WIDE))
+    monkeypatch.setattr(evidence, "CASES", (DOC, OOD))
     return loader
 
 
@@ -71,8 +70,8 @@ def test_every_suite_is_judged_and_every_row_has_a_folder_of_its_own() -> None:
 def test_a_table_says_what_was_measured(loader: Loader, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(tmp_path) == 0
     printed = capsys.readouterr()
-    header, rule, doc, wide = printed.out.splitlines()
-    assert len(cells(header)) == len(cells(rule)) == len(cells(doc)) == len(cells(wide)) == 13
+    header, rule, doc, ood = printed.out.splitlines()
+    assert len(cells(header)) == len(cells(rule)) == len(cells(doc)) == len(cells(ood)) == 12
     row = dict(zip(cells(header), cells(doc), strict=True))
     assert float(row.pop("seconds")) < 10
     assert 40 <= int(row.pop("visual tokens")) <= 64
@@ -80,7 +79,6 @@ def test_a_table_says_what_was_measured(loader: Loader, tmp_path: Path, capsys: 
         "suite": "needle-doc",
         "split": "test",
         "policy": "direct",
-        "coarse budget": "64 (preset)",
         "accuracy": "50.0%",
         "95 % interval": "9.5% to 90.5%",
         "n": "2",
@@ -89,11 +87,9 @@ def test_a_table_says_what_was_measured(loader: Loader, tmp_path: Path, capsys: 
         "box recall": "0%",
         "failed calls": "-",
     }
-    row = dict(zip(cells(header), cells(wide), strict=True))
-    assert (row["suite"], row["split"], row["coarse budget"], row["n"]) == ("needle-scene", "ood", "144", "2")
-    assert 64 < int(row["visual tokens"]) <= 144
-    assert printed.err.splitlines()[0] == "needle-doc--direct--coarse--test: 50.0% of 2"
-    assert RunFolder(tmp_path / WIDE.name).config.budget.coarse_tokens == 144
+    row = dict(zip(cells(header), cells(ood), strict=True))
+    assert (row["suite"], row["split"], row["n"]) == ("needle-scene", "ood", "2")
+    assert printed.err.splitlines()[0] == "needle-doc--direct--test: 50.0% of 2"
 
 
 def test_policies_with_branches_are_left_out_for_a_model_without(
@@ -128,7 +124,7 @@ def test_the_page_of_nano_has_a_place_for_the_table() -> None:
 def test_a_row_on_disk_is_not_run_again(loader: Loader, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(tmp_path) == 0
     first = capsys.readouterr()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(case.name for case in (DOC, WIDE))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(case.name for case in (DOC, OOD))
     assert main(tmp_path) == 0
     again = capsys.readouterr()
     assert again.out == first.out
@@ -146,11 +142,11 @@ def test_an_interrupted_row_goes_on(loader: Loader, tmp_path: Path, capsys: pyte
     loader.stop_at = 3  # one of the second row is answered
     with pytest.raises(KeyboardInterrupt):
         main(tmp_path)
-    assert not (tmp_path / WIDE.name / "results.json").exists()
+    assert not (tmp_path / OOD.name / "results.json").exists()
     loader.stop_at = None
     assert main(tmp_path) == 0
     assert loader.asked == 4
-    assert cells(capsys.readouterr().out.splitlines()[-1])[6] == "2"
+    assert cells(capsys.readouterr().out.splitlines()[-1])[5] == "2"
 
 
 # ---- parts ---------------------------------------------------------------------------------------------------------
@@ -159,7 +155,8 @@ def test_an_interrupted_row_goes_on(loader: Loader, tmp_path: Path, capsys: pyte
 def test_parts_share_the_rows_out(
     loader: Loader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cases = tuple(Case("needle-doc", "direct", budget) for budget in (20, 30, 40, 50, 60))
+    cases = tuple(Case("needle-doc", "direct", split) for split in ("train", "test", "ood"))
+    cases += tuple(Case("needle-scene", "direct", split) for split in ("test", "ood"))
     monkeypatch.setattr(evidence, "CASES", cases)
     ran: list[str] = []
     for part in (1, 2, 3):

@@ -66,7 +66,7 @@ def test_without_crops_nothing_is_redundant(run: Path, capsys: pytest.CaptureFix
 
 
 def test_what_was_not_run_is_named(run: Path) -> None:
-    with pytest.raises(ConfigError, match=r"hybrid--coarse--test has no results yet"):
+    with pytest.raises(ConfigError, match=r"hybrid--test has no results yet"):
         saving.main([str(run / "2")])
     with pytest.raises(ConfigError, match="no policy greedy"):
         saving.main([str(run / "2"), "--policies", "greedy"])

@@ -32,6 +32,8 @@ from qzoom_agent.rl.nano.examples import (
     COARSE_TOKENS,
     CROP_TOKENS,
     OPEN,
+    PROPOSED_GROWTH,
+    PROPOSED_SIDES,
     PROPOSED_TOKENS,
     Frame,
     beside,
@@ -175,7 +177,12 @@ def check(tokenizer: PreTrainedTokenizerFast, scene: Scene, branch: Sequence[Pie
 
 def test_nanos_budget_is_the_trained_one() -> None:
     assert (NANO_BUDGET.crop_min_tokens, NANO_BUDGET.crop_max_tokens) == CROP_TOKENS
-    assert NANO_BUDGET.roi_tokens == PROPOSED_TOKENS
+    (least, most), box = NANO_BUDGET.roi_tokens or (0, 0), HFBackend.load("nano").branches.config.box
+    assert box is not None
+    growth = box[0] / PROPOSED_SIDES[0]
+    assert box[1] / PROPOSED_SIDES[1] == pytest.approx(growth, rel=0.02)
+    assert 1.0 <= growth <= PROPOSED_GROWTH
+    assert (least, most) == tuple(round(growth**2 * count) for count in PROPOSED_TOKENS)
     assert NANO_BUDGET.coarse_max_tokens == COARSE_TOKENS
     assert NANO_BUDGET.factor == CELL
 

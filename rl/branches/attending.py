@@ -9,12 +9,10 @@ from torch import Tensor
 from qzoom_agent.backends.base import Settings
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.backends.hf_batch import Batch
-from qzoom_agent.geometry import Box
 from qzoom_agent.perception.attention import Recording, record
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.rl.branches.asking import Asked, answer_ids, answered, rows_of
-from qzoom_agent.tools.zoom import Zoom
 
 Asking = Literal["answer", "prediction"]
 """Whose attention counts: the answer's tokens but for the last, as published, or the tokens that predict it."""
@@ -32,36 +30,16 @@ class Attended(NamedTuple):
     """For each row the first visual token, and the rows and columns of the map."""
 
 
-class Said(NamedTuple):
-    """A reply, read."""
-
-    answer: str
-    """Empty where it is none, or cannot be read."""
-    call: str
-    """The first zoom call as it was written; empty without one."""
-    box: Box | None
-    """What it would be served, in pixels of the image; None without a call, or if it lies outside."""
-
-
 def answers(backend: HFBackend, asked: Sequence[Asked], *, max_new_tokens: int) -> list[str]:
-    """What the model answers to each, greedily; empty where it says nothing that can be read."""
-    return [one.answer for one in replies(backend, asked, max_new_tokens=max_new_tokens)]
+    """What the model says to each, greedily: its answer, or the first zoom call as it is written where it may zoom.
 
-
-def replies(backend: HFBackend, asked: Sequence[Asked], *, max_new_tokens: int) -> list[Said]:
-    """What the model says to each, greedily: an answer or a zoom call."""
+    Empty where it says nothing that can be read.
+    """
     batch = Batch(backend, [one.session for one in asked])
     protocol, settings = get_protocol(backend.protocol), Settings(max_new_tokens=max_new_tokens)
-    said = []
-    for one, reply in zip(
-        asked, batch.reply([one.messages for one in asked], settings=settings, stop=protocol.stop), strict=True
-    ):
-        read = protocol.parse(reply.text, one.shown)
-        call = read.calls[0] if read.calls else None
-        box = None if call is None else call.as_box
-        asks = None if box is None else Zoom().plan(one.store, box).box
-        said.append(Said(read.answer or "", "" if call is None else call.raw, asks))
-    return said
+    replies = batch.reply([one.messages for one in asked], settings=settings, stop=protocol.stop)
+    read = [protocol.parse(reply.text, one.shown) for reply, one in zip(replies, asked, strict=True)]
+    return [one.calls[0].raw if one.calls else one.answer or "" for one in read]
 
 
 @torch.no_grad()

@@ -20,11 +20,10 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evals.scoring.match import exact_match
-from qzoom_agent.geometry import Box
 from qzoom_agent.perception.attention import norm_map, response_map
 from qzoom_agent.perception.labels import HEADS, Heads, LabelRules, Labels, Mode, make_labels, prepared_prompt
 from qzoom_agent.rl.branches.asking import Asked, ask
-from qzoom_agent.rl.branches.attending import Asking, answers, attend, replies
+from qzoom_agent.rl.branches.attending import Asking, answers, attend
 from qzoom_agent.rl.branches.crops import with_crop
 from qzoom_agent.rl.branches.metrics import in_pixels
 from qzoom_agent.rl.branches.parts import write_parts
@@ -134,8 +133,7 @@ def label(
     `source` says what base and records they are of: a folder of others is refused.
 
     Columns: `row` (index of the record), `image_id`, `answer` (or the zoom call), `right` (with `keep: crop` of the
-    answer to the crop), `call` (what is called for, in pixels of the image; None without a call), `map` and `sink`
-    (rows of cells).
+    answer to the crop), `map` and `sink` (rows of cells).
     """
 
     def rows(indices: range) -> Iterator[dict[str, Any]]:
@@ -176,22 +174,19 @@ def _rows(
         ]
         asked = ask(backend, prompts, [labelling.tokens] * len(some), tools=labelling.response == "call")
         said = gold = [row["answer"] for row in some]
-        called: list[Box | None] = [None] * len(some)
         if labelling.response != "gold":
-            spoken = replies(backend, asked, max_new_tokens=labelling.max_new_tokens)
-            said, called = [one.answer or one.call for one in spoken], [one.box for one in spoken]
+            said = answers(backend, asked, max_new_tokens=labelling.max_new_tokens)
         maps = collect(backend, asked, said, heads, asking=labelling.asking, norm_layer=norm_layer)
         # boxes that were asked for are no answer to compare
         right = [(asks and mode == "natural") or exact_match(*pair) for pair in zip(said, gold, strict=True)]
         if labelling.keep == "crop":
             right = _right_with_crop(backend, some, maps, labelling)
-        for at, row, text, good, box, (heat, sink) in zip(places, some, said, right, called, maps, strict=True):
+        for at, row, text, good, (heat, sink) in zip(places, some, said, right, maps, strict=True):
             out[at] = {
                 "row": chosen[at],
                 "image_id": row["image_id"],
                 "answer": text,
                 "right": good,
-                "call": None if box is None else box.as_list(),
                 "map": heat.tolist(),
                 "sink": None if sink is None else sink.tolist(),
             }

@@ -258,13 +258,17 @@ def noting(crop: Frame, fact: Fact, frame: Frame) -> Frame:
     if len(fact.boxes) < 2:
         return crop
     left, top, right, bottom = fact.boxes[0]
-    print_ = [glyph for glyph in crop.board.glyphs if left <= glyph.x <= right and top <= glyph.y <= bottom]
-    tokens = under(crop, [ink(max(print_, key=lambda glyph: glyph.x))])
+    characters = [glyph for glyph in crop.board.glyphs if left <= glyph.x <= right and top <= glyph.y <= bottom]
+    tokens = under(crop, [ink(max(characters, key=lambda glyph: glyph.x))])
     return replace(crop, look=replace(crop.look, note=(tokens, frame.look, under(frame, fact.boxes[1:]))))
 
 
-def zooming(frame: Frame, fact: Fact, *, shown: Sequence[Frame] = (), final: bool = False) -> list[Piece]:
+def zooming(
+    frame: Frame, fact: Fact, *, shown: Sequence[Frame] = (), final: bool = False, served: bool = True
+) -> list[Piece]:
     """Call the zoom tool for every needle in order, then answer; with `final`, when told that this turn is the last.
+
+    Unless `served`, the last call ends it.
 
     `shown`: crops of the first needles that already stand beside the coarse view, and are not asked for again.
     """
@@ -273,10 +277,13 @@ def zooming(frame: Frame, fact: Fact, *, shown: Sequence[Frame] = (), final: boo
     pieces = [*(crop.look for crop in shown), *asked(where, fact, f" You may zoom.{ASK}")]
     for step, needle in enumerate(fact.boxes[len(shown) :], start=len(shown) + 1):
         call, box = call_for(frame, needle)
+        pieces.append(_answer(call, [(frame.look, under(frame, [needle]))] * 5))
+        if step == len(fact.boxes) and not served:
+            return pieces
         last = show(frame.board, box, tokens=CROP_TOKENS)
         if step < len(fact.boxes):
             last = noting(last, fact, frame)
-        pieces += [_answer(call, [(frame.look, under(frame, [needle]))] * 5), Say(_NEXT), last.look, Say(ASK)]
+        pieces += [Say(_NEXT), last.look, Say(ASK)]
     if final and fact.boxes:
         pieces[-1] = Say(f"{CLOSE}{_NEXT}Answer now.{ASK}")
     return [*pieces, _reply(last, fact)]
@@ -304,7 +311,7 @@ def coarse_tree(
         note = noting(proposed(rng, board, fact.boxes[0]), fact, frame)
         # the second call is learned from twice as many questions as are served
         branches.append(("follow", fact, calling(frame, fact, shown=[note], step=1)))
-        branches.append(("steps", fact, zooming(frame, fact)[:-4]))
+        branches.append(("steps", fact, zooming(frame, fact, served=False)))
         noted = [note] if index else []
         role = "noted" if noted else "zoom"
         branches.append((role, fact, zooming(frame, fact, shown=noted, final=rng.random() < 0.05)))

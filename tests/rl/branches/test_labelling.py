@@ -8,9 +8,10 @@ import torch
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.geometry import Box
+from qzoom_agent.geometry import Box, fit_tokens
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.labels import BACKGROUND, FOREGROUND, IGNORED, LabelRules
+from qzoom_agent.protocols import PROTOCOLS
 from qzoom_agent.rl.branches import parts
 from qzoom_agent.rl.branches.asking import answer_ids, answered, ask, rows_of
 from qzoom_agent.rl.branches.attending import Asking, answers
@@ -145,9 +146,14 @@ def test_of_a_call_its_own_tokens_say_where_to_look(tmp_path: Path) -> None:
     for row in table:
         assert row["answer"].startswith("<zoom>") and row["answer"].endswith("</zoom>")
         (needle,) = (Box(*box) for box in rows[row["row"]]["boxes"] or ())
-        called = Box(*row["call"])
+        size = rows[row["row"]]["image"].size
+        (call,) = PROTOCOLS["nano"].parse(row["answer"], []).calls
+        assert call.box is not None
+        coarse = fit_tokens(size, factor=28, min_tokens=16, max_tokens=64)
+        scale = (size[0] / coarse.width, size[1] / coarse.height) * 2
+        called = Box(*(value * by for value, by in zip(call.box, scale, strict=True)))
         found += called.coverage(needle) >= 0.95
-        heat, size = np.array(row["map"]), rows[row["row"]]["image"].size
+        heat = np.array(row["map"])
         y, x = np.unravel_index(int(heat.argmax()), heat.shape)
         hottest = Box(x, y, x + 1, y + 1)
         wide, high = heat.shape[1] / size[0], heat.shape[0] / size[1]

@@ -3,12 +3,14 @@
 Opening: no system message; the images, then the question, followed by " You may zoom." when zooming is offered. Call:
 `<zoom><loc_84><loc_112><loc_140><loc_154></zoom>`, x1 y1 x2 y2 in shown pixels of the coarse view. Plain numbers
 between the tags are read too. Result: a user turn that holds the crop and nothing else, so notes stay on the trace.
-Any other text is the answer.
+Refusal, whatever the reason: "No crop.", after which it answers from what it has or calls again. Any other text is the
+answer.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
@@ -25,6 +27,7 @@ from qzoom_agent.protocols.reading import (
 )
 from qzoom_agent.views import View
 
+REFUSAL: Final = "No crop."
 _LOC = re.compile(r"<loc_([-+]?\d+)>")
 
 
@@ -66,7 +69,7 @@ class Nano:
         return [message("user", image_part(view.id))]
 
     def refusal(self, text: str) -> list[Message]:
-        return [message("user", text)]
+        return [message("user", REFUSAL)]
 
     def final(self) -> list[Message]:
         return [message("user", "Answer now.")]

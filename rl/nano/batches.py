@@ -13,13 +13,21 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from qzoom_agent.rl.nano.examples import COARSE_TOKENS, coarse_tree, crop_tree, show, training_board, whole_tree
+from qzoom_agent.rl.nano.examples import (
+    COARSE_TOKENS,
+    coarse_tree,
+    crop_tree,
+    show,
+    training_board,
+    training_boards,
+    whole_tree,
+)
 from qzoom_agent.rl.nano.pages import object_page, text_page
 from qzoom_agent.rl.nano.trees import Look, Packer, Tree
 
 BUDGETS: Final = (64, 144, 256, 400, 576)
 """Visual tokens of a whole board, from the coarse view to every pixel."""
-COARSE_BUDGETS: Final = (64, 64, 64, 100)
+COARSE_BUDGETS: Final = (48, 56, 64, 64, 64, 100)
 """Most visual tokens of a coarse view that zooms start from; one drawn at random."""
 Kind = Literal["print", "pages", "crops", "coarse", "board144", "board256", "board400", "board576"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -50,8 +58,8 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
         boards = [training_board(rng, seed * 64 + index) for index in range(3)]
         return [crop_tree(rng, board) for board in boards for _ in range(5)]
     if kind == "coarse":
-        boards = [training_board(rng, seed * 64 + index) for index in range(3)]
-        return [coarse_tree(rng, board, tokens=rng.choice(COARSE_BUDGETS)) for board in boards]
+        drawn = [training_boards(rng, seed * 64 + index) for index in range(3)]
+        return [coarse_tree(rng, board, again=again, tokens=rng.choice(COARSE_BUDGETS)) for board, *again in drawn]
     if kind in _BOARDS_PER_BATCH:
         budget, count = int(kind.removeprefix("board")), _BOARDS_PER_BATCH[kind]
         return [whole_tree(rng, training_board(rng, seed * 64 + index), tokens=budget) for index in range(count)]

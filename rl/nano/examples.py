@@ -2,8 +2,8 @@
 
 The first view is a coarse view, a whole board at a higher budget, or a crop. Branches are written exactly as the `nano`
 protocol writes them at inference: a direct question, a question with the crop already beside the coarse view, a zoom
-call and its result, two zooms for a note that names a cell, a plain answer although zooming was allowed, and a forced
-answer.
+call and its result, two zooms for a note that names a cell, a plain answer although zooming was allowed, what is left
+after a refused call, and a forced answer.
 
 Dense labels say, per visual token, which character sits in its left and right half, and which object, colour and die
 cover it. They come from the drawing and are marked unknown (-100) where print is too small to read.
@@ -22,6 +22,7 @@ from PIL import Image
 from qzoom_agent.evals.suites.needle.boards import QUESTIONS, Board, Fact, draw_board, plural
 from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, Rect
 from qzoom_agent.geometry import Size, fit_tokens
+from qzoom_agent.protocols.nano import REFUSAL
 from qzoom_agent.rl.nano.model import CELL
 from qzoom_agent.rl.nano.referents import ink, referents
 from qzoom_agent.rl.nano.tokenizer import LOCATION_STEP
@@ -38,6 +39,10 @@ PROPOSED_SIDES: Final = (0.23, 0.17)
 PROPOSED_TOKENS: Final = (40, 44)
 PROPOSED_GROWTH: Final = 1.25
 """Up to so many times these sides, with tokens in proportion: what is proposed is always magnified as much."""
+SLIP_GROWTH: Final = 0.6
+"""The same for a crop of little but a note, from which the place it names is learned for a third of the tokens."""
+NOTES: Final = 3
+"""Drawings of the notes of a board: one picture of it, and so many times the notes to follow."""
 CALL_MARGIN: Final = (0.35, 30.0)
 """What a zoom call adds on every side of the needle: a share of its longer side, and at least these board pixels."""
 LAYOUT_SHARES: Final = {"scene": 0.34, "form": 0.15, "receipt": 0.15, "table": 0.08, "hop": 0.28}
@@ -149,9 +154,9 @@ def _jittered(rng: Random, needle: Rect, board: Board) -> Rect:
     return needle[0] - left, needle[1] - top, needle[2] + right, needle[3] + bottom
 
 
-def proposed(rng: Random, board: Board, needle: Rect) -> Frame:
+def proposed(rng: Random, board: Board, needle: Rect, *, growth: float | None = None) -> Frame:
     """A crop as SD-RPN proposes it: its sides are shares of the board's, its centre is about where the needle's is."""
-    growth = rng.uniform(1.0, PROPOSED_GROWTH)
+    growth = rng.uniform(1.0, PROPOSED_GROWTH) if growth is None else growth
     width, height = (growth * share * side for share, side in zip(PROPOSED_SIDES, board.image.size, strict=True))
     x = (needle[0] + needle[2] - width) / 2 + rng.gauss(0.0, 0.12) * width
     y = (needle[1] + needle[3] - height) / 2 + rng.gauss(0.0, 0.12) * height
@@ -160,10 +165,10 @@ def proposed(rng: Random, board: Board, needle: Rect) -> Frame:
     return show(board, (x, y, x + width, y + height), tokens=(least, most))
 
 
-def _elsewhere(rng: Random, board: Board) -> Frame:
-    """A crop as SD-RPN proposes it around some other place."""
+def _anywhere(rng: Random, board: Board) -> Rect:
+    """A place as large as a needle."""
     x, y = rng.uniform(0, board.image.width - 60), rng.uniform(0, board.image.height - 30)
-    return proposed(rng, board, (x, y, x + 60, y + 30))
+    return x, y, x + 60, y + 30
 
 
 def _inserted(rng: Random, frame: Frame, needle: Rect) -> Frame:
@@ -263,6 +268,24 @@ def noting(crop: Frame, fact: Fact, frame: Frame) -> Frame:
     return replace(crop, look=replace(crop.look, note=(tokens, frame.look, under(frame, fact.boxes[1:]))))
 
 
+def refused(rng: Random, frame: Frame, fact: Fact, *, shown: Sequence[Frame] = ()) -> list[Piece]:
+    """A zoom call that got no crop, for what is in `shown` already or is not needed: it was not meant to be learned.
+
+    What is left is learned: to answer from what is there, or to call for the needle that is not yet in `shown`.
+    """
+    where = shown[-1] if shown and len(shown) == len(fact.boxes) else frame
+    vain = fact.boxes[0] if fact.boxes else rng.choice([*fact.seen, _anywhere(rng, frame.board)])
+    pieces = [
+        *(crop.look for crop in shown),
+        *asked(where, fact, f" You may zoom.{ASK}"),
+        Say(call_for(frame, vain)[0] + CLOSE + _NEXT + REFUSAL + ASK),
+    ]
+    if len(shown) == len(fact.boxes):
+        return [*pieces, _reply(where, fact)]
+    needle = fact.boxes[len(shown)]
+    return [*pieces, _answer(call_for(frame, needle)[0], [(frame.look, under(frame, [needle]))] * 5)]
+
+
 def zooming(
     frame: Frame, fact: Fact, *, shown: Sequence[Frame] = (), final: bool = False, served: bool = True
 ) -> list[Piece]:
@@ -290,32 +313,36 @@ def zooming(
 
 
 def coarse_tree(
-    rng: Random, board: Board, *, crops: int = 6, calls: int = 12, looks: int = 8, tokens: int = COARSE_TOKENS
+    rng: Random,
+    board: Board,
+    *,
+    again: Sequence[Board] = (),
+    crops: int = 8,
+    calls: int = 12,
+    looks: int = 8,
+    tokens: int = COARSE_TOKENS,
 ) -> Tree:
-    """What happens on top of a coarse view: about `crops` crops, `calls` that are not served, `looks` without one."""
+    """What happens on top of a coarse view: about `crops` crops, `calls` that are not served, `looks` without one.
+
+    again: the same board with other notes (see `draw_board`), which no coarse view can tell apart.
+    """
     frame = show(board, None, tokens=(16, tokens))
     easy = [fact for fact in board.facts if fact.coarse_suffices]
     fine = [fact for fact in board.facts if len(fact.boxes) == 1]
-    hops = [fact for fact in board.facts if len(fact.boxes) == 2]
+    hops = _hops(board)
     rng.shuffle(easy)
     fine = _varied(rng, fine)
     branches = [("direct", fact, direct(frame, fact)) for fact in [*easy[:7], *counts(rng, board)]]
     branches += [("zoom", fact, zooming(frame, fact)) for fact in easy[7:10] or easy[:1]]
+    branches += [("refused", fact, refused(rng, frame, fact)) for fact in [*easy[-2:], *fine[-1:]]]
     branches += [("direct", fact, direct(frame, fact)) for fact in fine[:1]]
-    stray, chance = _elsewhere(rng, board), rng.random()
+    stray, chance = proposed(rng, board, _anywhere(rng, board)), rng.random()
     if chance < 0.25 and easy:  # a crop that nobody needed
         branches.append(("stray", easy[0], [stray.look, *direct(frame, easy[0])]))
     elif chance < 0.5 and fine:  # a crop of the wrong place
         branches.append(("lost", fine[-1], calling(frame, fine[-1], shown=[stray])))
-    for index, fact in enumerate(hops[:3]):
-        note = noting(proposed(rng, board, fact.boxes[0]), fact, frame)
-        # the second call is learned from twice as many questions as are served
-        branches.append(("follow", fact, calling(frame, fact, shown=[note], step=1)))
-        branches.append(("steps", fact, zooming(frame, fact, served=False)))
-        noted = [note] if index else []
-        role = "noted" if noted else "zoom"
-        branches.append((role, fact, zooming(frame, fact, shown=noted, final=rng.random() < 0.05)))
-        crops -= 2
+    branches += _notes(rng, [frame, *(replace(frame, board=other) for other in again)])
+    crops -= 2 * min(3, len(hops))
     if hops and rng.random() < 0.2:
         views = [_inserted(rng, frame, box) for box in hops[-1].boxes]
         branches.append(("beside", hops[-1], beside(hops[-1], views)))
@@ -325,15 +352,51 @@ def coarse_tree(
         if index % 3 == 0:
             branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
             continue
-        view = _inserted(rng, frame, fact.boxes[0])
-        pieces = beside(fact, [view]) if rng.random() < 0.7 else zooming(frame, fact, shown=[view])
-        branches.append(("beside", fact, pieces))
+        view, chance = _inserted(rng, frame, fact.boxes[0]), rng.random()
+        if chance < 0.15:
+            branches.append(("refused", fact, refused(rng, frame, fact, shown=[view])))
+        else:
+            pieces = beside(fact, [view]) if chance < 0.75 else zooming(frame, fact, shown=[view])
+            branches.append(("beside", fact, pieces))
         called.append(fact)
     unseen = [*called, *hops[2:]]
     branches += [("call", fact, calling(frame, fact)) for fact in unseen[:calls]]
     branches += [("look", fact, looking(frame, fact)) for fact in [*hops[:2], *reversed(unseen)][:looks]]
     names = [f"{mode} {fact.kind}" for mode, fact, _ in branches]
     return Tree([Say(OPEN), frame.look], [pieces for _, _, pieces in branches], names)
+
+
+def _notes(rng: Random, frames: Sequence[Frame]) -> list[tuple[str, Fact, list[Piece]]]:
+    """What is done with up to three notes of a board. `frames`: its coarse view, of as many drawings of its notes.
+
+    Of each note one second call is served; several are not, after crops of every kind.
+    """
+    branches: list[tuple[str, Fact, list[Piece]]] = []
+    for index, facts in enumerate(zip(*(_hops(one.board)[:3] for one in frames), strict=True)):
+        served, other, another = ((frames[at % len(frames)], facts[at % len(frames)]) for at in range(3))
+        shown = [_noted(rng, frames[0], *one) for one in (served, other)]
+        branches.append(("follow", other[1], calling(*other, shown=[shown[1]], step=1)))
+        branches.append(("steps", another[1], zooming(*another, served=False)))
+        role = "noted" if index else "zoom"
+        final = rng.random() < 0.05
+        branches.append((role, served[1], zooming(*served, shown=shown[:1] if index else (), final=final)))
+        for one in zip(frames, facts, strict=True):
+            slip = _noted(rng, frames[0], *one, growth=SLIP_GROWTH)
+            if rng.random() < 0.15:
+                branches.append(("refused", one[1], refused(rng, *one, shown=[slip])))
+            else:
+                branches.append(("slip", one[1], calling(*one, shown=[slip], step=1)))
+    return branches
+
+
+def _hops(board: Board) -> list[Fact]:
+    """Its questions in two steps."""
+    return [fact for fact in board.facts if len(fact.boxes) == 2]
+
+
+def _noted(rng: Random, coarse: Frame, frame: Frame, fact: Fact, *, growth: float | None = None) -> Frame:
+    """A proposed crop of the note of a question in two steps."""
+    return noting(proposed(rng, frame.board, fact.boxes[0], growth=growth), fact, coarse)
 
 
 def counts(rng: Random, board: Board, *, most: int = 8) -> list[Fact]:
@@ -393,5 +456,10 @@ def _contains(outer: Rect, inner: Rect) -> bool:
 
 
 def training_board(rng: Random, seed: int) -> Board:
+    return training_boards(rng, seed, notes=1)[0]
+
+
+def training_boards(rng: Random, seed: int, *, notes: int = NOTES) -> list[Board]:
+    """A board for training, and if it has notes, the same board with other notes: `notes` drawings in all."""
     layout = rng.choices(list(LAYOUT_SHARES), weights=list(LAYOUT_SHARES.values()))[0]
-    return draw_board(layout, seed, split="train")
+    return [draw_board(layout, seed, split="train", notes=index) for index in range(notes if layout == "hop" else 1)]

@@ -17,7 +17,7 @@ from qzoom_agent.rl.nano.heads import losses
 from qzoom_agent.rl.nano.tokenizer import LOCATION_STEP, LOCATIONS
 from qzoom_agent.rl.nano.trees import Packer
 
-_UNSERVED = ("call ", "lost ", "follow ", "steps ")
+_UNSERVED = ("call ", "lost ", "follow ", "slip ", "steps ")
 """Roles that end with a call: judged by where it lies."""
 _NEAR = 2 * LOCATION_STEP
 _DENSE_NAMES = ("char", "char", "shape", "color", "pips", "middle")

@@ -112,8 +112,8 @@ class Board:
 class Pen:
     """The random choices that one board keeps throughout: typefaces, paper, ink and plate style."""
 
-    def __init__(self, rng: Random, *, split: str, fonts: Path | None) -> None:
-        self.rng, self.split = rng, split
+    def __init__(self, rng: Random, *, split: str, fonts: Path | None, notes: int = 0) -> None:
+        self.rng, self.split, self.notes = rng, split, notes
         columns, rows = rng.choice(GRIDS)
         self.width = min(28 * columns + rng.randint(-10, 0), 784)
         self.height = min(28 * rows + rng.randint(-10, 0), 784)
@@ -192,16 +192,17 @@ class Pen:
         return float(top + capital + 16)
 
 
-def draw_board(layout: str, seed: int, *, split: str = "train", fonts: Path | None = None) -> Board:
+def draw_board(layout: str, seed: int, *, split: str = "train", fonts: Path | None = None, notes: int = 0) -> Board:
     """The board of this layout ("scene", "form", "receipt", "table" or "hop") and seed.
 
     Args:
         split: "train", "test" or "ood"; each has boards of its own for the same seed, and "ood" typefaces, palettes,
             photographs and arrangements of its own.
         fonts: draw with the typefaces of this folder instead of the split's.
+        notes: above 0, another drawing of the notes: all else, the table's codes too, stays where and what it is.
     """
     rng = Random(f"{layout}/{split}/{seed}")
-    pen = Pen(rng, split=split, fonts=fonts)
+    pen = Pen(rng, split=split, fonts=fonts, notes=notes)
     _LAYOUTS[layout](pen)
     board = pen.board
     if rng.random() < 0.35:
@@ -376,6 +377,8 @@ def _hop(pen: Pen) -> None:
     cells = _grid(pen, band + 10, columns, rng.randint(2, 3))
     for thing, _, _ in placed:
         name = rng.choice(sorted(cells))
+        if pen.notes:
+            name = Random(f"{pen.notes}/{thing.name}/{name}").choice(sorted(cells))
         side, x, y = thing.box[2] - thing.box[0], thing.box[0], thing.box[1]
         width, _ = pen.code_size(name)
         note = pen.code(name, (min(max(4.0, x + side / 2 - width / 2), pen.width - width - 4), y + side + 3))

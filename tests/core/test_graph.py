@@ -123,7 +123,8 @@ def test_a_crop_over_the_visual_budget_is_never_encoded_and_the_model_is_told_wh
     answer = ask(spy, budget={"max_visual_tokens": COARSE_TOKENS + ZOOM_TOKENS + 10, "coarse_tokens": 64})
     assert (answer.status, answer.text, decisions(answer)) == ("budget", "42", ["served", "refused"])
     assert view_ids(spy.conversations[-1]) == ["coarse", "crop1"]
-    assert "visual tokens are spent" in plain_text(spy.conversations[-1][-2])
+    assert "visual tokens are spent" in answer.trace.turns[1].calls[0].reason
+    assert plain_text(spy.conversations[-1][-2]) == "No crop."
 
 
 def test_a_crop_too_large_for_the_rest_is_refused_and_the_model_may_ask_for_less() -> None:
@@ -131,7 +132,7 @@ def test_a_crop_too_large_for_the_rest_is_refused_and_the_model_may_ask_for_less
     answer = ask(spy, budget={"max_visual_tokens": COARSE_TOKENS + 50, "coarse_tokens": 64})
     assert decisions(answer) == ["refused", "grown"]
     assert (answer.status, answer.text) == ("answered", "42")
-    assert "would cost 88 visual tokens and 50 are left" in plain_text(spy.conversations[1][-1])
+    assert "would cost 88 visual tokens and 50 are left" in answer.trace.turns[0].calls[0].reason
 
 
 def test_seconds_run_out() -> None:
@@ -155,11 +156,11 @@ def test_a_served_call_clears_the_failures_before_it() -> None:
 
 
 def test_the_model_reads_every_text() -> None:
-    spy = Spy([OUTSIDE, "<zoom>1 2</zoom>", "42"])
-    answer = ask(spy)
+    spy = Spy(["ZOOM: 1200, 1200, 1300, 1300", "ZOOM: 1, 2", "42"])
+    answer = ask(spy, protocol="plain")
     told = [plain_text(message) for message in spy.conversations[-1] if message["role"] == "user"]
-    assert answer.trace.turns[0].calls[0].reason in told
-    assert answer.trace.turns[1].problems[0] in told
+    assert answer.trace.turns[0].calls[0].reason in told[1]
+    assert answer.trace.turns[1].problems[0] in told[2]
     assert "252x168" in told[1]
 
 

@@ -13,6 +13,7 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.rl.nano.batches import KINDS, VALIDATION_SEED, Draw, single, table, trees_of
 from qzoom_agent.rl.nano.examples import (
     LAYOUT_SHARES,
+    NOTES,
     PROPOSED_GROWTH,
     PROPOSED_SIDES,
     PROPOSED_TOKENS,
@@ -21,6 +22,7 @@ from qzoom_agent.rl.nano.examples import (
     crop_tree,
     proposed,
     training_board,
+    training_boards,
     whole_tree,
 )
 from qzoom_agent.rl.nano.tokenizer import build_tokenizer
@@ -42,7 +44,8 @@ def test_a_coarse_tree_has_every_role(layout: str) -> None:
         "beside",
         "call",
         "look",
-        *({"noted", "follow", "steps"} if layout == "hop" else ()),
+        "refused",
+        *({"noted", "follow", "steps", "slip"} if layout == "hop" else ()),
     }
     for tree in trees:
         assert len(tree.names) == len(tree.branches)
@@ -50,12 +53,16 @@ def test_a_coarse_tree_has_every_role(layout: str) -> None:
             looks = sum(isinstance(piece, Look) for piece in branch)
             calls = [piece for piece in branch if isinstance(piece, Say) and piece.learn and "<zoom>" in piece.text]
             role, kind = name.split()
+            if role == "refused":
+                continue  # has a test of its own
             needles = {"hop": 2, "headline": 0, "count": 0, "color": 0, "shape": 0}.get(kind, 1)
-            shown = {"direct": 0, "call": 0, "look": 0, "stray": 1, "lost": 1, "follow": 1, "steps": 1}
+            shown = {"direct": 0, "call": 0, "look": 0, "stray": 1, "lost": 1, "follow": 1, "slip": 1, "steps": 1}
             assert looks == shown.get(role, needles)
-            asks = {"zoom": needles, "call": 1, "lost": 1, "noted": 1, "follow": 1, "steps": 2}
+            asks = {"zoom": needles, "call": 1, "lost": 1, "noted": 1, "follow": 1, "slip": 1, "steps": 2}
             assert len(calls) == asks.get(role, 0)
-            assert isinstance(branch[0], Look if role in ("beside", "stray", "lost", "noted", "follow") else Say)
+            assert isinstance(
+                branch[0], Look if role in ("beside", "stray", "lost", "noted", "follow", "slip") else Say
+            )
             said = [piece for piece in branch if isinstance(piece, Say)]
             assert all(piece.text.endswith("<|im_end|>") for piece in said if piece.learn)
             assert said[-1].learn == (role != "look")
@@ -77,10 +84,58 @@ def test_a_scene_is_called_on_more_often_than_it_is_served() -> None:
     tree = coarse_tree(Random(0), draw_board("scene", 5), crops=3, calls=4)
     roles = [name.split()[0] for name in tree.names]
     assert roles.count("call") == 4
-    needed = [branch for branch, role in zip(tree.branches, roles, strict=True) if role not in ("stray", "lost")]
+    extra = ("stray", "lost")
+    needed = [branch for branch, role in zip(tree.branches, roles, strict=True) if role not in extra]
     assert sum(isinstance(piece, Look) for branch in needed for piece in branch) == 3
     few_calls = coarse_tree(Random(0), draw_board("scene", 5), crops=3, calls=0)
     assert "call" not in {name.split()[0] for name in few_calls.names}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_after_a_refused_call_it_answers_from_what_is_there_or_calls(layout: str) -> None:
+    """The refused call is not learned; what follows the refusal is, and its words point at what it is read from."""
+    seen = set()
+    for seed in range(16):
+        board, *again = (draw_board(layout, seed, notes=index) for index in range(3))
+        tree = coarse_tree(Random(seed), board, again=again)
+        coarse = next(piece for piece in tree.prefix if isinstance(piece, Look))
+        for name, branch in zip(tree.names, tree.branches, strict=True):
+            if not name.startswith("refused "):
+                continue
+            said = [piece for piece in branch if isinstance(piece, Say)]
+            crops = [piece for piece in branch if isinstance(piece, Look)]
+            assert [piece.learn for piece in said] == [False] * (len(said) - 1) + [True]
+            assert said[-2].text.startswith("<zoom>") and "\nNo crop.<|im_end|>" in said[-2].text
+            needles = {"hop": 2, "headline": 0, "count": 0, "color": 0, "shape": 0}.get(name.split()[1], 1)
+            calls_again = said[-1].text.startswith("<zoom>")
+            assert calls_again == (len(crops) < needles)
+            looked = {id(look) for look, _ in said[-1].focus or [said[-1].tally or (coarse, ())]}
+            assert looked == {id(coarse if calls_again or not crops else crops[-1])}
+            seen.add((len(crops), needles))
+    assert seen == {(0, 0), (0, 1), (1, 1), *({(1, 2)} if layout == "hop" else ())}
+
+
+def test_other_notes_leave_all_else_where_it_is() -> None:
+    """So one coarse view stands for all drawings, and a slip's note names a place that the view's own may not."""
+    differ = 0
+    for seed in range(8):
+        board, other = draw_board("hop", seed), draw_board("hop", seed, notes=1)
+        assert board.things == other.things and len(board.facts) == len(other.facts)
+        for one, two in zip(board.facts, other.facts, strict=True):
+            hop = one.suite == "needle-hop"
+            assert (one.question, one.boxes[0] if hop else one) == (two.question, two.boxes[0] if hop else two)
+            differ += hop and one.answer != two.answer
+        cells = {fact.boxes: fact.answer for fact in board.facts if fact.kind == "table"}
+        assert all(cells[fact.boxes[1:]] == fact.answer for fact in other.facts if fact.kind == "hop")
+        changed = np.abs(np.asarray(board.image, dtype=int) - np.asarray(other.image, dtype=int)).max(axis=2) > 40
+        rows, columns = np.nonzero(changed)
+        notes = [fact.boxes[0] for fact in board.facts if fact.kind == "hop"]
+        for y, x in zip(rows, columns, strict=True):
+            assert any(box[0] - 8 <= x <= box[2] + 8 and box[1] - 8 <= y <= box[3] + 8 for box in notes)
+    assert differ >= 8
+    drawn = training_boards(Random(0), 0)
+    assert {len(training_boards(Random(seed), seed)) for seed in range(24)} == {1, NOTES}
+    assert training_board(Random(0), 0).image.tobytes() == drawn[0].image.tobytes()
 
 
 def test_some_last_turns_are_forced() -> None:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -89,6 +90,27 @@ def test_a_random_model_is_learned_from_with_the_tokens_it_sampled(tmp_path: Pat
     log = log_of(tmp_path / "out")[0]
     assert log["rollout/logp_difference"] < 1e-4
     assert 1 <= log["zoom/written_tokens"] <= 6
+
+
+def test_what_is_rewarded_is_said_more_often(tmp_path: Path) -> None:
+    """The whole way from a reward to the weights, by its sign: half of a random model's tokens have an even id."""
+    agent = {**AGENT, **SHORT, "policy": "direct"}
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", agent=agent, steps=30, group=8, batch=16, learning_rate=1e-2)
+    trainer = make_trainer(recipe, tmp_path / "out")
+    assert isinstance(trainer, EpisodeTrainer)
+    shares: list[float] = []
+
+    def even(**_: Any) -> list[float]:
+        said = [
+            [i for i, own in zip(one.tokens.completion, one.tokens.mask, strict=True) if own] for one in trainer._played
+        ]
+        rewards = [sum(token % 2 == 0 for token in ids) / len(ids) for ids in said]
+        shares.append(sum(rewards) / len(rewards))
+        return rewards
+
+    trainer.reward_funcs = [even] * len(trainer.reward_funcs)
+    trainer.train()
+    assert fmean(shares[-5:]) > fmean(shares[:5]) + 0.2
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

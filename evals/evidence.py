@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import PolicyName
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.evals.compare import compare
 from qzoom_agent.evals.folder import RunFolder
 from qzoom_agent.evals.identity import environment, fingerprint
 from qzoom_agent.evals.run import evaluate
@@ -37,6 +38,15 @@ POLICIES: Final[tuple[PolicyName, ...]] = (
     "blind",
 )
 _NEED_BRANCHES: Final[frozenset[PolicyName]] = frozenset({"implicit", "always", "hybrid"})
+PAIRS: Final[tuple[tuple[PolicyName, PolicyName], ...]] = (
+    ("direct", "explicit"),
+    ("blind", "explicit"),
+    ("random", "oracle"),
+    ("explicit", "oracle"),
+    ("always", "implicit"),
+    ("explicit", "hybrid"),
+)
+"""What is compared: the crop at all, what it shows, its place, better places, the gate, the review."""
 BEGIN: Final = "<!-- evidence: begin -->"
 END: Final = "<!-- evidence: end -->"
 
@@ -94,6 +104,33 @@ def table(results: Sequence[tuple[Case, SuiteResult]]) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def differences(cases: Sequence[Case], out: Path) -> str:
+    """What each change of policy is worth in points of accuracy, paired by question, as a Markdown table.
+
+    Suites and pairs of which both policies are among `cases`; empty if there are none.
+    """
+    known = set(cases)
+    lines = []
+    for suite in SUITES:
+        cells = []
+        for before, after in PAIRS:
+            pair = Case(suite, before), Case(suite, after)
+            if not known.issuperset(pair):
+                cells.append("-")
+                continue
+            first, second = (RunFolder.existing(out / case.name) for case in pair)
+            found = compare(first, second).suites[suite].difference
+            interval = found.interval
+            bounds = f" ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})" if interval else ""
+            cells.append(f"{100 * found.difference:+.1f}{bounds}")
+        if any(cell != "-" for cell in cells):
+            lines.append(f"| {' | '.join([suite, *cells])} |")
+    if not lines:
+        return ""
+    head = ["points, paired by question", *(f"{after} - {before}" for before, after in PAIRS)]
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines])
 
 
 def run(case: Case, agent: Agent, *, n: int, seed: int, weights: str | None, out: Path) -> SuiteResult:
@@ -156,6 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for case in cases[int(part) - 1 :: int(of)]
         ]
     text = table(results)
+    if worth := differences([case for case, _ in results], options.out):
+        text += f"\n\n{worth}"
     print(text)
     if options.write:
         write(text, options.write)

@@ -100,6 +100,18 @@ def test_policies_with_branches_are_left_out_for_a_model_without(
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+def test_what_a_policy_is_worth_is_paired_by_question(
+    loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evidence, "CASES", (DOC, Case("needle-doc", "explicit"), Case("needle-doc", "oracle")))
+    assert main(tmp_path) == 0
+    head, rule, doc = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert len(cells(head)) == len(cells(rule)) == len(cells(doc)) == 1 + len(evidence.PAIRS)
+    worth = dict(zip(cells(head), cells(doc), strict=True))
+    assert worth["explicit - direct"].startswith("+0.0 (") and worth["oracle - explicit"].startswith("+0.0 (")
+    assert worth["explicit - blind"] == worth["hybrid - explicit"] == "-"
+
+
 def test_a_table_of_nothing_is_its_head() -> None:
     assert len(table([]).splitlines()) == 2
 

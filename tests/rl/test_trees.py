@@ -21,9 +21,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from qzoom_agent.evals.suites.needle.boards import draw_board
 from qzoom_agent.rl.nano.examples import DENSE_CLASSES, OPEN, coarse_tree, direct, show, whole_tree
 from qzoom_agent.rl.nano.heads import (
+    ENOUGH,
     FOCUS_HEADS,
     FOCUS_LAYER,
     PLACE_LAYER,
+    SHARP,
     TALLY,
     TOLD,
     TrainingHeads,
@@ -187,20 +189,27 @@ def test_the_focus_losses_are_those_of_the_stock_models_attention(
     heads: TrainingHeads,
     tokenizer: PreTrainedTokenizerFast,
     trees: list[Tree],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """-log of the attention that lands on the right tokens, read off the weights that the eager model gives out."""
     packer = Packer(tokenizer)
     each: list[torch.Tensor] = []
+    wide: list[torch.Tensor] = []
+    monkeypatch.setattr("qzoom_agent.rl.nano.heads.WIDEST", 0.5)  # a random model has no wide scores
     for one in [one for tree in trees for one in alone(packer, tree)]:
         weights = attended(model, tokenizer, one)[layer][0, :FOCUS_HEADS]
         assert weights.shape[1:] == (len(one["ids"]),) * 2
         asking, seen = one[name]
         for token in asking.unique():
             each.append(-weights[:, token, seen[asking == token]].sum(-1).log())
+            visible = weights[:, token, : token + 1].log()
+            wide.append((visible.amax(-1) - visible.mean(-1) - 0.5).clamp(min=0))
     wanted = torch.stack(each)
     assert wanted.shape[0] >= (30 if name == "focus" else 10)
     assert float(wanted.std()) > 0.1, "attention that is all alike would prove nothing"
-    assert float(losses(model, heads, packer.batch(trees))[name]) == pytest.approx(float(wanted.mean()), abs=1e-4)
+    expected = (wanted - ENOUGH).clamp(min=0).mean() + SHARP * torch.stack(wide).mean()
+    assert float(torch.stack(wide).mean()) > 0.01
+    assert float(losses(model, heads, packer.batch(trees))[name]) == pytest.approx(float(expected), abs=1e-4)
 
 
 @torch.no_grad()

@@ -25,11 +25,11 @@ from qzoom_agent.rl.nano.heads import (
     FOCUS_HEADS,
     FOCUS_LAYER,
     PLACE_LAYER,
-    focus_loss,
     TALLY,
     TOLD,
     TrainingHeads,
     dense_loss,
+    focus_loss,
     losses,
 )
 from qzoom_agent.rl.nano.model import build_model
@@ -222,7 +222,7 @@ def test_scores_that_are_large_cost_though_attention_is_the_same(
         shifted[..., 0] = common
         shifted.requires_grad_()
         loss = focus_loss(query, shifted, batch)
-        assert float(loss) == pytest.approx(plain + 0.01 * 2 * (100 - 16), abs=0.1)
+        assert float(loss.detach()) == pytest.approx(plain + 0.01 * 2 * (100 - 16), abs=0.1)
         torch.autograd.backward(loss)
         assert shifted.grad is not None and float(shifted.grad[..., 0].sum()) * common > 0, "it is pushed back"
 

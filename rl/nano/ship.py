@@ -1,6 +1,6 @@
 """From a training folder to the model inside the package: drop the training heads, halve the numbers, add a processor.
 
-    python -m qzoom_agent.rl.nano.ship runs/nano/boards/final runs/nano/steps/final qzoom_agent/models/nano
+    python -m qzoom_agent.rl.nano.ship runs/nano/finish/final qzoom_agent/models/nano
 
 Of several folders of one run the mean of their weights is taken: a short last stage teaches something new and unsettles
 something old, and the mean of before and after keeps most of both (docs/lab.md, 16).

@@ -128,7 +128,8 @@ def _told(batch: dict[str, Any], pairs: str) -> tuple[Tensor, Tensor, Tensor]:
 def _scores(query: Tensor, key: Tensor) -> Tensor:
     """Attention scores (Q, N) in full precision: in bfloat16 a score of 100 is half a nat off."""
     with torch.autocast(query.device.type, enabled=False):
-        return query.float() @ key.float().T * query.shape[-1] ** -0.5
+        scores: Tensor = query.float() @ key.float().T * query.shape[-1] ** -0.5
+    return scores
 
 
 def focus_loss(query: Tensor, key: Tensor, batch: dict[str, Any], pairs: str = "focus") -> Tensor:

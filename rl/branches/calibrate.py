@@ -2,10 +2,11 @@
 
 The published code has thresholds tuned by hand for each benchmark. Here one target is stated for all: how many of the
 zooms that are needed the gate must let through (or how many questions may zoom), and how many needles the proposed box
-must hold. Of all thresholds that meet a target the highest is taken: it zooms least, and its boxes are smallest. That
-of the map is absolute, as published, or a share of each map's peak; where several blurs and margins may be tried, each
-gets its own, and the pair with the smallest boxes wins. A training-free gate, the map's peak over its mean,
-is calibrated for the same target and reported beside the learned one.
+must hold. Of all thresholds that meet a target the highest is taken: it zooms least, and its boxes are smallest.
+(Where the target is how many zooms may be needless, the gate's lowest.) That of the map is absolute, as published, or a
+share of each map's peak; where several blurs and margins may be tried, each gets its own, and the pair with the
+smallest boxes wins. A training-free gate, the map's peak over its mean, is calibrated for the same target and reported
+beside the learned one.
 """
 
 from collections.abc import Sequence
@@ -126,9 +127,13 @@ def _map_threshold(
 
 
 def gate_figures(scores: Sequence[float], needs: Sequence[bool], target: Calibration) -> GateFigures:
-    """The highest threshold that meets the target, and what it does."""
+    """The threshold that the target asks for, and what it does."""
     needing = sorted((score for score, need in zip(scores, needs, strict=True) if need), reverse=True)
-    if target.zoom_share is None:
+    easy = sorted((score for score, need in zip(scores, needs, strict=True) if not need), reverse=True)
+    if target.needless is not None:
+        over = easy[int(target.needless * len(easy))]
+        threshold = float(np.nextafter(np.nextafter(over, np.inf), np.inf))
+    elif target.zoom_share is None:
         wanted = int(np.ceil(target.needed_recall * len(needing)))
         threshold = needing[wanted - 1]
     else:
@@ -136,7 +141,6 @@ def gate_figures(scores: Sequence[float], needs: Sequence[bool], target: Calibra
         threshold = ordered[max(0, int(target.zoom_share * len(ordered)) - 1)]
     # not the very score of a question that was looked at: the next one may lie a hair below
     threshold = float(np.nextafter(threshold, -np.inf))
-    easy = [score for score, need in zip(scores, needs, strict=True) if not need]
     return GateFigures(
         threshold=threshold,
         missed=fmean(score < threshold for score in needing),

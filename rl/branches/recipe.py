@@ -162,7 +162,10 @@ class Calibration(Section):
     needed_recall: float = Field(default=0.98, gt=0, le=1)
     """Share of the questions that need a zoom of which the gate has to let this many through ..."""
     zoom_share: float | None = Field(default=None, gt=0, lt=1)
-    """... or, instead, share of all questions that may zoom."""
+    """... or, instead, share of all questions that may zoom ..."""
+    needless: float | None = Field(default=None, ge=0, lt=1)
+    """... or, instead, share of the questions that need no zoom that may be zoomed all the same. The lowest threshold
+    that allows it is taken: a zoom too many costs a crop, one too few the answer."""
     box_recall: float = Field(default=0.98, gt=0, le=1)
     """Share of the needles that have to lie (95 % of them) in the proposed box. The highest threshold that does so is
     taken, or where none does the one that comes closest."""
@@ -172,6 +175,12 @@ class Calibration(Section):
     """Margins of the box to try; None: the recipe's own alone. Of all pairs that reach `box_recall`, each at its
     highest threshold, the one with the smallest boxes is taken."""
     records: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_target_of_the_gate(self) -> "Calibration":
+        if self.zoom_share is not None and self.needless is not None:
+            raise ValueError("`zoom_share` and `needless` both say where the gate's threshold lies: give one of them")
+        return self
 
 
 class BranchRecipe(Section):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box
@@ -30,6 +31,18 @@ def test_a_share_of_zooms_instead() -> None:
     found = gate_figures(scores, needs, Calibration(zoom_share=0.5))
     assert sum(score >= found.threshold for score in scores) == 3
     assert found.missed == pytest.approx(1 / 3) and found.needless == pytest.approx(1 / 3)
+
+
+def test_a_share_of_needless_zooms_instead() -> None:
+    """One of four may be needless: the threshold lies just above the second, which is .5."""
+    scores, needs = [0.9, 0.7, 0.2, 0.8, 0.5, 0.3, 0.1], [True, True, True, False, False, False, False]
+    found = gate_figures(scores, needs, Calibration(needless=0.25))
+    assert 0.5 < found.threshold < 0.50001
+    assert found.needless == 0.25 and found.missed == pytest.approx(1 / 3)
+    none = gate_figures(scores, needs, Calibration(needless=0.0))
+    assert none.needless == 0.0 and 0.8 < none.threshold < 0.80001
+    with pytest.raises(ValidationError, match="give one of them"):
+        Calibration(needless=0.1, zoom_share=0.5)
 
 
 def seen(peak: float, score: float | None, *boxes: Box) -> Seen:

@@ -131,16 +131,15 @@ def gate_figures(scores: Sequence[float], needs: Sequence[bool], target: Calibra
     needing = sorted((score for score, need in zip(scores, needs, strict=True) if need), reverse=True)
     easy = sorted((score for score, need in zip(scores, needs, strict=True) if not need), reverse=True)
     if target.needless is not None:
-        over = easy[int(target.needless * len(easy))]
-        threshold = float(np.nextafter(np.nextafter(over, np.inf), np.inf))
-    elif target.zoom_share is None:
-        wanted = int(np.ceil(target.needed_recall * len(needing)))
-        threshold = needing[wanted - 1]
+        # just above the first that must not zoom
+        threshold = float(np.nextafter(easy[int(target.needless * len(easy))], np.inf))
     else:
-        ordered = sorted(scores, reverse=True)
-        threshold = ordered[max(0, int(target.zoom_share * len(ordered)) - 1)]
-    # not the very score of a question that was looked at: the next one may lie a hair below
-    threshold = float(np.nextafter(threshold, -np.inf))
+        if target.zoom_share is None:
+            lowest = needing[int(np.ceil(target.needed_recall * len(needing))) - 1]
+        else:
+            lowest = sorted(scores, reverse=True)[max(0, int(target.zoom_share * len(scores)) - 1)]
+        # not the very score of a question that was looked at: the next one may lie a hair below
+        threshold = float(np.nextafter(lowest, -np.inf))
     return GateFigures(
         threshold=threshold,
         missed=fmean(score < threshold for score in needing),

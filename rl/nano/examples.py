@@ -268,18 +268,22 @@ def noting(crop: Frame, fact: Fact, frame: Frame) -> Frame:
     return replace(crop, look=replace(crop.look, note=(tokens, frame.look, under(frame, fact.boxes[1:]))))
 
 
-def refused(rng: Random, frame: Frame, fact: Fact, *, shown: Sequence[Frame] = ()) -> list[Piece]:
-    """A zoom call that got no crop, for what is in `shown` already or is not needed: it was not meant to be learned.
+def vain(rng: Random, frame: Frame, fact: Fact, *, shown: Sequence[Frame] = (), served: bool = False) -> list[Piece]:
+    """A zoom call that brings nothing: refused, for what is in `shown` already or is not needed, or `served` elsewhere.
 
-    What is left is learned: to answer from what is there, or to call for the needle that is not yet in `shown`.
+    It was not meant to be learned. What is left is: to answer from what is there, or to call for the needle that is not
+    yet in `shown`.
     """
     where = shown[-1] if shown and len(shown) == len(fact.boxes) else frame
-    vain = fact.boxes[0] if fact.boxes else rng.choice([*fact.seen, _anywhere(rng, frame.board)])
-    pieces = [
-        *(crop.look for crop in shown),
-        *asked(where, fact, f" You may zoom.{ASK}"),
-        Say(call_for(frame, vain)[0] + CLOSE + _NEXT + REFUSAL + ASK),
-    ]
+    nowhere = _anywhere(rng, frame.board)
+    place = rng.choice([*fact.seen, nowhere]) if served or not fact.boxes else fact.boxes[0]
+    call, box = call_for(frame, place)
+    pieces = [*(crop.look for crop in shown), *asked(where, fact, f" You may zoom.{ASK}")]
+    told = call + CLOSE + _NEXT
+    if served:
+        pieces += [Say(told), show(frame.board, box, tokens=CROP_TOKENS).look, Say(ASK)]
+    else:
+        pieces.append(Say(told + REFUSAL + ASK))
     if len(shown) == len(fact.boxes):
         return [*pieces, _reply(where, fact)]
     needle = fact.boxes[len(shown)]
@@ -334,7 +338,9 @@ def coarse_tree(
     fine = _varied(rng, fine)
     branches = [("direct", fact, direct(frame, fact)) for fact in [*easy[:7], *counts(rng, board)]]
     branches += [("zoom", fact, zooming(frame, fact)) for fact in easy[7:10] or easy[:1]]
-    branches += [("refused", fact, refused(rng, frame, fact)) for fact in [*easy[-2:], *fine[-1:]]]
+    branches += [("refused", fact, vain(rng, frame, fact)) for fact in [*easy[-2:], *fine[-1:]]]
+    if rng.random() < 0.6:
+        branches += [("vain", fact, vain(rng, frame, fact, served=True)) for fact in easy[-3:-2]]
     branches += [("direct", fact, direct(frame, fact)) for fact in fine[:1]]
     stray, chance = proposed(rng, board, _anywhere(rng, board)), rng.random()
     if chance < 0.25 and easy:  # a crop that nobody needed
@@ -353,8 +359,10 @@ def coarse_tree(
             branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
             continue
         view, chance = _inserted(rng, frame, fact.boxes[0]), rng.random()
-        if chance < 0.15:
-            branches.append(("refused", fact, refused(rng, frame, fact, shown=[view])))
+        if chance < 0.2:
+            served = chance < 0.07
+            name = "vain" if served else "refused"
+            branches.append((name, fact, vain(rng, frame, fact, shown=[view], served=served)))
         else:
             pieces = beside(fact, [view]) if chance < 0.75 else zooming(frame, fact, shown=[view])
             branches.append(("beside", fact, pieces))
@@ -383,7 +391,7 @@ def _notes(rng: Random, frames: Sequence[Frame]) -> list[tuple[str, Fact, list[P
         for one in zip(frames, facts, strict=True):
             slip = _noted(rng, frames[0], *one, growth=SLIP_GROWTH)
             if rng.random() < 0.15:
-                branches.append(("refused", one[1], refused(rng, *one, shown=[slip])))
+                branches.append(("refused", one[1], vain(rng, *one, shown=[slip])))
             else:
                 branches.append(("slip", one[1], calling(*one, shown=[slip], step=1)))
     return branches

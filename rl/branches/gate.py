@@ -5,7 +5,8 @@ some budget and right from there on. Right throughout is easy; wrong first is a 
 dropped. Then rows (question, budget, label) are drawn: of a transition mostly one of the last two wrong budgets, which
 need a zoom, seldom a right one, which does not; of easy ones, as many as there are transitions, any. The numbers are
 those of the released code. With `with_crop` the crop that SD-RPN proposes is the last and highest "budget": then a
-question that only the crop answers counts as one that needs it.
+question that only the crop answers counts as one that needs it. No one crop answers a question in several steps; with
+`own_calls` the model may zoom by itself where the crop was not enough, and what it then gets right needed a zoom, too.
 
 The loss is binary cross-entropy on the last prompt token's score; only the gate is trained.
 """
@@ -21,7 +22,9 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from qzoom_agent.agent import Agent
 from qzoom_agent.backends.hf import HFBackend
+from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evals.scoring.match import exact_match
 from qzoom_agent.perception.branches import Gate
@@ -30,7 +33,7 @@ from qzoom_agent.rl.branches.attending import answers
 from qzoom_agent.rl.branches.crops import propose, with_crop
 from qzoom_agent.rl.branches.parts import write_parts
 from qzoom_agent.rl.branches.recipe import BranchRecipe, GateStage
-from qzoom_agent.rl.branches.records import Records
+from qzoom_agent.rl.branches.records import Record, Records
 from qzoom_agent.rl.branches.stage import Ordered, Rows, shuffled, train
 
 _TRANSITION_WRONG = 0.9
@@ -87,16 +90,28 @@ def answer_at_budgets(
                 for budget in stage.tokens
             ]
             if stage.with_crop:
-                boxes = propose(backend, some, tokens=stage.tokens[0])
-                aligned = recipe.positions == "aligned"
-                cropped = with_crop(backend, some, boxes, tokens=stage.tokens[0], aligned=aligned)
-                said.append(answers(backend, [one.asked for one in cropped], max_new_tokens=stage.max_new_tokens))
+                said.append(_with_crops(backend, some, recipe))
             for index, record, texts in zip(chosen, some, zip(*said, strict=True), strict=True):
                 right = [exact_match(text, record["answer"]) for text in texts]
                 yield {"row": index, "image_id": record["image_id"], "answers": list(texts), "right": right}
 
-    settings = stage.model_dump(mode="json", include={"tokens", "with_crop", "max_new_tokens"})
+    settings = stage.model_dump(mode="json", include={"tokens", "with_crop", "own_calls", "max_new_tokens"})
     return write_parts(folder, count, rows, {**settings, "source": source}, note=note)
+
+
+def _with_crops(backend: HFBackend, records: Sequence[Record], recipe: BranchRecipe) -> list[str]:
+    """What is answered with the proposed crop, or where that is wrong and `own_calls` says so, in the model's loop."""
+    stage = recipe.gate
+    boxes = propose(backend, records, tokens=stage.tokens[0])
+    cropped = with_crop(backend, records, boxes, tokens=stage.tokens[0], aligned=recipe.positions == "aligned")
+    said = answers(backend, [one.asked for one in cropped], max_new_tokens=stage.max_new_tokens)
+    if not stage.own_calls:
+        return said
+    agent = Agent(backend, config=AgentConfig(policy="explicit"))
+    return [
+        text if exact_match(text, record["answer"]) else agent.run(record["image"], record["question"]).text
+        for text, record in zip(said, records, strict=True)
+    ]
 
 
 def kind_of(right: Sequence[bool]) -> str:

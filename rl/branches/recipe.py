@@ -108,6 +108,8 @@ class GateStage(Section):
     """Those of them that the gate will read at; None: all but the last."""
     with_crop: bool = False
     """Answer with the crop that SD-RPN proposes as well, as if that were the highest budget."""
+    own_calls: bool = False
+    """Where that crop does not answer it, let the model zoom by itself, and count that instead."""
     records: int | None = Field(default=None, gt=0)
     """Questions to answer (None: all there are)."""
     max_new_tokens: int = Field(default=32, gt=0)
@@ -115,6 +117,8 @@ class GateStage(Section):
 
     @model_validator(mode="after")
     def _ascending(self) -> "GateStage":
+        if self.own_calls and not self.with_crop:
+            raise ValueError("own_calls come after a crop that was not enough: they need with_crop")
         if sorted(set(self.tokens)) != self.tokens:
             raise ValueError(f"budgets have to ascend; got {self.tokens}")
         strange = sorted(set(self.read_tokens or ()) - set(self.tokens))

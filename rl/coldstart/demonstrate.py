@@ -4,24 +4,27 @@ A `Demonstrator` is a backend. It writes the planned calls one a turn and then t
 model it stands before; a teacher writes everything itself. So a demonstration is an ordinary episode with an ordinary
 trace, and nothing about views, crops or wording is made up twice.
 
-Kept are episodes that one would wish the model to repeat: answered right by the rule of the evaluation, every turn read
-without a repair, every call served, the evidence shown where boxes say where it is, and no crop that adds nothing.
+Kept are episodes that one would wish the model to repeat: answered right by the rule of the evaluation, every turn
+read without a repair, every call served (or, under `hybrid`, refused by the review), the evidence shown where boxes say
+where it is, and no crop that adds nothing.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
 from typing import Literal, NamedTuple
 
-from qzoom_agent.agent import Agent, Answer
-from qzoom_agent.backends.base import Backend, ImageSource, Reply, Session, Settings
+from qzoom_agent.agent import Agent, Answer, Look
+from qzoom_agent.backends.base import Backend, ImageSource, Looks, Reply, Session, Settings, Sight
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.backends.server import ServerBackend
-from qzoom_agent.config import AgentConfig
+from qzoom_agent.config import AgentConfig, PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.evals.rewards import BY_RULE, Coverage, Redundant, Rollout, well_formed
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.messages import Message, text
 from qzoom_agent.policy import CropPolicy
+from qzoom_agent.review import OPINIONS
 from qzoom_agent.rl.branches.records import Record
 from qzoom_agent.rl.coldstart.recipe import ColdStartRecipe
 from qzoom_agent.rl.coldstart.writing import write_answer, write_call
@@ -43,11 +46,9 @@ class Plan:
 class Demonstrator:
     """A backend that follows `plan`, which is set anew for each episode; one episode at a time."""
 
-    perceives = False
-
     def __init__(self, model: Backend, *, protocol: str) -> None:
         self.model, self.protocol = model, protocol
-        self.name, self.defaults = model.name, model.defaults
+        self.name, self.defaults, self.perceives = model.name, model.defaults, model.perceives
         self.plan = Plan()
         self.conversation: list[Message] = []
         """The episode's messages, the last reply included."""
@@ -83,6 +84,15 @@ class _Demonstration:
             )
         owner.conversation = [*messages, text("assistant", reply.text)]
         return reply
+
+    def look(self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False) -> list[Sight]:
+        """The model's own (only asked for if it has branches)."""
+        assert isinstance(self._session, Looks)
+        return self._session.look(messages, options=options, map_always=map_always)
+
+    def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
+        assert isinstance(self._session, Looks)
+        self._session.place(view, source=source, cells=cells)
 
     def close(self) -> None:
         self._session.close()
@@ -129,11 +139,17 @@ class Demonstrations:
         self._looks = Agent(backend, config=config) if recipe.boxes == "sdrpn" else None
         ungated = config.replace(**{"perception.gate": "off"})
         self._needless = Agent(backend, config=ungated) if recipe.needless else None
+        hybrid = config.replace(policy="hybrid")
+        self._reviewed = Agent(self._scripted, config=hybrid) if recipe.hybrid else None
 
     def __call__(self, record: Record) -> Demonstration:
         """The episode of one record. Raises BackendError if a teacher cannot be reached."""
-        self._scripted.plan = self._plan(record)
-        answer = self._agent.run(record["image"], record["question"])
+        plan, agent = self._plan(record), self._agent
+        if self._reviewed is not None and Random(f"hybrid/{record['id']}").random() < self.recipe.hybrid:
+            agent = self._reviewed
+            plan = replace(plan, boxes=self._left(agent.look(record["image"], record["question"]), record, plan.boxes))
+        self._scripted.plan = plan
+        answer = agent.run(record["image"], record["question"])
         if self.recipe.teacher is not None and answer.trace.status == "error":
             raise BackendError(answer.trace.error or "The teacher failed.")  # every other episode would fail as well
         return Demonstration(answer, self._scripted.conversation, self.judge(rollout_of(answer, record)))
@@ -151,6 +167,21 @@ class Demonstrations:
         unit = [box.to_frame("unit", size) for box in boxes]
         return Plan(unit, record["answer"] if recipe.answer == "gold" else None)
 
+    def _left(self, look: Look, record: Record, boxes: Sequence[Box]) -> list[Box]:
+        """Those of the planned calls that are left to make after what was found, which `hybrid` shows unasked.
+
+        Where no box is needed that is all of them, unless there is a crop already.
+        """
+        shown = [Box(*box) for box in look.record.boxes] if look.record.fired else []
+        gold = boxes_of(record)
+        if not gold:
+            return [] if shown else list(boxes)
+        return [
+            box
+            for box, needle in zip(boxes, gold, strict=True)
+            if all(one.coverage(needle) < self.recipe.needed for one in shown)
+        ]
+
     def judge(self, episode: Rollout) -> Dropped:
         """Why this episode is not to be learned from."""
         trace = episode.trace
@@ -160,7 +191,7 @@ class Demonstrations:
             return "malformed"
         if not BY_RULE.right([episode])[0]:
             return "wrong"
-        if any(call.result is None for call in episode.calls):
+        if any(call.result is None and call.code not in OPINIONS for call in episode.calls):
             return "not served"
         if episode.boxes and (Coverage(max_share=1.0)([episode])[0] or 0.0) < self.recipe.needed:
             return "no evidence"

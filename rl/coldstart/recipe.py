@@ -61,6 +61,9 @@ class ColdStartRecipe(Section):
     needless: bool = False
     """Zoom where no box is needed as well, at the place that SD-RPN finds most likely: teaches a model to zoom too
     often, as those do that were paid for every zoom, to measure what a review saves. Goes with `redundant`."""
+    hybrid: float = Field(default=0.0, ge=0, le=1)
+    """Share of the episodes that run under the policy `hybrid`, where the base has branches: crops that stand there
+    unasked are not asked for, and needless calls are refused. What a model meets there is then nothing new to it."""
     budget: BudgetConfig = BudgetConfig()
     """Views and turns of a demonstration: those of inference."""
     generation: GenerationConfig = GenerationConfig()
@@ -80,6 +83,8 @@ class ColdStartRecipe(Section):
             raise ValueError("`boxes: teacher` and a `teacher` with its url belong together")
         if self.needless and (self.boxes != "oracle" or not self.redundant):
             raise ValueError("`needless` adds calls to `boxes: oracle`, and they are kept only with `redundant: true`")
+        if self.hybrid and self.boxes != "oracle":
+            raise ValueError("`hybrid` leaves out what is shown already, which only `boxes: oracle` can tell")
         return self
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from qzoom_agent.agent import Agent
+from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.config import AgentConfig, PerceptionConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evals.scoring.judge import Judge
@@ -24,7 +25,7 @@ from qzoom_agent.perception.labels import LabelRules
 from qzoom_agent.perception.look import look
 from qzoom_agent.rl.branches.asking import ask, lower_states
 from qzoom_agent.rl.branches.crops import propose, with_crop
-from qzoom_agent.rl.branches.gate import train_gate
+from qzoom_agent.rl.branches.gate import answer_at_budgets, kind_of, train_gate
 from qzoom_agent.rl.branches.metrics import auc, maps_of
 from qzoom_agent.rl.branches.postsft import choose_cases, find_cases, random_box, train_postsft
 from qzoom_agent.rl.branches.recipe import (
@@ -35,7 +36,7 @@ from qzoom_agent.rl.branches.recipe import (
     PostSFTStage,
     SDRPNStage,
 )
-from qzoom_agent.rl.branches.records import Records, Source
+from qzoom_agent.rl.branches.records import Records, Source, load_records
 from qzoom_agent.rl.branches.sdrpn import MapLoss, map_rows, train_sdrpn
 from qzoom_agent.rl.branches.stage import trained
 from tests.core.tiny_models import Family
@@ -280,6 +281,22 @@ def test_boxes_are_proposed_whatever_the_gate_says(load: Load, rows: Records) ->
     assert all(box is not None for box in boxes)
     nothing = with_crop(backend, [rows[0]], [None], tokens=None, aligned=False)[0]
     assert nothing.box is None and [view.kind for view in nothing.asked.shown] == ["coarse"]
+
+
+def test_what_only_its_own_calls_answer_needs_a_zoom(tmp_path: Path) -> None:
+    """No one crop answers a question in two steps; the shipped nano's own calls do."""
+    backend = HFBackend.load("nano", device="cpu", dtype="float32")
+    hops = load_records([Source(path="needle", limit=6, a_board=3, seed=3, suites=("needle-hop",))])
+    patterns = {}
+    for own in (False, True):
+        stage = GateStage(tokens=[48, 64], with_crop=True, own_calls=own, max_new_tokens=8)
+        folder = tmp_path / str(own)
+        table = answer_at_budgets(backend, hops, recipe(gate=stage), folder, note=lambda done: None)
+        patterns[own] = [kind_of(right) for right in table["right"]]
+    assert patterns[False] == ["never"] * 6
+    assert patterns[True].count("transition") >= 4
+    with pytest.raises(ValueError, match="with_crop"):
+        GateStage(own_calls=True)
 
 
 def test_half_precision_is_trained_in_float32_and_comes_back(load: Load, rows: Records, tmp_path: Path) -> None:

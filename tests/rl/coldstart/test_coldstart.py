@@ -191,6 +191,26 @@ def test_a_habit_of_needless_zooms_is_taught_where_it_is_asked_for(nano: HFBacke
         recipe(needless=True)
 
 
+def test_a_habit_meets_the_review(nano: HFBackend) -> None:
+    """Under `hybrid` a needless call is refused and the answer follows; what is shown unasked is not asked for."""
+    easy, fine, hop = (
+        load_records([NEEDLES.model_copy(update={"suites": (suite,), "seed": 3})])[0]
+        for suite in ("needle-global", "needle-scene", "needle-hop")
+    )
+    make = Demonstrations(nano, recipe(redundant=True, needless=True, hybrid=1.0))
+    refused = make(easy)
+    assert [call.code for turn in refused.answer.trace.turns for call in turn.calls] == ["gate"]
+    assert (refused.dropped, refused.answer.trace.usage.served) == ("", 0)
+    assert refused.conversation[-1]["content"] == [{"type": "text", "text": easy["answer"]}]
+    inserted = make(fine)
+    assert (inserted.dropped, inserted.answer.trace.usage.requested) == ("", 0)
+    assert inserted.answer.trace.views[2].region.coverage(Box(*fine["boxes"][0])) > 0.95
+    second = make(hop)
+    assert (second.dropped, second.answer.trace.usage.requested) == ("", 1), "the note is shown, its place is not"
+    with pytest.raises(ValueError, match="oracle"):
+        recipe(boxes="sdrpn", hybrid=0.5)
+
+
 class Canned(BaseHTTPRequestHandler):
     """A server that calls for a zoom once and then answers."""
 

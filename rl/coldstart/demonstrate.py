@@ -110,7 +110,7 @@ class Demonstrations:
     """Makes episodes for records, as a recipe says."""
 
     def __init__(self, backend: HFBackend, recipe: ColdStartRecipe) -> None:
-        """Raises ConfigError for `boxes: sdrpn` or `needless` with a base that has no branches."""
+        """Raises ConfigError for `boxes: sdrpn`, `needless` or `hybrid` with a base that has no branches."""
         self.recipe = recipe
         protocol = recipe.protocol or backend.protocol
         config = AgentConfig(

@@ -340,7 +340,7 @@ def coarse_tree(
     branches += [("zoom", fact, zooming(frame, fact)) for fact in easy[7:10] or easy[:1]]
     branches += [("refused", fact, vain(rng, frame, fact)) for fact in [*easy[-2:], *fine[-1:]]]
     if rng.random() < 0.6:
-        branches += [("vain", fact, vain(rng, frame, fact, served=True)) for fact in easy[-3:-2]]
+        branches += [("vain", fact, vain(rng, frame, fact, served=True)) for fact in easy[-1:]]
     branches += [("direct", fact, direct(frame, fact)) for fact in fine[:1]]
     stray, chance = proposed(rng, board, _anywhere(rng, board)), rng.random()
     if chance < 0.25 and easy:  # a crop that nobody needed

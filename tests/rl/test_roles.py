@@ -45,6 +45,7 @@ def test_a_coarse_tree_has_every_role(layout: str) -> None:
         "call",
         "look",
         "refused",
+        "vain",
         *({"noted", "follow", "steps", "slip"} if layout == "hop" else ()),
     }
     for tree in trees:
@@ -53,8 +54,8 @@ def test_a_coarse_tree_has_every_role(layout: str) -> None:
             looks = sum(isinstance(piece, Look) for piece in branch)
             calls = [piece for piece in branch if isinstance(piece, Say) and piece.learn and "<zoom>" in piece.text]
             role, kind = name.split()
-            if role == "refused":
-                continue  # has a test of its own
+            if role in ("refused", "vain"):
+                continue  # have tests of their own
             needles = {"hop": 2, "headline": 0, "count": 0, "color": 0, "shape": 0}.get(kind, 1)
             shown = {"direct": 0, "call": 0, "look": 0, "stray": 1, "lost": 1, "follow": 1, "slip": 1, "steps": 1}
             assert looks == shown.get(role, needles)
@@ -84,11 +85,34 @@ def test_a_scene_is_called_on_more_often_than_it_is_served() -> None:
     tree = coarse_tree(Random(0), draw_board("scene", 5), crops=3, calls=4)
     roles = [name.split()[0] for name in tree.names]
     assert roles.count("call") == 4
-    extra = ("stray", "lost")
+    extra = ("stray", "lost", "vain")
     needed = [branch for branch, role in zip(tree.branches, roles, strict=True) if role not in extra]
     assert sum(isinstance(piece, Look) for branch in needed for piece in branch) == 3
     few_calls = coarse_tree(Random(0), draw_board("scene", 5), crops=3, calls=0)
     assert "call" not in {name.split()[0] for name in few_calls.names}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_after_a_crop_that_brings_nothing_it_answers_from_what_was_there(layout: str) -> None:
+    """The call for it is not learned; the answer is, and is read from the view before, never from that crop."""
+    shown = set()
+    for seed in range(16):
+        tree = coarse_tree(Random(seed), draw_board(layout, seed))
+        coarse = next(piece for piece in tree.prefix if isinstance(piece, Look))
+        for name, branch in zip(tree.names, tree.branches, strict=True):
+            if not name.startswith("vain "):
+                continue
+            said = [piece for piece in branch if isinstance(piece, Say)]
+            before, crops = [piece.learn for piece in said], [piece for piece in branch if isinstance(piece, Look)]
+            assert before == [False] * (len(said) - 1) + [True]
+            assert said[-3].text.startswith("<zoom>") and said[-3].text.endswith("user\n")
+            assert not said[-1].text.startswith("<zoom>")
+            source = crops[0] if len(crops) == 2 else coarse
+            assert branch[-3] is crops[-1] and crops[-1] is not source
+            read = said[-1].focus or [said[-1].tally]
+            assert all(place is not None and place[0] is source for place in read)
+            shown.add(len(crops))
+    assert 1 in shown and shown <= {1, 2}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

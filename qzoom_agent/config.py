@@ -247,7 +247,8 @@ class ReviewConfig(Config):
     snap_keep: float = Field(default=0.8, gt=0, le=1)
     """A box that holds this share of the region's heat does not cut it."""
     insist: int = Field(default=1, ge=0)
-    """Turns refused on the branches' word (gate, map) after which the model's calls stand; 0: it never counts."""
+    """Turns refused on the branches' word after which the model's calls stand, where the gate spoke for each crop anew;
+    0: that word never counts."""
 
 
 class AgentConfig(Config):

@@ -15,9 +15,10 @@ Opinions are those of the branches, and they give way to what contradicts them:
 Opinions come from one look, at the coarse view, for the question as it was asked. Two things contradict them:
 
     a crop was shown before the call was written, inserted or served: it may say where to look next, which no look at
-    the coarse view can know. So the second crop of a question in several steps is never a matter of opinion.
+    the coarse view can know. So the second crop of a question in several steps is never a matter of the map's opinion.
     the model asks again after it has read such a refusal (`review.insist` turns with one): it sees what the branches do
-    not. So a gate that is wrong costs a turn and never the answer.
+    not. So a gate that is wrong costs turns and never the answer. It costs as many for every crop: a model that zooms
+    out of habit does not win the second by having insisted on the first.
 
 The numbers of every rule that was asked are kept, whatever the verdict. Budgets are the policy's business, and come
 before all of this.
@@ -51,8 +52,8 @@ class Case:
     """What the branches found; None where nobody looked."""
     refused_turns: int
     """Earlier turns in which a call was refused on the branches' word."""
-    crop_read: bool
-    """Whether a crop was shown before the model wrote this turn."""
+    crops_read: int
+    """Crops that were shown before the model wrote this turn."""
     image: Size
     """Of the original."""
     replan: Callable[[Box], ZoomPlan]
@@ -102,12 +103,14 @@ def judge(shown: Sequence[View], plan: ZoomPlan, case: Case, rules: ReviewConfig
     if case.look is None:
         return Verdict(None, numbers)
     numbers["refused_turns"] = float(case.refused_turns)
-    if case.refused_turns >= rules.insist or case.crop_read:
-        return Verdict(None, numbers)
     if case.look.score is not None and case.look.threshold is not None:
         numbers |= {"gate": case.look.score, "gate_threshold": case.look.threshold}
     if suffices(case.look, rules.gate, map_decides=map_decides):
-        return Verdict("gate", numbers, _GATE.format(view=case.name(shown[0].id)))
+        if case.refused_turns < rules.insist * (1 + case.crops_read):
+            return Verdict("gate", numbers, _GATE.format(view=case.name(shown[0].id)))
+        return Verdict(None, numbers)
+    if case.refused_turns >= rules.insist or case.crops_read:
+        return Verdict(None, numbers)
     return _by_map(shown, plan.box, case, case.look, rules, numbers)
 
 

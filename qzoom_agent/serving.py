@@ -96,7 +96,7 @@ class Serving:
         return Case(
             look=self.look,
             refused_turns=self.refused_turns,
-            crop_read=any(view.kind == "crop" for view in shown[: self.views_read]),
+            crops_read=sum(view.kind == "crop" for view in shown[: self.views_read]),
             image=self.store.view("original").size,
             replan=replan,
             name=lambda view: self.protocol.view_name(order.index(view)),

@@ -105,6 +105,13 @@ def test_where_the_gate_is_silent_nothing_is_inserted_and_the_model_may_still_in
     assert answer.status == "answered"
 
 
+def test_each_crop_against_the_gate_takes_a_refusal_of_its_own() -> None:
+    answer = Played([FAR, FAR, SAME, SAME, "42"], sight(score=0.1)).run()
+    assert outcomes(answer) == [("refused", "gate"), ("served", ""), ("refused", "gate"), ("served", "")]
+    assert [call.numbers["refused_turns"] for turn in answer.trace.turns for call in turn.calls] == [0, 1, 1, 2]
+    assert (answer.status, answer.text) == ("answered", "42")
+
+
 def test_a_crop_of_what_is_shown_is_refused_and_the_view_is_named() -> None:
     play = Played([SAME, INSIDE, "42"], sight(HOT))
     answer = play.run()

@@ -77,14 +77,14 @@ def review(
     shown: Sequence[View] = (COARSE,),
     found: PerceptionRecord | None = None,
     refused_turns: int = 0,
-    crop_read: bool | None = None,
+    crops_read: int | None = None,
     policy: str = "hybrid",
     replan: Callable[[Box], ZoomPlan] = plan,
     **settings: Any,
 ) -> Review:
-    read = any(one.kind == "crop" for one in shown) if crop_read is None else crop_read
+    read = sum(one.kind == "crop" for one in shown) if crops_read is None else crops_read
     case = Case(
-        look=look() if found is None else found, refused_turns=refused_turns, crop_read=read, image=SIZE, replan=replan,
+        look=look() if found is None else found, refused_turns=refused_turns, crops_read=read, image=SIZE, replan=replan,
         name=lambda name: f"<{name}>", write=lambda one: f"<{one.as_list()}>",
     )  # fmt: skip
     rules = CropPolicy(AgentConfig().replace(policy=policy, **settings), VIEWS, perceives=True)
@@ -272,9 +272,20 @@ def test_what_contradicts_the_gate() -> None:
     assert not review(HOT, found=NO_NEED, refused_turns=1, review={"insist": 2}).serve
     assert review(HOT, found=NO_NEED, refused_turns=2, review={"insist": 2}).serve
     assert review(HOT, found=NO_NEED, review={"insist": 0}).serve
-    assert review(HOT, found=NO_NEED, shown=[COARSE, crop(COLD)]).serve
-    # a crop that the same turn brought was not read when this call was written
-    assert not review(HOT, found=NO_NEED, shown=[COARSE, crop(COLD)], crop_read=False).serve
+
+
+def test_every_crop_against_the_gates_word_has_to_be_insisted_on() -> None:
+    one, two = [COARSE, crop(COLD)], [COARSE, crop(COLD), crop(Box(0, 300, 200, 500), 2)]
+    for shown, needed in ((one, 2), (two, 3)):
+        assert review(HOT, found=NO_NEED, shown=shown, refused_turns=needed - 1).code == "gate"
+        assert review(HOT, found=NO_NEED, shown=shown, refused_turns=needed).serve
+    assert review(HOT, found=NO_NEED, shown=one, refused_turns=3, review={"insist": 2}).code == "gate"
+    assert review(HOT, found=NO_NEED, shown=one, refused_turns=4, review={"insist": 2}).serve
+    assert review(HOT, found=NO_NEED, shown=two, review={"insist": 0}).serve
+    # a turn that insists does so with every call in it: crops that it brought itself were not read when it was written
+    assert review(HOT, found=NO_NEED, shown=one, refused_turns=1, crops_read=0).serve
+    # where the gate asked for more, a crop that was read speaks against the map, and none is counted
+    assert review(COLD, shown=[COARSE, crop(HOT)]).serve
 
 
 def test_without_a_gate_the_map_may_say_that_nothing_is_needed() -> None:
@@ -345,7 +356,7 @@ def test_a_box_that_cuts_the_region_is_moved_to_it() -> None:
 def test_nothing_is_moved_to_what_was_shown_or_cannot_be_cut_or_afforded() -> None:
     cutting = Box(550, 50, 700, 300)
     beside = [COARSE, crop(HOT)]
-    assert review(cutting, shown=beside, crop_read=False).plan is None
+    assert review(cutting, shown=beside, crops_read=0).plan is None
     assert review(cutting, replan=lambda box: ZoomPlan("coarse", error="no")).plan is None
     wide = Box(450, 0, 900, 450)
     assert plan(wide).tokens > plan(Box(460, 0, 560, 40)).tokens
@@ -383,8 +394,10 @@ def test_every_verdict_has_its_numbers_and_a_refusal_its_text(
     assert {"views", "visual_tokens", "crop_tokens", "covered", "density", "crop_density"} <= found.numbers.keys()
     assert all(math.isfinite(value) for value in found.numbers.values())
     assert bool(found.reason) == (not found.serve or found.plan is not None) == bool(found.code)
-    if found.code in ("gate", "elsewhere", "cut"):
+    if found.code in ("elsewhere", "cut"):
         assert turns == 0 and not crops
+    if found.code == "gate":
+        assert score is not None and score < 0.5 and turns <= len(crops)
 
 
 # ---- words and counts ----------------------------------------------------------------------------------------------

@@ -17,12 +17,14 @@ from qzoom_agent.rl.nano.examples import (
     COARSE_TOKENS,
     coarse_tree,
     crop_tree,
+    needles,
+    proposed,
     show,
     training_board,
     training_boards,
     whole_tree,
 )
-from qzoom_agent.rl.nano.pages import object_page, text_page
+from qzoom_agent.rl.nano.pages import object_page, plate_page, text_page
 from qzoom_agent.rl.nano.trees import Look, Packer, Tree
 
 BUDGETS: Final = (64, 144, 256, 400, 576)
@@ -44,16 +46,17 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
     """
     rng = Random(f"batch/{kind}/{seed}")
     if kind == "print":
-        pages = [*(text_page(rng) for _ in range(7)), *(object_page(rng) for _ in range(4))]
+        pages = _pages(rng, text=4, plates=6, objects=3)
         boards = [training_board(rng, seed * 64 + index) for index in range(4)]
         views = [show(board, None, tokens=(16, COARSE_TOKENS)).look for board in boards]
         views.append(show(boards[0], None, tokens=(16, rng.choice(BUDGETS[1:]))).look)
         crops = [_look(crop_tree(rng, board)) for board in boards]
+        crops += [proposed(rng, board, rng.choice(needles(board))).look for board in boards]
         dice = [board for board in boards if any(thing.die for thing in board.things)]
         crops += [_look(crop_tree(rng, board, kind="pips")) for board in dice]  # rare, and read last of all
         return [Tree([look], []) for look in (*(_look(page) for page in pages), *views, *crops)]
     if kind == "pages":
-        return [*(text_page(rng) for _ in range(9)), *(object_page(rng) for _ in range(4))]
+        return _pages(rng, text=3, plates=7, objects=3)
     if kind == "crops":
         boards = [training_board(rng, seed * 64 + index) for index in range(3)]
         return [crop_tree(rng, board) for board in boards for _ in range(5)]
@@ -64,6 +67,11 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
         budget, count = int(kind.removeprefix("board")), _BOARDS_PER_BATCH[kind]
         return [whole_tree(rng, training_board(rng, seed * 64 + index), tokens=budget) for index in range(count)]
     raise ValueError(f"Unknown kind of batch: {kind!r}. The kinds are {', '.join(KINDS)}.")
+
+
+def _pages(rng: Random, *, text: int, plates: int, objects: int) -> list[Tree]:
+    kinds = [*[text_page] * text, *[plate_page] * plates, *[object_page] * objects]
+    return [draw(rng) for draw in kinds]
 
 
 def _look(page: Tree) -> Look:

@@ -34,18 +34,18 @@ DENSE_CLASSES: Final = (len(CHARS) + 1, len(CHARS) + 1, len(SHAPES) + 1, len(COL
 COARSE_TOKENS: Final = 64
 CROP_TOKENS: Final = (40, 100)
 """Fewest and most: up to 280 x 280 pixels of a board are shown without loss."""
-PROPOSED_SIDES: Final = (0.23, 0.17)
-"""Of a crop that SD-RPN proposes, as shares of the board's: about those of a crop that nano asks for."""
-PROPOSED_TOKENS: Final = (40, 44)
-PROPOSED_GROWTH: Final = 1.25
-"""Up to so many times these sides, with tokens in proportion: what is proposed is always magnified as much."""
-SLIP_GROWTH: Final = 0.6
+PROPOSED_SIDES: Final = (0.28, 0.21)
+"""Of a crop that SD-RPN proposes, as shares of the board's: a little larger than one that nano asks for."""
+PROPOSED_TOKENS: Final = (51, 56)
+PROPOSED_GROWTH: Final = (0.85, 1.1)
+"""Fewest and most times these sides, with tokens in proportion: what is proposed is always magnified as much."""
+SLIP_GROWTH: Final = 0.5
 """The same for a crop of little but a note, from which the place it names is learned for a third of the tokens."""
 NOTES: Final = 3
 """Drawings of the notes of a board: one picture of it, and so many times the notes to follow."""
 CALL_MARGIN: Final = (0.35, 30.0)
 """What a zoom call adds on every side of the needle: a share of its longer side, and at least these board pixels."""
-LAYOUT_SHARES: Final = {"scene": 0.34, "form": 0.15, "receipt": 0.15, "table": 0.08, "hop": 0.28}
+LAYOUT_SHARES: Final = {"scene": 0.34, "form": 0.15, "receipt": 0.18, "table": 0.09, "hop": 0.24}
 _CROP_KINDS: Final = ("code", "pips", "form", "receipt", "table")
 _LEGIBLE: Final = 11.0
 OPEN, ASK, CLOSE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
@@ -108,9 +108,9 @@ def dense_labels(board: Board, box: Rect, size: tuple[int, int]) -> NDArray[np.i
 
 
 def _middle(rect: Rect) -> Rect:
-    """The pixel in the middle."""
+    """The point in the middle, as a box so small that it lies in one visual token: a thing counts once."""
     x, y = (rect[0] + rect[2]) / 2, (rect[1] + rect[3]) / 2
-    return x - 0.5, y - 0.5, x + 0.5, y + 0.5
+    return x - 0.01, y - 0.01, x + 0.01, y + 0.01
 
 
 def _cover(
@@ -156,13 +156,18 @@ def _jittered(rng: Random, needle: Rect, board: Board) -> Rect:
 
 def proposed(rng: Random, board: Board, needle: Rect, *, growth: float | None = None) -> Frame:
     """A crop as SD-RPN proposes it: its sides are shares of the board's, its centre is about where the needle's is."""
-    growth = rng.uniform(1.0, PROPOSED_GROWTH) if growth is None else growth
+    growth = rng.uniform(*PROPOSED_GROWTH) if growth is None else growth
     width, height = (growth * share * side for share, side in zip(PROPOSED_SIDES, board.image.size, strict=True))
     x = (needle[0] + needle[2] - width) / 2 + rng.gauss(0.0, 0.12) * width
     y = (needle[1] + needle[3] - height) / 2 + rng.gauss(0.0, 0.12) * height
     x, y = min(max(0.0, x), board.image.width - width), min(max(0.0, y), board.image.height - height)
     least, most = (round(growth**2 * count) for count in PROPOSED_TOKENS)
     return show(board, (x, y, x + width, y + height), tokens=(least, most))
+
+
+def needles(board: Board) -> list[Rect]:
+    """Every place of the board that some question needs a crop of."""
+    return [box for fact in board.facts for box in fact.boxes]
 
 
 def _anywhere(rng: Random, board: Board) -> Rect:
@@ -407,7 +412,7 @@ def _noted(rng: Random, coarse: Frame, frame: Frame, fact: Fact, *, growth: floa
     return noting(proposed(rng, frame.board, fact.boxes[0], growth=growth), fact, coarse)
 
 
-def counts(rng: Random, board: Board, *, most: int = 8) -> list[Fact]:
+def counts(rng: Random, board: Board, *, most: int = 12) -> list[Fact]:
     """Further questions of how many there are: most words of a board name one thing alone, which teaches least."""
     words = [*{thing.shape for thing in board.things}, *{thing.color for thing in board.things}]
     seen = {word: [thing.box for thing in board.things if word in (thing.shape, thing.color)] for word in sorted(words)}

@@ -1,7 +1,8 @@
 """Pages: small images packed with things to read, from which the vision tower and the read-out learn most per second.
 
 A crop of a board costs 40 to 64 visual tokens and holds three characters; a page of 64 holds thirty, each with a dense
-label, and every line is a question too. Pages of objects do the same for shapes, colours and dice.
+label, and every line is a question too. Pages of plates show the print of boards as crops do, worn and magnified;
+pages of objects do the same for shapes, colours and dice.
 """
 
 from collections.abc import Sequence
@@ -10,16 +11,18 @@ from typing import Final
 
 from PIL import Image, ImageDraw
 
-from qzoom_agent.evals.suites.needle.boards import CODE_CHARS, QUESTIONS, Board, Fact, Thing
+from qzoom_agent.evals.suites.needle.boards import CODE_CHARS, QUESTIONS, Board, Fact, Pen, Thing, worn
 from qzoom_agent.evals.suites.needle.fonts import typefaces
-from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, draw_die, draw_shape, draw_text, paint, text_width
+from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, Rect, draw_die, draw_shape, draw_text, paint, text_width
 from qzoom_agent.evals.suites.needle.textures import background
 from qzoom_agent.rl.nano.examples import ASK, CHARS, CLOSE, OPEN, counts, direct, read_from, show
 from qzoom_agent.rl.nano.trees import Look, Say, Tree
 
 SIDE: Final = 224
-_TOKENS: Final = (64, 64)
+_TOKENS: Final = (57, 64)  # 64 whatever the rounding
 _SIZES: Final = ((26, 46), (15, 26), (46, 60))
+_MAGNIFIED: Final = (1.0, 1.8)
+"""How many times: from a whole board at full budget to nano's own crops."""
 
 
 def _tree(board: Board) -> Tree:
@@ -42,6 +45,14 @@ def _whole_page(board: Board) -> Tree:
     return Tree([Say(OPEN), frame.look], [pieces], ["direct page"])
 
 
+def _read_out(rng: Random, board: Board) -> Tree:
+    return _whole_page(board) if rng.random() < 0.6 else _tree(board)
+
+
+def _line(board: Board, text: str, box: Rect) -> None:
+    board.facts.append(Fact("pages", "line", f"read line {len(board.facts) + 1}.", text, (box,)))
+
+
 def text_page(rng: Random) -> Tree:
     """Lines of random print in several sizes and typefaces: "read line 2." for each, or "read the page."."""
     image, light = background(rng, (SIDE, SIDE), split="train")
@@ -51,7 +62,7 @@ def text_page(rng: Random) -> Tree:
     while True:
         capital = rng.randint(*rng.choices(_SIZES, weights=(5, 4, 1))[0])
         if y + capital > SIDE - 2:
-            return _whole_page(board) if rng.random() < 0.6 else _tree(board)
+            return _read_out(rng, board)
         typeface = rng.choice(typefaces("train"))
         chars = CODE_CHARS if rng.random() < 0.8 else CHARS
         advance = capital * rng.uniform(0.85, 1.5) if rng.random() < 0.7 else None
@@ -67,8 +78,27 @@ def text_page(rng: Random) -> Tree:
         at = (4 + rng.uniform(0, room), y)
         printed = draw_text(draw, text, at=at, typeface=typeface, capital=capital, fill=fill, advance=advance)
         board.glyphs += printed.glyphs
-        board.facts.append(Fact("pages", "line", f"read line {len(board.facts) + 1}.", text, (printed.box,)))
+        _line(board, text, printed.box)
         y += capital + rng.randint(6, 20)
+
+
+def plate_page(rng: Random) -> Tree:
+    """Codes and prices on plates, drawn and worn as on a board and then magnified, as the crops of one are."""
+    side = round(SIDE / rng.uniform(*_MAGNIFIED))
+    pen = Pen(rng, split="train", size=(side, side))
+    most = int((side - 16) // pen.code_advance)
+    y = rng.uniform(1.0, 10.0)
+    while True:
+        length = max(rng.randint(3, most), rng.randint(3, most))
+        text = "".join(rng.choice(CODE_CHARS) for _ in range(length))
+        if rng.random() < 0.2:
+            text = f"{rng.randint(1, 9)}.{rng.randint(0, 99):02d}"
+        width, height = pen.code_size(text)
+        if y + height > side - 1:
+            pen.board.image = worn(rng, pen.board.image)
+            return _read_out(rng, pen.board)
+        _line(pen.board, text, pen.code(text, (rng.uniform(0.0, max(0.0, side - 1 - width)), y)))
+        y += height + rng.uniform(2.0, 11.0)
 
 
 def object_page(rng: Random) -> Tree:
@@ -108,5 +138,5 @@ def object_page(rng: Random) -> Tree:
         if [other.color for other in board.things].count(thing.color) == 1:
             asked = rng.choice(QUESTIONS["shape"]).format(thing.color)
             board.facts.append(Fact("pages", "shape", asked, thing.shape, seen=(thing.box,)))
-    board.facts += counts(rng, board, most=4)
+    board.facts += counts(rng, board, most=6)
     return _tree(board)

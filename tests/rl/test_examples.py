@@ -1,6 +1,6 @@
 """What nano is shown: labels that follow from the drawing, views of the promised size, calls that hold their needle."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 
 import numpy as np
@@ -38,7 +38,7 @@ from qzoom_agent.rl.nano.examples import (
     under,
     zooming,
 )
-from qzoom_agent.rl.nano.pages import object_page, text_page
+from qzoom_agent.rl.nano.pages import object_page, plate_page, text_page
 from qzoom_agent.rl.nano.tokenizer import LOCATIONS, build_tokenizer
 from qzoom_agent.rl.nano.trees import Look, Packer, Say, Tree
 from qzoom_agent.views import View, ViewStore
@@ -142,11 +142,12 @@ def page_of(tree: Tree) -> tuple[Look, list[tuple[str, str, Say]]]:
     return look, asked
 
 
-def test_pages_are_full_of_print() -> None:
+@pytest.mark.parametrize("draw", [text_page, plate_page])
+def test_pages_are_full_of_print(draw: Callable[[Random], Tree]) -> None:
     """Each is read line by line, or all at once; every character has its place, a space has none."""
     tokenizer, rng, forms = build_tokenizer(), Random(0), set()
     for _ in range(8):
-        tree = text_page(rng)
+        tree = draw(rng)
         look, asked = page_of(tree)
         forms |= set(tree.names)
         assert look.dense is not None
@@ -176,11 +177,12 @@ def words(answer: str, places: list[list[int]]) -> list[list[list[int]]]:
     return [places[start:end] for start, end in zip([0, *(at + 1 for at in ends)], [*ends, None], strict=True)]
 
 
-def test_labels_of_a_page_spell_its_lines() -> None:
+@pytest.mark.parametrize("draw", [text_page, plate_page])
+def test_labels_of_a_page_spell_its_lines(draw: Callable[[Random], Tree]) -> None:
     """Where one character fills a half-token, the dense label under a focus is that character."""
     rng, told, right = Random(1), 0, 0
     for _ in range(5):
-        look, asked = page_of(text_page(rng))
+        look, asked = page_of(draw(rng))
         assert look.dense is not None
         for _, answer, said in asked:
             for character, (_, cells) in zip(answer, said.focus, strict=True):
@@ -190,6 +192,24 @@ def test_labels_of_a_page_spell_its_lines() -> None:
                     right += char(character) in labels
     assert told > 60
     assert right > 0.9 * told
+
+
+def test_plates_are_magnified_as_the_crops_of_boards_are() -> None:
+    """From a whole board's print to that of nano's own crops; several lines each, and prices among the codes."""
+    rng = Random(2)
+    scales, answers = [], []
+    for _ in range(40):
+        tree = plate_page(rng)
+        _, asked = page_of(tree)
+        answers += [word for _, answer, _ in asked for word in answer.split()]
+        look = tree.prefix[1]
+        assert isinstance(look, Look) and look.dense is not None
+        height = (look.dense[:, :2] > 0).any(1).reshape(8, 8).any(1).sum()
+        scales.append(int(height))
+    assert min(scales) >= 2 and max(scales) >= 5, "rows with print: few when magnified, many when not"
+    prices = [word for word in answers if "." in word]
+    assert 0.1 < len(prices) / len(answers) < 0.35
+    assert {len(word) for word in answers if "." not in word} >= {3, 4, 5, 6}
 
 
 def test_pages_of_objects_are_named_and_counted() -> None:
@@ -205,7 +225,7 @@ def test_pages_of_objects_are_named_and_counted() -> None:
         assert (look.dense[:, 4] > 0).sum() >= kinds.count("pips")
         for kind, (_, answer, said) in zip(kinds, asked, strict=True):
             if kind == "count":
-                assert said.tally is not None and len(said.tally[1]) <= int(answer)
+                assert said.tally is not None and len(said.tally[1]) == int(answer)
                 continue
             slot, words = {"pips": (4, "123456"), "color": (3, COLORS), "shape": (2, SHAPES)}[kind]
             value = words.index(answer) + 1

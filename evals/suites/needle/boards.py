@@ -112,11 +112,17 @@ class Board:
 class Pen:
     """The random choices that one board keeps throughout: typefaces, paper, ink and plate style."""
 
-    def __init__(self, rng: Random, *, split: str, fonts: Path | None, notes: int = 0) -> None:
+    def __init__(
+        self,
+        rng: Random,
+        *,
+        split: str,
+        fonts: Path | None = None,
+        notes: int = 0,
+        size: tuple[int, int] | None = None,
+    ) -> None:
         self.rng, self.split, self.notes = rng, split, notes
-        columns, rows = rng.choice(GRIDS)
-        self.width = min(28 * columns + rng.randint(-10, 0), 784)
-        self.height = min(28 * rows + rng.randint(-10, 0), 784)
+        self.width, self.height = size or _size(rng)
         image, light = background(rng, (self.width, self.height), split=split)
         self.board = Board(image)
         self.draw = ImageDraw.Draw(image)
@@ -192,6 +198,23 @@ class Pen:
         return float(top + capital + 16)
 
 
+def _size(rng: Random) -> tuple[int, int]:
+    columns, rows = rng.choice(GRIDS)
+    width = min(28 * columns + rng.randint(-10, 0), 784)
+    return width, min(28 * rows + rng.randint(-10, 0), 784)
+
+
+def worn(rng: Random, image: Image.Image) -> Image.Image:
+    """The image as it may come out of a camera and a file: at times blurred a little, at times compressed."""
+    if rng.random() < 0.35:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8)))
+    if rng.random() < 0.5:
+        buffer = BytesIO()
+        image.save(buffer, "JPEG", quality=rng.randint(60, 92))
+        image = Image.open(buffer).convert("RGB")
+    return image
+
+
 def draw_board(layout: str, seed: int, *, split: str = "train", fonts: Path | None = None, notes: int = 0) -> Board:
     """The board of this layout ("scene", "form", "receipt", "table" or "hop") and seed.
 
@@ -205,12 +228,7 @@ def draw_board(layout: str, seed: int, *, split: str = "train", fonts: Path | No
     pen = Pen(rng, split=split, fonts=fonts, notes=notes)
     _LAYOUTS[layout](pen)
     board = pen.board
-    if rng.random() < 0.35:
-        board.image = board.image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8)))
-    if rng.random() < 0.5:
-        buffer = BytesIO()
-        board.image.save(buffer, "JPEG", quality=rng.randint(60, 92))
-        board.image = Image.open(buffer).convert("RGB")
+    board.image = worn(rng, board.image)
     return board
 
 

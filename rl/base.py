@@ -75,6 +75,9 @@ class Stage(BaseModel):
     from_layer: int = Field(default=0, ge=0)
     """Lowest decoder layer that is trained; above 0 tower and embeddings stay as they are, too. From the layer up that
     branches leave at, they stay valid."""
+    heads_only: bool = False
+    """Only the training heads learn. For a start from a shipped model, which has none: while they know nothing, what
+    they ask of the layers below destroys more than it teaches."""
     weights: dict[Literal["answer", "read", "place", "focus", "ground", "point", "aim", "tally"], float] = {
         "answer": 1.0,
         "read": 1.0,
@@ -230,6 +233,9 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
     tokenizer, model = _start(recipe, index, output)
     if stage.from_layer:
         _freeze_below(model, stage.from_layer)
+    if stage.heads_only:
+        model.requires_grad_(False)
+        model.training_heads.requires_grad_(True)
     packer = Packer(tokenizer)
     data: Dataset = table(stage.mix, steps=stage.steps, seed=seed, tokenizer=tokenizer)
     arguments = TrainingArguments(

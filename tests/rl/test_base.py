@@ -156,6 +156,19 @@ def test_a_stage_can_leave_the_lower_layers_alone(straight: Path, tmp_path: Path
         base.main(["--config", str(tmp_path / "high.yaml"), "--output", str(tmp_path / "out")])
 
 
+def test_heads_alone_can_be_learned_first(straight: Path, tmp_path: Path) -> None:
+    """Of a model that ships without them; nothing else of it moves."""
+    stage = "{name: heads, steps: 2, mix: {crops: 1.0}, learning_rate: 1.0e-3, heads_only: true}"
+    (tmp_path / "heads.yaml").write_text(f"{RECIPE}  - {stage}\n")
+    for before in ("read", "talk"):
+        (tmp_path / "out" / before).mkdir(parents=True)
+        (tmp_path / "out" / before / "final").symlink_to(straight / before / "final")
+    assert base.main(["--config", str(tmp_path / "heads.yaml"), "--output", str(tmp_path / "out")]) == 0
+    talk, heads = weights(straight / "talk"), weights(tmp_path / "out" / "heads")
+    changed = {name for name in talk if not torch.equal(talk[name], heads[name])}
+    assert changed == {f"training_heads.{name}.{kind}" for name in ("read", "place", "aim") for kind in ("weight", "bias")}
+
+
 def test_a_finished_run_is_left_alone(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in straight.rglob("model.safetensors")}
     assert base.main(["--config", str(straight / "recipe.yaml"), "--output", str(straight)]) == 0

@@ -3,6 +3,7 @@
     python -m qzoom_agent.evals.evidence --out runs/evidence --n 500 --write docs/nano.md
     python -m qzoom_agent.evals.evidence --out runs/evidence --n 500 --part 1/2   (half of the rows, for two processes)
     python -m qzoom_agent.evals.evidence --out runs/rl --model runs/grpo/final --policies explicit,hybrid
+    python -m qzoom_agent.evals.evidence --out runs/judge --policies hybrid --set review.insert=false
 
 Each row of the table is a run folder under `--out`: one that is finished is read, one that was interrupted goes on.
 Whole boards at higher budgets are in `docs/results.md`, beside what they are compared with (`qzoom bench pareto`).
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from qzoom_agent.agent import Agent
-from qzoom_agent.config import PolicyName
+from qzoom_agent.config import AgentConfig, PolicyName, read_setting
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evals.compare import compare
 from qzoom_agent.evals.folder import RunFolder
@@ -135,14 +136,15 @@ def differences(cases: Sequence[Case], out: Path) -> str:
 
 def run(case: Case, agent: Agent, *, n: int, seed: int, weights: str | None, out: Path) -> SuiteResult:
     """The result of one row: from disk if it is finished, else by running it."""
-    folder = RunFolder(out / case.name)
-    if (folder.path / "results.json").exists() and folder.ask.weights == weights:
+    folder, asked = RunFolder(out / case.name), agent.replace(policy=case.policy)
+    known = (folder.path / "results.json").exists()
+    if known and folder.ask.weights == weights and folder.config == asked.config:
         found = Results.of(folder)
         result = found.suites[case.suite]
         if found.seed == seed and result.n == n and not result.failed:
             return result
     results = evaluate(
-        agent.replace(policy=case.policy),
+        asked,
         [find_suite(case.suite)],
         out=folder.path,
         source=Source(split=case.split, seed=seed, n=n),
@@ -174,6 +176,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--part", default="1/1", help="I/K: every K-th row from the I-th")
     parser.add_argument("--policies", help="only the rows of these, such as explicit,hybrid")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting of the agent"
+    )
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this Markdown file too")
     options = parser.parse_args(argv)
     part, _, of = options.part.partition("/")
@@ -182,10 +187,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = set((options.policies or ",".join(POLICIES)).split(","))
     if strange := sorted(wanted - set(POLICIES)):
         raise ConfigError(f"There is no policy {', '.join(strange)}. Choose from {', '.join(POLICIES)}.")
-    if options.write and (int(of) > 1 or options.policies):
-        raise ConfigError("--write takes the whole table: run it without --part and --policies once all rows are done.")
+    if options.write and (int(of) > 1 or options.policies or options.set):
+        raise ConfigError(
+            "--write takes the whole table: without --part, --policies and --set, once all rows are done."
+        )
+    settings = dict(read_setting(text) for text in options.set)
     weights = {policy: fingerprint(options.model, base_only=policy not in _NEED_BRANCHES) for policy in POLICIES}
-    with Agent.from_pretrained(options.model, policy="direct") as agent:
+    with Agent.from_pretrained(options.model, config=AgentConfig(policy="direct").replace(**settings)) as agent:
         cases = [case for case in CASES if case.policy in wanted]
         cases = [case for case in cases if agent.backend.perceives or case.policy not in _NEED_BRANCHES]
         results = [

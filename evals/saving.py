@@ -2,6 +2,7 @@
 
     python -m qzoom_agent.evals.saving runs/evidence                          explicit against hybrid
     python -m qzoom_agent.evals.saving runs/accuracy-only runs/crop-price --policies explicit
+    python -m qzoom_agent.evals.saving runs/evidence:explicit runs/judge:hybrid
 
 Reads the run folders that `evals.evidence` wrote and asks the model nothing. Every suite counts with as many questions;
 differences are paired, question by question, with their bootstrap intervals.
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Final, NamedTuple
@@ -117,15 +117,20 @@ def _price(side: Side) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", help="folders that evals.evidence wrote")
+    parser.add_argument("folders", nargs="+", help="folders that evals.evidence wrote; FOLDER:POLICY for one row of it")
     parser.add_argument("--policies", default="explicit,hybrid", help="to compare; the first of the first is the base")
     options = parser.parse_args(argv)
-    asked = options.policies.split(",")
+    print(table([side for text in options.folders for side in _sides(text, options.policies)]))
+    return 0
+
+
+def _sides(text: str, policies: str) -> list[Side]:
+    """The sides that one argument names: of a folder those of `policies`, unless it says which itself."""
+    folder, colon, own = text.rpartition(":")
+    asked = (own if colon else policies).split(",")
     if strange := sorted(set(asked) - set(POLICIES)):
         raise ConfigError(f"There is no policy {', '.join(strange)}. Choose from {', '.join(POLICIES)}.")
-    policies = [policy for policy in POLICIES if policy in asked]
-    print(table([load(folder, policy) for folder, policy in product(options.folders, policies)]))
-    return 0
+    return [load(Path(folder if colon else text), policy) for policy in POLICIES if policy in asked]
 
 
 if __name__ == "__main__":

@@ -251,6 +251,21 @@ class ReviewConfig(Config):
     0: that word never counts."""
 
 
+def read_setting(text: str) -> tuple[str, Any]:
+    """Key and value of a setting as it is written on a command line: KEY=VALUE, the value in YAML.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set takes KEY=VALUE; got {text!r}. Write for example --set budget.max_turns=3")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"The value in --set {text} cannot be read. Put quotes around it.") from None
+
+
 class AgentConfig(Config):
     """Everything that decides what an episode does. Saved with every trace."""
 

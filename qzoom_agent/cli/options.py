@@ -45,10 +45,10 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
 def read_config(args: argparse.Namespace) -> AgentConfig:
     """The configuration that the flags describe. Raises ConfigError, or BackendError for an unknown model."""
     from qzoom_agent.backends.presets import resolve_model
-    from qzoom_agent.config import AgentConfig
+    from qzoom_agent.config import AgentConfig, read_setting
 
     config = AgentConfig.load(args.config) if args.config else AgentConfig()
-    changes: dict[str, Any] = dict(_setting(text) for text in args.set)
+    changes: dict[str, Any] = dict(read_setting(text) for text in args.set)
     flags = {
         "model": args.model,
         "policy": args.policy,
@@ -73,15 +73,3 @@ def load_agent(args: argparse.Namespace, *, device: str | None = None) -> Agent:
             raise ConfigError("Branches need a model's hidden states, which a server keeps. Leave out --branches.")
         return Agent.from_server(args.server, model=config.model, config=config)
     return Agent.from_pretrained(config.model, config=config, device=device or args.device, branches=args.branches)
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    import yaml
-
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set takes KEY=VALUE; got {text!r}. Write for example --set budget.max_turns=3")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"The value in --set {text} cannot be read. Put quotes around it.") from None

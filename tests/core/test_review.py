@@ -84,8 +84,8 @@ def review(
 ) -> Review:
     read = sum(one.kind == "crop" for one in shown) if crops_read is None else crops_read
     case = Case(
-        look=look() if found is None else found, refused_turns=refused_turns, crops_read=read, image=SIZE, replan=replan,
-        name=lambda name: f"<{name}>", write=lambda one: f"<{one.as_list()}>",
+        look=look() if found is None else found, refused_turns=refused_turns, crops_read=read, image=SIZE,
+        replan=replan, name=lambda name: f"<{name}>", write=lambda one: f"<{one.as_list()}>",
     )  # fmt: skip
     rules = CropPolicy(AgentConfig().replace(policy=policy, **settings), VIEWS, perceives=True)
     return rules.review(shown, plan(box), case)

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.backends.scripted import ScriptedBackend
+from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evals import evidence
 from qzoom_agent.evals.evidence import BEGIN, CASES, END, Case, table, write
@@ -27,8 +27,8 @@ class Loader:
         self.stop_at: int | None = None
 
     @contextmanager
-    def from_pretrained(self, model: str, **config: Any) -> Iterator[Agent]:
-        with Agent(ScriptedBackend(self.reply, name=model)) as agent:
+    def from_pretrained(self, model: str, *, config: AgentConfig) -> Iterator[Agent]:
+        with Agent(ScriptedBackend(self.reply, name=model), config=config) as agent:
             yield agent
 
     def reply(self, messages: list[Message]) -> str:

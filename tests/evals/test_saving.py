@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.backends.scripted import ScriptedBackend
+from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evals import evidence, saving
 from qzoom_agent.messages import Message, view_ids
@@ -20,12 +20,12 @@ class Zooming:
     """Stands for `Agent`: a model that zooms onto the upper left corner as long as it may, then says 7."""
 
     @contextmanager
-    def from_pretrained(self, model: str, **config: Any) -> Iterator[Agent]:
+    def from_pretrained(self, model: str, *, config: AgentConfig) -> Iterator[Agent]:
         def reply(messages: list[Message]) -> str:
             shown = len(view_ids(messages))
             return CALL if "You may zoom." in str(messages[0]) and shown < int(model) else "7"
 
-        with Agent(ScriptedBackend(reply, name=model)) as agent:
+        with Agent(ScriptedBackend(reply, name=model), config=config) as agent:
             yield agent
 
 
@@ -72,3 +72,20 @@ def test_what_was_not_run_is_named(run: Path) -> None:
         saving.main([str(run / "2"), "--policies", "greedy"])
     with pytest.raises(ConfigError, match="no policy greedy"):
         evidence.main(["--out", str(run / "4"), "--policies", "greedy"])
+
+
+def test_rows_of_two_folders_can_be_set_beside_each_other(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So that a policy with another setting, in a folder of its own, is compared with one without."""
+    out = ["--out", str(run / "few"), "--n", "2", "--model", "3", "--policies", "explicit"]
+    assert evidence.main([*out, "--set", "budget.max_turns=1"]) == 0
+    capsys.readouterr()
+    assert saving.main([f"{run / '2'}:direct", f"{run / 'few'}:explicit"]) == 0
+    head, _, direct, few, _ = (cells(line) for line in capsys.readouterr().out.splitlines())
+    assert (direct[0], few[0]) == ("2: direct", "few: explicit")
+    assert dict(zip(head, few, strict=True))["crops for 100 questions"] == "100.0", "one turn, one crop"
+    with pytest.raises(ConfigError, match="another evaluation"):
+        evidence.main(out)
+    with pytest.raises(ConfigError, match="without --part, --policies and --set"):
+        evidence.main([*out[:4], "--set", "seed=1", "--write", "page.md"])
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        evidence.main([*out, "--set", "seed"])

@@ -166,7 +166,9 @@ def test_heads_alone_can_be_learned_first(straight: Path, tmp_path: Path) -> Non
     assert base.main(["--config", str(tmp_path / "heads.yaml"), "--output", str(tmp_path / "out")]) == 0
     talk, heads = weights(straight / "talk"), weights(tmp_path / "out" / "heads")
     changed = {name for name in talk if not torch.equal(talk[name], heads[name])}
-    assert changed == {f"training_heads.{name}.{kind}" for name in ("read", "place", "aim") for kind in ("weight", "bias")}
+    assert changed == {
+        f"training_heads.{name}.{kind}" for name in ("read", "place", "aim") for kind in ("weight", "bias")
+    }
 
 
 def test_a_finished_run_is_left_alone(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:

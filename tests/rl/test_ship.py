@@ -83,6 +83,18 @@ def test_a_stage_goes_on_in_the_architecture_of_the_one_before(tmp_path: Path) -
     assert again.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
+def test_what_was_loaded_in_float32_does_not_say_so_when_it_ships(final: Path, tmp_path: Path) -> None:
+    tokenizer, model = load_training(final)
+    for part in (model.config.text_config, model.config.vision_config):
+        part.dtype = torch.float32
+    model.save_pretrained(tmp_path / "later", save_original_format=False)
+    tokenizer.save_pretrained(tmp_path / "later")
+    ship.ship([tmp_path / "later"], tmp_path / "shipped")
+    written = json.loads((tmp_path / "shipped" / "config.json").read_text())
+    assert written["dtype"] == "bfloat16"
+    assert not {"float32"} & {written["text_config"].get("dtype"), written["vision_config"].get("dtype")}
+
+
 def test_the_image_processor_makes_the_trained_patches(shipped: Path) -> None:
     processor = Qwen2VLImageProcessorPil.from_pretrained(shipped)
     image = Image.effect_mandelbrot((8 * CELL, 7 * CELL), (-2.0, -1.5, 1.0, 1.5), 40).convert("RGB")

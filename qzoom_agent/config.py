@@ -245,7 +245,7 @@ class ReviewConfig(Config):
     snap_gap: float = Field(default=0.25, ge=0)
     """The same for a box that misses the region by at most this share of the region's longer side."""
     snap_keep: float = Field(default=0.8, gt=0, le=1)
-    """A box that holds this share of the region's heat does not cut it."""
+    """A box that holds this share of the region's heat does not cut it; of a region of fixed sides, its middle."""
     insist: int = Field(default=1, ge=0)
     """Turns refused on the branches' word after which the model's calls stand, where the gate spoke for each crop anew;
     0: that word never counts."""

@@ -367,6 +367,7 @@ def take_look(ctx: Context, question: str, *, map_always: bool = False) -> tuple
         cutoff=sight.cutoff,
         cells=[one.cells for one in sight.proposals],
         boxes=[(box.x1, box.y1, box.x2, box.y2) for box in boxes],
+        fixed=sight.fixed,
         route="zoom" if boxes else "direct",
         reason=sight.reason,
         prompt_tokens=sight.prompt_tokens,

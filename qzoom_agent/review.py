@@ -8,7 +8,8 @@ Two kinds of rules. Facts hold whatever the model has in mind:
 Opinions are those of the branches, and they give way to what contradicts them:
 
     gate       the gate said that the coarse view suffices
-    cut        the box overlaps a proposed region or lies beside it, but leaves out part of it: the region is served
+    cut        the box overlaps a proposed region or lies beside it, but leaves out part of it (its middle, where its
+               sides were chosen beforehand, and so say nothing of what belongs together): the region is served
     elsewhere  the heat map has next to nothing inside the box, and a proposed region holds it: the model is told of
                that region, or served it (`review.elsewhere`)
 
@@ -124,7 +125,7 @@ def _by_map(
     inside = heat.share(box)
     if inside is not None:
         numbers["heat"] = inside
-    cut = cut_region(box, regions, heat, rules)
+    cut = cut_region(box, regions, heat, rules, fixed=look.fixed)
     region = cut or hotter_region(inside, regions, heat, rules)
     if region is None:
         return Verdict(None, numbers)
@@ -233,11 +234,14 @@ class Heat:
         )
 
 
-def cut_region(box: Box, regions: Sequence[Box], heat: Heat, rules: ReviewConfig) -> Box | None:
+def cut_region(
+    box: Box, regions: Sequence[Box], heat: Heat, rules: ReviewConfig, *, fixed: bool = False
+) -> Box | None:
     """The proposed region that a box touches but cuts, or lies beside; None if it touches none or holds what counts.
 
     Touching: an overlap of at least `rules.snap` of the smaller of the two, or a gap of at most `rules.snap_gap` of the
-    region's longer side. Cutting: less than `rules.snap_keep` of the region's heat (of its area, without heat) inside.
+    region's longer side. Cutting: less than `rules.snap_keep` of the region's heat (of its area, without heat) inside;
+    of a region of `fixed` sides, the middle is outside.
     """
     if rules.snap is None:
         return None
@@ -252,6 +256,9 @@ def cut_region(box: Box, regions: Sequence[Box], heat: Heat, rules: ReviewConfig
     if not touched:
         return None
     region = max(touched, key=lambda one: one[:2])[2]
+    if fixed:
+        x, y = (region.x1 + region.x2) / 2, (region.y1 + region.y2) / 2
+        return None if box.x1 <= x <= box.x2 and box.y1 <= y <= box.y2 else region
     return region if _kept(box, region, heat) < rules.snap_keep else None
 
 

@@ -151,6 +151,8 @@ class PerceptionRecord(_Record):
     """Proposed boxes in cells of the heat map, right and bottom exclusive, best first."""
     boxes: list[Quad] = Field(default_factory=list)
     """The same boxes in original pixels."""
+    fixed: bool = False
+    """The boxes have sides that were chosen beforehand: they say where, and not how much."""
     route: Literal["direct", "zoom"] = "direct"
     """Whether crops were proposed."""
     reason: Text = ""

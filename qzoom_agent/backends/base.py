@@ -94,6 +94,8 @@ class Sight(NamedTuple):
     """What the map covers, in shown pixels of the view: more than it where it was padded. None: the view."""
     margin: float = 0.0
     """What the branches want added on each side of a proposal, as a share of its longer side."""
+    fixed: bool = False
+    """The proposals have sides that were chosen beforehand: they say where, and not how much."""
 
 
 @runtime_checkable

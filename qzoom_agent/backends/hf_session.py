@@ -184,6 +184,7 @@ class HFSession:
                 seconds=seconds,
                 extent=grid.to_view(0, 0, grid.columns, grid.rows, view=span.view),
                 margin=self._branches.config.margin,
+                fixed=options.box is not None or self._branches.config.box is not None,
             )
             for at, (span, grid) in enumerate(zip(prompt.spans, grids, strict=True))
         ]

@@ -224,6 +224,21 @@ def test_a_box_that_cuts_a_region_gets_the_region(box: Box, settings: dict[str, 
     assert found == (HOT if snapped else None)
 
 
+@pytest.mark.parametrize(
+    ("box", "snapped"),
+    [
+        (Box(650, 150, 750, 250), False),  # a quarter of the heat, around the middle
+        (Box(600, 100, 705, 205), False),
+        (Box(600, 100, 695, 300), True),  # nearly half of the region, but not its middle
+        (Box(820, 100, 900, 300), True),  # beside it
+        (Box(0, 400, 200, 600), False),  # far away
+    ],
+)
+def test_of_a_region_of_fixed_sides_the_middle_counts(box: Box, snapped: bool) -> None:
+    heat = Heat.of(look(), SIZE)
+    assert cut_region(box, [HOT], heat, RULES, fixed=True) == (HOT if snapped else None)
+
+
 def test_without_heat_a_region_is_cut_by_area() -> None:
     flat = Heat.of(PerceptionRecord(), SIZE)
     assert cut_region(Box(600, 100, 700, 300), [HOT], flat, RULES) == HOT
@@ -351,6 +366,9 @@ def test_a_box_that_cuts_the_region_is_moved_to_it() -> None:
     assert f"<{HOT.as_list()}>" in found.reason
     assert review(Box(550, 50, 700, 300), refused_turns=1).plan is None
     assert review(Box(550, 50, 700, 300), review={"snap": None}).plan is None
+    fixed = look().model_copy(update={"fixed": True})
+    assert review(Box(550, 50, 705, 300), found=fixed).plan is None
+    assert review(Box(550, 50, 695, 300), found=fixed).plan == plan(HOT)
 
 
 def test_nothing_is_moved_to_what_was_shown_or_cannot_be_cut_or_afforded() -> None:

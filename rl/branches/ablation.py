@@ -1,15 +1,18 @@
 """One choice of the branches changed, everything else as it was: which way would have been better, and by how much.
 
 Variants that have to be trained are, each in a folder of its own, from the labels of a finished run of `qzoom train
-branches`; those that only read the same branches otherwise are not. Each trained variant gets thresholds of its own by
-the same calibration. Then all are measured in one interleaved run on boards nobody was trained on.
+branches`, and run on the base that those labels are of, whether or not post-SFT came after; those that only read the
+same branches otherwise are not. Each variant that changes SD-RPN or its base gets thresholds of its own by the same
+calibration. Then all are measured in one interleaved run on boards nobody was trained on.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
+import numpy as np
+import torch
 from yaml import safe_load
 
 from qzoom_agent.agent import Agent
@@ -20,13 +23,14 @@ from qzoom_agent.evals.interleaved import Cell, measure
 from qzoom_agent.evals.stats import wilson
 from qzoom_agent.evals.suites.base import Sample
 from qzoom_agent.geometry import Box
-from qzoom_agent.perception.branches import CONFIG, BranchConfig
+from qzoom_agent.perception.branches import CONFIG, BranchConfig, Branches
 from qzoom_agent.perception.labels import CROP_BASELINE
+from qzoom_agent.perception.maps import regions
 from qzoom_agent.rl.branches.asking import ask
 from qzoom_agent.rl.branches.attending import answers
 from qzoom_agent.rl.branches.labelling import collect, heads_for, labels_on
 from qzoom_agent.rl.branches.metrics import in_pixels
-from qzoom_agent.rl.branches.recipe import BranchRecipe
+from qzoom_agent.rl.branches.recipe import BranchRecipe, StageName
 from qzoom_agent.rl.branches.records import Record
 from qzoom_agent.rl.branches.run import STAGES
 from qzoom_agent.rl.branches.workshop import Workshop
@@ -45,8 +49,10 @@ class Variant:
     reading: dict[str, Any] = field(default_factory=dict)
     """Keys of `perception` that differ when the branches are read."""
     policy: PolicyName = "always"
-    fine_tuned: bool = True
-    """On the base that post-SFT left, if there is one."""
+    after: tuple[StageName, ...] = ()
+    """Stages whose results are taken as they are and calibrated; empty: what the run calibrated is read."""
+    attention: Literal["tight", "fixed"] | None = None
+    """Policy `oracle`: crop where the answer's attention points, around all of it or in a box of the recipe's sides."""
 
 
 class Ablation(NamedTuple):
@@ -111,6 +117,13 @@ def _gates(shop: Workshop) -> list[Variant]:
     ]
 
 
+def _sources(shop: Workshop) -> list[Variant]:
+    found = [Variant("SD-RPN"), Variant("the attention, all of it", policy="oracle", attention="tight")]
+    if shop.recipe.box is not None:
+        found.append(Variant("the attention, a box of the same sides", policy="oracle", attention="fixed"))
+    return found
+
+
 ABLATIONS: Final[dict[str, Ablation]] = {
     "k": Ablation("layers before the branches (K)", _layers),
     "depth": Ablation("depth of SD-RPN (T)", _depths),
@@ -119,7 +132,7 @@ ABLATIONS: Final[dict[str, Ablation]] = {
     "thresholds": Ablation("what counts as foreground of the map", _thresholds),
     "source": Ablation(
         "SD-RPN, or the attention of the answer that it learned from",
-        lambda _: [Variant("SD-RPN"), Variant("raw attention", policy="oracle")],
+        _sources,
     ),
     "gate": Ablation("gate learned, training-free or off", _gates, EVERY),
     "positions": Ablation(
@@ -128,7 +141,7 @@ ABLATIONS: Final[dict[str, Ablation]] = {
     ),
     "postsft": Ablation(
         "with and without post-SFT",
-        lambda _: [Variant("without", fine_tuned=False), Variant("with")],
+        lambda _: [Variant("without", after=("sdrpn",)), Variant("with", after=("sdrpn", "postsft"))],
     ),
 }
 
@@ -154,14 +167,18 @@ def ablate(
     if name == "postsft" and shop.base is None:
         raise ConfigError(f"{run} has no base of post-SFT. Run `qzoom train postsft` with its recipe first.")
     folder = out / name
-    backends = {one.name: _backend(shop, one, folder) for one in variants}
+    bases: dict[bool, HFBackend] = {}
     agents, boxes = {}, {}
     for one in variants:
+        branches, tuned = _branches(shop, one, folder)
+        if tuned not in bases:
+            bases[tuned] = shop.backend(fine_tuned=tuned)
+        backend = _carrying(bases[tuned], branches)
         config = AgentConfig(policy=one.policy).replace(perception=one.reading)
-        if one.policy == "oracle":
+        if one.attention is not None:
             config = config.replace(oracle_margin=0.0)
-            boxes[one.name] = _attended(shop, backends[one.name])
-        agents[one.name] = Agent(backends[one.name], config=config)
+            boxes[one.name] = _attended(shop, backend, one.attention)
+        agents[one.name] = Agent(backend, config=config)
     measured = {
         suite: measure(
             agents, suite, n=n, seed=seed, boxes=boxes, journal=folder / f"{suite}.jsonl", note=progress(suite)
@@ -197,16 +214,30 @@ def _config(shop: Workshop) -> BranchConfig:
     return BranchConfig.model_validate_json((shop.final("calibrate") / CONFIG).read_text(encoding="utf-8"))
 
 
-def _backend(shop: Workshop, variant: Variant, folder: Path) -> HFBackend:
-    """The base with the branches of a variant, trained here if the variant asks for it."""
-    if not variant.recipe:
-        branches = shop.final("calibrate") if variant.fine_tuned else _calibrated(shop, {}, folder / "without")
-        return shop.backend(branches=branches, fine_tuned=variant.fine_tuned)
-    return shop.backend(branches=_calibrated(shop, variant.recipe, folder / variant.name.replace(" ", "_")))
+def _branches(shop: Workshop, variant: Variant, folder: Path) -> tuple[Path, bool]:
+    """The branches of a variant, trained and calibrated here if it asks for it, and whether on the fine-tuned base."""
+    if variant.recipe:
+        return _calibrated(shop, variant.recipe, folder / variant.name.replace(" ", "_")), False
+    if variant.after:
+        return _calibrated(shop, {}, folder / variant.name, after=variant.after), "postsft" in variant.after
+    return shop.final("calibrate"), shop.base is not None and "postsft" in shop.recipe.stages
 
 
-def _calibrated(shop: Workshop, changes: dict[str, Any], folder: Path) -> Path:
-    """SD-RPN of a changed recipe, without a gate, with thresholds of its own."""
+def _carrying(base: HFBackend, branches: Path) -> HFBackend:
+    """The same base, its weights not loaded again, with other branches."""
+    return HFBackend(
+        base.model,
+        base.processor,
+        name=base.name,
+        protocol=base.protocol,
+        defaults=base.defaults,
+        placement=base.placement,
+        branches=Branches.load(branches, base.model),
+    )
+
+
+def _calibrated(shop: Workshop, changes: dict[str, Any], folder: Path, *, after: Sequence[StageName] = ()) -> Path:
+    """SD-RPN of a changed recipe, or what the stages `after` left, without a gate, with thresholds of its own."""
     data = shop.recipe.model_dump(mode="json")
     for key, value in changes.items():
         *sections, last = key.split(".")
@@ -216,20 +247,28 @@ def _calibrated(shop: Workshop, changes: dict[str, Any], folder: Path) -> Path:
         place[last] = value
     other = Workshop(BranchRecipe.model_validate(data), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for made in ("heads.json", "labels"):
+    for made in ("heads.json", "labels", *after):
         if (shop.output / made).exists() and not (folder / made).exists():
             (folder / made).symlink_to((shop.output / made).resolve())
-    for stage in ("sdrpn", "calibrate"):
+    stages: tuple[StageName, ...] = ("sdrpn", "calibrate")
+    for stage in stages:
         if not other.result(stage).exists():
             print(f"== {folder.name}: {stage}", flush=True)
             STAGES[stage](other)
     return other.final("calibrate")
 
 
-def _attended(shop: Workshop, backend: HFBackend) -> Callable[[Sample], Sequence[Box]]:
-    """Where the answer's own attention points: the crop baseline of SD-RPN's paper (it answers twice)."""
-    labelling = shop.recipe.labelling
-    heads = heads_for(labelling, "textual", model=shop.recipe.model, selected=shop.heads())
+def _attended(
+    shop: Workshop, backend: HFBackend, around: Literal["tight", "fixed"]
+) -> Callable[[Sample], Sequence[Box]]:
+    """Where the attention points that labels are made of, as a crop (the baseline of SD-RPN's paper: it answers twice).
+
+    around: "tight" around all that is attended to, as published; "fixed" a box of the recipe's sides, as SD-RPN's.
+    """
+    recipe, labelling = shop.recipe, shop.recipe.labelling
+    heads = heads_for(labelling, "textual", model=recipe.model, selected=shop.heads())
+    norm_layer = recipe.k if labelling.sink == "norm" else None
+    ratio = labelling.norm_ratio if labelling.sink == "norm" else None
 
     def boxes(question: Sample) -> Sequence[Box]:
         record = Record(
@@ -241,11 +280,16 @@ def _attended(shop: Workshop, backend: HFBackend) -> Callable[[Sample], Sequence
             boxes=None,
             mode="textual",
         )
-        (one,) = ask(backend, [record], [None])
+        (one,) = ask(backend, [record], [labelling.tokens], tools=labelling.response == "call")
         said = answers(backend, [one], max_new_tokens=labelling.max_new_tokens)
-        ((heat, sink),) = collect(backend, [one], said, heads, asking=labelling.asking)
-        _, rows, columns = one.grid
-        found = labels_on(heat, sink, (rows, columns), CROP_BASELINE, norm_ratio=None)
-        return [in_pixels(found.box, (rows, columns), one.store.view("coarse"))]
+        ((heat, sink),) = collect(backend, [one], said, heads, asking=labelling.asking, norm_layer=norm_layer)
+        found = labels_on(heat, sink, heat.shape, CROP_BASELINE, norm_ratio=ratio)
+        box = found.box
+        if around == "fixed":
+            clean = np.where(found.excluded, 0.0, heat)
+            share = 0.0 if recipe.peak_share is None else recipe.peak_share
+            some = regions(torch.as_tensor(clean), clean > share * clean.max(), sides=recipe.box)
+            box = some[0] if some else box
+        return [in_pixels(box, heat.shape, one.store.view("coarse"))]
 
     return boxes

@@ -46,8 +46,8 @@ def ship(sources: Sequence[Path], target: Path) -> int:
             weight.copy_(torch.stack([weight, *others]).mean(0))
     del model.training_heads
     cast(torch.nn.Module, model).to(torch.bfloat16)
-    for part in (model.config.text_config, model.config.vision_config):
-        part.dtype = None  # of a model that was loaded in float32, they would say so for ever
+    for part in ("text_config", "vision_config"):
+        getattr(model.config, part).dtype = None  # of a model that was loaded in float32, they would say so for ever
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     if size > LIMIT_BYTES:
         raise ConfigError(f"The weights are {size / 1e6:.1f} MB; the package takes at most {LIMIT_BYTES / 1e6:.0f} MB.")

@@ -1,13 +1,18 @@
 """Ablations on a run of toy length: variants are trained or read as they say, and measured on the same questions."""
 
 from pathlib import Path
+from shutil import copytree
 
 import pytest
+from yaml import safe_load
 
+from qzoom_agent.backends.presets import NANO_FOLDER
 from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.perception.branches import BranchConfig
-from qzoom_agent.rl.branches.ablation import ABLATIONS, FINE, ablate
+from qzoom_agent.rl.branches.ablation import ABLATIONS, FINE, Variant, _branches, ablate
+from qzoom_agent.rl.branches.recipe import BranchRecipe
+from qzoom_agent.rl.branches.workshop import Workshop
 from tests.rl.branches.test_run import written
 
 
@@ -15,7 +20,7 @@ from tests.rl.branches.test_run import written
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of `qzoom train branches` without a gate."""
     folder = tmp_path_factory.mktemp("ablation")
-    recipe = written(folder, stages=["select-heads", "label", "sdrpn", "calibrate"])
+    recipe = written(folder, stages=["select-heads", "label", "sdrpn", "calibrate"], box=[0.3, 0.225])
     assert qzoom(["train", "branches", "--config", str(recipe), "--output", str(folder / "run")]) == 0
     return folder / "run"
 
@@ -55,8 +60,29 @@ def test_variants_are_trained_from_the_same_labels_and_measured_on_the_same_ques
 
 def test_raw_attention_stands_against_the_map(finished: Path, tmp_path: Path) -> None:
     found = rows(ablate("source", finished, tmp_path, n=2))
-    assert list(found) == ["SD-RPN", "raw attention"]
-    assert found["raw attention"][2] == "100%"
+    assert list(found) == ["SD-RPN", "the attention, all of it", "the attention, a box of the same sides"]
+    assert all(cells[2] == "100%" for name, cells in found.items() if name != "SD-RPN")
+
+
+def test_post_sft_is_measured_on_its_own_base_and_everything_else_is_not(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    copytree(finished, run)
+    copytree(NANO_FOLDER, run / "postsft" / "base")  # as if it had been trained, after the run was calibrated
+    copytree(run / "sdrpn" / "final", run / "postsft" / "final")
+    found = rows(ablate("postsft", run, tmp_path / "out", n=2))
+    assert list(found) == ["without", "with"]
+    for name in found:
+        folder = tmp_path / "out" / "postsft" / name
+        assert (folder / "sdrpn").is_symlink(), "it is not trained again"
+        assert (folder / "calibrate" / "final" / "branches.safetensors").exists()
+        assert (folder / "postsft").exists() == (name == "with")
+    recipe = BranchRecipe.model_validate(safe_load((run / "recipe.yaml").read_text()))
+    done, folder = Workshop(recipe, run), tmp_path / "out" / "postsft"
+    assert _branches(done, Variant("with", after=("sdrpn", "postsft")), folder)[1]
+    assert not _branches(done, Variant("without", after=("sdrpn",)), folder)[1]
+    assert _branches(done, Variant("as it is"), folder) == (run / "calibrate" / "final", False)
+    after = Workshop(recipe.model_copy(update={"stages": [*recipe.stages[:3], "postsft", "calibrate"]}), run)
+    assert _branches(after, Variant("as it is"), folder)[1]
 
 
 def test_what_cannot_be_compared_is_said(finished: Path, tmp_path: Path) -> None:

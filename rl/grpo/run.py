@@ -81,25 +81,25 @@ def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
         "train_dataset": load_rows(recipe),
         "peft_config": _peft(recipe.lora) if recipe.lora else None,
         "callbacks": [Notes(output / "log.jsonl"), Alarm(output / "log.jsonl")],
+        "tolerance": recipe.rollouts.tolerance,
+        "looker": looker,
     }
     keeper = Keeper(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes)
-    rewards, tolerance = _rewards(recipe, output), recipe.rollouts.tolerance
+    rewards = _rewards(recipe, output)
     if recipe.rollouts.by == "environment":
         fit_for_trl(backend.processor, factor=backend.defaults.factor)
         require_tool_template(backend.processor)
         make = lambda: ZoomEnv(backend, config=config, looker=looker)  # noqa: E731
-        trainer = ZoomTrainer(backend, rewards, keeper, tolerance=tolerance, environment_factory=make, **shared)
+        trainer = ZoomTrainer(backend, rewards, keeper, environment_factory=make, **shared)
     else:
         trainer = EpisodeTrainer(
             backend,
             rewards,
             keeper,
-            tolerance=tolerance,
             config=config,
             seed=recipe.seed,
             rows=recipe.rollouts.rows,
             by_trl=recipe.rollouts.by == "generate",
-            looker=looker,
             **shared,
         )
     if trainer.is_fsdp_enabled and recipe.rollouts.by == "shared":

@@ -64,13 +64,22 @@ class ZoomTrainer(GRPOTrainer):
     environments: Any
 
     def __init__(
-        self, backend: HFBackend, rewards: Sequence[NamedReward], keeper: Keeper, *, tolerance: float, **kwargs: Any
+        self,
+        backend: HFBackend,
+        rewards: Sequence[NamedReward],
+        keeper: Keeper,
+        *,
+        tolerance: float,
+        looker: HFBackend | None = None,
+        **kwargs: Any,
     ) -> None:
         """
         Args:
             tolerance: how far sampled log-probabilities may be from the trainer's own, see `guards`.
+            looker: whose branches look; None: nobody's.
         """
         self.backend = backend
+        self.looker = looker
         self.keeper = keeper
         self.tolerance = tolerance
         self._compared = False
@@ -108,6 +117,8 @@ class ZoomTrainer(GRPOTrainer):
         return [env.store for env in self.environments]
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
+        if self.looker is not None:
+            bring(self.looker, self.accelerator.device, trained=self.backend)
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         counts = batch.get("num_images") or []
         require_images(batch, sum(counts))
@@ -163,7 +174,6 @@ class EpisodeTrainer(ZoomTrainer):
         seed: int,
         rows: int,
         by_trl: bool = False,
-        looker: HFBackend | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -171,13 +181,12 @@ class EpisodeTrainer(ZoomTrainer):
             config: of the episodes.
             rows: most episodes at a time.
             by_trl: let TRL's own generation (HF or vLLM) write the turns, each from its beginning.
-            looker: whose branches look; None: nobody's.
         """
         super().__init__(backend, *args, **kwargs)
         self.config, self.seed, self.rows = config, seed, rows
         self.tools = [_episodes]
         self._shared = None if by_trl else SharedDecoder(backend)
-        self._crew = Crew(backend, self._shared or self._by_trl, looker=looker, encode=not by_trl)
+        self._crew = Crew(backend, self._shared or self._by_trl, looker=self.looker, encode=not by_trl)
         self._inputs: list[Row] = []
         self._played: list[Played] = []
 
@@ -292,6 +301,14 @@ class EpisodeTrainer(ZoomTrainer):
         one = self._played[0].tokens
         while self._somebody_writes(False):
             self._by_trl_now([[*one.prompt, *one.completion]], [one.images], 1)
+
+
+def bring(looker: HFBackend, device: torch.device, *, trained: HFBackend) -> None:
+    """Put the branches that look, and a base of their own, where the trained model is: accelerate moves that alone."""
+    assert looker.branches is not None
+    looker.branches.to(device)
+    if looker.model is not trained.model:
+        looker.model.to(device)  # type: ignore[arg-type]
 
 
 def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.perception.branches import Branches
+from qzoom_agent.rl.grpo.recipe import GRPORecipe
 from qzoom_agent.rl.grpo.run import load_model, make_trainer, train
 from qzoom_agent.rl.grpo.trainer import EpisodeTrainer
 from tests.core.tiny_models import Family
@@ -170,19 +172,44 @@ def test_adapters_are_trained_and_merged(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
 
 
-def test_gate_and_proposals_insert_crops_that_are_trained_on(tmp_path: Path) -> None:
-    """Policy `hybrid` on untrained branches that always zoom: the crop stands in the prompt of every rollout."""
-    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", agent={**AGENT, **SHORT, **ALWAYS})
+@pytest.fixture(scope="module")
+def looking(tmp_path_factory: pytest.TempPathFactory) -> GRPORecipe:
+    """A recipe whose policy inserts the crops of untrained branches, which always zoom."""
+    folder = tmp_path_factory.mktemp("looking")
+    recipe = tiny_recipe(folder, "qwen2_5_vl", agent={**AGENT, **SHORT, **ALWAYS})
     backend = HFBackend.load(recipe.model, device="cpu", dtype="float32")
-    Branches.from_base(backend.model, k=1, depth=1, gate_depth=1).save(tmp_path / "branches")
-    looking = recipe.model_copy(update={"branches": str(tmp_path / "branches")})
+    Branches.from_base(backend.model, k=1, depth=1, gate_depth=1).save(folder / "branches")
+    return recipe.model_copy(update={"branches": str(folder / "branches")})
+
+
+def rolled_out(recipe: GRPORecipe, **changes: Any) -> GRPORecipe:
+    return recipe.model_copy(update={"rollouts": recipe.rollouts.model_copy(update=changes)})
+
+
+def test_gate_and_proposals_insert_crops_that_are_trained_on(looking: GRPORecipe, tmp_path: Path) -> None:
+    """The crop stands in the prompt of every rollout."""
     for perception in ("current", "frozen"):
-        rollouts = recipe.rollouts.model_copy(update={"perception": perception})
-        trainer = make_trainer(looking.model_copy(update={"rollouts": rollouts}), tmp_path / perception)
+        trainer = make_trainer(rolled_out(looking, perception=perception), tmp_path / perception)
         trainer.train()
         log = log_of(tmp_path / perception)[0]
         assert log["zoom/inserted"] == 1.0
         assert log["rollout/logp_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("perception", ["current", "frozen"])
+@pytest.mark.parametrize("by", ["shared", "environment"])
+def test_what_looks_is_on_the_device_of_the_training(
+    looking: GRPORecipe, by: str, perception: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = rolled_out(looking, by=by, perception=perception).model_copy(update={"protocol": "qwen3vl"})
+    trainer = make_trainer(recipe, tmp_path)
+    assert trainer.looker is not None and trainer.looker.branches is not None
+    monkeypatch.setattr(type(trainer.accelerator), "device", torch.device("meta"))
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", lambda *_: {})
+    trainer._generate_and_score_completions([])
+    assert {weight.device.type for weight in trainer.looker.branches.parameters()} == {"meta"}
+    base = {weight.device.type for weight in trainer.looker.model.parameters()}
+    assert base == {"meta" if perception == "frozen" else "cpu"}, "the trained model is placed by accelerate"
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])

@@ -27,6 +27,7 @@ from qzoom_agent.evals.suites.base import Sample
 from qzoom_agent.graph import Context, State, act, advanced, finish, perceive, to_trace
 from qzoom_agent.messages import Message
 from qzoom_agent.protocols.hermes import ZOOM
+from qzoom_agent.rl.grpo.guards import require_plain_positions
 from qzoom_agent.trace import Trace, Turn, describe_environment
 from qzoom_agent.views import ViewStore
 
@@ -43,9 +44,10 @@ class ZoomEnv:
             looker: whose branches look, where the policy looks first; None: the backend's own.
 
         Raises:
-            ConfigError: a protocol that TRL cannot render.
+            ConfigError: a protocol that TRL cannot render, or crops that it would place otherwise.
         """
         self.agent = Agent(looker or backend, config=config)
+        require_plain_positions(self.agent.config, looker or backend)
         protocol = self.agent.protocol
         if {message["role"] for message in protocol.refusal("")} != {"tool"}:
             raise ConfigError(

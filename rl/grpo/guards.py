@@ -5,7 +5,7 @@ left out of the training forward, log-probabilities of another model than the on
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from PIL import Image
@@ -15,12 +15,18 @@ from trl.chat_template_utils import qwen3_vl_chat_template, supports_tool_callin
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.backends.hf_prompt import Codec
+from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.messages import Message, text, view_ids
 from qzoom_agent.perception.adapters import adapter_for
+from qzoom_agent.policy import LOOK_FIRST
 from qzoom_agent.protocols.base import ZoomProtocol
 from qzoom_agent.views import ViewStore
 
+PLACED: Final = (
+    "Crops with the positions of their place cannot be trained on: the trainer computes positions itself. "
+    "Set perception.positions to 'plain' and use branches made for it."
+)
 _MOST_TOKENS = 2**16
 _REPLY = "Let me look closer. 12, 34."
 
@@ -36,6 +42,21 @@ def require_family(config: PretrainedConfig) -> None:
             f"The trainer cannot learn from episodes of a {config.model_type} model: TRL places images that come after "
             "the prompt for Qwen-VL families only. Use a Qwen2.5-VL or Qwen3-VL model."
         )
+
+
+def require_plain_positions(config: AgentConfig, looker: HFBackend) -> None:
+    """Crops that the policy inserts are placed as the trainer places them.
+
+    Args:
+        config: resolved.
+        looker: the backend whose branches look.
+
+    Raises:
+        ConfigError: they get the positions of their place, by the configuration or else by the branches.
+    """
+    own = None if looker.branches is None else looker.branches.config.positions
+    if config.policy in LOOK_FIRST and (config.perception.positions or own) == "aligned":
+        raise ConfigError(PLACED)
 
 
 class Talk:

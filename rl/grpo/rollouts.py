@@ -32,6 +32,7 @@ from qzoom_agent.evals.suites.base import Sample
 from qzoom_agent.messages import Message, view_ids
 from qzoom_agent.perception.layout import Cells
 from qzoom_agent.rl.grpo.decoding import SharedSession, Wish, Written, encode_together
+from qzoom_agent.rl.grpo.guards import PLACED
 from qzoom_agent.trace import Trace
 
 Writer = Callable[[Sequence[Wish]], list[Written]]
@@ -130,10 +131,7 @@ class Seat:
         return sights
 
     def place(self, view: str, *, source: str, cells: Cells) -> None:
-        raise ConfigError(
-            "Crops with the positions of their place cannot be trained on: the trainer computes positions itself. "
-            "Set perception.positions to 'plain' and use branches made for it."
-        )
+        raise ConfigError(PLACED)
 
     def close(self) -> None:
         if self.model is not None:

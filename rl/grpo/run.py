@@ -5,7 +5,8 @@
     qzoom train grpo --config ... --model runs/coldstart/final     (another model than the recipe's)
     accelerate launch --config_file rl/recipes/accelerate/zero2.yaml -m qzoom_agent.rl.grpo --config ...
 
-A run that was killed goes on from its last checkpoint when it is started again. The output folder gets
+A run that was killed goes on from its last checkpoint when it is started again with the same recipe (of which `steps`,
+`watch`, `log_steps` and `report_to` may change). The output folder gets
 
     recipe.yaml          the resolved recipe
     log.jsonl            every metric, and warnings
@@ -46,12 +47,14 @@ from qzoom_agent.rl.grpo.guards import (
     Talk,
     fit_for_trl,
     require_family,
+    require_plain_positions,
     require_room_for_groups,
     require_template,
     require_tool_template,
 )
 from qzoom_agent.rl.grpo.plan import describe, longest, require_room
 from qzoom_agent.rl.grpo.recipe import GRPORecipe, LoRA, load_grpo_recipe
+from qzoom_agent.rl.grpo.resume import keep_recipe
 from qzoom_agent.rl.grpo.trainer import EpisodeTrainer, ZoomTrainer
 from qzoom_agent.rl.grpo.watch import Alarm, Keeper, Notes
 
@@ -71,9 +74,9 @@ def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
     """The trainer of a recipe, everything checked that can be checked before the first step."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     backend = load_model(recipe)
-    looks = recipe.agent_config().policy in LOOK_FIRST
-    looker = _looker(backend, recipe) if looks else None
     config = recipe.agent_config().resolved(model=backend.name, protocol=backend.protocol, defaults=backend.defaults)
+    require_plain_positions(config, backend)
+    looker = _looker(backend, recipe) if config.policy in LOOK_FIRST else None
     arguments = trl_config(recipe, output, completion=_room(recipe, backend, config))
     require_room_for_groups(recipe.prompts, arguments.world_size)
     shared: dict[str, Any] = {
@@ -277,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{options.output / 'final'} is there already; delete it to train again.")
         return 0
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "recipe.yaml").write_text(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    keep_recipe(recipe, options.output)
     print(f"written {train(recipe, options.output)}")
     return 0
 

@@ -15,6 +15,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.perception.branches import Branches
+from qzoom_agent.rl.env import ZoomEnv
 from qzoom_agent.rl.grpo.recipe import GRPORecipe
 from qzoom_agent.rl.grpo.run import load_model, make_trainer, train
 from qzoom_agent.rl.grpo.trainer import EpisodeTrainer
@@ -39,7 +40,7 @@ SCRIPTS = {
 """Rows 0 and 1 are one question's, 2 and 3 another's; a row that has answered has no part in later turns."""
 
 
-ALWAYS = {"policy": "always", "perception": {"threshold": 0.0}}
+ALWAYS: dict[str, Any] = {"policy": "always", "perception": {"threshold": 0.0}}
 SHORT = {"generation": {"max_new_tokens": 6}}
 
 
@@ -194,6 +195,32 @@ def test_gate_and_proposals_insert_crops_that_are_trained_on(looking: GRPORecipe
         log = log_of(tmp_path / perception)[0]
         assert log["zoom/inserted"] == 1.0
         assert log["rollout/logp_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("by", ["shared", "generate", "environment"])
+@pytest.mark.parametrize("whose", ["configuration", "branches"])
+def test_crops_in_their_place_are_refused_before_the_first_step(
+    looking: GRPORecipe, by: str, whose: str, tmp_path: Path
+) -> None:
+    recipe = rolled_out(looking, by=by).model_copy(update={"protocol": "qwen3vl"})
+    if whose == "configuration":
+        look = {**ALWAYS["perception"], "positions": "aligned"}
+        recipe = recipe.model_copy(update={"agent": {**recipe.agent, "perception": look}})
+    else:
+        base = HFBackend.load(recipe.model, device="cpu", dtype="float32").model
+        Branches.from_base(base, k=1, depth=1, gate_depth=1, positions="aligned").save(tmp_path)
+        recipe = recipe.model_copy(update={"branches": str(tmp_path)})
+    with pytest.raises(ConfigError, match=r"Set perception\.positions to 'plain'"):
+        make_trainer(recipe, tmp_path / "out")
+    plain = {**recipe.agent, "perception": {**ALWAYS["perception"], "positions": "plain"}}
+    make_trainer(recipe.model_copy(update={"agent": plain}), tmp_path / "out")
+
+
+def test_an_environment_of_plain_trl_refuses_them_too(looking: GRPORecipe) -> None:
+    backend = HFBackend.load(looking.model, device="cpu", dtype="float32", branches=looking.branches)
+    config = looking.agent_config().replace(protocol="qwen3vl", perception={"positions": "aligned"})
+    with pytest.raises(ConfigError, match="positions of their place"):
+        ZoomEnv(backend, config=config)
 
 
 @pytest.mark.parametrize("perception", ["current", "frozen"])

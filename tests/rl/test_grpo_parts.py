@@ -25,6 +25,7 @@ from qzoom_agent.rl.grpo.data import FIRST_SEED, SEEDS_A_RUN, load_rows
 from qzoom_agent.rl.grpo.decoding import SharedDecoder, Written, draw
 from qzoom_agent.rl.grpo.plan import longest, require_room
 from qzoom_agent.rl.grpo.recipe import GRPORecipe, load_grpo_recipe
+from qzoom_agent.rl.grpo.resume import keep_recipe
 from qzoom_agent.rl.grpo.rollouts import Crew, Said, Seat, play, tokens_of
 from qzoom_agent.rl.grpo.trainer import trimmed
 from qzoom_agent.rl.grpo.watch import Alarm
@@ -351,3 +352,28 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "grpo.yaml").write_text("steps: 40\nneedle: {needle-hop: 1}\n")
     assert run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")]) == 0
     assert "delete it to train again" in capsys.readouterr().out
+
+
+def checkpoint(output: Path, step: int) -> None:
+    folder = output / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text("{}")
+
+
+def test_a_run_goes_on_under_its_own_recipe_only(tmp_path: Path) -> None:
+    keep_recipe(recipe(model="one"), tmp_path)
+    keep_recipe(recipe(model="two"), tmp_path)  # nothing was trained yet
+    checkpoint(tmp_path, 2)
+    with pytest.raises(ConfigError, match=r"another recipe \(model: 'two', now 'one'; seed: 0, now 7\)"):
+        keep_recipe(recipe(model="one", seed=7), tmp_path)
+    assert load_grpo_recipe(tmp_path / "recipe.yaml").model == "two"
+    keep_recipe(recipe(model="two", steps=9, watch={"every": 3}, log_steps=2, report_to="wandb"), tmp_path)
+    assert load_grpo_recipe(tmp_path / "recipe.yaml").steps == 9
+
+
+def test_the_command_does_not_report_one_recipe_as_another(tmp_path: Path) -> None:
+    (tmp_path / "grpo.yaml").write_text("model: nano\nsteps: 40\nneedle: {needle-hop: 1}\n")
+    checkpoint(tmp_path / "out", 2)
+    keep_recipe(recipe(model="other"), tmp_path / "out")
+    with pytest.raises(ConfigError, match="model: 'other', now 'nano'"):
+        run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")])

@@ -76,13 +76,13 @@ def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
     backend = load_model(recipe)
     config = recipe.agent_config().resolved(model=backend.name, protocol=backend.protocol, defaults=backend.defaults)
     require_plain_positions(config, backend)
-    looker = _looker(backend, recipe) if config.policy in LOOK_FIRST else None
+    looker = _looker(backend, recipe, config)
     arguments = trl_config(recipe, output, completion=_room(recipe, backend, config))
     require_room_for_groups(recipe.prompts, arguments.world_size)
     shared: dict[str, Any] = {
         "args": arguments,
         "train_dataset": load_rows(recipe),
-        "peft_config": _peft(recipe.lora) if recipe.lora else None,
+        "peft_config": _peft(recipe.lora, backend, from_layer=recipe.from_layer) if recipe.lora else None,
         "callbacks": [Notes(output / "log.jsonl"), Alarm(output / "log.jsonl")],
         "tolerance": recipe.rollouts.tolerance,
         "looker": looker,
@@ -142,8 +142,18 @@ def load_model(recipe: GRPORecipe) -> HFBackend:
     return backend
 
 
-def _looker(backend: HFBackend, recipe: GRPORecipe) -> HFBackend:
-    """The backend whose branches look: the trained one, or a copy of it as it is now."""
+def _looker(backend: HFBackend, recipe: GRPORecipe, config: AgentConfig) -> HFBackend | None:
+    """The backend whose branches look: the trained one, or a copy of it as it is now; None if nobody needs a look."""
+    needed = [f"the reward '{one.name}'" for one in recipe.rewards if one.looks]
+    if config.policy in LOOK_FIRST:
+        needed.insert(0, f"the policy '{config.policy}'")
+    if not needed:
+        return None
+    if not backend.perceives:
+        raise ConfigError(
+            f"What gate and SD-RPN see is needed for {' and '.join(needed)}, and '{backend.name}' comes without them. "
+            "Set branches (or --branches) to a folder that `qzoom train branches` wrote for it, or leave that out."
+        )
     if recipe.rollouts.perception == "current":
         return backend
     model: Any = copy.deepcopy(backend.model)
@@ -228,12 +238,16 @@ def _rewards(recipe: GRPORecipe, output: Path) -> list[NamedReward]:
     return build(recipe.rewards, judge=judge, mask_truncated=recipe.loss.mask_truncated)
 
 
-def _peft(lora: LoRA) -> Any:
+def _peft(lora: LoRA, backend: HFBackend, *, from_layer: int) -> Any:
     if not is_peft_available():
         raise MissingDependency("LoRA needs peft. Install it with: pip install 'qzoom-agent[lora]'")
     from peft import LoraConfig
 
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
+    targets = lora.targets
+    if from_layer:
+        layers = "|".join(map(str, range(from_layer, len(text_model(backend.model).layers))))
+        targets = rf"(?=.*\.layers\.({layers})\.)(?:{targets})"
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
 
 
 def _write(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:
@@ -251,7 +265,7 @@ def _write(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:
         backend.processor.save_pretrained(part)
         if backend.branches is not None:
             backend.branches.save(part)
-            if recipe.from_layer < backend.branches.config.k and recipe.lora is None:
+            if recipe.from_layer < backend.branches.config.k:
                 k = backend.branches.config.k
                 print(f"Layers below {k}, which the branches read, were trained: fit them again, or set from_layer.")
         part.rename(done)
@@ -266,11 +280,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
     parser.add_argument("--output", type=Path, default=Path("runs/grpo"), help="folder of all that is written")
     parser.add_argument("--model", help="another model than the recipe's: a preset, a hub id or a folder")
+    parser.add_argument("--branches", help="branches to use instead of the recipe's: a folder")
     parser.add_argument("--steps", type=int, help="another number of steps than the recipe's")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it costs, and stop")
     parser.add_argument("--devices", type=int, default=1, help="for --dry-run: how many devices there will be")
     options = parser.parse_args(argv)
-    given = {"model": options.model, "steps": options.steps}
+    given = {"model": options.model, "branches": options.branches, "steps": options.steps}
     recipe = load_grpo_recipe(options.config, **{key: value for key, value in given.items() if value is not None})
     if options.dry_run:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))

@@ -124,11 +124,9 @@ class ZoomTrainer(GRPOTrainer):
         require_images(batch, sum(counts))
         if self.use_vllm and not self._compared:
             mask = batch["completion_mask"] * batch.get("tool_mask", 1)
-            # without the correction TRL does not compute what the trainer itself would say
-            if "old_per_token_logps" in batch:
-                distance = logp_distance(batch["sampling_per_token_logps"], batch["old_per_token_logps"], mask)
-                require_same_model(distance, tolerance=self.tolerance, writer="vLLM")
-                self._compared = True
+            distance = logp_distance(batch["sampling_per_token_logps"], batch["old_per_token_logps"], mask)
+            require_same_model(distance, tolerance=self.tolerance, writer="vLLM")
+            self._compared = True
         return batch
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
@@ -271,6 +269,8 @@ class EpisodeTrainer(ZoomTrainer):
 
     def _by_trl(self, wishes: Sequence[Wish]) -> list[Written]:
         """Turns written by TRL's generation, which begins with the whole conversation and all its images."""
+        if not wishes:
+            return []
         prompts = [list(one.ready.prompt.ids) for one in wishes]
         images = [[one.session.pixels(span.view) for span in one.ready.prompt.spans] for one in wishes]
         limit = wishes[0].settings.max_new_tokens
@@ -282,13 +282,18 @@ class EpisodeTrainer(ZoomTrainer):
 
     def _by_trl_now(self, prompts: list[list[int]], images: list[list[Any]], limit: int) -> Any:
         """One pass of TRL's generation: ids of each row, and their log-probabilities where vLLM gives them."""
-        flat = [image for row in images for image in row]
-        fields = dict(self.backend.processor.image_processor(images=flat, return_tensors="pt")) if flat else {}
+        generate: Any = super()._generate_single_turn
         if self.use_vllm:
             self.vllm_generation.max_completion_length = limit
-        else:
-            self.generation_config.max_new_tokens = limit
-        generate: Any = super()._generate_single_turn
+            rows = len(prompts)
+            # TRL finds a process's answers by its number times its own rows, so all have to ask for as many
+            most = int(self.accelerator.gather(torch.tensor([rows], device=self.accelerator.device)).max())
+            asked = [at % rows for at in range(most)]
+            ids, logps = generate([prompts[at] for at in asked], [images[at] for at in asked], {}, num_generations=1)
+            return ids[:rows], logps[:rows]
+        self.generation_config.max_new_tokens = limit
+        flat = [image for row in images for image in row]
+        fields = dict(self.backend.processor.image_processor(images=flat, return_tensors="pt")) if flat else {}
         return generate(prompts, images, fields, num_generations=1, has_tool_images=True)
 
     def _somebody_writes(self, busy: bool) -> bool:
@@ -299,8 +304,10 @@ class EpisodeTrainer(ZoomTrainer):
     def _keep_step(self) -> None:
         """Take part in the passes of devices whose episodes are longer: sharded weights and vLLM need everybody."""
         one = self._played[0].tokens
+        # what a server writes is limited for all processes by the first of them
+        limit = self.config.generation.max_new_tokens if self.use_vllm else 1
         while self._somebody_writes(False):
-            self._by_trl_now([[*one.prompt, *one.completion]], [one.images], 1)
+            self._by_trl_now([[*one.prompt, *one.completion]], [one.images], limit)
 
 
 def bring(looker: HFBackend, device: torch.device, *, trained: HFBackend) -> None:

@@ -197,8 +197,31 @@ def test_gate_and_proposals_insert_crops_that_are_trained_on(looking: GRPORecipe
         assert log["rollout/logp_difference"] < 1e-4
 
 
-@pytest.mark.parametrize("by", ["shared", "generate", "environment"])
-@pytest.mark.parametrize("whose", ["configuration", "branches"])
+@pytest.mark.parametrize("by", ["shared", "environment"])
+def test_a_reward_can_have_somebody_look_where_the_policy_does_not(
+    looking: GRPORecipe, by: str, tmp_path: Path
+) -> None:
+    rewards = [{"name": "accuracy"}, {"name": "agreement"}, {"name": "redundant", "opinions": True}]
+    given = rolled_out(looking, by=by).model_dump() | {"agent": {**AGENT, **SHORT}, "protocol": "qwen3vl"}
+    trainer = make_trainer(GRPORecipe.model_validate({**given, "rewards": rewards}), tmp_path)
+    trainer.train()
+    log = log_of(tmp_path)[0]
+    assert 0 <= log["rewards/agreement/mean"] <= 1 and log["rewards/redundant/mean"] <= 0
+    assert log["zoom/inserted"] == 0, "a look for the record shows the model nothing"
+
+
+def test_rewards_that_need_branches_are_refused_without(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", rewards=[{"name": "agreement"}])
+    with pytest.raises(ConfigError, match=r"needed for the reward 'agreement'.*Set branches \(or --branches\)"):
+        make_trainer(recipe, tmp_path / "out")
+    always = recipe.model_copy(update={"agent": {**AGENT, **ALWAYS}, "rewards": []})
+    with pytest.raises(ConfigError, match="needed for the policy 'always'"):
+        make_trainer(always, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("by", "whose"), [("shared", "configuration"), ("generate", "branches"), ("environment", "branches")]
+)
 def test_crops_in_their_place_are_refused_before_the_first_step(
     looking: GRPORecipe, by: str, whose: str, tmp_path: Path
 ) -> None:

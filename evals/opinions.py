@@ -1,7 +1,7 @@
 """Crops that the branches spoke against, in episodes whose calls nobody reviewed.
 
-Under `hybrid` the review refuses them, and the model may insist. Under a policy that serves every call they can still be
-told from the trace, if somebody looked: each call is put to the same review as if it was the first to be refused.
+Under `hybrid` the review refuses them, and the model may insist. Under a policy that serves every call they can still
+be told from the trace, if somebody looked: each call is put to the same review as if it was the first to be refused.
 """
 
 from __future__ import annotations

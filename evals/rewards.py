@@ -237,9 +237,10 @@ class Coverage:
 class Agreement:
     """How far the crops agree with what gate and SD-RPN saw in the coarse view; needs no gold box.
 
-    Crops that the policy inserted count: where they show what was seen, there is nothing to call for. `heat`: share of the map inside the crops, less the share that crops of this size hold anywhere (a crop of the whole
-    image is worth 0). `iou`: overlap of the crops with the proposed boxes, mean over the crops. Where the gate says
-    that the coarse view suffices, 1 without a crop and 0 with one. None for an episode without a look.
+    Crops that the policy inserted count: where they show what was seen, there is nothing to call for. `heat`: share of
+    the map inside the crops, less the share that crops of this size hold anywhere (a crop of the whole image is worth
+    0). `iou`: overlap of the crops with the proposed boxes, mean over the crops. Where the gate says that the coarse
+    view suffices, 1 without a crop and 0 with one. None for an episode without a look.
     """
 
     measure: Literal["heat", "iou"] = "heat"
@@ -293,7 +294,7 @@ class Redundant:
 
     most: int = 4
     opinions: bool = False
-    """Count the crops that gate or SD-RPN spoke against as well, in episodes that nobody reviewed (`evals.opinions`)."""
+    """Count crops that gate or SD-RPN spoke against as well, in episodes that nobody reviewed (`evals.opinions`)."""
 
     def __call__(self, batch: Sequence[Rollout]) -> list[float | None]:
         return [0.0 - min(self.most, self._count(one)) for one in batch]

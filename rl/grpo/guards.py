@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PretrainedConfig, ProcessorMixin
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from trl.chat_template_utils import qwen3_vl_chat_template, supports_tool_calling
+from trl.import_utils import is_vllm_available
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.backends.hf_prompt import Codec
 from qzoom_agent.config import AgentConfig
-from qzoom_agent.errors import BackendError, ConfigError
+from qzoom_agent.errors import BackendError, ConfigError, MissingDependency
 from qzoom_agent.messages import Message, text, view_ids
 from qzoom_agent.perception.adapters import adapter_for
 from qzoom_agent.policy import LOOK_FIRST
@@ -177,6 +179,42 @@ def require_images(batch: Mapping[str, Any], images: int) -> None:
             f"The trainer dropped {images - found} of {images} images of a batch: it would learn without seeing. "
             "This happens where visual tokens were cut; raise max_completion_length."
         )
+
+
+def require_vllm(by: str, processes: int) -> None:
+    """vLLM can be asked, by as many processes as there are.
+
+    Raises:
+        ConfigError: TRL's own tool loop cannot ask for several processes.
+        MissingDependency: it is not installed.
+    """
+    if by == "environment" and processes > 1:
+        raise ConfigError(
+            f"TRL's tool loop asks a vLLM server once a turn and process, and {processes} processes with different "
+            "numbers of turns would get one another's answers, or wait for ever. Set rollouts.by: generate."
+        )
+    if not is_vllm_available():
+        raise MissingDependency(
+            "rollouts.vllm needs vLLM beside the trainer, too. Install it with: pip install 'trl[vllm]'. Or leave "
+            "rollouts.vllm out."
+        )
+
+
+def require_tracker(name: str) -> None:
+    """The tracker `report_to` is one that transformers knows, and installed.
+
+    Raises:
+        ConfigError, MissingDependency: it is not.
+    """
+    if name in ("none", "all") or name in get_available_reporting_integrations():
+        return
+    if name not in INTEGRATION_TO_CALLBACK:
+        known = ", ".join(INTEGRATION_TO_CALLBACK)
+        raise ConfigError(f"There is no tracker '{name}' for report_to. Choose from none, {known}.")
+    raise MissingDependency(
+        f"report_to: {name} needs the package of that tracker, which is not installed. Install it (for most: pip "
+        f"install {name}), or set report_to: none."
+    )
 
 
 def require_room_for_groups(prompts: int, processes: int) -> None:

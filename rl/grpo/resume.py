@@ -29,8 +29,8 @@ def keep_recipe(recipe: GRPORecipe, output: Path) -> None:
         if other := [key for key in now if key not in FREE and now[key] != before[key]]:
             said = "; ".join(f"{key}: {before[key]!r:.80}, now {now[key]!r:.80}" for key in other)
             raise ConfigError(
-                f"{output} holds checkpoints of another recipe ({said}), and weights of one are not to be trained on by "
-                f"another. Give another --output, or the recipe as it was, or delete {output} to begin anew."
+                f"{output} holds checkpoints of another recipe ({said}), and what one trained is not to be reported as "
+                f"another's. Give another --output, or the recipe as it was, or delete {output} to begin anew."
             )
     if int(os.environ.get("RANK", "0")) == 0:
         part = path.with_suffix(".part")

@@ -33,7 +33,7 @@ from yaml import safe_dump
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.config import AgentConfig
-from qzoom_agent.errors import ConfigError, MissingDependency
+from qzoom_agent.errors import ConfigError, MissingDependency, finished
 from qzoom_agent.evals.reward_specs import NamedReward, build
 from qzoom_agent.evals.rewards import awaited
 from qzoom_agent.evals.scoring.judge import Judge
@@ -48,11 +48,12 @@ from qzoom_agent.rl.grpo.guards import (
     fit_for_trl,
     require_family,
     require_plain_positions,
-    require_room_for_groups,
     require_template,
     require_tool_template,
+    require_tracker,
+    require_vllm,
 )
-from qzoom_agent.rl.grpo.plan import describe, longest, require_room
+from qzoom_agent.rl.grpo.plan import accumulation, describe, longest, require_room
 from qzoom_agent.rl.grpo.recipe import GRPORecipe, LoRA, load_grpo_recipe
 from qzoom_agent.rl.grpo.resume import keep_recipe
 from qzoom_agent.rl.grpo.trainer import EpisodeTrainer, ZoomTrainer
@@ -73,21 +74,23 @@ def train(recipe: GRPORecipe, output: Path) -> Path:
 def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
     """The trainer of a recipe, everything checked that can be checked before the first step."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    require_tracker(recipe.report_to)
+    if recipe.rollouts.vllm is not None:
+        require_vllm(recipe.rollouts.by, _processes())
     backend = load_model(recipe)
     config = recipe.agent_config().resolved(model=backend.name, protocol=backend.protocol, defaults=backend.defaults)
     require_plain_positions(config, backend)
     looker = _looker(backend, recipe, config)
     arguments = trl_config(recipe, output, completion=_room(recipe, backend, config))
-    require_room_for_groups(recipe.prompts, arguments.world_size)
+    keeper = Keeper(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes)
     shared: dict[str, Any] = {
         "args": arguments,
         "train_dataset": load_rows(recipe),
         "peft_config": _peft(recipe.lora, backend, from_layer=recipe.from_layer) if recipe.lora else None,
-        "callbacks": [Notes(output / "log.jsonl"), Alarm(output / "log.jsonl")],
+        "callbacks": [Notes(output / "log.jsonl"), Alarm(output / "log.jsonl"), keeper],
         "tolerance": recipe.rollouts.tolerance,
         "looker": looker,
     }
-    keeper = Keeper(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes)
     rewards = _rewards(recipe, output)
     if recipe.rollouts.by == "environment":
         fit_for_trl(backend.processor, factor=backend.defaults.factor)
@@ -183,13 +186,7 @@ def _room(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> int:
 
 def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConfig:
     """A recipe as TRL's configuration."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    share = recipe.prompts * recipe.group // (recipe.batch * processes * recipe.minibatches)
-    if share * recipe.batch * processes * recipe.minibatches != recipe.prompts * recipe.group:
-        raise ConfigError(
-            f"{recipe.prompts} prompts x {recipe.group} rollouts do not divide into {recipe.minibatches} minibatches "
-            f"of batches of {recipe.batch} on {processes} devices. Change prompts or batch."
-        )
+    share = accumulation(recipe, _processes())
     settings: dict[str, Any] = {
         "output_dir": str(output),
         "seed": recipe.seed,
@@ -229,6 +226,11 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
         return GRPOConfig(**{**settings, **recipe.trl})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"TRL refuses the recipe: {error}") from None
+
+
+def _processes() -> int:
+    """As `accelerate launch` says it, before anything is loaded."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _rewards(recipe: GRPORecipe, output: Path) -> list[NamedReward]:
@@ -301,4 +303,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(finished("qzoom train grpo", main))

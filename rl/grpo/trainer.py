@@ -303,11 +303,12 @@ class EpisodeTrainer(ZoomTrainer):
 
     def _keep_step(self) -> None:
         """Take part in the passes of devices whose episodes are longer: sharded weights and vLLM need everybody."""
-        one = self._played[0].tokens
-        # what a server writes is limited for all processes by the first of them
+        one = self._played[0]
+        shown = one.tokens.images[: len(one.rollout.trace.views) - 1 - len(one.rollout.crops)]  # of the opening
+        # the first process says how long the turns are that a server writes for all
         limit = self.config.generation.max_new_tokens if self.use_vllm else 1
         while self._somebody_writes(False):
-            self._by_trl_now([[*one.prompt, *one.completion]], [one.images], limit)
+            self._by_trl_now([one.tokens.prompt], [shown], limit)
 
 
 def bring(looker: HFBackend, device: torch.device, *, trained: HFBackend) -> None:

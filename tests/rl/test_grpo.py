@@ -14,11 +14,13 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.rl.env import ZoomEnv
 from qzoom_agent.rl.grpo.recipe import GRPORecipe
 from qzoom_agent.rl.grpo.run import load_model, make_trainer, train
-from qzoom_agent.rl.grpo.trainer import EpisodeTrainer
+from qzoom_agent.rl.grpo.speed import measure
+from qzoom_agent.rl.grpo.trainer import EpisodeTrainer, ZoomTrainer
 from tests.core.tiny_models import Family
 from tests.rl.grpo_script import AGENT, scripted, tiny_recipe
 
@@ -153,13 +155,13 @@ def test_layers_below_the_branches_can_be_left_alone(tmp_path: Path, monkeypatch
     assert changed and not any(part in name for name in changed for part in ("visual", "embed", "layers.0"))
     with pytest.raises(ConfigError, match=r"from_layer is 99, but .* decoder layers"):
         load_model(recipe.model_copy(update={"from_layer": 99}))
-    for strange in ({"tower": True}, {"lora": {"rank": 4}, "tower": False}):
-        with pytest.raises(ValidationError, match="from_layer"):
-            tiny_recipe(tmp_path, "qwen2_5_vl", from_layer=2, **strange)
+    with pytest.raises(ValidationError, match="from_layer"):
+        tiny_recipe(tmp_path, "qwen2_5_vl", from_layer=2, tower=True)
 
 
 def test_adapters_are_trained_and_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", lora={"rank": 4}, tower=False)
+    """From a layer up: what branches read stays as it is."""
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", lora={"rank": 4}, tower=False, from_layer=1)
     scripted(monkeypatch, HFBackend.load(recipe.model).codec.tokenizer, SCRIPTS["qwen2_5_vl"])
     final = train(recipe, tmp_path / "out")
     before, after = HFBackend.load(recipe.model).model, HFBackend.load(str(final)).model
@@ -169,6 +171,8 @@ def test_adapters_are_trained_and_merged(tmp_path: Path, monkeypatch: pytest.Mon
         if not one.equal(other)
     }
     assert changed and all("language_model" in name and "_proj" in name for name in changed)
+    layers = {int(name.partition("layers.")[2].partition(".")[0]) for name in changed}
+    assert layers == set(range(1, len(text_model(before).layers)))
     assert log_of(tmp_path / "out")[0]["rollout/logp_difference"] < 1e-4
     assert (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
 
@@ -280,3 +284,20 @@ def test_plain_trl_runs_the_same_tool(family: Family, tmp_path: Path, monkeypatc
     assert log["zoom/served"] == 0.75 and log["zoom/accuracy"] == 0.75
     page = next((tmp_path / "out" / "rollouts").glob("step-000000-1.html")).read_text()
     assert "407" in page
+
+
+def test_sharded_weights_need_plain_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FSDP says that it is on, after which no step may begin."""
+    sharded = property(lambda self: True, lambda self, value: None)
+    monkeypatch.setattr(ZoomTrainer, "is_fsdp_enabled", sharded, raising=False)
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl")
+    with pytest.raises(ConfigError, match=r"FSDP.*Use DeepSpeed .* or rollouts\.by: generate"):
+        make_trainer(recipe, tmp_path / "out")
+
+
+def test_speeds_are_measured_without_learning(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", agent={**AGENT, **SHORT})
+    plain, shared = (measure(recipe, by, rounds=1) for by in ("generate", "shared"))
+    assert plain.distance is None and shared.distance is not None and shared.distance < 1e-4
+    for one in (plain, shared):
+        assert one.seconds > 0 and 1 <= one.written <= 4 * 6

@@ -113,7 +113,9 @@ def changed(before: Path, after: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", GRPO, ids=named)
-def test_a_step_of_grpo(path: Path, folders: dict[str, Path], server: str, tmp_path: Path) -> None:
+def test_a_step_of_grpo(
+    path: Path, folders: dict[str, Path], server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     written = load_grpo_recipe(path)
     model = folders["qwen3_vl" if named(path) in QWEN3 else "qwen2_5_vl"]
     agent = {**written.agent, "budget": {**SMALL, "max_views": 3}, "generation": {"max_new_tokens": 6}}
@@ -140,6 +142,8 @@ def test_a_step_of_grpo(path: Path, folders: dict[str, Path], server: str, tmp_p
     }
     recipe = load_grpo_recipe(path, **changes)
     final = grpo.train(recipe, tmp_path / "out")
+    outgrown = "Layers below 2, which the branches read, were trained" in capsys.readouterr().out
+    assert outgrown == (written.from_layer == 0), "whoever trains adapters is told as well"
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses and all(math.isfinite(loss) for loss in losses)

@@ -20,7 +20,7 @@ from qzoom_agent.rl.env import ZoomEnv
 from qzoom_agent.rl.grpo.recipe import GRPORecipe
 from qzoom_agent.rl.grpo.run import load_model, make_trainer, train
 from qzoom_agent.rl.grpo.speed import measure
-from qzoom_agent.rl.grpo.trainer import EpisodeTrainer, ZoomTrainer
+from qzoom_agent.rl.grpo.trainer import EpisodeTrainer
 from tests.core.tiny_models import Family
 from tests.rl.grpo_script import AGENT, scripted, tiny_recipe
 
@@ -203,11 +203,14 @@ def test_gate_and_proposals_insert_crops_that_are_trained_on(looking: GRPORecipe
 
 @pytest.mark.parametrize("by", ["shared", "environment"])
 def test_a_reward_can_have_somebody_look_where_the_policy_does_not(
-    looking: GRPORecipe, by: str, tmp_path: Path
+    looking: GRPORecipe, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rewards = [{"name": "accuracy"}, {"name": "agreement"}, {"name": "redundant", "opinions": True}]
     given = rolled_out(looking, by=by).model_dump() | {"agent": {**AGENT, **SHORT}, "protocol": "qwen3vl"}
     trainer = make_trainer(GRPORecipe.model_validate({**given, "rewards": rewards}), tmp_path)
+    if by == "environment":
+        ids = trainer.backend.codec.tokenizer("407")["input_ids"]
+        monkeypatch.setattr(trainer, "_generate_single_turn", lambda prompts, *_, **__: ([ids for _ in prompts], None))
     trainer.train()
     log = log_of(tmp_path)[0]
     assert 0 <= log["rewards/agreement/mean"] <= 1 and log["rewards/redundant/mean"] <= 0
@@ -288,8 +291,13 @@ def test_plain_trl_runs_the_same_tool(family: Family, tmp_path: Path, monkeypatc
 
 def test_sharded_weights_need_plain_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As FSDP says that it is on, after which no step may begin."""
-    sharded = property(lambda self: True, lambda self, value: None)
-    monkeypatch.setattr(ZoomTrainer, "is_fsdp_enabled", sharded, raising=False)
+    made = EpisodeTrainer.__init__
+
+    def sharded(self: EpisodeTrainer, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(EpisodeTrainer, "__init__", sharded)
     recipe = tiny_recipe(tmp_path, "qwen2_5_vl")
     with pytest.raises(ConfigError, match=r"FSDP.*Use DeepSpeed .* or rollouts\.by: generate"):
         make_trainer(recipe, tmp_path / "out")

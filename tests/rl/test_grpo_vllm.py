@@ -122,6 +122,10 @@ def test_a_process_that_is_done_asks_as_long_turns_as_the_others(
     trainer: EpisodeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The main process's limit is everybody's."""
+    end = trainer.backend.codec.tokenizer.eos_token_id
+    trainer.vllm_generation = server(trainer.accelerator, lambda _: [65, end], [])
+    trainer._inputs = [dict(trainer.train_dataset[0])]
+    trainer._tokenize_prompts([])
     asked: list[tuple[list[list[int]], list[list[Any]], int]] = []
     monkeypatch.setattr(trainer, "_by_trl_now", lambda *given: asked.append(given))
     busy = iter([True, False])

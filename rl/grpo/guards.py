@@ -206,11 +206,12 @@ def require_tracker(name: str) -> None:
     Raises:
         ConfigError, MissingDependency: it is not.
     """
-    if name in ("none", "all") or name in get_available_reporting_integrations():
+    installed = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    if name in ("none", "all", *installed):
         return
     if name not in INTEGRATION_TO_CALLBACK:
-        known = ", ".join(INTEGRATION_TO_CALLBACK)
-        raise ConfigError(f"There is no tracker '{name}' for report_to. Choose from none, {known}.")
+        names = ", ".join(INTEGRATION_TO_CALLBACK)
+        raise ConfigError(f"There is no tracker '{name}' for report_to. Choose from none, {names}.")
     raise MissingDependency(
         f"report_to: {name} needs the package of that tracker, which is not installed. Install it (for most: pip "
         f"install {name}), or set report_to: none."

@@ -207,7 +207,8 @@ def test_a_reward_can_have_somebody_look_where_the_policy_does_not(
 ) -> None:
     rewards = [{"name": "accuracy"}, {"name": "agreement"}, {"name": "redundant", "opinions": True}]
     given = rolled_out(looking, by=by).model_dump() | {"agent": {**AGENT, **SHORT}, "protocol": "qwen3vl"}
-    trainer = make_trainer(GRPORecipe.model_validate({**given, "rewards": rewards}), tmp_path)
+    given |= {"rewards": rewards, "loss": {"mask_truncated": False}}
+    trainer = make_trainer(GRPORecipe.model_validate(given), tmp_path)
     if by == "environment":
         ids = trainer.backend.codec.tokenizer("407")["input_ids"]
         monkeypatch.setattr(trainer, "_generate_single_turn", lambda prompts, *_, **__: ([ids for _ in prompts], None))

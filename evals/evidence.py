@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig, PolicyName, read_setting
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evals.compare import compare
 from qzoom_agent.evals.folder import RunFolder
 from qzoom_agent.evals.identity import environment, fingerprint
@@ -210,4 +210,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(finished("evidence", main))

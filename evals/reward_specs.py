@@ -52,6 +52,11 @@ class Spec(BaseModel, ABC):
     weight: float = 1.0
     """Times the reward's own value; 0 only logs it."""
 
+    @property
+    def looks(self) -> bool:
+        """Whether it compares an episode with what gate and SD-RPN see: somebody has to look, whatever the policy."""
+        return False
+
     @abstractmethod
     def reward(self, accuracy: Accuracy) -> Reward:
         """The reward, with the recipe's rule for right answers."""
@@ -114,6 +119,10 @@ class AgreementSpec(Spec):
     measure: Literal["heat", "iou"] = "heat"
     """By the map, or by the proposed boxes."""
 
+    @property
+    def looks(self) -> bool:
+        return True
+
     def reward(self, accuracy: Accuracy) -> Reward:
         return Agreement(self.measure)
 
@@ -124,9 +133,15 @@ class RedundantSpec(Spec):
     name: Literal["redundant"] = "redundant"
     most: int = Field(default=4, gt=0)
     """Further ones are not counted."""
+    opinions: bool = False
+    """Count those that gate or SD-RPN speak against as well, where the policy has no review that refuses them."""
+
+    @property
+    def looks(self) -> bool:
+        return self.opinions
 
     def reward(self, accuracy: Accuracy) -> Reward:
-        return Redundant(self.most)
+        return Redundant(self.most, self.opinions)
 
 
 class CropPriceSpec(Spec):

@@ -21,6 +21,7 @@ from typing import Final, Literal
 
 import PIL.Image
 
+from qzoom_agent.evals.opinions import unwanted
 from qzoom_agent.evals.redundancy import reasons
 from qzoom_agent.evals.scoring import anls, chartqa, choice, ocrbench, open_answer, vqa
 from qzoom_agent.evals.suites.base import Sample, Score, Scorer
@@ -234,11 +235,12 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the model's crops agree with what gate and SD-RPN saw in the coarse view; needs no gold box.
+    """How far the crops agree with what gate and SD-RPN saw in the coarse view; needs no gold box.
 
-    `heat`: share of the map inside the crops, less the share that crops of this size hold anywhere (a crop of the whole
-    image is worth 0). `iou`: overlap of the crops with the proposed boxes, mean over the crops. Where the gate says
-    that the coarse view suffices, 1 without a crop and 0 with one. None for an episode without a look.
+    Crops that the policy inserted count: where they show what was seen, there is nothing to call for. `heat`: share of
+    the map inside the crops, less the share that crops of this size hold anywhere (a crop of the whole image is worth
+    0). `iou`: overlap of the crops with the proposed boxes, mean over the crops. Where the gate says that the coarse
+    view suffices, 1 without a crop and 0 with one. None for an episode without a look.
     """
 
     measure: Literal["heat", "iou"] = "heat"
@@ -250,7 +252,7 @@ class Agreement:
         seen = one.trace.perception
         if seen is None:
             return None
-        crops = [view.region for view in one.crops]
+        crops = [view.region for view in one.trace.views if view.kind == "crop"]
         if seen.fired is False or (seen.fired is None and not seen.boxes and not seen.heat):
             return float(not crops)
         if not crops:
@@ -291,6 +293,8 @@ class Redundant:
     """
 
     most: int = 4
+    opinions: bool = False
+    """Count crops that gate or SD-RPN spoke against as well, in episodes that nobody reviewed (`evals.opinions`)."""
 
     def __call__(self, batch: Sequence[Rollout]) -> list[float | None]:
         return [0.0 - min(self.most, self._count(one)) for one in batch]
@@ -298,8 +302,9 @@ class Redundant:
     def _count(self, one: Rollout) -> int:
         own = {view.id for view in one.crops}
         found = reasons(one.trace.views, one.boxes, coarse_suffices=one.coarse_suffices)
+        against = unwanted(one.trace) if self.opinions else set()
         refused = sum(call.decision == "refused" and call.code not in ("", "budget") for call in one.calls)
-        return sum(reason is not None for name, reason in found if name in own) + refused
+        return sum(reason is not None or name in against for name, reason in found if name in own) + refused
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Final, NamedTuple
 
 from qzoom_agent.config import PolicyName
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evals.evidence import POLICIES, Case
 from qzoom_agent.evals.folder import RunFolder
 from qzoom_agent.evals.rows import Row
@@ -134,4 +134,4 @@ def _sides(text: str, policies: str) -> list[Side]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(finished("saving", main))

@@ -5,6 +5,9 @@ exits with its `exit_code`. Errors are for *user* input and for the machine the 
 never raises, it becomes text that the model reads and an entry on the trace.
 """
 
+import sys
+from collections.abc import Callable
+
 
 class QzoomError(Exception):
     """Base of every error this package raises on purpose."""
@@ -46,3 +49,12 @@ class MissingDependency(QzoomError):
     """An optional package is not installed; the message holds the command that installs it."""
 
     exit_code = 4
+
+
+def finished(name: str, main: Callable[[], int]) -> int:
+    """The exit code of a command that is run as a module; an error of ours is printed, without a traceback."""
+    try:
+        return main()
+    except QzoomError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code

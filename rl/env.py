@@ -26,7 +26,9 @@ from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evals.suites.base import Sample
 from qzoom_agent.graph import Context, State, act, advanced, finish, perceive, to_trace
 from qzoom_agent.messages import Message
+from qzoom_agent.policy import LOOK_FIRST
 from qzoom_agent.protocols.hermes import ZOOM
+from qzoom_agent.rl.grpo.guards import require_plain_positions
 from qzoom_agent.trace import Trace, Turn, describe_environment
 from qzoom_agent.views import ViewStore
 
@@ -40,18 +42,21 @@ class ZoomEnv:
     def __init__(self, backend: HFBackend, *, config: AgentConfig, looker: HFBackend | None = None) -> None:
         """
         Args:
-            looker: whose branches look, where the policy looks first; None: the backend's own.
+            looker: whose branches look, before the policy or, where it does not, for the record alone; None: the
+                backend's own, where the policy looks.
 
         Raises:
-            ConfigError: a protocol that TRL cannot render.
+            ConfigError: a protocol that TRL cannot render, or crops that it would place otherwise.
         """
         self.agent = Agent(looker or backend, config=config)
+        require_plain_positions(self.agent.config, looker or backend)
         protocol = self.agent.protocol
         if {message["role"] for message in protocol.refusal("")} != {"tool"}:
             raise ConfigError(
                 f"The protocol '{protocol.name}' shows results in a user turn, which TRL's tool loop cannot write. "
                 "Set protocol to qwen3vl, or rollouts.by to 'shared' or 'generate', which take every protocol."
             )
+        self._for_the_record = looker is not None and self.agent.config.policy not in LOOK_FIRST
         self.state: State | None = None
         self.context: Context | None = None
         self.sample: Sample | None = None
@@ -71,6 +76,9 @@ class ZoomEnv:
         self.state = advanced(self.state, perceive(self.state, Runtime(context=self.context)))
         if self.state["error"] is not None:
             raise BackendError(self.state["error"])
+        if self._for_the_record:
+            seen = self.agent.look(sample.image, sample.question).record
+            self.state["perception"] = seen.model_dump(mode="json")
         return self._blocks([message for message in self.state["messages"] if message["role"] == "user"])
 
     def image_zoom_in_tool(self, bbox_2d: list[float], label: str = "", img_idx: int = 0) -> list[Block]:

@@ -22,7 +22,7 @@ from yaml import safe_dump
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.config import PerceptionConfig
-from qzoom_agent.errors import ConfigError, QzoomError
+from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evals.scoring.judge import Judge
 from qzoom_agent.perception.branches import CONFIG, Branches
 from qzoom_agent.rl.branches.calibrate import calibrate, evidence
@@ -287,9 +287,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    except QzoomError as error:
-        print(error, file=sys.stderr)
-        code = error.exit_code
-    sys.exit(code)
+    sys.exit(finished("qzoom train", main))

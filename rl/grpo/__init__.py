@@ -7,6 +7,7 @@ decoding    their turns as one batch, common beginnings computed once
 trainer     TRL's `GRPOTrainer`, given these episodes instead of its own tool loop
 guards      what is refused before and while it trains
 plan        how long episodes can get, and what a run costs
+resume      what a run that was killed goes on with
 watch       metrics that warn early, and episodes to look at
 run         the command
 """

@@ -2,11 +2,8 @@
 
 import sys
 
-from qzoom_agent.errors import QzoomError
+from qzoom_agent.errors import finished
 from qzoom_agent.rl.grpo.run import main
 
-try:
-    sys.exit(main())
-except QzoomError as error:
-    print(f"qzoom train grpo: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+if __name__ == "__main__":
+    sys.exit(finished("qzoom train grpo", main))

@@ -5,22 +5,30 @@ left out of the training forward, log-probabilities of another model than the on
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PretrainedConfig, ProcessorMixin
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from trl.chat_template_utils import qwen3_vl_chat_template, supports_tool_calling
+from trl.import_utils import is_vllm_available
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.backends.hf_prompt import Codec
-from qzoom_agent.errors import BackendError, ConfigError
+from qzoom_agent.config import AgentConfig
+from qzoom_agent.errors import BackendError, ConfigError, MissingDependency
 from qzoom_agent.messages import Message, text, view_ids
 from qzoom_agent.perception.adapters import adapter_for
+from qzoom_agent.policy import LOOK_FIRST
 from qzoom_agent.protocols.base import ZoomProtocol
 from qzoom_agent.views import ViewStore
 
+PLACED: Final = (
+    "Crops with the positions of their place cannot be trained on: the trainer computes positions itself. "
+    "Set perception.positions to 'plain' and use branches made for it."
+)
 _MOST_TOKENS = 2**16
 _REPLY = "Let me look closer. 12, 34."
 
@@ -36,6 +44,21 @@ def require_family(config: PretrainedConfig) -> None:
             f"The trainer cannot learn from episodes of a {config.model_type} model: TRL places images that come after "
             "the prompt for Qwen-VL families only. Use a Qwen2.5-VL or Qwen3-VL model."
         )
+
+
+def require_plain_positions(config: AgentConfig, looker: HFBackend) -> None:
+    """Crops that the policy inserts are placed as the trainer places them.
+
+    Args:
+        config: resolved.
+        looker: the backend whose branches look.
+
+    Raises:
+        ConfigError: they get the positions of their place, by the configuration or else by the branches.
+    """
+    own = None if looker.branches is None else looker.branches.config.positions
+    if config.policy in LOOK_FIRST and (config.perception.positions or own) == "aligned":
+        raise ConfigError(PLACED)
 
 
 class Talk:
@@ -156,6 +179,43 @@ def require_images(batch: Mapping[str, Any], images: int) -> None:
             f"The trainer dropped {images - found} of {images} images of a batch: it would learn without seeing. "
             "This happens where visual tokens were cut; raise max_completion_length."
         )
+
+
+def require_vllm(by: str, processes: int) -> None:
+    """vLLM can be asked, by as many processes as there are.
+
+    Raises:
+        ConfigError: TRL's own tool loop cannot ask for several processes.
+        MissingDependency: it is not installed.
+    """
+    if by == "environment" and processes > 1:
+        raise ConfigError(
+            f"TRL's tool loop asks a vLLM server once a turn and process, and {processes} processes with different "
+            "numbers of turns would get one another's answers, or wait for ever. Set rollouts.by: generate."
+        )
+    if not is_vllm_available():
+        raise MissingDependency(
+            "rollouts.vllm needs vLLM beside the trainer, too. Install it with: pip install 'trl[vllm]'. Or leave "
+            "rollouts.vllm out."
+        )
+
+
+def require_tracker(name: str) -> None:
+    """The tracker `report_to` is one that transformers knows, and installed.
+
+    Raises:
+        ConfigError, MissingDependency: it is not.
+    """
+    installed = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    if name in ("none", "all", *installed):
+        return
+    if name not in INTEGRATION_TO_CALLBACK:
+        names = ", ".join(INTEGRATION_TO_CALLBACK)
+        raise ConfigError(f"There is no tracker '{name}' for report_to. Choose from none, {names}.")
+    raise MissingDependency(
+        f"report_to: {name} needs the package of that tracker, which is not installed. Install it (for most: pip "
+        f"install {name}), or set report_to: none."
+    )
 
 
 def require_room_for_groups(prompts: int, processes: int) -> None:

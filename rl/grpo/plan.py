@@ -11,6 +11,7 @@ from qzoom_agent.backends.presets import UNKNOWN_BUDGET, resolve_model
 from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.policy import LOOK_FIRST, OFFER_TOOLS
+from qzoom_agent.rl.grpo.guards import require_room_for_groups
 from qzoom_agent.rl.grpo.recipe import GRPORecipe
 
 TURN_TEXT: Final = 160
@@ -95,8 +96,32 @@ def require_room(need: Longest, *, context: int, limit: int | None) -> int:
     return limit or need.completion
 
 
+def accumulation(recipe: GRPORecipe, processes: int) -> int:
+    """Batches of one optimizer step on each of so many devices.
+
+    Raises:
+        ConfigError: the rollouts of a round do not divide into them, or groups would be torn.
+    """
+    if processes < 1:
+        raise ConfigError(f"There cannot be {processes} devices. Give 1 or more.")
+    require_room_for_groups(recipe.prompts, processes)
+    share, left = divmod(recipe.prompts * recipe.group, recipe.batch * processes * recipe.minibatches)
+    if left:
+        raise ConfigError(
+            f"{recipe.prompts} prompts x {recipe.group} rollouts do not divide into {recipe.minibatches} minibatches "
+            f"of batches of {recipe.batch} on {processes} devices. Change prompts or batch."
+        )
+    return share
+
+
 def describe(recipe: GRPORecipe, *, processes: int = 1) -> str:
-    """The plan of a run as lines of text, from the recipe alone: nothing is loaded."""
+    """The plan of a run as lines of text, from the recipe alone: nothing is loaded.
+
+    Raises:
+        ConfigError: it cannot be run on so many devices.
+    """
+    share = accumulation(recipe, processes)
+    where = "1 device" if processes == 1 else f"each of {processes} devices"
     preset = resolve_model(recipe.model)
     config = recipe.agent_config()
     views = config.budget.view_budget(preset.budget or UNKNOWN_BUDGET)
@@ -109,7 +134,7 @@ def describe(recipe: GRPORecipe, *, processes: int = 1) -> str:
         f"trained      {_trained(recipe)}",
         f"steps        {recipe.steps}, {rounds} rounds of rollouts",
         f"a round      {recipe.prompts} questions x {recipe.group} rollouts = {rows} episodes",
-        f"a step       {rows // recipe.minibatches} episodes in batches of {recipe.batch} on {processes} devices",
+        f"a step       {rows // recipe.minibatches} episodes, {share} batches of {recipe.batch} on {where}",
         f"episodes     {rounds * rows} in all, about {rounds * rows * typical / 1e6:.1f} M visual tokens",
         f"longest      {need.total} tokens: prompt {need.prompt}, written {need.written}, crops {need.crops}, "
         f"text between {need.between} (the tokenizer will count the text)",

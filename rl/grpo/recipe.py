@@ -79,19 +79,27 @@ class LoRA(Section):
     alpha: int = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: str = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-    """Names of the modules, as one regular expression; the vision tower has modules of the same short names."""
+    """Names of the modules, as one regular expression; the vision tower has modules of the same short names. Of these
+    only those in decoder layers from `from_layer` on get adapters."""
 
 
 class VLLM(Section):
     """Let vLLM write the turns (`rollouts.by`: generate or environment)."""
 
     mode: Literal["server", "colocate"] = "server"
+    """`colocate` is refused: vLLM would expand visual tokens that are expanded already."""
     server_host: str = "0.0.0.0"
     server_port: int = Field(default=8000, gt=0)
     server_base_url: str | None = None
-    gpu_memory: float = Field(default=0.3, gt=0, lt=1)
-    """Share of the memory, for colocate."""
-    tensor_parallel: int = Field(default=1, gt=0)
+
+    @model_validator(mode="after")
+    def _reads_the_prompt_as_it_is(self) -> "VLLM":
+        if self.mode == "colocate":
+            raise ValueError(
+                "mode colocate reads another prompt than the trainer: TRL gives it visual tokens that are expanded "
+                "already beside the images, and vLLM expands them again. Start a server and set mode: server"
+            )
+        return self
 
     def settings(self) -> dict[str, Any]:
         """As TRL calls them."""
@@ -101,8 +109,6 @@ class VLLM(Section):
             "vllm_server_host": self.server_host,
             "vllm_server_port": self.server_port,
             "vllm_server_base_url": self.server_base_url,
-            "vllm_gpu_memory_utilization": self.gpu_memory,
-            "vllm_tensor_parallel_size": self.tensor_parallel,
         }
 
 
@@ -212,6 +218,18 @@ class GRPORecipe(Section):
             return list(PUBLISHED[given])
         return given
 
+    @field_validator("trl")
+    @classmethod
+    def _keeps_the_check_of_vllm(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted({"use_vllm", "vllm_mode"} & set(given)):
+            raise ValueError(f"{', '.join(taken)} is said elsewhere in the recipe (rollouts.vllm)")
+        if not given.get("vllm_importance_sampling_correction", True):
+            raise ValueError(
+                "without vllm_importance_sampling_correction TRL does not compute what the trainer itself would have "
+                "sampled, and nobody could tell that vLLM read another prompt. Leave it out"
+            )
+        return given
+
     @field_validator("agent")
     @classmethod
     def _is_a_configuration(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -229,8 +247,6 @@ class GRPORecipe(Section):
             raise ValueError("questions come from `needle` or from `data`: give one of them")
         if self.from_layer and self.tower:
             raise ValueError("from_layer keeps what lies below a layer as it is, and the vision tower lies below all")
-        if self.from_layer and self.lora:
-            raise ValueError("from_layer is for training the weights; say the layers of adapters in lora.targets")
         rows = self.prompts * self.group
         if rows % (self.batch * self.minibatches):
             raise ValueError(

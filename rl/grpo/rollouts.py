@@ -31,7 +31,9 @@ from qzoom_agent.evals.rewards import Rollout, well_formed
 from qzoom_agent.evals.suites.base import Sample
 from qzoom_agent.messages import Message, view_ids
 from qzoom_agent.perception.layout import Cells
+from qzoom_agent.policy import LOOK_FIRST
 from qzoom_agent.rl.grpo.decoding import SharedSession, Wish, Written, encode_together
+from qzoom_agent.rl.grpo.guards import PLACED
 from qzoom_agent.trace import Trace
 
 Writer = Callable[[Sequence[Wish]], list[Written]]
@@ -130,10 +132,7 @@ class Seat:
         return sights
 
     def place(self, view: str, *, source: str, cells: Cells) -> None:
-        raise ConfigError(
-            "Crops with the positions of their place cannot be trained on: the trainer computes positions itself. "
-            "Set perception.positions to 'plain' and use branches made for it."
-        )
+        raise ConfigError(PLACED)
 
     def close(self) -> None:
         if self.model is not None:
@@ -309,12 +308,20 @@ class Played(NamedTuple):
 
 
 def play(crew: Crew, samples: Sequence[Sample], config: AgentConfig, seeds: Sequence[int]) -> list[Played]:
-    """One episode for each sample and seed. Samples with the same id are one group."""
+    """One episode for each sample and seed. Samples with the same id are one group.
+
+    Where the policy does not look, a crew with a looker looks for the record alone.
+    """
 
     def episode(sample: Sample, seed: int) -> Callable[[Seat], Answer]:
         def run(seat: Seat) -> Answer:
             agent = Agent(seat, config=config)
-            return agent.run(sample.image, sample.question, boxes=sample.boxes, seed=seed)
+            seen = None
+            if crew.looker is not None and agent.config.policy not in LOOK_FIRST:
+                seen = agent.look(sample.image, sample.question).record
+            answer = agent.run(sample.image, sample.question, boxes=sample.boxes, seed=seed)
+            answer.trace.perception = answer.trace.perception or seen
+            return answer
 
         return run
 

@@ -5,7 +5,8 @@
     qzoom train grpo --config ... --model runs/coldstart/final     (another model than the recipe's)
     accelerate launch --config_file rl/recipes/accelerate/zero2.yaml -m qzoom_agent.rl.grpo --config ...
 
-A run that was killed goes on from its last checkpoint when it is started again. The output folder gets
+A run that was killed goes on from its last checkpoint when it is started again with the same recipe (of which `steps`,
+`watch`, `log_steps` and `report_to` may change). The output folder gets
 
     recipe.yaml          the resolved recipe
     log.jsonl            every metric, and warnings
@@ -32,7 +33,7 @@ from yaml import safe_dump
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.config import AgentConfig
-from qzoom_agent.errors import ConfigError, MissingDependency
+from qzoom_agent.errors import ConfigError, MissingDependency, finished
 from qzoom_agent.evals.reward_specs import NamedReward, build
 from qzoom_agent.evals.rewards import awaited
 from qzoom_agent.evals.scoring.judge import Judge
@@ -46,12 +47,15 @@ from qzoom_agent.rl.grpo.guards import (
     Talk,
     fit_for_trl,
     require_family,
-    require_room_for_groups,
+    require_plain_positions,
     require_template,
     require_tool_template,
+    require_tracker,
+    require_vllm,
 )
-from qzoom_agent.rl.grpo.plan import describe, longest, require_room
+from qzoom_agent.rl.grpo.plan import accumulation, describe, longest, require_room
 from qzoom_agent.rl.grpo.recipe import GRPORecipe, LoRA, load_grpo_recipe
+from qzoom_agent.rl.grpo.resume import keep_recipe
 from qzoom_agent.rl.grpo.trainer import EpisodeTrainer, ZoomTrainer
 from qzoom_agent.rl.grpo.watch import Alarm, Keeper, Notes
 
@@ -70,36 +74,38 @@ def train(recipe: GRPORecipe, output: Path) -> Path:
 def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
     """The trainer of a recipe, everything checked that can be checked before the first step."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    require_tracker(recipe.report_to)
+    if recipe.rollouts.vllm is not None:
+        require_vllm(recipe.rollouts.by, _processes())
     backend = load_model(recipe)
-    looks = recipe.agent_config().policy in LOOK_FIRST
-    looker = _looker(backend, recipe) if looks else None
     config = recipe.agent_config().resolved(model=backend.name, protocol=backend.protocol, defaults=backend.defaults)
+    require_plain_positions(config, backend)
+    looker = _looker(backend, recipe, config)
     arguments = trl_config(recipe, output, completion=_room(recipe, backend, config))
-    require_room_for_groups(recipe.prompts, arguments.world_size)
+    keeper = Keeper(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes)
     shared: dict[str, Any] = {
         "args": arguments,
         "train_dataset": load_rows(recipe),
-        "peft_config": _peft(recipe.lora) if recipe.lora else None,
-        "callbacks": [Notes(output / "log.jsonl"), Alarm(output / "log.jsonl")],
+        "peft_config": _peft(recipe.lora, backend, from_layer=recipe.from_layer) if recipe.lora else None,
+        "callbacks": [Notes(output / "log.jsonl"), Alarm(output / "log.jsonl"), keeper],
+        "tolerance": recipe.rollouts.tolerance,
+        "looker": looker,
     }
-    keeper = Keeper(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes)
-    rewards, tolerance = _rewards(recipe, output), recipe.rollouts.tolerance
+    rewards = _rewards(recipe, output)
     if recipe.rollouts.by == "environment":
         fit_for_trl(backend.processor, factor=backend.defaults.factor)
         require_tool_template(backend.processor)
         make = lambda: ZoomEnv(backend, config=config, looker=looker)  # noqa: E731
-        trainer = ZoomTrainer(backend, rewards, keeper, tolerance=tolerance, environment_factory=make, **shared)
+        trainer = ZoomTrainer(backend, rewards, keeper, environment_factory=make, **shared)
     else:
         trainer = EpisodeTrainer(
             backend,
             rewards,
             keeper,
-            tolerance=tolerance,
             config=config,
             seed=recipe.seed,
             rows=recipe.rollouts.rows,
             by_trl=recipe.rollouts.by == "generate",
-            looker=looker,
             **shared,
         )
     if trainer.is_fsdp_enabled and recipe.rollouts.by == "shared":
@@ -139,8 +145,18 @@ def load_model(recipe: GRPORecipe) -> HFBackend:
     return backend
 
 
-def _looker(backend: HFBackend, recipe: GRPORecipe) -> HFBackend:
-    """The backend whose branches look: the trained one, or a copy of it as it is now."""
+def _looker(backend: HFBackend, recipe: GRPORecipe, config: AgentConfig) -> HFBackend | None:
+    """The backend whose branches look: the trained one, or a copy of it as it is now; None if nobody needs a look."""
+    needed = [f"the reward '{one.name}'" for one in recipe.rewards if one.looks]
+    if config.policy in LOOK_FIRST:
+        needed.insert(0, f"the policy '{config.policy}'")
+    if not needed:
+        return None
+    if not backend.perceives:
+        raise ConfigError(
+            f"What gate and SD-RPN see is needed for {' and '.join(needed)}, and '{backend.name}' comes without them. "
+            "Set branches (or --branches) to a folder that `qzoom train branches` wrote for it, or leave that out."
+        )
     if recipe.rollouts.perception == "current":
         return backend
     model: Any = copy.deepcopy(backend.model)
@@ -170,13 +186,7 @@ def _room(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> int:
 
 def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConfig:
     """A recipe as TRL's configuration."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    share = recipe.prompts * recipe.group // (recipe.batch * processes * recipe.minibatches)
-    if share * recipe.batch * processes * recipe.minibatches != recipe.prompts * recipe.group:
-        raise ConfigError(
-            f"{recipe.prompts} prompts x {recipe.group} rollouts do not divide into {recipe.minibatches} minibatches "
-            f"of batches of {recipe.batch} on {processes} devices. Change prompts or batch."
-        )
+    share = accumulation(recipe, _processes())
     settings: dict[str, Any] = {
         "output_dir": str(output),
         "seed": recipe.seed,
@@ -218,6 +228,11 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
         raise ConfigError(f"TRL refuses the recipe: {error}") from None
 
 
+def _processes() -> int:
+    """As `accelerate launch` says it, before anything is loaded."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _rewards(recipe: GRPORecipe, output: Path) -> list[NamedReward]:
     judge = None
     if recipe.judge is not None:
@@ -225,12 +240,16 @@ def _rewards(recipe: GRPORecipe, output: Path) -> list[NamedReward]:
     return build(recipe.rewards, judge=judge, mask_truncated=recipe.loss.mask_truncated)
 
 
-def _peft(lora: LoRA) -> Any:
+def _peft(lora: LoRA, backend: HFBackend, *, from_layer: int) -> Any:
     if not is_peft_available():
         raise MissingDependency("LoRA needs peft. Install it with: pip install 'qzoom-agent[lora]'")
     from peft import LoraConfig
 
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
+    targets = lora.targets
+    if from_layer:
+        layers = "|".join(map(str, range(from_layer, len(text_model(backend.model).layers))))
+        targets = rf"(?=.*\.layers\.({layers})\.)(?:{targets})"
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
 
 
 def _write(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:
@@ -248,7 +267,7 @@ def _write(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:
         backend.processor.save_pretrained(part)
         if backend.branches is not None:
             backend.branches.save(part)
-            if recipe.from_layer < backend.branches.config.k and recipe.lora is None:
+            if recipe.from_layer < backend.branches.config.k:
                 k = backend.branches.config.k
                 print(f"Layers below {k}, which the branches read, were trained: fit them again, or set from_layer.")
         part.rename(done)
@@ -263,11 +282,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
     parser.add_argument("--output", type=Path, default=Path("runs/grpo"), help="folder of all that is written")
     parser.add_argument("--model", help="another model than the recipe's: a preset, a hub id or a folder")
+    parser.add_argument("--branches", help="branches to use instead of the recipe's: a folder")
     parser.add_argument("--steps", type=int, help="another number of steps than the recipe's")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it costs, and stop")
     parser.add_argument("--devices", type=int, default=1, help="for --dry-run: how many devices there will be")
     options = parser.parse_args(argv)
-    given = {"model": options.model, "steps": options.steps}
+    given = {"model": options.model, "branches": options.branches, "steps": options.steps}
     recipe = load_grpo_recipe(options.config, **{key: value for key, value in given.items() if value is not None})
     if options.dry_run:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
@@ -277,10 +297,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{options.output / 'final'} is there already; delete it to train again.")
         return 0
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "recipe.yaml").write_text(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    keep_recipe(recipe, options.output)
     print(f"written {train(recipe, options.output)}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(finished("qzoom train grpo", main))

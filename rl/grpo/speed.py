@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from qzoom_agent.errors import finished
 from qzoom_agent.rl.grpo.guards import logp_distance
 from qzoom_agent.rl.grpo.recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.rl.grpo.run import make_trainer
@@ -94,4 +95,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(finished("speed", main))

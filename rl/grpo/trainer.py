@@ -64,13 +64,22 @@ class ZoomTrainer(GRPOTrainer):
     environments: Any
 
     def __init__(
-        self, backend: HFBackend, rewards: Sequence[NamedReward], keeper: Keeper, *, tolerance: float, **kwargs: Any
+        self,
+        backend: HFBackend,
+        rewards: Sequence[NamedReward],
+        keeper: Keeper,
+        *,
+        tolerance: float,
+        looker: HFBackend | None = None,
+        **kwargs: Any,
     ) -> None:
         """
         Args:
             tolerance: how far sampled log-probabilities may be from the trainer's own, see `guards`.
+            looker: whose branches look; None: nobody's.
         """
         self.backend = backend
+        self.looker = looker
         self.keeper = keeper
         self.tolerance = tolerance
         self._compared = False
@@ -108,16 +117,16 @@ class ZoomTrainer(GRPOTrainer):
         return [env.store for env in self.environments]
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
+        if self.looker is not None:
+            bring(self.looker, self.accelerator.device, trained=self.backend)
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         counts = batch.get("num_images") or []
         require_images(batch, sum(counts))
         if self.use_vllm and not self._compared:
             mask = batch["completion_mask"] * batch.get("tool_mask", 1)
-            # without the correction TRL does not compute what the trainer itself would say
-            if "old_per_token_logps" in batch:
-                distance = logp_distance(batch["sampling_per_token_logps"], batch["old_per_token_logps"], mask)
-                require_same_model(distance, tolerance=self.tolerance, writer="vLLM")
-                self._compared = True
+            distance = logp_distance(batch["sampling_per_token_logps"], batch["old_per_token_logps"], mask)
+            require_same_model(distance, tolerance=self.tolerance, writer="vLLM")
+            self._compared = True
         return batch
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
@@ -163,7 +172,6 @@ class EpisodeTrainer(ZoomTrainer):
         seed: int,
         rows: int,
         by_trl: bool = False,
-        looker: HFBackend | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -171,13 +179,12 @@ class EpisodeTrainer(ZoomTrainer):
             config: of the episodes.
             rows: most episodes at a time.
             by_trl: let TRL's own generation (HF or vLLM) write the turns, each from its beginning.
-            looker: whose branches look; None: nobody's.
         """
         super().__init__(backend, *args, **kwargs)
         self.config, self.seed, self.rows = config, seed, rows
         self.tools = [_episodes]
         self._shared = None if by_trl else SharedDecoder(backend)
-        self._crew = Crew(backend, self._shared or self._by_trl, looker=looker, encode=not by_trl)
+        self._crew = Crew(backend, self._shared or self._by_trl, looker=self.looker, encode=not by_trl)
         self._inputs: list[Row] = []
         self._played: list[Played] = []
 
@@ -262,6 +269,8 @@ class EpisodeTrainer(ZoomTrainer):
 
     def _by_trl(self, wishes: Sequence[Wish]) -> list[Written]:
         """Turns written by TRL's generation, which begins with the whole conversation and all its images."""
+        if not wishes:
+            return []
         prompts = [list(one.ready.prompt.ids) for one in wishes]
         images = [[one.session.pixels(span.view) for span in one.ready.prompt.spans] for one in wishes]
         limit = wishes[0].settings.max_new_tokens
@@ -273,13 +282,18 @@ class EpisodeTrainer(ZoomTrainer):
 
     def _by_trl_now(self, prompts: list[list[int]], images: list[list[Any]], limit: int) -> Any:
         """One pass of TRL's generation: ids of each row, and their log-probabilities where vLLM gives them."""
-        flat = [image for row in images for image in row]
-        fields = dict(self.backend.processor.image_processor(images=flat, return_tensors="pt")) if flat else {}
+        generate: Any = super()._generate_single_turn
         if self.use_vllm:
             self.vllm_generation.max_completion_length = limit
-        else:
-            self.generation_config.max_new_tokens = limit
-        generate: Any = super()._generate_single_turn
+            rows = len(prompts)
+            # TRL finds a process's answers by its number times its own rows, so all have to ask for as many
+            most = int(self.accelerator.gather(torch.tensor([rows], device=self.accelerator.device)).max())
+            asked = [at % rows for at in range(most)]
+            ids, logps = generate([prompts[at] for at in asked], [images[at] for at in asked], {}, num_generations=1)
+            return ids[:rows], logps[:rows]
+        self.generation_config.max_new_tokens = limit
+        flat = [image for row in images for image in row]
+        fields = dict(self.backend.processor.image_processor(images=flat, return_tensors="pt")) if flat else {}
         return generate(prompts, images, fields, num_generations=1, has_tool_images=True)
 
     def _somebody_writes(self, busy: bool) -> bool:
@@ -289,9 +303,20 @@ class EpisodeTrainer(ZoomTrainer):
 
     def _keep_step(self) -> None:
         """Take part in the passes of devices whose episodes are longer: sharded weights and vLLM need everybody."""
-        one = self._played[0].tokens
+        one = self._played[0]
+        shown = one.tokens.images[: len(one.rollout.trace.views) - 1 - len(one.rollout.crops)]  # of the opening
+        # the first process says how long the turns are that a server writes for all
+        limit = self.config.generation.max_new_tokens if self.use_vllm else 1
         while self._somebody_writes(False):
-            self._by_trl_now([[*one.prompt, *one.completion]], [one.images], 1)
+            self._by_trl_now([one.tokens.prompt], [shown], limit)
+
+
+def bring(looker: HFBackend, device: torch.device, *, trained: HFBackend) -> None:
+    """Put the branches that look, and a base of their own, where the trained model is: accelerate moves that alone."""
+    assert looker.branches is not None
+    looker.branches.to(device)
+    if looker.model is not trained.model:
+        looker.model.to(device)  # type: ignore[arg-type]
 
 
 def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ matters, and `Alarm` says so once when one of them leaves what is healthy.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qzoom_agent.evals.rewards import BY_RULE, Rollout
 from qzoom_agent.report import write_report
+from qzoom_agent.rl.grpo.resume import keep_lines
 from qzoom_agent.trace import by_digest
 from qzoom_agent.views import ViewStore
 
@@ -54,12 +55,22 @@ def measures(rollouts: Sequence[Rollout], suites: Sequence[str]) -> dict[str, fl
     return found
 
 
-class Keeper:
-    """Writes some rollouts of every so many steps as pages, with what they were rewarded for."""
+class Keeper(TrainerCallback):
+    """Writes some rollouts of every so many steps as pages, with what they were rewarded for.
+
+    Rounds of rollouts begin at some steps only: of those between two multiples of `every`, the first is kept.
+    """
 
     def __init__(self, folder: Path, *, every: int, episodes: int) -> None:
         self.folder, self.every, self.episodes = folder, every, episodes
         self._last = -1
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            kept = keep_lines(self.folder / "rollouts.jsonl", lambda line: line["step"] < state.global_step)
+            self._last = max((line["step"] for line in kept), default=-1)
 
     def keep(
         self,
@@ -70,7 +81,7 @@ class Keeper:
         stores: Sequence[ViewStore],
     ) -> None:
         """Keep the first rollout of some questions, if it is time."""
-        if step % self.every or step == self._last or not self.episodes:
+        if step // self.every <= self._last // self.every or not self.episodes:
             return
         self._last = step
         seen: set[str] = set()
@@ -102,6 +113,12 @@ class Notes(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self.path, self.began = path, time.perf_counter()
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            keep_lines(self.path, lambda line: line["step"] <= state.global_step)
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs.get("logs") or {}
         if not state.is_world_process_zero or "loss" not in logs:
@@ -116,7 +133,10 @@ class Notes(TrainerCallback):
 
 
 class Alarm(TrainerCallback):
-    """Warns once for each thing that goes wrong. Keeps running means, so one odd batch is no alarm."""
+    """Warns once for each thing that goes wrong. Keeps running means, so one odd batch is no alarm.
+
+    Comes after `Notes`, whose log tells it of the steps before a run was killed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -125,20 +145,30 @@ class Alarm(TrainerCallback):
         self._peaks: dict[str, float] = {}
         self._first_entropy: float | None = None
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                self._follow(json.loads(line))  # it was said then
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        logs: dict[str, float] = {
-            key: value for key, value in (kwargs.get("logs") or {}).items() if isinstance(value, int | float)
-        }
+        if state.is_world_process_zero:
+            for text in self._follow(kwargs.get("logs") or {}):
+                self._say(state.global_step, text)
+
+    def _follow(self, given: Mapping[str, Any]) -> list[str]:
+        """Take in the metrics of a step; returns what is newly wrong."""
+        logs = {key: float(value) for key, value in given.items() if isinstance(value, int | float)}
         for key, value in logs.items():
             before = self._means.get(key, value)
             self._means[key] = before + SMOOTHING * (value - before)
             self._peaks[key] = max(self._peaks.get(key, 0.0), self._means[key])
         if self._first_entropy is None:
             self._first_entropy = logs.get("entropy")
-        for name, text in self._troubles().items():
-            if name not in self.warned:
-                self.warned.append(name)
-                self._say(state.global_step, text)
+        new = {name: text for name, text in self._troubles().items() if name not in self.warned}
+        self.warned += new
+        return list(new.values())
 
     def _troubles(self) -> dict[str, str]:
         means, found = self._means, dict[str, str]()

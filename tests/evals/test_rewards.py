@@ -359,6 +359,13 @@ def test_agreement_with_a_gate_that_needs_no_crop() -> None:
     assert Agreement()([rollout(look=calm), rollout(crops=[CROP], look=calm)]) == [1.0, 0.0]
 
 
+def test_agreement_with_crops_that_the_policy_showed() -> None:
+    """Nothing is left to call for where the gate fired and its region stands there already."""
+    shown = rollout(look=LOOK)
+    shown.trace.views.append(view("crop1", (400, 0, 800, 200), (112, 112), 16))
+    assert Agreement("heat")([shown]) == pytest.approx([0.75]) and Agreement("iou")([shown]) == pytest.approx([1.0])
+
+
 @given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=2, max_size=2), st.integers(0, 700))
 def test_heat_gain_is_a_share(heat: list[list[float]], left: int) -> None:
     gain = heat_gain(heat, [Box(left, 0, left + 100, 400)], Box(0, 0, *SIZE))
@@ -387,6 +394,31 @@ def test_calls_that_the_review_refuses_are_redundant() -> None:
     first.decision, first.code = "refused", "covered"
     second.decision, second.code = "refused", "budget"
     assert Redundant()([one]) == [-1.0]
+
+
+def test_crops_that_the_branches_speak_against_are_redundant_where_a_recipe_says_so() -> None:
+    hot, cold, other = (400, 0, 800, 200), (0, 200, 100, 300), (300, 200, 400, 300)
+    calm = LOOK.model_copy(update={"score": 0.1, "boxes": []})
+    batch = [
+        rollout(crops=[cold], look=LOOK),
+        rollout(crops=[hot, cold], look=LOOK),  # the first crop may have said where to look next
+        rollout(crops=[hot], look=LOOK),
+        rollout(crops=[cold, other], look=calm),
+        rollout(crops=[cold, cold], look=calm),  # repeated and unwanted: one crop, one reason
+        rollout(crops=[cold]),
+    ]
+    assert Redundant()(batch) == [0.0, 0.0, 0.0, 0.0, -1.0, 0.0]
+    assert Redundant(opinions=True)(batch) == [-1.0, 0.0, 0.0, -2.0, -2.0, 0.0]
+    reviewed = rollout(crops=[cold], failed=1, look=calm)
+    first, second = (turn.calls[0] for turn in reviewed.trace.turns)
+    reviewed.trace.turns[0].calls[0], reviewed.trace.turns[1].calls[0] = second, first
+    second.decision, second.code = "refused", "gate"
+    assert Redundant(opinions=True)([reviewed]) == [-1.0], "what the model insisted on counts once"
+
+
+def test_rewards_that_need_a_look_say_so() -> None:
+    entries = [{"name": "agreement"}, {"name": "redundant"}, {"name": "redundant", "opinions": True}]
+    assert [one.looks for one in read_specs(entries)] == [True, False, True]
 
 
 def test_crops_that_the_policy_showed_are_not_the_models_fault() -> None:

@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.perception.branches import Branches
+from qzoom_agent.rl.env import ZoomEnv
+from qzoom_agent.rl.grpo.recipe import GRPORecipe
 from qzoom_agent.rl.grpo.run import load_model, make_trainer, train
+from qzoom_agent.rl.grpo.speed import measure
 from qzoom_agent.rl.grpo.trainer import EpisodeTrainer
 from tests.core.tiny_models import Family
 from tests.rl.grpo_script import AGENT, scripted, tiny_recipe
@@ -37,7 +42,7 @@ SCRIPTS = {
 """Rows 0 and 1 are one question's, 2 and 3 another's; a row that has answered has no part in later turns."""
 
 
-ALWAYS = {"policy": "always", "perception": {"threshold": 0.0}}
+ALWAYS: dict[str, Any] = {"policy": "always", "perception": {"threshold": 0.0}}
 SHORT = {"generation": {"max_new_tokens": 6}}
 
 
@@ -150,13 +155,13 @@ def test_layers_below_the_branches_can_be_left_alone(tmp_path: Path, monkeypatch
     assert changed and not any(part in name for name in changed for part in ("visual", "embed", "layers.0"))
     with pytest.raises(ConfigError, match=r"from_layer is 99, but .* decoder layers"):
         load_model(recipe.model_copy(update={"from_layer": 99}))
-    for strange in ({"tower": True}, {"lora": {"rank": 4}, "tower": False}):
-        with pytest.raises(ValidationError, match="from_layer"):
-            tiny_recipe(tmp_path, "qwen2_5_vl", from_layer=2, **strange)
+    with pytest.raises(ValidationError, match="from_layer"):
+        tiny_recipe(tmp_path, "qwen2_5_vl", from_layer=2, tower=True)
 
 
 def test_adapters_are_trained_and_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", lora={"rank": 4}, tower=False)
+    """From a layer up: what branches read stays as it is."""
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", lora={"rank": 4}, tower=False, from_layer=1)
     scripted(monkeypatch, HFBackend.load(recipe.model).codec.tokenizer, SCRIPTS["qwen2_5_vl"])
     final = train(recipe, tmp_path / "out")
     before, after = HFBackend.load(recipe.model).model, HFBackend.load(str(final)).model
@@ -166,23 +171,103 @@ def test_adapters_are_trained_and_merged(tmp_path: Path, monkeypatch: pytest.Mon
         if not one.equal(other)
     }
     assert changed and all("language_model" in name and "_proj" in name for name in changed)
+    layers = {int(name.partition("layers.")[2].partition(".")[0]) for name in changed}
+    assert layers == set(range(1, len(text_model(before).layers)))
     assert log_of(tmp_path / "out")[0]["rollout/logp_difference"] < 1e-4
     assert (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
 
 
-def test_gate_and_proposals_insert_crops_that_are_trained_on(tmp_path: Path) -> None:
-    """Policy `hybrid` on untrained branches that always zoom: the crop stands in the prompt of every rollout."""
-    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", agent={**AGENT, **SHORT, **ALWAYS})
+@pytest.fixture(scope="module")
+def looking(tmp_path_factory: pytest.TempPathFactory) -> GRPORecipe:
+    """A recipe whose policy inserts the crops of untrained branches, which always zoom."""
+    folder = tmp_path_factory.mktemp("looking")
+    recipe = tiny_recipe(folder, "qwen2_5_vl", agent={**AGENT, **SHORT, **ALWAYS})
     backend = HFBackend.load(recipe.model, device="cpu", dtype="float32")
-    Branches.from_base(backend.model, k=1, depth=1, gate_depth=1).save(tmp_path / "branches")
-    looking = recipe.model_copy(update={"branches": str(tmp_path / "branches")})
+    Branches.from_base(backend.model, k=1, depth=1, gate_depth=1).save(folder / "branches")
+    return recipe.model_copy(update={"branches": str(folder / "branches")})
+
+
+def rolled_out(recipe: GRPORecipe, **changes: Any) -> GRPORecipe:
+    return recipe.model_copy(update={"rollouts": recipe.rollouts.model_copy(update=changes)})
+
+
+def test_gate_and_proposals_insert_crops_that_are_trained_on(looking: GRPORecipe, tmp_path: Path) -> None:
+    """The crop stands in the prompt of every rollout."""
     for perception in ("current", "frozen"):
-        rollouts = recipe.rollouts.model_copy(update={"perception": perception})
-        trainer = make_trainer(looking.model_copy(update={"rollouts": rollouts}), tmp_path / perception)
+        trainer = make_trainer(rolled_out(looking, perception=perception), tmp_path / perception)
         trainer.train()
         log = log_of(tmp_path / perception)[0]
         assert log["zoom/inserted"] == 1.0
         assert log["rollout/logp_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("by", ["shared", "environment"])
+def test_a_reward_can_have_somebody_look_where_the_policy_does_not(
+    looking: GRPORecipe, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewards = [{"name": "accuracy"}, {"name": "agreement"}, {"name": "redundant", "opinions": True}]
+    given = rolled_out(looking, by=by).model_dump() | {"agent": {**AGENT, **SHORT}, "protocol": "qwen3vl"}
+    given |= {"rewards": rewards, "loss": {"mask_truncated": False}}
+    trainer = make_trainer(GRPORecipe.model_validate(given), tmp_path)
+    if by == "environment":
+        ids = trainer.backend.codec.tokenizer("407")["input_ids"]
+        monkeypatch.setattr(trainer, "_generate_single_turn", lambda prompts, *_, **__: ([ids for _ in prompts], None))
+    trainer.train()
+    log = log_of(tmp_path)[0]
+    assert 0 <= log["rewards/agreement/mean"] <= 1 and log["rewards/redundant/mean"] <= 0
+    assert log["zoom/inserted"] == 0, "a look for the record shows the model nothing"
+
+
+def test_rewards_that_need_branches_are_refused_without(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", rewards=[{"name": "agreement"}])
+    with pytest.raises(ConfigError, match=r"needed for the reward 'agreement'.*Set branches \(or --branches\)"):
+        make_trainer(recipe, tmp_path / "out")
+    always = recipe.model_copy(update={"agent": {**AGENT, **ALWAYS}, "rewards": []})
+    with pytest.raises(ConfigError, match="needed for the policy 'always'"):
+        make_trainer(always, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("by", "whose"), [("shared", "configuration"), ("generate", "branches"), ("environment", "branches")]
+)
+def test_crops_in_their_place_are_refused_before_the_first_step(
+    looking: GRPORecipe, by: str, whose: str, tmp_path: Path
+) -> None:
+    recipe = rolled_out(looking, by=by).model_copy(update={"protocol": "qwen3vl"})
+    if whose == "configuration":
+        look = {**ALWAYS["perception"], "positions": "aligned"}
+        recipe = recipe.model_copy(update={"agent": {**recipe.agent, "perception": look}})
+    else:
+        base = HFBackend.load(recipe.model, device="cpu", dtype="float32").model
+        Branches.from_base(base, k=1, depth=1, gate_depth=1, positions="aligned").save(tmp_path)
+        recipe = recipe.model_copy(update={"branches": str(tmp_path)})
+    with pytest.raises(ConfigError, match=r"Set perception\.positions to 'plain'"):
+        make_trainer(recipe, tmp_path / "out")
+    plain = {**recipe.agent, "perception": {**ALWAYS["perception"], "positions": "plain"}}
+    make_trainer(recipe.model_copy(update={"agent": plain}), tmp_path / "out")
+
+
+def test_an_environment_of_plain_trl_refuses_them_too(looking: GRPORecipe) -> None:
+    backend = HFBackend.load(looking.model, device="cpu", dtype="float32", branches=looking.branches)
+    config = looking.agent_config().replace(protocol="qwen3vl", perception={"positions": "aligned"})
+    with pytest.raises(ConfigError, match="positions of their place"):
+        ZoomEnv(backend, config=config)
+
+
+@pytest.mark.parametrize("perception", ["current", "frozen"])
+@pytest.mark.parametrize("by", ["shared", "environment"])
+def test_what_looks_is_on_the_device_of_the_training(
+    looking: GRPORecipe, by: str, perception: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = rolled_out(looking, by=by, perception=perception).model_copy(update={"protocol": "qwen3vl"})
+    trainer = make_trainer(recipe, tmp_path)
+    assert trainer.looker is not None and trainer.looker.branches is not None
+    monkeypatch.setattr(type(trainer.accelerator), "device", torch.device("meta"))
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", lambda *_: {})
+    trainer._generate_and_score_completions([])
+    assert {weight.device.type for weight in trainer.looker.branches.parameters()} == {"meta"}
+    base = {weight.device.type for weight in trainer.looker.model.parameters()}
+    assert base == {"meta" if perception == "frozen" else "cpu"}, "the trained model is placed by accelerate"
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
@@ -203,3 +288,25 @@ def test_plain_trl_runs_the_same_tool(family: Family, tmp_path: Path, monkeypatc
     assert log["zoom/served"] == 0.75 and log["zoom/accuracy"] == 0.75
     page = next((tmp_path / "out" / "rollouts").glob("step-000000-1.html")).read_text()
     assert "407" in page
+
+
+def test_sharded_weights_need_plain_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FSDP says that it is on, after which no step may begin."""
+    made = EpisodeTrainer.__init__
+
+    def sharded(self: EpisodeTrainer, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(EpisodeTrainer, "__init__", sharded)
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl")
+    with pytest.raises(ConfigError, match=r"FSDP.*Use DeepSpeed .* or rollouts\.by: generate"):
+        make_trainer(recipe, tmp_path / "out")
+
+
+def test_speeds_are_measured_without_learning(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", agent={**AGENT, **SHORT})
+    plain, shared = (measure(recipe, by, rounds=1) for by in ("generate", "shared"))
+    assert plain.distance is None and shared.distance is not None and shared.distance < 1e-4
+    for one in (plain, shared):
+        assert one.seconds > 0 and 1 <= one.written <= 4 * 6

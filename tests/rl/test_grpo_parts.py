@@ -1,6 +1,8 @@
 """The parts of GRPO: sampling, sequences, guards, plans, alarms, rows."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +11,30 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.backends.base import Settings
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.backends.hf_prompt import Prompt, Span
 from qzoom_agent.config import AgentConfig
-from qzoom_agent.errors import BackendError, ConfigError
+from qzoom_agent.errors import BackendError, ConfigError, MissingDependency
+from qzoom_agent.evals.rewards import Rollout
 from qzoom_agent.evals.suites.base import Sample
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.rl.branches.records import NEEDLE_SEED, NEEDLE_SPAN
-from qzoom_agent.rl.grpo import guards, run
+from qzoom_agent.rl.grpo import guards, run, watch
 from qzoom_agent.rl.grpo.data import FIRST_SEED, SEEDS_A_RUN, load_rows
 from qzoom_agent.rl.grpo.decoding import SharedDecoder, Written, draw
 from qzoom_agent.rl.grpo.plan import longest, require_room
 from qzoom_agent.rl.grpo.recipe import GRPORecipe, load_grpo_recipe
+from qzoom_agent.rl.grpo.resume import keep_recipe
 from qzoom_agent.rl.grpo.rollouts import Crew, Said, Seat, play, tokens_of
+from qzoom_agent.rl.grpo.run import make_trainer
 from qzoom_agent.rl.grpo.trainer import trimmed
-from qzoom_agent.rl.grpo.watch import Alarm
+from qzoom_agent.rl.grpo.watch import Alarm, Keeper, Notes
+from qzoom_agent.trace import Trace
+from qzoom_agent.views import ViewStore
 from tests.core.tiny_models import QWEN_TEMPLATE, Family, build
 from tests.rl.grpo_script import AGENT
 
@@ -293,6 +300,55 @@ def test_an_alarm_rings_when_entropy_is_gone(tmp_path: Path) -> None:
     assert alarm.warned == ["entropy"]
 
 
+def begun(callback: TrainerCallback, step: int) -> None:
+    state = TrainerState(global_step=step)
+    callback.on_train_begin(TrainingArguments(output_dir="none"), state, TrainerControl())
+
+
+def test_an_alarm_of_a_run_that_goes_on_remembers_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps after the checkpoint are dropped from the log, and what was warned of before is not said again."""
+    path = tmp_path / "log.jsonl"
+    lines: list[dict[str, Any]] = [
+        {"step": at, "loss": 0.0, "zoom/call_rate": 0.9, "zoom/truncated": 0.5, "entropy": 1.0} for at in range(1, 11)
+    ]
+    lines += [{"step": 3, "warning": "50% of the rollouts are cut off"}, {"step": 11, "loss": 0.0, "entropy": 9.0}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 12, "lo')
+    alarm = Alarm(path)
+    for callback in (Notes(path), alarm):
+        begun(callback, 10)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:-1]
+    assert alarm.warned == ["truncated"] and not capsys.readouterr().out
+    for _ in range(30):
+        tell(alarm, **{"zoom/call_rate": 0.0, "entropy": 0.01})
+    assert alarm.warned == ["truncated", "zoom/call_rate", "entropy"], "peaks and the first entropy are known"
+
+
+def test_episodes_are_kept_although_rounds_begin_between_the_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "write_report", lambda *_, **__: None)
+    trace = Trace(question="?", status="answered")
+    one, store = Rollout(trace=trace, answer="407"), ViewStore()
+    store.add_original(Image.new("RGB", (28, 28)))
+
+    def steps() -> list[int]:
+        return [json.loads(line)["step"] for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+
+    def rounds(keeper: Keeper, *at: int) -> None:
+        for step in at:
+            keeper.keep(step, [one], ["accuracy"], [[1.0]], [store])
+
+    first = Keeper(tmp_path, every=20, episodes=1)
+    begun(first, 0)
+    rounds(first, 0, 0, 12, 24, 36, 48, 60)
+    assert steps() == [0, 24, 48, 60]
+    again = Keeper(tmp_path, every=20, episodes=1)
+    begun(again, 48)
+    assert steps() == [0, 24], "the round of the checkpoint's step is run again"
+    rounds(again, 48, 60)
+    assert steps() == [0, 24, 48, 60]
+
+
 def recipe(**changes: Any) -> GRPORecipe:
     return GRPORecipe.model_validate(
         {"steps": 4, "prompts": 2, "group": 2, "needle": {"needle-hop": 1.0}} | {"batch": 2} | changes
@@ -321,6 +377,9 @@ def test_rows_are_those_of_the_run_and_of_no_other_stage() -> None:
         ("steps: 1\nneedle: {needle-hop: 1}\nagent: {polcy: direct}", "Did you mean 'policy'"),
         ("steps: 1\nneedle: {needle-hop: 1}\nagent: {seed: 3}", "said elsewhere"),
         ("steps: 1\nneedle: {needle-hop: 1}\nrollouts: {vllm: {}}", "by: generate"),
+        ("steps: 1\nneedle: {needle-hop: 1}\nrollouts: {by: generate, vllm: {mode: colocate}}", "expands them again"),
+        ("steps: 1\nneedle: {needle-hop: 1}\ntrl: {use_vllm: true}", "said elsewhere"),
+        ("steps: 1\nneedle: {needle-hop: 1}\ntrl: {vllm_importance_sampling_correction: false}", "nobody could tell"),
     ],
 )
 def test_a_bad_recipe_says_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
@@ -346,8 +405,79 @@ def test_a_dry_run_prints_the_recipe_and_the_plan(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [
+        (7, "8 prompts do not divide over 7 devices"),
+        (0, "cannot be 0 devices"),
+        (8, "minibatches of batches of 16 on 8"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path, devices: int, said: str) -> None:
+    path = tmp_path / "grpo.yaml"
+    path.write_text("steps: 40\nneedle: {needle-hop: 1}\nbatch: 16\n")
+    with pytest.raises(ConfigError, match=said):
+        run.main(["--config", str(path), "--dry-run", "--devices", str(devices)])
+
+
+def test_a_tracker_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for known in ("none", "all"):
+        guards.require_tracker(known)
+    with pytest.raises(ConfigError, match=r"no tracker 'wandbb'.*Choose from none, .*wandb"):
+        guards.require_tracker("wandbb")
+    with pytest.raises(MissingDependency, match="report_to: swanlab needs"):
+        make_trainer(recipe(report_to="swanlab"), tmp_path)
+
+
+def test_branches_can_be_given_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "grpo.yaml"
+    path.write_text("steps: 40\nneedle: {needle-hop: 1}\n")
+    assert run.main(["--config", str(path), "--branches", "some/folder", "--dry-run"]) == 0
+    assert "branches: some/folder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [("qzoom_agent.rl.grpo.speed", ["--config", "none.yaml"]), ("qzoom_agent.evals.saving", ["no/folder"])],
+)
+def test_modules_say_what_is_missing_without_a_traceback(
+    module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [module, *arguments])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 2
+    assert arguments[-1] in capsys.readouterr().err
+
+
 def test_a_finished_run_is_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out" / "final").mkdir(parents=True)
     (tmp_path / "grpo.yaml").write_text("steps: 40\nneedle: {needle-hop: 1}\n")
     assert run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")]) == 0
     assert "delete it to train again" in capsys.readouterr().out
+
+
+def checkpoint(output: Path, step: int) -> None:
+    folder = output / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text("{}")
+
+
+def test_a_run_goes_on_under_its_own_recipe_only(tmp_path: Path) -> None:
+    keep_recipe(recipe(model="one"), tmp_path)
+    keep_recipe(recipe(model="two"), tmp_path)  # nothing was trained yet
+    checkpoint(tmp_path, 2)
+    with pytest.raises(ConfigError, match=r"another recipe \(model: 'two', now 'one'; seed: 0, now 7\)"):
+        keep_recipe(recipe(model="one", seed=7), tmp_path)
+    assert load_grpo_recipe(tmp_path / "recipe.yaml").model == "two"
+    keep_recipe(recipe(model="two", steps=9, watch={"every": 3}, log_steps=2, report_to="wandb"), tmp_path)
+    assert load_grpo_recipe(tmp_path / "recipe.yaml").steps == 9
+
+
+def test_the_command_does_not_report_one_recipe_as_another(tmp_path: Path) -> None:
+    (tmp_path / "grpo.yaml").write_text("model: nano\nsteps: 40\nneedle: {needle-hop: 1}\n")
+    checkpoint(tmp_path / "out", 2)
+    keep_recipe(recipe(model="other"), tmp_path / "out")
+    with pytest.raises(ConfigError, match="model: 'other', now 'nano'"):
+        run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")])

@@ -83,8 +83,8 @@ def server() -> Iterator[str]:
     http.server_close()
 
 
-def local(sources: list[Any], folder: Path) -> list[dict[str, Any]]:
-    """Rows on disk with the columns that these sources name, and the sources that read them."""
+def local(sources: list[Any], folder: Path, **more: Any) -> list[dict[str, Any]]:
+    """Rows on disk with the columns that these sources name, and `more`; and the sources that read them."""
     found = []
     for number, source in enumerate(sources):
         names = {name: source.columns.get(name, name) for name in ("image", "question", "answer")}
@@ -92,7 +92,7 @@ def local(sources: list[Any], folder: Path) -> list[dict[str, Any]]:
         for at in range(4):
             image = Image.effect_noise((160, 160), 40 + at).convert("RGB")
             values = {"image": [image] if names["image"] == "images" else image, "question": "What code?"}
-            row: dict[str, Any] = {}
+            row: dict[str, Any] = {**more}
             for name, value in {**values, "answer": "407"}.items():
                 at_field = row
                 *outer, last = names[name].split(".")
@@ -113,12 +113,16 @@ def changed(before: Path, after: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", GRPO, ids=named)
-def test_a_step_of_grpo(path: Path, folders: dict[str, Path], server: str, tmp_path: Path) -> None:
+def test_a_step_of_grpo(
+    path: Path, folders: dict[str, Path], server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     written = load_grpo_recipe(path)
     model = folders["qwen3_vl" if named(path) in QWEN3 else "qwen2_5_vl"]
     agent = {**written.agent, "budget": {**SMALL, "max_views": 3}, "generation": {"max_new_tokens": 6}}
     changes: dict[str, Any] = {
         "model": str(model),
+        "branches": None,  # its own
+        "from_layer": min(written.from_layer, 2),
         "protocol": written.protocol or HFBackend.load(str(model), device="cpu").protocol,
         "dtype": "float32",
         "steps": 1,
@@ -131,16 +135,20 @@ def test_a_step_of_grpo(path: Path, folders: dict[str, Path], server: str, tmp_p
         "workers": 0,
         "save_steps": 50,
         "agent": agent,
-        "data": local(written.data, tmp_path / "rows"),
+        "data": local(written.data, tmp_path / "rows", boxes=[[40.0, 40.0, 80.0, 80.0]]),
         "judge": None if written.judge is None else server,
         # a random model is never right and never ends its turn, so that only the entropy has a gradient
         "loss": {**written.loss.model_dump(), "entropy": 0.1, "mask_truncated": False},
     }
     recipe = load_grpo_recipe(path, **changes)
     final = grpo.train(recipe, tmp_path / "out")
+    outgrown = "Layers below 2, which the branches read, were trained" in capsys.readouterr().out
+    assert outgrown == (written.from_layer == 0), "whoever trains adapters is told as well"
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses and all(math.isfinite(loss) for loss in losses)
+    for reward in recipe.rewards:
+        assert math.isfinite(lines[0][f"rewards/{reward.name}/mean"]), f"{reward.name} says nothing of any rollout"
     names = changed(model, final)
     assert names
     assert not any("visual" in name for name in names)

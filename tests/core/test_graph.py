@@ -135,6 +135,17 @@ def test_a_crop_too_large_for_the_rest_is_refused_and_the_model_may_ask_for_less
     assert "would cost 88 visual tokens and 50 are left" in answer.trace.turns[0].calls[0].reason
 
 
+def test_a_call_without_its_opening_tag_is_served_and_its_remains_are_told_to_the_model() -> None:
+    answer = ask([ZOOM.removeprefix("<zoom>"), "42"])
+    assert (answer.status, answer.text, decisions(answer)) == ("answered", "42", ["served"])
+    assert answer.trace.turns[0].repairs == ["opening <zoom> added"]
+    spy = Spy(["<loc_84><loc_112></zoom>", "42"])
+    answer = ask(spy)
+    assert (answer.status, answer.text) == ("answered", "42")
+    assert "four finite numbers" in answer.trace.turns[0].problems[0]
+    assert plain_text(spy.conversations[-1][-1]) == "No crop."
+
+
 def test_seconds_run_out() -> None:
     answer = ask(["42"], budget={"max_seconds": 1e-9})
     assert (answer.status, answer.text, answer.trace.turns[0].forced) == ("budget", "42", True)

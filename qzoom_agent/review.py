@@ -234,9 +234,7 @@ class Heat:
         )
 
 
-def cut_region(
-    box: Box, regions: Sequence[Box], heat: Heat, rules: ReviewConfig, *, fixed: bool = False
-) -> Box | None:
+def cut_region(box: Box, regions: Sequence[Box], heat: Heat, rules: ReviewConfig, *, fixed: bool = False) -> Box | None:
     """The proposed region that a box touches but cuts, or lies beside; None if it touches none or holds what counts.
 
     Touching: an overlap of at least `rules.snap` of the smaller of the two, or a gap of at most `rules.snap_gap` of the

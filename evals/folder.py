@@ -23,7 +23,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from threading import get_ident
 from typing import Any, Self
 
 import PIL.Image
@@ -33,6 +32,7 @@ from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evals.plan import Part
 from qzoom_agent.evals.rows import Answered, Row
+from qzoom_agent.files import require_folder, whole
 from qzoom_agent.trace import Trace, by_digest
 
 PICTURE_SIDE = 1600
@@ -117,10 +117,7 @@ class RunFolder:
 
         ConfigError if the folder holds another evaluation, or cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"Cannot write into {self.path}: {error}. Choose another --out.") from None
+        require_folder(self.path)
         if (self.path / "run.json").exists():
             differ = list(_differ(self.config.model_dump(mode="json"), config.model_dump(mode="json")))
             if differ:
@@ -143,8 +140,11 @@ class RunFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Keeps other processes from writing; ConfigError if one does. A killed process holds nothing."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Keeps other processes from writing; ConfigError if one does, or the folder cannot be written.
+
+        A killed process holds nothing.
+        """
+        require_folder(self.path)
         with (self.path / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -202,9 +202,8 @@ class RunFolder:
         for digest in {view.digest for view in answer.trace.views}:
             target = images / f"{digest}.jpg"
             if not target.exists():
-                part = target.with_suffix(f".{os.getpid()}-{get_ident()}.part")
-                _small(picture(digest)).save(part, format="JPEG", quality=_QUALITY)
-                part.replace(target)
+                with whole(target) as part:
+                    _small(picture(digest)).save(part, format="JPEG", quality=_QUALITY)
         # In place: until its row is written, nobody looks for it, and a torn one is written again with its row.
         self.trace_path(key).write_text(answer.trace.model_dump_json(), encoding="utf-8")
 
@@ -219,7 +218,8 @@ class RunFolder:
         """Write a file in one step; ConfigError if that is impossible."""
         path = self.path / name
         try:
-            _write(path, text)
+            with whole(path) as part:
+                part.write_text(text, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"Cannot write {path}: {error}. Choose another --out.") from None
         return path
@@ -272,9 +272,3 @@ def _small(image: PIL.Image.Image) -> PIL.Image.Image:
         image = image.copy()
         image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     return image
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -14,7 +14,7 @@ from itertools import product
 from pydantic import BaseModel, ConfigDict
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evals.suites.base import Samples, Source
+from qzoom_agent.evals.suites.base import Samples, Source, Suite
 
 
 class Part(BaseModel):
@@ -47,6 +47,13 @@ def require(source: Source, *, limit: int | None = None, repeats: int = 1, worke
             raise ConfigError(f"A run needs at least 1 of these; got {name} = {given}.")
     if source.seed < 0:
         raise ConfigError(f"A seed is 0 or more; got {source.seed}.")
+
+
+def require_scorer(name: str | None, suites: Sequence[Suite]) -> None:
+    """ConfigError if no suite has a scorer of this name; None is each suite's own."""
+    known = sorted({scorer for suite in suites for scorer in suite.scorers})
+    if name is not None and name not in known:
+        raise ConfigError(f"There is no scorer {name!r} in these suites. There are: {', '.join(known)}.")
 
 
 def plan(

@@ -27,7 +27,7 @@ from pydantic import JsonValue
 from qzoom_agent.agent import Agent
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.evals.folder import Ask, Journal, RunFolder
-from qzoom_agent.evals.plan import plan, require, share
+from qzoom_agent.evals.plan import plan, require, require_scorer, share
 from qzoom_agent.evals.rows import TAKE_GOLD, Row, Runs, asked, episode_seed, image_digest, measured, scored
 from qzoom_agent.evals.shards import Shard
 from qzoom_agent.evals.suites.base import Sample, Samples, Score, Source, Suite
@@ -90,6 +90,7 @@ def evaluate(
     """
     source, shard = source or Source(), shard or Shard()
     require(source, limit=limit, repeats=repeats, workers=workers)
+    require_scorer(scorer, suites)
     folder = RunFolder(out)
     sources = {suite.name: source._replace(path=(paths or {}).get(suite.name, source.path)) for suite in suites}
     loaded = {suite.name: suite.load(sources[suite.name]) for suite in suites}

@@ -21,10 +21,11 @@ import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
@@ -44,11 +45,15 @@ from qzoom_agent.tools.zoom import Zoom, ZoomConfig
 from qzoom_agent.trace import PerceptionRecord, Status, Trace, by_digest, describe_environment
 from qzoom_agent.views import View, ViewStore
 
+if TYPE_CHECKING:
+    from langgraph.checkpoint.sqlite import SqliteSaver
+
 Graph = CompiledStateGraph[State, Context, State, State]
 Boxes = Sequence[Box | Sequence[float]]
 """Boxes of the original: `Box` in any frame, or four numbers in pixels."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_STEPS = "episodes.sqlite"
 _THREAD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -138,7 +143,7 @@ class Agent:
         self.state_dir = None if state_dir is None else Path(state_dir)
         self._graph = compile_graph()
         self._saved: Graph | None = None
-        self._connection: sqlite3.Connection | None = None
+        self._saver: SqliteSaver | None = None
         self.protocol = self._context(self.config, ViewStore()).protocol
 
     @classmethod
@@ -180,13 +185,13 @@ class Agent:
         """An agent with a model behind an OpenAI-compatible server (`url` such as http://localhost:8000/v1).
 
         `model` is a preset, whose hub id is what the server is asked for, or what the server calls it. The key is read
-        from OPENAI_API_KEY. Raises ConfigError or BackendError.
+        from OPENAI_API_KEY. Raises ConfigError.
         """
         config = (config or AgentConfig()).replace(model=model, **overrides)
-        from qzoom_agent.backends.presets import PRESETS, UNKNOWN_BUDGET, Preset
+        from qzoom_agent.backends.presets import UNKNOWN_BUDGET, served_model
         from qzoom_agent.backends.server import ServerBackend
 
-        preset = PRESETS.get(model) or Preset(model, model)
+        preset = served_model(model)
         backend = ServerBackend(
             url,
             model=preset.source,
@@ -279,10 +284,10 @@ class Agent:
     def resume(self, thread: str) -> Answer:
         """Finish an interrupted run under the configuration it began with; a finished one is returned as it is.
 
-        Raises ConfigError if there is no such run or it belongs to another model, ImageError if its images are gone.
+        Raises ConfigError if there is no such run, it belongs to another model or the file of saved steps cannot be
+        read, ImageError if its images are gone.
         """
-        graph = self._saving_graph(thread)
-        state = cast(State, graph.get_state(_run_config(thread)).values)
+        state = self._saved_state(thread)
         if not state:
             known = ", ".join(self.threads()) or "none"
             raise ConfigError(f"There is no run '{thread}' in {self.state_dir}. Saved runs: {known}.")
@@ -296,16 +301,17 @@ class Agent:
         return self._answer(state, context) if state["status"] else self._invoke(None, context, thread)
 
     def threads(self) -> list[str]:
-        """Names of the runs saved in `state_dir`, sorted."""
-        if self.state_dir is None or not self.state_dir.is_dir():
+        """Names of the runs saved in `state_dir`, sorted. ConfigError if the file of saved steps cannot be read."""
+        if self.state_dir is None or not (self.state_dir / _STEPS).is_file():
             return []
-        return sorted(folder.name for folder in self.state_dir.iterdir() if folder.is_dir())
+        with self._reading_steps():
+            return sorted({saved.config["configurable"]["thread_id"] for saved in self._steps().list(None)})
 
     def close(self) -> None:
         """Close the file of saved steps; the agent opens it again when needed."""
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = self._saved = None
+        if self._saver is not None:
+            self._saver.conn.close()
+        self._saver = self._saved = None
 
     def __enter__(self) -> Self:
         return self
@@ -320,11 +326,11 @@ class Agent:
         if not isinstance(question, str) or not question.strip() or _SURROGATE.search(question):
             raise ConfigError(f"A question is a text of valid characters that is not empty; got {question!r}.")
         config = self.config if seed is None else self.config.replace(seed=seed)
-        pixels = load_image(image)
+        pixels = load_image(image, max_pixels=config.max_pixels)
         gold = None if boxes is None else [_gold(box, pixels) for box in boxes]
         folder = None
         if thread is not None:
-            if self._saving_graph(thread).get_state(_run_config(thread)).values:
+            if self._saved_state(thread):
                 raise ConfigError(
                     f"There is already a run '{thread}' in {self.state_dir}. "
                     f"Go on with resume('{thread}'), or choose another name."
@@ -365,7 +371,8 @@ class Agent:
     def _invoke(self, state: State | None, context: Context, thread: str | None) -> Answer:
         graph, options = self._graph_for(thread, context)
         try:
-            final = graph.invoke(state, context=context, **options)
+            with self._reading_steps():
+                final = graph.invoke(state, context=context, **options)
         finally:
             context.close()
         return self._answer(cast(State, final), context)
@@ -376,13 +383,14 @@ class Agent:
         final: Any = None
         ending: Event | None = None
         try:
-            for mode, data in graph.stream(state, context=context, stream_mode=["custom", "values"], **options):
-                if mode == "values":
-                    final = data
-                elif data["kind"] == "answer":
-                    ending = Event(**data)
-                else:
-                    yield Event(**data)
+            with self._reading_steps():
+                for mode, data in graph.stream(state, context=context, stream_mode=["custom", "values"], **options):
+                    if mode == "values":
+                        final = data
+                    elif data["kind"] == "answer":
+                        ending = Event(**data)
+                    else:
+                        yield Event(**data)
         finally:
             context.close()
         assert ending is not None
@@ -399,21 +407,44 @@ class Agent:
     def _saving_graph(self, thread: str) -> Graph:
         if self.state_dir is None:
             raise ConfigError(f"The run '{thread}' has nowhere to be saved. Give the agent a state_dir.")
-        if not _THREAD.fullmatch(thread):
+        if not _THREAD.fullmatch(thread) or thread.lower().startswith(_STEPS):
             raise ConfigError(
-                f"{thread!r} cannot name a run: use up to 100 letters, digits, '.', '_' and '-', "
-                "the first of them a letter, a digit or '_'."
+                f"{thread!r} cannot name a run: use up to 100 letters, digits, '.', '_' and '-', the first of them a "
+                f"letter, a digit or '_', and not {_STEPS}, the file of saved steps."
             )
         if self._saved is None:
-            from langgraph.checkpoint.sqlite import SqliteSaver
+            self._saved = compile_graph(self._steps())
+        return self._saved
 
+    def _saved_state(self, thread: str) -> State:
+        """The last saved step of a run; empty if there is none."""
+        graph = self._saving_graph(thread)
+        with self._reading_steps():
+            return cast(State, graph.get_state(_run_config(thread)).values)
+
+    def _steps(self) -> SqliteSaver:
+        """The file of saved steps, opened. One for all runs of this agent: it keeps its threads apart."""
+        from langgraph.checkpoint.sqlite import SqliteSaver
+
+        assert self.state_dir is not None
+        if self._saver is None:
             try:
                 self.state_dir.mkdir(parents=True, exist_ok=True)
-                self._connection = sqlite3.connect(self.state_dir / "episodes.sqlite", check_same_thread=False)
-                self._saved = compile_graph(SqliteSaver(self._connection))
+                self._saver = SqliteSaver(sqlite3.connect(self.state_dir / _STEPS, check_same_thread=False))
             except (OSError, sqlite3.Error) as error:
                 raise ConfigError(f"Cannot save runs in {self.state_dir}: {error}. Choose another state_dir.") from None
-        return self._saved
+        return self._saver
+
+    @contextmanager
+    def _reading_steps(self) -> Iterator[None]:
+        """What sqlite says of a damaged or locked file, as a ConfigError; nothing else that runs here uses sqlite."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise ConfigError(
+                f"The saved steps in {self.state_dir}/{_STEPS} cannot be used: {error}. If another process is at work "
+                "there, wait for it; else choose another state_dir."
+            ) from None
 
     def _folder(self, thread: str) -> Path:
         assert self.state_dir is not None

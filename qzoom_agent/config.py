@@ -22,7 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.images import MAX_PIXELS
 
+MAX_SEED = 2**62
+"""Seeds of all turns stay in the signed 64 bits that torch and servers take."""
 Blur = Literal["fixed", "grid", "none"]
 Sides = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
 PolicyName = Literal["direct", "explicit", "implicit", "hybrid", "always", "random", "oracle", "blind"]
@@ -79,14 +82,14 @@ class ViewBudget(Config):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        for view, low, high in (
-            ("coarse", self.coarse_min_tokens, self.coarse_max_tokens),
-            ("crop", self.crop_min_tokens, self.crop_max_tokens),
+        for view, low, high, most in (
+            ("coarse", self.coarse_min_tokens, self.coarse_max_tokens, "coarse_tokens"),
+            ("crop", self.crop_min_tokens, self.crop_max_tokens, "crop_max_tokens"),
         ):
             if low > high:
                 raise ConfigError(
                     f"The {view} budget is empty: at least {low} tokens but at most {high}. "
-                    f"Raise {view}_max_tokens or lower {view}_min_tokens."
+                    f"Raise budget.{most} or lower budget.{view}_min_tokens."
                 )
         return self
 
@@ -287,7 +290,9 @@ class AgentConfig(Config):
     """Policy `hybrid`: which zoom calls are refused or moved: see `qzoom_agent.review`."""
     oracle_margin: float = Field(default=0.35, ge=0, le=10)
     """Policy `oracle`: how far each edge of a gold box moves outwards, as a share of the box's longer side."""
-    seed: int = Field(default=0, ge=0)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
+    """Most pixels (width times height) of an image that is read; looked at before it is decoded."""
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the episode: sampling of turn i uses seed + i, and policy `random` draws its box from it."""
 
     def replace(self, **changes: Any) -> AgentConfig:

@@ -36,7 +36,7 @@ from langgraph.runtime import Runtime
 
 from qzoom_agent.backends.base import Backend, Looks, Reply, Session, Settings, Sight
 from qzoom_agent.config import AgentConfig, ViewBudget
-from qzoom_agent.errors import ConfigError, QzoomError
+from qzoom_agent.errors import ConfigError, ImageError, QzoomError
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text
 from qzoom_agent.policy import CropPolicy, Last
@@ -159,7 +159,8 @@ def advanced(state: State, update: dict[str, Any]) -> State:
 def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     """Show the coarse view and the crops that the policy inserts; write the opening messages.
 
-    A look that fails is the model's failure and ends the episode; a proposal that cannot be cut is left out.
+    A look that fails is the model's failure and ends the episode; a proposal that cannot be cut is left out. Raises
+    ImageError for an image that cannot be shown.
     """
     began = perf_counter()
     ctx = runtime.context
@@ -170,6 +171,8 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     if ctx.policy.looks:
         try:
             record, sight = take_look(ctx, state["question"])
+        except ImageError:
+            raise
         except Exception as failure:
             error = _described(failure)
         else:

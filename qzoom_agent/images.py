@@ -14,17 +14,21 @@ import io
 import math
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from qzoom_agent.errors import ImageError
+from qzoom_agent.geometry import Box
 
 MAX_PIXELS = 89_000_000
-"""Default limit on width times height (a 10000 x 8900 image), just below where Pillow starts to warn."""
+"""Default limit on width times height (a 10000 x 8900 image): a few hundred MB while it is read."""
 MAX_BYTES = 1_000_000_000
 """Limit on the encoded size of one image."""
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
@@ -42,6 +46,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SMALLER = "Make it smaller, or raise the setting max_pixels."
+_OPENING = Lock()
 _STRIP_PIXELS = 500_000
 _URL_TIMEOUT_S = 30
 
@@ -64,18 +70,40 @@ def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int 
         return _decode(source, "the Pillow image", max_pixels)
     file, name = _encoded(source, allow_url)
     try:
-        opened = Image.open(file, formats=FORMATS)
+        with _own_limit(max_pixels):
+            opened = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(f"Not an image that can be read: {name}. Formats read: {', '.join(FORMATS)}.") from error
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"An image is over Pillow's own limit: {name}. {_cause(error)}. "
-            "Make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS."
+            f"An image is over the limit of {max_pixels} px: {name}. {_cause(error)}. {_SMALLER}"
         ) from error
     except Exception as error:  # decoders raise any class on hostile bytes
         raise ImageError(f"Cannot read {name} as an image: {_cause(error)}. Save it again as PNG or JPEG.") from error
     with opened:
         return _decode(opened, name, max_pixels)
+
+
+def cut(image: Image.Image, box: Box) -> Image.Image:
+    """The part of an image in a box of whole pixels inside it, however large: Pillow's limit is on crops, too."""
+    corners = (int(box.x1), int(box.y1), int(box.x2), int(box.y2))
+    if box.area <= (Image.MAX_IMAGE_PIXELS or math.inf):
+        return image.crop(corners)
+    with _own_limit(int(box.area)):
+        return image.crop(corners)
+
+
+@contextmanager
+def _own_limit(max_pixels: int) -> Iterator[None]:
+    """Pillow's limit, which holds for the whole process, raised to ours for a moment, and its warning off."""
+    with _OPENING, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = max(max_pixels, before or 0)
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def digest(image: Image.Image) -> str:
@@ -101,7 +129,10 @@ def _encoded(source: str | Path | bytes, allow_url: bool) -> tuple[Path | io.Byt
             return _buffer(_data_uri(source), "the data URI"), "the data URI"
         if scheme.startswith(("http://", "https://")):
             if not allow_url:
-                raise ImageError(f"Will not fetch {_short(source)}: URLs are off. Pass allow_url=True or a local file.")
+                raise ImageError(
+                    f"Will not fetch {_short(source)}: URLs are off. Download it and give the file; in Python, "
+                    "load_image(url, allow_url=True) does both."
+                )
             return _buffer(_download(source), _short(source)), _short(source)
     if not isinstance(source, str | Path):
         raise ImageError(
@@ -178,10 +209,7 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"An image of {width}x{height} px has no pixels: {name}. Save it again.")
     if width * height > max_pixels:
-        raise ImageError(
-            f"An image of {width}x{height} px is over the limit of {max_pixels} px: {name}. "
-            "Make it smaller or raise max_pixels."
-        )
+        raise ImageError(f"An image of {width}x{height} px is over the limit of {max_pixels} px: {name}. {_SMALLER}")
 
 
 def _orientation(image: Image.Image) -> int:

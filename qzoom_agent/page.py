@@ -18,7 +18,6 @@ import base64
 import hashlib
 import io
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -27,6 +26,7 @@ from pathlib import Path
 import PIL.Image
 
 from qzoom_agent.errors import TraceError
+from qzoom_agent.files import whole
 from qzoom_agent.markup import Html, cut, el
 from qzoom_agent.overlay import MAX_SIDE, OPACITY, heat_image
 from qzoom_agent.trace import Quad
@@ -77,11 +77,10 @@ def document(title: str, *body: str | None, rules: str = "", script: str | None 
 def write_page(page: str, path: Path | str) -> Path:
     """Write a page to `path` (folders are created) in one step and return it; TraceError if that is impossible."""
     path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(page, encoding="utf-8", newline="\n")
-        part.replace(path)
+        with whole(path) as part:
+            part.write_text(page, encoding="utf-8", newline="\n")
     except OSError as error:
         raise TraceError(f"A report could not be written - {path}: {error} - choose another place for it.") from error
     return path

@@ -18,7 +18,6 @@ Deliberately not here: drawing (`report.py`), scoring, and any opinion on whethe
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import uuid
@@ -41,6 +40,7 @@ from pydantic import (
 )
 
 from qzoom_agent.errors import TraceError
+from qzoom_agent.files import whole
 from qzoom_agent.views import View
 
 VERSION = "1.1"
@@ -309,12 +309,10 @@ class Trace(_Record):
             for digest in {view.digest for view in self.views}:
                 target = _image_path(folder, digest)
                 if not target.exists():
-                    part = target.with_suffix(f".{os.getpid()}.part")
-                    images(digest).save(part, format="PNG")
-                    part.replace(target)
-            part = folder / f"{_FILE}.{os.getpid()}.part"
-            part.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            part.replace(folder / _FILE)
+                    with whole(target) as part:
+                        images(digest).save(part, format="PNG")
+            with whole(folder / _FILE) as part:
+                part.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise TraceError(
                 f"A trace could not be saved - folder {folder}: {error} - choose a folder that can be written."

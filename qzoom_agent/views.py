@@ -7,7 +7,6 @@ also PNG files named by their digest, written atomically; `restore` reads them b
 """
 
 import math
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,8 +15,9 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from qzoom_agent.errors import BoxError, ImageError
+from qzoom_agent.files import whole
 from qzoom_agent.geometry import Box, Size, fit_tokens, from_original, to_original, tokens
-from qzoom_agent.images import MAX_PIXELS, digest, load_image
+from qzoom_agent.images import MAX_PIXELS, cut, digest, load_image
 
 
 class View(BaseModel):
@@ -163,7 +163,7 @@ class ViewStore:
         shown = fit_tokens(cut_size, factor=factor, min_tokens=min_tokens, max_tokens=max_tokens)
         image = self.image("original")
         if cut_size != image.size:
-            image = image.crop((int(box.x1), int(box.y1), int(box.x2), int(box.y2)))
+            image = cut(image, box)
         if shown != image.size:
             image = image.resize(shown, Image.Resampling.BICUBIC)
         return self._add(image, view_id, kind=kind, parent=parent, box=box, tokens=tokens(shown, factor))
@@ -211,13 +211,9 @@ def _write_png(image: Image.Image, path: Path) -> None:
     """Write a file that is either whole or not there. A file of that digest is left as it is."""
     if path.exists():
         return
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole(path) as part:
             image.save(part, format="PNG", compress_level=1)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
     except OSError as error:
         raise ImageError(f"Cannot write a view to {path.parent}: {error}. Check the folder and its space.") from error

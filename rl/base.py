@@ -40,6 +40,7 @@ from transformers.trainer_utils import SchedulerType
 from yaml import safe_dump
 
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.files import require_folder, write_text
 from qzoom_agent.rl.branches.stage import last_checkpoint
 from qzoom_agent.rl.nano.batches import Kind, single, table
 from qzoom_agent.rl.nano.heads import TrainingHeads, losses
@@ -349,8 +350,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.dry_run:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
         return 0
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "recipe.yaml").write_text(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    require_folder(options.output)
+    write_text(options.output / "recipe.yaml", safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     for index, name in enumerate(names):
         done = run_stage(recipe, index, output=options.output)
         print(f"stage {name}: {done}", flush=True)

@@ -18,6 +18,7 @@ from urllib.request import Request, urlopen
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qzoom_agent.backends.server import base_url
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evals.scoring.extraction import final_answer
 from qzoom_agent.evals.scoring.match import exact_match
@@ -68,12 +69,13 @@ class Judge:
     ) -> None:
         """`server`: base URL of an OpenAI-compatible API, such as http://localhost:8000/v1.
 
-        Raises ConfigError if the prompt does not hold {question}, {gold} and {answer}.
+        Raises ConfigError if that is no address, or the prompt does not hold {question}, {gold} and {answer}.
         """
         missing = {"question", "gold", "answer"} - set(_FIELD.findall(prompt))
         if missing:
             raise ConfigError(f"The judge's prompt lacks {', '.join(f'{{{name}}}' for name in sorted(missing))}.")
-        self.server, self.cache, self.api_key = server, cache, api_key
+        self.server = None if server is None else base_url(server)
+        self.cache, self.api_key = cache, api_key
         self.record = JudgeRecord(model=model, prompt=prompt)
         self._known = _read(cache) if cache is not None and cache.exists() else {}
 
@@ -108,7 +110,7 @@ class Judge:
         headers = {"Content-Type": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
-        url = f"{str(self.server).rstrip('/')}/chat/completions"
+        url = f"{self.server}/chat/completions"
         try:
             with urlopen(Request(url, json.dumps(body).encode(), headers), timeout=_SECONDS) as response:
                 text = json.load(response)["choices"][0]["message"]["content"]

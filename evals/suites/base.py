@@ -16,6 +16,7 @@ from PIL import Image
 from pydantic import JsonValue
 
 from qzoom_agent.geometry import Box
+from qzoom_agent.images import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class Source(NamedTuple):
     """For suites that draw their samples: other typefaces."""
     n: int | None = None
     """For suites that draw their samples: how many there are (None: the suite's own number)."""
+    max_pixels: int = MAX_PIXELS
+    """For suites of your own: most pixels of a picture."""
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def load(name: str, path: Path, source: Source) -> RowSamples:
         question = questions[index]
         answer = question.letter if question.options else question.golds[0]
         boxes = (*question.boxes, *([question.box] if question.box else []))
-        image, cluster = seen(row["image"], rows.folder)
+        image, cluster = seen(row["image"], rows.folder, max_pixels=source.max_pixels)
         return Sample(
             id=f"{name}-{question.id or index}",
             suite=name,

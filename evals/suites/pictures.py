@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from qzoom_agent.errors import ImageError
-from qzoom_agent.images import digest, load_image
+from qzoom_agent.images import MAX_PIXELS, digest, load_image
 
 Source = str | Path | bytes | Image.Image
 """What a cell comes down to; a text is a data URI."""
@@ -33,10 +33,10 @@ def key(cell: object, folder: Path | None = None) -> str:
     return _key(_source(cell, folder))
 
 
-def seen(cell: object, folder: Path | None = None) -> tuple[Image.Image, str]:
+def seen(cell: object, folder: Path | None = None, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:
     """`picture` and `key` of a cell; its text is decoded once."""
     source = _source(cell, folder)
-    return load_image(source), _key(source)
+    return load_image(source, max_pixels=max_pixels), _key(source)
 
 
 def _key(source: Source) -> str:

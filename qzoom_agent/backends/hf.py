@@ -92,7 +92,8 @@ class HFBackend:
         dtype: "auto" (float32 on the CPU, else bfloat16), "float32", "bfloat16", "float16".
         protocol: how the model writes a zoom call; None takes the preset's, else one that fits the family.
         branches: a folder of branches (`qzoom train`, `qzoom convert`) to use instead of the model's own.
-        Raises BackendError for weights that are not there, incomplete or of a kind that cannot be run.
+        Raises ConfigError for a model, device or dtype that there is not, BackendError for weights that cannot be
+        fetched, are incomplete or of a kind that cannot be run.
         """
         preset = resolve_model(model)
         where, number, placement = choose(device, dtype)

@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 import torch
 
-from qzoom_agent.errors import BackendError
+from qzoom_agent.errors import ConfigError
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
@@ -12,12 +12,12 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 def choose(device: str, dtype: str) -> tuple[torch.device, torch.dtype, str]:
     """The device and dtype for what the user asked ("auto" or a name), and a line that says why.
 
-    Raises BackendError for a name that torch does not know or a device this machine does not have.
+    Raises ConfigError for a name that torch does not know or a device this machine does not have.
     """
     where, why = _device(device)
     if dtype != "auto":
         if dtype not in get_args(DtypeName):
-            raise BackendError(f"Unknown dtype '{dtype}'. Use auto, {', '.join(get_args(DtypeName))}.")
+            raise ConfigError(f"Unknown dtype '{dtype}'. Use auto, {', '.join(get_args(DtypeName))}.")
         return where, getattr(torch, dtype), f"{where}, {dtype}: {why}; dtype as asked"
     if where.type == "cpu":
         return where, torch.float32, f"{where}, float32: {why}"
@@ -33,12 +33,12 @@ def _device(name: str) -> tuple[torch.device, str]:
     try:
         asked = torch.device(name)
     except RuntimeError:
-        raise BackendError(f"Unknown device '{name}'. Use auto, cpu, cuda, cuda:0 or mps.") from None
+        raise ConfigError(f"Unknown device '{name}'. Use auto, cpu, cuda, cuda:0 or mps.") from None
     if asked.type == "cpu":
         return asked, "device as asked"
     if found is None or found.type != asked.type or (asked.index or 0) >= torch.accelerator.device_count():
         have = "none" if found is None else f"{torch.accelerator.device_count()} x {found.type}"
-        raise BackendError(
+        raise ConfigError(
             f"The device '{name}' is not there: torch {torch.__version__} sees these accelerators: {have}. "
             "Use device='auto' or 'cpu', or install a torch built for your accelerator."
         )

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from qzoom_agent.config import ViewBudget
-from qzoom_agent.errors import BackendError
+from qzoom_agent.errors import ConfigError
 
 NANO_FOLDER = Path(__file__).resolve().parent.parent / "models" / "nano"
 
@@ -80,10 +80,23 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+def served_model(name: str) -> Preset:
+    """The preset whose hub id a server is asked for, or one that stands for what the server calls its model.
+
+    Raises ConfigError for nano, which no server has.
+    """
+    if name == "nano":
+        raise ConfigError(
+            "A server has models of its own, and 'nano' is the one in this package. "
+            "Say with --model (in Python: model) what the server calls the one to ask."
+        )
+    return PRESETS.get(name) or Preset(name, name)
+
+
 def resolve_model(name: str) -> Preset:
     """The preset of this name, or one that stands for a folder or a hub id.
 
-    Raises BackendError for a name that is none of the three, with the presets that are spelled like it.
+    Raises ConfigError for a name that is none of the three, with the presets that are spelled like it.
     """
     if name in PRESETS:
         return PRESETS[name]
@@ -94,7 +107,7 @@ def resolve_model(name: str) -> Preset:
         return Preset(name, name)
     close = get_close_matches(name.lower(), PRESETS, n=1, cutoff=0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""
-    raise BackendError(
+    raise ConfigError(
         f"There is no model '{name}': it is neither a preset, nor a folder, nor a hub id of the form owner/name.{hint} "
         f"Presets: {', '.join(PRESETS)}."
     )

@@ -20,11 +20,12 @@ from http.client import HTTPException
 from threading import BoundedSemaphore
 from typing import Any, Final
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from qzoom_agent.backends.base import ImageSource, Reply, Settings
 from qzoom_agent.config import ViewBudget
-from qzoom_agent.errors import BackendError
+from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.geometry import tokens
 from qzoom_agent.messages import Message, Part, view_ids
 
@@ -46,6 +47,8 @@ class ServerBackend:
         timeout: seconds to wait for one reply.
         concurrency: requests under way at once.
         attempts: how often a request is sent before its failure counts.
+
+    Raises ConfigError for a `url` that is none.
     """
 
     perceives = False
@@ -63,7 +66,7 @@ class ServerBackend:
         attempts: int = 3,
     ) -> None:
         self.name, self.protocol, self.defaults = model, protocol, defaults
-        self._url = f"{url.rstrip('/')}/chat/completions"
+        self._url = f"{base_url(url)}/chat/completions"
         self._key_variable, self._timeout, self._attempts = key_variable, timeout, attempts
         self._free = BoundedSemaphore(concurrency)
 
@@ -91,6 +94,18 @@ class ServerBackend:
             f"The server at {self._url} gave no reply: {reason}. Check that it runs, its address, and that it serves "
             f"'{self.name}' with images."
         )
+
+
+def base_url(url: str) -> str:
+    """The address of a server, without a slash at its end. ConfigError if it is none."""
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise ConfigError(f"{url!r} is no address of a server. Give it as http://localhost:8000/v1.")
+    return url.rstrip("/")
 
 
 class _ServerSession:

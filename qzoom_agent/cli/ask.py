@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 
 from qzoom_agent.cli.console import Console, printable
-from qzoom_agent.cli.options import add_agent_flags, load_agent
+from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
+from qzoom_agent.files import require_file, require_folder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +37,11 @@ def main(argv: Sequence[str]) -> int:
     from qzoom_agent.cli.live import EXIT_CODES, follow, summary
     from qzoom_agent.images import load_image
 
-    image = load_image(args.image)
+    image = load_image(args.image, max_pixels=read_config(args).max_pixels)
+    if args.save:
+        require_folder(args.save)
+    if args.report:
+        require_file(args.report)
     agent = load_agent(args)
     answer = follow(agent.stream(image, args.question), console, area=image.width * image.height)
     trace = answer.trace

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from qzoom_agent.cli.console import Console
 from qzoom_agent.cli.main import OK
+from qzoom_agent.files import require_folder
 
 if TYPE_CHECKING:
     from qzoom_agent.evals.pareto import Headline, Point
@@ -61,6 +62,7 @@ def _pareto(args: argparse.Namespace) -> int:
     from qzoom_agent.evals.interleaved import measure
 
     console = Console()
+    require_folder(args.out)
     agents = pareto.arms(
         args.model,
         budgets=args.budgets or pareto.BUDGETS,

@@ -19,6 +19,7 @@ from qzoom_agent.cli.console import Console, printable
 from qzoom_agent.cli.judging import add_judge_flags, judged_suites
 from qzoom_agent.cli.main import BACKEND, INTERRUPTED, OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
+from qzoom_agent.files import require_file, require_folder, write_text
 
 if TYPE_CHECKING:
     from qzoom_agent.config import AgentConfig
@@ -77,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         return evaluated.main(argv)
     args = parser().parse_args(argv)
 
-    from qzoom_agent.evals.plan import require
+    from qzoom_agent.evals.plan import require, require_scorer
     from qzoom_agent.evals.shards import Shard
     from qzoom_agent.evals.suites.base import Source
     from qzoom_agent.evals.suites.catalog import SUITES, find_suite
@@ -86,14 +87,19 @@ def main(argv: Sequence[str]) -> int:
     paths = {
         suite.name: name for suite, name in zip(suites, dict.fromkeys(args.suite), strict=True) if name not in SUITES
     }
-    source = Source(path=args.path, split=args.split, seed=args.seed, fonts=args.fonts, n=args.n)
-    require(source, limit=args.limit, repeats=args.repeats, workers=min(args.batch, args.workers))
     config = read_config(args)
+    source = Source(args.path, args.split, args.seed, args.fonts, args.n, config.max_pixels)
+    require(source, limit=args.limit, repeats=args.repeats, workers=min(args.batch, args.workers))
     ablations = _ablations(args.ablate, config.policy or "")
     out = args.out or _default(args, config, [suite.name for suite in suites])
     if args.dry_run:
         return _dry(suites, source, paths, args, config, out)
-    return _measure(args, judged_suites(suites, args, out), source, paths, out, ablations, Shard.launched())
+    suites = judged_suites(suites, args, out)
+    require_scorer(args.scorer, suites)
+    if args.json:
+        require_file(args.json)
+    require_folder(out)
+    return _measure(args, suites, source, paths, out, ablations, Shard.launched())
 
 
 def _measure(
@@ -246,7 +252,6 @@ def _dry(
 
 def _write_json(path: Path, folder: object, results: Results) -> None:
     """The figures of the run and its rows; of a run of one suite, its accuracy, n and interval at the top."""
-    from qzoom_agent.errors import ConfigError
     from qzoom_agent.evals.folder import RunFolder
 
     assert isinstance(folder, RunFolder)
@@ -254,7 +259,4 @@ def _write_json(path: Path, folder: object, results: Results) -> None:
     if len(results.suites) == 1:
         data |= next(iter(data["suites"].values()))
     data["rows"] = [row.model_dump(mode="json") for row in folder.latest()]
-    try:
-        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"Cannot write {path}: {error}. The run is in {folder.path}.") from None
+    write_text(path, json.dumps(data, indent=1) + "\n")

@@ -10,6 +10,7 @@ from typing import Final
 from qzoom_agent.cli.console import Console, printable, table
 from qzoom_agent.cli.judging import add_judge_flags, judged_suites
 from qzoom_agent.cli.main import OK
+from qzoom_agent.files import require_file, write_text
 
 _FLIPS = 20
 
@@ -59,6 +60,9 @@ def _compare(args: argparse.Namespace) -> int:
     from qzoom_agent.evals.compare import compare
     from qzoom_agent.evals.folder import RunFolder
 
+    for path in (args.json, args.report):
+        if path:
+            require_file(path)
     before, after = RunFolder.existing(args.before), RunFolder.existing(args.after)
     found = compare(before, after, scorer=args.scorer)
     show_comparison(found)
@@ -72,7 +76,7 @@ def _compare(args: argparse.Namespace) -> int:
         print(f"{len(flips) - args.flips} more flips: see --json, --report or --flips")
     console = Console()
     if args.json:
-        args.json.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_text(args.json, found.model_dump_json(indent=1) + "\n")
         console.line(f"written {args.json}")
     if args.report:
         from qzoom_agent.evals.report import write_run_report

@@ -30,9 +30,9 @@ def judged_suites(suites: Sequence[Suite], args: argparse.Namespace, run: Path) 
         return list(suites)
     from qzoom_agent.evals.folder import RunFolder
     from qzoom_agent.evals.scoring.judge import Judge, judged
+    from qzoom_agent.files import require_folder
 
     key = os.environ.get("QZOOM_JUDGE_KEY")
     judge = Judge(args.judge, model=args.judge_model, cache=run / "judge.jsonl", api_key=key)
-    run.mkdir(parents=True, exist_ok=True)
-    RunFolder(run).write("judge.json", judge.record.model_dump_json(indent=1) + "\n")
+    RunFolder(require_folder(run)).write("judge.json", judge.record.model_dump_json(indent=1) + "\n")
     return [replace(suite, scorers={**suite.scorers, "judge": judged(judge)}) for suite in suites]

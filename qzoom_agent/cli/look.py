@@ -7,15 +7,15 @@ each with the same box in cells of the coarse view's token grid, so that a line 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoom_agent.cli.console import Console, printable, table
 from qzoom_agent.cli.main import OK
-from qzoom_agent.cli.options import add_agent_flags, load_agent
+from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
 from qzoom_agent.errors import ImageError
+from qzoom_agent.files import require_file, whole
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -46,7 +46,10 @@ def main(argv: Sequence[str]) -> int:
 
     from qzoom_agent.images import load_image
 
-    image = load_image(args.image)
+    image = load_image(args.image, max_pixels=read_config(args).max_pixels)
+    for path in (args.png, args.html):
+        if path:
+            require_file(path)
     look = load_agent(args).look(image, args.question)
     record, store = look.record, look.store
     if args.json:
@@ -88,14 +91,10 @@ def lines(record: PerceptionRecord) -> list[str]:
 
 def _write_png(image: PIL.Image.Image, path: Path) -> Path:
     """Write a file that is either whole or not there."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole(path) as part:
             image.save(part, format="PNG")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
     except OSError as error:
         raise ImageError(f"A picture could not be written - {path}: {error} - choose another place for it.") from error
     return path

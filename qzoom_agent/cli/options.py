@@ -23,7 +23,7 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("agent")
     group.add_argument("--model", metavar="M", help="preset name, folder or hub id (default: nano)")
     group.add_argument(
-        "--server", metavar="URL", help="ask the model at this OpenAI-compatible server (http://localhost:8000/v1)"
+        "--server", metavar="URL", help="ask --model at this OpenAI-compatible server (http://localhost:8000/v1)"
     )
     group.add_argument("--branches", metavar="DIR", help="gate and SD-RPN to use (default: those of the model)")
     group.add_argument(
@@ -43,8 +43,9 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(args: argparse.Namespace) -> AgentConfig:
-    """The configuration that the flags describe. Raises ConfigError, or BackendError for an unknown model."""
-    from qzoom_agent.backends.presets import resolve_model
+    """The configuration that the flags describe. Raises ConfigError."""
+    from qzoom_agent.backends.presets import resolve_model, served_model
+    from qzoom_agent.backends.server import base_url
     from qzoom_agent.config import AgentConfig, read_setting
 
     config = AgentConfig.load(args.config) if args.config else AgentConfig()
@@ -57,7 +58,10 @@ def read_config(args: argparse.Namespace) -> AgentConfig:
     }
     changes |= {key: value for key, value in flags.items() if value is not None}
     config = config.replace(**changes)
-    if not args.server:  # a server has names of its own
+    if args.server:
+        base_url(args.server)
+        served_model(config.model)
+    else:
         resolve_model(config.model)
     return config
 

@@ -2,7 +2,8 @@
 
 Opening: no system message; the images, then the question, followed by " You may zoom." when zooming is offered. Call:
 `<zoom><loc_84><loc_112><loc_140><loc_154></zoom>`, x1 y1 x2 y2 in shown pixels of the coarse view. Plain numbers
-between the tags are read too. Result: a user turn that holds the crop and nothing else, so notes stay on the trace.
+between the tags are read too, and so is a call whose opening tag is missing: location tokens or a closing tag are never
+part of an answer. Result: a user turn that holds the crop and nothing else, so notes stay on the trace.
 Refusal, whatever the reason: "No crop.", after which it answers from what it has or calls again. Any other text is the
 answer.
 """
@@ -18,12 +19,14 @@ from qzoom_agent.protocols.base import Parsed, ToolCall, counted
 from qzoom_agent.protocols.reading import (
     MAX_CALLS_READ,
     Reading,
+    Span,
     first_view,
     numbers_in,
     outside,
     read_box,
     readable,
     spans,
+    tag,
 )
 from qzoom_agent.views import View
 
@@ -48,12 +51,13 @@ class Nano:
         reading = Reading()
         text = readable(text)
         found = spans(text, "zoom", limit=MAX_CALLS_READ)
+        if not found and (found := _unopened(text)):
+            reading.repairs.append("opening <zoom> added")
         for span in found:
             if not span.closed:
                 reading.repairs.append("closing </zoom> added")
             numbers: list[str] = _LOC.findall(span.body)
-            if not numbers:
-                numbers = numbers_in(span.body)
+            if not numbers and (numbers := numbers_in(span.body)):
                 reading.repairs.append("plain numbers read instead of location tokens")
             how = "Write <zoom><loc_x1><loc_y1><loc_x2><loc_y2></zoom>."
             box = read_box([float(number) for number in numbers], reading, how=how)
@@ -76,3 +80,14 @@ class Nano:
 
     def view_name(self, index: int) -> str:
         return counted(index)
+
+
+def _unopened(text: str) -> list[Span]:
+    """In a text without `<zoom>`, the stretch from its first location token or closing tag to the last of them."""
+    closing = list(tag("zoom").finditer(text))
+    marks = [*_LOC.finditer(text), *closing]
+    if not marks:
+        return []
+    start, end = min(mark.start() for mark in marks), max(mark.end() for mark in marks)
+    stretch = text[start:end]
+    return [Span(stretch, stretch, start, end, bool(closing))]

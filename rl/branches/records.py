@@ -25,7 +25,8 @@ from qzoom_agent.images import digest
 from qzoom_agent.perception.labels import Mode
 
 NEEDLE_SEED: Final = 600_000_000
-"""Boards of branch training begin here: the base was trained on lower seeds, evaluation draws higher ones."""
+"""Boards of branch training begin here. The base's, of the same split, are 64 to a batch: below 200,000,000 with the
+recipe's seed 0, from 6,400,000,000 on with others. Evaluation draws from other splits."""
 NEEDLE_SPAN: Final = 100_000_000
 """Seeds of a needle source with `seed` s are s spans higher, so that sources share no board."""
 _LAYOUTS: Final = {

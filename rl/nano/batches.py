@@ -34,7 +34,7 @@ COARSE_BUDGETS: Final = (48, 56, 64, 64, 64, 100)
 Kind = Literal["print", "pages", "crops", "coarse", "board144", "board256", "board400", "board576"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 VALIDATION_SEED: Final = 500_000_000
-"""Boards from here on are for validation; training stays below."""
+"""Batches from here on are for validation; training stays below. A batch of seed s draws boards s * 64 and on."""
 _BOARDS_PER_BATCH: Final = {"board144": 5, "board256": 3, "board400": 2, "board576": 2}
 
 

@@ -212,6 +212,7 @@ def test_one_agent_may_run_on_many_threads() -> None:
         (lambda a: a.run(IMAGE, "What?", thread="a"), ConfigError, "state_dir"),
         (lambda a: a.resume("a"), ConfigError, "state_dir"),
         (lambda a: a.run(Image.new("RGB", (3000, 4)), "What?"), ImageError, "200:1"),
+        (lambda a: a.replace(max_pixels=9).run(IMAGE, "What?"), ImageError, "over the limit of 9 px.*max_pixels"),
         (lambda a: Agent(a.backend, config=AgentConfig(protocol="klingon")), ConfigError, "klingon.*nano"),
         (lambda a: Agent.from_pretrained("nano", polcy="direct"), ConfigError, "'polcy'.*'policy'"),
     ],

@@ -22,7 +22,7 @@ from qzoom_agent.backends.hf_sampling import Sampler, TextStream
 from qzoom_agent.backends.hf_session import HFSession
 from qzoom_agent.backends.presets import NANO_BUDGET, NANO_FOLDER, PRESETS, Preset
 from qzoom_agent.backends.processing import fit, image_only, visual_factor
-from qzoom_agent.errors import BackendError
+from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.messages import Message, image_part, message, text, view_ids
 from tests.core.tiny_models import QWEN_TEMPLATE, Family, build
 
@@ -460,11 +460,11 @@ def test_device_and_dtype_say_why() -> None:
     assert choose("cpu", "bfloat16")[1:] == (torch.bfloat16, "cpu, bfloat16: device as asked; dtype as asked")
     if not torch.accelerator.is_available():
         assert choose("auto", "auto")[2] == "cpu, float32: no accelerator found"
-        with pytest.raises(BackendError, match=r"'cuda' is not there: .* Use device='auto'"):
+        with pytest.raises(ConfigError, match=r"'cuda' is not there: .* Use device='auto'"):
             choose("cuda", "auto")
-    with pytest.raises(BackendError, match="Unknown device 'gpu'"):
+    with pytest.raises(ConfigError, match="Unknown device 'gpu'"):
         choose("gpu", "auto")
-    with pytest.raises(BackendError, match="Unknown dtype 'fp8'"):
+    with pytest.raises(ConfigError, match="Unknown dtype 'fp8'"):
         choose("cpu", "fp8")
 
 

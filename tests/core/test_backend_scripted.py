@@ -9,7 +9,7 @@ from PIL import Image
 
 from qzoom_agent.backends import Backend, ScriptedBackend, Session, Settings
 from qzoom_agent.backends.presets import NANO_FOLDER, PRESETS, resolve_model
-from qzoom_agent.errors import BackendError
+from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.messages import Message, image_part, message, text
 
 VIEWS = {"coarse": Image.new("RGB", (224, 168)), "crop1": Image.new("RGB", (112, 84))}
@@ -107,10 +107,10 @@ def test_model_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["qwen3vl-4b", "", "/no/such/folder", "./no/folder", "a/b/c"])
 def test_a_name_that_is_no_model_gets_the_presets_listed(name: str) -> None:
-    with pytest.raises(BackendError, match=r"There is no model .* Presets: nano, "):
+    with pytest.raises(ConfigError, match=r"There is no model .* Presets: nano, "):
         resolve_model(name)
 
 
 def test_a_misspelt_preset_is_recognised() -> None:
-    with pytest.raises(BackendError, match="Did you mean 'qwen3-vl-4b'"):
+    with pytest.raises(ConfigError, match="Did you mean 'qwen3-vl-4b'"):
         resolve_model("Qwen3VL-4B")

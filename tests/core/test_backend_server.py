@@ -19,7 +19,7 @@ from qzoom_agent.backends.base import Settings
 from qzoom_agent.backends.presets import NANO_BUDGET
 from qzoom_agent.backends.server import ServerBackend
 from qzoom_agent.cli.main import main
-from qzoom_agent.errors import BackendError
+from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.images import load_image
 from qzoom_agent.messages import image_part, message, text
 
@@ -141,6 +141,19 @@ def test_a_stop_string_that_the_server_cut_off_is_put_back(
     assert reply.text == whole
     assert reply.finish == ("length" if "finish_reason" in choice else "stop")
     assert server.bodies[0]["stop"] == ["</grounding>", "</zoom>"]
+
+
+@pytest.mark.parametrize(
+    "url", ["", "foo", "localhost:8000", "ftp://there/v1", "http://", "http://[x/v1", "http://a:b"]
+)
+def test_what_is_no_address_is_named(url: str) -> None:
+    with pytest.raises(ConfigError, match="is no address of a server"):
+        Agent.from_server(url, model="served")
+
+
+def test_a_server_is_not_asked_for_the_model_of_this_package() -> None:
+    with pytest.raises(ConfigError, match="Say with --model"):
+        Agent.from_server("http://there/v1", model="nano")
 
 
 def test_a_busy_server_is_asked_again(server: Played) -> None:

@@ -171,23 +171,55 @@ def test_a_failing_model_is_4(play: Any, board: str, capsys: pytest.CaptureFixtu
         (["eval", "compare", "here", "there"], "no run in here"),
         (["eval", "rescore", "here"], "no run in here"),
         (["demo", "--seed", "-1"], "-1"),
+        (["ask", "{board}", "?", "--model", "nanoo"], "Did you mean 'nano'?"),
+        (["ask", "{board}", "?", "--server", "http://localhost:1/v1"], "Say with --model"),
+        (["ask", "{board}", "?", "--server", "foo", "--model", "m"], "'foo' is no address of a server"),
+        (
+            ["ask", "{board}", "?", "--budget", "50", "--set", "budget.coarse_min_tokens=100"],
+            "Raise budget.coarse_tokens",
+        ),
+        (["ask", "{board}", "?", "--set", "seed=99999999999999999999999999"], "'seed'"),
+        (["ask", "{board}", "?", "--set", "max_pixels=1000"], "raise the setting max_pixels"),
+        (["ask", "http://localhost:1/a.png", "?"], "Download it and give the file"),
+        (["ask", "{board}", "?", "--report", "{folder}"], "is a folder"),
+        (["ask", "{board}", "?", "--report", "{board}/page.html"], "Cannot write into"),
+        (["ask", "{board}", "?", "--save", "{board}"], "Cannot write into"),
+        (["look", "{board}", "?", "--png", "{folder}"], "is a folder"),
+        (["demo", "--out", "{board}"], "Cannot write into"),
+        (["eval", "needle-scene", "--scorer", "nobody"], "There are: exact"),
+        (["eval", "needle-scene", "--json", "{board}/x.json"], "Cannot write into"),
+        (["eval", "needle-scene", "--n", "2", "--out", "{board}"], "Cannot write into"),
+        (["eval", "compare", "a", "b", "--json", "{board}/x.json"], "Cannot write into"),
+        (["bench", "pareto", "--out", "{board}"], "Cannot write into"),
     ],
 )
 def test_mistakes_are_2_without_a_traceback(
-    argv: list[str], says: str, play: Any, board: str, capsys: pytest.CaptureFixture[str]
+    argv: list[str], says: str, play: Any, board: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    play(["42"])
-    assert run(*[word.format(board=board) for word in argv]) == 2
+    play(lambda _: pytest.fail("the model was asked"))
+    assert run(*[word.format(board=board, folder=here) for word in argv]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert says in captured.err
     assert captured.err.startswith(f"qzoom {argv[0]}: ")
     assert "Traceback" not in captured.err
+    assert [path.name for path in here.iterdir()] == ["board.png"], "nothing is left behind"
 
 
-def test_an_unknown_model_is_4(board: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("ask", board, "?", "--model", "nanoo") == 4
-    assert "Did you mean 'nano'?" in capsys.readouterr().err
+def test_a_demo_board_that_cannot_be_written_is_named(
+    play: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play(lambda _: pytest.fail("the model was asked"))
+    (tmp_path / "2-scene.png").mkdir()
+    assert run("demo", "--out", str(tmp_path)) == 2
+    assert "2-scene.png: it is a folder" in capsys.readouterr().err
+
+
+def test_a_comparison_is_written_into_a_new_folder(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    play(lambda _: "7")
+    assert run("eval", "needle-doc", "--n", "1", "--out", "run") == 0
+    assert run("eval", "compare", "run", "run", "--json", "new/x.json") == 0
+    assert json.loads((here / "new" / "x.json").read_text())["suites"]["needle-doc"]["n"] == 1
 
 
 def test_flags_win_over_set_and_set_over_the_file(

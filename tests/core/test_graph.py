@@ -14,7 +14,7 @@ from qzoom_agent.agent import Answer
 from qzoom_agent.backends.base import ImageSource, Reply, Settings
 from qzoom_agent.backends.scripted import ScriptedBackend
 from qzoom_agent.config import ViewBudget
-from qzoom_agent.errors import BackendError, ConfigError
+from qzoom_agent.errors import BackendError, ConfigError, ImageError
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.graph import Context, compile_graph, start
 from qzoom_agent.messages import Message, plain_text, view_ids
@@ -135,6 +135,17 @@ def test_a_crop_too_large_for_the_rest_is_refused_and_the_model_may_ask_for_less
     assert "would cost 88 visual tokens and 50 are left" in answer.trace.turns[0].calls[0].reason
 
 
+def test_a_call_without_its_opening_tag_is_served_and_its_remains_are_told_to_the_model() -> None:
+    answer = ask([ZOOM.removeprefix("<zoom>"), "42"])
+    assert (answer.status, answer.text, decisions(answer)) == ("answered", "42", ["served"])
+    assert answer.trace.turns[0].repairs == ["opening <zoom> added"]
+    spy = Spy(["<loc_84><loc_112></zoom>", "42"])
+    answer = ask(spy)
+    assert (answer.status, answer.text) == ("answered", "42")
+    assert "four finite numbers" in answer.trace.turns[0].problems[0]
+    assert plain_text(spy.conversations[-1][-1]) == "No crop."
+
+
 def test_seconds_run_out() -> None:
     answer = ask(["42"], budget={"max_seconds": 1e-9})
     assert (answer.status, answer.text, answer.trace.turns[0].forced) == ("budget", "42", True)
@@ -200,6 +211,15 @@ def test_each_turn_extends_the_conversation_and_never_rewrites_it() -> None:
 def test_policies_that_need_branches_say_so(policy: str) -> None:
     with pytest.raises(ConfigError, match=f"'{policy}' needs a model with branches"):
         ask(["42"], policy=policy)
+
+
+@pytest.mark.parametrize("policy", ["direct", "explicit", "implicit", "always"])
+def test_an_image_that_cannot_be_shown_is_the_users_mistake_under_every_policy(policy: str) -> None:
+    spy = Spy(["42"])
+    spy.perceives = True
+    with pytest.raises(ImageError, match="5000x10"):
+        Agent(spy, config=AgentConfig().replace(policy=policy)).run(Image.new("RGB", (5000, 10)), "What?")
+    assert spy.conversations == []
 
 
 def test_direct_offers_no_tool_and_serves_none() -> None:

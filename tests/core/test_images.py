@@ -4,6 +4,7 @@ import base64
 import http.server
 import io
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from PIL import Image
 
 from qzoom_agent import images
 from qzoom_agent.errors import ImageError
-from qzoom_agent.images import digest, load_image
+from qzoom_agent.geometry import Box
+from qzoom_agent.images import cut, digest, load_image
 
 
 def noise(width=90, height=70, seed=0, channels=3):
@@ -73,7 +75,7 @@ def test_urls_are_off_unless_allowed():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        with pytest.raises(ImageError, match="allow_url=True"):
+        with pytest.raises(ImageError, match=r"Download it and give the file; .*allow_url=True"):
             load_image(f"{url}/blue.png")
         assert pixel(load_image(f"{url}/blue.png", allow_url=True)) == (0, 0, 255)
         with pytest.raises(ImageError, match=r"Cannot fetch .*404"):
@@ -148,8 +150,18 @@ def test_the_limit_holds_for_images_in_memory(source):
 
 def test_beyond_pillows_own_limit(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ImageError, match=r"PIL\.Image\.MAX_IMAGE_PIXELS"):
-        load_image(encoded(Image.new("1", (300, 300))), max_pixels=10**9)
+    data = encoded(Image.new("1", (300, 300)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_image(data, max_pixels=90_000).size == (300, 300)
+        with pytest.raises(
+            ImageError, match=r"300x300 px is over the limit of 50000 px.* raise the setting max_pixels"
+        ):
+            load_image(data, max_pixels=50_000)
+        with pytest.raises(ImageError, match=r"over the limit of 100 px.*90000 pixels.* raise the setting max_pixels"):
+            load_image(data, max_pixels=100)
+        assert cut(load_image(data), Box(0, 0, 300, 299)).size == (300, 299)
+    assert Image.MAX_IMAGE_PIXELS == 100
 
 
 def test_the_encoded_size_is_limited(monkeypatch, tmp_path):

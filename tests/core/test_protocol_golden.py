@@ -11,7 +11,7 @@ import pytest
 
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message
-from qzoom_agent.protocols import PROTOCOLS, ToolCall
+from qzoom_agent.protocols import PROTOCOLS, Parsed, ToolCall
 from qzoom_agent.views import View
 
 
@@ -385,6 +385,12 @@ def test_braces_and_marks_in_a_question_are_left_alone(name: str) -> None:
     question = "Is {action} or %s in <tool_call> [x]?"
     assert question in shown(PROTOCOLS[name].opening(question, [COARSE], tools=True))
     assert question in shown(PROTOCOLS[name].refusal(question)) or name == "nano"
+
+
+def test_a_call_of_nano_without_its_opening_tag_is_read_to_the_letter() -> None:
+    reply = "<loc_84><loc_63><loc_105><loc_112></zoom>"
+    call = ToolCall(name="zoom", box=(84, 63, 105, 112), frame="pixel", view="coarse", raw=reply)
+    assert PROTOCOLS["nano"].parse(reply, [COARSE]) == Parsed(calls=[call], repairs=["opening <zoom> added"])
 
 
 @pytest.mark.parametrize(("name", "reply", "thought", "calls"), REPLIES, ids=[reply[0] for reply in REPLIES])

@@ -1,6 +1,7 @@
 """How replies are weighed and mended, family by family."""
 
 import json
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -425,7 +426,48 @@ def test_nano_reads_plain_numbers_and_tells_what_is_wrong() -> None:
     parsed = parse("nano", "<zoom>84 112 140 154</zoom>")
     assert only_call(parsed).box == (84, 112, 140, 154) and "plain numbers" in parsed.repairs[0]
     assert "four finite numbers" in parse("nano", "<zoom><loc_1></zoom>").problems[0]
-    assert parse("nano", "A <loc_1> B").answer == "A <loc_1> B"
+
+
+@pytest.mark.parametrize(
+    ("reply", "thought", "added"),
+    [
+        ("<loc_84><loc_112><loc_140><loc_154></zoom>", "", ["opening <zoom> added"]),
+        ("<loc_84><loc_112><loc_140><loc_154>", "", ["opening <zoom> added", "closing </zoom> added"]),
+        ("Red. <loc_84> <loc_112> <loc_140> <loc_154> </ZOOM> So.", "Red.\nSo.", ["opening <zoom> added"]),
+    ],
+)
+def test_a_call_of_nano_without_its_opening_tag_is_read(reply: str, thought: str, added: list[str]) -> None:
+    parsed = parse("nano", reply)
+    assert only_call(parsed).box == (84, 112, 140, 154)
+    assert (parsed.thought, parsed.repairs) == (thought, added)
+
+
+@pytest.mark.parametrize(
+    "reply", ["A <loc_1> B", "</zoom>", "X7</zoom>", "<loc_84><loc_112><loc_140></zoom>", "84 112 140 154</zoom>"]
+)
+def test_what_is_left_of_a_call_is_never_the_answer_of_nano(reply: str) -> None:
+    parsed = parse("nano", reply)
+    assert parsed.answer is None and not parsed.calls
+    assert "four finite numbers" in parsed.problems[0] and "<zoom><loc_x1>" in parsed.problems[0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(["<zoom>", "</zoom>", "< /ZOOM >", "<loc_84>", "<loc_-7>", "</zoom><zoom>", "84 "]),
+            st.text(max_size=4),
+        ),
+        max_size=9,
+    )
+)
+def test_no_answer_of_nano_holds_a_mark_of_a_call(pieces: list[str]) -> None:
+    reply = "".join(pieces)
+    parsed = parse("nano", reply)
+    marked = re.search(r"<loc_[-+]?\d+>|<\s*/?\s*zoom\s*>", reply, re.IGNORECASE) is not None
+    assert (parsed.answer is None) or not marked
+    assert parsed.calls or parsed.problems or not marked
+    assert all(call.raw in reply for call in parsed.calls)
 
 
 def test_labels_are_kept_short() -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from qzoom_agent.errors import TraceError
 from qzoom_agent.geometry import Box
 from qzoom_agent.markup import MAX_TEXT, Html, el, legible
+from qzoom_agent.page import write_page
 from qzoom_agent.report import render_html, write_report
 from qzoom_agent.trace import CallRecord, Images, PerceptionRecord, Trace, Turn, Usage, by_digest
 from qzoom_agent.views import ViewStore
@@ -192,6 +193,13 @@ def test_a_four_turn_run_on_a_large_noisy_photo_stays_under_a_megabyte(tmp_path:
     widths = [Image.open(io.BytesIO(base64.b64decode(data))).width for data in jpegs(Page(path.read_text("utf-8")))]
     assert max(widths) <= 1600 and len(widths) == 4
     assert not list(path.parent.glob("*.part"))
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(TraceError, match="could not be written"):
+        write_page("<p>", tmp_path / "taken")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 def jpegs(found: Page) -> list[str]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,7 @@ def test_what_cannot_be_resumed_says_why(tmp_path: Path) -> None:
             agent.resume("two")
         with pytest.raises(ConfigError, match=r"already a run 'one'.*resume\('one'\)"):
             agent.run(IMAGE, "What?", thread="one")
-        for name in ("../up", "", ".", "a/b", "x" * 101, "a\n"):
+        for name in ("../up", "", ".", "a/b", "x" * 101, "a\n", "episodes.sqlite", "Episodes.sqlite-wal"):
             with pytest.raises(ConfigError, match="cannot name a run"):
                 agent.run(IMAGE, "What?", thread=name)
         for image in (tmp_path / "one").iterdir():
@@ -152,3 +153,48 @@ def test_what_cannot_be_resumed_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="Cannot save runs"):
         Agent(other, state_dir=tmp_path / "file").run(IMAGE, "What?", thread="one")
+
+
+def test_a_run_that_never_began_is_not_among_the_saved_ones(tmp_path: Path) -> None:
+    with Agent(recording([]), state_dir=tmp_path) as agent:
+        assert agent.threads() == []
+        agent.stream(IMAGE, "What?", thread="three")
+        agent.run(IMAGE, "What?", thread="one")
+        assert agent.threads() == ["one"]
+        with pytest.raises(ConfigError, match=r"no run 'three' .* Saved runs: one\."):
+            agent.resume("three")
+        assert agent.run(IMAGE, "What?", thread="three").text == "42", "its name is still free"
+    assert Agent(recording([]), state_dir=tmp_path).threads() == ["one", "three"]
+
+
+def test_a_damaged_file_of_steps_is_named(tmp_path: Path) -> None:
+    (tmp_path / "episodes.sqlite").write_bytes(b"no database at all" * 100)
+    with Agent(recording([]), state_dir=tmp_path) as agent:
+        for use in (
+            agent.threads,
+            lambda: agent.resume("one"),
+            lambda: agent.run(IMAGE, "What?", thread="one"),
+            lambda: agent.stream(IMAGE, "What?", thread="one"),
+        ):
+            with pytest.raises(ConfigError, match=r"episodes\.sqlite cannot be used: file is not a database"):
+                use()
+
+
+def test_a_locked_file_of_steps_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Agent(recording([]), state_dir=tmp_path) as agent:
+        agent.run(IMAGE, "What?", thread="one")
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0.01))
+    with (
+        closing(sqlite3.connect(tmp_path / "episodes.sqlite")) as other,
+        Agent(recording([]), state_dir=tmp_path) as agent,
+    ):
+        other.execute("begin exclusive")
+        with pytest.raises(ConfigError, match=r"database is locked\. If another process .* wait for it"):
+            agent.run(IMAGE, "What?", thread="two")
+        other.rollback()
+        events = agent.stream(IMAGE, "What?", thread="two")
+        other.execute("begin exclusive")
+        with pytest.raises(ConfigError, match="database is locked"):
+            next(events)
+        other.rollback()
+        assert agent.run(IMAGE, "What?", thread="two").text == "42"

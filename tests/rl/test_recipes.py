@@ -1,6 +1,7 @@
 """Every recipe in the repository can be run: it loads, names what exists, and stays away from the validation boards."""
 
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,19 @@ from yaml import safe_dump, safe_load
 
 import qzoom_agent.rl
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.evals.suites.needle import FIRST_SEED, sample
+from qzoom_agent.evals.suites.needle.boards import Board, draw_board
+from qzoom_agent.images import digest
 from qzoom_agent.rl import base
 from qzoom_agent.rl.base import BaseRecipe, load_recipe
 from qzoom_agent.rl.branches.recipe import load_branch_recipe
+from qzoom_agent.rl.branches.records import NEEDLE_SEED, NEEDLE_SPAN
 from qzoom_agent.rl.coldstart.recipe import load_coldstart_recipe
 from qzoom_agent.rl.grpo.recipe import load_grpo_recipe
-from qzoom_agent.rl.nano.batches import KINDS, VALIDATION_SEED
+from qzoom_agent.rl.nano import examples
+from qzoom_agent.rl.nano.batches import KINDS, VALIDATION_SEED, table, trees_of
 from qzoom_agent.rl.nano.heads import TOLD
+from qzoom_agent.rl.nano.tokenizer import build_tokenizer
 from qzoom_agent.rl.reproduce import load_chain
 
 FOLDER = Path(qzoom_agent.rl.__path__[0]) / "recipes"
@@ -65,11 +72,48 @@ def test_base_recipes_name_what_exists(path: Path) -> None:
     assert recipe.validate_batches > 0
 
 
+@pytest.fixture
+def boards_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], set[tuple[str, int]]]:
+    """Split and seed of the boards that a batch draws."""
+    drawn: set[tuple[str, int]] = set()
+
+    def draw(layout: str, seed: int, *, split: str, notes: int = 0) -> Board:
+        drawn.add((split, seed))
+        return draw_board(layout, seed, split=split, notes=notes)
+
+    def boards(batch: int) -> set[tuple[str, int]]:
+        drawn.clear()
+        trees_of("board144", batch)  # the kind with most boards
+        return set(drawn)
+
+    monkeypatch.setattr(examples, "draw_board", draw)
+    return boards
+
+
+def last_batch(recipe: BaseRecipe, index: int) -> int:
+    """The highest seed among the rows that a stage trains on."""
+    stage = recipe.stages[index]
+    rows = table(stage.mix, steps=stage.steps, seed=recipe.seed * 100 + index, tokenizer=build_tokenizer())
+    return max(rows.with_format(None)["seed"])
+
+
 @pytest.mark.parametrize("path", BASE, ids=named)
-def test_base_recipes_never_train_on_validation_boards(path: Path) -> None:
+def test_base_recipes_train_on_boards_that_nothing_else_uses(
+    path: Path, boards_of: Callable[[int], set[tuple[str, int]]]
+) -> None:
     recipe = load_recipe(path)
-    last = max((recipe.seed * 100 + index) * 1_000_000 + stage.steps - 1 for index, stage in enumerate(recipe.stages))
-    assert last < VALIDATION_SEED
+    last = max(last_batch(recipe, index) for index in range(len(recipe.stages)))
+    trained, validated = boards_of(last), boards_of(VALIDATION_SEED)
+    assert {split for split, _ in trained | validated} == {"train"}
+    highest = max(seed for _, seed in trained)
+    assert highest < min(seed for _, seed in validated), "validation"
+    assert highest < NEEDLE_SEED or min(seed for _, seed in trained) > 60 * NEEDLE_SPAN, "branch training"
+
+
+def test_a_board_of_training_is_another_one_in_evaluation() -> None:
+    one, other = (sample("needle-doc", FIRST_SEED, split=split) for split in ("train", "test"))
+    assert digest(one.image) != digest(other.image)
+    assert signature(sample).parameters["split"].default == "test"
 
 
 @pytest.mark.parametrize("path", BASE, ids=named)
@@ -135,9 +179,18 @@ def test_a_recipe_that_is_not_yaml(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 4])
-def test_no_seed_reaches_the_validation_boards(seed: int) -> None:
-    recipe = BaseRecipe.model_validate(safe_load(one(steps=1_000_000)) | {"seed": seed})
-    assert (recipe.seed * 100 + 99) * 1_000_000 + recipe.stages[0].steps - 1 < VALIDATION_SEED
+def test_no_seed_reaches_the_validation_boards(seed: int, boards_of: Callable[[int], set[tuple[str, int]]]) -> None:
+    recipe = BaseRecipe.model_validate(safe_load(one(steps=100)) | {"seed": seed})
+    stage = recipe.stages[0]
+    recipe = recipe.model_copy(update={"stages": [stage] * 100})
+    trained, validated = boards_of(last_batch(recipe, 99)), boards_of(VALIDATION_SEED)
+    assert max(seed for _, seed in trained) < min(seed for _, seed in validated)
+
+
+def test_an_output_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(MINIMAL)
+    with pytest.raises(ConfigError, match=r"Cannot write into .*mine\.yaml: .* Choose another folder"):
+        base.main(["--config", str(tmp_path / "mine.yaml"), "--output", str(tmp_path / "mine.yaml")])
 
 
 def test_an_unknown_stage_is_named(tmp_path: Path) -> None:

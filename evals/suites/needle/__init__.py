@@ -22,7 +22,8 @@ from qzoom_agent.geometry import Box
 SUITES: Final = ("needle-global", "needle-scene", "needle-doc", "needle-hop")
 SPLITS: Final = ("train", "test", "ood")
 FIRST_SEED: Final = 1_000_000_000
-"""Evaluation draws its boards from here on; training stays below."""
+"""Evaluation draws its boards from here on. Training may use the same numbers and still shares no board: the name of
+the split is part of the random seed."""
 SEEDS_A_RUN: Final = 1_000_000
 """Runs with different seeds share no board."""
 _LAYOUTS: Final = {

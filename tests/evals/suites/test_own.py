@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.evals.suites.base import Samples, Source
 from qzoom_agent.evals.suites.catalog import SUITES, find_suite
 from qzoom_agent.evals.suites.needle import SUITES as NEEDLE
@@ -24,6 +24,13 @@ def written(folder: Path, *rows: dict[str, Any]) -> Samples:
     lines = (json.dumps({"image": "own.png", "question": "What?"} | row) for row in rows)
     (folder / "my questions.jsonl").write_text("\n".join(lines))
     return find_suite(str(folder)).load(Source())
+
+
+def test_the_limit_on_pictures_can_be_set(tmp_path: Path) -> None:
+    written(tmp_path, {"answer": 7})
+    suite = find_suite(str(tmp_path))
+    with pytest.raises(ImageError, match="over the limit of 9 px"):
+        suite.load(Source(max_pixels=9))[0]
 
 
 def test_open_questions_and_choices(tmp_path: Path) -> None:

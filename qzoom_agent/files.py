@@ -1,0 +1,52 @@
+"""Where results go: places that are looked at before the work begins, and files that are whole or not there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from uuid import uuid4
+
+from qzoom_agent.errors import ConfigError
+
+
+def require_folder(path: Path | str) -> Path:
+    """A folder to write into, made if there is none. ConfigError if that is impossible."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ConfigError(f"Cannot write into {path}: {error}. Choose another folder.") from None
+    return path
+
+
+def require_file(path: Path | str) -> Path:
+    """A file to write, its folder made if there is none; nothing is written yet. ConfigError if that is impossible."""
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"Cannot write {path}: it is a folder. Give the path of a file.")
+    if not path.exists():
+        require_folder(path.parent)
+    return path
+
+
+def write_text(path: Path | str, text: str) -> Path:
+    """Write a text file, its folder made if there is none. ConfigError if that is impossible."""
+    path = require_file(path)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"Cannot write {path}: {error}. Choose another file.") from None
+    return path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write, which takes its place at the end: whatever happens, no half of it is left."""
+    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

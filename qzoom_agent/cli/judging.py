@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +30,7 @@ def judged_suites(suites: Sequence[Suite], args: argparse.Namespace, run: Path) 
     from qzoom_agent.evals.folder import RunFolder
     from qzoom_agent.evals.scoring.judge import Judge, judged
 
-    key = os.environ.get("QZOOM_JUDGE_KEY")
-    judge = Judge(args.judge, model=args.judge_model, cache=run / "judge.jsonl", api_key=key)
+    judge = Judge(args.judge, model=args.judge_model, cache=run / "judge.jsonl")
     run.mkdir(parents=True, exist_ok=True)
     RunFolder(run).write("judge.json", judge.record.model_dump_json(indent=1) + "\n")
     return [replace(suite, scorers={**suite.scorers, "judge": judged(judge)}) for suite in suites]

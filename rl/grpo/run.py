@@ -33,9 +33,9 @@ from yaml import safe_dump
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError, MissingDependency
-from qzoom_agent.evals.reward_specs import NamedReward, build
-from qzoom_agent.evals.rewards import awaited
-from qzoom_agent.evals.scoring.judge import Judge
+from qzoom_agent.evals.reward_specs import accuracy_of, build
+from qzoom_agent.evals.rewards import Judge, awaited
+from qzoom_agent.evals.scoring.judge import ready
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.policy import LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.protocols import get_protocol
@@ -70,6 +70,7 @@ def train(recipe: GRPORecipe, output: Path) -> Path:
 def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
     """The trainer of a recipe, everything checked that can be checked before the first step."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    judge = _judge(recipe, output)
     backend = load_model(recipe)
     looks = recipe.agent_config().policy in LOOK_FIRST
     looker = _looker(backend, recipe) if looks else None
@@ -81,9 +82,11 @@ def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
         "train_dataset": load_rows(recipe),
         "peft_config": _peft(recipe.lora) if recipe.lora else None,
         "callbacks": [Notes(output / "log.jsonl"), Alarm(output / "log.jsonl")],
+        "accuracy": accuracy_of(recipe.rewards, judge=judge),
     }
     keeper = Keeper(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes)
-    rewards, tolerance = _rewards(recipe, output), recipe.rollouts.tolerance
+    rewards = build(recipe.rewards, judge=judge, mask_truncated=recipe.loss.mask_truncated)
+    tolerance = recipe.rollouts.tolerance
     if recipe.rollouts.by == "environment":
         fit_for_trl(backend.processor, factor=backend.defaults.factor)
         require_tool_template(backend.processor)
@@ -218,11 +221,10 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
         raise ConfigError(f"TRL refuses the recipe: {error}") from None
 
 
-def _rewards(recipe: GRPORecipe, output: Path) -> list[NamedReward]:
-    judge = None
-    if recipe.judge is not None:
-        judge = awaited(Judge(recipe.judge, model=recipe.judge_model, cache=output / "verdicts.jsonl"))
-    return build(recipe.rewards, judge=judge, mask_truncated=recipe.loss.mask_truncated)
+def _judge(recipe: GRPORecipe, output: Path) -> Judge | None:
+    cache = output / "verdicts.jsonl"
+    found = ready(recipe.judge, model=recipe.judge_model, key_variable=recipe.judge_key_variable, cache=cache)
+    return None if found is None else awaited(found)
 
 
 def _peft(lora: LoRA) -> Any:
@@ -264,10 +266,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/grpo"), help="folder of all that is written")
     parser.add_argument("--model", help="another model than the recipe's: a preset, a hub id or a folder")
     parser.add_argument("--steps", type=int, help="another number of steps than the recipe's")
+    parser.add_argument("--seed", type=int, help="another seed than the recipe's")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it costs, and stop")
     parser.add_argument("--devices", type=int, default=1, help="for --dry-run: how many devices there will be")
     options = parser.parse_args(argv)
-    given = {"model": options.model, "steps": options.steps}
+    given = {"model": options.model, "steps": options.steps, "seed": options.seed}
     recipe = load_grpo_recipe(options.config, **{key: value for key, value in given.items() if value is not None})
     if options.dry_run:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))

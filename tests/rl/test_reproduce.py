@@ -98,7 +98,9 @@ def test_a_failed_step_is_named_and_the_next_run_goes_on_there(
 
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_who_ends_the_run_ends_its_step(tmp_path: Path, number: int, raised: type[BaseException]) -> None:
+def test_who_ends_the_run_ends_its_step(
+    tmp_path: Path, request: pytest.FixtureRequest, number: int, raised: type[BaseException]
+) -> None:
     said = tmp_path / "pid"
     waits = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid()) + '.'); time.sleep(600)"
     path = chain(tmp_path, step("one", f'python -c "{waits}" {said}'), step("two", f"{SAY}2 {tmp_path / 'two'}"))
@@ -109,6 +111,9 @@ def test_who_ends_the_run_ends_its_step(tmp_path: Path, number: int, raised: typ
         os.kill(os.getpid(), number)
 
     before = signal.getsignal(signal.SIGTERM)
+    # tests may have been started in the background, where a SIGINT is ignored
+    interrupted = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, interrupted))
     threading.Thread(target=end, daemon=True).start()
     with pytest.raises(raised):
         run(path, tmp_path / "out")
@@ -254,7 +259,7 @@ def test_nano_reaches_every_table_of_the_documents(tmp_path: Path) -> None:
     assert f"--write {documents}/docs/nano.md --short {documents}/README.md" in lines["evidence"]
     assert f"--model {tmp_path}/perceiving" in lines["evidence"] and "--n 500" in lines["evidence"]
     assert f"--update {documents}" in lines["pareto"]
-    page = (NANO.parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    page = (NANO.resolve().parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
     (told,) = [line for line in page.splitlines() if line.startswith("qzoom bench pareto ")]
     for flag in ("--suites", "--budgets", "--coarse"):
         words, asked = told.split(), lines["pareto"].split()

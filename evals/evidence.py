@@ -1,6 +1,6 @@
 """The table of `docs/nano.md`: nano on every needle suite, under every policy, in one resumable command.
 
-    python -m qzoom_agent.evals.evidence --out runs/evidence --n 500 --write docs/nano.md
+    python -m qzoom_agent.evals.evidence --out runs/evidence --n 500 --write docs/nano.md --short README.md
     python -m qzoom_agent.evals.evidence --out runs/evidence --n 500 --part 1/2   (half of the rows, for two processes)
     python -m qzoom_agent.evals.evidence --out runs/rl --model runs/grpo/final --policies explicit,hybrid
     python -m qzoom_agent.evals.evidence --out runs/judge --policies hybrid --set review.insert=false
@@ -48,6 +48,15 @@ PAIRS: Final[tuple[tuple[PolicyName, PolicyName], ...]] = (
     ("explicit", "hybrid"),
 )
 """What is compared: the crop at all, what it shows, its place, better places, the gate, the review."""
+SHORT: Final[tuple[PolicyName, ...]] = ("direct", "implicit", "explicit", "hybrid", "blind", "oracle")
+"""What README.md tells of."""
+NEEDS: Final = {
+    "needle-global": "the coarse view",
+    "needle-scene": "one crop",
+    "needle-doc": "one crop",
+    "needle-hop": "two crops, the second depends on the first",
+}
+"""What the answer needs."""
 BEGIN: Final = "<!-- evidence: begin -->"
 END: Final = "<!-- evidence: end -->"
 
@@ -103,6 +112,22 @@ def table(results: Sequence[tuple[Case, SuiteResult]]) -> str:
             "-" if look.failed_call_share is None else f"{look.failed_call_share:.1%}",
             f"{cost.seconds.mean:.2f}",
         )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def short_table(results: Sequence[tuple[Case, SuiteResult]]) -> str:
+    """Accuracy alone, a line a suite and a column a policy, as a Markdown table."""
+    known = {(case.suite, case.policy): result for case, result in results if case.split == "test"}
+    head = ["suite", "the answer needs", *(f"`{policy}`" for policy in SHORT)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for suite in SUITES:
+        cells = [f"`{suite}`", NEEDS[suite]]
+        for policy in SHORT:
+            result = known.get((suite, policy))
+            interval = None if result is None else result.interval
+            bounds = f" ({interval.low:.0%} to {interval.high:.0%})" if interval else ""
+            cells.append("-" if result is None else f"{result.accuracy:.0%}{bounds}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -180,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting of the agent"
     )
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this Markdown file too")
+    parser.add_argument("--short", type=Path, metavar="FILE", help="put the accuracies alone into this one")
     options = parser.parse_args(argv)
     part, _, of = options.part.partition("/")
     if not (part.isdigit() and of.isdigit() and 1 <= int(part) <= int(of)):
@@ -187,9 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = set((options.policies or ",".join(POLICIES)).split(","))
     if strange := sorted(wanted - set(POLICIES)):
         raise ConfigError(f"There is no policy {', '.join(strange)}. Choose from {', '.join(POLICIES)}.")
-    if options.write and (int(of) > 1 or options.policies or options.set):
+    if (options.write or options.short) and (int(of) > 1 or options.policies or options.set):
         raise ConfigError(
-            "--write takes the whole table: without --part, --policies and --set, once all rows are done."
+            "--write and --short take the whole table: without --part, --policies and --set, once all rows are done."
         )
     settings = dict(read_setting(text) for text in options.set)
     weights = {policy: fingerprint(options.model, base_only=policy not in _NEED_BRANCHES) for policy in POLICIES}
@@ -206,6 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text)
     if options.write:
         write(text, options.write)
+    if options.short:
+        write(short_table(results), options.short)
     return 0
 
 

@@ -42,6 +42,8 @@ from qzoom_agent.evals.rewards import (
 )
 
 Unit = Literal["call", "crop", "token"]
+Rule = Literal["exact", "open", "choice", "anls", "chartqa", "vqa", "ocr"]
+"""One of the evaluation's scorers: `exact` takes nothing but the answer, `open` finds it in a longer reply."""
 
 
 class Spec(BaseModel, ABC):
@@ -66,8 +68,8 @@ class AccuracySpec(Spec):
     """What the evaluation gives the answer, 0 to 1."""
 
     name: Literal["accuracy"] = "accuracy"
-    rule: Literal["exact", "open", "choice", "anls", "chartqa", "vqa", "ocr"] = "exact"
-    """One of the evaluation's scorers: `exact` takes nothing but the answer, `open` finds it in a longer reply."""
+    rule: Rule = "exact"
+    """What finds the answer in a reply."""
     judged: bool = False
     """Put answers that the rule refuses to the recipe's judge."""
     max_chars: int | None = Field(default=None, gt=0)
@@ -270,17 +272,25 @@ def build(specs: Sequence[RewardSpec], *, judge: Judge | None = None, mask_trunc
             f"A recipe's rewards are a list of different names; got {', '.join(names) or 'none'}. "
             "Name at least one, and each once."
         )
-    chosen = next((spec for spec in specs if isinstance(spec, AccuracySpec)), AccuracySpec())
-    if chosen.judged and judge is None:
-        raise ConfigError(
-            "The reward 'accuracy' is `judged: true`, but no judge is given. Name a server, or judge by rule."
-        )
-    accuracy = Accuracy(RULES[chosen.rule], judge if chosen.judged else None, chosen.max_chars, chosen.failed_is_wrong)
+    accuracy = accuracy_of(specs, judge=judge)
     rewards = [(spec, spec.reward(accuracy)) for spec in specs]
     return [
         NamedReward(spec.name, spec.weight, UnlessTruncated(reward) if mask_truncated else reward)
         for spec, reward in rewards
     ]
+
+
+def accuracy_of(specs: Sequence[RewardSpec], *, judge: Judge | None = None) -> Accuracy:
+    """What a recipe calls right, whether that is rewarded by itself or not.
+
+    Raises ConfigError for `judged` without a judge.
+    """
+    chosen = next((spec for spec in specs if isinstance(spec, AccuracySpec)), AccuracySpec())
+    if chosen.judged and judge is None:
+        raise ConfigError(
+            "The reward 'accuracy' is `judged: true`, but no judge is given. Name a server, or judge by rule."
+        )
+    return Accuracy(RULES[chosen.rule], judge if chosen.judged else None, chosen.max_chars, chosen.failed_is_wrong)
 
 
 def read_specs(entries: Sequence[Mapping[str, Any]]) -> list[RewardSpec]:
@@ -295,17 +305,18 @@ PUBLISHED: Final[Mapping[str, list[RewardSpec]]] = MappingProxyType(
             FormatSpec(weight=0.2, style="penalty", max_chars=1000),
             ToolBonusSpec(weight=1.2),
         ],
-        "mini-o3": [AccuracySpec()],
+        "mini-o3": [AccuracySpec(rule="open")],
         "chain-of-focus": [ChainOfFocusSpec()],
-        "visionthink": [AccuracySpec(), FormatSpec(weight=0.5), VisionThinkSpec()],
+        "visionthink": [AccuracySpec(rule="open"), FormatSpec(weight=0.5), VisionThinkSpec()],
         "adaptvision": [
-            AccuracySpec(),
+            AccuracySpec(rule="open"),
             FormatSpec(weight=0.5),
             VisionThinkSpec(),
             FirstCropSpec(weight=0.1),
             CropAreaSpec(weight=0.2),
         ],
-        "pixel-reasoner": [AccuracySpec(failed_is_wrong=True), CuriositySpec()],
+        "pixel-reasoner": [AccuracySpec(rule="open", failed_is_wrong=True), CuriositySpec()],
     }
 )
-"""Rewards as published code adds them up, by project."""
+"""Rewards as published code adds them up, by project. Where that asks a judge what is right, here a rule says it: write
+the list out, with `judged: true`, to ask one."""

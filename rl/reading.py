@@ -15,13 +15,15 @@ def read_recipe(path: Path, kind: type[_Recipe], **changes: Any) -> _Recipe:
     """Read a recipe; `changes` replace whole keys.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or has unknown or illegal keys.
+        ConfigError: the file is missing, is no text, is not YAML, or has unknown or illegal keys.
     """
     try:
         data = safe_load(path.read_text(encoding="utf-8"))
         return kind.model_validate({**data, **changes} if isinstance(data, dict) else data)
     except OSError as error:
         raise ConfigError(f"Cannot read the recipe {path}: {error.strerror}. Give the path of a YAML file.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The recipe {path} is not text in UTF-8 ({error}). Save it as UTF-8.") from None
     except YAMLError as error:
         raise ConfigError(f"The recipe {path} is not YAML: {error}") from None
     except (ValidationError, ConfigError) as error:

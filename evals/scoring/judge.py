@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from http.client import HTTPException
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
-from urllib.request import Request, urlopen
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qzoom_agent.backends.posting import NoReply, post
 from qzoom_agent.backends.server import base_url
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evals.scoring.extraction import final_answer
@@ -31,7 +32,13 @@ PROMPT: Final = (
     "Reply with one word: yes or no."
 )
 _FIELD: Final = re.compile(r"\{(question|gold|answer)\}")
+KEY_VARIABLE: Final = "QZOOM_JUDGE_KEY"
+"""Environment variable with the key of the server, if nobody names another. The key itself is kept nowhere."""
+_YES_OR_NO: Final = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 _SECONDS: Final = 120
+_ATTEMPTS: Final = 7
+_PAUSE: Final = 1.0
+"""Seconds before the first repetition; with doubling, a server may be away for a minute."""
 
 
 class JudgeRecord(BaseModel):
@@ -65,9 +72,14 @@ class Judge:
         model: str = "default",
         prompt: str = PROMPT,
         cache: Path | None = None,
-        api_key: str | None = None,
+        key_variable: str = KEY_VARIABLE,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`server`: base URL of an OpenAI-compatible API, such as http://localhost:8000/v1.
+        """
+        Args:
+            server: base URL of an OpenAI-compatible API, such as http://localhost:8000/v1.
+            key_variable: environment variable with its key; servers of your own need none.
+            sleep: how it waits before a request is sent again.
 
         Raises ConfigError if that is no address, or the prompt does not hold {question}, {gold} and {answer}.
         """
@@ -75,22 +87,36 @@ class Judge:
         if missing:
             raise ConfigError(f"The judge's prompt lacks {', '.join(f'{{{name}}}' for name in sorted(missing))}.")
         self.server = None if server is None else base_url(server)
-        self.cache, self.api_key = cache, api_key
+        self.cache, self.key_variable = cache, key_variable
+        self._sleep = sleep
         self.record = JudgeRecord(model=model, prompt=prompt)
         self._known = _read(cache) if cache is not None and cache.exists() else {}
 
     def __call__(self, question: str, answer: str, gold: str) -> bool:
-        """Raises BackendError if the server does not answer."""
+        """Raises BackendError if the server does not answer, asked again for a minute."""
         if not answer or exact_match(answer, gold) or self.server is None:
             return exact_match(answer, gold)
         asked = {"question": question, "gold": gold, "answer": answer}
         key = hashlib.sha256(json.dumps([self.record.model, self.record.prompt, *asked.values()]).encode()).hexdigest()
         if key not in self._known:
-            # One pass: an answer that holds "{gold}" is not filled in.
-            reply = self._ask(_FIELD.sub(lambda found: asked[found[1]], self.record.prompt))
-            said = re.search(r"\b(yes|no)\b", reply, re.IGNORECASE)
+            reply = self._ask(asked, attempts=_ATTEMPTS)
+            said = _YES_OR_NO.search(reply)
             self._keep(Verdict(key=key, right=said is not None and said[1].lower() == "yes", reply=reply))
         return self._known[key]
+
+    def check(self) -> None:
+        """Ask something easy, before a long run depends on it; nothing without a server.
+
+        Raises BackendError if the server does not answer, or with neither yes nor no.
+        """
+        if self.server is None:
+            return
+        reply = self._ask({"question": "How much is two and two?", "gold": "four", "answer": "4"}, attempts=1)
+        if _YES_OR_NO.search(reply) is None:
+            raise BackendError(
+                f"The judge '{self.record.model}' at {self.server} says {reply!r} where yes or no is asked for. Choose "
+                "a model that answers at once."
+            )
 
     def _keep(self, verdict: Verdict) -> None:
         self._known[verdict.key] = verdict.right
@@ -100,25 +126,45 @@ class Judge:
             with self.cache.open("a", encoding="utf-8") as file:
                 file.write(f"\n{verdict.model_dump_json()}")
 
-    def _ask(self, prompt: str) -> str:
+    def _ask(self, asked: Mapping[str, str], *, attempts: int) -> str:
+        # One pass: an answer that holds "{gold}" is not filled in.
+        prompt = _FIELD.sub(lambda found: asked[found[1]], self.record.prompt)
         body = {
             "model": self.record.model,
             "messages": [{"role": "user", "content": prompt}],
             "temperature": 0,
             "max_tokens": 4,
         }
-        headers = {"Content-Type": "application/json"}
-        if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
         url = f"{self.server}/chat/completions"
         try:
-            with urlopen(Request(url, json.dumps(body).encode(), headers), timeout=_SECONDS) as response:
-                text = json.load(response)["choices"][0]["message"]["content"]
-        except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
+            found = post(
+                url,
+                body,
+                key_variable=self.key_variable,
+                timeout=_SECONDS,
+                attempts=attempts,
+                first_pause=_PAUSE,
+                sleep=self._sleep,
+            )
+            text = found["choices"][0]["message"]["content"]
+        except (NoReply, LookupError, TypeError) as error:
             raise BackendError(
-                f"The judge at {url} gave no verdict: {error}. Start the server, or judge by rule."
+                f"The judge at {url} gave no verdict: {error}. Start the server, put its key into {self.key_variable} "
+                "if it wants one, or judge by rule."
             ) from None
         return text if isinstance(text, str) else ""
+
+
+def ready(server: str | None, *, model: str, key_variable: str, cache: Path) -> Judge | None:
+    """The judge that a recipe names, after it has answered once; None if it names none.
+
+    Raises BackendError if it does not answer.
+    """
+    if server is None:
+        return None
+    judge = Judge(server, model=model, key_variable=key_variable, cache=cache)
+    judge.check()
+    return judge
 
 
 def judged(judge: Judge) -> Scorer:

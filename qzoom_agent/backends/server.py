@@ -13,24 +13,19 @@ reports). Any number of threads may ask; at most `concurrency` requests are unde
 import base64
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
-from http.client import HTTPException
 from threading import BoundedSemaphore
 from typing import Any, Final
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 from qzoom_agent.backends.base import ImageSource, Reply, Settings
+from qzoom_agent.backends.posting import NoReply, post
 from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.geometry import tokens
 from qzoom_agent.messages import Message, Part, view_ids
 
-_BUSY: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
-"""Statuses after which the same request may succeed."""
 _PAUSE: Final = 0.5
 """Seconds before the first repetition; doubled each time."""
 
@@ -75,25 +70,22 @@ class ServerBackend:
 
     def post(self, body: dict[str, Any]) -> dict[str, Any]:
         """The server's answer to a request. Raises BackendError when there is none."""
-        key = os.environ.get(self._key_variable)
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        request = Request(self._url, json.dumps(body).encode(), headers)
-        for attempt in range(1, self._attempts + 1):
-            try:
-                with self._free, urlopen(request, timeout=self._timeout) as response:
-                    found: dict[str, Any] = json.load(response)
-                return found
-            except HTTPError as error:
-                reason, again = f"{error} {_said(error)}".strip(), error.code in _BUSY
-            except (OSError, HTTPException, ValueError) as error:
-                reason, again = str(error), True
-            if not again or attempt == self._attempts:
-                break
-            time.sleep(_PAUSE * 2 ** (attempt - 1))
-        raise BackendError(
-            f"The server at {self._url} gave no reply: {reason}. Check that it runs, its address, and that it serves "
-            f"'{self.name}' with images."
-        )
+        try:
+            with self._free:
+                found: dict[str, Any] = post(
+                    self._url,
+                    body,
+                    key_variable=self._key_variable,
+                    timeout=self._timeout,
+                    attempts=self._attempts,
+                    first_pause=_PAUSE,
+                )
+            return found
+        except NoReply as error:
+            raise BackendError(
+                f"The server at {self._url} gave no reply: {error}. Check that it runs, its address, and that it "
+                f"serves '{self.name}' with images."
+            ) from None
 
 
 def base_url(url: str) -> str:
@@ -196,10 +188,3 @@ def _closed(text: str, stop: Sequence[str], reason: Any, *, cut: bool) -> str:
         if mark.startswith("</") and text.rfind(opening) > text.rfind(mark):
             return text + mark
     return text
-
-
-def _said(error: HTTPError) -> str:
-    try:
-        return error.read(300).decode("utf-8", "replace")
-    except (OSError, HTTPException):
-        return ""

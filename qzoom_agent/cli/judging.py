@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +31,6 @@ def judged_suites(suites: Sequence[Suite], args: argparse.Namespace, run: Path) 
     from qzoom_agent.evals.scoring.judge import Judge, judged
     from qzoom_agent.files import require_folder
 
-    key = os.environ.get("QZOOM_JUDGE_KEY")
-    judge = Judge(args.judge, model=args.judge_model, cache=run / "judge.jsonl", api_key=key)
+    judge = Judge(args.judge, model=args.judge_model, cache=run / "judge.jsonl")
     RunFolder(require_folder(run)).write("judge.json", judge.record.model_dump_json(indent=1) + "\n")
     return [replace(suite, scorers={**suite.scorers, "judge": judged(judge)}) for suite in suites]

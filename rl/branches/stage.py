@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,6 +35,8 @@ from qzoom_agent.rl.branches.recipe import Optimisation
 
 Rows = list[dict[str, Any]]
 WEIGHTS = "trained.safetensors"
+ONLY_TOLD: Final = {"gradient_checkpointing", "log_steps", "save_steps", "workers", "report_to"}
+"""Keys of `Optimisation` that do not change what comes out."""
 _TOLD = ("loss", "grad_norm", "learning_rate")
 
 

@@ -4,7 +4,7 @@ A `Demonstrator` is a backend. It writes the planned calls one a turn and then t
 model it stands before; a teacher writes everything itself. So a demonstration is an ordinary episode with an ordinary
 trace, and nothing about views, crops or wording is made up twice.
 
-Kept are episodes that one would wish the model to repeat: answered right by the rule of the evaluation, every turn
+Kept are episodes that one would wish the model to repeat: answered right by the recipe's rule or judge, every turn
 read without a repair, every call served (or, under `hybrid`, refused by the review), the evidence shown where boxes say
 where it is, and no crop that adds nothing.
 """
@@ -20,7 +20,7 @@ from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.backends.server import ServerBackend
 from qzoom_agent.config import AgentConfig, PerceptionConfig
 from qzoom_agent.errors import BackendError
-from qzoom_agent.evals.rewards import BY_RULE, Coverage, Redundant, Rollout, well_formed
+from qzoom_agent.evals.rewards import RULES, Accuracy, Coverage, Judge, Redundant, Rollout, well_formed
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.messages import Message, text
 from qzoom_agent.policy import CropPolicy
@@ -109,9 +109,12 @@ class Demonstration(NamedTuple):
 class Demonstrations:
     """Makes episodes for records, as a recipe says."""
 
-    def __init__(self, backend: HFBackend, recipe: ColdStartRecipe) -> None:
-        """Raises ConfigError for `boxes: sdrpn`, `needless` or `hybrid` with a base that has no branches."""
+    def __init__(self, backend: HFBackend, recipe: ColdStartRecipe, *, judge: Judge | None = None) -> None:
+        """`judge` is asked about answers that the recipe's rule refuses.
+
+        Raises ConfigError for `boxes: sdrpn`, `needless` or `hybrid` with a base that has no branches."""
         self.recipe = recipe
+        self._accuracy = Accuracy(RULES[recipe.rule], judge)
         protocol = recipe.protocol or backend.protocol
         config = AgentConfig(
             policy="explicit",
@@ -189,7 +192,7 @@ class Demonstrations:
             return "unfinished"
         if not well_formed(trace):
             return "malformed"
-        if not BY_RULE.right([episode])[0]:
+        if not self._accuracy.right([episode])[0]:
             return "wrong"
         if any(call.result is None and call.code not in OPINIONS for call in episode.calls):
             return "not served"

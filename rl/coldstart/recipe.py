@@ -6,6 +6,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from qzoom_agent.config import BudgetConfig, GenerationConfig, PerceptionConfig
+from qzoom_agent.evals.reward_specs import Rule
+from qzoom_agent.evals.scoring.judge import KEY_VARIABLE
 from qzoom_agent.rl.branches.recipe import Optimisation, Section
 from qzoom_agent.rl.branches.records import Source
 from qzoom_agent.rl.reading import read_recipe
@@ -52,6 +54,13 @@ class ColdStartRecipe(Section):
     """Whose calls: at the gold boxes of the records, where gate and SD-RPN would look, or a teacher's own."""
     answer: Literal["gold", "own"] = "gold"
     """Who answers after the calls: the dataset, or the base itself, whose wrong answers are then left out."""
+    rule: Rule = "exact"
+    """What finds the answer in a reply: a wrong one is not learned from. `exact` suits those who say nothing else."""
+    judge: str | None = None
+    """Base URL of an OpenAI-compatible server that judges answers which the rule refuses."""
+    judge_model: str = "default"
+    judge_key_variable: str = KEY_VARIABLE
+    """Environment variable with the key of that server; one of your own needs none."""
     margin: float = Field(default=0.35, ge=0, le=10)
     """What a call adds around a gold box on every side, as a share of its longer side."""
     needed: float = Field(default=0.95, ge=0, le=1)

@@ -4,11 +4,12 @@
     qzoom train coldstart --config ... --dry-run          (what it will do)
     accelerate launch -m qzoom_agent.rl.coldstart.run --config ... --output ...      (many devices)
 
-Written to the output folder, and not made again once it is there:
+Written to the output folder, and not made again once it is there; what was made with another recipe is refused:
 
     episodes/         every demonstration, with why it is left out where it is
     conversations/    those to learn from, as a `datasets` folder (`messages`, `images`) that other trainers read, too
     train/            checkpoints and log.jsonl
+    *.json            what conversations and weights were made with
     final/            the fine-tuned base, with its branches if it has some
 """
 
@@ -17,9 +18,9 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from datasets import Dataset
@@ -28,32 +29,54 @@ from yaml import safe_dump
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.backends.hf_rows import causal_mask, padded
-from qzoom_agent.errors import ConfigError, MissingDependency
+from qzoom_agent.errors import ConfigError, MissingDependency, QzoomError
+from qzoom_agent.evals.rewards import awaited
+from qzoom_agent.evals.scoring.judge import ready
 from qzoom_agent.messages import view_ids
 from qzoom_agent.perception.decoder import Decoder
-from qzoom_agent.rl.branches.parts import write_parts
+from qzoom_agent.rl.branches.parts import together, write_parts
 from qzoom_agent.rl.branches.postsft import AnswerLoss
-from qzoom_agent.rl.branches.records import load_records
-from qzoom_agent.rl.branches.stage import Ordered, Rows, shuffled, steps, train
+from qzoom_agent.rl.branches.records import Records, load_records
+from qzoom_agent.rl.branches.settings import begin, require_same
+from qzoom_agent.rl.branches.stage import ONLY_TOLD, Ordered, Rows, shuffled, steps, train
 from qzoom_agent.rl.coldstart.conversations import IGNORED, Learned, learned, to_row
 from qzoom_agent.rl.coldstart.demonstrate import Demonstrations
 from qzoom_agent.rl.coldstart.recipe import ColdStartRecipe, Lora, load_coldstart_recipe
 
-_TRAINING = {"optimisation", "from_layer", "lora"}
+_TRAINING: Final = {"optimisation", "from_layer", "lora"}
 """Keys of a recipe that do not decide what the demonstrations are."""
 
 
 def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) -> Dataset:
-    """The conversations to learn from: those in `folder` if they are there, else made now.
+    """The conversations to learn from: those in `folder` if they are there, else made now, by all processes together.
 
     Raises:
-        ConfigError: none is worth learning from, or `folder` holds those of another recipe.
+        ConfigError: none is worth learning from, or `folder` holds those of another recipe or of other data.
     """
-    kept = folder / "conversations"
-    if kept.exists():
-        return Dataset.load_from_disk(str(kept))
+    processes, kept = together(), folder / "conversations"
     records = load_records(recipe.data, limit=recipe.records)
-    make = Demonstrations(backend, recipe)
+    settings = recipe.model_dump(mode="json", exclude=_TRAINING)
+    stated = folder / "conversations.json"
+    begin(stated, {"count": len(records), **settings}, made=kept, processes=processes)
+    if not kept.exists():
+        rows = _episodes(backend, recipe, records, folder)
+        table = write_parts(folder / "episodes", len(records), rows, settings, note=_note(len(records)))
+        chosen = worth_learning(table, folder)
+        if processes.is_main_process:
+            writing = folder / "conversations.part"
+            chosen.save_to_disk(str(writing))
+            writing.rename(kept)
+        processes.wait_for_everyone()
+    return Dataset.load_from_disk(str(kept))
+
+
+def _episodes(
+    backend: HFBackend, recipe: ColdStartRecipe, records: Records, folder: Path
+) -> Callable[[range], Iterator[dict[str, Any]]]:
+    """Makes the demonstrations of some records."""
+    cache = folder / "verdicts.jsonl"
+    judge = ready(recipe.judge, model=recipe.judge_model, key_variable=recipe.judge_key_variable, cache=cache)
+    make = Demonstrations(backend, recipe, judge=None if judge is None else awaited(judge))
 
     def rows(indices: range) -> Iterator[dict[str, Any]]:
         for index in indices:
@@ -69,21 +92,27 @@ def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) ->
                 **to_row(conversation, [answer.store.image(view) for view in view_ids(conversation)]),
             }
 
-    settings = recipe.model_dump(mode="json", exclude=_TRAINING)
-    table = write_parts(folder / "episodes", len(records), rows, settings, note=_note(len(records)))
+    return rows
+
+
+def worth_learning(table: Dataset, folder: Path) -> Dataset:
+    """The episodes of `folder` that are kept; the main process says how many those are.
+
+    Raises:
+        ConfigError: none is.
+    """
     reasons = Counter(table["dropped"])
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()) if reason)
-    print(f"{reasons['']} of {len(table)} episodes kept" + (f"; left out: {left_out}" if left_out else ""), flush=True)
+    if together().is_main_process:
+        told = f"{reasons['']} of {len(table)} episodes kept"
+        print(told + (f"; left out: {left_out}" if left_out else ""), flush=True)
     if not reasons[""]:
         raise ConfigError(
             f"None of {len(table)} episodes is worth learning from ({left_out}). `dropped` in {folder / 'episodes'} "
             "says why of each; look at the data's boxes and answers, `margin`, `needed` or the teacher."
         )
-    chosen = table.select([at for at, reason in enumerate(table["dropped"]) if not reason]).remove_columns("dropped")
-    writing = folder / "conversations.part"
-    chosen.save_to_disk(str(writing))
-    writing.rename(kept)
-    return Dataset.load_from_disk(str(kept))
+    chosen = [at for at, reason in enumerate(table["dropped"]) if not reason]
+    return table.select(chosen).remove_columns("dropped")
 
 
 def _note(total: int) -> Any:
@@ -198,28 +227,59 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         print(plan(recipe))
         return 0
-    final = options.output / "final"
+    run(recipe, options.output)
+    return 0
+
+
+def run(recipe: ColdStartRecipe, output: Path) -> None:
+    """Make the demonstrations, learn from them and write the model, or go on with that.
+
+    Raises:
+        ConfigError: `output` holds what another recipe made.
+    """
+    processes, final, stated = together(), output / "final", output / "train.json"
+    settings = recipe.model_dump(mode="json", exclude={"optimisation": ONLY_TOLD})
     if final.exists():
-        print(f"{final} is there already; delete it to train again.")
-        return 0
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "recipe.yaml").write_text(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    backend = HFBackend.load(recipe.model, dtype=recipe.dtype, protocol=recipe.protocol, branches=recipe.branches)
+        require_same(stated, settings, made=final)
+        if processes.is_main_process:
+            print(f"{final} is there already; delete it to train again.")
+        return
+    begin(stated, settings, made=output / "train", processes=processes)
+    if processes.is_main_process:
+        (output / "recipe.yaml").write_text(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    backend = HFBackend.load(
+        recipe.model,
+        device=str(processes.device) if processes.num_processes > 1 else "auto",
+        dtype=recipe.dtype,
+        protocol=recipe.protocol,
+        branches=recipe.branches,
+    )
     backend.model.requires_grad_(False)
-    table = demonstrations(backend, recipe, options.output)
-    fine_tune(backend, table, recipe, options.output / "train")
-    writing = options.output / "final.part"
+    table = demonstrations(backend, recipe, output)
+    fine_tune(backend, table, recipe, output / "train")
+    if processes.is_main_process:
+        _write(backend, recipe, final, conversations=len(table))
+    processes.wait_for_everyone()
+
+
+def _write(backend: HFBackend, recipe: ColdStartRecipe, final: Path, *, conversations: int) -> None:
+    """The trained model as a folder that is whole or not there."""
+    writing = final.with_name("final.part")
     backend.model.save_pretrained(writing)
     backend.processor.save_pretrained(writing)
     if backend.branches is not None:
         backend.branches.save(writing)
         if recipe.from_layer < backend.branches.config.k:
             print(f"Layers below {backend.branches.config.k}, which the branches read, were trained: fit them again.")
-    (writing / "coldstart.json").write_text(json.dumps({"model": recipe.model, "conversations": len(table)}) + "\n")
+    (writing / "coldstart.json").write_text(json.dumps({"model": recipe.model, "conversations": conversations}) + "\n")
     writing.rename(final)
-    print(f"written {final}, from {len(table)} conversations")
-    return 0
+    print(f"written {final}, from {conversations} conversations")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+    except QzoomError as error:
+        print(f"qzoom train coldstart: {error}", file=sys.stderr)
+        code = error.exit_code
+    sys.exit(code)

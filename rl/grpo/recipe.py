@@ -22,6 +22,7 @@ from transformers.trainer_utils import SchedulerType
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.evals.reward_specs import PUBLISHED, AccuracySpec, RewardSpec
+from qzoom_agent.evals.scoring.judge import KEY_VARIABLE
 from qzoom_agent.rl.branches.recipe import Section
 from qzoom_agent.rl.branches.records import Source
 from qzoom_agent.rl.reading import read_recipe
@@ -180,6 +181,8 @@ class GRPORecipe(Section):
     judge: str | None = None
     """Base URL of an OpenAI-compatible server that judges free-form answers."""
     judge_model: str = "default"
+    judge_key_variable: str = KEY_VARIABLE
+    """Environment variable with the key of that server; one of your own needs none."""
     loss: Loss = Loss()
     learning_rate: float = Field(default=1e-6, gt=0)
     schedule: SchedulerType = SchedulerType.CONSTANT_WITH_WARMUP

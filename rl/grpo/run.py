@@ -34,9 +34,9 @@ from yaml import safe_dump
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError, MissingDependency, finished
-from qzoom_agent.evals.reward_specs import NamedReward, build
-from qzoom_agent.evals.rewards import awaited
-from qzoom_agent.evals.scoring.judge import Judge
+from qzoom_agent.evals.reward_specs import accuracy_of, build
+from qzoom_agent.evals.rewards import Judge, awaited
+from qzoom_agent.evals.scoring.judge import ready
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.policy import LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.protocols import get_protocol
@@ -77,6 +77,7 @@ def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
     require_tracker(recipe.report_to)
     if recipe.rollouts.vllm is not None:
         require_vllm(recipe.rollouts.by, _processes())
+    judge = _judge(recipe, output)
     backend = load_model(recipe)
     config = recipe.agent_config().resolved(model=backend.name, protocol=backend.protocol, defaults=backend.defaults)
     require_plain_positions(config, backend)
@@ -90,8 +91,9 @@ def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
         "callbacks": [Notes(output / "log.jsonl"), Alarm(output / "log.jsonl"), keeper],
         "tolerance": recipe.rollouts.tolerance,
         "looker": looker,
+        "accuracy": accuracy_of(recipe.rewards, judge=judge),
     }
-    rewards = _rewards(recipe, output)
+    rewards = build(recipe.rewards, judge=judge, mask_truncated=recipe.loss.mask_truncated)
     if recipe.rollouts.by == "environment":
         fit_for_trl(backend.processor, factor=backend.defaults.factor)
         require_tool_template(backend.processor)
@@ -233,11 +235,10 @@ def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _rewards(recipe: GRPORecipe, output: Path) -> list[NamedReward]:
-    judge = None
-    if recipe.judge is not None:
-        judge = awaited(Judge(recipe.judge, model=recipe.judge_model, cache=output / "verdicts.jsonl"))
-    return build(recipe.rewards, judge=judge, mask_truncated=recipe.loss.mask_truncated)
+def _judge(recipe: GRPORecipe, output: Path) -> Judge | None:
+    cache = output / "verdicts.jsonl"
+    found = ready(recipe.judge, model=recipe.judge_model, key_variable=recipe.judge_key_variable, cache=cache)
+    return None if found is None else awaited(found)
 
 
 def _peft(lora: LoRA, backend: HFBackend, *, from_layer: int) -> Any:
@@ -284,10 +285,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="another model than the recipe's: a preset, a hub id or a folder")
     parser.add_argument("--branches", help="branches to use instead of the recipe's: a folder")
     parser.add_argument("--steps", type=int, help="another number of steps than the recipe's")
+    parser.add_argument("--seed", type=int, help="another seed than the recipe's")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it costs, and stop")
     parser.add_argument("--devices", type=int, default=1, help="for --dry-run: how many devices there will be")
     options = parser.parse_args(argv)
-    given = {"model": options.model, "branches": options.branches, "steps": options.steps}
+    given = {"model": options.model, "branches": options.branches, "steps": options.steps, "seed": options.seed}
     recipe = load_grpo_recipe(options.config, **{key: value for key, value in given.items() if value is not None})
     if options.dry_run:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))

@@ -33,7 +33,7 @@ from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.backends.hf_sampling import TextStream
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.evals.reward_specs import NamedReward
-from qzoom_agent.evals.rewards import Rollout
+from qzoom_agent.evals.rewards import Accuracy, Rollout
 from qzoom_agent.evals.rows import episode_seed
 from qzoom_agent.evals.suites.base import Sample
 from qzoom_agent.rl.env import finished
@@ -69,18 +69,21 @@ class ZoomTrainer(GRPOTrainer):
         rewards: Sequence[NamedReward],
         keeper: Keeper,
         *,
+        accuracy: Accuracy,
         tolerance: float,
         looker: HFBackend | None = None,
         **kwargs: Any,
     ) -> None:
         """
         Args:
+            accuracy: what is logged as right.
             tolerance: how far sampled log-probabilities may be from the trainer's own, see `guards`.
             looker: whose branches look; None: nobody's.
         """
         self.backend = backend
         self.looker = looker
         self.keeper = keeper
+        self.accuracy = accuracy
         self.tolerance = tolerance
         self._compared = False
         self._logps: Tensor | None = None
@@ -103,7 +106,7 @@ class ZoomTrainer(GRPOTrainer):
         for row, rollout in zip(inputs, rollouts, strict=True):
             row["rollout"] = rollout
         suites = [row["sample"].suite for row in inputs]
-        for name, value in measures(rollouts, suites).items():
+        for name, value in measures(rollouts, suites, self.accuracy).items():
             self._log_metric(name, value)
         values = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.accelerator.is_main_process and self.model.training:

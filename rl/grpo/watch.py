@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from qzoom_agent.evals.rewards import BY_RULE, Rollout
+from qzoom_agent.evals.rewards import Accuracy, Rollout
 from qzoom_agent.report import write_report
 from qzoom_agent.rl.grpo.resume import keep_lines
 from qzoom_agent.trace import by_digest
@@ -28,12 +28,12 @@ SMOOTHING: Final = 0.1
 _TOLD: Final = ("reward", "zoom/accuracy", "zoom/call_rate", "zoom/served", "zoom/truncated", "entropy", "step_time")
 
 
-def measures(rollouts: Sequence[Rollout], suites: Sequence[str]) -> dict[str, float]:
-    """Means over a batch of rollouts: `zoom/...`, and call rate and accuracy of each suite."""
+def measures(rollouts: Sequence[Rollout], suites: Sequence[str], accuracy: Accuracy) -> dict[str, float]:
+    """Means over a batch of rollouts: `zoom/...`, and call rate and accuracy (by the recipe's own) of each suite."""
     usages = [one.trace.usage for one in rollouts]
     asked = sum(usage.requested for usage in usages)
     count = len(rollouts)
-    right = BY_RULE.right(rollouts)
+    right = accuracy.right(rollouts)
     called = [bool(one.crops) for one in rollouts]
     found = {
         "zoom/call_rate": sum(called) / count,

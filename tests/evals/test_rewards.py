@@ -24,7 +24,7 @@ from qzoom_agent.evals.prices import (
     VisionThinkPrice,
     asked_share,
 )
-from qzoom_agent.evals.reward_specs import PUBLISHED, AccuracySpec, RewardSpec, build, read_specs
+from qzoom_agent.evals.reward_specs import PUBLISHED, AccuracySpec, RewardSpec, accuracy_of, build, read_specs
 from qzoom_agent.evals.rewards import (
     BY_RULE,
     RULES,
@@ -267,6 +267,15 @@ def test_pixel_reasoner_pays_for_calls_while_they_are_rare() -> None:
     rare = [caller, *[DIRECT_RIGHT] * 9]
     assert Curiosity()(rare)[:2] == pytest.approx([0.5 * 0.2, 0.0])
     assert Curiosity()([twice, DIRECT_RIGHT]) == pytest.approx([-0.1, 0.0])
+
+
+@pytest.mark.parametrize("name", ["mini-o3", "visionthink", "adaptvision", "pixel-reasoner"])
+def test_published_lists_find_the_answer_in_a_sentence(name: str) -> None:
+    asked = accuracy_of(PUBLISHED[name])
+    assert asked.right([rollout("The answer is Nokia.", gold="nokia"), rollout("Samsung", gold="nokia")]) == [
+        True,
+        False,
+    ]
 
 
 def test_every_published_list_can_be_built() -> None:

@@ -19,6 +19,7 @@ from qzoom_agent.rl.base import BaseRecipe, load_recipe
 from qzoom_agent.rl.branches.recipe import load_branch_recipe
 from qzoom_agent.rl.branches.records import NEEDLE_SEED, NEEDLE_SPAN
 from qzoom_agent.rl.coldstart.recipe import load_coldstart_recipe
+from qzoom_agent.rl.grpo import run as grpo
 from qzoom_agent.rl.grpo.recipe import load_grpo_recipe
 from qzoom_agent.rl.nano import examples
 from qzoom_agent.rl.nano.batches import KINDS, VALIDATION_SEED, table, trees_of
@@ -167,6 +168,12 @@ def test_a_bad_recipe_says_what_is_wrong(tmp_path: Path, text: str, said: str) -
     assert str(path) in str(raised.value)
 
 
+def test_grpo_takes_another_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert grpo.main(["--config", str(FOLDER / "nano" / "grpo.yaml"), "--seed", "1", "--steps", "3", "--dry-run"]) == 0
+    printed = safe_load(capsys.readouterr().out.partition("\nmodel  ")[0])
+    assert (printed["seed"], printed["steps"]) == (1, 3)
+
+
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Cannot read the recipe .*none\.yaml: No such file"):
         load_recipe(tmp_path / "none.yaml")
@@ -175,6 +182,12 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
 def test_a_recipe_that_is_not_yaml(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("stages: [")
     with pytest.raises(ConfigError, match=r"mine\.yaml is not YAML: while parsing(.|\n)*line 1"):
+        load_recipe(tmp_path / "mine.yaml")
+
+
+def test_a_recipe_that_is_not_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes("# gr\u00f6\u00dfer\n".encode("latin-1") + MINIMAL.encode())
+    with pytest.raises(ConfigError, match=r"mine\.yaml is not text in UTF-8"):
         load_recipe(tmp_path / "mine.yaml")
 
 

@@ -24,6 +24,8 @@ class Server:
     def __init__(self, reply: str | None) -> None:
         self.reply, self.asked, self.keys = reply, list[dict[str, Any]](), list[str | None]()
         self.url = ""
+        self.busy = 0
+        """Requests that are still refused."""
 
 
 @contextmanager
@@ -37,7 +39,8 @@ def serve(reply: str | None) -> Iterator[Server]:
             server.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             server.keys.append(self.headers["Authorization"])
             body = json.dumps({"choices": [{"message": {"content": reply}}]}) if reply is not None else "oops"
-            self.send_response(200)
+            server.busy -= 1
+            self.send_response(503 if server.busy >= 0 else 200)
             self.end_headers()
             self.wfile.write(body.encode())
 
@@ -66,10 +69,15 @@ def test_without_a_server_rules_decide() -> None:
     assert judge("How much?", "12.40", "12.4") and not judge("How much?", "about twelve", "12.4")
 
 
-def test_a_verdict_is_asked_once_and_kept(tmp_path: Path) -> None:
+def at_once(_: float) -> None:
+    """Stands for `time.sleep`."""
+
+
+def test_a_verdict_is_asked_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QZOOM_JUDGE_KEY", "k")
     cache = tmp_path / "verdicts" / "cache.jsonl"
     with serve("Yes.") as server:
-        judge = Judge(server.url, model="m", cache=cache, api_key="k")
+        judge = Judge(server.url, model="m", cache=cache)
         assert judge("Who?", "a man who bakes {gold}", "a baker")
         assert judge("Who?", "a man who bakes {gold}", "a baker")
         assert judge("Who?", "A BAKER", "a baker")  # the rule needs no judge
@@ -84,7 +92,7 @@ def test_a_verdict_is_asked_once_and_kept(tmp_path: Path) -> None:
         file.write('\n{"key": "torn')
     assert Judge(server.url, model="m", cache=cache)("Who?", "a man who bakes {gold}", "a baker")
     with pytest.raises(BackendError, match="gave no verdict"):
-        Judge(server.url, model="another", cache=cache)("Who?", "a man who bakes {gold}", "a baker")
+        Judge(server.url, model="another", cache=cache, sleep=at_once)("Who?", "a man who bakes {gold}", "a baker")
     (kept,) = [line for line in cache.read_text().splitlines() if line.endswith("}")]
     assert Verdict.model_validate_json(kept).reply == "Yes."
 
@@ -97,7 +105,36 @@ def test_anything_but_yes_is_no(reply: str) -> None:
 
 def test_a_server_that_talks_nonsense_is_an_error_that_says_so() -> None:
     with serve(None) as server, pytest.raises(BackendError, match="judge by rule"):
-        Judge(server.url)("Who?", "a smith", "a baker")
+        Judge(server.url, sleep=at_once)("Who?", "a smith", "a baker")
+
+
+def test_a_server_that_is_busy_is_asked_again() -> None:
+    waits: list[float] = []
+    with serve("yes") as server:
+        server.busy = 3
+        assert Judge(server.url, sleep=waits.append)("Who?", "a man who bakes", "a baker")
+        assert waits == [1.0, 2.0, 4.0] and len(server.asked) == 4
+        server.busy = 99
+        with pytest.raises(BackendError, match=r"gave no verdict: HTTP Error 503.*QZOOM_JUDGE_KEY"):
+            Judge(server.url, sleep=waits.append)("Who?", "a man who bakes", "a baker")
+        assert len(server.asked) == 4 + 7
+
+
+def test_a_judge_is_tried_before_a_run_and_its_key_comes_from_the_variable_that_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Judge().check()
+    monkeypatch.setenv("MY_JUDGE", "secret\n")
+    with serve("Yes") as server:
+        judge = Judge(server.url, key_variable="MY_JUDGE")
+        judge.check()
+        assert server.keys == ["Bearer secret"]
+        assert "secret" not in f"{vars(judge)} {judge.record}"
+        server.busy = 1
+        with pytest.raises(BackendError, match="put its key into MY_JUDGE"):
+            judge.check()
+    with serve("<think> Let me") as server, pytest.raises(BackendError, match=r"says '<think> Let me' where yes or no"):
+        Judge(server.url).check()
 
 
 def test_a_prompt_has_a_place_for_everything() -> None:

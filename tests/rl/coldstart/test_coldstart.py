@@ -137,6 +137,24 @@ def test_what_is_left_out(nano: HFBackend, plan: Plan, boxes: list[Any], said: s
     assert make(record(boxes=boxes)).dropped == said
 
 
+def test_what_is_right_is_the_recipes_to_say(nano: HFBackend) -> None:
+    async def agrees(question: str, answer: str, gold: str) -> bool:
+        return (question, answer, gold) == ("What code?", "four hundred and seven", "407")
+
+    cases = [
+        ({}, None, "407", ""),
+        ({}, None, "Answer: 407", "wrong"),
+        ({"rule": "open"}, None, "Answer: 407", ""),
+        ({"rule": "open"}, None, "four hundred and seven", "wrong"),
+        ({}, agrees, "four hundred and seven", ""),
+        ({}, agrees, "nine", "wrong"),
+    ]
+    for changes, judge, answer, said in cases:
+        make = Demonstrations(nano, recipe(**changes), judge=judge)
+        make._plan = lambda record, answer=answer: Plan((), answer)  # type: ignore[method-assign,misc]
+        assert make(record(boxes=[])).dropped == said
+
+
 def test_an_episode_that_had_to_be_mended_is_left_out(nano: HFBackend) -> None:
     make = Demonstrations(nano, recipe())
     episode = rollout_of(make(record()).answer, record())
@@ -430,7 +448,7 @@ def test_a_killed_run_goes_on_where_it_was(
             run.main(["--config", str(config), "--output", str(killed)])
     assert not (killed / "final").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(run, "load_records", lambda *_, **__: pytest.fail("episodes are not made again"))
+        patch.setattr(Demonstrations, "__call__", lambda *_: pytest.fail("episodes are not made again"))
         assert run.main(["--config", str(config), "--output", str(killed)]) == 0
     one, other = (HFBackend.load(str(at / "final"), device="cpu").model.state_dict() for at in (whole, killed))
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)

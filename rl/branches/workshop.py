@@ -24,11 +24,11 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.perception.branches import WEIGHTS, Branches
 from qzoom_agent.perception.labels import Heads
 from qzoom_agent.rl.branches.heads import Selection
-from qzoom_agent.rl.branches.parts import together
+from qzoom_agent.rl.branches.parts import FINISHED, together
 from qzoom_agent.rl.branches.recipe import BranchRecipe, StageName
 from qzoom_agent.rl.branches.records import Records, load_records
 
-_RESULT: Final[dict[StageName, str]] = {"select-heads": "heads.json", "label": "labels/finished.json"}
+_RESULT: Final[dict[StageName, str]] = {"select-heads": "heads.json", "label": f"labels/{FINISHED}"}
 """What a stage leaves behind, if not `final`."""
 
 

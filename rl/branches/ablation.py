@@ -238,8 +238,11 @@ def _attended(shop: Workshop, backend: HFBackend) -> Callable[[Sample], Sequence
             image_id=question.id,
             question=question.question,
             answer=question.answer,
+            answers=[question.answer],
+            exact=True,
             boxes=None,
             mode="textual",
+            short_labels=True,
         )
         (one,) = ask(backend, [record], [None])
         said = answers(backend, [one], max_new_tokens=labelling.max_new_tokens)

@@ -277,8 +277,11 @@ def _attended(
             image_id=question.id,
             question=question.question,
             answer=question.answer,
+            answers=[question.answer],
+            exact=True,
             boxes=None,
             mode="textual",
+            short_labels=True,
         )
         (one,) = ask(backend, [record], [labelling.tokens], tools=labelling.response == "call")
         said = answers(backend, [one], max_new_tokens=labelling.max_new_tokens)

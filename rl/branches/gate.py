@@ -3,10 +3,16 @@
 Each question is answered at ascending budgets (Q-Zoom 3.2). It teaches something if its answers are a step: wrong below
 some budget and right from there on. Right throughout is easy; wrong first is a transition; anything else is luck and is
 dropped. Then rows (question, budget, label) are drawn: of a transition mostly one of the last two wrong budgets, which
-need a zoom, seldom a right one, which does not; of easy ones, as many as there are transitions, any. The numbers are
-those of the released code. With `with_crop` the crop that SD-RPN proposes is the last and highest "budget": then a
-question that only the crop answers counts as one that needs it. No one crop answers a question in several steps; with
-`own_calls` the model may zoom by itself where the crop was not enough, and what it then gets right needed a zoom, too.
+need a zoom, seldom a right one, which does not; of easy ones, as many as there are transitions, any. With `with_crop`
+the crop that SD-RPN proposes is the last and highest "budget": then a question that only the crop answers counts as one
+that needs it. No one crop answers a question in several steps; with `own_calls` the model may zoom by itself where the
+crop was not enough, and what it then gets right needed a zoom, too.
+
+Steps, shares and the balance are those of the released code, and with `consensus`, and the two highest budgets left out
+of `read_tokens`, so is the choice of questions and budgets. That is not the default: a question that only the highest
+budget or the crop answers has no consensus, and it is the one that most needs a zoom. Two things differ throughout.
+Answers are compared with the references, by `verdicts`, not with the consensus by any common substring ("12" is no
+"120"); and a transition that is right at no readable budget is always shown where it was wrong, not nine times in ten.
 
 The loss is binary cross-entropy on the last prompt token's score; only the gate is trained.
 """
@@ -14,7 +20,7 @@ The loss is binary cross-entropy on the last prompt token's score; only the gate
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from datasets import Dataset
@@ -26,7 +32,7 @@ from qzoom_agent.agent import Agent
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evals.scoring.match import exact_match
+from qzoom_agent.evals.scoring.match import normalise
 from qzoom_agent.perception.branches import Gate
 from qzoom_agent.rl.branches.asking import ask, lower_states
 from qzoom_agent.rl.branches.attending import answers
@@ -35,9 +41,11 @@ from qzoom_agent.rl.branches.parts import write_parts
 from qzoom_agent.rl.branches.recipe import BranchRecipe, GateStage
 from qzoom_agent.rl.branches.records import Record, Records
 from qzoom_agent.rl.branches.stage import Ordered, Rows, shuffled, train
+from qzoom_agent.rl.branches.verdicts import is_right
 
 _TRANSITION_WRONG = 0.9
 """Probability that a transition is shown where it was wrong."""
+Kind = Literal["easy", "transition", "never", "luck"]
 
 
 class Draw(NamedTuple):
@@ -75,11 +83,11 @@ def answer_at_budgets(
     """For each record (`row`, `image_id`) its `answers` at the budgets, and which of them are `right`.
 
     Args:
-        count: so many records instead of as many as training asks for.
+        count: so many records from the first on instead of all.
         source: what base, branches and records they are of; a folder of others is refused.
     """
     stage = recipe.gate
-    count = count or min(stage.records or len(records), len(records))
+    count = count or len(records)
 
     def rows(indices: range) -> Iterator[dict[str, Any]]:
         for start in range(indices.start, indices.stop, stage.batch):
@@ -92,7 +100,7 @@ def answer_at_budgets(
             if stage.with_crop:
                 said.append(_with_crops(backend, some, recipe))
             for index, record, texts in zip(chosen, some, zip(*said, strict=True), strict=True):
-                right = [exact_match(text, record["answer"]) for text in texts]
+                right = [is_right(text, record) for text in texts]
                 yield {"row": index, "image_id": record["image_id"], "answers": list(texts), "right": right}
 
     settings = stage.model_dump(mode="json", include={"tokens", "with_crop", "own_calls", "max_new_tokens"})
@@ -109,13 +117,13 @@ def _with_crops(backend: HFBackend, records: Sequence[Record], recipe: BranchRec
         return said
     agent = Agent(backend, config=AgentConfig(policy="explicit"))
     return [
-        text if exact_match(text, record["answer"]) else agent.run(record["image"], record["question"]).text
+        text if is_right(text, record) else agent.run(record["image"], record["question"]).text
         for text, record in zip(said, records, strict=True)
     ]
 
 
-def kind_of(right: Sequence[bool]) -> str:
-    """What a pattern of right and wrong over ascending budgets is: "easy", "transition", "never" or "luck"."""
+def kind_of(right: Sequence[bool]) -> Kind:
+    """What a pattern of right and wrong over ascending budgets is."""
     if not right[-1]:
         return "luck" if any(right) else "never"
     wrong = right.index(True)
@@ -124,13 +132,27 @@ def kind_of(right: Sequence[bool]) -> str:
     return "transition" if wrong else "easy"
 
 
+def kinds(table: Dataset, stage: GateStage) -> list[Kind]:
+    """What each row of a table of answers is; with `consensus`, luck where the two highest budgets disagree."""
+    found = [kind_of(right) for right in table["right"]]
+    if not stage.consensus:
+        return found
+    agree = [normalise(said[-2]) == normalise(said[-1]) for said in table["answers"]]
+    return [kind if same or kind == "never" else "luck" for kind, same in zip(found, agree, strict=True)]
+
+
+def counted(found: Sequence[Kind]) -> str:
+    """How many there are of each kind, as text."""
+    return ", ".join(f"{found.count(kind)} {kind}" for kind in get_args(Kind))
+
+
 def draw_rows(table: Dataset, stage: GateStage, *, seed: int) -> list[Draw]:
     """Training rows of all epochs, see the module's note."""
     readable = stage.budgets_read
     rng = Random(f"gate/{seed}")
-    rows = list(zip(table["row"], table["image_id"], table["right"], strict=True))
-    transitions = [row for row in rows if kind_of(row[2]) == "transition"]
-    easy = [row for row in rows if kind_of(row[2]) == "easy"]
+    rows = list(zip(table["row"], table["image_id"], table["right"], kinds(table, stage), strict=True))
+    transitions = [(row, image, right) for row, image, right, kind in rows if kind == "transition"]
+    easy = [(row, image) for row, image, _, kind in rows if kind == "easy"]
     drawn = []
     for _ in range(stage.optimisation.epochs):
         for row, image, right in transitions:
@@ -140,7 +162,7 @@ def draw_rows(table: Dataset, stage: GateStage, *, seed: int) -> list[Draw]:
                 drawn.append(Draw(row, image, rng.choice(wrong[-2:]), True))
             elif fine:
                 drawn.append(Draw(row, image, rng.choice(fine), False))
-        for row, image, _ in rng.sample(easy, min(len(easy), len(transitions))):
+        for row, image in rng.sample(easy, min(len(easy), len(transitions))):
             drawn.append(Draw(row, image, rng.choice(readable), False))
     return drawn
 
@@ -156,8 +178,7 @@ def train_gate(
     stage = recipe.gate
     drawn = draw_rows(table, stage, seed=recipe.seed)
     if len({one.needs for one in drawn}) < 2:
-        kinds = [kind_of(right) for right in table["right"]]
-        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("easy", "transition", "never", "luck"))
+        counts = counted(kinds(table, stage))
         raise ConfigError(f"There is nothing to tell apart ({counts}). Use harder and easier data, or other budgets.")
     order = shuffled([one.image_id for one in drawn], epochs=1, seed=recipe.seed)
 

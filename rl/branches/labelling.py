@@ -19,7 +19,6 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evals.scoring.match import exact_match
 from qzoom_agent.perception.attention import norm_map, response_map
 from qzoom_agent.perception.labels import HEADS, Heads, LabelRules, Labels, Mode, make_labels, prepared_prompt
 from qzoom_agent.rl.branches.asking import Asked, ask
@@ -29,6 +28,7 @@ from qzoom_agent.rl.branches.metrics import in_pixels
 from qzoom_agent.rl.branches.parts import write_parts
 from qzoom_agent.rl.branches.recipe import Labelling
 from qzoom_agent.rl.branches.records import Record, Records
+from qzoom_agent.rl.branches.verdicts import is_right
 
 
 class HeadPair(NamedTuple):
@@ -170,15 +170,16 @@ def _rows(
         # of a scene the published recipe asks for boxes, so that the answer looks at objects
         asks = labelling.grounding == "published"
         prompts: list[Any] = [
-            {**row, "question": prepared_prompt(row["question"], mode)} if asks else row for row in some
+            {**row, "question": prepared_prompt(row["question"], mode, keep_short=row["short_labels"])} if asks else row
+            for row in some
         ]
         asked = ask(backend, prompts, [labelling.tokens] * len(some), tools=labelling.response == "call")
-        said = gold = [row["answer"] for row in some]
+        said = [row["answer"] for row in some]
         if labelling.response != "gold":
             said = answers(backend, asked, max_new_tokens=labelling.max_new_tokens)
         maps = collect(backend, asked, said, heads, asking=labelling.asking, norm_layer=norm_layer)
         # boxes that were asked for are no answer to compare
-        right = [(asks and mode == "natural") or exact_match(*pair) for pair in zip(said, gold, strict=True)]
+        right = [(asks and mode == "natural") or is_right(*pair) for pair in zip(said, some, strict=True)]
         if labelling.keep == "crop":
             right = _right_with_crop(backend, some, maps, labelling)
         for at, row, text, good, (heat, sink) in zip(places, some, said, right, maps, strict=True):
@@ -209,6 +210,5 @@ def _right_with_crop(
     cropped = with_crop(backend, records, boxes, tokens=None, aligned=False)
     said = answers(backend, [one.asked for one in cropped], max_new_tokens=labelling.max_new_tokens)
     return [
-        one.box is not None and exact_match(text, record["answer"])
-        for one, text, record in zip(cropped, said, records, strict=True)
+        one.box is not None and is_right(text, record) for one, text, record in zip(cropped, said, records, strict=True)
     ]

@@ -1,8 +1,10 @@
 """Tables that are expensive to make, written in parts: a killed run goes on behind its last whole part.
 
 Where there are several processes (`accelerate launch`), each makes every so-manieth part, and all wait for the table.
+At the end the parts become one table, and the folder one that `datasets.load_from_disk` reads.
 """
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +19,8 @@ from qzoom_agent.rl.branches.settings import begin
 
 PART: Final = 128
 """Rows of one part."""
-FINISHED: Final = "finished.json"
+FINISHED: Final = "state.json"
+"""The file of a `datasets` folder that is written last."""
 
 
 def together() -> PartialState:
@@ -59,6 +62,19 @@ def write_parts(
                 note(stop)
         processes.wait_for_everyone()
         if processes.is_main_process:
-            (folder / FINISHED).write_text("{}", encoding="utf-8")
+            _join(folder)
+    if processes.is_main_process:
+        for joined in folder.glob("part-*"):
+            shutil.rmtree(joined)
     processes.wait_for_everyone()
-    return concatenate_datasets([Dataset.load_from_disk(str(part)) for part in sorted(folder.glob("part-*"))])
+    return Dataset.load_from_disk(str(folder))
+
+
+def _join(folder: Path) -> None:
+    """Make one table of the parts, which stay until it is whole."""
+    parts = [Dataset.load_from_disk(str(part)) for part in sorted(folder.glob("part-*"))]
+    writing = folder / "writing"
+    concatenate_datasets(parts).save_to_disk(str(writing))
+    for file in sorted(writing.iterdir(), key=lambda file: file.name == FINISHED):
+        file.replace(folder / file.name)
+    writing.rmdir()

@@ -37,14 +37,13 @@ _STATES: Final = 20
 
 def describe(recipe: BranchRecipe, stage: str, *, processes: int = 1) -> str:
     """The plan of one stage as lines of text."""
-    rows = _rows(recipe.data)
+    data = recipe.asked(stage)
+    rows = _rows(data)
     shape = SHAPES.get(recipe.model)
     preset = resolve_model(recipe.model)
     coarse = (preset.budget or UNKNOWN_BUDGET).coarse_max_tokens
     lines = [f"model        {recipe.model} ({preset.source})", f"stage        {stage}"]
-    lines.append(
-        f"records      {'all rows of ' + ', '.join(one.path for one in recipe.data) if rows is None else rows}"
-    )
+    lines.append(f"records      {'all rows of ' + ', '.join(one.path for one in data) if rows is None else rows}")
     if stage in ("select-heads", "label"):
         used = recipe.heads.records if stage == "select-heads" else rows
         budget = recipe.labelling.tokens or coarse
@@ -60,7 +59,8 @@ def describe(recipe: BranchRecipe, stage: str, *, processes: int = 1) -> str:
         return "\n".join(lines)
     optimisation, budgets, trained_layers = _trained(recipe, stage, coarse, shape)
     tokens = sum(budgets) / len(budgets) + _TEXT_TOKENS
-    used = {"gate": recipe.gate.records, "postsft": recipe.postsft.records}.get(stage) or rows
+    limits = [{"gate": recipe.gate.records, "postsft": recipe.postsft.records}.get(stage), rows]
+    used = min((limit for limit in limits if limit is not None), default=None)
     if stage == "sdrpn" and used is not None:
         used = math.ceil(recipe.sdrpn.share * used)
     lines.append(f"tokens       about {tokens:.0f} a row, budgets {', '.join(map(str, budgets))}")

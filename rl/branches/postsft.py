@@ -4,8 +4,8 @@ A base was never shown a crop beside its image, and now and then it loses an ans
 answered twice, over the coarse view alone and with SD-RPN's crop inserted; where only the first is right the base is
 taught its own right answer with the crop in place (`hurt`), on request beside a share of the cases in which the crop
 `helped`. Boxes are replaced by random ones most of the time, so that no particular crop is learned, and crops get the
-positions that inference will give them. Answers are compared by rule; free-form data needs a judge, any server that
-speaks the OpenAI API, whose verdicts are kept on disk.
+positions that inference will give them. Answers are compared by rule (`verdicts`); free-form data needs a judge, any
+server that speaks the OpenAI API, whose verdicts are kept on disk.
 
 Trained are the decoder's layers and its head (unless tied to the embeddings); the vision encoder and the branches stay.
 The layers below the branches change too, so SD-RPN is fitted again afterwards (`run.py`).
@@ -33,6 +33,7 @@ from qzoom_agent.rl.branches.parts import write_parts
 from qzoom_agent.rl.branches.recipe import BranchRecipe, PostSFTStage
 from qzoom_agent.rl.branches.records import Records
 from qzoom_agent.rl.branches.stage import Ordered, Rows, shuffled, train
+from qzoom_agent.rl.branches.verdicts import is_right
 
 
 class AnswerLoss(nn.Module):
@@ -82,7 +83,6 @@ def find_cases(
     `source` says what base, branches and records they are of: a folder of others is refused.
     """
     stage = recipe.postsft
-    count = len(records) if stage.records is None else min(stage.records, len(records))
 
     def rows(indices: range) -> Iterator[dict[str, Any]]:
         for start in range(indices.start, indices.stop, stage.batch):
@@ -99,12 +99,12 @@ def find_cases(
                     "box": None if one.box is None else one.box.as_list(),
                     "plain": before,
                     "cropped": after,
-                    "plain_right": judge(record["question"], before, record["answer"]),
-                    "cropped_right": judge(record["question"], after, record["answer"]),
+                    "plain_right": is_right(before, record, judge),
+                    "cropped_right": is_right(after, record, judge),
                 }
 
     settings = stage.model_dump(mode="json", include={"positions", "judge", "judge_model", "max_new_tokens"})
-    return write_parts(folder, count, rows, {**settings, "source": source}, note=note)
+    return write_parts(folder, len(records), rows, {**settings, "source": source}, note=note)
 
 
 def choose_cases(cases: Dataset, stage: PostSFTStage, *, seed: int) -> list[int]:

@@ -29,7 +29,7 @@ class HeadSearch(Section):
     """How `select-heads` finds the heads whose attention makes the labels."""
 
     records: int = Field(default=200, gt=0)
-    """Questions to look at."""
+    """Questions to look at, of each source its share."""
     count: int = Field(default=4, gt=0)
     """Heads to take."""
     from_layer: float = Field(default=0.4, ge=0, lt=1)
@@ -110,8 +110,12 @@ class GateStage(Section):
     """Answer with the crop that SD-RPN proposes as well, as if that were the highest budget."""
     own_calls: bool = False
     """Where that crop does not answer it, let the model zoom by itself, and count that instead."""
+    consensus: bool = False
+    """Learn from no question whose two highest budgets do not both give one right answer, as published."""
+    data: list[Source] | None = Field(default=None, min_length=1)
+    """What is asked; None: the recipe's `data`."""
     records: int | None = Field(default=None, gt=0)
-    """Questions to answer (None: all there are)."""
+    """Questions to answer, of each source its share (None: all there are)."""
     max_new_tokens: int = Field(default=32, gt=0)
     batch: int = Field(default=8, gt=0)
 
@@ -119,6 +123,8 @@ class GateStage(Section):
     def _ascending(self) -> "GateStage":
         if self.own_calls and not self.with_crop:
             raise ValueError("own_calls come after a crop that was not enough: they need with_crop")
+        if self.consensus and self.with_crop:
+            raise ValueError("a consensus of the two highest budgets drops what only the crop answers: with_crop or it")
         if sorted(set(self.tokens)) != self.tokens:
             raise ValueError(f"budgets have to ascend; got {self.tokens}")
         strange = sorted(set(self.read_tokens or ()) - set(self.tokens))
@@ -137,8 +143,10 @@ class PostSFTStage(Section):
     """How the base learns to live with crops (`postsft`)."""
 
     optimisation: Optimisation = Optimisation(learning_rate=1e-6, batch=1, accumulation=16)
+    data: list[Source] | None = Field(default=None, min_length=1)
+    """What is asked; None: the recipe's `data`."""
     records: int | None = Field(default=None, gt=0)
-    """Questions to answer with and without a crop (None: all there are)."""
+    """Questions to answer with and without a crop, of each source its share (None: all there are)."""
     helped: float = Field(default=0.0, ge=0)
     """Cases in which the crop helped, for each case in which it hurt."""
     noise: float = Field(default=0.8, ge=0, le=1)
@@ -155,7 +163,7 @@ class PostSFTStage(Section):
     refit: Optimisation = Optimisation()
     """How SD-RPN is fitted again to the base that came out, from the weights it has."""
     refit_records: int | None = Field(default=20_000, gt=0)
-    """Questions that are labelled anew for that; None: all there are."""
+    """Questions of the recipe's `data` that are labelled anew for that, of each source its share (None: all)."""
     max_new_tokens: int = Field(default=128, gt=0)
     batch: int = Field(default=8, gt=0)
 
@@ -212,7 +220,7 @@ class BranchRecipe(Section):
     stages: list[StageName] = list(get_args(StageName))
     """What `qzoom train branches` runs, in order."""
     data: list[Source] = Field(min_length=1)
-    """What is learned from."""
+    """What is learned from; `gate` and `postsft` may have `data` of their own."""
     held_out: list[Source] = []
     """What metrics and thresholds are measured on; never trained on."""
     heads: HeadSearch = HeadSearch()
@@ -221,6 +229,10 @@ class BranchRecipe(Section):
     gate: GateStage = GateStage()
     postsft: PostSFTStage = PostSFTStage()
     calibration: Calibration = Calibration()
+
+    def asked(self, stage: str) -> list[Source]:
+        """The questions of a stage."""
+        return {"gate": self.gate.data, "postsft": self.postsft.data}.get(stage) or self.data
 
 
 def load_branch_recipe(path: Path, **changes: Any) -> BranchRecipe:

@@ -1,11 +1,14 @@
 """Questions about images as rows of a `datasets` table, whatever they come from.
 
-Columns: `id`, `image` (PIL), `image_id` (rows with the same one show the same image), `question`, `answer`, `mode`, and
-`boxes`: where in pixels of the image the answer is, None where nobody knows, empty where no part of it is. Training
-needs no boxes; metrics and head selection use them if they are there.
+Columns: `id`, `image` (PIL), `image_id` (rows with the same one show the same image), `question`, `answer` (which is
+learned), `answers` (which are all right), `mode`, and `boxes`: where in pixels of the image the answer is, None where
+nobody knows, empty where no part of it is. Training needs no boxes; metrics and head selection use them if they are
+there.
 
 A source is a hub id, a local folder or file that `datasets` reads, or `needle`, whose boards are drawn when a row is
-read. Rows about one image stand together, so that it is decoded and encoded once.
+read. Rows about one image stand together, so that it is decoded and encoded once. Where fewer rows are asked for than
+there are, each source gives its share of them: boards, which are drawn at random anyway, their first, and a table those
+that its seed draws, in the table's order.
 """
 
 from collections.abc import Sequence
@@ -17,7 +20,7 @@ from typing import Any, Final, Protocol, TypedDict
 import PIL.Image
 from datasets import Dataset, Image, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evals.suites.needle.boards import Board, Fact, draw_board
@@ -29,6 +32,8 @@ NEEDLE_SEED: Final = 600_000_000
 recipe's seed 0, from 6,400,000,000 on with others. Evaluation draws from other splits."""
 NEEDLE_SPAN: Final = 100_000_000
 """Seeds of a needle source with `seed` s are s spans higher, so that sources share no board."""
+_OF_TABLES: Final = {"limit", "short_labels"}
+"""Keys of a source that change nothing about a board's question."""
 _LAYOUTS: Final = {
     "scene": (0.64, {"needle-scene", "needle-global"}),
     "form": (0.12, {"needle-doc", "needle-global"}),
@@ -51,21 +56,33 @@ class Source(BaseModel):
     split: str = "train"
     columns: dict[str, str] = {}
     """What `image`, `question`, `answer` and `boxes` are called in the source, where that differs; `a.b` is the field b
-    of a column of records. Of a list of images the first is taken."""
+    of a column of records. Of a list of images the first is taken, and of a list of questions the first with its own
+    answer; of one question all answers of a list are right."""
     images: str | None = None
     """Configuration of the same hub dataset that holds the images, by `id`; `image` then names one (GQA)."""
     limit: int | None = Field(default=None, gt=0)
-    """Rows to take, from the first on. `needle`: questions to draw (default 1,000)."""
+    """Rows to take, drawn by `seed` where there are more. `needle`: questions to draw (default 1,000)."""
     suffix: str = ""
     """What is asked after each question, such as "Answer the question using a single word or phrase."."""
+    short_labels: bool = True
+    """Whether that sentence is also asked where published heads make the labels (DocVQA was labelled without it)."""
     mode: Mode = "textual"
     """What answers are read off: print, or objects in a scene (decides on the published heads and prompts)."""
     seed: int = Field(default=0, ge=0, lt=4)
-    """`needle`: which boards."""
+    """`needle`: which boards. Of a table: which of its rows, where not all are taken."""
     suites: tuple[str, ...] = ("needle-scene", "needle-doc", "needle-global")
     """`needle`: suites that questions are taken from (needle-hop, too, whose questions have two boxes in order)."""
     a_board: int = Field(default=8, gt=0)
     """`needle`: questions of one board."""
+
+    @property
+    def is_needle(self) -> bool:
+        return self.path == "needle"
+
+    def identity(self) -> dict[str, JsonValue]:
+        """What decides what the rows hold. More boards leave the first as they are; more of a table are other rows."""
+        told: dict[str, JsonValue] = self.model_dump(mode="json")
+        return {key: told[key] for key in told if not (self.is_needle and key in _OF_TABLES)}
 
 
 class Record(TypedDict):
@@ -76,8 +93,13 @@ class Record(TypedDict):
     image_id: str
     question: str
     answer: str
+    answers: list[str]
+    exact: bool
+    """Whether a reply has to be the answer and nothing else (see `verdicts`)."""
     boxes: list[list[float]] | None
     mode: Mode
+    short_labels: bool
+    """See `Source`."""
 
 
 class Records(Protocol):
@@ -96,18 +118,42 @@ def load_records(sources: Sequence[Source], *, limit: int | None = None) -> Reco
     Raises:
         ConfigError: a source cannot be read, or lacks a column.
     """
-    return _Joined([_needle(one) if one.path == "needle" else _table(one) for one in sources], limit)
+    tables = [_needle(one) if one.is_needle else _table(one) for one in sources]
+    if limit is not None:
+        shares = spread([len(table) for table in tables], limit)
+        tables = [_some(*one) for one in zip(sources, tables, shares, strict=True)]
+    return _Joined(tables)
+
+
+def spread(sizes: Sequence[int], limit: int) -> list[int]:
+    """How many of each to take, in proportion to how many there are, for `limit` (or all, if they are fewer) in all."""
+    total = sum(sizes)
+    if limit >= total:
+        return list(sizes)
+    shares = [limit * size // total for size in sizes]
+    most_cut = sorted(range(len(sizes)), key=lambda at: -(limit * sizes[at] % total))
+    for at in most_cut[: limit - sum(shares)]:
+        shares[at] += 1
+    return shares
+
+
+def _some(source: Source, table: Dataset, count: int) -> Dataset:
+    """So many rows of a source, in its order."""
+    if count >= len(table):
+        return table
+    if source.is_needle:
+        return table.select(range(count))
+    return table.select(sorted(Random(f"rows/{source.seed}").sample(range(len(table)), count)))
 
 
 class _Joined:
     """Several tables as one. (`concatenate_datasets` would lose what is done to rows when they are read.)"""
 
-    def __init__(self, tables: Sequence[Dataset], limit: int | None) -> None:
-        self.tables, self.limit = tables, limit
+    def __init__(self, tables: Sequence[Dataset]) -> None:
+        self.tables = tables
 
     def __len__(self) -> int:
-        count = sum(len(table) for table in self.tables)
-        return count if self.limit is None else min(count, self.limit)
+        return sum(len(table) for table in self.tables)
 
     def __getitem__(self, index: int) -> Any:
         if not 0 <= index < len(self):
@@ -147,8 +193,11 @@ class _Draw:
             image_id=f"needle-{seed}",
             question=fact.question + self.suffix,
             answer=fact.answer,
+            answers=[fact.answer],
+            exact=True,
             boxes=[list(box) for box in fact.boxes],
             mode="natural" if fact.kind in ("pips", "color", "shape", "count") else "textual",
+            short_labels=True,
         )
 
 
@@ -180,7 +229,7 @@ def _layouts(suites: Sequence[str]) -> dict[str, float]:
 def _table(source: Source) -> Dataset:
     table = _read(source)
     if source.limit is not None:
-        table = table.select(range(min(source.limit, len(table))))
+        table = _some(source, table, source.limit)
     named = {name: source.columns.get(name, name) for name in ("image", "question", "answer", "boxes")}
     missing = [named[name] for name in ("image", "question", "answer") if not _has(table, named[name])]
     if missing:
@@ -232,14 +281,18 @@ class _Rename:
         questions, boxes = _column(rows, self.named["question"]), self.named["boxes"]
         images = [self._image(value) for value in _column(rows, self.named["image"])]
         ids = [str(value) for value in rows["id"]] if self.has_ids else [digest(image)[:16] for image in images]
+        answers = [_answers(*pair) for pair in zip(questions, _column(rows, self.named["answer"]), strict=True)]
         return {
             "id": ids,
             "image": images,
             "image_id": [str(one) for one in rows["image_id"]] if self.has_image_ids else ids,
-            "question": [_text(text) + self.source.suffix for text in questions],
-            "answer": [_text(value) for value in _column(rows, self.named["answer"])],
+            "question": [_texts(question)[0] + self.source.suffix for question in questions],
+            "answer": [some[0] for some in answers],
+            "answers": answers,
+            "exact": [False] * len(questions),
             "boxes": _column(rows, boxes) if boxes else [None] * len(questions),
             "mode": [self.source.mode] * len(questions),
+            "short_labels": [self.source.short_labels] * len(questions),
         }
 
     def _image(self, value: Any) -> PIL.Image.Image:
@@ -253,11 +306,15 @@ class _Rename:
         return decoded.convert("RGB")
 
 
-def _text(value: Any) -> str:
-    """A question or answer, or of several the first."""
-    if isinstance(value, list | tuple):
-        value = value[0] if value else ""
-    return str(value)
+def _answers(question: Any, answer: Any) -> list[str]:
+    """All that is right. Several questions have an answer each, and the first is asked."""
+    found = _texts(answer)
+    return found[:1] if isinstance(question, list | tuple) else list(dict.fromkeys(found))
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of a cell that holds one or several; an empty one where it holds none."""
+    return [str(one) for one in value] or [""] if isinstance(value, list | tuple) else [str(value)]
 
 
 def _read(source: Source) -> Dataset:

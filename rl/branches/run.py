@@ -26,7 +26,7 @@ from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evals.scoring.judge import Judge
 from qzoom_agent.perception.branches import CONFIG, Branches
 from qzoom_agent.rl.branches.calibrate import calibrate, evidence
-from qzoom_agent.rl.branches.gate import answer_at_budgets, kind_of, train_gate
+from qzoom_agent.rl.branches.gate import answer_at_budgets, counted, kind_of, kinds, train_gate
 from qzoom_agent.rl.branches.heads import select_heads
 from qzoom_agent.rl.branches.labelling import label
 from qzoom_agent.rl.branches.metrics import Seen, localisation, look_at
@@ -46,8 +46,8 @@ RULES: Final[tuple[dict[str, float], ...]] = (
 
 def run_select_heads(shop: Workshop) -> None:
     if shop.processes.is_main_process:
-        recipe = shop.recipe
-        found = select_heads(shop.backend(fine_tuned=False), shop.records(), recipe.heads, recipe.labelling)
+        recipe, records = shop.recipe, shop.records("select-heads", limit=shop.recipe.heads.records)
+        found = select_heads(shop.backend(fine_tuned=False), records, recipe.heads, recipe.labelling)
         shop.result("select-heads").write_text(found.model_dump_json(indent=1), encoding="utf-8")
         print(f"Heads by {found.criterion}, {found.questions} questions; chosen ones are marked.\n{found.table()}")
         print(f"To keep this choice, write into the recipe:\nlabelling:\n  grounding: {found.heads}")
@@ -61,17 +61,18 @@ def run_label(shop: Workshop) -> None:
 def run_sdrpn(shop: Workshop) -> None:
     backend = shop.backend(fine_tuned=False)
     table = _labelled(shop, backend, shop.output / "labels")
-    _fit(shop, backend, shop.fresh(backend, sdrpn=True, gate=False), table, "sdrpn", shop.recipe.sdrpn.optimisation)
+    fresh = shop.fresh(backend, sdrpn=True, gate=False)
+    _fit(shop, backend, fresh, shop.records("sdrpn"), table, "sdrpn", shop.recipe.sdrpn.optimisation)
 
 
 def run_postsft(shop: Workshop) -> None:
     recipe, folder, before = shop.recipe, shop.output / "postsft", shop.latest("sdrpn")
     if shop.base is None:
         backend = shop.backend(branches=before)
-        records = shop.records()
+        records = shop.records("postsft", limit=recipe.postsft.records)
         judge = Judge(recipe.postsft.judge, model=recipe.postsft.judge_model, cache=folder / "verdicts.jsonl")
-        note = _note("answered twice", recipe.postsft.records or len(records))
-        source = shop.source(before)
+        note = _note("answered twice", len(records))
+        source = shop.source(before, stage="postsft")
         cases = find_cases(backend, records, recipe, folder / "cases", judge=judge, source=source, note=note)
         chosen = choose_cases(cases, recipe.postsft, seed=recipe.seed)
         _say(shop, f"{len(chosen)} of {len(cases)} cases to learn from")
@@ -88,21 +89,21 @@ def run_postsft(shop: Workshop) -> None:
             print(f"written {folder / 'base'}")
         shop.processes.wait_for_everyone()
     tuned = shop.backend(branches=before)
-    table = _labelled(shop, tuned, folder / "labels", limit=recipe.postsft.refit_records)
+    limit = recipe.postsft.refit_records
+    table = _labelled(shop, tuned, folder / "labels", limit=limit)
     again = tuned.branches
     assert again is not None
     again.config = again.config.model_copy(update={"positions": recipe.postsft.positions})
-    _fit(shop, tuned, again, table, "postsft", recipe.postsft.refit)
+    _fit(shop, tuned, again, shop.records("label", limit=limit), table, "postsft", recipe.postsft.refit)
 
 
 def run_gate(shop: Workshop) -> None:
-    folder, before = shop.output / "gate", shop.latest("sdrpn", "postsft")
+    folder, before, stage = shop.output / "gate", shop.latest("sdrpn", "postsft"), shop.recipe.gate
     backend = shop.backend(branches=before)
-    records = shop.records()
-    note = _note("answered at all budgets", shop.recipe.gate.records or len(records))
-    table = answer_at_budgets(backend, records, shop.recipe, folder / "answers", source=shop.source(before), note=note)
-    kinds = [kind_of(right) for right in table["right"]]
-    _say(shop, ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("easy", "transition", "never", "luck")))
+    records = shop.records("gate", limit=stage.records)
+    note, source = _note("answered at all budgets", len(records)), shop.source(before, stage="gate")
+    table = answer_at_budgets(backend, records, shop.recipe, folder / "answers", source=source, note=note)
+    _say(shop, counted(kinds(table, stage)))
     branches, gate = backend.branches, shop.fresh(backend, sdrpn=False, gate=True).gate
     assert branches is not None and gate is not None
     train_gate(backend, gate, records, table, shop.recipe, folder)
@@ -177,7 +178,7 @@ def _needs(shop: Workshop, backend: HFBackend, held: Records, seen: Sequence[See
 
 
 def _labelled(shop: Workshop, backend: HFBackend, folder: Path, *, limit: int | None = None) -> Dataset:
-    records, recipe = shop.records(limit=limit), shop.recipe
+    records, recipe = shop.records("label", limit=limit), shop.recipe
     table = label(
         backend,
         records,
@@ -193,14 +194,20 @@ def _labelled(shop: Workshop, backend: HFBackend, folder: Path, *, limit: int | 
 
 
 def _fit(
-    shop: Workshop, backend: HFBackend, branches: Branches, table: Dataset, stage: StageName, how: Optimisation
+    shop: Workshop,
+    backend: HFBackend,
+    branches: Branches,
+    records: Records,
+    table: Dataset,
+    stage: StageName,
+    how: Optimisation,
 ) -> None:
-    """Train SD-RPN and write the branches of a stage with their metrics."""
+    """Train SD-RPN on the labels of these records, and write the branches of a stage with their metrics."""
     backend.branches = branches
     assert branches.sdrpn is not None
     recipe = shop.recipe.model_copy(update={"sdrpn": shop.recipe.sdrpn.model_copy(update={"optimisation": how})})
     folder = shop.output / stage / "fit"
-    train_sdrpn(backend, branches.sdrpn, shop.records(), table, recipe, folder, made_with=recipe.labelling)
+    train_sdrpn(backend, branches.sdrpn, records, table, recipe, folder, made_with=recipe.labelling)
     branches.eval()
 
     def write(folder: Path) -> None:
@@ -214,12 +221,12 @@ def _fit(
 
 def _report(shop: Workshop, backend: HFBackend, folder: Path) -> None:
     """Localisation on held-out data at each budget, printed and written beside the branches."""
-    held = shop.held_out()
+    held = shop.held_out(limit=shop.recipe.sdrpn.report)
     if held is None:
         return
     found: list[dict[str, Any]] = []
     for tokens in shop.recipe.sdrpn.tokens:
-        seen = look_at(backend, held, tokens=tokens, limit=shop.recipe.sdrpn.report)
+        seen = look_at(backend, held, tokens=tokens)
         for rule in RULES:
             options = PerceptionConfig(blur=shop.recipe.blur, margin=shop.recipe.margin, box=shop.recipe.box)
             figures = localisation(seen, options.model_copy(update=rule))

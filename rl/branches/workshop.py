@@ -24,11 +24,11 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.perception.branches import WEIGHTS, Branches
 from qzoom_agent.perception.labels import Heads
 from qzoom_agent.rl.branches.heads import Selection
-from qzoom_agent.rl.branches.parts import together
+from qzoom_agent.rl.branches.parts import FINISHED, together
 from qzoom_agent.rl.branches.recipe import BranchRecipe, StageName
 from qzoom_agent.rl.branches.records import Records, load_records
 
-_RESULT: Final[dict[StageName, str]] = {"select-heads": "heads.json", "label": "labels/finished.json"}
+_RESULT: Final[dict[StageName, str]] = {"select-heads": "heads.json", "label": f"labels/{FINISHED}"}
 """What a stage leaves behind, if not `final`."""
 
 
@@ -87,11 +87,12 @@ class Workshop:
             box=recipe.box,
         )
 
-    def records(self, *, limit: int | None = None) -> Records:
-        return load_records(self.recipe.data, limit=limit)
+    def records(self, stage: StageName, *, limit: int | None = None) -> Records:
+        """What a stage asks, at most `limit`."""
+        return load_records(self.recipe.asked(stage), limit=limit)
 
-    def held_out(self) -> Records | None:
-        return load_records(self.recipe.held_out) if self.recipe.held_out else None
+    def held_out(self, *, limit: int | None = None) -> Records | None:
+        return load_records(self.recipe.held_out, limit=limit) if self.recipe.held_out else None
 
     def final(self, stage: StageName) -> Path:
         return self.output / stage / "final"
@@ -125,17 +126,17 @@ class Workshop:
             return None
         return Selection.model_validate_json(file.read_text(encoding="utf-8")).heads
 
-    def source(self, branches: Path | None = None, *, held_out: bool = False) -> dict[str, JsonValue]:
-        """What base, branches and records a table is of."""
+    def source(
+        self, branches: Path | None = None, *, stage: StageName = "label", held_out: bool = False
+    ) -> dict[str, JsonValue]:
+        """What base, branches and records a table of a stage is of."""
+        asked = self.recipe.held_out if held_out else self.recipe.asked(stage)
         found: dict[str, JsonValue] = {
             "model": str(self.base or self.recipe.model),
             "margin": self.recipe.margin,
             "blur": self.recipe.blur,
             "box": None if self.recipe.box is None else list(self.recipe.box),
-            "data": [
-                one.model_dump(mode="json", exclude={"limit"})
-                for one in (self.recipe.held_out if held_out else self.recipe.data)
-            ],
+            "data": [one.identity() for one in asked],
         }
         if branches is not None:
             found["branches"] = hashlib.sha256((branches / WEIGHTS).read_bytes()).hexdigest()[:16]

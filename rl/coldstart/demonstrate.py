@@ -214,6 +214,7 @@ def rollout_of(answer: Answer, record: Record) -> Rollout:
     return Rollout(
         trace=answer.trace,
         answer=record["answer"],
+        answers=tuple(record["answers"]),
         boxes=tuple(boxes_of(record)),
         coarse_suffices=None if boxes is None else not boxes,
         group=record["id"],

@@ -87,6 +87,7 @@ def _sample(record: Any) -> Sample:
         image=record["image"],
         question=record["question"],
         answer=record["answer"],
+        answers=tuple(record["answers"]),
         boxes=tuple(Box(*box) for box in boxes or ()),
         coarse_suffices=None if boxes is None else not boxes,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -364,6 +365,13 @@ def test_rows_are_those_of_the_run_and_of_no_other_stage() -> None:
     assert min(seeds) >= FIRST_SEED + 3 * SEEDS_A_RUN > NEEDLE_SEED + 4 * NEEDLE_SPAN
     assert rows[5]["sample"].question == load_rows(recipe(seed=3))[5]["sample"].question
     assert len(load_rows(recipe(minibatches=2))) == 4, "two steps a round"
+
+
+def test_questions_of_other_sources_keep_all_their_answers(tmp_path: Path) -> None:
+    image = Image.new("RGB", (56, 56))
+    Dataset.from_list([{"image": image, "question": "When?", "answer": ["noon", "12:00"]}]).save_to_disk(tmp_path / "t")
+    rows = load_rows(recipe(needle={}, data=[{"path": str(tmp_path / "t")}]))
+    assert rows[0]["sample"].answer == "noon" and rows[0]["sample"].answers == ("noon", "12:00")
 
 
 @pytest.mark.parametrize(

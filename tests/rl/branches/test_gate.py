@@ -8,7 +8,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qzoom_agent.rl.branches.gate import draw_rows, kind_of
+from qzoom_agent.rl.branches.gate import counted, draw_rows, kind_of, kinds
 from qzoom_agent.rl.branches.recipe import GateStage, Optimisation
 
 
@@ -82,6 +82,20 @@ def test_draws_depend_on_the_seed_alone() -> None:
     patterns = ("0011", "1111", "0111", "0001")
     assert draw_rows(table(*patterns), stage(epochs=5), seed=3) == draw_rows(table(*patterns), stage(epochs=5), seed=3)
     assert draw_rows(table(*patterns), stage(epochs=5), seed=3) != draw_rows(table(*patterns), stage(epochs=5), seed=4)
+
+
+def test_with_a_consensus_the_two_highest_budgets_have_to_give_one_right_answer() -> None:
+    patterns = ("0011", "0001", "1111", "0111", "0000")
+    answers = [["7", "7", "4", "4."], ["7", "7", "7", "4"], ["4"] * 4, ["7", "4", "4", "it is 4"], ["7", "7", "8", "9"]]
+    answered = table(*patterns).add_column("answers", answers)
+    how = stage(epochs=1, read=[64, 128])
+    assert kinds(answered, how) == ["transition", "transition", "easy", "transition", "never"]
+    agreeing = how.model_copy(update={"consensus": True})
+    assert kinds(answered, agreeing) == ["transition", "luck", "easy", "luck", "never"]
+    assert {one.row for one in draw_rows(answered, agreeing, seed=0)} == {0, 2}
+    assert counted(kinds(answered, agreeing)) == "1 easy, 1 transition, 1 never, 2 luck"
+    with pytest.raises(ValueError, match="with_crop"):
+        GateStage(consensus=True, with_crop=True)
 
 
 def test_budgets_have_to_ascend_and_be_answered_at() -> None:

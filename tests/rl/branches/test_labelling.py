@@ -5,21 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, load_from_disk
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box, fit_tokens
 from qzoom_agent.perception.decoder import Decoder
-from qzoom_agent.perception.labels import BACKGROUND, FOREGROUND, IGNORED, LabelRules
+from qzoom_agent.perception.labels import BACKGROUND, FOREGROUND, IGNORED, HeadSet, LabelRules
 from qzoom_agent.protocols import PROTOCOLS
-from qzoom_agent.rl.branches import parts
+from qzoom_agent.rl.branches import labelling, parts
 from qzoom_agent.rl.branches.asking import answer_ids, answered, ask, rows_of
 from qzoom_agent.rl.branches.attending import Asking, answers
 from qzoom_agent.rl.branches.labelling import HeadPair, collect, heads_for, label, labels_on, resized
 from qzoom_agent.rl.branches.recipe import Labelling
 from qzoom_agent.rl.branches.records import Records, Source, load_records
 from tests.core.tiny_models import Family
-from tests.rl.branches.conftest import Load
+from tests.rl.branches.conftest import Load, picture
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
 
@@ -135,6 +136,73 @@ def test_a_killed_labelling_goes_on_behind_its_last_part(
     made: list[int] = []
     again = label(backend, rows, how, tmp_path / "twice", k=3, note=made.append)
     assert made == [12] and again.to_dict() == whole.to_dict()
+    # and what is there is a table like any other
+    assert load_from_disk(str(tmp_path / "twice")).to_dict() == whole.to_dict()
+    assert not list((tmp_path / "twice").glob("*part*"))
+
+
+def test_a_table_that_was_killed_while_it_was_joined_is_joined_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "PART", 2)
+
+    def made(indices: range) -> list[dict[str, int]]:
+        return [{"row": index} for index in indices]
+
+    def write(folder: Path) -> Dataset:
+        return parts.write_parts(folder, 5, made, {}, note=lambda done: None)
+
+    real = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name == parts.FINISHED:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        write(tmp_path / "table")
+    assert list(write(tmp_path / "table")["row"]) == list(load_from_disk(str(tmp_path / "table"))["row"]) == [*range(5)]
+    assert sorted(path.name for path in (tmp_path / "table").iterdir() if not path.suffix) == []
+
+
+def test_what_is_right_is_judged_by_all_answers(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DocVQA's second reference, said in a sentence."""
+    rows = {"image": [picture(0)] * 2, "question": ["When?"] * 2, "answer": [["5/1", "January 5"], ["noon"]]}
+    Dataset.from_dict(rows).save_to_disk(str(tmp_path / "table"))
+    monkeypatch.setattr(labelling, "answers", lambda *_, **__: ["The date is January 5."] * 2)
+    found = label(
+        load("qwen2_5_vl"),
+        load_records([Source(path=str(tmp_path / "table"))]),
+        Labelling(grounding={5: [0]}),
+        tmp_path / "labels",
+        k=3,
+        note=lambda done: None,
+    )
+    assert list(found["right"]) == [True, False]
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_published_labels_may_be_asked_for_without_the_wish_for_a_short_answer(
+    short: bool, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Dataset.from_dict({"image": [picture(0)], "question": ["When?"], "answer": ["noon"]}).save_to_disk(
+        str(tmp_path / "table")
+    )
+    asked: list[str] = []
+    real = labelling.ask
+
+    def heard(backend, records, *args, **kwargs):  # type: ignore[no-untyped-def]
+        asked.extend(record["question"] for record in records)
+        return real(backend, records, *args, **kwargs)
+
+    monkeypatch.setattr(labelling, "ask", heard)
+    monkeypatch.setitem(labelling.HEADS, "qwen2_5_vl", {"textual": HeadSet({5: (0,)}, {})})
+    wish = "Answer the question using a single word or phrase."
+    source = Source(path=str(tmp_path / "table"), suffix=f"\n{wish}", short_labels=short)
+    how = Labelling(grounding="published", max_new_tokens=2)
+    label(load("qwen2_5_vl"), load_records([source]), how, tmp_path / "labels", k=3, note=lambda done: None)
+    assert asked == [f"When?\n{wish}" if short else "When?"]
 
 
 def test_of_a_call_its_own_tokens_say_where_to_look(tmp_path: Path) -> None:

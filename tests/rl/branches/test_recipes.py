@@ -35,7 +35,7 @@ def test_they_name_heads_that_are_there_and_hold_out_what_they_measure(path: Pat
     if "published" in (recipe.labelling.grounding, recipe.labelling.sink):
         assert recipe.model in HEADS
     assert recipe.held_out
-    learned = {(one.path, one.split, one.seed) for one in recipe.data}
+    learned = {(one.path, one.split, one.seed) for stage in recipe.stages for one in recipe.asked(stage)}
     assert not learned & {(one.path, one.split, one.seed) for one in recipe.held_out}
     shape = SHAPES[recipe.model]
     assert recipe.k is not None and recipe.k + max(recipe.depth, recipe.gate_depth) <= shape.layers
@@ -65,6 +65,42 @@ def test_the_published_settings() -> None:
     assert how.learning_rate == 1e-4 and how.batch * how.accumulation * 4 == 128 and how.epochs == 1
     assert recipe.labelling.rules.foreground == 0.25 and recipe.labelling.rules.background == 0.05
     assert recipe.postsft.optimisation.learning_rate == 1e-6 and recipe.postsft.noise == 0.8
+
+
+def test_published_pools_have_the_published_sizes() -> None:
+    """185,000 labels; 129,000 questions for the gate; of post-SFT's 154,000 those that are to be had."""
+    recipe = load_branch_recipe(FOLDER / "qwen2_5_vl_7b" / "branches.yaml")
+    sizes = {stage: [one.limit or 0 for one in recipe.asked(stage)] for stage in recipe.stages}
+    assert sum(sizes["label"]) == 185_000 and sum(sizes["gate"]) == 129_000
+    assert sizes["postsft"] == [34_000, 28_000, 33_000]
+    llava = load_branch_recipe(FOLDER / "llava_1_5_7b" / "branches.yaml")
+    assert sum(one.limit or 0 for one in llava.data) == 152_000
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=named)
+def test_questions_of_hub_datasets_ask_for_the_short_answer_that_they_are_compared_with(path: Path) -> None:
+    recipe = load_branch_recipe(path)
+    sources = [one for stage in recipe.stages for one in recipe.asked(stage)] + recipe.held_out
+    for one in sources:
+        assert one.is_needle or one.suffix == "\nAnswer the question using a single word or phrase.", one.path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=named)
+def test_the_stages_are_those_that_the_header_tells_of(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = "".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    without = "without post-SFT" in header or "No stage postsft" in header
+    assert ("postsft" in load_branch_recipe(path).stages) is not without
+    assert without is (path.parent.name in ("llava_1_5_7b", "nano"))
+    assert qzoom(["train", "branches", "--config", str(path), "--dry-run"]) == 0
+    assert ("stage        postsft" in capsys.readouterr().out) is not without
+
+
+def test_a_stage_may_have_data_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = "gate: {data: [{path: needle, limit: 70, seed: 2}], records: 90}"
+    (tmp_path / "recipe.yaml").write_text(f"data: [{{path: needle, limit: 50}}]\n{own}\npostsft: {{records: 20}}")
+    for stage, rows in (("sdrpn", 50), ("postsft", 20), ("gate", 70)):
+        assert qzoom(["train", stage, "--config", str(tmp_path / "recipe.yaml"), "--dry-run"]) == 0
+        assert f"rows         at most {rows} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

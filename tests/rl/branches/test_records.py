@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evals.suites.needle import FIRST_SEED
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import digest
-from qzoom_agent.rl.branches.records import NEEDLE_SEED, NEEDLE_SPAN, Source, load_records
+from qzoom_agent.rl.branches.records import NEEDLE_SEED, NEEDLE_SPAN, Records, Source, load_records, spread
 from qzoom_agent.rl.nano.batches import VALIDATION_SEED
 from tests.rl.branches.conftest import picture
 
@@ -53,17 +55,26 @@ def test_a_folder_with_columns_of_other_names(tmp_path: Path) -> None:
         columns={"image": "picture", "question": "ask", "answer": "answers"},
         suffix=" Briefly.",
         mode="natural",
-        limit=2,
     )
     records = load_records([source])
-    assert len(records) == 2
+    assert len(records) == 3
     first, second = records[0], records[1]
     assert first["question"] == "a? Briefly." and first["answer"] == "x" and first["mode"] == "natural"
+    assert first["answers"] == ["x", "y"] and records[2]["answers"] == [records[2]["answer"]] == [""]
     assert first["boxes"] is None
     # without a column that says so, equal pixels are the same image
     assert first["image_id"] == second["image_id"] == digest(picture(0))[:16]
     with pytest.raises(IndexError):
-        records[2]
+        records[3]
+
+
+def test_of_several_questions_the_first_is_asked_and_only_its_own_answer_is_right(tmp_path: Path) -> None:
+    """As the covers of OCR-VQA have them."""
+    row = {"image": picture(0), "questions": ["who wrote it?", "which year?"], "answers": ["Ann", "1999"]}
+    Dataset.from_list([row]).save_to_disk(str(tmp_path / "table"))
+    columns = {"question": "questions", "answer": "answers"}
+    (found,) = [load_records([Source(path=str(tmp_path / "table"), columns=columns)])[0]]
+    assert (found["question"], found["answer"], found["answers"]) == ("who wrote it?", "Ann", ["Ann"])
 
 
 def test_json_lines_name_images_beside_them(tmp_path: Path) -> None:
@@ -75,11 +86,43 @@ def test_json_lines_name_images_beside_them(tmp_path: Path) -> None:
     assert found["answer"] == "7" and found["boxes"] == [[0, 0, 10, 10]]
 
 
-def test_several_sources_follow_one_another_up_to_a_limit() -> None:
-    sources = [Source(path="needle", limit=3, a_board=2), Source(path="needle", limit=3, a_board=2, seed=1)]
-    records = load_records(sources, limit=4)
-    assert len(records) == 4
-    assert records[3]["id"] == load_records(sources[1:])[0]["id"]
+def ids(records: Records) -> list[str]:
+    return [records[index]["id"] for index in range(len(records))]
+
+
+def test_of_several_sources_each_gives_its_share() -> None:
+    sources = [Source(path="needle", limit=9, a_board=2), Source(path="needle", limit=3, a_board=2, seed=1)]
+    first, second = (ids(load_records([source])) for source in sources)
+    assert ids(load_records(sources)) == ids(load_records(sources, limit=99)) == first + second
+    assert ids(load_records(sources, limit=4)) == first[:3] + second[:1]
+
+
+def test_of_boards_the_first_are_taken_and_of_a_table_a_sample_in_its_order(tmp_path: Path) -> None:
+    boards = Source(path="needle", limit=12, a_board=4)
+    assert ids(load_records([boards], limit=5)) == ids(load_records([boards]))[:5]
+    assert ids(load_records([boards])) == ids(load_records([boards.model_copy(update={"limit": 40})]))[:12]
+    rows = {"id": [f"{at:03}" for at in range(200)], "image": [picture(0)] * 200, "question": ["a?"] * 200}
+    Dataset.from_dict({**rows, "answer": ["x"] * 200}).save_to_disk(str(tmp_path / "table"))
+    table = Source(path=str(tmp_path / "table"), limit=100)
+    some, fewer = ids(load_records([table])), ids(load_records([table], limit=20))
+    assert some == sorted(some) and fewer == sorted(fewer) and set(fewer) < set(some)
+    for found, count in ((some, 100), (fewer, 20)):
+        assert len(set(found)) == count and 0.3 < sum(one >= "100" for one in found) / count < 0.7
+    assert some == ids(load_records([table])) != ids(load_records([table.model_copy(update={"seed": 1})]))
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 200))
+def test_shares_are_in_proportion_and_add_up(sizes: list[int], limit: int) -> None:
+    shares, total = spread(sizes, limit), sum(sizes)
+    assert sum(shares) == min(limit, total)
+    for share, size in zip(shares, sizes, strict=True):
+        assert 0 <= share <= size and abs(share - size * min(limit, total) / total) < 1
+
+
+def test_what_the_rows_hold_depends_on_the_limit_of_a_table_but_not_of_boards() -> None:
+    for path, same in (("needle", True), ("./mine", False)):
+        told = [Source(path=path, limit=limit).identity() for limit in (5, 6)]
+        assert (told[0] == told[1]) is same
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import load_from_disk
 from safetensors.torch import load_file
 from yaml import safe_dump
 
+from qzoom_agent.agent import Agent
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.backends.presets import NANO_FOLDER
 from qzoom_agent.cli.main import main as qzoom
+from qzoom_agent.config import AgentConfig
 from qzoom_agent.perception.branches import Branches
+from qzoom_agent.rl.branches import run as stages
+from qzoom_agent.rl.branches.records import Source, load_records
+from qzoom_agent.rl.branches.ship import ship
 
 RECIPE: dict[str, Any] = {
     "model": "nano",
@@ -129,6 +135,57 @@ def test_a_base_that_no_crop_hurts_is_left_as_it_is(
     assert not (out / "postsft" / "base").exists() and not (out / "postsft" / "final").exists()
 
 
+def test_a_base_that_crops_hurt_is_tuned_refitted_calibrated_and_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With cases that are made up: at toy length no crop hurts. Questions of the stage's own data, of two sources."""
+    fast = {"learning_rate": 1e-3, "batch": 2, "save_steps": 1, "log_steps": 1, "workers": 0}
+    sources = [{"path": "needle", "limit": limit, "seed": seed} for limit, seed in ((12, 2), (4, 3))]
+    postsft = {"data": sources, "records": 8, "refit_records": 6, "max_new_tokens": 2, "positions": "plain"}
+    recipe = written(
+        tmp_path,
+        stages=["select-heads", "label", "sdrpn", "postsft", "calibrate"],
+        peak_share=0.2,
+        box=[0.3, 0.225],  # always a proposal
+        labelling={**RECIPE["labelling"], "rules": {"blur_kernel": 1, "area_limit": 1.0, "least_peak": 0.0}},
+        postsft={**postsft, "optimisation": fast, "refit": fast},
+    )
+    out, shipped = tmp_path / "out", tmp_path / "shipped"
+    command = ["train", "branches", "--config", str(recipe), "--output", str(out)]
+    monkeypatch.setattr(stages, "choose_cases", lambda cases, stage, seed: [0, 5, 7])
+    assert qzoom(command) == 0
+    assert "3 of 8 cases to learn from" in capsys.readouterr().out
+    cases = load_from_disk(str(out / "postsft" / "cases"))
+    assert [name[: len("needle-8")] for name in cases["image_id"]] == ["needle-8"] * 6 + ["needle-9"] * 2
+
+    stock, tuned = (load_file(folder / "model.safetensors") for folder in (NANO_FOLDER, out / "postsft" / "base"))
+    changed = {name for name in stock if not torch.equal(stock[name], tuned[name])}
+    assert stock.keys() == tuned.keys() and changed
+    assert all(name.startswith(("model.layers", "lm_head")) for name in changed)
+    assert len(load_from_disk(str(out / "postsft" / "labels"))) == 6
+    assert not equal(weights(out / "sdrpn" / "final"), weights(out / "postsft" / "final"))
+
+    # a run that was killed after the base was written goes on with the base that is there
+    (out / "postsft" / "final").rename(tmp_path / "first")
+    monkeypatch.setattr(stages, "choose_cases", lambda *_, **__: pytest.fail("the base is there"))
+    (out / "postsft" / "fit").rename(tmp_path / "fit")
+    assert qzoom(command) == 0
+    assert equal(weights(tmp_path / "first"), weights(out / "postsft" / "final"))
+
+    ship(out, shipped)
+    assert equal(load_file(shipped / "model.safetensors"), tuned)
+    assert equal(weights(shipped), weights(out / "calibrate" / "final"))
+    backend = HFBackend.load(str(shipped), device="cpu", dtype="float32")
+    looking = HFBackend.load(str(out / "postsft" / "base"), branches=out / "calibrate" / "final", device="cpu")
+    for one in (backend, looking):
+        assert one.perceives
+    board = load_records([Source(path="needle", limit=1, seed=1)])[0]
+    agents = [Agent(one, config=AgentConfig(policy="always")) for one in (backend, looking)]
+    traces = [agent.run(board["image"], board["question"]).trace for agent in agents]
+    assert [view.kind for view in traces[0].views] == ["original", "coarse", "crop"]
+    assert traces[0].turns[0].answer == traces[1].turns[0].answer
+
+
 def run(folder: Path, recipe: Path, *stages: str, launch: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     stage, *_ = stages
     command = [sys.executable, *launch, "-m", "qzoom_agent.rl.branches.run", stage]
@@ -182,11 +239,7 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
     alone = [json.loads(line)["of"] for line in one.splitlines() if line.startswith("{")]
     assert len(set(steps)) == len(set(alone)) == 1 and steps[0] == -(-alone[0] // 2)
     # the labels of both are those of the same questions
-    from datasets import Dataset, concatenate_datasets
-
-    def table(folder: Path) -> Dataset:
-        return concatenate_datasets([Dataset.load_from_disk(str(part)) for part in sorted(folder.glob("part-*"))])
-
-    assert table(tmp_path / "one" / "labels")["answer"][:] == table(tmp_path / "two" / "labels")["answer"][:]
+    tables = [load_from_disk(str(tmp_path / name / "labels")) for name in ("one", "two")]
+    assert tables[0]["answer"][:] == tables[1]["answer"][:]
     found = [weights(tmp_path / name / "sdrpn" / "final") for name in ("one", "two")]
     assert not equal(*found)  # larger batches

@@ -9,6 +9,7 @@ smallest boxes wins. A training-free gate, the map's peak over its mean, is cali
 beside the learned one.
 """
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -88,7 +89,7 @@ def calibrate(
     scores = [one.score for one in seen]
     gate = None
     if all(score is not None for score in scores):
-        gate = gate_figures([float(score or 0.0) for score in scores], needs, target)
+        gate = gate_figures([float(score or 0.0) for score in scores], needs, target, most=1.0)
     peaks = [float(one.heat.max()) / max(float(one.heat.mean()), 1e-9) for one in seen]
     return Calibrated(
         target=target,
@@ -126,8 +127,14 @@ def _map_threshold(
     return value, False, box
 
 
-def gate_figures(scores: Sequence[float], needs: Sequence[bool], target: Calibration) -> GateFigures:
-    """The threshold that the target asks for, and what it does."""
+def gate_figures(
+    scores: Sequence[float], needs: Sequence[bool], target: Calibration, *, most: float = math.inf
+) -> GateFigures:
+    """The threshold that the target asks for, and what it does.
+
+    Args:
+        most: no score is higher, nor may the threshold be. Where scores reach it, it may miss the target.
+    """
     needing = sorted((score for score, need in zip(scores, needs, strict=True) if need), reverse=True)
     easy = sorted((score for score, need in zip(scores, needs, strict=True) if not need), reverse=True)
     if target.needless is not None:
@@ -140,6 +147,7 @@ def gate_figures(scores: Sequence[float], needs: Sequence[bool], target: Calibra
             lowest = sorted(scores, reverse=True)[max(0, int(target.zoom_share * len(scores)) - 1)]
         # not the very score of a question that was looked at: the next one may lie a hair below
         threshold = float(np.nextafter(lowest, -np.inf))
+    threshold = min(max(threshold, 0.0), most)
     return GateFigures(
         threshold=threshold,
         missed=fmean(score < threshold for score in needing),

@@ -1,5 +1,7 @@
 """Thresholds for a stated target, on made-up scores and maps."""
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -114,6 +116,18 @@ def test_the_training_free_gate_is_held_to_the_same_target() -> None:
     assert 35 < found.training_free.threshold < 36.1
     # the learned gate is worse here: one that needs a zoom has a lower score than the one that needs none
     assert found.gate is not None and found.gate.needless == 1.0
+
+
+def test_saturated_scores_leave_the_threshold_where_it_can_be_loaded() -> None:
+    """Just above a score of 1, or just below one of 0, is no probability."""
+    needs = [True, True, False, False]
+    high = gate_figures([1.0, 1.0, 1.0, 0.2], needs, Calibration(needless=0.0), most=1.0)
+    assert high.threshold == 1.0
+    assert (high.missed, high.needless) == (0.0, 0.5)  # the target cannot be met, and the figures say so
+    low = gate_figures([0.0, 0.9, 0.0, 0.2], needs, Calibration(needed_recall=1.0), most=1.0)
+    assert low.threshold == 0.0 and (low.missed, low.needless) == (0.0, 1.0)
+    # peaks over means are no probabilities
+    assert gate_figures([9.0, 8.0, 5.0, 4.0], needs, Calibration(needless=0.0), most=math.inf).threshold > 5.0
 
 
 def test_without_boxes_the_threshold_is_left_alone_and_without_a_gate_so_is_its() -> None:

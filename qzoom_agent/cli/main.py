@@ -39,6 +39,7 @@ VERBS: Final = {
     "eval": Verb("qzoom_agent.cli.evaluate", "measure accuracy and what it costs on a suite"),
     "bench": Verb("qzoom_agent.cli.bench", "accuracy against cost of a model with branches, and ablations"),
     "train": Verb("qzoom_agent.cli.train", "train a model from a recipe"),
+    "calibrate": Verb("qzoom_agent.cli.calibrate", "thresholds of trained branches for questions of your own"),
     "reproduce": Verb("qzoom_agent.rl.reproduce", "every stage of a model from random weights to its tables"),
     "convert": Verb("qzoom_agent.cli.convert", "take the branches out of a published checkpoint, or put ours into one"),
     "models": Verb("qzoom_agent.cli.presets", "list the models that can be named"),

@@ -54,7 +54,7 @@ def describe(recipe: BranchRecipe, stage: str, *, processes: int = 1) -> str:
         held = recipe.calibration.records or _rows(recipe.held_out)
         lines += [
             f"held out     {held if held is not None else 'all rows'}",
-            f"tokens       {coarse + _TEXT_TOKENS} each",
+            f"tokens       {(recipe.calibration.tokens or coarse) + _TEXT_TOKENS} each",
         ]
         return "\n".join(lines)
     optimisation, budgets, trained_layers = _trained(recipe, stage, coarse, shape)

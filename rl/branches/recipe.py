@@ -180,13 +180,20 @@ class Calibration(Section):
     that allows it is taken: a zoom too many costs a crop, one too few the answer."""
     box_recall: float = Field(default=0.98, gt=0, le=1)
     """Share of the needles that have to lie (95 % of them) in the proposed box. The highest threshold that does so is
-    taken, or where none does the one that comes closest."""
+    taken, or where none does the one that comes closest. Where no box is known it says nothing: then the threshold is
+    taken whose crops make most of the questions right that need a zoom."""
     blurs: list[Blur] | None = Field(default=None, min_length=1)
     """Blurs of the map to try; None: the recipe's own alone."""
     margins: list[Annotated[float, Field(ge=0, le=10)]] | None = Field(default=None, min_length=1)
     """Margins of the box to try; None: the recipe's own alone. Of all pairs that reach `box_recall`, each at its
     highest threshold, the one with the smallest boxes is taken."""
     records: int | None = Field(default=None, gt=0)
+    """Held-out questions to take (None: all)."""
+    tokens: int | None = Field(default=None, gt=0)
+    """Most visual tokens of the view that is looked at; None: the model's preset."""
+    higher_tokens: list[Annotated[int, Field(gt=0)]] | None = Field(default=None, min_length=1)
+    """Where no box is known: budgets at which the questions are asked again that are wrong over that view. Those that
+    become right need a zoom. None: those budgets of `gate.tokens` that are higher."""
 
     @model_validator(mode="after")
     def _one_target_of_the_gate(self) -> "Calibration":

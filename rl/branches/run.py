@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from datasets import Dataset
@@ -22,19 +23,19 @@ from yaml import safe_dump
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.config import PerceptionConfig
-from qzoom_agent.errors import ConfigError, finished
+from qzoom_agent.errors import finished
 from qzoom_agent.evals.scoring.judge import Judge
-from qzoom_agent.perception.branches import CONFIG, Branches
-from qzoom_agent.rl.branches.calibrate import calibrate, evidence
-from qzoom_agent.rl.branches.gate import answer_at_budgets, counted, kind_of, kinds, train_gate
+from qzoom_agent.perception.branches import Branches
+from qzoom_agent.rl.branches.gate import answer_at_budgets, counted, kinds, train_gate
 from qzoom_agent.rl.branches.heads import select_heads
 from qzoom_agent.rl.branches.labelling import label
-from qzoom_agent.rl.branches.metrics import Seen, localisation, look_at
+from qzoom_agent.rl.branches.metrics import localisation, look_at
 from qzoom_agent.rl.branches.plan import describe
 from qzoom_agent.rl.branches.postsft import choose_cases, find_cases, train_postsft
 from qzoom_agent.rl.branches.recipe import Optimisation, StageName, load_branch_recipe
 from qzoom_agent.rl.branches.records import Records
 from qzoom_agent.rl.branches.sdrpn import train_sdrpn
+from qzoom_agent.rl.branches.thresholds import with_thresholds
 from qzoom_agent.rl.branches.workshop import Workshop
 
 RULES: Final[tuple[dict[str, float], ...]] = (
@@ -115,66 +116,19 @@ def run_gate(shop: Workshop) -> None:
 
 
 def run_calibrate(shop: Workshop) -> None:
+    before = shop.latest("sdrpn", "postsft", "gate")
+    backend = shop.backend(branches=before)
+    branches = backend.branches
+    assert branches is not None
+    with TemporaryDirectory() as folder:  # thresholds are chosen for the weights as they are stored
+        size = branches.save(folder, int8=True)
+        backend.branches = Branches.load(folder, backend.model)
+    _say(shop, f"{size / 1e6:.2f} MB")
+    source = shop.source(before, held_out=True)
+    branches.config = with_thresholds(backend, shop.recipe, shop.output / "calibrate", source=source)
     if shop.processes.is_main_process:
-        backend = shop.backend(branches=shop.latest("sdrpn", "postsft", "gate"))
-        branches = backend.branches
-        assert branches is not None
-
-        def write(folder: Path) -> None:
-            # thresholds are chosen for the weights as they are stored
-            size = branches.save(folder, int8=True)
-            backend.branches = Branches.load(folder, backend.model)
-            config = branches.config.model_copy(update=_thresholds(shop, backend))
-            (folder / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            print(f"{size / 1e6:.2f} MB")
-
-        shop.finish("calibrate", write)
+        shop.finish("calibrate", lambda folder: branches.save(folder, int8=True))
     shop.processes.wait_for_everyone()
-
-
-def _thresholds(shop: Workshop, backend: HFBackend) -> dict[str, Any]:
-    """What calibration changes in the branches' config; also printed."""
-    recipe, held = shop.recipe, shop.held_out()
-    if held is None:
-        raise ConfigError("The recipe holds nothing out (`held_out`), so there is nothing to choose thresholds on.")
-    seen = look_at(backend, held, tokens=None, limit=recipe.calibration.records)
-    relative = recipe.peak_share is not None
-    found = calibrate(
-        seen,
-        _needs(shop, backend, held, seen),
-        recipe.calibration,
-        relative=relative,
-        blurs=recipe.calibration.blurs or [recipe.blur],
-        margins=recipe.calibration.margins or [recipe.margin],
-        box=recipe.box,
-    )
-    changes: dict[str, Any] = {"evidence": evidence(found)}
-    print(f"{found.questions} questions, {found.needing} of which need a zoom")
-    if found.threshold is None:
-        print("No held-out question has a box: the map's threshold stays as it is.")
-    else:
-        changes["peak_share" if relative else "threshold"] = found.threshold
-        changes |= {"blur": found.blur, "margin": found.margin, "box": recipe.box}
-        rule = f"{found.threshold:g}{' of its peak' if relative else ''}, blur {found.blur}, margin {found.margin:g}"
-        missed = "" if found.met else f" (the target of {recipe.calibration.box_recall:g} is not reached)"
-        print(f"map at {rule}: recall {found.box.recall:.3f}{missed}, area {found.box.area:.3f}")
-    if found.gate is not None:
-        changes["gate_threshold"] = found.gate.threshold
-    for name, gate in (("learned gate", found.gate), ("training-free gate", found.training_free)):
-        if gate is not None:
-            print(f"{name} at {gate.threshold:.4g}: skips {gate.missed:.3f} of the needed zooms, ", end="")
-            print(f"makes {gate.needless:.3f} of the needless ones")
-    return changes
-
-
-def _needs(shop: Workshop, backend: HFBackend, held: Records, seen: Sequence[Seen]) -> list[bool]:
-    """Which held-out questions need a zoom: those with a box, or where boxes are unknown those that a budget mends."""
-    if all(one.boxes is not None for one in seen):
-        return [bool(one.boxes) for one in seen]
-    folder, note = shop.output / "calibrate" / "answers", _note("answered at all budgets", len(seen))
-    source = shop.source(shop.latest("sdrpn", "postsft", "gate"), held_out=True)
-    table = answer_at_budgets(backend, held, shop.recipe, folder, count=len(seen), source=source, note=note)
-    return [kind_of(right) == "transition" for right in table["right"]]
 
 
 def _labelled(shop: Workshop, backend: HFBackend, folder: Path, *, limit: int | None = None) -> Dataset:

@@ -1,14 +1,20 @@
 """Thresholds for a stated target, on made-up scores and maps."""
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box
-from qzoom_agent.rl.branches.calibrate import calibrate, gate_figures
+from qzoom_agent.perception.branches import BranchConfig
+from qzoom_agent.rl.branches.calibrate import calibrate, candidates, gate_figures
 from qzoom_agent.rl.branches.metrics import Seen
-from qzoom_agent.rl.branches.recipe import Calibration
+from qzoom_agent.rl.branches.needs import Crop
+from qzoom_agent.rl.branches.recipe import BranchRecipe, Calibration
+from qzoom_agent.rl.branches.records import Source
+from qzoom_agent.rl.branches.thresholds import changed, told
 from tests.rl.branches.test_metrics import ONE, coarse
 
 TARGET = Calibration(needed_recall=0.75, box_recall=0.5)
@@ -116,13 +122,78 @@ def test_the_training_free_gate_is_held_to_the_same_target() -> None:
     assert found.gate is not None and found.gate.needless == 1.0
 
 
-def test_without_boxes_the_threshold_is_left_alone_and_without_a_gate_so_is_its() -> None:
-    view = coarse()
-    rows = [Seen("q", None, torch.tensor(ONE), view, view.size, None)] * 2
-    found = calibrate(rows, [True, False], TARGET)
-    assert found.threshold is None and found.gate is None and found.box.recall is None
+def test_saturated_scores_leave_the_threshold_where_it_can_be_loaded() -> None:
+    """Just above a score of 1, or just below one of 0, is no probability."""
+    needs = [True, True, False, False]
+    high = gate_figures([1.0, 1.0, 1.0, 0.2], needs, Calibration(needless=0.0), most=1.0)
+    assert high.threshold == 1.0
+    assert (high.missed, high.needless) == (0.0, 0.5)  # the target cannot be met, and the figures say so
+    low = gate_figures([0.0, 0.9, 0.0, 0.2], needs, Calibration(needed_recall=1.0), most=1.0)
+    assert low.threshold == 0.0 and (low.missed, low.needless) == (0.0, 1.0)
+    # peaks over means are no probabilities
+    assert gate_figures([9.0, 8.0, 5.0, 4.0], needs, Calibration(needless=0.0), most=math.inf).threshold > 5.0
+
+
+def test_saturated_scores_are_calibrated_to_a_legal_config() -> None:
+    rows = [seen(0.9, 1.0, NEEDLE), seen(0.9, 1.0)]
+    recipe = BranchRecipe(data=[Source(path="needle")])
+    found = calibrate(rows, [True, False], Calibration(needless=0.0))
+    config = BranchConfig(family="qwen2_5_vl", hidden_size=8, base_layers=4, k=2, peak_share=0.5)
+    written = BranchConfig.model_validate_json(changed(config, found, recipe).model_dump_json())
+    assert written.gate_threshold == 1.0
+    assert written.threshold == found.threshold and written.peak_share is None
+
+
+def unknown(peak: float, score: float | None) -> Seen:
+    """A question whose box nobody knows."""
+    return seen(peak, score)._replace(boxes=None)
+
+
+def test_without_boxes_the_threshold_is_the_one_whose_crops_answer_most() -> None:
+    """Of the questions that need a zoom; of those that answer as many, the one with the smaller crops."""
+    rules = candidates(relative=False)
+    assert len({rule.threshold for rule in rules}) == len(rules)
+
+    def tried(*right: int, area: float = 0.1) -> list[Crop]:
+        """Crops that are right with these rules; each rule's is a little larger than the one before."""
+        return [Crop(at in right, area + at / 100) for at in range(len(rules))]
+
+    crops = [tried(1, 2, 3), tried(2, 3), tried(), tried(0, 1), tried(0, 1), tried(0, 1)]
+    needs = [True, True, True, False, None, None]
+    scores = [0.9, 0.8, 0.7, 0.1, 0.99, 0.0]
+    rows = [unknown(0.9, score) for score in scores]
+    found = calibrate(rows, needs, Calibration(needed_recall=1.0), crops=crops)
+    assert found.threshold == rules[2].threshold and found.met is None and found.box.n == 0
+    assert found.crops is not None and found.crops.right == pytest.approx(2 / 3)
+    assert found.crops.area == pytest.approx(0.12)
+    assert (found.questions, found.needing, found.left_out) == (6, 3, 2)
+    # those that are left out have no say in the gate's threshold
+    assert found.gate is not None and 0.69999 < found.gate.threshold < 0.7 and found.gate.needless == 0.0
+    assert "2 left out" in told(found) and "0.667 of those right" in told(found)
+    # but are zoomed, too
+    half = calibrate(rows, needs, Calibration(zoom_share=0.5), crops=crops).gate
+    assert half is not None and sum(score >= half.threshold for score in scores) == 3
+
+
+def test_without_boxes_blurs_and_margins_are_tried_as_well() -> None:
+    rules = candidates(relative=True, blurs=["fixed", "none"], margins=[0.0, 0.2])
+    last = len(rules) - 1
+    crops = [[Crop(at == last, 0.1) for at in range(len(rules))]] * 2
+    found = calibrate(
+        [unknown(0.9, None)] * 2,
+        [True, False],
+        TARGET,
+        relative=True,
+        blurs=["fixed", "none"],
+        margins=[0.0, 0.2],
+        crops=crops,
+    )
+    assert (found.blur, found.margin, found.threshold) == ("none", 0.2, rules[last].peak_share)
+    assert found.gate is None and found.relative
 
 
 def test_questions_of_one_kind_calibrate_nothing() -> None:
-    with pytest.raises(ConfigError, match="3 need a zoom"):
+    with pytest.raises(ConfigError, match="3 need a zoom, 0 need none"):
         calibrate([seen(0.9, 0.9, NEEDLE)] * 3, [True] * 3, TARGET)
+    with pytest.raises(ConfigError, match="0 need a zoom, 1 need none, and 2 are wrong"):
+        calibrate([unknown(0.9, 0.9)] * 3, [False, None, None], TARGET)

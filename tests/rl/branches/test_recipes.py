@@ -10,6 +10,7 @@ from qzoom_agent.backends.presets import PRESETS
 from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.perception.labels import HEADS
+from qzoom_agent.rl.branches.needs import higher_budgets
 from qzoom_agent.rl.branches.plan import SHAPES
 from qzoom_agent.rl.branches.recipe import BranchRecipe, load_branch_recipe
 from qzoom_agent.rl.branches.run import STAGES
@@ -55,6 +56,18 @@ def test_a_dry_run_tells_the_cost_and_makes_nothing(
     if stage in ("sdrpn", "postsft", "gate"):
         assert "steps" in plan and "GB a device" in plan and "on 4 devices" in plan
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=named)
+def test_what_is_held_out_can_tell_which_questions_need_a_zoom(path: Path) -> None:
+    """By its boxes; else by answers with more detail than the look has, and then no target of boxes is stated."""
+    recipe = load_branch_recipe(path)
+    budget = PRESETS[recipe.model].budget
+    assert budget is not None
+    if any(one.path != "needle" for one in recipe.held_out):
+        higher = higher_budgets(recipe, recipe.calibration.tokens or budget.coarse_max_tokens)
+        assert higher or recipe.gate.with_crop
+        assert "box_recall" not in recipe.calibration.model_fields_set
 
 
 def test_the_published_settings() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -243,3 +244,22 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
     assert tables[0]["answer"][:] == tables[1]["answer"][:]
     found = [weights(tmp_path / name / "sdrpn" / "final") for name in ("one", "two")]
     assert not equal(*found)  # larger batches
+
+
+@pytest.mark.slow
+def test_two_processes_calibrate_by_answers(tmp_path: Path, boxless: Path) -> None:
+    """Where no box is known the held-out questions are answered, which all processes have to share."""
+    gate = {**RECIPE["gate"], "max_new_tokens": 8}
+    recipe = written(tmp_path, held_out=[{"path": str(boxless)}], gate=gate)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    configs = []
+    for name, how in (("two", launch), ("one", ())):
+        final = tmp_path / name / "sdrpn" / "final"
+        final.mkdir(parents=True)
+        for file in ("branches.json", "branches.safetensors"):
+            shutil.copy(NANO_FOLDER / file, final)
+        told = finished(run(tmp_path / name, recipe, "calibrate", launch=how))
+        assert told.count("of which need a zoom") == told.count("written") == 1
+        configs.append((tmp_path / name / "calibrate" / "final" / "branches.json").read_text())
+    assert configs[0] == configs[1]
+    assert 0 < json.loads(configs[0])["evidence"]["needing"] < 8

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from yaml import YAMLError, safe_load
+from yaml import YAMLError, safe_dump, safe_load
 
 from qzoom_agent.errors import ConfigError
 
@@ -15,14 +15,30 @@ def read_recipe(path: Path, kind: type[_Recipe], **changes: Any) -> _Recipe:
     """Read a recipe; `changes` replace whole keys.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or has unknown or illegal keys.
+        ConfigError: the file is missing, is no text, is not YAML, or has unknown or illegal keys.
     """
     try:
         data = safe_load(path.read_text(encoding="utf-8"))
         return kind.model_validate({**data, **changes} if isinstance(data, dict) else data)
     except OSError as error:
         raise ConfigError(f"Cannot read the recipe {path}: {error.strerror}. Give the path of a YAML file.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The recipe {path} is not text in UTF-8 ({error}). Save it as UTF-8.") from None
     except YAMLError as error:
         raise ConfigError(f"The recipe {path} is not YAML: {error}") from None
     except (ValidationError, ConfigError) as error:
         raise ConfigError(f"The recipe {path} is not valid: {error}") from None
+
+
+def keep_recipe(recipe: BaseModel, folder: Path) -> None:
+    """Write a resolved recipe into the folder of a run, which is made if it is not there.
+
+    Raises:
+        ConfigError: it cannot be written into.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"Cannot write into {folder}: {error.strerror}. Give a folder as --output.") from None

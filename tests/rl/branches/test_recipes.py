@@ -75,6 +75,9 @@ def test_the_published_settings() -> None:
         (f"{MINIMAL}\nsdrpn: {{optimisation: {{learning_rate: -1}}}}", "learning_rate"),
         (f"{MINIMAL}\ngate: {{tokens: [256, 64]}}", "ascend"),
         (f"{MINIMAL}\nstages: [sdrpn, dessert]", "stages"),
+        (f"{MINIMAL}\nlabelling: {{grounding: published}}", "No heads are published for 'nano'"),
+        (f"{MINIMAL}\nmodel: ./mine\nlabelling: {{sink: published}}", "labelling.published_for"),
+        (f"{MINIMAL}\nlabelling: {{grounding: published, published_for: gpt}}", "published for 'gpt'"),
         ("[1, 2", "not YAML"),
         ("", "not valid"),
     ],
@@ -88,5 +91,8 @@ def test_a_wrong_recipe_is_refused_with_its_reason(tmp_path: Path, text: str, to
 def test_a_missing_recipe_and_another_base(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Cannot read the recipe"):
         load_branch_recipe(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes("model: nanó".encode("latin-1"))
+    with pytest.raises(ConfigError, match="not text in UTF-8"):
+        load_branch_recipe(tmp_path / "latin.yaml")
     (tmp_path / "recipe.yaml").write_text(MINIMAL)
     assert load_branch_recipe(tmp_path / "recipe.yaml", model="qwen2.5-vl-3b").model == "qwen2.5-vl-3b"

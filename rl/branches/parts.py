@@ -3,7 +3,6 @@
 Where there are several processes (`accelerate launch`), each makes every so-manieth part, and all wait for the table.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +12,7 @@ from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from pydantic import JsonValue
 
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.rl.branches.settings import begin
 
 PART: Final = 128
 """Rows of one part."""
@@ -42,14 +41,7 @@ def write_parts(
     """
     processes = together()
     made_with: dict[str, JsonValue] = {"count": count, **settings}
-    stated = folder / "settings.json"
-    _require_same(stated, made_with)
-    processes.wait_for_everyone()  # so that none of them judges what another has just begun
-    folder.mkdir(parents=True, exist_ok=True)
-    if processes.is_main_process:
-        begun = folder / "settings.part"
-        begun.write_text(json.dumps(made_with, sort_keys=True), encoding="utf-8")
-        begun.rename(stated)
+    begin(folder / "settings.json", made_with, made=folder, processes=processes)
     disable_progress_bars()  # of a fraction of a second, for every part
     if not (folder / FINISHED).exists():
         for part, start in enumerate(range(0, count, PART)):
@@ -66,16 +58,3 @@ def write_parts(
             (folder / FINISHED).write_text("{}", encoding="utf-8")
     processes.wait_for_everyone()
     return concatenate_datasets([Dataset.load_from_disk(str(part)) for part in sorted(folder.glob("part-*"))])
-
-
-def _require_same(stated: Path, settings: Mapping[str, JsonValue]) -> None:
-    if not stated.exists():
-        return
-    before = json.loads(stated.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(settings))
-    if before != now:
-        differ = ", ".join(sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)))
-        raise ConfigError(
-            f"{stated.parent} was begun with other settings ({differ}; {stated.name} lists them). Delete it, or choose "
-            "another --output."
-        )

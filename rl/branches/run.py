@@ -6,7 +6,7 @@
     accelerate launch -m qzoom_agent.rl.branches.run branches --config ... --output ...      (many devices)
 
 A stage finds in the output folder what the ones before wrote (`workshop`), goes on where it was killed, and is not
-repeated once it is done.
+repeated once it is done. With another recipe, or when a stage before it was done anew, it is refused (`inputs`).
 """
 
 import argparse
@@ -28,6 +28,7 @@ from qzoom_agent.perception.branches import CONFIG, Branches
 from qzoom_agent.rl.branches.calibrate import calibrate, evidence
 from qzoom_agent.rl.branches.gate import answer_at_budgets, kind_of, train_gate
 from qzoom_agent.rl.branches.heads import select_heads
+from qzoom_agent.rl.branches.inputs import begin_stage, require_recipe
 from qzoom_agent.rl.branches.labelling import label
 from qzoom_agent.rl.branches.metrics import Seen, localisation, look_at
 from qzoom_agent.rl.branches.plan import describe
@@ -36,6 +37,7 @@ from qzoom_agent.rl.branches.recipe import Optimisation, StageName, load_branch_
 from qzoom_agent.rl.branches.records import Records
 from qzoom_agent.rl.branches.sdrpn import train_sdrpn
 from qzoom_agent.rl.branches.workshop import Workshop
+from qzoom_agent.rl.reading import keep_recipe
 
 RULES: Final[tuple[dict[str, float], ...]] = (
     *({"threshold": value} for value in (0.3, 0.2, 0.1, 0.05)),
@@ -178,6 +180,9 @@ def _needs(shop: Workshop, backend: HFBackend, held: Records, seen: Sequence[See
 
 def _labelled(shop: Workshop, backend: HFBackend, folder: Path, *, limit: int | None = None) -> Dataset:
     records, recipe = shop.records(limit=limit), shop.recipe
+    source = shop.source()
+    if folder == shop.output / "labels":  # whatever postsft has made since
+        source["model"] = recipe.model
     table = label(
         backend,
         records,
@@ -185,7 +190,7 @@ def _labelled(shop: Workshop, backend: HFBackend, folder: Path, *, limit: int | 
         folder,
         selected=shop.heads(),
         k=shop.fresh(backend, sdrpn=True, gate=False).config.k,
-        source=shop.source(),
+        source=source,
         note=_note("labelled", len(records)),
     )
     _say(shop, f"{len(table)} labels in {folder}, {sum(table['right']) / len(table):.1%} of the answers right")
@@ -254,6 +259,20 @@ STAGES: Final[dict[StageName, Callable[[Workshop], None]]] = {
 ALL: Final = "branches"
 
 
+def carry_out(shop: Workshop, stage: StageName) -> None:
+    """Run a stage, unless its result is there.
+
+    Raises:
+        ConfigError: it was begun, or is done, with another recipe or from something else.
+    """
+    begin_stage(shop, stage)
+    if shop.result(stage).exists():
+        _say(shop, f"{stage}: {shop.result(stage)} is there already; delete it to run this stage again.")
+        return
+    _say(shop, f"== {stage}")
+    STAGES[stage](shop)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="qzoom train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -274,15 +293,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(describe(recipe, stage, processes=options.devices) + "\n")
         return 0
     shop = Workshop(recipe, options.output)
-    options.output.mkdir(parents=True, exist_ok=True)
+    require_recipe(shop)
     if shop.processes.is_main_process:
-        (options.output / "recipe.yaml").write_text(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        keep_recipe(recipe, options.output)
     for stage in stages:
-        if shop.result(stage).exists():
-            _say(shop, f"{stage}: {shop.result(stage)} is there already; delete it to run this stage again.")
-            continue
-        _say(shop, f"== {stage}")
-        STAGES[stage](shop)
+        carry_out(shop, stage)
     return 0
 
 

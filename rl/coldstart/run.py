@@ -38,6 +38,7 @@ from qzoom_agent.rl.branches.stage import Ordered, Rows, shuffled, steps, train
 from qzoom_agent.rl.coldstart.conversations import IGNORED, Learned, learned, to_row
 from qzoom_agent.rl.coldstart.demonstrate import Demonstrations
 from qzoom_agent.rl.coldstart.recipe import ColdStartRecipe, Lora, load_coldstart_recipe
+from qzoom_agent.rl.reading import keep_recipe
 
 _TRAINING = {"optimisation", "from_layer", "lora"}
 """Keys of a recipe that do not decide what the demonstrations are."""
@@ -202,8 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if final.exists():
         print(f"{final} is there already; delete it to train again.")
         return 0
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "recipe.yaml").write_text(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    keep_recipe(recipe, options.output)
     backend = HFBackend.load(recipe.model, dtype=recipe.dtype, protocol=recipe.protocol, branches=recipe.branches)
     backend.model.requires_grad_(False)
     table = demonstrations(backend, recipe, options.output)

@@ -54,6 +54,7 @@ from qzoom_agent.rl.grpo.plan import describe, longest, require_room
 from qzoom_agent.rl.grpo.recipe import GRPORecipe, LoRA, load_grpo_recipe
 from qzoom_agent.rl.grpo.trainer import EpisodeTrainer, ZoomTrainer
 from qzoom_agent.rl.grpo.watch import Alarm, Keeper, Notes
+from qzoom_agent.rl.reading import keep_recipe
 
 
 def train(recipe: GRPORecipe, output: Path) -> Path:
@@ -276,8 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (options.output / "final").exists():
         print(f"{options.output / 'final'} is there already; delete it to train again.")
         return 0
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "recipe.yaml").write_text(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    keep_recipe(recipe, options.output)
     print(f"written {train(recipe, options.output)}")
     return 0
 

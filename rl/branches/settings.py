@@ -1,0 +1,58 @@
+"""What something was made with, kept beside it, so that it is not gone on with, or passed off, under other settings."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from pydantic import JsonValue
+
+from qzoom_agent.errors import ConfigError
+
+
+def require_same(stated: Path, settings: Mapping[str, JsonValue], *, made: Path) -> None:
+    """Nothing where `stated` says these settings, or is not there.
+
+    Args:
+        settings: what `made` would be made with now, or some of it.
+    Raises:
+        ConfigError: it says others; the message names those that differ.
+    """
+    if not stated.exists():
+        return
+    before = json.loads(stated.read_text(encoding="utf-8"))
+    was, now = dict(_leaves(before)), dict(_leaves({**before, **json.loads(json.dumps(settings))}))
+    differ = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+    if differ:
+        raise ConfigError(
+            f"{made} was begun with other settings ({', '.join(differ)}; {stated.name} lists them). Delete it, or "
+            "choose another --output."
+        )
+
+
+def begin(stated: Path, settings: Mapping[str, JsonValue], *, made: Path, processes: PartialState) -> None:
+    """Keep the settings of what is about to be made, or gone on with.
+
+    Args:
+        made: the folder or file that comes of it; one that was deleted may be made otherwise.
+    Raises:
+        ConfigError: it was begun with others.
+    """
+    if made.exists():
+        require_same(stated, settings, made=made)
+    processes.wait_for_everyone()  # so that none of them judges what another has just begun
+    if processes.is_main_process:
+        stated.parent.mkdir(parents=True, exist_ok=True)
+        writing = stated.with_suffix(".part")
+        writing.write_text(json.dumps(settings, sort_keys=True, indent=1), encoding="utf-8")
+        writing.rename(stated)
+
+
+def _leaves(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """All values by their dotted keys."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield above + key, value

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ValidationError
 from yaml import YAMLError, safe_dump, safe_load
 
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.usage import make_folder
 
 _Recipe = TypeVar("_Recipe", bound=BaseModel)
 
@@ -31,14 +32,11 @@ def read_recipe(path: Path, kind: type[_Recipe], **changes: Any) -> _Recipe:
 
 
 def keep_recipe(recipe: BaseModel, folder: Path) -> None:
-    """Write a resolved recipe into the folder of a run, which is made if it is not there.
+    """Write a resolved recipe into the folder of a run (`--output`), which is made if it is not there.
 
     Raises:
-        ConfigError: it cannot be written into.
+        ConfigError: there can be no such folder.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"Cannot write into {folder}: {error.strerror}. Give a folder as --output.") from None
+    make_folder(folder, flag="--output")
+    text = safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")

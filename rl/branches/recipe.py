@@ -79,8 +79,8 @@ class Labelling(Section):
         if base not in HEADS:
             raise ConfigError(
                 f"No heads are published for '{self.published_for or model}' (there are for {', '.join(HEADS)}). If "
-                "its weights are those of one of these, or come from them, name it as labelling.published_for. Else let "
-                "select-heads choose: labelling.grounding: selected, and another labelling.sink."
+                "its weights are, or come from, one of these, name it as labelling.published_for. Else let "
+                "select-heads choose (labelling.grounding: selected), and take another labelling.sink."
             )
         return base
 

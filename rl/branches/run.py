@@ -38,6 +38,7 @@ from qzoom_agent.rl.branches.records import Records
 from qzoom_agent.rl.branches.sdrpn import train_sdrpn
 from qzoom_agent.rl.branches.workshop import Workshop
 from qzoom_agent.rl.reading import keep_recipe
+from qzoom_agent.usage import positive
 
 RULES: Final[tuple[dict[str, float], ...]] = (
     *({"threshold": value} for value in (0.3, 0.2, 0.1, 0.05)),
@@ -282,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/branches"), help="folder of all that is written")
     parser.add_argument("--model", help="another base than the recipe's: a preset, a hub id or a folder")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it costs, and stop")
-    parser.add_argument("--devices", type=int, default=1, help="for --dry-run: how many devices there will be")
+    parser.add_argument("--devices", type=positive, default=1, help="for --dry-run: how many devices there will be")
     options = parser.parse_args(argv)
     changes = {} if options.model is None else {"model": options.model}
     recipe = load_branch_recipe(options.config, **changes)

@@ -1,5 +1,6 @@
 """A folder keeps what its results depend on: it goes on with the same recipe, takes more of it, and refuses another."""
 
+import json
 from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from yaml import safe_load
 
 from qzoom_agent.cli.main import main as qzoom
@@ -140,6 +143,23 @@ def test_a_fit_goes_on_only_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.
     several(monkeypatch, 2)
     with pytest.raises(ConfigError, match=r"other settings \(processes;"):
         fit(tmp_path)
+
+
+def test_a_tracker_hears_of_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that transformers knows by the name that the recipe gives."""
+    heard: list[tuple[int, float]] = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                heard.append((state.global_step, float(f"{logs['loss']:.4g}")))
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "toy", Tracker)
+    fit(tmp_path / "untold")
+    assert not heard
+    fit(tmp_path / "told", how=FIT.model_copy(update={"report_to": "toy"}))
+    lines = [json.loads(line) for line in (tmp_path / "told" / "log.jsonl").read_text().splitlines()]
+    assert heard == [(line["step"], line["loss"]) for line in lines] and len(heard) == 4
 
 
 def several(monkeypatch: pytest.MonkeyPatch, count: int) -> None:

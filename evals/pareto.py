@@ -224,17 +224,26 @@ def put(file: Path, text: str, *, mark: str = "pareto") -> None:
     """Replace what stands between `<!-- MARK:begin -->` and `<!-- MARK:end -->` in a Markdown file.
 
     Raises:
+        ConfigError: see `around`.
+    """
+    before, after = around(file, mark=mark)
+    file.write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
+
+
+def around(file: Path, *, mark: str = "pareto") -> tuple[str, str]:
+    """What stands up to the mark at the beginning of the results, and from that at their end on.
+
+    Raises:
         ConfigError: the file is not there, or lacks the marks.
     """
     begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
     try:
-        old = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"Cannot write results into {file}: {error.strerror}. Give a Markdown file.") from None
-    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ConfigError(f"{file} has no place for results. Write {begin} and {end} on lines of their own.")
-    before, rest = old.split(begin)
-    file.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    return text[: text.index(begin) + len(begin)], text[text.index(end) :]
 
 
 def by_policy(found: Sequence[Point]) -> Mapping[str, list[Point]]:

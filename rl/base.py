@@ -40,7 +40,6 @@ from transformers.trainer_utils import SchedulerType
 from yaml import safe_dump
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.files import require_folder, write_text
 from qzoom_agent.rl.branches.stage import last_checkpoint
 from qzoom_agent.rl.nano.batches import Kind, single, table
 from qzoom_agent.rl.nano.heads import TrainingHeads, losses
@@ -48,7 +47,7 @@ from qzoom_agent.rl.nano.model import build_model
 from qzoom_agent.rl.nano.tokenizer import build_tokenizer
 from qzoom_agent.rl.nano.trees import Packer
 from qzoom_agent.rl.nano.validation import to_device, validate
-from qzoom_agent.rl.reading import read_recipe
+from qzoom_agent.rl.reading import keep_recipe, read_recipe
 
 
 class Stage(BaseModel):
@@ -350,8 +349,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.dry_run:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
         return 0
-    require_folder(options.output)
-    write_text(options.output / "recipe.yaml", safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    keep_recipe(recipe, options.output)
     for index, name in enumerate(names):
         done = run_stage(recipe, index, output=options.output)
         print(f"stage {name}: {done}", flush=True)

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from yaml import YAMLError, safe_load
+from yaml import YAMLError, safe_dump, safe_load
 
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.files import require_folder, write_text
 
 _Recipe = TypeVar("_Recipe", bound=BaseModel)
 
@@ -28,3 +29,13 @@ def read_recipe(path: Path, kind: type[_Recipe], **changes: Any) -> _Recipe:
         raise ConfigError(f"The recipe {path} is not YAML: {error}") from None
     except (ValidationError, ConfigError) as error:
         raise ConfigError(f"The recipe {path} is not valid: {error}") from None
+
+
+def keep_recipe(recipe: BaseModel, folder: Path) -> None:
+    """Write a resolved recipe into the folder of a run (`--output`), which is made if it is not there.
+
+    Raises:
+        ConfigError: there can be no such folder.
+    """
+    text = safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    write_text(require_folder(folder) / "recipe.yaml", text)

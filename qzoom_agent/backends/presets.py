@@ -93,6 +93,12 @@ def served_model(name: str) -> Preset:
     return PRESETS.get(name) or Preset(name, name)
 
 
+def preset_of(name: str) -> str | None:
+    """The preset with these weights, by its own name or its hub id; None where there is none, as for a folder."""
+    same = (preset.name for preset in PRESETS.values() if name in (preset.name, preset.source))
+    return next(same, None)
+
+
 def resolve_model(name: str) -> Preset:
     """The preset of this name, or one that stands for a folder or a hub id.
 

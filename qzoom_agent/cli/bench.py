@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from qzoom_agent.cli.console import Console
 from qzoom_agent.cli.main import OK
 from qzoom_agent.files import require_folder
+from qzoom_agent.usage import positive
 
 if TYPE_CHECKING:
     from qzoom_agent.evals.pareto import Headline, Point
@@ -36,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     pareto.add_argument("--suites", type=_names, metavar="A,B", help="needle suites (default: scene, doc and global)")
     pareto.add_argument("--budgets", type=_numbers, metavar="N,N", help="of the baseline, in visual tokens")
     pareto.add_argument("--coarse", type=_numbers, metavar="N,N", help="of the coarse view of those that zoom")
-    pareto.add_argument("--n", type=int, default=100, help="questions a suite (default: 100)")
+    pareto.add_argument("--n", type=positive, default=100, help="questions a suite (default: 100)")
     pareto.add_argument("--seed", type=int, default=0, help="draws other questions (default: 0)")
     pareto.add_argument("--out", type=Path, default=Path("runs/pareto"), help="folder of figure, table and answers")
     pareto.add_argument("--update", type=Path, metavar="DIR", help="write the tables into the documents of DIR, too")
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     ablation.add_argument(
         "--run", type=Path, default=Path("runs/branches"), help="output folder of qzoom train branches"
     )
-    ablation.add_argument("--n", type=int, default=100, help="questions a suite (default: 100)")
+    ablation.add_argument("--n", type=positive, default=100, help="questions a suite (default: 100)")
     ablation.add_argument("--seed", type=int, default=0, help="draws other questions (default: 0)")
     ablation.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder to work in")
     return flags
@@ -60,8 +61,16 @@ def main(argv: Sequence[str]) -> int:
 def _pareto(args: argparse.Namespace) -> int:
     from qzoom_agent.evals import pareto
     from qzoom_agent.evals.interleaved import measure
+    from qzoom_agent.evals.suites.needle import need_suite
 
     console = Console()
+    suites: Sequence[str] = args.suites or pareto.SUITES
+    # all that can be wrong is said before the first question
+    for suite in suites:
+        need_suite(suite)
+    pages = [] if args.update is None else [args.update / "README.md", args.update / "docs" / "results.md"]
+    for page in pages:
+        pareto.around(page)
     require_folder(args.out)
     agents = pareto.arms(
         args.model,
@@ -71,7 +80,7 @@ def _pareto(args: argparse.Namespace) -> int:
     )
     found: list[Point] = []
     headlines: list[Headline] = []
-    for suite in args.suites or pareto.SUITES:
+    for suite in suites:
         table = measure(
             agents,
             suite,
@@ -87,12 +96,12 @@ def _pareto(args: argparse.Namespace) -> int:
     _write(args.out, found, f"{summary}\n\n{every}\n")
     print(f"{summary}\n\n{every}")
     if args.update is not None:
+        readme, results = pages
         picture = args.update / "docs" / "images" / "pareto.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         copyfile(args.out / "pareto.png", picture)
-        pareto.put(args.update / "README.md", f"![Accuracy over cost](docs/images/pareto.png)\n\n{summary}")
-        page = f"![Accuracy over cost](images/pareto.png)\n\n{summary}\n\n{every}"
-        pareto.put(args.update / "docs" / "results.md", page)
+        pareto.put(readme, f"![Accuracy over cost](docs/images/pareto.png)\n\n{summary}")
+        pareto.put(results, f"![Accuracy over cost](images/pareto.png)\n\n{summary}\n\n{every}")
     sys.stdout.flush()
     return OK
 
@@ -114,6 +123,7 @@ def _ablation(args: argparse.Namespace) -> int:
             print(f"{name:<18} {one.summary}")
         return OK
     console = Console()
+    require_folder(args.out)
 
     def progress(suite: str) -> Callable[[int], None]:
         return _progress(console, suite, args.n)
@@ -128,7 +138,7 @@ def _progress(console: Console, suite: str, total: int) -> Callable[[int], None]
 
 
 def _numbers(text: str) -> list[int]:
-    return sorted({int(part) for part in text.split(",")})
+    return sorted({positive(part) for part in text.split(",")})
 
 
 def _names(text: str) -> list[str]:

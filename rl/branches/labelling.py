@@ -92,14 +92,10 @@ def heads_for(labelling: Labelling, mode: Mode, *, model: str, selected: Heads |
     """The heads that a recipe names, for answers of this mode.
 
     Raises:
-        ConfigError: it names published ones and there are none for this base, or selected ones and none were.
+        ConfigError: it names selected ones and none were.
     """
-    published = HEADS.get(model)
-    if published is None and "published" in (labelling.grounding, labelling.sink):
-        raise ConfigError(
-            f"No heads are published for '{model}' (there are for {', '.join(HEADS)}). Let select-heads choose: "
-            "labelling.grounding: selected."
-        )
+    base = labelling.published_base(model)
+    published = None if base is None else HEADS[base]
     grounding = labelling.grounding
     if grounding == "selected":
         if selected is None:
@@ -141,13 +137,19 @@ def label(
             chosen = range(start, min(start + labelling.batch, indices.stop))
             yield from _rows(backend, records, chosen, labelling, selected, k)
 
-    # which of the maps are learned from, and by which rules, is for those who read them
-    read_later = {"batch", "keep", *(() if labelling.keep == "crop" else ("rules", "norm_ratio"))}
-    settings = {**labelling.model_dump(mode="json", exclude=read_later), "with_crop": labelling.keep == "crop"}
+    settings = map_settings(labelling, k)
     heads: JsonValue = None
     if labelling.grounding == "selected" and selected is not None:
         heads = {str(layer): list(chosen) for layer, chosen in selected.items()}
     return write_parts(folder, len(records), rows, {**settings, "source": source, "selected": heads}, note=note)
+
+
+def map_settings(labelling: Labelling, k: int | None) -> dict[str, JsonValue]:
+    """What of a recipe's labelling decides what the maps are."""
+    # which of the maps are learned from, and by which rules, is for those who read them
+    read_later = {"batch", "keep", *(() if labelling.keep == "crop" else ("rules", "norm_ratio"))}
+    settings = {**labelling.model_dump(mode="json", exclude=read_later), "with_crop": labelling.keep == "crop"}
+    return {**settings, "norm_layer": k} if labelling.sink == "norm" else settings
 
 
 def _rows(

@@ -1,103 +1,214 @@
 """What a stage will cost, before anything is loaded: rows, steps, tokens and memory, from the recipe alone.
 
-Memory is an estimate (weights, branch weights with gradients and Adam's two moments in float32, activations of the
-trained layers), meant to tell 12 GB from 40 GB.
+Counted is what goes through the base: questions that are answered or looked at, and rows that are trained on. Tokens
+are those of prompts. What cannot be known is said to be unknown: how many rows a hub dataset has that is taken whole,
+and how large a base is whose config is not on this machine.
 """
 
 import math
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Final, NamedTuple
 
-from qzoom_agent.backends.presets import UNKNOWN_BUDGET, resolve_model
+from qzoom_agent.backends.presets import UNKNOWN_BUDGET, preset_of, resolve_model
+from qzoom_agent.config import ViewBudget
+from qzoom_agent.rl.branches.counting import rows_of
+from qzoom_agent.rl.branches.memory import DEVICE_GB, Shape, fitting, passing, shape_of, trained_weights
 from qzoom_agent.rl.branches.recipe import BranchRecipe, Optimisation
-from qzoom_agent.rl.branches.records import Source
 from qzoom_agent.rl.branches.stage import steps
 
-
-class Shape(NamedTuple):
-    """What decides the memory of a base's branches."""
-
-    layers: int
-    hidden: int
-    layer_weights: float
-
-
-SHAPES: Final = {
-    "nano": Shape(9, 192, 0.3e6),
-    "qwen2.5-vl-3b": Shape(36, 2048, 77.1e6),
-    "qwen2.5-vl-7b": Shape(28, 3584, 233.0e6),
-    "qwen3-vl-4b": Shape(36, 2560, 100.9e6),
-    "qwen3-vl-8b": Shape(36, 4096, 192.9e6),
-    "llava-1.5-7b": Shape(32, 4096, 202.4e6),
-}
 _TEXT_TOKENS: Final = 60
 """Of a prompt, about."""
-_STATES: Final = 20
-"""Numbers that training keeps for each token and unit of width in a layer, about."""
+_LOOKED_AT: Final = 16
+"""Rows of a batch that is only looked at."""
+
+
+class Pass(NamedTuple):
+    """Questions that go through the base."""
+
+    what: str
+    rows: int | None
+    """None: unknown."""
+    tokens: float
+    """Of a prompt."""
+    batch: int
+    times: int = 1
+    """How often each."""
+
+
+class Fit(NamedTuple):
+    """Weights that are trained."""
+
+    what: str
+    how: Optimisation
+    rows: int | None
+    """Of all epochs, at most; None: unknown."""
+    tokens: float
+    layers: float
+    own: bool = False
+    """Of the base itself."""
+
+
+Work = Pass | Fit
+
+
+class Planner:
+    """The work of each stage of one recipe."""
+
+    def __init__(self, recipe: BranchRecipe, views: ViewBudget, *, layers: int) -> None:
+        """`layers`: of the base; 0 if that is not known."""
+        self.recipe, self.layers = recipe, layers
+        self.coarse = views.coarse_max_tokens + _TEXT_TOKENS
+        self.crop = views.crop_max_tokens
+
+    def of(self, stage: str) -> list[Work]:
+        """In order."""
+        recipe, asked = self.recipe, rows_of(self.recipe.asked(stage))
+        if stage == "select-heads":
+            return self._attended("", least(recipe.heads.records, asked))
+        if stage == "label":
+            return self._labelled("", asked)
+        if stage == "sdrpn":
+            return self._sdrpn(recipe.sdrpn.optimisation, asked)
+        if stage == "postsft":
+            return self._postsft(asked)
+        if stage == "gate":
+            rows, how = least(recipe.gate.records, asked), recipe.gate.optimisation
+            tokens = fmean(recipe.gate.tokens[at] for at in recipe.gate.budgets_read) + _TEXT_TOKENS
+            return [*self._at_budgets(rows), Fit("the gate", how, times(rows, how.epochs), tokens, recipe.gate_depth)]
+        rows = least(recipe.calibration.records, rows_of(recipe.held_out))
+        tokens = recipe.calibration.tokens
+        seen = self.coarse if tokens is None else tokens + _TEXT_TOKENS
+        looked = Pass("held out, looked at", rows, seen, _LOOKED_AT)
+        boxes_are_known = all(one.path == "needle" for one in recipe.held_out)
+        return [looked] if boxes_are_known else [looked, *self._at_budgets(rows, " if their boxes are unknown")]
+
+    def _attended(self, when: str, rows: int | None) -> list[Work]:
+        how = self.recipe.labelling
+        tokens = self.coarse if how.tokens is None else how.tokens + _TEXT_TOKENS
+        read = Pass(f"read with the answer{when}", rows, tokens, how.batch)
+        return [read] if how.response == "gold" else [Pass(f"answered{when}", rows, tokens, how.batch), read]
+
+    def _labelled(self, when: str, rows: int | None) -> list[Work]:
+        how = self.recipe.labelling
+        cropped = Pass(f"answered with a crop{when}", rows, self.coarse + self.crop, how.batch)
+        return [*self._attended(when, rows), *([cropped] if how.keep == "crop" else [])]
+
+    def _sdrpn(self, how: Optimisation, rows: int | None) -> list[Work]:
+        stage = self.recipe.sdrpn
+        tokens = fmean(self.coarse if one is None else one + _TEXT_TOKENS for one in stage.tokens)
+        used = None if rows is None else math.ceil(stage.share * rows)
+        held = least(stage.report, rows_of(self.recipe.held_out))
+        fit = Fit(
+            "SD-RPN", how, times(used, how.epochs), tokens, self.recipe.depth - 0.7
+        )  # its last layer: query, keys
+        return [fit, Pass("held out, looked at", held, tokens, _LOOKED_AT, len(stage.tokens))]
+
+    def _at_budgets(self, rows: int | None, when: str = "") -> list[Work]:
+        stage = self.recipe.gate
+        tokens, lowest = fmean(stage.tokens) + _TEXT_TOKENS, stage.tokens[0] + _TEXT_TOKENS
+        work: list[Work] = [Pass(f"answered{when}", rows, tokens, stage.batch, len(stage.tokens))]
+        if stage.with_crop:
+            work.append(Pass(f"looked at{when}", rows, lowest, stage.batch))
+            work.append(Pass(f"answered with a crop{when}", rows, lowest + self.crop, stage.batch))
+        if stage.own_calls:
+            work.append(Pass("at most answered by own calls", rows, lowest + 2 * self.crop, 1))
+        return work
+
+    def _postsft(self, asked: int | None) -> list[Work]:
+        stage = self.recipe.postsft
+        rows, again, how = least(stage.records, asked), least(stage.refit_records, asked), stage.optimisation
+        return [
+            Pass("answered", rows, self.coarse, stage.batch),
+            Pass("looked at", rows, self.coarse, stage.batch),
+            Pass("answered with a crop", rows, self.coarse + self.crop, stage.batch),
+            Fit("the base", how, times(rows, how.epochs), self.coarse + self.crop, self.layers, own=True),
+            *self._labelled(" anew", again),
+            *self._sdrpn(stage.refit, again),
+        ]
+
+
+def least(*counts: int | None) -> int | None:
+    """The least of those that are known."""
+    return min((count for count in counts if count is not None), default=None)
+
+
+def times(count: int | None, factor: int) -> int | None:
+    """A count so many times; None where it is unknown."""
+    return None if count is None else count * factor
 
 
 def describe(recipe: BranchRecipe, stage: str, *, processes: int = 1) -> str:
-    """The plan of one stage as lines of text."""
-    data = recipe.asked(stage)
-    rows = _rows(data)
-    shape = SHAPES.get(recipe.model)
-    preset = resolve_model(recipe.model)
-    coarse = (preset.budget or UNKNOWN_BUDGET).coarse_max_tokens
+    """The plan of one stage as lines of text.
+
+    Raises:
+        ConfigError: a local source of data is not there.
+    """
+    preset = resolve_model(preset_of(recipe.model) or recipe.model)
+    shape = shape_of(recipe.model)
+    planner = Planner(recipe, preset.budget or UNKNOWN_BUDGET, layers=0 if shape is None else shape.layers)
+    work = planner.of(stage)
     lines = [f"model        {recipe.model} ({preset.source})", f"stage        {stage}"]
-    lines.append(f"records      {'all rows of ' + ', '.join(one.path for one in data) if rows is None else rows}")
-    if stage in ("select-heads", "label"):
-        used = recipe.heads.records if stage == "select-heads" else rows
-        budget = recipe.labelling.tokens or coarse
-        lines.append(f"tokens       about {budget + _TEXT_TOKENS} a question, answered once and read once")
-        lines += _total(used, budget + _TEXT_TOKENS)
-        return "\n".join(lines)
-    if stage == "calibrate":
-        held = recipe.calibration.records or _rows(recipe.held_out)
-        lines += [
-            f"held out     {held if held is not None else 'all rows'}",
-            f"tokens       {(recipe.calibration.tokens or coarse) + _TEXT_TOKENS} each",
-        ]
-        return "\n".join(lines)
-    optimisation, budgets, trained_layers = _trained(recipe, stage, coarse, shape)
-    tokens = sum(budgets) / len(budgets) + _TEXT_TOKENS
-    limits = [{"gate": recipe.gate.records, "postsft": recipe.postsft.records}.get(stage), rows]
-    used = min((limit for limit in limits if limit is not None), default=None)
-    if stage == "sdrpn" and used is not None:
-        used = math.ceil(recipe.sdrpn.share * used)
-    lines.append(f"tokens       about {tokens:.0f} a row, budgets {', '.join(map(str, budgets))}")
-    if used is not None:
-        total = used * optimisation.epochs
-        lines.append(f"rows         at most {total} ({used} x {optimisation.epochs} epochs)")
-        lines += _total(total, tokens)
-        lines.append(f"steps        at most {steps(optimisation, total, processes=processes)} on {processes} devices")
-    batch = optimisation.batch * optimisation.accumulation * processes
-    lines.append(f"batch        {batch} ({optimisation.batch} a device, {optimisation.accumulation} accumulated)")
-    if shape is not None:
-        weights = trained_layers * shape.layer_weights
-        states = optimisation.batch * tokens * shape.hidden * _STATES * 4
-        states *= 1 if optimisation.gradient_checkpointing else max(1.0, trained_layers)
-        base = (preset.memory_gb or 0.0) * 1e9
-        lines.append(f"trained      about {weights / 1e6:.1f} M weights")
-        lines.append(f"memory       about {(base + 16 * weights + states) / 1e9:.1f} GB a device")
-    return "\n".join(lines)
+    total, unknown = 0.0, ""
+    for one in work:
+        often = one.times if isinstance(one, Pass) else 1
+        lines.append(_rows(one, often))
+        if isinstance(one, Fit):
+            lines += _fit(one, shape, processes)
+        if one.rows is None:
+            unknown = ", and those of unknown rows"
+        else:
+            total += one.rows * often * one.tokens
+    if not any(isinstance(one, Fit) for one in work):
+        lines.append("steps        none: nothing is trained")
+    lines.append(f"in all       {_amount(total)} tokens{unknown}")
+    return "\n".join([*lines, *_memory(recipe.model, shape, work, processes)])
 
 
-def _rows(sources: list[Source]) -> int | None:
-    """Rows in all; None where a source is taken whole."""
-    limits = [1000 if one.path == "needle" and one.limit is None else one.limit for one in sources]
-    return sum(limit for limit in limits if limit is not None) if all(limits) else None
+def _rows(one: Work, often: int) -> str:
+    count = "unknown" if one.rows is None else str(one.rows)
+    each = f" {often} times" if often > 1 else ""
+    if isinstance(one, Fit):
+        return f"rows         {count} at most to train {one.what}, about {one.tokens:.0f} tokens each"
+    return f"rows         {count} {one.what}{each}, about {one.tokens:.0f} tokens each"
 
 
-def _total(rows: int | None, tokens: float) -> list[str]:
-    return [] if rows is None else [f"in all       {rows * tokens / 1e6:.1f} M tokens"]
+def _fit(one: Fit, shape: Shape | None, processes: int) -> list[str]:
+    how = one.how
+    batch = how.batch * how.accumulation * processes
+    count = "unknown" if one.rows is None else f"at most {steps(how, one.rows, processes=processes)}"
+    size = f"{batch} rows: {how.batch} a device, {how.accumulation} accumulated, on {processes} devices"
+    weights = "unknown" if shape is None else f"about {_amount(trained_weights(shape, one.layers, own=one.own))}"
+    return [f"steps        {count}, of {size}", f"weights      {weights}"]
 
 
-def _trained(
-    recipe: BranchRecipe, stage: str, coarse: int, shape: Shape | None
-) -> tuple[Optimisation, list[int], float]:
-    """How a stage is trained, at which budgets, and how many layers of weights."""
-    if stage == "sdrpn":
-        return recipe.sdrpn.optimisation, [one or coarse for one in recipe.sdrpn.tokens], recipe.depth - 0.7
-    if stage == "gate":
-        gate = recipe.gate
-        return gate.optimisation, [gate.tokens[at] for at in gate.budgets_read], float(recipe.gate_depth)
-    return recipe.postsft.optimisation, [2 * coarse], float(0 if shape is None else shape.layers)
+def _memory(model: str, shape: Shape | None, work: Sequence[Work], processes: int) -> list[str]:
+    if shape is None or shape.base_gb is None:
+        lacking = "config" if shape is None else "weights"
+        return [f"memory       unknown: the {lacking} of {model} cannot be looked at without a download"]
+    needed = [
+        passing(shape, rows=one.batch, tokens=one.tokens)
+        if isinstance(one, Pass)
+        else fitting(shape, one.how, tokens=one.tokens, layers=one.layers, own=one.own)
+        for one in work
+    ]
+    lines = [f"memory       about {max(needed):.1f} GB a device"]
+    for one, need in zip(work, needed, strict=True):
+        if need <= DEVICE_GB:
+            continue
+        lines.append(f"too large    {need:.0f} GB for {one.what} do not fit a device of {DEVICE_GB} GB")
+        if isinstance(one, Fit) and one.own:
+            spread = max(2, processes)
+            less = fitting(shape, one.how, tokens=one.tokens, layers=one.layers, own=True, sharded=spread)
+            lines += [
+                "             every device holds weights, gradients and moments, however many there are. Spread them",
+                f"             (about {less:.0f} GB on each of {spread}): accelerate launch --config_file",
+                f"             rl/recipes/accelerate/zero2.yaml --num_processes {spread} -m ...",
+            ]
+        else:
+            lines.append("             take smaller batches, or gradient_checkpointing")
+    return lines
+
+
+def _amount(count: float) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count / 1e3:.1f} k"

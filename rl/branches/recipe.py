@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers.trainer_utils import SchedulerType
 
+from qzoom_agent.backends.presets import preset_of
 from qzoom_agent.config import Blur, Sides
-from qzoom_agent.perception.labels import LabelRules
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.perception.labels import HEADS, LabelRules
 from qzoom_agent.rl.branches.attending import Asking
 from qzoom_agent.rl.branches.records import Source
 from qzoom_agent.rl.reading import read_recipe
@@ -46,6 +48,9 @@ class Labelling(Section):
     """Heads by layer; or those that `select-heads` chose, or those published for this base."""
     sink: dict[int, list[int]] | Literal["norm", "published", "none"] = "none"
     """What finds attention sinks: heads by layer, those published for this base, or the norm of hidden states."""
+    published_for: str | None = None
+    """Whose published heads those are; None: those of `model`, by its preset or hub id. For a folder with a copy of a
+    published base, or weights that were tuned from it, say `qwen2.5-vl-7b`."""
     norm_ratio: float = Field(default=4.0, gt=1)
     """`sink: norm`: a token is a sink from this many times the median norm of its image."""
     asking: Asking = "answer"
@@ -61,6 +66,23 @@ class Labelling(Section):
     """Questions a pass."""
     rules: LabelRules = LabelRules()
     """Where the lines between foreground, background and neither are."""
+
+    def published_base(self, model: str) -> str | None:
+        """The base whose published heads are meant, for this model; None where none are asked for.
+
+        Raises:
+            ConfigError: none are published for it.
+        """
+        if "published" not in (self.grounding, self.sink):
+            return None
+        base = self.published_for or preset_of(model)
+        if base not in HEADS:
+            raise ConfigError(
+                f"No heads are published for '{self.published_for or model}' (there are for {', '.join(HEADS)}). If "
+                "its weights are, or come from, one of these, name it as labelling.published_for. Else let "
+                "select-heads choose (labelling.grounding: selected), and take another labelling.sink."
+            )
+        return base
 
 
 class Optimisation(Section):
@@ -240,6 +262,11 @@ class BranchRecipe(Section):
     def asked(self, stage: str) -> list[Source]:
         """The questions of a stage."""
         return {"gate": self.gate.data, "postsft": self.postsft.data}.get(stage) or self.data
+
+    @model_validator(mode="after")
+    def _heads_are_published(self) -> "BranchRecipe":
+        self.labelling.published_base(self.model)
+        return self
 
 
 def load_branch_recipe(path: Path, **changes: Any) -> BranchRecipe:

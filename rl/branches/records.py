@@ -22,7 +22,7 @@ from datasets import Dataset, Image, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.evals.suites.needle.boards import Board, Fact, draw_board
 from qzoom_agent.images import digest
 from qzoom_agent.perception.labels import Mode
@@ -240,8 +240,8 @@ def _table(source: Source) -> Dataset:
     images = None
     if source.images is not None:
         images = _read(source.model_copy(update={"name": source.images}))
-    elif isinstance(table.features.get(named["image"]), Value):
-        table = table.cast_column(named["image"], Image())
+    elif isinstance(table.features.get(named["image"]), Value | Image):
+        table = table.cast_column(named["image"], Image(decode=False))
     named["boxes"] = named["boxes"] if _has(table, named["boxes"]) else ""
     return table.with_transform(_Rename(named, source, columns=table.column_names, images=images))
 
@@ -302,7 +302,10 @@ class _Rename:
             value = value[0]
         if isinstance(value, PIL.Image.Image):
             return value.convert("RGB")
-        decoded: PIL.Image.Image = self._decoder.decode_example(value)
+        try:
+            decoded: PIL.Image.Image = self._decoder.decode_example(value)
+        except OSError as error:
+            raise ImageError(f"An image of the dataset {self.source.path} cannot be read: {error}.") from None
         return decoded.convert("RGB")
 
 
@@ -329,17 +332,30 @@ def _read(source: Source) -> Dataset:
             table: Dataset = load_dataset(kind, data_files=str(where), split="train")
             return _beside(table, where, source.columns.get("image", "image"))
         loaded: Dataset = load_dataset(source.path, source.name, split=source.split)
-    except (OSError, ValueError, KeyError, DatasetsError) as error:
+    except (OSError, ValueError, KeyError, DatasetsError, StopIteration) as error:
+        reason = str(error) or "there is nothing in it"  # which is all that StopIteration says
         raise ConfigError(
-            f"The dataset {source.path} cannot be read: {error}. Give a hub id, a folder that save_to_disk wrote, or "
+            f"The dataset {source.path} cannot be read: {reason}. Give a hub id, a folder that save_to_disk wrote, or "
             "a file of JSON lines."
         ) from None
     return loaded
 
 
 def _beside(table: Dataset, file: Path, column: str) -> Dataset:
-    """Paths of images in a file of JSON lines are relative to it."""
-    if column in table.column_names and table.features[column].dtype == "string":
-        folder = file.parent
-        return table.map(lambda row: {column: str(folder / row[column])})
-    return table
+    """Paths of images in a file of JSON lines are relative to it.
+
+    Raises:
+        ConfigError: there is no such image.
+    """
+    kind = table.features.get(column)
+    if not isinstance(kind, Value) or kind.dtype != "string":
+        return table
+    images = [file.parent / (name or "") for name in table[column]]
+    missing = [line for line, image in enumerate(images) if not image.is_file()]
+    if missing:
+        raise ConfigError(
+            f"The dataset {file} names images that are not there: {len(missing)} of its {len(images)} rows, the first "
+            f"of them row {missing[0]} ({table[missing[0]][column]}). Paths are relative to the file."
+        )
+    folder = file.parent
+    return table.map(lambda row: {column: str(folder / row[column])})

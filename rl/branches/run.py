@@ -6,7 +6,7 @@
     accelerate launch -m qzoom_agent.rl.branches.run branches --config ... --output ...      (many devices)
 
 A stage finds in the output folder what the ones before wrote (`workshop`), goes on where it was killed, and is not
-repeated once it is done.
+repeated once it is done. With another recipe, or when a stage before it was done anew, it is refused (`inputs`).
 """
 
 import argparse
@@ -28,6 +28,7 @@ from qzoom_agent.evals.scoring.judge import Judge
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.rl.branches.gate import answer_at_budgets, counted, kinds, train_gate
 from qzoom_agent.rl.branches.heads import select_heads
+from qzoom_agent.rl.branches.inputs import begin_stage, require_recipe
 from qzoom_agent.rl.branches.labelling import label
 from qzoom_agent.rl.branches.metrics import localisation, look_at
 from qzoom_agent.rl.branches.plan import describe
@@ -37,6 +38,8 @@ from qzoom_agent.rl.branches.records import Records
 from qzoom_agent.rl.branches.sdrpn import train_sdrpn
 from qzoom_agent.rl.branches.thresholds import with_thresholds
 from qzoom_agent.rl.branches.workshop import Workshop
+from qzoom_agent.rl.reading import keep_recipe
+from qzoom_agent.usage import positive
 
 RULES: Final[tuple[dict[str, float], ...]] = (
     *({"threshold": value} for value in (0.3, 0.2, 0.1, 0.05)),
@@ -133,6 +136,9 @@ def run_calibrate(shop: Workshop) -> None:
 
 def _labelled(shop: Workshop, backend: HFBackend, folder: Path, *, limit: int | None = None) -> Dataset:
     records, recipe = shop.records("label", limit=limit), shop.recipe
+    source = shop.source()
+    if folder == shop.output / "labels":  # whatever postsft has made since
+        source["model"] = recipe.model
     table = label(
         backend,
         records,
@@ -140,7 +146,7 @@ def _labelled(shop: Workshop, backend: HFBackend, folder: Path, *, limit: int | 
         folder,
         selected=shop.heads(),
         k=shop.fresh(backend, sdrpn=True, gate=False).config.k,
-        source=shop.source(),
+        source=source,
         note=_note("labelled", len(records)),
     )
     _say(shop, f"{len(table)} labels in {folder}, {sum(table['right']) / len(table):.1%} of the answers right")
@@ -215,6 +221,20 @@ STAGES: Final[dict[StageName, Callable[[Workshop], None]]] = {
 ALL: Final = "branches"
 
 
+def carry_out(shop: Workshop, stage: StageName) -> None:
+    """Run a stage, unless its result is there.
+
+    Raises:
+        ConfigError: it was begun, or is done, with another recipe or from something else.
+    """
+    begin_stage(shop, stage)
+    if shop.result(stage).exists():
+        _say(shop, f"{stage}: {shop.result(stage)} is there already; delete it to run this stage again.")
+        return
+    _say(shop, f"== {stage}")
+    STAGES[stage](shop)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="qzoom train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -224,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/branches"), help="folder of all that is written")
     parser.add_argument("--model", help="another base than the recipe's: a preset, a hub id or a folder")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it costs, and stop")
-    parser.add_argument("--devices", type=int, default=1, help="for --dry-run: how many devices there will be")
+    parser.add_argument("--devices", type=positive, default=1, help="for --dry-run: how many devices there will be")
     options = parser.parse_args(argv)
     changes = {} if options.model is None else {"model": options.model}
     recipe = load_branch_recipe(options.config, **changes)
@@ -235,15 +255,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(describe(recipe, stage, processes=options.devices) + "\n")
         return 0
     shop = Workshop(recipe, options.output)
-    options.output.mkdir(parents=True, exist_ok=True)
+    require_recipe(shop)
     if shop.processes.is_main_process:
-        (options.output / "recipe.yaml").write_text(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        keep_recipe(recipe, options.output)
     for stage in stages:
-        if shop.result(stage).exists():
-            _say(shop, f"{stage}: {shop.result(stage)} is there already; delete it to run this stage again.")
-            continue
-        _say(shop, f"== {stage}")
-        STAGES[stage](shop)
+        carry_out(shop, stage)
     return 0
 
 

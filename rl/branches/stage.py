@@ -31,7 +31,9 @@ from transformers import (
     set_seed,
 )
 
+from qzoom_agent.rl.branches.parts import together
 from qzoom_agent.rl.branches.recipe import Optimisation
+from qzoom_agent.rl.branches.settings import begin
 
 Rows = list[dict[str, Any]]
 WEIGHTS = "trained.safetensors"
@@ -145,7 +147,14 @@ def train(
     """Train the module in place. `folder` gets checkpoints and `log.jsonl`; a killed run continues from the last.
 
     Weights in half precision are trained in float32 under autocast, and become what they were.
+
+    Raises:
+        ConfigError: `folder` has a fit that was begun with other settings, rows or processes.
     """
+    processes = together()
+    settings = {"rows": len(rows), "seed": seed, "processes": processes.num_processes}
+    settings |= optimisation.model_dump(mode="json", exclude=ONLY_TOLD)
+    begin(folder / "settings.json", settings, made=folder, processes=processes)
     set_seed(seed)
     stored = {weight: weight.dtype for weight in module.parameters() if weight.requires_grad}
     for weight in stored:
@@ -154,7 +163,6 @@ def train(
         if isinstance(part, GradientCheckpointingLayer):
             part.gradient_checkpointing = optimisation.gradient_checkpointing
             part._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
-    folder.mkdir(parents=True, exist_ok=True)
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=optimisation.batch,
@@ -162,7 +170,7 @@ def train(
         num_train_epochs=1,  # the rows are those of all epochs
         learning_rate=optimisation.learning_rate,
         lr_scheduler_type=optimisation.schedule,
-        warmup_steps=int(optimisation.warmup * steps(optimisation, len(rows))),
+        warmup_steps=int(optimisation.warmup * steps(optimisation, len(rows), processes=processes.num_processes)),
         weight_decay=optimisation.weight_decay,
         adam_beta2=optimisation.adam_beta2,
         max_grad_norm=1.0,

@@ -58,6 +58,7 @@ from qzoom_agent.rl.grpo.recipe import GRPORecipe, LoRA, load_grpo_recipe
 from qzoom_agent.rl.grpo.resume import keep_recipe
 from qzoom_agent.rl.grpo.trainer import EpisodeTrainer, ZoomTrainer
 from qzoom_agent.rl.grpo.watch import Alarm, Keeper, Notes
+from qzoom_agent.usage import positive
 
 
 def train(recipe: GRPORecipe, output: Path) -> Path:
@@ -287,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="another number of steps than the recipe's")
     parser.add_argument("--seed", type=int, help="another seed than the recipe's")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it costs, and stop")
-    parser.add_argument("--devices", type=int, default=1, help="for --dry-run: how many devices there will be")
+    parser.add_argument("--devices", type=positive, default=1, help="for --dry-run: how many devices there will be")
     options = parser.parse_args(argv)
     given = {"model": options.model, "branches": options.branches, "steps": options.steps, "seed": options.seed}
     recipe = load_grpo_recipe(options.config, **{key: value for key, value in given.items() if value is not None})

@@ -39,6 +39,12 @@ def sample_seed(seed: int, index: int) -> int:
     return FIRST_SEED + seed * SEEDS_A_RUN + index
 
 
+def need_suite(suite: str) -> None:
+    """ConfigError if this is none of the needle suites."""
+    if suite not in SUITES:
+        raise ConfigError(f"Unknown suite {suite!r}. The needle suites are: {', '.join(SUITES)}.")
+
+
 def need_split(split: str) -> None:
     """ConfigError if there is no such split."""
     if split not in SPLITS:
@@ -51,8 +57,7 @@ def sample(suite: str, seed: int, *, split: str = "test", fonts: Path | None = N
     Raises:
         ConfigError: unknown suite or split, or no typeface in `fonts`.
     """
-    if suite not in SUITES:
-        raise ConfigError(f"Unknown suite {suite!r}. The needle suites are: {', '.join(SUITES)}.")
+    need_suite(suite)
     need_split(split)
     rng = Random(f"{suite}/{split}/{seed}")
     layout = rng.choice(_LAYOUTS[suite])

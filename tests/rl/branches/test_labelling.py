@@ -236,7 +236,7 @@ def test_maps_serve_other_rules_but_not_other_heads(load: Load, rows: Records, t
     label(backend, rows, how, tmp_path, k=3, note=lambda done: None)
     other = how.model_copy(update={"rules": LabelRules(foreground=0.1), "keep": "all"})
     assert len(label(backend, rows, other, tmp_path, k=3, note=lambda done: None)) == 12
-    with pytest.raises(ConfigError, match=r"other settings \(grounding;"):
+    with pytest.raises(ConfigError, match=r"other settings \(grounding.5;"):
         label(
             backend,
             rows,
@@ -257,3 +257,17 @@ def test_heads_that_are_not_there_are_explained() -> None:
     )
     assert pair == ({16: [1, 7, 17], 19: [17, 20]}, {9: (4, 22)})
     assert heads_for(Labelling(), "textual", model="nano", selected={5: (0, 1)}) == ({5: [0, 1]}, {})
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ("qwen2.5-vl-7b", None),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", None),
+        ("./a-copy-of-mine", "qwen2.5-vl-7b"),
+        ("qwen2.5-vl-3b", "qwen2.5-vl-7b"),
+    ],
+)
+def test_published_heads_are_found_by_preset_hub_id_or_what_the_recipe_says(model: str, named: str | None) -> None:
+    how = Labelling(grounding="published", published_for=named)
+    assert heads_for(how, "textual", model=model, selected=None).grounding == {22: [1, 4], 23: [6, 11]}

@@ -77,8 +77,8 @@ class Planner:
             tokens = fmean(recipe.gate.tokens[at] for at in recipe.gate.budgets_read) + _TEXT_TOKENS
             return [*self._at_budgets(rows), Fit("the gate", how, times(rows, how.epochs), tokens, recipe.gate_depth)]
         rows = least(recipe.calibration.records, rows_of(recipe.held_out))
-        tokens = recipe.calibration.tokens
-        seen = self.coarse if tokens is None else tokens + _TEXT_TOKENS
+        own = recipe.calibration.tokens
+        seen = self.coarse if own is None else own + _TEXT_TOKENS
         looked = Pass("held out, looked at", rows, seen, _LOOKED_AT)
         boxes_are_known = all(one.path == "needle" for one in recipe.held_out)
         return [looked] if boxes_are_known else [looked, *self._at_budgets(rows, " if their boxes are unknown")]

@@ -75,7 +75,7 @@ class Labelling(Section):
         """
         if "published" not in (self.grounding, self.sink):
             return None
-        base = self.published_for or preset_of(model)
+        base = self.published_for or preset_of(model) or model
         if base not in HEADS:
             raise ConfigError(
                 f"No heads are published for '{self.published_for or model}' (there are for {', '.join(HEADS)}). If "

@@ -382,8 +382,8 @@ def test_a_judge_is_a_scorer_of_its_own(
 ) -> None:
     asked: list[str] = []
 
-    def ask(self: Judge, prompt: str) -> str:
-        asked.append(prompt)
+    def ask(self: Judge, found: dict[str, str], *, attempts: int) -> str:
+        asked.append(found["question"])
         return "yes"
 
     monkeypatch.setattr(Judge, "_ask", ask)

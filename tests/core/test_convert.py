@@ -241,7 +241,7 @@ def test_a_source_without_branches_or_torn_is_a_clear_error(
     assert "lacks x.safetensors" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["convert", str(tmp_path / "empty"), out]) == 4
-    assert main(["convert", str(tmp_path / "nowhere"), out]) == 4
+    assert main(["convert", str(tmp_path / "nowhere"), out]) == 2
     assert not Path(out).exists()
 
 

@@ -262,7 +262,7 @@ def test_a_place_that_cannot_be_written_is_2(
 ) -> None:
     install(record())
     assert main(["look", board, "?", flag, f"{board}/inside"]) == 2
-    assert re.search(r"qzoom look: A \w+ could not be written - .*inside.* - choose another", capsys.readouterr().err)
+    assert re.search(r"qzoom look: Cannot write into .*board\.png.*Choose another folder", capsys.readouterr().err)
 
 
 def test_mistakes_are_2(install: Any, board: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ HEAVY = {"torch", "transformers", "langgraph", "trl"}
 
 LAYERS = [
     {"errors"},
+    {"files", "usage"},
     {"geometry"},
     {"images"},
     {"views"},

@@ -61,7 +61,7 @@ def test_where_results_go_is_looked_at_before_they_are_measured(
     assert "Unknown suite 'needle-dock'" in told and "needle-doc" in told
     (tmp_path / "file").write_text("")
     for command in (["pareto"], ["ablation", "k"]):
-        assert "Give a folder as --out" in refused(capsys, "bench", *command, "--out", str(tmp_path / "file"))
+        assert "Choose another folder" in refused(capsys, "bench", *command, "--out", str(tmp_path / "file"))
 
 
 def test_an_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,9 +54,9 @@ def test_a_judge_is_asked_with_every_reference_but_not_about_what_the_rule_accep
 ) -> None:
     asked: list[str] = []
 
-    def ask(self: Judge, prompt: str) -> str:
-        asked.append(prompt)
-        return "yes" if "Reference: the fifth" in prompt else "no"
+    def ask(self: Judge, found: dict[str, str], *, attempts: int) -> str:
+        asked.append(found["gold"])
+        return "yes" if found["gold"] == "the fifth" else "no"
 
     monkeypatch.setattr(Judge, "_ask", ask)
     judge, day = Judge("http://localhost:1/v1"), record(tmp_path, "January 5", "the fifth", "5/1")

@@ -417,7 +417,6 @@ def test_a_dry_run_prints_the_recipe_and_the_plan(tmp_path: Path, capsys: pytest
     ("devices", "said"),
     [
         (7, "8 prompts do not divide over 7 devices"),
-        (0, "cannot be 0 devices"),
         (8, "minibatches of batches of 16 on 8"),
     ],
 )

@@ -11,6 +11,7 @@ there are, each source gives its share of them: boards, which are drawn at rando
 that its seed draws, in the table's order.
 """
 
+import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -280,12 +281,15 @@ class _Rename:
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         questions, boxes = _column(rows, self.named["question"]), self.named["boxes"]
         images = [self._image(value) for value in _column(rows, self.named["image"])]
-        ids = [str(value) for value in rows["id"]] if self.has_ids else [digest(image)[:16] for image in images]
+        own = rows["image_id"] if self.has_image_ids else [digest(image)[:16] for image in images]
+        image_ids = [str(one) for one in own]
+        named = [str(value) for value in rows["id"]] if self.has_ids else image_ids
         answers = [_answers(*pair) for pair in zip(questions, _column(rows, self.named["answer"]), strict=True)]
         return {
-            "id": ids,
+            # several questions about an image are several records, whatever a column of ids says
+            "id": [f"{one}-{_short(_texts(asked)[0])}" for one, asked in zip(named, questions, strict=True)],
             "image": images,
-            "image_id": [str(one) for one in rows["image_id"]] if self.has_image_ids else ids,
+            "image_id": image_ids,
             "question": [_texts(question)[0] + self.source.suffix for question in questions],
             "answer": [some[0] for some in answers],
             "answers": answers,
@@ -307,6 +311,10 @@ class _Rename:
         except OSError as error:
             raise ImageError(f"An image of the dataset {self.source.path} cannot be read: {error}.") from None
         return decoded.convert("RGB")
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _answers(question: Any, answer: Any) -> list[str]:

@@ -111,6 +111,16 @@ def test_of_boards_the_first_are_taken_and_of_a_table_a_sample_in_its_order(tmp_
     assert some == ids(load_records([table])) != ids(load_records([table.model_copy(update={"seed": 1})]))
 
 
+@pytest.mark.parametrize("own", [{}, {"id": ["same", "same", "same"]}, {"image_id": ["a", "a", "b"]}])
+def test_several_questions_about_an_image_are_several_records(tmp_path: Path, own: dict[str, list[str]]) -> None:
+    """Rollouts of one record are a group: two questions in it would be compared with each other."""
+    rows = {"image": [picture(0), picture(0), picture(1)], "question": ["a?", "b?", "a?"], "answer": ["x", "y", "z"]}
+    Dataset.from_dict({**rows, **own}).save_to_disk(str(tmp_path / "table"))
+    records = load_records([Source(path=str(tmp_path / "table"))])
+    assert records[0]["id"] != records[1]["id"]
+    assert records[0]["image_id"] == records[1]["image_id"] != records[2]["image_id"]
+
+
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 200))
 def test_shares_are_in_proportion_and_add_up(sizes: list[int], limit: int) -> None:
     shares, total = spread(sizes, limit), sum(sizes)

@@ -76,18 +76,15 @@ def answer_at_budgets(
     recipe: BranchRecipe,
     folder: Path,
     *,
-    count: int | None = None,
     source: JsonValue = None,
     note: Callable[[int], None],
 ) -> Dataset:
     """For each record (`row`, `image_id`) its `answers` at the budgets, and which of them are `right`.
 
     Args:
-        count: so many records from the first on instead of all.
         source: what base, branches and records they are of; a folder of others is refused.
     """
     stage = recipe.gate
-    count = count or len(records)
 
     def rows(indices: range) -> Iterator[dict[str, Any]]:
         for start in range(indices.start, indices.stop, stage.batch):
@@ -104,7 +101,7 @@ def answer_at_budgets(
                 yield {"row": index, "image_id": record["image_id"], "answers": list(texts), "right": right}
 
     settings = stage.model_dump(mode="json", include={"tokens", "with_crop", "own_calls", "max_new_tokens"})
-    return write_parts(folder, count, rows, {**settings, "source": source}, note=note)
+    return write_parts(folder, len(records), rows, {**settings, "source": source}, note=note)
 
 
 def _with_crops(backend: HFBackend, records: Sequence[Record], recipe: BranchRecipe) -> list[str]:

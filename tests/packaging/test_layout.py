@@ -23,7 +23,7 @@ HEAVY = {"torch", "transformers", "langgraph", "trl"}
 
 LAYERS = [
     {"errors"},
-    {"geometry"},
+    {"geometry", "usage"},
     {"images"},
     {"views"},
     {"config", "markup", "messages", "trace"},

@@ -17,7 +17,7 @@ def require_folder(path: Path | str) -> Path:
         with TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise ConfigError(f"Cannot write into {path}: {error}. Choose another folder.") from None
+        raise ConfigError(f"Cannot write into {path}: {error.strerror or error}. Choose another folder.") from None
     return path
 
 
@@ -37,7 +37,7 @@ def write_text(path: Path | str, text: str) -> Path:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"Cannot write {path}: {error}. Choose another file.") from None
+        raise ConfigError(f"Cannot write {path}: {error.strerror or error}. Choose another file.") from None
     return path
 
 

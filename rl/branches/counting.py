@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset, load_from_disk
-from pyarrow.parquet import read_metadata  # type: ignore[import-untyped]
+from pyarrow.parquet import read_metadata
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.rl.branches.records import Source

@@ -32,7 +32,7 @@ from qzoom_agent.rl.branches.labelling import collect, heads_for, labels_on
 from qzoom_agent.rl.branches.metrics import in_pixels
 from qzoom_agent.rl.branches.recipe import BranchRecipe, StageName
 from qzoom_agent.rl.branches.records import Record
-from qzoom_agent.rl.branches.run import STAGES
+from qzoom_agent.rl.branches.run import carry_out
 from qzoom_agent.rl.branches.workshop import Workshop
 
 FINE: Final = ("needle-scene", "needle-doc")
@@ -252,9 +252,7 @@ def _calibrated(shop: Workshop, changes: dict[str, Any], folder: Path, *, after:
             (folder / made).symlink_to((shop.output / made).resolve())
     stages: tuple[StageName, ...] = ("sdrpn", "calibrate")
     for stage in stages:
-        if not other.result(stage).exists():
-            print(f"== {folder.name}: {stage}", flush=True)
-            STAGES[stage](other)
+        carry_out(other, stage)
     return other.final("calibrate")
 
 

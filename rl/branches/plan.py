@@ -117,7 +117,8 @@ class Planner:
 
     def _postsft(self, asked: int | None) -> list[Work]:
         stage = self.recipe.postsft
-        rows, again, how = least(stage.records, asked), least(stage.refit_records, asked), stage.optimisation
+        rows, how = least(stage.records, asked), stage.optimisation
+        again = least(stage.refit_records, rows_of(self.recipe.data))
         return [
             Pass("answered", rows, self.coarse, stage.batch),
             Pass("looked at", rows, self.coarse, stage.batch),

@@ -15,11 +15,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Final, Literal, cast
 
 import torch
 from datasets import Dataset
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 from safetensors.torch import load_file
 from transformers import (
     AutoTokenizer,
@@ -40,6 +40,7 @@ from transformers.trainer_utils import SchedulerType
 from yaml import safe_dump
 
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.rl.branches.parts import together
 from qzoom_agent.rl.branches.stage import last_checkpoint
 from qzoom_agent.rl.nano.batches import Kind, single, table
 from qzoom_agent.rl.nano.heads import TrainingHeads, losses
@@ -48,6 +49,18 @@ from qzoom_agent.rl.nano.tokenizer import build_tokenizer
 from qzoom_agent.rl.nano.trees import Packer
 from qzoom_agent.rl.nano.validation import to_device, validate
 from qzoom_agent.rl.reading import keep_recipe, read_recipe
+from qzoom_agent.rl.settings import begin
+
+ONLY_TOLD: Final = {
+    "stages",
+    "compile",
+    "log_steps",
+    "save_steps",
+    "validate_steps",
+    "validate_batches",
+    "validate_kinds",
+}
+"""Keys that change no weight (but for rounding), beside the stages, of which only those up to one count."""
 
 
 class Stage(BaseModel):
@@ -223,9 +236,14 @@ class Notebook(TrainerCallback):
 
 
 def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
-    """Train one stage (or continue it from its last checkpoint) and return the folder of its weights."""
+    """Train one stage (or continue it from its last checkpoint) and return the folder of its weights.
+
+    Raises:
+        ConfigError: the folder holds a stage that was trained with other settings, or whose weights come of such.
+    """
     stage, folder = recipe.stages[index], output / recipe.stages[index].name
     done = folder / "final"
+    begin(folder / "settings.json", _decisive(recipe, index), made=folder, processes=together())
     if done.exists():
         return done
     seed = recipe.seed * 100 + index
@@ -280,6 +298,12 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
     tokenizer.save_pretrained(writing)
     writing.rename(done)  # so that a folder of this name is always whole
     return done
+
+
+def _decisive(recipe: BaseRecipe, index: int) -> dict[str, JsonValue]:
+    """All of a recipe that decides what the weights of a stage become."""
+    stages = {stage.name: stage.model_dump(mode="json") for stage in recipe.stages[: index + 1]}
+    return {**recipe.model_dump(mode="json", exclude=ONLY_TOLD), "stages": stages}
 
 
 def _freeze_below(model: Qwen2_5_VLForConditionalGeneration, layer: int) -> None:

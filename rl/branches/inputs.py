@@ -14,9 +14,9 @@ from pydantic import JsonValue
 from qzoom_agent.perception.branches import CONFIG, WEIGHTS
 from qzoom_agent.rl.branches.labelling import heads_for, map_settings
 from qzoom_agent.rl.branches.recipe import BranchRecipe, StageName
-from qzoom_agent.rl.branches.settings import begin, require_same
 from qzoom_agent.rl.branches.stage import ONLY_TOLD
 from qzoom_agent.rl.branches.workshop import Workshop
+from qzoom_agent.rl.settings import begin, require_same
 
 _BASE: Final = {"model", "dtype"}
 _READING: Final = {"peak_share", "blur", "margin", "box"}

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from pydantic import JsonValue
 
-from qzoom_agent.rl.branches.settings import begin
+from qzoom_agent.rl.settings import begin
 
 PART: Final = 128
 """Rows of one part."""

@@ -33,7 +33,7 @@ from transformers import (
 
 from qzoom_agent.rl.branches.parts import together
 from qzoom_agent.rl.branches.recipe import Optimisation
-from qzoom_agent.rl.branches.settings import begin
+from qzoom_agent.rl.settings import begin
 
 Rows = list[dict[str, Any]]
 WEIGHTS = "trained.safetensors"

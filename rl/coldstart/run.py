@@ -37,11 +37,11 @@ from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.rl.branches.parts import together, write_parts
 from qzoom_agent.rl.branches.postsft import AnswerLoss
 from qzoom_agent.rl.branches.records import Records, load_records
-from qzoom_agent.rl.branches.settings import begin, require_same
 from qzoom_agent.rl.branches.stage import ONLY_TOLD, Ordered, Rows, shuffled, steps, train
 from qzoom_agent.rl.coldstart.conversations import IGNORED, Learned, learned, to_row
 from qzoom_agent.rl.coldstart.demonstrate import Demonstrations
 from qzoom_agent.rl.coldstart.recipe import ColdStartRecipe, Lora, load_coldstart_recipe
+from qzoom_agent.rl.settings import begin, require_same
 
 _TRAINING: Final = {"optimisation", "from_layer", "lora"}
 """Keys of a recipe that do not decide what the demonstrations are."""

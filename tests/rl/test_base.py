@@ -1,6 +1,7 @@
 """`qzoom train base` end to end on tiny batches: it learns, it writes what it did, and a killed run loses nothing."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainingArguments, set_seed
+from yaml import safe_dump, safe_load
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.rl import base
@@ -176,6 +178,21 @@ def test_a_finished_run_is_left_alone(straight: Path, capsys: pytest.CaptureFixt
     assert base.main(["--config", str(straight / "recipe.yaml"), "--output", str(straight)]) == 0
     assert {path: path.stat().st_mtime_ns for path in straight.rglob("model.safetensors")} == before
     assert "stage talk:" in capsys.readouterr().out
+
+
+def test_a_stage_goes_on_only_with_what_its_weights_come_of(straight: Path, tmp_path: Path) -> None:
+    shutil.copytree(straight, tmp_path / "out")
+    changed = safe_load(RECIPE)
+    changed["stages"][0]["learning_rate"] = 1.0e-4
+    (tmp_path / "recipe.yaml").write_text(safe_dump(changed))
+    with pytest.raises(ConfigError, match=r"read was begun with other settings \(stages\.read\.learning_rate: "):
+        base.main(["--config", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "out")])
+    shutil.rmtree(tmp_path / "out" / "read")  # what it asks for is not enough: talk came of it
+    recipe = base.load_recipe(tmp_path / "recipe.yaml")
+    with pytest.raises(ConfigError, match=r"talk was begun with other settings \(stages\.read\.learning_rate: "):
+        base.run_stage(recipe, 1, output=tmp_path / "out")
+    told = recipe.model_copy(update={"log_steps": 7, "stages": base.load_recipe(straight / "recipe.yaml").stages})
+    assert base.run_stage(told, 1, output=tmp_path / "out") == tmp_path / "out" / "talk" / "final"
 
 
 class Cut(Exception):

@@ -475,7 +475,7 @@ def test_a_run_goes_on_under_its_own_recipe_only(tmp_path: Path) -> None:
     keep_recipe(recipe(model="one"), tmp_path)
     keep_recipe(recipe(model="two"), tmp_path)  # nothing was trained yet
     checkpoint(tmp_path, 2)
-    with pytest.raises(ConfigError, match=r"another recipe \(model: 'two', now 'one'; seed: 0, now 7\)"):
+    with pytest.raises(ConfigError, match=r"other settings \(model: 'two', now 'one'; seed: 0, now 7\)"):
         keep_recipe(recipe(model="one", seed=7), tmp_path)
     assert load_grpo_recipe(tmp_path / "recipe.yaml").model == "two"
     keep_recipe(recipe(model="two", steps=9, watch={"every": 3}, log_steps=2, report_to="wandb"), tmp_path)

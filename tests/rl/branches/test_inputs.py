@@ -50,7 +50,7 @@ def section(name: str, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"k": 4}, ("sdrpn was begun", "(recipe.k;")),
+        ({"k": 4}, ("sdrpn was begun", "(recipe.k: ")),
         ({"seed": 1}, ("sdrpn was begun", "recipe.seed")),
         (section("heads", count=3), ("heads.json was begun", "recipe.heads.count")),
         (section("labelling", max_new_tokens=5), ("heads.json was begun", "recipe.labelling.max_new_tokens")),
@@ -105,7 +105,7 @@ def test_thresholds_belong_to_the_base_and_branches_they_were_chosen_for(
     (out / "postsft" / "base").mkdir()
     assert again(out, "calibrate") == 2
     error = capsys.readouterr().err
-    assert "calibrate was begun with other settings (made_from.base, made_from.branches;" in error
+    assert "calibrate was begun with other settings (made_from.base: " in error and "; made_from.branches: " in error
     # what is of the base as it was given stays what it is
     for stage_name in ("select-heads", "label", "sdrpn"):
         assert again(out, stage_name) == 0
@@ -136,12 +136,12 @@ def test_a_fit_goes_on_only_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.
     first = fit(tmp_path)
     assert torch.equal(fit(tmp_path).weight, first.weight)
     assert torch.equal(fit(tmp_path, how=FIT.model_copy(update={"log_steps": 3})).weight, first.weight)
-    with pytest.raises(ConfigError, match=r"other settings \(learning_rate;"):
+    with pytest.raises(ConfigError, match=r"other settings \(learning_rate:"):
         fit(tmp_path, how=FIT.model_copy(update={"learning_rate": 0.2}))
-    with pytest.raises(ConfigError, match=r"other settings \(rows;"):
+    with pytest.raises(ConfigError, match=r"other settings \(rows:"):
         fit(tmp_path, rows=10)
     several(monkeypatch, 2)
-    with pytest.raises(ConfigError, match=r"other settings \(processes;"):
+    with pytest.raises(ConfigError, match=r"other settings \(processes:"):
         fit(tmp_path)
 
 

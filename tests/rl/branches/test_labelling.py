@@ -236,7 +236,7 @@ def test_maps_serve_other_rules_but_not_other_heads(load: Load, rows: Records, t
     label(backend, rows, how, tmp_path, k=3, note=lambda done: None)
     other = how.model_copy(update={"rules": LabelRules(foreground=0.1), "keep": "all"})
     assert len(label(backend, rows, other, tmp_path, k=3, note=lambda done: None)) == 12
-    with pytest.raises(ConfigError, match=r"other settings \(grounding.5;"):
+    with pytest.raises(ConfigError, match=r"other settings \(grounding.5:"):
         label(
             backend,
             rows,

@@ -86,7 +86,7 @@ def test_what_was_made_with_another_recipe_is_refused(
         patch.setattr(run, "fine_tune", dies)
         with pytest.raises(KeyboardInterrupt):
             again()
-        with pytest.raises(ConfigError, match=r"conversations was begun with other settings \(data; "):
+        with pytest.raises(ConfigError, match=r"conversations was begun with other settings \(data: "):
             again(**other)
         with pytest.raises(KeyboardInterrupt):  # other settings of training are no other demonstrations
             again(from_layer=1)
@@ -95,15 +95,15 @@ def test_what_was_made_with_another_recipe_is_refused(
         with pytest.raises(KeyboardInterrupt):
             again()
     assert list((tmp_path / "out" / "train").glob("checkpoint-*"))
-    with pytest.raises(ConfigError, match=r"train was begun with other settings \(from_layer; "):
+    with pytest.raises(ConfigError, match=r"train was begun with other settings \(from_layer: "):
         again(from_layer=1)
     faster = {**RECIPE["optimisation"], "learning_rate": 1e-3, "save_steps": 7}
-    with pytest.raises(ConfigError, match=r"train was begun with other settings \(optimisation.learning_rate; "):
+    with pytest.raises(ConfigError, match=r"train was begun with other settings \(optimisation.learning_rate: "):
         again(optimisation=faster)
     assert again() == 0
     assert again() == 0
     assert "is there already" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match=r"final was begun with other settings \(data; "):
+    with pytest.raises(ConfigError, match=r"final was begun with other settings \(data: "):
         again(**other)
 
 

@@ -17,7 +17,7 @@ def require_same(stated: Path, settings: Mapping[str, JsonValue], *, made: Path)
     Args:
         settings: what `made` would be made with now, or some of it.
     Raises:
-        ConfigError: it says others; the message names those that differ.
+        ConfigError: it says others; the message shows those that differ.
     """
     if not stated.exists():
         return
@@ -25,9 +25,10 @@ def require_same(stated: Path, settings: Mapping[str, JsonValue], *, made: Path)
     was, now = dict(_leaves(before)), dict(_leaves({**before, **json.loads(json.dumps(settings))}))
     differ = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
     if differ:
+        said = "; ".join(f"{key}: {was.get(key)!r:.80}, now {now.get(key)!r:.80}" for key in differ)
         raise ConfigError(
-            f"{made} was begun with other settings ({', '.join(differ)}; {stated.name} lists them). Delete it, or "
-            "choose another --output."
+            f"{made} was begun with other settings ({said}), and what comes of one is not to be reported as another's. "
+            "Delete it, or choose another --output."
         )
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from qzoom_agent.rl.nano.examples import (
     COARSE_TOKENS,
+    LEGIBLE,
     coarse_tree,
     crop_tree,
     needles,
@@ -31,11 +32,11 @@ BUDGETS: Final = (64, 144, 256, 400, 576)
 """Visual tokens of a whole board, from the coarse view to every pixel."""
 COARSE_BUDGETS: Final = (48, 56, 64, 64, 64, 100)
 """Most visual tokens of a coarse view that zooms start from; one drawn at random."""
-Kind = Literal["print", "pages", "crops", "coarse", "board144", "board256", "board400", "board576"]
+Kind = Literal["print", "pages", "crops", "coarse", "board64", "board144", "board256", "board400", "board576"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 VALIDATION_SEED: Final = 500_000_000
 """Batches from here on are for validation; training stays below. A batch of seed s draws boards s * 64 and on."""
-_BOARDS_PER_BATCH: Final = {"board144": 5, "board256": 3, "board400": 2, "board576": 2}
+_BOARDS_PER_BATCH: Final = {"board64": 8, "board144": 5, "board256": 3, "board400": 2, "board576": 2}
 
 
 def trees_of(kind: str, seed: int) -> list[Tree]:
@@ -65,7 +66,10 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
         return [coarse_tree(rng, board, again=again, tokens=rng.choice(COARSE_BUDGETS)) for board, *again in drawn]
     if kind in _BOARDS_PER_BATCH:
         budget, count = int(kind.removeprefix("board")), _BOARDS_PER_BATCH[kind]
-        return [whole_tree(rng, training_board(rng, seed * 64 + index), tokens=budget) for index in range(count)]
+        # A coarse view is only trained on alone to see what of it could be read; so all that it shows is a label.
+        legible = 0.0 if budget == COARSE_TOKENS else LEGIBLE
+        boards = [training_board(rng, seed * 64 + index) for index in range(count)]
+        return [whole_tree(rng, board, tokens=budget, legible=legible) for board in boards]
     raise ValueError(f"Unknown kind of batch: {kind!r}. The kinds are {', '.join(KINDS)}.")
 
 

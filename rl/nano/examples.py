@@ -47,7 +47,8 @@ CALL_MARGIN: Final = (0.35, 30.0)
 """What a zoom call adds on every side of the needle: a share of its longer side, and at least these board pixels."""
 LAYOUT_SHARES: Final = {"scene": 0.34, "form": 0.15, "receipt": 0.18, "table": 0.09, "hop": 0.24}
 _CROP_KINDS: Final = ("code", "pips", "form", "receipt", "table")
-_LEGIBLE: Final = 11.0
+LEGIBLE: Final = 11.0
+"""Height of characters in a view, in pixels, below which they are no labels: what is illegible is not to be guessed."""
 OPEN, ASK, CLOSE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 _NEXT: Final = "\n<|im_start|>user\n"
 
@@ -65,7 +66,9 @@ class Frame:
         return self.look.image.width / (self.box[2] - self.box[0]), self.look.image.height / (self.box[3] - self.box[1])
 
 
-def show(board: Board, box: Rect | None, *, tokens: tuple[int, int], dense: bool = True) -> Frame:
+def show(
+    board: Board, box: Rect | None, *, tokens: tuple[int, int], dense: bool = True, legible: float = LEGIBLE
+) -> Frame:
     """The board or a part of it at a budget of (fewest, most) visual tokens, cut from the original and resized once."""
     whole = (0.0, 0.0, float(board.image.width), float(board.image.height))
     # as the view store cuts it: whole pixels, outward
@@ -73,7 +76,7 @@ def show(board: Board, box: Rect | None, *, tokens: tuple[int, int], dense: bool
     width, height = int(box[2] - box[0]), int(box[3] - box[1])
     size = fit_tokens(Size(width, height), factor=CELL, min_tokens=tokens[0], max_tokens=tokens[1])
     image = board.image.crop(box).resize((size.width, size.height), Image.Resampling.BICUBIC)
-    return Frame(board, box, Look(image, dense_labels(board, box, image.size) if dense else None))
+    return Frame(board, box, Look(image, dense_labels(board, box, image.size, legible=legible) if dense else None))
 
 
 def _whole_pixels(box: Rect, whole: Rect) -> Rect:
@@ -81,8 +84,12 @@ def _whole_pixels(box: Rect, whole: Rect) -> Rect:
     return max(0.0, x1), max(0.0, y1), min(whole[2], x2), min(whole[3], y2)
 
 
-def dense_labels(board: Board, box: Rect, size: tuple[int, int]) -> NDArray[np.int64]:
-    """Labels of every visual token of the view, shape (tokens, 6); see `DENSE_CLASSES`."""
+def dense_labels(board: Board, box: Rect, size: tuple[int, int], *, legible: float = LEGIBLE) -> NDArray[np.int64]:
+    """Labels of every visual token of the view, shape (tokens, 6); see `DENSE_CLASSES`.
+
+    Args:
+        legible: height of the smallest characters that are labels; of dice twice that.
+    """
     columns, rows = size[0] // CELL, size[1] // CELL
     scale_x, scale_y = size[0] / (box[2] - box[0]), size[1] / (box[3] - box[1])
     labels = np.zeros((rows, columns, len(DENSE_CLASSES)), dtype=np.int64)
@@ -95,15 +102,15 @@ def dense_labels(board: Board, box: Rect, size: tuple[int, int]) -> NDArray[np.i
         distance = abs(y % CELL - CELL / 2) + abs(x % (CELL / 2) - CELL / 4)
         if distance < closest[row, column, half]:
             closest[row, column, half] = distance
-            legible = glyph.height * scale_y >= _LEGIBLE
-            labels[row, column, half] = CHARS.index(glyph.char) + 1 if legible else -100
+            large = glyph.height * scale_y >= legible
+            labels[row, column, half] = CHARS.index(glyph.char) + 1 if large else -100
     for thing in board.things:
         shape, color = SHAPES.index(thing.shape) + 1, COLORS.index(thing.color) + 1
         _cover(labels, thing.box, box, (scale_x, scale_y), (2, shape), (3, color))
         _cover(labels, _middle(thing.box), box, (scale_x, scale_y), (5, 1))
         if thing.die is not None:
-            legible = (thing.die[2] - thing.die[0]) * scale_x >= 22
-            _cover(labels, thing.die, box, (scale_x, scale_y), (4, thing.pips if legible else -100))
+            large = (thing.die[2] - thing.die[0]) * scale_x >= 2 * legible
+            _cover(labels, thing.die, box, (scale_x, scale_y), (4, thing.pips if large else -100))
     return labels.reshape(rows * columns, len(DENSE_CLASSES))
 
 
@@ -440,9 +447,9 @@ def _varied(rng: Random, facts: list[Fact]) -> list[Fact]:
     return [fact for _, fact in sorted(keyed, key=lambda pair: pair[0])]
 
 
-def whole_tree(rng: Random, board: Board, *, tokens: int, questions: int = 14) -> Tree:
+def whole_tree(rng: Random, board: Board, *, tokens: int, questions: int = 14, legible: float = LEGIBLE) -> Tree:
     """Direct questions on the whole board at a budget: the baseline's training."""
-    frame = show(board, None, tokens=(16, tokens))
+    frame = show(board, None, tokens=(16, tokens), legible=legible)
     facts = _varied(rng, list(board.facts))[:questions]
     return Tree(
         [Say(OPEN), frame.look], [direct(frame, fact) for fact in facts], [f"direct {fact.kind}" for fact in facts]

@@ -2,7 +2,9 @@
 
 Baseline is `direct` at each budget up to the whole board. Against it stand, at the coarse budgets, Q-Zoom (`implicit`:
 gate, then the proposed crop), the same without its gate (`always`) and with the known needle instead of the proposal
-(`oracle`, the ceiling). One interleaved run (`interleaved`): same weights, prompts, questions and machine.
+(`oracle`, the ceiling). One interleaved run (`interleaved`): same weights, prompts, questions and machine. A `rival`
+has weights of its own, say of a model that was trained to read whole images; it is measured as the baseline is, and
+where it is better, it is the baseline.
 
 Two figures sum it up, as in the paper (arXiv 2604.06912): how much faster Q-Zoom is where it is at least as accurate as
 the best baseline, and how much more accurate its best is than the baseline's best.
@@ -30,7 +32,15 @@ BUDGETS: Final = (64, 100, 144, 256, 400, 576)
 COARSE: Final = (64, 100, 144, 256)
 """Of the coarse view of those that zoom."""
 ZOOMING: Final[tuple[PolicyName, ...]] = ("implicit", "always", "oracle")
-LABELS: Final = {"direct": "baseline", "implicit": "Q-Zoom", "always": "Q-Zoom, no gate", "oracle": "oracle crop"}
+LABELS: Final = {
+    "direct": "baseline",
+    "rival": "rival",
+    "implicit": "Q-Zoom",
+    "always": "Q-Zoom, no gate",
+    "oracle": "oracle crop",
+}
+_PLAIN: Final = ("direct", "rival")
+"""Those that never zoom."""
 
 
 class Point(BaseModel):
@@ -65,7 +75,7 @@ class Headline(BaseModel):
 
     suite: str
     baseline: Point
-    """The most accurate baseline, the cheapest of those."""
+    """The most accurate of baseline and rival, the cheapest of those."""
     fastest: Point | None
     """The fastest Q-Zoom that is no less accurate; None where none is."""
     speed: float | None
@@ -79,10 +89,17 @@ class Headline(BaseModel):
 
 
 def arms(
-    model: str, *, budgets: Sequence[int], coarse: Sequence[int], branches: Path | None = None
+    model: str,
+    *,
+    budgets: Sequence[int],
+    coarse: Sequence[int],
+    branches: Path | None = None,
+    rival: str | None = None,
 ) -> dict[str, Agent]:
-    """The agents to compare, by "policy@budget"; all share one copy of the weights.
+    """The agents to compare, by "policy@budget"; all but the rival share one copy of the weights.
 
+    Args:
+        rival: another model to look at at the same budgets.
     Raises:
         ConfigError: the model has no branches.
     """
@@ -94,12 +111,18 @@ def arms(
         )
     named: list[tuple[PolicyName, int]] = [("direct", budget) for budget in budgets]
     named += [(policy, budget) for policy in ZOOMING for budget in coarse]
-    return {
+    found = {
         f"{policy}@{budget}": Agent(
             first.backend, config=first.config.replace(policy=policy, **{"budget.coarse_tokens": budget})
         )
         for policy, budget in named
     }
+    if rival is not None:
+        other = Agent.from_pretrained(rival, policy="direct")
+        for budget in budgets:
+            config = other.config.replace(**{"budget.coarse_tokens": budget})
+            found[f"rival@{budget}"] = Agent(other.backend, config=config)
+    return found
 
 
 def points(suite: str, table: Table) -> list[Point]:
@@ -130,7 +153,7 @@ def _point(suite: str, name: str, cells: Sequence[Cell]) -> Point:
 def headline(suite: str, table: Table) -> Headline:
     """Speed at no lower accuracy, and the gain of the best over the best."""
     every = {name: _point(suite, name, cells) for name, cells in table.items()}
-    plain = {name: one for name, one in every.items() if one.policy == "direct"}
+    plain = {name: one for name, one in every.items() if one.policy in _PLAIN}
     ours = {name: one for name, one in every.items() if one.policy == "implicit"}
     base = min(plain, key=lambda name: (-plain[name].accuracy, plain[name].budget))
     best = min(ours, key=lambda name: (-ours[name].accuracy, ours[name].budget))
@@ -181,7 +204,7 @@ def headline_table(headlines: Sequence[Headline]) -> str:
         cells = (
             one.suite,
             str(one.baseline.n),
-            f"{one.baseline.accuracy:.1%} at {one.baseline.budget}",
+            f"{one.baseline.accuracy:.1%} at {one.baseline.budget}{' (rival)' * (one.baseline.policy == 'rival')}",
             fast,
             speed,
             f"{one.best.accuracy:.1%} at {one.best.budget}",
@@ -206,7 +229,7 @@ def points_table(found: Sequence[Point]) -> str:
             f"{one.accuracy:.1%}",
             f"{one.interval.low:.1%} to {one.interval.high:.1%}",
             f"{one.zooms:.0%}",
-            "-" if one.covered is None or one.policy == "direct" else f"{one.covered:.1%}",
+            "-" if one.covered is None or one.policy in _PLAIN else f"{one.covered:.1%}",
             f"{one.visual_tokens:.0f}",
             f"{one.token_layers:.0f}",
             f"{one.seconds:.3f}",

@@ -12,6 +12,7 @@ from qzoom_agent.evals.pareto import LABELS, Point, by_policy
 
 _STYLES: Final[dict[str, dict[str, Any]]] = {
     "direct": {"color": "#777777", "marker": "o"},
+    "rival": {"color": "#bc4c00", "marker": "D", "linestyle": "--"},
     "implicit": {"color": "#1f6feb", "marker": "o"},
     "always": {"color": "#1f6feb", "marker": "^", "linestyle": ":", "alpha": 0.6},
     "oracle": {"color": "#2da44e", "marker": "s", "linestyle": "--", "alpha": 0.6},

@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     pareto = kinds.add_parser("pareto", help="accuracy against cost")
     pareto.add_argument("--model", default="nano", help="preset name, folder or hub id (default: nano)")
     pareto.add_argument("--branches", type=Path, metavar="DIR", help="gate and SD-RPN (default: those of the model)")
+    pareto.add_argument("--rival", metavar="M", help="another model that only looks, at the budgets of the baseline")
     pareto.add_argument("--suites", type=_names, metavar="A,B", help="needle suites (default: scene, doc and global)")
     pareto.add_argument("--budgets", type=_numbers, metavar="N,N", help="of the baseline, in visual tokens")
     pareto.add_argument("--coarse", type=_numbers, metavar="N,N", help="of the coarse view of those that zoom")
@@ -77,6 +78,7 @@ def _pareto(args: argparse.Namespace) -> int:
         budgets=args.budgets or pareto.BUDGETS,
         coarse=args.coarse or pareto.COARSE,
         branches=args.branches,
+        rival=args.rival,
     )
     found: list[Point] = []
     headlines: list[Headline] = []

@@ -55,6 +55,19 @@ def test_headline_by_hand() -> None:
     assert "75.0% at 400" in text and "4.00x" in text and "+25.0" in text
 
 
+def test_a_rival_that_is_better_is_the_baseline() -> None:
+    rival = cells("1111", seconds=[0.6], tokens=400)
+    one = headline("needle-scene", {**TABLE, "rival@400": rival})
+    assert one.baseline.policy == "rival" and one.fastest is not None and one.fastest.budget == 144
+    assert one.speed == pytest.approx(1.5) and one.gain == 0
+    assert "100.0% at 400 (rival)" in headline_table([one])
+    assert headline("needle-scene", {**TABLE, "rival@400": cells("1100", seconds=[0.1])}) == headline(
+        "needle-scene", TABLE
+    )
+    line = points_table(points("needle-scene", {"rival@400": rival})).splitlines()[-1]
+    assert "| rival | 400 | 100.0% |" in line and "| 0% | - | 400 |" in line
+
+
 def test_a_speed_that_is_not_reached_is_said_so() -> None:
     weak = {**TABLE, "implicit@64": cells("1000", seconds=[0.2]), "implicit@144": cells("1100", seconds=[0.4])}
     one = headline("needle-scene", weak)
@@ -80,7 +93,8 @@ def test_ratio_of_pairs_that_always_keep_it_has_no_width() -> None:
 
 
 def test_the_figure_is_drawn_in_both_formats(tmp_path: Path) -> None:
-    found = [*points("needle-scene", TABLE), *points("needle-doc", TABLE)]
+    rival = {"rival@576": cells("1011", seconds=[0.9], tokens=576)}
+    found = [*points("needle-scene", {**TABLE, **rival}), *points("needle-doc", TABLE)]
     draw(found, tmp_path / "a.png", tmp_path / "a.svg")
     draw(found, tmp_path / "b.svg")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
@@ -162,3 +176,10 @@ def test_a_model_without_branches_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Agent, "from_pretrained", lambda *args, **kwargs: Agent(ScriptedBackend(["407"])))
     with pytest.raises(ConfigError, match="has no branches"):
         pareto.arms("blind", budgets=[64], coarse=[64])
+
+
+def test_a_rival_has_weights_of_its_own() -> None:
+    arms = pareto.arms("nano", budgets=[64, 576], coarse=[48], rival="nano")
+    assert list(arms) == ["direct@64", "direct@576", "implicit@48", "always@48", "oracle@48", "rival@64", "rival@576"]
+    assert arms["rival@576"].backend is arms["rival@64"].backend is not arms["direct@64"].backend
+    assert arms["rival@576"].config.policy == "direct" and arms["rival@576"].config.budget.coarse_tokens == 576

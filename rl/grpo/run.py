@@ -116,6 +116,11 @@ def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
             "Shared rollouts take a different number of passes on each device, which FSDP's sharded weights do not "
             "allow. Use DeepSpeed (zero2, zero3), or rollouts.by: generate."
         )
+    if trainer.is_fsdp_enabled and looker is not None and looker.model is backend.model:
+        raise ConfigError(
+            "The branches would read FSDP's sharded weights outside the trainer's own passes, which is not possible. "
+            "Set rollouts.perception: frozen, or use DeepSpeed (zero2, zero3)."
+        )
     trainer.remove_callback(PrinterCallback)
     # it prints whole rollouts for those that no reward speaks of, which truncated ones are meant to be
     logging.getLogger("trl.trainer.grpo_trainer").addFilter(_not_unscored)

@@ -290,7 +290,9 @@ def test_plain_trl_runs_the_same_tool(family: Family, tmp_path: Path, monkeypatc
     assert "407" in page
 
 
-def test_sharded_weights_need_plain_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharded_weights_need_plain_generation_and_a_look_apart(
+    looking: GRPORecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As FSDP says that it is on, after which no step may begin."""
     made = EpisodeTrainer.__init__
 
@@ -302,6 +304,9 @@ def test_sharded_weights_need_plain_generation(tmp_path: Path, monkeypatch: pyte
     recipe = tiny_recipe(tmp_path, "qwen2_5_vl")
     with pytest.raises(ConfigError, match=r"FSDP.*Use DeepSpeed .* or rollouts\.by: generate"):
         make_trainer(recipe, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"branches would read FSDP.*rollouts\.perception: frozen"):
+        make_trainer(rolled_out(looking, by="generate"), tmp_path / "out")
+    assert make_trainer(rolled_out(looking, by="generate", perception="frozen"), tmp_path / "out").looker is not None
 
 
 def test_speeds_are_measured_without_learning(tmp_path: Path) -> None:

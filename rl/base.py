@@ -39,6 +39,7 @@ from transformers import (
 from transformers.trainer_utils import SchedulerType
 from yaml import safe_dump
 
+from qzoom_agent.backends.presets import resolve_model
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.rl.branches.parts import together
 from qzoom_agent.rl.branches.stage import last_checkpoint
@@ -111,8 +112,8 @@ class BaseRecipe(BaseModel):
 
     seed: int = Field(default=0, ge=0, lt=5)
     """Five seeds have boards of their own below those of validation."""
-    start: Path | None = None
-    """Folder of a shipped model to go on from, instead of from nothing; its training heads are learned anew."""
+    start: str | None = None
+    """Shipped model to go on from (preset or folder) instead of from nothing; its training heads are learned anew."""
     stages: list[Stage] = Field(min_length=1)
     mixed_precision: bool = False
     """Matrix products in bfloat16. Faster on a GPU, and on a CPU whose instructions include it (AVX512_BF16, AMX)."""
@@ -137,9 +138,9 @@ class BaseRecipe(BaseModel):
         return stages
 
 
-def load_recipe(path: Path) -> BaseRecipe:
+def load_recipe(path: Path, **changes: Any) -> BaseRecipe:
     """Read a recipe; see `read_recipe`."""
-    return read_recipe(path, BaseRecipe)
+    return read_recipe(path, BaseRecipe, **changes)
 
 
 class TreeTrainer(Trainer):
@@ -243,7 +244,8 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
     """
     stage, folder = recipe.stages[index], output / recipe.stages[index].name
     done = folder / "final"
-    begin(folder / "settings.json", _decisive(recipe, index), made=folder, processes=together())
+    stated = output / "settings" / f"{stage.name}.json"
+    begin(stated, _decisive(recipe, index), made=folder, processes=together())
     if done.exists():
         return done
     seed = recipe.seed * 100 + index
@@ -319,7 +321,7 @@ def _start(
 ) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration]:
     """Tokenizer and model (with its training heads) at the start of a stage."""
     if index == 0 and recipe.start is not None:
-        return load_shipped(recipe.start)
+        return load_shipped(Path(resolve_model(recipe.start).source))
     if index == 0:
         tokenizer = build_tokenizer()
         model = build_model(tokenizer)
@@ -363,10 +365,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
     parser.add_argument("--output", type=Path, default=Path("runs/nano"), help="folder of checkpoints and logs")
+    parser.add_argument("--start", metavar="M", help="shipped model to go on from: a preset or a folder")
     parser.add_argument("--stage", help="stop after this stage")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
     options = parser.parse_args(argv)
-    recipe = load_recipe(options.config)
+    recipe = load_recipe(options.config, **({} if options.start is None else {"start": options.start}))
     names = [stage.name for stage in recipe.stages]
     if options.stage is not None and options.stage not in names:
         raise ConfigError(f"The recipe has no stage {options.stage!r}. Its stages are: {', '.join(names)}.")

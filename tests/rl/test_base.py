@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainingArguments, set_seed
 from yaml import safe_dump, safe_load
 
+from qzoom_agent.backends.presets import NANO_FOLDER
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.rl import base
 from qzoom_agent.rl.branches.stage import last_checkpoint
@@ -171,6 +172,20 @@ def test_heads_alone_can_be_learned_first(straight: Path, tmp_path: Path) -> Non
     assert changed == {
         f"training_heads.{name}.{kind}" for name in ("read", "place", "aim") for kind in ("weight", "bias")
     }
+
+
+def test_training_goes_on_from_a_shipped_model(tmp_path: Path) -> None:
+    stage = "{name: heads, steps: 1, mix: {crops: 1.0}, learning_rate: 1.0e-3, heads_only: true}"
+    (tmp_path / "heads.yaml").write_text(f"start: {tmp_path / 'none'}\nstages:\n  - {stage}\n")
+    given = ["--config", str(tmp_path / "heads.yaml"), "--output", str(tmp_path / "out")]
+    with pytest.raises(ConfigError, match="There is no model"):
+        base.main(given)
+    assert base.main([*given, "--start", "nano"]) == 0
+    before, after = load_file(NANO_FOLDER / "model.safetensors"), weights(tmp_path / "out" / "heads")
+    kept = [name for name in after if not name.startswith("training_heads.")]
+    shipped = {name.replace("model.layers", "model.language_model.layers"): weight for name, weight in before.items()}
+    compared = [name for name in kept if name in shipped]
+    assert len(compared) > 50 and all(torch.equal(after[name], shipped[name].float()) for name in compared)
 
 
 def test_a_finished_run_is_left_alone(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:

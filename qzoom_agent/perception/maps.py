@@ -141,19 +141,22 @@ def regions(
         ys, xs = np.nonzero(part)
         box: tuple[float, float, float, float] = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
         if sides is not None:
-            box = _around_centre(values * part, sides)
+            box = _around_centre(values, part, sides)
         x1, y1, x2, y2 = box
         boxes.append(Region(x1, y1, x2, y2, peak=float(values[part].max())))
     return sorted(boxes, key=lambda box: -box.peak)[:limit]
 
 
-def _around_centre(heat: NDArray[np.float32], sides: tuple[float, float]) -> tuple[float, float, float, float]:
-    """A box around the centre of gravity of the hottest cell and those next to it, in cells, moved inside the map.
+def _around_centre(
+    heat: NDArray[np.float32], part: NDArray[np.bool], sides: tuple[float, float]
+) -> tuple[float, float, float, float]:
+    """A box around the centre of gravity of a part's hottest cell and those next to it, in cells, moved inside the map.
 
     Cells weigh by their odds, not their probabilities: a cell at 0.98 knows more than one at 0.9 (docs/lab.md, 16).
+    Those next to it weigh, whether foreground or not: they tell where in its cell the thing lies (20).
     """
     rows, columns = heat.shape
-    top, left = np.unravel_index(int(heat.argmax()), heat.shape)
+    top, left = np.unravel_index(int((heat * part).argmax()), heat.shape)
     window = (slice(max(0, int(top) - 1), int(top) + 2), slice(max(0, int(left) - 1), int(left) + 2))
     weights = np.zeros_like(heat)
     weights[window] = heat[window] / np.maximum(1.0 - heat[window], _CERTAIN)

@@ -309,6 +309,8 @@ def test_a_box_of_fixed_sides_lies_around_the_centre_of_the_heat() -> None:
     assert best[:4] == pytest.approx((middle - 1, 3.0, middle + 1, 4.0)) and best.peak == pytest.approx(0.8)
     assert other[:4] == (0.0, 7.0, 2.0, 8.0), "moved inside the map"
     assert regions(heat, found, sides=options.box) == [best], "one box is the best part's, not one around all"
+    few = foreground(heat, 0.0, options.model_copy(update={"peak_share": 0.9}))
+    assert few.sum() == 1 and regions(heat, few, sides=options.box) == [best], "what is next to it weighs all the same"
 
 
 def test_without_blur_a_single_cell_stays_one() -> None:

@@ -62,7 +62,7 @@ def test_what_the_recipe_says_comes_before_the_branches_own(
     assert qzoom(command(tmp_path, recipe, *flags)) == 0
     assert "answers choose the map's threshold" in capsys.readouterr().out
     after = config(tmp_path / "out" / "final")
-    assert after["peak_share"] is None and after["margin"] in (0.05, 0.1) and after["box"] == [0.3, 0.225]
+    assert after["peak_share"] is None and after["margin"] in (0.05, 0.1) and after["box"] == [0.3, 0.2]
     assert after["threshold"] == after["evidence"]["threshold"] and after["evidence"]["crops"]["right"] > 0
 
 

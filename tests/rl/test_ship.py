@@ -130,7 +130,7 @@ def test_weights_too_large_for_the_package(final: Path, tmp_path: Path, monkeypa
 def test_a_shipped_model_is_a_place_to_go_on_from(tmp_path: Path) -> None:
     stage = {"name": "more", "steps": 2, "mix": {"crops": 1.0}, "learning_rate": 1e-5, "warmup_steps": 0}
     recipe = BaseRecipe.model_validate(
-        {"start": NANO_FOLDER, "validate_kinds": ["crops"], "validate_batches": 1, "stages": [stage]}
+        {"start": "nano", "validate_kinds": ["crops"], "validate_batches": 1, "stages": [stage]}
     )
     before = dict(load_shipped(NANO_FOLDER)[1].named_parameters())
     after = dict(load_training(run_stage(recipe, 0, output=tmp_path))[1].named_parameters())

@@ -99,7 +99,7 @@ def arms(
     """The agents to compare, by "policy@budget"; all but the rival share one copy of the weights.
 
     Args:
-        rival: another model to look at at the same budgets.
+        rival: another model, under policy `direct` at the budgets of the baseline.
     Raises:
         ConfigError: the model has no branches.
     """
@@ -111,18 +111,16 @@ def arms(
         )
     named: list[tuple[PolicyName, int]] = [("direct", budget) for budget in budgets]
     named += [(policy, budget) for policy in ZOOMING for budget in coarse]
-    found = {
-        f"{policy}@{budget}": Agent(
-            first.backend, config=first.config.replace(policy=policy, **{"budget.coarse_tokens": budget})
-        )
-        for policy, budget in named
-    }
+    found = {f"{policy}@{budget}": _arm(first, policy, budget) for policy, budget in named}
     if rival is not None:
         other = Agent.from_pretrained(rival, policy="direct")
-        for budget in budgets:
-            config = other.config.replace(**{"budget.coarse_tokens": budget})
-            found[f"rival@{budget}"] = Agent(other.backend, config=config)
+        found |= {f"rival@{budget}": _arm(other, "direct", budget) for budget in budgets}
     return found
+
+
+def _arm(agent: Agent, policy: PolicyName, budget: int) -> Agent:
+    """The same weights under another policy and budget."""
+    return Agent(agent.backend, config=agent.config.replace(policy=policy, **{"budget.coarse_tokens": budget}))
 
 
 def points(suite: str, table: Table) -> list[Point]:
@@ -200,11 +198,12 @@ def headline_table(headlines: Sequence[Headline]) -> str:
     ]
     for one in headlines:
         fast = "none" if one.fastest is None else f"{one.fastest.accuracy:.1%} at {one.fastest.budget}"
+        whose = " (rival)" if one.baseline.policy == "rival" else ""
         speed = "not reached" if one.speed is None else f"{one.speed:.2f}x{_range(one.speed_interval, '.2f')}"
         cells = (
             one.suite,
             str(one.baseline.n),
-            f"{one.baseline.accuracy:.1%} at {one.baseline.budget}{' (rival)' * (one.baseline.policy == 'rival')}",
+            f"{one.baseline.accuracy:.1%} at {one.baseline.budget}{whose}",
             fast,
             speed,
             f"{one.best.accuracy:.1%} at {one.best.budget}",

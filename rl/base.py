@@ -52,16 +52,8 @@ from qzoom_agent.rl.nano.validation import to_device, validate
 from qzoom_agent.rl.reading import keep_recipe, read_recipe
 from qzoom_agent.rl.settings import begin
 
-ONLY_TOLD: Final = {
-    "stages",
-    "compile",
-    "log_steps",
-    "save_steps",
-    "validate_steps",
-    "validate_batches",
-    "validate_kinds",
-}
-"""Keys that change no weight (but for rounding), beside the stages, of which only those up to one count."""
+ONLY_TOLD: Final = {"compile", "log_steps", "save_steps", "validate_steps", "validate_batches", "validate_kinds"}
+"""Keys of a recipe that change no weight, but for rounding."""
 
 
 class Stage(BaseModel):
@@ -305,7 +297,7 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
 def _decisive(recipe: BaseRecipe, index: int) -> dict[str, JsonValue]:
     """All of a recipe that decides what the weights of a stage become."""
     stages = {stage.name: stage.model_dump(mode="json") for stage in recipe.stages[: index + 1]}
-    return {**recipe.model_dump(mode="json", exclude=ONLY_TOLD), "stages": stages}
+    return recipe.model_dump(mode="json", exclude=ONLY_TOLD) | {"stages": stages}
 
 
 def _freeze_below(model: Qwen2_5_VLForConditionalGeneration, layer: int) -> None:

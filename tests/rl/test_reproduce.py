@@ -261,9 +261,11 @@ def test_nano_reaches_every_table_of_the_documents(tmp_path: Path) -> None:
     assert f"--update {documents}" in lines["pareto"]
     page = (NANO.resolve().parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
     (told,) = [line for line in page.splitlines() if line.startswith("qzoom bench pareto ")]
-    for flag in ("--suites", "--budgets", "--coarse"):
-        words, asked = told.split(), lines["pareto"].split()
+    words, asked = told.split(), lines["pareto"].split()
+    for flag in ("--budgets", "--coarse"):
         assert words[words.index(flag) + 1] == asked[asked.index(flag) + 1]
+    assert "--suites" not in words and "--suites" not in asked  # all three, in both
+    assert "--rival" in words and asked[asked.index("--rival") + 1] == lines["ship-whole"].split()[-1]
     for reward in REWARDS:
         for seed in (0, 1):
             assert f"--seed {seed} --model {tmp_path}/hungry/final" in lines[f"{reward}-{seed}"]

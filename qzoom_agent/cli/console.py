@@ -22,6 +22,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def opener() -> str:
+    """The command that opens a file with the browser on this system."""
+    return "open" if sys.platform == "darwin" else "xdg-open"
+
+
 def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None) -> list[str]:
     """Lines with the columns padded to the same width."""
     every = [header, *rows] if header else list(rows)

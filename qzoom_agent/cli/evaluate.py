@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qzoom_agent.cli.console import Console, printable
+from qzoom_agent.cli.console import Console, opener, printable
 from qzoom_agent.cli.judging import add_judge_flags, judged_suites
 from qzoom_agent.cli.main import BACKEND, INTERRUPTED, OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
@@ -188,13 +188,6 @@ def _ending(console: Console, folder: object, results: Results) -> int:
         first = next(row.error for row in folder.latest() if row.status == "error")
         console.error(f"{failed} of {n} questions failed and count as wrong. The first: {printable(first or '')}")
     return BACKEND if failed == n else OK
-
-
-def opener() -> str:
-    """The command that opens a file with the browser on this system."""
-    import sys
-
-    return "open" if sys.platform == "darwin" else "xdg-open"
 
 
 def _ablations(text: str, policy: str) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from qzoom_agent.cli.console import Console, printable, table
+from qzoom_agent.cli.console import Console, opener, printable, table
 from qzoom_agent.cli.judging import add_judge_flags, judged_suites
 from qzoom_agent.cli.main import OK
 from qzoom_agent.files import require_file, write_text
@@ -96,7 +96,6 @@ def _rescore_flags() -> argparse.ArgumentParser:
 
 
 def _rescore(args: argparse.Namespace) -> int:
-    from qzoom_agent.cli.evaluate import opener
     from qzoom_agent.cli.figures import show
     from qzoom_agent.evals.folder import RunFolder
     from qzoom_agent.evals.report import write_run_report

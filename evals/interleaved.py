@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.evals.identity import fingerprint
 from qzoom_agent.evals.scoring.match import exact_match
 from qzoom_agent.evals.suites.base import Sample
 from qzoom_agent.evals.suites.needle import sample, sample_seed
@@ -72,7 +73,7 @@ def measure(
         journal: file that keeps finished questions.
         note: told after each question how many are done.
     Raises:
-        ConfigError: `journal` is of other arms or questions.
+        ConfigError: `journal` is of other arms, weights or questions.
         BackendError: a model failed; what is finished is kept.
     """
     settings = {
@@ -80,6 +81,7 @@ def measure(
         "seed": seed,
         "split": split,
         "arms": {name: agent.config.model_dump(mode="json") for name, agent in arms.items()},
+        "weights": {name: weights_of(agent) for name, agent in arms.items()},
     }
     done = {} if journal is None else _open(journal, settings)
     rows: list[dict[str, Cell]] = []
@@ -99,6 +101,13 @@ def measure(
         rows.append(done[index])
         note(index + 1)
     return {name: [row[name] for row in rows] for name in names}
+
+
+def weights_of(agent: Agent) -> dict[str, str | None]:
+    """What tells the weights of an agent from others that go by the same name (None: nothing does)."""
+    branches = getattr(agent.backend, "branches", None)
+    base = fingerprint(agent.backend.name, base_only=True)
+    return {"base": base, "branches": None if branches is None else branches.digest()}
 
 
 def _ask_all(
@@ -142,7 +151,9 @@ def _open(journal: Path, settings: Mapping[str, object]) -> dict[int, dict[str, 
         journal.write_text(head, encoding="utf-8")
         return {}
     if lines[0] != head:
-        raise ConfigError(f"{journal} is of other configurations or questions. Delete it, or choose another --out.")
+        raise ConfigError(
+            f"{journal} is of other configurations, weights or questions. Delete it, or take another --out."
+        )
     done: dict[int, dict[str, Cell]] = {}
     for line in lines[1:]:
         index, _, text = line.partition(" ")

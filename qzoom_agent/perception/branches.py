@@ -9,6 +9,7 @@ A branch file is `branches.safetensors` with its config beside it in `branches.j
 stored as bytes and a scale for each row, half the size of bfloat16.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from copy import deepcopy
@@ -247,6 +248,13 @@ class Branches(nn.Module):
     def require_fit(self, model: PreTrainedModel) -> None:
         """Raise BackendError if these branches were made for another base."""
         _require_fit(self.config, model)
+
+    def digest(self) -> str:
+        """Tells these weights and settings from others."""
+        found = hashlib.sha256(self.config.model_dump_json().encode())
+        for name, value in self.state_dict().items():
+            found.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
 
     def save(self, folder: Path | str, *, int8: bool = False) -> int:
         """Write the branch file into `folder`, float32 as bfloat16; returns its size in bytes.

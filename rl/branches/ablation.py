@@ -1,9 +1,10 @@
 """One choice of the branches changed, everything else as it was: which way would have been better, and by how much.
 
 Variants that have to be trained are, each in a folder of its own, from the labels of a finished run of `qzoom train
-branches`, and run on the base that those labels are of, whether or not post-SFT came after; those that only read the
-same branches otherwise are not. Each variant that changes SD-RPN or its base gets thresholds of its own by the same
-calibration. Then all are measured in one interleaved run on boards nobody was trained on.
+branches` (or from labels of their own, where what they change decides those), and run on the base that those labels
+are of, whether or not post-SFT came after; those that only read the same branches otherwise are not. Each variant that
+changes SD-RPN or its base gets thresholds of its own by the same calibration. Then all are measured in one interleaved
+run on boards nobody was trained on.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from qzoom_agent.perception.labels import CROP_BASELINE
 from qzoom_agent.perception.maps import regions
 from qzoom_agent.rl.branches.asking import ask
 from qzoom_agent.rl.branches.attending import answers
+from qzoom_agent.rl.branches.inputs import base_of, read_by
 from qzoom_agent.rl.branches.labelling import collect, heads_for, labels_on
 from qzoom_agent.rl.branches.metrics import in_pixels
 from qzoom_agent.rl.branches.recipe import BranchRecipe, StageName
@@ -172,7 +174,7 @@ def ablate(
     for one in variants:
         branches, tuned = _branches(shop, one, folder)
         if tuned not in bases:
-            bases[tuned] = shop.backend(fine_tuned=tuned)
+            bases[tuned] = shop.backend(base=shop.base if tuned else None)
         backend = _carrying(bases[tuned], branches)
         config = AgentConfig(policy=one.policy).replace(perception=one.reading)
         if one.attention is not None:
@@ -220,7 +222,7 @@ def _branches(shop: Workshop, variant: Variant, folder: Path) -> tuple[Path, boo
         return _calibrated(shop, variant.recipe, folder / variant.name.replace(" ", "_")), False
     if variant.after:
         return _calibrated(shop, {}, folder / variant.name, after=variant.after), "postsft" in variant.after
-    return shop.final("calibrate"), shop.base is not None and "postsft" in shop.recipe.stages
+    return shop.final("calibrate"), base_of(shop, "calibrate") is not None
 
 
 def _carrying(base: HFBackend, branches: Path) -> HFBackend:
@@ -247,7 +249,8 @@ def _calibrated(shop: Workshop, changes: dict[str, Any], folder: Path, *, after:
         place[last] = value
     other = Workshop(BranchRecipe.model_validate(data), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for made in ("heads.json", "labels", *after):
+    same_maps = read_by(other.recipe, "label") == read_by(shop.recipe, "label")
+    for made in ("heads.json", *(("labels",) if same_maps else ()), *after):
         if (shop.output / made).exists() and not (folder / made).exists():
             (folder / made).symlink_to((shop.output / made).resolve())
     stages: tuple[StageName, ...] = ("sdrpn", "calibrate")

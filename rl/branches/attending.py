@@ -15,7 +15,7 @@ from qzoom_agent.protocols import get_protocol
 from qzoom_agent.rl.branches.asking import Asked, answer_ids, answered, rows_of
 
 Asking = Literal["answer", "prediction"]
-"""Whose attention counts: the answer's tokens but for the last, as published, or the tokens that predict it."""
+"""Whose attention counts: the answer's own tokens, as published, or the tokens that predict it."""
 
 
 class Attended(NamedTuple):
@@ -58,8 +58,8 @@ def attend(
     queries, images = [], []
     for one, ids, real in zip(asked, texts, valid.sum(dim=1).tolist(), strict=True):
         first, last = end - len(ids), end - 1  # the last token ends the turn, and nothing is read for it
-        # of an answer of a single token, which generation never feeds back, that one asks all the same
-        predicting, fed = range(first - 1, max(first, last - 1)), range(first, max(first + 1, last - 1))
+        # generation feeds back every token of an answer to learn that it ends; of an empty one that end asks
+        predicting, fed = range(first - 1, max(first, last - 1)), range(first, max(first + 1, last))
         queries.append(list(predicting if asking == "prediction" else fed))
         start, rows, columns = one.grid
         images.append((end - real + start, rows, columns))

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from qzoom_agent.config import Blur, PerceptionConfig, Sides
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.perception.maps import smoothed
 from qzoom_agent.rl.branches.metrics import Localisation, Seen, localisation
 from qzoom_agent.rl.branches.needs import Crop
 from qzoom_agent.rl.branches.recipe import Calibration
@@ -27,6 +28,8 @@ from qzoom_agent.rl.branches.recipe import Calibration
 _THRESHOLDS: Final = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03)
 """Those that answers choose from: what the published code has, and a little around it."""
 _SHARES: Final = (0.8, 0.6, 0.4, 0.3, 0.2, 0.1)
+_ROUNDING: Final = 1e-3
+"""Share of a score by which it may differ when it is computed again."""
 
 
 class GateFigures(BaseModel):
@@ -130,7 +133,8 @@ def calibrate(
     gate = None
     if all(score is not None for score in scores):
         gate = gate_figures([float(score or 0.0) for score in scores], needs, target, most=1.0)
-    peaks = [float(one.heat.max()) / max(float(one.heat.mean()), 1e-9) for one in seen]
+    maps = [smoothed(one.heat, rule) for one in seen]  # as the gate of that name reads them
+    peaks = [float(heat.max()) / max(float(heat.mean()), 1e-9) for heat in maps]
     return Calibrated(
         target=target,
         questions=len(seen),
@@ -198,18 +202,27 @@ def gate_figures(
     needing = sorted((score for score, need in zip(scores, needs, strict=True) if need), reverse=True)
     easy = sorted((score for score, need in zip(scores, needs, strict=True) if need is False), reverse=True)
     if target.needless is not None:
-        # just above the first that must not zoom
-        threshold = float(np.nextafter(easy[int(target.needless * len(easy))], np.inf))
+        first = easy[int(target.needless * len(easy))]
+        threshold = _beside(first, min((score for score in scores if score > first), default=math.inf))
     else:
         if target.zoom_share is None:
             lowest = needing[int(np.ceil(target.needed_recall * len(needing))) - 1]
         else:
             lowest = sorted(scores, reverse=True)[max(0, int(target.zoom_share * len(scores)) - 1)]
-        # not the very score of a question that was looked at: the next one may lie a hair below
-        threshold = float(np.nextafter(lowest, -np.inf))
+        threshold = _beside(lowest, max((score for score in scores if score < lowest), default=-math.inf))
     threshold = min(max(threshold, 0.0), most)
     return GateFigures(
         threshold=threshold,
         missed=fmean(score < threshold for score in needing),
         needless=fmean(score >= threshold for score in easy),
     )
+
+
+def _beside(score: float, next_one: float) -> float:
+    """A threshold between two scores, no further from the first than rounding moves it.
+
+    A question has another score by itself than in a batch, or in another number format: not by much, but a threshold
+    that is a hair from a score would then fall on its other side.
+    """
+    step = max(abs(score) * _ROUNDING, 1e-12)
+    return max((score + next_one) / 2, score - step) if next_one < score else min((score + next_one) / 2, score + step)

@@ -107,8 +107,10 @@ def answer_at_budgets(
 def _with_crops(backend: HFBackend, records: Sequence[Record], recipe: BranchRecipe) -> list[str]:
     """What is answered with the proposed crop, or where that is wrong and `own_calls` says so, in the model's loop."""
     stage = recipe.gate
+    assert backend.branches is not None
+    aligned = backend.branches.config.positions == "aligned"
     boxes = propose(backend, records, tokens=stage.tokens[0])
-    cropped = with_crop(backend, records, boxes, tokens=stage.tokens[0], aligned=recipe.positions == "aligned")
+    cropped = with_crop(backend, records, boxes, tokens=stage.tokens[0], aligned=aligned)
     said = answers(backend, [one.asked for one in cropped], max_new_tokens=stage.max_new_tokens)
     if not stage.own_calls:
         return said

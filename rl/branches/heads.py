@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from qzoom_agent.backends.hf import HFBackend
+from qzoom_agent.errors import ConfigError
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.rl.branches.asking import Asked, ask
 from qzoom_agent.rl.branches.attending import Asking, answers, attend
@@ -99,6 +100,11 @@ def select_heads(backend: HFBackend, records: Records, search: HeadSearch, label
             maps.append(each.reshape(len(layers) * heads, -1))
             cells = needle_cells(each.shape[-2:], one.store.view("coarse"), boxes)
             insides.append(cells.flatten().numpy() if boxes else None)
+    if not maps:
+        raise ConfigError(
+            "No question tells which heads look where the answer is: all of them have an empty list of boxes, so they "
+            "are about no part of the image in particular. Give others, or leave the column out."
+        )
     names = [(layer, head) for layer in layers for head in range(heads)]
     return rank(names, maps, insides, count=search.count)
 

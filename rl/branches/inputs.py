@@ -6,6 +6,7 @@ what it was made with.
 """
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -49,7 +50,7 @@ def read_by(recipe: BranchRecipe, stage: StageName) -> dict[str, JsonValue]:
     if stage == "select-heads":
         found["labelling"] = labelling.model_dump(mode="json", include=_SPOKEN)
     elif stage == "label":
-        found["labelling"] = map_settings(labelling, recipe.k)
+        found["labelling"] = map_settings(labelling, recipe.k, recipe.positions)
     elif stage == "postsft":  # SD-RPN is fitted again
         found["sdrpn"] = sdrpn.model_dump(mode="json", include={"tokens", "share"})
     elif stage == "calibrate":  # where boxes are unknown
@@ -79,6 +80,15 @@ def made_from(shop: Workshop, stage: StageName) -> dict[str, JsonValue]:
     if stage in ("gate", "calibrate"):
         found["base"] = "as given" if shop.base is None else "of postsft"
     return found
+
+
+def base_of(shop: Workshop, stage: StageName) -> Path | None:
+    """The tuned base that a stage's branches were made for; None: the recipe's, whatever `postsft` made since."""
+    stated = _stated(shop, stage)
+    if not stated.exists():
+        return shop.base  # done before settings were kept
+    given = json.loads(stated.read_text(encoding="utf-8"))["made_from"]["base"] == "as given"
+    return None if given else shop.tuned
 
 
 def require_recipe(shop: Workshop) -> None:

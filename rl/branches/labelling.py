@@ -8,7 +8,7 @@ on whatever grid is trained on (`labels_on`), so the maps serve every ablation o
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -66,14 +66,17 @@ def labels_on(
 ) -> Labels:
     """Labels on the grid (rows, columns) that is trained on, from maps that may have another.
 
+    Sinks are found, and their attention is dropped, on the map as it was read: on a coarser one a sink of a single
+    token would be averaged away, and its attention would stay. A cell is a sink if half of what it covers is.
+
     norm_ratio: sinks are tokens whose norm is this many times the median's; None: `rules.sink` says.
     """
-    heat = resized(heat, grid)
-    if sink is not None:
-        if norm_ratio is not None:
-            rules = rules.model_copy(update={"sink": norm_ratio * float(np.median(sink))})
-        sink = resized(sink, grid, mass=False)
-    return make_labels(heat, sink, rules)
+    if sink is None:
+        return make_labels(resized(heat, grid), None, rules)
+    limit = rules.sink if norm_ratio is None else norm_ratio * float(np.median(sink))
+    sinks = np.asarray(sink) >= limit
+    clean, share = np.where(sinks, 0.0, heat), resized(sinks.astype(np.float32), grid, mass=False)
+    return make_labels(resized(clean, grid), share, rules.model_copy(update={"sink": 0.5}))
 
 
 def resized(values: NDArray[Any], grid: tuple[int, int], *, mass: bool = True) -> NDArray[np.float32]:
@@ -122,11 +125,13 @@ def label(
     selected: Heads | None = None,
     k: int,
     source: JsonValue = None,
+    positions: Literal["plain", "aligned"] = "plain",
     note: Callable[[int], None],
 ) -> Dataset:
     """The maps of all records; what is in `folder` already is kept.
 
-    `source` says what base and records they are of: a folder of others is refused.
+    `source` says what base and records they are of: a folder of others is refused. `positions` are those of the crops
+    that `keep: crop` shows.
 
     Columns: `row` (index of the record), `image_id`, `answer` (or the zoom call), `right` (with `keep: crop` of the
     answer to the crop), `map` and `sink` (rows of cells).
@@ -135,20 +140,22 @@ def label(
     def rows(indices: range) -> Iterator[dict[str, Any]]:
         for start in range(indices.start, indices.stop, labelling.batch):
             chosen = range(start, min(start + labelling.batch, indices.stop))
-            yield from _rows(backend, records, chosen, labelling, selected, k)
+            yield from _rows(backend, records, chosen, labelling, selected, k, positions)
 
-    settings = map_settings(labelling, k)
+    settings = map_settings(labelling, k, positions)
     heads: JsonValue = None
     if labelling.grounding == "selected" and selected is not None:
         heads = {str(layer): list(chosen) for layer, chosen in selected.items()}
     return write_parts(folder, len(records), rows, {**settings, "source": source, "selected": heads}, note=note)
 
 
-def map_settings(labelling: Labelling, k: int | None) -> dict[str, JsonValue]:
+def map_settings(labelling: Labelling, k: int | None, positions: str) -> dict[str, JsonValue]:
     """What of a recipe's labelling decides what the maps are."""
     # which of the maps are learned from, and by which rules, is for those who read them
     read_later = {"batch", "keep", *(() if labelling.keep == "crop" else ("rules", "norm_ratio"))}
     settings = {**labelling.model_dump(mode="json", exclude=read_later), "with_crop": labelling.keep == "crop"}
+    if labelling.keep == "crop":
+        settings["positions"] = positions
     return {**settings, "norm_layer": k} if labelling.sink == "norm" else settings
 
 
@@ -159,6 +166,7 @@ def _rows(
     labelling: Labelling,
     selected: Heads | None,
     k: int,
+    positions: Literal["plain", "aligned"],
 ) -> list[dict[str, Any]]:
     norm_layer = k if labelling.sink == "norm" else None
     rows: list[Record] = [records[index] for index in chosen]
@@ -183,7 +191,7 @@ def _rows(
         # boxes that were asked for are no answer to compare
         right = [(asks and mode == "natural") or is_right(*pair) for pair in zip(said, some, strict=True)]
         if labelling.keep == "crop":
-            right = _right_with_crop(backend, some, maps, labelling)
+            right = _right_with_crop(backend, some, maps, labelling, aligned=positions == "aligned")
         for at, row, text, good, (heat, sink) in zip(places, some, said, right, maps, strict=True):
             out[at] = {
                 "row": chosen[at],
@@ -201,6 +209,8 @@ def _right_with_crop(
     records: Sequence[Record],
     maps: Sequence[tuple[NDArray[np.float32], NDArray[np.float32] | None]],
     labelling: Labelling,
+    *,
+    aligned: bool,
 ) -> list[bool]:
     """Whether each is answered right over the coarse view with the crop of its own map beside it."""
     ratio = labelling.norm_ratio if labelling.sink == "norm" else None
@@ -209,7 +219,7 @@ def _right_with_crop(
         _, rows, columns = one.grid
         found = labels_on(heat, sink, (rows, columns), labelling.rules, norm_ratio=ratio)
         boxes.append(in_pixels(found.box, (rows, columns), one.store.view("coarse")) if found.usable else None)
-    cropped = with_crop(backend, records, boxes, tokens=None, aligned=False)
+    cropped = with_crop(backend, records, boxes, tokens=None, aligned=aligned)
     said = answers(backend, [one.asked for one in cropped], max_new_tokens=labelling.max_new_tokens)
     return [
         one.box is not None and is_right(text, record) for one, text, record in zip(cropped, said, records, strict=True)

@@ -48,7 +48,7 @@ def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branche
     wanted = read_recipe(recipe, HeldOut, **({} if model is None else {"model": model}))
     stored = _own(wanted.model) if branches is None else branches
     shop = Workshop(wanted, output)
-    backend = shop.backend(branches=stored, fine_tuned=False)
+    backend = shop.backend(branches=stored)
     assert backend.branches is not None
     shop.recipe = wanted.model_copy(update=_silent(wanted, backend.branches.config))
     config = with_thresholds(backend, shop.recipe, output, source=shop.source(stored, held_out=True))

@@ -244,6 +244,7 @@ def _table(source: Source) -> Dataset:
     elif isinstance(table.features.get(named["image"]), Value | Image):
         table = table.cast_column(named["image"], Image(decode=False))
     named["boxes"] = named["boxes"] if _has(table, named["boxes"]) else ""
+    _require_readable(table, named["answer"], named["boxes"], source)
     return table.with_transform(_Rename(named, source, columns=table.column_names, images=images))
 
 
@@ -254,6 +255,38 @@ def _has(table: Dataset, name: str) -> bool:
     for field in fields:
         kind = kind.get(field) if isinstance(kind, dict) else None
     return kind is not None
+
+
+def _require_readable(table: Dataset, answer: str, boxes: str, source: Source) -> None:
+    """Nothing where every row has an answer, and boxes that are boxes or none.
+
+    Raises:
+        ConfigError: one has not; said before anything is asked, with its row.
+    """
+    plain = table.select_columns(sorted({name.split(".")[0] for name in (answer, boxes) if name}))
+    at = 0
+    for rows in plain.iter(batch_size=1000):
+        said = _column(rows, answer)
+        for one, drawn in zip(said, _column(rows, boxes) if boxes else [None] * len(said), strict=True):
+            if one is None:
+                raise ConfigError(
+                    f"Row {at} of the dataset {source.path} has no answer ({answer} is null). Give it one, or leave "
+                    "the row out."
+                )
+            if drawn is not None and not all(map(_is_box, drawn)):
+                raise ConfigError(
+                    f"Row {at} of the dataset {source.path} has boxes that cannot be read: {drawn!r:.80}. Give a list "
+                    "of [x1, y1, x2, y2] in pixels of the image, x1 < x2 and y1 < y2; an empty one where no part of "
+                    "the image is meant, null where nobody knows."
+                )
+            at += 1
+
+
+def _is_box(value: object) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != 4:
+        return False
+    numbers = [one for one in value if isinstance(one, int | float)]
+    return len(numbers) == 4 and numbers[0] < numbers[2] and numbers[1] < numbers[3]
 
 
 def _column(rows: dict[str, list[Any]], name: str) -> list[Any]:

@@ -51,7 +51,7 @@ RULES: Final[tuple[dict[str, float], ...]] = (
 def run_select_heads(shop: Workshop) -> None:
     if shop.processes.is_main_process:
         recipe, records = shop.recipe, shop.records("select-heads", limit=shop.recipe.heads.records)
-        found = select_heads(shop.backend(fine_tuned=False), records, recipe.heads, recipe.labelling)
+        found = select_heads(shop.backend(), records, recipe.heads, recipe.labelling)
         shop.result("select-heads").write_text(found.model_dump_json(indent=1), encoding="utf-8")
         print(f"Heads by {found.criterion}, {found.questions} questions; chosen ones are marked.\n{found.table()}")
         print(f"To keep this choice, write into the recipe:\nlabelling:\n  grounding: {found.heads}")
@@ -59,11 +59,11 @@ def run_select_heads(shop: Workshop) -> None:
 
 
 def run_label(shop: Workshop) -> None:
-    _labelled(shop, shop.backend(fine_tuned=False), shop.output / "labels")
+    _labelled(shop, shop.backend(), shop.output / "labels")
 
 
 def run_sdrpn(shop: Workshop) -> None:
-    backend = shop.backend(fine_tuned=False)
+    backend = shop.backend()
     table = _labelled(shop, backend, shop.output / "labels")
     fresh = shop.fresh(backend, sdrpn=True, gate=False)
     _fit(shop, backend, fresh, shop.records("sdrpn"), table, "sdrpn", shop.recipe.sdrpn.optimisation)
@@ -71,7 +71,7 @@ def run_sdrpn(shop: Workshop) -> None:
 
 def run_postsft(shop: Workshop) -> None:
     recipe, folder, before = shop.recipe, shop.output / "postsft", shop.latest("sdrpn")
-    if shop.base is None:
+    if not shop.tuned.exists():
         backend = shop.backend(branches=before)
         records = shop.records("postsft", limit=recipe.postsft.records)
         judge = Judge(recipe.postsft.judge, model=recipe.postsft.judge_model, cache=folder / "verdicts.jsonl")
@@ -85,16 +85,16 @@ def run_postsft(shop: Workshop) -> None:
             return
         train_postsft(backend, records, cases, chosen, recipe, folder)
         if shop.processes.is_main_process:
-            writing = folder / "base.part"
+            writing = shop.tuned.with_name("base.part")
             disable_progress_bar()  # type: ignore[no-untyped-call]  # of a fraction of a second
             backend.model.save_pretrained(writing)
             backend.processor.save_pretrained(writing)
-            writing.rename(folder / "base")
-            print(f"written {folder / 'base'}")
+            writing.rename(shop.tuned)
+            print(f"written {shop.tuned}")
         shop.processes.wait_for_everyone()
-    tuned = shop.backend(branches=before)
+    tuned = shop.backend(branches=before, base=shop.tuned)
     limit = recipe.postsft.refit_records
-    table = _labelled(shop, tuned, folder / "labels", limit=limit)
+    table = _labelled(shop, tuned, folder / "labels", limit=limit, base=shop.tuned)
     again = tuned.branches
     assert again is not None
     again.config = again.config.model_copy(update={"positions": recipe.postsft.positions})
@@ -103,9 +103,9 @@ def run_postsft(shop: Workshop) -> None:
 
 def run_gate(shop: Workshop) -> None:
     folder, before, stage = shop.output / "gate", shop.latest("sdrpn", "postsft"), shop.recipe.gate
-    backend = shop.backend(branches=before)
+    backend = shop.backend(branches=before, base=shop.base)
     records = shop.records("gate", limit=stage.records)
-    note, source = _note("answered at all budgets", len(records)), shop.source(before, stage="gate")
+    note, source = _note("answered at all budgets", len(records)), shop.source(before, stage="gate", base=shop.base)
     table = answer_at_budgets(backend, records, shop.recipe, folder / "answers", source=source, note=note)
     _say(shop, counted(kinds(table, stage)))
     branches, gate = backend.branches, shop.fresh(backend, sdrpn=False, gate=True).gate
@@ -120,25 +120,24 @@ def run_gate(shop: Workshop) -> None:
 
 def run_calibrate(shop: Workshop) -> None:
     before = shop.latest("sdrpn", "postsft", "gate")
-    backend = shop.backend(branches=before)
+    backend = shop.backend(branches=before, base=shop.base)
     branches = backend.branches
     assert branches is not None
     with TemporaryDirectory() as folder:  # thresholds are chosen for the weights as they are stored
         size = branches.save(folder, int8=True)
         backend.branches = Branches.load(folder, backend.model)
     _say(shop, f"{size / 1e6:.2f} MB")
-    source = shop.source(before, held_out=True)
+    source = shop.source(before, held_out=True, base=shop.base)
     branches.config = with_thresholds(backend, shop.recipe, shop.output / "calibrate", source=source)
     if shop.processes.is_main_process:
         shop.finish("calibrate", lambda folder: branches.save(folder, int8=True))
     shop.processes.wait_for_everyone()
 
 
-def _labelled(shop: Workshop, backend: HFBackend, folder: Path, *, limit: int | None = None) -> Dataset:
+def _labelled(
+    shop: Workshop, backend: HFBackend, folder: Path, *, limit: int | None = None, base: Path | None = None
+) -> Dataset:
     records, recipe = shop.records("label", limit=limit), shop.recipe
-    source = shop.source()
-    if folder == shop.output / "labels":  # whatever postsft has made since
-        source["model"] = recipe.model
     table = label(
         backend,
         records,
@@ -146,7 +145,8 @@ def _labelled(shop: Workshop, backend: HFBackend, folder: Path, *, limit: int | 
         folder,
         selected=shop.heads(),
         k=shop.fresh(backend, sdrpn=True, gate=False).config.k,
-        source=source,
+        source=shop.source(base=base),
+        positions=recipe.positions if base is None else recipe.postsft.positions,
         note=_note("labelled", len(records)),
     )
     _say(shop, f"{len(table)} labels in {folder}, {sum(table['right']) / len(table):.1%} of the answers right")

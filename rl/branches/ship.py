@@ -2,7 +2,8 @@
 
     python -m qzoom_agent.rl.branches.ship runs/branches models/mine
 
-The base is the one that `postsft` made, if it made one, else the recipe's; the branches are those of `calibrate`.
+The branches are those of `calibrate`, the base the one that they were made for: the recipe's, or what `postsft` made of
+it.
 """
 
 import argparse
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.backends.presets import resolve_model
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.perception.branches import CONFIG, WEIGHTS
+from qzoom_agent.rl.branches.inputs import base_of
 from qzoom_agent.rl.branches.recipe import load_branch_recipe
 from qzoom_agent.rl.branches.workshop import Workshop
 
@@ -29,7 +31,7 @@ def ship(run: Path, target: Path) -> Path:
         raise ConfigError(f"{target} is there already. Delete it, or choose another folder.")
     shop = Workshop(load_branch_recipe(run / "recipe.yaml"), run)
     branches = shop.latest("calibrate")
-    source = shop.base or Path(resolve_model(shop.recipe.model).source)
+    source = base_of(shop, "calibrate") or Path(resolve_model(shop.recipe.model).source)
     writing = target.with_name(target.name + ".part")
     shutil.rmtree(writing, ignore_errors=True)
     if source.is_dir():
@@ -54,4 +56,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(finished("qzoom_agent.rl.branches.ship", main))

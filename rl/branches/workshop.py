@@ -40,17 +40,21 @@ class Workshop:
         self.processes = together()
 
     @property
-    def base(self) -> Path | None:
-        """The base that `postsft` made, if it did."""
-        folder = self.output / "postsft" / "base"
-        return folder if folder.exists() else None
+    def tuned(self) -> Path:
+        """Where `postsft` puts the base that it tunes, there before any branches are fitted to it."""
+        return self.output / "postsft" / "base"
 
-    def backend(self, *, branches: Path | None = None, fine_tuned: bool = True) -> HFBackend:
-        """The base, or what `postsft` made of it, with branches of a stage. None of its weights is to be trained."""
+    @property
+    def base(self) -> Path | None:
+        """The base that `postsft` tuned, if that stage is done: branches that fit it are there, too."""
+        return self.tuned if self.final("postsft").exists() else None
+
+    def backend(self, *, branches: Path | None = None, base: Path | None = None) -> HFBackend:
+        """The recipe's base or a tuned one, with branches of a stage. None of its weights is to be trained."""
         many = self.processes.num_processes > 1
         preset = resolve_model(self.recipe.model)
         backend = HFBackend.load(
-            str(self.base) if fine_tuned and self.base else self.recipe.model,
+            self.recipe.model if base is None else str(base),
             device=str(self.processes.device) if many else "auto",
             dtype=self.recipe.dtype,
             branches=branches,
@@ -127,12 +131,17 @@ class Workshop:
         return Selection.model_validate_json(file.read_text(encoding="utf-8")).heads
 
     def source(
-        self, branches: Path | None = None, *, stage: StageName = "label", held_out: bool = False
+        self,
+        branches: Path | None = None,
+        *,
+        stage: StageName = "label",
+        held_out: bool = False,
+        base: Path | None = None,
     ) -> dict[str, JsonValue]:
         """What base, branches and records a table of a stage is of."""
         asked = self.recipe.held_out if held_out else self.recipe.asked(stage)
         found: dict[str, JsonValue] = {
-            "model": str(self.base or self.recipe.model),
+            "model": self.recipe.model if base is None else str(base.relative_to(self.output)),
             "margin": self.recipe.margin,
             "blur": self.recipe.blur,
             "box": None if self.recipe.box is None else list(self.recipe.box),

@@ -1,20 +1,25 @@
 """The interleaved run and what is made of it: figures that a hand computes, and a run that can be killed."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from qzoom_agent.agent import Agent
+from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.backends.scripted import ScriptedBackend
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evals import pareto
-from qzoom_agent.evals.interleaved import Cell, Table, measure
+from qzoom_agent.evals.interleaved import Cell, Table, measure, weights_of
 from qzoom_agent.evals.pareto import headline, headline_table, points, points_table, put, ratio
 from qzoom_agent.evals.pareto_figure import draw
 from qzoom_agent.evals.suites.needle import sample, sample_seed
+from qzoom_agent.perception.branches import Branches
 
 
 def cells(right: str, *, seconds: Sequence[float], tokens: int = 64, zoomed: bool = False) -> list[Cell]:
@@ -160,6 +165,33 @@ def test_an_interrupted_run_goes_on_at_the_question_in_flight(tmp_path: Path) ->
     assert [one.id for one in table["b"]] == [one.id for one in whole["b"]]
     with pytest.raises(ConfigError, match="other configurations"):
         measure(Counting(["a", "c"]).arms, "needle-doc", n=4, journal=journal)
+
+
+def test_answers_of_other_weights_are_not_taken_for_those_of_these(tmp_path: Path) -> None:
+    """The same name and settings, but branches that were trained anew, or read by another rule."""
+
+    class Carried:
+        config = AgentConfig(policy="direct")
+
+        def __init__(self, branches: Branches) -> None:
+            self.backend = SimpleNamespace(name="nano", branches=branches)
+
+    stored = HFBackend.load("nano").branches
+    assert stored is not None
+    first = weights_of(Carried(stored))  # type: ignore[arg-type]
+    assert first == weights_of(Carried(deepcopy(stored)))  # type: ignore[arg-type]
+    retrained, reread = deepcopy(stored), deepcopy(stored)
+    with torch.no_grad():
+        next(retrained.parameters()).add_(1e-3)
+    reread.config = reread.config.model_copy(update={"box": (0.9, 0.9)})
+    others = [weights_of(Carried(one)) for one in (retrained, reread)]  # type: ignore[arg-type]
+    assert first["base"] is not None and all(one["base"] == first["base"] for one in others)
+    assert len({first["branches"], *(one["branches"] for one in others)}) == 3
+    journal = tmp_path / "doc.jsonl"
+    measure(Counting(["a"]).arms, "needle-doc", n=1, journal=journal)
+    journal.write_text(journal.read_text().replace('"branches": null', '"branches": "of before"'))
+    with pytest.raises(ConfigError, match="weights"):
+        measure(Counting(["a"]).arms, "needle-doc", n=1, journal=journal)
 
 
 def test_crops_and_their_cover_are_counted() -> None:

@@ -10,8 +10,10 @@ from qzoom_agent.backends.presets import NANO_FOLDER
 from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.perception.branches import BranchConfig
-from qzoom_agent.rl.branches.ablation import ABLATIONS, FINE, Variant, _branches, ablate
+from qzoom_agent.rl.branches.ablation import ABLATIONS, FINE, Variant, _branches, _calibrated, ablate
+from qzoom_agent.rl.branches.inputs import made_from
 from qzoom_agent.rl.branches.recipe import BranchRecipe
+from qzoom_agent.rl.branches.ship import ship
 from qzoom_agent.rl.branches.workshop import Workshop
 from tests.rl.branches.test_run import written
 
@@ -81,8 +83,34 @@ def test_post_sft_is_measured_on_its_own_base_and_everything_else_is_not(finishe
     assert _branches(done, Variant("with", after=("sdrpn", "postsft")), folder)[1]
     assert not _branches(done, Variant("without", after=("sdrpn",)), folder)[1]
     assert _branches(done, Variant("as it is"), folder) == (run / "calibrate" / "final", False)
-    after = Workshop(recipe.model_copy(update={"stages": [*recipe.stages[:3], "postsft", "calibrate"]}), run)
-    assert _branches(after, Variant("as it is"), folder)[1]
+    assert ship(run, tmp_path / "shipped") == tmp_path / "shipped"
+    assert not (tmp_path / "shipped" / "base_of_postsft").exists(), "calibrated for the base as given"
+    stated = run / "settings" / "calibrate.json"
+    stated.write_text(stated.read_text().replace('"as given"', '"of postsft"'))  # as if it were calibrated only now
+    (run / "postsft" / "base" / "base_of_postsft").touch()
+    assert _branches(done, Variant("as it is"), folder)[1]
+    assert (ship(run, tmp_path / "tuned") / "base_of_postsft").exists()
+
+
+def test_a_tuned_base_counts_once_branches_are_fitted_to_it(finished: Path, tmp_path: Path) -> None:
+    """Killed between the two, `postsft` leaves a base that no branches fit."""
+    run = tmp_path / "run"
+    copytree(finished, run)
+    copytree(NANO_FOLDER, run / "postsft" / "base")
+    shop = Workshop(BranchRecipe.model_validate(safe_load((run / "recipe.yaml").read_text())), run)
+    assert shop.tuned.exists() and shop.base is None and made_from(shop, "gate")["base"] == "as given"
+    copytree(run / "sdrpn" / "final", run / "postsft" / "final")
+    assert shop.base == shop.tuned and made_from(shop, "gate")["base"] == "of postsft"
+
+
+def test_labels_are_made_anew_where_what_is_changed_decides_them(finished: Path, tmp_path: Path) -> None:
+    """Which cells are foreground does not change the maps, but with `keep: crop` whose answers are right."""
+    shop = Workshop(BranchRecipe.model_validate(safe_load((finished / "recipe.yaml").read_text())), finished)
+    crops = shop.recipe.labelling.model_copy(update={"keep": "crop"})
+    shop.recipe = shop.recipe.model_copy(update={"labelling": crops})
+    changed = {"labelling.rules.background": 0.01}
+    assert (_calibrated(shop, changed, tmp_path / "own") / "branches.json").exists()
+    assert not (tmp_path / "own" / "labels").is_symlink()
 
 
 def test_what_cannot_be_compared_is_said(finished: Path, tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ def test_the_highest_threshold_that_lets_enough_through() -> None:
     scores = [0.9, 0.6, 0.4, 0.1, 0.5, 0.2, 0.05]
     needs = [True, True, True, True, False, False, False]
     found = gate_figures(scores, needs, TARGET)
-    assert 0.39999 < found.threshold < 0.4
+    assert 0.399 < found.threshold < 0.39999
     assert found.missed == 0.25 and found.needless == pytest.approx(1 / 3)
     all_of_them = gate_figures(scores, needs, Calibration(needed_recall=1.0))
-    assert 0.09999 < all_of_them.threshold < 0.1 and all_of_them.missed == 0.0
+    assert 0.0998 < all_of_them.threshold < 0.09999 and all_of_them.missed == 0.0
     assert all_of_them.needless == pytest.approx(2 / 3)
 
 
@@ -43,10 +43,10 @@ def test_a_share_of_needless_zooms_instead() -> None:
     """One of four may be needless: the threshold lies just above the second, which is .5."""
     scores, needs = [0.9, 0.7, 0.2, 0.8, 0.5, 0.3, 0.1], [True, True, True, False, False, False, False]
     found = gate_figures(scores, needs, Calibration(needless=0.25))
-    assert 0.5 < found.threshold < 0.50001
+    assert 0.50001 < found.threshold < 0.501
     assert found.needless == 0.25 and found.missed == pytest.approx(1 / 3)
     none = gate_figures(scores, needs, Calibration(needless=0.0))
-    assert none.needless == 0.0 and 0.8 < none.threshold < 0.80001
+    assert none.needless == 0.0 and 0.80001 < none.threshold < 0.801
     with pytest.raises(ValidationError, match="give one of them"):
         Calibration(needless=0.1, zoom_share=0.5)
 
@@ -111,15 +111,27 @@ def test_a_target_out_of_reach_is_said_to_be_missed() -> None:
 
 
 def test_the_training_free_gate_is_held_to_the_same_target() -> None:
-    """A flat map has a peak of once its mean, a single hot cell of 36 times."""
+    """A flat map has a peak of once its mean, a hot cell of 36 times, and of 7.4 blurred as the gate reads it."""
     view = coarse()
     flat = Seen("q", 0.6, torch.full((6, 6), 0.5), view, view.size, [])
     rows = [seen(0.9, 0.2, NEEDLE), seen(0.8, 0.9, NEEDLE), flat]
     found = calibrate(rows, [True, True, False], Calibration(needed_recall=1.0))
     assert found.training_free.missed == 0.0 and found.training_free.needless == 0.0
-    assert 35 < found.training_free.threshold < 36.1
+    assert 7.3 < found.training_free.threshold < 7.4
+    sharp = calibrate(rows, [True, True, False], Calibration(needed_recall=1.0, blurs=["none"]), blurs=["none"])
+    assert 35 < sharp.training_free.threshold < 36.1
     # the learned gate is worse here: one that needs a zoom has a lower score than the one that needs none
     assert found.gate is not None and found.gate.needless == 1.0
+
+
+def test_a_question_that_is_computed_again_falls_on_the_same_side() -> None:
+    """In another batch its score is a little different; one of the other kind is still not let through."""
+    needs = [True, True, False]
+    for shift in (-1e-4, 0.0, 1e-4):
+        found = gate_figures([0.9, 0.8, 0.5], needs, Calibration(needed_recall=1.0))
+        assert 0.8 * (1 + shift) >= found.threshold > 0.5
+    close = gate_figures([0.9, 0.8, 0.79999], needs, Calibration(needed_recall=1.0))
+    assert 0.79999 < close.threshold < 0.8 and close.needless == 0.0
 
 
 def test_saturated_scores_leave_the_threshold_where_it_can_be_loaded() -> None:
@@ -168,7 +180,7 @@ def test_without_boxes_the_threshold_is_the_one_whose_crops_answer_most() -> Non
     assert found.crops.area == pytest.approx(0.12)
     assert (found.questions, found.needing, found.left_out) == (6, 3, 2)
     # those that are left out have no say in the gate's threshold
-    assert found.gate is not None and 0.69999 < found.gate.threshold < 0.7 and found.gate.needless == 0.0
+    assert found.gate is not None and 0.699 < found.gate.threshold < 0.69999 and found.gate.needless == 0.0
     assert "2 left out" in told(found) and "0.667 of those right" in told(found)
     # but are zoomed, too
     half = calibrate(rows, needs, Calibration(zoom_share=0.5), crops=crops).gate

@@ -15,7 +15,7 @@ from qzoom_agent.perception.labels import BACKGROUND, FOREGROUND, IGNORED, HeadS
 from qzoom_agent.protocols import PROTOCOLS
 from qzoom_agent.rl.branches import labelling, parts
 from qzoom_agent.rl.branches.asking import answer_ids, answered, ask, rows_of
-from qzoom_agent.rl.branches.attending import Asking, answers
+from qzoom_agent.rl.branches.attending import Asking, answers, attend
 from qzoom_agent.rl.branches.labelling import HeadPair, collect, heads_for, label, labels_on, resized
 from qzoom_agent.rl.branches.recipe import Labelling
 from qzoom_agent.rl.branches.records import Records, Source, load_records
@@ -78,7 +78,7 @@ def test_maps_are_the_attention_of_the_answer(family: Family, asking: Asking, lo
         weights = attention(backend, new, rotary, mask)
         length, (start, high, wide) = new.hidden.shape[1], one.grid
         first = length - len(ids)
-        queries = {"answer": slice(first, max(first + 1, length - 2)), "prediction": slice(first - 1, length - 2)}
+        queries = {"answer": slice(first, length - 1), "prediction": slice(first - 1, length - 2)}
         where = queries[asking] if len(ids) > 1 else slice(first - (asking == "prediction"), length)
         if len(ids) == 1 and asking == "prediction":
             where = slice(first - 1, first)
@@ -87,6 +87,48 @@ def test_maps_are_the_attention_of_the_answer(family: Family, asking: Asking, lo
         assert torch.allclose(torch.from_numpy(heat).flatten(), torch.stack(rows_).mean(0), atol=1e-5)
         assert sink is not None
         assert torch.allclose(torch.from_numpy(sink).flatten(), weights[3][0, 2, where, image].mean(0), atol=1e-5)
+
+
+def test_the_tokens_that_ask_are_those_that_generation_feeds_back(load: Load, rows: Records) -> None:
+    """Published maps are read in the steps of generation that decode: one for each token of an answer that ends."""
+    backend = load("qwen2_5_vl")
+    (asked,) = ask(backend, [rows[0]], [None])
+    prompt = torch.tensor([[9, 8, 7, 6]])
+    fed: list[int] = []
+    hook = (
+        Decoder(backend.model)
+        .text.layers[0]
+        .register_forward_pre_hook(
+            lambda _m, args, kwargs: fed.append((args[0] if args else kwargs["hidden_states"]).shape[1]),
+            with_kwargs=True,
+        )
+    )
+    free = backend.model.generate(input_ids=prompt, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    said = free[0, 4:].tolist()
+    ends = next(at for at in range(1, 6) if said[at] not in said[:at])
+    fed.clear()
+    backend.model.generate(input_ids=prompt, max_new_tokens=9, do_sample=False, eos_token_id=said[ends])
+    hook.remove()
+    text = "x" * ends
+    assert len(answer_ids(backend, text)) == ends + 1  # one token a letter, and the end
+    assert fed[0] > 1 and fed[1:] == [1] * ends
+    assert len(attend(backend, [asked], [text], [5], "answer").asking[0]) == ends
+
+
+def test_a_sink_of_one_token_is_dropped_before_the_map_is_joined() -> None:
+    """On 24 x 24 tokens one has ten times the norm of the others and most of the attention; the answer is elsewhere."""
+    heat = np.full((24, 24), 1e-5, dtype=np.float32)
+    heat[15:17, 15:17], heat[2, 2] = 0.05, 0.5
+    norms = np.ones((24, 24), dtype=np.float32)
+    norms[2, 2] = 10.0
+    rules = LabelRules(blur_kernel=1)
+    for side in (24, 12, 8):
+        found = labels_on(heat, norms, (side, side), rules, norm_ratio=4.0)
+        step = 24 // side
+        assert found.usable and found.labels[2 // step, 2 // step] == BACKGROUND
+        assert found.labels[15 // step, 15 // step] == FOREGROUND
+        by_heads = labels_on(heat, norms / 100, (side, side), rules.model_copy(update={"sink": 0.05}), norm_ratio=None)
+        assert (by_heads.labels == found.labels).all()
 
 
 def attention(backend, new, rotary, mask):  # type: ignore[no-untyped-def]

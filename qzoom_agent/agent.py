@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qzoom_agent.backends.base import Backend
 from qzoom_agent.config import AgentConfig
-from qzoom_agent.errors import ConfigError, QzoomError
+from qzoom_agent.errors import BoxError, ConfigError, QzoomError
 from qzoom_agent.geometry import Box
 from qzoom_agent.graph import Context, EventKind, State, compile_graph, start, take_look, to_trace
 from qzoom_agent.images import ImageSource, load_image
@@ -109,8 +109,9 @@ class Look:
 class Event(BaseModel):
     """Something that just happened in a streamed run.
 
-    view: a `View` that the model is shown; token: {turn, text} as it is written; turn: a `Turn` as the model left it;
-    call: a `CallRecord` with its turn; answer: {status, answer, error}, always the last.
+    view: a `View` that the model is shown; look: what gate and SD-RPN said, a `PerceptionRecord`; token: {turn, text}
+    as it is written; turn: a `Turn` as the model left it; call: a `CallRecord` with its turn; answer: {status, answer,
+    error}, always the last.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -136,8 +137,8 @@ class Agent:
     ) -> None:
         """Raises ConfigError for a configuration that this backend cannot run."""
         self.backend = backend
-        config = config or AgentConfig()
-        self.config = config.resolved(
+        self._given = config or AgentConfig()
+        self.config = self._given.resolved(
             model=backend.name, protocol=backend.protocol, defaults=backend.defaults, perceives=backend.perceives
         )
         self.state_dir = None if state_dir is None else Path(state_dir)
@@ -203,7 +204,8 @@ class Agent:
 
     def replace(self, **changes: Any) -> Agent:
         """An agent with the same model under a changed configuration (keys as `AgentConfig.replace` takes them)."""
-        return Agent(self.backend, config=self.config.replace(**changes), state_dir=self.state_dir)
+        # of what was asked for, not of what it came to: limits that were the backend's may give way to the changes
+        return Agent(self.backend, config=self._given.replace(**changes), state_dir=self.state_dir)
 
     def run(
         self,
@@ -268,7 +270,15 @@ class Agent:
         return self._begin(image, question, boxes=boxes, seed=seed, thread=None)
 
     def batch(self, pairs: Sequence[tuple[ImageSource, str]], *, workers: int = 1) -> list[Answer]:
-        """Answers to (image, question) pairs, in their order; one that fails is an Answer with status "error"."""
+        """Answers to (image, question) pairs, in their order; one that fails is an Answer with status "error".
+
+        Raises ConfigError for what is no sequence of pairs, or no number of workers.
+        """
+        if workers < 1:
+            raise ConfigError(f"workers is the number of runs at a time, 1 or more; got {workers}.")
+        for at, pair in enumerate(pairs):
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise ConfigError(f"Item {at} is not a pair (image, question); got {type(pair).__name__}.")
 
         def one(pair: tuple[ImageSource, str]) -> Answer:
             try:
@@ -451,8 +461,13 @@ class Agent:
         return self.state_dir / thread
 
     def _answer(self, state: State, context: Context) -> Answer:
-        trace = to_trace(state, protocol=context.protocol.name, environment=_environment())
+        trace = to_trace(state, protocol=context.protocol.name, environment=self._environment())
         return Answer(text=trace.answer or "", status=trace.status, trace=trace, store=context.store)
+
+    def _environment(self) -> dict[str, str]:
+        """Versions, and the device and number format with the reason for them."""
+        placement = str(getattr(self.backend, "placement", ""))
+        return {**_versions(), **({"placement": placement} if placement else {})}
 
     def _failed(self, question: str, error: Exception) -> Answer:
         trace = Trace(
@@ -462,7 +477,7 @@ class Agent:
             policy=self.config.policy or "",
             config=self.config.model_dump(mode="json"),
             seed=self.config.seed,
-            environment=_environment(),
+            environment=self._environment(),
             error=str(error) if isinstance(error, QzoomError) else f"{type(error).__name__}: {error}",
         )
         return Answer(text="", status="error", trace=trace, store=ViewStore())
@@ -471,10 +486,13 @@ class Agent:
 def _gold(box: Box | Sequence[float], image: Image.Image) -> Box:
     """A gold box in pixels of the original, inside it."""
     if not isinstance(box, Box):
-        if len(box) != 4:
-            raise ConfigError(f"A box is four numbers x1, y1, x2, y2 in pixels of the original; got {list(box)}.")
-        x1, y1, x2, y2 = box
-        box = Box(x1, y1, x2, y2)
+        try:
+            x1, y1, x2, y2 = box
+            box = Box(x1, y1, x2, y2)
+        except (TypeError, ValueError, BoxError):
+            raise ConfigError(
+                f"A box is four numbers x1, y1, x2, y2 in pixels of the original; got {box!r:.80}. Give a list of them."
+            ) from None
     if box.view != "original" or not box.finite:
         raise ConfigError(f"A gold box has finite numbers and refers to the original; got {box}.")
     return box.to_pixel(image.size).ordered().clamp(image.size)
@@ -485,5 +503,5 @@ def _run_config(thread: str) -> RunnableConfig:
 
 
 @cache
-def _environment() -> dict[str, str]:
+def _versions() -> dict[str, str]:
     return describe_environment()

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.files import read_yaml, write_text
 from qzoom_agent.images import MAX_PIXELS
 
 MAX_SEED = 2**62
@@ -264,8 +265,8 @@ def read_setting(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ConfigError(f"--set takes KEY=VALUE; got {text!r}. Write for example --set budget.max_turns=3")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
+        return key.strip(), read_yaml(value)
+    except ValueError:
         raise ConfigError(f"The value in --set {text} cannot be read. Put quotes around it.") from None
 
 
@@ -333,8 +334,8 @@ class AgentConfig(Config):
     def from_yaml(cls, text: str) -> AgentConfig:
         """The configuration in a YAML text; missing keys keep their defaults."""
         try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            data = read_yaml(text)
+        except ValueError as error:
             raise ConfigError(f"The configuration is not YAML: {error}") from None
         if not isinstance(data, Mapping | None):
             raise ConfigError(
@@ -344,8 +345,8 @@ class AgentConfig(Config):
         return cls().replace(**{str(key): value for key, value in (data or {}).items()})
 
     def save(self, path: str | Path) -> None:
-        """Write `to_yaml()` to `path`."""
-        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+        """Write `to_yaml()` to `path`. Raises ConfigError if that is impossible."""
+        write_text(path, self.to_yaml())
 
     @classmethod
     def load(cls, path: str | Path) -> AgentConfig:

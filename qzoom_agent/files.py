@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 from uuid import uuid4
+
+import yaml
 
 from qzoom_agent.errors import ConfigError
 
@@ -39,6 +42,16 @@ def write_text(path: Path | str, text: str) -> Path:
     except OSError as error:
         raise ConfigError(f"Cannot write {path}: {error.strerror or error}. Choose another file.") from None
     return path
+
+
+def read_yaml(text: str) -> Any:
+    """What a YAML text holds. ValueError if it is no YAML, or holds what nothing can be made of (a month 99)."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 @contextmanager

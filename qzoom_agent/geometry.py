@@ -131,6 +131,8 @@ class Box:
     def rounded(self) -> "Box":
         """A pixel box with whole numbers, rounded outward and at least one pixel wide and high."""
         self._need_pixel("rounded")
+        if not self.finite:
+            raise BoxError(f"A box that is rounded has finite numbers; got {self}.")
         x1, y1 = math.floor(self.x1 + _NOISE), math.floor(self.y1 + _NOISE)
         x2, y2 = math.ceil(self.x2 - _NOISE), math.ceil(self.y2 - _NOISE)
         return replace(self, x1=x1, y1=y1, x2=max(x2, x1 + 1), y2=max(y2, y1 + 1))
@@ -281,3 +283,5 @@ def _as_float(value: float) -> float:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError):
+        raise BoxError(f"A side of a box is a number; got {value!r:.80}.") from None

@@ -47,7 +47,7 @@ from qzoom_agent.tools.zoom import Zoom
 from qzoom_agent.trace import PerceptionRecord, Status, Trace, Turn, Usage
 from qzoom_agent.views import View, ViewStore
 
-EventKind = Literal["view", "token", "turn", "call", "answer"]
+EventKind = Literal["view", "look", "token", "turn", "call", "answer"]
 
 
 class State(TypedDict):
@@ -187,7 +187,10 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
                 f"The crop of policy '{ctx.policy.name}' cannot be cut: {cut.error} Check the boxes given."
             )
     shown = [view.model_dump(mode="json") for view in store.shown]
-    for view in shown:
+    _emit(runtime, "view", shown[0])
+    if record is not None:
+        _emit(runtime, "look", record.model_dump(mode="json"))
+    for view in shown[1:]:
         _emit(runtime, "view", view)
     return {
         "views": shown,
@@ -278,7 +281,7 @@ def finish(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     status: Status = "answered"
     if state["error"] is not None:
         status = "error"
-    elif state["last"] == "budget":
+    elif state["last"] == "budget" or (state["perception"] or {}).get("withheld"):
         status = "budget"
     elif answer is None:
         status = "refused"
@@ -392,10 +395,17 @@ def _with_margin(box: Box, margin: float) -> Box:
 
 
 def _add_coarse(ctx: Context) -> View:
-    views = ctx.views
-    return ctx.store.add_coarse(
+    views, limit = ctx.views, ctx.config.budget.max_visual_tokens
+    coarse = ctx.store.add_coarse(
         factor=views.factor, min_tokens=views.coarse_min_tokens, max_tokens=views.coarse_max_tokens
     )
+    if limit is not None and coarse.tokens > limit:
+        size = ctx.store.view("original").size
+        raise ImageError(
+            f"An image of {size.width}x{size.height} pixels costs {coarse.tokens} visual tokens at the least, and "
+            f"budget.max_visual_tokens is {limit}. Raise it, or cut the image into parts that are less long."
+        )
+    return coarse
 
 
 def _insert(ctx: Context, record: PerceptionRecord, sight: Sight) -> dict[str, list[float]]:
@@ -412,6 +422,7 @@ def _insert(ctx: Context, record: PerceptionRecord, sight: Sight) -> dict[str, l
         full = budget.max_visual_tokens is not None and spent + plan.tokens > budget.max_visual_tokens
         if full or len(ctx.store.shown) >= budget.max_views:
             record.reason += "; the budget has no room for a crop"
+            record.withheld = not placed and len(ctx.store.shown) == 1
             break
         cut = ctx.roi_zoom.cut(ctx.store, plan)
         if cut.view is None:

@@ -10,6 +10,7 @@ Colour profiles are not applied. `digest` names the pixels of an image, whatever
 import base64
 import binascii
 import hashlib
+import http.client
 import io
 import math
 import urllib.error
@@ -182,7 +183,7 @@ def _download(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=_URL_TIMEOUT_S) as response:
             data: bytes = response.read(MAX_BYTES + 1)
-    except (OSError, ValueError, urllib.error.URLError) as error:
+    except (OSError, ValueError, urllib.error.URLError, http.client.HTTPException) as error:
         raise ImageError(f"Cannot fetch {_short(url)}: {_cause(error)}. Download it and pass the file.") from error
     return data
 

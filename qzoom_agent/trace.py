@@ -163,6 +163,8 @@ class PerceptionRecord(_Record):
     token_layers: float = 0.0
     """Cost of the coarse pass: tokens times decoder layers, those of the branches included."""
     seconds: float = 0.0
+    withheld: bool = False
+    """The gate asked for a crop, and the budget had no room for any."""
 
     @property
     def fired(self) -> bool | None:

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from yaml import YAMLError, safe_dump, safe_load
+from yaml import safe_dump
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.files import require_folder, write_text
+from qzoom_agent.files import read_yaml, require_folder, write_text
 
 _Recipe = TypeVar("_Recipe", bound=BaseModel)
 
@@ -19,14 +19,17 @@ def read_recipe(path: Path, kind: type[_Recipe], **changes: Any) -> _Recipe:
         ConfigError: the file is missing, is no text, is not YAML, or has unknown or illegal keys.
     """
     try:
-        data = safe_load(path.read_text(encoding="utf-8"))
-        return kind.model_validate({**data, **changes} if isinstance(data, dict) else data)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"Cannot read the recipe {path}: {error.strerror}. Give the path of a YAML file.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"The recipe {path} is not text in UTF-8 ({error}). Save it as UTF-8.") from None
-    except YAMLError as error:
+    try:
+        data = read_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"The recipe {path} is not YAML: {error}") from None
+    try:
+        return kind.model_validate({**data, **changes} if isinstance(data, dict) else data)
     except (ValidationError, ConfigError) as error:
         raise ConfigError(f"The recipe {path} is not valid: {error}") from None
 

@@ -61,7 +61,8 @@ def as_langchain_tool(zoom: Zoom, store: ViewStore, *, frame: Frame = "per_mille
     """The tool for one run, with box coordinates in `frame`.
 
     The content of its message is a text block and, if a crop was served, an image block (PNG, base64); the artifact is
-    the `ZoomResult`. Bad arguments give a message with status "error" whose text says what to write.
+    the `ZoomResult`. Where nothing can be cut the text is that result's `error`. Bad arguments give a message with
+    status "error" whose text says what to write.
     """
     from langchain_core.tools import StructuredTool
 

@@ -110,7 +110,9 @@ class Zoom:
         try:
             mended = self._shape(_on_original(store, store.view(box.view), box, notes), store, notes)
         except BoxError as error:
-            return ZoomPlan(box.view, error=str(error))
+            wide, high = store.view("original").size
+            legal = "" if box.view in store else f" The original has {wide}x{high} pixels."
+            return ZoomPlan(box.view, error=f"{error}{legal}")
         size = fit_tokens(
             (int(mended.width), int(mended.height)),
             factor=config.factor,

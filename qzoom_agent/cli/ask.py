@@ -43,6 +43,9 @@ def main(argv: Sequence[str]) -> int:
     if args.report:
         require_file(args.report)
     agent = load_agent(args)
+    placement = str(getattr(agent.backend, "placement", ""))
+    if placement:
+        console.line(f"model   {agent.backend.name} on {placement}", "dim", level=1)
     answer = follow(agent.stream(image, args.question), console, area=image.width * image.height)
     trace = answer.trace
     if args.json:

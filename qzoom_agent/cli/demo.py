@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from qzoom_agent.cli.console import Console, printable
-from qzoom_agent.cli.options import add_agent_flags, load_agent
+from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
 from qzoom_agent.files import require_file, require_folder
 
 STEPS: Final = {
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         console.line(f"   {difficulty}", "dim")
         # The gold boxes are for the report only: neither default policy looks at them.
         # What needs several steps no single look can find: there the model asks for crops by itself.
-        steps = suite == "needle-hop" and args.policy is None
+        steps = suite == "needle-hop" and read_config(args).policy is None
         asked = agent.replace(policy="explicit") if steps else agent
         events = asked.stream(question.image, question.question, boxes=question.boxes)
         answer = follow(events, console, area=question.image.width * question.image.height)

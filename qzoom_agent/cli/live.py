@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qzoom_agent.cli.console import Console, printable
 from qzoom_agent.cli.main import BACKEND, BUDGET, OK
-from qzoom_agent.trace import CallRecord, Status, Trace, Turn
+from qzoom_agent.trace import CallRecord, PerceptionRecord, Status, Trace, Turn
 from qzoom_agent.views import View
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def follow(events: Iterable[Event], console: Console, *, area: int) -> Answer:
         if event.kind == "view":
             steps.view(View(**event.data), seconds)
             began = time.perf_counter()
+        elif event.kind == "look":
+            steps.look(PerceptionRecord(**event.data))
         elif event.kind == "turn":
             steps.turn(Turn(**event.data))
         elif event.kind == "call":
@@ -48,6 +50,8 @@ def replay(trace: Trace, console: Console) -> None:
     for view in trace.views:
         if view.kind != "original" and view.id not in calls:
             steps.view(view, None)
+            if view.kind == "coarse" and trace.perception is not None:
+                steps.look(trace.perception)
     for turn in trace.turns:
         steps.turn(turn)
         for call in turn.calls:
@@ -90,6 +94,15 @@ class _Steps:
         self.console.line(f"{verb} {_quad(view.box)} {share:.1%} of image +{view.tokens} visual tokens{took}", "cyan")
         if call and call.decision in ("grown", "snapped") and call.reason:
             self.console.line(f"     {printable(call.reason)}", "dim")
+
+    def look(self, found: PerceptionRecord) -> None:
+        """What gate and SD-RPN said; told unasked only where the budget kept back what they asked for."""
+        gate = "" if found.fired is None else f"gate {found.score:.2f} of {found.threshold:.2f}: "
+        text = f"     {gate}{printable(found.reason)}"
+        if found.withheld:
+            self.console.line(text, "yellow")
+        else:
+            self.console.line(text, "dim", level=1)
 
     def turn(self, turn: Turn) -> None:
         for text in turn.text.splitlines():

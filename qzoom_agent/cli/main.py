@@ -14,6 +14,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Final, NamedTuple
 
 from qzoom_agent import __version__
@@ -72,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     # Only the first word is ours: everything after a verb belongs to that verb's own parser.
     verb = VERBS[parser.parse_args(argv[:1]).verb]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without these letters shows what it can
     try:
         return int(importlib.import_module(verb.module).main(argv[1:]))
     except QzoomError as error:

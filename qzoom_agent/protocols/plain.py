@@ -26,7 +26,12 @@ from qzoom_agent.protocols.reading import (
 )
 from qzoom_agent.views import View
 
-_LINE = re.compile(r"^[ \t>*_`#\-]{0,8}zoom\b([^\n]{0,300})", re.IGNORECASE | re.MULTILINE)
+_LINE = re.compile(
+    r"^(?:[ \t>*_`#\-]{0,8}|[ \t]{0,8}\d{1,2}[.)][ \t*_`]{0,8}|[ \t*_`]{0,8}action[ \t*_`]{0,4}:[ \t*_`]{0,8})"
+    r"zoom\b([^\n]{0,300})",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""A line that asks for a crop, maybe an item of a list or behind the word that agents of other formats put first."""
 _ANSWER = re.compile(r"[*_ ]{0,4}(?:final )?answer[*_ ]{0,4}:[*_]{0,4}", re.IGNORECASE)
 _HOW = "Write a line ZOOM: x1, y1, x2, y2 with numbers from 0 to 1000."
 _OFFER = (

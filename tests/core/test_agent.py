@@ -205,7 +205,11 @@ def test_one_agent_may_run_on_many_threads() -> None:
         (lambda a: a.run("no/such.png", "What?"), ImageError, "no/such.png"),
         (lambda a: a.run(IMAGE, ""), ConfigError, "question"),
         (lambda a: a.run(IMAGE, "\ud800"), ConfigError, "question"),
-        (lambda a: a.run(IMAGE, "What?", boxes=[(1, 2, 3)]), ConfigError, r"four numbers.*\[1, 2, 3\]"),
+        (lambda a: a.run(IMAGE, "What?", boxes=[(1, 2, 3)]), ConfigError, r"four numbers.*\(1, 2, 3\)"),
+        (lambda a: a.run(IMAGE, "What?", boxes=(1, 2, 3, 4)), ConfigError, "four numbers.*a list of them"),  # type: ignore[arg-type]
+        (lambda a: a.run(IMAGE, "What?", boxes=[("a", 2, 3, 4)]), ConfigError, "four numbers"),  # type: ignore[list-item]
+        (lambda a: a.batch([IMAGE]), ConfigError, "Item 0 is not a pair"),  # type: ignore[list-item]
+        (lambda a: a.batch([(IMAGE, "What?")], workers=0), ConfigError, "workers.*got 0"),
         (lambda a: a.run(IMAGE, "What?", boxes=[(1, 2, 3, float("nan"))]), ConfigError, "finite"),
         (lambda a: a.run(IMAGE, "What?", boxes=[Box(1, 2, 3, 4, view="coarse")]), ConfigError, "original"),
         (lambda a: a.run(IMAGE, "What?", seed=-1), ConfigError, "'seed'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,11 +20,12 @@ from qzoom_agent.backends.presets import PRESETS
 from qzoom_agent.backends.scripted import ScriptedBackend
 from qzoom_agent.cli import doctor, train
 from qzoom_agent.cli.console import Console, printable, table
-from qzoom_agent.cli.main import VERBS, main
+from qzoom_agent.cli.main import BUDGET, VERBS, main
 from qzoom_agent.cli.progress import Progress
 from qzoom_agent.evals.rows import Row
 from qzoom_agent.evals.scoring.judge import Judge
 from qzoom_agent.evals.suites.base import Score
+from qzoom_agent.evals.suites.needle import sample, sample_seed
 from qzoom_agent.messages import Message
 from qzoom_agent.trace import Trace
 
@@ -505,6 +507,38 @@ def test_doctor_survives_a_broken_torch(monkeypatch: pytest.MonkeyPatch, capsys:
 @pytest.mark.parametrize(("error", "verdict"), [(None, "ok"), ("", "note"), ("RuntimeError: nms", "bad")])
 def test_doctor_knows_the_torchvision_trap(error: str | None, verdict: str) -> None:
     assert doctor.torchvision(error).verdict == verdict
+
+
+def test_a_terminal_without_the_letters_of_an_answer_shows_what_it_can(tmp_path: Path) -> None:
+    """The run is saved, and nothing ends in a traceback."""
+    board, saved = tmp_path / "board.png", tmp_path / "saved"
+    Image.new("RGB", (64, 64), "white").save(board)
+    code = (
+        "import sys\nfrom qzoom_agent.agent import Agent\n"
+        "from qzoom_agent.backends.scripted import ScriptedBackend as S\n"
+        "from qzoom_agent.cli import ask, main; ask.load_agent = lambda args: Agent(S(['\\u51fa 24']))\n"
+        f"sys.exit(main.main(['ask', {str(board)!r}, 'what?', '--save', {str(saved)!r}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": "cp1252"}, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [b"\\u51fa", b"24"] and (saved / "trace.json").exists()
+
+
+def test_a_crop_that_the_budget_keeps_back_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """nano's gate asks for one: the answer is given without it, and neither line nor exit code calls that answered."""
+    question = sample("needle-doc", sample_seed(0, 0))
+    question.image.save(tmp_path / "board.png")
+    ask = ["ask", str(tmp_path / "board.png"), question.question]
+    assert main([*ask, "--set", "budget.max_views=1", "--save", str(tmp_path / "saved")]) == BUDGET
+    err = capsys.readouterr().err
+    assert "gate 1.00 of 0.83: " in err and "the budget has no room for a crop" in err and "budget: 0 zooms" in err
+    assert main([*ask, "-v"]) == 0
+    err = capsys.readouterr().err
+    assert "model   nano on " in err and "gate 1.00 of 0.83: the gate asks for more detail" in err
+    assert main(["trace", "show", str(tmp_path / "saved")]) == 0
+    assert "no room for a crop" in "".join(capsys.readouterr())
 
 
 # ---- the console ---------------------------------------------------------------------------------------------------

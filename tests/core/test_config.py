@@ -16,6 +16,7 @@ from qzoom_agent.config import (
     PerceptionConfig,
     ReviewConfig,
     ViewBudget,
+    read_setting,
 )
 from qzoom_agent.errors import ConfigError
 
@@ -93,6 +94,10 @@ def test_frozen() -> None:
         (lambda: AgentConfig.from_yaml("budget:\n"), ["'budget' is a section", "got None"]),
         (lambda: AgentConfig.from_yaml("- policy"), ["mapping", "list"]),
         (lambda: AgentConfig.from_yaml("policy: ["), ["not YAML"]),
+        (lambda: AgentConfig.from_yaml("seed: 2001-99-99"), ["not YAML", "month"]),
+        (lambda: AgentConfig.from_yaml("a: " + "[" * 5000), ["not YAML", "nested too deeply"]),
+        (lambda: read_setting("seed=0b_"), ["--set seed=0b_", "quotes"]),
+        (lambda: AgentConfig().save("/dev/null/config.yaml"), ["Cannot write", "/dev/null"]),
         (lambda: AgentConfig.load("no/such.yaml"), ["no/such.yaml"]),
         (
             lambda: BudgetConfig(crop_min_tokens=80, crop_max_tokens=40).view_budget(PRESET),

@@ -285,6 +285,21 @@ def test_a_coarse_view_over_the_whole_budget_is_a_configuration_error() -> None:
     assert ask(["42"], budget={"max_visual_tokens": 50}).trace.usage.visual_tokens <= 50
 
 
+def test_a_long_image_that_costs_more_than_the_budget_is_refused() -> None:
+    """No view of it has as few visual tokens as the limit allows: one row of 28 pixels, and 200 columns."""
+    config = AgentConfig(policy="direct").replace(budget={"max_visual_tokens": 64})
+    agent = Agent(ScriptedBackend(["42"]), config=config)
+    with pytest.raises(ImageError, match=r"5600x28 .*visual tokens at the least.*max_visual_tokens is 64"):
+        agent.run(Image.new("RGB", (5600, 28)), "What?")
+
+
+def test_a_changed_copy_is_what_it_would_have_been_from_the_start() -> None:
+    """Limits that were the preset's give way to those given later, as they do to those given at once."""
+    for changes in ({"max_visual_tokens": 40}, {"crop_max_tokens": 20}, {"crop_min_tokens": 90}):
+        first = Agent(ScriptedBackend(["42"]), config=AgentConfig().replace(budget=changes))
+        assert Agent(ScriptedBackend(["42"])).replace(budget=changes).config == first.config
+
+
 # ---- properties ----------------------------------------------------------------------------------------------------
 
 calls = st.builds("<zoom>{} {} {} {}</zoom>".format, *[st.integers(0, 260)] * 4)

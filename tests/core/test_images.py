@@ -71,6 +71,22 @@ class Files(http.server.BaseHTTPRequestHandler):
         return
 
 
+class Garbage(Files):
+    """Answers with what is no HTTP."""
+
+    def do_GET(self):
+        self.wfile.write(b"garbage\r\n\r\n")
+
+
+def test_a_server_that_speaks_no_http_is_an_image_error():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Garbage) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for path in ("/blue.png", "/a b"):
+            with pytest.raises(ImageError, match="Cannot fetch"):
+                load_image(f"http://127.0.0.1:{server.server_address[1]}{path}", allow_url=True)
+        server.shutdown()
+
+
 def test_urls_are_off_unless_allowed():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

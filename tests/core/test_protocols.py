@@ -407,6 +407,8 @@ def test_qwen3_5_reads_json_and_unclosed_parameters() -> None:
         ("**Zoom:** [100, 200, 300, 400]", (100, 200, 300, 400)),
         ("I cannot read it.\n- ZOOM: (12.5 20 30 40)", (12.5, 20, 30, 40)),
         ("zoom 1 2 3 4", (1, 2, 3, 4)),
+        ("1. ZOOM: 100, 200, 300, 400", (100, 200, 300, 400)),
+        ("Too small.\nAction: ZOOM: 100, 200, 300, 400", (100, 200, 300, 400)),
     ],
 )
 def test_plain_zoom_lines(reply: str, box: tuple[float, ...]) -> None:

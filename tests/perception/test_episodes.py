@@ -93,7 +93,10 @@ def test_crops_stop_where_the_budget_does() -> None:
     assert "no room" in answer.trace.perception.reason
     tight = scripted(sight((2, 1, 5, 3)), budget={"max_visual_tokens": 70}).run(IMAGE, "what?")
     assert tight.trace.usage.inserted == 0
-    assert tight.status == "answered"
+    # the answer stands, but not as one that had all it asked for
+    assert tight.status == "budget" and tight.text
+    assert tight.trace.perception is not None and tight.trace.perception.withheld
+    assert not answer.trace.perception.withheld and answer.status == "answered"
 
 
 def test_a_look_that_fails_is_an_answer_with_status_error() -> None:

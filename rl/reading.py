@@ -3,13 +3,19 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from yaml import safe_dump
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.files import read_yaml, require_folder, write_text
 
 _Recipe = TypeVar("_Recipe", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """Part of a recipe: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def read_recipe(path: Path, kind: type[_Recipe], **changes: Any) -> _Recipe:

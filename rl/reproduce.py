@@ -33,8 +33,7 @@ from yaml import YAMLError, safe_dump, safe_load
 
 from qzoom_agent.backends.presets import NANO_FOLDER
 from qzoom_agent.errors import BackendError, ConfigError
-from qzoom_agent.rl.branches.recipe import Section
-from qzoom_agent.rl.reading import read_recipe
+from qzoom_agent.rl.reading import Section, read_recipe
 
 _PROGRAMS: Final = {"qzoom": [sys.executable, "-m", "qzoom_agent"], "python": [sys.executable]}
 _GIVEN: Final = frozenset({"out", "documents", "bundled"})

@@ -7,7 +7,7 @@ out; defaults are the published settings (Q-Zoom, arXiv 2604.06912, and its rele
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from transformers.trainer_utils import SchedulerType
 
 from qzoom_agent.backends.presets import preset_of
@@ -16,15 +16,9 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.perception.labels import HEADS, LabelRules
 from qzoom_agent.rl.branches.attending import Asking
 from qzoom_agent.rl.branches.records import Source
-from qzoom_agent.rl.reading import read_recipe
+from qzoom_agent.rl.reading import Section, read_recipe
 
 StageName = Literal["select-heads", "label", "sdrpn", "postsft", "gate", "calibrate"]
-
-
-class Section(BaseModel):
-    """Part of a recipe: frozen, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class HeadSearch(Section):
@@ -112,7 +106,7 @@ class SDRPNStage(Section):
     """How `sdrpn` is trained."""
 
     optimisation: Optimisation = Optimisation()
-    tokens: list[int | None] = [None]
+    tokens: list[int | None] = Field(default=[None])
     """Budgets of coarse views to train on, each row at one of them."""
     share: float = Field(default=1.0, gt=0, le=1)
     """Share of the usable labels to train on."""
@@ -246,11 +240,11 @@ class BranchRecipe(Section):
     """What is added on each side of a proposed box, as a share of its longer side; a start likewise."""
     box: Sides | None = None
     """Sides of a proposed box around the centre of the heat (`perception.box`); None: tight around the foreground."""
-    stages: list[StageName] = list(get_args(StageName))
+    stages: list[StageName] = Field(default=list(get_args(StageName)))
     """What `qzoom train branches` runs, in order."""
     data: list[Source] = Field(min_length=1)
     """What is learned from; `gate` and `postsft` may have `data` of their own."""
-    held_out: list[Source] = []
+    held_out: list[Source] = Field(default=[])
     """What metrics and thresholds are measured on; never trained on."""
     heads: HeadSearch = HeadSearch()
     labelling: Labelling = Labelling()

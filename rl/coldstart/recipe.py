@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 from qzoom_agent.config import BudgetConfig, GenerationConfig, PerceptionConfig
 from qzoom_agent.evals.reward_specs import Rule
 from qzoom_agent.evals.scoring.judge import KEY_VARIABLE
-from qzoom_agent.rl.branches.recipe import Optimisation, Section
+from qzoom_agent.rl.branches.recipe import Optimisation
 from qzoom_agent.rl.branches.records import Source
-from qzoom_agent.rl.reading import read_recipe
+from qzoom_agent.rl.reading import Section, read_recipe
 
 
 class TeacherServer(Section):

@@ -23,9 +23,8 @@ from transformers.trainer_utils import SchedulerType
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.evals.reward_specs import PUBLISHED, AccuracySpec, RewardSpec
 from qzoom_agent.evals.scoring.judge import KEY_VARIABLE
-from qzoom_agent.rl.branches.recipe import Section
 from qzoom_agent.rl.branches.records import Source
-from qzoom_agent.rl.reading import read_recipe
+from qzoom_agent.rl.reading import Section, read_recipe
 
 Suite = Literal["needle-global", "needle-scene", "needle-doc", "needle-hop"]
 LossName = Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo", "bnpo", "sapo"]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from qzoom_agent.cli.main import VERBS
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {
     "qzoom_agent": "qzoom_agent",
@@ -147,6 +149,7 @@ def test_a_folder_refuses_to_be_a_top_level_package(folder: str) -> None:
         "import qzoom_agent; dir(qzoom_agent)",
         "from qzoom_agent.cli.main import main; main(['--help'])",
         "from qzoom_agent.cli.main import main; main(['--version'])",
+        *(f"from qzoom_agent.cli.main import main; main([{verb!r}, '--help'])" for verb in VERBS),
     ],
 )
 def test_a_first_look_loads_nothing_heavy(code: str, tmp_path: Path) -> None:

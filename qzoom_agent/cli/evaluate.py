@@ -82,6 +82,7 @@ def main(argv: Sequence[str]) -> int:
     from qzoom_agent.evals.shards import Shard
     from qzoom_agent.evals.suites.base import Source
     from qzoom_agent.evals.suites.catalog import SUITES, find_suite
+    from qzoom_agent.evals.suites.needle import SUITES as NEEDLE_SUITES
 
     suites = [find_suite(name) for name in dict.fromkeys(args.suite)]
     paths = {
@@ -94,6 +95,9 @@ def main(argv: Sequence[str]) -> int:
     out = args.out or _default(args, config, [suite.name for suite in suites])
     if args.dry_run:
         return _dry(suites, source, paths, args, config, out)
+    for suite in suites:
+        if suite.name in NEEDLE_SUITES:  # read from nowhere: what is wrong with how they are drawn costs no model load
+            suite.load(source)
     suites = judged_suites(suites, args, out)
     require_scorer(args.scorer, suites)
     if args.json:

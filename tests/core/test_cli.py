@@ -189,6 +189,8 @@ def test_a_failing_model_is_4(play: Any, board: str, capsys: pytest.CaptureFixtu
         (["look", "{board}", "?", "--png", "{folder}"], "is a folder"),
         (["demo", "--out", "{board}"], "Cannot write into"),
         (["eval", "needle-scene", "--scorer", "nobody"], "There are: exact"),
+        (["eval", "needle-scene", "--out", "{folder}/out", "--split", "nope"], "Unknown split 'nope'"),
+        (["eval", "needle-scene", "--out", "{folder}/out", "--fonts", "{folder}/none"], "No typeface found"),
         (["eval", "needle-scene", "--json", "{board}/x.json"], "Cannot write into"),
         (["eval", "needle-scene", "--n", "2", "--out", "{board}"], "Cannot write into"),
         (["eval", "compare", "a", "b", "--json", "{board}/x.json"], "Cannot write into"),

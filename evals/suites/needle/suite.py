@@ -13,6 +13,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evals.scoring.match import exact_match
 from qzoom_agent.evals.suites.base import Sample, Score, Source, Suite
 from qzoom_agent.evals.suites.needle import SEEDS_A_RUN, SUITES, need_split, sample, sample_seed
+from qzoom_agent.evals.suites.needle.fonts import typefaces
 
 QUESTIONS: Final = 100
 """How many there are where nobody says."""
@@ -50,14 +51,16 @@ class Drawn:
 
 
 def load(name: str, source: Source) -> Drawn:
-    """The questions of the needle suite `name`; ConfigError for a path, or an `n` or a seed that cannot be."""
+    """The questions of the needle suite `name`; ConfigError for what they cannot be drawn with."""
     if source.path is not None:
         raise ConfigError(f"{name} draws its own boards: it cannot be read from {source.path!r}. Leave the path out.")
     if source.n is not None and not 1 <= source.n <= SEEDS_A_RUN:
         raise ConfigError(f"An evaluation has 1 to {SEEDS_A_RUN} samples; got n = {source.n}.")
     if source.seed < 0:
         raise ConfigError(f"A seed is 0 or more; got {source.seed}.")
-    need_split(source.split or "test")
+    split = source.split or "test"
+    need_split(split)
+    typefaces(split, source.fonts)
     return Drawn(name, source)
 
 

@@ -164,7 +164,7 @@ class HFSession:
         assert self._branches is not None
         wanted = options.positions or self._branches.config.positions
         aligned = wanted == "aligned" and adapter_for(self._model.config).two_dimensional
-        grids = [self._grid(span) for span in prompt.spans]
+        grids = [self.grid(span) for span in prompt.spans]
         return [
             Sight(
                 view=span.view,
@@ -303,10 +303,11 @@ class HFSession:
 
     def grids(self, prompt: Prompt) -> list[tuple[int, int, int]]:
         """For each view of a prompt the index of its first visual token, and the rows and columns of its map."""
-        shapes = [self._grid(span) for span in prompt.spans]
+        shapes = [self.grid(span) for span in prompt.spans]
         return [(at, grid.rows, grid.columns) for at, grid in zip(self._visual_starts(prompt), shapes, strict=True)]
 
-    def _grid(self, span: Span) -> Grid:
+    def grid(self, span: Span) -> Grid:
+        """The cells of the map of a view of a prompt, and where they lie in it."""
         seen = self._images[span.view]
         image = self._image(span.view)
         given = fit(image, self._codec.processor, self._codec.config)  # padded to a square where the family needs it

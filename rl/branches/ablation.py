@@ -30,7 +30,7 @@ from qzoom_agent.perception.maps import regions
 from qzoom_agent.rl.branches.asking import ask
 from qzoom_agent.rl.branches.attending import answers
 from qzoom_agent.rl.branches.inputs import base_of, read_by
-from qzoom_agent.rl.branches.labelling import collect, heads_for, labels_on
+from qzoom_agent.rl.branches.labelling import collect, heads_for, labels_on, picture
 from qzoom_agent.rl.branches.metrics import in_pixels
 from qzoom_agent.rl.branches.recipe import BranchRecipe, StageName
 from qzoom_agent.rl.branches.records import Record
@@ -287,13 +287,13 @@ def _attended(
         (one,) = ask(backend, [record], [labelling.tokens], tools=labelling.response == "call")
         said = answers(backend, [one], max_new_tokens=labelling.max_new_tokens)
         ((heat, sink),) = collect(backend, [one], said, heads, asking=labelling.asking, norm_layer=norm_layer)
-        found = labels_on(heat, sink, heat.shape, CROP_BASELINE, norm_ratio=ratio)
+        found = labels_on(heat, sink, heat.shape, CROP_BASELINE, norm_ratio=ratio, shown=picture(one))
         box = found.box
         if around == "fixed":
             clean = np.where(found.excluded, 0.0, heat)
             share = 0.0 if recipe.peak_share is None else recipe.peak_share
             some = regions(torch.as_tensor(clean), clean > share * clean.max(), sides=recipe.box)
             box = some[0] if some else box
-        return [in_pixels(box, heat.shape, one.store.view("coarse"))]
+        return [in_pixels(box, one.cells, one.store.view("coarse"))]
 
     return boxes

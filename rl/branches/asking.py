@@ -18,6 +18,7 @@ from qzoom_agent.backends.hf_session import HFSession, Prepared
 from qzoom_agent.config import BudgetConfig
 from qzoom_agent.images import load_image
 from qzoom_agent.messages import Message
+from qzoom_agent.perception.adapters import Grid
 from qzoom_agent.perception.decoder import Decoder, Embedded, Rotary
 from qzoom_agent.perception.look import Images
 from qzoom_agent.protocols import get_protocol
@@ -34,6 +35,11 @@ class Asked(NamedTuple):
     """The views of this conversation."""
     messages: list[Message]
     ready: Prepared
+
+    @property
+    def cells(self) -> Grid:
+        """The cells of the coarse view's map, and where they lie in it."""
+        return self.session.grid(self.ready.prompt.spans[0])
 
     @property
     def grid(self) -> tuple[int, int, int]:

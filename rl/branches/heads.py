@@ -98,7 +98,7 @@ def select_heads(backend: HFBackend, records: Records, search: HeadSearch, label
             if row["boxes"] is not None and not boxes:
                 continue  # no part of the image in particular
             maps.append(each.reshape(len(layers) * heads, -1))
-            cells = needle_cells(each.shape[-2:], one.store.view("coarse"), boxes)
+            cells = needle_cells(one.cells, one.store.view("coarse"), boxes)
             insides.append(cells.flatten().numpy() if boxes else None)
     if not maps:
         raise ConfigError(

@@ -19,6 +19,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.geometry import Size
 from qzoom_agent.perception.attention import norm_map, response_map
 from qzoom_agent.perception.labels import HEADS, Heads, LabelRules, Labels, Mode, make_labels, prepared_prompt
 from qzoom_agent.rl.branches.asking import Asked, ask
@@ -62,7 +63,13 @@ def collect(
 
 
 def labels_on(
-    heat: NDArray[Any], sink: NDArray[Any] | None, grid: tuple[int, int], rules: LabelRules, *, norm_ratio: float | None
+    heat: NDArray[Any],
+    sink: NDArray[Any] | None,
+    grid: tuple[int, int],
+    rules: LabelRules,
+    *,
+    norm_ratio: float | None,
+    shown: Size | None = None,
 ) -> Labels:
     """Labels on the grid (rows, columns) that is trained on, from maps that may have another.
 
@@ -70,13 +77,19 @@ def labels_on(
     token would be averaged away, and its attention would stay. A cell is a sink if half of what it covers is.
 
     norm_ratio: sinks are tokens whose norm is this many times the median's; None: `rules.sink` says.
+    shown: see `picture`.
     """
     if sink is None:
-        return make_labels(resized(heat, grid), None, rules)
+        return make_labels(resized(heat, grid), None, rules, shown=shown)
     limit = rules.sink if norm_ratio is None else norm_ratio * float(np.median(sink))
     sinks = np.asarray(sink) >= limit
     clean, share = np.where(sinks, 0.0, heat), resized(sinks.astype(np.float32), grid, mass=False)
-    return make_labels(resized(clean, grid), share, rules.model_copy(update={"sink": 0.5}))
+    return make_labels(resized(clean, grid), share, rules.model_copy(update={"sink": 0.5}), shown=shown)
+
+
+def picture(one: Asked) -> Size | None:
+    """The size of a view that was padded to a square, whose padding teaches that nothing is there; None: it was not."""
+    return one.store.view("coarse").size if any(one.cells.corner) else None
 
 
 def resized(values: NDArray[Any], grid: tuple[int, int], *, mass: bool = True) -> NDArray[np.float32]:
@@ -134,7 +147,7 @@ def label(
     that `keep: crop` shows.
 
     Columns: `row` (index of the record), `image_id`, `answer` (or the zoom call), `right` (with `keep: crop` of the
-    answer to the crop), `map` and `sink` (rows of cells).
+    answer to the crop), `map` and `sink` (rows of cells), `shown` (see `picture`).
     """
 
     def rows(indices: range) -> Iterator[dict[str, Any]]:
@@ -192,7 +205,7 @@ def _rows(
         right = [(asks and mode == "natural") or is_right(*pair) for pair in zip(said, some, strict=True)]
         if labelling.keep == "crop":
             right = _right_with_crop(backend, some, maps, labelling, aligned=positions == "aligned")
-        for at, row, text, good, (heat, sink) in zip(places, some, said, right, maps, strict=True):
+        for at, row, one, text, good, (heat, sink) in zip(places, some, asked, said, right, maps, strict=True):
             out[at] = {
                 "row": chosen[at],
                 "image_id": row["image_id"],
@@ -200,6 +213,7 @@ def _rows(
                 "right": good,
                 "map": heat.tolist(),
                 "sink": None if sink is None else sink.tolist(),
+                "shown": picture(one),
             }
     return [out[at] for at in sorted(out)]
 
@@ -216,9 +230,10 @@ def _right_with_crop(
     ratio = labelling.norm_ratio if labelling.sink == "norm" else None
     boxes = []
     for one, (heat, sink) in zip(ask(backend, records, [None] * len(records)), maps, strict=True):
-        _, rows, columns = one.grid
-        found = labels_on(heat, sink, (rows, columns), labelling.rules, norm_ratio=ratio)
-        boxes.append(in_pixels(found.box, (rows, columns), one.store.view("coarse")) if found.usable else None)
+        cells = one.cells
+        grid = cells.rows, cells.columns
+        found = labels_on(heat, sink, grid, labelling.rules, norm_ratio=ratio, shown=picture(one))
+        boxes.append(in_pixels(found.box, cells, one.store.view("coarse")) if found.usable else None)
     cropped = with_crop(backend, records, boxes, tokens=None, aligned=aligned)
     said = answers(backend, [one.asked for one in cropped], max_new_tokens=labelling.max_new_tokens)
     return [

@@ -16,6 +16,7 @@ from torch import Tensor
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.geometry import Box, Size
+from qzoom_agent.perception.adapters import Grid
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.look import look_batch
 from qzoom_agent.perception.maps import Region, foreground, regions, widened
@@ -39,6 +40,8 @@ class Seen(NamedTuple):
     image: Size
     boxes: list[Box] | None
     """Where the answer is, in pixels of the image; None where nobody knows."""
+    grid: Grid
+    """The cells of `heat`, and where they lie in the coarse view."""
 
     def proposal(self, options: PerceptionConfig) -> Box | None:
         """The box around the foreground, with its margin, in pixels of the image; None: nothing stands out.
@@ -48,8 +51,7 @@ class Seen(NamedTuple):
         found = regions(self.heat, foreground(self.heat, options.threshold or 0.0, options), sides=options.box)
         if not found:
             return None
-        rows, columns = self.heat.shape
-        return widened(in_pixels(found[0], (rows, columns), self.coarse), options.margin or 0.0, self.image)
+        return widened(in_pixels(found[0], self.grid, self.coarse), options.margin or 0.0, self.image)
 
 
 class Localisation(BaseModel):
@@ -102,8 +104,8 @@ def maps_of(backend: HFBackend, records: Sequence[Record], *, tokens: int | None
     )
     out = []
     for row, one, seen in zip(records, asked, found, strict=True):
-        size = one.store.view("original").size
-        out.append(Seen(row["id"], seen.score, seen.maps[0].heat, one.store.view("coarse"), size, known_boxes(row)))
+        coarse, size = one.store.view("coarse"), one.store.view("original").size
+        out.append(Seen(row["id"], seen.score, seen.maps[0].heat, coarse, size, known_boxes(row), one.cells))
     return out
 
 
@@ -140,12 +142,10 @@ def localisation(seen: Sequence[Seen], options: PerceptionConfig) -> Localisatio
     )
 
 
-def in_pixels(region: Region, grid: tuple[int, int], coarse: View) -> Box:
-    """A region of the coarse view's map of (rows, columns) cells, in pixels of the image."""
-    rows, columns = grid
-    wide, high = coarse.width / columns, coarse.height / rows
-    box = Box(region.x1 * wide, region.y1 * high, region.x2 * wide, region.y2 * high, view="coarse")
-    return coarse.to_original(box)
+def in_pixels(region: Region, grid: Grid, coarse: View) -> Box:
+    """A region of the coarse view's map, in pixels of the image and as far as it shows the image."""
+    box = grid.to_view(region.x1, region.y1, region.x2, region.y2, view="coarse")
+    return coarse.to_original(box.clamp(coarse.size))
 
 
 def around(boxes: Sequence[Box]) -> Box:
@@ -160,7 +160,7 @@ def around(boxes: Sequence[Box]) -> Box:
 
 def auc(one: Seen) -> float | None:
     """Probability that a cell with part of a needle is hotter than one without; None where all or none has."""
-    inside = needle_cells(one.heat.shape, one.coarse, one.boxes or ())
+    inside = needle_cells(one.grid, one.coarse, one.boxes or ())
     hot, cold = one.heat[inside], one.heat[~inside]
     if len(hot) == 0 or len(cold) == 0:
         return None
@@ -168,14 +168,13 @@ def auc(one: Seen) -> float | None:
     return float(wins)
 
 
-def needle_cells(grid: Sequence[int], coarse: View, boxes: Sequence[Box]) -> Tensor:
+def needle_cells(grid: Grid, coarse: View, boxes: Sequence[Box]) -> Tensor:
     """(rows, columns) bool: cells of the coarse view's map that show part of a box."""
-    rows, columns = grid
+    rows, columns, (wide, high), (left, top) = grid.rows, grid.columns, grid.cell, grid.corner
     inside = torch.zeros(rows, columns, dtype=torch.bool)
     for box in boxes:
         shown = coarse.from_original(box)
-        wide, high = coarse.width / columns, coarse.height / rows
-        x1, y1 = max(0, math.floor(shown.x1 / wide)), max(0, math.floor(shown.y1 / high))
-        x2, y2 = min(columns, math.ceil(shown.x2 / wide)), min(rows, math.ceil(shown.y2 / high))
+        x1, y1 = max(0, math.floor((shown.x1 - left) / wide)), max(0, math.floor((shown.y1 - top) / high))
+        x2, y2 = min(columns, math.ceil((shown.x2 - left) / wide)), min(rows, math.ceil((shown.y2 - top) / high))
         inside[y1:y2, x1:x2] = True
     return inside

@@ -18,6 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.geometry import Size
 from qzoom_agent.perception.branches import SDRPN, cut, map_logits
 from qzoom_agent.perception.labels import IGNORED, Labels
 from qzoom_agent.rl.branches.asking import ask, lower_states
@@ -88,7 +89,15 @@ def train_sdrpn(
 
     def on(row: dict[str, Any], grid: tuple[int, int] | None = None) -> Labels:
         heat, sink = np.array(row["map"]), None if row["sink"] is None else np.array(row["sink"])
-        return labels_on(heat, sink, grid or heat.shape, made_with.rules, norm_ratio=ratio)
+        shown = row.get("shown")  # which maps of before it was kept lack
+        return labels_on(
+            heat,
+            sink,
+            grid or heat.shape,
+            made_with.rules,
+            norm_ratio=ratio,
+            shown=None if shown is None else Size(*shown),
+        )
 
     chosen = choose_labels(labels, made_with, on)
     labels = labels.select(chosen[: math.ceil(stage.share * len(chosen))])
@@ -96,7 +105,7 @@ def train_sdrpn(
 
     def read(index: int) -> dict[str, Any]:
         row = labels[index]
-        return {**records[row["row"]], "map": row["map"], "sink": row["sink"]}
+        return {**records[row["row"]], "map": row["map"], "sink": row["sink"], "shown": row.get("shown")}
 
     def prepare(rows: Rows) -> dict[str, Any]:
         turn = rows[0]["draw"] // stage.optimisation.batch

@@ -15,7 +15,7 @@ from qzoom_agent.rl.branches.needs import Crop
 from qzoom_agent.rl.branches.recipe import BranchRecipe, Calibration
 from qzoom_agent.rl.branches.records import Source
 from qzoom_agent.rl.branches.thresholds import changed, told
-from tests.rl.branches.test_metrics import ONE, coarse
+from tests.rl.branches.test_metrics import GRID, ONE, coarse
 
 TARGET = Calibration(needed_recall=0.75, box_recall=0.5)
 
@@ -54,7 +54,7 @@ def test_a_share_of_needless_zooms_instead() -> None:
 def seen(peak: float, score: float | None, *boxes: Box) -> Seen:
     heat = torch.tensor(ONE) * peak / 0.9
     view = coarse()
-    return Seen("q", score, heat, view, view.size, list(boxes))
+    return Seen("q", score, heat, view, view.size, list(boxes), GRID)
 
 
 NEEDLE = Box(58, 58, 78, 78)
@@ -88,7 +88,7 @@ def test_of_several_blurs_and_margins_the_smallest_box_wins() -> None:
     view = coarse()
     heat = torch.tensor(ONE)
     heat[2, 4] = 0.3
-    two = Seen("q", 0.9, heat, view, view.size, [Box(58, 58, 136, 78)])
+    two = Seen("q", 0.9, heat, view, view.size, [Box(58, 58, 136, 78)], GRID)
     rows = [two, seen(0.01, 0.1)]
     target = Calibration(box_recall=1.0)
     found = calibrate(rows, [True, False], target, relative=True, blurs=["fixed", "none"], margins=[0.2, 0.0])
@@ -113,7 +113,7 @@ def test_a_target_out_of_reach_is_said_to_be_missed() -> None:
 def test_the_training_free_gate_is_held_to_the_same_target() -> None:
     """A flat map has a peak of once its mean, a hot cell of 36 times, and of 7.4 blurred as the gate reads it."""
     view = coarse()
-    flat = Seen("q", 0.6, torch.full((6, 6), 0.5), view, view.size, [])
+    flat = Seen("q", 0.6, torch.full((6, 6), 0.5), view, view.size, [], GRID)
     rows = [seen(0.9, 0.2, NEEDLE), seen(0.8, 0.9, NEEDLE), flat]
     found = calibrate(rows, [True, True, False], Calibration(needed_recall=1.0))
     assert found.training_free.missed == 0.0 and found.training_free.needless == 0.0

@@ -1,5 +1,6 @@
 """Where a map points, against boxes: figures that a hand computes."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -8,14 +9,22 @@ from PIL import Image
 
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.geometry import Box, Size
-from qzoom_agent.rl.branches.metrics import Seen, around, auc, localisation, look_at, needle_cells
-from qzoom_agent.rl.branches.records import Records
+from qzoom_agent.perception.adapters import Grid
+from qzoom_agent.perception.labels import BACKGROUND, FOREGROUND, LabelRules
+from qzoom_agent.perception.maps import Region
+from qzoom_agent.rl.branches.asking import ask
+from qzoom_agent.rl.branches.labelling import labels_on, picture
+from qzoom_agent.rl.branches.metrics import Seen, around, auc, in_pixels, localisation, look_at, needle_cells
+from qzoom_agent.rl.branches.records import Record, Records
 from qzoom_agent.views import View, ViewStore
 from tests.rl.branches.conftest import Load
 
 
 def at(threshold: float) -> PerceptionConfig:
     return PerceptionConfig(threshold=threshold)
+
+
+GRID = Grid(6, 6, (28.0, 28.0))
 
 
 def coarse() -> View:
@@ -26,7 +35,7 @@ def coarse() -> View:
 
 
 def seen(heat: list[list[float]], *boxes: Box) -> Seen:
-    return Seen("q", 0.5, torch.tensor(heat), coarse(), Size(168, 168), list(boxes))
+    return Seen("q", 0.5, torch.tensor(heat), coarse(), Size(168, 168), list(boxes), GRID)
 
 
 ONE = [[0.9 if (row, column) == (2, 2) else 0.0 for column in range(6)] for row in range(6)]
@@ -75,7 +84,7 @@ def test_auc_by_hand() -> None:
 
 
 def test_questions_without_a_box_do_not_count() -> None:
-    nobody_knows = Seen("q", None, torch.zeros(6, 6), coarse(), Size(168, 168), None)
+    nobody_knows = Seen("q", None, torch.zeros(6, 6), coarse(), Size(168, 168), None, GRID)
     rows = [seen(ONE), seen(ONE, Box(58, 58, 78, 78)), nobody_knows]
     assert localisation(rows, at(0.15)).n == 1
     empty = localisation(rows[:1], at(0.15))
@@ -84,7 +93,7 @@ def test_questions_without_a_box_do_not_count() -> None:
 
 @given(st.floats(0, 130), st.floats(0, 130), st.floats(1, 30), st.floats(1, 30))
 def test_needle_cells_are_those_that_the_box_touches(x: float, y: float, wide: float, high: float) -> None:
-    found = needle_cells((6, 6), coarse(), [Box(x, y, x + wide, y + high)])
+    found = needle_cells(GRID, coarse(), [Box(x, y, x + wide, y + high)])
     for row in range(6):
         for column in range(6):
             touches = x < (column + 1) * 28 and x + wide > column * 28 and y < (row + 1) * 28 and y + high > row * 28
@@ -100,3 +109,39 @@ def test_looking_keeps_boxes_scores_and_order(load: Load, rows: Records) -> None
     alone = look_at(backend, rows, tokens=None, batch=1, limit=3)
     for one, other in zip(alone, found, strict=False):
         assert torch.allclose(one.heat, other.heat, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(200, 100), (100, 200)])
+def test_a_view_that_is_padded_to_a_square_is_measured_where_it_lies(size: tuple[int, int], load: Load) -> None:
+    """LLaVA's map covers the padded square: training reads its cells as inference does, and padding is background."""
+    backend = load("llava")
+    record = Record(
+        id="q",
+        image=Image.new("RGB", size),
+        image_id="i",
+        question="what?",
+        answer="a",
+        answers=["a"],
+        exact=False,
+        boxes=[[0.0, 0.0, 50.0, 50.0]],
+        mode="textual",
+        short_labels=True,
+    )
+    (one,) = ask(backend, [record], [None])
+    view, needle = one.store.view("coarse"), Box(0, 0, 50, 50)
+    assert any(one.cells.corner)
+    touched = needle_cells(one.cells, view, [needle])
+    for row in range(one.cells.rows):
+        for column in range(one.cells.columns):
+            cell = view.to_original(one.cells.to_view(column, row, column + 1, row + 1, view="coarse"))
+            assert bool(touched[row, column]) == (cell.coverage(needle) > 1e-6 or needle.coverage(cell) > 1e-6)
+            shown = in_pixels(Region(column, row, column + 1, row + 1, 1.0), one.cells, view)
+            assert shown.x1 >= 0 and shown.y1 >= 0 and shown.x2 <= size[0] and shown.y2 <= size[1]
+    whole = in_pixels(Region(0, 0, one.cells.columns, one.cells.rows, 1.0), one.cells, view)
+    assert whole.as_list() == pytest.approx([0, 0, *size])
+    shape = one.cells.rows, one.cells.columns
+    heat = np.full(shape, 1e-4)
+    heat[0, 0] = 0.9  # all of the attention is on padding
+    heat[shape[0] // 2, shape[1] // 2] = 0.3
+    labels = labels_on(heat, None, shape, LabelRules(blur_kernel=1), norm_ratio=None, shown=picture(one)).labels
+    assert labels[0, 0] == BACKGROUND and labels[shape[0] // 2, shape[1] // 2] == FOREGROUND

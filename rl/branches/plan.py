@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from qzoom_agent.backends.presets import UNKNOWN_BUDGET, preset_of, resolve_model
 from qzoom_agent.config import ViewBudget
+from qzoom_agent.rl.branches.calibrate import candidates
 from qzoom_agent.rl.branches.counting import rows_of
 from qzoom_agent.rl.branches.memory import DEVICE_GB, Shape, fitting, passing, shape_of, trained_weights
 from qzoom_agent.rl.branches.recipe import BranchRecipe, Optimisation
@@ -76,12 +77,32 @@ class Planner:
             rows, how = least(recipe.gate.records, asked), recipe.gate.optimisation
             tokens = fmean(recipe.gate.tokens[at] for at in recipe.gate.budgets_read) + _TEXT_TOKENS
             return [*self._at_budgets(rows), Fit("the gate", how, times(rows, how.epochs), tokens, recipe.gate_depth)]
-        rows = least(recipe.calibration.records, rows_of(recipe.held_out))
-        own = recipe.calibration.tokens
-        seen = self.coarse if own is None else own + _TEXT_TOKENS
-        looked = Pass("held out, looked at", rows, seen, _LOOKED_AT)
-        boxes_are_known = all(one.path == "needle" for one in recipe.held_out)
-        return [looked] if boxes_are_known else [looked, *self._at_budgets(rows, " if their boxes are unknown")]
+        return self._calibrated()
+
+    def _calibrated(self) -> list[Work]:
+        """Where no box is known, all are answered once, and those that are wrong with all that may mend them."""
+        recipe, stage, target = self.recipe, self.recipe.gate, self.recipe.calibration
+        rows = least(target.records, rows_of(recipe.held_out))
+        seen = self.coarse if target.tokens is None else target.tokens + _TEXT_TOKENS
+        work: list[Work] = [Pass("held out, looked at", rows, seen, _LOOKED_AT)]
+        if all(one.path == "needle" for one in recipe.held_out):
+            return work
+        higher = [budget for budget in target.higher_tokens or stage.tokens if budget > seen - _TEXT_TOKENS]
+        rules = candidates(
+            relative=recipe.peak_share is not None,
+            blurs=target.blurs or [recipe.blur],
+            margins=target.margins or [recipe.margin],
+            box=recipe.box,
+        )
+        work.append(Pass("answered if their boxes are unknown", rows, seen, stage.batch))
+        if higher:
+            work.append(
+                Pass("at most answered at more tokens", rows, fmean(higher) + _TEXT_TOKENS, stage.batch, len(higher))
+            )
+        work.append(Pass("at most answered with a crop", rows, seen + self.crop, stage.batch, len(rules)))
+        if stage.own_calls:
+            work.append(Pass("at most answered by own calls", rows, seen + 2 * self.crop, 1))
+        return work
 
     def _attended(self, when: str, rows: int | None) -> list[Work]:
         how = self.recipe.labelling
@@ -104,13 +125,13 @@ class Planner:
         )  # its last layer: query, keys
         return [fit, Pass("held out, looked at", held, tokens, _LOOKED_AT, len(stage.tokens))]
 
-    def _at_budgets(self, rows: int | None, when: str = "") -> list[Work]:
+    def _at_budgets(self, rows: int | None) -> list[Work]:
         stage = self.recipe.gate
         tokens, lowest = fmean(stage.tokens) + _TEXT_TOKENS, stage.tokens[0] + _TEXT_TOKENS
-        work: list[Work] = [Pass(f"answered{when}", rows, tokens, stage.batch, len(stage.tokens))]
+        work: list[Work] = [Pass("answered", rows, tokens, stage.batch, len(stage.tokens))]
         if stage.with_crop:
-            work.append(Pass(f"looked at{when}", rows, lowest, stage.batch))
-            work.append(Pass(f"answered with a crop{when}", rows, lowest + self.crop, stage.batch))
+            work.append(Pass("looked at", rows, lowest, stage.batch))
+            work.append(Pass("answered with a crop", rows, lowest + self.crop, stage.batch))
         if stage.own_calls:
             work.append(Pass("at most answered by own calls", rows, lowest + 2 * self.crop, 1))
         return work

@@ -14,6 +14,7 @@ from transformers import AutoConfig, Qwen2_5_VLConfig
 import qzoom_agent.rl
 from qzoom_agent.backends.presets import NANO_FOLDER
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.rl.branches.calibrate import candidates
 from qzoom_agent.rl.branches.counting import rows_of
 from qzoom_agent.rl.branches.memory import SHAPES, shape_of
 from qzoom_agent.rl.branches.plan import describe
@@ -131,6 +132,23 @@ def test_what_cannot_be_known_is_said_to_be_unknown() -> None:
     assert told["weights"] == ["unknown"] and told["in"][0].endswith("and those of unknown rows")
     assert told["memory"] == ["unknown: the config of owner/model cannot be looked at without a download"]
     assert any("9 answered if their boxes are unknown" in line for line in numbers(describe(hub, "calibrate"))["rows"])
+
+
+def test_calibration_without_boxes_counts_what_answers_may_be_asked_for() -> None:
+    """Looked at and answered over the view; what is wrong at each higher budget, and with the crop of each rule."""
+    some = recipe(
+        held_out=[{"path": "owner/other", "limit": 9}],
+        calibration={"tokens": 64, "higher_tokens": [48, 144, 256], "margins": [0.0, 0.2]},
+        gate={"with_crop": True, "own_calls": True},
+    )
+    rows = numbers(describe(some, "calibrate"))["rows"]
+    assert [line.split(",")[0].split(" about")[0] for line in rows] == [
+        "9 held out",
+        "9 answered if their boxes are unknown",
+        "9 at most answered at more tokens 2 times",
+        f"9 at most answered with a crop {len(candidates(relative=False, margins=[0.0, 0.2]))} times",
+        "9 at most answered by own calls",
+    ]
 
 
 @pytest.mark.parametrize("size", ["7", "8"])

@@ -7,6 +7,7 @@ really made, so that `--help` of a verb stays instant too.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from qzoom_agent.errors import ConfigError
@@ -76,4 +77,6 @@ def load_agent(args: argparse.Namespace, *, device: str | None = None) -> Agent:
         if args.branches:
             raise ConfigError("Branches need a model's hidden states, which a server keeps. Leave out --branches.")
         return Agent.from_server(args.server, model=config.model, config=config)
+    if args.branches and not Path(args.branches).is_dir():
+        raise ConfigError(f"There is no folder {args.branches}. Give --branches a folder that `qzoom train` wrote.")
     return Agent.from_pretrained(config.model, config=config, device=device or args.device, branches=args.branches)

@@ -39,6 +39,7 @@ from qzoom_agent.rl.branches.sdrpn import train_sdrpn
 from qzoom_agent.rl.branches.thresholds import with_thresholds
 from qzoom_agent.rl.branches.workshop import Workshop
 from qzoom_agent.rl.reading import keep_recipe
+from qzoom_agent.rl.trackers import require_tracker
 from qzoom_agent.usage import positive
 
 RULES: Final[tuple[dict[str, float], ...]] = (
@@ -254,6 +255,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stage in stages:
             print(describe(recipe, stage, processes=options.devices) + "\n")
         return 0
+    for how in (recipe.sdrpn, recipe.gate, recipe.postsft):
+        require_tracker(how.optimisation.report_to)
     shop = Workshop(recipe, options.output)
     require_recipe(shop)
     if shop.processes.is_main_process:

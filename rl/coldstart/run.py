@@ -42,6 +42,7 @@ from qzoom_agent.rl.coldstart.conversations import IGNORED, Learned, learned, to
 from qzoom_agent.rl.coldstart.demonstrate import Demonstrations
 from qzoom_agent.rl.coldstart.recipe import ColdStartRecipe, Lora, load_coldstart_recipe
 from qzoom_agent.rl.settings import begin, require_same
+from qzoom_agent.rl.trackers import require_tracker
 
 _TRAINING: Final = {"optimisation", "from_layer", "lora"}
 """Keys of a recipe that do not decide what the demonstrations are."""
@@ -227,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         print(plan(recipe))
         return 0
+    require_tracker(recipe.optimisation.report_to)
     run(recipe, options.output)
     return 0
 

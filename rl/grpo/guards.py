@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PretrainedConfig, ProcessorMixin
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from trl.chat_template_utils import qwen3_vl_chat_template, supports_tool_calling
 from trl.import_utils import is_vllm_available
 
@@ -198,24 +197,6 @@ def require_vllm(by: str, processes: int) -> None:
             "rollouts.vllm needs vLLM beside the trainer, too. Install it with: pip install 'trl[vllm]'. Or leave "
             "rollouts.vllm out."
         )
-
-
-def require_tracker(name: str) -> None:
-    """The tracker `report_to` is one that transformers knows, and installed.
-
-    Raises:
-        ConfigError, MissingDependency: it is not.
-    """
-    installed = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
-    if name in ("none", "all", *installed):
-        return
-    if name not in INTEGRATION_TO_CALLBACK:
-        names = ", ".join(INTEGRATION_TO_CALLBACK)
-        raise ConfigError(f"There is no tracker '{name}' for report_to. Choose from none, {names}.")
-    raise MissingDependency(
-        f"report_to: {name} needs the package of that tracker, which is not installed. Install it (for most: pip "
-        f"install {name}), or set report_to: none."
-    )
 
 
 def require_room_for_groups(prompts: int, processes: int) -> None:

@@ -50,7 +50,6 @@ from qzoom_agent.rl.grpo.guards import (
     require_plain_positions,
     require_template,
     require_tool_template,
-    require_tracker,
     require_vllm,
 )
 from qzoom_agent.rl.grpo.plan import accumulation, describe, longest, require_room
@@ -58,6 +57,7 @@ from qzoom_agent.rl.grpo.recipe import GRPORecipe, LoRA, load_grpo_recipe
 from qzoom_agent.rl.grpo.resume import keep_recipe
 from qzoom_agent.rl.grpo.trainer import EpisodeTrainer, ZoomTrainer
 from qzoom_agent.rl.grpo.watch import Alarm, Keeper, Notes
+from qzoom_agent.rl.trackers import require_tracker
 from qzoom_agent.usage import positive
 
 

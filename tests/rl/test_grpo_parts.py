@@ -34,6 +34,7 @@ from qzoom_agent.rl.grpo.rollouts import Crew, Said, Seat, play, tokens_of
 from qzoom_agent.rl.grpo.run import make_trainer
 from qzoom_agent.rl.grpo.trainer import trimmed
 from qzoom_agent.rl.grpo.watch import Alarm, Keeper, Notes
+from qzoom_agent.rl.trackers import require_tracker
 from qzoom_agent.trace import Trace
 from qzoom_agent.views import ViewStore
 from tests.core.tiny_models import QWEN_TEMPLATE, Family, build
@@ -429,9 +430,9 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path, devices: int, said
 
 def test_a_tracker_that_is_not_there_is_named(tmp_path: Path) -> None:
     for known in ("none", "all"):
-        guards.require_tracker(known)
+        require_tracker(known)
     with pytest.raises(ConfigError, match=r"no tracker 'wandbb'.*Choose from none, .*wandb"):
-        guards.require_tracker("wandbb")
+        require_tracker("wandbb")
     with pytest.raises(MissingDependency, match="report_to: swanlab needs"):
         make_trainer(recipe(report_to="swanlab"), tmp_path)
 

@@ -92,3 +92,34 @@ def test_an_image_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"rows\.jsonl cannot be read: cannot identify"):
         records[0]
     assert not issubclass(ImageError, ConfigError) and ImageError.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"boxes": [[1, 2, 3]]}, "Row 1 .* boxes that cannot be read"),
+        ({"boxes": [[9, 2, 3, 4]]}, "Row 1 .* x1 < x2"),
+        ({"answer": None}, "Row 1 .* has no answer"),
+    ],
+)
+def test_rows_that_cannot_be_learned_from_are_named(row: dict[str, Any], told: str, tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "a.png")
+    good = {"image": "a.png", "question": "what?", "answer": "b", "boxes": [[1, 2, 3, 4]]}
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in (good, good | row)))
+    with pytest.raises(ConfigError, match=told):
+        load_records([Source(path=str(file))])
+    file.write_text("".join(json.dumps(one) + "\n" for one in (good, good | {"boxes": []}, good | {"boxes": None})))
+    boxes = [one["boxes"] for one in load_records([Source(path=str(file))])]
+    assert boxes == [[[1, 2, 3, 4]], [], None]
+
+
+@pytest.mark.usefixtures("unasked")
+def test_what_is_not_there_is_said_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(capsys, "eval", "needle-doc", "--n", "1", "--out", str(tmp_path / "o"), "--branches", "/no/such")
+    assert "There is no folder /no/such" in told
+    recipe = written(tmp_path, stages=["select-heads"], sdrpn={"optimisation": {"report_to": "wandbb"}})
+    told = refused(capsys, "train", "branches", "--config", str(recipe), "--output", str(tmp_path / "run"))
+    assert "no tracker 'wandbb'" in told and not (tmp_path / "run").exists()

@@ -289,7 +289,8 @@ class Redundant:
     """Minus the number of crops that added nothing, at most `most`, whoever judges that.
 
     Counted are the model's crops that `evals.redundancy` finds redundant from what is known of the question (where
-    nothing is, those that repeat a view), and its calls that the policy's review refused, but for a spent budget.
+    nothing is, those that repeat a view), and its calls that the policy's review refused, but for a spent budget
+    and a last turn.
     """
 
     most: int = 4
@@ -303,7 +304,7 @@ class Redundant:
         own = {view.id for view in one.crops}
         found = reasons(one.trace.views, one.boxes, coarse_suffices=one.coarse_suffices)
         against = unwanted(one.trace) if self.opinions else set()
-        refused = sum(call.decision == "refused" and call.code not in ("", "budget") for call in one.calls)
+        refused = sum(call.decision == "refused" and call.code not in ("", "budget", "last_turn") for call in one.calls)
         return sum(reason is not None or name in against for name, reason in found if name in own) + refused
 
 

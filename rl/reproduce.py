@@ -325,7 +325,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"There is no step '{options.until}'. The steps are: {', '.join(names)}.")
     name = options.file.resolve().parent.name + ("-quick" if options.quick else "")
     output = options.output or Path("runs") / f"reproduce-{name}"
-    commands = prepare(chain, options.file.parent, output, quick=options.quick)
+    every = prepare(chain, options.file.parent, output, quick=options.quick)
+    commands = every if options.until is None else every[: names.index(options.until) + 1]
     print(plan(commands, quick=options.quick), flush=True)
     if options.plan:
         return 0
@@ -339,10 +340,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         print(f"\n== {command.step.name}\n$ {command.line}", flush=True)
         execute(command)
-        if command.step.name == options.until:
-            break
     output.mkdir(parents=True, exist_ok=True)
-    write_tables(commands, output / "tables.md")
+    write_tables(every, output / "tables.md")
     print(f"\nwritten {output / 'tables.md'}")
     if chain.documents is not None:
         print(f"and, with their figures, {', '.join(str(output / _COPIES / name) for name in chain.documents.files)}")

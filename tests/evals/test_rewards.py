@@ -401,8 +401,9 @@ def test_calls_that_the_review_refuses_are_redundant() -> None:
     one = rollout(crops=[CROP], failed=2)
     first, second = (turn.calls[0] for turn in one.trace.turns[1:])
     first.decision, first.code = "refused", "covered"
-    second.decision, second.code = "refused", "budget"
-    assert Redundant()([one]) == [-1.0]
+    for code in ("budget", "last_turn"):  # no judgement of the crop
+        second.decision, second.code = "refused", code
+        assert Redundant()([one]) == [-1.0]
 
 
 def test_crops_that_the_branches_speak_against_are_redundant_where_a_recipe_says_so() -> None:

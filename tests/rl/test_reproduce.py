@@ -75,8 +75,9 @@ def test_quick_uses_its_own_values_and_the_plan_runs_nothing(
     assert run(two, tmp_path / "out", "--quick", "--plan") == 0
     assert "short" in capsys.readouterr().out
     assert not (tmp_path / "said").exists()
-    assert run(two, tmp_path / "out", "--quick", "--until", "one") == 0
-    assert (tmp_path / "said").read_text() == "1"
+    for _ in range(2):  # the second time it is done already, and what follows is still not begun
+        assert run(two, tmp_path / "out", "--quick", "--until", "one") == 0
+        assert (tmp_path / "said").read_text() == "1"
 
 
 def test_a_failed_step_is_named_and_the_next_run_goes_on_there(

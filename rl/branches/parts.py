@@ -4,6 +4,7 @@ Where there are several processes (`accelerate launch`), each makes every so-man
 At the end the parts become one table, and the folder one that `datasets.load_from_disk` reads.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
@@ -29,6 +30,11 @@ def together() -> PartialState:
     They wait for each other for a day: some may have a part of a table to make when the others have done theirs.
     """
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
+
+
+def launched_in_bfloat16() -> bool:
+    """Whether `accelerate launch` was told to train in bfloat16: DeepSpeed wants to hear the same from the trainer."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
 
 
 def write_parts(

@@ -31,7 +31,7 @@ from transformers import (
     set_seed,
 )
 
-from qzoom_agent.rl.branches.parts import together
+from qzoom_agent.rl.branches.parts import launched_in_bfloat16, together
 from qzoom_agent.rl.branches.recipe import Optimisation
 from qzoom_agent.rl.settings import begin
 
@@ -163,6 +163,7 @@ def train(
         if isinstance(part, GradientCheckpointingLayer):
             part.gradient_checkpointing = optimisation.gradient_checkpointing
             part._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+    half = torch.bfloat16 in stored.values() or launched_in_bfloat16()
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=optimisation.batch,
@@ -186,8 +187,8 @@ def train(
         report_to=optimisation.report_to,
         disable_tqdm=True,
         use_cpu=not torch.accelerator.is_available(),
-        bf16=torch.bfloat16 in stored.values(),
-        fp16=torch.float16 in stored.values(),
+        bf16=half,
+        fp16=torch.float16 in stored.values() and not half,
     )
     trainer = StageTrainer(
         prepare,

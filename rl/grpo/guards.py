@@ -4,7 +4,8 @@ Most name a known way in which such training goes wrong without a sign: a templa
 left out of the training forward, log-probabilities of another model than the one that is trained.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -147,6 +148,19 @@ def fit_for_trl(processor: ProcessorMixin, *, factor: int) -> None:
         return stock.preprocess(self, images, *args, **options)
 
     images.__class__ = type(stock.__name__, (stock,), {"preprocess": preprocess, "__doc__": stock.__doc__})
+
+
+@contextmanager
+def refused_by_trl() -> Iterator[None]:
+    """What TRL says of settings that it does not take, as an error of the recipe.
+
+    Raises:
+        ConfigError: it said so.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"TRL refuses the recipe: {error}") from None
 
 
 def require_features(ids: Sequence[int], images: Sequence[Image.Image], backend: HFBackend) -> None:

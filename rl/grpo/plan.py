@@ -5,11 +5,13 @@ is known before the first step: every turn written to its limit, every crop at i
 long as the protocol makes it. What does not fit is refused with these numbers.
 """
 
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from qzoom_agent.backends.presets import UNKNOWN_BUDGET, resolve_model
 from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.perception.branches import CONFIG
 from qzoom_agent.policy import LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.rl.grpo.guards import require_room_for_groups
 from qzoom_agent.rl.grpo.recipe import GRPORecipe
@@ -124,6 +126,7 @@ def describe(recipe: GRPORecipe, *, processes: int = 1) -> str:
     where = "1 device" if processes == 1 else f"each of {processes} devices"
     preset = resolve_model(recipe.model)
     config = recipe.agent_config()
+    config = config.replace(policy=config.policy_for(perceives=_perceives(recipe)))
     views = config.budget.view_budget(preset.budget or UNKNOWN_BUDGET)
     need = longest(config, views)
     rows = recipe.prompts * recipe.group
@@ -132,6 +135,7 @@ def describe(recipe: GRPORecipe, *, processes: int = 1) -> str:
     lines = [
         f"model        {recipe.model} ({preset.source})",
         f"trained      {_trained(recipe)}",
+        f"policy       {config.policy}",
         f"steps        {recipe.steps}, {rounds} rounds of rollouts",
         f"a round      {recipe.prompts} questions x {recipe.group} rollouts = {rows} episodes",
         f"a step       {rows // recipe.minibatches} episodes, {share} batches of {recipe.batch} on {where}",
@@ -145,6 +149,11 @@ def describe(recipe: GRPORecipe, *, processes: int = 1) -> str:
     if preset.memory_gb:
         lines.append(f"memory       {preset.memory_gb:g} GB for the weights in bfloat16, and training's own")
     return "\n".join(lines)
+
+
+def _perceives(recipe: GRPORecipe) -> bool:
+    """Whether the model will have branches: the recipe's, or its own where it is a folder."""
+    return recipe.branches is not None or (Path(resolve_model(recipe.model).source) / CONFIG).is_file()
 
 
 def _trained(recipe: GRPORecipe) -> str:

@@ -203,7 +203,7 @@ class GRPORecipe(Section):
     watch: Watch = Watch()
     log_steps: int = Field(default=1, gt=0)
     save_steps: int = Field(default=50, gt=0)
-    """Steps between checkpoints; a killed run loses at most these."""
+    """Steps between checkpoints, rounded up to whole rounds of rollouts; a killed run loses at most these."""
     report_to: str = "none"
     """A tracker of transformers: tensorboard, wandb, trackio, ..."""
     workers: int = Field(default=0, ge=0)
@@ -255,6 +255,11 @@ class GRPORecipe(Section):
                 f"{self.prompts} prompts x {self.group} rollouts are {rows} rows, which do not divide into "
                 f"{self.minibatches} minibatches of whole batches of {self.batch}"
             )
+        if left := self.steps % self.steps_of_round:
+            raise ValueError(
+                f"each round of rollouts is learned from in {self.steps_of_round} steps (minibatches x iterations), so "
+                f"{self.steps} steps would end within one. Set steps to {self.steps - left + self.steps_of_round}"
+            )
         return self
 
     def agent_config(self) -> AgentConfig:
@@ -264,9 +269,14 @@ class GRPORecipe(Section):
         return config.replace(model=self.model, protocol=self.protocol, generation=sampling)
 
     @property
+    def steps_of_round(self) -> int:
+        """Optimizer steps that learn from one round of rollouts."""
+        return self.minibatches * self.iterations
+
+    @property
     def rounds(self) -> int:
         """Rounds of rollouts in a run."""
-        return -(-self.steps // (self.minibatches * self.iterations))
+        return self.steps // self.steps_of_round
 
 
 def load_grpo_recipe(path: Path, **changes: Any) -> GRPORecipe:

@@ -9,10 +9,11 @@ from qzoom_agent.rl import reading
 from qzoom_agent.rl.branches.parts import together
 from qzoom_agent.rl.branches.stage import last_checkpoint
 from qzoom_agent.rl.grpo.recipe import GRPORecipe
-from qzoom_agent.rl.settings import begin
+from qzoom_agent.rl.settings import begin, require_same
 
 FREE: Final = {"steps", "watch", "log_steps", "report_to"}
 """Keys that another part of a run may have otherwise."""
+_SETTINGS: Final = "settings.json"
 
 
 def keep_recipe(recipe: GRPORecipe, output: Path) -> None:
@@ -21,10 +22,23 @@ def keep_recipe(recipe: GRPORecipe, output: Path) -> None:
     Raises:
         ConfigError: there is a checkpoint of a recipe that differs, with the keys.
     """
-    processes, made = together(), Path(last_checkpoint(output) or output / "checkpoint")
-    begin(output / "settings.json", recipe.model_dump(mode="json", exclude=FREE), made=made, processes=processes)
+    processes, made = together(), output if last_checkpoint(output) else output / "checkpoint"
+    begin(output / _SETTINGS, _settings(recipe), made=made, processes=processes)
     if processes.is_main_process:
         reading.keep_recipe(recipe, output)
+
+
+def require_same_recipe(recipe: GRPORecipe, output: Path) -> None:
+    """Nothing where the run in `output` is one of this recipe.
+
+    Raises:
+        ConfigError: it is one of another, with the keys that differ.
+    """
+    require_same(output / _SETTINGS, _settings(recipe), made=output)
+
+
+def _settings(recipe: GRPORecipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude=FREE)
 
 
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:

@@ -21,7 +21,8 @@ import copy
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,18 @@ from qzoom_agent.errors import ConfigError, MissingDependency, finished
 from qzoom_agent.evals.reward_specs import accuracy_of, build
 from qzoom_agent.evals.rewards import Judge, awaited
 from qzoom_agent.evals.scoring.judge import ready
+from qzoom_agent.files import require_folder
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.policy import LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.protocols import get_protocol
+from qzoom_agent.rl.branches.parts import launched_in_bfloat16
 from qzoom_agent.rl.branches.stage import last_checkpoint
 from qzoom_agent.rl.env import ZoomEnv
 from qzoom_agent.rl.grpo.data import load_rows
 from qzoom_agent.rl.grpo.guards import (
     Talk,
     fit_for_trl,
+    refused_by_trl,
     require_family,
     require_plain_positions,
     require_template,
@@ -54,7 +58,7 @@ from qzoom_agent.rl.grpo.guards import (
 )
 from qzoom_agent.rl.grpo.plan import accumulation, describe, longest, require_room
 from qzoom_agent.rl.grpo.recipe import GRPORecipe, LoRA, load_grpo_recipe
-from qzoom_agent.rl.grpo.resume import keep_recipe
+from qzoom_agent.rl.grpo.resume import keep_recipe, require_same_recipe
 from qzoom_agent.rl.grpo.trainer import EpisodeTrainer, ZoomTrainer
 from qzoom_agent.rl.grpo.watch import Alarm, Keeper, Notes
 from qzoom_agent.rl.trackers import require_tracker
@@ -76,11 +80,12 @@ def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
     """The trainer of a recipe, everything checked that can be checked before the first step."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     require_tracker(recipe.report_to)
-    if recipe.rollouts.vllm is not None:
-        require_vllm(recipe.rollouts.by, _processes())
+    _require_vllm(recipe, _processes())
     judge = _judge(recipe, output)
     backend = load_model(recipe)
-    config = recipe.agent_config().resolved(model=backend.name, protocol=backend.protocol, defaults=backend.defaults)
+    config = recipe.agent_config().resolved(
+        model=backend.name, protocol=backend.protocol, defaults=backend.defaults, perceives=backend.perceives
+    )
     require_plain_positions(config, backend)
     looker = _looker(backend, recipe, config)
     arguments = trl_config(recipe, output, completion=_room(recipe, backend, config))
@@ -193,8 +198,13 @@ def _room(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> int:
 
 
 def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConfig:
-    """A recipe as TRL's configuration."""
+    """A recipe as TRL's configuration.
+
+    Raises:
+        ConfigError: `trl` has a key that the recipe says elsewhere, or TRL refuses one.
+    """
     share = accumulation(recipe, _processes())
+    free: dict[str, Any] = {"save_total_limit": 2, "dataloader_pin_memory": False, "disable_tqdm": True}
     settings: dict[str, Any] = {
         "output_dir": str(output),
         "seed": recipe.seed,
@@ -216,24 +226,24 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
         "adam_beta2": recipe.adam_beta2,
         "max_grad_norm": recipe.max_grad_norm,
         "reward_weights": [one.weight for one in recipe.rewards],
-        "bf16": recipe.mixed_precision,
+        "bf16": recipe.mixed_precision or launched_in_bfloat16(),
         "gradient_checkpointing": recipe.gradient_checkpointing,
         "use_cpu": not torch.cuda.is_available(),
         "logging_steps": recipe.log_steps,
-        "save_steps": recipe.save_steps,
-        "save_total_limit": 2,
+        "save_steps": recipe.steps_of_round * -(-recipe.save_steps // recipe.steps_of_round),
         "report_to": recipe.report_to,
         "dataloader_num_workers": recipe.workers,
-        "dataloader_pin_memory": False,
         "remove_unused_columns": False,
-        "disable_tqdm": True,
         **recipe.loss.settings(),
         **(recipe.rollouts.vllm.settings() if recipe.rollouts.vllm else {}),
     }
-    try:
-        return GRPOConfig(**{**settings, **recipe.trl})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"TRL refuses the recipe: {error}") from None
+    if taken := sorted(settings.keys() & recipe.trl.keys()):
+        raise ConfigError(
+            f"The recipe's `trl` sets {', '.join(taken)}, which follows from the recipe's own keys (batch, group, steps, "
+            "rollouts, loss, ...). Set those, and leave it out of `trl`."
+        )
+    with refused_by_trl():
+        return GRPOConfig(**{**free, **recipe.trl, **settings})
 
 
 def _processes() -> int:
@@ -300,14 +310,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.dry_run:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         print(describe(recipe, processes=options.devices))
+        for line in _missing(recipe, options.output, processes=options.devices):
+            print(line)
         return 0
-    if (options.output / "final").exists():
-        print(f"{options.output / 'final'} is there already; delete it to train again.")
+    output = require_folder(options.output)
+    if (output / "final").exists():
+        require_same_recipe(recipe, output)
+        print(f"{output / 'final'} is there already. Delete {output} to train again.")
         return 0
-    options.output.mkdir(parents=True, exist_ok=True)
-    keep_recipe(recipe, options.output)
-    print(f"written {train(recipe, options.output)}")
+    keep_recipe(recipe, output)
+    print(f"written {train(recipe, output)}")
     return 0
+
+
+def _missing(recipe: GRPORecipe, output: Path, *, processes: int) -> list[str]:
+    """Lines on what a run would lack on this machine, which a plan may be made without.
+
+    Raises:
+        ConfigError: no machine could run the recipe.
+    """
+    build(recipe.rewards, judge=None if recipe.judge is None else _unasked)
+    trl_config(recipe, output, completion=1)
+    checks: list[Callable[[], None]] = [
+        partial(require_tracker, recipe.report_to),
+        partial(_require_vllm, recipe, processes),
+    ]
+    missing = []
+    for require in checks:
+        try:
+            require()
+        except MissingDependency as error:
+            missing.append(f"missing      {error}")
+    return missing
+
+
+async def _unasked(question: str, answer: str, given: str) -> bool:
+    raise AssertionError("a plan asks no judge")
+
+
+def _require_vllm(recipe: GRPORecipe, processes: int) -> None:
+    if recipe.rollouts.vllm is not None:
+        require_vllm(recipe.rollouts.by, processes)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,13 @@ from qzoom_agent.evals.rows import episode_seed
 from qzoom_agent.evals.suites.base import Sample
 from qzoom_agent.rl.env import finished
 from qzoom_agent.rl.grpo.decoding import SharedDecoder, Wish, Written
-from qzoom_agent.rl.grpo.guards import logp_distance, require_features, require_images, require_same_model
+from qzoom_agent.rl.grpo.guards import (
+    logp_distance,
+    refused_by_trl,
+    require_features,
+    require_images,
+    require_same_model,
+)
 from qzoom_agent.rl.grpo.rollouts import Crew, Played, play, rollout_of
 from qzoom_agent.rl.grpo.watch import Keeper, measures
 
@@ -87,12 +93,13 @@ class ZoomTrainer(GRPOTrainer):
         self.tolerance = tolerance
         self._compared = False
         self._logps: Tensor | None = None
-        super().__init__(
-            model=backend.model,
-            processing_class=backend.processor,
-            reward_funcs=[_as_trl(one) for one in rewards],
-            **kwargs,
-        )
+        with refused_by_trl():
+            super().__init__(
+                model=backend.model,
+                processing_class=backend.processor,
+                reward_funcs=[_as_trl(one) for one in rewards],
+                **kwargs,
+            )
 
     def rollouts(self, rows: Sequence[Row], completions: Sequence[Any]) -> list[Rollout]:
         """The finished rollouts of a batch, in the order of its rows."""

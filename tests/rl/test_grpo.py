@@ -118,20 +118,25 @@ def test_what_is_rewarded_is_said_more_often(tmp_path: Path) -> None:
     assert fmean(shares[-5:]) > fmean(shares[:5]) + 0.2
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps, a kill and one more end with the weights of three steps in one go."""
-    more = {"agent": {**AGENT, **SHORT}, "loss": {"entropy": 0.1}, "tower": False}
-    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", steps=3, save_steps=2, **more)
+@pytest.mark.parametrize(
+    ("steps", "rounds"), [(3, {"save_steps": 2}), (4, {"minibatches": 2, "batch": 1}), (4, {"iterations": 2})]
+)
+def test_a_killed_run_goes_on_where_it_was(
+    steps: int, rounds: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some steps, a kill in the last and the rest end with the weights of all in one go."""
+    more = {"agent": {**AGENT, **SHORT}, "loss": {"entropy": 0.1}, "tower": False, "save_steps": 1}
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", steps=steps, **{**more, **rounds})
     train(recipe, tmp_path / "whole")
     trainer = make_trainer(recipe, tmp_path / "torn")
-    scores = trainer._calculate_rewards
+    compute = trainer._compute_loss
 
-    def killed_in_the_third_step(*args: Any) -> Any:
-        if trainer.state.global_step == 2:
+    def killed_in_the_last_step(*args: Any) -> Any:
+        if trainer.state.global_step == steps - 1:
             raise KeyboardInterrupt
-        return scores(*args)
+        return compute(*args)
 
-    monkeypatch.setattr(trainer, "_calculate_rewards", killed_in_the_third_step)
+    monkeypatch.setattr(trainer, "_compute_loss", killed_in_the_last_step)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     train(recipe, tmp_path / "torn")
@@ -142,7 +147,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
         torch.testing.assert_close(weights[0][name], weights[1][name])
         moved = not weight.equal(weights[0][name])
         assert moved == (".visual." not in f".{name}"), name
-    assert [line["step"] for line in log_of(tmp_path / "torn") if "loss" in line] == [1, 2, 3]
+    assert [line["step"] for line in log_of(tmp_path / "torn") if "loss" in line] == list(range(1, steps + 1))
 
 
 def test_layers_below_the_branches_can_be_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

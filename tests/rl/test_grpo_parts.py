@@ -388,6 +388,7 @@ def test_questions_of_other_sources_keep_all_their_answers(tmp_path: Path) -> No
         ("steps: 1\nneedle: {needle-hop: 1}\nrollouts: {vllm: {}}", "by: generate"),
         ("steps: 1\nneedle: {needle-hop: 1}\nrollouts: {by: generate, vllm: {mode: colocate}}", "expands them again"),
         ("steps: 1\nneedle: {needle-hop: 1}\ntrl: {use_vllm: true}", "said elsewhere"),
+        ("steps: 5\nneedle: {needle-hop: 1}\niterations: 2", "5 steps would end within one. Set steps to 6"),
         ("steps: 1\nneedle: {needle-hop: 1}\ntrl: {vllm_importance_sampling_correction: false}", "nobody could tell"),
     ],
 )
@@ -409,9 +410,32 @@ def test_a_dry_run_prints_the_recipe_and_the_plan(tmp_path: Path, capsys: pytest
     path.write_text("steps: 40\nneedle: {needle-hop: 1}\nminibatches: 2\nrewards: visionthink\n")
     assert run.main(["--config", str(path), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
     printed = capsys.readouterr().out
+    assert "policy       implicit" in printed  # as nano would answer, too
     assert "40, 20 rounds of rollouts" in printed and "8 questions x 8 rollouts = 64 episodes" in printed
     assert "rewards      1 x accuracy, 0.5 x format, 1 x visionthink-price" in printed
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rewards: [{name: accuracy, judged: true}]", "no judge is given"),
+        ("trl: {num_generations: 3}", "`trl` sets num_generations"),
+        ("report_to: notes", "no tracker 'notes'"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "grpo.yaml"
+    path.write_text(f"steps: 40\nneedle: {{needle-hop: 1}}\n{text}\n")
+    with pytest.raises(ConfigError, match=said):
+        run.main(["--config", str(path), "--dry-run"])
+
+
+def test_a_dry_run_says_what_this_machine_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "grpo.yaml"
+    path.write_text("steps: 40\nneedle: {needle-hop: 1}\nrollouts: {by: generate, vllm: {}}\n")
+    assert run.main(["--config", str(path), "--dry-run"]) == 0
+    assert "missing      rollouts.vllm needs vLLM" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -463,7 +487,55 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "out" / "final").mkdir(parents=True)
     (tmp_path / "grpo.yaml").write_text("steps: 40\nneedle: {needle-hop: 1}\n")
     assert run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")]) == 0
-    assert "delete it to train again" in capsys.readouterr().out
+    assert f"Delete {tmp_path / 'out'} to train again" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_not_passed_off_as_one_of_another_recipe(tmp_path: Path) -> None:
+    (tmp_path / "grpo.yaml").write_text("model: nano\nsteps: 40\nneedle: {needle-hop: 1}\n")
+    keep_recipe(recipe(model="other"), tmp_path / "out")
+    (tmp_path / "out" / "final").mkdir()
+    with pytest.raises(ConfigError, match=r"out was begun with other settings .*model: 'other', now 'nano'"):
+        run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")])
+
+
+def test_an_output_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "grpo.yaml").write_text("steps: 40\nneedle: {needle-hop: 1}\n")
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ConfigError, match="Cannot write into"):
+        run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"num_generations": 3, "max_steps": 1}, "`trl` sets max_steps, num_generations, which follows"),
+        ({"loss_type": "grpo"}, "`trl` sets loss_type"),
+        ({"no_such_key": 1}, "TRL refuses the recipe: .*no_such_key"),
+        ({"generation_batch_size": 3}, "TRL refuses the recipe"),
+    ],
+)
+def test_further_settings_of_trl_change_none_of_the_recipes_own(
+    keys: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run.trl_config(recipe(trl=keys), tmp_path, completion=64)
+    kept = run.trl_config(
+        recipe(trl={"save_total_limit": 5, "importance_sampling_level": "sequence"}), tmp_path, completion=64
+    )
+    assert kept.save_total_limit == 5 and kept.importance_sampling_level == "sequence"
+
+
+def test_checkpoints_are_written_between_rounds(tmp_path: Path) -> None:
+    config = run.trl_config(recipe(steps=12, iterations=3, save_steps=4), tmp_path, completion=64)
+    assert config.save_steps == 6
+
+
+@pytest.mark.parametrize("launched", ["bf16", "no"])
+def test_the_precision_is_that_of_the_launch(launched: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed compares both and refuses others."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert run.trl_config(recipe(), tmp_path, completion=64).bf16 == (launched == "bf16")
+    assert run.trl_config(recipe(mixed_precision=True), tmp_path, completion=64).bf16
 
 
 def checkpoint(output: Path, step: int) -> None:

@@ -12,7 +12,7 @@ that its seed draws, in the table's order.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -113,7 +113,7 @@ class Records(Protocol):
         ...
 
 
-def load_records(sources: Sequence[Source], *, limit: int | None = None) -> Records:
+def load_records(sources: Sequence[Source], *, limit: int | None = None) -> "Joined":
     """The rows of some sources, one after another, of the columns in the module's note; at most `limit`.
 
     Raises:
@@ -123,7 +123,7 @@ def load_records(sources: Sequence[Source], *, limit: int | None = None) -> Reco
     if limit is not None:
         shares = spread([len(table) for table in tables], limit)
         tables = [_some(*one) for one in zip(sources, tables, shares, strict=True)]
-    return _Joined(tables)
+    return Joined(sources, tables)
 
 
 def spread(sizes: Sequence[int], limit: int) -> list[int]:
@@ -147,11 +147,11 @@ def _some(source: Source, table: Dataset, count: int) -> Dataset:
     return table.select(sorted(Random(f"rows/{source.seed}").sample(range(len(table)), count)))
 
 
-class _Joined:
+class Joined:
     """Several tables as one. (`concatenate_datasets` would lose what is done to rows when they are read.)"""
 
-    def __init__(self, tables: Sequence[Dataset]) -> None:
-        self.tables = tables
+    def __init__(self, sources: Sequence[Source], tables: Sequence[Dataset]) -> None:
+        self.sources, self.tables = sources, tables
 
     def __len__(self) -> int:
         return sum(len(table) for table in self.tables)
@@ -164,6 +164,19 @@ class _Joined:
                 return table[index]
             index -= len(table)
         raise IndexError(index)
+
+    def questions(self) -> Iterator[tuple[str, int, list[str]]]:
+        """What is asked of each table but boards, without reading an image: its path, a row, and the questions from
+        that row on, some at a time."""
+        for source, table in zip(self.sources, self.tables, strict=True):
+            if source.is_needle:
+                continue
+            name = source.columns.get("question", "question")
+            at = 0
+            for rows in table.with_format(None).select_columns(name.split(".")[0]).iter(batch_size=1000):
+                asked = _asked(_column(rows, name), source)
+                yield source.path, at, asked
+                at += len(asked)
 
 
 def _needle(source: Source) -> Dataset:
@@ -323,7 +336,7 @@ class _Rename:
             "id": [f"{one}-{_short(_texts(asked)[0])}" for one, asked in zip(named, questions, strict=True)],
             "image": images,
             "image_id": image_ids,
-            "question": [_texts(question)[0] + self.source.suffix for question in questions],
+            "question": _asked(questions, self.source),
             "answer": [some[0] for some in answers],
             "answers": answers,
             "exact": [False] * len(questions),
@@ -344,6 +357,11 @@ class _Rename:
         except OSError as error:
             raise ImageError(f"An image of the dataset {self.source.path} cannot be read: {error}.") from None
         return decoded.convert("RGB")
+
+
+def _asked(questions: Sequence[Any], source: Source) -> list[str]:
+    """What is asked of each row, whose column holds one question or several."""
+    return [_texts(question)[0] + source.suffix for question in questions]
 
 
 def _short(text: str) -> str:

@@ -12,12 +12,13 @@ from random import Random
 from typing import Any, Final
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evals.suites.base import Sample
 from qzoom_agent.evals.suites.needle import sample as draw_sample
 from qzoom_agent.geometry import Box
-from qzoom_agent.rl.branches.records import Records, load_records
+from qzoom_agent.rl.branches.records import Joined, Records, load_records
 from qzoom_agent.rl.grpo.recipe import GRPORecipe, Suite
 
 FIRST_SEED: Final = 1_000_000_000_000
@@ -26,11 +27,16 @@ SEEDS_A_RUN: Final = 1_000_000_000
 """Recipes with different seeds share no board."""
 
 
-def load_rows(recipe: GRPORecipe) -> Dataset:
+def load_rows(
+    recipe: GRPORecipe, *, tokenizer: PreTrainedTokenizerBase | None = None, room: int | None = None
+) -> Dataset:
     """The rows of a recipe.
 
+    Args:
+        tokenizer: counts the tokens of the questions, none of which may have more than `room`; needle boards' have not.
+
     Raises:
-        ConfigError: a source cannot be read, or lacks a column.
+        ConfigError: a source cannot be read, or lacks a column, or has a question that is too long.
     """
     count = recipe.rounds * recipe.prompts
     if recipe.needle:
@@ -39,12 +45,32 @@ def load_rows(recipe: GRPORecipe) -> Dataset:
     records = load_records(recipe.data)
     if not len(records):
         raise ConfigError("The recipe's data have no rows. Check `split` and `limit` of its sources.")
+    if tokenizer is not None and room is not None:
+        _require_short(records, tokenizer, room)
     rows = []
     while len(rows) < count:
         epoch = list(range(len(records)))
         Random(f"grpo/{recipe.seed}/{len(rows)}").shuffle(epoch)
         rows += epoch
     return Dataset.from_dict({"index": rows[:count]}).with_transform(_Other(records))
+
+
+def _require_short(records: Joined, tokenizer: PreTrainedTokenizerBase, room: int) -> None:
+    """Every question fits beside the longest episode: one that does not would end the run, hours later.
+
+    Raises:
+        ConfigError: the first that does not.
+    """
+    for source, first, asked in records.questions():
+        counts = map(len, tokenizer(asked, add_special_tokens=False)["input_ids"])
+        for row, (question, count) in enumerate(zip(asked, counts, strict=True), first):
+            if count > room:
+                raise ConfigError(
+                    f"The question of row {row} of the dataset {source} has {count} tokens, but in the model's context "
+                    f"there is room for {room} beside the longest episode: {question[:60]!r}... Leave the row out or "
+                    "shorten its question, or lower budget.coarse_tokens, budget.crop_max_tokens, budget.max_views, "
+                    "budget.max_turns or generation.max_new_tokens."
+                )
 
 
 class _Needle:

@@ -151,6 +151,8 @@ class SharedDecoder:
     @torch.no_grad()
     def __call__(self, wishes: Sequence[Wish]) -> list[Written]:
         """One turn for each wish. A session is asked for one turn at a time."""
+        if not wishes:  # no conversation of the batch can go on
+            return []
         keys = [wish.session.key(wish.ready.prompt) for wish in wishes]
         first: dict[Hashable, int] = {}
         for at, key in enumerate(keys):

@@ -20,6 +20,8 @@ TURN_TEXT: Final = 160
 """Tokens around a result, a refusal or the last request, where no tokenizer has counted them."""
 OPENING_TEXT: Final = 400
 """Tokens of an opening beside its views: system message, tool schema, question."""
+QUESTION_TEXT: Final = 100
+"""Of those, tokens of a question, where the rest of the opening has been counted."""
 
 
 class Longest(NamedTuple):

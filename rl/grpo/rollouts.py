@@ -328,7 +328,7 @@ def play(crew: Crew, samples: Sequence[Sample], config: AgentConfig, seeds: Sequ
     done = crew.run([episode(sample, seed) for sample, seed in zip(samples, seeds, strict=True)])
     end = int(crew.backend.processor.tokenizer.eos_token_id)
     return [
-        Played(rollout_of(answer.trace, sample), answer, _tokens(seat, answer, end))
+        Played(rollout_of(answer.trace, sample), answer, _tokens(seat, answer, sample, end))
         for sample, (answer, seat) in zip(samples, done, strict=True)
     ]
 
@@ -349,10 +349,11 @@ def rollout_of(trace: Trace, sample: Sample) -> Rollout:
     )
 
 
-def _tokens(seat: Seat, answer: Answer, end: int) -> Tokens:
+def _tokens(seat: Seat, answer: Answer, sample: Sample, end: int) -> Tokens:
     if not seat.said or seat.image is None:
         raise ConfigError(
-            f"An episode ended before the model was asked anything: {answer.trace.error or answer.trace.status}. "
-            "Check the recipe's budgets against the model's context."
+            f"The episode of row '{sample.id}' ended before the model was asked anything: "
+            f"{(answer.trace.error or answer.trace.status).rstrip('.')}. Its question: {sample.question[:60]!r}... "
+            "Leave the row out, shorten its question, or lower the recipe's budgets."
         )
     return tokens_of(seat.said, seat.image, end=end)

@@ -56,7 +56,7 @@ from qzoom_agent.rl.grpo.guards import (
     require_tool_template,
     require_vllm,
 )
-from qzoom_agent.rl.grpo.plan import accumulation, describe, longest, require_room
+from qzoom_agent.rl.grpo.plan import QUESTION_TEXT, accumulation, describe, longest, require_room
 from qzoom_agent.rl.grpo.recipe import GRPORecipe, LoRA, load_grpo_recipe
 from qzoom_agent.rl.grpo.resume import keep_recipe, require_same_recipe
 from qzoom_agent.rl.grpo.trainer import EpisodeTrainer, ZoomTrainer
@@ -88,11 +88,12 @@ def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
     )
     require_plain_positions(config, backend)
     looker = _looker(backend, recipe, config)
-    arguments = trl_config(recipe, output, completion=_room(recipe, backend, config))
+    completion, question = _room(recipe, backend, config)
+    arguments = trl_config(recipe, output, completion=completion)
     keeper = Keeper(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes)
     shared: dict[str, Any] = {
         "args": arguments,
-        "train_dataset": load_rows(recipe),
+        "train_dataset": load_rows(recipe, tokenizer=backend.codec.tokenizer, room=question),
         "peft_config": _peft(recipe.lora, backend, from_layer=recipe.from_layer) if recipe.lora else None,
         "callbacks": [Notes(output / "log.jsonl"), Alarm(output / "log.jsonl"), keeper],
         "tolerance": recipe.rollouts.tolerance,
@@ -184,17 +185,18 @@ def _looker(backend: HFBackend, recipe: GRPORecipe, config: AgentConfig) -> HFBa
     )
 
 
-def _room(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> int:
-    """The completion length, after the template was checked and its text counted."""
+def _room(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> tuple[int, int]:
+    """The completion length and the most tokens of a question, after the template was checked and its text counted."""
     views = config.budget.view_budget(backend.defaults)
     protocol = get_protocol(config.protocol or backend.protocol)
     talk = Talk(backend.codec, protocol, factor=views.factor, tools=config.policy in OFFER_TOOLS)
     if recipe.rollouts.by != "environment":  # there TRL checks the template itself
         require_template(talk)
     opening, between = talk.tokens()
-    need = longest(config, views, opening=opening + 100, between=between)
+    need = longest(config, views, opening=opening + QUESTION_TEXT, between=between)
     context = int(backend.model.config.get_text_config().max_position_embeddings)
-    return require_room(need, context=context, limit=recipe.max_completion_length)
+    completion = require_room(need, context=context, limit=recipe.max_completion_length)
+    return completion, QUESTION_TEXT + context - need.total
 
 
 def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConfig:

@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from qzoom_agent.rl.trackers import require_tracker
 from qzoom_agent.trace import Trace
 from qzoom_agent.views import ViewStore
 from tests.core.tiny_models import QWEN_TEMPLATE, Family, build
-from tests.rl.grpo_script import AGENT
+from tests.rl.grpo_script import AGENT, questions
 
 SHORT = {**AGENT, "generation": {"max_new_tokens": 8}}
 
@@ -90,6 +91,30 @@ def test_a_failing_writer_ends_every_episode_and_is_raised(tiny: HFBackend) -> N
 
     with pytest.raises(MemoryError, match="no room"):
         play(Crew(tiny, broken), asked(4), AgentConfig().replace(**SHORT), [0, 1, 2, 3])
+
+
+def test_an_episode_whose_question_is_too_long_is_named(tiny: HFBackend) -> None:
+    long = [replace(one, question="Which colour is it? " * 2000) for one in asked(2)]
+    with pytest.raises(
+        ConfigError, match=r"row '0' ended before.*tokens and reaches.*'Which colour.*Leave the row out"
+    ):
+        play(Crew(tiny, SharedDecoder(tiny)), long, AgentConfig().replace(**SHORT), [0, 1])
+
+
+def test_a_question_without_room_is_refused_before_any_training(tiny: HFBackend, tmp_path: Path) -> None:
+    given = {"model": tiny.name, "steps": 1, "prompts": 2, "group": 2, "batch": 2, "needle": {}, "agent": SHORT}
+    source = {"path": str(questions(tmp_path / "table")), "suffix": " Answer in a word."}
+    make_trainer(recipe(**given, data=[{"path": "needle"}, source]), tmp_path / "out")
+    rows = list(Dataset.load_from_disk(source["path"]))
+    texts = ["What is it?", "And what is that?", "Which? " + "?" * 20_000, "?" * 30_000]
+    longer = [row | {"question": [text]} for row, text in zip(rows, texts, strict=True)]
+    Dataset.from_list(longer).save_to_disk(str(tmp_path / "long"))
+    source["path"] = str(tmp_path / "long")
+    said = (
+        rf"row 2 of the dataset {source['path']} has 200\d\d tokens.*room for 1\d+ beside.*'Which\? \?.*Leave the row"
+    )
+    with pytest.raises(ConfigError, match=said):
+        make_trainer(recipe(**given, data=[{"path": "needle"}, source]), tmp_path / "out")
 
 
 def test_crops_in_their_place_are_refused(tiny: HFBackend) -> None:

@@ -8,6 +8,7 @@ A case names its suite, and so tests the scorer that the suite really uses. Figu
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -294,8 +295,14 @@ def _number(value: float) -> str:
     return "1" if math.isclose(value, 1) else f"{value:.12g}"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; 1 if any row differs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m qzoom_agent.evals.golden",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(argv)
     rows = list(checks())
     header = Check("rule", "prediction", "gold", "expected", "got")
     widths = [max(len(_cut(row[at])) for row in (header, *rows)) for at in range(len(header))]

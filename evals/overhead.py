@@ -8,6 +8,7 @@ score, measurements, trace with pictures, one flushed line; the picture and the 
 process's own, after a tenth of the samples and after all.
 """
 
+import argparse
 import resource
 import sys
 from collections.abc import Iterator, Sequence
@@ -159,7 +160,13 @@ def _line(times: Sequence[float], what: str) -> str:
     return f"{median(times):.2f} ms {what} (quartiles {low:.2f} to {high:.2f}"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m qzoom_agent.evals.overhead",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(argv)
     times = milliseconds_a_step()
     print(f"{_line(times, 'a step')}; {len(times)} episodes of {STEPS} steps)")
     with TemporaryDirectory() as folder:

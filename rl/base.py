@@ -40,7 +40,7 @@ from transformers.trainer_utils import SchedulerType
 from yaml import safe_dump
 
 from qzoom_agent.backends.presets import resolve_model
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.rl.branches.parts import together
 from qzoom_agent.rl.branches.stage import last_checkpoint
 from qzoom_agent.rl.nano.batches import Kind, single, table
@@ -378,4 +378,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(finished("qzoom train base", main))

@@ -32,7 +32,7 @@ from pydantic import BaseModel, Field, model_validator
 from yaml import YAMLError, safe_dump, safe_load
 
 from qzoom_agent.backends.presets import NANO_FOLDER
-from qzoom_agent.errors import BackendError, ConfigError
+from qzoom_agent.errors import BackendError, ConfigError, finished
 from qzoom_agent.rl.reading import Section, read_recipe
 
 _PROGRAMS: Final = {"qzoom": [sys.executable, "-m", "qzoom_agent"], "python": [sys.executable]}
@@ -349,4 +349,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(finished("qzoom reproduce", main))

@@ -29,7 +29,7 @@ from yaml import safe_dump
 
 from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.backends.hf_rows import causal_mask, padded
-from qzoom_agent.errors import ConfigError, MissingDependency, QzoomError
+from qzoom_agent.errors import ConfigError, MissingDependency, finished
 from qzoom_agent.evals.rewards import awaited
 from qzoom_agent.evals.scoring.judge import ready
 from qzoom_agent.messages import view_ids
@@ -279,9 +279,4 @@ def _write(backend: HFBackend, recipe: ColdStartRecipe, final: Path, *, conversa
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    except QzoomError as error:
-        print(f"qzoom train coldstart: {error}", file=sys.stderr)
-        code = error.exit_code
-    sys.exit(code)
+    sys.exit(finished("qzoom train coldstart", main))

@@ -21,6 +21,7 @@ from qzoom_agent.errors import finished
 from qzoom_agent.rl.grpo.guards import logp_distance
 from qzoom_agent.rl.grpo.recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.rl.grpo.run import make_trainer
+from qzoom_agent.usage import positive
 
 
 class Speed(NamedTuple):
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
     parser.add_argument("--model", help="another model than the recipe's")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive, default=3, help="of each way, beside the one that warms up")
     options = parser.parse_args(argv)
     recipe = load_grpo_recipe(options.config, **({} if options.model is None else {"model": options.model}))
     print(f"{recipe.prompts} questions x {recipe.group} rollouts a round, {options.rounds} rounds each")

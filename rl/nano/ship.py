@@ -18,7 +18,7 @@ from typing import cast
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.rl.base import load_training
 from qzoom_agent.rl.nano.model import CELL, PATCH
 
@@ -73,4 +73,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(finished("qzoom_agent.rl.nano.ship", main))

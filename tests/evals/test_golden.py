@@ -23,10 +23,10 @@ def test_every_scorer_of_every_suite_is_in_the_table() -> None:
 def test_the_command_prints_the_table_and_fails_on_a_difference(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert golden.main() == 0
+    assert golden.main([]) == 0
     printed = capsys.readouterr().out
     assert "0 different" in printed and "DIFFERS" not in printed
     rows = [*golden.checks(), *golden.checks((golden.Case("docvqa", "faithful", "12", "13", 1),))]
     monkeypatch.setattr(golden, "checks", lambda: iter(rows))
-    assert golden.main() == 1
+    assert golden.main([]) == 1
     assert "1 different" in capsys.readouterr().out

@@ -37,7 +37,7 @@ def test_a_sample_is_timed_without_its_episode(tmp_path: Path) -> None:
 def test_the_command_prints_the_medians(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(overhead, "milliseconds_a_step", lambda: [4.0, 1.0, 2.0, 3.0, 90.0])
     monkeypatch.setattr(overhead, "harness", lambda _: overhead.Harness([1.0, 2.0, 6.0], (100.0, 101.0)))
-    assert overhead.main() == 0
+    assert overhead.main([]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "3.00 ms a step (quartiles 1.50 to 47.00; 5 episodes of 11 steps)",
         "2.00 ms a sample (quartiles 1.00 to 6.00; 3 samples)",

@@ -495,7 +495,18 @@ def test_branches_can_be_given_on_the_command_line(tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize(
     ("module", "arguments"),
-    [("qzoom_agent.rl.grpo.speed", ["--config", "none.yaml"]), ("qzoom_agent.evals.saving", ["no/folder"])],
+    [
+        ("qzoom_agent.rl.grpo.speed", ["--config", "none.yaml"]),
+        ("qzoom_agent.rl.grpo.speed", ["--config", "some.yaml", "--rounds", "0"]),
+        ("qzoom_agent.rl.base", ["--config", "none.yaml"]),
+        ("qzoom_agent.rl.coldstart.run", ["--config", "none.yaml"]),
+        ("qzoom_agent.rl.nano.ship", ["no/folder", "no/folder"]),
+        ("qzoom_agent.rl.reproduce", ["none.yaml"]),
+        ("qzoom_agent.evals.saving", ["no/folder"]),
+        ("qzoom_agent.evals.overhead", ["--what"]),
+        ("qzoom_agent.evals.golden", ["--what"]),
+        ("qzoom_agent.perception.bench", ["--repeats", "0"]),
+    ],
 )
 def test_modules_say_what_is_missing_without_a_traceback(
     module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

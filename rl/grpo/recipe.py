@@ -38,7 +38,7 @@ LOSSES: Final[dict[LossName, dict[str, Any]]] = {
     "sapo": {"loss_type": "sapo"},
 }
 """Each loss with the settings of its paper: DAPO 2503.14476, GRPO 2402.03300, Dr. GRPO 2503.20783, GSPO 2507.18071,
-CISPO 2506.13585; of BNPO (beta-normalised) and SAPO (soft gates) TRL's own."""
+CISPO 2506.13585 with the bound of ScaleRL, 2510.13786; of BNPO (beta-normalised) and SAPO (soft gates) TRL's own."""
 
 
 class Loss(Section):

@@ -18,7 +18,7 @@ from qzoom_agent.cli import evaluated
 from qzoom_agent.cli.main import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/evaluation.md", "docs/perception.md", "docs/policies.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/evaluation.md", "docs/grpo.md", "docs/perception.md", "docs/policies.md"]
 
 needs_nano = pytest.mark.skipif(
     not (NANO_FOLDER / "model.safetensors").exists(),
@@ -92,7 +92,7 @@ def test_python_that_is_not_run_says_why_and_compiles() -> None:
 
 def _qzoom_lines(pages: Sequence[str] = PAGES) -> list[str]:
     shown = [block for block in BLOCKS if block.language == "bash" and block.page in pages]
-    return [line for block in shown for line in block.code.splitlines() if line.startswith("qzoom ")]
+    return [line for block in shown for line in map(str.strip, block.code.splitlines()) if line.startswith("qzoom ")]
 
 
 @pytest.mark.parametrize("line", _qzoom_lines())

@@ -278,6 +278,12 @@ def test_nano_reaches_every_table_of_the_documents(tmp_path: Path) -> None:
     assert 9 < hours < 13 and commands["base"].step.hours == 3
 
 
+def test_the_readme_says_how_long_it_takes() -> None:
+    hours = sum(step.hours for step in load_chain(NANO / "all.yaml").steps)
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"in about {hours:.0f} hours" in readme
+
+
 def test_demonstrations_of_nano_are_of_boards_of_their_own() -> None:
     branches = load_branch_recipe(NANO / "branches.yaml")
     cold = [load_coldstart_recipe(NANO / f"{name}.yaml") for name in ("coldstart", "coldstart_hungry")]

@@ -238,9 +238,15 @@ class HFSession:
         prompt = self._codec.expand(ids, views, {view: seen.ids for view, seen in self._images.items()})
         ready = Prepared(prompt, self._positions(prompt), turns, rest)
         if ready.next_position >= self._limit:
+            visual = sum(span.stop - span.start for span in prompt.spans)
             raise BackendError(
-                f"The conversation has {len(prompt.ids)} tokens and reaches position {ready.next_position}; the model "
-                f"was built for {self._limit}. Lower budget.coarse_tokens, crop_max_tokens or max_turns."
+                f"The conversation has {len(prompt.ids)} tokens, {visual} of them visual, and reaches position "
+                f"{ready.next_position}; the model was built for {self._limit}. "
+                + (
+                    "Lower budget.coarse_tokens, budget.crop_max_tokens or budget.max_turns."
+                    if visual > len(prompt.ids) - visual
+                    else "Ask a shorter question, or lower budget.max_turns or generation.max_new_tokens."
+                )
             )
         return ready
 

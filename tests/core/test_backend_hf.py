@@ -394,8 +394,10 @@ def test_a_reply_may_not_outgrow_the_model(tmp_path: Path) -> None:
     reply = session.reply(asked, settings=Settings(max_new_tokens=500))
     assert reply.finish == "length"
     assert reply.new_tokens < 40
-    with pytest.raises(BackendError, match=r"reaches position \d+; the model was built for 40\. Lower budget"):
+    with pytest.raises(BackendError, match=r"reaches position \d+; the model was built for 40\. Ask a shorter"):
         session.reply([message("user", image_part("coarse"), "What is the code? " * 9)], settings=GREEDY)
+    with pytest.raises(BackendError, match=r"of them visual.*built for 40\. Lower budget\.coarse_tokens"):
+        session.reply([message("user", *[image_part("coarse")] * 12)], settings=GREEDY)
 
 
 def test_a_view_of_an_impossible_size_is_refused(qwen: HFBackend) -> None:

@@ -7,8 +7,8 @@
 
 An agent holds a backend and a configuration and nothing of an episode: every run has its own view store, session and
 state, so runs may overlap (`batch`). With a `state_dir` and a `thread` name, each step of a run is saved before the
-next begins, and `resume(thread)` goes on after a kill, in this process or another, without asking the model again for
-turns that are done.
+next begins, and `resume(thread)` goes on after a kill or a failure of the model, in this process or another, without
+asking the model again for turns that are done.
 
 Bad input raises a `QzoomError` before the model is asked anything. What the model or its server does wrong does not
 raise: it is the `status` of the answer.
@@ -294,8 +294,9 @@ class Agent:
     def resume(self, thread: str) -> Answer:
         """Finish an interrupted run under the configuration it began with; a finished one is returned as it is.
 
-        Raises ConfigError if there is no such run, it belongs to another model or the file of saved steps cannot be
-        read, ImageError if its images are gone.
+        One that the model or its server ended ("error") goes on with the step that failed. Raises ConfigError if there
+        is no such run, it belongs to another model or the file of saved steps cannot be read, ImageError if its images
+        are gone.
         """
         state = self._saved_state(thread)
         if not state:
@@ -306,9 +307,12 @@ class Agent:
                 f"The run '{thread}' was begun by the model '{state['backend']}' and this agent has "
                 f"'{self.backend.name}'. Resume it with the same model."
             )
+        failed = None
+        if state["status"] == "error":
+            failed, state = self._before_failure(thread)
         store = ViewStore.restore(self._folder(thread), [View(**view) for view in state["views"]])
         context = self._context(AgentConfig.model_validate(state["config"]), store)
-        return self._answer(state, context) if state["status"] else self._invoke(None, context, thread)
+        return self._answer(state, context) if state["status"] else self._invoke(None, context, thread, since=failed)
 
     def threads(self) -> list[str]:
         """Names of the runs saved in `state_dir`, sorted. ConfigError if the file of saved steps cannot be read."""
@@ -378,8 +382,16 @@ class Agent:
             store=store,
         )
 
-    def _invoke(self, state: State | None, context: Context, thread: str | None) -> Answer:
+    def _invoke(
+        self, state: State | None, context: Context, thread: str | None, *, since: RunnableConfig | None = None
+    ) -> Answer:
+        """
+        Args:
+            since: go on after this saved step instead of the last.
+        """
         graph, options = self._graph_for(thread, context)
+        if since is not None:
+            options["config"] = {**options["config"], **since}
         try:
             with self._reading_steps():
                 final = graph.invoke(state, context=context, **options)
@@ -431,6 +443,13 @@ class Agent:
         graph = self._saving_graph(thread)
         with self._reading_steps():
             return cast(State, graph.get_state(_run_config(thread)).values)
+
+    def _before_failure(self, thread: str) -> tuple[RunnableConfig, State]:
+        """The last saved step of a run before the one that failed, and the state it left."""
+        graph = self._saving_graph(thread)
+        with self._reading_steps():
+            steps = graph.get_state_history(_run_config(thread))
+            return next((step.config, cast(State, step.values)) for step in steps if step.values["error"] is None)
 
     def _steps(self) -> SqliteSaver:
         """The file of saved steps, opened. One for all runs of this agent: it keeps its threads apart."""

@@ -15,6 +15,7 @@ from PIL import Image
 
 from qzoom_agent import Agent, AgentConfig
 from qzoom_agent.agent import Answer
+from qzoom_agent.backends.base import Sight
 from qzoom_agent.backends.scripted import ScriptedBackend
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.messages import Message
@@ -115,6 +116,45 @@ def test_a_finished_run_is_returned_without_asking_the_model(tmp_path: Path) -> 
         again = agent.resume("one")
     assert turns == []
     assert again.trace == first.trace
+
+
+@pytest.mark.parametrize("broken", [0, 2])
+def test_a_run_that_its_model_ended_goes_on_where_it_failed(tmp_path: Path, broken: int) -> None:
+    def reply(messages: list[Message]) -> str:
+        if turn_of(messages) == broken:
+            raise ConnectionError("the server is away")
+        return SCRIPT[turn_of(messages)]
+
+    with Agent(ScriptedBackend(reply), config=CONFIG, state_dir=tmp_path) as agent:
+        for answer in (agent.run(IMAGE, "What?", thread="one"), agent.resume("one")):  # it may fail again
+            assert answer.status == "error" and "away" in str(answer)
+            assert len(answer.trace.turns) == broken
+    turns: list[int] = []
+    with Agent(recording(turns), state_dir=tmp_path) as agent:
+        answer = agent.resume("one")
+        assert turns == list(range(broken, 4)), "turns that are done are not asked for again"
+        assert agent.resume("one").trace == answer.trace and len(turns) == 4 - broken
+    assert essence(answer) == essence(Agent(recording([]), config=CONFIG).run(IMAGE, "What?"))
+
+
+def test_a_look_that_failed_is_looked_again(tmp_path: Path) -> None:
+    found = Sight(
+        view="coarse", score=0.1, threshold=0.5, heat=[], cutoff=None, proposals=[], reason="", aligned=False,
+        prompt_tokens=9, visual_tokens=9, token_layers=9.0, seconds=0.0,
+    )  # fmt: skip
+    sights: list[Exception | list[Sight]] = [MemoryError("no room"), [found]]
+
+    def look(messages: list[Message]) -> list[Sight]:
+        seen = sights.pop(0)
+        if isinstance(seen, Exception):
+            raise seen
+        return seen
+
+    with Agent(ScriptedBackend(["42"], sights=look), state_dir=tmp_path) as agent:
+        assert agent.run(IMAGE, "What?", thread="one").status == "error"
+        answer = agent.resume("one")
+    assert answer.text == "42" and answer.trace.perception is not None
+    assert [view.id for view in answer.trace.views] == ["original", "coarse"]
 
 
 def test_two_runs_do_not_mix(tmp_path: Path) -> None:

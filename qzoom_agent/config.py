@@ -90,7 +90,7 @@ class ViewBudget(Config):
             if low > high:
                 raise ConfigError(
                     f"The {view} budget is empty: at least {low} tokens but at most {high}. "
-                    f"Raise budget.{most} or lower budget.{view}_min_tokens."
+                    f"Raise budget.{most} or lower budget.{view}_min_tokens; null leaves one to the model."
                 )
         return self
 
@@ -131,7 +131,7 @@ class BudgetConfig(Config):
         if limit is not None and coarse_max > limit:
             raise ConfigError(
                 f"The coarse view alone may cost {coarse_max} visual tokens, but budget.max_visual_tokens is {limit}. "
-                "Raise it, or lower budget.coarse_tokens and budget.coarse_min_tokens."
+                "Raise it, or lower budget.coarse_tokens and budget.coarse_min_tokens; null leaves one to the model."
             )
         crop_max = self.crop_max_tokens or max(defaults.crop_max_tokens, self.crop_min_tokens or 0)
         return ViewBudget(

@@ -36,7 +36,12 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--budget", type=int, metavar="TOKENS", help="most visual tokens of the coarse view (default: the model's own)"
     )
-    group.add_argument("--config", metavar="FILE", help="configuration in YAML, such as the config.yaml of a saved run")
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        help="configuration in YAML, such as the config.yaml of a saved run; that has the model's own values written "
+        "out as well, and --set KEY=null leaves one to the model again",
+    )
     group.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting, such as budget.max_turns=3"
     )

@@ -283,6 +283,11 @@ def test_a_saved_run_can_be_shown_and_reported(
     # The saved configuration repeats the run.
     assert run("ask", board, "what is on the sign?", "-q", "--config", str(tmp_path / "run" / "config.yaml")) == 0
     assert capsys.readouterr().out == "EXIT 24\n"
+    # It has the model's own limits written out, which give way only when they are left to the model again.
+    less = ["ask", board, "?", "-q", "--config", str(tmp_path / "run" / "config.yaml"), "--budget", "9"]
+    assert run(*less) == 2
+    assert "lower budget.coarse_min_tokens; null leaves one to the model" in capsys.readouterr().err
+    assert run(*less, "--set", "budget.coarse_min_tokens=null") == 0
 
 
 # ---- eval, demo ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Episodes as rows of a table, and rows as the very ids that a session would see.
 
-A row has `messages` in the usual conversational form (crops in user turns, as text and images: what TRL's and others'
-fine-tuning take as well) and `images`, one for each image part in order, at the size the model is shown.
+A row has `messages` in the usual conversational form and `images`, one for each image part in order, at the size the
+model is shown. What a tool returns stands in a user turn, whatever the family: TRL's fine-tuning and others' put no
+images into role "tool". Where a family's results carry that role, its own template makes a user turn of them; its words
+for that (`<tool_response>`) are then part of the row, so that the row reads, id for id, as the episode did.
 
 For training, a conversation goes through a session turn by turn, exactly as in an episode: rendered by the model's own
 template, images expanded by its processor, each assistant turn kept as the ids it was given. Learned are the ids of the
@@ -10,19 +12,26 @@ model sees something else at each turn, so there such a conversation gives sever
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import Any, Final, NamedTuple
 
 import torch
 from PIL import Image
 
 from qzoom_agent.backends.hf import HFBackend
-from qzoom_agent.backends.hf_prompt import Prompt
+from qzoom_agent.backends.hf_prompt import Codec, Prompt
 from qzoom_agent.backends.hf_session import HFSession, Prepared
-from qzoom_agent.messages import Message, image_part, message, plain_text, text_part, view_ids
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.messages import Message, image_part, message, plain_text, text, text_part, view_ids
 from qzoom_agent.rl.branches.asking import followed
 
 IGNORED = -100
 """Label of an id that is not learned."""
+_NO_USER_TURN: Final = (
+    "The protocol shows crops in role 'tool', which the model's chat template does not write as a user turn, so no "
+    "other trainer could read the conversations. Choose a protocol whose results are user turns (deepeyes, mini_o3, "
+    "plain), or give the model a template that knows tools (Qwen3-VL's)."
+)
 
 
 class Learned(NamedTuple):
@@ -34,8 +43,11 @@ class Learned(NamedTuple):
     """For each id of the prompt itself, or IGNORED."""
 
 
-def to_row(conversation: Sequence[Message], images: Sequence[Image.Image]) -> dict[str, Any]:
-    """`messages` and `images` of an episode; images are those of its parts in order."""
+def to_row(conversation: Sequence[Message], images: Sequence[Image.Image], *, codec: Codec) -> dict[str, Any]:
+    """`messages` and `images` of an episode; images are those of its parts in order.
+
+    Raises ConfigError if results carry role "tool" and the template of `codec` has no user turn for them.
+    """
     messages = [
         {
             "role": one["role"],
@@ -44,9 +56,41 @@ def to_row(conversation: Sequence[Message], images: Sequence[Image.Image]) -> di
                 for part in one["content"]
             ],
         }
-        for one in conversation
+        for one in in_user_turns(conversation, codec)
     ]
     return {"messages": messages, "images": list(images)}
+
+
+def in_user_turns(conversation: Sequence[Message], codec: Codec) -> list[Message]:
+    """A conversation that renders to the same text, with the results of role "tool" in user turns.
+
+    Raises ConfigError if the template does not write them as user turns.
+    """
+    if all(one["role"] != "tool" for one in conversation):
+        return list(conversation)
+    before, between, after = _tool_words(codec)
+    said: list[Message] = []
+    for is_tool, run in groupby(conversation, lambda one: one["role"] == "tool"):
+        if not is_tool:
+            said += run
+            continue
+        first, *rest = (one["content"] for one in run)  # results that follow each other are one turn
+        joined = [part for content in rest for part in (text_part(between), *content)]
+        said.append(message("user", before, *first, *joined, after))
+    if codec.render(said) != codec.render(conversation):
+        raise ConfigError(_NO_USER_TURN)
+    return said
+
+
+def _tool_words(codec: Codec) -> tuple[str, str, str]:
+    """What the template writes around the results of one turn: before the first, between two, after the last."""
+    # Behind a question alone: some templates write an assistant's turn in another way once a user speaks after it.
+    asked, mark = text("user", "What is written there?"), "a result of the tool"
+    start, _, end = codec.render([asked, text("user", mark)]).partition(mark)
+    first, *between, last = codec.render([asked, text("tool", mark), text("tool", mark)]).split(mark)
+    if len(between) != 1 or not first.startswith(start) or not last.endswith(end):
+        raise ConfigError(_NO_USER_TURN)
+    return first.removeprefix(start), between[0], last.removesuffix(end)
 
 
 def from_row(row: dict[str, Any]) -> tuple[list[Message], list[Image.Image]]:
@@ -81,8 +125,8 @@ def learned(backend: HFBackend, row: dict[str, Any]) -> list[Learned]:
             if turn["role"] != "assistant":
                 continue
             ready = session.prepare(conversation[:at])
-            text = plain_text(turn)
-            ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+            answered = plain_text(turn)
+            ids: list[int] = tokenizer(answered, add_special_tokens=False)["input_ids"]
             labels = [IGNORED] * len(ready.prompt.ids)
             if entries and _continues(ready.prompt, entries[-1].ready.prompt):
                 before = entries.pop()
@@ -92,7 +136,7 @@ def learned(backend: HFBackend, row: dict[str, Any]) -> list[Learned]:
                 labels[len(before.labels) - 1] = end if end in backend.end_ids else IGNORED
             answer = [*ids, tokenizer.eos_token_id]
             entries.append(Learned(session, followed(ready, answer), (*labels, *answer)))
-            session.remember(ready, ids, text)
+            session.remember(ready, ids, answered)
     return entries
 
 

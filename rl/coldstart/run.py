@@ -83,6 +83,7 @@ def _episodes(
         for index in indices:
             record = records[index]
             answer, conversation, dropped = make(record)
+            shown = [answer.store.image(view) for view in view_ids(conversation)]
             yield {
                 "id": record["id"],
                 "image_id": record["image_id"],
@@ -90,7 +91,7 @@ def _episodes(
                 "answer": record["answer"],
                 "crops": answer.trace.usage.served,
                 "dropped": dropped,
-                **to_row(conversation, [answer.store.image(view) for view in view_ids(conversation)]),
+                **to_row(conversation, shown, codec=backend.codec),
             }
 
     return rows

@@ -1,7 +1,8 @@
 """Tiny random models with the stock classes, saved as ordinary folders, for the tests that run weights.
 
 Weights are seeded and large enough (std 0.2) that logits differ clearly between prompts; the tokenizer is a byte-level
-BPE trained on a few sentences, with the special tokens of the Qwen family or the placeholder of LLaVA.
+BPE trained on a few sentences, with the special tokens of the Qwen family or the placeholder of LLaVA. Qwen3-VL has its
+own chat template, which writes results of tools into a user turn; Qwen2.5-VL has one that knows nothing of tools.
 """
 
 from pathlib import Path
@@ -24,6 +25,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from trl.chat_template_utils import qwen3_vl_chat_template
 
 Family = Literal["qwen2_5_vl", "qwen3_vl", "llava"]
 
@@ -72,7 +74,8 @@ def build(
         tokenizer = _tokenizer(("<s>", "</s>", "<image>"), eos="</s>", template=template or LLAVA_TEMPLATE, llama=True)
         _llava(tokenizer, layers, hidden, folder)
         return folder
-    tokenizer = _tokenizer(QWEN_TOKENS, eos="<|im_end|>", template=template or QWEN_TEMPLATE)
+    own = qwen3_vl_chat_template if family == "qwen3_vl" else QWEN_TEMPLATE
+    tokenizer = _tokenizer(QWEN_TOKENS, eos="<|im_end|>", template=template or own)
     patch = 14 if family == "qwen2_5_vl" else 16
     _save(_qwen(family, tokenizer, layers, hidden, text_config), folder)
     tokenizer.save_pretrained(folder)

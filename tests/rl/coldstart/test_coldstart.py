@@ -16,6 +16,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from trl.chat_template_utils import qwen3_5_nothink_chat_template, qwen3_vl_chat_template
+from trl.data_utils import prepare_multimodal_messages
 from yaml import safe_dump
 
 from qzoom_agent.agent import Agent
@@ -25,12 +27,12 @@ from qzoom_agent.backends.presets import NANO_FOLDER
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.geometry import Box, Size
-from qzoom_agent.messages import image_part, message
+from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.protocols import PROTOCOLS, get_protocol
 from qzoom_agent.rl.branches.records import Source, load_records
 from qzoom_agent.rl.coldstart import run
-from qzoom_agent.rl.coldstart.conversations import IGNORED, from_row, learned, to_row
+from qzoom_agent.rl.coldstart.conversations import IGNORED, from_row, in_user_turns, learned, to_row
 from qzoom_agent.rl.coldstart.demonstrate import Demonstrations, Demonstrator, Plan, rollout_of
 from qzoom_agent.rl.coldstart.recipe import ColdStartRecipe, TeacherServer, load_coldstart_recipe
 from qzoom_agent.rl.coldstart.writing import write_answer, write_call
@@ -288,8 +290,8 @@ def test_a_teacher_that_is_not_there_stops_the_run(nano: HFBackend) -> None:
 # --- what is learned -------------------------------------------------------------------------------------------------
 
 
-def demonstrate(backend: HFBackend, boxes: int) -> tuple[dict[str, Any], Any]:
-    """A row, and the agent's answer it was made from."""
+def demonstrate(backend: HFBackend, boxes: int) -> tuple[dict[str, Any], Any, list[Message]]:
+    """A row, and the agent's answer and conversation that it was made from."""
     protocol = backend.protocol
     scripted = Demonstrator(backend, protocol=protocol)
     scripted.plan = Plan([Box(0.1 * at, 0.1, 0.1 * at + 0.3, 0.5, frame="unit") for at in range(boxes)], "407")
@@ -297,19 +299,25 @@ def demonstrate(backend: HFBackend, boxes: int) -> tuple[dict[str, Any], Any]:
     agent = Agent(scripted, config=AgentConfig(policy="explicit", protocol=protocol).replace(budget=budget))
     answer = agent.run(record()["image"], "What code?")
     names = [part["view"] for one in scripted.conversation for part in one["content"] if part["type"] == "image"]
-    return to_row(scripted.conversation, [answer.store.image(name) for name in names]), answer
+    row = to_row(scripted.conversation, [answer.store.image(name) for name in names], codec=backend.codec)
+    return row, answer, scripted.conversation
 
 
 @pytest.mark.parametrize("family", sorted(FACTORS))
-@pytest.mark.parametrize("protocol", ["deepeyes", "mini_o3", "qwen3vl"])
+@pytest.mark.parametrize("protocol", ["deepeyes", "mini_o3", "qwen3vl", "qwen3_5"])
 def test_training_sees_the_ids_of_inference(folders: dict[str, Path], family: str, protocol: str) -> None:
     backend = HFBackend.load(str(folders[family]), device="cpu", protocol=protocol)
-    row, _ = demonstrate(backend, 2)
+    if protocol == "qwen3vl":
+        backend.processor.chat_template = qwen3_vl_chat_template
+    if protocol == "qwen3_5":
+        backend.processor.chat_template = qwen3_5_nothink_chat_template
+    row, answer, conversation = demonstrate(backend, 2)
+    assert {one["role"] for one in row["messages"]} <= {"system", "user", "assistant"}
+    assert ("tool" in {one["role"] for one in conversation}) == protocol.startswith("qwen3")
     (entry,) = learned(backend, row)
-    conversation, images = from_row(row)
     tokenizer: Any = backend.processor.tokenizer
-    # An episode's session, given the same turns as if the model had written them.
-    session = backend.session(lambda view: images[int(view.removeprefix("view"))])
+    # An episode's session, given the agent's own turns as if the model had written them.
+    session = backend.session(answer.store.image)
     ends = []
     for at, one in enumerate(conversation):
         if one["role"] != "assistant":
@@ -334,7 +342,8 @@ def test_training_sees_the_ids_of_inference(folders: dict[str, Path], family: st
 @pytest.mark.parametrize("family", sorted(FACTORS))
 def test_logits_of_training_are_those_of_inference(folders: dict[str, Path], family: str) -> None:
     backend = HFBackend.load(str(folders[family]), device="cpu", dtype="float32", protocol="qwen3vl")
-    row, _ = demonstrate(backend, 1)
+    backend.processor.chat_template = qwen3_vl_chat_template
+    row, *_ = demonstrate(backend, 1)
     (entry,) = learned(backend, row)
     module = run.AnswerLoss(backend)
     conversation, images = from_row(row)
@@ -365,7 +374,7 @@ def test_a_template_that_rewrites_old_turns_gives_a_row_for_each_turn(tmp_path: 
     ).replace("not loop.last", "true")
     folder = build("qwen2_5_vl", tmp_path / "forgetful", template=forgetful)
     backend = HFBackend.load(str(folder), device="cpu", protocol="deepeyes")
-    row, _ = demonstrate(backend, 1)
+    row, *_ = demonstrate(backend, 1)
     first, second = learned(backend, row)
     tokenizer: Any = backend.processor.tokenizer
     said = [tokenizer.decode([label for label in one.labels if label != IGNORED]) for one in (first, second)]
@@ -373,7 +382,43 @@ def test_a_template_that_rewrites_old_turns_gives_a_row_for_each_turn(tmp_path: 
     assert "407" in said[1] and "<tool_call>" not in said[1]
 
 
-def test_rows_go_to_disk_and_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", sorted(FACTORS))
+@pytest.mark.parametrize("protocol", ["deepeyes", "qwen3vl"])
+def test_trl_reads_a_row_as_the_model_does(
+    folders: dict[str, Path], family: str, protocol: str, tmp_path: Path
+) -> None:
+    backend = HFBackend.load(str(folders[family]), device="cpu", protocol=protocol)
+    backend.processor.chat_template = qwen3_vl_chat_template
+    made, *_ = demonstrate(backend, 2)
+    Dataset.from_list([made]).save_to_disk(str(tmp_path / "rows"))
+    row = Dataset.load_from_disk(str(tmp_path / "rows"))[0]
+    messages = prepare_multimodal_messages(row["messages"], images=row["images"])
+    shown = [part["image"] for one in messages for part in one["content"] if part["type"] == "image"]
+    assert shown == row["images"] and len(shown) == 3
+    processor: Any = backend.processor
+    said = processor.apply_chat_template(messages, tokenize=False)
+    ids = processor(text=[said], images=shown, add_special_tokens=False)["input_ids"][0]
+    (entry,) = learned(backend, row)
+    whole = list(entry.ready.prompt.ids)
+    assert list(ids)[: len(whole)] == whole and "<tool_response>" in said
+
+
+def test_results_that_follow_each_other_are_one_turn_as_in_the_template(folders: dict[str, Path]) -> None:
+    codec = HFBackend.load(str(folders["qwen3_vl"]), device="cpu").codec
+    asked = [message("user", image_part("coarse"), "What code?"), message("assistant", "I look twice.")]
+    results = [message("tool", image_part("crop1"), "the first"), message("tool", "Error: too small.")]
+    said = in_user_turns([*asked, *results, message("user", "Answer now.")], codec)
+    assert [one["role"] for one in said] == ["user", "assistant", "user", "user"]
+    assert codec.render(said) == codec.render([*asked, *results, message("user", "Answer now.")])
+
+
+def test_results_without_a_user_turn_are_refused(folders: dict[str, Path]) -> None:
+    backend = HFBackend.load(str(folders["qwen2_5_vl"]), device="cpu", protocol="qwen3vl")
+    with pytest.raises(ConfigError, match="does not write as a user turn"):
+        demonstrate(backend, 1)
+
+
+def test_rows_go_to_disk_and_back(nano: HFBackend, tmp_path: Path) -> None:
     conversation = [
         message("system", "You may zoom."),
         message("user", image_part("coarse"), "What code?"),
@@ -382,7 +427,7 @@ def test_rows_go_to_disk_and_back(tmp_path: Path) -> None:
         message("assistant", "b"),
     ]
     images = [Image.new("RGB", (28, 28), color) for color in ("red", "blue")]
-    Dataset.from_list([to_row(conversation, images)]).save_to_disk(str(tmp_path / "rows"))
+    Dataset.from_list([to_row(conversation, images, codec=nano.codec)]).save_to_disk(str(tmp_path / "rows"))
     found, shown = from_row(Dataset.load_from_disk(str(tmp_path / "rows"))[0])
     renamed = json.loads(json.dumps(conversation).replace("coarse", "view0").replace("crop1", "view1"))
     assert found == renamed

@@ -24,6 +24,7 @@ import PIL.Image
 from qzoom_agent.evals.opinions import unwanted
 from qzoom_agent.evals.redundancy import reasons
 from qzoom_agent.evals.scoring import anls, chartqa, choice, ocrbench, open_answer, vqa
+from qzoom_agent.evals.scoring.extraction import final_answer
 from qzoom_agent.evals.suites.base import Sample, Score, Scorer
 from qzoom_agent.evals.suites.needle.suite import exact
 from qzoom_agent.geometry import Box
@@ -102,8 +103,10 @@ RULES: Final[Mapping[str, Scorer]] = MappingProxyType(
 class Accuracy:
     """What the evaluation's own scorer gives the answer, 0 to 1; 0 for none.
 
-    Rules come first; only an answer that no rule accepts is put to `judge`, all of a batch at once. Answers of
-    `max_chars` characters or more are wrong without being read (DeepEyes: 1,000, against answers that list everything).
+    Rules come first; only an answer that no rule accepts is put to `judge`, all of a batch at once. As in the
+    evaluation (`scoring.judge.judged`) it stands beside each accepted one until one fits, and a multiple choice is put
+    to nobody. Answers of `max_chars` characters or more are wrong without being read (DeepEyes: 1,000, against answers
+    that list everything).
     """
 
     rule: Scorer = exact_any
@@ -125,14 +128,21 @@ class Accuracy:
         found = [self.rule(text, _question(one)).value for text, one in zip(said, batch, strict=True)]
         if self.judge is None:
             return found
-        open_at = [at for at, score in enumerate(found) if score <= 0.5 and said[at]]
+        open_at = [at for at, score in enumerate(found) if score <= 0.5 and said[at] and not batch[at].options]
         verdicts = _together(self._ask(self.judge, batch[at]) for at in open_at)
         for at, verdict in zip(open_at, verdicts, strict=True):
             found[at] = max(found[at], float(verdict))
         return found
 
     async def _ask(self, judge: Judge, one: Rollout) -> bool:
-        return await judge(one.trace.question, one.trace.answer or "", one.answer)
+        """Whether the final answer is one of the accepted ones, asked one after another as the evaluation does."""
+        said = final_answer(one.trace.answer or "")
+        if said is None:
+            return False
+        for gold in one.answers or (one.answer,):
+            if await judge(one.trace.question, said, gold):
+                return True
+        return False
 
     def _said(self, one: Rollout) -> str | None:
         """The answer that counts; None if there is none."""

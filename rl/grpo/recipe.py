@@ -178,7 +178,7 @@ class GRPORecipe(Section):
     rewards: list[RewardSpec] = Field(default=[AccuracySpec()])
     """What is rewarded, or the name of a published list (deepeyes, visionthink, ...)."""
     judge: str | None = None
-    """Base URL of an OpenAI-compatible server that judges free-form answers."""
+    """Base URL of an OpenAI-compatible server that judges free-form answers, where `accuracy` is `judged: true`."""
     judge_model: str = "default"
     judge_key_variable: str = KEY_VARIABLE
     """Environment variable with the key of that server; one of your own needs none."""
@@ -247,6 +247,12 @@ class GRPORecipe(Section):
     def _fits_together(self) -> "GRPORecipe":
         if bool(self.needle) == bool(self.data):
             raise ValueError("questions come from `needle` or from `data`: give one of them")
+        judged = any(isinstance(one, AccuracySpec) and one.judged for one in self.rewards)
+        if judged != (self.judge is not None):
+            raise ValueError(
+                "`judge`, a server, and `judged: true` of the reward `accuracy`, which asks it, belong together; only "
+                f"{'`judged: true`' if judged else '`judge`'} is given. Give both or neither"
+            )
         if self.from_layer and self.tower:
             raise ValueError("from_layer keeps what lies below a layer as it is, and the vision tower lies below all")
         rows = self.prompts * self.group

@@ -39,6 +39,7 @@ from qzoom_agent.evals.rewards import (
     heat_gain,
 )
 from qzoom_agent.evals.scoring import open_answer
+from qzoom_agent.evals.scoring.judge import judged
 from qzoom_agent.evals.suites.base import Sample
 from qzoom_agent.evals.suites.catalog import SUITES
 from qzoom_agent.evals.suites.needle.suite import NEEDLE
@@ -189,6 +190,31 @@ def test_a_judge_is_asked_at_once_and_only_where_rules_do_not_reach() -> None:
         return accuracy(batch)
 
     assert asyncio.run(from_a_loop()) == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_the_judge_of_a_reward_is_the_judge_of_the_evaluation() -> None:
+    """Asked about the final answer, beside every accepted one until one fits, and never about a multiple choice."""
+    asked: list[tuple[str, str]] = []
+
+    def judge(question: str, answer: str, gold: str) -> bool:
+        asked.append((answer, gold))
+        return gold == "soda"
+
+    cases = [
+        replace(rollout("The answer is fizzy drink.", gold="pop"), answers=("pop", "soda", "cola")),
+        replace(rollout("fizzy drink", gold="pop"), answers=("pop", "cola")),
+        replace(rollout("I think it is B", gold="A"), answers=("A",), options=("soda", "pop")),
+        replace(rollout("soda", gold="A"), answers=("A",), options=("pop", "soda")),
+    ]
+    for one, worth in zip(cases, (1.0, 0.0, 0.0, 0.0), strict=True):
+        text, sample = one.trace.answer, replace(QUESTION, answer=one.answer, answers=one.answers, options=one.options)
+        asked.clear()
+        assert judged(judge)(text, sample).value == worth  # type: ignore[arg-type]
+        evaluation = list(asked)
+        asked.clear()
+        assert Accuracy(RULES["open"], awaited(judge))([one]) == [worth]
+        assert asked == evaluation
+    assert not asked, "a multiple choice goes by its letter"
 
 
 def test_a_blocking_judge_can_be_used() -> None:

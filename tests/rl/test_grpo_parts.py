@@ -406,6 +406,11 @@ def test_questions_of_other_sources_keep_all_their_answers(tmp_path: Path) -> No
         ("steps: 1\nneedle: {needle-hop: 1}\nprompts: 3\ngroup: 3\nbatch: 2", "9 rows, which do not divide"),
         ("steps: 1\nneedle: {needle-hop: 1}\nrewards: [{name: charm}]", "charm"),
         ("steps: 1\nneedle: {needle-hop: 1}\nrewards: charm", "no published list 'charm'"),
+        ("steps: 1\nneedle: {needle-hop: 1}\nrewards: deepeyes\njudge: http://one/v1", "only `judge` is given"),
+        (
+            "steps: 1\nneedle: {needle-hop: 1}\nrewards: [{name: accuracy, judged: true}]",
+            "only `judged: true` is given",
+        ),
         ("steps: 1\nneedle: {needle-hop: 1}\nagent: {polcy: direct}", "Did you mean 'policy'"),
         ("steps: 1\nneedle: {needle-hop: 1}\nagent: {seed: 3}", "said elsewhere"),
         ("steps: 1\nneedle: {needle-hop: 1}\nrollouts: {vllm: {}}", "by: generate"),

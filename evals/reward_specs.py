@@ -319,4 +319,5 @@ PUBLISHED: Final[Mapping[str, list[RewardSpec]]] = MappingProxyType(
     }
 )
 """Rewards as published code adds them up, by project. Where that asks a judge what is right, here a rule says it: write
-the list out, with `judged: true`, to ask one."""
+the list out, with `judged: true`, to ask one. Where it asks one about the box (adaptvision), gold boxes say it here; of
+rows without them nobody does."""

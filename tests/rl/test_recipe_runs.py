@@ -83,8 +83,9 @@ def server() -> Iterator[str]:
     http.server_close()
 
 
-def local(sources: list[Any], folder: Path, **more: Any) -> list[dict[str, Any]]:
-    """Rows on disk with the columns that these sources name, and `more`; and the sources that read them."""
+def local(sources: list[Any], folder: Path) -> list[dict[str, Any]]:
+    """Rows on disk with the columns that these sources name and no others (so no boxes, which none of them has); and
+    the sources that read them."""
     found = []
     for number, source in enumerate(sources):
         names = {name: source.columns.get(name, name) for name in ("image", "question", "answer")}
@@ -92,7 +93,7 @@ def local(sources: list[Any], folder: Path, **more: Any) -> list[dict[str, Any]]
         for at in range(4):
             image = Image.effect_noise((160, 160), 40 + at).convert("RGB")
             values = {"image": [image] if names["image"] == "images" else image, "question": "What code?"}
-            row: dict[str, Any] = {**more}
+            row: dict[str, Any] = {}
             for name, value in {**values, "answer": "407"}.items():
                 at_field = row
                 *outer, last = names[name].split(".")
@@ -135,7 +136,7 @@ def test_a_step_of_grpo(
         "workers": 0,
         "save_steps": 50,
         "agent": agent,
-        "data": local(written.data, tmp_path / "rows", boxes=[[40.0, 40.0, 80.0, 80.0]]),
+        "data": local(written.data, tmp_path / "rows"),
         "judge": None if written.judge is None else server,
         # a random model is never right and never ends its turn, so that only the entropy has a gradient
         "loss": {**written.loss.model_dump(), "entropy": 0.1, "mask_truncated": False},
@@ -148,7 +149,8 @@ def test_a_step_of_grpo(
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses and all(math.isfinite(loss) for loss in losses)
     for reward in recipe.rewards:
-        assert math.isfinite(lines[0][f"rewards/{reward.name}/mean"]), f"{reward.name} says nothing of any rollout"
+        mean = lines[0][f"rewards/{reward.name}/mean"]
+        assert mean is not None and math.isfinite(mean), f"{reward.name} says nothing of any rollout"
     names = changed(model, final)
     assert names
     assert not any("visual" in name for name in names)

@@ -6,6 +6,7 @@ matters, and `Alarm` says so once when one of them leaves what is healthy.
 """
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,11 +26,20 @@ LITTLE_ENTROPY: Final = 0.1
 """Of the first entropy, below which rollouts of one question are nearly the same."""
 SMOOTHING: Final = 0.1
 """Share of the newest value in a running mean."""
+_REWARD: Final = re.compile(r"rewards/[^/]+/mean")
 _TOLD: Final = ("reward", "zoom/accuracy", "zoom/call_rate", "zoom/served", "zoom/truncated", "entropy", "step_time")
 
 
+NEEDED: Final = "zoom/call_rate_needed"
+"""Call rate of the rollouts whose row does not say that the coarse view suffices: where it does, no calls are what is
+wanted, and their end is no collapse."""
+
+
 def measures(rollouts: Sequence[Rollout], suites: Sequence[str], accuracy: Accuracy) -> dict[str, float]:
-    """Means over a batch of rollouts: `zoom/...`, and call rate and accuracy (by the recipe's own) of each suite."""
+    """Means over a batch of rollouts: `zoom/...`, and call rate and accuracy (by the recipe's own) of each suite.
+
+    `NEEDED`, and that of a suite, are left out where no rollout counts.
+    """
     usages = [one.trace.usage for one in rollouts]
     asked = sum(usage.requested for usage in usages)
     count = len(rollouts)
@@ -48,8 +58,13 @@ def measures(rollouts: Sequence[Rollout], suites: Sequence[str], accuracy: Accur
         "zoom/truncated": sum(one.truncated for one in rollouts) / count,
         "zoom/accuracy": sum(right) / count,
     }
+    needed = [at for at, one in enumerate(rollouts) if one.coarse_suffices is not True]
+    if needed:
+        found[NEEDED] = sum(called[at] for at in needed) / len(needed)
     for suite in sorted(set(suites)):
         members = [at for at, name in enumerate(suites) if name == suite]
+        if counted := [at for at in needed if suites[at] == suite]:
+            found[f"{NEEDED}/{suite}"] = sum(called[at] for at in counted) / len(counted)
         found[f"zoom/call_rate/{suite}"] = sum(called[at] for at in members) / len(members)
         found[f"zoom/accuracy/{suite}"] = sum(right[at] for at in members) / len(members)
     return found
@@ -143,6 +158,7 @@ class Alarm(TrainerCallback):
         self.warned: list[str] = []
         self._means: dict[str, float] = {}
         self._peaks: dict[str, float] = {}
+        self._silent: set[str] = set()
         self._first_entropy: float | None = None
 
     def on_train_begin(
@@ -159,6 +175,8 @@ class Alarm(TrainerCallback):
 
     def _follow(self, given: Mapping[str, Any]) -> list[str]:
         """Take in the metrics of a step; returns what is newly wrong."""
+        # None: the trainer's mean over no value at all
+        self._silent |= {key for key, value in given.items() if value is None and _REWARD.fullmatch(key)}
         logs = {key: float(value) for key, value in given.items() if isinstance(value, int | float)}
         for key, value in logs.items():
             before = self._means.get(key, value)
@@ -173,8 +191,13 @@ class Alarm(TrainerCallback):
     def _troubles(self) -> dict[str, str]:
         means, found = self._means, dict[str, str]()
         for key, mean in means.items():
-            if key.startswith("zoom/call_rate") and self._peaks[key] > 0.2 and mean < COLLAPSE * self._peaks[key]:
+            if key.startswith(NEEDED) and self._peaks[key] > 0.2 and mean < COLLAPSE * self._peaks[key]:
                 found[key] = f"{key} fell from {self._peaks[key]:.2f} to {mean:.2f}: the model stops zooming"
+        for key in sorted(self._silent):
+            name = key.split("/")[1]
+            found[key] = (
+                f"the reward '{name}' says nothing of any rollout: the rows lack what it needs, or all were cut off"
+            )
         if means.get("zoom/refusal_rate", 0.0) > 0.5:
             found["refused"] = f"{means['zoom/refusal_rate']:.0%} of the calls are refused"
         if means.get("zoom/failure_rate", 0.0) > 0.5:

@@ -9,10 +9,12 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from torch import Tensor
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from qzoom_agent.backends.base import Settings
 from qzoom_agent.rl.grpo import decoding
 from qzoom_agent.rl.grpo.recipe import GRPORecipe
+from qzoom_agent.rl.grpo.watch import Alarm
 from tests.core.tiny_models import Family, build
 
 AGENT = {
@@ -58,6 +60,11 @@ def tiny_recipe(folder: Path, family: Family, **changes: Any) -> GRPORecipe:
         "watch": {"every": 1, "episodes": 1},
     }
     return GRPORecipe.model_validate({**given, **changes})
+
+
+def tell(alarm: Alarm, **logs: float) -> None:
+    """What a trainer tells its callbacks after a step."""
+    alarm.on_log(TrainingArguments(output_dir="none"), TrainerState(), TrainerControl(), logs=logs)
 
 
 class Script:

@@ -39,7 +39,7 @@ from qzoom_agent.rl.trackers import require_tracker
 from qzoom_agent.trace import Trace
 from qzoom_agent.views import ViewStore
 from tests.core.tiny_models import QWEN_TEMPLATE, Family, build
-from tests.rl.grpo_script import AGENT, questions
+from tests.rl.grpo_script import AGENT, questions, tell
 
 SHORT = {**AGENT, "generation": {"max_new_tokens": 8}}
 
@@ -287,15 +287,11 @@ def test_the_longest_episode_is_counted_and_refused_with_its_numbers(tiny: HFBac
     assert (direct.crops, direct.between, direct.written) == (0, 0, 200)
 
 
-def tell(alarm: Alarm, **logs: float) -> None:
-    alarm.on_log(TrainingArguments(output_dir="none"), TrainerState(), TrainerControl(), logs=logs)
-
-
 def test_alarms_ring_once_when_calls_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alarm = Alarm(tmp_path / "log.jsonl")
     for rate in [0.9] * 10 + [0.0] * 30:
-        tell(alarm, **{"zoom/call_rate/needle-hop": rate, "entropy": 1.0})
-    assert alarm.warned == ["zoom/call_rate/needle-hop"]
+        tell(alarm, **{"zoom/call_rate_needed/needle-hop": rate, "entropy": 1.0})
+    assert alarm.warned == ["zoom/call_rate_needed/needle-hop"]
     assert capsys.readouterr().out.count("the model stops zooming") == 1
     assert "fell from 0.90" in json.loads((tmp_path / "log.jsonl").read_text())["warning"]
 
@@ -334,7 +330,8 @@ def test_an_alarm_of_a_run_that_goes_on_remembers_its_log(tmp_path: Path, capsys
     """Steps after the checkpoint are dropped from the log, and what was warned of before is not said again."""
     path = tmp_path / "log.jsonl"
     lines: list[dict[str, Any]] = [
-        {"step": at, "loss": 0.0, "zoom/call_rate": 0.9, "zoom/truncated": 0.5, "entropy": 1.0} for at in range(1, 11)
+        {"step": at, "loss": 0.0, "zoom/call_rate_needed": 0.9, "zoom/truncated": 0.5, "entropy": 1.0}
+        for at in range(1, 11)
     ]
     lines += [{"step": 3, "warning": "50% of the rollouts are cut off"}, {"step": 11, "loss": 0.0, "entropy": 9.0}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 12, "lo')
@@ -344,8 +341,8 @@ def test_an_alarm_of_a_run_that_goes_on_remembers_its_log(tmp_path: Path, capsys
     assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:-1]
     assert alarm.warned == ["truncated"] and not capsys.readouterr().out
     for _ in range(30):
-        tell(alarm, **{"zoom/call_rate": 0.0, "entropy": 0.01})
-    assert alarm.warned == ["truncated", "zoom/call_rate", "entropy"], "peaks and the first entropy are known"
+        tell(alarm, **{"zoom/call_rate_needed": 0.0, "entropy": 0.01})
+    assert alarm.warned == ["truncated", "zoom/call_rate_needed", "entropy"], "peaks and the first entropy are known"
 
 
 def test_episodes_are_kept_although_rounds_begin_between_the_steps(
@@ -447,7 +444,8 @@ def test_a_dry_run_prints_the_recipe_and_the_plan(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("rewards: [{name: accuracy, judged: true}]", "no judge is given"),
+        ("rewards: [{name: accuracy, judged: true}]", "belong together"),
+        ("rewards: [{name: format}, {name: format}]", "different names"),
         ("trl: {num_generations: 3}", "`trl` sets num_generations"),
         ("report_to: notes", "no tracker 'notes'"),
     ],

@@ -241,7 +241,7 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
     }
     if taken := sorted(settings.keys() & recipe.trl.keys()):
         raise ConfigError(
-            f"The recipe's `trl` sets {', '.join(taken)}, which follows from the recipe's own keys (batch, group, steps, "
+            f"The recipe's `trl` sets {', '.join(taken)}, which follows from keys of its own (batch, group, steps, "
             "rollouts, loss, ...). Set those, and leave it out of `trl`."
         )
     with refused_by_trl():

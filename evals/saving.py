@@ -3,9 +3,13 @@
     python -m qzoom_agent.evals.saving runs/evidence                          explicit against hybrid
     python -m qzoom_agent.evals.saving runs/accuracy-only runs/crop-price --policies explicit
     python -m qzoom_agent.evals.saving runs/evidence:explicit runs/judge:hybrid
+    python -m qzoom_agent.evals.saving runs/evidence --whole runs/whole     and what a right answer costs beside that
 
 Reads the run folders that `evals.evidence` wrote and asks the model nothing. Every suite counts with as many questions;
-differences are paired, question by question, with their bootstrap intervals.
+differences are paired, question by question, with their bootstrap intervals. `--whole` is a run of a model that reads
+whole boards instead, of some or all of the suites (all: needle-global needle-scene needle-doc needle-hop):
+
+    qzoom eval needle-scene needle-doc --n 500 --policy direct --budget 576 --model runs/rival --out runs/whole
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Final, NamedTuple
+
+import numpy as np
 
 from qzoom_agent.config import PolicyName
 from qzoom_agent.errors import ConfigError, finished
@@ -38,8 +44,12 @@ def _redundant(row: Row) -> float:
     return 0.0 if row.redundancy is None else 100.0 * row.redundancy.redundant
 
 
+def _right(row: Row) -> float:
+    return next(iter(row.scores.values())).value if row.scores else 0.0
+
+
 FIGURES: Final[dict[str, Callable[[Row], float]]] = {
-    "accuracy, %": lambda row: 100.0 * (next(iter(row.scores.values())).value if row.scores else 0.0),
+    "accuracy, %": lambda row: 100.0 * _right(row),
     "crops for 100 questions": lambda row: 100.0 * row.zooms,
     "redundant": _redundant,
     "turns": lambda row: float(row.turns),
@@ -111,16 +121,66 @@ def _needless(side: Side) -> str:
 
 
 def _price(side: Side) -> str:
-    right = sum(FIGURES["accuracy, %"](row) for row in side.rows) / 100
+    right = sum(map(_right, side.rows))
     return f"{sum(row.visual_tokens for row in side.rows) / right:.0f}" if right else "-"
+
+
+def whole_table(sides: Sequence[Side], folder: Path) -> str:
+    """What a right answer of each side costs, as a share of what it costs a model that reads whole boards.
+
+    Counted are the suites that the run in `folder` asked.
+
+    Raises:
+        ConfigError: that run is not finished, or was asked other questions.
+    """
+    if not (folder / "results.json").is_file():
+        raise ConfigError(f"{folder} has no results yet. Let `qzoom eval` finish that run, or give another --whole.")
+    known = {row.id: row for row in RunFolder.existing(folder).latest()}
+    asked = {row.suite for row in known.values()}
+    parts = [Side(side.name, [row for row in side.rows if row.suite in asked]) for side in sides]
+    for side in parts:
+        if not side.rows or any(row.id not in known for row in side.rows):
+            raise ConfigError(
+                f"{folder} and {side.name} were asked different questions: use the same suites, --n and --seed."
+            )
+    whole = Side(f"{folder.name}: whole boards", [known[row.id] for row in parts[0].rows])
+    suites = ", ".join(suite for suite in SUITES if suite in asked)
+    lines = [
+        f"| {len(whole.rows)} questions of {suites} | accuracy, % | visual tokens a right answer | of whole boards' |",
+        "|---|---|---|---|",
+    ]
+    for side in (whole, *parts):
+        cells = [side.name, f"{100 * fmean(map(_right, side.rows)):.1f}", _price(side)]
+        lines.append(f"| {' | '.join(cells)} | {'1' if side is whole else _share(side, whole)} |")
+    return "\n".join(lines)
+
+
+def _share(side: Side, whole: Side, *, resamples: int = 2000) -> str:
+    """The price of a right answer over that of `whole`, with its bootstrap interval over the questions."""
+    pairs = zip(side.rows, whole.rows, strict=True)
+    sums = np.array([(row.visual_tokens, _right(row), one.visual_tokens, _right(one)) for row, one in pairs])
+    rng = np.random.default_rng(0)
+    drawn = [sums.sum(axis=0), *(sums[rng.integers(0, len(sums), len(sums))].sum(axis=0) for _ in range(resamples))]
+    tokens, right, all_tokens, all_right = np.array(drawn).T
+    if not right.all() or not all_tokens.all():
+        return "-"
+    found = tokens / right * all_right / all_tokens
+    low, high = np.quantile(found[1:], [0.025, 0.975])
+    return f"{found[0]:.3f} ({low:.3f} to {high:.3f})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", help="folders that evals.evidence wrote; FOLDER:POLICY for one row of it")
     parser.add_argument("--policies", default="explicit,hybrid", help="to compare; the first of the first is the base")
+    parser.add_argument(
+        "--whole", type=Path, metavar="RUN", help="a run of whole boards, which right answers are priced by"
+    )
     options = parser.parse_args(argv)
-    print(table([side for text in options.folders for side in _sides(text, options.policies)]))
+    sides = [side for text in options.folders for side in _sides(text, options.policies)]
+    print(table(sides))
+    if options.whole is not None:
+        print(f"\n{whole_table(sides, options.whole)}")
     return 0
 
 

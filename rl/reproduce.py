@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from string import Formatter
 from typing import Any, Final
@@ -304,8 +305,9 @@ def write_tables(commands: Sequence[Command], file: Path) -> None:
     parts = []
     for command in commands:
         if command.step.report and command.log.exists():
-            words = [line for line in command.log.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-            parts.append(f"## {command.step.name}\n\n`{command.line}`\n\n" + "\n".join(words))
+            lines = command.log.read_text(encoding="utf-8").splitlines()
+            tables = ["\n".join(run) for is_table, run in groupby(lines, lambda line: line[:1] == "|") if is_table]
+            parts.append("\n\n".join([f"## {command.step.name}\n\n`{command.line}`", *tables]))
     file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 

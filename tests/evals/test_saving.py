@@ -11,6 +11,8 @@ from qzoom_agent.backends.scripted import ScriptedBackend
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evals import evidence, saving
+from qzoom_agent.evals.folder import RunFolder
+from qzoom_agent.evals.suites.base import Score
 from qzoom_agent.messages import Message, view_ids
 
 CALL = "<zoom><loc_0><loc_0><loc_56><loc_56></zoom>"
@@ -89,3 +91,43 @@ def test_rows_of_two_folders_can_be_set_beside_each_other(run: Path, capsys: pyt
         evidence.main([*out[:4], "--set", "seed=1", "--write", "page.md"])
     with pytest.raises(ConfigError, match="KEY=VALUE"):
         evidence.main([*out, "--set", "seed"])
+
+
+def test_right_answers_are_priced_by_those_of_whole_boards(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half as many right answers at five times the tokens: a tenth of the price."""
+    small, whole = run / "2", run / "whole"
+    names = ("needle-scene", "needle-doc")
+    copied = [small / f"{name}--explicit--test" for name in names]
+    rows = [row for folder in copied for row in RunFolder.existing(folder).latest()]
+    right, wrong = ({"exact": Score(value, "7")} for value in (1.0, 0.0))
+    for folder in copied:
+        mine = RunFolder.existing(folder)
+        mine.replace_rows([row.model_copy(update={"scores": right}) for row in mine.latest()])
+    ask = RunFolder.existing(copied[0]).ask
+    both = ask.model_copy(update={"suites": {name: next(iter(ask.suites.values())) for name in names}})
+    whole.mkdir()
+    there = RunFolder(whole)
+    there.write("run.json", both.model_dump_json())
+    dear = [
+        row.model_copy(
+            update={
+                "scores": right if at % 2 else wrong,
+                "usage": row.usage.model_copy(update={"coarse_tokens": 5 * row.visual_tokens, "crop_tokens": 0}),
+            }
+        )
+        for at, row in enumerate(rows)
+    ]
+    there.replace_rows(dear)
+    asked = [str(small), "--policies", "explicit", "--whole", str(whole)]
+    with pytest.raises(ConfigError, match=r"whole has no results yet"):
+        saving.main(asked)
+    there.write("results.json", "{}")
+    capsys.readouterr()
+    assert saving.main(asked) == 0
+    head, _, base, own = (cells(line) for line in capsys.readouterr().out.rpartition("\n\n")[2].splitlines())
+    assert head[0] == "4 questions of needle-scene, needle-doc"
+    assert (base[0], base[1], base[3]) == ("whole: whole boards", "50.0", "1")
+    assert own[0] == "2: explicit" and own[1] == "100.0" and own[3].startswith("0.100")
+    there.replace_rows(dear[1:])
+    with pytest.raises(ConfigError, match="asked different questions"):
+        saving.main(asked)

@@ -69,6 +69,13 @@ def test_steps_run_once_and_in_order(two: Path, tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "said").read_text() == "1long"
 
 
+def test_tables_of_one_step_stay_apart(tmp_path: Path) -> None:
+    said = "print('| one |'); print('| 1 |'); print('written'); print(); print('| two |'); print('| 2 |')"
+    path = chain(tmp_path, {**step("one", f'python -c "{said}"'), "report": True})
+    assert run(path, tmp_path / "out") == 0
+    assert (tmp_path / "out" / "tables.md").read_text().endswith("`\n\n| one |\n| 1 |\n\n| two |\n| 2 |\n")
+
+
 def test_quick_uses_its_own_values_and_the_plan_runs_nothing(
     two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -267,6 +274,9 @@ def test_nano_reaches_every_table_of_the_documents(tmp_path: Path) -> None:
         assert words[words.index(flag) + 1] == asked[asked.index(flag) + 1]
     assert "--suites" not in words and "--suites" not in asked  # all three, in both
     assert "--rival" in words and asked[asked.index("--rival") + 1] == lines["ship-whole"].split()[-1]
+    asked = lines["saving"].split()
+    assert asked[asked.index("--whole") + 1] == lines["evidence-whole"].split()[-1]
+    assert "--budget 576" in lines["evidence-whole"] and "--policy direct" in lines["evidence-whole"]
     for reward in REWARDS:
         for seed in (0, 1):
             assert f"--seed {seed} --model {tmp_path}/hungry/final" in lines[f"{reward}-{seed}"]

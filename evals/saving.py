@@ -3,13 +3,13 @@
     python -m qzoom_agent.evals.saving runs/evidence                          explicit against hybrid
     python -m qzoom_agent.evals.saving runs/accuracy-only runs/crop-price --policies explicit
     python -m qzoom_agent.evals.saving runs/evidence:explicit runs/judge:hybrid
-    python -m qzoom_agent.evals.saving runs/evidence --whole runs/whole     and what a right answer costs beside that
+    python -m qzoom_agent.evals.saving runs/evidence --whole runs/boards    and what a right answer costs beside that
 
 Reads the run folders that `evals.evidence` wrote and asks the model nothing. Every suite counts with as many questions;
 differences are paired, question by question, with their bootstrap intervals. `--whole` is a run of a model that reads
 whole boards instead, of some or all of the suites (all: needle-global needle-scene needle-doc needle-hop):
 
-    qzoom eval needle-scene needle-doc --n 500 --policy direct --budget 576 --model runs/rival --out runs/whole
+    qzoom eval needle-scene needle-doc --n 500 --policy direct --budget 576 --model runs/rival --out runs/boards
 """
 
 from __future__ import annotations

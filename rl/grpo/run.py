@@ -42,7 +42,7 @@ from qzoom_agent.files import require_folder
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.policy import LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.protocols import get_protocol
-from qzoom_agent.rl.branches.parts import launched_in_bfloat16
+from qzoom_agent.rl.branches.parts import launched_in_bfloat16, together
 from qzoom_agent.rl.branches.stage import last_checkpoint
 from qzoom_agent.rl.env import ZoomEnv
 from qzoom_agent.rl.grpo.data import load_rows
@@ -321,7 +321,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{output / 'final'} is there already. Delete {output} to train again.")
         return 0
     keep_recipe(recipe, output)
-    print(f"written {train(recipe, output)}")
+    final = train(recipe, output)
+    if together().is_main_process:
+        print(f"written {final}")
     return 0
 
 

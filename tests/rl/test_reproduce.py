@@ -285,7 +285,7 @@ def test_nano_reaches_every_table_of_the_documents(tmp_path: Path) -> None:
     reports = {name for name, one in commands.items() if one.step.report}
     assert reports == {name for name in lines if name.startswith(("evidence", "saving", "ablation", "pareto"))}
     hours = sum(one.step.hours for one in commands.values())
-    assert 9 < hours < 13 and commands["base"].step.hours == 3
+    assert commands["base"].step.hours < hours < 20
 
 
 def test_the_readme_says_how_long_it_takes() -> None:

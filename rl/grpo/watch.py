@@ -26,13 +26,11 @@ LITTLE_ENTROPY: Final = 0.1
 """Of the first entropy, below which rollouts of one question are nearly the same."""
 SMOOTHING: Final = 0.1
 """Share of the newest value in a running mean."""
-_REWARD: Final = re.compile(r"rewards/[^/]+/mean")
-_TOLD: Final = ("reward", "zoom/accuracy", "zoom/call_rate", "zoom/served", "zoom/truncated", "entropy", "step_time")
-
-
 NEEDED: Final = "zoom/call_rate_needed"
 """Call rate of the rollouts whose row does not say that the coarse view suffices: where it does, no calls are what is
 wanted, and their end is no collapse."""
+_REWARD: Final = re.compile(r"rewards/[^/]+/mean")
+_TOLD: Final = ("reward", "zoom/accuracy", "zoom/call_rate", "zoom/served", "zoom/truncated", "entropy", "step_time")
 
 
 def measures(rollouts: Sequence[Rollout], suites: Sequence[str], accuracy: Accuracy) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """The table of `docs/nano.md`: nano on every needle suite, under every policy, in one resumable command.
 
-    python -m qzoom_agent.evals.evidence --out runs/evidence --n 500 --write docs/nano.md --short README.md
-    python -m qzoom_agent.evals.evidence --out runs/evidence --n 500 --part 1/2   (half of the rows, for two processes)
-    python -m qzoom_agent.evals.evidence --out runs/rl --model runs/grpo/final --policies explicit,hybrid
-    python -m qzoom_agent.evals.evidence --out runs/judge --policies hybrid --set review.insert=false
+    python -m evidence --out runs/evidence --n 500 --write docs/nano.md --short README.md
+    python -m evidence --out runs/evidence --n 500 --part 1/2   (half of the rows, for two processes)
+    python -m evidence --out runs/rl --model runs/grpo/final --policies explicit,hybrid
+    python -m evidence --out runs/judge --policies hybrid --set review.insert=false
 
 Each row of the table is a run folder under `--out`: one that is finished is read, one that was interrupted goes on.
 Whole boards at higher budgets are in `docs/results.md`, beside what they are compared with (`qzoom bench pareto`).
@@ -18,15 +18,15 @@ from typing import Final, NamedTuple
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig, PolicyName, read_setting
+from qzoom_agent.data.samples import Source
 from qzoom_agent.errors import ConfigError, finished
-from qzoom_agent.evals.compare import compare
-from qzoom_agent.evals.folder import RunFolder
-from qzoom_agent.evals.identity import environment, fingerprint
-from qzoom_agent.evals.run import evaluate
-from qzoom_agent.evals.suites.base import Source
-from qzoom_agent.evals.suites.catalog import find_suite
-from qzoom_agent.evals.suites.needle import SUITES
-from qzoom_agent.evals.summary import Results, SuiteResult
+from qzoom_agent.evaluation.compare import compare
+from qzoom_agent.evaluation.provenance import environment, fingerprint
+from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.runner import evaluate
+from qzoom_agent.evaluation.summary import Results, SuiteResult
+from qzoom_agent.evaluation.tasks.catalog import find_suite
+from qzoom_agent.evaluation.tasks.needle import SUITES
 
 POLICIES: Final[tuple[PolicyName, ...]] = (
     "direct",

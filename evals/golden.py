@@ -1,6 +1,6 @@
 """The golden table: every rule and trap of the scorers, what the rule gives by hand and what the code gives.
 
-    python -m qzoom_agent.evals.golden     prints the table; exit code 1 if a row differs
+    python -m golden     prints the table; exit code 1 if a row differs
 
 `faithful` rows hold what the public implementations do, wrong as it may be; `clean` rows the same replies by our rules.
 A case names its suite, and so tests the scorer that the suite really uses. Figures are of aggregates and of grounding.
@@ -16,12 +16,13 @@ from typing import Final, NamedTuple
 
 from PIL import Image
 
-from qzoom_agent.evals.scoring.grounding import mean_iou, written_boxes
-from qzoom_agent.evals.scoring.vqa import soft_accuracy
-from qzoom_agent.evals.suites import hrbench, mme
-from qzoom_agent.evals.suites.base import Sample, Scored
-from qzoom_agent.evals.suites.catalog import SUITES
-from qzoom_agent.evals.suites.documents import points
+from qzoom_agent.data.samples import Sample
+from qzoom_agent.evaluation.scorers.grounding import mean_iou, written_boxes
+from qzoom_agent.evaluation.scorers.vqa import soft_accuracy
+from qzoom_agent.evaluation.tasks import hrbench, mme
+from qzoom_agent.evaluation.tasks.catalog import SUITES
+from qzoom_agent.evaluation.tasks.documents import points
+from qzoom_agent.evaluation.tasks.task import Scored
 from qzoom_agent.geometry import Box
 
 OPTIONS: Final = ("red", "green", "dark blue", "black")
@@ -298,7 +299,7 @@ def _number(value: float) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; 1 if any row differs."""
     parser = argparse.ArgumentParser(
-        prog="python -m qzoom_agent.evals.golden",
+        prog="python -m golden",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,6 +1,6 @@
 """What this software costs around the model: a step of the loop, and a sample of an evaluation.
 
-    python -m qzoom_agent.evals.overhead
+    python -m overhead
 
 Replies are scripted. A step is a node of the graph, over many episodes of four zooms, the crops' resizing and hashing
 included, since every backend pays for them. A sample is what a run folder adds to an episode that costs nothing: key,
@@ -21,13 +21,14 @@ from typing import NamedTuple
 from PIL import Image
 
 from qzoom_agent.agent import Agent, Answer
-from qzoom_agent.backends.scripted import ScriptedBackend
 from qzoom_agent.config import AgentConfig
-from qzoom_agent.evals.rows import Row
-from qzoom_agent.evals.run import evaluate
-from qzoom_agent.evals.suites.base import Sample, Score, Suite
+from qzoom_agent.data.samples import Sample
+from qzoom_agent.evaluation.runner import evaluate
+from qzoom_agent.evaluation.sample_result import Row
+from qzoom_agent.evaluation.tasks.task import Score, Suite
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message
+from qzoom_agent.models.scripted import ScriptedBackend
 
 EPISODES = 200
 SAMPLES = 5000
@@ -162,7 +163,7 @@ def _line(times: Sequence[float], what: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m qzoom_agent.evals.overhead",
+        prog="python -m overhead",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import matplotlib
 
-from qzoom_agent.evals.pareto import LABELS, Point, by_policy
+from qzoom_agent.evaluation.pareto import LABELS, Point, by_policy
 
 _STYLES: Final[dict[str, dict[str, Any]]] = {
     "direct": {"color": "#777777", "marker": "o"},

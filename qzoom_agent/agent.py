@@ -33,17 +33,17 @@ from langgraph.graph.state import CompiledStateGraph
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from qzoom_agent.backends.base import Backend
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import BoxError, ConfigError, QzoomError
 from qzoom_agent.geometry import Box
 from qzoom_agent.graph import Context, EventKind, State, compile_graph, start, take_look, to_trace
 from qzoom_agent.images import ImageSource, load_image
+from qzoom_agent.models.interface import Backend
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols import ZoomProtocol, get_protocol
-from qzoom_agent.tools.zoom import Zoom, ZoomConfig
 from qzoom_agent.trace import PerceptionRecord, Status, Trace, by_digest, describe_environment
 from qzoom_agent.views import View, ViewStore
+from qzoom_agent.zoom.zoom import Zoom, ZoomConfig
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.sqlite import SqliteSaver
@@ -76,7 +76,7 @@ class Answer:
 
     def report(self, path: str | Path) -> Path:
         """Write one self-contained HTML file that shows where the model looked; returns its path."""
-        from qzoom_agent.report import write_report
+        from qzoom_agent.report.episode import write_report
 
         write_report(self.trace, by_digest(self.trace.views, self.store.image), path)
         return Path(path)
@@ -167,7 +167,7 @@ class Agent:
         config = (config or AgentConfig()).replace(model=model, **overrides)
         if config.protocol is not None:
             get_protocol(config.protocol)  # a wrong name should not cost the loading of weights
-        from qzoom_agent.backends.hf import HFBackend
+        from qzoom_agent.models.hf import HFBackend
 
         backend = HFBackend.load(model, device=device, dtype=dtype, protocol=config.protocol, branches=branches)
         return cls(backend, config=config, state_dir=state_dir)
@@ -189,8 +189,8 @@ class Agent:
         from OPENAI_API_KEY. Raises ConfigError.
         """
         config = (config or AgentConfig()).replace(model=model, **overrides)
-        from qzoom_agent.backends.presets import UNKNOWN_BUDGET, served_model
-        from qzoom_agent.backends.server import ServerBackend
+        from qzoom_agent.models.presets import UNKNOWN_BUDGET, served_model
+        from qzoom_agent.models.server import ServerBackend
 
         preset = served_model(model)
         backend = ServerBackend(

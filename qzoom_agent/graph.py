@@ -34,18 +34,18 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 
-from qzoom_agent.backends.base import Backend, Looks, Reply, Session, Settings, Sight
 from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import ConfigError, ImageError, QzoomError
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text
+from qzoom_agent.models.interface import Backend, Looks, Reply, Session, Settings, Sight
 from qzoom_agent.policy import CropPolicy, Last
-from qzoom_agent.protocols.base import ZoomProtocol
+from qzoom_agent.protocols.interface import ZoomProtocol
 from qzoom_agent.review import refused_on_opinion
-from qzoom_agent.serving import Serving, record_of
-from qzoom_agent.tools.zoom import Zoom
+from qzoom_agent.tool_calls import Serving, record_of
 from qzoom_agent.trace import PerceptionRecord, Status, Trace, Turn, Usage
 from qzoom_agent.views import View, ViewStore
+from qzoom_agent.zoom.zoom import Zoom
 
 EventKind = Literal["view", "look", "token", "turn", "call", "answer"]
 

@@ -32,8 +32,8 @@ from qzoom_agent.config import AgentConfig, PerceptionConfig, PolicyName, ViewBu
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.review import Case, adds, judge
-from qzoom_agent.tools.zoom import ZoomPlan
 from qzoom_agent.views import View, ViewStore
+from qzoom_agent.zoom.zoom import ZoomPlan
 
 LOOK_FIRST: frozenset[PolicyName] = frozenset({"implicit", "always", "hybrid"})
 OFFER_TOOLS: frozenset[PolicyName] = frozenset({"explicit", "blind", "hybrid"})

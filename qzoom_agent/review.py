@@ -35,9 +35,9 @@ from typing import Literal, NamedTuple
 
 from qzoom_agent.config import ReviewConfig
 from qzoom_agent.geometry import Box, Frame, Size
-from qzoom_agent.tools.zoom import ZoomPlan
 from qzoom_agent.trace import CallRecord, PerceptionRecord
 from qzoom_agent.views import View
+from qzoom_agent.zoom.zoom import ZoomPlan
 
 Code = Literal["covered", "native", "gate", "cut", "elsewhere"]
 """Which rule decided."""

@@ -375,7 +375,7 @@ def saved_images(folder: Path | str) -> Images:
 
     def image(digest: str) -> PIL.Image.Image:
         path = _image_path(folder if folder.is_dir() else folder.parent, digest)
-        # An evaluation keeps small pictures, see `qzoom_agent.evals.folder`.
+        # An evaluation keeps small pictures, see `qzoom_agent.evaluation.run_log`.
         path = path if path.exists() or not (small := path.with_suffix(".jpg")).exists() else small
         try:
             with PIL.Image.open(path) as opened:

@@ -32,9 +32,9 @@ from typing import Any, Final
 from pydantic import BaseModel, Field, model_validator
 from yaml import YAMLError, safe_dump, safe_load
 
-from qzoom_agent.backends.presets import NANO_FOLDER
 from qzoom_agent.errors import BackendError, ConfigError, finished
-from qzoom_agent.rl.reading import Section, read_recipe
+from qzoom_agent.models.presets import NANO_FOLDER
+from qzoom_agent.training.recipe_io import Section, read_recipe
 
 _PROGRAMS: Final = {"qzoom": [sys.executable, "-m", "qzoom_agent"], "python": [sys.executable]}
 _GIVEN: Final = frozenset({"out", "documents", "bundled"})

@@ -22,7 +22,7 @@ from qzoom_agent.files import require_folder
 from qzoom_agent.usage import positive
 
 if TYPE_CHECKING:
-    from qzoom_agent.evals.pareto import Headline, Point
+    from qzoom_agent.evaluation.pareto import Headline, Point
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,9 +60,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _pareto(args: argparse.Namespace) -> int:
-    from qzoom_agent.evals import pareto
-    from qzoom_agent.evals.interleaved import measure
-    from qzoom_agent.evals.suites.needle import need_suite
+    from qzoom_agent.evaluation import pareto
+    from qzoom_agent.evaluation.interleaved import measure
+    from qzoom_agent.evaluation.tasks.needle import need_suite
 
     console = Console()
     suites: Sequence[str] = args.suites or pareto.SUITES
@@ -109,7 +109,7 @@ def _pareto(args: argparse.Namespace) -> int:
 
 
 def _write(out: Path, found: Sequence[Point], page: str) -> None:
-    from qzoom_agent.evals.pareto_figure import draw
+    from pareto_figure import draw
 
     (out / "pareto.md").write_text(page, encoding="utf-8")
     lines = [one.model_dump_json() for one in found]
@@ -118,7 +118,7 @@ def _write(out: Path, found: Sequence[Point], page: str) -> None:
 
 
 def _ablation(args: argparse.Namespace) -> int:
-    from qzoom_agent.rl.branches.ablation import ABLATIONS, ablate
+    from qzoom_agent.training.branches.ablation import ABLATIONS, ablate
 
     if args.name == "list":
         for name, one in ABLATIONS.items():

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     console = Console()
 
-    from qzoom_agent.perception.convert import to_branches, to_checkpoint
+    from qzoom_agent.models.convert import to_branches, to_checkpoint
 
     if args.official:
         done = to_checkpoint(args.source, args.target, base=args.base, force=args.force)

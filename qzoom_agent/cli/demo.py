@@ -46,9 +46,9 @@ def main(argv: Sequence[str]) -> int:
 
     from qzoom_agent.cli.live import EXIT_CODES, follow, summary
     from qzoom_agent.errors import ConfigError
-    from qzoom_agent.evals.scoring.match import exact_match
-    from qzoom_agent.evals.suites.needle import sample, sample_seed
-    from qzoom_agent.report import write_report
+    from qzoom_agent.evaluation.scorers.match import exact_match
+    from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
+    from qzoom_agent.report.episode import write_report
     from qzoom_agent.trace import by_digest
 
     if args.seed < 0:

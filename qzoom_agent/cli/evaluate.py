@@ -1,6 +1,6 @@
 """`qzoom eval SUITE...`: accuracy with its interval, what it cost, and where the model looked.
 
-Everything goes into a run folder (`qzoom_agent.evals.folder`): the same command goes on after an interruption, and asks
+Everything goes into a run folder (`qzoom_agent.evaluation.run_log`): the same command resumes, and asks
 nothing again that is there. The table goes to stdout, progress to stderr. `list`, `compare` and `rescore` in place of a
 suite are verbs of their own (`cli.evaluated`).
 """
@@ -23,9 +23,10 @@ from qzoom_agent.files import require_file, require_folder, write_text
 
 if TYPE_CHECKING:
     from qzoom_agent.config import AgentConfig
-    from qzoom_agent.evals.shards import Shard
-    from qzoom_agent.evals.suites.base import Source, Suite
-    from qzoom_agent.evals.summary import Results
+    from qzoom_agent.data.samples import Source
+    from qzoom_agent.evaluation.shards import Shard
+    from qzoom_agent.evaluation.summary import Results
+    from qzoom_agent.evaluation.tasks.task import Suite
 
 ABLATIONS = ("direct", "blind", "random", "oracle")
 
@@ -78,11 +79,11 @@ def main(argv: Sequence[str]) -> int:
         return evaluated.main(argv)
     args = parser().parse_args(argv)
 
-    from qzoom_agent.evals.plan import require, require_scorer
-    from qzoom_agent.evals.shards import Shard
-    from qzoom_agent.evals.suites.base import Source
-    from qzoom_agent.evals.suites.catalog import SUITES, find_suite
-    from qzoom_agent.evals.suites.needle import SUITES as NEEDLE_SUITES
+    from qzoom_agent.data.samples import Source
+    from qzoom_agent.evaluation.selection import require, require_scorer
+    from qzoom_agent.evaluation.shards import Shard
+    from qzoom_agent.evaluation.tasks.catalog import SUITES, find_suite
+    from qzoom_agent.evaluation.tasks.needle import SUITES as NEEDLE_SUITES
 
     suites = [find_suite(name) for name in dict.fromkeys(args.suite)]
     paths = {
@@ -117,18 +118,18 @@ def _measure(
 ) -> int:
     from qzoom_agent.cli.figures import show
     from qzoom_agent.cli.progress import Progress
-    from qzoom_agent.evals.compare import compare
-    from qzoom_agent.evals.folder import RunFolder
-    from qzoom_agent.evals.identity import environment, fingerprint
-    from qzoom_agent.evals.report import write_run_report
-    from qzoom_agent.evals.run import evaluate
-    from qzoom_agent.evals.summary import summarise
+    from qzoom_agent.evaluation.compare import compare
+    from qzoom_agent.evaluation.provenance import environment, fingerprint
+    from qzoom_agent.evaluation.report import write_run_report
+    from qzoom_agent.evaluation.run_log import RunFolder
+    from qzoom_agent.evaluation.runner import evaluate
+    from qzoom_agent.evaluation.summary import summarise
 
     console = Console(verbosity=0 if shard.index == 0 else -1)
     agent = load_agent(args, device=shard.device if args.device == "auto" else None)
     workers = args.workers
     if args.batch > 1:
-        from qzoom_agent.backends.hf_together import together
+        from qzoom_agent.models.hf_together import together
 
         agent, workers = type(agent)(together(agent.backend, args.batch), config=agent.config), args.batch
     weights = fingerprint(agent.config.model, args.branches)
@@ -181,7 +182,7 @@ def _measure(
 
 def _ending(console: Console, folder: object, results: Results) -> int:
     """Say what failed; the exit code."""
-    from qzoom_agent.evals.folder import RunFolder
+    from qzoom_agent.evaluation.run_log import RunFolder
 
     assert isinstance(folder, RunFolder)
     failed, n = (
@@ -211,7 +212,7 @@ def _ablations(text: str, policy: str) -> list[str]:
 
 def _default(args: argparse.Namespace, config: AgentConfig, suites: Sequence[str]) -> Path:
     """A folder of its own for all that decides a run, so that the same command finds its run again."""
-    from qzoom_agent.evals.identity import fingerprint
+    from qzoom_agent.evaluation.provenance import fingerprint
 
     decides = [config.model_dump(mode="json"), fingerprint(config.model, args.branches), *suites]
     decides += [args.n, args.limit, args.seed, args.split, str(args.fonts), args.path, args.repeats, args.suite]
@@ -230,7 +231,7 @@ def _dry(
     out: Path,
 ) -> int:
     """Print the configuration, how many questions there are, and the first of each suite."""
-    from qzoom_agent.evals.plan import plan
+    from qzoom_agent.evaluation.selection import plan
 
     print(config.to_yaml(), end="")
     print(f"run folder: {out}")
@@ -249,7 +250,7 @@ def _dry(
 
 def _write_json(path: Path, folder: object, results: Results) -> None:
     """The figures of the run and its rows; of a run of one suite, its accuracy, n and interval at the top."""
-    from qzoom_agent.evals.folder import RunFolder
+    from qzoom_agent.evaluation.run_log import RunFolder
 
     assert isinstance(folder, RunFolder)
     data = results.model_dump(mode="json")

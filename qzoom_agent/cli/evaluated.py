@@ -30,7 +30,7 @@ def _list_flags() -> argparse.ArgumentParser:
 
 
 def _list(_: argparse.Namespace) -> int:
-    from qzoom_agent.evals.suites.catalog import SUITES
+    from qzoom_agent.evaluation.tasks.catalog import SUITES
 
     rows = [(suite.name, ", ".join(suite.scorers), suite.title) for suite in SUITES.values()]
     for line in table(rows, header=("suite", "scorers", "what it is")):
@@ -57,8 +57,8 @@ def _compare_flags() -> argparse.ArgumentParser:
 
 def _compare(args: argparse.Namespace) -> int:
     from qzoom_agent.cli.figures import show_comparison
-    from qzoom_agent.evals.compare import compare
-    from qzoom_agent.evals.folder import RunFolder
+    from qzoom_agent.evaluation.compare import compare
+    from qzoom_agent.evaluation.run_log import RunFolder
 
     for path in (args.json, args.report):
         if path:
@@ -79,7 +79,7 @@ def _compare(args: argparse.Namespace) -> int:
         write_text(args.json, found.model_dump_json(indent=1) + "\n")
         console.line(f"written {args.json}")
     if args.report:
-        from qzoom_agent.evals.report import write_run_report
+        from qzoom_agent.evaluation.report import write_run_report
 
         console.line(f"written {write_run_report(after, baseline=before, path=args.report)}")
     return OK
@@ -97,10 +97,10 @@ def _rescore_flags() -> argparse.ArgumentParser:
 
 def _rescore(args: argparse.Namespace) -> int:
     from qzoom_agent.cli.figures import show
-    from qzoom_agent.evals.folder import RunFolder
-    from qzoom_agent.evals.report import write_run_report
-    from qzoom_agent.evals.run import rescore
-    from qzoom_agent.evals.suites.catalog import SUITES, find_suite
+    from qzoom_agent.evaluation.report import write_run_report
+    from qzoom_agent.evaluation.run_log import RunFolder
+    from qzoom_agent.evaluation.runner import rescore
+    from qzoom_agent.evaluation.tasks.catalog import SUITES, find_suite
 
     folder = RunFolder.existing(args.run)
     suites = [find_suite(name if name in SUITES else part.path or name) for name, part in folder.ask.suites.items()]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from qzoom_agent.cli.console import table
 
 if TYPE_CHECKING:
-    from qzoom_agent.evals.compare import Comparison, SuiteComparison
-    from qzoom_agent.evals.stats import Figure, Paired
-    from qzoom_agent.evals.summary import Results, SuiteResult
+    from qzoom_agent.evaluation.compare import Comparison, SuiteComparison
+    from qzoom_agent.evaluation.stats import Figure, Paired
+    from qzoom_agent.evaluation.summary import Results, SuiteResult
 
 
 def show(results: Results, against: Mapping[str, Comparison]) -> None:

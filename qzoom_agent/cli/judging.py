@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qzoom_agent.evals.suites.base import Suite
+    from qzoom_agent.evaluation.tasks.task import Suite
 
 
 def add_judge_flags(flags: argparse.ArgumentParser) -> None:
@@ -27,8 +27,8 @@ def judged_suites(suites: Sequence[Suite], args: argparse.Namespace, run: Path) 
     """
     if args.judge is None:
         return list(suites)
-    from qzoom_agent.evals.folder import RunFolder
-    from qzoom_agent.evals.scoring.judge import Judge, judged
+    from qzoom_agent.evaluation.run_log import RunFolder
+    from qzoom_agent.evaluation.scorers.judge import Judge, judged
     from qzoom_agent.files import require_folder
 
     judge = Judge(args.judge, model=args.judge_model, cache=run / "judge.jsonl")

@@ -57,11 +57,11 @@ def main(argv: Sequence[str]) -> int:
     else:
         print("\n".join(lines(record)), flush=True)
     if args.png:
-        from qzoom_agent.overlay import overlay
+        from qzoom_agent.report.overlay import overlay
 
         console.line(f"png     {_write_png(overlay(store.image('original'), record), Path(args.png))}")
     if args.html:
-        from qzoom_agent.report_look import write_look
+        from qzoom_agent.report.look import write_look
         from qzoom_agent.trace import by_digest
 
         views = store.views
@@ -72,8 +72,8 @@ def main(argv: Sequence[str]) -> int:
 
 def lines(record: PerceptionRecord) -> list[str]:
     """The record for a terminal, one fact a line."""
-    from qzoom_agent.page import listed
-    from qzoom_agent.report_look import compared, verdict, work
+    from qzoom_agent.report.look import compared, verdict, work
+    from qzoom_agent.report.page import listed
 
     reason = f": {printable(record.reason)}" if record.reason else ""
     rows = [("gate", f"{compared(record)}, {verdict(record)}"), ("decision", record.route + reason)]

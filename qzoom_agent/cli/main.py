@@ -41,7 +41,7 @@ VERBS: Final = {
     "bench": Verb("qzoom_agent.cli.bench", "accuracy against cost of a model with branches, and ablations"),
     "train": Verb("qzoom_agent.cli.train", "train a model from a recipe"),
     "calibrate": Verb("qzoom_agent.cli.calibrate", "thresholds of trained branches for questions of your own"),
-    "reproduce": Verb("qzoom_agent.rl.reproduce", "every stage of a model from random weights to its tables"),
+    "reproduce": Verb("qzoom_agent.cli.moved", "moved to the script rl/reproduce.py"),
     "convert": Verb("qzoom_agent.cli.convert", "take the branches out of a published checkpoint, or put ours into one"),
     "models": Verb("qzoom_agent.cli.presets", "list the models that can be named"),
     "doctor": Verb("qzoom_agent.cli.doctor", "check this machine: one table to paste into a bug report"),

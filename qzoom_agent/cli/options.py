@@ -50,9 +50,9 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
 
 def read_config(args: argparse.Namespace) -> AgentConfig:
     """The configuration that the flags describe. Raises ConfigError."""
-    from qzoom_agent.backends.presets import resolve_model, served_model
-    from qzoom_agent.backends.server import base_url
     from qzoom_agent.config import AgentConfig, read_setting
+    from qzoom_agent.models.presets import resolve_model, served_model
+    from qzoom_agent.models.server import base_url
 
     config = AgentConfig.load(args.config) if args.config else AgentConfig()
     changes: dict[str, Any] = dict(read_setting(text) for text in args.set)

@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     """Print the table; nothing is loaded or looked up on the network."""
     parser().parse_args(argv)
 
-    from qzoom_agent.backends.presets import PRESETS, Preset
+    from qzoom_agent.models.presets import PRESETS, Preset
 
     def weights(preset: Preset) -> str:
         # A hub id is never a folder here; a folder without weights is a checkout before they were trained.

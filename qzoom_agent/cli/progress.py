@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qzoom_agent.cli.console import Console, printable
 
 if TYPE_CHECKING:
-    from qzoom_agent.evals.rows import Row
+    from qzoom_agent.evaluation.sample_result import Row
 
 _BAR = 16
 

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
 
     trace = Trace.load(args.run)
     if args.verb == "report":
-        from qzoom_agent.report import write_report
+        from qzoom_agent.report.episode import write_report
 
         folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
         out = Path(args.out) if args.out else folder / "report.html"

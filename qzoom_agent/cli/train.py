@@ -13,9 +13,9 @@ class Stage(NamedTuple):
     summary: str
 
 
-BRANCHES: Final = "qzoom_agent.rl.branches.run"
+BRANCHES: Final = "qzoom_agent.training.branches.stages"
 STAGES: Final = {
-    "base": Stage("qzoom_agent.rl.base", "the small model that ships with this package"),
+    "base": Stage("qzoom_agent.cli.moved", "moved to the script rl/train_nano.py"),
     "branches": Stage(BRANCHES, "gate and SD-RPN: the stages below in order"),
     "select-heads": Stage(BRANCHES, "which attention heads of a base look at what its answer rests on"),
     "label": Stage(BRANCHES, "their attention as labels, without annotation"),
@@ -23,8 +23,8 @@ STAGES: Final = {
     "postsft": Stage(BRANCHES, "a base that crops have made wrong, mended"),
     "gate": Stage(BRANCHES, "the branch that says whether to look"),
     "calibrate": Stage(BRANCHES, "thresholds for a stated target"),
-    "coldstart": Stage("qzoom_agent.rl.coldstart.run", "the zoom format, from demonstrations"),
-    "grpo": Stage("qzoom_agent.rl.grpo.run", "the zooming policy, by reinforcement on the agent itself"),
+    "coldstart": Stage("qzoom_agent.training.sft.fine_tune", "the zoom format, from demonstrations"),
+    "grpo": Stage("qzoom_agent.training.grpo.launch", "the zooming policy, by reinforcement on the agent itself"),
 }
 
 

@@ -3,8 +3,8 @@
 from typing import Final
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.protocols.base import Parsed, ToolCall, ZoomProtocol
 from qzoom_agent.protocols.hermes import DEEPEYES, QWEN3VL
+from qzoom_agent.protocols.interface import Parsed, ToolCall, ZoomProtocol
 from qzoom_agent.protocols.mini_o3 import MINI_O3
 from qzoom_agent.protocols.nano import Nano
 from qzoom_agent.protocols.pixel_reasoner import PIXEL_REASONER

@@ -15,8 +15,8 @@ alike.
 from collections.abc import Callable, Sequence
 
 from qzoom_agent.geometry import Frame
-from qzoom_agent.protocols.jsonrepair import objects_in, read_json
-from qzoom_agent.protocols.reading import (
+from qzoom_agent.protocols.json_repair import objects_in, read_json
+from qzoom_agent.protocols.parsing import (
     MAX_CALLS_READ,
     Reading,
     Span,

@@ -10,8 +10,8 @@ observations as well.
 import re
 from collections.abc import Sequence
 
-from qzoom_agent.protocols.jsonrepair import objects_in, read_json
-from qzoom_agent.protocols.reading import (
+from qzoom_agent.protocols.json_repair import objects_in, read_json
+from qzoom_agent.protocols.parsing import (
     MAX_CALLS_READ,
     MAX_NAME,
     Reading,

@@ -15,8 +15,8 @@ from typing import Final
 
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
-from qzoom_agent.protocols.base import Parsed, ToolCall, counted
-from qzoom_agent.protocols.reading import (
+from qzoom_agent.protocols.interface import Parsed, ToolCall, counted
+from qzoom_agent.protocols.parsing import (
     MAX_CALLS_READ,
     Reading,
     Span,
@@ -31,6 +31,8 @@ from qzoom_agent.protocols.reading import (
 from qzoom_agent.views import View
 
 REFUSAL: Final = "No crop."
+LOCATION_STEP: Final = 7
+"""Pixels between two neighbouring location tokens."""
 _LOC = re.compile(r"<loc_([-+]?\d+)>")
 
 

@@ -11,7 +11,7 @@ the crop's size. Errors: "Execution error:". Both start with a line break.
 from collections.abc import Sequence
 
 from qzoom_agent.protocols.hermes import hermes_how, hermes_loose, hermes_payloads, hermes_system
-from qzoom_agent.protocols.reading import Reading, box_argument, first_view, read_box, read_index
+from qzoom_agent.protocols.parsing import Reading, box_argument, first_view, read_box, read_index
 from qzoom_agent.protocols.tagged import Arguments, Region, Tagged, Wording, box_schema, tool_schema
 from qzoom_agent.views import View
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
-from qzoom_agent.protocols.base import Parsed, ToolCall, counted
-from qzoom_agent.protocols.reading import (
+from qzoom_agent.protocols.interface import Parsed, ToolCall, counted
+from qzoom_agent.protocols.parsing import (
     MAX_CALLS_READ,
     Reading,
     Span,

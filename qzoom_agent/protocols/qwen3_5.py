@@ -17,8 +17,8 @@ import re
 from itertools import islice
 
 from qzoom_agent.protocols.hermes import CALLS_PER_TURN, QWEN3VL, ZOOM, hermes_payloads, user_image_region
-from qzoom_agent.protocols.jsonrepair import read_json
-from qzoom_agent.protocols.reading import MAX_CALLS_READ, Reading, Span
+from qzoom_agent.protocols.json_repair import read_json
+from qzoom_agent.protocols.parsing import MAX_CALLS_READ, Reading, Span
 from qzoom_agent.protocols.tagged import Arguments, Payload, Tagged, Wording, box_schema, tool_schema
 
 _FUNCTION = re.compile(r"<\s{0,4}function\s{0,4}=\s{0,4}([^<>\n]{1,80})>", re.IGNORECASE)

@@ -17,7 +17,7 @@ from qzoom_agent.protocols.hermes import (
     hermes_payloads,
     hermes_system,
 )
-from qzoom_agent.protocols.reading import MAX_NAME, Reading, first_view
+from qzoom_agent.protocols.parsing import MAX_NAME, Reading, first_view
 from qzoom_agent.protocols.tagged import Arguments, Region, Tagged, Wording, box_schema, tool_schema
 from qzoom_agent.views import View
 

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from qzoom_agent.rl.nano.examples import (
+from nano.examples import (
     COARSE_TOKENS,
     LEGIBLE,
     coarse_tree,
@@ -25,8 +25,8 @@ from qzoom_agent.rl.nano.examples import (
     training_boards,
     whole_tree,
 )
-from qzoom_agent.rl.nano.pages import object_page, plate_page, text_page
-from qzoom_agent.rl.nano.trees import Look, Packer, Tree
+from nano.pages import object_page, plate_page, text_page
+from nano.trees import Look, Packer, Tree
 
 BUDGETS: Final = (64, 144, 256, 400, 576)
 """Visual tokens of a whole board, from the coarse view to every pixel."""

@@ -19,14 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qzoom_agent.evals.suites.needle.boards import QUESTIONS, Board, Fact, draw_board, plural
-from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, Rect
+from nano.model import CELL
+from nano.referents import ink, referents
+from nano.trees import Look, Piece, Say, Tree
+from qzoom_agent.evaluation.tasks.needle.boards import QUESTIONS, Board, Fact, draw_board, plural
+from qzoom_agent.evaluation.tasks.needle.ink import COLORS, SHAPES, Rect
 from qzoom_agent.geometry import Size, fit_tokens
-from qzoom_agent.protocols.nano import REFUSAL
-from qzoom_agent.rl.nano.model import CELL
-from qzoom_agent.rl.nano.referents import ink, referents
-from qzoom_agent.rl.nano.tokenizer import LOCATION_STEP
-from qzoom_agent.rl.nano.trees import Look, Piece, Say, Tree
+from qzoom_agent.protocols.nano import LOCATION_STEP, REFUSAL
 
 CHARS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ."
 DENSE_CLASSES: Final = (len(CHARS) + 1, len(CHARS) + 1, len(SHAPES) + 1, len(COLORS) + 1, 7, 2)

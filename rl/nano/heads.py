@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from qzoom_agent.rl.nano.examples import DENSE_CLASSES
-from qzoom_agent.rl.nano.packed import see, think
-from qzoom_agent.rl.nano.trees import MERGE
+from nano.examples import DENSE_CLASSES
+from nano.packed import see, think
+from nano.trees import MERGE
 
 PLACE_LAYER = 1
 """Decoder layer whose output must know the column and row of its visual tokens (which the tower cannot: its positions

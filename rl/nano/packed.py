@@ -19,7 +19,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_position_ids
 
-from qzoom_agent.rl.nano.trees import MERGE, Block
+from nano.trees import MERGE, Block
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

@@ -11,12 +11,21 @@ from typing import Final
 
 from PIL import Image, ImageDraw
 
-from qzoom_agent.evals.suites.needle.boards import CODE_CHARS, QUESTIONS, Board, Fact, Pen, Thing, worn
-from qzoom_agent.evals.suites.needle.fonts import typefaces
-from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, Rect, draw_die, draw_shape, draw_text, paint, text_width
-from qzoom_agent.evals.suites.needle.textures import background
-from qzoom_agent.rl.nano.examples import ASK, CHARS, CLOSE, OPEN, counts, direct, read_from, show
-from qzoom_agent.rl.nano.trees import Look, Say, Tree
+from nano.examples import ASK, CHARS, CLOSE, OPEN, counts, direct, read_from, show
+from nano.trees import Look, Say, Tree
+from qzoom_agent.evaluation.tasks.needle.boards import CODE_CHARS, QUESTIONS, Board, Fact, Pen, Thing, worn
+from qzoom_agent.evaluation.tasks.needle.fonts import typefaces
+from qzoom_agent.evaluation.tasks.needle.ink import (
+    COLORS,
+    SHAPES,
+    Rect,
+    draw_die,
+    draw_shape,
+    draw_text,
+    paint,
+    text_width,
+)
+from qzoom_agent.evaluation.tasks.needle.textures import background
 
 SIDE: Final = 224
 _TOKENS: Final = (57, 64)  # 64 whatever the rounding

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from qzoom_agent.evals.suites.needle.boards import FIELDS, ITEMS, Board, Fact
-from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES, Glyph, Rect
+from qzoom_agent.evaluation.tasks.needle.boards import FIELDS, ITEMS, Board, Fact
+from qzoom_agent.evaluation.tasks.needle.ink import COLORS, SHAPES, Glyph, Rect
 
 Referent = tuple[int, list[Rect]]
 """Where in the question a naming word ends, and the boxes of what it names."""

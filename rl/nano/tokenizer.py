@@ -11,8 +11,9 @@ from typing import Final
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from qzoom_agent.evals.suites.needle.boards import FIELDS, HEADLINES, ITEMS, QUESTIONS
-from qzoom_agent.evals.suites.needle.ink import COLORS, SHAPES
+from qzoom_agent.evaluation.tasks.needle.boards import FIELDS, HEADLINES, ITEMS, QUESTIONS
+from qzoom_agent.evaluation.tasks.needle.ink import COLORS, SHAPES
+from qzoom_agent.protocols.nano import LOCATION_STEP
 
 SPECIALS: Final = (
     "<|endoftext|>",
@@ -23,7 +24,6 @@ SPECIALS: Final = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-LOCATION_STEP: Final = 7
 LOCATIONS: Final = tuple(f"<loc_{value}>" for value in range(0, 505, LOCATION_STEP))
 CHAT_TEMPLATE: Final = (
     "{%- for message in messages -%}"

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from qzoom_agent.rl.nano.batches import VALIDATION_SEED, Kind, trees_of
-from qzoom_agent.rl.nano.examples import DENSE_CLASSES
-from qzoom_agent.rl.nano.heads import losses
-from qzoom_agent.rl.nano.tokenizer import LOCATION_STEP, LOCATIONS
-from qzoom_agent.rl.nano.trees import Packer
+from nano.batches import VALIDATION_SEED, Kind, trees_of
+from nano.examples import DENSE_CLASSES
+from nano.heads import losses
+from nano.tokenizer import LOCATION_STEP, LOCATIONS
+from nano.trees import Packer
 
 _UNSERVED = ("call ", "lost ", "follow ", "slip ", "steps ")
 """Roles that end with a call: judged by where it lies."""

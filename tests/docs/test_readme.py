@@ -13,16 +13,16 @@ from typing import NamedTuple
 
 import pytest
 
-from qzoom_agent.backends.presets import NANO_FOLDER
 from qzoom_agent.cli import evaluated
 from qzoom_agent.cli.main import VERBS
+from qzoom_agent.models.presets import NANO_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/evaluation.md", "docs/grpo.md", "docs/perception.md", "docs/policies.md"]
 
 needs_nano = pytest.mark.skipif(
     not (NANO_FOLDER / "model.safetensors").exists(),
-    reason="the weights of nano are not in the package yet (models/nano/model.safetensors)",
+    reason="the weights of nano are not in the package yet (weights/nano/model.safetensors)",
 )
 
 
@@ -160,5 +160,5 @@ def test_links_lead_to_files(page: str) -> None:
 
 def test_nothing_is_left_to_measure_once_nano_ships() -> None:
     if not (NANO_FOLDER / "model.safetensors").exists():
-        pytest.skip("the weights of nano are not in the package yet (models/nano/model.safetensors)")
+        pytest.skip("the weights of nano are not in the package yet (weights/nano/model.safetensors)")
     assert "TO MEASURE" not in (ROOT / "README.md").read_text(encoding="utf-8")

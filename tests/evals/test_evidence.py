@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+import evidence
+from evidence import BEGIN, CASES, END, Case, table, write
 from qzoom_agent.agent import Agent
-from qzoom_agent.backends.scripted import ScriptedBackend
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evals import evidence
-from qzoom_agent.evals.evidence import BEGIN, CASES, END, Case, table, write
-from qzoom_agent.evals.suites.needle import SPLITS, SUITES, sample, sample_seed
+from qzoom_agent.evaluation.tasks.needle import SPLITS, SUITES, sample, sample_seed
 from qzoom_agent.messages import Message
+from qzoom_agent.models.scripted import ScriptedBackend
 
 DOC, OOD = Case("needle-doc", "direct"), Case("needle-scene", "direct", split="ood")
 ROOT = Path(__file__).resolve().parents[2]

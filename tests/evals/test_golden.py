@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qzoom_agent.evals import golden
-from qzoom_agent.evals.suites.catalog import SUITES
+import golden
+from qzoom_agent.evaluation.tasks.catalog import SUITES
 
 
 @pytest.mark.parametrize("check", list(golden.checks()), ids=lambda check: f"{check.rule}: {check.prediction}"[:80])

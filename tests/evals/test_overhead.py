@@ -6,10 +6,10 @@ from statistics import median
 import pytest
 from PIL import Image
 
+import overhead
 from qzoom_agent.agent import Agent
-from qzoom_agent.backends.scripted import ScriptedBackend
-from qzoom_agent.evals import overhead
-from qzoom_agent.evals.folder import RunFolder
+from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.models.scripted import ScriptedBackend
 
 
 def test_an_episode_takes_the_steps_it_is_divided_by() -> None:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from qzoom_agent.backends.hf import HFBackend
+from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import Branches
-from tests.core.tiny_models import Family, build
+from tests.tiny_models import Family, build
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,13 +15,13 @@ from transformers import (
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from qzoom_agent.backends import Settings
-from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.messages import image_part, message
+from qzoom_agent.models import Settings
+from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.anyres import base_view
 from qzoom_agent.perception.branches import Branches
-from tests.core.tiny_models import LLAVA_TEMPLATE, _tokenizer
+from tests.tiny_models import LLAVA_TEMPLATE, _tokenizer
 
 SIDE = 56
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qzoom_agent.backends.hf import HFBackend
 from qzoom_agent.errors import BackendError
+from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.perception.attention import norm_map, record, response_map
 from qzoom_agent.perception.labels import aggregate
-from tests.core.tiny_models import Family, build
+from tests.tiny_models import Family, build
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
 LAYERS, HEADS = 3, 4

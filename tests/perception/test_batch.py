@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qzoom_agent.backends import Settings
-from qzoom_agent.backends.hf import HFBackend
-from qzoom_agent.backends.hf_batch import Batch
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message
-from tests.core.tiny_models import Family
+from qzoom_agent.models import Settings
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.hf_batch import Batch
+from tests.tiny_models import Family
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
 GREEDY = Settings(max_new_tokens=8)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qzoom_agent.backends.hf import HFBackend
+from parity_run import Recording, Run, rebuilt
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
+from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.perception.branches import CONFIG, WEIGHTS, BranchConfig, Branches, default_k
 from qzoom_agent.perception.look import reading
 from qzoom_agent.perception.official import branch_bytes
-from qzoom_agent.perception.parity_run import Recording, Run, rebuilt
-from tests.core.tiny_models import Family, build
+from tests.tiny_models import Family, build
 
 RECORDINGS = Path(__file__).resolve().parents[1] / "parity"
 RECORDED = ("qwen2_5_vl", "qwen3_vl")

@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 
 from qzoom_agent import Agent
-from qzoom_agent.backends.base import Proposal, Reply, Settings, Sight
-from qzoom_agent.backends.hf import HFBackend
-from qzoom_agent.backends.hf_session import HFSession
-from qzoom_agent.backends.scripted import ScriptedBackend
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, view_ids
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.hf_session import HFSession
+from qzoom_agent.models.interface import Proposal, Reply, Settings, Sight
+from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.trace import Trace
-from tests.core.tiny_models import Family, build
+from tests.tiny_models import Family, build
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8))

@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
-from qzoom_agent.backends import Settings
-from qzoom_agent.backends.base import Looks, Sight
-from qzoom_agent.backends.hf import HFBackend
-from qzoom_agent.backends.hf_session import HFSession
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message, text
+from qzoom_agent.models import Settings
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.hf_session import HFSession
+from qzoom_agent.models.interface import Looks, Sight
 from qzoom_agent.perception.adapters import adapter_for
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.layout import align
-from tests.core.tiny_models import Family
+from tests.tiny_models import Family
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
 GREEDY = Settings(max_new_tokens=8)

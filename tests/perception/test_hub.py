@@ -16,7 +16,7 @@ def test_a_published_checkpoint_loads_by_its_hub_id(tmp_path: Path) -> None:
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
     code = (
-        "from qzoom_agent.backends.hf import HFBackend\n"
+        "from qzoom_agent.models.hf import HFBackend\n"
         "backend = HFBackend.load('someone/qzoom', device='cpu')\n"
         "print(backend.perceives, backend.branches.config.k, backend.branches.gate is not None)"
     )

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from qzoom_agent.backends.hf import HFBackend
+from parity import TOLERANCES, Deviations, case_name, check_case, check_geometry, main
+from parity_run import Recording, Run, own_pictures, rebuilt
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import load_image
-from qzoom_agent.perception.parity import TOLERANCES, Deviations, case_name, check_case, check_geometry, main
-from qzoom_agent.perception.parity_run import Recording, Run, own_pictures, rebuilt
+from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.views import ViewStore
 
 RECORDINGS = Path(__file__).resolve().parents[1] / "parity"

@@ -8,16 +8,16 @@ import pytest
 from PIL import Image
 
 from qzoom_agent import Agent
-from qzoom_agent.backends import hf_together
-from qzoom_agent.backends.hf import HFBackend
-from qzoom_agent.backends.hf_together import Together, together
-from qzoom_agent.backends.scripted import ScriptedBackend
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import BackendError
-from qzoom_agent.evals.folder import RunFolder
-from qzoom_agent.evals.run import evaluate
-from tests.core.tiny_models import Family
-from tests.evals.player import numbers
+from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.runner import evaluate
+from qzoom_agent.models import hf_together
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.hf_together import Together, together
+from qzoom_agent.models.scripted import ScriptedBackend
+from tests.evaluation.player import numbers
+from tests.tiny_models import Family
 
 IMAGES = [
     Image.fromarray(np.random.default_rng(row).integers(0, 255, (300 + 90 * row, 420, 3), dtype=np.uint8))

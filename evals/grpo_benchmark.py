@@ -1,0 +1,99 @@
+"""What sharing is worth: the same episodes with our decoding and with TRL's own generation, in one run.
+
+    python -m grpo_benchmark --config rl/recipes/nano/grpo.yaml --rounds 3
+
+Both run the agent's loop over the same questions; only the turns are written differently. The first round of each warms
+up and does not count. The distance is that of the sampled log-probabilities from the trainer's own forward pass over
+the finished sequences, in the mean over all sampled tokens: 0 up to rounding, or the shortcut would be wrong.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from qzoom_agent.errors import finished
+from qzoom_agent.training.grpo.checks import logp_distance
+from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
+from qzoom_agent.training.grpo.launch import make_trainer
+from qzoom_agent.usage import positive
+
+
+class Speed(NamedTuple):
+    """One way of writing turns."""
+
+    by: str
+    seconds: float
+    """Of a round of rollouts, mean."""
+    written: float
+    """Tokens that the model wrote in a round, mean."""
+    distance: float | None
+    """See the module's note; None where the writer reports no log-probabilities."""
+
+
+def measure(recipe: GRPORecipe, by: Literal["shared", "generate"], *, rounds: int) -> Speed:
+    """Run the first rounds of rollouts of a recipe without learning from them."""
+    chosen = recipe.model_copy(
+        update={
+            "rollouts": recipe.rollouts.model_copy(update={"by": by}),
+            "steps": (rounds + 1) * recipe.minibatches * recipe.iterations,
+        }
+    )
+    seconds, written, distances = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        trainer: Any = make_trainer(chosen, Path(folder))
+        trainer.model.train()
+        for at in range(rounds + 1):
+            asked = [trainer.train_dataset[at * recipe.prompts + one] for one in range(recipe.prompts)]
+            batch = trainer._generate_and_score_completions([dict(row) for row in asked for _ in range(recipe.group)])
+            if not at:
+                continue
+            seconds.append(trainer._metrics["train"]["rollout/seconds"][-1])
+            mask = batch["completion_mask"] * batch["tool_mask"]
+            written.append(float(mask.sum()))
+            if "sampling_per_token_logps" in batch:
+                distances.append(logp_distance(batch["sampling_per_token_logps"], _again(trainer, batch), mask))
+    return Speed(by, fmean(seconds), fmean(written), fmean(distances) if distances else None)
+
+
+@torch.no_grad()
+def _again(trainer: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """The trainer's own log-probabilities of a round."""
+    ids = torch.cat((batch["prompt_ids"], batch["completion_ids"]), 1)
+    mask = torch.cat((batch["prompt_mask"], batch["completion_mask"]), 1)
+    names = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+    given = {name: batch[name] for name in names if name in batch}
+    width = batch["completion_ids"].shape[1]
+    rows = trainer.args.per_device_train_batch_size
+    logps: torch.Tensor = trainer._get_per_token_logps_and_entropies(
+        trainer.model, ids, mask, width, batch_size=rows, **given
+    )[0]
+    return logps
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
+    parser.add_argument("--model", help="another model than the recipe's")
+    parser.add_argument("--rounds", type=positive, default=3, help="of each way, beside the one that warms up")
+    options = parser.parse_args(argv)
+    recipe = load_grpo_recipe(options.config, **({} if options.model is None else {"model": options.model}))
+    print(f"{recipe.prompts} questions x {recipe.group} rollouts a round, {options.rounds} rounds each")
+    found = [measure(recipe, by, rounds=options.rounds) for by in ("generate", "shared")]
+    print("| turns written by | seconds a round | tokens written | tokens a second | distance |\n|---|---|---|---|---|")
+    for one in found:
+        distance = "-" if one.distance is None else f"{one.distance:.1e}"
+        cells = (one.by, f"{one.seconds:.2f}", f"{one.written:.0f}", f"{one.written / one.seconds:.0f}", distance)
+        print(f"| {' | '.join(cells)} |")
+    plain, shared = (one.written / one.seconds for one in found)
+    print(f"shared writes {shared / plain:.1f} times the tokens a second")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(finished("speed", main))

@@ -1,0 +1,320 @@
+"""One recorded case, run through our perception exactly as the published evaluation drives the published code.
+
+Resizing in two steps, its prompt, its box rounding, its rule for crops that are too small, greedy decoding with the
+checkpoint's repetition penalty: all of it is here and nowhere else in the package, because none of it is what a user
+should get. What is checked is the rest: adapters, branches, maps, layout and prefill.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from qzoom_agent.config import PerceptionConfig
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.geometry import Size
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.perception.adapters import QWEN2_5_VL, Adapter
+from qzoom_agent.perception.decoder import Decoder, Embedded, cache_name
+from qzoom_agent.perception.layout import align
+from qzoom_agent.perception.look import Look, look
+from qzoom_agent.perception.maps import MIN_SIDE, Region, blur, official_pixels
+from qzoom_agent.perception.prefill import Prefill
+
+_FIRST_UNIT, _FIRST_LIMITS = 28, (4 * 28 * 28, 16384 * 28 * 28)
+"""The evaluation resizes every picture once before the processor does, for both families by these numbers."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A folder of recorded cases."""
+
+    folder: Path
+    cases: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Recording":
+        """The recording in `folder`. Raises ConfigError if its list of cases is broken or empty."""
+        try:
+            cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{folder / 'cases.json'} cannot be read: {error}. Copy the recording again.") from error
+        if not isinstance(cases, list) or not cases or not all(isinstance(case, dict) for case in cases):
+            raise ConfigError(f"{folder / 'cases.json'} holds no list of cases. Copy the recording again.")
+        return cls(folder, cases)
+
+    @property
+    def has_geometry(self) -> bool:
+        return (self.folder / "geometry.json").is_file()
+
+    def adapter(self, backend: HFBackend) -> Adapter:
+        return Decoder(backend.model).adapter
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the vision tower is given: the coarse picture, and the crop if there is one."""
+
+    source: Image.Image
+    """The original, as crops are cut from it."""
+    coarse: Image.Image
+    crop: Image.Image | None
+
+    def difference(self, other: "Pictures") -> tuple[int, float]:
+        """Largest difference in grey levels between the coarse pictures, and the share of values that differ."""
+        ours, theirs = (np.asarray(one.coarse, dtype=np.int16) for one in (self, other))
+        apart = np.abs(ours - theirs)
+        return int(apart.max()), float((apart > 0).mean())
+
+
+def rebuilt(folder: Path, case: dict[str, Any]) -> Pictures:
+    """The recorded pictures of a case, the crop's only if there is one."""
+    crop = case.get("roi_image")
+    return Pictures(
+        source=Image.open(folder / case["image"]).convert("RGB"),
+        coarse=Image.open(folder / case["coarse_image"]).convert("RGB"),
+        crop=Image.open(folder / crop).convert("RGB") if crop else None,
+    )
+
+
+def own_pictures(folder: Path, case: dict[str, Any], backend: HFBackend) -> Pictures:
+    """The same pictures resized here; the crop is cut when the box is known."""
+    opened = Image.open(folder / case["image"])
+    if opened.mode == "RGBA":  # no other mode with transparency is laid on white there
+        shown = Image.new("RGB", opened.size, (255, 255, 255))
+        shown.paste(opened, mask=opened.getchannel("A"))
+    else:
+        shown = opened.convert("RGB")
+    low, high = _FIRST_LIMITS
+    once = _resized(shown, _FIRST_UNIT, low, high)
+    coarse = _resized(once, backend.defaults.factor, case["min_pixels"], case["max_pixels"])
+    # crops are cut from a plain conversion, which drops transparency
+    return Pictures(source=opened.convert("RGB"), coarse=coarse, crop=None)
+
+
+def _resized(image: Image.Image, unit: int, low: int, high: int) -> Image.Image:
+    height, width = smart_resize(image.height, image.width, factor=unit, min_pixels=low, max_pixels=high)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+class Run:
+    """One case. The attributes are what the recording compares."""
+
+    def __init__(self, backend: HFBackend, case: dict[str, Any], pictures: Pictures) -> None:
+        if backend.branches is None:
+            raise ConfigError(f"The checkpoint {backend.name} has no branches, so there is nothing to compare.")
+        self.backend, self.case, self.pictures = backend, case, pictures
+        self.model: Any = backend.model
+        self.branches = backend.branches
+        self.decoder = Decoder(backend.model)
+        self.vision: Any
+        self.ids, inputs, self.vision = self._prompt(case["prompt"])
+        self.grid: Tensor = inputs["image_grid_thw"]
+        self.pixels: Tensor = inputs["pixel_values"]
+        self.features: Tensor = torch.cat(tuple(self.vision.pooler_output))
+        self.start = self.ids.index(self.model.config.image_token_id)
+        self.rows, self.columns = int(self.grid[0, 1]) // 2, int(self.grid[0, 2]) // 2
+        self.positions = self._places(self.ids, self.grid)
+        embedded = self._embed(self.ids, [self.vision])
+        self.rotary = self.decoder.rotary(embedded.hidden, self.positions)
+        prefill = Prefill(self.decoder, self.branches.config.k)
+        prefill.extend(embedded, self.rotary)
+        assert prefill.hidden is not None
+        self.hidden: Tensor = prefill.hidden
+        self.look: Look = look(
+            self.branches,
+            self.decoder.adapter,
+            self.hidden,
+            rotary=self.rotary,
+            mask=None,
+            images=[(self.start, self.rows, self.columns)],
+            options=PerceptionConfig(threshold=case["roi_conf_thresh"], gate_threshold=case.get("high_res_thresh")),
+            map_always=True,
+            official=True,
+        )
+        self.blurred = blur(self.look.maps[0].heat, official=True)
+        self.foreground = self.blurred > case["roi_conf_thresh"]
+        self.region: Region | None = next(iter(self.look.maps[0].regions), None)
+
+    @property
+    def penalty(self) -> float:
+        """The repetition penalty of the checkpoint."""
+        return float(self.model.generation_config.repetition_penalty or 1.0)
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The crop in pixels of the original."""
+        assert self.region is not None
+        return official_pixels(
+            self.region,
+            rows=self.rows,
+            columns=self.columns,
+            unit=self.backend.defaults.factor,
+            size=Size(*self.pictures.source.size),
+        )
+
+    @property
+    def crop_used(self) -> bool:
+        """Whether there is a crop, if the gate is not asked."""
+        return self.path_if_gate_on == "roi"
+
+    @property
+    def gate_fires(self) -> bool:
+        """Whether the gate asks for detail; always, in a checkpoint that has none."""
+        return self.look.score is None or self.look.threshold is None or self.look.score >= self.look.threshold
+
+    @property
+    def path(self) -> str:
+        """What happens at the thresholds of the case."""
+        return self.path_if_gate_on if self.gate_fires else "gate_off"
+
+    @property
+    def path_if_gate_on(self) -> str:
+        if self.region is None:
+            return "no_foreground"
+        x1, y1, x2, y2 = self.box
+        small = min(x2 - x1, y2 - y1)
+        # the processor of the version that Qwen2.5-VL was recorded with refuses what is smaller than a visual token
+        refused = small < 1 or (self.decoder.adapter is QWEN2_5_VL and small < MIN_SIDE)
+        long = max(x2 - x1, y2 - y1) > 200 * max(1, small)
+        return "crop_rejected_by_processor" if refused or long else "roi"
+
+    @cached_property
+    def _crop(self) -> tuple[dict[str, Tensor], Any]:
+        """The crop as the vision tower takes it, and its features."""
+        image = self.pictures.crop
+        if image is None:
+            cut = self.pictures.source.crop(self.box)
+            image = _resized(cut, self.backend.defaults.factor, self.case["min_pixels"], self.case["max_pixels"])
+        _, inputs = self.backend.codec.pixels(image)
+        return inputs, self.model.get_image_features(**inputs, return_dict=True)
+
+    @property
+    def crop_grid(self) -> list[int]:
+        return [int(value) for value in self._crop[0]["image_grid_thw"][0]]
+
+    @property
+    def crop_pixels(self) -> Tensor:
+        return self._crop[0]["pixel_values"]
+
+    @property
+    def crop_vision(self) -> Any:
+        return self._crop[1]
+
+    @property
+    def crop_features(self) -> Tensor:
+        return torch.cat(tuple(self.crop_vision.pooler_output))
+
+    @property
+    def inserted(self) -> range:
+        """Where the crop and its two markers stand in the merged prompt."""
+        after = self.start + self.rows * self.columns + 1
+        return range(after, after + self.crop_grid[1] * self.crop_grid[2] // 4 + 2)
+
+    @cached_property
+    def merged_ids(self) -> list[int]:
+        """The prompt with the crop behind the coarse image."""
+        config = self.model.config
+        after, count = self.inserted.start, len(self.inserted) - 2
+        crop = [config.vision_start_token_id, *[config.image_token_id] * count, config.vision_end_token_id]
+        return [*self.ids[:after], *crop, *self.ids[after:]]
+
+    def merged_positions(self, *, aligned: bool) -> Tensor:
+        """Positions (3, 1, tokens) of the merged prompt."""
+        plain = self._places(self.merged_ids, torch.cat((self.grid, self._crop[0]["image_grid_thw"])))
+        if not aligned:
+            return plain
+        assert self.region is not None
+        rows, columns = self.crop_grid[1] // 2, self.crop_grid[2] // 2
+        first = self.start + self.rows * self.columns + 2
+        x1, y1, x2, y2, _ = self.region
+        return align(
+            plain, source=self.start, crop=(first, first + rows * columns), grid=(rows, columns), cells=(x1, y1, x2, y2)
+        )
+
+    def next_position(self, *, zooms: bool, aligned: bool) -> int:
+        """Where the first generated token stands, the same on every axis."""
+        return int((self.merged_positions(aligned=aligned) if zooms else self.positions).max()) + 1
+
+    def generate(
+        self, steps: int, *, zooms: bool, aligned: bool = False, penalty: float = 1.0
+    ) -> tuple[list[int], list[Tensor]]:
+        """Greedy tokens and the logits (vocabulary,) each was taken from, on the direct path or with the crop."""
+        prefill = Prefill(self.decoder, self.branches.config.k)
+        prefill.extend(self._embed(self.ids, [self.vision]), self.rotary)
+        positions, rotary = self.positions, self.rotary
+        if zooms:
+            positions = self.merged_positions(aligned=aligned)
+            after = self.start + self.rows * self.columns
+            prefill.keep(after)
+            new = self._embed(self.merged_ids[after:], [self._crop[1]])
+            prefill.extend(new, self.decoder.rotary(new.hidden, positions[..., after:]))
+            assert prefill.hidden is not None
+            rotary = self.decoder.rotary(prefill.hidden, positions)
+        logits, _ = prefill.finish(rotary)
+        position = self.next_position(zooms=zooms, aligned=aligned)
+        return self._greedy(logits[0], self.ids, position, prefill.cache, steps, penalty)
+
+    def without_system(self, steps: int, *, penalty: float = 1.0) -> tuple[list[int], list[Tensor]]:
+        """As `generate`, by the stock model on the prompt without its system turn."""
+        prompt = self.case["prompt"]
+        prompt = prompt[prompt.index("<|im_start|>user") :]
+        ids, inputs, vision = self._prompt(prompt)
+        positions, cache = self._places(ids, inputs["image_grid_thw"]), DynamicCache(config=self.model.config)
+        out = self.model(
+            input_ids=torch.tensor([ids]),
+            position_ids=positions,
+            logits_to_keep=1,
+            mm_encoder_outputs={"image": vision},
+            **{cache_name(self.model.forward): cache},
+        )
+        return self._greedy(out.logits[0, -1], ids, int(positions.max()) + 1, cache, steps, penalty)
+
+    def _greedy(
+        self, logits: Tensor, prompt: list[int], position: int, cache: DynamicCache, steps: int, penalty: float
+    ) -> tuple[list[int], list[Tensor]]:
+        tokens: list[int] = []
+        seen: list[Tensor] = []
+        for step in range(steps):
+            seen.append(logits)
+            # the penalty is taken over the original prompt and what was written, never over the crop
+            repeated = torch.tensor(sorted({*prompt, *tokens}))
+            scores = logits.clone()
+            scores[repeated] = torch.where(logits[repeated] < 0, logits[repeated] * penalty, logits[repeated] / penalty)
+            tokens.append(int(scores.argmax()))
+            if step + 1 < steps:
+                where = torch.full((3, 1, 1), position + step)
+                ids = torch.tensor([[tokens[-1]]])
+                more = {cache_name(self.model.forward): cache}
+                logits = self.model(input_ids=ids, position_ids=where, **more).logits[0, -1]
+        return tokens, seen
+
+    def _prompt(self, text: str) -> tuple[list[int], dict[str, Tensor], Any]:
+        """Ids of a prompt with the coarse picture in it, the picture as the vision tower takes it, and its features."""
+        codec = self.backend.codec
+        image, inputs = codec.pixels(self.pictures.coarse)
+        ids: list[int] = []
+        for token in codec.tokenizer(text, add_special_tokens=False)["input_ids"]:
+            ids += image if token == codec.image_id else [token]
+        return ids, inputs, self.model.get_image_features(**inputs, return_dict=True)
+
+    def _places(self, ids: list[int], grids: Tensor) -> Tensor:
+        tensor = torch.tensor([ids])
+        positions, _ = self.model.model.get_rope_index(
+            input_ids=tensor,
+            mm_token_type_ids=(tensor == self.model.config.image_token_id).int(),
+            image_grid_thw=grids,
+        )
+        placed: Tensor = positions
+        return placed
+
+    def _embed(self, ids: list[int], vision: list[Any]) -> Embedded:
+        return self.decoder.embed(torch.tensor([ids]), vision)

@@ -1,9 +1,0 @@
-"""Models behind one small interface: `base` says what a backend is, `scripted` plays back replies, `hf` runs weights.
-
-Importing this package loads neither torch nor transformers; `qzoom_agent.backends.hf` does.
-"""
-
-from qzoom_agent.backends.base import Backend, ImageSource, Reply, Session, Settings
-from qzoom_agent.backends.scripted import ScriptedBackend
-
-__all__ = ["Backend", "ImageSource", "Reply", "ScriptedBackend", "Session", "Settings"]

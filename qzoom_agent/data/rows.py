@@ -1,0 +1,266 @@
+"""Tables of questions, read row by row: from the hub, a saved dataset, parquet, CSV, TSV, JSON or JSON lines.
+
+Pictures stay encoded until a row is made a sample, so a table of 20 GB needs the memory of one row: `datasets` maps its
+files, and of JSON lines only the offsets are kept. CSV and TSV cells stay text ("007" is no number, "NA" is not
+missing). What a table must have are its columns, not its name: hub repositories move and are copied.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qzoom_agent.data.samples import Sample, Source
+from qzoom_agent.errors import ConfigError, QzoomError
+
+Row = Mapping[str, Any]
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (".parquet", ".jsonl", ".json", *_SEPARATORS)
+"""Files that are read as tables."""
+
+
+class Place(NamedTuple):
+    """Where a suite's table is on the hub."""
+
+    ids: tuple[str, ...]
+    """The preferred one first."""
+    config: str | None = None
+    split: str = "test"
+    file: str | None = None
+    """The table is this file of the repository; what it refers to lies beside it."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table: `len`, a row by its number, and the cells of some columns without reading the others."""
+
+    name: str
+    """For messages."""
+    data: Any
+    """A list of mappings, or a `datasets.Dataset` whose pictures are not decoded."""
+    columns: tuple[str, ...]
+    folder: Path | None = None
+    """What paths in the cells are relative to."""
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Row:
+        row: Row = self.data[index]
+        return row
+
+    def only(self, *columns: str) -> Iterator[Row]:
+        """Every row, with no more than these of its columns."""
+        wanted = [column for column in columns if column in self.columns]
+        data = self.data.select_columns(wanted) if hasattr(self.data, "select_columns") else self.data
+        return ({column: row.get(column) for column in wanted} for row in data)
+
+    def need(self, columns: Sequence[str]) -> Rows:
+        """Itself; ConfigError if a column is missing."""
+        missing = [column for column in columns if column not in self.columns]
+        if missing:
+            raise ConfigError(
+                f"{self.name} lacks the column{'s'[: len(missing) > 1]} {', '.join(missing)}. "
+                f"Needed: {', '.join(columns)}. There are: {', '.join(self.columns) or 'none'}."
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class RowSamples:
+    """The samples of a table, made one at a time."""
+
+    rows: Rows
+    make: Callable[[Row, int], Sample]
+    kinds: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        try:
+            return self.make(self.rows[index], index)
+        except QzoomError as error:
+            raise type(error)(f"Row {index + 1} of {self.rows.name}: {error}") from error
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # a cell that holds something else
+            raise ConfigError(f"Row {index + 1} of {self.rows.name} cannot be asked: {_why(error)}.") from error
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+
+def open_rows(source: Source, place: Place, columns: Sequence[str] = ()) -> Rows:
+    """The table at `source.path` (a local file or folder, or a hub id), else the first of the hub's ids that loads.
+
+    Raises:
+        ConfigError: nothing there can be read (each reason is given), the split is not there, or a column is missing.
+    """
+    if source.path is None:
+        return _first_on_hub(place, source.split).need(columns)
+    path = Path(source.path).expanduser()
+    if path.exists():
+        return open_path(path, place, split=source.split).need(columns)
+    if not _is_hub_id(source.path):
+        raise ConfigError(
+            f"There is nothing at {source.path}. Give a local file or folder, or a hub id such as {_id(place)}."
+        )
+    return _first_on_hub(place._replace(ids=(source.path,)), source.split).need(columns)
+
+
+def open_path(path: Path, place: Place | None = None, *, split: str | None = None) -> Rows:
+    """The table in a local file or folder; ConfigError if it cannot be read."""
+    place = place or Place(())
+    try:
+        if path.is_file():
+            return _file(path)
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            from datasets import load_from_disk
+
+            return _dataset(load_from_disk(str(path)), str(path), path, split or place.split)
+        if place.file and (path / place.file).is_file():
+            return _file(path / place.file)
+        return _folder(str(path), place, split, folder=path)
+    except ConfigError:
+        raise
+    except Exception as error:  # pyarrow, pandas and datasets each have their own errors for a damaged file
+        raise ConfigError(f"Cannot read {path} as a table: {_why(error)}.") from error
+
+
+def _file(path: Path) -> Rows:
+    suffix, name, folder = path.suffix.lower(), str(path), path.parent
+    if suffix == ".jsonl":
+        lines = _Lines(path)
+        return Rows(name, lines, tuple(dict.fromkeys(key for row in lines for key in row)), folder)
+    if suffix == ".json":
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
+            raise ConfigError(f"{path} is not a list of rows: write [{{...}}, ...], or one row a line as .jsonl.")
+        return Rows(name, data, tuple(dict.fromkeys(key for row in data for key in row)), folder)
+    from datasets import Dataset, Features, Value
+
+    if suffix == ".parquet":
+        return _dataset(Dataset.from_parquet(name), name, folder, None)
+    if suffix in _SEPARATORS:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = next(csv.reader(file, delimiter=_SEPARATORS[suffix]), [])
+        data = Dataset.from_csv(
+            name,
+            features=Features({column: Value("string") for column in header}),
+            sep=_SEPARATORS[suffix],
+            encoding="utf-8-sig",
+            keep_default_na=False,
+        )
+        return _dataset(data, name, folder, None)
+    raise ConfigError(f"Cannot read {path} as a table. Files that are read: {', '.join(SUFFIXES)}.")
+
+
+def _first_on_hub(place: Place, split: str | None) -> Rows:
+    reasons = []
+    for name in place.ids:
+        try:
+            if place.file is None:
+                return _folder(name, place, split, folder=None)
+            from huggingface_hub import snapshot_download
+
+            return _file(Path(snapshot_download(name, repo_type="dataset")) / place.file)
+        except Exception as error:  # the hub's client, its transports and the readers each raise their own
+            reasons.append(f"{name}: {_why(error)}")
+    raise ConfigError(
+        "None of the hub's datasets could be loaded. "
+        + "; ".join(reasons)
+        + ". Check the connection, or give a local copy or another id as the path."
+    )
+
+
+def _folder(name: str, place: Place, split: str | None, *, folder: Path | None) -> Rows:
+    """A hub repository or a local copy of one, which `datasets` reads alike."""
+    from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset
+
+    configs = get_dataset_config_names(name)
+    if place.config in configs:
+        config = place.config
+    elif len(configs) == 1:
+        config = configs[0]
+    else:
+        raise ConfigError(f"{name} has no configuration {place.config!r}. There are: {', '.join(configs)}.")
+    chosen = _split(name, get_dataset_split_names(name, config), split or place.split)
+    return _dataset(load_dataset(name, config, split=chosen), name, folder, None)
+
+
+def _dataset(data: Any, name: str, folder: Path | None, split: str | None) -> Rows:
+    """`data` (a Dataset, or a DatasetDict and the split to take) with its pictures left encoded."""
+    from datasets import DatasetDict, Image, List
+
+    if isinstance(data, DatasetDict):
+        data = data[_split(name, list(data), split or "test")]
+    for column, feature in data.features.items():
+        if isinstance(feature, Image):
+            data = data.cast_column(column, Image(decode=False))
+        elif isinstance(feature, List) and isinstance(feature.feature, Image):
+            data = data.cast_column(column, List(Image(decode=False)))
+    return Rows(name, data, tuple(data.column_names), folder)
+
+
+def _split(name: str, there: Sequence[str], wanted: str) -> str:
+    if wanted in there:
+        return wanted
+    if len(there) == 1:
+        return there[0]
+    raise ConfigError(f"{name} has no split {wanted!r}. There are: {', '.join(there)}.")
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """JSON lines that are parsed when they are asked for."""
+
+    path: Path
+    at: list[int] = field(default_factory=list)
+    """Where each line that is not blank starts."""
+
+    def __post_init__(self) -> None:
+        position = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                if line.strip():
+                    self.at.append(position)
+                position += len(line)
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def __getitem__(self, index: int) -> Row:
+        with self.path.open("rb") as file:
+            file.seek(self.at[index])
+            try:
+                row = json.loads(file.readline().decode("utf-8-sig"))
+            except ValueError as error:
+                raise ConfigError(f"Row {index + 1} of {self.path} is not JSON: {error}.") from None
+        if not isinstance(row, dict):
+            raise ConfigError(f"Row {index + 1} of {self.path} is not an object: write {{...}}.")
+        return row
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+
+def _is_hub_id(text: str) -> bool:
+    parts = text.split("/")
+    return (
+        len(parts) == 2
+        and all(part and part not in (".", "..", "~") for part in parts)
+        and Path(text).suffix[1:] not in {suffix[1:] for suffix in SUFFIXES}
+    )
+
+
+def _id(place: Place) -> str:
+    return place.ids[0] if place.ids else "owner/name"
+
+
+def _why(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(". ")

@@ -1,0 +1,74 @@
+"""Samples: questions about images, and where to read them from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from PIL import Image
+from pydantic import JsonValue
+
+from qzoom_agent.geometry import Box
+from qzoom_agent.images import MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one image.
+
+    `boxes` are where the answer is, in pixels of `image` and in the order in which they must be read; empty where
+    nobody knows or where `coarse_suffices`. `answers` are all accepted ones and `answer` the first of them. `options`
+    are the texts of a multiple choice in the order shown (A first). Samples of one `cluster` share an image or are
+    rotations of one question: they are not independent.
+    """
+
+    id: str
+    suite: str
+    kind: str
+    """Category that is reported by itself."""
+    image: Image.Image
+    question: str
+    """As it is asked, options and instruction included."""
+    answer: str
+    boxes: tuple[Box, ...] = ()
+    coarse_suffices: bool | None = None
+    """Whether a coarse view holds the answer; None where nobody knows."""
+    answers: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    cluster: str = ""
+    """Empty: the sample's own id."""
+    meta: Mapping[str, JsonValue] = field(default_factory=dict)
+    """What the suite's scorer or aggregate needs beside."""
+
+
+class Samples(Protocol):
+    """Samples that are read (images decoded) one at a time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """The kind of every sample, without decoding an image."""
+        ...
+
+
+class Source(NamedTuple):
+    """Where to read a suite from, where that differs from its own."""
+
+    path: str | None = None
+    """A local folder or file, or another hub id."""
+    split: str | None = None
+    seed: int = 0
+    """For suites that draw their samples."""
+    fonts: Path | None = None
+    """For suites that draw their samples: other typefaces."""
+    n: int | None = None
+    """For suites that draw their samples: how many there are (None: the suite's own number)."""
+    max_pixels: int = MAX_PIXELS
+    """For suites of your own: most pixels of a picture."""

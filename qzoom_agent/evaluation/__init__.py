@@ -1,0 +1,1 @@
+"""Evaluation: tasks, scorers, statistics and the runner that asks an agent."""

@@ -1,0 +1,244 @@
+"""Two runs over the same samples, compared in pairs: accuracy, cost, what flipped, and what zooming did.
+
+Samples are paired by suite and id, and only if both runs showed the same image and asked the same question: two runs
+that asked different things are not compared. Where both runs asked a sample several times, the means are paired.
+
+What zooming did shows in the pairs of which one run was shown a crop and the other was not:
+
+    helped     right with the crop, wrong without          tool gain is its share of all pairs of samples
+    harmed     wrong with the crop, right without          tool harm is its share
+    needless   right either way: the crop only cost
+    in vain    wrong either way
+
+Gate regret of a run is the share of all pairs in which it decided wrongly whether to zoom: it zoomed though the other
+was right without, or did not, was wrong, and the other was right with a crop. Against `direct` the first half shows,
+against `always` the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.sample_result import Row
+from qzoom_agent.evaluation.stats import Paired, paired
+from qzoom_agent.evaluation.summary import Results, by_sample
+
+RIGHT = 0.5
+"""An answer worth at least this is right, where right and wrong are counted."""
+
+
+class _Figures(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Zooming(_Figures):
+    """What zooming did, in pairs of which one was shown a crop. See the module's note."""
+
+    pairs: int
+    helped: int
+    harmed: int
+    needless: int
+    in_vain: int
+    tool_gain: float
+    tool_harm: float
+    regret_before: float
+    """Gate regret of the first run."""
+    regret_after: float
+    """Gate regret of the second run."""
+
+
+class Flip(_Figures):
+    """A sample that one run got right and the other wrong."""
+
+    suite: str
+    id: str
+    kind: str
+    question: str
+    gold: str
+    became: Literal["right", "wrong"]
+    before: str | None
+    after: str | None
+    trace_before: str | None
+    """File of the first run's trace; None if it was not kept."""
+    trace_after: str | None
+
+
+class SuiteComparison(_Figures):
+    """One suite of two runs: the second minus the first."""
+
+    suite: str
+    scorer: str
+    n: int
+    """Pairs."""
+    only_before: int
+    only_after: int
+    """Samples that only one of the runs has; they are left out."""
+    accuracy: tuple[float, float]
+    """Of both runs, over the pairs."""
+    difference: Paired
+    visual_tokens: Paired
+    token_layers: Paired
+    seconds: Paired
+    zooming: Zooming
+    flips: list[Flip]
+
+
+class Comparison(_Figures):
+    """Two runs."""
+
+    before: str
+    after: str
+    """Their folders."""
+    suites: dict[str, SuiteComparison]
+
+
+class Pair(NamedTuple):
+    """The same sample in two runs, its repeats."""
+
+    before: list[Row]
+    after: list[Row]
+
+
+def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -> Comparison:
+    """The second run minus the first, suite by suite.
+
+    `scorer` is whose accuracy is compared; None: the one that leads in the second run. ConfigError if the runs have no
+    suite in common, no sample in common, or no such scorer in both.
+    """
+    found: dict[str, SuiteComparison] = {}
+    ours, theirs = before.latest(), after.latest()
+    common = [name for name in after.ask.suites if name in before.ask.suites]
+    if not common:
+        raise ConfigError(
+            f"The runs have no suite in common: {', '.join(before.ask.suites)} in {before.path}, "
+            f"{', '.join(after.ask.suites)} in {after.path}."
+        )
+    leading = {name: each.scorer for name, each in Results.of(after).suites.items()} if scorer is None else {}
+    for name in common:
+        pairs, alone = _pairs([row for row in ours if row.suite == name], [row for row in theirs if row.suite == name])
+        if not pairs:
+            raise ConfigError(
+                f"{name}: the runs have no sample in common. Both need the same --seed, --split and source."
+            )
+        chosen = scorer or leading[name]
+        if any(chosen not in row.scores for row in (pairs[0].before[0], pairs[0].after[0])):
+            raise ConfigError(f"{name}: there is no scorer {chosen!r} in both runs. `qzoom eval rescore` adds one.")
+        found[name] = _compare(name, pairs, alone, chosen, before, after)
+    return Comparison(before=str(before.path), after=str(after.path), suites=found)
+
+
+def _pairs(before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Pair], tuple[int, int]]:
+    """The samples that both have, and how many only one has."""
+    first, second = by_sample(before), by_sample(after)
+    pairs = [Pair(first[id], rows) for id, rows in second.items() if id in first]
+    for pair in pairs:
+        one, two = pair.before[0], pair.after[0]
+        if one.image and two.image and (one.image, one.question) != (two.image, two.question):
+            raise ConfigError(
+                f"The runs asked different things: sample {one.id} has another "
+                f"{'image' if one.image != two.image else 'question'} in each. Run one of them again."
+            )
+    return pairs, (len(first) - len(pairs), len(second) - len(pairs))
+
+
+def _compare(
+    name: str, pairs: Sequence[Pair], alone: tuple[int, int], scorer: str, before: RunFolder, after: RunFolder
+) -> SuiteComparison:
+    clusters = [pair.after[0].cluster for pair in pairs]
+
+    def difference(value: str) -> Paired:
+        first, second = (
+            [fmean(_measure(row, value, scorer) for row in rows) for rows in side] for side in zip(*pairs, strict=True)
+        )
+        return paired(first, second, clusters=clusters)
+
+    return SuiteComparison(
+        suite=name,
+        scorer=scorer,
+        n=len(pairs),
+        only_before=alone[0],
+        only_after=alone[1],
+        accuracy=(
+            fmean(worth(pair.before, scorer) for pair in pairs),
+            fmean(worth(pair.after, scorer) for pair in pairs),
+        ),
+        difference=difference("accuracy"),
+        visual_tokens=difference("visual_tokens"),
+        token_layers=difference("token_layers"),
+        seconds=difference("seconds"),
+        zooming=zooming(pairs, scorer),
+        flips=[flip for pair in pairs for flip in _flips(pair, scorer, before, after)],
+    )
+
+
+def _measure(row: Row, value: str, scorer: str) -> float:
+    if value == "accuracy":
+        return row.value(scorer)
+    if value == "visual_tokens":
+        return row.visual_tokens
+    return row.token_layers if value == "token_layers" else row.usage.seconds.total
+
+
+def worth(rows: Sequence[Row], scorer: str) -> float:
+    """What a sample is worth over its repeats."""
+    return fmean(row.value(scorer) for row in rows)
+
+
+def zooming(pairs: Sequence[Pair], scorer: str) -> Zooming:
+    """What zooming did; of several repeats the first counts."""
+    counts = {"helped": 0, "harmed": 0, "needless": 0, "in_vain": 0}
+    regret = [0, 0]
+    for pair in pairs:
+        rows = (pair.before[0], pair.after[0])
+        if (rows[0].zooms > 0) == (rows[1].zooms > 0):
+            continue
+        zoomed = int(rows[1].zooms > 0)
+        with_crop, without = (rows[at].value(scorer) >= RIGHT for at in (zoomed, 1 - zoomed))
+        counts[_OUTCOMES[with_crop, without]] += 1
+        regret[zoomed] += without
+        regret[1 - zoomed] += with_crop and not without
+    n = len(pairs)
+    return Zooming(
+        pairs=sum(counts.values()),
+        **counts,
+        tool_gain=counts["helped"] / n,
+        tool_harm=counts["harmed"] / n,
+        regret_before=regret[0] / n,
+        regret_after=regret[1] / n,
+    )
+
+
+_OUTCOMES = {(True, False): "helped", (False, True): "harmed", (True, True): "needless", (False, False): "in_vain"}
+"""By (right with the crop, right without)."""
+
+
+def _flips(pair: Pair, scorer: str, before: RunFolder, after: RunFolder) -> list[Flip]:
+    was, now = worth(pair.before, scorer) >= RIGHT, worth(pair.after, scorer) >= RIGHT
+    if was == now:
+        return []
+    one, two = pair.before[0], pair.after[0]
+    return [
+        Flip(
+            suite=two.suite,
+            id=two.id,
+            kind=two.kind,
+            question=two.question,
+            gold=two.gold[0],
+            became="right" if now else "wrong",
+            before=one.answer,
+            after=two.answer,
+            trace_before=_trace(before, one),
+            trace_after=_trace(after, two),
+        )
+    ]
+
+
+def _trace(folder: RunFolder, row: Row) -> str | None:
+    path = folder.trace_path(row.key)
+    return str(path) if path.exists() else None

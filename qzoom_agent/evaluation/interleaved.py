@@ -1,0 +1,164 @@
+"""Several configurations of one model measured in one run: each question is asked of all of them before the next.
+
+A machine that slows down then slows all of them, and every comparison is of the same questions, pair by pair. The
+order of the configurations turns with the questions, so that none always comes first. All share one copy of the
+weights, answer one question at a time, and nothing that one computed is there for another. A first question that does
+not count warms each of them up.
+
+An interrupted run goes on from its journal, one line a question.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from qzoom_agent.agent import Agent
+from qzoom_agent.data.samples import Sample
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.provenance import fingerprint
+from qzoom_agent.evaluation.scorers.match import exact_match
+from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
+from qzoom_agent.geometry import Box
+
+COVERED = 0.95
+"""Share of a needle that a crop has to hold."""
+
+
+class Cell(BaseModel):
+    """One question answered under one configuration."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    id: str
+    kind: str
+    easy: bool
+    """The coarse view holds the answer."""
+    correct: bool
+    zoomed: bool
+    covered: bool | None
+    """95 % of each needle lies in a crop; None without needles."""
+    visual_tokens: int
+    token_layers: float
+    """Work of coarse pass, branches and answer: tokens times decoder layers."""
+    seconds: float
+    """Wall-clock time of `Agent.run`, all of it."""
+
+
+Table = dict[str, list[Cell]]
+"""By the name of the configuration its cells, the same questions in the same order."""
+_LINE = TypeAdapter(dict[str, Cell])
+
+
+def measure(
+    arms: Mapping[str, Agent],
+    suite: str,
+    *,
+    n: int,
+    seed: int = 0,
+    split: str = "test",
+    boxes: Mapping[str, Callable[[Sample], Sequence[Box]]] | None = None,
+    journal: Path | None = None,
+    note: Callable[[int], None] = lambda done: None,
+) -> Table:
+    """Ask all agents the first `n` questions of a needle suite.
+
+    Args:
+        arms: agents by name; they may share a backend.
+        boxes: for policy `oracle`, where to crop instead of at the needle, by name of the arm.
+        journal: file that keeps finished questions.
+        note: told after each question how many are done.
+    Raises:
+        ConfigError: `journal` is of other arms, weights or questions.
+        BackendError: a model failed; what is finished is kept.
+    """
+    settings = {
+        "suite": suite,
+        "seed": seed,
+        "split": split,
+        "arms": {name: agent.config.model_dump(mode="json") for name, agent in arms.items()},
+        "weights": {name: weights_of(agent) for name, agent in arms.items()},
+    }
+    done = {} if journal is None else _open(journal, settings)
+    rows: list[dict[str, Cell]] = []
+    names, warm = list(arms), False
+    for index in range(n):
+        if index not in done:
+            if not warm:
+                first = sample(suite, sample_seed(seed, n), split=split)
+                _ask_all(arms, names, first, boxes or {})
+                warm = True
+            turned = names[index % len(names) :] + names[: index % len(names)]
+            question = sample(suite, sample_seed(seed, index), split=split)
+            done[index] = _ask_all(arms, turned, question, boxes or {})
+            if journal is not None:
+                with journal.open("a", encoding="utf-8") as file:
+                    file.write(f"\n{index} {_LINE.dump_json(done[index]).decode()}")
+        rows.append(done[index])
+        note(index + 1)
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def weights_of(agent: Agent) -> dict[str, str | None]:
+    """What tells the weights of an agent from others that go by the same name (None: nothing does)."""
+    branches = getattr(agent.backend, "branches", None)
+    base = fingerprint(agent.backend.name, base_only=True)
+    return {"base": base, "branches": None if branches is None else branches.digest()}
+
+
+def _ask_all(
+    arms: Mapping[str, Agent],
+    names: Sequence[str],
+    question: Sample,
+    boxes: Mapping[str, Callable[[Sample], Sequence[Box]]],
+) -> dict[str, Cell]:
+    return {
+        name: _ask(arms[name], question, boxes[name](question) if name in boxes else question.boxes) for name in names
+    }
+
+
+def _ask(agent: Agent, question: Sample, gold: Sequence[Box]) -> Cell:
+    began = perf_counter()
+    answer = agent.run(question.image, question.question, boxes=gold if agent.config.policy == "oracle" else None)
+    seconds = perf_counter() - began
+    trace = answer.trace
+    crops = [view.region for view in trace.views if view.kind == "crop"]
+    looked = 0.0 if trace.perception is None else trace.perception.token_layers
+    covered = [max((crop.coverage(needle) for crop in crops), default=0.0) >= COVERED for needle in question.boxes]
+    return Cell(
+        id=question.id,
+        kind=question.kind,
+        easy=bool(question.coarse_suffices),
+        correct=trace.status != "error" and exact_match(answer.text, question.answer),
+        zoomed=bool(crops),
+        covered=all(covered) if covered else None,
+        visual_tokens=trace.usage.visual_tokens,
+        token_layers=looked + sum(turn.token_layers for turn in trace.turns),
+        seconds=seconds,
+    )
+
+
+def _open(journal: Path, settings: Mapping[str, object]) -> dict[int, dict[str, Cell]]:
+    """Finished questions by index; starts the file if there is none."""
+    head = json.dumps(settings, sort_keys=True)
+    lines = journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
+    if not lines:
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        journal.write_text(head, encoding="utf-8")
+        return {}
+    if lines[0] != head:
+        raise ConfigError(
+            f"{journal} is of other configurations, weights or questions. Delete it, or take another --out."
+        )
+    done: dict[int, dict[str, Cell]] = {}
+    for line in lines[1:]:
+        index, _, text = line.partition(" ")
+        try:
+            done[int(index)] = _LINE.validate_json(text)
+        except (ValueError, ValidationError):
+            continue  # torn by a kill: asked again
+    return done

@@ -1,0 +1,276 @@
+"""Accuracy against cost: the coarse view alone at every budget, against a model that looks first.
+
+Baseline is `direct` at each budget up to the whole board. Against it stand, at the coarse budgets, Q-Zoom (`implicit`:
+gate, then the proposed crop), the same without its gate (`always`) and with the known needle instead of the proposal
+(`oracle`, the ceiling). One interleaved run (`interleaved`): same weights, prompts, questions and machine. A `rival`
+has weights of its own, say of a model that was trained to read whole images; it is measured as the baseline is, and
+where it is better, it is the baseline.
+
+Two figures sum it up, as in the paper (arXiv 2604.06912): how much faster Q-Zoom is where it is at least as accurate as
+the best baseline, and how much more accurate its best is than the baseline's best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Final
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from qzoom_agent.agent import Agent
+from qzoom_agent.config import PolicyName
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.interleaved import Cell, Table
+from qzoom_agent.evaluation.stats import Interval, paired, wilson
+
+SUITES: Final = ("needle-scene", "needle-doc", "needle-global")
+BUDGETS: Final = (64, 100, 144, 256, 400, 576)
+"""Of the baseline, in visual tokens; the last is the whole board."""
+COARSE: Final = (64, 100, 144, 256)
+"""Of the coarse view of those that zoom."""
+ZOOMING: Final[tuple[PolicyName, ...]] = ("implicit", "always", "oracle")
+LABELS: Final = {
+    "direct": "baseline",
+    "rival": "rival",
+    "implicit": "Q-Zoom",
+    "always": "Q-Zoom, no gate",
+    "oracle": "oracle crop",
+}
+_PLAIN: Final = ("direct", "rival")
+"""Those that never zoom."""
+
+
+class Point(BaseModel):
+    """One configuration on one suite."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    suite: str
+    policy: str
+    budget: int
+    """Most visual tokens of the coarse view."""
+    n: int
+    accuracy: float
+    interval: Interval
+    visual_tokens: float
+    """Mean, crops included."""
+    token_layers: float
+    """Mean."""
+    seconds: float
+    """Mean; throughput is its inverse."""
+    median_seconds: float
+    zooms: float
+    """Share of the questions that were zoomed."""
+    covered: float | None
+    """Share of the needles of which 95 % lie in a crop."""
+
+
+class Headline(BaseModel):
+    """What a suite comes to."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    suite: str
+    baseline: Point
+    """The most accurate of baseline and rival, the cheapest of those."""
+    fastest: Point | None
+    """The fastest Q-Zoom that is no less accurate; None where none is."""
+    speed: float | None
+    """Seconds of that baseline over seconds of that Q-Zoom."""
+    speed_interval: Interval | None
+    best: Point
+    """The most accurate Q-Zoom."""
+    gain: float
+    """Its accuracy minus that of the baseline, over the same questions."""
+    gain_interval: Interval | None
+
+
+def arms(
+    model: str,
+    *,
+    budgets: Sequence[int],
+    coarse: Sequence[int],
+    branches: Path | None = None,
+    rival: str | None = None,
+) -> dict[str, Agent]:
+    """The agents to compare, by "policy@budget"; all but the rival share one copy of the weights.
+
+    Args:
+        rival: another model, under policy `direct` at the budgets of the baseline.
+    Raises:
+        ConfigError: the model has no branches.
+    """
+    first = Agent.from_pretrained(model, branches=branches, policy="direct")
+    if not first.backend.perceives:
+        raise ConfigError(
+            f"The model '{model}' has no branches, so there is nothing to compare. Train them (qzoom train branches), "
+            "or give their folder with --branches."
+        )
+    named: list[tuple[PolicyName, int]] = [("direct", budget) for budget in budgets]
+    named += [(policy, budget) for policy in ZOOMING for budget in coarse]
+    found = {f"{policy}@{budget}": _arm(first, policy, budget) for policy, budget in named}
+    if rival is not None:
+        other = Agent.from_pretrained(rival, policy="direct")
+        found |= {f"rival@{budget}": _arm(other, "direct", budget) for budget in budgets}
+    return found
+
+
+def _arm(agent: Agent, policy: PolicyName, budget: int) -> Agent:
+    """The same weights under another policy and budget."""
+    return Agent(agent.backend, config=agent.config.replace(policy=policy, **{"budget.coarse_tokens": budget}))
+
+
+def points(suite: str, table: Table) -> list[Point]:
+    """The figures of every configuration."""
+    return [_point(suite, name, cells) for name, cells in table.items()]
+
+
+def _point(suite: str, name: str, cells: Sequence[Cell]) -> Point:
+    policy, _, budget = name.partition("@")
+    right = sum(cell.correct for cell in cells)
+    covered = [cell.covered for cell in cells if cell.covered is not None]
+    return Point(
+        suite=suite,
+        policy=policy,
+        budget=int(budget),
+        n=len(cells),
+        accuracy=right / len(cells),
+        interval=wilson(right, len(cells)),
+        visual_tokens=fmean(cell.visual_tokens for cell in cells),
+        token_layers=fmean(cell.token_layers for cell in cells),
+        seconds=fmean(cell.seconds for cell in cells),
+        median_seconds=median(cell.seconds for cell in cells),
+        zooms=fmean(cell.zoomed for cell in cells),
+        covered=fmean(covered) if covered else None,
+    )
+
+
+def headline(suite: str, table: Table) -> Headline:
+    """Speed at no lower accuracy, and the gain of the best over the best."""
+    every = {name: _point(suite, name, cells) for name, cells in table.items()}
+    plain = {name: one for name, one in every.items() if one.policy in _PLAIN}
+    ours = {name: one for name, one in every.items() if one.policy == "implicit"}
+    base = min(plain, key=lambda name: (-plain[name].accuracy, plain[name].budget))
+    best = min(ours, key=lambda name: (-ours[name].accuracy, ours[name].budget))
+    enough = [name for name in ours if ours[name].accuracy >= plain[base].accuracy]
+    fastest = min(enough, key=lambda name: ours[name].seconds) if enough else None
+    gain = paired([cell.correct for cell in table[base]], [cell.correct for cell in table[best]])
+    speed = None if fastest is None else ratio(_seconds(table[base]), _seconds(table[fastest]))
+    return Headline(
+        suite=suite,
+        baseline=plain[base],
+        fastest=None if fastest is None else ours[fastest],
+        speed=None if speed is None else speed[0],
+        speed_interval=None if speed is None else speed[1],
+        best=ours[best],
+        gain=gain.difference,
+        gain_interval=gain.interval,
+    )
+
+
+def _seconds(cells: Sequence[Cell]) -> list[float]:
+    return [cell.seconds for cell in cells]
+
+
+def ratio(above: Sequence[float], below: Sequence[float], *, resamples: int = 2000) -> tuple[float, Interval | None]:
+    """Ratio of the means of paired values, with its 95 % bootstrap interval (None for fewer than two pairs)."""
+    pairs = np.array([above, below], dtype=np.float64)
+    value = float(pairs[0].mean() / pairs[1].mean())
+    if pairs.shape[1] < 2:
+        return value, None
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(resamples):
+        drawn = pairs[:, rng.integers(0, pairs.shape[1], pairs.shape[1])].mean(axis=1)
+        found.append(drawn[0] / drawn[1])
+    low, high = np.quantile(found, [0.025, 0.975])
+    return value, Interval(float(low), float(high))
+
+
+def headline_table(headlines: Sequence[Headline]) -> str:
+    """Markdown: one line a suite."""
+    lines = [
+        "| suite | n | baseline's best | Q-Zoom at least as accurate | speed | Q-Zoom's best | difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in headlines:
+        fast = "none" if one.fastest is None else f"{one.fastest.accuracy:.1%} at {one.fastest.budget}"
+        whose = " (rival)" if one.baseline.policy == "rival" else ""
+        speed = "not reached" if one.speed is None else f"{one.speed:.2f}x{_range(one.speed_interval, '.2f')}"
+        cells = (
+            one.suite,
+            str(one.baseline.n),
+            f"{one.baseline.accuracy:.1%} at {one.baseline.budget}{whose}",
+            fast,
+            speed,
+            f"{one.best.accuracy:.1%} at {one.best.budget}",
+            f"{100 * one.gain:+.1f}{_range(one.gain_interval, '+.1f', 100)} points",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def points_table(found: Sequence[Point]) -> str:
+    """Markdown: one line a configuration."""
+    lines = [
+        "| suite | | coarse budget | accuracy | 95 % interval | zooms | needle in crop | visual tokens | token-layers "
+        "| seconds | a second |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        cells = (
+            one.suite,
+            LABELS[one.policy],
+            str(one.budget),
+            f"{one.accuracy:.1%}",
+            f"{one.interval.low:.1%} to {one.interval.high:.1%}",
+            f"{one.zooms:.0%}",
+            "-" if one.covered is None or one.policy in _PLAIN else f"{one.covered:.1%}",
+            f"{one.visual_tokens:.0f}",
+            f"{one.token_layers:.0f}",
+            f"{one.seconds:.3f}",
+            f"{1 / one.seconds:.1f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _range(interval: Interval | None, form: str, scale: float = 1.0) -> str:
+    return "" if interval is None else f" ({scale * interval[0]:{form}} to {scale * interval[1]:{form}})"
+
+
+def put(file: Path, text: str, *, mark: str = "pareto") -> None:
+    """Replace what stands between `<!-- MARK:begin -->` and `<!-- MARK:end -->` in a Markdown file.
+
+    Raises:
+        ConfigError: see `around`.
+    """
+    before, after = around(file, mark=mark)
+    file.write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
+
+
+def around(file: Path, *, mark: str = "pareto") -> tuple[str, str]:
+    """What stands up to the mark at the beginning of the results, and from that at their end on.
+
+    Raises:
+        ConfigError: the file is not there, or lacks the marks.
+    """
+    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"Cannot write results into {file}: {error.strerror}. Give a Markdown file.") from None
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ConfigError(f"{file} has no place for results. Write {begin} and {end} on lines of their own.")
+    return text[: text.index(begin) + len(begin)], text[text.index(end) :]
+
+
+def by_policy(found: Sequence[Point]) -> Mapping[str, list[Point]]:
+    """The points of each curve, by ascending budget."""
+    curves: dict[str, list[Point]] = {}
+    for one in sorted(found, key=lambda one: one.budget):
+        curves.setdefault(one.policy, []).append(one)
+    return curves

@@ -1,0 +1,274 @@
+"""A run on disk: everything that was asked, answered and measured under one configuration, in one folder.
+
+    config.yaml           the resolved configuration; `--config` takes it to repeat the run
+    run.json              what is asked: suites, how many samples of each, seed, repeats, which weights
+    env.json              the machines and versions it ran on
+    samples.jsonl         one `Row` a line, appended and flushed as samples are finished
+    samples.<i>.jsonl     the same from process i of several, until they are merged
+    results.json          the figures (`evals.summary.Results`)
+    report.html           the same to look at
+    traces/<key>.json     the whole record of each episode; traces/images/ holds the pictures by digest, shared
+    ablations/<policy>/   run folders of the same questions under other policies
+
+Invariants: a row is on disk before the next sample is asked, and after its trace; a torn last line, left by a kill, is
+as if it had never been written; one process at a time writes into a folder. A folder only grows: it may be asked for
+more samples, repeats or suites, never for another configuration, seed or set of weights.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import PIL.Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qzoom_agent.config import AgentConfig
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.sample_result import Answered, Row
+from qzoom_agent.evaluation.selection import Part
+from qzoom_agent.files import require_folder, whole
+from qzoom_agent.trace import Trace, by_digest
+
+PICTURE_SIDE = 1600
+"""Pictures of traces are JPEG and no larger: they are to look at; the exact pixels are the suite's."""
+_QUALITY = 82
+
+
+class Ask(BaseModel):
+    """What a run asks (`run.json`)."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    version: str = "1.0"
+    seed: int
+    weights: str | None
+    """Fingerprint of the weights (`evals.identity`), so that retrained ones are another run; None where unknown."""
+    repeats: int
+    suites: dict[str, Part]
+
+    def grown(self, later: Ask) -> Ask:
+        """This and what is asked `later`. ConfigError for a change that is not growth, saying which."""
+        differ = [
+            f"{name}: {old!r} then, {new!r} now"
+            for name, old, new in (("seed", self.seed, later.seed), ("weights", self.weights, later.weights))
+            if old != new
+        ]
+        if later.repeats < self.repeats:
+            differ.append(f"repeats: {self.repeats} then, {later.repeats} now")
+        for name in self.suites.keys() & later.suites.keys():
+            differ += [f"{name}: {text}" for text in _shrinks(self.suites[name], later.suites[name])]
+        if differ:
+            raise ConfigError(
+                f"The run folder is of another evaluation. Different: {'; '.join(differ)}. "
+                "A folder may only be asked for more; choose another --out."
+            )
+        return later.model_copy(update={"suites": self.suites | later.suites})
+
+
+def _shrinks(old: Part, new: Part) -> Iterator[str]:
+    for name in ("path", "split", "fonts", "coarse_tokens"):
+        before, after = getattr(old, name), getattr(new, name)
+        if before != after:
+            yield f"{name} {before!r} then, {after!r} now"
+    if new.planned < old.planned:
+        yield f"{old.planned} samples then, {new.planned} now"
+    whole = new.planned == new.total
+    if (old.stratified and (old.total != new.total or not (new.stratified or whole))) or (
+        new.stratified and not old.stratified
+    ):
+        yield "the samples of --limit are others than the first ones"
+
+
+class RunFolder:
+    """The files of a run. Reading never changes them."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def existing(cls, path: Path | str) -> Self:
+        """A folder to read. ConfigError if there is no run in it."""
+        folder = cls(path)
+        if not (folder.path / "run.json").is_file():
+            raise ConfigError(f"There is no run in {path}: it has no run.json. Give a folder that `qzoom eval` wrote.")
+        return folder
+
+    # -- what is asked ---------------------------------------------------------------------------------------------
+
+    @property
+    def ask(self) -> Ask:
+        try:
+            return Ask.model_validate_json(self._read("run.json"))
+        except ValidationError as error:
+            raise ConfigError(f"{self.path / 'run.json'} cannot be read: {error}. Run the evaluation again.") from None
+
+    @property
+    def config(self) -> AgentConfig:
+        return AgentConfig.load(self.path / "config.yaml")
+
+    def begin(self, config: AgentConfig, ask: Ask, environment: Mapping[str, str]) -> Ask:
+        """Write what is asked, or check it against what was: returns the whole of it.
+
+        ConfigError if the folder holds another evaluation, or cannot be written.
+        """
+        require_folder(self.path)
+        if (self.path / "run.json").exists():
+            differ = list(_differ(self.config.model_dump(mode="json"), config.model_dump(mode="json")))
+            if differ:
+                raise ConfigError(
+                    f"{self.path} is of another evaluation. Different: {'; '.join(differ)}. Choose another --out."
+                )
+            ask = self.ask.grown(ask)
+        self.write("config.yaml", config.to_yaml())
+        self.write("run.json", ask.model_dump_json(indent=1) + "\n")
+        known = json.loads(self._read("env.json")) if (self.path / "env.json").exists() else []
+        if dict(environment) not in known:
+            self.write("env.json", json.dumps([*known, dict(environment)], indent=1) + "\n")
+        return ask
+
+    def environments(self) -> list[dict[str, str]]:
+        found: list[dict[str, str]] = json.loads(self._read("env.json"))
+        return found
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keeps other processes from writing; ConfigError if one does, or the folder cannot be written.
+
+        A killed process holds nothing.
+        """
+        require_folder(self.path)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(
+                    f"Another process is writing into {self.path}. Wait for it, or choose another --out."
+                ) from None
+            yield
+
+    def rows(self) -> Iterator[Row]:
+        """Every readable line, oldest first; a sample that was asked again appears again."""
+        for path in self._files():
+            with path.open(encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    try:
+                        yield Row.model_validate_json(line)
+                    except ValidationError:
+                        continue  # torn by a kill: its sample is simply asked again
+
+    def latest(self) -> list[Row]:
+        """One row a sample and repeat, the newest, in the order of suites, places and repeats."""
+        newest = {(row.suite, row.index, row.repeat): row for row in self.rows()}
+        order = {name: place for place, name in enumerate(self.ask.suites)}
+        found = (row for row in newest.values() if row.suite in order)
+        return sorted(found, key=lambda row: (order[row.suite], row.index, row.repeat))
+
+    @contextmanager
+    def journal(self, rank: int | None = None) -> Iterator[Journal]:
+        """Where this process appends its rows; `rank` if there are several."""
+        name = "samples.jsonl" if rank is None else f"samples.{rank}.jsonl"
+        with Journal(self.path / name) as journal:
+            yield journal
+
+    def replace_rows(self, rows: list[Row]) -> None:
+        """Put these in place of all there are, in one step."""
+        self.write("samples.jsonl", "".join(row.model_dump_json() + "\n" for row in rows))
+        for path in self._files():
+            if path.name != "samples.jsonl":
+                path.unlink()
+
+    def _files(self) -> list[Path]:
+        # "samples.jsonl" sorts after "samples.0.jsonl", but it is the older: a merge puts everything there.
+        return sorted(self.path.glob("samples*.jsonl"), key=lambda path: (path.name != "samples.jsonl", path.name))
+
+    # -- traces ----------------------------------------------------------------------------------------------------
+
+    def trace_path(self, key: str) -> Path:
+        return self.path / "traces" / f"{key}.json"
+
+    def save_trace(self, key: str, answer: Answered) -> None:
+        """Write the record and its pictures; those that are there already are shared."""
+        images = self.path / "traces" / "images"
+        images.mkdir(parents=True, exist_ok=True)
+        picture = by_digest(answer.trace.views, answer.store.image)
+        for digest in {view.digest for view in answer.trace.views}:
+            target = images / f"{digest}.jpg"
+            if not target.exists():
+                with whole(target) as part:
+                    _small(picture(digest)).save(part, format="JPEG", quality=_QUALITY)
+        # In place: until its row is written, nobody looks for it, and a torn one is written again with its row.
+        self.trace_path(key).write_text(answer.trace.model_dump_json(), encoding="utf-8")
+
+    def trace(self, key: str) -> Trace | None:
+        """The record of an episode, or None if it was not kept."""
+        path = self.trace_path(key)
+        return Trace.load(path) if path.exists() else None
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file in one step; ConfigError if that is impossible."""
+        path = self.path / name
+        try:
+            with whole(path) as part:
+                part.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"Cannot write {path}: {error}. Choose another --out.") from None
+        return path
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"Cannot read {self.path / name}: {error}. Give a folder that `qzoom eval` wrote."
+            ) from None
+
+
+class Journal:
+    """Rows being appended, one flushed line each."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = path.open("ab+")
+        except OSError as error:
+            raise ConfigError(f"Cannot write {path}: {error}. Choose another --out.") from None
+        # A killed run may have left half a line: closed here, so that the next row does not become part of it.
+        if self._file.tell():
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")
+
+    def append(self, row: Row) -> None:
+        self._file.write(row.model_dump_json().encode() + b"\n")
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _differ(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in now:
+        old, new = before.get(key), now[key]
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differ(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}: {old!r} then, {new!r} now"
+
+
+def _small(image: PIL.Image.Image) -> PIL.Image.Image:
+    if max(image.size) > PICTURE_SIDE:
+        image = image.copy()
+        image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    return image

@@ -1,0 +1,235 @@
+"""One sample, answered once: what was asked, what came back, what it is worth and what it cost.
+
+A `Row` is one line of a run folder's `samples.jsonl` and holds everything that scoring, statistics and reports need, so
+that none of them has to load the suite or the model again. Its `key` is a hash of all that decides the answer: the
+sample (image included), the question as asked, the configuration, the weights, the seed. Two rows of one key are the
+same experiment, whenever and wherever they were run.
+
+Gold boxes reach the agent under the policies `oracle` and `random` only, the latter for their sizes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import PIL.Image
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field
+
+from qzoom_agent.config import AgentConfig, PolicyName
+from qzoom_agent.data.samples import Sample
+from qzoom_agent.evaluation.redundancy import Redundancy, count
+from qzoom_agent.evaluation.tasks.task import Score, Scorer
+from qzoom_agent.geometry import Box
+from qzoom_agent.images import digest, load_image
+from qzoom_agent.trace import Quad, Trace, Usage
+from qzoom_agent.views import ViewStore
+
+TAKE_GOLD: frozenset[PolicyName] = frozenset({"oracle", "random"})
+
+
+class Answered(Protocol):
+    """What an agent gives back: `qzoom_agent.agent.Answer` is one."""
+
+    @property
+    def text(self) -> str | None: ...
+    @property
+    def trace(self) -> Trace: ...
+    @property
+    def store(self) -> ViewStore: ...
+
+
+class Runs(Protocol):
+    """Who can be evaluated: `qzoom_agent.agent.Agent`, or anything that answers a question about an image."""
+
+    @property
+    def config(self) -> AgentConfig: ...
+
+    def run(
+        self, image: PIL.Image.Image, question: str, *, boxes: Sequence[Box] | None = None, seed: int | None = None
+    ) -> Answered: ...
+
+
+class Row(BaseModel):
+    """One sample, answered once. See the module's note."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    key: str
+    suite: str
+    index: int
+    """Place of the sample in its suite."""
+    repeat: int = 0
+    id: str
+    kind: str
+    cluster: str
+    """Samples of one cluster are not independent; the sample's own id where it stands alone."""
+    seed: int
+    """The episode's."""
+    image: str
+    """Digest of the sample's image."""
+    size: tuple[int, int]
+    """Its width and height in pixels."""
+    question: str
+    gold: list[str]
+    """All accepted answers, the first is shown."""
+    options: list[str] = Field(default_factory=list)
+    meta: dict[str, JsonValue] = Field(default_factory=dict)
+    boxes: list[Quad] = Field(default_factory=list)
+    """Where the answer is, in pixels of the image; empty where nobody knows or nothing needs a crop."""
+    coarse_suffices: bool | None = None
+
+    answer: str | None = None
+    status: str
+    """The trace's status; "error" also when the agent raised."""
+    error: str | None = None
+    scores: dict[str, Score] = Field(default_factory=dict)
+    """By scorer, the suite's default first."""
+
+    usage: Usage = Field(default_factory=Usage)
+    token_layers: float = 0.0
+    """Prefill work: tokens times decoder layers, of the coarse pass and of all turns."""
+    turns: int = 0
+    zooms: int = 0
+    """Crops shown, whoever asked for them."""
+    unread: int = 0
+    """Attempts to call the zoom tool that could not be read."""
+    gate: float | None = None
+    """The gate's score; None where there was no gate."""
+    fired: bool | None = None
+    """Whether the gate asked for more detail."""
+    proposed: int = 0
+    """Boxes that the branches proposed."""
+    recall: float | None = None
+    """Share of the needle inside the best crop, of the worst-covered needle; None without needles."""
+    iou: float | None = None
+    """Intersection over union of needle and best crop, the mean over needles; None without needles."""
+    redundancy: Redundancy | None = None
+    """The crops and how many of them added nothing (`evals.redundancy`); None where nobody knows what was needed."""
+    elapsed: float = 0.0
+    """Seconds since the process that asked had finished its last sample, whatever ran side by side: they add up to the
+    time of the run."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def visual_tokens(self) -> int:
+        return self.usage.visual_tokens
+
+    @property
+    def calls(self) -> int:
+        """Attempts to call the zoom tool, the unreadable ones counted."""
+        return self.usage.requested + self.unread
+
+    @property
+    def failed_calls(self) -> int:
+        return self.usage.failed + self.unread
+
+    def value(self, scorer: str) -> float:
+        """What the answer is worth, 0 to 1. A failed sample is worth 0."""
+        return self.scores[scorer].value if scorer in self.scores else 0.0
+
+    def sample(self) -> Sample:
+        """The sample as scorers want it. Its image is not kept: a pixel stands for it."""
+        return Sample(
+            id=self.id,
+            suite=self.suite,
+            kind=self.kind,
+            image=PIL.Image.new("RGB", (1, 1)),
+            question=self.question,
+            answer=self.gold[0],
+            boxes=tuple(Box(*box) for box in self.boxes),
+            coarse_suffices=self.coarse_suffices,
+            answers=tuple(self.gold),
+            options=tuple(self.options),
+            cluster=self.cluster,
+            meta=self.meta,
+        )
+
+    def rescored(self, scorers: Mapping[str, Scorer]) -> Row:
+        """The same answer, scored by these."""
+        return self.model_copy(update={"scores": scored(self.answer, self.status, self.sample(), scorers)})
+
+
+def scored(answer: str | None, status: str, sample: Sample, scorers: Mapping[str, Scorer]) -> dict[str, Score]:
+    """The answer by every scorer. A failed episode has no answer, whatever it wrote before it failed."""
+    said = None if status == "error" else answer
+    return {name: scorer(said, sample) for name, scorer in scorers.items()}
+
+
+def episode_seed(seed: int, sample_id: str, repeat: int = 0) -> int:
+    """The agent's seed for one sample: 31 bits of a hash, the same whatever is run before or beside it."""
+    name = f"{seed}/{sample_id}" + (f"/{repeat}" if repeat else "")
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) >> 1
+
+
+def image_digest(sample: Sample) -> str:
+    """The digest of the sample's image as an agent sees it: that of its trace's original."""
+    return digest(sample.image if sample.image.mode == "RGB" else load_image(sample.image))
+
+
+def asked(
+    sample: Sample, *, image: str, index: int, repeat: int, seed: int, config: AgentConfig, weights: str | None
+) -> dict[str, JsonValue]:
+    """The part of a row that does not depend on the answer.
+
+    `image` is the `image_digest`, `seed` the run's, `weights` says which they are.
+    """
+    boxes = [box.as_list() for box in sample.boxes]
+    episode = episode_seed(seed, sample.id, repeat)
+    decides: list[JsonValue] = [
+        sample.suite,
+        sample.id,
+        image,
+        sample.question,
+        [list[JsonValue](box) for box in boxes] if config.policy in TAKE_GOLD else None,
+        config.model_dump(mode="json"),
+        weights,
+        episode,
+        repeat,
+    ]
+    return {
+        "key": hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24],
+        "suite": sample.suite,
+        "index": index,
+        "repeat": repeat,
+        "id": sample.id,
+        "kind": sample.kind,
+        "cluster": sample.cluster or sample.id,
+        "seed": episode,
+        "image": image,
+        "size": [sample.image.width, sample.image.height],
+        "question": sample.question,
+        "gold": list(sample.answers or (sample.answer,)),
+        "options": list(sample.options),
+        "meta": dict(sample.meta),
+        "boxes": [list[JsonValue](box) for box in boxes],
+        "coarse_suffices": sample.coarse_suffices,
+    }
+
+
+def measured(answer: Answered, sample: Sample) -> dict[str, object]:
+    """The part of a row that the episode's trace tells."""
+    boxes, suffices = sample.boxes, sample.coarse_suffices
+    trace = answer.trace
+    look = trace.perception
+    crops = [view.region for view in trace.views if view.kind == "crop"]
+    overlaps = [max((crop.iou(box) for crop in crops), default=0.0) for box in boxes]
+    covers = [max((crop.coverage(box) for crop in crops), default=0.0) for box in boxes]
+    return {
+        "answer": answer.text,
+        "status": trace.status,
+        "error": trace.error,
+        "usage": trace.usage,
+        "token_layers": (look.token_layers if look else 0.0) + sum(turn.token_layers for turn in trace.turns),
+        "turns": len(trace.turns),
+        "zooms": len(crops),
+        "unread": sum(len(turn.problems) for turn in trace.turns),
+        "gate": look.score if look else None,
+        "fired": look.fired if look else None,
+        "proposed": len(look.boxes) if look else 0,
+        "recall": min(covers, default=None),
+        "iou": sum(overlaps) / len(overlaps) if overlaps else None,
+        "redundancy": count(answer.store.shown, boxes, coarse_suffices=suffices) if boxes or suffices else None,
+    }

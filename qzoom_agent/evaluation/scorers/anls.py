@@ -1,0 +1,63 @@
+"""ANLS of DocVQA and InfographicVQA: how close the reply is to the nearest accepted answer, by edit distance.
+
+One question is worth 1 - d / l for the accepted answer with the least d / l (d: Levenshtein distance, l: length of the
+longer text), and 0 if that is below the threshold of 0.5. Source: the DocVQA challenge, as lmms-eval computes it
+(api/metrics.py, anls).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from qzoom_agent.data.samples import Sample
+from qzoom_agent.evaluation.scorers.extraction import final_answer
+from qzoom_agent.evaluation.tasks.task import Score
+
+THRESHOLD: Final = 0.5
+
+
+def faithful(text: str | None, sample: Sample) -> Score:
+    """The public rule on the whole reply.
+
+    Trap: the distance is of the texts in lower case with white space collapsed, the length is of the raw ones, so a
+    reply of many spaces is penalised less. An accepted distance of half ("12" for "13") is worth 0.5.
+    """
+    if text is None:
+        return Score(0.0, None)
+    return Score(anls(text, sample.answers, raw_length=True), text)
+
+
+def clean(text: str | None, sample: Sample) -> Score:
+    """The same measure of the final answer, both of distance and length after lower case and collapsed spaces."""
+    said = final_answer(text) if text else None
+    return Score(anls(said, sample.answers, raw_length=False) if said is not None else 0.0, said)
+
+
+def anls(prediction: str, golds: Sequence[str], *, raw_length: bool) -> float:
+    """0, or 0.5 to 1."""
+    best = 1.0
+    for gold in golds:
+        said, meant = _collapsed(prediction), _collapsed(gold)
+        # The public rule measures the upper-case text, which "ss" written as one letter makes longer.
+        longest = max(len(prediction.upper()), len(gold.upper())) if raw_length else max(len(said), len(meant))
+        # Texts of very different lengths are over the threshold whatever they say: a long reply costs nothing.
+        if abs(len(said) - len(meant)) <= longest * (1 - THRESHOLD):
+            best = min(best, levenshtein(said, meant) / longest if longest else 0.0)
+    return 1 - best if 1 - best >= THRESHOLD else 0.0
+
+
+def levenshtein(one: str, other: str) -> int:
+    """Fewest insertions, deletions and substitutions of a character that turn one text into the other."""
+    if len(one) < len(other):
+        one, other = other, one
+    row = list(range(len(other) + 1))
+    for above, char in enumerate(one, start=1):
+        before, row[0] = row[0], above
+        for at, against in enumerate(other, start=1):
+            before, row[at] = row[at], min(row[at] + 1, row[at - 1] + 1, before + (char != against))
+    return row[-1]
+
+
+def _collapsed(text: str) -> str:
+    return " ".join(text.strip().lower().split())

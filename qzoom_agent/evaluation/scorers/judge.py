@@ -1,0 +1,196 @@
+"""Whether a free-form answer is right where rules do not reach: ask a language model behind an OpenAI-compatible API.
+
+Rules come first, so a judge only ever turns a miss of the rule into a hit, and most replies cost no request. Verdicts
+are kept in a file by what was asked and of whom: a run that is repeated asks nothing twice, and every verdict can be
+read again. A figure that a judge had a part in is reported with `Judge.record`, the model and the prompt: without them
+it means nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qzoom_agent.data.samples import Sample
+from qzoom_agent.errors import BackendError, ConfigError
+from qzoom_agent.evaluation.scorers.extraction import final_answer
+from qzoom_agent.evaluation.scorers.match import exact_match
+from qzoom_agent.evaluation.scorers.open_answer import rule
+from qzoom_agent.evaluation.tasks.task import Score, Scorer
+from qzoom_agent.models.posting import NoReply, post
+from qzoom_agent.models.server import base_url
+
+PROMPT: Final = (
+    "Does the answer say the same as the reference? Small differences of wording, format or unit do not matter; a "
+    "contradiction or a missing part does.\n\nQuestion: {question}\nReference: {gold}\nAnswer: {answer}\n\n"
+    "Reply with one word: yes or no."
+)
+_FIELD: Final = re.compile(r"\{(question|gold|answer)\}")
+KEY_VARIABLE: Final = "QZOOM_JUDGE_KEY"
+"""Environment variable with the key of the server, if nobody names another. The key itself is kept nowhere."""
+_YES_OR_NO: Final = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+_SECONDS: Final = 120
+_ATTEMPTS: Final = 7
+_PAUSE: Final = 1.0
+"""Seconds before the first repetition; with doubling, a server may be away for a minute."""
+
+
+class JudgeRecord(BaseModel):
+    """Who judged, for the results of a run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    prompt: str
+
+
+class Verdict(BaseModel):
+    """One line of the cache."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    key: str
+    """Hash of model, prompt, question, answer and gold."""
+    right: bool
+    reply: str = ""
+    """What the judge wrote."""
+
+
+class Judge:
+    """Calls itself as `judge(question, answer, gold)`; without a server it compares by rule."""
+
+    def __init__(
+        self,
+        server: str | None = None,
+        *,
+        model: str = "default",
+        prompt: str = PROMPT,
+        cache: Path | None = None,
+        key_variable: str = KEY_VARIABLE,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """
+        Args:
+            server: base URL of an OpenAI-compatible API, such as http://localhost:8000/v1.
+            key_variable: environment variable with its key; servers of your own need none.
+            sleep: how it waits before a request is sent again.
+
+        Raises ConfigError if that is no address, or the prompt does not hold {question}, {gold} and {answer}.
+        """
+        missing = {"question", "gold", "answer"} - set(_FIELD.findall(prompt))
+        if missing:
+            raise ConfigError(f"The judge's prompt lacks {', '.join(f'{{{name}}}' for name in sorted(missing))}.")
+        self.server = None if server is None else base_url(server)
+        self.cache, self.key_variable = cache, key_variable
+        self._sleep = sleep
+        self.record = JudgeRecord(model=model, prompt=prompt)
+        self._known = _read(cache) if cache is not None and cache.exists() else {}
+
+    def __call__(self, question: str, answer: str, gold: str) -> bool:
+        """Raises BackendError if the server does not answer, asked again for a minute."""
+        if not answer or exact_match(answer, gold) or self.server is None:
+            return exact_match(answer, gold)
+        asked = {"question": question, "gold": gold, "answer": answer}
+        key = hashlib.sha256(json.dumps([self.record.model, self.record.prompt, *asked.values()]).encode()).hexdigest()
+        if key not in self._known:
+            reply = self._ask(asked, attempts=_ATTEMPTS)
+            said = _YES_OR_NO.search(reply)
+            self._keep(Verdict(key=key, right=said is not None and said[1].lower() == "yes", reply=reply))
+        return self._known[key]
+
+    def check(self) -> None:
+        """Ask something easy, before a long run depends on it; nothing without a server.
+
+        Raises BackendError if the server does not answer, or with neither yes nor no.
+        """
+        if self.server is None:
+            return
+        reply = self._ask({"question": "How much is two and two?", "gold": "four", "answer": "4"}, attempts=1)
+        if _YES_OR_NO.search(reply) is None:
+            raise BackendError(
+                f"The judge '{self.record.model}' at {self.server} says {reply!r} where yes or no is asked for. Choose "
+                "a model that answers at once."
+            )
+
+    def _keep(self, verdict: Verdict) -> None:
+        self._known[verdict.key] = verdict.right
+        if self.cache is not None:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            # The newline comes first: it closes the line that a killed run has torn.
+            with self.cache.open("a", encoding="utf-8") as file:
+                file.write(f"\n{verdict.model_dump_json()}")
+
+    def _ask(self, asked: Mapping[str, str], *, attempts: int) -> str:
+        # One pass: an answer that holds "{gold}" is not filled in.
+        prompt = _FIELD.sub(lambda found: asked[found[1]], self.record.prompt)
+        body = {
+            "model": self.record.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "max_tokens": 4,
+        }
+        url = f"{self.server}/chat/completions"
+        try:
+            found = post(
+                url,
+                body,
+                key_variable=self.key_variable,
+                timeout=_SECONDS,
+                attempts=attempts,
+                first_pause=_PAUSE,
+                sleep=self._sleep,
+            )
+            text = found["choices"][0]["message"]["content"]
+        except (NoReply, LookupError, TypeError) as error:
+            raise BackendError(
+                f"The judge at {url} gave no verdict: {error}. Start the server, put its key into {self.key_variable} "
+                "if it wants one, or judge by rule."
+            ) from None
+        return text if isinstance(text, str) else ""
+
+
+def ready(server: str | None, *, model: str, key_variable: str, cache: Path) -> Judge | None:
+    """The judge that a recipe names, after it has answered once; None if it names none.
+
+    Raises BackendError if it does not answer.
+    """
+    if server is None:
+        return None
+    judge = Judge(server, model=model, key_variable=key_variable, cache=cache)
+    judge.check()
+    return judge
+
+
+def judged(judge: Judge) -> Scorer:
+    """A scorer that asks `judge` about the final answers that the rule refuses (never about a multiple choice).
+
+    The scorer raises BackendError if the judge does not answer.
+    """
+
+    def score(text: str | None, sample: Sample) -> Score:
+        by_rule = rule(text, sample)
+        said = final_answer(text) if text else None
+        if by_rule.value or said is None or sample.options:
+            return by_rule
+        golds = sample.answers or (sample.answer,)
+        return Score(float(any(judge(sample.question, said, gold) for gold in golds)), said)
+
+    return score
+
+
+def _read(cache: Path) -> dict[str, bool]:
+    known = {}
+    for line in cache.read_text(encoding="utf-8").splitlines():
+        try:
+            verdict = Verdict.model_validate_json(line)
+        except ValidationError:
+            continue  # blank, or torn by a kill
+        known[verdict.key] = verdict.right
+    return known

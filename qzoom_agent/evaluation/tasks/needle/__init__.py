@@ -1,0 +1,78 @@
+"""The needle suites: questions about generated boards whose answer is, or is not, legible in a coarse view.
+
+| suite | question | needs |
+|---|---|---|
+| needle-global | headline, count, colour, shape | the coarse view |
+| needle-scene | code or dots on one object, code of an object's neighbour | one crop |
+| needle-doc | field of a form, line of a receipt, cell of a table | one crop |
+| needle-hop | a note names the cell to read | two crops, the second depends on the first |
+
+The same suite, seed and split give the same pixels on any machine that has the pinned packages.
+"""
+
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from qzoom_agent.data.samples import Sample
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.tasks.needle.boards import draw_board
+from qzoom_agent.geometry import Box
+
+SUITES: Final = ("needle-global", "needle-scene", "needle-doc", "needle-hop")
+SPLITS: Final = ("train", "test", "ood")
+FIRST_SEED: Final = 1_000_000_000
+"""Evaluation draws its boards from here on. Training may use the same numbers and still shares no board: the name of
+the split is part of the random seed."""
+SEEDS_A_RUN: Final = 1_000_000
+"""Runs with different seeds share no board."""
+_LAYOUTS: Final = {
+    "needle-global": ("scene", "scene", "scene", "form", "receipt", "table"),
+    "needle-scene": ("scene",),
+    "needle-doc": ("form", "receipt", "table"),
+    "needle-hop": ("hop",),
+}
+
+
+def sample_seed(seed: int, index: int) -> int:
+    """The generator's seed for question `index` of the run `seed`."""
+    return FIRST_SEED + seed * SEEDS_A_RUN + index
+
+
+def need_suite(suite: str) -> None:
+    """ConfigError if this is none of the needle suites."""
+    if suite not in SUITES:
+        raise ConfigError(f"Unknown suite {suite!r}. The needle suites are: {', '.join(SUITES)}.")
+
+
+def need_split(split: str) -> None:
+    """ConfigError if there is no such split."""
+    if split not in SPLITS:
+        raise ConfigError(f"Unknown split {split!r}. The splits are: {', '.join(SPLITS)}.")
+
+
+def sample(suite: str, seed: int, *, split: str = "test", fonts: Path | None = None) -> Sample:
+    """The question of this suite, seed and split.
+
+    Raises:
+        ConfigError: unknown suite or split, or no typeface in `fonts`.
+    """
+    need_suite(suite)
+    need_split(split)
+    rng = Random(f"{suite}/{split}/{seed}")
+    layout = rng.choice(_LAYOUTS[suite])
+    board = draw_board(layout, seed, split=split, fonts=fonts)
+    facts = [fact for fact in board.facts if fact.suite == suite]
+    kind = rng.choice(sorted({fact.kind for fact in facts}))
+    fact = rng.choice([fact for fact in facts if fact.kind == kind])
+    return Sample(
+        id=f"{suite}-{split}-{seed}",
+        suite=suite,
+        kind=kind,
+        image=board.image,
+        question=fact.question,
+        answer=fact.answer,
+        answers=(fact.answer,),
+        boxes=tuple(Box(*box) for box in fact.boxes),
+        coarse_suffices=fact.coarse_suffices,
+    )

@@ -1,0 +1,166 @@
+"""What is drawn on a board: shapes, printed text with tracking, and dice.
+
+Every function returns where the ink is, in pixels of the board, because the needle's box and the dense labels of
+vision pretraining come from the drawing itself and never from a detector.
+"""
+
+import math
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+from typing import Final, NamedTuple
+
+from PIL import ImageDraw, ImageFont
+
+from qzoom_agent.evaluation.tasks.needle.fonts import font
+
+Color = tuple[int, int, int]
+Rect = tuple[float, float, float, float]
+
+SHAPES: Final = ("circle", "square", "triangle", "star", "diamond", "ring", "cross")
+COLORS: Final = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+_PALETTES: Final[dict[str, tuple[Color, ...]]] = {
+    "train": (
+        (206, 32, 36),
+        (240, 134, 22),
+        (242, 212, 40),
+        (40, 148, 60),
+        (44, 200, 212),
+        (36, 70, 204),
+        (120, 40, 156),
+        (246, 140, 192),
+    ),
+    "ood": (
+        (180, 24, 44),
+        (226, 116, 10),
+        (226, 198, 20),
+        (62, 166, 50),
+        (70, 214, 206),
+        (58, 96, 216),
+        (100, 46, 176),
+        (240, 120, 172),
+    ),
+}
+
+
+class Glyph(NamedTuple):
+    """One printed character and the centre and height of its ink."""
+
+    char: str
+    x: float
+    y: float
+    height: float
+
+
+class Printed(NamedTuple):
+    box: Rect
+    glyphs: tuple[Glyph, ...]
+
+
+def paint(rng: Random, name: str, *, split: str) -> Color:
+    """A shade of the named colour."""
+    base = _PALETTES["ood" if split == "ood" else "train"][COLORS.index(name)]
+    red, green, blue = (min(255, max(0, value + rng.randint(-12, 12))) for value in base)
+    return red, green, blue
+
+
+def draw_text(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    *,
+    at: tuple[float, float],
+    typeface: Path,
+    capital: int,
+    fill: Color,
+    advance: float | None = None,
+) -> Printed:
+    """Print `text` with its capitals' top-left corner at `at`.
+
+    With `advance`, every character is centred in a slot of that many pixels (wide tracking, as on number plates), or of
+    its own width where that is more; without it, the typeface's own spacing is used.
+    """
+    face = font(typeface, capital)
+    top = face.getbbox("H")[1]
+    x, y = at
+    glyphs: list[Glyph] = []
+    for char in text:
+        left_ink, _, right_ink, _ = face.getbbox(char)
+        slot = _slot(face, char, capital, advance)
+        origin = x + (slot - (right_ink - left_ink)) / 2 - left_ink
+        draw.text((round(origin), round(y - top)), char, font=face, fill=fill)
+        glyphs.append(Glyph(char, x + slot / 2, y + capital / 2, float(capital)))
+        x += slot
+    return Printed((at[0], y, x, y + capital), tuple(glyphs))
+
+
+def text_width(text: str, *, typeface: Path, capital: int, advance: float | None = None) -> float:
+    """Width in pixels that `draw_text` will use."""
+    face = font(typeface, capital)
+    return sum(_slot(face, char, capital, advance) for char in text)
+
+
+def _slot(face: ImageFont.FreeTypeFont, char: str, capital: int, advance: float | None) -> float:
+    ink = _ink_width(face, char)
+    if advance is None:
+        return ink + max(1.0, 0.14 * capital)
+    return max(advance * (0.5 if char == "." else 1.0), ink + 2)
+
+
+@lru_cache(maxsize=100_000)
+def _ink_width(face: ImageFont.FreeTypeFont, char: str) -> float:
+    left, _, right, _ = face.getbbox(char)
+    return float(right - left)
+
+
+def draw_shape(draw: ImageDraw.ImageDraw, shape: str, box: Rect, *, fill: Color, outline: Color) -> None:
+    """One of `SHAPES`, filling `box`."""
+    x1, y1, x2, y2 = box
+    cx, cy, radius = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2
+    if shape == "circle":
+        draw.ellipse(box, fill=fill, outline=outline, width=2)
+    elif shape == "square":
+        inset = radius * 0.1
+        draw.rectangle((x1 + inset, y1 + inset, x2 - inset, y2 - inset), fill=fill, outline=outline, width=2)
+    elif shape == "ring":
+        draw.ellipse(box, outline=fill, width=round(radius * 0.36))
+    elif shape == "cross":
+        arm = radius * 0.36
+        left, right, top, bottom = cx - arm, cx + arm, cy - arm, cy + arm
+        first = ((left, y1), (right, y1), (right, top), (x2, top), (x2, bottom), (right, bottom))
+        rest = ((right, y2), (left, y2), (left, bottom), (x1, bottom), (x1, top), (left, top))
+        draw.polygon(first + rest, fill=fill, outline=outline)
+    else:
+        corners = {"triangle": (3, 1.0), "diamond": (4, 1.0), "star": (10, 0.45)}[shape]
+        draw.polygon(_polygon(cx, cy, radius, *corners), fill=fill, outline=outline)
+
+
+def _polygon(cx: float, cy: float, radius: float, corners: int, inner: float) -> list[tuple[float, float]]:
+    points = []
+    for index in range(corners):
+        length = radius * (inner if inner < 1 and index % 2 else 1.0)
+        angle = -math.pi / 2 + 2 * math.pi * index / corners
+        # rounded, so that the last bit of a platform's sine cannot move a pixel
+        points.append((round(cx + length * math.cos(angle), 2), round(cy + length * math.sin(angle), 2)))
+    return points
+
+
+_PIPS: Final = {
+    1: ((0, 0),),
+    2: ((-1, -1), (1, 1)),
+    3: ((-1, -1), (0, 0), (1, 1)),
+    4: ((-1, -1), (1, -1), (-1, 1), (1, 1)),
+    5: ((-1, -1), (1, -1), (0, 0), (-1, 1), (1, 1)),
+    6: ((-1, -1), (1, -1), (-1, 0), (1, 0), (-1, 1), (1, 1)),
+}
+
+
+def draw_die(draw: ImageDraw.ImageDraw, pips: int, center: tuple[float, float], *, side: float) -> Rect:
+    """A die face of `side` pixels with 1 to 6 pips."""
+    cx, cy = center
+    box = (cx - side / 2, cy - side / 2, cx + side / 2, cy + side / 2)
+    draw.rounded_rectangle(box, radius=side * 0.15, fill=(250, 250, 246), outline=(60, 60, 60), width=1)
+    radius = side * 0.085
+    for column, row in _PIPS[pips]:
+        x, y = cx + column * side * 0.27, cy + row * side * 0.27
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(20, 20, 24))
+    return box

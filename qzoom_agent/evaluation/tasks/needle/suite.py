@@ -1,0 +1,75 @@
+"""The needle suites as `Suite`s: questions that are drawn when they are asked for.
+
+The questions depend on (suite, split, seed, index) and nothing else, so two policies, two models or two machines answer
+the same ones and can be compared one by one.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Final
+
+from qzoom_agent.data.samples import Sample, Source
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.scorers.match import exact_match
+from qzoom_agent.evaluation.tasks.needle import SEEDS_A_RUN, SUITES, need_split, sample, sample_seed
+from qzoom_agent.evaluation.tasks.needle.fonts import typefaces
+from qzoom_agent.evaluation.tasks.task import Score, Suite
+
+QUESTIONS: Final = 100
+"""How many there are where nobody says."""
+_TITLES: Final = {
+    "needle-global": "generated boards: headline, count, colour, shape; the coarse view suffices",
+    "needle-scene": "generated boards: a code or dots on one object; one crop",
+    "needle-doc": "generated forms, receipts and tables: one field; one crop",
+    "needle-hop": "generated boards: a note names the cell to read; two crops in order",
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The first `n` questions of one suite, split and seed."""
+
+    suite: str
+    source: Source
+
+    def __len__(self) -> int:
+        return QUESTIONS if self.source.n is None else self.source.n
+
+    def __getitem__(self, index: int, /) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        source = self.source
+        return sample(self.suite, sample_seed(source.seed, index), split=source.split or "test", fonts=source.fonts)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    @cached_property
+    def kinds(self) -> Sequence[str]:
+        """Drawn, every one of them: what a board asks for depends on what came to lie on it."""
+        return [question.kind for question in self]
+
+
+def load(name: str, source: Source) -> Drawn:
+    """The questions of the needle suite `name`; ConfigError for what they cannot be drawn with."""
+    if source.path is not None:
+        raise ConfigError(f"{name} draws its own boards: it cannot be read from {source.path!r}. Leave the path out.")
+    if source.n is not None and not 1 <= source.n <= SEEDS_A_RUN:
+        raise ConfigError(f"An evaluation has 1 to {SEEDS_A_RUN} samples; got n = {source.n}.")
+    if source.seed < 0:
+        raise ConfigError(f"A seed is 0 or more; got {source.seed}.")
+    split = source.split or "test"
+    need_split(split)
+    typefaces(split, source.fonts)
+    return Drawn(name, source)
+
+
+def exact(text: str | None, question: Sample) -> Score:
+    """1 for the very answer (`match.exact_match`): nothing is extracted, the answer must be all of the reply."""
+    return Score(float(exact_match(text, question.answer)), text)
+
+
+NEEDLE: Final[tuple[Suite, ...]] = tuple(
+    Suite(name=name, title=_TITLES[name], load=partial(load, name), scorers={"exact": exact}) for name in SUITES
+)

@@ -1,0 +1,1 @@
+"""The agent inside other people's software."""

@@ -1,0 +1,119 @@
+"""This agent as a model of lmms-eval (0.7 and newer), found by the entry point group `lmms_eval.models`:
+
+    lmms-eval --model qzoom --model_args model=nano,policy=explicit,budget.max_turns=4 --tasks vstar_bench
+
+`model_args` are keys of `AgentConfig` (dotted), and device, branches, and traces: a folder for the whole record of
+every episode. What goes back is the final answer alone, cut at the task's `until`; a task's `max_new_tokens` is meant
+for that answer and never limits the turns before it. lmms-eval is imported inside functions only: the package works
+without it, and is tested with the real one by `python tests/integrations/lmms_real.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from qzoom_agent.agent import Agent, Answer
+from qzoom_agent.errors import ConfigError
+
+
+def manifest() -> Any:
+    """What the entry point gives lmms-eval: the name of the model and of its class."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(model_id="qzoom", chat_class_path=f"{__name__}.QZoomLMM")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "QZoomLMM":
+        globals()[name] = found = _model_class()
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load(settings: Mapping[str, Any]) -> Agent:
+    """The agent that `model_args` describe; None and what lmms-eval adds by itself (batch sizes) are left out."""
+    own = {key: value for key, value in settings.items() if value is not None and key not in _ITS_OWN}
+    model = own.pop("model", "nano")
+    device, branches = own.pop("device", "auto"), own.pop("branches", None)
+    return Agent.from_pretrained(model, device=device, branches=branches, **own)
+
+
+_ITS_OWN = {"batch_size", "max_batch_size", "system_prompt"}
+
+
+def question_of(messages: Iterable[Any]) -> tuple[PIL.Image.Image, str]:
+    """The one image and the text of a task's messages. ConfigError if there is not exactly one image."""
+    images: list[Any] = []
+    texts: list[str] = []
+    for message in messages:
+        for part in message.content:
+            if part.type == "text":
+                texts.append(part.text)
+            else:
+                images.append(part.url if part.type == "image" else None)
+    if len(images) != 1 or not isinstance(images[0], PIL.Image.Image):
+        raise ConfigError(
+            f"A question is about one image; this task's has {len(images)} images, videos or sounds. "
+            "Choose another task."
+        )
+    return images[0], "\n".join(texts).strip()
+
+
+def final(answer: Answer, until: str | Sequence[str]) -> str:
+    """The answer as a task scores it: cut at the first of the stop strings."""
+    text = answer.text
+    for stop in [until] if isinstance(until, str) else until:
+        text = text.partition(stop)[0] if stop else text
+    return text.strip()
+
+
+def _model_class() -> type:
+    from lmms_eval.api.instance import GenerationResult, TokenCounts
+    from lmms_eval.api.model import lmms
+    from lmms_eval.protocol import ChatMessages
+
+    class QZoomLMM(lmms):  # type: ignore[misc]
+        """See the module's note."""
+
+        is_simple = False
+
+        def __init__(self, traces: str | None = None, **settings: Any) -> None:
+            super().__init__()
+            self.traces = traces
+            self.agent = load(settings)
+
+        def generate_until(self, requests: list[Any]) -> list[Any]:
+            """The final answer of each request, in their order."""
+            from tqdm import tqdm
+
+            results = []
+            for request in tqdm(requests, disable=self.rank != 0, desc="qzoom"):
+                context, to_messages, wanted, doc_id, task, split = request.args
+                messages = ChatMessages(messages=to_messages(self.task_dict[task][split][doc_id]))
+                image, question = question_of(messages.messages)
+                answer = self.agent.run(image, question)
+                if self.traces:
+                    answer.save(Path(self.traces) / task / str(doc_id))
+                text = final(answer, wanted.get("until") or ())
+                turns = answer.trace.turns
+                counts = TokenCounts(
+                    input_tokens=turns[-1].prompt_tokens if turns else 0,
+                    output_tokens=answer.trace.usage.written_tokens,
+                )
+                results.append(GenerationResult(text=text, token_counts=counts))
+                self.cache_hook.add_partial("generate_until", (context, wanted), text)
+            return results
+
+        def loglikelihood(self, requests: list[Any]) -> list[Any]:
+            raise NotImplementedError("An agent has an answer, not the likelihood of one. Choose a generation task.")
+
+        def generate_until_multi_round(self, requests: list[Any]) -> list[Any]:
+            raise NotImplementedError("The agent takes its own turns. Choose a task of type generate_until.")
+
+    QZoomLMM.__module__ = __name__
+    QZoomLMM.__qualname__ = "QZoomLMM"
+    return QZoomLMM

@@ -1,0 +1,229 @@
+"""Branches from one form of file into the other: the published checkpoints, and our branch folders.
+
+    to_branches     an official checkpoint, or our folder, to our folder: only what runs, on request as int8
+    to_checkpoint   our folder and its base to a checkpoint folder that the published code loads
+
+Making our folder needs no weights of the base, so it is built without them: converting for a model of 7B takes the
+memory of its branches. A checkpoint is the base's own files, its config with the published keys, and one shard more
+with the branches; the base's shards are copied as they are unless a name in them has to change. Nothing is overwritten
+unasked, and a base never.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+
+from qzoom_agent.errors import BackendError, ConfigError
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.presets import resolve_model
+from qzoom_agent.perception.adapters import QWEN2_5_VL, adapter_for
+from qzoom_agent.perception.branches import CONFIG, WEIGHTS, Branches
+from qzoom_agent.perception.official import (
+    INDEX,
+    branch_bytes,
+    load_official,
+    official_settings,
+    own_name,
+    to_official,
+    weight_files,
+)
+
+_BESIDE: Final = (".json", ".txt", ".jinja", ".model", ".py", ".md")
+"""What is copied of a base beside its weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What a conversion wrote."""
+
+    files: list[Path]
+    before: int
+    """Bytes of the branches in the source."""
+    after: int
+    """Bytes of the branches in the target."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should know, of keys in the source's config that mislead."""
+
+
+def to_branches(
+    source: str, target: Path | str, *, base: str | None = None, int8: bool = False, force: bool = False
+) -> Converted:
+    """Write the branches of `source` into the folder `target`, whose other files are left alone.
+
+    Args:
+        source: an official checkpoint (folder or hub id), or a folder of our branches.
+        base: the model they belong to (preset, folder or hub id). None: `source` itself, if it is a whole model.
+        int8: store matrices as bytes; see `Branches.save`.
+        force: replace branches that are there.
+    Raises:
+        ConfigError: a target with branches in it, or no base.
+        BackendError: there are no branches in the source, or they are broken or made for another base.
+    """
+    target = Path(target)
+    there = [name for name in (CONFIG, WEIGHTS) if (target / name).exists()]
+    if there and not force:
+        raise ConfigError(f"{target} already holds {' and '.join(there)}. Choose another folder, or add --force.")
+    _require_folder(target)
+    if (Path(source) / CONFIG).is_file():
+        before = (Path(source) / WEIGHTS).stat().st_size if (Path(source) / WEIGHTS).is_file() else 0
+        notes: list[str] = []
+        branches = Branches.load(source, _skeleton(_base_of(source, base)))
+    else:
+        source = resolve_model(source).source
+        branches, notes = load_official(source, _skeleton(resolve_model(base).source if base else source))
+        before = branch_bytes(source)
+    after = branches.save(target, int8=int8)
+    return Converted([target / WEIGHTS, target / CONFIG], before, after, notes)
+
+
+def to_checkpoint(source: str, target: Path | str, *, base: str | None = None, force: bool = False) -> Converted:
+    """Write a checkpoint with the published names into `target`: the base's files, and the branches of `source`.
+
+    Args:
+        source: a folder of our branches.
+        base: the model they belong to (preset, folder or hub id). None: `source` itself, if it is a whole model.
+        force: write into a folder that is not empty; weights in it are removed first.
+    Raises:
+        ConfigError: a target that is not empty, or no base.
+        BackendError: branches or base cannot be loaded, do not fit, or are of a family that the published code lacks.
+    """
+    target, given = Path(target), _base_of(source, base)
+    home = _local(given)
+    if target.resolve() in (home.resolve(), Path(source).resolve()):
+        raise ConfigError(f"{target} is what is to be converted; a copy is made, so choose another folder.")
+    _require_folder(target)
+    if target.is_dir() and any(target.iterdir()) and not force:
+        raise ConfigError(f"{target} is not empty. Choose another folder, or add --force.")
+    backend = HFBackend.load(given, device="cpu", dtype="bfloat16", branches=source)
+    branches, model = backend.branches, backend.model
+    assert branches is not None
+    if not adapter_for(model.config).two_dimensional:
+        raise BackendError(
+            f"The published code has no Q-Zoom for {adapter_for(model.config).name}. Keep these branches in our form."
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    for stale in [*target.glob("*.safetensors"), target / INDEX, target / CONFIG]:
+        stale.unlink(missing_ok=True)  # an old shard would be loaded instead
+    extra = to_official(branches, model)
+    files = _write_weights(home, target, extra, renamed=adapter_for(model.config) is QWEN2_5_VL)
+    for path in sorted(home.iterdir()):
+        if path.is_file() and path.suffix in _BESIDE and path.name not in (INDEX, CONFIG, "config.json"):
+            shutil.copyfile(path, target / path.name)
+            files.append(target / path.name)
+    settings = json.loads((home / "config.json").read_text(encoding="utf-8"))
+    notes = []
+    if "text_config" in settings and adapter_for(model.config) is QWEN2_5_VL:
+        notes.append(
+            "The base's config has a text_config, which the transformers release that the published code is written "
+            "for does not know. Use a base as it is on the hub, or write its keys on the top level."
+        )
+    keys = official_settings(branches)
+    written = _limits(home) | settings | keys
+    if (text := settings.get("text_config")) is not None:  # the published code leaves copies of its keys there
+        written["text_config"] = text | {key: value for key, value in keys.items() if key in text}
+    (target / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    before = (Path(source) / WEIGHTS).stat().st_size
+    return Converted([*files, target / "config.json"], before, branch_bytes(str(target)), notes)
+
+
+def _base_of(source: str, base: str | None) -> str:
+    if base is not None:
+        return base
+    if (Path(source) / "config.json").is_file():
+        return source
+    raise ConfigError(f"{source} holds branches and no model. Name the base they were trained on with --base.")
+
+
+def _require_folder(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target} is a file, and a folder is to be written. Choose another name.")
+
+
+def _skeleton(source: str) -> PreTrainedModel:
+    """The modules of a model without its weights."""
+    source = resolve_model(source).source
+    try:
+        config = AutoConfig.from_pretrained(source)
+        maker: Any = AutoModelForImageTextToText
+        with torch.device("meta"):
+            model: PreTrainedModel = maker.from_config(config, dtype=torch.bfloat16)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise BackendError(f"{source} has no config of an image-text-to-text model: {reason} Check --base.") from error
+    return model
+
+
+def _local(base: str) -> Path:
+    """The folder with the base's files; those of a hub id are fetched."""
+    source = resolve_model(base).source
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        found = snapshot_download(source, allow_patterns=["*.safetensors", *(f"*{suffix}" for suffix in _BESIDE)])
+    except (OSError, ValueError) as error:
+        raise BackendError(
+            f"The files of {source} cannot be fetched: {error}. Check the id and the network."
+        ) from error
+    return Path(found)
+
+
+def _write_weights(home: Path, target: Path, extra: dict[str, torch.Tensor], *, renamed: bool) -> list[Path]:
+    """Copy the base's weights, add the branches as a last shard, and write the index over all."""
+    held = weight_files(str(home))
+    if not held:
+        raise BackendError(f"{home} has no weights as safetensors. Save it with save_pretrained, or fetch it again.")
+    shards = sorted(set(held.values()))
+    where: dict[str, str] = {}
+    files: list[Path] = []
+    total = 0
+    for number, shard in enumerate(shards, 1):
+        path = target / f"model-{number:05d}-of-{len(shards) + 1:05d}.safetensors"
+        names = {name: _published(name, renamed) for name, file in held.items() if file == shard}
+        try:
+            if all(name == new for name, new in names.items()):
+                shutil.copyfile(home / shard, path)
+            else:
+                stored = load_file(home / shard)
+                save_file({new: stored[name] for name, new in names.items() if new}, path, metadata={"format": "pt"})
+        except (OSError, KeyError, SafetensorError) as error:
+            raise BackendError(f"{home / shard} cannot be copied: {error}. Fetch the base again.") from error
+        where |= {new: path.name for new in names.values() if new}
+        total += path.stat().st_size
+        files.append(path)
+    last = target / f"model-{len(shards) + 1:05d}-of-{len(shards) + 1:05d}.safetensors"
+    save_file(extra, last, metadata={"format": "pt"})
+    where |= dict.fromkeys(extra, last.name)
+    index: dict[str, Any] = {"metadata": {"total_size": total + last.stat().st_size}, "weight_map": where}
+    (target / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return [*files, last, target / INDEX]
+
+
+def _published(name: str, renamed: bool) -> str | None:
+    """A base weight's name in the published code; None for one of older branches, which ours replace."""
+    if own_name(name) is not None:
+        return None
+    if renamed:  # Qwen2.5-VL as later transformers releases may save it
+        for new, old in (("model.language_model.", "model."), ("model.visual.", "visual.")):
+            if name.startswith(new):
+                return old + name.removeprefix(new)
+    return name
+
+
+def _limits(home: Path) -> dict[str, int]:
+    """Pixel limits of the base's image processor, which the published code looks for in the config."""
+    path = home / "preprocessor_config.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    size = found.get("size") or {}
+    low, high = (found.get(key) or size.get(edge) for key, edge in _EDGES)
+    return {key: int(value) for key, value in (("min_pixels", low), ("max_pixels", high)) if value}
+
+
+_EDGES: Final = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))

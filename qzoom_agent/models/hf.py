@@ -1,0 +1,235 @@
+"""Local weights: any stock image-text-to-text model, by preset name, folder or hub id.
+
+The model class is the one transformers ships; nothing is patched and no modelling code lives here. A model that would
+load with part of its weights missing is refused, as is a family that cannot be prefilled piece by piece. Loading says
+on the log which device and number format were chosen and why, and the backend keeps that line.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.utils import logging as hub_logging
+
+from qzoom_agent.config import ViewBudget
+from qzoom_agent.errors import BackendError
+from qzoom_agent.models.devices import choose
+from qzoom_agent.models.hf_session import HFSession
+from qzoom_agent.models.interface import ImageSource
+from qzoom_agent.models.presets import NANO_FOLDER, PRESETS, UNKNOWN_BUDGET, Preset, resolve_model
+from qzoom_agent.models.processing import load_processor, visual_factor
+from qzoom_agent.models.prompts import Codec
+from qzoom_agent.perception.branches import CONFIG as BRANCH_CONFIG
+from qzoom_agent.perception.branches import WEIGHTS as BRANCH_WEIGHTS
+from qzoom_agent.perception.branches import Branches
+from qzoom_agent.perception.official import checkpoint_file, load_official, official_names
+
+logger = logging.getLogger(__name__)
+
+_PROTOCOLS = {
+    "qwen2_5_vl": "deepeyes",
+    "qwen3_vl": "qwen3vl",
+    "qwen3_vl_moe": "qwen3vl",
+    "qwen3_5": "qwen3_5",
+    "qwen3_5_moe": "qwen3_5",
+}
+
+
+class HFBackend:
+    """A model in memory. `HFBackend.load("nano")` loads one; the constructor takes one that is already there.
+
+    The model is used as it is: a caller who trains it puts it into eval mode before asking for replies.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        *,
+        name: str,
+        protocol: str | None = None,
+        defaults: ViewBudget | None = None,
+        placement: str = "",
+        branches: Branches | None = None,
+    ) -> None:
+        """Raises BackendError for a model that cannot be run piece by piece, and branches made for another."""
+        _require_piecewise(model, name)
+        if branches is not None:
+            branches.require_fit(model)
+        self.model = model
+        self.branches = branches
+        self.processor = processor
+        self.name = name
+        self.protocol = protocol or _protocol(model.config, processor)
+        # A token is as large as these weights make it, whatever was thought of them.
+        factor = visual_factor(model.config)
+        self.defaults = (defaults or _budget(self.protocol)).model_copy(update={"factor": factor})
+        self.placement = placement
+        """Device and dtype, and why: "cpu, float32: no accelerator found"."""
+        self.codec = Codec(processor, model.config)
+        self.end_ids = _end_ids(model, processor)
+
+    @classmethod
+    def load(
+        cls,
+        model: str = "nano",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        protocol: str | None = None,
+        branches: str | Path | None = None,
+    ) -> "HFBackend":
+        """Load a preset, a folder or a hub id, with the branches that come with it (ours or the published code's).
+
+        device: "auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1", "mps".
+        dtype: "auto" (float32 on the CPU, else bfloat16), "float32", "bfloat16", "float16".
+        protocol: how the model writes a zoom call; None takes the preset's, else one that fits the family.
+        branches: a folder of branches (`qzoom train`, `qzoom convert`) to use instead of the model's own.
+        Raises ConfigError for a model, device or dtype that there is not, BackendError for weights that cannot be
+        fetched, are incomplete or of a kind that cannot be run.
+        """
+        preset = resolve_model(model)
+        where, number, placement = choose(device, dtype)
+        with _explained(preset), _quiet(preset):
+            config = AutoConfig.from_pretrained(preset.source)
+            processor = load_processor(preset.source, config)
+            weights = _load_weights(preset, config, where, number)
+            found = _load_branches(preset.source, weights, branches)
+        logger.info("%s: %s", model, placement)
+        return cls(
+            weights,
+            processor,
+            name=model,
+            protocol=protocol or preset.protocol,
+            defaults=preset.budget,
+            placement=placement,
+            branches=found,
+        )
+
+    @property
+    def perceives(self) -> bool:
+        return self.branches is not None and self.branches.sdrpn is not None
+
+    def session(self, image: ImageSource) -> HFSession:
+        return HFSession(self.model, self.codec, image, end_ids=self.end_ids, branches=self.branches)
+
+
+def _load_branches(source: str, model: PreTrainedModel, given: str | Path | None) -> Branches | None:
+    """The branches in the folder `given`, else those that come with the weights, else None."""
+    if given is not None:
+        return Branches.load(given, model)
+    file = checkpoint_file(source, BRANCH_CONFIG)
+    if file is not None:
+        checkpoint_file(source, BRANCH_WEIGHTS)  # of a hub repository, fetched beside it
+        return Branches.load(Path(file).parent, model)
+    if not official_names(source):
+        return None
+    branches, notes = load_official(source, model)
+    for note in notes:
+        logger.info("%s: %s", source, note)
+    return branches
+
+
+def _load_weights(
+    preset: Preset, config: PretrainedConfig, where: torch.device, number: torch.dtype
+) -> PreTrainedModel:
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        preset.source,
+        config=config,
+        dtype=number,
+        device_map=None if where.type == "cpu" else {"": where},
+        output_loading_info=True,
+    )
+    model: PreTrainedModel = loaded[0]  # from_pretrained leaves it in eval mode
+    info: dict[str, Any] = loaded[1]
+    absent = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
+    if absent:
+        raise BackendError(
+            f"'{preset.name}' lacks {len(absent)} of the weights its config asks for, {absent[0]} for one. "
+            "Download or save it again."
+        )
+    if info["unexpected_keys"]:
+        logger.info("%s: %d weights are not part of the stock model", preset.name, len(info["unexpected_keys"]))
+    return model
+
+
+def _require_piecewise(model: PreTrainedModel, name: str) -> None:
+    accepted = signature(model.forward).parameters
+    if "mm_encoder_outputs" not in accepted or "token_type_ids" in accepted:
+        raise BackendError(
+            f"'{name}' is a {model.config.model_type} model, whose images cannot be encoded apart from the text or "
+            "attend in both directions, so a conversation cannot be continued from a cache. "
+            "Use a Qwen-VL or LLaVA model."
+        )
+
+
+def _protocol(config: PretrainedConfig, processor: ProcessorMixin) -> str:
+    if "<zoom>" in processor.tokenizer.get_vocab():
+        return "nano"
+    return _PROTOCOLS.get(config.model_type, "plain")
+
+
+def _budget(protocol: str) -> ViewBudget:
+    known = (preset.budget for preset in PRESETS.values() if preset.protocol == protocol and preset.budget)
+    return next(known, UNKNOWN_BUDGET)
+
+
+def _end_ids(model: PreTrainedModel, processor: ProcessorMixin) -> frozenset[int]:
+    """Every id that ends a turn: of the generation config and of the tokenizer."""
+    given = model.generation_config.eos_token_id
+    ids = given if isinstance(given, list) else [given]
+    return frozenset(int(value) for value in (*ids, processor.tokenizer.eos_token_id) if value is not None)
+
+
+@contextmanager
+def _quiet(preset: Preset) -> Iterator[None]:
+    """No progress bar for a folder, which takes a moment, and none of the library's hints.
+
+    They are that torchvision is absent, which nothing here needs, and a table of weights, which are checked here.
+    """
+    hub: Any = hub_logging
+    level, bars = hub.get_verbosity(), hub.is_progress_bar_enabled()
+    hub.set_verbosity_error()
+    if preset.local:
+        hub.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hub.set_verbosity(level)
+        if bars:
+            hub.enable_progress_bar()
+
+
+@contextmanager
+def _explained(preset: Preset) -> Iterator[None]:
+    """What goes wrong while loading, as a BackendError that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        need = "" if preset.memory_gb is None else f" It needs about {preset.memory_gb:g} GB."
+        raise BackendError(
+            f"The model '{preset.name}' does not fit on the accelerator: {error}.{need} "
+            "Free its memory, use a smaller model, or device='cpu'."
+        ) from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if preset.source == str(NANO_FOLDER):
+            advice = "The package should contain it: install qzoom-agent again."
+        elif preset.local:
+            advice = "The folder should be one that transformers' save_pretrained wrote, for a model and its processor."
+        else:
+            offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+            advice = (
+                f"Check the id and the network{offline}, fetch it elsewhere with `hf download {preset.source}`, or "
+                "give the folder of a copy. `qzoom models` lists the presets; 'nano' needs no download."
+            )
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise BackendError(
+            f"Could not load the model '{preset.name}' from {preset.source}: {reason} {advice}"
+        ) from error

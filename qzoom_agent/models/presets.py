@@ -1,0 +1,119 @@
+"""Model names that mean something: a preset is weights plus what is known about running them.
+
+`resolve_model` turns what a user typed (a preset name, a folder, a hub id) into a Preset. Memory is that of the weights
+in 16 bit and of one run's cache; budgets of checkpoints trained for one protocol are the ones they were trained with.
+The size of a visual token is the family's; loaded weights have the last word on it. Nothing is loaded or looked up on
+the network here, so `qzoom models` answers at once; torch is not imported.
+"""
+
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+from qzoom_agent.config import ViewBudget
+from qzoom_agent.errors import ConfigError
+
+NANO_FOLDER = Path(__file__).resolve().parent.parent / "weights" / "nano"
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Where weights are and how to run them; None where only the loaded model can tell."""
+
+    name: str
+    """What the user calls it."""
+    source: str
+    """Folder or hub id, as transformers' `from_pretrained` takes it."""
+    protocol: str | None = None
+    """Zoom protocol the model was trained on, or fits best."""
+    budget: ViewBudget | None = None
+    """Visual tokens per view, and the size of one."""
+    memory_gb: float | None = None
+    """GB of accelerator memory (or RAM) that a run needs, roughly."""
+    note: str = field(default="")
+    """One line for `qzoom models`."""
+
+    @property
+    def local(self) -> bool:
+        """Whether the weights are in a folder on this machine."""
+        return Path(self.source).is_dir()
+
+
+def _views(factor: int, coarse: tuple[int, int], crop: tuple[int, int]) -> ViewBudget:
+    """The size of a token in pixels, and the fewest and most tokens of a coarse view and of a crop."""
+    return ViewBudget(
+        factor=factor,
+        coarse_min_tokens=coarse[0],
+        coarse_max_tokens=coarse[1],
+        crop_min_tokens=crop[0],
+        crop_max_tokens=crop[1],
+    )
+
+
+NANO_BUDGET = _views(28, (16, 64), (40, 100)).model_copy(update={"crop_min_side": 84, "roi_tokens": (51, 56)})
+"""What nano is trained with; the scripted backend stands in for it."""
+UNKNOWN_BUDGET = _views(28, (16, 576), (64, 576))
+"""For a model of which nothing is known."""
+_QWEN2_5 = _views(28, (64, 576), (64, 576))
+_QWEN3 = _views(32, (64, 576), (256, 1024))
+_DEEPEYES = _views(28, (4, 16384), (4, 16384))
+_MINI_O3 = _views(28, (52, 2551), (52, 2551))
+_PIXEL = _views(28, (512, 5120), (512, 5120))
+_LLAVA = _views(14, (576, 576), (576, 576))
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "nano", str(NANO_FOLDER), "nano", NANO_BUDGET, 0.5, "ships with the package; knows only the needle boards"
+        ),
+        Preset("qwen2.5-vl-3b", "Qwen/Qwen2.5-VL-3B-Instruct", "deepeyes", _QWEN2_5, 9, "not trained to zoom"),
+        Preset("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct", "deepeyes", _QWEN2_5, 19, "not trained to zoom"),
+        Preset("qwen3-vl-2b", "Qwen/Qwen3-VL-2B-Instruct", "qwen3vl", _QWEN3, 6, "zooms with its own tool format"),
+        Preset("qwen3-vl-4b", "Qwen/Qwen3-VL-4B-Instruct", "qwen3vl", _QWEN3, 11, "zooms with its own tool format"),
+        Preset("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct", "qwen3vl", _QWEN3, 20, "zooms with its own tool format"),
+        Preset("deepeyes", "ChenShawn/DeepEyes-7B", "deepeyes", _DEEPEYES, 24, "Qwen2.5-VL-7B trained to zoom by RL"),
+        Preset("mini-o3", "Mini-o3/Mini-o3-7B-v1", "mini_o3", _MINI_O3, 22, "many turns; weights are non-commercial"),
+        Preset("pixel-reasoner", "TIGER-Lab/PixelReasoner-RL-v1", "pixel_reasoner", _PIXEL, 22, "zooms, trained by RL"),
+        Preset("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "plain", _LLAVA, 16, "576 tokens whatever the image"),
+    )
+}
+
+
+def served_model(name: str) -> Preset:
+    """The preset whose hub id a server is asked for, or one that stands for what the server calls its model.
+
+    Raises ConfigError for nano, which no server has.
+    """
+    if name == "nano":
+        raise ConfigError(
+            "A server has models of its own, and 'nano' is the one in this package. "
+            "Say with --model (in Python: model) what the server calls the one to ask."
+        )
+    return PRESETS.get(name) or Preset(name, name)
+
+
+def preset_of(name: str) -> str | None:
+    """The preset with these weights, by its own name or its hub id; None where there is none, as for a folder."""
+    same = (preset.name for preset in PRESETS.values() if name in (preset.name, preset.source))
+    return next(same, None)
+
+
+def resolve_model(name: str) -> Preset:
+    """The preset of this name, or one that stands for a folder or a hub id.
+
+    Raises ConfigError for a name that is none of the three, with the presets that are spelled like it.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    if name and Path(name).expanduser().is_dir():
+        return Preset(name, str(Path(name).expanduser()))
+    owner, slash, repository = name.partition("/")
+    if slash and owner not in {"", ".", "..", "~"} and repository and "/" not in repository:
+        return Preset(name, name)
+    close = get_close_matches(name.lower(), PRESETS, n=1, cutoff=0.5)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    raise ConfigError(
+        f"There is no model '{name}': it is neither a preset, nor a folder, nor a hub id of the form owner/name.{hint} "
+        f"Presets: {', '.join(PRESETS)}."
+    )

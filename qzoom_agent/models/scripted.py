@@ -1,0 +1,134 @@
+"""A backend that plays back replies: for tests, demonstrations, and replaying a recorded conversation.
+
+It behaves like a model with a cache: it counts tokens (one per four characters; of an image, one per square of
+`defaults.factor` pixels), knows which of them a session already holds, streams, and honours stop strings and the limit
+of tokens. Replies come from a list, shared in order by all sessions, or from a function of the conversation.
+Deliberately absent: randomness, and time (`seconds` is always 0.0), so traces made with it are reproducible.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from threading import Lock
+
+from qzoom_agent.config import PerceptionConfig, ViewBudget
+from qzoom_agent.errors import BackendError
+from qzoom_agent.geometry import tokens
+from qzoom_agent.messages import Message
+from qzoom_agent.models.interface import ImageSource, Reply, Session, Settings, Sight
+from qzoom_agent.models.presets import NANO_BUDGET
+
+_CHARS_PER_TOKEN = 4
+
+
+class ScriptedBackend:
+    """Replies from a list (in order) or from a function of the whole conversation.
+
+    ScriptedBackend(["<zoom>...</zoom>", "42"]) answers twice and then raises BackendError.
+    """
+
+    def __init__(
+        self,
+        replies: Sequence[str] | Callable[[list[Message]], str],
+        *,
+        protocol: str = "nano",
+        defaults: ViewBudget = NANO_BUDGET,
+        name: str = "scripted",
+        sights: Callable[[list[Message]], list[Sight]] | None = None,
+    ) -> None:
+        """`sights` makes it a model with branches: what its sessions see in a conversation."""
+        self.name = name
+        self.protocol = protocol
+        self.defaults = defaults
+        self.sights = sights
+        self._replies = replies
+        self._used = 0
+        self._lock = Lock()
+
+    @property
+    def perceives(self) -> bool:
+        return self.sights is not None
+
+    def session(self, image: ImageSource) -> Session:
+        return _ScriptedSession(self, image)
+
+    def next_text(self, messages: Sequence[Message]) -> str:
+        """The reply to `messages`. Raises BackendError when the list is used up."""
+        if callable(self._replies):
+            return self._replies(deepcopy(list(messages)))
+        with self._lock:
+            if self._used >= len(self._replies):
+                raise BackendError(
+                    f"The scripted backend ran out of replies: {len(self._replies)} were given and another one was "
+                    "asked for. Give it more replies, or a function that makes them."
+                )
+            self._used += 1
+            return self._replies[self._used - 1]
+
+
+class _ScriptedSession:
+    def __init__(self, backend: ScriptedBackend, image: ImageSource) -> None:
+        self._backend = backend
+        self._image = image
+        self._held: list[Message] = []
+        self.places: dict[str, tuple[str, tuple[float, float, float, float]]] = {}
+
+    def look(self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False) -> list[Sight]:
+        if self._backend.sights is None:
+            raise BackendError("The scripted backend was given no sights, so it cannot look.")
+        return self._backend.sights(deepcopy(list(messages)))
+
+    def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
+        self.places[view] = (source, cells)
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        *,
+        settings: Settings,
+        stop: tuple[str, ...] = (),
+        on_text: Callable[[str], None] | None = None,
+    ) -> Reply:
+        shared = 0
+        while shared < min(len(self._held), len(messages)) and self._held[shared] == messages[shared]:
+            shared += 1
+        cached = sum(sum(self._count(message)) for message in messages[:shared])
+        counts = [self._count(message) for message in messages[shared:]]
+        whole = self._backend.next_text(messages)
+        text = whole[: settings.max_new_tokens * _CHARS_PER_TOKEN]
+        ends = [text.find(mark) + len(mark) for mark in stop if mark in text]
+        text = text[: min(ends, default=len(text))]
+        if on_text is not None:
+            for piece in _pieces(text):
+                on_text(piece)
+        self._held = [*deepcopy(list(messages)), {"role": "assistant", "content": [{"type": "text", "text": text}]}]
+        return Reply(
+            text=text,
+            finish="stop" if ends or text == whole else "length",
+            prompt_tokens=cached + sum(sum(count) for count in counts),
+            cached_tokens=cached,
+            new_tokens=_text_tokens(text),
+            visual_tokens=sum(visual for _, visual in counts),
+            seconds=0.0,
+        )
+
+    def close(self) -> None:
+        self._held = []
+
+    def _count(self, message: Message) -> tuple[int, int]:
+        """(text tokens, visual tokens) of a message."""
+        text = visual = 0
+        for part in message["content"]:
+            if part["type"] == "image":
+                visual += tokens(self._image(part["view"]).size, self._backend.defaults.factor)
+            else:
+                text += _text_tokens(part["text"])
+        return text, visual
+
+
+def _text_tokens(text: str) -> int:
+    return -(-len(text) // _CHARS_PER_TOKEN)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    for start in range(0, len(text), _CHARS_PER_TOKEN):
+        yield text[start : start + _CHARS_PER_TOKEN]

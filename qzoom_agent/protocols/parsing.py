@@ -1,0 +1,285 @@
+"""Reading model text: tags, thoughts, answers, numbers and boxes, shared by all parsers.
+
+Everything here takes any string, never raises and is linear in its length: tags are found by regexes whose
+repetitions are bounded, numbers by one whose alternatives cannot overlap. What is mended is written down in a
+`Reading`; what cannot be mended becomes a problem there. How a reply is weighed as a whole is said at `read_reply`,
+once, for all families.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
+
+from qzoom_agent.protocols.interface import Parsed, ToolCall
+from qzoom_agent.views import View
+
+EMPTY_REPLY = "The reply was empty. Answer the question."
+ONLY_THOUGHT = "The reply ended before an answer or a call. Give one of them now."
+MAX_CALLS_READ = 16
+"""Calls looked at in one reply; more is a degenerate reply, and reading them all would help nobody."""
+MAX_NAME = 80
+MAX_BOXED = 2000
+MAX_LABEL = 200
+_LARGEST = 1e9
+_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,4})?")
+_CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("left", "top", "right", "bottom"))
+_BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "bbox2d", "box", "coordinates", "region")
+_BOXED = "\\boxed{"
+_STYLED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+_FOREIGN = re.compile(r"</?(?:tool_call|grounding)>|<function=")
+_STRAY = re.compile(r"</?(?:answer|think|tool_response)>", re.IGNORECASE)
+
+
+@dataclass(slots=True)
+class Reading:
+    """What has been made of a reply so far."""
+
+    calls: list[ToolCall] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    repairs: list[str] = field(default_factory=list)
+
+    def parsed(self, *, thought: str = "", answer: str | None = None) -> Parsed:
+        """The finished reading; a reply that gave nothing at all gets a problem."""
+        if answer is None and not self.calls and not self.problems:
+            self.problems.append(ONLY_THOUGHT if thought else EMPTY_REPLY)
+        problems, repairs = list(dict.fromkeys(self.problems)), list(dict.fromkeys(self.repairs))
+        return Parsed(thought=thought, answer=answer, calls=self.calls, problems=problems, repairs=repairs)
+
+    def keep(self, limit: int) -> None:
+        """Keep the first `limit` calls; that there were more becomes a problem."""
+        if len(self.calls) > limit:
+            some = "call was" if limit == 1 else f"{limit} calls were"
+            self.problems.append(f"Only the first {some} run: at most {limit} in a turn.")
+            del self.calls[limit:]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A marked stretch of a text: `text[start:end]` with its marks, `body` without them."""
+
+    body: str
+    raw: str
+    start: int
+    end: int
+    closed: bool
+
+
+def readable(text: str) -> str:
+    """The model's own turn as well-formed Unicode: lone surrogates replaced, and nothing after an end-of-turn token."""
+    return text.encode("utf-8", "replace").decode("utf-8").partition("<|im_end|>")[0]
+
+
+@cache
+def tag(name: str) -> re.Pattern[str]:
+    """Matches `<name>` and `</name>`; group 1 is the slash."""
+    return re.compile(rf"<\s{{0,8}}(/?)\s{{0,8}}{name}\s{{0,8}}>", re.IGNORECASE)
+
+
+def spans(text: str, name: str, *, limit: int | None = None) -> list[Span]:
+    """The first `limit` spans opened by `<name>`; each ends at its closing tag, the next opening one, or the text's "
+    "end."""
+    found: list[Span] = []
+    opening: re.Match[str] | None = None
+    for mark in tag(name).finditer(text):
+        closes = bool(mark[1])
+        if opening is not None:
+            start, end = opening.start(), mark.end() if closes else mark.start()
+            found.append(Span(text[opening.end() : mark.start()], text[start:end], start, end, closes))
+        opening = None if closes else mark
+        if len(found) == limit:
+            return found
+    if opening is not None:
+        found.append(Span(text[opening.end() :], text[opening.start() :], opening.start(), len(text), False))
+    return found
+
+
+def foreign_call(text: str) -> list[Span]:
+    """A call in the format of another family, with nothing in it that could be read by mistake in the wrong frame."""
+    mark = _FOREIGN.search(text)
+    return [Span("", text[mark.start() :], mark.start(), len(text), True)] if mark else []
+
+
+def outside(text: str, taken: Sequence[Span]) -> str:
+    """The text around these spans (in order, not overlapping), stripped and joined by newlines."""
+    edges = [0, *(edge for span in taken for edge in (span.start, span.end)), len(text)]
+    return _joined(*(text[start:end] for index, (start, end) in enumerate(pairwise(edges)) if index % 2 == 0))
+
+
+def read_reply(
+    text: str,
+    *,
+    find: Callable[[str, Reading], list[Span]],
+    read: Callable[[Span, Reading], None],
+    limit: int,
+    mark: str | None,
+) -> Parsed:
+    """Weigh a whole reply. `find` marks the calls in a text, `read` adds one to the reading or says what is wrong.
+
+    Looked for in this order, first outside the thought (`<think>`, closed or not; a `</think>` alone closes a thought
+    that the prompt opened), then, if nothing stands outside it, inside:
+
+    1. `<answer>`: the answer; calls beside it are dropped and noted, since with it the model has said that it is done.
+    2. Calls, at most `limit`; other text is thought, and a `\\boxed{}` beside a call does not end the episode.
+    3. Any other text: the answer, or what its `\\boxed{}` holds. `mark` names the family's own way to mark an answer
+       ("answer", "boxed"), and free text instead of it is noted; None means that the family answers in free text.
+    """
+    reading = Reading()
+    thought, rest = _split_thought(readable(text))
+    answers, blank = _answers(rest)
+    inside = not answers and not outside(rest, blank)
+    if inside:
+        thought, rest = "", thought
+        answers, blank = _answers(rest)
+    calls = find(rest, reading)
+    if inside and (answers or calls):
+        reading.repairs.append("read from inside the thought")
+    if answers:
+        if calls:
+            reading.repairs.append("call beside an answer not run")
+        if not answers[-1].closed:
+            reading.repairs.append("closing </answer> added")
+        body = answers[-1].body.strip()
+        return reading.parsed(thought=_joined(thought, outside(rest, answers)), answer=_boxed(body) or body)
+    if calls:
+        for span in calls:
+            read(span, reading)
+        reading.keep(limit)
+        return reading.parsed(thought=_joined(thought, outside(rest, calls)))
+    if inside:
+        return reading.parsed(thought=rest.strip())
+    free = _STRAY.sub("", rest).strip()
+    boxed = _boxed(free)
+    if free and (mark == "answer" or (mark == "boxed" and not boxed)):
+        reading.repairs.append("free text taken as the answer")
+    return reading.parsed(thought=_joined(thought, free) if boxed else thought.strip(), answer=boxed or free or None)
+
+
+def _answers(text: str) -> tuple[list[Span], list[Span]]:
+    """The `<answer>` spans that hold something, and those that do not."""
+    found = spans(text, "answer")
+    return [span for span in found if span.body.strip()], [span for span in found if not span.body.strip()]
+
+
+def _split_thought(text: str) -> tuple[str, str]:
+    first = tag("think").search(text)
+    head = ""
+    if first is not None and first[1]:
+        head, text = text[: first.start()], text[first.end() :]
+    thoughts = spans(text, "think")
+    return _joined(head, *(span.body for span in thoughts)), outside(text, thoughts)
+
+
+def _boxed(text: str) -> str:
+    """What the last `\\boxed{}` holds, braces balanced; empty if there is none."""
+    start = text.rfind(_BOXED)
+    if start < 0:
+        return ""
+    start += len(_BOXED)
+    text = text[: start + MAX_BOXED]
+    depth, end = 1, start
+    while end < len(text) and depth:
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        end += 1
+    held = text[start : end - 1 if depth == 0 else end].strip()
+    styled = _STYLED.fullmatch(held)
+    return styled[1].strip() if styled else held
+
+
+def _joined(*pieces: str) -> str:
+    return "\n".join(stripped for piece in pieces if (stripped := piece.strip()))
+
+
+def first_view(views: Sequence[View]) -> str:
+    """Id of the first view shown."""
+    return views[0].id if views else "coarse"
+
+
+def numbers_in(text: str) -> list[str]:
+    """The decimal numbers written in a text, in order."""
+    return _NUMBER.findall(text)
+
+
+def read_label(arguments: Mapping[str, object]) -> str:
+    """What the model says it looks for, shortened."""
+    label = arguments.get("label")
+    return readable(label)[:MAX_LABEL] if isinstance(label, str) else ""
+
+
+def has_box(arguments: Mapping[str, object]) -> bool:
+    """Whether a box is given under any name that models use for it."""
+    return any(key in arguments for key in _BOX_KEYS)
+
+
+def box_argument(arguments: Mapping[str, object], into: Reading) -> object:
+    """The value given for the box; another name than `bbox_2d` is noted, none at all gives None."""
+    key = next((key for key in _BOX_KEYS if key in arguments), None)
+    if key is None:
+        return None
+    if key != "bbox_2d":
+        into.repairs.append(f"box read from {key}")
+    return arguments[key]
+
+
+def read_index(arguments: Mapping[str, object], names: Sequence[str], into: Reading, *, default: int) -> int | None:
+    """The whole number given under one of `names`, `default` if none is given, or None if it is not a whole number."""
+    given = next((arguments[name] for name in names if arguments.get(name) is not None), None)
+    if given is None:
+        into.repairs.append(f"{names[0]} missing, {default} taken")
+        return default
+    number = _number(given, into)
+    return int(number) if number is not None and number.is_integer() else None
+
+
+def read_box(value: object, into: Reading, *, how: str) -> tuple[float, float, float, float] | None:
+    """Four finite coordinates from whatever a model gave for a box, or None with a problem that ends in `how`.
+
+    Mended: numbers as strings, a box as a string, as an object with named corners, as two points, or as a list of boxes
+    (the first is taken). Swapped corners are kept and noted; the zoom tool orders them.
+    """
+    values = _flat(value, into)
+    numbers = [_number(item, into) for item in values] if len(values) == 4 else []
+    given = [number for number in numbers if number is not None]
+    if len(given) != 4:
+        into.problems.append(f"The box could not be read: it must be four finite numbers x1, y1, x2, y2. {how}")
+        return None
+    x1, y1, x2, y2 = given
+    if x2 < x1 or y2 < y1:
+        into.repairs.append("box corners were swapped")
+    return x1, y1, x2, y2
+
+
+def _flat(value: object, into: Reading) -> list[object]:
+    if isinstance(value, str):
+        into.repairs.append("box read from a string")
+        return [float(number) for number in numbers_in(value)]
+    if isinstance(value, dict):
+        lowered = {str(key).lower().replace("_", ""): item for key, item in value.items()}
+        names = next((names for names in _CORNERS if all(name in lowered for name in names)), ())
+        into.repairs.append("box read from an object")
+        return [lowered[name] for name in names]
+    if not isinstance(value, list):
+        return []
+    if value and all(isinstance(item, list) for item in value):
+        if all(len(item) == 2 for item in value):
+            into.repairs.append("box read from points")
+            return [number for item in value for number in item]
+        into.repairs.append(f"box taken from a list of {len(value)}")
+        return list(value[0])
+    return value
+
+
+def _number(value: object, into: Reading) -> float | None:
+    if isinstance(value, str):
+        if not _NUMBER.fullmatch(value.strip()):
+            return None
+        into.repairs.append("number read from a string")
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) and abs(number) <= _LARGEST else None

@@ -1,0 +1,299 @@
+"""One choice of the branches changed, everything else as it was: which way would have been better, and by how much.
+
+Variants that have to be trained are, each in a folder of its own, from the labels of a finished run of `qzoom train
+branches` (or from labels of their own, where what they change decides those), and run on the base that those labels
+are of, whether or not post-SFT came after; those that only read the same branches otherwise are not. Each variant that
+changes SD-RPN or its base gets thresholds of its own by the same calibration. Then all are measured in one interleaved
+run on boards nobody was trained on.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import torch
+from yaml import safe_load
+
+from qzoom_agent.agent import Agent
+from qzoom_agent.config import AgentConfig, PolicyName
+from qzoom_agent.data.samples import Sample
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.interleaved import Cell, measure
+from qzoom_agent.evaluation.stats import wilson
+from qzoom_agent.geometry import Box
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.perception.branches import CONFIG, BranchConfig, Branches
+from qzoom_agent.perception.labels import CROP_BASELINE
+from qzoom_agent.perception.maps import regions
+from qzoom_agent.training.branches.attending import answers
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName
+from qzoom_agent.training.branches.dataset import Record
+from qzoom_agent.training.branches.inputs import ask
+from qzoom_agent.training.branches.labelling import collect, heads_for, labels_on, picture
+from qzoom_agent.training.branches.localisation import in_pixels
+from qzoom_agent.training.branches.run_dir import Workshop
+from qzoom_agent.training.branches.stage_dependencies import base_of, read_by
+from qzoom_agent.training.branches.stages import carry_out
+
+FINE: Final = ("needle-scene", "needle-doc")
+EVERY: Final = (*FINE, "needle-global")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to do it."""
+
+    name: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """Keys of the recipe that differ, dotted; any means that SD-RPN is trained again."""
+    reading: dict[str, Any] = field(default_factory=dict)
+    """Keys of `perception` that differ when the branches are read."""
+    policy: PolicyName = "always"
+    after: tuple[StageName, ...] = ()
+    """Stages whose results are taken as they are and calibrated; empty: what the run calibrated is read."""
+    attention: Literal["tight", "fixed"] | None = None
+    """Policy `oracle`: crop where the answer's attention points, around all of it or in a box of the recipe's sides."""
+
+
+class Ablation(NamedTuple):
+    """A choice."""
+
+    summary: str
+    variants: Callable[[Workshop], list[Variant]]
+    suites: tuple[str, ...] = FINE
+
+
+def _layers(shop: Workshop) -> list[Variant]:
+    config = _config(shop)
+    last = config.base_layers - config.depth
+    chosen = sorted({value for value in range(config.k - 3, config.k + 3) if 1 <= value <= last})
+    return [Variant(f"K = {value}", {"k": value}) for value in chosen]
+
+
+def _depths(shop: Workshop) -> list[Variant]:
+    config = _config(shop)
+    deepest = min(4, config.base_layers - config.k)
+    return [Variant(f"T = {value}", {"depth": value}) for value in range(1, deepest + 1)]
+
+
+def _shares(shop: Workshop) -> list[Variant]:
+    """Fewer labels, each seen more often: as many steps."""
+    epochs = shop.recipe.sdrpn.optimisation.epochs
+    return [
+        Variant(
+            f"{share:.0%} of the labels", {"sdrpn.share": share, "sdrpn.optimisation.epochs": round(epochs / share)}
+        )
+        for share in (0.05, 0.1, 0.25, 0.5, 1.0)
+    ]
+
+
+def _rules(_: Workshop) -> list[Variant]:
+    pairs = ((0.1, 0.1), (0.2, 0.05), (0.25, 0.05), (0.25, 0.1), (0.4, 0.05))
+    return [
+        Variant(
+            f"foreground {high:g}, background {low:g}",
+            {"labelling.rules.foreground": high, "labelling.rules.background": low},
+        )
+        for high, low in pairs
+    ]
+
+
+def _thresholds(_: Workshop) -> list[Variant]:
+    found = [Variant("calibrated")]
+    found += [Variant(f"{value:g}", reading={"threshold": value}) for value in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)]
+    shares = (0.2, 0.35, 0.5, 0.7)
+    return [*found, *(Variant(f"{value:g} of the peak", reading={"peak_share": value}) for value in shares)]
+
+
+def _gates(shop: Workshop) -> list[Variant]:
+    found = _config(shop).evidence.get("training_free")
+    if found is None:
+        raise ConfigError(f"{shop.final('calibrate')} says nothing of a training-free gate. Calibrate it again.")
+    free = {"gate": "statistics", "peak_to_mean": max(1.0, found["threshold"])}
+    return [
+        Variant("learned", policy="implicit"),
+        Variant("training-free", reading=free, policy="implicit"),
+        Variant("off", policy="always"),
+    ]
+
+
+def _sources(shop: Workshop) -> list[Variant]:
+    found = [Variant("SD-RPN"), Variant("the attention, all of it", policy="oracle", attention="tight")]
+    if shop.recipe.box is not None:
+        found.append(Variant("the attention, a box of the same sides", policy="oracle", attention="fixed"))
+    return found
+
+
+ABLATIONS: Final[dict[str, Ablation]] = {
+    "k": Ablation("layers before the branches (K)", _layers),
+    "depth": Ablation("depth of SD-RPN (T)", _depths),
+    "labels": Ablation("how many labels, with as many steps", _shares),
+    "label-thresholds": Ablation("what counts as foreground and background of a label", _rules),
+    "thresholds": Ablation("what counts as foreground of the map", _thresholds),
+    "source": Ablation(
+        "SD-RPN, or the attention of the answer that it learned from",
+        _sources,
+    ),
+    "gate": Ablation("gate learned, training-free or off", _gates, EVERY),
+    "positions": Ablation(
+        "positions of a crop",
+        lambda _: [Variant(name, reading={"positions": name}) for name in ("plain", "aligned")],
+    ),
+    "postsft": Ablation(
+        "with and without post-SFT",
+        lambda _: [Variant("without", after=("sdrpn",)), Variant("with", after=("sdrpn", "postsft"))],
+    ),
+}
+
+
+def ablate(
+    name: str,
+    run: Path,
+    out: Path,
+    *,
+    n: int,
+    seed: int = 0,
+    progress: Callable[[str], Callable[[int], None]] = lambda suite: lambda done: None,
+) -> str:
+    """Train what has to be trained, measure all variants, and return a Markdown table, also written to `out`/NAME.md.
+
+    Raises:
+        ConfigError: there is no such ablation, or `run` is not a finished run.
+    """
+    if name not in ABLATIONS:
+        raise ConfigError(f"There is no ablation '{name}'. Choose one of: {', '.join(ABLATIONS)}.")
+    ablation, shop = ABLATIONS[name], _finished(run)
+    variants = ablation.variants(shop)
+    if name == "postsft" and shop.base is None:
+        raise ConfigError(f"{run} has no base of post-SFT. Run `qzoom train postsft` with its recipe first.")
+    folder = out / name
+    bases: dict[bool, HFBackend] = {}
+    agents, boxes = {}, {}
+    for one in variants:
+        branches, tuned = _branches(shop, one, folder)
+        if tuned not in bases:
+            bases[tuned] = shop.backend(base=shop.base if tuned else None)
+        backend = _carrying(bases[tuned], branches)
+        config = AgentConfig(policy=one.policy).replace(perception=one.reading)
+        if one.attention is not None:
+            config = config.replace(oracle_margin=0.0)
+            boxes[one.name] = _attended(shop, backend, one.attention)
+        agents[one.name] = Agent(backend, config=config)
+    measured = {
+        suite: measure(
+            agents, suite, n=n, seed=seed, boxes=boxes, journal=folder / f"{suite}.jsonl", note=progress(suite)
+        )
+        for suite in ablation.suites
+    }
+    lines = [f"| {ablation.summary} | " + " | ".join(f"{suite} | in crop | zooms" for suite in measured) + " |"]
+    lines.append("|---" * (1 + 3 * len(measured)) + "|")
+    for one in variants:
+        lines.append(f"| {one.name} | " + " | ".join(_cells(table[one.name]) for table in measured.values()) + " |")
+    text = "\n".join(lines)
+    (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    return text
+
+
+def _cells(cells: Sequence[Cell]) -> str:
+    right = sum(cell.correct for cell in cells)
+    low, high = wilson(right, len(cells))
+    covered = [cell.covered for cell in cells if cell.covered is not None]
+    inside = f"{sum(covered) / len(covered):.1%}" if covered else "-"
+    zooms = sum(cell.zoomed for cell in cells) / len(cells)
+    return f"{right / len(cells):.1%} ({low:.1%} to {high:.1%}) | {inside} | {zooms:.0%}"
+
+
+def _finished(run: Path) -> Workshop:
+    file = run / "recipe.yaml"
+    if not file.exists() or not (run / "calibrate" / "final").exists():
+        raise ConfigError(f"{run} is no finished run of `qzoom train branches`. Give its output folder as --run.")
+    return Workshop(BranchRecipe.model_validate(safe_load(file.read_text(encoding="utf-8"))), run)
+
+
+def _config(shop: Workshop) -> BranchConfig:
+    return BranchConfig.model_validate_json((shop.final("calibrate") / CONFIG).read_text(encoding="utf-8"))
+
+
+def _branches(shop: Workshop, variant: Variant, folder: Path) -> tuple[Path, bool]:
+    """The branches of a variant, trained and calibrated here if it asks for it, and whether on the fine-tuned base."""
+    if variant.recipe:
+        return _calibrated(shop, variant.recipe, folder / variant.name.replace(" ", "_")), False
+    if variant.after:
+        return _calibrated(shop, {}, folder / variant.name, after=variant.after), "postsft" in variant.after
+    return shop.final("calibrate"), base_of(shop, "calibrate") is not None
+
+
+def _carrying(base: HFBackend, branches: Path) -> HFBackend:
+    """The same base, its weights not loaded again, with other branches."""
+    return HFBackend(
+        base.model,
+        base.processor,
+        name=base.name,
+        protocol=base.protocol,
+        defaults=base.defaults,
+        placement=base.placement,
+        branches=Branches.load(branches, base.model),
+    )
+
+
+def _calibrated(shop: Workshop, changes: dict[str, Any], folder: Path, *, after: Sequence[StageName] = ()) -> Path:
+    """SD-RPN of a changed recipe, or what the stages `after` left, without a gate, with thresholds of its own."""
+    data = shop.recipe.model_dump(mode="json")
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        place = data
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    other = Workshop(BranchRecipe.model_validate(data), folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    same_maps = read_by(other.recipe, "label") == read_by(shop.recipe, "label")
+    for made in ("heads.json", *(("labels",) if same_maps else ()), *after):
+        if (shop.output / made).exists() and not (folder / made).exists():
+            (folder / made).symlink_to((shop.output / made).resolve())
+    stages: tuple[StageName, ...] = ("sdrpn", "calibrate")
+    for stage in stages:
+        carry_out(other, stage)
+    return other.final("calibrate")
+
+
+def _attended(
+    shop: Workshop, backend: HFBackend, around: Literal["tight", "fixed"]
+) -> Callable[[Sample], Sequence[Box]]:
+    """Where the attention points that labels are made of, as a crop (the baseline of SD-RPN's paper: it answers twice).
+
+    around: "tight" around all that is attended to, as published; "fixed" a box of the recipe's sides, as SD-RPN's.
+    """
+    recipe, labelling = shop.recipe, shop.recipe.labelling
+    heads = heads_for(labelling, "textual", model=recipe.model, selected=shop.heads())
+    norm_layer = recipe.k if labelling.sink == "norm" else None
+    ratio = labelling.norm_ratio if labelling.sink == "norm" else None
+
+    def boxes(question: Sample) -> Sequence[Box]:
+        record = Record(
+            id=question.id,
+            image=question.image,
+            image_id=question.id,
+            question=question.question,
+            answer=question.answer,
+            answers=[question.answer],
+            exact=True,
+            boxes=None,
+            mode="textual",
+            short_labels=True,
+        )
+        (one,) = ask(backend, [record], [labelling.tokens], tools=labelling.response == "call")
+        said = answers(backend, [one], max_new_tokens=labelling.max_new_tokens)
+        ((heat, sink),) = collect(backend, [one], said, heads, asking=labelling.asking, norm_layer=norm_layer)
+        found = labels_on(heat, sink, heat.shape, CROP_BASELINE, norm_ratio=ratio, shown=picture(one))
+        box = found.box
+        if around == "fixed":
+            clean = np.where(found.excluded, 0.0, heat)
+            share = 0.0 if recipe.peak_share is None else recipe.peak_share
+            some = regions(torch.as_tensor(clean), clean > share * clean.max(), sides=recipe.box)
+            box = some[0] if some else box
+        return [in_pixels(box, one.cells, one.store.view("coarse"))]
+
+    return boxes

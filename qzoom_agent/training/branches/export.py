@@ -1,0 +1,59 @@
+"""From a folder of the branches' stages to one model folder that has them: what `Agent.from_pretrained` loads.
+
+    python -m qzoom_agent.training.branches.export runs/branches models/mine
+
+The branches are those of `calibrate`, the base the one that they were made for: the recipe's, or what `postsft` made of
+it.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qzoom_agent.errors import ConfigError, finished
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.presets import resolve_model
+from qzoom_agent.perception.branches import CONFIG, WEIGHTS
+from qzoom_agent.training.branches.branch_recipe import load_branch_recipe
+from qzoom_agent.training.branches.run_dir import Workshop
+from qzoom_agent.training.branches.stage_dependencies import base_of
+
+
+def ship(run: Path, target: Path) -> Path:
+    """Write the base and its branches into `target`, which is whole or not there; returns it.
+
+    Raises:
+        ConfigError: `run` has no calibrated branches, or `target` is there already.
+    """
+    if target.exists():
+        raise ConfigError(f"{target} is there already. Delete it, or choose another folder.")
+    shop = Workshop(load_branch_recipe(run / "recipe.yaml"), run)
+    branches = shop.latest("calibrate")
+    source = base_of(shop, "calibrate") or Path(resolve_model(shop.recipe.model).source)
+    writing = target.with_name(target.name + ".part")
+    shutil.rmtree(writing, ignore_errors=True)
+    if source.is_dir():
+        shutil.copytree(source, writing)
+    else:
+        backend = HFBackend.load(shop.recipe.model, dtype=shop.recipe.dtype)
+        backend.model.save_pretrained(writing)
+        backend.processor.save_pretrained(writing)
+    for name in (CONFIG, WEIGHTS):
+        shutil.copy2(branches / name, writing / name)
+    writing.rename(target)
+    return target
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Put a base and its trained branches into one folder.")
+    parser.add_argument("run", type=Path, help="output folder of the branches' stages")
+    parser.add_argument("target", type=Path, help="folder to write")
+    options = parser.parse_args(argv)
+    print(f"written {ship(options.run, options.target)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(finished("qzoom_agent.training.branches.export", main))

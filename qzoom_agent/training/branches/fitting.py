@@ -1,0 +1,224 @@
+"""One stage of training: a small module, the frozen passes that feed it, and transformers' Trainer around them.
+
+What is trained is a module whose `forward` returns the loss; what is frozen runs in `prepare`, which turns the rows of
+a batch into the module's arguments. So one process or many (accelerate), checkpoints, schedules and trackers are the
+Trainer's, and a checkpoint holds nothing but what is trained. Rows come in a fixed order drawn from the seed, those of
+one image together; a killed run goes on at the row it would have seen next.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import (
+    GradientCheckpointingLayer,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from qzoom_agent.training.branches.branch_recipe import Optimisation
+from qzoom_agent.training.branches.sharded_table import launched_in_bfloat16, together
+from qzoom_agent.training.fingerprint import begin
+
+Rows = list[dict[str, Any]]
+WEIGHTS = "trained.safetensors"
+ONLY_TOLD: Final = {"gradient_checkpointing", "log_steps", "save_steps", "workers", "report_to"}
+"""Keys of `Optimisation` that do not change what comes out."""
+_TOLD = ("loss", "grad_norm", "learning_rate")
+
+
+class Ordered(Dataset[dict[str, Any]]):
+    """Rows in the order in which they are trained on, for all epochs."""
+
+    def __init__(self, read: Callable[[int], dict[str, Any]], order: Sequence[int]) -> None:
+        self.read, self.order = read, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, at: int) -> dict[str, Any]:
+        return {**self.read(self.order[at]), "draw": at}
+
+
+def shuffled(groups: Sequence[str], *, epochs: int, seed: int) -> list[int]:
+    """Indices of all rows, once an epoch, in an order drawn from the seed; rows of one group stay together."""
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    order = []
+    for epoch in range(epochs):
+        names = list(members)
+        Random(f"{seed}/{epoch}").shuffle(names)
+        order += [index for name in names for index in members[name]]
+    return order
+
+
+class StageTrainer(Trainer):
+    """`Trainer` of a module whose forward is its loss."""
+
+    def __init__(self, prepare: Callable[[Rows], dict[str, Any]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.prepare = prepare
+        self.model_accepts_loss_kwargs = False
+
+    def _prepare_inputs(self, inputs: Rows) -> dict[str, Any]:  # type: ignore[override]
+        return self.prepare(inputs)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss: Tensor = model(**inputs)
+        return (loss, {}) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        assert output_dir is not None
+        module = self.accelerator.unwrap_model(self.model)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_file(trained(module), Path(output_dir) / WEIGHTS, metadata={"format": "pt"})
+        torch.save(self.args, Path(output_dir) / "training_args.bin")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        module = self.accelerator.unwrap_model(self.model if model is None else model)
+        load_trained(module, Path(resume_from_checkpoint) / WEIGHTS)
+
+
+def trained(module: nn.Module) -> dict[str, Tensor]:
+    """The weights that are trained, by name."""
+    return {
+        name: weight.detach().contiguous().cpu() for name, weight in module.named_parameters() if weight.requires_grad
+    }
+
+
+def load_trained(module: nn.Module, file: Path) -> None:
+    """Put weights that `trained` gave back."""
+    _, unexpected = module.load_state_dict(load_file(file), strict=False)
+    assert not unexpected, unexpected
+
+
+class Log(TrainerCallback):
+    """Appends each log line to a file and prints it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.began = path, time.perf_counter()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        minutes = round((time.perf_counter() - self.began) / 60, 1)
+        told = {name: float(f"{kwargs['logs'][name]:.4g}") for name in _TOLD if name in kwargs["logs"]}
+        if not told:
+            return  # the trainer's closing remarks
+        line = json.dumps({"minutes": minutes, "step": state.global_step, "of": state.max_steps, **told})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+
+def train(
+    module: nn.Module,
+    rows: Ordered,
+    prepare: Callable[[Rows], dict[str, Any]],
+    optimisation: Optimisation,
+    folder: Path,
+    *,
+    seed: int,
+) -> None:
+    """Train the module in place. `folder` gets checkpoints and `log.jsonl`; a killed run continues from the last.
+
+    Weights in half precision are trained in float32 under autocast, and become what they were.
+
+    Raises:
+        ConfigError: `folder` has a fit that was begun with other settings, rows or processes.
+    """
+    processes = together()
+    settings = {"rows": len(rows), "seed": seed, "processes": processes.num_processes}
+    settings |= optimisation.model_dump(mode="json", exclude=ONLY_TOLD)
+    begin(folder / "settings.json", settings, made=folder, processes=processes)
+    set_seed(seed)
+    stored = {weight: weight.dtype for weight in module.parameters() if weight.requires_grad}
+    for weight in stored:
+        weight.data = weight.data.float()
+    for part in module.modules():
+        if isinstance(part, GradientCheckpointingLayer):
+            part.gradient_checkpointing = optimisation.gradient_checkpointing
+            part._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+    half = torch.bfloat16 in stored.values() or launched_in_bfloat16()
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=optimisation.batch,
+        gradient_accumulation_steps=optimisation.accumulation,
+        num_train_epochs=1,  # the rows are those of all epochs
+        learning_rate=optimisation.learning_rate,
+        lr_scheduler_type=optimisation.schedule,
+        warmup_steps=int(optimisation.warmup * steps(optimisation, len(rows), processes=processes.num_processes)),
+        weight_decay=optimisation.weight_decay,
+        adam_beta2=optimisation.adam_beta2,
+        max_grad_norm=1.0,
+        logging_steps=optimisation.log_steps,
+        save_steps=optimisation.save_steps,
+        save_total_limit=2,
+        seed=seed,
+        data_seed=seed,
+        dataloader_num_workers=optimisation.workers,
+        dataloader_pin_memory=False,
+        dataloader_drop_last=False,
+        remove_unused_columns=False,
+        report_to=optimisation.report_to,
+        disable_tqdm=True,
+        use_cpu=not torch.accelerator.is_available(),
+        bf16=half,
+        fp16=torch.float16 in stored.values() and not half,
+    )
+    trainer = StageTrainer(
+        prepare,
+        model=module,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=list,
+        callbacks=[Log(folder / "log.jsonl")],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    for weight, number in stored.items():
+        weight.data = weight.data.to(number)
+    module.eval()
+
+
+def steps(optimisation: Optimisation, rows: int, *, processes: int = 1) -> int:
+    """Optimizer steps for so many rows."""
+    return max(1, math.ceil(math.ceil(rows / (optimisation.batch * processes)) / optimisation.accumulation))
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The latest whole checkpoint: one that was being written when the run was killed lacks the state, written last."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True

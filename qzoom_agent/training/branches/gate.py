@@ -1,0 +1,196 @@
+"""The gate from consistency: a question needs more detail where more detail, and only that, makes its answer right.
+
+Each question is answered at ascending budgets (Q-Zoom 3.2). It teaches something if its answers are a step: wrong below
+some budget and right from there on. Right throughout is easy; wrong first is a transition; anything else is luck and is
+dropped. Then rows (question, budget, label) are drawn: of a transition mostly one of the last two wrong budgets, which
+need a zoom, seldom a right one, which does not; of easy ones, as many as there are transitions, any. With `with_crop`
+the crop that SD-RPN proposes is the last and highest "budget": then a question that only the crop answers counts as one
+that needs it. No one crop answers a question in several steps; with `own_calls` the model may zoom by itself where the
+crop was not enough, and what it then gets right needed a zoom, too.
+
+Steps, shares and the balance are those of the released code, and with `consensus`, and the two highest budgets left out
+of `read_tokens`, so is the choice of questions and budgets. That is not the default: a question that only the highest
+budget or the crop answers has no consensus, and it is the one that most needs a zoom. Two things differ throughout.
+Answers are compared with the references, by `verdicts`, not with the consensus by any common substring ("12" is no
+"120"); and a transition that is right at no readable budget is always shown where it was wrong, not nine times in ten.
+
+The loss is binary cross-entropy on the last prompt token's score; only the gate is trained.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from datasets import Dataset
+from pydantic import JsonValue
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from qzoom_agent.agent import Agent
+from qzoom_agent.config import AgentConfig
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.scorers.match import normalise
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.perception.branches import Gate
+from qzoom_agent.training.branches.attending import answers
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe, GateStage
+from qzoom_agent.training.branches.correctness import is_right
+from qzoom_agent.training.branches.dataset import Record, Records
+from qzoom_agent.training.branches.fitting import Ordered, Rows, shuffled, train
+from qzoom_agent.training.branches.inputs import ask, lower_states
+from qzoom_agent.training.branches.proposed_crops import propose, with_crop
+from qzoom_agent.training.branches.sharded_table import write_parts
+
+_TRANSITION_WRONG = 0.9
+"""Probability that a transition is shown where it was wrong."""
+Kind = Literal["easy", "transition", "never", "luck"]
+
+
+class Draw(NamedTuple):
+    """One training row: a record read at a budget (index into the read budgets), and whether it needs more."""
+
+    row: int
+    image_id: str
+    budget: int
+    needs: bool
+
+
+class GateLoss(nn.Module):
+    """The gate and its loss."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, needs: Tensor) -> Tensor:
+        """Mean over the rows; `needs` is 1 for those that need more detail, 0 for the others."""
+        logits: Tensor = self.gate(hidden, rotary=rotary, mask=mask)
+        return binary_cross_entropy_with_logits(logits.float(), needs)
+
+
+def answer_at_budgets(
+    backend: HFBackend,
+    records: Records,
+    recipe: BranchRecipe,
+    folder: Path,
+    *,
+    source: JsonValue = None,
+    note: Callable[[int], None],
+) -> Dataset:
+    """For each record (`row`, `image_id`) its `answers` at the budgets, and which of them are `right`.
+
+    Args:
+        source: what base, branches and records they are of; a folder of others is refused.
+    """
+    stage = recipe.gate
+
+    def rows(indices: range) -> Iterator[dict[str, Any]]:
+        for start in range(indices.start, indices.stop, stage.batch):
+            chosen = range(start, min(start + stage.batch, indices.stop))
+            some = [records[index] for index in chosen]
+            said = [
+                answers(backend, ask(backend, some, [budget] * len(some)), max_new_tokens=stage.max_new_tokens)
+                for budget in stage.tokens
+            ]
+            if stage.with_crop:
+                said.append(_with_crops(backend, some, recipe))
+            for index, record, texts in zip(chosen, some, zip(*said, strict=True), strict=True):
+                right = [is_right(text, record) for text in texts]
+                yield {"row": index, "image_id": record["image_id"], "answers": list(texts), "right": right}
+
+    settings = stage.model_dump(mode="json", include={"tokens", "with_crop", "own_calls", "max_new_tokens"})
+    return write_parts(folder, len(records), rows, {**settings, "source": source}, note=note)
+
+
+def _with_crops(backend: HFBackend, records: Sequence[Record], recipe: BranchRecipe) -> list[str]:
+    """What is answered with the proposed crop, or where that is wrong and `own_calls` says so, in the model's loop."""
+    stage = recipe.gate
+    assert backend.branches is not None
+    aligned = backend.branches.config.positions == "aligned"
+    boxes = propose(backend, records, tokens=stage.tokens[0])
+    cropped = with_crop(backend, records, boxes, tokens=stage.tokens[0], aligned=aligned)
+    said = answers(backend, [one.asked for one in cropped], max_new_tokens=stage.max_new_tokens)
+    if not stage.own_calls:
+        return said
+    agent = Agent(backend, config=AgentConfig(policy="explicit"))
+    return [
+        text if is_right(text, record) else agent.run(record["image"], record["question"]).text
+        for text, record in zip(said, records, strict=True)
+    ]
+
+
+def kind_of(right: Sequence[bool]) -> Kind:
+    """What a pattern of right and wrong over ascending budgets is."""
+    if not right[-1]:
+        return "luck" if any(right) else "never"
+    wrong = right.index(True)
+    if not all(right[wrong:]):
+        return "luck"
+    return "transition" if wrong else "easy"
+
+
+def kinds(table: Dataset, stage: GateStage) -> list[Kind]:
+    """What each row of a table of answers is; with `consensus`, luck where the two highest budgets disagree."""
+    found = [kind_of(right) for right in table["right"]]
+    if not stage.consensus:
+        return found
+    agree = [normalise(said[-2]) == normalise(said[-1]) for said in table["answers"]]
+    return [kind if same or kind == "never" else "luck" for kind, same in zip(found, agree, strict=True)]
+
+
+def counted(found: Sequence[Kind]) -> str:
+    """How many there are of each kind, as text."""
+    return ", ".join(f"{found.count(kind)} {kind}" for kind in get_args(Kind))
+
+
+def draw_rows(table: Dataset, stage: GateStage, *, seed: int) -> list[Draw]:
+    """Training rows of all epochs, see the module's note."""
+    readable = stage.budgets_read
+    rng = Random(f"gate/{seed}")
+    rows = list(zip(table["row"], table["image_id"], table["right"], kinds(table, stage), strict=True))
+    transitions = [(row, image, right) for row, image, right, kind in rows if kind == "transition"]
+    easy = [(row, image) for row, image, _, kind in rows if kind == "easy"]
+    drawn = []
+    for _ in range(stage.optimisation.epochs):
+        for row, image, right in transitions:
+            wrong = [at for at in readable if not right[at]]
+            fine = [at for at in readable if right[at]]
+            if wrong and (rng.random() < _TRANSITION_WRONG or not fine):
+                drawn.append(Draw(row, image, rng.choice(wrong[-2:]), True))
+            elif fine:
+                drawn.append(Draw(row, image, rng.choice(fine), False))
+        for row, image in rng.sample(easy, min(len(easy), len(transitions))):
+            drawn.append(Draw(row, image, rng.choice(readable), False))
+    return drawn
+
+
+def train_gate(
+    backend: HFBackend, gate: Gate, records: Records, table: Dataset, recipe: BranchRecipe, folder: Path
+) -> None:
+    """Train the gate in place.
+
+    Raises:
+        ConfigError: no question needs more detail at any budget, or none does without.
+    """
+    stage = recipe.gate
+    drawn = draw_rows(table, stage, seed=recipe.seed)
+    if len({one.needs for one in drawn}) < 2:
+        counts = counted(kinds(table, stage))
+        raise ConfigError(f"There is nothing to tell apart ({counts}). Use harder and easier data, or other budgets.")
+    order = shuffled([one.image_id for one in drawn], epochs=1, seed=recipe.seed)
+
+    def read(index: int) -> dict[str, Any]:
+        one = drawn[index]
+        return {**records[one.row], "budget": one.budget, "needs": one.needs}
+
+    def prepare(rows: Rows) -> dict[str, Any]:
+        asked = ask(backend, rows, [stage.tokens[row["budget"]] for row in rows])  # type: ignore[arg-type]
+        assert backend.branches is not None
+        states = lower_states(backend, asked, backend.branches.config.k)
+        needs = torch.tensor([float(row["needs"]) for row in rows], device=states.hidden.device)
+        return {"hidden": states.hidden, "rotary": states.rotary, "mask": states.mask, "needs": needs}
+
+    module = GateLoss(gate.requires_grad_(True)).train()
+    train(module, Ordered(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)

@@ -1,0 +1,169 @@
+"""Which heads of a base look at what its answer rests on: a measured, automatic choice.
+
+Published heads were picked by eye, and only for the published bases. Here every head above the lowest layers is scored
+on some hundred questions, by one pass each over question and answer:
+
+- where boxes are known: the share of a head's attention on the image that falls inside them, against what an even
+  spread would put there (`lift`), by which heads are ranked: it is high for a head that looks at small things and finds
+  them;
+- where they are not: how peaked its map is (`peak`, its highest cell against the mean), times how far it agrees with
+  the other peaked heads (`agreement`): one head may stare at a sink, several different ones rarely at the same place of
+  different images.
+"""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.perception.decoder import Decoder
+from qzoom_agent.training.branches.attending import Asking, answers, attend
+from qzoom_agent.training.branches.branch_recipe import HeadSearch, Labelling
+from qzoom_agent.training.branches.dataset import Records
+from qzoom_agent.training.branches.inputs import Asked, ask
+from qzoom_agent.training.branches.localisation import known_boxes, needle_cells
+
+_POOL = 16
+"""Heads, the most peaked ones, among which agreement is measured."""
+
+
+class HeadScore(BaseModel):
+    """One head."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    layer: int
+    head: int
+    inside: float | None
+    """Share of its attention on the image that falls into the boxes; None without boxes."""
+    lift: float | None
+    """That share over the boxes' share of the image."""
+    peak: float
+    """Highest cell over the mean, mean over questions."""
+    agreement: float
+    """Mean correlation of its map with those of the other peaked heads."""
+
+    @property
+    def score(self) -> float:
+        """What heads are ranked by."""
+        return self.peak * max(0.0, self.agreement) if self.inside is None else self.inside
+
+
+class Selection(BaseModel):
+    """What `select-heads` found."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    criterion: str
+    questions: int
+    heads: dict[int, list[int]]
+    """The chosen ones by layer."""
+    ranked: list[HeadScore]
+    """Best first."""
+
+    def table(self, rows: int = 12) -> str:
+        """The best heads as text."""
+        lines = [f"{'layer':>5} {'head':>4} {'inside':>7} {'lift':>6} {'peak':>6} {'agreement':>9}"]
+        for one in self.ranked[:rows]:
+            inside = "-" if one.inside is None else f"{one.inside:.3f}"
+            lift = "-" if one.lift is None else f"{one.lift:.1f}"
+            mark = "  *" if one.head in self.heads.get(one.layer, []) else ""
+            lines.append(
+                f"{one.layer:>5} {one.head:>4} {inside:>7} {lift:>6} {one.peak:>6.1f} {one.agreement:>9.2f}{mark}"
+            )
+        return "\n".join(lines)
+
+
+def select_heads(backend: HFBackend, records: Records, search: HeadSearch, labelling: Labelling) -> Selection:
+    """Score all heads on the first records and choose the best."""
+    depth, heads = Decoder(backend.model).depth, backend.model.config.get_text_config().num_attention_heads
+    layers = list(range(int(search.from_layer * depth), depth))
+    maps: list[NDArray[np.float32]] = []
+    insides: list[NDArray[np.bool] | None] = []
+    count = min(search.records, len(records))
+    for start in range(0, count, labelling.batch):
+        rows = [records[index] for index in range(start, min(start + labelling.batch, count))]
+        asked = ask(backend, rows, [labelling.tokens] * len(rows), tools=labelling.response == "call")
+        said = [row["answer"] for row in rows]
+        if labelling.response != "gold":
+            said = answers(backend, asked, max_new_tokens=labelling.max_new_tokens)
+        found = _all_maps(backend, asked, said, layers, labelling.asking)
+        for row, one, each in zip(rows, asked, found, strict=True):
+            boxes = known_boxes(row) or []
+            if row["boxes"] is not None and not boxes:
+                continue  # no part of the image in particular
+            maps.append(each.reshape(len(layers) * heads, -1))
+            cells = needle_cells(one.cells, one.store.view("coarse"), boxes)
+            insides.append(cells.flatten().numpy() if boxes else None)
+    if not maps:
+        raise ConfigError(
+            "No question tells which heads look where the answer is: all of them have an empty list of boxes, so they "
+            "are about no part of the image in particular. Give others, or leave the column out."
+        )
+    names = [(layer, head) for layer in layers for head in range(heads)]
+    return rank(names, maps, insides, count=search.count)
+
+
+def rank(
+    names: Sequence[tuple[int, int]],
+    maps: Sequence[NDArray[np.float32]],
+    insides: Sequence[NDArray[np.bool] | None],
+    *,
+    count: int,
+) -> Selection:
+    """Choose heads from their maps: for each question (heads, cells), and which cells are inside its boxes."""
+    known = [(each, inside) for each, inside in zip(maps, insides, strict=True) if inside is not None]
+    shares = [each[:, inside].sum(1) / np.maximum(each.sum(1), 1e-9) for each, inside in known]
+    even = fmean(float(inside.mean()) for _, inside in known) if known else None
+    peaks = np.mean([each.max(1) / np.maximum(each.mean(1), 1e-12) for each in maps], axis=0)
+    pool = np.argsort(-peaks)[:_POOL]
+    agreement = np.mean([_agreement(each, pool) for each in maps], axis=0)
+    inside = np.mean(shares, axis=0) if known else None
+    scores = [
+        HeadScore(
+            layer=layer,
+            head=head,
+            inside=None if inside is None else float(inside[at]),
+            lift=None if inside is None or even is None else float(inside[at] / max(even, 1e-9)),
+            peak=float(peaks[at]),
+            agreement=float(agreement[at]),
+        )
+        for at, (layer, head) in enumerate(names)
+    ]
+    ranked = sorted(scores, key=lambda one: -one.score)
+    chosen: dict[int, list[int]] = {}
+    for one in sorted(ranked[:count], key=lambda one: (one.layer, one.head)):
+        chosen.setdefault(one.layer, []).append(one.head)
+    criterion = "attention inside boxes" if known else "peak over mean, times agreement"
+    return Selection(criterion=criterion, questions=len(maps), heads=chosen, ranked=ranked)
+
+
+def _agreement(maps: NDArray[np.float32], pool: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean correlation of each map with those of the pool, itself left out."""
+    centred = maps - maps.mean(1, keepdims=True)
+    centred = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    with_pool = centred @ centred[pool].T
+    own = np.zeros_like(with_pool, dtype=bool)
+    own[pool, np.arange(len(pool))] = True
+    others = np.maximum((~own).sum(1), 1)
+    mean: NDArray[np.float64] = np.where(own, 0.0, with_pool).sum(1) / others
+    return mean
+
+
+def _all_maps(
+    backend: HFBackend, asked: Sequence[Asked], said: Sequence[str], layers: Sequence[int], asking: Asking
+) -> list[NDArray[np.float32]]:
+    """For each row the maps of all heads, (layers * heads, rows, columns)."""
+    heads = range(backend.model.config.get_text_config().num_attention_heads)
+    recorded, valid, queries, images = attend(backend, asked, said, layers, asking)
+    out = []
+    for row, (response, (start, high, wide)) in enumerate(zip(queries, images, strict=True)):
+        image = slice(start, start + high * wide)
+        found = [recorded.attention(layer, heads, response, image, mask=valid)[row].mean(dim=1) for layer in layers]
+        out.append(torch.cat(found).view(-1, high, wide).cpu().numpy())
+    return out

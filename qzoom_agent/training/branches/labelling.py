@@ -1,0 +1,241 @@
+"""Labels without annotation: what a model looks at while it says the answer (SD-RPN, arXiv 2509.16944).
+
+Each question is answered by the base itself, over a view that may have more tokens than the branch will read. One pass
+over prompt and answer then gives the attention of the chosen heads, recomputed from the inputs of their layers
+(`perception.attention`), and that map is kept, with the answer and whether it was right. Thresholds are applied later,
+on whatever grid is trained on (`labels_on`), so the maps serve every ablation of the rules.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from pydantic import JsonValue
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.geometry import Size
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.perception.attention import norm_map, response_map
+from qzoom_agent.perception.labels import HEADS, Heads, LabelRules, Labels, Mode, make_labels, prepared_prompt
+from qzoom_agent.training.branches.attending import Asking, answers, attend
+from qzoom_agent.training.branches.branch_recipe import Labelling
+from qzoom_agent.training.branches.correctness import is_right
+from qzoom_agent.training.branches.dataset import Record, Records
+from qzoom_agent.training.branches.inputs import Asked, ask
+from qzoom_agent.training.branches.localisation import in_pixels
+from qzoom_agent.training.branches.proposed_crops import with_crop
+from qzoom_agent.training.branches.sharded_table import write_parts
+
+
+class HeadPair(NamedTuple):
+    """Heads whose attention makes the map, and those whose attention finds sinks."""
+
+    grounding: Heads
+    sink: Heads
+
+
+def collect(
+    backend: HFBackend,
+    asked: Sequence[Asked],
+    said: Sequence[str],
+    heads: HeadPair,
+    *,
+    asking: Asking = "answer",
+    norm_layer: int | None = None,
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+    """For each row the attention map of its answer on its view, and its sink map (None: sinks are not looked for)."""
+    layers = sorted({*heads.grounding, *heads.sink, *(() if norm_layer is None else (norm_layer,))})
+    recorded, valid, queries, images = attend(backend, asked, said, layers, asking)
+    found = []
+    for row, (response, (start, rows, columns)) in enumerate(zip(queries, images, strict=True)):
+        place: dict[str, Any] = {"start": start, "rows": rows, "columns": columns, "row": row}
+        heat = response_map(recorded, heads.grounding, response=response, mask=valid, **place)
+        sink = response_map(recorded, heads.sink, response=response, mask=valid, **place) if heads.sink else None
+        if norm_layer is not None:
+            sink = norm_map(recorded, norm_layer, **place)
+        found.append((heat, sink))
+    return found
+
+
+def labels_on(
+    heat: NDArray[Any],
+    sink: NDArray[Any] | None,
+    grid: tuple[int, int],
+    rules: LabelRules,
+    *,
+    norm_ratio: float | None,
+    shown: Size | None = None,
+) -> Labels:
+    """Labels on the grid (rows, columns) that is trained on, from maps that may have another.
+
+    Sinks are found, and their attention is dropped, on the map as it was read: on a coarser one a sink of a single
+    token would be averaged away, and its attention would stay. A cell is a sink if half of what it covers is.
+
+    norm_ratio: sinks are tokens whose norm is this many times the median's; None: `rules.sink` says.
+    shown: see `picture`.
+    """
+    if sink is None:
+        return make_labels(resized(heat, grid), None, rules, shown=shown)
+    limit = rules.sink if norm_ratio is None else norm_ratio * float(np.median(sink))
+    sinks = np.asarray(sink) >= limit
+    clean, share = np.where(sinks, 0.0, heat), resized(sinks.astype(np.float32), grid, mass=False)
+    return make_labels(resized(clean, grid), share, rules.model_copy(update={"sink": 0.5}), shown=shown)
+
+
+def picture(one: Asked) -> Size | None:
+    """The size of a view that was padded to a square, whose padding teaches that nothing is there; None: it was not."""
+    return one.store.view("coarse").size if any(one.cells.corner) else None
+
+
+def resized(values: NDArray[Any], grid: tuple[int, int], *, mass: bool = True) -> NDArray[np.float32]:
+    """A map on another grid; with `mass` each cell holds the attention of all that it covers, so the sum is kept."""
+    if values.shape == grid:
+        return np.asarray(values, dtype=np.float32)
+    tensor = torch.as_tensor(np.asarray(values, dtype=np.float32))[None, None]
+    smaller = grid[0] <= values.shape[0] and grid[1] <= values.shape[1]
+    out = adaptive_avg_pool2d(tensor, grid) if smaller else interpolate(tensor, grid, mode="bilinear")
+    scale = values.size / (grid[0] * grid[1]) if mass else 1.0
+    scaled: NDArray[np.float32] = (out[0, 0] * scale).numpy()
+    return scaled
+
+
+def heads_for(labelling: Labelling, mode: Mode, *, model: str, selected: Heads | None) -> HeadPair:
+    """The heads that a recipe names, for answers of this mode.
+
+    Raises:
+        ConfigError: it names selected ones and none were.
+    """
+    base = labelling.published_base(model)
+    published = None if base is None else HEADS[base]
+    grounding = labelling.grounding
+    if grounding == "selected":
+        if selected is None:
+            raise ConfigError("No heads were selected yet. Run `qzoom train select-heads` with this recipe first.")
+        grounding = {layer: list(chosen) for layer, chosen in selected.items()}
+    elif grounding == "published":
+        assert published is not None
+        grounding = {layer: list(chosen) for layer, chosen in published[mode].grounding.items()}
+    sink: Heads = {}
+    if labelling.sink == "published":
+        assert published is not None
+        sink = published[mode].sink
+    elif isinstance(labelling.sink, dict):
+        sink = labelling.sink
+    return HeadPair(grounding, sink)
+
+
+def label(
+    backend: HFBackend,
+    records: Records,
+    labelling: Labelling,
+    folder: Path,
+    *,
+    selected: Heads | None = None,
+    k: int,
+    source: JsonValue = None,
+    positions: Literal["plain", "aligned"] = "plain",
+    note: Callable[[int], None],
+) -> Dataset:
+    """The maps of all records; what is in `folder` already is kept.
+
+    `source` says what base and records they are of: a folder of others is refused. `positions` are those of the crops
+    that `keep: crop` shows.
+
+    Columns: `row` (index of the record), `image_id`, `answer` (or the zoom call), `right` (with `keep: crop` of the
+    answer to the crop), `map` and `sink` (rows of cells), `shown` (see `picture`).
+    """
+
+    def rows(indices: range) -> Iterator[dict[str, Any]]:
+        for start in range(indices.start, indices.stop, labelling.batch):
+            chosen = range(start, min(start + labelling.batch, indices.stop))
+            yield from _rows(backend, records, chosen, labelling, selected, k, positions)
+
+    settings = map_settings(labelling, k, positions)
+    heads: JsonValue = None
+    if labelling.grounding == "selected" and selected is not None:
+        heads = {str(layer): list(chosen) for layer, chosen in selected.items()}
+    return write_parts(folder, len(records), rows, {**settings, "source": source, "selected": heads}, note=note)
+
+
+def map_settings(labelling: Labelling, k: int | None, positions: str) -> dict[str, JsonValue]:
+    """What of a recipe's labelling decides what the maps are."""
+    # which of the maps are learned from, and by which rules, is for those who read them
+    read_later = {"batch", "keep", *(() if labelling.keep == "crop" else ("rules", "norm_ratio"))}
+    settings = {**labelling.model_dump(mode="json", exclude=read_later), "with_crop": labelling.keep == "crop"}
+    if labelling.keep == "crop":
+        settings["positions"] = positions
+    return {**settings, "norm_layer": k} if labelling.sink == "norm" else settings
+
+
+def _rows(
+    backend: HFBackend,
+    records: Records,
+    chosen: range,
+    labelling: Labelling,
+    selected: Heads | None,
+    k: int,
+    positions: Literal["plain", "aligned"],
+) -> list[dict[str, Any]]:
+    norm_layer = k if labelling.sink == "norm" else None
+    rows: list[Record] = [records[index] for index in chosen]
+    by_mode: dict[Mode, list[int]] = {}
+    for at, row in enumerate(rows):
+        by_mode.setdefault(row["mode"], []).append(at)
+    out: dict[int, dict[str, Any]] = {}
+    for mode, places in by_mode.items():
+        some = [rows[at] for at in places]
+        heads = heads_for(labelling, mode, model=backend.name, selected=selected)
+        # of a scene the published recipe asks for boxes, so that the answer looks at objects
+        asks = labelling.grounding == "published"
+        prompts: list[Any] = [
+            {**row, "question": prepared_prompt(row["question"], mode, keep_short=row["short_labels"])} if asks else row
+            for row in some
+        ]
+        asked = ask(backend, prompts, [labelling.tokens] * len(some), tools=labelling.response == "call")
+        said = [row["answer"] for row in some]
+        if labelling.response != "gold":
+            said = answers(backend, asked, max_new_tokens=labelling.max_new_tokens)
+        maps = collect(backend, asked, said, heads, asking=labelling.asking, norm_layer=norm_layer)
+        # boxes that were asked for are no answer to compare
+        right = [(asks and mode == "natural") or is_right(*pair) for pair in zip(said, some, strict=True)]
+        if labelling.keep == "crop":
+            right = _right_with_crop(backend, some, maps, labelling, aligned=positions == "aligned")
+        for at, row, one, text, good, (heat, sink) in zip(places, some, asked, said, right, maps, strict=True):
+            out[at] = {
+                "row": chosen[at],
+                "image_id": row["image_id"],
+                "answer": text,
+                "right": good,
+                "map": heat.tolist(),
+                "sink": None if sink is None else sink.tolist(),
+                "shown": picture(one),
+            }
+    return [out[at] for at in sorted(out)]
+
+
+def _right_with_crop(
+    backend: HFBackend,
+    records: Sequence[Record],
+    maps: Sequence[tuple[NDArray[np.float32], NDArray[np.float32] | None]],
+    labelling: Labelling,
+    *,
+    aligned: bool,
+) -> list[bool]:
+    """Whether each is answered right over the coarse view with the crop of its own map beside it."""
+    ratio = labelling.norm_ratio if labelling.sink == "norm" else None
+    boxes = []
+    for one, (heat, sink) in zip(ask(backend, records, [None] * len(records)), maps, strict=True):
+        cells = one.cells
+        grid = cells.rows, cells.columns
+        found = labels_on(heat, sink, grid, labelling.rules, norm_ratio=ratio, shown=picture(one))
+        boxes.append(in_pixels(found.box, cells, one.store.view("coarse")) if found.usable else None)
+    cropped = with_crop(backend, records, boxes, tokens=None, aligned=aligned)
+    said = answers(backend, [one.asked for one in cropped], max_new_tokens=labelling.max_new_tokens)
+    return [
+        one.box is not None and is_right(text, record) for one, text, record in zip(cropped, said, records, strict=True)
+    ]

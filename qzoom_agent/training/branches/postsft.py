@@ -1,0 +1,166 @@
+"""Targeted fine-tuning of the base: the questions that a crop made it get wrong (Q-Zoom, section 3.3 and stage 2).
+
+A base was never shown a crop beside its image, and now and then it loses an answer that it had. So each question is
+answered twice, over the coarse view alone and with SD-RPN's crop inserted; where only the first is right the base is
+taught its own right answer with the crop in place (`hurt`), on request beside a share of the cases in which the crop
+`helped`. Boxes are replaced by random ones most of the time, so that no particular crop is learned, and crops get the
+positions that inference will give them. Answers are compared by rule (`verdicts`); free-form data needs a judge, any
+server that speaks the OpenAI API, whose verdicts are kept on disk.
+
+Trained are the decoder's layers and its head (unless tied to the embeddings); the vision encoder and the branches stay.
+The layers below the branches change too, so SD-RPN is fitted again afterwards (`run.py`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from datasets import Dataset
+from pydantic import JsonValue
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from qzoom_agent.evaluation.scorers.judge import Judge
+from qzoom_agent.geometry import Box, Size
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.perception.decoder import Decoder
+from qzoom_agent.training.branches.attending import answers
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe, PostSFTStage
+from qzoom_agent.training.branches.correctness import is_right
+from qzoom_agent.training.branches.dataset import Records
+from qzoom_agent.training.branches.fitting import Ordered, Rows, shuffled, train
+from qzoom_agent.training.branches.inputs import answer_ids, answered, ask, rows_of
+from qzoom_agent.training.branches.proposed_crops import propose, with_crop
+from qzoom_agent.training.branches.sharded_table import write_parts
+
+
+class AnswerLoss(nn.Module):
+    """The base, and the loss of its answers."""
+
+    def __init__(self, backend: HFBackend) -> None:
+        super().__init__()
+        self.model = backend.model
+        self.model.requires_grad_(False)
+        Decoder(self.model).text.layers.requires_grad_(True)
+        model: Any = self.model
+        head = model.get_output_embeddings()
+        # tied to the embeddings it would change what prompts are read as
+        if head.weight is not model.get_input_embeddings().weight:
+            head.requires_grad_(True)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor,
+        visual: Tensor,
+        deepstack: list[Tensor],
+        labels: Tensor,
+    ) -> Tensor:
+        """Mean cross-entropy of the answers' tokens; `labels` (rows, tokens) are -100 elsewhere."""
+        decoder = Decoder(self.model)
+        every = range(decoder.depth)
+        out = decoder.run(hidden, every, rotary=rotary, mask=mask, visual=visual, deepstack=deepstack)
+        predicts = labels[:, 1:] != -100
+        logits = self.model.lm_head(decoder.text.norm(out[:, :-1][predicts]))
+        return cross_entropy(logits.float(), labels[:, 1:][predicts])
+
+
+def find_cases(
+    backend: HFBackend,
+    records: Records,
+    recipe: BranchRecipe,
+    folder: Path,
+    *,
+    judge: Judge,
+    source: JsonValue = None,
+    note: Callable[[int], None],
+) -> Dataset:
+    """Each record answered without and with a crop: `row`, `image_id`, `box` and both answers and verdicts.
+
+    `source` says what base, branches and records they are of: a folder of others is refused.
+    """
+    stage = recipe.postsft
+
+    def rows(indices: range) -> Iterator[dict[str, Any]]:
+        for start in range(indices.start, indices.stop, stage.batch):
+            chosen = range(start, min(start + stage.batch, indices.stop))
+            some = [records[index] for index in chosen]
+            plain = answers(backend, ask(backend, some, [None] * len(some)), max_new_tokens=stage.max_new_tokens)
+            boxes = propose(backend, some, tokens=None)
+            cropped = with_crop(backend, some, boxes, tokens=None, aligned=stage.positions == "aligned")
+            second = answers(backend, [one.asked for one in cropped], max_new_tokens=stage.max_new_tokens)
+            for index, record, one, before, after in zip(chosen, some, cropped, plain, second, strict=True):
+                yield {
+                    "row": index,
+                    "image_id": record["image_id"],
+                    "box": None if one.box is None else one.box.as_list(),
+                    "plain": before,
+                    "cropped": after,
+                    "plain_right": is_right(before, record, judge),
+                    "cropped_right": is_right(after, record, judge),
+                }
+
+    settings = stage.model_dump(mode="json", include={"positions", "judge", "judge_model", "max_new_tokens"})
+    return write_parts(folder, len(records), rows, {**settings, "source": source}, note=note)
+
+
+def choose_cases(cases: Dataset, stage: PostSFTStage, *, seed: int) -> list[int]:
+    """Indices of the cases to learn from: those in which a crop hurt, and a share of those in which it helped."""
+    verdicts = list(zip(cases["box"], cases["plain_right"], cases["cropped_right"], strict=True))
+    hurt = [at for at, (box, plain, cropped) in enumerate(verdicts) if box and plain and not cropped]
+    helped = [at for at, (box, plain, cropped) in enumerate(verdicts) if box and cropped and not plain]
+    some = Random(f"postsft/{seed}").sample(helped, min(len(helped), round(stage.helped * len(hurt))))
+    return sorted([*hurt, *some])
+
+
+def random_box(rng: Random, size: Size, sides: tuple[float, float]) -> Box:
+    """A box somewhere in the image, its sides a random share of the image's."""
+    width, height = (rng.uniform(*sides) * side for side in size)
+    x, y = rng.uniform(0, size.width - width), rng.uniform(0, size.height - height)
+    return Box(x, y, x + width, y + height)
+
+
+def train_postsft(
+    backend: HFBackend, records: Records, cases: Dataset, chosen: Sequence[int], recipe: BranchRecipe, folder: Path
+) -> None:
+    """Train the base in place on the chosen cases."""
+    stage = recipe.postsft
+    order = shuffled([cases[at]["image_id"] for at in chosen], epochs=stage.optimisation.epochs, seed=recipe.seed)
+
+    def read(index: int) -> dict[str, Any]:
+        case = cases[chosen[index]]
+        return {**records[case["row"]], "case": case}
+
+    def prepare(rows: Rows) -> dict[str, Any]:
+        boxes, targets = [], []
+        for row in rows:
+            rng, case = Random(f"{recipe.seed}/{row['draw']}"), row["case"]
+            proposed = Box(*case["box"][:2], *case["box"][2:])
+            noisy = rng.random() < stage.noise
+            boxes.append(random_box(rng, Size(*row["image"].size), stage.noise_side) if noisy else proposed)
+            own = case["plain"] if case["plain_right"] else case["cropped"]
+            targets.append(row["answer"] if stage.target == "gold" else own)
+        with torch.no_grad():
+            cropped = with_crop(backend, rows, boxes, tokens=None, aligned=stage.positions == "aligned")  # type: ignore[arg-type]
+            asked = [one.asked for one in cropped]
+            ids = [answer_ids(backend, text) for text in targets]
+            ready = [answered(one, each) for one, each in zip(asked, ids, strict=True)]
+            new, rotary, mask, valid = rows_of(backend, asked, ready)
+        labels = torch.full(valid.shape, -100, device=valid.device)
+        for at, each in enumerate(ids):
+            labels[at, -len(each) :] = torch.tensor(each, device=valid.device)
+        return {
+            "hidden": new.hidden,
+            "rotary": rotary,
+            "mask": mask,
+            "visual": new.visual,
+            "deepstack": new.deepstack,
+            "labels": labels,
+        }
+
+    module = AnswerLoss(backend)
+    train(module.train(), Ordered(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)
+    backend.model.requires_grad_(False)

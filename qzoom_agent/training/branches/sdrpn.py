@@ -1,0 +1,151 @@
+"""SD-RPN from its labels: binary cross-entropy over the cells that are labelled, only the branch trained (Q-Zoom 3.1).
+
+The base runs its first K layers without gradients over the very prompt that inference asks with; the branch reads what
+comes out. Batches take turns at the recipe's budgets, so a branch meets grids of several sizes, and labels are made on
+the grid that is read. The mean runs over all labelled cells of a batch, as published.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.geometry import Size
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.perception.branches import SDRPN, cut, map_logits
+from qzoom_agent.perception.labels import IGNORED, Labels
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Labelling
+from qzoom_agent.training.branches.dataset import Records
+from qzoom_agent.training.branches.fitting import Ordered, Rows, shuffled, train
+from qzoom_agent.training.branches.inputs import ask, lower_states
+from qzoom_agent.training.branches.labelling import labels_on
+
+Span = tuple[int, int]
+
+
+class MapLoss(nn.Module):
+    """SD-RPN and its loss."""
+
+    def __init__(self, sdrpn: SDRPN) -> None:
+        super().__init__()
+        self.sdrpn = sdrpn
+
+    def forward(
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, spans: Sequence[Span], labels: Tensor
+    ) -> Tensor:
+        """Mean over the labelled cells of all rows.
+
+        Args:
+            hidden: states after K layers, (rows, tokens, hidden), padded on the left.
+            spans: [start, stop) of each row's visual tokens.
+            labels: those of all rows joined, -100 where a cell teaches nothing.
+        """
+        logits = torch.cat(map_rows(self.sdrpn, hidden, rotary, mask, spans))
+        chosen = labels != IGNORED
+        if not bool(chosen.any()):
+            return logits.sum() * 0.0
+        return binary_cross_entropy_with_logits(logits[chosen], labels[chosen].to(logits.dtype))
+
+
+def map_rows(
+    sdrpn: SDRPN, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, spans: Sequence[Span]
+) -> list[Tensor]:
+    """Map logits (cells,) of each row, asked by its last token."""
+    states = sdrpn.states(hidden, rotary=rotary, mask=mask)
+    query = sdrpn.queries(states[:, -1:], cut(rotary, slice(-1, None)))
+    logits = []
+    for row, (start, stop) in enumerate(spans):
+        where = slice(start, stop)
+        turned = (rotary[0][row : row + 1, where], rotary[1][row : row + 1, where])
+        keys = sdrpn.keys(states[row : row + 1, where], turned)
+        logits.append(map_logits(query[row : row + 1], keys)[0].float())
+    return logits
+
+
+def train_sdrpn(
+    backend: HFBackend,
+    sdrpn: SDRPN,
+    records: Records,
+    labels: Dataset,
+    recipe: BranchRecipe,
+    folder: Path,
+    *,
+    made_with: Labelling,
+) -> None:
+    """Train the branch in place.
+
+    Raises:
+        ConfigError: there is nothing to learn from.
+    """
+    stage, k = recipe.sdrpn, _k(backend)
+    ratio = made_with.norm_ratio if made_with.sink == "norm" else None
+
+    def on(row: dict[str, Any], grid: tuple[int, int] | None = None) -> Labels:
+        heat, sink = np.array(row["map"]), None if row["sink"] is None else np.array(row["sink"])
+        shown = row.get("shown")  # which maps of before it was kept lack
+        return labels_on(
+            heat,
+            sink,
+            grid or heat.shape,
+            made_with.rules,
+            norm_ratio=ratio,
+            shown=None if shown is None else Size(*shown),
+        )
+
+    chosen = choose_labels(labels, made_with, on)
+    labels = labels.select(chosen[: math.ceil(stage.share * len(chosen))])
+    order = shuffled(labels["image_id"], epochs=stage.optimisation.epochs, seed=recipe.seed)
+
+    def read(index: int) -> dict[str, Any]:
+        row = labels[index]
+        return {**records[row["row"]], "map": row["map"], "sink": row["sink"], "shown": row.get("shown")}
+
+    def prepare(rows: Rows) -> dict[str, Any]:
+        turn = rows[0]["draw"] // stage.optimisation.batch
+        budgets = [stage.tokens[turn % len(stage.tokens)]] * len(rows)
+        asked = ask(backend, rows, budgets)  # type: ignore[arg-type]
+        states = lower_states(backend, asked, k)
+        spans, made = [], []
+        for row, ((start, high, wide),) in zip(rows, states.images, strict=True):
+            spans.append((start, start + high * wide))
+            made.append(torch.from_numpy(on(row, (high, wide)).labels).flatten())
+        return {
+            "hidden": states.hidden,
+            "rotary": states.rotary,
+            "mask": states.mask,
+            "spans": spans,
+            "labels": torch.cat(made).to(states.hidden.device),
+        }
+
+    module = MapLoss(sdrpn.requires_grad_(True)).train()
+    train(module, Ordered(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)
+
+
+def choose_labels(labels: Dataset, made_with: Labelling, on: Callable[[dict[str, Any]], Labels]) -> list[int]:
+    """Indices of the rows to learn from: answered right, if that is asked for, and with a map that says something.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    right = [at for at, good in enumerate(labels["right"]) if good or made_with.keep == "all"]
+    chosen = [at for at in right if on(labels[at]).usable]
+    if not chosen:
+        raise ConfigError(
+            f"Of {len(labels)} questions {len(right)} were answered right, and none of their maps points anywhere, so "
+            "there is nothing to learn from. Set labelling.keep: all, label at another budget (labelling.tokens), or "
+            "select other heads."
+        )
+    print(f"{len(labels)} maps, {len(right)} with an answer that counts, {len(chosen)} of them usable", flush=True)
+    return chosen
+
+
+def _k(backend: HFBackend) -> int:
+    assert backend.branches is not None
+    return backend.branches.config.k

@@ -1,0 +1,247 @@
+"""What must hold for training to learn from what the model saw and did. Each guard refuses with what it found.
+
+Most name a known way in which such training goes wrong without a sign: a template that drops images in results, images
+left out of the training forward, log-probabilities of another model than the one that is trained.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PretrainedConfig, ProcessorMixin
+from trl.chat_template_utils import qwen3_vl_chat_template, supports_tool_calling
+from trl.import_utils import is_vllm_available
+
+from qzoom_agent.config import AgentConfig
+from qzoom_agent.errors import BackendError, ConfigError, MissingDependency
+from qzoom_agent.messages import Message, text, view_ids
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.prompts import Codec
+from qzoom_agent.perception.adapters import adapter_for
+from qzoom_agent.policy import LOOK_FIRST
+from qzoom_agent.protocols.interface import ZoomProtocol
+from qzoom_agent.views import ViewStore
+
+PLACED: Final = (
+    "Crops with the positions of their place cannot be trained on: the trainer computes positions itself. "
+    "Set perception.positions to 'plain' and use branches made for it."
+)
+_MOST_TOKENS = 2**16
+_REPLY = "Let me look closer. 12, 34."
+
+
+def require_family(config: PretrainedConfig) -> None:
+    """The trainer can put images into the completions of this family.
+
+    Raises:
+        BackendError: it cannot.
+    """
+    if not adapter_for(config).two_dimensional:
+        raise BackendError(
+            f"The trainer cannot learn from episodes of a {config.model_type} model: TRL places images that come after "
+            "the prompt for Qwen-VL families only. Use a Qwen2.5-VL or Qwen3-VL model."
+        )
+
+
+def require_plain_positions(config: AgentConfig, looker: HFBackend) -> None:
+    """Crops that the policy inserts are placed as the trainer places them.
+
+    Args:
+        config: resolved.
+        looker: the backend whose branches look.
+
+    Raises:
+        ConfigError: they get the positions of their place, by the configuration or else by the branches.
+    """
+    own = None if looker.branches is None else looker.branches.config.positions
+    if config.policy in LOOK_FIRST and (config.perception.positions or own) == "aligned":
+        raise ConfigError(PLACED)
+
+
+class Talk:
+    """A conversation with every kind of turn that a protocol writes: for templates and for counting."""
+
+    def __init__(self, codec: Codec, protocol: ZoomProtocol, *, factor: int, tools: bool) -> None:
+        store = ViewStore()
+        store.add_original(Image.new("RGB", (8 * factor, 8 * factor)))
+        coarse = store.add_coarse(factor=factor, min_tokens=1, max_tokens=4)
+        crop = store.add_crop(store.view("original").region, factor=factor, min_tokens=1, max_tokens=4)
+        self.codec = codec
+        self.opening = protocol.opening("What is written there?", [coarse], tools=tools)
+        self.between = {
+            "result": protocol.result(crop, 0, ["Box grown from 20x20 to 28x28 px around its centre."]),
+            "refusal": protocol.refusal("This crop was refused. " + "It shows nothing that was not shown. " * 6),
+            "final": protocol.final(),
+        }
+
+    def tokens(self) -> tuple[int, int]:
+        """Text tokens of the opening, and of the longest turn between two of the model's own."""
+        start = self.codec.render(self.opening)
+        ends = [self.codec.render([*self.opening, text("assistant", _REPLY), *turn]) for turn in self.between.values()]
+        count = [len(self.codec.tokenizer(one, add_special_tokens=False)["input_ids"]) for one in (start, *ends)]
+        return count[0], max(count[1:]) - count[0]
+
+
+def require_template(talk: Talk) -> None:
+    """The chat template shows every image of every turn, and never rewrites what was said.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    codec = talk.codec
+    mark = codec.tokenizer.convert_ids_to_tokens(codec.image_id)
+    start = codec.render(talk.opening)
+    for name, turn in talk.between.items():
+        messages: list[Message] = [*talk.opening, text("assistant", _REPLY), *turn]
+        whole = codec.render(messages)
+        if not whole.startswith(start + _REPLY):
+            raise ConfigError(
+                f"The chat template rewrites the conversation once a {name} follows, so its turns are not one sequence "
+                "that can be trained on. Give the model a template that only ever adds."
+            )
+        shown, wanted = whole.count(mark), len(view_ids(messages))
+        if shown != wanted:
+            raise ConfigError(
+                f"The chat template shows {shown} of {wanted} images of a conversation with a {name}: crops would not "
+                "reach the model. Choose another protocol, or a template that renders images in that role."
+            )
+
+
+def require_tool_template(processor: ProcessorMixin) -> None:
+    """Give a processor whose chat template knows no tools (Qwen2.5-VL's own) one that does, for TRL's tool loop.
+
+    Raises:
+        ConfigError: it has not the tokens that such a template writes.
+    """
+    if supports_tool_calling(processor):
+        return
+    known = processor.tokenizer.get_vocab()
+    missing = [
+        mark for mark in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>") if mark not in known
+    ]
+    if missing:
+        raise ConfigError(
+            f"The model's chat template supports no tools, and its vocabulary lacks {', '.join(missing)} for one that "
+            "does. Set rollouts.by to 'shared' or 'generate'."
+        )
+    processor.chat_template = processor.tokenizer.chat_template = qwen3_vl_chat_template
+
+
+def fit_for_trl(processor: ProcessorMixin, *, factor: int) -> None:
+    """Make the image processor one that TRL's tool loop can work with; views stay as they are.
+
+    It has to return tensors without being asked to (those without torchvision return arrays, which TRL cannot split
+    when a batch has calls of which none returned an image), and to take the image of 8 pixels that TRL tries templates
+    with.
+    """
+    images = processor.image_processor
+    images.do_resize = True
+    images.size = type(images.size)(shortest_edge=factor**2, longest_edge=factor**2 * _MOST_TOKENS)
+    stock = type(images)
+
+    def preprocess(self: Any, images: Any, *args: Any, **options: Any) -> Any:
+        if options.get("return_tensors") is None:
+            options["return_tensors"] = "pt"
+        return stock.preprocess(self, images, *args, **options)
+
+    images.__class__ = type(stock.__name__, (stock,), {"preprocess": preprocess, "__doc__": stock.__doc__})
+
+
+@contextmanager
+def refused_by_trl() -> Iterator[None]:
+    """What TRL says of settings that it does not take, as an error of the recipe.
+
+    Raises:
+        ConfigError: it said so.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"TRL refuses the recipe: {error}") from None
+
+
+def require_features(ids: Sequence[int], images: Sequence[Image.Image], backend: HFBackend) -> None:
+    """A sequence has as many visual tokens as its images have features.
+
+    Raises:
+        BackendError: it has not.
+    """
+    factor = backend.defaults.factor
+    features = sum((image.width // factor) * (image.height // factor) for image in images)
+    found = sum(token == backend.codec.image_id for token in ids)
+    if found != features:
+        raise BackendError(
+            f"A rollout has {found} visual tokens for {features} features of {len(images)} images, so it cannot be "
+            "trained on. Is the chat template another than the one that the episodes were run with?"
+        )
+
+
+def require_images(batch: Mapping[str, Any], images: int) -> None:
+    """A batch that goes to training has all its images.
+
+    Raises:
+        BackendError: some were left out.
+    """
+    grids = batch.get("image_grid_thw")
+    found = 0 if grids is None else len(grids)
+    if images and (batch.get("pixel_values") is None or found != images):
+        raise BackendError(
+            f"The trainer dropped {images - found} of {images} images of a batch: it would learn without seeing. "
+            "This happens where visual tokens were cut; raise max_completion_length."
+        )
+
+
+def require_vllm(by: str, processes: int) -> None:
+    """vLLM can be asked, by as many processes as there are.
+
+    Raises:
+        ConfigError: TRL's own tool loop cannot ask for several processes.
+        MissingDependency: it is not installed.
+    """
+    if by == "environment" and processes > 1:
+        raise ConfigError(
+            f"TRL's tool loop asks a vLLM server once a turn and process, and {processes} processes with different "
+            "numbers of turns would get one another's answers, or wait for ever. Set rollouts.by: generate."
+        )
+    if not is_vllm_available():
+        raise MissingDependency(
+            "rollouts.vllm needs vLLM beside the trainer, too. Install it with: pip install 'trl[vllm]'. Or leave "
+            "rollouts.vllm out."
+        )
+
+
+def require_room_for_groups(prompts: int, processes: int) -> None:
+    """Groups are whole on each device, so that rewards that compare them can.
+
+    Raises:
+        ConfigError: they would be torn.
+    """
+    if prompts % processes:
+        raise ConfigError(
+            f"{prompts} prompts do not divide over {processes} devices, so rollouts of one question would be scored "
+            f"apart. Set prompts to a multiple of {processes}."
+        )
+
+
+def logp_distance(sampled: Tensor, trained: Tensor, mask: Tensor) -> float:
+    """Mean absolute difference of log-probabilities where `mask` is 1; 0 where it is nowhere."""
+    apart = (sampled - trained).abs()[mask.bool()]
+    apart = apart[~torch.isnan(apart)]
+    return float(apart.mean()) if apart.numel() else 0.0
+
+
+def require_same_model(distance: float, *, tolerance: float, writer: str) -> None:
+    """What wrote the turns is the model that is trained.
+
+    Raises:
+        BackendError: their log-probabilities are too far apart.
+    """
+    if distance > tolerance:
+        raise BackendError(
+            f"The log-probabilities of what was sampled ({writer}) differ from the trainer's by {distance:.3f} in the "
+            f"mean, more than rollouts.tolerance = {tolerance:g}. The prompts or images that were sampled from are not "
+            "those that are trained on; do not train like this. `rollouts.by: shared` is exact."
+        )

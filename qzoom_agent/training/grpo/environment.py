@@ -1,0 +1,139 @@
+"""The agent's zoom tool as an environment of TRL: for plain `GRPOTrainer(environment_factory=...)`.
+
+    trainer = GRPOTrainer(..., environment_factory=lambda: ZoomEnv(backend, config=config), train_dataset=rows)
+
+Nothing is done here that the agent's graph does not do: `reset` is its node `perceive` (coarse view, the look, inserted
+crops), a call is its node `act` (reading by protocol, the policy's review, the tool, what the model is told), and what
+comes out is a `Trace`. TRL renders the conversation itself, from its chat template and the signature of the one public
+method, so this is for protocols whose calls and results a chat template writes: results in role "tool" (qwen3vl). Each
+call is a turn of the trace; TRL ends an episode by `max_tool_calling_iterations`, without a forced last turn. For every
+other protocol, and for rollouts that share what they have in common, see `rl.grpo`.
+
+Images are the environment's: rows must not have columns `image` or `images`. Gate and SD-RPN run without gradients, on
+the model given as `looker`.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from langgraph.runtime import Runtime
+
+from qzoom_agent.agent import Agent
+from qzoom_agent.config import AgentConfig
+from qzoom_agent.data.samples import Sample
+from qzoom_agent.errors import BackendError, ConfigError
+from qzoom_agent.graph import Context, State, act, advanced, finish, perceive, to_trace
+from qzoom_agent.messages import Message
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.policy import LOOK_FIRST
+from qzoom_agent.protocols.hermes import ZOOM
+from qzoom_agent.trace import Trace, Turn, describe_environment
+from qzoom_agent.training.grpo.checks import require_plain_positions
+from qzoom_agent.views import ViewStore
+
+Block = dict[str, Any]
+"""Part of a message as chat templates read it: {"type": "text", "text"} or {"type": "image", "image"}."""
+
+
+class ZoomEnv:
+    """One rollout at a time; TRL makes as many as run side by side and uses them again."""
+
+    def __init__(self, backend: HFBackend, *, config: AgentConfig, looker: HFBackend | None = None) -> None:
+        """
+        Args:
+            looker: whose branches look, before the policy or, where it does not, for the record alone; None: the
+                backend's own, where the policy looks.
+
+        Raises:
+            ConfigError: a protocol that TRL cannot render, or crops that it would place otherwise.
+        """
+        self.agent = Agent(looker or backend, config=config)
+        require_plain_positions(self.agent.config, looker or backend)
+        protocol = self.agent.protocol
+        if {message["role"] for message in protocol.refusal("")} != {"tool"}:
+            raise ConfigError(
+                f"The protocol '{protocol.name}' shows results in a user turn, which TRL's tool loop cannot write. "
+                "Set protocol to qwen3vl, or rollouts.by to 'shared' or 'generate', which take every protocol."
+            )
+        self._for_the_record = looker is not None and self.agent.config.policy not in LOOK_FIRST
+        self.state: State | None = None
+        self.context: Context | None = None
+        self.sample: Sample | None = None
+
+    @property
+    def store(self) -> ViewStore:
+        """The views of the rollout."""
+        assert self.context is not None
+        return self.context.store
+
+    def reset(self, sample: Sample, **row: Any) -> list[Block]:
+        """Begin a rollout: the blocks that end its first user turn."""
+        if self.context is not None:
+            self.context.close()
+        self.sample = sample
+        self.state, self.context = self.agent.begin(sample.image, sample.question, boxes=sample.boxes)
+        self.state = advanced(self.state, perceive(self.state, Runtime(context=self.context)))
+        if self.state["error"] is not None:
+            raise BackendError(self.state["error"])
+        if self._for_the_record:
+            seen = self.agent.look(sample.image, sample.question).record
+            self.state["perception"] = seen.model_dump(mode="json")
+        return self._blocks([message for message in self.state["messages"] if message["role"] == "user"])
+
+    def image_zoom_in_tool(self, bbox_2d: list[float], label: str = "", img_idx: int = 0) -> list[Block]:
+        """
+        Look at a region of an image more closely: it is cut out and shown enlarged.
+
+        Args:
+            bbox_2d: The region as x1, y1, x2, y2 in thousandths (0 to 1000) of the image's width and height.
+            label: What is expected in the region.
+            img_idx: Which of the user's images to zoom into, counted from 0.
+
+        Returns:
+            The region as an image.
+        """
+        assert self.state is not None and self.context is not None
+        arguments = {"bbox_2d": bbox_2d, "label": label, "img_idx": img_idx}
+        call = f"<tool_call>\n{json.dumps({'name': ZOOM, 'arguments': arguments})}\n</tool_call>"
+        parsed = self.context.protocol.parse(call, self.store.shown)
+        turn = Turn(index=len(self.state["turns"]), text=call, problems=parsed.problems, repairs=parsed.repairs)
+        self.state["turn"] = turn.model_dump(mode="json")
+        update = act(self.state, Runtime(context=self.context))
+        self.state = advanced(self.state, update)
+        return self._blocks(update["messages"])
+
+    def _blocks(self, messages: Sequence[Message]) -> list[Block]:
+        assert self.context is not None
+        see = self.context.policy.eyes(self.store)
+        return [
+            {"type": "text", "text": part["text"]}
+            if part["type"] == "text"
+            else {"type": "image", "image": see(part["view"])}
+            for message in messages
+            for part in message["content"]
+        ]
+
+
+def finished(env: ZoomEnv, completion: Sequence[dict[str, Any]]) -> Trace:
+    """The record of a rollout whose messages are `completion`, as TRL gives them to rewards."""
+    assert env.state is not None and env.context is not None
+    last = completion[-1] if completion else {}
+    text = _text(last.get("content")) if last.get("role") == "assistant" else ""
+    state = env.state
+    if last.get("tool_calls") or last.get("role") != "assistant":
+        state = advanced(state, {"last": "budget"})  # TRL ended it with a call that nobody answered
+    else:
+        parsed = env.context.protocol.parse(text, env.store.shown)
+        read = parsed.model_dump(include={"answer", "problems", "repairs"})
+        thought = last.get("reasoning_content") or parsed.thought
+        turn = Turn(index=len(state["turns"]), text=text, thought=thought, **read)
+        state = advanced(state, {"turns": [turn.model_dump(mode="json")]})
+    state = advanced(state, finish(state, Runtime(context=env.context)))
+    return to_trace(state, protocol=env.context.protocol.name, environment=describe_environment())
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content or () if part.get("type") == "text")

@@ -1,0 +1,290 @@
+"""What `qzoom train grpo` does, as a YAML file.
+
+    model: nano
+    steps: 200
+    prompts: 8
+    group: 8
+    needle: {needle-hop: 0.5, needle-scene: 0.5}
+    agent: {policy: explicit, budget: {max_turns: 4}}
+    rewards:
+      - {name: accuracy}
+      - {name: crop-price, weight: 0.5}
+
+`agent` is an ordinary agent configuration: the same file section decides inference, evaluation and training. Settings
+of TRL that have no name here go under `trl`. Defaults of `loss` follow the papers named there.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, field_validator, model_validator
+from transformers.trainer_utils import SchedulerType
+
+from qzoom_agent.config import AgentConfig
+from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE
+from qzoom_agent.training.branches.dataset import Source
+from qzoom_agent.training.recipe_io import Section, read_recipe
+from qzoom_agent.training.reward_specs import PUBLISHED, AccuracySpec, RewardSpec
+
+Suite = Literal["needle-global", "needle-scene", "needle-doc", "needle-hop"]
+LossName = Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo", "bnpo", "sapo"]
+LOSSES: Final[dict[LossName, dict[str, Any]]] = {
+    "dapo": {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28},
+    "grpo": {"loss_type": "grpo", "epsilon": 0.2},
+    "dr_grpo": {"loss_type": "dr_grpo", "epsilon": 0.2, "scale_rewards": "none"},
+    "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+    "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
+    "bnpo": {"loss_type": "bnpo", "epsilon": 0.2},
+    "sapo": {"loss_type": "sapo"},
+}
+"""Each loss with the settings of its paper: DAPO 2503.14476, GRPO 2402.03300, Dr. GRPO 2503.20783, GSPO 2507.18071,
+CISPO 2506.13585 with the bound of ScaleRL, 2510.13786; of BNPO (beta-normalised) and SAPO (soft gates) TRL's own."""
+
+
+class Loss(Section):
+    """What is minimised."""
+
+    name: LossName = "dapo"
+    epsilon: float | None = Field(default=None, gt=0)
+    """Lower clip; None: the paper's."""
+    epsilon_high: float | None = Field(default=None, gt=0)
+    """Upper clip; None: the paper's."""
+    beta: float = Field(default=0.0, ge=0)
+    """Weight of the divergence from the model at the start; above 0 keeps a copy of it in memory (not with LoRA)."""
+    entropy: float = 0.0
+    """Weight of an entropy bonus."""
+    scale: Literal["group", "batch", "none"] | None = None
+    """What rewards are divided by; None: the paper's, mostly the group's deviation."""
+    aggregate: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """Add rewards and compare within the group, or compare each by itself first (GDPO), so that small terms survive."""
+    mask_truncated: bool = True
+    """Learn nothing from rollouts that were cut off or ran out of turns."""
+
+    def settings(self) -> dict[str, Any]:
+        """As TRL calls them."""
+        own = {"epsilon": self.epsilon, "epsilon_high": self.epsilon_high, "scale_rewards": self.scale}
+        return {
+            **LOSSES[self.name],
+            **{key: value for key, value in own.items() if value is not None},
+            "beta": self.beta,
+            "entropy_coef": self.entropy,
+            "multi_objective_aggregation": self.aggregate,
+        }
+
+
+class LoRA(Section):
+    """Low-rank adapters instead of full training; needs peft."""
+
+    rank: int = Field(default=16, gt=0)
+    alpha: int = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: str = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    """Names of the modules, as one regular expression; the vision tower has modules of the same short names. Of these
+    only those in decoder layers from `from_layer` on get adapters."""
+
+
+class VLLM(Section):
+    """Let vLLM write the turns (`rollouts.by`: generate or environment)."""
+
+    mode: Literal["server", "colocate"] = "server"
+    """`colocate` is refused: vLLM would expand visual tokens that are expanded already."""
+    server_host: str = "0.0.0.0"
+    server_port: int = Field(default=8000, gt=0)
+    server_base_url: str | None = None
+
+    @model_validator(mode="after")
+    def _reads_the_prompt_as_it_is(self) -> "VLLM":
+        if self.mode == "colocate":
+            raise ValueError(
+                "mode colocate reads another prompt than the trainer: TRL gives it visual tokens that are expanded "
+                "already beside the images, and vLLM expands them again. Start a server and set mode: server"
+            )
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """As TRL calls them."""
+        return {
+            "use_vllm": True,
+            "vllm_mode": self.mode,
+            "vllm_server_host": self.server_host,
+            "vllm_server_port": self.server_port,
+            "vllm_server_base_url": self.server_base_url,
+        }
+
+
+class Rollouts(Section):
+    """How episodes are run."""
+
+    by: Literal["shared", "generate", "environment"] = "shared"
+    """`shared`: our loop and decoding. `generate`: our loop, TRL's own generation (HF or vLLM). `environment`: TRL's
+    tool loop over `rl.env`, for protocols whose results are in role "tool"."""
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    rows: int = Field(default=256, gt=0)
+    """Most episodes at a time on a device; more are run one lot after another."""
+    perception: Literal["current", "frozen"] = "current"
+    """Whose lower layers gate and SD-RPN read, if the policy looks: the trained model's or a copy's from the start."""
+    tolerance: float = Field(default=0.05, gt=0)
+    """How far the mean log-probability of what was sampled may be from the trainer's own before training is refused."""
+    vllm: VLLM | None = None
+
+    @model_validator(mode="after")
+    def _has_its_writer(self) -> "Rollouts":
+        if self.vllm is not None and self.by == "shared":
+            raise ValueError("vllm writes turns for `by: generate` or `by: environment`, not for `shared`")
+        return self
+
+
+class Watch(Section):
+    """What is written beside the metrics."""
+
+    every: int = Field(default=20, gt=0)
+    """Steps between episodes that are kept to look at."""
+    episodes: int = Field(default=2, ge=0)
+    """How many are kept each time, each of another question."""
+
+
+class GRPORecipe(Section):
+    """What one run does."""
+
+    model: str = "nano"
+    """Preset, hub id or folder."""
+    protocol: str | None = None
+    """How it writes a zoom call; None: the model's own."""
+    branches: str | None = None
+    """Folder of branches to use and ship with it; None: the model's own, if any."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the weights."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    seed: int = Field(default=0, ge=0, lt=1000)
+    steps: int = Field(gt=0)
+    """Optimizer steps."""
+    prompts: int = Field(default=8, gt=0)
+    """Questions of one round of rollouts, over all devices."""
+    group: int = Field(default=8, ge=2)
+    """Rollouts of each question."""
+    batch: int = Field(default=8, gt=0)
+    """Rollouts in one forward and backward pass on a device."""
+    minibatches: int = Field(default=1, gt=0)
+    """Optimizer steps that one round of rollouts is divided into."""
+    iterations: int = Field(default=1, gt=0)
+    """Times that each round is learned from."""
+    needle: dict[Suite, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
+    """Shares of the needle suites, drawn without end."""
+    data: list[Source] = Field(default=[])
+    """Questions from elsewhere, instead of `needle`."""
+    agent: dict[str, Any] = Field(default={})
+    """Configuration of the agent that runs the episodes."""
+    rewards: list[RewardSpec] = Field(default=[AccuracySpec()])
+    """What is rewarded, or the name of a published list (deepeyes, visionthink, ...)."""
+    judge: str | None = None
+    """Base URL of an OpenAI-compatible server that judges free-form answers, where `accuracy` is `judged: true`."""
+    judge_model: str = "default"
+    judge_key_variable: str = KEY_VARIABLE
+    """Environment variable with the key of that server; one of your own needs none."""
+    loss: Loss = Loss()
+    learning_rate: float = Field(default=1e-6, gt=0)
+    schedule: SchedulerType = SchedulerType.CONSTANT_WITH_WARMUP
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_beta2: float = Field(default=0.999, gt=0, lt=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    tower: bool = False
+    """Train the vision tower as well."""
+    from_layer: int = Field(default=0, ge=0)
+    """Lowest decoder layer that is trained. From a layer up that branches leave at, what they read stays as it is."""
+    lora: LoRA | None = None
+    mixed_precision: bool = False
+    """bfloat16 products over float32 weights."""
+    gradient_checkpointing: bool = False
+    max_completion_length: int | None = Field(default=None, gt=0)
+    """Most tokens after the opening, crops included; None: what the budgets can come to."""
+    rollouts: Rollouts = Rollouts()
+    watch: Watch = Watch()
+    log_steps: int = Field(default=1, gt=0)
+    save_steps: int = Field(default=50, gt=0)
+    """Steps between checkpoints, rounded up to whole rounds of rollouts; a killed run loses at most these."""
+    report_to: str = "none"
+    """A tracker of transformers: tensorboard, wandb, trackio, ..."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that read and draw images."""
+    trl: dict[str, Any] = Field(default={})
+    """Further settings of TRL's GRPOConfig, by its names."""
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _published(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            if given not in PUBLISHED:
+                raise ValueError(f"there is no published list {given!r}; there are {', '.join(PUBLISHED)}")
+            return list(PUBLISHED[given])
+        return given
+
+    @field_validator("trl")
+    @classmethod
+    def _keeps_the_check_of_vllm(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted({"use_vllm", "vllm_mode"} & set(given)):
+            raise ValueError(f"{', '.join(taken)} is said elsewhere in the recipe (rollouts.vllm)")
+        if not given.get("vllm_importance_sampling_correction", True):
+            raise ValueError(
+                "without vllm_importance_sampling_correction TRL does not compute what the trainer itself would have "
+                "sampled, and nobody could tell that vLLM read another prompt. Leave it out"
+            )
+        return given
+
+    @field_validator("agent")
+    @classmethod
+    def _is_a_configuration(cls, given: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted({"model", "protocol", "seed"} & set(given)) + [
+            f"generation.{key}" for key in ("temperature", "top_p") if key in (given.get("generation") or {})
+        ]
+        if taken:
+            raise ValueError(f"{', '.join(taken)} is said elsewhere in the recipe (model, protocol, seed, rollouts)")
+        AgentConfig().replace(**given)
+        return given
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "GRPORecipe":
+        if bool(self.needle) == bool(self.data):
+            raise ValueError("questions come from `needle` or from `data`: give one of them")
+        judged = any(isinstance(one, AccuracySpec) and one.judged for one in self.rewards)
+        if judged != (self.judge is not None):
+            raise ValueError(
+                "`judge`, a server, and `judged: true` of the reward `accuracy`, which asks it, belong together; only "
+                f"{'`judged: true`' if judged else '`judge`'} is given. Give both or neither"
+            )
+        if self.from_layer and self.tower:
+            raise ValueError("from_layer keeps what lies below a layer as it is, and the vision tower lies below all")
+        rows = self.prompts * self.group
+        if rows % (self.batch * self.minibatches):
+            raise ValueError(
+                f"{self.prompts} prompts x {self.group} rollouts are {rows} rows, which do not divide into "
+                f"{self.minibatches} minibatches of whole batches of {self.batch}"
+            )
+        if left := self.steps % self.steps_of_round:
+            raise ValueError(
+                f"each round of rollouts is learned from in {self.steps_of_round} steps (minibatches x iterations), so "
+                f"{self.steps} steps would end within one. Set steps to {self.steps - left + self.steps_of_round}"
+            )
+        return self
+
+    def agent_config(self) -> AgentConfig:
+        """The configuration of the episodes."""
+        sampling = {"temperature": self.rollouts.temperature, "top_p": self.rollouts.top_p}
+        config = AgentConfig().replace(**self.agent)
+        return config.replace(model=self.model, protocol=self.protocol, generation=sampling)
+
+    @property
+    def steps_of_round(self) -> int:
+        """Optimizer steps that learn from one round of rollouts."""
+        return self.minibatches * self.iterations
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of rollouts in a run."""
+        return self.steps // self.steps_of_round
+
+
+def load_grpo_recipe(path: Path, **changes: Any) -> GRPORecipe:
+    """Read a recipe; see `read_recipe`."""
+    return read_recipe(path, GRPORecipe, **changes)

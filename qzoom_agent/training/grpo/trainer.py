@@ -1,0 +1,381 @@
+"""TRL's `GRPOTrainer`, given the agent's episodes instead of its own tool loop.
+
+Where TRL 1.16 lets this in, and where not
+    `rollout_func`          cannot return images: it sets them to None, and only the dataset's reach the forward pass.
+    `tools=`                tools are stateless functions: none can reach the image of its own rollout.
+    `environment_factory`   can (`rl.env` is one), for protocols that its chat-template parser can express; but every
+                            turn of every rollout encodes all images and the whole conversation again, because
+                            `_generate_single_turn` begins with ids and pixels and knows no cache.
+    three private methods   of `_generate` are all that has to be replaced, and what comes before and after (sampling of
+                            prompts, padding, rewards, advantages, losses, metrics) stays TRL's: `_tokenize_prompts`
+                            runs the episodes and gives their openings, `_generate_single_turn` what follows,
+                            `_tool_call_loop` the mask of what the model sampled, and the images.
+    `self.tools`            must not be empty, or `_generate_and_score_completions` processes the images of prompts
+                            alone. All images of a row, the opening's too, are given as tool images, so that one
+                            processor call makes the pixels of the forward pass, and mm_token_type_ids come from ids.
+
+`EpisodeTrainer` is that; `ZoomTrainer` is what it shares with plain TRL over `rl.env`: rewards over rollouts, metrics,
+guards, checkpoints that can be resumed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from qzoom_agent.config import AgentConfig
+from qzoom_agent.data.samples import Sample
+from qzoom_agent.evaluation.sample_result import episode_seed
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.sampling import TextStream
+from qzoom_agent.training.grpo.callbacks import Keeper, measures
+from qzoom_agent.training.grpo.checks import (
+    logp_distance,
+    refused_by_trl,
+    require_features,
+    require_images,
+    require_same_model,
+)
+from qzoom_agent.training.grpo.engine import SharedDecoder, Wish, Written
+from qzoom_agent.training.grpo.environment import finished
+from qzoom_agent.training.grpo.rollouts import Crew, Played, play, rollout_of
+from qzoom_agent.training.reward_specs import NamedReward
+from qzoom_agent.training.rewards import Accuracy, Rollout
+
+Row = dict[str, Any]
+_OF_COMPLETIONS: Final = {
+    "completion_ids",
+    "completion_mask",
+    "tool_mask",
+    "old_per_token_logps",
+    "ref_per_token_logps",
+    "sampling_per_token_logps",
+    "importance_sampling_ratio",
+    "advantages",
+}
+"""Tensors (rows, completion tokens) of a batch."""
+
+
+class ZoomTrainer(GRPOTrainer):
+    """`GRPOTrainer` whose rewards see rollouts; with `environment_factory` it is plain TRL."""
+
+    args: Any
+    model: Any
+    environments: Any
+
+    def __init__(
+        self,
+        backend: HFBackend,
+        rewards: Sequence[NamedReward],
+        keeper: Keeper,
+        *,
+        accuracy: Accuracy,
+        tolerance: float,
+        looker: HFBackend | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            accuracy: what is logged as right.
+            tolerance: how far sampled log-probabilities may be from the trainer's own, see `guards`.
+            looker: whose branches look; None: nobody's.
+        """
+        self.backend = backend
+        self.looker = looker
+        self.keeper = keeper
+        self.accuracy = accuracy
+        self.tolerance = tolerance
+        self._compared = False
+        self._logps: Tensor | None = None
+        with refused_by_trl():
+            super().__init__(
+                model=backend.model,
+                processing_class=backend.processor,
+                reward_funcs=[_as_trl(one) for one in rewards],
+                **kwargs,
+            )
+
+    def rollouts(self, rows: Sequence[Row], completions: Sequence[Any]) -> list[Rollout]:
+        """The finished rollouts of a batch, in the order of its rows."""
+        return [
+            rollout_of(finished(env, talk), row["sample"])
+            for env, talk, row in zip(self.environments, completions, rows, strict=True)
+        ]
+
+    def _calculate_rewards(self, inputs: list[Row], prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
+        rollouts = self.rollouts(inputs, completions)
+        for row, rollout in zip(inputs, rollouts, strict=True):
+            row["rollout"] = rollout
+        suites = [row["sample"].suite for row in inputs]
+        for name, value in measures(rollouts, suites, self.accuracy).items():
+            self._log_metric(name, value)
+        values = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self.accelerator.is_main_process and self.model.training:
+            first = self.accelerator.process_index * len(inputs)
+            own = values[first : first + len(inputs)].tolist()
+            self.keeper.keep(self.state.global_step, rollouts, self.reward_func_names, own, self._pixels())
+        return values
+
+    def _pixels(self) -> list[Any]:
+        """The view store of each rollout."""
+        return [env.store for env in self.environments]
+
+    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
+        if self.looker is not None:
+            bring(self.looker, self.accelerator.device, trained=self.backend)
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        counts = batch.get("num_images") or []
+        require_images(batch, sum(counts))
+        if self.use_vllm and not self._compared:
+            mask = batch["completion_mask"] * batch.get("tool_mask", 1)
+            distance = logp_distance(batch["sampling_per_token_logps"], batch["old_per_token_logps"], mask)
+            require_same_model(distance, tolerance=self.tolerance, writer="vLLM")
+            self._compared = True
+        return batch
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._logps = found[0].detach()
+        return found
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        inputs = trimmed(inputs)
+        compute: Any = super()._compute_loss
+        loss = compute(model, inputs)
+        sampled = inputs.get("sampling_per_token_logps")
+        if sampled is not None and self._logps is not None and not self.use_vllm:
+            mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+            distance = logp_distance(sampled, self._logps, mask)
+            self._metrics["train" if self.model.training else "eval"]["rollout/logp_difference"].append(distance)
+            if not self._compared:
+                require_same_model(distance, tolerance=self.tolerance, writer="shared decoding")
+                self._compared = True
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # By default checkpoints are written under the hub's parameter names, which `Trainer` does not translate back
+        # when it resumes: it would silently go on from fresh weights. An adapter has no such names.
+        model = self.accelerator.unwrap_model(self.model)
+        if model is not self.backend.model:
+            super()._save(output_dir, state_dict)
+            return
+        assert output_dir is not None
+        model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
+        self.backend.processor.save_pretrained(output_dir)
+        torch.save(self.args, Path(output_dir) / "training_args.bin")
+
+
+class EpisodeTrainer(ZoomTrainer):
+    """GRPO over episodes of the agent. See the module's note."""
+
+    def __init__(
+        self,
+        backend: HFBackend,
+        *args: Any,
+        config: AgentConfig,
+        seed: int,
+        rows: int,
+        by_trl: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            config: of the episodes.
+            rows: most episodes at a time.
+            by_trl: let TRL's own generation (HF or vLLM) write the turns, each from its beginning.
+        """
+        super().__init__(backend, *args, **kwargs)
+        self.config, self.seed, self.rows = config, seed, rows
+        self.tools = [_episodes]
+        self._shared = None if by_trl else SharedDecoder(backend)
+        self._crew = Crew(backend, self._shared or self._by_trl, looker=self.looker, encode=not by_trl)
+        self._inputs: list[Row] = []
+        self._played: list[Played] = []
+
+    def rollouts(self, rows: Sequence[Row], completions: Sequence[Any]) -> list[Rollout]:
+        return [one.rollout for one in self._played]
+
+    def _pixels(self) -> list[Any]:
+        return [one.answer.store for one in self._played]
+
+    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
+        self._inputs = inputs
+        return super()._generate_and_score_completions(inputs)
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        began = perf_counter()
+        samples: list[Sample] = [row["sample"] for row in self._inputs]
+        step, rank = self.state.global_step, self.accelerator.process_index
+        seeds = [episode_seed(self.seed, f"{step}/{rank}/{at}/{one.id}") for at, one in enumerate(samples)]
+        self._played = []
+        with self._model_at_rest():
+            for at in range(0, len(samples), self.rows):
+                lot = slice(at, at + self.rows)
+                self._played += play(self._crew, samples[lot], self.config, seeds[lot])
+                if self._shared is not None:
+                    self._shared.clear()
+            if self._shared is None:
+                self._keep_step()
+        self._crew.forget()
+        seconds = perf_counter() - began
+        tokens = [one.tokens for one in self._played]
+        for one in tokens:
+            require_features([*one.prompt, *one.completion], one.images, self.backend)
+        self._log_metric("rollout/seconds", seconds)
+        self._log_metric("rollout/tokens_per_second", sum(sum(one.mask) for one in tokens) / seconds)
+        self._log_metric("rollout/rewritten_tokens", sum(one.rewritten for one in tokens) / len(tokens))
+        return [one.prompt for one in tokens], None, {}
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], list[list[float]] | None]:
+        tokens = [one.tokens for one in self._played]
+        known = self._shared is not None or self.use_vllm
+        return [list(one.completion) for one in tokens], [list(one.logps) for one in tokens] if known else None
+
+    def _tool_call_loop(
+        self,
+        prompts: Any,
+        prompt_ids: Any,
+        completion_ids: Any,
+        completions: Any,
+        logprobs: Any,
+        images: Any,
+        multimodal_fields: Any,
+    ) -> tuple[Any, ...]:
+        traces = [one.rollout.trace for one in self._played]
+        talks = [[{"role": "assistant", "content": turn.text} for turn in trace.turns] for trace in traces]
+        failed = sum(trace.usage.failed for trace in traces)
+        asked = sum(trace.usage.requested for trace in traces)
+        shown = [one.tokens.images for one in self._played]
+        mask = [one.tokens.mask for one in self._played]
+        return mask, talks, completion_ids, logprobs, asked, failed, shown
+
+    @contextmanager
+    def _model_at_rest(self) -> Iterator[None]:
+        """The model unwrapped, its weights gathered, in eval mode and the trainer's own precision."""
+        training = self.model.training
+        gathered = unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        )
+        with (
+            # TRL's own generation does this itself, once a turn
+            gathered if self._crew.encode or self._crew.looker is not None else nullcontext(),
+            torch.no_grad(),
+            self.accelerator.autocast(),
+        ):
+            self.model.eval()
+            try:
+                yield
+            finally:
+                self.model.train(training)
+
+    def _by_trl(self, wishes: Sequence[Wish]) -> list[Written]:
+        """Turns written by TRL's generation, which begins with the whole conversation and all its images."""
+        if not wishes:
+            return []
+        prompts = [list(one.ready.prompt.ids) for one in wishes]
+        images = [[one.session.pixels(span.view) for span in one.ready.prompt.spans] for one in wishes]
+        limit = wishes[0].settings.max_new_tokens
+        self._somebody_writes(True)
+        ids, logps = self._by_trl_now(prompts, images, limit)
+        return [
+            _read(wish, ids[at], None if logps is None else logps[at], self.backend) for at, wish in enumerate(wishes)
+        ]
+
+    def _by_trl_now(self, prompts: list[list[int]], images: list[list[Any]], limit: int) -> Any:
+        """One pass of TRL's generation: ids of each row, and their log-probabilities where vLLM gives them."""
+        generate: Any = super()._generate_single_turn
+        if self.use_vllm:
+            self.vllm_generation.max_completion_length = limit
+            rows = len(prompts)
+            # TRL finds a process's answers by its number times its own rows, so all have to ask for as many
+            most = int(self.accelerator.gather(torch.tensor([rows], device=self.accelerator.device)).max())
+            asked = [at % rows for at in range(most)]
+            ids, logps = generate([prompts[at] for at in asked], [images[at] for at in asked], {}, num_generations=1)
+            return ids[:rows], logps[:rows]
+        self.generation_config.max_new_tokens = limit
+        flat = [image for row in images for image in row]
+        fields = dict(self.backend.processor.image_processor(images=flat, return_tensors="pt")) if flat else {}
+        return generate(prompts, images, fields, num_generations=1, has_tool_images=True)
+
+    def _somebody_writes(self, busy: bool) -> bool:
+        """Whether any device has turns to write. All devices ask together, once for each pass."""
+        flags = self.accelerator.gather(torch.tensor([busy], device=self.accelerator.device))
+        return bool(flags.any())
+
+    def _keep_step(self) -> None:
+        """Take part in the passes of devices whose episodes are longer: sharded weights and vLLM need everybody."""
+        one = self._played[0]
+        shown = one.tokens.images[: len(one.rollout.trace.views) - 1 - len(one.rollout.crops)]  # of the opening
+        # the first process says how long the turns are that a server writes for all
+        limit = self.config.generation.max_new_tokens if self.use_vllm else 1
+        while self._somebody_writes(False):
+            self._by_trl_now([one.tokens.prompt], [shown], limit)
+
+
+def bring(looker: HFBackend, device: torch.device, *, trained: HFBackend) -> None:
+    """Put the branches that look, and a base of their own, where the trained model is: accelerate moves that alone."""
+    assert looker.branches is not None
+    looker.branches.to(device)
+    if looker.model is not trained.model:
+        looker.model.to(device)  # type: ignore[arg-type]
+
+
+def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch without the columns that are padding in all its rows.
+
+    TRL pads a whole round of rollouts to its longest and divides it afterwards; one long episode would otherwise be
+    computed for every row.
+    """
+    prompts, completions = inputs["prompt_mask"].any(0), inputs["completion_mask"].any(0)
+    if not completions.any():
+        return inputs
+    left = int(prompts.int().argmax())
+    right = int(completions.nonzero().max()) + 1
+    width, length = len(prompts), len(completions)
+    cut: dict[str, Any] = {}
+    for key, value in inputs.items():
+        if not isinstance(value, Tensor) or value.dim() != 2:
+            cut[key] = value
+        elif key in ("prompt_ids", "prompt_mask"):
+            cut[key] = value[:, left:]
+        elif key in ("mm_token_type_ids", "token_type_ids"):
+            cut[key] = value[:, left : width + right]
+        else:
+            cut[key] = value[:, :right] if key in _OF_COMPLETIONS and value.shape[1] == length else value
+    return cut
+
+
+def _read(wish: Wish, ids: Sequence[int], logps: Sequence[float] | None, backend: HFBackend) -> Written:
+    """A turn up to its end or its first stop string."""
+    stream = TextStream(backend.codec.decode, wish.stop, None)
+    count, stopped = 0, False
+    for token in ids:
+        count += 1
+        stopped = token in backend.end_ids or stream.push(token)
+        if stopped:
+            break
+    if not stopped or ids[count - 1] in backend.end_ids:
+        stream.finish()
+    known = tuple(logps[:count]) if logps is not None else (0.0,) * count
+    return Written(tuple(ids[:count]), known, stream.text, "stop" if stopped else "length", 0)
+
+
+def _episodes() -> None:
+    """Stands in `GRPOTrainer.tools`; see the module's note. Never called."""
+
+
+def _as_trl(named: NamedReward) -> Callable[..., list[float | None]]:
+    def score(*, rollout: list[Rollout], **_: Any) -> list[float | None]:
+        return named.reward(rollout)
+
+    score.__name__ = named.name
+    return score

@@ -1,0 +1,75 @@
+"""Calls and answers as a model of each family writes them: what a protocol reads, written.
+
+Used to make demonstrations, so the one requirement is that `protocol.parse` reads back what was written without a
+repair; tests hold every protocol to it. Boxes point at the first image and are given as shares of it. Reasoning is
+written where a family was trained to reason before it acts.
+"""
+
+import json
+from typing import Final
+
+from qzoom_agent.geometry import Box, Size
+from qzoom_agent.protocols.hermes import ZOOM
+from qzoom_agent.protocols.nano import LOCATION_STEP
+from qzoom_agent.protocols.pixel_reasoner import PADDING
+
+LOOK_THOUGHT: Final = "What decides the answer is too small to be sure of here, so I look closer at that part."
+ANSWER_THOUGHT: Final = "What I was shown is enough to answer."
+_REASONS: Final = frozenset({"deepeyes", "mini_o3", "visionthink", "adaptvision", "pixel_reasoner"})
+_TAGGED: Final = frozenset({"deepeyes", "mini_o3", "visionthink", "adaptvision"})
+
+
+def write_call(protocol: str, box: Box, shown: Size) -> str:
+    """A call for `box`, in shares ("unit") of the first image, which is shown at `shown` pixels."""
+    x1, y1, x2, y2 = box.to_pixel(shown).as_list()
+    step = LOCATION_STEP
+    mille = [round(1000 * value) for value in (box.x1, box.y1, box.x2, box.y2)]
+    pixel = [int(x1), int(y1), min(shown.width, -int(-x2 // 1)), min(shown.height, -int(-y2 // 1))]
+    unit = [round(value, 4) for value in (box.x1, box.y1, box.x2, box.y2)]
+    if protocol == "nano":
+        low = [int(value // step) * step for value in (x1, y1)]
+        high = [min(-int(-value // step) * step, side) for value, side in zip((x2, y2), shown, strict=True)]
+        return "<zoom>" + "".join(f"<loc_{value}>" for value in (*low, *high)) + "</zoom>"
+    if protocol == "plain":
+        return "ZOOM: " + ", ".join(map(str, mille))
+    if protocol == "qwen3_5":
+        return (
+            f"<tool_call>\n<function={ZOOM}>\n<parameter=bbox_2d>\n{json.dumps(mille)}\n</parameter>\n"
+            "<parameter=img_idx>\n0\n</parameter>\n</function>\n</tool_call>"
+        )
+    if protocol == "mini_o3":
+        call = json.dumps({"bbox_2d": unit, "source": "original_image"})
+        return f"<think>{LOOK_THOUGHT}</think>\n<grounding>{call}</grounding>"
+    if protocol == "pixel_reasoner":
+        narrow = [_narrowed(low, high) for low, high in ((box.x1, box.x2), (box.y1, box.y2))]
+        shares = [round(narrow[axis][end], 4) for end in (0, 1) for axis in (0, 1)]
+        call = _hermes("crop_image_normalized", {"bbox_2d": shares, "target_image": 1})
+        return f"{LOOK_THOUGHT}\n{call}"
+    if protocol == "visionthink":
+        call = _hermes("resize_image", {"action": "resize"})
+    elif protocol == "adaptvision":
+        call = _hermes("request_local_region", {"bbox_2d": pixel})
+    elif protocol == "deepeyes":
+        call = _hermes(ZOOM, {"bbox_2d": pixel})
+    else:
+        call = _hermes(ZOOM, {"bbox_2d": mille, "img_idx": 0})
+    return f"<think>{LOOK_THOUGHT}</think>\n{call}" if protocol in _REASONS else call
+
+
+def write_answer(protocol: str, answer: str) -> str:
+    """The final turn."""
+    if protocol == "pixel_reasoner":
+        return f"{ANSWER_THOUGHT} \\boxed{{{answer}}}"
+    if protocol in _TAGGED:
+        return f"<think>{ANSWER_THOUGHT}</think>\n<answer>{answer}</answer>"
+    return answer
+
+
+def _hermes(name: str, arguments: dict[str, object]) -> str:
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+
+
+def _narrowed(low: float, high: float) -> tuple[float, float]:
+    """What is written for an interval that the tool will widen: as much less, but never nothing."""
+    middle, half = (low + high) / 2, max(0.01, (high - low) / 2 - PADDING)
+    return max(0.0, middle - half), min(1.0, middle + half)

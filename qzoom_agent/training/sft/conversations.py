@@ -1,0 +1,146 @@
+"""Episodes as rows of a table, and rows as the very ids that a session would see.
+
+A row has `messages` in the usual conversational form and `images`, one for each image part in order, at the size the
+model is shown. What a tool returns stands in a user turn, whatever the family: TRL's fine-tuning and others' put no
+images into role "tool". Where a family's results carry that role, its own template makes a user turn of them; its words
+for that (`<tool_response>`) are then part of the row, so that the row reads, id for id, as the episode did.
+
+For training, a conversation goes through a session turn by turn, exactly as in an episode: rendered by the model's own
+template, images expanded by its processor, each assistant turn kept as the ids it was given. Learned are the ids of the
+assistant's turns with the token that ends each, nothing else. Where a template rewrites old turns (drops thoughts), the
+model sees something else at each turn, so there such a conversation gives several rows.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, Final, NamedTuple
+
+import torch
+from PIL import Image
+
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.messages import Message, image_part, message, plain_text, text, text_part, view_ids
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.hf_session import HFSession, Prepared
+from qzoom_agent.models.prompts import Codec, Prompt
+from qzoom_agent.training.branches.inputs import followed
+
+IGNORED = -100
+"""Label of an id that is not learned."""
+_NO_USER_TURN: Final = (
+    "The protocol shows crops in role 'tool', which the model's chat template does not write as a user turn, so no "
+    "other trainer could read the conversations. Choose a protocol whose results are user turns (deepeyes, mini_o3, "
+    "plain), or give the model a template that knows tools (Qwen3-VL's)."
+)
+
+
+class Learned(NamedTuple):
+    """A conversation, or its beginning, ready for the decoder."""
+
+    session: HFSession
+    ready: Prepared
+    labels: tuple[int, ...]
+    """For each id of the prompt itself, or IGNORED."""
+
+
+def to_row(conversation: Sequence[Message], images: Sequence[Image.Image], *, codec: Codec) -> dict[str, Any]:
+    """`messages` and `images` of an episode; images are those of its parts in order.
+
+    Raises ConfigError if results carry role "tool" and the template of `codec` has no user turn for them.
+    """
+    messages = [
+        {
+            "role": one["role"],
+            "content": [
+                {"type": part["type"], "text": part["text"] if part["type"] == "text" else None}
+                for part in one["content"]
+            ],
+        }
+        for one in in_user_turns(conversation, codec)
+    ]
+    return {"messages": messages, "images": list(images)}
+
+
+def in_user_turns(conversation: Sequence[Message], codec: Codec) -> list[Message]:
+    """A conversation that renders to the same text, with the results of role "tool" in user turns.
+
+    Raises ConfigError if the template does not write them as user turns.
+    """
+    if all(one["role"] != "tool" for one in conversation):
+        return list(conversation)
+    before, between, after = _tool_words(codec)
+    said: list[Message] = []
+    for is_tool, run in groupby(conversation, lambda one: one["role"] == "tool"):
+        if not is_tool:
+            said += run
+            continue
+        first, *rest = (one["content"] for one in run)  # results that follow each other are one turn
+        joined = [part for content in rest for part in (text_part(between), *content)]
+        said.append(message("user", before, *first, *joined, after))
+    if codec.render(said) != codec.render(conversation):
+        raise ConfigError(_NO_USER_TURN)
+    return said
+
+
+def _tool_words(codec: Codec) -> tuple[str, str, str]:
+    """What the template writes around the results of one turn: before the first, between two, after the last."""
+    # Behind a question alone: some templates write an assistant's turn in another way once a user speaks after it.
+    asked, mark = text("user", "What is written there?"), "a result of the tool"
+    start, _, end = codec.render([asked, text("user", mark)]).partition(mark)
+    first, *between, last = codec.render([asked, text("tool", mark), text("tool", mark)]).split(mark)
+    if len(between) != 1 or not first.startswith(start) or not last.endswith(end):
+        raise ConfigError(_NO_USER_TURN)
+    return first.removeprefix(start), between[0], last.removesuffix(end)
+
+
+def from_row(row: dict[str, Any]) -> tuple[list[Message], list[Image.Image]]:
+    """The conversation of a row, its images named view0, view1 and so on, and those images."""
+    images = [image.convert("RGB") for image in row["images"]]
+    numbers = iter(range(len(images)))
+    conversation = [
+        message(
+            one["role"],
+            *(
+                image_part(f"view{next(numbers)}") if part["type"] == "image" else text_part(part["text"])
+                for part in one["content"]
+            ),
+        )
+        for one in row["messages"]
+    ]
+    assert len(view_ids(conversation)) == len(images), "a conversation shows each of its images once"
+    return conversation, images
+
+
+def learned(backend: HFBackend, row: dict[str, Any]) -> list[Learned]:
+    """What a row teaches: one entry, or more where the template rewrites old turns.
+
+    Raises BackendError if the conversation is longer than the model can read.
+    """
+    conversation, images = from_row(row)
+    session = backend.session(lambda view: images[int(view.removeprefix("view"))])
+    tokenizer: Any = backend.processor.tokenizer
+    entries: list[Learned] = []
+    with torch.no_grad():
+        for at, turn in enumerate(conversation):
+            if turn["role"] != "assistant":
+                continue
+            ready = session.prepare(conversation[:at])
+            answered = plain_text(turn)
+            ids: list[int] = tokenizer(answered, add_special_tokens=False)["input_ids"]
+            labels = [IGNORED] * len(ready.prompt.ids)
+            if entries and _continues(ready.prompt, entries[-1].ready.prompt):
+                before = entries.pop()
+                labels[: len(before.labels)] = before.labels
+                # the token that ended that turn, as the template wrote it
+                end = ready.prompt.ids[len(before.labels) - 1]
+                labels[len(before.labels) - 1] = end if end in backend.end_ids else IGNORED
+            answer = [*ids, tokenizer.eos_token_id]
+            entries.append(Learned(session, followed(ready, answer), (*labels, *answer)))
+            session.remember(ready, ids, answered)
+    return entries
+
+
+def _continues(prompt: Prompt, before: Prompt) -> bool:
+    """Whether a prompt begins with an earlier one and its answer; only the token that ends the turn may differ."""
+    count = len(before.ids) - 1
+    return prompt.ids[:count] == before.ids[:count]

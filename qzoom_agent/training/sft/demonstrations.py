@@ -1,0 +1,223 @@
+"""Episodes in which the calls are given: the agent's own loop and tool around a model that is told what to say.
+
+A `Demonstrator` is a backend. It writes the planned calls one a turn and then the answer, or leaves the answer to the
+model it stands before; a teacher writes everything itself. So a demonstration is an ordinary episode with an ordinary
+trace, and nothing about views, crops or wording is made up twice.
+
+Kept are episodes that one would wish the model to repeat: answered right by the recipe's rule or judge, every turn
+read without a repair, every call served (or, under `hybrid`, refused by the review), the evidence shown where boxes say
+where it is, and no crop that adds nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Literal, NamedTuple
+
+from qzoom_agent.agent import Agent, Answer, Look
+from qzoom_agent.config import AgentConfig, PerceptionConfig
+from qzoom_agent.errors import BackendError
+from qzoom_agent.geometry import Box, Size
+from qzoom_agent.messages import Message, text
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.interface import Backend, ImageSource, Looks, Reply, Session, Settings, Sight
+from qzoom_agent.models.server import ServerBackend
+from qzoom_agent.policy import CropPolicy
+from qzoom_agent.review import OPINIONS
+from qzoom_agent.training.branches.dataset import Record
+from qzoom_agent.training.rewards import RULES, Accuracy, Coverage, Judge, Redundant, Rollout, well_formed
+from qzoom_agent.training.sft.call_writer import write_answer, write_call
+from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe
+
+Dropped = Literal["", "unfinished", "malformed", "wrong", "not served", "no evidence", "redundant"]
+"""Why an episode is not learned from; empty for one that is."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a demonstration says."""
+
+    boxes: Sequence[Box] = ()
+    """Where it zooms, one call a turn: shares ("unit") of the image."""
+    answer: str | None = None
+    """None: the model's own."""
+
+
+class Demonstrator:
+    """A backend that follows `plan`, which is set anew for each episode; one episode at a time."""
+
+    def __init__(self, model: Backend, *, protocol: str) -> None:
+        self.model, self.protocol = model, protocol
+        self.name, self.defaults, self.perceives = model.name, model.defaults, model.perceives
+        self.plan = Plan()
+        self.conversation: list[Message] = []
+        """The episode's messages, the last reply included."""
+
+    def session(self, image: ImageSource) -> "_Demonstration":
+        return _Demonstration(self, image, self.model.session(image))
+
+
+class _Demonstration:
+    def __init__(self, owner: Demonstrator, image: ImageSource, session: Session) -> None:
+        self._owner, self._image, self._session = owner, image, session
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        *,
+        settings: Settings,
+        stop: tuple[str, ...] = (),
+        on_text: Callable[[str], None] | None = None,
+    ) -> Reply:
+        owner, plan = self._owner, self._owner.plan
+        turn = sum(message["role"] == "assistant" for message in messages)
+        said: str | None = None
+        if turn < len(plan.boxes):
+            said = write_call(owner.protocol, plan.boxes[turn], Size(*self._image("coarse").size))
+        elif plan.answer is not None:
+            said = write_answer(owner.protocol, plan.answer)
+        if said is None:
+            reply = self._session.reply(messages, settings=settings, stop=stop, on_text=on_text)
+        else:
+            reply = Reply(
+                text=said, finish="stop", prompt_tokens=0, cached_tokens=0, new_tokens=0, visual_tokens=0, seconds=0.0
+            )
+        owner.conversation = [*messages, text("assistant", reply.text)]
+        return reply
+
+    def look(self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False) -> list[Sight]:
+        """The model's own (only asked for if it has branches)."""
+        assert isinstance(self._session, Looks)
+        return self._session.look(messages, options=options, map_always=map_always)
+
+    def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
+        assert isinstance(self._session, Looks)
+        self._session.place(view, source=source, cells=cells)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+class Demonstration(NamedTuple):
+    """One episode and what becomes of it."""
+
+    answer: Answer
+    conversation: list[Message]
+    dropped: Dropped
+
+
+class Demonstrations:
+    """Makes episodes for records, as a recipe says."""
+
+    def __init__(self, backend: HFBackend, recipe: ColdStartRecipe, *, judge: Judge | None = None) -> None:
+        """`judge` is asked about answers that the recipe's rule refuses.
+
+        Raises ConfigError for `boxes: sdrpn`, `needless` or `hybrid` with a base that has no branches."""
+        self.recipe = recipe
+        self._accuracy = Accuracy(RULES[recipe.rule], judge)
+        protocol = recipe.protocol or backend.protocol
+        config = AgentConfig(
+            policy="explicit",
+            protocol=protocol,
+            budget=recipe.budget,
+            generation=recipe.generation,
+            perception=recipe.perception,
+            oracle_margin=recipe.margin,
+            seed=recipe.seed,
+        )
+        self._policy = CropPolicy(config, backend.defaults)
+        model: Backend = backend
+        if recipe.teacher is not None:
+            # through the student's protocol, over its views: what it writes is in the format to be taught
+            model = ServerBackend(
+                recipe.teacher.url,
+                model=recipe.teacher.model,
+                protocol=protocol,
+                defaults=backend.defaults,
+                key_variable=recipe.teacher.key_variable,
+                timeout=recipe.teacher.timeout,
+            )
+        self._scripted = Demonstrator(model, protocol=protocol)
+        self._agent = Agent(self._scripted, config=config)
+        self._looks = Agent(backend, config=config) if recipe.boxes == "sdrpn" else None
+        ungated = config.replace(**{"perception.gate": "off"})
+        self._needless = Agent(backend, config=ungated) if recipe.needless else None
+        hybrid = config.replace(policy="hybrid")
+        self._reviewed = Agent(self._scripted, config=hybrid) if recipe.hybrid else None
+
+    def __call__(self, record: Record) -> Demonstration:
+        """The episode of one record. Raises BackendError if a teacher cannot be reached."""
+        plan, agent = self._plan(record), self._agent
+        if self._reviewed is not None and Random(f"hybrid/{record['id']}").random() < self.recipe.hybrid:
+            agent = self._reviewed
+            plan = replace(plan, boxes=self._left(agent.look(record["image"], record["question"]), record, plan.boxes))
+        self._scripted.plan = plan
+        answer = agent.run(record["image"], record["question"])
+        if self.recipe.teacher is not None and answer.trace.status == "error":
+            raise BackendError(answer.trace.error or "The teacher failed.")  # every other episode would fail as well
+        return Demonstration(answer, self._scripted.conversation, self.judge(rollout_of(answer, record)))
+
+    def _plan(self, record: Record) -> Plan:
+        recipe, size = self.recipe, Size(*record["image"].size)
+        if recipe.boxes == "teacher":
+            return Plan()
+        looks = self._needless if self._looks is None and not record["boxes"] else self._looks
+        if looks is not None:
+            seen = looks.look(record["image"], record["question"]).record
+            boxes = [Box(*box) for box in seen.boxes]
+        else:
+            boxes = [self._policy.around(box, size) for box in boxes_of(record)]
+        unit = [box.to_frame("unit", size) for box in boxes]
+        return Plan(unit, record["answer"] if recipe.answer == "gold" else None)
+
+    def _left(self, look: Look, record: Record, boxes: Sequence[Box]) -> list[Box]:
+        """Those of the planned calls that are left to make after what was found, which `hybrid` shows unasked.
+
+        Where no box is needed that is all of them, unless there is a crop already.
+        """
+        shown = [Box(*box) for box in look.record.boxes] if look.record.fired else []
+        gold = boxes_of(record)
+        if not gold:
+            return [] if shown else list(boxes)
+        return [
+            box
+            for box, needle in zip(boxes, gold, strict=True)
+            if all(one.coverage(needle) < self.recipe.needed for one in shown)
+        ]
+
+    def judge(self, episode: Rollout) -> Dropped:
+        """Why this episode is not to be learned from."""
+        trace = episode.trace
+        if trace.status != "answered":
+            return "unfinished"
+        if not well_formed(trace):
+            return "malformed"
+        if not self._accuracy.right([episode])[0]:
+            return "wrong"
+        if any(call.result is None and call.code not in OPINIONS for call in episode.calls):
+            return "not served"
+        if episode.boxes and (Coverage(max_share=1.0)([episode])[0] or 0.0) < self.recipe.needed:
+            return "no evidence"
+        if not self.recipe.redundant and any(Redundant()([episode])):
+            return "redundant"
+        return ""
+
+
+def boxes_of(record: Record) -> list[Box]:
+    """The record's gold boxes, in pixels of its image; none where they are unknown."""
+    return [Box(x1, y1, x2, y2) for x1, y1, x2, y2 in record["boxes"] or ()]
+
+
+def rollout_of(answer: Answer, record: Record) -> Rollout:
+    """An episode with what its record knows."""
+    boxes = record["boxes"]
+    return Rollout(
+        trace=answer.trace,
+        answer=record["answer"],
+        answers=tuple(record["answers"]),
+        boxes=tuple(boxes_of(record)),
+        coarse_suffices=None if boxes is None else not boxes,
+        group=record["id"],
+        truncated=answer.trace.status == "budget",
+        format_ok=well_formed(answer.trace),
+    )

@@ -1,0 +1,102 @@
+"""What `qzoom train coldstart` does: where calls come from, which episodes are kept, and how they are learned."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from qzoom_agent.config import BudgetConfig, GenerationConfig, PerceptionConfig
+from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE
+from qzoom_agent.training.branches.branch_recipe import Optimisation
+from qzoom_agent.training.branches.dataset import Source
+from qzoom_agent.training.recipe_io import Section, read_recipe
+from qzoom_agent.training.reward_specs import Rule
+
+
+class TeacherServer(Section):
+    """A larger model behind an OpenAI-compatible API, asked in the student's own format."""
+
+    url: str
+    """Base URL, such as http://localhost:8000/v1."""
+    model: str = "default"
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the key; servers of your own need none."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds to wait for one turn."""
+
+
+class Lora(Section):
+    """Low-rank adapters instead of all weights; merged into the base at the end. Needs peft."""
+
+    rank: int = Field(default=16, gt=0)
+    alpha: int = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Of every decoder layer that is trained; the vision encoder gets none."""
+
+
+class ColdStartRecipe(Section):
+    """Demonstrations, and one stage of fine-tuning on them."""
+
+    model: str = "nano"
+    """Preset, hub id or folder of the base."""
+    protocol: str | None = None
+    """The format to teach; None: the base's own."""
+    branches: Path | None = None
+    """Folder of branches, for `boxes: sdrpn`; None: those that come with the base."""
+    dtype: str = "auto"
+    seed: int = Field(default=0, ge=0)
+    data: list[Source] = Field(min_length=1)
+    """Questions to demonstrate."""
+    records: int | None = Field(default=None, gt=0)
+    """How many of them; None: all there are."""
+    boxes: Literal["oracle", "sdrpn", "teacher"] = "oracle"
+    """Whose calls: at the gold boxes of the records, where gate and SD-RPN would look, or a teacher's own."""
+    answer: Literal["gold", "own"] = "gold"
+    """Who answers after the calls: the dataset, or the base itself, whose wrong answers are then left out."""
+    rule: Rule = "exact"
+    """What finds the answer in a reply: a wrong one is not learned from. `exact` suits those who say nothing else."""
+    judge: str | None = None
+    """Base URL of an OpenAI-compatible server that judges answers which the rule refuses."""
+    judge_model: str = "default"
+    judge_key_variable: str = KEY_VARIABLE
+    """Environment variable with the key of that server; one of your own needs none."""
+    margin: float = Field(default=0.35, ge=0, le=10)
+    """What a call adds around a gold box on every side, as a share of its longer side."""
+    needed: float = Field(default=0.95, ge=0, le=1)
+    """Share of every gold box that the crops of an episode have to show; without it nothing supports the answer."""
+    redundant: bool = False
+    """Keep episodes with a crop that adds nothing."""
+    needless: bool = False
+    """Zoom where no box is needed as well, at the place that SD-RPN finds most likely: teaches a model to zoom too
+    often, as those do that were paid for every zoom, to measure what a review saves. Goes with `redundant`."""
+    hybrid: float = Field(default=0.0, ge=0, le=1)
+    """Share of the episodes that run under the policy `hybrid`, where the base has branches: crops that stand there
+    unasked are not asked for, and needless calls are refused. What a model meets there is then nothing new to it."""
+    budget: BudgetConfig = BudgetConfig()
+    """Views and turns of a demonstration: those of inference."""
+    generation: GenerationConfig = GenerationConfig()
+    """How the base or the teacher writes."""
+    perception: PerceptionConfig = PerceptionConfig()
+    """How the look of `boxes: sdrpn` is read."""
+    teacher: TeacherServer | None = None
+    optimisation: Optimisation = Optimisation(learning_rate=1e-5, batch=4)
+    from_layer: int = Field(default=0, ge=0)
+    """Decoder layers below stay as they are. With the branches' K, branches of the base go on fitting it exactly."""
+    lora: Lora | None = None
+    """None: train the weights themselves."""
+
+    @model_validator(mode="after")
+    def _teacher_given(self) -> "ColdStartRecipe":
+        if (self.boxes == "teacher") != (self.teacher is not None):
+            raise ValueError("`boxes: teacher` and a `teacher` with its url belong together")
+        if self.needless and (self.boxes != "oracle" or not self.redundant):
+            raise ValueError("`needless` adds calls to `boxes: oracle`, and they are kept only with `redundant: true`")
+        if self.hybrid and self.boxes != "oracle":
+            raise ValueError("`hybrid` leaves out what is shown already, which only `boxes: oracle` can tell")
+        return self
+
+
+def load_coldstart_recipe(path: Path, **changes: Any) -> ColdStartRecipe:
+    """Read a recipe; see `read_recipe`."""
+    return read_recipe(path, ColdStartRecipe, **changes)

@@ -1,9 +1,0 @@
-"""`accelerate launch -m qzoom_agent.rl.grpo`: the command, for many processes."""
-
-import sys
-
-from qzoom_agent.errors import finished
-from qzoom_agent.rl.grpo.run import main
-
-if __name__ == "__main__":
-    sys.exit(finished("qzoom train grpo", main))

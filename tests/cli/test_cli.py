@@ -1,0 +1,586 @@
+"""The command line: results on stdout, people on stderr, exit codes to trust, no tracebacks for mistakes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from qzoom_agent.agent import Agent
+from qzoom_agent.cli import doctor, train
+from qzoom_agent.cli.console import Console, printable, table
+from qzoom_agent.cli.main import BUDGET, VERBS, main
+from qzoom_agent.cli.progress import Progress
+from qzoom_agent.evaluation.sample_result import Row
+from qzoom_agent.evaluation.scorers.judge import Judge
+from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
+from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.messages import Message
+from qzoom_agent.models.presets import PRESETS
+from qzoom_agent.models.scripted import ScriptedBackend
+from qzoom_agent.trace import Trace
+
+ZOOM = "<zoom>28 28 112 112</zoom>"
+Replies = Callable[[list[Message]], str]
+
+
+def zoom_then(answer: str) -> Replies:
+    """A model that zooms once and then answers."""
+
+    def reply(messages: list[Message]) -> str:
+        shown = sum(part["type"] == "image" for message in messages for part in message["content"])
+        return ZOOM if shown == 1 else answer
+
+    return reply
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[Replies | list[str]], None]:
+    """Let every agent the command line makes answer from a script."""
+
+    def install(replies: Replies | list[str]) -> None:
+        def scripted(model: str = "nano", *, config: Any = None, **_: Any) -> Agent:
+            return Agent(ScriptedBackend(replies, name=model), config=config)
+
+        monkeypatch.setattr(Agent, "from_pretrained", scripted)
+
+    return install
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> str:
+    path = tmp_path / "board.png"
+    Image.effect_noise((640, 480), 60).save(path)
+    return str(path)
+
+
+def run(*argv: str) -> int:
+    try:
+        return main(argv)
+    except SystemExit as left:
+        return int(left.code or 0)
+
+
+# ---- the command itself --------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    out = capsys.readouterr().out
+    assert all(f"  {verb} " in out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(verb, "--help") == 0
+    assert f"qzoom {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["nonsense"], ["ask"], ["ask", "only-an-image"], ["trace"], ["train", "nonsense"]]
+)
+def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*argv) == 2
+    captured = capsys.readouterr()
+    assert "usage:" in captured.err
+    assert captured.out == ""
+
+
+def test_help_does_little_work_of_its_own() -> None:
+    code = (
+        "import time; began = time.process_time()\n"
+        "from qzoom_agent.cli.main import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print('SECONDS', time.process_time() - began)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout.split("SECONDS")[1]) < 0.3
+
+
+# ---- ask -----------------------------------------------------------------------------------------------------------
+
+
+def test_ask_prints_the_answer_alone(play: Any, board: str, capsys: pytest.CaptureFixture[str]) -> None:
+    play(zoom_then("EXIT 24"))
+    assert run("ask", board, "what is on the sign?") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "EXIT 24\n"
+    look, zoom, summary = captured.err.splitlines()
+    assert look == "look coarse 54 tokens"
+    assert zoom.startswith("zoom [") and "% of image +" in zoom and zoom.endswith(" s")
+    assert summary.startswith("answered: 1 zoom, ")
+    assert "\x1b" not in captured.err
+
+
+def test_quiet_and_verbose(play: Any, board: str, capsys: pytest.CaptureFixture[str]) -> None:
+    play(zoom_then("42"))
+    assert run("ask", board, "?", "-q") == 0
+    assert capsys.readouterr() == ("42\n", "")
+    assert run("ask", board, "?", "-v") == 0
+    assert ZOOM in capsys.readouterr().err
+    assert run("ask", board, "?", "-q", "-v") == 2
+
+
+def test_ask_json_is_the_trace_and_nothing_else(play: Any, board: str, capsys: pytest.CaptureFixture[str]) -> None:
+    play(zoom_then("42"))
+    assert run("ask", board, "how many?", "--json") == 0
+    trace = Trace.model_validate_json(capsys.readouterr().out)
+    assert (trace.answer, trace.status, trace.usage.served) == ("42", "answered", 1)
+
+
+def test_a_spent_budget_is_3(play: Any, board: str, capsys: pytest.CaptureFixture[str]) -> None:
+    play(zoom_then("42"))
+    assert run("ask", board, "?", "--set", "budget.max_visual_tokens=70") == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "refused" in captured.err and "There is no answer." in captured.err
+
+
+def test_a_failing_model_is_4(play: Any, board: str, capsys: pytest.CaptureFixture[str]) -> None:
+    play([])
+    assert run("ask", board, "?") == 4
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "ran out of replies" in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["ask", "nowhere.png", "?"], "nowhere.png"),
+        (["ask", "{board}", "   "], "question"),
+        (["ask", "{board}", "?", "--set", "budget.max_tuns=3"], "Did you mean 'budget.max_turns'?"),
+        (["ask", "{board}", "?", "--set", "policy"], "KEY=VALUE"),
+        (["ask", "{board}", "?", "--set", "policy=[1"], "cannot be read"),
+        (["ask", "{board}", "?", "--policy", "hybrid"], "branches"),
+        (["ask", "{board}", "?", "--protocol", "morse"], "morse"),
+        (["ask", "{board}", "?", "--budget", "0"], "budget.coarse_tokens"),
+        (["ask", "{board}", "?", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["trace", "show", "nowhere"], "nowhere"),
+        (["eval", "needle-nowhere"], "needle-scene"),
+        (["eval", "needle-scene", "--n", "0"], "n = 0"),
+        (["eval", "needle-scene", "--ablate", "nowhere"], "--ablate takes policies; got nowhere"),
+        (["eval", "compare", "here", "there"], "no run in here"),
+        (["eval", "rescore", "here"], "no run in here"),
+        (["demo", "--seed", "-1"], "-1"),
+        (["ask", "{board}", "?", "--model", "nanoo"], "Did you mean 'nano'?"),
+        (["ask", "{board}", "?", "--server", "http://localhost:1/v1"], "Say with --model"),
+        (["ask", "{board}", "?", "--server", "foo", "--model", "m"], "'foo' is no address of a server"),
+        (
+            ["ask", "{board}", "?", "--budget", "50", "--set", "budget.coarse_min_tokens=100"],
+            "Raise budget.coarse_tokens",
+        ),
+        (["ask", "{board}", "?", "--set", "seed=99999999999999999999999999"], "'seed'"),
+        (["ask", "{board}", "?", "--set", "max_pixels=1000"], "raise the setting max_pixels"),
+        (["ask", "http://localhost:1/a.png", "?"], "Download it and give the file"),
+        (["ask", "{board}", "?", "--report", "{folder}"], "is a folder"),
+        (["ask", "{board}", "?", "--report", "{board}/page.html"], "Cannot write into"),
+        (["ask", "{board}", "?", "--save", "{board}"], "Cannot write into"),
+        (["look", "{board}", "?", "--png", "{folder}"], "is a folder"),
+        (["demo", "--out", "{board}"], "Cannot write into"),
+        (["eval", "needle-scene", "--scorer", "nobody"], "There are: exact"),
+        (["eval", "needle-scene", "--out", "{folder}/out", "--split", "nope"], "Unknown split 'nope'"),
+        (["eval", "needle-scene", "--out", "{folder}/out", "--fonts", "{folder}/none"], "No typeface found"),
+        (["eval", "needle-scene", "--json", "{board}/x.json"], "Cannot write into"),
+        (["eval", "needle-scene", "--n", "2", "--out", "{board}"], "Cannot write into"),
+        (["eval", "compare", "a", "b", "--json", "{board}/x.json"], "Cannot write into"),
+        (["bench", "pareto", "--out", "{board}"], "Cannot write into"),
+    ],
+)
+def test_mistakes_are_2_without_a_traceback(
+    argv: list[str], says: str, play: Any, board: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play(lambda _: pytest.fail("the model was asked"))
+    assert run(*[word.format(board=board, folder=here) for word in argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert says in captured.err
+    assert captured.err.startswith(f"qzoom {argv[0]}: ")
+    assert "Traceback" not in captured.err
+    assert [path.name for path in here.iterdir()] == ["board.png"], "nothing is left behind"
+
+
+def test_a_demo_board_that_cannot_be_written_is_named(
+    play: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play(lambda _: pytest.fail("the model was asked"))
+    (tmp_path / "2-scene.png").mkdir()
+    assert run("demo", "--out", str(tmp_path)) == 2
+    assert "2-scene.png: it is a folder" in capsys.readouterr().err
+
+
+def test_a_comparison_is_written_into_a_new_folder(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    play(lambda _: "7")
+    assert run("eval", "needle-doc", "--n", "1", "--out", "run") == 0
+    assert run("eval", "compare", "run", "run", "--json", "new/x.json") == 0
+    assert json.loads((here / "new" / "x.json").read_text())["suites"]["needle-doc"]["n"] == 1
+
+
+def test_flags_win_over_set_and_set_over_the_file(
+    play: Any, board: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play(["42"])
+    config = tmp_path / "config.yaml"
+    config.write_text("policy: blind\nseed: 5\nbudget: {max_turns: 2, max_views: 2}\n")
+    argv = [
+        "ask",
+        board,
+        "?",
+        "--json",
+        "--config",
+        str(config),
+        "--set",
+        "budget.max_turns=4",
+        "--set",
+        "policy=oracle",
+    ]
+    assert run(*argv, "--policy", "direct") == 0
+    used = json.loads(capsys.readouterr().out)["config"]
+    assert (used["policy"], used["seed"]) == ("direct", 5)
+    assert (used["budget"]["max_turns"], used["budget"]["max_views"]) == (4, 2)
+
+
+def test_an_answer_cannot_drive_the_terminal(play: Any, board: str, capsys: pytest.CaptureFixture[str]) -> None:
+    play(["\x1b]0;owned\x07first\nsecond\x1b[2J"])
+    assert run("ask", board, "?", "-v") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "\\x1b]0;owned\\x07first\nsecond\\x1b[2J\n"
+    assert "\x1b" not in captured.err
+
+
+# ---- saved runs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_run_can_be_shown_and_reported(
+    play: Any, board: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play(zoom_then("EXIT 24"))
+    saved, page = str(tmp_path / "run"), tmp_path / "page.html"
+    assert run("ask", board, "what is on the sign?", "--save", saved, "--report", str(page)) == 0
+    live = [line.rpartition(" tokens")[0] for line in capsys.readouterr().err.splitlines()[:2]]
+    assert "EXIT 24" in page.read_text()
+
+    assert run("trace", "show", saved) == 0
+    out = capsys.readouterr().out
+    assert "what is on the sign?" in out and "answer EXIT 24" in out
+    assert all(line in out for line in live)
+
+    assert run("trace", "report", saved, "--expected", "EXIT 25") == 0
+    written = Path(capsys.readouterr().out.strip())
+    assert written == tmp_path / "run" / "report.html"
+    assert "EXIT 25" in written.read_text()
+
+    # The saved configuration repeats the run.
+    assert run("ask", board, "what is on the sign?", "-q", "--config", str(tmp_path / "run" / "config.yaml")) == 0
+    assert capsys.readouterr().out == "EXIT 24\n"
+    # It has the model's own limits written out, which give way only when they are left to the model again.
+    less = ["ask", board, "?", "-q", "--config", str(tmp_path / "run" / "config.yaml"), "--budget", "9"]
+    assert run(*less) == 2
+    assert "lower budget.coarse_min_tokens; null leaves one to the model" in capsys.readouterr().err
+    assert run(*less, "--set", "budget.coarse_min_tokens=null") == 0
+
+
+# ---- eval, demo ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder: runs go into runs/ there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_eval_prints_figures_and_leaves_a_run(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    play(zoom_then("red"))
+    assert run("eval", "needle-global", "--n", "5", "--json", "result.json") == 0
+    captured = capsys.readouterr()
+    headline, _, _ = captured.out.partition("\n")
+    assert headline == "needle-global (test, seed 0): nano, policy explicit, coarse view of 16 to 64 visual tokens"
+    for line in ("accuracy (exact)", "zooms", "visual tokens", "seconds", "parsed", "peak memory", "ended"):
+        assert f"\n{line} " in captured.out
+    assert "5/5" in captured.err
+    result = json.loads((here / "result.json").read_text())
+    assert result["n"] == len(result["rows"]) == 5
+    assert result["interval"][0] <= result["accuracy"] <= result["interval"][1]
+    (folder,) = (here / "runs").iterdir()
+    assert folder.name.startswith("needle-global--nano--default--")
+    assert captured.out.splitlines()[-1].endswith(f"{Path('runs') / folder.name / 'report.html'}")
+    assert (folder / "report.html").is_file()
+
+
+def test_a_budget_shows_the_whole_board_at_that_many_tokens(
+    play: Any, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play(lambda _: "red")
+    argv = ["eval", "needle-doc", "--n", "2", "--policy", "direct", "--budget", "576", "--json", "result.json"]
+    assert run(*argv) == 0
+    assert " to 576 visual tokens\n" in capsys.readouterr().out
+    assert all(64 < row["visual_tokens"] <= 576 for row in json.loads((here / "result.json").read_text())["rows"])
+
+
+def test_an_interrupted_eval_says_so_and_goes_on(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = 0
+
+    def interrupted(messages: list[Message]) -> str:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise KeyboardInterrupt
+        return "red"
+
+    argv = ["eval", "needle-global", "--n", "4", "--policy", "direct"]
+    play(interrupted)
+    assert run(*argv) == 130
+    captured = capsys.readouterr()
+    assert re.search(r"^accuracy .* of 2$", captured.out, re.M)
+    assert re.search(r"^partial .* 4 of 4 planned$", captured.out, re.M)
+    assert "Interrupted after 2 of 4 questions." in captured.err
+    assert run(*argv) == 0
+    assert asked == 5
+    assert run(*argv) == 0
+    assert asked == 5
+
+
+def test_an_eval_in_which_everything_fails_is_4(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    play([])
+    assert run("eval", "needle-scene", "--n", "2") == 4
+    assert "2 of 2 questions failed" in capsys.readouterr().err
+
+
+def test_ablations_run_beside_and_are_compared(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    play(zoom_then("7"))
+    assert run("eval", "needle-doc", "--n", "2", "--ablate", "direct,oracle", "--out", "run") == 0
+    captured = capsys.readouterr()
+    assert re.search(r"^direct +\+0\.000 ", captured.out, re.M)
+    assert re.search(r"^oracle +\+0\.000 ", captured.out, re.M)
+    assert {path.name for path in (here / "run" / "ablations").iterdir()} == {"direct", "oracle"}
+    assert "direct: needle-doc 2/2" in captured.err
+    assert (
+        run("eval", "compare", "run/ablations/direct", "run", "--json", "compared.json", "--report", "flips.html") == 0
+    )
+    captured = capsys.readouterr()
+    assert re.search(r"^needle-doc +2 ", captured.out, re.M)
+    found = json.loads((here / "compared.json").read_text())["suites"]["needle-doc"]
+    assert found["n"] == 2
+    assert found["visual_tokens"][1] > 0
+    assert (here / "flips.html").is_file()
+
+
+def test_a_run_is_scored_again_without_a_model(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    play(lambda _: "7")
+    assert run("eval", "needle-doc", "--n", "2", "--out", "run") == 0
+    play([])
+    assert run("eval", "rescore", "run") == 0
+    assert "accuracy (exact)" in capsys.readouterr().out
+    assert run("eval", "rescore", "run", "--scorer", "nobody") == 2
+    assert "There are: exact" in capsys.readouterr().err
+
+
+def test_a_judge_is_a_scorer_of_its_own(
+    play: Any, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def ask(self: Judge, found: dict[str, str], *, attempts: int) -> str:
+        asked.append(found["question"])
+        return "yes"
+
+    monkeypatch.setattr(Judge, "_ask", ask)
+    play(lambda _: "seven")
+    assert run("eval", "needle-doc", "--n", "2", "--out", "run") == 0
+    argv = ["eval", "rescore", "run", "--judge", "http://there/v1", "--judge-model", "wise", "--scorer", "judge"]
+    for _ in range(2):
+        assert run(*argv) == 0
+    out = capsys.readouterr().out
+    assert "accuracy (judge)  1.000" in out
+    assert "accuracy (exact)  0.000" in out
+    assert len(asked) == 2, "a verdict is kept"
+    assert json.loads((here / "run" / "judge.json").read_text())["model"] == "wise"
+
+
+def test_a_dry_run_asks_nothing(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    play([])
+    assert run("eval", "needle-doc", "needle-hop", "--n", "8", "--limit", "3", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "policy: " in out
+    assert "needle-doc: 3 of 8 questions (partial), 1 x, scored by exact" in out
+    assert re.search(r"^  \| \w", out, re.M)
+    assert not list(here.iterdir())
+
+
+def test_your_own_questions_are_a_suite(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (60, 40), "red").save(here / "meter.png")
+    rows = [{"image": "meter.png", "question": f"What is {n}?", "answer": "7"} for n in range(3)]
+    (here / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    play(lambda _: "7")
+    assert run("eval", "mine.jsonl", "--limit", "2", "--out", "run") == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("mine (")
+    assert "2 of 3 planned" in captured.out
+    assert run("eval", "rescore", "run") == 0
+
+
+def test_the_suites_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("eval", "list") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^needle-scene +exact ", out, re.M)
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    progress = Progress(Console(stream=stream), "direct: ")
+    progress.begin("needle-doc", 4)
+    row = Row(
+        key="k", suite="needle-doc", index=0, id="a", kind="x", cluster="a", seed=0, image="", size=(1, 1),
+        question="?", gold=["7"], status="answered", scores={"exact": Score(1.0, "7")}, fired=True,
+    )  # fmt: skip
+    progress.row(row, new=True)
+    progress.row(row.model_copy(update={"status": "error", "error": "gone", "scores": {}, "fired": False}), new=True)
+    text = progress.text()
+    assert text.startswith("direct: needle-doc \u2588\u2588\u2588\u2588\u2588\u2588\u2588\u2588\u2591")
+    for part in ("2/4", "accuracy 0.500 \u00b1 0.500", "gate 50%", "parsed 50%", "/s", "left", "1 failed"):
+        assert part in text
+    assert "a: gone" in stream.getvalue()
+
+
+def test_demo_writes_boards_and_reports(play: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    play(zoom_then("red"))
+    out = tmp_path / "deep" / "demo"
+    assert run("demo", "--out", str(out)) == 0
+    names = {path.name for path in out.iterdir()}
+    assert names == {f"{name}.{kind}" for name in ("1-global", "2-scene", "3-hop") for kind in ("png", "html")}
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 3
+    assert str(out) in captured.err
+
+
+# ---- models, train, doctor -----------------------------------------------------------------------------------------
+
+
+def test_models_lists_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("models") == 0
+    named = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert named == list(PRESETS)
+
+
+def test_train_hands_over_everything_after_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[list[str]] = []
+
+    class Stage:
+        @staticmethod
+        def main(argv: list[str]) -> int | None:
+            got.append(argv)
+            return None if len(got) == 1 else 5
+
+    base = train.STAGES["base"].module
+    monkeypatch.setattr(train.importlib, "import_module", lambda name: Stage if name == base else None)
+    assert train.main(["base", "--config", "r.yaml", "--help"]) == 0
+    assert train.main(["base"]) == 5
+    assert got == [["--config", "r.yaml", "--help"], []]
+
+
+def test_doctor_prints_one_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor, "_PROBE", 'print(\'{"version": "9", "threads": 1, "device": "cpu", "bf16": null}\')')
+    code = run("doctor")
+    captured = capsys.readouterr()
+    names = [line.split("  ")[0] for line in captured.out.splitlines()]
+    for name in ("qzoom-agent", "python", "torch", "device", "torchvision", "transformers", "nano", "disk here"):
+        assert name in names
+    assert code == (4 if "bad: " in captured.out else 0)
+    assert str(Path.home()) + "/" not in captured.out
+
+
+def test_doctor_survives_a_broken_torch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor, "_PROBE", "import os; os.abort()")
+    assert run("doctor") == 4
+    assert "bad: torch: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("error", "verdict"), [(None, "ok"), ("", "note"), ("RuntimeError: nms", "bad")])
+def test_doctor_knows_the_torchvision_trap(error: str | None, verdict: str) -> None:
+    assert doctor.torchvision(error).verdict == verdict
+
+
+def test_a_terminal_without_the_letters_of_an_answer_shows_what_it_can(tmp_path: Path) -> None:
+    """The run is saved, and nothing ends in a traceback."""
+    board, saved = tmp_path / "board.png", tmp_path / "saved"
+    Image.new("RGB", (64, 64), "white").save(board)
+    code = (
+        "import sys\nfrom qzoom_agent.agent import Agent\n"
+        "from qzoom_agent.models.scripted import ScriptedBackend as S\n"
+        "from qzoom_agent.cli import ask, main; ask.load_agent = lambda args: Agent(S(['\\u51fa 24']))\n"
+        f"sys.exit(main.main(['ask', {str(board)!r}, 'what?', '--save', {str(saved)!r}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": "cp1252"}, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [b"\\u51fa", b"24"] and (saved / "trace.json").exists()
+
+
+def test_a_crop_that_the_budget_keeps_back_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """nano's gate asks for one: the answer is given without it, and neither line nor exit code calls that answered."""
+    question = sample("needle-doc", sample_seed(0, 0))
+    question.image.save(tmp_path / "board.png")
+    ask = ["ask", str(tmp_path / "board.png"), question.question]
+    assert main([*ask, "--set", "budget.max_views=1", "--save", str(tmp_path / "saved")]) == BUDGET
+    err = capsys.readouterr().err
+    assert "gate 1.00 of 0.83: " in err and "the budget has no room for a crop" in err and "budget: 0 zooms" in err
+    assert main([*ask, "-v"]) == 0
+    err = capsys.readouterr().err
+    assert "model   nano on " in err and "gate 1.00 of 0.83: the gate asks for more detail" in err
+    assert main(["trace", "show", str(tmp_path / "saved")]) == 0
+    assert "no room for a crop" in "".join(capsys.readouterr())
+
+
+# ---- the console ---------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_colours_need_a_terminal_that_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert Console(stream=Terminal()).style("x", "red") == "\x1b[31mx\x1b[0m"
+    assert Console(stream=io.StringIO()).style("x", "red") == "x"
+    monkeypatch.setenv("TERM", "dumb")
+    assert Console(stream=Terminal()).style("x", "red") == "x"
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert Console(stream=Terminal()).style("x", "red") == "x"
+
+
+def test_progress_is_one_line_on_a_terminal_and_about_ten_in_a_file() -> None:
+    terminal, file = Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        console = Console(stream=stream)
+        for done in range(1, 201):
+            console.progress(done, 200, f"{done}/200")
+        console.line("end")
+    assert terminal.getvalue().count("\n") == 1
+    assert terminal.getvalue().endswith("\r\x1b[Kend\n")
+    assert file.getvalue().splitlines() == [*(f"{done}/200" for done in range(20, 201, 20)), "end"]
+
+
+def test_tables_and_printable() -> None:
+    assert table([("a", "1"), ("long", "")], header=("x", "y")) == ["x     y", "----  -", "a     1", "long"]
+    assert table([]) == []
+    assert printable("a\nb\t\x9b\u202e\ud800'") == "a\\nb\\t\\x9b\\u202e\\ud800'"

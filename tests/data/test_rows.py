@@ -1,0 +1,206 @@
+"""Tables: what is read, what is refused, and where the hub is asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from qzoom_agent.data.image_column import key, picture
+from qzoom_agent.data.rows import Place, open_path, open_rows
+from qzoom_agent.data.samples import Source
+from qzoom_agent.errors import ConfigError, ImageError
+from qzoom_agent.evaluation.tasks.catalog import SUITES
+from qzoom_agent.evaluation.tasks.question_format import inline_options, instructed, texts
+from tests.evaluation.tasks import fixtures
+
+PLACE = Place(("new/home", "old/home"))
+
+
+def test_text_cells_stay_text(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text('\ufeffcode,answer\n007,NA\n1.50,"a, ""b""\nc"\n', encoding="utf-8")
+    rows = open_path(table)
+    assert rows.columns == ("code", "answer")
+    assert [rows[0], rows[1]] == [{"code": "007", "answer": "NA"}, {"code": "1.50", "answer": 'a, "b"\nc'}]
+
+
+def test_json_lines_are_read_one_at_a_time(tmp_path: Path) -> None:
+    table = tmp_path / "table.jsonl"
+    table.write_text('\ufeff{"a": 1}\n\n{"a": "é", "b": [2]}\n{"a": 3', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"Row 3 of .* is not JSON"):
+        open_path(table)
+    table.write_text('\ufeff{"a": 1}\n\n{"a": "é", "b": [2]}', encoding="utf-8")
+    rows = open_path(table)
+    assert rows.columns == ("a", "b") and len(rows) == 2
+    assert rows[1] == {"a": "é", "b": [2]} and list(rows.only("b")) == [{"b": None}, {"b": [2]}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.json", '{"a": 1}', "not a list of rows"),
+        ("t.json", "[1]", "not a list of rows"),
+        ("t.json", "[", "Cannot read .*t.json as a table: JSONDecodeError"),
+        ("t.jsonl", "[1]", "Row 1 of .* is not an object"),
+        ("t.parquet", "no", "Cannot read .*t.parquet as a table"),
+        ("t.xlsx", "no", "Files that are read: .parquet, .jsonl"),
+    ],
+)
+def test_a_damaged_table_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        open_path(tmp_path / name)
+
+
+def test_a_split_that_is_not_there_is_an_error_with_the_ones_that_are(tmp_path: Path) -> None:
+    one = datasets.Dataset.from_list([{"a": 1}])
+    datasets.DatasetDict({"train": one, "dev": one}).save_to_disk(str(tmp_path / "both"))
+    with pytest.raises(ConfigError, match=r"no split 'test'. There are: train, dev"):
+        open_path(tmp_path / "both")
+    assert len(open_path(tmp_path / "both", split="dev")) == 1
+    datasets.DatasetDict({"train": one}).save_to_disk(str(tmp_path / "single"))
+    assert open_path(tmp_path / "single").columns == ("a",)
+
+
+def test_a_path_that_is_nowhere_is_an_error(tmp_path: Path) -> None:
+    for path in (str(tmp_path / "gone"), "gone.jsonl", "folder/gone.tsv"):
+        with pytest.raises(ConfigError, match="There is nothing at"):
+            open_rows(Source(path=path), PLACE)
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, there: dict[str, Path]) -> list[str]:
+    """Lets `datasets` find these folders under these hub ids; the ids that were asked for, in order."""
+    asked: list[str] = []
+    real = {name: getattr(datasets, name) for name in ("load_dataset", "get_dataset_config_names")}
+    splits = datasets.get_dataset_split_names
+
+    def place(name: str) -> str:
+        if name not in there:
+            raise FileNotFoundError(f"{name} is gone")
+        return str(there[name])
+
+    def configs(name: str) -> Any:
+        asked.append(name)
+        return real["get_dataset_config_names"](place(name))
+
+    def load(name: str, *args: Any, **options: Any) -> Any:
+        return real["load_dataset"](place(name), *args, **options)
+
+    monkeypatch.setattr(datasets, "get_dataset_config_names", configs)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: splits(place(name), config))
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return asked
+
+
+def test_the_hubs_ids_are_tried_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = fixtures.document_repository(tmp_path / "copy")
+    asked = hub(monkeypatch, {"lmms-lab/DocVQA": folder, "me/mine": folder})
+    assert len(SUITES["infovqa"].load(Source())) == 4
+    assert asked == ["lmms-lab-encoder/DocVQA", "lmms-lab/DocVQA"] == list(SUITES["infovqa"].sources)
+    asked.clear()
+    assert SUITES["docvqa"].load(Source(path="me/mine"))[0].id == "docvqa-100"
+    assert asked == ["me/mine"]
+
+
+def test_when_no_id_loads_every_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, {})
+    with pytest.raises(
+        ConfigError, match=r"new/home is gone; old/home: FileNotFoundError: old/home is gone.*local copy"
+    ):
+        open_rows(Source(), PLACE)
+
+
+def test_a_file_of_a_repository_is_fetched_with_what_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    folder = fixtures.visual_probe(tmp_path / "visualprobe-medium")
+    asked = []
+
+    def fetch(name: str, *, repo_type: str) -> str:
+        asked.append((name, repo_type))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert SUITES["visualprobe-medium"].load(Source())[2].image.size == (96, 64)
+    assert asked == [("Mini-o3/VisualProbe_Medium", "dataset")]
+
+
+def test_a_row_that_cannot_be_a_sample_is_named(tmp_path: Path) -> None:
+    rows = [{"type": "human_test", "question": None, "answer": "1", "image": "a.png"}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    read = SUITES["chartqa"].load(Source(path=str(tmp_path / "rows.json")))
+    with pytest.raises(ImageError, match=r"Row 1 of .*rows.json: The image 'a.png' is neither a file in"):
+        read[0]
+    fixtures.draw("a").save(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match=r"Row 1 of .*rows.json cannot be asked"):
+        read[0]
+
+
+def test_every_kind_of_cell_decodes(tmp_path: Path) -> None:
+    image = fixtures.draw("cell")
+    image.save(tmp_path / "cell.png")
+    data, text = fixtures.png(image), fixtures.base64_png(image)
+    cells = [
+        data,
+        text,
+        f"data:image/png;base64,{text}",
+        "cell.png",
+        str(tmp_path / "cell.png"),
+        {"bytes": data, "path": None},
+        {"bytes": None, "path": "cell.png"},
+        ["cell.png"],
+        image,
+    ]
+    for cell in cells:
+        assert np.array_equal(np.asarray(picture(cell, tmp_path)), np.asarray(image))
+    # Equal by content where it is encoded alike.
+    assert len({key(cell, tmp_path) for cell in (data, text, "cell.png", {"bytes": data, "path": "x"})}) == 1
+    assert key(data) != key(fixtures.png(fixtures.draw("other")))
+
+
+@pytest.mark.parametrize("cell", [None, 3, [], ["a.png", "b.png"], {"bytes": None, "path": None}, "no such.png"])
+def test_a_cell_without_a_picture_is_an_error(cell: object) -> None:
+    with pytest.raises(ImageError):
+        picture(cell)
+
+
+def test_pictures_are_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    fixtures.draw("turned").save(tmp_path / "turned.jpg", exif=exif)
+    assert picture("turned.jpg", tmp_path).size == (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("Which? (A) red (B) dark blue\nAnswer.", ("red", "dark blue")),
+        ("Which?\nA. one\nB. two\nC. three", ("one", "two", "three")),
+        ("Which?\nA: one\nB: two", ("one", "two")),
+        ("Is (A) here?", ()),
+        ("Meet B. Smith and A. Jones", ()),
+        ("", ()),
+    ],
+)
+def test_options_in_a_question(text: str, options: tuple[str, ...]) -> None:
+    assert inline_options(text) == options
+
+
+def test_cells_that_hold_lists() -> None:
+    assert texts("['a', 'b']") == texts('["a", "b"]') == texts(["a", "b"]) == ("a", "b")
+    assert texts("a") == ("a",) and texts(None) == texts("") == ()
+    with pytest.raises(ConfigError, match="should hold a list"):
+        texts("['a', ")
+
+
+def test_an_instruction_is_not_said_twice() -> None:
+    assert instructed("Why? Be brief.\n", "Be brief.") == "Why? Be brief."
+    assert instructed("Why?", "Be brief.") == "Why?\nBe brief."

@@ -1,0 +1,47 @@
+"""No reply raises, however it is written, and none is worth less than 0 or more than 1."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from qzoom_agent.data.samples import Sample
+from qzoom_agent.evaluation.scorers.grounding import mean_iou, written_boxes
+from qzoom_agent.evaluation.tasks.catalog import SUITES
+from qzoom_agent.evaluation.tasks.task import Scorer
+from qzoom_agent.geometry import Box
+from tests.protocols.hostile_outputs import hostile_outputs
+
+SCORERS = {scorer: f"{suite.name} {name}" for suite in SUITES.values() for name, scorer in suite.scorers.items()}
+REPLIES = (
+    *hostile_outputs(400),
+    "<answer>" * 20_000,
+    r"\boxed{" * 20_000,
+    "answer is " * 10_000,
+    "answer: A. " * 10_000,
+    "(" * 50_000,
+    "A " * 20_000,
+    "9" * 1_000_010,
+    "9" * 400 + "%",
+    "1e999",
+    "nan",
+    "\0\ud800",
+    "İ<answer>İ",
+)
+
+
+@pytest.mark.parametrize("scorer", SCORERS, ids=SCORERS.values())
+def test_every_reply_is_worth_something(scorer: Scorer) -> None:
+    for gold, options in (("12%", ()), ("B", ("red", "dark red")), ("0", ())):
+        sample = Sample("1", "s", "all", Image.new("RGB", (1, 1)), "?", gold, answers=(gold,), options=options)
+        for reply in REPLIES:
+            score = scorer(reply, sample)
+            assert 0 <= score.value <= 1, reply[:80]
+
+
+def test_boxes_of_any_size_can_be_measured() -> None:
+    for corner in ("9" * 400, "-" + "9" * 400, "0"):
+        boxes = written_boxes(f"<box>[{corner},0,{corner},5]</box>")
+        assert len(boxes) == 1
+        found = mean_iou((Box(0, 0, 5, 5),), boxes)
+        assert found is not None and 0 <= found <= 1

@@ -1,0 +1,150 @@
+"""A user's own questions, and how suites are found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qzoom_agent.data.samples import Samples, Source
+from qzoom_agent.errors import ConfigError, ImageError
+from qzoom_agent.evaluation.tasks.catalog import SUITES, find_suite
+from qzoom_agent.evaluation.tasks.needle import SUITES as NEEDLE
+from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
+from qzoom_agent.geometry import Box
+from tests.evaluation.tasks import fixtures
+
+
+def written(folder: Path, *rows: dict[str, Any]) -> Samples:
+    fixtures.draw("own").save(folder / "own.png")
+    lines = (json.dumps({"image": "own.png", "question": "What?"} | row) for row in rows)
+    (folder / "my questions.jsonl").write_text("\n".join(lines))
+    return find_suite(str(folder)).load(Source())
+
+
+def test_the_limit_on_pictures_can_be_set(tmp_path: Path) -> None:
+    written(tmp_path, {"answer": 7})
+    suite = find_suite(str(tmp_path))
+    with pytest.raises(ImageError, match="over the limit of 9 px"):
+        suite.load(Source(max_pixels=9))[0]
+
+
+def test_open_questions_and_choices(tmp_path: Path) -> None:
+    read = written(
+        tmp_path,
+        {"answer": 7, "box": [8, 8, 40, 24]},
+        {"answers": ["red", "crimson"], "boxes": [[0, 0, 5, 5], [1, 1, 2, 2]], "kind": "colour", "id": "r1"},
+        {"answer": "blue", "options": ["red", "blue"], "category": "choice"},
+        {"answer": "(a)", "options": ["red", "blue"]},
+        {"answer": True, "note": "left alone"},
+    )
+    number, colour, choice, letter, truth = read
+    assert (number.answer, number.boxes, number.id) == ("7", (Box(8, 8, 40, 24),), f"{tmp_path.name}-0")
+    assert (colour.answers, colour.kind, colour.id) == (("red", "crimson"), "colour", f"{tmp_path.name}-r1")
+    assert len(colour.boxes) == 2 and number.cluster == colour.cluster
+    assert choice.question.splitlines()[1:3] == ["(A) red", "(B) blue"] and choice.answer == "B"
+    assert letter.answer == "A" and truth.answer == "true"
+    assert list(read.kinds) == ["all", "colour", "choice", "all", "all"]
+    (name, scorer), *others = find_suite(str(tmp_path)).scorers.items()
+    assert name == "rule" and not others
+    assert scorer("The answer is Crimson.", colour) == (1, "Crimson")
+    assert scorer("it is blue", choice) == (1, "B") and scorer("red", choice) == (0, "A")
+    assert scorer("", colour) == (0, None)
+
+
+def test_every_wrong_row_is_named_before_anything_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        written(
+            tmp_path,
+            {"answer": "fine"},
+            {},
+            {"answer": "green", "options": ["red", "blue"]},
+            {"answer": "x", "box": [1, 2, 3]},
+            {"answer": "x", "question": None},
+            {"answer": "x", "boxes": "[[1, 2"},
+            {"answer": ""},
+            {"answers": []},
+        )
+    said = str(caught.value)
+    assert "row 2: there is neither an answer nor answers" in said
+    assert "row 3: the answer 'green' is none of the options red, blue" in said
+    assert "row 4: box" in said and "row 5: question" in said and "row 6: " in said
+    assert said.endswith("and 2 more.")
+
+
+def test_ids_are_used_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="two rows have the id 'a'"):
+        written(tmp_path, {"answer": "x", "id": "a"}, {"answer": "y", "id": "a"})
+
+
+@pytest.mark.parametrize("kind", [".csv", ".tsv", ".parquet", ".json"])
+def test_other_tables(tmp_path: Path, kind: str) -> None:
+    fixtures.draw("own").save(tmp_path / "own.png")
+    row = {"image": "own.png", "question": "What?", "answer": "042", "boxes": "[[1, 2, 3, 4]]", "kind": "code"}
+    file = tmp_path / f"table{kind}"
+    if kind == ".parquet":
+        fixtures.parquet(fixtures.dataset([row], dict.fromkeys(row, fixtures.TEXT)), file)
+    elif kind == ".json":
+        file.write_text(json.dumps([row]))
+    else:
+        separator = {".csv": ",", ".tsv": "\t"}[kind]
+        cells = ('"[[1, 2, 3, 4]]"' if name == "boxes" else cell for name, cell in row.items())
+        file.write_text(separator.join(row) + "\n" + separator.join(cells) + "\n")
+    (only,) = find_suite(str(file)).load(Source())
+    assert (only.answer, only.boxes, only.kind, only.suite) == ("042", (Box(1, 2, 3, 4),), "code", "table")
+    assert only.image.size == (96, 64)
+
+
+def test_a_folder_holds_one_table(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="it holds none"):
+        find_suite(str(tmp_path)).load(Source())
+    for name in ("a.csv", "b.jsonl"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(ConfigError, match=r"it holds a\.csv, b.jsonl. Give the file itself"):
+        find_suite(str(tmp_path)).load(Source())
+    with pytest.raises(ConfigError, match="lacks the columns image, question"):
+        find_suite(str(tmp_path / "b.jsonl")).load(Source())
+
+
+def test_a_wrong_name_gets_the_close_ones() -> None:
+    with pytest.raises(ConfigError, match=r"Did you mean hrbench-4k or hrbench-8k.*Suites: needle-global"):
+        find_suite("HRBench_4k")
+    assert find_suite("chartqa") is SUITES["chartqa"]
+
+
+def test_the_catalogue_is_cheap_and_whole() -> None:
+    code = (
+        "import sys; from qzoom_agent.evaluation.tasks.catalog import SUITES; "
+        "heavy = {'datasets', 'torch', 'transformers', 'pandas', 'huggingface_hub'}; "
+        "print(sorted(heavy & set(sys.modules)), len(SUITES))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == ["[]", str(len(NEEDLE) + len(fixtures.WRITERS))]
+    for name, suite in SUITES.items():
+        assert (
+            name == suite.name and suite.title and next(iter(suite.scorers)) in ("faithful", "clean", "rule", "exact")
+        )
+
+
+def test_needle_suites_are_drawn() -> None:
+    suite = find_suite("needle-doc")
+    read = suite.load(Source(n=3, seed=2, split="ood"))
+    drawn = [sample("needle-doc", sample_seed(2, index), split="ood") for index in range(3)]
+    assert [one.id for one in read] == [one.id for one in drawn] and len(read) == 3
+    assert list(read.kinds) == [one.kind for one in drawn]
+    assert suite.scorers["exact"](drawn[0].answer, read[0]) == (1, drawn[0].answer)
+    assert len(suite.load(Source())) == 100
+    with pytest.raises(IndexError):
+        read[3]
+
+
+@pytest.mark.parametrize(
+    "source", [Source(n=0), Source(n=1_000_001), Source(seed=-1), Source(path="x"), Source(split="dev")]
+)
+def test_needle_suites_refuse_what_cannot_be(source: Source) -> None:
+    with pytest.raises(ConfigError):
+        find_suite("needle-doc").load(source)

@@ -1,0 +1,136 @@
+"""The page of a run: every sample once, nothing of it markup, links that lead somewhere, a bounded size."""
+
+from __future__ import annotations
+
+import html
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qzoom_agent.agent import Agent
+from qzoom_agent.evaluation import report
+from qzoom_agent.evaluation.charts import Point, bars, scatter
+from qzoom_agent.evaluation.report import write_run_report
+from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.runner import evaluate
+from qzoom_agent.evaluation.stats import Figure, Interval
+from qzoom_agent.models.scripted import ScriptedBackend
+from tests.evaluation.player import numbers, player
+
+
+class Page(HTMLParser):
+    """What the tests want to know of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[dict[str, str | None]] = []
+        self.links: list[str] = []
+        self.images: list[str] = []
+        self.styled = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.styled += "style" in given
+        if tag == "tr" and "data-verdict" in given:
+            self.rows.append(given)
+        if tag == "a":
+            self.links.append(given["href"] or "")
+        if tag == "img":
+            self.images.append(given["src"] or "")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    evaluate(player(lambda i: i % 3 > 0, zooms=lambda i: i > 5), [numbers(12)], out=tmp_path / "run")
+    direct = player(lambda i: i % 2 > 0, policy="direct")
+    evaluate(direct, [numbers(12)], out=tmp_path / "run" / "ablations" / "direct")
+    return RunFolder(tmp_path / "run")
+
+
+def test_every_sample_has_a_row_with_what_filters_need(run: RunFolder) -> None:
+    path = write_run_report(run, baseline=RunFolder(run.path / "ablations" / "direct"))
+    page = Page(path.read_text(encoding="utf-8"))
+    assert path == run.path / "report.html"
+    assert [row["data-verdict"] for row in page.rows] == [str(int(i % 3 > 0)) for i in range(12)]
+    assert page.rows[1]["data-kind"] == "odd"
+    flips = {i: row["data-flip"] for i, row in enumerate(page.rows) if "data-flip" in row}
+    wanted = {i: "right" if i % 3 > 0 else "wrong" for i in range(12) if (i % 3 > 0) != (i % 2 > 0)}
+    assert flips == wanted
+    assert page.styled == 0
+    assert all(image.startswith("data:image/jpeg") for image in page.images)
+    assert len(page.images) == 12
+
+
+def test_links_lead_to_pages_of_the_episodes_with_their_pictures(run: RunFolder, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "deep" / "page.html"
+    for path in (write_run_report(run), write_run_report(run, path=elsewhere)):
+        page = Page(path.read_text(encoding="utf-8"))
+        assert len(page.links) == 12
+        for link in page.links:
+            episode = path.parent / link
+            assert episode.is_file()
+            pictures = Page(episode.read_text(encoding="utf-8")).images
+            assert pictures
+            assert all((episode.parent / picture).is_file() for picture in pictures)
+            assert "img-src data: 'self' file:" in html.unescape(episode.read_text(encoding="utf-8"))
+
+
+def test_a_run_compares_itself_with_its_ablations(run: RunFolder) -> None:
+    text = write_run_report(run).read_text(encoding="utf-8")
+    assert "In pairs with other runs" in text
+    assert "tool gain" in text
+    assert re.search(r"direct: 50\.0% at \d+ tokens", text)
+
+
+def test_an_answer_is_text(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script><img src=x onerror=alert(1)>\u202e"
+    evaluate(Agent(ScriptedBackend(lambda _: evil)), [numbers(2)], out=tmp_path)
+    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    assert "<script>alert" not in text
+    assert "onerror=alert(1)&gt;" in text
+    assert text.count("<script>") == 1
+
+
+def test_a_run_without_traces_has_a_page_without_links(tmp_path: Path) -> None:
+    evaluate(player(), [numbers(3)], out=tmp_path, traces=False)
+    page = Page(write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8"))
+    assert (len(page.rows), page.links, page.images) == (3, [], [])
+
+
+def test_repeats_are_one_row(tmp_path: Path) -> None:
+    evaluate(player(), [numbers(3)], out=tmp_path, repeats=2)
+    assert len(Page(write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")).rows) == 3
+
+
+def test_a_long_table_keeps_the_wrong_ones_and_says_so(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(report, "MAX_ROWS", 5)
+    evaluate(player(lambda i: i not in {3, 8, 9}), [numbers(10)], out=tmp_path)
+    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    rows = Page(text).rows
+    assert [row["data-verdict"] for row in rows] == ["1", "1", "0", "0", "0"]
+    assert "5 of 10 samples" in text
+
+
+def test_several_suites_are_told_apart(tmp_path: Path) -> None:
+    evaluate(player(), [numbers(3, name="one"), numbers(3, name="two")], out=tmp_path)
+    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    assert {row["data-kind"] for row in Page(text).rows} == {
+        f"{suite}: {kind}" for suite in ("one", "two") for kind in ("odd", "even", "tenth")
+    }
+
+
+def test_charts_hold_their_marks() -> None:
+    half = Figure(4, 0.5, 0.25, Interval(0.2, 0.8))
+    drawn = bars([("<b>", half, True), ("none", Figure(1, 1.0, None, None), False)])
+    assert "&lt;b&gt;" in drawn
+    assert drawn.count("whisker") == 1
+    assert 'width="50.00"' in drawn
+    plot = scatter([Point("a", 60, half, True), Point("b", 61, half, False), Point("c", 600, half, False)])
+    heights = [float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="start"', plot)]
+    assert len(heights) == 3
+    assert abs(heights[0] - heights[1]) >= 14, "labels of neighbours do not cover each other"
+    assert scatter([])

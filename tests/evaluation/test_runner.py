@@ -1,0 +1,337 @@
+"""Runs: the same questions for everyone, nothing lost, nothing asked twice, nothing leaked, every failure counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qzoom_agent.agent import Agent, Answer
+from qzoom_agent.config import AgentConfig
+from qzoom_agent.data.samples import Sample, Source
+from qzoom_agent.errors import BackendError, ConfigError, ImageError
+from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.runner import evaluate, rescore
+from qzoom_agent.evaluation.sample_result import Row, episode_seed
+from qzoom_agent.evaluation.summary import Results, summarise
+from qzoom_agent.evaluation.tasks.catalog import find_suite
+from qzoom_agent.evaluation.tasks.needle import SUITES, sample_seed
+from qzoom_agent.evaluation.tasks.task import Score, Suite
+from qzoom_agent.models.scripted import ScriptedBackend
+from qzoom_agent.trace import Trace, saved_images
+from tests.evaluation.player import Numbers, clean, faithful, lines, numbers, player
+
+
+class Watcher:
+    """A `Watch` that keeps what it is told, and may stop the run."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.rows: list[tuple[Row, bool]] = []
+        self.begun: list[tuple[str, int]] = []
+        self.stop_after = stop_after
+
+    def begin(self, suite: str, planned: int) -> None:
+        self.begun.append((suite, planned))
+
+    def row(self, row: Row, *, new: bool) -> None:
+        self.rows.append((row, new))
+        if len(self.rows) == self.stop_after:
+            raise KeyboardInterrupt
+
+
+class Given:
+    """An agent that keeps what it was given."""
+
+    def __init__(self, **config: Any) -> None:
+        self.agent = player(**config)
+        self.config = self.agent.config
+        self.calls: list[dict[str, Any]] = []
+
+    def run(self, image: Any, question: str, *, boxes: Any = None, seed: int | None = None) -> Answer:
+        self.calls.append({"boxes": boxes, "seed": seed})
+        return self.agent.run(image, question, boxes=boxes, seed=seed)
+
+
+# ---- one run -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_everything_in_its_folder(tmp_path: Path) -> None:
+    watch = Watcher()
+    agent = player(lambda i: i != 3, zooms=lambda i: i > 0)
+    results = evaluate(agent, [numbers(5)], out=tmp_path, environment={"here": "x"}, weights="w", watch=watch)
+    result = results.suites["numbers"]
+    assert (result.n, result.accuracy, result.failed, result.partial) == (5, 0.8, 0, False)
+    assert watch.begun == [("numbers", 5)]
+    assert [new for _, new in watch.rows] == [True] * 5
+    assert {path.name for path in tmp_path.iterdir()} == {
+        ".lock", "config.yaml", "env.json", "results.json", "run.json", "samples.jsonl", "traces",
+    }  # fmt: skip
+    folder = RunFolder.existing(tmp_path)
+    rows = folder.latest()
+    assert AgentConfig.load(tmp_path / "config.yaml") == agent.config
+    assert json.loads((tmp_path / "env.json").read_text()) == [{"here": "x"}]
+    assert Results.of(folder) == results
+    assert len(lines(tmp_path / "samples.jsonl")) == len(rows) == len({row.key for row in rows}) == 5
+    for row in rows:
+        trace = Trace.load(folder.trace_path(row.key))
+        assert trace.question == row.question
+        assert trace.seed == row.seed
+        picture = saved_images(folder.trace_path(row.key))
+        assert picture(row.image).size == (168, 112)
+    assert rows[1].usage.served == 1
+    assert rows[1].recall == 1.0
+    assert 0 < (rows[1].iou or 0) < 1
+
+
+def test_a_run_without_traces_has_none(tmp_path: Path) -> None:
+    evaluate(player(), [numbers(2)], out=tmp_path, traces=False)
+    assert not (tmp_path / "traces").exists()
+
+
+def test_both_scorers_are_applied_and_named(tmp_path: Path) -> None:
+    agent = Agent(ScriptedBackend(lambda _: "0 or 1 or 2"))
+    result = evaluate(agent, [numbers(3)], out=tmp_path).suites["numbers"]
+    assert result.scorer == "faithful"
+    assert {name: marks.accuracy.mean for name, marks in result.scores.items()} == {"faithful": 1.0, "clean": 1 / 3}
+    assert result.marks.published == {"second half": 1.0}
+    by_ours = summarise(RunFolder(tmp_path), scorer="clean").suites["numbers"]
+    assert (by_ours.scorer, by_ours.accuracy) == ("clean", 1 / 3)
+    with pytest.raises(ConfigError, match="clean, faithful"):
+        summarise(RunFolder(tmp_path), scorer="kind")
+
+
+def test_an_answer_that_cannot_be_read_lowers_the_parse_rate(tmp_path: Path) -> None:
+    result = evaluate(player(lambda i: i % 2 == 0), [numbers(4)], out=tmp_path).suites["numbers"]
+    assert {name: marks.parse_rate for name, marks in result.scores.items()} == {"faithful": 1.0, "clean": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("policy", "given"), [("explicit", False), ("direct", False), ("oracle", True), ("random", True)]
+)
+def test_gold_boxes_reach_only_the_policies_that_take_them(policy: str, given: bool, tmp_path: Path) -> None:
+    agent = Given(policy=policy)
+    evaluate(agent, [numbers(2)], out=tmp_path)
+    assert [call["boxes"] is not None for call in agent.calls] == [given, given]
+
+
+def test_an_oracle_that_knows_nothing_is_an_error(tmp_path: Path) -> None:
+    class Unknown(Numbers):
+        def __getitem__(self, index: int, /) -> Sample:
+            known = super().__getitem__(index)
+            return Sample(**{**vars(known), "boxes": ()})
+
+    suite = Suite(name="numbers", title="", load=lambda source: Unknown("numbers", 5), scorers={"clean": clean})
+    result = evaluate(player(policy="oracle"), [suite], out=tmp_path).suites["numbers"]
+    # samples 0 and 4 need no crop: there an oracle has nothing to know
+    assert result.statuses == {"answered": 2, "error": 3}
+
+
+def test_seeds_are_of_the_sample_and_not_of_the_order(tmp_path: Path) -> None:
+    first, again = Given(), Given()
+    evaluate(first, [numbers(3)], out=tmp_path / "a")
+    evaluate(again, [numbers(3)], out=tmp_path / "b", workers=3)
+    assert {call["seed"] for call in again.calls} == {call["seed"] for call in first.calls}
+    assert len({call["seed"] for call in first.calls}) == 3
+    assert 0 <= episode_seed(1, "a") < 2**31
+    assert len({episode_seed(1, "a"), episode_seed(2, "a"), episode_seed(1, "a", 1)}) == 3
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    agent = player(lambda i: i % 3 > 0, zooms=lambda i: i % 2 > 0)
+    evaluate(agent, [numbers(12)], out=tmp_path / "one")
+    evaluate(agent, [numbers(12)], out=tmp_path / "four", workers=4)
+    assert _timeless(tmp_path / "one") == _timeless(tmp_path / "four")
+
+
+def _timeless(path: Path) -> list[dict[str, Any]]:
+    rows = [row.model_dump(mode="json") for row in RunFolder(path).latest()]
+    for row in rows:
+        del row["elapsed"], row["usage"]["seconds"]
+    return rows
+
+
+# ---- failures ------------------------------------------------------------------------------------------------------
+
+
+class Failing(Given):
+    """Raises for one sample."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def run(self, image: Any, question: str, **more: Any) -> Answer:
+        if "board 1?" in question:
+            raise self.error
+        return super().run(image, question, **more)
+
+
+def test_a_failing_sample_is_wrong_named_and_asked_again(tmp_path: Path) -> None:
+    result = evaluate(Failing(BackendError("The server is gone.")), [numbers(3)], out=tmp_path).suites["numbers"]
+    assert (result.n, result.failed, result.statuses) == (3, 1, {"answered": 2, "error": 1})
+    assert result.accuracy == pytest.approx(2 / 3)
+    assert RunFolder(tmp_path).latest()[1].error == "BackendError: The server is gone."
+    healed = Given()
+    result = evaluate(healed, [numbers(3)], out=tmp_path).suites["numbers"]
+    assert len(healed.calls) == 1
+    assert (result.accuracy, result.failed) == (1.0, 0)
+    assert len(lines(tmp_path / "samples.jsonl")) == 3
+
+
+def test_a_backend_that_fails_inside_a_run_is_wrong_too(tmp_path: Path) -> None:
+    result = evaluate(Agent(ScriptedBackend([])), [numbers(2)], out=tmp_path).suites["numbers"]
+    assert (result.accuracy, result.statuses) == (0.0, {"error": 2})
+    assert "ran out of replies" in (RunFolder(tmp_path).latest()[0].error or "")
+
+
+def test_a_sample_that_cannot_be_read_counts_as_wrong(tmp_path: Path) -> None:
+    class Torn(Numbers):
+        def __getitem__(self, index: int, /) -> Sample:
+            if index == 2:
+                raise ImageError("Cannot read it.")
+            return super().__getitem__(index)
+
+    suite = Suite(name="numbers", title="", load=lambda source: Torn("numbers", 4), scorers={"clean": clean})
+    result = evaluate(player(), [suite], out=tmp_path).suites["numbers"]
+    assert (result.n, result.accuracy, result.failed) == (4, 0.75, 1)
+    assert RunFolder(tmp_path).latest()[2].id == "numbers[2]"
+
+
+def test_a_bug_is_not_a_wrong_answer(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        evaluate(Failing(ZeroDivisionError()), [numbers(3)], out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"source": Source(n=0)}, {"source": Source(seed=-1)}, {"repeats": 0}, {"workers": 0}, {"limit": 0}],
+)
+def test_impossible_sizes_are_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        evaluate(player(), [numbers()], out=tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- going on ------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(player(), [numbers(6)], out=tmp_path, watch=Watcher(stop_after=3))
+    partial = summarise(RunFolder(tmp_path)).suites["numbers"]
+    assert (partial.n, partial.partial) == (3, True)
+    with (tmp_path / "samples.jsonl").open("a") as file:
+        file.write('{"key": "torn by a ki')
+    agent, watch = Given(), Watcher()
+    result = evaluate(agent, [numbers(6)], out=tmp_path, watch=watch).suites["numbers"]
+    assert len(agent.calls) == 3
+    assert [new for _, new in watch.rows] == [False] * 3 + [True] * 3
+    assert (result.n, result.accuracy, result.partial) == (6, 1.0, False)
+    assert [json.loads(line)["index"] for line in lines(tmp_path / "samples.jsonl")] == list(range(6))
+
+
+def test_a_finished_run_asks_nothing(tmp_path: Path) -> None:
+    evaluate(player(), [numbers(3)], out=tmp_path)
+    agent = Given()
+    assert evaluate(agent, [numbers(3)], out=tmp_path).suites["numbers"].n == 3
+    assert not agent.calls
+
+
+def test_a_run_may_be_enlarged(tmp_path: Path) -> None:
+    evaluate(player(), [numbers(name="one")], out=tmp_path, source=Source(n=3))
+    agent = Given()
+    results = evaluate(agent, [numbers(name="one"), numbers(name="two")], out=tmp_path, source=Source(n=4), repeats=2)
+    assert len(agent.calls) == (8 - 3) + 8
+    assert {name: result.n for name, result in results.suites.items()} == {"one": 4, "two": 4}
+    assert results.suites["one"].marks.repeats is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"agent": player(policy="direct")}, "policy: 'explicit' then, 'direct' now"),
+        ({"source": Source(seed=1)}, "seed: 0 then, 1 now"),
+        ({"weights": "other"}, "weights: 'these' then, 'other' now"),
+        ({"source": Source(split="ood")}, "numbers: split None then, 'ood' now"),
+        ({"source": Source(n=2)}, "20 samples then, 2 now"),
+        ({"limit": 5}, "20 samples then, 5 now"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"agent": player(), "weights": "these"}
+    evaluate(**given, suites=[numbers()], out=tmp_path)
+    before = (tmp_path / "run.json").read_text()
+    with pytest.raises(ConfigError, match="another evaluation") as refused:
+        evaluate(**(given | change), suites=[numbers()], out=tmp_path)
+    assert message in str(refused.value)
+    assert (tmp_path / "run.json").read_text() == before
+
+
+def test_a_changed_sample_is_asked_again(tmp_path: Path) -> None:
+    evaluate(player(), [numbers(4)], out=tmp_path)
+
+    class Repainted(Numbers):
+        def __getitem__(self, index: int, /) -> Sample:
+            known = super().__getitem__(index)
+            image = known.image.copy()
+            image.putpixel((0, 0), (1, 2, 3)) if index == 2 else None
+            return Sample(**{**vars(known), "image": image})
+
+    suite = Suite(name="numbers", title="", load=lambda source: Repainted("numbers", 4), scorers={"clean": clean})
+    agent = Given()
+    assert evaluate(agent, [suite], out=tmp_path).suites["numbers"].n == 4
+    assert len(agent.calls) == 1
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    evaluate(player(), [numbers(2)], out=tmp_path)
+    with RunFolder(tmp_path).writing(), pytest.raises(ConfigError, match="Another process"):
+        evaluate(player(), [numbers(2)], out=tmp_path)
+
+
+# ---- scoring again -------------------------------------------------------------------------------------------------
+
+
+def test_rescoring_asks_nothing_and_uses_the_rules_of_now(tmp_path: Path) -> None:
+    agent = Agent(ScriptedBackend(lambda _: "0 or 1 or 2"))
+    evaluate(agent, [numbers(3)], out=tmp_path)
+    seen: list[Sample] = []
+
+    def lenient(text: str | None, sample: Sample) -> Score:
+        seen.append(sample)
+        return Score(1.0, text)
+
+    suite = Suite(name="numbers", title="", load=numbers().load, scorers={"lenient": lenient, "faithful": faithful})
+    results = rescore(RunFolder(tmp_path), [suite])
+    result = results.suites["numbers"]
+    assert (result.scorer, result.accuracy, list(result.scores)) == ("lenient", 1.0, ["lenient", "faithful"])
+    assert Results.of(RunFolder(tmp_path)) == results
+    assert [(one.answer, one.answers, one.kind, one.meta) for one in seen] == [
+        (one.answer, one.answers, one.kind, one.meta) for one in Numbers("numbers", 3)
+    ]
+
+
+def test_rescoring_keeps_failures_wrong(tmp_path: Path) -> None:
+    evaluate(Failing(BackendError("gone")), [numbers(3)], out=tmp_path)
+    rescored: Sequence[Row] = RunFolder(tmp_path).latest()
+    assert rescore(RunFolder(tmp_path), [numbers(3)]).suites["numbers"].accuracy == pytest.approx(2 / 3)
+    assert [row.status for row in RunFolder(tmp_path).latest()] == [row.status for row in rescored]
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run in"):
+        RunFolder.existing(tmp_path)
+
+
+# ---- the needle suites ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_needle_suite_runs(suite: str, tmp_path: Path) -> None:
+    agent = Agent(ScriptedBackend(lambda messages: "7"), config=AgentConfig(policy="direct"))
+    assert evaluate(agent, [find_suite(suite)], out=tmp_path, source=Source(n=2)).suites[suite].n == 2
+    ids = {row.id for row in RunFolder(tmp_path).latest()}
+    assert ids == {f"{suite}-test-{sample_seed(0, index)}" for index in range(2)}

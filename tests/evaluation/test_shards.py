@@ -1,0 +1,88 @@
+"""Several processes share a run and leave what one process leaves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.runner import evaluate
+from qzoom_agent.evaluation.shards import Shard
+from tests.evaluation import killing
+from tests.evaluation.player import lines, numbers, player
+from tests.evaluation.test_kill import timeless
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Pretend(Shard):
+    """One of several processes that run one after the other."""
+
+    def wait(self) -> None:
+        pass
+
+
+def test_parts_are_merged(tmp_path: Path) -> None:
+    saw: list[int] = []
+    evaluate(player(saw=saw), [numbers(7)], out=tmp_path, repeats=2, limit=4)
+    for index in (2, 1, 0):
+        results = evaluate(player(saw=saw), [numbers(7)], out=tmp_path, repeats=2, shard=Pretend(index, 3))
+    assert sorted(saw) == sorted(list(range(7)) * 2), "each sample is asked twice, whoever asks"
+    assert results.suites["numbers"].n == 7
+    assert not results.suites["numbers"].partial
+    assert not list(tmp_path.glob("samples.*.jsonl"))
+    assert len(lines(tmp_path / "samples.jsonl")) == 14
+
+
+def test_rows_of_another_process_count_before_they_are_merged(tmp_path: Path) -> None:
+    evaluate(player(), [numbers(6)], out=tmp_path, limit=1)
+    evaluate(player(), [numbers(6)], out=tmp_path, shard=Pretend(1, 2))
+    assert (tmp_path / "samples.1.jsonl").exists()
+    saw: list[int] = []
+    evaluate(player(saw=saw), [numbers(6)], out=tmp_path)
+    assert not set(saw) & {1, 3, 5}
+    assert [row.index for row in RunFolder(tmp_path).latest()] == list(range(6))
+
+
+def test_without_a_launcher_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert Shard.launched() == Shard(0, 1)
+    assert Shard().device is None
+
+
+@pytest.mark.slow
+def test_two_processes_of_accelerate_leave_what_one_leaves(tmp_path: Path) -> None:
+    both, one = tmp_path / "both", tmp_path / "one"
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = subprocess.run(
+        [*command, "-m", "tests.evaluation.sharing", str(both), "24"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # not by line: the two may write at the same time
+    assert all(f"process {index} of 2" in done.stdout for index in (0, 1))
+    killing.go_on(one, 24)
+    assert timeless([row.model_dump(mode="json") for row in RunFolder(both).latest()]) == timeless(
+        [row.model_dump(mode="json") for row in RunFolder(one).latest()]
+    )
+    assert (both / "results.json").exists()
+    assert not list(both.glob("samples.*.jsonl"))

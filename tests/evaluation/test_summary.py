@@ -1,0 +1,214 @@
+"""The figures of a run: what is counted, once and how sure, and what it cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qzoom_agent.data.samples import Source
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.compare import compare
+from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.runner import evaluate
+from qzoom_agent.evaluation.selection import plan, stratified_order
+from qzoom_agent.evaluation.stats import bootstrap, figure, paired, standard_error, wilson
+from tests.evaluation.player import Numbers, numbers, player
+
+# ---- statistics ----------------------------------------------------------------------------------------------------
+
+
+def test_right_and_wrong_get_wilsons_interval() -> None:
+    found = figure([1, 0, 1, 1])
+    assert found is not None
+    assert (found.n, found.mean, found.interval) == (4, 0.75, wilson(3, 4))
+    assert found.se == pytest.approx(0.25)
+
+
+def test_shares_get_the_bootstrap() -> None:
+    found = figure([0.5, 0.0, 1.0, 0.25])
+    assert found is not None
+    assert found.interval == bootstrap([0.5, 0.0, 1.0, 0.25])
+    assert figure([]) is None
+
+
+def test_copies_of_a_sample_make_nothing_surer() -> None:
+    values = [1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
+    copied = [value for value in values for _ in range(5)]
+    names = [str(index) for index in range(8) for _ in range(5)]
+    alone, found, naive = figure(values), figure(copied, clusters=names), figure(copied)
+    assert alone and found and naive
+    assert found.se == pytest.approx(alone.se)
+    assert alone.interval and found.interval and naive.interval
+    assert found.interval.high - found.interval.low > 1.5 * (naive.interval.high - naive.interval.low)
+
+
+def test_clusters_of_one_are_no_clusters() -> None:
+    values = [1.0, 0.0, 1.0]
+    assert figure(values, clusters=["a", "b", "c"]) == figure(values)
+
+
+def test_all_right_in_few_clusters_is_not_certainty() -> None:
+    found = figure([1.0] * 100, clusters=[str(index // 25) for index in range(100)])
+    assert found is not None
+    assert found.interval == wilson(4, 4)
+
+
+def test_a_clustered_comparison_is_less_sure() -> None:
+    before, after = [0.0] * 12, [1.0] * 9 + [0.0] * 3
+    loose, bound = paired(before, after), paired(before, after, clusters=[str(index // 3) for index in range(12)])
+    assert loose.difference == bound.difference == 0.75
+    assert loose.interval and bound.interval
+    assert bound.interval.low < loose.interval.low
+    assert paired([0.0] * 6, [1.0] * 6, clusters=list("aabbcc")).p < 0.01
+
+
+def test_a_standard_error_needs_two() -> None:
+    assert standard_error([1.0]) is None
+    assert standard_error([1.0, 0.0], clusters=["a", "a"]) is None
+
+
+# ---- which samples -------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=60), st.integers(0, 5))
+def test_every_beginning_has_each_kind_in_its_share(kinds: list[str], seed: int) -> None:
+    order = stratified_order(kinds, seed=seed)
+    assert sorted(order) == list(range(len(kinds)))
+    total = Counter(kinds)
+    for n in range(len(kinds) + 1):
+        taken = Counter(kinds[index] for index in order[:n])
+        for kind, count in total.items():
+            assert abs(taken[kind] - n * count / len(kinds)) <= 1 + 1e-9 + (len(total) - 2) * 0.5
+
+
+def test_a_limit_is_partial_and_seeded() -> None:
+    samples = Numbers("numbers", 100)
+    part, chosen = plan(samples, Source(), limit=20, seed=0, coarse_tokens=None)
+    assert (part.planned, part.total, part.partial, part.stratified) == (20, 100, True, True)
+    assert Counter(samples.kinds[index] for index in chosen) == {"odd": 10, "even": 8, "tenth": 2}
+    assert chosen != plan(samples, Source(), limit=20, seed=1, coarse_tokens=None)[1]
+    assert set(chosen) < set(plan(samples, Source(), limit=40, seed=0, coarse_tokens=None)[1])
+    whole, every = plan(samples, Source(), limit=200, seed=0, coarse_tokens=None)
+    assert (whole.partial, every) == (False, list(range(100)))
+
+
+def test_an_empty_suite_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no samples"):
+        plan(Numbers("numbers", 0), Source(), limit=None, seed=0, coarse_tokens=None)
+
+
+def test_a_limited_run_is_stamped(tmp_path: Path) -> None:
+    result = evaluate(player(), [numbers(40)], out=tmp_path, limit=10).suites["numbers"]
+    assert (result.n, result.partial) == (10, True)
+    assert {kind: one.n for kind, one in result.marks.kinds.items()} == {"even": 4, "odd": 5, "tenth": 1}
+    assert evaluate(player(), [numbers(40)], out=tmp_path, limit=20).suites["numbers"].n == 20
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------
+
+
+def test_costs_and_looks_stand_beside_the_accuracy(tmp_path: Path) -> None:
+    agent = player(zooms=lambda i: i % 2 == 0)
+    result = evaluate(agent, [numbers(8)], out=tmp_path).suites["numbers"]
+    look, cost = result.perception, result.cost
+    assert (look.zooms, look.zoom_rate, look.calls, look.served, look.gate_rate) == (0.5, 0.5, 4, 4, None)
+    assert look.needless_zooms == 1.0
+    assert look.recall is not None and look.recall.mean == 0.5
+    assert cost.visual_tokens.mean == cost.coarse_tokens + cost.crop_tokens
+    assert cost.crop_tokens > 0
+    assert set(cost.phases) == {"perceive", "think", "act", "total"}
+    assert cost.phases["total"].p95 >= cost.phases["total"].p50 > 0
+    assert cost.samples_per_second is not None
+    assert cost.peak_memory["host"] > 10**7
+
+
+def test_repeats_are_of_one_sample(tmp_path: Path) -> None:
+    tries: Counter[int] = Counter()
+
+    def right(index: int) -> bool:
+        tries[index] += 1
+        return index > 1 or (index == 1 and tries[index] == 2)
+
+    result = evaluate(player(right), [numbers(4)], out=tmp_path, repeats=3).suites["numbers"]
+    repeats = result.marks.repeats
+    assert repeats is not None and repeats.k == 3
+    assert result.n == 4
+    assert result.accuracy == repeats.average.mean == pytest.approx((0 + 1 / 3 + 1 + 1) / 4)
+    assert repeats.passed.mean == 0.75
+    # wrong thrice in the same words is consistent, too; "x", "1", "x" agrees in one pair of three
+    assert repeats.consistency.mean == pytest.approx((1 + 1 / 3 + 1 + 1) / 4)
+    assert sum(result.statuses.values()) == 12
+    seeds = {row.seed for row in RunFolder(tmp_path).latest()}
+    assert len(seeds) == 12
+
+
+def test_questions_of_one_image_are_one_cluster(tmp_path: Path) -> None:
+    right = {0, 1, 4, 5, 8, 9}
+    apart = evaluate(player(lambda i: i in right), [numbers(12)], out=tmp_path / "a").suites["numbers"]
+    bound = evaluate(player(lambda i: i in right), [numbers(12, clustered=True)], out=tmp_path / "b").suites["numbers"]
+    assert apart.accuracy == bound.accuracy == 0.5
+    assert apart.se and bound.se and bound.se > 1.3 * apart.se
+
+
+# ---- two runs ------------------------------------------------------------------------------------------------------
+
+
+def two(tmp_path: Path, n: int = 8) -> tuple[RunFolder, RunFolder]:
+    """direct is right on 0, 1, 2; explicit zooms on all but 0 and is right on 0, 2, 3, 4."""
+    direct = player(lambda i: i in {0, 1, 2}, policy="direct")
+    explicit = player(lambda i: i in {0, 2, 3, 4}, zooms=lambda i: i > 0)
+    evaluate(direct, [numbers(n)], out=tmp_path / "direct")
+    evaluate(explicit, [numbers(n)], out=tmp_path / "explicit")
+    return RunFolder(tmp_path / "direct"), RunFolder(tmp_path / "explicit")
+
+
+def test_two_runs_are_compared_in_pairs(tmp_path: Path) -> None:
+    before, after = two(tmp_path)
+    found = compare(before, after).suites["numbers"]
+    assert (found.n, found.accuracy, found.scorer) == (8, (3 / 8, 4 / 8), "faithful")
+    assert (found.difference.difference, found.difference.gained, found.difference.lost) == (1 / 8, 2, 1)
+    assert found.difference.p == 1.0
+    assert found.visual_tokens.difference > 0
+    assert found.visual_tokens.gained == 7
+    assert {(flip.id, flip.became) for flip in found.flips} == {
+        ("numbers-1", "wrong"),
+        ("numbers-3", "right"),
+        ("numbers-4", "right"),
+    }
+    for flip in found.flips:
+        assert Path(flip.trace_before or "").is_file()
+        assert Path(flip.trace_after or "").is_file()
+
+
+def test_what_zooming_did(tmp_path: Path) -> None:
+    zooming = compare(*two(tmp_path)).suites["numbers"].zooming
+    assert (zooming.pairs, zooming.helped, zooming.harmed, zooming.needless, zooming.in_vain) == (7, 2, 1, 1, 3)
+    assert (zooming.tool_gain, zooming.tool_harm) == (2 / 8, 1 / 8)
+    # the explicit run zoomed on 1 and 2 for nothing; the direct one missed 3 and 4
+    assert (zooming.regret_before, zooming.regret_after) == (2 / 8, 2 / 8)
+
+
+def test_runs_of_other_questions_are_not_compared(tmp_path: Path) -> None:
+    evaluate(player(), [numbers(3)], out=tmp_path / "a")
+    evaluate(player(), [numbers(3, name="others")], out=tmp_path / "b")
+    with pytest.raises(ConfigError, match="no suite in common"):
+        compare(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"))
+    rows = RunFolder(tmp_path / "a").latest()
+    changed = [row.model_copy(update={"question": "another?"}) for row in rows]
+    evaluate(player(), [numbers(3)], out=tmp_path / "c")
+    RunFolder(tmp_path / "c").replace_rows(changed)
+    with pytest.raises(ConfigError, match="asked different things"):
+        compare(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "c"))
+
+
+def test_samples_of_one_run_alone_are_counted(tmp_path: Path) -> None:
+    evaluate(player(), [numbers()], out=tmp_path / "a", source=Source(n=3))
+    evaluate(player(), [numbers()], out=tmp_path / "b", source=Source(n=5))
+    found = compare(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"), scorer="clean").suites["numbers"]
+    assert (found.n, found.only_before, found.only_after, found.scorer) == (3, 0, 2, "clean")
+    with pytest.raises(ConfigError, match="no scorer 'kind'"):
+        compare(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"), scorer="kind")

@@ -1,0 +1,234 @@
+"""A model behind an OpenAI-compatible server: what it is sent, what is made of its answers, and what when it fails."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from qzoom_agent.agent import Agent
+from qzoom_agent.cli.main import main
+from qzoom_agent.errors import BackendError, ConfigError
+from qzoom_agent.images import load_image
+from qzoom_agent.messages import image_part, message, text
+from qzoom_agent.models import server as module
+from qzoom_agent.models.interface import Settings
+from qzoom_agent.models.presets import NANO_BUDGET
+from qzoom_agent.models.server import ServerBackend
+
+Answering = Callable[[dict[str, Any]], tuple[int, Any]]
+
+
+class Played:
+    """A server that plays back."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.answer: Answering = lambda body: (200, said("42"))
+        self.at_once = self.most_at_once = 0
+        self.lock = threading.Lock()
+        self.url = ""
+
+
+def said(words: str, **choice: Any) -> dict[str, Any]:
+    usage = {"prompt_tokens": 30, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 20}}
+    return {"choices": [{"message": {"content": words}, "finish_reason": "stop", **choice}], "usage": usage}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Played]:
+    monkeypatch.setattr(module, "_PAUSE", 0.01)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    played = Played()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with played.lock:
+                played.bodies.append(body)
+                played.keys.append(self.headers.get("Authorization"))
+                played.at_once += 1
+                played.most_at_once = max(played.most_at_once, played.at_once)
+            assert self.path == "/v1/chat/completions"
+            status, answer = played.answer(body)
+            data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+            with played.lock:
+                played.at_once -= 1
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    played.url = f"http://127.0.0.1:{http.server_port}/v1"
+    yield played
+    http.shutdown()
+    http.server_close()
+
+
+def backend(server: Played, **more: Any) -> ServerBackend:
+    return ServerBackend(server.url, model="served", protocol="plain", defaults=NANO_BUDGET, **more)
+
+
+def picture(view: str) -> Image.Image:
+    return Image.new("RGB", (56, 84), "red" if view == "coarse" else "blue")
+
+
+def test_a_conversation_is_sent_in_the_form_that_every_server_takes(
+    server: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "secret")
+    conversation = [
+        text("system", "Look closely."),
+        message("user", image_part("coarse"), "What is it?"),
+        text("assistant", "<zoom>"),
+        message("tool", image_part("crop1"), "the crop"),
+        text("user", "Answer now."),
+    ]
+    session = backend(server, key_variable="MY_KEY").session(picture)
+    heard: list[str] = []
+    reply = session.reply(
+        conversation, settings=Settings(max_new_tokens=9, temperature=0.5, seed=7), on_text=heard.append
+    )
+    assert (reply.text, heard, reply.finish) == ("42", ["42"], "stop")
+    assert (reply.prompt_tokens, reply.cached_tokens, reply.new_tokens) == (30, 20, 4)
+    assert reply.visual_tokens == 2 * 6
+    (body,) = server.bodies
+    assert server.keys == ["Bearer secret"]
+    assert (body["model"], body["max_tokens"], body["temperature"], body["seed"]) == ("served", 9, 0.5, 7)
+    assert "stop" not in body
+    assert [turn["role"] for turn in body["messages"]] == ["system", "user", "assistant", "user"]
+    shown, words, last = body["messages"][3]["content"]
+    assert (words["text"], last["text"]) == ("the crop", "Answer now.")
+    assert load_image(shown["image_url"]["url"]).getpixel((0, 0)) == (0, 0, 255)
+    again = session.reply([*conversation, text("assistant", "42"), text("user", "Sure?")], settings=Settings())
+    assert again.visual_tokens == 0, "no view is counted twice"
+
+
+@pytest.mark.parametrize(
+    ("words", "choice", "whole"),
+    [
+        ('<grounding>{"a": 1}', {}, '<grounding>{"a": 1}</grounding>'),
+        ("<zoom>1", {"stop_reason": "</zoom>"}, "<zoom>1</zoom>"),
+        ("an answer", {}, "an answer"),
+        ("<grounding>1</grounding>", {}, "<grounding>1</grounding>"),
+        ("<grounding>1</grounding> then", {}, "<grounding>1</grounding> then"),
+        ("<grounding>cut o", {"finish_reason": "length"}, "<grounding>cut o"),
+        (None, {}, ""),
+    ],
+)
+def test_a_stop_string_that_the_server_cut_off_is_put_back(
+    server: Played, words: str | None, choice: dict[str, Any], whole: str
+) -> None:
+    server.answer = lambda body: (200, said(words, **choice))  # type: ignore[arg-type]
+    reply = (
+        backend(server)
+        .session(picture)
+        .reply([text("user", "go")], settings=Settings(), stop=("</grounding>", "</zoom>"))
+    )
+    assert reply.text == whole
+    assert reply.finish == ("length" if "finish_reason" in choice else "stop")
+    assert server.bodies[0]["stop"] == ["</grounding>", "</zoom>"]
+
+
+@pytest.mark.parametrize(
+    "url", ["", "foo", "localhost:8000", "ftp://there/v1", "http://", "http://[x/v1", "http://a:b"]
+)
+def test_what_is_no_address_is_named(url: str) -> None:
+    with pytest.raises(ConfigError, match="is no address of a server"):
+        Agent.from_server(url, model="served")
+
+
+def test_a_server_is_not_asked_for_the_model_of_this_package() -> None:
+    with pytest.raises(ConfigError, match="Say with --model"):
+        Agent.from_server("http://there/v1", model="nano")
+
+
+def test_a_busy_server_is_asked_again(server: Played) -> None:
+    server.answer = lambda body: (503, "busy") if len(server.bodies) < 3 else (200, said("there"))
+    assert backend(server).session(picture).reply([text("user", "go")], settings=Settings()).text == "there"
+    assert len(server.bodies) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "requests", "match"),
+    [
+        (400, "no images here", 1, "no images here.*'served'"),
+        (503, "busy", 3, "503"),
+        (200, "not JSON", 3, "gave no reply"),
+        (200, {"error": "strange"}, 1, "no chat completion.*strange"),
+        (200, {"choices": []}, 1, "no chat completion"),
+    ],
+)
+def test_a_failure_says_what_the_server_said(
+    server: Played, status: int, answer: Any, requests: int, match: str
+) -> None:
+    server.answer = lambda body: (status, answer)
+    with pytest.raises(BackendError, match=match):
+        backend(server).session(picture).reply([text("user", "go")], settings=Settings())
+    assert len(server.bodies) == requests
+
+
+def test_a_server_that_is_not_there_ends_the_episode_and_not_the_program() -> None:
+    nowhere = ServerBackend("http://127.0.0.1:9/v1", model="served", protocol="plain", defaults=NANO_BUDGET, attempts=1)
+    answer = Agent(nowhere).run(Image.new("RGB", (60, 60)), "What is it?")
+    assert answer.status == "error"
+    assert "http://127.0.0.1:9/v1/chat/completions" in str(answer.trace.error)
+
+
+def test_no_more_requests_are_under_way_than_allowed(server: Played) -> None:
+    def slowly(body: dict[str, Any]) -> tuple[int, Any]:
+        time.sleep(0.05)
+        return 200, said("42")
+
+    server.answer = slowly
+    shared = backend(server, concurrency=2)
+    ask = lambda: shared.session(picture).reply([text("user", "go")], settings=Settings())  # noqa: E731
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(server.bodies) == 6
+    assert server.most_at_once == 2
+
+
+def test_the_command_line_asks_a_server_and_serves_its_zoom_calls(
+    server: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = '<tool_call>{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [100, 100, 500, 500]}}</tool_call>'
+    server.answer = lambda body: (200, said(call if len(server.bodies) == 1 else "It says 42."))
+    Image.new("RGB", (800, 600), "white").save(tmp_path / "board.png")
+    code = main(["ask", str(tmp_path / "board.png"), "What is it?", "--model", "qwen3-vl-4b", "--server", server.url])
+    assert code == 0
+    assert capsys.readouterr().out.strip() == "It says 42."
+    first, second = server.bodies
+    assert first["model"] == "Qwen/Qwen3-VL-4B-Instruct"
+    images = [part for turn in second["messages"] for part in turn["content"] if part["type"] == "image_url"]
+    assert len(images) == 2, "the coarse view and the crop that was asked for"
+
+
+def test_an_evaluation_keeps_several_requests_under_way(server: Played, tmp_path: Path) -> None:
+    def slowly(body: dict[str, Any]) -> tuple[int, Any]:
+        time.sleep(0.05)
+        return 200, said("42")
+
+    server.answer = slowly
+    argv = ["eval", "needle-doc", "--model", "my-model", "--protocol", "plain", "--server", server.url, "--n", "6"]
+    assert main([*argv, "--policy", "direct", "--workers", "3", "--out", str(tmp_path / "run")]) == 0
+    assert [body["model"] for body in server.bodies] == ["my-model"] * 6
+    assert 1 < server.most_at_once <= 3
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["suites"]["needle-doc"]["n"] == 6

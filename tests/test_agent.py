@@ -1,0 +1,239 @@
+"""The agent's surface: run, stream, batch, answers on disk, and errors for bad input."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qzoom_agent import Agent, AgentConfig, Box, Trace
+from qzoom_agent.errors import ConfigError, ImageError, QzoomError
+from qzoom_agent.messages import Message
+from qzoom_agent.models.interface import ImageSource, Reply
+from qzoom_agent.models.scripted import ScriptedBackend
+from qzoom_agent.trace import by_digest, saved_images
+
+IMAGE = Image.linear_gradient("L").resize((800, 600)).convert("RGB")
+ZOOM = "<zoom><loc_84><loc_112><loc_140><loc_154></zoom>"
+
+
+def zoom_once(messages: list[Message]) -> str:
+    """A model that zooms in its first turn and answers in the next."""
+    return "42 <b>" if any(message["role"] == "assistant" for message in messages) else ZOOM
+
+
+def agent(**changes: Any) -> Agent:
+    return Agent(ScriptedBackend(zoom_once), config=AgentConfig().replace(**changes))
+
+
+class Threaded:
+    """A backend whose text arrives on a thread of its own, in pieces a test can pace."""
+
+    def __init__(self, pieces: Sequence[str], wait: Callable[[], object] = lambda: None) -> None:
+        self.name, self.protocol, self.defaults = "threaded", "nano", ScriptedBackend([]).defaults
+        self.perceives = False
+        self.pieces, self.wait = pieces, wait
+        self.closed = False
+
+    def session(self, image: ImageSource) -> "Threaded":
+        return self
+
+    def reply(self, messages: Any, *, settings: Any, stop: Any = (), on_text: Any = None) -> Reply:
+        def write() -> None:
+            for piece in self.pieces:
+                if on_text is not None:
+                    on_text(piece)
+                self.wait()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        writer.join()
+        text = "".join(self.pieces)
+        return Reply(
+            text=text, finish="stop", prompt_tokens=1, cached_tokens=0, new_tokens=1, visual_tokens=0, seconds=0.1
+        )
+
+    def close(self) -> None:
+        self.closed = True
+
+
+# ---- answers -------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_reads_as_its_text() -> None:
+    answer = agent().run(IMAGE, "What?")
+    assert str(answer) == answer.text == "42 <b>"
+    assert "42 &lt;b&gt;" in answer._repr_html_()
+    assert "<b>42 <b>" not in answer._repr_html_()
+
+
+def test_a_saved_answer_is_a_trace_with_images_and_the_configuration_that_repeats_it(tmp_path: Path) -> None:
+    config = AgentConfig(seed=9).replace(**{"budget.max_turns": 3})
+    agent = Agent(ScriptedBackend(zoom_once), config=config)
+    answer = agent.run(IMAGE, "What?")
+    answer.save(tmp_path / "run")
+    trace = Trace.load(tmp_path / "run")
+    assert trace == answer.trace
+    images = saved_images(tmp_path / "run")
+    for view in trace.views:
+        assert images(view.digest) == answer.store.image(view.id)
+    saved = AgentConfig.load(tmp_path / "run" / "config.yaml")
+    assert saved == agent.config
+    assert (saved.seed, saved.budget.max_turns, saved.budget.coarse_tokens, saved.protocol) == (9, 3, 64, "nano")
+    assert Agent(ScriptedBackend(zoom_once), config=saved).config == saved
+
+
+def test_a_report_is_one_html_file(tmp_path: Path) -> None:
+    page = agent().run(IMAGE, "What?").report(tmp_path / "run.html").read_text(encoding="utf-8")
+    assert "42 &lt;b&gt;" in page
+    assert "data:image/" in page
+
+
+def test_runs_are_repeatable_but_for_time_and_name() -> None:
+    def record(answer: Any) -> str:
+        trace = answer.trace.model_copy(update={"id": "", "usage": None})
+        for turn in trace.turns:
+            turn.act_seconds = 0.0
+        return str(trace.model_dump())
+
+    assert record(agent().run(IMAGE, "What?")) == record(agent().run(IMAGE, "What?"))
+
+
+def test_the_trace_says_how_it_was_made() -> None:
+    trace = agent(policy="blind").run(IMAGE, "What?", seed=4).trace
+    assert (trace.model, trace.protocol, trace.policy, trace.seed) == ("scripted", "nano", "blind", 4)
+    assert AgentConfig.model_validate(trace.config) == agent(policy="blind").config.replace(seed=4)
+    assert trace.environment["langgraph"]
+
+
+@pytest.mark.parametrize("image", [np.zeros((60, 80, 3), np.uint8), Image.new("L", (80, 60))])
+def test_other_images(image: Any) -> None:
+    assert agent().run(image, "What?").status == "answered"
+
+
+# ---- streaming -----------------------------------------------------------------------------------------------------
+
+
+def test_events_tell_the_whole_story_in_order() -> None:
+    events = list(agent().stream(IMAGE, "What?"))
+    kinds = [event.kind for event in events if event.kind != "token"]
+    assert kinds == ["view", "turn", "call", "view", "turn", "answer"]
+    for index, text in enumerate([ZOOM, "42 <b>"]):
+        pieces = [event.data["text"] for event in events if event.kind == "token" and event.data["turn"] == index]
+        assert len(pieces) > 1
+        assert "".join(pieces) == text
+    last = events[-1]
+    assert last.answer is not None
+    assert (last.answer.text, last.data["answer"], last.data["status"]) == ("42 <b>", "42 <b>", "answered")
+    assert len(last.answer.trace.turns) == 2
+    for event in events:
+        assert len(event.model_dump_json()) < 4000
+        assert json.loads(event.model_dump_json())["kind"] == event.kind
+
+
+def test_text_arrives_while_the_turn_is_being_written_and_from_any_thread() -> None:
+    seen = threading.Event()
+
+    def wait() -> None:
+        assert seen.wait(10)
+
+    backend = Threaded(["4", "2"], wait)
+    kinds = []
+    for event in Agent(backend).stream(IMAGE, "What?"):
+        kinds.append(event.kind)
+        if event.kind == "token":
+            seen.set()
+    assert kinds == ["view", "token", "token", "turn", "answer"]
+    assert backend.closed
+
+
+def test_a_stream_may_be_left_early() -> None:
+    backend = Threaded(["4", "2"])
+    stream = Agent(backend).stream(IMAGE, "What?")
+    assert next(stream).kind == "view"
+    stream.close()  # type: ignore[attr-defined]
+    assert Agent(backend).run(IMAGE, "What?").text == "42"
+
+
+def test_bad_input_raises_before_the_first_event_is_asked_for() -> None:
+    with pytest.raises(ConfigError):
+        agent().stream(IMAGE, "")
+
+
+# ---- batches -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_batch_keeps_its_order_and_a_bad_item_is_an_error_among_answers(workers: int) -> None:
+    def echo(messages: list[Message]) -> str:
+        part = messages[0]["content"][-1]
+        assert part["type"] == "text"
+        time.sleep(0.002 * (9 - int(part["text"][0])))
+        return part["text"]
+
+    pairs: list[Any] = [(IMAGE, f"{number}?") for number in range(9)]
+    pairs[4] = ("no/such.png", "4?")
+    pairs[6] = (IMAGE, " ")
+    answers = Agent(ScriptedBackend(echo), config=AgentConfig(policy="direct")).batch(pairs, workers=workers)
+    assert [answer.status for answer in answers] == ["answered"] * 4 + ["error", "answered", "error"] + ["answered"] * 2
+    assert [answer.text for answer in answers if answer.text] == [f"{number}?" for number in (0, 1, 2, 3, 5, 7, 8)]
+    assert "no/such.png" in str(answers[4])
+    assert (answers[4].trace.question, answers[4].trace.views) == ("4?", [])
+
+
+def test_one_agent_may_run_on_many_threads() -> None:
+    shared = agent()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: shared.run(IMAGE, "What?"), range(24)))
+    assert {answer.text for answer in answers} == {"42 <b>"}
+    assert {len(answer.trace.views) for answer in answers} == {3}
+    assert len({answer.trace.id for answer in answers}) == 24
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "says"),
+    [
+        (lambda a: a.run("no/such.png", "What?"), ImageError, "no/such.png"),
+        (lambda a: a.run(IMAGE, ""), ConfigError, "question"),
+        (lambda a: a.run(IMAGE, "\ud800"), ConfigError, "question"),
+        (lambda a: a.run(IMAGE, "What?", boxes=[(1, 2, 3)]), ConfigError, r"four numbers.*\(1, 2, 3\)"),
+        (lambda a: a.run(IMAGE, "What?", boxes=(1, 2, 3, 4)), ConfigError, "four numbers.*a list of them"),  # type: ignore[arg-type]
+        (lambda a: a.run(IMAGE, "What?", boxes=[("a", 2, 3, 4)]), ConfigError, "four numbers"),  # type: ignore[list-item]
+        (lambda a: a.batch([IMAGE]), ConfigError, "Item 0 is not a pair"),  # type: ignore[list-item]
+        (lambda a: a.batch([(IMAGE, "What?")], workers=0), ConfigError, "workers.*got 0"),
+        (lambda a: a.run(IMAGE, "What?", boxes=[(1, 2, 3, float("nan"))]), ConfigError, "finite"),
+        (lambda a: a.run(IMAGE, "What?", boxes=[Box(1, 2, 3, 4, view="coarse")]), ConfigError, "original"),
+        (lambda a: a.run(IMAGE, "What?", seed=-1), ConfigError, "'seed'"),
+        (lambda a: a.run(IMAGE, "What?", thread="a"), ConfigError, "state_dir"),
+        (lambda a: a.resume("a"), ConfigError, "state_dir"),
+        (lambda a: a.run(Image.new("RGB", (3000, 4)), "What?"), ImageError, "200:1"),
+        (lambda a: a.replace(max_pixels=9).run(IMAGE, "What?"), ImageError, "over the limit of 9 px.*max_pixels"),
+        (lambda a: Agent(a.backend, config=AgentConfig(protocol="klingon")), ConfigError, "klingon.*nano"),
+        (lambda a: Agent.from_pretrained("nano", polcy="direct"), ConfigError, "'polcy'.*'policy'"),
+    ],
+)
+def test_bad_input_is_an_error_that_says_what(
+    call: Callable[[Agent], object], kind: type[QzoomError], says: str
+) -> None:
+    with pytest.raises(kind, match=f"(?s){says}"):
+        call(agent())
+
+
+def test_gold_boxes_are_cut_to_the_image_and_kept_on_the_record() -> None:
+    trace = agent().run(IMAGE, "What?", boxes=[(-5, 30, 900, 10)]).trace
+    assert trace.gold == [(0, 10, 800, 30)]
+
+
+def test_views_and_images_fit_together() -> None:
+    answer = agent().run(IMAGE, "What?")
+    find = by_digest(answer.trace.views, answer.store.image)
+    assert all(find(view.digest).size == view.size for view in answer.trace.views)

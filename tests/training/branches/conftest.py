@@ -1,0 +1,87 @@
+"""Tiny random models of the three families, and questions about small pictures with a known box."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.perception.branches import Branches
+from qzoom_agent.training.branches.dataset import Records, Source, load_records
+from tests.tiny_models import Family, build
+
+Load = Callable[..., HFBackend]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], Path]:
+    """The folder of a family's tiny model, six layers deep."""
+    made: dict[Family, Path] = {}
+
+    def get(family: Family) -> Path:
+        if family not in made:
+            made[family] = build(family, tmp_path_factory.mktemp(family), layers=6)
+        return made[family]
+
+    return get
+
+
+@pytest.fixture
+def load(folders: Callable[[Family], Path]) -> Load:
+    """A fresh backend, with untrained branches behind the third layer."""
+
+    def get(family: Family) -> HFBackend:
+        backend = HFBackend.load(str(folders(family)), device="cpu", dtype="float32")
+        backend.model.requires_grad_(False)
+        torch.manual_seed(1)
+        branches = Branches.from_base(backend.model, k=3, depth=2, gate_depth=2)
+        return HFBackend(backend.model, backend.processor, name=family, defaults=backend.defaults, branches=branches)
+
+    return get
+
+
+def picture(seed: int) -> Image.Image:
+    """Dark noise of 112 x 112 pixels with a white box, which is where answers are."""
+    pixels = np.random.default_rng(seed).integers(0, 128, (112, 112, 3), dtype=np.uint8)
+    pixels[28:84, 28:56] = 255
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Records:
+    """Twelve questions about four pictures; those with an even number have a box, the others need none."""
+    folder = tmp_path_factory.mktemp("rows") / "table"
+    questions = ("what is the code?", "how many green triangles are there?", "what is on the red circle?")
+    Dataset.from_dict(
+        {
+            "id": [f"q{index}" for index in range(12)],
+            "image_id": [f"p{index // 3}" for index in range(12)],
+            "image": [picture(index // 3) for index in range(12)],
+            "question": [questions[index % 3] for index in range(12)],
+            "answer": ["407" for _ in range(12)],
+            "boxes": [[] if index % 2 else [[28.0, 28.0, 56.0, 84.0]] for index in range(12)],
+        }
+    ).save_to_disk(str(folder))
+    return load_records([Source(path=str(folder))])
+
+
+@pytest.fixture(scope="session")
+def boxless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight questions about two boards, none of which says where its answer is; nano needs a zoom for some."""
+    folder = tmp_path_factory.mktemp("boxless") / "table"
+    boards = load_records([Source(path="needle", limit=8, a_board=4, seed=1)])
+    rows = [boards[index] for index in range(len(boards))]
+    Dataset.from_list([{**row, "boxes": None} for row in rows]).remove_columns("boxes").save_to_disk(str(folder))
+    return folder

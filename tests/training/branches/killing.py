@@ -1,0 +1,48 @@
+"""`python killing.py STEP train-arguments...`: a stage with answers that are made up, killed at a checkpoint."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from qzoom_agent.training.branches import fitting as stage
+from qzoom_agent.training.branches import gate
+from qzoom_agent.training.branches import stages as run
+
+Set = Callable[[object, str, Any], None]
+
+
+def make_up(put: Set) -> None:
+    """At toy length nano reads nothing: every other question needs more detail, and every crop hurts."""
+    real = gate.write_parts
+
+    def write_parts(folder: Any, count: Any, rows: Any, settings: Any, *, note: Any) -> Any:
+        patterns = ([False, True, True], [True, True, True])
+
+        def some(indices: range) -> list[dict[str, Any]]:
+            return [{**row, "right": patterns[row["row"] % 2]} for row in rows(indices)]
+
+        return real(folder, count, some, settings, note=note)
+
+    def choose_cases(cases: Any, *args: Any, **kwargs: Any) -> list[int]:
+        return [at for at, box in enumerate(cases["box"]) if box]
+
+    put(gate, "write_parts", write_parts)
+    put(run, "choose_cases", choose_cases)
+
+
+def die_at(step: int) -> None:
+    """Of SIGKILL, as soon as the checkpoint of this step is whole."""
+
+    def on_save(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    stage.Log.on_save = on_save  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    make_up(setattr)
+    die_at(int(sys.argv[1]))
+    sys.exit(run.main(sys.argv[2:]))

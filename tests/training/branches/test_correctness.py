@@ -1,0 +1,65 @@
+"""What counts as a right answer: any reference, and the very answer on boards whose answers have one form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from qzoom_agent.evaluation.scorers.judge import Judge
+from qzoom_agent.evaluation.scorers.match import exact_match
+from qzoom_agent.training.branches.correctness import is_right
+from qzoom_agent.training.branches.dataset import Record, Source, load_records
+from tests.training.branches.conftest import picture
+
+
+def record(folder: Path, *answers: str) -> Record:
+    row = {"image": picture(0), "question": "When?", "answers": list(answers)}
+    Dataset.from_list([row]).save_to_disk(str(folder / "table"))
+    found: Record = load_records([Source(path=str(folder / "table"), columns={"answer": "answers"})])[0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("January 5", True),
+        ("january 5.", True),
+        ("The date is January 5.", True),
+        ("<answer>5 January</answer>", True),
+        ("5/1", True),
+        ("January 55", False),
+        ("January", False),
+        ("It may be any day of the week, of the month or of the year, and one of them is January 5", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_any_reference_is_right_and_may_stand_in_a_sentence(tmp_path: Path, said: str | None, right: bool) -> None:
+    assert is_right(said, record(tmp_path, "January 5", "5 January", "5/1")) is right
+
+
+def test_on_boards_the_reply_is_the_answer_and_nothing_else() -> None:
+    board = load_records([Source(path="needle", limit=1)])[0]
+    gold = board["answer"]
+    for said in (gold, f" {gold.lower()}.", f"it is {gold}", f"The answer is {gold}", f"{gold} {gold}", "", "no"):
+        assert is_right(said, board) is exact_match(said, gold)
+        assert is_right(said, board, Judge("http://localhost:1/v1")) is exact_match(said, gold), "nobody is asked"
+    assert not is_right(f"it is {gold}", board)
+
+
+def test_a_judge_is_asked_with_every_reference_but_not_about_what_the_rule_accepts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def ask(self: Judge, found: dict[str, str], *, attempts: int) -> str:
+        asked.append(found["gold"])
+        return "yes" if found["gold"] == "the fifth" else "no"
+
+    monkeypatch.setattr(Judge, "_ask", ask)
+    judge, day = Judge("http://localhost:1/v1"), record(tmp_path, "January 5", "the fifth", "5/1")
+    assert is_right("It says 5/1.", day, judge) and not asked
+    assert is_right("on day five", day, judge) and len(asked) == 2
+    assert not is_right("on day five", record(tmp_path / "b", "noon"), judge)

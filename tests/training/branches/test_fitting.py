@@ -1,0 +1,314 @@
+"""Training on tiny models: the loss is the one of inference, only what is meant to change does, and it learns."""
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from qzoom_agent.agent import Agent
+from qzoom_agent.config import AgentConfig, PerceptionConfig
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.scorers.judge import Judge
+from qzoom_agent.geometry import Size
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.perception.branches import Branches
+from qzoom_agent.perception.decoder import Decoder
+from qzoom_agent.perception.labels import LabelRules
+from qzoom_agent.perception.look import look
+from qzoom_agent.training.branches.branch_recipe import (
+    BranchRecipe,
+    GateStage,
+    Labelling,
+    Optimisation,
+    PostSFTStage,
+    SDRPNStage,
+)
+from qzoom_agent.training.branches.dataset import Records, Source, load_records
+from qzoom_agent.training.branches.fitting import trained
+from qzoom_agent.training.branches.gate import answer_at_budgets, kind_of, train_gate
+from qzoom_agent.training.branches.inputs import ask, lower_states
+from qzoom_agent.training.branches.localisation import auc, maps_of
+from qzoom_agent.training.branches.postsft import choose_cases, find_cases, random_box, train_postsft
+from qzoom_agent.training.branches.proposed_crops import propose, with_crop
+from qzoom_agent.training.branches.sdrpn import MapLoss, map_rows, train_sdrpn
+from tests.tiny_models import Family
+from tests.training.branches.conftest import Load
+
+FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
+FAST = Optimisation(learning_rate=3e-3, epochs=6, batch=4, log_steps=1, save_steps=100, workers=0, warmup=0.0)
+
+
+def recipe(**sections: Any) -> BranchRecipe:
+    return BranchRecipe(data=[Source(path="needle")], depth=2, gate_depth=2, k=3, **sections)
+
+
+def copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(before: dict[str, Tensor], module: nn.Module) -> bool:
+    after = module.state_dict()
+    return all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def labels_of(records: Records, grid: tuple[int, int]) -> Dataset:
+    """Every question points at the white box."""
+    high, wide = grid
+    heat = np.zeros(grid, dtype=np.float32)
+    heat[high // 4 : 3 * high // 4, wide // 4 : wide // 2] = 1.0
+    rows = [
+        {"row": row, "image_id": records[row]["image_id"], "right": row != 1, "map": heat.tolist(), "sink": None}
+        for row in range(len(records))
+    ]
+    return Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sdrpn_learns_where_and_leaves_the_base_alone(
+    family: Family, load: Load, rows: Records, tmp_path: Path
+) -> None:
+    backend = load(family)
+    branches = backend.branches
+    assert branches is not None and branches.sdrpn is not None
+    (one,) = ask(backend, [rows[0]], [None])
+    grid = one.grid[1:]
+    base, gate = copied(backend.model), copied(branches.gate or nn.Module())
+    before = copied(branches.sdrpn)
+    how = Labelling(rules=LabelRules(blur_kernel=1), keep="all")
+    fixed = family == "llava"  # whose views have one size
+    stage = SDRPNStage(optimisation=FAST.model_copy(update={"epochs": 16}), tokens=[None] if fixed else [None, 16])
+    train_sdrpn(backend, branches.sdrpn, rows, labels_of(rows, grid), recipe(sdrpn=stage), tmp_path, made_with=how)
+    assert same(base, backend.model) and same(gate, branches.gate or nn.Module())
+    assert not same(before, branches.sdrpn)
+    branches.eval()
+    assert not branches.sdrpn.training
+    for tokens in stage.tokens:
+        (seen,) = maps_of(backend, [rows[0]], tokens=tokens)
+        found = auc(seen)
+        assert found is not None and found > 0.95
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_is_that_of_the_maps_that_inference_makes(family: Family, load: Load, rows: Records) -> None:
+    """Rows of unequal length in a batch, against one look each; cells that teach nothing do not count."""
+    backend = load(family)
+    branches = backend.branches
+    assert branches is not None and branches.sdrpn is not None
+    some = [rows[0], rows[1]]  # a short question and a longer one
+    states = lower_states(backend, ask(backend, some, [None] * 2), 3)
+    spans = [(start, start + high * wide) for ((start, high, wide),) in states.images]
+    maps = map_rows(branches.sdrpn, states.hidden, states.rotary, states.mask, spans)
+    expected = []
+    for row, found in zip(some, maps, strict=True):
+        alone = lower_states(backend, ask(backend, [row], [None]), 3)
+        single = look(
+            branches,
+            Decoder(backend.model).adapter,
+            alone.hidden,
+            rotary=alone.rotary,
+            mask=alone.mask,
+            images=alone.images[0],
+            options=PerceptionConfig(gate="off"),
+        )
+        assert torch.allclose(single.maps[0].logits.flatten(), found, atol=1e-4)
+        expected.append(found.detach())
+    cells = torch.cat(expected)
+    labels = torch.full((len(cells),), -100)
+    labels[0], labels[3], labels[-1] = 1, 0, 0
+    wanted = binary_cross_entropy_with_logits(cells[[0, 3, -1]], torch.tensor([1.0, 0.0, 0.0]))
+    loss = MapLoss(branches.sdrpn)(states.hidden, states.rotary, states.mask, spans, labels)
+    assert float(loss) == pytest.approx(float(wanted), abs=1e-5)
+    nothing = MapLoss(branches.sdrpn)(states.hidden, states.rotary, states.mask, spans, torch.full_like(labels, -100))
+    assert float(nothing) == 0.0
+
+
+def test_only_right_answers_with_a_usable_map_are_learned_from(
+    load: Load, rows: Records, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backend = load("qwen2_5_vl")
+    assert backend.branches is not None and backend.branches.sdrpn is not None
+    how = Labelling(rules=LabelRules(blur_kernel=1), keep="right")
+    stage = SDRPNStage(optimisation=FAST.model_copy(update={"epochs": 1}), share=0.5)
+    labels = labels_of(rows, (8, 8))
+    train_sdrpn(backend, backend.branches.sdrpn, rows, labels, recipe(sdrpn=stage), tmp_path, made_with=how)
+    assert "12 maps, 11 with an answer that counts, 11 of them usable" in capsys.readouterr().out
+    assert '"of": 2' in (tmp_path / "log.jsonl").read_text()  # six of the eleven, four a step
+    everywhere = labels.map(lambda row: {"map": np.ones((8, 8)).tolist()})
+    with pytest.raises(ConfigError, match="nothing to learn from"):
+        train_sdrpn(backend, backend.branches.sdrpn, rows, everywhere, recipe(), tmp_path / "b", made_with=how)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gate_learns_whether_and_leaves_the_rest_alone(
+    family: Family, load: Load, rows: Records, tmp_path: Path
+) -> None:
+    """Questions of one text need more at both budgets, those of the others at none."""
+    backend = load(family)
+    branches = backend.branches
+    assert branches is not None and branches.gate is not None
+    base, sdrpn, before = copied(backend.model), copied(branches.sdrpn or nn.Module()), copied(branches.gate)
+    needs = [row % 3 == 0 for row in range(12)]
+    table = Dataset.from_list(
+        [
+            {"row": row, "image_id": rows[row]["image_id"], "right": [not need, not need, True]}
+            for row, need in enumerate(needs)
+        ]
+    )
+    budgets = [4, 9, 16]
+    stage = GateStage(tokens=budgets, optimisation=FAST.model_copy(update={"epochs": 8}))
+    train_gate(backend, branches.gate, rows, table, recipe(gate=stage), tmp_path)
+    assert same(base, backend.model) and same(sdrpn, branches.sdrpn or nn.Module())
+    assert not same(before, branches.gate)
+    scores = [one.score or 0.0 for row in range(12) for one in maps_of(backend, [rows[row]], tokens=4)]
+    assert min(score for score, need in zip(scores, needs, strict=True) if need) > max(
+        score for score, need in zip(scores, needs, strict=True) if not need
+    )
+
+
+def test_a_gate_with_nothing_to_tell_apart_is_refused(load: Load, rows: Records, tmp_path: Path) -> None:
+    backend = load("qwen2_5_vl")
+    assert backend.branches is not None and backend.branches.gate is not None
+    table = Dataset.from_list([{"row": 0, "image_id": "p0", "right": [True, True, True]}] * 3)
+    stage = GateStage(tokens=[4, 9, 16], optimisation=FAST)
+    with pytest.raises(ConfigError, match=r"3 easy, 0 transition, 0 never, 0 luck"):
+        train_gate(backend, backend.branches.gate, rows, table, recipe(gate=stage), tmp_path)
+
+
+def cases(*patterns: tuple[bool, bool, bool]) -> Dataset:
+    """(has a box, right without the crop, right with it)."""
+    return Dataset.from_list(
+        [
+            {
+                "row": row,
+                "image_id": f"p{row}",
+                "box": [10.0, 10.0, 50.0, 50.0] if box else None,
+                "plain": "407",
+                "cropped": "407",
+                "plain_right": plain,
+                "cropped_right": cropped,
+            }
+            for row, (box, plain, cropped) in enumerate(patterns)
+        ]
+    )
+
+
+def test_cases_are_those_that_a_crop_hurt_and_a_share_of_those_it_helped() -> None:
+    table = cases(
+        (True, True, False),
+        (True, True, True),
+        (True, False, True),
+        (False, True, False),
+        (True, True, False),
+        (True, False, True),
+        (True, False, False),
+    )
+    assert choose_cases(table, PostSFTStage(), seed=0) == [0, 4]
+    both = choose_cases(table, PostSFTStage(helped=0.5), seed=0)
+    assert len(both) == 3 and set(both) - {0, 4} <= {2, 5}
+    assert choose_cases(table, PostSFTStage(helped=9.0), seed=0) == [0, 2, 4, 5]
+
+
+def test_random_boxes_lie_in_the_image_with_sides_of_the_share_asked_for() -> None:
+    rng = Random(0)
+    for _ in range(200):
+        box = random_box(rng, Size(300, 100), (0.1, 0.6))
+        assert box.clamp(Size(300, 100)) == box
+        assert 30 <= box.width <= 180 and 10 <= box.height <= 60
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_postsft_trains_the_decoder_alone(family: Family, load: Load, rows: Records, tmp_path: Path) -> None:
+    backend = load(family)
+    assert backend.branches is not None
+    branches, before = copied(backend.branches), copied(backend.model)
+    aligned = "plain" if family == "llava" else "aligned"
+    stage = PostSFTStage(
+        optimisation=FAST.model_copy(update={"epochs": 2, "batch": 2, "gradient_checkpointing": True}),
+        positions=aligned,
+        target="gold",
+        noise=0.5,
+    )
+    table = cases(*[(True, True, False)] * 3, (True, False, True))
+    chosen = choose_cases(table, stage, seed=0)
+    train_postsft(backend, rows, table, chosen, recipe(postsft=stage), tmp_path)
+    assert same(branches, backend.branches)
+    changed = {name for name, value in backend.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all("language_model.layers" in name or "lm_head" in name for name in changed)
+    assert not any(weight.requires_grad for weight in backend.model.parameters())
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_answers_of_a_case_are_those_of_an_agent(
+    family: Family, load: Load, rows: Records, tmp_path: Path
+) -> None:
+    """The crop stands beside the coarse view as a policy puts it, and boxes are those of the map."""
+    backend = load(family)
+    assert backend.branches is not None
+    branches = backend.branches
+    branches.config = branches.config.model_copy(update={"threshold": 0.3, "positions": "plain"})
+    stage = PostSFTStage(positions="plain", max_new_tokens=6)
+    table = find_cases(backend, rows, recipe(postsft=stage), tmp_path, judge=Judge(), note=lambda done: None)
+    assert len(table) == 12
+    settings = {"generation": {"max_new_tokens": 6}}
+    for row in range(0, 12, 5):
+        record, case = rows[row], table[row]
+        for policy, said in (("direct", "plain"), ("always", "cropped")):
+            agent = Agent(backend, config=AgentConfig(policy=policy).replace(**settings))
+            answer = agent.run(record["image"], record["question"])
+            assert answer.trace.turns[0].answer == (case[said] or None)
+            if policy == "always":
+                crops = [view.region.as_list() for view in answer.trace.views if view.kind == "crop"]
+                assert crops == ([] if case["box"] is None else [case["box"]])
+
+
+def test_boxes_are_proposed_whatever_the_gate_says(load: Load, rows: Records) -> None:
+    backend = load("qwen2_5_vl")
+    assert backend.branches is not None
+    backend.branches.config = backend.branches.config.model_copy(update={"threshold": 0.0, "gate_threshold": 1.0})
+    boxes = propose(backend, [rows[0], rows[1]], tokens=None)
+    assert all(box is not None for box in boxes)
+    nothing = with_crop(backend, [rows[0]], [None], tokens=None, aligned=False)[0]
+    assert nothing.box is None and [view.kind for view in nothing.asked.shown] == ["coarse"]
+
+
+def test_what_only_its_own_calls_answer_needs_a_zoom(tmp_path: Path) -> None:
+    """No one crop answers a question in two steps; the shipped nano's own calls do."""
+    backend = HFBackend.load("nano", device="cpu", dtype="float32")
+    hops = load_records([Source(path="needle", limit=6, a_board=3, seed=3, suites=("needle-hop",))])
+    patterns = {}
+    for own in (False, True):
+        stage = GateStage(tokens=[48, 64], with_crop=True, own_calls=own, max_new_tokens=8)
+        folder = tmp_path / str(own)
+        table = answer_at_budgets(backend, hops, recipe(gate=stage), folder, note=lambda done: None)
+        patterns[own] = [kind_of(right) for right in table["right"]]
+    assert patterns[False] == ["never"] * 6
+    assert patterns[True].count("transition") >= 4
+    with pytest.raises(ValueError, match="with_crop"):
+        GateStage(own_calls=True)
+
+
+def test_half_precision_is_trained_in_float32_and_comes_back(load: Load, rows: Records, tmp_path: Path) -> None:
+    backend = load("qwen2_5_vl")
+    backend.model.to(torch.bfloat16)
+    branches = Branches.from_base(backend.model, k=3, depth=2, with_gate=False)
+    backend.branches = branches
+    assert branches.sdrpn is not None
+    how = Labelling(rules=LabelRules(blur_kernel=1), keep="all")
+    stage = SDRPNStage(optimisation=FAST.model_copy(update={"save_steps": 1, "epochs": 1}))
+    train_sdrpn(backend, branches.sdrpn, rows, labels_of(rows, (8, 8)), recipe(sdrpn=stage), tmp_path, made_with=how)
+    assert {weight.dtype for weight in branches.sdrpn.parameters()} == {torch.bfloat16}
+    saved = load_file(sorted(tmp_path.glob("checkpoint-*"))[-1] / "trained.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+    assert set(saved) == {f"sdrpn.{name}" for name in trained(branches.sdrpn)}

@@ -1,0 +1,125 @@
+"""What a user may get wrong ends in a message and exit code 2, before anything expensive was done."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from yaml import safe_dump
+
+from qzoom_agent.agent import Agent
+from qzoom_agent.cli.main import main as qzoom
+from qzoom_agent.errors import ConfigError, ImageError
+from qzoom_agent.training.branches.dataset import Source, load_records
+from tests.training.branches.conftest import picture
+from tests.training.branches.test_branch_stages import written
+
+
+def refused(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    """What is said of a command that is refused, by its own parser or after it."""
+    try:
+        assert qzoom(list(command)) == 2
+    except SystemExit as left:
+        assert left.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("bench", "pareto", "--n", "0"), "--n: a whole number from 1 on is needed; got '0'"),
+        (("bench", "ablation", "k", "--n", "-1"), "--n: a whole number from 1 on"),
+        (("bench", "pareto", "--budgets", "64,0"), "--budgets: a whole number from 1 on"),
+        (("bench", "pareto", "--n", "many"), "got 'many'"),
+        (("train", "sdrpn", "--config", "x.yaml", "--devices", "0"), "--devices: a whole number from 1 on"),
+        (("train", "grpo", "--config", "x.yaml", "--devices", "0"), "--devices: a whole number from 1 on"),
+    ],
+)
+def test_counts_of_nothing(command: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told in refused(capsys, *command)
+
+
+@pytest.fixture
+def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is loaded, so no question is asked."""
+
+    def load(*args: Any, **kwargs: Any) -> Agent:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Agent, "from_pretrained", load)
+
+
+@pytest.mark.usefixtures("unasked")
+def test_where_results_go_is_looked_at_before_they_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    assert "README.md: No such file" in refused(capsys, "bench", "pareto", "--out", out, "--update", str(tmp_path))
+    (tmp_path / "README.md").write_text("<!-- pareto:begin -->\n<!-- pareto:end -->\n")
+    assert "results.md" in refused(capsys, "bench", "pareto", "--out", out, "--update", str(tmp_path))
+    told = refused(capsys, "bench", "pareto", "--out", out, "--suites", "needle-scene,needle-dock")
+    assert "Unknown suite 'needle-dock'" in told and "needle-doc" in told
+    (tmp_path / "file").write_text("")
+    for command in (["pareto"], ["ablation", "k"]):
+        assert "Choose another folder" in refused(capsys, "bench", *command, "--out", str(tmp_path / "file"))
+
+
+def test_an_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    command = ("train", "select-heads", "--config", str(written(tmp_path)), "--output")
+    for output in (tmp_path / "file", tmp_path / "file" / "in-it"):
+        assert f"Cannot write into {output}" in refused(capsys, *command, str(output))
+
+
+def test_data_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = tmp_path / "rows.jsonl"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(safe_dump({"model": "nano", "data": [{"path": str(lines)}]}))
+    command = ("train", "select-heads", "--config", str(recipe), "--output", str(tmp_path / "out"))
+    lines.write_text("")
+    assert "there is nothing in it" in refused(capsys, *command)
+    picture(0).save(tmp_path / "one.png")
+    names = ["one.png", "two.png", "three.png", None]
+    lines.write_text("\n".join(json.dumps({"image": name, "question": "?", "answer": "x"}) for name in names))
+    told = refused(capsys, *command)
+    assert "3 of its 4 rows, the first of them row 1 (two.png)" in told
+
+
+def test_an_image_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_text("no picture")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "one.png", "question": "?", "answer": "x"}))
+    records = load_records([Source(path=str(tmp_path / "rows.jsonl"))])
+    with pytest.raises(ImageError, match=r"rows\.jsonl cannot be read: cannot identify"):
+        records[0]
+    assert not issubclass(ImageError, ConfigError) and ImageError.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"boxes": [[1, 2, 3]]}, "Row 1 .* boxes that cannot be read"),
+        ({"boxes": [[9, 2, 3, 4]]}, "Row 1 .* x1 < x2"),
+        ({"answer": None}, "Row 1 .* has no answer"),
+    ],
+)
+def test_rows_that_cannot_be_learned_from_are_named(row: dict[str, Any], told: str, tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "a.png")
+    good = {"image": "a.png", "question": "what?", "answer": "b", "boxes": [[1, 2, 3, 4]]}
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in (good, good | row)))
+    with pytest.raises(ConfigError, match=told):
+        load_records([Source(path=str(file))])
+    file.write_text("".join(json.dumps(one) + "\n" for one in (good, good | {"boxes": []}, good | {"boxes": None})))
+    boxes = [one["boxes"] for one in load_records([Source(path=str(file))])]
+    assert boxes == [[[1, 2, 3, 4]], [], None]
+
+
+@pytest.mark.usefixtures("unasked")
+def test_what_is_not_there_is_said_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(capsys, "eval", "needle-doc", "--n", "1", "--out", str(tmp_path / "o"), "--branches", "/no/such")
+    assert "There is no folder /no/such" in told
+    recipe = written(tmp_path, stages=["select-heads"], sdrpn={"optimisation": {"report_to": "wandbb"}})
+    told = refused(capsys, "train", "branches", "--config", str(recipe), "--output", str(tmp_path / "run"))
+    assert "no tracker 'wandbb'" in told and not (tmp_path / "run").exists()

@@ -1,0 +1,189 @@
+"""A folder keeps what its results depend on: it goes on with the same recipe, takes more of it, and refuses another."""
+
+import json
+from pathlib import Path
+from shutil import copytree
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from yaml import safe_load
+
+from qzoom_agent.cli.main import main as qzoom
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.training.branches import fitting as stage
+from qzoom_agent.training.branches.branch_recipe import Optimisation
+from qzoom_agent.training.branches.fitting import Ordered, train
+from tests.training.branches.test_branch_stages import RECIPE, written
+
+STAGES = ["select-heads", "label", "sdrpn", "calibrate"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run without a gate."""
+    folder = tmp_path_factory.mktemp("inputs")
+    recipe = written(folder, stages=STAGES)
+    assert qzoom(["train", "branches", "--config", str(recipe), "--output", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def out(whole: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return copytree(whole, tmp_path / "run")
+
+
+def again(out: Path, stage_name: str, **changes: Any) -> int:
+    recipe = written(out.parent, stages=STAGES, **changes)
+    return qzoom(["train", stage_name, "--config", str(recipe), "--output", str(out)])
+
+
+def section(name: str, **changes: Any) -> dict[str, Any]:
+    return {name: {**RECIPE[name], **changes}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"k": 4}, ("sdrpn was begun", "(recipe.k: ")),
+        ({"seed": 1}, ("sdrpn was begun", "recipe.seed")),
+        (section("heads", count=3), ("heads.json was begun", "recipe.heads.count")),
+        (section("labelling", max_new_tokens=5), ("heads.json was begun", "recipe.labelling.max_new_tokens")),
+        (section("labelling", rules={"foreground": 0.4}), ("sdrpn was begun", "recipe.labelling.rules.foreground")),
+        (section("sdrpn", optimisation={"batch": 4, "epochs": 2}), ("sdrpn was", "epochs", "learning_rate")),
+        ({"held_out": [{"path": "needle", "limit": 9, "seed": 2}]}, ("calibrate was begun", "recipe.held_out")),
+    ],
+    ids=["k", "seed", "heads", "labelling", "rules", "optimisation", "held-out"],
+)
+def test_what_is_done_is_not_passed_off_as_of_another_recipe(
+    changes: dict[str, Any], told: tuple[str, ...], out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever stage is asked for, so that recipe.yaml is what the folder was made with."""
+    before = (out / "recipe.yaml").read_text()
+    assert again(out, "sdrpn", **changes) == 2
+    error = capsys.readouterr().err
+    assert all(words in error for words in told) and "Delete it" in error and "Traceback" not in error
+    assert (out / "recipe.yaml").read_text() == before
+
+
+def test_what_changes_no_result_may_change_and_later_stages_may_be_added(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = {**RECIPE["sdrpn"]["optimisation"], "workers": 1, "save_steps": 7}
+    changes = {
+        **section("sdrpn", optimisation=how, report=5),
+        **section("labelling", batch=3),
+        **section("gate", records=12),
+        "postsft": {"records": 3},
+    }
+    assert again(out, "branches", **changes) == 0
+    assert capsys.readouterr().out.count("is there already") == len(STAGES)
+    assert safe_load((out / "recipe.yaml").read_text())["postsft"]["records"] == 3
+
+
+def test_what_was_deleted_may_be_made_otherwise(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (out / "heads.json").unlink()
+    assert again(out, "select-heads", **section("heads", count=1)) == 0
+    assert "to keep this choice" in capsys.readouterr().out.lower()
+    # with other heads the labels are others
+    assert again(out, "label", **section("heads", count=1)) == 2
+    assert "labels was begun with other settings (made_from.heads" in capsys.readouterr().err
+
+
+def test_thresholds_belong_to_the_base_and_branches_they_were_chosen_for(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As if postsft had been run in a finished folder."""
+    copytree(out / "sdrpn" / "final", out / "postsft" / "final")
+    config = out / "postsft" / "final" / "branches.json"
+    config.write_text(config.read_text().replace('"positions": "plain"', '"positions": "aligned"'))
+    (out / "postsft" / "base").mkdir()
+    assert again(out, "calibrate") == 2
+    error = capsys.readouterr().err
+    assert "calibrate was begun with other settings (made_from.base: " in error and "; made_from.branches: " in error
+    # what is of the base as it was given stays what it is
+    for stage_name in ("select-heads", "label", "sdrpn"):
+        assert again(out, stage_name) == 0
+
+
+class Line(nn.Module):
+    """A loss with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((self.weight * x - 1) ** 2).mean()
+
+
+FIT = Optimisation(batch=2, learning_rate=0.1, save_steps=1, log_steps=1, workers=0, warmup=0.5)
+
+
+def fit(folder: Path, *, rows: int = 8, how: Optimisation = FIT) -> Line:
+    line = Line()
+    ordered = Ordered(lambda at: {"x": float(at)}, range(rows))
+    train(line, ordered, lambda some: {"x": torch.tensor([row["x"] for row in some])}, how, folder, seed=0)
+    return line
+
+
+def test_a_fit_goes_on_only_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fit(tmp_path)
+    assert torch.equal(fit(tmp_path).weight, first.weight)
+    assert torch.equal(fit(tmp_path, how=FIT.model_copy(update={"log_steps": 3})).weight, first.weight)
+    with pytest.raises(ConfigError, match=r"other settings \(learning_rate:"):
+        fit(tmp_path, how=FIT.model_copy(update={"learning_rate": 0.2}))
+    with pytest.raises(ConfigError, match=r"other settings \(rows:"):
+        fit(tmp_path, rows=10)
+    several(monkeypatch, 2)
+    with pytest.raises(ConfigError, match=r"other settings \(processes:"):
+        fit(tmp_path)
+
+
+def test_a_tracker_hears_of_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that transformers knows by the name that the recipe gives."""
+    heard: list[tuple[int, float]] = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                heard.append((state.global_step, float(f"{logs['loss']:.4g}")))
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "toy", Tracker)
+    fit(tmp_path / "untold")
+    assert not heard
+    fit(tmp_path / "told", how=FIT.model_copy(update={"report_to": "toy"}))
+    lines = [json.loads(line) for line in (tmp_path / "told" / "log.jsonl").read_text().splitlines()]
+    assert heard == [(line["step"], line["loss"]) for line in lines] and len(heard) == 4
+
+
+def several(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """As if this were the first of some processes."""
+    processes = SimpleNamespace(num_processes=count, is_main_process=True, wait_for_everyone=lambda: None)
+    monkeypatch.setattr(stage, "together", lambda: processes)
+
+
+@pytest.mark.parametrize(("processes", "warm_up"), [(1, 8), (4, 2)])
+def test_warm_up_is_a_share_of_the_steps_of_all_processes(
+    processes: int, warm_up: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32 rows, two on each device: sixteen steps alone, four of them by four."""
+    told: list[int] = []
+
+    class Asked(Exception):
+        pass
+
+    def trainer(*args: Any, **kwargs: Any) -> None:
+        told.append(kwargs["args"].warmup_steps)
+        raise Asked
+
+    several(monkeypatch, processes)
+    monkeypatch.setattr(stage, "StageTrainer", trainer)
+    with pytest.raises(Asked):
+        fit(tmp_path, rows=32)
+    assert told == [warm_up]

@@ -1,0 +1,104 @@
+"""What is logged while GRPO runs is what the recipe rewards, and a judge that is not there is said before it begins."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from qzoom_agent.errors import BackendError
+from qzoom_agent.training.branches.dataset import Source
+from qzoom_agent.training.grpo import launch as run
+from qzoom_agent.training.grpo.callbacks import NEEDED, Alarm, measures
+from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
+from qzoom_agent.training.reward_specs import AccuracySpec, accuracy_of
+from qzoom_agent.training.rewards import BY_RULE, Rollout
+from tests.training.grpo.grpo_script import AGENT, tell, tiny_recipe
+from tests.training.test_rewards import rollout
+
+NOWHERE = "http://127.0.0.1:9/v1"
+
+
+def said(*answers: str) -> list[Rollout]:
+    return [replace(rollout(answer, gold="nokia"), group=str(at)) for at, answer in enumerate(answers)]
+
+
+def test_accuracy_is_by_the_recipes_own_rule() -> None:
+    batch, suites = said("Answer: nokia", "samsung"), ["text", "text"]
+    exact, open_answer = (accuracy_of([AccuracySpec(rule=rule)]) for rule in ("exact", "open"))  # type: ignore[arg-type]
+    assert measures(batch, suites, exact)["zoom/accuracy"] == 0.0
+    found = measures(batch, suites, open_answer)
+    assert found["zoom/accuracy"] == found["zoom/accuracy/text"] == 0.5
+
+
+def test_accuracy_is_by_the_recipes_judge() -> None:
+    async def agrees(question: str, answer: str, gold: str) -> bool:
+        return answer == "the Finnish brand"
+
+    asked = accuracy_of([AccuracySpec(judged=True)], judge=agrees)
+    assert measures(said("the Finnish brand", "samsung"), ["", ""], asked)["zoom/accuracy"] == 0.5
+
+
+def test_a_judge_is_tried_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {
+        "steps": 1,
+        "needle": {"needle-hop": 1.0},
+        "rewards": [{"name": "accuracy", "judged": True}],
+    }
+    recipe = GRPORecipe(**given, judge=NOWHERE, judge_key_variable="MY_JUDGE")
+    monkeypatch.setattr(run, "load_model", lambda *_: pytest.fail("a model is loaded"))
+    with pytest.raises(BackendError, match=r"gave no verdict.*MY_JUDGE"):
+        run.make_trainer(recipe, tmp_path)
+
+
+def test_calls_that_end_where_none_is_needed_are_no_collapse(tmp_path: Path) -> None:
+    """What a price teaches: `needle-global`, whose coarse view suffices, is called on no more."""
+    crop = (0.0, 0.0, 100.0, 100.0)
+    suites = ["needle-global", "needle-scene"]
+
+    def round_of(easy_calls: bool, hard_calls: bool) -> dict[str, float]:
+        easy, hard = (rollout(crops=[crop] * calls) for calls in (easy_calls, hard_calls))
+        return measures([replace(easy, coarse_suffices=True), hard], suites, BY_RULE)
+
+    found = round_of(True, False)
+    assert (found["zoom/call_rate"], found["zoom/call_rate/needle-global"]) == (0.5, 1.0)
+    assert (found["zoom/call_rate_needed"], found["zoom/call_rate_needed/needle-scene"]) == (0.0, 0.0)
+    assert "zoom/call_rate_needed/needle-global" not in found
+    assert NEEDED not in measures([replace(rollout(), coarse_suffices=True)], ["needle-global"], BY_RULE)
+    alarm = Alarm(tmp_path / "log.jsonl")
+    for at in range(60):
+        tell(alarm, **round_of(at < 20, True))
+    assert not alarm.warned
+    for _ in range(60):
+        tell(alarm, **round_of(False, False))
+    assert alarm.warned == ["zoom/call_rate_needed", "zoom/call_rate_needed/needle-scene"]
+
+
+def test_a_reward_that_never_speaks_is_said_once(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    alarm = Alarm(log)
+    for value in (0.5, None, 0.5, None):
+        logs: dict[str, Any] = {"rewards/first-crop/mean": value, "rewards/accuracy/mean": 0.5, "entropy": None}
+        tell(alarm, **logs)
+    (line,) = [json.loads(line) for line in log.read_text().splitlines()]
+    assert "the reward 'first-crop' says nothing of any rollout" in line["warning"]
+    log.write_text(json.dumps({"step": 1, "rewards/first-crop/mean": None}) + "\n")
+    goes_on = Alarm(log)
+    goes_on.on_train_begin(TrainingArguments(output_dir="none"), TrainerState(), TrainerControl())
+    tell(goes_on, **{"rewards/first-crop/mean": None})  # type: ignore[arg-type]
+    assert len(log.read_text().splitlines()) == 1, "said before the run was killed"
+
+
+def test_a_run_says_that_its_rows_lack_what_a_reward_needs(tmp_path: Path) -> None:
+    rewards = [{"name": "accuracy"}, {"name": "first-crop", "weight": 0.1}]
+    short = {**AGENT, "generation": {"max_new_tokens": 4}}
+    tiny = tiny_recipe(tmp_path, "qwen2_5_vl", rewards=rewards, agent=short, loss={"mask_truncated": False})
+    rows = Dataset.load_from_disk(tiny.data[0].path).remove_columns("boxes")
+    rows.save_to_disk(str(tmp_path / "bare"))
+    run.train(tiny.model_copy(update={"data": [Source(path=str(tmp_path / "bare"))]}), tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    said = [line["warning"] for line in lines if "says nothing" in line.get("warning", "")]
+    assert len(said) == 1 and "first-crop" in said[0]

@@ -1,0 +1,322 @@
+"""One step of GRPO on tiny models: what the model said in its episodes is what is learned, and nothing else."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from grpo_benchmark import measure
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.perception.adapters import text_model
+from qzoom_agent.perception.branches import Branches
+from qzoom_agent.training.grpo.environment import ZoomEnv
+from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
+from qzoom_agent.training.grpo.launch import load_model, make_trainer, train
+from qzoom_agent.training.grpo.trainer import EpisodeTrainer
+from tests.tiny_models import Family
+from tests.training.grpo.grpo_script import AGENT, scripted, tiny_recipe
+
+CALL = '<think>look</think><tool_call>{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": %s}}</tool_call>'
+NEAR, FAR = CALL % "[5, 5, 60, 60]", CALL % "[40, 20, 90, 90]"
+SCRIPTS = {
+    "qwen2_5_vl": [[NEAR, "<answer>407</answer>", NEAR, FAR], ["<answer>407</answer>", "no", FAR], ["407"]],
+    "qwen3_vl": [
+        [
+            CALL % '[100, 100, 400, 300], "label": "x", "img_idx": 0',
+            "407",
+            CALL % "[0, 0, 200, 200]",
+            CALL % "[500, 500, 900, 990]",
+        ],
+        ["407", "no", CALL % "[0, 300, 200, 700]"],
+        ["407"],
+    ],
+}
+"""Rows 0 and 1 are one question's, 2 and 3 another's; a row that has answered has no part in later turns."""
+
+
+ALWAYS: dict[str, Any] = {"policy": "always", "perception": {"threshold": 0.0}}
+SHORT = {"generation": {"max_new_tokens": 6}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def log_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_step_learns_from_episodes_with_crops(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(tmp_path, family)
+    trainer = make_trainer(recipe, tmp_path / "out")
+    assert isinstance(trainer, EpisodeTrainer)
+    scripted(monkeypatch, trainer.backend.codec.tokenizer, SCRIPTS[family])
+    before = {name: weight.detach().clone() for name, weight in trainer.backend.model.named_parameters()}
+    trainer.train()
+    log = log_of(tmp_path / "out")[0]
+    assert math.isfinite(log["loss"]) and log["grad_norm"] > 0
+    assert log["rollout/logp_difference"] < 1e-4, "the trainer sees what the model saw when it wrote"
+    changed = {name for name, weight in trainer.backend.model.named_parameters() if not weight.equal(before[name])}
+    assert any("visual" in name for name in changed) and any("language_model" in name for name in changed)
+    assert log["zoom/call_rate"] == 0.75 and log["zoom/served"] == 1.0 and log["zoom/accuracy"] == 0.75
+    assert log["rewards/accuracy/mean"] == 0.75 and log["rollout/rewritten_tokens"] == 0
+
+
+def test_trl_writes_turns_of_our_episodes(tmp_path: Path) -> None:
+    """`rollouts.by: generate`: TRL's own generation, from the whole conversation each turn."""
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", rollouts={"by": "generate"}, agent={**AGENT, **SHORT})
+    trainer = make_trainer(recipe, tmp_path / "out")
+    trainer.train()
+    log = log_of(tmp_path / "out")[0]
+    assert math.isfinite(log["loss"])
+    assert log["zoom/written_tokens"] > 0 and log["zoom/turns"] >= 1
+    assert "rollout/logp_difference" not in log, "HF generation reports no log-probabilities"
+
+
+def test_a_random_model_is_learned_from_with_the_tokens_it_sampled(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, "qwen3_vl", agent={**AGENT, **SHORT})
+    trainer = make_trainer(recipe, tmp_path / "out")
+    trainer.train()
+    log = log_of(tmp_path / "out")[0]
+    assert log["rollout/logp_difference"] < 1e-4
+    assert 1 <= log["zoom/written_tokens"] <= 6
+
+
+def test_what_is_rewarded_is_said_more_often(tmp_path: Path) -> None:
+    """The whole way from a reward to the weights, by its sign: half of a random model's tokens have an even id."""
+    agent = {**AGENT, **SHORT, "policy": "direct"}
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", agent=agent, steps=30, group=8, batch=16, learning_rate=1e-2)
+    trainer = make_trainer(recipe, tmp_path / "out")
+    assert isinstance(trainer, EpisodeTrainer)
+    shares: list[float] = []
+
+    def even(**_: Any) -> list[float]:
+        said = [
+            [i for i, own in zip(one.tokens.completion, one.tokens.mask, strict=True) if own] for one in trainer._played
+        ]
+        rewards = [sum(token % 2 == 0 for token in ids) / len(ids) for ids in said]
+        shares.append(sum(rewards) / len(rewards))
+        return rewards
+
+    trainer.reward_funcs = [even] * len(trainer.reward_funcs)
+    trainer.train()
+    assert fmean(shares[-5:]) > fmean(shares[:5]) + 0.2
+
+
+@pytest.mark.parametrize(
+    ("steps", "rounds"), [(3, {"save_steps": 2}), (4, {"minibatches": 2, "batch": 1}), (4, {"iterations": 2})]
+)
+def test_a_killed_run_goes_on_where_it_was(
+    steps: int, rounds: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some steps, a kill in the last and the rest end with the weights of all in one go."""
+    more = {"agent": {**AGENT, **SHORT}, "loss": {"entropy": 0.1}, "tower": False, "save_steps": 1}
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", steps=steps, **{**more, **rounds})
+    train(recipe, tmp_path / "whole")
+    trainer = make_trainer(recipe, tmp_path / "torn")
+    compute = trainer._compute_loss
+
+    def killed_in_the_last_step(*args: Any) -> Any:
+        if trainer.state.global_step == steps - 1:
+            raise KeyboardInterrupt
+        return compute(*args)
+
+    monkeypatch.setattr(trainer, "_compute_loss", killed_in_the_last_step)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    train(recipe, tmp_path / "torn")
+    weights = [
+        dict(HFBackend.load(str(tmp_path / run / "final")).model.named_parameters()) for run in ("whole", "torn")
+    ]
+    for name, weight in HFBackend.load(recipe.model).model.named_parameters():
+        torch.testing.assert_close(weights[0][name], weights[1][name])
+        moved = not weight.equal(weights[0][name])
+        assert moved == (".visual." not in f".{name}"), name
+    assert [line["step"] for line in log_of(tmp_path / "torn") if "loss" in line] == list(range(1, steps + 1))
+
+
+def test_layers_below_the_branches_can_be_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", tower=False, from_layer=1)
+    scripted(monkeypatch, HFBackend.load(recipe.model).codec.tokenizer, SCRIPTS["qwen2_5_vl"])
+    final = train(recipe, tmp_path / "out")
+    before = dict(HFBackend.load(recipe.model).model.named_parameters())
+    after = dict(HFBackend.load(str(final)).model.named_parameters())
+    changed = {name for name, weight in before.items() if not weight.equal(after[name])}
+    assert changed and not any(part in name for name in changed for part in ("visual", "embed", "layers.0"))
+    with pytest.raises(ConfigError, match=r"from_layer is 99, but .* decoder layers"):
+        load_model(recipe.model_copy(update={"from_layer": 99}))
+    with pytest.raises(ValidationError, match="from_layer"):
+        tiny_recipe(tmp_path, "qwen2_5_vl", from_layer=2, tower=True)
+
+
+def test_adapters_are_trained_and_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a layer up: what branches read stays as it is."""
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", lora={"rank": 4}, tower=False, from_layer=1)
+    scripted(monkeypatch, HFBackend.load(recipe.model).codec.tokenizer, SCRIPTS["qwen2_5_vl"])
+    final = train(recipe, tmp_path / "out")
+    before, after = HFBackend.load(recipe.model).model, HFBackend.load(str(final)).model
+    changed = {
+        name
+        for (name, one), other in zip(before.named_parameters(), after.parameters(), strict=True)
+        if not one.equal(other)
+    }
+    assert changed and all("language_model" in name and "_proj" in name for name in changed)
+    layers = {int(name.partition("layers.")[2].partition(".")[0]) for name in changed}
+    assert layers == set(range(1, len(text_model(before).layers)))
+    assert log_of(tmp_path / "out")[0]["rollout/logp_difference"] < 1e-4
+    assert (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
+
+
+@pytest.fixture(scope="module")
+def looking(tmp_path_factory: pytest.TempPathFactory) -> GRPORecipe:
+    """A recipe whose policy inserts the crops of untrained branches, which always zoom."""
+    folder = tmp_path_factory.mktemp("looking")
+    recipe = tiny_recipe(folder, "qwen2_5_vl", agent={**AGENT, **SHORT, **ALWAYS})
+    backend = HFBackend.load(recipe.model, device="cpu", dtype="float32")
+    Branches.from_base(backend.model, k=1, depth=1, gate_depth=1).save(folder / "branches")
+    return recipe.model_copy(update={"branches": str(folder / "branches")})
+
+
+def rolled_out(recipe: GRPORecipe, **changes: Any) -> GRPORecipe:
+    return recipe.model_copy(update={"rollouts": recipe.rollouts.model_copy(update=changes)})
+
+
+def test_gate_and_proposals_insert_crops_that_are_trained_on(looking: GRPORecipe, tmp_path: Path) -> None:
+    """The crop stands in the prompt of every rollout."""
+    for perception in ("current", "frozen"):
+        trainer = make_trainer(rolled_out(looking, perception=perception), tmp_path / perception)
+        trainer.train()
+        log = log_of(tmp_path / perception)[0]
+        assert log["zoom/inserted"] == 1.0
+        assert log["rollout/logp_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("by", ["shared", "environment"])
+def test_a_reward_can_have_somebody_look_where_the_policy_does_not(
+    looking: GRPORecipe, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewards = [{"name": "accuracy"}, {"name": "agreement"}, {"name": "redundant", "opinions": True}]
+    given = rolled_out(looking, by=by).model_dump() | {"agent": {**AGENT, **SHORT}, "protocol": "qwen3vl"}
+    given |= {"rewards": rewards, "loss": {"mask_truncated": False}}
+    trainer = make_trainer(GRPORecipe.model_validate(given), tmp_path)
+    if by == "environment":
+        ids = trainer.backend.codec.tokenizer("407")["input_ids"]
+        monkeypatch.setattr(trainer, "_generate_single_turn", lambda prompts, *_, **__: ([ids for _ in prompts], None))
+    trainer.train()
+    log = log_of(tmp_path)[0]
+    assert 0 <= log["rewards/agreement/mean"] <= 1 and log["rewards/redundant/mean"] <= 0
+    assert log["zoom/inserted"] == 0, "a look for the record shows the model nothing"
+
+
+def test_rewards_that_need_branches_are_refused_without(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", rewards=[{"name": "agreement"}])
+    with pytest.raises(ConfigError, match=r"needed for the reward 'agreement'.*Set branches \(or --branches\)"):
+        make_trainer(recipe, tmp_path / "out")
+    always = recipe.model_copy(update={"agent": {**AGENT, **ALWAYS}, "rewards": []})
+    with pytest.raises(ConfigError, match="needed for the policy 'always'"):
+        make_trainer(always, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("by", "whose"), [("shared", "configuration"), ("generate", "branches"), ("environment", "branches")]
+)
+def test_crops_in_their_place_are_refused_before_the_first_step(
+    looking: GRPORecipe, by: str, whose: str, tmp_path: Path
+) -> None:
+    recipe = rolled_out(looking, by=by).model_copy(update={"protocol": "qwen3vl"})
+    if whose == "configuration":
+        look = {**ALWAYS["perception"], "positions": "aligned"}
+        recipe = recipe.model_copy(update={"agent": {**recipe.agent, "perception": look}})
+    else:
+        base = HFBackend.load(recipe.model, device="cpu", dtype="float32").model
+        Branches.from_base(base, k=1, depth=1, gate_depth=1, positions="aligned").save(tmp_path)
+        recipe = recipe.model_copy(update={"branches": str(tmp_path)})
+    with pytest.raises(ConfigError, match=r"Set perception\.positions to 'plain'"):
+        make_trainer(recipe, tmp_path / "out")
+    plain = {**recipe.agent, "perception": {**ALWAYS["perception"], "positions": "plain"}}
+    make_trainer(recipe.model_copy(update={"agent": plain}), tmp_path / "out")
+
+
+def test_an_environment_of_plain_trl_refuses_them_too(looking: GRPORecipe) -> None:
+    backend = HFBackend.load(looking.model, device="cpu", dtype="float32", branches=looking.branches)
+    config = looking.agent_config().replace(protocol="qwen3vl", perception={"positions": "aligned"})
+    with pytest.raises(ConfigError, match="positions of their place"):
+        ZoomEnv(backend, config=config)
+
+
+@pytest.mark.parametrize("perception", ["current", "frozen"])
+@pytest.mark.parametrize("by", ["shared", "environment"])
+def test_what_looks_is_on_the_device_of_the_training(
+    looking: GRPORecipe, by: str, perception: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = rolled_out(looking, by=by, perception=perception).model_copy(update={"protocol": "qwen3vl"})
+    trainer = make_trainer(recipe, tmp_path)
+    assert trainer.looker is not None and trainer.looker.branches is not None
+    monkeypatch.setattr(type(trainer.accelerator), "device", torch.device("meta"))
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", lambda *_: {})
+    trainer._generate_and_score_completions([])
+    assert {weight.device.type for weight in trainer.looker.branches.parameters()} == {"meta"}
+    base = {weight.device.type for weight in trainer.looker.model.parameters()}
+    assert base == {"meta" if perception == "frozen" else "cpu"}, "the trained model is placed by accelerate"
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_plain_trl_runs_the_same_tool(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`rollouts.by: environment`: TRL's tool loop, with what the model says replaced and no second zoom."""
+    recipe = tiny_recipe(tmp_path, family, rollouts={"by": "environment"}, protocol="qwen3vl")
+    trainer = make_trainer(recipe, tmp_path / "out")
+    said = iter([SCRIPTS["qwen3_vl"][0], ["407", "407", "no"]])
+    tokenizer = trainer.backend.codec.tokenizer
+
+    def generate(prompts: Any, *_: Any, **__: Any) -> Any:
+        return [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in next(said)], None
+
+    monkeypatch.setattr(trainer, "_generate_single_turn", generate)
+    trainer.train()
+    log = log_of(tmp_path / "out")[0]
+    assert math.isfinite(log["loss"]) and log["grad_norm"] > 0
+    assert log["zoom/served"] == 0.75 and log["zoom/accuracy"] == 0.75
+    page = next((tmp_path / "out" / "rollouts").glob("step-000000-1.html")).read_text()
+    assert "407" in page
+
+
+def test_sharded_weights_need_plain_generation_and_a_look_apart(
+    looking: GRPORecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As FSDP says that it is on, after which no step may begin."""
+    made = EpisodeTrainer.__init__
+
+    def sharded(self: EpisodeTrainer, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(EpisodeTrainer, "__init__", sharded)
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl")
+    with pytest.raises(ConfigError, match=r"FSDP.*Use DeepSpeed .* or rollouts\.by: generate"):
+        make_trainer(recipe, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"branches would read FSDP.*rollouts\.perception: frozen"):
+        make_trainer(rolled_out(looking, by="generate"), tmp_path / "out")
+    assert make_trainer(rolled_out(looking, by="generate", perception="frozen"), tmp_path / "out").looker is not None
+
+
+def test_speeds_are_measured_without_learning(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", agent={**AGENT, **SHORT})
+    plain, shared = (measure(recipe, by, rounds=1) for by in ("generate", "shared"))
+    assert plain.distance is None and shared.distance is not None and shared.distance < 1e-4
+    for one in (plain, shared):
+        assert one.seconds > 0 and 1 <= one.written <= 4 * 6

@@ -1,0 +1,117 @@
+"""`qzoom train coldstart` as a command: on two processes, with another recipe, and with one that is not there."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from yaml import safe_dump
+
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.training.sft import fine_tune as run
+from tests.tiny_models import build
+
+RECIPE: dict[str, Any] = {
+    "dtype": "float32",
+    "data": [{"path": "needle", "limit": 4, "a_board": 2, "suites": ["needle-scene", "needle-hop"]}],
+    "budget": {"coarse_tokens": 25, "crop_min_tokens": 4, "crop_max_tokens": 9},
+    "needed": 0.9,
+    "optimisation": {"learning_rate": 1e-2, "batch": 2, "warmup": 0.0, "save_steps": 1, "log_steps": 1, "workers": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(build("qwen2_5_vl", tmp_path_factory.mktemp("model") / "tiny"))
+
+
+def written(folder: Path, **changes: Any) -> str:
+    file = folder / "recipe.yaml"
+    file.write_text(safe_dump({**RECIPE, **changes}))
+    return str(file)
+
+
+def command(*arguments: str, launch: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """What `python -m`, or a launcher of it, does with these arguments."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    line = [sys.executable, *launch, "-m", "qzoom_agent.training.sft.fine_tune", *arguments]
+    return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=600, check=False)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(model: str, tmp_path: Path) -> None:
+    """What `accelerate launch` starts on two devices: one table, half the steps, one model."""
+    needle = {"path": "needle", "limit": 136, "a_board": 8, "suites": ["needle-scene", "needle-hop"]}
+    optimisation = {**RECIPE["optimisation"], "batch": 16, "save_steps": 50}
+    recipe = written(tmp_path, model=model, data=[needle], optimisation=optimisation)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    out = {name: tmp_path / name for name in ("one", "two")}
+    told = {
+        name: command("--config", recipe, "--output", str(folder), launch=launch if name == "two" else ())
+        for name, folder in out.items()
+    }
+    for name, done in told.items():
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("episodes kept") == done.stdout.count("written") == 1, name
+    tables = [Dataset.load_from_disk(str(folder / "conversations")) for folder in out.values()]
+    assert tables[0]["id"][:] == tables[1]["id"][:] and tables[0]["messages"][:] == tables[1]["messages"][:]
+    logs = [
+        [json.loads(line) for line in (folder / "train" / "log.jsonl").read_text().splitlines()]
+        for folder in out.values()
+    ]
+    assert logs[1][0]["of"] == -(-logs[0][0]["of"] // 2)
+    assert len(logs[1]) == logs[1][0]["of"], "one process writes the log"
+    before, after = load_file(Path(model) / "model.safetensors"), load_file(out["two"] / "final" / "model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_was_made_with_another_recipe_is_refused(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def again(**changes: Any) -> int:
+        return run.main(["--config", written(tmp_path, model=model, **changes), "--output", str(tmp_path / "out")])
+
+    def dies(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    other: dict[str, Any] = {"data": [{**RECIPE["data"][0], "seed": 1}]}
+    with monkeypatch.context() as patch:  # killed between demonstrations and training
+        patch.setattr(run, "fine_tune", dies)
+        with pytest.raises(KeyboardInterrupt):
+            again()
+        with pytest.raises(ConfigError, match=r"conversations was begun with other settings \(data: "):
+            again(**other)
+        with pytest.raises(KeyboardInterrupt):  # other settings of training are no other demonstrations
+            again(from_layer=1)
+    with monkeypatch.context() as patch:  # killed after a checkpoint
+        patch.setattr(run, "_write", dies)
+        with pytest.raises(KeyboardInterrupt):
+            again()
+    assert list((tmp_path / "out" / "train").glob("checkpoint-*"))
+    with pytest.raises(ConfigError, match=r"train was begun with other settings \(from_layer: "):
+        again(from_layer=1)
+    faster = {**RECIPE["optimisation"], "learning_rate": 1e-3, "save_steps": 7}
+    with pytest.raises(ConfigError, match=r"train was begun with other settings \(optimisation.learning_rate: "):
+        again(optimisation=faster)
+    assert again() == 0
+    assert again() == 0
+    assert "is there already" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"final was begun with other settings \(data: "):
+        again(**other)
+
+
+def test_a_mistake_is_told_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run", "--config", str(tmp_path / "none.yaml")])
+    with pytest.raises(SystemExit) as ended, pytest.warns(RuntimeWarning, match="found in sys.modules"):
+        runpy.run_module("qzoom_agent.training.sft.fine_tune", run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("qzoom train coldstart: Cannot read the recipe")

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig, PolicyName, read_setting
-from qzoom_agent.data.samples import Source
+from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evaluation.compare import compare
 from qzoom_agent.evaluation.provenance import environment, fingerprint
@@ -172,7 +172,7 @@ def run(case: Case, agent: Agent, *, n: int, seed: int, weights: str | None, out
         asked,
         [find_suite(case.suite)],
         out=folder.path,
-        source=Source(split=case.split, seed=seed, n=n),
+        source=TaskSource(split=case.split, seed=seed, n=n),
         own_budget=True,
         weights=weights,
         environment=environment(),

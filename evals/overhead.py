@@ -24,7 +24,7 @@ from qzoom_agent.agent import Agent, Answer
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.runner import evaluate
-from qzoom_agent.evaluation.sample_result import Row
+from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.tasks.task import Score, Suite
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message
@@ -127,7 +127,7 @@ class _Measure:
     def begin(self, suite: str, planned: int) -> None:
         self.last = perf_counter()
 
-    def row(self, row: Row, *, new: bool) -> None:
+    def row(self, row: SampleResult, *, new: bool) -> None:
         now = perf_counter()
         self.times.append(1000 * (now - self.last - self.inside))
         if len(self.times) in {max(1, self.n // 10), self.n}:

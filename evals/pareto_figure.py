@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import matplotlib
 
-from qzoom_agent.evaluation.pareto import LABELS, Point, by_policy
+from qzoom_agent.evaluation.pareto import LABELS, ParetoPoint, by_policy
 
 _STYLES: Final[dict[str, dict[str, Any]]] = {
     "direct": {"color": "#777777", "marker": "o"},
@@ -20,7 +20,7 @@ _STYLES: Final[dict[str, dict[str, Any]]] = {
 _AXES: Final = (("seconds", "seconds a question"), ("visual_tokens", "visual tokens a question"))
 
 
-def draw(found: Sequence[Point], *paths: Path) -> None:
+def draw(found: Sequence[ParetoPoint], *paths: Path) -> None:
     """Write the figure in the formats of the paths' names; the same points give the same bytes of SVG."""
     matplotlib.use("Agg")
     for path in paths:
@@ -29,7 +29,7 @@ def draw(found: Sequence[Point], *paths: Path) -> None:
             _draw(found, path)
 
 
-def _draw(found: Sequence[Point], path: Path) -> None:
+def _draw(found: Sequence[ParetoPoint], path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -58,7 +58,7 @@ def _draw(found: Sequence[Point], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _curves(axes: Any, found: Sequence[Point], key: str) -> None:
+def _curves(axes: Any, found: Sequence[ParetoPoint], key: str) -> None:
     for policy, curve in by_policy(found).items():
         high = [one.interval.high - one.accuracy for one in curve]
         low = [one.accuracy - one.interval.low for one in curve]

@@ -26,7 +26,7 @@ from qzoom_agent.perception.adapters import QWEN2_5_VL, Adapter
 from qzoom_agent.perception.decoder import Decoder, Embedded, cache_name
 from qzoom_agent.perception.layout import align
 from qzoom_agent.perception.look import Look, look
-from qzoom_agent.perception.maps import MIN_SIDE, Region, blur, official_pixels
+from qzoom_agent.perception.maps import MIN_SIDE, MapRegion, blur, official_pixels
 from qzoom_agent.perception.prefill import Prefill
 
 _FIRST_UNIT, _FIRST_LIMITS = 28, (4 * 28 * 28, 16384 * 28 * 28)
@@ -142,7 +142,7 @@ class Run:
         )
         self.blurred = blur(self.look.maps[0].heat, official=True)
         self.foreground = self.blurred > case["roi_conf_thresh"]
-        self.region: Region | None = next(iter(self.look.maps[0].regions), None)
+        self.region: MapRegion | None = next(iter(self.look.maps[0].regions), None)
 
     @property
     def penalty(self) -> float:

@@ -33,7 +33,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.interface import Settings
+from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.decoder import Decoder, cache_name
 from qzoom_agent.perception.look import look
@@ -276,7 +276,7 @@ def episode(setting: Setting, repeats: int, *, turns: int = 4) -> Row:
     pictures = {
         f"view{at}": Image.new("RGB", (28 * side, 28 * side), (40 * at, 90, 160)) for at, side in enumerate(sides)
     }
-    settings = Settings(max_new_tokens=1)
+    settings = SamplingParams(max_new_tokens=1)
 
     def run(fresh: bool) -> float:
         session, talk, work = backend.session(pictures.__getitem__), list[Message](), 0.0

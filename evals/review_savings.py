@@ -27,7 +27,7 @@ from evidence import POLICIES, Case
 from qzoom_agent.config import PolicyName
 from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evaluation.run_log import RunFolder
-from qzoom_agent.evaluation.sample_result import Row
+from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.stats import Paired, paired
 from qzoom_agent.evaluation.tasks.needle import SUITES
 
@@ -36,19 +36,19 @@ class Side(NamedTuple):
     """One policy of one model."""
 
     name: str
-    rows: list[Row]
+    rows: list[SampleResult]
     """Of all suites, as many of each, suite by suite."""
 
 
-def _redundant(row: Row) -> float:
+def _redundant(row: SampleResult) -> float:
     return 0.0 if row.redundancy is None else 100.0 * row.redundancy.redundant
 
 
-def _right(row: Row) -> float:
+def _right(row: SampleResult) -> float:
     return next(iter(row.scores.values())).value if row.scores else 0.0
 
 
-FIGURES: Final[dict[str, Callable[[Row], float]]] = {
+FIGURES: Final[dict[str, Callable[[SampleResult], float]]] = {
     "accuracy, %": lambda row: 100.0 * _right(row),
     "crops for 100 questions": lambda row: 100.0 * row.zooms,
     "redundant": _redundant,
@@ -65,7 +65,7 @@ def load(folder: Path, policy: PolicyName) -> Side:
     Raises:
         ConfigError: a suite was not run to its end, or was run before redundant crops were counted.
     """
-    each: list[list[Row]] = []
+    each: list[list[SampleResult]] = []
     for suite in SUITES:
         place = folder / Case(suite, policy).name
         if not (place / "results.json").is_file():
@@ -98,7 +98,7 @@ def table(sides: Sequence[Side]) -> str:
     return "\n".join(lines)
 
 
-def _difference(first: Side, second: Side, value: Callable[[Row], float]) -> str:
+def _difference(first: Side, second: Side, value: Callable[[SampleResult], float]) -> str:
     before, after = ([value(row) for row in side.rows] for side in (first, second))
     found: Paired = paired(before, after, clusters=[row.cluster for row in second.rows])
     mean = fmean(before)

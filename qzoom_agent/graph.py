@@ -38,11 +38,11 @@ from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import ConfigError, ImageError, QzoomError
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text
-from qzoom_agent.models.interface import Backend, Looks, Reply, Session, Settings, Sight
+from qzoom_agent.models.interface import Backend, PerceivingSession, Reply, SamplingParams, Session, Sight
 from qzoom_agent.policy import CropPolicy, Last
 from qzoom_agent.protocols.interface import ZoomProtocol
 from qzoom_agent.review import refused_on_opinion
-from qzoom_agent.tool_calls import Serving, record_of
+from qzoom_agent.tool_calls import ToolCallExecutor, record_of
 from qzoom_agent.trace import PerceptionRecord, Status, Trace, Turn, Usage
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.zoom import Zoom
@@ -102,7 +102,7 @@ class Context:
         """The session, opened when first asked for and told of the placed crops."""
         if self.session is None:
             self.session = self.backend.session(self.policy.eyes(self.store))
-        if isinstance(self.session, Looks):
+        if isinstance(self.session, PerceivingSession):
             for view, (x1, y1, x2, y2) in placed.items():
                 self.session.place(view, source="coarse", cells=(x1, y1, x2, y2))
         return self.session
@@ -110,7 +110,7 @@ class Context:
     def reply(self, state: State, asked: list[Message], *, on_text: Callable[[str], None] | None) -> Reply:
         """The next assistant turn of the conversation so far and what is `asked` beside it."""
         seed = self.config.seed + len(state["turns"])
-        settings = Settings(**self.config.generation.model_dump(), seed=seed)
+        settings = SamplingParams(**self.config.generation.model_dump(), seed=seed)
         session = self.open(state["placed"])
         return session.reply([*state["messages"], *asked], settings=settings, stop=self.protocol.stop, on_text=on_text)
 
@@ -243,7 +243,7 @@ def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     before = len(ctx.store.shown)
     messages: list[Message] = []
     last: Last | None = None
-    serving = Serving(
+    serving = ToolCallExecutor(
         store=ctx.store,
         zoom=ctx.zoom,
         policy=ctx.policy,
@@ -357,7 +357,7 @@ def take_look(ctx: Context, question: str, *, map_always: bool = False) -> tuple
     coarse = _add_coarse(ctx)
     opening = ctx.protocol.opening(question, ctx.store.shown, tools=ctx.policy.looks_with_tools)
     session = ctx.open({})
-    assert isinstance(session, Looks)
+    assert isinstance(session, PerceivingSession)
     sight = session.look(opening, options=ctx.policy.look_options, map_always=map_always)[0]
     size = ctx.store.view("original").size
     extent = None if sight.extent is None else coarse.to_original(sight.extent)

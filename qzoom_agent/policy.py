@@ -31,7 +31,7 @@ from PIL import Image
 from qzoom_agent.config import AgentConfig, PerceptionConfig, PolicyName, ViewBudget
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box, Size
-from qzoom_agent.review import Case, adds, judge
+from qzoom_agent.review import ReviewContext, adds, judge
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.zoom import ZoomPlan
 
@@ -119,7 +119,7 @@ class CropPolicy:
         margin = self._config.oracle_margin * max(inner.width, inner.height)
         return Box(inner.x1 - margin, inner.y1 - margin, inner.x2 + margin, inner.y2 + margin).clamp(size)
 
-    def review(self, shown: Sequence[View], plan: ZoomPlan, case: Case | None = None) -> Review:
+    def review(self, shown: Sequence[View], plan: ZoomPlan, case: ReviewContext | None = None) -> Review:
         """Judge a call that comes to `plan`, after the views in `shown`. Nothing is cut yet.
 
         Only whether a crop may be made is judged: a plan with an error costs nothing, and the tool says why.

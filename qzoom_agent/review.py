@@ -23,7 +23,7 @@ Opinions come from one look, at the coarse view, for the question as it was aske
 
 The numbers of every rule that was asked are kept, whatever the verdict. Budgets are the policy's business, and come
 before all of this.
-Deliberately not here: whether the answer is right, and any state: what happened before is in the `Case`.
+Deliberately not here: whether the answer is right, and any state: what happened before is in the `ReviewContext`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ OPINIONS: frozenset[str] = frozenset({"gate", "elsewhere"})
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class ReviewContext:
     """What is known when a call is reviewed, beside the views shown and the call itself."""
 
     look: PerceptionRecord | None
@@ -65,7 +65,7 @@ class Case:
     """A box in original pixels as the model would write it."""
 
 
-class Verdict(NamedTuple):
+class ReviewDecision(NamedTuple):
     """What the rules say of one call."""
 
     code: Code | None
@@ -78,7 +78,7 @@ class Verdict(NamedTuple):
     """What to serve instead of what was asked for; None with a code: refuse."""
 
 
-class Seen(NamedTuple):
+class BestView(NamedTuple):
     """The view that shows a box best."""
 
     view: str
@@ -88,7 +88,9 @@ class Seen(NamedTuple):
     """Its shown pixels per pixel of the original, along a side."""
 
 
-def judge(shown: Sequence[View], plan: ZoomPlan, case: Case, rules: ReviewConfig, *, map_decides: bool) -> Verdict:
+def judge(
+    shown: Sequence[View], plan: ZoomPlan, case: ReviewContext, rules: ReviewConfig, *, map_decides: bool
+) -> ReviewDecision:
     """Judge a call that comes to `plan` (with a box) after the views in `shown`.
 
     map_decides: there is no gate, and a map without a region says that the coarse view suffices.
@@ -100,24 +102,29 @@ def judge(shown: Sequence[View], plan: ZoomPlan, case: Case, rules: ReviewConfig
     numbers |= {"covered": seen.share, "density": seen.density, "crop_density": crop}
     fact = adds_nothing(seen, crop, rules)
     if fact is not None:
-        return Verdict(fact, numbers, _FACTS[fact].format(view=case.name(seen.view)))
+        return ReviewDecision(fact, numbers, _FACTS[fact].format(view=case.name(seen.view)))
     if case.look is None:
-        return Verdict(None, numbers)
+        return ReviewDecision(None, numbers)
     numbers["refused_turns"] = float(case.refused_turns)
     if case.look.score is not None and case.look.threshold is not None:
         numbers |= {"gate": case.look.score, "gate_threshold": case.look.threshold}
     if suffices(case.look, rules.gate, map_decides=map_decides):
         if case.refused_turns < rules.insist * (1 + case.crops_read):
-            return Verdict("gate", numbers, _GATE.format(view=case.name(shown[0].id)))
-        return Verdict(None, numbers)
+            return ReviewDecision("gate", numbers, _GATE.format(view=case.name(shown[0].id)))
+        return ReviewDecision(None, numbers)
     if case.refused_turns >= rules.insist or case.crops_read:
-        return Verdict(None, numbers)
+        return ReviewDecision(None, numbers)
     return _by_map(shown, plan.box, case, case.look, rules, numbers)
 
 
 def _by_map(
-    shown: Sequence[View], box: Box, case: Case, look: PerceptionRecord, rules: ReviewConfig, numbers: dict[str, float]
-) -> Verdict:
+    shown: Sequence[View],
+    box: Box,
+    case: ReviewContext,
+    look: PerceptionRecord,
+    rules: ReviewConfig,
+    numbers: dict[str, float],
+) -> ReviewDecision:
     """What the heat map and the proposed regions say of a box."""
     heat = Heat.of(look, case.image)
     crops = [view.region for view in shown if view.kind == "crop"]
@@ -128,17 +135,17 @@ def _by_map(
     cut = cut_region(box, regions, heat, rules, fixed=look.fixed)
     region = cut or hotter_region(inside, regions, heat, rules)
     if region is None:
-        return Verdict(None, numbers)
+        return ReviewDecision(None, numbers)
     code: Code = "cut" if cut else "elsewhere"
     held = heat.share(region)
     if held is not None:
         numbers["region_heat"] = held
     if not cut and rules.elsewhere == "offer":
-        return Verdict(code, numbers, _ELSEWHERE.format(box=case.write(region)))
+        return ReviewDecision(code, numbers, _ELSEWHERE.format(box=case.write(region)))
     instead = case.replan(region)
     if instead.box is None or not adds(instead, shown, rules):
-        return Verdict(None, numbers)
-    return Verdict(code, numbers, (_CUT if cut else _MOVED).format(box=case.write(instead.box)), instead)
+        return ReviewDecision(None, numbers)
+    return ReviewDecision(code, numbers, (_CUT if cut else _MOVED).format(box=case.write(instead.box)), instead)
 
 
 # ---- facts ---------------------------------------------------------------------------------------------------------
@@ -149,21 +156,21 @@ def density(shown: Size, box: Box) -> float:
     return math.sqrt(shown.area / box.area) if box.area > 0 else 0.0
 
 
-def seen_best(box: Box, shown: Sequence[View], *, covered: float) -> Seen:
+def seen_best(box: Box, shown: Sequence[View], *, covered: float) -> BestView:
     """The view that shows a box (original pixels) best: the densest that holds it, else the one with most of it.
 
     Args:
         shown: at least one view.
         covered: share of the box that a view has to hold.
     """
-    every = [Seen(view.id, view.region.coverage(box), density(view.size, view.region)) for view in shown]
+    every = [BestView(view.id, view.region.coverage(box), density(view.size, view.region)) for view in shown]
     holding = [one for one in every if one.share >= covered]
     if holding:
         return max(holding, key=lambda one: one.density)
     return max(every, key=lambda one: one.share)
 
 
-def adds_nothing(seen: Seen, crop: float, rules: ReviewConfig) -> Literal["covered", "native"] | None:
+def adds_nothing(seen: BestView, crop: float, rules: ReviewConfig) -> Literal["covered", "native"] | None:
     """Why a crop of density `crop` adds nothing to what was seen of its box; None if it adds something."""
     if seen.share < rules.covered:
         return None

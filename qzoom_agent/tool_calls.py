@@ -15,13 +15,13 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message
 from qzoom_agent.policy import CropPolicy, Last
 from qzoom_agent.protocols.interface import ToolCall, ZoomProtocol
-from qzoom_agent.review import Case, written
+from qzoom_agent.review import ReviewContext, written
 from qzoom_agent.trace import CallRecord, Decision, PerceptionRecord
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.zoom import Zoom, ZoomPlan
 
 
-class Served(NamedTuple):
+class CallOutcome(NamedTuple):
     """What became of a call."""
 
     record: CallRecord
@@ -32,7 +32,7 @@ class Served(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class ToolCallExecutor:
     """What the calls of one turn are served with. The store must hold a coarse view."""
 
     store: ViewStore
@@ -46,7 +46,7 @@ class Serving:
     views_read: int = 1
     """Views shown before the model wrote this turn."""
 
-    def __call__(self, call: ToolCall) -> Served:
+    def __call__(self, call: ToolCall) -> CallOutcome:
         """Review a call and run it."""
         box = call.as_box
         if box is None:
@@ -72,7 +72,7 @@ class Serving:
             served=cut.served,
             result=cut.view.id,
         )
-        return Served(record, self.protocol.result(cut.view, len(shown) - 1, notes), None)
+        return CallOutcome(record, self.protocol.result(cut.view, len(shown) - 1, notes), None)
 
     def _no(
         self,
@@ -83,17 +83,17 @@ class Serving:
         *,
         code: str = "",
         last: Last | None = None,
-    ) -> Served:
+    ) -> CallOutcome:
         record = record_of(call, decision, reason, code=code, numbers=numbers or {})
-        return Served(record, self.protocol.refusal(reason), last)
+        return CallOutcome(record, self.protocol.refusal(reason), last)
 
-    def _case(self, shown: Sequence[View]) -> Case:
+    def _case(self, shown: Sequence[View]) -> ReviewContext:
         order = [view.id for view in shown]
 
         def replan(box: Box) -> ZoomPlan:
             return self.zoom.plan(self.store, box)
 
-        return Case(
+        return ReviewContext(
             look=self.look,
             refused_turns=self.refused_turns,
             crops_read=sum(view.kind == "crop" for view in shown[: self.views_read]),

@@ -201,7 +201,7 @@ def _groups(model: Any, rate: float, tower_share: float, decay: float) -> list[d
     return groups
 
 
-class Notebook(TrainerCallback):
+class LogCallback(TrainerCallback):
     """Appends every log line and every validation to `log.jsonl`, and prints them."""
 
     def __init__(self, path: Path, recipe: BaseRecipe, packer: Packer) -> None:
@@ -283,7 +283,7 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
         train_dataset=data,
         data_collator=single,
         processing_class=tokenizer,
-        callbacks=[Notebook(folder / "log.jsonl", recipe, packer)],
+        callbacks=[LogCallback(folder / "log.jsonl", recipe, packer)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))

@@ -16,7 +16,7 @@ from qzoom_agent.errors import BackendError, ConfigError, ImageError
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.graph import Context, compile_graph, start
 from qzoom_agent.messages import Message, plain_text, view_ids
-from qzoom_agent.models.interface import ImageSource, Reply, Settings
+from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.policy import GREY, CropPolicy
 from qzoom_agent.views import ViewStore
@@ -38,7 +38,7 @@ class Spy:
         self.name, self.protocol, self.defaults = "spy", "nano", self._inner.defaults
         self.perceives = False
         self.conversations: list[list[Message]] = []
-        self.settings: list[Settings] = []
+        self.settings: list[SamplingParams] = []
         self.pixels: dict[str, Image.Image] = {}
         self.opened = self.closed = 0
 
@@ -48,7 +48,7 @@ class Spy:
         self._session = self._inner.session(image)
         return self
 
-    def reply(self, messages: Sequence[Message], *, settings: Settings, **rest: Any) -> Reply:
+    def reply(self, messages: Sequence[Message], *, settings: SamplingParams, **rest: Any) -> Reply:
         self.conversations.append(list(messages))
         self.settings.append(settings)
         self.pixels |= {view: self._image(view) for view in view_ids(messages)}

@@ -44,7 +44,7 @@ def sight(*regions: tuple[float, float, float, float], score: float | None = 0.9
     )  # fmt: skip
 
 
-class Played:
+class FinishedRollout:
     """A scripted model with branches, and every conversation it was given."""
 
     def __init__(self, replies: list[str], found: Sight, **changes: Any) -> None:
@@ -81,7 +81,7 @@ def outcomes(answer: Answer) -> list[tuple[str, str]]:
 
 
 def test_the_proposed_crop_stands_there_and_the_tool_is_offered() -> None:
-    play = Played(["42"], sight(HOT))
+    play = FinishedRollout(["42"], sight(HOT))
     answer = play.run()
     assert view_ids(play.asked[0]) == ["coarse", "crop1"]
     assert plain_text(play.asked[0][0]) == "which? You may zoom."
@@ -91,7 +91,7 @@ def test_the_proposed_crop_stands_there_and_the_tool_is_offered() -> None:
 
 
 def test_where_the_gate_is_silent_nothing_is_inserted_and_the_model_may_still_insist() -> None:
-    play = Played([FAR, FAR, "42"], sight(score=0.1))
+    play = FinishedRollout([FAR, FAR, "42"], sight(score=0.1))
     answer = play.run()
     assert view_ids(play.asked[0]) == ["coarse"]
     assert outcomes(answer) == [("refused", "gate"), ("served", "")]
@@ -106,14 +106,14 @@ def test_where_the_gate_is_silent_nothing_is_inserted_and_the_model_may_still_in
 
 
 def test_each_crop_against_the_gate_takes_a_refusal_of_its_own() -> None:
-    answer = Played([FAR, FAR, SAME, SAME, "42"], sight(score=0.1)).run()
+    answer = FinishedRollout([FAR, FAR, SAME, SAME, "42"], sight(score=0.1)).run()
     assert outcomes(answer) == [("refused", "gate"), ("served", ""), ("refused", "gate"), ("served", "")]
     assert [call.numbers["refused_turns"] for turn in answer.trace.turns for call in turn.calls] == [0, 1, 1, 2]
     assert (answer.status, answer.text) == ("answered", "42")
 
 
 def test_a_crop_of_what_is_shown_is_refused_and_the_view_is_named() -> None:
-    play = Played([SAME, INSIDE, "42"], sight(HOT))
+    play = FinishedRollout([SAME, INSIDE, "42"], sight(HOT))
     answer = play.run()
     assert outcomes(answer) == [("refused", "covered"), ("refused", "native")]
     assert all("crop 1" in turn.calls[0].reason for turn in answer.trace.turns[:2])
@@ -123,23 +123,23 @@ def test_a_crop_of_what_is_shown_is_refused_and_the_view_is_named() -> None:
 
 def test_the_second_crop_of_a_question_in_two_steps_is_served() -> None:
     """The inserted crop is a note that names another place, cold on the map of the question."""
-    answer = Played([FAR, "42"], sight(HOT)).run()
+    answer = FinishedRollout([FAR, "42"], sight(HOT)).run()
     assert outcomes(answer) == [("served", "")]
-    unasked = Played([SAME, FAR, "42"], sight(HOT), review={"insert": False}).run()
+    unasked = FinishedRollout([SAME, FAR, "42"], sight(HOT), review={"insert": False}).run()
     assert outcomes(unasked) == [("served", ""), ("served", "")]
 
 
 def test_a_proposal_that_adds_nothing_to_the_coarse_view_is_left_out() -> None:
     whole = sight((0, 0, 9, 6))
-    play = Played(["42"], whole)
+    play = FinishedRollout(["42"], whole)
     answer = play.run()
     assert view_ids(play.asked[0]) == ["coarse"]
     assert answer.trace.perception is not None and "would add nothing" in answer.trace.perception.reason
-    assert Played(["42"], whole, policy="implicit").run().trace.usage.inserted == 1
+    assert FinishedRollout(["42"], whole, policy="implicit").run().trace.usage.inserted == 1
 
 
 def test_without_insertion_the_map_judges_the_calls() -> None:
-    play = Played([FAR, SAME, "42"], sight(HOT), review={"insert": False})
+    play = FinishedRollout([FAR, SAME, "42"], sight(HOT), review={"insert": False})
     answer = play.run()
     assert view_ids(play.asked[0]) == ["coarse"]
     assert outcomes(answer) == [("refused", "elsewhere"), ("served", "")]
@@ -147,7 +147,7 @@ def test_without_insertion_the_map_judges_the_calls() -> None:
 
 
 def test_a_box_that_cuts_the_region_is_moved_and_both_boxes_are_recorded() -> None:
-    play = Played([CUTS, "42"], sight(HOT), review={"insert": False})
+    play = FinishedRollout([CUTS, "42"], sight(HOT), review={"insert": False})
     answer = play.run()
     assert outcomes(answer) == [("snapped", "cut")]
     (call,) = answer.trace.turns[0].calls
@@ -159,18 +159,20 @@ def test_a_box_that_cuts_the_region_is_moved_and_both_boxes_are_recorded() -> No
 def test_calls_of_one_turn_are_judged_by_what_the_model_had_read() -> None:
     call = '<tool_call>{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": %s}}</tool_call>'
     two = "".join(call % box for box in ([0, 112, 56, 168], [84, 84, 140, 140]))
-    gate = Played([two, two, "<answer>42</answer>"], sight(score=0.1), protocol="deepeyes").run()
+    gate = FinishedRollout([two, two, "<answer>42</answer>"], sight(score=0.1), protocol="deepeyes").run()
     assert outcomes(gate) == [("refused", "gate")] * 2 + [("served", "")] * 2
     same = "".join(call % box for box in ([168, 28, 224, 84], [0, 112, 56, 168]))
-    heat = Played([same, "<answer>42</answer>"], sight(HOT), protocol="deepeyes", review={"insert": False}).run()
+    heat = FinishedRollout(
+        [same, "<answer>42</answer>"], sight(HOT), protocol="deepeyes", review={"insert": False}
+    ).run()
     assert outcomes(heat) == [("served", ""), ("served", "")]  # what is hot was shown: there is nothing to offer
 
 
 def test_refusals_end_like_any_other_failure() -> None:
-    answer = Played([SAME, SAME, SAME, "42"], sight(HOT)).run()
+    answer = FinishedRollout([SAME, SAME, SAME, "42"], sight(HOT)).run()
     assert (answer.status, answer.text) == ("answered", "42")
     assert answer.trace.turns[-1].forced
-    ended = Played([FAR, "42"], sight(HOT), budget={"max_views": 2}).run()
+    ended = FinishedRollout([FAR, "42"], sight(HOT), budget={"max_views": 2}).run()
     assert (ended.status, outcomes(ended)) == ("budget", [("refused", "budget")])
 
 
@@ -213,14 +215,14 @@ CALLS: dict[str, tuple[str, str, str, str]] = {
 @pytest.mark.parametrize("protocol", CALLS)
 def test_a_refusal_speaks_the_protocols_language(protocol: str) -> None:
     again, name, cold, hot = CALLS[protocol]
-    play = Played([again, "42"], sight(HOT), protocol=protocol)
+    play = FinishedRollout([again, "42"], sight(HOT), protocol=protocol)
     answer = play.run()
     assert outcomes(answer)[0][0] == "refused", answer.trace.turns[0]
     told = play.asked[1][-1]
     reason = answer.trace.turns[0].calls[0].reason
     assert [told] == play.agent.protocol.refusal(reason)
     assert f"shown in {name} " in reason
-    offered = Played([cold, "42"], sight(HOT), protocol=protocol, review={"insert": False})
+    offered = FinishedRollout([cold, "42"], sight(HOT), protocol=protocol, review={"insert": False})
     answer = offered.run()
     assert outcomes(answer)[0] == ("refused", "elsewhere")
     reason = answer.trace.turns[0].calls[0].reason
@@ -237,13 +239,13 @@ def test_every_protocol_has_a_name_for_every_view() -> None:
 
 def test_a_protocol_that_can_only_resize_is_told_of_the_gate_and_served_when_it_insists() -> None:
     call = hermes("resize_image", action="resize")
-    found = Played([call, call, "<answer>42</answer>"], sight(score=0.1), protocol="visionthink",
+    found = FinishedRollout([call, call, "<answer>42</answer>"], sight(score=0.1), protocol="visionthink",
                    budget={"crop_max_tokens": 400}).run()  # fmt: skip
     assert outcomes(found) == [("refused", "gate"), ("served", "")]
 
 
 def test_a_moved_box_is_told_where_results_carry_text() -> None:
-    play = Played(["ZOOM: 611, 83, 778, 500", "42"], sight(HOT), protocol="plain", review={"insert": False})
+    play = FinishedRollout(["ZOOM: 611, 83, 778, 500", "42"], sight(HOT), protocol="plain", review={"insert": False})
     assert outcomes(play.run()) == [("snapped", "cut")]
     assert "moved to [667, 167, 889, 500]" in play.told
 
@@ -252,10 +254,10 @@ def test_a_moved_box_is_told_where_results_carry_text() -> None:
 
 
 def test_a_look_reads_the_question_without_the_offer_of_tools_or_the_very_opening() -> None:
-    play = Played(["42"], sight(score=0.1), perception={"prompt": "opening"})
+    play = FinishedRollout(["42"], sight(score=0.1), perception={"prompt": "opening"})
     play.run()
     assert play.looked_at == play.asked
-    plain = Played(["42"], sight(score=0.1))
+    plain = FinishedRollout(["42"], sight(score=0.1))
     plain.run()
     assert plain_text(plain.looked_at[0][0]) == "which?"
     assert plain_text(plain.asked[0][0]) == "which? You may zoom."
@@ -291,7 +293,7 @@ def test_a_model_without_branches_is_told_what_it_lacks() -> None:
 
 
 def test_settings_of_the_review_travel_with_the_run(tmp_path: Path) -> None:
-    answer = Played(["42"], sight(HOT), review={"covered": 0.7, "native": None, "elsewhere": "snap"}).run()
+    answer = FinishedRollout(["42"], sight(HOT), review={"covered": 0.7, "native": None, "elsewhere": "snap"}).run()
     again = AgentConfig.load(answer.save(tmp_path) / "config.yaml").review
     assert (again.covered, again.native, again.elsewhere, again.snap) == (0.7, None, "snap", 0.5)
     loaded = Trace.load(tmp_path)
@@ -304,25 +306,25 @@ def test_settings_of_the_review_travel_with_the_run(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def episode() -> Callable[[], Played]:
+def episode() -> Callable[[], FinishedRollout]:
     """Refused on the gate's word, served, refused as shown before."""
-    return lambda: Played([FAR, FAR, FAR, "42"], sight(score=0.1))
+    return lambda: FinishedRollout([FAR, FAR, FAR, "42"], sight(score=0.1))
 
 
-def test_the_report_shows_what_was_refused_and_why(episode: Callable[[], Played]) -> None:
+def test_the_report_shows_what_was_refused_and_why(episode: Callable[[], FinishedRollout]) -> None:
     answer = episode().run()
     html = render_html(answer.trace, by_digest(answer.trace.views, answer.store.image))
     for part in ("refused: gate", "refused: covered", "2 refused (covered 1, gate 1)", "saved by refusals",
                  "What the question needs can be seen in the first image", "gate threshold 0.5"):  # fmt: skip
         assert part in html, part
     assert html.count('class="decision refused"') == 2
-    moved = Played([CUTS, "42"], sight(HOT), review={"insert": False}).run()
+    moved = FinishedRollout([CUTS, "42"], sight(HOT), review={"insert": False}).run()
     html = render_html(moved.trace, by_digest(moved.trace.views, moved.store.image))
     assert "snapped: cut" in html and "1 moved" in html and "The box was moved to" in html
 
 
 def test_the_terminal_shows_it_as_it_happens_and_again(
-    episode: Callable[[], Played], capsys: pytest.CaptureFixture[str]
+    episode: Callable[[], FinishedRollout], capsys: pytest.CaptureFixture[str]
 ) -> None:
     answer = follow(episode().agent.stream(IMAGE, "which?"), Console(), area=IMAGE.width * IMAGE.height)
     lines = capsys.readouterr().err.splitlines()
@@ -333,6 +335,6 @@ def test_the_terminal_shows_it_as_it_happens_and_again(
     assert f"{answer.trace.usage.saved_tokens} saved by refusals" in summary(answer.trace)
     replay(answer.trace, Console())
     assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["look", "refused", "zoom", "refused"]
-    moved = Played([CUTS, "42"], sight(HOT), review={"insert": False})
+    moved = FinishedRollout([CUTS, "42"], sight(HOT), review={"insert": False})
     follow(moved.agent.stream(IMAGE, "which?"), Console(), area=IMAGE.width * IMAGE.height)
     assert "The box was moved to" in capsys.readouterr().err

@@ -12,9 +12,9 @@ from qzoom_agent.config import AgentConfig, ReviewConfig, ViewBudget
 from qzoom_agent.geometry import Box, Size, fit_tokens, tokens
 from qzoom_agent.policy import CropPolicy, Review
 from qzoom_agent.review import (
-    Case,
+    BestView,
     Heat,
-    Seen,
+    ReviewContext,
     adds_nothing,
     cut_region,
     density,
@@ -83,7 +83,7 @@ def review(
     **settings: Any,
 ) -> Review:
     read = sum(one.kind == "crop" for one in shown) if crops_read is None else crops_read
-    case = Case(
+    case = ReviewContext(
         look=look() if found is None else found, refused_turns=refused_turns, crops_read=read, image=SIZE,
         replan=replan, name=lambda name: f"<{name}>", write=lambda one: f"<{one.as_list()}>",
     )  # fmt: skip
@@ -129,7 +129,7 @@ def test_the_densest_view_that_holds_a_box_shows_it_best() -> None:
 def test_what_a_shown_view_leaves_to_a_crop(
     share: float, seen: float, crop_density: float, settings: dict[str, Any], code: str | None
 ) -> None:
-    assert adds_nothing(Seen("v", share, seen), crop_density, ReviewConfig(**settings)) == code
+    assert adds_nothing(BestView("v", share, seen), crop_density, ReviewConfig(**settings)) == code
 
 
 # ---- opinions, alone -----------------------------------------------------------------------------------------------

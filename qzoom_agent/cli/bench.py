@@ -22,7 +22,7 @@ from qzoom_agent.files import require_folder
 from qzoom_agent.usage import positive
 
 if TYPE_CHECKING:
-    from qzoom_agent.evaluation.pareto import Headline, Point
+    from qzoom_agent.evaluation.pareto import Headline, ParetoPoint
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,7 +80,7 @@ def _pareto(args: argparse.Namespace) -> int:
         branches=args.branches,
         rival=args.rival,
     )
-    found: list[Point] = []
+    found: list[ParetoPoint] = []
     headlines: list[Headline] = []
     for suite in suites:
         table = measure(
@@ -108,7 +108,7 @@ def _pareto(args: argparse.Namespace) -> int:
     return OK
 
 
-def _write(out: Path, found: Sequence[Point], page: str) -> None:
+def _write(out: Path, found: Sequence[ParetoPoint], page: str) -> None:
     from pareto_figure import draw
 
     (out / "pareto.md").write_text(page, encoding="utf-8")

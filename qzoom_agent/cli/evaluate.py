@@ -23,7 +23,7 @@ from qzoom_agent.files import require_file, require_folder, write_text
 
 if TYPE_CHECKING:
     from qzoom_agent.config import AgentConfig
-    from qzoom_agent.data.samples import Source
+    from qzoom_agent.data.samples import TaskSource
     from qzoom_agent.evaluation.shards import Shard
     from qzoom_agent.evaluation.summary import Results
     from qzoom_agent.evaluation.tasks.task import Suite
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
         return evaluated.main(argv)
     args = parser().parse_args(argv)
 
-    from qzoom_agent.data.samples import Source
+    from qzoom_agent.data.samples import TaskSource
     from qzoom_agent.evaluation.selection import require, require_scorer
     from qzoom_agent.evaluation.shards import Shard
     from qzoom_agent.evaluation.tasks.catalog import SUITES, find_suite
@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
         suite.name: name for suite, name in zip(suites, dict.fromkeys(args.suite), strict=True) if name not in SUITES
     }
     config = read_config(args)
-    source = Source(args.path, args.split, args.seed, args.fonts, args.n, config.max_pixels)
+    source = TaskSource(args.path, args.split, args.seed, args.fonts, args.n, config.max_pixels)
     require(source, limit=args.limit, repeats=args.repeats, workers=min(args.batch, args.workers))
     ablations = _ablations(args.ablate, config.policy or "")
     out = args.out or _default(args, config, [suite.name for suite in suites])
@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
 def _measure(
     args: argparse.Namespace,
     suites: Sequence[Suite],
-    source: Source,
+    source: TaskSource,
     paths: dict[str, str],
     out: Path,
     ablations: Sequence[str],
@@ -224,7 +224,7 @@ def _default(args: argparse.Namespace, config: AgentConfig, suites: Sequence[str
 
 def _dry(
     suites: Sequence[Suite],
-    source: Source,
+    source: TaskSource,
     paths: dict[str, str],
     args: argparse.Namespace,
     config: AgentConfig,

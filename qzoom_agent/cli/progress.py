@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from qzoom_agent.cli.console import Console, printable
 
 if TYPE_CHECKING:
-    from qzoom_agent.evaluation.sample_result import Row
+    from qzoom_agent.evaluation.sample_result import SampleResult
 
 _BAR = 16
 
 
 class Progress:
-    """A `Watch` that draws the line of the suite under way. Accuracy is by the suite's default scorer."""
+    """A `ProgressListener` that draws the line of the suite under way. Accuracy is by the suite's default scorer."""
 
     def __init__(self, console: Console, prefix: str = "") -> None:
         self.console, self.prefix = console, prefix
@@ -29,7 +29,7 @@ class Progress:
         self.sum = self.squares = 0.0
         self.began = monotonic()
 
-    def row(self, row: Row, *, new: bool) -> None:
+    def row(self, row: SampleResult, *, new: bool) -> None:
         score = next(iter(row.scores.values()), None)
         value = score.value if score else 0.0
         self.done, self.n, self.new = self.done + 1, self.n + 1, self.new + new

@@ -18,7 +18,7 @@ from PIL import Image
 from qzoom_agent.errors import ImageError
 from qzoom_agent.images import MAX_PIXELS, digest, load_image
 
-Source = str | Path | bytes | Image.Image
+TaskSource = str | Path | bytes | Image.Image
 """What a cell comes down to; a text is a data URI."""
 _LONGEST_PATH = 1024
 
@@ -39,7 +39,7 @@ def seen(cell: object, folder: Path | None = None, *, max_pixels: int = MAX_PIXE
     return load_image(source, max_pixels=max_pixels), _key(source)
 
 
-def _key(source: Source) -> str:
+def _key(source: TaskSource) -> str:
     if isinstance(source, Image.Image):
         return digest(source.convert("RGB"))[:32]
     if isinstance(source, Path):
@@ -49,7 +49,7 @@ def _key(source: Source) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def _source(cell: object, folder: Path | None) -> Source:
+def _source(cell: object, folder: Path | None) -> TaskSource:
     if isinstance(cell, Mapping):
         data, path = cell.get("bytes"), cell.get("path")
         return _source(data if data is not None else path, folder)

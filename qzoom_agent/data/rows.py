@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qzoom_agent.data.samples import Sample, Source
+from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError, QzoomError
 
 Row = Mapping[str, Any]
@@ -23,7 +23,7 @@ SUFFIXES = (".parquet", ".jsonl", ".json", *_SEPARATORS)
 """Files that are read as tables."""
 
 
-class Place(NamedTuple):
+class HubTable(NamedTuple):
     """Where a suite's table is on the hub."""
 
     ids: tuple[str, ...]
@@ -95,7 +95,7 @@ class RowSamples:
         return (self[index] for index in range(len(self)))
 
 
-def open_rows(source: Source, place: Place, columns: Sequence[str] = ()) -> Rows:
+def open_rows(source: TaskSource, place: HubTable, columns: Sequence[str] = ()) -> Rows:
     """The table at `source.path` (a local file or folder, or a hub id), else the first of the hub's ids that loads.
 
     Raises:
@@ -113,9 +113,9 @@ def open_rows(source: Source, place: Place, columns: Sequence[str] = ()) -> Rows
     return _first_on_hub(place._replace(ids=(source.path,)), source.split).need(columns)
 
 
-def open_path(path: Path, place: Place | None = None, *, split: str | None = None) -> Rows:
+def open_path(path: Path, place: HubTable | None = None, *, split: str | None = None) -> Rows:
     """The table in a local file or folder; ConfigError if it cannot be read."""
-    place = place or Place(())
+    place = place or HubTable(())
     try:
         if path.is_file():
             return _file(path)
@@ -160,7 +160,7 @@ def _file(path: Path) -> Rows:
     raise ConfigError(f"Cannot read {path} as a table. Files that are read: {', '.join(SUFFIXES)}.")
 
 
-def _first_on_hub(place: Place, split: str | None) -> Rows:
+def _first_on_hub(place: HubTable, split: str | None) -> Rows:
     reasons = []
     for name in place.ids:
         try:
@@ -178,7 +178,7 @@ def _first_on_hub(place: Place, split: str | None) -> Rows:
     )
 
 
-def _folder(name: str, place: Place, split: str | None, *, folder: Path | None) -> Rows:
+def _folder(name: str, place: HubTable, split: str | None, *, folder: Path | None) -> Rows:
     """A hub repository or a local copy of one, which `datasets` reads alike."""
     from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset
 
@@ -258,7 +258,7 @@ def _is_hub_id(text: str) -> bool:
     )
 
 
-def _id(place: Place) -> str:
+def _id(place: HubTable) -> str:
     return place.ids[0] if place.ids else "owner/name"
 
 

@@ -58,7 +58,7 @@ class Samples(Protocol):
         ...
 
 
-class Source(NamedTuple):
+class TaskSource(NamedTuple):
     """Where to read a suite from, where that differs from its own."""
 
     path: str | None = None

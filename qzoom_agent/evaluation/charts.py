@@ -17,7 +17,7 @@ _NEAR = 130.0
 """Labels that are further apart than this stand beside each other."""
 
 
-class Point(NamedTuple):
+class ChartPoint(NamedTuple):
     """A run, a suite or a kind."""
 
     label: str
@@ -56,7 +56,7 @@ def bars(lines: Sequence[tuple[str, Figure, bool]]) -> Html:
     return el("ol", rows, cls="bars")
 
 
-def scatter(points: Sequence[Point]) -> Html:
+def scatter(points: Sequence[ChartPoint]) -> Html:
     """Accuracy from 0 to 100 % over visual tokens from 0, with vertical intervals and a label beside each point."""
     most = max((point.x for point in points), default=0.0) or 1.0
     step = _step(most)

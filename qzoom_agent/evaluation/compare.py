@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.run_log import RunFolder
-from qzoom_agent.evaluation.sample_result import Row
+from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.stats import Paired, paired
 from qzoom_agent.evaluation.summary import Results, by_sample
 
@@ -101,8 +101,8 @@ class Comparison(_Figures):
 class Pair(NamedTuple):
     """The same sample in two runs, its repeats."""
 
-    before: list[Row]
-    after: list[Row]
+    before: list[SampleResult]
+    after: list[SampleResult]
 
 
 def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -> Comparison:
@@ -133,7 +133,7 @@ def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -
     return Comparison(before=str(before.path), after=str(after.path), suites=found)
 
 
-def _pairs(before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Pair], tuple[int, int]]:
+def _pairs(before: Sequence[SampleResult], after: Sequence[SampleResult]) -> tuple[list[Pair], tuple[int, int]]:
     """The samples that both have, and how many only one has."""
     first, second = by_sample(before), by_sample(after)
     pairs = [Pair(first[id], rows) for id, rows in second.items() if id in first]
@@ -177,7 +177,7 @@ def _compare(
     )
 
 
-def _measure(row: Row, value: str, scorer: str) -> float:
+def _measure(row: SampleResult, value: str, scorer: str) -> float:
     if value == "accuracy":
         return row.value(scorer)
     if value == "visual_tokens":
@@ -185,7 +185,7 @@ def _measure(row: Row, value: str, scorer: str) -> float:
     return row.token_layers if value == "token_layers" else row.usage.seconds.total
 
 
-def worth(rows: Sequence[Row], scorer: str) -> float:
+def worth(rows: Sequence[SampleResult], scorer: str) -> float:
     """What a sample is worth over its repeats."""
     return fmean(row.value(scorer) for row in rows)
 
@@ -239,6 +239,6 @@ def _flips(pair: Pair, scorer: str, before: RunFolder, after: RunFolder) -> list
     ]
 
 
-def _trace(folder: RunFolder, row: Row) -> str | None:
+def _trace(folder: RunFolder, row: SampleResult) -> str | None:
     path = folder.trace_path(row.key)
     return str(path) if path.exists() else None

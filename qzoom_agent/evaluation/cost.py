@@ -14,7 +14,7 @@ from statistics import fmean
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from qzoom_agent.evaluation.sample_result import Row
+from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.stats import Figure, figure
 
 
@@ -83,7 +83,7 @@ class Perception(_Figures):
         return self.failed / self.calls if self.calls else None
 
 
-def cost(rows: Sequence[Row]) -> Cost:
+def cost(rows: Sequence[SampleResult]) -> Cost:
     """Of at least one row."""
     elapsed = sum(row.elapsed for row in rows)
     return Cost(
@@ -103,7 +103,7 @@ def cost(rows: Sequence[Row]) -> Cost:
 _PHASES = ("perceive", "think", "act", "total")
 
 
-def perception(rows: Sequence[Row]) -> Perception:
+def perception(rows: Sequence[SampleResult]) -> Perception:
     """Of at least one row."""
     gated = [row.fired for row in rows if row.fired is not None]
     easy = [row for row in rows if row.coarse_suffices]
@@ -136,13 +136,13 @@ def peak_memory() -> dict[str, int]:
     return found
 
 
-def _mean(rows: Sequence[Row], value: Callable[[Row], float]) -> Figure:
+def _mean(rows: Sequence[SampleResult], value: Callable[[SampleResult], float]) -> Figure:
     found = figure([value(row) for row in rows], clusters=[row.cluster for row in rows])
     assert found is not None
     return found
 
 
-def _known(rows: Sequence[Row], value: Callable[[Row], float | None]) -> Figure | None:
+def _known(rows: Sequence[SampleResult], value: Callable[[SampleResult], float | None]) -> Figure | None:
     pairs = [(known, row.cluster) for row in rows if (known := value(row)) is not None]
     return figure([known for known, _ in pairs], clusters=[cluster for _, cluster in pairs])
 

@@ -43,7 +43,7 @@ _PLAIN: Final = ("direct", "rival")
 """Those that never zoom."""
 
 
-class Point(BaseModel):
+class ParetoPoint(BaseModel):
     """One configuration on one suite."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
@@ -74,14 +74,14 @@ class Headline(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     suite: str
-    baseline: Point
+    baseline: ParetoPoint
     """The most accurate of baseline and rival, the cheapest of those."""
-    fastest: Point | None
+    fastest: ParetoPoint | None
     """The fastest Q-Zoom that is no less accurate; None where none is."""
     speed: float | None
     """Seconds of that baseline over seconds of that Q-Zoom."""
     speed_interval: Interval | None
-    best: Point
+    best: ParetoPoint
     """The most accurate Q-Zoom."""
     gain: float
     """Its accuracy minus that of the baseline, over the same questions."""
@@ -123,16 +123,16 @@ def _arm(agent: Agent, policy: PolicyName, budget: int) -> Agent:
     return Agent(agent.backend, config=agent.config.replace(policy=policy, **{"budget.coarse_tokens": budget}))
 
 
-def points(suite: str, table: Table) -> list[Point]:
+def points(suite: str, table: Table) -> list[ParetoPoint]:
     """The figures of every configuration."""
     return [_point(suite, name, cells) for name, cells in table.items()]
 
 
-def _point(suite: str, name: str, cells: Sequence[Cell]) -> Point:
+def _point(suite: str, name: str, cells: Sequence[Cell]) -> ParetoPoint:
     policy, _, budget = name.partition("@")
     right = sum(cell.correct for cell in cells)
     covered = [cell.covered for cell in cells if cell.covered is not None]
-    return Point(
+    return ParetoPoint(
         suite=suite,
         policy=policy,
         budget=int(budget),
@@ -213,7 +213,7 @@ def headline_table(headlines: Sequence[Headline]) -> str:
     return "\n".join(lines)
 
 
-def points_table(found: Sequence[Point]) -> str:
+def points_table(found: Sequence[ParetoPoint]) -> str:
     """Markdown: one line a configuration."""
     lines = [
         "| suite | | coarse budget | accuracy | 95 % interval | zooms | needle in crop | visual tokens | token-layers "
@@ -268,9 +268,9 @@ def around(file: Path, *, mark: str = "pareto") -> tuple[str, str]:
     return text[: text.index(begin) + len(begin)], text[text.index(end) :]
 
 
-def by_policy(found: Sequence[Point]) -> Mapping[str, list[Point]]:
+def by_policy(found: Sequence[ParetoPoint]) -> Mapping[str, list[ParetoPoint]]:
     """The points of each curve, by ascending budget."""
-    curves: dict[str, list[Point]] = {}
+    curves: dict[str, list[ParetoPoint]] = {}
     for one in sorted(found, key=lambda one: one.budget):
         curves.setdefault(one.policy, []).append(one)
     return curves

@@ -15,10 +15,10 @@ from statistics import fmean
 
 import PIL.Image
 
-from qzoom_agent.evaluation.charts import Point, bars, scatter
+from qzoom_agent.evaluation.charts import ChartPoint, bars, scatter
 from qzoom_agent.evaluation.compare import RIGHT, Comparison, compare, worth
 from qzoom_agent.evaluation.run_log import RunFolder
-from qzoom_agent.evaluation.sample_result import Row
+from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.summary import Results, SuiteResult, by_sample
 from qzoom_agent.report import page, render_html
 from qzoom_agent.report.markup import Html, cut, el
@@ -53,7 +53,7 @@ def _ablations(folder: RunFolder) -> list[RunFolder]:
     return [RunFolder(path) for path in found]
 
 
-def _write_episodes(folder: RunFolder, rows: Sequence[Row]) -> None:
+def _write_episodes(folder: RunFolder, rows: Sequence[SampleResult]) -> None:
     """A page beside each trace; those that are newer than their trace are left."""
     for row in rows:
         source = folder.trace_path(row.key)
@@ -63,7 +63,9 @@ def _write_episodes(folder: RunFolder, rows: Sequence[Row]) -> None:
         trace = folder.trace(row.key)
         assert trace is not None
         known = trace.model_copy(update={"gold": row.boxes})
-        text = render_html(known, lambda digest: page.Link(f"images/{digest}.jpg"), expected=row.gold[0], linked=True)
+        text = render_html(
+            known, lambda digest: page.ImageLink(f"images/{digest}.jpg"), expected=row.gold[0], linked=True
+        )
         page.write_page(text, target)
 
 
@@ -71,7 +73,7 @@ def _render(
     folder: RunFolder,
     target: Path,
     results: Results,
-    rows: Sequence[Row],
+    rows: Sequence[SampleResult],
     against: Mapping[str, Comparison],
     figures: Mapping[str, Results],
     flips: Mapping[str, str],
@@ -190,7 +192,7 @@ def _bars(results: Results) -> Html:
     return el("figure", el("h2", "Accuracy, with its 95 % interval"), bars(lines), cls="chart")
 
 
-def _scatter(results: Results, rows: Sequence[Row], figures: Mapping[str, Results]) -> Html:
+def _scatter(results: Results, rows: Sequence[SampleResult], figures: Mapping[str, Results]) -> Html:
     """Accuracy against visual tokens: of each suite and run, or of each kind where there is but one of both."""
     points = []
     alone = len(results.suites) == 1 and not figures
@@ -203,12 +205,12 @@ def _scatter(results: Results, rows: Sequence[Row], figures: Mapping[str, Result
         ]
         if alone:
             tokens = {kind: fmean(row.visual_tokens for row in rows if row.kind == kind) for kind in each.marks.kinds}
-            points += [Point(kind, tokens[kind], figure, False) for kind, figure in each.marks.kinds.items()]
+            points += [ChartPoint(kind, tokens[kind], figure, False) for kind, figure in each.marks.kinds.items()]
     return el("figure", el("h2", "Accuracy against visual tokens"), scatter(points), cls="chart")
 
 
-def _point(label: str, result: SuiteResult, *, main: bool) -> Point:
-    return Point(label, result.cost.visual_tokens.mean, result.marks.accuracy, main)
+def _point(label: str, result: SuiteResult, *, main: bool) -> ChartPoint:
+    return ChartPoint(label, result.cost.visual_tokens.mean, result.marks.accuracy, main)
 
 
 def _comparisons(against: Mapping[str, Comparison]) -> Html | None:
@@ -246,7 +248,7 @@ def _difference(mean: float, interval: tuple[float, float] | None, unit: float, 
 # -- samples ---------------------------------------------------------------------------------------------------------
 
 
-def _shown(results: Results, rows: Sequence[Row]) -> list[list[Row]]:
+def _shown(results: Results, rows: Sequence[SampleResult]) -> list[list[SampleResult]]:
     """The samples that have a row in the table, with their repeats, in the order of the run."""
     samples = [each for name in results.suites for each in by_sample(row for row in rows if row.suite == name).values()]
     if len(samples) <= MAX_ROWS:
@@ -264,7 +266,7 @@ def _samples(
     folder: RunFolder,
     target: Path,
     results: Results,
-    shown: Sequence[Sequence[Row]],
+    shown: Sequence[Sequence[SampleResult]],
     total: int,
     flips: Mapping[str, str],
 ) -> Html:
@@ -292,11 +294,11 @@ def _samples(
     )
 
 
-def _filters(shown: Sequence[Sequence[Row]], results: Results, flips: Mapping[str, str]) -> Html:
+def _filters(shown: Sequence[Sequence[SampleResult]], results: Results, flips: Mapping[str, str]) -> Html:
     """What narrows the table; hidden until the script shows it, as it is of no use without."""
     kinds = sorted({_kind(each[0], len(results.suites) > 1) for each in shown})
     choices: list[tuple[str, str, Sequence[tuple[str, str]]]] = [
-        ("verdict", "Verdict", [("", "right and wrong"), ("1", "right"), ("0", "wrong")]),
+        ("verdict", "JudgeCacheLine", [("", "right and wrong"), ("1", "right"), ("0", "wrong")]),
         ("kind", "Kind", [("", "every kind"), *((kind, kind) for kind in kinds)]),
     ]
     if flips:
@@ -329,14 +331,14 @@ def _filters(shown: Sequence[Sequence[Row]], results: Results, flips: Mapping[st
     )
 
 
-def _kind(row: Row, several: bool) -> str:
+def _kind(row: SampleResult, several: bool) -> str:
     return f"{row.suite}: {row.kind}" if several else row.kind
 
 
 def _sample(
     folder: RunFolder,
     target: Path,
-    repeats: Sequence[Row],
+    repeats: Sequence[SampleResult],
     scorer: str,
     flips: Mapping[str, str],
     *,
@@ -383,12 +385,12 @@ def _sample(
     )
 
 
-def _link(folder: RunFolder, target: Path, row: Row, text: str) -> Html | str:
+def _link(folder: RunFolder, target: Path, row: SampleResult, text: str) -> Html | str:
     file = folder.trace_path(row.key).with_suffix(".html")
     return el("a", text, href=Path(os.path.relpath(file, target.parent)).as_posix()) if file.exists() else text
 
 
-def _thumbnail(folder: RunFolder, row: Row, limit: int) -> Html | None:
+def _thumbnail(folder: RunFolder, row: SampleResult, limit: int) -> Html | None:
     file = folder.path / "traces" / "images" / f"{row.image}.jpg"
     try:
         with PIL.Image.open(file) as opened:

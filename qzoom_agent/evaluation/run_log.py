@@ -3,7 +3,7 @@
     config.yaml           the resolved configuration; `--config` takes it to repeat the run
     run.json              what is asked: suites, how many samples of each, seed, repeats, which weights
     env.json              the machines and versions it ran on
-    samples.jsonl         one `Row` a line, appended and flushed as samples are finished
+    samples.jsonl         one `SampleResult` a line, appended and flushed as samples are finished
     samples.<i>.jsonl     the same from process i of several, until they are merged
     results.json          the figures (`evals.summary.Results`)
     report.html           the same to look at
@@ -30,8 +30,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evaluation.sample_result import Answered, Row
-from qzoom_agent.evaluation.selection import Part
+from qzoom_agent.evaluation.sample_result import AnswerLike, SampleResult
+from qzoom_agent.evaluation.selection import TaskSelection
 from qzoom_agent.files import require_folder, whole
 from qzoom_agent.trace import Trace, by_digest
 
@@ -40,7 +40,7 @@ PICTURE_SIDE = 1600
 _QUALITY = 82
 
 
-class Ask(BaseModel):
+class RunSpec(BaseModel):
     """What a run asks (`run.json`)."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
@@ -50,9 +50,9 @@ class Ask(BaseModel):
     weights: str | None
     """Fingerprint of the weights (`evals.identity`), so that retrained ones are another run; None where unknown."""
     repeats: int
-    suites: dict[str, Part]
+    suites: dict[str, TaskSelection]
 
-    def grown(self, later: Ask) -> Ask:
+    def grown(self, later: RunSpec) -> RunSpec:
         """This and what is asked `later`. ConfigError for a change that is not growth, saying which."""
         differ = [
             f"{name}: {old!r} then, {new!r} now"
@@ -71,7 +71,7 @@ class Ask(BaseModel):
         return later.model_copy(update={"suites": self.suites | later.suites})
 
 
-def _shrinks(old: Part, new: Part) -> Iterator[str]:
+def _shrinks(old: TaskSelection, new: TaskSelection) -> Iterator[str]:
     for name in ("path", "split", "fonts", "coarse_tokens"):
         before, after = getattr(old, name), getattr(new, name)
         if before != after:
@@ -102,9 +102,9 @@ class RunFolder:
     # -- what is asked ---------------------------------------------------------------------------------------------
 
     @property
-    def ask(self) -> Ask:
+    def ask(self) -> RunSpec:
         try:
-            return Ask.model_validate_json(self._read("run.json"))
+            return RunSpec.model_validate_json(self._read("run.json"))
         except ValidationError as error:
             raise ConfigError(f"{self.path / 'run.json'} cannot be read: {error}. Run the evaluation again.") from None
 
@@ -112,7 +112,7 @@ class RunFolder:
     def config(self) -> AgentConfig:
         return AgentConfig.load(self.path / "config.yaml")
 
-    def begin(self, config: AgentConfig, ask: Ask, environment: Mapping[str, str]) -> Ask:
+    def begin(self, config: AgentConfig, ask: RunSpec, environment: Mapping[str, str]) -> RunSpec:
         """Write what is asked, or check it against what was: returns the whole of it.
 
         ConfigError if the folder holds another evaluation, or cannot be written.
@@ -154,17 +154,17 @@ class RunFolder:
                 ) from None
             yield
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SampleResult]:
         """Every readable line, oldest first; a sample that was asked again appears again."""
         for path in self._files():
             with path.open(encoding="utf-8", errors="replace") as file:
                 for line in file:
                     try:
-                        yield Row.model_validate_json(line)
+                        yield SampleResult.model_validate_json(line)
                     except ValidationError:
                         continue  # torn by a kill: its sample is simply asked again
 
-    def latest(self) -> list[Row]:
+    def latest(self) -> list[SampleResult]:
         """One row a sample and repeat, the newest, in the order of suites, places and repeats."""
         newest = {(row.suite, row.index, row.repeat): row for row in self.rows()}
         order = {name: place for place, name in enumerate(self.ask.suites)}
@@ -178,7 +178,7 @@ class RunFolder:
         with Journal(self.path / name) as journal:
             yield journal
 
-    def replace_rows(self, rows: list[Row]) -> None:
+    def replace_rows(self, rows: list[SampleResult]) -> None:
         """Put these in place of all there are, in one step."""
         self.write("samples.jsonl", "".join(row.model_dump_json() + "\n" for row in rows))
         for path in self._files():
@@ -194,7 +194,7 @@ class RunFolder:
     def trace_path(self, key: str) -> Path:
         return self.path / "traces" / f"{key}.json"
 
-    def save_trace(self, key: str, answer: Answered) -> None:
+    def save_trace(self, key: str, answer: AnswerLike) -> None:
         """Write the record and its pictures; those that are there already are shared."""
         images = self.path / "traces" / "images"
         images.mkdir(parents=True, exist_ok=True)
@@ -247,7 +247,7 @@ class Journal:
             if self._file.read(1) != b"\n":
                 self._file.write(b"\n")
 
-    def append(self, row: Row) -> None:
+    def append(self, row: SampleResult) -> None:
         self._file.write(row.model_dump_json().encode() + b"\n")
         self._file.flush()
 

@@ -25,13 +25,13 @@ from typing import NamedTuple, Protocol
 from pydantic import JsonValue
 
 from qzoom_agent.agent import Agent
-from qzoom_agent.data.samples import Sample, Samples, Source
+from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError, QzoomError
-from qzoom_agent.evaluation.run_log import Ask, Journal, RunFolder
+from qzoom_agent.evaluation.run_log import Journal, RunFolder, RunSpec
 from qzoom_agent.evaluation.sample_result import (
     TAKE_GOLD,
-    Row,
-    Runs,
+    AgentLike,
+    SampleResult,
     asked,
     episode_seed,
     image_digest,
@@ -44,14 +44,14 @@ from qzoom_agent.evaluation.summary import Results, summarise
 from qzoom_agent.evaluation.tasks.task import Score, Suite
 
 
-class Watch(Protocol):
+class ProgressListener(Protocol):
     """Who is told how a run goes."""
 
     def begin(self, suite: str, planned: int) -> None:
         """A suite begins, with so many samples (repeats counted) for this process."""
         ...
 
-    def row(self, row: Row, *, new: bool) -> None:
+    def row(self, row: SampleResult, *, new: bool) -> None:
         """A sample is there: finished just now, or by an earlier run."""
         ...
 
@@ -61,17 +61,17 @@ class _Task(NamedTuple):
 
     suite: Suite
     samples: Samples
-    agent: Runs
+    agent: AgentLike
     place: int
     repeat: int
 
 
 def evaluate(
-    agent: Runs,
+    agent: AgentLike,
     suites: Sequence[Suite],
     *,
     out: Path | str,
-    source: Source | None = None,
+    source: TaskSource | None = None,
     paths: Mapping[str, str] | None = None,
     limit: int | None = None,
     repeats: int = 1,
@@ -82,7 +82,7 @@ def evaluate(
     workers: int = 1,
     shard: Shard | None = None,
     traces: bool = True,
-    watch: Watch | None = None,
+    watch: ProgressListener | None = None,
 ) -> Results:
     """Ask every planned sample that `out` does not have yet, and return the figures of all that it has.
 
@@ -98,7 +98,7 @@ def evaluate(
         shard: this process among several that share the work; the results are then those of process 0.
         traces: keep the whole record of every episode, with pictures.
     """
-    source, shard = source or Source(), shard or Shard()
+    source, shard = source or TaskSource(), shard or Shard()
     require(source, limit=limit, repeats=repeats, workers=workers)
     require_scorer(scorer, suites)
     folder = RunFolder(out)
@@ -114,7 +114,7 @@ def evaluate(
         )
         for suite in suites
     }
-    ask = Ask(
+    ask = RunSpec(
         seed=source.seed, weights=weights, repeats=repeats, suites={name: part for name, (part, _) in plans.items()}
     )
     with shard.leads(folder.writing()):
@@ -163,7 +163,7 @@ def _write_results(folder: RunFolder, suites: Sequence[Suite], scorer: str | Non
     return results
 
 
-def _at(agent: Runs, low: int, high: int) -> Runs:
+def _at(agent: AgentLike, low: int, high: int) -> AgentLike:
     """The same agent with a coarse view of that many tokens."""
     if not isinstance(agent, Agent):
         return agent
@@ -179,7 +179,7 @@ def _run(
     workers: int,
     shard: Shard,
     traces: bool,
-    watch: Watch | None,
+    watch: ProgressListener | None,
 ) -> None:
     """Ask what is not there yet of one suite."""
     if not tasks:
@@ -195,7 +195,7 @@ def _run(
     }
     clock = _Clock()
 
-    def one(task: _Task) -> tuple[Row, bool]:
+    def one(task: _Task) -> tuple[SampleResult, bool]:
         try:
             sample = task.samples[task.place]
         except QzoomError as error:
@@ -215,7 +215,7 @@ def _run(
             _keep(row, new, journal, clock, watch)
 
 
-def _keep(row: Row, new: bool, journal: Journal, clock: _Clock, watch: Watch | None) -> None:
+def _keep(row: SampleResult, new: bool, journal: Journal, clock: _Clock, watch: ProgressListener | None) -> None:
     if new:
         row = row.model_copy(update={"elapsed": clock.lap()})
         journal.append(row)
@@ -225,7 +225,7 @@ def _keep(row: Row, new: bool, journal: Journal, clock: _Clock, watch: Watch | N
 
 def _ask(
     task: _Task, sample: Sample, known: Callable[..., dict[str, JsonValue]], folder: RunFolder | None, *, seed: int
-) -> Row:
+) -> SampleResult:
     """The row of a sample that is asked now; `known` makes the part that is no answer, of the image's digest."""
     policy = task.agent.config.policy
     boxes = sample.boxes if policy in TAKE_GOLD else None
@@ -234,7 +234,7 @@ def _ask(
             raise ConfigError("The policy 'oracle' needs to know where the answer is, and this sample does not say.")
         answer = task.agent.run(sample.image, sample.question, boxes=boxes, seed=seed)
     except QzoomError as error:
-        return Row.model_validate(known(image=image_digest(sample)) | _failed(error, sample, task.suite))
+        return SampleResult.model_validate(known(image=image_digest(sample)) | _failed(error, sample, task.suite))
     # The trace has the digest already; hashing a large image again would cost more than all the rest here.
     views = answer.trace.views
     about = known(image=views[0].digest if views else image_digest(sample))
@@ -242,7 +242,7 @@ def _ask(
         folder.save_trace(str(about["key"]), answer)
     found = measured(answer, sample)
     scores = scored(answer.text, answer.trace.status, sample, task.suite.scorers)
-    return Row.model_validate(about | found | {"scores": scores})
+    return SampleResult.model_validate(about | found | {"scores": scores})
 
 
 def _failed(error: QzoomError, sample: Sample, suite: Suite) -> dict[str, object]:
@@ -253,10 +253,10 @@ def _failed(error: QzoomError, sample: Sample, suite: Suite) -> dict[str, object
     }
 
 
-def _unreadable(task: _Task, error: QzoomError, *, seed: int) -> Row:
+def _unreadable(task: _Task, error: QzoomError, *, seed: int) -> SampleResult:
     """The row of a sample that cannot even be read: it is in the suite, so it counts."""
     name = f"{task.suite.name}[{task.place}]"
-    return Row(
+    return SampleResult(
         key=f"unreadable-{task.suite.name}-{task.place}-{task.repeat}",
         suite=task.suite.name,
         index=task.place,
@@ -276,14 +276,14 @@ def _unreadable(task: _Task, error: QzoomError, *, seed: int) -> Row:
 
 
 def _side_by_side(
-    one: Callable[[_Task], tuple[Row, bool]], tasks: Sequence[_Task], workers: int
-) -> Iterator[tuple[Row, bool]]:
+    one: Callable[[_Task], tuple[SampleResult, bool]], tasks: Sequence[_Task], workers: int
+) -> Iterator[tuple[SampleResult, bool]]:
     """Results as they are finished; never more than `workers` tasks under way."""
     if workers == 1:
         yield from map(one, tasks)
         return
     with ThreadPoolExecutor(workers) as pool:
-        pending: set[Future[tuple[Row, bool]]] = set()
+        pending: set[Future[tuple[SampleResult, bool]]] = set()
         for task in tasks:
             pending.add(pool.submit(one, task))
             if len(pending) == workers:

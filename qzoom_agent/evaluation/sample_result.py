@@ -1,7 +1,7 @@
 """One sample, answered once: what was asked, what came back, what it is worth and what it cost.
 
-A `Row` is one line of a run folder's `samples.jsonl` and holds everything that scoring, statistics and reports need, so
-that none of them has to load the suite or the model again. Its `key` is a hash of all that decides the answer: the
+A `SampleResult` is one line of a run folder's `samples.jsonl`. It holds everything that scoring, statistics and
+reports need, so that none of them has to load the suite or the model again. Its `key` is a hash of all that decides the answer: the
 sample (image included), the question as asked, the configuration, the weights, the seed. Two rows of one key are the
 same experiment, whenever and wherever they were run.
 
@@ -30,7 +30,7 @@ from qzoom_agent.views import ViewStore
 TAKE_GOLD: frozenset[PolicyName] = frozenset({"oracle", "random"})
 
 
-class Answered(Protocol):
+class AnswerLike(Protocol):
     """What an agent gives back: `qzoom_agent.agent.Answer` is one."""
 
     @property
@@ -41,7 +41,7 @@ class Answered(Protocol):
     def store(self) -> ViewStore: ...
 
 
-class Runs(Protocol):
+class AgentLike(Protocol):
     """Who can be evaluated: `qzoom_agent.agent.Agent`, or anything that answers a question about an image."""
 
     @property
@@ -49,10 +49,10 @@ class Runs(Protocol):
 
     def run(
         self, image: PIL.Image.Image, question: str, *, boxes: Sequence[Box] | None = None, seed: int | None = None
-    ) -> Answered: ...
+    ) -> AnswerLike: ...
 
 
-class Row(BaseModel):
+class SampleResult(BaseModel):
     """One sample, answered once. See the module's note."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
@@ -147,7 +147,7 @@ class Row(BaseModel):
             meta=self.meta,
         )
 
-    def rescored(self, scorers: Mapping[str, Scorer]) -> Row:
+    def rescored(self, scorers: Mapping[str, Scorer]) -> SampleResult:
         """The same answer, scored by these."""
         return self.model_copy(update={"scores": scored(self.answer, self.status, self.sample(), scorers)})
 
@@ -209,7 +209,7 @@ def asked(
     }
 
 
-def measured(answer: Answered, sample: Sample) -> dict[str, object]:
+def measured(answer: AnswerLike, sample: Sample) -> dict[str, object]:
     """The part of a row that the episode's trace tells."""
     boxes, suffices = sample.boxes, sample.coarse_suffices
     trace = answer.trace

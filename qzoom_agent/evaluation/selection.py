@@ -13,12 +13,12 @@ from itertools import product
 
 from pydantic import BaseModel, ConfigDict
 
-from qzoom_agent.data.samples import Samples, Source
+from qzoom_agent.data.samples import Samples, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.task import Suite
 
 
-class Part(BaseModel):
+class TaskSelection(BaseModel):
     """What of one suite a run asks."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
@@ -41,7 +41,7 @@ class Part(BaseModel):
         return self.planned < self.total
 
 
-def require(source: Source, *, limit: int | None = None, repeats: int = 1, workers: int = 1) -> None:
+def require(source: TaskSource, *, limit: int | None = None, repeats: int = 1, workers: int = 1) -> None:
     """ConfigError for numbers that no run can have, before anything is loaded."""
     for name, given in (("n", source.n), ("limit", limit), ("repeats", repeats), ("workers", workers)):
         if given is not None and given < 1:
@@ -58,8 +58,8 @@ def require_scorer(name: str | None, suites: Sequence[Suite]) -> None:
 
 
 def plan(
-    samples: Samples, source: Source, *, limit: int | None, seed: int, coarse_tokens: tuple[int, int] | None
-) -> tuple[Part, list[int]]:
+    samples: Samples, source: TaskSource, *, limit: int | None, seed: int, coarse_tokens: tuple[int, int] | None
+) -> tuple[TaskSelection, list[int]]:
     """What is asked of these samples, and their places in order.
 
     `source.n` is how many a suite draws, or the first so many of one that has more; `limit` a stratified subset of it.
@@ -72,7 +72,7 @@ def plan(
     if stratified:
         kinds = samples.kinds
         chosen = sorted(stratified_order([kinds[index] for index in chosen], seed=seed)[:limit])
-    part = Part(
+    part = TaskSelection(
         path=source.path,
         split=source.split,
         fonts=str(source.fonts) if source.fonts else None,

@@ -18,8 +18,8 @@ from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.cost import Cost, Perception, cost, perception
 from qzoom_agent.evaluation.run_log import RunFolder
-from qzoom_agent.evaluation.sample_result import Row
-from qzoom_agent.evaluation.selection import Part
+from qzoom_agent.evaluation.sample_result import SampleResult
+from qzoom_agent.evaluation.selection import TaskSelection
 from qzoom_agent.evaluation.stats import Figure, Interval, figure
 from qzoom_agent.evaluation.tasks.task import Scored, Suite
 
@@ -40,7 +40,7 @@ class Repeats(_Figures):
     """Share of the pairs of repeats that gave the same final answer."""
 
 
-class Marks(_Figures):
+class ScorerResult(_Figures):
     """The run by one scorer."""
 
     accuracy: Figure
@@ -65,9 +65,9 @@ class SuiteResult(_Figures):
     interval: Interval | None
     """95 %: Wilson's for independent right/wrong answers, else bootstrap; clusters resampled whole."""
     scorer: str
-    scores: dict[str, Marks]
+    scores: dict[str, ScorerResult]
     """By every scorer, the suite's default first."""
-    part: Part
+    part: TaskSelection
     """What was planned."""
     partial: bool
     """Not the whole suite: a limit, or an interruption."""
@@ -79,7 +79,7 @@ class SuiteResult(_Figures):
     perception: Perception
 
     @property
-    def marks(self) -> Marks:
+    def marks(self) -> ScorerResult:
         """By the scorer that the accuracy is by."""
         return self.scores[self.scorer]
 
@@ -112,7 +112,7 @@ def summarise(folder: RunFolder, suites: Iterable[Suite] = (), *, scorer: str | 
     """
     ask = folder.ask
     known = {suite.name: suite for suite in suites}
-    rows: dict[str, list[Row]] = defaultdict(list)
+    rows: dict[str, list[SampleResult]] = defaultdict(list)
     for row in folder.latest():
         rows[row.suite].append(row)
     if not rows:
@@ -134,7 +134,12 @@ def summarise(folder: RunFolder, suites: Iterable[Suite] = (), *, scorer: str | 
 
 
 def suite_result(
-    rows: Sequence[Row], part: Part, *, suite: Suite | None = None, scorer: str | None = None, repeats: int = 1
+    rows: Sequence[SampleResult],
+    part: TaskSelection,
+    *,
+    suite: Suite | None = None,
+    scorer: str | None = None,
+    repeats: int = 1,
 ) -> SuiteResult:
     """The figures of one suite's rows, at least one."""
     names = list(rows[0].scores)
@@ -158,21 +163,21 @@ def suite_result(
     )
 
 
-def by_sample(rows: Iterable[Row]) -> dict[str, list[Row]]:
+def by_sample(rows: Iterable[SampleResult]) -> dict[str, list[SampleResult]]:
     """The repeats of each sample, by its id."""
-    found: dict[str, list[Row]] = defaultdict(list)
+    found: dict[str, list[SampleResult]] = defaultdict(list)
     for row in rows:
         found[row.id].append(row)
     return found
 
 
-def _marks(rows: Sequence[Row], scorer: str, suite: Suite | None) -> Marks:
+def _marks(rows: Sequence[SampleResult], scorer: str, suite: Suite | None) -> ScorerResult:
     samples = list(by_sample(rows).values())
     aggregate = suite.aggregate if suite else None
     # A sample that could not even be read has no image, and nothing of what a suite's own figures go by.
     scored = [Scored(row.kind, row.value(scorer), row.meta) for row in rows if row.image]
     parsed = [scorer in row.scores and row.scores[scorer].parsed for row in rows]
-    return Marks(
+    return ScorerResult(
         accuracy=_figure(samples, scorer),
         parse_rate=fmean(parsed),
         kinds={
@@ -184,17 +189,17 @@ def _marks(rows: Sequence[Row], scorer: str, suite: Suite | None) -> Marks:
     )
 
 
-def _figure(samples: Sequence[Sequence[Row]], scorer: str) -> Figure:
+def _figure(samples: Sequence[Sequence[SampleResult]], scorer: str) -> Figure:
     return _over(samples, [fmean(row.value(scorer) for row in each) for each in samples])
 
 
-def _over(samples: Sequence[Sequence[Row]], values: Sequence[float]) -> Figure:
+def _over(samples: Sequence[Sequence[SampleResult]], values: Sequence[float]) -> Figure:
     found = figure(values, clusters=[each[0].cluster for each in samples])
     assert found is not None
     return found
 
 
-def _repeats(samples: Sequence[Sequence[Row]], scorer: str) -> Repeats | None:
+def _repeats(samples: Sequence[Sequence[SampleResult]], scorer: str) -> Repeats | None:
     k = max(len(each) for each in samples)
     if k == 1:
         return None
@@ -206,7 +211,7 @@ def _repeats(samples: Sequence[Sequence[Row]], scorer: str) -> Repeats | None:
     )
 
 
-def _agreement(repeats: Sequence[Row], scorer: str) -> float:
+def _agreement(repeats: Sequence[SampleResult], scorer: str) -> float:
     said = [row.scores[scorer].extracted if scorer in row.scores else None for row in repeats]
     pairs = list(combinations(said, 2))
     # No answer agrees with nothing: a sample that fails each time is not consistent.

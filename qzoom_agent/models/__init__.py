@@ -3,7 +3,7 @@
 Importing this package loads neither torch nor transformers; `qzoom_agent.models.hf` does.
 """
 
-from qzoom_agent.models.interface import Backend, ImageSource, Reply, Session, Settings
+from qzoom_agent.models.interface import Backend, ImageSource, Reply, SamplingParams, Session
 from qzoom_agent.models.scripted import ScriptedBackend
 
-__all__ = ["Backend", "ImageSource", "Reply", "ScriptedBackend", "Session", "Settings"]
+__all__ = ["Backend", "ImageSource", "Reply", "SamplingParams", "ScriptedBackend", "Session"]

@@ -25,7 +25,7 @@ from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import ImageSource
 from qzoom_agent.models.presets import NANO_FOLDER, PRESETS, UNKNOWN_BUDGET, Preset, resolve_model
 from qzoom_agent.models.processing import load_processor, visual_factor
-from qzoom_agent.models.prompts import Codec
+from qzoom_agent.models.prompts import PromptCodec
 from qzoom_agent.perception.branches import CONFIG as BRANCH_CONFIG
 from qzoom_agent.perception.branches import WEIGHTS as BRANCH_WEIGHTS
 from qzoom_agent.perception.branches import Branches
@@ -73,7 +73,7 @@ class HFBackend:
         self.defaults = (defaults or _budget(self.protocol)).model_copy(update={"factor": factor})
         self.placement = placement
         """Device and dtype, and why: "cpu, float32: no accelerator found"."""
-        self.codec = Codec(processor, model.config)
+        self.codec = PromptCodec(processor, model.config)
         self.end_ids = _end_ids(model, processor)
 
     @classmethod

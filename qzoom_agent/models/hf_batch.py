@@ -25,7 +25,7 @@ from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_rows import causal_mask, padded
 from qzoom_agent.models.hf_session import HFSession, Prepared
-from qzoom_agent.models.interface import ImageSource, Reply, Settings, Sight
+from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams, Sight
 from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.models.sampling import Sampler, TextStream
 from qzoom_agent.perception.decoder import Decoder, Embedded
@@ -73,7 +73,7 @@ class Batch:
         self._coarse: _Coarse | None = None
 
     def place(self, row: int, view: str, *, source: str, cells: Cells) -> None:
-        """As `Looks.place`, for one row."""
+        """As `PerceivingSession.place`, for one row."""
         self._sessions[row].place(view, source=source, cells=cells)
 
     @torch.inference_mode()
@@ -119,7 +119,7 @@ class Batch:
         self,
         conversations: Sequence[Sequence[Message]],
         *,
-        settings: Settings,
+        settings: SamplingParams,
         stop: tuple[str, ...] = (),
         rows: Sequence[int] | None = None,
         seeds: Sequence[int] | None = None,
@@ -166,7 +166,7 @@ class Batch:
         return [group for group in groups if group.rows]
 
     def _answer(
-        self, group: _Group, settings: Sequence[Settings], stop: tuple[str, ...]
+        self, group: _Group, settings: Sequence[SamplingParams], stop: tuple[str, ...]
     ) -> tuple[list[TextStream], list[bool], list[int], list[float]]:
         """Prefill what is missing and generate: texts, whether each ended by itself, tokens, work in token-layers."""
         decoder, coarse, codec = self._decoder, self._coarse, self._backend.codec
@@ -216,7 +216,7 @@ class Batch:
         group: _Group,
         cache: DynamicCache,
         valid: Tensor,
-        settings: Sequence[Settings],
+        settings: Sequence[SamplingParams],
         streams: list[TextStream],
     ) -> tuple[list[bool], list[int]]:
         """Write into the streams until every row has ended or is full."""

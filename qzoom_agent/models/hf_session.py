@@ -28,9 +28,9 @@ from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import Size
 from qzoom_agent.messages import Message, view_ids
-from qzoom_agent.models.interface import ImageSource, Proposal, Reply, Settings, Sight
+from qzoom_agent.models.interface import ImageSource, Proposal, Reply, SamplingParams, Sight
 from qzoom_agent.models.processing import fit
-from qzoom_agent.models.prompts import Codec, Prompt, Span, Turn
+from qzoom_agent.models.prompts import EncodedTurn, ImageSpan, Prompt, PromptCodec
 from qzoom_agent.models.sampling import Sampler, TextStream
 from qzoom_agent.perception.adapters import Grid, adapter_for, grid_of
 from qzoom_agent.perception.anyres import base_view, has_tiles
@@ -71,9 +71,9 @@ class Prepared:
     prompt: Prompt
     positions: torch.Tensor
     """(3, 1, ids) for MRoPE families, else (1, ids)."""
-    turns: list[Turn]
+    turns: list[EncodedTurn]
     """The answered turns recognised in it, whose ids were kept."""
-    rest: Turn
+    rest: EncodedTurn
     """What follows them, up to where the model is to write."""
 
     @property
@@ -88,7 +88,7 @@ class HFSession:
     def __init__(
         self,
         model: PreTrainedModel,
-        codec: Codec,
+        codec: PromptCodec,
         image: ImageSource,
         *,
         end_ids: frozenset[int],
@@ -105,7 +105,7 @@ class HFSession:
         self._end_ids = end_ids
         self._limit: int = model.config.get_text_config().max_position_embeddings
         self._images: dict[str, EncodedView] = {}
-        self._turns: list[Turn] = []
+        self._turns: list[EncodedTurn] = []
         self._held = Prompt()
         self._cache = DynamicCache(config=model.config)
         self.prompt_logits: torch.Tensor | None = None
@@ -196,7 +196,7 @@ class HFSession:
         self,
         messages: Sequence[Message],
         *,
-        settings: Settings,
+        settings: SamplingParams,
         stop: tuple[str, ...] = (),
         on_text: Callable[[str], None] | None = None,
     ) -> Reply:
@@ -253,7 +253,7 @@ class HFSession:
     def remember(self, ready: Prepared, ids: Sequence[int], text: str) -> None:
         """Keep the ids of an answer to a prepared conversation, so that its text is never tokenised again."""
         answer = self._codec.cut(ids, text)
-        self._turns = [*ready.turns, Turn(ready.rest.text + text, (*ready.rest.ids, *answer))]
+        self._turns = [*ready.turns, EncodedTurn(ready.rest.text + text, (*ready.rest.ids, *answer))]
 
     def keep(self, prompt: Prompt) -> int:
         """Shorten the cache to what it shares with `prompt`; returns how many ids that is."""
@@ -312,7 +312,7 @@ class HFSession:
         shapes = [self.grid(span) for span in prompt.spans]
         return [(at, grid.rows, grid.columns) for at, grid in zip(self._visual_starts(prompt), shapes, strict=True)]
 
-    def grid(self, span: Span) -> Grid:
+    def grid(self, span: ImageSpan) -> Grid:
         """The cells of the map of a view of a prompt, and where they lie in it."""
         seen = self._images[span.view]
         image = self._image(span.view)

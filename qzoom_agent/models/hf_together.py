@@ -21,7 +21,7 @@ from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import Batch
-from qzoom_agent.models.interface import ImageSource, Reply, Session, Settings, Sight
+from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams, Session, Sight
 
 LINGER = 0.03
 """Seconds that a batch waits for the next request before it begins without: a fraction of what a batch takes."""
@@ -115,7 +115,7 @@ class Together:
 
 
 class _Member:
-    """One conversation; `Looks` if the model has branches."""
+    """One conversation; `PerceivingSession` if the model has branches."""
 
     def __init__(self, table: Together, image: ImageSource) -> None:
         self.table = table
@@ -134,7 +134,7 @@ class _Member:
         self,
         messages: Sequence[Message],
         *,
-        settings: Settings,
+        settings: SamplingParams,
         stop: tuple[str, ...] = (),
         on_text: Callable[[str], None] | None = None,
     ) -> Reply:

@@ -23,7 +23,7 @@ ImageSource = Callable[[str], Image.Image]
 """Gives the pixels of a view by its id, exactly as the model is to see them. Within a session an id names one image."""
 
 
-class Settings(BaseModel):
+class SamplingParams(BaseModel):
     """How one reply is generated."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -99,7 +99,7 @@ class Sight(NamedTuple):
 
 
 @runtime_checkable
-class Looks(Protocol):
+class PerceivingSession(Protocol):
     """A session of a model with branches. After a look, `reply` goes on from where the coarse pass stopped."""
 
     def look(self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False) -> list[Sight]:
@@ -122,7 +122,7 @@ class Session(Protocol):
         self,
         messages: Sequence[Message],
         *,
-        settings: Settings,
+        settings: SamplingParams,
         stop: tuple[str, ...] = (),
         on_text: Callable[[str], None] | None = None,
     ) -> Reply:
@@ -154,7 +154,7 @@ class Backend(Protocol):
 
     @property
     def perceives(self) -> bool:
-        """Whether its sessions can look (`Looks`): the model has branches."""
+        """Whether its sessions can look (`PerceivingSession`): the model has branches."""
         ...
 
     @property

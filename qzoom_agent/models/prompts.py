@@ -29,7 +29,7 @@ _PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id", "audio
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class EncodedTurn:
     """What was rendered since the turn before and the model's answer to it, as text and as ids (one per image)."""
 
     text: str
@@ -37,7 +37,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class ImageSpan:
     """Where the ids of a view stand in a prompt: [start, stop)."""
 
     start: int
@@ -50,7 +50,7 @@ class Prompt:
     """The ids of a conversation, images expanded."""
 
     ids: tuple[int, ...] = ()
-    spans: tuple[Span, ...] = ()
+    spans: tuple[ImageSpan, ...] = ()
 
     def shared(self, other: "Prompt") -> int:
         """How many leading ids both have: an image counts wholly or not at all, and only if it is the same view.
@@ -69,7 +69,7 @@ class Prompt:
         return Prompt(self.ids[:count], tuple(span for span in self.spans if span.stop <= count))
 
 
-class Codec:
+class PromptCodec:
     """The text side of one model: template, tokenizer, image processor. Holds no conversation; threads may share it."""
 
     def __init__(self, processor: ProcessorMixin, config: PretrainedConfig) -> None:
@@ -108,16 +108,16 @@ class Codec:
             text = text.replace(mark, f"{mark[0]} {mark[1:]}")
         return {"type": "text", "text": text}
 
-    def tokenize(self, text: str, known: Sequence[Turn]) -> tuple[list[Turn], Turn]:
+    def tokenize(self, text: str, known: Sequence[EncodedTurn]) -> tuple[list[EncodedTurn], EncodedTurn]:
         """A rendered conversation as the turns of `known` it begins with, and the remainder; one id per image."""
-        turns: list[Turn] = []
+        turns: list[EncodedTurn] = []
         at = 0
         for turn in known:
             if not text.startswith(turn.text, at):
                 break
             turns.append(turn)
             at += len(turn.text)
-        return turns, Turn(text[at:], tuple(self._rest(text, at)))
+        return turns, EncodedTurn(text[at:], tuple(self._rest(text, at)))
 
     def _rest(self, text: str, at: int) -> list[int]:
         """Ids of text[at:], as they are in the whole text where a token begins there, else of it alone."""
@@ -141,12 +141,12 @@ class Codec:
                 "conversation. It does not support images where this protocol shows them; choose another protocol."
             )
         out: list[int] = []
-        spans: list[Span] = []
+        spans: list[ImageSpan] = []
         left = iter(views)
         for token in ids:
             if token == self.image_id:
                 view = next(left)
-                spans.append(Span(len(out), len(out) + len(images[view]), view))
+                spans.append(ImageSpan(len(out), len(out) + len(images[view]), view))
                 out += images[view]
             else:
                 out.append(token)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from qzoom_agent.models.interface import Settings
+from qzoom_agent.models.interface import SamplingParams
 
 
 class Sampler:
     """Takes the next token from logits, never one of `forbidden`."""
 
-    def __init__(self, settings: Settings, forbidden: Iterable[int], device: torch.device) -> None:
+    def __init__(self, settings: SamplingParams, forbidden: Iterable[int], device: torch.device) -> None:
         self._settings = settings
         self._forbidden = torch.tensor(list(forbidden), dtype=torch.long, device=device)
         self._generator = torch.Generator(device=device).manual_seed(settings.seed)

@@ -14,7 +14,7 @@ from qzoom_agent.config import PerceptionConfig, ViewBudget
 from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import tokens
 from qzoom_agent.messages import Message
-from qzoom_agent.models.interface import ImageSource, Reply, Session, Settings, Sight
+from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams, Session, Sight
 from qzoom_agent.models.presets import NANO_BUDGET
 
 _CHARS_PER_TOKEN = 4
@@ -84,7 +84,7 @@ class _ScriptedSession:
         self,
         messages: Sequence[Message],
         *,
-        settings: Settings,
+        settings: SamplingParams,
         stop: tuple[str, ...] = (),
         on_text: Callable[[str], None] | None = None,
     ) -> Reply:

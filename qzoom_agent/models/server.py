@@ -23,7 +23,7 @@ from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.geometry import tokens
 from qzoom_agent.messages import Message, Part, view_ids
-from qzoom_agent.models.interface import ImageSource, Reply, Settings
+from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams
 from qzoom_agent.models.posting import NoReply, post
 
 _PAUSE: Final = 0.5
@@ -111,7 +111,7 @@ class _ServerSession:
         self,
         messages: Sequence[Message],
         *,
-        settings: Settings,
+        settings: SamplingParams,
         stop: tuple[str, ...] = (),
         on_text: Callable[[str], None] | None = None,
     ) -> Reply:

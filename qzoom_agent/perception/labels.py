@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from qzoom_agent.geometry import Size
-from qzoom_agent.perception.maps import Region
+from qzoom_agent.perception.maps import MapRegion
 
 FOREGROUND, BACKGROUND, IGNORED = 1, 0, -100
 
@@ -69,7 +69,7 @@ class Labels(NamedTuple):
     """(rows, columns): 1 foreground, 0 background, -100 neither."""
     excluded: NDArray[np.bool]
     """(rows, columns): sinks and padding, which are never foreground."""
-    box: Region
+    box: MapRegion
     """Around the foreground, grown; the whole map where nothing is foreground. Its peak is that of the map."""
 
     @property
@@ -126,12 +126,12 @@ def make_labels(
     return Labels(labels, excluded, box)
 
 
-def _grown_box(inside: NDArray[np.bool], radius: int, peak: float) -> Region:
+def _grown_box(inside: NDArray[np.bool], radius: int, peak: float) -> MapRegion:
     rows, columns = inside.shape
     if not inside.any():
-        return Region(0, 0, columns, rows, peak)
+        return MapRegion(0, 0, columns, rows, peak)
     ys, xs = np.nonzero(inside)
-    return Region(
+    return MapRegion(
         max(0, int(xs.min()) - radius),
         max(0, int(ys.min()) - radius),
         min(columns, int(xs.max()) + 1 + radius),

@@ -16,7 +16,7 @@ from qzoom_agent.perception.adapters import Adapter
 from qzoom_agent.perception.branches import SDRPN, BranchConfig, Branches, cut, map_logits
 from qzoom_agent.perception.decoder import Rotary
 from qzoom_agent.perception.maps import (
-    Region,
+    MapRegion,
     cutoff,
     foreground,
     keep_mask,
@@ -38,7 +38,7 @@ class Map:
     """(rows, columns): probabilities, 0 on sinks."""
     cutoff: float
     """Value of the blurred map above which a cell is foreground."""
-    regions: list[Region]
+    regions: list[MapRegion]
 
 
 @dataclass(frozen=True, slots=True)

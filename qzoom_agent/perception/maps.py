@@ -30,7 +30,7 @@ MIN_SIDE = 28
 """Shortest side in original pixels of a box, whatever the family."""
 
 
-class Region(NamedTuple):
+class MapRegion(NamedTuple):
     """A part of a map that is foreground: its box in cells, right and bottom exclusive, and its highest value."""
 
     x1: float
@@ -123,7 +123,7 @@ def foreground(
 
 def regions(
     heat: Tensor, found: NDArray[np.bool], *, limit: int = 1, sides: tuple[float, float] | None = None
-) -> list[Region]:
+) -> list[MapRegion]:
     """The foreground as boxes, best first: one around everything, or with `limit` > 1 one for each connected part.
 
     With `sides` (shares of the map's width and height) a box of those sides around the centre of each part's heat.
@@ -143,7 +143,7 @@ def regions(
         if sides is not None:
             box = _around_centre(values, part, sides)
         x1, y1, x2, y2 = box
-        boxes.append(Region(x1, y1, x2, y2, peak=float(values[part].max())))
+        boxes.append(MapRegion(x1, y1, x2, y2, peak=float(values[part].max())))
     return sorted(boxes, key=lambda box: -box.peak)[:limit]
 
 
@@ -168,7 +168,7 @@ def _around_centre(
     return x, y, x + width, y + height
 
 
-def official_pixels(region: Region, *, rows: int, columns: int, unit: int, size: Size) -> tuple[int, int, int, int]:
+def official_pixels(region: MapRegion, *, rows: int, columns: int, unit: int, size: Size) -> tuple[int, int, int, int]:
     """The box in pixels of the original exactly as the published code finds it, float32 rounding and all.
 
     Args:

@@ -18,14 +18,14 @@ from qzoom_agent.geometry import Frame
 from qzoom_agent.protocols.json_repair import objects_in, read_json
 from qzoom_agent.protocols.parsing import (
     MAX_CALLS_READ,
-    Reading,
-    Span,
+    ParsedReply,
+    TagSpan,
     box_argument,
     first_view,
     read_box,
     read_index,
 )
-from qzoom_agent.protocols.tagged import Arguments, Payload, Region, Tagged, Wording, box_schema, tool_schema
+from qzoom_agent.protocols.tagged import Arguments, CallRegion, Payload, PromptTexts, Tagged, box_schema, tool_schema
 from qzoom_agent.views import View
 
 ZOOM = "image_zoom_in_tool"
@@ -38,7 +38,7 @@ _NAME_REACH = 64
 _NAMES_TRIED = 4
 
 
-def hermes_payloads(body: str, reading: Reading) -> list[Payload]:
+def hermes_payloads(body: str, reading: ParsedReply) -> list[Payload]:
     """The calls in a tag's body: objects one after another or in a list; a bare list of numbers is a box."""
     found: list[Payload] = []
     for value in objects_in(body, reading.repairs, limit=MAX_CALLS_READ):
@@ -50,7 +50,7 @@ def hermes_payloads(body: str, reading: Reading) -> list[Payload]:
     return found[:MAX_CALLS_READ]
 
 
-def _payload(item: dict[str, object], reading: Reading) -> Payload:
+def _payload(item: dict[str, object], reading: ParsedReply) -> Payload:
     inner = item.get("function")
     if isinstance(inner, dict):
         reading.repairs.append("call unwrapped")
@@ -72,10 +72,10 @@ def _payload(item: dict[str, object], reading: Reading) -> Payload:
     return Payload(str(name), given)
 
 
-def hermes_loose(*names: str) -> Callable[[str], Span | None]:
+def hermes_loose(*names: str) -> Callable[[str], TagSpan | None]:
     """Find a call without tags: an object that names one of these tools and has arguments."""
 
-    def find(text: str) -> Span | None:
+    def find(text: str) -> TagSpan | None:
         for name in names:
             at = text.find(name)
             for _ in range(_NAMES_TRIED):
@@ -85,7 +85,7 @@ def hermes_loose(*names: str) -> Callable[[str], Span | None]:
                 found = read_json(text, start) if start >= 0 else None
                 if found and isinstance(found.value, dict) and any(key in found.value for key in _ARGUMENT_KEYS):
                     whole = text[start : found.end]
-                    return Span(whole, whole, start, found.end, True)
+                    return TagSpan(whole, whole, start, found.end, True)
                 at = text.find(name, at + len(name))
         return None
 
@@ -111,8 +111,8 @@ def hermes_how(tool: str, arguments: str, frame: str) -> str:
 
 
 def user_image_region(
-    arguments: Arguments, views: Sequence[View], reading: Reading, how: str, *, frame: Frame = "per_mille"
-) -> Region | None:
+    arguments: Arguments, views: Sequence[View], reading: ParsedReply, how: str, *, frame: Frame = "per_mille"
+) -> CallRegion | None:
     """A box of image `img_idx`, counted from 0 among the images that the user gave."""
     given = [view.id for view in views if view.kind != "crop"] or [first_view(views)]
     index = read_index(arguments, INDEX_NAMES, reading, default=0)
@@ -123,15 +123,17 @@ def user_image_region(
         )
         return None
     box = read_box(box_argument(arguments, reading), reading, how=how)
-    return box and Region(box, frame, given[index])
+    return box and CallRegion(box, frame, given[index])
 
 
-def first_image_region(arguments: Arguments, views: Sequence[View], reading: Reading, how: str) -> Region | None:
+def first_image_region(
+    arguments: Arguments, views: Sequence[View], reading: ParsedReply, how: str
+) -> CallRegion | None:
     """A box in shown pixels of the first image."""
     if any(arguments.get(name) not in (None, 0) for name in (*INDEX_NAMES, "target_image")):
         reading.repairs.append("image index ignored")
     box = read_box(box_argument(arguments, reading), reading, how=how)
-    return box and Region(box, "pixel", first_view(views))
+    return box and CallRegion(box, "pixel", first_view(views))
 
 
 _LABEL = {"type": "string", "description": "What is expected in the region."}
@@ -156,7 +158,7 @@ QWEN3VL = Tagged(
     max_calls_per_turn=CALLS_PER_TURN,
     result_role="tool",
     mark=None,
-    wording=Wording(system=hermes_system(_QWEN_SCHEMA), refusal_before="Error: "),
+    wording=PromptTexts(system=hermes_system(_QWEN_SCHEMA), refusal_before="Error: "),
 )
 
 _REMINDER = (
@@ -179,7 +181,7 @@ DEEPEYES = Tagged(
     region=first_image_region,
     loose=hermes_loose(ZOOM),
     max_calls_per_turn=CALLS_PER_TURN,
-    wording=Wording(
+    wording=PromptTexts(
         system=hermes_system(_DEEPEYES_SCHEMA),
         plain_system="You are a helpful assistant.",
         between="Question: ",

@@ -14,14 +14,14 @@ from qzoom_agent.protocols.json_repair import objects_in, read_json
 from qzoom_agent.protocols.parsing import (
     MAX_CALLS_READ,
     MAX_NAME,
-    Reading,
-    Span,
+    ParsedReply,
+    TagSpan,
     box_argument,
     first_view,
     has_box,
     read_box,
 )
-from qzoom_agent.protocols.tagged import Arguments, Payload, Region, Tagged, Wording
+from qzoom_agent.protocols.tagged import Arguments, CallRegion, Payload, PromptTexts, Tagged
 from qzoom_agent.views import View
 
 _OBSERVATION = re.compile(r"observation[ _-]?(\d{1,4})", re.IGNORECASE)
@@ -29,22 +29,22 @@ _ORIGINAL = ("original_image", "original image", "original", "image", "observati
 _LOOSE_TRIES = 4
 
 
-def _payloads(body: str, reading: Reading) -> list[Payload]:
+def _payloads(body: str, reading: ParsedReply) -> list[Payload]:
     values = objects_in(body, reading.repairs, limit=MAX_CALLS_READ)
     return [Payload("grounding", value) for value in values if isinstance(value, dict)]
 
 
-def _region(arguments: Arguments, views: Sequence[View], reading: Reading, how: str) -> Region | None:
+def _region(arguments: Arguments, views: Sequence[View], reading: ParsedReply, how: str) -> CallRegion | None:
     view = _source(arguments, views, reading)
     if view is None:
         crops = f"observation_1 to observation_{len(views) - 1}" if len(views) > 1 else "no observation yet"
         reading.problems.append(f"There is no such source. There are original_image and {crops}. {how}")
         return None
     box = read_box(box_argument(arguments, reading), reading, how=how)
-    return box and Region(box, "unit", view)
+    return box and CallRegion(box, "unit", view)
 
 
-def _source(arguments: Arguments, views: Sequence[View], reading: Reading) -> str | None:
+def _source(arguments: Arguments, views: Sequence[View], reading: ParsedReply) -> str | None:
     source = arguments.get("source")
     if source is None:
         reading.repairs.append("source missing, original_image taken")
@@ -57,7 +57,7 @@ def _source(arguments: Arguments, views: Sequence[View], reading: Reading) -> st
     return views[index].id if 0 < index < len(views) else None
 
 
-def _loose(text: str) -> Span | None:
+def _loose(text: str) -> TagSpan | None:
     at = text.find("bbox_2d")
     for _ in range(_LOOSE_TRIES):
         if at < 0:
@@ -66,7 +66,7 @@ def _loose(text: str) -> Span | None:
         found = read_json(text, start) if start >= 0 else None
         if found and isinstance(found.value, dict) and has_box(found.value) and "source" in found.value:
             whole = text[start : found.end]
-            return Span(whole, whole, start, found.end, True)
+            return TagSpan(whole, whole, start, found.end, True)
         at = text.find("bbox_2d", at + 1)
     return None
 
@@ -88,7 +88,7 @@ MINI_O3 = Tagged(
     tag="grounding",
     names=_name,
     stop=("</grounding>",),
-    wording=Wording(
+    wording=PromptTexts(
         system=(
             "You are a helpful assistant. Answer the question about the image. Put your reasoning inside <think> and "
             "</think>. Wherever something is not clear, zoom into a region of an image by writing "

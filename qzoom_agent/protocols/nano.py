@@ -18,8 +18,8 @@ from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.protocols.interface import Parsed, ToolCall, counted
 from qzoom_agent.protocols.parsing import (
     MAX_CALLS_READ,
-    Reading,
-    Span,
+    ParsedReply,
+    TagSpan,
     first_view,
     numbers_in,
     outside,
@@ -50,7 +50,7 @@ class Nano:
         return [message("user", *(image_part(view.id) for view in views), asked)]
 
     def parse(self, text: str, views: Sequence[View]) -> Parsed:
-        reading = Reading()
+        reading = ParsedReply()
         text = readable(text)
         found = spans(text, "zoom", limit=MAX_CALLS_READ)
         if not found and (found := _unopened(text)):
@@ -84,7 +84,7 @@ class Nano:
         return counted(index)
 
 
-def _unopened(text: str) -> list[Span]:
+def _unopened(text: str) -> list[TagSpan]:
     """In a text without `<zoom>`, the stretch from its first location token or closing tag to the last of them."""
     closing = list(tag("zoom").finditer(text))
     marks = [*_LOC.finditer(text), *closing]
@@ -92,4 +92,4 @@ def _unopened(text: str) -> list[Span]:
         return []
     start, end = min(mark.start() for mark in marks), max(mark.end() for mark in marks)
     stretch = text[start:end]
-    return [Span(stretch, stretch, start, end, bool(closing))]
+    return [TagSpan(stretch, stretch, start, end, bool(closing))]

@@ -2,7 +2,7 @@
 
 Everything here takes any string, never raises and is linear in its length: tags are found by regexes whose
 repetitions are bounded, numbers by one whose alternatives cannot overlap. What is mended is written down in a
-`Reading`; what cannot be mended becomes a problem there. How a reply is weighed as a whole is said at `read_reply`,
+`ParsedReply`; what cannot be mended becomes a problem there. How a reply is weighed as a whole is said at `read_reply`,
 once, for all families.
 """
 
@@ -34,7 +34,7 @@ _STRAY = re.compile(r"</?(?:answer|think|tool_response)>", re.IGNORECASE)
 
 
 @dataclass(slots=True)
-class Reading:
+class ParsedReply:
     """What has been made of a reply so far."""
 
     calls: list[ToolCall] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TagSpan:
     """A marked stretch of a text: `text[start:end]` with its marks, `body` without them."""
 
     body: str
@@ -78,31 +78,31 @@ def tag(name: str) -> re.Pattern[str]:
     return re.compile(rf"<\s{{0,8}}(/?)\s{{0,8}}{name}\s{{0,8}}>", re.IGNORECASE)
 
 
-def spans(text: str, name: str, *, limit: int | None = None) -> list[Span]:
+def spans(text: str, name: str, *, limit: int | None = None) -> list[TagSpan]:
     """The first `limit` spans opened by `<name>`; each ends at its closing tag, the next opening one, or the text's "
     "end."""
-    found: list[Span] = []
+    found: list[TagSpan] = []
     opening: re.Match[str] | None = None
     for mark in tag(name).finditer(text):
         closes = bool(mark[1])
         if opening is not None:
             start, end = opening.start(), mark.end() if closes else mark.start()
-            found.append(Span(text[opening.end() : mark.start()], text[start:end], start, end, closes))
+            found.append(TagSpan(text[opening.end() : mark.start()], text[start:end], start, end, closes))
         opening = None if closes else mark
         if len(found) == limit:
             return found
     if opening is not None:
-        found.append(Span(text[opening.end() :], text[opening.start() :], opening.start(), len(text), False))
+        found.append(TagSpan(text[opening.end() :], text[opening.start() :], opening.start(), len(text), False))
     return found
 
 
-def foreign_call(text: str) -> list[Span]:
+def foreign_call(text: str) -> list[TagSpan]:
     """A call in the format of another family, with nothing in it that could be read by mistake in the wrong frame."""
     mark = _FOREIGN.search(text)
-    return [Span("", text[mark.start() :], mark.start(), len(text), True)] if mark else []
+    return [TagSpan("", text[mark.start() :], mark.start(), len(text), True)] if mark else []
 
 
-def outside(text: str, taken: Sequence[Span]) -> str:
+def outside(text: str, taken: Sequence[TagSpan]) -> str:
     """The text around these spans (in order, not overlapping), stripped and joined by newlines."""
     edges = [0, *(edge for span in taken for edge in (span.start, span.end)), len(text)]
     return _joined(*(text[start:end] for index, (start, end) in enumerate(pairwise(edges)) if index % 2 == 0))
@@ -111,8 +111,8 @@ def outside(text: str, taken: Sequence[Span]) -> str:
 def read_reply(
     text: str,
     *,
-    find: Callable[[str, Reading], list[Span]],
-    read: Callable[[Span, Reading], None],
+    find: Callable[[str, ParsedReply], list[TagSpan]],
+    read: Callable[[TagSpan, ParsedReply], None],
     limit: int,
     mark: str | None,
 ) -> Parsed:
@@ -126,7 +126,7 @@ def read_reply(
     3. Any other text: the answer, or what its `\\boxed{}` holds. `mark` names the family's own way to mark an answer
        ("answer", "boxed"), and free text instead of it is noted; None means that the family answers in free text.
     """
-    reading = Reading()
+    reading = ParsedReply()
     thought, rest = _split_thought(readable(text))
     answers, blank = _answers(rest)
     inside = not answers and not outside(rest, blank)
@@ -157,7 +157,7 @@ def read_reply(
     return reading.parsed(thought=_joined(thought, free) if boxed else thought.strip(), answer=boxed or free or None)
 
 
-def _answers(text: str) -> tuple[list[Span], list[Span]]:
+def _answers(text: str) -> tuple[list[TagSpan], list[TagSpan]]:
     """The `<answer>` spans that hold something, and those that do not."""
     found = spans(text, "answer")
     return [span for span in found if span.body.strip()], [span for span in found if not span.body.strip()]
@@ -213,7 +213,7 @@ def has_box(arguments: Mapping[str, object]) -> bool:
     return any(key in arguments for key in _BOX_KEYS)
 
 
-def box_argument(arguments: Mapping[str, object], into: Reading) -> object:
+def box_argument(arguments: Mapping[str, object], into: ParsedReply) -> object:
     """The value given for the box; another name than `bbox_2d` is noted, none at all gives None."""
     key = next((key for key in _BOX_KEYS if key in arguments), None)
     if key is None:
@@ -223,7 +223,7 @@ def box_argument(arguments: Mapping[str, object], into: Reading) -> object:
     return arguments[key]
 
 
-def read_index(arguments: Mapping[str, object], names: Sequence[str], into: Reading, *, default: int) -> int | None:
+def read_index(arguments: Mapping[str, object], names: Sequence[str], into: ParsedReply, *, default: int) -> int | None:
     """The whole number given under one of `names`, `default` if none is given, or None if it is not a whole number."""
     given = next((arguments[name] for name in names if arguments.get(name) is not None), None)
     if given is None:
@@ -233,7 +233,7 @@ def read_index(arguments: Mapping[str, object], names: Sequence[str], into: Read
     return int(number) if number is not None and number.is_integer() else None
 
 
-def read_box(value: object, into: Reading, *, how: str) -> tuple[float, float, float, float] | None:
+def read_box(value: object, into: ParsedReply, *, how: str) -> tuple[float, float, float, float] | None:
     """Four finite coordinates from whatever a model gave for a box, or None with a problem that ends in `how`.
 
     Mended: numbers as strings, a box as a string, as an object with named corners, as two points, or as a list of boxes
@@ -251,7 +251,7 @@ def read_box(value: object, into: Reading, *, how: str) -> tuple[float, float, f
     return x1, y1, x2, y2
 
 
-def _flat(value: object, into: Reading) -> list[object]:
+def _flat(value: object, into: ParsedReply) -> list[object]:
     if isinstance(value, str):
         into.repairs.append("box read from a string")
         return [float(number) for number in numbers_in(value)]
@@ -271,7 +271,7 @@ def _flat(value: object, into: Reading) -> list[object]:
     return value
 
 
-def _number(value: object, into: Reading) -> float | None:
+def _number(value: object, into: ParsedReply) -> float | None:
     if isinstance(value, str):
         if not _NUMBER.fullmatch(value.strip()):
             return None

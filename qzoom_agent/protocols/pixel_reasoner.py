@@ -11,8 +11,8 @@ the crop's size. Errors: "Execution error:". Both start with a line break.
 from collections.abc import Sequence
 
 from qzoom_agent.protocols.hermes import hermes_how, hermes_loose, hermes_payloads, hermes_system
-from qzoom_agent.protocols.parsing import Reading, box_argument, first_view, read_box, read_index
-from qzoom_agent.protocols.tagged import Arguments, Region, Tagged, Wording, box_schema, tool_schema
+from qzoom_agent.protocols.parsing import ParsedReply, box_argument, first_view, read_box, read_index
+from qzoom_agent.protocols.tagged import Arguments, CallRegion, PromptTexts, Tagged, box_schema, tool_schema
 from qzoom_agent.views import View
 
 PADDING = 0.1
@@ -22,7 +22,7 @@ LARGEST_SHARE = 2.0
 _TOOLS = ("crop_image_normalized", "crop_image", "zoom_in")
 
 
-def _region(arguments: Arguments, views: Sequence[View], reading: Reading, how: str) -> Region | None:
+def _region(arguments: Arguments, views: Sequence[View], reading: ParsedReply, how: str) -> CallRegion | None:
     count = max(1, len(views))
     index = read_index(arguments, ("target_image",), reading, default=1)
     if index is None or not 1 <= index <= count:
@@ -36,7 +36,7 @@ def _region(arguments: Arguments, views: Sequence[View], reading: Reading, how: 
         width, height = views[index - 1].size
         x1, y1, x2, y2 = x1 / width, y1 / height, x2 / width, y2 / height
     padded = (_less(x1), _less(y1), _more(x2), _more(y2))
-    return Region(padded, "unit", views[index - 1].id if views else first_view(views))
+    return CallRegion(padded, "unit", views[index - 1].id if views else first_view(views))
 
 
 def _less(edge: float) -> float:
@@ -74,7 +74,7 @@ PIXEL_REASONER = Tagged(
     loose=hermes_loose(*_TOOLS),
     mark="boxed",
     names=lambda index: f"target_image {index + 1}",
-    wording=Wording(
+    wording=PromptTexts(
         system=hermes_system(_SCHEMA),
         plain_system="You are a helpful assistant.",
         after=_GUIDELINES,

@@ -16,8 +16,8 @@ from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.protocols.interface import Parsed, ToolCall, counted
 from qzoom_agent.protocols.parsing import (
     MAX_CALLS_READ,
-    Reading,
-    Span,
+    ParsedReply,
+    TagSpan,
     first_view,
     foreign_call,
     numbers_in,
@@ -56,7 +56,7 @@ class Plain:
         return [message("user", *(image_part(view.id) for view in views), question + (_OFFER if tools else ""))]
 
     def parse(self, text: str, views: Sequence[View]) -> Parsed:
-        def read(span: Span, reading: Reading) -> None:
+        def read(span: TagSpan, reading: ParsedReply) -> None:
             box = read_box([float(number) for number in numbers_in(span.body)], reading, how=_HOW)
             if box is not None:
                 call = ToolCall(name="zoom", box=box, frame=self.frame, view=first_view(views), raw=span.raw)
@@ -86,11 +86,11 @@ class Plain:
         return counted(index)
 
 
-def _find(text: str, reading: Reading) -> list[Span]:
-    found: list[Span] = []
+def _find(text: str, reading: ParsedReply) -> list[TagSpan]:
+    found: list[TagSpan] = []
     for line in _LINE.finditer(text):
         if line[1].lstrip("*_` ")[:1] == ":" or len(numbers_in(line[1])) == 4:
-            found.append(Span(line[1], line[0].strip(), line.start(), line.end(), True))
+            found.append(TagSpan(line[1], line[0].strip(), line.start(), line.end(), True))
         if len(found) == MAX_CALLS_READ:
             break
     return found or foreign_call(text)

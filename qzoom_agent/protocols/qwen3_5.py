@@ -18,15 +18,15 @@ from itertools import islice
 
 from qzoom_agent.protocols.hermes import CALLS_PER_TURN, QWEN3VL, ZOOM, hermes_payloads, user_image_region
 from qzoom_agent.protocols.json_repair import read_json
-from qzoom_agent.protocols.parsing import MAX_CALLS_READ, Reading, Span
-from qzoom_agent.protocols.tagged import Arguments, Payload, Tagged, Wording, box_schema, tool_schema
+from qzoom_agent.protocols.parsing import MAX_CALLS_READ, ParsedReply, TagSpan
+from qzoom_agent.protocols.tagged import Arguments, Payload, PromptTexts, Tagged, box_schema, tool_schema
 
 _FUNCTION = re.compile(r"<\s{0,4}function\s{0,4}=\s{0,4}([^<>\n]{1,80})>", re.IGNORECASE)
 _PARAMETER = re.compile(r"<\s{0,4}parameter\s{0,4}=\s{0,4}([^<>\n]{1,80})>", re.IGNORECASE)
 _CLOSING = re.compile(r"<\s{0,4}/\s{0,4}(?:parameter|function)\s{0,4}>", re.IGNORECASE)
 
 
-def function_payloads(body: str, reading: Reading) -> list[Payload]:
+def function_payloads(body: str, reading: ParsedReply) -> list[Payload]:
     """The function tags in a body; a JSON call if there are none."""
     functions = _headed(_FUNCTION, body)
     if functions:
@@ -63,14 +63,14 @@ def _value(written: str) -> object:
         return text
 
 
-def _loose(text: str) -> Span | None:
+def _loose(text: str) -> TagSpan | None:
     head = _FUNCTION.search(text)
     if head is None:
         return None
     closing = text.find("</function>", head.end())
     end = len(text) if closing < 0 else closing + len("</function>")
     whole = text[head.start() : end]
-    return Span(whole, whole, head.start(), end, True)
+    return TagSpan(whole, whole, head.start(), end, True)
 
 
 _SCHEMA = tool_schema(
@@ -103,5 +103,5 @@ QWEN3_5 = Tagged(
     max_calls_per_turn=CALLS_PER_TURN,
     result_role="tool",
     mark=None,
-    wording=Wording(system=_SYSTEM, refusal_before="Error: "),
+    wording=PromptTexts(system=_SYSTEM, refusal_before="Error: "),
 )

@@ -25,8 +25,8 @@ from qzoom_agent.protocols.interface import Parsed, ToolCall, counted
 from qzoom_agent.protocols.parsing import (
     MAX_CALLS_READ,
     MAX_NAME,
-    Reading,
-    Span,
+    ParsedReply,
+    TagSpan,
     foreign_call,
     read_label,
     read_reply,
@@ -46,7 +46,7 @@ class Payload(NamedTuple):
     arguments: Arguments
 
 
-class Region(NamedTuple):
+class CallRegion(NamedTuple):
     """Where a call points."""
 
     box: tuple[float, float, float, float]
@@ -55,7 +55,7 @@ class Region(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Wording:
+class PromptTexts:
     """The texts of a family. Pieces are joined as they stand, so line breaks between them are written here."""
 
     system: str
@@ -94,12 +94,12 @@ class Tagged:
     """Names a call may use; the first is taken when a call has none."""
     how: str
     """What a well-formed call looks like: the last sentence of every problem."""
-    wording: Wording
-    payloads: Callable[[str, Reading], list[Payload]]
+    wording: PromptTexts
+    payloads: Callable[[str, ParsedReply], list[Payload]]
     """Read the body between the tags."""
-    region: Callable[[Arguments, Sequence[View], Reading, str], Region | None]
+    region: Callable[[Arguments, Sequence[View], ParsedReply, str], CallRegion | None]
     """Resolve a call's arguments among the views; None with a problem that ends in the last argument."""
-    loose: Callable[[str], Span | None]
+    loose: Callable[[str], TagSpan | None]
     """Find a call that lost its tags."""
     tag: str = "tool_call"
     stop: tuple[str, ...] = ()
@@ -142,7 +142,7 @@ class Tagged:
     def view_name(self, index: int) -> str:
         return self.names(index)
 
-    def _find(self, text: str, reading: Reading) -> list[Span]:
+    def _find(self, text: str, reading: ParsedReply) -> list[TagSpan]:
         found = spans(text, self.tag, limit=MAX_CALLS_READ)
         if len(found) > 1 and not found[-1].body.strip():
             reading.repairs.append(f"<{self.tag}> written for </{self.tag}>")
@@ -157,9 +157,9 @@ class Tagged:
         if closing is None:
             return foreign_call(text)
         reading.repairs.append(f"opening <{self.tag}> added")
-        return [Span(text[: closing.start()], text[: closing.end()], 0, closing.end(), True)]
+        return [TagSpan(text[: closing.start()], text[: closing.end()], 0, closing.end(), True)]
 
-    def _read(self, span: Span, views: Sequence[View], reading: Reading) -> None:
+    def _read(self, span: TagSpan, views: Sequence[View], reading: ParsedReply) -> None:
         if not span.closed and f"</{self.tag}>" not in self.stop:
             reading.repairs.append(f"closing </{self.tag}> added")
         payloads = self.payloads(span.body, reading)

@@ -17,27 +17,27 @@ from qzoom_agent.protocols.hermes import (
     hermes_payloads,
     hermes_system,
 )
-from qzoom_agent.protocols.parsing import MAX_NAME, Reading, first_view
-from qzoom_agent.protocols.tagged import Arguments, Region, Tagged, Wording, box_schema, tool_schema
+from qzoom_agent.protocols.parsing import MAX_NAME, ParsedReply, first_view
+from qzoom_agent.protocols.tagged import Arguments, CallRegion, PromptTexts, Tagged, box_schema, tool_schema
 from qzoom_agent.views import View
 
 _RESIZE = "resize_image"
 _LOCAL = "request_local_region"
 
 
-def _whole_image(arguments: Arguments, views: Sequence[View], reading: Reading, how: str) -> Region | None:
+def _whole_image(arguments: Arguments, views: Sequence[View], reading: ParsedReply, how: str) -> CallRegion | None:
     action = arguments.get("action")
     if action is None:
         reading.repairs.append("action missing, resize taken")
     elif action != "resize":
         reading.problems.append(f"There is no action {str(action)[:MAX_NAME]!r}. {how}")
         return None
-    return Region((0.0, 0.0, 1.0, 1.0), "unit", first_view(views))
+    return CallRegion((0.0, 0.0, 1.0, 1.0), "unit", first_view(views))
 
 
-def _wording(schema: str, *, shown: str, tool: str) -> Wording:
+def _wording(schema: str, *, shown: str, tool: str) -> PromptTexts:
     form = "inside <answer> and </answer>; wrap a number or the letter of a choice in \\boxed{} there"
-    return Wording(
+    return PromptTexts(
         system=hermes_system(schema),
         plain_system="You are a helpful assistant.",
         before=(

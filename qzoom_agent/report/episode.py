@@ -35,7 +35,7 @@ def write_report(trace: Trace, image: page.Pictures, path: Path | str, *, expect
 
 
 def render_html(trace: Trace, image: page.Pictures, *, expected: str | None = None, linked: bool = False) -> str:
-    """The page as a string; see `write_report`. linked: `image` gives `page.Link`s."""
+    """The page as a string; see `write_report`. linked: `image` gives `page.ImageLink`s."""
     marks = _marks(trace)
     original = _first(trace, "original")
     columns = el(
@@ -76,7 +76,7 @@ def _first(trace: Trace, kind: str) -> View | None:
 # -- boxes on the original -------------------------------------------------------------------------------------------
 
 
-def _marks(trace: Trace) -> list[page.Mark]:
+def _marks(trace: Trace) -> list[page.BoxMark]:
     original = _first(trace, "original")
     if original is None:
         return []
@@ -85,7 +85,7 @@ def _marks(trace: Trace) -> list[page.Mark]:
     def add(kind: str, turn: int | None, label: str, title: str, box: Sequence[float] | None) -> None:
         clipped = fractions(box, original.size)
         if clipped is not None:
-            marks.append(page.Mark(kind, turn, label, title, clipped))
+            marks.append(page.BoxMark(kind, turn, label, title, clipped))
 
     for box in trace.gold:
         add("gold", None, "", "Known place of the answer", box)
@@ -200,7 +200,7 @@ def _whole(trace: Trace) -> str:
     return parts if full is None else page.dots([parts, f"{page.share(trace.usage.visual_tokens, full)} of full size"])
 
 
-def _figure(trace: Trace, original: View, image: page.Pictures, marks: Sequence[page.Mark]) -> Html:
+def _figure(trace: Trace, original: View, image: page.Pictures, marks: Sequence[page.BoxMark]) -> Html:
     kinds = {mark.kind for mark in marks}
     return page.picture(
         image(original.digest),

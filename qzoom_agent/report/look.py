@@ -173,16 +173,16 @@ def _header(record: PerceptionRecord, views: Sequence[View], question: str, mode
     )
 
 
-def _marks(record: PerceptionRecord, size: tuple[int, int]) -> list[page.Mark]:
+def _marks(record: PerceptionRecord, size: tuple[int, int]) -> list[page.BoxMark]:
     places = [(rank, fractions(box, size)) for rank, box in enumerate(record.boxes, start=1)]
     return [
-        page.Mark("served", rank, str(rank), f"Proposed box {rank}", place)
+        page.BoxMark("served", rank, str(rank), f"Proposed box {rank}", place)
         for rank, place in places
         if place is not None
     ]
 
 
-def _figure(record: PerceptionRecord, original: View, pixels: PIL.Image.Image, marks: Sequence[page.Mark]) -> Html:
+def _figure(record: PerceptionRecord, original: View, pixels: PIL.Image.Image, marks: Sequence[page.BoxMark]) -> Html:
     return page.picture(
         pixels,
         original,

@@ -8,7 +8,7 @@ Invariants
   restyle anything.
 - Positions live in the generated style sheet, as numbers formatted here; no element carries a style of its own.
 - The size is bounded: images are scaled and compressed to a share of a fixed number of bytes. A page of a run folder
-  may link to pictures beside it instead (`Link`): thousands of pages then share them.
+  may link to pictures beside it instead (`ImageLink`): thousands of pages then share them.
 Deliberately not here: what a page says (`report.py` an episode, `report_look.py` one look, `evals.report` a run).
 """
 
@@ -39,13 +39,13 @@ CROP_BYTES = 160_000
 _ORIGINAL_BYTES = 480_000
 
 
-class Link(str):
+class ImageLink(str):
     """Where a picture lies beside the page, which then does not hold it."""
 
     __slots__ = ()
 
 
-Picture = PIL.Image.Image | Link
+Picture = PIL.Image.Image | ImageLink
 Pictures = Callable[[str], Picture]
 """Finds a picture by its digest."""
 
@@ -53,7 +53,7 @@ Pictures = Callable[[str], Picture]
 def document(title: str, *body: str | None, rules: str = "", script: str | None = None, linked: bool = False) -> str:
     """A whole page; `rules` is added to the style sheet of all pages.
 
-    script: instead of the one of episodes. linked: pictures may be `Link`s.
+    script: instead of the one of episodes. linked: pictures may be `ImageLink`s.
     """
     style, script = asset("report.css") + rules, script if script is not None else asset("report.js")
     sources = "data: 'self' file:" if linked else "data:"
@@ -197,7 +197,7 @@ def thumbnail(image: Picture, title: str, alt: str, items: Iterable[str | None],
 
 def jpeg(image: Picture, side: int, limit: int) -> str:
     """A data URI of `image`, at most `side` px and about `limit` bytes; never enlarged. A link stays what it is."""
-    if isinstance(image, Link):
+    if isinstance(image, ImageLink):
         return image
     data = b""
     for scale, quality in ((1.0, 86), (1.0, 74), (0.8, 70), (0.6, 62), (0.4, 55), (0.2, 50)):
@@ -216,7 +216,7 @@ def jpeg(image: Picture, side: int, limit: int) -> str:
 
 
 @dataclass(frozen=True)
-class Mark:
+class BoxMark:
     """A box drawn over the original; fractions of its width and height, x1 y1 x2 y2."""
 
     kind: str
@@ -251,7 +251,7 @@ def _colour(turn: int | None) -> str:
 def picture(
     image: Picture,
     original: View,
-    marks: Sequence[Mark],
+    marks: Sequence[BoxMark],
     *,
     alt: str,
     heat: Sequence[Sequence[float]],
@@ -287,7 +287,7 @@ def picture(
     return el("figure", stage, caption, cls="picture")
 
 
-def picture_rules(original: View, marks: Sequence[Mark]) -> str:
+def picture_rules(original: View, marks: Sequence[BoxMark]) -> str:
     """The style sheet's part about one picture."""
     # Percent positions only fit if the stage has the image's shape, also when the height is what limits it.
     ratio = original.width / max(1, original.height)

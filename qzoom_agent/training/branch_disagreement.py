@@ -7,7 +7,7 @@ be told from the trace, if somebody looked: each call is put to the same review 
 from __future__ import annotations
 
 from qzoom_agent.config import AgentConfig
-from qzoom_agent.review import OPINIONS, Case, judge, refused_on_opinion
+from qzoom_agent.review import OPINIONS, ReviewContext, judge, refused_on_opinion
 from qzoom_agent.trace import Trace
 from qzoom_agent.views import View
 from qzoom_agent.zoom.zoom import ZoomPlan
@@ -23,7 +23,7 @@ def unwanted(trace: Trace) -> set[str]:
     shown = [view for view in trace.views if view.kind != "original" and view.id not in asked]
     found: set[str] = set()
     for at, turn in enumerate(trace.turns):
-        case = Case(
+        case = ReviewContext(
             look=look,
             refused_turns=refused_on_opinion([earlier.calls for earlier in trace.turns[:at]]),
             crops_read=sum(view.kind == "crop" for view in shown),
@@ -39,7 +39,7 @@ def unwanted(trace: Trace) -> set[str]:
     return found
 
 
-def _spoken_against(crop: View, shown: list[View], case: Case, config: AgentConfig) -> bool:
+def _spoken_against(crop: View, shown: list[View], case: ReviewContext, config: AgentConfig) -> bool:
     plan = ZoomPlan("original", box=crop.region, size=crop.size, tokens=crop.tokens)
     verdict = judge(shown, plan, case, config.review, map_decides=config.perception.gate == "statistics")
     return verdict.code in OPINIONS and verdict.plan is None

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from nano.examples import ASK, CHARS, CLOSE, OPEN, counts, direct, read_from, show
 from nano.trees import Look, Say, Tree
-from qzoom_agent.evaluation.tasks.needle.boards import CODE_CHARS, QUESTIONS, Board, Fact, Pen, Thing, worn
+from qzoom_agent.evaluation.tasks.needle.boards import CODE_CHARS, QUESTIONS, Board, BoardObject, Fact, Pen, worn
 from qzoom_agent.evaluation.tasks.needle.fonts import typefaces
 from qzoom_agent.evaluation.tasks.needle.ink import (
     COLORS,
@@ -126,12 +126,12 @@ def object_page(rng: Random) -> Tree:
         box = (x, y, x + side, y + side)
         draw_shape(draw, shape, box, fill=paint(rng, color, split="train"), outline=(70, 70, 70))
         if across == 5:  # as small as on a coarse view, where dice cannot be read
-            board.things.append(Thing(shape, color, box, 0, None))
+            board.things.append(BoardObject(shape, color, box, 0, None))
             continue
         pips = rng.randint(1, 6)
         size = rng.uniform(max(24.0, 0.3 * side), (0.8 if across == 2 else 0.62) * side)
         die = draw_die(draw, pips, (x + side / 2, y + side / 2), side=size)
-        thing = Thing(shape, color, box, pips, die)
+        thing = BoardObject(shape, color, box, pips, die)
         board.things.append(thing)
         asked = rng.choice(QUESTIONS["pips"]).format(thing.name)
         board.facts.append(Fact("pages", "pips", asked, str(pips), (die,)))

@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_map
 from nano.batches import VALIDATION_SEED, Kind, trees_of
 from nano.examples import DENSE_CLASSES
 from nano.heads import losses
-from nano.tokenizer import LOCATION_STEP, LOCATIONS
+from nano.tokenizer import LOCATIONS
 from nano.trees import Packer
+from qzoom_agent.protocols.nano import LOCATION_STEP
 
 _UNSERVED = ("call ", "lost ", "follow ", "slip ", "steps ")
 """Roles that end with a call: judged by where it lies."""

@@ -20,7 +20,7 @@ from qzoom_agent.cli import doctor, train
 from qzoom_agent.cli.console import Console, printable, table
 from qzoom_agent.cli.main import BUDGET, VERBS, main
 from qzoom_agent.cli.progress import Progress
-from qzoom_agent.evaluation.sample_result import Row
+from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
 from qzoom_agent.evaluation.tasks.task import Score
@@ -445,7 +445,7 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     stream = Terminal()
     progress = Progress(Console(stream=stream), "direct: ")
     progress.begin("needle-doc", 4)
-    row = Row(
+    row = SampleResult(
         key="k", suite="needle-doc", index=0, id="a", kind="x", cluster="a", seed=0, image="", size=(1, 1),
         question="?", gold=["7"], status="answered", scores={"exact": Score(1.0, "7")}, fired=True,
     )  # fmt: skip

@@ -11,14 +11,14 @@ import sys
 import time
 from pathlib import Path
 
-from qzoom_agent.data.samples import Source
+from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.evaluation.runner import evaluate
 from tests.evaluation.player import numbers, player
 
 
 def go_on(folder: Path, samples: int) -> None:
     agent = player(lambda i: i % 3 > 0, zooms=lambda i: i % 2 > 0)
-    evaluate(agent, [numbers()], out=folder, source=Source(n=samples))
+    evaluate(agent, [numbers()], out=folder, source=TaskSource(n=samples))
 
 
 def main(folder: Path, samples: int, kills: int, seed: int) -> int:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig
-from qzoom_agent.data.samples import Sample, Source
+from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.evaluation.tasks.task import Score, Scored, Suite
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message
@@ -80,7 +80,7 @@ def halves(scored: Sequence[Scored]) -> dict[str, float]:
 def numbers(n: int = 20, *, name: str = "numbers", clustered: bool = False) -> Suite:
     """The suite, of `n` samples (or as many as the source says)."""
 
-    def load(source: Source) -> Numbers:
+    def load(source: TaskSource) -> Numbers:
         return Numbers(name, source.n or n, clustered)
 
     return Suite(

@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from qzoom_agent.data.samples import Source
+from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.evaluation.report import write_run_report
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate
@@ -20,7 +20,7 @@ from tests.report.screenshots import shoot
 def main(folder: Path, n: int, chromium: str) -> None:
     draw = random.Random(1)
     luck = [draw.random() for _ in range(n)]
-    source = Source(n=n)
+    source = TaskSource(n=n)
     run = folder / "run"
     evaluate(player(lambda i: luck[i] < 0.72, zooms=lambda i: luck[i] > 0.3), [numbers()], out=run, source=source)
     for policy, share in (("direct", 0.41), ("random", 0.44)):

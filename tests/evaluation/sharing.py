@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from qzoom_agent.data.samples import Source
+from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.evaluation.runner import evaluate
 from qzoom_agent.evaluation.shards import Shard
 from tests.evaluation.player import numbers, player
@@ -12,4 +12,4 @@ if __name__ == "__main__":
     shard = Shard.launched()
     print(f"process {shard.index} of {shard.count}", flush=True)
     agent = player(lambda i: i % 3 > 0, zooms=lambda i: i % 2 > 0)
-    evaluate(agent, [numbers()], out=Path(sys.argv[1]), source=Source(n=int(sys.argv[2])), shard=shard)
+    evaluate(agent, [numbers()], out=Path(sys.argv[1]), source=TaskSource(n=int(sys.argv[2])), shard=shard)

@@ -11,11 +11,11 @@ import pytest
 
 from qzoom_agent.agent import Agent, Answer
 from qzoom_agent.config import AgentConfig
-from qzoom_agent.data.samples import Sample, Source
+from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import BackendError, ConfigError, ImageError
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate, rescore
-from qzoom_agent.evaluation.sample_result import Row, episode_seed
+from qzoom_agent.evaluation.sample_result import SampleResult, episode_seed
 from qzoom_agent.evaluation.summary import Results, summarise
 from qzoom_agent.evaluation.tasks.catalog import find_suite
 from qzoom_agent.evaluation.tasks.needle import SUITES, sample_seed
@@ -26,17 +26,17 @@ from tests.evaluation.player import Numbers, clean, faithful, lines, numbers, pl
 
 
 class Watcher:
-    """A `Watch` that keeps what it is told, and may stop the run."""
+    """A `ProgressListener` that keeps what it is told, and may stop the run."""
 
     def __init__(self, stop_after: int | None = None) -> None:
-        self.rows: list[tuple[Row, bool]] = []
+        self.rows: list[tuple[SampleResult, bool]] = []
         self.begun: list[tuple[str, int]] = []
         self.stop_after = stop_after
 
     def begin(self, suite: str, planned: int) -> None:
         self.begun.append((suite, planned))
 
-    def row(self, row: Row, *, new: bool) -> None:
+    def row(self, row: SampleResult, *, new: bool) -> None:
         self.rows.append((row, new))
         if len(self.rows) == self.stop_after:
             raise KeyboardInterrupt
@@ -207,7 +207,7 @@ def test_a_bug_is_not_a_wrong_answer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"source": Source(n=0)}, {"source": Source(seed=-1)}, {"repeats": 0}, {"workers": 0}, {"limit": 0}],
+    [{"source": TaskSource(n=0)}, {"source": TaskSource(seed=-1)}, {"repeats": 0}, {"workers": 0}, {"limit": 0}],
 )
 def test_impossible_sizes_are_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
@@ -241,9 +241,11 @@ def test_a_finished_run_asks_nothing(tmp_path: Path) -> None:
 
 
 def test_a_run_may_be_enlarged(tmp_path: Path) -> None:
-    evaluate(player(), [numbers(name="one")], out=tmp_path, source=Source(n=3))
+    evaluate(player(), [numbers(name="one")], out=tmp_path, source=TaskSource(n=3))
     agent = Given()
-    results = evaluate(agent, [numbers(name="one"), numbers(name="two")], out=tmp_path, source=Source(n=4), repeats=2)
+    results = evaluate(
+        agent, [numbers(name="one"), numbers(name="two")], out=tmp_path, source=TaskSource(n=4), repeats=2
+    )
     assert len(agent.calls) == (8 - 3) + 8
     assert {name: result.n for name, result in results.suites.items()} == {"one": 4, "two": 4}
     assert results.suites["one"].marks.repeats is not None
@@ -253,10 +255,10 @@ def test_a_run_may_be_enlarged(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"agent": player(policy="direct")}, "policy: 'explicit' then, 'direct' now"),
-        ({"source": Source(seed=1)}, "seed: 0 then, 1 now"),
+        ({"source": TaskSource(seed=1)}, "seed: 0 then, 1 now"),
         ({"weights": "other"}, "weights: 'these' then, 'other' now"),
-        ({"source": Source(split="ood")}, "numbers: split None then, 'ood' now"),
-        ({"source": Source(n=2)}, "20 samples then, 2 now"),
+        ({"source": TaskSource(split="ood")}, "numbers: split None then, 'ood' now"),
+        ({"source": TaskSource(n=2)}, "20 samples then, 2 now"),
         ({"limit": 5}, "20 samples then, 5 now"),
     ],
 )
@@ -316,7 +318,7 @@ def test_rescoring_asks_nothing_and_uses_the_rules_of_now(tmp_path: Path) -> Non
 
 def test_rescoring_keeps_failures_wrong(tmp_path: Path) -> None:
     evaluate(Failing(BackendError("gone")), [numbers(3)], out=tmp_path)
-    rescored: Sequence[Row] = RunFolder(tmp_path).latest()
+    rescored: Sequence[SampleResult] = RunFolder(tmp_path).latest()
     assert rescore(RunFolder(tmp_path), [numbers(3)]).suites["numbers"].accuracy == pytest.approx(2 / 3)
     assert [row.status for row in RunFolder(tmp_path).latest()] == [row.status for row in rescored]
 
@@ -332,6 +334,6 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_needle_suite_runs(suite: str, tmp_path: Path) -> None:
     agent = Agent(ScriptedBackend(lambda messages: "7"), config=AgentConfig(policy="direct"))
-    assert evaluate(agent, [find_suite(suite)], out=tmp_path, source=Source(n=2)).suites[suite].n == 2
+    assert evaluate(agent, [find_suite(suite)], out=tmp_path, source=TaskSource(n=2)).suites[suite].n == 2
     ids = {row.id for row in RunFolder(tmp_path).latest()}
     assert ids == {f"{suite}-test-{sample_seed(0, index)}" for index in range(2)}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qzoom_agent.data.samples import Source
+from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.compare import compare
 from qzoom_agent.evaluation.run_log import RunFolder
@@ -87,18 +87,18 @@ def test_every_beginning_has_each_kind_in_its_share(kinds: list[str], seed: int)
 
 def test_a_limit_is_partial_and_seeded() -> None:
     samples = Numbers("numbers", 100)
-    part, chosen = plan(samples, Source(), limit=20, seed=0, coarse_tokens=None)
+    part, chosen = plan(samples, TaskSource(), limit=20, seed=0, coarse_tokens=None)
     assert (part.planned, part.total, part.partial, part.stratified) == (20, 100, True, True)
     assert Counter(samples.kinds[index] for index in chosen) == {"odd": 10, "even": 8, "tenth": 2}
-    assert chosen != plan(samples, Source(), limit=20, seed=1, coarse_tokens=None)[1]
-    assert set(chosen) < set(plan(samples, Source(), limit=40, seed=0, coarse_tokens=None)[1])
-    whole, every = plan(samples, Source(), limit=200, seed=0, coarse_tokens=None)
+    assert chosen != plan(samples, TaskSource(), limit=20, seed=1, coarse_tokens=None)[1]
+    assert set(chosen) < set(plan(samples, TaskSource(), limit=40, seed=0, coarse_tokens=None)[1])
+    whole, every = plan(samples, TaskSource(), limit=200, seed=0, coarse_tokens=None)
     assert (whole.partial, every) == (False, list(range(100)))
 
 
 def test_an_empty_suite_is_refused() -> None:
     with pytest.raises(ConfigError, match="no samples"):
-        plan(Numbers("numbers", 0), Source(), limit=None, seed=0, coarse_tokens=None)
+        plan(Numbers("numbers", 0), TaskSource(), limit=None, seed=0, coarse_tokens=None)
 
 
 def test_a_limited_run_is_stamped(tmp_path: Path) -> None:
@@ -206,8 +206,8 @@ def test_runs_of_other_questions_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_samples_of_one_run_alone_are_counted(tmp_path: Path) -> None:
-    evaluate(player(), [numbers()], out=tmp_path / "a", source=Source(n=3))
-    evaluate(player(), [numbers()], out=tmp_path / "b", source=Source(n=5))
+    evaluate(player(), [numbers()], out=tmp_path / "a", source=TaskSource(n=3))
+    evaluate(player(), [numbers()], out=tmp_path / "b", source=TaskSource(n=5))
     found = compare(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"), scorer="clean").suites["numbers"]
     assert (found.n, found.only_before, found.only_after, found.scorer) == (3, 0, 2, "clean")
     with pytest.raises(ConfigError, match="no scorer 'kind'"):

@@ -16,17 +16,17 @@ from transformers import AutoConfig
 
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.messages import Message, image_part, message, text, view_ids
-from qzoom_agent.models import Settings
+from qzoom_agent.models import SamplingParams
 from qzoom_agent.models.devices import choose
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.presets import NANO_BUDGET, NANO_FOLDER, PRESETS, Preset
 from qzoom_agent.models.processing import fit, image_only, visual_factor
-from qzoom_agent.models.prompts import Prompt, Span
+from qzoom_agent.models.prompts import ImageSpan, Prompt
 from qzoom_agent.models.sampling import Sampler, TextStream
 from tests.tiny_models import QWEN_TEMPLATE, Family, build
 
-GREEDY = Settings(max_new_tokens=12)
+GREEDY = SamplingParams(max_new_tokens=12)
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
 
 
@@ -222,7 +222,7 @@ def test_sampling_depends_on_its_seed_alone(qwen: HFBackend) -> None:
     asked = [message("user", image_part("coarse"), "What?")]
 
     def say(**settings: float) -> str:
-        return session_of(qwen).reply(asked, settings=Settings(max_new_tokens=12, **settings)).text
+        return session_of(qwen).reply(asked, settings=SamplingParams(max_new_tokens=12, **settings)).text
 
     before = torch.random.get_rng_state()
     texts = [say(temperature=1.0, seed=seed) for seed in (1, 1, 2)]
@@ -236,14 +236,14 @@ def test_top_p_keeps_the_likeliest_tokens() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     seen = set()
     for seed in range(40):
-        sampler = Sampler(Settings(temperature=1.0, top_p=0.7, seed=seed), [], torch.device("cpu"))
+        sampler = Sampler(SamplingParams(temperature=1.0, top_p=0.7, seed=seed), [], torch.device("cpu"))
         seen.add(int(sampler(logits)))
     assert seen == {0, 1}
 
 
 def test_a_placeholder_is_never_generated(qwen: HFBackend) -> None:
     for temperature in (0.0, 1.0):
-        sampler = Sampler(Settings(temperature=temperature), [2], torch.device("cpu"))
+        sampler = Sampler(SamplingParams(temperature=temperature), [2], torch.device("cpu"))
         assert int(sampler(torch.tensor([0.0, 0.0, 99.0]))) != 2
     assert {qwen.model.config.image_token_id, qwen.model.config.video_token_id} == set(qwen.codec.forbidden)
 
@@ -329,7 +329,7 @@ def test_sessions_in_threads_do_not_see_each_other(load: Callable[[Family], HFBa
 
         def converse(number: int, backend: HFBackend = backend) -> list[str]:
             session = session_of(backend)
-            settings = Settings(max_new_tokens=6, temperature=0.8 * (number % 2), seed=number)
+            settings = SamplingParams(max_new_tokens=6, temperature=0.8 * (number % 2), seed=number)
             asked = [message("user", image_part(("coarse", "crop1")[number % 2]), f"Question {number}?")]
             said = []
             for view in ("crop2", "crop3"):
@@ -377,12 +377,12 @@ def test_running_out_of_memory_is_explained(qwen: HFBackend, monkeypatch: pytest
 
 
 def test_shared_prefixes_end_before_a_changed_image_and_before_the_last_id() -> None:
-    held = Prompt((1, 9, 9, 9, 2, 3), (Span(1, 4, "a"),))
-    assert Prompt((1, 9, 9, 9, 2, 3, 4), (Span(1, 4, "a"),)).shared(held) == 6
-    assert Prompt((1, 9, 9, 9, 2, 3), (Span(1, 4, "a"),)).shared(held) == 5
-    assert Prompt((1, 9, 9, 9, 2, 3, 4), (Span(1, 4, "b"),)).shared(held) == 1
-    assert Prompt((1, 9, 9, 2, 3), (Span(1, 3, "c"),)).shared(held) == 1
-    assert Prompt((1, 9, 9, 9), (Span(1, 4, "a"),)).shared(held) == 1
+    held = Prompt((1, 9, 9, 9, 2, 3), (ImageSpan(1, 4, "a"),))
+    assert Prompt((1, 9, 9, 9, 2, 3, 4), (ImageSpan(1, 4, "a"),)).shared(held) == 6
+    assert Prompt((1, 9, 9, 9, 2, 3), (ImageSpan(1, 4, "a"),)).shared(held) == 5
+    assert Prompt((1, 9, 9, 9, 2, 3, 4), (ImageSpan(1, 4, "b"),)).shared(held) == 1
+    assert Prompt((1, 9, 9, 2, 3), (ImageSpan(1, 3, "c"),)).shared(held) == 1
+    assert Prompt((1, 9, 9, 9), (ImageSpan(1, 4, "a"),)).shared(held) == 1
     assert Prompt((1, 5), ()).shared(held) == 1
     assert held.head(3) == Prompt((1, 9, 9))
 
@@ -391,7 +391,7 @@ def test_a_reply_may_not_outgrow_the_model(tmp_path: Path) -> None:
     backend = HFBackend.load(str(build("qwen2_5_vl", tmp_path, max_position_embeddings=40)), device="cpu")
     session = session_of(backend)
     asked = [message("user", image_part("coarse"), "What?")]
-    reply = session.reply(asked, settings=Settings(max_new_tokens=500))
+    reply = session.reply(asked, settings=SamplingParams(max_new_tokens=500))
     assert reply.finish == "length"
     assert reply.new_tokens < 40
     with pytest.raises(BackendError, match=r"reaches position \d+; the model was built for 40\. Ask a shorter"):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.messages import Message, image_part, message, text
-from qzoom_agent.models import Backend, ScriptedBackend, Session, Settings
+from qzoom_agent.models import Backend, SamplingParams, ScriptedBackend, Session
 from qzoom_agent.models.presets import NANO_FOLDER, PRESETS, resolve_model
 
 VIEWS = {"coarse": Image.new("RGB", (224, 168)), "crop1": Image.new("RGB", (112, 84))}
@@ -23,13 +23,13 @@ def opened(backend: ScriptedBackend) -> Session:
 def test_replies_in_order_and_counts_only_what_is_new() -> None:
     session = opened(ScriptedBackend(["<zoom>1 2 3 4</zoom>", "407"]))
     asked = [message("user", image_part("coarse"), "What is the code?")]
-    first = session.reply(asked, settings=Settings())
+    first = session.reply(asked, settings=SamplingParams())
     assert (first.text, first.finish) == ("<zoom>1 2 3 4</zoom>", "stop")
     assert (first.visual_tokens, first.cached_tokens) == (8 * 6, 0)
     assert first.prompt_tokens == 8 * 6 + 5  # 17 characters are five tokens of four
 
     asked += [text("assistant", first.text), message("user", image_part("crop1"))]
-    second = session.reply(asked, settings=Settings())
+    second = session.reply(asked, settings=SamplingParams())
     assert second.text == "407"
     assert second.visual_tokens == 4 * 3
     assert second.cached_tokens == first.prompt_tokens + first.new_tokens
@@ -38,31 +38,31 @@ def test_replies_in_order_and_counts_only_what_is_new() -> None:
 
 def test_a_changed_past_is_not_counted_as_cached() -> None:
     session = opened(ScriptedBackend(["a", "b"]))
-    session.reply([message("user", image_part("coarse"), "one")], settings=Settings())
-    again = session.reply([message("user", image_part("crop1"), "one")], settings=Settings())
+    session.reply([message("user", image_part("coarse"), "one")], settings=SamplingParams())
+    again = session.reply([message("user", image_part("crop1"), "one")], settings=SamplingParams())
     assert (again.cached_tokens, again.visual_tokens) == (0, 4 * 3)
 
 
 def test_a_closed_session_starts_from_nothing() -> None:
     session = opened(ScriptedBackend(["a", "b"]))
     asked = [message("user", image_part("coarse"), "one")]
-    session.reply(asked, settings=Settings())
+    session.reply(asked, settings=SamplingParams())
     session.close()
-    assert session.reply(asked, settings=Settings()).visual_tokens == 48
+    assert session.reply(asked, settings=SamplingParams()).visual_tokens == 48
 
 
 def test_stop_string_and_token_limit_cut_the_text() -> None:
     session = opened(ScriptedBackend(["<a>1</a> and <b>", "0123456789"]))
-    stopped = session.reply([text("user", "q")], settings=Settings(), stop=("<b>", "</a>"))
+    stopped = session.reply([text("user", "q")], settings=SamplingParams(), stop=("<b>", "</a>"))
     assert (stopped.text, stopped.finish) == ("<a>1</a>", "stop")
-    cut = session.reply([text("user", "q")], settings=Settings(max_new_tokens=2))
+    cut = session.reply([text("user", "q")], settings=SamplingParams(max_new_tokens=2))
     assert (cut.text, cut.finish, cut.new_tokens) == ("01234567", "length", 2)
 
 
 def test_streamed_pieces_are_the_text() -> None:
     pieces: list[str] = []
     reply = opened(ScriptedBackend(["the code is 407"])).reply(
-        [text("user", "q")], settings=Settings(), on_text=pieces.append
+        [text("user", "q")], settings=SamplingParams(), on_text=pieces.append
     )
     assert len(pieces) > 1
     assert "".join(pieces) == reply.text
@@ -74,15 +74,15 @@ def test_a_function_sees_the_conversation_but_cannot_change_it() -> None:
         return f"{len(messages)} messages"
 
     asked = [text("user", "q")]
-    assert opened(ScriptedBackend(answer)).reply(asked, settings=Settings()).text == "2 messages"
+    assert opened(ScriptedBackend(answer)).reply(asked, settings=SamplingParams()).text == "2 messages"
     assert len(asked) == 1
 
 
 def test_running_out_of_replies_says_so() -> None:
     session = opened(ScriptedBackend(["only one"]))
-    session.reply([text("user", "q")], settings=Settings())
+    session.reply([text("user", "q")], settings=SamplingParams())
     with pytest.raises(BackendError, match=r"ran out of replies: 1 were given .* Give it more"):
-        session.reply([text("user", "q")], settings=Settings())
+        session.reply([text("user", "q")], settings=SamplingParams())
 
 
 def test_presets_resolve_without_torch() -> None:

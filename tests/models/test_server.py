@@ -19,14 +19,14 @@ from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.images import load_image
 from qzoom_agent.messages import image_part, message, text
 from qzoom_agent.models import server as module
-from qzoom_agent.models.interface import Settings
+from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.presets import NANO_BUDGET
 from qzoom_agent.models.server import ServerBackend
 
 Answering = Callable[[dict[str, Any]], tuple[int, Any]]
 
 
-class Played:
+class FinishedRollout:
     """A server that plays back."""
 
     def __init__(self) -> None:
@@ -44,10 +44,10 @@ def said(words: str, **choice: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Played]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FinishedRollout]:
     monkeypatch.setattr(module, "_PAUSE", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    played = Played()
+    played = FinishedRollout()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -78,7 +78,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Played]:
     http.server_close()
 
 
-def backend(server: Played, **more: Any) -> ServerBackend:
+def backend(server: FinishedRollout, **more: Any) -> ServerBackend:
     return ServerBackend(server.url, model="served", protocol="plain", defaults=NANO_BUDGET, **more)
 
 
@@ -87,7 +87,7 @@ def picture(view: str) -> Image.Image:
 
 
 def test_a_conversation_is_sent_in_the_form_that_every_server_takes(
-    server: Played, monkeypatch: pytest.MonkeyPatch
+    server: FinishedRollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_KEY", "secret")
     conversation = [
@@ -100,7 +100,7 @@ def test_a_conversation_is_sent_in_the_form_that_every_server_takes(
     session = backend(server, key_variable="MY_KEY").session(picture)
     heard: list[str] = []
     reply = session.reply(
-        conversation, settings=Settings(max_new_tokens=9, temperature=0.5, seed=7), on_text=heard.append
+        conversation, settings=SamplingParams(max_new_tokens=9, temperature=0.5, seed=7), on_text=heard.append
     )
     assert (reply.text, heard, reply.finish) == ("42", ["42"], "stop")
     assert (reply.prompt_tokens, reply.cached_tokens, reply.new_tokens) == (30, 20, 4)
@@ -113,7 +113,7 @@ def test_a_conversation_is_sent_in_the_form_that_every_server_takes(
     shown, words, last = body["messages"][3]["content"]
     assert (words["text"], last["text"]) == ("the crop", "Answer now.")
     assert load_image(shown["image_url"]["url"]).getpixel((0, 0)) == (0, 0, 255)
-    again = session.reply([*conversation, text("assistant", "42"), text("user", "Sure?")], settings=Settings())
+    again = session.reply([*conversation, text("assistant", "42"), text("user", "Sure?")], settings=SamplingParams())
     assert again.visual_tokens == 0, "no view is counted twice"
 
 
@@ -130,13 +130,13 @@ def test_a_conversation_is_sent_in_the_form_that_every_server_takes(
     ],
 )
 def test_a_stop_string_that_the_server_cut_off_is_put_back(
-    server: Played, words: str | None, choice: dict[str, Any], whole: str
+    server: FinishedRollout, words: str | None, choice: dict[str, Any], whole: str
 ) -> None:
     server.answer = lambda body: (200, said(words, **choice))  # type: ignore[arg-type]
     reply = (
         backend(server)
         .session(picture)
-        .reply([text("user", "go")], settings=Settings(), stop=("</grounding>", "</zoom>"))
+        .reply([text("user", "go")], settings=SamplingParams(), stop=("</grounding>", "</zoom>"))
     )
     assert reply.text == whole
     assert reply.finish == ("length" if "finish_reason" in choice else "stop")
@@ -156,9 +156,9 @@ def test_a_server_is_not_asked_for_the_model_of_this_package() -> None:
         Agent.from_server("http://there/v1", model="nano")
 
 
-def test_a_busy_server_is_asked_again(server: Played) -> None:
+def test_a_busy_server_is_asked_again(server: FinishedRollout) -> None:
     server.answer = lambda body: (503, "busy") if len(server.bodies) < 3 else (200, said("there"))
-    assert backend(server).session(picture).reply([text("user", "go")], settings=Settings()).text == "there"
+    assert backend(server).session(picture).reply([text("user", "go")], settings=SamplingParams()).text == "there"
     assert len(server.bodies) == 3
 
 
@@ -173,11 +173,11 @@ def test_a_busy_server_is_asked_again(server: Played) -> None:
     ],
 )
 def test_a_failure_says_what_the_server_said(
-    server: Played, status: int, answer: Any, requests: int, match: str
+    server: FinishedRollout, status: int, answer: Any, requests: int, match: str
 ) -> None:
     server.answer = lambda body: (status, answer)
     with pytest.raises(BackendError, match=match):
-        backend(server).session(picture).reply([text("user", "go")], settings=Settings())
+        backend(server).session(picture).reply([text("user", "go")], settings=SamplingParams())
     assert len(server.bodies) == requests
 
 
@@ -188,14 +188,14 @@ def test_a_server_that_is_not_there_ends_the_episode_and_not_the_program() -> No
     assert "http://127.0.0.1:9/v1/chat/completions" in str(answer.trace.error)
 
 
-def test_no_more_requests_are_under_way_than_allowed(server: Played) -> None:
+def test_no_more_requests_are_under_way_than_allowed(server: FinishedRollout) -> None:
     def slowly(body: dict[str, Any]) -> tuple[int, Any]:
         time.sleep(0.05)
         return 200, said("42")
 
     server.answer = slowly
     shared = backend(server, concurrency=2)
-    ask = lambda: shared.session(picture).reply([text("user", "go")], settings=Settings())  # noqa: E731
+    ask = lambda: shared.session(picture).reply([text("user", "go")], settings=SamplingParams())  # noqa: E731
     threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
         thread.start()
@@ -206,7 +206,7 @@ def test_no_more_requests_are_under_way_than_allowed(server: Played) -> None:
 
 
 def test_the_command_line_asks_a_server_and_serves_its_zoom_calls(
-    server: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: FinishedRollout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = '<tool_call>{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [100, 100, 500, 500]}}</tool_call>'
     server.answer = lambda body: (200, said(call if len(server.bodies) == 1 else "It says 42."))
@@ -220,7 +220,7 @@ def test_the_command_line_asks_a_server_and_serves_its_zoom_calls(
     assert len(images) == 2, "the coarse view and the crop that was asked for"
 
 
-def test_an_evaluation_keeps_several_requests_under_way(server: Played, tmp_path: Path) -> None:
+def test_an_evaluation_keeps_several_requests_under_way(server: FinishedRollout, tmp_path: Path) -> None:
     def slowly(body: dict[str, Any]) -> tuple[int, Any]:
         time.sleep(0.05)
         return 200, said("42")

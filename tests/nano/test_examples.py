@@ -38,7 +38,7 @@ from nano.examples import (
 from nano.pages import object_page, plate_page, text_page
 from nano.tokenizer import LOCATIONS, build_tokenizer
 from nano.trees import Look, Packer, Say, Tree
-from qzoom_agent.evaluation.tasks.needle.boards import LAYOUTS, Board, Fact, Thing, draw_board
+from qzoom_agent.evaluation.tasks.needle.boards import LAYOUTS, Board, BoardObject, Fact, draw_board
 from qzoom_agent.evaluation.tasks.needle.ink import COLORS, SHAPES, Glyph, Rect
 from qzoom_agent.geometry import Box
 from qzoom_agent.views import View, ViewStore
@@ -63,7 +63,7 @@ def by_hand() -> Board:
             Glyph("K", 94, 12, 10),  # too small to read at this scale
             Glyph("X", 500, 14, 20),  # elsewhere
         ],
-        things=[Thing("star", "blue", (56, 28, 112, 56), 3, (76, 30, 100, 54))],
+        things=[BoardObject("star", "blue", (56, 28, 112, 56), 3, (76, 30, 100, 54))],
     )
 
 

@@ -214,8 +214,8 @@ class Cut(Exception):
     """The power fails."""
 
 
-def cut_at(step: int) -> type[base.Notebook]:
-    class Interrupted(base.Notebook):
+def cut_at(step: int) -> type[base.LogCallback]:
+    class Interrupted(base.LogCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == step and "talk" in args.output_dir:
                 raise Cut
@@ -228,7 +228,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(base, "Notebook", cut_at(step))
+        patch.setattr(base, "LogCallback", cut_at(step))
         with pytest.raises(Cut):
             train(tmp_path)
     stage = tmp_path / "out" / "talk"

@@ -17,7 +17,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.messages import image_part, message
-from qzoom_agent.models import Settings
+from qzoom_agent.models import SamplingParams
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.anyres import base_view
 from qzoom_agent.perception.branches import Branches
@@ -102,7 +102,7 @@ def test_crops_take_the_place_of_tiles(backend: HFBackend) -> None:
     two = [message("user", image_part("coarse"), image_part("crop1"), "what is the code?")]
     sight = session.look(one, options=PerceptionConfig(gate="off", threshold=0.3))[0]
     assert (len(sight.heat), len(sight.heat[0]), sight.visual_tokens) == (4, 4, 17)
-    settings = Settings(max_new_tokens=6)
+    settings = SamplingParams(max_new_tokens=6)
     looked, whole = (
         session.reply(two, settings=settings),
         backend.session(shown.__getitem__).reply(two, settings=settings),

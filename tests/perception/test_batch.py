@@ -9,13 +9,13 @@ from PIL import Image
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message
-from qzoom_agent.models import Settings
+from qzoom_agent.models import SamplingParams
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import Batch
 from tests.tiny_models import Family
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
-GREEDY = Settings(max_new_tokens=8)
+GREEDY = SamplingParams(max_new_tokens=8)
 QUESTIONS = (
     "what is the code?",
     "how many green triangles are there? three, four or five?",
@@ -71,9 +71,11 @@ def test_looks_are_those_of_single_sessions(backend: HFBackend) -> None:
 
 @pytest.mark.parametrize("zooming", [(0, 2), (0, 1, 2, 3), ()], ids=["some zoom", "all zoom", "none zooms"])
 @pytest.mark.parametrize(
-    "settings", [GREEDY, Settings(max_new_tokens=6, temperature=1.0, seed=3)], ids=["greedy", "sampled"]
+    "settings", [GREEDY, SamplingParams(max_new_tokens=6, temperature=1.0, seed=3)], ids=["greedy", "sampled"]
 )
-def test_replies_are_those_of_single_sessions(backend: HFBackend, zooming: tuple[int, ...], settings: Settings) -> None:
+def test_replies_are_those_of_single_sessions(
+    backend: HFBackend, zooming: tuple[int, ...], settings: SamplingParams
+) -> None:
     options = PerceptionConfig(gate_threshold=0.0, threshold=0.3, positions="aligned")
     before = [asked(row, crop=False) for row in range(len(QUESTIONS))]
     after = [asked(row, crop=row in zooming) for row in range(len(QUESTIONS))]

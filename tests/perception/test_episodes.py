@@ -17,7 +17,7 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, view_ids
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_session import HFSession
-from qzoom_agent.models.interface import Proposal, Reply, Settings, Sight
+from qzoom_agent.models.interface import Proposal, Reply, SamplingParams, Sight
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.trace import Trace
@@ -198,7 +198,7 @@ def test_an_implicit_answer_is_that_of_one_pass_over_its_views(family: Family, l
     answer = agent.run(IMAGE, "what is the code?")
     session = agent.backend.session(answer.store.image)
     opening = agent.protocol.opening("what is the code?", answer.store.shown, tools=False)
-    assert session.reply(opening, settings=Settings(max_new_tokens=6)).text == answer.trace.turns[0].text
+    assert session.reply(opening, settings=SamplingParams(max_new_tokens=6)).text == answer.trace.turns[0].text
 
 
 class Speaking:
@@ -251,7 +251,7 @@ def test_a_hybrid_episode_computes_what_fresh_sessions_would(
     assert calls[1:] == ([("served", ""), ("refused", "covered")] if fires else [("refused", "gate"), ("served", "")])
     for (messages, logits), turn in zip(spoken, answer.trace.turns, strict=True):
         session = fresh(answer.store.image)
-        again = session.reply(messages, settings=Settings(max_new_tokens=1))
+        again = session.reply(messages, settings=SamplingParams(max_new_tokens=1))
         assert session.prompt_logits is not None
         assert torch.allclose(logits, session.prompt_logits, atol=2e-4), turn.index
         assert again.prompt_tokens == turn.prompt_tokens

@@ -16,17 +16,17 @@ from transformers import DynamicCache
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message, text
-from qzoom_agent.models import Settings
+from qzoom_agent.models import SamplingParams
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_session import HFSession
-from qzoom_agent.models.interface import Looks, Sight
+from qzoom_agent.models.interface import PerceivingSession, Sight
 from qzoom_agent.perception.adapters import adapter_for
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.layout import align
 from tests.tiny_models import Family
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
-GREEDY = Settings(max_new_tokens=8)
+GREEDY = SamplingParams(max_new_tokens=8)
 ALWAYS = PerceptionConfig(gate_threshold=0.0, threshold=0.3)
 NEVER = PerceptionConfig(gate_threshold=1.0)
 EMPTY = PerceptionConfig(gate_threshold=0.0, threshold=1.0)
@@ -68,7 +68,7 @@ def logits_of(session: HFSession) -> torch.Tensor:
 
 def test_a_session_with_branches_can_look(backend: HFBackend) -> None:
     assert backend.perceives
-    assert isinstance(session_of(backend), Looks)
+    assert isinstance(session_of(backend), PerceivingSession)
 
 
 @pytest.mark.parametrize("options", [NEVER, EMPTY], ids=["the gate never fires", "the map is empty"])
@@ -237,7 +237,7 @@ def test_fixed_grids_have_no_aligned_positions(load: Callable[[Family], HFBacken
 
 
 def test_sampling_and_streaming_work_after_a_look(backend: HFBackend) -> None:
-    settings = Settings(max_new_tokens=8, temperature=1.0, seed=5)
+    settings = SamplingParams(max_new_tokens=8, temperature=1.0, seed=5)
     session, whole = session_of(backend), session_of(backend)
     look(session, ALWAYS)
     pieces: list[str] = []

@@ -16,7 +16,7 @@ from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.perception.maps import (
     MIN_SIDE,
-    Region,
+    MapRegion,
     blur,
     blur_sigma,
     cutoff,
@@ -195,17 +195,17 @@ def test_one_region_is_around_everything_and_several_are_the_parts() -> None:
     found[4:6, 5:8] = True  # in the right bottom corner
     heat = torch.full((6, 8), 0.2)
     heat[5, 7], heat[1, 1], heat[3, 3] = 0.9, 0.5, 1.0
-    assert regions(heat, found) == [Region(0, 0, 8, 6, pytest.approx(0.9))]
+    assert regions(heat, found) == [MapRegion(0, 0, 8, 6, pytest.approx(0.9))]
     assert regions(heat, found, limit=2) == [
-        Region(5, 4, 8, 6, pytest.approx(0.9)),
-        Region(0, 0, 2, 2, pytest.approx(0.5)),
+        MapRegion(5, 4, 8, 6, pytest.approx(0.9)),
+        MapRegion(0, 0, 2, 2, pytest.approx(0.5)),
     ]
     found[3, 0] = True
     assert len(regions(heat, found, limit=2)) == 2, "the faintest part is left out"
     assert len(regions(heat, found, limit=3)) == 3
 
 
-def exact_pixels(box: Region, *, rows: int, columns: int, size: Size) -> list[Fraction]:
+def exact_pixels(box: MapRegion, *, rows: int, columns: int, size: Size) -> list[Fraction]:
     """The published rules without rounding: x1, y1, x2, y2."""
 
     def axis(low: int, high: int, cells: int, length: int) -> tuple[Fraction, Fraction]:
@@ -224,16 +224,16 @@ def exact_pixels(box: Region, *, rows: int, columns: int, size: Size) -> list[Fr
 
 
 @st.composite
-def boxes_on_grids(draw: st.DrawFn) -> tuple[Region, int, int, Size]:
+def boxes_on_grids(draw: st.DrawFn) -> tuple[MapRegion, int, int, Size]:
     rows, columns = draw(st.integers(1, 64)), draw(st.integers(1, 64))
     x1, y1 = draw(st.integers(0, columns - 1)), draw(st.integers(0, rows - 1))
     x2, y2 = draw(st.integers(x1 + 1, columns)), draw(st.integers(y1 + 1, rows))
-    return Region(x1, y1, x2, y2, 1.0), rows, columns, Size(draw(st.integers(1, 4000)), draw(st.integers(1, 4000)))
+    return MapRegion(x1, y1, x2, y2, 1.0), rows, columns, Size(draw(st.integers(1, 4000)), draw(st.integers(1, 4000)))
 
 
 @given(boxes_on_grids(), st.sampled_from([28, 32]))
 def test_published_pixels_lose_at_most_one_and_only_at_whole_numbers(
-    case: tuple[Region, int, int, Size], unit: int
+    case: tuple[MapRegion, int, int, Size], unit: int
 ) -> None:
     box, rows, columns, size = case
     ours = official_pixels(box, rows=rows, columns=columns, unit=unit, size=size)
@@ -259,7 +259,7 @@ def coarse_view(size: Size, columns: int, rows: int, unit: int) -> View:
 def test_published_boxes_lose_a_pixel_that_ours_keep() -> None:
     """Oddity: float32 and truncation. In a picture 58 wide with 22 columns, column 11 starts at pixel 29, not 28."""
     size, unit = Size(58, 400), 28
-    right = Region(0, 0, 11, 1, 1.0)
+    right = MapRegion(0, 0, 11, 1, 1.0)
     assert exact_pixels(right, rows=1, columns=22, size=size)[2] == 29
     assert official_pixels(right, rows=1, columns=22, unit=unit, size=size)[2] == 28
     ours = coarse_view(size, 22, 1, unit).to_original(Box(0, 0, 11 * unit, unit, view="coarse"))
@@ -267,7 +267,7 @@ def test_published_boxes_lose_a_pixel_that_ours_keep() -> None:
 
 
 @given(boxes_on_grids(), st.sampled_from([28, 32]))
-def test_our_boxes_cover_every_cell_whole(case: tuple[Region, int, int, Size], unit: int) -> None:
+def test_our_boxes_cover_every_cell_whole(case: tuple[MapRegion, int, int, Size], unit: int) -> None:
     (x1, y1, x2, y2, _), rows, columns, size = case
     shown = Box(x1 * unit, y1 * unit, x2 * unit, y2 * unit, view="coarse")
     cut = coarse_view(size, columns, rows, unit).to_original(shown).clamp(size).rounded()
@@ -291,12 +291,12 @@ def test_our_boxes_cover_every_cell_whole(case: tuple[Region, int, int, Size], u
 )
 def test_published_boxes_are_at_least_28_pixels_wide(box: tuple[int, ...], pixels: tuple[int, ...]) -> None:
     x1, y1, x2, y2 = box
-    found = official_pixels(Region(x1, y1, x2, y2, 1.0), rows=10, columns=10, unit=28, size=Size(100, 100))
+    found = official_pixels(MapRegion(x1, y1, x2, y2, 1.0), rows=10, columns=10, unit=28, size=Size(100, 100))
     assert found == pixels
 
 
 def test_a_picture_smaller_than_28_pixels_is_taken_whole() -> None:
-    assert official_pixels(Region(1, 1, 2, 2, 1.0), rows=3, columns=3, unit=32, size=Size(20, 9)) == (0, 0, 20, 9)
+    assert official_pixels(MapRegion(1, 1, 2, 2, 1.0), rows=3, columns=3, unit=32, size=Size(20, 9)) == (0, 0, 20, 9)
 
 
 def test_a_box_of_fixed_sides_lies_around_the_centre_of_the_heat() -> None:

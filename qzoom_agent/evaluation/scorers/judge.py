@@ -51,7 +51,7 @@ class JudgeRecord(BaseModel):
     prompt: str
 
 
-class Verdict(BaseModel):
+class JudgeCacheLine(BaseModel):
     """One line of the cache."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
@@ -102,7 +102,7 @@ class Judge:
         if key not in self._known:
             reply = self._ask(asked, attempts=_ATTEMPTS)
             said = _YES_OR_NO.search(reply)
-            self._keep(Verdict(key=key, right=said is not None and said[1].lower() == "yes", reply=reply))
+            self._keep(JudgeCacheLine(key=key, right=said is not None and said[1].lower() == "yes", reply=reply))
         return self._known[key]
 
     def check(self) -> None:
@@ -119,7 +119,7 @@ class Judge:
                 "a model that answers at once."
             )
 
-    def _keep(self, verdict: Verdict) -> None:
+    def _keep(self, verdict: JudgeCacheLine) -> None:
         self._known[verdict.key] = verdict.right
         if self.cache is not None:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ def _read(cache: Path) -> dict[str, bool]:
     known = {}
     for line in cache.read_text(encoding="utf-8").splitlines():
         try:
-            verdict = Verdict.model_validate_json(line)
+            verdict = JudgeCacheLine.model_validate_json(line)
         except ValidationError:
             continue  # blank, or torn by a kill
         known[verdict.key] = verdict.right

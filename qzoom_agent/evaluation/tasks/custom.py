@@ -19,7 +19,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from qzoom_agent.data.image_column import seen
 from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, open_path
-from qzoom_agent.data.samples import Sample, Source
+from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.match import normalise
 from qzoom_agent.evaluation.scorers.open_answer import rule
@@ -104,7 +104,7 @@ def own_suite(path: Path) -> Suite:
     )
 
 
-def load(name: str, path: Path, source: Source) -> RowSamples:
+def load(name: str, path: Path, source: TaskSource) -> RowSamples:
     """The samples of the table at `source.path`, else at `path`; ConfigError names every row that is wrong."""
     rows = open_path(_table(Path(source.path) if source.path else path), split=source.split).need(NEEDED)
     if not len(rows):

@@ -15,8 +15,8 @@ from typing import Final
 from pydantic import JsonValue
 
 from qzoom_agent.data.image_column import seen
-from qzoom_agent.data.rows import Place, Row, RowSamples, open_rows
-from qzoom_agent.data.samples import Sample, Source
+from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
+from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.evaluation.scorers import anls, chartqa, ocrbench, vqa
 from qzoom_agent.evaluation.tasks.question_format import SHORT, first_of, instructed, texts
 from qzoom_agent.evaluation.tasks.task import Scored, Scorer, Suite
@@ -37,7 +37,7 @@ _OCRBENCH_GROUPS: Final = {
 class Layout:
     """Which column holds what."""
 
-    place: Place
+    place: HubTable
     answers: str
     several: bool = True
     """False: the cell is one answer, even where it reads like a list ("[Yes, No]")."""
@@ -55,7 +55,7 @@ class Layout:
         return tuple(filter(None, (self.id, "question", self.answers, self.kind, self.meta, "image")))
 
 
-def load(name: str, layout: Layout, source: Source) -> RowSamples:
+def load(name: str, layout: Layout, source: TaskSource) -> RowSamples:
     """The samples of one of these suites."""
     rows = open_rows(source, layout.place, layout.columns)
 
@@ -127,7 +127,7 @@ DOCUMENTS: Final = (
         "docvqa",
         "DocVQA: scanned pages (5,349, ANLS)",
         Layout(
-            Place(_moved("DocVQA"), config="DocVQA", split="validation"),
+            HubTable(_moved("DocVQA"), config="DocVQA", split="validation"),
             answers="answers",
             id="questionId",
             kind="question_types",
@@ -139,7 +139,7 @@ DOCUMENTS: Final = (
         "infovqa",
         "InfographicVQA: infographics (2,801, ANLS)",
         Layout(
-            Place(_moved("DocVQA"), config="InfographicVQA", split="validation"),
+            HubTable(_moved("DocVQA"), config="InfographicVQA", split="validation"),
             answers="answers",
             id="questionId",
             kind="answer_type",
@@ -151,7 +151,7 @@ DOCUMENTS: Final = (
         "chartqa",
         "ChartQA: charts, written and generated questions (2,500, relaxed accuracy)",
         Layout(
-            Place(_moved("ChartQA")),
+            HubTable(_moved("ChartQA")),
             answers="answer",
             several=False,
             kind="type",
@@ -163,7 +163,7 @@ DOCUMENTS: Final = (
         "textvqa",
         "TextVQA: text in photographs (5,000, soft accuracy of ten answers)",
         Layout(
-            Place(_moved("textvqa"), split="validation"),
+            HubTable(_moved("textvqa"), split="validation"),
             answers="answers",
             id="question_id",
             written=str.capitalize,
@@ -174,7 +174,7 @@ DOCUMENTS: Final = (
     _suite(
         "ocrbench",
         "OCRBench: text, scenes, documents, receipts, formulas (1,000 points)",
-        Layout(Place(("echo840/OCRBench",)), answers="answer", kind="question_type", meta="dataset"),
+        Layout(HubTable(("echo840/OCRBench",)), answers="answer", kind="question_type", meta="dataset"),
         {"faithful": ocrbench.faithful, "clean": ocrbench.clean},
         least_tokens=128,
         aggregate=points,

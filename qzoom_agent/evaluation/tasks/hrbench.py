@@ -15,8 +15,8 @@ from statistics import fmean
 from typing import Final
 
 from qzoom_agent.data.image_column import picture
-from qzoom_agent.data.rows import Place, Row, RowSamples, open_rows
-from qzoom_agent.data.samples import Sample, Source
+from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
+from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.evaluation.scorers import choice
 from qzoom_agent.evaluation.tasks.task import Scored, Suite
 
@@ -27,9 +27,9 @@ INSTRUCTION: Final = "Answer the option letter directly."
 _KINDS: Final = ("single", "cross")
 
 
-def load(name: str, split: str, source: Source) -> RowSamples:
+def load(name: str, split: str, source: TaskSource) -> RowSamples:
     """The samples of one of the two splits."""
-    rows = open_rows(source, Place((HUB,), config="hrbench_version_split", split=split), COLUMNS)
+    rows = open_rows(source, HubTable((HUB,), config="hrbench_version_split", split=split), COLUMNS)
 
     def make(row: Row, index: int) -> Sample:
         number = int(row["index"])

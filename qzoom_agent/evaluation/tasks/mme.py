@@ -14,8 +14,8 @@ from statistics import fmean
 from typing import Final
 
 from qzoom_agent.data.image_column import seen
-from qzoom_agent.data.rows import Place, Row, RowSamples, open_rows
-from qzoom_agent.data.samples import Sample, Source
+from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
+from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.evaluation.scorers import choice
 from qzoom_agent.evaluation.tasks.question_format import bare, letter, texts
 from qzoom_agent.evaluation.tasks.task import Scored, Suite
@@ -27,9 +27,9 @@ INSTRUCTION: Final = (
 )
 
 
-def load(name: str, hub: str, source: Source) -> RowSamples:
+def load(name: str, hub: str, source: TaskSource) -> RowSamples:
     """The samples; the picture is the column `bytes`."""
-    rows = open_rows(source, Place((hub,), split="train"), COLUMNS)
+    rows = open_rows(source, HubTable((hub,), split="train"), COLUMNS)
 
     def make(row: Row, index: int) -> Sample:
         image, cluster = seen(row["bytes"], rows.folder)

@@ -19,8 +19,8 @@ from functools import partial
 from typing import Final
 
 from qzoom_agent.data.image_column import key, picture, seen
-from qzoom_agent.data.rows import Place, Row, RowSamples, open_rows
-from qzoom_agent.data.samples import Sample, Source
+from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
+from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.open_answer import rule
 from qzoom_agent.evaluation.tasks.question_format import inline_options, items, letter, texts
@@ -29,15 +29,15 @@ from qzoom_agent.geometry import Box
 
 LEVELS: Final = {"easy": 141, "medium": 268, "hard": 106}
 PROBE_COLUMNS: Final = ("problem", "solution", "images", "doc_id")
-ZOOM_PLACE: Final = Place(("inclusionAI/ZoomBench",))
+ZOOM_PLACE: Final = HubTable(("inclusionAI/ZoomBench",))
 ZOOM_COLUMNS: Final = ("image", "crop_image", "id", "query", "response", "question_type", "bbox")
 _PLACEHOLDER: Final = "<image>"
 
 
-def load_probe(level: str, source: Source) -> RowSamples:
+def load_probe(level: str, source: TaskSource) -> RowSamples:
     """The samples of one level; `source.path` may be val.json, or the folder that holds it."""
     name, repository = f"visualprobe-{level}", f"VisualProbe_{level.title()}"
-    rows = open_rows(source, Place((f"Mini-o3/{repository}",), file="val.json"), PROBE_COLUMNS)
+    rows = open_rows(source, HubTable((f"Mini-o3/{repository}",), file="val.json"), PROBE_COLUMNS)
 
     def make(row: Row, index: int) -> Sample:
         # The paths lead from the folder above: "VisualProbe_Easy/data/1.jpg" lies at data/1.jpg beside val.json.
@@ -58,7 +58,7 @@ def load_probe(level: str, source: Source) -> RowSamples:
     return RowSamples(rows, make, [level] * len(rows))
 
 
-def load_zoom(name: str, view: str, source: Source) -> RowSamples:
+def load_zoom(name: str, view: str, source: TaskSource) -> RowSamples:
     """The samples of one view, `image` or `crop_image`."""
     rows = open_rows(source, ZOOM_PLACE, ZOOM_COLUMNS)
 

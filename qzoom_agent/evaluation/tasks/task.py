@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from qzoom_agent.data.samples import Sample, Samples, Source
+from qzoom_agent.data.samples import Sample, Samples, TaskSource
 
 
 class Score(NamedTuple):
@@ -48,7 +48,7 @@ class Suite:
     name: str
     title: str
     """One line for `qzoom eval list`."""
-    load: Callable[[Source], Samples]
+    load: Callable[[TaskSource], Samples]
     scorers: Mapping[str, Scorer]
     """By name, the default first: `faithful` is the public implementation's rule, `clean` ours where that is wrong."""
     aggregate: Callable[[Sequence[Scored]], Mapping[str, float]] | None = None

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from qzoom_agent.data.image_column import seen
-from qzoom_agent.data.rows import Place, Row, RowSamples, open_rows
-from qzoom_agent.data.samples import Sample, Source
+from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
+from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers import choice
 from qzoom_agent.evaluation.tasks.question_format import inline_options, items
@@ -26,7 +26,7 @@ from qzoom_agent.evaluation.tasks.task import Suite
 from qzoom_agent.geometry import Box
 
 NAME: Final = "treebench"
-PLACE: Final = Place(("HaochenWang/TreeBench",), file="TreeBench.tsv")
+PLACE: Final = HubTable(("HaochenWang/TreeBench",), file="TreeBench.tsv")
 COLUMNS: Final = ("index", "image", "question", "multi-choice options", "answer", "category", "target_instances")
 INSTRUCTION: Final = (
     "Select the best answer to the above multiple-choice question based on the image. After the reasoning process, "
@@ -35,7 +35,7 @@ INSTRUCTION: Final = (
 _BARE_LETTER: Final = re.compile(r"^[ \t]*([A-H])(?=[ \t])", re.MULTILINE)
 
 
-def load(source: Source) -> RowSamples:
+def load(source: TaskSource) -> RowSamples:
     """The samples; `source.path` may be the file, or the folder that holds it."""
     rows = open_rows(source, PLACE, COLUMNS)
     return RowSamples(rows, partial(_make, rows.folder), [row["category"] for row in rows.only("category")])

@@ -19,8 +19,8 @@ from random import Random
 from typing import Final
 
 from qzoom_agent.data.image_column import seen
-from qzoom_agent.data.rows import Place, Row, Rows, RowSamples, open_rows
-from qzoom_agent.data.samples import Sample, Source
+from qzoom_agent.data.rows import HubTable, Row, Rows, RowSamples, open_rows
+from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers import choice
 from qzoom_agent.evaluation.tasks.question_format import LETTER, inline_options, instructed, letter, listed
@@ -28,7 +28,7 @@ from qzoom_agent.evaluation.tasks.task import Suite
 from qzoom_agent.geometry import Box
 
 NAME: Final = "vstar"
-PLACE: Final = Place(("lmms-lab-encoder/vstar-bench", "lmms-lab/vstar-bench"))
+PLACE: Final = HubTable(("lmms-lab-encoder/vstar-bench", "lmms-lab/vstar-bench"))
 COLUMNS: Final = ("image", "text", "category", "label", "question_id")
 ORIGINAL: Final = "craigwu/vstar_bench"
 """The authors' repository of folders."""
@@ -36,7 +36,7 @@ _KINDS: Final = ("direct_attributes", "relative_position")
 _PICTURES: Final = (".jpg", ".jpeg", ".png")
 
 
-def load(source: Source) -> RowSamples:
+def load(source: TaskSource) -> RowSamples:
     """The samples; `source.path` may be the folder of the authors' layout, or its hub id."""
     folder = _original(source)
     if folder is not None:
@@ -66,7 +66,7 @@ def _from_row(folder: Path | None, row: Row, index: int) -> Sample:
     )
 
 
-def _original(source: Source) -> Path | None:
+def _original(source: TaskSource) -> Path | None:
     if source.path == ORIGINAL and not Path(ORIGINAL).exists():
         from huggingface_hub import snapshot_download
 

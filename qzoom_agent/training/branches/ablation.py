@@ -33,7 +33,7 @@ from qzoom_agent.training.branches.dataset import Record
 from qzoom_agent.training.branches.inputs import ask
 from qzoom_agent.training.branches.labelling import collect, heads_for, labels_on, picture
 from qzoom_agent.training.branches.localisation import in_pixels
-from qzoom_agent.training.branches.run_dir import Workshop
+from qzoom_agent.training.branches.run_dir import RunDirectory
 from qzoom_agent.training.branches.stage_dependencies import base_of, read_by
 from qzoom_agent.training.branches.stages import carry_out
 
@@ -61,24 +61,24 @@ class Ablation(NamedTuple):
     """A choice."""
 
     summary: str
-    variants: Callable[[Workshop], list[Variant]]
+    variants: Callable[[RunDirectory], list[Variant]]
     suites: tuple[str, ...] = FINE
 
 
-def _layers(shop: Workshop) -> list[Variant]:
+def _layers(shop: RunDirectory) -> list[Variant]:
     config = _config(shop)
     last = config.base_layers - config.depth
     chosen = sorted({value for value in range(config.k - 3, config.k + 3) if 1 <= value <= last})
     return [Variant(f"K = {value}", {"k": value}) for value in chosen]
 
 
-def _depths(shop: Workshop) -> list[Variant]:
+def _depths(shop: RunDirectory) -> list[Variant]:
     config = _config(shop)
     deepest = min(4, config.base_layers - config.k)
     return [Variant(f"T = {value}", {"depth": value}) for value in range(1, deepest + 1)]
 
 
-def _shares(shop: Workshop) -> list[Variant]:
+def _shares(shop: RunDirectory) -> list[Variant]:
     """Fewer labels, each seen more often: as many steps."""
     epochs = shop.recipe.sdrpn.optimisation.epochs
     return [
@@ -89,7 +89,7 @@ def _shares(shop: Workshop) -> list[Variant]:
     ]
 
 
-def _rules(_: Workshop) -> list[Variant]:
+def _rules(_: RunDirectory) -> list[Variant]:
     pairs = ((0.1, 0.1), (0.2, 0.05), (0.25, 0.05), (0.25, 0.1), (0.4, 0.05))
     return [
         Variant(
@@ -100,14 +100,14 @@ def _rules(_: Workshop) -> list[Variant]:
     ]
 
 
-def _thresholds(_: Workshop) -> list[Variant]:
+def _thresholds(_: RunDirectory) -> list[Variant]:
     found = [Variant("calibrated")]
     found += [Variant(f"{value:g}", reading={"threshold": value}) for value in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)]
     shares = (0.2, 0.35, 0.5, 0.7)
     return [*found, *(Variant(f"{value:g} of the peak", reading={"peak_share": value}) for value in shares)]
 
 
-def _gates(shop: Workshop) -> list[Variant]:
+def _gates(shop: RunDirectory) -> list[Variant]:
     found = _config(shop).evidence.get("training_free")
     if found is None:
         raise ConfigError(f"{shop.final('calibrate')} says nothing of a training-free gate. Calibrate it again.")
@@ -119,7 +119,7 @@ def _gates(shop: Workshop) -> list[Variant]:
     ]
 
 
-def _sources(shop: Workshop) -> list[Variant]:
+def _sources(shop: RunDirectory) -> list[Variant]:
     found = [Variant("SD-RPN"), Variant("the attention, all of it", policy="oracle", attention="tight")]
     if shop.recipe.box is not None:
         found.append(Variant("the attention, a box of the same sides", policy="oracle", attention="fixed"))
@@ -205,18 +205,18 @@ def _cells(cells: Sequence[Cell]) -> str:
     return f"{right / len(cells):.1%} ({low:.1%} to {high:.1%}) | {inside} | {zooms:.0%}"
 
 
-def _finished(run: Path) -> Workshop:
+def _finished(run: Path) -> RunDirectory:
     file = run / "recipe.yaml"
     if not file.exists() or not (run / "calibrate" / "final").exists():
         raise ConfigError(f"{run} is no finished run of `qzoom train branches`. Give its output folder as --run.")
-    return Workshop(BranchRecipe.model_validate(safe_load(file.read_text(encoding="utf-8"))), run)
+    return RunDirectory(BranchRecipe.model_validate(safe_load(file.read_text(encoding="utf-8"))), run)
 
 
-def _config(shop: Workshop) -> BranchConfig:
+def _config(shop: RunDirectory) -> BranchConfig:
     return BranchConfig.model_validate_json((shop.final("calibrate") / CONFIG).read_text(encoding="utf-8"))
 
 
-def _branches(shop: Workshop, variant: Variant, folder: Path) -> tuple[Path, bool]:
+def _branches(shop: RunDirectory, variant: Variant, folder: Path) -> tuple[Path, bool]:
     """The branches of a variant, trained and calibrated here if it asks for it, and whether on the fine-tuned base."""
     if variant.recipe:
         return _calibrated(shop, variant.recipe, folder / variant.name.replace(" ", "_")), False
@@ -238,7 +238,7 @@ def _carrying(base: HFBackend, branches: Path) -> HFBackend:
     )
 
 
-def _calibrated(shop: Workshop, changes: dict[str, Any], folder: Path, *, after: Sequence[StageName] = ()) -> Path:
+def _calibrated(shop: RunDirectory, changes: dict[str, Any], folder: Path, *, after: Sequence[StageName] = ()) -> Path:
     """SD-RPN of a changed recipe, or what the stages `after` left, without a gate, with thresholds of its own."""
     data = shop.recipe.model_dump(mode="json")
     for key, value in changes.items():
@@ -247,7 +247,7 @@ def _calibrated(shop: Workshop, changes: dict[str, Any], folder: Path, *, after:
         for section in sections:
             place = place[section]
         place[last] = value
-    other = Workshop(BranchRecipe.model_validate(data), folder)
+    other = RunDirectory(BranchRecipe.model_validate(data), folder)
     folder.mkdir(parents=True, exist_ok=True)
     same_maps = read_by(other.recipe, "label") == read_by(shop.recipe, "label")
     for made in ("heads.json", *(("labels",) if same_maps else ()), *after):
@@ -260,7 +260,7 @@ def _calibrated(shop: Workshop, changes: dict[str, Any], folder: Path, *, after:
 
 
 def _attended(
-    shop: Workshop, backend: HFBackend, around: Literal["tight", "fixed"]
+    shop: RunDirectory, backend: HFBackend, around: Literal["tight", "fixed"]
 ) -> Callable[[Sample], Sequence[Box]]:
     """Where the attention points that labels are made of, as a crop (the baseline of SD-RPN's paper: it answers twice).
 

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import Batch
-from qzoom_agent.models.interface import Settings
+from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.perception.attention import Recording, record
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.protocols import get_protocol
-from qzoom_agent.training.branches.inputs import Asked, answer_ids, answered, rows_of
+from qzoom_agent.training.branches.inputs import CoarsePrompt, answer_ids, answered, rows_of
 
 Asking = Literal["answer", "prediction"]
 """Whose attention counts: the answer's own tokens, as published, or the tokens that predict it."""
@@ -30,13 +30,13 @@ class Attended(NamedTuple):
     """For each row the first visual token, and the rows and columns of the map."""
 
 
-def answers(backend: HFBackend, asked: Sequence[Asked], *, max_new_tokens: int) -> list[str]:
+def answers(backend: HFBackend, asked: Sequence[CoarsePrompt], *, max_new_tokens: int) -> list[str]:
     """What the model says to each, greedily: its answer, or the first zoom call as it is written where it may zoom.
 
     Empty where it says nothing that can be read.
     """
     batch = Batch(backend, [one.session for one in asked])
-    protocol, settings = get_protocol(backend.protocol), Settings(max_new_tokens=max_new_tokens)
+    protocol, settings = get_protocol(backend.protocol), SamplingParams(max_new_tokens=max_new_tokens)
     replies = batch.reply([one.messages for one in asked], settings=settings, stop=protocol.stop)
     read = [protocol.parse(reply.text, one.shown) for reply, one in zip(replies, asked, strict=True)]
     return [one.calls[0].raw if one.calls else one.answer or "" for one in read]
@@ -44,7 +44,7 @@ def answers(backend: HFBackend, asked: Sequence[Asked], *, max_new_tokens: int) 
 
 @torch.no_grad()
 def attend(
-    backend: HFBackend, asked: Sequence[Asked], said: Sequence[str], layers: Sequence[int], asking: Asking
+    backend: HFBackend, asked: Sequence[CoarsePrompt], said: Sequence[str], layers: Sequence[int], asking: Asking
 ) -> Attended:
     """Run the base over each prompt and its answer, up to the deepest of `layers`."""
     texts = [answer_ids(backend, text) for text in said]

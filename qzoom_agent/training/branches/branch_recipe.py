@@ -15,7 +15,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import preset_of
 from qzoom_agent.perception.labels import HEADS, LabelRules
 from qzoom_agent.training.branches.attending import Asking
-from qzoom_agent.training.branches.dataset import Source
+from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.recipe_io import Section, read_recipe
 
 StageName = Literal["select-heads", "label", "sdrpn", "postsft", "gate", "calibrate"]
@@ -128,7 +128,7 @@ class GateStage(Section):
     """Where that crop does not answer it, let the model zoom by itself, and count that instead."""
     consensus: bool = False
     """Learn from no question whose two highest budgets do not both give one right answer, as published."""
-    data: list[Source] | None = Field(default=None, min_length=1)
+    data: list[DatasetSpec] | None = Field(default=None, min_length=1)
     """What is asked; None: the recipe's `data`."""
     records: int | None = Field(default=None, gt=0)
     """Questions to answer, of each source its share (None: all there are)."""
@@ -159,7 +159,7 @@ class PostSFTStage(Section):
     """How the base learns to live with crops (`postsft`)."""
 
     optimisation: Optimisation = Optimisation(learning_rate=1e-6, batch=1, accumulation=16)
-    data: list[Source] | None = Field(default=None, min_length=1)
+    data: list[DatasetSpec] | None = Field(default=None, min_length=1)
     """What is asked; None: the recipe's `data`."""
     records: int | None = Field(default=None, gt=0)
     """Questions to answer with and without a crop, of each source its share (None: all there are)."""
@@ -242,9 +242,9 @@ class BranchRecipe(Section):
     """Sides of a proposed box around the centre of the heat (`perception.box`); None: tight around the foreground."""
     stages: list[StageName] = Field(default=list(get_args(StageName)))
     """What `qzoom train branches` runs, in order."""
-    data: list[Source] = Field(min_length=1)
+    data: list[DatasetSpec] = Field(min_length=1)
     """What is learned from; `gate` and `postsft` may have `data` of their own."""
-    held_out: list[Source] = Field(default=[])
+    held_out: list[DatasetSpec] = Field(default=[])
     """What metrics and thresholds are measured on; never trained on."""
     heads: HeadSearch = HeadSearch()
     labelling: Labelling = Labelling()
@@ -253,7 +253,7 @@ class BranchRecipe(Section):
     postsft: PostSFTStage = PostSFTStage()
     calibration: Calibration = Calibration()
 
-    def asked(self, stage: str) -> list[Source]:
+    def asked(self, stage: str) -> list[DatasetSpec]:
         """The questions of a stage."""
         return {"gate": self.gate.data, "postsft": self.postsft.data}.get(stage) or self.data
 

@@ -23,7 +23,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.perception.maps import smoothed
 from qzoom_agent.training.branches.branch_recipe import Calibration
 from qzoom_agent.training.branches.crop_outcomes import Crop
-from qzoom_agent.training.branches.localisation import Localisation, Seen, localisation
+from qzoom_agent.training.branches.localisation import Localisation, LookOutcome, localisation
 
 _THRESHOLDS: Final = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03)
 """Those that answers choose from: what the published code has, and a little around it."""
@@ -92,7 +92,7 @@ def candidates(
 
 
 def calibrate(
-    seen: Sequence[Seen],
+    seen: Sequence[LookOutcome],
     needs: Sequence[bool | None],
     target: Calibration,
     *,
@@ -157,7 +157,7 @@ def _rules(blurs: Sequence[Blur], margins: Sequence[float], box: Sides | None) -
 
 
 def _by_boxes(
-    seen: Sequence[Seen], target: Calibration, options: PerceptionConfig, *, relative: bool
+    seen: Sequence[LookOutcome], target: Calibration, options: PerceptionConfig, *, relative: bool
 ) -> tuple[PerceptionConfig, bool, Localisation]:
     """The rule with the highest threshold that meets the target (whether one does), or comes closest."""
     key = "peak_share" if relative else "threshold"

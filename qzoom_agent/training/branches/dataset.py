@@ -45,7 +45,7 @@ _LAYOUTS: Final = {
 """How often each is drawn, among those that are drawn for a suite that is asked for."""
 
 
-class Source(BaseModel):
+class DatasetSpec(BaseModel):
     """Where questions come from, and what their columns are called there."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -100,7 +100,7 @@ class Record(TypedDict):
     boxes: list[list[float]] | None
     mode: Mode
     short_labels: bool
-    """See `Source`."""
+    """See `DatasetSpec`."""
 
 
 class Records(Protocol):
@@ -113,7 +113,7 @@ class Records(Protocol):
         ...
 
 
-def load_records(sources: Sequence[Source], *, limit: int | None = None) -> "Joined":
+def load_records(sources: Sequence[DatasetSpec], *, limit: int | None = None) -> "ConcatenatedRecords":
     """The rows of some sources, one after another, of the columns in the module's note; at most `limit`.
 
     Raises:
@@ -123,7 +123,7 @@ def load_records(sources: Sequence[Source], *, limit: int | None = None) -> "Joi
     if limit is not None:
         shares = spread([len(table) for table in tables], limit)
         tables = [_some(*one) for one in zip(sources, tables, shares, strict=True)]
-    return Joined(sources, tables)
+    return ConcatenatedRecords(sources, tables)
 
 
 def spread(sizes: Sequence[int], limit: int) -> list[int]:
@@ -138,7 +138,7 @@ def spread(sizes: Sequence[int], limit: int) -> list[int]:
     return shares
 
 
-def _some(source: Source, table: Dataset, count: int) -> Dataset:
+def _some(source: DatasetSpec, table: Dataset, count: int) -> Dataset:
     """So many rows of a source, in its order."""
     if count >= len(table):
         return table
@@ -147,10 +147,10 @@ def _some(source: Source, table: Dataset, count: int) -> Dataset:
     return table.select(sorted(Random(f"rows/{source.seed}").sample(range(len(table)), count)))
 
 
-class Joined:
+class ConcatenatedRecords:
     """Several tables as one. (`concatenate_datasets` would lose what is done to rows when they are read.)"""
 
-    def __init__(self, sources: Sequence[Source], tables: Sequence[Dataset]) -> None:
+    def __init__(self, sources: Sequence[DatasetSpec], tables: Sequence[Dataset]) -> None:
         self.sources, self.tables = sources, tables
 
     def __len__(self) -> int:
@@ -179,7 +179,7 @@ class Joined:
                 at += len(asked)
 
 
-def _needle(source: Source) -> Dataset:
+def _needle(source: DatasetSpec) -> Dataset:
     count = source.limit or 1000
     boards = -(-count // source.a_board)
     rows = [(board, index) for board in range(boards) for index in range(source.a_board)][:count]
@@ -240,7 +240,7 @@ def _layouts(suites: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def _table(source: Source) -> Dataset:
+def _table(source: DatasetSpec) -> Dataset:
     table = _read(source)
     if source.limit is not None:
         table = _some(source, table, source.limit)
@@ -270,7 +270,7 @@ def _has(table: Dataset, name: str) -> bool:
     return kind is not None
 
 
-def _require_readable(table: Dataset, answer: str, boxes: str, source: Source) -> None:
+def _require_readable(table: Dataset, answer: str, boxes: str, source: DatasetSpec) -> None:
     """Nothing where every row has an answer, and boxes that are boxes or none.
 
     Raises:
@@ -315,7 +315,7 @@ class _Rename:
     """Gives the rows of a table our names."""
 
     def __init__(
-        self, named: dict[str, str], source: Source, *, columns: Sequence[str], images: Dataset | None
+        self, named: dict[str, str], source: DatasetSpec, *, columns: Sequence[str], images: Dataset | None
     ) -> None:
         self.named, self.source = named, source
         self.has_ids = "id" in columns
@@ -359,7 +359,7 @@ class _Rename:
         return decoded.convert("RGB")
 
 
-def _asked(questions: Sequence[Any], source: Source) -> list[str]:
+def _asked(questions: Sequence[Any], source: DatasetSpec) -> list[str]:
     """What is asked of each row, whose column holds one question or several."""
     return [_texts(question)[0] + source.suffix for question in questions]
 
@@ -379,7 +379,7 @@ def _texts(value: Any) -> list[str]:
     return [str(one) for one in value] or [""] if isinstance(value, list | tuple) else [str(value)]
 
 
-def _read(source: Source) -> Dataset:
+def _read(source: DatasetSpec) -> Dataset:
     where = Path(source.path).expanduser()
     try:
         if (where / "dataset_info.json").is_file():

@@ -8,10 +8,10 @@ from datasets import Dataset, load_from_disk
 from pyarrow.parquet import read_metadata
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.training.branches.dataset import Source
+from qzoom_agent.training.branches.dataset import DatasetSpec
 
 
-def rows_of(sources: Sequence[Source]) -> int | None:
+def rows_of(sources: Sequence[DatasetSpec]) -> int | None:
     """Rows of some sources, at most; None where one is taken whole from the hub.
 
     Raises:
@@ -21,7 +21,7 @@ def rows_of(sources: Sequence[Source]) -> int | None:
     return None if None in counts else sum(count or 0 for count in counts)
 
 
-def _rows(source: Source) -> int | None:
+def _rows(source: DatasetSpec) -> int | None:
     if source.path == "needle":
         return source.limit or 1000
     try:
@@ -31,7 +31,7 @@ def _rows(source: Source) -> int | None:
     return min((known for known in (count, source.limit) if known is not None), default=None)
 
 
-def _stored(source: Source) -> int | None:
+def _stored(source: DatasetSpec) -> int | None:
     """Rows of a local file or folder; None for the hub's."""
     where = Path(source.path).expanduser()
     if (where / "dataset_info.json").is_file():

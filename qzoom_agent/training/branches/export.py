@@ -17,7 +17,7 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.perception.branches import CONFIG, WEIGHTS
 from qzoom_agent.training.branches.branch_recipe import load_branch_recipe
-from qzoom_agent.training.branches.run_dir import Workshop
+from qzoom_agent.training.branches.run_dir import RunDirectory
 from qzoom_agent.training.branches.stage_dependencies import base_of
 
 
@@ -29,7 +29,7 @@ def ship(run: Path, target: Path) -> Path:
     """
     if target.exists():
         raise ConfigError(f"{target} is there already. Delete it, or choose another folder.")
-    shop = Workshop(load_branch_recipe(run / "recipe.yaml"), run)
+    shop = RunDirectory(load_branch_recipe(run / "recipe.yaml"), run)
     branches = shop.latest("calibrate")
     source = base_of(shop, "calibrate") or Path(resolve_model(shop.recipe.model).source)
     writing = target.with_name(target.name + ".part")

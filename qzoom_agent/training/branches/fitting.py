@@ -42,7 +42,7 @@ ONLY_TOLD: Final = {"gradient_checkpointing", "log_steps", "save_steps", "worker
 _TOLD = ("loss", "grad_norm", "learning_rate")
 
 
-class Ordered(Dataset[dict[str, Any]]):
+class TrainingOrder(Dataset[dict[str, Any]]):
     """Rows in the order in which they are trained on, for all epochs."""
 
     def __init__(self, read: Callable[[int], dict[str, Any]], order: Sequence[int]) -> None:
@@ -137,7 +137,7 @@ class Log(TrainerCallback):
 
 def train(
     module: nn.Module,
-    rows: Ordered,
+    rows: TrainingOrder,
     prepare: Callable[[Rows], dict[str, Any]],
     optimisation: Optimisation,
     folder: Path,

@@ -38,7 +38,7 @@ from qzoom_agent.training.branches.attending import answers
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, GateStage
 from qzoom_agent.training.branches.correctness import is_right
 from qzoom_agent.training.branches.dataset import Record, Records
-from qzoom_agent.training.branches.fitting import Ordered, Rows, shuffled, train
+from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
 from qzoom_agent.training.branches.inputs import ask, lower_states
 from qzoom_agent.training.branches.proposed_crops import propose, with_crop
 from qzoom_agent.training.branches.sharded_table import write_parts
@@ -193,4 +193,4 @@ def train_gate(
         return {"hidden": states.hidden, "rotary": states.rotary, "mask": states.mask, "needs": needs}
 
     module = GateLoss(gate.requires_grad_(True)).train()
-    train(module, Ordered(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)
+    train(module, TrainingOrder(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)

@@ -25,7 +25,7 @@ from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.training.branches.attending import Asking, answers, attend
 from qzoom_agent.training.branches.branch_recipe import HeadSearch, Labelling
 from qzoom_agent.training.branches.dataset import Records
-from qzoom_agent.training.branches.inputs import Asked, ask
+from qzoom_agent.training.branches.inputs import CoarsePrompt, ask
 from qzoom_agent.training.branches.localisation import known_boxes, needle_cells
 
 _POOL = 16
@@ -156,7 +156,7 @@ def _agreement(maps: NDArray[np.float32], pool: NDArray[np.int64]) -> NDArray[np
 
 
 def _all_maps(
-    backend: HFBackend, asked: Sequence[Asked], said: Sequence[str], layers: Sequence[int], asking: Asking
+    backend: HFBackend, asked: Sequence[CoarsePrompt], said: Sequence[str], layers: Sequence[int], asking: Asking
 ) -> list[NDArray[np.float32]]:
     """For each row the maps of all heads, (layers * heads, rows, columns)."""
     heads = range(backend.model.config.get_text_config().num_attention_heads)

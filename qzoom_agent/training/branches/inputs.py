@@ -26,7 +26,7 @@ from qzoom_agent.training.branches.dataset import Record
 from qzoom_agent.views import View, ViewStore
 
 
-class Asked(NamedTuple):
+class CoarsePrompt(NamedTuple):
     """One record, asked over its coarse view. Records about the same image share session and store."""
 
     session: HFSession
@@ -47,7 +47,7 @@ class Asked(NamedTuple):
         return self.session.grids(self.ready.prompt)[0]
 
 
-class States(NamedTuple):
+class LowerLayerStates(NamedTuple):
     """The lower layers' output over a batch, padded on the left."""
 
     hidden: Tensor
@@ -61,7 +61,7 @@ class States(NamedTuple):
 
 def ask(
     backend: HFBackend, records: Sequence[Record], tokens: Sequence[int | None], *, tools: bool = False
-) -> list[Asked]:
+) -> list[CoarsePrompt]:
     """The opening of each record's conversation, over a coarse view of at most so many tokens (None: the preset's)."""
     shared: dict[tuple[str, int | None], tuple[HFSession, ViewStore]] = {}
     asked = []
@@ -83,13 +83,13 @@ def ask(
 @torch.no_grad()
 def opened(
     backend: HFBackend, session: HFSession, store: ViewStore, shown: list[View], question: str, *, tools: bool = False
-) -> Asked:
+) -> CoarsePrompt:
     """A question over these views of a store, as a policy asks it that offers no tools, or does."""
     messages = get_protocol(backend.protocol).opening(question, shown, tools=tools)
-    return Asked(session, store, shown, messages, session.prepare(messages))
+    return CoarsePrompt(session, store, shown, messages, session.prepare(messages))
 
 
-def answered(one: Asked, ids: Sequence[int]) -> Prepared:
+def answered(one: CoarsePrompt, ids: Sequence[int]) -> Prepared:
     """The conversation followed by these ids of an answer."""
     return followed(one.ready, ids)
 
@@ -109,7 +109,7 @@ def answer_ids(backend: HFBackend, text: str) -> list[int]:
 
 
 def rows_of(
-    backend: HFBackend, asked: Sequence[Asked], ready: Sequence[Prepared]
+    backend: HFBackend, asked: Sequence[CoarsePrompt], ready: Sequence[Prepared]
 ) -> tuple[Embedded, Rotary, Tensor, Tensor]:
     """Padded rows ready for the decoder: embedded, rotary embeddings, mask, and which tokens are real."""
     new, positions, valid = padded(backend, [one.session for one in asked], ready, [0] * len(ready))
@@ -118,7 +118,7 @@ def rows_of(
 
 
 @torch.no_grad()
-def lower_states(backend: HFBackend, asked: Sequence[Asked], k: int) -> States:
+def lower_states(backend: HFBackend, asked: Sequence[CoarsePrompt], k: int) -> LowerLayerStates:
     """The base's first `k` layers over the prompts. Plain tensors: a branch may be trained on them."""
     new, rotary, mask, valid = rows_of(backend, asked, [one.ready for one in asked])
     hidden = Decoder(backend.model).run(
@@ -129,4 +129,4 @@ def lower_states(backend: HFBackend, asked: Sequence[Asked], k: int) -> States:
     for one, start in zip(asked, starts, strict=True):
         at, rows, columns = one.grid
         images.append([(start + at, rows, columns)])
-    return States(hidden, rotary, mask, images, starts)
+    return LowerLayerStates(hidden, rotary, mask, images, starts)

@@ -26,7 +26,7 @@ from qzoom_agent.training.branches.attending import Asking, answers, attend
 from qzoom_agent.training.branches.branch_recipe import Labelling
 from qzoom_agent.training.branches.correctness import is_right
 from qzoom_agent.training.branches.dataset import Record, Records
-from qzoom_agent.training.branches.inputs import Asked, ask
+from qzoom_agent.training.branches.inputs import CoarsePrompt, ask
 from qzoom_agent.training.branches.localisation import in_pixels
 from qzoom_agent.training.branches.proposed_crops import with_crop
 from qzoom_agent.training.branches.sharded_table import write_parts
@@ -41,7 +41,7 @@ class HeadPair(NamedTuple):
 
 def collect(
     backend: HFBackend,
-    asked: Sequence[Asked],
+    asked: Sequence[CoarsePrompt],
     said: Sequence[str],
     heads: HeadPair,
     *,
@@ -87,7 +87,7 @@ def labels_on(
     return make_labels(resized(clean, grid), share, rules.model_copy(update={"sink": 0.5}), shown=shown)
 
 
-def picture(one: Asked) -> Size | None:
+def picture(one: CoarsePrompt) -> Size | None:
     """The size of a view that was padded to a square, whose padding teaches that nothing is there; None: it was not."""
     return one.store.view("coarse").size if any(one.cells.corner) else None
 

@@ -19,7 +19,7 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import Grid
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.look import look_batch
-from qzoom_agent.perception.maps import Region, foreground, regions, widened
+from qzoom_agent.perception.maps import MapRegion, foreground, regions, widened
 from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.inputs import ask, lower_states
 from qzoom_agent.views import View
@@ -28,7 +28,7 @@ COVERED = 0.95
 """Share of a needle that has to lie in the crop."""
 
 
-class Seen(NamedTuple):
+class LookOutcome(NamedTuple):
     """What the branches made of one question."""
 
     id: str
@@ -75,7 +75,7 @@ class Localisation(BaseModel):
 
 def look_at(
     backend: HFBackend, records: Records, *, tokens: int | None, batch: int = 16, limit: int | None = None
-) -> list[Seen]:
+) -> list[LookOutcome]:
     """Gate scores and maps of all records at a budget."""
     count = len(records) if limit is None else min(limit, len(records))
     out = []
@@ -85,7 +85,7 @@ def look_at(
     return out
 
 
-def maps_of(backend: HFBackend, records: Sequence[Record], *, tokens: int | None) -> list[Seen]:
+def maps_of(backend: HFBackend, records: Sequence[Record], *, tokens: int | None) -> list[LookOutcome]:
     """Gate scores and maps of one batch."""
     branches = backend.branches
     assert branches is not None
@@ -105,7 +105,7 @@ def maps_of(backend: HFBackend, records: Sequence[Record], *, tokens: int | None
     out = []
     for row, one, seen in zip(records, asked, found, strict=True):
         coarse, size = one.store.view("coarse"), one.store.view("original").size
-        out.append(Seen(row["id"], seen.score, seen.maps[0].heat, coarse, size, known_boxes(row), one.cells))
+        out.append(LookOutcome(row["id"], seen.score, seen.maps[0].heat, coarse, size, known_boxes(row), one.cells))
     return out
 
 
@@ -114,7 +114,7 @@ def known_boxes(record: Record) -> list[Box] | None:
     return None if record["boxes"] is None else [Box(x1, y1, x2, y2) for x1, y1, x2, y2 in record["boxes"]]
 
 
-def localisation(seen: Sequence[Seen], options: PerceptionConfig) -> Localisation:
+def localisation(seen: Sequence[LookOutcome], options: PerceptionConfig) -> Localisation:
     """The figures under one rule of what is foreground; questions without a box do not count."""
     hits, overlaps, areas, curves, proposed = [], [], [], [], 0
     for one in seen:
@@ -142,7 +142,7 @@ def localisation(seen: Sequence[Seen], options: PerceptionConfig) -> Localisatio
     )
 
 
-def in_pixels(region: Region, grid: Grid, coarse: View) -> Box:
+def in_pixels(region: MapRegion, grid: Grid, coarse: View) -> Box:
     """A region of the coarse view's map, in pixels of the image and as far as it shows the image."""
     box = grid.to_view(region.x1, region.y1, region.x2, region.y2, view="coarse")
     return coarse.to_original(box.clamp(coarse.size))
@@ -158,7 +158,7 @@ def around(boxes: Sequence[Box]) -> Box:
     )
 
 
-def auc(one: Seen) -> float | None:
+def auc(one: LookOutcome) -> float | None:
     """Probability that a cell with part of a needle is hotter than one without; None where all or none has."""
     inside = needle_cells(one.grid, one.coarse, one.boxes or ())
     hot, cold = one.heat[inside], one.heat[~inside]

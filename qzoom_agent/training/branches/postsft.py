@@ -30,7 +30,7 @@ from qzoom_agent.training.branches.attending import answers
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, PostSFTStage
 from qzoom_agent.training.branches.correctness import is_right
 from qzoom_agent.training.branches.dataset import Records
-from qzoom_agent.training.branches.fitting import Ordered, Rows, shuffled, train
+from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
 from qzoom_agent.training.branches.inputs import answer_ids, answered, ask, rows_of
 from qzoom_agent.training.branches.proposed_crops import propose, with_crop
 from qzoom_agent.training.branches.sharded_table import write_parts
@@ -162,5 +162,5 @@ def train_postsft(
         }
 
     module = AnswerLoss(backend)
-    train(module.train(), Ordered(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)
+    train(module.train(), TrainingOrder(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)
     backend.model.requires_grad_(False)

@@ -8,7 +8,7 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.look import reading
 from qzoom_agent.training.branches.dataset import Record
-from qzoom_agent.training.branches.inputs import Asked, ask, opened
+from qzoom_agent.training.branches.inputs import CoarsePrompt, ask, opened
 from qzoom_agent.training.branches.localisation import maps_of
 from qzoom_agent.zoom.zoom import Zoom, ZoomConfig
 
@@ -17,7 +17,7 @@ from qzoom_agent.zoom.zoom import Zoom, ZoomConfig
 class Cropped:
     """One record asked with a crop beside its coarse view (None: nothing was cropped)."""
 
-    asked: Asked
+    asked: CoarsePrompt
     box: Box | None
     """In pixels of the image."""
 

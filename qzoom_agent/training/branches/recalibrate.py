@@ -15,8 +15,8 @@ from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.perception.branches import CONFIG, WEIGHTS, BranchConfig
 from qzoom_agent.perception.official import checkpoint_file
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe
-from qzoom_agent.training.branches.dataset import Source
-from qzoom_agent.training.branches.run_dir import Workshop
+from qzoom_agent.training.branches.dataset import DatasetSpec
+from qzoom_agent.training.branches.run_dir import RunDirectory
 from qzoom_agent.training.branches.thresholds import with_thresholds
 from qzoom_agent.training.recipe_io import read_recipe
 
@@ -26,8 +26,8 @@ _RULE: Final = ("peak_share", "blur", "margin", "box")
 class HeldOut(BranchRecipe):
     """A recipe that nothing is trained by: it may be without `data`."""
 
-    data: list[Source] = Field(default=[])
-    held_out: list[Source] = Field(min_length=1)
+    data: list[DatasetSpec] = Field(default=[])
+    held_out: list[DatasetSpec] = Field(min_length=1)
 
 
 def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branches: Path | None = None) -> Path:
@@ -47,7 +47,7 @@ def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branche
         raise ConfigError(f"{final} is there already. Delete it, or choose another --output.")
     wanted = read_recipe(recipe, HeldOut, **({} if model is None else {"model": model}))
     stored = _own(wanted.model) if branches is None else branches
-    shop = Workshop(wanted, output)
+    shop = RunDirectory(wanted, output)
     backend = shop.backend(branches=stored)
     assert backend.branches is not None
     shop.recipe = wanted.model_copy(update=_silent(wanted, backend.branches.config))

@@ -32,7 +32,7 @@ _RESULT: Final[dict[StageName, str]] = {"select-heads": "heads.json", "label": f
 """What a stage leaves behind, if not `final`."""
 
 
-class Workshop:
+class RunDirectory:
     """See the module's note."""
 
     def __init__(self, recipe: BranchRecipe, output: Path) -> None:

@@ -23,11 +23,11 @@ from qzoom_agent.perception.branches import SDRPN, cut, map_logits
 from qzoom_agent.perception.labels import IGNORED, Labels
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Labelling
 from qzoom_agent.training.branches.dataset import Records
-from qzoom_agent.training.branches.fitting import Ordered, Rows, shuffled, train
+from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
 from qzoom_agent.training.branches.inputs import ask, lower_states
 from qzoom_agent.training.branches.labelling import labels_on
 
-Span = tuple[int, int]
+ImageSpan = tuple[int, int]
 
 
 class MapLoss(nn.Module):
@@ -38,7 +38,7 @@ class MapLoss(nn.Module):
         self.sdrpn = sdrpn
 
     def forward(
-        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, spans: Sequence[Span], labels: Tensor
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, spans: Sequence[ImageSpan], labels: Tensor
     ) -> Tensor:
         """Mean over the labelled cells of all rows.
 
@@ -55,7 +55,7 @@ class MapLoss(nn.Module):
 
 
 def map_rows(
-    sdrpn: SDRPN, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, spans: Sequence[Span]
+    sdrpn: SDRPN, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, spans: Sequence[ImageSpan]
 ) -> list[Tensor]:
     """Map logits (cells,) of each row, asked by its last token."""
     states = sdrpn.states(hidden, rotary=rotary, mask=mask)
@@ -125,7 +125,7 @@ def train_sdrpn(
         }
 
     module = MapLoss(sdrpn.requires_grad_(True)).train()
-    train(module, Ordered(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)
+    train(module, TrainingOrder(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)
 
 
 def choose_labels(labels: Dataset, made_with: Labelling, on: Callable[[dict[str, Any]], Labels]) -> list[int]:

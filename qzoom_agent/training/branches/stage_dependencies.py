@@ -16,7 +16,7 @@ from qzoom_agent.perception.branches import CONFIG, WEIGHTS
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName
 from qzoom_agent.training.branches.fitting import ONLY_TOLD
 from qzoom_agent.training.branches.labelling import heads_for, map_settings
-from qzoom_agent.training.branches.run_dir import Workshop
+from qzoom_agent.training.branches.run_dir import RunDirectory
 from qzoom_agent.training.fingerprint import begin, require_same
 
 _BASE: Final = {"model", "dtype"}
@@ -58,7 +58,7 @@ def read_by(recipe: BranchRecipe, stage: StageName) -> dict[str, JsonValue]:
     return found
 
 
-def made_from(shop: Workshop, stage: StageName) -> dict[str, JsonValue]:
+def made_from(shop: RunDirectory, stage: StageName) -> dict[str, JsonValue]:
     """What a stage takes from those before it.
 
     Raises:
@@ -82,7 +82,7 @@ def made_from(shop: Workshop, stage: StageName) -> dict[str, JsonValue]:
     return found
 
 
-def base_of(shop: Workshop, stage: StageName) -> Path | None:
+def base_of(shop: RunDirectory, stage: StageName) -> Path | None:
     """The tuned base that a stage's branches were made for; None: the recipe's, whatever `postsft` made since."""
     stated = _stated(shop, stage)
     if not stated.exists():
@@ -91,7 +91,7 @@ def base_of(shop: Workshop, stage: StageName) -> Path | None:
     return None if given else shop.tuned
 
 
-def require_recipe(shop: Workshop) -> None:
+def require_recipe(shop: RunDirectory) -> None:
     """Nothing where all that the output folder holds was made with this recipe.
 
     Raises:
@@ -103,7 +103,7 @@ def require_recipe(shop: Workshop) -> None:
             require_same(_stated(shop, stage), {"recipe": read_by(shop.recipe, stage)}, made=made)
 
 
-def begin_stage(shop: Workshop, stage: StageName) -> None:
+def begin_stage(shop: RunDirectory, stage: StageName) -> None:
     """Keep what a stage is about to be made from, or see that it was made from that.
 
     Raises:
@@ -116,11 +116,11 @@ def begin_stage(shop: Workshop, stage: StageName) -> None:
     begin(stated, settings, made=_made(shop, stage), processes=shop.processes)
 
 
-def _stated(shop: Workshop, stage: StageName) -> Path:
+def _stated(shop: RunDirectory, stage: StageName) -> Path:
     return shop.output / "settings" / f"{stage}.json"
 
 
-def _made(shop: Workshop, stage: StageName) -> Path:
+def _made(shop: RunDirectory, stage: StageName) -> Path:
     """All that a stage leaves behind."""
     result = shop.result(stage)
     return result if stage == "select-heads" else result.parent

@@ -34,7 +34,7 @@ from qzoom_agent.training.branches.head_selection import select_heads
 from qzoom_agent.training.branches.labelling import label
 from qzoom_agent.training.branches.localisation import localisation, look_at
 from qzoom_agent.training.branches.postsft import choose_cases, find_cases, train_postsft
-from qzoom_agent.training.branches.run_dir import Workshop
+from qzoom_agent.training.branches.run_dir import RunDirectory
 from qzoom_agent.training.branches.sdrpn import train_sdrpn
 from qzoom_agent.training.branches.stage_dependencies import begin_stage, require_recipe
 from qzoom_agent.training.branches.thresholds import with_thresholds
@@ -49,7 +49,7 @@ RULES: Final[tuple[dict[str, float], ...]] = (
 """What is foreground of the map, in the metrics that are printed."""
 
 
-def run_select_heads(shop: Workshop) -> None:
+def run_select_heads(shop: RunDirectory) -> None:
     if shop.processes.is_main_process:
         recipe, records = shop.recipe, shop.records("select-heads", limit=shop.recipe.heads.records)
         found = select_heads(shop.backend(), records, recipe.heads, recipe.labelling)
@@ -59,18 +59,18 @@ def run_select_heads(shop: Workshop) -> None:
     shop.processes.wait_for_everyone()
 
 
-def run_label(shop: Workshop) -> None:
+def run_label(shop: RunDirectory) -> None:
     _labelled(shop, shop.backend(), shop.output / "labels")
 
 
-def run_sdrpn(shop: Workshop) -> None:
+def run_sdrpn(shop: RunDirectory) -> None:
     backend = shop.backend()
     table = _labelled(shop, backend, shop.output / "labels")
     fresh = shop.fresh(backend, sdrpn=True, gate=False)
     _fit(shop, backend, fresh, shop.records("sdrpn"), table, "sdrpn", shop.recipe.sdrpn.optimisation)
 
 
-def run_postsft(shop: Workshop) -> None:
+def run_postsft(shop: RunDirectory) -> None:
     recipe, folder, before = shop.recipe, shop.output / "postsft", shop.latest("sdrpn")
     if not shop.tuned.exists():
         backend = shop.backend(branches=before)
@@ -102,7 +102,7 @@ def run_postsft(shop: Workshop) -> None:
     _fit(shop, tuned, again, shop.records("label", limit=limit), table, "postsft", recipe.postsft.refit)
 
 
-def run_gate(shop: Workshop) -> None:
+def run_gate(shop: RunDirectory) -> None:
     folder, before, stage = shop.output / "gate", shop.latest("sdrpn", "postsft"), shop.recipe.gate
     backend = shop.backend(branches=before, base=shop.base)
     records = shop.records("gate", limit=stage.records)
@@ -119,7 +119,7 @@ def run_gate(shop: Workshop) -> None:
     shop.processes.wait_for_everyone()
 
 
-def run_calibrate(shop: Workshop) -> None:
+def run_calibrate(shop: RunDirectory) -> None:
     before = shop.latest("sdrpn", "postsft", "gate")
     backend = shop.backend(branches=before, base=shop.base)
     branches = backend.branches
@@ -136,7 +136,7 @@ def run_calibrate(shop: Workshop) -> None:
 
 
 def _labelled(
-    shop: Workshop, backend: HFBackend, folder: Path, *, limit: int | None = None, base: Path | None = None
+    shop: RunDirectory, backend: HFBackend, folder: Path, *, limit: int | None = None, base: Path | None = None
 ) -> Dataset:
     records, recipe = shop.records("label", limit=limit), shop.recipe
     table = label(
@@ -155,7 +155,7 @@ def _labelled(
 
 
 def _fit(
-    shop: Workshop,
+    shop: RunDirectory,
     backend: HFBackend,
     branches: Branches,
     records: Records,
@@ -180,7 +180,7 @@ def _fit(
     shop.processes.wait_for_everyone()
 
 
-def _report(shop: Workshop, backend: HFBackend, folder: Path) -> None:
+def _report(shop: RunDirectory, backend: HFBackend, folder: Path) -> None:
     """Localisation on held-out data at each budget, printed and written beside the branches."""
     held = shop.held_out(limit=shop.recipe.sdrpn.report)
     if held is None:
@@ -206,12 +206,12 @@ def _note(what: str, total: int) -> Callable[[int], None]:
     return lambda done: print(f"{what}: {done} of {total}", flush=True)
 
 
-def _say(shop: Workshop, text: str) -> None:
+def _say(shop: RunDirectory, text: str) -> None:
     if shop.processes.is_main_process:
         print(text, flush=True)
 
 
-STAGES: Final[dict[StageName, Callable[[Workshop], None]]] = {
+STAGES: Final[dict[StageName, Callable[[RunDirectory], None]]] = {
     "select-heads": run_select_heads,
     "label": run_label,
     "sdrpn": run_sdrpn,
@@ -222,7 +222,7 @@ STAGES: Final[dict[StageName, Callable[[Workshop], None]]] = {
 ALL: Final = "branches"
 
 
-def carry_out(shop: Workshop, stage: StageName) -> None:
+def carry_out(shop: RunDirectory, stage: StageName) -> None:
     """Run a stage, unless its result is there.
 
     Raises:
@@ -257,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     for how in (recipe.sdrpn, recipe.gate, recipe.postsft):
         require_tracker(how.optimisation.report_to)
-    shop = Workshop(recipe, options.output)
+    shop = RunDirectory(recipe, options.output)
     require_recipe(shop)
     if shop.processes.is_main_process:
         keep_recipe(recipe, options.output)

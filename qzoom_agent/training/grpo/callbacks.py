@@ -2,7 +2,7 @@
 
 Training that goes wrong shows in how the model zooms long before it shows in the reward: calls stop, or are refused, or
 replies are cut off, or all rollouts of a question become the same. Each is a metric of every round, by suite where it
-matters, and `Alarm` says so once when one of them leaves what is healthy.
+matters, and `WarningCallback` says so once when one of them leaves what is healthy.
 """
 
 import json
@@ -68,7 +68,7 @@ def measures(rollouts: Sequence[Rollout], suites: Sequence[str], accuracy: Accur
     return found
 
 
-class Keeper(TrainerCallback):
+class RolloutPageCallback(TrainerCallback):
     """Writes some rollouts of every so many steps as pages, with what they were rewarded for.
 
     Rounds of rollouts begin at some steps only: of those between two multiples of `every`, the first is kept.
@@ -120,7 +120,7 @@ class Keeper(TrainerCallback):
                 file.write(json.dumps(line) + "\n")
 
 
-class Notes(TrainerCallback):
+class MetricsCallback(TrainerCallback):
     """Appends every metric to `log.jsonl`, and prints those that one reads while it runs."""
 
     def __init__(self, path: Path) -> None:
@@ -145,10 +145,10 @@ class Notes(TrainerCallback):
         print(json.dumps({"minutes": minutes, "step": state.global_step, "of": state.max_steps, **told}), flush=True)
 
 
-class Alarm(TrainerCallback):
+class WarningCallback(TrainerCallback):
     """Warns once for each thing that goes wrong. Keeps running means, so one odd batch is no alarm.
 
-    Comes after `Notes`, whose log tells it of the steps before a run was killed.
+    Comes after `MetricsCallback`, whose log tells it of the steps before a run was killed.
     """
 
     def __init__(self, path: Path) -> None:

@@ -19,7 +19,7 @@ from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import BackendError, ConfigError, MissingDependency
 from qzoom_agent.messages import Message, text, view_ids
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.prompts import Codec
+from qzoom_agent.models.prompts import PromptCodec
 from qzoom_agent.perception.adapters import adapter_for
 from qzoom_agent.policy import LOOK_FIRST
 from qzoom_agent.protocols.interface import ZoomProtocol
@@ -61,10 +61,10 @@ def require_plain_positions(config: AgentConfig, looker: HFBackend) -> None:
         raise ConfigError(PLACED)
 
 
-class Talk:
+class ProbeConversation:
     """A conversation with every kind of turn that a protocol writes: for templates and for counting."""
 
-    def __init__(self, codec: Codec, protocol: ZoomProtocol, *, factor: int, tools: bool) -> None:
+    def __init__(self, codec: PromptCodec, protocol: ZoomProtocol, *, factor: int, tools: bool) -> None:
         store = ViewStore()
         store.add_original(Image.new("RGB", (8 * factor, 8 * factor)))
         coarse = store.add_coarse(factor=factor, min_tokens=1, max_tokens=4)
@@ -85,7 +85,7 @@ class Talk:
         return count[0], max(count[1:]) - count[0]
 
 
-def require_template(talk: Talk) -> None:
+def require_template(talk: ProbeConversation) -> None:
     """The chat template shows every image of every turn, and never rewrites what was said.
 
     Raises:

@@ -25,7 +25,7 @@ from qzoom_agent.images import digest
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_rows import causal_mask, padded
 from qzoom_agent.models.hf_session import EncodedView, HFSession, Prepared
-from qzoom_agent.models.interface import ImageSource, Settings
+from qzoom_agent.models.interface import ImageSource, SamplingParams
 from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.models.sampling import TextStream
 from qzoom_agent.perception.decoder import Decoder, Embedded
@@ -104,16 +104,16 @@ def _encode(
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class GenerationRequest:
     """A turn that somebody waits for."""
 
     session: SharedSession
     ready: Prepared
-    settings: Settings
+    settings: SamplingParams
     stop: tuple[str, ...]
 
 
-class Written(NamedTuple):
+class GeneratedTurn(NamedTuple):
     """A turn as it was sampled."""
 
     ids: tuple[int, ...]
@@ -149,7 +149,7 @@ class SharedDecoder:
         self._held: dict[SharedSession, tuple[int, Prompt]] = {}
 
     @torch.no_grad()
-    def __call__(self, wishes: Sequence[Wish]) -> list[Written]:
+    def __call__(self, wishes: Sequence[GenerationRequest]) -> list[GeneratedTurn]:
         """One turn for each wish. A session is asked for one turn at a time."""
         if not wishes:  # no conversation of the batch can go on
             return []
@@ -177,7 +177,7 @@ class SharedDecoder:
         cached = {key: shared[place] for key, place in places.items()}
         return [one._replace(cached=cached[key]) for one, key in zip(written, keys, strict=True)]
 
-    def _shared(self, wish: Wish) -> int:
+    def _shared(self, wish: GenerationRequest) -> int:
         held = self._held.get(wish.session)
         return 0 if held is None else wish.ready.prompt.shared(held[1])
 
@@ -216,8 +216,8 @@ class SharedDecoder:
         return decoder.logits(out)
 
     def _write(
-        self, wishes: Sequence[Wish], logits: Tensor, cache: DynamicCache, valid: Tensor
-    ) -> tuple[list[Written], Tensor]:
+        self, wishes: Sequence[GenerationRequest], logits: Tensor, cache: DynamicCache, valid: Tensor
+    ) -> tuple[list[GeneratedTurn], Tensor]:
         """Sample until every row has ended or is full; what was written, and which cached tokens are real by then."""
         codec, device = self._backend.codec, logits.device
         rows = range(len(wishes))
@@ -252,12 +252,14 @@ class SharedDecoder:
             one = Embedded(hidden, torch.zeros_like(tokens[:, None], dtype=torch.bool), [])
             logits = self._run(one, placed, valid, cache)
         return [
-            Written(tuple(ids[row]), tuple(logps[row]), streams[row].text, "stop" if stopped[row] else "length", 0)
+            GeneratedTurn(
+                tuple(ids[row]), tuple(logps[row]), streams[row].text, "stop" if stopped[row] else "length", 0
+            )
             for row in rows
         ], valid
 
 
-def draw(logits: Tensor, chance: Tensor, *, settings: Settings, forbidden: Tensor) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, chance: Tensor, *, settings: SamplingParams, forbidden: Tensor) -> tuple[Tensor, Tensor]:
     """A token for each row of logits (rows, vocabulary), and its log-probability among all ids.
 
     Args:
@@ -281,7 +283,7 @@ def draw(logits: Tensor, chance: Tensor, *, settings: Settings, forbidden: Tenso
     return tokens, torch.log_softmax(scaled, dim=1).gather(1, tokens[:, None])[:, 0]
 
 
-def _chances(settings: Settings, count: int) -> Tensor:
+def _chances(settings: SamplingParams, count: int) -> Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(settings.seed))
 
 

@@ -22,7 +22,7 @@ from transformers.trainer_utils import SchedulerType
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE
-from qzoom_agent.training.branches.dataset import Source
+from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.recipe_io import Section, read_recipe
 from qzoom_agent.training.reward_specs import PUBLISHED, AccuracySpec, RewardSpec
 
@@ -171,7 +171,7 @@ class GRPORecipe(Section):
     """Times that each round is learned from."""
     needle: dict[Suite, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
     """Shares of the needle suites, drawn without end."""
-    data: list[Source] = Field(default=[])
+    data: list[DatasetSpec] = Field(default=[])
     """Questions from elsewhere, instead of `needle`."""
     agent: dict[str, Any] = Field(default={})
     """Configuration of the agent that runs the episodes."""

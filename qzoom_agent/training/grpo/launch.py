@@ -42,9 +42,9 @@ from qzoom_agent.policy import LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training.branches.fitting import last_checkpoint
 from qzoom_agent.training.branches.sharded_table import launched_in_bfloat16, together
-from qzoom_agent.training.grpo.callbacks import Alarm, Keeper, Notes
+from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback, WarningCallback
 from qzoom_agent.training.grpo.checks import (
-    Talk,
+    ProbeConversation,
     fit_for_trl,
     refused_by_trl,
     require_family,
@@ -90,12 +90,12 @@ def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
     looker = _looker(backend, recipe, config)
     completion, question = _room(recipe, backend, config)
     arguments = trl_config(recipe, output, completion=completion)
-    keeper = Keeper(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes)
+    keeper = RolloutPageCallback(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes)
     shared: dict[str, Any] = {
         "args": arguments,
         "train_dataset": load_rows(recipe, tokenizer=backend.codec.tokenizer, room=question),
         "peft_config": _peft(recipe.lora, backend, from_layer=recipe.from_layer) if recipe.lora else None,
-        "callbacks": [Notes(output / "log.jsonl"), Alarm(output / "log.jsonl"), keeper],
+        "callbacks": [MetricsCallback(output / "log.jsonl"), WarningCallback(output / "log.jsonl"), keeper],
         "tolerance": recipe.rollouts.tolerance,
         "looker": looker,
         "accuracy": accuracy_of(recipe.rewards, judge=judge),
@@ -189,7 +189,7 @@ def _room(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> tuple[
     """The completion length and the most tokens of a question, after the template was checked and its text counted."""
     views = config.budget.view_budget(backend.defaults)
     protocol = get_protocol(config.protocol or backend.protocol)
-    talk = Talk(backend.codec, protocol, factor=views.factor, tools=config.policy in OFFER_TOOLS)
+    talk = ProbeConversation(backend.codec, protocol, factor=views.factor, tools=config.policy in OFFER_TOOLS)
     if recipe.rollouts.by != "environment":  # there TRL checks the template itself
         require_template(talk)
     opening, between = talk.tokens()

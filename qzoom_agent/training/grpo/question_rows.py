@@ -18,7 +18,7 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle import sample as draw_sample
 from qzoom_agent.geometry import Box
-from qzoom_agent.training.branches.dataset import Joined, Records, load_records
+from qzoom_agent.training.branches.dataset import ConcatenatedRecords, Records, load_records
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, Suite
 
 FIRST_SEED: Final = 1_000_000_000_000
@@ -55,7 +55,7 @@ def load_rows(
     return Dataset.from_dict({"index": rows[:count]}).with_transform(_Other(records))
 
 
-def _require_short(records: Joined, tokenizer: PreTrainedTokenizerBase, room: int) -> None:
+def _require_short(records: ConcatenatedRecords, tokenizer: PreTrainedTokenizerBase, room: int) -> None:
     """Every question fits beside the longest episode: one that does not would end the run, hours later.
 
     Raises:

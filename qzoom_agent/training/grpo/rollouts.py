@@ -1,9 +1,9 @@
 """Episodes of the agent as rollouts: many at a time, with one model among them.
 
-A rollout is `Agent.run`, nothing less: the same graph, protocol, policy, zoom tool and trace as at inference. Only the
-backend is another one: each episode sits on a `Seat`, and what it asks of the model waits until every episode that
-still runs asks for something. Then the thread that called `Crew.run` serves all of them at once, so the model runs in
-that thread alone, in batches, under whatever context the trainer holds (autocast, gathered weights).
+A rollout is `Agent.run`: the same graph, protocol, policy, zoom tool and trace as at inference. Only the backend
+differs: each episode uses a `RolloutBackend`, whose requests wait until every running episode has made one. Then the
+thread that called `RolloutScheduler.run` serves all of them at once, so the model runs in that thread alone, in
+batches, under whatever context the trainer holds (autocast, gathered weights).
 
 What the trainer needs beside the trace are the very ids. A seat keeps, for each turn, the whole prompt and what was
 sampled; `tokens_of` makes one sequence of them in which what the model sampled is marked, and everything else (results
@@ -27,24 +27,24 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.messages import Message, view_ids
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_session import EncodedView, Prepared
-from qzoom_agent.models.interface import ImageSource, Reply, Settings, Sight
+from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams, Sight
 from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.perception.layout import Cells
 from qzoom_agent.policy import LOOK_FIRST
 from qzoom_agent.trace import Trace
 from qzoom_agent.training.grpo.checks import PLACED
-from qzoom_agent.training.grpo.engine import SharedSession, Wish, Written, encode_together
+from qzoom_agent.training.grpo.engine import GeneratedTurn, GenerationRequest, SharedSession, encode_together
 from qzoom_agent.training.rewards import Rollout, well_formed
 
-Writer = Callable[[Sequence[Wish]], list[Written]]
+Writer = Callable[[Sequence[GenerationRequest]], list[GeneratedTurn]]
 """Writes one turn for each wish."""
 
 
-class Said(NamedTuple):
+class RecordedTurn(NamedTuple):
     """One turn as the model was given it and wrote it."""
 
     prompt: Prompt
-    written: Written
+    written: GeneratedTurn
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Tokens:
     """Sampled ids that a later turn did not find as they were."""
 
 
-def tokens_of(said: Sequence[Said], image: ImageSource, *, end: int) -> Tokens:
+def tokens_of(said: Sequence[RecordedTurn], image: ImageSource, *, end: int) -> Tokens:
     """The turns of one episode as one sequence.
 
     A later prompt should begin with the earlier one and what was written. Where it does not (the template rewrote the
@@ -97,21 +97,21 @@ def tokens_of(said: Sequence[Said], image: ImageSource, *, end: int) -> Tokens:
     return Tokens(first, whole[len(first) :], mask[len(first) :], logps[len(first) :], images, rewritten)
 
 
-class Seat:
+class RolloutBackend:
     """The backend and the session of one episode."""
 
-    def __init__(self, crew: "Crew", index: int) -> None:
+    def __init__(self, crew: "RolloutScheduler", index: int) -> None:
         self._crew = crew
         self.index = index
         self.name = crew.backend.name
         self.protocol = crew.backend.protocol
         self.perceives = crew.looker is not None and crew.looker.perceives
         self.defaults: ViewBudget = crew.backend.defaults
-        self.said: list[Said] = []
+        self.said: list[RecordedTurn] = []
         self.image: ImageSource | None = None
         self.model: SharedSession | None = None
 
-    def session(self, image: ImageSource) -> "Seat":
+    def session(self, image: ImageSource) -> "RolloutBackend":
         self.image = image
         self.model = SharedSession(self._crew.backend, image, self._crew.seen, encode=self._crew.encode)
         return self
@@ -120,15 +120,17 @@ class Seat:
         self,
         messages: Sequence[Message],
         *,
-        settings: Settings,
+        settings: SamplingParams,
         stop: tuple[str, ...] = (),
         on_text: Callable[[str], None] | None = None,
     ) -> Reply:
-        reply: Reply = self._crew.ask(Asked(self, list(messages), settings=settings, stop=stop))
+        reply: Reply = self._crew.ask(PendingRequest(self, list(messages), settings=settings, stop=stop))
         return reply
 
     def look(self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False) -> list[Sight]:
-        sights: list[Sight] = self._crew.ask(Asked(self, list(messages), options=options, map_always=map_always))
+        sights: list[Sight] = self._crew.ask(
+            PendingRequest(self, list(messages), options=options, map_always=map_always)
+        )
         return sights
 
     def place(self, view: str, *, source: str, cells: Cells) -> None:
@@ -140,19 +142,19 @@ class Seat:
 
 
 @dataclass
-class Asked:
+class PendingRequest:
     """What an episode waits for: a reply, or (with `options`) a look."""
 
-    seat: Seat
+    seat: RolloutBackend
     messages: list[Message]
-    settings: Settings = field(default_factory=Settings)
+    settings: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     options: PerceptionConfig | None = None
     map_always: bool = False
     result: "Future[Any]" = field(default_factory=Future)
 
 
-class Crew:
+class RolloutScheduler:
     """Runs episodes side by side. See the module's note."""
 
     def __init__(
@@ -171,16 +173,16 @@ class Crew:
         self.seen: dict[str, EncodedView] = {}
         """Encoded views by digest."""
         self._sights: dict[Any, list[Sight]] = {}
-        self._queue: SimpleQueue[Asked | None] = SimpleQueue()
+        self._queue: SimpleQueue[PendingRequest | None] = SimpleQueue()
         self._broken: BaseException | None = None
 
-    def run(self, episodes: Sequence[Callable[[Seat], Answer]]) -> list[tuple[Answer, Seat]]:
+    def run(self, episodes: Sequence[Callable[[RolloutBackend], Answer]]) -> list[tuple[Answer, RolloutBackend]]:
         """The answers of all episodes, in order, with the seats they sat on. Whatever the model raises is raised."""
-        seats = [Seat(self, index) for index in range(len(episodes))]
+        seats = [RolloutBackend(self, index) for index in range(len(episodes))]
         self._broken = None
         with ThreadPoolExecutor(len(episodes)) as pool:
             running = [pool.submit(self._sit, episode, seat) for episode, seat in zip(episodes, seats, strict=True)]
-            left, waiting = len(running), list[Asked]()
+            left, waiting = len(running), list[PendingRequest]()
             while left:
                 asked = self._queue.get()
                 if asked is None:
@@ -198,20 +200,20 @@ class Crew:
         self.seen.clear()
         self._sights.clear()
 
-    def ask(self, asked: Asked) -> Any:
+    def ask(self, asked: PendingRequest) -> Any:
         """Wait for what an episode asks. Called from the episode's thread."""
         if self._broken is not None:
             raise self._broken
         self._queue.put(asked)
         return asked.result.result()
 
-    def _sit(self, episode: Callable[[Seat], Answer], seat: Seat) -> Answer:
+    def _sit(self, episode: Callable[[RolloutBackend], Answer], seat: RolloutBackend) -> Answer:
         try:
             return episode(seat)
         finally:
             self._queue.put(None)
 
-    def _serve(self, waiting: Sequence[Asked]) -> list[Asked]:
+    def _serve(self, waiting: Sequence[PendingRequest]) -> list[PendingRequest]:
         """Serve looks first; replies once nobody waits for a look. Returns who still waits."""
         ordered = sorted(waiting, key=lambda asked: asked.seat.index)  # not by who came first
         looks = [asked for asked in ordered if asked.options is not None]
@@ -229,7 +231,7 @@ class Crew:
                     asked.result.set_exception(error)
         return []
 
-    def _look(self, asked: Asked) -> list[Sight]:
+    def _look(self, asked: PendingRequest) -> list[Sight]:
         assert asked.options is not None and self.looker is not None and asked.seat.image is not None
         model = asked.seat.model
         assert model is not None
@@ -240,13 +242,13 @@ class Crew:
             session.close()
         return self._sights[key]
 
-    def _reply(self, asked: Sequence[Asked]) -> None:
+    def _reply(self, asked: Sequence[PendingRequest]) -> None:
         began = perf_counter()
         if self.encode:
             self._see(asked)
         ready = [self._ready(one) for one in asked]
         wishes = [
-            Wish(one.seat.model, prepared[0], one.settings, one.stop)
+            GenerationRequest(one.seat.model, prepared[0], one.settings, one.stop)
             for one, prepared in zip(asked, ready, strict=True)
             if one.seat.model is not None and prepared is not None
         ]
@@ -256,7 +258,7 @@ class Crew:
             if prepared is not None:
                 self._tell(one, *prepared, next(written), seconds)
 
-    def _see(self, asked: Sequence[Asked]) -> None:
+    def _see(self, asked: Sequence[PendingRequest]) -> None:
         """Encode the views that nobody has shown yet, together."""
         new: dict[str, Image.Image] = {}
         for one in asked:
@@ -267,7 +269,7 @@ class Crew:
                     new[model.name(view)] = model.pixels(view)
         self.seen.update(encode_together(self.backend, new))
 
-    def _ready(self, asked: Asked) -> tuple[Prepared, int] | None:
+    def _ready(self, asked: PendingRequest) -> tuple[Prepared, int] | None:
         """The prompt and the visual tokens new in it; None after telling an episode that it cannot go on."""
         model = asked.seat.model
         assert model is not None
@@ -280,12 +282,14 @@ class Crew:
         new = (span for span in prepared.prompt.spans if span.view not in known)
         return prepared, sum(span.stop - span.start for span in new)
 
-    def _tell(self, asked: Asked, ready: Prepared, visual: int, written: Written, seconds: float) -> None:
+    def _tell(
+        self, asked: PendingRequest, ready: Prepared, visual: int, written: GeneratedTurn, seconds: float
+    ) -> None:
         seat = asked.seat
         assert seat.model is not None
         ids = written.ids[:-1] if written.ids and written.ids[-1] in self.backend.end_ids else written.ids
         seat.model.remember(ready, ids, written.text)
-        seat.said.append(Said(ready.prompt, written))
+        seat.said.append(RecordedTurn(ready.prompt, written))
         asked.result.set_result(
             Reply(
                 text=written.text,
@@ -299,7 +303,7 @@ class Crew:
         )
 
 
-class Played(NamedTuple):
+class FinishedRollout(NamedTuple):
     """A finished rollout."""
 
     rollout: Rollout
@@ -307,14 +311,16 @@ class Played(NamedTuple):
     tokens: Tokens
 
 
-def play(crew: Crew, samples: Sequence[Sample], config: AgentConfig, seeds: Sequence[int]) -> list[Played]:
+def play(
+    crew: RolloutScheduler, samples: Sequence[Sample], config: AgentConfig, seeds: Sequence[int]
+) -> list[FinishedRollout]:
     """One episode for each sample and seed. Samples with the same id are one group.
 
     Where the policy does not look, a crew with a looker looks for the record alone.
     """
 
-    def episode(sample: Sample, seed: int) -> Callable[[Seat], Answer]:
-        def run(seat: Seat) -> Answer:
+    def episode(sample: Sample, seed: int) -> Callable[[RolloutBackend], Answer]:
+        def run(seat: RolloutBackend) -> Answer:
             agent = Agent(seat, config=config)
             seen = None
             if crew.looker is not None and agent.config.policy not in LOOK_FIRST:
@@ -328,7 +334,7 @@ def play(crew: Crew, samples: Sequence[Sample], config: AgentConfig, seeds: Sequ
     done = crew.run([episode(sample, seed) for sample, seed in zip(samples, seeds, strict=True)])
     end = int(crew.backend.processor.tokenizer.eos_token_id)
     return [
-        Played(rollout_of(answer.trace, sample), answer, _tokens(seat, answer, sample, end))
+        FinishedRollout(rollout_of(answer.trace, sample), answer, _tokens(seat, answer, sample, end))
         for sample, (answer, seat) in zip(samples, done, strict=True)
     ]
 
@@ -349,7 +355,7 @@ def rollout_of(trace: Trace, sample: Sample) -> Rollout:
     )
 
 
-def _tokens(seat: Seat, answer: Answer, sample: Sample, end: int) -> Tokens:
+def _tokens(seat: RolloutBackend, answer: Answer, sample: Sample, end: int) -> Tokens:
     if not seat.said or seat.image is None:
         raise ConfigError(
             f"The episode of row '{sample.id}' ended before the model was asked anything: "

@@ -34,7 +34,7 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.sample_result import episode_seed
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.sampling import TextStream
-from qzoom_agent.training.grpo.callbacks import Keeper, measures
+from qzoom_agent.training.grpo.callbacks import RolloutPageCallback, measures
 from qzoom_agent.training.grpo.checks import (
     logp_distance,
     refused_by_trl,
@@ -42,9 +42,9 @@ from qzoom_agent.training.grpo.checks import (
     require_images,
     require_same_model,
 )
-from qzoom_agent.training.grpo.engine import SharedDecoder, Wish, Written
+from qzoom_agent.training.grpo.engine import GeneratedTurn, GenerationRequest, SharedDecoder
 from qzoom_agent.training.grpo.environment import finished
-from qzoom_agent.training.grpo.rollouts import Crew, Played, play, rollout_of
+from qzoom_agent.training.grpo.rollouts import FinishedRollout, RolloutScheduler, play, rollout_of
 from qzoom_agent.training.reward_specs import NamedReward
 from qzoom_agent.training.rewards import Accuracy, Rollout
 
@@ -73,7 +73,7 @@ class ZoomTrainer(GRPOTrainer):
         self,
         backend: HFBackend,
         rewards: Sequence[NamedReward],
-        keeper: Keeper,
+        keeper: RolloutPageCallback,
         *,
         accuracy: Accuracy,
         tolerance: float,
@@ -194,9 +194,9 @@ class EpisodeTrainer(ZoomTrainer):
         self.config, self.seed, self.rows = config, seed, rows
         self.tools = [_episodes]
         self._shared = None if by_trl else SharedDecoder(backend)
-        self._crew = Crew(backend, self._shared or self._by_trl, looker=self.looker, encode=not by_trl)
+        self._crew = RolloutScheduler(backend, self._shared or self._by_trl, looker=self.looker, encode=not by_trl)
         self._inputs: list[Row] = []
-        self._played: list[Played] = []
+        self._played: list[FinishedRollout] = []
 
     def rollouts(self, rows: Sequence[Row], completions: Sequence[Any]) -> list[Rollout]:
         return [one.rollout for one in self._played]
@@ -277,7 +277,7 @@ class EpisodeTrainer(ZoomTrainer):
             finally:
                 self.model.train(training)
 
-    def _by_trl(self, wishes: Sequence[Wish]) -> list[Written]:
+    def _by_trl(self, wishes: Sequence[GenerationRequest]) -> list[GeneratedTurn]:
         """Turns written by TRL's generation, which begins with the whole conversation and all its images."""
         if not wishes:
             return []
@@ -354,7 +354,9 @@ def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:
     return cut
 
 
-def _read(wish: Wish, ids: Sequence[int], logps: Sequence[float] | None, backend: HFBackend) -> Written:
+def _read(
+    wish: GenerationRequest, ids: Sequence[int], logps: Sequence[float] | None, backend: HFBackend
+) -> GeneratedTurn:
     """A turn up to its end or its first stop string."""
     stream = TextStream(backend.codec.decode, wish.stop, None)
     count, stopped = 0, False
@@ -366,7 +368,7 @@ def _read(wish: Wish, ids: Sequence[int], logps: Sequence[float] | None, backend
     if not stopped or ids[count - 1] in backend.end_ids:
         stream.finish()
     known = tuple(logps[:count]) if logps is not None else (0.0,) * count
-    return Written(tuple(ids[:count]), known, stream.text, "stop" if stopped else "length", 0)
+    return GeneratedTurn(tuple(ids[:count]), known, stream.text, "stop" if stopped else "length", 0)
 
 
 def _episodes() -> None:

@@ -22,7 +22,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.messages import Message, image_part, message, plain_text, text, text_part, view_ids
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_session import HFSession, Prepared
-from qzoom_agent.models.prompts import Codec, Prompt
+from qzoom_agent.models.prompts import Prompt, PromptCodec
 from qzoom_agent.training.branches.inputs import followed
 
 IGNORED = -100
@@ -34,7 +34,7 @@ _NO_USER_TURN: Final = (
 )
 
 
-class Learned(NamedTuple):
+class TrainingConversation(NamedTuple):
     """A conversation, or its beginning, ready for the decoder."""
 
     session: HFSession
@@ -43,7 +43,7 @@ class Learned(NamedTuple):
     """For each id of the prompt itself, or IGNORED."""
 
 
-def to_row(conversation: Sequence[Message], images: Sequence[Image.Image], *, codec: Codec) -> dict[str, Any]:
+def to_row(conversation: Sequence[Message], images: Sequence[Image.Image], *, codec: PromptCodec) -> dict[str, Any]:
     """`messages` and `images` of an episode; images are those of its parts in order.
 
     Raises ConfigError if results carry role "tool" and the template of `codec` has no user turn for them.
@@ -61,7 +61,7 @@ def to_row(conversation: Sequence[Message], images: Sequence[Image.Image], *, co
     return {"messages": messages, "images": list(images)}
 
 
-def in_user_turns(conversation: Sequence[Message], codec: Codec) -> list[Message]:
+def in_user_turns(conversation: Sequence[Message], codec: PromptCodec) -> list[Message]:
     """A conversation that renders to the same text, with the results of role "tool" in user turns.
 
     Raises ConfigError if the template does not write them as user turns.
@@ -82,7 +82,7 @@ def in_user_turns(conversation: Sequence[Message], codec: Codec) -> list[Message
     return said
 
 
-def _tool_words(codec: Codec) -> tuple[str, str, str]:
+def _tool_words(codec: PromptCodec) -> tuple[str, str, str]:
     """What the template writes around the results of one turn: before the first, between two, after the last."""
     # Behind a question alone: some templates write an assistant's turn in another way once a user speaks after it.
     asked, mark = text("user", "What is written there?"), "a result of the tool"
@@ -111,7 +111,7 @@ def from_row(row: dict[str, Any]) -> tuple[list[Message], list[Image.Image]]:
     return conversation, images
 
 
-def learned(backend: HFBackend, row: dict[str, Any]) -> list[Learned]:
+def learned(backend: HFBackend, row: dict[str, Any]) -> list[TrainingConversation]:
     """What a row teaches: one entry, or more where the template rewrites old turns.
 
     Raises BackendError if the conversation is longer than the model can read.
@@ -119,7 +119,7 @@ def learned(backend: HFBackend, row: dict[str, Any]) -> list[Learned]:
     conversation, images = from_row(row)
     session = backend.session(lambda view: images[int(view.removeprefix("view"))])
     tokenizer: Any = backend.processor.tokenizer
-    entries: list[Learned] = []
+    entries: list[TrainingConversation] = []
     with torch.no_grad():
         for at, turn in enumerate(conversation):
             if turn["role"] != "assistant":
@@ -135,7 +135,7 @@ def learned(backend: HFBackend, row: dict[str, Any]) -> list[Learned]:
                 end = ready.prompt.ids[len(before.labels) - 1]
                 labels[len(before.labels) - 1] = end if end in backend.end_ids else IGNORED
             answer = [*ids, tokenizer.eos_token_id]
-            entries.append(Learned(session, followed(ready, answer), (*labels, *answer)))
+            entries.append(TrainingConversation(session, followed(ready, answer), (*labels, *answer)))
             session.remember(ready, ids, answered)
     return entries
 

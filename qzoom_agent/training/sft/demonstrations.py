@@ -20,7 +20,7 @@ from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.messages import Message, text
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.interface import Backend, ImageSource, Looks, Reply, Session, Settings, Sight
+from qzoom_agent.models.interface import Backend, ImageSource, PerceivingSession, Reply, SamplingParams, Session, Sight
 from qzoom_agent.models.server import ServerBackend
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.review import OPINIONS
@@ -65,7 +65,7 @@ class _Demonstration:
         self,
         messages: Sequence[Message],
         *,
-        settings: Settings,
+        settings: SamplingParams,
         stop: tuple[str, ...] = (),
         on_text: Callable[[str], None] | None = None,
     ) -> Reply:
@@ -87,11 +87,11 @@ class _Demonstration:
 
     def look(self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False) -> list[Sight]:
         """The model's own (only asked for if it has branches)."""
-        assert isinstance(self._session, Looks)
+        assert isinstance(self._session, PerceivingSession)
         return self._session.look(messages, options=options, map_always=map_always)
 
     def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
-        assert isinstance(self._session, Looks)
+        assert isinstance(self._session, PerceivingSession)
         self._session.place(view, source=source, cells=cells)
 
     def close(self) -> None:

@@ -34,12 +34,12 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_rows import causal_mask, padded
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.training.branches.dataset import Records, load_records
-from qzoom_agent.training.branches.fitting import ONLY_TOLD, Ordered, Rows, shuffled, steps, train
+from qzoom_agent.training.branches.fitting import ONLY_TOLD, Rows, TrainingOrder, shuffled, steps, train
 from qzoom_agent.training.branches.postsft import AnswerLoss
 from qzoom_agent.training.branches.sharded_table import together, write_parts
 from qzoom_agent.training.fingerprint import begin, require_same
 from qzoom_agent.training.rewards import awaited
-from qzoom_agent.training.sft.conversations import IGNORED, Learned, learned, to_row
+from qzoom_agent.training.sft.conversations import IGNORED, TrainingConversation, learned, to_row
 from qzoom_agent.training.sft.demonstrations import Demonstrations
 from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, Lora, load_coldstart_recipe
 from qzoom_agent.training.trackers import require_tracker
@@ -133,13 +133,13 @@ def fine_tune(backend: HFBackend, table: Dataset, recipe: ColdStartRecipe, folde
     def prepare(rows: Rows) -> dict[str, Any]:
         return batch(backend, [entry for row in rows for entry in learned(backend, row)])
 
-    train(module.train(), Ordered(lambda at: table[at], order), prepare, optimisation, folder, seed=recipe.seed)
+    train(module.train(), TrainingOrder(lambda at: table[at], order), prepare, optimisation, folder, seed=recipe.seed)
     if adapted is not None:
         adapted.merge_and_unload()
     backend.model.requires_grad_(False)
 
 
-def batch(backend: HFBackend, entries: Sequence[Learned]) -> dict[str, Any]:
+def batch(backend: HFBackend, entries: Sequence[TrainingConversation]) -> dict[str, Any]:
     """Conversations as the arguments of `AnswerLoss`, padded on the left."""
     with torch.no_grad():
         ready = [entry.ready for entry in entries]

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from qzoom_agent.config import BudgetConfig, GenerationConfig, PerceptionConfig
 from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE
 from qzoom_agent.training.branches.branch_recipe import Optimisation
-from qzoom_agent.training.branches.dataset import Source
+from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.recipe_io import Section, read_recipe
 from qzoom_agent.training.reward_specs import Rule
 
@@ -46,7 +46,7 @@ class ColdStartRecipe(Section):
     """Folder of branches, for `boxes: sdrpn`; None: those that come with the base."""
     dtype: str = "auto"
     seed: int = Field(default=0, ge=0)
-    data: list[Source] = Field(min_length=1)
+    data: list[DatasetSpec] = Field(min_length=1)
     """Questions to demonstrate."""
     records: int | None = Field(default=None, gt=0)
     """How many of them; None: all there are."""

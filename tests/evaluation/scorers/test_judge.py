@@ -15,7 +15,7 @@ from PIL import Image
 
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import BackendError, ConfigError
-from qzoom_agent.evaluation.scorers.judge import PROMPT, Judge, Verdict, judged
+from qzoom_agent.evaluation.scorers.judge import PROMPT, Judge, JudgeCacheLine, judged
 
 
 class Server:
@@ -94,7 +94,7 @@ def test_a_verdict_is_asked_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(BackendError, match="gave no verdict"):
         Judge(server.url, model="another", cache=cache, sleep=at_once)("Who?", "a man who bakes {gold}", "a baker")
     (kept,) = [line for line in cache.read_text().splitlines() if line.endswith("}")]
-    assert Verdict.model_validate_json(kept).reply == "Yes."
+    assert JudgeCacheLine.model_validate_json(kept).reply == "Yes."
 
 
 @pytest.mark.parametrize("reply", ["no", "No, yes would be wrong.", "I cannot say", ""])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qzoom_agent.data.samples import Samples, Source
+from qzoom_agent.data.samples import Samples, TaskSource
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.evaluation.tasks.catalog import SUITES, find_suite
 from qzoom_agent.evaluation.tasks.needle import SUITES as NEEDLE
@@ -23,14 +23,14 @@ def written(folder: Path, *rows: dict[str, Any]) -> Samples:
     fixtures.draw("own").save(folder / "own.png")
     lines = (json.dumps({"image": "own.png", "question": "What?"} | row) for row in rows)
     (folder / "my questions.jsonl").write_text("\n".join(lines))
-    return find_suite(str(folder)).load(Source())
+    return find_suite(str(folder)).load(TaskSource())
 
 
 def test_the_limit_on_pictures_can_be_set(tmp_path: Path) -> None:
     written(tmp_path, {"answer": 7})
     suite = find_suite(str(tmp_path))
     with pytest.raises(ImageError, match="over the limit of 9 px"):
-        suite.load(Source(max_pixels=9))[0]
+        suite.load(TaskSource(max_pixels=9))[0]
 
 
 def test_open_questions_and_choices(tmp_path: Path) -> None:
@@ -94,20 +94,20 @@ def test_other_tables(tmp_path: Path, kind: str) -> None:
         separator = {".csv": ",", ".tsv": "\t"}[kind]
         cells = ('"[[1, 2, 3, 4]]"' if name == "boxes" else cell for name, cell in row.items())
         file.write_text(separator.join(row) + "\n" + separator.join(cells) + "\n")
-    (only,) = find_suite(str(file)).load(Source())
+    (only,) = find_suite(str(file)).load(TaskSource())
     assert (only.answer, only.boxes, only.kind, only.suite) == ("042", (Box(1, 2, 3, 4),), "code", "table")
     assert only.image.size == (96, 64)
 
 
 def test_a_folder_holds_one_table(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="it holds none"):
-        find_suite(str(tmp_path)).load(Source())
+        find_suite(str(tmp_path)).load(TaskSource())
     for name in ("a.csv", "b.jsonl"):
         (tmp_path / name).write_text("")
     with pytest.raises(ConfigError, match=r"it holds a\.csv, b.jsonl. Give the file itself"):
-        find_suite(str(tmp_path)).load(Source())
+        find_suite(str(tmp_path)).load(TaskSource())
     with pytest.raises(ConfigError, match="lacks the columns image, question"):
-        find_suite(str(tmp_path / "b.jsonl")).load(Source())
+        find_suite(str(tmp_path / "b.jsonl")).load(TaskSource())
 
 
 def test_a_wrong_name_gets_the_close_ones() -> None:
@@ -132,19 +132,20 @@ def test_the_catalogue_is_cheap_and_whole() -> None:
 
 def test_needle_suites_are_drawn() -> None:
     suite = find_suite("needle-doc")
-    read = suite.load(Source(n=3, seed=2, split="ood"))
+    read = suite.load(TaskSource(n=3, seed=2, split="ood"))
     drawn = [sample("needle-doc", sample_seed(2, index), split="ood") for index in range(3)]
     assert [one.id for one in read] == [one.id for one in drawn] and len(read) == 3
     assert list(read.kinds) == [one.kind for one in drawn]
     assert suite.scorers["exact"](drawn[0].answer, read[0]) == (1, drawn[0].answer)
-    assert len(suite.load(Source())) == 100
+    assert len(suite.load(TaskSource())) == 100
     with pytest.raises(IndexError):
         read[3]
 
 
 @pytest.mark.parametrize(
-    "source", [Source(n=0), Source(n=1_000_001), Source(seed=-1), Source(path="x"), Source(split="dev")]
+    "source",
+    [TaskSource(n=0), TaskSource(n=1_000_001), TaskSource(seed=-1), TaskSource(path="x"), TaskSource(split="dev")],
 )
-def test_needle_suites_refuse_what_cannot_be(source: Source) -> None:
+def test_needle_suites_refuse_what_cannot_be(source: TaskSource) -> None:
     with pytest.raises(ConfigError):
         find_suite("needle-doc").load(source)

@@ -28,8 +28,8 @@ from qzoom_agent.evaluation.tasks.needle.boards import (
     LAYOUTS,
     QUESTIONS,
     Board,
+    BoardObject,
     Fact,
-    Thing,
     draw_board,
 )
 from qzoom_agent.evaluation.tasks.needle.fonts import OOD, TRAIN, font, typefaces
@@ -328,13 +328,13 @@ def named(fact: Fact) -> tuple[str, ...]:
     raise AssertionError(f"no template asks: {fact.question}")
 
 
-def fits(thing: Thing, plural: str) -> bool:
+def fits(thing: BoardObject, plural: str) -> bool:
     """Whether a thing is one of the "objects", "red objects" or "circles"."""
     singular = "cross" if plural == "crosses" else plural.removesuffix("s")
     return set(singular.split()) - {"object"} <= {thing.shape, thing.color}
 
 
-def the_one(board: Board, name: str) -> Thing:
+def the_one(board: Board, name: str) -> BoardObject:
     """The thing of that name: a question must not fit two."""
     found = [thing for thing in board.things if set(name.split()) <= {thing.shape, thing.color}]
     assert len(found) == 1, name
@@ -348,14 +348,14 @@ def read(board: Board, box: Rect) -> str:
     return "".join(glyph.char for glyph in sorted(inside, key=lambda glyph: glyph.x))
 
 
-def nearest_plate(board: Board, thing: Thing) -> Rect:
+def nearest_plate(board: Board, thing: BoardObject) -> Rect:
     """The plate that starts closest below a thing."""
     plates = {fact.boxes[0] for fact in board.facts if fact.kind in ("code", "hop")}
     middle = (thing.box[0] + thing.box[2]) / 2
     return min(plates, key=lambda plate: abs(plate[1] - thing.box[3]) + abs((plate[0] + plate[2]) / 2 - middle))
 
 
-def neighbour(board: Board, thing: Thing, place: str) -> Thing:
+def neighbour(board: Board, thing: BoardObject, place: str) -> BoardObject:
     """The closest thing that lies wholly to the right of a thing, or below it, and beside it on the other axis."""
     along, across = (0, 1) if place == "directly right of" else (1, 0)
     beside = [

@@ -10,7 +10,7 @@ import pytest
 from PIL import ImageChops
 
 from qzoom_agent.data.rows import open_path
-from qzoom_agent.data.samples import Sample, Samples, Source
+from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.catalog import SUITES, find_suite
 from qzoom_agent.evaluation.tasks.task import Scored
@@ -22,7 +22,7 @@ SHORT = "Answer the question using a single word or phrase."
 
 
 def loaded(name: str, tmp_path: Path) -> Samples:
-    return SUITES[name].load(Source(path=str(fixtures.WRITERS[name](tmp_path / name))))
+    return SUITES[name].load(TaskSource(path=str(fixtures.WRITERS[name](tmp_path / name))))
 
 
 def samples(name: str, tmp_path: Path) -> list[Sample]:
@@ -55,7 +55,7 @@ def test_what_holds_for_every_suite(name: str, tmp_path: Path) -> None:
 def test_a_missing_column_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "other": 1}\n')
     with pytest.raises(ConfigError) as caught:
-        SUITES[name].load(Source(path=str(tmp_path / "rows.jsonl")))
+        SUITES[name].load(TaskSource(path=str(tmp_path / "rows.jsonl")))
     missing = [column for column in SUITES[name].columns if column != "image"]
     assert all(column in str(caught.value) for column in missing)
     assert "There are: image, other" in str(caught.value)
@@ -71,7 +71,7 @@ def test_vstar_from_the_hubs_table(tmp_path: Path) -> None:
 
 def test_vstar_from_the_authors_folders(tmp_path: Path) -> None:
     suite, folder = SUITES["vstar"], fixtures.vstar_original(tmp_path / "vstar_bench")
-    found = list(suite.load(Source(path=str(folder))))
+    found = list(suite.load(TaskSource(path=str(folder))))
     assert [sample.kind for sample in found] == ["direct_attributes"] * 3 + ["relative_position"]
     for sample in found:
         assert sample.boxes == (Box(8, 8, 40, 24),)
@@ -79,14 +79,16 @@ def test_vstar_from_the_authors_folders(tmp_path: Path) -> None:
         assert sample.options["ABCD".index(sample.answer)] == "navy"
         assert f"({sample.answer}) navy" in sample.question and sample.question.endswith(DIRECTLY)
     assert len({sample.options for sample in found}) > 1
-    assert [sample.options for sample in suite.load(Source(path=str(folder)))] == [sample.options for sample in found]
+    assert [sample.options for sample in suite.load(TaskSource(path=str(folder)))] == [
+        sample.options for sample in found
+    ]
 
 
 def test_a_file_of_the_authors_folders_that_lacks_something_is_named(tmp_path: Path) -> None:
     folder = fixtures.vstar_original(tmp_path / "vstar_bench")
     (folder / "direct_attributes" / "sa_1.json").write_text('{"question": "?", "options": ["a"]}')
     with pytest.raises(ConfigError, match=r"sa_1.json is not a question of V\*Bench.*bbox"):
-        SUITES["vstar"].load(Source(path=str(folder)))[0]
+        SUITES["vstar"].load(TaskSource(path=str(folder)))[0]
 
 
 @pytest.mark.parametrize("name", ["hrbench-4k", "hrbench-8k"])
@@ -186,7 +188,7 @@ def test_treebench_has_the_targets(tmp_path: Path) -> None:
 def test_treebench_refuses_targets_that_are_no_boxes(tmp_path: Path) -> None:
     file = fixtures.treebench(tmp_path / "tree") / "TreeBench.tsv"
     file.write_text(file.read_text().replace("[[0, 0, 96, 64]]", "[[0, 0, 96]]"))
-    read = SUITES["treebench"].load(Source(path=str(file)))
+    read = SUITES["treebench"].load(TaskSource(path=str(file)))
     with pytest.raises(ConfigError, match=r"Row 4 .*Question 3 of TreeBench"):
         read[3]
 
@@ -195,7 +197,7 @@ def test_visual_probe_is_read_from_its_folder_and_from_its_file(tmp_path: Path) 
     found = samples("visualprobe-hard", tmp_path)
     assert found[1].question == "What is it in picture 1?" and found[1].answer == "P7"
     assert found[1].id == "visualprobe-hard-easy_1" and found[1].kind == "hard"
-    again = SUITES["visualprobe-hard"].load(Source(path=str(tmp_path / "visualprobe-hard" / "val.json")))
+    again = SUITES["visualprobe-hard"].load(TaskSource(path=str(tmp_path / "visualprobe-hard" / "val.json")))
     assert again[1].question == found[1].question
 
 
@@ -216,7 +218,7 @@ def test_zoombench_refuses_a_box_that_is_none(tmp_path: Path) -> None:
     row |= {"crop_image": row["image"], "question_type": "blank", "bbox": "[1, 2, 3]"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ConfigError, match="Question z9 of ZoomBench has a bbox that is no box"):
-        SUITES["zoombench"].load(Source(path=str(tmp_path / "rows.jsonl")))[0]
+        SUITES["zoombench"].load(TaskSource(path=str(tmp_path / "rows.jsonl")))[0]
 
 
 def test_pictures_are_the_ones_of_the_table(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qzoom_agent.agent import Agent
-from qzoom_agent.data.samples import Source
+from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.evaluation.report import write_run_report
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate, rescore
@@ -20,7 +20,7 @@ from tests.evaluation.tasks import fixtures
 @pytest.mark.parametrize("name", fixtures.WRITERS)
 def test_from_the_file_to_the_report(name: str, tmp_path: Path) -> None:
     suite, place = SUITES[name], str(fixtures.WRITERS[name](tmp_path / name))
-    samples = list(suite.load(Source(path=place)))
+    samples = list(suite.load(TaskSource(path=place)))
     asked = 0
 
     def reply(messages: list[Message]) -> str:

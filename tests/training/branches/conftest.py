@@ -11,7 +11,7 @@ from PIL import Image
 
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import Branches
-from qzoom_agent.training.branches.dataset import Records, Source, load_records
+from qzoom_agent.training.branches.dataset import DatasetSpec, Records, load_records
 from tests.tiny_models import Family, build
 
 Load = Callable[..., HFBackend]
@@ -74,14 +74,14 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Records:
             "boxes": [[] if index % 2 else [[28.0, 28.0, 56.0, 84.0]] for index in range(12)],
         }
     ).save_to_disk(str(folder))
-    return load_records([Source(path=str(folder))])
+    return load_records([DatasetSpec(path=str(folder))])
 
 
 @pytest.fixture(scope="session")
 def boxless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight questions about two boards, none of which says where its answer is; nano needs a zoom for some."""
     folder = tmp_path_factory.mktemp("boxless") / "table"
-    boards = load_records([Source(path="needle", limit=8, a_board=4, seed=1)])
+    boards = load_records([DatasetSpec(path="needle", limit=8, a_board=4, seed=1)])
     rows = [boards[index] for index in range(len(boards))]
     Dataset.from_list([{**row, "boxes": None} for row in rows]).remove_columns("boxes").save_to_disk(str(folder))
     return folder

@@ -13,7 +13,7 @@ from qzoom_agent.perception.branches import BranchConfig
 from qzoom_agent.training.branches.ablation import ABLATIONS, FINE, Variant, _branches, _calibrated, ablate
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe
 from qzoom_agent.training.branches.export import ship
-from qzoom_agent.training.branches.run_dir import Workshop
+from qzoom_agent.training.branches.run_dir import RunDirectory
 from qzoom_agent.training.branches.stage_dependencies import made_from
 from tests.training.branches.test_branch_stages import written
 
@@ -79,7 +79,7 @@ def test_post_sft_is_measured_on_its_own_base_and_everything_else_is_not(finishe
         assert (folder / "calibrate" / "final" / "branches.safetensors").exists()
         assert (folder / "postsft").exists() == (name == "with")
     recipe = BranchRecipe.model_validate(safe_load((run / "recipe.yaml").read_text()))
-    done, folder = Workshop(recipe, run), tmp_path / "out" / "postsft"
+    done, folder = RunDirectory(recipe, run), tmp_path / "out" / "postsft"
     assert _branches(done, Variant("with", after=("sdrpn", "postsft")), folder)[1]
     assert not _branches(done, Variant("without", after=("sdrpn",)), folder)[1]
     assert _branches(done, Variant("as it is"), folder) == (run / "calibrate" / "final", False)
@@ -97,7 +97,7 @@ def test_a_tuned_base_counts_once_branches_are_fitted_to_it(finished: Path, tmp_
     run = tmp_path / "run"
     copytree(finished, run)
     copytree(NANO_FOLDER, run / "postsft" / "base")
-    shop = Workshop(BranchRecipe.model_validate(safe_load((run / "recipe.yaml").read_text())), run)
+    shop = RunDirectory(BranchRecipe.model_validate(safe_load((run / "recipe.yaml").read_text())), run)
     assert shop.tuned.exists() and shop.base is None and made_from(shop, "gate")["base"] == "as given"
     copytree(run / "sdrpn" / "final", run / "postsft" / "final")
     assert shop.base == shop.tuned and made_from(shop, "gate")["base"] == "of postsft"
@@ -105,7 +105,7 @@ def test_a_tuned_base_counts_once_branches_are_fitted_to_it(finished: Path, tmp_
 
 def test_labels_are_made_anew_where_what_is_changed_decides_them(finished: Path, tmp_path: Path) -> None:
     """Which cells are foreground does not change the maps, but with `keep: crop` whose answers are right."""
-    shop = Workshop(BranchRecipe.model_validate(safe_load((finished / "recipe.yaml").read_text())), finished)
+    shop = RunDirectory(BranchRecipe.model_validate(safe_load((finished / "recipe.yaml").read_text())), finished)
     crops = shop.recipe.labelling.model_copy(update={"keep": "crop"})
     shop.recipe = shop.recipe.model_copy(update={"labelling": crops})
     changed = {"labelling.rules.background": 0.01}

@@ -23,7 +23,7 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import NANO_FOLDER
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.training.branches import stages
-from qzoom_agent.training.branches.dataset import Source, load_records
+from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
 from qzoom_agent.training.branches.export import ship
 
 RECIPE: dict[str, Any] = {
@@ -180,7 +180,7 @@ def test_a_base_that_crops_hurt_is_tuned_refitted_calibrated_and_shipped(
     looking = HFBackend.load(str(out / "postsft" / "base"), branches=out / "calibrate" / "final", device="cpu")
     for one in (backend, looking):
         assert one.perceives
-    board = load_records([Source(path="needle", limit=1, seed=1)])[0]
+    board = load_records([DatasetSpec(path="needle", limit=1, seed=1)])[0]
     agents = [Agent(one, config=AgentConfig(policy="always")) for one in (backend, looking)]
     traces = [agent.run(board["image"], board["question"]).trace for agent in agents]
     assert [view.kind for view in traces[0].views] == ["original", "coarse", "crop"]

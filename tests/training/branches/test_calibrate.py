@@ -12,8 +12,8 @@ from qzoom_agent.perception.branches import BranchConfig
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibration
 from qzoom_agent.training.branches.calibrate import calibrate, candidates, gate_figures
 from qzoom_agent.training.branches.crop_outcomes import Crop
-from qzoom_agent.training.branches.dataset import Source
-from qzoom_agent.training.branches.localisation import Seen
+from qzoom_agent.training.branches.dataset import DatasetSpec
+from qzoom_agent.training.branches.localisation import LookOutcome
 from qzoom_agent.training.branches.thresholds import changed, told
 from tests.training.branches.test_localisation import GRID, ONE, coarse
 
@@ -51,10 +51,10 @@ def test_a_share_of_needless_zooms_instead() -> None:
         Calibration(needless=0.1, zoom_share=0.5)
 
 
-def seen(peak: float, score: float | None, *boxes: Box) -> Seen:
+def seen(peak: float, score: float | None, *boxes: Box) -> LookOutcome:
     heat = torch.tensor(ONE) * peak / 0.9
     view = coarse()
-    return Seen("q", score, heat, view, view.size, list(boxes), GRID)
+    return LookOutcome("q", score, heat, view, view.size, list(boxes), GRID)
 
 
 NEEDLE = Box(58, 58, 78, 78)
@@ -88,7 +88,7 @@ def test_of_several_blurs_and_margins_the_smallest_box_wins() -> None:
     view = coarse()
     heat = torch.tensor(ONE)
     heat[2, 4] = 0.3
-    two = Seen("q", 0.9, heat, view, view.size, [Box(58, 58, 136, 78)], GRID)
+    two = LookOutcome("q", 0.9, heat, view, view.size, [Box(58, 58, 136, 78)], GRID)
     rows = [two, seen(0.01, 0.1)]
     target = Calibration(box_recall=1.0)
     found = calibrate(rows, [True, False], target, relative=True, blurs=["fixed", "none"], margins=[0.2, 0.0])
@@ -113,7 +113,7 @@ def test_a_target_out_of_reach_is_said_to_be_missed() -> None:
 def test_the_training_free_gate_is_held_to_the_same_target() -> None:
     """A flat map has a peak of once its mean, a hot cell of 36 times, and of 7.4 blurred as the gate reads it."""
     view = coarse()
-    flat = Seen("q", 0.6, torch.full((6, 6), 0.5), view, view.size, [], GRID)
+    flat = LookOutcome("q", 0.6, torch.full((6, 6), 0.5), view, view.size, [], GRID)
     rows = [seen(0.9, 0.2, NEEDLE), seen(0.8, 0.9, NEEDLE), flat]
     found = calibrate(rows, [True, True, False], Calibration(needed_recall=1.0))
     assert found.training_free.missed == 0.0 and found.training_free.needless == 0.0
@@ -148,7 +148,7 @@ def test_saturated_scores_leave_the_threshold_where_it_can_be_loaded() -> None:
 
 def test_saturated_scores_are_calibrated_to_a_legal_config() -> None:
     rows = [seen(0.9, 1.0, NEEDLE), seen(0.9, 1.0)]
-    recipe = BranchRecipe(data=[Source(path="needle")])
+    recipe = BranchRecipe(data=[DatasetSpec(path="needle")])
     found = calibrate(rows, [True, False], Calibration(needless=0.0))
     config = BranchConfig(family="qwen2_5_vl", hidden_size=8, base_layers=4, k=2, peak_share=0.5)
     written = BranchConfig.model_validate_json(changed(config, found, recipe).model_dump_json())
@@ -156,7 +156,7 @@ def test_saturated_scores_are_calibrated_to_a_legal_config() -> None:
     assert written.threshold == found.threshold and written.peak_share is None
 
 
-def unknown(peak: float, score: float | None) -> Seen:
+def unknown(peak: float, score: float | None) -> LookOutcome:
     """A question whose box nobody knows."""
     return seen(peak, score)._replace(boxes=None)
 

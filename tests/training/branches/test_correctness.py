@@ -10,14 +10,14 @@ from datasets import Dataset
 from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.training.branches.correctness import is_right
-from qzoom_agent.training.branches.dataset import Record, Source, load_records
+from qzoom_agent.training.branches.dataset import DatasetSpec, Record, load_records
 from tests.training.branches.conftest import picture
 
 
 def record(folder: Path, *answers: str) -> Record:
     row = {"image": picture(0), "question": "When?", "answers": list(answers)}
     Dataset.from_list([row]).save_to_disk(str(folder / "table"))
-    found: Record = load_records([Source(path=str(folder / "table"), columns={"answer": "answers"})])[0]
+    found: Record = load_records([DatasetSpec(path=str(folder / "table"), columns={"answer": "answers"})])[0]
     return found
 
 
@@ -41,7 +41,7 @@ def test_any_reference_is_right_and_may_stand_in_a_sentence(tmp_path: Path, said
 
 
 def test_on_boards_the_reply_is_the_answer_and_nothing_else() -> None:
-    board = load_records([Source(path="needle", limit=1)])[0]
+    board = load_records([DatasetSpec(path="needle", limit=1)])[0]
     gold = board["answer"]
     for said in (gold, f" {gold.lower()}.", f"it is {gold}", f"The answer is {gold}", f"{gold} {gold}", "", "no"):
         assert is_right(said, board) is exact_match(said, gold)

@@ -11,11 +11,11 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.training.branches import crop_outcomes as needs
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibration, GateStage
 from qzoom_agent.training.branches.crop_outcomes import Crop, Outcome, higher_budgets, outcomes
-from qzoom_agent.training.branches.dataset import Records, Source, load_records
+from qzoom_agent.training.branches.dataset import DatasetSpec, Records, load_records
 
 
 def recipe(gate: GateStage, **calibration: Any) -> BranchRecipe:
-    return BranchRecipe(data=[Source(path="needle")], gate=gate, calibration=Calibration(**calibration))
+    return BranchRecipe(data=[DatasetSpec(path="needle")], gate=gate, calibration=Calibration(**calibration))
 
 
 def test_what_is_right_needs_none_and_what_nothing_mends_nobody_can_say() -> None:
@@ -43,7 +43,7 @@ def nano() -> HFBackend:
 
 @pytest.fixture
 def held(boxless: Path) -> Records:
-    return load_records([Source(path=str(boxless))])
+    return load_records([DatasetSpec(path=str(boxless))])
 
 
 RULES = [PerceptionConfig(blur="none", margin=0.0, box=(0.3, 0.225), peak_share=share) for share in (0.8, 0.4)]
@@ -56,7 +56,7 @@ def test_need_is_that_of_the_view_that_is_looked_at(nano: HFBackend, held: Recor
     kinds = [one.need(with_crop=True) for one in found]
     assert kinds.count(True) >= 2 and kinds.count(False) >= 2
     # of boards of which the box is known it is that which has one
-    boards = load_records([Source(path="needle", limit=8, a_board=4, seed=1)])
+    boards = load_records([DatasetSpec(path="needle", limit=8, a_board=4, seed=1)])
     agree = sum(bool(boards[at]["boxes"]) == kind for at, kind in enumerate(kinds) if kind is not None)
     assert agree >= 6
     assert all(len(one.crops) == len(RULES) for one in found)
@@ -72,7 +72,7 @@ def test_a_question_right_at_a_higher_budget_is_none_for_a_look_that_shows_as_mu
 ) -> None:
     """Made up: four patterns of right and wrong at 16, 25 and 49 tokens, looked at over 25 and over 16."""
     right = {0: (16, 25, 49), 1: (25, 49), 2: (49,), 3: ()}
-    four = load_records([Source(path=str(boxless))], limit=4)
+    four = load_records([DatasetSpec(path=str(boxless))], limit=4)
     questions = {four[row]["question"]: row for row in right}
 
     def made_up(backend, asked, *, max_new_tokens):  # type: ignore[no-untyped-def]
@@ -95,7 +95,7 @@ def test_a_question_right_at_a_higher_budget_is_none_for_a_look_that_shows_as_mu
 
 
 def test_what_only_its_own_calls_answer_needs_a_zoom(nano: HFBackend, tmp_path: Path) -> None:
-    hops = load_records([Source(path="needle", limit=3, a_board=3, seed=3, suites=("needle-hop",))])
+    hops = load_records([DatasetSpec(path="needle", limit=3, a_board=3, seed=3, suites=("needle-hop",))])
     gate = GateStage(tokens=[48, 64], with_crop=True, own_calls=True, max_new_tokens=8)
     found = outcomes(nano, hops, recipe(gate), RULES[:1], tmp_path, note=lambda done: None)
     assert not any(one.right or any(crop.right for crop in one.crops) for one in found)

@@ -13,12 +13,12 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle import FIRST_SEED
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import digest
-from qzoom_agent.training.branches.dataset import NEEDLE_SEED, NEEDLE_SPAN, Records, Source, load_records, spread
+from qzoom_agent.training.branches.dataset import NEEDLE_SEED, NEEDLE_SPAN, DatasetSpec, Records, load_records, spread
 from tests.training.branches.conftest import picture
 
 
 def test_needle_rows_of_a_board_share_it_and_know_their_boxes() -> None:
-    records = load_records([Source(path="needle", limit=10, a_board=4)])
+    records = load_records([DatasetSpec(path="needle", limit=10, a_board=4)])
     rows = [records[index] for index in range(len(records))]
     assert [row["image_id"] for row in rows] == [rows[0]["image_id"]] * 4 + [rows[4]["image_id"]] * 4 + [
         rows[8]["image_id"]
@@ -34,8 +34,8 @@ def test_needle_rows_of_a_board_share_it_and_know_their_boxes() -> None:
 
 
 def test_needle_sources_share_no_board_with_each_other_nor_with_what_else_is_drawn() -> None:
-    first = load_records([Source(path="needle", limit=2, a_board=1)])
-    second = load_records([Source(path="needle", limit=2, a_board=1, seed=1)])
+    first = load_records([DatasetSpec(path="needle", limit=2, a_board=1)])
+    second = load_records([DatasetSpec(path="needle", limit=2, a_board=1, seed=1)])
     names = {records[index]["image_id"] for records in (first, second) for index in range(2)}
     assert len(names) == 4
     assert VALIDATION_SEED < NEEDLE_SEED and NEEDLE_SEED + 4 * NEEDLE_SPAN <= FIRST_SEED
@@ -43,14 +43,14 @@ def test_needle_sources_share_no_board_with_each_other_nor_with_what_else_is_dra
 
 def test_needle_suites_that_no_board_has_are_refused() -> None:
     with pytest.raises(ConfigError, match="Name needle suites"):
-        load_records([Source(path="needle", suites=("needle-haystack",))])[0]
+        load_records([DatasetSpec(path="needle", suites=("needle-haystack",))])[0]
 
 
 def test_a_folder_with_columns_of_other_names(tmp_path: Path) -> None:
     Dataset.from_dict(
         {"picture": [picture(0), picture(0), picture(1)], "ask": ["a?", "b?", "c?"], "answers": [["x", "y"], ["z"], []]}
     ).save_to_disk(str(tmp_path / "table"))
-    source = Source(
+    source = DatasetSpec(
         path=str(tmp_path / "table"),
         columns={"image": "picture", "question": "ask", "answer": "answers"},
         suffix=" Briefly.",
@@ -73,7 +73,7 @@ def test_of_several_questions_the_first_is_asked_and_only_its_own_answer_is_righ
     row = {"image": picture(0), "questions": ["who wrote it?", "which year?"], "answers": ["Ann", "1999"]}
     Dataset.from_list([row]).save_to_disk(str(tmp_path / "table"))
     columns = {"question": "questions", "answer": "answers"}
-    (found,) = [load_records([Source(path=str(tmp_path / "table"), columns=columns)])[0]]
+    (found,) = [load_records([DatasetSpec(path=str(tmp_path / "table"), columns=columns)])[0]]
     assert (found["question"], found["answer"], found["answers"]) == ("who wrote it?", "Ann", ["Ann"])
 
 
@@ -81,7 +81,7 @@ def test_json_lines_name_images_beside_them(tmp_path: Path) -> None:
     picture(3).save(tmp_path / "one.png")
     row = {"image": "one.png", "question": "a?", "answer": 7, "boxes": [[0, 0, 10, 10]]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    (found,) = [load_records([Source(path=str(tmp_path / "rows.jsonl"))])[0]]
+    (found,) = [load_records([DatasetSpec(path=str(tmp_path / "rows.jsonl"))])[0]]
     assert digest(found["image"]) == digest(picture(3))
     assert found["answer"] == "7" and found["boxes"] == [[0, 0, 10, 10]]
 
@@ -91,19 +91,19 @@ def ids(records: Records) -> list[str]:
 
 
 def test_of_several_sources_each_gives_its_share() -> None:
-    sources = [Source(path="needle", limit=9, a_board=2), Source(path="needle", limit=3, a_board=2, seed=1)]
+    sources = [DatasetSpec(path="needle", limit=9, a_board=2), DatasetSpec(path="needle", limit=3, a_board=2, seed=1)]
     first, second = (ids(load_records([source])) for source in sources)
     assert ids(load_records(sources)) == ids(load_records(sources, limit=99)) == first + second
     assert ids(load_records(sources, limit=4)) == first[:3] + second[:1]
 
 
 def test_of_boards_the_first_are_taken_and_of_a_table_a_sample_in_its_order(tmp_path: Path) -> None:
-    boards = Source(path="needle", limit=12, a_board=4)
+    boards = DatasetSpec(path="needle", limit=12, a_board=4)
     assert ids(load_records([boards], limit=5)) == ids(load_records([boards]))[:5]
     assert ids(load_records([boards])) == ids(load_records([boards.model_copy(update={"limit": 40})]))[:12]
     rows = {"id": [f"{at:03}" for at in range(200)], "image": [picture(0)] * 200, "question": ["a?"] * 200}
     Dataset.from_dict({**rows, "answer": ["x"] * 200}).save_to_disk(str(tmp_path / "table"))
-    table = Source(path=str(tmp_path / "table"), limit=100)
+    table = DatasetSpec(path=str(tmp_path / "table"), limit=100)
     some, fewer = ids(load_records([table])), ids(load_records([table], limit=20))
     assert some == sorted(some) and fewer == sorted(fewer) and set(fewer) < set(some)
     for found, count in ((some, 100), (fewer, 20)):
@@ -116,7 +116,7 @@ def test_several_questions_about_an_image_are_several_records(tmp_path: Path, ow
     """Rollouts of one record are a group: two questions in it would be compared with each other."""
     rows = {"image": [picture(0), picture(0), picture(1)], "question": ["a?", "b?", "a?"], "answer": ["x", "y", "z"]}
     Dataset.from_dict({**rows, **own}).save_to_disk(str(tmp_path / "table"))
-    records = load_records([Source(path=str(tmp_path / "table"))])
+    records = load_records([DatasetSpec(path=str(tmp_path / "table"))])
     assert records[0]["id"] != records[1]["id"]
     assert records[0]["image_id"] == records[1]["image_id"] != records[2]["image_id"]
 
@@ -131,7 +131,7 @@ def test_shares_are_in_proportion_and_add_up(sizes: list[int], limit: int) -> No
 
 def test_what_the_rows_hold_depends_on_the_limit_of_a_table_but_not_of_boards() -> None:
     for path, same in (("needle", True), ("./mine", False)):
-        told = [Source(path=path, limit=limit).identity() for limit in (5, 6)]
+        told = [DatasetSpec(path=path, limit=limit).identity() for limit in (5, 6)]
         assert (told[0] == told[1]) is same
 
 
@@ -141,10 +141,10 @@ def test_what_the_rows_hold_depends_on_the_limit_of_a_table_but_not_of_boards() 
 def test_a_missing_column_is_named(tmp_path: Path, columns: dict[str, str], told: str) -> None:
     Dataset.from_dict({"ask": ["a?"], "answer": ["x"]}).save_to_disk(str(tmp_path / "table"))
     with pytest.raises(ConfigError, match=told) as caught:
-        load_records([Source(path=str(tmp_path / "table"), columns=columns)])
+        load_records([DatasetSpec(path=str(tmp_path / "table"), columns=columns)])
     assert "it has ask, answer" in str(caught.value) and "`columns`" in str(caught.value)
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing-there"):
-        load_records([Source(path=str(tmp_path / "nothing-there"))])
+        load_records([DatasetSpec(path=str(tmp_path / "nothing-there"))])

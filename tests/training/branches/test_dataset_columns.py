@@ -11,26 +11,26 @@ from datasets import Dataset
 from PIL import Image
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.training.branches.dataset import Source, load_records
+from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
 
 RED = Image.new("RGB", (40, 30), "red")
 
 
 def test_hops_have_two_boxes_in_order() -> None:
-    rows = load_records([Source(path="needle", limit=6, a_board=2, suites=("needle-hop",))])
+    rows = load_records([DatasetSpec(path="needle", limit=6, a_board=2, suites=("needle-hop",))])
     assert [len(rows[at]["boxes"]) for at in range(6)] == [2] * 6
     assert {rows[at]["question"].split()[0] for at in range(6)} <= {"follow", "which"}
 
 
 def test_all_four_suites_come_from_one_source() -> None:
     suites = ("needle-scene", "needle-doc", "needle-hop", "needle-global")
-    rows = load_records([Source(path="needle", limit=40, a_board=1, suites=suites)])
+    rows = load_records([DatasetSpec(path="needle", limit=40, a_board=1, suites=suites)])
     assert {len(rows[at]["boxes"]) for at in range(40)} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("suite", ["needle-scene", "needle-doc", "needle-global"])
 def test_one_suite_alone(suite: str) -> None:
-    rows = load_records([Source(path="needle", limit=8, a_board=1, suites=(suite,))])
+    rows = load_records([DatasetSpec(path="needle", limit=8, a_board=1, suites=(suite,))])
     assert {len(rows[at]["boxes"]) for at in range(8)} == {0 if suite == "needle-global" else 1}
 
 
@@ -49,7 +49,7 @@ def test_fields_of_records_and_lists_of_images(tmp_path: Path, images: list[Any]
     }
     Dataset.from_list([row, row]).save_to_disk(str(tmp_path / "rows"))
     columns = {"image": "images", "question": "extra_info.question", "answer": "reward_model.ground_truth"}
-    source = Source(path=str(tmp_path / "rows"), columns=columns)
+    source = DatasetSpec(path=str(tmp_path / "rows"), columns=columns)
     found = load_records([source])[1]
     assert (found["question"], found["answer"], found["boxes"]) == ("What code?", "407", None)
     assert found["image"].size == (40, 30) and found["image"].getpixel((0, 0)) == (255, 0, 0)

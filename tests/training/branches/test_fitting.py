@@ -31,7 +31,7 @@ from qzoom_agent.training.branches.branch_recipe import (
     PostSFTStage,
     SDRPNStage,
 )
-from qzoom_agent.training.branches.dataset import Records, Source, load_records
+from qzoom_agent.training.branches.dataset import DatasetSpec, Records, load_records
 from qzoom_agent.training.branches.fitting import trained
 from qzoom_agent.training.branches.gate import answer_at_budgets, kind_of, train_gate
 from qzoom_agent.training.branches.inputs import ask, lower_states
@@ -47,7 +47,7 @@ FAST = Optimisation(learning_rate=3e-3, epochs=6, batch=4, log_steps=1, save_ste
 
 
 def recipe(**sections: Any) -> BranchRecipe:
-    return BranchRecipe(data=[Source(path="needle")], depth=2, gate_depth=2, k=3, **sections)
+    return BranchRecipe(data=[DatasetSpec(path="needle")], depth=2, gate_depth=2, k=3, **sections)
 
 
 def copied(module: nn.Module) -> dict[str, Tensor]:
@@ -286,7 +286,7 @@ def test_boxes_are_proposed_whatever_the_gate_says(load: Load, rows: Records) ->
 def test_what_only_its_own_calls_answer_needs_a_zoom(tmp_path: Path) -> None:
     """No one crop answers a question in two steps; the shipped nano's own calls do."""
     backend = HFBackend.load("nano", device="cpu", dtype="float32")
-    hops = load_records([Source(path="needle", limit=6, a_board=3, seed=3, suites=("needle-hop",))])
+    hops = load_records([DatasetSpec(path="needle", limit=6, a_board=3, seed=3, suites=("needle-hop",))])
     patterns = {}
     for own in (False, True):
         stage = GateStage(tokens=[48, 64], with_crop=True, own_calls=own, max_new_tokens=8)

@@ -17,7 +17,7 @@ from qzoom_agent.training.branches import labelling
 from qzoom_agent.training.branches import sharded_table as parts
 from qzoom_agent.training.branches.attending import Asking, answers, attend
 from qzoom_agent.training.branches.branch_recipe import Labelling
-from qzoom_agent.training.branches.dataset import Records, Source, load_records
+from qzoom_agent.training.branches.dataset import DatasetSpec, Records, load_records
 from qzoom_agent.training.branches.inputs import answer_ids, answered, ask, rows_of
 from qzoom_agent.training.branches.labelling import HeadPair, collect, heads_for, label, labels_on, resized
 from tests.tiny_models import Family
@@ -216,7 +216,7 @@ def test_what_is_right_is_judged_by_all_answers(load: Load, tmp_path: Path, monk
     monkeypatch.setattr(labelling, "answers", lambda *_, **__: ["The date is January 5."] * 2)
     found = label(
         load("qwen2_5_vl"),
-        load_records([Source(path=str(tmp_path / "table"))]),
+        load_records([DatasetSpec(path=str(tmp_path / "table"))]),
         Labelling(grounding={5: [0]}),
         tmp_path / "labels",
         k=3,
@@ -242,7 +242,7 @@ def test_published_labels_may_be_asked_for_without_the_wish_for_a_short_answer(
     monkeypatch.setattr(labelling, "ask", heard)
     monkeypatch.setitem(labelling.HEADS, "qwen2_5_vl", {"textual": HeadSet({5: (0,)}, {})})
     wish = "Answer the question using a single word or phrase."
-    source = Source(path=str(tmp_path / "table"), suffix=f"\n{wish}", short_labels=short)
+    source = DatasetSpec(path=str(tmp_path / "table"), suffix=f"\n{wish}", short_labels=short)
     how = Labelling(grounding="published", max_new_tokens=2)
     label(load("qwen2_5_vl"), load_records([source]), how, tmp_path / "labels", k=3, note=lambda done: None)
     assert asked == [f"When?\n{wish}" if short else "When?"]
@@ -250,7 +250,7 @@ def test_published_labels_may_be_asked_for_without_the_wish_for_a_short_answer(
 
 def test_of_a_call_its_own_tokens_say_where_to_look(tmp_path: Path) -> None:
     backend = HFBackend.load("nano")
-    rows = load_records([Source(path="needle", limit=6, a_board=2, suites=("needle-scene",))])
+    rows = load_records([DatasetSpec(path="needle", limit=6, a_board=2, suites=("needle-scene",))])
     how = Labelling(tokens=64, grounding={5: [0, 1]}, response="call", asking="prediction", max_new_tokens=8, batch=3)
     table = label(backend, rows, how, tmp_path, k=5, note=lambda done: None)
     found = 0

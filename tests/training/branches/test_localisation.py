@@ -15,7 +15,15 @@ from qzoom_agent.perception.maps import Region
 from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.inputs import ask
 from qzoom_agent.training.branches.labelling import labels_on, picture
-from qzoom_agent.training.branches.localisation import Seen, around, auc, in_pixels, localisation, look_at, needle_cells
+from qzoom_agent.training.branches.localisation import (
+    LookOutcome,
+    around,
+    auc,
+    in_pixels,
+    localisation,
+    look_at,
+    needle_cells,
+)
 from qzoom_agent.views import View, ViewStore
 from tests.training.branches.conftest import Load
 
@@ -34,8 +42,8 @@ def coarse() -> View:
     return store.add_coarse(factor=28, min_tokens=36, max_tokens=36)
 
 
-def seen(heat: list[list[float]], *boxes: Box) -> Seen:
-    return Seen("q", 0.5, torch.tensor(heat), coarse(), Size(168, 168), list(boxes), GRID)
+def seen(heat: list[list[float]], *boxes: Box) -> LookOutcome:
+    return LookOutcome("q", 0.5, torch.tensor(heat), coarse(), Size(168, 168), list(boxes), GRID)
 
 
 ONE = [[0.9 if (row, column) == (2, 2) else 0.0 for column in range(6)] for row in range(6)]
@@ -84,7 +92,7 @@ def test_auc_by_hand() -> None:
 
 
 def test_questions_without_a_box_do_not_count() -> None:
-    nobody_knows = Seen("q", None, torch.zeros(6, 6), coarse(), Size(168, 168), None, GRID)
+    nobody_knows = LookOutcome("q", None, torch.zeros(6, 6), coarse(), Size(168, 168), None, GRID)
     rows = [seen(ONE), seen(ONE, Box(58, 58, 78, 78)), nobody_knows]
     assert localisation(rows, at(0.15)).n == 1
     empty = localisation(rows[:1], at(0.15))

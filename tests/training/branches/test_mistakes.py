@@ -10,7 +10,7 @@ from yaml import safe_dump
 from qzoom_agent.agent import Agent
 from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError, ImageError
-from qzoom_agent.training.branches.dataset import Source, load_records
+from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
 from tests.training.branches.conftest import picture
 from tests.training.branches.test_branch_stages import written
 
@@ -88,7 +88,7 @@ def test_data_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_an_image_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "one.png").write_text("no picture")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "one.png", "question": "?", "answer": "x"}))
-    records = load_records([Source(path=str(tmp_path / "rows.jsonl"))])
+    records = load_records([DatasetSpec(path=str(tmp_path / "rows.jsonl"))])
     with pytest.raises(ImageError, match=r"rows\.jsonl cannot be read: cannot identify"):
         records[0]
     assert not issubclass(ImageError, ConfigError) and ImageError.exit_code == 2
@@ -108,9 +108,9 @@ def test_rows_that_cannot_be_learned_from_are_named(row: dict[str, Any], told: s
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(one) + "\n" for one in (good, good | row)))
     with pytest.raises(ConfigError, match=told):
-        load_records([Source(path=str(file))])
+        load_records([DatasetSpec(path=str(file))])
     file.write_text("".join(json.dumps(one) + "\n" for one in (good, good | {"boxes": []}, good | {"boxes": None})))
-    boxes = [one["boxes"] for one in load_records([Source(path=str(file))])]
+    boxes = [one["boxes"] for one in load_records([DatasetSpec(path=str(file))])]
     assert boxes == [[[1, 2, 3, 4]], [], None]
 
 

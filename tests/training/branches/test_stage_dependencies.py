@@ -17,7 +17,7 @@ from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.training.branches import fitting as stage
 from qzoom_agent.training.branches.branch_recipe import Optimisation
-from qzoom_agent.training.branches.fitting import Ordered, train
+from qzoom_agent.training.branches.fitting import TrainingOrder, train
 from tests.training.branches.test_branch_stages import RECIPE, written
 
 STAGES = ["select-heads", "label", "sdrpn", "calibrate"]
@@ -127,7 +127,7 @@ FIT = Optimisation(batch=2, learning_rate=0.1, save_steps=1, log_steps=1, worker
 
 def fit(folder: Path, *, rows: int = 8, how: Optimisation = FIT) -> Line:
     line = Line()
-    ordered = Ordered(lambda at: {"x": float(at)}, range(rows))
+    ordered = TrainingOrder(lambda at: {"x": float(at)}, range(rows))
     train(line, ordered, lambda some: {"x": torch.tensor([row["x"] for row in some])}, how, folder, seed=0)
     return line
 
@@ -175,15 +175,15 @@ def test_warm_up_is_a_share_of_the_steps_of_all_processes(
     """32 rows, two on each device: sixteen steps alone, four of them by four."""
     told: list[int] = []
 
-    class Asked(Exception):
+    class CoarsePrompt(Exception):
         pass
 
     def trainer(*args: Any, **kwargs: Any) -> None:
         told.append(kwargs["args"].warmup_steps)
-        raise Asked
+        raise CoarsePrompt
 
     several(monkeypatch, processes)
     monkeypatch.setattr(stage, "StageTrainer", trainer)
-    with pytest.raises(Asked):
+    with pytest.raises(CoarsePrompt):
         fit(tmp_path, rows=32)
     assert told == [warm_up]

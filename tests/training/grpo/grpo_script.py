@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from qzoom_agent.models.interface import Settings
+from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.training.grpo import engine as decoding
-from qzoom_agent.training.grpo.callbacks import Alarm
+from qzoom_agent.training.grpo.callbacks import WarningCallback
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from tests.tiny_models import Family, build
 
@@ -62,7 +62,7 @@ def tiny_recipe(folder: Path, family: Family, **changes: Any) -> GRPORecipe:
     return GRPORecipe.model_validate({**given, **changes})
 
 
-def tell(alarm: Alarm, **logs: float) -> None:
+def tell(alarm: WarningCallback, **logs: float) -> None:
     """What a trainer tells its callbacks after a step."""
     alarm.on_log(TrainingArguments(output_dir="none"), TrainerState(), TrainerControl(), logs=logs)
 
@@ -76,7 +76,7 @@ class Script:
         self.turn = self.step = 0
 
     def __call__(
-        self, logits: Tensor, chance: Tensor, *, settings: Settings, forbidden: Tensor
+        self, logits: Tensor, chance: Tensor, *, settings: SamplingParams, forbidden: Tensor
     ) -> tuple[Tensor, Tensor]:
         rows = self.turns[self.turn % len(self.turns)]
         assert len(rows) == len(logits), "a turn of the script has another number of rows"

@@ -10,9 +10,9 @@ from datasets import Dataset
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from qzoom_agent.errors import BackendError
-from qzoom_agent.training.branches.dataset import Source
+from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.grpo import launch as run
-from qzoom_agent.training.grpo.callbacks import NEEDED, Alarm, measures
+from qzoom_agent.training.grpo.callbacks import NEEDED, WarningCallback, measures
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.reward_specs import AccuracySpec, accuracy_of
 from qzoom_agent.training.rewards import BY_RULE, Rollout
@@ -68,7 +68,7 @@ def test_calls_that_end_where_none_is_needed_are_no_collapse(tmp_path: Path) -> 
     assert (found["zoom/call_rate_needed"], found["zoom/call_rate_needed/needle-scene"]) == (0.0, 0.0)
     assert "zoom/call_rate_needed/needle-global" not in found
     assert NEEDED not in measures([replace(rollout(), coarse_suffices=True)], ["needle-global"], BY_RULE)
-    alarm = Alarm(tmp_path / "log.jsonl")
+    alarm = WarningCallback(tmp_path / "log.jsonl")
     for at in range(60):
         tell(alarm, **round_of(at < 20, True))
     assert not alarm.warned
@@ -79,14 +79,14 @@ def test_calls_that_end_where_none_is_needed_are_no_collapse(tmp_path: Path) -> 
 
 def test_a_reward_that_never_speaks_is_said_once(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    alarm = Alarm(log)
+    alarm = WarningCallback(log)
     for value in (0.5, None, 0.5, None):
         logs: dict[str, Any] = {"rewards/first-crop/mean": value, "rewards/accuracy/mean": 0.5, "entropy": None}
         tell(alarm, **logs)
     (line,) = [json.loads(line) for line in log.read_text().splitlines()]
     assert "the reward 'first-crop' says nothing of any rollout" in line["warning"]
     log.write_text(json.dumps({"step": 1, "rewards/first-crop/mean": None}) + "\n")
-    goes_on = Alarm(log)
+    goes_on = WarningCallback(log)
     goes_on.on_train_begin(TrainingArguments(output_dir="none"), TrainerState(), TrainerControl())
     tell(goes_on, **{"rewards/first-crop/mean": None})  # type: ignore[arg-type]
     assert len(log.read_text().splitlines()) == 1, "said before the run was killed"
@@ -98,7 +98,7 @@ def test_a_run_says_that_its_rows_lack_what_a_reward_needs(tmp_path: Path) -> No
     tiny = tiny_recipe(tmp_path, "qwen2_5_vl", rewards=rewards, agent=short, loss={"mask_truncated": False})
     rows = Dataset.load_from_disk(tiny.data[0].path).remove_columns("boxes")
     rows.save_to_disk(str(tmp_path / "bare"))
-    run.train(tiny.model_copy(update={"data": [Source(path=str(tmp_path / "bare"))]}), tmp_path / "out")
+    run.train(tiny.model_copy(update={"data": [DatasetSpec(path=str(tmp_path / "bare"))]}), tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     said = [line["warning"] for line in lines if "says nothing" in line.get("warning", "")]
     assert len(said) == 1 and "first-crop" in said[0]

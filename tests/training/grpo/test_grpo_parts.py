@@ -20,22 +20,22 @@ from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import BackendError, ConfigError, MissingDependency
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.interface import Settings
-from qzoom_agent.models.prompts import Prompt, Span
+from qzoom_agent.models.interface import SamplingParams
+from qzoom_agent.models.prompts import ImageSpan, Prompt
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.trace import Trace
 from qzoom_agent.training.branches.dataset import NEEDLE_SEED, NEEDLE_SPAN
 from qzoom_agent.training.grpo import callbacks as watch
 from qzoom_agent.training.grpo import checks as guards
 from qzoom_agent.training.grpo import launch as run
-from qzoom_agent.training.grpo.callbacks import Alarm, Keeper, Notes
-from qzoom_agent.training.grpo.engine import SharedDecoder, Written, draw
+from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback, WarningCallback
+from qzoom_agent.training.grpo.engine import GeneratedTurn, SharedDecoder, draw
 from qzoom_agent.training.grpo.episode_length import longest, require_room
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.launch import make_trainer
 from qzoom_agent.training.grpo.question_rows import FIRST_SEED, SEEDS_A_RUN, load_rows
 from qzoom_agent.training.grpo.resume import keep_recipe
-from qzoom_agent.training.grpo.rollouts import Crew, Said, Seat, play, tokens_of
+from qzoom_agent.training.grpo.rollouts import RecordedTurn, RolloutBackend, RolloutScheduler, play, tokens_of
 from qzoom_agent.training.grpo.trainer import trimmed
 from qzoom_agent.training.rewards import Rollout
 from qzoom_agent.training.trackers import require_tracker
@@ -70,7 +70,7 @@ def asked(count: int) -> list[Sample]:
 
 def test_a_crew_answers_as_the_agent_does(tiny: HFBackend) -> None:
     config = AgentConfig().replace(**SHORT)
-    played = play(Crew(tiny, SharedDecoder(tiny)), asked(4), config, [0, 1, 2, 3])
+    played = play(RolloutScheduler(tiny, SharedDecoder(tiny)), asked(4), config, [0, 1, 2, 3])
     agent = Agent(tiny, config=config)
     for sample, one in zip(asked(4), played, strict=True):
         alone = agent.run(sample.image, sample.question)
@@ -81,24 +81,24 @@ def test_a_crew_answers_as_the_agent_does(tiny: HFBackend) -> None:
 
 def test_what_a_row_samples_does_not_depend_on_its_neighbours(tiny: HFBackend) -> None:
     config = AgentConfig().replace(**SHORT).replace(**{"generation.temperature": 1.0})
-    together = play(Crew(tiny, SharedDecoder(tiny)), asked(4), config, [5, 6, 7, 8])
-    alone = play(Crew(tiny, SharedDecoder(tiny)), asked(4)[2:3], config, [7])
+    together = play(RolloutScheduler(tiny, SharedDecoder(tiny)), asked(4), config, [5, 6, 7, 8])
+    alone = play(RolloutScheduler(tiny, SharedDecoder(tiny)), asked(4)[2:3], config, [7])
     assert together[2].tokens.completion == alone[0].tokens.completion
     assert together[0].tokens.completion != together[1].tokens.completion, "rollouts of a group differ"
 
 
 def test_a_failing_writer_ends_every_episode_and_is_raised(tiny: HFBackend) -> None:
-    def broken(wishes: Any) -> list[Written]:
+    def broken(wishes: Any) -> list[GeneratedTurn]:
         raise MemoryError("no room")
 
     with pytest.raises(MemoryError, match="no room"):
-        play(Crew(tiny, broken), asked(4), AgentConfig().replace(**SHORT), [0, 1, 2, 3])
+        play(RolloutScheduler(tiny, broken), asked(4), AgentConfig().replace(**SHORT), [0, 1, 2, 3])
 
 
 def test_an_episode_whose_question_is_too_long_is_named(tiny: HFBackend) -> None:
     long = [replace(one, question="Which colour is it? " * 2000) for one in asked(2)]
     with pytest.raises(ConfigError, match=r"row '0' ended before.*tokens.*reaches.*'Which colour.*Leave the row out"):
-        play(Crew(tiny, SharedDecoder(tiny)), long, AgentConfig().replace(**SHORT), [0, 1])
+        play(RolloutScheduler(tiny, SharedDecoder(tiny)), long, AgentConfig().replace(**SHORT), [0, 1])
 
 
 def test_a_question_without_room_is_refused_before_any_training(tiny: HFBackend, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_question_without_room_is_refused_before_any_training(tiny: HFBackend,
 
 
 def test_crops_in_their_place_are_refused(tiny: HFBackend) -> None:
-    seat = Seat(Crew(tiny, SharedDecoder(tiny)), 0)
+    seat = RolloutBackend(RolloutScheduler(tiny, SharedDecoder(tiny)), 0)
     with pytest.raises(ConfigError, match=r"perception\.positions to 'plain'"):
         seat.place("crop1", source="coarse", cells=(0, 0, 1, 1))
 
@@ -128,7 +128,7 @@ def test_a_draw_is_a_possible_token_with_its_own_log_probability(
     row: list[float], chance: float, temperature: float
 ) -> None:
     logits = torch.tensor([row])
-    settings = Settings(temperature=temperature, top_p=0.9)
+    settings = SamplingParams(temperature=temperature, top_p=0.9)
     token, logp = draw(logits, torch.tensor([chance]), settings=settings, forbidden=torch.tensor([0]))
     assert 1 <= int(token) < len(row)
     expected = torch.log_softmax(logits / temperature, 1)[0, int(token)]
@@ -139,18 +139,20 @@ def test_draws_follow_the_probabilities() -> None:
     weights = torch.tensor([0.1, 0.6, 0.3])
     chances = (torch.arange(1000) + 0.5) / 1000
     none = torch.tensor([], dtype=torch.long)
-    tokens, _ = draw(weights.log().expand(1000, 3), chances, settings=Settings(temperature=1.0), forbidden=none)
+    tokens, _ = draw(weights.log().expand(1000, 3), chances, settings=SamplingParams(temperature=1.0), forbidden=none)
     torch.testing.assert_close(tokens.bincount(minlength=3) / 1000, weights, atol=2e-3, rtol=0)
-    likely, _ = draw(weights.log()[None], chances[:1], settings=Settings(temperature=0.0), forbidden=none)
+    likely, _ = draw(weights.log()[None], chances[:1], settings=SamplingParams(temperature=0.0), forbidden=none)
     assert int(likely) == 1
 
 
 END = 9
 
 
-def said(prompt: list[int], ids: list[int], *, finish: Any = "stop", views: int = 1) -> Said:
-    spans = tuple(Span(at, at + 1, f"view{at}") for at in range(views))
-    return Said(Prompt(tuple(prompt), spans), Written(tuple(ids), tuple(-float(i) for i in ids), "", finish, 0))
+def said(prompt: list[int], ids: list[int], *, finish: Any = "stop", views: int = 1) -> RecordedTurn:
+    spans = tuple(ImageSpan(at, at + 1, f"view{at}") for at in range(views))
+    return RecordedTurn(
+        Prompt(tuple(prompt), spans), GeneratedTurn(tuple(ids), tuple(-float(i) for i in ids), "", finish, 0)
+    )
 
 
 def image(view: str) -> Image.Image:
@@ -207,9 +209,9 @@ def test_padding_that_all_rows_share_is_left_out() -> None:
 
 
 class TestGuards:
-    def talk(self, tiny: HFBackend, protocol: str, template: str) -> guards.Talk:
+    def talk(self, tiny: HFBackend, protocol: str, template: str) -> guards.ProbeConversation:
         tiny.processor.chat_template = template
-        return guards.Talk(tiny.codec, get_protocol(protocol), factor=tiny.defaults.factor, tools=True)
+        return guards.ProbeConversation(tiny.codec, get_protocol(protocol), factor=tiny.defaults.factor, tools=True)
 
     @pytest.fixture(autouse=True)
     def _same_template(self, tiny: HFBackend) -> Any:
@@ -290,7 +292,7 @@ def test_the_longest_episode_is_counted_and_refused_with_its_numbers(tiny: HFBac
 
 
 def test_alarms_ring_once_when_calls_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    alarm = Alarm(tmp_path / "log.jsonl")
+    alarm = WarningCallback(tmp_path / "log.jsonl")
     for rate in [0.9] * 10 + [0.0] * 30:
         tell(alarm, **{"zoom/call_rate_needed/needle-hop": rate, "entropy": 1.0})
     assert alarm.warned == ["zoom/call_rate_needed/needle-hop"]
@@ -308,7 +310,7 @@ def test_alarms_ring_once_when_calls_stop(tmp_path: Path, capsys: pytest.Capture
     ],
 )
 def test_alarms_ring(tmp_path: Path, logs: dict[str, float], name: str) -> None:
-    alarm = Alarm(tmp_path / "log.jsonl")
+    alarm = WarningCallback(tmp_path / "log.jsonl")
     tell(alarm, **dict.fromkeys(logs, 0.0))
     assert not alarm.warned
     for _ in range(60):
@@ -317,7 +319,7 @@ def test_alarms_ring(tmp_path: Path, logs: dict[str, float], name: str) -> None:
 
 
 def test_an_alarm_rings_when_entropy_is_gone(tmp_path: Path) -> None:
-    alarm = Alarm(tmp_path / "log.jsonl")
+    alarm = WarningCallback(tmp_path / "log.jsonl")
     for _ in range(60):
         tell(alarm, entropy=0.01 if alarm._means else 1.0)
     assert alarm.warned == ["entropy"]
@@ -337,8 +339,8 @@ def test_an_alarm_of_a_run_that_goes_on_remembers_its_log(tmp_path: Path, capsys
     ]
     lines += [{"step": 3, "warning": "50% of the rollouts are cut off"}, {"step": 11, "loss": 0.0, "entropy": 9.0}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 12, "lo')
-    alarm = Alarm(path)
-    for callback in (Notes(path), alarm):
+    alarm = WarningCallback(path)
+    for callback in (MetricsCallback(path), alarm):
         begun(callback, 10)
     assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:-1]
     assert alarm.warned == ["truncated"] and not capsys.readouterr().out
@@ -358,15 +360,15 @@ def test_episodes_are_kept_although_rounds_begin_between_the_steps(
     def steps() -> list[int]:
         return [json.loads(line)["step"] for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
 
-    def rounds(keeper: Keeper, *at: int) -> None:
+    def rounds(keeper: RolloutPageCallback, *at: int) -> None:
         for step in at:
             keeper.keep(step, [one], ["accuracy"], [[1.0]], [store])
 
-    first = Keeper(tmp_path, every=20, episodes=1)
+    first = RolloutPageCallback(tmp_path, every=20, episodes=1)
     begun(first, 0)
     rounds(first, 0, 0, 12, 24, 36, 48, 60)
     assert steps() == [0, 24, 48, 60]
-    again = Keeper(tmp_path, every=20, episodes=1)
+    again = RolloutPageCallback(tmp_path, every=20, episodes=1)
     begun(again, 48)
     assert steps() == [0, 24], "the round of the checkpoint's step is run again"
     rounds(again, 48, 60)

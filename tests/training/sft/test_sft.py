@@ -26,11 +26,11 @@ from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.interface import Settings
+from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.presets import NANO_FOLDER
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.protocols import PROTOCOLS, get_protocol
-from qzoom_agent.training.branches.dataset import Source, load_records
+from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
 from qzoom_agent.training.sft import fine_tune as run
 from qzoom_agent.training.sft.call_writer import write_answer, write_call
 from qzoom_agent.training.sft.conversations import IGNORED, from_row, in_user_turns, learned, to_row
@@ -40,7 +40,7 @@ from qzoom_agent.views import ViewStore
 from tests.tiny_models import QWEN_TEMPLATE, build
 
 FACTORS = {"qwen2_5_vl": 28, "qwen3_vl": 32}
-NEEDLES = Source(path="needle", limit=4, a_board=2, suites=("needle-scene", "needle-hop"))
+NEEDLES = DatasetSpec(path="needle", limit=4, a_board=2, suites=("needle-scene", "needle-hop"))
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +354,7 @@ def test_logits_of_training_are_those_of_inference(folders: dict[str, Path], fam
         if one["role"] != "assistant":
             continue
         ready = session.prepare(conversation[:at])
-        session.reply(conversation[:at], settings=Settings(max_new_tokens=1))
+        session.reply(conversation[:at], settings=SamplingParams(max_new_tokens=1))
         assert session.prompt_logits is not None
         text = one["content"][0]["text"]  # type: ignore[typeddict-item]
         session.remember(ready, tokenizer(text, add_special_tokens=False)["input_ids"], text)

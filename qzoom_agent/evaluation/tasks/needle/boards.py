@@ -85,7 +85,7 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
+class BoardObject:
     """An object of a scene: what it looks like and where, for questions and for dense labels."""
 
     shape: str
@@ -106,7 +106,7 @@ class Board:
     image: Image.Image
     facts: list[Fact] = field(default_factory=list)
     glyphs: list[Glyph] = field(default_factory=list)
-    things: list[Thing] = field(default_factory=list)
+    things: list[BoardObject] = field(default_factory=list)
 
 
 class Pen:
@@ -234,7 +234,7 @@ def draw_board(layout: str, seed: int, *, split: str = "train", fonts: Path | No
 
 def _place_things(
     pen: Pen, top: float, bottom: float, columns: int, rows: int, count: int
-) -> list[tuple[Thing, int, int]]:
+) -> list[tuple[BoardObject, int, int]]:
     """Draw `count` objects on a jittered grid between `top` and `bottom`, with the room for a plate below each."""
     rng = pen.rng
     staggered = pen.split == "ood" and columns > 1
@@ -260,7 +260,7 @@ def _place_things(
         box = (x, y, x + side, y + side)
         fill = paint(rng, color, split=pen.split)
         draw_shape(pen.draw, shape, box, fill=fill, outline=(70, 70, 70))
-        placed.append((Thing(shape, color, box, 0, None), column, row))
+        placed.append((BoardObject(shape, color, box, 0, None), column, row))
     return placed
 
 
@@ -271,12 +271,12 @@ def _scene(pen: Pen) -> None:
     if pen.height >= 700 and pen.width < 640:
         rows = 4
     placed = _place_things(pen, top, pen.height - 8, columns, rows, rng.randint(4, min(9, columns * rows)))
-    plates: dict[tuple[int, int], tuple[Thing, str, Rect]] = {}
+    plates: dict[tuple[int, int], tuple[BoardObject, str, Rect]] = {}
     for bare, column, row in placed:
         side, x, y = bare.box[2] - bare.box[0], bare.box[0], bare.box[1]
         pips = rng.randint(1, 6)
         die = draw_die(pen.draw, pips, (x + side / 2, y + side * 0.5), side=rng.uniform(23, 27))
-        thing = Thing(bare.shape, bare.color, bare.box, pips, die)
+        thing = BoardObject(bare.shape, bare.color, bare.box, pips, die)
         code = pen.new_code()
         width = pen.code_size(code)[0]
         plate_x = min(max(4.0, x + side / 2 - width / 2), pen.width - width - 4)
@@ -293,7 +293,7 @@ def _scene(pen: Pen) -> None:
     _global_facts(pen, [thing for thing, _, _ in plates.values()])
 
 
-def _global_facts(pen: Pen, things: list[Thing]) -> None:
+def _global_facts(pen: Pen, things: list[BoardObject]) -> None:
     shapes, colors = [thing.shape for thing in things], [thing.color for thing in things]
     for thing in things:
         if shapes.count(thing.shape) == 1:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Final
 
-from qzoom_agent.data.samples import Sample, Source
+from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.tasks.needle import SEEDS_A_RUN, SUITES, need_split, sample, sample_seed
@@ -27,11 +27,11 @@ _TITLES: Final = {
 
 
 @dataclass(frozen=True)
-class Drawn:
+class NeedleSamples:
     """The first `n` questions of one suite, split and seed."""
 
     suite: str
-    source: Source
+    source: TaskSource
 
     def __len__(self) -> int:
         return QUESTIONS if self.source.n is None else self.source.n
@@ -51,7 +51,7 @@ class Drawn:
         return [question.kind for question in self]
 
 
-def load(name: str, source: Source) -> Drawn:
+def load(name: str, source: TaskSource) -> NeedleSamples:
     """The questions of the needle suite `name`; ConfigError for what they cannot be drawn with."""
     if source.path is not None:
         raise ConfigError(f"{name} draws its own boards: it cannot be read from {source.path!r}. Leave the path out.")
@@ -62,7 +62,7 @@ def load(name: str, source: Source) -> Drawn:
     split = source.split or "test"
     need_split(split)
     typefaces(split, source.fonts)
-    return Drawn(name, source)
+    return NeedleSamples(name, source)
 
 
 def exact(text: str | None, question: Sample) -> Score:

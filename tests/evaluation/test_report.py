@@ -12,7 +12,7 @@ import pytest
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.evaluation import report
-from qzoom_agent.evaluation.charts import Point, bars, scatter
+from qzoom_agent.evaluation.charts import ChartPoint, bars, scatter
 from qzoom_agent.evaluation.report import write_run_report
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate
@@ -129,7 +129,9 @@ def test_charts_hold_their_marks() -> None:
     assert "&lt;b&gt;" in drawn
     assert drawn.count("whisker") == 1
     assert 'width="50.00"' in drawn
-    plot = scatter([Point("a", 60, half, True), Point("b", 61, half, False), Point("c", 600, half, False)])
+    plot = scatter(
+        [ChartPoint("a", 60, half, True), ChartPoint("b", 61, half, False), ChartPoint("c", 600, half, False)]
+    )
     heights = [float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="start"', plot)]
     assert len(heights) == 3
     assert abs(heights[0] - heights[1]) >= 14, "labels of neighbours do not cover each other"

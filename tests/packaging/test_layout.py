@@ -18,7 +18,7 @@ HEAVY = {"torch", "transformers", "langgraph", "trl"}
 
 LAYERS = [
     {"errors"},
-    {"files", "usage"},
+    {"extensions", "files", "usage"},
     {"geometry"},
     {"images"},
     {"views"},

@@ -11,7 +11,7 @@ from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.perception.adapters import Grid
 from qzoom_agent.perception.labels import BACKGROUND, FOREGROUND, LabelRules
-from qzoom_agent.perception.maps import Region
+from qzoom_agent.perception.maps import MapRegion
 from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.inputs import ask
 from qzoom_agent.training.branches.labelling import labels_on, picture
@@ -143,9 +143,9 @@ def test_a_view_that_is_padded_to_a_square_is_measured_where_it_lies(size: tuple
         for column in range(one.cells.columns):
             cell = view.to_original(one.cells.to_view(column, row, column + 1, row + 1, view="coarse"))
             assert bool(touched[row, column]) == (cell.coverage(needle) > 1e-6 or needle.coverage(cell) > 1e-6)
-            shown = in_pixels(Region(column, row, column + 1, row + 1, 1.0), one.cells, view)
+            shown = in_pixels(MapRegion(column, row, column + 1, row + 1, 1.0), one.cells, view)
             assert shown.x1 >= 0 and shown.y1 >= 0 and shown.x2 <= size[0] and shown.y2 <= size[1]
-    whole = in_pixels(Region(0, 0, one.cells.columns, one.cells.rows, 1.0), one.cells, view)
+    whole = in_pixels(MapRegion(0, 0, one.cells.columns, one.cells.rows, 1.0), one.cells, view)
     assert whole.as_list() == pytest.approx([0, 0, *size])
     shape = one.cells.rows, one.cells.columns
     heat = np.full(shape, 1e-4)

@@ -1,0 +1,90 @@
+"""Doors for extensions: rewards, scorers, tasks, protocols, tools and policy rules that live outside this package.
+
+Wherever the package takes one of these by name, it takes three forms:
+
+- a name of this package, or of an installed package that registers an entry point in the group of that kind
+  (`[project.entry-points."qzoom_agent.rewards"]`);
+- `module:attribute`, imported from the Python path and the working directory;
+- in Python, the object itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final
+
+from qzoom_agent.errors import ConfigError
+
+GROUPS: Final = {
+    "reward": "qzoom_agent.rewards",
+    "scorer": "qzoom_agent.scorers",
+    "task": "qzoom_agent.tasks",
+    "protocol": "qzoom_agent.protocols",
+    "tool": "qzoom_agent.tools",
+    "policy rule": "qzoom_agent.policy_rules",
+}
+"""Entry point group of each kind of extension."""
+
+
+def is_reference(name: str) -> bool:
+    """Return whether `name` has the form `module:attribute`."""
+    module, colon, attribute = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
+
+
+def find(name: str, *, kind: str, known: Mapping[str, Any]) -> Any:
+    """Return the extension called `name`: one of `known`, an entry point, or a `module:attribute`.
+
+    Args:
+        name: As a user wrote it in Python, YAML or on the command line.
+        kind: One of `GROUPS`, for the entry point group and for messages.
+        known: What this package itself offers, by name.
+
+    Raises:
+        ConfigError: There is no such name, or it cannot be imported.
+    """
+    if name in known:
+        return known[name]
+    if is_reference(name):
+        return _imported(name, kind)
+    group = GROUPS[kind]
+    installed = {point.name: point for point in entry_points(group=group)}
+    if name in installed:
+        try:
+            return installed[name].load()
+        except Exception as error:  # whatever a foreign package raises while it is imported
+            raise ConfigError(
+                f"The {kind} '{name}' of the installed package "
+                f"'{installed[name].dist.name if installed[name].dist else installed[name].value}' "
+                f"cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+    names = ", ".join(sorted([*known, *installed]))
+    raise ConfigError(
+        f"There is no {kind} '{name}'. Known: {names}. Your own: write 'module:name', or install a package with an "
+        f"entry point in the group '{group}'."
+    )
+
+
+def _imported(name: str, kind: str) -> Any:
+    module, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    added = here not in sys.path and "" not in sys.path
+    if added:
+        sys.path.insert(0, here)  # the `qzoom` command starts without the working directory on its path
+    try:
+        value: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            value = getattr(value, part)
+    except Exception as error:  # whatever a foreign module raises while it is imported
+        raise ConfigError(
+            f"The {kind} '{name}' cannot be imported: {type(error).__name__}: {error}. "
+            f"'{name}' means '{attribute}' of the module '{module}', found from {here} and the Python path."
+        ) from error
+    finally:
+        if added:
+            sys.path.remove(here)
+    return value

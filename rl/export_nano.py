@@ -3,7 +3,7 @@
     python rl/export_nano.py runs/nano/finish/final qzoom_agent/weights/nano
 
 Of several folders of one run the mean of their weights is taken: a short last stage teaches something new and unsettles
-something old, and the mean of before and after keeps most of both (docs/lab.md, 16).
+something old, and the mean of before and after keeps most of both (docs/maintainers/notebook.md, 16).
 
 The result is a stock Qwen2.5-VL folder: `AutoModelForImageTextToText.from_pretrained` loads it, and so does anything
 else that knows the family.

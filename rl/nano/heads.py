@@ -4,10 +4,10 @@ The vision tower learns to read from labels on every visual token long before th
 scratch through the answers alone, reading stays at chance). The second decoder layer learns in which column and row
 each visual token lies, as classes, so that "in the same row" is a match: Qwen2.5-VL's relative positions give it only
 indirectly, and it has to be known below the layer that looks for what a question names, or the look finds the thing and
-not its place (docs/lab.md, 13).
+not its place (docs/maintainers/notebook.md, 13).
 Half the attention heads of three layers are told where to look: a naming word at what it names, an answer at the word
 that its question is about, and then at the visual tokens that it is read from, whose column and row it has to know by
-then (`aim`). Found through answers alone, that takes ten times the questions (docs/lab.md, 5 and 13).
+then (`aim`). Found through answers alone, that takes ten times the questions (docs/maintainers/notebook.md, 5 and 13).
 """
 
 from typing import Any
@@ -46,7 +46,7 @@ TALLY: dict[int, float] = {2: 1.0, 3: 6.0}
 
 Attention that is shared among n things is the same for every n; what the first token keeps of it tells the number."""
 _DENSE_WEIGHTS = (1.0, 1.0, 0.8, 0.4, 0.6, 0.4)
-"""Of the dense labels; shapes are learned last of all when they weigh as little as colours (docs/lab.md, 9)."""
+"""Of the dense labels; shapes are learned last of all when they weigh as little as colours (docs/maintainers/notebook.md, 9)."""
 
 
 class TrainingHeads(nn.Module):

@@ -4,7 +4,7 @@ Told only where an *answer* is read from, a small model learns to find things by
 (the red star): the token that answers would have to gather the words, combine them and search, all before it has ever
 been right. The words themselves have it easy: "star" stands there, and what it has to match is in the picture. So the
 last token of a naming word is told where what it names is ("red": all that is red; "star" after it: the one star that
-is), and whoever answers can look at that token (docs/lab.md, 11 and 13).
+is), and whoever answers can look at that token (docs/maintainers/notebook.md, 11 and 13).
 """
 
 import re

@@ -2,8 +2,8 @@
 
 A `SampleResult` is one line of a run folder's `samples.jsonl`. It holds everything that scoring, statistics and
 reports need, so that none of them has to load the suite or the model again. Its `key` is a hash of all that decides
-the answer: the sample (image included), the question as asked, the configuration, the weights, the seed. Two rows of one key are the
-same experiment, whenever and wherever they were run.
+the answer: the sample (image included), the question as asked, the configuration, the weights, the seed. Two rows of
+one key are the same experiment, whenever and wherever they were run.
 
 Gold boxes reach the agent under the policies `oracle` and `random` only, the latter for their sizes.
 """

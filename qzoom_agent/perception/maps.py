@@ -152,7 +152,7 @@ def _around_centre(
 ) -> tuple[float, float, float, float]:
     """A box around the centre of gravity of a part's hottest cell and those next to it, in cells, moved inside the map.
 
-    Cells weigh by their odds, not their probabilities: a cell at 0.98 knows more than one at 0.9 (docs/maintainers/notebook.md, 16).
+    Cells weigh by their odds, not their probabilities: a cell at 0.98 knows more than one at 0.9.
     Those next to it weigh, whether foreground or not: they tell where in its cell the thing lies (20).
     """
     rows, columns = heat.shape

@@ -46,7 +46,7 @@ TALLY: dict[int, float] = {2: 1.0, 3: 6.0}
 
 Attention that is shared among n things is the same for every n; what the first token keeps of it tells the number."""
 _DENSE_WEIGHTS = (1.0, 1.0, 0.8, 0.4, 0.6, 0.4)
-"""Of the dense labels; shapes are learned last of all when they weigh as little as colours (docs/maintainers/notebook.md, 9)."""
+"""Of the dense labels; shapes are learned last of all when they weigh as little as colours (notebook, 9)."""
 
 
 class TrainingHeads(nn.Module):

@@ -182,7 +182,7 @@ def test_nanos_budget_is_about_the_trained_one() -> None:
     grown = [side / trained for side, trained in zip(box, PROPOSED_SIDES, strict=True)]
     growth = (grown[0] * grown[1]) ** 0.5
     assert PROPOSED_GROWTH[0] <= growth <= PROPOSED_GROWTH[1]
-    # Chosen on validation boards, the box came out a little wider and lower (docs/maintainers/notebook.md, 20): not by much.
+    # Chosen on validation boards, the box came out a little wider and lower (notebook, 20): not by much.
     assert grown == pytest.approx([growth, growth], rel=0.07)
     for served, trained in zip((least, most), PROPOSED_TOKENS, strict=True):
         assert 0.9 < (served / trained) ** 0.5 / growth <= 1.01

@@ -17,11 +17,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from qzoom_agent.config import positive_int
 from qzoom_agent.errors import finished
 from qzoom_agent.training.grpo.checks import logp_distance
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.launch import make_trainer
-from qzoom_agent.usage import positive
 
 
 class Speed(NamedTuple):
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
     parser.add_argument("--model", help="another model than the recipe's")
-    parser.add_argument("--rounds", type=positive, default=3, help="of each way, beside the one that warms up")
+    parser.add_argument("--rounds", type=positive_int, default=3, help="of each way, beside the one that warms up")
     options = parser.parse_args(argv)
     recipe = load_grpo_recipe(options.config, **({} if options.model is None else {"model": options.model}))
     print(f"{recipe.prompts} questions x {recipe.group} rollouts a round, {options.rounds} rounds each")

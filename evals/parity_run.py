@@ -20,6 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.gate import gate_fires
 from qzoom_agent.geometry import Size
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import QWEN2_5_VL, Adapter
@@ -169,7 +170,7 @@ class Run:
     @property
     def gate_fires(self) -> bool:
         """Whether the gate asks for detail; always, in a checkpoint that has none."""
-        return self.look.score is None or self.look.threshold is None or self.look.score >= self.look.threshold
+        return gate_fires(self.look.score, self.look.threshold) is not False
 
     @property
     def path(self) -> str:

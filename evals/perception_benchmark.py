@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from qzoom_agent.config import PerceptionConfig
+from qzoom_agent.config import PerceptionConfig, positive_int
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.interface import SamplingParams
@@ -38,7 +38,6 @@ from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.decoder import Decoder, cache_name
 from qzoom_agent.perception.look import look
 from qzoom_agent.perception.prefill import Prefill
-from qzoom_agent.usage import positive
 
 Path_ = Literal["stock", "direct", "direct lean", "stock both", "roi", "roi lean", "roi again"]
 """stock: coarse prompt; direct: the same with the gate; stock both: one pass over coarse and crop; roi: gate, map and
@@ -326,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--repeats", type=positive, default=5, help="of every path, of which the median counts")
+    parser.add_argument("--repeats", type=positive_int, default=5, help="of every path, of which the median counts")
     parser.add_argument("--recorded", type=Path, help="folder of recordings whose timings are compared with")
     parser.add_argument("--json", type=Path, help="write all rows")
     parser.add_argument("--peak", help=argparse.SUPPRESS)

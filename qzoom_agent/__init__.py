@@ -10,6 +10,8 @@ costs next to nothing.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from qzoom_agent import moved
+
 if TYPE_CHECKING:
     from qzoom_agent.agent import Agent, Answer
     from qzoom_agent.config import AgentConfig
@@ -28,6 +30,9 @@ _HOME = {
     "Trace": "qzoom_agent.trace",
     "load_image": "qzoom_agent.images",
 }
+
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

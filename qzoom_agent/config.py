@@ -13,6 +13,7 @@ so that a config saved with a run repeats it elsewhere.
 from __future__ import annotations
 
 import difflib
+from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -268,6 +269,13 @@ def read_setting(text: str) -> tuple[str, Any]:
         return key.strip(), read_yaml(value)
     except ValueError:
         raise ConfigError(f"The value in --set {text} cannot be read. Put quotes around it.") from None
+
+
+def positive_int(text: str) -> int:
+    """Return a count of 1 or more; the `type` of a command line flag."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"a whole number from 1 on is needed; got {text!r}")
+    return int(text)
 
 
 class AgentConfig(Config):

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from qzoom_agent.config import ReviewConfig
+from qzoom_agent.gate import gate_fires
 from qzoom_agent.geometry import Box, Frame, Size
 from qzoom_agent.trace import CallRecord, PerceptionRecord
 from qzoom_agent.views import View
@@ -199,9 +200,8 @@ def suffices(look: PerceptionRecord, share: float | None, *, map_decides: bool) 
     """
     if share is None:
         return False
-    if look.score is None or look.threshold is None:
-        return map_decides and not look.boxes
-    return look.score < share * look.threshold
+    fires = gate_fires(look.score, look.threshold, share=share)
+    return map_decides and not look.boxes if fires is None else not fires
 
 
 @dataclass(frozen=True, slots=True)

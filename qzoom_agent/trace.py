@@ -41,6 +41,7 @@ from pydantic import (
 
 from qzoom_agent.errors import TraceError
 from qzoom_agent.files import whole
+from qzoom_agent.gate import gate_fires
 from qzoom_agent.views import View
 
 VERSION = "1.1"
@@ -169,7 +170,7 @@ class PerceptionRecord(_Record):
     @property
     def fired(self) -> bool | None:
         """Whether the gate asked for more detail; None without a gate."""
-        return None if self.score is None or self.threshold is None else self.score >= self.threshold
+        return gate_fires(self.score, self.threshold)
 
     @model_validator(mode="after")
     def _rectangular(self) -> PerceptionRecord:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from qzoom_agent.cli.console import Console
 from qzoom_agent.cli.main import OK
+from qzoom_agent.config import positive_int
 from qzoom_agent.files import require_folder
-from qzoom_agent.usage import positive
 
 if TYPE_CHECKING:
     from qzoom_agent.evaluation.pareto import Headline, ParetoPoint
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     pareto.add_argument("--suites", type=_names, metavar="A,B", help="needle suites (default: scene, doc and global)")
     pareto.add_argument("--budgets", type=_numbers, metavar="N,N", help="of the baseline, in visual tokens")
     pareto.add_argument("--coarse", type=_numbers, metavar="N,N", help="of the coarse view of those that zoom")
-    pareto.add_argument("--n", type=positive, default=100, help="questions a suite (default: 100)")
+    pareto.add_argument("--n", type=positive_int, default=100, help="questions a suite (default: 100)")
     pareto.add_argument("--seed", type=int, default=0, help="draws other questions (default: 0)")
     pareto.add_argument("--out", type=Path, default=Path("runs/pareto"), help="folder of figure, table and answers")
     pareto.add_argument("--update", type=Path, metavar="DIR", help="write the tables into the documents of DIR, too")
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     ablation.add_argument(
         "--run", type=Path, default=Path("runs/branches"), help="output folder of qzoom train branches"
     )
-    ablation.add_argument("--n", type=positive, default=100, help="questions a suite (default: 100)")
+    ablation.add_argument("--n", type=positive_int, default=100, help="questions a suite (default: 100)")
     ablation.add_argument("--seed", type=int, default=0, help="draws other questions (default: 0)")
     ablation.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder to work in")
     return flags
@@ -140,7 +140,7 @@ def _progress(console: Console, suite: str, total: int) -> Callable[[int], None]
 
 
 def _numbers(text: str) -> list[int]:
-    return sorted({positive(part) for part in text.split(",")})
+    return sorted({positive_int(part) for part in text.split(",")})
 
 
 def _names(text: str) -> list[str]:

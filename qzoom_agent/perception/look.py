@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.gate import gate_fires
 from qzoom_agent.perception.adapters import Adapter
 from qzoom_agent.perception.branches import SDRPN, BranchConfig, Branches, cut, map_logits
 from qzoom_agent.perception.decoder import Rotary
@@ -57,9 +58,7 @@ class Look:
     @property
     def zooms(self) -> bool:
         """Whether anything is proposed."""
-        return any(one.regions for one in self.maps) and not (
-            self.score is not None and self.threshold is not None and self.score < self.threshold
-        )
+        return any(one.regions for one in self.maps) and gate_fires(self.score, self.threshold) is not False
 
 
 def reading(config: BranchConfig, options: PerceptionConfig) -> PerceptionConfig:
@@ -156,7 +155,7 @@ def look_batch(
         Look(score, threshold, [], "the gate says that the coarse view suffices", gate_work * count)
         for score, count in zip(scores, tokens, strict=True)
     ]
-    open_ = [at for at, score in enumerate(scores) if score is None or threshold is None or score >= threshold]
+    open_ = [at for at, score in enumerate(scores) if gate_fires(score, threshold) is not False]
     rows = list(range(len(tokens))) if map_always else open_
     if not rows:
         return found
@@ -176,7 +175,7 @@ def look_batch(
 
 
 def _reason(score: float | None, threshold: float | None, maps: Sequence[Map]) -> str:
-    if score is not None and threshold is not None and score < threshold:
+    if gate_fires(score, threshold) is False:
         return "the gate says that the coarse view suffices"
     if not any(one.regions for one in maps):
         return "no part of the map stands out"

@@ -18,7 +18,7 @@ HEAVY = {"torch", "transformers", "langgraph", "trl"}
 
 LAYERS = [
     {"errors"},
-    {"extensions", "files", "usage"},
+    {"extensions", "files", "gate", "moved"},
     {"geometry"},
     {"images"},
     {"views"},

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from qzoom_agent.config import Blur, PerceptionConfig, Sides
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.gate import gate_fires
 from qzoom_agent.perception.maps import smoothed
 from qzoom_agent.training.branches.branch_recipe import Calibration
 from qzoom_agent.training.branches.crop_outcomes import Crop
@@ -213,8 +214,8 @@ def gate_figures(
     threshold = min(max(threshold, 0.0), most)
     return GateFigures(
         threshold=threshold,
-        missed=fmean(score < threshold for score in needing),
-        needless=fmean(score >= threshold for score in easy),
+        missed=fmean(not gate_fires(score, threshold) for score in needing),
+        needless=fmean(bool(gate_fires(score, threshold)) for score in easy),
     )
 
 

@@ -21,7 +21,7 @@ from datasets import Dataset
 from transformers.utils.logging import disable_progress_bar
 from yaml import safe_dump
 
-from qzoom_agent.config import PerceptionConfig
+from qzoom_agent.config import PerceptionConfig, positive_int
 from qzoom_agent.errors import finished
 from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.models.hf import HFBackend
@@ -40,7 +40,6 @@ from qzoom_agent.training.branches.stage_dependencies import begin_stage, requir
 from qzoom_agent.training.branches.thresholds import with_thresholds
 from qzoom_agent.training.recipe_io import keep_recipe
 from qzoom_agent.training.trackers import require_tracker
-from qzoom_agent.usage import positive
 
 RULES: Final[tuple[dict[str, float], ...]] = (
     *({"threshold": value} for value in (0.3, 0.2, 0.1, 0.05)),
@@ -245,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/branches"), help="folder of all that is written")
     parser.add_argument("--model", help="another base than the recipe's: a preset, a hub id or a folder")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it costs, and stop")
-    parser.add_argument("--devices", type=positive, default=1, help="for --dry-run: how many devices there will be")
+    parser.add_argument("--devices", type=positive_int, default=1, help="for --dry-run: how many devices there will be")
     options = parser.parse_args(argv)
     changes = {} if options.model is None else {"model": options.model}
     recipe = load_branch_recipe(options.config, **changes)

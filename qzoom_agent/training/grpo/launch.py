@@ -32,7 +32,7 @@ from transformers.utils.import_utils import is_peft_available
 from trl.trainer.grpo_config import GRPOConfig
 from yaml import safe_dump
 
-from qzoom_agent.config import AgentConfig
+from qzoom_agent.config import AgentConfig, positive_int
 from qzoom_agent.errors import ConfigError, MissingDependency, finished
 from qzoom_agent.evaluation.scorers.judge import ready
 from qzoom_agent.files import require_folder
@@ -62,7 +62,6 @@ from qzoom_agent.training.grpo.trainer import EpisodeTrainer, ZoomTrainer
 from qzoom_agent.training.reward_specs import accuracy_of, build
 from qzoom_agent.training.rewards import Judge, awaited
 from qzoom_agent.training.trackers import require_tracker
-from qzoom_agent.usage import positive
 
 
 def train(recipe: GRPORecipe, output: Path) -> Path:
@@ -305,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="another number of steps than the recipe's")
     parser.add_argument("--seed", type=int, help="another seed than the recipe's")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it costs, and stop")
-    parser.add_argument("--devices", type=positive, default=1, help="for --dry-run: how many devices there will be")
+    parser.add_argument("--devices", type=positive_int, default=1, help="for --dry-run: how many devices there will be")
     options = parser.parse_args(argv)
     given = {"model": options.model, "branches": options.branches, "steps": options.steps, "seed": options.seed}
     recipe = load_grpo_recipe(options.config, **{key: value for key, value in given.items() if value is not None})

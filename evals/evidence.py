@@ -1,4 +1,4 @@
-"""The table of `docs/nano.md`: nano on every needle suite, under every policy, in one resumable command.
+"""The table of `docs/nano.md`: nano on every needle task, under every policy, in one resumable command.
 
     python -m evidence --out runs/evidence --n 500 --write docs/nano.md --short README.md
     python -m evidence --out runs/evidence --n 500 --part 1/2   (half of the rows, for two processes)
@@ -24,9 +24,9 @@ from qzoom_agent.evaluation.compare import compare
 from qzoom_agent.evaluation.provenance import environment, fingerprint
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate
-from qzoom_agent.evaluation.summary import Results, SuiteResult
-from qzoom_agent.evaluation.tasks.catalog import find_suite
-from qzoom_agent.evaluation.tasks.needle import SUITES
+from qzoom_agent.evaluation.summary import Results, TaskResult
+from qzoom_agent.evaluation.tasks.catalog import find_task
+from qzoom_agent.evaluation.tasks.needle import TASK_NAMES
 
 POLICIES: Final[tuple[PolicyName, ...]] = (
     "direct",
@@ -64,7 +64,7 @@ END: Final = "<!-- evidence: end -->"
 class Case(NamedTuple):
     """One row of the table, at the model's own budget."""
 
-    suite: str
+    task: str
     policy: PolicyName
     split: str = "test"
 
@@ -75,23 +75,19 @@ class Case(NamedTuple):
 
 CASES: Final[tuple[Case, ...]] = (
     *(
-        Case(suite, policy)
-        for suite in SUITES
+        Case(task, policy)
+        for task in TASK_NAMES
         for policy in POLICIES
-        if not (suite == "needle-global" and policy in {"oracle", "random"})
+        if not (task == "needle-global" and policy in {"oracle", "random"})
     ),
-    *(
-        Case(suite, policy, split="ood")
-        for suite in ("needle-scene", "needle-doc")
-        for policy in ("explicit", "oracle")
-    ),
+    *(Case(task, policy, split="ood") for task in ("needle-scene", "needle-doc") for policy in ("explicit", "oracle")),
 )
 
 
-def table(results: Sequence[tuple[Case, SuiteResult]]) -> str:
+def table(results: Sequence[tuple[Case, TaskResult]]) -> str:
     """The results as a Markdown table."""
     lines = [
-        "| suite | split | policy | accuracy | 95 % interval | n | zooms | gate | box recall "
+        "| task | split | policy | accuracy | 95 % interval | n | zooms | gate | box recall "
         "| visual tokens | failed calls | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -99,7 +95,7 @@ def table(results: Sequence[tuple[Case, SuiteResult]]) -> str:
         look, cost = result.perception, result.cost
         interval = result.interval
         cells = (
-            case.suite,
+            case.task,
             case.split,
             case.policy,
             f"{result.accuracy:.1%}",
@@ -116,15 +112,15 @@ def table(results: Sequence[tuple[Case, SuiteResult]]) -> str:
     return "\n".join(lines)
 
 
-def short_table(results: Sequence[tuple[Case, SuiteResult]]) -> str:
-    """Accuracy alone, a line a suite and a column a policy, as a Markdown table."""
-    known = {(case.suite, case.policy): result for case, result in results if case.split == "test"}
-    head = ["suite", "the answer needs", *(f"`{policy}`" for policy in SHORT)]
+def short_table(results: Sequence[tuple[Case, TaskResult]]) -> str:
+    """Accuracy alone, a line a task and a column a policy, as a Markdown table."""
+    known = {(case.task, case.policy): result for case, result in results if case.split == "test"}
+    head = ["task", "the answer needs", *(f"`{policy}`" for policy in SHORT)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for suite in SUITES:
-        cells = [f"`{suite}`", NEEDS[suite]]
+    for task in TASK_NAMES:
+        cells = [f"`{task}`", NEEDS[task]]
         for policy in SHORT:
-            result = known.get((suite, policy))
+            result = known.get((task, policy))
             interval = None if result is None else result.interval
             bounds = f" ({interval.low:.0%} to {interval.high:.0%})" if interval else ""
             cells.append("-" if result is None else f"{result.accuracy:.0%}{bounds}")
@@ -135,42 +131,42 @@ def short_table(results: Sequence[tuple[Case, SuiteResult]]) -> str:
 def differences(cases: Sequence[Case], out: Path) -> str:
     """What each change of policy is worth in points of accuracy, paired by question, as a Markdown table.
 
-    Suites and pairs of which both policies are among `cases`; empty if there are none.
+    Tasks and pairs of which both policies are among `cases`; empty if there are none.
     """
     known = set(cases)
     lines = []
-    for suite in SUITES:
+    for task in TASK_NAMES:
         cells = []
         for before, after in PAIRS:
-            pair = Case(suite, before), Case(suite, after)
+            pair = Case(task, before), Case(task, after)
             if not known.issuperset(pair):
                 cells.append("-")
                 continue
             first, second = (RunFolder.existing(out / case.name) for case in pair)
-            found = compare(first, second).suites[suite].difference
+            found = compare(first, second).tasks[task].difference
             interval = found.interval
             bounds = f" ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})" if interval else ""
             cells.append(f"{100 * found.difference:+.1f}{bounds}")
         if any(cell != "-" for cell in cells):
-            lines.append(f"| {' | '.join([suite, *cells])} |")
+            lines.append(f"| {' | '.join([task, *cells])} |")
     if not lines:
         return ""
     head = ["points, paired by question", *(f"{after} - {before}" for before, after in PAIRS)]
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines])
 
 
-def run(case: Case, agent: Agent, *, n: int, seed: int, weights: str | None, out: Path) -> SuiteResult:
+def run(case: Case, agent: Agent, *, n: int, seed: int, weights: str | None, out: Path) -> TaskResult:
     """The result of one row: from disk if it is finished, else by running it."""
     folder, asked = RunFolder(out / case.name), agent.replace(policy=case.policy)
     known = (folder.path / "results.json").exists()
     if known and folder.ask.weights == weights and folder.config == asked.config:
         found = Results.of(folder)
-        result = found.suites[case.suite]
+        result = found.tasks[case.task]
         if found.seed == seed and result.n == n and not result.failed:
             return result
     results = evaluate(
         asked,
-        [find_suite(case.suite)],
+        [find_task(case.task)],
         out=folder.path,
         source=TaskSource(split=case.split, seed=seed, n=n),
         own_budget=True,
@@ -178,7 +174,7 @@ def run(case: Case, agent: Agent, *, n: int, seed: int, weights: str | None, out
         environment=environment(),
         traces=False,
     )
-    result = results.suites[case.suite]
+    result = results.tasks[case.task]
     print(f"{case.name}: {result.accuracy:.1%} of {result.n}", file=sys.stderr, flush=True)
     return result
 

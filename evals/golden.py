@@ -3,7 +3,7 @@
     python -m golden     prints the table; exit code 1 if a row differs
 
 `faithful` rows hold what the public implementations do, wrong as it may be; `clean` rows the same replies by our rules.
-A case names its suite, and so tests the scorer that the suite really uses. Figures are of aggregates and of grounding.
+A case names its task, and so tests the scorer that the task really uses. Figures are of aggregates and of grounding.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.grounding import mean_iou, written_boxes
 from qzoom_agent.evaluation.scorers.vqa import soft_accuracy
 from qzoom_agent.evaluation.tasks import hrbench, mme
-from qzoom_agent.evaluation.tasks.catalog import SUITES
+from qzoom_agent.evaluation.tasks.catalog import TASKS
 from qzoom_agent.evaluation.tasks.documents import points
 from qzoom_agent.evaluation.tasks.task import Scored
 from qzoom_agent.geometry import Box
@@ -30,9 +30,9 @@ FIVE: Final = ("12", "21", "112", "211", "The image does not feature the number.
 
 
 class Case(NamedTuple):
-    """One reply, scored by one scorer of one suite."""
+    """One reply, scored by one scorer of one task."""
 
-    suite: str
+    task: str
     scorer: str
     prediction: str | None
     golds: str | tuple[str, ...]
@@ -58,14 +58,14 @@ class Check(NamedTuple):
 
 
 def _both(
-    suite: str, reply: str | None, gold: str | tuple[str, ...], faithful: float, clean: float
+    task: str, reply: str | None, gold: str | tuple[str, ...], faithful: float, clean: float
 ) -> tuple[Case, Case]:
-    return Case(suite, "faithful", reply, gold, faithful), Case(suite, "clean", reply, gold, clean)
+    return Case(task, "faithful", reply, gold, faithful), Case(task, "clean", reply, gold, clean)
 
 
-def _choice(suite: str, scorer: str, reply: str | None, gold: str, chosen: str | None) -> Case:
-    options = FIVE if suite.startswith("mme") else OPTIONS
-    return Case(suite, scorer, reply, gold, float(chosen == gold), chosen, options)
+def _choice(task: str, scorer: str, reply: str | None, gold: str, chosen: str | None) -> Case:
+    options = FIVE if task.startswith("mme") else OPTIONS
+    return Case(task, scorer, reply, gold, float(chosen == gold), chosen, options)
 
 
 _CHOICES: Final = (
@@ -200,7 +200,7 @@ _OPEN: Final = (
     Case("visualprobe-medium", "rule", "14 or 15", "14", 0),
     Case("zoombench", "rule", "<answer>042</answer>", "042", 1),
     Case("zoombench-crop", "rule", "42", "042", 0),
-    # The generated suites: the reply must be the answer and nothing else.
+    # The generated tasks: the reply must be the answer and nothing else.
     Case("needle-scene", "exact", "k7t", "K7T", 1),
     Case("needle-doc", "exact", "the code is K7T", "K7T", 0),
 )
@@ -211,12 +211,12 @@ CASES: Final[Sequence[Case]] = (*_CHOICES, *_OPEN)
 def checks(cases: Sequence[Case] = CASES) -> Iterator[Check]:
     """Every row, scored now."""
     for case in cases:
-        score = SUITES[case.suite].scorers[case.scorer](case.prediction, _sample(case))
+        score = TASKS[case.task].scorers[case.scorer](case.prediction, _sample(case))
         gold = case.golds if isinstance(case.golds, str) else " | ".join(case.golds)
         said = "(none)" if case.prediction is None else repr(case.prediction)
         letters = (f" ({case.chosen or '-'})", f" ({score.extracted or '-'})") if case.options else ("", "")
         yield Check(
-            f"{case.suite} {case.scorer}",
+            f"{case.task} {case.scorer}",
             said,
             gold,
             _number(case.value) + letters[0],
@@ -230,7 +230,7 @@ def _sample(case: Case) -> Sample:
     golds = (case.golds,) if isinstance(case.golds, str) else case.golds
     return Sample(
         id="golden",
-        suite=case.suite,
+        task=case.task,
         kind="all",
         image=Image.new("RGB", (1, 1)),
         question="",

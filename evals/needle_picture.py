@@ -2,7 +2,7 @@
 
     python -m needle_picture docs/images/needle.png
 
-One row a suite. From the left: the whole board with the needle marked; the coarse view of 64 visual tokens at the size
+One row a task. From the left: the whole board with the needle marked; the coarse view of 64 visual tokens at the size
 the model sees it; the needle cut from that coarse view and enlarged; the same needle cut from the original pixels.
 """
 
@@ -17,7 +17,7 @@ from qzoom_agent.evaluation.tasks.needle import sample
 from qzoom_agent.evaluation.tasks.needle.fonts import font, typefaces
 from qzoom_agent.geometry import Size, fit_tokens
 
-_SUITES = ("needle-scene", "needle-doc", "needle-hop")
+_TASKS = ("needle-scene", "needle-doc", "needle-hop")
 _TALL, _GAP = 360, 24
 
 
@@ -25,8 +25,8 @@ def picture(*, seed: int = 7, coarse_tokens: int = 64) -> Image.Image:
     """The contact sheet, RGB."""
     rows = []
     caption = font(typefaces("train")[0], 11)
-    for offset, suite in enumerate(_SUITES):
-        one = sample(suite, seed + offset)
+    for offset, task in enumerate(_TASKS):
+        one = sample(task, seed + offset)
         board, needle = one.image.copy(), one.boxes[-1]
         draw = ImageDraw.Draw(board)
         for box in one.boxes:
@@ -41,7 +41,7 @@ def picture(*, seed: int = 7, coarse_tokens: int = 64) -> Image.Image:
         seen = coarse.crop(shrunk).resize(cell, Image.Resampling.NEAREST)  # type: ignore[arg-type]
         cut = one.image.crop(tuple(round(value) for value in around)).resize(cell, Image.Resampling.BICUBIC)  # type: ignore[arg-type]
         board.thumbnail((_TALL, _TALL))
-        rows.append((f"{suite}: {one.question}  ->  {one.answer}", (board, coarse, seen, cut)))
+        rows.append((f"{task}: {one.question}  ->  {one.answer}", (board, coarse, seen, cut)))
     width = max(sum(part.width + _GAP for part in parts) for _, parts in rows) + _GAP
     sheet = Image.new("RGB", (width, len(rows) * (_TALL + 2 * _GAP + 6) + _GAP), "white")
     pen, y = ImageDraw.Draw(sheet), _GAP // 2

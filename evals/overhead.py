@@ -25,7 +25,7 @@ from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.runner import evaluate
 from qzoom_agent.evaluation.sample_result import SampleResult
-from qzoom_agent.evaluation.tasks.task import Score, Suite
+from qzoom_agent.evaluation.tasks.task import Score, Task
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message
 from qzoom_agent.models.scripted import ScriptedBackend
@@ -114,7 +114,7 @@ class _Measure:
         began = perf_counter()
         sample = Sample(
             id=str(index),
-            suite="overhead",
+            task="overhead",
             kind="one",
             image=picture(index),
             question="what is there?",
@@ -124,7 +124,7 @@ class _Measure:
         self.inside += perf_counter() - began
         return sample
 
-    def begin(self, suite: str, planned: int) -> None:
+    def begin(self, task: str, planned: int) -> None:
         self.last = perf_counter()
 
     def row(self, row: SampleResult, *, new: bool) -> None:
@@ -142,8 +142,8 @@ def harness(folder: Path, n: int = SAMPLES) -> Harness:
     def right(text: str | None, sample: Sample) -> Score:
         return Score(float(text == sample.answer), text)
 
-    suite = Suite(name="overhead", title="", load=lambda _: measure, scorers={"right": right})
-    evaluate(measure, [suite], out=folder, watch=measure)
+    task = Task(name="overhead", title="", load=lambda _: measure, scorers={"right": right})
+    evaluate(measure, [task], out=folder, watch=measure)
     return Harness(measure.times, (measure.memory[0], measure.memory[-1]))
 
 

@@ -1,4 +1,4 @@
-"""The curves of `pareto` as a figure: a column for each suite, accuracy over seconds and over visual tokens."""
+"""The curves of `pareto` as a figure: a column for each task, accuracy over seconds and over visual tokens."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def _draw(found: Sequence[ParetoPoint], path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    suites = list(dict.fromkeys(one.suite for one in found))
+    tasks = list(dict.fromkeys(one.task for one in found))
     figure, grid = pyplot.subplots(
-        len(_AXES), len(suites), figsize=(3.6 * len(suites), 5.6), squeeze=False, sharey="col", layout="constrained"
+        len(_AXES), len(tasks), figsize=(3.6 * len(tasks), 5.6), squeeze=False, sharey="col", layout="constrained"
     )
     for row, (key, label) in enumerate(_AXES):
-        for column, suite in enumerate(suites):
+        for column, task in enumerate(tasks):
             axes = grid[row][column]
-            _curves(axes, [one for one in found if one.suite == suite], key)
+            _curves(axes, [one for one in found if one.task == task], key)
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 4.0)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -49,7 +49,7 @@ def _draw(found: Sequence[ParetoPoint], path: Path) -> None:
             axes.grid(alpha=0.25)
             axes.spines["right"].set_visible(False)
             if row == 0:
-                axes.set_title(f"{suite} (n = {next(one.n for one in found if one.suite == suite)})")
+                axes.set_title(f"{task} (n = {next(one.n for one in found if one.task == task)})")
             if column == 0:
                 axes.set_ylabel("accuracy")
     grid[0][0].legend(frameon=False, fontsize=8)

@@ -1,13 +1,13 @@
-"""What the review saves: the same weights with and without it, or two ways of training, on an even mix of the suites.
+"""What the review saves: the same weights with and without it, or two ways of training, on an even mix of the tasks.
 
     python -m review_savings runs/evidence                          explicit against hybrid
     python -m review_savings runs/accuracy-only runs/crop-price --policies explicit
     python -m review_savings runs/evidence:explicit runs/judge:hybrid
     python -m review_savings runs/evidence --whole runs/boards    and what a right answer costs beside that
 
-Reads the run folders that `evals.evidence` wrote and asks the model nothing. Every suite counts with as many questions;
+Reads the run folders that `evals.evidence` wrote and asks the model nothing. Every task counts with as many questions;
 differences are paired, question by question, with their bootstrap intervals. `--whole` is a run of a model that reads
-whole boards instead, of some or all of the suites (all: needle-global needle-scene needle-doc needle-hop):
+whole boards instead, of some or all of the tasks (all: needle-global needle-scene needle-doc needle-hop):
 
     qzoom eval needle-scene needle-doc --n 500 --policy direct --budget 576 --model runs/rival --out runs/boards
 """
@@ -29,7 +29,7 @@ from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.stats import Paired, paired
-from qzoom_agent.evaluation.tasks.needle import SUITES
+from qzoom_agent.evaluation.tasks.needle import TASK_NAMES
 
 
 class Side(NamedTuple):
@@ -37,7 +37,7 @@ class Side(NamedTuple):
 
     name: str
     rows: list[SampleResult]
-    """Of all suites, as many of each, suite by suite."""
+    """Of all tasks, as many of each, task by task."""
 
 
 def _redundant(row: SampleResult) -> float:
@@ -63,11 +63,11 @@ def load(folder: Path, policy: PolicyName) -> Side:
     """The rows of a policy.
 
     Raises:
-        ConfigError: a suite was not run to its end, or was run before redundant crops were counted.
+        ConfigError: a task was not run to its end, or was run before redundant crops were counted.
     """
     each: list[list[SampleResult]] = []
-    for suite in SUITES:
-        place = folder / Case(suite, policy).name
+    for task in TASK_NAMES:
+        place = folder / Case(task, policy).name
         if not (place / "results.json").is_file():
             raise ConfigError(f"{place} has no results yet. Run `python -m evidence --out {folder}` with its model.")
         rows = RunFolder.existing(place).latest()
@@ -114,7 +114,7 @@ def _reasons(side: Side) -> str:
 
 
 def _needless(side: Side) -> str:
-    easy = [row.zooms > 0 for row in side.rows if row.suite == "needle-global"]
+    easy = [row.zooms > 0 for row in side.rows if row.task == "needle-global"]
     return f"{fmean(easy):.1%}" if easy else "-"
 
 
@@ -126,7 +126,7 @@ def _price(side: Side) -> str:
 def whole_table(sides: Sequence[Side], folder: Path) -> str:
     """What a right answer of each side costs, as a share of what it costs a model that reads whole boards.
 
-    Counted are the suites that the run in `folder` asked.
+    Counted are the tasks that the run in `folder` asked.
 
     Raises:
         ConfigError: that run is not finished, or was asked other questions.
@@ -134,17 +134,17 @@ def whole_table(sides: Sequence[Side], folder: Path) -> str:
     if not (folder / "results.json").is_file():
         raise ConfigError(f"{folder} has no results yet. Let `qzoom eval` finish that run, or give another --whole.")
     known = {row.id: row for row in RunFolder.existing(folder).latest()}
-    asked = {row.suite for row in known.values()}
-    parts = [Side(side.name, [row for row in side.rows if row.suite in asked]) for side in sides]
+    asked = {row.task for row in known.values()}
+    parts = [Side(side.name, [row for row in side.rows if row.task in asked]) for side in sides]
     for side in parts:
         if not side.rows or any(row.id not in known for row in side.rows):
             raise ConfigError(
-                f"{folder} and {side.name} were asked different questions: use the same suites, --n and --seed."
+                f"{folder} and {side.name} were asked different questions: use the same tasks, --n and --seed."
             )
     whole = Side(f"{folder.name}: whole boards", [known[row.id] for row in parts[0].rows])
-    suites = ", ".join(suite for suite in SUITES if suite in asked)
+    tasks = ", ".join(task for task in TASK_NAMES if task in asked)
     lines = [
-        f"| {len(whole.rows)} questions of {suites} | accuracy, % | visual tokens a right answer | of whole boards' |",
+        f"| {len(whole.rows)} questions of {tasks} | accuracy, % | visual tokens a right answer | of whole boards' |",
         "|---|---|---|---|",
     ]
     for side in (whole, *parts):

@@ -268,7 +268,7 @@ class Trace(_Record):
     turns: list[Turn] = Field(default_factory=list)
     usage: Usage = Field(default_factory=Usage)
     gold: list[Quad] = Field(default_factory=list)
-    """Boxes known to hold the answer, in original pixels (a suite's, or those given to the oracle policy)."""
+    """Boxes known to hold the answer, in original pixels (a task's, or those given to the oracle policy)."""
     environment: dict[str, Text] = Field(default_factory=dict)
     error: Text | None = None
     """What ended the episode, when status is "error"."""

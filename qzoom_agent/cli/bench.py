@@ -35,10 +35,12 @@ def parser() -> argparse.ArgumentParser:
     pareto.add_argument("--model", default="nano", help="preset name, folder or hub id (default: nano)")
     pareto.add_argument("--branches", type=Path, metavar="DIR", help="gate and SD-RPN (default: those of the model)")
     pareto.add_argument("--rival", metavar="M", help="another model that only looks, at the budgets of the baseline")
-    pareto.add_argument("--suites", type=_names, metavar="A,B", help="needle suites (default: scene, doc and global)")
+    pareto.add_argument(
+        "--tasks", "--suites", type=_names, metavar="A,B", help="needle tasks (default: scene, doc and global)"
+    )
     pareto.add_argument("--budgets", type=_numbers, metavar="N,N", help="of the baseline, in visual tokens")
     pareto.add_argument("--coarse", type=_numbers, metavar="N,N", help="of the coarse view of those that zoom")
-    pareto.add_argument("--n", type=positive_int, default=100, help="questions a suite (default: 100)")
+    pareto.add_argument("--n", type=positive_int, default=100, help="questions a task (default: 100)")
     pareto.add_argument("--seed", type=int, default=0, help="draws other questions (default: 0)")
     pareto.add_argument("--out", type=Path, default=Path("runs/pareto"), help="folder of figure, table and answers")
     pareto.add_argument("--update", type=Path, metavar="DIR", help="write the tables into the documents of DIR, too")
@@ -47,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     ablation.add_argument(
         "--run", type=Path, default=Path("runs/branches"), help="output folder of qzoom train branches"
     )
-    ablation.add_argument("--n", type=positive_int, default=100, help="questions a suite (default: 100)")
+    ablation.add_argument("--n", type=positive_int, default=100, help="questions a task (default: 100)")
     ablation.add_argument("--seed", type=int, default=0, help="draws other questions (default: 0)")
     ablation.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder to work in")
     return flags
@@ -62,13 +64,13 @@ def main(argv: Sequence[str]) -> int:
 def _pareto(args: argparse.Namespace) -> int:
     from qzoom_agent.evaluation import pareto
     from qzoom_agent.evaluation.interleaved import measure
-    from qzoom_agent.evaluation.tasks.needle import need_suite
+    from qzoom_agent.evaluation.tasks.needle import require_task
 
     console = Console()
-    suites: Sequence[str] = args.suites or pareto.SUITES
+    tasks: Sequence[str] = args.tasks or pareto.TASKS
     # all that can be wrong is said before the first question
-    for suite in suites:
-        need_suite(suite)
+    for task in tasks:
+        require_task(task)
     pages = [] if args.update is None else [args.update / "README.md", args.update / "docs" / "results.md"]
     for page in pages:
         pareto.around(page)
@@ -82,18 +84,18 @@ def _pareto(args: argparse.Namespace) -> int:
     )
     found: list[ParetoPoint] = []
     headlines: list[Headline] = []
-    for suite in suites:
+    for task in tasks:
         table = measure(
             agents,
-            suite,
+            task,
             n=args.n,
             seed=args.seed,
-            journal=args.out / f"{suite}.jsonl",
-            note=_progress(console, suite, args.n),
+            journal=args.out / f"{task}.jsonl",
+            note=_progress(console, task, args.n),
         )
         console.clear()
-        found += pareto.points(suite, table)
-        headlines.append(pareto.headline(suite, table))
+        found += pareto.points(task, table)
+        headlines.append(pareto.headline(task, table))
     summary, every = pareto.headline_table(headlines), pareto.points_table(found)
     _write(args.out, found, f"{summary}\n\n{every}\n")
     print(f"{summary}\n\n{every}")
@@ -127,16 +129,16 @@ def _ablation(args: argparse.Namespace) -> int:
     console = Console()
     require_folder(args.out)
 
-    def progress(suite: str) -> Callable[[int], None]:
-        return _progress(console, suite, args.n)
+    def progress(task: str) -> Callable[[int], None]:
+        return _progress(console, task, args.n)
 
     print(ablate(args.name, args.run, args.out, n=args.n, seed=args.seed, progress=progress))
     sys.stdout.flush()
     return OK
 
 
-def _progress(console: Console, suite: str, total: int) -> Callable[[int], None]:
-    return lambda done: console.progress(done, total, f"{suite} {done}/{total}")
+def _progress(console: Console, task: str, total: int) -> Callable[[int], None]:
+    return lambda done: console.progress(done, total, f"{task} {done}/{total}")
 
 
 def _numbers(text: str) -> list[int]:

@@ -54,21 +54,21 @@ def main(argv: Sequence[str]) -> int:
     if args.seed < 0:
         raise ConfigError(f"A seed is 0 or more; got {args.seed}.")
     out = require_folder(args.out)
-    names = [f"{number}-{suite.removeprefix('needle-')}" for number, suite in enumerate(STEPS, start=1)]
+    names = [f"{number}-{task.removeprefix('needle-')}" for number, task in enumerate(STEPS, start=1)]
     for name in names:
         require_file(out / f"{name}.png")
         require_file(out / f"{name}.html")
     agent = load_agent(args)
     code = 0
-    for number, (name, (suite, difficulty)) in enumerate(zip(names, STEPS.items(), strict=True), start=1):
-        question = sample(suite, sample_seed(args.seed, number))
+    for number, (name, (task, difficulty)) in enumerate(zip(names, STEPS.items(), strict=True), start=1):
+        question = sample(task, sample_seed(args.seed, number))
         board = out / f"{name}.png"
         question.image.save(board)
         console.line(f"{number}. {question.question}", "bold")
         console.line(f"   {difficulty}", "dim")
         # The gold boxes are for the report only: neither default policy looks at them.
         # What needs several steps no single look can find: there the model asks for crops by itself.
-        steps = suite == "needle-hop" and read_config(args).policy is None
+        steps = task == "needle-hop" and read_config(args).policy is None
         asked = agent.replace(policy="explicit") if steps else agent
         events = asked.stream(question.image, question.question, boxes=question.boxes)
         answer = follow(events, console, area=question.image.width * question.image.height)

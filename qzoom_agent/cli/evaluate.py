@@ -2,7 +2,7 @@
 
 Everything goes into a run folder (`qzoom_agent.evaluation.run_log`): the same command resumes, and asks
 nothing again that is there. The table goes to stdout, progress to stderr. `list`, `compare` and `rescore` in place of a
-suite are verbs of their own (`cli.evaluated`).
+task are verbs of their own (`cli.evaluated`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoom_agent.cli.console import Console, opener, printable
-from qzoom_agent.cli.judging import add_judge_flags, judged_suites
+from qzoom_agent.cli.judging import add_judge_flags, judged_tasks
 from qzoom_agent.cli.main import BACKEND, INTERRUPTED, OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
 from qzoom_agent.files import require_file, require_folder, write_text
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qzoom_agent.data.samples import TaskSource
     from qzoom_agent.evaluation.shards import Shard
     from qzoom_agent.evaluation.summary import Results
-    from qzoom_agent.evaluation.tasks.task import Suite
+    from qzoom_agent.evaluation.tasks.task import Task
 
 ABLATIONS = ("direct", "blind", "random", "oracle")
 
@@ -36,21 +36,21 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="qzoom eval",
         description="Measure accuracy and what it costs.",
-        epilog="qzoom eval list: the suites. qzoom eval compare A B: two runs in pairs. "
+        epilog="qzoom eval list: the tasks. qzoom eval compare A B: two runs in pairs. "
         "qzoom eval rescore DIR: score the answers of a run again.",
     )
-    flags.add_argument("suite", nargs="+", help="name of a suite, or a file or folder of your own questions")
+    flags.add_argument("task", nargs="+", help="name of a task, or a file or folder of your own questions")
     ask = flags.add_argument_group("what is asked")
-    ask.add_argument("--n", type=int, help="the first so many questions; for needle suites, how many are drawn (100)")
+    ask.add_argument("--n", type=int, help="the first so many questions; for needle tasks, how many are drawn (100)")
     ask.add_argument(
         "--limit", type=int, metavar="N", help="N questions with each kind in its share; the run is partial"
     )
     ask.add_argument("--seed", type=int, default=0, help="draws other questions; two seeds share none (default: 0)")
-    ask.add_argument("--split", help="split of the suite; needle suites have test and ood (unseen typefaces)")
+    ask.add_argument("--split", help="split of the task; needle tasks have test and ood (unseen typefaces)")
     ask.add_argument("--fonts", type=Path, metavar="DIR", help="draw with the typefaces in this folder instead")
-    ask.add_argument("--path", help="read the suite from this local file or folder, or another hub id")
+    ask.add_argument("--path", help="read the task from this local file or folder, or another hub id")
     ask.add_argument("--repeats", type=int, default=1, metavar="K", help="ask each question K times, with other seeds")
-    ask.add_argument("--scorer", help="whose figure is the accuracy; all are reported (default: the suite's first)")
+    ask.add_argument("--scorer", help="whose figure is the accuracy; all are reported (default: the task's first)")
     ask.add_argument(
         "--ablate",
         nargs="?",
@@ -82,34 +82,32 @@ def main(argv: Sequence[str]) -> int:
     from qzoom_agent.data.samples import TaskSource
     from qzoom_agent.evaluation.selection import require, require_scorer
     from qzoom_agent.evaluation.shards import Shard
-    from qzoom_agent.evaluation.tasks.catalog import SUITES, find_suite
-    from qzoom_agent.evaluation.tasks.needle import SUITES as NEEDLE_SUITES
+    from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task
+    from qzoom_agent.evaluation.tasks.needle import TASK_NAMES as NEEDLE_TASKS
 
-    suites = [find_suite(name) for name in dict.fromkeys(args.suite)]
-    paths = {
-        suite.name: name for suite, name in zip(suites, dict.fromkeys(args.suite), strict=True) if name not in SUITES
-    }
+    tasks = [find_task(name) for name in dict.fromkeys(args.task)]
+    paths = {task.name: name for task, name in zip(tasks, dict.fromkeys(args.task), strict=True) if name not in TASKS}
     config = read_config(args)
     source = TaskSource(args.path, args.split, args.seed, args.fonts, args.n, config.max_pixels)
     require(source, limit=args.limit, repeats=args.repeats, workers=min(args.batch, args.workers))
     ablations = _ablations(args.ablate, config.policy or "")
-    out = args.out or _default(args, config, [suite.name for suite in suites])
+    out = args.out or _default(args, config, [task.name for task in tasks])
     if args.dry_run:
-        return _dry(suites, source, paths, args, config, out)
-    for suite in suites:
-        if suite.name in NEEDLE_SUITES:  # read from nowhere: what is wrong with how they are drawn costs no model load
-            suite.load(source)
-    suites = judged_suites(suites, args, out)
-    require_scorer(args.scorer, suites)
+        return _dry(tasks, source, paths, args, config, out)
+    for task in tasks:
+        if task.name in NEEDLE_TASKS:  # read from nowhere: what is wrong with how they are drawn costs no model load
+            task.load(source)
+    tasks = judged_tasks(tasks, args, out)
+    require_scorer(args.scorer, tasks)
     if args.json:
         require_file(args.json)
     require_folder(out)
-    return _measure(args, suites, source, paths, out, ablations, Shard.launched())
+    return _measure(args, tasks, source, paths, out, ablations, Shard.launched())
 
 
 def _measure(
     args: argparse.Namespace,
-    suites: Sequence[Suite],
+    tasks: Sequence[Task],
     source: TaskSource,
     paths: dict[str, str],
     out: Path,
@@ -141,7 +139,7 @@ def _measure(
         try:
             evaluate(
                 each,
-                suites,
+                tasks,
                 out=path,
                 source=source,
                 paths=paths,
@@ -159,7 +157,7 @@ def _measure(
         except KeyboardInterrupt:
             console.clear()
             if shard.index == 0 and progress.done:
-                show(summarise(RunFolder(path), suites, scorer=args.scorer), {})
+                show(summarise(RunFolder(path), tasks, scorer=args.scorer), {})
             console.error(
                 f"Interrupted after {progress.done} of {progress.planned} questions. "
                 f"Finished questions are in {path}; the same command goes on."
@@ -169,7 +167,7 @@ def _measure(
     if shard.index:
         return OK
     folder = RunFolder(out)
-    results = summarise(folder, suites, scorer=args.scorer)
+    results = summarise(folder, tasks, scorer=args.scorer)
     against = {name: compare(RunFolder(out / "ablations" / name), folder, scorer=args.scorer) for name in ablations}
     show(results, against)
     if args.json:
@@ -187,7 +185,7 @@ def _ending(console: Console, folder: object, results: Results) -> int:
     assert isinstance(folder, RunFolder)
     failed, n = (
         sum(value)
-        for value in zip(*((each.failed, sum(each.statuses.values())) for each in results.suites.values()), strict=True)
+        for value in zip(*((each.failed, sum(each.statuses.values())) for each in results.tasks.values()), strict=True)
     )
     if failed:
         first = next(row.error for row in folder.latest() if row.status == "error")
@@ -210,51 +208,51 @@ def _ablations(text: str, policy: str) -> list[str]:
     return [name for name in dict.fromkeys(names) if name != policy]
 
 
-def _default(args: argparse.Namespace, config: AgentConfig, suites: Sequence[str]) -> Path:
+def _default(args: argparse.Namespace, config: AgentConfig, tasks: Sequence[str]) -> Path:
     """A folder of its own for all that decides a run, so that the same command finds its run again."""
     from qzoom_agent.evaluation.provenance import fingerprint
 
-    decides = [config.model_dump(mode="json"), fingerprint(config.model, args.branches), *suites]
-    decides += [args.n, args.limit, args.seed, args.split, str(args.fonts), args.path, args.repeats, args.suite]
+    decides = [config.model_dump(mode="json"), fingerprint(config.model, args.branches), *tasks]
+    decides += [args.n, args.limit, args.seed, args.split, str(args.fonts), args.path, args.repeats, args.task]
     short = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
-    name = "+".join(suites) if len(suites) <= 3 else f"{suites[0]}+{len(suites) - 1}-more"
+    name = "+".join(tasks) if len(tasks) <= 3 else f"{tasks[0]}+{len(tasks) - 1}-more"
     model = re.sub(r"[^\w.-]+", "-", config.model).strip("-.")
     return Path("runs") / f"{name}--{model}--{config.policy or 'default'}--{short}"
 
 
 def _dry(
-    suites: Sequence[Suite],
+    tasks: Sequence[Task],
     source: TaskSource,
     paths: dict[str, str],
     args: argparse.Namespace,
     config: AgentConfig,
     out: Path,
 ) -> int:
-    """Print the configuration, how many questions there are, and the first of each suite."""
+    """Print the configuration, how many questions there are, and the first of each task."""
     from qzoom_agent.evaluation.selection import plan
 
     print(config.to_yaml(), end="")
     print(f"run folder: {out}")
-    for suite in suites:
-        own = source._replace(path=paths.get(suite.name, source.path))
-        samples = suite.load(own)
-        part, chosen = plan(samples, own, limit=args.limit, seed=args.seed, coarse_tokens=suite.coarse_tokens)
+    for task in tasks:
+        own = source._replace(path=paths.get(task.name, source.path))
+        samples = task.load(own)
+        part, chosen = plan(samples, own, limit=args.limit, seed=args.seed, coarse_tokens=task.coarse_tokens)
         first = samples[chosen[0]]
         partial = " (partial)" if part.partial else ""
         asked = f"{part.planned} of {part.total} questions{partial}"
-        print(f"\n{suite.name}: {asked}, {args.repeats} x, scored by {', '.join(suite.scorers)}")
+        print(f"\n{task.name}: {asked}, {args.repeats} x, scored by {', '.join(task.scorers)}")
         print(f"  {first.id}, {first.image.width} x {first.image.height} px, answer {printable(first.answer)!r}")
         print("\n".join(f"  | {printable(line)}" for line in first.question.splitlines()))
     return OK
 
 
 def _write_json(path: Path, folder: object, results: Results) -> None:
-    """The figures of the run and its rows; of a run of one suite, its accuracy, n and interval at the top."""
+    """The figures of the run and its rows; of a run of one task, its accuracy, n and interval at the top."""
     from qzoom_agent.evaluation.run_log import RunFolder
 
     assert isinstance(folder, RunFolder)
     data = results.model_dump(mode="json")
-    if len(results.suites) == 1:
-        data |= next(iter(data["suites"].values()))
+    if len(results.tasks) == 1:
+        data |= next(iter(data["tasks"].values()))
     data["rows"] = [row.model_dump(mode="json") for row in folder.latest()]
     write_text(path, json.dumps(data, indent=1) + "\n")

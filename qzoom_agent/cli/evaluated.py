@@ -1,4 +1,4 @@
-"""`qzoom eval list|compare|rescore`: the suites there are, two runs in pairs, and the answers of a run scored again."""
+"""`qzoom eval list|compare|rescore`: the tasks there are, two runs in pairs, and the answers of a run scored again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from qzoom_agent.cli.console import Console, opener, printable, table
-from qzoom_agent.cli.judging import add_judge_flags, judged_suites
+from qzoom_agent.cli.judging import add_judge_flags, judged_tasks
 from qzoom_agent.cli.main import OK
 from qzoom_agent.files import require_file, write_text
 
@@ -26,17 +26,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _list_flags() -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog="qzoom eval list", description="The suites.")
+    return argparse.ArgumentParser(prog="qzoom eval list", description="The tasks.")
 
 
 def _list(_: argparse.Namespace) -> int:
-    from qzoom_agent.evaluation.tasks.catalog import SUITES
+    from qzoom_agent.evaluation.tasks.catalog import TASKS
 
-    rows = [(suite.name, ", ".join(suite.scorers), suite.title) for suite in SUITES.values()]
-    for line in table(rows, header=("suite", "scorers", "what it is")):
+    rows = [(task.name, ", ".join(task.scorers), task.title) for task in TASKS.values()]
+    for line in table(rows, header=("task", "scorers", "what it is")):
         print(line)
     print(
-        "\nA file or folder of your own questions (image, question, answer[, options, box]) is a suite too: "
+        "\nA file or folder of your own questions (image, question, answer[, options, box]) is a task too: "
         "give its path."
     )
     return OK
@@ -66,7 +66,7 @@ def _compare(args: argparse.Namespace) -> int:
     before, after = RunFolder.existing(args.before), RunFolder.existing(args.after)
     found = compare(before, after, scorer=args.scorer)
     show_comparison(found)
-    flips = [flip for suite in found.suites.values() for flip in suite.flips]
+    flips = [flip for task in found.tasks.values() for flip in task.flips]
     for flip in flips[: args.flips]:
         said = (
             f"{printable(flip.before or '-')!r} then {printable(flip.after or '-')!r}, it is {printable(flip.gold)!r}"
@@ -90,7 +90,7 @@ def _rescore_flags() -> argparse.ArgumentParser:
         prog="qzoom eval rescore", description="Score the answers of a run again, without asking the model anything."
     )
     flags.add_argument("run", type=Path, metavar="DIR", help="run folder")
-    flags.add_argument("--scorer", help="whose figure is the accuracy (default: the suite's first)")
+    flags.add_argument("--scorer", help="whose figure is the accuracy (default: the task's first)")
     add_judge_flags(flags)
     return flags
 
@@ -100,11 +100,11 @@ def _rescore(args: argparse.Namespace) -> int:
     from qzoom_agent.evaluation.report import write_run_report
     from qzoom_agent.evaluation.run_log import RunFolder
     from qzoom_agent.evaluation.runner import rescore
-    from qzoom_agent.evaluation.tasks.catalog import SUITES, find_suite
+    from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task
 
     folder = RunFolder.existing(args.run)
-    suites = [find_suite(name if name in SUITES else part.path or name) for name, part in folder.ask.suites.items()]
-    results = rescore(folder, judged_suites(suites, args, folder.path), scorer=args.scorer)
+    tasks = [find_task(name if name in TASKS else part.path or name) for name, part in folder.ask.tasks.items()]
+    results = rescore(folder, judged_tasks(tasks, args, folder.path), scorer=args.scorer)
     show(results, {})
     print(f"report: {opener()} {write_run_report(folder)}", flush=True)
     return OK

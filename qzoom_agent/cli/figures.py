@@ -9,39 +9,37 @@ from typing import TYPE_CHECKING
 from qzoom_agent.cli.console import table
 
 if TYPE_CHECKING:
-    from qzoom_agent.evaluation.compare import Comparison, SuiteComparison
+    from qzoom_agent.evaluation.compare import Comparison, TaskComparison
     from qzoom_agent.evaluation.stats import Figure, Paired
-    from qzoom_agent.evaluation.summary import Results, SuiteResult
+    from qzoom_agent.evaluation.summary import Results, TaskResult
 
 
 def show(results: Results, against: Mapping[str, Comparison]) -> None:
     """Print a run, and how it differs from the runs of the same questions under other policies."""
     config = results.config
     total = config.budget.max_visual_tokens
-    for result in results.suites.values():
+    for result in results.tasks.values():
         part = result.part
         low, high = part.coarse_tokens or (config.budget.coarse_min_tokens, config.budget.coarse_tokens)
         views = f", coarse view of {low} to {high} visual tokens" if high else ""
         split = f"{part.split or 'test'}, seed {results.seed}"
         print(
-            f"{result.suite} ({split}): {config.model}, policy {config.policy}{views}"
+            f"{result.task} ({split}): {config.model}, policy {config.policy}{views}"
             + (f", at most {total} in all" if total else "")
         )
         for line in table(_facts(result)):
             print(line)
         lines: list[Sequence[str]] = [("against", *_HEAD)]
-        lines += [
-            (name, *_row(each.suites[result.suite])) for name, each in against.items() if result.suite in each.suites
-        ]
+        lines += [(name, *_row(each.tasks[result.task])) for name, each in against.items() if result.task in each.tasks]
         if len(lines) > 1:
             for line in table(lines[1:], header=lines[0]):
                 print(line)
-    if len(results.suites) > 1:
+    if len(results.tasks) > 1:
         rows = [
-            (each.suite, str(each.n), share(each.marks.accuracy), f"{each.cost.visual_tokens.mean:.1f}")
-            for each in results.suites.values()
+            (each.task, str(each.n), share(each.marks.accuracy), f"{each.cost.visual_tokens.mean:.1f}")
+            for each in results.tasks.values()
         ]
-        for line in table(rows, header=("suite", "n", "accuracy", "visual tokens")):
+        for line in table(rows, header=("task", "n", "accuracy", "visual tokens")):
             print(line)
     sys.stdout.flush()
 
@@ -53,14 +51,14 @@ def show_comparison(comparison: Comparison) -> None:
     """Print two runs, the second minus the first."""
     print(f"before  {comparison.before}\nafter   {comparison.after}")
     rows = []
-    for name, each in comparison.suites.items():
+    for name, each in comparison.tasks.items():
         rows.append((name, str(each.n), f"{each.accuracy[0]:.3f}", f"{each.accuracy[1]:.3f}", *_row(each)))
-    for line in table(rows, header=("suite", "pairs", "before", "after", *_HEAD)):
+    for line in table(rows, header=("task", "pairs", "before", "after", *_HEAD)):
         print(line)
     sys.stdout.flush()
 
 
-def _row(each: SuiteComparison) -> tuple[str, ...]:
+def _row(each: TaskComparison) -> tuple[str, ...]:
     zooming = each.zooming
     return (
         difference(each.difference, "+.3f"),
@@ -88,7 +86,7 @@ def share(figure: Figure) -> str:
     return f"{figure.mean:.3f}{interval}"
 
 
-def _facts(result: SuiteResult) -> list[Sequence[str]]:
+def _facts(result: TaskResult) -> list[Sequence[str]]:
     marks, cost, look = result.marks, result.cost, result.perception
     right = f"  {round(marks.accuracy.mean * result.n)} of {result.n}"
     error = f"  \u00b1 {result.se:.3f}" if result.se is not None else ""

@@ -37,7 +37,7 @@ VERBS: Final = {
     "look": Verb("qzoom_agent.cli.look", "show whether one question needs more detail, and where"),
     "demo": Verb("qzoom_agent.cli.demo", "three questions of rising difficulty on generated boards"),
     "trace": Verb("qzoom_agent.cli.traces", "show a saved run in the terminal, or write its report"),
-    "eval": Verb("qzoom_agent.cli.evaluate", "measure accuracy and what it costs on a suite"),
+    "eval": Verb("qzoom_agent.cli.evaluate", "measure accuracy and what it costs on a task"),
     "bench": Verb("qzoom_agent.cli.bench", "accuracy against cost of a model with branches, and ablations"),
     "train": Verb("qzoom_agent.cli.train", "train a model from a recipe"),
     "calibrate": Verb("qzoom_agent.cli.calibrate", "thresholds of trained branches for questions of your own"),

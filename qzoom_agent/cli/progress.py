@@ -15,15 +15,15 @@ _BAR = 16
 
 
 class Progress:
-    """A `ProgressListener` that draws the line of the suite under way. Accuracy is by the suite's default scorer."""
+    """A `ProgressListener` that draws the line of the task under way. Accuracy is by the task's default scorer."""
 
     def __init__(self, console: Console, prefix: str = "") -> None:
         self.console, self.prefix = console, prefix
         self.done = self.planned = 0
         self.begin("", 0)
 
-    def begin(self, suite: str, planned: int) -> None:
-        self.suite, self.total = suite, planned
+    def begin(self, task: str, planned: int) -> None:
+        self.task, self.total = task, planned
         self.planned += planned
         self.n = self.new = self.failed = self.parsed = self.gated = self.fired = 0
         self.sum = self.squares = 0.0
@@ -48,7 +48,7 @@ class Progress:
         spread = math.sqrt(max(0.0, self.squares / self.n - mean * mean) / max(1, self.n - 1))
         seconds = monotonic() - self.began
         parts = [
-            f"{self.prefix}{self.suite} {self._bar()}{self.n}/{self.total}",
+            f"{self.prefix}{self.task} {self._bar()}{self.n}/{self.total}",
             f"accuracy {mean:.3f} \u00b1 {spread:.3f}",
             f"gate {self.fired / self.gated:.0%}" if self.gated else "",
             f"parsed {self.parsed / self.n:.0%}",

@@ -24,7 +24,7 @@ SUFFIXES = (".parquet", ".jsonl", ".json", *_SEPARATORS)
 
 
 class HubTable(NamedTuple):
-    """Where a suite's table is on the hub."""
+    """Where a task's table is on the hub."""
 
     ids: tuple[str, ...]
     """The preferred one first."""

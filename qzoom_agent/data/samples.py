@@ -25,7 +25,7 @@ class Sample:
     """
 
     id: str
-    suite: str
+    task: str
     kind: str
     """Category that is reported by itself."""
     image: Image.Image
@@ -40,7 +40,7 @@ class Sample:
     cluster: str = ""
     """Empty: the sample's own id."""
     meta: Mapping[str, JsonValue] = field(default_factory=dict)
-    """What the suite's scorer or aggregate needs beside."""
+    """What the task's scorer or aggregate needs beside."""
 
 
 class Samples(Protocol):
@@ -59,16 +59,16 @@ class Samples(Protocol):
 
 
 class TaskSource(NamedTuple):
-    """Where to read a suite from, where that differs from its own."""
+    """Where to read a task from, where that differs from its own."""
 
     path: str | None = None
     """A local folder or file, or another hub id."""
     split: str | None = None
     seed: int = 0
-    """For suites that draw their samples."""
+    """For tasks that draw their samples."""
     fonts: Path | None = None
-    """For suites that draw their samples: other typefaces."""
+    """For tasks that draw their samples: other typefaces."""
     n: int | None = None
-    """For suites that draw their samples: how many there are (None: the suite's own number)."""
+    """For tasks that draw their samples: how many there are (None: the task's own number)."""
     max_pixels: int = MAX_PIXELS
-    """For suites of your own: most pixels of a picture."""
+    """For tasks of your own: most pixels of a picture."""

@@ -18,7 +18,7 @@ _NEAR = 130.0
 
 
 class ChartPoint(NamedTuple):
-    """A run, a suite or a kind."""
+    """A run, a task or a kind."""
 
     label: str
     x: float
@@ -28,7 +28,7 @@ class ChartPoint(NamedTuple):
 
 
 def bars(lines: Sequence[tuple[str, Figure, bool]]) -> Html:
-    """(label, share, whether it is a whole suite) one below the other, from 0 to 100 %."""
+    """(label, share, whether it is a whole task) one below the other, from 0 to 100 %."""
     rows = []
     for label, share, whole in lines:
         marks = [el("rect", x="0", y="2", width=f"{100 * share.mean:.2f}", height="8", cls="fill")]

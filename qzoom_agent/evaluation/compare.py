@@ -1,6 +1,6 @@
 """Two runs over the same samples, compared in pairs: accuracy, cost, what flipped, and what zooming did.
 
-Samples are paired by suite and id, and only if both runs showed the same image and asked the same question: two runs
+Samples are paired by task and id, and only if both runs showed the same image and asked the same question: two runs
 that asked different things are not compared. Where both runs asked a sample several times, the means are paired.
 
 What zooming did shows in the pairs of which one run was shown a crop and the other was not:
@@ -56,7 +56,7 @@ class Zooming(_Figures):
 class Flip(_Figures):
     """A sample that one run got right and the other wrong."""
 
-    suite: str
+    task: str
     id: str
     kind: str
     question: str
@@ -69,10 +69,10 @@ class Flip(_Figures):
     trace_after: str | None
 
 
-class SuiteComparison(_Figures):
-    """One suite of two runs: the second minus the first."""
+class TaskComparison(_Figures):
+    """One task of two runs: the second minus the first."""
 
-    suite: str
+    task: str
     scorer: str
     n: int
     """Pairs."""
@@ -95,7 +95,7 @@ class Comparison(_Figures):
     before: str
     after: str
     """Their folders."""
-    suites: dict[str, SuiteComparison]
+    tasks: dict[str, TaskComparison]
 
 
 class Pair(NamedTuple):
@@ -106,22 +106,22 @@ class Pair(NamedTuple):
 
 
 def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -> Comparison:
-    """The second run minus the first, suite by suite.
+    """The second run minus the first, task by task.
 
     `scorer` is whose accuracy is compared; None: the one that leads in the second run. ConfigError if the runs have no
-    suite in common, no sample in common, or no such scorer in both.
+    task in common, no sample in common, or no such scorer in both.
     """
-    found: dict[str, SuiteComparison] = {}
+    found: dict[str, TaskComparison] = {}
     ours, theirs = before.latest(), after.latest()
-    common = [name for name in after.ask.suites if name in before.ask.suites]
+    common = [name for name in after.ask.tasks if name in before.ask.tasks]
     if not common:
         raise ConfigError(
-            f"The runs have no suite in common: {', '.join(before.ask.suites)} in {before.path}, "
-            f"{', '.join(after.ask.suites)} in {after.path}."
+            f"The runs have no task in common: {', '.join(before.ask.tasks)} in {before.path}, "
+            f"{', '.join(after.ask.tasks)} in {after.path}."
         )
-    leading = {name: each.scorer for name, each in Results.of(after).suites.items()} if scorer is None else {}
+    leading = {name: each.scorer for name, each in Results.of(after).tasks.items()} if scorer is None else {}
     for name in common:
-        pairs, alone = _pairs([row for row in ours if row.suite == name], [row for row in theirs if row.suite == name])
+        pairs, alone = _pairs([row for row in ours if row.task == name], [row for row in theirs if row.task == name])
         if not pairs:
             raise ConfigError(
                 f"{name}: the runs have no sample in common. Both need the same --seed, --split and source."
@@ -130,7 +130,7 @@ def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -
         if any(chosen not in row.scores for row in (pairs[0].before[0], pairs[0].after[0])):
             raise ConfigError(f"{name}: there is no scorer {chosen!r} in both runs. `qzoom eval rescore` adds one.")
         found[name] = _compare(name, pairs, alone, chosen, before, after)
-    return Comparison(before=str(before.path), after=str(after.path), suites=found)
+    return Comparison(before=str(before.path), after=str(after.path), tasks=found)
 
 
 def _pairs(before: Sequence[SampleResult], after: Sequence[SampleResult]) -> tuple[list[Pair], tuple[int, int]]:
@@ -149,7 +149,7 @@ def _pairs(before: Sequence[SampleResult], after: Sequence[SampleResult]) -> tup
 
 def _compare(
     name: str, pairs: Sequence[Pair], alone: tuple[int, int], scorer: str, before: RunFolder, after: RunFolder
-) -> SuiteComparison:
+) -> TaskComparison:
     clusters = [pair.after[0].cluster for pair in pairs]
 
     def difference(value: str) -> Paired:
@@ -158,8 +158,8 @@ def _compare(
         )
         return paired(first, second, clusters=clusters)
 
-    return SuiteComparison(
-        suite=name,
+    return TaskComparison(
+        task=name,
         scorer=scorer,
         n=len(pairs),
         only_before=alone[0],
@@ -225,7 +225,7 @@ def _flips(pair: Pair, scorer: str, before: RunFolder, after: RunFolder) -> list
     one, two = pair.before[0], pair.after[0]
     return [
         Flip(
-            suite=two.suite,
+            task=two.task,
             id=two.id,
             kind=two.kind,
             question=two.question,

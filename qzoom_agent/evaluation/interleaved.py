@@ -56,7 +56,7 @@ _LINE = TypeAdapter(dict[str, Cell])
 
 def measure(
     arms: Mapping[str, Agent],
-    suite: str,
+    task: str,
     *,
     n: int,
     seed: int = 0,
@@ -65,7 +65,7 @@ def measure(
     journal: Path | None = None,
     note: Callable[[int], None] = lambda done: None,
 ) -> Table:
-    """Ask all agents the first `n` questions of a needle suite.
+    """Ask all agents the first `n` questions of a needle task.
 
     Args:
         arms: agents by name; they may share a backend.
@@ -77,7 +77,7 @@ def measure(
         BackendError: a model failed; what is finished is kept.
     """
     settings = {
-        "suite": suite,
+        "suite": task,  # the key of journals that earlier versions wrote
         "seed": seed,
         "split": split,
         "arms": {name: agent.config.model_dump(mode="json") for name, agent in arms.items()},
@@ -89,11 +89,11 @@ def measure(
     for index in range(n):
         if index not in done:
             if not warm:
-                first = sample(suite, sample_seed(seed, n), split=split)
+                first = sample(task, sample_seed(seed, n), split=split)
                 _ask_all(arms, names, first, boxes or {})
                 warm = True
             turned = names[index % len(names) :] + names[: index % len(names)]
-            question = sample(suite, sample_seed(seed, index), split=split)
+            question = sample(task, sample_seed(seed, index), split=split)
             done[index] = _ask_all(arms, turned, question, boxes or {})
             if journal is not None:
                 with journal.open("a", encoding="utf-8") as file:

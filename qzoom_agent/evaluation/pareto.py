@@ -18,7 +18,7 @@ from statistics import fmean, median
 from typing import Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import PolicyName
@@ -26,7 +26,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.interleaved import Cell, Table
 from qzoom_agent.evaluation.stats import Interval, paired, wilson
 
-SUITES: Final = ("needle-scene", "needle-doc", "needle-global")
+TASKS: Final = ("needle-scene", "needle-doc", "needle-global")
 BUDGETS: Final = (64, 100, 144, 256, 400, 576)
 """Of the baseline, in visual tokens; the last is the whole board."""
 COARSE: Final = (64, 100, 144, 256)
@@ -44,11 +44,11 @@ _PLAIN: Final = ("direct", "rival")
 
 
 class ParetoPoint(BaseModel):
-    """One configuration on one suite."""
+    """One configuration on one task."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
-    suite: str
+    task: str = Field(validation_alias=AliasChoices("task", "suite"))
     policy: str
     budget: int
     """Most visual tokens of the coarse view."""
@@ -69,11 +69,11 @@ class ParetoPoint(BaseModel):
 
 
 class Headline(BaseModel):
-    """What a suite comes to."""
+    """What a task comes to."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
-    suite: str
+    task: str
     baseline: ParetoPoint
     """The most accurate of baseline and rival, the cheapest of those."""
     fastest: ParetoPoint | None
@@ -123,17 +123,17 @@ def _arm(agent: Agent, policy: PolicyName, budget: int) -> Agent:
     return Agent(agent.backend, config=agent.config.replace(policy=policy, **{"budget.coarse_tokens": budget}))
 
 
-def points(suite: str, table: Table) -> list[ParetoPoint]:
+def points(task: str, table: Table) -> list[ParetoPoint]:
     """The figures of every configuration."""
-    return [_point(suite, name, cells) for name, cells in table.items()]
+    return [_point(task, name, cells) for name, cells in table.items()]
 
 
-def _point(suite: str, name: str, cells: Sequence[Cell]) -> ParetoPoint:
+def _point(task: str, name: str, cells: Sequence[Cell]) -> ParetoPoint:
     policy, _, budget = name.partition("@")
     right = sum(cell.correct for cell in cells)
     covered = [cell.covered for cell in cells if cell.covered is not None]
     return ParetoPoint(
-        suite=suite,
+        task=task,
         policy=policy,
         budget=int(budget),
         n=len(cells),
@@ -148,9 +148,9 @@ def _point(suite: str, name: str, cells: Sequence[Cell]) -> ParetoPoint:
     )
 
 
-def headline(suite: str, table: Table) -> Headline:
+def headline(task: str, table: Table) -> Headline:
     """Speed at no lower accuracy, and the gain of the best over the best."""
-    every = {name: _point(suite, name, cells) for name, cells in table.items()}
+    every = {name: _point(task, name, cells) for name, cells in table.items()}
     plain = {name: one for name, one in every.items() if one.policy in _PLAIN}
     ours = {name: one for name, one in every.items() if one.policy == "implicit"}
     base = min(plain, key=lambda name: (-plain[name].accuracy, plain[name].budget))
@@ -160,7 +160,7 @@ def headline(suite: str, table: Table) -> Headline:
     gain = paired([cell.correct for cell in table[base]], [cell.correct for cell in table[best]])
     speed = None if fastest is None else ratio(_seconds(table[base]), _seconds(table[fastest]))
     return Headline(
-        suite=suite,
+        task=task,
         baseline=plain[base],
         fastest=None if fastest is None else ours[fastest],
         speed=None if speed is None else speed[0],
@@ -191,9 +191,9 @@ def ratio(above: Sequence[float], below: Sequence[float], *, resamples: int = 20
 
 
 def headline_table(headlines: Sequence[Headline]) -> str:
-    """Markdown: one line a suite."""
+    """Markdown: one line a task."""
     lines = [
-        "| suite | n | baseline's best | Q-Zoom at least as accurate | speed | Q-Zoom's best | difference |",
+        "| task | n | baseline's best | Q-Zoom at least as accurate | speed | Q-Zoom's best | difference |",
         "|---|---|---|---|---|---|---|",
     ]
     for one in headlines:
@@ -201,7 +201,7 @@ def headline_table(headlines: Sequence[Headline]) -> str:
         whose = " (rival)" if one.baseline.policy == "rival" else ""
         speed = "not reached" if one.speed is None else f"{one.speed:.2f}x{_range(one.speed_interval, '.2f')}"
         cells = (
-            one.suite,
+            one.task,
             str(one.baseline.n),
             f"{one.baseline.accuracy:.1%} at {one.baseline.budget}{whose}",
             fast,
@@ -216,13 +216,13 @@ def headline_table(headlines: Sequence[Headline]) -> str:
 def points_table(found: Sequence[ParetoPoint]) -> str:
     """Markdown: one line a configuration."""
     lines = [
-        "| suite | | coarse budget | accuracy | 95 % interval | zooms | needle in crop | visual tokens | token-layers "
+        "| task | | coarse budget | accuracy | 95 % interval | zooms | needle in crop | visual tokens | token-layers "
         "| seconds | a second |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in found:
         cells = (
-            one.suite,
+            one.task,
             LABELS[one.policy],
             str(one.budget),
             f"{one.accuracy:.1%}",

@@ -1,4 +1,4 @@
-"""Redundant crops: those that added nothing, counted from the truth that the needle suites know, never judged.
+"""Redundant crops: those that added nothing, counted from the truth that the needle tasks know, never judged.
 
     needless   the coarse view sufficed for the question, so every crop is one too many
     repeated   an earlier view (the coarse one counts) showed the crop's content in as much detail: the crop's whole

@@ -19,7 +19,7 @@ from qzoom_agent.evaluation.charts import ChartPoint, bars, scatter
 from qzoom_agent.evaluation.compare import RIGHT, Comparison, compare, worth
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.sample_result import SampleResult
-from qzoom_agent.evaluation.summary import Results, SuiteResult, by_sample
+from qzoom_agent.evaluation.summary import Results, TaskResult, by_sample
 from qzoom_agent.report import page, render_html
 from qzoom_agent.report.markup import Html, cut, el
 
@@ -42,7 +42,7 @@ def write_run_report(folder: RunFolder, *, baseline: RunFolder | None = None, pa
         others = {baseline.path.name: baseline} | others
     against = {name: compare(other, folder) for name, other in others.items()}
     flipped = compare(baseline, folder) if baseline is not None else next(iter(against.values()), None)
-    flips = {} if flipped is None else {f.id: f.became for suite in flipped.suites.values() for f in suite.flips}
+    flips = {} if flipped is None else {f.id: f.became for task in flipped.tasks.values() for f in task.flips}
     figures = {name: Results.of(other) for name, other in others.items()}
     _write_episodes(folder, rows)
     return page.write_page(_render(folder, target, results, rows, against, figures, flips), target)
@@ -79,7 +79,7 @@ def _render(
     flips: Mapping[str, str],
 ) -> str:
     config = results.config
-    names = ", ".join(results.suites)
+    names = ", ".join(results.tasks)
     shown = _shown(results, rows)
     return page.document(
         f"{names} - qzoom",
@@ -91,12 +91,12 @@ def _render(
             page.name("policy", config.policy or ""),
             page.name("protocol", config.protocol or ""),
             page.name("seed", str(results.seed)),
-            page.name("scorer", ", ".join(dict.fromkeys(each.scorer for each in results.suites.values()))),
-            el("li", "partial", cls="badge budget") if any(each.partial for each in results.suites.values()) else None,
+            page.name("scorer", ", ".join(dict.fromkeys(each.scorer for each in results.tasks.values()))),
+            el("li", "partial", cls="badge budget") if any(each.partial for each in results.tasks.values()) else None,
             cls="names",
         ),
         _failures(results),
-        _totals(next(iter(results.suites.values()))) if len(results.suites) == 1 else _suites(results),
+        _totals(next(iter(results.tasks.values()))) if len(results.tasks) == 1 else _tasks(results),
         el("section", _bars(results), _scatter(results, rows, figures), cls="charts"),
         _comparisons(against),
         _samples(folder, target, results, shown, len(rows), flips),
@@ -107,12 +107,12 @@ def _render(
 
 
 def _failures(results: Results) -> Html | None:
-    failed = sum(each.failed for each in results.suites.values())
+    failed = sum(each.failed for each in results.tasks.values())
     return el("p", f"{failed} samples failed and count as wrong.", cls="error") if failed else None
 
 
-def _totals(result: SuiteResult) -> Html:
-    """The large numbers of a run of one suite."""
+def _totals(result: TaskResult) -> Html:
+    """The large numbers of a run of one task."""
     marks, cost, look = result.marks, result.cost, result.perception
     total = cost.phases["total"]
     split = [cost.coarse_tokens, cost.crop_tokens]
@@ -144,13 +144,13 @@ def _totals(result: SuiteResult) -> Html:
     )
 
 
-def _interval(result: SuiteResult) -> str | None:
+def _interval(result: TaskResult) -> str | None:
     return f"{100 * result.interval.low:.1f} to {100 * result.interval.high:.1f}%" if result.interval else None
 
 
-def _suites(results: Results) -> Html:
+def _tasks(results: Results) -> Html:
     head = (
-        "suite",
+        "task",
         "n",
         "accuracy",
         "95 % interval",
@@ -161,10 +161,10 @@ def _suites(results: Results) -> Html:
         "failed",
     )
     lines = []
-    for each in results.suites.values():
+    for each in results.tasks.values():
         total = each.cost.phases["total"]
         cells = (
-            each.suite,
+            each.task,
             str(each.n),
             f"{100 * each.accuracy:.1f}%",
             _interval(each) or "-",
@@ -183,25 +183,25 @@ def _table(head: Sequence[str], lines: Sequence[Html], cls: str) -> Html:
 
 
 def _bars(results: Results) -> Html:
-    """Accuracy with its interval, of every suite and every kind."""
+    """Accuracy with its interval, of every task and every kind."""
     lines = []
-    for each in results.suites.values():
-        lines.append((each.suite, each.marks.accuracy, True))
+    for each in results.tasks.values():
+        lines.append((each.task, each.marks.accuracy, True))
         if len(each.marks.kinds) > 1:
             lines += [(kind, figure, False) for kind, figure in each.marks.kinds.items()]
     return el("figure", el("h2", "Accuracy, with its 95 % interval"), bars(lines), cls="chart")
 
 
 def _scatter(results: Results, rows: Sequence[SampleResult], figures: Mapping[str, Results]) -> Html:
-    """Accuracy against visual tokens: of each suite and run, or of each kind where there is but one of both."""
+    """Accuracy against visual tokens: of each task and run, or of each kind where there is but one of both."""
     points = []
-    alone = len(results.suites) == 1 and not figures
-    for name, each in results.suites.items():
+    alone = len(results.tasks) == 1 and not figures
+    for name, each in results.tasks.items():
         points.append(_point((results.config.policy or "") if figures else name, each, main=True))
         points += [
-            _point(other if len(results.suites) == 1 else f"{name}, {other}", result.suites[name], main=False)
+            _point(other if len(results.tasks) == 1 else f"{name}, {other}", result.tasks[name], main=False)
             for other, result in figures.items()
-            if name in result.suites
+            if name in result.tasks
         ]
         if alone:
             tokens = {kind: fmean(row.visual_tokens for row in rows if row.kind == kind) for kind in each.marks.kinds}
@@ -209,20 +209,20 @@ def _scatter(results: Results, rows: Sequence[SampleResult], figures: Mapping[st
     return el("figure", el("h2", "Accuracy against visual tokens"), scatter(points), cls="chart")
 
 
-def _point(label: str, result: SuiteResult, *, main: bool) -> ChartPoint:
+def _point(label: str, result: TaskResult, *, main: bool) -> ChartPoint:
     return ChartPoint(label, result.cost.visual_tokens.mean, result.marks.accuracy, main)
 
 
 def _comparisons(against: Mapping[str, Comparison]) -> Html | None:
     """This run minus others of the same samples."""
-    head = ["minus", "suite", "pairs", "accuracy", "p", "gained", "lost", "visual tokens", "seconds"]
+    head = ["minus", "task", "pairs", "accuracy", "p", "gained", "lost", "visual tokens", "seconds"]
     head += ["tool gain", "tool harm", "gate regret"]
     lines = []
     for name, comparison in against.items():
-        for suite, each in comparison.suites.items():
+        for task, each in comparison.tasks.items():
             cells = (
                 name,
-                suite,
+                task,
                 str(each.n),
                 _difference(each.difference.difference, each.difference.interval, 100, ".1f"),
                 f"{each.difference.p:.2g}",
@@ -250,10 +250,10 @@ def _difference(mean: float, interval: tuple[float, float] | None, unit: float, 
 
 def _shown(results: Results, rows: Sequence[SampleResult]) -> list[list[SampleResult]]:
     """The samples that have a row in the table, with their repeats, in the order of the run."""
-    samples = [each for name in results.suites for each in by_sample(row for row in rows if row.suite == name).values()]
+    samples = [each for name in results.tasks for each in by_sample(row for row in rows if row.task == name).values()]
     if len(samples) <= MAX_ROWS:
         return samples
-    wrong = [each for each in samples if worth(each, results.suites[each[0].suite].scorer) < RIGHT]
+    wrong = [each for each in samples if worth(each, results.tasks[each[0].task].scorer) < RIGHT]
     kept = {id(each) for each in [*wrong, *samples][:MAX_ROWS]}
     return [each for each in samples if id(each) in kept]
 
@@ -271,12 +271,12 @@ def _samples(
     flips: Mapping[str, str],
 ) -> Html:
     limit = min(4_000, THUMBNAIL_BYTES // max(1, len(shown)))
-    several = len(results.suites) > 1
+    several = len(results.tasks) > 1
     lines = [
-        _sample(folder, target, each, results.suites[each[0].suite].scorer, flips, limit=limit, several=several)
+        _sample(folder, target, each, results.tasks[each[0].task].scorer, flips, limit=limit, several=several)
         for each in shown
     ]
-    samples = sum(each.n for each in results.suites.values())
+    samples = sum(each.n for each in results.tasks.values())
     note = f"{len(shown)} of {samples} samples; the wrong ones before the right ones. All are in samples.jsonl."
     head = [
         el("th", name, cls=("num" if name in _NUMBERS else None), data_sort=("n" if name in _NUMBERS else "t"))
@@ -296,7 +296,7 @@ def _samples(
 
 def _filters(shown: Sequence[Sequence[SampleResult]], results: Results, flips: Mapping[str, str]) -> Html:
     """What narrows the table; hidden until the script shows it, as it is of no use without."""
-    kinds = sorted({_kind(each[0], len(results.suites) > 1) for each in shown})
+    kinds = sorted({_kind(each[0], len(results.tasks) > 1) for each in shown})
     choices: list[tuple[str, str, Sequence[tuple[str, str]]]] = [
         ("verdict", "JudgeCacheLine", [("", "right and wrong"), ("1", "right"), ("0", "wrong")]),
         ("kind", "Kind", [("", "every kind"), *((kind, kind) for kind in kinds)]),
@@ -332,7 +332,7 @@ def _filters(shown: Sequence[Sequence[SampleResult]], results: Results, flips: M
 
 
 def _kind(row: SampleResult, several: bool) -> str:
-    return f"{row.suite}: {row.kind}" if several else row.kind
+    return f"{row.task}: {row.kind}" if several else row.kind
 
 
 def _sample(

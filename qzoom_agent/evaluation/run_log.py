@@ -1,7 +1,7 @@
 """A run on disk: everything that was asked, answered and measured under one configuration, in one folder.
 
     config.yaml           the resolved configuration; `--config` takes it to repeat the run
-    run.json              what is asked: suites, how many samples of each, seed, repeats, which weights
+    run.json              what is asked: tasks, how many samples of each, seed, repeats, which weights
     env.json              the machines and versions it ran on
     samples.jsonl         one `SampleResult` a line, appended and flushed as samples are finished
     samples.<i>.jsonl     the same from process i of several, until they are merged
@@ -12,7 +12,7 @@
 
 Invariants: a row is on disk before the next sample is asked, and after its trace; a torn last line, left by a kill, is
 as if it had never been written; one process at a time writes into a folder. A folder only grows: it may be asked for
-more samples, repeats or suites, never for another configuration, seed or set of weights.
+more samples, repeats or tasks, never for another configuration, seed or set of weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import PIL.Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
@@ -36,7 +36,7 @@ from qzoom_agent.files import require_folder, whole
 from qzoom_agent.trace import Trace, by_digest
 
 PICTURE_SIDE = 1600
-"""Pictures of traces are JPEG and no larger: they are to look at; the exact pixels are the suite's."""
+"""Pictures of traces are JPEG and no larger: they are to look at; the exact pixels are the task's."""
 _QUALITY = 82
 
 
@@ -50,7 +50,7 @@ class RunSpec(BaseModel):
     weights: str | None
     """Fingerprint of the weights (`evals.identity`), so that retrained ones are another run; None where unknown."""
     repeats: int
-    suites: dict[str, TaskSelection]
+    tasks: dict[str, TaskSelection] = Field(validation_alias=AliasChoices("tasks", "suites"))
 
     def grown(self, later: RunSpec) -> RunSpec:
         """This and what is asked `later`. ConfigError for a change that is not growth, saying which."""
@@ -61,14 +61,14 @@ class RunSpec(BaseModel):
         ]
         if later.repeats < self.repeats:
             differ.append(f"repeats: {self.repeats} then, {later.repeats} now")
-        for name in self.suites.keys() & later.suites.keys():
-            differ += [f"{name}: {text}" for text in _shrinks(self.suites[name], later.suites[name])]
+        for name in self.tasks.keys() & later.tasks.keys():
+            differ += [f"{name}: {text}" for text in _shrinks(self.tasks[name], later.tasks[name])]
         if differ:
             raise ConfigError(
                 f"The run folder is of another evaluation. Different: {'; '.join(differ)}. "
                 "A folder may only be asked for more; choose another --out."
             )
-        return later.model_copy(update={"suites": self.suites | later.suites})
+        return later.model_copy(update={"tasks": self.tasks | later.tasks})
 
 
 def _shrinks(old: TaskSelection, new: TaskSelection) -> Iterator[str]:
@@ -165,11 +165,11 @@ class RunFolder:
                         continue  # torn by a kill: its sample is simply asked again
 
     def latest(self) -> list[SampleResult]:
-        """One row a sample and repeat, the newest, in the order of suites, places and repeats."""
-        newest = {(row.suite, row.index, row.repeat): row for row in self.rows()}
-        order = {name: place for place, name in enumerate(self.ask.suites)}
-        found = (row for row in newest.values() if row.suite in order)
-        return sorted(found, key=lambda row: (order[row.suite], row.index, row.repeat))
+        """One row a sample and repeat, the newest, in the order of tasks, places and repeats."""
+        newest = {(row.task, row.index, row.repeat): row for row in self.rows()}
+        order = {name: place for place, name in enumerate(self.ask.tasks)}
+        found = (row for row in newest.values() if row.task in order)
+        return sorted(found, key=lambda row: (order[row.task], row.index, row.repeat))
 
     @contextmanager
     def journal(self, rank: int | None = None) -> Iterator[Journal]:

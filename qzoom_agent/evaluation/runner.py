@@ -1,11 +1,11 @@
-"""Ask an agent the samples of suites, into a run folder that can be interrupted and enlarged.
+"""Ask an agent the samples of tasks, into a run folder that can be interrupted and enlarged.
 
-    from qzoom_agent.evaluation.tasks.catalog import find_suite
+    from qzoom_agent.evaluation.tasks.catalog import find_task
 
-    run = evaluate(agent, [find_suite("needle-scene")], out="runs/scene", source=Source(n=200))
-    print(run.suites["needle-scene"].accuracy)
+    run = evaluate(agent, [find_task("needle-scene")], out="runs/scene", source=TaskSource(n=200))
+    print(run.tasks["needle-scene"].accuracy)
 
-Invariants: the questions depend on suite, source and seed and nothing else, so that two policies, two models or two
+Invariants: the questions depend on task, source and seed and nothing else, so that two policies, two models or two
 machines answer the same ones and can be compared sample by sample; each episode's own seed is a hash of the run's and
 the sample's id, so neither order nor resuming, workers or processes change an answer; a sample that fails stays in the
 denominator as wrong, with its error in its row, and is asked again when the run is. Rows are not held in memory while
@@ -41,14 +41,14 @@ from qzoom_agent.evaluation.sample_result import (
 from qzoom_agent.evaluation.selection import plan, require, require_scorer, share
 from qzoom_agent.evaluation.shards import Shard
 from qzoom_agent.evaluation.summary import Results, summarise
-from qzoom_agent.evaluation.tasks.task import Score, Suite
+from qzoom_agent.evaluation.tasks.task import Score, Task
 
 
 class ProgressListener(Protocol):
     """Who is told how a run goes."""
 
-    def begin(self, suite: str, planned: int) -> None:
-        """A suite begins, with so many samples (repeats counted) for this process."""
+    def begin(self, task: str, planned: int) -> None:
+        """A task begins, with so many samples (repeats counted) for this process."""
         ...
 
     def row(self, row: SampleResult, *, new: bool) -> None:
@@ -56,10 +56,10 @@ class ProgressListener(Protocol):
         ...
 
 
-class _Task(NamedTuple):
+class _Item(NamedTuple):
     """One sample to ask once."""
 
-    suite: Suite
+    task: Task
     samples: Samples
     agent: AgentLike
     place: int
@@ -68,7 +68,7 @@ class _Task(NamedTuple):
 
 def evaluate(
     agent: AgentLike,
-    suites: Sequence[Suite],
+    tasks: Sequence[Task],
     *,
     out: Path | str,
     source: TaskSource | None = None,
@@ -87,12 +87,12 @@ def evaluate(
     """Ask every planned sample that `out` does not have yet, and return the figures of all that it has.
 
     Args:
-        source: where suites are read from and how many samples they draw; its seed is the run's.
-        paths: by name, the suites that are read from elsewhere than their own place.
-        limit: a stratified subset of so many samples of each suite.
+        source: where tasks are read from and how many samples they draw; its seed is the run's.
+        paths: by name, the tasks that are read from elsewhere than their own place.
+        limit: a stratified subset of so many samples of each task.
         repeats: how often each sample is asked, with other seeds.
-        scorer: whose figure is the accuracy; None: each suite's default. All scorers are applied and reported.
-        own_budget: keep the agent's coarse view even where a suite says at how many tokens it is run.
+        scorer: whose figure is the accuracy; None: each task's default. All scorers are applied and reported.
+        own_budget: keep the agent's coarse view even where a task says at how many tokens it is run.
         weights: `identity.fingerprint` of the model.
         workers: samples asked side by side, for agents that gain from it.
         shard: this process among several that share the work; the results are then those of process 0.
@@ -100,40 +100,40 @@ def evaluate(
     """
     source, shard = source or TaskSource(), shard or Shard()
     require(source, limit=limit, repeats=repeats, workers=workers)
-    require_scorer(scorer, suites)
+    require_scorer(scorer, tasks)
     folder = RunFolder(out)
-    sources = {suite.name: source._replace(path=(paths or {}).get(suite.name, source.path)) for suite in suites}
-    loaded = {suite.name: suite.load(sources[suite.name]) for suite in suites}
+    sources = {task.name: source._replace(path=(paths or {}).get(task.name, source.path)) for task in tasks}
+    loaded = {task.name: task.load(sources[task.name]) for task in tasks}
     plans = {
-        suite.name: plan(
-            loaded[suite.name],
-            sources[suite.name],
+        task.name: plan(
+            loaded[task.name],
+            sources[task.name],
             limit=limit,
             seed=source.seed,
-            coarse_tokens=None if own_budget else suite.coarse_tokens,
+            coarse_tokens=None if own_budget else task.coarse_tokens,
         )
-        for suite in suites
+        for task in tasks
     }
     ask = RunSpec(
-        seed=source.seed, weights=weights, repeats=repeats, suites={name: part for name, (part, _) in plans.items()}
+        seed=source.seed, weights=weights, repeats=repeats, tasks={name: part for name, (part, _) in plans.items()}
     )
     with shard.leads(folder.writing()):
         if shard.index == 0:
             folder.begin(agent.config, ask, environment or {})
         shard.wait()
-        for suite in suites:
-            part, chosen = plans[suite.name]
+        for task in tasks:
+            part, chosen = plans[task.name]
             runner = agent
             if part.coarse_tokens is not None:
                 low, high = part.coarse_tokens
                 runner = _at(agent, low, high)
-            tasks = [
-                _Task(suite, loaded[suite.name], runner, index, repeat)
+            items = [
+                _Item(task, loaded[task.name], runner, index, repeat)
                 for index, repeat in share(chosen, repeats, rank=shard.index, ranks=shard.count)
             ]
             _run(
                 folder,
-                tasks,
+                items,
                 seed=source.seed,
                 weights=weights,
                 workers=workers,
@@ -144,21 +144,21 @@ def evaluate(
         shard.wait()
         if shard.index == 0:
             folder.replace_rows(folder.latest())
-            return _write_results(folder, suites, scorer)
-    return summarise(folder, suites, scorer=scorer)
+            return _write_results(folder, tasks, scorer)
+    return summarise(folder, tasks, scorer=scorer)
 
 
-def rescore(folder: RunFolder, suites: Sequence[Suite], *, scorer: str | None = None) -> Results:
-    """Score the answers of a run again, with the suites' scorers as they are now. Nothing is asked."""
-    known = {suite.name: suite for suite in suites}
+def rescore(folder: RunFolder, tasks: Sequence[Task], *, scorer: str | None = None) -> Results:
+    """Score the answers of a run again, with the tasks' scorers as they are now. Nothing is asked."""
+    known = {task.name: task for task in tasks}
     with folder.writing():
-        rows = [row.rescored(known[row.suite].scorers) if row.suite in known else row for row in folder.latest()]
+        rows = [row.rescored(known[row.task].scorers) if row.task in known else row for row in folder.latest()]
         folder.replace_rows(rows)
-        return _write_results(folder, suites, scorer)
+        return _write_results(folder, tasks, scorer)
 
 
-def _write_results(folder: RunFolder, suites: Sequence[Suite], scorer: str | None) -> Results:
-    results = summarise(folder, suites, scorer=scorer)
+def _write_results(folder: RunFolder, tasks: Sequence[Task], scorer: str | None) -> Results:
+    results = summarise(folder, tasks, scorer=scorer)
     folder.write("results.json", results.model_dump_json(indent=1) + "\n")
     return results
 
@@ -172,7 +172,7 @@ def _at(agent: AgentLike, low: int, high: int) -> AgentLike:
 
 def _run(
     folder: RunFolder,
-    tasks: Sequence[_Task],
+    items: Sequence[_Item],
     *,
     seed: int,
     weights: str | None,
@@ -181,37 +181,37 @@ def _run(
     traces: bool,
     watch: ProgressListener | None,
 ) -> None:
-    """Ask what is not there yet of one suite."""
-    if not tasks:
+    """Ask what is not there yet of one task."""
+    if not items:
         return
-    name = tasks[0].suite.name
-    wanted = {(task.place, task.repeat) for task in tasks}
+    name = items[0].task.name
+    wanted = {(item.place, item.repeat) for item in items}
     if watch:
-        watch.begin(name, len(tasks))
+        watch.begin(name, len(items))
     done = {
         (row.index, row.repeat): row
         for row in folder.rows()
-        if row.suite == name and row.status != "error" and (row.index, row.repeat) in wanted
+        if row.task == name and row.status != "error" and (row.index, row.repeat) in wanted
     }
     clock = _Clock()
 
-    def one(task: _Task) -> tuple[SampleResult, bool]:
+    def one(item: _Item) -> tuple[SampleResult, bool]:
         try:
-            sample = task.samples[task.place]
+            sample = item.samples[item.place]
         except QzoomError as error:
-            return _unreadable(task, error, seed=seed), True
+            return _unreadable(item, error, seed=seed), True
         known = partial(
-            asked, sample, index=task.place, repeat=task.repeat, seed=seed, config=task.agent.config, weights=weights
+            asked, sample, index=item.place, repeat=item.repeat, seed=seed, config=item.agent.config, weights=weights
         )
-        row = done.pop((task.place, task.repeat), None)
+        row = done.pop((item.place, item.repeat), None)
         if row is not None and row.key == known(image=image_digest(sample))["key"]:
             return row, False
         return _ask(
-            task, sample, known, folder if traces else None, seed=episode_seed(seed, sample.id, task.repeat)
+            item, sample, known, folder if traces else None, seed=episode_seed(seed, sample.id, item.repeat)
         ), True
 
     with folder.journal(None if shard.count == 1 else shard.index) as journal:
-        for row, new in _side_by_side(one, tasks, workers):
+        for row, new in _side_by_side(one, items, workers):
             _keep(row, new, journal, clock, watch)
 
 
@@ -224,68 +224,68 @@ def _keep(row: SampleResult, new: bool, journal: Journal, clock: _Clock, watch: 
 
 
 def _ask(
-    task: _Task, sample: Sample, known: Callable[..., dict[str, JsonValue]], folder: RunFolder | None, *, seed: int
+    item: _Item, sample: Sample, known: Callable[..., dict[str, JsonValue]], folder: RunFolder | None, *, seed: int
 ) -> SampleResult:
     """The row of a sample that is asked now; `known` makes the part that is no answer, of the image's digest."""
-    policy = task.agent.config.policy
+    policy = item.agent.config.policy
     boxes = sample.boxes if policy in TAKE_GOLD else None
     try:
         if policy == "oracle" and not sample.boxes and not sample.coarse_suffices:
             raise ConfigError("The policy 'oracle' needs to know where the answer is, and this sample does not say.")
-        answer = task.agent.run(sample.image, sample.question, boxes=boxes, seed=seed)
+        answer = item.agent.run(sample.image, sample.question, boxes=boxes, seed=seed)
     except QzoomError as error:
-        return SampleResult.model_validate(known(image=image_digest(sample)) | _failed(error, sample, task.suite))
+        return SampleResult.model_validate(known(image=image_digest(sample)) | _failed(error, sample, item.task))
     # The trace has the digest already; hashing a large image again would cost more than all the rest here.
     views = answer.trace.views
     about = known(image=views[0].digest if views else image_digest(sample))
     if folder:
         folder.save_trace(str(about["key"]), answer)
     found = measured(answer, sample)
-    scores = scored(answer.text, answer.trace.status, sample, task.suite.scorers)
+    scores = scored(answer.text, answer.trace.status, sample, item.task.scorers)
     return SampleResult.model_validate(about | found | {"scores": scores})
 
 
-def _failed(error: QzoomError, sample: Sample, suite: Suite) -> dict[str, object]:
+def _failed(error: QzoomError, sample: Sample, task: Task) -> dict[str, object]:
     return {
         "status": "error",
         "error": f"{type(error).__name__}: {error}",
-        "scores": scored(None, "error", sample, suite.scorers),
+        "scores": scored(None, "error", sample, task.scorers),
     }
 
 
-def _unreadable(task: _Task, error: QzoomError, *, seed: int) -> SampleResult:
-    """The row of a sample that cannot even be read: it is in the suite, so it counts."""
-    name = f"{task.suite.name}[{task.place}]"
+def _unreadable(item: _Item, error: QzoomError, *, seed: int) -> SampleResult:
+    """The row of a sample that cannot even be read: it is in the task, so it counts."""
+    name = f"{item.task.name}[{item.place}]"
     return SampleResult(
-        key=f"unreadable-{task.suite.name}-{task.place}-{task.repeat}",
-        suite=task.suite.name,
-        index=task.place,
-        repeat=task.repeat,
+        key=f"unreadable-{item.task.name}-{item.place}-{item.repeat}",
+        task=item.task.name,
+        index=item.place,
+        repeat=item.repeat,
         id=name,
-        kind=task.samples.kinds[task.place],
+        kind=item.samples.kinds[item.place],
         cluster=name,
-        seed=episode_seed(seed, name, task.repeat),
+        seed=episode_seed(seed, name, item.repeat),
         image="",
         size=(1, 1),
         question="",
         gold=[""],
         status="error",
         error=f"{type(error).__name__}: {error}",
-        scores={name: Score(0.0, None) for name in task.suite.scorers},
+        scores={name: Score(0.0, None) for name in item.task.scorers},
     )
 
 
 def _side_by_side(
-    one: Callable[[_Task], tuple[SampleResult, bool]], tasks: Sequence[_Task], workers: int
+    one: Callable[[_Item], tuple[SampleResult, bool]], items: Sequence[_Item], workers: int
 ) -> Iterator[tuple[SampleResult, bool]]:
     """Results as they are finished; never more than `workers` tasks under way."""
     if workers == 1:
-        yield from map(one, tasks)
+        yield from map(one, items)
         return
     with ThreadPoolExecutor(workers) as pool:
         pending: set[Future[tuple[SampleResult, bool]]] = set()
-        for task in tasks:
-            pending.add(pool.submit(one, task))
+        for item in items:
+            pending.add(pool.submit(one, item))
             if len(pending) == workers:
                 finished, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in finished)

@@ -1,7 +1,7 @@
 """One sample, answered once: what was asked, what came back, what it is worth and what it cost.
 
 A `SampleResult` is one line of a run folder's `samples.jsonl`. It holds everything that scoring, statistics and
-reports need, so that none of them has to load the suite or the model again. Its `key` is a hash of all that decides
+reports need, so that none of them has to load the task or the model again. Its `key` is a hash of all that decides
 the answer: the sample (image included), the question as asked, the configuration, the weights, the seed. Two rows of
 one key are the same experiment, whenever and wherever they were run.
 
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import PIL.Image
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, computed_field
 
 from qzoom_agent.config import AgentConfig, PolicyName
 from qzoom_agent.data.samples import Sample
@@ -58,9 +58,9 @@ class SampleResult(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     key: str
-    suite: str
+    task: str = Field(validation_alias=AliasChoices("task", "suite"))
     index: int
-    """Place of the sample in its suite."""
+    """Place of the sample in its task."""
     repeat: int = 0
     id: str
     kind: str
@@ -86,7 +86,7 @@ class SampleResult(BaseModel):
     """The trace's status; "error" also when the agent raised."""
     error: str | None = None
     scores: dict[str, Score] = Field(default_factory=dict)
-    """By scorer, the suite's default first."""
+    """By scorer, the task's default first."""
 
     usage: Usage = Field(default_factory=Usage)
     token_layers: float = 0.0
@@ -134,7 +134,7 @@ class SampleResult(BaseModel):
         """The sample as scorers want it. Its image is not kept: a pixel stands for it."""
         return Sample(
             id=self.id,
-            suite=self.suite,
+            task=self.task,
             kind=self.kind,
             image=PIL.Image.new("RGB", (1, 1)),
             question=self.question,
@@ -179,7 +179,7 @@ def asked(
     boxes = [box.as_list() for box in sample.boxes]
     episode = episode_seed(seed, sample.id, repeat)
     decides: list[JsonValue] = [
-        sample.suite,
+        sample.task,
         sample.id,
         image,
         sample.question,
@@ -191,7 +191,7 @@ def asked(
     ]
     return {
         "key": hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24],
-        "suite": sample.suite,
+        "task": sample.task,
         "index": index,
         "repeat": repeat,
         "id": sample.id,

@@ -1,7 +1,7 @@
-"""Which samples of a suite are asked, and how often.
+"""Which samples of a task are asked, and how often.
 
 The order of a stratified subset does not depend on its size: the first 50 of `--limit 100` are those of `--limit 50`,
-so a run can be enlarged. Every subset has each kind in its share of the suite, to within one sample.
+so a run can be enlarged. Every subset has each kind in its share of the task, to within one sample.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict
 
 from qzoom_agent.data.samples import Samples, TaskSource
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evaluation.tasks.task import Suite
+from qzoom_agent.evaluation.tasks.task import Task
 
 
 class TaskSelection(BaseModel):
-    """What of one suite a run asks."""
+    """What of one task a run asks."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -28,13 +28,13 @@ class TaskSelection(BaseModel):
     split: str | None = None
     fonts: str | None = None
     total: int
-    """Samples that the suite has."""
+    """Samples that the task has."""
     planned: int
     """Samples that are asked; fewer than `total` is a partial run."""
     stratified: bool = False
     """Whether the planned ones are a seeded subset with each kind in its share, rather than the first."""
     coarse_tokens: tuple[int, int] | None = None
-    """(least, most) visual tokens of the coarse view, where the suite sets them."""
+    """(least, most) visual tokens of the coarse view, where the task sets them."""
 
     @property
     def partial(self) -> bool:
@@ -50,11 +50,11 @@ def require(source: TaskSource, *, limit: int | None = None, repeats: int = 1, w
         raise ConfigError(f"A seed is 0 or more; got {source.seed}.")
 
 
-def require_scorer(name: str | None, suites: Sequence[Suite]) -> None:
-    """ConfigError if no suite has a scorer of this name; None is each suite's own."""
-    known = sorted({scorer for suite in suites for scorer in suite.scorers})
+def require_scorer(name: str | None, tasks: Sequence[Task]) -> None:
+    """ConfigError if no task has a scorer of this name; None is each task's own."""
+    known = sorted({scorer for task in tasks for scorer in task.scorers})
     if name is not None and name not in known:
-        raise ConfigError(f"There is no scorer {name!r} in these suites. There are: {', '.join(known)}.")
+        raise ConfigError(f"There is no scorer {name!r} in these tasks. There are: {', '.join(known)}.")
 
 
 def plan(
@@ -62,11 +62,11 @@ def plan(
 ) -> tuple[TaskSelection, list[int]]:
     """What is asked of these samples, and their places in order.
 
-    `source.n` is how many a suite draws, or the first so many of one that has more; `limit` a stratified subset of it.
+    `source.n` is how many a task draws, or the first so many of one that has more; `limit` a stratified subset of it.
     """
     total = len(samples)
     if total == 0:
-        raise ConfigError("The suite has no samples. Check its --path and --split.")
+        raise ConfigError("The task has no samples. Check its --path and --split.")
     chosen = list(range(total if source.n is None else min(total, source.n)))
     stratified = limit is not None and limit < len(chosen)
     if stratified:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from statistics import fmean
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from typing_extensions import deprecated
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
@@ -21,7 +22,7 @@ from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.selection import TaskSelection
 from qzoom_agent.evaluation.stats import Figure, Interval, figure
-from qzoom_agent.evaluation.tasks.task import Scored, Suite
+from qzoom_agent.evaluation.tasks.task import Scored, Task
 
 
 class _Figures(BaseModel):
@@ -48,15 +49,15 @@ class ScorerResult(_Figures):
     """Share of the answers in which a final answer was found; the others count as wrong."""
     kinds: dict[str, Figure]
     published: dict[str, float] = {}
-    """The suite's own figures, where they are more than the mean."""
+    """The task's own figures, where they are more than the mean."""
     repeats: Repeats | None = None
     """None where every sample was asked once."""
 
 
-class SuiteResult(_Figures):
-    """One suite of a run."""
+class TaskResult(_Figures):
+    """One task of a run."""
 
-    suite: str
+    task: str = Field(validation_alias=AliasChoices("task", "suite"))
     n: int
     """Samples, each counted once however often it was asked."""
     accuracy: float
@@ -66,11 +67,11 @@ class SuiteResult(_Figures):
     """95 %: Wilson's for independent right/wrong answers, else bootstrap; clusters resampled whole."""
     scorer: str
     scores: dict[str, ScorerResult]
-    """By every scorer, the suite's default first."""
+    """By every scorer, the task's default first."""
     part: TaskSelection
     """What was planned."""
     partial: bool
-    """Not the whole suite: a limit, or an interruption."""
+    """Not the whole task: a limit, or an interruption."""
     failed: int
     """Samples that ended in an error; they count as wrong."""
     statuses: dict[str, int]
@@ -92,7 +93,13 @@ class Results(_Figures):
     weights: str | None
     config: AgentConfig
     environments: list[dict[str, str]]
-    suites: dict[str, SuiteResult]
+    tasks: dict[str, TaskResult] = Field(validation_alias=AliasChoices("tasks", "suites"))
+
+    @property
+    @deprecated("Results.suites is called Results.tasks")
+    def suites(self) -> dict[str, TaskResult]:
+        """Deprecated name of `tasks`."""
+        return self.tasks
 
     @classmethod
     def of(cls, folder: RunFolder) -> Results:
@@ -104,17 +111,17 @@ class Results(_Figures):
             raise ConfigError(f"{path} cannot be read: {error}. Finish the run, or `qzoom eval rescore` it.") from None
 
 
-def summarise(folder: RunFolder, suites: Iterable[Suite] = (), *, scorer: str | None = None) -> Results:
+def summarise(folder: RunFolder, tasks: Iterable[Task] = (), *, scorer: str | None = None) -> Results:
     """The figures of everything in the folder, finished or not.
 
-    `suites` adds their published figures; `scorer` is whose accuracy leads, where a suite has it. ConfigError if
-    nothing is there, or no suite has that scorer.
+    `tasks` adds their published figures; `scorer` is whose accuracy leads, where a task has it. ConfigError if
+    nothing is there, or no task has that scorer.
     """
     ask = folder.ask
-    known = {suite.name: suite for suite in suites}
+    known = {task.name: task for task in tasks}
     rows: dict[str, list[SampleResult]] = defaultdict(list)
     for row in folder.latest():
-        rows[row.suite].append(row)
+        rows[row.task].append(row)
     if not rows:
         raise ConfigError(f"There is nothing to summarise in {folder.path}: no sample was finished.")
     if scorer is not None and not any(scorer in row.scores for each in rows.values() for row in each[:1]):
@@ -125,29 +132,29 @@ def summarise(folder: RunFolder, suites: Iterable[Suite] = (), *, scorer: str | 
         weights=ask.weights,
         config=folder.config,
         environments=folder.environments(),
-        suites={
-            name: suite_result(rows[name], ask.suites[name], suite=known.get(name), scorer=scorer, repeats=ask.repeats)
-            for name in ask.suites
+        tasks={
+            name: task_result(rows[name], ask.tasks[name], task=known.get(name), scorer=scorer, repeats=ask.repeats)
+            for name in ask.tasks
             if name in rows
         },
     )
 
 
-def suite_result(
+def task_result(
     rows: Sequence[SampleResult],
     part: TaskSelection,
     *,
-    suite: Suite | None = None,
+    task: Task | None = None,
     scorer: str | None = None,
     repeats: int = 1,
-) -> SuiteResult:
-    """The figures of one suite's rows, at least one."""
+) -> TaskResult:
+    """The figures of one task's rows, at least one."""
     names = list(rows[0].scores)
     chosen = scorer if scorer in names else names[0]
-    scores = {name: _marks(rows, name, suite) for name in names}
+    scores = {name: _marks(rows, name, task) for name in names}
     leading = scores[chosen].accuracy
-    return SuiteResult(
-        suite=rows[0].suite,
+    return TaskResult(
+        task=rows[0].task,
         n=leading.n,
         accuracy=leading.mean,
         se=leading.se,
@@ -171,10 +178,10 @@ def by_sample(rows: Iterable[SampleResult]) -> dict[str, list[SampleResult]]:
     return found
 
 
-def _marks(rows: Sequence[SampleResult], scorer: str, suite: Suite | None) -> ScorerResult:
+def _marks(rows: Sequence[SampleResult], scorer: str, task: Task | None) -> ScorerResult:
     samples = list(by_sample(rows).values())
-    aggregate = suite.aggregate if suite else None
-    # A sample that could not even be read has no image, and nothing of what a suite's own figures go by.
+    aggregate = task.aggregate if task else None
+    # A sample that could not even be read has no image, and nothing of what a task's own figures go by.
     scored = [Scored(row.kind, row.value(scorer), row.meta) for row in rows if row.image]
     parsed = [scorer in row.scores and row.scores[scorer].parsed for row in rows]
     return ScorerResult(

@@ -25,7 +25,7 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.redundancy import reasons
 from qzoom_agent.evaluation.scorers import anls, chartqa, choice, ocrbench, open_answer, vqa
 from qzoom_agent.evaluation.scorers.extraction import final_answer
-from qzoom_agent.evaluation.tasks.needle.suite import exact
+from qzoom_agent.evaluation.tasks.needle.tasks import exact
 from qzoom_agent.evaluation.tasks.task import Score, Scorer
 from qzoom_agent.geometry import Box
 from qzoom_agent.trace import CallRecord, Trace
@@ -81,7 +81,7 @@ _NO_IMAGE: Final = PIL.Image.new("RGB", (1, 1))
 
 
 def exact_any(text: str | None, question: Sample) -> Score:
-    """The scorer of the needle suites, with every accepted answer."""
+    """The scorer of the needle tasks, with every accepted answer."""
     golds = question.answers or (question.answer,)
     return max((exact(text, replace(question, answer=gold)) for gold in golds), key=lambda score: score.value)
 
@@ -161,7 +161,7 @@ def _question(one: Rollout) -> Sample:
     """What a scorer needs of the question; no scorer looks at the image."""
     return Sample(
         id=one.group,
-        suite="",
+        task="",
         kind="",
         image=_NO_IMAGE,
         question=one.trace.question,

@@ -1,4 +1,4 @@
-"""Nano's tokenizer: byte-level BPE over the words of the needle suites, with one token for every printed character.
+"""Nano's tokenizer: byte-level BPE over the words of the needle tasks, with one token for every printed character.
 
 Capitals and digits never merge, so reading a code is one decision a character and a code that no training image showed
 is as easy as any other. Lower-case words merge into single tokens. Locations are tokens of their own, `<loc_0>` to

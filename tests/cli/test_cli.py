@@ -223,7 +223,7 @@ def test_a_comparison_is_written_into_a_new_folder(play: Any, here: Path, capsys
     play(lambda _: "7")
     assert run("eval", "needle-doc", "--n", "1", "--out", "run") == 0
     assert run("eval", "compare", "run", "run", "--json", "new/x.json") == 0
-    assert json.loads((here / "new" / "x.json").read_text())["suites"]["needle-doc"]["n"] == 1
+    assert json.loads((here / "new" / "x.json").read_text())["tasks"]["needle-doc"]["n"] == 1
 
 
 def test_flags_win_over_set_and_set_over_the_file(
@@ -370,7 +370,7 @@ def test_ablations_run_beside_and_are_compared(play: Any, here: Path, capsys: py
     )
     captured = capsys.readouterr()
     assert re.search(r"^needle-doc +2 ", captured.out, re.M)
-    found = json.loads((here / "compared.json").read_text())["suites"]["needle-doc"]
+    found = json.loads((here / "compared.json").read_text())["tasks"]["needle-doc"]
     assert found["n"] == 2
     assert found["visual_tokens"][1] > 0
     assert (here / "flips.html").is_file()
@@ -418,7 +418,7 @@ def test_a_dry_run_asks_nothing(play: Any, here: Path, capsys: pytest.CaptureFix
     assert not list(here.iterdir())
 
 
-def test_your_own_questions_are_a_suite(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_your_own_questions_are_a_task(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (60, 40), "red").save(here / "meter.png")
     rows = [{"image": "meter.png", "question": f"What is {n}?", "answer": "7"} for n in range(3)]
     (here / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -430,7 +430,7 @@ def test_your_own_questions_are_a_suite(play: Any, here: Path, capsys: pytest.Ca
     assert run("eval", "rescore", "run") == 0
 
 
-def test_the_suites_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("eval", "list") == 0
     out = capsys.readouterr().out
     assert re.search(r"^needle-scene +exact ", out, re.M)
@@ -446,7 +446,7 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     progress = Progress(Console(stream=stream), "direct: ")
     progress.begin("needle-doc", 4)
     row = SampleResult(
-        key="k", suite="needle-doc", index=0, id="a", kind="x", cluster="a", seed=0, image="", size=(1, 1),
+        key="k", task="needle-doc", index=0, id="a", kind="x", cluster="a", seed=0, image="", size=(1, 1),
         question="?", gold=["7"], status="answered", scores={"exact": Score(1.0, "7")}, fired=True,
     )  # fmt: skip
     progress.row(row, new=True)

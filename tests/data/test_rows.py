@@ -15,7 +15,7 @@ from qzoom_agent.data.image_column import key, picture
 from qzoom_agent.data.rows import HubTable, open_path, open_rows
 from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError, ImageError
-from qzoom_agent.evaluation.tasks.catalog import SUITES
+from qzoom_agent.evaluation.tasks.catalog import TASKS
 from qzoom_agent.evaluation.tasks.question_format import inline_options, instructed, texts
 from tests.evaluation.tasks import fixtures
 
@@ -101,10 +101,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, there: dict[str, Path]) -> list[str]:
 def test_the_hubs_ids_are_tried_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fixtures.document_repository(tmp_path / "copy")
     asked = hub(monkeypatch, {"lmms-lab/DocVQA": folder, "me/mine": folder})
-    assert len(SUITES["infovqa"].load(TaskSource())) == 4
-    assert asked == ["lmms-lab-encoder/DocVQA", "lmms-lab/DocVQA"] == list(SUITES["infovqa"].sources)
+    assert len(TASKS["infovqa"].load(TaskSource())) == 4
+    assert asked == ["lmms-lab-encoder/DocVQA", "lmms-lab/DocVQA"] == list(TASKS["infovqa"].sources)
     asked.clear()
-    assert SUITES["docvqa"].load(TaskSource(path="me/mine"))[0].id == "docvqa-100"
+    assert TASKS["docvqa"].load(TaskSource(path="me/mine"))[0].id == "docvqa-100"
     assert asked == ["me/mine"]
 
 
@@ -129,14 +129,14 @@ def test_a_file_of_a_repository_is_fetched_with_what_lies_beside_it(
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    assert SUITES["visualprobe-medium"].load(TaskSource())[2].image.size == (96, 64)
+    assert TASKS["visualprobe-medium"].load(TaskSource())[2].image.size == (96, 64)
     assert asked == [("Mini-o3/VisualProbe_Medium", "dataset")]
 
 
 def test_a_row_that_cannot_be_a_sample_is_named(tmp_path: Path) -> None:
     rows = [{"type": "human_test", "question": None, "answer": "1", "image": "a.png"}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    read = SUITES["chartqa"].load(TaskSource(path=str(tmp_path / "rows.json")))
+    read = TASKS["chartqa"].load(TaskSource(path=str(tmp_path / "rows.json")))
     with pytest.raises(ImageError, match=r"Row 1 of .*rows.json: The image 'a.png' is neither a file in"):
         read[0]
     fixtures.draw("a").save(tmp_path / "a.png")

@@ -11,7 +11,7 @@ from evidence import BEGIN, CASES, END, Case, table, write
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evaluation.tasks.needle import SPLITS, SUITES, sample, sample_seed
+from qzoom_agent.evaluation.tasks.needle import SPLITS, TASK_NAMES, sample, sample_seed
 from qzoom_agent.messages import Message
 from qzoom_agent.models.scripted import ScriptedBackend
 
@@ -54,7 +54,7 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_short_table_has_a_line_a_suite(
+def test_the_short_table_has_a_line_a_task(
     loader: Loader, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evidence, "CASES", (DOC, Case("needle-doc", "blind"), OOD))
@@ -63,8 +63,8 @@ def test_the_short_table_has_a_line_a_suite(
     assert main(tmp_path / "runs", "--short", str(page)) == 0
     before, short, after = page.read_text().partition("before\n\n")[2].split("\n\n", 2)
     lines = {cells(line)[0]: cells(line)[2:] for line in short.splitlines()}
-    assert list(lines)[2:] == [f"`{suite}`" for suite in SUITES]
-    assert lines["suite"] == ["`direct`", "`implicit`", "`explicit`", "`hybrid`", "`blind`", "`oracle`"]
+    assert list(lines)[2:] == [f"`{task}`" for task in TASK_NAMES]
+    assert lines["task"] == ["`direct`", "`implicit`", "`explicit`", "`hybrid`", "`blind`", "`oracle`"]
     assert lines["`needle-doc`"][0] == "50% (9% to 91%)" and lines["`needle-doc`"][1] == "-"
     assert lines["`needle-scene`"] == ["-"] * 6, "other typefaces are another table's"
     assert (before, after) == (BEGIN, f"{END}\n\nafter\n")
@@ -75,14 +75,14 @@ def test_the_short_table_has_a_line_a_suite(
 # ---- the rows ------------------------------------------------------------------------------------------------------
 
 
-def test_every_suite_is_judged_and_every_row_has_a_folder_of_its_own() -> None:
-    assert {case.suite for case in CASES} == set(SUITES)
+def test_every_task_is_judged_and_every_row_has_a_folder_of_its_own() -> None:
+    assert {case.task for case in CASES} == set(TASK_NAMES)
     assert {case.split for case in CASES} <= set(SPLITS)
     assert len({case.name for case in CASES}) == len(CASES)
     assert all(Path(case.name).name == case.name for case in CASES)
-    for suite in SUITES:
-        policies = {case.policy for case in CASES if case.suite == suite}
-        assert policies >= set(evidence.POLICIES) - ({"oracle", "random"} if suite == "needle-global" else set())
+    for task in TASK_NAMES:
+        policies = {case.policy for case in CASES if case.task == task}
+        assert policies >= set(evidence.POLICIES) - ({"oracle", "random"} if task == "needle-global" else set())
 
 
 def test_a_table_says_what_was_measured(loader: Loader, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +94,7 @@ def test_a_table_says_what_was_measured(loader: Loader, tmp_path: Path, capsys: 
     assert float(row.pop("seconds")) < 10
     assert 40 <= int(row.pop("visual tokens")) <= 64
     assert row == {
-        "suite": "needle-doc",
+        "task": "needle-doc",
         "split": "test",
         "policy": "direct",
         "accuracy": "50.0%",
@@ -106,7 +106,7 @@ def test_a_table_says_what_was_measured(loader: Loader, tmp_path: Path, capsys: 
         "failed calls": "-",
     }
     row = dict(zip(cells(header), cells(ood), strict=True))
-    assert (row["suite"], row["split"], row["n"]) == ("needle-scene", "ood", "2")
+    assert (row["task"], row["split"], row["n"]) == ("needle-scene", "ood", "2")
     assert printed.err.splitlines()[0] == "needle-doc--direct--test: 50.0% of 2"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import golden
-from qzoom_agent.evaluation.tasks.catalog import SUITES
+from qzoom_agent.evaluation.tasks.catalog import TASKS
 
 
 @pytest.mark.parametrize("check", list(golden.checks()), ids=lambda check: f"{check.rule}: {check.prediction}"[:80])
@@ -13,11 +13,11 @@ def test_row(check: golden.Check) -> None:
     assert check.got == check.expected
 
 
-def test_every_scorer_of_every_suite_is_in_the_table() -> None:
-    used = {SUITES[case.suite].scorers[case.scorer] for case in golden.CASES}
-    for suite in SUITES.values():
-        for name, scorer in suite.scorers.items():
-            assert scorer in used, f"{suite.name} {name}"
+def test_every_scorer_of_every_task_is_in_the_table() -> None:
+    used = {TASKS[case.task].scorers[case.scorer] for case in golden.CASES}
+    for task in TASKS.values():
+        for name, scorer in task.scorers.items():
+            assert scorer in used, f"{task.name} {name}"
 
 
 def test_the_command_prints_the_table_and_fails_on_a_difference(

@@ -34,7 +34,7 @@ class Zooming:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A model that zooms once and one that zooms twice, asked two questions of each suite."""
+    """A model that zooms once and one that zooms twice, asked two questions of each task."""
     monkeypatch.setattr(evidence, "Agent", Zooming())
     for views in ("2", "3"):
         out = str(tmp_path / views)
@@ -105,7 +105,7 @@ def test_right_answers_are_priced_by_those_of_whole_boards(run: Path, capsys: py
         mine = RunFolder.existing(folder)
         mine.replace_rows([row.model_copy(update={"scores": right}) for row in mine.latest()])
     ask = RunFolder.existing(copied[0]).ask
-    both = ask.model_copy(update={"suites": {name: next(iter(ask.suites.values())) for name in names}})
+    both = ask.model_copy(update={"tasks": {name: next(iter(ask.tasks.values())) for name in names}})
     whole.mkdir()
     there = RunFolder(whole)
     there.write("run.json", both.model_dump_json())

@@ -1,4 +1,4 @@
-"""A tiny suite and agents on scripts that answer it: what the tests of runs, reports and kills share."""
+"""A tiny task and agents on scripts that answer it: what the tests of runs, reports and kills share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample, TaskSource
-from qzoom_agent.evaluation.tasks.task import Score, Scored, Suite
+from qzoom_agent.evaluation.tasks.task import Score, Scored, Task
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message
 from qzoom_agent.models.scripted import ScriptedBackend
@@ -40,7 +40,7 @@ class Numbers:
         ImageDraw.Draw(image).text((40, 40), str(index), fill="white")
         return Sample(
             id=f"{self.name}-{index}",
-            suite=self.name,
+            task=self.name,
             kind=self.kinds[index],
             image=image,
             question=f"which number is on board {index}?",
@@ -72,20 +72,18 @@ def clean(text: str | None, sample: Sample) -> Score:
 
 
 def halves(scored: Sequence[Scored]) -> dict[str, float]:
-    """A figure of the suite's own: the accuracy of its second half."""
+    """A figure of the task's own: the accuracy of its second half."""
     second = [one.value for one in scored if one.meta["half"]]
     return {"second half": sum(second) / max(1, len(second))}
 
 
-def numbers(n: int = 20, *, name: str = "numbers", clustered: bool = False) -> Suite:
-    """The suite, of `n` samples (or as many as the source says)."""
+def numbers(n: int = 20, *, name: str = "numbers", clustered: bool = False) -> Task:
+    """The task, of `n` samples (or as many as the source says)."""
 
     def load(source: TaskSource) -> Numbers:
         return Numbers(name, source.n or n, clustered)
 
-    return Suite(
-        name=name, title="numbers", load=load, scorers={"faithful": faithful, "clean": clean}, aggregate=halves
-    )
+    return Task(name=name, title="numbers", load=load, scorers={"faithful": faithful, "clean": clean}, aggregate=halves)
 
 
 def asked(messages: list[Message]) -> int:

@@ -115,11 +115,11 @@ def test_a_long_table_keeps_the_wrong_ones_and_says_so(tmp_path: Path, monkeypat
     assert "5 of 10 samples" in text
 
 
-def test_several_suites_are_told_apart(tmp_path: Path) -> None:
+def test_several_tasks_are_told_apart(tmp_path: Path) -> None:
     evaluate(player(), [numbers(3, name="one"), numbers(3, name="two")], out=tmp_path)
     text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
     assert {row["data-kind"] for row in Page(text).rows} == {
-        f"{suite}: {kind}" for suite in ("one", "two") for kind in ("odd", "even", "tenth")
+        f"{task}: {kind}" for task in ("one", "two") for kind in ("odd", "even", "tenth")
     }
 
 

@@ -17,9 +17,9 @@ from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate, rescore
 from qzoom_agent.evaluation.sample_result import SampleResult, episode_seed
 from qzoom_agent.evaluation.summary import Results, summarise
-from qzoom_agent.evaluation.tasks.catalog import find_suite
-from qzoom_agent.evaluation.tasks.needle import SUITES, sample_seed
-from qzoom_agent.evaluation.tasks.task import Score, Suite
+from qzoom_agent.evaluation.tasks.catalog import find_task
+from qzoom_agent.evaluation.tasks.needle import TASK_NAMES, sample_seed
+from qzoom_agent.evaluation.tasks.task import Score, Task
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.trace import Trace, saved_images
 from tests.evaluation.player import Numbers, clean, faithful, lines, numbers, player
@@ -33,8 +33,8 @@ class Watcher:
         self.begun: list[tuple[str, int]] = []
         self.stop_after = stop_after
 
-    def begin(self, suite: str, planned: int) -> None:
-        self.begun.append((suite, planned))
+    def begin(self, task: str, planned: int) -> None:
+        self.begun.append((task, planned))
 
     def row(self, row: SampleResult, *, new: bool) -> None:
         self.rows.append((row, new))
@@ -62,7 +62,7 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path: Path) -> None:
     watch = Watcher()
     agent = player(lambda i: i != 3, zooms=lambda i: i > 0)
     results = evaluate(agent, [numbers(5)], out=tmp_path, environment={"here": "x"}, weights="w", watch=watch)
-    result = results.suites["numbers"]
+    result = results.tasks["numbers"]
     assert (result.n, result.accuracy, result.failed, result.partial) == (5, 0.8, 0, False)
     assert watch.begun == [("numbers", 5)]
     assert [new for _, new in watch.rows] == [True] * 5
@@ -93,18 +93,18 @@ def test_a_run_without_traces_has_none(tmp_path: Path) -> None:
 
 def test_both_scorers_are_applied_and_named(tmp_path: Path) -> None:
     agent = Agent(ScriptedBackend(lambda _: "0 or 1 or 2"))
-    result = evaluate(agent, [numbers(3)], out=tmp_path).suites["numbers"]
+    result = evaluate(agent, [numbers(3)], out=tmp_path).tasks["numbers"]
     assert result.scorer == "faithful"
     assert {name: marks.accuracy.mean for name, marks in result.scores.items()} == {"faithful": 1.0, "clean": 1 / 3}
     assert result.marks.published == {"second half": 1.0}
-    by_ours = summarise(RunFolder(tmp_path), scorer="clean").suites["numbers"]
+    by_ours = summarise(RunFolder(tmp_path), scorer="clean").tasks["numbers"]
     assert (by_ours.scorer, by_ours.accuracy) == ("clean", 1 / 3)
     with pytest.raises(ConfigError, match="clean, faithful"):
         summarise(RunFolder(tmp_path), scorer="kind")
 
 
 def test_an_answer_that_cannot_be_read_lowers_the_parse_rate(tmp_path: Path) -> None:
-    result = evaluate(player(lambda i: i % 2 == 0), [numbers(4)], out=tmp_path).suites["numbers"]
+    result = evaluate(player(lambda i: i % 2 == 0), [numbers(4)], out=tmp_path).tasks["numbers"]
     assert {name: marks.parse_rate for name, marks in result.scores.items()} == {"faithful": 1.0, "clean": 0.5}
 
 
@@ -123,8 +123,8 @@ def test_an_oracle_that_knows_nothing_is_an_error(tmp_path: Path) -> None:
             known = super().__getitem__(index)
             return Sample(**{**vars(known), "boxes": ()})
 
-    suite = Suite(name="numbers", title="", load=lambda source: Unknown("numbers", 5), scorers={"clean": clean})
-    result = evaluate(player(policy="oracle"), [suite], out=tmp_path).suites["numbers"]
+    task = Task(name="numbers", title="", load=lambda source: Unknown("numbers", 5), scorers={"clean": clean})
+    result = evaluate(player(policy="oracle"), [task], out=tmp_path).tasks["numbers"]
     # samples 0 and 4 need no crop: there an oracle has nothing to know
     assert result.statuses == {"answered": 2, "error": 3}
 
@@ -170,19 +170,19 @@ class Failing(Given):
 
 
 def test_a_failing_sample_is_wrong_named_and_asked_again(tmp_path: Path) -> None:
-    result = evaluate(Failing(BackendError("The server is gone.")), [numbers(3)], out=tmp_path).suites["numbers"]
+    result = evaluate(Failing(BackendError("The server is gone.")), [numbers(3)], out=tmp_path).tasks["numbers"]
     assert (result.n, result.failed, result.statuses) == (3, 1, {"answered": 2, "error": 1})
     assert result.accuracy == pytest.approx(2 / 3)
     assert RunFolder(tmp_path).latest()[1].error == "BackendError: The server is gone."
     healed = Given()
-    result = evaluate(healed, [numbers(3)], out=tmp_path).suites["numbers"]
+    result = evaluate(healed, [numbers(3)], out=tmp_path).tasks["numbers"]
     assert len(healed.calls) == 1
     assert (result.accuracy, result.failed) == (1.0, 0)
     assert len(lines(tmp_path / "samples.jsonl")) == 3
 
 
 def test_a_backend_that_fails_inside_a_run_is_wrong_too(tmp_path: Path) -> None:
-    result = evaluate(Agent(ScriptedBackend([])), [numbers(2)], out=tmp_path).suites["numbers"]
+    result = evaluate(Agent(ScriptedBackend([])), [numbers(2)], out=tmp_path).tasks["numbers"]
     assert (result.accuracy, result.statuses) == (0.0, {"error": 2})
     assert "ran out of replies" in (RunFolder(tmp_path).latest()[0].error or "")
 
@@ -194,8 +194,8 @@ def test_a_sample_that_cannot_be_read_counts_as_wrong(tmp_path: Path) -> None:
                 raise ImageError("Cannot read it.")
             return super().__getitem__(index)
 
-    suite = Suite(name="numbers", title="", load=lambda source: Torn("numbers", 4), scorers={"clean": clean})
-    result = evaluate(player(), [suite], out=tmp_path).suites["numbers"]
+    task = Task(name="numbers", title="", load=lambda source: Torn("numbers", 4), scorers={"clean": clean})
+    result = evaluate(player(), [task], out=tmp_path).tasks["numbers"]
     assert (result.n, result.accuracy, result.failed) == (4, 0.75, 1)
     assert RunFolder(tmp_path).latest()[2].id == "numbers[2]"
 
@@ -221,12 +221,12 @@ def test_impossible_sizes_are_refused(wrong: dict[str, Any], tmp_path: Path) -> 
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         evaluate(player(), [numbers(6)], out=tmp_path, watch=Watcher(stop_after=3))
-    partial = summarise(RunFolder(tmp_path)).suites["numbers"]
+    partial = summarise(RunFolder(tmp_path)).tasks["numbers"]
     assert (partial.n, partial.partial) == (3, True)
     with (tmp_path / "samples.jsonl").open("a") as file:
         file.write('{"key": "torn by a ki')
     agent, watch = Given(), Watcher()
-    result = evaluate(agent, [numbers(6)], out=tmp_path, watch=watch).suites["numbers"]
+    result = evaluate(agent, [numbers(6)], out=tmp_path, watch=watch).tasks["numbers"]
     assert len(agent.calls) == 3
     assert [new for _, new in watch.rows] == [False] * 3 + [True] * 3
     assert (result.n, result.accuracy, result.partial) == (6, 1.0, False)
@@ -236,7 +236,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
 def test_a_finished_run_asks_nothing(tmp_path: Path) -> None:
     evaluate(player(), [numbers(3)], out=tmp_path)
     agent = Given()
-    assert evaluate(agent, [numbers(3)], out=tmp_path).suites["numbers"].n == 3
+    assert evaluate(agent, [numbers(3)], out=tmp_path).tasks["numbers"].n == 3
     assert not agent.calls
 
 
@@ -247,8 +247,8 @@ def test_a_run_may_be_enlarged(tmp_path: Path) -> None:
         agent, [numbers(name="one"), numbers(name="two")], out=tmp_path, source=TaskSource(n=4), repeats=2
     )
     assert len(agent.calls) == (8 - 3) + 8
-    assert {name: result.n for name, result in results.suites.items()} == {"one": 4, "two": 4}
-    assert results.suites["one"].marks.repeats is not None
+    assert {name: result.n for name, result in results.tasks.items()} == {"one": 4, "two": 4}
+    assert results.tasks["one"].marks.repeats is not None
 
 
 @pytest.mark.parametrize(
@@ -264,10 +264,10 @@ def test_a_run_may_be_enlarged(tmp_path: Path) -> None:
 )
 def test_a_folder_of_another_run_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     given: dict[str, Any] = {"agent": player(), "weights": "these"}
-    evaluate(**given, suites=[numbers()], out=tmp_path)
+    evaluate(**given, tasks=[numbers()], out=tmp_path)
     before = (tmp_path / "run.json").read_text()
     with pytest.raises(ConfigError, match="another evaluation") as refused:
-        evaluate(**(given | change), suites=[numbers()], out=tmp_path)
+        evaluate(**(given | change), tasks=[numbers()], out=tmp_path)
     assert message in str(refused.value)
     assert (tmp_path / "run.json").read_text() == before
 
@@ -282,9 +282,9 @@ def test_a_changed_sample_is_asked_again(tmp_path: Path) -> None:
             image.putpixel((0, 0), (1, 2, 3)) if index == 2 else None
             return Sample(**{**vars(known), "image": image})
 
-    suite = Suite(name="numbers", title="", load=lambda source: Repainted("numbers", 4), scorers={"clean": clean})
+    task = Task(name="numbers", title="", load=lambda source: Repainted("numbers", 4), scorers={"clean": clean})
     agent = Given()
-    assert evaluate(agent, [suite], out=tmp_path).suites["numbers"].n == 4
+    assert evaluate(agent, [task], out=tmp_path).tasks["numbers"].n == 4
     assert len(agent.calls) == 1
 
 
@@ -306,9 +306,9 @@ def test_rescoring_asks_nothing_and_uses_the_rules_of_now(tmp_path: Path) -> Non
         seen.append(sample)
         return Score(1.0, text)
 
-    suite = Suite(name="numbers", title="", load=numbers().load, scorers={"lenient": lenient, "faithful": faithful})
-    results = rescore(RunFolder(tmp_path), [suite])
-    result = results.suites["numbers"]
+    task = Task(name="numbers", title="", load=numbers().load, scorers={"lenient": lenient, "faithful": faithful})
+    results = rescore(RunFolder(tmp_path), [task])
+    result = results.tasks["numbers"]
     assert (result.scorer, result.accuracy, list(result.scores)) == ("lenient", 1.0, ["lenient", "faithful"])
     assert Results.of(RunFolder(tmp_path)) == results
     assert [(one.answer, one.answers, one.kind, one.meta) for one in seen] == [
@@ -319,7 +319,7 @@ def test_rescoring_asks_nothing_and_uses_the_rules_of_now(tmp_path: Path) -> Non
 def test_rescoring_keeps_failures_wrong(tmp_path: Path) -> None:
     evaluate(Failing(BackendError("gone")), [numbers(3)], out=tmp_path)
     rescored: Sequence[SampleResult] = RunFolder(tmp_path).latest()
-    assert rescore(RunFolder(tmp_path), [numbers(3)]).suites["numbers"].accuracy == pytest.approx(2 / 3)
+    assert rescore(RunFolder(tmp_path), [numbers(3)]).tasks["numbers"].accuracy == pytest.approx(2 / 3)
     assert [row.status for row in RunFolder(tmp_path).latest()] == [row.status for row in rescored]
 
 
@@ -328,12 +328,12 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
         RunFolder.existing(tmp_path)
 
 
-# ---- the needle suites ---------------------------------------------------------------------------------------------
+# ---- the needle tasks ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_every_needle_suite_runs(suite: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_every_needle_task_runs(task: str, tmp_path: Path) -> None:
     agent = Agent(ScriptedBackend(lambda messages: "7"), config=AgentConfig(policy="direct"))
-    assert evaluate(agent, [find_suite(suite)], out=tmp_path, source=TaskSource(n=2)).suites[suite].n == 2
+    assert evaluate(agent, [find_task(task)], out=tmp_path, source=TaskSource(n=2)).tasks[task].n == 2
     ids = {row.id for row in RunFolder(tmp_path).latest()}
-    assert ids == {f"{suite}-test-{sample_seed(0, index)}" for index in range(2)}
+    assert ids == {f"{task}-test-{sample_seed(0, index)}" for index in range(2)}

@@ -32,8 +32,8 @@ def test_parts_are_merged(tmp_path: Path) -> None:
     for index in (2, 1, 0):
         results = evaluate(player(saw=saw), [numbers(7)], out=tmp_path, repeats=2, shard=Pretend(index, 3))
     assert sorted(saw) == sorted(list(range(7)) * 2), "each sample is asked twice, whoever asks"
-    assert results.suites["numbers"].n == 7
-    assert not results.suites["numbers"].partial
+    assert results.tasks["numbers"].n == 7
+    assert not results.tasks["numbers"].partial
     assert not list(tmp_path.glob("samples.*.jsonl"))
     assert len(lines(tmp_path / "samples.jsonl")) == 14
 

@@ -96,16 +96,16 @@ def test_a_limit_is_partial_and_seeded() -> None:
     assert (whole.partial, every) == (False, list(range(100)))
 
 
-def test_an_empty_suite_is_refused() -> None:
+def test_an_empty_task_is_refused() -> None:
     with pytest.raises(ConfigError, match="no samples"):
         plan(Numbers("numbers", 0), TaskSource(), limit=None, seed=0, coarse_tokens=None)
 
 
 def test_a_limited_run_is_stamped(tmp_path: Path) -> None:
-    result = evaluate(player(), [numbers(40)], out=tmp_path, limit=10).suites["numbers"]
+    result = evaluate(player(), [numbers(40)], out=tmp_path, limit=10).tasks["numbers"]
     assert (result.n, result.partial) == (10, True)
     assert {kind: one.n for kind, one in result.marks.kinds.items()} == {"even": 4, "odd": 5, "tenth": 1}
-    assert evaluate(player(), [numbers(40)], out=tmp_path, limit=20).suites["numbers"].n == 20
+    assert evaluate(player(), [numbers(40)], out=tmp_path, limit=20).tasks["numbers"].n == 20
 
 
 # ---- figures -------------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_a_limited_run_is_stamped(tmp_path: Path) -> None:
 
 def test_costs_and_looks_stand_beside_the_accuracy(tmp_path: Path) -> None:
     agent = player(zooms=lambda i: i % 2 == 0)
-    result = evaluate(agent, [numbers(8)], out=tmp_path).suites["numbers"]
+    result = evaluate(agent, [numbers(8)], out=tmp_path).tasks["numbers"]
     look, cost = result.perception, result.cost
     assert (look.zooms, look.zoom_rate, look.calls, look.served, look.gate_rate) == (0.5, 0.5, 4, 4, None)
     assert look.needless_zooms == 1.0
@@ -133,7 +133,7 @@ def test_repeats_are_of_one_sample(tmp_path: Path) -> None:
         tries[index] += 1
         return index > 1 or (index == 1 and tries[index] == 2)
 
-    result = evaluate(player(right), [numbers(4)], out=tmp_path, repeats=3).suites["numbers"]
+    result = evaluate(player(right), [numbers(4)], out=tmp_path, repeats=3).tasks["numbers"]
     repeats = result.marks.repeats
     assert repeats is not None and repeats.k == 3
     assert result.n == 4
@@ -148,8 +148,8 @@ def test_repeats_are_of_one_sample(tmp_path: Path) -> None:
 
 def test_questions_of_one_image_are_one_cluster(tmp_path: Path) -> None:
     right = {0, 1, 4, 5, 8, 9}
-    apart = evaluate(player(lambda i: i in right), [numbers(12)], out=tmp_path / "a").suites["numbers"]
-    bound = evaluate(player(lambda i: i in right), [numbers(12, clustered=True)], out=tmp_path / "b").suites["numbers"]
+    apart = evaluate(player(lambda i: i in right), [numbers(12)], out=tmp_path / "a").tasks["numbers"]
+    bound = evaluate(player(lambda i: i in right), [numbers(12, clustered=True)], out=tmp_path / "b").tasks["numbers"]
     assert apart.accuracy == bound.accuracy == 0.5
     assert apart.se and bound.se and bound.se > 1.3 * apart.se
 
@@ -168,7 +168,7 @@ def two(tmp_path: Path, n: int = 8) -> tuple[RunFolder, RunFolder]:
 
 def test_two_runs_are_compared_in_pairs(tmp_path: Path) -> None:
     before, after = two(tmp_path)
-    found = compare(before, after).suites["numbers"]
+    found = compare(before, after).tasks["numbers"]
     assert (found.n, found.accuracy, found.scorer) == (8, (3 / 8, 4 / 8), "faithful")
     assert (found.difference.difference, found.difference.gained, found.difference.lost) == (1 / 8, 2, 1)
     assert found.difference.p == 1.0
@@ -185,7 +185,7 @@ def test_two_runs_are_compared_in_pairs(tmp_path: Path) -> None:
 
 
 def test_what_zooming_did(tmp_path: Path) -> None:
-    zooming = compare(*two(tmp_path)).suites["numbers"].zooming
+    zooming = compare(*two(tmp_path)).tasks["numbers"].zooming
     assert (zooming.pairs, zooming.helped, zooming.harmed, zooming.needless, zooming.in_vain) == (7, 2, 1, 1, 3)
     assert (zooming.tool_gain, zooming.tool_harm) == (2 / 8, 1 / 8)
     # the explicit run zoomed on 1 and 2 for nothing; the direct one missed 3 and 4
@@ -195,7 +195,7 @@ def test_what_zooming_did(tmp_path: Path) -> None:
 def test_runs_of_other_questions_are_not_compared(tmp_path: Path) -> None:
     evaluate(player(), [numbers(3)], out=tmp_path / "a")
     evaluate(player(), [numbers(3, name="others")], out=tmp_path / "b")
-    with pytest.raises(ConfigError, match="no suite in common"):
+    with pytest.raises(ConfigError, match="no task in common"):
         compare(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"))
     rows = RunFolder(tmp_path / "a").latest()
     changed = [row.model_copy(update={"question": "another?"}) for row in rows]
@@ -208,7 +208,7 @@ def test_runs_of_other_questions_are_not_compared(tmp_path: Path) -> None:
 def test_samples_of_one_run_alone_are_counted(tmp_path: Path) -> None:
     evaluate(player(), [numbers()], out=tmp_path / "a", source=TaskSource(n=3))
     evaluate(player(), [numbers()], out=tmp_path / "b", source=TaskSource(n=5))
-    found = compare(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"), scorer="clean").suites["numbers"]
+    found = compare(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"), scorer="clean").tasks["numbers"]
     assert (found.n, found.only_before, found.only_after, found.scorer) == (3, 0, 2, "clean")
     with pytest.raises(ConfigError, match="no scorer 'kind'"):
         compare(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"), scorer="kind")

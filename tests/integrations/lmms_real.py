@@ -55,8 +55,8 @@ import json, sys
 from datasets import Dataset, Features, Image, Value
 from qzoom_agent import Agent
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
-suites = ("needle-global", "needle-doc")
-boards = [sample(suites[index % 2], sample_seed(0, index)) for index in range(int(sys.argv[2]))]
+tasks = ("needle-global", "needle-doc")
+boards = [sample(tasks[index % 2], sample_seed(0, index)) for index in range(int(sys.argv[2]))]
 features = Features({"image": Image(), "question": Value("string"), "answer": Value("string")})
 rows = [{"image": one.image, "question": one.question, "answer": one.answer} for one in boards]
 Dataset.from_list(rows, features=features).to_parquet(sys.argv[1] + "/test.parquet")

@@ -231,4 +231,4 @@ def test_an_evaluation_keeps_several_requests_under_way(server: FinishedRollout,
     assert [body["model"] for body in server.bodies] == ["my-model"] * 6
     assert 1 < server.most_at_once <= 3
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["suites"]["needle-doc"]["n"] == 6
+    assert results["tasks"]["needle-doc"]["n"] == 6

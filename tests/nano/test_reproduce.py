@@ -271,7 +271,7 @@ def test_nano_reaches_every_table_of_the_documents(tmp_path: Path) -> None:
     words, asked = told.split(), lines["pareto"].split()
     for flag in ("--budgets", "--coarse"):
         assert words[words.index(flag) + 1] == asked[asked.index(flag) + 1]
-    assert "--suites" not in words and "--suites" not in asked  # all three, in both
+    assert "--tasks" not in words and "--tasks" not in asked  # all three, in both
     assert "--rival" in words and asked[asked.index("--rival") + 1] == lines["ship-whole"].split()[-1]
     asked = lines["saving"].split()
     assert asked[asked.index("--whole") + 1] == lines["evidence-whole"].split()[-1]

@@ -146,7 +146,7 @@ def test_other_notes_leave_all_else_where_it_is() -> None:
         board, other = draw_board("hop", seed), draw_board("hop", seed, notes=1)
         assert board.things == other.things and len(board.facts) == len(other.facts)
         for one, two in zip(board.facts, other.facts, strict=True):
-            hop = one.suite == "needle-hop"
+            hop = one.task == "needle-hop"
             assert (one.question, one.boxes[0] if hop else one) == (two.question, two.boxes[0] if hop else two)
             differ += hop and one.answer != two.answer
         cells = {fact.boxes: fact.answer for fact in board.facts if fact.kind == "table"}

@@ -105,7 +105,7 @@ def test_a_code_costs_a_token_a_character(tokenizer: PreTrainedTokenizerFast, co
     assert tokenizer.encode(f"is {code}")[-len(code) :] == tokenizer.encode(code)
 
 
-def test_words_of_the_suites_are_single_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_words_of_the_tasks_are_single_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     for word in (*FIELDS, *ITEMS, *COLORS, *SHAPES, *(word.lower() for word in HEADLINES)):
         assert len(tokenizer.encode(word)) == 1, word
         assert len(tokenizer.encode(f" {word}")) == 1, word

@@ -17,8 +17,8 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers import open_answer
 from qzoom_agent.evaluation.scorers.judge import judged
-from qzoom_agent.evaluation.tasks.catalog import SUITES
-from qzoom_agent.evaluation.tasks.needle.suite import NEEDLE
+from qzoom_agent.evaluation.tasks.catalog import TASKS
+from qzoom_agent.evaluation.tasks.needle.tasks import NEEDLE
 from qzoom_agent.geometry import Box
 from qzoom_agent.trace import CallRecord, PerceptionRecord, Trace, Turn
 from qzoom_agent.training.reward_specs import PUBLISHED, AccuracySpec, RewardSpec, accuracy_of, build, read_specs
@@ -49,7 +49,7 @@ from qzoom_agent.views import View
 
 Quad = tuple[float, float, float, float]
 SIZE = 800, 400
-QUESTION = Sample(id="", suite="", kind="", image=PIL.Image.new("RGB", (1, 1)), question="", answer="")
+QUESTION = Sample(id="", task="", kind="", image=PIL.Image.new("RGB", (1, 1)), question="", answer="")
 
 
 def view(id: str, box: Quad, size: tuple[int, int], tokens: int) -> View:
@@ -119,12 +119,12 @@ def total(specs: Sequence[RewardSpec], batch: Sequence[Rollout]) -> list[float]:
 
 def test_accuracy_is_the_scorer_of_the_evaluation() -> None:
     assert set(get_args(AccuracySpec.model_fields["rule"].annotation)) == set(RULES)
-    for suite in NEEDLE:
-        (scorer,) = suite.scorers.values()
+    for task in NEEDLE:
+        (scorer,) = task.scorers.values()
         for text in ("407", "407.", "408", "it is 407", None):
             (score,) = BY_RULE([rollout(text)])
             assert score == scorer(text, replace(QUESTION, answer="407")).value
-    documents = {scorer for suite in SUITES.values() for scorer in suite.scorers.values()}
+    documents = {scorer for task in TASKS.values() for scorer in task.scorers.values()}
     assert {RULES[name] for name in ("open", "choice", "anls", "chartqa", "vqa", "ocr")} <= documents | {
         open_answer.rule
     }

@@ -1,6 +1,6 @@
 """Multiple choice: our reading, and the four public ones that published figures were measured with.
 
-`clean` follows `extraction`. The others are named after the suite whose public scorer they repeat, with its traps: use
+`clean` follows `extraction`. The others are named after the task whose public scorer they repeat, with its traps: use
 them to compare with a published figure, never to say how good a model is. They differ, so a V*Bench figure of one
 protocol says nothing about another: the first V*Bench protocol compares the likelihoods of the options (the right one
 always first), and some papers show the options unshuffled and let a language model judge. Neither is here.

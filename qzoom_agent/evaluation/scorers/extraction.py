@@ -1,4 +1,4 @@
-r"""The final answer in a reply, and the option that a reply chooses: our own reading, the same for every suite.
+r"""The final answer in a reply, and the option that a reply chooses: our own reading, the same for every task.
 
 In this order, the first that is there decides:
     1. the last `<answer>` tag

@@ -1,4 +1,4 @@
-"""How well boxes find the targets: for suites that say where the answer is.
+"""How well boxes find the targets: for tasks that say where the answer is.
 
 TreeBench's mIoU is the mean over the targets of the best IoU that a box has with it. Its boxes are the ones a reply
 writes as `<box>[x1,y1,x2,y2]</box>` in pixels of the image; the crops that an episode was shown can stand in for them.

@@ -1,10 +1,10 @@
-"""A user's own questions as a suite: a file or a folder of rows with `image`, `question` and `answer`.
+"""A user's own questions as a task: a file or a folder of rows with `image`, `question` and `answer`.
 
     {"image": "meter.jpg", "question": "What does the meter read?", "answer": "04217", "box": [310, 88, 402, 131]}
     {"image": "shelf.jpg", "question": "Which is cheapest?", "answer": "B", "options": ["tea", "milk", "oil"]}
 
 JSON lines, JSON, CSV, TSV, parquet or a saved dataset; in CSV and TSV, lists are written as JSON. A folder holds one
-such file, with the pictures beside it. All rows are checked when the suite is loaded, before a model is asked anything.
+such file, with the pictures beside it. All rows are checked when the task is loaded, before a model is asked anything.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.match import normalise
 from qzoom_agent.evaluation.scorers.open_answer import rule
 from qzoom_agent.evaluation.tasks.question_format import LETTER, instructed, items, letter, listed
-from qzoom_agent.evaluation.tasks.task import Suite
+from qzoom_agent.evaluation.tasks.task import Task
 from qzoom_agent.geometry import Box
 
 NEEDED: Final = ("image", "question")
@@ -92,10 +92,10 @@ class Question(BaseModel):
         return instructed(f"{self.question}\n{listed(self.options)}", LETTER)
 
 
-def own_suite(path: Path) -> Suite:
-    """The suite in a file or folder; whether it can be read shows when it is loaded."""
+def custom_task(path: Path) -> Task:
+    """The task in a file or folder; whether it can be read shows when it is loaded."""
     name = re.sub(r"[^\w.-]+", "-", path.resolve().stem).strip("-") or "own"
-    return Suite(
+    return Task(
         name=name,
         title=f"your questions in {path}",
         load=partial(load, name, path),
@@ -119,7 +119,7 @@ def load(name: str, path: Path, source: TaskSource) -> RowSamples:
         image, cluster = seen(row["image"], rows.folder, max_pixels=source.max_pixels)
         return Sample(
             id=f"{name}-{question.id or index}",
-            suite=name,
+            task=name,
             kind=question.kind,
             image=image,
             question=question.asked,

@@ -1,6 +1,6 @@
 """Text in pages, infographics, charts and scenes: DocVQA, InfographicVQA, ChartQA, TextVQA and OCRBench.
 
-Open questions with a list of accepted answers; each suite has a measure of its own (see `evals/scoring`). Questions and
+Open questions with a list of accepted answers; each task has a measure of its own (see `evals/scoring`). Questions and
 instructions are those of lmms-eval (tasks/docvqa, infovqa, chartqa, textvqa, ocrbench: *_doc_to_text and the default
 post_prompt).
 """
@@ -19,7 +19,7 @@ from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.evaluation.scorers import anls, chartqa, ocrbench, vqa
 from qzoom_agent.evaluation.tasks.question_format import SHORT, first_of, instructed, texts
-from qzoom_agent.evaluation.tasks.task import Scored, Scorer, Suite
+from qzoom_agent.evaluation.tasks.task import Scored, Scorer, Task
 
 OCRBENCH_QUESTIONS: Final = 1000
 _RECOGNITION: Final = "Text Recognition"
@@ -56,7 +56,7 @@ class Layout:
 
 
 def load(name: str, layout: Layout, source: TaskSource) -> RowSamples:
-    """The samples of one of these suites."""
+    """The samples of one of these tasks."""
     rows = open_rows(source, layout.place, layout.columns)
 
     def make(row: Row, index: int) -> Sample:
@@ -65,7 +65,7 @@ def load(name: str, layout: Layout, source: TaskSource) -> RowSamples:
         meta: dict[str, JsonValue] = {layout.meta: row[layout.meta]} if layout.meta else {}
         return Sample(
             id=f"{name}-{row[layout.id] if layout.id else index}",
-            suite=name,
+            task=name,
             kind=_kind(row, layout),
             image=image,
             question=instructed(layout.written(row["question"]), layout.instruction),
@@ -86,7 +86,7 @@ def _kind(row: Row, layout: Layout) -> str:
 def points(scored: Sequence[Scored]) -> Mapping[str, float]:
     """OCRBench's points, one a question, in all and by its five groups; `score` is the share of the thousand.
 
-    A part of the suite has that part's points only.
+    A part of the task has that part's points only.
     """
     figures = {"points": sum(one.value for one in scored)}
     figures["score"] = figures["points"] / OCRBENCH_QUESTIONS
@@ -101,7 +101,7 @@ def _moved(name: str) -> tuple[str, ...]:
     return f"lmms-lab-encoder/{name}", f"lmms-lab/{name}"
 
 
-def _suite(
+def _task(
     name: str,
     title: str,
     layout: Layout,
@@ -109,8 +109,8 @@ def _suite(
     *,
     least_tokens: int = 256,
     aggregate: Callable[[Sequence[Scored]], Mapping[str, float]] | None = None,
-) -> Suite:
-    return Suite(
+) -> Task:
+    return Task(
         name=name,
         title=title,
         load=partial(load, name, layout),
@@ -123,7 +123,7 @@ def _suite(
 
 
 DOCUMENTS: Final = (
-    _suite(
+    _task(
         "docvqa",
         "DocVQA: scanned pages (5,349, ANLS)",
         Layout(
@@ -135,7 +135,7 @@ DOCUMENTS: Final = (
         ),
         {"faithful": anls.faithful, "clean": anls.clean},
     ),
-    _suite(
+    _task(
         "infovqa",
         "InfographicVQA: infographics (2,801, ANLS)",
         Layout(
@@ -147,7 +147,7 @@ DOCUMENTS: Final = (
         ),
         {"faithful": anls.faithful, "clean": anls.clean},
     ),
-    _suite(
+    _task(
         "chartqa",
         "ChartQA: charts, written and generated questions (2,500, relaxed accuracy)",
         Layout(
@@ -159,7 +159,7 @@ DOCUMENTS: Final = (
         ),
         {"faithful": chartqa.faithful, "clean": chartqa.clean},
     ),
-    _suite(
+    _task(
         "textvqa",
         "TextVQA: text in photographs (5,000, soft accuracy of ten answers)",
         Layout(
@@ -171,7 +171,7 @@ DOCUMENTS: Final = (
         ),
         {"faithful": vqa.faithful, "clean": vqa.clean},
     ),
-    _suite(
+    _task(
         "ocrbench",
         "OCRBench: text, scenes, documents, receipts, formulas (1,000 points)",
         Layout(HubTable(("echo840/OCRBench",)), answers="answer", kind="question_type", meta="dataset"),

@@ -18,7 +18,7 @@ from qzoom_agent.data.image_column import picture
 from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.evaluation.scorers import choice
-from qzoom_agent.evaluation.tasks.task import Scored, Suite
+from qzoom_agent.evaluation.tasks.task import Scored, Task
 
 HUB: Final = "DreamMr/HR-Bench"
 COLUMNS: Final = ("index", "question", "answer", "category", "A", "B", "C", "D", "cycle_category", "image")
@@ -38,7 +38,7 @@ def load(name: str, split: str, source: TaskSource) -> RowSamples:
         answer = str(row["answer"]).strip().upper()
         return Sample(
             id=f"{name}-{number}",
-            suite=name,
+            task=name,
             kind=row["category"],
             image=picture(row["image"], rows.folder),
             question=f"{row['question'].strip()}\n{shown}\n{INSTRUCTION}",
@@ -76,7 +76,7 @@ def aggregate(scored: Sequence[Scored]) -> Mapping[str, float]:
 
 
 HR_BENCH: Final = tuple(
-    Suite(
+    Task(
         name=f"hrbench-{size}",
         title=f"HR-Bench {size.upper()}: one detail or several in {size.upper()} images (800 = 200 x 4 rotations)",
         load=partial(load, f"hrbench-{size}", f"hrbench_{size}"),

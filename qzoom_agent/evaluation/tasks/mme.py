@@ -18,7 +18,7 @@ from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.evaluation.scorers import choice
 from qzoom_agent.evaluation.tasks.question_format import bare, letter, texts
-from qzoom_agent.evaluation.tasks.task import Scored, Suite
+from qzoom_agent.evaluation.tasks.task import Scored, Task
 
 COLUMNS: Final = ("bytes", "index", "question", "multi-choice options", "answer", "category", "l2-category")
 INSTRUCTION: Final = (
@@ -39,7 +39,7 @@ def load(name: str, hub: str, source: TaskSource) -> RowSamples:
         answer = str(row["answer"]).strip().upper()
         return Sample(
             id=f"{name}-{row['index']}",
-            suite=name,
+            task=name,
             kind=row["category"],
             image=image,
             question="\n".join((f"{row['question']} The choices are listed below:", *shown, instruction)),
@@ -82,7 +82,7 @@ def _side(kind: str) -> str:
 
 
 MME: Final = tuple(
-    Suite(
+    Task(
         name=name,
         title=f"{title}: recognition and reasoning in real photographs ({n}, multiple choice)",
         load=partial(load, name, hub),

@@ -24,7 +24,7 @@ from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.open_answer import rule
 from qzoom_agent.evaluation.tasks.question_format import inline_options, items, letter, texts
-from qzoom_agent.evaluation.tasks.task import Suite
+from qzoom_agent.evaluation.tasks.task import Task
 from qzoom_agent.geometry import Box
 
 LEVELS: Final = {"easy": 141, "medium": 268, "hard": 106}
@@ -46,7 +46,7 @@ def load_probe(level: str, source: TaskSource) -> RowSamples:
         answers = texts(row["solution"])
         return Sample(
             id=f"{name}-{row['doc_id']}",
-            suite=name,
+            task=name,
             kind=level,
             image=image,
             question=row["problem"].replace(_PLACEHOLDER, "").strip(),
@@ -72,7 +72,7 @@ def load_zoom(name: str, view: str, source: TaskSource) -> RowSamples:
         answer = chosen if options else answer
         return Sample(
             id=f"zoombench-{row['id']}",
-            suite=name,
+            task=name,
             kind=row["question_type"],
             image=picture(row[view], rows.folder),
             question=question,
@@ -99,7 +99,7 @@ def _box(row: Row) -> Box:
 
 PROBES: Final = (
     *(
-        Suite(
+        Task(
             name=f"visualprobe-{level}",
             title=f"VisualProbe {level}: details of large photographs ({n}, open)",
             load=partial(load_probe, level),
@@ -110,7 +110,7 @@ PROBES: Final = (
         for level, n in LEVELS.items()
     ),
     *(
-        Suite(
+        Task(
             name=name,
             title=f"ZoomBench, {title} (845, choices and open)",
             load=partial(load_zoom, name, view),

@@ -1,8 +1,8 @@
-"""What a suite is: samples to answer, rules to score them by, and the budget they are to be answered at.
+"""What a task is: samples to answer, rules to score them by, and the budget they are to be answered at.
 
-Seam between the suites (one module or folder each under `evals/suites`) and the runner, which knows nothing of any
-particular benchmark. A suite is data: it names its scorers and, where the published figure is not the plain mean, the
-function that aggregates; everything that all suites share (journals, statistics, reports) lives outside.
+Seam between the tasks (one module or folder each under `evals/tasks`) and the runner, which knows nothing of any
+particular benchmark. A task is data: it names its scorers and, where the published figure is not the plain mean, the
+function that aggregates; everything that all tasks share (journals, statistics, reports) lives outside.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Scored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Suite:
+class Task:
     """A benchmark."""
 
     name: str
@@ -52,9 +52,9 @@ class Suite:
     scorers: Mapping[str, Scorer]
     """By name, the default first: `faithful` is the public implementation's rule, `clean` ours where that is wrong."""
     aggregate: Callable[[Sequence[Scored]], Mapping[str, float]] | None = None
-    """The suite's own published figures, where they are more than the mean and the mean by kind."""
+    """The task's own published figures, where they are more than the mean and the mean by kind."""
     coarse_tokens: tuple[int, int] | None = None
-    """(least, most) visual tokens of the coarse view that the suite is usually run at; None: the model's own."""
+    """(least, most) visual tokens of the coarse view that the task is usually run at; None: the model's own."""
     sources: tuple[str, ...] = ()
     """Hub ids, the preferred one first."""
     columns: tuple[str, ...] = ()

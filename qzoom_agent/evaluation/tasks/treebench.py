@@ -22,7 +22,7 @@ from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers import choice
 from qzoom_agent.evaluation.tasks.question_format import inline_options, items
-from qzoom_agent.evaluation.tasks.task import Suite
+from qzoom_agent.evaluation.tasks.task import Task
 from qzoom_agent.geometry import Box
 
 NAME: Final = "treebench"
@@ -48,7 +48,7 @@ def _make(folder: Path | None, row: Row, index: int) -> Sample:
     answer = str(row["answer"]).strip().upper()
     return Sample(
         id=f"{NAME}-{row['index']}",
-        suite=NAME,
+        task=NAME,
         kind=row["category"],
         image=image,
         question=f"{row['question'].strip()} Options:\n{shown}\n{INSTRUCTION}",
@@ -70,7 +70,7 @@ def _boxes(row: Row) -> tuple[Box, ...]:
         ) from None
 
 
-TREEBENCH: Final = Suite(
+TREEBENCH: Final = Task(
     name=NAME,
     title="TreeBench: ten subtasks with target boxes in dense photographs (405, multiple choice)",
     load=load,

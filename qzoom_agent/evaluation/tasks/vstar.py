@@ -24,7 +24,7 @@ from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers import choice
 from qzoom_agent.evaluation.tasks.question_format import LETTER, inline_options, instructed, letter, listed
-from qzoom_agent.evaluation.tasks.task import Suite
+from qzoom_agent.evaluation.tasks.task import Task
 from qzoom_agent.geometry import Box
 
 NAME: Final = "vstar"
@@ -55,7 +55,7 @@ def _from_row(folder: Path | None, row: Row, index: int) -> Sample:
     answer = str(row["label"]).strip().upper()
     return Sample(
         id=f"{NAME}-{row['category']}-{row['question_id']}",
-        suite=NAME,
+        task=NAME,
         kind=row["category"],
         image=image,
         question=instructed(row["text"], LETTER),
@@ -102,7 +102,7 @@ def _from_file(folder: Path, row: Row, index: int) -> Sample:
     image, cluster = seen(str(picture), None)
     return Sample(
         id=name,
-        suite=NAME,
+        task=NAME,
         kind=kind,
         image=image,
         question=instructed(f"{question.rstrip()}\n{listed(shown)}", LETTER),
@@ -120,7 +120,7 @@ def _box(x: float, y: float, width: float, height: float) -> Box:
     return Box(x, y, x + width, y + height)
 
 
-VSTAR: Final = Suite(
+VSTAR: Final = Task(
     name=NAME,
     title="V*Bench: attributes and positions of small objects in photographs (191, multiple choice)",
     load=load,

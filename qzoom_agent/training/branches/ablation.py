@@ -62,7 +62,7 @@ class Ablation(NamedTuple):
 
     summary: str
     variants: Callable[[RunDirectory], list[Variant]]
-    suites: tuple[str, ...] = FINE
+    tasks: tuple[str, ...] = FINE
 
 
 def _layers(shop: RunDirectory) -> list[Variant]:
@@ -155,7 +155,7 @@ def ablate(
     *,
     n: int,
     seed: int = 0,
-    progress: Callable[[str], Callable[[int], None]] = lambda suite: lambda done: None,
+    progress: Callable[[str], Callable[[int], None]] = lambda task: lambda done: None,
 ) -> str:
     """Train what has to be trained, measure all variants, and return a Markdown table, also written to `out`/NAME.md.
 
@@ -182,12 +182,10 @@ def ablate(
             boxes[one.name] = _attended(shop, backend, one.attention)
         agents[one.name] = Agent(backend, config=config)
     measured = {
-        suite: measure(
-            agents, suite, n=n, seed=seed, boxes=boxes, journal=folder / f"{suite}.jsonl", note=progress(suite)
-        )
-        for suite in ablation.suites
+        task: measure(agents, task, n=n, seed=seed, boxes=boxes, journal=folder / f"{task}.jsonl", note=progress(task))
+        for task in ablation.tasks
     }
-    lines = [f"| {ablation.summary} | " + " | ".join(f"{suite} | in crop | zooms" for suite in measured) + " |"]
+    lines = [f"| {ablation.summary} | " + " | ".join(f"{task} | in crop | zooms" for task in measured) + " |"]
     lines.append("|---" * (1 + 3 * len(measured)) + "|")
     for one in variants:
         lines.append(f"| {one.name} | " + " | ".join(_cells(table[one.name]) for table in measured.values()) + " |")

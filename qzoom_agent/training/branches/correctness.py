@@ -11,7 +11,7 @@ from typing import Final
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers import ocrbench
 from qzoom_agent.evaluation.scorers.judge import Judge, judged
-from qzoom_agent.evaluation.tasks.needle.suite import exact
+from qzoom_agent.evaluation.tasks.needle.tasks import exact
 from qzoom_agent.training.branches.dataset import Record
 
 _NOBODY: Final = Judge()
@@ -22,7 +22,7 @@ def is_right(said: str | None, record: Record, judge: Judge = _NOBODY) -> bool:
     """Whether `said` (None: nothing came) is right. Raises BackendError if a judge does not answer."""
     question = Sample(
         id=record["id"],
-        suite="branches",
+        task="branches",
         kind=record["mode"],
         image=record["image"],
         question=record["question"],

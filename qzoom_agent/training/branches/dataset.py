@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol, TypedDict
 import PIL.Image
 from datasets import Dataset, Image, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue
 
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.evaluation.tasks.needle.boards import Board, Fact, draw_board
@@ -42,7 +42,7 @@ _LAYOUTS: Final = {
     "table": (0.12, {"needle-doc", "needle-global"}),
     "hop": (0.34, {"needle-hop"}),
 }
-"""How often each is drawn, among those that are drawn for a suite that is asked for."""
+"""How often each is drawn, among those that are drawn for a task that is asked for."""
 
 
 class DatasetSpec(BaseModel):
@@ -71,8 +71,10 @@ class DatasetSpec(BaseModel):
     """What answers are read off: print, or objects in a scene (decides on the published heads and prompts)."""
     seed: int = Field(default=0, ge=0, lt=4)
     """`needle`: which boards. Of a table: which of its rows, where not all are taken."""
-    suites: tuple[str, ...] = ("needle-scene", "needle-doc", "needle-global")
-    """`needle`: suites that questions are taken from (needle-hop, too, whose questions have two boxes in order)."""
+    tasks: tuple[str, ...] = Field(
+        default=("needle-scene", "needle-doc", "needle-global"), validation_alias=AliasChoices("tasks", "suites")
+    )
+    """`needle`: tasks that questions are taken from (needle-hop, too, whose questions have two boxes in order)."""
     a_board: int = Field(default=8, gt=0)
     """`needle`: questions of one board."""
 
@@ -83,6 +85,7 @@ class DatasetSpec(BaseModel):
     def identity(self) -> dict[str, JsonValue]:
         """What decides what the rows hold. More boards leave the first as they are; more of a table are other rows."""
         told: dict[str, JsonValue] = self.model_dump(mode="json")
+        told["suites"] = told.pop("tasks")  # the key in folders that earlier versions wrote
         return {key: told[key] for key in told if not (self.is_needle and key in _OF_TABLES)}
 
 
@@ -185,21 +188,21 @@ def _needle(source: DatasetSpec) -> Dataset:
     rows = [(board, index) for board in range(boards) for index in range(source.a_board)][:count]
     first = NEEDLE_SEED + source.seed * NEEDLE_SPAN
     table = Dataset.from_dict({"seed": [first + board for board, _ in rows], "index": [index for _, index in rows]})
-    return table.with_transform(_Draw(source.suites, source.suffix))
+    return table.with_transform(_Draw(source.tasks, source.suffix))
 
 
 class _Draw:
     """Draws the boards of rows that are read; an object, so that worker processes can have it."""
 
-    def __init__(self, suites: Sequence[str], suffix: str) -> None:
-        self.suites, self.suffix = tuple(suites), suffix
+    def __init__(self, tasks: Sequence[str], suffix: str) -> None:
+        self.tasks, self.suffix = tuple(tasks), suffix
 
     def __call__(self, rows: dict[str, list[int]]) -> dict[str, list[Any]]:
         drawn = [self._row(seed, index) for seed, index in zip(rows["seed"], rows["index"], strict=True)]
         return {name: [row[name] for row in drawn] for name in Record.__annotations__}  # type: ignore[literal-required]
 
     def _row(self, seed: int, index: int) -> Record:
-        board, facts = _board(seed, self.suites)
+        board, facts = _board(seed, self.tasks)
         fact = facts[index % len(facts)]
         return Record(
             id=f"needle-{seed}-{index}",
@@ -216,13 +219,13 @@ class _Draw:
 
 
 @lru_cache(maxsize=32)
-def _board(seed: int, suites: tuple[str, ...]) -> tuple[Board, list[Fact]]:
-    """A board and its questions of these suites, shuffled so that every kind comes before any comes again."""
+def _board(seed: int, tasks: tuple[str, ...]) -> tuple[Board, list[Fact]]:
+    """A board and its questions of these tasks, shuffled so that every kind comes before any comes again."""
     rng = Random(f"records/{seed}")
-    layouts = _layouts(suites)
+    layouts = _layouts(tasks)
     layout = rng.choices(list(layouts), weights=list(layouts.values()))[0]
     board = draw_board(layout, seed, split="train")
-    facts = [fact for fact in board.facts if fact.suite in suites]
+    facts = [fact for fact in board.facts if fact.task in tasks]
     rng.shuffle(facts)
     seen: dict[str, int] = {}
     order = []
@@ -232,11 +235,11 @@ def _board(seed: int, suites: tuple[str, ...]) -> tuple[Board, list[Fact]]:
     return board, [fact for _, fact in sorted(zip(order, facts, strict=True), key=lambda pair: pair[0])]
 
 
-def _layouts(suites: Sequence[str]) -> dict[str, float]:
-    """The layouts to draw for these suites, with their shares. Raises ConfigError if there are none."""
-    found = {name: share for name, (share, offers) in _LAYOUTS.items() if offers & set(suites)}
+def _layouts(tasks: Sequence[str]) -> dict[str, float]:
+    """The layouts to draw for these tasks, with their shares. Raises ConfigError if there are none."""
+    found = {name: share for name, (share, offers) in _LAYOUTS.items() if offers & set(tasks)}
     if not found:
-        raise ConfigError(f"No board has questions of {', '.join(suites)}. Name needle suites.")
+        raise ConfigError(f"No board has questions of {', '.join(tasks)}. Name needle tasks.")
     return found
 
 

@@ -1,7 +1,7 @@
 """What to look at while it trains: numbers that warn early, and episodes as pages.
 
 Training that goes wrong shows in how the model zooms long before it shows in the reward: calls stop, or are refused, or
-replies are cut off, or all rollouts of a question become the same. Each is a metric of every round, by suite where it
+replies are cut off, or all rollouts of a question become the same. Each is a metric of every round, by task where it
 matters, and `WarningCallback` says so once when one of them leaves what is healthy.
 """
 
@@ -33,10 +33,10 @@ _REWARD: Final = re.compile(r"rewards/[^/]+/mean")
 _TOLD: Final = ("reward", "zoom/accuracy", "zoom/call_rate", "zoom/served", "zoom/truncated", "entropy", "step_time")
 
 
-def measures(rollouts: Sequence[Rollout], suites: Sequence[str], accuracy: Accuracy) -> dict[str, float]:
-    """Means over a batch of rollouts: `zoom/...`, and call rate and accuracy (by the recipe's own) of each suite.
+def measures(rollouts: Sequence[Rollout], tasks: Sequence[str], accuracy: Accuracy) -> dict[str, float]:
+    """Means over a batch of rollouts: `zoom/...`, and call rate and accuracy (by the recipe's own) of each task.
 
-    `NEEDED`, and that of a suite, are left out where no rollout counts.
+    `NEEDED`, and that of a task, are left out where no rollout counts.
     """
     usages = [one.trace.usage for one in rollouts]
     asked = sum(usage.requested for usage in usages)
@@ -59,12 +59,12 @@ def measures(rollouts: Sequence[Rollout], suites: Sequence[str], accuracy: Accur
     needed = [at for at, one in enumerate(rollouts) if one.coarse_suffices is not True]
     if needed:
         found[NEEDED] = sum(called[at] for at in needed) / len(needed)
-    for suite in sorted(set(suites)):
-        members = [at for at, name in enumerate(suites) if name == suite]
-        if counted := [at for at in needed if suites[at] == suite]:
-            found[f"{NEEDED}/{suite}"] = sum(called[at] for at in counted) / len(counted)
-        found[f"zoom/call_rate/{suite}"] = sum(called[at] for at in members) / len(members)
-        found[f"zoom/accuracy/{suite}"] = sum(right[at] for at in members) / len(members)
+    for task in sorted(set(tasks)):
+        members = [at for at, name in enumerate(tasks) if name == task]
+        if counted := [at for at in needed if tasks[at] == task]:
+            found[f"{NEEDED}/{task}"] = sum(called[at] for at in counted) / len(counted)
+        found[f"zoom/call_rate/{task}"] = sum(called[at] for at in members) / len(members)
+        found[f"zoom/accuracy/{task}"] = sum(right[at] for at in members) / len(members)
     return found
 
 

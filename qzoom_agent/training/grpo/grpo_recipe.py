@@ -26,7 +26,7 @@ from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.recipe_io import Section, read_recipe
 from qzoom_agent.training.reward_specs import PUBLISHED, AccuracySpec, RewardSpec
 
-Suite = Literal["needle-global", "needle-scene", "needle-doc", "needle-hop"]
+NeedleTask = Literal["needle-global", "needle-scene", "needle-doc", "needle-hop"]
 LossName = Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo", "bnpo", "sapo"]
 LOSSES: Final[dict[LossName, dict[str, Any]]] = {
     "dapo": {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28},
@@ -169,8 +169,8 @@ class GRPORecipe(Section):
     """Optimizer steps that one round of rollouts is divided into."""
     iterations: int = Field(default=1, gt=0)
     """Times that each round is learned from."""
-    needle: dict[Suite, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
-    """Shares of the needle suites, drawn without end."""
+    needle: dict[NeedleTask, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
+    """Shares of the needle tasks, drawn without end."""
     data: list[DatasetSpec] = Field(default=[])
     """Questions from elsewhere, instead of `needle`."""
     agent: dict[str, Any] = Field(default={})

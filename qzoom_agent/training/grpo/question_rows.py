@@ -19,7 +19,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle import sample as draw_sample
 from qzoom_agent.geometry import Box
 from qzoom_agent.training.branches.dataset import ConcatenatedRecords, Records, load_records
-from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, Suite
+from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, NeedleTask
 
 FIRST_SEED: Final = 1_000_000_000_000
 """Boards of GRPO begin here, above those of every other stage."""
@@ -76,21 +76,21 @@ def _require_short(records: ConcatenatedRecords, tokenizer: PreTrainedTokenizerB
 class _Needle:
     """Draws the questions of rows that are read; an object, so that worker processes can have it."""
 
-    def __init__(self, shares: Mapping[Suite, float], seed: int) -> None:
-        self.suites, self.weights, self.seed = list[str](shares), list(shares.values()), seed
+    def __init__(self, shares: Mapping[NeedleTask, float], seed: int) -> None:
+        self.tasks, self.weights, self.seed = list[str](shares), list(shares.values()), seed
 
     def __call__(self, rows: dict[str, list[int]]) -> dict[str, list[Any]]:
         return _rows([self._sample(index) for index in rows["index"]])
 
     def _sample(self, index: int) -> Sample:
-        suite = Random(f"grpo/{self.seed}/{index}").choices(self.suites, weights=self.weights)[0]
-        return _drawn(suite, FIRST_SEED + self.seed * SEEDS_A_RUN + index)
+        task = Random(f"grpo/{self.seed}/{index}").choices(self.tasks, weights=self.weights)[0]
+        return _drawn(task, FIRST_SEED + self.seed * SEEDS_A_RUN + index)
 
 
 @lru_cache(maxsize=64)
-def _drawn(suite: str, seed: int) -> Sample:
+def _drawn(task: str, seed: int) -> Sample:
     # the rollouts of a group ask for the same row one after another
-    return draw_sample(suite, seed, split="train")
+    return draw_sample(task, seed, split="train")
 
 
 class _Other:
@@ -108,7 +108,7 @@ def _sample(record: Any) -> Sample:
     boxes = record["boxes"]
     return Sample(
         id=record["id"],
-        suite=record["mode"],
+        task=record["mode"],
         kind=record["mode"],
         image=record["image"],
         question=record["question"],

@@ -112,8 +112,8 @@ class ZoomTrainer(GRPOTrainer):
         rollouts = self.rollouts(inputs, completions)
         for row, rollout in zip(inputs, rollouts, strict=True):
             row["rollout"] = rollout
-        suites = [row["sample"].suite for row in inputs]
-        for name, value in measures(rollouts, suites, self.accuracy).items():
+        tasks = [row["sample"].task for row in inputs]
+        for name, value in measures(rollouts, tasks, self.accuracy).items():
             self._log_metric(name, value)
         values = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.accelerator.is_main_process and self.model.training:

@@ -7,12 +7,12 @@ from PIL import Image
 
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.grounding import mean_iou, written_boxes
-from qzoom_agent.evaluation.tasks.catalog import SUITES
+from qzoom_agent.evaluation.tasks.catalog import TASKS
 from qzoom_agent.evaluation.tasks.task import Scorer
 from qzoom_agent.geometry import Box
 from tests.protocols.hostile_outputs import hostile_outputs
 
-SCORERS = {scorer: f"{suite.name} {name}" for suite in SUITES.values() for name, scorer in suite.scorers.items()}
+SCORERS = {scorer: f"{task.name} {name}" for task in TASKS.values() for name, scorer in task.scorers.items()}
 REPLIES = (
     *hostile_outputs(400),
     "<answer>" * 20_000,

@@ -1,6 +1,6 @@
-"""Small local copies of the public suites: their columns and types, our own pictures and texts.
+"""Small local copies of the public tasks: their columns and types, our own pictures and texts.
 
-`WRITERS[name](folder)` writes one and gives the path that the suite is then read from, in the shape in which people
+`WRITERS[name](folder)` writes one and gives the path that the task is then read from, in the shape in which people
 have it: a saved dataset, a copy of the hub's repository, parquet, a TSV, a JSON file beside its pictures.
 """
 
@@ -393,4 +393,4 @@ WRITERS: Final[Mapping[str, Callable[[Path], Path]]] = {
     "zoombench": zoombench,
     "zoombench-crop": zoombench,
 }
-"""By the suite's name; the suites that are drawn need none."""
+"""By the task's name; the tasks that are drawn need none."""

@@ -1,4 +1,4 @@
-"""A user's own questions, and how suites are found."""
+"""A user's own questions, and how tasks are found."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 from qzoom_agent.data.samples import Samples, TaskSource
 from qzoom_agent.errors import ConfigError, ImageError
-from qzoom_agent.evaluation.tasks.catalog import SUITES, find_suite
-from qzoom_agent.evaluation.tasks.needle import SUITES as NEEDLE
+from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task
+from qzoom_agent.evaluation.tasks.needle import TASK_NAMES as NEEDLE
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
 from qzoom_agent.geometry import Box
 from tests.evaluation.tasks import fixtures
@@ -23,14 +23,14 @@ def written(folder: Path, *rows: dict[str, Any]) -> Samples:
     fixtures.draw("own").save(folder / "own.png")
     lines = (json.dumps({"image": "own.png", "question": "What?"} | row) for row in rows)
     (folder / "my questions.jsonl").write_text("\n".join(lines))
-    return find_suite(str(folder)).load(TaskSource())
+    return find_task(str(folder)).load(TaskSource())
 
 
 def test_the_limit_on_pictures_can_be_set(tmp_path: Path) -> None:
     written(tmp_path, {"answer": 7})
-    suite = find_suite(str(tmp_path))
+    task = find_task(str(tmp_path))
     with pytest.raises(ImageError, match="over the limit of 9 px"):
-        suite.load(TaskSource(max_pixels=9))[0]
+        task.load(TaskSource(max_pixels=9))[0]
 
 
 def test_open_questions_and_choices(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_open_questions_and_choices(tmp_path: Path) -> None:
     assert choice.question.splitlines()[1:3] == ["(A) red", "(B) blue"] and choice.answer == "B"
     assert letter.answer == "A" and truth.answer == "true"
     assert list(read.kinds) == ["all", "colour", "choice", "all", "all"]
-    (name, scorer), *others = find_suite(str(tmp_path)).scorers.items()
+    (name, scorer), *others = find_task(str(tmp_path)).scorers.items()
     assert name == "rule" and not others
     assert scorer("The answer is Crimson.", colour) == (1, "Crimson")
     assert scorer("it is blue", choice) == (1, "B") and scorer("red", choice) == (0, "A")
@@ -94,50 +94,48 @@ def test_other_tables(tmp_path: Path, kind: str) -> None:
         separator = {".csv": ",", ".tsv": "\t"}[kind]
         cells = ('"[[1, 2, 3, 4]]"' if name == "boxes" else cell for name, cell in row.items())
         file.write_text(separator.join(row) + "\n" + separator.join(cells) + "\n")
-    (only,) = find_suite(str(file)).load(TaskSource())
-    assert (only.answer, only.boxes, only.kind, only.suite) == ("042", (Box(1, 2, 3, 4),), "code", "table")
+    (only,) = find_task(str(file)).load(TaskSource())
+    assert (only.answer, only.boxes, only.kind, only.task) == ("042", (Box(1, 2, 3, 4),), "code", "table")
     assert only.image.size == (96, 64)
 
 
 def test_a_folder_holds_one_table(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="it holds none"):
-        find_suite(str(tmp_path)).load(TaskSource())
+        find_task(str(tmp_path)).load(TaskSource())
     for name in ("a.csv", "b.jsonl"):
         (tmp_path / name).write_text("")
     with pytest.raises(ConfigError, match=r"it holds a\.csv, b.jsonl. Give the file itself"):
-        find_suite(str(tmp_path)).load(TaskSource())
+        find_task(str(tmp_path)).load(TaskSource())
     with pytest.raises(ConfigError, match="lacks the columns image, question"):
-        find_suite(str(tmp_path / "b.jsonl")).load(TaskSource())
+        find_task(str(tmp_path / "b.jsonl")).load(TaskSource())
 
 
 def test_a_wrong_name_gets_the_close_ones() -> None:
-    with pytest.raises(ConfigError, match=r"Did you mean hrbench-4k or hrbench-8k.*Suites: needle-global"):
-        find_suite("HRBench_4k")
-    assert find_suite("chartqa") is SUITES["chartqa"]
+    with pytest.raises(ConfigError, match=r"Did you mean hrbench-4k or hrbench-8k.*Tasks: needle-global"):
+        find_task("HRBench_4k")
+    assert find_task("chartqa") is TASKS["chartqa"]
 
 
 def test_the_catalogue_is_cheap_and_whole() -> None:
     code = (
-        "import sys; from qzoom_agent.evaluation.tasks.catalog import SUITES; "
+        "import sys; from qzoom_agent.evaluation.tasks.catalog import TASKS; "
         "heavy = {'datasets', 'torch', 'transformers', 'pandas', 'huggingface_hub'}; "
-        "print(sorted(heavy & set(sys.modules)), len(SUITES))"
+        "print(sorted(heavy & set(sys.modules)), len(TASKS))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split() == ["[]", str(len(NEEDLE) + len(fixtures.WRITERS))]
-    for name, suite in SUITES.items():
-        assert (
-            name == suite.name and suite.title and next(iter(suite.scorers)) in ("faithful", "clean", "rule", "exact")
-        )
+    for name, task in TASKS.items():
+        assert name == task.name and task.title and next(iter(task.scorers)) in ("faithful", "clean", "rule", "exact")
 
 
-def test_needle_suites_are_drawn() -> None:
-    suite = find_suite("needle-doc")
-    read = suite.load(TaskSource(n=3, seed=2, split="ood"))
+def test_needle_tasks_are_drawn() -> None:
+    task = find_task("needle-doc")
+    read = task.load(TaskSource(n=3, seed=2, split="ood"))
     drawn = [sample("needle-doc", sample_seed(2, index), split="ood") for index in range(3)]
     assert [one.id for one in read] == [one.id for one in drawn] and len(read) == 3
     assert list(read.kinds) == [one.kind for one in drawn]
-    assert suite.scorers["exact"](drawn[0].answer, read[0]) == (1, drawn[0].answer)
-    assert len(suite.load(TaskSource())) == 100
+    assert task.scorers["exact"](drawn[0].answer, read[0]) == (1, drawn[0].answer)
+    assert len(task.load(TaskSource())) == 100
     with pytest.raises(IndexError):
         read[3]
 
@@ -146,6 +144,6 @@ def test_needle_suites_are_drawn() -> None:
     "source",
     [TaskSource(n=0), TaskSource(n=1_000_001), TaskSource(seed=-1), TaskSource(path="x"), TaskSource(split="dev")],
 )
-def test_needle_suites_refuse_what_cannot_be(source: TaskSource) -> None:
+def test_needle_tasks_refuse_what_cannot_be(source: TaskSource) -> None:
     with pytest.raises(ConfigError):
-        find_suite("needle-doc").load(source)
+        find_task("needle-doc").load(source)

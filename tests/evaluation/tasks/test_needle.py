@@ -1,4 +1,4 @@
-"""The needle suites: the same pixels everywhere, boxes that hold their needle, answers that follow from the drawing.
+"""The needle tasks: the same pixels everywhere, boxes that hold their needle, answers that follow from the drawing.
 
 After a wanted change of the drawing, `python tests/evaluation/tasks/test_needle.py` prints the table `GOLDEN` anew.
 """
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from needle_picture import picture
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evaluation.tasks.needle import SPLITS, SUITES, Sample, sample
+from qzoom_agent.evaluation.tasks.needle import SPLITS, TASK_NAMES, Sample, sample
 from qzoom_agent.evaluation.tasks.needle.boards import (
     CODE_CHARS,
     FIELDS,
@@ -41,7 +41,7 @@ SEEDS = st.integers(0, 2**40)
 few = settings(max_examples=4, deadline=None, derandomize=True, database=None)
 places = [(layout, split) for layout in LAYOUTS for split in SPLITS]
 
-# (suite, split, seed): question, answer, half the SHA-256 of size and RGB bytes; drawn with the pinned packages.
+# (task, split, seed): question, answer, half the SHA-256 of size and RGB bytes; drawn with the pinned packages.
 GOLDEN: dict[tuple[str, str, int], tuple[str, str, str]] = {
     ("needle-global", "train", 0): ("which word is the title?", "bakery", "d3d369620c30388f23a804ee4d4b15a3"),
     ("needle-global", "train", 41): ("what does the headline say?", "forest", "b04c43470cc1fc2ef0fa66c09e47b72b"),
@@ -114,8 +114,8 @@ def digest(one: Sample) -> str:
     return sha256(f"{one.image.size}".encode() + one.image.tobytes()).hexdigest()[:32]
 
 
-def record(suite: str, split: str, seed: int) -> tuple[str, str, str]:
-    one = sample(suite, seed, split=split)
+def record(task: str, split: str, seed: int) -> tuple[str, str, str]:
+    one = sample(task, seed, split=split)
     return one.question, one.answer, digest(one)
 
 
@@ -127,24 +127,24 @@ def test_a_seed_draws_the_pixels_that_were_recorded(key: tuple[str, str, int]) -
     assert record(*key) == GOLDEN[key]
 
 
-def test_every_suite_and_split_was_recorded() -> None:
-    assert {(suite, split) for suite, split, _ in GOLDEN} == {(suite, split) for suite in SUITES for split in SPLITS}
+def test_every_task_and_split_was_recorded() -> None:
+    assert {(task, split) for task, split, _ in GOLDEN} == {(task, split) for task in TASK_NAMES for split in SPLITS}
 
 
 @few
-@given(SEEDS, st.sampled_from(SUITES), st.sampled_from(SPLITS))
-def test_a_sample_depends_on_suite_seed_and_split_alone(seed: int, suite: str, split: str) -> None:
-    first = sample(suite, seed, split=split)
+@given(SEEDS, st.sampled_from(TASK_NAMES), st.sampled_from(SPLITS))
+def test_a_sample_depends_on_task_seed_and_split_alone(seed: int, task: str, split: str) -> None:
+    first = sample(task, seed, split=split)
     sample("needle-hop", seed + 1, split="ood")
-    again = sample(suite, seed, split=split)
+    again = sample(task, seed, split=split)
     assert replace(first, image=again.image) == again
     assert digest(first) == digest(again)
-    assert first.id == f"{suite}-{split}-{seed}"
+    assert first.id == f"{task}-{split}-{seed}"
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_splits_and_seeds_differ(suite: str) -> None:
-    drawn = [sample(suite, seed, split=split) for seed in range(3) for split in SPLITS]
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_splits_and_seeds_differ(task: str) -> None:
+    drawn = [sample(task, seed, split=split) for seed in range(3) for split in SPLITS]
     assert len({digest(one) for one in drawn}) == len({one.id for one in drawn}) == len(drawn)
 
 
@@ -166,13 +166,13 @@ def test_sizes_are_heights_of_capitals(split: str) -> None:
 
 
 @few
-@given(SEEDS, st.sampled_from(SUITES), st.sampled_from(SPLITS))
-def test_needles_lie_inside_and_are_large_enough(seed: int, suite: str, split: str) -> None:
-    one = sample(suite, seed, split=split)
+@given(SEEDS, st.sampled_from(TASK_NAMES), st.sampled_from(SPLITS))
+def test_needles_lie_inside_and_are_large_enough(seed: int, task: str, split: str) -> None:
+    one = sample(task, seed, split=split)
     assert one.image.mode == "RGB"
-    assert one.suite == suite
-    assert one.coarse_suffices == (not one.boxes) == (suite == "needle-global")
-    assert len(one.boxes) == {"needle-global": 0, "needle-hop": 2}.get(suite, 1)
+    assert one.task == task
+    assert one.coarse_suffices == (not one.boxes) == (task == "needle-global")
+    assert len(one.boxes) == {"needle-global": 0, "needle-hop": 2}.get(task, 1)
     for box in one.boxes:
         assert (box.frame, box.view) == ("pixel", "original")
         assert 0 <= box.x1 < box.x2 <= one.image.width
@@ -181,7 +181,7 @@ def test_needles_lie_inside_and_are_large_enough(seed: int, suite: str, split: s
 
 
 def test_every_kind_of_question_is_asked() -> None:
-    asked = {sample(suite, seed).kind for suite in SUITES for seed in range(24)}
+    asked = {sample(task, seed).kind for task in TASK_NAMES for seed in range(24)}
     assert asked == set(QUESTIONS)
 
 
@@ -207,7 +207,7 @@ def test_answers_follow_from_the_drawing(layout: str, split: str) -> None:
         for fact in board.facts:
             assert answers.setdefault(fact.question, fact.answer) == fact.answer, "one question, two answers"
             assert fact.answer == recomputed(board, fact), fact
-            assert fact.coarse_suffices == (fact.suite == "needle-global")
+            assert fact.coarse_suffices == (fact.task == "needle-global")
 
 
 @pytest.mark.parametrize(("layout", "split"), places)
@@ -405,7 +405,7 @@ def test_a_file_that_is_no_typeface(tmp_path: Path) -> None:
         sample("needle-doc", 0, fonts=tmp_path)
 
 
-def test_unknown_suite_and_split() -> None:
+def test_unknown_task_and_split() -> None:
     with pytest.raises(ConfigError, match=r"needle-map.*needle-global, needle-scene"):
         sample("needle-map", 0)
     with pytest.raises(ConfigError, match=r"validation.*train, test, ood"):
@@ -420,13 +420,13 @@ def test_the_picture_of_the_documentation_is_drawn() -> None:
 
 
 def thirds(sheet: Image.Image) -> list[Image.Image]:
-    """The rows of the picture, one a suite."""
+    """The rows of the picture, one a task."""
     step = sheet.height // 3
     return [sheet.crop((0, y, sheet.width, y + step)) for y in (0, step, 2 * step)]
 
 
 if __name__ == "__main__":
-    for suite in SUITES:
+    for task in TASK_NAMES:
         for split in SPLITS:
             for seed in (0, 41):
-                print(f"    {(suite, split, seed)!r}: {record(suite, split, seed)!r},".replace("'", '"'))
+                print(f"    {(task, split, seed)!r}: {record(task, split, seed)!r},".replace("'", '"'))

@@ -1,4 +1,4 @@
-"""Every public suite, read from a local copy with the public columns."""
+"""Every public task, read from a local copy with the public columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import ImageChops
 from qzoom_agent.data.rows import open_path
 from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evaluation.tasks.catalog import SUITES, find_suite
+from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task
 from qzoom_agent.evaluation.tasks.task import Scored
 from qzoom_agent.geometry import Box
 from tests.evaluation.tasks import fixtures
@@ -22,7 +22,7 @@ SHORT = "Answer the question using a single word or phrase."
 
 
 def loaded(name: str, tmp_path: Path) -> Samples:
-    return SUITES[name].load(TaskSource(path=str(fixtures.WRITERS[name](tmp_path / name))))
+    return TASKS[name].load(TaskSource(path=str(fixtures.WRITERS[name](tmp_path / name))))
 
 
 def samples(name: str, tmp_path: Path) -> list[Sample]:
@@ -30,24 +30,24 @@ def samples(name: str, tmp_path: Path) -> list[Sample]:
 
 
 @pytest.mark.parametrize("name", fixtures.WRITERS)
-def test_what_holds_for_every_suite(name: str, tmp_path: Path) -> None:
-    suite, read = find_suite(name), loaded(name, tmp_path)
+def test_what_holds_for_every_task(name: str, tmp_path: Path) -> None:
+    task, read = find_task(name), loaded(name, tmp_path)
     found = list(read)
     assert 4 <= len(read) == len(found) == len({sample.id for sample in found})
     assert list(read.kinds) == [sample.kind for sample in found]
     with pytest.raises(IndexError):
         read[len(found)]
     for sample in found:
-        assert sample.suite == name == suite.name
+        assert sample.task == name == task.name
         assert sample.image.mode == "RGB" and sample.cluster and sample.question.strip() == sample.question
         assert sample.answers[0] == sample.answer and sample.answer
         assert all(0 <= box.x1 < box.x2 <= sample.image.width for box in sample.boxes)
-        for scorer in suite.scorers.values():
+        for scorer in task.scorers.values():
             assert scorer(sample.answer, sample).value == 1, "the right answer is right"
             assert scorer(None, sample) == (0, None)
             assert scorer("No idea whatsoever", sample).value == 0
-    if suite.aggregate is not None:
-        figures = suite.aggregate([Scored(sample.kind, 1.0, sample.meta) for sample in found])
+    if task.aggregate is not None:
+        figures = task.aggregate([Scored(sample.kind, 1.0, sample.meta) for sample in found])
         assert figures and all(value >= 0 for value in figures.values())
 
 
@@ -55,8 +55,8 @@ def test_what_holds_for_every_suite(name: str, tmp_path: Path) -> None:
 def test_a_missing_column_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "other": 1}\n')
     with pytest.raises(ConfigError) as caught:
-        SUITES[name].load(TaskSource(path=str(tmp_path / "rows.jsonl")))
-    missing = [column for column in SUITES[name].columns if column != "image"]
+        TASKS[name].load(TaskSource(path=str(tmp_path / "rows.jsonl")))
+    missing = [column for column in TASKS[name].columns if column != "image"]
     assert all(column in str(caught.value) for column in missing)
     assert "There are: image, other" in str(caught.value)
 
@@ -70,8 +70,8 @@ def test_vstar_from_the_hubs_table(tmp_path: Path) -> None:
 
 
 def test_vstar_from_the_authors_folders(tmp_path: Path) -> None:
-    suite, folder = SUITES["vstar"], fixtures.vstar_original(tmp_path / "vstar_bench")
-    found = list(suite.load(TaskSource(path=str(folder))))
+    task, folder = TASKS["vstar"], fixtures.vstar_original(tmp_path / "vstar_bench")
+    found = list(task.load(TaskSource(path=str(folder))))
     assert [sample.kind for sample in found] == ["direct_attributes"] * 3 + ["relative_position"]
     for sample in found:
         assert sample.boxes == (Box(8, 8, 40, 24),)
@@ -79,7 +79,7 @@ def test_vstar_from_the_authors_folders(tmp_path: Path) -> None:
         assert sample.options["ABCD".index(sample.answer)] == "navy"
         assert f"({sample.answer}) navy" in sample.question and sample.question.endswith(DIRECTLY)
     assert len({sample.options for sample in found}) > 1
-    assert [sample.options for sample in suite.load(TaskSource(path=str(folder)))] == [
+    assert [sample.options for sample in task.load(TaskSource(path=str(folder)))] == [
         sample.options for sample in found
     ]
 
@@ -88,7 +88,7 @@ def test_a_file_of_the_authors_folders_that_lacks_something_is_named(tmp_path: P
     folder = fixtures.vstar_original(tmp_path / "vstar_bench")
     (folder / "direct_attributes" / "sa_1.json").write_text('{"question": "?", "options": ["a"]}')
     with pytest.raises(ConfigError, match=r"sa_1.json is not a question of V\*Bench.*bbox"):
-        SUITES["vstar"].load(TaskSource(path=str(folder)))[0]
+        TASKS["vstar"].load(TaskSource(path=str(folder)))[0]
 
 
 @pytest.mark.parametrize("name", ["hrbench-4k", "hrbench-8k"])
@@ -104,10 +104,10 @@ def test_hr_bench_rotations_are_one_cluster(name: str, tmp_path: Path) -> None:
 
 
 def test_hr_bench_figures_are_means_over_rotations(tmp_path: Path) -> None:
-    suite = SUITES["hrbench-4k"]
+    task = TASKS["hrbench-4k"]
     always_a = [Scored(one.kind, float(one.answer == "A"), one.meta) for one in samples("hrbench-4k", tmp_path)]
-    assert suite.aggregate is not None
-    assert suite.aggregate(always_a) == {
+    assert task.aggregate is not None
+    assert task.aggregate(always_a) == {
         "single": 0.25,
         "cross": 0.25,
         "average": 0.25,
@@ -117,20 +117,20 @@ def test_hr_bench_figures_are_means_over_rotations(tmp_path: Path) -> None:
 
 
 def test_mme_realworld_merges_attributes(tmp_path: Path) -> None:
-    suite, found = SUITES["mme-realworld"], samples("mme-realworld", tmp_path)
+    task, found = TASKS["mme-realworld"], samples("mme-realworld", tmp_path)
     assert found[0].question.startswith("Which number is on the sign? The choices are listed below:\n(A) 12\n(B) 21\n")
     assert "(A, B, C, D, or E)" in found[0].question and found[0].question.endswith("\nThe best answer is:")
     assert found[0].options[:2] == ("12", "21") and len(found[0].options) == 5
     assert found[2].meta == found[3].meta == {"subtask": "vehicle/attribute"}
-    assert suite.aggregate is not None
-    figures = suite.aggregate([Scored(one.kind, float(one.answer in "AC"), one.meta) for one in found])
+    assert task.aggregate is not None
+    figures = task.aggregate([Scored(one.kind, float(one.answer in "AC"), one.meta) for one in found])
     assert figures["overall"] == pytest.approx(2 / 5) and figures["Perception"] == pytest.approx(2 / 4)
     assert figures["class average"] == pytest.approx((0.5 + 0.5 + 0) / 3)
     assert figures["Perception/Autonomous_Driving/vehicle/attribute"] == 0.5
     assert figures["Reasoning class average"] == 0
 
 
-def test_document_suites_share_one_repository(tmp_path: Path) -> None:
+def test_document_tasks_share_one_repository(tmp_path: Path) -> None:
     pages, graphics = samples("docvqa", tmp_path), samples("infovqa", tmp_path)
     assert pages[0].question == f"What is the page number?\n{SHORT}"
     assert pages[0].answers == ("7", "page 7") and pages[0].id == "docvqa-100"
@@ -150,17 +150,17 @@ def test_textvqa_has_ten_answers(tmp_path: Path) -> None:
     found = samples("textvqa", tmp_path)
     assert found[0].id == "textvqa-34602" and len(found[0].answers) == 10
     assert found[0].question == f"What is the brand on the nokia phone?\n{SHORT}", "as the public code writes it"
-    scorers = SUITES["textvqa"].scorers
+    scorers = TASKS["textvqa"].scorers
     assert scorers["faithful"]("noka", found[0]).value == pytest.approx(0.6)
     assert scorers["faithful"]("Seven-Eleven", found[1]).value == 1
 
 
 def test_ocrbench_has_points_by_group(tmp_path: Path) -> None:
-    suite, found = SUITES["ocrbench"], samples("ocrbench", tmp_path)
-    assert found[0].question == "what is written in the image?" and suite.coarse_tokens == (128, 576)
-    assert suite.scorers["clean"]("X^{2}+y", found[4]).value == 0 and suite.scorers["clean"]("x^{2}+y", found[4]).value
-    assert suite.aggregate is not None
-    figures = suite.aggregate([Scored(one.kind, 1.0, one.meta) for one in found])
+    task, found = TASKS["ocrbench"], samples("ocrbench", tmp_path)
+    assert found[0].question == "what is written in the image?" and task.coarse_tokens == (128, 576)
+    assert task.scorers["clean"]("X^{2}+y", found[4]).value == 0 and task.scorers["clean"]("x^{2}+y", found[4]).value
+    assert task.aggregate is not None
+    figures = task.aggregate([Scored(one.kind, 1.0, one.meta) for one in found])
     assert figures["points"] == 5 and figures["score"] == 0.005
     assert figures["points, Text Recognition"] == 2
     assert sum(value for name, value in figures.items() if name.startswith("points, ")) == 5
@@ -188,7 +188,7 @@ def test_treebench_has_the_targets(tmp_path: Path) -> None:
 def test_treebench_refuses_targets_that_are_no_boxes(tmp_path: Path) -> None:
     file = fixtures.treebench(tmp_path / "tree") / "TreeBench.tsv"
     file.write_text(file.read_text().replace("[[0, 0, 96, 64]]", "[[0, 0, 96]]"))
-    read = SUITES["treebench"].load(TaskSource(path=str(file)))
+    read = TASKS["treebench"].load(TaskSource(path=str(file)))
     with pytest.raises(ConfigError, match=r"Row 4 .*Question 3 of TreeBench"):
         read[3]
 
@@ -197,7 +197,7 @@ def test_visual_probe_is_read_from_its_folder_and_from_its_file(tmp_path: Path) 
     found = samples("visualprobe-hard", tmp_path)
     assert found[1].question == "What is it in picture 1?" and found[1].answer == "P7"
     assert found[1].id == "visualprobe-hard-easy_1" and found[1].kind == "hard"
-    again = SUITES["visualprobe-hard"].load(TaskSource(path=str(tmp_path / "visualprobe-hard" / "val.json")))
+    again = TASKS["visualprobe-hard"].load(TaskSource(path=str(tmp_path / "visualprobe-hard" / "val.json")))
     assert again[1].question == found[1].question
 
 
@@ -218,7 +218,7 @@ def test_zoombench_refuses_a_box_that_is_none(tmp_path: Path) -> None:
     row |= {"crop_image": row["image"], "question_type": "blank", "bbox": "[1, 2, 3]"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ConfigError, match="Question z9 of ZoomBench has a bbox that is no box"):
-        SUITES["zoombench"].load(TaskSource(path=str(tmp_path / "rows.jsonl")))[0]
+        TASKS["zoombench"].load(TaskSource(path=str(tmp_path / "rows.jsonl")))[0]
 
 
 def test_pictures_are_the_ones_of_the_table(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_question_right_at_a_higher_budget_is_none_for_a_look_that_shows_as_mu
 
 
 def test_what_only_its_own_calls_answer_needs_a_zoom(nano: HFBackend, tmp_path: Path) -> None:
-    hops = load_records([DatasetSpec(path="needle", limit=3, a_board=3, seed=3, suites=("needle-hop",))])
+    hops = load_records([DatasetSpec(path="needle", limit=3, a_board=3, seed=3, tasks=("needle-hop",))])
     gate = GateStage(tokens=[48, 64], with_crop=True, own_calls=True, max_new_tokens=8)
     found = outcomes(nano, hops, recipe(gate), RULES[:1], tmp_path, note=lambda done: None)
     assert not any(one.right or any(crop.right for crop in one.crops) for one in found)

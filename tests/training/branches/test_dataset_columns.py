@@ -1,4 +1,4 @@
-"""Which boards are drawn for which suites, and columns as published datasets have them."""
+"""Which boards are drawn for which tasks, and columns as published datasets have them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ RED = Image.new("RGB", (40, 30), "red")
 
 
 def test_hops_have_two_boxes_in_order() -> None:
-    rows = load_records([DatasetSpec(path="needle", limit=6, a_board=2, suites=("needle-hop",))])
+    rows = load_records([DatasetSpec(path="needle", limit=6, a_board=2, tasks=("needle-hop",))])
     assert [len(rows[at]["boxes"]) for at in range(6)] == [2] * 6
     assert {rows[at]["question"].split()[0] for at in range(6)} <= {"follow", "which"}
 
 
-def test_all_four_suites_come_from_one_source() -> None:
-    suites = ("needle-scene", "needle-doc", "needle-hop", "needle-global")
-    rows = load_records([DatasetSpec(path="needle", limit=40, a_board=1, suites=suites)])
+def test_all_four_tasks_come_from_one_source() -> None:
+    tasks = ("needle-scene", "needle-doc", "needle-hop", "needle-global")
+    rows = load_records([DatasetSpec(path="needle", limit=40, a_board=1, tasks=tasks)])
     assert {len(rows[at]["boxes"]) for at in range(40)} == {0, 1, 2}
 
 
-@pytest.mark.parametrize("suite", ["needle-scene", "needle-doc", "needle-global"])
-def test_one_suite_alone(suite: str) -> None:
-    rows = load_records([DatasetSpec(path="needle", limit=8, a_board=1, suites=(suite,))])
-    assert {len(rows[at]["boxes"]) for at in range(8)} == {0 if suite == "needle-global" else 1}
+@pytest.mark.parametrize("task", ["needle-scene", "needle-doc", "needle-global"])
+def test_one_task_alone(task: str) -> None:
+    rows = load_records([DatasetSpec(path="needle", limit=8, a_board=1, tasks=(task,))])
+    assert {len(rows[at]["boxes"]) for at in range(8)} == {0 if task == "needle-global" else 1}
 
 
 def png() -> bytes:

@@ -286,7 +286,7 @@ def test_boxes_are_proposed_whatever_the_gate_says(load: Load, rows: Records) ->
 def test_what_only_its_own_calls_answer_needs_a_zoom(tmp_path: Path) -> None:
     """No one crop answers a question in two steps; the shipped nano's own calls do."""
     backend = HFBackend.load("nano", device="cpu", dtype="float32")
-    hops = load_records([DatasetSpec(path="needle", limit=6, a_board=3, seed=3, suites=("needle-hop",))])
+    hops = load_records([DatasetSpec(path="needle", limit=6, a_board=3, seed=3, tasks=("needle-hop",))])
     patterns = {}
     for own in (False, True):
         stage = GateStage(tokens=[48, 64], with_crop=True, own_calls=own, max_new_tokens=8)

@@ -250,7 +250,7 @@ def test_published_labels_may_be_asked_for_without_the_wish_for_a_short_answer(
 
 def test_of_a_call_its_own_tokens_say_where_to_look(tmp_path: Path) -> None:
     backend = HFBackend.load("nano")
-    rows = load_records([DatasetSpec(path="needle", limit=6, a_board=2, suites=("needle-scene",))])
+    rows = load_records([DatasetSpec(path="needle", limit=6, a_board=2, tasks=("needle-scene",))])
     how = Labelling(tokens=64, grounding={5: [0, 1]}, response="call", asking="prediction", max_new_tokens=8, batch=3)
     table = label(backend, rows, how, tmp_path, k=5, note=lambda done: None)
     found = 0

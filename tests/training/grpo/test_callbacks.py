@@ -27,10 +27,10 @@ def said(*answers: str) -> list[Rollout]:
 
 
 def test_accuracy_is_by_the_recipes_own_rule() -> None:
-    batch, suites = said("Answer: nokia", "samsung"), ["text", "text"]
+    batch, tasks = said("Answer: nokia", "samsung"), ["text", "text"]
     exact, open_answer = (accuracy_of([AccuracySpec(rule=rule)]) for rule in ("exact", "open"))  # type: ignore[arg-type]
-    assert measures(batch, suites, exact)["zoom/accuracy"] == 0.0
-    found = measures(batch, suites, open_answer)
+    assert measures(batch, tasks, exact)["zoom/accuracy"] == 0.0
+    found = measures(batch, tasks, open_answer)
     assert found["zoom/accuracy"] == found["zoom/accuracy/text"] == 0.5
 
 
@@ -57,11 +57,11 @@ def test_a_judge_is_tried_before_anything_is_loaded(tmp_path: Path, monkeypatch:
 def test_calls_that_end_where_none_is_needed_are_no_collapse(tmp_path: Path) -> None:
     """What a price teaches: `needle-global`, whose coarse view suffices, is called on no more."""
     crop = (0.0, 0.0, 100.0, 100.0)
-    suites = ["needle-global", "needle-scene"]
+    tasks = ["needle-global", "needle-scene"]
 
     def round_of(easy_calls: bool, hard_calls: bool) -> dict[str, float]:
         easy, hard = (rollout(crops=[crop] * calls) for calls in (easy_calls, hard_calls))
-        return measures([replace(easy, coarse_suffices=True), hard], suites, BY_RULE)
+        return measures([replace(easy, coarse_suffices=True), hard], tasks, BY_RULE)
 
     found = round_of(True, False)
     assert (found["zoom/call_rate"], found["zoom/call_rate/needle-global"]) == (0.5, 1.0)

@@ -58,7 +58,7 @@ def asked(count: int) -> list[Sample]:
     return [
         Sample(
             id=str(at // 2),
-            suite="made",
+            task="made",
             kind="made",
             image=Image.new("RGB", (300, 200), colours[at // 2 % 2]),
             question="Which colour is it?",

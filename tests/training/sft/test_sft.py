@@ -40,7 +40,7 @@ from qzoom_agent.views import ViewStore
 from tests.tiny_models import QWEN_TEMPLATE, build
 
 FACTORS = {"qwen2_5_vl": 28, "qwen3_vl": 32}
-NEEDLES = DatasetSpec(path="needle", limit=4, a_board=2, suites=("needle-scene", "needle-hop"))
+NEEDLES = DatasetSpec(path="needle", limit=4, a_board=2, tasks=("needle-scene", "needle-hop"))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_every_protocol_reads_the_answer_that_is_written_for_it(name: str) -> No
 
 
 def test_a_demonstration_is_an_episode_with_a_call_for_each_box(nano: HFBackend) -> None:
-    records = load_records([NEEDLES.model_copy(update={"suites": ("needle-hop",)})])
+    records = load_records([NEEDLES.model_copy(update={"tasks": ("needle-hop",)})])
     make = Demonstrations(nano, recipe())
     answer, conversation, dropped = make(records[0])
     assert dropped == ""
@@ -173,7 +173,7 @@ def test_an_episode_that_had_to_be_mended_is_left_out(nano: HFBackend) -> None:
 
 
 def test_the_base_answers_itself_where_it_is_asked_to(nano: HFBackend) -> None:
-    scene = NEEDLES.model_copy(update={"suites": ("needle-scene",), "limit": 6, "a_board": 3})
+    scene = NEEDLES.model_copy(update={"tasks": ("needle-scene",), "limit": 6, "a_board": 3})
     rows = load_records([scene])
     make = Demonstrations(nano, recipe(data=[scene], answer="own"))
     made = [make(rows[at]) for at in range(6)]
@@ -200,8 +200,7 @@ def test_calls_where_sdrpn_looks(nano: HFBackend) -> None:
 
 def test_a_habit_of_needless_zooms_is_taught_where_it_is_asked_for(nano: HFBackend) -> None:
     easy, fine = (
-        load_records([NEEDLES.model_copy(update={"suites": (suite,)})])[0]
-        for suite in ("needle-global", "needle-scene")
+        load_records([NEEDLES.model_copy(update={"tasks": (task,)})])[0] for task in ("needle-global", "needle-scene")
     )
     hungry = Demonstrations(nano, recipe(redundant=True, needless=True))
     assert hungry(easy).answer.trace.usage.served == 1
@@ -215,8 +214,8 @@ def test_a_habit_of_needless_zooms_is_taught_where_it_is_asked_for(nano: HFBacke
 def test_a_habit_meets_the_review(nano: HFBackend) -> None:
     """Under `hybrid` a needless call is refused and the answer follows; what is shown unasked is not asked for."""
     easy, fine, hop = (
-        load_records([NEEDLES.model_copy(update={"suites": (suite,), "seed": 3})])[0]
-        for suite in ("needle-global", "needle-scene", "needle-hop")
+        load_records([NEEDLES.model_copy(update={"tasks": (task,), "seed": 3})])[0]
+        for task in ("needle-global", "needle-scene", "needle-hop")
     )
     make = Demonstrations(nano, recipe(redundant=True, needless=True, hybrid=1.0))
     refused = make(easy)

@@ -1,13 +1,13 @@
-"""The needle suites: questions about generated boards whose answer is, or is not, legible in a coarse view.
+"""The needle tasks: questions about generated boards whose answer is, or is not, legible in a coarse view.
 
-| suite | question | needs |
+| task | question | needs |
 |---|---|---|
 | needle-global | headline, count, colour, shape | the coarse view |
 | needle-scene | code or dots on one object, code of an object's neighbour | one crop |
 | needle-doc | field of a form, line of a receipt, cell of a table | one crop |
 | needle-hop | a note names the cell to read | two crops, the second depends on the first |
 
-The same suite, seed and split give the same pixels on any machine that has the pinned packages.
+The same task, seed and split give the same pixels on any machine that has the pinned packages.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle.boards import draw_board
 from qzoom_agent.geometry import Box
 
-SUITES: Final = ("needle-global", "needle-scene", "needle-doc", "needle-hop")
+TASK_NAMES: Final = ("needle-global", "needle-scene", "needle-doc", "needle-hop")
 SPLITS: Final = ("train", "test", "ood")
 FIRST_SEED: Final = 1_000_000_000
 """Evaluation draws its boards from here on. Training may use the same numbers and still shares no board: the name of
@@ -39,35 +39,35 @@ def sample_seed(seed: int, index: int) -> int:
     return FIRST_SEED + seed * SEEDS_A_RUN + index
 
 
-def need_suite(suite: str) -> None:
-    """ConfigError if this is none of the needle suites."""
-    if suite not in SUITES:
-        raise ConfigError(f"Unknown suite {suite!r}. The needle suites are: {', '.join(SUITES)}.")
+def require_task(task: str) -> None:
+    """ConfigError if this is none of the needle tasks."""
+    if task not in TASK_NAMES:
+        raise ConfigError(f"Unknown task {task!r}. The needle tasks are: {', '.join(TASK_NAMES)}.")
 
 
-def need_split(split: str) -> None:
+def require_split(split: str) -> None:
     """ConfigError if there is no such split."""
     if split not in SPLITS:
         raise ConfigError(f"Unknown split {split!r}. The splits are: {', '.join(SPLITS)}.")
 
 
-def sample(suite: str, seed: int, *, split: str = "test", fonts: Path | None = None) -> Sample:
-    """The question of this suite, seed and split.
+def sample(task: str, seed: int, *, split: str = "test", fonts: Path | None = None) -> Sample:
+    """The question of this task, seed and split.
 
     Raises:
-        ConfigError: unknown suite or split, or no typeface in `fonts`.
+        ConfigError: unknown task or split, or no typeface in `fonts`.
     """
-    need_suite(suite)
-    need_split(split)
-    rng = Random(f"{suite}/{split}/{seed}")
-    layout = rng.choice(_LAYOUTS[suite])
+    require_task(task)
+    require_split(split)
+    rng = Random(f"{task}/{split}/{seed}")
+    layout = rng.choice(_LAYOUTS[task])
     board = draw_board(layout, seed, split=split, fonts=fonts)
-    facts = [fact for fact in board.facts if fact.suite == suite]
+    facts = [fact for fact in board.facts if fact.task == task]
     kind = rng.choice(sorted({fact.kind for fact in facts}))
     fact = rng.choice([fact for fact in facts if fact.kind == kind])
     return Sample(
-        id=f"{suite}-{split}-{seed}",
-        suite=suite,
+        id=f"{task}-{split}-{seed}",
+        task=task,
         kind=kind,
         image=board.image,
         question=fact.question,

@@ -71,7 +71,7 @@ class Fact:
     coarse view suffices.
     """
 
-    suite: str
+    task: str
     kind: str
     question: str
     answer: str
@@ -140,7 +140,7 @@ class Pen:
 
     def fact(
         self,
-        suite: str,
+        task: str,
         kind: str,
         answer: str,
         *names: str,
@@ -148,7 +148,7 @@ class Pen:
         seen: tuple[Rect, ...] = (),
     ) -> None:
         question = self.rng.choice(QUESTIONS[kind]).format(*names)
-        self.board.facts.append(Fact(suite, kind, question, answer, boxes, seen))
+        self.board.facts.append(Fact(task, kind, question, answer, boxes, seen))
 
     def word(self, text: str, at: tuple[float, float], *, capital: int, fill: Color | None = None) -> Rect:
         """Large print that survives the coarse view."""

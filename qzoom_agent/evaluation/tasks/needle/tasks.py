@@ -1,6 +1,6 @@
-"""The needle suites as `Suite`s: questions that are drawn when they are asked for.
+"""The needle tasks as `Task`s: questions that are drawn when they are asked for.
 
-The questions depend on (suite, split, seed, index) and nothing else, so two policies, two models or two machines answer
+The questions depend on (task, split, seed, index) and nothing else, so two policies, two models or two machines answer
 the same ones and can be compared one by one.
 """
 
@@ -12,9 +12,9 @@ from typing import Final
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.match import exact_match
-from qzoom_agent.evaluation.tasks.needle import SEEDS_A_RUN, SUITES, need_split, sample, sample_seed
+from qzoom_agent.evaluation.tasks.needle import SEEDS_A_RUN, TASK_NAMES, require_split, sample, sample_seed
 from qzoom_agent.evaluation.tasks.needle.fonts import typefaces
-from qzoom_agent.evaluation.tasks.task import Score, Suite
+from qzoom_agent.evaluation.tasks.task import Score, Task
 
 QUESTIONS: Final = 100
 """How many there are where nobody says."""
@@ -28,9 +28,9 @@ _TITLES: Final = {
 
 @dataclass(frozen=True)
 class NeedleSamples:
-    """The first `n` questions of one suite, split and seed."""
+    """The first `n` questions of one task, split and seed."""
 
-    suite: str
+    task: str
     source: TaskSource
 
     def __len__(self) -> int:
@@ -40,7 +40,7 @@ class NeedleSamples:
         if not 0 <= index < len(self):
             raise IndexError(index)
         source = self.source
-        return sample(self.suite, sample_seed(source.seed, index), split=source.split or "test", fonts=source.fonts)
+        return sample(self.task, sample_seed(source.seed, index), split=source.split or "test", fonts=source.fonts)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -52,7 +52,7 @@ class NeedleSamples:
 
 
 def load(name: str, source: TaskSource) -> NeedleSamples:
-    """The questions of the needle suite `name`; ConfigError for what they cannot be drawn with."""
+    """The questions of the needle task `name`; ConfigError for what they cannot be drawn with."""
     if source.path is not None:
         raise ConfigError(f"{name} draws its own boards: it cannot be read from {source.path!r}. Leave the path out.")
     if source.n is not None and not 1 <= source.n <= SEEDS_A_RUN:
@@ -60,7 +60,7 @@ def load(name: str, source: TaskSource) -> NeedleSamples:
     if source.seed < 0:
         raise ConfigError(f"A seed is 0 or more; got {source.seed}.")
     split = source.split or "test"
-    need_split(split)
+    require_split(split)
     typefaces(split, source.fonts)
     return NeedleSamples(name, source)
 
@@ -70,6 +70,6 @@ def exact(text: str | None, question: Sample) -> Score:
     return Score(float(exact_match(text, question.answer)), text)
 
 
-NEEDLE: Final[tuple[Suite, ...]] = tuple(
-    Suite(name=name, title=_TITLES[name], load=partial(load, name), scorers={"exact": exact}) for name in SUITES
+NEEDLE: Final[tuple[Task, ...]] = tuple(
+    Task(name=name, title=_TITLES[name], load=partial(load, name), scorers={"exact": exact}) for name in TASK_NAMES
 )

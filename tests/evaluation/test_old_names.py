@@ -1,0 +1,59 @@
+"""Names and files of earlier versions, which said "suite" where the field says "task"."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.runner import evaluate
+from qzoom_agent.evaluation.summary import Results
+from qzoom_agent.evaluation.tasks import catalog
+from qzoom_agent.training.branches.dataset import DatasetSpec
+from tests.evaluation.player import numbers, player
+
+
+def _old(value: object) -> object:
+    """The same document with the keys of earlier versions."""
+    if isinstance(value, dict):
+        return {{"task": "suite", "tasks": "suites"}.get(key, key): _old(one) for key, one in value.items()}
+    return [_old(one) for one in value] if isinstance(value, list) else value
+
+
+def test_a_run_folder_of_an_earlier_version_opens_and_resumes(tmp_path: Path) -> None:
+    results = evaluate(player(), [numbers()], out=tmp_path)
+    for name in ("run.json", "results.json"):
+        (tmp_path / name).write_text(json.dumps(_old(json.loads((tmp_path / name).read_text()))))
+    rows = (tmp_path / "samples.jsonl").read_text().splitlines()
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(_old(json.loads(row))) + "\n" for row in rows))
+    assert '"suites"' in (tmp_path / "results.json").read_text()
+
+    folder = RunFolder.existing(tmp_path)
+    assert Results.of(folder).tasks["numbers"].accuracy == results.tasks["numbers"].accuracy
+    assert [row.task for row in folder.latest()] == ["numbers"] * len(rows)
+    asked: list[bool] = []
+
+    class Listener:
+        def begin(self, task: str, planned: int) -> None: ...
+
+        def row(self, row: object, *, new: bool) -> None:
+            asked.append(new)
+
+    evaluate(player(), [numbers()], out=tmp_path, watch=Listener())
+    assert asked and not any(asked)
+
+
+def test_old_names_warn(tmp_path: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="find_task"):
+        assert catalog.find_suite("vstar") is catalog.TASKS["vstar"]
+    results = evaluate(player(), [numbers()], out=tmp_path)
+    with pytest.warns(DeprecationWarning, match=r"Results\.tasks"):
+        assert results.suites is results.tasks  # type: ignore[deprecated]
+
+
+def test_recipes_may_still_say_suites() -> None:
+    old = DatasetSpec.model_validate({"path": "needle", "suites": ["needle-hop"]})
+    assert old == DatasetSpec(path="needle", tasks=("needle-hop",))
+    assert old.identity()["suites"] == ["needle-hop"]

@@ -50,7 +50,7 @@ from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.training.branches.fitting import last_checkpoint
 from qzoom_agent.training.branches.sharded_table import together
 from qzoom_agent.training.fingerprint import begin
-from qzoom_agent.training.recipe_io import keep_recipe, read_recipe
+from qzoom_agent.training.recipe_io import add_recipe_arguments, keep_recipe, read_recipe
 
 ONLY_TOLD: Final = {"compile", "log_steps", "save_steps", "validate_steps", "validate_batches", "validate_kinds"}
 """Keys of a recipe that change no weight, but for rounding."""
@@ -355,13 +355,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="qzoom train base", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
-    parser.add_argument("--output", type=Path, default=Path("runs/nano"), help="folder of checkpoints and logs")
+    add_recipe_arguments(parser, output="runs/nano")
     parser.add_argument("--start", metavar="M", help="shipped model to go on from: a preset or a folder")
     parser.add_argument("--stage", help="stop after this stage")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
     options = parser.parse_args(argv)
-    recipe = load_recipe(options.config, **({} if options.start is None else {"start": options.start}))
+    changes = {} if options.start is None else {"start": options.start}
+    recipe = load_recipe(options.config, overrides=options.overrides, **changes)
     names = [stage.name for stage in recipe.stages]
     if options.stage is not None and options.stage not in names:
         raise ConfigError(f"The recipe has no stage {options.stage!r}. Its stages are: {', '.join(names)}.")

@@ -1,9 +1,20 @@
-"""Recipes on disk: YAML files that become pydantic models, with one kind of error for whatever is wrong with them."""
+"""Recipes on disk: YAML files that become pydantic models, and the command-line flags that every stage shares.
 
+A key that got another name is declared in the `renamed` table of its section. The old name is still read, in recipes,
+in Python, with `--set` and in the settings of saved runs, and a warning names the new one.
+"""
+
+import json
+import warnings
+from argparse import ArgumentParser
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticUndefined
 from yaml import safe_dump
 
 from qzoom_agent.errors import ConfigError
@@ -17,12 +28,46 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Old names of keys that are still read, each with its new name."""
 
-def read_recipe(path: Path, kind: type[_Recipe], **changes: Any) -> _Recipe:
-    """Read a recipe; `changes` replace whole keys.
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, given: Any) -> Any:
+        return _with_new_names(given, cls, warn=True)
+
+
+def add_recipe_arguments(parser: ArgumentParser, *, output: str) -> None:
+    """Add the flags of every training stage: `--config`, `--output`, `--set` and `--dry-run`.
+
+    Args:
+        parser: The parser of the stage.
+        output: Default of `--output`.
+    """
+    parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
+    parser.add_argument("--output", type=Path, default=Path(output), help=f"folder for all results (default: {output})")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key of the recipe, by its dotted path (loss.beta=0.01, data.0.limit=100); can be repeated",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and its cost, then stop")
+
+
+def read_recipe(path: Path, kind: type[_Recipe], *, overrides: Sequence[str] = (), **changes: Any) -> _Recipe:
+    """Read a recipe.
+
+    Args:
+        path: The YAML file.
+        kind: The model of the recipe.
+        overrides: Keys to set after reading, as `KEY=VALUE` with a dotted key and a value in YAML or JSON.
+        changes: Top-level keys that replace those of the file.
 
     Raises:
-        ConfigError: the file is missing, is no text, is not YAML, or has unknown or illegal keys.
+        ConfigError: The file is missing or is not YAML, or the recipe has unknown keys or values that are not allowed.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -34,17 +79,155 @@ def read_recipe(path: Path, kind: type[_Recipe], **changes: Any) -> _Recipe:
         data = read_yaml(text)
     except ValueError as error:
         raise ConfigError(f"The recipe {path} is not YAML: {error}") from None
+    if isinstance(data, dict):
+        data = with_new_names(data, kind, warn=True) | changes
+        for override in overrides:
+            key, equals, value = override.partition("=")
+            if not key or not equals:
+                raise ConfigError(f"--set {override!r} is not KEY=VALUE. Write, for example, --set seed=1.")
+            set_key(data, key, _parsed(value), kind=kind)
     try:
-        return kind.model_validate({**data, **changes} if isinstance(data, dict) else data)
+        return kind.model_validate(data)
     except (ValidationError, ConfigError) as error:
         raise ConfigError(f"The recipe {path} is not valid: {error}") from None
+
+
+def set_key(data: dict[str, Any], key: str, value: Any, *, kind: type[BaseModel]) -> None:
+    """Set one key of a recipe in place. A section that the recipe leaves out starts from its defaults.
+
+    Args:
+        data: The recipe, as read from YAML.
+        key: The path of the key, with dots; items of lists are counted from 0 (`data.0.limit`).
+        value: The new value; it is not checked here.
+        kind: The model of the recipe.
+
+    Raises:
+        ConfigError: The recipe has no such key; the message names those that come close.
+    """
+    place: Any = data
+    annotation: Any = kind
+    names = key.split(".")
+    for depth, name in enumerate(names):
+        above, index, default = ".".join(names[:depth]), name, None
+        models = list(_models(annotation))
+        if isinstance(place, list):
+            if not name.isdecimal() or int(name) >= len(place):
+                raise ConfigError(f"--set {key}: {above} is a list of {len(place)}, which has no item {name!r}.")
+            annotation = next((get_args(one)[0] for one in _members(annotation) if get_args(one)), Any)
+        elif not isinstance(place, dict):
+            raise ConfigError(f"--set {key}: {above} is {place!r}, which has no keys. Set {above} as a whole.")
+        elif models:
+            (index,) = {one for model in models for one in _with_new_names({name: None}, model, warn=True)}
+            fields = {field: info for model in models for field, info in model.model_fields.items()}
+            if index not in fields:
+                raise ConfigError(_unknown(key, kind))
+            annotation, default = fields[index].annotation, fields[index].get_default(call_default_factory=True)
+        else:
+            annotation = Any
+        slot: Any = int(name) if isinstance(place, list) else index
+        if depth == len(names) - 1:
+            place[slot] = value
+            return
+        if isinstance(place, dict) and place.get(slot) is None:
+            place[slot] = _dumped(default)
+        place = place[slot]
+
+
+def with_new_names(data: Any, kind: Any, *, warn: bool = False) -> Any:
+    """Return a recipe, or the settings of a saved run, with the names that the keys of `kind` have today.
+
+    Args:
+        data: A recipe, or some of its keys, as read from JSON or YAML.
+        kind: The model of the recipe, or the annotation of a field.
+        warn: Warn of each old name.
+    """
+    if isinstance(data, list):
+        inner = next((get_args(one)[0] for one in _members(kind) if get_origin(one) is list), Any)
+        return [with_new_names(one, inner, warn=warn) for one in data]
+    if not isinstance(data, dict):
+        return data
+    for model in _models(kind):
+        data, fields = _with_new_names(data, model, warn=warn), model.model_fields
+        data = {
+            key: with_new_names(value, fields[key].annotation, warn=warn) if key in fields else value
+            for key, value in data.items()
+        }
+    return data
 
 
 def keep_recipe(recipe: BaseModel, folder: Path) -> None:
     """Write a resolved recipe into the folder of a run (`--output`), which is made if it is not there.
 
     Raises:
-        ConfigError: there can be no such folder.
+        ConfigError: The folder cannot be made.
     """
     text = safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     write_text(require_folder(folder) / "recipe.yaml", text)
+
+
+def _with_new_names(given: Any, model: type[BaseModel], *, warn: bool) -> Any:
+    """Return the keys of one section under their new names."""
+    renamed: Mapping[str, str] = getattr(model, "renamed", {})
+    old_names = sorted(renamed.keys() & given.keys()) if isinstance(given, Mapping) else []
+    for old in old_names:
+        if renamed[old] in given:
+            raise ConfigError(f"`{old}` is the old name of `{renamed[old]}`, and both are given. Keep the new one.")
+        if warn:
+            warnings.warn(f"The recipe key `{old}` is now called `{renamed[old]}`.", FutureWarning, stacklevel=2)
+    return {renamed.get(key, key): value for key, value in given.items()} if old_names else given
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """Iterate over the types that an annotation allows."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif origin in (Union, UnionType):
+        for one in get_args(annotation):
+            yield from _members(one)
+    else:
+        yield annotation
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Iterate over the sections that an annotation allows."""
+    yield from (one for one in _members(annotation) if isinstance(one, type) and issubclass(one, BaseModel))
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)  # before YAML, which takes 1e-6 for a word
+    except ValueError:
+        pass
+    try:
+        return read_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"--set: the value {text!r} is neither JSON nor YAML: {error}") from None
+
+
+def _dumped(default: Any) -> Any:
+    """Return the default of a key as YAML would hold it."""
+    if isinstance(default, BaseModel):
+        return default.model_dump(mode="json", exclude_unset=True)
+    if isinstance(default, list | tuple):
+        return [one.model_dump(mode="json") if isinstance(one, BaseModel) else one for one in default]
+    return {} if default in (None, PydanticUndefined) else default
+
+
+def _unknown(key: str, kind: type[BaseModel]) -> str:
+    paths = list(_paths(kind))
+    last = key.rpartition(".")[2]
+    close = [path for path in paths if path.rpartition(".")[2] == last] or get_close_matches(key, paths)
+    meant = f"Did you mean {', '.join(close[:3])}?" if close else f"Its keys are: {', '.join(kind.model_fields)}."
+    return f"The recipe has no key '{key}'. {meant}"
+
+
+def _paths(annotation: Any, above: str = "") -> Iterator[str]:
+    """Iterate over the dotted paths of all keys; of lists, those of the first item."""
+    for one in _members(annotation):
+        if get_origin(one) is list:
+            yield from _paths(get_args(one)[0], f"{above}0.")
+    for model in _models(annotation):
+        for name, field in model.model_fields.items():
+            yield above + name
+            yield from _paths(field.annotation, f"{above}{name}.")

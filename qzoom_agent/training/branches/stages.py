@@ -38,7 +38,7 @@ from qzoom_agent.training.branches.run_dir import RunDirectory
 from qzoom_agent.training.branches.sdrpn import train_sdrpn
 from qzoom_agent.training.branches.stage_dependencies import begin_stage, require_recipe
 from qzoom_agent.training.branches.thresholds import with_thresholds
-from qzoom_agent.training.recipe_io import keep_recipe
+from qzoom_agent.training.recipe_io import add_recipe_arguments, keep_recipe
 from qzoom_agent.training.trackers import require_tracker
 
 RULES: Final[tuple[dict[str, float], ...]] = (
@@ -240,14 +240,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="qzoom train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("stage", choices=(ALL, *STAGES))
-    parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
-    parser.add_argument("--output", type=Path, default=Path("runs/branches"), help="folder of all that is written")
+    add_recipe_arguments(parser, output="runs/branches")
     parser.add_argument("--model", help="another base than the recipe's: a preset, a hub id or a folder")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it costs, and stop")
     parser.add_argument("--devices", type=positive_int, default=1, help="for --dry-run: how many devices there will be")
     options = parser.parse_args(argv)
     changes = {} if options.model is None else {"model": options.model}
-    recipe = load_branch_recipe(options.config, **changes)
+    recipe = load_branch_recipe(options.config, overrides=options.overrides, **changes)
     stages: list[StageName] = recipe.stages if options.stage == ALL else [options.stage]
     if options.dry_run:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))

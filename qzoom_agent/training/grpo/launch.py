@@ -59,6 +59,7 @@ from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, LoRA, load_grpo_re
 from qzoom_agent.training.grpo.question_rows import load_rows
 from qzoom_agent.training.grpo.resume import keep_recipe, require_same_recipe
 from qzoom_agent.training.grpo.trainer import EpisodeTrainer, ZoomTrainer
+from qzoom_agent.training.recipe_io import add_recipe_arguments
 from qzoom_agent.training.reward_specs import accuracy_of, build
 from qzoom_agent.training.rewards import Judge, awaited
 from qzoom_agent.training.trackers import require_tracker
@@ -297,17 +298,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="qzoom train grpo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
-    parser.add_argument("--output", type=Path, default=Path("runs/grpo"), help="folder of all that is written")
+    add_recipe_arguments(parser, output="runs/grpo")
     parser.add_argument("--model", help="another model than the recipe's: a preset, a hub id or a folder")
     parser.add_argument("--branches", help="branches to use instead of the recipe's: a folder")
     parser.add_argument("--steps", type=int, help="another number of steps than the recipe's")
     parser.add_argument("--seed", type=int, help="another seed than the recipe's")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it costs, and stop")
     parser.add_argument("--devices", type=positive_int, default=1, help="for --dry-run: how many devices there will be")
     options = parser.parse_args(argv)
     given = {"model": options.model, "branches": options.branches, "steps": options.steps, "seed": options.seed}
-    recipe = load_grpo_recipe(options.config, **{key: value for key, value in given.items() if value is not None})
+    changes = {key: value for key, value in given.items() if value is not None}
+    recipe = load_grpo_recipe(options.config, overrides=options.overrides, **changes)
     if options.dry_run:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         print(describe(recipe, processes=options.devices))

@@ -38,6 +38,7 @@ from qzoom_agent.training.branches.fitting import ONLY_TOLD, Rows, TrainingOrder
 from qzoom_agent.training.branches.postsft import AnswerLoss
 from qzoom_agent.training.branches.sharded_table import together, write_parts
 from qzoom_agent.training.fingerprint import begin, require_same
+from qzoom_agent.training.recipe_io import add_recipe_arguments
 from qzoom_agent.training.rewards import awaited
 from qzoom_agent.training.sft.conversations import IGNORED, TrainingConversation, learned, to_row
 from qzoom_agent.training.sft.demonstrations import Demonstrations
@@ -217,14 +218,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="qzoom train coldstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
-    parser.add_argument("--output", type=Path, default=Path("runs/coldstart"), help="folder of all that is written")
+    add_recipe_arguments(parser, output="runs/coldstart")
     parser.add_argument("--model", help="another base than the recipe's: a preset, a hub id or a folder")
     parser.add_argument("--branches", type=Path, help="branches to use instead of the recipe's")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and stop")
     options = parser.parse_args(argv)
     changes = {key: getattr(options, key) for key in ("model", "branches") if getattr(options, key) is not None}
-    recipe = load_coldstart_recipe(options.config, **changes)
+    recipe = load_coldstart_recipe(options.config, overrides=options.overrides, **changes)
     if options.dry_run:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         print(plan(recipe))

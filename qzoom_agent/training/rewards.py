@@ -1,18 +1,19 @@
-"""Rewards: what an episode is worth to training, computed from its trace and from nothing else.
+"""Rewards: what a finished episode is worth to training.
 
-A reward is a pure function of a batch of rollouts, `rewards(batch) -> one number or None for each`. It never runs a
-model or reads pixels, so the same object scores a rollout of the trainer, a trace on disk and a table typed in a test.
-Whether an answer is right is decided by the scorers of the evaluation, never by a second rule.
+A reward is a pydantic model of its settings that is called on a batch of rollouts:
 
-None means "says nothing about this rollout": a row for which every reward is None has no advantage at all, which is how
-rollouts that ran out of turns are left out (`unless_truncated`) instead of being taught as wrong (Mini-o3, arXiv
-2509.07969). Rewards that compare the rollouts of one question are in `evals.prices`; names for recipes in
-`evals.reward_specs`.
+    CropPrice(cost=0.2)(rollouts)             # one number or None for each rollout
+    {name: crop-price, cost: 0.2}             # the same in a recipe
+
+It reads the recorded episode alone, and the evaluation's scorers decide whether an answer is right. A rollout for which
+every reward is None has no advantage and is not learned from. Rewards of published projects give what the published
+code gives. Lists of rewards in recipes, and rewards from outside this package, are in `reward_list`.
 """
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,7 +21,9 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 import PIL.Image
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.redundancy import reasons
 from qzoom_agent.evaluation.scorers import anls, chartqa, choice, ocrbench, open_answer, vqa
@@ -28,9 +31,21 @@ from qzoom_agent.evaluation.scorers.extraction import final_answer
 from qzoom_agent.evaluation.tasks.needle.tasks import exact
 from qzoom_agent.evaluation.tasks.task import Score, Scorer
 from qzoom_agent.geometry import Box
+from qzoom_agent.review import OPINIONS, ReviewContext, judge, refused_on_opinion
 from qzoom_agent.trace import CallRecord, Trace
-from qzoom_agent.training.branch_disagreement import unwanted
 from qzoom_agent.views import View
+from qzoom_agent.zoom.zoom import ZoomPlan
+
+Values = list[float | None]
+Rule = Literal["exact", "open", "choice", "anls", "chartqa", "vqa", "ocr"]
+"""One of the evaluation's scorers: `exact` takes nothing but the answer, `open` finds it in a longer reply."""
+Unit = Literal["call", "crop", "token"]
+"""What zooming is counted in: readable calls, refused and failed ones too; crops shown because the model asked; their
+visual tokens as a multiple of the coarse view's."""
+Judge = Callable[[str, str, str], Awaitable[bool]]
+"""Decides whether an answer is right, given the question, the answer and the gold answer."""
+
+_NO_IMAGE: Final = PIL.Image.new("RGB", (1, 1))
 
 
 @dataclass(frozen=True)
@@ -43,13 +58,13 @@ class Rollout:
     answers: tuple[str, ...] = ()
     """All accepted answers; empty: `answer` alone."""
     boxes: tuple[Box, ...] = ()
-    """Where the answer is, in pixels of the original; empty where nobody knows or where the coarse view suffices."""
+    """Where the answer is, in pixels of the original; empty where unknown or where the coarse view suffices."""
     coarse_suffices: bool | None = None
-    """Whether the coarse view holds the answer; None where nobody knows."""
+    """True if the coarse view holds the answer; None where unknown."""
     group: str = ""
     """Rollouts of one group answer the same question."""
     truncated: bool = False
-    """It was stopped by a budget and had no chance to answer."""
+    """True if a budget ended it before it could answer."""
     format_ok: bool = True
     """See `well_formed`."""
     options: tuple[str, ...] = ()
@@ -68,25 +83,40 @@ class Rollout:
 
 
 def well_formed(trace: Trace) -> bool:
-    """Whether every turn was read without a problem or a repair, and the last one is an answer."""
+    """Return True if every turn was read without a problem or a repair, and the last one is an answer."""
     clean = not any(turn.problems or turn.repairs for turn in trace.turns)
     return clean and bool(trace.turns) and trace.turns[-1].answer is not None
 
 
-Reward = Callable[[Sequence[Rollout]], list[float | None]]
-Judge = Callable[[str, str, str], Awaitable[bool]]
-"""Whether an answer is right: question, answer, gold answer."""
+class Reward(BaseModel, ABC):
+    """A reward: its fields are the keys of an entry in a recipe."""
 
-_NO_IMAGE: Final = PIL.Image.new("RGB", (1, 1))
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    name: str
+    weight: float = 1.0
+    """Factor of its values in the sum; 0 only logs it."""
+
+    @property
+    def needs_look(self) -> bool:
+        """True if it reads what gate and SD-RPN saw, so that they have to look whatever the policy is."""
+        return False
+
+    @abstractmethod
+    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
+        """Return one value for each rollout, in order; all rollouts of a group have to be among them.
+
+        `accuracy` decides which answers are right; None: the default `Accuracy()`.
+        """
 
 
 def exact_any(text: str | None, question: Sample) -> Score:
-    """The scorer of the needle tasks, with every accepted answer."""
+    """Score an answer as the needle tasks do, against every accepted one."""
     golds = question.answers or (question.answer,)
     return max((exact(text, replace(question, answer=gold)) for gold in golds), key=lambda score: score.value)
 
 
-RULES: Final[Mapping[str, Scorer]] = MappingProxyType(
+RULES: Final[Mapping[Rule, Scorer]] = MappingProxyType(
     {
         "exact": exact_any,
         "open": open_answer.rule,
@@ -97,68 +127,62 @@ RULES: Final[Mapping[str, Scorer]] = MappingProxyType(
         "ocr": ocrbench.clean,
     }
 )
-"""The scorers of the evaluation by name."""
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """What the evaluation's own scorer gives the answer, 0 to 1; 0 for none.
+class Accuracy(Reward):
+    """The evaluation's score of the answer, 0 to 1; 0 for no answer.
 
-    Rules come first; only an answer that no rule accepts is put to `judge`, all of a batch at once. As in the
-    evaluation (`scoring.judge.judged`) it stands beside each accepted one until one fits, and a multiple choice is put
-    to nobody. Answers of `max_chars` characters or more are wrong without being read (DeepEyes: 1,000, against answers
-    that list everything).
+    The rule comes first. Answers that it refuses are put to the judge, if there is one, all of a batch at once: as in
+    the evaluation, beside each accepted answer until one fits, and never for a multiple choice.
     """
 
-    rule: Scorer = exact_any
-    judge: Judge | None = None
-    max_chars: int | None = None
+    name: Literal["accuracy"] = "accuracy"
+    rule: Rule = "exact"
+    """Finds the answer in a reply."""
+    judged: bool = False
+    """Put answers that the rule refuses to the recipe's judge."""
+    max_chars: int | None = Field(default=None, gt=0)
+    """Answers of this many characters are wrong unread (DeepEyes: 1,000, against answers that list everything)."""
     failed_is_wrong: bool = False
-    """An answer whose last call gave no crop is wrong (Pixel-Reasoner)."""
+    """Answers whose last call gave no crop are wrong (Pixel-Reasoner)."""
+    _judge: Judge | None = PrivateAttr(default=None)
 
-    def __call__(self, batch: Sequence[Rollout]) -> list[float | None]:
-        return [*self.scores(batch)]
+    def asking(self, judge: Judge | None) -> Accuracy:
+        """Return the same reward with a judge for answers that the rule refuses."""
+        copy = self.model_copy()
+        copy._judge = judge
+        return copy
 
-    def right(self, batch: Sequence[Rollout]) -> list[bool]:
-        """Whether each answer is right: worth more than half, where a rule gives shares."""
-        return [score > 0.5 for score in self.scores(batch)]
+    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
+        return [*self.scores(rollouts)]
 
-    def scores(self, batch: Sequence[Rollout]) -> list[float]:
-        """What each answer is worth."""
-        said = [self._said(one) for one in batch]
-        found = [self.rule(text, _question(one)).value for text, one in zip(said, batch, strict=True)]
-        if self.judge is None:
+    def right(self, rollouts: Sequence[Rollout]) -> list[bool]:
+        """Return True for each answer that is worth more than half, where a rule gives shares."""
+        return [score > 0.5 for score in self.scores(rollouts)]
+
+    def scores(self, rollouts: Sequence[Rollout]) -> list[float]:
+        """Return the score of each answer."""
+        texts = [self._text(one) for one in rollouts]
+        rule = RULES[self.rule]
+        found = [rule(text, _question(one)).value for text, one in zip(texts, rollouts, strict=True)]
+        if self._judge is None:
             return found
-        open_at = [at for at, score in enumerate(found) if score <= 0.5 and said[at] and not batch[at].options]
-        verdicts = _together(self._ask(self.judge, batch[at]) for at in open_at)
-        for at, verdict in zip(open_at, verdicts, strict=True):
+        refused = [at for at, score in enumerate(found) if score <= 0.5 and texts[at] and not rollouts[at].options]
+        verdicts = _together(_verdict(self._judge, rollouts[at]) for at in refused)
+        for at, verdict in zip(refused, verdicts, strict=True):
             found[at] = max(found[at], float(verdict))
         return found
 
-    async def _ask(self, judge: Judge, one: Rollout) -> bool:
-        """Whether the final answer is one of the accepted ones, asked one after another as the evaluation does."""
-        said = final_answer(one.trace.answer or "")
-        if said is None:
-            return False
-        for gold in one.answers or (one.answer,):
-            if await judge(one.trace.question, said, gold):
-                return True
-        return False
-
-    def _said(self, one: Rollout) -> str | None:
-        """The answer that counts; None if there is none."""
+    def _text(self, one: Rollout) -> str | None:
+        """Return the answer that counts; None if there is none."""
         text, calls = one.trace.answer, one.calls
         if text is None or one.trace.status == "error" or (self.max_chars is not None and len(text) >= self.max_chars):
             return None
         return None if self.failed_is_wrong and calls and calls[-1].result is None else text
 
 
-BY_RULE: Final = Accuracy()
-"""Right by the rule of the evaluation."""
-
-
 def _question(one: Rollout) -> Sample:
-    """What a scorer needs of the question; no scorer looks at the image."""
+    """Return what a scorer reads of the question; no scorer looks at the image."""
     return Sample(
         id=one.group,
         task="",
@@ -173,8 +197,19 @@ def _question(one: Rollout) -> Sample:
     )
 
 
+async def _verdict(judge: Judge, one: Rollout) -> bool:
+    """Ask about the final answer beside the accepted ones, one after another as the evaluation does."""
+    said = final_answer(one.trace.answer or "")
+    if said is None:
+        return False
+    for gold in one.answers or (one.answer,):
+        if await judge(one.trace.question, said, gold):
+            return True
+    return False
+
+
 def _together(asked: Iterable[Awaitable[bool]]) -> list[bool]:
-    """The results of all, awaited at once; from any thread, whether it has an event loop or not."""
+    """Await all at once, in a thread of its own: the caller's may have a running event loop."""
 
     async def gather() -> list[bool]:
         return list(await asyncio.gather(*asked))
@@ -184,7 +219,7 @@ def _together(asked: Iterable[Awaitable[bool]]) -> list[bool]:
 
 
 def awaited(verdict: Callable[[str, str, str], bool]) -> Judge:
-    """A judge that blocks while it asks its server, as one that can be asked many times at once."""
+    """Make a judge that blocks while it asks its server one that can be asked many times at once."""
 
     async def judge(question: str, answer: str, gold: str) -> bool:
         return await asyncio.to_thread(verdict, question, answer, gold)
@@ -192,49 +227,52 @@ def awaited(verdict: Callable[[str, str, str], bool]) -> Judge:
     return judge
 
 
-@dataclass(frozen=True)
-class Format:
-    """Whether every turn could be read: 1 or 0 as a `bonus`, 0 or -1 as a `penalty` (DeepEyes).
+def _right(rollouts: Sequence[Rollout], accuracy: Accuracy | None) -> list[bool]:
+    return (accuracy or Accuracy()).right(rollouts)
 
-    An answer of `max_chars` characters or more is malformed as well.
-    """
 
+class Format(Reward):
+    """1 or 0 as a `bonus`, 0 or -1 as a `penalty` (DeepEyes), for episodes whose every turn could be read or not."""
+
+    name: Literal["format"] = "format"
     style: Literal["bonus", "penalty"] = "bonus"
-    max_chars: int | None = None
+    max_chars: int | None = Field(default=None, gt=0)
+    """Answers of this many characters are malformed."""
 
-    def __call__(self, batch: Sequence[Rollout]) -> list[float | None]:
+    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
         worst = -1.0 if self.style == "penalty" else 0.0
-        return [worst + self._good(one) for one in batch]
+        return [worst + self._good(one) for one in rollouts]
 
     def _good(self, one: Rollout) -> bool:
         text = one.trace.answer
         return one.format_ok and not (text is not None and self.max_chars is not None and len(text) >= self.max_chars)
 
 
-@dataclass(frozen=True)
-class ToolBonus:
+# --- where the model looked ------------------------------------------------------------------------------------------
+
+
+class ToolBonus(Reward):
     """1 if the answer is right and a crop that the model asked for was shown, else 0.
 
     DeepEyes (arXiv 2505.14362) as coded: 0.8 accuracy + 0.2 format + 1.2 of this. It makes a model zoom, needed or not.
     """
 
-    accuracy: Accuracy = BY_RULE
+    name: Literal["tool-bonus"] = "tool-bonus"
 
-    def __call__(self, batch: Sequence[Rollout]) -> list[float | None]:
-        return [float(right and bool(one.crops)) for one, right in zip(batch, self.accuracy.right(batch), strict=True)]
+    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
+        right = _right(rollouts, accuracy)
+        return [float(good and bool(one.crops)) for one, good in zip(rollouts, right, strict=True)]
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """Share of the evidence that the crops show, 0 to 1, of the worst-covered gold box; None where no box is known.
+class Coverage(Reward):
+    """Share of the worst-covered gold box that the crops show, 0 to 1; None where no box is known."""
 
-    A crop larger than `max_share` of the image counts for nothing: the whole image covers every box.
-    """
+    name: Literal["coverage"] = "coverage"
+    max_share: float = Field(default=0.25, gt=0, le=1)
+    """Crops that are a larger share of the image count for nothing: the whole image covers every box."""
 
-    max_share: float = 0.25
-
-    def __call__(self, batch: Sequence[Rollout]) -> list[float | None]:
-        return [self._covered(one) for one in batch]
+    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
+        return [self._covered(one) for one in rollouts]
 
     def _covered(self, one: Rollout) -> float | None:
         image = one.trace.views[0].size.area if one.trace.views else 0
@@ -244,20 +282,46 @@ class Coverage:
         return min(best, default=None)
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How far the crops agree with what gate and SD-RPN saw in the coarse view; needs no gold box.
+class FirstCrop(Reward):
+    """1 if the first crop shows at least `needed` of each gold box, else 0; None where no box is known.
 
-    Crops that the policy inserted count: where they show what was seen, there is nothing to call for. `heat`: share of
-    the map inside the crops, less the share that crops of this size hold anywhere (a crop of the whole image is worth
-    0). `iou`: overlap of the crops with the proposed boxes, mean over the crops. Where the gate says that the coarse
-    view suffices, 1 without a crop and 0 with one. None for an episode without a look.
+    The box reward of AdaptVision (weight 0.1), whose judge is a language model that sees the crop; here gold boxes
+    decide.
     """
 
-    measure: Literal["heat", "iou"] = "heat"
+    name: Literal["first-crop"] = "first-crop"
+    needed: float = Field(default=0.95, gt=0, le=1)
+    only_right: bool = False
+    """Give wrong answers 0 (its `acc_condition`)."""
 
-    def __call__(self, batch: Sequence[Rollout]) -> list[float | None]:
-        return [self._agrees(one) for one in batch]
+    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
+        counted = _right(rollouts, accuracy) if self.only_right else [True] * len(rollouts)
+        values: Values = []
+        for one, counts in zip(rollouts, counted, strict=True):
+            crop = one.crops[0].region if one.crops else None
+            shows = crop is not None and all(crop.coverage(box) >= self.needed for box in one.boxes)
+            values.append(float(counts and shows) if one.boxes else None)
+        return values
+
+
+class Agreement(Reward):
+    """Agreement of the crops with what gate and SD-RPN saw in the coarse view, 0 to 1; None without a look.
+
+    Crops that the policy inserted count: where they show what was seen, there is nothing to call for. Where the gate
+    says that the coarse view suffices, 1 without a crop and 0 with one.
+    """
+
+    name: Literal["agreement"] = "agreement"
+    measure: Literal["heat", "iou"] = "heat"
+    """`heat`: share of the map inside the crops, less the share that crops of this size hold anywhere. `iou`: overlap
+    of the crops with the proposed boxes, mean over the crops."""
+
+    @property
+    def needs_look(self) -> bool:
+        return True
+
+    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
+        return [self._agrees(one) for one in rollouts]
 
     def _agrees(self, one: Rollout) -> float | None:
         seen = one.trace.perception
@@ -275,10 +339,12 @@ class Agreement:
 
 
 def heat_gain(heat: Sequence[Sequence[float]], crops: Sequence[Box], image: Box) -> float | None:
-    """Share of the map inside the union of `crops`, less its share of the area, 0 to 1; None without a map.
+    """Return the share of the map inside the union of `crops`, less its share of the area, 0 to 1; None without a map.
 
-    `heat` has rows of cells that cover `image`; crops and image are in original pixels. A cell counts by the part
-    of it that lies in the crop that covers it best.
+    Args:
+        heat: Rows of cells that cover `image`. A cell counts by its part in the crop that covers it best.
+        crops: In pixels of the original, as `image` is.
+        image: The whole original.
     """
     rows, columns = len(heat), len(heat[0]) if heat else 0
     total = sum(map(sum, heat))
@@ -295,21 +361,26 @@ def heat_gain(heat: Sequence[Sequence[float]], crops: Sequence[Box], image: Box)
     return max(0.0, mass - area)
 
 
-@dataclass(frozen=True)
-class Redundant:
-    """Minus the number of crops that added nothing, at most `most`, whoever judges that.
+class Redundant(Reward):
+    """Minus the number of crops that added nothing.
 
-    Counted are the model's crops that `evals.redundancy` finds redundant from what is known of the question (where
-    nothing is, those that repeat a view), and its calls that the policy's review refused, but for a spent budget
-    and a last turn.
+    Counted are the model's crops that the evaluation finds redundant from what is known of the question (where nothing
+    is, those that repeat a view), and its calls that the policy's review refused, except for a spent budget and a last
+    turn.
     """
 
-    most: int = 4
+    name: Literal["redundant"] = "redundant"
+    most: int = Field(default=4, gt=0)
+    """Further ones are not counted."""
     opinions: bool = False
-    """Count crops that gate or SD-RPN spoke against as well, in episodes that nobody reviewed (`evals.opinions`)."""
+    """Count crops that the branches speak against as well, where the policy has no review that refuses them."""
 
-    def __call__(self, batch: Sequence[Rollout]) -> list[float | None]:
-        return [0.0 - min(self.most, self._count(one)) for one in batch]
+    @property
+    def needs_look(self) -> bool:
+        return self.opinions
+
+    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
+        return [0.0 - min(self.most, self._count(one)) for one in rollouts]
 
     def _count(self, one: Rollout) -> int:
         own = {view.id for view in one.crops}
@@ -319,23 +390,211 @@ class Redundant:
         return sum(reason is not None or name in against for name, reason in found if name in own) + refused
 
 
-@dataclass(frozen=True)
-class UnlessTruncated:
-    """Another reward, which does not see the rollouts that ran out of their budget; those get None."""
+def unwanted(trace: Trace) -> set[str]:
+    """Return the ids of served crops that gate or SD-RPN would have had refused; empty without a look.
 
-    reward: Reward
+    Each call is put to the review of the hybrid policy as if it was the first to be refused, after which a model may
+    insist.
+    """
+    look, config = trace.perception, AgentConfig().replace(**trace.config)
+    if look is None:
+        return set()
+    asked = {call.result for turn in trace.turns for call in turn.calls}
+    views = {view.id: view for view in trace.views}
+    shown = [view for view in trace.views if view.kind != "original" and view.id not in asked]
+    found: set[str] = set()
+    for at, turn in enumerate(trace.turns):
+        context = ReviewContext(
+            look=look,
+            refused_turns=refused_on_opinion([earlier.calls for earlier in trace.turns[:at]]),
+            crops_read=sum(view.kind == "crop" for view in shown),
+            image=trace.views[0].size,
+            replan=lambda box: ZoomPlan("original", error="It is judged, not cut."),
+            name=str,
+            write=str,
+        )
+        for crop in (views[call.result] for call in turn.calls if call.result is not None):
+            plan = ZoomPlan("original", box=crop.region, size=crop.size, tokens=crop.tokens)
+            by_map = config.perception.gate == "statistics"
+            verdict = judge(shown, plan, context, config.review, map_decides=by_map)
+            if verdict.code in OPINIONS and verdict.plan is None:
+                found.add(crop.id)
+            shown.append(crop)
+    return found
 
-    def __call__(self, batch: Sequence[Rollout]) -> list[float | None]:
-        kept = [at for at, one in enumerate(batch) if not one.truncated]
-        values: list[float | None] = [None] * len(batch)
-        for at, value in zip(kept, self.reward([batch[at] for at in kept]), strict=True):
-            values[at] = value
+
+# --- what zooming costs ----------------------------------------------------------------------------------------------
+# All but `ChainOfFocus` are added to an accuracy of 0 or 1. To zoom is to make a readable call, whether served or not.
+
+
+class CropPrice(Reward):
+    """A constant price: `cost` for every unit of zooming but the first `free`."""
+
+    name: Literal["crop-price"] = "crop-price"
+    cost: float = Field(default=0.1, ge=0)
+    per: Unit = "crop"
+    free: float = Field(default=0.0, ge=0)
+    only_right: bool = False
+    """Charge right answers only, so that a wrong one is not made worse by having looked."""
+
+    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
+        charged = _right(rollouts, accuracy) if self.only_right else [True] * len(rollouts)
+        return [
+            -self.cost * max(0.0, spent(one, self.per) - self.free) if pays else 0.0
+            for one, pays in zip(rollouts, charged, strict=True)
+        ]
+
+
+def spent(one: Rollout, per: Unit) -> float:
+    """Return how much zooming a rollout took."""
+    if per == "call":
+        return float(len(one.calls))
+    if per == "crop":
+        return float(len(one.crops))
+    coarse = sum(view.tokens for view in one.trace.views if view.kind == "coarse")
+    return sum(view.tokens for view in one.crops) / max(1, coarse)
+
+
+class CropArea(Reward):
+    """Minus the share of the image that the first box asks for, over `free_share` (AdaptVision, arXiv 2512.03794).
+
+    As coded there, with weight 0.2: the box as written, not as served; one that cannot be read or whose corners are
+    swapped costs nothing.
+    """
+
+    name: Literal["crop-area"] = "crop-area"
+    free_share: float = Field(default=0.0, ge=0, lt=1)
+    only_right: bool = False
+    """Charge right answers only (its `acc_condition`)."""
+
+    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
+        charged = _right(rollouts, accuracy) if self.only_right else [True] * len(rollouts)
+        return [
+            -max(0.0, asked_share(one) - self.free_share) if pays else 0.0
+            for one, pays in zip(rollouts, charged, strict=True)
+        ]
+
+
+def asked_share(one: Rollout) -> float:
+    """Return the share of the image that the first readable call asks for, 0 to 1; 0 without one or without extent."""
+    call = one.calls[0] if one.calls else None
+    view = one.trace.view(call.view) if call is not None else None
+    if call is None or call.box is None or view is None or view.kind == "original":
+        return 0.0
+    box = Box(*call.box, frame=call.frame, view=view.id)
+    if not box.finite:
+        return 0.0
+    whole = view.region.area / one.trace.views[0].region.area
+    pixel = box.to_pixel(view.size, view.cell)
+    width, height = min(max(0.0, pixel.width), view.width), min(max(0.0, pixel.height), view.height)
+    return whole * width * height / view.size.area
+
+
+class ChainOfFocus(Reward):
+    """Ranks within a group; takes the place of accuracy (Chain-of-Focus, arXiv 2505.15436, as coded).
+
+    | in the group | direct, right | zoomed, right | zoomed, wrong | direct, wrong |
+    |---|---|---|---|---|
+    | a direct answer is right | 1 | 0.8 | 0.5 | 0 |
+    | none is | - | 1 | 0.5 | 0 |
+    """
+
+    name: Literal["chain-of-focus"] = "chain-of-focus"
+
+    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
+        right = _right(rollouts, accuracy)
+        values: Values = [None] * len(rollouts)
+        for members in by_group(rollouts).values():
+            easy = any(right[at] and not rollouts[at].calls for at in members)
+            for at in members:
+                if not rollouts[at].calls:
+                    values[at] = float(right[at])
+                elif right[at]:
+                    values[at] = 0.8 if easy else 1.0
+                else:
+                    values[at] = 0.5
         return values
 
 
-def by_group(batch: Sequence[Rollout]) -> dict[str, list[int]]:
-    """Indices of the rollouts of each group, in order."""
+class VisionThinkPrice(Reward):
+    """Minus `cost` for a right answer that zoomed; a direct one pays too where those are too rare to be more than luck.
+
+    VisionThink (arXiv 2507.13348) as coded: 1 accuracy + 0.5 format + 1 of this. As in its code, the price of zooming
+    stays where direct answers are rare; the paper drops it.
+    """
+
+    name: Literal["visionthink-price"] = "visionthink-price"
+    cost: float = Field(default=0.1, ge=0)
+    direct_cost: float = Field(default=0.1, ge=0)
+    rare: float = Field(default=0.2, ge=0, le=1)
+    """Share of direct among right answers of a group below which they count as luck."""
+
+    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
+        right = _right(rollouts, accuracy)
+        values: Values = [0.0] * len(rollouts)
+        for members in by_group(rollouts).values():
+            good = [at for at in members if right[at]]
+            direct = [at for at in good if not rollouts[at].calls]
+            # the published code's guard against division by zero also decides: one in five right ones is below 0.2
+            luck = 0 < len(direct) / (len(good) + 1e-4) < self.rare
+            for at in good:
+                if rollouts[at].calls:
+                    values[at] = -self.cost
+                elif luck:
+                    values[at] = -self.direct_cost
+        return values
+
+
+class CropsAmongRight(Reward):
+    """`cost` for every unit of zooming saved against the other right answers of the group; 0 for wrong answers.
+
+    The second channel of HDPO (Metis, arXiv 2604.08545). It sums to 0 over the right answers, so it can make no wrong
+    answer look better than a right one; a group with fewer than two right answers learns nothing from it.
+    """
+
+    name: Literal["crops-among-right"] = "crops-among-right"
+    cost: float = Field(default=0.1, ge=0)
+    per: Unit = "crop"
+    most: float = Field(default=4.0, gt=0)
+    """Largest saving or excess that counts."""
+
+    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
+        right = _right(rollouts, accuracy)
+        values: Values = [0.0] * len(rollouts)
+        for members in by_group(rollouts).values():
+            took = {at: spent(rollouts[at], self.per) for at in members if right[at]}
+            for at, own in took.items():
+                saved = sum(took.values()) / len(took) - own
+                values[at] = self.cost * min(max(saved, -self.most), self.most)
+        return values
+
+
+class Curiosity(Reward):
+    """A bonus for calling while less than `rate` of the group calls, and a price on every call after the first.
+
+    Pixel-Reasoner (arXiv 2505.15966): `bonus` times the missing share of callers, minus `repeat` a further call. It
+    helps a call rate that has collapsed; beside `ToolBonus` it pays twice.
+    """
+
+    name: Literal["curiosity"] = "curiosity"
+    rate: float = Field(default=0.3, ge=0, le=1)
+    bonus: float = Field(default=0.5, ge=0)
+    repeat: float = Field(default=0.05, ge=0)
+
+    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
+        values: Values = [0.0] * len(rollouts)
+        for members in by_group(rollouts).values():
+            missing = max(0.0, self.rate - sum(bool(rollouts[at].calls) for at in members) / len(members))
+            for at in members:
+                calls = len(rollouts[at].calls)
+                if calls:
+                    values[at] = self.bonus * missing - self.repeat * (calls - 1)
+        return values
+
+
+def by_group(rollouts: Sequence[Rollout]) -> dict[str, list[int]]:
+    """Return the indices of the rollouts of each group, in order."""
     groups: dict[str, list[int]] = {}
-    for at, one in enumerate(batch):
+    for at, one in enumerate(rollouts):
         groups.setdefault(one.group, []).append(at)
     return groups

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -11,7 +12,6 @@ import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
@@ -21,29 +21,28 @@ from qzoom_agent.evaluation.tasks.catalog import TASKS
 from qzoom_agent.evaluation.tasks.needle.tasks import NEEDLE
 from qzoom_agent.geometry import Box
 from qzoom_agent.trace import CallRecord, PerceptionRecord, Trace, Turn
-from qzoom_agent.training.reward_specs import PUBLISHED, AccuracySpec, RewardSpec, accuracy_of, build, read_specs
+from qzoom_agent.training.reward_list import PUBLISHED, accuracy_of, build, read_reward
 from qzoom_agent.training.rewards import (
-    BY_RULE,
     RULES,
     Accuracy,
     Agreement,
-    Coverage,
-    Format,
-    Redundant,
-    Rollout,
-    ToolBonus,
-    awaited,
-    heat_gain,
-)
-from qzoom_agent.training.tool_cost_rewards import (
     ChainOfFocus,
+    Coverage,
     CropArea,
     CropPrice,
     CropsAmongRight,
     Curiosity,
     FirstCrop,
+    Format,
+    Redundant,
+    Reward,
+    Rollout,
+    Rule,
+    ToolBonus,
     VisionThinkPrice,
     asked_share,
+    awaited,
+    heat_gain,
 )
 from qzoom_agent.views import View
 
@@ -108,7 +107,11 @@ ZOOM_RIGHT, ZOOM_WRONG = rollout(crops=[CROP]), rollout("9", crops=[CROP])
 FOUR = [DIRECT_RIGHT, ZOOM_RIGHT, ZOOM_WRONG, DIRECT_WRONG]
 
 
-def total(specs: Sequence[RewardSpec], batch: Sequence[Rollout]) -> list[float]:
+def read(entries: Sequence[Mapping[str, object]]) -> list[Reward]:
+    return [read_reward(entry) for entry in entries]
+
+
+def total(specs: Sequence[Reward], batch: Sequence[Rollout]) -> list[float]:
     """What the rewards of a recipe add up to for each rollout."""
     columns = [(one.weight, one.reward(batch)) for one in build(specs)]
     return [round(sum(weight * (column[at] or 0.0) for weight, column in columns), 6) for at in range(len(batch))]
@@ -118,11 +121,11 @@ def total(specs: Sequence[RewardSpec], batch: Sequence[Rollout]) -> list[float]:
 
 
 def test_accuracy_is_the_scorer_of_the_evaluation() -> None:
-    assert set(get_args(AccuracySpec.model_fields["rule"].annotation)) == set(RULES)
+    assert set(get_args(Rule)) == set(RULES)
     for task in NEEDLE:
         (scorer,) = task.scorers.values()
         for text in ("407", "407.", "408", "it is 407", None):
-            (score,) = BY_RULE([rollout(text)])
+            (score,) = Accuracy()([rollout(text)])
             assert score == scorer(text, replace(QUESTION, answer="407")).value
     documents = {scorer for task in TASKS.values() for scorer in task.scorers.values()}
     assert {RULES[name] for name in ("open", "choice", "anls", "chartqa", "vqa", "ocr")} <= documents | {
@@ -133,7 +136,7 @@ def test_accuracy_is_the_scorer_of_the_evaluation() -> None:
 def test_shares_of_an_answer_are_rewarded_and_count_as_right_from_a_half() -> None:
     # two of eight letters are wrong: 3/4; five of eight: below the measure's own threshold
     near, far = rollout("terminus", gold="terminal"), rollout("abcdenal", gold="terminal")
-    anls = Accuracy(RULES["anls"])
+    anls = Accuracy(rule="anls")
     assert anls([near, far]) == pytest.approx([0.75, 0.0])
     assert anls.right([near, far]) == [True, False]
 
@@ -141,8 +144,8 @@ def test_shares_of_an_answer_are_rewarded_and_count_as_right_from_a_half() -> No
 def test_choices_are_scored_by_their_letter() -> None:
     asked = replace(rollout("B", gold="B"), options=("red", "blue"))
     named = replace(rollout("blue", gold="B"), options=("red", "blue"))
-    assert Accuracy(RULES["choice"])([asked, named]) == [1.0, 1.0]
-    assert BY_RULE([named]) == [0.0]
+    assert Accuracy(rule="choice")([asked, named]) == [1.0, 1.0]
+    assert Accuracy()([named]) == [0.0]
 
 
 def test_accuracy_takes_any_accepted_answer_and_no_other() -> None:
@@ -153,7 +156,7 @@ def test_accuracy_takes_any_accepted_answer_and_no_other() -> None:
         rollout(None),
         rollout("407", status="error"),
     ]
-    assert BY_RULE(batch) == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert Accuracy()(batch) == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
 def test_long_answers_are_wrong_unread() -> None:
@@ -164,7 +167,7 @@ def test_long_answers_are_wrong_unread() -> None:
 def test_an_answer_after_a_failed_call_can_be_wrong() -> None:
     batch = [DIRECT_RIGHT, ZOOM_RIGHT, rollout(crops=[CROP], failed=1)]
     assert Accuracy(failed_is_wrong=True)(batch) == [1.0, 1.0, 0.0]
-    assert BY_RULE(batch) == [1.0, 1.0, 1.0]
+    assert Accuracy()(batch) == [1.0, 1.0, 1.0]
 
 
 def test_a_judge_is_asked_at_once_and_only_where_rules_do_not_reach() -> None:
@@ -180,7 +183,7 @@ def test_a_judge_is_asked_at_once_and_only_where_rules_do_not_reach() -> None:
         running -= 1
         return answer == "four hundred seven"
 
-    accuracy = Accuracy(judge=judge)
+    accuracy = Accuracy().asking(judge)
     batch = [rollout("407"), rollout("four hundred seven"), rollout("9"), rollout(None)]
     assert accuracy(batch) == [1.0, 1.0, 0.0, 0.0]
     assert sorted(asked) == [("What is the code?", "9", "407"), ("What is the code?", "four hundred seven", "407")]
@@ -212,21 +215,21 @@ def test_the_judge_of_a_reward_is_the_judge_of_the_evaluation() -> None:
         assert judged(judge)(text, sample).value == worth  # type: ignore[arg-type]
         evaluation = list(asked)
         asked.clear()
-        assert Accuracy(RULES["open"], awaited(judge))([one]) == [worth]
+        assert Accuracy(rule="open").asking(awaited(judge))([one]) == [worth]
         assert asked == evaluation
     assert not asked, "a multiple choice goes by its letter"
 
 
 def test_a_blocking_judge_can_be_used() -> None:
-    accuracy = Accuracy(judge=awaited(lambda question, answer, gold: answer.endswith(gold)))
+    accuracy = Accuracy().asking(awaited(lambda question, answer, gold: answer.endswith(gold)))
     assert accuracy([rollout("it is 407"), rollout("it is 9")]) == [1.0, 0.0]
 
 
 def test_format_as_bonus_and_as_penalty() -> None:
     batch = [rollout(), rollout(format_ok=False), rollout("1" * 1000)]
     assert Format()(batch) == [1.0, 0.0, 1.0]
-    assert Format("penalty")(batch) == [0.0, -1.0, 0.0]
-    assert Format("penalty", max_chars=1000)(batch) == [0.0, -1.0, -1.0]
+    assert Format(style="penalty")(batch) == [0.0, -1.0, 0.0]
+    assert Format(style="penalty", max_chars=1000)(batch) == [0.0, -1.0, -1.0]
 
 
 # --- published sums --------------------------------------------------------------------------------------------------
@@ -314,19 +317,19 @@ def test_every_published_list_can_be_built() -> None:
 
 def test_a_constant_price_by_crop_call_and_token() -> None:
     batch = [DIRECT_RIGHT, rollout("9", crops=[CROP, CROP], failed=1)]
-    assert CropPrice(0.1)(batch) == pytest.approx([0.0, -0.2])
-    assert CropPrice(0.1, "call")(batch) == pytest.approx([0.0, -0.3])
-    assert CropPrice(0.1, "token")(batch) == pytest.approx([0.0, -0.1])  # 2 x 16 tokens, one coarse view
-    assert CropPrice(0.1, free=1)(batch) == pytest.approx([0.0, -0.1])
-    assert CropPrice(0.1, only_right=True)(batch) == [0.0, 0.0]
+    assert CropPrice(cost=0.1)(batch) == pytest.approx([0.0, -0.2])
+    assert CropPrice(cost=0.1, per="call")(batch) == pytest.approx([0.0, -0.3])
+    assert CropPrice(cost=0.1, per="token")(batch) == pytest.approx([0.0, -0.1])  # 2 x 16 tokens, one coarse view
+    assert CropPrice(cost=0.1, free=1)(batch) == pytest.approx([0.0, -0.1])
+    assert CropPrice(cost=0.1, only_right=True)(batch) == [0.0, 0.0]
 
 
 def test_crops_are_compared_among_right_answers_only() -> None:
     batch = [rollout(crops=[CROP] * 3), ZOOM_RIGHT, DIRECT_RIGHT, DIRECT_WRONG, rollout("9", crops=[CROP] * 4)]
-    assert CropsAmongRight(0.1)(batch) == pytest.approx([0.1 * (4 / 3 - 3), 0.1 / 3, 0.1 * 4 / 3, 0.0, 0.0])
+    assert CropsAmongRight(cost=0.1)(batch) == pytest.approx([0.1 * (4 / 3 - 3), 0.1 / 3, 0.1 * 4 / 3, 0.0, 0.0])
     alone = replace(ZOOM_RIGHT, group="alone")
-    assert CropsAmongRight(0.1)([alone, replace(DIRECT_WRONG, group="alone")]) == [0.0, 0.0]
-    assert CropsAmongRight(1.0, most=0.5)(batch)[0] == -0.5
+    assert CropsAmongRight(cost=0.1)([alone, replace(DIRECT_WRONG, group="alone")]) == [0.0, 0.0]
+    assert CropsAmongRight(cost=1.0, most=0.5)(batch)[0] == -0.5
 
 
 def test_the_area_asked_for_is_of_the_first_box_as_written() -> None:
@@ -385,8 +388,8 @@ def test_agreement_with_the_look() -> None:
         rollout(look=LOOK),
         rollout(crops=[there]),
     ]
-    assert Agreement("heat")(batch) == pytest.approx([0.75, 0.0, 0.0, 0.0, None])
-    assert Agreement("iou")(batch) == pytest.approx([1.0, 0.25, 0.0, 0.0, None])
+    assert Agreement(measure="heat")(batch) == pytest.approx([0.75, 0.0, 0.0, 0.0, None])
+    assert Agreement(measure="iou")(batch) == pytest.approx([1.0, 0.25, 0.0, 0.0, None])
 
 
 def test_agreement_with_a_gate_that_needs_no_crop() -> None:
@@ -398,7 +401,8 @@ def test_agreement_with_crops_that_the_policy_showed() -> None:
     """Nothing is left to call for where the gate fired and its region stands there already."""
     shown = rollout(look=LOOK)
     shown.trace.views.append(view("crop1", (400, 0, 800, 200), (112, 112), 16))
-    assert Agreement("heat")([shown]) == pytest.approx([0.75]) and Agreement("iou")([shown]) == pytest.approx([1.0])
+    assert Agreement(measure="heat")([shown]) == pytest.approx([0.75])
+    assert Agreement(measure="iou")([shown]) == pytest.approx([1.0])
 
 
 @given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=2, max_size=2), st.integers(0, 700))
@@ -454,7 +458,7 @@ def test_crops_that_the_branches_speak_against_are_redundant_where_a_recipe_says
 
 def test_rewards_that_need_a_look_say_so() -> None:
     entries = [{"name": "agreement"}, {"name": "redundant"}, {"name": "redundant", "opinions": True}]
-    assert [one.looks for one in read_specs(entries)] == [True, False, True]
+    assert [one.needs_look for one in read(entries)] == [True, False, True]
 
 
 def test_crops_that_the_policy_showed_are_not_the_models_fault() -> None:
@@ -468,14 +472,14 @@ def test_crops_that_the_policy_showed_are_not_the_models_fault() -> None:
 
 def test_rewards_do_not_see_masked_rollouts() -> None:
     batch = [replace(DIRECT_RIGHT, truncated=True), ZOOM_RIGHT]
-    (ranks,) = build(read_specs([{"name": "chain-of-focus"}]))
+    (ranks,) = build(read([{"name": "chain-of-focus"}]))
     assert ranks.reward(batch) == [None, 1.0], "a masked direct answer makes no question easy"
-    (ranks,) = build(read_specs([{"name": "chain-of-focus"}]), mask_truncated=False)
+    (ranks,) = build(read([{"name": "chain-of-focus"}]), mask_truncated=False)
     assert ranks.reward(batch) == [1.0, 0.8]
 
 
 def test_every_reward_uses_the_accuracy_of_the_recipe() -> None:
-    specs = read_specs([{"name": "tool-bonus"}, {"name": "accuracy", "weight": 0, "max_chars": 3}])
+    specs = read([{"name": "tool-bonus"}, {"name": "accuracy", "weight": 0, "max_chars": 3}])
     bonus, accuracy = build(specs)
     assert bonus.reward([ZOOM_RIGHT]) == accuracy.reward([ZOOM_RIGHT]) == [0.0]
     assert (accuracy.name, accuracy.weight) == ("accuracy", 0.0)
@@ -484,26 +488,26 @@ def test_every_reward_uses_the_accuracy_of_the_recipe() -> None:
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ({"name": "accuraccy"}, "union_tag_invalid"),
-        ({"name": "format", "stile": "bonus"}, "extra_forbidden"),
-        ({"name": "crop-price", "cost": -1}, "greater_than_equal"),
-        ({"name": "accuracy", "weight": float("nan")}, "finite_number"),
+        ({"name": "accuraccy"}, "There is no reward 'accuraccy'. Known: accuracy, agreement"),
+        ({"name": "format", "stile": "bonus"}, "'format' has wrong settings: stile: Extra inputs are not permitted"),
+        ({"name": "crop-price", "cost": -1}, "cost: Input should be greater than or equal to 0, got -1"),
+        ({"name": "accuracy", "weight": float("nan")}, "weight: Input should be a finite number"),
+        ({"weight": 1}, "A reward is written {name: ..., weight: ..., SETTING: ...}; got {'weight': 1}"),
     ],
 )
 def test_a_wrong_entry_is_named(entry: dict[str, object], said: str) -> None:
-    with pytest.raises(ValidationError) as raised:
-        read_specs([entry])
-    assert raised.value.errors()[0]["type"] == said
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        read_reward(entry)
 
 
 @pytest.mark.parametrize("entries", [[], [{"name": "format"}, {"name": "format"}]])
 def test_rewards_have_names_of_their_own(entries: list[dict[str, str]]) -> None:
     with pytest.raises(ConfigError, match="list of different names; got"):
-        build(read_specs(entries))
+        build(read(entries))
 
 
 def test_a_judged_recipe_needs_a_judge() -> None:
-    specs = read_specs([{"name": "accuracy", "judged": True}])
+    specs = read([{"name": "accuracy", "judged": True}])
     with pytest.raises(ConfigError, match="no judge is given"):
         build(specs)
     judge = awaited(lambda *_: True)

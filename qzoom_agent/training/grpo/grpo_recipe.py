@@ -24,7 +24,8 @@ from qzoom_agent.config import AgentConfig
 from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.recipe_io import Section, read_recipe
-from qzoom_agent.training.reward_specs import PUBLISHED, AccuracySpec, RewardSpec
+from qzoom_agent.training.reward_list import PUBLISHED, RewardEntry
+from qzoom_agent.training.rewards import Accuracy
 
 NeedleTask = Literal["needle-global", "needle-scene", "needle-doc", "needle-hop"]
 LossName = Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo", "bnpo", "sapo"]
@@ -175,7 +176,7 @@ class GRPORecipe(Section):
     """Questions from elsewhere, instead of `needle`."""
     agent: dict[str, Any] = Field(default={})
     """Configuration of the agent that runs the episodes."""
-    rewards: list[RewardSpec] = Field(default=[AccuracySpec()])
+    rewards: list[RewardEntry] = Field(default=[Accuracy()])
     """What is rewarded, or the name of a published list (deepeyes, visionthink, ...)."""
     judge: str | None = None
     """Base URL of an OpenAI-compatible server that judges free-form answers, where `accuracy` is `judged: true`."""
@@ -247,7 +248,7 @@ class GRPORecipe(Section):
     def _fits_together(self) -> "GRPORecipe":
         if bool(self.needle) == bool(self.data):
             raise ValueError("questions come from `needle` or from `data`: give one of them")
-        judged = any(isinstance(one, AccuracySpec) and one.judged for one in self.rewards)
+        judged = any(isinstance(one, Accuracy) and one.judged for one in self.rewards)
         if judged != (self.judge is not None):
             raise ValueError(
                 "`judge`, a server, and `judged: true` of the reward `accuracy`, which asks it, belong together; only "

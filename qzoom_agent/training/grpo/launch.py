@@ -60,17 +60,24 @@ from qzoom_agent.training.grpo.question_rows import load_rows
 from qzoom_agent.training.grpo.resume import keep_recipe, require_same_recipe
 from qzoom_agent.training.grpo.trainer import EpisodeTrainer, ZoomTrainer
 from qzoom_agent.training.recipe_io import add_recipe_arguments
-from qzoom_agent.training.reward_specs import accuracy_of, build
+from qzoom_agent.training.reward_list import accuracy_of, build, read_reward
 from qzoom_agent.training.rewards import Judge, awaited
 from qzoom_agent.training.trackers import require_tracker
 
 
-def train(recipe: GRPORecipe, output: Path) -> Path:
-    """Train, or go on, and return the folder of the trained model.
+def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = None) -> Path:
+    """Train, or resume, and return the folder of the trained model.
+
+    Args:
+        recipe: What is trained, on what and how.
+        output: Gets all that is written.
+        rewards: Used instead of the recipe's: rewards, functions, or mappings as in a recipe.
 
     Raises:
         ConfigError, BackendError: the recipe cannot be run, with the reason.
     """
+    if rewards is not None:
+        recipe = recipe.model_copy(update={"rewards": [read_reward(one) for one in rewards]})
     trainer = make_trainer(recipe, output)
     trainer.train(resume_from_checkpoint=last_checkpoint(output))
     return _write(trainer, recipe, output)
@@ -161,7 +168,7 @@ def load_model(recipe: GRPORecipe) -> HFBackend:
 
 def _looker(backend: HFBackend, recipe: GRPORecipe, config: AgentConfig) -> HFBackend | None:
     """The backend whose branches look: the trained one, or a copy of it as it is now; None if nobody needs a look."""
-    needed = [f"the reward '{one.name}'" for one in recipe.rewards if one.looks]
+    needed = [f"the reward '{one.name}'" for one in recipe.rewards if one.needs_look]
     if config.policy in LOOK_FIRST:
         needed.insert(0, f"the policy '{config.policy}'")
     if not needed:

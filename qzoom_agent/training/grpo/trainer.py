@@ -45,7 +45,7 @@ from qzoom_agent.training.grpo.checks import (
 from qzoom_agent.training.grpo.engine import GeneratedTurn, GenerationRequest, SharedDecoder
 from qzoom_agent.training.grpo.environment import finished
 from qzoom_agent.training.grpo.rollouts import FinishedRollout, RolloutScheduler, play, rollout_of
-from qzoom_agent.training.reward_specs import NamedReward
+from qzoom_agent.training.reward_list import NamedReward
 from qzoom_agent.training.rewards import Accuracy, Rollout
 
 Row = dict[str, Any]

@@ -25,7 +25,7 @@ from qzoom_agent.models.server import ServerBackend
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.review import OPINIONS
 from qzoom_agent.training.branches.dataset import Record
-from qzoom_agent.training.rewards import RULES, Accuracy, Coverage, Judge, Redundant, Rollout, well_formed
+from qzoom_agent.training.rewards import Accuracy, Coverage, Judge, Redundant, Rollout, well_formed
 from qzoom_agent.training.sft.call_writer import write_answer, write_call
 from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe
 
@@ -114,7 +114,7 @@ class Demonstrations:
 
         Raises ConfigError for `boxes: sdrpn`, `needless` or `hybrid` with a base that has no branches."""
         self.recipe = recipe
-        self._accuracy = Accuracy(RULES[recipe.rule], judge)
+        self._accuracy = Accuracy(rule=recipe.rule).asking(judge)
         protocol = recipe.protocol or backend.protocol
         config = AgentConfig(
             policy="explicit",

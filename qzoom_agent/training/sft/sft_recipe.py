@@ -10,7 +10,7 @@ from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE
 from qzoom_agent.training.branches.branch_recipe import Optimisation
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.recipe_io import Section, read_recipe
-from qzoom_agent.training.reward_specs import Rule
+from qzoom_agent.training.rewards import Rule
 
 
 class TeacherServer(Section):

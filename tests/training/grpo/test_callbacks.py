@@ -14,8 +14,8 @@ from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.grpo import launch as run
 from qzoom_agent.training.grpo.callbacks import NEEDED, WarningCallback, measures
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
-from qzoom_agent.training.reward_specs import AccuracySpec, accuracy_of
-from qzoom_agent.training.rewards import BY_RULE, Rollout
+from qzoom_agent.training.reward_list import accuracy_of
+from qzoom_agent.training.rewards import Accuracy, Rollout
 from tests.training.grpo.grpo_script import AGENT, tell, tiny_recipe
 from tests.training.test_rewards import rollout
 
@@ -28,7 +28,7 @@ def said(*answers: str) -> list[Rollout]:
 
 def test_accuracy_is_by_the_recipes_own_rule() -> None:
     batch, tasks = said("Answer: nokia", "samsung"), ["text", "text"]
-    exact, open_answer = (accuracy_of([AccuracySpec(rule=rule)]) for rule in ("exact", "open"))  # type: ignore[arg-type]
+    exact, open_answer = (accuracy_of([Accuracy(rule=rule)]) for rule in ("exact", "open"))  # type: ignore[arg-type]
     assert measures(batch, tasks, exact)["zoom/accuracy"] == 0.0
     found = measures(batch, tasks, open_answer)
     assert found["zoom/accuracy"] == found["zoom/accuracy/text"] == 0.5
@@ -38,7 +38,7 @@ def test_accuracy_is_by_the_recipes_judge() -> None:
     async def agrees(question: str, answer: str, gold: str) -> bool:
         return answer == "the Finnish brand"
 
-    asked = accuracy_of([AccuracySpec(judged=True)], judge=agrees)
+    asked = accuracy_of([Accuracy(judged=True)], judge=agrees)
     assert measures(said("the Finnish brand", "samsung"), ["", ""], asked)["zoom/accuracy"] == 0.5
 
 
@@ -61,13 +61,13 @@ def test_calls_that_end_where_none_is_needed_are_no_collapse(tmp_path: Path) -> 
 
     def round_of(easy_calls: bool, hard_calls: bool) -> dict[str, float]:
         easy, hard = (rollout(crops=[crop] * calls) for calls in (easy_calls, hard_calls))
-        return measures([replace(easy, coarse_suffices=True), hard], tasks, BY_RULE)
+        return measures([replace(easy, coarse_suffices=True), hard], tasks, Accuracy())
 
     found = round_of(True, False)
     assert (found["zoom/call_rate"], found["zoom/call_rate/needle-global"]) == (0.5, 1.0)
     assert (found["zoom/call_rate_needed"], found["zoom/call_rate_needed/needle-scene"]) == (0.0, 0.0)
     assert "zoom/call_rate_needed/needle-global" not in found
-    assert NEEDED not in measures([replace(rollout(), coarse_suffices=True)], ["needle-global"], BY_RULE)
+    assert NEEDED not in measures([replace(rollout(), coarse_suffices=True)], ["needle-global"], Accuracy())
     alarm = WarningCallback(tmp_path / "log.jsonl")
     for at in range(60):
         tell(alarm, **round_of(at < 20, True))

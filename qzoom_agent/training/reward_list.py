@@ -1,0 +1,237 @@
+"""The `rewards` of a recipe: rewards of this package and of yours, with weights and settings.
+
+    rewards:
+      - {name: accuracy, weight: 0.8, max_chars: 1000}
+      - {name: "my_rewards:short_answer", weight: 0.2, limit: 20}     # def short_answer(rollouts, limit): ...
+
+Rewards that ask whether an answer is right ask the recipe's own `accuracy`, whatever its weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import Parameter, signature
+from types import MappingProxyType
+from typing import Annotated, Any, Final, NamedTuple
+
+from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.extensions import find
+from qzoom_agent.training.rewards import (
+    Accuracy,
+    ChainOfFocus,
+    CropArea,
+    Curiosity,
+    FirstCrop,
+    Format,
+    Judge,
+    Reward,
+    Rollout,
+    ToolBonus,
+    Values,
+    VisionThinkPrice,
+)
+
+BUILT_IN: Final = {kind.model_fields["name"].default: kind for kind in Reward.__subclasses__()}
+"""The rewards of this package by name."""
+PUBLISHED: Final[Mapping[str, list[Reward]]] = MappingProxyType(
+    {
+        "deepeyes": [
+            Accuracy(weight=0.8, max_chars=1000),
+            Format(weight=0.2, style="penalty", max_chars=1000),
+            ToolBonus(weight=1.2),
+        ],
+        "mini-o3": [Accuracy(rule="open")],
+        "chain-of-focus": [ChainOfFocus()],
+        "visionthink": [Accuracy(rule="open"), Format(weight=0.5), VisionThinkPrice()],
+        "adaptvision": [
+            Accuracy(rule="open"),
+            Format(weight=0.5),
+            VisionThinkPrice(),
+            FirstCrop(weight=0.1),
+            CropArea(weight=0.2),
+        ],
+        "pixel-reasoner": [Accuracy(rule="open", failed_is_wrong=True), Curiosity()],
+    }
+)
+"""Rewards as published code adds them up, by project. Where that asks a judge whether an answer is right, a rule
+decides here: write the list out, with `judged: true`, to ask one. Where it asks one about the box (adaptvision), gold
+boxes decide; rows without them get no such reward."""
+
+
+def columns(rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
+    """Return the inputs that a custom reward may name as parameters, each a list over the rollouts."""
+    return {
+        "rollouts": list(rollouts),
+        "prompts": [[{"role": "user", "content": one.trace.question}] for one in rollouts],
+        "completions": [[{"role": "assistant", "content": turn.text} for turn in one.trace.turns] for one in rollouts],
+        "question": [one.trace.question for one in rollouts],
+        "reply": [one.trace.answer for one in rollouts],
+        "answer": [one.answer for one in rollouts],
+        "answers": [one.answers or (one.answer,) for one in rollouts],
+        "boxes": [one.boxes for one in rollouts],
+        "options": [one.options for one in rollouts],
+    }
+
+
+class CustomReward(Reward):
+    """A reward from outside this package: a function of rollouts, or of completions as TRL calls reward functions.
+
+    `name` is the function itself, `module:function`, or an entry point in the group `qzoom_agent.rewards`; further keys
+    are settings, passed to it as keyword arguments. Its parameters say what it reads: `rollouts` (a list of `Rollout`),
+    `completions` (each a list of messages), and any other of `columns`. It returns a number or None for each rollout. A
+    function that reads what gate and SD-RPN saw has an attribute `needs_look = True`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    function: Callable[..., Any] = Field(exclude=True, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _find(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        name = given["name"]
+        if callable(name):
+            return {**given, "name": _reference(name), "function": name}
+        function = find(str(name), kind="reward", known=BUILT_IN)
+        if not callable(function):
+            raise ConfigError(f"The reward '{name}' is a {type(function).__name__}, not a function. Name a function.")
+        return {**given, "function": function}
+
+    @model_validator(mode="after")
+    def _fits(self) -> CustomReward:
+        wanted, inputs, settings = signature(self.function).parameters, columns([]), self.model_extra or {}
+        if not {"rollouts", "completions"} & wanted.keys():
+            raise ConfigError(
+                f"The reward '{self.name}' takes ({', '.join(wanted)}), but neither `rollouts` nor `completions`. "
+                "Write it as f(rollouts, ...) or, as for TRL, f(completions, **columns)."
+            )
+        own = {name: one for name, one in wanted.items() if name not in inputs and one.kind is not one.VAR_KEYWORD}
+        if unknown := sorted(settings.keys() - own):
+            raise ConfigError(
+                f"The reward '{self.name}' has no setting {', '.join(unknown)}. Its settings: "
+                f"{', '.join(own) or 'none'}."
+            )
+        if missing := [name for name, one in own.items() if one.default is one.empty and name not in settings]:
+            raise ConfigError(
+                f"The reward '{self.name}' needs {', '.join(missing)}, which is neither set in the recipe nor one of "
+                f"its inputs ({', '.join(inputs)}). Write it beside `name`, or give it a default."
+            )
+        return self
+
+    @property
+    def needs_look(self) -> bool:
+        return bool(getattr(self.function, "needs_look", False))
+
+    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
+        inputs, wanted = columns(rollouts), signature(self.function).parameters
+        if not any(one.kind is Parameter.VAR_KEYWORD for one in wanted.values()):
+            inputs = {name: value for name, value in inputs.items() if name in wanted}
+        found = self.function(**inputs, **(self.model_extra or {}))
+        try:
+            values = [None if value is None else _number(value) for value in found]
+        except (TypeError, ValueError):
+            values = []
+        if len(values) != len(rollouts):
+            raise ConfigError(
+                f"The reward '{self.name}' returned {found!r:.80} for {len(rollouts)} rollouts. Return a list with a "
+                "number or None for each of them, in order."
+            )
+        return values
+
+
+def _reference(function: Callable[..., Any]) -> str:
+    """Return `module:function`, by which a saved recipe finds a function again."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str | bytes):
+        raise TypeError(value)
+    return float(value)
+
+
+def read_reward(entry: Any) -> Reward:
+    """Return the reward of one entry: a mapping with its `name`, a function, or a reward already.
+
+    Raises:
+        ConfigError: There is no such reward, or it does not take these settings.
+    """
+    if isinstance(entry, Reward):
+        return entry
+    given = {"name": entry} if callable(entry) else entry
+    if not isinstance(given, Mapping) or "name" not in given:
+        raise ConfigError(f"A reward is written {{name: ..., weight: ..., SETTING: ...}}; got {entry!r}.")
+    named = given["name"]
+    kind = BUILT_IN.get(named, CustomReward) if isinstance(named, str) else CustomReward
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']}, got {one['input']!r:.80}" for one in error.errors()
+        )
+        raise ConfigError(f"The reward '{named}' has wrong settings: {wrong}.") from None
+
+
+RewardEntry = Annotated[SerializeAsAny[Reward], BeforeValidator(read_reward)]
+"""One entry of a recipe's `rewards`."""
+
+
+class NamedReward(NamedTuple):
+    """A reward of a recipe with all that it needs: called on rollouts alone."""
+
+    name: str
+    weight: float
+    reward: Callable[[Sequence[Rollout]], Values]
+
+
+def build(rewards: Iterable[Reward], *, judge: Judge | None = None, mask_truncated: bool = True) -> list[NamedReward]:
+    """Return the rewards of a recipe, in order, each with the recipe's own rule for right answers.
+
+    Args:
+        rewards: Of different names.
+        judge: Asked by an `accuracy` that is `judged`.
+        mask_truncated: Give rollouts that ran out of their budget None from every reward, so that they are not learned
+            from (Mini-o3, arXiv 2509.07969), and keep them from being compared with.
+
+    Raises:
+        ConfigError: A name comes twice, there is none at all, or `judged` has no judge.
+    """
+    rewards = list(rewards)
+    names = [one.name for one in rewards]
+    if len(set(names)) < len(names) or not names:
+        raise ConfigError(
+            f"A recipe's rewards are a list of different names; got {', '.join(names) or 'none'}. "
+            "Name at least one, and each once."
+        )
+    accuracy = accuracy_of(rewards, judge=judge)
+
+    def bound(reward: Reward) -> Callable[[Sequence[Rollout]], Values]:
+        of = accuracy if isinstance(reward, Accuracy) else reward
+
+        def values(rollouts: Sequence[Rollout]) -> Values:
+            kept = [at for at, one in enumerate(rollouts) if not (mask_truncated and one.truncated)]
+            found: Values = [None] * len(rollouts)
+            for at, value in zip(kept, of([rollouts[at] for at in kept], accuracy) if kept else (), strict=True):
+                found[at] = value
+            return found
+
+        return values
+
+    return [NamedReward(one.name, one.weight, bound(one)) for one in rewards]
+
+
+def accuracy_of(rewards: Iterable[Reward], *, judge: Judge | None = None) -> Accuracy:
+    """Return what a recipe calls right, whether that is rewarded by itself or not.
+
+    Raises:
+        ConfigError: It is `judged`, but there is no judge.
+    """
+    chosen = next((one for one in rewards if isinstance(one, Accuracy)), Accuracy())
+    if chosen.judged and judge is None:
+        raise ConfigError(
+            "The reward 'accuracy' is `judged: true`, but no judge is given. Name a server, or judge by rule."
+        )
+    return chosen.asking(judge if chosen.judged else None)

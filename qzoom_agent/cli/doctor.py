@@ -27,8 +27,10 @@ from qzoom_agent.cli.console import table
 from qzoom_agent.cli.main import BACKEND, OK
 
 Verdict = Literal["ok", "note", "bad"]
-SHOWN: Final = ("transformers", "trl", "langgraph", "pydantic", "pillow", "numpy")
+SHOWN: Final = ("transformers", "langgraph", "pydantic", "pillow", "numpy")
 """Packages that get a line of their own; the others share one."""
+EXTRAS: Final = {"eval": "evaluation", "train": "training"}
+"""Extras of the package, and what needs them."""
 LOW_DISK_BYTES: Final = 2 * 2**30
 _PROBE: Final = """
 import importlib.util, json, torch
@@ -138,6 +140,19 @@ def _packages() -> Iterator[Check]:
         yield Check(name, problem, "bad", "Run: pip install -c constraints.txt -e .")
     if not wrong:
         yield Check("packages", "all in the range that qzoom-agent needs")
+    for extra in EXTRAS:
+        missing = [
+            need.name
+            for need in needed
+            if need.marker and need.marker.evaluate({"extra": extra}) and _version(need.name) is None
+        ]
+        if missing:
+            text = f"not installed: {', '.join(missing)}"
+            yield Check(
+                f"extra [{extra}]", text, "note", f'Only {EXTRAS[extra]} needs it: pip install "qzoom-agent[{extra}]"'
+            )
+        else:
+            yield Check(f"extra [{extra}]", "installed")
 
 
 def nano() -> Check:

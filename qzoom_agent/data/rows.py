@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qzoom_agent.data.samples import Sample, TaskSource
-from qzoom_agent.errors import ConfigError, QzoomError
+from qzoom_agent.errors import ConfigError, MissingDependency, QzoomError
+from qzoom_agent.extras import require
 
 Row = Mapping[str, Any]
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -120,13 +121,14 @@ def open_path(path: Path, place: HubTable | None = None, *, split: str | None = 
         if path.is_file():
             return _file(path)
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            _require_datasets()
             from datasets import load_from_disk
 
             return _dataset(load_from_disk(str(path)), str(path), path, split or place.split)
         if place.file and (path / place.file).is_file():
             return _file(path / place.file)
         return _folder(str(path), place, split, folder=path)
-    except ConfigError:
+    except (ConfigError, MissingDependency):
         raise
     except Exception as error:  # pyarrow, pandas and datasets each have their own errors for a damaged file
         raise ConfigError(f"Cannot read {path} as a table: {_why(error)}.") from error
@@ -142,6 +144,7 @@ def _file(path: Path) -> Rows:
         if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
             raise ConfigError(f"{path} is not a list of rows: write [{{...}}, ...], or one row a line as .jsonl.")
         return Rows(name, data, tuple(dict.fromkeys(key for row in data for key in row)), folder)
+    _require_datasets()
     from datasets import Dataset, Features, Value
 
     if suffix == ".parquet":
@@ -160,7 +163,12 @@ def _file(path: Path) -> Rows:
     raise ConfigError(f"Cannot read {path} as a table. Files that are read: {', '.join(SUFFIXES)}.")
 
 
+def _require_datasets() -> None:
+    require("datasets", extra="eval", use="Reading tables other than .json and .jsonl")
+
+
 def _first_on_hub(place: HubTable, split: str | None) -> Rows:
+    _require_datasets()
     reasons = []
     for name in place.ids:
         try:
@@ -180,6 +188,7 @@ def _first_on_hub(place: HubTable, split: str | None) -> Rows:
 
 def _folder(name: str, place: HubTable, split: str | None, *, folder: Path | None) -> Rows:
     """A hub repository or a local copy of one, which `datasets` reads alike."""
+    _require_datasets()
     from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset
 
     configs = get_dataset_config_names(name)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage.measure import label as connected_components
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
@@ -131,11 +130,7 @@ def regions(
     if not found.any():
         return []
     values = heat.numpy()
-    if limit == 1 and sides is None:
-        parts = [found]
-    else:
-        numbered: NDArray[np.int64] = connected_components(found, connectivity=2)  # type: ignore[no-untyped-call]
-        parts = [numbered == index for index in range(1, int(numbered.max()) + 1)]
+    parts = [found] if limit == 1 and sides is None else _connected(found)
     boxes = []
     for part in parts:
         ys, xs = np.nonzero(part)
@@ -145,6 +140,25 @@ def regions(
         x1, y1, x2, y2 = box
         boxes.append(MapRegion(x1, y1, x2, y2, peak=float(values[part].max())))
     return sorted(boxes, key=lambda box: -box.peak)[:limit]
+
+
+def _connected(found: NDArray[np.bool]) -> list[NDArray[np.bool]]:
+    """Return the parts of a mask whose cells touch, corners included, in reading order of their first cells."""
+    cells: list[tuple[int, int]] = [(int(row), int(column)) for row, column in np.argwhere(found)]
+    left, parts = set(cells), []
+    for first in cells:
+        if first not in left:
+            continue
+        left.remove(first)
+        part = [first]
+        for row, column in part:  # which grows while it is walked through
+            near = left & {(row + down, column + right) for down in (-1, 0, 1) for right in (-1, 0, 1)}
+            left -= near
+            part.extend(near)
+        mask = np.zeros_like(found)
+        mask[tuple(zip(*part, strict=True))] = True
+        parts.append(mask)
+    return parts
 
 
 def _around_centre(

@@ -18,7 +18,7 @@ HEAVY = {"torch", "transformers", "langgraph", "trl"}
 
 LAYERS = [
     {"errors"},
-    {"extensions", "files", "gate", "moved"},
+    {"extensions", "extras", "files", "gate", "moved"},
     {"geometry"},
     {"images"},
     {"views"},

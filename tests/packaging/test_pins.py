@@ -11,7 +11,12 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-NEEDED = [Requirement(line) for line in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]]
+EXTRAS = PROJECT["optional-dependencies"]
+NEEDED = [
+    need
+    for line in [*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines)]
+    if (need := Requirement(line)).name != PROJECT["name"]
+]
 
 
 def _pins() -> dict[str, str]:
@@ -30,6 +35,14 @@ def test_pins_fit_any_machine() -> None:
     # A local version such as 2.13.0+cpu exists on some indexes only; a path or URL on one machine only.
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line), line
+
+
+def test_answering_needs_no_package_of_training_and_evaluation() -> None:
+    base = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    heavy = {"trl", "datasets", "peft", "matplotlib", "scikit-image", "scipy"}
+    assert not base & heavy
+    assert not [name for name in base if name.startswith("font-")]
+    assert heavy <= {canonicalize_name(Requirement(line).name) for line in [*EXTRAS["eval"], *EXTRAS["train"]]}
 
 
 def test_torchvision_is_never_installed() -> None:

@@ -11,3 +11,7 @@ calibrate   thresholds for a stated target, with their evidence
 needs       which questions need a zoom, by answers, where no box is known
 thresholds, recalibrate    that done: at the end of training, or for branches that are there already
 """
+
+from qzoom_agent.extras import require
+
+require("datasets", extra="train", use="Training the branches")

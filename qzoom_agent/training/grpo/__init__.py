@@ -11,3 +11,8 @@ resume      what a run that was killed goes on with
 watch       metrics that warn early, and episodes to look at
 run         the command
 """
+
+from qzoom_agent.extras import require
+
+require("datasets", extra="train", use="GRPO")
+require("trl", extra="train", use="GRPO")

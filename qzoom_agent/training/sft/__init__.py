@@ -7,3 +7,8 @@ teacher         the teacher: a larger model behind an HTTP server
 conversations   episodes as rows of a table, and as the very ids that a session would see
 run             the command
 """
+
+from qzoom_agent.extras import require
+
+require("datasets", extra="train", use="Supervised fine-tuning")
+require("trl", extra="train", use="Supervised fine-tuning")

@@ -6,13 +6,13 @@ legible; point sizes mean different things in different typefaces.
 """
 
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 from PIL import ImageFont
 
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.extras import require
 
 TRAIN: Final = (
     ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans.ttf"),
@@ -44,7 +44,8 @@ def typefaces(split: str, folder: Path | None = None) -> tuple[Path, ...]:
     """Font files of a split, or those below `folder` (sorted by name) when one is given.
 
     Raises:
-        ConfigError: a font package is missing, or `folder` holds no .ttf or .otf file.
+        ConfigError: `folder` holds no .ttf or .otf file.
+        MissingDependency: a font package is not installed.
     """
     if folder is not None:
         found = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES))
@@ -53,16 +54,10 @@ def typefaces(split: str, folder: Path | None = None) -> tuple[Path, ...]:
                 f"No typeface found: {folder} holds no {' or '.join(SUFFIXES)} file. Give a folder of fonts."
             )
         return found
-    return tuple(_package_file(package, name) for package, name in (OOD if split == "ood" else TRAIN))
-
-
-def _package_file(package: str, name: str) -> Path:
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            f"The font package {package} is not installed. Install: pip install {package.replace('_', '-')}"
-        )
-    return Path(spec.submodule_search_locations[0]) / name
+    return tuple(
+        require(package, extra="eval", use="Drawing boards") / name
+        for package, name in (OOD if split == "ood" else TRAIN)
+    )
 
 
 @lru_cache(maxsize=64)

@@ -14,6 +14,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.tasks.needle import SEEDS_A_RUN, TASK_NAMES, require_split, sample, sample_seed
 from qzoom_agent.evaluation.tasks.needle.fonts import typefaces
+from qzoom_agent.evaluation.tasks.needle.textures import photo_folder
 from qzoom_agent.evaluation.tasks.task import Score, Task
 
 QUESTIONS: Final = 100
@@ -62,6 +63,7 @@ def load(name: str, source: TaskSource) -> NeedleSamples:
     split = source.split or "test"
     require_split(split)
     typefaces(split, source.fonts)
+    photo_folder()
     return NeedleSamples(name, source)
 
 

@@ -5,12 +5,13 @@ others). Only the files are read; the package itself is never imported, which wo
 """
 
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Final
 
 from PIL import Image, ImageDraw
+
+from qzoom_agent.extras import require
 
 PHOTOS: Final = {
     "train": ("astronaut.png", "brick.png", "coffee.png", "grass.png", "rocket.jpg", "hubble_deep_field.jpg"),
@@ -19,11 +20,14 @@ PHOTOS: Final = {
 Color = tuple[int, int, int]
 
 
+def photo_folder() -> Path:
+    """Return the folder of the photographs. Raises MissingDependency."""
+    return require("skimage", extra="eval", use="Drawing boards") / "data"
+
+
 @lru_cache(maxsize=16)
 def _photo(name: str) -> Image.Image:
-    spec = find_spec("skimage")
-    assert spec is not None and spec.submodule_search_locations, "scikit-image is a dependency of this package"
-    with Image.open(Path(spec.submodule_search_locations[0]) / "data" / name) as file:
+    with Image.open(photo_folder() / name) as file:
         image = file.convert("RGB")
     image.thumbnail((384, 384), Image.Resampling.BICUBIC)
     return image

@@ -1,0 +1,34 @@
+"""Optional packages: what the extras `[eval]` and `[train]` install, and what answering does not need.
+
+A module that needs such a package imports it where it is used, after `require`. For training, which needs them
+throughout, `__init__.py` of each sub-package asks.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from qzoom_agent.errors import MissingDependency
+
+Extra = Literal["eval", "train"]
+
+
+def require(package: str, *, extra: Extra, use: str) -> Path:
+    """Return the folder of an optional package, which is not imported.
+
+    Args:
+        package: Its name as it is imported.
+        extra: The extra of `qzoom-agent` that installs it.
+        use: What needs it, as the subject of a sentence in the singular.
+
+    Raises:
+        MissingDependency: It is not installed; the message holds the command that installs it.
+    """
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingDependency(
+            f'{use} needs the package {package}, which is not installed. Run: pip install "qzoom-agent[{extra}]"'
+        )
+    return Path(spec.submodule_search_locations[0])

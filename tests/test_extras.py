@@ -1,0 +1,63 @@
+"""A package of an extra that is not installed is named, with the command that installs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qzoom_agent.data.rows import HubTable, open_rows
+from qzoom_agent.data.samples import TaskSource
+from qzoom_agent.errors import MissingDependency
+from qzoom_agent.evaluation.tasks.needle import fonts
+from qzoom_agent.evaluation.tasks.needle.tasks import load
+from qzoom_agent.extras import require
+
+EXTRAS = ("trl", "datasets", "peft", "matplotlib", "scipy", "skimage", "font_lato", "font_manrope")
+
+
+def test_an_installed_package_is_found_and_not_imported() -> None:
+    folder = require("skimage", extra="eval", use="This test")
+    assert (folder / "__init__.py").is_file()
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
+    with pytest.raises(MissingDependency, match=r'^This test needs .*: pip install "qzoom-agent\[train\]"$'):
+        require("no_such_package", extra="train", use="This test")
+
+
+def test_boards_and_tables_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fonts.typefaces.cache_clear()
+    table = tmp_path / "mine.csv"
+    table.write_text("image,question,answer\n")
+    for name in EXTRAS:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingDependency, match=r"qzoom-agent\[eval\]"):
+        load("needle-scene", TaskSource())
+    with pytest.raises(MissingDependency, match=r"qzoom-agent\[eval\]"):
+        open_rows(TaskSource(str(table)), HubTable(()))
+
+
+@pytest.mark.parametrize(
+    ("argv", "extra"),
+    [
+        (["eval", "needle-scene", "--n", "2"], "eval"),
+        (["train", "grpo", "--config", "x.yaml", "--output", "out"], "train"),
+        (["train", "coldstart", "--config", "x.yaml", "--output", "out"], "train"),
+        (["train", "sdrpn", "--config", "x.yaml", "--output", "out"], "train"),
+        (["calibrate", "--config", "x.yaml", "--output", "out"], "train"),
+    ],
+)
+def test_a_verb_without_its_extra_fails_in_one_line(argv: list[str], extra: str, tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}))\n"
+        f"from qzoom_agent.cli.main import main; sys.exit(main({argv!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"qzoom {argv[0]}: ") and line.endswith(f'pip install "qzoom-agent[{extra}]"')
+    assert not list(tmp_path.iterdir())

@@ -21,8 +21,7 @@ from qzoom_agent.config import AgentConfig, PolicyName, read_setting
 from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evaluation.compare import compare
-from qzoom_agent.evaluation.provenance import environment, fingerprint
-from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.run_log import RunFolder, environment, fingerprint
 from qzoom_agent.evaluation.runner import evaluate
 from qzoom_agent.evaluation.summary import Results, TaskResult
 from qzoom_agent.evaluation.tasks.catalog import find_task

@@ -28,7 +28,7 @@ MOVED = {
     "qzoom_agent.tools": "qzoom_agent.zoom",
 }
 """New module of each old name that the documentation used."""
-RENAMED = {"Settings": "SamplingParams", "Source": "TaskSource"}
+RENAMED = {"Settings": "SamplingParams", "Source": "TaskSource", "SUITES": "TASKS", "find_suite": "find_task"}
 """New name of each class that the documentation imported from these modules."""
 _PACKAGES = {name.rpartition(".")[0] for name in MOVED} - {"qzoom_agent"}
 

@@ -24,10 +24,11 @@ from qzoom_agent.files import require_file, require_folder, write_text
 if TYPE_CHECKING:
     from qzoom_agent.config import AgentConfig
     from qzoom_agent.data.samples import TaskSource
-    from qzoom_agent.evaluation.shards import Shard
+    from qzoom_agent.evaluation.runner import Shard
     from qzoom_agent.evaluation.summary import Results
     from qzoom_agent.evaluation.tasks.task import Task
 
+SCORER_HELP = "scorer that the accuracy is by: one of the task (default: its first), or your own as module:function"
 ABLATIONS = ("direct", "blind", "random", "oracle")
 
 
@@ -39,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
         epilog="qzoom eval list: the tasks. qzoom eval compare A B: two runs in pairs. "
         "qzoom eval rescore DIR: score the answers of a run again.",
     )
-    flags.add_argument("task", nargs="+", help="name of a task, or a file or folder of your own questions")
+    flags.add_argument(
+        "task", nargs="+", help="name of a task, a file or folder of your own questions, or module:function"
+    )
     ask = flags.add_argument_group("what is asked")
     ask.add_argument("--n", type=int, help="the first so many questions; for needle tasks, how many are drawn (100)")
     ask.add_argument(
@@ -50,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument("--fonts", type=Path, metavar="DIR", help="draw with the typefaces in this folder instead")
     ask.add_argument("--path", help="read the task from this local file or folder, or another hub id")
     ask.add_argument("--repeats", type=int, default=1, metavar="K", help="ask each question K times, with other seeds")
-    ask.add_argument("--scorer", help="whose figure is the accuracy; all are reported (default: the task's first)")
+    ask.add_argument("--scorer", help=SCORER_HELP)
     ask.add_argument(
         "--ablate",
         nargs="?",
@@ -80,13 +83,13 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
 
     from qzoom_agent.data.samples import TaskSource
-    from qzoom_agent.evaluation.selection import require, require_scorer
-    from qzoom_agent.evaluation.shards import Shard
-    from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task
+    from qzoom_agent.evaluation.runner import Shard, require
+    from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task, with_scorer
     from qzoom_agent.evaluation.tasks.needle import TASK_NAMES as NEEDLE_TASKS
 
     tasks = [find_task(name) for name in dict.fromkeys(args.task)]
-    paths = {task.name: name for task, name in zip(tasks, dict.fromkeys(args.task), strict=True) if name not in TASKS}
+    given = zip(tasks, dict.fromkeys(args.task), strict=True)
+    paths = {task.name: name for task, name in given if name not in TASKS and not task.reference}
     config = read_config(args)
     source = TaskSource(args.path, args.split, args.seed, args.fonts, args.n, config.max_pixels)
     require(source, limit=args.limit, repeats=args.repeats, workers=min(args.batch, args.workers))
@@ -98,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
         if task.name in NEEDLE_TASKS:  # read from nowhere: what is wrong with how they are drawn costs no model load
             task.load(source)
     tasks = judged_tasks(tasks, args, out)
-    require_scorer(args.scorer, tasks)
+    tasks, _ = with_scorer(tasks, args.scorer)
     if args.json:
         require_file(args.json)
     require_folder(out)
@@ -117,9 +120,8 @@ def _measure(
     from qzoom_agent.cli.figures import show
     from qzoom_agent.cli.progress import Progress
     from qzoom_agent.evaluation.compare import compare
-    from qzoom_agent.evaluation.provenance import environment, fingerprint
     from qzoom_agent.evaluation.report import write_run_report
-    from qzoom_agent.evaluation.run_log import RunFolder
+    from qzoom_agent.evaluation.run_log import RunFolder, environment, fingerprint
     from qzoom_agent.evaluation.runner import evaluate
     from qzoom_agent.evaluation.summary import summarise
 
@@ -210,7 +212,7 @@ def _ablations(text: str, policy: str) -> list[str]:
 
 def _default(args: argparse.Namespace, config: AgentConfig, tasks: Sequence[str]) -> Path:
     """A folder of its own for all that decides a run, so that the same command finds its run again."""
-    from qzoom_agent.evaluation.provenance import fingerprint
+    from qzoom_agent.evaluation.run_log import fingerprint
 
     decides = [config.model_dump(mode="json"), fingerprint(config.model, args.branches), *tasks]
     decides += [args.n, args.limit, args.seed, args.split, str(args.fonts), args.path, args.repeats, args.task]
@@ -229,7 +231,7 @@ def _dry(
     out: Path,
 ) -> int:
     """Print the configuration, how many questions there are, and the first of each task."""
-    from qzoom_agent.evaluation.selection import plan
+    from qzoom_agent.evaluation.runner import plan
 
     print(config.to_yaml(), end="")
     print(f"run folder: {out}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from qzoom_agent.cli.console import Console, opener, printable, table
+from qzoom_agent.cli.evaluate import SCORER_HELP
 from qzoom_agent.cli.judging import add_judge_flags, judged_tasks
 from qzoom_agent.cli.main import OK
 from qzoom_agent.files import require_file, write_text
@@ -90,7 +91,7 @@ def _rescore_flags() -> argparse.ArgumentParser:
         prog="qzoom eval rescore", description="Score the answers of a run again, without asking the model anything."
     )
     flags.add_argument("run", type=Path, metavar="DIR", help="run folder")
-    flags.add_argument("--scorer", help="whose figure is the accuracy (default: the task's first)")
+    flags.add_argument("--scorer", help=SCORER_HELP)
     add_judge_flags(flags)
     return flags
 
@@ -103,7 +104,10 @@ def _rescore(args: argparse.Namespace) -> int:
     from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task
 
     folder = RunFolder.existing(args.run)
-    tasks = [find_task(name if name in TASKS else part.path or name) for name, part in folder.ask.tasks.items()]
+    tasks = [
+        find_task(name if name in TASKS else part.reference or part.path or name)
+        for name, part in folder.ask.tasks.items()
+    ]
     results = rescore(folder, judged_tasks(tasks, args, folder.path), scorer=args.scorer)
     show(results, {})
     print(f"report: {opener()} {write_run_report(folder)}", flush=True)

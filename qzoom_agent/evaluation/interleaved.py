@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evaluation.provenance import fingerprint
+from qzoom_agent.evaluation.run_log import fingerprint
 from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
 from qzoom_agent.geometry import Box

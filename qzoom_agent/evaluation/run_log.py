@@ -18,8 +18,10 @@ more samples, repeats or tasks, never for another configuration, seed or set of 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,13 +33,42 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.sample_result import AnswerLike, SampleResult
-from qzoom_agent.evaluation.selection import TaskSelection
 from qzoom_agent.files import require_folder, whole
-from qzoom_agent.trace import Trace, by_digest
+from qzoom_agent.models.presets import PRESETS
+from qzoom_agent.trace import Trace, by_digest, describe_environment
 
 PICTURE_SIDE = 1600
 """Pictures of traces are JPEG and no larger: they are to look at; the exact pixels are the task's."""
 _QUALITY = 82
+_SIZE = 1 << 20
+_BRANCHES = "branches"
+"""Stem of the files that a folder of branches consists of."""
+_KINDS = {".safetensors", ".json", ".jinja", ".bin", ".model", ".txt"}
+
+
+class TaskSelection(BaseModel):
+    """What of one task a run asks."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    path: str | None = None
+    """Where it was read from, where that is not its own source."""
+    reference: str | None = None
+    """`Task.reference` of a task from outside this package."""
+    split: str | None = None
+    fonts: str | None = None
+    total: int
+    """Samples that the task has."""
+    planned: int
+    """Samples that are asked; fewer than `total` is a partial run."""
+    stratified: bool = False
+    """Whether the planned ones are a seeded subset with each kind in its share, rather than the first."""
+    coarse_tokens: tuple[int, int] | None = None
+    """(least, most) visual tokens of the coarse view, where the task sets them."""
+
+    @property
+    def partial(self) -> bool:
+        return self.planned < self.total
 
 
 class RunSpec(BaseModel):
@@ -272,3 +303,40 @@ def _small(image: PIL.Image.Image) -> PIL.Image.Image:
         image = image.copy()
         image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     return image
+
+
+def fingerprint(model: str, branches: str | Path | None = None, *, base_only: bool = False) -> str | None:
+    """A digest that changes when weights do; None for a model that is not a folder on this machine.
+
+    `base_only` leaves out branches that lie beside the weights: what does not use them does not change with them.
+
+    Of large files the size, the first and the last MiB are read: enough to tell one training run from another in a
+    moment, whatever the weights weigh.
+    """
+    source = PRESETS[model].source if model in PRESETS else str(Path(model).expanduser())
+    if not Path(source).is_dir():
+        return None
+    found = hashlib.sha256()
+    for folder in (Path(source), Path(branches) if branches else None):
+        for path in sorted(folder.rglob("*")) if folder else ():
+            if path.is_file() and path.suffix in _KINDS and not (base_only and path.stem == _BRANCHES):
+                found.update(f"{path.name} {path.stat().st_size}\n".encode())
+                with path.open("rb") as file:
+                    found.update(file.read(_SIZE))
+                    file.seek(max(file.tell(), path.stat().st_size - _SIZE))
+                    found.update(file.read())
+    return found.hexdigest()[:16]
+
+
+def environment(placement: str = "") -> dict[str, str]:
+    """Versions, revision and machine. `placement` is the backend's device and number format, and why."""
+    found = describe_environment() | {"cores": str(os.cpu_count())}
+    if placement:
+        found["placement"] = placement
+    done = subprocess.run(
+        ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found | ({"revision": done.stdout.strip()} if done.returncode == 0 else {})

@@ -1,33 +1,37 @@
-"""Ask an agent the samples of tasks, into a run folder that can be interrupted and enlarged.
-
-    from qzoom_agent.evaluation.tasks.catalog import find_task
+"""Ask an agent the questions of tasks, into a run folder that can be interrupted and enlarged.
 
     run = evaluate(agent, [find_task("needle-scene")], out="runs/scene", source=TaskSource(n=200))
     print(run.tasks["needle-scene"].accuracy)
 
-Invariants: the questions depend on task, source and seed and nothing else, so that two policies, two models or two
-machines answer the same ones and can be compared sample by sample; each episode's own seed is a hash of the run's and
-the sample's id, so neither order nor resuming, workers or processes change an answer; a sample that fails stays in the
-denominator as wrong, with its error in its row, and is asked again when the run is. Rows are not held in memory while
-the run lasts. An error of this package (`QzoomError`) fails one sample; any other exception is a bug and is raised.
+The questions depend on task, source and seed alone, and each episode's seed on the run's and the sample's id, so runs
+can be compared sample by sample, and neither order nor resuming, workers or processes change an answer. A sample that
+fails counts as wrong, with its error in its row, and is asked again when the run is. A `QzoomError` fails one sample;
+any other exception is a bug and is raised.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
+from itertools import product
 from pathlib import Path
-from threading import Lock
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pydantic import JsonValue
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError, QzoomError
-from qzoom_agent.evaluation.run_log import Journal, RunFolder, RunSpec
+from qzoom_agent.evaluation import stats
+from qzoom_agent.evaluation.run_log import RunFolder, RunSpec, TaskSelection
 from qzoom_agent.evaluation.sample_result import (
     TAKE_GOLD,
     AgentLike,
@@ -38,32 +42,70 @@ from qzoom_agent.evaluation.sample_result import (
     measured,
     scored,
 )
-from qzoom_agent.evaluation.selection import plan, require, require_scorer, share
-from qzoom_agent.evaluation.shards import Shard
 from qzoom_agent.evaluation.summary import Results, summarise
-from qzoom_agent.evaluation.tasks.task import Score, Task
+from qzoom_agent.evaluation.tasks.catalog import with_scorer
+from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, Task
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class ProgressListener(Protocol):
-    """Who is told how a run goes."""
+    """A receiver of a run's progress."""
 
     def begin(self, task: str, planned: int) -> None:
-        """A task begins, with so many samples (repeats counted) for this process."""
+        """Note that a task begins, with so many samples (repeats counted) for this process."""
         ...
 
     def row(self, row: SampleResult, *, new: bool) -> None:
-        """A sample is there: finished just now, or by an earlier run."""
+        """Note a sample: `new` if it was finished just now, else of an earlier run."""
         ...
 
 
-class _Item(NamedTuple):
-    """One sample to ask once."""
+@dataclass(frozen=True)
+class Shard:
+    """One of the processes that share a run: process `index` of `count`, alone by default.
 
-    task: Task
-    samples: Samples
-    agent: AgentLike
-    place: int
-    repeat: int
+        accelerate launch --multi_gpu --num_processes 4 -m qzoom_agent eval vstar --out runs/vstar
+
+    Each asks every k-th sample and appends to its own file in the run folder, which all of them must see; process 0
+    merges. Every answer is the same as in one process, so a run may be resumed with another number of them.
+    """
+
+    index: int = 0
+    count: int = 1
+    state: Any = None
+    """accelerate's `PartialState`, where there are several."""
+
+    @classmethod
+    def launched(cls) -> Shard:
+        """Return this process as its launcher's environment describes it."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        from accelerate import PartialState
+
+        # The processes only wait for each other, which needs no accelerator (cpu=True) and may take hours: the default
+        # timeout of ten minutes would end the run.
+        state = PartialState(cpu=True, timeout=timedelta(days=14))
+        return cls(state.process_index, state.num_processes, state)
+
+    @property
+    def device(self) -> str | None:
+        """This process's own accelerator, or "auto"; None if there is one process."""
+        if self.state is None:
+            return None
+        from qzoom_agent.models.devices import accelerator
+
+        return accelerator(self.state.local_process_index)
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.state is not None:
+            self.state.wait_for_everyone()
+
+    def leads(self, guard: AbstractContextManager[None]) -> AbstractContextManager[None]:
+        """Return `guard` in process 0, an empty context in the others."""
+        return guard if self.index == 0 else nullcontext()
 
 
 def evaluate(
@@ -75,7 +117,7 @@ def evaluate(
     paths: Mapping[str, str] | None = None,
     limit: int | None = None,
     repeats: int = 1,
-    scorer: str | None = None,
+    scorer: str | Scorer | CustomScorer | None = None,
     own_budget: bool = False,
     weights: str | None = None,
     environment: dict[str, str] | None = None,
@@ -84,72 +126,67 @@ def evaluate(
     traces: bool = True,
     watch: ProgressListener | None = None,
 ) -> Results:
-    """Ask every planned sample that `out` does not have yet, and return the figures of all that it has.
+    """Ask every planned sample that `out` does not have yet, and return the results of all that it has.
 
     Args:
-        source: where tasks are read from and how many samples they draw; its seed is the run's.
-        paths: by name, the tasks that are read from elsewhere than their own place.
-        limit: a stratified subset of so many samples of each task.
-        repeats: how often each sample is asked, with other seeds.
-        scorer: whose figure is the accuracy; None: each task's default. All scorers are applied and reported.
-        own_budget: keep the agent's coarse view even where a task says at how many tokens it is run.
-        weights: `identity.fingerprint` of the model.
-        workers: samples asked side by side, for agents that gain from it.
-        shard: this process among several that share the work; the results are then those of process 0.
-        traces: keep the whole record of every episode, with pictures.
+        agent: The agent to measure.
+        tasks: What it is asked; see `qzoom_agent.evaluation.tasks.catalog.find_task`.
+        out: Run folder.
+        source: Where tasks are read from and how many samples they draw; its seed is the run's.
+        paths: Paths of tasks that are read from elsewhere than their own source, by task name.
+        limit: Samples of each task to ask, as a subset with each kind in its share.
+        repeats: Times that each sample is asked, with other seeds.
+        scorer: Scorer whose figure is the accuracy, as `with_scorer` takes it; None: each task's default. All scorers
+            of a task are applied and reported.
+        own_budget: Keep the agent's coarse view even where a task sets its visual tokens.
+        weights: `run_log.fingerprint` of the model.
+        environment: `run_log.environment`, for the record.
+        workers: Samples asked side by side, for agents that gain from it.
+        shard: This process among several that share the work; the results are then those of process 0.
+        traces: Keep the whole record of every episode, with pictures.
+        watch: Receiver of progress.
+
+    Raises:
+        ConfigError: A number is out of range, a task cannot be read, or `out` holds another evaluation.
+        MissingDependency: scipy is not installed.
     """
     source, shard = source or TaskSource(), shard or Shard()
     require(source, limit=limit, repeats=repeats, workers=workers)
-    require_scorer(scorer, tasks)
+    tasks, scorer = with_scorer(tasks, scorer)
     folder = RunFolder(out)
-    sources = {task.name: source._replace(path=(paths or {}).get(task.name, source.path)) for task in tasks}
-    loaded = {task.name: task.load(sources[task.name]) for task in tasks}
-    plans = {
-        task.name: plan(
-            loaded[task.name],
-            sources[task.name],
-            limit=limit,
-            seed=source.seed,
-            coarse_tokens=None if own_budget else task.coarse_tokens,
+    runs: list[_TaskRun] = []
+    plans: dict[str, TaskSelection] = {}
+    chosen: dict[str, list[int]] = {}
+    for task in tasks:
+        own = source._replace(path=(paths or {}).get(task.name, source.path))
+        samples = task.load(own)
+        tokens = None if own_budget else task.coarse_tokens
+        plans[task.name], chosen[task.name] = plan(
+            samples, own, limit=limit, seed=source.seed, coarse_tokens=tokens, reference=task.reference
         )
-        for task in tasks
-    }
-    ask = RunSpec(
-        seed=source.seed, weights=weights, repeats=repeats, tasks={name: part for name, (part, _) in plans.items()}
-    )
+        asker = agent
+        if tokens is not None and isinstance(agent, Agent):
+            asker = agent.replace(**{"budget.coarse_min_tokens": tokens[0], "budget.coarse_tokens": tokens[1]})
+        runs.append(_TaskRun(task, samples, asker, folder, source.seed, weights, traces))
+    ask = RunSpec(seed=source.seed, weights=weights, repeats=repeats, tasks=plans)
     with shard.leads(folder.writing()):
         if shard.index == 0:
             folder.begin(agent.config, ask, environment or {})
         shard.wait()
-        for task in tasks:
-            part, chosen = plans[task.name]
-            runner = agent
-            if part.coarse_tokens is not None:
-                low, high = part.coarse_tokens
-                runner = _at(agent, low, high)
-            items = [
-                _Item(task, loaded[task.name], runner, index, repeat)
-                for index, repeat in share(chosen, repeats, rank=shard.index, ranks=shard.count)
-            ]
-            _run(
-                folder,
-                items,
-                seed=source.seed,
-                weights=weights,
-                workers=workers,
-                shard=shard,
-                traces=traces,
-                watch=watch,
-            )
+        for run in runs:
+            # every repeat of one sample is asked by the same process
+            items = list(product(chosen[run.task.name][shard.index :: shard.count], range(repeats)))
+            run.finish(items, workers=workers, rank=None if shard.count == 1 else shard.index, watch=watch)
         shard.wait()
         if shard.index == 0:
-            folder.replace_rows(folder.latest())
+            folder.replace_rows([_completed(row, tasks) for row in folder.latest()])
             return _write_results(folder, tasks, scorer)
     return summarise(folder, tasks, scorer=scorer)
 
 
-def rescore(folder: RunFolder, tasks: Sequence[Task], *, scorer: str | None = None) -> Results:
-    """Score the answers of a run again, with the tasks' scorers as they are now. Nothing is asked."""
+def rescore(folder: RunFolder, tasks: Sequence[Task], *, scorer: str | Scorer | CustomScorer | None = None) -> Results:
+    """Score the answers of a run again, with the tasks' scorers as they are now, without asking anything."""
+    tasks, scorer = with_scorer(tasks, scorer)
     known = {task.name: task for task in tasks}
     with folder.writing():
         rows = [row.rescored(known[row.task].scorers) if row.task in known else row for row in folder.latest()]
@@ -163,146 +200,195 @@ def _write_results(folder: RunFolder, tasks: Sequence[Task], scorer: str | None)
     return results
 
 
-def _at(agent: AgentLike, low: int, high: int) -> AgentLike:
-    """The same agent with a coarse view of that many tokens."""
-    if not isinstance(agent, Agent):
-        return agent
-    return agent.replace(**{"budget.coarse_min_tokens": low, "budget.coarse_tokens": high})
+def _completed(row: SampleResult, tasks: Sequence[Task]) -> SampleResult:
+    """Return the row of an earlier run with the scores of scorers that its task did not have then."""
+    scorers = {name: scorer for task in tasks if task.name == row.task for name, scorer in task.scorers.items()}
+    if scorers.keys() <= row.scores.keys():
+        return row
+    return row.model_copy(update={"scores": row.rescored(scorers).scores | row.scores})
 
 
-def _run(
-    folder: RunFolder,
-    items: Sequence[_Item],
-    *,
-    seed: int,
-    weights: str | None,
-    workers: int,
-    shard: Shard,
-    traces: bool,
-    watch: ProgressListener | None,
-) -> None:
-    """Ask what is not there yet of one task."""
-    if not items:
-        return
-    name = items[0].task.name
-    wanted = {(item.place, item.repeat) for item in items}
-    if watch:
-        watch.begin(name, len(items))
-    done = {
-        (row.index, row.repeat): row
-        for row in folder.rows()
-        if row.task == name and row.status != "error" and (row.index, row.repeat) in wanted
-    }
-    clock = _Clock()
+@dataclass(frozen=True)
+class _TaskRun:
+    """One task of a run under way."""
 
-    def one(item: _Item) -> tuple[SampleResult, bool]:
+    task: Task
+    samples: Samples
+    agent: AgentLike
+    folder: RunFolder
+    seed: int
+    weights: str | None
+    traces: bool
+
+    def finish(
+        self, items: Sequence[tuple[int, int]], *, workers: int, rank: int | None, watch: ProgressListener | None
+    ) -> None:
+        """Ask those (place, repeat) pairs that the folder does not have yet."""
+        if not items:
+            return
+        if watch:
+            watch.begin(self.task.name, len(items))
+        wanted = set(items)
+        done = {
+            (row.index, row.repeat): row
+            for row in self.folder.rows()
+            if row.task == self.task.name and row.status != "error" and (row.index, row.repeat) in wanted
+        }
+        last = perf_counter()
+        with self.folder.journal(rank) as journal:
+            for row, new in _side_by_side(lambda item: self._row(*item, done.pop(item, None)), items, workers):
+                if new:
+                    now = perf_counter()
+                    row, last = row.model_copy(update={"elapsed": now - last}), now
+                    journal.append(row)
+                if watch:
+                    watch.row(row, new=new)
+
+    def _row(self, place: int, repeat: int, known: SampleResult | None) -> tuple[SampleResult, bool]:
+        """Return the row of a sample, and whether it was asked now: not if `known` is of the same experiment."""
         try:
-            sample = item.samples[item.place]
+            sample = self.samples[place]
         except QzoomError as error:
-            return _unreadable(item, error, seed=seed), True
-        known = partial(
-            asked, sample, index=item.place, repeat=item.repeat, seed=seed, config=item.agent.config, weights=weights
+            return self._unreadable(place, repeat, error), True
+        if sample.task != self.task.name:  # a task from outside this package that reads another's samples
+            sample = replace(sample, task=self.task.name)
+        about = partial(
+            asked,
+            sample,
+            index=place,
+            repeat=repeat,
+            seed=self.seed,
+            config=self.agent.config,
+            weights=self.weights,
         )
-        row = done.pop((item.place, item.repeat), None)
-        if row is not None and row.key == known(image=image_digest(sample))["key"]:
-            return row, False
-        return _ask(
-            item, sample, known, folder if traces else None, seed=episode_seed(seed, sample.id, item.repeat)
-        ), True
+        if known is not None and known.key == about(image=image_digest(sample))["key"]:
+            return known, False
+        return self._ask(sample, about, seed=episode_seed(self.seed, sample.id, repeat)), True
 
-    with folder.journal(None if shard.count == 1 else shard.index) as journal:
-        for row, new in _side_by_side(one, items, workers):
-            _keep(row, new, journal, clock, watch)
+    def _ask(self, sample: Sample, about: Callable[..., dict[str, JsonValue]], *, seed: int) -> SampleResult:
+        """Ask a sample; `about` makes the part of the row that is known beforehand, from the image's digest."""
+        policy = self.agent.config.policy
+        try:
+            if policy == "oracle" and not sample.boxes and not sample.coarse_suffices:
+                raise ConfigError("The policy 'oracle' needs to know where the answer is, and this sample has no box.")
+            boxes = sample.boxes if policy in TAKE_GOLD else None
+            answer = self.agent.run(sample.image, sample.question, boxes=boxes, seed=seed)
+        except QzoomError as error:
+            failed = {
+                "status": "error",
+                "error": f"{type(error).__name__}: {error}",
+                "scores": scored(None, "error", sample, self.task.scorers),
+            }
+            return SampleResult.model_validate(about(image=image_digest(sample)) | failed)
+        # The trace has the digest already; hashing a large image again would cost more than all the rest here.
+        views = answer.trace.views
+        known = about(image=views[0].digest if views else image_digest(sample))
+        if self.traces:
+            self.folder.save_trace(str(known["key"]), answer)
+        scores = scored(answer.text, answer.trace.status, sample, self.task.scorers)
+        return SampleResult.model_validate(known | measured(answer, sample) | {"scores": scores})
 
-
-def _keep(row: SampleResult, new: bool, journal: Journal, clock: _Clock, watch: ProgressListener | None) -> None:
-    if new:
-        row = row.model_copy(update={"elapsed": clock.lap()})
-        journal.append(row)
-    if watch:
-        watch.row(row, new=new)
-
-
-def _ask(
-    item: _Item, sample: Sample, known: Callable[..., dict[str, JsonValue]], folder: RunFolder | None, *, seed: int
-) -> SampleResult:
-    """The row of a sample that is asked now; `known` makes the part that is no answer, of the image's digest."""
-    policy = item.agent.config.policy
-    boxes = sample.boxes if policy in TAKE_GOLD else None
-    try:
-        if policy == "oracle" and not sample.boxes and not sample.coarse_suffices:
-            raise ConfigError("The policy 'oracle' needs to know where the answer is, and this sample does not say.")
-        answer = item.agent.run(sample.image, sample.question, boxes=boxes, seed=seed)
-    except QzoomError as error:
-        return SampleResult.model_validate(known(image=image_digest(sample)) | _failed(error, sample, item.task))
-    # The trace has the digest already; hashing a large image again would cost more than all the rest here.
-    views = answer.trace.views
-    about = known(image=views[0].digest if views else image_digest(sample))
-    if folder:
-        folder.save_trace(str(about["key"]), answer)
-    found = measured(answer, sample)
-    scores = scored(answer.text, answer.trace.status, sample, item.task.scorers)
-    return SampleResult.model_validate(about | found | {"scores": scores})
-
-
-def _failed(error: QzoomError, sample: Sample, task: Task) -> dict[str, object]:
-    return {
-        "status": "error",
-        "error": f"{type(error).__name__}: {error}",
-        "scores": scored(None, "error", sample, task.scorers),
-    }
-
-
-def _unreadable(item: _Item, error: QzoomError, *, seed: int) -> SampleResult:
-    """The row of a sample that cannot even be read: it is in the task, so it counts."""
-    name = f"{item.task.name}[{item.place}]"
-    return SampleResult(
-        key=f"unreadable-{item.task.name}-{item.place}-{item.repeat}",
-        task=item.task.name,
-        index=item.place,
-        repeat=item.repeat,
-        id=name,
-        kind=item.samples.kinds[item.place],
-        cluster=name,
-        seed=episode_seed(seed, name, item.repeat),
-        image="",
-        size=(1, 1),
-        question="",
-        gold=[""],
-        status="error",
-        error=f"{type(error).__name__}: {error}",
-        scores={name: Score(0.0, None) for name in item.task.scorers},
-    )
+    def _unreadable(self, place: int, repeat: int, error: QzoomError) -> SampleResult:
+        """Return the row of a sample that cannot be read: it belongs to the task, so it counts."""
+        name = f"{self.task.name}[{place}]"
+        return SampleResult(
+            key=f"unreadable-{self.task.name}-{place}-{repeat}",
+            task=self.task.name,
+            index=place,
+            repeat=repeat,
+            id=name,
+            kind=self.samples.kinds[place],
+            cluster=name,
+            seed=episode_seed(self.seed, name, repeat),
+            image="",
+            size=(1, 1),
+            question="",
+            gold=[""],
+            status="error",
+            error=f"{type(error).__name__}: {error}",
+            scores={name: Score(0.0, None) for name in self.task.scorers},
+        )
 
 
-def _side_by_side(
-    one: Callable[[_Item], tuple[SampleResult, bool]], items: Sequence[_Item], workers: int
-) -> Iterator[tuple[SampleResult, bool]]:
-    """Results as they are finished; never more than `workers` tasks under way."""
+def _side_by_side(work: Callable[[_Item], _Result], items: Sequence[_Item], workers: int) -> Iterator[_Result]:
+    """Yield results as they are finished; never more than `workers` items are under way."""
     if workers == 1:
-        yield from map(one, items)
+        yield from map(work, items)
         return
     with ThreadPoolExecutor(workers) as pool:
-        pending: set[Future[tuple[SampleResult, bool]]] = set()
+        pending: set[Future[_Result]] = set()
         for item in items:
-            pending.add(pool.submit(one, item))
+            pending.add(pool.submit(work, item))
             if len(pending) == workers:
                 finished, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in finished)
-        while pending:
-            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in finished)
+        yield from (future.result() for future in as_completed(pending))
 
 
-class _Clock:
-    """Seconds between the samples that a process finishes."""
+def require(source: TaskSource, *, limit: int | None = None, repeats: int = 1, workers: int = 1) -> None:
+    """Raise an error for what no run can do, before anything is loaded.
 
-    def __init__(self) -> None:
-        self._last = perf_counter()
-        self._lock = Lock()
+    Raises:
+        ConfigError: A number is out of range.
+        MissingDependency: scipy is not installed.
+    """
+    for name, given in (("n", source.n), ("limit", limit), ("repeats", repeats), ("workers", workers)):
+        if given is not None and given < 1:
+            raise ConfigError(f"A run needs at least 1 of these; got {name} = {given}.")
+    if source.seed < 0:
+        raise ConfigError(f"A seed is 0 or more; got {source.seed}.")
+    stats.require()
 
-    def lap(self) -> float:
-        with self._lock:
-            now = perf_counter()
-            lap, self._last = now - self._last, now
-            return lap
+
+def plan(
+    samples: Samples,
+    source: TaskSource,
+    *,
+    limit: int | None,
+    seed: int,
+    coarse_tokens: tuple[int, int] | None,
+    reference: str = "",
+) -> tuple[TaskSelection, list[int]]:
+    """Return the selection of a task's samples, and their places in order.
+
+    Args:
+        samples: All samples of the task.
+        source: Where they are from. `source.n` is the number that the task draws, or the first so many of one that
+            has more.
+        limit: Size of a subset of these with each kind in its share. A larger one contains a smaller one, so a run can
+            be enlarged.
+        seed: Draws the subset.
+        coarse_tokens: (least, most) visual tokens of the coarse view, for the record.
+        reference: `Task.reference`, for the record.
+    """
+    total = len(samples)
+    if total == 0:
+        raise ConfigError("The task has no samples. Check its --path and --split.")
+    chosen = list(range(total if source.n is None else min(total, source.n)))
+    stratified = limit is not None and limit < len(chosen)
+    if stratified:
+        kinds = samples.kinds
+        chosen = sorted(stratified_order([kinds[index] for index in chosen], seed=seed)[:limit])
+    selection = TaskSelection(
+        path=source.path,
+        reference=reference or None,
+        split=source.split,
+        fonts=str(source.fonts) if source.fonts else None,
+        total=total,
+        planned=len(chosen),
+        stratified=stratified,
+        coarse_tokens=coarse_tokens,
+    )
+    return selection, chosen
+
+
+def stratified_order(kinds: Sequence[str], *, seed: int) -> list[int]:
+    """Return all places, so ordered that every beginning has each kind in its share, drawn by `seed`."""
+    groups: Mapping[str, list[int]] = defaultdict(list)
+    for index, kind in enumerate(kinds):
+        groups[kind].append(index)
+    ranked = []
+    for kind, group in groups.items():
+        group.sort(key=lambda index: hashlib.sha256(f"{seed}/{index}".encode()).digest())
+        ranked += [((place + 0.5) / len(group), kind, index) for place, index in enumerate(group)]
+    return [index for _, _, index in sorted(ranked)]

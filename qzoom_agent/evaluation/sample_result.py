@@ -21,7 +21,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, comp
 from qzoom_agent.config import AgentConfig, PolicyName
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.redundancy import Redundancy, count
-from qzoom_agent.evaluation.tasks.task import Score, Scorer
+from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, apply
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import digest, load_image
 from qzoom_agent.trace import Quad, Trace, Usage
@@ -147,15 +147,17 @@ class SampleResult(BaseModel):
             meta=self.meta,
         )
 
-    def rescored(self, scorers: Mapping[str, Scorer]) -> SampleResult:
+    def rescored(self, scorers: Mapping[str, Scorer | CustomScorer]) -> SampleResult:
         """The same answer, scored by these."""
         return self.model_copy(update={"scores": scored(self.answer, self.status, self.sample(), scorers)})
 
 
-def scored(answer: str | None, status: str, sample: Sample, scorers: Mapping[str, Scorer]) -> dict[str, Score]:
-    """The answer by every scorer. A failed episode has no answer, whatever it wrote before it failed."""
+def scored(
+    answer: str | None, status: str, sample: Sample, scorers: Mapping[str, Scorer | CustomScorer]
+) -> dict[str, Score]:
+    """Return the worth of an answer by every scorer. A failed episode has no answer, whatever it wrote before."""
     said = None if status == "error" else answer
-    return {name: scorer(said, sample) for name, scorer in scorers.items()}
+    return {name: apply(scorer, said, sample) for name, scorer in scorers.items()}
 
 
 def episode_seed(seed: int, sample_id: str, repeat: int = 0) -> int:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qzoom_agent.errors import MissingDependency
 
 _Floats = NDArray[np.float64]
 
@@ -55,6 +57,20 @@ class Figure(NamedTuple):
     """95 %; None where it cannot be had."""
 
 
+def require() -> Any:
+    """Return `scipy.stats`.
+
+    Raises:
+        MissingDependency: scipy is not installed.
+    """
+    try:
+        return import_module("scipy.stats")
+    except ImportError as error:
+        raise MissingDependency(
+            f'Evaluation needs scipy, which is not installed ({error}). Run: pip install "qzoom-agent[eval]"'
+        ) from None
+
+
 def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
     """Wilson's score interval for a share: `successes` of `n`.
 
@@ -67,14 +83,8 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
         raise ValueError(f"A share needs 0 <= successes <= n; got {successes} of {n}.")
     if n == 0:
         return Interval(0.0, 1.0)
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    # At the ends the exact bound is the end itself; rounding must not put the measured share outside its interval.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == n else min(1.0, centre + half)
-    return Interval(low, high)
+    found = require().binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return Interval(float(found.low), float(found.high))
 
 
 def bootstrap(
@@ -173,8 +183,7 @@ def paired(
     groups = None if clusters is None or len(set(clusters)) == len(differences) else clusters
     gained, lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     if groups is None:
-        changed = gained + lost
-        p = min(1.0, 2 * sum(math.comb(changed, k) for k in range(min(gained, lost) + 1)) / 2**changed)
+        p = float(require().binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
     else:
         p = _sign_of_mean(differences, groups, seed)
     return Paired(

@@ -383,7 +383,7 @@ def test_a_run_is_scored_again_without_a_model(play: Any, here: Path, capsys: py
     assert run("eval", "rescore", "run") == 0
     assert "accuracy (exact)" in capsys.readouterr().out
     assert run("eval", "rescore", "run", "--scorer", "nobody") == 2
-    assert "There are: exact" in capsys.readouterr().err
+    assert "Known: exact" in capsys.readouterr().err
 
 
 def test_a_judge_is_a_scorer_of_its_own(

@@ -4,8 +4,7 @@ import sys
 from pathlib import Path
 
 from qzoom_agent.data.samples import TaskSource
-from qzoom_agent.evaluation.runner import evaluate
-from qzoom_agent.evaluation.shards import Shard
+from qzoom_agent.evaluation.runner import Shard, evaluate
 from tests.evaluation.player import numbers, player
 
 if __name__ == "__main__":

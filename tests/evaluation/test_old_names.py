@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -46,8 +47,9 @@ def test_a_run_folder_of_an_earlier_version_opens_and_resumes(tmp_path: Path) ->
 
 
 def test_old_names_warn(tmp_path: Path) -> None:
-    with pytest.warns(DeprecationWarning, match="find_task"):
-        assert catalog.find_suite("vstar") is catalog.TASKS["vstar"]
+    with pytest.warns(DeprecationWarning, match=r"evaluation\.tasks\.catalog"):
+        old = importlib.import_module("qzoom_agent.evals.suites.catalog")
+    assert old.find_suite("vstar") is catalog.TASKS["vstar"] is old.SUITES["vstar"]
     results = evaluate(player(), [numbers()], out=tmp_path)
     with pytest.warns(DeprecationWarning, match=r"Results\.tasks"):
         assert results.suites is results.tasks  # type: ignore[deprecated]

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from qzoom_agent.evaluation.run_log import RunFolder
-from qzoom_agent.evaluation.runner import evaluate
-from qzoom_agent.evaluation.shards import Shard
+from qzoom_agent.evaluation.runner import Shard, evaluate
 from tests.evaluation import killing
 from tests.evaluation.player import lines, numbers, player
 from tests.evaluation.test_kill import timeless

@@ -13,8 +13,7 @@ from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.compare import compare
 from qzoom_agent.evaluation.run_log import RunFolder
-from qzoom_agent.evaluation.runner import evaluate
-from qzoom_agent.evaluation.selection import plan, stratified_order
+from qzoom_agent.evaluation.runner import evaluate, plan, stratified_order
 from qzoom_agent.evaluation.stats import bootstrap, figure, paired, standard_error, wilson
 from tests.evaluation.player import Numbers, numbers, player
 

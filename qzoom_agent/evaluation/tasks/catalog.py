@@ -1,9 +1,9 @@
-"""Every task by its name."""
+"""Every task by its name, and the doors for tasks and scorers from outside this package."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
@@ -15,35 +15,77 @@ from qzoom_agent.evaluation.tasks.hrbench import HR_BENCH
 from qzoom_agent.evaluation.tasks.mme import MME
 from qzoom_agent.evaluation.tasks.needle.tasks import NEEDLE
 from qzoom_agent.evaluation.tasks.probes import PROBES
-from qzoom_agent.evaluation.tasks.task import Task
+from qzoom_agent.evaluation.tasks.task import CustomScorer, Scorer, Task, source_of
 from qzoom_agent.evaluation.tasks.treebench import TREEBENCH
 from qzoom_agent.evaluation.tasks.vstar import VSTAR
+from qzoom_agent.extensions import find, is_reference
 
 TASKS: Final[Mapping[str, Task]] = {
     task.name: task for task in (*NEEDLE, VSTAR, *HR_BENCH, *MME, *DOCUMENTS, TREEBENCH, *PROBES)
 }
+_NEEDED: Final = ("name", "load", "scorers")
 
 
 def find_task(name: str) -> Task:
-    """The task of this name, or the user's own task in the file or folder of this path.
+    """Return a task by its name, or one from outside this package.
 
-    A name goes before a path: write ./chartqa for a folder of yours. ConfigError if it is neither.
+    Args:
+        name: A name of `TASKS`; the path of a file or folder of questions; `module:attribute`; or an entry point of
+            the group `qzoom_agent.tasks`. A name goes before a path: write ./chartqa for a folder of yours. An
+            attribute or entry point is a `Task`, an object with its attributes, or a function that returns one.
+
+    Raises:
+        ConfigError: There is no such task.
     """
     if name in TASKS:
         return TASKS[name]
     if Path(name).expanduser().exists():
         return custom_task(Path(name).expanduser())
-    close = get_close_matches(name.lower(), TASKS, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    raise ConfigError(
-        f"There is no task {name!r}, and no file or folder of that name.{hint} Tasks: {', '.join(TASKS)}."
-    )
+    close = [] if is_reference(name) else get_close_matches(name.lower(), TASKS, n=3, cutoff=0.5)
+    try:
+        found = find(name, kind="task", known=TASKS)
+    except ConfigError as error:
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise ConfigError(f"{error} A file or folder of your own questions is a task, too.{hint}") from error.__cause__
+    return replace(as_task(found, name), reference=name)
 
 
-def __getattr__(name: str) -> Any:
-    """Serve the names of earlier versions, with a warning."""
-    if name in ("SUITES", "find_suite"):
-        new = {"SUITES": "TASKS", "find_suite": "find_task"}[name]
-        warnings.warn(f"{name} is called {new}", DeprecationWarning, stacklevel=2)
-        return globals()[new]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def as_task(found: Any, name: str) -> Task:
+    """Return the task that an extension is or, called without arguments, returns.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not isinstance(found, Task) and (isinstance(found, type) or not hasattr(found, "load")) and callable(found):
+        found = found()
+    if isinstance(found, Task):
+        return found
+    missing = [attribute for attribute in _NEEDED if not hasattr(found, attribute)]
+    if missing:
+        raise ConfigError(
+            f"The task {name!r} is {type(found).__name__} without {', '.join(missing)}. Give a Task, an object with "
+            f"{', '.join(_NEEDED)}, or a function that returns one."
+        )
+    known = {key: getattr(found, key) for key in Task.__dataclass_fields__ if hasattr(found, key)}
+    return Task(**{"title": found.name} | known)
+
+
+def with_scorer(tasks: Sequence[Task], scorer: str | Scorer | CustomScorer | None) -> tuple[list[Task], str | None]:
+    """Return the tasks, with a scorer from outside this package among theirs, and the scorer's name.
+
+    Args:
+        tasks: The tasks to score.
+        scorer: The name of a scorer that one of the tasks has; `module:function`; an entry point of the group
+            `qzoom_agent.scorers`; or the function itself, which goes by its `module:name`. None: each task's first.
+
+    Raises:
+        ConfigError: There is no such scorer, or it is no function.
+    """
+    known = {name: one for task in tasks for name, one in task.scorers.items()}
+    if scorer is None or (isinstance(scorer, str) and scorer in known):
+        return list(tasks), scorer
+    name = scorer if isinstance(scorer, str) else source_of(scorer)
+    found = find(scorer, kind="scorer", known=known) if isinstance(scorer, str) else scorer
+    if not callable(found):
+        raise ConfigError(f"The scorer {name!r} is {type(found).__name__}, not a function of an answer and a sample.")
+    return [replace(task, scorers={**task.scorers, name: found}) for task in tasks], name

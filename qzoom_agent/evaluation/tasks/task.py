@@ -1,28 +1,29 @@
-"""What a task is: samples to answer, rules to score them by, and the budget they are to be answered at.
+"""The interface of tasks: samples to answer, rules to score them by, and the budget they are to be answered at.
 
-Seam between the tasks (one module or folder each under `evals/tasks`) and the runner, which knows nothing of any
-particular benchmark. A task is data: it names its scorers and, where the published figure is not the plain mean, the
-function that aggregates; everything that all tasks share (journals, statistics, reports) lives outside.
+The runner knows nothing of any particular benchmark. A task names its scorers and, where the published figure is not
+the plain mean, the function that aggregates; resuming, statistics and reports are the same for all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
 from qzoom_agent.data.samples import Sample, Samples, TaskSource
+from qzoom_agent.errors import ConfigError
 
 
 class Score(NamedTuple):
-    """What an answer is worth."""
+    """The worth of an answer."""
 
     value: float
     """0 to 1."""
     extracted: str | None
-    """What was taken for the final answer; None where none was found."""
+    """The text that was taken for the final answer; None where none was found."""
 
     @property
     def parsed(self) -> bool:
@@ -31,10 +32,12 @@ class Score(NamedTuple):
 
 Scorer = Callable[[str | None, Sample], Score]
 """A pure function of the answer's text and the sample; None (no answer came) is worth 0."""
+CustomScorer = Callable[[str, Sample], Score | float | bool]
+"""A scorer from outside this package; it is called only if an answer came."""
 
 
 class Scored(NamedTuple):
-    """What an aggregate gets of each sample."""
+    """One scored sample, as aggregates take it."""
 
     kind: str
     value: float
@@ -49,13 +52,43 @@ class Task:
     title: str
     """One line for `qzoom eval list`."""
     load: Callable[[TaskSource], Samples]
-    scorers: Mapping[str, Scorer]
+    scorers: Mapping[str, Scorer | CustomScorer]
     """By name, the default first: `faithful` is the public implementation's rule, `clean` ours where that is wrong."""
     aggregate: Callable[[Sequence[Scored]], Mapping[str, float]] | None = None
-    """The task's own published figures, where they are more than the mean and the mean by kind."""
+    """Function that returns the task's published figures, where they are more than the mean and the mean by kind."""
     coarse_tokens: tuple[int, int] | None = None
     """(least, most) visual tokens of the coarse view that the task is usually run at; None: the model's own."""
     sources: tuple[str, ...] = ()
     """Hub ids, the preferred one first."""
     columns: tuple[str, ...] = ()
     """Columns that `load` needs."""
+    reference: str = ""
+    """Name by which `find_task` finds a task from outside this package: `module:function` or an entry point."""
+
+
+def apply(scorer: Scorer | CustomScorer, answer: str | None, sample: Sample) -> Score:
+    """Return the worth of an answer by a scorer of this package or another; 0 if none came.
+
+    Raises:
+        ConfigError: The scorer returned neither a `Score` nor a number from 0 to 1.
+    """
+    if answer is None:
+        return Score(0.0, None)
+    found = scorer(answer, sample)
+    try:
+        value = float("nan") if isinstance(found, str) else float(found.value if isinstance(found, Score) else found)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise ConfigError(
+            f"The scorer {source_of(scorer)} returned {found!r} for {answer[:60]!r}. Return a Score, a bool, or a "
+            "number from 0 to 1."
+        )
+    return found if isinstance(found, Score) else Score(value, answer)
+
+
+def source_of(function: Any) -> str:
+    """Return where a function, or the class of a callable object, is defined, as `module:name`."""
+    function = function.func if isinstance(function, partial) else function
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"

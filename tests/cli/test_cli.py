@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from qzoom_agent.agent import Agent
-from qzoom_agent.cli import doctor, train
+from qzoom_agent.cli import demo, doctor, train
 from qzoom_agent.cli.console import Console, printable, table
 from qzoom_agent.cli.main import BUDGET, VERBS, main
 from qzoom_agent.cli.progress import Progress
@@ -467,6 +467,15 @@ def test_demo_writes_boards_and_reports(play: Any, tmp_path: Path, capsys: pytes
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 3
     assert str(out) in captured.err
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_demo_ships_boards_of_the_generator(number: int) -> None:
+    row = demo._shipped()[number - 1]
+    shipped = demo._sample(row, number, None)
+    drawn = demo._sample(row, number, 2)
+    assert shipped.image.tobytes() == drawn.image.tobytes()
+    assert (shipped.question, shipped.answer, shipped.boxes) == (drawn.question, drawn.answer, drawn.boxes)
 
 
 # ---- models, train, doctor -----------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def measure(recipe: GRPORecipe, by: Literal["shared", "generate"], *, rounds: in
     chosen = recipe.model_copy(
         update={
             "rollouts": recipe.rollouts.model_copy(update={"by": by}),
-            "steps": (rounds + 1) * recipe.minibatches * recipe.iterations,
+            "max_steps": (rounds + 1) * recipe.minibatches * recipe.num_iterations,
         }
     )
     seconds, written, distances = [], [], []
@@ -50,7 +50,8 @@ def measure(recipe: GRPORecipe, by: Literal["shared", "generate"], *, rounds: in
         trainer.model.train()
         for at in range(rounds + 1):
             asked = [trainer.train_dataset[at * recipe.prompts + one] for one in range(recipe.prompts)]
-            batch = trainer._generate_and_score_completions([dict(row) for row in asked for _ in range(recipe.group)])
+            rows = [dict(row) for row in asked for _ in range(recipe.num_generations)]
+            batch = trainer._generate_and_score_completions(rows)
             if not at:
                 continue
             seconds.append(trainer._metrics["train"]["rollout/seconds"][-1])
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=positive_int, default=3, help="of each way, beside the one that warms up")
     options = parser.parse_args(argv)
     recipe = load_grpo_recipe(options.config, **({} if options.model is None else {"model": options.model}))
-    print(f"{recipe.prompts} questions x {recipe.group} rollouts a round, {options.rounds} rounds each")
+    print(f"{recipe.prompts} questions x {recipe.num_generations} rollouts a round, {options.rounds} rounds each")
     found = [measure(recipe, by, rounds=options.rounds) for by in ("generate", "shared")]
     print("| turns written by | seconds a round | tokens written | tokens a second | distance |\n|---|---|---|---|---|")
     for one in found:

@@ -6,22 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.training.recipe_io import with_new_names
 
 
-def require_same(stated: Path, settings: Mapping[str, JsonValue], *, made: Path) -> None:
+def require_same(
+    stated: Path, settings: Mapping[str, JsonValue], *, made: Path, kind: type[BaseModel] | None = None
+) -> None:
     """Nothing where `stated` says these settings, or is not there.
 
     Args:
         settings: what `made` would be made with now, or some of it.
+        kind: the recipe whose keys these are; keys that it has renamed are read by their old names.
     Raises:
         ConfigError: it says others; the message shows those that differ.
     """
     if not stated.exists():
         return
     before = json.loads(stated.read_text(encoding="utf-8"))
+    if kind is not None:
+        before = with_new_names(before, kind)
     was, now = dict(_leaves(before)), dict(_leaves({**before, **json.loads(json.dumps(settings))}))
     differ = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
     if differ:
@@ -32,16 +38,24 @@ def require_same(stated: Path, settings: Mapping[str, JsonValue], *, made: Path)
         )
 
 
-def begin(stated: Path, settings: Mapping[str, JsonValue], *, made: Path, processes: PartialState) -> None:
+def begin(
+    stated: Path,
+    settings: Mapping[str, JsonValue],
+    *,
+    made: Path,
+    processes: PartialState,
+    kind: type[BaseModel] | None = None,
+) -> None:
     """Keep the settings of what is about to be made, or gone on with.
 
     Args:
         made: the folder or file that comes of it; one that was deleted may be made otherwise.
+        kind: see `require_same`.
     Raises:
         ConfigError: it was begun with others.
     """
     if made.exists():
-        require_same(stated, settings, made=made)
+        require_same(stated, settings, made=made, kind=kind)
     processes.wait_for_everyone()  # so that none of them judges what another has just begun
     if processes.is_main_process:
         stated.parent.mkdir(parents=True, exist_ok=True)

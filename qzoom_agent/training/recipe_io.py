@@ -9,6 +9,7 @@ import warnings
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from inspect import isabstract
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
@@ -190,8 +191,9 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Iterate over the sections that an annotation allows."""
-    yield from (one for one in _members(annotation) if isinstance(one, type) and issubclass(one, BaseModel))
+    """Iterate over the sections that an annotation allows, except abstract ones, whose keys are not known here."""
+    models = (one for one in _members(annotation) if isinstance(one, type) and issubclass(one, BaseModel))
+    yield from (one for one in models if not isabstract(one))
 
 
 def _parsed(text: str) -> Any:

@@ -255,7 +255,7 @@ def test_nano_goes_through_every_stage_and_each_finds_what_the_one_before_wrote(
     for name in ("coldstart", "hungry"):
         assert load_coldstart_recipe(quick / f"{name}.yaml").data[0].limit == 16
     for name in ("grpo", "accuracy", "deepeyes"):
-        assert load_grpo_recipe(quick / f"{name}.yaml").steps == 2
+        assert load_grpo_recipe(quick / f"{name}.yaml").max_steps == 2
 
 
 def test_nano_reaches_every_table_of_the_documents(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_wrong_result_is_named(values: Any) -> None:
 
 def test_a_recipe_in_yaml_keeps_its_reward(tmp_path: Path) -> None:
     entries = [{"name": "accuracy"}, {"name": NAMED, "weight": 0.1, "limit": 2}]
-    given = {"steps": 1, "needle": {"needle-hop": 1}, "rewards": entries}
+    given = {"max_steps": 1, "needle": {"needle-hop": 1}, "rewards": entries}
     (tmp_path / "grpo.yaml").write_text(safe_dump(given))
     recipe = load_grpo_recipe(tmp_path / "grpo.yaml")
     assert recipe.rewards[1](FOUR) == [0.0, 0.0, None, 1.0]
@@ -119,7 +119,7 @@ def test_a_recipe_in_yaml_keeps_its_reward(tmp_path: Path) -> None:
 
 def test_grpo_learns_from_it(tmp_path: Path) -> None:
     agent = {**AGENT, "generation": {"max_new_tokens": 6}}
-    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", agent=agent, steps=2, loss={"mask_truncated": False})
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", agent=agent, max_steps=2, loss={"mask_truncated": False})
     train(recipe, tmp_path / "out", rewards=[Constant(0.5), {"name": as_for_trl, "weight": 2.0}])
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]

@@ -125,20 +125,20 @@ def test_a_step_of_grpo(
         "from_layer": min(written.from_layer, 2),
         "protocol": written.protocol or HFBackend.load(str(model), device="cpu").protocol,
         "dtype": "float32",
-        "steps": 1,
+        "max_steps": 1,
         "prompts": 2,
-        "group": 2,
-        "batch": 2,
+        "num_generations": 2,
+        "per_device_train_batch_size": 2,
         "minibatches": 1,
         "learning_rate": 1e-2,
         "warmup_steps": 0,
-        "workers": 0,
+        "dataloader_num_workers": 0,
         "save_steps": 50,
         "agent": agent,
         "data": local(written.data, tmp_path / "rows"),
         "judge": None if written.judge is None else server,
         # a random model is never right and never ends its turn, so that only the entropy has a gradient
-        "loss": {**written.loss.model_dump(), "entropy": 0.1, "mask_truncated": False},
+        "loss": {**written.loss.model_dump(), "entropy_coef": 0.1, "mask_truncated": False},
     }
     recipe = load_grpo_recipe(path, **changes)
     final = grpo.train(recipe, tmp_path / "out")

@@ -170,7 +170,7 @@ def test_a_bad_recipe_says_what_is_wrong(tmp_path: Path, text: str, said: str) -
 def test_grpo_takes_another_seed(capsys: pytest.CaptureFixture[str]) -> None:
     assert grpo.main(["--config", str(FOLDER / "nano" / "grpo.yaml"), "--seed", "1", "--steps", "3", "--dry-run"]) == 0
     printed = safe_load(capsys.readouterr().out.partition("\nmodel  ")[0])
-    assert (printed["seed"], printed["steps"]) == (1, 3)
+    assert (printed["seed"], printed["max_steps"]) == (1, 3)
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:

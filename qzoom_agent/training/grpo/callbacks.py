@@ -8,7 +8,7 @@ matters, and `WarningCallback` says so once when one of them leaves what is heal
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qzoom_agent.report.episode import write_report
 from qzoom_agent.trace import by_digest
-from qzoom_agent.training.grpo.resume import keep_lines
 from qzoom_agent.training.rewards import Accuracy, Rollout
 from qzoom_agent.views import ViewStore
 
@@ -212,3 +211,21 @@ class WarningCallback(TrainerCallback):
         print(f"warning at step {step}: {text}", flush=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "warning": text}) + "\n")
+
+
+def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Drop the other lines of a JSON-lines file, and one that was cut off; return those that are kept."""
+    if not path.exists():
+        return []
+    found: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # being written when the run was killed
+            continue
+        if keep(line):
+            found.append(line)
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(line) + "\n" for line in found), encoding="utf-8")
+    part.replace(path)
+    return found

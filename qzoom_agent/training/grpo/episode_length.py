@@ -109,11 +109,12 @@ def accumulation(recipe: GRPORecipe, processes: int) -> int:
     if processes < 1:
         raise ConfigError(f"There cannot be {processes} devices. Give 1 or more.")
     require_room_for_groups(recipe.prompts, processes)
-    share, left = divmod(recipe.prompts * recipe.group, recipe.batch * processes * recipe.minibatches)
+    rows, batch = recipe.prompts * recipe.num_generations, recipe.per_device_train_batch_size
+    share, left = divmod(rows, batch * processes * recipe.minibatches)
     if left:
         raise ConfigError(
-            f"{recipe.prompts} prompts x {recipe.group} rollouts do not divide into {recipe.minibatches} minibatches "
-            f"of batches of {recipe.batch} on {processes} devices. Change prompts or batch."
+            f"{recipe.prompts} prompts x {recipe.num_generations} rollouts do not divide into {recipe.minibatches} "
+            f"minibatches of batches of {batch} on {processes} devices. Change prompts or per_device_train_batch_size."
         )
     return share
 
@@ -131,22 +132,23 @@ def describe(recipe: GRPORecipe, *, processes: int = 1) -> str:
     config = config.replace(policy=config.policy_for(perceives=_perceives(recipe)))
     views = config.budget.view_budget(preset.budget or UNKNOWN_BUDGET)
     need = longest(config, views)
-    rows = recipe.prompts * recipe.group
+    rows = recipe.prompts * recipe.num_generations
     rounds = recipe.rounds
     typical = views.coarse_max_tokens + views.crop_max_tokens
     lines = [
         f"model        {recipe.model} ({preset.source})",
         f"trained      {_trained(recipe)}",
         f"policy       {config.policy}",
-        f"steps        {recipe.steps}, {rounds} rounds of rollouts",
-        f"a round      {recipe.prompts} questions x {recipe.group} rollouts = {rows} episodes",
-        f"a step       {rows // recipe.minibatches} episodes, {share} batches of {recipe.batch} on {where}",
+        f"steps        {recipe.max_steps}, {rounds} rounds of rollouts",
+        f"a round      {recipe.prompts} questions x {recipe.num_generations} rollouts = {rows} episodes",
+        f"a step       {rows // recipe.minibatches} episodes, {share} batches of "
+        f"{recipe.per_device_train_batch_size} on {where}",
         f"episodes     {rounds * rows} in all, about {rounds * rows * typical / 1e6:.1f} M visual tokens",
         f"longest      {need.total} tokens: prompt {need.prompt}, written {need.written}, crops {need.crops}, "
         f"text between {need.between} (the tokenizer will count the text)",
         f"rollouts     {recipe.rollouts.by}" + (", vLLM " + recipe.rollouts.vllm.mode if recipe.rollouts.vllm else ""),
         "rewards      " + ", ".join(f"{one.weight:g} x {one.name}" for one in recipe.rewards),
-        f"loss         {recipe.loss.name}",
+        f"loss         {recipe.loss.loss_type}",
     ]
     if preset.memory_gb:
         lines.append(f"memory       {preset.memory_gb:g} GB for the weights in bfloat16, and training's own")

@@ -1,21 +1,23 @@
-"""What `qzoom train grpo` does, as a YAML file.
+"""The recipe of `qzoom train grpo`, a YAML file.
 
     model: nano
-    steps: 200
+    max_steps: 200
     prompts: 8
-    group: 8
+    num_generations: 8
     needle: {needle-hop: 0.5, needle-scene: 0.5}
     agent: {policy: explicit, budget: {max_turns: 4}}
     rewards:
       - {name: accuracy}
       - {name: crop-price, weight: 0.5}
 
-`agent` is an ordinary agent configuration: the same file section decides inference, evaluation and training. Settings
-of TRL that have no name here go under `trl`. Defaults of `loss` follow the papers named there.
+Keys that TRL's `GRPOConfig` has are named as there; those that have no name here go under `trl`. `agent` is an ordinary
+agent configuration. `gradient_accumulation_steps` and `steps_per_generation` follow from `prompts`, `minibatches` and
+the number of devices, so that a recipe means the same on any number of them.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 from transformers.trainer_utils import SchedulerType
@@ -43,34 +45,35 @@ CISPO 2506.13585 with the bound of ScaleRL, 2510.13786; of BNPO (beta-normalised
 
 
 class Loss(Section):
-    """What is minimised."""
+    """The loss, with TRL's names."""
 
-    name: LossName = "dapo"
+    renamed: ClassVar[Mapping[str, str]] = {
+        "name": "loss_type",
+        "entropy": "entropy_coef",
+        "scale": "scale_rewards",
+        "aggregate": "multi_objective_aggregation",
+    }
+    loss_type: LossName = "dapo"
+    """TRL's, or `gspo`: TRL's `grpo` with importance sampling over sequences."""
     epsilon: float | None = Field(default=None, gt=0)
     """Lower clip; None: the paper's."""
     epsilon_high: float | None = Field(default=None, gt=0)
     """Upper clip; None: the paper's."""
     beta: float = Field(default=0.0, ge=0)
     """Weight of the divergence from the model at the start; above 0 keeps a copy of it in memory (not with LoRA)."""
-    entropy: float = 0.0
+    entropy_coef: float = 0.0
     """Weight of an entropy bonus."""
-    scale: Literal["group", "batch", "none"] | None = None
-    """What rewards are divided by; None: the paper's, mostly the group's deviation."""
-    aggregate: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    scale_rewards: Literal["group", "batch", "none"] | None = None
+    """Deviation that rewards are divided by; None: the paper's, mostly the group's."""
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     """Add rewards and compare within the group, or compare each by itself first (GDPO), so that small terms survive."""
     mask_truncated: bool = True
     """Learn nothing from rollouts that were cut off or ran out of turns."""
 
     def settings(self) -> dict[str, Any]:
-        """As TRL calls them."""
-        own = {"epsilon": self.epsilon, "epsilon_high": self.epsilon_high, "scale_rewards": self.scale}
-        return {
-            **LOSSES[self.name],
-            **{key: value for key, value in own.items() if value is not None},
-            "beta": self.beta,
-            "entropy_coef": self.entropy,
-            "multi_objective_aggregation": self.aggregate,
-        }
+        """Return the keys of `GRPOConfig`, those of the paper where none are given."""
+        own = self.model_dump(exclude={"loss_type", "mask_truncated"}, exclude_none=True)
+        return {**LOSSES[self.loss_type], **own}
 
 
 class LoRA(Section):
@@ -103,7 +106,7 @@ class VLLM(Section):
         return self
 
     def settings(self) -> dict[str, Any]:
-        """As TRL calls them."""
+        """Return the keys of `GRPOConfig`."""
         return {
             "use_vllm": True,
             "vllm_mode": self.mode,
@@ -146,8 +149,19 @@ class Watch(Section):
 
 
 class GRPORecipe(Section):
-    """What one run does."""
+    """The recipe of one run."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "steps": "max_steps",
+        "group": "num_generations",
+        "batch": "per_device_train_batch_size",
+        "iterations": "num_iterations",
+        "attention": "attn_implementation",
+        "schedule": "lr_scheduler_type",
+        "mixed_precision": "bf16",
+        "log_steps": "logging_steps",
+        "workers": "dataloader_num_workers",
+    }
     model: str = "nano"
     """Preset, hub id or folder."""
     protocol: str | None = None
@@ -156,19 +170,19 @@ class GRPORecipe(Section):
     """Folder of branches to use and ship with it; None: the model's own, if any."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the weights."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
     seed: int = Field(default=0, ge=0, lt=1000)
-    steps: int = Field(gt=0)
+    max_steps: int = Field(gt=0)
     """Optimizer steps."""
     prompts: int = Field(default=8, gt=0)
     """Questions of one round of rollouts, over all devices."""
-    group: int = Field(default=8, ge=2)
+    num_generations: int = Field(default=8, ge=2)
     """Rollouts of each question."""
-    batch: int = Field(default=8, gt=0)
+    per_device_train_batch_size: int = Field(default=8, gt=0)
     """Rollouts in one forward and backward pass on a device."""
     minibatches: int = Field(default=1, gt=0)
     """Optimizer steps that one round of rollouts is divided into."""
-    iterations: int = Field(default=1, gt=0)
+    num_iterations: int = Field(default=1, gt=0)
     """Times that each round is learned from."""
     needle: dict[NeedleTask, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
     """Shares of the needle tasks, drawn without end."""
@@ -177,7 +191,7 @@ class GRPORecipe(Section):
     agent: dict[str, Any] = Field(default={})
     """Configuration of the agent that runs the episodes."""
     rewards: list[RewardEntry] = Field(default=[Accuracy()])
-    """What is rewarded, or the name of a published list (deepeyes, visionthink, ...)."""
+    """A list, see `reward_list`, or the name of a published one (deepeyes, visionthink, ...)."""
     judge: str | None = None
     """Base URL of an OpenAI-compatible server that judges free-form answers, where `accuracy` is `judged: true`."""
     judge_model: str = "default"
@@ -185,7 +199,7 @@ class GRPORecipe(Section):
     """Environment variable with the key of that server; one of your own needs none."""
     loss: Loss = Loss()
     learning_rate: float = Field(default=1e-6, gt=0)
-    schedule: SchedulerType = SchedulerType.CONSTANT_WITH_WARMUP
+    lr_scheduler_type: SchedulerType = SchedulerType.CONSTANT_WITH_WARMUP
     warmup_steps: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
     adam_beta2: float = Field(default=0.999, gt=0, lt=1)
@@ -195,19 +209,19 @@ class GRPORecipe(Section):
     from_layer: int = Field(default=0, ge=0)
     """Lowest decoder layer that is trained. From a layer up that branches leave at, what they read stays as it is."""
     lora: LoRA | None = None
-    mixed_precision: bool = False
+    bf16: bool = False
     """bfloat16 products over float32 weights."""
     gradient_checkpointing: bool = False
     max_completion_length: int | None = Field(default=None, gt=0)
     """Most tokens after the opening, crops included; None: what the budgets can come to."""
     rollouts: Rollouts = Rollouts()
     watch: Watch = Watch()
-    log_steps: int = Field(default=1, gt=0)
+    logging_steps: int = Field(default=1, gt=0)
     save_steps: int = Field(default=50, gt=0)
     """Steps between checkpoints, rounded up to whole rounds of rollouts; a killed run loses at most these."""
     report_to: str = "none"
     """A tracker of transformers: tensorboard, wandb, trackio, ..."""
-    workers: int = Field(default=0, ge=0)
+    dataloader_num_workers: int = Field(default=0, ge=0)
     """Processes that read and draw images."""
     trl: dict[str, Any] = Field(default={})
     """Further settings of TRL's GRPOConfig, by its names."""
@@ -256,16 +270,17 @@ class GRPORecipe(Section):
             )
         if self.from_layer and self.tower:
             raise ValueError("from_layer keeps what lies below a layer as it is, and the vision tower lies below all")
-        rows = self.prompts * self.group
-        if rows % (self.batch * self.minibatches):
+        rows = self.prompts * self.num_generations
+        if rows % (self.per_device_train_batch_size * self.minibatches):
             raise ValueError(
-                f"{self.prompts} prompts x {self.group} rollouts are {rows} rows, which do not divide into "
-                f"{self.minibatches} minibatches of whole batches of {self.batch}"
+                f"{self.prompts} prompts x {self.num_generations} rollouts are {rows} rows, which do not divide into "
+                f"{self.minibatches} minibatches of whole batches of {self.per_device_train_batch_size}"
             )
-        if left := self.steps % self.steps_of_round:
+        if left := self.max_steps % self.steps_of_round:
+            more = self.max_steps - left + self.steps_of_round
             raise ValueError(
-                f"each round of rollouts is learned from in {self.steps_of_round} steps (minibatches x iterations), so "
-                f"{self.steps} steps would end within one. Set steps to {self.steps - left + self.steps_of_round}"
+                f"each round of rollouts is learned from in {self.steps_of_round} steps (minibatches x "
+                f"num_iterations), so {self.max_steps} steps would end within one. Set max_steps to {more}"
             )
         return self
 
@@ -278,14 +293,14 @@ class GRPORecipe(Section):
     @property
     def steps_of_round(self) -> int:
         """Optimizer steps that learn from one round of rollouts."""
-        return self.minibatches * self.iterations
+        return self.minibatches * self.num_iterations
 
     @property
     def rounds(self) -> int:
         """Rounds of rollouts in a run."""
-        return self.steps // self.steps_of_round
+        return self.max_steps // self.steps_of_round
 
 
-def load_grpo_recipe(path: Path, **changes: Any) -> GRPORecipe:
+def load_grpo_recipe(path: Path, *, overrides: Sequence[str] = (), **changes: Any) -> GRPORecipe:
     """Read a recipe; see `read_recipe`."""
-    return read_recipe(path, GRPORecipe, **changes)
+    return read_recipe(path, GRPORecipe, overrides=overrides, **changes)

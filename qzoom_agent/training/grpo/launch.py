@@ -5,8 +5,8 @@
     qzoom train grpo --config ... --model runs/coldstart/final     (another model than the recipe's)
     accelerate launch --config_file rl/recipes/accelerate/zero2.yaml -m qzoom_agent.training.grpo --config ...
 
-A run that was killed goes on from its last checkpoint when it is started again with the same recipe (of which `steps`,
-`watch`, `log_steps` and `report_to` may change). The output folder gets
+A run that was killed goes on from its last checkpoint when it is started again with the same recipe (of which
+`max_steps`, `watch`, `logging_steps` and `report_to` may change). The output folder gets
 
     recipe.yaml          the resolved recipe
     log.jsonl            every metric, and warnings
@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import PrinterCallback
@@ -40,8 +40,10 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.policy import LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.protocols import get_protocol
+from qzoom_agent.training import recipe_io
 from qzoom_agent.training.branches.fitting import last_checkpoint
 from qzoom_agent.training.branches.sharded_table import launched_in_bfloat16, together
+from qzoom_agent.training.fingerprint import begin, require_same
 from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback, WarningCallback
 from qzoom_agent.training.grpo.checks import (
     ProbeConversation,
@@ -57,12 +59,15 @@ from qzoom_agent.training.grpo.environment import ZoomEnv
 from qzoom_agent.training.grpo.episode_length import QUESTION_TEXT, accumulation, describe, longest, require_room
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, LoRA, load_grpo_recipe
 from qzoom_agent.training.grpo.question_rows import load_rows
-from qzoom_agent.training.grpo.resume import keep_recipe, require_same_recipe
 from qzoom_agent.training.grpo.trainer import EpisodeTrainer, ZoomTrainer
 from qzoom_agent.training.recipe_io import add_recipe_arguments
 from qzoom_agent.training.reward_list import accuracy_of, build, read_reward
 from qzoom_agent.training.rewards import Judge, awaited
 from qzoom_agent.training.trackers import require_tracker
+
+FREE: Final = {"max_steps", "watch", "logging_steps", "report_to"}
+"""Keys that may change when a run is resumed."""
+_SETTINGS: Final = "settings.json"
 
 
 def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = None) -> Path:
@@ -150,7 +155,7 @@ def load_model(recipe: GRPORecipe) -> HFBackend:
         recipe.model, device="cpu", dtype=recipe.dtype, protocol=recipe.protocol, branches=recipe.branches
     )
     require_family(backend.model.config)
-    backend.model.set_attn_implementation(recipe.attention)
+    backend.model.set_attn_implementation(recipe.attn_implementation)
     backend.processor.tokenizer.padding_side = "left"
     for name, weight in backend.model.named_parameters():
         weight.requires_grad_(recipe.tower or ".visual." not in f".{name}")
@@ -217,42 +222,64 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
     settings: dict[str, Any] = {
         "output_dir": str(output),
         "seed": recipe.seed,
-        "max_steps": recipe.steps,
-        "per_device_train_batch_size": recipe.batch,
+        "max_steps": recipe.max_steps,
+        "per_device_train_batch_size": recipe.per_device_train_batch_size,
         "gradient_accumulation_steps": share,
         "steps_per_generation": share * recipe.minibatches,
-        "num_generations": recipe.group,
-        "num_iterations": recipe.iterations,
+        "num_generations": recipe.num_generations,
+        "num_iterations": recipe.num_iterations,
         "shuffle_dataset": False,  # the rows are in order, and TRL's own order is another after a resume
         "max_completion_length": completion,
         "max_tool_calling_iterations": recipe.agent_config().budget.max_turns,
         "temperature": recipe.rollouts.temperature,
         "top_p": recipe.rollouts.top_p,
         "learning_rate": recipe.learning_rate,
-        "lr_scheduler_type": recipe.schedule,
+        "lr_scheduler_type": recipe.lr_scheduler_type,
         "warmup_steps": recipe.warmup_steps,
         "weight_decay": recipe.weight_decay,
         "adam_beta2": recipe.adam_beta2,
         "max_grad_norm": recipe.max_grad_norm,
         "reward_weights": [one.weight for one in recipe.rewards],
-        "bf16": recipe.mixed_precision or launched_in_bfloat16(),
+        "bf16": recipe.bf16 or launched_in_bfloat16(),
         "gradient_checkpointing": recipe.gradient_checkpointing,
         "use_cpu": not torch.cuda.is_available(),
-        "logging_steps": recipe.log_steps,
+        "logging_steps": recipe.logging_steps,
         "save_steps": recipe.steps_of_round * -(-recipe.save_steps // recipe.steps_of_round),
         "report_to": recipe.report_to,
-        "dataloader_num_workers": recipe.workers,
+        "dataloader_num_workers": recipe.dataloader_num_workers,
         "remove_unused_columns": False,
         **recipe.loss.settings(),
         **(recipe.rollouts.vllm.settings() if recipe.rollouts.vllm else {}),
     }
     if taken := sorted(settings.keys() & recipe.trl.keys()):
         raise ConfigError(
-            f"The recipe's `trl` sets {', '.join(taken)}, which follows from keys of its own (batch, group, steps, "
-            "rollouts, loss, ...). Set those, and leave it out of `trl`."
+            f"The recipe's `trl` sets {', '.join(taken)}, which follows from keys of its own (prompts, rollouts, "
+            "loss, ...). Set those, and leave it out of `trl`."
         )
     with refused_by_trl():
         return GRPOConfig(**{**free, **recipe.trl, **settings})
+
+
+def keep_recipe(recipe: GRPORecipe, output: Path) -> None:
+    """Write the recipe into the output folder.
+
+    Raises:
+        ConfigError: It holds checkpoints of another recipe; the message names the keys that differ.
+    """
+    processes, made = together(), output if last_checkpoint(output) else output / "checkpoint"
+    settings = recipe.model_dump(mode="json", exclude=FREE)
+    begin(output / _SETTINGS, settings, made=made, processes=processes, kind=GRPORecipe)
+    if processes.is_main_process:
+        recipe_io.keep_recipe(recipe, output)
+
+
+def require_same_recipe(recipe: GRPORecipe, output: Path) -> None:
+    """Check that the run in `output` is one of this recipe.
+
+    Raises:
+        ConfigError: It is one of another; the message names the keys that differ.
+    """
+    require_same(output / _SETTINGS, recipe.model_dump(mode="json", exclude=FREE), made=output, kind=GRPORecipe)
 
 
 def _processes() -> int:
@@ -312,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="another seed than the recipe's")
     parser.add_argument("--devices", type=positive_int, default=1, help="for --dry-run: how many devices there will be")
     options = parser.parse_args(argv)
-    given = {"model": options.model, "branches": options.branches, "steps": options.steps, "seed": options.seed}
+    given = {"model": options.model, "branches": options.branches, "max_steps": options.steps, "seed": options.seed}
     changes = {key: value for key, value in given.items() if value is not None}
     recipe = load_grpo_recipe(options.config, overrides=options.overrides, **changes)
     if options.dry_run:

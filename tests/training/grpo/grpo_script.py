@@ -49,10 +49,10 @@ def tiny_recipe(folder: Path, family: Family, **changes: Any) -> GRPORecipe:
     model = build(family, folder / family, max_position_embeddings=16384)
     given: dict[str, Any] = {
         "model": str(model),
-        "steps": 1,
+        "max_steps": 1,
         "prompts": 2,
-        "group": 2,
-        "batch": 2,
+        "num_generations": 2,
+        "per_device_train_batch_size": 2,
         "data": [{"path": str(questions(folder / "questions"))}],
         "agent": AGENT,
         "learning_rate": 1e-3,

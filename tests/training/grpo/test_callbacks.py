@@ -44,7 +44,7 @@ def test_accuracy_is_by_the_recipes_judge() -> None:
 
 def test_a_judge_is_tried_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {
-        "steps": 1,
+        "max_steps": 1,
         "needle": {"needle-hop": 1.0},
         "rewards": [{"name": "accuracy", "judged": True}],
     }

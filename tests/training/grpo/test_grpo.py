@@ -100,7 +100,15 @@ def test_a_random_model_is_learned_from_with_the_tokens_it_sampled(tmp_path: Pat
 def test_what_is_rewarded_is_said_more_often(tmp_path: Path) -> None:
     """The whole way from a reward to the weights, by its sign: half of a random model's tokens have an even id."""
     agent = {**AGENT, **SHORT, "policy": "direct"}
-    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", agent=agent, steps=30, group=8, batch=16, learning_rate=1e-2)
+    recipe = tiny_recipe(
+        tmp_path,
+        "qwen2_5_vl",
+        agent=agent,
+        max_steps=30,
+        num_generations=8,
+        per_device_train_batch_size=16,
+        learning_rate=1e-2,
+    )
     trainer = make_trainer(recipe, tmp_path / "out")
     assert isinstance(trainer, EpisodeTrainer)
     shares: list[float] = []
@@ -119,14 +127,15 @@ def test_what_is_rewarded_is_said_more_often(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "rounds"), [(3, {"save_steps": 2}), (4, {"minibatches": 2, "batch": 1}), (4, {"iterations": 2})]
+    ("steps", "rounds"),
+    [(3, {"save_steps": 2}), (4, {"minibatches": 2, "per_device_train_batch_size": 1}), (4, {"num_iterations": 2})],
 )
 def test_a_killed_run_goes_on_where_it_was(
     steps: int, rounds: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some steps, a kill in the last and the rest end with the weights of all in one go."""
-    more = {"agent": {**AGENT, **SHORT}, "loss": {"entropy": 0.1}, "tower": False, "save_steps": 1}
-    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", steps=steps, **{**more, **rounds})
+    more = {"agent": {**AGENT, **SHORT}, "loss": {"entropy_coef": 0.1}, "tower": False, "save_steps": 1}
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", max_steps=steps, **{**more, **rounds})
     train(recipe, tmp_path / "whole")
     trainer = make_trainer(recipe, tmp_path / "torn")
     compute = trainer._compute_loss

@@ -32,12 +32,11 @@ from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCall
 from qzoom_agent.training.grpo.engine import GeneratedTurn, SharedDecoder, draw
 from qzoom_agent.training.grpo.episode_length import longest, require_room
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
-from qzoom_agent.training.grpo.launch import make_trainer
+from qzoom_agent.training.grpo.launch import keep_recipe, make_trainer
 from qzoom_agent.training.grpo.question_rows import FIRST_SEED, SEEDS_A_RUN, load_rows
-from qzoom_agent.training.grpo.resume import keep_recipe
 from qzoom_agent.training.grpo.rollouts import RecordedTurn, RolloutBackend, RolloutScheduler, play, tokens_of
 from qzoom_agent.training.grpo.trainer import trimmed
-from qzoom_agent.training.rewards import Rollout
+from qzoom_agent.training.rewards import Accuracy, Rollout
 from qzoom_agent.training.trackers import require_tracker
 from qzoom_agent.views import ViewStore
 from tests.tiny_models import QWEN_TEMPLATE, Family, build
@@ -102,7 +101,15 @@ def test_an_episode_whose_question_is_too_long_is_named(tiny: HFBackend) -> None
 
 
 def test_a_question_without_room_is_refused_before_any_training(tiny: HFBackend, tmp_path: Path) -> None:
-    given = {"model": tiny.name, "steps": 1, "prompts": 2, "group": 2, "batch": 2, "needle": {}, "agent": SHORT}
+    given = {
+        "model": tiny.name,
+        "max_steps": 1,
+        "prompts": 2,
+        "num_generations": 2,
+        "per_device_train_batch_size": 2,
+        "needle": {},
+        "agent": SHORT,
+    }
     source = {"path": str(questions(tmp_path / "table")), "suffix": " Answer in a word."}
     make_trainer(recipe(**given, data=[{"path": "needle"}, source]), tmp_path / "out")
     rows = list(Dataset.load_from_disk(source["path"]))
@@ -377,7 +384,9 @@ def test_episodes_are_kept_although_rounds_begin_between_the_steps(
 
 def recipe(**changes: Any) -> GRPORecipe:
     return GRPORecipe.model_validate(
-        {"steps": 4, "prompts": 2, "group": 2, "needle": {"needle-hop": 1.0}} | {"batch": 2} | changes
+        {"max_steps": 4, "prompts": 2, "num_generations": 2, "needle": {"needle-hop": 1.0}}
+        | {"per_device_train_batch_size": 2}
+        | changes
     )
 
 
@@ -403,22 +412,34 @@ def test_questions_of_other_sources_keep_all_their_answers(tmp_path: Path) -> No
     ("text", "said"),
     [
         ("needle: {needle-hop: 1.0}", r"steps\s+Field required"),
-        ("steps: 1", "give one of them"),
-        ("steps: 1\nneedle: {needle-hop: 1}\nprompts: 3\ngroup: 3\nbatch: 2", "9 rows, which do not divide"),
-        ("steps: 1\nneedle: {needle-hop: 1}\nrewards: [{name: charm}]", "charm"),
-        ("steps: 1\nneedle: {needle-hop: 1}\nrewards: charm", "no published list 'charm'"),
-        ("steps: 1\nneedle: {needle-hop: 1}\nrewards: deepeyes\njudge: http://one/v1", "only `judge` is given"),
+        ("max_steps: 1", "give one of them"),
         (
-            "steps: 1\nneedle: {needle-hop: 1}\nrewards: [{name: accuracy, judged: true}]",
+            "max_steps: 1\nneedle: {needle-hop: 1}\nprompts: 3\nnum_generations: 3\nper_device_train_batch_size: 2",
+            "9 rows, which do not divide",
+        ),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\nrewards: [{name: charm}]", "charm"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\nrewards: charm", "no published list 'charm'"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\nrewards: deepeyes\njudge: http://one/v1", "only `judge` is given"),
+        (
+            "max_steps: 1\nneedle: {needle-hop: 1}\nrewards: [{name: accuracy, judged: true}]",
             "only `judged: true` is given",
         ),
-        ("steps: 1\nneedle: {needle-hop: 1}\nagent: {polcy: direct}", "Did you mean 'policy'"),
-        ("steps: 1\nneedle: {needle-hop: 1}\nagent: {seed: 3}", "said elsewhere"),
-        ("steps: 1\nneedle: {needle-hop: 1}\nrollouts: {vllm: {}}", "by: generate"),
-        ("steps: 1\nneedle: {needle-hop: 1}\nrollouts: {by: generate, vllm: {mode: colocate}}", "expands them again"),
-        ("steps: 1\nneedle: {needle-hop: 1}\ntrl: {use_vllm: true}", "said elsewhere"),
-        ("steps: 5\nneedle: {needle-hop: 1}\niterations: 2", "5 steps would end within one. Set steps to 6"),
-        ("steps: 1\nneedle: {needle-hop: 1}\ntrl: {vllm_importance_sampling_correction: false}", "nobody could tell"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\nagent: {polcy: direct}", "Did you mean 'policy'"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\nagent: {seed: 3}", "said elsewhere"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\nrollouts: {vllm: {}}", "by: generate"),
+        (
+            "max_steps: 1\nneedle: {needle-hop: 1}\nrollouts: {by: generate, vllm: {mode: colocate}}",
+            "expands them again",
+        ),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {use_vllm: true}", "said elsewhere"),
+        (
+            "max_steps: 5\nneedle: {needle-hop: 1}\nnum_iterations: 2",
+            "5 steps would end within one. Set max_steps to 6",
+        ),
+        (
+            "max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {vllm_importance_sampling_correction: false}",
+            "nobody could tell",
+        ),
     ],
 )
 def test_a_bad_recipe_says_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
@@ -429,14 +450,14 @@ def test_a_bad_recipe_says_what_is_wrong(tmp_path: Path, text: str, said: str) -
 
 
 def test_losses_are_those_of_their_papers() -> None:
-    gspo = recipe(loss={"name": "gspo", "epsilon": 1e-3}).loss.settings()
+    gspo = recipe(loss={"loss_type": "gspo", "epsilon": 1e-3}).loss.settings()
     assert gspo["importance_sampling_level"] == "sequence" and gspo["epsilon"] == 1e-3 and gspo["epsilon_high"] == 4e-4
-    assert recipe(loss={"name": "dr_grpo"}).loss.settings()["scale_rewards"] == "none"
+    assert recipe(loss={"loss_type": "dr_grpo"}).loss.settings()["scale_rewards"] == "none"
 
 
 def test_a_dry_run_prints_the_recipe_and_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "grpo.yaml"
-    path.write_text("steps: 40\nneedle: {needle-hop: 1}\nminibatches: 2\nrewards: visionthink\n")
+    path.write_text("max_steps: 40\nneedle: {needle-hop: 1}\nminibatches: 2\nrewards: visionthink\n")
     assert run.main(["--config", str(path), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "policy       implicit" in printed  # as nano would answer, too
@@ -456,14 +477,14 @@ def test_a_dry_run_prints_the_recipe_and_the_plan(tmp_path: Path, capsys: pytest
 )
 def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "grpo.yaml"
-    path.write_text(f"steps: 40\nneedle: {{needle-hop: 1}}\n{text}\n")
+    path.write_text(f"max_steps: 40\nneedle: {{needle-hop: 1}}\n{text}\n")
     with pytest.raises(ConfigError, match=said):
         run.main(["--config", str(path), "--dry-run"])
 
 
 def test_a_dry_run_says_what_this_machine_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "grpo.yaml"
-    path.write_text("steps: 40\nneedle: {needle-hop: 1}\nrollouts: {by: generate, vllm: {}}\n")
+    path.write_text("max_steps: 40\nneedle: {needle-hop: 1}\nrollouts: {by: generate, vllm: {}}\n")
     assert run.main(["--config", str(path), "--dry-run"]) == 0
     assert "missing      rollouts.vllm needs vLLM" in capsys.readouterr().out
 
@@ -477,7 +498,7 @@ def test_a_dry_run_says_what_this_machine_lacks(tmp_path: Path, capsys: pytest.C
 )
 def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path, devices: int, said: str) -> None:
     path = tmp_path / "grpo.yaml"
-    path.write_text("steps: 40\nneedle: {needle-hop: 1}\nbatch: 16\n")
+    path.write_text("max_steps: 40\nneedle: {needle-hop: 1}\nper_device_train_batch_size: 16\n")
     with pytest.raises(ConfigError, match=said):
         run.main(["--config", str(path), "--dry-run", "--devices", str(devices)])
 
@@ -493,7 +514,7 @@ def test_a_tracker_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_branches_can_be_given_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "grpo.yaml"
-    path.write_text("steps: 40\nneedle: {needle-hop: 1}\n")
+    path.write_text("max_steps: 40\nneedle: {needle-hop: 1}\n")
     assert run.main(["--config", str(path), "--branches", "some/folder", "--dry-run"]) == 0
     assert "branches: some/folder" in capsys.readouterr().out
 
@@ -526,13 +547,13 @@ def test_modules_say_what_is_missing_without_a_traceback(
 
 def test_a_finished_run_is_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out" / "final").mkdir(parents=True)
-    (tmp_path / "grpo.yaml").write_text("steps: 40\nneedle: {needle-hop: 1}\n")
+    (tmp_path / "grpo.yaml").write_text("max_steps: 40\nneedle: {needle-hop: 1}\n")
     assert run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")]) == 0
     assert f"Delete {tmp_path / 'out'} to train again" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_not_passed_off_as_one_of_another_recipe(tmp_path: Path) -> None:
-    (tmp_path / "grpo.yaml").write_text("model: nano\nsteps: 40\nneedle: {needle-hop: 1}\n")
+    (tmp_path / "grpo.yaml").write_text("model: nano\nmax_steps: 40\nneedle: {needle-hop: 1}\n")
     keep_recipe(recipe(model="other"), tmp_path / "out")
     (tmp_path / "out" / "final").mkdir()
     with pytest.raises(ConfigError, match=r"out was begun with other settings .*model: 'other', now 'nano'"):
@@ -540,7 +561,7 @@ def test_a_finished_run_is_not_passed_off_as_one_of_another_recipe(tmp_path: Pat
 
 
 def test_an_output_that_is_a_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "grpo.yaml").write_text("steps: 40\nneedle: {needle-hop: 1}\n")
+    (tmp_path / "grpo.yaml").write_text("max_steps: 40\nneedle: {needle-hop: 1}\n")
     (tmp_path / "out").write_text("")
     with pytest.raises(ConfigError, match="Cannot write into"):
         run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")])
@@ -567,7 +588,7 @@ def test_further_settings_of_trl_change_none_of_the_recipes_own(
 
 
 def test_checkpoints_are_written_between_rounds(tmp_path: Path) -> None:
-    config = run.trl_config(recipe(steps=12, iterations=3, save_steps=4), tmp_path, completion=64)
+    config = run.trl_config(recipe(max_steps=12, num_iterations=3, save_steps=4), tmp_path, completion=64)
     assert config.save_steps == 6
 
 
@@ -576,7 +597,7 @@ def test_the_precision_is_that_of_the_launch(launched: str, tmp_path: Path, monk
     """DeepSpeed compares both and refuses others."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
     assert run.trl_config(recipe(), tmp_path, completion=64).bf16 == (launched == "bf16")
-    assert run.trl_config(recipe(mixed_precision=True), tmp_path, completion=64).bf16
+    assert run.trl_config(recipe(bf16=True), tmp_path, completion=64).bf16
 
 
 def checkpoint(output: Path, step: int) -> None:
@@ -592,13 +613,41 @@ def test_a_run_goes_on_under_its_own_recipe_only(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"other settings \(model: 'two', now 'one'; seed: 0, now 7\)"):
         keep_recipe(recipe(model="one", seed=7), tmp_path)
     assert load_grpo_recipe(tmp_path / "recipe.yaml").model == "two"
-    keep_recipe(recipe(model="two", steps=9, watch={"every": 3}, log_steps=2, report_to="wandb"), tmp_path)
-    assert load_grpo_recipe(tmp_path / "recipe.yaml").steps == 9
+    keep_recipe(recipe(model="two", max_steps=9, watch={"every": 3}, logging_steps=2, report_to="wandb"), tmp_path)
+    assert load_grpo_recipe(tmp_path / "recipe.yaml").max_steps == 9
 
 
 def test_the_command_does_not_report_one_recipe_as_another(tmp_path: Path) -> None:
-    (tmp_path / "grpo.yaml").write_text("model: nano\nsteps: 40\nneedle: {needle-hop: 1}\n")
+    (tmp_path / "grpo.yaml").write_text("model: nano\nmax_steps: 40\nneedle: {needle-hop: 1}\n")
     checkpoint(tmp_path / "out", 2)
     keep_recipe(recipe(model="other"), tmp_path / "out")
     with pytest.raises(ConfigError, match="model: 'other', now 'nano'"):
         run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")])
+
+
+OLD_NAMES = {new: old for old, new in GRPORecipe.renamed.items()}
+
+
+def test_a_recipe_with_the_keys_of_the_first_version_is_read(tmp_path: Path) -> None:
+    (tmp_path / "grpo.yaml").write_text(
+        "steps: 3\ngroup: 2\nneedle: {needle-hop: 1}\nloss: {name: grpo, entropy: 0.1}\n"
+    )
+    with pytest.warns(FutureWarning, match="`group` is now called `num_generations`"):
+        read = load_grpo_recipe(tmp_path / "grpo.yaml", overrides=["loss.beta=0.01", "rewards.0.rule=open"])
+    assert (read.max_steps, read.num_generations, read.loss.loss_type, read.loss.entropy_coef) == (3, 2, "grpo", 0.1)
+    assert read.loss.beta == 0.01 and read.rewards == [Accuracy(rule="open")]
+
+
+def test_a_run_of_the_first_version_is_resumed_under_the_same_recipe(tmp_path: Path) -> None:
+    """Its settings were saved under old keys."""
+    keep_recipe(recipe(model="one"), tmp_path)
+    checkpoint(tmp_path, 2)
+    saved = json.loads((tmp_path / "settings.json").read_text())
+    saved["loss"] = {{"loss_type": "name"}.get(key, key): value for key, value in saved["loss"].items()}
+    old = {OLD_NAMES.get(key, key): value for key, value in saved.items()}
+    assert {"group", "batch", "schedule"} <= old.keys()
+    (tmp_path / "settings.json").write_text(json.dumps(old))
+    keep_recipe(recipe(model="one"), tmp_path)
+    (tmp_path / "settings.json").write_text(json.dumps(old | {"group": 16}))
+    with pytest.raises(ConfigError, match="num_generations: 16, now 2"):
+        keep_recipe(recipe(model="one"), tmp_path)

@@ -12,10 +12,10 @@ from qzoom_agent.models.hf import HFBackend
 
 RECIPE = """
 model: nano
-steps: 2
+max_steps: 2
 prompts: 4
-group: 4
-batch: 2
+num_generations: 4
+per_device_train_batch_size: 2
 needle: {needle-scene: 1, needle-hop: 1}
 learning_rate: 1.0e-4
 agent: {policy: hybrid, budget: {max_turns: 3, max_views: 3}, generation: {max_new_tokens: 12}}

@@ -1,0 +1,59 @@
+"""The files of docs/extend.md are complete: each is written as it stands, and used as the page says."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from yaml import safe_load
+
+from qzoom_agent.agent import Agent
+from qzoom_agent.cli.main import main
+from qzoom_agent.models.scripted import ScriptedBackend
+from qzoom_agent.training.reward_list import build, read_reward
+from qzoom_agent.training.rewards import Rollout
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "extend.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"<!-- file: (\S+\.py) -->\n```python\n(.*?)^```$", PAGE, re.M | re.S))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files of the page in the working directory."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        monkeypatch.delitem(sys.modules, name.removesuffix(".py"), raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def block(language: str, having: str) -> str:
+    """Return the block of a language that holds a text."""
+    (found,) = [text for text in re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.M | re.S) if having in text]
+    return str(found)
+
+
+def test_every_kind_has_a_file() -> None:
+    assert set(FILES) == {"my_reward.py", "my_scorer.py", "my_task.py"}
+
+
+@pytest.mark.usefixtures("here")
+def test_the_reward_of_the_recipe() -> None:
+    entries = safe_load(block("yaml", "my_reward"))["rewards"]
+    *_, short = build([read_reward(entry) for entry in entries])
+    agent = Agent(ScriptedBackend(["a short one", "a much longer answer"], protocol="plain"))
+    traces = [agent.run(Image.new("RGB", (64, 64)), "what?", seed=0).trace for _ in range(2)]
+    assert short.weight == 0.2
+    assert short.reward([Rollout(trace=trace, answer="x") for trace in traces]) == [1.0, 0.0]
+
+
+def test_the_task_and_the_scorer(here: Path) -> None:
+    assert "--scorer my_scorer:contains" in PAGE
+    line = "eval my_task:numbers --n 2 --policy direct --scorer my_scorer:contains --no-traces --out run"
+    assert main(line.split()) == 0
+    result = json.loads((here / "run" / "results.json").read_text())["tasks"]["numbers"]
+    assert result["n"] == 2 and set(result["scores"]) == {"exact", "my_scorer:contains"}

@@ -1,15 +1,15 @@
-"""GRPO on the agent itself: what is trained is exactly what answers.
+"""GRPO on the agent itself: the episodes that are learned from are run by the agent that answers.
 
-recipe      what `qzoom train grpo` does, as a YAML file
-data        questions as the rows of TRL's dataset
-rollouts    episodes of the agent, many at a time, with one model among them
-decoding    their turns as one batch, common beginnings computed once
-trainer     TRL's `GRPOTrainer`, given these episodes instead of its own tool loop
-guards      what is refused before and while it trains
-plan        how long episodes can get, and what a run costs
-resume      what a run that was killed goes on with
-watch       metrics that warn early, and episodes to look at
-run         the command
+launch          the command, and the pieces from which a script builds a trainer (`rl/train_grpo.py`)
+grpo_recipe     the recipe, a YAML file
+question_rows   questions as the rows of TRL's dataset
+trainer         TRL's `GRPOTrainer` over episodes
+rollouts        episodes of the agent, many at a time, with one model among them
+engine          their turns as one batch, common beginnings computed once
+environment     the zoom tool as an environment of plain TRL
+checks          what is refused before and during training
+episode_length  how long episodes can get, and what a run costs
+callbacks       metrics, warnings, and episodes as pages
 """
 
 from qzoom_agent.extras import require

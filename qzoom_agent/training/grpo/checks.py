@@ -1,7 +1,7 @@
-"""What must hold for training to learn from what the model saw and did. Each guard refuses with what it found.
+"""Checks before and during GRPO: each names a known way in which such training goes wrong silently.
 
-Most name a known way in which such training goes wrong without a sign: a template that drops images in results, images
-left out of the training forward, log-probabilities of another model than the one that is trained.
+A chat template drops images of results, images are left out of the forward pass of training, log-probabilities are
+those of another model than the one that is trained.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +13,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import PretrainedConfig, ProcessorMixin
 from trl.chat_template_utils import qwen3_vl_chat_template, supports_tool_calling
-from trl.import_utils import is_vllm_available
 
 from qzoom_agent.config import AgentConfig
-from qzoom_agent.errors import BackendError, ConfigError, MissingDependency
+from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.messages import Message, text, view_ids
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.prompts import PromptCodec
@@ -34,11 +33,7 @@ _REPLY = "Let me look closer. 12, 34."
 
 
 def require_family(config: PretrainedConfig) -> None:
-    """The trainer can put images into the completions of this family.
-
-    Raises:
-        BackendError: it cannot.
-    """
+    """Raise BackendError for a family into whose completions the trainer cannot put images."""
     if not adapter_for(config).two_dimensional:
         raise BackendError(
             f"The trainer cannot learn from episodes of a {config.model_type} model: TRL places images that come after "
@@ -47,14 +42,11 @@ def require_family(config: PretrainedConfig) -> None:
 
 
 def require_plain_positions(config: AgentConfig, looker: HFBackend) -> None:
-    """Crops that the policy inserts are placed as the trainer places them.
+    """Raise ConfigError if inserted crops get the positions of their place, which the trainer cannot compute.
 
     Args:
-        config: resolved.
-        looker: the backend whose branches look.
-
-    Raises:
-        ConfigError: they get the positions of their place, by the configuration or else by the branches.
+        config: Resolved; it decides before the branches do.
+        looker: The backend whose branches look.
     """
     own = None if looker.branches is None else looker.branches.config.positions
     if config.policy in LOOK_FIRST and (config.perception.positions or own) == "aligned":
@@ -78,24 +70,20 @@ class ProbeConversation:
         }
 
     def tokens(self) -> tuple[int, int]:
-        """Text tokens of the opening, and of the longest turn between two of the model's own."""
+        """Return the text tokens of the opening, and of the longest turn between two of the model's own."""
         start = self.codec.render(self.opening)
         ends = [self.codec.render([*self.opening, text("assistant", _REPLY), *turn]) for turn in self.between.values()]
         count = [len(self.codec.tokenizer(one, add_special_tokens=False)["input_ids"]) for one in (start, *ends)]
         return count[0], max(count[1:]) - count[0]
 
 
-def require_template(talk: ProbeConversation) -> None:
-    """The chat template shows every image of every turn, and never rewrites what was said.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    codec = talk.codec
+def require_template(probe: ProbeConversation) -> None:
+    """Raise ConfigError if the chat template drops an image of any turn, or rewrites earlier turns."""
+    codec = probe.codec
     mark = codec.tokenizer.convert_ids_to_tokens(codec.image_id)
-    start = codec.render(talk.opening)
-    for name, turn in talk.between.items():
-        messages: list[Message] = [*talk.opening, text("assistant", _REPLY), *turn]
+    start = codec.render(probe.opening)
+    for name, turn in probe.between.items():
+        messages: list[Message] = [*probe.opening, text("assistant", _REPLY), *turn]
         whole = codec.render(messages)
         if not whole.startswith(start + _REPLY):
             raise ConfigError(
@@ -114,7 +102,7 @@ def require_tool_template(processor: ProcessorMixin) -> None:
     """Give a processor whose chat template knows no tools (Qwen2.5-VL's own) one that does, for TRL's tool loop.
 
     Raises:
-        ConfigError: it has not the tokens that such a template writes.
+        ConfigError: Its vocabulary lacks the tokens that such a template writes.
     """
     if supports_tool_calling(processor):
         return
@@ -131,17 +119,14 @@ def require_tool_template(processor: ProcessorMixin) -> None:
 
 
 def fit_for_trl(processor: ProcessorMixin, *, factor: int) -> None:
-    """Make the image processor one that TRL's tool loop can work with; views stay as they are.
-
-    It has to return tensors without being asked to (those without torchvision return arrays, which TRL cannot split
-    when a batch has calls of which none returned an image), and to take the image of 8 pixels that TRL tries templates
-    with.
-    """
+    """Make the image processor one that TRL's tool loop can work with; views stay as they are."""
     images = processor.image_processor
+    # TRL tries templates with an image of 8 pixels, which has to be enlarged
     images.do_resize = True
     images.size = type(images.size)(shortest_edge=factor**2, longest_edge=factor**2 * _MOST_TOKENS)
     stock = type(images)
 
+    # processors without torchvision return arrays unless asked, which TRL cannot split where no call gave an image
     def preprocess(self: Any, images: Any, *args: Any, **options: Any) -> Any:
         if options.get("return_tensors") is None:
             options["return_tensors"] = "pt"
@@ -152,11 +137,7 @@ def fit_for_trl(processor: ProcessorMixin, *, factor: int) -> None:
 
 @contextmanager
 def refused_by_trl() -> Iterator[None]:
-    """What TRL says of settings that it does not take, as an error of the recipe.
-
-    Raises:
-        ConfigError: it said so.
-    """
+    """Raise what TRL says of settings that it does not take as a ConfigError."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -164,11 +145,7 @@ def refused_by_trl() -> Iterator[None]:
 
 
 def require_features(ids: Sequence[int], images: Sequence[Image.Image], backend: HFBackend) -> None:
-    """A sequence has as many visual tokens as its images have features.
-
-    Raises:
-        BackendError: it has not.
-    """
+    """Raise BackendError if a sequence has not as many visual tokens as its images have features."""
     factor = backend.defaults.factor
     features = sum((image.width // factor) * (image.height // factor) for image in images)
     found = sum(token == backend.codec.image_id for token in ids)
@@ -180,11 +157,7 @@ def require_features(ids: Sequence[int], images: Sequence[Image.Image], backend:
 
 
 def require_images(batch: Mapping[str, Any], images: int) -> None:
-    """A batch that goes to training has all its images.
-
-    Raises:
-        BackendError: some were left out.
-    """
+    """Raise BackendError if a batch that goes to training lacks some of its images."""
     grids = batch.get("image_grid_thw")
     found = 0 if grids is None else len(grids)
     if images and (batch.get("pixel_values") is None or found != images):
@@ -194,50 +167,20 @@ def require_images(batch: Mapping[str, Any], images: int) -> None:
         )
 
 
-def require_vllm(by: str, processes: int) -> None:
-    """vLLM can be asked, by as many processes as there are.
-
-    Raises:
-        ConfigError: TRL's own tool loop cannot ask for several processes.
-        MissingDependency: it is not installed.
-    """
-    if by == "environment" and processes > 1:
-        raise ConfigError(
-            f"TRL's tool loop asks a vLLM server once a turn and process, and {processes} processes with different "
-            "numbers of turns would get one another's answers, or wait for ever. Set rollouts.by: generate."
-        )
-    if not is_vllm_available():
-        raise MissingDependency(
-            "rollouts.vllm needs vLLM beside the trainer, too. Install it with: pip install 'trl[vllm]'. Or leave "
-            "rollouts.vllm out."
-        )
-
-
-def require_room_for_groups(prompts: int, processes: int) -> None:
-    """Groups are whole on each device, so that rewards that compare them can.
-
-    Raises:
-        ConfigError: they would be torn.
-    """
-    if prompts % processes:
-        raise ConfigError(
-            f"{prompts} prompts do not divide over {processes} devices, so rollouts of one question would be scored "
-            f"apart. Set prompts to a multiple of {processes}."
-        )
-
-
 def logp_distance(sampled: Tensor, trained: Tensor, mask: Tensor) -> float:
-    """Mean absolute difference of log-probabilities where `mask` is 1; 0 where it is nowhere."""
+    """Return the mean absolute difference of log-probabilities where `mask` is 1; 0 where it is nowhere."""
     apart = (sampled - trained).abs()[mask.bool()]
     apart = apart[~torch.isnan(apart)]
     return float(apart.mean()) if apart.numel() else 0.0
 
 
 def require_same_model(distance: float, *, tolerance: float, writer: str) -> None:
-    """What wrote the turns is the model that is trained.
+    """Raise BackendError if the turns were written by another model than the one that is trained.
 
-    Raises:
-        BackendError: their log-probabilities are too far apart.
+    Args:
+        distance: See `logp_distance`.
+        tolerance: The largest distance that is taken for rounding.
+        writer: Named in the message.
     """
     if distance > tolerance:
         raise BackendError(

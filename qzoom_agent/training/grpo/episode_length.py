@@ -1,8 +1,7 @@
-"""How long an episode can get, and what a run comes to.
+"""The longest possible episode, checked before the first step, and the plan of a run.
 
-A rollout that outgrows the model or the trainer's limit is cut in the middle of an image, so the longest possible one
-is known before the first step: every turn written to its limit, every crop at its largest, every turn between them as
-long as the protocol makes it. What does not fit is refused with these numbers.
+A rollout that outgrows the model or the trainer's limit would be cut in the middle of an image. The longest one has
+every turn written to its limit, every crop at its largest, every turn between them as long as the protocol makes it.
 """
 
 from pathlib import Path
@@ -13,7 +12,6 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import UNKNOWN_BUDGET, resolve_model
 from qzoom_agent.perception.branches import CONFIG
 from qzoom_agent.policy import LOOK_FIRST, OFFER_TOOLS
-from qzoom_agent.training.grpo.checks import require_room_for_groups
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 
 TURN_TEXT: Final = 160
@@ -48,11 +46,13 @@ class Longest(NamedTuple):
 def longest(
     config: AgentConfig, views: ViewBudget, *, opening: int = OPENING_TEXT, between: int = TURN_TEXT
 ) -> Longest:
-    """The longest episode under a configuration.
+    """Return the longest episode under a configuration.
 
     Args:
-        opening: text tokens of the opening.
-        between: text tokens of the longest turn between two of the model's own.
+        config: Of the episodes.
+        views: Sizes of the views.
+        opening: Text tokens of the opening.
+        between: Text tokens of the longest turn between two of the model's own.
     """
     budget = config.budget
     looks, asks = config.policy in LOOK_FIRST, config.policy in OFFER_TOOLS
@@ -76,14 +76,15 @@ def longest(
 
 
 def require_room(need: Longest, *, context: int, limit: int | None) -> int:
-    """The completion length to give the trainer.
+    """Return the completion length to give the trainer.
 
     Args:
-        context: tokens that the model can read.
-        limit: the recipe's own completion length.
+        need: The longest episode.
+        context: Tokens that the model can read.
+        limit: The recipe's own completion length.
 
     Raises:
-        ConfigError: the longest episode does not fit.
+        ConfigError: The longest episode does not fit.
     """
     parts = (
         f"prompt {need.prompt}, written {need.written}, crops {need.crops}, text between {need.between}: "
@@ -101,14 +102,16 @@ def require_room(need: Longest, *, context: int, limit: int | None) -> int:
 
 
 def accumulation(recipe: GRPORecipe, processes: int) -> int:
-    """Batches of one optimizer step on each of so many devices.
+    """Return TRL's `gradient_accumulation_steps` on so many devices.
 
     Raises:
-        ConfigError: the rollouts of a round do not divide into them, or groups would be torn.
+        ConfigError: The rollouts of a round do not divide into batches, or a group would be torn.
     """
-    if processes < 1:
-        raise ConfigError(f"There cannot be {processes} devices. Give 1 or more.")
-    require_room_for_groups(recipe.prompts, processes)
+    if recipe.prompts % processes:  # rewards compare the rollouts of a group, so a device gets whole ones
+        raise ConfigError(
+            f"{recipe.prompts} prompts do not divide over {processes} devices, so rollouts of one question would be "
+            f"scored apart. Set prompts to a multiple of {processes}."
+        )
     rows, batch = recipe.prompts * recipe.num_generations, recipe.per_device_train_batch_size
     share, left = divmod(rows, batch * processes * recipe.minibatches)
     if left:
@@ -120,16 +123,17 @@ def accumulation(recipe: GRPORecipe, processes: int) -> int:
 
 
 def describe(recipe: GRPORecipe, *, processes: int = 1) -> str:
-    """The plan of a run as lines of text, from the recipe alone: nothing is loaded.
+    """Return the plan of a run as lines of text; nothing is loaded.
 
     Raises:
-        ConfigError: it cannot be run on so many devices.
+        ConfigError: It cannot be run on so many devices.
     """
     share = accumulation(recipe, processes)
     where = "1 device" if processes == 1 else f"each of {processes} devices"
     preset = resolve_model(recipe.model)
     config = recipe.agent_config()
-    config = config.replace(policy=config.policy_for(perceives=_perceives(recipe)))
+    has_branches = recipe.branches is not None or (Path(preset.source) / CONFIG).is_file()
+    config = config.replace(policy=config.policy_for(perceives=has_branches))
     views = config.budget.view_budget(preset.budget or UNKNOWN_BUDGET)
     need = longest(config, views)
     rows = recipe.prompts * recipe.num_generations
@@ -153,11 +157,6 @@ def describe(recipe: GRPORecipe, *, processes: int = 1) -> str:
     if preset.memory_gb:
         lines.append(f"memory       {preset.memory_gb:g} GB for the weights in bfloat16, and training's own")
     return "\n".join(lines)
-
-
-def _perceives(recipe: GRPORecipe) -> bool:
-    """Whether the model will have branches: the recipe's, or its own where it is a folder."""
-    return recipe.branches is not None or (Path(resolve_model(recipe.model).source) / CONFIG).is_file()
 
 
 def _trained(recipe: GRPORecipe) -> str:

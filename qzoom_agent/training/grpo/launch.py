@@ -1,39 +1,31 @@
 """`qzoom train grpo`: reinforcement learning of the zooming policy, through TRL.
 
     qzoom train grpo --config rl/recipes/nano/grpo.yaml --output runs/grpo
-    qzoom train grpo --config ... --dry-run                        (what it will do and cost)
-    qzoom train grpo --config ... --model runs/coldstart/final     (another model than the recipe's)
-    accelerate launch --config_file rl/recipes/accelerate/zero2.yaml -m qzoom_agent.training.grpo --config ...
+    qzoom train grpo --config ... --dry-run                    (print the plan and the cost)
+    qzoom train grpo --config ... --set loss.beta=0.01         (override any key of the recipe)
+    accelerate launch --config_file rl/recipes/accelerate/zero2.yaml rl/train_grpo.py --config ...
 
-A run that was killed goes on from its last checkpoint when it is started again with the same recipe (of which
-`max_steps`, `watch`, `logging_steps` and `report_to` may change). The output folder gets
-
-    recipe.yaml          the resolved recipe
-    log.jsonl            every metric, and warnings
-    rollouts/            some episodes as pages, with their rewards
-    checkpoint-*/        to go on from
-    adapter/             with LoRA: the adapter alone
-    final/               the trained model: a folder that `Agent.from_pretrained` loads
+A run that was killed resumes from its last checkpoint when it is started again with the same recipe (`max_steps`,
+`watch`, `logging_steps` and `report_to` may change). The output folder gets `recipe.yaml`, `log.jsonl` (every metric,
+and warnings), `rollouts/` (some episodes as pages), `checkpoint-*/`, with LoRA `adapter/`, and `final/`: the trained
+model, a folder that `Agent.from_pretrained` loads.
 """
 
 import argparse
 import copy
-import logging
 import os
-import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import PrinterCallback
 from transformers.utils.import_utils import is_peft_available
+from trl.import_utils import is_vllm_available
 from trl.trainer.grpo_config import GRPOConfig
 from yaml import safe_dump
 
 from qzoom_agent.config import AgentConfig, positive_int
-from qzoom_agent.errors import ConfigError, MissingDependency, finished
+from qzoom_agent.errors import ConfigError, MissingDependency
 from qzoom_agent.evaluation.scorers.judge import ready
 from qzoom_agent.files import require_folder
 from qzoom_agent.models.hf import HFBackend
@@ -47,20 +39,15 @@ from qzoom_agent.training.fingerprint import begin, require_same
 from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback, WarningCallback
 from qzoom_agent.training.grpo.checks import (
     ProbeConversation,
-    fit_for_trl,
     refused_by_trl,
     require_family,
     require_plain_positions,
     require_template,
-    require_tool_template,
-    require_vllm,
 )
-from qzoom_agent.training.grpo.environment import ZoomEnv
 from qzoom_agent.training.grpo.episode_length import QUESTION_TEXT, accumulation, describe, longest, require_room
-from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, LoRA, load_grpo_recipe
+from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.question_rows import load_rows
-from qzoom_agent.training.grpo.trainer import EpisodeTrainer, ZoomTrainer
-from qzoom_agent.training.recipe_io import add_recipe_arguments
+from qzoom_agent.training.grpo.trainer import ZoomTrainer, build_trainer
 from qzoom_agent.training.reward_list import accuracy_of, build, read_reward
 from qzoom_agent.training.rewards import Judge, awaited
 from qzoom_agent.training.trackers import require_tracker
@@ -79,78 +66,68 @@ def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = N
         rewards: Used instead of the recipe's: rewards, functions, or mappings as in a recipe.
 
     Raises:
-        ConfigError, BackendError: the recipe cannot be run, with the reason.
+        ConfigError, BackendError, MissingDependency: The recipe cannot be run, with the reason.
     """
     if rewards is not None:
         recipe = recipe.model_copy(update={"rewards": [read_reward(one) for one in rewards]})
     trainer = make_trainer(recipe, output)
     trainer.train(resume_from_checkpoint=last_checkpoint(output))
-    return _write(trainer, recipe, output)
+    return save_model(trainer, recipe, output)
 
 
 def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
-    """The trainer of a recipe, everything checked that can be checked before the first step."""
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    require_tracker(recipe.report_to)
-    _require_vllm(recipe, _processes())
-    judge = _judge(recipe, output)
+    """Return the trainer of a recipe, after every check that is possible before the first step."""
+    require_packages(recipe, processes=process_count())
+    judge = load_judge(recipe, output)
     backend = load_model(recipe)
-    config = recipe.agent_config().resolved(
-        model=backend.name, protocol=backend.protocol, defaults=backend.defaults, perceives=backend.perceives
+    config = episode_config(recipe, backend)
+    completion, question = episode_room(recipe, backend, config)
+    return build_trainer(
+        recipe,
+        backend,
+        config=config,
+        looker=load_looker(recipe, backend, config),
+        rewards=build(recipe.rewards, judge=judge, mask_truncated=recipe.loss.mask_truncated),
+        accuracy=accuracy_of(recipe.rewards, judge=judge),
+        args=trl_config(recipe, output, completion=completion),
+        train_dataset=load_rows(recipe, tokenizer=backend.codec.tokenizer, room=question),
+        peft_config=lora_config(recipe, backend),
+        callbacks=[MetricsCallback(output / "log.jsonl"), WarningCallback(output / "log.jsonl")],
+        pages=RolloutPageCallback(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes),
     )
-    require_plain_positions(config, backend)
-    looker = _looker(backend, recipe, config)
-    completion, question = _room(recipe, backend, config)
-    arguments = trl_config(recipe, output, completion=completion)
-    keeper = RolloutPageCallback(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes)
-    shared: dict[str, Any] = {
-        "args": arguments,
-        "train_dataset": load_rows(recipe, tokenizer=backend.codec.tokenizer, room=question),
-        "peft_config": _peft(recipe.lora, backend, from_layer=recipe.from_layer) if recipe.lora else None,
-        "callbacks": [MetricsCallback(output / "log.jsonl"), WarningCallback(output / "log.jsonl"), keeper],
-        "tolerance": recipe.rollouts.tolerance,
-        "looker": looker,
-        "accuracy": accuracy_of(recipe.rewards, judge=judge),
-    }
-    rewards = build(recipe.rewards, judge=judge, mask_truncated=recipe.loss.mask_truncated)
-    if recipe.rollouts.by == "environment":
-        fit_for_trl(backend.processor, factor=backend.defaults.factor)
-        require_tool_template(backend.processor)
-        make = lambda: ZoomEnv(backend, config=config, looker=looker)  # noqa: E731
-        trainer = ZoomTrainer(backend, rewards, keeper, environment_factory=make, **shared)
-    else:
-        trainer = EpisodeTrainer(
-            backend,
-            rewards,
-            keeper,
-            config=config,
-            seed=recipe.seed,
-            rows=recipe.rollouts.rows,
-            by_trl=recipe.rollouts.by == "generate",
-            **shared,
-        )
-    if trainer.is_fsdp_enabled and recipe.rollouts.by == "shared":
-        raise ConfigError(
-            "Shared rollouts take a different number of passes on each device, which FSDP's sharded weights do not "
-            "allow. Use DeepSpeed (zero2, zero3), or rollouts.by: generate."
-        )
-    if trainer.is_fsdp_enabled and looker is not None and looker.model is backend.model:
-        raise ConfigError(
-            "The branches would read FSDP's sharded weights outside the trainer's own passes, which is not possible. "
-            "Set rollouts.perception: frozen, or use DeepSpeed (zero2, zero3)."
-        )
-    trainer.remove_callback(PrinterCallback)
-    # it prints whole rollouts for those that no reward speaks of, which truncated ones are meant to be
-    logging.getLogger("trl.trainer.grpo_trainer").addFilter(_not_unscored)
-    return trainer
 
 
-def _not_unscored(record: logging.LogRecord) -> bool:
-    return "All reward functions returned None" not in record.getMessage()
+def require_packages(recipe: GRPORecipe, *, processes: int) -> None:
+    """Check that the tracker and vLLM are there, where the recipe asks for them.
+
+    Raises:
+        ConfigError: They cannot be had in this way at all.
+        MissingDependency: They are not installed.
+    """
+    require_tracker(recipe.report_to)
+    if recipe.rollouts.vllm is None:
+        return
+    if recipe.rollouts.by == "environment" and processes > 1:
+        raise ConfigError(
+            f"TRL's tool loop asks a vLLM server once a turn and process, and {processes} processes with different "
+            "numbers of turns would get one another's answers, or wait for ever. Set rollouts.by: generate."
+        )
+    if not is_vllm_available():
+        raise MissingDependency(
+            "rollouts.vllm needs vLLM beside the trainer, too. Install it with: pip install 'trl[vllm]'. Or leave "
+            "rollouts.vllm out."
+        )
+
+
+def load_judge(recipe: GRPORecipe, output: Path) -> Judge | None:
+    """Return the judge that the recipe names, after it has answered once; its verdicts are kept in `output`."""
+    cache = output / "verdicts.jsonl"
+    found = ready(recipe.judge, model=recipe.judge_model, key_variable=recipe.judge_key_variable, cache=cache)
+    return None if found is None else awaited(found)
 
 
 def load_model(recipe: GRPORecipe) -> HFBackend:
-    """The model to train, on the CPU (accelerate places it), with what is trained marked."""
+    """Load the model to train, on the CPU (accelerate places it), with gradients for the weights that are trained."""
     backend = HFBackend.load(
         recipe.model, device="cpu", dtype=recipe.dtype, protocol=recipe.protocol, branches=recipe.branches
     )
@@ -171,8 +148,25 @@ def load_model(recipe: GRPORecipe) -> HFBackend:
     return backend
 
 
-def _looker(backend: HFBackend, recipe: GRPORecipe, config: AgentConfig) -> HFBackend | None:
-    """The backend whose branches look: the trained one, or a copy of it as it is now; None if nobody needs a look."""
+def episode_config(recipe: GRPORecipe, backend: HFBackend) -> AgentConfig:
+    """Return the configuration of the episodes, resolved for the model.
+
+    Raises:
+        ConfigError: The trainer would place crops otherwise than the policy does.
+    """
+    config = recipe.agent_config().resolved(
+        model=backend.name, protocol=backend.protocol, defaults=backend.defaults, perceives=backend.perceives
+    )
+    require_plain_positions(config, backend)
+    return config
+
+
+def load_looker(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> HFBackend | None:
+    """Return the backend whose branches look: the trained one, or a copy of it as it is now; None if none is needed.
+
+    Raises:
+        ConfigError: The policy or a reward needs a look, and the model has no branches.
+    """
     needed = [f"the reward '{one.name}'" for one in recipe.rewards if one.needs_look]
     if config.policy in LOOK_FIRST:
         needed.insert(0, f"the policy '{config.policy}'")
@@ -180,7 +174,7 @@ def _looker(backend: HFBackend, recipe: GRPORecipe, config: AgentConfig) -> HFBa
         return None
     if not backend.perceives:
         raise ConfigError(
-            f"What gate and SD-RPN see is needed for {' and '.join(needed)}, and '{backend.name}' comes without them. "
+            f"Gate and SD-RPN are needed for {' and '.join(needed)}, and '{backend.name}' comes without them. "
             "Set branches (or --branches) to a folder that `qzoom train branches` wrote for it, or leave that out."
         )
     if recipe.rollouts.perception == "current":
@@ -197,14 +191,18 @@ def _looker(backend: HFBackend, recipe: GRPORecipe, config: AgentConfig) -> HFBa
     )
 
 
-def _room(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> tuple[int, int]:
-    """The completion length and the most tokens of a question, after the template was checked and its text counted."""
+def episode_room(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> tuple[int, int]:
+    """Return the completion length, and the most tokens of a question.
+
+    Raises:
+        ConfigError: The chat template cannot be trained with, or the longest episode does not fit into the model.
+    """
     views = config.budget.view_budget(backend.defaults)
     protocol = get_protocol(config.protocol or backend.protocol)
-    talk = ProbeConversation(backend.codec, protocol, factor=views.factor, tools=config.policy in OFFER_TOOLS)
+    probe = ProbeConversation(backend.codec, protocol, factor=views.factor, tools=config.policy in OFFER_TOOLS)
     if recipe.rollouts.by != "environment":  # there TRL checks the template itself
-        require_template(talk)
-    opening, between = talk.tokens()
+        require_template(probe)
+    opening, between = probe.tokens()
     need = longest(config, views, opening=opening + QUESTION_TEXT, between=between)
     context = int(backend.model.config.get_text_config().max_position_embeddings)
     completion = require_room(need, context=context, limit=recipe.max_completion_length)
@@ -212,41 +210,32 @@ def _room(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> tuple[
 
 
 def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConfig:
-    """A recipe as TRL's configuration.
+    """Return a recipe as TRL's configuration.
 
     Raises:
-        ConfigError: `trl` has a key that the recipe says elsewhere, or TRL refuses one.
+        ConfigError: `trl` has a key that follows from the recipe's own, or TRL refuses one.
     """
-    share = accumulation(recipe, _processes())
+    share = accumulation(recipe, process_count())
     free: dict[str, Any] = {"save_total_limit": 2, "dataloader_pin_memory": False, "disable_tqdm": True}
+    same = (
+        "seed max_steps per_device_train_batch_size num_generations num_iterations learning_rate lr_scheduler_type "
+        "warmup_steps weight_decay adam_beta2 max_grad_norm gradient_checkpointing logging_steps report_to "
+        "dataloader_num_workers"
+    )
     settings: dict[str, Any] = {
+        **{key: getattr(recipe, key) for key in same.split()},
         "output_dir": str(output),
-        "seed": recipe.seed,
-        "max_steps": recipe.max_steps,
-        "per_device_train_batch_size": recipe.per_device_train_batch_size,
         "gradient_accumulation_steps": share,
         "steps_per_generation": share * recipe.minibatches,
-        "num_generations": recipe.num_generations,
-        "num_iterations": recipe.num_iterations,
         "shuffle_dataset": False,  # the rows are in order, and TRL's own order is another after a resume
         "max_completion_length": completion,
         "max_tool_calling_iterations": recipe.agent_config().budget.max_turns,
         "temperature": recipe.rollouts.temperature,
         "top_p": recipe.rollouts.top_p,
-        "learning_rate": recipe.learning_rate,
-        "lr_scheduler_type": recipe.lr_scheduler_type,
-        "warmup_steps": recipe.warmup_steps,
-        "weight_decay": recipe.weight_decay,
-        "adam_beta2": recipe.adam_beta2,
-        "max_grad_norm": recipe.max_grad_norm,
         "reward_weights": [one.weight for one in recipe.rewards],
         "bf16": recipe.bf16 or launched_in_bfloat16(),
-        "gradient_checkpointing": recipe.gradient_checkpointing,
         "use_cpu": not torch.cuda.is_available(),
-        "logging_steps": recipe.logging_steps,
         "save_steps": recipe.steps_of_round * -(-recipe.save_steps // recipe.steps_of_round),
-        "report_to": recipe.report_to,
-        "dataloader_num_workers": recipe.dataloader_num_workers,
         "remove_unused_columns": False,
         **recipe.loss.settings(),
         **(recipe.rollouts.vllm.settings() if recipe.rollouts.vllm else {}),
@@ -260,53 +249,29 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
         return GRPOConfig(**{**free, **recipe.trl, **settings})
 
 
-def keep_recipe(recipe: GRPORecipe, output: Path) -> None:
-    """Write the recipe into the output folder.
-
-    Raises:
-        ConfigError: It holds checkpoints of another recipe; the message names the keys that differ.
-    """
-    processes, made = together(), output if last_checkpoint(output) else output / "checkpoint"
-    settings = recipe.model_dump(mode="json", exclude=FREE)
-    begin(output / _SETTINGS, settings, made=made, processes=processes, kind=GRPORecipe)
-    if processes.is_main_process:
-        recipe_io.keep_recipe(recipe, output)
-
-
-def require_same_recipe(recipe: GRPORecipe, output: Path) -> None:
-    """Check that the run in `output` is one of this recipe.
-
-    Raises:
-        ConfigError: It is one of another; the message names the keys that differ.
-    """
-    require_same(output / _SETTINGS, recipe.model_dump(mode="json", exclude=FREE), made=output, kind=GRPORecipe)
-
-
-def _processes() -> int:
-    """As `accelerate launch` says it, before anything is loaded."""
+def process_count() -> int:
+    """Return the number of processes that `accelerate launch` started, known before anything is loaded."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _judge(recipe: GRPORecipe, output: Path) -> Judge | None:
-    cache = output / "verdicts.jsonl"
-    found = ready(recipe.judge, model=recipe.judge_model, key_variable=recipe.judge_key_variable, cache=cache)
-    return None if found is None else awaited(found)
-
-
-def _peft(lora: LoRA, backend: HFBackend, *, from_layer: int) -> Any:
+def lora_config(recipe: GRPORecipe, backend: HFBackend) -> Any:
+    """Return peft's configuration of the adapters; None where all weights are trained."""
+    lora = recipe.lora
+    if lora is None:
+        return None
     if not is_peft_available():
-        raise MissingDependency("LoRA needs peft. Install it with: pip install 'qzoom-agent[lora]'")
+        raise MissingDependency("LoRA needs peft. Install it with: pip install 'qzoom-agent[train]'")
     from peft import LoraConfig
 
     targets = lora.targets
-    if from_layer:
-        layers = "|".join(map(str, range(from_layer, len(text_model(backend.model).layers))))
+    if recipe.from_layer:
+        layers = "|".join(map(str, range(recipe.from_layer, len(text_model(backend.model).layers))))
         targets = rf"(?=.*\.layers\.({layers})\.)(?:{targets})"
     return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
 
 
-def _write(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:
-    """The trained model as a folder that is whole or not there: weights, processor, and the branches it was given."""
+def save_model(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:
+    """Write the trained model with its processor and branches, as a folder that is whole or not there."""
     done, part = output / "final", output / "final.part"
     trainer.save_model(str(output / "adapter") if recipe.lora else str(part))
     if trainer.accelerator.is_main_process:
@@ -328,67 +293,70 @@ def _write(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:
     return done
 
 
+def print_plan(recipe: GRPORecipe, output: Path, *, processes: int) -> None:
+    """Print what a run does and costs, and what it would lack on this machine.
+
+    Raises:
+        ConfigError: No machine could run the recipe.
+    """
+    print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    print(describe(recipe, processes=processes))
+    build(recipe.rewards, judge=None if recipe.judge is None else awaited(lambda *_: False))
+    trl_config(recipe, output, completion=1)
+    try:
+        require_packages(recipe, processes=processes)
+    except MissingDependency as error:
+        print(f"missing      {error}")
+
+
+def is_finished(recipe: GRPORecipe, output: Path) -> bool:
+    """Return True, and print it, if `output` holds the model that this recipe trains.
+
+    Raises:
+        ConfigError: It holds the model of another recipe; the message names the keys that differ.
+    """
+    if not (output / "final").exists():
+        return False
+    require_same(output / _SETTINGS, recipe.model_dump(mode="json", exclude=FREE), made=output, kind=GRPORecipe)
+    print(f"{output / 'final'} is there already. Delete {output} to train again.")
+    return True
+
+
+def keep_recipe(recipe: GRPORecipe, output: Path) -> None:
+    """Write the recipe into the output folder.
+
+    Raises:
+        ConfigError: It holds checkpoints of another recipe; the message names the keys that differ.
+    """
+    processes, made = together(), output if last_checkpoint(output) else output / "checkpoint"
+    settings = recipe.model_dump(mode="json", exclude=FREE)
+    begin(output / _SETTINGS, settings, made=made, processes=processes, kind=GRPORecipe)
+    if processes.is_main_process:
+        recipe_io.keep_recipe(recipe, output)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="qzoom train grpo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_recipe_arguments(parser, output="runs/grpo")
+    recipe_io.add_recipe_arguments(parser, output="runs/grpo")
     parser.add_argument("--model", help="another model than the recipe's: a preset, a hub id or a folder")
     parser.add_argument("--branches", help="branches to use instead of the recipe's: a folder")
-    parser.add_argument("--steps", type=int, help="another number of steps than the recipe's")
+    parser.add_argument("--steps", type=int, dest="max_steps", help="another number of steps than the recipe's")
     parser.add_argument("--seed", type=int, help="another seed than the recipe's")
     parser.add_argument("--devices", type=positive_int, default=1, help="for --dry-run: how many devices there will be")
     options = parser.parse_args(argv)
-    given = {"model": options.model, "branches": options.branches, "max_steps": options.steps, "seed": options.seed}
+    given = {key: getattr(options, key) for key in ("model", "branches", "max_steps", "seed")}
     changes = {key: value for key, value in given.items() if value is not None}
     recipe = load_grpo_recipe(options.config, overrides=options.overrides, **changes)
     if options.dry_run:
-        print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-        print(describe(recipe, processes=options.devices))
-        for line in _missing(recipe, options.output, processes=options.devices):
-            print(line)
+        print_plan(recipe, options.output, processes=options.devices)
         return 0
     output = require_folder(options.output)
-    if (output / "final").exists():
-        require_same_recipe(recipe, output)
-        print(f"{output / 'final'} is there already. Delete {output} to train again.")
+    if is_finished(recipe, output):
         return 0
     keep_recipe(recipe, output)
     final = train(recipe, output)
     if together().is_main_process:
         print(f"written {final}")
     return 0
-
-
-def _missing(recipe: GRPORecipe, output: Path, *, processes: int) -> list[str]:
-    """Lines on what a run would lack on this machine, which a plan may be made without.
-
-    Raises:
-        ConfigError: no machine could run the recipe.
-    """
-    build(recipe.rewards, judge=None if recipe.judge is None else _unasked)
-    trl_config(recipe, output, completion=1)
-    checks: list[Callable[[], None]] = [
-        partial(require_tracker, recipe.report_to),
-        partial(_require_vllm, recipe, processes),
-    ]
-    missing = []
-    for require in checks:
-        try:
-            require()
-        except MissingDependency as error:
-            missing.append(f"missing      {error}")
-    return missing
-
-
-async def _unasked(question: str, answer: str, given: str) -> bool:
-    raise AssertionError("a plan asks no judge")
-
-
-def _require_vllm(recipe: GRPORecipe, processes: int) -> None:
-    if recipe.rollouts.vllm is not None:
-        require_vllm(recipe.rollouts.by, processes)
-
-
-if __name__ == "__main__":
-    sys.exit(finished("qzoom train grpo", main))

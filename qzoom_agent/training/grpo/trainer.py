@@ -1,23 +1,15 @@
 """TRL's `GRPOTrainer`, given the agent's episodes instead of its own tool loop.
 
-Where TRL 1.16 lets this in, and where not
-    `rollout_func`          cannot return images: it sets them to None, and only the dataset's reach the forward pass.
-    `tools=`                tools are stateless functions: none can reach the image of its own rollout.
-    `environment_factory`   can (`rl.env` is one), for protocols that its chat-template parser can express; but every
-                            turn of every rollout encodes all images and the whole conversation again, because
-                            `_generate_single_turn` begins with ids and pixels and knows no cache.
-    three private methods   of `_generate` are all that has to be replaced, and what comes before and after (sampling of
-                            prompts, padding, rewards, advantages, losses, metrics) stays TRL's: `_tokenize_prompts`
-                            runs the episodes and gives their openings, `_generate_single_turn` what follows,
-                            `_tool_call_loop` the mask of what the model sampled, and the images.
-    `self.tools`            must not be empty, or `_generate_and_score_completions` processes the images of prompts
-                            alone. All images of a row, the opening's too, are given as tool images, so that one
-                            processor call makes the pixels of the forward pass, and mm_token_type_ids come from ids.
-
-`EpisodeTrainer` is that; `ZoomTrainer` is what it shares with plain TRL over `rl.env`: rewards over rollouts, metrics,
-guards, checkpoints that can be resumed.
+TRL 1.16 has no public way in for episodes with images: a `rollout_func` cannot return images, `tools` cannot reach the
+image of their own rollout, and an `environment_factory` (`ZoomEnv` is one) encodes all images and the whole
+conversation again in every turn. `EpisodeTrainer` therefore replaces three methods of `GRPOTrainer._generate`:
+`_tokenize_prompts` runs the episodes and returns their openings, `_generate_single_turn` returns what follows, and
+`_tool_call_loop` the mask of what the model sampled, and the images. Prompt sampling, padding, rewards, advantages,
+losses and metrics stay TRL's. `ZoomTrainer` is what it shares with plain TRL over `ZoomEnv`: rewards over rollouts,
+metrics, checks, checkpoints that can be resumed.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -26,24 +18,29 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample
+from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.sample_result import episode_seed
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.sampling import TextStream
 from qzoom_agent.training.grpo.callbacks import RolloutPageCallback, measures
 from qzoom_agent.training.grpo.checks import (
+    fit_for_trl,
     logp_distance,
     refused_by_trl,
     require_features,
     require_images,
     require_same_model,
+    require_tool_template,
 )
 from qzoom_agent.training.grpo.engine import GeneratedTurn, GenerationRequest, SharedDecoder
-from qzoom_agent.training.grpo.environment import finished
+from qzoom_agent.training.grpo.environment import ZoomEnv, finished
+from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.grpo.rollouts import FinishedRollout, RolloutScheduler, play, rollout_of
 from qzoom_agent.training.reward_list import NamedReward
 from qzoom_agent.training.rewards import Accuracy, Rollout
@@ -62,6 +59,45 @@ _OF_COMPLETIONS: Final = {
 """Tensors (rows, completion tokens) of a batch."""
 
 
+def build_trainer(
+    recipe: GRPORecipe, backend: HFBackend, *, config: AgentConfig, looker: HFBackend | None, **kwargs: Any
+) -> "ZoomTrainer":
+    """Return the trainer for the recipe's `rollouts.by`.
+
+    Args:
+        recipe: Says who runs the episodes.
+        backend: The model that is trained.
+        config: Of the episodes.
+        looker: Whose branches look, before the policy or, where it does not, for the record alone; None: nobody's.
+        kwargs: Further arguments of `ZoomTrainer`.
+
+    Raises:
+        ConfigError: TRL refuses the arguments, or FSDP's sharded weights cannot be used in this way.
+    """
+    trainer: ZoomTrainer
+    kwargs |= {"looker": looker, "tolerance": recipe.rollouts.tolerance}
+    if recipe.rollouts.by == "environment":
+        fit_for_trl(backend.processor, factor=backend.defaults.factor)
+        require_tool_template(backend.processor)
+        make = lambda: ZoomEnv(backend, config=config, looker=looker)  # noqa: E731
+        trainer = ZoomTrainer(backend, environment_factory=make, **kwargs)
+    else:
+        by_trl = recipe.rollouts.by == "generate"
+        rows, seed = recipe.rollouts.rows, recipe.seed
+        trainer = EpisodeTrainer(backend, config=config, seed=seed, rows=rows, by_trl=by_trl, **kwargs)
+    if trainer.is_fsdp_enabled and recipe.rollouts.by == "shared":
+        raise ConfigError(
+            "Shared rollouts take a different number of passes on each device, which FSDP's sharded weights do not "
+            "allow. Use DeepSpeed (zero2, zero3), or rollouts.by: generate."
+        )
+    if trainer.is_fsdp_enabled and looker is not None and looker.model is backend.model:
+        raise ConfigError(
+            "The branches would read FSDP's sharded weights outside the trainer's own passes, which is not possible. "
+            "Set rollouts.perception: frozen, or use DeepSpeed (zero2, zero3)."
+        )
+    return trainer
+
+
 class ZoomTrainer(GRPOTrainer):
     """`GRPOTrainer` whose rewards see rollouts; with `environment_factory` it is plain TRL."""
 
@@ -72,23 +108,29 @@ class ZoomTrainer(GRPOTrainer):
     def __init__(
         self,
         backend: HFBackend,
-        rewards: Sequence[NamedReward],
-        keeper: RolloutPageCallback,
         *,
+        rewards: Sequence[NamedReward],
         accuracy: Accuracy,
+        pages: RolloutPageCallback,
         tolerance: float,
+        callbacks: Sequence[TrainerCallback] = (),
         looker: HFBackend | None = None,
         **kwargs: Any,
     ) -> None:
         """
         Args:
-            accuracy: what is logged as right.
-            tolerance: how far sampled log-probabilities may be from the trainer's own, see `guards`.
-            looker: whose branches look; None: nobody's.
+            backend: The model that is trained, with its processor.
+            rewards: Their weights are in `args`.
+            accuracy: Decides what is logged as right.
+            pages: Keeps some rollouts to look at.
+            tolerance: See `require_same_model`.
+            callbacks: In the order in which they are called; `pages` comes last.
+            looker: Whose branches look; None: nobody's.
+            kwargs: Further arguments of `GRPOTrainer`.
         """
         self.backend = backend
         self.looker = looker
-        self.keeper = keeper
+        self.pages = pages
         self.accuracy = accuracy
         self.tolerance = tolerance
         self._compared = False
@@ -98,11 +140,15 @@ class ZoomTrainer(GRPOTrainer):
                 model=backend.model,
                 processing_class=backend.processor,
                 reward_funcs=[_as_trl(one) for one in rewards],
+                callbacks=[*callbacks, pages],
                 **kwargs,
             )
+        self.remove_callback(PrinterCallback)  # `MetricsCallback` prints
+        # TRL prints whole rollouts for which every reward is None, which truncated ones are meant to be
+        logging.getLogger("trl.trainer.grpo_trainer").addFilter(_is_not_about_unscored_rollouts)
 
     def rollouts(self, rows: Sequence[Row], completions: Sequence[Any]) -> list[Rollout]:
-        """The finished rollouts of a batch, in the order of its rows."""
+        """Return the finished rollouts of a batch, in the order of its rows."""
         return [
             rollout_of(finished(env, talk), row["sample"])
             for env, talk, row in zip(self.environments, completions, rows, strict=True)
@@ -119,11 +165,11 @@ class ZoomTrainer(GRPOTrainer):
         if self.accelerator.is_main_process and self.model.training:
             first = self.accelerator.process_index * len(inputs)
             own = values[first : first + len(inputs)].tolist()
-            self.keeper.keep(self.state.global_step, rollouts, self.reward_func_names, own, self._pixels())
+            self.pages.keep(self.state.global_step, rollouts, self.reward_func_names, own, self._pixels())
         return values
 
     def _pixels(self) -> list[Any]:
-        """The view store of each rollout."""
+        """Return the view store of each rollout."""
         return [env.store for env in self.environments]
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
@@ -159,8 +205,8 @@ class ZoomTrainer(GRPOTrainer):
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        # By default checkpoints are written under the hub's parameter names, which `Trainer` does not translate back
-        # when it resumes: it would silently go on from fresh weights. An adapter has no such names.
+        # Checkpoints would be written under the hub's parameter names, which `Trainer` does not translate back when it
+        # resumes: it would silently continue from fresh weights. An adapter has no such names.
         model = self.accelerator.unwrap_model(self.model)
         if model is not self.backend.model:
             super()._save(output_dir, state_dict)
@@ -172,12 +218,12 @@ class ZoomTrainer(GRPOTrainer):
 
 
 class EpisodeTrainer(ZoomTrainer):
-    """GRPO over episodes of the agent. See the module's note."""
+    """GRPO over episodes of the agent, see above."""
 
     def __init__(
         self,
         backend: HFBackend,
-        *args: Any,
+        *,
         config: AgentConfig,
         seed: int,
         rows: int,
@@ -186,12 +232,17 @@ class EpisodeTrainer(ZoomTrainer):
     ) -> None:
         """
         Args:
-            config: of the episodes.
-            rows: most episodes at a time.
-            by_trl: let TRL's own generation (HF or vLLM) write the turns, each from its beginning.
+            backend: The model that is trained.
+            config: Of the episodes.
+            seed: Of the run; each episode has one of its own.
+            rows: Most episodes at a time.
+            by_trl: Let TRL's own generation (HF or vLLM) write the turns, each from its beginning.
+            kwargs: Arguments of `ZoomTrainer`.
         """
-        super().__init__(backend, *args, **kwargs)
+        super().__init__(backend, **kwargs)
         self.config, self.seed, self.rows = config, seed, rows
+        # Without tools TRL processes the images of prompts alone. All images of a row, the opening's too, are returned
+        # as tool images, so that one processor call makes the pixels of the forward pass.
         self.tools = [_episodes]
         self._shared = None if by_trl else SharedDecoder(backend)
         self._crew = RolloutScheduler(backend, self._shared or self._by_trl, looker=self.looker, encode=not by_trl)
@@ -257,7 +308,7 @@ class EpisodeTrainer(ZoomTrainer):
 
     @contextmanager
     def _model_at_rest(self) -> Iterator[None]:
-        """The model unwrapped, its weights gathered, in eval mode and the trainer's own precision."""
+        """Unwrap the model and gather its weights, in eval mode and the trainer's own precision."""
         training = self.model.training
         gathered = unwrap_model_for_generation(
             self.model_wrapped,
@@ -278,7 +329,7 @@ class EpisodeTrainer(ZoomTrainer):
                 self.model.train(training)
 
     def _by_trl(self, wishes: Sequence[GenerationRequest]) -> list[GeneratedTurn]:
-        """Turns written by TRL's generation, which begins with the whole conversation and all its images."""
+        """Generate turns with TRL, which begins with the whole conversation and all its images."""
         if not wishes:
             return []
         prompts = [list(one.ready.prompt.ids) for one in wishes]
@@ -291,7 +342,7 @@ class EpisodeTrainer(ZoomTrainer):
         ]
 
     def _by_trl_now(self, prompts: list[list[int]], images: list[list[Any]], limit: int) -> Any:
-        """One pass of TRL's generation: ids of each row, and their log-probabilities where vLLM gives them."""
+        """Take one pass of TRL's generation; return ids, and their log-probabilities where vLLM gives them."""
         generate: Any = super()._generate_single_turn
         if self.use_vllm:
             self.vllm_generation.max_completion_length = limit
@@ -307,7 +358,7 @@ class EpisodeTrainer(ZoomTrainer):
         return generate(prompts, images, fields, num_generations=1, has_tool_images=True)
 
     def _somebody_writes(self, busy: bool) -> bool:
-        """Whether any device has turns to write. All devices ask together, once for each pass."""
+        """Return True if any device has turns to write. All devices ask together, once for each pass."""
         flags = self.accelerator.gather(torch.tensor([busy], device=self.accelerator.device))
         return bool(flags.any())
 
@@ -330,7 +381,7 @@ def bring(looker: HFBackend, device: torch.device, *, trained: HFBackend) -> Non
 
 
 def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:
-    """A batch without the columns that are padding in all its rows.
+    """Return a batch without the columns that are padding in all its rows.
 
     TRL pads a whole round of rollouts to its longest and divides it afterwards; one long episode would otherwise be
     computed for every row.
@@ -357,7 +408,7 @@ def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:
 def _read(
     wish: GenerationRequest, ids: Sequence[int], logps: Sequence[float] | None, backend: HFBackend
 ) -> GeneratedTurn:
-    """A turn up to its end or its first stop string."""
+    """Return a turn up to its end or its first stop string."""
     stream = TextStream(backend.codec.decode, wish.stop, None)
     count, stopped = 0, False
     for token in ids:
@@ -372,7 +423,11 @@ def _read(
 
 
 def _episodes() -> None:
-    """Stands in `GRPOTrainer.tools`; see the module's note. Never called."""
+    """Stand in `GRPOTrainer.tools`; never called."""
+
+
+def _is_not_about_unscored_rollouts(record: logging.LogRecord) -> bool:
+    return "All reward functions returned None" not in record.getMessage()
 
 
 def _as_trl(named: NamedReward) -> Callable[..., list[float | None]]:

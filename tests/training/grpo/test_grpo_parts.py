@@ -30,7 +30,7 @@ from qzoom_agent.training.grpo import checks as guards
 from qzoom_agent.training.grpo import launch as run
 from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback, WarningCallback
 from qzoom_agent.training.grpo.engine import GeneratedTurn, SharedDecoder, draw
-from qzoom_agent.training.grpo.episode_length import longest, require_room
+from qzoom_agent.training.grpo.episode_length import accumulation, longest, require_room
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.launch import keep_recipe, make_trainer
 from qzoom_agent.training.grpo.question_rows import FIRST_SEED, SEEDS_A_RUN, load_rows
@@ -269,9 +269,9 @@ class TestGuards:
             guards.require_same_model(distance, tolerance=0.05, writer="vLLM")
 
     def test_torn_groups_are_refused(self) -> None:
-        guards.require_room_for_groups(8, 4)
+        assert accumulation(recipe(prompts=8), 4) == 2
         with pytest.raises(ConfigError, match="6 prompts do not divide over 4 devices"):
-            guards.require_room_for_groups(6, 4)
+            accumulation(recipe(prompts=6), 4)
 
     def test_the_image_processor_returns_tensors_unasked(self, tiny: HFBackend) -> None:
         fresh = HFBackend.load(tiny.name, device="cpu", dtype="float32")

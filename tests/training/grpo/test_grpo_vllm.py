@@ -16,7 +16,6 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
 from qzoom_agent.errors import BackendError, ConfigError, MissingDependency
-from qzoom_agent.training.grpo import checks as guards
 from qzoom_agent.training.grpo import launch as run
 from qzoom_agent.training.grpo.launch import make_trainer
 from qzoom_agent.training.grpo.trainer import EpisodeTrainer
@@ -143,8 +142,9 @@ def test_what_vllm_cannot_do_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(run, "load_model", lambda _: pytest.fail("a model was loaded"))
     with pytest.raises(MissingDependency, match=r"pip install 'trl\[vllm\]'"):
         make_trainer(recipe, tmp_path / "out")
-    monkeypatch.setattr(guards, "is_vllm_available", lambda: True)
-    guards.require_vllm("generate", 8)
-    guards.require_vllm("environment", 1)
+    monkeypatch.setattr(run, "is_vllm_available", lambda: True)
+    run.require_packages(recipe, processes=8)
+    loop = tiny_recipe(tmp_path, "qwen2_5_vl", rollouts={"by": "environment", "vllm": {}})
+    run.require_packages(loop, processes=1)
     with pytest.raises(ConfigError, match=r"8 processes .* Set rollouts\.by: generate"):
-        guards.require_vllm("environment", 8)
+        run.require_packages(loop, processes=8)

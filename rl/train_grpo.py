@@ -1,0 +1,86 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["qzoom-agent[train]"]
+# ///
+"""GRPO of the zooming policy, step by step: the same run as `qzoom train grpo`, to copy and change.
+
+On one GPU, or on the CPU:
+
+    python rl/train_grpo.py --config rl/recipes/nano/grpo.yaml --output runs/grpo --set max_steps=2
+
+On N GPUs:
+
+    accelerate launch --num_processes N --config_file rl/recipes/accelerate/zero2.yaml rl/train_grpo.py \\
+        --config rl/recipes/qwen2_5_vl_7b/grpo.yaml --output runs/grpo
+
+A killed run resumes when the same command is given again.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from qzoom_agent.errors import finished
+from qzoom_agent.training.branches.fitting import last_checkpoint
+from qzoom_agent.training.grpo import launch
+from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback, WarningCallback
+from qzoom_agent.training.grpo.grpo_recipe import load_grpo_recipe
+from qzoom_agent.training.grpo.question_rows import load_rows
+from qzoom_agent.training.grpo.trainer import build_trainer
+from qzoom_agent.training.recipe_io import add_recipe_arguments
+from qzoom_agent.training.reward_list import accuracy_of, build
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    # 1. The recipe: a YAML file, any key of which can be overridden with --set KEY=VALUE.
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_recipe_arguments(parser, output="runs/grpo")
+    options = parser.parse_args(argv)
+    recipe, output = load_grpo_recipe(options.config, overrides=options.overrides), options.output
+    if options.dry_run:
+        launch.print_plan(recipe, output, processes=1)
+        return 0
+    if launch.is_finished(recipe, output):
+        return 0
+    launch.keep_recipe(recipe, output)  # refuses a folder with checkpoints of another recipe
+    launch.require_packages(recipe, processes=launch.process_count())
+
+    # 2. The model with its branches, and the configuration of the agent that runs the episodes with it.
+    backend = launch.load_model(recipe)
+    config = launch.episode_config(recipe, backend)
+    looker = launch.load_looker(recipe, backend, config)  # None if neither the policy nor a reward asks the branches
+
+    # 3. The questions. Both limits follow from the longest episode that the budgets allow.
+    completion_tokens, question_tokens = launch.episode_room(recipe, backend, config)
+    questions = load_rows(recipe, tokenizer=backend.codec.tokenizer, room=question_tokens)
+
+    # 4. The rewards. To add your own, append {"name": a_function, "weight": 0.5} to `recipe.rewards` in the recipe.
+    judge = launch.load_judge(recipe, output)
+    rewards = build(recipe.rewards, judge=judge, mask_truncated=recipe.loss.mask_truncated)
+
+    # 5. TRL's GRPOTrainer over episodes: it samples, compares, computes the loss, and writes checkpoints.
+    log = output / "log.jsonl"
+    trainer = build_trainer(
+        recipe,
+        backend,
+        config=config,
+        looker=looker,
+        rewards=rewards,
+        accuracy=accuracy_of(recipe.rewards, judge=judge),
+        args=launch.trl_config(recipe, output, completion=completion_tokens),
+        train_dataset=questions,
+        peft_config=launch.lora_config(recipe, backend),
+        callbacks=[MetricsCallback(log), WarningCallback(log)],
+        pages=RolloutPageCallback(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes),
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+
+    # 6. A folder that `Agent.from_pretrained` loads.
+    final = launch.save_model(trainer, recipe, output)
+    if trainer.accelerator.is_main_process:
+        print(f"written {final}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(finished("train_grpo", main))

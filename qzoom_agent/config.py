@@ -64,6 +64,11 @@ class Config(BaseModel):
             raise ConfigError(" ".join(_explain(one, cls) for one in error.errors())) from None
 
 
+def _is_none(value: object) -> bool:
+    # Keys that came later stay out of a saved configuration while unset: its hash names the rows of evaluations.
+    return value is None
+
+
 class ViewBudget(Config):
     """How many visual tokens a view may cost, and how large a token is: a backend's preset, or the resolved budget."""
 
@@ -252,8 +257,11 @@ class ReviewConfig(Config):
     snap_keep: float = Field(default=0.8, gt=0, le=1)
     """A box that holds this share of the region's heat does not cut it; of a region of fixed sides, its middle."""
     insist: int = Field(default=1, ge=0)
-    """Turns refused on the branches' word after which the model's calls stand, where the gate spoke for each crop anew;
-    0: that word never counts."""
+    """Refusals for an opinion of the branches, in turns, after which the model's calls are served; where the gate
+    refuses, for each crop anew. 0: their opinions never count."""
+    rule: str | None = Field(default=None, exclude_if=_is_none)
+    """Rule that reviews the model's zoom calls under any policy that offers tools: `hybrid`, `module:name` or an entry
+    point of the group qzoom_agent.policy_rules. None: `hybrid` under policy `hybrid`, else none."""
 
 
 def read_setting(text: str) -> tuple[str, Any]:
@@ -286,7 +294,11 @@ class AgentConfig(Config):
     policy: PolicyName | None = None
     """What decides on crops: see `qzoom_agent.policy`. None: `implicit` for a model with branches, else `explicit`."""
     protocol: str | None = None
-    """How the model writes a zoom call. None: the backend's own."""
+    """Format of the model's zoom calls: a name, `module:name` or an entry point of the group qzoom_agent.protocols.
+    None: the backend's own."""
+    tool: str | None = Field(default=None, exclude_if=_is_none)
+    """Tool that serves the model's zoom calls: `module:name` or an entry point of the group qzoom_agent.tools. None:
+    `zoom`."""
     budget: BudgetConfig = BudgetConfig()
     """When an episode has to end, and how many visual tokens a view may cost."""
     generation: GenerationConfig = GenerationConfig()

@@ -1,8 +1,7 @@
-"""What can go wrong for a user, one class a boundary crossed.
+"""The errors of this package, one class for each boundary.
 
-Every error says what happened, what was given and what to do, and the command line prints it without a traceback and
-exits with its `exit_code`. Errors are for *user* input and for the machine the run depends on; what a *model* writes
-never raises, it becomes text that the model reads and an entry on the trace.
+A message says what happened, what was given and what to do; the command line prints it without a traceback and exits
+with `exit_code`. Text that a model writes never raises: it becomes a reply to the model and an entry on the trace.
 """
 
 import sys
@@ -10,19 +9,19 @@ from collections.abc import Callable
 
 
 class QzoomError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of every error that this package raises on purpose."""
 
     exit_code: int = 1
 
 
 class ImageError(QzoomError):
-    """An image cannot be read, is over a limit, or its stored pixels are gone or changed."""
+    """An image that cannot be read or is over a limit, or stored pixels that are gone or changed."""
 
     exit_code = 2
 
 
 class BoxError(QzoomError):
-    """A box is used where its frame or view does not fit, or its numbers are not numbers."""
+    """A box whose frame, view or numbers do not fit its use."""
 
     exit_code = 2
 
@@ -34,25 +33,30 @@ class ConfigError(QzoomError):
 
 
 class TraceError(QzoomError):
-    """A saved trace cannot be read."""
+    """A saved trace that cannot be read or written."""
 
     exit_code = 2
 
 
 class BackendError(QzoomError):
-    """A model could not be loaded or failed to answer."""
+    """A model that could not be loaded or failed to answer."""
 
     exit_code = 4
 
 
 class MissingDependency(QzoomError):
-    """An optional package is not installed; the message holds the command that installs it."""
+    """An optional package that is not installed; the message holds the command that installs it."""
 
     exit_code = 4
 
 
+def describe_error(error: Exception) -> str:
+    """Return the message of an error; of a foreign one, with its class."""
+    return str(error) if isinstance(error, QzoomError) else f"{type(error).__name__}: {error}"
+
+
 def finished(name: str, main: Callable[[], int]) -> int:
-    """The exit code of a command that is run as a module; an error of ours is printed, without a traceback."""
+    """Run `main` as the command `name` and return its exit code; print our errors without a traceback."""
     try:
         return main()
     except QzoomError as error:

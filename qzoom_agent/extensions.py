@@ -5,7 +5,7 @@ Wherever the package takes one of these by name, it takes three forms:
 - a name of this package, or of an installed package that registers an entry point in the group of that kind
   (`[project.entry-points."qzoom_agent.rewards"]`);
 - `module:attribute`, imported from the Python path and the working directory;
-- in Python, the object itself.
+- in Python, the object itself, which is recorded as `module:name` (`reference`).
 """
 
 from __future__ import annotations
@@ -67,6 +67,31 @@ def find(name: str, *, kind: str, known: Mapping[str, Any]) -> Any:
         f"There is no {kind} '{name}'. Known: {names}. Your own: write 'module:name', or install a package with an "
         f"entry point in the group '{group}'."
     )
+
+
+def reference(value: Any) -> str:
+    """Return `module:name` of an object, under which `find` gives it, or its class, again where it can be imported."""
+    named = value if hasattr(value, "__qualname__") else type(value)
+    members = vars(sys.modules.get(named.__module__, sys))
+    own = next((name for name, member in members.items() if member is value), named.__qualname__)
+    return f"{named.__module__}:{own}"
+
+
+def satisfying(value: Any, protocol: type, *arguments: object, kind: str) -> Any:
+    """Return an extension that has every member of `protocol`; a class is called with `arguments` first.
+
+    Raises:
+        ConfigError: Members are missing.
+    """
+    made = value(*arguments) if isinstance(value, type) else value
+    members = [name for name in vars(protocol) if not name.startswith("_") or name == "__call__"]
+    missing = [name for name in members if not hasattr(made, name)]
+    if missing:
+        raise ConfigError(
+            f"The {kind} {reference(value)!r} lacks {', '.join(missing)}. What a {kind} has to offer is written at "
+            f"{protocol.__module__}.{protocol.__qualname__}."
+        )
+    return made
 
 
 def _imported(name: str, kind: str) -> Any:

@@ -1,22 +1,12 @@
-"""The loop of one episode as a LangGraph: perceive, think, act, think, ..., finish.
+"""The loop of one episode as a LangGraph: perceive, then think and act in turns, then finish.
 
-    perceive   coarse view, a look at it if the policy wants one, the crops that the policy inserts, opening messages
+    perceive   coarse view, the look that the policy wants, the crops that it inserts, opening messages
     think      one assistant turn; the forced last one if a budget is spent
-    act        read the calls, let the policy review each, run the zoom tool, tell the model what became of it
-    finish     name the outcome
+    act        parse the calls, review and serve each, tell the model the outcome
+    finish     name the outcome: answered, budget, refused (calls could not be served and no answer came), or error
 
-Everything in the state is plain JSON (a checkpoint is a few kB); pixels are in the `ViewStore`, the model in a session,
-both reached through the `Context`, which is never stored. So a resumed episode gets a new context, opens a new session,
-and gives it all messages. Nodes only return updates; the graph itself holds nothing and is compiled once a process.
-
-How an episode ends
-    answered   the model answered of its own accord, or when told to after `max_failed_calls` turns without a crop
-    budget     turns, views, visual tokens or seconds were spent; the forced last turn's answer, if any, stands
-    refused    its calls could not be served, and told to answer it gave nothing
-    error      the backend failed; the message is kept, the turns up to there too
-
-Views and visual tokens end an episode only when the model asks for more: a model that answers within them has answered.
-A model's output never raises here. What raises is bad user input (`QzoomError`) and our own mistakes.
+The state is plain JSON of a few kB; pixels and the model are reached through `Context`, which is never stored. A
+resumed episode opens a new session and gives it all messages. A model's output never raises.
 """
 
 from __future__ import annotations
@@ -35,7 +25,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 
 from qzoom_agent.config import AgentConfig, ViewBudget
-from qzoom_agent.errors import ConfigError, ImageError, QzoomError
+from qzoom_agent.errors import ConfigError, ImageError, describe_error
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text
 from qzoom_agent.models.interface import Backend, PerceivingSession, Reply, SamplingParams, Session, Sight
@@ -45,13 +35,13 @@ from qzoom_agent.review import refused_on_opinion
 from qzoom_agent.tool_calls import ToolCallExecutor, record_of
 from qzoom_agent.trace import PerceptionRecord, Status, Trace, Turn, Usage
 from qzoom_agent.views import View, ViewStore
-from qzoom_agent.zoom.zoom import Zoom
+from qzoom_agent.zoom.zoom import Tool, Zoom
 
 EventKind = Literal["view", "look", "token", "turn", "call", "answer"]
 
 
 class State(TypedDict):
-    """What a checkpoint holds: JSON only."""
+    """The content of a checkpoint: JSON only."""
 
     id: str
     question: str
@@ -68,11 +58,11 @@ class State(TypedDict):
     turn: dict[str, Any] | None
     """The turn whose calls `act` has to run."""
     last: Last | None
-    """Why the next turn is the last, when `act` found so."""
+    """Reason that `act` found for making the next turn the last."""
     perception: dict[str, Any] | None
-    """What a look found (`PerceptionRecord`)."""
+    """Result of the coarse look (`PerceptionRecord`)."""
     placed: dict[str, list[float]]
-    """Crops that get the positions of their place, with their boxes in cells of the coarse view."""
+    """Crops with aligned positions, and their boxes in cells of the coarse view."""
     perceive_seconds: float
     seconds: Annotated[float, operator.add]
     """Wall-clock time of all steps so far; the time between a kill and its resume does not count."""
@@ -83,23 +73,26 @@ class State(TypedDict):
 
 @dataclass
 class Context:
-    """What an episode works with: never stored, and one for each run."""
+    """The objects of one run; never stored."""
 
     backend: Backend
     protocol: ZoomProtocol
     policy: CropPolicy
     config: AgentConfig
     views: ViewBudget
+    tool: Tool
+    """Serves the model's calls."""
     zoom: Zoom
+    """Cuts the crops of `oracle` and `random`."""
     roi_zoom: Zoom
-    """The same tool with the budget of proposed crops."""
+    """Cuts the crops that the branches propose, at their budget."""
     store: ViewStore
     live: bool = False
-    """Somebody reads the events: ask the session for its text as it is written."""
+    """Stream the text of each turn as it is written."""
     session: Session | None = field(default=None, init=False)
 
     def open(self, placed: dict[str, list[float]]) -> Session:
-        """The session, opened when first asked for and told of the placed crops."""
+        """Return the session, opened at the first call, with the placed crops made known to it."""
         if self.session is None:
             self.session = self.backend.session(self.policy.eyes(self.store))
         if isinstance(self.session, PerceivingSession):
@@ -108,7 +101,7 @@ class Context:
         return self.session
 
     def reply(self, state: State, asked: list[Message], *, on_text: Callable[[str], None] | None) -> Reply:
-        """The next assistant turn of the conversation so far and what is `asked` beside it."""
+        """Generate the next assistant turn of the conversation so far, followed by the messages `asked`."""
         seed = self.config.seed + len(state["turns"])
         settings = SamplingParams(**self.config.generation.model_dump(), seed=seed)
         session = self.open(state["placed"])
@@ -124,7 +117,7 @@ class Context:
 def start(
     *, id: str, question: str, backend: str, config: AgentConfig, gold: list[list[float]] | None, original: View
 ) -> State:
-    """The state of an episode in which nothing has happened yet."""
+    """Return the state of an episode before its first step."""
     return State(
         id=id,
         question=question,
@@ -147,7 +140,7 @@ def start(
 
 
 def advanced(state: State, update: dict[str, Any]) -> State:
-    """The state after a node's update, for who runs nodes by hand: what the compiled graph adds up is added."""
+    """Return the state after a node's update, merged as the compiled graph does; for callers that run nodes by hand."""
     kinds = get_type_hints(State, include_extras=True)
     merged: dict[str, Any] = {**state}
     for key, value in update.items():
@@ -159,8 +152,10 @@ def advanced(state: State, update: dict[str, Any]) -> State:
 def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     """Show the coarse view and the crops that the policy inserts; write the opening messages.
 
-    A look that fails is the model's failure and ends the episode; a proposal that cannot be cut is left out. Raises
-    ImageError for an image that cannot be shown.
+    A failed look ends the episode with status "error"; a proposal that cannot be cut is left out.
+
+    Raises:
+        ImageError: The image cannot be shown.
     """
     began = perf_counter()
     ctx = runtime.context
@@ -174,7 +169,7 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         except ImageError:
             raise
         except Exception as failure:
-            error = _described(failure)
+            error = describe_error(failure)
         else:
             placed = _insert(ctx, record, sight)
     else:
@@ -204,7 +199,7 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
 
 
 def think(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
-    """One assistant turn. It is left to `act` if it has anything but an answer and is not the last."""
+    """Generate one assistant turn; leave it to `act` if it has no answer and is not the last."""
     began = perf_counter()
     ctx = runtime.context
     last = _last(state, ctx.config)
@@ -213,9 +208,9 @@ def think(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     try:
         reply = ctx.reply(state, asked, on_text=_live(runtime, index) if ctx.live else None)
     except Exception as error:  # whatever a model or a server does wrong ends the episode, not the user's program
-        return {"turn": None, "error": _described(error)}
+        return {"turn": None, "error": describe_error(error)}
     written = Turn(index=index, **reply.model_dump(), forced=last is not None)
-    # From here on the text as it is kept (broken unicode mended), so that every later reading of it is the same.
+    # Parse the text as the record keeps it (valid Unicode), so that `act` and a resumed run parse the same.
     parsed = ctx.protocol.parse(written.text, ctx.store.shown)
     read = parsed.model_dump(include={"thought", "answer", "problems", "repairs"})
     turn = Turn(**{**written.model_dump(), **read})
@@ -235,7 +230,7 @@ def think(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
 
 
 def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
-    """Serve or refuse each call of the turn, and tell the model about every one, and about what could not be read."""
+    """Serve or refuse each call of the turn, and tell the model the outcome and what could not be parsed."""
     began = perf_counter()
     ctx = runtime.context
     assert state["turn"] is not None
@@ -243,18 +238,18 @@ def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     before = len(ctx.store.shown)
     messages: list[Message] = []
     last: Last | None = None
-    serving = ToolCallExecutor(
+    execute = ToolCallExecutor(
         store=ctx.store,
-        zoom=ctx.zoom,
+        tool=ctx.tool,
         policy=ctx.policy,
         protocol=ctx.protocol,
         look=None if state["perception"] is None else PerceptionRecord(**state["perception"]),
         refused_turns=refused_on_opinion([Turn(**one).calls for one in state["turns"]]),
         views_read=before,
     )
-    # Read again rather than stored: a checkpoint cannot hold every string that a call can (half surrogate pairs).
+    # Parsed again rather than stored: a checkpoint cannot hold every string that a call can (lone surrogates).
     for call in ctx.protocol.parse(turn.text, ctx.store.shown).calls:
-        record, answer, ends = serving(call)
+        record, answer, ends = execute(call)
         turn.calls.append(record)
         messages += answer
         last = last or ends
@@ -276,7 +271,7 @@ def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
 
 
 def finish(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
-    """Name the outcome; see the module's note."""
+    """Name the outcome. A model that answers within the budgets has answered, even if its last call was refused."""
     answer = state["turns"][-1]["answer"] if state["turns"] else None
     status: Status = "answered"
     if state["error"] is not None:
@@ -315,7 +310,7 @@ def _builder() -> StateGraph[State, Context, State, State]:
 def compile_graph(
     checkpointer: BaseCheckpointSaver[str] | None = None,
 ) -> CompiledStateGraph[State, Context, State, State]:
-    """The graph, ready to run; with a checkpointer every step is saved before the next begins."""
+    """Return the graph, ready to run; with a checkpointer every step is saved before the next begins."""
     return _compiled() if checkpointer is None else _builder().compile(checkpointer=checkpointer, name="qzoom")
 
 
@@ -325,7 +320,7 @@ def _compiled() -> CompiledStateGraph[State, Context, State, State]:
 
 
 def to_trace(state: State, *, protocol: str, environment: dict[str, str]) -> Trace:
-    """The record of a finished episode."""
+    """Return the record of a finished episode."""
     assert state["status"] is not None, "only a finished episode has a record"
     views = [View(**view) for view in state["views"]]
     turns = [Turn(**turn) for turn in state["turns"]]
@@ -350,9 +345,15 @@ def to_trace(state: State, *, protocol: str, environment: dict[str, str]) -> Tra
 
 
 def take_look(ctx: Context, question: str, *, map_always: bool = False) -> tuple[PerceptionRecord, Sight]:
-    """Add the coarse view and look at it: what was found, as the trace keeps it and as the session said it.
+    """Add the coarse view and look at it; return the result as the trace keeps it and as the session gave it.
 
-    Raises BackendError if the model cannot be run.
+    Args:
+        ctx: The run.
+        question: The question to look for.
+        map_always: Make the map even where the gate does not fire.
+
+    Raises:
+        BackendError: The model cannot be run.
     """
     coarse = _add_coarse(ctx)
     opening = ctx.protocol.opening(question, ctx.store.shown, tools=ctx.policy.looks_with_tools)
@@ -409,7 +410,7 @@ def _add_coarse(ctx: Context) -> View:
 
 
 def _insert(ctx: Context, record: PerceptionRecord, sight: Sight) -> dict[str, list[float]]:
-    """Cut the proposed crops, as far as the budgets go; those to be placed, with the cells that were really cut."""
+    """Cut the proposed crops within the budgets; return those with aligned positions and the cells really cut."""
     placed: dict[str, list[float]] = {}
     coarse, budget = ctx.store.view("coarse"), ctx.config.budget
     for box, cells in zip(record.boxes, record.cells, strict=True):
@@ -428,19 +429,15 @@ def _insert(ctx: Context, record: PerceptionRecord, sight: Sight) -> dict[str, l
         if cut.view is None:
             record.reason += f"; a crop could not be cut: {cut.error}"
         elif sight.aligned:
-            # the very cells of the map, where they are what was cut; else the part of the grid that was
+            # The map's own cells where exactly they were cut; else the part of the grid that was.
             changed = bool(plan.notes) or _margin(ctx, sight) > 0 or any(value % 1 for value in cells)
             real = coarse.from_original(cut.view.region).to_frame("cell", coarse.size, coarse.cell)
             placed[cut.view.id] = real.as_list() if changed else list(cells)
     return placed
 
 
-def _described(error: Exception) -> str:
-    return str(error) if isinstance(error, QzoomError) else f"{type(error).__name__}: {error}"
-
-
 def _last(state: State, config: AgentConfig) -> Last | None:
-    """Why the next turn has to be the last one, or None."""
+    """Return the reason for which the next turn has to be the last; None if there is none."""
     if state["last"] is not None:
         return state["last"]
     budget, turns = config.budget, state["turns"]
@@ -463,6 +460,6 @@ def _emit(runtime: Runtime[Context], kind: EventKind, data: dict[str, Any]) -> N
 
 
 def _live(runtime: Runtime[Context], index: int) -> Callable[[str], None]:
-    """A receiver of text pieces that any thread may call: a stream writer finds its run in the thread's context."""
-    here = contextvars.copy_context()
+    """Return a receiver of text pieces that any thread may call."""
+    here = contextvars.copy_context()  # where a stream writer finds its run
     return lambda piece: here.copy().run(_emit, runtime, "token", {"turn": index, "text": piece})

@@ -1,71 +1,82 @@
-"""Policy: what decides on crops. Which crops the model is shown unasked, whether it may ask, and what it then gets.
+"""Policy: decides which crops the model sees unasked, whether it may ask for more, and which of its calls are served.
 
     direct    the coarse view alone
-    explicit  the model may call the zoom tool, as long as the budgets last
-    oracle    crops around the given gold boxes stand beside the coarse view: the ceiling of any "where"
-    random    as oracle, but the boxes lie at seeded random places: what more tokens alone are worth
-    blind     as explicit, but every crop is uniformly grey: what the call alone is worth, without the pixels
-    implicit  a model with branches looks first: if its gate asks for more detail, the crops that SD-RPN proposes stand
-              beside the coarse view
+    explicit  the model may call the zoom tool, within the budgets
+    implicit  the model's branches look first: if the gate fires, the crops that SD-RPN proposes join the coarse view
     always    as implicit, without asking the gate
-    hybrid    implicit, and the model may call the zoom tool; each call is reviewed by what was shown and what the
-              branches found: served, served at a better place, or refused with a reason (`qzoom_agent.review`)
+    hybrid    as implicit, and the model may call the zoom tool; each call is reviewed (`qzoom_agent.review`)
+    oracle    crops around the given gold boxes join the coarse view: an upper bound for the choice of crops
+    random    as oracle, with boxes at seeded random places: the worth of more tokens alone
+    blind     as explicit, with uniformly grey crops: the worth of the call without its pixels
 
-Without a choice a model with branches runs under `implicit`, another one under `explicit`.
-
-Invariants: a policy sees boxes, sizes and counts, never text and never weights; the same configuration, image size,
-gold boxes and seed give the same crops; every review carries the numbers it rests on. Crops that a policy inserts are
-the experimenter's choice: they count towards the budgets but are never refused (`hybrid` leaves out those that add
-nothing). Only the model's calls are reviewed, and budgets come first: no other rule serves what they do not allow.
+A policy sees boxes, sizes and counts, never text or weights, and is deterministic given the seed. Crops that it inserts
+count towards the budgets; only the model's calls are reviewed, budgets first.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
 from qzoom_agent.config import AgentConfig, PerceptionConfig, PolicyName, ViewBudget
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.extensions import find, satisfying
 from qzoom_agent.geometry import Box, Size
-from qzoom_agent.review import ReviewContext, adds, judge
+from qzoom_agent.review import RULES, PolicyRule, ReviewContext, adds
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.zoom import ZoomPlan
 
 LOOK_FIRST: frozenset[PolicyName] = frozenset({"implicit", "always", "hybrid"})
 OFFER_TOOLS: frozenset[PolicyName] = frozenset({"explicit", "blind", "hybrid"})
 RANDOM_AREA = 1 / 16
-"""Share of the image that a random crop has when no gold box gives its size."""
+"""Area of a random crop as a share of the image, where no gold box gives its size."""
 Last = Literal["budget", "failed"]
-"""Why a turn is the forced last one: a budget is spent, or calls cannot be served."""
+"""Reason for a forced last turn: a budget is spent, or calls cannot be served."""
 GREY = (128, 128, 128)
-"""What `blind` shows. A constant: even the mean colour of a crop would say something about it."""
+"""Colour of crops under `blind`; a constant, since even the mean colour of a crop would tell something about it."""
 
 
 class Review(NamedTuple):
-    """The verdict on one zoom call."""
+    """The policy's decision on one zoom call."""
 
     serve: bool
     reason: str
-    """What the model is told when the call is refused or served at another place; else empty."""
+    """Text for the model when the call is refused or served at another place; else empty."""
     numbers: dict[str, float]
-    """What the verdict rests on."""
+    """Measurements behind the decision."""
     last: Last | None
-    """Why asking again is no use, so that the next turn has to be the last; None if the model may go on."""
+    """Reason for which the next turn has to be the last; None if the model may go on."""
     code: str = ""
-    """The rule that refused or moved the call: "no_tool", "budget", or one of `review.Code`; else empty."""
+    """The rule that refused or moved the call: "no_tool", "budget", or a rule's own; else empty."""
     plan: ZoomPlan | None = None
-    """What to cut instead of what was asked for."""
+    """Crop to cut instead of the one asked for."""
 
 
 class CropPolicy:
-    """The policy that a configuration names, ready for one backend's budget of views."""
+    """The policy of a configuration, for one backend's budget of views."""
 
-    def __init__(self, config: AgentConfig, views: ViewBudget, *, perceives: bool = False) -> None:
-        """Raises ConfigError for a policy that this model cannot run; `perceives`: it has branches."""
+    def __init__(
+        self,
+        config: AgentConfig,
+        views: ViewBudget,
+        *,
+        perceives: bool = False,
+        known: Mapping[str, PolicyRule] | None = None,
+    ) -> None:
+        """
+        Args:
+            config: The configuration of the run.
+            views: The resolved budget of each view.
+            perceives: The model has branches.
+            known: Rules given as objects, by the name that the configuration has for them.
+
+        Raises:
+            ConfigError: This model cannot run the policy, or there is no such rule.
+        """
         self.name = config.policy_for(perceives=perceives)
         if self.name in LOOK_FIRST and not perceives:
             raise ConfigError(
@@ -75,12 +86,15 @@ class CropPolicy:
         self.looks = self.name in LOOK_FIRST
         self.offers_tools = self.name in OFFER_TOOLS
         self.looks_with_tools = self.offers_tools and config.perception.prompt == "opening"
-        """Whether a look reads the question with the offer of tools."""
+        """A look reads the question with the offer of tools."""
+        name = config.review.rule or ("hybrid" if self.name == "hybrid" else None)
+        found = name and find(name, kind="policy rule", known={**RULES, **(known or {})})
+        self._rule = satisfying(found, PolicyRule, kind="policy rule") if found else None
         self._config = config
         self._views = views
 
     def require(self, gold: Sequence[Box] | None) -> None:
-        """Raise ConfigError if this policy cannot run with these gold boxes (None: none were given)."""
+        """Raise ConfigError if this policy needs gold boxes and none were given (None)."""
         if self.name == "oracle" and gold is None:
             raise ConfigError(
                 "The policy 'oracle' crops around known boxes, and none were given. "
@@ -89,12 +103,12 @@ class CropPolicy:
 
     @property
     def look_options(self) -> PerceptionConfig:
-        """How a look is read under this policy."""
+        """The options of a look under this policy."""
         options = self._config.perception
         return options.model_copy(update={"gate": "off"}) if self.name == "always" else options
 
     def inserts(self, size: Size, *, gold: Sequence[Box] | None, seed: int) -> list[Box]:
-        """The crops shown beside the coarse view, unasked: boxes in original pixels of an image of `size`."""
+        """Return the crops shown beside the coarse view, unasked: boxes in original pixels of an image of `size`."""
         if self.name == "oracle":
             return [self.around(box, size) for box in gold or ()]
         if self.name == "random":
@@ -106,7 +120,7 @@ class CropPolicy:
         return []
 
     def keeps_back(self, shown: Sequence[View], plan: ZoomPlan) -> str:
-        """Why a proposed crop is not shown unasked after the views in `shown`; empty if it is."""
+        """Return the reason not to show a proposed crop unasked after the views in `shown`; empty to show it."""
         if self.name != "hybrid":
             return ""
         if not self._config.review.insert:
@@ -114,33 +128,39 @@ class CropPolicy:
         return "" if adds(plan, shown, self._config.review) else "a crop would add nothing"
 
     def around(self, box: Box, size: Size) -> Box:
-        """A gold box with its margin: each edge moved outwards, which also makes a line of text less thin."""
+        """Return a gold box with its margin: each edge moved outwards, which also makes a line of text less thin."""
         inner = box.clamp(size)
         margin = self._config.oracle_margin * max(inner.width, inner.height)
         return Box(inner.x1 - margin, inner.y1 - margin, inner.x2 + margin, inner.y2 + margin).clamp(size)
 
-    def review(self, shown: Sequence[View], plan: ZoomPlan, case: ReviewContext | None = None) -> Review:
-        """Judge a call that comes to `plan`, after the views in `shown`. Nothing is cut yet.
+    def review_context(self, **known: Any) -> ReviewContext:
+        """Return the context of a review under this configuration; `known` are its other fields."""
+        map_decides = self._config.perception.gate == "statistics"
+        return ReviewContext(config=self._config.review, map_decides=map_decides, **known)
 
-        Only whether a crop may be made is judged: a plan with an error costs nothing, and the tool says why.
+    def review(self, shown: Sequence[View], plan: ZoomPlan, context: ReviewContext | None = None) -> Review:
+        """Decide on a call that leads to `plan`, after the views in `shown`. Nothing is cut yet.
+
+        A plan with an error costs nothing and is served: the tool tells the model the error.
 
         Args:
-            case: what else is known, for `hybrid`; without it nothing but the budgets counts.
+            shown: Views shown so far.
+            plan: The crop of the call.
+            context: State of the episode, for a rule; without it only the budgets count.
         """
         review = self._within_budget(shown, plan)
-        if self.name != "hybrid" or case is None or not review.serve or plan.box is None:
+        if self._rule is None or context is None or not review.serve or plan.box is None:
             return review
-        map_decides = self._config.perception.gate == "statistics"
-        verdict = judge(shown, plan, case, self._config.review, map_decides=map_decides)
-        numbers = review.numbers | verdict.numbers
-        if verdict.code is None:
+        decision = self._rule(plan, shown, context)
+        numbers = review.numbers | decision.numbers
+        if decision.code is None:
             return Review(True, "", numbers, last=None)
-        if verdict.plan is None:
-            return Review(False, verdict.text, numbers, last=None, code=verdict.code)
-        if not self._within_budget(shown, verdict.plan).serve:
-            return Review(True, "", numbers, last=None)  # what was asked for has room, the better place has not
-        numbers |= {"asked_tokens": float(plan.tokens), "crop_tokens": float(verdict.plan.tokens)}
-        return Review(True, verdict.text, numbers, last=None, code=verdict.code, plan=verdict.plan)
+        if decision.plan is None:
+            return Review(False, decision.text, numbers, last=None, code=decision.code)
+        if not self._within_budget(shown, decision.plan).serve:
+            return Review(True, "", numbers, last=None)  # the crop asked for has room, the better one has not
+        numbers |= {"asked_tokens": float(plan.tokens), "crop_tokens": float(decision.plan.tokens)}
+        return Review(True, decision.text, numbers, last=None, code=decision.code, plan=decision.plan)
 
     def _within_budget(self, shown: Sequence[View], plan: ZoomPlan) -> Review:
         budget = self._config.budget
@@ -166,13 +186,13 @@ class CropPolicy:
 
     @property
     def remarks(self) -> list[str]:
-        """What the record of every served call has to say beside the tool's notes; the model does not read it."""
+        """Notes for the record of every served call; the model does not read them."""
         return ["Withheld: the model saw uniform grey of this size."] if self.name == "blind" else []
 
     def eyes(self, store: ViewStore) -> Callable[[str], Image.Image]:
-        """What the session resolves view ids with: the store's pixels, or grey crops for `blind`.
+        """Return the function that gives the session a view's pixels: the store's, or grey crops for `blind`.
 
-        Under `blind` the trace keeps the view that was cut and withheld, so that one can see what was asked for.
+        Under `blind` the trace keeps the real crop, so that a reader can see what was asked for.
         """
         if self.name != "blind":
             return store.image

@@ -334,7 +334,8 @@ def test_the_state_is_json_after_every_step() -> None:
         roi_zoom=Zoom(),
         config=config,
         views=views,
-        zoom=Zoom(ZoomConfig(factor=28, min_tokens=32, max_tokens=64)),
+        zoom=Zoom(),
+        tool=Zoom(ZoomConfig(factor=28, min_tokens=32, max_tokens=64)),
         store=store,
     )
     first = start(id="x", question="What?", backend="b", config=config, gold=[[0.0, 1.0, 2.0, 3.0]], original=original)

@@ -14,16 +14,15 @@ from qzoom_agent.policy import CropPolicy, Review
 from qzoom_agent.review import (
     BestView,
     Heat,
-    ReviewContext,
     adds_nothing,
+    best_view,
     cut_region,
     density,
+    format_box,
     gap,
     hotter_region,
     refused_on_opinion,
-    seen_best,
     suffices,
-    written,
 )
 from qzoom_agent.trace import CallRecord, PerceptionRecord
 from qzoom_agent.views import View
@@ -83,12 +82,12 @@ def review(
     **settings: Any,
 ) -> Review:
     read = sum(one.kind == "crop" for one in shown) if crops_read is None else crops_read
-    case = ReviewContext(
+    rules = CropPolicy(AgentConfig().replace(policy=policy, **settings), VIEWS, perceives=True)
+    context = rules.review_context(
         look=look() if found is None else found, refused_turns=refused_turns, crops_read=read, image=SIZE,
         replan=replan, name=lambda name: f"<{name}>", write=lambda one: f"<{one.as_list()}>",
     )  # fmt: skip
-    rules = CropPolicy(AgentConfig().replace(policy=policy, **settings), VIEWS, perceives=True)
-    return rules.review(shown, plan(box), case)
+    return rules.review(shown, plan(box), context)
 
 
 # ---- facts, alone --------------------------------------------------------------------------------------------------
@@ -102,10 +101,10 @@ def test_density_is_shown_pixels_per_pixel_along_a_side() -> None:
 def test_the_densest_view_that_holds_a_box_shows_it_best() -> None:
     box = Box(300, 200, 400, 300)
     wide, tight, beside = crop(Box(200, 100, 600, 400)), crop(box, 2), crop(Box(350, 200, 450, 300), 3)
-    assert seen_best(box, [COARSE, wide, tight, beside], covered=0.9).view == "crop2"
-    assert seen_best(box, [COARSE, wide, beside], covered=0.9).view == "crop1"
-    assert seen_best(box, [COARSE, beside], covered=0.9).view == "coarse"
-    nothing = seen_best(box, [beside], covered=0.9)
+    assert best_view(box, [COARSE, wide, tight, beside], covered=0.9).view == "crop2"
+    assert best_view(box, [COARSE, wide, beside], covered=0.9).view == "crop1"
+    assert best_view(box, [COARSE, beside], covered=0.9).view == "coarse"
+    nothing = best_view(box, [beside], covered=0.9)
     assert (nothing.view, nothing.share) == ("crop3", 0.5)
 
 
@@ -422,10 +421,10 @@ def test_every_verdict_has_its_numbers_and_a_refusal_its_text(
 
 
 def test_a_box_is_written_in_the_frame_of_the_protocol() -> None:
-    assert written(HOT, COARSE, "pixel") == "[168, 28, 224, 84]"
-    assert written(HOT, COARSE, "per_mille") == "[667, 167, 889, 500]"
-    assert written(HOT, COARSE, "unit") == "[0.667, 0.167, 0.889, 0.500]"
-    assert written(HOT, COARSE, "cell") == "[6, 1, 8, 3]"
+    assert format_box(HOT, COARSE, "pixel") == "[168, 28, 224, 84]"
+    assert format_box(HOT, COARSE, "per_mille") == "[667, 167, 889, 500]"
+    assert format_box(HOT, COARSE, "unit") == "[0.667, 0.167, 0.889, 0.500]"
+    assert format_box(HOT, COARSE, "cell") == "[6, 1, 8, 3]"
 
 
 def test_turns_refused_on_the_branches_word_are_counted_once_each() -> None:

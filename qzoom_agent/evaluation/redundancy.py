@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 
 from qzoom_agent.config import ReviewConfig
 from qzoom_agent.geometry import Box
-from qzoom_agent.review import adds_nothing, density, seen_best
+from qzoom_agent.review import adds_nothing, best_view, density
 from qzoom_agent.views import View
 
 Reason = Literal["needless", "repeated", "missed"]
@@ -88,4 +88,4 @@ def _reason(crop: View, earlier: Sequence[View], needles: Sequence[Box], coarse_
 
 def _shown(box: Box, earlier: Sequence[View], detail: float) -> bool:
     """Whether a view before showed this box with as much detail."""
-    return bool(earlier) and adds_nothing(seen_best(box, earlier, covered=RULES.covered), detail, RULES) is not None
+    return bool(earlier) and adds_nothing(best_view(box, earlier, covered=RULES.covered), detail, RULES) is not None

@@ -1,8 +1,9 @@
 """The text formats, by name: `PROTOCOLS["deepeyes"]`, or `get_protocol("deepeyes")` for a name that a user gave."""
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.extensions import find, satisfying
 from qzoom_agent.protocols.hermes import DEEPEYES, QWEN3VL
 from qzoom_agent.protocols.interface import Parsed, ToolCall, ZoomProtocol
 from qzoom_agent.protocols.mini_o3 import MINI_O3
@@ -28,8 +29,11 @@ PROTOCOLS: Final[dict[str, ZoomProtocol]] = {protocol.name: protocol for protoco
 __all__ = ["PROTOCOLS", "Parsed", "ToolCall", "ZoomProtocol", "get_protocol"]
 
 
-def get_protocol(name: str) -> ZoomProtocol:
-    """The protocol of this name; ConfigError for an unknown one."""
-    if name not in PROTOCOLS:
-        raise ConfigError(f"There is no protocol {name!r}. Choose one of: {', '.join(PROTOCOLS)}.")
-    return PROTOCOLS[name]
+def get_protocol(name: str, *, known: Mapping[str, Any] = PROTOCOLS) -> ZoomProtocol:
+    """Return the protocol called `name`: one of `known`, `module:attribute` or an entry point.
+
+    Raises:
+        ConfigError: There is none, or it does not satisfy `ZoomProtocol`.
+    """
+    found: ZoomProtocol = satisfying(find(name, kind="protocol", known=known), ZoomProtocol, kind="protocol")
+    return found

@@ -31,7 +31,7 @@ from qzoom_agent.evaluation.scorers.extraction import final_answer
 from qzoom_agent.evaluation.tasks.needle.tasks import exact
 from qzoom_agent.evaluation.tasks.task import Score, Scorer
 from qzoom_agent.geometry import Box
-from qzoom_agent.review import OPINIONS, ReviewContext, judge, refused_on_opinion
+from qzoom_agent.review import OPINIONS, ReviewContext, hybrid_rule, refused_on_opinion
 from qzoom_agent.trace import CallRecord, Trace
 from qzoom_agent.views import View
 from qzoom_agent.zoom.zoom import ZoomPlan
@@ -412,12 +412,13 @@ def unwanted(trace: Trace) -> set[str]:
             replan=lambda box: ZoomPlan("original", error="It is judged, not cut."),
             name=str,
             write=str,
+            config=config.review,
+            map_decides=config.perception.gate == "statistics",
         )
         for crop in (views[call.result] for call in turn.calls if call.result is not None):
             plan = ZoomPlan("original", box=crop.region, size=crop.size, tokens=crop.tokens)
-            by_map = config.perception.gate == "statistics"
-            verdict = judge(shown, plan, context, config.review, map_decides=by_map)
-            if verdict.code in OPINIONS and verdict.plan is None:
+            decision = hybrid_rule(plan, shown, context)
+            if decision.code in OPINIONS and decision.plan is None:
                 found.add(crop.id)
             shown.append(crop)
     return found

@@ -1,17 +1,28 @@
 """Zoom and propose: the tools a model may call, and their schemas."""
 
+from importlib import import_module
+from typing import Any
+
 from qzoom_agent.zoom.propose import Proposals, Propose, propose_schema
-from qzoom_agent.zoom.schema import as_langchain_tool, zoom_schema
-from qzoom_agent.zoom.zoom import Zoom, ZoomConfig, ZoomPlan, ZoomResult
+from qzoom_agent.zoom.schema import zoom_schema
+from qzoom_agent.zoom.zoom import Tool, Zoom, ZoomConfig, ZoomPlan, ZoomResult, find_tool
 
 __all__ = [
     "Proposals",
     "Propose",
+    "Tool",
     "Zoom",
     "ZoomConfig",
     "ZoomPlan",
     "ZoomResult",
     "as_langchain_tool",
+    "find_tool",
     "propose_schema",
     "zoom_schema",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "as_langchain_tool":
+        raise AttributeError(f"module 'qzoom_agent.zoom' has no attribute {name!r}")
+    return import_module("qzoom_agent.integrations.langchain").as_langchain_tool

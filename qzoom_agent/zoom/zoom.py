@@ -1,37 +1,35 @@
-"""Zoom: cut the box a model asked for out of the original, whatever state the box is in.
+"""Zoom: cut the box that a model asked for out of the original image.
 
-A model writes boxes in its own frame, of whichever view it looks at, with corners swapped, edges over the border, a few
-pixels across or as thin as a line. All of that is served, and what was changed is said in a note, because a model
-that is told can correct itself. Only a box that means nothing (NaN, no such view, wholly outside) is not served, and
-then the model gets a text with the size and the legal range. `Zoom` never raises on a box.
+A model writes boxes in its own frame, of whichever view it looks at, with swapped corners, edges over the border, or
+sides of a few pixels. `Zoom` corrects all of that and says so in a note for the model. Only a box without meaning
+(NaN, an unknown view, wholly outside) is not served; the model then reads the legal range. It never raises on a box.
 
-Two steps: `plan` mends the box and says what its crop will cost, `cut` cuts a plan, and calling the tool does both. So
-what the policy reviews between the two is the very crop that is then made, and a refused one costs nothing.
-
-Order of mending: corners, the part inside the view the box was measured in, whole pixels of the original (outward),
-the shortest side, the aspect. The crop is magnified to its least budget of visual tokens by the store, which always
-cuts from the original. Whether a crop is worth its tokens is not judged here: that is the policy's review.
+`plan` checks and corrects a box, and is the only place that does; `cut` cuts the plan. The policy reviews the plan in
+between, so a refused crop costs nothing. Corrections, in order: corners, the part inside the view, whole pixels of the
+original (outward), the shortest side, the aspect.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from qzoom_agent.config import CropConfig, PerceptionConfig
 from qzoom_agent.errors import BoxError, ConfigError
+from qzoom_agent.extensions import find, satisfying
 from qzoom_agent.geometry import Box, Size, extent, fit_tokens, tokens
 from qzoom_agent.views import View, ViewStore
 
-# What `fit_tokens` shows at most; a crop of this shape is never refused by the store.
+# The longest shape that `fit_tokens` accepts.
 _LONGEST_ASPECT = 200.0
 _NOTHING = Size(0, 0)
-# Float noise of a conversion is not "outside".
+# A box may reach this far outside, in pixels, through rounding alone.
 _NOISE = 1e-6
 
 
 class ZoomConfig(CropConfig):
-    """What a crop has to be (`min_side` and `max_aspect`, in original pixels), and what it may cost."""
+    """The shape of a crop (`min_side` and `max_aspect`, in original pixels) and its budget of visual tokens."""
 
     min_side: int = Field(default=28, ge=1)
     """Shortest side of a crop in original pixels; a smaller box grows around its centre."""
@@ -52,7 +50,7 @@ class ZoomConfig(CropConfig):
         return self
 
     def for_proposals(self, options: PerceptionConfig) -> "ZoomConfig":
-        """With the token budget of crops that branches propose; a limit on one side moves the other with it."""
+        """Return the budget of crops that branches propose; a limit on one side moves the other with it."""
         low = options.roi_min_tokens or min(self.min_tokens, options.roi_max_tokens or self.min_tokens)
         high = options.roi_max_tokens or max(self.max_tokens, low)
         return self.model_copy(update={"min_tokens": low, "max_tokens": high})
@@ -60,7 +58,7 @@ class ZoomConfig(CropConfig):
 
 @dataclass(frozen=True, slots=True)
 class ZoomPlan:
-    """What a box comes to before anything is cut: exactly one of `box` and `error` is set."""
+    """A crop before it is cut: exactly one of `box` and `error` is set."""
 
     parent: str
     """The view the box was measured in."""
@@ -93,8 +91,25 @@ class ZoomResult(BaseModel):
     """What the model said it was looking for."""
 
 
+class Tool(Protocol):
+    """A tool that serves the model's zoom calls, in place of `Zoom`.
+
+    An object, or a class that takes a `ZoomConfig`. The loop allows no more than this: a call is a box of a view, and
+    its result a crop of the original. The prompt, the schema and the words around a crop belong to the `ZoomProtocol`,
+    and crops that a policy inserts unasked are always cut by `Zoom`.
+    """
+
+    def plan(self, store: ViewStore, box: Box) -> ZoomPlan:
+        """Return the crop that `box`, in any frame of any view, leads to; neither raises nor changes the store."""
+        ...
+
+    def cut(self, store: ViewStore, plan: ZoomPlan, *, label: str = "") -> ZoomResult:
+        """Cut a plan and add the crop to the store."""
+        ...
+
+
 class Zoom:
-    """The zoom tool. Holds only its settings, so one object serves any number of stores."""
+    """The zoom tool. It holds only its settings, so one object serves any number of stores."""
 
     def __init__(self, config: ZoomConfig | None = None) -> None:
         self.config = config or ZoomConfig()
@@ -104,7 +119,7 @@ class Zoom:
         return self.cut(store, self.plan(store, box), label=label)
 
     def plan(self, store: ViewStore, box: Box) -> ZoomPlan:
-        """What `box`, in any frame of any view of `store`, comes to. Never raises, and changes nothing."""
+        """Check and correct `box`, in any frame of any view of `store`. Never raises, and changes nothing."""
         config = self.config
         notes: list[str] = []
         try:
@@ -122,9 +137,10 @@ class Zoom:
         return ZoomPlan(box.view, mended, size, tokens(size, config.factor), tuple(notes))
 
     def cut(self, store: ViewStore, plan: ZoomPlan, *, label: str = "") -> ZoomResult:
-        """Cut what this tool planned in this store, and add the crop to it.
+        """Cut a plan for this store and add the crop to it.
 
-        Raises ImageError if the crop cannot be written to the store's folder.
+        Raises:
+            ImageError: The crop cannot be written to the store's folder.
         """
         if plan.box is None:
             return ZoomResult(error=plan.error, label=label)
@@ -159,8 +175,19 @@ class Zoom:
         return shortened
 
 
+def find_tool(name: str | None, config: ZoomConfig, *, known: Mapping[str, Any] | None = None) -> Tool:
+    """Return the tool called `name`: "zoom" (also None), one of `known`, `module:attribute` or an entry point.
+
+    Raises:
+        ConfigError: There is none, or it does not satisfy `Tool`.
+    """
+    found = find(name or "zoom", kind="tool", known={"zoom": Zoom, **(known or {})})
+    tool: Tool = satisfying(found, Tool, config, kind="tool")
+    return tool
+
+
 def _on_original(store: ViewStore, view: View, box: Box, notes: list[str]) -> Box:
-    """The part of a box inside its view, in whole original pixels. Raises BoxError with a text for the model."""
+    """Return the part of a box inside its view, in whole original pixels. Raises BoxError with a text for the model."""
     if not box.finite:
         raise BoxError(f"Box {_list(box)} is not a box: all four numbers must be finite. {_legal(store, view, box)}")
     straight = box.ordered()
@@ -177,18 +204,18 @@ def _on_original(store: ViewStore, view: View, box: Box, notes: list[str]) -> Bo
 
 
 def _misses(low: float, high: float, limit: int) -> bool:
-    """True if an interval shares no length with 0..limit; a point on the border does not miss it."""
+    """Return whether an interval shares no length with 0..limit; a point on the border does not miss it."""
     return high < 0 or low > limit or (low < high and (high == 0 or low == limit))
 
 
 def _whole(box: Box) -> Box:
-    """A box whose sides are whole numbers but which may lie between pixels, moved onto them."""
+    """Return a box with sides of whole numbers, moved onto whole pixels."""
     x1, y1 = box.x1 // 1, box.y1 // 1
     return Box(x1, y1, x1 + round(box.width), y1 + round(box.height))
 
 
 def _legal(store: ViewStore, view: View, box: Box) -> str:
-    """The size of the image and the range of the box's frame, as a sentence for the model."""
+    """Return the size of the image and the range of the box's frame, as a sentence for the model."""
     width, height = extent(box.frame, view.size, view.cell if box.frame == "cell" else 1)
     original = store.view("original").size
     place = "" if view.kind == "original" else f", taken from an image of {original.width}x{original.height} px"

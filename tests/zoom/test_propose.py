@@ -42,13 +42,6 @@ def test_nothing_proposed_is_said_with_its_reason() -> None:
     assert "the gate says that the coarse view suffices" in found.text
 
 
-def test_it_is_a_langchain_tool() -> None:
-    tool = Propose(lambda *_: FOUND).as_langchain_tool(store())
-    message = tool.invoke({"type": "tool_call", "id": "1", "name": tool.name, "args": {"question": "what?"}})
-    assert message.content.startswith("Look closer at [250")
-    assert message.artifact.boxes == FOUND.boxes
-
-
 def test_the_schema_names_its_argument() -> None:
     function = propose_schema()["function"]
     assert function["parameters"]["required"] == ["question"]

@@ -1,37 +1,13 @@
-"""One definition of the zoom arguments, as a function schema and as a LangChain tool."""
+"""One definition of the zoom arguments: what a model is told and what is checked."""
 
-import base64
-import io
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
-import qzoom_agent
-from qzoom_agent.geometry import Box
-from qzoom_agent.views import ViewStore
-from qzoom_agent.zoom import Zoom, ZoomConfig, ZoomResult, as_langchain_tool, zoom_schema
+from qzoom_agent.zoom import zoom_schema
 from qzoom_agent.zoom.schema import NAME
-
-
-@pytest.fixture
-def store():
-    store = ViewStore()
-    store.add_original(Image.linear_gradient("L").resize((900, 700)).convert("RGB"))
-    store.add_coarse(factor=28, min_tokens=16, max_tokens=64)
-    return store
-
-
-@pytest.fixture
-def tool(store):
-    return as_langchain_tool(Zoom(ZoomConfig(min_tokens=32, max_tokens=64)), store)
-
-
-def call(tool, **arguments):
-    return tool.invoke({"type": "tool_call", "id": "call-1", "name": NAME, "args": arguments})
 
 
 def test_the_schema_is_an_openai_function():
@@ -57,89 +33,9 @@ def test_the_schema_names_its_frame(frame, says):
     assert says in zoom_schema(frame=frame)["function"]["description"]
 
 
-def test_the_two_forms_agree(tool):
-    from langchain_core.utils.function_calling import convert_to_openai_tool
-
-    ours, theirs = zoom_schema()["function"], convert_to_openai_tool(tool)["function"]
-    assert (ours["name"], ours["description"]) == (theirs["name"], theirs["description"])
-    assert ours["parameters"]["properties"] == theirs["parameters"]["properties"]
-    assert ours["parameters"]["required"] == theirs["parameters"]["required"]
-
-
-def test_a_call_gives_text_an_image_and_the_result(tool, store):
-    found = call(tool, bbox_2d=[200, 100, 210, 110], view="coarse", label="code")
-    assert found.status == "success" and found.tool_call_id == "call-1"
-    assert isinstance(found.artifact, ZoomResult)
-    assert found.artifact.served == (170, 59, 198, 87) and found.artifact.label == "code"
-    text, image = found.content
-    assert text["text"] == (
-        "View 'crop1' (168x168 px) shows [170, 59, 198, 87] of the original 900x700 px. "
-        "Box grown from 9x7 to 28x28 px around its centre."
-    )
-    assert (image["type"], image["mime_type"]) == ("image", "image/png")
-    shown = Image.open(io.BytesIO(base64.b64decode(image["base64"])))
-    assert shown.convert("RGB") == store.image("crop1")
-    assert [block["type"] for block in found.content_blocks] == ["text", "image"]
-
-
-def test_a_second_call_can_zoom_into_the_first(tool):
-    call(tool, bbox_2d=[0, 0, 500, 500])
-    assert call(tool, bbox_2d=[500, 500, 1000, 1000], view="crop1").artifact.served == (225, 175, 450, 350)
-
-
-def test_the_frame_is_the_tools(store):
-    tool = as_langchain_tool(Zoom(), store, frame="pixel")
-    assert call(tool, bbox_2d=[28, 28, 84, 112]).artifact == Zoom()(
-        _same(store), Box(28, 28, 84, 112, view="coarse")
-    ).model_copy(update={"view": store.view("crop1")})
-    assert store.view("crop1").box == (100, 100, 300, 400)
-
-
-def _same(store):
-    fresh = ViewStore()
-    fresh.add_original(store.image("original"))
-    fresh.add_coarse(factor=28, min_tokens=16, max_tokens=64)
-    return fresh
-
-
-def test_a_box_that_means_nothing_comes_back_as_text(tool, store):
-    found = call(tool, bbox_2d=[2000, 0, 3000, 10])
-    assert [block["type"] for block in found.content] == ["text"]
-    assert "lies outside" in found.content[0]["text"] and "0 to 1000" in found.content[0]["text"]
-    assert found.artifact.error == found.content[0]["text"]
-    assert len(store.shown) == 1
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {},
-        {"bbox_2d": [1, 2, 3]},
-        {"bbox_2d": [1, 2, 3, 4, 5]},
-        {"bbox_2d": "here"},
-        {"bbox_2d": [1, 2, 3, "x"]},
-        {"bbox_2d": [1, 2, 3, 10**400]},
-        {"bbox_2d": [1, 2, 3, 4], "zoom": 2},
-        {"bbox_2d": [1, 2, 3, 4], "view": 7},
-    ],
-)
-def test_bad_arguments_come_back_as_text(tool, store, arguments):
-    found = call(tool, **arguments)
-    assert found.status == "error"
-    assert found.content.startswith("The zoom call could not be read. ")
-    assert "four numbers [x1, y1, x2, y2]" in found.content and "0 to 1000" in found.content
-    assert len(store.shown) == 1
-
-
 def test_the_tools_load_no_framework():
     code = (
         "import sys, qzoom_agent.zoom; "
         "print([m for m in ('torch', 'transformers', 'langgraph', 'langchain_core', 'trl') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
-def test_the_folder_is_not_importable_under_its_own_name():
-    root = Path(qzoom_agent.__file__).parent.parent
-    run = subprocess.run([sys.executable, "-c", "import tools"], cwd=root, capture_output=True, text=True, check=False)
-    assert run.returncode == 1 and "write 'import qzoom_agent.zoom'" in run.stderr

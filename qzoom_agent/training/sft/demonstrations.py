@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal, NamedTuple
 
-from qzoom_agent.agent import Agent, Answer, Look
+from qzoom_agent.agent import Agent, Answer, LookResult
 from qzoom_agent.config import AgentConfig, PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import Box, Size
@@ -170,7 +170,7 @@ class Demonstrations:
         unit = [box.to_frame("unit", size) for box in boxes]
         return Plan(unit, record["answer"] if recipe.answer == "gold" else None)
 
-    def _left(self, look: Look, record: Record, boxes: Sequence[Box]) -> list[Box]:
+    def _left(self, look: LookResult, record: Record, boxes: Sequence[Box]) -> list[Box]:
         """Those of the planned calls that are left to make after what was found, which `hybrid` shows unasked.
 
         Where no box is needed that is all of them, unless there is a crop already.

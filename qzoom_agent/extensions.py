@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
@@ -71,6 +72,7 @@ def find(name: str, *, kind: str, known: Mapping[str, Any]) -> Any:
 
 def reference(value: Any) -> str:
     """Return `module:name` of an object, under which `find` gives it, or its class, again where it can be imported."""
+    value = value.func if isinstance(value, partial) else value
     named = value if hasattr(value, "__qualname__") else type(value)
     members = vars(sys.modules.get(named.__module__, sys))
     own = next((name for name, member in members.items() if member is value), named.__qualname__)

@@ -23,7 +23,8 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.run_log import RunFolder, TaskSelection
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.stats import Figure, Interval, figure
-from qzoom_agent.evaluation.tasks.task import Scored, Task, source_of
+from qzoom_agent.evaluation.tasks.task import Scored, Task
+from qzoom_agent.extensions import reference
 
 
 class _Figures(BaseModel):
@@ -257,7 +258,7 @@ def _marks(rows: Sequence[SampleResult], scorer: str, task: Task | None) -> Scor
         },
         published=dict(aggregate(scored)) if aggregate and scored else {},
         repeats=_repeats(samples, scorer),
-        source=source_of(task.scorers[scorer]) if task and scorer in task.scorers else None,
+        source=reference(task.scorers[scorer]) if task and scorer in task.scorers else None,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, NamedTuple
 from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.extensions import find
+from qzoom_agent.extensions import find, reference
 from qzoom_agent.training.rewards import (
     Accuracy,
     ChainOfFocus,
@@ -93,7 +93,7 @@ class CustomReward(Reward):
     def _find(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         name = given["name"]
         if callable(name):
-            return {**given, "name": _reference(name), "function": name}
+            return {**given, "name": reference(name), "function": name}
         function = find(str(name), kind="reward", known=BUILT_IN)
         if not callable(function):
             raise ConfigError(f"The reward '{name}' is a {type(function).__name__}, not a function. Name a function.")
@@ -139,12 +139,6 @@ class CustomReward(Reward):
                 "number or None for each of them, in order."
             )
         return values
-
-
-def _reference(function: Callable[..., Any]) -> str:
-    """Return `module:function`, by which a saved recipe finds a function again."""
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}:{named.__qualname__}"
 
 
 def _number(value: Any) -> float:

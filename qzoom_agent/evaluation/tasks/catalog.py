@@ -15,10 +15,10 @@ from qzoom_agent.evaluation.tasks.hrbench import HR_BENCH
 from qzoom_agent.evaluation.tasks.mme import MME
 from qzoom_agent.evaluation.tasks.needle.tasks import NEEDLE
 from qzoom_agent.evaluation.tasks.probes import PROBES
-from qzoom_agent.evaluation.tasks.task import CustomScorer, Scorer, Task, source_of
+from qzoom_agent.evaluation.tasks.task import CustomScorer, Scorer, Task
 from qzoom_agent.evaluation.tasks.treebench import TREEBENCH
 from qzoom_agent.evaluation.tasks.vstar import VSTAR
-from qzoom_agent.extensions import find, is_reference
+from qzoom_agent.extensions import find, is_reference, reference
 
 TASKS: Final[Mapping[str, Task]] = {
     task.name: task for task in (*NEEDLE, VSTAR, *HR_BENCH, *MME, *DOCUMENTS, TREEBENCH, *PROBES)
@@ -84,7 +84,7 @@ def with_scorer(tasks: Sequence[Task], scorer: str | Scorer | CustomScorer | Non
     known = {name: one for task in tasks for name, one in task.scorers.items()}
     if scorer is None or (isinstance(scorer, str) and scorer in known):
         return list(tasks), scorer
-    name = scorer if isinstance(scorer, str) else source_of(scorer)
+    name = scorer if isinstance(scorer, str) else reference(scorer)
     found = find(scorer, kind="scorer", known=known) if isinstance(scorer, str) else scorer
     if not callable(found):
         raise ConfigError(f"The scorer {name!r} is {type(found).__name__}, not a function of an answer and a sample.")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import JsonValue
 
 from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.extensions import reference
 
 
 class Score(NamedTuple):
@@ -81,14 +81,7 @@ def apply(scorer: Scorer | CustomScorer, answer: str | None, sample: Sample) -> 
         value = float("nan")
     if not 0 <= value <= 1:
         raise ConfigError(
-            f"The scorer {source_of(scorer)} returned {found!r} for {answer[:60]!r}. Return a Score, a bool, or a "
+            f"The scorer {reference(scorer)} returned {found!r} for {answer[:60]!r}. Return a Score, a bool, or a "
             "number from 0 to 1."
         )
     return found if isinstance(found, Score) else Score(value, answer)
-
-
-def source_of(function: Any) -> str:
-    """Return where a function, or the class of a callable object, is defined, as `module:name`."""
-    function = function.func if isinstance(function, partial) else function
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}:{named.__qualname__}"

@@ -12,12 +12,13 @@ import pytest
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.evaluation import report
-from qzoom_agent.evaluation.charts import ChartPoint, bars, scatter
+from qzoom_agent.evaluation.charts import ChartPoint, Scatter
 from qzoom_agent.evaluation.report import write_run_report
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate
 from qzoom_agent.evaluation.stats import Figure, Interval
 from qzoom_agent.models.scripted import ScriptedBackend
+from qzoom_agent.report.page import environment
 from tests.evaluation.player import numbers, player
 
 
@@ -124,15 +125,16 @@ def test_several_tasks_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_charts_hold_their_marks() -> None:
+    charts: Any = environment().get_template("charts.html.jinja").module
     half = Figure(4, 0.5, 0.25, Interval(0.2, 0.8))
-    drawn = bars([("<b>", half, True), ("none", Figure(1, 1.0, None, None), False)])
+    drawn = charts.bars([("<b>", half, True), ("none", Figure(1, 1.0, None, None), False)])
     assert "&lt;b&gt;" in drawn
     assert drawn.count("whisker") == 1
     assert 'width="50.00"' in drawn
-    plot = scatter(
-        [ChartPoint("a", 60, half, True), ChartPoint("b", 61, half, False), ChartPoint("c", 600, half, False)]
+    plot = charts.scatter(
+        Scatter([ChartPoint("a", 60, half, True), ChartPoint("b", 61, half, False), ChartPoint("c", 600, half, False)])
     )
     heights = [float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="start"', plot)]
     assert len(heights) == 3
     assert abs(heights[0] - heights[1]) >= 14, "labels of neighbours do not cover each other"
-    assert scatter([])
+    assert charts.scatter(Scatter([]))

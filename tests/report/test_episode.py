@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
+from markupsafe import Markup
 from PIL import Image
 
 from qzoom_agent.errors import TraceError
 from qzoom_agent.geometry import Box
 from qzoom_agent.report.episode import render_html, write_report
-from qzoom_agent.report.markup import MAX_TEXT, Html, el, legible
-from qzoom_agent.report.page import write_page
+from qzoom_agent.report.page import MAX_TEXT, environment, legible, write_page
 from qzoom_agent.trace import CallRecord, Images, PerceptionRecord, Trace, Turn, Usage, by_digest
 from qzoom_agent.views import ViewStore
 
@@ -32,6 +33,7 @@ HOSTILE = [
     "javascript:alert(1) {{7*7}} ${7} %3Cscript%3E",
 ]
 """Texts that would become markup, if anything could."""
+TEMPLATE = environment().from_string('<p title="{{ attribute }}">{{ text }}<b>x</b></p>')
 
 
 class Page(HTMLParser):
@@ -133,18 +135,20 @@ def test_a_hundred_kilobytes_of_hostile_text_are_cut_and_still_text() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=80), attribute=st.text(max_size=80))
-def test_an_element_gives_back_exactly_its_text_and_attribute(text: str, attribute: str) -> None:
-    found = Page(el("p", text, el("b", "x"), title=attribute))
+def test_a_template_gives_back_exactly_its_text_and_attribute(text: str, attribute: str) -> None:
+    found = Page(TEMPLATE.render(text=text, attribute=attribute))
     assert found.tags == [("p", {"title": legible(attribute).replace("\r", "\n")}), ("b", {})]
     assert found.text == legible(text) + "x"
 
 
-def test_only_markup_made_by_el_is_markup() -> None:
-    inner = el("b", "1 < 2")
-    assert el("p", ["a", None, [inner]]) == "<p>a<b>1 &lt; 2</b></p>"
-    assert el("p", inner + "<i>") == "<p>&lt;b&gt;1 &amp;lt; 2&lt;/b&gt;&lt;i&gt;</p>"
-    assert isinstance(inner, Html) and not isinstance(inner + "", Html)
-    assert el("input", cls="x", hidden=True, checked=False, id=None) == '<input class="x" hidden>'
+def test_only_markup_of_templates_is_markup() -> None:
+    inner = Markup("<b>{}</b>").format("1 < 2")
+    assert TEMPLATE.render(text=inner, attribute="a\"'<>&") == (
+        '<p title="a&#34;&#39;&lt;&gt;&amp;"><b>1 &lt; 2</b><b>x</b></p>'
+    )
+    assert TEMPLATE.render(text=str(inner), attribute="") == ('<p title="">&lt;b&gt;1 &amp;lt; 2&lt;/b&gt;<b>x</b></p>')
+    with pytest.raises(UndefinedError, match="attribute"):
+        TEMPLATE.render(text="a value that is not there is an error")
 
 
 @pytest.mark.parametrize(

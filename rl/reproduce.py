@@ -1,28 +1,29 @@
-"""`qzoom reproduce`: every stage from random weights to the tables, in one command that can be interrupted.
+"""Reproduce nano: every stage from random weights to the published tables.
 
-    qzoom reproduce rl/recipes/nano/all.yaml                     (hours: see the plan, which is printed first)
-    qzoom reproduce rl/recipes/nano/all.yaml --plan              (only the plan)
-    qzoom reproduce rl/recipes/nano/all.yaml --quick             (the whole chain at toy length, in minutes)
+    python rl/reproduce.py rl/recipes/nano/all.yaml             (hours: the plan is printed first)
+    python rl/reproduce.py rl/recipes/nano/all.yaml --plan      (only the plan)
+    python rl/reproduce.py rl/recipes/nano/all.yaml --quick     (the whole chain at toy length, in minutes)
 
-The file is a plain list of steps, and a step is a command line, run as its own process: what is done here is what one
-would type. A step that has finished leaves `done/NAME.json` in the output folder and is skipped from then on; one that
-was killed is started again, and goes on by itself where its stage can. Every word goes to `logs/NAME.log` too, and the
-tables of steps marked `report` to `tables.md`. Steps that write figures into documents do so in copies of them.
+The file lists steps, each a command line that runs as its own process; start this in the root of the checkout. A
+finished step leaves `done/NAME.json` in the output folder and is skipped from then on; a killed one is started again,
+and resumes where its stage can. All output goes to `logs/NAME.log` too, the tables of steps marked `report` to
+`tables.md`, and figures into copies of the documents.
 
-In command lines {out} is the output folder, {documents} the folder of those copies, {NAME} the recipe of that name, and
-the rest are the file's `values`. Recipes are rewritten with their `change` (a key `stages.*.steps` is set in every
-stage), with --quick with their `quick` settings as well, and the values with those of `quick`.
+In command lines {out} is the output folder, {documents} the folder of those copies, {bundled} the model inside the
+package, {NAME} the recipe of that name; the rest are the file's `values`. Recipes are rewritten with their `change`,
+and with --quick with their `quick` as well.
 """
 
 import argparse
 import hashlib
+import json
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -33,13 +34,11 @@ from pydantic import BaseModel, Field, model_validator
 from yaml import YAMLError, safe_dump, safe_load
 
 from qzoom_agent.errors import BackendError, ConfigError, finished
+from qzoom_agent.files import write_text
 from qzoom_agent.models.presets import NANO_FOLDER
 from qzoom_agent.training.recipe_io import Section, read_recipe
 
 _PROGRAMS: Final = {"qzoom": [sys.executable, "-m", "qzoom_agent"], "python": [sys.executable]}
-_GIVEN: Final = frozenset({"out", "documents", "bundled"})
-"""Names that every file may use: two folders, and the model inside the package."""
-_COPIES: Final = "documents"
 _PATIENCE: Final = 30
 """Seconds that a step gets to end after it was told to."""
 
@@ -50,9 +49,9 @@ class RecipeFile(Section):
     file: Path
     """Relative to the file that names it."""
     change: dict[str, Any] = Field(default_factory=dict)
-    """What is changed in it, by dotted keys; `*` stands for every item of a list."""
+    """Changes to it, by dotted keys; `*` stands for every item of a list."""
     quick: dict[str, Any] = Field(default_factory=dict)
-    """What --quick changes in it as well."""
+    """Further changes with --quick."""
 
 
 class Documents(Section):
@@ -71,11 +70,11 @@ class Step(Section):
     run: str
     """A command line that begins with `qzoom` or `python`."""
     hours: float = Field(ge=0)
-    """How long it takes, about, on one CPU core."""
+    """Rough duration on one CPU core."""
     needs: str | None = None
-    """What a step before makes only where there is something to do; if it is not there, this step is left out."""
+    """A path that an earlier step writes only if there is something to do; without it this step is left out."""
     report: bool = False
-    """The tables that it prints are part of `tables.md`."""
+    """True if the tables that it prints are part of `tables.md`."""
 
     @model_validator(mode="after")
     def _known_program(self) -> "Step":
@@ -89,7 +88,7 @@ class Chain(Section):
 
     recipes: dict[str, RecipeFile] = Field(default_factory=dict)
     values: dict[str, str | int | float] = Field(default_factory=dict)
-    """What command lines may use."""
+    """Further names that command lines may use."""
     quick: dict[str, str | int | float] = Field(default_factory=dict)
     """Values of --quick."""
     documents: Documents | None = None
@@ -100,27 +99,17 @@ class Chain(Section):
         names = [step.name for step in self.steps]
         if len(set(names)) < len(names):
             raise ValueError(f"every step needs a name of its own; got {', '.join(names)}")
-        known = {*_GIVEN, *self.recipes, *self.values}
-        used = {name for step in self.steps for text in (step.run, step.needs or "") for name in _names(text)}
-        if used - known:
-            raise ValueError(f"commands use {', '.join(sorted(used - known))}, which is neither recipe nor value")
-        if set(self.quick) - set(self.values):
-            raise ValueError(f"quick has values that are none: {', '.join(sorted(set(self.quick) - set(self.values)))}")
+        used = {name for step in self.steps for name in _names(f"{step.run} {step.needs or ''}")}
+        if unknown := used - {"out", "documents", "bundled", *self.recipes, *self.values}:
+            raise ValueError(f"commands use {', '.join(sorted(unknown))}, which is neither recipe nor value")
+        if unknown := set(self.quick) - set(self.values):
+            raise ValueError(f"quick has values that are none: {', '.join(sorted(unknown))}")
         return self
 
 
 def _names(text: str) -> set[str]:
-    """What stands in braces."""
+    """Return the names in braces."""
     return {name for _, name, _, _ in Formatter().parse(text) if name is not None}
-
-
-class Done(BaseModel):
-    """What a finished step leaves behind."""
-
-    command: str
-    digest: str
-    """Of the command and the recipes it names."""
-    seconds: float
 
 
 class Command(BaseModel):
@@ -128,45 +117,54 @@ class Command(BaseModel):
 
     step: Step
     line: str
-    """As one would type it."""
     digest: str
+    """Of the command line and the recipes in it."""
     needs: Path | None
     marker: Path
     log: Path
 
     @property
     def done(self) -> bool:
-        """Whether it has finished before. Raises ConfigError if that was another command, or with another recipe."""
+        """True if the step has finished before.
+
+        Raises:
+            ConfigError: It was another command, or had another recipe.
+        """
         if not self.marker.exists():
             return False
-        before = Done.model_validate_json(self.marker.read_text(encoding="utf-8"))
-        if before.digest != self.digest:
+        before = json.loads(self.marker.read_text(encoding="utf-8"))
+        if before["digest"] != self.digest:
             raise ConfigError(
-                f"The step '{self.step.name}' was done with another command or recipe ({before.command}). "
+                f"The step '{self.step.name}' was done with another command or recipe ({before['command']}). "
                 f"Delete {self.marker} and what it wrote, or choose another --output."
             )
         return True
 
 
 def load_chain(path: Path) -> Chain:
-    """Read a recipe; see `read_recipe`."""
+    """Read the list of steps; see `read_recipe`."""
     return read_recipe(path, Chain)
 
 
 def prepare(chain: Chain, folder: Path, output: Path, *, quick: bool) -> list[Command]:
-    """The commands of a chain whose file is in `folder`; writes the recipes that are changed.
+    """Return the commands of a chain, and write the recipes that are changed.
+
+    Args:
+        chain: Read from a file.
+        folder: The folder of that file.
+        output: Gets everything.
+        quick: Make it short.
 
     Raises:
-        ConfigError: a recipe cannot be read, or has no such key as is changed.
+        ConfigError: A recipe cannot be read, or has no such key as is changed.
     """
     files = {name: folder / one.file for name, one in chain.recipes.items()}
     texts = {}
-    for name, file in files.items():
+    for name, one in chain.recipes.items():
         try:
-            data = safe_load(file.read_text(encoding="utf-8"))
+            data = safe_load(files[name].read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, YAMLError) as error:
-            raise ConfigError(f"Cannot read the recipe {file}: {error}.") from error
-        one = chain.recipes[name]
+            raise ConfigError(f"Cannot read the recipe {files[name]}: {error}.") from error
         changes = {**one.change, **(one.quick if quick else {})}
         for key, value in changes.items():
             put(data, key, str(NANO_FOLDER) if value == "{bundled}" else value)
@@ -174,20 +172,19 @@ def prepare(chain: Chain, folder: Path, output: Path, *, quick: bool) -> list[Co
         if changes:
             files[name] = output / "recipes" / f"{name}.yaml"
             files[name].parent.mkdir(parents=True, exist_ok=True)
-            files[name].write_text(safe_dump(data, sort_keys=False), encoding="utf-8")
-    values: Mapping[str, Any] = {**chain.values, **(chain.quick if quick else {})}
-    filled = {**values, **files, "out": output, "documents": output / _COPIES, "bundled": NANO_FOLDER}
+            write_text(files[name], safe_dump(data, sort_keys=False))
+    values: dict[str, Any] = {**chain.values, **(chain.quick if quick else {}), **files}
+    values |= {"out": output, "documents": output / "documents", "bundled": NANO_FOLDER}
     commands = []
     for step in chain.steps:
-        line = step.run.format(**{name: shlex.quote(str(value)) for name, value in filled.items()})
-        used = sorted(_names(step.run) & texts.keys())
-        digest = hashlib.sha256("\0".join((line, *(texts[name] for name in used))).encode()).hexdigest()[:16]
+        line = step.run.format(**{name: shlex.quote(str(value)) for name, value in values.items()})
+        recipes = [texts[name] for name in sorted(_names(step.run) & texts.keys())]
         commands.append(
             Command(
                 step=step,
                 line=line,
-                digest=digest,
-                needs=None if step.needs is None else Path(step.needs.format(**filled)),
+                digest=hashlib.sha256("\0".join((line, *recipes)).encode()).hexdigest()[:16],
+                needs=None if step.needs is None else Path(step.needs.format(**values)),
                 marker=output / "done" / f"{step.name}.json",
                 log=output / "logs" / f"{step.name}.log",
             )
@@ -196,10 +193,10 @@ def prepare(chain: Chain, folder: Path, output: Path, *, quick: bool) -> list[Co
 
 
 def put(data: Any, key: str, value: Any) -> None:
-    """Set a dotted key in nested mappings and lists; `*` is every item. The last key may be new, those before not.
+    """Set a dotted key in nested mappings and lists; `*` is every item. Only the last key may be new.
 
     Raises:
-        ConfigError: there is no such place.
+        ConfigError: There is no such place.
     """
     first, _, rest = key.partition(".")
     if first == "*" and isinstance(data, list) and rest:
@@ -214,7 +211,7 @@ def put(data: Any, key: str, value: Any) -> None:
 
 
 def plan(commands: Sequence[Command], *, quick: bool) -> str:
-    """What will be run, with what is expected of it."""
+    """Return the steps with their durations, as lines of text."""
     lines = []
     width = max(len(command.step.name) for command in commands)
     for at, command in enumerate(commands, 1):
@@ -226,16 +223,15 @@ def plan(commands: Sequence[Command], *, quick: bool) -> str:
 
 
 def execute(command: Command) -> None:
-    """Run one command to its end, its words on the terminal and in its log; it is ended when this process is.
+    """Run one command to its end, its output on the terminal and in its log; it is ended when this process is.
 
     Raises:
-        BackendError: it failed.
+        BackendError: It failed.
     """
     program, *rest = shlex.split(command.line)
     command.log.parent.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    with command.log.open("a", encoding="utf-8") as log, _told_to_stop():
-        began_at = log.tell()
+    began, last = time.perf_counter(), "it printed nothing"
+    with command.log.open("a", encoding="utf-8") as log, _terminated_as_exception():
         process = subprocess.Popen(
             [*_PROGRAMS[program], *rest], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         )
@@ -244,26 +240,31 @@ def execute(command: Command) -> None:
             for line in process.stdout:
                 log.write(line)
                 print(line, end="", flush=True)
+                last = line.strip() or last
             code = process.wait()
         except BaseException:
-            _end(process)
+            process.terminate()
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
             raise
     if code:
-        words = command.log.read_text(encoding="utf-8")[began_at:].strip().splitlines()
         raise BackendError(
-            f"The step '{command.step.name}' ended with exit code {code}: {words[-1] if words else 'it said nothing'} "
-            f"- see {command.log}; run the same command again to go on from here."
+            f"The step '{command.step.name}' ended with exit code {code}: {last} - see {command.log}; run the same "
+            "command again to resume from here."
         )
-    done = Done(command=command.line, digest=command.digest, seconds=time.perf_counter() - began)
+    done = {"command": command.line, "digest": command.digest, "seconds": time.perf_counter() - began}
     command.marker.parent.mkdir(parents=True, exist_ok=True)
     part = command.marker.with_suffix(".part")
-    part.write_text(done.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    part.rename(command.marker)
+    part.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    part.rename(command.marker)  # so that a marker is whole or not there
 
 
 @contextmanager
-def _told_to_stop() -> Iterator[None]:
-    """Makes an exception of SIGTERM, which else would end this process alone."""
+def _terminated_as_exception() -> Iterator[None]:
+    """Raise SystemExit on SIGTERM, which would otherwise end this process and not its step."""
 
     def stop(number: int, _: object) -> None:
         raise SystemExit(128 + number)
@@ -275,23 +276,19 @@ def _told_to_stop() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    try:
-        process.wait(_PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def copy_documents(documents: Documents, folder: Path, target: Path) -> None:
+    """Copy the documents of a chain, except those that were copied before.
 
-
-def copy_documents(documents: Documents, folder: Path, output: Path) -> None:
-    """Copy the documents of a chain whose file is in `folder`, unless they were copied before.
+    Args:
+        documents: With paths relative to `folder`.
+        folder: The folder of the chain's file.
+        target: Gets the copies.
 
     Raises:
-        ConfigError: one is not there.
+        ConfigError: One is not there.
     """
     for name in documents.files:
-        source, copy = folder / documents.root / name, output / _COPIES / name
+        source, copy = folder / documents.root / name, target / name
         if copy.exists():
             continue
         if not source.is_file():
@@ -301,7 +298,7 @@ def copy_documents(documents: Documents, folder: Path, output: Path) -> None:
 
 
 def write_tables(commands: Sequence[Command], file: Path) -> None:
-    """What the steps marked `report` printed, under their commands."""
+    """Write the tables of the steps marked `report`, under their commands."""
     parts = []
     for command in commands:
         if command.step.report and command.log.exists():
@@ -312,28 +309,26 @@ def write_tables(commands: Sequence[Command], file: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="qzoom reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="list of steps (YAML)")
-    parser.add_argument("--output", type=Path, help="folder of all that is written (default: runs/NAME of its folder)")
+    parser.add_argument("--output", type=Path, help="folder for all results (default: runs/reproduce-FOLDER)")
     parser.add_argument("--quick", action="store_true", help="the whole chain at toy length")
     parser.add_argument("--until", metavar="STEP", help="stop after this step")
     parser.add_argument("--plan", action="store_true", help="print the plan and stop")
     options = parser.parse_args(argv)
-    chain = load_chain(options.file)
+    chain, folder = load_chain(options.file), options.file.parent
     names = [step.name for step in chain.steps]
     if options.until is not None and options.until not in names:
         raise ConfigError(f"There is no step '{options.until}'. The steps are: {', '.join(names)}.")
     name = options.file.resolve().parent.name + ("-quick" if options.quick else "")
     output = options.output or Path("runs") / f"reproduce-{name}"
-    every = prepare(chain, options.file.parent, output, quick=options.quick)
+    every = prepare(chain, folder, output, quick=options.quick)
     commands = every if options.until is None else every[: names.index(options.until) + 1]
     print(plan(commands, quick=options.quick), flush=True)
     if options.plan:
         return 0
     if chain.documents is not None:
-        copy_documents(chain.documents, options.file.parent, output)
+        copy_documents(chain.documents, folder, output / "documents")
     for command in commands:
         if command.done:
             continue
@@ -346,9 +341,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_tables(every, output / "tables.md")
     print(f"\nwritten {output / 'tables.md'}")
     if chain.documents is not None:
-        print(f"and, with their figures, {', '.join(str(output / _COPIES / name) for name in chain.documents.files)}")
+        print(
+            f"and, with their figures, {', '.join(str(output / 'documents' / name) for name in chain.documents.files)}"
+        )
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(finished("qzoom reproduce", main))
+    sys.exit(finished("reproduce", main))

@@ -14,8 +14,7 @@ import pytest
 from yaml import safe_dump, safe_load
 
 import reproduce
-from qzoom_agent.cli.main import main as qzoom
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.training.branches.ablation import ABLATIONS
 from qzoom_agent.training.branches.branch_recipe import load_branch_recipe
 from qzoom_agent.training.grpo.grpo_recipe import load_grpo_recipe
@@ -94,13 +93,13 @@ def test_a_failed_step_is_named_and_the_next_run_goes_on_there(
         f"python -c 'import pathlib, sys; sys.exit(0 if pathlib.Path(sys.argv[1]).exists() else \"no flag\")' {flag}"
     )
     path = chain(tmp_path, step("one", f"{SAY}1 {said}"), step("two", fails), step("three", f"{SAY}3 {said}"))
-    arguments = ["reproduce", str(path), "--output", str(tmp_path / "out")]
-    assert qzoom(arguments) == 4
+    arguments = [str(path), "--output", str(tmp_path / "out")]
+    assert finished("reproduce", lambda: reproduce.main(arguments)) == 4
     error = capsys.readouterr().err
     assert "The step 'two' ended with exit code 1: no flag" in error and "two.log" in error
     assert "Traceback" not in error
     flag.touch()
-    assert qzoom(arguments) == 0
+    assert reproduce.main(arguments) == 0
     assert said.read_text() == "13"
 
 

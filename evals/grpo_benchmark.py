@@ -1,10 +1,10 @@
-"""What sharing is worth: the same episodes with our decoding and with TRL's own generation, in one run.
+"""Speed of rollouts: the same episodes with the batching engine and with TRL's own generation.
 
-    python -m grpo_benchmark --config rl/recipes/nano/grpo.yaml --rounds 3
+    python evals/grpo_benchmark.py --config rl/recipes/nano/grpo.yaml --rounds 3
 
-Both run the agent's loop over the same questions; only the turns are written differently. The first round of each warms
-up and does not count. The distance is that of the sampled log-probabilities from the trainer's own forward pass over
-the finished sequences, in the mean over all sampled tokens: 0 up to rounding, or the shortcut would be wrong.
+Both run the agent's loop over the same questions; only the generation of turns differs. The first round of each is a
+warm-up. The distance is the mean difference between the sampled log-probabilities and those of the trainer's own
+forward pass over the finished sequences: 0 up to rounding if the engine is right.
 """
 
 import argparse
@@ -25,19 +25,19 @@ from qzoom_agent.training.grpo.launch import make_trainer
 
 
 class Speed(NamedTuple):
-    """One way of writing turns."""
+    """Speed of one way of generating turns."""
 
     by: str
     seconds: float
     """Of a round of rollouts, mean."""
     written: float
-    """Tokens that the model wrote in a round, mean."""
+    """Tokens generated in a round, mean."""
     distance: float | None
-    """See the module's note; None where the writer reports no log-probabilities."""
+    """See the module's note; None without sampled log-probabilities."""
 
 
 def measure(recipe: GRPORecipe, by: Literal["shared", "generate"], *, rounds: int) -> Speed:
-    """Run the first rounds of rollouts of a recipe without learning from them."""
+    """Run the first rounds of rollouts of a recipe without training on them."""
     chosen = recipe.model_copy(
         update={
             "rollouts": recipe.rollouts.model_copy(update={"by": by}),
@@ -64,7 +64,7 @@ def measure(recipe: GRPORecipe, by: Literal["shared", "generate"], *, rounds: in
 
 @torch.no_grad()
 def _again(trainer: Any, batch: dict[str, Any]) -> torch.Tensor:
-    """The trainer's own log-probabilities of a round."""
+    """Return the trainer's own log-probabilities of a round."""
     ids = torch.cat((batch["prompt_ids"], batch["completion_ids"]), 1)
     mask = torch.cat((batch["prompt_mask"], batch["completion_mask"]), 1)
     names = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")

@@ -1,14 +1,14 @@
-"""Holds this package to recorded outputs of the published Q-Zoom code.
+"""Compare perception with recorded outputs of the published Q-Zoom code.
 
-    python -m parity FOLDER
+    python evals/parity.py FOLDER
 
-FOLDER is a recording (checkpoint/, cases.json, case_XX.safetensors, images/, perhaps geometry.json; described in
-tests/parity/README.md) or a folder of such recordings. For every case one line: the path taken and the largest
-deviation of each quantity, all in float32. Exit status 1 if one is out of tolerance.
+FOLDER is a recording (checkpoint/, cases.json, case_XX.safetensors, images/, perhaps geometry.json; see
+tests/parity/README.md) or a folder of recordings. It prints one line a case: the path taken and the largest deviation
+of each quantity, in float32. The exit status is 1 if one is out of tolerance.
 
-Inputs are the recorded pictures after resizing, from which the pixel values rebuild exactly. How far our own resizing
-is from theirs is a second line a case ("own pixels"): it is reported and decides nothing, because image processors of
-other versions differ by a grey level here and there.
+Inputs are the recorded pictures after resizing, from which the pixel values rebuild exactly. A second line a case ("own
+pixels") reports the deviation with our own resizing. It decides nothing: image processors of other versions differ by a
+grey level here and there.
 """
 
 import argparse
@@ -23,13 +23,12 @@ from typing import Any, Final
 import torch
 from safetensors.torch import load_file
 
-from parity_run import Recording, Run, own_pictures, rebuilt
+from parity_run import Recording, Run, official_blur, official_pixels, own_pictures, rebuilt
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.geometry import Size
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.perception.adapters import Sink
-from qzoom_agent.perception.layout import align
-from qzoom_agent.perception.maps import blur, keep_mask, official_pixels, probabilities, regions
+from qzoom_agent.perception.adapters import Sink, align
+from qzoom_agent.perception.maps import keep_mask, probabilities, regions
 
 TOLERANCES: Final[dict[str, float]] = {
     "ids": 0,
@@ -66,7 +65,7 @@ class Deviations(dict[str, float]):
         self[quantity] = self.get(quantity, 0.0) + float(ours != theirs)
 
     def entry(self, quantity: str, ours: Any, recorded: Mapping[str, Any], *keys: str) -> None:
-        """Compare with those of these entries that the recording has: tensors, numbers or lists."""
+        """Compare with the entries of these keys that the recording has: tensors, numbers or lists."""
         for theirs in (recorded[key] for key in keys if key in recorded):
             if TOLERANCES[quantity]:
                 self.number(quantity, torch.as_tensor(ours), torch.as_tensor(theirs))
@@ -90,7 +89,7 @@ def _plain(value: Any) -> Any:
 
 
 def check_case(backend: HFBackend, folder: Path, case: dict[str, Any]) -> tuple[str, Deviations]:
-    """Everything recorded of one case: the path taken, and the deviations.
+    """Compare everything recorded of one case; return the path taken, and the deviations.
 
     Raises:
         KeyError: the recording lacks something that every case has.
@@ -145,7 +144,7 @@ def _check_coarse(found: Deviations, run: Run, case: dict[str, Any], theirs: dic
 
 
 def _check_deepstack(found: Deviations, vision: Any, theirs: dict[str, torch.Tensor], name: str) -> None:
-    """Features that the vision tower adds to the first layers (Qwen3-VL)."""
+    """Compare features that the vision tower adds to the first layers (Qwen3-VL)."""
     for level, parts in enumerate(getattr(vision, "deepstack_features", None) or []):
         whole = torch.cat(tuple(parts)) if isinstance(parts, list | tuple) else parts
         found.entry("features", whole.norm(dim=-1), theirs, f"{name}_norm_{level}")
@@ -177,7 +176,7 @@ def _check_crop(found: Deviations, run: Run, case: dict[str, Any], theirs: dict[
 def _check_run(
     found: Deviations, run: Run, name: str, recorded: dict[str, Any], theirs: dict[str, torch.Tensor]
 ) -> None:
-    """One way of running the case: greedy tokens, and the logits recorded on the way."""
+    """Compare one way of running the case: greedy tokens, and the logits recorded on the way."""
     kind = name.removesuffix("_generation_config")
     penalty = run.penalty if kind != name else 1.0
     steps = len(recorded["tokens"])
@@ -205,7 +204,7 @@ def _check_run(
 
 
 def check_own_pixels(backend: HFBackend, folder: Path, case: dict[str, Any]) -> str:
-    """How far the whole pipeline goes astray when we resize the pictures ourselves, in words."""
+    """Describe the deviation of the whole pipeline when the pictures are resized by this package."""
     recorded, own = rebuilt(folder, case), own_pictures(folder, case, backend)
     if own.coarse.size != recorded.coarse.size:
         return f"another coarse size, {own.coarse.size} for {recorded.coarse.size}"
@@ -224,7 +223,7 @@ def check_own_pixels(backend: HFBackend, folder: Path, case: dict[str, Any]) -> 
 
 
 def check_geometry(folder: Path, sink: Sink) -> Deviations:
-    """Boxes and positions recorded apart from any model."""
+    """Compare boxes and positions that were recorded without a model."""
     found, theirs = Deviations(), load_file(folder / "geometry.safetensors")
     listed = json.loads((folder / "geometry.json").read_text(encoding="utf-8"))
     for row in listed["boxes"]:
@@ -232,7 +231,7 @@ def check_geometry(folder: Path, sink: Sink) -> Deviations:
         given = theirs.get(f"keep_{row['key']}")
         keep = keep_mask(sink, rows, columns) if given is None else given.bool()
         heat = probabilities(theirs[f"logits_{row['key']}"].view(rows, columns), keep)
-        blurred = blur(heat, official=True)
+        blurred = official_blur(heat)
         found.number("blurred", blurred, theirs[f"blur_{row['key']}"])
         marked = (blurred > row["conf"]).numpy()
         found.exact("foreground", int(marked.sum()), row["n_binary"])
@@ -252,7 +251,7 @@ def check_geometry(folder: Path, sink: Sink) -> Deviations:
 
 
 def check_folder(folder: Path) -> bool:
-    """Print a line for each case of one recording; whether all are within tolerance.
+    """Print a line for each case of one recording; return True if all are within tolerance.
 
     Raises:
         QzoomError: the recording's list of cases or its checkpoint cannot be read.
@@ -287,21 +286,21 @@ def check_folder(folder: Path) -> bool:
 
 
 def case_name(case: dict[str, Any]) -> str:
-    """The name of a case, as its file has it."""
+    """Return the name of a case, as in its file name."""
     return str(case.get("id", "?")).zfill(2)
 
 
 def _reason(error: Exception) -> str:
-    """One line about an error that nobody expected."""
+    """Describe an unexpected error in one line."""
     if isinstance(error, KeyError):
         return f"the recording has no {error}"
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check all recordings in a folder; 0 if every case of every one is within tolerance."""
+    """Check all recordings in a folder; return 0 if every case is within tolerance."""
     parser = argparse.ArgumentParser(
-        prog="python -m parity",
+        prog="parity.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,11 +1,12 @@
-"""One recorded case, run through our perception exactly as the published evaluation drives the published code.
+"""One recorded case, run through our perception as the published evaluation runs the published code.
 
-Resizing in two steps, its prompt, its box rounding, its rule for crops that are too small, greedy decoding with the
-checkpoint's repetition penalty: all of it is here and nowhere else in the package, because none of it is what a user
-should get. What is checked is the rest: adapters, branches, maps, layout and prefill.
+What only the published code does is here and not in the library: resizing in two steps, its prompt, its blur and box
+rounding, its rule for crops that are too small, greedy decoding with the checkpoint's repetition penalty. The rest is
+the library's and is what `parity.py` checks: adapters, branches, maps, positions and prefill.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,22 +14,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import conv2d, pad
 from transformers import DynamicCache
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.gate import gate_fires
 from qzoom_agent.geometry import Size
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.perception.adapters import QWEN2_5_VL, Adapter
-from qzoom_agent.perception.decoder import Decoder, Embedded, cache_name
-from qzoom_agent.perception.layout import align
-from qzoom_agent.perception.look import Look, look
-from qzoom_agent.perception.maps import MIN_SIDE, MapRegion, blur, official_pixels
-from qzoom_agent.perception.prefill import Prefill
+from qzoom_agent.perception.adapters import QWEN2_5_VL, Adapter, align
+from qzoom_agent.perception.decoder import Decoder, Embedded, Prefill, cache_name
+from qzoom_agent.perception.labels import Heads
+from qzoom_agent.perception.look import BranchOutput, look
+from qzoom_agent.perception.maps import MIN_SIDE, MapRegion, regions
 
 _FIRST_UNIT, _FIRST_LIMITS = 28, (4 * 28 * 28, 16384 * 28 * 28)
 """The evaluation resizes every picture once before the processor does, for both families by these numbers."""
@@ -43,7 +44,7 @@ class Recording:
 
     @classmethod
     def read(cls, folder: Path) -> "Recording":
-        """The recording in `folder`. Raises ConfigError if its list of cases is broken or empty."""
+        """Read the recording in `folder`. Raises ConfigError if its list of cases is broken or empty."""
         try:
             cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -62,7 +63,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the vision tower is given: the coarse picture, and the crop if there is one."""
+    """Input of the vision tower: the coarse picture, and the crop if there is one."""
 
     source: Image.Image
     """The original, as crops are cut from it."""
@@ -70,14 +71,14 @@ class Pictures:
     crop: Image.Image | None
 
     def difference(self, other: "Pictures") -> tuple[int, float]:
-        """Largest difference in grey levels between the coarse pictures, and the share of values that differ."""
+        """Return the largest difference of the coarse pictures in grey levels, and the share of values that differ."""
         ours, theirs = (np.asarray(one.coarse, dtype=np.int16) for one in (self, other))
         apart = np.abs(ours - theirs)
         return int(apart.max()), float((apart > 0).mean())
 
 
 def rebuilt(folder: Path, case: dict[str, Any]) -> Pictures:
-    """The recorded pictures of a case, the crop's only if there is one."""
+    """Load the recorded pictures of a case."""
     crop = case.get("roi_image")
     return Pictures(
         source=Image.open(folder / case["image"]).convert("RGB"),
@@ -87,7 +88,7 @@ def rebuilt(folder: Path, case: dict[str, Any]) -> Pictures:
 
 
 def own_pictures(folder: Path, case: dict[str, Any], backend: HFBackend) -> Pictures:
-    """The same pictures resized here; the crop is cut when the box is known."""
+    """Make the same pictures with our own resizing; the crop is cut once the box is known."""
     opened = Image.open(folder / case["image"])
     if opened.mode == "RGBA":  # no other mode with transparency is laid on white there
         shown = Image.new("RGB", opened.size, (255, 255, 255))
@@ -107,7 +108,7 @@ def _resized(image: Image.Image, unit: int, low: int, high: int) -> Image.Image:
 
 
 class Run:
-    """One case. The attributes are what the recording compares."""
+    """One case; its attributes are compared with the recording."""
 
     def __init__(self, backend: HFBackend, case: dict[str, Any], pictures: Pictures) -> None:
         if backend.branches is None:
@@ -130,20 +131,21 @@ class Run:
         prefill.extend(embedded, self.rotary)
         assert prefill.hidden is not None
         self.hidden: Tensor = prefill.hidden
-        self.look: Look = look(
+        self.look: BranchOutput
+        (self.look,) = look(
             self.branches,
             self.decoder.adapter,
             self.hidden,
             rotary=self.rotary,
             mask=None,
-            images=[(self.start, self.rows, self.columns)],
+            images=[[(self.start, self.rows, self.columns)]],
             options=PerceptionConfig(threshold=case["roi_conf_thresh"], gate_threshold=case.get("high_res_thresh")),
             map_always=True,
-            official=True,
         )
-        self.blurred = blur(self.look.maps[0].heat, official=True)
+        self.blurred = official_blur(self.look.maps[0].heat)
         self.foreground = self.blurred > case["roi_conf_thresh"]
-        self.region: MapRegion | None = next(iter(self.look.maps[0].regions), None)
+        found = regions(self.look.maps[0].heat, self.foreground.numpy())
+        self.region: MapRegion | None = next(iter(found), None)
 
     @property
     def penalty(self) -> float:
@@ -164,17 +166,17 @@ class Run:
 
     @property
     def crop_used(self) -> bool:
-        """Whether there is a crop, if the gate is not asked."""
+        """True if there is a crop, whatever the gate says."""
         return self.path_if_gate_on == "roi"
 
     @property
     def gate_fires(self) -> bool:
-        """Whether the gate asks for detail; always, in a checkpoint that has none."""
-        return gate_fires(self.look.score, self.look.threshold) is not False
+        """True if the gate asks for more detail, or the checkpoint has no gate."""
+        return self.look.fires is not False
 
     @property
     def path(self) -> str:
-        """What happens at the thresholds of the case."""
+        """The path taken at the thresholds of the case."""
         return self.path_if_gate_on if self.gate_fires else "gate_off"
 
     @property
@@ -216,7 +218,7 @@ class Run:
 
     @property
     def inserted(self) -> range:
-        """Where the crop and its two markers stand in the merged prompt."""
+        """Indices of the crop and its two markers in the merged prompt."""
         after = self.start + self.rows * self.columns + 1
         return range(after, after + self.crop_grid[1] * self.crop_grid[2] // 4 + 2)
 
@@ -229,7 +231,7 @@ class Run:
         return [*self.ids[:after], *crop, *self.ids[after:]]
 
     def merged_positions(self, *, aligned: bool) -> Tensor:
-        """Positions (3, 1, tokens) of the merged prompt."""
+        """Return positions (3, 1, tokens) of the merged prompt."""
         plain = self._places(self.merged_ids, torch.cat((self.grid, self._crop[0]["image_grid_thw"])))
         if not aligned:
             return plain
@@ -242,13 +244,13 @@ class Run:
         )
 
     def next_position(self, *, zooms: bool, aligned: bool) -> int:
-        """Where the first generated token stands, the same on every axis."""
+        """Return the position of the first generated token, the same on every axis."""
         return int((self.merged_positions(aligned=aligned) if zooms else self.positions).max()) + 1
 
     def generate(
         self, steps: int, *, zooms: bool, aligned: bool = False, penalty: float = 1.0
     ) -> tuple[list[int], list[Tensor]]:
-        """Greedy tokens and the logits (vocabulary,) each was taken from, on the direct path or with the crop."""
+        """Return greedy tokens and the logits (vocabulary,) of each, on the direct path or with the crop."""
         prefill = Prefill(self.decoder, self.branches.config.k)
         prefill.extend(self._embed(self.ids, [self.vision]), self.rotary)
         positions, rotary = self.positions, self.rotary
@@ -265,7 +267,7 @@ class Run:
         return self._greedy(logits[0], self.ids, position, prefill.cache, steps, penalty)
 
     def without_system(self, steps: int, *, penalty: float = 1.0) -> tuple[list[int], list[Tensor]]:
-        """As `generate`, by the stock model on the prompt without its system turn."""
+        """Run `generate` with the stock model, on the prompt without its system turn."""
         prompt = self.case["prompt"]
         prompt = prompt[prompt.index("<|im_start|>user") :]
         ids, inputs, vision = self._prompt(prompt)
@@ -299,7 +301,7 @@ class Run:
         return tokens, seen
 
     def _prompt(self, text: str) -> tuple[list[int], dict[str, Tensor], Any]:
-        """Ids of a prompt with the coarse picture in it, the picture as the vision tower takes it, and its features."""
+        """Return the ids of a prompt with the coarse picture, the input of the vision tower, and its features."""
         codec = self.backend.codec
         image, inputs = codec.pixels(self.pictures.coarse)
         ids: list[int] = []
@@ -319,3 +321,63 @@ class Run:
 
     def _embed(self, ids: list[int], vision: list[Any]) -> Embedded:
         return self.decoder.embed(torch.tensor([ids]), vision)
+
+
+def official_blur(heat: Tensor) -> Tensor:
+    """Blur a map (rows, columns) as the published code does; RuntimeError for a map of one row or column."""
+    taps = torch.exp(-0.5 * torch.arange(-1, 2, dtype=torch.float32) ** 2)
+    taps = taps / taps.sum()
+    kernel = taps[:, None] * taps[None, :]
+    return conv2d(pad(heat[None, None], (1,) * 4, mode="reflect"), kernel[None, None])[0, 0]
+
+
+def official_pixels(region: MapRegion, *, rows: int, columns: int, unit: int, size: Size) -> tuple[int, int, int, int]:
+    """Return the box in original pixels exactly as the published code computes it, with its float32 rounding.
+
+    Args:
+        region: the box in cells.
+        rows: of the grid.
+        columns: of the grid.
+        unit: side of a visual token in pixels of the coarse image (28 or 32).
+        size: of the original.
+    """
+
+    def axis(low: float, high: float, cells: int, length: int) -> tuple[float, float]:
+        ratio = np.float32(length / (cells * unit))
+        start, stop = np.float32(low * unit) * ratio, np.float32(high * unit) * ratio
+        if stop - start < MIN_SIDE:
+            middle = (start + stop) / np.float32(2)
+            start, stop = middle - np.float32(MIN_SIDE / 2), middle + np.float32(MIN_SIDE / 2)
+        if start < 0:
+            start, stop = np.float32(0), stop - start
+        if stop > length:
+            start, stop = start - (stop - np.float32(length)), np.float32(length)
+        return max(0.0, float(start)), min(float(length), float(stop))
+
+    x1, x2 = axis(region.x1, region.x2, columns, size.width)
+    y1, y2 = axis(region.y1, region.y2, rows, size.height)
+    return int(x1), int(y1), int(x2), int(y2)
+
+
+def mean_attention(
+    steps: Mapping[int, Sequence[Tensor]], heads: Heads, *, start: int, rows: int, columns: int, official: bool = False
+) -> NDArray[np.float32]:
+    """Return one map (rows, columns) of attention, the mean over generated tokens and heads, step by step.
+
+    Args:
+        steps: by layer, for each step of generation after the prompt's, the attention (heads, keys) of its one query.
+        heads: none give a map of zeros.
+        start: index of the image's first visual token among the keys.
+        official: round to float16 after reading and after the mean over steps, as the published code does.
+    Raises:
+        ValueError: a layer has no steps (an answer of a single token is never read).
+    """
+    total = np.zeros(rows * columns, dtype=np.float32)
+    for layer, chosen in heads.items():
+        if not steps.get(layer):
+            raise ValueError(f"layer {layer} has no steps, so its attention has no mean")
+        seen = torch.stack([step[list(chosen), start : start + rows * columns] for step in steps[layer]])
+        mean = seen.half().float().mean(dim=0).half().float() if official else seen.float().mean(dim=0)
+        total += mean.sum(dim=0).cpu().numpy()
+    count = sum(len(chosen) for chosen in heads.values())
+    return (total / np.float32(max(1, count))).reshape(rows, columns)

@@ -1,11 +1,11 @@
-"""What perception costs: time and token-layers of each path, as ratios to the stock model's own prefill.
+"""Cost of perception: time and token-layers of each path, as ratios to the stock model's own prefill.
 
-    python -m perception_benchmark [--repeats 5] [--recorded tests/parity] [--json FILE]
+    python evals/perception_benchmark.py [--repeats 5] [--recorded tests/parity] [--json FILE]
 
-Weights are random (time does not depend on them) and image features are given, so the language model is what is timed.
-Every repetition runs all paths in turn, and a ratio is the median over repetitions of the ratio within one: a machine
-that slows down slows both sides. `--recorded` also compares with the timings of the published code, as ratios to the
-stock model in its own environment. Absolute times mean nothing beyond this machine.
+Weights are random (time does not depend on them) and image features are given, so only the language model is timed.
+Every repetition runs all paths in turn, and a ratio is the median over repetitions of the ratio within one, so that
+changes in the machine's speed cancel. `--recorded` also compares with timings of the published code, as ratios to the
+stock model in its own environment. Absolute times hold for one machine only.
 """
 
 import argparse
@@ -35,13 +35,12 @@ from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.perception.branches import Branches
-from qzoom_agent.perception.decoder import Decoder, cache_name
+from qzoom_agent.perception.decoder import Decoder, Prefill, cache_name
 from qzoom_agent.perception.look import look
-from qzoom_agent.perception.prefill import Prefill
 
 Path_ = Literal["stock", "direct", "direct lean", "stock both", "roi", "roi lean", "roi again"]
 """stock: coarse prompt; direct: the same with the gate; stock both: one pass over coarse and crop; roi: gate, map and
-the crop inserted into the half-finished prefill; roi again: the same without reuse, everything computed anew."""
+the crop inserted into the unfinished prefill; roi again: the same without reuse."""
 _HIDDEN, _VOCABULARY, _IMAGE, _START, _END = 512, 2048, 2002, 1999, 2000
 
 
@@ -60,7 +59,7 @@ class Setting(BaseModel):
 
 
 class Row(BaseModel):
-    """One path: its cost, and its ratio to the path it is compared with."""
+    """Cost of one path, and its ratio to the path it is compared with."""
 
     path: str
     seconds: float
@@ -71,7 +70,7 @@ class Row(BaseModel):
 
 
 def random_model(setting: Setting) -> Qwen2_5_VLForConditionalGeneration:
-    """A Qwen2.5-VL of this depth, 512 wide, with a vision tower that is never run."""
+    """Build a Qwen2.5-VL of this depth, 512 wide, with a vision tower that is never run."""
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": _VOCABULARY,
@@ -96,7 +95,7 @@ def random_model(setting: Setting) -> Qwen2_5_VLForConditionalGeneration:
 
 
 class Paths:
-    """The paths of one setting, each a function that runs it once and returns its token-layers."""
+    """The paths of one setting."""
 
     def __init__(self, setting: Setting, model: Any = None) -> None:
         """`model` instead of a random one; its depth has to be the setting's."""
@@ -130,7 +129,7 @@ class Paths:
         return BaseModelOutputWithPooling(pooler_output=[torch.randn(tokens, self.width)])  # type: ignore[arg-type]
 
     def run(self, path: str) -> float:
-        """Run a path once; returns its token-layers."""
+        """Run a path once and return its token-layers."""
         with torch.inference_mode():
             if path == "stock":
                 return self._stock(self.prompt, self.positions, self.features[:1])
@@ -159,13 +158,13 @@ class Paths:
         rotary = decoder.rotary(new.hidden, self.positions)
         work: float = prefill.extend(new, rotary)
         assert prefill.hidden is not None
-        found = look(
+        (found,) = look(
             self.branches,
             decoder.adapter,
             prefill.hidden,
             rotary=rotary,
             mask=None,
-            images=[(self.first, side, side)],
+            images=[[(self.first, side, side)]],
             options=PerceptionConfig(gate_threshold=0.0 if crop else 1.0, threshold=0.0),
         )
         work += found.token_layers
@@ -184,7 +183,7 @@ class Paths:
 
 
 def interleaved(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, tuple[list[float], float]]:
-    """Seconds of every repetition and the work of each path, all paths in turn after one warm-up each."""
+    """Return seconds of every repetition and the work of each path; paths run in turn after one warm-up each."""
     for run in runs.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -198,7 +197,7 @@ def interleaved(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str,
 
 
 def compare(paths: Paths, pairs: Sequence[tuple[str, str]], repeats: int) -> list[Row]:
-    """Time the paths of `pairs` (path, what it is compared with)."""
+    """Time the paths of `pairs`: (path, the path it is compared with)."""
     names = list(dict.fromkeys(name for pair in pairs for name in reversed(pair) if name))
     runs: dict[str, Callable[[], float]] = {name: (lambda name=name: paths.run(name)) for name in names}  # type: ignore[misc]
     timed = interleaved(runs, repeats)
@@ -214,7 +213,7 @@ def compare(paths: Paths, pairs: Sequence[tuple[str, str]], repeats: int) -> lis
 
 
 def sizes(setting: Setting) -> list[tuple[str, float]]:
-    """Bytes of the branch file as a share of the published checkpoint's branch weights (2 x T layers and a head)."""
+    """Return the bytes of branch files as a share of the published branch weights (2 x T layers and a head)."""
     model: Any = random_model(setting)
     branches = Branches.from_base(model, k=setting.k, depth=setting.depth, gate_depth=setting.depth)
     layer = sum(weight.numel() for weight in model.model.language_model.layers[0].parameters())
@@ -227,11 +226,11 @@ def sizes(setting: Setting) -> list[tuple[str, float]]:
 
 
 def peak_memory(setting: Setting) -> float:
-    """Peak memory that a look needs beyond the loaded weights, over what a stock prefill needs; each in a process."""
+    """Return the peak memory of a look over that of a stock prefill, without the weights; each in its own process."""
 
     def grown(path: str) -> int:
-        command = [sys.executable, "-m", __spec__.name, "--peak", path, "--setting", setting.model_dump_json()]
-        # what is freed goes back at once, so that the peak is that of live tensors
+        command = [sys.executable, __file__, "--peak", path, "--setting", setting.model_dump_json()]
+        # freed memory is returned at once, so that the peak is that of live tensors
         kind = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
         return int(subprocess.run(command, capture_output=True, text=True, check=True, env=kind).stdout)
 
@@ -239,10 +238,10 @@ def peak_memory(setting: Setting) -> float:
 
 
 def _peak(path: str, setting: Setting) -> int:
-    """Kilobytes by which the resident memory grows at most while a path runs (Linux)."""
+    """Return the kilobytes by which resident memory grows at most while a path runs (Linux)."""
     paths = Paths(setting)
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed while loading must not be there to be used again
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory freed while loading must not be used again
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
     before = _status("VmRSS")
     paths.run(path)
@@ -255,7 +254,7 @@ def _status(field: str) -> int:
 
 
 def episode(setting: Setting, repeats: int, *, turns: int = 4) -> Row:
-    """An episode of a coarse view and three crops of 256 tokens with a session, over re-encoding all at each turn.
+    """Time an episode of a coarse view and three crops of 256 tokens in one session, over a fresh session each turn.
 
     A turn writes one token, so this compares encoding and prefill. On nano's processor and a random model of the
     setting's depth; the vision tower is of nano's size and timed too.
@@ -300,7 +299,7 @@ def episode(setting: Setting, repeats: int, *, turns: int = 4) -> Row:
 
 
 def recorded_ratios(folder: Path) -> dict[str, dict[str, float]]:
-    """Direct and RoI paths of the published code over the stock row of its recording, for each recorded family."""
+    """Return direct and RoI paths of the published code over the stock model, for each recorded family."""
     out: dict[str, dict[str, float]] = {}
     for file in sorted(folder.glob("*/timing.json")):
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -321,12 +320,12 @@ def _print(title: str, rows: Sequence[Row]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m perception_benchmark",
+        prog="perception_benchmark.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--repeats", type=positive_int, default=5, help="of every path, of which the median counts")
-    parser.add_argument("--recorded", type=Path, help="folder of recordings whose timings are compared with")
+    parser.add_argument("--repeats", type=positive_int, default=5, help="repetitions of every path (default 5)")
+    parser.add_argument("--recorded", type=Path, help="folder of recordings to compare timings with")
     parser.add_argument("--json", type=Path, help="write all rows")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--setting", type=Setting.model_validate_json, default=Setting(), help=argparse.SUPPRESS)

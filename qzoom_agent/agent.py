@@ -88,7 +88,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class LookResult:
-    """The result of `Agent.look`."""
+    """Result of `Agent.look`: the record of one look, with the pixels it was about."""
 
     record: PerceptionRecord
     store: ViewStore
@@ -279,7 +279,7 @@ class Agent:
             )
         _, context = self.begin(image, question, boxes=[])
         try:
-            record, _ = take_look(context, question, map_always=True)
+            record = take_look(context, question, map_always=True)
         finally:
             context.close()
         return LookResult(record=record, store=context.store, question=question, model=self.backend.name)

@@ -28,7 +28,7 @@ from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import ConfigError, ImageError, describe_error
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text
-from qzoom_agent.models.interface import Backend, PerceivingSession, Reply, SamplingParams, Session, Sight
+from qzoom_agent.models.interface import Backend, PerceivingSession, Reply, SamplingParams, Session
 from qzoom_agent.policy import CropPolicy, Last
 from qzoom_agent.protocols.interface import ZoomProtocol
 from qzoom_agent.review import refused_on_opinion
@@ -165,13 +165,13 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     error: str | None = None
     if ctx.policy.looks:
         try:
-            record, sight = take_look(ctx, state["question"])
+            record = take_look(ctx, state["question"])
         except ImageError:
             raise
         except Exception as failure:
             error = describe_error(failure)
         else:
-            placed = _insert(ctx, record, sight)
+            placed = _insert(ctx, record)
     else:
         _add_coarse(ctx)
     gold = None if state["gold"] is None else [Box(x1, y1, x2, y2) for x1, y1, x2, y2 in state["gold"]]
@@ -344,8 +344,8 @@ def to_trace(state: State, *, protocol: str, environment: dict[str, str]) -> Tra
     )
 
 
-def take_look(ctx: Context, question: str, *, map_always: bool = False) -> tuple[PerceptionRecord, Sight]:
-    """Add the coarse view and look at it; return the result as the trace keeps it and as the session gave it.
+def take_look(ctx: Context, question: str, *, map_always: bool = False) -> PerceptionRecord:
+    """Add the coarse view and look at it; return the result with boxes in original pixels.
 
     Args:
         ctx: The run.
@@ -359,35 +359,27 @@ def take_look(ctx: Context, question: str, *, map_always: bool = False) -> tuple
     opening = ctx.protocol.opening(question, ctx.store.shown, tools=ctx.policy.looks_with_tools)
     session = ctx.open({})
     assert isinstance(session, PerceivingSession)
-    sight = session.look(opening, options=ctx.policy.look_options, map_always=map_always)[0]
+    seen = session.look(opening, options=ctx.policy.look_options, map_always=map_always)[0]
     size = ctx.store.view("original").size
-    extent = None if sight.extent is None else coarse.to_original(sight.extent)
+    margin = _margin(ctx, seen)
     boxes = [
-        _with_margin(coarse.to_original(one.box.clamp(coarse.size)), _margin(ctx, sight)).clamp(size)
-        for one in sight.proposals
+        _with_margin(coarse.to_original(Box(*box, view=coarse.id).clamp(coarse.size)), margin).clamp(size)
+        for box in seen.boxes
     ]
-    record = PerceptionRecord(
-        score=sight.score,
-        threshold=sight.threshold,
-        heat=sight.heat,
-        extent=None if extent is None else (extent.x1, extent.y1, extent.x2, extent.y2),
-        cutoff=sight.cutoff,
-        cells=[one.cells for one in sight.proposals],
-        boxes=[(box.x1, box.y1, box.x2, box.y2) for box in boxes],
-        fixed=sight.fixed,
-        route="zoom" if boxes else "direct",
-        reason=sight.reason,
-        prompt_tokens=sight.prompt_tokens,
-        visual_tokens=sight.visual_tokens,
-        token_layers=sight.token_layers,
-        seconds=sight.seconds,
+    extent = None if seen.extent is None else coarse.to_original(Box(*seen.extent, view=coarse.id))
+    return seen.model_copy(
+        update={
+            "view": "original",
+            "route": "zoom" if boxes else "direct",
+            "extent": None if extent is None else (extent.x1, extent.y1, extent.x2, extent.y2),
+            "boxes": [(box.x1, box.y1, box.x2, box.y2) for box in boxes],
+        }
     )
-    return record, sight
 
 
-def _margin(ctx: Context, sight: Sight) -> float:
+def _margin(ctx: Context, seen: PerceptionRecord) -> float:
     wanted = ctx.config.perception.margin
-    return sight.margin if wanted is None else wanted
+    return seen.margin if wanted is None else wanted
 
 
 def _with_margin(box: Box, margin: float) -> Box:
@@ -409,7 +401,7 @@ def _add_coarse(ctx: Context) -> View:
     return coarse
 
 
-def _insert(ctx: Context, record: PerceptionRecord, sight: Sight) -> dict[str, list[float]]:
+def _insert(ctx: Context, record: PerceptionRecord) -> dict[str, list[float]]:
     """Cut the proposed crops within the budgets; return those with aligned positions and the cells really cut."""
     placed: dict[str, list[float]] = {}
     coarse, budget = ctx.store.view("coarse"), ctx.config.budget
@@ -428,9 +420,9 @@ def _insert(ctx: Context, record: PerceptionRecord, sight: Sight) -> dict[str, l
         cut = ctx.roi_zoom.cut(ctx.store, plan)
         if cut.view is None:
             record.reason += f"; a crop could not be cut: {cut.error}"
-        elif sight.aligned:
+        elif record.aligned:
             # The map's own cells where exactly they were cut; else the part of the grid that was.
-            changed = bool(plan.notes) or _margin(ctx, sight) > 0 or any(value % 1 for value in cells)
+            changed = bool(plan.notes) or _margin(ctx, record) > 0 or any(value % 1 for value in cells)
             real = coarse.from_original(cut.view.region).to_frame("cell", coarse.size, coarse.cell)
             placed[cut.view.id] = real.as_list() if changed else list(cells)
     return placed

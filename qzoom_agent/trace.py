@@ -135,8 +135,17 @@ class Turn(_Record):
 
 
 class PerceptionRecord(_Record):
-    """What the coarse pass found: whether more detail is needed (gate) and where (heat map, boxes)."""
+    """Result of a look: whether more detail is needed (gate) and where (heat map, boxes).
 
+    Sessions return one for each view, with boxes in that view's shown pixels; on a trace they are in original pixels.
+    """
+
+    view: Text = Field(default="original", exclude=True)
+    """Id of the view whose pixels `extent` and `boxes` are in."""
+    aligned: bool = Field(default=False, exclude=True)
+    """Crops of the view are to be given the positions of their place (`PerceivingSession.place`)."""
+    margin: float = Field(default=0.0, exclude=True)
+    """Margin that the branches want on each side of a box, as a share of its longer side; not yet in `boxes`."""
     score: float | None = None
     """The gate's probability that more detail is needed; None without a gate."""
     threshold: float | None = None
@@ -144,14 +153,13 @@ class PerceptionRecord(_Record):
     heat: list[list[float]] = Field(default_factory=list)
     """Rows of the coarse view's token grid, top to bottom; any non-negative scale. Empty where no map was made."""
     extent: Quad | None = None
-    """What the map covers, in original pixels: more than the image where the model was shown a padded view. None: the
-    whole image."""
+    """Box that the map covers: larger than the view where the model was shown it padded. None: the whole view."""
     cutoff: float | None = None
     """Value of the blurred map above which a cell is foreground; None where no map was made."""
     cells: list[Quad] = Field(default_factory=list)
     """Proposed boxes in cells of the heat map, right and bottom exclusive, best first."""
     boxes: list[Quad] = Field(default_factory=list)
-    """The same boxes in original pixels."""
+    """The same boxes in pixels of `view`."""
     fixed: bool = False
     """The boxes have sides that were chosen beforehand: they say where, and not how much."""
     route: Literal["direct", "zoom"] = "direct"

@@ -14,13 +14,11 @@ from qzoom_agent.cli.console import Console
 from qzoom_agent.cli.live import follow, replay, summary
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, plain_text, view_ids
-from qzoom_agent.models.interface import Proposal, Sight
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.protocols import PROTOCOLS
 from qzoom_agent.report.episode import render_html
-from qzoom_agent.trace import Trace, by_digest
+from qzoom_agent.trace import PerceptionRecord, Trace, by_digest
 
 IMAGE = Image.effect_noise((900, 600), 60).convert("RGB")
 HOT = (6, 1, 8, 3)
@@ -31,15 +29,15 @@ FAR = "<zoom>0 112 56 168</zoom>"
 CUTS = "<zoom>154 14 196 84</zoom>"
 
 
-def sight(*regions: tuple[float, float, float, float], score: float | None = 0.9) -> Sight:
+def sight(*regions: tuple[float, float, float, float], score: float | None = 0.9) -> PerceptionRecord:
     """A look at a coarse view of 252 x 168 pixels, 9 x 6 cells, hot in these regions."""
     heat = [[0.01] * 9 for _ in range(6)]
     for x1, y1, x2, y2 in regions:
         for row in range(int(y1), int(y2)):
             heat[row][int(x1) : int(x2)] = [0.8] * int(x2 - x1)
-    return Sight(
+    return PerceptionRecord(
         view="coarse", score=score, threshold=None if score is None else 0.5, heat=heat if regions else [], cutoff=0.1,
-        proposals=[Proposal(one, Box(*(28 * value for value in one), view="coarse")) for one in regions],
+        cells=list(regions), boxes=[tuple(28 * value for value in one) for one in regions],
         reason="", aligned=False, prompt_tokens=66, visual_tokens=54, token_layers=500.0, seconds=0.01,
     )  # fmt: skip
 
@@ -47,7 +45,7 @@ def sight(*regions: tuple[float, float, float, float], score: float | None = 0.9
 class FinishedRollout:
     """A scripted model with branches, and every conversation it was given."""
 
-    def __init__(self, replies: list[str], found: Sight, **changes: Any) -> None:
+    def __init__(self, replies: list[str], found: PerceptionRecord, **changes: Any) -> None:
         self.looked_at: list[list[Message]] = []
         self.asked: list[list[Message]] = []
         left = iter(replies)
@@ -56,13 +54,13 @@ class FinishedRollout:
             self.asked.append(messages)
             return next(left)
 
-        def look(messages: list[Message]) -> list[Sight]:
+        def look(messages: list[Message]) -> list[PerceptionRecord]:
             self.looked_at.append(messages)
             return [found]
 
         crops = {"budget.crop_min_tokens": 40, "budget.crop_max_tokens": 64}
         config = AgentConfig(policy="hybrid").replace(**crops).replace(**changes)
-        self.agent = Agent(ScriptedBackend(reply, sights=look), config=config)
+        self.agent = Agent(ScriptedBackend(reply, looks=look), config=config)
 
     def run(self) -> Answer:
         return self.agent.run(IMAGE, "which?")
@@ -265,7 +263,7 @@ def test_a_look_reads_the_question_without_the_offer_of_tools_or_the_very_openin
 
 def test_a_resumed_run_remembers_what_was_refused(tmp_path: Path) -> None:
     replies = iter([FAR, FAR, "42"])
-    backend = ScriptedBackend(lambda _: next(replies), sights=lambda _: [sight(score=0.1)])
+    backend = ScriptedBackend(lambda _: next(replies), looks=lambda _: [sight(score=0.1)])
     with Agent(backend, config=AgentConfig(policy="hybrid"), state_dir=tmp_path) as agent:
         stream = agent.stream(IMAGE, "which?", thread="one")
         for event in stream:
@@ -278,12 +276,12 @@ def test_a_resumed_run_remembers_what_was_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("sees", "policy"), [(True, "implicit"), (False, "explicit")])
 def test_the_default_policy_follows_the_model_and_is_recorded(sees: bool, policy: str) -> None:
-    backend = ScriptedBackend(["42"], sights=(lambda _: [sight(HOT)]) if sees else None)
+    backend = ScriptedBackend(["42"], looks=(lambda _: [sight(HOT)]) if sees else None)
     agent = Agent(backend)
     answer = agent.run(IMAGE, "which?")
     assert agent.config.policy == answer.trace.policy == answer.trace.config["policy"] == policy
     assert answer.trace.usage.inserted == int(sees)
-    chosen = Agent(ScriptedBackend(["42"], sights=backend.sights), config=AgentConfig(policy="direct"))
+    chosen = Agent(ScriptedBackend(["42"], looks=backend.looks), config=AgentConfig(policy="direct"))
     assert chosen.run(IMAGE, "which?").trace.policy == "direct"
 
 

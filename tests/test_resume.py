@@ -17,8 +17,8 @@ from qzoom_agent import Agent, AgentConfig
 from qzoom_agent.agent import Answer
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.messages import Message
-from qzoom_agent.models.interface import Sight
 from qzoom_agent.models.scripted import ScriptedBackend
+from qzoom_agent.trace import PerceptionRecord
 
 IMAGE = Image.linear_gradient("L").resize((800, 600)).convert("RGB")
 SCRIPT = [
@@ -138,19 +138,19 @@ def test_a_run_that_its_model_ended_goes_on_where_it_failed(tmp_path: Path, brok
 
 
 def test_a_look_that_failed_is_looked_again(tmp_path: Path) -> None:
-    found = Sight(
-        view="coarse", score=0.1, threshold=0.5, heat=[], cutoff=None, proposals=[], reason="", aligned=False,
+    found = PerceptionRecord(
+        view="coarse", score=0.1, threshold=0.5, heat=[], cutoff=None, reason="", aligned=False,
         prompt_tokens=9, visual_tokens=9, token_layers=9.0, seconds=0.0,
     )  # fmt: skip
-    sights: list[Exception | list[Sight]] = [MemoryError("no room"), [found]]
+    sights: list[Exception | list[PerceptionRecord]] = [MemoryError("no room"), [found]]
 
-    def look(messages: list[Message]) -> list[Sight]:
+    def look(messages: list[Message]) -> list[PerceptionRecord]:
         seen = sights.pop(0)
         if isinstance(seen, Exception):
             raise seen
         return seen
 
-    with Agent(ScriptedBackend(["42"], sights=look), state_dir=tmp_path) as agent:
+    with Agent(ScriptedBackend(["42"], looks=look), state_dir=tmp_path) as agent:
         assert agent.run(IMAGE, "What?", thread="one").status == "error"
         answer = agent.resume("one")
     assert answer.text == "42" and answer.trace.perception is not None

@@ -129,9 +129,9 @@ def _measure(
     agent = load_agent(args, device=shard.device if args.device == "auto" else None)
     workers = args.workers
     if args.batch > 1:
-        from qzoom_agent.models.hf_together import together
+        from qzoom_agent.models.scheduler import batched
 
-        agent, workers = type(agent)(together(agent.backend, args.batch), config=agent.config), args.batch
+        agent, workers = type(agent)(batched(agent.backend, args.batch), config=agent.config), args.batch
     weights = fingerprint(agent.config.model, args.branches)
     own = args.budget is not None or read_config(args).budget.coarse_tokens is not None
     folders = {out: agent} | {out / "ablations" / name: agent.replace(policy=name) for name in ablations}

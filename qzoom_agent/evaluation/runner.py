@@ -94,7 +94,7 @@ class Shard:
         """This process's own accelerator, or "auto"; None if there is one process."""
         if self.state is None:
             return None
-        from qzoom_agent.models.devices import accelerator
+        from qzoom_agent.models.hf import accelerator
 
         return accelerator(self.state.local_process_index)
 

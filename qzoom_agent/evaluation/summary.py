@@ -337,7 +337,7 @@ def peak_memory() -> dict[str, int]:
     unit = 1 if sys.platform == "darwin" else 1024
     found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if "torch" in sys.modules:
-        from qzoom_agent.models.devices import peak_memory as device
+        from qzoom_agent.models.hf import peak_memory as device
 
         held = device()
         found |= {"device": held} if held else {}

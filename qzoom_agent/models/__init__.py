@@ -1,4 +1,13 @@
-"""Models behind one small interface: `base` says what a backend is, `scripted` plays back replies, `hf` runs weights.
+"""Models behind one small interface.
+
+    interface.py   Backend, Session, Reply
+    presets.py     model names and what is known about them
+    hf.py          local weights; hf_session.py one conversation, hf_batch.py many at once
+    prompts.py     messages to token ids and back; sampling.py choosing tokens
+    scheduler.py   requests of many threads as one batch
+    server.py      an OpenAI-compatible server
+    scripted.py    scripted replies
+    convert.py     branch files to published checkpoints and back
 
 Importing this package loads neither torch nor transformers; `qzoom_agent.models.hf` does.
 """

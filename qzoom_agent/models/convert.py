@@ -1,12 +1,12 @@
-"""Branches from one form of file into the other: the published checkpoints, and our branch folders.
+"""Conversion of branches between published checkpoints and our branch folders.
 
-    to_branches     an official checkpoint, or our folder, to our folder: only what runs, on request as int8
+    to_branches     an official checkpoint, or our folder, to our folder: only the weights in use, as int8 on request
     to_checkpoint   our folder and its base to a checkpoint folder that the published code loads
 
-Making our folder needs no weights of the base, so it is built without them: converting for a model of 7B takes the
-memory of its branches. A checkpoint is the base's own files, its config with the published keys, and one shard more
-with the branches; the base's shards are copied as they are unless a name in them has to change. Nothing is overwritten
-unasked, and a base never.
+Our folder is made without the base's weights, so converting for a 7B model takes the memory of its branches. A
+checkpoint is the base's files, its config with the published keys, and one more shard with the branches; the base's
+shards are copied as they are unless a name in them has to change. Nothing is overwritten without `force`, and a base
+never.
 """
 
 import json
@@ -26,7 +26,7 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.perception.adapters import QWEN2_5_VL, adapter_for
 from qzoom_agent.perception.branches import CONFIG, WEIGHTS, Branches
-from qzoom_agent.perception.official import (
+from qzoom_agent.perception.checkpoints import (
     INDEX,
     branch_bytes,
     load_official,
@@ -37,12 +37,12 @@ from qzoom_agent.perception.official import (
 )
 
 _BESIDE: Final = (".json", ".txt", ".jinja", ".model", ".py", ".md")
-"""What is copied of a base beside its weights."""
+"""Suffixes of a base's files that are copied, besides its weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What a conversion wrote."""
+    """Result of a conversion."""
 
     files: list[Path]
     before: int
@@ -50,7 +50,7 @@ class Converted:
     after: int
     """Bytes of the branches in the target."""
     notes: list[str] = field(default_factory=list)
-    """What a user should know, of keys in the source's config that mislead."""
+    """Notes for the user, on misleading keys in the source's config."""
 
 
 def to_branches(
@@ -60,12 +60,14 @@ def to_branches(
 
     Args:
         source: an official checkpoint (folder or hub id), or a folder of our branches.
+        target: the folder to write.
         base: the model they belong to (preset, folder or hub id). None: `source` itself, if it is a whole model.
         int8: store matrices as bytes; see `Branches.save`.
-        force: replace branches that are there.
+        force: replace branches in the target.
+
     Raises:
-        ConfigError: a target with branches in it, or no base.
-        BackendError: there are no branches in the source, or they are broken or made for another base.
+        ConfigError: the target already holds branches, or there is no base.
+        BackendError: the source has no branches, or they are broken or made for another base.
     """
     target = Path(target)
     there = [name for name in (CONFIG, WEIGHTS) if (target / name).exists()]
@@ -89,16 +91,18 @@ def to_checkpoint(source: str, target: Path | str, *, base: str | None = None, f
 
     Args:
         source: a folder of our branches.
+        target: the folder to write.
         base: the model they belong to (preset, folder or hub id). None: `source` itself, if it is a whole model.
         force: write into a folder that is not empty; weights in it are removed first.
+
     Raises:
-        ConfigError: a target that is not empty, or no base.
+        ConfigError: the target is not empty, or there is no base.
         BackendError: branches or base cannot be loaded, do not fit, or are of a family that the published code lacks.
     """
     target, given = Path(target), _base_of(source, base)
     home = _local(given)
     if target.resolve() in (home.resolve(), Path(source).resolve()):
-        raise ConfigError(f"{target} is what is to be converted; a copy is made, so choose another folder.")
+        raise ConfigError(f"{target} is the source of the conversion. Choose another folder for the result.")
     _require_folder(target)
     if target.is_dir() and any(target.iterdir()) and not force:
         raise ConfigError(f"{target} is not empty. Choose another folder, or add --force.")
@@ -139,16 +143,16 @@ def _base_of(source: str, base: str | None) -> str:
         return base
     if (Path(source) / "config.json").is_file():
         return source
-    raise ConfigError(f"{source} holds branches and no model. Name the base they were trained on with --base.")
+    raise ConfigError(f"{source} holds branches and no model. Give the base they were trained on with --base.")
 
 
 def _require_folder(target: Path) -> None:
     if target.exists() and not target.is_dir():
-        raise ConfigError(f"{target} is a file, and a folder is to be written. Choose another name.")
+        raise ConfigError(f"{target} is a file, but a folder is written. Choose another name.")
 
 
 def _skeleton(source: str) -> PreTrainedModel:
-    """The modules of a model without its weights."""
+    """Build the modules of a model without its weights."""
     source = resolve_model(source).source
     try:
         config = AutoConfig.from_pretrained(source)
@@ -162,7 +166,7 @@ def _skeleton(source: str) -> PreTrainedModel:
 
 
 def _local(base: str) -> Path:
-    """The folder with the base's files; those of a hub id are fetched."""
+    """Return the folder with the base's files; those of a hub id are fetched."""
     source = resolve_model(base).source
     if Path(source).is_dir():
         return Path(source)
@@ -207,7 +211,7 @@ def _write_weights(home: Path, target: Path, extra: dict[str, torch.Tensor], *, 
 
 
 def _published(name: str, renamed: bool) -> str | None:
-    """A base weight's name in the published code; None for one of older branches, which ours replace."""
+    """Return a base weight's name in the published code; None for a weight of other branches, which ours replace."""
     if own_name(name) is not None:
         return None
     if renamed:  # Qwen2.5-VL as later transformers releases may save it
@@ -218,7 +222,7 @@ def _published(name: str, renamed: bool) -> str | None:
 
 
 def _limits(home: Path) -> dict[str, int]:
-    """Pixel limits of the base's image processor, which the published code looks for in the config."""
+    """Return the pixel limits of the base's image processor, which the published code reads from the config."""
     path = home / "preprocessor_config.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     size = found.get("size") or {}

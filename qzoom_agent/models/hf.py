@@ -1,8 +1,8 @@
 """Local weights: any stock image-text-to-text model, by preset name, folder or hub id.
 
-The model class is the one transformers ships; nothing is patched and no modelling code lives here. A model that would
-load with part of its weights missing is refused, as is a family that cannot be prefilled piece by piece. Loading says
-on the log which device and number format were chosen and why, and the backend keeps that line.
+The model class is that of transformers; nothing is patched. A model with missing weights is refused, as is a family
+that cannot be prefilled piece by piece. Loading logs the chosen device and number format with the reason, and the
+backend keeps that line.
 """
 
 import logging
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -19,17 +19,15 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConf
 from transformers.utils import logging as hub_logging
 
 from qzoom_agent.config import ViewBudget
-from qzoom_agent.errors import BackendError
-from qzoom_agent.models.devices import choose
+from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import ImageSource
 from qzoom_agent.models.presets import NANO_FOLDER, PRESETS, UNKNOWN_BUDGET, Preset, resolve_model
-from qzoom_agent.models.processing import load_processor, visual_factor
-from qzoom_agent.models.prompts import PromptCodec
+from qzoom_agent.models.prompts import PromptCodec, load_processor, visual_factor
 from qzoom_agent.perception.branches import CONFIG as BRANCH_CONFIG
 from qzoom_agent.perception.branches import WEIGHTS as BRANCH_WEIGHTS
 from qzoom_agent.perception.branches import Branches
-from qzoom_agent.perception.official import checkpoint_file, load_official, official_names
+from qzoom_agent.perception.checkpoints import checkpoint_file, load_official, official_names
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +41,7 @@ _PROTOCOLS = {
 
 
 class HFBackend:
-    """A model in memory. `HFBackend.load("nano")` loads one; the constructor takes one that is already there.
+    """A model in memory. `HFBackend.load("nano")` loads one; the constructor takes one that is already loaded.
 
     The model is used as it is: a caller who trains it puts it into eval mode before asking for replies.
     """
@@ -59,7 +57,7 @@ class HFBackend:
         placement: str = "",
         branches: Branches | None = None,
     ) -> None:
-        """Raises BackendError for a model that cannot be run piece by piece, and branches made for another."""
+        """Raises BackendError if the model cannot be run piece by piece, or the branches belong to another."""
         _require_piecewise(model, name)
         if branches is not None:
             branches.require_fit(model)
@@ -68,11 +66,11 @@ class HFBackend:
         self.processor = processor
         self.name = name
         self.protocol = protocol or _protocol(model.config, processor)
-        # A token is as large as these weights make it, whatever was thought of them.
+        # the weights decide how large a visual token is, not the preset
         factor = visual_factor(model.config)
         self.defaults = (defaults or _budget(self.protocol)).model_copy(update={"factor": factor})
         self.placement = placement
-        """Device and dtype, and why: "cpu, float32: no accelerator found"."""
+        """Device and dtype with the reason, such as "cpu, float32: no accelerator found"."""
         self.codec = PromptCodec(processor, model.config)
         self.end_ids = _end_ids(model, processor)
 
@@ -88,12 +86,16 @@ class HFBackend:
     ) -> "HFBackend":
         """Load a preset, a folder or a hub id, with the branches that come with it (ours or the published code's).
 
-        device: "auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1", "mps".
-        dtype: "auto" (float32 on the CPU, else bfloat16), "float32", "bfloat16", "float16".
-        protocol: how the model writes a zoom call; None takes the preset's, else one that fits the family.
-        branches: a folder of branches (`qzoom train`, `qzoom convert`) to use instead of the model's own.
-        Raises ConfigError for a model, device or dtype that there is not, BackendError for weights that cannot be
-        fetched, are incomplete or of a kind that cannot be run.
+        Args:
+            model: preset name, folder or hub id.
+            device: "auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1", "mps".
+            dtype: "auto" (float32 on the CPU, else bfloat16), "float32", "bfloat16", "float16".
+            protocol: format of zoom calls; None takes the preset's, else one that fits the family.
+            branches: a folder of branches (`qzoom train`, `qzoom convert`) to use instead of the model's own.
+
+        Raises:
+            ConfigError: an unknown model, device or dtype.
+            BackendError: the weights cannot be fetched, are incomplete, or are of a family that cannot be run.
         """
         preset = resolve_model(model)
         where, number, placement = choose(device, dtype)
@@ -122,12 +124,12 @@ class HFBackend:
 
 
 def _load_branches(source: str, model: PreTrainedModel, given: str | Path | None) -> Branches | None:
-    """The branches in the folder `given`, else those that come with the weights, else None."""
+    """Load the branches in the folder `given`, else those that come with the weights; None if there are none."""
     if given is not None:
         return Branches.load(given, model)
     file = checkpoint_file(source, BRANCH_CONFIG)
     if file is not None:
-        checkpoint_file(source, BRANCH_WEIGHTS)  # of a hub repository, fetched beside it
+        checkpoint_file(source, BRANCH_WEIGHTS)  # fetches it from a hub repository, into the same folder
         return Branches.load(Path(file).parent, model)
     if not official_names(source):
         return None
@@ -152,7 +154,7 @@ def _load_weights(
     absent = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
     if absent:
         raise BackendError(
-            f"'{preset.name}' lacks {len(absent)} of the weights its config asks for, {absent[0]} for one. "
+            f"The model '{preset.name}' lacks {len(absent)} of the weights that its config names, such as {absent[0]}. "
             "Download or save it again."
         )
     if info["unexpected_keys"]:
@@ -182,7 +184,7 @@ def _budget(protocol: str) -> ViewBudget:
 
 
 def _end_ids(model: PreTrainedModel, processor: ProcessorMixin) -> frozenset[int]:
-    """Every id that ends a turn: of the generation config and of the tokenizer."""
+    """Return every id that ends a turn: of the generation config and of the tokenizer."""
     given = model.generation_config.eos_token_id
     ids = given if isinstance(given, list) else [given]
     return frozenset(int(value) for value in (*ids, processor.tokenizer.eos_token_id) if value is not None)
@@ -190,10 +192,7 @@ def _end_ids(model: PreTrainedModel, processor: ProcessorMixin) -> frozenset[int
 
 @contextmanager
 def _quiet(preset: Preset) -> Iterator[None]:
-    """No progress bar for a folder, which takes a moment, and none of the library's hints.
-
-    They are that torchvision is absent, which nothing here needs, and a table of weights, which are checked here.
-    """
+    """Silence the library while loading: a progress bar for a local folder, and hints on torchvision and weights."""
     hub: Any = hub_logging
     level, bars = hub.get_verbosity(), hub.is_progress_bar_enabled()
     hub.set_verbosity_error()
@@ -209,7 +208,7 @@ def _quiet(preset: Preset) -> Iterator[None]:
 
 @contextmanager
 def _explained(preset: Preset) -> Iterator[None]:
-    """What goes wrong while loading, as a BackendError that says what to do."""
+    """Turn an error of loading into a BackendError with advice."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -233,3 +232,53 @@ def _explained(preset: Preset) -> Iterator[None]:
         raise BackendError(
             f"Could not load the model '{preset.name}' from {preset.source}: {reason} {advice}"
         ) from error
+
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+
+
+def choose(device: str, dtype: str) -> tuple[torch.device, torch.dtype, str]:
+    """Choose device and dtype by name or "auto"; return them with a line that gives the reason.
+
+    Raises ConfigError for a name that torch does not know, or a device that this machine does not have.
+    """
+    where, why = _device(device)
+    if dtype != "auto":
+        if dtype not in get_args(DtypeName):
+            raise ConfigError(f"Unknown dtype '{dtype}'. Use auto, {', '.join(get_args(DtypeName))}.")
+        return where, getattr(torch, dtype), f"{where}, {dtype}: {why}; dtype as asked"
+    if where.type == "cpu":
+        return where, torch.float32, f"{where}, float32: {why}"
+    if where.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return where, torch.float16, f"{where}, float16: {why}; it has no native bfloat16"
+    return where, torch.bfloat16, f"{where}, bfloat16: {why}"
+
+
+def _device(name: str) -> tuple[torch.device, str]:
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return (torch.device("cpu"), "no accelerator found") if found is None else (found, "accelerator found")
+    try:
+        asked = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"Unknown device '{name}'. Use auto, cpu, cuda, cuda:0 or mps.") from None
+    if asked.type == "cpu":
+        return asked, "device as asked"
+    if found is None or found.type != asked.type or (asked.index or 0) >= torch.accelerator.device_count():
+        have = "none" if found is None else f"{torch.accelerator.device_count()} x {found.type}"
+        raise ConfigError(
+            f"The device '{name}' was not found: torch {torch.__version__} sees these accelerators: {have}. "
+            "Use device='auto' or 'cpu', or install a torch built for your accelerator."
+        )
+    return asked, "device as asked"
+
+
+def accelerator(process: int) -> str:
+    """Return the name of the accelerator for process number `process` of this host; "auto" without one."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return "auto" if found is None else f"{found.type}:{process % torch.accelerator.device_count()}"
+
+
+def peak_memory() -> int:
+    """Return the most bytes that tensors of this process held on a CUDA device; 0 without one."""
+    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else 0

@@ -1,257 +1,481 @@
-"""Many conversations at once on one device, each going its own way: one zooms, its neighbour does not.
+"""Many conversations at once on one device: looks, prefill and generation of `HFSession`s as rows of a batch.
 
-Rows are padded on the left. After a look the lower layers hold every row's coarse pass; rows whose conversation is the
-same then run through the upper layers, rows with a crop inserted first run their new tokens through the lower ones.
-Those new tokens stand behind the padded coarse rows, so a row is
+Between calls each session owns its own unpadded cache, as when it runs alone. A call stacks these caches, padded on the
+left so that the last token of every row is in the last column, and afterwards hands each row back:
 
-    [padding | coarse tokens that are kept | coarse tokens that are not | padding | new tokens]
+    [padding | tokens the cache holds | padding | new tokens | written tokens]
 
-and one mask says which of these may be seen. Positions are given explicitly, so holes cost time and change nothing:
-answers are those of single sessions (tests/perception/test_batch.py). Sessions prepare prompts and encode views; the
-batch owns the caches, for one look and one reply.
+One mask says which columns are real, and positions are passed explicitly, so padding costs time and changes nothing:
+every row gets the answer of its session alone (tests/models/test_hf_batch.py). Prompts that are equal, and show the
+same encoded views, are prefilled once.
+
+Shapes: ids (rows, tokens); positions (3, rows, tokens) for MRoPE families, else (rows, tokens); hidden states (rows,
+tokens, hidden); keys and values (rows, heads, tokens, width); valid (rows, columns) bool: True for real tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_rows import causal_mask, padded
-from qzoom_agent.models.hf_session import HFSession, Prepared
-from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams, Sight
+from qzoom_agent.models.hf_session import EncodedView, HFSession, Prepared, closed_on_error
+from qzoom_agent.models.interface import Reply, SamplingParams
 from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.models.sampling import Sampler, TextStream
-from qzoom_agent.perception.decoder import Decoder, Embedded
-from qzoom_agent.perception.layout import Cells
-from qzoom_agent.perception.look import look_batch
+from qzoom_agent.perception.decoder import Decoder, Embedded, Prefill
+from qzoom_agent.perception.look import look
+from qzoom_agent.trace import PerceptionRecord
+
+_PATCHES: Final = 2**16
+"""Image patches that are encoded together, about."""
 
 
-class _Coarse(NamedTuple):
-    """The lower layers after a look, padded to the longest prompt."""
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A turn to be generated."""
 
-    prompts: list[Prompt]
-    hidden: Tensor
-    """(rows, tokens, hidden)."""
-    positions: Tensor
-    """(3, rows, tokens) or (rows, tokens)."""
+    session: HFSession
+    ready: Prepared
+    settings: SamplingParams
+    stop: tuple[str, ...] = ()
+
+
+class GeneratedTurn(NamedTuple):
+    """A turn as it was sampled."""
+
+    ids: tuple[int, ...]
+    """Every sampled id, the end-of-turn id included."""
+    logps: tuple[float, ...]
+    """Their log-probabilities at the temperature of sampling, among all ids."""
+    text: str
+    """Without the end of the turn; up to and including a stop string."""
+    finish: Literal["stop", "length"]
+    cached: int = 0
+    """Ids of the prompt that were not computed again."""
+    token_layers: float = 0.0
+    """Work of the prefill."""
+
+
+class _Rows(NamedTuple):
+    """Prefilled rows, ready to generate."""
+
     cache: DynamicCache
+    valid: Tensor
+    logits: Tensor
+    """(rows, vocabulary) after the last token of each prompt."""
+    cached: list[int]
+    token_layers: list[float]
 
 
-class _Group(NamedTuple):
-    """Rows that are prefilled and generate together."""
+class BatchEngine:
+    """Runs sessions of one backend as batches. Holds nothing between calls; not for several threads at once."""
 
-    rows: list[int]
-    ready: list[Prepared]
-    shared: list[int]
-    """How many ids of each row the lower layers already hold."""
-
-
-class Batch:
-    """One round of a batch: `look` (if wanted), then `reply`. Not for use from several threads at once."""
-
-    def __init__(self, backend: HFBackend, images: Sequence[ImageSource | HFSession]) -> None:
-        """A row that is given as a session uses the views which that has encoded; rows may share one.
-
-        Raises BackendError for an attention kernel that takes no mask.
-        """
+    def __init__(self, backend: HFBackend) -> None:
+        """Raises BackendError for an attention kernel that takes no mask."""
         kernel = backend.model.config.get_text_config()._attn_implementation
         if kernel not in ("sdpa", "eager"):
             raise BackendError(
-                f"Batches need a mask for each row, which the attention kernel '{kernel}' does not take. "
+                f"A batch needs a mask for each row, which the attention kernel '{kernel}' does not take. "
                 "Load the model with attn_implementation='sdpa'."
             )
         self._backend = backend
         self._decoder = Decoder(backend.model)
-        self._sessions = [one if isinstance(one, HFSession) else backend.session(one) for one in images]
-        self._coarse: _Coarse | None = None
 
-    def place(self, row: int, view: str, *, source: str, cells: Cells) -> None:
-        """As `PerceivingSession.place`, for one row."""
-        self._sessions[row].place(view, source=source, cells=cells)
-
-    @torch.inference_mode()
+    @torch.no_grad()
     def look(
-        self, conversations: Sequence[Sequence[Message]], *, options: PerceptionConfig, map_always: bool = False
-    ) -> list[list[Sight]]:
-        """The coarse pass over each row's conversation: for each row a Sight for each of its views."""
-        branches = self._backend.branches
-        if branches is None:
-            raise BackendError("This model has no branches, so it cannot look.")
-        began = perf_counter()
-        ready = [one.prepare(talk) for one, talk in zip(self._sessions, conversations, strict=True)]
-        new, positions, valid = padded(self._backend, self._sessions, ready, [0] * len(ready))
-        mask = causal_mask(valid, valid.shape[1], new.hidden)
-        rotary = self._decoder.rotary(new.hidden, positions)
-        cache = DynamicCache(config=self._backend.model.config)
-        lower = range(branches.config.k)
-        hidden = self._run(new, lower, rotary=rotary, mask=mask, cache=cache)
-        starts = [hidden.shape[1] - len(one.prompt.ids) for one in ready]
-        found = look_batch(
-            branches,
-            self._decoder.adapter,
-            hidden,
-            rotary=rotary,
-            mask=mask,
-            images=[
-                [(start + at, rows, columns) for at, rows, columns in session.grids(one.prompt)]
-                for session, one, start in zip(self._sessions, ready, starts, strict=True)
-            ],
-            starts=starts,
-            options=options,
-            map_always=map_always,
-        )
-        self._coarse = _Coarse([one.prompt for one in ready], hidden, positions, cache)
-        seconds = (perf_counter() - began) / len(ready)
-        return [
-            session.sights(one.prompt, each, options, work=float(len(lower) * len(one.prompt.ids)), seconds=seconds)
-            for session, one, each in zip(self._sessions, ready, found, strict=True)
-        ]
-
-    @torch.inference_mode()
-    def reply(
         self,
+        sessions: Sequence[HFSession],
         conversations: Sequence[Sequence[Message]],
         *,
-        settings: SamplingParams,
-        stop: tuple[str, ...] = (),
-        rows: Sequence[int] | None = None,
-        seeds: Sequence[int] | None = None,
-    ) -> list[Reply]:
-        """One assistant turn for each row, in order. `Reply.seconds` is the row's share of its group's time.
+        options: PerceptionConfig,
+        map_always: bool = False,
+    ) -> list[list[PerceptionRecord]]:
+        """Run `HFSession.look` on many sessions; `seconds` of a record is the row's share of the batch."""
+        began = perf_counter()
+        with closed_on_error(sessions):
+            prepared = [one.prepare_look(talk) for one, talk in zip(sessions, conversations, strict=True)]
+            ready, branches = [one for one, _ in prepared], prepared[0][1]
+            new, positions, valid = padded(self._backend, sessions, ready, [0] * len(ready))
+            mask = causal_mask(valid, valid.shape[1], new.hidden)
+            rotary = self._decoder.rotary(new.hidden, positions)
+            cache = self._cache()
+            lower = range(branches.config.k)
+            hidden = self._decoder.run(new, lower, rotary=rotary, mask=mask, cache=cache)
+            starts = [hidden.shape[1] - len(one.prompt.ids) for one in ready]
+            found = look(
+                branches,
+                self._decoder.adapter,
+                hidden,
+                rotary=rotary,
+                mask=mask,
+                images=[
+                    # columns of the padded batch
+                    [(start + at, rows, columns) for at, rows, columns in session.grids(one.prompt)]
+                    for session, one, start in zip(sessions, ready, starts, strict=True)
+                ],
+                starts=starts,
+                options=options,
+                map_always=map_always,
+            )
+            for row, (session, own) in enumerate(zip(sessions, self._split(cache, valid, lower), strict=True)):
+                session.prefill = prefill = Prefill(self._decoder, len(lower))
+                prefill.cache, prefill.hidden = own, hidden[row : row + 1, starts[row] :]
+                session.held = ready[row].prompt
+        seconds = (perf_counter() - began) / len(ready)
+        return [
+            session.records(one.prompt, each, options, work=float(len(lower) * len(one.prompt.ids)), seconds=seconds)
+            for session, one, each in zip(sessions, ready, found, strict=True)
+        ]
 
-        rows: only these, where others need no turn. seeds: of each, instead of the one in `settings`.
-        """
-        rows = range(len(self._sessions)) if rows is None else rows
-        each = [settings.model_copy(update={"seed": seed}) for seed in seeds or [settings.seed] * len(rows)]
-        drawing = dict(zip(rows, each, strict=True))
-        ready = {row: self._sessions[row].prepare(talk) for row, talk in zip(rows, conversations, strict=True)}
-        replies: dict[int, Reply] = {}
-        for group in self._groups(ready):
-            began = perf_counter()
-            streams, ended, counts, work = self._answer(group, [drawing[row] for row in group.rows], stop)
-            seconds = (perf_counter() - began) / len(group.rows)
-            for at, row in enumerate(group.rows):
-                replies[row] = Reply(
-                    text=streams[at].text,
-                    finish="stop" if ended[at] else "length",
-                    prompt_tokens=len(group.ready[at].prompt.ids),
-                    cached_tokens=group.shared[at],
-                    new_tokens=counts[at],
-                    visual_tokens=sum(span.stop - span.start for span in group.ready[at].prompt.spans),
-                    token_layers=work[at],
-                    seconds=seconds,
-                )
-        self._coarse = None
-        return [replies[row] for row in rows]
-
-    def _groups(self, ready: Mapping[int, Prepared]) -> list[_Group]:
-        """Rows whose prompt is wholly there, rows with something new, each together."""
-        coarse = self._coarse
-        if coarse is None:
-            return [_Group(list(ready), list(ready.values()), [0] * len(ready))]
-        same = [row for row, one in ready.items() if one.prompt == coarse.prompts[row]]
-        other = [row for row in ready if row not in set(same)]
-        shared = {row: ready[row].prompt.shared(coarse.prompts[row]) for row in other}
-        groups = (
-            _Group(same, [ready[row] for row in same], [len(ready[row].prompt.ids) for row in same]),
-            _Group(other, [ready[row] for row in other], [shared[row] for row in other]),
-        )
-        return [group for group in groups if group.rows]
-
-    def _answer(
-        self, group: _Group, settings: Sequence[SamplingParams], stop: tuple[str, ...]
-    ) -> tuple[list[TextStream], list[bool], list[int], list[float]]:
-        """Prefill what is missing and generate: texts, whether each ended by itself, tokens, work in token-layers."""
-        decoder, coarse, codec = self._decoder, self._coarse, self._backend.codec
-        cache = DynamicCache(config=self._backend.model.config)
-        depth, k = decoder.depth, 0
-        hidden = positions = valid = None
-        if coarse is not None and self._backend.branches is not None:
-            k = self._backend.branches.config.k
-            hidden = coarse.hidden[group.rows]
-            positions = coarse.positions[..., group.rows, :]
-            valid = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-            for at, row in enumerate(group.rows):
-                start = hidden.shape[1] - len(coarse.prompts[row].ids)
-                valid[at, start : start + group.shared[at]] = True
-            for layer in range(k):
-                held: Any = coarse.cache.layers[layer]
-                cache.update(held.keys[group.rows], held.values[group.rows], layer)
-        if any(len(one.prompt.ids) > count for one, count in zip(group.ready, group.shared, strict=True)):
-            sessions = [self._sessions[row] for row in group.rows]
-            new, more, fresh = padded(self._backend, sessions, group.ready, group.shared)
-            valid = fresh if valid is None else torch.cat((valid, fresh), dim=1)
-            mask = causal_mask(valid, fresh.shape[1], new.hidden)
-            below = self._run(new, range(k), rotary=decoder.rotary(new.hidden, more), mask=mask, cache=cache)
-            hidden = below if hidden is None else torch.cat((hidden, below), dim=1)
-            positions = more if positions is None else torch.cat((positions.to(more.dtype), more), dim=-1)
-            upper = Embedded(hidden, new.visual, new.deepstack) if k == 0 else Embedded(hidden, new.visual, [])
-        else:
-            assert hidden is not None
-            upper = Embedded(hidden, torch.zeros(hidden.shape[:2], dtype=torch.bool), [])
-        assert positions is not None and valid is not None
-        out = self._run(
-            upper,
-            range(k, depth),
-            rotary=decoder.rotary(hidden, positions),
-            mask=causal_mask(valid, valid.shape[1], hidden),
-            cache=cache,
-        )
-        lengths = [len(one.prompt.ids) for one in group.ready]
-        work = [float(k * (n - held) + (depth - k) * n) for n, held in zip(lengths, group.shared, strict=True)]
-        streams = [TextStream(codec.decode, stop, None) for _ in group.rows]
-        ended, counts = self._generate(decoder.logits(out), group, cache, valid, settings, streams)
-        return streams, ended, counts, work
-
-    def _generate(
+    def reply(
         self,
-        logits: Tensor,
-        group: _Group,
-        cache: DynamicCache,
-        valid: Tensor,
+        sessions: Sequence[HFSession],
+        conversations: Sequence[Sequence[Message]],
+        *,
         settings: Sequence[SamplingParams],
-        streams: list[TextStream],
-    ) -> tuple[list[bool], list[int]]:
-        """Write into the streams until every row has ended or is full."""
-        decoder, rows = self._decoder, range(len(group.rows))
-        samplers = [Sampler(one, self._backend.codec.forbidden, logits.device) for one in settings]
-        most = settings[0].max_new_tokens
-        ended, done, counts = [False for _ in rows], [False for _ in rows], [0 for _ in rows]
-        next_position = torch.tensor([one.next_position for one in group.ready], device=logits.device)
-        for step in range(most):
-            tokens = torch.zeros(len(rows), 1, dtype=torch.long, device=logits.device)
-            for row in rows:
+        stop: tuple[str, ...] = (),
+    ) -> list[Reply]:
+        """Run `HFSession.reply` on many sessions; `seconds` of a reply is the row's share of the batch.
+
+        Args:
+            sessions: of the rows, each at most once.
+            conversations: of the rows.
+            settings: of the rows; temperature and top_p are the same in all.
+            stop: texts that end a reply.
+        """
+        began = perf_counter()
+        with torch.no_grad(), closed_on_error(sessions):
+            requests = [
+                GenerationRequest(session, session.prepare(talk), one, stop)
+                for session, talk, one in zip(sessions, conversations, settings, strict=True)
+            ]
+        turns = self.generate(requests)
+        seconds = (perf_counter() - began) / len(turns)
+        return [
+            record_turn(request, turn, end_ids=self._backend.end_ids, seconds=seconds)
+            for request, turn in zip(requests, turns, strict=True)
+        ]
+
+    @torch.no_grad()
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[GeneratedTurn]:
+        """Generate one turn for each request; requests of one call are of different sessions.
+
+        The sessions hold the new caches afterwards. They do not know the turns yet: see `record_turn`.
+        """
+        if not requests:
+            return []
+        with closed_on_error([one.session for one in requests]):
+            keys = [one.session.key(one.ready.prompt) for one in requests]
+            first = dict[Hashable, GenerationRequest]()
+            for key, request in zip(keys, requests, strict=True):
+                first.setdefault(key, request)
+            # unfinished prefills last: they are completed as a group of their own, behind the rows of the other one
+            order = sorted(first, key=lambda key: first[key].session.prefill is not None)
+            rows = self._prefill([first[key] for key in order])
+            places = [order.index(key) for key in keys]
+            if places != list(range(len(rows.cached))):
+                # one row for each request: rows of equal prompts are copied, because each writes its own turn
+                rows = self._taken(rows, places)
+            turns, valid = self._write(requests, rows)
+            for request, turn, own in zip(
+                requests, turns, self._split(rows.cache, valid, range(self._decoder.depth)), strict=True
+            ):
+                session, prompt = request.session, request.ready.prompt
+                session.cache, session.prefill = own, None
+                # the last sampled token was never fed to the model
+                session.held = Prompt((*prompt.ids, *turn.ids[:-1]), prompt.spans)
+            return turns
+
+    def _prefill(self, requests: Sequence[GenerationRequest]) -> _Rows:
+        """Prefill the prompts; those of sessions with an unfinished prefill stand behind the others."""
+        fresh = [one for one in requests if one.session.prefill is None]
+        looked = [one for one in requests if one.session.prefill is not None]
+        if not looked:
+            return self._all_layers(fresh)
+        if not fresh:
+            return self._upper_layers(looked)
+        one, other = self._all_layers(fresh), self._upper_layers(looked)
+        every = range(self._decoder.depth)
+        cache, valid = self._stack(
+            [*self._split(one.cache, one.valid, every), *self._split(other.cache, other.valid, every)], every
+        )
+        return _Rows(
+            cache,
+            valid,
+            torch.cat((one.logits, other.logits)),
+            one.cached + other.cached,
+            one.token_layers + other.token_layers,
+        )
+
+    def _all_layers(self, requests: Sequence[GenerationRequest]) -> _Rows:
+        """Run all layers on what the sessions' caches lack."""
+        sessions, ready = [one.session for one in requests], [one.ready for one in requests]
+        shared = [one.session.keep(one.ready.prompt) for one in requests]
+        cache, valid = self._stack([one.cache for one in sessions], range(self._decoder.depth), shared)
+        new, positions, real = padded(self._backend, sessions, ready, shared)
+        valid = torch.cat((valid, real), dim=1)
+        logits = self._step(new, positions, valid, cache)
+        work = [
+            float((len(one.prompt.ids) - count) * self._decoder.depth) for one, count in zip(ready, shared, strict=True)
+        ]
+        return _Rows(cache, valid, logits, shared, work)
+
+    def _upper_layers(self, requests: Sequence[GenerationRequest]) -> _Rows:
+        """Complete prefills that a look left after K layers: new tokens through these, then all through the others."""
+        decoder = self._decoder
+        prefills = [cast(Prefill, one.session.prefill) for one in requests]
+        shared = [one.session.keep(one.ready.prompt) for one in requests]
+        lengths = [len(one.ready.prompt.ids) for one in requests]
+        k = prefills[0].k
+        lower, upper = range(k), range(k, decoder.depth)
+        more = [row for row, (count, held) in enumerate(zip(lengths, shared, strict=True)) if count > held]
+        if more:
+            sessions, ready = [requests[row].session for row in more], [requests[row].ready for row in more]
+            cache, valid = self._stack([prefills[row].cache for row in more], lower)
+            new, positions, real = padded(self._backend, sessions, ready, [shared[row] for row in more])
+            valid = torch.cat((valid, real), dim=1)
+            states = decoder.run(
+                new,
+                lower,
+                rotary=decoder.rotary(new.hidden, positions),
+                mask=causal_mask(valid, new.hidden.shape[1], new.hidden),
+                cache=cache,
+            )
+            for at, (row, own) in enumerate(zip(more, self._split(cache, valid, lower), strict=True)):
+                held = cast(Tensor, prefills[row].hidden)
+                count = lengths[row] - shared[row]
+                prefills[row].cache = own
+                prefills[row].hidden = torch.cat((held, states[at : at + 1, -count:]), dim=1)
+        # rows with and without new tokens differ in length: padded anew, each ends with its last token
+        cache, valid = self._stack([one.cache for one in prefills], lower)
+        hidden = _left_padded([cast(Tensor, one.hidden) for one in prefills])
+        placed = [one.ready.positions for one in requests]
+        kind = torch.float32 if any(one.is_floating_point() for one in placed) else placed[0].dtype
+        longest = hidden.shape[1]
+        positions = torch.cat([pad(one.to(kind), (longest - one.shape[-1], 0)) for one in placed], dim=-2)
+        mask = causal_mask(valid, longest, hidden)
+        out = decoder.run(hidden, upper, rotary=decoder.rotary(hidden, positions), mask=mask, cache=cache)
+        work = [float(k * (n - held) + len(upper) * n) for n, held in zip(lengths, shared, strict=True)]
+        return _Rows(cache, valid, decoder.logits(out), shared, work)
+
+    def _write(self, requests: Sequence[GenerationRequest], rows: _Rows) -> tuple[list[GeneratedTurn], Tensor]:
+        """Sample until every row has ended or is full; return the turns, and `valid` with the written columns."""
+        codec, end_ids, logits, valid = self._backend.codec, self._backend.end_ids, rows.logits, rows.valid
+        limits = [min(one.settings.max_new_tokens, one.session.limit - one.ready.next_position) for one in requests]
+        sampler = Sampler([one.settings for one in requests], codec.forbidden, logits.device)
+        streams = [TextStream(codec.decode, one.stop, None) for one in requests]
+        ids: list[list[int]] = [[] for _ in requests]
+        logps: list[list[float]] = [[] for _ in requests]
+        done, stopped = [False for _ in requests], [False for _ in requests]
+        place = torch.tensor([one.ready.next_position for one in requests], device=logits.device)
+        for step in range(max(limits)):
+            tokens, chosen = sampler(logits)
+            for row, (token, logp) in enumerate(zip(tokens.tolist(), chosen.tolist(), strict=True)):
                 if done[row]:
                     continue
-                token = samplers[row](logits[row])
-                counts[row] += 1
-                tokens[row] = token
-                value = int(token)
-                ended[row] = value in self._backend.end_ids or streams[row].push(value)
-                done[row] = ended[row] or counts[row] == most
-                if value in self._backend.end_ids or (done[row] and not ended[row]):
+                ids[row].append(token)
+                logps[row].append(logp)
+                ends = token in end_ids
+                stopped[row] = ends or streams[row].push(token)
+                done[row] = stopped[row] or len(ids[row]) == limits[row]
+                if ends or (done[row] and not stopped[row]):
                     streams[row].finish()
             if all(done):
                 break
-            valid = torch.cat((valid, torch.ones_like(valid[:, :1])), dim=1)
-            hidden = decoder.text.embed_tokens(tokens)
-            where = (next_position + step)[:, None]
-            placed = where.expand(3, -1, -1) if decoder.adapter.two_dimensional else where
-            one = Embedded(hidden, torch.zeros_like(tokens, dtype=torch.bool), [])
-            rotary, mask = decoder.rotary(hidden, placed), causal_mask(valid, 1, hidden)
-            logits = decoder.logits(self._run(one, range(decoder.depth), rotary=rotary, mask=mask, cache=cache))
-        return ended, counts
+            # rows that have ended are fed on, to keep the batch rectangular, but their columns count as padding
+            going = torch.tensor([not one for one in done], device=logits.device)
+            valid = torch.cat((valid, going[:, None]), dim=1)
+            where = (place + step)[:, None]
+            positions = where.expand(3, -1, -1) if self._decoder.adapter.two_dimensional else where
+            logits = self._step(self._decoder.embed(tokens[:, None], []), positions, valid, rows.cache)
+        return [
+            GeneratedTurn(
+                tuple(ids[row]),
+                tuple(logps[row]),
+                streams[row].text,
+                "stop" if stopped[row] else "length",
+                rows.cached[row],
+                rows.token_layers[row],
+            )
+            for row in range(len(requests))
+        ], valid
 
-    def _run(
-        self, new: Embedded, layers: range, *, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: DynamicCache
-    ) -> Tensor:
-        return self._decoder.run(
-            new.hidden, layers, rotary=rotary, mask=mask, cache=cache, visual=new.visual, deepstack=new.deepstack
+    def _step(self, new: Embedded, positions: Tensor, valid: Tensor, cache: DynamicCache) -> Tensor:
+        """Run all layers on new tokens, the last columns of `valid`; return logits (rows, vocabulary)."""
+        decoder = self._decoder
+        out = decoder.run(
+            new,
+            range(decoder.depth),
+            rotary=decoder.rotary(new.hidden, positions),
+            mask=causal_mask(valid, new.hidden.shape[1], new.hidden),
+            cache=cache,
         )
+        return decoder.logits(out)
+
+    def _cache(self) -> DynamicCache:
+        return DynamicCache(config=self._backend.model.config)
+
+    def _stack(
+        self, caches: Sequence[DynamicCache], layers: range, counts: Sequence[int] | None = None
+    ) -> tuple[DynamicCache, Tensor]:
+        """Stack caches of one row each into one that is padded on the left; return it and its valid columns.
+
+        Args:
+            caches: of the rows.
+            layers: the layers that hold anything.
+            counts: tokens of each cache, 0 for one without tensors; None: as many as it holds, and none is empty.
+        """
+        if counts is None:
+            counts = [one.get_seq_length() for one in caches]
+        longest = max(counts)
+        stacked, device = self._cache(), self._backend.model.device
+        at, missing = torch.arange(longest, device=device), longest - torch.tensor(counts, device=device)
+        valid = at >= missing[:, None]
+        if not longest:
+            return stacked, valid
+        for index in layers:
+            held: list[Any] = [one.layers[index] for one in caches]
+            some = next(one for one, count in zip(held, counts, strict=True) if count)
+            # an empty cache has no tensors yet: its row is padding alone
+            empty = some.keys[:, :, :0]
+            keys, values = (
+                _left_padded([getattr(one, name) if count else empty for one, count in zip(held, counts, strict=True)])
+                for name in ("keys", "values")
+            )
+            stacked.update(keys, values, index)
+        return stacked, valid
+
+    def _split(self, cache: DynamicCache, valid: Tensor, layers: range) -> list[DynamicCache]:
+        """Return the valid columns of each row as a cache of its own: holes and padding never outlive a batch."""
+        columns = [row.nonzero()[:, 0] for row in valid.cpu()]
+        own = [self._cache() for _ in columns]
+        for index in layers:
+            held: Any = cache.layers[index]
+            for row, (one, kept) in enumerate(zip(own, columns, strict=True)):
+                one.update(held.keys[row : row + 1, :, kept], held.values[row : row + 1, :, kept], index)
+        return own
+
+    def _taken(self, rows: _Rows, places: Sequence[int]) -> _Rows:
+        """Return these of the rows, in this order; a row may be taken several times."""
+        at = torch.tensor(places, device=rows.logits.device)
+        cache = self._cache()
+        for index, layer in enumerate(rows.cache.layers):
+            held: Any = layer
+            cache.update(held.keys[at], held.values[at], index)
+        cached, work = [rows.cached[place] for place in places], [rows.token_layers[place] for place in places]
+        return _Rows(cache, rows.valid[at], rows.logits[at], cached, work)
+
+
+def record_turn(request: GenerationRequest, turn: GeneratedTurn, *, end_ids: frozenset[int], seconds: float) -> Reply:
+    """Tell the session of a request its generated turn, and return the turn as a reply.
+
+    Args:
+        request: of the turn.
+        turn: as generated.
+        end_ids: ids that end a turn, which are no part of its text.
+        seconds: the reply's wall time.
+    """
+    ids = turn.ids[:-1] if turn.ids and turn.ids[-1] in end_ids else turn.ids
+    request.session.remember(request.ready, ids, turn.text)
+    return Reply(
+        text=turn.text,
+        finish=turn.finish,
+        prompt_tokens=len(request.ready.prompt.ids),
+        cached_tokens=turn.cached,
+        new_tokens=len(turn.ids),
+        visual_tokens=request.ready.new_visual_tokens,
+        token_layers=turn.token_layers,
+        seconds=seconds,
+    )
+
+
+def padded(
+    backend: HFBackend, sessions: Sequence[HFSession], ready: Sequence[Prepared], starts: Sequence[int]
+) -> tuple[Embedded, Tensor, Tensor]:
+    """Embed the rows prompt.ids[start:], padded on the left.
+
+    Args:
+        backend: of the sessions.
+        sessions: those that prepared the rows; several rows may share one, and with it the encoded views.
+        ready: the prepared conversations.
+        starts: index of the first id of each row.
+
+    Returns:
+        The embedded rows, their positions, and (rows, tokens) bool: True for real tokens.
+    """
+    device = backend.model.device
+    parts = [one.prompt.ids[start:] for one, start in zip(ready, starts, strict=True)]
+    longest = max(len(part) for part in parts)
+    filler = next(iter(backend.end_ids))  # any id that is no image; the mask hides it
+    ids = torch.tensor([[filler] * (longest - len(part)) + list(part) for part in parts], device=device)
+    # aligned positions are fractions of a cell
+    kind = torch.float32 if any(one.positions.is_floating_point() for one in ready) else ready[0].positions.dtype
+    where = torch.zeros(*ready[0].positions.shape[:-2], len(parts), longest, dtype=kind, device=device)
+    valid = torch.zeros(len(parts), longest, dtype=torch.bool, device=device)
+    features = []
+    for row, (one, start) in enumerate(zip(ready, starts, strict=True)):
+        count = len(parts[row])
+        if count:
+            where[..., row, longest - count :] = one.positions[..., 0, start:].to(kind)
+            valid[row, longest - count :] = True
+        features += sessions[row].features(one.prompt, start)
+    return Decoder(backend.model).embed(ids, features), where, valid
+
+
+def causal_mask(valid: Tensor, new: int, like: Tensor) -> Tensor:
+    """Return the additive mask (rows, 1, new, keys) of the last `new` columns over all real ones up to themselves.
+
+    A padded token sees itself, so that no row of the softmax is empty; no real token ever sees it.
+    """
+    keys = valid.shape[1]
+    at = torch.arange(keys, device=valid.device)
+    asking = at[keys - new :, None]
+    seen = (valid[:, None, :] & (at <= asking)) | (at == asking)
+    floor = torch.finfo(like.dtype).min
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill(~seen, floor)[:, None]
+
+
+def _left_padded(parts: Sequence[Tensor]) -> Tensor:
+    """Stack rows (1, ..., tokens, width) of different lengths into (rows, ..., tokens, width), padded on the left."""
+    longest = max(part.shape[-2] for part in parts)
+    return torch.cat([pad(part, (0, 0, longest - part.shape[-2], 0)) for part in parts])
+
+
+def encode_views(backend: HFBackend, images: Mapping[str, Image.Image]) -> dict[str, EncodedView]:
+    """Encode views together, as many at a time as `_PATCHES` allows; return them by the names they are given under."""
+    encoded: dict[str, EncodedView] = {}
+    batch: list[tuple[str, tuple[int, ...], dict[str, Tensor]]] = []
+    for at, (name, image) in enumerate(images.items(), start=1):
+        batch.append((name, *backend.codec.pixels(image)))
+        if at == len(images) or sum(len(inputs["pixel_values"]) for _, _, inputs in batch) >= _PATCHES:
+            encoded |= _encode_batch(backend, batch)
+            batch = []
+    return encoded
+
+
+def _encode_batch(
+    backend: HFBackend, batch: Sequence[tuple[str, tuple[int, ...], dict[str, Tensor]]]
+) -> dict[str, EncodedView]:
+    model: Any = backend.model
+    # patches of all images in one sequence; the grids tell the tower where each ends
+    pixels = torch.cat([inputs["pixel_values"] for _, _, inputs in batch]).to(model.device, model.dtype)
+    grids = torch.cat([inputs["image_grid_thw"] for _, _, inputs in batch]).to(model.device)
+    features = model.get_image_features(pixel_values=pixels, image_grid_thw=grids, return_dict=True)
+    levels = getattr(features, "deepstack_features", None)
+    encoded = {}
+    for at, (name, ids, inputs) in enumerate(batch):
+        stacks = {} if levels is None else {"deepstack_features": [(level[at],) for level in levels]}
+        own = type(features)(pooler_output=(features.pooler_output[at],), **stacks)
+        tokens = sum(token == backend.codec.image_id for token in ids)
+        encoded[name] = EncodedView(ids, tokens, inputs["image_grid_thw"], own)
+    return encoded

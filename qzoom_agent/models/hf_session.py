@@ -1,25 +1,25 @@
-"""One conversation with local weights: encode an image once, prefill only what is new, generate.
+"""One conversation with local weights: encode an image once, prefill only the new tokens, generate.
 
-The session owns a KV cache and knows which ids it holds (`_held`). A reply renders the whole conversation, finds the
-longest beginning that is already held, drops the rest of the cache, and runs the model on what follows: in pieces of at
-most one image, through the stock `forward`, which merges image features (and DeepStack features) itself. Positions are
-computed over the whole conversation each time and passed explicitly, because the model's own shortcut (`rope_deltas`)
-would be state on a shared module; with that, and a random generator per reply, sessions on one model do not see each
-other. Calling the layers directly instead of `forward` was measured on a 3 M parameter model: 5 % faster, not worth it.
+The session owns a KV cache and the ids that it holds (`held`). A reply renders the whole conversation, finds the
+longest beginning that is already held, crops the cache to it, and runs the model on the rest: in pieces of at most one
+image, through the stock `forward`. Positions are computed over the whole conversation and passed explicitly, because
+the model's own shortcut (`rope_deltas`) is state on a shared module. So sessions of one model do not affect each other.
 
-A model with branches can `look` first: the coarse pass stops after K layers and is kept. The reply that follows goes on
-from there, whether its conversation is the same (the upper layers run) or has a crop inserted (the crop and what
-follows it run through the lower layers, then everything through the upper ones).
+A model with branches can `look` first: the coarse pass stops after K layers and is kept (`prefill`). The reply that
+follows continues it: on the same conversation the upper layers run; with a crop inserted, the new tokens run through
+the lower layers and then everything through the upper ones. `hf_batch` does the same for many sessions at once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.utils.generic import ModelOutput
@@ -27,27 +27,19 @@ from transformers.utils.generic import ModelOutput
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import Size
+from qzoom_agent.images import digest
 from qzoom_agent.messages import Message, view_ids
-from qzoom_agent.models.interface import ImageSource, Proposal, Reply, SamplingParams, Sight
-from qzoom_agent.models.processing import fit
-from qzoom_agent.models.prompts import EncodedTurn, ImageSpan, Prompt, PromptCodec
+from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams
+from qzoom_agent.models.prompts import EncodedTurn, ImageSpan, Prompt, PromptCodec, fit
 from qzoom_agent.models.sampling import Sampler, TextStream
-from qzoom_agent.perception.adapters import Grid, adapter_for, grid_of
-from qzoom_agent.perception.anyres import base_view, has_tiles
+from qzoom_agent.perception.adapters import Cells, Grid, adapter_for, align, base_view, grid_of, has_tiles
 from qzoom_agent.perception.branches import Branches
-from qzoom_agent.perception.decoder import Decoder, cache_name
-from qzoom_agent.perception.layout import Cells, align
-from qzoom_agent.perception.look import Look, look
-from qzoom_agent.perception.prefill import Prefill
+from qzoom_agent.perception.decoder import Decoder, Prefill, cache_name
+from qzoom_agent.perception.look import BranchOutput, look
+from qzoom_agent.trace import PerceptionRecord, Quad
 
-
-@runtime_checkable
-class PlacesImages(Protocol):
-    """A model whose positions depend on the images (MRoPE)."""
-
-    def get_rope_index(
-        self, *, input_ids: torch.Tensor, mm_token_type_ids: torch.Tensor, image_grid_thw: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+NO_FEATURES: Any = ModelOutput
+"""Placeholder for the features of a view that was not encoded: any use of it fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +47,13 @@ class EncodedView:
     """A view after the vision encoder."""
 
     ids: tuple[int, ...]
-    """What stands for it in a prompt."""
+    """The ids that stand for it in a prompt."""
     tokens: int
-    """How many of those are visual."""
-    grid: torch.Tensor | None
+    """Number of visual tokens among them."""
+    grid: Tensor | None
     """(1, 3) patches in time, height, width, for families that place images in two dimensions."""
     features: ModelOutput
-    """What the family's `get_image_features` gave: `forward` takes it back as it is."""
+    """Output of the family's `get_image_features`, which `forward` takes as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +61,23 @@ class Prepared:
     """A conversation ready for the decoder."""
 
     prompt: Prompt
-    positions: torch.Tensor
+    positions: Tensor
     """(3, 1, ids) for MRoPE families, else (1, ids)."""
     turns: list[EncodedTurn]
-    """The answered turns recognised in it, whose ids were kept."""
+    """Answered turns at its beginning, whose ids were kept."""
     rest: EncodedTurn
-    """What follows them, up to where the model is to write."""
+    """The remainder, up to the point where the model continues."""
+    new_visual_tokens: int = 0
+    """Visual tokens of its views that the session had not been shown before."""
 
     @property
     def next_position(self) -> int:
-        """Position of the first token after it."""
+        """Position of the first token that the model writes."""
         return int(self.positions.max()) + 1
 
 
 class HFSession:
-    """See the module's note. Made by `HFBackend.session`; not for use from several threads at once."""
+    """A conversation with a Hugging Face model; see the module's note. Not for use from several threads at once."""
 
     def __init__(
         self,
@@ -93,101 +87,141 @@ class HFSession:
         *,
         end_ids: frozenset[int],
         branches: Branches | None = None,
+        pool: dict[str, EncodedView] | None = None,
+        encodes: bool = True,
     ) -> None:
+        """
+        Args:
+            model: stock image-text-to-text model.
+            codec: its template, tokenizer and image processor.
+            image: returns the pixels of a view.
+            end_ids: ids that end a turn.
+            branches: gate and SD-RPN, for sessions that look.
+            pool: encoded views by digest, shared with other sessions; a view found there is not encoded again.
+            encodes: False skips the vision encoder, for callers that need only ids and positions.
+        """
         self._model = model
         self._branches = branches
-        self._prefill: Prefill | None = None
         self._lean = False
         self._cache_name = cache_name(model.forward)
+        # only families with positions in two dimensions (MRoPE) have this method
+        self._rope_index = getattr(model.base_model, "get_rope_index", None)
         self._places: dict[str, tuple[str, Cells]] = {}
         self._codec = codec
-        self._image = image
+        self.image = image
         self._end_ids = end_ids
-        self._limit: int = model.config.get_text_config().max_position_embeddings
+        self._pool = pool
+        self._encodes = encodes
+        self._digests: dict[str, str] = {}
         self._images: dict[str, EncodedView] = {}
         self._turns: list[EncodedTurn] = []
-        self._held = Prompt()
-        self._cache = DynamicCache(config=model.config)
-        self.prompt_logits: torch.Tensor | None = None
-        """Logits after the prompt of the last reply, (vocabulary,): for calibration and tests."""
-
-    @property
-    def held(self) -> Prompt:
-        """The ids whose keys and values are in the cache."""
-        return self._held
+        self.limit: int = model.config.get_text_config().max_position_embeddings
+        """Positions that the model was built for."""
+        self.held = Prompt()
+        """The ids that cache or prefill hold."""
+        self.cache = DynamicCache(config=model.config)
+        """Keys and values of `held`, (1, heads, tokens, width) in each layer; not in use while there is a `prefill`."""
+        self.prefill: Prefill | None = None
+        """The coarse pass that a look left unfinished; None otherwise."""
+        self.prompt_logits: Tensor | None = None
+        """Logits (vocabulary,) after the prompt of the last reply, for calibration and tests."""
 
     @property
     def known(self) -> set[str]:
         """The views that are encoded."""
         return set(self._images)
 
+    def fork(self) -> "HFSession":
+        """Open another conversation that shares the views encoded so far."""
+        other = copy(self)
+        other.close()  # its own, empty state
+        other._images = dict(self._images)
+        return other
+
     def close(self) -> None:
         self._images = {}
+        self._digests = {}
         self._turns = []
         self._places = {}
         self._forget()
 
-    def look(self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False) -> list[Sight]:
-        if self._branches is None:
-            raise BackendError("This model has no branches, so it cannot look. Use the policy 'explicit' or 'direct'.")
+    def look(
+        self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False
+    ) -> list[PerceptionRecord]:
         began = perf_counter()
-        with self._undisturbed():
-            ready = self.prepare(messages)
-            if not ready.prompt.spans:
-                raise BackendError("There is no image in the conversation, so there is nothing to look at.")
+        with torch.inference_mode(), closed_on_error([self]):
+            ready, branches = self.prepare_look(messages)
             self._forget()
             decoder = Decoder(self._model)
-            prefill = Prefill(decoder, self._branches.config.k)
+            prefill = Prefill(decoder, branches.config.k)
             ids = torch.tensor([ready.prompt.ids], device=self._model.device)
             new = decoder.embed(ids, self.features(ready.prompt, 0))
             rotary = decoder.rotary(new.hidden, ready.positions)
             work = float(prefill.extend(new, rotary))
-            hidden = cast(torch.Tensor, prefill.hidden)
-            found = look(
-                self._branches,
+            hidden = cast(Tensor, prefill.hidden)
+            (found,) = look(
+                branches,
                 decoder.adapter,
                 hidden,
                 rotary=rotary,
                 mask=decoder.mask(hidden),
-                images=self.grids(ready.prompt),
+                images=[self.grids(ready.prompt)],
                 options=options,
                 map_always=map_always,
             )
-            self._prefill, self._cache, self._held = prefill, prefill.cache, ready.prompt
-            self._lean = options.lean
-        return self.sights(ready.prompt, found, options, work=work, seconds=perf_counter() - began)
+            self.prefill, self.held, self._lean = prefill, ready.prompt, options.lean
+        return self.records(ready.prompt, found, options, work=work, seconds=perf_counter() - began)
 
-    def sights(
-        self, prompt: Prompt, found: Look, options: PerceptionConfig, *, work: float, seconds: float
-    ) -> list[Sight]:
-        """What the branches found in a prompt, for each of its views, as callers read it."""
+    def prepare_look(self, messages: Sequence[Message]) -> tuple[Prepared, Branches]:
+        """Prepare a conversation to be looked at. Raises BackendError without branches, or without an image."""
+        if self._branches is None:
+            raise BackendError("This model has no branches, so it cannot look. Use the policy 'explicit' or 'direct'.")
+        ready = self.prepare(messages)
+        if not ready.prompt.spans:
+            raise BackendError("There is no image in the conversation, so there is nothing to look at.")
+        return ready, self._branches
+
+    def records(
+        self, prompt: Prompt, found: BranchOutput, options: PerceptionConfig, *, work: float, seconds: float
+    ) -> list[PerceptionRecord]:
+        """Return the branches' output as a record for each view of the prompt.
+
+        Args:
+            prompt: the conversation that was looked at.
+            found: the branches' output for it.
+            options: rules of the look.
+            work: token-layers of the coarse pass, without those of the branches.
+            seconds: wall time of the look.
+        """
         assert self._branches is not None
-        wanted = options.positions or self._branches.config.positions
-        aligned = wanted == "aligned" and adapter_for(self._model.config).two_dimensional
-        grids = [self.grid(span) for span in prompt.spans]
-        return [
-            Sight(
-                view=span.view,
-                score=found.score,
-                threshold=found.threshold,
-                heat=found.maps[at].heat.tolist() if found.maps else [],
-                cutoff=found.maps[at].cutoff if found.maps else None,
-                proposals=[
-                    Proposal((one.x1, one.y1, one.x2, one.y2), grid.to_view(*one[:4], view=span.view))
-                    for one in (found.maps[at].regions if found.zooms else ())
-                ],
-                reason=found.reason,
-                aligned=aligned,
-                prompt_tokens=len(prompt.ids),
-                visual_tokens=self._images[span.view].tokens,
-                token_layers=work + found.token_layers,
-                seconds=seconds,
-                extent=grid.to_view(0, 0, grid.columns, grid.rows, view=span.view),
-                margin=self._branches.config.margin,
-                fixed=options.box is not None or self._branches.config.box is not None,
+        config = self._branches.config
+        aligned = (options.positions or config.positions) == "aligned"
+        records = []
+        for at, span in enumerate(prompt.spans):
+            grid, seen = self.grid(span), found.maps[at] if found.maps else None
+            regions = seen.regions if seen is not None and found.zooms else []
+            records.append(
+                PerceptionRecord(
+                    view=span.view,
+                    score=found.score,
+                    threshold=found.threshold,
+                    heat=[] if seen is None else seen.heat.tolist(),
+                    extent=_corners(grid, (0, 0, grid.columns, grid.rows)),
+                    cutoff=None if seen is None else seen.cutoff,
+                    cells=[(one.x1, one.y1, one.x2, one.y2) for one in regions],
+                    boxes=[_corners(grid, one[:4]) for one in regions],
+                    fixed=options.box is not None or config.box is not None,
+                    route="zoom" if regions else "direct",
+                    reason=found.reason,
+                    aligned=aligned and adapter_for(self._model.config).two_dimensional,
+                    margin=config.margin,
+                    prompt_tokens=len(prompt.ids),
+                    visual_tokens=self._images[span.view].tokens,
+                    token_layers=work + found.token_layers,
+                    seconds=seconds,
+                )
             )
-            for at, (span, grid) in enumerate(zip(prompt.spans, grids, strict=True))
-        ]
+        return records
 
     def place(self, view: str, *, source: str, cells: Cells) -> None:
         self._places[view] = (source, cells)
@@ -201,17 +235,17 @@ class HFSession:
         on_text: Callable[[str], None] | None = None,
     ) -> Reply:
         began = perf_counter()
-        with self._undisturbed():
-            known = set(self._images)
+        with torch.inference_mode(), closed_on_error([self]):
             ready = self.prepare(messages)
             cached = self.keep(ready.prompt)
             logits, work = self.feed(ready.prompt, ready.positions, cached)
             self.prompt_logits = logits
-            sampler = Sampler(settings, self._codec.forbidden, logits.device)
+            sampler = Sampler([settings], self._codec.forbidden, logits.device)
             stream = TextStream(self._codec.decode, stop, on_text)
             new_tokens, ended = self._generate(logits, ready.next_position, settings.max_new_tokens, sampler, stream)
             whole = Prompt((*ready.prompt.ids, *stream.ids), ready.prompt.spans)
-            self._held = whole.head(self._cache.get_seq_length())
+            # the last token was not fed to the model, so the cache may be shorter than the conversation
+            self.held = whole.head(self.cache.get_seq_length())
             self.remember(ready, stream.ids, stream.text)
         return Reply(
             text=stream.text,
@@ -219,29 +253,30 @@ class HFSession:
             prompt_tokens=len(ready.prompt.ids),
             cached_tokens=cached,
             new_tokens=new_tokens,
-            visual_tokens=sum(seen.tokens for view, seen in self._images.items() if view not in known),
+            visual_tokens=ready.new_visual_tokens,
             token_layers=work,
             seconds=perf_counter() - began,
         )
 
     def prepare(self, messages: Sequence[Message]) -> Prepared:
-        """Ids and positions of a conversation; encodes views not yet seen. Runs no decoder layer.
+        """Return ids and positions of a conversation; encode views that are new. Runs no decoder layer.
 
         Raises BackendError if it cannot be written for this model or is longer than the model can read.
         """
         views = view_ids(messages)
-        for view in views:
-            if view not in self._images:
-                self._images[view] = self.encode(view)
+        new = [view for view in dict.fromkeys(views) if view not in self._images]
+        for view in new:
+            self._images[view] = self._encoded(view)
         turns, rest = self._codec.tokenize(self._codec.render(messages), self._turns)
         ids = [token for turn in (*turns, rest) for token in turn.ids]
         prompt = self._codec.expand(ids, views, {view: seen.ids for view, seen in self._images.items()})
-        ready = Prepared(prompt, self._positions(prompt), turns, rest)
-        if ready.next_position >= self._limit:
+        visual_tokens = sum(self._images[view].tokens for view in new)
+        ready = Prepared(prompt, self._positions(prompt), turns, rest, visual_tokens)
+        if ready.next_position >= self.limit:
             visual = sum(span.stop - span.start for span in prompt.spans)
             raise BackendError(
                 f"The conversation has {len(prompt.ids)} tokens, {visual} of them visual, and reaches position "
-                f"{ready.next_position}; the model was built for {self._limit}. "
+                f"{ready.next_position}; the model was built for {self.limit}. "
                 + (
                     "Lower budget.coarse_tokens, budget.crop_max_tokens or budget.max_turns."
                     if visual > len(prompt.ids) - visual
@@ -251,35 +286,39 @@ class HFSession:
         return ready
 
     def remember(self, ready: Prepared, ids: Sequence[int], text: str) -> None:
-        """Keep the ids of an answer to a prepared conversation, so that its text is never tokenised again."""
+        """Keep the ids of an answer (without the end of the turn), so that its text is never tokenised again."""
         answer = self._codec.cut(ids, text)
         self._turns = [*ready.turns, EncodedTurn(ready.rest.text + text, (*ready.rest.ids, *answer))]
 
+    def key(self, prompt: Prompt) -> Hashable:
+        """Return a key that is equal for prompts, of any sessions, that are the same input to the model."""
+        shown = tuple((span.start, id(self._images[span.view])) for span in prompt.spans)
+        return prompt.ids, shown, tuple(self._places.items()), None if self.prefill is None else id(self)
+
     def keep(self, prompt: Prompt) -> int:
-        """Shorten the cache to what it shares with `prompt`; returns how many ids that is."""
-        if self._prefill is not None and prompt == self._held:
+        """Crop the cache, or the unfinished prefill, to the ids that it shares with `prompt`; return their number."""
+        if self.prefill is not None and prompt == self.held:
             return len(prompt.ids)  # the upper layers are still to come, so even the last id need not be run again
-        shared = prompt.shared(self._held)
-        if self._prefill is not None:
-            self._prefill.keep(shared)
-            self._held = self._held.head(shared)
-            return shared
-        surplus = len(self._held.ids) - shared
-        if not surplus:
-            return shared
-        if not all(type(layer) is DynamicLayer for layer in self._cache.layers):
-            # Sliding windows and recurrent states have forgotten what a shorter cache would hold.
+        shared = prompt.shared(self.held)
+        surplus = len(self.held.ids) - shared
+        if self.prefill is not None:
+            self.prefill.keep(shared)
+        elif surplus and not all(type(layer) is DynamicLayer for layer in self.cache.layers):
+            # sliding windows and recurrent states have lost what a shorter cache would hold
             self._forget()
             return 0
-        self._cache.crop(-surplus)
-        self._held = self._held.head(shared)
+        elif surplus:
+            self.cache.crop(-surplus)
+        self.held = self.held.head(shared)
         return shared
 
-    def feed(self, prompt: Prompt, positions: torch.Tensor, start: int) -> tuple[torch.Tensor, float]:
-        """Run the decoder on prompt.ids[start:], which the cache lacks; logits after the last, (vocabulary,), and the
-        work in token-layers."""
-        if self._prefill is not None:
-            return self._finish(self._prefill, prompt, positions, start)
+    def feed(self, prompt: Prompt, positions: Tensor, start: int) -> tuple[Tensor, float]:
+        """Run the decoder on prompt.ids[start:], which the cache lacks.
+
+        Returns logits after the last id, (vocabulary,), and the work in token-layers.
+        """
+        if self.prefill is not None:
+            return self._finish(self.prefill, prompt, positions, start)
         images = [span for span in prompt.spans if span.start >= start]
         edges = [start, *(span.stop for span in images[:-1]), len(prompt.ids)]
         logits = torch.empty(0)
@@ -289,60 +328,58 @@ class HFSession:
             logits = self._forward(ids, positions[..., begin:end], features)
         return logits, (len(prompt.ids) - start) * self._model.config.get_text_config().num_hidden_layers
 
-    def _finish(
-        self, prefill: Prefill, prompt: Prompt, positions: torch.Tensor, start: int
-    ) -> tuple[torch.Tensor, float]:
-        """Complete the prefill that a look left half-way, with the ids from `start` on added to it."""
+    def _finish(self, prefill: Prefill, prompt: Prompt, positions: Tensor, start: int) -> tuple[Tensor, float]:
+        """Finish the prefill that a look left, with the ids from `start` on added to it."""
         decoder, work = prefill.decoder, 0.0
         if start < len(prompt.ids):
             ids = torch.tensor([prompt.ids[start:]], device=self._model.device)
             new = decoder.embed(ids, self.features(prompt, start))
             work = prefill.extend(new, decoder.rotary(new.hidden, positions[..., start:]))
-        hidden = cast(torch.Tensor, prefill.hidden)
+        hidden = cast(Tensor, prefill.hidden)
         logits, more = prefill.finish(decoder.rotary(hidden, positions), lean=self._lean)
-        self._prefill = None
+        self.prefill, self.cache = None, prefill.cache
         return logits[0], work + more
 
     def features(self, prompt: Prompt, start: int) -> list[ModelOutput]:
-        """Features of the views in prompt.ids[start:], in order."""
+        """Return the features of the views in prompt.ids[start:], in order."""
         return [self._images[span.view].features for span in prompt.spans if span.start >= start]
 
     def grids(self, prompt: Prompt) -> list[tuple[int, int, int]]:
-        """For each view of a prompt the index of its first visual token, and the rows and columns of its map."""
+        """Return for each view of a prompt the index of its first visual token, and the rows and columns of its map."""
         shapes = [self.grid(span) for span in prompt.spans]
         return [(at, grid.rows, grid.columns) for at, grid in zip(self._visual_starts(prompt), shapes, strict=True)]
 
     def grid(self, span: ImageSpan) -> Grid:
-        """The cells of the map of a view of a prompt, and where they lie in it."""
+        """Return the token grid of a view of a prompt."""
         seen = self._images[span.view]
-        image = self._image(span.view)
+        image = self.image(span.view)
         given = fit(image, self._codec.processor, self._codec.config)  # padded to a square where the family needs it
         return grid_of(self._model, Size(*image.size), seen.grid, seen.tokens, given=Size(*given.size))
 
     def _visual_starts(self, prompt: Prompt) -> list[int]:
-        """Index of the first visual token of each image: its ids may begin with a marker."""
+        """Return the index of the first visual token of each image: its ids may begin with a marker."""
         return [prompt.ids.index(self._codec.image_id, span.start) for span in prompt.spans]
 
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, features: ModelOutput | None = None) -> torch.Tensor:
+    def _forward(self, ids: Tensor, positions: Tensor, features: ModelOutput | None = None) -> Tensor:
         output = self._model(
             input_ids=ids,
             position_ids=positions,
             use_cache=True,
             logits_to_keep=1,
             mm_encoder_outputs=None if features is None else {"image": features},
-            **{self._cache_name: self._cache},
+            **{self._cache_name: self.cache},
         )
-        logits: torch.Tensor = output.logits[0, -1]
+        logits: Tensor = output.logits[0, -1]
         return logits
 
     def _generate(
-        self, logits: torch.Tensor, position: int, limit: int, sampler: Sampler, stream: TextStream
+        self, logits: Tensor, position: int, limit: int, sampler: Sampler, stream: TextStream
     ) -> tuple[int, bool]:
-        """Write into `stream`; (tokens generated, whether the model ended by itself). The last token is not fed."""
-        steps = torch.arange(position, min(position + limit, self._limit), device=logits.device)
-        where = steps.expand(3, 1, -1) if isinstance(self._model.base_model, PlacesImages) else steps.expand(1, -1)
+        """Write into `stream`; return the number of tokens, and True if the model ended. The last token is not fed."""
+        steps = torch.arange(position, min(position + limit, self.limit), device=logits.device)
+        where = steps.expand(1, -1) if self._rope_index is None else steps.expand(3, 1, -1)
         for count in range(1, len(steps) + 1):
-            token = sampler(logits)
+            token, _ = sampler(logits[None])
             value = int(token)
             if value in self._end_ids:
                 stream.finish()
@@ -354,9 +391,26 @@ class HFSession:
         stream.finish()
         return len(steps), False
 
-    def encode(self, view: str) -> EncodedView:
-        """A view through the vision encoder. Called once a view, when it is first shown."""
-        ids, inputs = self._codec.pixels(self._image(view))
+    def digest(self, view: str) -> str:
+        """Return the digest of a view's pixels."""
+        if view not in self._digests:
+            self._digests[view] = digest(self.image(view))
+        return self._digests[view]
+
+    def _encoded(self, view: str) -> EncodedView:
+        """Return a view after the vision encoder, from the pool if any session has shown it before."""
+        if self._pool is None:
+            return self._encode(view)
+        name = self.digest(view)
+        if name not in self._pool:
+            self._pool[name] = self._encode(view)
+        return self._pool[name]
+
+    def _encode(self, view: str) -> EncodedView:
+        ids, inputs = self._codec.pixels(self.image(view))
+        tokens = sum(token == self._codec.image_id for token in ids)
+        if not self._encodes:
+            return EncodedView(ids, tokens, inputs.get("image_grid_thw"), NO_FEATURES)
         placed = {
             key: value.to(self._model.device, self._model.dtype if value.is_floating_point() else value.dtype)
             for key, value in inputs.items()
@@ -366,27 +420,25 @@ class HFSession:
             tokens = len(cast(Any, base).pooler_output[0])
             return EncodedView((self._codec.image_id,) * tokens, tokens, None, base)
         features = cast(Any, self._model).get_image_features(**placed, return_dict=True)
-        # Only these two are read by `forward`; the rest (every layer of the tower, for LLaVA) would stay in memory.
+        # `forward` reads only these two; the rest (every layer of the tower, for LLaVA) would stay in memory
         for key in set(features) - {"pooler_output", "deepstack_features"}:
             features[key] = None
-        tokens = sum(token == self._codec.image_id for token in ids)
         return EncodedView(ids, tokens, inputs.get("image_grid_thw"), features)
 
-    def _positions(self, prompt: Prompt) -> torch.Tensor:
-        base = self._model.base_model
-        if not isinstance(base, PlacesImages):
+    def _positions(self, prompt: Prompt) -> Tensor:
+        if self._rope_index is None:
             return torch.arange(len(prompt.ids), device=self._model.device).unsqueeze(0)
         grids = [grid for span in prompt.spans if (grid := self._images[span.view].grid) is not None]
         ids = torch.tensor([prompt.ids])
-        positions, _ = base.get_rope_index(
+        positions, _ = self._rope_index(
             input_ids=ids,
             mm_token_type_ids=(ids == self._codec.image_id).int(),
             image_grid_thw=torch.cat(grids) if grids else None,
         )
         return self._aligned(prompt, positions).to(self._model.device)
 
-    def _aligned(self, prompt: Prompt, positions: torch.Tensor) -> torch.Tensor:
-        """The positions, with those of placed crops moved to where they were cut from."""
+    def _aligned(self, prompt: Prompt, positions: Tensor) -> Tensor:
+        """Move the positions of placed crops to where they were cut from."""
         starts = dict(zip((span.view for span in prompt.spans), self._visual_starts(prompt), strict=True))
         for view, (source, cells) in self._places.items():
             if view in starts and source in starts:
@@ -404,23 +456,31 @@ class HFSession:
         return positions
 
     def _forget(self) -> None:
-        self._prefill = None
-        self._held = Prompt()
-        self._cache = DynamicCache(config=self._model.config)
+        self.prefill = None
+        self.held = Prompt()
+        self.cache = DynamicCache(config=self._model.config)
 
-    @contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        """Inference; whatever interrupts it (even Ctrl-C) may leave half a cache, so the session then starts afresh."""
-        try:
-            with torch.inference_mode():
-                yield
-        except torch.OutOfMemoryError as error:
-            held = len(self._held.ids)
-            self.close()
-            raise BackendError(
-                f"The accelerator ran out of memory with {held} tokens in the cache ({error}). "
-                "Lower budget.coarse_tokens or budget.crop_max_tokens, or use a smaller model."
-            ) from error
-        except BaseException:
-            self.close()
-            raise
+
+def _corners(grid: Grid, cells: Cells) -> Quad:
+    """Convert a box in cells to the shown pixels of its view."""
+    box = grid.to_view(*cells, view="")
+    return box.x1, box.y1, box.x2, box.y2
+
+
+@contextmanager
+def closed_on_error(sessions: Sequence[HFSession]) -> Iterator[None]:
+    """Close the sessions if the block fails or is interrupted: their caches may be half written, so they start anew."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        held = max((len(session.held.ids) for session in sessions), default=0)
+        for session in sessions:
+            session.close()
+        raise BackendError(
+            f"The accelerator ran out of memory with {held} tokens in the cache ({error}). "
+            "Lower budget.coarse_tokens or budget.crop_max_tokens, or use a smaller model or batch."
+        ) from error
+    except BaseException:
+        for session in sessions:
+            session.close()
+        raise

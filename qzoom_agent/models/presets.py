@@ -1,9 +1,9 @@
-"""Model names that mean something: a preset is weights plus what is known about running them.
+"""Presets: model names with their weights, protocol and budget of visual tokens.
 
-`resolve_model` turns what a user typed (a preset name, a folder, a hub id) into a Preset. Memory is that of the weights
-in 16 bit and of one run's cache; budgets of checkpoints trained for one protocol are the ones they were trained with.
-The size of a visual token is the family's; loaded weights have the last word on it. Nothing is loaded or looked up on
-the network here, so `qzoom models` answers at once; torch is not imported.
+`resolve_model` turns a preset name, a folder or a hub id into a Preset. Memory is that of the weights in 16 bit and of
+one run's cache. Checkpoints trained for one protocol have the budgets they were trained with. The size of a visual
+token is the family's; loaded weights override it. Nothing is loaded or looked up on the network, and torch is not
+imported.
 """
 
 from dataclasses import dataclass, field
@@ -18,29 +18,29 @@ NANO_FOLDER = Path(__file__).resolve().parent.parent / "weights" / "nano"
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Where weights are and how to run them; None where only the loaded model can tell."""
+    """Weights and how to run them; None where only the loaded model can tell."""
 
     name: str
-    """What the user calls it."""
+    """The user's name for it."""
     source: str
     """Folder or hub id, as transformers' `from_pretrained` takes it."""
     protocol: str | None = None
-    """Zoom protocol the model was trained on, or fits best."""
+    """Zoom protocol that the model was trained on, or that fits best."""
     budget: ViewBudget | None = None
     """Visual tokens per view, and the size of one."""
     memory_gb: float | None = None
-    """GB of accelerator memory (or RAM) that a run needs, roughly."""
+    """Approximate GB of accelerator memory (or RAM) for a run."""
     note: str = field(default="")
     """One line for `qzoom models`."""
 
     @property
     def local(self) -> bool:
-        """Whether the weights are in a folder on this machine."""
+        """True if the weights are in a folder on this machine."""
         return Path(self.source).is_dir()
 
 
 def _views(factor: int, coarse: tuple[int, int], crop: tuple[int, int]) -> ViewBudget:
-    """The size of a token in pixels, and the fewest and most tokens of a coarse view and of a crop."""
+    """Return a budget: the side of a token in pixels, and (fewest, most) tokens of a coarse view and of a crop."""
     return ViewBudget(
         factor=factor,
         coarse_min_tokens=coarse[0],
@@ -51,9 +51,9 @@ def _views(factor: int, coarse: tuple[int, int], crop: tuple[int, int]) -> ViewB
 
 
 NANO_BUDGET = _views(28, (16, 64), (40, 100)).model_copy(update={"crop_min_side": 84, "roi_tokens": (51, 56)})
-"""What nano is trained with; the scripted backend stands in for it."""
+"""Budget that nano is trained with; also the scripted backend's."""
 UNKNOWN_BUDGET = _views(28, (16, 576), (64, 576))
-"""For a model of which nothing is known."""
+"""Budget for unknown models."""
 _QWEN2_5 = _views(28, (64, 576), (64, 576))
 _QWEN3 = _views(32, (64, 576), (256, 1024))
 _DEEPEYES = _views(28, (4, 16384), (4, 16384))
@@ -81,29 +81,23 @@ PRESETS: dict[str, Preset] = {
 
 
 def served_model(name: str) -> Preset:
-    """The preset whose hub id a server is asked for, or one that stands for what the server calls its model.
-
-    Raises ConfigError for nano, which no server has.
-    """
+    """Return the preset with this name, or one for a server's own model name. Raises ConfigError for nano."""
     if name == "nano":
         raise ConfigError(
-            "A server has models of its own, and 'nano' is the one in this package. "
-            "Say with --model (in Python: model) what the server calls the one to ask."
+            "A server does not have 'nano', the model in this package. "
+            "Give the name of a model that the server has: --model (in Python: model)."
         )
     return PRESETS.get(name) or Preset(name, name)
 
 
 def preset_of(name: str) -> str | None:
-    """The preset with these weights, by its own name or its hub id; None where there is none, as for a folder."""
+    """Return the name of the preset with this name or hub id; None if there is none, as for a folder."""
     same = (preset.name for preset in PRESETS.values() if name in (preset.name, preset.source))
     return next(same, None)
 
 
 def resolve_model(name: str) -> Preset:
-    """The preset of this name, or one that stands for a folder or a hub id.
-
-    Raises ConfigError for a name that is none of the three, with the presets that are spelled like it.
-    """
+    """Return the preset of this name, or one for a folder or a hub id. Raises ConfigError if it is none of these."""
     if name in PRESETS:
         return PRESETS[name]
     if name and Path(name).expanduser().is_dir():

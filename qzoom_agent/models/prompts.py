@@ -1,28 +1,27 @@
-"""From messages to token ids and back.
+"""From messages to token ids and back, with the model's own processor.
 
-A conversation is rendered by the model's own chat template, as a whole, each time: rendering costs a tenth of a
-millisecond and templates may look at every message. Tokens are another matter: what the model generated must stay the
-ids it generated, because its text may tokenise differently. So a session keeps its answered turns as (text, ids), and
-as far as a newly rendered text begins with those texts, their ids are taken; only the remainder is tokenised. A
-template that rewrites old turns (drops thoughts, trims) or a conversation that diverged simply matches less: always
-right, and fast when nothing was rewritten.
+The chat template renders the whole conversation each time. Generated ids must stay as generated, because their text may
+tokenise differently: a session keeps answered turns as (text, ids), takes their ids as far as a newly rendered text
+begins with those texts, and tokenises only the remainder. A template that rewrites old turns, or a conversation that
+diverged, matches less; the result is right in every case.
 
-Images are one placeholder token each in the template's text and as many ids as the processor says in a `Prompt`.
-Placeholders written out in a message's text are broken up, so that text is never mistaken for an image.
+An image is one placeholder token in the template's text, and as many ids as the processor gives it in a `Prompt`.
+Placeholders in a message's text are broken up, so that text is never mistaken for an image.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jinja2 import TemplateError
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import PretrainedConfig, ProcessorMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils.import_utils import is_torchvision_available
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, Part
-from qzoom_agent.models.processing import fit
 
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 _PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
@@ -30,7 +29,7 @@ _PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id", "audio
 
 @dataclass(frozen=True, slots=True)
 class EncodedTurn:
-    """What was rendered since the turn before and the model's answer to it, as text and as ids (one per image)."""
+    """The text rendered since the previous turn and the model's answer to it, with its ids (one per image)."""
 
     text: str
     ids: tuple[int, ...]
@@ -38,7 +37,7 @@ class EncodedTurn:
 
 @dataclass(frozen=True, slots=True)
 class ImageSpan:
-    """Where the ids of a view stand in a prompt: [start, stop)."""
+    """The ids [start, stop) of a view in a prompt."""
 
     start: int
     stop: int
@@ -53,9 +52,9 @@ class Prompt:
     spans: tuple[ImageSpan, ...] = ()
 
     def shared(self, other: "Prompt") -> int:
-        """How many leading ids both have: an image counts wholly or not at all, and only if it is the same view.
+        """Return the number of leading ids that both have: an image counts as a whole, and only if it is the same view.
 
-        The last id is never counted, so that there is always something left to compute logits from.
+        The last id is never counted, so that one is left to compute logits from.
         """
         pairs = zip(self.ids, other.ids, strict=False)
         differs = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(self.ids), len(other.ids)))
@@ -65,12 +64,12 @@ class Prompt:
         return next(cut, count)
 
     def head(self, count: int) -> "Prompt":
-        """The first `count` ids, and the views that lie wholly in them."""
+        """Return the first `count` ids, and the views that lie wholly in them."""
         return Prompt(self.ids[:count], tuple(span for span in self.spans if span.stop <= count))
 
 
 class PromptCodec:
-    """The text side of one model: template, tokenizer, image processor. Holds no conversation; threads may share it."""
+    """Template, tokenizer and image processor of one model. Holds no conversation; threads may share it."""
 
     def __init__(self, processor: ProcessorMixin, config: PretrainedConfig) -> None:
         self.processor = processor
@@ -79,13 +78,13 @@ class PromptCodec:
         values = config.to_dict()
         forbidden = {values[key] for key in _PLACEHOLDERS if isinstance(values.get(key), int)}
         self.forbidden: tuple[int, ...] = tuple(sorted(forbidden))
-        """Ids that stand for pixels and may neither be written in a message nor be generated."""
+        """Ids of image, video and audio placeholders, which are neither written in a message nor generated."""
         self.image_id: int = config.image_token_id
         self._image_mark: str = self.tokenizer.convert_ids_to_tokens(self.image_id)
         self._marks: list[str] = [mark for mark in self.tokenizer.convert_ids_to_tokens(list(self.forbidden)) if mark]
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as text, up to where the assistant is to write. Raises BackendError."""
+        """Render the conversation up to the point where the assistant continues. Raises BackendError."""
         plain: list[Any] = [
             {"role": message["role"], "content": [self._part(part) for part in message["content"]]}
             for message in messages
@@ -95,7 +94,7 @@ class PromptCodec:
         except (TemplateError, TypeError) as error:
             roles = ", ".join(message["role"] for message in messages)
             raise BackendError(
-                f"The model's chat template refused the conversation: {error}. Its roles were: {roles}. "
+                f"The model's chat template rejected the conversation: {error}. Its roles were: {roles}. "
                 "Choose a protocol that fits this model."
             ) from error
         return text
@@ -109,7 +108,7 @@ class PromptCodec:
         return {"type": "text", "text": text}
 
     def tokenize(self, text: str, known: Sequence[EncodedTurn]) -> tuple[list[EncodedTurn], EncodedTurn]:
-        """A rendered conversation as the turns of `known` it begins with, and the remainder; one id per image."""
+        """Split a rendered conversation into the turns of `known` at its start and the remainder; one id per image."""
         turns: list[EncodedTurn] = []
         at = 0
         for turn in known:
@@ -120,7 +119,7 @@ class PromptCodec:
         return turns, EncodedTurn(text[at:], tuple(self._rest(text, at)))
 
     def _rest(self, text: str, at: int) -> list[int]:
-        """Ids of text[at:], as they are in the whole text where a token begins there, else of it alone."""
+        """Return the ids of text[at:], as in the whole text if a token begins at `at`, else tokenised alone."""
         bos = self.tokenizer.bos_token
         special = bos is None or not text.startswith(bos)
         if at == 0:
@@ -133,7 +132,7 @@ class PromptCodec:
         return list(self.tokenizer(text[at:], add_special_tokens=False)["input_ids"])
 
     def expand(self, ids: Sequence[int], views: Sequence[str], images: Mapping[str, Sequence[int]]) -> Prompt:
-        """Put the ids of the views, in order, where the placeholders are. Raises BackendError if they do not match."""
+        """Replace the placeholders by the ids of the views, in order. Raises BackendError if they do not match."""
         found = sum(token == self.image_id for token in ids)
         if found != len(views):
             raise BackendError(
@@ -153,21 +152,93 @@ class PromptCodec:
         return Prompt(tuple(out), tuple(spans))
 
     def pixels(self, image: Image.Image) -> tuple[tuple[int, ...], dict[str, torch.Tensor]]:
-        """(the ids an image stands for, what the vision encoder takes). Raises BackendError for an impossible size."""
+        """Return an image's ids and the inputs of the vision encoder. Raises BackendError for an impossible size."""
         image = fit(image, self.processor, self.config)
         coded = self.processor(images=[image], text=[self._image_mark], add_special_tokens=False, return_tensors="pt")
         return tuple(coded["input_ids"][0].tolist()), {key: coded[key] for key in coded if key not in _TEXT_INPUTS}
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of generated ids, special tokens written out: a protocol may read them."""
+        """Return the text of generated ids, special tokens included: a protocol may parse them."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
     def cut(self, ids: Sequence[int], text: str) -> tuple[int, ...]:
-        """Ids for `text`, a beginning of what `ids` say: the ids themselves but for a last token that says more."""
+        """Return ids for `text`, a prefix of the text of `ids`; a last token that goes too far is tokenised anew."""
         kept = len(ids)
         while kept and not text.startswith(self.decode(ids[:kept])):
             kept -= 1
         rest = text[len(self.decode(ids[:kept])) :]
         tail: Any = self.tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else []
         return (*ids[:kept], *tail)
+
+
+def image_only(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """Return the processor class `stock` without its video part, whose processor needs torchvision."""
+
+    def start(
+        self: ProcessorMixin,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        cast(Any, stock).__init__(self, image_processor, tokenizer, chat_template=chat_template, **kwargs)
+
+    return type(stock.__name__, (stock,), {"__init__": start, "__doc__": stock.__doc__})
+
+
+def load_processor(source: str, config: PretrainedConfig, **options: Any) -> ProcessorMixin:
+    """Load the processor of the model in `source` (folder or hub id), set up for shown views.
+
+    A view already has the size that the model is to see, so the resize of families that take any size is switched off.
+    `options` are passed on to `from_pretrained`. Raises BackendError if there is no processor, or no chat template.
+    """
+    if type(config) not in PROCESSOR_MAPPING:
+        raise BackendError(
+            f"'{source}' is a {config.model_type} model, for which this transformers version has no processor of "
+            "images and text. Use an image-text-to-text model."
+        )
+    stock = cast(type[ProcessorMixin], PROCESSOR_MAPPING[type(config)])
+    if not is_torchvision_available() and "video_processor" in cast(Any, stock).get_attributes():
+        stock = image_only(stock)
+    processor = stock.from_pretrained(source, **options)
+    if processor.chat_template is None:
+        processor.chat_template = processor.tokenizer.chat_template
+    if processor.chat_template is None:
+        raise BackendError(
+            f"'{source}' has no chat template, so a conversation cannot be written for it. "
+            "Use an instruction-tuned model, or put a chat_template.jinja into its folder."
+        )
+    if takes_any_size(config):
+        processor.image_processor.do_resize = False
+    return processor
+
+
+def takes_any_size(config: PretrainedConfig) -> bool:
+    """Return True if the family encodes an image at its own size (Qwen-VL) instead of a fixed one (LLaVA)."""
+    return "spatial_merge_size" in config.vision_config.to_dict()
+
+
+def visual_factor(config: PretrainedConfig) -> int:
+    """Return the side in pixels of the square that becomes one visual token."""
+    vision = config.vision_config.to_dict()
+    return int(vision["patch_size"]) * int(vision.get("spatial_merge_size", 1))
+
+
+def fit(image: Image.Image, processor: ProcessorMixin, config: PretrainedConfig) -> Image.Image:
+    """Return `image` as the processor takes it. A family that centre-crops gets it padded to a square: no side is lost.
+
+    Raises BackendError for a view of a size that the model cannot take.
+    """
+    if takes_any_size(config):
+        factor = visual_factor(config)
+        if image.width % factor or image.height % factor:
+            raise BackendError(
+                f"A view of {image.width} x {image.height} px was given to a model whose views have sides that are "
+                f"multiples of {factor} px. Cut views with ViewStore and this backend's factor."
+            )
+    elif image.width != image.height and processor.image_processor.to_dict().get("do_center_crop"):
+        side = max(image.size)
+        mean = tuple(round(255 * value) for value in processor.image_processor.image_mean)
+        image = ImageOps.pad(image, (side, side), color=mean)
+    return image

@@ -1,42 +1,76 @@
-"""Choosing tokens, and turning them into text as they come.
+"""Choosing tokens, and turning them into text as they are generated.
 
-Both are objects of one reply: the random generator is seeded from the settings and nothing global is read or changed,
-so replies generated side by side do not disturb each other.
+Both are objects of one reply or batch. Random numbers come from the seed of each row and nothing global is read or
+changed, so a reply does not depend on what is generated beside it, on the size of its batch, or on the device.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from torch import Tensor
 
 from qzoom_agent.models.interface import SamplingParams
 
 
 class Sampler:
-    """Takes the next token from logits, never one of `forbidden`."""
+    """Chooses the next token of each row of a batch, never a forbidden one."""
 
-    def __init__(self, settings: SamplingParams, forbidden: Iterable[int], device: torch.device) -> None:
-        self._settings = settings
+    def __init__(self, settings: Sequence[SamplingParams], forbidden: Iterable[int], device: torch.device) -> None:
+        """
+        Args:
+            settings: of each row; temperature and top_p are the same in all.
+            forbidden: ids that are never chosen.
+            device: of the logits.
+        """
+        self._settings = settings[0]
         self._forbidden = torch.tensor(list(forbidden), dtype=torch.long, device=device)
-        self._generator = torch.Generator(device=device).manual_seed(settings.seed)
+        steps = max(one.max_new_tokens for one in settings)
+        # drawn on the CPU, all at once: the same numbers on every device, whatever the other rows do
+        chances = [torch.rand(steps, generator=torch.Generator().manual_seed(one.seed)) for one in settings]
+        self._chances = torch.stack(chances).to(device)
+        self._step = 0
 
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """A token id, shape (1,), from logits of shape (vocabulary,)."""
-        logits = logits.index_fill(0, self._forbidden, -torch.inf)
-        if self._settings.temperature == 0:
-            return logits.argmax(keepdim=True)
-        weights = torch.softmax(logits.float() / self._settings.temperature, dim=-1)
-        if self._settings.top_p == 1:
-            return torch.multinomial(weights, 1, generator=self._generator)
-        weights, order = weights.sort(descending=True)
-        # A token is kept if those before it do not yet hold top_p: the likeliest one always is.
-        weights = weights * (weights.cumsum(0) - weights < self._settings.top_p)
-        return order[torch.multinomial(weights, 1, generator=self._generator)]
+    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a token for each row of logits (rows, vocabulary), and its log-probability; see `draw`."""
+        chance, self._step = self._chances[:, self._step], self._step + 1
+        return draw(logits, chance, settings=self._settings, forbidden=self._forbidden)
+
+
+def draw(logits: Tensor, chance: Tensor, *, settings: SamplingParams, forbidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose a token for each row of logits (rows, vocabulary).
+
+    Args:
+        logits: of the next token.
+        chance: (rows,) random numbers in [0, 1). The token is the one at which the cumulative probability of its row
+            passes this share.
+        settings: temperature and top_p.
+        forbidden: ids that are never chosen.
+
+    Returns:
+        Tokens (rows,), and their log-probabilities at this temperature among all ids, (rows,).
+    """
+    scaled = logits.float() / (settings.temperature or 1.0)
+    open_ = scaled.index_fill(1, forbidden, -torch.inf)
+    if settings.temperature == 0:
+        tokens = open_.argmax(dim=1)
+    else:
+        weights = torch.softmax(open_, dim=1)
+        if settings.top_p < 1:
+            ordered, order = weights.sort(dim=1, descending=True)
+            # A token is kept if those before it do not yet hold top_p: the likeliest one always is.
+            ordered = ordered * (ordered.cumsum(1) - ordered < settings.top_p)
+            weights = torch.zeros_like(weights).scatter(1, order, ordered)
+        # the share is of what is left after top_p, so the weights need not add up to 1
+        passed = weights.cumsum(1)
+        at = torch.searchsorted(passed, chance[:, None] * passed[:, -1:], right=True)
+        tokens = at[:, 0].clamp(max=logits.shape[1] - 1)
+    return tokens, torch.log_softmax(scaled, dim=1).gather(1, tokens[:, None])[:, 0]
 
 
 class TextStream:
-    """Text of a growing list of ids, given out piece by piece, ending with the first stop string.
+    """Text of a growing list of ids, emitted piece by piece, ending with the first stop string.
 
-    A character whose bytes are spread over tokens is given out whole. `text` is what has been given out.
+    A character whose bytes are spread over several tokens is emitted whole. `text` is the text emitted so far.
     """
 
     def __init__(
@@ -51,16 +85,16 @@ class TextStream:
         self._context = 0
 
     def push(self, token: int) -> bool:
-        """Take one more id; True once a stop string is written (then `text` ends with it)."""
+        """Add an id; return True once a stop string is written (`text` then ends with it)."""
         self.ids.append(token)
         return bool(self._stop or self._on_text) and self._flush(last=False)
 
     def finish(self) -> None:
-        """Give out what is left, even half a character."""
+        """Emit the rest, even half a character."""
         self._flush(last=True)
 
     def _flush(self, *, last: bool) -> bool:
-        # A few ids before the unread ones are decoded too: how a token reads can depend on the one before it.
+        # A few ids before the unread ones are decoded too: the text of a token can depend on the one before it.
         before = self._decode(self.ids[self._context : self._read])
         now = self._decode(self.ids[self._context :])
         if len(now) <= len(before) or (now.endswith("\ufffd") and not last):

@@ -1,9 +1,9 @@
-"""A backend that plays back replies: for tests, demonstrations, and replaying a recorded conversation.
+"""A backend with scripted replies, for tests, demonstrations, and replaying a recorded conversation.
 
 It behaves like a model with a cache: it counts tokens (one per four characters; of an image, one per square of
 `defaults.factor` pixels), knows which of them a session already holds, streams, and honours stop strings and the limit
-of tokens. Replies come from a list, shared in order by all sessions, or from a function of the conversation.
-Deliberately absent: randomness, and time (`seconds` is always 0.0), so traces made with it are reproducible.
+of tokens. Replies come from a list, shared in order by all sessions, or from a function of the conversation. Nothing is
+random and `seconds` is always 0.0, so traces made with it are reproducible.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,14 +14,15 @@ from qzoom_agent.config import PerceptionConfig, ViewBudget
 from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import tokens
 from qzoom_agent.messages import Message
-from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams, Session, Sight
+from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams, Session
 from qzoom_agent.models.presets import NANO_BUDGET
+from qzoom_agent.trace import PerceptionRecord
 
 _CHARS_PER_TOKEN = 4
 
 
 class ScriptedBackend:
-    """Replies from a list (in order) or from a function of the whole conversation.
+    """A backend with replies from a list (in order) or from a function of the whole conversation.
 
     ScriptedBackend(["<zoom>...</zoom>", "42"]) answers twice and then raises BackendError.
     """
@@ -33,33 +34,40 @@ class ScriptedBackend:
         protocol: str = "nano",
         defaults: ViewBudget = NANO_BUDGET,
         name: str = "scripted",
-        sights: Callable[[list[Message]], list[Sight]] | None = None,
+        looks: Callable[[list[Message]], list[PerceptionRecord]] | None = None,
     ) -> None:
-        """`sights` makes it a model with branches: what its sessions see in a conversation."""
+        """
+        Args:
+            replies: texts in order, or a function of the conversation.
+            protocol: format in which the replies call tools.
+            defaults: visual tokens of a view.
+            name: of the model.
+            looks: makes it a model with branches: returns the result of a look at a conversation.
+        """
         self.name = name
         self.protocol = protocol
         self.defaults = defaults
-        self.sights = sights
+        self.looks = looks
         self._replies = replies
         self._used = 0
         self._lock = Lock()
 
     @property
     def perceives(self) -> bool:
-        return self.sights is not None
+        return self.looks is not None
 
     def session(self, image: ImageSource) -> Session:
         return _ScriptedSession(self, image)
 
     def next_text(self, messages: Sequence[Message]) -> str:
-        """The reply to `messages`. Raises BackendError when the list is used up."""
+        """Return the reply to `messages`. Raises BackendError when the list is used up."""
         if callable(self._replies):
             return self._replies(deepcopy(list(messages)))
         with self._lock:
             if self._used >= len(self._replies):
                 raise BackendError(
-                    f"The scripted backend ran out of replies: {len(self._replies)} were given and another one was "
-                    "asked for. Give it more replies, or a function that makes them."
+                    f"The scripted backend ran out of replies: {len(self._replies)} were given and another is needed. "
+                    "Give it more replies, or a function that makes them."
                 )
             self._used += 1
             return self._replies[self._used - 1]
@@ -72,10 +80,12 @@ class _ScriptedSession:
         self._held: list[Message] = []
         self.places: dict[str, tuple[str, tuple[float, float, float, float]]] = {}
 
-    def look(self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False) -> list[Sight]:
-        if self._backend.sights is None:
-            raise BackendError("The scripted backend was given no sights, so it cannot look.")
-        return self._backend.sights(deepcopy(list(messages)))
+    def look(
+        self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False
+    ) -> list[PerceptionRecord]:
+        if self._backend.looks is None:
+            raise BackendError("The scripted backend cannot look. Give it `looks`, a function that returns records.")
+        return self._backend.looks(deepcopy(list(messages)))
 
     def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
         self.places[view] = (source, cells)
@@ -115,7 +125,7 @@ class _ScriptedSession:
         self._held = []
 
     def _count(self, message: Message) -> tuple[int, int]:
-        """(text tokens, visual tokens) of a message."""
+        """Return (text tokens, visual tokens) of a message."""
         text = visual = 0
         for part in message["content"]:
             if part["type"] == "image":

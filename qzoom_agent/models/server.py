@@ -1,33 +1,34 @@
 """A backend for a model behind an OpenAI-compatible server (vLLM, SGLang, a hosted API).
 
-The zoom protocol stays text: the model is asked in its own format, with the schema in the prompt, and we read its calls
-ourselves, because chat completions know no image in a tool's answer. So role "tool" is sent as "user", turns of one
-role that follow each other are sent as one (templates refuse them otherwise), and images go as PNG in data URIs.
-A server cuts the stop string off what it returns; it is put back, as the protocols' parsers expect.
+The zoom protocol stays text, because chat completions allow no image in a tool's result: the schema is in the prompt
+and calls are parsed here. Role "tool" is sent as "user", consecutive turns of one role as one turn, and images as PNG
+in data URIs. A stop string that the server cuts off is put back, as the protocols' parsers expect it.
 
-Hidden states stay on the server: no branches, so policies that look need a local model. A conversation is sent whole
-each time; that its prefix is computed once is left to the server's prefix cache (`Reply.cached_tokens` says what it
-reports). Any number of threads may ask; at most `concurrency` requests are under way.
+The server gives no hidden states, so policies that look need a local model. A conversation is sent whole each time and
+its prefix is left to the server's cache. Any number of threads may ask; at most `concurrency` requests run at once.
 """
 
 import base64
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from threading import BoundedSemaphore
 from typing import Any, Final
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.geometry import tokens
 from qzoom_agent.messages import Message, Part, view_ids
 from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams
-from qzoom_agent.models.posting import NoReply, post
 
 _PAUSE: Final = 0.5
-"""Seconds before the first repetition; doubled each time."""
+"""Seconds before the first retry; doubled each time."""
 
 
 class ServerBackend:
@@ -35,15 +36,16 @@ class ServerBackend:
 
     Args:
         url: base URL, such as http://localhost:8000/v1.
-        model: what the server calls the model.
-        protocol: how the model writes a zoom call.
+        model: the server's name for the model.
+        protocol: format of zoom calls.
         defaults: visual tokens of its views.
-        key_variable: environment variable with the key; servers of your own need none.
+        key_variable: environment variable with the key; your own server needs none.
         timeout: seconds to wait for one reply.
-        concurrency: requests under way at once.
-        attempts: how often a request is sent before its failure counts.
+        concurrency: most requests at once.
+        attempts: times that a request is sent before it fails.
 
-    Raises ConfigError for a `url` that is none.
+    Raises:
+        ConfigError: `url` is no address of a server.
     """
 
     perceives = False
@@ -69,7 +71,7 @@ class ServerBackend:
         return _ServerSession(self, image)
 
     def post(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The server's answer to a request. Raises BackendError when there is none."""
+        """Return the server's answer to a request. Raises BackendError if there is none."""
         try:
             with self._free:
                 found: dict[str, Any] = post(
@@ -89,19 +91,19 @@ class ServerBackend:
 
 
 def base_url(url: str) -> str:
-    """The address of a server, without a slash at its end. ConfigError if it is none."""
+    """Return the address of a server without a slash at its end. Raises ConfigError if it is none."""
     try:
         parts = urlsplit(url)
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         known = False
     if not known:
-        raise ConfigError(f"{url!r} is no address of a server. Give it as http://localhost:8000/v1.")
+        raise ConfigError(f"{url!r} is no address of a server. Give one such as http://localhost:8000/v1.")
     return url.rstrip("/")
 
 
 class _ServerSession:
-    """One conversation. The server holds nothing that we rely on."""
+    """One conversation, sent whole with each request."""
 
     def __init__(self, backend: ServerBackend, image: ImageSource) -> None:
         self._backend, self._image = backend, image
@@ -134,7 +136,7 @@ class _ServerSession:
             cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         except (LookupError, TypeError, AttributeError):
             raise BackendError(
-                f"The server of '{self._backend.name}' answered with something that is no chat completion: "
+                f"The server of '{self._backend.name}' returned something that is no chat completion: "
                 f"{json.dumps(found)[:200]}"
             ) from None
         text = _closed(str(text), stop, choice.get("stop_reason"), cut=finish == "length")
@@ -178,7 +180,7 @@ class _ServerSession:
 
 
 def _closed(text: str, stop: Sequence[str], reason: Any, *, cut: bool) -> str:
-    """The text with the stop string that ended it: what the server names (vLLM), or the close of a tag left open."""
+    """Put back the stop string that ended the text: the one the server names (vLLM), or the end of an open tag."""
     if cut or text.endswith(tuple(stop)):
         return text
     if isinstance(reason, str) and reason in stop:
@@ -188,3 +190,60 @@ def _closed(text: str, stop: Sequence[str], reason: Any, *, cut: bool) -> str:
         if mark.startswith("</") and text.rfind(opening) > text.rfind(mark):
             return text + mark
     return text
+
+
+_BUSY: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
+"""Statuses after which the same request may succeed."""
+
+
+class NoReply(Exception):
+    """Error of a request that got no JSON in reply; callers add what to do about it."""
+
+
+def post(
+    url: str,
+    body: dict[str, Any],
+    *,
+    key_variable: str,
+    timeout: float,
+    attempts: int,
+    first_pause: float,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Any:
+    """Send a JSON request and return the JSON answer; retry while that may help.
+
+    Args:
+        url: address.
+        body: of the request.
+        key_variable: environment variable with the key; if it is not set, no key is sent.
+        timeout: seconds to wait for one reply.
+        attempts: times that the request is sent.
+        first_pause: seconds before the first retry; doubled each time.
+        sleep: waits, for tests.
+
+    Raises:
+        NoReply: every attempt failed, or one with an error that will not pass.
+    """
+    key = os.environ.get(key_variable, "").strip()  # a line break would be refused with an error that shows the key
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    request = Request(url, json.dumps(body).encode(), headers)
+    for attempt in range(attempts):
+        if attempt:
+            sleep(first_pause * 2 ** (attempt - 1))
+        try:
+            with urlopen(request, timeout=timeout) as response:
+                return json.load(response)
+        except HTTPError as error:
+            reason = f"{error} {_said(error)}".strip()
+            if error.code not in _BUSY:
+                break
+        except (OSError, HTTPException, ValueError) as error:
+            reason = str(error)
+    raise NoReply(reason)
+
+
+def _said(error: HTTPError) -> str:
+    try:
+        return error.read(300).decode("utf-8", "replace")
+    except (OSError, HTTPException):
+        return ""

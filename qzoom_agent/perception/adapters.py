@@ -1,40 +1,44 @@
-"""What perception has to know about a model family: data, not code.
+"""Differences between the supported model families, as data and a few small functions.
 
-Stock decoders of all supported families are built alike (`language_model.{embed_tokens, layers, rotary_emb, norm}` and
-`lm_head`), so one driver (`decoder.py`) runs them all and an `Adapter` only names the differences: which tokens of an
-image form its grid, which cells of a map are attention sinks, whether the map's queries and keys are rotated, and
-whether a crop can be given the positions of the place it was cut from.
-
-The adapter is chosen by the `model_type` of the model's config, never by a path or a name.
+Stock decoders of all families are built alike (`language_model.{embed_tokens, layers, rotary_emb, norm}` and
+`lm_head`), so one driver (`decoder.py`) runs them all. An `Adapter`, chosen by the config's `model_type`, names what
+differs. This module also lays a token grid over a view (`Grid`), aligns the positions of a crop (`align`), and encodes
+the base view of models that show an image in tiles (`base_view`).
 """
 
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import Box, Size
 
 Sink = Literal["corner", "first_token", "none"]
-"""Which rule finds the cells that always attract attention; see `maps.keep_mask`."""
+"""Rule that finds the cells that always attract attention; see `maps.keep_mask`."""
+Cells = tuple[float, float, float, float]
+"""x1, y1, x2, y2 in cells of a token grid, right and bottom exclusive."""
+TILED = frozenset({"llava_next", "llava_onevision"})
+"""Families that show an image as a base view and up to a dozen tiles."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """One family."""
+    """One model family."""
 
     name: str
     model_types: tuple[str, ...]
     sink: Sink
     rotated_map: bool
-    """Whether queries and keys of the map are rotated like those of the decoder (SD-RPN for LLaVA does not)."""
+    """Queries and keys of the map are rotated like those of the decoder (not so in SD-RPN for LLaVA)."""
     map_norm: bool
-    """Whether a copy of the decoder's final norm comes before the map's own (SD-RPN for LLaVA)."""
+    """A copy of the decoder's final norm comes before the map's own (SD-RPN for LLaVA)."""
     two_dimensional: bool
-    """Whether visual tokens have a row and a column as positions (MRoPE), so that a crop's can be aligned."""
+    """Visual tokens have a row and a column as positions (MRoPE), so that those of a crop can be aligned."""
 
 
 QWEN2_5_VL = Adapter("Qwen2.5-VL", ("qwen2_5_vl",), "corner", True, False, True)
@@ -44,62 +48,126 @@ ADAPTERS = (QWEN2_5_VL, QWEN3_VL, LLAVA)
 
 
 def adapter_for(config: PretrainedConfig) -> Adapter:
-    """The adapter of a model's config.
+    """Return the adapter for a model's config.
 
     Raises:
-        BackendError: the family is not supported, or this config has layers that do not see the whole past.
+        BackendError: the family is not supported, or a layer of this model does not attend to the whole past.
     """
     found = next((adapter for adapter in ADAPTERS if config.model_type in adapter.model_types), None)
     if found is None:
         known = ", ".join(f"{adapter.name} ({', '.join(adapter.model_types)})" for adapter in ADAPTERS)
         raise BackendError(
-            f"Perception does not know the family '{config.model_type}'. It knows: {known}. For another one, add an "
-            "Adapter to qzoom_agent/perception/adapters.py and hold it to tests/perception/test_families.py."
+            f"Perception does not support the family '{config.model_type}'. It supports {known}. To add one, write an "
+            "Adapter in qzoom_agent/perception/adapters.py and run tests/perception/test_families.py on it."
         )
     text = config.get_text_config()
     if set(getattr(text, "layer_types", None) or {"full_attention"}) != {"full_attention"}:
         raise BackendError(
-            f"This {found.name} model has layers of sliding-window or linear attention. Perception continues a "
-            "half-finished prefill, which needs full attention in every layer; set use_sliding_window to false."
+            f"This {found.name} model has layers with sliding-window or linear attention. Perception continues an "
+            "unfinished prefill, which needs full attention in every layer; set use_sliding_window to false."
         )
     return found
 
 
+def text_model(model: PreTrainedModel) -> Any:
+    """Return the stock decoder inside a stock image-text-to-text model."""
+    return model.base_model.language_model
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The cells of one image's map, and where they lie in the view that the model was shown."""
+    """The cells of one image's map and their place in the view that the model was shown."""
 
     rows: int
     columns: int
     cell: tuple[float, float]
     """Width and height of a cell in shown pixels of the view."""
     corner: tuple[float, float] = (0.0, 0.0)
-    """Where the grid's corner lies in shown pixels: negative where a view was padded to a square."""
+    """Top left corner of the grid in shown pixels: negative where a view was padded to a square."""
 
     def to_view(self, x1: float, y1: float, x2: float, y2: float, *, view: str) -> Box:
-        """A box in cells as shown pixels of the view; it may reach outside where the view was padded."""
+        """Convert a box in cells to shown pixels of the view; it may reach outside where the view was padded."""
         (width, height), (left, top) = self.cell, self.corner
         return Box(left + x1 * width, top + y1 * height, left + x2 * width, top + y2 * height, view=view)
 
 
 def grid_of(model: PreTrainedModel, size: Size, patches: Tensor | None, tokens: int, *, given: Size) -> Grid:
-    """The grid of a view of `size` shown pixels that stands as `tokens` visual tokens in the prompt.
+    """Return the grid of a view that takes `tokens` visual tokens of the prompt.
 
     Args:
+        size: of the view, in shown pixels.
         patches: (1, 3) patches in time, height and width, for families that take any size; None for fixed grids.
-        given: the size of what the processor was given: larger than the view where that was padded, centred.
+        tokens: visual tokens of the view; a newline token may follow a fixed grid.
+        given: size of the processor's input: larger than the view where it was padded, with the view in the centre.
     """
     if patches is not None:
         merge = int(model.config.vision_config.spatial_merge_size)
         rows, columns = int(patches[0, 1]) // merge, int(patches[0, 2]) // merge
         return Grid(rows, columns, (size.width / columns, size.height / rows))
     side = math.isqrt(tokens)
-    if tokens - side * side > 1:  # a newline may follow the grid
+    if tokens - side * side > 1:
         raise BackendError(f"{tokens} visual tokens do not form a square grid, so no map can be laid over the image.")
     corner = (float(-((given.width - size.width) // 2)), float(-((given.height - size.height) // 2)))
     return Grid(side, side, (given.width / side, given.height / side), corner)
 
 
-def text_model(model: PreTrainedModel) -> Any:
-    """The stock decoder inside a stock image-text-to-text model."""
-    return model.base_model.language_model
+def align(positions: Tensor, *, source: int, crop: tuple[int, int], grid: tuple[int, int], cells: Cells) -> Tensor:
+    """Give a crop the positions of the place it was cut from (Q-Zoom 3.3, "aligned" positions).
+
+    In plain positions a crop that follows the coarse image starts a grid of its own. Aligned, its rows and columns run
+    over those of its box in the coarse grid, in fractions of a cell, and only the time axis tells the two apart. The
+    tokens around it keep their plain positions, since both layouts span the same range. The end points are those of the
+    released code (`reuse_src_pos`), which trained the checkpoints; the paper's formula differs.
+
+    Args:
+        positions: plain positions, (3, 1, tokens): time, row, column.
+        source: index of the first visual token of the image that the crop was cut from.
+        crop: [start, stop) of the crop's visual tokens.
+        grid: rows and columns of the crop.
+        cells: the crop's box in cells of the source.
+
+    Returns:
+        The positions with those of the crop replaced, (3, 1, tokens), float32.
+    """
+    start, stop = crop
+    rows, columns = grid
+    if stop - start != rows * columns:
+        raise ValueError(f"a crop of {rows} x {columns} cells has {stop - start} visual tokens")
+    out = positions.float().clone()
+    x1, y1, x2, y2 = cells
+    # the source's first token stands at its top left cell
+    top, left = float(positions[1, 0, source]), float(positions[2, 0, source])
+    down = torch.linspace(top + y1, top + y2 - 1, rows, device=out.device)
+    across = torch.linspace(left + x1, left + x2 - 1, columns, device=out.device)
+    # tokens run row by row: a row's position is repeated over its columns
+    out[1, 0, start:stop] = down.repeat_interleave(columns)
+    out[2, 0, start:stop] = across.repeat(rows)
+    return out
+
+
+def has_tiles(config: PretrainedConfig) -> bool:
+    """Return True if the family shows an image as a base view and tiles."""
+    return config.model_type in TILED
+
+
+def base_view(model: PreTrainedModel, pixels: Tensor) -> BaseModelOutputWithPooling:
+    """Encode the base view of an image alone, in the form of `get_image_features`.
+
+    A model of a tiled family spends thousands of tokens on tiles whatever the question. With branches the tiles are
+    left out: the map is laid over the base view, whose tokens form a grid, and detail comes from the inserted crop,
+    itself a base view. The form is the model's own for an image without tiles: the grid's tokens and one newline. This
+    is our extension; published SD-RPN covers LLaVA-1.5 alone.
+
+    Args:
+        pixels: (1, tiles, 3, height, width), the base view first, as the family's processor gives them.
+    """
+    config = model.config
+    inner: Any = model.base_model
+    states = inner.vision_tower(pixels[:, 0], output_hidden_states=True, return_dict=True).hidden_states
+    layers = config.vision_feature_layer
+    chosen = states[layers] if isinstance(layers, int) else torch.cat([states[layer] for layer in layers], dim=-1)
+    if config.vision_feature_select_strategy == "default":
+        chosen = chosen[:, 1:]  # the class token is no cell of the grid
+    grid = inner.multi_modal_projector(chosen)[0]
+    features = torch.cat((grid, inner.image_newline[None].to(grid)))
+    return BaseModelOutputWithPooling(pooler_output=[features])  # type: ignore[arg-type]

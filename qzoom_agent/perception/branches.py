@@ -1,12 +1,12 @@
-"""The two learned branches: SD-RPN says where, the gate whether. Small modules beside an untouched base model.
+"""The two learned branches, small modules beside an unchanged base model: the gate and SD-RPN.
 
-Both read the hidden states after the first K decoder layers and start as copies of the base's own layers K, K+1, ...
-Only what runs is kept: of SD-RPN's last layer the query and key of the map, nothing else (the published checkpoints
-carry the whole layer). The gate's last layer is computed for the last prompt token alone, whose state is all that its
-head reads. Neither ever writes to a cache.
+The gate decides whether a question needs more detail, SD-RPN where. Both read the hidden states after the first K
+decoder layers and start as copies of the base's layers K, K+1, ... Of SD-RPN's last layer only the query and key of the
+map are kept (published checkpoints carry the whole layer). The gate's last layer is computed for the last prompt token
+alone, whose state is all that its head reads. Neither writes to a cache.
 
-A branch file is `branches.safetensors` with its config beside it in `branches.json`; with `int8` its matrices are
-stored as bytes and a scale for each row, half the size of bfloat16.
+A branch file is `branches.safetensors` with its config in `branches.json`; with `int8` its matrices are stored as bytes
+and a scale for each row, half the size of bfloat16.
 """
 
 import hashlib
@@ -21,20 +21,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from qzoom_agent.config import Blur, Sides
 from qzoom_agent.errors import BackendError
 from qzoom_agent.perception.adapters import adapter_for, text_model
-from qzoom_agent.perception.decoder import Rotary
+from qzoom_agent.perception.decoder import Rotary, cut, last_token, layer_share, project, rotate
 
 WEIGHTS, CONFIG = "branches.safetensors", "branches.json"
 _SCALE = ".scale"
 
 
 class BranchConfig(BaseModel):
-    """What a branch file is for and how it is meant to be used."""
+    """Base model and settings of a branch file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -70,12 +69,12 @@ class BranchConfig(BaseModel):
 
 
 def default_k(base_layers: int) -> int:
-    """About 0.65 of the depth, as in the published models (18 of 28, 24 of 36)."""
+    """Return about 0.65 of the depth, as in the published models (18 of 28, 24 of 36)."""
     return max(1, min(base_layers - 1, round(0.65 * base_layers)))
 
 
 class SDRPN(nn.Module):
-    """Self-distilled region proposals: a logit for every visual token (Q-Zoom 3.1, code semantics)."""
+    """Self-distilled region proposal network: a logit for every visual token (Q-Zoom 3.1, as in the released code)."""
 
     def __init__(self, layers: Sequence[nn.Module], last: Any, *, extra_norm: nn.Module | None, rotated: bool) -> None:
         super().__init__()
@@ -91,7 +90,7 @@ class SDRPN(nn.Module):
         """Work for each token, in decoder layers."""
 
     def states(self, hidden: Tensor, *, rotary: Rotary, mask: Tensor | None) -> Tensor:
-        """The normed states (batch, tokens, hidden) that queries and keys of the map are made of."""
+        """Return the normed states (batch, tokens, hidden) that queries and keys of the map are made of."""
         for layer in self.layers:
             hidden = layer(hidden, attention_mask=mask, position_ids=None, position_embeddings=rotary)
         if self.extra_norm is not None:
@@ -100,48 +99,43 @@ class SDRPN(nn.Module):
         return normed
 
     def queries(self, states: Tensor, rotary: Rotary) -> Tensor:
-        """Queries (batch, heads, tokens, width) of these states, which stand at the positions of `rotary`."""
+        """Return queries (batch, heads, tokens, width) of these states, which stand at the positions of `rotary`."""
         return self._project(states, self.q_proj, self.q_norm, rotary)
 
     def keys(self, states: Tensor, rotary: Rotary) -> Tensor:
-        """Keys (batch, key heads, tokens, width), likewise."""
+        """Return keys (batch, key heads, tokens, width) of these states."""
         return self._project(states, self.k_proj, self.k_norm, rotary)
 
     def _project(self, states: Tensor, linear: nn.Module, norm: nn.Module | None, rotary: Rotary) -> Tensor:
-        parts: Tensor = linear(states).view(*states.shape[:-1], -1, self.head_dim)
-        if norm is not None:
-            parts = norm(parts)
-        parts = parts.transpose(1, 2)
+        parts = project(states, linear, norm, self.head_dim)
         return rotate(parts, rotary) if self.rotated else parts
 
     def forward(
         self, hidden: Tensor, *, rotary: Rotary, mask: Tensor | None, spans: Sequence[tuple[int, int]]
     ) -> list[Tensor]:
-        """Map logits (batch, tokens of the span) for each span of visual tokens, asked by the last token.
+        """Return map logits (batch, tokens of the span) for each span of visual tokens, asked by the last token.
 
         Args:
-            hidden: states after K base layers, (batch, tokens, hidden); rows padded on the left need a `mask`.
+            hidden: states after K base layers, (batch, tokens, hidden).
+            rotary: rotary embeddings of the tokens.
+            mask: additive mask (batch, 1, tokens, tokens); needed if rows are padded (on the left).
+            spans: [start, stop) of the visual tokens of each image.
         """
         states = self.states(hidden, rotary=rotary, mask=mask)
         query = self.queries(states[:, -1:], cut(rotary, slice(-1, None)))
         return [map_logits(query, self.keys(states[:, a:b], cut(rotary, slice(a, b)))) for a, b in spans]
 
 
-def layer_share(run: Sequence[nn.Module], layer: nn.Module) -> float:
-    """What part of a layer's matrices these modules are."""
-    some = sum(weight.numel() for part in run for weight in part.parameters())
-    return float(some / sum(weight.numel() for weight in layer.parameters()))
-
-
 def map_logits(query: Tensor, keys: Tensor) -> Tensor:
-    """Mean over heads of q.k / sqrt(d): query (batch, heads, 1, d), keys (batch, key heads, n, d) to (batch, n)."""
+    """Return q.k / sqrt(d), mean over heads, (batch, n): query (batch, heads, 1, d), keys (batch, key heads, n, d)."""
+    # grouped-query attention: several query heads share a key head
     keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
     logits: Tensor = (query @ keys.transpose(2, 3)).mean(dim=1)[:, 0] * float(query.shape[-1]) ** -0.5
     return logits
 
 
 class Gate(nn.Module):
-    """Does this question need more detail? One logit for each row of the batch."""
+    """Classifier of questions that need more detail: one logit for each row of the batch."""
 
     def __init__(self, layers: Sequence[nn.Module], hidden_size: int) -> None:
         super().__init__()
@@ -152,7 +146,7 @@ class Gate(nn.Module):
         """Work for each token, in decoder layers."""
 
     def forward(self, hidden: Tensor, *, rotary: Rotary, mask: Tensor | None) -> Tensor:
-        """Logits (batch,) from states after K base layers, (batch, tokens, hidden)."""
+        """Return logits (batch,) from states after K base layers, (batch, tokens, hidden)."""
         *layers, last = self.layers
         for layer in layers:
             hidden = layer(hidden, attention_mask=mask, position_ids=None, position_embeddings=rotary)
@@ -160,53 +154,8 @@ class Gate(nn.Module):
         return logits
 
 
-def last_token(
-    layer: Any, hidden: Tensor, *, rotary: Rotary, mask: Tensor | None, cache: DynamicCache | None = None
-) -> Tensor:
-    """Output (batch, 1, hidden) of a layer for the last token alone: keys and values of all tokens, the rest of one.
-
-    `cache` receives the keys and values; the layer must not have any in it yet.
-    """
-    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-
-    def heads(linear: nn.Module, states: Tensor, norm: nn.Module | None) -> Tensor:
-        parts: Tensor = linear(states).view(*states.shape[:-1], -1, attention.head_dim)
-        return (parts if norm is None else norm(parts)).transpose(1, 2)
-
-    query = heads(attention.q_proj, normed[:, -1:], getattr(attention, "q_norm", None))
-    key = heads(attention.k_proj, normed, getattr(attention, "k_norm", None))
-    query, key = rotate(query, cut(rotary, slice(-1, None))), rotate(key, rotary)
-    value = heads(attention.v_proj, normed, None)
-    if cache is not None:
-        cache.update(key, value, attention.layer_idx)
-    mixed = scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=None if mask is None else mask[:, :, -1:],
-        scale=attention.scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    out = hidden[:, -1:] + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-    done: Tensor = out + layer.mlp(layer.post_attention_layernorm(out))
-    return done
-
-
-def rotate(parts: Tensor, rotary: Rotary) -> Tensor:
-    """Rotary embedding of (batch, heads, tokens, width), as all supported families apply it."""
-    cos, sin = (part[:, None] for part in rotary)
-    half = parts.shape[-1] // 2
-    turned = torch.cat((-parts[..., half:], parts[..., :half]), dim=-1)
-    return parts * cos + turned * sin
-
-
-def cut(rotary: Rotary, tokens: slice) -> Rotary:
-    """The rotary embeddings of some of the tokens."""
-    return rotary[0][:, tokens], rotary[1][:, tokens]
-
-
 class Branches(nn.Module):
-    """SD-RPN and gate of one base model. Either may be absent: it then was not trained."""
+    """SD-RPN and gate of one base model. Either may be absent."""
 
     def __init__(self, config: BranchConfig, sdrpn: SDRPN | None, gate: Gate | None) -> None:
         super().__init__()
@@ -226,11 +175,17 @@ class Branches(nn.Module):
         with_sdrpn: bool = True,
         **settings: Any,
     ) -> "Branches":
-        """Untrained branches: copies of the base's layers K, K+1, ... (and a fresh head for the gate).
+        """Make untrained branches: copies of the base's layers K, K+1, ... and a fresh head for the gate.
 
         Args:
+            model: the base.
             k: layers before the branches; None takes about 0.65 of them.
+            depth: layers of SD-RPN, the last of which is its map's query and key.
+            gate_depth: layers of the gate.
+            with_gate: make a gate.
+            with_sdrpn: make an SD-RPN.
             settings: other fields of `BranchConfig`.
+
         Raises:
             BackendError: the family is not supported, or the base is too shallow.
         """
@@ -250,17 +205,16 @@ class Branches(nn.Module):
         _require_fit(self.config, model)
 
     def digest(self) -> str:
-        """Tells these weights and settings from others."""
+        """Return a digest of weights and settings."""
         found = hashlib.sha256(self.config.model_dump_json().encode())
         for name, value in self.state_dict().items():
             found.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
         return found.hexdigest()[:16]
 
     def save(self, folder: Path | str, *, int8: bool = False) -> int:
-        """Write the branch file into `folder`, float32 as bfloat16; returns its size in bytes.
+        """Write the branch file into `folder` and return its size in bytes; float32 is stored as bfloat16.
 
-        Args:
-            int8: store matrices as bytes; a row is then off by at most half a 127th of its largest value.
+        With `int8` matrices are stored as bytes; a value is then off by at most half a 127th of its row's largest.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -278,7 +232,7 @@ class Branches(nn.Module):
 
     @classmethod
     def load(cls, folder: Path | str, model: PreTrainedModel) -> "Branches":
-        """The branches in `folder`, on the device and in the number format of their base `model`.
+        """Load the branches in `folder`, on the device and in the number format of their base `model`.
 
         Raises:
             BackendError: there are none, they are broken, or they were made for another base.
@@ -306,7 +260,7 @@ class Branches(nn.Module):
     def from_weights(
         cls, weights: dict[str, Tensor], config: BranchConfig, model: PreTrainedModel, *, where: str
     ) -> "Branches":
-        """Branches with these weights, by their names in `state_dict`. `where` names their source in messages."""
+        """Make branches with these weights, by their names in `state_dict`; errors name their source `where`."""
         _require_fit(config, model)
         parts = {name.split(".")[0] for name in weights}
         if not parts or not parts <= {"sdrpn", "gate"}:
@@ -321,7 +275,7 @@ class Branches(nn.Module):
                 f"The branches in {where} do not fit the model: {len(wrong)} weights are missing, unknown or of "
                 f"another shape, {wrong[0]} for one. Use the base they were trained on."
             )
-        if next(branches.parameters()).is_meta:  # a base without weights is enough to be converted for
+        if next(branches.parameters()).is_meta:  # conversion needs no weights of the base
             branches.to_empty(device="cpu")
         branches.load_state_dict(weights)
         return branches.eval()
@@ -353,7 +307,8 @@ def _build(model: PreTrainedModel, config: BranchConfig, *, with_sdrpn: bool, wi
     _require_fit(config, model)
     adapter, text = adapter_for(model.config), text_model(model)
     k, base = config.k, list(text.layers)
-    # the config is shared with the base, so that a change of its attention kernel reaches the branches too
+    # deepcopy with a memo that holds the config keeps it shared with the base: a later change of the attention kernel
+    # reaches the branches too
     shared = {id(text.config): text.config}
 
     def copies(count: int) -> list[nn.Module]:

@@ -1,14 +1,13 @@
 """From attention to training labels for SD-RPN: foreground, background, or left out of the loss.
 
-A model that answers well looks at the right place, so its own attention from answer to image labels that image
-(SD-RPN, arXiv 2509.16944; Q-Zoom, arXiv 2604.06912, section 3.1). Only the two ends of a map can be trusted: what is
-near the peak is foreground, what is far below it and outside the foreground's box is background, and the middle
-teaches nothing. Attention sinks are neither evidence nor foreground.
+A model that answers well attends to the right place, so its own attention from answer to image labels that image
+(SD-RPN, arXiv 2509.16944; Q-Zoom, arXiv 2604.06912, section 3.1). Only the two ends of a map are used: cells near the
+peak are foreground, cells far below it and outside the foreground's box are background, the rest is ignored. Attention
+sinks are never foreground.
 
-The rules and defaults are those of the published stage-1 scripts, held to 25 recorded maps; `PAPER` has the papers'
-formula. Everything is pure numpy in float64, one image a call. The published code has a second, batched routine that
-disagrees with the first (it swaps rows and columns); it is not here. How attention is read off a model, and when its
-answer is good enough to learn from, is not decided here.
+The defaults are the rules of the published stage-1 scripts, tested on 25 recorded maps; `PAPER` has the papers'
+formula. All functions are pure numpy in float64, one image a call. The published batched routine is not here: it swaps
+rows and columns.
 """
 
 import math
@@ -16,10 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from qzoom_agent.geometry import Size
 from qzoom_agent.perception.maps import MapRegion
@@ -29,11 +26,11 @@ FOREGROUND, BACKGROUND, IGNORED = 1, 0, -100
 Heads = Mapping[int, Sequence[int]]
 """Heads of a decoder by layer, both counted from 0."""
 Mode = Literal["textual", "natural"]
-"""What the answer has to be read off: print, or objects in a scene."""
+"""Kind of image: print, or objects in a scene."""
 
 
 class LabelRules(BaseModel):
-    """Where the lines between foreground, background and neither are drawn."""
+    """Thresholds between foreground, background and ignored cells."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -46,20 +43,21 @@ class LabelRules(BaseModel):
     blur_kernel: int = Field(default=3, ge=1)
     """Width of the blur of the foreground before its box is taken: the box grows by half of it, rounded down."""
     area_limit: float = Field(default=0.5, gt=0, le=1)
-    """Share of the map from which a box is too large to teach where to look: nothing is labelled."""
+    """Share of the map from which a box is too large: nothing is labelled."""
     least_peak: float = Field(default=0.005, ge=0)
-    """A map with a lower peak is noise: nothing is labelled."""
+    """Lowest peak of a map; below it the map is noise and nothing is labelled."""
 
 
 PUBLISHED = LabelRules()
 """The published stage-1 scripts, for the Qwen families."""
 LLAVA = LabelRules(sink=1e-3, blur_kernel=1)
-"""What is known to differ for LLaVA-1.5: sinks are found ten times lower, and the box does not grow."""
+"""The rules for LLaVA-1.5: a sink threshold ten times lower, and a box that does not grow."""
 CROP_BASELINE = LabelRules(foreground=0.2)
 """The published baseline that crops by raw attention, without padding."""
 PAPER = LabelRules(foreground=0.2, blur_kernel=1, area_limit=1.0, least_peak=0.0)
-"""The papers' formula with the shares that their ablation found best: a tight box, no map left out (unless its box is
-all of it). Its sinks are visual tokens of a large norm, so give norms as the sink map and their limit as `sink`."""
+"""The papers' formula with the shares that were best in their ablation: a tight box, and no map left out unless its box
+is the whole map. Its sinks are visual tokens with a large norm: give norms as the sink map and their limit as
+`sink`."""
 
 
 class Labels(NamedTuple):
@@ -70,11 +68,11 @@ class Labels(NamedTuple):
     excluded: NDArray[np.bool]
     """(rows, columns): sinks and padding, which are never foreground."""
     box: MapRegion
-    """Around the foreground, grown; the whole map where nothing is foreground. Its peak is that of the map."""
+    """Grown box around the foreground; the whole map if nothing is foreground. Its peak is that of the map."""
 
     @property
     def usable(self) -> bool:
-        """Whether anything is labelled."""
+        """True if any cell is labelled."""
         return bool((self.labels != IGNORED).any())
 
 
@@ -85,12 +83,14 @@ def make_labels(
     *,
     shown: Size | None = None,
 ) -> Labels:
-    """The labels of one image.
+    """Make the labels of one image.
 
     Args:
         attention: (rows, columns) attention from the answer to each cell, of grounding heads.
-        sink: (rows, columns) by which sinks are found, see `LabelRules.sink`; None: there are none.
-        shown: size of the image before it was padded to a square, whose padding then is background; None: not padded.
+        sink: (rows, columns) map in which sinks are high, see `LabelRules.sink`; None: there are no sinks.
+        rules: thresholds.
+        shown: size of the image before it was padded to a square; the padding is background. None: not padded.
+
     Raises:
         ValueError: the maps are not two equal (rows, columns) of finite numbers, or a padded one is not square.
     """
@@ -119,7 +119,7 @@ def make_labels(
     if area < rules.area_limit * rows * columns and peak >= rules.least_peak:
         outside = np.ones(heat.shape, dtype=np.bool)
         outside[box.y1 : box.y2, box.x1 : box.x2] = False
-        # a sink outside the box is background, like anything else that the answer does not need
+        # a sink outside the box is background, like any cell that the answer does not need
         quiet = np.where(is_sink, 0.0, heat) < rules.background * peak
         labels[(outside & quiet) | padding] = BACKGROUND
         labels[inside] = FOREGROUND
@@ -141,10 +141,9 @@ def _grown_box(inside: NDArray[np.bool], radius: int, peak: float) -> MapRegion:
 
 
 def picture_cells(shown: Size, side: int) -> tuple[slice, slice]:
-    """Rows and columns of a `side` x `side` map that show an image of this size centred in a square.
+    """Return the rows and columns of a `side` x `side` map that show an image of this size centred in a square.
 
-    As published: the short side takes whole cells, rounded down but at least one, and one more where it would
-    otherwise not be centred.
+    As published, the short side takes whole cells: rounded down, at least one, and one more if it is not centred then.
     """
     cells = max(1, math.floor(min(shown) / max(shown) * side))
     free = side - cells
@@ -152,36 +151,12 @@ def picture_cells(shown: Size, side: int) -> tuple[slice, slice]:
     return (short, whole) if shown.width >= shown.height else (whole, short)
 
 
-def aggregate(
-    steps: Mapping[int, Sequence[Tensor]], heads: Heads, *, start: int, rows: int, columns: int, official: bool = False
-) -> NDArray[np.float32]:
-    """One map (rows, columns) of the attention of some heads, the mean over generated tokens and heads.
-
-    Args:
-        steps: by layer, for each step of generation after the prompt's, the attention (heads, keys) of its one query.
-        heads: none give a map of zeros.
-        start: index of the image's first visual token among the keys.
-        official: round to float16 after reading and after the mean over steps, as the published code does.
-    Raises:
-        ValueError: a layer has no steps (an answer of a single token is never read).
-    """
-    total = np.zeros(rows * columns, dtype=np.float32)
-    for layer, chosen in heads.items():
-        if not steps.get(layer):
-            raise ValueError(f"layer {layer} has no steps, so its attention has no mean")
-        seen = torch.stack([step[list(chosen), start : start + rows * columns] for step in steps[layer]])
-        mean = seen.half().float().mean(dim=0).half().float() if official else seen.float().mean(dim=0)
-        total += mean.sum(dim=0).cpu().numpy()
-    count = sum(len(chosen) for chosen in heads.values())
-    return (total / np.float32(max(1, count))).reshape(rows, columns)
-
-
 class HeadSet(NamedTuple):
-    """The heads whose attention makes the two maps."""
+    """Heads that make the two maps."""
 
     grounding: Heads
     sink: Heads
-    """Empty: no sinks are removed."""
+    """If empty, no sinks are removed."""
 
 
 HEADS: dict[str, dict[Mode, HeadSet]] = {
@@ -207,7 +182,7 @@ HEADS: dict[str, dict[Mode, HeadSet]] = {
         ("textual", "natural"), HeadSet({13: (21, 23, 26), 15: (2,), 16: (2, 21, 30)}, {16: (17, 22)})
     ),
 }
-"""The heads published for each base, by the name of its preset. They were picked by hand."""
+"""Published heads of each base, chosen by hand, by the name of its preset."""
 
 _SHORT_ANSWER = "Answer the question using a single word or phrase."
 _ASK_FOR_BOXES = (
@@ -217,13 +192,15 @@ _ASK_FOR_BOXES = (
 
 
 def prepared_prompt(question: str, mode: Mode, *, keep_short: bool = True) -> str:
-    """The question as it is asked to collect attention (training asks the unchanged one).
+    """Return the question in the form that attention is collected with (training uses the unchanged question).
 
-    Of a scene the model is asked for boxes, in place of the sentence that asks for a short answer or after the
-    question, so that the tokens of its answer look at objects.
+    In a scene the model is asked for boxes, so that the tokens of its answer attend to objects. That sentence replaces
+    the one that asks for a short answer, or follows the question.
 
     Args:
-        keep_short: of print, leave that sentence in (DocVQA was asked without).
+        question: of the sample.
+        mode: kind of image.
+        keep_short: keep the sentence that asks for a short answer in print (DocVQA was asked without).
     """
     if mode == "natural":
         asked = question if _SHORT_ANSWER in question else f"{question.strip()} {_SHORT_ANSWER}"

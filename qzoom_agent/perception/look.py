@@ -1,7 +1,9 @@
 """One look at the states after K layers: does the question need more detail, and where?
 
-The gate comes first and most often ends it. Only when it fires, or when nobody asked it, is the map made. What comes
-out is plain numbers in cells; where a cell lies in a view is the caller's business (`adapters.Grid`).
+The gate comes first and most often ends it. Only when it fires, or when no gate is asked, is the map made. The output
+is plain numbers in cells of the map; `adapters.Grid` converts cells to pixels of a view.
+
+Shapes: hidden states (batch, tokens, hidden), padded on the left; map logits (rows, columns) of one image.
 """
 
 from collections.abc import Sequence
@@ -14,8 +16,8 @@ from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.perception.adapters import Adapter
-from qzoom_agent.perception.branches import SDRPN, BranchConfig, Branches, cut, map_logits
-from qzoom_agent.perception.decoder import Rotary
+from qzoom_agent.perception.branches import SDRPN, BranchConfig, Branches, map_logits
+from qzoom_agent.perception.decoder import Rotary, cut
 from qzoom_agent.perception.maps import (
     MapRegion,
     cutoff,
@@ -25,6 +27,9 @@ from qzoom_agent.perception.maps import (
     regions,
     smoothed,
 )
+
+Images = Sequence[tuple[int, int, int]]
+"""For each image of a conversation the index of its first visual token, and the rows and columns of its grid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,44 +48,51 @@ class Map:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What the branches said of one conversation."""
+class BranchOutput:
+    """The branches' output for one conversation."""
 
     score: float | None
-    """The gate's probability; None where it was not asked."""
+    """The gate's probability; None where no gate was asked."""
     threshold: float | None
     maps: list[Map] = field(default_factory=list)
     """One for each image, in order; empty where no map was made."""
-    reason: str = ""
     token_layers: float = 0.0
     """Work of the branches."""
 
     @property
+    def fires(self) -> bool | None:
+        """The gate's decision: True for more detail; None where no gate was asked."""
+        return gate_fires(self.score, self.threshold)
+
+    @property
     def zooms(self) -> bool:
-        """Whether anything is proposed."""
-        return any(one.regions for one in self.maps) and gate_fires(self.score, self.threshold) is not False
+        """True if a region is proposed."""
+        return self.fires is not False and any(one.regions for one in self.maps)
+
+    @property
+    def reason(self) -> str:
+        """Why a region is proposed, or none."""
+        if self.fires is False:
+            return "the gate says that the coarse view suffices"
+        if not self.zooms:
+            return "no part of the map stands out"
+        return "the gate asks for more detail" if self.fires else "the map stands out"
 
 
-def reading(config: BranchConfig, options: PerceptionConfig) -> PerceptionConfig:
-    """The options with the branches' own rules of blur, foreground, box and margin, where they say none."""
+def resolve_options(config: BranchConfig, options: PerceptionConfig) -> PerceptionConfig:
+    """Fill in the branches' own rules of blur, foreground, box and margin where the options leave them open."""
     own: dict[str, object] = {}
     if options.threshold is None:
         own["threshold"] = config.threshold
         if options.peak_share is None:
             own["peak_share"] = config.peak_share
-    if options.blur is None:
-        own["blur"] = config.blur
-    if options.margin is None:
-        own["margin"] = config.margin
-    if options.box is None:
-        own["box"] = config.box
+    for name in ("blur", "margin", "box"):
+        if getattr(options, name) is None:
+            own[name] = getattr(config, name)
     return options.model_copy(update=own)
 
 
-Images = Sequence[tuple[int, int, int]]
-"""For each image of a conversation the index of its first visual token, and the rows and columns of its grid."""
-
-
+@torch.inference_mode()
 def look(
     branches: Branches,
     adapter: Adapter,
@@ -88,52 +100,26 @@ def look(
     *,
     rotary: Rotary,
     mask: Tensor | None,
-    images: Images,
-    options: PerceptionConfig,
-    map_always: bool = False,
-    official: bool = False,
-) -> Look:
-    """Ask the branches about one conversation; see `look_batch`, of which this is a batch of one."""
-    (found,) = look_batch(
-        branches,
-        adapter,
-        hidden,
-        rotary=rotary,
-        mask=mask,
-        images=[images],
-        starts=[0],
-        options=options,
-        map_always=map_always,
-        official=official,
-    )
-    return found
-
-
-@torch.inference_mode()
-def look_batch(
-    branches: Branches,
-    adapter: Adapter,
-    hidden: Tensor,
-    *,
-    rotary: Rotary,
-    mask: Tensor | None,
     images: Sequence[Images],
-    starts: Sequence[int],
     options: PerceptionConfig,
+    starts: Sequence[int] | None = None,
     map_always: bool = False,
-    official: bool = False,
-) -> list[Look]:
-    """Ask the branches about conversations whose last token is the last of the prompt.
+) -> list[BranchOutput]:
+    """Ask the branches about the conversations of a batch, each of which ends with the last token of its prompt.
 
-    Each row is decided by itself: maps are made for those rows only that the gate lets through.
+    Each row is decided by itself: maps are made only for the rows that the gate lets through.
 
     Args:
+        branches: gate and SD-RPN.
+        adapter: of the base model's family.
         hidden: states after K layers, (batch, tokens, hidden), padded on the left.
-        mask: (batch, 1, tokens, tokens), what may be seen; None for the causal mask of unpadded rows.
+        rotary: rotary embeddings of the tokens.
+        mask: additive mask (batch, 1, tokens, tokens); None for the causal mask of unpadded rows.
         images: the images of each row.
-        starts: index of the first token of each row that is no padding.
+        options: rules of the gate and the map.
+        starts: index of the first token of each row that is no padding; None: no row is padded.
         map_always: make the map even if the gate says that it is not needed (to show it; nothing is then proposed).
-        official: maps exactly as the published code makes them (see `maps`).
+
     Raises:
         ConfigError: these branches have no SD-RPN.
     """
@@ -142,50 +128,40 @@ def look_batch(
         raise ConfigError(
             "These branches have no SD-RPN, so they cannot say where to look. Train one: qzoom train sdrpn."
         )
-    options = reading(branches.config, options)
-    tokens = [hidden.shape[1] - start for start in starts]
-    scores: list[float | None] = [None] * len(tokens)
+    options = resolve_options(branches.config, options)
+    starts = [0] * len(images) if starts is None else starts
+    scores: list[float | None] = [None] * len(images)
     threshold, gate_work = None, 0.0
     if options.gate == "learned" and branches.gate is not None:
         own = branches.config.gate_threshold
         threshold = own if options.gate_threshold is None else options.gate_threshold
         scores = torch.sigmoid(branches.gate(hidden, rotary=rotary, mask=mask)).tolist()
         gate_work = branches.gate.layers_a_token
-    found = [
-        Look(score, threshold, [], "the gate says that the coarse view suffices", gate_work * count)
-        for score, count in zip(scores, tokens, strict=True)
-    ]
-    open_ = [at for at, score in enumerate(scores) if gate_fires(score, threshold) is not False]
-    rows = list(range(len(tokens))) if map_always else open_
+    lengths = [hidden.shape[1] - start for start in starts]
+    found = [BranchOutput(score, threshold, [], gate_work * n) for score, n in zip(scores, lengths, strict=True)]
+    rows = [at for at, one in enumerate(found) if map_always or one.fires is not False]
     if not rows:
         return found
-    if len(rows) < len(tokens):
+    if len(rows) < len(found):
+        # SD-RPN costs as much as the gate: leave out the rows that need no map
         hidden, rotary = hidden[rows], (rotary[0][rows], rotary[1][rows])
         mask = None if mask is None else mask[rows]
     states = sdrpn.states(hidden, rotary=rotary, mask=mask)
     for at, row in enumerate(rows):
         one, turned = states[at : at + 1], (rotary[0][at : at + 1], rotary[1][at : at + 1])
         maps = [
-            _read(logits.view(height, width), first, adapter, options, official=official)
+            _read(logits.view(height, width), first, adapter, options)
             for logits, first, (_, height, width) in _logits(sdrpn, adapter, one, turned, images[row], starts[row])
         ]
-        work = found[row].token_layers + sdrpn.layers_a_token * tokens[row]
-        found[row] = Look(scores[row], threshold, maps, _reason(scores[row], threshold, maps), work)
+        work = found[row].token_layers + sdrpn.layers_a_token * lengths[row]
+        found[row] = BranchOutput(scores[row], threshold, maps, work)
     return found
-
-
-def _reason(score: float | None, threshold: float | None, maps: Sequence[Map]) -> str:
-    if gate_fires(score, threshold) is False:
-        return "the gate says that the coarse view suffices"
-    if not any(one.regions for one in maps):
-        return "no part of the map stands out"
-    return "the gate asks for more detail" if score is not None else "the map stands out"
 
 
 def _logits(
     sdrpn: SDRPN, adapter: Adapter, states: Tensor, rotary: Rotary, images: Images, begin: int
 ) -> list[tuple[Tensor, Tensor | None, tuple[int, int, int]]]:
-    """For each image its map logits, and those of the sequence's first token where the sink rule needs them."""
+    """Return for each image its map logits, and those of the first token (`begin`) where the sink rule needs them."""
     query = sdrpn.queries(states[:, -1:], cut(rotary, slice(-1, None)))
     sink = None
     if adapter.sink == "first_token":
@@ -201,13 +177,14 @@ def _logits(
     return found
 
 
-def _read(logits: Tensor, first: Tensor | None, adapter: Adapter, options: PerceptionConfig, *, official: bool) -> Map:
+def _read(logits: Tensor, first: Tensor | None, adapter: Adapter, options: PerceptionConfig) -> Map:
+    """Turn the logits of one image into its map and regions."""
     floor = options.threshold or 0.0
     rows, columns = logits.shape
     keep = keep_mask(adapter.sink, rows, columns, first)
     heat = probabilities(logits, keep)
-    level = cutoff(smoothed(heat, options, official=official), floor, options)
-    found = foreground(heat, floor, options, official=official)
+    level = cutoff(smoothed(heat, options), floor, options)
+    found = foreground(heat, floor, options)
     return Map(
         logits.float().cpu(), keep, heat, level, regions(heat, found, limit=options.max_regions, sides=options.box)
     )

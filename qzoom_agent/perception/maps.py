@@ -1,9 +1,8 @@
-"""From map logits to boxes: sinks out, blur, threshold, tight box (Q-Zoom 3.1; the released code's rules).
+"""From map logits to boxes: remove sinks, blur, threshold, tight box (Q-Zoom 3.1, rules of the released code).
 
-Everything is in cells of one image's grid, and pure. The defaults are the published rules; each departure is an option
-of `PerceptionConfig` with its own name. Where the published code fails or is off by one the default is mended and
-`official=True` gives the original: boxes are rounded in float32 there and truncated, and a grid of one row or column
-cannot be blurred.
+All functions are pure and work in cells of one image's grid, (rows, columns). The defaults are the published rules;
+each departure is an option of `PerceptionConfig` with its own name. Where the published code fails or is off by one, it
+is corrected here; `evals/parity_run.py` has the original.
 """
 
 import math
@@ -20,13 +19,13 @@ from qzoom_agent.geometry import Box, Size
 from qzoom_agent.perception.adapters import Sink
 
 SINK_PROBABILITY = 0.75
-"""Cells to which the first token of the sequence gives at least this are sinks (Qwen3-VL)."""
+"""Probability from which a cell that the first token of the sequence attends to is a sink (Qwen3-VL)."""
 _CORNER_FROM = 256
-"""Cells of a grid from which Qwen2.5-VL's corner counts as a sink."""
+"""Grids of more cells than this have a sink in the corner (Qwen2.5-VL)."""
 _CERTAIN = 0.02
-"""Cells that are less uncertain than this all weigh as much."""
+"""Smallest 1 - p in the odds that weigh cells: surer cells weigh no more."""
 MIN_SIDE = 28
-"""Shortest side in original pixels of a box, whatever the family."""
+"""Shortest side of a box in original pixels, in every family."""
 
 
 class MapRegion(NamedTuple):
@@ -40,12 +39,14 @@ class MapRegion(NamedTuple):
 
 
 def keep_mask(rule: Sink, rows: int, columns: int, first_token: Tensor | None = None) -> Tensor:
-    """Which cells count, (rows, columns) bool.
+    """Return the cells that are no attention sinks, (rows, columns) bool.
 
     Args:
-        rule: "corner": in grids of more than 256 cells, the left of the first row and the top of the first column do
-            not; "first_token": those that the first token of the sequence looks at do not; "none": all count.
-        first_token: logits (rows * columns,) of that token, for that rule.
+        rule: "corner": in grids of more than 256 cells, the first quarter of the first row and column are sinks;
+            "first_token": cells that the first token of the sequence attends to are; "none": no cell is.
+        rows: of the grid.
+        columns: of the grid.
+        first_token: map logits (rows * columns,) of the first token, for that rule.
     """
     keep = torch.ones(rows, columns, dtype=torch.bool)
     if rule == "corner" and rows * columns > _CORNER_FROM:
@@ -58,25 +59,21 @@ def keep_mask(rule: Sink, rows: int, columns: int, first_token: Tensor | None = 
 
 
 def probabilities(logits: Tensor, keep: Tensor) -> Tensor:
-    """Sigmoid of logits (rows, columns) on the CPU, 0 on sinks."""
+    """Return the sigmoid of logits (rows, columns) on the CPU, 0 on sinks."""
     return torch.sigmoid(logits.float().cpu()) * keep
 
 
-def blur(heat: Tensor, *, sigma: float = 1.0, official: bool = False) -> Tensor:
-    """Gaussian blur of (rows, columns): three taps at sigma 1, wider with it; edges mirrored without repetition.
+def blur(heat: Tensor, *, sigma: float = 1.0) -> Tensor:
+    """Blur (rows, columns) with a Gaussian: three taps at sigma 1, more at a larger one; edges are mirrored.
 
-    An axis of a single cell has nothing to mirror and is left as it is; the published code raises there, and so does
-    this with `official` (RuntimeError).
+    An axis of one cell has nothing to mirror and is left as it is (the published code raises there).
     """
     radius = max(1, round(sigma))
     taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float32) / sigma) ** 2)
     taps = taps / taps.sum()
     out = heat[None, None]
-    if official:
-        kernel = taps[:, None] * taps[None, :]
-        return conv2d(pad(out, (radius,) * 4, mode="reflect"), kernel[None, None])[0, 0]
     for axis, size in ((2, heat.shape[0]), (3, heat.shape[1])):
-        reach = min(radius, size - 1)
+        reach = min(radius, size - 1)  # no more cells than there are to mirror
         if reach < 1:
             continue
         some = taps[radius - reach : radius + reach + 1]
@@ -87,35 +84,34 @@ def blur(heat: Tensor, *, sigma: float = 1.0, official: bool = False) -> Tensor:
 
 
 def blur_sigma(cells: int, options: PerceptionConfig) -> float:
-    """1, or with `blur: grid` growing from 1 at 512 cells to 2 at 2,048 and beyond (as the successor method does)."""
+    """Return 1, or with `blur: grid` 1 at 512 cells growing to 2 at 2,048 (as in the successor of the method)."""
     if options.blur != "grid":
         return 1.0
     return min(2.0, max(1.0, math.sqrt(cells / 512)))
 
 
-def smoothed(heat: Tensor, options: PerceptionConfig, *, official: bool = False) -> Tensor:
-    """The map as it is thresholded: blurred, unless the options say `blur: none`.
+def smoothed(heat: Tensor, options: PerceptionConfig) -> Tensor:
+    """Return the map that is thresholded: blurred, unless the options say `blur: none`.
 
-    A blur of three cells joins what belongs together on a grid of hundreds; on one of 64 it only makes boxes wider.
+    A blur of three cells joins the parts of an object on a grid of hundreds of cells; on one of 64 it only widens
+    boxes.
     """
     if options.blur == "none":
         return heat
-    return blur(heat, sigma=blur_sigma(heat.numel(), options), official=official)
+    return blur(heat, sigma=blur_sigma(heat.numel(), options))
 
 
 def cutoff(heat: Tensor, threshold: float, options: PerceptionConfig) -> float:
-    """The value above which a cell of the blurred map is foreground; infinite where the map is too flat to trust."""
+    """Return the value above which a cell of the blurred map is foreground; infinite if the map is too flat."""
     peak, mean = float(heat.max()), float(heat.mean())
     if options.peak_to_mean is not None and peak < options.peak_to_mean * mean:
         return math.inf
     return threshold if options.peak_share is None else options.peak_share * peak
 
 
-def foreground(
-    heat: Tensor, threshold: float, options: PerceptionConfig, *, official: bool = False
-) -> NDArray[np.bool]:
-    """Cells of the (sink-free) probabilities that are foreground after blurring, (rows, columns)."""
-    blurred = smoothed(heat, options, official=official)
+def foreground(heat: Tensor, threshold: float, options: PerceptionConfig) -> NDArray[np.bool]:
+    """Return the cells that are foreground after blurring, (rows, columns); `heat` is 0 on sinks."""
+    blurred = smoothed(heat, options)
     found: NDArray[np.bool] = (blurred > cutoff(blurred, threshold, options)).numpy()
     return found
 
@@ -123,9 +119,10 @@ def foreground(
 def regions(
     heat: Tensor, found: NDArray[np.bool], *, limit: int = 1, sides: tuple[float, float] | None = None
 ) -> list[MapRegion]:
-    """The foreground as boxes, best first: one around everything, or with `limit` > 1 one for each connected part.
+    """Return boxes of the foreground, best first: one around everything, or with `limit` > 1 one for each connected
+    part.
 
-    With `sides` (shares of the map's width and height) a box of those sides around the centre of each part's heat.
+    With `sides`, shares of the map's width and height, a box has those sides around the centre of its part's heat.
     """
     if not found.any():
         return []
@@ -164,10 +161,10 @@ def _connected(found: NDArray[np.bool]) -> list[NDArray[np.bool]]:
 def _around_centre(
     heat: NDArray[np.float32], part: NDArray[np.bool], sides: tuple[float, float]
 ) -> tuple[float, float, float, float]:
-    """A box around the centre of gravity of a part's hottest cell and those next to it, in cells, moved inside the map.
+    """Return a box around the centre of gravity of a part's hottest cell and its neighbours, moved inside the map.
 
-    Cells weigh by their odds, not their probabilities: a cell at 0.98 knows more than one at 0.9.
-    Those next to it weigh, whether foreground or not: they tell where in its cell the thing lies (20).
+    Cells weigh by their odds, not their probabilities: one at 0.98 says more than one at 0.9. Neighbours weigh whether
+    foreground or not: they tell where in its cell the object lies.
     """
     rows, columns = heat.shape
     top, left = np.unravel_index(int((heat * part).argmax()), heat.shape)
@@ -182,32 +179,8 @@ def _around_centre(
     return x, y, x + width, y + height
 
 
-def official_pixels(region: MapRegion, *, rows: int, columns: int, unit: int, size: Size) -> tuple[int, int, int, int]:
-    """The box in pixels of the original exactly as the published code finds it, float32 rounding and all.
-
-    Args:
-        unit: side of a visual token in pixels of the coarse image (28 or 32).
-    """
-
-    def axis(low: float, high: float, cells: int, length: int) -> tuple[float, float]:
-        ratio = np.float32(length / (cells * unit))
-        start, stop = np.float32(low * unit) * ratio, np.float32(high * unit) * ratio
-        if stop - start < MIN_SIDE:
-            middle = (start + stop) / np.float32(2)
-            start, stop = middle - np.float32(MIN_SIDE / 2), middle + np.float32(MIN_SIDE / 2)
-        if start < 0:
-            start, stop = np.float32(0), stop - start
-        if stop > length:
-            start, stop = start - (stop - np.float32(length)), np.float32(length)
-        return max(0.0, float(start)), min(float(length), float(stop))
-
-    x1, x2 = axis(region.x1, region.x2, columns, size.width)
-    y1, y2 = axis(region.y1, region.y2, rows, size.height)
-    return int(x1), int(y1), int(x2), int(y2)
-
-
 def widened(box: Box, margin: float, size: Size) -> Box:
-    """A box in original pixels with `margin` of its longer side added on every side, inside the image."""
+    """Return a box in original pixels with `margin` of its longer side added on every side, inside the image."""
     if margin == 0:
         return box.clamp(size)
     pad_by = margin * max(box.width, box.height)

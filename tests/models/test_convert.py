@@ -17,7 +17,7 @@ from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.convert import to_branches, to_checkpoint
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import CONFIG, WEIGHTS, Branches
-from qzoom_agent.perception.official import INDEX, official_names, own_name, weight_files
+from qzoom_agent.perception.checkpoints import INDEX, official_names, own_name, weight_files
 from tests.tiny_models import Family, build
 
 RECORDINGS = Path(__file__).resolve().parents[1] / "parity"

@@ -17,12 +17,10 @@ from transformers import AutoConfig
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.messages import Message, image_part, message, text, view_ids
 from qzoom_agent.models import SamplingParams
-from qzoom_agent.models.devices import choose
-from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.hf import HFBackend, choose
 from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.presets import NANO_BUDGET, NANO_FOLDER, PRESETS, Preset
-from qzoom_agent.models.processing import fit, image_only, visual_factor
-from qzoom_agent.models.prompts import ImageSpan, Prompt
+from qzoom_agent.models.prompts import ImageSpan, Prompt, fit, image_only, visual_factor
 from qzoom_agent.models.sampling import Sampler, TextStream
 from tests.tiny_models import QWEN_TEMPLATE, Family, build
 
@@ -236,15 +234,15 @@ def test_top_p_keeps_the_likeliest_tokens() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     seen = set()
     for seed in range(40):
-        sampler = Sampler(SamplingParams(temperature=1.0, top_p=0.7, seed=seed), [], torch.device("cpu"))
-        seen.add(int(sampler(logits)))
+        sampler = Sampler([SamplingParams(temperature=1.0, top_p=0.7, seed=seed)], [], torch.device("cpu"))
+        seen.add(int(sampler(logits[None])[0]))
     assert seen == {0, 1}
 
 
 def test_a_placeholder_is_never_generated(qwen: HFBackend) -> None:
     for temperature in (0.0, 1.0):
-        sampler = Sampler(SamplingParams(temperature=temperature), [2], torch.device("cpu"))
-        assert int(sampler(torch.tensor([0.0, 0.0, 99.0]))) != 2
+        sampler = Sampler([SamplingParams(temperature=temperature)], [2], torch.device("cpu"))
+        assert int(sampler(torch.tensor([[0.0, 0.0, 99.0]]))[0]) != 2
     assert {qwen.model.config.image_token_id, qwen.model.config.video_token_id} == set(qwen.codec.forbidden)
 
 

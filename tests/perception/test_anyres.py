@@ -16,10 +16,11 @@ from transformers import (
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from qzoom_agent.config import PerceptionConfig
+from qzoom_agent.geometry import Box
 from qzoom_agent.messages import image_part, message
 from qzoom_agent.models import SamplingParams
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.perception.anyres import base_view
+from qzoom_agent.perception.adapters import base_view
 from qzoom_agent.perception.branches import Branches
 from tests.tiny_models import LLAVA_TEMPLATE, _tokenizer
 
@@ -117,8 +118,8 @@ def test_cells_lie_where_the_processor_put_them(backend: HFBackend, width: int, 
     session = backend.session(pictures(width, height).__getitem__)
     one = [message("user", image_part("coarse"), "what is the code?")]
     sight = session.look(one, options=PerceptionConfig(gate="off", threshold=0.0))[0]
-    (proposal,) = sight.proposals
-    assert proposal.cells == (0, 0, 4, 4)
+    assert sight.cells == [(0, 0, 4, 4)]
+    (box,) = (Box(*corners) for corners in sight.boxes)
     square = max(width, height)  # a centre-cropping processor is given a padded square
-    assert (proposal.box.width, proposal.box.height) == (square, square)
-    assert proposal.box.center == pytest.approx((width / 2, height / 2), abs=1)
+    assert (box.width, box.height) == (square, square)
+    assert box.center == pytest.approx((width / 2, height / 2), abs=1)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from parity_run import mean_attention
 from qzoom_agent.errors import BackendError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.perception.attention import norm_map, record, response_map
-from qzoom_agent.perception.labels import aggregate
 from tests.tiny_models import Family, build
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
@@ -131,7 +131,7 @@ def test_generation_is_joined_to_what_one_forward_gives(
     steps = {layer: [stock[layer][0, :, row, : row + 1] for row in range(length, length + 4)] for layer in PICKED}
     made = response_map(recorded, PICKED, response=slice(length, length + 4), **place)
     assert made.shape == (ROWS[family], COLUMNS[family]) and made.dtype == np.float32
-    np.testing.assert_allclose(made, aggregate(steps, PICKED, **place), atol=1e-5)
+    np.testing.assert_allclose(made, mean_attention(steps, PICKED, **place), atol=1e-5)
     assert made.max() > 0.01
 
 

@@ -14,8 +14,8 @@ from qzoom_agent.errors import BackendError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.perception.branches import CONFIG, WEIGHTS, BranchConfig, Branches, default_k
-from qzoom_agent.perception.look import reading
-from qzoom_agent.perception.official import branch_bytes
+from qzoom_agent.perception.checkpoints import branch_bytes
+from qzoom_agent.perception.look import resolve_options
 from tests.tiny_models import Family, build
 
 RECORDINGS = Path(__file__).resolve().parents[1] / "parity"
@@ -233,12 +233,12 @@ def test_weights_of_another_shape_or_name_are_a_clear_error(other: HFBackend, tm
 
 def test_options_say_what_is_foreground_before_the_branches_do() -> None:
     config = BranchConfig(family="x", hidden_size=8, base_layers=4, k=2, threshold=0.2, peak_share=0.4)
-    own = reading(config, PerceptionConfig())
+    own = resolve_options(config, PerceptionConfig())
     assert (own.threshold, own.peak_share) == (0.2, 0.4)
-    absolute = reading(config, PerceptionConfig(threshold=0.1))
+    absolute = resolve_options(config, PerceptionConfig(threshold=0.1))
     assert (absolute.threshold, absolute.peak_share) == (0.1, None)
-    relative = reading(config, PerceptionConfig(peak_share=0.7))
+    relative = resolve_options(config, PerceptionConfig(peak_share=0.7))
     assert (relative.threshold, relative.peak_share) == (0.2, 0.7)
     assert (own.blur, own.margin) == ("fixed", 0.0)
-    sharp = reading(config.model_copy(update={"blur": "none", "margin": 0.3}), PerceptionConfig(margin=0.0))
+    sharp = resolve_options(config.model_copy(update={"blur": "none", "margin": 0.3}), PerceptionConfig(margin=0.0))
     assert (sharp.blur, sharp.margin) == ("none", 0.0)

@@ -13,29 +13,29 @@ from PIL import Image
 from qzoom_agent import Agent
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, view_ids
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_session import HFSession
-from qzoom_agent.models.interface import Proposal, Reply, SamplingParams, Sight
+from qzoom_agent.models.interface import Reply, SamplingParams
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.perception.branches import Branches
-from qzoom_agent.trace import Trace
+from qzoom_agent.trace import PerceptionRecord, Trace
 from tests.tiny_models import Family, build
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8))
 
 
-def sight(*cells: tuple[float, float, float, float], aligned: bool = False) -> Sight:
+def sight(*cells: tuple[float, float, float, float], aligned: bool = False) -> PerceptionRecord:
     """A sight of a coarse view of 252 x 168 pixels, 9 x 6 cells of 100 pixels of the original."""
-    return Sight(
+    return PerceptionRecord(
         view="coarse",
         score=0.9,
         threshold=0.5,
         heat=[[0.0] * 9 for _ in range(6)],
         cutoff=0.1,
-        proposals=[Proposal(one, Box(*(28 * value for value in one), view="coarse")) for one in cells],
+        cells=list(cells),
+        boxes=[(28 * x1, 28 * y1, 28 * x2, 28 * y2) for x1, y1, x2, y2 in cells],
         reason="the gate asks for more detail" if cells else "the gate says that the coarse view suffices",
         aligned=aligned,
         prompt_tokens=66,
@@ -45,13 +45,13 @@ def sight(*cells: tuple[float, float, float, float], aligned: bool = False) -> S
     )
 
 
-def scripted(found: Sight, seen: list[list[Message]] | None = None, **settings: Any) -> Agent:
+def scripted(found: PerceptionRecord, seen: list[list[Message]] | None = None, **settings: Any) -> Agent:
     def reply(messages: list[Message]) -> str:
         if seen is not None:
             seen.append(messages)
         return "42"
 
-    backend = ScriptedBackend(reply, sights=lambda _: [found])
+    backend = ScriptedBackend(reply, looks=lambda _: [found])
     return Agent(backend, config=AgentConfig().replace(policy="implicit", **settings))
 
 
@@ -100,10 +100,10 @@ def test_crops_stop_where_the_budget_does() -> None:
 
 
 def test_a_look_that_fails_is_an_answer_with_status_error() -> None:
-    def broken(_: list[Message]) -> list[Sight]:
+    def broken(_: list[Message]) -> list[PerceptionRecord]:
         raise RuntimeError("no luck")
 
-    backend = ScriptedBackend(["42"], sights=broken)
+    backend = ScriptedBackend(["42"], looks=broken)
     answer = Agent(backend, config=AgentConfig(policy="always")).run(IMAGE, "what?")
     assert (answer.status, answer.trace.error) == ("error", "RuntimeError: no luck")
     assert answer.trace.turns == []
@@ -120,11 +120,11 @@ def test_placed_crops_survive_a_resume(aligned: bool, tmp_path: Path) -> None:
             told.append(session.places)
             return session
 
-    def found(_: list[Message]) -> list[Sight]:
+    def found(_: list[Message]) -> list[PerceptionRecord]:
         return [sight((2, 1, 5, 3), aligned=aligned)]
 
     replies = iter(["<zoom>", "42"])
-    backend = Telling(lambda _: next(replies), sights=found)
+    backend = Telling(lambda _: next(replies), looks=found)
     agent = Agent(backend, config=AgentConfig(policy="implicit"), state_dir=tmp_path)
     stream = agent.stream(IMAGE, "what?", thread="one")
     for event in stream:
@@ -147,7 +147,7 @@ def test_looking_alone_answers_nothing() -> None:
 
 def test_oracle_and_random_need_no_branches_and_work_with_them() -> None:
     for policy in ("oracle", "random", "direct", "explicit", "blind"):
-        agent = Agent(ScriptedBackend(lambda _: "42", sights=lambda _: []), config=AgentConfig(policy=policy))
+        agent = Agent(ScriptedBackend(lambda _: "42", looks=lambda _: []), config=AgentConfig(policy=policy))
         answer = agent.run(IMAGE, "what?", boxes=[[10, 10, 60, 60]])
         assert (answer.text, answer.trace.perception) == ("42", None)
 

@@ -19,10 +19,10 @@ from qzoom_agent.messages import Message, image_part, message, text
 from qzoom_agent.models import SamplingParams
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_session import HFSession
-from qzoom_agent.models.interface import PerceivingSession, Sight
-from qzoom_agent.perception.adapters import adapter_for
+from qzoom_agent.models.interface import PerceivingSession
+from qzoom_agent.perception.adapters import adapter_for, align
 from qzoom_agent.perception.decoder import Decoder
-from qzoom_agent.perception.layout import align
+from qzoom_agent.trace import PerceptionRecord
 from tests.tiny_models import Family
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
@@ -57,7 +57,7 @@ def asked(*crops: str, question: str = "what is the code on the red circle?") ->
     return [message("user", image_part("coarse"), *(image_part(crop) for crop in crops), question)]
 
 
-def look(session: HFSession, options: PerceptionConfig, **more: Any) -> Sight:
+def look(session: HFSession, options: PerceptionConfig, **more: Any) -> PerceptionRecord:
     return session.look(asked(), options=options, **more)[0]
 
 
@@ -75,7 +75,7 @@ def test_a_session_with_branches_can_look(backend: HFBackend) -> None:
 def test_the_direct_path_is_the_stock_model_bit_for_bit(backend: HFBackend, options: PerceptionConfig) -> None:
     looked, stock = session_of(backend), session_of(backend)
     sight = look(looked, options)
-    assert sight.proposals == []
+    assert sight.boxes == []
     ours, theirs = looked.reply(asked(), settings=GREEDY), stock.reply(asked(), settings=GREEDY)
     assert torch.equal(logits_of(looked), logits_of(stock))
     assert ours.text == theirs.text
@@ -98,7 +98,7 @@ def test_a_driven_prefill_is_the_stock_forward_bit_for_bit(backend: HFBackend) -
 
 def test_an_inserted_crop_gives_what_one_pass_over_everything_gives(backend: HFBackend) -> None:
     looked, whole = session_of(backend), session_of(backend)
-    assert look(looked, ALWAYS).proposals
+    assert look(looked, ALWAYS).boxes
     ours, theirs = (one.reply(asked("crop1"), settings=GREEDY) for one in (looked, whole))
     assert torch.allclose(logits_of(looked), logits_of(whole), atol=1e-4)
     assert (ours.text, ours.prompt_tokens) == (theirs.text, theirs.prompt_tokens)
@@ -219,14 +219,8 @@ def test_an_aligned_crop_gives_what_one_pass_with_those_positions_gives(
             for view in ("coarse", "crop1")
         ]
         new = decoder.embed(torch.tensor([ready.prompt.ids]), features)
-        out = decoder.run(
-            new.hidden,
-            range(decoder.depth),
-            rotary=decoder.rotary(new.hidden, moved),
-            mask=decoder.mask(new.hidden),
-            visual=new.visual,
-            deepstack=new.deepstack,
-        )
+        rotary, mask = decoder.rotary(new.hidden, moved), decoder.mask(new.hidden)
+        out = decoder.run(new, range(decoder.depth), rotary=rotary, mask=mask)
         logits = decoder.logits(out)[0]
     assert torch.allclose(logits, logits_of(session), atol=1e-4)
 
@@ -251,8 +245,7 @@ def test_a_map_has_a_cell_for_every_visual_token(backend: HFBackend) -> None:
     assert (rows, columns) == ((4, 4) if backend.name == "llava" else (4, 5))
     assert rows * columns == sight.visual_tokens
     assert all(0 <= value <= 1 for row in sight.heat for value in row)
-    for proposal in sight.proposals:
-        x1, y1, x2, y2 = proposal.cells
+    for x1, y1, x2, y2 in sight.cells:
         assert 0 <= x1 < x2 <= columns
         assert 0 <= y1 < y2 <= rows
 
@@ -266,22 +259,22 @@ def test_every_image_of_a_question_has_its_map(backend: HFBackend) -> None:
 
 def test_the_gate_decides_before_a_map_is_made(backend: HFBackend) -> None:
     sight = look(session_of(backend), NEVER)
-    assert (sight.heat, sight.proposals) == ([], [])
+    assert (sight.heat, sight.boxes) == ([], [])
     assert "suffices" in sight.reason
     shown = look(session_of(backend), NEVER, map_always=True)
     assert shown.heat
-    assert shown.proposals == []
+    assert shown.boxes == []
     assert shown.token_layers > sight.token_layers
 
 
 def test_the_gate_can_be_left_out_or_replaced(backend: HFBackend) -> None:
     off = look(session_of(backend), PerceptionConfig(gate="off", threshold=0.3))
     assert off.score is None
-    assert off.proposals
+    assert off.boxes
     flat = look(session_of(backend), PerceptionConfig(gate="statistics", peak_to_mean=1e6))
-    assert (flat.score, flat.proposals) == (None, [])
+    assert (flat.score, flat.boxes) == (None, [])
     keen = look(session_of(backend), PerceptionConfig(gate="statistics", peak_to_mean=1.0, peak_share=0.5))
-    assert keen.proposals
+    assert keen.boxes
 
 
 def test_interleaved_and_parallel_episodes_do_not_see_each_other(backend: HFBackend) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from safetensors.torch import load_file
 
+from parity_run import mean_attention
 from qzoom_agent.geometry import Size
 from qzoom_agent.perception.labels import (
     BACKGROUND,
@@ -22,7 +23,6 @@ from qzoom_agent.perception.labels import (
     PUBLISHED,
     LabelRules,
     Mode,
-    aggregate,
     make_labels,
     picture_cells,
     prepared_prompt,
@@ -85,15 +85,15 @@ def test_aggregated_attention_is_the_recorded_one(case: dict[str, Any], which: s
     rows, columns = case["map_hw"]
     place: dict[str, Any] = {"start": case["image_start"], "rows": rows, "columns": columns}
     recorded = TENSORS[f"agg{case['n']}_{which}"].numpy()
-    official = aggregate(steps, heads, **place, official=True)
+    official = mean_attention(steps, heads, **place, official=True)
     np.testing.assert_array_equal(official, recorded)
     assert official.dtype == np.float32
-    np.testing.assert_allclose(aggregate(steps, heads, **place), recorded, rtol=1e-3)
+    np.testing.assert_allclose(mean_attention(steps, heads, **place), recorded, rtol=1e-3)
 
 
 def test_an_answer_of_one_token_has_no_attention_to_aggregate() -> None:
     with pytest.raises(ValueError, match="layer 3 has no steps"):
-        aggregate({3: []}, {3: (0,)}, start=0, rows=2, columns=2)
+        mean_attention({3: []}, {3: (0,)}, start=0, rows=2, columns=2)
 
 
 @_named(FACTS["padding_boxes"], "size_wh")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qzoom_agent.perception.layout import align
+from qzoom_agent.perception.adapters import align
 
 
 def grid(at: int, rows: int, columns: int) -> list[tuple[float, float, float]]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
+from parity_run import official_blur, official_pixels
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.perception.maps import (
@@ -22,7 +23,6 @@ from qzoom_agent.perception.maps import (
     cutoff,
     foreground,
     keep_mask,
-    official_pixels,
     probabilities,
     regions,
     widened,
@@ -83,10 +83,10 @@ def test_edges_are_mirrored_without_repeating_them() -> None:
 def test_the_published_blur_is_the_same_wherever_it_works(heat: Tensor) -> None:
     """Oddity: it fails on a map of one row or column. Ours leaves such an axis as it is."""
     if min(heat.shape) > 1:
-        assert torch.allclose(blur(heat), blur(heat, official=True), atol=1e-6)
+        assert torch.allclose(blur(heat), official_blur(heat), atol=1e-6)
     else:
         with pytest.raises(RuntimeError, match=r"[Pp]adding size"):
-            blur(heat, official=True)
+            official_blur(heat)
         assert torch.isfinite(blur(heat)).all()
 
 
@@ -98,7 +98,7 @@ def test_a_map_of_one_row_is_blurred_along_it(turned: bool) -> None:
     assert line.tolist() == pytest.approx([0, EDGE, MIDDLE, EDGE, 0], abs=1e-6)
     assert blur(torch.tensor([[0.7]])).item() == pytest.approx(0.7)
     with pytest.raises(RuntimeError):
-        foreground(row, 0.1, PUBLISHED, official=True)
+        official_blur(row)
     assert foreground(row, 0.1, PUBLISHED).tolist() == [[False, True, True, True, False]]
 
 

@@ -24,8 +24,7 @@ from qzoom_agent.evaluation.scorers.extraction import final_answer
 from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.scorers.open_answer import rule
 from qzoom_agent.evaluation.tasks.task import Score, Scorer
-from qzoom_agent.models.posting import NoReply, post
-from qzoom_agent.models.server import base_url
+from qzoom_agent.models.server import NoReply, base_url, post
 
 PROMPT: Final = (
     "Does the answer say the same as the reference? Small differences of wording, format or unit do not matter; a "

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_batch import Batch
+from qzoom_agent.models.hf_batch import BatchEngine
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.perception.attention import Recording, record
 from qzoom_agent.perception.decoder import Decoder
@@ -35,9 +35,11 @@ def answers(backend: HFBackend, asked: Sequence[CoarsePrompt], *, max_new_tokens
 
     Empty where it says nothing that can be read.
     """
-    batch = Batch(backend, [one.session for one in asked])
     protocol, settings = get_protocol(backend.protocol), SamplingParams(max_new_tokens=max_new_tokens)
-    replies = batch.reply([one.messages for one in asked], settings=settings, stop=protocol.stop)
+    # questions about one image share its encoded view, but each is a conversation of its own
+    sessions = [one.session.fork() for one in asked]
+    messages = [one.messages for one in asked]
+    replies = BatchEngine(backend).reply(sessions, messages, settings=[settings] * len(asked), stop=protocol.stop)
     read = [protocol.parse(reply.text, one.shown) for reply, one in zip(replies, asked, strict=True)]
     return [one.calls[0].raw if one.calls else one.answer or "" for one in read]
 
@@ -51,9 +53,7 @@ def attend(
     ready = [answered(one, ids) for one, ids in zip(asked, texts, strict=True)]
     with record(backend.model, layers) as recorded:
         new, rotary, mask, valid = rows_of(backend, asked, ready)
-        Decoder(backend.model).run(
-            new.hidden, range(max(layers) + 1), rotary=rotary, mask=mask, visual=new.visual, deepstack=new.deepstack
-        )
+        Decoder(backend.model).run(new, range(max(layers) + 1), rotary=rotary, mask=mask)
     end = valid.shape[1]
     queries, images = [], []
     for one, ids, real in zip(asked, texts, valid.sum(dim=1).tolist(), strict=True):

@@ -15,7 +15,7 @@ from qzoom_agent.config import BudgetConfig
 from qzoom_agent.images import load_image
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_rows import causal_mask, padded
+from qzoom_agent.models.hf_batch import causal_mask, padded
 from qzoom_agent.models.hf_session import HFSession, Prepared
 from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.perception.adapters import Grid
@@ -121,9 +121,7 @@ def rows_of(
 def lower_states(backend: HFBackend, asked: Sequence[CoarsePrompt], k: int) -> LowerLayerStates:
     """The base's first `k` layers over the prompts. Plain tensors: a branch may be trained on them."""
     new, rotary, mask, valid = rows_of(backend, asked, [one.ready for one in asked])
-    hidden = Decoder(backend.model).run(
-        new.hidden, range(k), rotary=rotary, mask=mask, visual=new.visual, deepstack=new.deepstack
-    )
+    hidden = Decoder(backend.model).run(new, range(k), rotary=rotary, mask=mask)
     starts = [int(count) for count in valid.shape[1] - valid.sum(dim=1)]
     images: list[Images] = []
     for one, start in zip(asked, starts, strict=True):

@@ -18,7 +18,7 @@ from qzoom_agent.geometry import Box, Size
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import Grid
 from qzoom_agent.perception.decoder import Decoder
-from qzoom_agent.perception.look import look_batch
+from qzoom_agent.perception.look import look
 from qzoom_agent.perception.maps import MapRegion, foreground, regions, widened
 from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.inputs import ask, lower_states
@@ -46,7 +46,7 @@ class LookOutcome(NamedTuple):
     def proposal(self, options: PerceptionConfig) -> Box | None:
         """The box around the foreground, with its margin, in pixels of the image; None: nothing stands out.
 
-        `options` has to say what is foreground (see `perception.look.reading`).
+        `options` has to say what is foreground (see `perception.look.resolve_options`).
         """
         found = regions(self.heat, foreground(self.heat, options.threshold or 0.0, options), sides=options.box)
         if not found:
@@ -91,7 +91,7 @@ def maps_of(backend: HFBackend, records: Sequence[Record], *, tokens: int | None
     assert branches is not None
     asked = ask(backend, records, [tokens] * len(records))
     states = lower_states(backend, asked, branches.config.k)
-    found = look_batch(
+    found = look(
         branches,
         Decoder(backend.model).adapter,
         states.hidden,

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.perception.decoder import Decoder
+from qzoom_agent.perception.decoder import Decoder, Embedded
 from qzoom_agent.training.branches.attending import answers
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, PostSFTStage
 from qzoom_agent.training.branches.correctness import is_right
@@ -62,7 +62,7 @@ class AnswerLoss(nn.Module):
         """Mean cross-entropy of the answers' tokens; `labels` (rows, tokens) are -100 elsewhere."""
         decoder = Decoder(self.model)
         every = range(decoder.depth)
-        out = decoder.run(hidden, every, rotary=rotary, mask=mask, visual=visual, deepstack=deepstack)
+        out = decoder.run(Embedded(hidden, visual, deepstack), every, rotary=rotary, mask=mask)
         predicts = labels[:, 1:] != -100
         logits = self.model.lm_head(decoder.text.norm(out[:, :-1][predicts]))
         return cross_entropy(logits.float(), labels[:, 1:][predicts])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from qzoom_agent.config import AgentConfig, PerceptionConfig
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.perception.look import reading
+from qzoom_agent.perception.look import resolve_options
 from qzoom_agent.training.branches.dataset import Record
 from qzoom_agent.training.branches.inputs import CoarsePrompt, ask, opened
 from qzoom_agent.training.branches.localisation import maps_of
@@ -26,7 +26,7 @@ def propose(backend: HFBackend, records: Sequence[Record], *, tokens: int | None
     """The box that SD-RPN proposes for each record by the branches' own rules, whatever the gate says."""
     branches = backend.branches
     assert branches is not None
-    options = reading(branches.config, PerceptionConfig())
+    options = resolve_options(branches.config, PerceptionConfig())
     seen = maps_of(backend, records, tokens=tokens)
     return [one.proposal(options) for one in seen]
 

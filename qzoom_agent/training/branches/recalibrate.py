@@ -13,7 +13,7 @@ from pydantic import Field
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.perception.branches import CONFIG, WEIGHTS, BranchConfig
-from qzoom_agent.perception.official import checkpoint_file
+from qzoom_agent.perception.checkpoints import checkpoint_file
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.branches.run_dir import RunDirectory

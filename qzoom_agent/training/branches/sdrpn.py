@@ -19,7 +19,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Size
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.perception.branches import SDRPN, cut, map_logits
+from qzoom_agent.perception.branches import SDRPN, map_logits
+from qzoom_agent.perception.decoder import cut
 from qzoom_agent.perception.labels import IGNORED, Labels
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Labelling
 from qzoom_agent.training.branches.dataset import Records

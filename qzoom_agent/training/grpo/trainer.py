@@ -27,6 +27,7 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.sample_result import episode_seed
 from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.hf_batch import BatchEngine, GeneratedTurn, GenerationRequest
 from qzoom_agent.models.sampling import TextStream
 from qzoom_agent.training.grpo.callbacks import RolloutPageCallback, measures
 from qzoom_agent.training.grpo.checks import (
@@ -38,7 +39,6 @@ from qzoom_agent.training.grpo.checks import (
     require_same_model,
     require_tool_template,
 )
-from qzoom_agent.training.grpo.engine import GeneratedTurn, GenerationRequest, SharedDecoder
 from qzoom_agent.training.grpo.environment import ZoomEnv, finished
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.grpo.rollouts import FinishedRollout, RolloutScheduler, play, rollout_of
@@ -244,8 +244,9 @@ class EpisodeTrainer(ZoomTrainer):
         # Without tools TRL processes the images of prompts alone. All images of a row, the opening's too, are returned
         # as tool images, so that one processor call makes the pixels of the forward pass.
         self.tools = [_episodes]
-        self._shared = None if by_trl else SharedDecoder(backend)
-        self._crew = RolloutScheduler(backend, self._shared or self._by_trl, looker=self.looker, encode=not by_trl)
+        self._written_by_trl = by_trl
+        write = self._by_trl if by_trl else BatchEngine(backend).generate
+        self._scheduler = RolloutScheduler(backend, write, looker=self.looker, encode=not by_trl)
         self._inputs: list[Row] = []
         self._played: list[FinishedRollout] = []
 
@@ -268,12 +269,10 @@ class EpisodeTrainer(ZoomTrainer):
         with self._model_at_rest():
             for at in range(0, len(samples), self.rows):
                 lot = slice(at, at + self.rows)
-                self._played += play(self._crew, samples[lot], self.config, seeds[lot])
-                if self._shared is not None:
-                    self._shared.clear()
-            if self._shared is None:
+                self._played += play(self._scheduler, samples[lot], self.config, seeds[lot])
+            if self._written_by_trl:
                 self._keep_step()
-        self._crew.forget()
+        self._scheduler.forget()
         seconds = perf_counter() - began
         tokens = [one.tokens for one in self._played]
         for one in tokens:
@@ -285,7 +284,7 @@ class EpisodeTrainer(ZoomTrainer):
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], list[list[float]] | None]:
         tokens = [one.tokens for one in self._played]
-        known = self._shared is not None or self.use_vllm
+        known = not self._written_by_trl or self.use_vllm
         return [list(one.completion) for one in tokens], [list(one.logps) for one in tokens] if known else None
 
     def _tool_call_loop(
@@ -318,7 +317,7 @@ class EpisodeTrainer(ZoomTrainer):
         )
         with (
             # TRL's own generation does this itself, once a turn
-            gathered if self._crew.encode or self._crew.looker is not None else nullcontext(),
+            gathered if self._scheduler.encode or self._scheduler.looker is not None else nullcontext(),
             torch.no_grad(),
             self.accelerator.autocast(),
         ):
@@ -328,17 +327,18 @@ class EpisodeTrainer(ZoomTrainer):
             finally:
                 self.model.train(training)
 
-    def _by_trl(self, wishes: Sequence[GenerationRequest]) -> list[GeneratedTurn]:
+    def _by_trl(self, requests: Sequence[GenerationRequest]) -> list[GeneratedTurn]:
         """Generate turns with TRL, which begins with the whole conversation and all its images."""
-        if not wishes:
+        if not requests:
             return []
-        prompts = [list(one.ready.prompt.ids) for one in wishes]
-        images = [[one.session.pixels(span.view) for span in one.ready.prompt.spans] for one in wishes]
-        limit = wishes[0].settings.max_new_tokens
+        prompts = [list(one.ready.prompt.ids) for one in requests]
+        images = [[one.session.image(span.view) for span in one.ready.prompt.spans] for one in requests]
+        limit = requests[0].settings.max_new_tokens
         self._somebody_writes(True)
         ids, logps = self._by_trl_now(prompts, images, limit)
         return [
-            _read(wish, ids[at], None if logps is None else logps[at], self.backend) for at, wish in enumerate(wishes)
+            _read(request, ids[at], None if logps is None else logps[at], self.backend)
+            for at, request in enumerate(requests)
         ]
 
     def _by_trl_now(self, prompts: list[list[int]], images: list[list[Any]], limit: int) -> Any:
@@ -406,10 +406,10 @@ def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(
-    wish: GenerationRequest, ids: Sequence[int], logps: Sequence[float] | None, backend: HFBackend
+    request: GenerationRequest, ids: Sequence[int], logps: Sequence[float] | None, backend: HFBackend
 ) -> GeneratedTurn:
     """Return a turn up to its end or its first stop string."""
-    stream = TextStream(backend.codec.decode, wish.stop, None)
+    stream = TextStream(backend.codec.decode, request.stop, None)
     count, stopped = 0, False
     for token in ids:
         count += 1

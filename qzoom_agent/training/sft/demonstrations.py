@@ -20,10 +20,11 @@ from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.messages import Message, text
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.interface import Backend, ImageSource, PerceivingSession, Reply, SamplingParams, Session, Sight
+from qzoom_agent.models.interface import Backend, ImageSource, PerceivingSession, Reply, SamplingParams, Session
 from qzoom_agent.models.server import ServerBackend
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.review import OPINIONS
+from qzoom_agent.trace import PerceptionRecord
 from qzoom_agent.training.branches.dataset import Record
 from qzoom_agent.training.rewards import Accuracy, Coverage, Judge, Redundant, Rollout, well_formed
 from qzoom_agent.training.sft.call_writer import write_answer, write_call
@@ -85,7 +86,9 @@ class _Demonstration:
         owner.conversation = [*messages, text("assistant", reply.text)]
         return reply
 
-    def look(self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False) -> list[Sight]:
+    def look(
+        self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False
+    ) -> list[PerceptionRecord]:
         """The model's own (only asked for if it has branches)."""
         assert isinstance(self._session, PerceivingSession)
         return self._session.look(messages, options=options, map_always=map_always)

@@ -31,7 +31,7 @@ from qzoom_agent.errors import ConfigError, MissingDependency, finished
 from qzoom_agent.evaluation.scorers.judge import ready
 from qzoom_agent.messages import view_ids
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_rows import causal_mask, padded
+from qzoom_agent.models.hf_batch import causal_mask, padded
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.training.branches.dataset import Records, load_records
 from qzoom_agent.training.branches.fitting import ONLY_TOLD, Rows, TrainingOrder, shuffled, steps, train

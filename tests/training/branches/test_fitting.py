@@ -111,13 +111,13 @@ def test_the_loss_is_that_of_the_maps_that_inference_makes(family: Family, load:
     expected = []
     for row, found in zip(some, maps, strict=True):
         alone = lower_states(backend, ask(backend, [row], [None]), 3)
-        single = look(
+        (single,) = look(
             branches,
             Decoder(backend.model).adapter,
             alone.hidden,
             rotary=alone.rotary,
             mask=alone.mask,
-            images=alone.images[0],
+            images=[alone.images[0]],
             options=PerceptionConfig(gate="off"),
         )
         assert torch.allclose(single.maps[0].logits.flatten(), found, atol=1e-4)

@@ -141,9 +141,7 @@ def attention(backend, new, rotary, mask):  # type: ignore[no-untyped-def]
         for at, layer in enumerate(decoder.text.layers)
     ]
     with torch.no_grad():
-        decoder.run(
-            new.hidden, range(decoder.depth), rotary=rotary, mask=mask, visual=new.visual, deepstack=new.deepstack
-        )
+        decoder.run(new, range(decoder.depth), rotary=rotary, mask=mask)
     for hook in hooks:
         hook.remove()
     return kept

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from qzoom_agent.models import sampling
 from qzoom_agent.models.interface import SamplingParams
-from qzoom_agent.training.grpo import engine as decoding
 from qzoom_agent.training.grpo.callbacks import WarningCallback
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from tests.tiny_models import Family, build
@@ -68,7 +68,7 @@ def tell(alarm: WarningCallback, **logs: float) -> None:
 
 
 class Script:
-    """Stands for `decoding.draw`: row r of turn t says `turns[t][r]`, every row of a turn at the same time."""
+    """Stands for `sampling.draw`: row r of turn t says `turns[t][r]`, every row of a turn at the same time."""
 
     def __init__(self, tokenizer: Any, turns: Sequence[Sequence[str]]) -> None:
         end = tokenizer.eos_token_id
@@ -90,5 +90,5 @@ class Script:
 def scripted(patch: pytest.MonkeyPatch, tokenizer: Any, turns: Sequence[Sequence[str]]) -> Script:
     """Let every model that decodes say this."""
     script = Script(tokenizer, turns)
-    patch.setattr(decoding, "draw", script)
+    patch.setattr(sampling, "draw", script)
     return script

@@ -20,8 +20,10 @@ from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import BackendError, ConfigError, MissingDependency
 from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.hf_batch import BatchEngine, GeneratedTurn
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.prompts import ImageSpan, Prompt
+from qzoom_agent.models.sampling import draw
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.trace import Trace
 from qzoom_agent.training.branches.dataset import NEEDLE_SEED, NEEDLE_SPAN
@@ -29,7 +31,6 @@ from qzoom_agent.training.grpo import callbacks as watch
 from qzoom_agent.training.grpo import checks as guards
 from qzoom_agent.training.grpo import launch as run
 from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback, WarningCallback
-from qzoom_agent.training.grpo.engine import GeneratedTurn, SharedDecoder, draw
 from qzoom_agent.training.grpo.episode_length import accumulation, longest, require_room
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.launch import keep_recipe, make_trainer
@@ -69,7 +70,7 @@ def asked(count: int) -> list[Sample]:
 
 def test_a_crew_answers_as_the_agent_does(tiny: HFBackend) -> None:
     config = AgentConfig().replace(**SHORT)
-    played = play(RolloutScheduler(tiny, SharedDecoder(tiny)), asked(4), config, [0, 1, 2, 3])
+    played = play(RolloutScheduler(tiny, BatchEngine(tiny).generate), asked(4), config, [0, 1, 2, 3])
     agent = Agent(tiny, config=config)
     for sample, one in zip(asked(4), played, strict=True):
         alone = agent.run(sample.image, sample.question)
@@ -80,8 +81,8 @@ def test_a_crew_answers_as_the_agent_does(tiny: HFBackend) -> None:
 
 def test_what_a_row_samples_does_not_depend_on_its_neighbours(tiny: HFBackend) -> None:
     config = AgentConfig().replace(**SHORT).replace(**{"generation.temperature": 1.0})
-    together = play(RolloutScheduler(tiny, SharedDecoder(tiny)), asked(4), config, [5, 6, 7, 8])
-    alone = play(RolloutScheduler(tiny, SharedDecoder(tiny)), asked(4)[2:3], config, [7])
+    together = play(RolloutScheduler(tiny, BatchEngine(tiny).generate), asked(4), config, [5, 6, 7, 8])
+    alone = play(RolloutScheduler(tiny, BatchEngine(tiny).generate), asked(4)[2:3], config, [7])
     assert together[2].tokens.completion == alone[0].tokens.completion
     assert together[0].tokens.completion != together[1].tokens.completion, "rollouts of a group differ"
 
@@ -97,7 +98,7 @@ def test_a_failing_writer_ends_every_episode_and_is_raised(tiny: HFBackend) -> N
 def test_an_episode_whose_question_is_too_long_is_named(tiny: HFBackend) -> None:
     long = [replace(one, question="Which colour is it? " * 2000) for one in asked(2)]
     with pytest.raises(ConfigError, match=r"row '0' ended before.*tokens.*reaches.*'Which colour.*Leave the row out"):
-        play(RolloutScheduler(tiny, SharedDecoder(tiny)), long, AgentConfig().replace(**SHORT), [0, 1])
+        play(RolloutScheduler(tiny, BatchEngine(tiny).generate), long, AgentConfig().replace(**SHORT), [0, 1])
 
 
 def test_a_question_without_room_is_refused_before_any_training(tiny: HFBackend, tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_a_question_without_room_is_refused_before_any_training(tiny: HFBackend,
 
 
 def test_crops_in_their_place_are_refused(tiny: HFBackend) -> None:
-    seat = RolloutBackend(RolloutScheduler(tiny, SharedDecoder(tiny)), 0)
+    seat = RolloutBackend(RolloutScheduler(tiny, BatchEngine(tiny).generate), 0)
     with pytest.raises(ConfigError, match=r"perception\.positions to 'plain'"):
         seat.place("crop1", source="coarse", cells=(0, 0, 1, 1))
 

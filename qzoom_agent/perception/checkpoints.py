@@ -1,12 +1,12 @@
-"""Checkpoints of the published Q-Zoom code, read on the stock model.
+"""Checkpoints of the published Q-Zoom code, loaded on the stock model.
 
-Their folder is that of a stock base model with extra weights, which stock loading ignores:
+Such a checkpoint is the folder of a stock base model with extra weights, which stock loading ignores:
 
     Qwen2.5-VL   model.twig_layers.*, model.high_res_layers.*, model.high_res_head.*
     Qwen3-VL     model.language_model.{twig_layers, high_res_layers, high_res_head}.*
 
-`twig` is SD-RPN, `high_res` the gate. Only these weights are read here, from as many shards as hold them; of the last
-twig layer only what the map needs. Config keys that mislead are reported, never silently obeyed or ignored.
+`twig` is SD-RPN, `high_res` the gate. Only these weights are read, and of the last twig layer only those of the map.
+Misleading config keys are reported as notes.
 """
 
 import json
@@ -27,15 +27,13 @@ from qzoom_agent.perception.branches import BranchConfig, Branches, default_k
 
 _PARTS: Final = ("twig_layers.", "high_res_layers.", "high_res_head.")
 _MAP: Final = ("input_layernorm.", "self_attn.q_proj.", "self_attn.k_proj.", "self_attn.q_norm.", "self_attn.k_norm.")
-"""What the map needs of the last twig layer."""
+"""Weights of the last twig layer that the map uses."""
 INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def official_names(source: str) -> dict[str, str]:
-    """The branch weights of a checkpoint, as {full name: file}; empty for a checkpoint without branches.
+    """Return the branch weights of a checkpoint (folder or hub id) as {full name: file}; empty if it has no branches.
 
-    Args:
-        source: folder or hub id.
     Raises:
         BackendError: the file that lists the weights is broken.
     """
@@ -43,7 +41,7 @@ def official_names(source: str) -> dict[str, str]:
 
 
 def weight_files(source: str) -> dict[str, str]:
-    """All weights of a checkpoint, as {full name: file}; empty where none are stored as safetensors."""
+    """Return all weights of a checkpoint as {full name: file}; empty if none are stored as safetensors."""
     path = index = checkpoint_file(source, INDEX)
     try:
         if index is not None:
@@ -59,13 +57,13 @@ def weight_files(source: str) -> dict[str, str]:
 
 
 def branch_bytes(source: str) -> int:
-    """Size of the branch weights of a checkpoint, those that are never used included."""
+    """Return the bytes of a checkpoint's branch weights, unused ones included."""
     names, total = official_names(source), 0
     for file in sorted(set(names.values())):
         with safe_open(_shard(source, file), framework="pt") as shard:
             for name in (name for name, holder in names.items() if holder == file):
                 part = shard.get_slice(name)
-                # the number in BF16 or F8_E4M3 is that of bits
+                # "BF16", "F8_E4M3": the first number is that of bits
                 bits = int("".join(filter(str.isdigit, str(part.get_dtype()).partition("_")[0])))
                 total += math.prod(part.get_shape()) * bits // 8
     return total
@@ -79,7 +77,7 @@ def _shard(source: str, file: str) -> str:
 
 
 def load_official(source: str, model: PreTrainedModel) -> tuple[Branches, list[str]]:
-    """The branches of an official checkpoint for its base `model`, and what a user should know about its config.
+    """Load the branches of an official checkpoint for its base `model`, with notes for the user about its config.
 
     Raises:
         BackendError: there are none, or they use a variant that the published evaluation does not use.
@@ -110,7 +108,7 @@ def load_official(source: str, model: PreTrainedModel) -> tuple[Branches, list[s
 def read_config(
     settings: Mapping[str, Any], weights: Mapping[str, Tensor], model: PreTrainedModel
 ) -> tuple[BranchConfig, list[str]]:
-    """Our config for a checkpoint with these config keys, and notes on the keys that mislead.
+    """Return our config for a checkpoint with these config keys, and notes on misleading keys.
 
     Raises:
         BackendError: a variant of the branches that cannot be run.
@@ -161,7 +159,7 @@ def read_config(
 
 
 def from_official(weights: Mapping[str, Tensor], config: BranchConfig) -> tuple[dict[str, Tensor], int]:
-    """Official weights (by their names without the model's prefix) under our names; how many are never used."""
+    """Return official weights (named without the model's prefix) under our names, and the number of unused ones."""
     own: dict[str, Tensor] = {}
     dropped = 0
     for name, value in weights.items():
@@ -182,7 +180,7 @@ def from_official(weights: Mapping[str, Tensor], config: BranchConfig) -> tuple[
 
 
 def to_official(branches: Branches, model: PreTrainedModel) -> dict[str, Tensor]:
-    """Our branches under the official names; what the last twig layer never uses is filled with the base's layer."""
+    """Return our branches under the official names; unused weights of the last twig layer are those of the base."""
     prefix = "model.language_model." if "language_model." in _prefix(model) else "model."
     last = branches.config.depth - 1
     out: dict[str, Tensor] = {}
@@ -202,12 +200,12 @@ def to_official(branches: Branches, model: PreTrainedModel) -> dict[str, Tensor]
 
 
 def official_settings(branches: Branches) -> dict[str, Any]:
-    """The keys that the published code reads from a checkpoint's config."""
+    """Return the keys that the published code reads from a checkpoint's config."""
     config = branches.config
     return {
         "enable_twig": branches.sdrpn is not None,
         "enable_high_res": branches.gate is not None,
-        # its training never writes this one, and without it a gate that fires skips the upper layers altogether
+        # published training never writes this key, and without it a gate that fires skips the upper layers altogether
         "roi_enable2stage": branches.sdrpn is not None,
         "twig_K": config.k,
         "twig_T": config.depth,
@@ -232,7 +230,7 @@ def _prefix(model: PreTrainedModel) -> str:
 
 
 def own_name(name: str) -> str | None:
-    """The name without the model's prefix, or None if it is no weight of a branch."""
+    """Return the name without the model's prefix, or None if it is no weight of a branch."""
     rest = name.removeprefix("model.").removeprefix("language_model.")
     return rest if rest.startswith(_PARTS) else None
 
@@ -242,12 +240,12 @@ def _settings(source: str) -> dict[str, Any]:
     if path is None:
         raise BackendError(f"{source} has no config.json, so its branches cannot be placed. Copy the whole checkpoint.")
     found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    # the Qwen3 code copies its keys into the text config; the outer ones are those that training wrote
+    # the Qwen3 code copies its keys into the text config; training writes the outer ones, so they win
     return {**found.get("text_config", {}), **found}
 
 
 def checkpoint_file(source: str, name: str) -> str | None:
-    """A file of a folder or a hub repository, or None if there is no such file."""
+    """Return the path of a file in a folder or a hub repository, or None if there is no such file."""
     if Path(source).is_dir():
         path = Path(source) / name
         return str(path) if path.is_file() else None

@@ -11,7 +11,9 @@ from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.models import SamplingParams
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_batch import Batch
+from qzoom_agent.models.hf_batch import BatchEngine
+from qzoom_agent.models.hf_session import HFSession
+from qzoom_agent.models.interface import Reply
 from tests.tiny_models import Family
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
@@ -45,8 +47,20 @@ def asked(row: int, *, crop: bool) -> list[Message]:
     return [message("user", *(image_part(view) for view in shown), QUESTIONS[row])]
 
 
-def batch_of(backend: HFBackend) -> Batch:
-    return Batch(backend, [pictures(backend, row).__getitem__ for row in range(len(QUESTIONS))])
+def sessions_of(backend: HFBackend) -> list[HFSession]:
+    return [backend.session(pictures(backend, row).__getitem__) for row in range(len(QUESTIONS))]
+
+
+def replies(
+    backend: HFBackend,
+    rows: list[list[Message]],
+    settings: SamplingParams = GREEDY,
+    *,
+    stop: tuple[str, ...] = (),
+    sessions: list[HFSession] | None = None,
+) -> list[Reply]:
+    sessions = sessions or sessions_of(backend)
+    return BatchEngine(backend).reply(sessions, rows, settings=[settings] * len(rows), stop=stop)
 
 
 def test_looks_are_those_of_single_sessions(backend: HFBackend) -> None:
@@ -59,14 +73,14 @@ def test_looks_are_those_of_single_sessions(backend: HFBackend) -> None:
     scores = sorted(one.score or 0.0 for one in single)
     # between the scores, so that the gate lets some rows through and not others
     options = every.model_copy(update={"gate_threshold": (scores[1] + scores[2]) / 2})
-    found = [sights[0] for sights in batch_of(backend).look(rows, options=options)]
+    found = [seen[0] for seen in BatchEngine(backend).look(sessions_of(backend), rows, options=options)]
     assert sum(bool(one.heat) for one in found) == 2
     for ours, theirs in zip(found, single, strict=True):
         assert ours.score == pytest.approx(theirs.score, abs=1e-5)
         assert (ours.prompt_tokens, ours.visual_tokens) == (theirs.prompt_tokens, theirs.visual_tokens)
         if ours.heat:
             assert np.allclose(ours.heat, theirs.heat, atol=1e-5)
-            assert [one.cells for one in ours.proposals] == [one.cells for one in theirs.proposals]
+            assert (ours.cells, ours.boxes) == (theirs.cells, theirs.boxes)
 
 
 @pytest.mark.parametrize("zooming", [(0, 2), (0, 1, 2, 3), ()], ids=["some zoom", "all zoom", "none zooms"])
@@ -79,12 +93,12 @@ def test_replies_are_those_of_single_sessions(
     options = PerceptionConfig(gate_threshold=0.0, threshold=0.3, positions="aligned")
     before = [asked(row, crop=False) for row in range(len(QUESTIONS))]
     after = [asked(row, crop=row in zooming) for row in range(len(QUESTIONS))]
-    batch = batch_of(backend)
-    sights = batch.look(before, options=options)
+    sessions = sessions_of(backend)
+    seen = BatchEngine(backend).look(sessions, before, options=options)
     for row in zooming:
-        if sights[row][0].aligned:
-            batch.place(row, "crop1", source="coarse", cells=(1.0, 0.0, 2.0, 1.0))
-    together = batch.reply(after, settings=settings)
+        if seen[row][0].aligned:
+            sessions[row].place("crop1", source="coarse", cells=(1.0, 0.0, 2.0, 1.0))
+    together = replies(backend, after, settings, sessions=sessions)
     for row, ours in enumerate(together):
         session = backend.session(pictures(backend, row).__getitem__)
         sight = session.look(before[row], options=options)[0]
@@ -102,7 +116,7 @@ def test_replies_are_those_of_single_sessions(
 
 def test_a_batch_can_reply_without_a_look(backend: HFBackend) -> None:
     rows = [asked(row, crop=row == 1) for row in range(len(QUESTIONS))]
-    together = batch_of(backend).reply(rows, settings=GREEDY)
+    together = replies(backend, rows)
     for row, ours in enumerate(together):
         theirs = backend.session(pictures(backend, row).__getitem__).reply(rows[row], settings=GREEDY)
         assert (ours.text, ours.token_layers) == (theirs.text, theirs.token_layers)
@@ -111,9 +125,9 @@ def test_a_batch_can_reply_without_a_look(backend: HFBackend) -> None:
 def test_a_stop_string_ends_its_row_alone(load: Callable[[Family], HFBackend]) -> None:
     backend = load("qwen3_vl")
     rows = [asked(row, crop=False) for row in range(len(QUESTIONS))]
-    free = batch_of(backend).reply(rows, settings=GREEDY)
+    free = replies(backend, rows)
     stop = next(reply.text[1:3] for reply in free if len(reply.text) > 4)
-    stopped = batch_of(backend).reply(rows, settings=GREEDY, stop=(stop,))
+    stopped = replies(backend, rows, stop=(stop,))
     for before, after in zip(free, stopped, strict=True):
         cut = before.text.find(stop)
         assert after.text == (before.text if cut < 0 else before.text[: cut + len(stop)])
@@ -126,6 +140,58 @@ def test_a_kernel_without_masks_is_refused(load: Callable[[Family], HFBackend]) 
     config._attn_implementation = "flash_attention_2"
     try:
         with pytest.raises(BackendError, match="flash_attention_2"):
-            batch_of(backend)
+            BatchEngine(backend)
     finally:
         config._attn_implementation = before
+
+
+def test_later_turns_go_on_from_the_cache_as_single_sessions_do(backend: HFBackend) -> None:
+    """Three turns with a look before the first: text, cached tokens and work of each are those of one session alone."""
+    options = PerceptionConfig(gate_threshold=0.0, threshold=0.3, positions="plain")
+    sessions, alone = sessions_of(backend), sessions_of(backend)
+    talks = [asked(row, crop=False) for row in range(len(QUESTIONS))]
+    BatchEngine(backend).look(sessions, talks, options=options)
+    for session, talk in zip(alone, talks, strict=True):
+        session.look(talk, options=options)
+    for turn in range(3):
+        together = replies(backend, talks, sessions=sessions)
+        for row, (ours, session) in enumerate(zip(together, alone, strict=True)):
+            theirs = session.reply(talks[row], settings=GREEDY)
+            assert ours.model_dump(exclude={"seconds"}) == theirs.model_dump(exclude={"seconds"}), (turn, row)
+            assert sessions[row].held == session.held
+        shown = [image_part("crop1")] if turn == 0 else []
+        talks = [
+            [*talk, message("assistant", ours.text), message("user", *shown, QUESTIONS[row][::-1])]
+            for row, (talk, ours) in enumerate(zip(talks, together, strict=True))
+        ]
+
+
+def test_rows_with_and_without_a_look_are_one_batch(backend: HFBackend) -> None:
+    sessions, alone = sessions_of(backend), sessions_of(backend)
+    talks = [asked(row, crop=row == 1) for row in range(len(QUESTIONS))]
+    options = PerceptionConfig(gate_threshold=0.0, threshold=0.3, positions="plain")
+    for row in (1, 2):
+        for each in (sessions, alone):
+            each[row].look(asked(row, crop=False), options=options)
+    together = replies(backend, talks, sessions=sessions)
+    for row, ours in enumerate(together):
+        theirs = alone[row].reply(talks[row], settings=GREEDY)
+        assert ours.model_dump(exclude={"seconds"}) == theirs.model_dump(exclude={"seconds"})
+
+
+def test_equal_prompts_of_shared_views_are_prefilled_once(backend: HFBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *_ = sessions_of(backend)
+    first.prepare(asked(0, crop=False))
+    rows: list[int] = []
+    monkeypatch.setattr(
+        BatchEngine,
+        "_all_layers",
+        lambda self, some, run=BatchEngine._all_layers: (rows.append(len(some)), run(self, some))[1],
+    )
+    talks = [asked(0, crop=False), asked(0, crop=False), asked(0, crop=False)]
+    sessions = [first.fork() for _ in talks]
+    settings = [SamplingParams(max_new_tokens=6, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+    one, same, other = BatchEngine(backend).reply(sessions, talks, settings=settings)
+    assert rows == [1]
+    assert one.text == same.text != other.text
+    assert other.text == first.reply(talks[0], settings=settings[2]).text

@@ -12,9 +12,9 @@ from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate
-from qzoom_agent.models import hf_together
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_together import Together, together
+from qzoom_agent.models.hf_batch import BatchEngine
+from qzoom_agent.models.scheduler import BatchedBackend, batched
 from qzoom_agent.models.scripted import ScriptedBackend
 from tests.evaluation.player import numbers
 from tests.tiny_models import Family
@@ -42,11 +42,11 @@ def test_answers_are_those_of_single_sessions(backend: HFBackend, policy: str, m
     options = {"perception.threshold": 0.3, "perception.gate_threshold": 0.5, "generation.temperature": 1.0}
     alone = Agent(backend, config=config(policy, **options)).batch(PAIRS)
     sizes: list[int] = []
-    compute = hf_together._compute
+    generate = BatchEngine.generate
     monkeypatch.setattr(
-        hf_together, "_compute", lambda model, group: (sizes.append(len(group)), compute(model, group))[1]
+        BatchEngine, "generate", lambda self, requests: (sizes.append(len(requests)), generate(self, requests))[1]
     )
-    table = Together(backend, 3, linger=0.5)
+    table = BatchedBackend(backend, 3, linger=0.5)
     beside = Agent(table, config=config(policy, **options)).batch(PAIRS, workers=3)
     assert all(one.status != "error" for one in alone)
     assert [(one.text, one.status) for one in beside] == [(one.text, one.status) for one in alone]
@@ -55,13 +55,13 @@ def test_answers_are_those_of_single_sessions(backend: HFBackend, policy: str, m
         assert [view.box for view in ours.trace.views] == [view.box for view in theirs.trace.views]
         assert ours.trace.usage.visual_tokens == theirs.trace.usage.visual_tokens
     assert max(sizes) == 3, "some were computed together"
-    assert not table._waiting
+    assert not table.queue._waiting
 
 
 def test_an_evaluation_in_batches_has_the_same_rows(backend: HFBackend, tmp_path: Path) -> None:
     agent = Agent(backend, config=config("implicit"))
     evaluate(agent, [numbers(5)], out=tmp_path / "one")
-    evaluate(Agent(together(backend, 3), config=config("implicit")), [numbers(5)], out=tmp_path / "three", workers=3)
+    evaluate(Agent(batched(backend, 3), config=config("implicit")), [numbers(5)], out=tmp_path / "three", workers=3)
     one, three = (RunFolder(tmp_path / name).latest() for name in ("one", "three"))
     assert [(row.key, row.answer, row.fired, row.zooms) for row in one] == [
         (row.key, row.answer, row.fired, row.zooms) for row in three
@@ -72,18 +72,18 @@ def test_a_failing_batch_is_the_error_of_each(backend: HFBackend, monkeypatch: p
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(hf_together.Batch, "reply", broken)
-    answers = Agent(Together(backend, 2), config=config("direct")).batch(PAIRS[:3], workers=2)
+    monkeypatch.setattr(BatchEngine, "reply", broken)
+    answers = Agent(BatchedBackend(backend, 2), config=config("direct")).batch(PAIRS[:3], workers=2)
     assert [one.status for one in answers] == ["error"] * 3
     assert all("out of memory" in (one.trace.error or "") for one in answers)
 
 
 def test_more_threads_than_rows_take_turns(backend: HFBackend) -> None:
-    answers = Agent(Together(backend, 2, linger=0.01), config=config("direct")).batch(PAIRS, workers=5)
+    answers = Agent(BatchedBackend(backend, 2, linger=0.01), config=config("direct")).batch(PAIRS, workers=5)
     alone = Agent(backend, config=config("direct")).batch(PAIRS)
     assert [one.text for one in answers] == [one.text for one in alone]
 
 
 def test_what_does_not_run_here_is_not_batched() -> None:
     with pytest.raises(BackendError, match="nothing to batch"):
-        together(ScriptedBackend([]), 4)
+        batched(ScriptedBackend([]), 4)

@@ -1,0 +1,236 @@
+"""Requests of many threads, computed together: what their episodes ask for at about the same time is one batch.
+
+    agent = Agent(BatchedBackend(HFBackend.load("nano"), 8))
+    agent.batch(pairs, workers=8)
+
+`RequestQueue` collects the looks and replies that threads wait for and hands them to a function a batch at a time;
+evaluation and GRPO rollouts share it. `BatchedBackend` is a backend whose sessions use it: its answers are those of
+single sessions.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Condition
+from time import monotonic
+from typing import Any, Final, TypeVar
+
+from qzoom_agent.config import PerceptionConfig
+from qzoom_agent.errors import BackendError
+from qzoom_agent.messages import Message
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.hf_batch import BatchEngine
+from qzoom_agent.models.hf_session import HFSession
+from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams
+from qzoom_agent.trace import PerceptionRecord
+
+T = TypeVar("T")
+LINGER: Final = 0.03
+"""Seconds that a batch waits for the next request before it begins without it: a fraction of a batch's own time."""
+
+
+@dataclass(eq=False)
+class Request:
+    """A reply that a thread waits for or, with `options`, a look."""
+
+    owner: Any
+    """Session or episode that asks."""
+    messages: Sequence[Message]
+    settings: SamplingParams = field(default_factory=SamplingParams)
+    stop: tuple[str, ...] = ()
+    options: PerceptionConfig | None = None
+    map_always: bool = False
+    order: int = 0
+    """Place in its batch, so that a batch does not depend on which thread came first."""
+    result: Future[Any] = field(default_factory=Future)
+
+
+class RequestQueue:
+    """Collects requests and has them served a batch at a time: looks first, so that lookers join the others' replies.
+
+    A request is served in one of two ways. Threads of any number call `ask`, and one of those that wait computes, as
+    soon as `size` requests have come or none has for `linger` seconds. Or `run` starts a known number of jobs, and the
+    calling thread computes whenever every job that still runs waits for something.
+    """
+
+    def __init__(self, serve: Callable[[list[Request]], None], *, size: int = 1, linger: float = LINGER) -> None:
+        """
+        Args:
+            serve: sets the result of every request of a batch; what it raises is the error of those left without one.
+            size: most requests of a batch, in the first way.
+            linger: seconds without a new request after which a batch is not waited for any longer.
+        """
+        self._serve = serve
+        self._size = size
+        self._linger = linger
+        self._waiting: list[Request] = []
+        self._arrived = 0.0
+        self._busy = False
+        self._running: int | None = None
+        """Jobs that have not ended yet, while `run` is under way."""
+        self._failure: BaseException | None = None
+        self._changed = Condition()
+
+    def ask(self, request: Request) -> Any:
+        """Wait for the result of a request, and perhaps compute the batch that it is in."""
+        with self._changed:
+            if self._failure is not None:
+                raise self._failure
+            self._waiting.append(request)
+            self._arrived = monotonic()
+            self._changed.notify_all()
+            alone = self._running is None
+        while alone and (batch := self._next_batch(request)):
+            try:
+                self._compute(batch)
+            finally:
+                with self._changed:
+                    self._busy = False
+                    self._changed.notify_all()
+        return request.result.result()
+
+    def run(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
+        """Run jobs side by side, each in its own thread, and serve what they ask for from this one.
+
+        Raises the error of `serve`, if any, once every job has ended; else that of the first job that failed.
+        """
+        self._running, self._failure = len(jobs), None
+        try:
+            with ThreadPoolExecutor(len(jobs)) as pool:
+                started = [pool.submit(self._run_job, job) for job in jobs]
+                while batch := self._batch_of_all():
+                    failure = self._compute(batch)
+                    self._failure = self._failure or failure
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            self._running = self._failure = None
+        return [one.result() for one in started]
+
+    def _run_job(self, job: Callable[[], T]) -> T:
+        try:
+            return job()
+        finally:
+            with self._changed:
+                assert self._running is not None
+                self._running -= 1
+                self._changed.notify_all()
+
+    def _batch_of_all(self) -> list[Request]:
+        """Wait until every running job waits, and return their batch; empty once all jobs have ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._waiting) == self._running)
+            return self._taken(len(self._waiting))
+
+    def _next_batch(self, request: Request) -> list[Request]:
+        """Wait until this thread has to compute a batch, and return it; empty once `request` is done."""
+        with self._changed:
+            while not request.result.done() and (self._busy or not self._complete()):
+                self._changed.wait(self._linger)
+            if request.result.done():
+                return []
+            self._busy = True
+            return self._taken(self._size)
+
+    def _complete(self) -> bool:
+        return len(self._waiting) >= self._size or monotonic() - self._arrived >= self._linger
+
+    def _taken(self, most: int) -> list[Request]:
+        """Remove the next batch from the queue."""
+        looks = [one for one in self._waiting if one.options is not None]
+        batch = (looks or self._waiting)[:most]
+        self._waiting = [one for one in self._waiting if one not in batch]
+        return sorted(batch, key=lambda one: one.order)
+
+    def _compute(self, batch: list[Request]) -> BaseException | None:
+        """Serve a batch; an error is given to the requests without a result, and returned."""
+        try:
+            self._serve(batch)
+        except BaseException as error:
+            for one in batch:
+                if not one.result.done():
+                    one.result.set_exception(error)
+            return error
+        return None
+
+
+class BatchedBackend:
+    """A backend whose sessions are computed in batches of up to `size`. Meant for as many threads."""
+
+    def __init__(self, backend: HFBackend, size: int, *, linger: float = LINGER) -> None:
+        """Raises BackendError for an attention kernel that takes no mask for each row."""
+        self.name, self.protocol = backend.name, backend.protocol
+        self.perceives, self.defaults = backend.perceives, backend.defaults
+        self.placement = f"{backend.placement}; batches of {size}"
+        self.backend = backend
+        self.engine = BatchEngine(backend)
+        self.queue = RequestQueue(self._serve, size=size, linger=linger)
+
+    def session(self, image: ImageSource) -> "_BatchedSession":
+        return _BatchedSession(self.queue, self.backend.session(image))
+
+    def _serve(self, batch: list[Request]) -> None:
+        """Compute requests; those with the same settings (seeds apart) together."""
+        groups: dict[str, list[Request]] = {}
+        for one in batch:
+            alike = one.settings.model_copy(update={"seed": 0})
+            groups.setdefault(repr((one.options, one.map_always, alike, one.stop)), []).append(one)
+        for group in groups.values():
+            sessions: list[HFSession] = [one.owner for one in group]
+            messages, first = [one.messages for one in group], group[0]
+            try:
+                results: Sequence[Any]
+                if first.options is not None:
+                    results = self.engine.look(sessions, messages, options=first.options, map_always=first.map_always)
+                else:
+                    settings = [one.settings for one in group]
+                    results = self.engine.reply(sessions, messages, settings=settings, stop=first.stop)
+            except Exception as error:
+                told = error if isinstance(error, BackendError) else BackendError(f"{type(error).__name__}: {error}")
+                for one in group:
+                    one.result.set_exception(told)
+            else:
+                for one, result in zip(group, results, strict=True):
+                    one.result.set_result(result)
+
+
+class _BatchedSession:
+    """One conversation; `PerceivingSession` if the model has branches."""
+
+    def __init__(self, queue: RequestQueue, session: HFSession) -> None:
+        self._queue = queue
+        self._session = session
+
+    def look(
+        self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False
+    ) -> list[PerceptionRecord]:
+        found: list[PerceptionRecord] = self._queue.ask(
+            Request(self._session, messages, options=options, map_always=map_always)
+        )
+        return found
+
+    def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
+        self._session.place(view, source=source, cells=cells)
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        *,
+        settings: SamplingParams,
+        stop: tuple[str, ...] = (),
+        on_text: Callable[[str], None] | None = None,
+    ) -> Reply:
+        reply: Reply = self._queue.ask(Request(self._session, messages, settings, stop))
+        if on_text is not None:
+            on_text(reply.text)
+        return reply
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def batched(backend: Any, size: int) -> BatchedBackend:
+    """Return the backend with its sessions computed in batches. Raises BackendError for one that is not local."""
+    if not isinstance(backend, HFBackend):
+        raise BackendError(f"The model '{backend.name}' does not run on a device here, so there is nothing to batch.")
+    return BatchedBackend(backend, size)

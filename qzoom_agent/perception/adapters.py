@@ -57,8 +57,8 @@ def adapter_for(config: PretrainedConfig) -> Adapter:
     if found is None:
         known = ", ".join(f"{adapter.name} ({', '.join(adapter.model_types)})" for adapter in ADAPTERS)
         raise BackendError(
-            f"Perception does not support the family '{config.model_type}'. It supports {known}. To add one, write an "
-            "Adapter in qzoom_agent/perception/adapters.py and run tests/perception/test_families.py on it."
+            f"Perception does not know the family '{config.model_type}'. It knows {known}. For another, add an "
+            "Adapter to qzoom_agent/perception/adapters.py and run tests/perception/test_families.py on it."
         )
     text = config.get_text_config()
     if set(getattr(text, "layer_types", None) or {"full_attention"}) != {"full_attention"}:

@@ -4,8 +4,7 @@ launch          the command, and the pieces from which a script builds a trainer
 grpo_recipe     the recipe, a YAML file
 question_rows   questions as the rows of TRL's dataset
 trainer         TRL's `GRPOTrainer` over episodes
-rollouts        episodes of the agent, many at a time, with one model among them
-engine          their turns as one batch, common beginnings computed once
+rollouts        episodes of the agent, many at a time, as sequences that are learned from
 environment     the zoom tool as an environment of plain TRL
 checks          what is refused before and during training
 episode_length  how long episodes can get, and what a run costs

@@ -1,14 +1,14 @@
-"""What to look at while it trains: numbers that warn early, and episodes as pages.
+"""Metrics, warnings and episodes as pages, written while GRPO trains.
 
-Training that goes wrong shows in how the model zooms long before it shows in the reward: calls stop, or are refused, or
-replies are cut off, or all rollouts of a question become the same. Each is a metric of every round, by task where it
-matters, and `WarningCallback` says so once when one of them leaves what is healthy.
+Training that fails changes how the model zooms long before it changes the reward: calls stop or are refused, replies
+are cut off, all rollouts of a question become the same. Each of these is a metric of every round, by task where it
+matters, and `WarningCallback` warns once when one of them leaves its healthy range.
 """
 
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,58 +20,59 @@ from qzoom_agent.training.rewards import Accuracy, Rollout
 from qzoom_agent.views import ViewStore
 
 COLLAPSE: Final = 0.25
-"""Of the highest call rate so far, below which calls have collapsed."""
+"""Share of the highest call rate so far below which calls have collapsed."""
 LITTLE_ENTROPY: Final = 0.1
-"""Of the first entropy, below which rollouts of one question are nearly the same."""
+"""Share of the first entropy below which rollouts of one question are nearly the same."""
 SMOOTHING: Final = 0.1
 """Share of the newest value in a running mean."""
 NEEDED: Final = "zoom/call_rate_needed"
-"""Call rate of the rollouts whose row does not say that the coarse view suffices: where it does, no calls are what is
-wanted, and their end is no collapse."""
+"""Call rate of the rollouts whose row does not say that the coarse view suffices; where it does, none are wanted."""
 _REWARD: Final = re.compile(r"rewards/[^/]+/mean")
-_TOLD: Final = ("reward", "zoom/accuracy", "zoom/call_rate", "zoom/served", "zoom/truncated", "entropy", "step_time")
+_PRINTED: Final = ("reward", "zoom/accuracy", "zoom/call_rate", "zoom/served", "zoom/truncated", "entropy", "step_time")
+_LIMITS: Final = {
+    "refused": ("zoom/refusal_rate", 0.5, "{:.0%} of the calls are refused"),
+    "failed": ("zoom/failure_rate", 0.5, "{:.0%} of the calls cannot be run"),
+    "truncated": ("zoom/truncated", 0.3, "{:.0%} of the rollouts are cut off"),
+    "equal": ("frac_reward_zero_std", 0.9, "{:.0%} of the groups have equal rewards: nothing to learn from"),
+}
+"""Warnings, each with a metric, the mean above which it is given, and its text."""
 
 
 def measures(rollouts: Sequence[Rollout], tasks: Sequence[str], accuracy: Accuracy) -> dict[str, float]:
-    """Means over a batch of rollouts: `zoom/...`, and call rate and accuracy (by the recipe's own) of each task.
+    """Return the means over a batch of rollouts, `zoom/...`; call rates and accuracy also by task.
 
-    `NEEDED`, and that of a task, are left out where no rollout counts.
+    `NEEDED` is left out where no rollout counts.
     """
     usages = [one.trace.usage for one in rollouts]
     asked = sum(usage.requested for usage in usages)
-    count = len(rollouts)
-    right = accuracy.right(rollouts)
-    called = [bool(one.crops) for one in rollouts]
+    right, every = accuracy.right(rollouts), range(len(rollouts))
     found = {
-        "zoom/call_rate": sum(called) / count,
-        "zoom/requested": asked / count,
-        "zoom/served": sum(usage.served for usage in usages) / count,
-        "zoom/inserted": sum(usage.inserted for usage in usages) / count,
+        "zoom/requested": asked / len(rollouts),
+        "zoom/served": _mean(usage.served for usage in usages),
+        "zoom/inserted": _mean(usage.inserted for usage in usages),
         "zoom/refusal_rate": sum(usage.refused for usage in usages) / max(1, asked),
         "zoom/failure_rate": sum(usage.failed for usage in usages) / max(1, asked),
-        "zoom/visual_tokens": sum(usage.visual_tokens for usage in usages) / count,
-        "zoom/written_tokens": sum(usage.written_tokens for usage in usages) / count,
-        "zoom/turns": sum(len(one.trace.turns) for one in rollouts) / count,
-        "zoom/truncated": sum(one.truncated for one in rollouts) / count,
-        "zoom/accuracy": sum(right) / count,
+        "zoom/visual_tokens": _mean(usage.visual_tokens for usage in usages),
+        "zoom/written_tokens": _mean(usage.written_tokens for usage in usages),
+        "zoom/turns": _mean(len(one.trace.turns) for one in rollouts),
+        "zoom/truncated": _mean(one.truncated for one in rollouts),
     }
-    needed = [at for at, one in enumerate(rollouts) if one.coarse_suffices is not True]
-    if needed:
-        found[NEEDED] = sum(called[at] for at in needed) / len(needed)
-    for task in sorted(set(tasks)):
-        members = [at for at, name in enumerate(tasks) if name == task]
-        if counted := [at for at in needed if tasks[at] == task]:
-            found[f"{NEEDED}/{task}"] = sum(called[at] for at in counted) / len(counted)
-        found[f"zoom/call_rate/{task}"] = sum(called[at] for at in members) / len(members)
-        found[f"zoom/accuracy/{task}"] = sum(right[at] for at in members) / len(members)
+    of_task = {f"/{task}": [at for at in every if tasks[at] == task] for task in sorted(set(tasks))}
+    for task, members in {"": every, **of_task}.items():
+        found[f"zoom/accuracy{task}"] = _mean(right[at] for at in members)
+        found[f"zoom/call_rate{task}"] = _mean(bool(rollouts[at].crops) for at in members)
+        if needed := [rollouts[at] for at in members if rollouts[at].coarse_suffices is not True]:
+            found[f"{NEEDED}{task}"] = _mean(bool(one.crops) for one in needed)
     return found
 
 
-class RolloutPageCallback(TrainerCallback):
-    """Writes some rollouts of every so many steps as pages, with what they were rewarded for.
+def _mean(values: Iterable[float]) -> float:
+    given = list(values)
+    return sum(given) / len(given)
 
-    Rounds of rollouts begin at some steps only: of those between two multiples of `every`, the first is kept.
-    """
+
+class RolloutPageCallback(TrainerCallback):
+    """Writes some rollouts as pages, with their rewards: those of the first round after each multiple of `every`."""
 
     def __init__(self, folder: Path, *, every: int, episodes: int) -> None:
         self.folder, self.every, self.episodes = folder, every, episodes
@@ -92,7 +93,15 @@ class RolloutPageCallback(TrainerCallback):
         values: Sequence[Sequence[float]],
         stores: Sequence[ViewStore],
     ) -> None:
-        """Keep the first rollout of some questions, if it is time."""
+        """Write the first rollout of some questions, if it is time.
+
+        Args:
+            step: At which the round begins.
+            rollouts: Of the round.
+            names: Of the rewards.
+            values: Of each rollout, the rewards in that order.
+            stores: The views of each rollout.
+        """
         if step // self.every <= self._last // self.every or not self.episodes:
             return
         self._last = step
@@ -112,7 +121,7 @@ class RolloutPageCallback(TrainerCallback):
                 "expected": one.answer,
                 "status": one.trace.status,
                 "calls": len(one.calls),
-                # a reward that says nothing of a rollout is not a number, which JSON does not have
+                # None of a reward becomes not-a-number in the trainer, which JSON does not have
                 "rewards": {name: None if x != x else x for name, x in zip(names, value, strict=True)},
             }
             with (self.folder / "rollouts.jsonl").open("a", encoding="utf-8") as file:
@@ -120,7 +129,7 @@ class RolloutPageCallback(TrainerCallback):
 
 
 class MetricsCallback(TrainerCallback):
-    """Appends every metric to `log.jsonl`, and prints those that one reads while it runs."""
+    """Appends every metric to `log.jsonl`, and prints the most important ones."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.began = path, time.perf_counter()
@@ -134,20 +143,20 @@ class MetricsCallback(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs.get("logs") or {}
         if not state.is_world_process_zero or "loss" not in logs:
-            return  # the trainer's closing remarks have no step of their own
+            return  # the trainer's summary at the end has no step of its own
         kept = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in logs.items()}
         minutes = round((time.perf_counter() - self.began) / 60, 1)
         line = {"minutes": minutes, "step": state.global_step, "of": state.max_steps, **kept}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        told = {name.rsplit("/", 1)[-1]: kept[name] for name in _TOLD if name in kept}
-        print(json.dumps({"minutes": minutes, "step": state.global_step, "of": state.max_steps, **told}), flush=True)
+        printed = {name.rsplit("/", 1)[-1]: kept[name] for name in _PRINTED if name in kept}
+        print(json.dumps({"minutes": minutes, "step": state.global_step, "of": state.max_steps, **printed}), flush=True)
 
 
 class WarningCallback(TrainerCallback):
-    """Warns once for each thing that goes wrong. Keeps running means, so one odd batch is no alarm.
+    """Warns once for each thing that goes wrong, from running means, so that one odd batch is no warning.
 
-    Comes after `MetricsCallback`, whose log tells it of the steps before a run was killed.
+    Comes after `MetricsCallback`, from whose log it reads the steps before a run was killed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -163,15 +172,18 @@ class WarningCallback(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero and self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
-                self._follow(json.loads(line))  # it was said then
+                self._update(json.loads(line))  # its warnings were given then
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            for text in self._follow(kwargs.get("logs") or {}):
-                self._say(state.global_step, text)
+        if not state.is_world_process_zero:
+            return
+        for text in self._update(kwargs.get("logs") or {}):
+            print(f"warning at step {state.global_step}: {text}", flush=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, "warning": text}) + "\n")
 
-    def _follow(self, given: Mapping[str, Any]) -> list[str]:
-        """Take in the metrics of a step; returns what is newly wrong."""
+    def _update(self, given: Mapping[str, Any]) -> list[str]:
+        """Take in the metrics of a step; return new warnings."""
         # None: the trainer's mean over no value at all
         self._silent |= {key for key, value in given.items() if value is None and _REWARD.fullmatch(key)}
         logs = {key: float(value) for key, value in given.items() if isinstance(value, int | float)}
@@ -181,36 +193,26 @@ class WarningCallback(TrainerCallback):
             self._peaks[key] = max(self._peaks.get(key, 0.0), self._means[key])
         if self._first_entropy is None:
             self._first_entropy = logs.get("entropy")
-        new = {name: text for name, text in self._troubles().items() if name not in self.warned}
+        new = {name: text for name, text in self._warnings().items() if name not in self.warned}
         self.warned += new
         return list(new.values())
 
-    def _troubles(self) -> dict[str, str]:
+    def _warnings(self) -> dict[str, str]:
         means, found = self._means, dict[str, str]()
         for key, mean in means.items():
             if key.startswith(NEEDED) and self._peaks[key] > 0.2 and mean < COLLAPSE * self._peaks[key]:
                 found[key] = f"{key} fell from {self._peaks[key]:.2f} to {mean:.2f}: the model stops zooming"
         for key in sorted(self._silent):
-            name = key.split("/")[1]
             found[key] = (
-                f"the reward '{name}' says nothing of any rollout: the rows lack what it needs, or all were cut off"
+                f"the reward '{key.split('/')[1]}' is None for every rollout: the rows lack what it needs, or all "
+                "rollouts were cut off"
             )
-        if means.get("zoom/refusal_rate", 0.0) > 0.5:
-            found["refused"] = f"{means['zoom/refusal_rate']:.0%} of the calls are refused"
-        if means.get("zoom/failure_rate", 0.0) > 0.5:
-            found["failed"] = f"{means['zoom/failure_rate']:.0%} of the calls cannot be run"
-        if means.get("zoom/truncated", 0.0) > 0.3:
-            found["truncated"] = f"{means['zoom/truncated']:.0%} of the rollouts are cut off"
-        if means.get("frac_reward_zero_std", 0.0) > 0.9:
-            found["equal"] = "nine groups of ten have equal rewards: there is nothing to learn from them"
+        for name, (key, limit, text) in _LIMITS.items():
+            if means.get(key, 0.0) > limit:
+                found[name] = text.format(means[key])
         if self._first_entropy and means.get("entropy", self._first_entropy) < LITTLE_ENTROPY * self._first_entropy:
             found["entropy"] = f"entropy fell from {self._first_entropy:.3f} to {means['entropy']:.3f}"
         return found
-
-    def _say(self, step: int, text: str) -> None:
-        print(f"warning at step {step}: {text}", flush=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "warning": text}) + "\n")
 
 
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:

@@ -2,15 +2,11 @@
 
     trainer = GRPOTrainer(..., environment_factory=lambda: ZoomEnv(backend, config=config), train_dataset=rows)
 
-Nothing is done here that the agent's graph does not do: `reset` is its node `perceive` (coarse view, the look, inserted
-crops), a call is its node `act` (reading by protocol, the policy's review, the tool, what the model is told), and what
-comes out is a `Trace`. TRL renders the conversation itself, from its chat template and the signature of the one public
-method, so this is for protocols whose calls and results a chat template writes: results in role "tool" (qwen3vl). Each
-call is a turn of the trace; TRL ends an episode by `max_tool_calling_iterations`, without a forced last turn. For every
-other protocol, and for rollouts that share what they have in common, see `rl.grpo`.
-
-Images are the environment's: rows must not have columns `image` or `images`. Gate and SD-RPN run without gradients, on
-the model given as `looker`.
+`reset` runs the node `perceive` of the agent's graph, a call its node `act`, and the result is a `Trace`. TRL renders
+the conversation from its chat template and the signature of the one public method, so this is for protocols with
+results in role "tool" (qwen3vl); `EpisodeTrainer` takes every protocol. TRL ends an episode by
+`max_tool_calling_iterations`, without a forced last turn. Rows must not have columns `image` or `images`: images are
+the environment's.
 """
 
 import json
@@ -37,16 +33,18 @@ Block = dict[str, Any]
 
 
 class ZoomEnv:
-    """One rollout at a time; TRL makes as many as run side by side and uses them again."""
+    """An environment of one rollout at a time; TRL makes as many as run side by side and uses them again."""
 
     def __init__(self, backend: HFBackend, *, config: AgentConfig, looker: HFBackend | None = None) -> None:
         """
         Args:
-            looker: whose branches look, before the policy or, where it does not, for the record alone; None: the
+            backend: The model that is trained.
+            config: Of the episodes.
+            looker: Whose branches look, before the policy or, where it does not, for the record alone; None: the
                 backend's own, where the policy looks.
 
         Raises:
-            ConfigError: a protocol that TRL cannot render, or crops that it would place otherwise.
+            ConfigError: TRL cannot render the protocol, or would place inserted crops otherwise.
         """
         self.agent = Agent(looker or backend, config=config)
         require_plain_positions(self.agent.config, looker or backend)
@@ -68,7 +66,7 @@ class ZoomEnv:
         return self.context.store
 
     def reset(self, sample: Sample, **row: Any) -> list[Block]:
-        """Begin a rollout: the blocks that end its first user turn."""
+        """Begin a rollout; return the blocks that end its first user turn."""
         if self.context is not None:
             self.context.close()
         self.sample = sample
@@ -116,7 +114,7 @@ class ZoomEnv:
 
 
 def finished(env: ZoomEnv, completion: Sequence[dict[str, Any]]) -> Trace:
-    """The record of a rollout whose messages are `completion`, as TRL gives them to rewards."""
+    """Return the trace of a rollout whose messages are `completion`, as TRL gives them to rewards."""
     assert env.state is not None and env.context is not None
     last = completion[-1] if completion else {}
     text = _text(last.get("content")) if last.get("role") == "assistant" else ""

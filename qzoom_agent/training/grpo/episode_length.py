@@ -160,7 +160,7 @@ def describe(recipe: GRPORecipe, *, processes: int = 1) -> str:
 
 
 def _trained(recipe: GRPORecipe) -> str:
-    what = f"LoRA of rank {recipe.lora.rank}" if recipe.lora else "all weights"
+    what = f"LoRA of rank {recipe.lora.r}" if recipe.lora else "all weights"
     if recipe.from_layer:
         return f"{what} from decoder layer {recipe.from_layer}, all below frozen"
     return what + (" with the vision tower" if recipe.tower else ", vision tower frozen")

@@ -77,18 +77,24 @@ class Loss(Section):
 
 
 class LoRA(Section):
-    """Low-rank adapters instead of full training; needs peft."""
+    """Low-rank adapters instead of full training. Needs peft, which names the keys."""
 
-    rank: int = Field(default=16, gt=0)
-    alpha: int = Field(default=32, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: str = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    renamed: ClassVar[Mapping[str, str]] = {
+        "rank": "r",
+        "alpha": "lora_alpha",
+        "dropout": "lora_dropout",
+        "targets": "target_modules",
+    }
+    r: int = Field(default=16, gt=0)
+    lora_alpha: int = Field(default=32, gt=0)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
     """Names of the modules, as one regular expression; the vision tower has modules of the same short names. Of these
     only those in decoder layers from `from_layer` on get adapters."""
 
 
 class VLLM(Section):
-    """Let vLLM write the turns (`rollouts.by`: generate or environment)."""
+    """A vLLM server that generates the turns (`rollouts.by`: generate or environment); TRL's keys without `vllm_`."""
 
     mode: Literal["server", "colocate"] = "server"
     """`colocate` is refused: vLLM would expand visual tokens that are expanded already."""
@@ -107,29 +113,23 @@ class VLLM(Section):
 
     def settings(self) -> dict[str, Any]:
         """Return the keys of `GRPOConfig`."""
-        return {
-            "use_vllm": True,
-            "vllm_mode": self.mode,
-            "vllm_server_host": self.server_host,
-            "vllm_server_port": self.server_port,
-            "vllm_server_base_url": self.server_base_url,
-        }
+        return {"use_vllm": True, **{f"vllm_{key}": value for key, value in self.model_dump().items()}}
 
 
 class Rollouts(Section):
-    """How episodes are run."""
+    """Settings of the episodes."""
 
     by: Literal["shared", "generate", "environment"] = "shared"
-    """`shared`: our loop and decoding. `generate`: our loop, TRL's own generation (HF or vLLM). `environment`: TRL's
-    tool loop over `rl.env`, for protocols whose results are in role "tool"."""
+    """`shared`: our loop and generation. `generate`: our loop, TRL's generation (HF or vLLM). `environment`: TRL's tool
+    loop over `ZoomEnv`, for protocols whose results are in role "tool"."""
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     rows: int = Field(default=256, gt=0)
-    """Most episodes at a time on a device; more are run one lot after another."""
+    """Most episodes at a time on a device."""
     perception: Literal["current", "frozen"] = "current"
-    """Whose lower layers gate and SD-RPN read, if the policy looks: the trained model's or a copy's from the start."""
+    """Model whose lower layers gate and SD-RPN read: the trained one, or a copy of it from the start."""
     tolerance: float = Field(default=0.05, gt=0)
-    """How far the mean log-probability of what was sampled may be from the trainer's own before training is refused."""
+    """Largest mean distance of sampled log-probabilities from the trainer's own; beyond it training is refused."""
     vllm: VLLM | None = None
 
     @model_validator(mode="after")
@@ -140,12 +140,12 @@ class Rollouts(Section):
 
 
 class Watch(Section):
-    """What is written beside the metrics."""
+    """Episodes that are kept as pages."""
 
     every: int = Field(default=20, gt=0)
-    """Steps between episodes that are kept to look at."""
+    """Steps between them."""
     episodes: int = Field(default=2, ge=0)
-    """How many are kept each time, each of another question."""
+    """Their number each time, each of another question."""
 
 
 class GRPORecipe(Section):
@@ -165,7 +165,7 @@ class GRPORecipe(Section):
     model: str = "nano"
     """Preset, hub id or folder."""
     protocol: str | None = None
-    """How it writes a zoom call; None: the model's own."""
+    """Format of its zoom calls; None: the model's own."""
     branches: str | None = None
     """Folder of branches to use and ship with it; None: the model's own, if any."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -239,7 +239,7 @@ class GRPORecipe(Section):
     @classmethod
     def _keeps_the_check_of_vllm(cls, given: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted({"use_vllm", "vllm_mode"} & set(given)):
-            raise ValueError(f"{', '.join(taken)} is said elsewhere in the recipe (rollouts.vllm)")
+            raise ValueError(f"{', '.join(taken)} is set elsewhere in the recipe (rollouts.vllm)")
         if not given.get("vllm_importance_sampling_correction", True):
             raise ValueError(
                 "without vllm_importance_sampling_correction TRL does not compute what the trainer itself would have "
@@ -254,7 +254,7 @@ class GRPORecipe(Section):
             f"generation.{key}" for key in ("temperature", "top_p") if key in (given.get("generation") or {})
         ]
         if taken:
-            raise ValueError(f"{', '.join(taken)} is said elsewhere in the recipe (model, protocol, seed, rollouts)")
+            raise ValueError(f"{', '.join(taken)} is set elsewhere in the recipe (model, protocol, seed, rollouts)")
         AgentConfig().replace(**given)
         return given
 
@@ -285,7 +285,7 @@ class GRPORecipe(Section):
         return self
 
     def agent_config(self) -> AgentConfig:
-        """The configuration of the episodes."""
+        """Return the configuration of the episodes."""
         sampling = {"temperature": self.rollouts.temperature, "top_p": self.rollouts.top_p}
         config = AgentConfig().replace(**self.agent)
         return config.replace(model=self.model, protocol=self.protocol, generation=sampling)

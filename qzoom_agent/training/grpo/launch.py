@@ -263,11 +263,11 @@ def lora_config(recipe: GRPORecipe, backend: HFBackend) -> Any:
         raise MissingDependency("LoRA needs peft. Install it with: pip install 'qzoom-agent[train]'")
     from peft import LoraConfig
 
-    targets = lora.targets
+    settings = lora.model_dump()
     if recipe.from_layer:
         layers = "|".join(map(str, range(recipe.from_layer, len(text_model(backend.model).layers))))
-        targets = rf"(?=.*\.layers\.({layers})\.)(?:{targets})"
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+        settings["target_modules"] = rf"(?=.*\.layers\.({layers})\.)(?:{lora.target_modules})"
+    return LoraConfig(**settings)
 
 
 def save_model(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:

@@ -1,13 +1,12 @@
-"""Questions as the rows of TRL's dataset: `prompt`, which TRL looks at, and `sample`, which the episodes are run from.
+"""Questions as the rows of TRL's dataset: `prompt` for TRL, and `sample` for the episodes.
 
-The rows are those of the whole run, in their order, so that a run that is resumed goes on with the question it would
-have asked. Needle boards are drawn when a row is read, from seeds that no other stage and no evaluation draws, and
-never repeat. Other questions come from the same sources as the branches' (`rl.branches.records`), shuffled each time
-they have all been asked.
+The rows are those of the whole run, in order, so that a resumed run asks the question it would have asked. Needle
+boards are drawn when a row is read, from seeds that no other stage and no evaluation draws. Other questions come from
+the same sources as the branches' (`training.branches.dataset`), shuffled each time they have all been asked.
 """
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from random import Random
 from typing import Any, Final
 
@@ -30,18 +29,20 @@ SEEDS_A_RUN: Final = 1_000_000_000
 def load_rows(
     recipe: GRPORecipe, *, tokenizer: PreTrainedTokenizerBase | None = None, room: int | None = None
 ) -> Dataset:
-    """The rows of a recipe.
+    """Return the rows of a recipe.
 
     Args:
-        tokenizer: counts the tokens of the questions, none of which may have more than `room`; needle boards' have not.
+        recipe: Names the questions, and how many are asked.
+        tokenizer: Counts the tokens of the questions; those of needle boards are short.
+        room: Most tokens of a question.
 
     Raises:
-        ConfigError: a source cannot be read, or lacks a column, or has a question that is too long.
+        ConfigError: A source cannot be read, lacks a column, or has a question that is too long.
     """
     count = recipe.rounds * recipe.prompts
     if recipe.needle:
-        rows, draw = list(range(count)), _Needle(recipe.needle, recipe.seed)
-        return Dataset.from_dict({"index": rows}).with_transform(draw)
+        draw = partial(_draw, shares=tuple(recipe.needle.items()), seed=recipe.seed)
+        return Dataset.from_dict({"index": list(range(count))}).with_transform(partial(_rows, read=draw))
     records = load_records(recipe.data)
     if not len(records):
         raise ConfigError("The recipe's data have no rows. Check `split` and `limit` of its sources.")
@@ -52,15 +53,12 @@ def load_rows(
         epoch = list(range(len(records)))
         Random(f"grpo/{recipe.seed}/{len(rows)}").shuffle(epoch)
         rows += epoch
-    return Dataset.from_dict({"index": rows[:count]}).with_transform(_Other(records))
+    read = partial(_read, records=records)
+    return Dataset.from_dict({"index": rows[:count]}).with_transform(partial(_rows, read=read))
 
 
 def _require_short(records: ConcatenatedRecords, tokenizer: PreTrainedTokenizerBase, room: int) -> None:
-    """Every question fits beside the longest episode: one that does not would end the run, hours later.
-
-    Raises:
-        ConfigError: the first that does not.
-    """
+    """Raise ConfigError for the first question that does not fit: it would end the run, hours later."""
     for source, first, asked in records.questions():
         counts = map(len, tokenizer(asked, add_special_tokens=False)["input_ids"])
         for row, (question, count) in enumerate(zip(asked, counts, strict=True), first):
@@ -73,38 +71,23 @@ def _require_short(records: ConcatenatedRecords, tokenizer: PreTrainedTokenizerB
                 )
 
 
-class _Needle:
-    """Draws the questions of rows that are read; an object, so that worker processes can have it."""
-
-    def __init__(self, shares: Mapping[NeedleTask, float], seed: int) -> None:
-        self.tasks, self.weights, self.seed = list[str](shares), list(shares.values()), seed
-
-    def __call__(self, rows: dict[str, list[int]]) -> dict[str, list[Any]]:
-        return _rows([self._sample(index) for index in rows["index"]])
-
-    def _sample(self, index: int) -> Sample:
-        task = Random(f"grpo/{self.seed}/{index}").choices(self.tasks, weights=self.weights)[0]
-        return _drawn(task, FIRST_SEED + self.seed * SEEDS_A_RUN + index)
+def _rows(rows: dict[str, list[int]], *, read: Callable[[int], Sample]) -> dict[str, list[Any]]:
+    """Return the columns of some rows; those of a group have the same index, one after another."""
+    samples = {index: read(index) for index in dict.fromkeys(rows["index"])}
+    # TRL appends what an environment shows to the last user message, which is why there is an empty one
+    prompts = [[{"role": "user", "content": ""}] for _ in rows["index"]]
+    return {"prompt": prompts, "sample": [samples[index] for index in rows["index"]]}
 
 
-@lru_cache(maxsize=64)
-def _drawn(task: str, seed: int) -> Sample:
-    # the rollouts of a group ask for the same row one after another
-    return draw_sample(task, seed, split="train")
+@lru_cache(maxsize=64)  # the rollouts of a group ask for the same row one after another
+def _draw(index: int, *, shares: tuple[tuple[NeedleTask, float], ...], seed: int) -> Sample:
+    tasks, weights = zip(*shares, strict=True)
+    task = Random(f"grpo/{seed}/{index}").choices(tasks, weights=weights)[0]
+    return draw_sample(task, FIRST_SEED + seed * SEEDS_A_RUN + index, split="train")
 
 
-class _Other:
-    """Reads questions of other sources."""
-
-    def __init__(self, records: Records) -> None:
-        self.records = records
-
-    def __call__(self, rows: dict[str, list[int]]) -> dict[str, list[Any]]:
-        read = {index: _sample(self.records[index]) for index in set(rows["index"])}
-        return _rows([read[index] for index in rows["index"]])
-
-
-def _sample(record: Any) -> Sample:
+def _read(index: int, *, records: Records) -> Sample:
+    record = records[index]
     boxes = record["boxes"]
     return Sample(
         id=record["id"],
@@ -117,9 +100,3 @@ def _sample(record: Any) -> Sample:
         boxes=tuple(Box(*box) for box in boxes or ()),
         coarse_suffices=None if boxes is None else not boxes,
     )
-
-
-def _rows(samples: list[Sample]) -> dict[str, list[Any]]:
-    # TRL appends what an environment shows to the last user message, which is why there is an empty one
-    prompts = [[{"role": "user", "content": ""}] for _ in samples]
-    return {"prompt": prompts, "sample": samples}

@@ -84,7 +84,7 @@ def test_a_reward_that_never_speaks_is_said_once(tmp_path: Path) -> None:
         logs: dict[str, Any] = {"rewards/first-crop/mean": value, "rewards/accuracy/mean": 0.5, "entropy": None}
         tell(alarm, **logs)
     (line,) = [json.loads(line) for line in log.read_text().splitlines()]
-    assert "the reward 'first-crop' says nothing of any rollout" in line["warning"]
+    assert "the reward 'first-crop' is None for every rollout" in line["warning"]
     log.write_text(json.dumps({"step": 1, "rewards/first-crop/mean": None}) + "\n")
     goes_on = WarningCallback(log)
     goes_on.on_train_begin(TrainingArguments(output_dir="none"), TrainerState(), TrainerControl())
@@ -100,5 +100,5 @@ def test_a_run_says_that_its_rows_lack_what_a_reward_needs(tmp_path: Path) -> No
     rows.save_to_disk(str(tmp_path / "bare"))
     run.train(tiny.model_copy(update={"data": [DatasetSpec(path=str(tmp_path / "bare"))]}), tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    said = [line["warning"] for line in lines if "says nothing" in line.get("warning", "")]
+    said = [line["warning"] for line in lines if "is None for every rollout" in line.get("warning", "")]
     assert len(said) == 1 and "first-crop" in said[0]

@@ -175,7 +175,7 @@ def test_layers_below_the_branches_can_be_left_alone(tmp_path: Path, monkeypatch
 
 def test_adapters_are_trained_and_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a layer up: what branches read stays as it is."""
-    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", lora={"rank": 4}, tower=False, from_layer=1)
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", lora={"r": 4}, tower=False, from_layer=1)
     scripted(monkeypatch, HFBackend.load(recipe.model).codec.tokenizer, SCRIPTS["qwen2_5_vl"])
     final = train(recipe, tmp_path / "out")
     before, after = HFBackend.load(recipe.model).model, HFBackend.load(str(final)).model

@@ -184,15 +184,7 @@ class HFSession:
     def records(
         self, prompt: Prompt, found: BranchOutput, options: PerceptionConfig, *, work: float, seconds: float
     ) -> list[PerceptionRecord]:
-        """Return the branches' output as a record for each view of the prompt.
-
-        Args:
-            prompt: the conversation that was looked at.
-            found: the branches' output for it.
-            options: rules of the look.
-            work: token-layers of the coarse pass, without those of the branches.
-            seconds: wall time of the look.
-        """
+        """Return the branches' output as a record for each view of the prompt; `work` is that of the layers below."""
         assert self._branches is not None
         config = self._branches.config
         aligned = (options.positions or config.positions) == "aligned"

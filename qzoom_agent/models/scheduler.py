@@ -33,13 +33,15 @@ LINGER: Final = 0.03
 class Request:
     """A reply that a thread waits for or, with `options`, a look."""
 
-    owner: Any
-    """Session or episode that asks."""
+    session: HFSession
+    """The conversation that asks."""
     messages: Sequence[Message]
     settings: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     options: PerceptionConfig | None = None
     map_always: bool = False
+    owner: Any = None
+    """Whatever else `serve` has to know about the conversation."""
     order: int = 0
     """Place in its batch, so that a batch does not depend on which thread came first."""
     result: Future[Any] = field(default_factory=Future)
@@ -154,6 +156,48 @@ class RequestQueue:
         return None
 
 
+class QueuedSession:
+    """A session whose looks and replies wait in a queue to be computed with those of others."""
+
+    def __init__(self, queue: RequestQueue, session: HFSession, *, owner: Any = None, order: int = 0) -> None:
+        """
+        Args:
+            queue: serves the requests.
+            session: the conversation.
+            owner: of its requests, see `Request`.
+            order: of its requests.
+        """
+        self._queue, self._session, self._owner, self._order = queue, session, owner, order
+
+    def look(
+        self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False
+    ) -> list[PerceptionRecord]:
+        found: list[PerceptionRecord] = self._ask(messages, options=options, map_always=map_always)
+        return found
+
+    def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
+        self._session.place(view, source=source, cells=cells)
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        *,
+        settings: SamplingParams,
+        stop: tuple[str, ...] = (),
+        on_text: Callable[[str], None] | None = None,
+    ) -> Reply:
+        reply: Reply = self._ask(messages, settings=settings, stop=stop)
+        if on_text is not None:
+            on_text(reply.text)
+        return reply
+
+    def close(self) -> None:
+        self._session.close()
+
+    def _ask(self, messages: Sequence[Message], **how: Any) -> Any:
+        return self._queue.ask(Request(self._session, messages, owner=self._owner, order=self._order, **how))
+
+
 class BatchedBackend:
     """A backend whose sessions are computed in batches of up to `size`. Meant for as many threads."""
 
@@ -166,8 +210,8 @@ class BatchedBackend:
         self.engine = BatchEngine(backend)
         self.queue = RequestQueue(self._serve, size=size, linger=linger)
 
-    def session(self, image: ImageSource) -> "_BatchedSession":
-        return _BatchedSession(self.queue, self.backend.session(image))
+    def session(self, image: ImageSource) -> QueuedSession:
+        return QueuedSession(self.queue, self.backend.session(image))
 
     def _serve(self, batch: list[Request]) -> None:
         """Compute requests; those with the same settings (seeds apart) together."""
@@ -176,8 +220,7 @@ class BatchedBackend:
             alike = one.settings.model_copy(update={"seed": 0})
             groups.setdefault(repr((one.options, one.map_always, alike, one.stop)), []).append(one)
         for group in groups.values():
-            sessions: list[HFSession] = [one.owner for one in group]
-            messages, first = [one.messages for one in group], group[0]
+            sessions, messages, first = [one.session for one in group], [one.messages for one in group], group[0]
             try:
                 results: Sequence[Any]
                 if first.options is not None:
@@ -192,41 +235,6 @@ class BatchedBackend:
             else:
                 for one, result in zip(group, results, strict=True):
                     one.result.set_result(result)
-
-
-class _BatchedSession:
-    """One conversation; `PerceivingSession` if the model has branches."""
-
-    def __init__(self, queue: RequestQueue, session: HFSession) -> None:
-        self._queue = queue
-        self._session = session
-
-    def look(
-        self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False
-    ) -> list[PerceptionRecord]:
-        found: list[PerceptionRecord] = self._queue.ask(
-            Request(self._session, messages, options=options, map_always=map_always)
-        )
-        return found
-
-    def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
-        self._session.place(view, source=source, cells=cells)
-
-    def reply(
-        self,
-        messages: Sequence[Message],
-        *,
-        settings: SamplingParams,
-        stop: tuple[str, ...] = (),
-        on_text: Callable[[str], None] | None = None,
-    ) -> Reply:
-        reply: Reply = self._queue.ask(Request(self._session, messages, settings, stop))
-        if on_text is not None:
-            on_text(reply.text)
-        return reply
-
-    def close(self) -> None:
-        self._session.close()
 
 
 def batched(backend: Any, size: int) -> BatchedBackend:

@@ -59,13 +59,13 @@ class BranchConfig(BaseModel):
     blur: Blur = "fixed"
     """Blur of the map before that."""
     margin: float = Field(default=0.0, ge=0, le=10)
-    """How far each edge of a proposed box moves outwards, as a share of its longer side."""
+    """Distance that each edge of a proposed box moves outwards, as a share of its longer side."""
     box: Sides | None = None
     """Sides of a proposed box around the centre of the heat, as shares of the map's; None: tight around foreground."""
     gate_threshold: float = Field(default=0.1, ge=0, le=1)
     """Probability from which the gate asks for more detail."""
     evidence: dict[str, Any] = {}
-    """How the thresholds were chosen, as `qzoom calibrate` writes it."""
+    """Measurements behind the thresholds, as `qzoom calibrate` writes them."""
 
 
 def default_k(base_layers: int) -> int:

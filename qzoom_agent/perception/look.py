@@ -71,7 +71,7 @@ class BranchOutput:
 
     @property
     def reason(self) -> str:
-        """Why a region is proposed, or none."""
+        """Reason why a region is proposed, or none."""
         if self.fires is False:
             return "the gate says that the coarse view suffices"
         if not self.zooms:

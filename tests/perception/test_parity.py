@@ -97,6 +97,17 @@ def test_recorded_boxes_and_positions_are_within_tolerance(family: str, load: Lo
     assert found.keys() == {"blurred", "foreground", "box", "positions"}
 
 
+def test_the_command_accepts_a_case_of_each_recording(
+    recording: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = [recording(family).parent for family in FAMILIES][0]
+    assert main([str(parent)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * len(FAMILIES), "two lines a case"
+    assert len([line for line in lines if "box equal  tokens equal" in line]) == len(FAMILIES)
+
+
+@pytest.mark.slow
 def test_the_command_accepts_the_recordings(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(RECORDINGS)]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -19,16 +19,16 @@ import torch
 from PIL import Image
 
 from qzoom_agent.agent import Agent, Answer
-from qzoom_agent.config import AgentConfig, PerceptionConfig, ViewBudget
+from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.messages import Message, view_ids
+from qzoom_agent.messages import view_ids
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import GeneratedTurn, GenerationRequest, encode_views, record_turn
 from qzoom_agent.models.hf_session import EncodedView, HFSession
-from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams
+from qzoom_agent.models.interface import ImageSource
 from qzoom_agent.models.prompts import Prompt
-from qzoom_agent.models.scheduler import Request, RequestQueue
+from qzoom_agent.models.scheduler import QueuedSession, Request, RequestQueue
 from qzoom_agent.perception.adapters import Cells
 from qzoom_agent.policy import LOOK_FIRST
 from qzoom_agent.trace import PerceptionRecord, Trace
@@ -101,11 +101,11 @@ def tokens_of(turns: Sequence[RecordedTurn], image: ImageSource, *, end: int) ->
 
 
 class RolloutBackend:
-    """Backend and session of one episode."""
+    """The backend of one episode."""
 
     def __init__(self, scheduler: "RolloutScheduler", index: int) -> None:
         self._scheduler = scheduler
-        self.index = index
+        self._index = index
         self.name = scheduler.backend.name
         self.protocol = scheduler.backend.protocol
         self.perceives = scheduler.looker is not None and scheduler.looker.perceives
@@ -113,42 +113,24 @@ class RolloutBackend:
         self.turns: list[RecordedTurn] = []
         self.model: HFSession | None = None
 
-    def session(self, image: ImageSource) -> "RolloutBackend":
-        model = self._scheduler.backend
+    def session(self, image: ImageSource) -> "_RolloutSession":
+        scheduler, backend = self._scheduler, self._scheduler.backend
         self.model = HFSession(
-            model.model,
-            model.codec,
+            backend.model,
+            backend.codec,
             image,
-            end_ids=model.end_ids,
-            pool=self._scheduler.encoded,
-            encodes=self._scheduler.encode,
+            end_ids=backend.end_ids,
+            pool=scheduler.encoded,
+            encodes=scheduler.encode,
         )
-        return self
+        return _RolloutSession(scheduler.queue, self.model, owner=self, order=self._index)
 
-    def reply(
-        self,
-        messages: Sequence[Message],
-        *,
-        settings: SamplingParams,
-        stop: tuple[str, ...] = (),
-        on_text: Callable[[str], None] | None = None,
-    ) -> Reply:
-        reply: Reply = self._scheduler.queue.ask(Request(self, list(messages), settings, stop, order=self.index))
-        return reply
 
-    def look(
-        self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False
-    ) -> list[PerceptionRecord]:
-        request = Request(self, list(messages), options=options, map_always=map_always, order=self.index)
-        found: list[PerceptionRecord] = self._scheduler.queue.ask(request)
-        return found
+class _RolloutSession(QueuedSession):
+    """A queued session that refuses aligned positions of crops, which the trainer cannot give."""
 
     def place(self, view: str, *, source: str, cells: Cells) -> None:
         raise ConfigError(PLACED)
-
-    def close(self) -> None:
-        if self.model is not None:
-            self.model.close()
 
 
 class RolloutScheduler:
@@ -193,12 +175,12 @@ class RolloutScheduler:
             request.result.set_result(self._look(request))
 
     def _look(self, request: Request) -> list[PerceptionRecord]:
-        model: HFSession = request.owner.model
         assert request.options is not None and self.looker is not None
         # episodes of one question look at the same prompt: computed once
-        key = model.key(model.prepare(request.messages).prompt), request.options.model_dump_json(), request.map_always
+        prompt = request.session.prepare(request.messages).prompt
+        key = request.session.key(prompt), request.options.model_dump_json(), request.map_always
         if key not in self._looks:
-            session = self.looker.session(model.image)
+            session = self.looker.session(request.session.image)
             self._looks[key] = session.look(request.messages, options=request.options, map_always=request.map_always)
             session.close()
         return self._looks[key]
@@ -209,11 +191,12 @@ class RolloutScheduler:
             self._encode_new(batch)
         ready: list[tuple[Request, GenerationRequest]] = []
         for one in batch:
-            model: HFSession = one.owner.model
             try:
-                ready.append((one, GenerationRequest(model, model.prepare(one.messages), one.settings, one.stop)))
+                prepared = one.session.prepare(one.messages)
             except Exception as error:  # this conversation cannot go on; the others can
                 one.result.set_exception(error)
+            else:
+                ready.append((one, GenerationRequest(one.session, prepared, one.settings, one.stop)))
         turns = self.write([request for _, request in ready])
         seconds = (perf_counter() - began) / max(1, len(ready))
         for (one, request), turn in zip(ready, turns, strict=True):
@@ -225,7 +208,7 @@ class RolloutScheduler:
         """Encode together the views that no episode has shown yet."""
         new: dict[str, Image.Image] = {}
         for one in batch:
-            model: HFSession = one.owner.model
+            model = one.session
             for view in view_ids(one.messages):
                 if view not in model.known and model.digest(view) not in self.encoded:
                     new[model.digest(view)] = model.image(view)

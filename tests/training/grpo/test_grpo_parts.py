@@ -126,9 +126,10 @@ def test_a_question_without_room_is_refused_before_any_training(tiny: HFBackend,
 
 
 def test_crops_in_their_place_are_refused(tiny: HFBackend) -> None:
-    seat = RolloutBackend(RolloutScheduler(tiny, BatchEngine(tiny).generate), 0)
+    scheduler = RolloutScheduler(tiny, BatchEngine(tiny).generate)
+    session = RolloutBackend(scheduler, 0).session(lambda _: Image.new("RGB", (56, 56)))
     with pytest.raises(ConfigError, match=r"perception\.positions to 'plain'"):
-        seat.place("crop1", source="coarse", cells=(0, 0, 1, 1))
+        session.place("crop1", source="coarse", cells=(0, 0, 1, 1))
 
 
 @given(st.lists(st.floats(-8, 8), min_size=3, max_size=9), st.floats(0, 1, exclude_max=True), st.floats(0.3, 2))

@@ -100,8 +100,8 @@ def test_recorded_boxes_and_positions_are_within_tolerance(family: str, load: Lo
 def test_the_command_accepts_a_case_of_each_recording(
     recording: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parent = [recording(family).parent for family in FAMILIES][0]
-    assert main([str(parent)]) == 0
+    folders = [recording(family) for family in FAMILIES]
+    assert main([str(folders[0].parent)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 * len(FAMILIES), "two lines a case"
     assert len([line for line in lines if "box equal  tokens equal" in line]) == len(FAMILIES)

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the verb. Raises ConfigError or BackendError where nothing can be calibrated."""
     args = parser().parse_args(argv)
 
-    from qzoom_agent.training.branches.recalibrate import recalibrate
+    from qzoom_agent.training.branches.calibrate import recalibrate
 
     recalibrate(args.config, args.output, model=args.model, branches=args.branches)
     return OK

@@ -1,4 +1,4 @@
-"""What something was made with, kept beside it, so that it is not gone on with, or passed off, under other settings."""
+"""Fingerprints of settings, stored beside results so that a run is resumed only under the settings it began with."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,59 +13,66 @@ from qzoom_agent.training.recipe_io import with_new_names
 
 
 def require_same(
-    stated: Path, settings: Mapping[str, JsonValue], *, made: Path, kind: type[BaseModel] | None = None
+    stored: Path, settings: Mapping[str, JsonValue], *, made: Path, kind: type[BaseModel] | None = None
 ) -> None:
-    """Nothing where `stated` says these settings, or is not there.
+    """Check that the settings in a file, if there is one, are these.
 
     Args:
-        settings: what `made` would be made with now, or some of it.
-        kind: the recipe whose keys these are; keys that it has renamed are read by their old names.
+        stored: The file.
+        settings: All or some of the settings that `made` would be made with now.
+        made: The result that the settings belong to, for the message.
+        kind: Model of the settings, whose keys may be stored under their old names.
+
     Raises:
-        ConfigError: it says others; the message shows those that differ.
+        ConfigError: They differ; the message shows the keys that do.
     """
-    if not stated.exists():
+    if not stored.exists():
         return
-    before = json.loads(stated.read_text(encoding="utf-8"))
+    before = json.loads(stored.read_text(encoding="utf-8"))
     if kind is not None:
         before = with_new_names(before, kind)
     was, now = dict(_leaves(before)), dict(_leaves({**before, **json.loads(json.dumps(settings))}))
     differ = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
     if differ:
-        said = "; ".join(f"{key}: {was.get(key)!r:.80}, now {now.get(key)!r:.80}" for key in differ)
+        listed = "; ".join(f"{key}: {was.get(key)!r:.80}, now {now.get(key)!r:.80}" for key in differ)
         raise ConfigError(
-            f"{made} was begun with other settings ({said}), and what comes of one is not to be reported as another's. "
-            "Delete it, or choose another --output."
+            f"{made} was begun with other settings ({listed}), so it can be neither resumed nor taken for a result of "
+            "these. Delete it, or choose another --output."
         )
 
 
 def begin(
-    stated: Path,
+    stored: Path,
     settings: Mapping[str, JsonValue],
     *,
     made: Path,
     processes: PartialState,
     kind: type[BaseModel] | None = None,
 ) -> None:
-    """Keep the settings of what is about to be made, or gone on with.
+    """Store the settings of a result that is about to be made or resumed.
 
     Args:
-        made: the folder or file that comes of it; one that was deleted may be made otherwise.
-        kind: see `require_same`.
+        stored: The file for the settings.
+        settings: All settings that decide the result.
+        made: The result; once it is deleted it may be made with other settings.
+        processes: The processes of this run; the main one writes.
+        kind: See `require_same`.
+
     Raises:
-        ConfigError: it was begun with others.
+        ConfigError: The result was begun with other settings.
     """
     if made.exists():
-        require_same(stated, settings, made=made, kind=kind)
-    processes.wait_for_everyone()  # so that none of them judges what another has just begun
+        require_same(stored, settings, made=made, kind=kind)
+    processes.wait_for_everyone()  # so that none of them reads settings that another one has just written
     if processes.is_main_process:
-        stated.parent.mkdir(parents=True, exist_ok=True)
-        writing = stated.with_suffix(".part")
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        writing = stored.with_suffix(".part")
         writing.write_text(json.dumps(settings, sort_keys=True, indent=1), encoding="utf-8")
-        writing.rename(stated)
+        writing.rename(stored)
 
 
 def _leaves(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """All values by their dotted keys."""
+    """Iterate over all values by their dotted keys."""
     for key, value in settings.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{above}{key}.")

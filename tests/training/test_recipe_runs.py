@@ -168,7 +168,12 @@ def test_a_cold_start(path: Path, folders: dict[str, Path], server: str, tmp_pat
         "generation": {"max_new_tokens": 6},
         "answer": "gold",  # a random model is never right, and looks everywhere
         "redundant": True,
-        "optimisation": {**written.optimisation.model_dump(), "batch": 2, "accumulation": 1, "workers": 0},
+        "optimisation": {
+            **written.optimisation.model_dump(),
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 1,
+            "dataloader_num_workers": 0,
+        },
     }
     if written.teacher is not None:
         changes |= {"teacher": {"url": server}}

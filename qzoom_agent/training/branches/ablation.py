@@ -1,10 +1,9 @@
-"""One choice of the branches changed, everything else as it was: which way would have been better, and by how much.
+"""Ablations: one choice of the branches changed and everything else kept, measured side by side.
 
-Variants that have to be trained are, each in a folder of its own, from the labels of a finished run of `qzoom train
-branches` (or from labels of their own, where what they change decides those), and run on the base that those labels
-are of, whether or not post-SFT came after; those that only read the same branches otherwise are not. Each variant that
-changes SD-RPN or its base gets thresholds of its own by the same calibration. Then all are measured in one interleaved
-run on boards nobody was trained on.
+Variants that change the training are trained, each in a folder of its own, from the labels of a finished run of `qzoom
+train branches` (or from new labels, where the change affects those), on the base that those labels are of, whether or
+not post-SFT came after. Variants that only read the branches differently are not trained. Each variant that changes
+SD-RPN or its base is calibrated anew. Then all are measured in one interleaved run on boards that nothing trained on.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +13,6 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
-from yaml import safe_load
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig, PolicyName
@@ -27,15 +25,14 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import CONFIG, BranchConfig, Branches
 from qzoom_agent.perception.labels import CROP_BASELINE
 from qzoom_agent.perception.maps import regions
-from qzoom_agent.training.branches.attending import answers
+from qzoom_agent.training.branches.base_inference import ask, generate_answers
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName
 from qzoom_agent.training.branches.dataset import Record
-from qzoom_agent.training.branches.inputs import ask
-from qzoom_agent.training.branches.labelling import collect, heads_for, labels_on, picture
+from qzoom_agent.training.branches.labelling import collect, heads_for, labels_on_grid, padded_size
 from qzoom_agent.training.branches.localisation import in_pixels
-from qzoom_agent.training.branches.run_dir import RunDirectory
-from qzoom_agent.training.branches.stage_dependencies import base_of, read_by
-from qzoom_agent.training.branches.stages import carry_out
+from qzoom_agent.training.branches.run_dir import RunDirectory, keys_read_by
+from qzoom_agent.training.branches.stages import run_stage
+from qzoom_agent.training.recipe_io import read_recipe, set_key
 
 FINE: Final = ("needle-scene", "needle-doc")
 EVERY: Final = (*FINE, "needle-global")
@@ -43,48 +40,47 @@ EVERY: Final = (*FINE, "needle-global")
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to do it."""
+    """One of the options that an ablation compares."""
 
     name: str
     recipe: dict[str, Any] = field(default_factory=dict)
-    """Keys of the recipe that differ, dotted; any means that SD-RPN is trained again."""
+    """Keys of the recipe that differ, by dotted path; with any, SD-RPN is trained again."""
     reading: dict[str, Any] = field(default_factory=dict)
     """Keys of `perception` that differ when the branches are read."""
     policy: PolicyName = "always"
     after: tuple[StageName, ...] = ()
-    """Stages whose results are taken as they are and calibrated; empty: what the run calibrated is read."""
+    """Stages whose results are calibrated again; empty: the calibrated branches of the run are used."""
     attention: Literal["tight", "fixed"] | None = None
-    """Policy `oracle`: crop where the answer's attention points, around all of it or in a box of the recipe's sides."""
+    """With policy `oracle`: crop around all of the answer's attention, or in a box of the recipe's sides."""
 
 
 class Ablation(NamedTuple):
-    """A choice."""
+    """A choice and its variants."""
 
     summary: str
     variants: Callable[[RunDirectory], list[Variant]]
     tasks: tuple[str, ...] = FINE
 
 
-def _layers(shop: RunDirectory) -> list[Variant]:
-    config = _config(shop)
+def _layers(directory: RunDirectory) -> list[Variant]:
+    config = _config(directory)
     last = config.base_layers - config.depth
     chosen = sorted({value for value in range(config.k - 3, config.k + 3) if 1 <= value <= last})
     return [Variant(f"K = {value}", {"k": value}) for value in chosen]
 
 
-def _depths(shop: RunDirectory) -> list[Variant]:
-    config = _config(shop)
+def _depths(directory: RunDirectory) -> list[Variant]:
+    config = _config(directory)
     deepest = min(4, config.base_layers - config.k)
     return [Variant(f"T = {value}", {"depth": value}) for value in range(1, deepest + 1)]
 
 
-def _shares(shop: RunDirectory) -> list[Variant]:
-    """Fewer labels, each seen more often: as many steps."""
-    epochs = shop.recipe.sdrpn.optimisation.epochs
+def _shares(directory: RunDirectory) -> list[Variant]:
+    """Fewer labels, each seen more often, for the same number of steps."""
+    epochs = directory.recipe.sdrpn.optimisation.num_train_epochs
+    key = "sdrpn.optimisation.num_train_epochs"
     return [
-        Variant(
-            f"{share:.0%} of the labels", {"sdrpn.share": share, "sdrpn.optimisation.epochs": round(epochs / share)}
-        )
+        Variant(f"{share:.0%} of the labels", {"sdrpn.share": share, key: round(epochs / share)})
         for share in (0.05, 0.1, 0.25, 0.5, 1.0)
     ]
 
@@ -107,10 +103,10 @@ def _thresholds(_: RunDirectory) -> list[Variant]:
     return [*found, *(Variant(f"{value:g} of the peak", reading={"peak_share": value}) for value in shares)]
 
 
-def _gates(shop: RunDirectory) -> list[Variant]:
-    found = _config(shop).evidence.get("training_free")
+def _gates(directory: RunDirectory) -> list[Variant]:
+    found = _config(directory).evidence.get("training_free")
     if found is None:
-        raise ConfigError(f"{shop.final('calibrate')} says nothing of a training-free gate. Calibrate it again.")
+        raise ConfigError(f"{directory.final('calibrate')} has no figures of a training-free gate. Calibrate it again.")
     free = {"gate": "statistics", "peak_to_mean": max(1.0, found["threshold"])}
     return [
         Variant("learned", policy="implicit"),
@@ -119,9 +115,9 @@ def _gates(shop: RunDirectory) -> list[Variant]:
     ]
 
 
-def _sources(shop: RunDirectory) -> list[Variant]:
+def _sources(directory: RunDirectory) -> list[Variant]:
     found = [Variant("SD-RPN"), Variant("the attention, all of it", policy="oracle", attention="tight")]
-    if shop.recipe.box is not None:
+    if directory.recipe.box is not None:
         found.append(Variant("the attention, a box of the same sides", policy="oracle", attention="fixed"))
     return found
 
@@ -132,10 +128,7 @@ ABLATIONS: Final[dict[str, Ablation]] = {
     "labels": Ablation("how many labels, with as many steps", _shares),
     "label-thresholds": Ablation("what counts as foreground and background of a label", _rules),
     "thresholds": Ablation("what counts as foreground of the map", _thresholds),
-    "source": Ablation(
-        "SD-RPN, or the attention of the answer that it learned from",
-        _sources,
-    ),
+    "source": Ablation("SD-RPN, or the attention of the answer that it learned from", _sources),
     "gate": Ablation("gate learned, training-free or off", _gates, EVERY),
     "positions": Ablation(
         "positions of a crop",
@@ -157,29 +150,37 @@ def ablate(
     seed: int = 0,
     progress: Callable[[str], Callable[[int], None]] = lambda task: lambda done: None,
 ) -> str:
-    """Train what has to be trained, measure all variants, and return a Markdown table, also written to `out`/NAME.md.
+    """Train the variants that need it, measure all, and return a Markdown table, also written to `out`/NAME.md.
+
+    Args:
+        name: One of `ABLATIONS`.
+        run: Output folder of a finished run of `qzoom train branches`.
+        out: Folder for the results.
+        n: Boards of each task.
+        seed: Seed of the boards.
+        progress: Returns for a task the function that is called with the number of rows done.
 
     Raises:
-        ConfigError: there is no such ablation, or `run` is not a finished run.
+        ConfigError: There is no such ablation, or `run` is not a finished run.
     """
     if name not in ABLATIONS:
         raise ConfigError(f"There is no ablation '{name}'. Choose one of: {', '.join(ABLATIONS)}.")
-    ablation, shop = ABLATIONS[name], _finished(run)
-    variants = ablation.variants(shop)
-    if name == "postsft" and shop.base is None:
+    ablation, directory = ABLATIONS[name], _finished(run)
+    variants = ablation.variants(directory)
+    if name == "postsft" and directory.base is None:
         raise ConfigError(f"{run} has no base of post-SFT. Run `qzoom train postsft` with its recipe first.")
     folder = out / name
     bases: dict[bool, HFBackend] = {}
     agents, boxes = {}, {}
     for one in variants:
-        branches, tuned = _branches(shop, one, folder)
+        branches, tuned = _branches(directory, one, folder)
         if tuned not in bases:
-            bases[tuned] = shop.backend(base=shop.base if tuned else None)
-        backend = _carrying(bases[tuned], branches)
+            bases[tuned] = directory.backend(base=directory.base if tuned else None)
+        backend = _with_branches(bases[tuned], branches)
         config = AgentConfig(policy=one.policy).replace(perception=one.reading)
         if one.attention is not None:
             config = config.replace(oracle_margin=0.0)
-            boxes[one.name] = _attended(shop, backend, one.attention)
+            boxes[one.name] = _attended(directory, backend, one.attention)
         agents[one.name] = Agent(backend, config=config)
     measured = {
         task: measure(agents, task, n=n, seed=seed, boxes=boxes, journal=folder / f"{task}.jsonl", note=progress(task))
@@ -207,24 +208,24 @@ def _finished(run: Path) -> RunDirectory:
     file = run / "recipe.yaml"
     if not file.exists() or not (run / "calibrate" / "final").exists():
         raise ConfigError(f"{run} is no finished run of `qzoom train branches`. Give its output folder as --run.")
-    return RunDirectory(BranchRecipe.model_validate(safe_load(file.read_text(encoding="utf-8"))), run)
+    return RunDirectory(read_recipe(file, BranchRecipe), run)
 
 
-def _config(shop: RunDirectory) -> BranchConfig:
-    return BranchConfig.model_validate_json((shop.final("calibrate") / CONFIG).read_text(encoding="utf-8"))
+def _config(directory: RunDirectory) -> BranchConfig:
+    return BranchConfig.model_validate_json((directory.final("calibrate") / CONFIG).read_text(encoding="utf-8"))
 
 
-def _branches(shop: RunDirectory, variant: Variant, folder: Path) -> tuple[Path, bool]:
-    """The branches of a variant, trained and calibrated here if it asks for it, and whether on the fine-tuned base."""
+def _branches(directory: RunDirectory, variant: Variant, folder: Path) -> tuple[Path, bool]:
+    """Return the branches of a variant, trained and calibrated if needed, and whether they are for the tuned base."""
     if variant.recipe:
-        return _calibrated(shop, variant.recipe, folder / variant.name.replace(" ", "_")), False
+        return _calibrated(directory, variant.recipe, folder / variant.name.replace(" ", "_")), False
     if variant.after:
-        return _calibrated(shop, {}, folder / variant.name, after=variant.after), "postsft" in variant.after
-    return shop.final("calibrate"), base_of(shop, "calibrate") is not None
+        return _calibrated(directory, {}, folder / variant.name, after=variant.after), "postsft" in variant.after
+    return directory.final("calibrate"), directory.base_of("calibrate") is not None
 
 
-def _carrying(base: HFBackend, branches: Path) -> HFBackend:
-    """The same base, its weights not loaded again, with other branches."""
+def _with_branches(base: HFBackend, branches: Path) -> HFBackend:
+    """Return the same base with other branches, without loading its weights again."""
     return HFBackend(
         base.model,
         base.processor,
@@ -236,36 +237,37 @@ def _carrying(base: HFBackend, branches: Path) -> HFBackend:
     )
 
 
-def _calibrated(shop: RunDirectory, changes: dict[str, Any], folder: Path, *, after: Sequence[StageName] = ()) -> Path:
-    """SD-RPN of a changed recipe, or what the stages `after` left, without a gate, with thresholds of its own."""
-    data = shop.recipe.model_dump(mode="json")
+def _calibrated(
+    directory: RunDirectory, changes: dict[str, Any], folder: Path, *, after: Sequence[StageName] = ()
+) -> Path:
+    """Train and calibrate SD-RPN with a changed recipe, or calibrate the results of the stages `after`; no gate."""
+    data = directory.recipe.model_dump(mode="json")
     for key, value in changes.items():
-        *sections, last = key.split(".")
-        place = data
-        for section in sections:
-            place = place[section]
-        place[last] = value
+        set_key(data, key, value, kind=BranchRecipe)
     other = RunDirectory(BranchRecipe.model_validate(data), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    same_maps = read_by(other.recipe, "label") == read_by(shop.recipe, "label")
+    same_maps = keys_read_by(other.recipe, "label") == keys_read_by(directory.recipe, "label")
     for made in ("heads.json", *(("labels",) if same_maps else ()), *after):
-        if (shop.output / made).exists() and not (folder / made).exists():
-            (folder / made).symlink_to((shop.output / made).resolve())
+        if (directory.output / made).exists() and not (folder / made).exists():
+            (folder / made).symlink_to((directory.output / made).resolve())
     stages: tuple[StageName, ...] = ("sdrpn", "calibrate")
     for stage in stages:
-        carry_out(other, stage)
+        run_stage(other, stage)
     return other.final("calibrate")
 
 
 def _attended(
-    shop: RunDirectory, backend: HFBackend, around: Literal["tight", "fixed"]
+    directory: RunDirectory, backend: HFBackend, around: Literal["tight", "fixed"]
 ) -> Callable[[Sample], Sequence[Box]]:
-    """Where the attention points that labels are made of, as a crop (the baseline of SD-RPN's paper: it answers twice).
+    """Return a crop around the attention that labels are made of, the baseline of SD-RPN's paper, which answers twice.
 
-    around: "tight" around all that is attended to, as published; "fixed" a box of the recipe's sides, as SD-RPN's.
+    Args:
+        directory: The run.
+        backend: The base.
+        around: "tight" around all attention, as published; "fixed" in a box of the recipe's sides, as SD-RPN's.
     """
-    recipe, labelling = shop.recipe, shop.recipe.labelling
-    heads = heads_for(labelling, "textual", model=recipe.model, selected=shop.heads())
+    recipe, labelling = directory.recipe, directory.recipe.labelling
+    heads = heads_for(labelling, "textual", model=recipe.model, selected=directory.heads())
     norm_layer = recipe.k if labelling.sink == "norm" else None
     ratio = labelling.norm_ratio if labelling.sink == "norm" else None
 
@@ -283,9 +285,9 @@ def _attended(
             short_labels=True,
         )
         (one,) = ask(backend, [record], [labelling.tokens], tools=labelling.response == "call")
-        said = answers(backend, [one], max_new_tokens=labelling.max_new_tokens)
+        said = generate_answers(backend, [one], max_new_tokens=labelling.max_new_tokens)
         ((heat, sink),) = collect(backend, [one], said, heads, asking=labelling.asking, norm_layer=norm_layer)
-        found = labels_on(heat, sink, heat.shape, CROP_BASELINE, norm_ratio=ratio, shown=picture(one))
+        found = labels_on_grid(heat, sink, heat.shape, CROP_BASELINE, norm_ratio=ratio, shown=padded_size(one))
         box = found.box
         if around == "fixed":
             clean = np.where(found.excluded, 0.0, heat)

@@ -1,11 +1,11 @@
-"""What `qzoom train branches` and its stages do: one recipe for one base.
+"""The recipe of `qzoom train branches` and its stages: one file for one base.
 
-Stages share an output folder and find in it what the ones before wrote. A section that a base does not need may be left
-out; defaults are the published settings (Q-Zoom, arXiv 2604.06912, and its released scripts).
+A section that a base does not need may be left out. Defaults are the published settings (Q-Zoom, arXiv 2604.06912, and
+its released scripts).
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 from transformers.trainer_utils import SchedulerType
@@ -14,58 +14,59 @@ from qzoom_agent.config import Blur, Sides
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import preset_of
 from qzoom_agent.perception.labels import HEADS, LabelRules
-from qzoom_agent.training.branches.attending import Asking
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.recipe_io import Section, read_recipe
 
 StageName = Literal["select-heads", "label", "sdrpn", "postsft", "gate", "calibrate"]
+Asking = Literal["answer", "prediction"]
+"""Tokens whose attention counts: those of the answer, as published, or those that predict them."""
 
 
 class HeadSearch(Section):
-    """How `select-heads` finds the heads whose attention makes the labels."""
+    """The search of `select-heads` for the heads whose attention makes the labels."""
 
     records: int = Field(default=200, gt=0)
     """Questions to look at, of each source its share."""
     count: int = Field(default=4, gt=0)
     """Heads to take."""
     from_layer: float = Field(default=0.4, ge=0, lt=1)
-    """Share of the depth below which no head is looked at: lower ones look at everything that stands out."""
+    """Share of the depth below which no head is scored: lower ones attend to everything that stands out."""
 
 
 class Labelling(Section):
-    """How `label` collects attention."""
+    """The collection of attention maps by `label`."""
 
     tokens: int | None = Field(default=None, gt=0)
     """Most visual tokens of the view that is labelled; None: the model's preset. More than the branch will read helps:
     where print is legible, attention is sharp."""
     grounding: dict[int, list[int]] | Literal["selected", "published"] = "selected"
-    """Heads by layer; or those that `select-heads` chose, or those published for this base."""
+    """Heads by layer, those that `select-heads` chose, or those published for this base."""
     sink: dict[int, list[int]] | Literal["norm", "published", "none"] = "none"
-    """What finds attention sinks: heads by layer, those published for this base, or the norm of hidden states."""
+    """Attention sinks are found by heads (by layer), by those published for this base, or by norms of hidden states."""
     published_for: str | None = None
-    """Whose published heads those are; None: those of `model`, by its preset or hub id. For a folder with a copy of a
-    published base, or weights that were tuned from it, say `qwen2.5-vl-7b`."""
+    """Base whose published heads are taken; None: `model`, by its preset or hub id. For a folder with a copy of a
+    published base, or weights that were tuned from it, give for example `qwen2.5-vl-7b`."""
     norm_ratio: float = Field(default=4.0, gt=1)
     """`sink: norm`: a token is a sink from this many times the median norm of its image."""
     asking: Asking = "answer"
-    """Whose attention counts: the answer's tokens but for the last, as published, or those that predict it."""
+    """Tokens whose attention counts: those of the answer but for the last, as published, or those that predict it."""
     response: Literal["own", "gold", "call"] = "own"
-    """The answer: what the model says itself, or the dataset's, or what it says when it is offered the zoom tool. Where
-    it calls, the tokens that say where look there: what asking for boxes does for scenes in the published recipe."""
+    """The answer: the model's own, the dataset's, or the model's own when it is offered the zoom tool. In a call the
+    tokens of the box attend to its place, as the boxes do that the published recipe asks for in scenes."""
     keep: Literal["right", "crop", "all"] = "right"
-    """Learn from questions that the model answers right, by rule; or right once it is shown the crop of its own map,
-    which tells a map that finds the place from one that does not where print is illegible too; or from all."""
+    """Learn from questions that the model answers right, by rule; from those that it answers right with the crop of its
+    own map, which tells good maps from bad ones even where print is illegible; or from all."""
     max_new_tokens: int = Field(default=128, gt=0)
     batch: int = Field(default=8, gt=0)
     """Questions a pass."""
     rules: LabelRules = LabelRules()
-    """Where the lines between foreground, background and neither are."""
+    """Thresholds between foreground, background and neither."""
 
     def published_base(self, model: str) -> str | None:
-        """The base whose published heads are meant, for this model; None where none are asked for.
+        """Return the base whose published heads a recipe for this model asks for; None: it asks for none.
 
         Raises:
-            ConfigError: none are published for it.
+            ConfigError: None are published for it.
         """
         if "published" not in (self.grounding, self.sink):
             return None
@@ -80,30 +81,39 @@ class Labelling(Section):
 
 
 class Optimisation(Section):
-    """How one stage is trained."""
+    """Training of one stage; keys are named as in transformers' `TrainingArguments`."""
+
+    renamed: ClassVar = {
+        "epochs": "num_train_epochs",
+        "batch": "per_device_train_batch_size",
+        "accumulation": "gradient_accumulation_steps",
+        "schedule": "lr_scheduler_type",
+        "warmup": "warmup_steps",
+        "log_steps": "logging_steps",
+        "workers": "dataloader_num_workers",
+    }
 
     learning_rate: float = Field(default=1e-4, gt=0)
-    epochs: int = Field(default=1, gt=0)
-    batch: int = Field(default=16, gt=0)
-    """Rows on each device."""
-    accumulation: int = Field(default=1, gt=0)
-    schedule: SchedulerType = SchedulerType.COSINE
-    warmup: float = Field(default=0.03, ge=0, lt=1)
-    """Share of the steps."""
+    num_train_epochs: int = Field(default=1, gt=0)
+    per_device_train_batch_size: int = Field(default=16, gt=0)
+    gradient_accumulation_steps: int = Field(default=1, gt=0)
+    lr_scheduler_type: SchedulerType = SchedulerType.COSINE
+    warmup_steps: float = Field(default=0.03, ge=0)
+    """Steps of warm-up, or below 1 their share of all steps."""
     weight_decay: float = Field(default=0.0, ge=0)
     adam_beta2: float = Field(default=0.999, gt=0, lt=1)
     gradient_checkpointing: bool = False
-    log_steps: int = Field(default=10, gt=0)
+    logging_steps: int = Field(default=10, gt=0)
     save_steps: int = Field(default=200, gt=0)
-    """Steps between checkpoints; a killed run loses at most these."""
-    workers: int = Field(default=1, ge=0)
+    """Steps between checkpoints: the most that an interruption loses."""
+    dataloader_num_workers: int = Field(default=1, ge=0)
     """Processes that read and draw images."""
     report_to: str = "none"
     """A tracker of transformers: tensorboard, wandb, ..."""
 
 
 class SDRPNStage(Section):
-    """How `sdrpn` is trained."""
+    """Training of SD-RPN (`sdrpn`)."""
 
     optimisation: Optimisation = Optimisation()
     tokens: list[int | None] = Field(default=[None])
@@ -115,7 +125,7 @@ class SDRPNStage(Section):
 
 
 class GateStage(Section):
-    """How `gate` is labelled and trained."""
+    """Labels and training of the gate (`gate`)."""
 
     optimisation: Optimisation = Optimisation()
     tokens: list[int] = Field(default=[64, 128, 256, 512], min_length=2)
@@ -123,13 +133,13 @@ class GateStage(Section):
     read_tokens: list[int] | None = None
     """Those of them that the gate will read at; None: all but the last."""
     with_crop: bool = False
-    """Answer with the crop that SD-RPN proposes as well, as if that were the highest budget."""
+    """Answer with the crop that SD-RPN proposes as well, which counts as the highest budget."""
     own_calls: bool = False
-    """Where that crop does not answer it, let the model zoom by itself, and count that instead."""
+    """Where that crop does not lead to the answer, let the model zoom by itself, and count that instead."""
     consensus: bool = False
     """Learn from no question whose two highest budgets do not both give one right answer, as published."""
     data: list[DatasetSpec] | None = Field(default=None, min_length=1)
-    """What is asked; None: the recipe's `data`."""
+    """Questions; None: the recipe's `data`."""
     records: int | None = Field(default=None, gt=0)
     """Questions to answer, of each source its share (None: all there are)."""
     max_new_tokens: int = Field(default=32, gt=0)
@@ -150,17 +160,19 @@ class GateStage(Section):
 
     @property
     def budgets_read(self) -> list[int]:
-        """Indices of the budgets that the gate reads at."""
+        """The indices of the budgets that the gate reads at."""
         chosen = self.tokens[:-1] if self.read_tokens is None else self.read_tokens
         return [self.tokens.index(budget) for budget in chosen]
 
 
 class PostSFTStage(Section):
-    """How the base learns to live with crops (`postsft`)."""
+    """Fine-tuning of the base on questions that a crop made it answer wrongly (`postsft`)."""
 
-    optimisation: Optimisation = Optimisation(learning_rate=1e-6, batch=1, accumulation=16)
+    optimisation: Optimisation = Optimisation(
+        learning_rate=1e-6, per_device_train_batch_size=1, gradient_accumulation_steps=16
+    )
     data: list[DatasetSpec] | None = Field(default=None, min_length=1)
-    """What is asked; None: the recipe's `data`."""
+    """Questions; None: the recipe's `data`."""
     records: int | None = Field(default=None, gt=0)
     """Questions to answer with and without a crop, of each source its share (None: all there are)."""
     helped: float = Field(default=0.0, ge=0)
@@ -177,7 +189,7 @@ class PostSFTStage(Section):
     """Base URL of an OpenAI-compatible server that judges free-form answers; None: by rule."""
     judge_model: str = "default"
     refit: Optimisation = Optimisation()
-    """How SD-RPN is fitted again to the base that came out, from the weights it has."""
+    """Training of SD-RPN, from the weights it has, for the base that came out."""
     refit_records: int | None = Field(default=20_000, gt=0)
     """Questions of the recipe's `data` that are labelled anew for that, of each source its share (None: all)."""
     max_new_tokens: int = Field(default=128, gt=0)
@@ -185,19 +197,19 @@ class PostSFTStage(Section):
 
 
 class Calibration(Section):
-    """Which thresholds `calibrate` chooses."""
+    """The target of `calibrate`."""
 
     needed_recall: float = Field(default=0.98, gt=0, le=1)
-    """Share of the questions that need a zoom of which the gate has to let this many through ..."""
+    """Share of the questions that need a zoom that the gate has to let through ..."""
     zoom_share: float | None = Field(default=None, gt=0, lt=1)
     """... or, instead, share of all questions that may zoom ..."""
     needless: float | None = Field(default=None, ge=0, lt=1)
     """... or, instead, share of the questions that need no zoom that may be zoomed all the same. The lowest threshold
     that allows it is taken: a zoom too many costs a crop, one too few the answer."""
     box_recall: float = Field(default=0.98, gt=0, le=1)
-    """Share of the needles that have to lie (95 % of them) in the proposed box. The highest threshold that does so is
-    taken, or where none does the one that comes closest. Where no box is known it says nothing: then the threshold is
-    taken whose crops make most of the questions right that need a zoom."""
+    """Share of the needles of which 95 % have to lie in the proposed box. The highest threshold that achieves it is
+    taken, or else the one that comes closest. Where no box is known, it is not used: then the threshold is taken whose
+    crops make most of the questions right that need a zoom."""
     blurs: list[Blur] | None = Field(default=None, min_length=1)
     """Blurs of the map to try; None: the recipe's own alone."""
     margins: list[Annotated[float, Field(ge=0, le=10)]] | None = Field(default=None, min_length=1)
@@ -219,7 +231,7 @@ class Calibration(Section):
 
 
 class BranchRecipe(Section):
-    """What the stages do with one base."""
+    """The stages for one base."""
 
     model: str = "nano"
     """Preset, hub id or folder of the base."""
@@ -237,15 +249,15 @@ class BranchRecipe(Section):
     blur: Blur = "fixed"
     """Blur of a map before that; a start likewise."""
     margin: float = Field(default=0.0, ge=0)
-    """What is added on each side of a proposed box, as a share of its longer side; a start likewise."""
+    """Margin added on each side of a proposed box, as a share of its longer side; a start likewise."""
     box: Sides | None = None
     """Sides of a proposed box around the centre of the heat (`perception.box`); None: tight around the foreground."""
     stages: list[StageName] = Field(default=list(get_args(StageName)))
-    """What `qzoom train branches` runs, in order."""
+    """Stages that `qzoom train branches` runs, in order."""
     data: list[DatasetSpec] = Field(min_length=1)
-    """What is learned from; `gate` and `postsft` may have `data` of their own."""
+    """Questions to learn from; `gate` and `postsft` may have `data` of their own."""
     held_out: list[DatasetSpec] = Field(default=[])
-    """What metrics and thresholds are measured on; never trained on."""
+    """Questions that metrics and thresholds are measured on; never trained on."""
     heads: HeadSearch = HeadSearch()
     labelling: Labelling = Labelling()
     sdrpn: SDRPNStage = SDRPNStage()
@@ -254,7 +266,7 @@ class BranchRecipe(Section):
     calibration: Calibration = Calibration()
 
     def asked(self, stage: str) -> list[DatasetSpec]:
-        """The questions of a stage."""
+        """Return the questions of a stage."""
         return {"gate": self.gate.data, "postsft": self.postsft.data}.get(stage) or self.data
 
     @model_validator(mode="after")

@@ -1,40 +1,51 @@
-"""Thresholds for a stated target, chosen on held-out questions and written down with their evidence.
+"""Thresholds for a stated target, chosen on held-out questions and stored with their evidence.
 
-The published code has thresholds tuned by hand for each benchmark. Here one target is stated for all: how many of the
-zooms that are needed the gate must let through (or how many questions may zoom), and how many needles the proposed box
-must hold. Of all thresholds that meet a target the highest is taken: it zooms least, and its boxes are smallest.
-(Where the target is how many zooms may be needless, the gate's lowest.) That of the map is absolute, as published, or a
-share of each map's peak; where several blurs and margins may be tried, each gets its own, and the pair with the
-smallest boxes wins. Where no box is known, answers choose: of some `candidates` the one whose crops make most of the
-questions right that need a zoom. A training-free gate, the map's peak over its mean, is calibrated for the same target
-and reported beside the learned one.
+The published code has thresholds that were tuned by hand for each benchmark. Here one target is stated for all: the
+share of the needed zooms that the gate must let through (or of the questions that may zoom), and the share of the
+needles that the proposed box must hold. Of all thresholds that meet a target the highest is taken: it zooms least, and
+its boxes are smallest. (Where the target is a share of needless zooms, the gate's lowest.) The map's threshold is
+absolute, as published, or a share of each map's peak; where several blurs and margins may be tried, each pair gets its
+own, and the pair with the smallest boxes wins. Where no box is known, answers choose the rule (see `crops`). A
+training-free gate, the map's peak over its mean, is calibrated for the same target and reported beside the learned one.
 """
 
 import math
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from qzoom_agent.config import Blur, PerceptionConfig, Sides
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.gate import gate_fires
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.presets import resolve_model
+from qzoom_agent.perception.branches import CONFIG, WEIGHTS, BranchConfig
+from qzoom_agent.perception.checkpoints import checkpoint_file
 from qzoom_agent.perception.maps import smoothed
-from qzoom_agent.training.branches.branch_recipe import Calibration
-from qzoom_agent.training.branches.crop_outcomes import Crop
-from qzoom_agent.training.branches.localisation import Localisation, LookOutcome, localisation
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibration
+from qzoom_agent.training.branches.crops import Crop, crop_outcomes
+from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
+from qzoom_agent.training.branches.localisation import Localisation, LookOutcome, localisation, look_at_records
+from qzoom_agent.training.branches.run_dir import RunDirectory
+from qzoom_agent.training.branches.sharded_table import together
+from qzoom_agent.training.recipe_io import read_recipe
 
+_RULE_KEYS: Final = ("peak_share", "blur", "margin", "box")
+"""Keys of a recipe that say how a map becomes a box."""
 _THRESHOLDS: Final = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03)
-"""Those that answers choose from: what the published code has, and a little around it."""
-_SHARES: Final = (0.8, 0.6, 0.4, 0.3, 0.2, 0.1)
+"""Thresholds that answers choose from: those of the published code, and a few around them."""
+_PEAK_SHARES: Final = (0.8, 0.6, 0.4, 0.3, 0.2, 0.1)
 _ROUNDING: Final = 1e-3
 """Share of a score by which it may differ when it is computed again."""
 
 
 class GateFigures(BaseModel):
-    """A gate at one threshold."""
+    """Errors of a gate at one threshold."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -57,38 +68,38 @@ class CropFigures(BaseModel):
 
 
 class Calibrated(BaseModel):
-    """What was chosen, and why."""
+    """Chosen thresholds and the evidence for them; stored in `branches.json`."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     target: Calibration
     questions: int
     needing: int
-    """How many of them need a zoom."""
+    """Number of questions that need a zoom."""
     left_out: int
-    """How many may or may not: nothing makes their answers right."""
+    """Number of questions of which that cannot be told: nothing makes their answers right."""
     threshold: float
-    """Of the map."""
+    """Threshold of the map."""
     relative: bool
-    """Whether that is a share of each map's peak."""
+    """The threshold is a share of each map's peak."""
     blur: Blur
     margin: float
     met: bool | None
-    """Whether the target of the box is met at that threshold; None where no question has a box."""
+    """The target of the box is met at that threshold; None where no question has a box."""
     box: Localisation
     crops: CropFigures | None
-    """What chose the threshold where no question has a box, else None."""
+    """Figures that chose the threshold where no question has a box, else None."""
     gate: GateFigures | None
     """None where there is no learned gate."""
     training_free: GateFigures
-    """Peak over mean of the map instead."""
+    """The map's peak over its mean, used as a gate."""
 
 
 def candidates(
     *, relative: bool, blurs: Sequence[Blur] = ("fixed",), margins: Sequence[float] = (0.0,), box: Sides | None = None
 ) -> list[PerceptionConfig]:
-    """Rules of a map's foreground for answers to choose from, few enough that each question is asked with them all."""
-    key, values = ("peak_share", _SHARES) if relative else ("threshold", _THRESHOLDS)
+    """Return the rules that answers choose from, few enough that each question is asked with all of them."""
+    key, values = ("peak_share", _PEAK_SHARES) if relative else ("threshold", _THRESHOLDS)
     return [rule.model_copy(update={key: value}) for rule in _rules(blurs, margins, box) for value in values]
 
 
@@ -106,13 +117,17 @@ def calibrate(
     """Choose thresholds, and the rule of the map they belong to.
 
     Args:
-        needs: for each question whether it needs a zoom; None: nobody can say.
-        relative: choose a share of the map's peak instead of an absolute threshold.
-        blurs, margins: what may be tried.
-        box: sides of the proposed box, where they are fixed.
-        crops: for each question its crop by each of the `candidates`; of use where no question has a box.
+        seen: Gate score and map of each question.
+        needs: For each question True if it needs a zoom; None: that cannot be told.
+        target: The target.
+        relative: Choose a share of the map's peak instead of an absolute threshold.
+        blurs: Blurs to try.
+        margins: Margins to try.
+        box: Sides of the proposed box, where they are fixed.
+        crops: For each question its crop by each of the `candidates`, which choose where no question has a box.
+
     Raises:
-        ConfigError: none of the questions needs a zoom, or all do.
+        ConfigError: None of the questions needs a zoom, or all do.
     """
     needing, easy = sum(need is True for need in needs), sum(need is False for need in needs)
     left_out = len(needs) - needing - easy
@@ -160,7 +175,7 @@ def _rules(blurs: Sequence[Blur], margins: Sequence[float], box: Sides | None) -
 def _by_boxes(
     seen: Sequence[LookOutcome], target: Calibration, options: PerceptionConfig, *, relative: bool
 ) -> tuple[PerceptionConfig, bool, Localisation]:
-    """The rule with the highest threshold that meets the target (whether one does), or comes closest."""
+    """Return the rule with the highest threshold that meets the target or else comes closest, and whether it does."""
     key = "peak_share" if relative else "threshold"
     values = np.linspace(0.95, 0.05, 91) if relative else np.geomspace(0.9, 0.005, 60)
     rules = [options.model_copy(update={key: round(float(value), 4)}) for value in values]
@@ -173,7 +188,7 @@ def _by_boxes(
 
 
 def _cost(found: tuple[PerceptionConfig, bool, Localisation]) -> tuple[bool, float]:
-    """Of two rules the better one has less: the target missed by less, or reached with less of the image."""
+    """Order rules: those that meet the target first, by area; then those that miss it, by how far."""
     _, met, box = found
     return (False, box.area or 0.0) if met else (True, -(box.recall or 0.0))
 
@@ -181,7 +196,7 @@ def _cost(found: tuple[PerceptionConfig, bool, Localisation]) -> tuple[bool, flo
 def _by_answers(
     needs: Sequence[bool | None], crops: Sequence[Sequence[Crop]], rules: Sequence[PerceptionConfig]
 ) -> tuple[PerceptionConfig, CropFigures]:
-    """The rule whose crops answer most of the questions that need a zoom; of equals, that with the smallest crops."""
+    """Return the rule whose crops answer most of the questions that need a zoom; among equals, the smallest crops."""
     needing = [some for some, need in zip(crops, needs, strict=True) if need]
     figures = [
         CropFigures(right=fmean(crop.right for crop in one), area=fmean(crop.area for crop in one))
@@ -194,11 +209,14 @@ def _by_answers(
 def gate_figures(
     scores: Sequence[float], needs: Sequence[bool | None], target: Calibration, *, most: float = math.inf
 ) -> GateFigures:
-    """The threshold that the target asks for, and what it does.
+    """Choose the threshold that the target asks for, and measure its errors.
 
     Args:
-        needs: questions of which nobody can say count for `zoom_share` alone.
-        most: no score is higher, nor may the threshold be. Where scores reach it, it may miss the target.
+        scores: Score of each question.
+        needs: For each question True if it needs a zoom. Those of which that cannot be told (None) count for
+            `zoom_share` alone.
+        target: The target.
+        most: Upper limit of scores and threshold. Where scores reach it, the threshold may miss the target.
     """
     needing = sorted((score for score, need in zip(scores, needs, strict=True) if need), reverse=True)
     easy = sorted((score for score, need in zip(scores, needs, strict=True) if need is False), reverse=True)
@@ -220,10 +238,143 @@ def gate_figures(
 
 
 def _beside(score: float, next_one: float) -> float:
-    """A threshold between two scores, no further from the first than rounding moves it.
+    """Return a threshold between two scores, no further from the first than rounding moves it.
 
-    A question has another score by itself than in a batch, or in another number format: not by much, but a threshold
-    that is a hair from a score would then fall on its other side.
+    The score of a question differs a little between batch sizes and number formats; a threshold right beside it would
+    then fall on its other side.
     """
     step = max(abs(score) * _ROUNDING, 1e-12)
     return max((score + next_one) / 2, score - step) if next_one < score else min((score + next_one) / 2, score + step)
+
+
+def with_thresholds(backend: HFBackend, recipe: BranchRecipe, folder: Path, *, source: JsonValue) -> BranchConfig:
+    """Return the config of the backend's branches with thresholds chosen on held-out questions, and print the evidence.
+
+    All processes of a run have to call this.
+
+    Args:
+        backend: The base with its branches.
+        recipe: Names the questions (`held_out`) and the target (`calibration`).
+        folder: Folder for the answers, where no boxes are known.
+        source: The base, branches and records that those are of.
+
+    Raises:
+        ConfigError: Nothing is held out, or it cannot be told which of the questions need a zoom.
+    """
+    if not recipe.held_out:
+        raise ConfigError(
+            "Thresholds are chosen on held-out questions, and the recipe has none. Name some in `held_out`."
+        )
+    assert backend.branches is not None
+    held, target = load_records(recipe.held_out, limit=recipe.calibration.records), recipe.calibration
+    rules: dict[str, Any] = {
+        "relative": recipe.peak_share is not None,
+        "blurs": target.blurs or [recipe.blur],
+        "margins": target.margins or [recipe.margin],
+        "box": recipe.box,
+    }
+    seen = look_at_records(backend, held, tokens=target.tokens)
+    if all(one.boxes is not None for one in seen):
+        found = calibrate(seen, [bool(one.boxes) for one in seen], target, **rules)
+    else:
+        answered = crop_outcomes(backend, held, recipe, candidates(**rules), folder / "answers", source=source)
+        needs = [one.need(with_crop=recipe.gate.with_crop) for one in answered]
+        found = calibrate(seen, needs, target, **rules, crops=[one.crops for one in answered])
+    if together().is_main_process:
+        print(evidence_text(found), flush=True)
+    return calibrated_config(backend.branches.config, found, recipe)
+
+
+def calibrated_config(config: BranchConfig, found: Calibrated, recipe: BranchRecipe) -> BranchConfig:
+    """Return the config of branches with the thresholds that were found and their evidence."""
+    changes: dict[str, Any] = {
+        "peak_share": found.threshold if found.relative else None,
+        "blur": found.blur,
+        "margin": found.margin,
+        "box": recipe.box,
+        "evidence": found.model_dump(mode="json"),
+    }
+    if not found.relative:
+        changes["threshold"] = found.threshold
+    if found.gate is not None:
+        changes["gate_threshold"] = found.gate.threshold
+    return BranchConfig.model_validate({**config.model_dump(), **changes})
+
+
+def evidence_text(found: Calibrated) -> str:
+    """Return the evidence as lines of text."""
+    left_out = f"; {found.left_out} left out, which nothing makes right" if found.left_out else ""
+    lines = [f"{found.questions} questions, {found.needing} of which need a zoom{left_out}"]
+    rule = f"{found.threshold:g}{' of its peak' if found.relative else ''}, blur {found.blur}, margin {found.margin:g}"
+    if found.crops is not None:
+        lines.append("no held-out question has a box: answers choose the map's threshold, and box_recall says nothing")
+        lines.append(f"map at {rule}: {found.crops.right:.3f} of those right with it, area {found.crops.area:.3f}")
+    else:
+        missed = "" if found.met else f" (the target of {found.target.box_recall:g} is not reached)"
+        lines.append(f"map at {rule}: recall {found.box.recall:.3f}{missed}, area {found.box.area:.3f}")
+    for name, gate in (("learned gate", found.gate), ("training-free gate", found.training_free)):
+        if gate is not None:
+            lines.append(
+                f"{name} at {gate.threshold:.4g}: skips {gate.missed:.3f} of the needed zooms, "
+                f"makes {gate.needless:.3f} of the needless ones"
+            )
+    return "\n".join(lines)
+
+
+class HeldOut(BranchRecipe):
+    """A recipe for calibration alone, which may lack `data`."""
+
+    data: list[DatasetSpec] = Field(default=[])
+    held_out: list[DatasetSpec] = Field(min_length=1)
+
+
+def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branches: Path | None = None) -> Path:
+    """Calibrate existing branches on other questions (`qzoom calibrate`); return `output`/final, where they are.
+
+    The weights stay as they are. The map's rule (`peak_share`, `blur`, `margin`, `box`) is that of the branches, unless
+    the recipe sets it.
+
+    Args:
+        recipe: A recipe of the branches; only `held_out`, `calibration` and, where no boxes are known, `gate` are read.
+        output: Folder of the results.
+        model: Base to use instead of the recipe's.
+        branches: Branches to calibrate; None: those that come with the model.
+
+    Raises:
+        ConfigError: `output` has calibrated branches already, there are none to calibrate, or the held-out questions
+            cannot choose.
+        BackendError: The model or the branches cannot be loaded.
+    """
+    final = output / "final"
+    if final.exists():
+        raise ConfigError(f"{final} is there already. Delete it, or choose another --output.")
+    wanted = read_recipe(recipe, HeldOut, **({} if model is None else {"model": model}))
+    stored = _branches_of(wanted.model) if branches is None else branches
+    run = RunDirectory(wanted, output)
+    backend = run.backend(branches=stored)
+    assert backend.branches is not None
+    config = backend.branches.config
+    run.recipe = wanted.model_copy(
+        update={key: getattr(config, key) for key in _RULE_KEYS if key not in wanted.model_fields_set}
+    )
+    config = with_thresholds(backend, run.recipe, output, source=run.source(stored, held_out=True))
+    if run.processes.is_main_process:
+        writing = output / "final.part"
+        writing.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(stored / WEIGHTS, writing / WEIGHTS)
+        (writing / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        writing.rename(final)
+        print(f"written {final}", flush=True)
+    run.processes.wait_for_everyone()
+    return final
+
+
+def _branches_of(model: str) -> Path:
+    """Return the folder of the branches that come with a model."""
+    found = [checkpoint_file(resolve_model(model).source, name) for name in (CONFIG, WEIGHTS)]
+    if found[0] is None:
+        raise ConfigError(
+            f"'{model}' comes without branches in our form. Name theirs with --branches, the folder that `qzoom train` "
+            "wrote, or `qzoom convert` from a published checkpoint."
+        )
+    return Path(found[0]).parent

@@ -1,69 +1,134 @@
-"""What a stage will cost, before anything is loaded: rows, steps, tokens and memory, from the recipe alone.
+"""The cost of a stage, estimated from the recipe before anything is loaded: rows, steps, tokens and memory.
 
-Counted is what goes through the base: questions that are answered or looked at, and rows that are trained on. Tokens
-are those of prompts. What cannot be known is said to be unknown: how many rows a hub dataset has that is taken whole,
-and how large a base is whose config is not on this machine.
+Counted are the rows that go through the base: questions that are answered or looked at, and rows that are trained on.
+Tokens are those of prompts. Unknown are the rows of a hub dataset that is taken whole, and the memory of a base whose
+config is not on this machine. Memory is estimated from the shape of the base, well enough to tell 12 GB from 40 GB.
 """
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Final, NamedTuple
 
+from transformers import AutoConfig
+
 from qzoom_agent.config import ViewBudget
-from qzoom_agent.models.presets import UNKNOWN_BUDGET, preset_of, resolve_model
+from qzoom_agent.models.presets import PRESETS, UNKNOWN_BUDGET, preset_of, resolve_model
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation
 from qzoom_agent.training.branches.calibrate import candidates
 from qzoom_agent.training.branches.dataset_size import rows_of
-from qzoom_agent.training.branches.fitting import steps
-from qzoom_agent.training.branches.memory import DEVICE_GB, Shape, fitting, passing, shape_of, trained_weights
+from qzoom_agent.training.branches.fitting import optimizer_steps
+
+
+class Shape(NamedTuple):
+    """Sizes of a base that decide its memory."""
+
+    layers: int
+    hidden: int
+    layer_weights: float
+    """Number of weights of one decoder layer."""
+    cached: int
+    """Numbers that a layer keeps in the cache for each token."""
+    head_weights: float = 0.0
+    """Number of weights of the output layer, where it is not tied to the embeddings: trained with the decoder."""
+    base_gb: float | None = None
+    """GB of the weights in 16 bit and the cache of one run; None: unknown."""
+
+
+SHAPES: Final = {
+    name: shape._replace(base_gb=PRESETS[name].memory_gb)
+    for name, shape in {
+        "nano": Shape(9, 192, 0.3e6, 192),
+        "qwen2.5-vl-3b": Shape(36, 2048, 77.1e6, 512),
+        "qwen2.5-vl-7b": Shape(28, 3584, 233.0e6, 1024, 545.0e6),
+        "qwen3-vl-4b": Shape(36, 2560, 100.9e6, 2048),
+        "qwen3-vl-8b": Shape(36, 4096, 192.9e6, 2048, 622.3e6),
+        "llava-1.5-7b": Shape(32, 4096, 202.4e6, 8192, 131.3e6),
+    }.items()
+}
+DEVICE_GB: Final = 80
+"""Memory of a large device."""
+_STATES: Final = 20
+"""Numbers that a layer works with, or training keeps of it, for each token and unit of width, roughly."""
+
+
+def shape_of(model: str) -> Shape | None:
+    """Return the shape of a base by its preset, or by its config if that is on this machine; None: unknown."""
+    known = SHAPES.get(preset_of(model) or "")
+    if known is not None:
+        return known
+    source = resolve_model(model).source
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    text = config.get_text_config()
+    heads, hidden = text.num_attention_heads, text.hidden_size
+    width = getattr(text, "head_dim", None) or hidden // heads
+    keys = (getattr(text, "num_key_value_heads", None) or heads) * width
+    stored = sum(file.stat().st_size for file in Path(source).glob("*.safetensors"))
+    return Shape(
+        layers=text.num_hidden_layers,
+        hidden=hidden,
+        layer_weights=2.0 * hidden * (heads * width + keys) + 3.0 * hidden * text.intermediate_size,
+        cached=2 * keys,
+        head_weights=0.0 if config.tie_word_embeddings else float(hidden * text.vocab_size),
+        base_gb=stored / 1e9 or None,
+    )
+
 
 _TEXT_TOKENS: Final = 60
-"""Of a prompt, about."""
+"""Text tokens of a prompt, roughly."""
 _LOOKED_AT: Final = 16
 """Rows of a batch that is only looked at."""
 
 
 class Pass(NamedTuple):
-    """Questions that go through the base."""
+    """One pass over questions."""
 
     what: str
     rows: int | None
     """None: unknown."""
     tokens: float
-    """Of a prompt."""
+    """Tokens of a prompt."""
     batch: int
     times: int = 1
-    """How often each."""
+    """Passes over each question."""
 
 
 class Fit(NamedTuple):
-    """Weights that are trained."""
+    """One training of some weights."""
 
     what: str
     how: Optimisation
     rows: int | None
-    """Of all epochs, at most; None: unknown."""
+    """Rows of all epochs, at most; None: unknown."""
     tokens: float
     layers: float
     own: bool = False
-    """Of the base itself."""
+    """The layers are the base's own."""
 
 
 Work = Pass | Fit
 
 
-class Planner:
-    """The work of each stage of one recipe."""
+class CostModel:
+    """The work of each stage of one recipe.
+
+    Args:
+        recipe: The recipe.
+        views: Budgets of views of the base.
+        layers: Decoder layers of the base; 0: unknown.
+    """
 
     def __init__(self, recipe: BranchRecipe, views: ViewBudget, *, layers: int) -> None:
-        """`layers`: of the base; 0 if that is not known."""
         self.recipe, self.layers = recipe, layers
         self.coarse = views.coarse_max_tokens + _TEXT_TOKENS
         self.crop = views.crop_max_tokens
 
-    def of(self, stage: str) -> list[Work]:
-        """In order."""
+    def work_of(self, stage: str) -> list[Work]:
+        """Return the work of a stage in order."""
         recipe, asked = self.recipe, rows_of(self.recipe.asked(stage))
         if stage == "select-heads":
             return self._attended("", least(recipe.heads.records, asked))
@@ -76,11 +141,14 @@ class Planner:
         if stage == "gate":
             rows, how = least(recipe.gate.records, asked), recipe.gate.optimisation
             tokens = fmean(recipe.gate.tokens[at] for at in recipe.gate.budgets_read) + _TEXT_TOKENS
-            return [*self._at_budgets(rows), Fit("the gate", how, times(rows, how.epochs), tokens, recipe.gate_depth)]
+            return [
+                *self._at_budgets(rows),
+                Fit("the gate", how, times(rows, how.num_train_epochs), tokens, recipe.gate_depth),
+            ]
         return self._calibrated()
 
     def _calibrated(self) -> list[Work]:
-        """Where no box is known, all are answered once, and those that are wrong with all that may mend them."""
+        """Where no box is known, all are answered once, and those that are wrong with everything that may help them."""
         recipe, stage, target = self.recipe, self.recipe.gate, self.recipe.calibration
         rows = least(target.records, rows_of(recipe.held_out))
         seen = self.coarse if target.tokens is None else target.tokens + _TEXT_TOKENS
@@ -121,7 +189,7 @@ class Planner:
         used = None if rows is None else math.ceil(stage.share * rows)
         held = least(stage.report, rows_of(self.recipe.held_out))
         fit = Fit(
-            "SD-RPN", how, times(used, how.epochs), tokens, self.recipe.depth - 0.7
+            "SD-RPN", how, times(used, how.num_train_epochs), tokens, self.recipe.depth - 0.7
         )  # its last layer: query, keys
         return [fit, Pass("held out, looked at", held, tokens, _LOOKED_AT, len(stage.tokens))]
 
@@ -144,32 +212,37 @@ class Planner:
             Pass("answered", rows, self.coarse, stage.batch),
             Pass("looked at", rows, self.coarse, stage.batch),
             Pass("answered with a crop", rows, self.coarse + self.crop, stage.batch),
-            Fit("the base", how, times(rows, how.epochs), self.coarse + self.crop, self.layers, own=True),
+            Fit("the base", how, times(rows, how.num_train_epochs), self.coarse + self.crop, self.layers, own=True),
             *self._labelled(" anew", again),
             *self._sdrpn(stage.refit, again),
         ]
 
 
 def least(*counts: int | None) -> int | None:
-    """The least of those that are known."""
+    """Return the lowest of the counts that are known."""
     return min((count for count in counts if count is not None), default=None)
 
 
 def times(count: int | None, factor: int) -> int | None:
-    """A count so many times; None where it is unknown."""
+    """Multiply a count, which may be unknown (None)."""
     return None if count is None else count * factor
 
 
 def describe(recipe: BranchRecipe, stage: str, *, processes: int = 1) -> str:
-    """The plan of one stage as lines of text.
+    """Describe the cost of one stage in lines of text.
+
+    Args:
+        recipe: The recipe.
+        stage: Name of the stage.
+        processes: Number of devices.
 
     Raises:
-        ConfigError: a local source of data is not there.
+        ConfigError: A local source of data is missing.
     """
     preset = resolve_model(preset_of(recipe.model) or recipe.model)
     shape = shape_of(recipe.model)
-    planner = Planner(recipe, preset.budget or UNKNOWN_BUDGET, layers=0 if shape is None else shape.layers)
-    work = planner.of(stage)
+    model = CostModel(recipe, preset.budget or UNKNOWN_BUDGET, layers=0 if shape is None else shape.layers)
+    work = model.work_of(stage)
     lines = [f"model        {recipe.model} ({preset.source})", f"stage        {stage}"]
     total, unknown = 0.0, ""
     for one in work:
@@ -197,9 +270,9 @@ def _rows(one: Work, often: int) -> str:
 
 def _fit(one: Fit, shape: Shape | None, processes: int) -> list[str]:
     how = one.how
-    batch = how.batch * how.accumulation * processes
-    count = "unknown" if one.rows is None else f"at most {steps(how, one.rows, processes=processes)}"
-    size = f"{batch} rows: {how.batch} a device, {how.accumulation} accumulated, on {processes} devices"
+    rows, accumulated = how.per_device_train_batch_size, how.gradient_accumulation_steps
+    count = "unknown" if one.rows is None else f"at most {optimizer_steps(how, one.rows, processes=processes)}"
+    size = f"{rows * accumulated * processes} rows: {rows} a device, {accumulated} accumulated, on {processes} devices"
     weights = "unknown" if shape is None else f"about {_amount(trained_weights(shape, one.layers, own=one.own))}"
     return [f"steps        {count}, of {size}", f"weights      {weights}"]
 
@@ -209,9 +282,9 @@ def _memory(model: str, shape: Shape | None, work: Sequence[Work], processes: in
         lacking = "config" if shape is None else "weights"
         return [f"memory       unknown: the {lacking} of {model} cannot be looked at without a download"]
     needed = [
-        passing(shape, rows=one.batch, tokens=one.tokens)
+        pass_gb(shape, rows=one.batch, tokens=one.tokens)
         if isinstance(one, Pass)
-        else fitting(shape, one.how, tokens=one.tokens, layers=one.layers, own=one.own)
+        else fit_gb(shape, one.how, tokens=one.tokens, layers=one.layers, own=one.own)
         for one in work
     ]
     lines = [f"memory       about {max(needed):.1f} GB a device"]
@@ -221,7 +294,7 @@ def _memory(model: str, shape: Shape | None, work: Sequence[Work], processes: in
         lines.append(f"too large    {need:.0f} GB for {one.what} do not fit a device of {DEVICE_GB} GB")
         if isinstance(one, Fit) and one.own:
             spread = max(2, processes)
-            less = fitting(shape, one.how, tokens=one.tokens, layers=one.layers, own=True, sharded=spread)
+            less = fit_gb(shape, one.how, tokens=one.tokens, layers=one.layers, own=True, sharded=spread)
             lines += [
                 "             every device holds weights, gradients and moments, however many there are. Spread them",
                 f"             (about {less:.0f} GB on each of {spread}): accelerate launch --config_file",
@@ -234,3 +307,39 @@ def _memory(model: str, shape: Shape | None, work: Sequence[Work], processes: in
 
 def _amount(count: float) -> str:
     return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count / 1e3:.1f} k"
+
+
+def pass_gb(shape: Shape, *, rows: int, tokens: float) -> float:
+    """Return the GB that a batch of rows needs, with its cache."""
+    return (shape.base_gb or 0.0) + rows * tokens * 2 * (shape.layers * shape.cached + shape.hidden * _STATES) / 1e9
+
+
+def fit_gb(
+    shape: Shape, how: Optimisation, *, tokens: float, layers: float, own: bool = False, sharded: int = 1
+) -> float:
+    """Return the GB that training needs: weights, gradients and Adam's moments in float32, and activations.
+
+    Args:
+        shape: The base.
+        how: Batch size and gradient checkpointing.
+        tokens: Tokens of a row.
+        layers: Number of layers that are trained.
+        own: They are the base's own, with its output layer, and not beside it.
+        sharded: Devices over which ZeRO-2 spreads everything but the weights in 16 bit.
+    """
+    states = (
+        how.per_device_train_batch_size
+        * tokens
+        * shape.hidden
+        * _STATES
+        * 4
+        * (1 if how.gradient_checkpointing else max(1.0, layers))
+    )
+    weights = trained_weights(shape, layers, own=own)
+    held = 16 / sharded - (2 if own and sharded == 1 else 0)  # in place of those in 16 bit
+    return (shape.base_gb or 0.0) + (weights * held + states) / 1e9
+
+
+def trained_weights(shape: Shape, layers: float, *, own: bool = False) -> float:
+    """Return the number of weights that are trained."""
+    return layers * shape.layer_weights + (shape.head_weights if own else 0.0)

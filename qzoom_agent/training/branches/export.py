@@ -1,9 +1,9 @@
-"""From a folder of the branches' stages to one model folder that has them: what `Agent.from_pretrained` loads.
+"""Put a base and its trained branches into one model folder, which `Agent.from_pretrained` loads.
 
     python -m qzoom_agent.training.branches.export runs/branches models/mine
 
-The branches are those of `calibrate`, the base the one that they were made for: the recipe's, or what `postsft` made of
-it.
+The branches are those of `calibrate`, and the base is the one that they were made for: the recipe's, or that of
+`postsft`.
 """
 
 import argparse
@@ -18,26 +18,25 @@ from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.perception.branches import CONFIG, WEIGHTS
 from qzoom_agent.training.branches.branch_recipe import load_branch_recipe
 from qzoom_agent.training.branches.run_dir import RunDirectory
-from qzoom_agent.training.branches.stage_dependencies import base_of
 
 
-def ship(run: Path, target: Path) -> Path:
-    """Write the base and its branches into `target`, which is whole or not there; returns it.
+def export_model(run: Path, target: Path) -> Path:
+    """Write the base and its branches into `target`, which is complete or not there, and return it.
 
     Raises:
         ConfigError: `run` has no calibrated branches, or `target` is there already.
     """
     if target.exists():
         raise ConfigError(f"{target} is there already. Delete it, or choose another folder.")
-    shop = RunDirectory(load_branch_recipe(run / "recipe.yaml"), run)
-    branches = shop.latest("calibrate")
-    source = base_of(shop, "calibrate") or Path(resolve_model(shop.recipe.model).source)
+    folder = RunDirectory(load_branch_recipe(run / "recipe.yaml"), run)
+    branches = folder.latest("calibrate")
+    source = folder.base_of("calibrate") or Path(resolve_model(folder.recipe.model).source)
     writing = target.with_name(target.name + ".part")
     shutil.rmtree(writing, ignore_errors=True)
     if source.is_dir():
         shutil.copytree(source, writing)
     else:
-        backend = HFBackend.load(shop.recipe.model, dtype=shop.recipe.dtype)
+        backend = HFBackend.load(folder.recipe.model, dtype=folder.recipe.dtype)
         backend.model.save_pretrained(writing)
         backend.processor.save_pretrained(writing)
     for name in (CONFIG, WEIGHTS):
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="output folder of the branches' stages")
     parser.add_argument("target", type=Path, help="folder to write")
     options = parser.parse_args(argv)
-    print(f"written {ship(options.run, options.target)}")
+    print(f"written {export_model(options.run, options.target)}")
     return 0
 
 

@@ -1,9 +1,11 @@
-"""One stage of training: a small module, the frozen passes that feed it, and transformers' Trainer around them.
+"""The training loop of every stage: a module whose `forward` is its loss, and transformers' Trainer around it.
 
-What is trained is a module whose `forward` returns the loss; what is frozen runs in `prepare`, which turns the rows of
-a batch into the module's arguments. So one process or many (accelerate), checkpoints, schedules and trackers are the
-Trainer's, and a checkpoint holds nothing but what is trained. Rows come in a fixed order drawn from the seed, those of
-one image together; a killed run goes on at the row it would have seen next.
+The frozen base runs in `prepare`, which turns the rows of a batch into the module's arguments. Processes (accelerate),
+schedules and trackers are the Trainer's; a checkpoint holds only the weights that are trained. Rows come in a fixed
+order drawn from the seed, those of one image together, and a run resumes at the row that was next.
+
+TRL's `SFTTrainer` does not give the same losses: it replaces the model's forward, so it cannot take views that are
+encoded already and positions aligned to the coarse view, and it averages over the tokens of all accumulated batches.
 """
 
 import json
@@ -19,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import Dataset
 from transformers import (
     GradientCheckpointingLayer,
     PrinterCallback,
@@ -30,16 +32,18 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from qzoom_agent.errors import ConfigError, MissingDependency
 from qzoom_agent.training.branches.branch_recipe import Optimisation
 from qzoom_agent.training.branches.sharded_table import launched_in_bfloat16, together
 from qzoom_agent.training.fingerprint import begin
 
 Rows = list[dict[str, Any]]
 WEIGHTS = "trained.safetensors"
-ONLY_TOLD: Final = {"gradient_checkpointing", "log_steps", "save_steps", "workers", "report_to"}
-"""Keys of `Optimisation` that do not change what comes out."""
-_TOLD = ("loss", "grad_norm", "learning_rate")
+NOT_DECISIVE: Final = {"gradient_checkpointing", "logging_steps", "save_steps", "dataloader_num_workers", "report_to"}
+"""Keys of `Optimisation` that do not change the weights that come out."""
+_LOGGED = ("loss", "grad_norm", "learning_rate")
 
 
 class TrainingOrder(Dataset[dict[str, Any]]):
@@ -56,7 +60,7 @@ class TrainingOrder(Dataset[dict[str, Any]]):
 
 
 def shuffled(groups: Sequence[str], *, epochs: int, seed: int) -> list[int]:
-    """Indices of all rows, once an epoch, in an order drawn from the seed; rows of one group stay together."""
+    """Return the indices of all rows, once an epoch, in an order drawn from the seed; a group stays together."""
     members: dict[str, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
@@ -69,7 +73,7 @@ def shuffled(groups: Sequence[str], *, epochs: int, seed: int) -> list[int]:
 
 
 class StageTrainer(Trainer):
-    """`Trainer` of a module whose forward is its loss."""
+    """Trainer of a module whose forward is its loss."""
 
     def __init__(self, prepare: Callable[[Rows], dict[str, Any]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -88,9 +92,6 @@ class StageTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         assert output_dir is not None
         module = self.accelerator.unwrap_model(self.model)
@@ -104,20 +105,20 @@ class StageTrainer(Trainer):
 
 
 def trained(module: nn.Module) -> dict[str, Tensor]:
-    """The weights that are trained, by name."""
+    """Return the weights that are trained, by name."""
     return {
         name: weight.detach().contiguous().cpu() for name, weight in module.named_parameters() if weight.requires_grad
     }
 
 
 def load_trained(module: nn.Module, file: Path) -> None:
-    """Put weights that `trained` gave back."""
+    """Load the weights that `trained` returned."""
     _, unexpected = module.load_state_dict(load_file(file), strict=False)
     assert not unexpected, unexpected
 
 
-class Log(TrainerCallback):
-    """Appends each log line to a file and prints it."""
+class LogCallback(TrainerCallback):
+    """Callback that prints each log line and appends it to a file."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.began = path, time.perf_counter()
@@ -126,10 +127,10 @@ class Log(TrainerCallback):
         if not state.is_world_process_zero:
             return
         minutes = round((time.perf_counter() - self.began) / 60, 1)
-        told = {name: float(f"{kwargs['logs'][name]:.4g}") for name in _TOLD if name in kwargs["logs"]}
-        if not told:
-            return  # the trainer's closing remarks
-        line = json.dumps({"minutes": minutes, "step": state.global_step, "of": state.max_steps, **told})
+        logged = {name: float(f"{kwargs['logs'][name]:.4g}") for name in _LOGGED if name in kwargs["logs"]}
+        if not logged:
+            return  # the summary at the end
+        line = json.dumps({"minutes": minutes, "step": state.global_step, "of": state.max_steps, **logged})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line, flush=True)
@@ -144,17 +145,25 @@ def train(
     *,
     seed: int,
 ) -> None:
-    """Train the module in place. `folder` gets checkpoints and `log.jsonl`; a killed run continues from the last.
+    """Train the module in place, or resume from the last checkpoint.
 
-    Weights in half precision are trained in float32 under autocast, and become what they were.
+    Weights in half precision are trained in float32 under autocast, and get their number format back afterwards.
+
+    Args:
+        module: Its trainable weights are those with `requires_grad`.
+        rows: Training rows.
+        prepare: Turns the rows of a batch into arguments of the module.
+        optimisation: The recipe's section.
+        folder: Folder of checkpoints and `log.jsonl`.
+        seed: Seed of everything random.
 
     Raises:
-        ConfigError: `folder` has a fit that was begun with other settings, rows or processes.
+        ConfigError: `folder` holds a run that was begun with other settings, rows or processes.
     """
     processes = together()
     settings = {"rows": len(rows), "seed": seed, "processes": processes.num_processes}
-    settings |= optimisation.model_dump(mode="json", exclude=ONLY_TOLD)
-    begin(folder / "settings.json", settings, made=folder, processes=processes)
+    settings |= optimisation.model_dump(mode="json", exclude=NOT_DECISIVE)
+    begin(folder / "settings.json", settings, made=folder, processes=processes, kind=Optimisation)
     set_seed(seed)
     stored = {weight: weight.dtype for weight in module.parameters() if weight.requires_grad}
     for weight in stored:
@@ -163,26 +172,28 @@ def train(
         if isinstance(part, GradientCheckpointingLayer):
             part.gradient_checkpointing = optimisation.gradient_checkpointing
             part._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+    warmup = optimisation.warmup_steps
+    total = optimizer_steps(optimisation, len(rows), processes=processes.num_processes)
     half = torch.bfloat16 in stored.values() or launched_in_bfloat16()
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=optimisation.batch,
-        gradient_accumulation_steps=optimisation.accumulation,
+        per_device_train_batch_size=optimisation.per_device_train_batch_size,
+        gradient_accumulation_steps=optimisation.gradient_accumulation_steps,
         num_train_epochs=1,  # the rows are those of all epochs
         learning_rate=optimisation.learning_rate,
-        lr_scheduler_type=optimisation.schedule,
-        warmup_steps=int(optimisation.warmup * steps(optimisation, len(rows), processes=processes.num_processes)),
+        lr_scheduler_type=optimisation.lr_scheduler_type,
+        warmup_steps=int(warmup if warmup >= 1 else warmup * total),
         weight_decay=optimisation.weight_decay,
         adam_beta2=optimisation.adam_beta2,
         max_grad_norm=1.0,
-        logging_steps=optimisation.log_steps,
+        logging_steps=optimisation.logging_steps,
         save_steps=optimisation.save_steps,
         save_total_limit=2,
         seed=seed,
         data_seed=seed,
-        dataloader_num_workers=optimisation.workers,
+        dataloader_num_workers=optimisation.dataloader_num_workers,
         dataloader_pin_memory=False,
-        dataloader_drop_last=False,
+        train_sampling_strategy="sequential",
         remove_unused_columns=False,
         report_to=optimisation.report_to,
         disable_tqdm=True,
@@ -196,7 +207,7 @@ def train(
         args=arguments,
         train_dataset=rows,
         data_collator=list,
-        callbacks=[Log(folder / "log.jsonl")],
+        callbacks=[LogCallback(folder / "log.jsonl")],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
@@ -205,13 +216,17 @@ def train(
     module.eval()
 
 
-def steps(optimisation: Optimisation, rows: int, *, processes: int = 1) -> int:
-    """Optimizer steps for so many rows."""
-    return max(1, math.ceil(math.ceil(rows / (optimisation.batch * processes)) / optimisation.accumulation))
+def optimizer_steps(optimisation: Optimisation, rows: int, *, processes: int = 1) -> int:
+    """Return the number of optimizer steps for so many rows."""
+    batches = math.ceil(rows / (optimisation.per_device_train_batch_size * processes))
+    return max(1, math.ceil(batches / optimisation.gradient_accumulation_steps))
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The latest whole checkpoint: one that was being written when the run was killed lacks the state, written last."""
+    """Return the latest complete checkpoint, if any.
+
+    The state is written last, so a checkpoint that was being written when the run was killed lacks it.
+    """
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
@@ -222,3 +237,22 @@ def _is_json(path: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def require_tracker(name: str) -> None:
+    """Check that the tracker of `report_to` is known to transformers and installed, before a run begins.
+
+    Raises:
+        ConfigError: There is no such tracker.
+        MissingDependency: It is not installed.
+    """
+    installed = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    if name in ("none", "all", *installed):
+        return
+    if name not in INTEGRATION_TO_CALLBACK:
+        names = ", ".join(INTEGRATION_TO_CALLBACK)
+        raise ConfigError(f"There is no tracker '{name}' for report_to. Choose from none, {names}.")
+    raise MissingDependency(
+        f"report_to: {name} needs the package of that tracker, which is not installed. Install it (for most: pip "
+        f"install {name}), or set report_to: none."
+    )

@@ -1,23 +1,18 @@
-"""The gate from consistency: a question needs more detail where more detail, and only that, makes its answer right.
+"""The gate from consistency: a question needs a zoom if more detail, and only that, makes its answer right.
 
-Each question is answered at ascending budgets (Q-Zoom 3.2). It teaches something if its answers are a step: wrong below
-some budget and right from there on. Right throughout is easy; wrong first is a transition; anything else is luck and is
+Each question is answered at ascending budgets (Q-Zoom 3.2). It is of use if its answers are a step: wrong below some
+budget and right from there on. Right throughout is easy; wrong first is a transition; anything else is luck and is
 dropped. Then rows (question, budget, label) are drawn: of a transition mostly one of the last two wrong budgets, which
-need a zoom, seldom a right one, which does not; of easy ones, as many as there are transitions, any. With `with_crop`
-the crop that SD-RPN proposes is the last and highest "budget": then a question that only the crop answers counts as one
-that needs it. No one crop answers a question in several steps; with `own_calls` the model may zoom by itself where the
-crop was not enough, and what it then gets right needed a zoom, too.
+need a zoom, seldom a right one, which does not; of easy ones, as many as there are transitions, any budget. With
+`with_crop` the crop that SD-RPN proposes counts as the highest budget; with `own_calls` the model's own zooms do, too.
 
-Steps, shares and the balance are those of the released code, and with `consensus`, and the two highest budgets left out
-of `read_tokens`, so is the choice of questions and budgets. That is not the default: a question that only the highest
-budget or the crop answers has no consensus, and it is the one that most needs a zoom. Two things differ throughout.
-Answers are compared with the references, by `verdicts`, not with the consensus by any common substring ("12" is no
-"120"); and a transition that is right at no readable budget is always shown where it was wrong, not nine times in ten.
-
-The loss is binary cross-entropy on the last prompt token's score; only the gate is trained.
+Shares and balance are those of the released code; `consensus`, and `read_tokens` without the two highest budgets, give
+its choice of questions and budgets as well. Two things always differ. Answers are compared with the references, not
+with the consensus by any common substring ("12" is no "120"); and a transition that is right at no budget that can be
+read is always shown where it was wrong, not nine times in ten.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, NamedTuple, get_args
@@ -34,13 +29,11 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.match import normalise
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import Gate
-from qzoom_agent.training.branches.attending import answers
+from qzoom_agent.training.branches.base_inference import ask, generate_answers, is_right, lower_states, record_batches
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, GateStage
-from qzoom_agent.training.branches.correctness import is_right
+from qzoom_agent.training.branches.crops import propose_boxes, with_crop
 from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
-from qzoom_agent.training.branches.inputs import ask, lower_states
-from qzoom_agent.training.branches.proposed_crops import propose, with_crop
 from qzoom_agent.training.branches.sharded_table import write_parts
 
 _TRANSITION_WRONG = 0.9
@@ -49,7 +42,7 @@ Kind = Literal["easy", "transition", "never", "luck"]
 
 
 class Draw(NamedTuple):
-    """One training row: a record read at a budget (index into the read budgets), and whether it needs more."""
+    """One training row: a record, the index of the budget it is read at, and True if it needs a zoom there."""
 
     row: int
     image_id: str
@@ -58,14 +51,14 @@ class Draw(NamedTuple):
 
 
 class GateLoss(nn.Module):
-    """The gate and its loss."""
+    """Binary cross-entropy of the gate's score at the last prompt token; only the gate is trained."""
 
     def __init__(self, gate: Gate) -> None:
         super().__init__()
         self.gate = gate
 
     def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, needs: Tensor) -> Tensor:
-        """Mean over the rows; `needs` is 1 for those that need more detail, 0 for the others."""
+        """Return the mean over the rows; `needs` is 1 for those that need a zoom, 0 for the others."""
         logits: Tensor = self.gate(hidden, rotary=rotary, mask=mask)
         return binary_cross_entropy_with_logits(logits.float(), needs)
 
@@ -77,21 +70,22 @@ def answer_at_budgets(
     folder: Path,
     *,
     source: JsonValue = None,
-    note: Callable[[int], None],
 ) -> Dataset:
-    """For each record (`row`, `image_id`) its `answers` at the budgets, and which of them are `right`.
+    """Return for each record (`row`, `image_id`) its `answers` at the budgets, and which of them are `right`.
 
     Args:
-        source: what base, branches and records they are of; a folder of others is refused.
+        backend: The base with SD-RPN.
+        records: The questions.
+        recipe: Its `gate` names the budgets.
+        folder: Folder for the table; what is there is not made again.
+        source: The base, branches and records that the table is of; a folder of others is refused.
     """
     stage = recipe.gate
 
     def rows(indices: range) -> Iterator[dict[str, Any]]:
-        for start in range(indices.start, indices.stop, stage.batch):
-            chosen = range(start, min(start + stage.batch, indices.stop))
-            some = [records[index] for index in chosen]
+        for chosen, some in record_batches(records, indices, stage.batch):
             said = [
-                answers(backend, ask(backend, some, [budget] * len(some)), max_new_tokens=stage.max_new_tokens)
+                generate_answers(backend, ask(backend, some, budget), max_new_tokens=stage.max_new_tokens)
                 for budget in stage.tokens
             ]
             if stage.with_crop:
@@ -101,17 +95,17 @@ def answer_at_budgets(
                 yield {"row": index, "image_id": record["image_id"], "answers": list(texts), "right": right}
 
     settings = stage.model_dump(mode="json", include={"tokens", "with_crop", "own_calls", "max_new_tokens"})
-    return write_parts(folder, len(records), rows, {**settings, "source": source}, note=note)
+    return write_parts(folder, len(records), rows, {**settings, "source": source}, progress="answered at all budgets")
 
 
 def _with_crops(backend: HFBackend, records: Sequence[Record], recipe: BranchRecipe) -> list[str]:
-    """What is answered with the proposed crop, or where that is wrong and `own_calls` says so, in the model's loop."""
+    """Answer with the proposed crop, and with `own_calls` by the agent's loop where that is wrong."""
     stage = recipe.gate
     assert backend.branches is not None
     aligned = backend.branches.config.positions == "aligned"
-    boxes = propose(backend, records, tokens=stage.tokens[0])
+    boxes = propose_boxes(backend, records, tokens=stage.tokens[0])
     cropped = with_crop(backend, records, boxes, tokens=stage.tokens[0], aligned=aligned)
-    said = answers(backend, [one.asked for one in cropped], max_new_tokens=stage.max_new_tokens)
+    said = generate_answers(backend, [one.asked for one in cropped], max_new_tokens=stage.max_new_tokens)
     if not stage.own_calls:
         return said
     agent = Agent(backend, config=AgentConfig(policy="explicit"))
@@ -122,7 +116,7 @@ def _with_crops(backend: HFBackend, records: Sequence[Record], recipe: BranchRec
 
 
 def kind_of(right: Sequence[bool]) -> Kind:
-    """What a pattern of right and wrong over ascending budgets is."""
+    """Classify right and wrong answers over ascending budgets."""
     if not right[-1]:
         return "luck" if any(right) else "never"
     wrong = right.index(True)
@@ -132,7 +126,7 @@ def kind_of(right: Sequence[bool]) -> Kind:
 
 
 def kinds(table: Dataset, stage: GateStage) -> list[Kind]:
-    """What each row of a table of answers is; with `consensus`, luck where the two highest budgets disagree."""
+    """Classify each row of a table of answers; with `consensus`, as luck where the two highest budgets disagree."""
     found = [kind_of(right) for right in table["right"]]
     if not stage.consensus:
         return found
@@ -141,19 +135,19 @@ def kinds(table: Dataset, stage: GateStage) -> list[Kind]:
 
 
 def counted(found: Sequence[Kind]) -> str:
-    """How many there are of each kind, as text."""
+    """Return the number of each kind, as text."""
     return ", ".join(f"{found.count(kind)} {kind}" for kind in get_args(Kind))
 
 
 def draw_rows(table: Dataset, stage: GateStage, *, seed: int) -> list[Draw]:
-    """Training rows of all epochs, see the module's note."""
+    """Draw the training rows of all epochs."""
     readable = stage.budgets_read
     rng = Random(f"gate/{seed}")
     rows = list(zip(table["row"], table["image_id"], table["right"], kinds(table, stage), strict=True))
     transitions = [(row, image, right) for row, image, right, kind in rows if kind == "transition"]
     easy = [(row, image) for row, image, _, kind in rows if kind == "easy"]
     drawn = []
-    for _ in range(stage.optimisation.epochs):
+    for _ in range(stage.optimisation.num_train_epochs):
         for row, image, right in transitions:
             wrong = [at for at in readable if not right[at]]
             fine = [at for at in readable if right[at]]
@@ -172,7 +166,7 @@ def train_gate(
     """Train the gate in place.
 
     Raises:
-        ConfigError: no question needs more detail at any budget, or none does without.
+        ConfigError: No question needs a zoom at any budget, or all do.
     """
     stage = recipe.gate
     drawn = draw_rows(table, stage, seed=recipe.seed)

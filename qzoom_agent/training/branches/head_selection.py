@@ -1,13 +1,12 @@
-"""Which heads of a base look at what its answer rests on: a measured, automatic choice.
+"""The attention heads of a base that look at what its answer rests on: a measured, automatic choice.
 
 Published heads were picked by eye, and only for the published bases. Here every head above the lowest layers is scored
 on some hundred questions, by one pass each over question and answer:
 
-- where boxes are known: the share of a head's attention on the image that falls inside them, against what an even
-  spread would put there (`lift`), by which heads are ranked: it is high for a head that looks at small things and finds
-  them;
-- where they are not: how peaked its map is (`peak`, its highest cell against the mean), times how far it agrees with
-  the other peaked heads (`agreement`): one head may stare at a sink, several different ones rarely at the same place of
+- where boxes are known: by the share of its attention on the image that falls inside them (`inside`), which is high for
+  a head that attends to small things and finds them;
+- where they are not: by how peaked its map is (`peak`, its highest cell over the mean), times how far it agrees with
+  the other peaked heads (`agreement`): a single head may attend to a sink, but seldom several to the same place of
   different images.
 """
 
@@ -22,18 +21,17 @@ from pydantic import BaseModel, ConfigDict
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.decoder import Decoder
-from qzoom_agent.training.branches.attending import Asking, answers, attend
-from qzoom_agent.training.branches.branch_recipe import HeadSearch, Labelling
+from qzoom_agent.training.branches.base_inference import CoarsePrompt, ask, attend, generate_answers, record_batches
+from qzoom_agent.training.branches.branch_recipe import Asking, HeadSearch, Labelling
 from qzoom_agent.training.branches.dataset import Records
-from qzoom_agent.training.branches.inputs import CoarsePrompt, ask
 from qzoom_agent.training.branches.localisation import known_boxes, needle_cells
 
 _POOL = 16
-"""Heads, the most peaked ones, among which agreement is measured."""
+"""Number of heads, the most peaked ones, among which agreement is measured."""
 
 
 class HeadScore(BaseModel):
-    """One head."""
+    """Scores of one head."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -50,24 +48,24 @@ class HeadScore(BaseModel):
 
     @property
     def score(self) -> float:
-        """What heads are ranked by."""
+        """The figure that heads are ranked by."""
         return self.peak * max(0.0, self.agreement) if self.inside is None else self.inside
 
 
 class Selection(BaseModel):
-    """What `select-heads` found."""
+    """Result of `select-heads`."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     criterion: str
     questions: int
     heads: dict[int, list[int]]
-    """The chosen ones by layer."""
+    """Chosen heads by layer."""
     ranked: list[HeadScore]
-    """Best first."""
+    """All heads, best first."""
 
     def table(self, rows: int = 12) -> str:
-        """The best heads as text."""
+        """Return the best heads as text."""
         lines = [f"{'layer':>5} {'head':>4} {'inside':>7} {'lift':>6} {'peak':>6} {'agreement':>9}"]
         for one in self.ranked[:rows]:
             inside = "-" if one.inside is None else f"{one.inside:.3f}"
@@ -80,18 +78,21 @@ class Selection(BaseModel):
 
 
 def select_heads(backend: HFBackend, records: Records, search: HeadSearch, labelling: Labelling) -> Selection:
-    """Score all heads on the first records and choose the best."""
+    """Score all heads on the first records and choose the best.
+
+    Raises:
+        ConfigError: No question is about a part of the image.
+    """
     depth, heads = Decoder(backend.model).depth, backend.model.config.get_text_config().num_attention_heads
     layers = list(range(int(search.from_layer * depth), depth))
     maps: list[NDArray[np.float32]] = []
     insides: list[NDArray[np.bool] | None] = []
     count = min(search.records, len(records))
-    for start in range(0, count, labelling.batch):
-        rows = [records[index] for index in range(start, min(start + labelling.batch, count))]
-        asked = ask(backend, rows, [labelling.tokens] * len(rows), tools=labelling.response == "call")
+    for _, rows in record_batches(records, range(count), labelling.batch):
+        asked = ask(backend, rows, labelling.tokens, tools=labelling.response == "call")
         said = [row["answer"] for row in rows]
         if labelling.response != "gold":
-            said = answers(backend, asked, max_new_tokens=labelling.max_new_tokens)
+            said = generate_answers(backend, asked, max_new_tokens=labelling.max_new_tokens)
         found = _all_maps(backend, asked, said, layers, labelling.asking)
         for row, one, each in zip(rows, asked, found, strict=True):
             boxes = known_boxes(row) or []
@@ -116,7 +117,14 @@ def rank(
     *,
     count: int,
 ) -> Selection:
-    """Choose heads from their maps: for each question (heads, cells), and which cells are inside its boxes."""
+    """Choose heads from their maps.
+
+    Args:
+        names: Layer and index of each head.
+        maps: For each question the maps of all heads, (heads, cells).
+        insides: For each question the cells inside its boxes, (cells,) bool; None: unknown.
+        count: Number of heads to choose.
+    """
     known = [(each, inside) for each, inside in zip(maps, insides, strict=True) if inside is not None]
     shares = [each[:, inside].sum(1) / np.maximum(each.sum(1), 1e-9) for each, inside in known]
     even = fmean(float(inside.mean()) for _, inside in known) if known else None
@@ -144,7 +152,7 @@ def rank(
 
 
 def _agreement(maps: NDArray[np.float32], pool: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean correlation of each map with those of the pool, itself left out."""
+    """Return the mean correlation of each map with those of the pool, itself left out."""
     centred = maps - maps.mean(1, keepdims=True)
     centred = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
     with_pool = centred @ centred[pool].T
@@ -158,7 +166,7 @@ def _agreement(maps: NDArray[np.float32], pool: NDArray[np.int64]) -> NDArray[np
 def _all_maps(
     backend: HFBackend, asked: Sequence[CoarsePrompt], said: Sequence[str], layers: Sequence[int], asking: Asking
 ) -> list[NDArray[np.float32]]:
-    """For each row the maps of all heads, (layers * heads, rows, columns)."""
+    """Return for each row the maps of all heads, (layers * heads, rows, columns)."""
     heads = range(backend.model.config.get_text_config().num_attention_heads)
     recorded, valid, queries, images = attend(backend, asked, said, layers, asking)
     out = []

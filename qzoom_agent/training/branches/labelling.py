@@ -1,12 +1,11 @@
-"""Labels without annotation: what a model looks at while it says the answer (SD-RPN, arXiv 2509.16944).
+"""Labels without annotation: the attention of the model while it writes its answer (SD-RPN, arXiv 2509.16944).
 
-Each question is answered by the base itself, over a view that may have more tokens than the branch will read. One pass
-over prompt and answer then gives the attention of the chosen heads, recomputed from the inputs of their layers
-(`perception.attention`), and that map is kept, with the answer and whether it was right. Thresholds are applied later,
-on whatever grid is trained on (`labels_on`), so the maps serve every ablation of the rules.
+The base answers each question, over a view that may have more tokens than the branch will read. One pass over prompt
+and answer gives the attention of the chosen heads, and that map is stored, with the answer and whether it was right.
+Thresholds are applied later, on whatever grid is trained on (`labels_on_grid`), so one table serves all rules.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,18 +21,23 @@ from qzoom_agent.geometry import Size
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.attention import norm_map, response_map
 from qzoom_agent.perception.labels import HEADS, Heads, LabelRules, Labels, Mode, make_labels, prepared_prompt
-from qzoom_agent.training.branches.attending import Asking, answers, attend
-from qzoom_agent.training.branches.branch_recipe import Labelling
-from qzoom_agent.training.branches.correctness import is_right
+from qzoom_agent.training.branches.base_inference import (
+    CoarsePrompt,
+    ask,
+    attend,
+    generate_answers,
+    is_right,
+    record_batches,
+)
+from qzoom_agent.training.branches.branch_recipe import Asking, Labelling
+from qzoom_agent.training.branches.crops import with_crop
 from qzoom_agent.training.branches.dataset import Record, Records
-from qzoom_agent.training.branches.inputs import CoarsePrompt, ask
 from qzoom_agent.training.branches.localisation import in_pixels
-from qzoom_agent.training.branches.proposed_crops import with_crop
 from qzoom_agent.training.branches.sharded_table import write_parts
 
 
 class HeadPair(NamedTuple):
-    """Heads whose attention makes the map, and those whose attention finds sinks."""
+    """Heads whose attention makes the map, and heads whose attention finds sinks."""
 
     grounding: Heads
     sink: Heads
@@ -48,7 +52,16 @@ def collect(
     asking: Asking = "answer",
     norm_layer: int | None = None,
 ) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
-    """For each row the attention map of its answer on its view, and its sink map (None: sinks are not looked for)."""
+    """Return for each row the attention map of its answer on its view, and its sink map, if sinks are sought.
+
+    Args:
+        backend: The base.
+        asked: The prompts.
+        said: The answer to each.
+        heads: The heads to read.
+        asking: Tokens whose attention counts.
+        norm_layer: Layer at whose input the norm of hidden states finds sinks; None: heads do, if any.
+    """
     layers = sorted({*heads.grounding, *heads.sink, *(() if norm_layer is None else (norm_layer,))})
     recorded, valid, queries, images = attend(backend, asked, said, layers, asking)
     found = []
@@ -62,7 +75,7 @@ def collect(
     return found
 
 
-def labels_on(
+def labels_on_grid(
     heat: NDArray[Any],
     sink: NDArray[Any] | None,
     grid: tuple[int, int],
@@ -71,13 +84,18 @@ def labels_on(
     norm_ratio: float | None,
     shown: Size | None = None,
 ) -> Labels:
-    """Labels on the grid (rows, columns) that is trained on, from maps that may have another.
+    """Return the labels on the grid that is trained on, from maps that may have another.
 
     Sinks are found, and their attention is dropped, on the map as it was read: on a coarser one a sink of a single
     token would be averaged away, and its attention would stay. A cell is a sink if half of what it covers is.
 
-    norm_ratio: sinks are tokens whose norm is this many times the median's; None: `rules.sink` says.
-    shown: see `picture`.
+    Args:
+        heat: Attention map.
+        sink: Map that tells sinks; None: there are none.
+        grid: Rows and columns.
+        rules: Thresholds.
+        norm_ratio: Sinks are tokens whose norm is this many times the median; None: `rules.sink` decides.
+        shown: See `padded_size`.
     """
     if sink is None:
         return make_labels(resized(heat, grid), None, rules, shown=shown)
@@ -87,13 +105,13 @@ def labels_on(
     return make_labels(resized(clean, grid), share, rules.model_copy(update={"sink": 0.5}), shown=shown)
 
 
-def picture(one: CoarsePrompt) -> Size | None:
-    """The size of a view that was padded to a square, whose padding teaches that nothing is there; None: it was not."""
+def padded_size(one: CoarsePrompt) -> Size | None:
+    """Return the size of a view that was padded to a square, so that its padding is background; None: it was not."""
     return one.store.view("coarse").size if any(one.cells.corner) else None
 
 
 def resized(values: NDArray[Any], grid: tuple[int, int], *, mass: bool = True) -> NDArray[np.float32]:
-    """A map on another grid; with `mass` each cell holds the attention of all that it covers, so the sum is kept."""
+    """Resize a map to another grid; with `mass` each cell gets the sum of what it covers, else the mean."""
     if values.shape == grid:
         return np.asarray(values, dtype=np.float32)
     tensor = torch.as_tensor(np.asarray(values, dtype=np.float32))[None, None]
@@ -105,10 +123,16 @@ def resized(values: NDArray[Any], grid: tuple[int, int], *, mass: bool = True) -
 
 
 def heads_for(labelling: Labelling, mode: Mode, *, model: str, selected: Heads | None) -> HeadPair:
-    """The heads that a recipe names, for answers of this mode.
+    """Return the heads that a recipe names.
+
+    Args:
+        labelling: The recipe's section.
+        mode: Kind of question: published heads differ between them.
+        model: Name of the base.
+        selected: Heads that `select-heads` chose, if it is done.
 
     Raises:
-        ConfigError: it names selected ones and none were.
+        ConfigError: The recipe asks for selected heads, and there are none.
     """
     base = labelling.published_base(model)
     published = None if base is None else HEADS[base]
@@ -139,32 +163,39 @@ def label(
     k: int,
     source: JsonValue = None,
     positions: Literal["plain", "aligned"] = "plain",
-    note: Callable[[int], None],
 ) -> Dataset:
-    """The maps of all records; what is in `folder` already is kept.
+    """Collect the maps of all records.
 
-    `source` says what base and records they are of: a folder of others is refused. `positions` are those of the crops
-    that `keep: crop` shows.
+    Columns of the table: `row` (index of the record), `image_id`, `answer` (or the zoom call), `right` (with `keep:
+    crop` of the answer to the crop), `map` and `sink` (rows of cells), `shown` (see `padded_size`).
 
-    Columns: `row` (index of the record), `image_id`, `answer` (or the zoom call), `right` (with `keep: crop` of the
-    answer to the crop), `map` and `sink` (rows of cells), `shown` (see `picture`).
+    Args:
+        backend: The base.
+        records: The questions.
+        labelling: The recipe's section.
+        folder: Folder for the table; what is there is not made again.
+        selected: Heads that `select-heads` chose.
+        k: Decoder layers before the branches.
+        source: The base and records that the table is of; a folder of others is refused.
+        positions: Positions of the crops that `keep: crop` shows.
     """
 
     def rows(indices: range) -> Iterator[dict[str, Any]]:
-        for start in range(indices.start, indices.stop, labelling.batch):
-            chosen = range(start, min(start + labelling.batch, indices.stop))
-            yield from _rows(backend, records, chosen, labelling, selected, k, positions)
+        for chosen, some in record_batches(records, indices, labelling.batch):
+            yield from _rows(backend, some, chosen, labelling, selected, k, positions)
 
     settings = map_settings(labelling, k, positions)
     heads: JsonValue = None
     if labelling.grounding == "selected" and selected is not None:
         heads = {str(layer): list(chosen) for layer, chosen in selected.items()}
-    return write_parts(folder, len(records), rows, {**settings, "source": source, "selected": heads}, note=note)
+    return write_parts(
+        folder, len(records), rows, {**settings, "source": source, "selected": heads}, progress="labelled"
+    )
 
 
 def map_settings(labelling: Labelling, k: int | None, positions: str) -> dict[str, JsonValue]:
-    """What of a recipe's labelling decides what the maps are."""
-    # which of the maps are learned from, and by which rules, is for those who read them
+    """Return the keys of a recipe's labelling that decide the maps."""
+    # which of the maps are learned from, and by which rules, is decided when they are read
     read_later = {"batch", "keep", *(() if labelling.keep == "crop" else ("rules", "norm_ratio"))}
     settings = {**labelling.model_dump(mode="json", exclude=read_later), "with_crop": labelling.keep == "crop"}
     if labelling.keep == "crop":
@@ -174,7 +205,7 @@ def map_settings(labelling: Labelling, k: int | None, positions: str) -> dict[st
 
 def _rows(
     backend: HFBackend,
-    records: Records,
+    rows: Sequence[Record],
     chosen: range,
     labelling: Labelling,
     selected: Heads | None,
@@ -182,7 +213,6 @@ def _rows(
     positions: Literal["plain", "aligned"],
 ) -> list[dict[str, Any]]:
     norm_layer = k if labelling.sink == "norm" else None
-    rows: list[Record] = [records[index] for index in chosen]
     by_mode: dict[Mode, list[int]] = {}
     for at, row in enumerate(rows):
         by_mode.setdefault(row["mode"], []).append(at)
@@ -190,18 +220,18 @@ def _rows(
     for mode, places in by_mode.items():
         some = [rows[at] for at in places]
         heads = heads_for(labelling, mode, model=backend.name, selected=selected)
-        # of a scene the published recipe asks for boxes, so that the answer looks at objects
+        # in scenes the published recipe asks for boxes, so that the answer attends to objects
         asks = labelling.grounding == "published"
         prompts: list[Any] = [
             {**row, "question": prepared_prompt(row["question"], mode, keep_short=row["short_labels"])} if asks else row
             for row in some
         ]
-        asked = ask(backend, prompts, [labelling.tokens] * len(some), tools=labelling.response == "call")
+        asked = ask(backend, prompts, labelling.tokens, tools=labelling.response == "call")
         said = [row["answer"] for row in some]
         if labelling.response != "gold":
-            said = answers(backend, asked, max_new_tokens=labelling.max_new_tokens)
+            said = generate_answers(backend, asked, max_new_tokens=labelling.max_new_tokens)
         maps = collect(backend, asked, said, heads, asking=labelling.asking, norm_layer=norm_layer)
-        # boxes that were asked for are no answer to compare
+        # boxes that were asked for cannot be compared with the answer
         right = [(asks and mode == "natural") or is_right(*pair) for pair in zip(said, some, strict=True)]
         if labelling.keep == "crop":
             right = _right_with_crop(backend, some, maps, labelling, aligned=positions == "aligned")
@@ -213,7 +243,7 @@ def _rows(
                 "right": good,
                 "map": heat.tolist(),
                 "sink": None if sink is None else sink.tolist(),
-                "shown": picture(one),
+                "shown": padded_size(one),
             }
     return [out[at] for at in sorted(out)]
 
@@ -226,16 +256,16 @@ def _right_with_crop(
     *,
     aligned: bool,
 ) -> list[bool]:
-    """Whether each is answered right over the coarse view with the crop of its own map beside it."""
+    """Return for each record whether it is answered right with the crop of its own map beside the coarse view."""
     ratio = labelling.norm_ratio if labelling.sink == "norm" else None
     boxes = []
-    for one, (heat, sink) in zip(ask(backend, records, [None] * len(records)), maps, strict=True):
+    for one, (heat, sink) in zip(ask(backend, records, None), maps, strict=True):
         cells = one.cells
         grid = cells.rows, cells.columns
-        found = labels_on(heat, sink, grid, labelling.rules, norm_ratio=ratio, shown=picture(one))
+        found = labels_on_grid(heat, sink, grid, labelling.rules, norm_ratio=ratio, shown=padded_size(one))
         boxes.append(in_pixels(found.box, cells, one.store.view("coarse")) if found.usable else None)
     cropped = with_crop(backend, records, boxes, tokens=None, aligned=aligned)
-    said = answers(backend, [one.asked for one in cropped], max_new_tokens=labelling.max_new_tokens)
+    said = generate_answers(backend, [one.asked for one in cropped], max_new_tokens=labelling.max_new_tokens)
     return [
         one.box is not None and is_right(text, record) for one, text, record in zip(cropped, said, records, strict=True)
     ]

@@ -1,7 +1,7 @@
-"""Where a map points, against boxes that are known: what the published code never measures.
+"""Localisation: how well the map points at boxes that are known.
 
-`look_at` runs the branches once over held-out questions and keeps logits and scores; everything else (recall at a
-threshold, IoU, the area under the ROC curve) is arithmetic on those, so thresholds are swept without the model.
+`look_at_records` runs the branches once over held-out questions and keeps maps and scores. All figures (recall at a
+threshold, IoU, the area under the ROC curve) are computed from those, so thresholds are swept without the model.
 """
 
 import math
@@ -20,8 +20,8 @@ from qzoom_agent.perception.adapters import Grid
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.look import look
 from qzoom_agent.perception.maps import MapRegion, foreground, regions, widened
+from qzoom_agent.training.branches.base_inference import ask, lower_states, record_batches
 from qzoom_agent.training.branches.dataset import Record, Records
-from qzoom_agent.training.branches.inputs import ask, lower_states
 from qzoom_agent.views import View
 
 COVERED = 0.95
@@ -29,7 +29,7 @@ COVERED = 0.95
 
 
 class LookOutcome(NamedTuple):
-    """What the branches made of one question."""
+    """Gate score and map of one question."""
 
     id: str
     score: float | None
@@ -39,14 +39,15 @@ class LookOutcome(NamedTuple):
     coarse: View
     image: Size
     boxes: list[Box] | None
-    """Where the answer is, in pixels of the image; None where nobody knows."""
+    """Boxes of the answer, in pixels of the image; None: unknown."""
     grid: Grid
     """The cells of `heat`, and where they lie in the coarse view."""
 
     def proposal(self, options: PerceptionConfig) -> Box | None:
-        """The box around the foreground, with its margin, in pixels of the image; None: nothing stands out.
+        """Return the box around the foreground, with its margin, in pixels of the image; None: there is no foreground.
 
-        `options` has to say what is foreground (see `perception.look.resolve_options`).
+        Args:
+            options: Rule of the foreground (see `perception.look.resolve_options`).
         """
         found = regions(self.heat, foreground(self.heat, options.threshold or 0.0, options), sides=options.box)
         if not found:
@@ -55,41 +56,46 @@ class LookOutcome(NamedTuple):
 
 
 class Localisation(BaseModel):
-    """How well the map finds what is known to be there. Shares are None where no question has a box."""
+    """Figures of localisation. Shares are None where no question has a box."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     n: int
-    """Questions with a box."""
+    """Number of questions with a box."""
     recall: float | None
-    """Share of them whose needle lies in the proposed box, 95 % of it at least."""
+    """Share of them of whose needle at least 95 % lies in the proposed box."""
     iou: float | None
-    """Mean intersection over union of proposed and smallest box (0 where nothing is proposed)."""
+    """Mean intersection over union of the proposed box and the smallest one (0 where nothing is proposed)."""
     area: float | None
-    """Mean share of the image that is proposed: recall is cheap with large boxes."""
+    """Mean share of the image that is proposed: large boxes make recall easy."""
     auc: float | None
-    """Area under the ROC curve: a cell that shows the needle against one that does not, mean over questions."""
+    """Area under the ROC curve of cells that show the needle against others, mean over questions."""
     proposed: float | None
-    """Share for which anything is proposed."""
+    """Share of the questions for which anything is proposed."""
 
 
-def look_at(
+def look_at_records(
     backend: HFBackend, records: Records, *, tokens: int | None, batch: int = 16, limit: int | None = None
 ) -> list[LookOutcome]:
-    """Gate scores and maps of all records at a budget."""
+    """Return gate scores and maps of all records.
+
+    Args:
+        backend: The base with its branches.
+        records: The questions.
+        tokens: Most visual tokens of the coarse view; None: the preset's.
+        batch: Questions of one pass.
+        limit: Number of records to take; None: all.
+    """
     count = len(records) if limit is None else min(limit, len(records))
-    out = []
-    for start in range(0, count, batch):
-        rows = [records[index] for index in range(start, min(start + batch, count))]
-        out += maps_of(backend, rows, tokens=tokens)
-    return out
+    batches = record_batches(records, range(count), batch)
+    return [seen for _, rows in batches for seen in look_at_batch(backend, rows, tokens=tokens)]
 
 
-def maps_of(backend: HFBackend, records: Sequence[Record], *, tokens: int | None) -> list[LookOutcome]:
-    """Gate scores and maps of one batch."""
+def look_at_batch(backend: HFBackend, records: Sequence[Record], *, tokens: int | None) -> list[LookOutcome]:
+    """Return gate scores and maps of one batch."""
     branches = backend.branches
     assert branches is not None
-    asked = ask(backend, records, [tokens] * len(records))
+    asked = ask(backend, records, tokens)
     states = lower_states(backend, asked, branches.config.k)
     found = look(
         branches,
@@ -110,17 +116,17 @@ def maps_of(backend: HFBackend, records: Sequence[Record], *, tokens: int | None
 
 
 def known_boxes(record: Record) -> list[Box] | None:
-    """Where the answer is, in pixels of the image; None where nobody knows."""
+    """Return the boxes of the answer, in pixels of the image; None: unknown."""
     return None if record["boxes"] is None else [Box(x1, y1, x2, y2) for x1, y1, x2, y2 in record["boxes"]]
 
 
 def localisation(seen: Sequence[LookOutcome], options: PerceptionConfig) -> Localisation:
-    """The figures under one rule of what is foreground; questions without a box do not count."""
+    """Return the figures under one rule of the foreground; questions without a box do not count."""
     hits, overlaps, areas, curves, proposed = [], [], [], [], 0
     for one in seen:
         if not one.boxes:
             continue
-        target = around(one.boxes)
+        target = bounding_box(one.boxes)
         box = one.proposal(options)
         proposed += box is not None
         hits.append(box is not None and all(box.coverage(needle) >= COVERED for needle in one.boxes))
@@ -143,13 +149,13 @@ def localisation(seen: Sequence[LookOutcome], options: PerceptionConfig) -> Loca
 
 
 def in_pixels(region: MapRegion, grid: Grid, coarse: View) -> Box:
-    """A region of the coarse view's map, in pixels of the image and as far as it shows the image."""
+    """Return a region of the coarse view's map as a box in pixels of the image, without the padding of the view."""
     box = grid.to_view(region.x1, region.y1, region.x2, region.y2, view="coarse")
     return coarse.to_original(box.clamp(coarse.size))
 
 
-def around(boxes: Sequence[Box]) -> Box:
-    """The box around several."""
+def bounding_box(boxes: Sequence[Box]) -> Box:
+    """Return the smallest box around several."""
     return Box(
         min(box.x1 for box in boxes),
         min(box.y1 for box in boxes),
@@ -159,7 +165,7 @@ def around(boxes: Sequence[Box]) -> Box:
 
 
 def auc(one: LookOutcome) -> float | None:
-    """Probability that a cell with part of a needle is hotter than one without; None where all or none has."""
+    """Return the probability that a cell of the needle is hotter than another; None if all cells are of one kind."""
     inside = needle_cells(one.grid, one.coarse, one.boxes or ())
     hot, cold = one.heat[inside], one.heat[~inside]
     if len(hot) == 0 or len(cold) == 0:
@@ -169,7 +175,7 @@ def auc(one: LookOutcome) -> float | None:
 
 
 def needle_cells(grid: Grid, coarse: View, boxes: Sequence[Box]) -> Tensor:
-    """(rows, columns) bool: cells of the coarse view's map that show part of a box."""
+    """Return (rows, columns) bool: the cells of the coarse view's map that show part of a box."""
     rows, columns, (wide, high), (left, top) = grid.rows, grid.columns, grid.cell, grid.corner
     inside = torch.zeros(rows, columns, dtype=torch.bool)
     for box in boxes:

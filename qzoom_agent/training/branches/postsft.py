@@ -1,17 +1,16 @@
-"""Targeted fine-tuning of the base: the questions that a crop made it get wrong (Q-Zoom, section 3.3 and stage 2).
+"""Post-SFT: fine-tune the base on questions that a crop made it answer wrongly (Q-Zoom, section 3.3 and stage 2).
 
 A base was never shown a crop beside its image, and now and then it loses an answer that it had. So each question is
-answered twice, over the coarse view alone and with SD-RPN's crop inserted; where only the first is right the base is
-taught its own right answer with the crop in place (`hurt`), on request beside a share of the cases in which the crop
-`helped`. Boxes are replaced by random ones most of the time, so that no particular crop is learned, and crops get the
-positions that inference will give them. Answers are compared by rule (`verdicts`); free-form data needs a judge, any
-server that speaks the OpenAI API, whose verdicts are kept on disk.
+answered twice, over the coarse view alone and with SD-RPN's crop inserted. Where only the first is right (`hurt`), the
+base is taught its own right answer with the crop in place, if asked for beside a share of the cases in which the crop
+`helped`. Boxes are mostly replaced by random ones, so that no particular crop is learned, and crops get the positions
+that inference gives them. Free-form data needs a judge: a server with the OpenAI API, whose verdicts are kept on disk.
 
-Trained are the decoder's layers and its head (unless tied to the embeddings); the vision encoder and the branches stay.
-The layers below the branches change too, so SD-RPN is fitted again afterwards (`run.py`).
+Trained are the decoder's layers and its head, unless that is tied to the embeddings. The layers below the branches
+change, too, so SD-RPN is fitted again afterwards.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,19 +24,27 @@ from torch.nn.functional import cross_entropy
 from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.hf_session import HFSession, Prepared
 from qzoom_agent.perception.decoder import Decoder, Embedded
-from qzoom_agent.training.branches.attending import answers
+from qzoom_agent.perception.labels import IGNORED
+from qzoom_agent.training.branches.base_inference import (
+    answer_ids,
+    ask,
+    embed_rows,
+    generate_answers,
+    is_right,
+    record_batches,
+    with_answer,
+)
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, PostSFTStage
-from qzoom_agent.training.branches.correctness import is_right
+from qzoom_agent.training.branches.crops import propose_boxes, with_crop
 from qzoom_agent.training.branches.dataset import Records
 from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
-from qzoom_agent.training.branches.inputs import answer_ids, answered, ask, rows_of
-from qzoom_agent.training.branches.proposed_crops import propose, with_crop
 from qzoom_agent.training.branches.sharded_table import write_parts
 
 
 class AnswerLoss(nn.Module):
-    """The base, and the loss of its answers."""
+    """Cross-entropy of answers, driven layer by layer; the decoder's layers are trained, the vision encoder is not."""
 
     def __init__(self, backend: HFBackend) -> None:
         super().__init__()
@@ -46,7 +53,7 @@ class AnswerLoss(nn.Module):
         Decoder(self.model).text.layers.requires_grad_(True)
         model: Any = self.model
         head = model.get_output_embeddings()
-        # tied to the embeddings it would change what prompts are read as
+        # a head that is tied to the embeddings would change how prompts are read
         if head.weight is not model.get_input_embeddings().weight:
             head.requires_grad_(True)
 
@@ -59,13 +66,39 @@ class AnswerLoss(nn.Module):
         deepstack: list[Tensor],
         labels: Tensor,
     ) -> Tensor:
-        """Mean cross-entropy of the answers' tokens; `labels` (rows, tokens) are -100 elsewhere."""
+        """Return the mean over the tokens that are learned; `labels` (rows, tokens) are -100 elsewhere."""
         decoder = Decoder(self.model)
         every = range(decoder.depth)
         out = decoder.run(Embedded(hidden, visual, deepstack), every, rotary=rotary, mask=mask)
-        predicts = labels[:, 1:] != -100
+        predicts = labels[:, 1:] != IGNORED
         logits = self.model.lm_head(decoder.text.norm(out[:, :-1][predicts]))
         return cross_entropy(logits.float(), labels[:, 1:][predicts])
+
+
+def answer_batch(
+    backend: HFBackend, sessions: Sequence[HFSession], ready: Sequence[Prepared], labels: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """Return conversations as the arguments of `AnswerLoss`, padded on the left.
+
+    Args:
+        backend: The base.
+        sessions: The session that prepared each conversation.
+        ready: The conversations.
+        labels: Ids to learn at the end of each conversation, -100 where one is not learned.
+    """
+    with torch.no_grad():  # views are encoded by the frozen vision encoder
+        new, rotary, mask, valid = embed_rows(backend, sessions, ready)
+    padded = torch.full(valid.shape, IGNORED, device=valid.device)
+    for at, each in enumerate(labels):
+        padded[at, -len(each) :] = torch.tensor(each, device=valid.device)
+    return {
+        "hidden": new.hidden,
+        "rotary": rotary,
+        "mask": mask,
+        "visual": new.visual,
+        "deepstack": new.deepstack,
+        "labels": padded,
+    }
 
 
 def find_cases(
@@ -76,22 +109,25 @@ def find_cases(
     *,
     judge: Judge,
     source: JsonValue = None,
-    note: Callable[[int], None],
 ) -> Dataset:
-    """Each record answered without and with a crop: `row`, `image_id`, `box` and both answers and verdicts.
+    """Answer each record without and with a crop; return `row`, `image_id`, `box` and both answers and verdicts.
 
-    `source` says what base, branches and records they are of: a folder of others is refused.
+    Args:
+        backend: The base with SD-RPN.
+        records: The questions.
+        recipe: Its `postsft` says how to ask.
+        folder: Folder for the table; what is there is not made again.
+        judge: Decides about answers that the rules refuse.
+        source: The base, branches and records that the table is of; a folder of others is refused.
     """
     stage = recipe.postsft
 
     def rows(indices: range) -> Iterator[dict[str, Any]]:
-        for start in range(indices.start, indices.stop, stage.batch):
-            chosen = range(start, min(start + stage.batch, indices.stop))
-            some = [records[index] for index in chosen]
-            plain = answers(backend, ask(backend, some, [None] * len(some)), max_new_tokens=stage.max_new_tokens)
-            boxes = propose(backend, some, tokens=None)
+        for chosen, some in record_batches(records, indices, stage.batch):
+            plain = generate_answers(backend, ask(backend, some, None), max_new_tokens=stage.max_new_tokens)
+            boxes = propose_boxes(backend, some, tokens=None)
             cropped = with_crop(backend, some, boxes, tokens=None, aligned=stage.positions == "aligned")
-            second = answers(backend, [one.asked for one in cropped], max_new_tokens=stage.max_new_tokens)
+            second = generate_answers(backend, [one.asked for one in cropped], max_new_tokens=stage.max_new_tokens)
             for index, record, one, before, after in zip(chosen, some, cropped, plain, second, strict=True):
                 yield {
                     "row": index,
@@ -104,11 +140,11 @@ def find_cases(
                 }
 
     settings = stage.model_dump(mode="json", include={"positions", "judge", "judge_model", "max_new_tokens"})
-    return write_parts(folder, len(records), rows, {**settings, "source": source}, note=note)
+    return write_parts(folder, len(records), rows, {**settings, "source": source}, progress="answered twice")
 
 
 def choose_cases(cases: Dataset, stage: PostSFTStage, *, seed: int) -> list[int]:
-    """Indices of the cases to learn from: those in which a crop hurt, and a share of those in which it helped."""
+    """Return the indices of the cases in which a crop hurt, and of a share of those in which it helped."""
     verdicts = list(zip(cases["box"], cases["plain_right"], cases["cropped_right"], strict=True))
     hurt = [at for at, (box, plain, cropped) in enumerate(verdicts) if box and plain and not cropped]
     helped = [at for at, (box, plain, cropped) in enumerate(verdicts) if box and cropped and not plain]
@@ -117,7 +153,7 @@ def choose_cases(cases: Dataset, stage: PostSFTStage, *, seed: int) -> list[int]
 
 
 def random_box(rng: Random, size: Size, sides: tuple[float, float]) -> Box:
-    """A box somewhere in the image, its sides a random share of the image's."""
+    """Return a box somewhere in the image, its sides a random share of the image's."""
     width, height = (rng.uniform(*sides) * side for side in size)
     x, y = rng.uniform(0, size.width - width), rng.uniform(0, size.height - height)
     return Box(x, y, x + width, y + height)
@@ -128,7 +164,9 @@ def train_postsft(
 ) -> None:
     """Train the base in place on the chosen cases."""
     stage = recipe.postsft
-    order = shuffled([cases[at]["image_id"] for at in chosen], epochs=stage.optimisation.epochs, seed=recipe.seed)
+    order = shuffled(
+        [cases[at]["image_id"] for at in chosen], epochs=stage.optimisation.num_train_epochs, seed=recipe.seed
+    )
 
     def read(index: int) -> dict[str, Any]:
         case = cases[chosen[index]]
@@ -145,21 +183,10 @@ def train_postsft(
             targets.append(row["answer"] if stage.target == "gold" else own)
         with torch.no_grad():
             cropped = with_crop(backend, rows, boxes, tokens=None, aligned=stage.positions == "aligned")  # type: ignore[arg-type]
-            asked = [one.asked for one in cropped]
-            ids = [answer_ids(backend, text) for text in targets]
-            ready = [answered(one, each) for one, each in zip(asked, ids, strict=True)]
-            new, rotary, mask, valid = rows_of(backend, asked, ready)
-        labels = torch.full(valid.shape, -100, device=valid.device)
-        for at, each in enumerate(ids):
-            labels[at, -len(each) :] = torch.tensor(each, device=valid.device)
-        return {
-            "hidden": new.hidden,
-            "rotary": rotary,
-            "mask": mask,
-            "visual": new.visual,
-            "deepstack": new.deepstack,
-            "labels": labels,
-        }
+        asked = [one.asked for one in cropped]
+        labels = [answer_ids(backend, text) for text in targets]
+        ready = [with_answer(one.ready, ids) for one, ids in zip(asked, labels, strict=True)]
+        return answer_batch(backend, [one.session for one in asked], ready, labels)
 
     module = AnswerLoss(backend)
     train(module.train(), TrainingOrder(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)

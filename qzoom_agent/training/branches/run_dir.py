@@ -1,19 +1,22 @@
-"""A recipe, its output folder, and what the stages so far put there.
+"""The output folder of the branches' stages: results by name, and what each of them was made from.
 
-    heads.json           the chosen heads, with the figures of all
+    heads.json           the chosen heads, with the scores of all
     labels/              attention maps
     sdrpn/final          branches with SD-RPN, and metrics.json
     postsft/base         the fine-tuned base; postsft/final the branches fitted to it again
     gate/final           branches with SD-RPN and gate
-    calibrate/final      the same with thresholds and their evidence: the folder to ship
+    calibrate/final      the same with thresholds and their evidence: the folder to publish
+    settings/STAGE.json  the keys of the recipe, and the results of earlier stages, that a stage depends on
 
-A result appears under its name when it is whole, so what is there is done.
+A result gets its name when it is complete. A stage whose settings differ from those that are stored is neither resumed
+nor skipped, and a folder with results of one recipe takes no other.
 """
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, get_args
 
 import torch
 from pydantic import JsonValue
@@ -21,19 +24,51 @@ from pydantic import JsonValue
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
-from qzoom_agent.perception.branches import WEIGHTS, Branches
+from qzoom_agent.perception.branches import CONFIG, WEIGHTS, Branches
 from qzoom_agent.perception.labels import Heads
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName
 from qzoom_agent.training.branches.dataset import Records, load_records
+from qzoom_agent.training.branches.fitting import NOT_DECISIVE
 from qzoom_agent.training.branches.head_selection import Selection
+from qzoom_agent.training.branches.labelling import heads_for, map_settings
 from qzoom_agent.training.branches.sharded_table import FINISHED, together
+from qzoom_agent.training.fingerprint import begin, require_same
 
-_RESULT: Final[dict[StageName, str]] = {"select-heads": "heads.json", "label": f"labels/{FINISHED}"}
-"""What a stage leaves behind, if not `final`."""
+_RESULTS: Final[dict[StageName, str]] = {"select-heads": "heads.json", "label": f"labels/{FINISHED}"}
+"""Results of stages, where it is not the folder `final`."""
+_BEFORE: Final[dict[StageName, tuple[StageName, ...]]] = {
+    "postsft": ("sdrpn",),
+    "gate": ("sdrpn", "postsft"),
+    "calibrate": ("sdrpn", "postsft", "gate"),
+}
+"""Stages whose branches another one starts from: the last of them that is done."""
+_BASE_KEYS: Final = {"model", "dtype"}
+_READING_KEYS: Final = {"peak_share", "blur", "margin", "box"}
+"""Keys that say how a map becomes a box."""
+_ANSWER_KEYS: Final = {"tokens", "response", "asking", "max_new_tokens"}
+"""Keys of `labelling` that decide the answers whose attention is read."""
+_BUDGET_KEYS: Final = {"tokens", "with_crop", "own_calls", "max_new_tokens"}
+"""Keys of `gate` that decide the answers at each budget."""
+_READ: Final[dict[StageName, set[str]]] = {
+    "select-heads": {"data", "heads"},
+    "label": {"data"},
+    "sdrpn": {"data", "seed", "k", "depth", "positions", "labelling", "sdrpn", *_READING_KEYS},
+    "postsft": {"data", "seed", "labelling", "postsft"},
+    "gate": {"data", "seed", "k", "positions", "gate_depth", "gate"},
+    "calibrate": {"held_out", "positions", "calibration", *_READING_KEYS},
+}
+"""Keys of the recipe that the result of a stage depends on ..."""
+_UNREAD: Final[dict[str, Any]] = {
+    "labelling": {"batch"},
+    "sdrpn": {"report": True, "optimisation": NOT_DECISIVE},
+    "gate": {"batch": True, "optimisation": NOT_DECISIVE},
+    "postsft": {"batch": True, "optimisation": NOT_DECISIVE, "refit": NOT_DECISIVE},
+}
+"""... but for these keys of those sections."""
 
 
 class RunDirectory:
-    """See the module's note."""
+    """A recipe and its output folder."""
 
     def __init__(self, recipe: BranchRecipe, output: Path) -> None:
         self.recipe, self.output = recipe, output
@@ -41,16 +76,16 @@ class RunDirectory:
 
     @property
     def tuned(self) -> Path:
-        """Where `postsft` puts the base that it tunes, there before any branches are fitted to it."""
+        """The folder of the base that `postsft` tunes, there before any branches are fitted to it."""
         return self.output / "postsft" / "base"
 
     @property
     def base(self) -> Path | None:
-        """The base that `postsft` tuned, if that stage is done: branches that fit it are there, too."""
+        """The base that `postsft` tuned, if that stage is done and branches are fitted to it."""
         return self.tuned if self.final("postsft").exists() else None
 
     def backend(self, *, branches: Path | None = None, base: Path | None = None) -> HFBackend:
-        """The recipe's base or a tuned one, with branches of a stage. None of its weights is to be trained."""
+        """Load the recipe's base, or a tuned one, with the branches of a stage; all weights are frozen."""
         many = self.processes.num_processes > 1
         preset = resolve_model(self.recipe.model)
         backend = HFBackend.load(
@@ -60,7 +95,7 @@ class RunDirectory:
             branches=branches,
             protocol=preset.protocol,
         )
-        if backend.name != self.recipe.model:  # fine-tuned weights go by the name, heads and budgets of their base
+        if backend.name != self.recipe.model:  # tuned weights keep the name, heads and budgets of their base
             backend = HFBackend(
                 backend.model,
                 backend.processor,
@@ -74,7 +109,7 @@ class RunDirectory:
         return backend
 
     def fresh(self, backend: HFBackend, *, sdrpn: bool, gate: bool) -> Branches:
-        """Untrained branches of this recipe. The seed decides the gate's head."""
+        """Return untrained branches of this recipe. The seed decides the gate's head."""
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         return Branches.from_base(
@@ -92,32 +127,36 @@ class RunDirectory:
         )
 
     def records(self, stage: StageName, *, limit: int | None = None) -> Records:
-        """What a stage asks, at most `limit`."""
+        """Load the questions of a stage, at most `limit`."""
         return load_records(self.recipe.asked(stage), limit=limit)
 
     def held_out(self, *, limit: int | None = None) -> Records | None:
+        """Load the held-out questions, if the recipe has some."""
         return load_records(self.recipe.held_out, limit=limit) if self.recipe.held_out else None
 
     def final(self, stage: StageName) -> Path:
+        """Return the folder of the branches of a stage."""
         return self.output / stage / "final"
 
     def result(self, stage: StageName) -> Path:
-        """What is there once the stage is done."""
-        return self.output / _RESULT[stage] if stage in _RESULT else self.final(stage)
+        """Return the file or folder that is there once the stage is done."""
+        return self.output / _RESULTS[stage] if stage in _RESULTS else self.final(stage)
 
     def finish(self, stage: StageName, write: Callable[[Path], object]) -> None:
-        """Have a stage's result written into a folder, which then gets its name."""
-        writing = self.final(stage).with_name("final.part")
-        writing.mkdir(parents=True, exist_ok=True)
-        write(writing)
-        writing.rename(self.final(stage))
-        print(f"written {self.final(stage)}")
+        """Let the main process write a stage's result into a folder, which then gets its name; all wait for it."""
+        if self.processes.is_main_process:
+            writing = self.final(stage).with_name("final.part")
+            writing.mkdir(parents=True, exist_ok=True)
+            write(writing)
+            writing.rename(self.final(stage))
+            print(f"written {self.final(stage)}")
+        self.processes.wait_for_everyone()
 
     def latest(self, *stages: StageName) -> Path:
-        """The branches of the last of these stages that is done.
+        """Return the branches of the last of these stages that is done.
 
         Raises:
-            ConfigError: none is.
+            ConfigError: None of them is.
         """
         done = [self.final(stage) for stage in stages if self.final(stage).exists()]
         if not done:
@@ -125,10 +164,9 @@ class RunDirectory:
         return done[-1]
 
     def heads(self) -> Heads | None:
+        """Return the heads that `select-heads` chose, if that stage is done."""
         file = self.output / "heads.json"
-        if not file.exists():
-            return None
-        return Selection.model_validate_json(file.read_text(encoding="utf-8")).heads
+        return Selection.model_validate_json(file.read_text(encoding="utf-8")).heads if file.exists() else None
 
     def source(
         self,
@@ -138,7 +176,14 @@ class RunDirectory:
         held_out: bool = False,
         base: Path | None = None,
     ) -> dict[str, JsonValue]:
-        """What base, branches and records a table of a stage is of."""
+        """Return the base, branches and records that a table is of, to store beside it.
+
+        Args:
+            branches: Their folder; None: the table does not depend on branches.
+            stage: The stage whose questions are asked.
+            held_out: The held-out questions are asked instead.
+            base: The tuned base; None: the recipe's.
+        """
         asked = self.recipe.held_out if held_out else self.recipe.asked(stage)
         found: dict[str, JsonValue] = {
             "model": self.recipe.model if base is None else str(base.relative_to(self.output)),
@@ -150,3 +195,72 @@ class RunDirectory:
         if branches is not None:
             found["branches"] = hashlib.sha256((branches / WEIGHTS).read_bytes()).hexdigest()[:16]
         return found
+
+    def require_recipe(self) -> None:
+        """Check that all results in the output folder were made with this recipe.
+
+        Raises:
+            ConfigError: A stage was begun with other keys.
+        """
+        for stage in get_args(StageName):
+            made = self._made(stage)
+            if made.exists():
+                settings: dict[str, JsonValue] = {"recipe": keys_read_by(self.recipe, stage)}
+                require_same(self._settings(stage), settings, made=made)
+
+    def begin_stage(self, stage: StageName) -> None:
+        """Store what a stage depends on, or check that it was begun with that.
+
+        Raises:
+            ConfigError: It was begun, or is done, with other keys or from something else; or it lacks what it needs.
+        """
+        if self.result(stage).exists() and not self._settings(stage).exists():
+            return  # done before settings were stored
+        settings: dict[str, JsonValue] = {
+            "recipe": keys_read_by(self.recipe, stage),
+            "made_from": self.made_from(stage),
+        }
+        begin(self._settings(stage), settings, made=self._made(stage), processes=self.processes)
+
+    def base_of(self, stage: StageName) -> Path | None:
+        """Return the tuned base that a stage's branches were made for; None: the recipe's, whatever came later."""
+        if not self._settings(stage).exists():
+            return self.base  # done before settings were stored
+        stored = json.loads(self._settings(stage).read_text(encoding="utf-8"))
+        return None if stored["made_from"]["base"] == "as given" else self.tuned
+
+    def made_from(self, stage: StageName) -> dict[str, JsonValue]:
+        """Return what a stage takes from those before it; ConfigError if there is nothing of one that it needs."""
+        found: dict[str, JsonValue] = {}
+        if stage in ("label", "sdrpn", "postsft"):
+            heads = heads_for(self.recipe.labelling, "textual", model=self.recipe.model, selected=self.heads())
+            found["heads"] = {str(layer): list(chosen) for layer, chosen in heads.grounding.items()}
+        if stage in _BEFORE:
+            branches = self.latest(*_BEFORE[stage])
+            content = b"".join((branches / name).read_bytes() for name in (CONFIG, WEIGHTS))
+            found["branches"] = hashlib.sha256(content).hexdigest()[:16]
+        if stage in ("gate", "calibrate"):
+            found["base"] = "as given" if self.base is None else "of postsft"
+        return found
+
+    def _settings(self, stage: StageName) -> Path:
+        return self.output / "settings" / f"{stage}.json"
+
+    def _made(self, stage: StageName) -> Path:
+        """Return the file or folder with all that a stage writes."""
+        return self.result(stage) if stage == "select-heads" else self.result(stage).parent
+
+
+def keys_read_by(recipe: BranchRecipe, stage: StageName) -> dict[str, JsonValue]:
+    """Return the keys of a recipe that a stage's result depends on."""
+    found = recipe.model_dump(mode="json", include=_BASE_KEYS | _READ[stage], exclude=_UNREAD)
+    labelling, gate, sdrpn = recipe.labelling, recipe.gate, recipe.sdrpn
+    if stage == "select-heads":
+        found["labelling"] = labelling.model_dump(mode="json", include=_ANSWER_KEYS)
+    elif stage == "label":
+        found["labelling"] = map_settings(labelling, recipe.k, recipe.positions)
+    elif stage == "postsft":  # SD-RPN is fitted again
+        found["sdrpn"] = sdrpn.model_dump(mode="json", include={"tokens", "share"})
+    elif stage == "calibrate":  # where boxes are unknown
+        found["gate"] = gate.model_dump(mode="json", include=_BUDGET_KEYS)
+    return found

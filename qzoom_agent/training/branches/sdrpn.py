@@ -1,8 +1,8 @@
-"""SD-RPN from its labels: binary cross-entropy over the cells that are labelled, only the branch trained (Q-Zoom 3.1).
+"""SD-RPN from its labels: binary cross-entropy over the cells that have one, only the branch trained (Q-Zoom 3.1).
 
-The base runs its first K layers without gradients over the very prompt that inference asks with; the branch reads what
-comes out. Batches take turns at the recipe's budgets, so a branch meets grids of several sizes, and labels are made on
-the grid that is read. The mean runs over all labelled cells of a batch, as published.
+The base runs its first K layers without gradients over the very prompt that inference uses, and the branch reads their
+output. Batches take turns at the recipe's budgets, so that a branch meets grids of several sizes, and labels are made
+on the grid that is read. The mean runs over all labelled cells of a batch, as published.
 """
 
 import math
@@ -22,17 +22,17 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import SDRPN, map_logits
 from qzoom_agent.perception.decoder import cut
 from qzoom_agent.perception.labels import IGNORED, Labels
+from qzoom_agent.training.branches.base_inference import ask, lower_states
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Labelling
 from qzoom_agent.training.branches.dataset import Records
 from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
-from qzoom_agent.training.branches.inputs import ask, lower_states
-from qzoom_agent.training.branches.labelling import labels_on
+from qzoom_agent.training.branches.labelling import labels_on_grid
 
 ImageSpan = tuple[int, int]
 
 
 class MapLoss(nn.Module):
-    """SD-RPN and its loss."""
+    """Binary cross-entropy of SD-RPN's map."""
 
     def __init__(self, sdrpn: SDRPN) -> None:
         super().__init__()
@@ -41,12 +41,14 @@ class MapLoss(nn.Module):
     def forward(
         self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, spans: Sequence[ImageSpan], labels: Tensor
     ) -> Tensor:
-        """Mean over the labelled cells of all rows.
+        """Return the mean over the labelled cells of all rows.
 
         Args:
-            hidden: states after K layers, (rows, tokens, hidden), padded on the left.
+            hidden: States after K layers, (rows, tokens, hidden), padded on the left.
+            rotary: Rotary embeddings of all tokens.
+            mask: Attention mask.
             spans: [start, stop) of each row's visual tokens.
-            labels: those of all rows joined, -100 where a cell teaches nothing.
+            labels: Labels of the cells of all rows, concatenated; -100 where a cell has none.
         """
         logits = torch.cat(map_rows(self.sdrpn, hidden, rotary, mask, spans))
         chosen = labels != IGNORED
@@ -58,7 +60,7 @@ class MapLoss(nn.Module):
 def map_rows(
     sdrpn: SDRPN, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, spans: Sequence[ImageSpan]
 ) -> list[Tensor]:
-    """Map logits (cells,) of each row, asked by its last token."""
+    """Return the map logits (cells,) of each row, with the query of its last token."""
     states = sdrpn.states(hidden, rotary=rotary, mask=mask)
     query = sdrpn.queries(states[:, -1:], cut(rotary, slice(-1, None)))
     logits = []
@@ -77,21 +79,28 @@ def train_sdrpn(
     labels: Dataset,
     recipe: BranchRecipe,
     folder: Path,
-    *,
-    made_with: Labelling,
 ) -> None:
     """Train the branch in place.
 
+    Args:
+        backend: The base, with the branches that hold `sdrpn`.
+        sdrpn: The branch to train.
+        records: The questions that are labelled.
+        labels: Table of their attention maps.
+        recipe: Its `sdrpn` and `labelling` say how to train.
+        folder: Folder of checkpoints.
+
     Raises:
-        ConfigError: there is nothing to learn from.
+        ConfigError: There is nothing to learn from.
     """
-    stage, k = recipe.sdrpn, _k(backend)
+    assert backend.branches is not None
+    stage, k, made_with = recipe.sdrpn, backend.branches.config.k, recipe.labelling
     ratio = made_with.norm_ratio if made_with.sink == "norm" else None
 
     def on(row: dict[str, Any], grid: tuple[int, int] | None = None) -> Labels:
         heat, sink = np.array(row["map"]), None if row["sink"] is None else np.array(row["sink"])
-        shown = row.get("shown")  # which maps of before it was kept lack
-        return labels_on(
+        shown = row.get("shown")  # missing in tables of earlier versions
+        return labels_on_grid(
             heat,
             sink,
             grid or heat.shape,
@@ -102,16 +111,15 @@ def train_sdrpn(
 
     chosen = choose_labels(labels, made_with, on)
     labels = labels.select(chosen[: math.ceil(stage.share * len(chosen))])
-    order = shuffled(labels["image_id"], epochs=stage.optimisation.epochs, seed=recipe.seed)
+    order = shuffled(labels["image_id"], epochs=stage.optimisation.num_train_epochs, seed=recipe.seed)
 
     def read(index: int) -> dict[str, Any]:
         row = labels[index]
         return {**records[row["row"]], "map": row["map"], "sink": row["sink"], "shown": row.get("shown")}
 
     def prepare(rows: Rows) -> dict[str, Any]:
-        turn = rows[0]["draw"] // stage.optimisation.batch
-        budgets = [stage.tokens[turn % len(stage.tokens)]] * len(rows)
-        asked = ask(backend, rows, budgets)  # type: ignore[arg-type]
+        turn = rows[0]["draw"] // stage.optimisation.per_device_train_batch_size
+        asked = ask(backend, rows, stage.tokens[turn % len(stage.tokens)])  # type: ignore[arg-type]
         states = lower_states(backend, asked, k)
         spans, made = [], []
         for row, ((start, high, wide),) in zip(rows, states.images, strict=True):
@@ -130,10 +138,10 @@ def train_sdrpn(
 
 
 def choose_labels(labels: Dataset, made_with: Labelling, on: Callable[[dict[str, Any]], Labels]) -> list[int]:
-    """Indices of the rows to learn from: answered right, if that is asked for, and with a map that says something.
+    """Return the indices of the rows to learn from: answered right, if that is required, with a map that is usable.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: There are none.
     """
     right = [at for at, good in enumerate(labels["right"]) if good or made_with.keep == "all"]
     chosen = [at for at in right if on(labels[at]).usable]
@@ -145,8 +153,3 @@ def choose_labels(labels: Dataset, made_with: Labelling, on: Callable[[dict[str,
         )
     print(f"{len(labels)} maps, {len(right)} with an answer that counts, {len(chosen)} of them usable", flush=True)
     return chosen
-
-
-def _k(backend: HFBackend) -> int:
-    assert backend.branches is not None
-    return backend.branches.config.k

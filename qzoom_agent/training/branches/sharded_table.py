@@ -1,7 +1,7 @@
-"""Tables that are expensive to make, written in parts: a killed run goes on behind its last whole part.
+"""Tables that are expensive to make, written in parts: a run resumes after its last complete part.
 
-Where there are several processes (`accelerate launch`), each makes every so-manieth part, and all wait for the table.
-At the end the parts become one table, and the folder one that `datasets.load_from_disk` reads.
+With several processes (`accelerate launch`) the parts are shared among them, and all wait for the table. At the end the
+parts become one table, and the folder one that `datasets.load_from_disk` reads.
 """
 
 import os
@@ -25,15 +25,15 @@ FINISHED: Final = "state.json"
 
 
 def together() -> PartialState:
-    """The processes that share this run; without an accelerator they have to be told so to find each other.
+    """Return the processes that share this run.
 
-    They wait for each other for a day: some may have a part of a table to make when the others have done theirs.
+    They wait for each other for up to a day: one may still be making a part of a table when the others are done.
     """
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
 
 
 def launched_in_bfloat16() -> bool:
-    """Whether `accelerate launch` was told to train in bfloat16: DeepSpeed wants to hear the same from the trainer."""
+    """Return whether `accelerate launch` trains in bfloat16, which DeepSpeed requires the trainer to state as well."""
     return os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
 
 
@@ -43,12 +43,17 @@ def write_parts(
     rows: Callable[[range], Iterable[dict[str, Any]]],
     settings: Mapping[str, JsonValue],
     *,
-    note: Callable[[int], None],
+    progress: str,
 ) -> Dataset:
-    """The table of `rows(range)` for ranges that cover `count`; what is in `folder` already is not made again.
+    """Make a table, or the parts of it that are missing.
 
     Args:
-        settings: all that decides what the rows hold.
+        folder: Folder of the table.
+        count: Number of rows.
+        rows: Makes the rows of a range.
+        settings: All settings that decide the rows.
+        progress: Verb that is printed with the number of rows done ("labelled: 128 of 300").
+
     Raises:
         ConfigError: `folder` holds a table that was made with other settings.
     """
@@ -65,7 +70,7 @@ def write_parts(
                 writing = folder / f"writing-{part:05d}"
                 Dataset.from_list(list(rows(range(start, stop)))).save_to_disk(str(writing))
                 writing.rename(path)
-                note(stop)
+                print(f"{progress}: {stop} of {count}", flush=True)
         processes.wait_for_everyone()
         if processes.is_main_process:
             _join(folder)
@@ -77,7 +82,7 @@ def write_parts(
 
 
 def _join(folder: Path) -> None:
-    """Make one table of the parts, which stay until it is whole."""
+    """Make one table of the parts, which stay until it is complete."""
     parts = [Dataset.load_from_disk(str(part)) for part in sorted(folder.glob("part-*"))]
     writing = folder / "writing"
     concatenate_datasets(parts).save_to_disk(str(writing))

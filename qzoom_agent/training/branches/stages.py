@@ -1,12 +1,12 @@
-"""`qzoom train select-heads | label | sdrpn | postsft | gate | calibrate`: the stages of the branches, by their names.
+"""`qzoom train select-heads | label | sdrpn | postsft | gate | calibrate`: the stages of the branches, by name.
 
     qzoom train branches --config rl/recipes/nano/branches.yaml --output runs/branches       (all of them, in order)
     qzoom train sdrpn --config rl/recipes/nano/branches.yaml --output runs/branches          (one)
-    qzoom train sdrpn --config ... --dry-run              (what it will do and cost)
+    qzoom train sdrpn --config ... --dry-run              (the resolved recipe and its cost)
     accelerate launch -m qzoom_agent.training.branches.stages branches --config ... --output ...      (many devices)
 
-A stage finds in the output folder what the ones before wrote (`workshop`), goes on where it was killed, and is not
-repeated once it is done. With another recipe, or when a stage before it was done anew, it is refused (`inputs`).
+A stage reads the results of earlier ones from the output folder, resumes after an interruption, and is skipped once it
+is done. It is refused with another recipe, or when an earlier stage was repeated (see `run_dir`).
 """
 
 import argparse
@@ -27,134 +27,133 @@ from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.training.branches.branch_recipe import Optimisation, StageName, load_branch_recipe
+from qzoom_agent.training.branches.calibrate import with_thresholds
 from qzoom_agent.training.branches.cost_estimate import describe
 from qzoom_agent.training.branches.dataset import Records
+from qzoom_agent.training.branches.fitting import require_tracker
 from qzoom_agent.training.branches.gate import answer_at_budgets, counted, kinds, train_gate
 from qzoom_agent.training.branches.head_selection import select_heads
 from qzoom_agent.training.branches.labelling import label
-from qzoom_agent.training.branches.localisation import localisation, look_at
+from qzoom_agent.training.branches.localisation import localisation, look_at_records
 from qzoom_agent.training.branches.postsft import choose_cases, find_cases, train_postsft
 from qzoom_agent.training.branches.run_dir import RunDirectory
 from qzoom_agent.training.branches.sdrpn import train_sdrpn
-from qzoom_agent.training.branches.stage_dependencies import begin_stage, require_recipe
-from qzoom_agent.training.branches.thresholds import with_thresholds
 from qzoom_agent.training.recipe_io import add_recipe_arguments, keep_recipe
-from qzoom_agent.training.trackers import require_tracker
 
 RULES: Final[tuple[dict[str, float], ...]] = (
     *({"threshold": value} for value in (0.3, 0.2, 0.1, 0.05)),
     *({"peak_share": value} for value in (0.7, 0.5, 0.35, 0.2)),
 )
-"""What is foreground of the map, in the metrics that are printed."""
+"""Rules of the map's foreground for which metrics are printed."""
 
 
-def run_select_heads(shop: RunDirectory) -> None:
-    if shop.processes.is_main_process:
-        recipe, records = shop.recipe, shop.records("select-heads", limit=shop.recipe.heads.records)
-        found = select_heads(shop.backend(), records, recipe.heads, recipe.labelling)
-        shop.result("select-heads").write_text(found.model_dump_json(indent=1), encoding="utf-8")
+def run_select_heads(run: RunDirectory) -> None:
+    """Choose the heads whose attention makes the labels."""
+    if run.processes.is_main_process:
+        recipe, records = run.recipe, run.records("select-heads", limit=run.recipe.heads.records)
+        found = select_heads(run.backend(), records, recipe.heads, recipe.labelling)
+        run.result("select-heads").write_text(found.model_dump_json(indent=1), encoding="utf-8")
         print(f"Heads by {found.criterion}, {found.questions} questions; chosen ones are marked.\n{found.table()}")
         print(f"To keep this choice, write into the recipe:\nlabelling:\n  grounding: {found.heads}")
-    shop.processes.wait_for_everyone()
+    run.processes.wait_for_everyone()
 
 
-def run_label(shop: RunDirectory) -> None:
-    _labelled(shop, shop.backend(), shop.output / "labels")
+def run_label(run: RunDirectory) -> None:
+    """Collect the attention maps."""
+    _labelled(run, run.backend(), run.output / "labels")
 
 
-def run_sdrpn(shop: RunDirectory) -> None:
-    backend = shop.backend()
-    table = _labelled(shop, backend, shop.output / "labels")
-    fresh = shop.fresh(backend, sdrpn=True, gate=False)
-    _fit(shop, backend, fresh, shop.records("sdrpn"), table, "sdrpn", shop.recipe.sdrpn.optimisation)
+def run_sdrpn(run: RunDirectory) -> None:
+    """Train SD-RPN on the maps, which are collected first if they are not there."""
+    backend = run.backend()
+    table = _labelled(run, backend, run.output / "labels")
+    fresh = run.fresh(backend, sdrpn=True, gate=False)
+    _fit(run, backend, fresh, run.records("sdrpn"), table, "sdrpn", run.recipe.sdrpn.optimisation)
 
 
-def run_postsft(shop: RunDirectory) -> None:
-    recipe, folder, before = shop.recipe, shop.output / "postsft", shop.latest("sdrpn")
-    if not shop.tuned.exists():
-        backend = shop.backend(branches=before)
-        records = shop.records("postsft", limit=recipe.postsft.records)
+def run_postsft(run: RunDirectory) -> None:
+    """Fine-tune the base on questions that a crop made it answer wrongly, and fit SD-RPN to it again."""
+    recipe, folder, before = run.recipe, run.output / "postsft", run.latest("sdrpn")
+    if not run.tuned.exists():
+        backend = run.backend(branches=before)
+        records = run.records("postsft", limit=recipe.postsft.records)
         judge = Judge(recipe.postsft.judge, model=recipe.postsft.judge_model, cache=folder / "verdicts.jsonl")
-        note = _note("answered twice", len(records))
-        source = shop.source(before, stage="postsft")
-        cases = find_cases(backend, records, recipe, folder / "cases", judge=judge, source=source, note=note)
+        source = run.source(before, stage="postsft")
+        cases = find_cases(backend, records, recipe, folder / "cases", judge=judge, source=source)
         chosen = choose_cases(cases, recipe.postsft, seed=recipe.seed)
-        _say(shop, f"{len(chosen)} of {len(cases)} cases to learn from")
+        _say(run, f"{len(chosen)} of {len(cases)} cases to learn from")
         if not chosen:
-            _say(shop, "No crop hurt any answer: there is nothing to mend, and the base stays as it is.")
+            _say(run, "No crop hurt any answer: there is nothing to learn, and the base stays as it is.")
             return
         train_postsft(backend, records, cases, chosen, recipe, folder)
-        if shop.processes.is_main_process:
-            writing = shop.tuned.with_name("base.part")
+        if run.processes.is_main_process:
+            writing = run.tuned.with_name("base.part")
             disable_progress_bar()  # type: ignore[no-untyped-call]  # of a fraction of a second
             backend.model.save_pretrained(writing)
             backend.processor.save_pretrained(writing)
-            writing.rename(shop.tuned)
-            print(f"written {shop.tuned}")
-        shop.processes.wait_for_everyone()
-    tuned = shop.backend(branches=before, base=shop.tuned)
+            writing.rename(run.tuned)
+            print(f"written {run.tuned}")
+        run.processes.wait_for_everyone()
+    tuned = run.backend(branches=before, base=run.tuned)
     limit = recipe.postsft.refit_records
-    table = _labelled(shop, tuned, folder / "labels", limit=limit, base=shop.tuned)
+    table = _labelled(run, tuned, folder / "labels", limit=limit, base=run.tuned)
     again = tuned.branches
     assert again is not None
     again.config = again.config.model_copy(update={"positions": recipe.postsft.positions})
-    _fit(shop, tuned, again, shop.records("label", limit=limit), table, "postsft", recipe.postsft.refit)
+    _fit(run, tuned, again, run.records("label", limit=limit), table, "postsft", recipe.postsft.refit)
 
 
-def run_gate(shop: RunDirectory) -> None:
-    folder, before, stage = shop.output / "gate", shop.latest("sdrpn", "postsft"), shop.recipe.gate
-    backend = shop.backend(branches=before, base=shop.base)
-    records = shop.records("gate", limit=stage.records)
-    note, source = _note("answered at all budgets", len(records)), shop.source(before, stage="gate", base=shop.base)
-    table = answer_at_budgets(backend, records, shop.recipe, folder / "answers", source=source, note=note)
-    _say(shop, counted(kinds(table, stage)))
-    branches, gate = backend.branches, shop.fresh(backend, sdrpn=False, gate=True).gate
+def run_gate(run: RunDirectory) -> None:
+    """Train the gate on answers at ascending budgets."""
+    folder, before, stage = run.output / "gate", run.latest("sdrpn", "postsft"), run.recipe.gate
+    backend = run.backend(branches=before, base=run.base)
+    records = run.records("gate", limit=stage.records)
+    source = run.source(before, stage="gate", base=run.base)
+    table = answer_at_budgets(backend, records, run.recipe, folder / "answers", source=source)
+    _say(run, counted(kinds(table, stage)))
+    branches, gate = backend.branches, run.fresh(backend, sdrpn=False, gate=True).gate
     assert branches is not None and gate is not None
-    train_gate(backend, gate, records, table, shop.recipe, folder)
+    train_gate(backend, gate, records, table, run.recipe, folder)
     branches.gate = gate.eval()
-    branches.config = branches.config.model_copy(update={"gate_depth": shop.recipe.gate_depth})
-    if shop.processes.is_main_process:
-        shop.finish("gate", branches.save)
-    shop.processes.wait_for_everyone()
+    branches.config = branches.config.model_copy(update={"gate_depth": run.recipe.gate_depth})
+    run.finish("gate", branches.save)
 
 
-def run_calibrate(shop: RunDirectory) -> None:
-    before = shop.latest("sdrpn", "postsft", "gate")
-    backend = shop.backend(branches=before, base=shop.base)
+def run_calibrate(run: RunDirectory) -> None:
+    """Choose thresholds on held-out questions."""
+    before = run.latest("sdrpn", "postsft", "gate")
+    backend = run.backend(branches=before, base=run.base)
     branches = backend.branches
     assert branches is not None
     with TemporaryDirectory() as folder:  # thresholds are chosen for the weights as they are stored
         size = branches.save(folder, int8=True)
         backend.branches = Branches.load(folder, backend.model)
-    _say(shop, f"{size / 1e6:.2f} MB")
-    source = shop.source(before, held_out=True, base=shop.base)
-    branches.config = with_thresholds(backend, shop.recipe, shop.output / "calibrate", source=source)
-    if shop.processes.is_main_process:
-        shop.finish("calibrate", lambda folder: branches.save(folder, int8=True))
-    shop.processes.wait_for_everyone()
+    _say(run, f"{size / 1e6:.2f} MB")
+    source = run.source(before, held_out=True, base=run.base)
+    branches.config = with_thresholds(backend, run.recipe, run.output / "calibrate", source=source)
+    run.finish("calibrate", lambda folder: branches.save(folder, int8=True))
 
 
 def _labelled(
-    shop: RunDirectory, backend: HFBackend, folder: Path, *, limit: int | None = None, base: Path | None = None
+    run: RunDirectory, backend: HFBackend, folder: Path, *, limit: int | None = None, base: Path | None = None
 ) -> Dataset:
-    records, recipe = shop.records("label", limit=limit), shop.recipe
+    records, recipe = run.records("label", limit=limit), run.recipe
     table = label(
         backend,
         records,
         recipe.labelling,
         folder,
-        selected=shop.heads(),
-        k=shop.fresh(backend, sdrpn=True, gate=False).config.k,
-        source=shop.source(base=base),
+        selected=run.heads(),
+        k=run.fresh(backend, sdrpn=True, gate=False).config.k,
+        source=run.source(base=base),
         positions=recipe.positions if base is None else recipe.postsft.positions,
-        note=_note("labelled", len(records)),
     )
-    _say(shop, f"{len(table)} labels in {folder}, {sum(table['right']) / len(table):.1%} of the answers right")
+    _say(run, f"{len(table)} labels in {folder}, {sum(table['right']) / len(table):.1%} of the answers right")
     return table
 
 
 def _fit(
-    shop: RunDirectory,
+    run: RunDirectory,
     backend: HFBackend,
     branches: Branches,
     records: Records,
@@ -162,33 +161,31 @@ def _fit(
     stage: StageName,
     how: Optimisation,
 ) -> None:
-    """Train SD-RPN on the labels of these records, and write the branches of a stage with their metrics."""
+    """Train SD-RPN on the labels of these records; write the branches of a stage with their metrics."""
     backend.branches = branches
     assert branches.sdrpn is not None
-    recipe = shop.recipe.model_copy(update={"sdrpn": shop.recipe.sdrpn.model_copy(update={"optimisation": how})})
-    folder = shop.output / stage / "fit"
-    train_sdrpn(backend, branches.sdrpn, records, table, recipe, folder, made_with=recipe.labelling)
+    recipe = run.recipe.model_copy(update={"sdrpn": run.recipe.sdrpn.model_copy(update={"optimisation": how})})
+    folder = run.output / stage / "fit"
+    train_sdrpn(backend, branches.sdrpn, records, table, recipe, folder)
     branches.eval()
 
     def write(folder: Path) -> None:
         branches.save(folder)
-        _report(shop, backend, folder)
+        _report(run, backend, folder)
 
-    if shop.processes.is_main_process:
-        shop.finish(stage, write)
-    shop.processes.wait_for_everyone()
+    run.finish(stage, write)
 
 
-def _report(shop: RunDirectory, backend: HFBackend, folder: Path) -> None:
-    """Localisation on held-out data at each budget, printed and written beside the branches."""
-    held = shop.held_out(limit=shop.recipe.sdrpn.report)
+def _report(run: RunDirectory, backend: HFBackend, folder: Path) -> None:
+    """Measure localisation on held-out data at each budget; print it, and write it beside the branches."""
+    held = run.held_out(limit=run.recipe.sdrpn.report)
     if held is None:
         return
     found: list[dict[str, Any]] = []
-    for tokens in shop.recipe.sdrpn.tokens:
-        seen = look_at(backend, held, tokens=tokens)
+    for tokens in run.recipe.sdrpn.tokens:
+        seen = look_at_records(backend, held, tokens=tokens)
         for rule in RULES:
-            options = PerceptionConfig(blur=shop.recipe.blur, margin=shop.recipe.margin, box=shop.recipe.box)
+            options = PerceptionConfig(blur=run.recipe.blur, margin=run.recipe.margin, box=run.recipe.box)
             figures = localisation(seen, options.model_copy(update=rule))
             found.append({"tokens": tokens, **rule, **figures.model_dump()})
     (folder / "metrics.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
@@ -201,12 +198,8 @@ def _report(shop: RunDirectory, backend: HFBackend, folder: Path) -> None:
         print(f"{row['tokens'] or 'preset':>7} {level:>13}" + "".join(f"{cell:>9}" for cell in cells))
 
 
-def _note(what: str, total: int) -> Callable[[int], None]:
-    return lambda done: print(f"{what}: {done} of {total}", flush=True)
-
-
-def _say(shop: RunDirectory, text: str) -> None:
-    if shop.processes.is_main_process:
+def _say(run: RunDirectory, text: str) -> None:
+    if run.processes.is_main_process:
         print(text, flush=True)
 
 
@@ -221,18 +214,18 @@ STAGES: Final[dict[StageName, Callable[[RunDirectory], None]]] = {
 ALL: Final = "branches"
 
 
-def carry_out(shop: RunDirectory, stage: StageName) -> None:
+def run_stage(run: RunDirectory, stage: StageName) -> None:
     """Run a stage, unless its result is there.
 
     Raises:
-        ConfigError: it was begun, or is done, with another recipe or from something else.
+        ConfigError: It was begun, or is done, with another recipe or from other results.
     """
-    begin_stage(shop, stage)
-    if shop.result(stage).exists():
-        _say(shop, f"{stage}: {shop.result(stage)} is there already; delete it to run this stage again.")
+    run.begin_stage(stage)
+    if run.result(stage).exists():
+        _say(run, f"{stage}: {run.result(stage)} is there already; delete it to run this stage again.")
         return
-    _say(shop, f"== {stage}")
-    STAGES[stage](shop)
+    _say(run, f"== {stage}")
+    STAGES[stage](run)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -241,8 +234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("stage", choices=(ALL, *STAGES))
     add_recipe_arguments(parser, output="runs/branches")
-    parser.add_argument("--model", help="another base than the recipe's: a preset, a hub id or a folder")
-    parser.add_argument("--devices", type=positive_int, default=1, help="for --dry-run: how many devices there will be")
+    parser.add_argument("--model", help="base to use instead of the recipe's: a preset, a hub id or a folder")
+    parser.add_argument("--devices", type=positive_int, default=1, help="number of devices, for the costs of --dry-run")
     options = parser.parse_args(argv)
     changes = {} if options.model is None else {"model": options.model}
     recipe = load_branch_recipe(options.config, overrides=options.overrides, **changes)
@@ -254,12 +247,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     for how in (recipe.sdrpn, recipe.gate, recipe.postsft):
         require_tracker(how.optimisation.report_to)
-    shop = RunDirectory(recipe, options.output)
-    require_recipe(shop)
-    if shop.processes.is_main_process:
+    run = RunDirectory(recipe, options.output)
+    run.require_recipe()
+    if run.processes.is_main_process:
         keep_recipe(recipe, options.output)
     for stage in stages:
-        carry_out(shop, stage)
+        run_stage(run, stage)
     return 0
 
 

@@ -33,7 +33,7 @@ from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.policy import LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training import recipe_io
-from qzoom_agent.training.branches.fitting import last_checkpoint
+from qzoom_agent.training.branches.fitting import last_checkpoint, require_tracker
 from qzoom_agent.training.branches.sharded_table import launched_in_bfloat16, together
 from qzoom_agent.training.fingerprint import begin, require_same
 from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback, WarningCallback
@@ -50,7 +50,6 @@ from qzoom_agent.training.grpo.question_rows import load_rows
 from qzoom_agent.training.grpo.trainer import ZoomTrainer, build_trainer
 from qzoom_agent.training.reward_list import accuracy_of, build, read_reward
 from qzoom_agent.training.rewards import Judge, awaited
-from qzoom_agent.training.trackers import require_tracker
 
 FREE: Final = {"max_steps", "watch", "logging_steps", "report_to"}
 """Keys that may change when a run is resumed."""

@@ -1,8 +1,7 @@
-"""Calls and answers as a model of each family writes them: what a protocol reads, written.
+"""Zoom calls and answers in the format of each model family, for demonstrations.
 
-Used to make demonstrations, so the one requirement is that `protocol.parse` reads back what was written without a
-repair; tests hold every protocol to it. Boxes point at the first image and are given as shares of it. Reasoning is
-written where a family was trained to reason before it acts.
+`protocol.parse` reads back what is written here without a repair. Boxes refer to the first image, as shares of it.
+Families that were trained to reason before they act get a sentence of reasoning.
 """
 
 import json
@@ -20,7 +19,13 @@ _TAGGED: Final = frozenset({"deepeyes", "mini_o3", "visionthink", "adaptvision"}
 
 
 def write_call(protocol: str, box: Box, shown: Size) -> str:
-    """A call for `box`, in shares ("unit") of the first image, which is shown at `shown` pixels."""
+    """Return a call for a box.
+
+    Args:
+        protocol: Name of the format.
+        box: The box in shares ("unit") of the first image.
+        shown: Size in pixels at which the model sees that image.
+    """
     x1, y1, x2, y2 = box.to_pixel(shown).as_list()
     step = LOCATION_STEP
     mille = [round(1000 * value) for value in (box.x1, box.y1, box.x2, box.y2)]
@@ -57,7 +62,7 @@ def write_call(protocol: str, box: Box, shown: Size) -> str:
 
 
 def write_answer(protocol: str, answer: str) -> str:
-    """The final turn."""
+    """Return the last turn, with the answer."""
     if protocol == "pixel_reasoner":
         return f"{ANSWER_THOUGHT} \\boxed{{{answer}}}"
     if protocol in _TAGGED:
@@ -70,6 +75,6 @@ def _hermes(name: str, arguments: dict[str, object]) -> str:
 
 
 def _narrowed(low: float, high: float) -> tuple[float, float]:
-    """What is written for an interval that the tool will widen: as much less, but never nothing."""
+    """Shrink an interval by as much as the tool will widen it, but never to nothing."""
     middle, half = (low + high) / 2, max(0.01, (high - low) / 2 - PADDING)
     return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,14 +1,13 @@
 """Episodes as rows of a table, and rows as the very ids that a session would see.
 
-A row has `messages` in the usual conversational form and `images`, one for each image part in order, at the size the
-model is shown. What a tool returns stands in a user turn, whatever the family: TRL's fine-tuning and others' put no
-images into role "tool". Where a family's results carry that role, its own template makes a user turn of them; its words
-for that (`<tool_response>`) are then part of the row, so that the row reads, id for id, as the episode did.
+A row has `messages` in the usual conversational form and `images`, one for each image part in order, at the size that
+the model sees. Tool results stand in user turns, because TRL and other trainers allow no images in role "tool". Where a
+family's results have that role, its own template makes a user turn of them, and the row contains the template's words
+for that (`<tool_response>`), so that it gives the same ids as the episode.
 
-For training, a conversation goes through a session turn by turn, exactly as in an episode: rendered by the model's own
-template, images expanded by its processor, each assistant turn kept as the ids it was given. Learned are the ids of the
-assistant's turns with the token that ends each, nothing else. Where a template rewrites old turns (drops thoughts), the
-model sees something else at each turn, so there such a conversation gives several rows.
+For training, a conversation goes through a session turn by turn, as in an episode. Learned are the ids of the
+assistant's turns, with the token that ends each. Where a template rewrites old turns (drops thoughts), the model sees
+something else at each turn, so such a conversation gives several training rows.
 """
 
 from collections.abc import Sequence
@@ -23,10 +22,9 @@ from qzoom_agent.messages import Message, image_part, message, plain_text, text,
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_session import HFSession, Prepared
 from qzoom_agent.models.prompts import Prompt, PromptCodec
-from qzoom_agent.training.branches.inputs import followed
+from qzoom_agent.perception.labels import IGNORED
+from qzoom_agent.training.branches.base_inference import with_answer
 
-IGNORED = -100
-"""Label of an id that is not learned."""
 _NO_USER_TURN: Final = (
     "The protocol shows crops in role 'tool', which the model's chat template does not write as a user turn, so no "
     "other trainer could read the conversations. Choose a protocol whose results are user turns (deepeyes, mini_o3, "
@@ -40,13 +38,19 @@ class TrainingConversation(NamedTuple):
     session: HFSession
     ready: Prepared
     labels: tuple[int, ...]
-    """For each id of the prompt itself, or IGNORED."""
+    """For each id of the prompt that id if it is learned, else IGNORED."""
 
 
 def to_row(conversation: Sequence[Message], images: Sequence[Image.Image], *, codec: PromptCodec) -> dict[str, Any]:
-    """`messages` and `images` of an episode; images are those of its parts in order.
+    """Return `messages` and `images` of an episode.
 
-    Raises ConfigError if results carry role "tool" and the template of `codec` has no user turn for them.
+    Args:
+        conversation: Its messages.
+        images: The images of its parts, in order.
+        codec: The model's chat template.
+
+    Raises:
+        ConfigError: Tool results have role "tool", and the template has no user turn for them.
     """
     messages = [
         {
@@ -62,9 +66,10 @@ def to_row(conversation: Sequence[Message], images: Sequence[Image.Image], *, co
 
 
 def in_user_turns(conversation: Sequence[Message], codec: PromptCodec) -> list[Message]:
-    """A conversation that renders to the same text, with the results of role "tool" in user turns.
+    """Return a conversation that renders to the same text, with the results of role "tool" in user turns.
 
-    Raises ConfigError if the template does not write them as user turns.
+    Raises:
+        ConfigError: The template does not write them as user turns.
     """
     if all(one["role"] != "tool" for one in conversation):
         return list(conversation)
@@ -83,8 +88,8 @@ def in_user_turns(conversation: Sequence[Message], codec: PromptCodec) -> list[M
 
 
 def _tool_words(codec: PromptCodec) -> tuple[str, str, str]:
-    """What the template writes around the results of one turn: before the first, between two, after the last."""
-    # Behind a question alone: some templates write an assistant's turn in another way once a user speaks after it.
+    """Return the template's text around tool results: before the first, between two, and after the last."""
+    # after a question alone, because some templates change an assistant's turn once a user turn follows it
     asked, mark = text("user", "What is written there?"), "a result of the tool"
     start, _, end = codec.render([asked, text("user", mark)]).partition(mark)
     first, *between, last = codec.render([asked, text("tool", mark), text("tool", mark)]).split(mark)
@@ -94,7 +99,7 @@ def _tool_words(codec: PromptCodec) -> tuple[str, str, str]:
 
 
 def from_row(row: dict[str, Any]) -> tuple[list[Message], list[Image.Image]]:
-    """The conversation of a row, its images named view0, view1 and so on, and those images."""
+    """Return the conversation of a row, with its images named view0, view1 and so on, and those images."""
     images = [image.convert("RGB") for image in row["images"]]
     numbers = iter(range(len(images)))
     conversation = [
@@ -111,10 +116,11 @@ def from_row(row: dict[str, Any]) -> tuple[list[Message], list[Image.Image]]:
     return conversation, images
 
 
-def learned(backend: HFBackend, row: dict[str, Any]) -> list[TrainingConversation]:
-    """What a row teaches: one entry, or more where the template rewrites old turns.
+def training_conversations(backend: HFBackend, row: dict[str, Any]) -> list[TrainingConversation]:
+    """Prepare a row for training: one conversation, or more where the template rewrites old turns.
 
-    Raises BackendError if the conversation is longer than the model can read.
+    Raises:
+        BackendError: The conversation is longer than the model's context.
     """
     conversation, images = from_row(row)
     session = backend.session(lambda view: images[int(view.removeprefix("view"))])
@@ -135,12 +141,12 @@ def learned(backend: HFBackend, row: dict[str, Any]) -> list[TrainingConversatio
                 end = ready.prompt.ids[len(before.labels) - 1]
                 labels[len(before.labels) - 1] = end if end in backend.end_ids else IGNORED
             answer = [*ids, tokenizer.eos_token_id]
-            entries.append(TrainingConversation(session, followed(ready, answer), (*labels, *answer)))
+            entries.append(TrainingConversation(session, with_answer(ready, answer), (*labels, *answer)))
             session.remember(ready, ids, answered)
     return entries
 
 
 def _continues(prompt: Prompt, before: Prompt) -> bool:
-    """Whether a prompt begins with an earlier one and its answer; only the token that ends the turn may differ."""
+    """Return whether a prompt begins with an earlier one and its answer, but for the token that ends the turn."""
     count = len(before.ids) - 1
     return prompt.ids[:count] == before.ids[:count]

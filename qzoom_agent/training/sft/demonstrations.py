@@ -1,12 +1,11 @@
-"""Episodes in which the calls are given: the agent's own loop and tool around a model that is told what to say.
+"""Episodes with given calls: the agent's own loop and tool, around a model that follows a plan.
 
-A `Demonstrator` is a backend. It writes the planned calls one a turn and then the answer, or leaves the answer to the
-model it stands before; a teacher writes everything itself. So a demonstration is an ordinary episode with an ordinary
-trace, and nothing about views, crops or wording is made up twice.
+A `Demonstrator` is a backend. It writes the planned calls, one a turn, and then the answer, or leaves the answer to the
+model behind it; a teacher writes everything itself. So a demonstration is an ordinary episode with an ordinary trace.
 
-Kept are episodes that one would wish the model to repeat: answered right by the recipe's rule or judge, every turn
-read without a repair, every call served (or, under `hybrid`, refused by the review), the evidence shown where boxes say
-where it is, and no crop that adds nothing.
+Kept are episodes that the model should repeat: answered right by the recipe's rule or judge, every turn read without a
+repair, every call served (or, under `hybrid`, refused by the review), the evidence shown where its boxes are known, and
+no crop that adds nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,21 +30,21 @@ from qzoom_agent.training.sft.call_writer import write_answer, write_call
 from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe
 
 Dropped = Literal["", "unfinished", "malformed", "wrong", "not served", "no evidence", "redundant"]
-"""Why an episode is not learned from; empty for one that is."""
+"""Reason why an episode is left out; empty for one that is kept."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a demonstration says."""
+    """Calls and answer of a demonstration."""
 
     boxes: Sequence[Box] = ()
-    """Where it zooms, one call a turn: shares ("unit") of the image."""
+    """Boxes to zoom to, one call a turn: shares ("unit") of the image."""
     answer: str | None = None
     """None: the model's own."""
 
 
 class Demonstrator:
-    """A backend that follows `plan`, which is set anew for each episode; one episode at a time."""
+    """A backend that follows `plan`, which is set for each episode; it runs one episode at a time."""
 
     def __init__(self, model: Backend, *, protocol: str) -> None:
         self.model, self.protocol = model, protocol
@@ -89,7 +88,7 @@ class _Demonstration:
     def look(
         self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False
     ) -> list[PerceptionRecord]:
-        """The model's own (only asked for if it has branches)."""
+        """Return the model's own look."""
         assert isinstance(self._session, PerceivingSession)
         return self._session.look(messages, options=options, map_always=map_always)
 
@@ -102,7 +101,7 @@ class _Demonstration:
 
 
 class Demonstration(NamedTuple):
-    """One episode and what becomes of it."""
+    """One episode, and the reason if it is left out."""
 
     answer: Answer
     conversation: list[Message]
@@ -110,12 +109,18 @@ class Demonstration(NamedTuple):
 
 
 class Demonstrations:
-    """Makes episodes for records, as a recipe says."""
+    """Maker of episodes for records.
+
+    Args:
+        backend: The base.
+        recipe: Says where calls and answers come from.
+        judge: Decides about answers that the recipe's rule refuses.
+
+    Raises:
+        ConfigError: `boxes: sdrpn`, `needless` or `hybrid` with a base that has no branches.
+    """
 
     def __init__(self, backend: HFBackend, recipe: ColdStartRecipe, *, judge: Judge | None = None) -> None:
-        """`judge` is asked about answers that the recipe's rule refuses.
-
-        Raises ConfigError for `boxes: sdrpn`, `needless` or `hybrid` with a base that has no branches."""
         self.recipe = recipe
         self._accuracy = Accuracy(rule=recipe.rule).asking(judge)
         protocol = recipe.protocol or backend.protocol
@@ -149,7 +154,7 @@ class Demonstrations:
         self._reviewed = Agent(self._scripted, config=hybrid) if recipe.hybrid else None
 
     def __call__(self, record: Record) -> Demonstration:
-        """The episode of one record. Raises BackendError if a teacher cannot be reached."""
+        """Return the episode of one record; BackendError if a teacher cannot be reached."""
         plan, agent = self._plan(record), self._agent
         if self._reviewed is not None and Random(f"hybrid/{record['id']}").random() < self.recipe.hybrid:
             agent = self._reviewed
@@ -174,10 +179,7 @@ class Demonstrations:
         return Plan(unit, record["answer"] if recipe.answer == "gold" else None)
 
     def _left(self, look: LookResult, record: Record, boxes: Sequence[Box]) -> list[Box]:
-        """Those of the planned calls that are left to make after what was found, which `hybrid` shows unasked.
-
-        Where no box is needed that is all of them, unless there is a crop already.
-        """
+        """Return the planned calls for which `hybrid` has not inserted a crop already."""
         shown = [Box(*box) for box in look.record.boxes] if look.record.fired else []
         gold = boxes_of(record)
         if not gold:
@@ -189,7 +191,7 @@ class Demonstrations:
         ]
 
     def judge(self, episode: Rollout) -> Dropped:
-        """Why this episode is not to be learned from."""
+        """Return the reason to leave this episode out, if any."""
         trace = episode.trace
         if trace.status != "answered":
             return "unfinished"
@@ -207,12 +209,12 @@ class Demonstrations:
 
 
 def boxes_of(record: Record) -> list[Box]:
-    """The record's gold boxes, in pixels of its image; none where they are unknown."""
+    """Return the record's gold boxes, in pixels of its image; none where they are unknown."""
     return [Box(x1, y1, x2, y2) for x1, y1, x2, y2 in record["boxes"] or ()]
 
 
 def rollout_of(answer: Answer, record: Record) -> Rollout:
-    """An episode with what its record knows."""
+    """Return an episode with the gold answer and boxes of its record."""
     boxes = record["boxes"]
     return Rollout(
         trace=answer.trace,

@@ -1,69 +1,73 @@
 """`qzoom train coldstart`: demonstrations of zooming, and one stage of fine-tuning on them.
 
     qzoom train coldstart --config rl/recipes/nano/coldstart.yaml --output runs/coldstart
-    qzoom train coldstart --config ... --dry-run          (what it will do)
+    qzoom train coldstart --config ... --dry-run          (the resolved recipe and its cost)
     accelerate launch -m qzoom_agent.training.sft.fine_tune --config ... --output ...      (many devices)
 
-Written to the output folder, and not made again once it is there; what was made with another recipe is refused:
+The output folder gets these results. What is there is not made again, and results of another recipe are refused:
 
-    episodes/         every demonstration, with why it is left out where it is
-    conversations/    those to learn from, as a `datasets` folder (`messages`, `images`) that other trainers read, too
+    episodes/         all demonstrations; `dropped` says why one is left out
+    conversations/    those to learn from, as a `datasets` folder (`messages`, `images`) that other trainers can read
     train/            checkpoints and log.jsonl
-    *.json            what conversations and weights were made with
+    *.json            settings that conversations and weights were made with
     final/            the fine-tuned base, with its branches if it has some
 """
 
 import argparse
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from datasets import Dataset
-from torch import nn
+from pydantic import JsonValue
 from yaml import safe_dump
 
 from qzoom_agent.errors import ConfigError, MissingDependency, finished
 from qzoom_agent.evaluation.scorers.judge import ready
 from qzoom_agent.messages import view_ids
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_batch import causal_mask, padded
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.training.branches.dataset import Records, load_records
-from qzoom_agent.training.branches.fitting import ONLY_TOLD, Rows, TrainingOrder, shuffled, steps, train
-from qzoom_agent.training.branches.postsft import AnswerLoss
+from qzoom_agent.training.branches.fitting import (
+    NOT_DECISIVE,
+    Rows,
+    TrainingOrder,
+    optimizer_steps,
+    require_tracker,
+    shuffled,
+    train,
+)
+from qzoom_agent.training.branches.postsft import AnswerLoss, answer_batch
 from qzoom_agent.training.branches.sharded_table import together, write_parts
 from qzoom_agent.training.fingerprint import begin, require_same
-from qzoom_agent.training.recipe_io import add_recipe_arguments
+from qzoom_agent.training.recipe_io import add_recipe_arguments, keep_recipe
 from qzoom_agent.training.rewards import awaited
-from qzoom_agent.training.sft.conversations import IGNORED, TrainingConversation, learned, to_row
+from qzoom_agent.training.sft.conversations import to_row, training_conversations
 from qzoom_agent.training.sft.demonstrations import Demonstrations
 from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, Lora, load_coldstart_recipe
-from qzoom_agent.training.trackers import require_tracker
 
-_TRAINING: Final = {"optimisation", "from_layer", "lora"}
+_TRAINING_KEYS: Final = {"optimisation", "from_layer", "lora"}
 """Keys of a recipe that do not decide what the demonstrations are."""
 
 
 def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) -> Dataset:
-    """The conversations to learn from: those in `folder` if they are there, else made now, by all processes together.
+    """Return the conversations to learn from, made by all processes together unless `folder` has them.
 
     Raises:
-        ConfigError: none is worth learning from, or `folder` holds those of another recipe or of other data.
+        ConfigError: No episode is kept, or `folder` holds conversations of another recipe or of other data.
     """
     processes, kept = together(), folder / "conversations"
     records = load_records(recipe.data, limit=recipe.records)
-    settings = recipe.model_dump(mode="json", exclude=_TRAINING)
-    stated = folder / "conversations.json"
-    begin(stated, {"count": len(records), **settings}, made=kept, processes=processes)
+    settings = recipe.model_dump(mode="json", exclude=_TRAINING_KEYS)
+    stored: dict[str, JsonValue] = {"count": len(records), **settings}
+    begin(folder / "conversations.json", stored, made=kept, processes=processes, kind=ColdStartRecipe)
     if not kept.exists():
         rows = _episodes(backend, recipe, records, folder)
-        table = write_parts(folder / "episodes", len(records), rows, settings, note=_note(len(records)))
-        chosen = worth_learning(table, folder)
+        table = write_parts(folder / "episodes", len(records), rows, settings, progress="episodes")
+        chosen = kept_episodes(table, folder)
         if processes.is_main_process:
             writing = folder / "conversations.part"
             chosen.save_to_disk(str(writing))
@@ -75,7 +79,7 @@ def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) ->
 def _episodes(
     backend: HFBackend, recipe: ColdStartRecipe, records: Records, folder: Path
 ) -> Callable[[range], Iterator[dict[str, Any]]]:
-    """Makes the demonstrations of some records."""
+    """Return a function that makes the demonstrations of a range of records."""
     cache = folder / "verdicts.jsonl"
     judge = ready(recipe.judge, model=recipe.judge_model, key_variable=recipe.judge_key_variable, cache=cache)
     make = Demonstrations(backend, recipe, judge=None if judge is None else awaited(judge))
@@ -98,41 +102,39 @@ def _episodes(
     return rows
 
 
-def worth_learning(table: Dataset, folder: Path) -> Dataset:
-    """The episodes of `folder` that are kept; the main process says how many those are.
+def kept_episodes(table: Dataset, folder: Path) -> Dataset:
+    """Return the episodes to learn from, and print their number.
 
     Raises:
-        ConfigError: none is.
+        ConfigError: There are none.
     """
     reasons = Counter(table["dropped"])
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()) if reason)
     if together().is_main_process:
-        told = f"{reasons['']} of {len(table)} episodes kept"
-        print(told + (f"; left out: {left_out}" if left_out else ""), flush=True)
+        kept = f"{reasons['']} of {len(table)} episodes kept"
+        print(kept + (f"; left out: {left_out}" if left_out else ""), flush=True)
     if not reasons[""]:
         raise ConfigError(
-            f"None of {len(table)} episodes is worth learning from ({left_out}). `dropped` in {folder / 'episodes'} "
-            "says why of each; look at the data's boxes and answers, `margin`, `needed` or the teacher."
+            f"None of {len(table)} episodes can be learned from ({left_out}). `dropped` in {folder / 'episodes'} "
+            "gives the reason for each; check the data's boxes and answers, `margin`, `needed` or the teacher."
         )
     chosen = [at for at, reason in enumerate(table["dropped"]) if not reason]
     return table.select(chosen).remove_columns("dropped")
 
 
-def _note(total: int) -> Any:
-    return lambda done: print(f"episodes: {done} of {total}", flush=True)
-
-
 def fine_tune(backend: HFBackend, table: Dataset, recipe: ColdStartRecipe, folder: Path) -> None:
     """Train the base in place on the assistant's turns of these conversations."""
     module = AnswerLoss(backend)
-    adapted = choose_weights(module, backend, recipe)
+    adapted = choose_weights(backend, recipe)
     optimisation = recipe.optimisation
     if optimisation.gradient_checkpointing:
         backend.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
-    order = shuffled(table["image_id"], epochs=optimisation.epochs, seed=recipe.seed)
+    order = shuffled(table["image_id"], epochs=optimisation.num_train_epochs, seed=recipe.seed)
 
     def prepare(rows: Rows) -> dict[str, Any]:
-        return batch(backend, [entry for row in rows for entry in learned(backend, row)])
+        entries = [entry for row in rows for entry in training_conversations(backend, row)]
+        sessions, ready = [one.session for one in entries], [one.ready for one in entries]
+        return answer_batch(backend, sessions, ready, [one.labels for one in entries])
 
     train(module.train(), TrainingOrder(lambda at: table[at], order), prepare, optimisation, folder, seed=recipe.seed)
     if adapted is not None:
@@ -140,31 +142,12 @@ def fine_tune(backend: HFBackend, table: Dataset, recipe: ColdStartRecipe, folde
     backend.model.requires_grad_(False)
 
 
-def batch(backend: HFBackend, entries: Sequence[TrainingConversation]) -> dict[str, Any]:
-    """Conversations as the arguments of `AnswerLoss`, padded on the left."""
-    with torch.no_grad():
-        ready = [entry.ready for entry in entries]
-        new, positions, valid = padded(backend, [entry.session for entry in entries], ready, [0] * len(entries))
-        rotary = Decoder(backend.model).rotary(new.hidden, positions)
-    labels = torch.full(valid.shape, IGNORED, device=valid.device)
-    for at, entry in enumerate(entries):
-        labels[at, -len(entry.labels) :] = torch.tensor(entry.labels, device=valid.device)
-    return {
-        "hidden": new.hidden,
-        "rotary": rotary,
-        "mask": causal_mask(valid, valid.shape[1], new.hidden),
-        "visual": new.visual,
-        "deepstack": new.deepstack,
-        "labels": labels,
-    }
-
-
-def choose_weights(module: nn.Module, backend: HFBackend, recipe: ColdStartRecipe) -> Any:
-    """Leave only what the recipe trains with gradients; returns peft's wrapper where there are adapters, else None.
+def choose_weights(backend: HFBackend, recipe: ColdStartRecipe) -> Any:
+    """Require gradients of the weights that the recipe trains; return peft's wrapper if those are adapters.
 
     Raises:
         ConfigError: `from_layer` leaves no layer to train.
-        MissingDependency: adapters without peft.
+        MissingDependency: The recipe has adapters, and peft is not installed.
     """
     decoder = Decoder(backend.model)
     if recipe.from_layer >= decoder.depth:
@@ -185,23 +168,23 @@ def _adapters(backend: HFBackend, lora: Lora, layers: range) -> Any:
         raise MissingDependency(
             "The recipe has `lora`, which needs peft: pip install peft. Or train the weights themselves: lora: null."
         ) from error
-    some, names = "|".join(map(str, layers)), "|".join(lora.modules)
+    some, names = "|".join(map(str, layers)), "|".join(lora.target_modules)
     config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
         target_modules=rf".*language_model\.layers\.({some})\..*({names})",
     )
     return get_peft_model(backend.model, config)
 
 
-def plan(recipe: ColdStartRecipe) -> str:
-    """What will be done, as lines of text."""
+def describe(recipe: ColdStartRecipe) -> str:
+    """Describe the work and its size in lines of text."""
     limits = [one.limit if one.path != "needle" else one.limit or 1000 for one in recipe.data]
     rows = recipe.records or (sum(limit or 0 for limit in limits) if all(limits) else None)
     optimisation = recipe.optimisation
     count = "all rows" if rows is None else f"at most {rows}"
-    trained = f"LoRA of rank {recipe.lora.rank}" if recipe.lora else "weights"
+    trained = f"LoRA of rank {recipe.lora.r}" if recipe.lora else "weights"
     lines = [
         f"model        {recipe.model}",
         f"episodes     {count} of {', '.join(one.path for one in recipe.data)}",
@@ -209,8 +192,8 @@ def plan(recipe: ColdStartRecipe) -> str:
         f"trained      {trained} from layer {recipe.from_layer}",
     ]
     if rows is not None:
-        total = math.ceil(rows * optimisation.epochs)
-        lines.append(f"steps        at most {steps(optimisation, total)} on one device")
+        total = rows * optimisation.num_train_epochs
+        lines.append(f"steps        at most {optimizer_steps(optimisation, total)} on one device")
     return "\n".join(lines)
 
 
@@ -219,14 +202,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="qzoom train coldstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_recipe_arguments(parser, output="runs/coldstart")
-    parser.add_argument("--model", help="another base than the recipe's: a preset, a hub id or a folder")
+    parser.add_argument("--model", help="base to use instead of the recipe's: a preset, a hub id or a folder")
     parser.add_argument("--branches", type=Path, help="branches to use instead of the recipe's")
     options = parser.parse_args(argv)
     changes = {key: getattr(options, key) for key in ("model", "branches") if getattr(options, key) is not None}
     recipe = load_coldstart_recipe(options.config, overrides=options.overrides, **changes)
     if options.dry_run:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-        print(plan(recipe))
+        print(describe(recipe))
         return 0
     require_tracker(recipe.optimisation.report_to)
     run(recipe, options.output)
@@ -234,21 +217,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(recipe: ColdStartRecipe, output: Path) -> None:
-    """Make the demonstrations, learn from them and write the model, or go on with that.
+    """Make the demonstrations, train on them and write the model, or resume that.
 
     Raises:
-        ConfigError: `output` holds what another recipe made.
+        ConfigError: `output` holds results of another recipe.
     """
-    processes, final, stated = together(), output / "final", output / "train.json"
-    settings = recipe.model_dump(mode="json", exclude={"optimisation": ONLY_TOLD})
+    processes, final, stored = together(), output / "final", output / "train.json"
+    settings = recipe.model_dump(mode="json", exclude={"optimisation": NOT_DECISIVE})
     if final.exists():
-        require_same(stated, settings, made=final)
+        require_same(stored, settings, made=final, kind=ColdStartRecipe)
         if processes.is_main_process:
             print(f"{final} is there already; delete it to train again.")
         return
-    begin(stated, settings, made=output / "train", processes=processes)
+    begin(stored, settings, made=output / "train", processes=processes, kind=ColdStartRecipe)
     if processes.is_main_process:
-        (output / "recipe.yaml").write_text(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        keep_recipe(recipe, output)
     backend = HFBackend.load(
         recipe.model,
         device=str(processes.device) if processes.num_processes > 1 else "auto",
@@ -265,7 +248,7 @@ def run(recipe: ColdStartRecipe, output: Path) -> None:
 
 
 def _write(backend: HFBackend, recipe: ColdStartRecipe, final: Path, *, conversations: int) -> None:
-    """The trained model as a folder that is whole or not there."""
+    """Write the trained model into a folder, which gets its name once it is complete."""
     writing = final.with_name("final.part")
     backend.model.save_pretrained(writing)
     backend.processor.save_pretrained(writing)

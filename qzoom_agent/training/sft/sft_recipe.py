@@ -1,7 +1,7 @@
-"""What `qzoom train coldstart` does: where calls come from, which episodes are kept, and how they are learned."""
+"""The recipe of `qzoom train coldstart`: where calls come from, which episodes are kept, and how they are learned."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,17 +26,24 @@ class TeacherServer(Section):
 
 
 class Lora(Section):
-    """Low-rank adapters instead of all weights; merged into the base at the end. Needs peft."""
+    """Low-rank adapters instead of all weights, merged into the base at the end. Needs peft, which names the keys."""
 
-    rank: int = Field(default=16, gt=0)
-    alpha: int = Field(default=32, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Of every decoder layer that is trained; the vision encoder gets none."""
+    renamed: ClassVar = {
+        "rank": "r",
+        "alpha": "lora_alpha",
+        "dropout": "lora_dropout",
+        "modules": "target_modules",
+    }
+
+    r: int = Field(default=16, gt=0)
+    lora_alpha: int = Field(default=32, gt=0)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Modules of every decoder layer that is trained; the vision encoder gets none."""
 
 
 class ColdStartRecipe(Section):
-    """Demonstrations, and one stage of fine-tuning on them."""
+    """Demonstrations, and fine-tuning on them."""
 
     model: str = "nano"
     """Preset, hub id or folder of the base."""
@@ -49,47 +56,47 @@ class ColdStartRecipe(Section):
     data: list[DatasetSpec] = Field(min_length=1)
     """Questions to demonstrate."""
     records: int | None = Field(default=None, gt=0)
-    """How many of them; None: all there are."""
+    """Number of them; None: all."""
     boxes: Literal["oracle", "sdrpn", "teacher"] = "oracle"
-    """Whose calls: at the gold boxes of the records, where gate and SD-RPN would look, or a teacher's own."""
+    """Calls: at the gold boxes of the records, where gate and SD-RPN would look, or a teacher's own."""
     answer: Literal["gold", "own"] = "gold"
-    """Who answers after the calls: the dataset, or the base itself, whose wrong answers are then left out."""
+    """Answers after the calls: the dataset's, or the base's own, of which wrong ones are left out."""
     rule: Rule = "exact"
-    """What finds the answer in a reply: a wrong one is not learned from. `exact` suits those who say nothing else."""
+    """Rule that finds the answer in a reply; wrong ones are not learned. `exact` is for replies of nothing else."""
     judge: str | None = None
     """Base URL of an OpenAI-compatible server that judges answers which the rule refuses."""
     judge_model: str = "default"
     judge_key_variable: str = KEY_VARIABLE
     """Environment variable with the key of that server; one of your own needs none."""
     margin: float = Field(default=0.35, ge=0, le=10)
-    """What a call adds around a gold box on every side, as a share of its longer side."""
+    """Margin of a call around a gold box on every side, as a share of its longer side."""
     needed: float = Field(default=0.95, ge=0, le=1)
-    """Share of every gold box that the crops of an episode have to show; without it nothing supports the answer."""
+    """Share of every gold box that the crops of an episode have to show to support the answer."""
     redundant: bool = False
     """Keep episodes with a crop that adds nothing."""
     needless: bool = False
-    """Zoom where no box is needed as well, at the place that SD-RPN finds most likely: teaches a model to zoom too
-    often, as those do that were paid for every zoom, to measure what a review saves. Goes with `redundant`."""
+    """Zoom where no box is needed as well, at the place that SD-RPN finds most likely. This teaches a model to zoom too
+    often, like models that were rewarded for every zoom, to measure what a review saves. Goes with `redundant`."""
     hybrid: float = Field(default=0.0, ge=0, le=1)
-    """Share of the episodes that run under the policy `hybrid`, where the base has branches: crops that stand there
-    unasked are not asked for, and needless calls are refused. What a model meets there is then nothing new to it."""
+    """Share of the episodes that run under the policy `hybrid`, where the base has branches: crops that are inserted
+    already are not asked for, and needless calls are refused. So the model knows these situations."""
     budget: BudgetConfig = BudgetConfig()
     """Views and turns of a demonstration: those of inference."""
     generation: GenerationConfig = GenerationConfig()
-    """How the base or the teacher writes."""
+    """Decoding of the base or the teacher."""
     perception: PerceptionConfig = PerceptionConfig()
-    """How the look of `boxes: sdrpn` is read."""
+    """Reading of the map for `boxes: sdrpn`."""
     teacher: TeacherServer | None = None
-    optimisation: Optimisation = Optimisation(learning_rate=1e-5, batch=4)
+    optimisation: Optimisation = Optimisation(learning_rate=1e-5, per_device_train_batch_size=4)
     from_layer: int = Field(default=0, ge=0)
-    """Decoder layers below stay as they are. With the branches' K, branches of the base go on fitting it exactly."""
+    """Lowest decoder layer that is trained. With the branches' K, branches of the base still fit it exactly."""
     lora: Lora | None = None
     """None: train the weights themselves."""
 
     @model_validator(mode="after")
     def _teacher_given(self) -> "ColdStartRecipe":
         if (self.boxes == "teacher") != (self.teacher is not None):
-            raise ValueError("`boxes: teacher` and a `teacher` with its url belong together")
+            raise ValueError("`boxes: teacher` needs a `teacher` with its url, and no other `boxes` has one")
         if self.needless and (self.boxes != "oracle" or not self.redundant):
             raise ValueError("`needless` adds calls to `boxes: oracle`, and they are kept only with `redundant: true`")
         if self.hybrid and self.boxes != "oracle":

@@ -17,13 +17,13 @@ def make_up(put: Set) -> None:
     """At toy length nano reads nothing: every other question needs more detail, and every crop hurts."""
     real = gate.write_parts
 
-    def write_parts(folder: Any, count: Any, rows: Any, settings: Any, *, note: Any) -> Any:
+    def write_parts(folder: Any, count: Any, rows: Any, settings: Any, *, progress: str) -> Any:
         patterns = ([False, True, True], [True, True, True])
 
         def some(indices: range) -> list[dict[str, Any]]:
             return [{**row, "right": patterns[row["row"] % 2]} for row in rows(indices)]
 
-        return real(folder, count, some, settings, note=note)
+        return real(folder, count, some, settings, progress=progress)
 
     def choose_cases(cases: Any, *args: Any, **kwargs: Any) -> list[int]:
         return [at for at, box in enumerate(cases["box"]) if box]
@@ -39,7 +39,7 @@ def die_at(step: int) -> None:
         if state.global_step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    stage.Log.on_save = on_save  # type: ignore[method-assign]
+    stage.LogCallback.on_save = on_save  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from qzoom_agent.models.presets import NANO_FOLDER
 from qzoom_agent.perception.branches import BranchConfig
 from qzoom_agent.training.branches.ablation import ABLATIONS, FINE, Variant, _branches, _calibrated, ablate
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe
-from qzoom_agent.training.branches.export import ship
+from qzoom_agent.training.branches.export import export_model
 from qzoom_agent.training.branches.run_dir import RunDirectory
-from qzoom_agent.training.branches.stage_dependencies import made_from
 from tests.training.branches.test_branch_stages import written
 
 
@@ -83,13 +82,13 @@ def test_post_sft_is_measured_on_its_own_base_and_everything_else_is_not(finishe
     assert _branches(done, Variant("with", after=("sdrpn", "postsft")), folder)[1]
     assert not _branches(done, Variant("without", after=("sdrpn",)), folder)[1]
     assert _branches(done, Variant("as it is"), folder) == (run / "calibrate" / "final", False)
-    assert ship(run, tmp_path / "shipped") == tmp_path / "shipped"
+    assert export_model(run, tmp_path / "shipped") == tmp_path / "shipped"
     assert not (tmp_path / "shipped" / "base_of_postsft").exists(), "calibrated for the base as given"
     stated = run / "settings" / "calibrate.json"
     stated.write_text(stated.read_text().replace('"as given"', '"of postsft"'))  # as if it were calibrated only now
     (run / "postsft" / "base" / "base_of_postsft").touch()
     assert _branches(done, Variant("as it is"), folder)[1]
-    assert (ship(run, tmp_path / "tuned") / "base_of_postsft").exists()
+    assert (export_model(run, tmp_path / "tuned") / "base_of_postsft").exists()
 
 
 def test_a_tuned_base_counts_once_branches_are_fitted_to_it(finished: Path, tmp_path: Path) -> None:
@@ -98,9 +97,9 @@ def test_a_tuned_base_counts_once_branches_are_fitted_to_it(finished: Path, tmp_
     copytree(finished, run)
     copytree(NANO_FOLDER, run / "postsft" / "base")
     shop = RunDirectory(BranchRecipe.model_validate(safe_load((run / "recipe.yaml").read_text())), run)
-    assert shop.tuned.exists() and shop.base is None and made_from(shop, "gate")["base"] == "as given"
+    assert shop.tuned.exists() and shop.base is None and shop.made_from("gate")["base"] == "as given"
     copytree(run / "sdrpn" / "final", run / "postsft" / "final")
-    assert shop.base == shop.tuned and made_from(shop, "gate")["base"] == "of postsft"
+    assert shop.base == shop.tuned and shop.made_from("gate")["base"] == "of postsft"
 
 
 def test_labels_are_made_anew_where_what_is_changed_decides_them(finished: Path, tmp_path: Path) -> None:

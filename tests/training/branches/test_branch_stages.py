@@ -24,7 +24,7 @@ from qzoom_agent.models.presets import NANO_FOLDER
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.training.branches import stages
 from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
-from qzoom_agent.training.branches.export import ship
+from qzoom_agent.training.branches.export import export_model
 
 RECIPE: dict[str, Any] = {
     "model": "nano",
@@ -38,7 +38,13 @@ RECIPE: dict[str, Any] = {
     "labelling": {"tokens": 25, "asking": "prediction", "keep": "all", "max_new_tokens": 4},
     "sdrpn": {
         "tokens": [16, 25],
-        "optimisation": {"batch": 4, "learning_rate": 1e-3, "save_steps": 1, "log_steps": 1, "workers": 0},
+        "optimisation": {
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-3,
+            "save_steps": 1,
+            "logging_steps": 1,
+            "dataloader_num_workers": 0,
+        },
     },
     "gate": {
         "tokens": [16, 25],
@@ -46,7 +52,12 @@ RECIPE: dict[str, Any] = {
         "with_crop": True,
         "records": 16,
         "max_new_tokens": 4,
-        "optimisation": {"batch": 4, "save_steps": 1, "log_steps": 1, "workers": 0},
+        "optimisation": {
+            "per_device_train_batch_size": 4,
+            "save_steps": 1,
+            "logging_steps": 1,
+            "dataloader_num_workers": 0,
+        },
     },
 }
 
@@ -95,12 +106,12 @@ def test_a_gate_is_added_to_sdrpn(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert qzoom(["train", stage, "--config", str(recipe), "--output", str(out)]) == 0
     real = gate.write_parts
 
-    def made_up(folder, count, rows, settings, *, note):  # type: ignore[no-untyped-def]
+    def made_up(folder, count, rows, settings, *, progress):  # type: ignore[no-untyped-def]
         def some(indices: range) -> list[dict[str, Any]]:
             patterns = ([False, True, True], [True, True, True])
             return [{**row, "right": patterns[row["row"] % 2]} for row in rows(indices)]
 
-        return real(folder, count, some, settings, note=note)
+        return real(folder, count, some, settings, progress=progress)
 
     monkeypatch.setattr(gate, "write_parts", made_up)
     assert qzoom(["train", "gate", "--config", str(recipe), "--output", str(out)]) == 0
@@ -140,7 +151,13 @@ def test_a_base_that_crops_hurt_is_tuned_refitted_calibrated_and_shipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With cases that are made up: at toy length no crop hurts. Questions of the stage's own data, of two sources."""
-    fast = {"learning_rate": 1e-3, "batch": 2, "save_steps": 1, "log_steps": 1, "workers": 0}
+    fast = {
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 2,
+        "save_steps": 1,
+        "logging_steps": 1,
+        "dataloader_num_workers": 0,
+    }
     sources = [{"path": "needle", "limit": limit, "seed": seed} for limit, seed in ((12, 2), (4, 3))]
     postsft = {"data": sources, "records": 8, "refit_records": 6, "max_new_tokens": 2, "positions": "plain"}
     recipe = written(
@@ -173,7 +190,7 @@ def test_a_base_that_crops_hurt_is_tuned_refitted_calibrated_and_shipped(
     assert qzoom(command) == 0
     assert equal(weights(tmp_path / "first"), weights(out / "postsft" / "final"))
 
-    ship(out, shipped)
+    export_model(out, shipped)
     assert equal(load_file(shipped / "model.safetensors"), tuned)
     assert equal(weights(shipped), weights(out / "calibrate" / "final"))
     backend = HFBackend.load(str(shipped), device="cpu", dtype="float32")

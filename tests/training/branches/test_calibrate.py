@@ -10,11 +10,16 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box
 from qzoom_agent.perception.branches import BranchConfig
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibration
-from qzoom_agent.training.branches.calibrate import calibrate, candidates, gate_figures
-from qzoom_agent.training.branches.crop_outcomes import Crop
+from qzoom_agent.training.branches.calibrate import (
+    calibrate,
+    calibrated_config,
+    candidates,
+    evidence_text,
+    gate_figures,
+)
+from qzoom_agent.training.branches.crops import Crop
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.branches.localisation import LookOutcome
-from qzoom_agent.training.branches.thresholds import changed, told
 from tests.training.branches.test_localisation import GRID, ONE, coarse
 
 TARGET = Calibration(needed_recall=0.75, box_recall=0.5)
@@ -151,7 +156,7 @@ def test_saturated_scores_are_calibrated_to_a_legal_config() -> None:
     recipe = BranchRecipe(data=[DatasetSpec(path="needle")])
     found = calibrate(rows, [True, False], Calibration(needless=0.0))
     config = BranchConfig(family="qwen2_5_vl", hidden_size=8, base_layers=4, k=2, peak_share=0.5)
-    written = BranchConfig.model_validate_json(changed(config, found, recipe).model_dump_json())
+    written = BranchConfig.model_validate_json(calibrated_config(config, found, recipe).model_dump_json())
     assert written.gate_threshold == 1.0
     assert written.threshold == found.threshold and written.peak_share is None
 
@@ -181,7 +186,7 @@ def test_without_boxes_the_threshold_is_the_one_whose_crops_answer_most() -> Non
     assert (found.questions, found.needing, found.left_out) == (6, 3, 2)
     # those that are left out have no say in the gate's threshold
     assert found.gate is not None and 0.699 < found.gate.threshold < 0.69999 and found.gate.needless == 0.0
-    assert "2 left out" in told(found) and "0.667 of those right" in told(found)
+    assert "2 left out" in evidence_text(found) and "0.667 of those right" in evidence_text(found)
     # but are zoomed, too
     half = calibrate(rows, needs, Calibration(zoom_share=0.5), crops=crops).gate
     assert half is not None and sum(score >= half.threshold for score in scores) == 3

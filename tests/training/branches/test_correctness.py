@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.evaluation.scorers.match import exact_match
-from qzoom_agent.training.branches.correctness import is_right
+from qzoom_agent.training.branches.base_inference import is_right
 from qzoom_agent.training.branches.dataset import DatasetSpec, Record, load_records
 from tests.training.branches.conftest import picture
 

@@ -15,10 +15,9 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import NANO_FOLDER
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, load_branch_recipe
 from qzoom_agent.training.branches.calibrate import candidates
-from qzoom_agent.training.branches.cost_estimate import describe
+from qzoom_agent.training.branches.cost_estimate import SHAPES, describe, shape_of
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.branches.dataset_size import rows_of
-from qzoom_agent.training.branches.memory import SHAPES, shape_of
 from tests.tiny_models import Family
 
 RECIPES = Path(__file__).resolve().parents[3] / "rl" / "recipes"
@@ -107,8 +106,18 @@ def test_answers_labels_and_fits_of_a_stage_are_all_counted() -> None:
     some = recipe(
         data=[{"path": "needle", "limit": 600}],
         held_out=[{"path": "needle", "limit": 50, "seed": 1}],
-        gate={"tokens": [64, 128], "with_crop": True, "records": 500, "optimisation": {"epochs": 2, "batch": 10}},
-        postsft={"records": 40, "refit_records": 30, "optimisation": {"batch": 2}, "refit": {"epochs": 3, "batch": 9}},
+        gate={
+            "tokens": [64, 128],
+            "with_crop": True,
+            "records": 500,
+            "optimisation": {"num_train_epochs": 2, "per_device_train_batch_size": 10},
+        },
+        postsft={
+            "records": 40,
+            "refit_records": 30,
+            "optimisation": {"per_device_train_batch_size": 2},
+            "refit": {"num_train_epochs": 3, "per_device_train_batch_size": 9},
+        },
     )
     gate = numbers(describe(some, "gate", processes=2))
     assert gate["rows"] == [

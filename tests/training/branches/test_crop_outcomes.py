@@ -8,9 +8,9 @@ import pytest
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.training.branches import crop_outcomes as needs
+from qzoom_agent.training.branches import crops
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibration, GateStage
-from qzoom_agent.training.branches.crop_outcomes import Crop, Outcome, higher_budgets, outcomes
+from qzoom_agent.training.branches.crops import Crop, Outcome, crop_outcomes, higher_budgets
 from qzoom_agent.training.branches.dataset import DatasetSpec, Records, load_records
 
 
@@ -49,10 +49,13 @@ def held(boxless: Path) -> Records:
 RULES = [PerceptionConfig(blur="none", margin=0.0, box=(0.3, 0.225), peak_share=share) for share in (0.8, 0.4)]
 
 
-def test_need_is_that_of_the_view_that_is_looked_at(nano: HFBackend, held: Records, tmp_path: Path) -> None:
+def test_need_is_that_of_the_view_that_is_looked_at(
+    nano: HFBackend, held: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Print that nano cannot read at 64 tokens it reads in its crop. Over the whole board in full it needs none."""
     gate = GateStage(tokens=[48, 64], with_crop=True, max_new_tokens=8)
-    found = outcomes(nano, held, recipe(gate), RULES, tmp_path / "coarse", note=lambda done: None)
+    found = crop_outcomes(nano, held, recipe(gate), RULES, tmp_path / "coarse")
+    monkeypatch.setattr(crops, "generate_answers", lambda *_, **__: pytest.fail("answers are not made again"))
     kinds = [one.need(with_crop=True) for one in found]
     assert kinds.count(True) >= 2 and kinds.count(False) >= 2
     # of boards of which the box is known it is that which has one
@@ -61,10 +64,10 @@ def test_need_is_that_of_the_view_that_is_looked_at(nano: HFBackend, held: Recor
     assert agree >= 6
     assert all(len(one.crops) == len(RULES) for one in found)
     assert all(0 < crop.area < 0.2 for one in found if not one.right for crop in one.crops)
-    again = outcomes(nano, held, recipe(gate), RULES, tmp_path / "coarse", note=pytest.fail)
+    again = crop_outcomes(nano, held, recipe(gate), RULES, tmp_path / "coarse")
     assert again == found
     with pytest.raises(ConfigError, match="tokens"):
-        outcomes(nano, held, recipe(gate, tokens=48), RULES, tmp_path / "coarse", note=pytest.fail)
+        crop_outcomes(nano, held, recipe(gate, tokens=48), RULES, tmp_path / "coarse")
 
 
 def test_a_question_right_at_a_higher_budget_is_none_for_a_look_that_shows_as_much(
@@ -85,11 +88,11 @@ def test_a_question_right_at_a_higher_budget_is_none_for_a_look_that_shows_as_mu
             said.append(four[row]["answer"] if fine else "no")
         return said
 
-    monkeypatch.setattr(needs, "answers", made_up)
+    monkeypatch.setattr(crops, "generate_answers", made_up)
     gate = GateStage(tokens=[16, 25, 49])
     kinds = {}
     for tokens in (16, 25):
-        found = outcomes(nano, four, recipe(gate, tokens=tokens), RULES, tmp_path / str(tokens), note=lambda done: None)
+        found = crop_outcomes(nano, four, recipe(gate, tokens=tokens), RULES, tmp_path / str(tokens))
         kinds[tokens] = [one.need(with_crop=False) for one in found]
     assert kinds == {16: [False, True, True, None], 25: [False, False, True, None]}
 
@@ -97,6 +100,6 @@ def test_a_question_right_at_a_higher_budget_is_none_for_a_look_that_shows_as_mu
 def test_what_only_its_own_calls_answer_needs_a_zoom(nano: HFBackend, tmp_path: Path) -> None:
     hops = load_records([DatasetSpec(path="needle", limit=3, a_board=3, seed=3, tasks=("needle-hop",))])
     gate = GateStage(tokens=[48, 64], with_crop=True, own_calls=True, max_new_tokens=8)
-    found = outcomes(nano, hops, recipe(gate), RULES[:1], tmp_path, note=lambda done: None)
+    found = crop_outcomes(nano, hops, recipe(gate), RULES[:1], tmp_path)
     assert not any(one.right or any(crop.right for crop in one.crops) for one in found)
     assert [one.need(with_crop=True) for one in found].count(True) >= 2

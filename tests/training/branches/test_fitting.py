@@ -23,6 +23,7 @@ from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.labels import LabelRules
 from qzoom_agent.perception.look import look
+from qzoom_agent.training.branches.base_inference import ask, lower_states
 from qzoom_agent.training.branches.branch_recipe import (
     BranchRecipe,
     GateStage,
@@ -31,19 +32,26 @@ from qzoom_agent.training.branches.branch_recipe import (
     PostSFTStage,
     SDRPNStage,
 )
+from qzoom_agent.training.branches.crops import propose_boxes, with_crop
 from qzoom_agent.training.branches.dataset import DatasetSpec, Records, load_records
 from qzoom_agent.training.branches.fitting import trained
 from qzoom_agent.training.branches.gate import answer_at_budgets, kind_of, train_gate
-from qzoom_agent.training.branches.inputs import ask, lower_states
-from qzoom_agent.training.branches.localisation import auc, maps_of
+from qzoom_agent.training.branches.localisation import auc, look_at_batch
 from qzoom_agent.training.branches.postsft import choose_cases, find_cases, random_box, train_postsft
-from qzoom_agent.training.branches.proposed_crops import propose, with_crop
 from qzoom_agent.training.branches.sdrpn import MapLoss, map_rows, train_sdrpn
 from tests.tiny_models import Family
 from tests.training.branches.conftest import Load
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
-FAST = Optimisation(learning_rate=3e-3, epochs=6, batch=4, log_steps=1, save_steps=100, workers=0, warmup=0.0)
+FAST = Optimisation(
+    learning_rate=3e-3,
+    num_train_epochs=6,
+    per_device_train_batch_size=4,
+    logging_steps=1,
+    save_steps=100,
+    dataloader_num_workers=0,
+    warmup_steps=0.0,
+)
 
 
 def recipe(**sections: Any) -> BranchRecipe:
@@ -84,14 +92,16 @@ def test_sdrpn_learns_where_and_leaves_the_base_alone(
     before = copied(branches.sdrpn)
     how = Labelling(rules=LabelRules(blur_kernel=1), keep="all")
     fixed = family == "llava"  # whose views have one size
-    stage = SDRPNStage(optimisation=FAST.model_copy(update={"epochs": 16}), tokens=[None] if fixed else [None, 16])
-    train_sdrpn(backend, branches.sdrpn, rows, labels_of(rows, grid), recipe(sdrpn=stage), tmp_path, made_with=how)
+    stage = SDRPNStage(
+        optimisation=FAST.model_copy(update={"num_train_epochs": 16}), tokens=[None] if fixed else [None, 16]
+    )
+    train_sdrpn(backend, branches.sdrpn, rows, labels_of(rows, grid), recipe(sdrpn=stage, labelling=how), tmp_path)
     assert same(base, backend.model) and same(gate, branches.gate or nn.Module())
     assert not same(before, branches.sdrpn)
     branches.eval()
     assert not branches.sdrpn.training
     for tokens in stage.tokens:
-        (seen,) = maps_of(backend, [rows[0]], tokens=tokens)
+        (seen,) = look_at_batch(backend, [rows[0]], tokens=tokens)
         found = auc(seen)
         assert found is not None and found > 0.95
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -138,14 +148,14 @@ def test_only_right_answers_with_a_usable_map_are_learned_from(
     backend = load("qwen2_5_vl")
     assert backend.branches is not None and backend.branches.sdrpn is not None
     how = Labelling(rules=LabelRules(blur_kernel=1), keep="right")
-    stage = SDRPNStage(optimisation=FAST.model_copy(update={"epochs": 1}), share=0.5)
+    stage = SDRPNStage(optimisation=FAST.model_copy(update={"num_train_epochs": 1}), share=0.5)
     labels = labels_of(rows, (8, 8))
-    train_sdrpn(backend, backend.branches.sdrpn, rows, labels, recipe(sdrpn=stage), tmp_path, made_with=how)
+    train_sdrpn(backend, backend.branches.sdrpn, rows, labels, recipe(sdrpn=stage, labelling=how), tmp_path)
     assert "12 maps, 11 with an answer that counts, 11 of them usable" in capsys.readouterr().out
     assert '"of": 2' in (tmp_path / "log.jsonl").read_text()  # six of the eleven, four a step
     everywhere = labels.map(lambda row: {"map": np.ones((8, 8)).tolist()})
     with pytest.raises(ConfigError, match="nothing to learn from"):
-        train_sdrpn(backend, backend.branches.sdrpn, rows, everywhere, recipe(), tmp_path / "b", made_with=how)
+        train_sdrpn(backend, backend.branches.sdrpn, rows, everywhere, recipe(labelling=how), tmp_path / "b")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -165,11 +175,11 @@ def test_the_gate_learns_whether_and_leaves_the_rest_alone(
         ]
     )
     budgets = [4, 9, 16]
-    stage = GateStage(tokens=budgets, optimisation=FAST.model_copy(update={"epochs": 8}))
+    stage = GateStage(tokens=budgets, optimisation=FAST.model_copy(update={"num_train_epochs": 8}))
     train_gate(backend, branches.gate, rows, table, recipe(gate=stage), tmp_path)
     assert same(base, backend.model) and same(sdrpn, branches.sdrpn or nn.Module())
     assert not same(before, branches.gate)
-    scores = [one.score or 0.0 for row in range(12) for one in maps_of(backend, [rows[row]], tokens=4)]
+    scores = [one.score or 0.0 for row in range(12) for one in look_at_batch(backend, [rows[row]], tokens=4)]
     assert min(score for score, need in zip(scores, needs, strict=True) if need) > max(
         score for score, need in zip(scores, needs, strict=True) if not need
     )
@@ -233,7 +243,9 @@ def test_postsft_trains_the_decoder_alone(family: Family, load: Load, rows: Reco
     branches, before = copied(backend.branches), copied(backend.model)
     aligned = "plain" if family == "llava" else "aligned"
     stage = PostSFTStage(
-        optimisation=FAST.model_copy(update={"epochs": 2, "batch": 2, "gradient_checkpointing": True}),
+        optimisation=FAST.model_copy(
+            update={"num_train_epochs": 2, "per_device_train_batch_size": 2, "gradient_checkpointing": True}
+        ),
         positions=aligned,
         target="gold",
         noise=0.5,
@@ -259,7 +271,7 @@ def test_both_answers_of_a_case_are_those_of_an_agent(
     branches = backend.branches
     branches.config = branches.config.model_copy(update={"threshold": 0.3, "positions": "plain"})
     stage = PostSFTStage(positions="plain", max_new_tokens=6)
-    table = find_cases(backend, rows, recipe(postsft=stage), tmp_path, judge=Judge(), note=lambda done: None)
+    table = find_cases(backend, rows, recipe(postsft=stage), tmp_path, judge=Judge())
     assert len(table) == 12
     settings = {"generation": {"max_new_tokens": 6}}
     for row in range(0, 12, 5):
@@ -277,7 +289,7 @@ def test_boxes_are_proposed_whatever_the_gate_says(load: Load, rows: Records) ->
     backend = load("qwen2_5_vl")
     assert backend.branches is not None
     backend.branches.config = backend.branches.config.model_copy(update={"threshold": 0.0, "gate_threshold": 1.0})
-    boxes = propose(backend, [rows[0], rows[1]], tokens=None)
+    boxes = propose_boxes(backend, [rows[0], rows[1]], tokens=None)
     assert all(box is not None for box in boxes)
     nothing = with_crop(backend, [rows[0]], [None], tokens=None, aligned=False)[0]
     assert nothing.box is None and [view.kind for view in nothing.asked.shown] == ["coarse"]
@@ -291,7 +303,7 @@ def test_what_only_its_own_calls_answer_needs_a_zoom(tmp_path: Path) -> None:
     for own in (False, True):
         stage = GateStage(tokens=[48, 64], with_crop=True, own_calls=own, max_new_tokens=8)
         folder = tmp_path / str(own)
-        table = answer_at_budgets(backend, hops, recipe(gate=stage), folder, note=lambda done: None)
+        table = answer_at_budgets(backend, hops, recipe(gate=stage), folder)
         patterns[own] = [kind_of(right) for right in table["right"]]
     assert patterns[False] == ["never"] * 6
     assert patterns[True].count("transition") >= 4
@@ -306,8 +318,8 @@ def test_half_precision_is_trained_in_float32_and_comes_back(load: Load, rows: R
     backend.branches = branches
     assert branches.sdrpn is not None
     how = Labelling(rules=LabelRules(blur_kernel=1), keep="all")
-    stage = SDRPNStage(optimisation=FAST.model_copy(update={"save_steps": 1, "epochs": 1}))
-    train_sdrpn(backend, branches.sdrpn, rows, labels_of(rows, (8, 8)), recipe(sdrpn=stage), tmp_path, made_with=how)
+    stage = SDRPNStage(optimisation=FAST.model_copy(update={"save_steps": 1, "num_train_epochs": 1}))
+    train_sdrpn(backend, branches.sdrpn, rows, labels_of(rows, (8, 8)), recipe(sdrpn=stage, labelling=how), tmp_path)
     assert {weight.dtype for weight in branches.sdrpn.parameters()} == {torch.bfloat16}
     saved = load_file(sorted(tmp_path.glob("checkpoint-*"))[-1] / "trained.safetensors")
     assert {value.dtype for value in saved.values()} == {torch.float32}

@@ -47,7 +47,7 @@ def table(*patterns: str) -> Dataset:
 
 
 def stage(*, epochs: int, read: list[int] | None = None) -> GateStage:
-    return GateStage(tokens=[64, 128, 256, 512], read_tokens=read, optimisation=Optimisation(epochs=epochs))
+    return GateStage(tokens=[64, 128, 256, 512], read_tokens=read, optimisation=Optimisation(num_train_epochs=epochs))
 
 
 def test_rows_are_labelled_by_the_budget_they_are_read_at() -> None:

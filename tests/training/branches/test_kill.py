@@ -17,7 +17,13 @@ from tests.training.branches.test_branch_stages import equal, weights, written
 
 pytestmark = pytest.mark.slow
 
-HOW = {"batch": 2, "save_steps": 1, "log_steps": 1, "workers": 0, "learning_rate": 1e-4}
+HOW = {
+    "per_device_train_batch_size": 2,
+    "save_steps": 1,
+    "logging_steps": 1,
+    "dataloader_num_workers": 0,
+    "learning_rate": 1e-4,
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Labels from attention: the maps are the base's own, the labels those that a hand computes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,18 @@ from qzoom_agent.perception.labels import BACKGROUND, FOREGROUND, IGNORED, HeadS
 from qzoom_agent.protocols import PROTOCOLS
 from qzoom_agent.training.branches import labelling
 from qzoom_agent.training.branches import sharded_table as parts
-from qzoom_agent.training.branches.attending import Asking, answers, attend
-from qzoom_agent.training.branches.branch_recipe import Labelling
-from qzoom_agent.training.branches.dataset import DatasetSpec, Records, load_records
-from qzoom_agent.training.branches.inputs import answer_ids, answered, ask, rows_of
-from qzoom_agent.training.branches.labelling import HeadPair, collect, heads_for, label, labels_on, resized
+from qzoom_agent.training.branches.base_inference import (
+    answer_ids,
+    ask,
+    attend,
+    embed_rows,
+    generate_answers,
+    record_batches,
+    with_answer,
+)
+from qzoom_agent.training.branches.branch_recipe import Asking, Labelling
+from qzoom_agent.training.branches.dataset import DatasetSpec, Record, Records, load_records
+from qzoom_agent.training.branches.labelling import HeadPair, collect, heads_for, label, labels_on_grid, resized
 from tests.tiny_models import Family
 from tests.training.branches.conftest import Load, picture
 
@@ -41,11 +49,11 @@ def test_labels_are_those_that_a_hand_computes() -> None:
     heat[0, 0], heat[1, 1], heat[0, 3], heat[1, 5], heat[3, 0], heat[3, 3] = 0.4, 0.2, 0.02, 0.01, 0.1, 0.28
     rules = LabelRules(foreground=0.25, background=0.05, blur_kernel=1, area_limit=1.0)
     fg, bg, ignored = FOREGROUND, BACKGROUND, IGNORED
-    found = labels_on(heat, None, (2, 3), rules, norm_ratio=None).labels
+    found = labels_on_grid(heat, None, (2, 3), rules, norm_ratio=None).labels
     # .28 is above a quarter of .6, and what lies in the box around both is neither
     assert found.tolist() == [[fg, ignored, bg], [ignored, fg, bg]]
     heat[3, 3] = 0.1
-    found = labels_on(heat, None, (2, 3), rules, norm_ratio=None).labels
+    found = labels_on_grid(heat, None, (2, 3), rules, norm_ratio=None).labels
     # .02 is below a twentieth of .6, .1 between the two
     assert found.tolist() == [[fg, bg, bg], [ignored, ignored, bg]]
 
@@ -56,10 +64,10 @@ def test_sinks_by_norm_are_no_foreground() -> None:
     norms = np.ones((3, 3), dtype=np.float32)
     norms[0, 0] = 5.0
     rules = LabelRules(blur_kernel=1)
-    assert labels_on(heat, norms, (3, 3), rules, norm_ratio=4.0).labels[0, 0] == BACKGROUND
-    assert labels_on(heat, norms, (3, 3), rules, norm_ratio=4.0).labels[2, 2] == FOREGROUND
+    assert labels_on_grid(heat, norms, (3, 3), rules, norm_ratio=4.0).labels[0, 0] == BACKGROUND
+    assert labels_on_grid(heat, norms, (3, 3), rules, norm_ratio=4.0).labels[2, 2] == FOREGROUND
     # no sink by a higher ratio, and the box around both is the whole map: nothing is labelled
-    assert set(labels_on(heat, norms, (3, 3), rules, norm_ratio=6.0).labels.flatten()) == {IGNORED}
+    assert set(labels_on_grid(heat, norms, (3, 3), rules, norm_ratio=6.0).labels.flatten()) == {IGNORED}
 
 
 @pytest.mark.parametrize("asking", ["answer", "prediction"])
@@ -75,7 +83,7 @@ def test_maps_are_the_attention_of_the_answer(family: Family, asking: Asking, lo
     backend.model.set_attn_implementation("eager")
     for one, text, (heat, sink) in zip(asked, said, found, strict=True):
         ids = answer_ids(backend, text)
-        new, rotary, mask, _ = rows_of(backend, [one], [answered(one, ids)])
+        new, rotary, mask, _ = embed_rows(backend, [one.session], [with_answer(one.ready, ids)])
         weights = attention(backend, new, rotary, mask)
         length, (start, high, wide) = new.hidden.shape[1], one.grid
         first = length - len(ids)
@@ -124,11 +132,13 @@ def test_a_sink_of_one_token_is_dropped_before_the_map_is_joined() -> None:
     norms[2, 2] = 10.0
     rules = LabelRules(blur_kernel=1)
     for side in (24, 12, 8):
-        found = labels_on(heat, norms, (side, side), rules, norm_ratio=4.0)
+        found = labels_on_grid(heat, norms, (side, side), rules, norm_ratio=4.0)
         step = 24 // side
         assert found.usable and found.labels[2 // step, 2 // step] == BACKGROUND
         assert found.labels[15 // step, 15 // step] == FOREGROUND
-        by_heads = labels_on(heat, norms / 100, (side, side), rules.model_copy(update={"sink": 0.05}), norm_ratio=None)
+        by_heads = labels_on_grid(
+            heat, norms / 100, (side, side), rules.model_copy(update={"sink": 0.05}), norm_ratio=None
+        )
         assert (by_heads.labels == found.labels).all()
 
 
@@ -151,32 +161,38 @@ def attention(backend, new, rotary, mask):  # type: ignore[no-untyped-def]
 def test_answers_do_not_depend_on_who_shares_the_image(family: Family, load: Load, rows: Records) -> None:
     backend = load(family)
     some = [rows[index] for index in range(4)]  # three of one picture, one of another
-    together = answers(backend, ask(backend, some, [None] * 4), max_new_tokens=6)
-    alone = [answers(backend, ask(backend, [row], [None]), max_new_tokens=6)[0] for row in some]
+    together = generate_answers(backend, ask(backend, some, [None] * 4), max_new_tokens=6)
+    alone = [generate_answers(backend, ask(backend, [row], [None]), max_new_tokens=6)[0] for row in some]
     assert together == alone and any(together)
 
 
 def test_a_killed_labelling_goes_on_behind_its_last_part(
-    load: Load, rows: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    load: Load,
+    rows: Records,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(parts, "PART", 4)
     backend = load("qwen2_5_vl")
     how = Labelling(grounding={5: [0]}, max_new_tokens=4, batch=2, sink="norm")
-    whole = label(backend, rows, how, tmp_path / "whole", k=3, note=lambda done: None)
+    whole = label(backend, rows, how, tmp_path / "whole", k=3)
     assert list(whole["row"]) == list(range(12)) and np.shape(whole[0]["map"]) == np.shape(whole[0]["sink"]) == (8, 8)
 
     class Killed(Exception):
         pass
 
-    def kill(done: int) -> None:
-        if done == 8:
+    def killed(records: Records, indices: range, size: int) -> Iterator[tuple[range, list[Record]]]:
+        if indices.start == 8:
             raise Killed
+        return record_batches(records, indices, size)
 
-    with pytest.raises(Killed):
-        label(backend, rows, how, tmp_path / "twice", k=3, note=kill)
-    made: list[int] = []
-    again = label(backend, rows, how, tmp_path / "twice", k=3, note=made.append)
-    assert made == [12] and again.to_dict() == whole.to_dict()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(labelling, "record_batches", killed)
+        label(backend, rows, how, tmp_path / "twice", k=3)
+    assert "labelled: 8 of 12" in capsys.readouterr().out
+    again = label(backend, rows, how, tmp_path / "twice", k=3)
+    assert capsys.readouterr().out == "labelled: 12 of 12\n" and again.to_dict() == whole.to_dict()
     # and what is there is a table like any other
     assert load_from_disk(str(tmp_path / "twice")).to_dict() == whole.to_dict()
     assert not list((tmp_path / "twice").glob("*part*"))
@@ -191,7 +207,7 @@ def test_a_table_that_was_killed_while_it_was_joined_is_joined_again(
         return [{"row": index} for index in indices]
 
     def write(folder: Path) -> Dataset:
-        return parts.write_parts(folder, 5, made, {}, note=lambda done: None)
+        return parts.write_parts(folder, 5, made, {}, progress="made")
 
     real = Path.replace
 
@@ -211,14 +227,13 @@ def test_what_is_right_is_judged_by_all_answers(load: Load, tmp_path: Path, monk
     """DocVQA's second reference, said in a sentence."""
     rows = {"image": [picture(0)] * 2, "question": ["When?"] * 2, "answer": [["5/1", "January 5"], ["noon"]]}
     Dataset.from_dict(rows).save_to_disk(str(tmp_path / "table"))
-    monkeypatch.setattr(labelling, "answers", lambda *_, **__: ["The date is January 5."] * 2)
+    monkeypatch.setattr(labelling, "generate_answers", lambda *_, **__: ["The date is January 5."] * 2)
     found = label(
         load("qwen2_5_vl"),
         load_records([DatasetSpec(path=str(tmp_path / "table"))]),
         Labelling(grounding={5: [0]}),
         tmp_path / "labels",
         k=3,
-        note=lambda done: None,
     )
     assert list(found["right"]) == [True, False]
 
@@ -242,7 +257,7 @@ def test_published_labels_may_be_asked_for_without_the_wish_for_a_short_answer(
     wish = "Answer the question using a single word or phrase."
     source = DatasetSpec(path=str(tmp_path / "table"), suffix=f"\n{wish}", short_labels=short)
     how = Labelling(grounding="published", max_new_tokens=2)
-    label(load("qwen2_5_vl"), load_records([source]), how, tmp_path / "labels", k=3, note=lambda done: None)
+    label(load("qwen2_5_vl"), load_records([source]), how, tmp_path / "labels", k=3)
     assert asked == [f"When?\n{wish}" if short else "When?"]
 
 
@@ -250,7 +265,7 @@ def test_of_a_call_its_own_tokens_say_where_to_look(tmp_path: Path) -> None:
     backend = HFBackend.load("nano")
     rows = load_records([DatasetSpec(path="needle", limit=6, a_board=2, tasks=("needle-scene",))])
     how = Labelling(tokens=64, grounding={5: [0, 1]}, response="call", asking="prediction", max_new_tokens=8, batch=3)
-    table = label(backend, rows, how, tmp_path, k=5, note=lambda done: None)
+    table = label(backend, rows, how, tmp_path, k=5)
     found = 0
     for row in table:
         assert row["answer"].startswith("<zoom>") and row["answer"].endswith("</zoom>")
@@ -274,9 +289,9 @@ def test_of_a_call_its_own_tokens_say_where_to_look(tmp_path: Path) -> None:
 def test_maps_serve_other_rules_but_not_other_heads(load: Load, rows: Records, tmp_path: Path) -> None:
     backend = load("qwen2_5_vl")
     how = Labelling(grounding={5: [0]}, max_new_tokens=2)
-    label(backend, rows, how, tmp_path, k=3, note=lambda done: None)
+    label(backend, rows, how, tmp_path, k=3)
     other = how.model_copy(update={"rules": LabelRules(foreground=0.1), "keep": "all"})
-    assert len(label(backend, rows, other, tmp_path, k=3, note=lambda done: None)) == 12
+    assert len(label(backend, rows, other, tmp_path, k=3)) == 12
     with pytest.raises(ConfigError, match=r"other settings \(grounding.5:"):
         label(
             backend,
@@ -284,7 +299,6 @@ def test_maps_serve_other_rules_but_not_other_heads(load: Load, rows: Records, t
             how.model_copy(update={"grounding": {5: [1]}}),
             tmp_path,
             k=3,
-            note=lambda done: None,
         )
 
 

@@ -12,16 +12,16 @@ from qzoom_agent.geometry import Box, Size
 from qzoom_agent.perception.adapters import Grid
 from qzoom_agent.perception.labels import BACKGROUND, FOREGROUND, LabelRules
 from qzoom_agent.perception.maps import MapRegion
+from qzoom_agent.training.branches.base_inference import ask
 from qzoom_agent.training.branches.dataset import Record, Records
-from qzoom_agent.training.branches.inputs import ask
-from qzoom_agent.training.branches.labelling import labels_on, picture
+from qzoom_agent.training.branches.labelling import labels_on_grid, padded_size
 from qzoom_agent.training.branches.localisation import (
     LookOutcome,
-    around,
     auc,
+    bounding_box,
     in_pixels,
     localisation,
-    look_at,
+    look_at_records,
     needle_cells,
 )
 from qzoom_agent.views import View, ViewStore
@@ -79,7 +79,7 @@ def test_a_share_of_the_peak_does_not_care_how_sure_the_map_is() -> None:
 def test_of_several_needles_all_have_to_be_there() -> None:
     both = seen(ONE, Box(58, 58, 78, 78), Box(90, 90, 100, 100))
     assert localisation([both], at(0.15)).recall == 0.0
-    assert around(both.boxes or []) == Box(58, 58, 100, 100)
+    assert bounding_box(both.boxes or []) == Box(58, 58, 100, 100)
 
 
 def test_auc_by_hand() -> None:
@@ -110,11 +110,11 @@ def test_needle_cells_are_those_that_the_box_touches(x: float, y: float, wide: f
 
 def test_looking_keeps_boxes_scores_and_order(load: Load, rows: Records) -> None:
     backend = load("qwen2_5_vl")
-    found = look_at(backend, rows, tokens=None, batch=5)
+    found = look_at_records(backend, rows, tokens=None, batch=5)
     assert [one.id.partition("-")[0] for one in found] == [f"q{index}" for index in range(12)]
     assert all(one.score is not None and 0 <= one.score <= 1 for one in found)
     assert [bool(one.boxes) for one in found] == [index % 2 == 0 for index in range(12)]
-    alone = look_at(backend, rows, tokens=None, batch=1, limit=3)
+    alone = look_at_records(backend, rows, tokens=None, batch=1, limit=3)
     for one, other in zip(alone, found, strict=False):
         assert torch.allclose(one.heat, other.heat, atol=1e-5)
 
@@ -151,5 +151,5 @@ def test_a_view_that_is_padded_to_a_square_is_measured_where_it_lies(size: tuple
     heat = np.full(shape, 1e-4)
     heat[0, 0] = 0.9  # all of the attention is on padding
     heat[shape[0] // 2, shape[1] // 2] = 0.3
-    labels = labels_on(heat, None, shape, LabelRules(blur_kernel=1), norm_ratio=None, shown=picture(one)).labels
+    labels = labels_on_grid(heat, None, shape, LabelRules(blur_kernel=1), norm_ratio=None, shown=padded_size(one)).labels
     assert labels[0, 0] == BACKGROUND and labels[shape[0] // 2, shape[1] // 2] == FOREGROUND

@@ -10,8 +10,8 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import PRESETS
 from qzoom_agent.perception.labels import HEADS
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, load_branch_recipe
-from qzoom_agent.training.branches.crop_outcomes import higher_budgets
-from qzoom_agent.training.branches.memory import SHAPES
+from qzoom_agent.training.branches.cost_estimate import SHAPES
+from qzoom_agent.training.branches.crops import higher_budgets
 from qzoom_agent.training.branches.stages import STAGES
 
 FOLDER = Path(__file__).resolve().parents[3] / "rl" / "recipes"
@@ -74,7 +74,8 @@ def test_the_published_settings() -> None:
     recipe = load_branch_recipe(FOLDER / "qwen2_5_vl_7b" / "branches.yaml")
     how = recipe.sdrpn.optimisation
     assert (recipe.k, recipe.depth, recipe.gate_depth, recipe.positions) == (18, 3, 3, "aligned")
-    assert how.learning_rate == 1e-4 and how.batch * how.accumulation * 4 == 128 and how.epochs == 1
+    assert how.learning_rate == 1e-4 and how.num_train_epochs == 1
+    assert how.per_device_train_batch_size * how.gradient_accumulation_steps * 4 == 128
     assert recipe.labelling.rules.foreground == 0.25 and recipe.labelling.rules.background == 0.05
     assert recipe.postsft.optimisation.learning_rate == 1e-6 and recipe.postsft.noise == 0.8
 

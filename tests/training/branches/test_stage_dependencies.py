@@ -55,7 +55,10 @@ def section(name: str, **changes: Any) -> dict[str, Any]:
         (section("heads", count=3), ("heads.json was begun", "recipe.heads.count")),
         (section("labelling", max_new_tokens=5), ("heads.json was begun", "recipe.labelling.max_new_tokens")),
         (section("labelling", rules={"foreground": 0.4}), ("sdrpn was begun", "recipe.labelling.rules.foreground")),
-        (section("sdrpn", optimisation={"batch": 4, "epochs": 2}), ("sdrpn was", "epochs", "learning_rate")),
+        (
+            section("sdrpn", optimisation={"per_device_train_batch_size": 4, "num_train_epochs": 2}),
+            ("sdrpn was", "num_train_epochs", "learning_rate"),
+        ),
         ({"held_out": [{"path": "needle", "limit": 9, "seed": 2}]}, ("calibrate was begun", "recipe.held_out")),
     ],
     ids=["k", "seed", "heads", "labelling", "rules", "optimisation", "held-out"],
@@ -74,7 +77,7 @@ def test_what_is_done_is_not_passed_off_as_of_another_recipe(
 def test_what_changes_no_result_may_change_and_later_stages_may_be_added(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    how = {**RECIPE["sdrpn"]["optimisation"], "workers": 1, "save_steps": 7}
+    how = {**RECIPE["sdrpn"]["optimisation"], "dataloader_num_workers": 1, "save_steps": 7}
     changes = {
         **section("sdrpn", optimisation=how, report=5),
         **section("labelling", batch=3),
@@ -122,7 +125,14 @@ class Line(nn.Module):
         return ((self.weight * x - 1) ** 2).mean()
 
 
-FIT = Optimisation(batch=2, learning_rate=0.1, save_steps=1, log_steps=1, workers=0, warmup=0.5)
+FIT = Optimisation(
+    per_device_train_batch_size=2,
+    learning_rate=0.1,
+    save_steps=1,
+    logging_steps=1,
+    dataloader_num_workers=0,
+    warmup_steps=0.5,
+)
 
 
 def fit(folder: Path, *, rows: int = 8, how: Optimisation = FIT) -> Line:
@@ -135,7 +145,7 @@ def fit(folder: Path, *, rows: int = 8, how: Optimisation = FIT) -> Line:
 def test_a_fit_goes_on_only_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = fit(tmp_path)
     assert torch.equal(fit(tmp_path).weight, first.weight)
-    assert torch.equal(fit(tmp_path, how=FIT.model_copy(update={"log_steps": 3})).weight, first.weight)
+    assert torch.equal(fit(tmp_path, how=FIT.model_copy(update={"logging_steps": 3})).weight, first.weight)
     with pytest.raises(ConfigError, match=r"other settings \(learning_rate:"):
         fit(tmp_path, how=FIT.model_copy(update={"learning_rate": 0.2}))
     with pytest.raises(ConfigError, match=r"other settings \(rows:"):

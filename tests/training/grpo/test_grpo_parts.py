@@ -27,6 +27,7 @@ from qzoom_agent.models.sampling import draw
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.trace import Trace
 from qzoom_agent.training.branches.dataset import NEEDLE_SEED, NEEDLE_SPAN
+from qzoom_agent.training.branches.fitting import require_tracker
 from qzoom_agent.training.grpo import callbacks as watch
 from qzoom_agent.training.grpo import checks as guards
 from qzoom_agent.training.grpo import launch as run
@@ -38,7 +39,6 @@ from qzoom_agent.training.grpo.question_rows import FIRST_SEED, SEEDS_A_RUN, loa
 from qzoom_agent.training.grpo.rollouts import RecordedTurn, RolloutBackend, RolloutScheduler, play, tokens_of
 from qzoom_agent.training.grpo.trainer import trimmed
 from qzoom_agent.training.rewards import Accuracy, Rollout
-from qzoom_agent.training.trackers import require_tracker
 from qzoom_agent.views import ViewStore
 from tests.tiny_models import QWEN_TEMPLATE, Family, build
 from tests.training.grpo.grpo_script import AGENT, questions, tell

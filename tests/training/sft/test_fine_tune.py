@@ -23,7 +23,14 @@ RECIPE: dict[str, Any] = {
     "data": [{"path": "needle", "limit": 4, "a_board": 2, "tasks": ["needle-scene", "needle-hop"]}],
     "budget": {"coarse_tokens": 25, "crop_min_tokens": 4, "crop_max_tokens": 9},
     "needed": 0.9,
-    "optimisation": {"learning_rate": 1e-2, "batch": 2, "warmup": 0.0, "save_steps": 1, "log_steps": 1, "workers": 0},
+    "optimisation": {
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 2,
+        "warmup_steps": 0.0,
+        "save_steps": 1,
+        "logging_steps": 1,
+        "dataloader_num_workers": 0,
+    },
 }
 
 
@@ -49,7 +56,7 @@ def command(*arguments: str, launch: tuple[str, ...] = ()) -> subprocess.Complet
 def test_two_processes_share_the_work(model: str, tmp_path: Path) -> None:
     """What `accelerate launch` starts on two devices: one table, half the steps, one model."""
     needle = {"path": "needle", "limit": 136, "a_board": 8, "tasks": ["needle-scene", "needle-hop"]}
-    optimisation = {**RECIPE["optimisation"], "batch": 16, "save_steps": 50}
+    optimisation = {**RECIPE["optimisation"], "per_device_train_batch_size": 16, "save_steps": 50}
     recipe = written(tmp_path, model=model, data=[needle], optimisation=optimisation)
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     out = {name: tmp_path / name for name in ("one", "two")}

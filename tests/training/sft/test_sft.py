@@ -33,7 +33,7 @@ from qzoom_agent.protocols import PROTOCOLS, get_protocol
 from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
 from qzoom_agent.training.sft import fine_tune as run
 from qzoom_agent.training.sft.call_writer import write_answer, write_call
-from qzoom_agent.training.sft.conversations import IGNORED, from_row, in_user_turns, learned, to_row
+from qzoom_agent.training.sft.conversations import IGNORED, from_row, in_user_turns, to_row, training_conversations
 from qzoom_agent.training.sft.demonstrations import Demonstrations, Demonstrator, Plan, rollout_of
 from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, TeacherServer, load_coldstart_recipe
 from qzoom_agent.views import ViewStore
@@ -313,7 +313,7 @@ def test_training_sees_the_ids_of_inference(folders: dict[str, Path], family: st
     row, answer, conversation = demonstrate(backend, 2)
     assert {one["role"] for one in row["messages"]} <= {"system", "user", "assistant"}
     assert ("tool" in {one["role"] for one in conversation}) == protocol.startswith("qwen3")
-    (entry,) = learned(backend, row)
+    (entry,) = training_conversations(backend, row)
     tokenizer: Any = backend.processor.tokenizer
     # An episode's session, given the agent's own turns as if the model had written them.
     session = backend.session(answer.store.image)
@@ -343,11 +343,11 @@ def test_logits_of_training_are_those_of_inference(folders: dict[str, Path], fam
     backend = HFBackend.load(str(folders[family]), device="cpu", dtype="float32", protocol="qwen3vl")
     backend.processor.chat_template = qwen3_vl_chat_template
     row, *_ = demonstrate(backend, 1)
-    (entry,) = learned(backend, row)
+    (entry,) = training_conversations(backend, row)
     module = run.AnswerLoss(backend)
     conversation, images = from_row(row)
     session = backend.session(lambda view: images[int(view.removeprefix("view"))])
-    arguments = run.batch(backend, [entry])
+    arguments = run.answer_batch(backend, [entry.session], [entry.ready], [entry.labels])
     tokenizer: Any = backend.processor.tokenizer
     for at, one in enumerate(conversation):
         if one["role"] != "assistant":
@@ -374,7 +374,7 @@ def test_a_template_that_rewrites_old_turns_gives_a_row_for_each_turn(tmp_path: 
     folder = build("qwen2_5_vl", tmp_path / "forgetful", template=forgetful)
     backend = HFBackend.load(str(folder), device="cpu", protocol="deepeyes")
     row, *_ = demonstrate(backend, 1)
-    first, second = learned(backend, row)
+    first, second = training_conversations(backend, row)
     tokenizer: Any = backend.processor.tokenizer
     said = [tokenizer.decode([label for label in one.labels if label != IGNORED]) for one in (first, second)]
     assert "<tool_call>" in said[0] and "407" not in said[0]
@@ -397,7 +397,7 @@ def test_trl_reads_a_row_as_the_model_does(
     processor: Any = backend.processor
     said = processor.apply_chat_template(messages, tokenize=False)
     ids = processor(text=[said], images=shown, add_special_tokens=False)["input_ids"][0]
-    (entry,) = learned(backend, row)
+    (entry,) = training_conversations(backend, row)
     whole = list(entry.ready.prompt.ids)
     assert list(ids)[: len(whole)] == whole and "<tool_response>" in said
 
@@ -437,7 +437,14 @@ def test_rows_go_to_disk_and_back(nano: HFBackend, tmp_path: Path) -> None:
 
 
 def write(folder: Path, **changes: Any) -> Path:
-    optimisation = {"learning_rate": 1e-2, "batch": 2, "warmup": 0.0, "save_steps": 1, "log_steps": 1, "workers": 0}
+    optimisation = {
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 2,
+        "warmup_steps": 0.0,
+        "save_steps": 1,
+        "logging_steps": 1,
+        "dataloader_num_workers": 0,
+    }
     data = {
         "data": [NEEDLES.model_dump(mode="json")],
         "budget": {"coarse_tokens": 25, "crop_min_tokens": 4, "crop_max_tokens": 9},
@@ -478,7 +485,7 @@ def test_a_killed_run_goes_on_where_it_was(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run.main(["--config", str(config), "--output", str(whole)]) == 0
     batches = 0
-    true = run.batch
+    true = run.answer_batch
 
     def dies(*args: Any) -> dict[str, Any]:
         nonlocal batches
@@ -488,7 +495,7 @@ def test_a_killed_run_goes_on_where_it_was(
         return true(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "batch", dies)
+        patch.setattr(run, "answer_batch", dies)
         with pytest.raises(KeyboardInterrupt):
             run.main(["--config", str(config), "--output", str(killed)])
     assert not (killed / "final").exists()
@@ -511,7 +518,7 @@ def test_layers_below_stay_and_so_do_tied_embeddings(tmp_path: Path) -> None:
 
 def test_adapters_are_merged_into_an_ordinary_model(folders: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    config = write(tmp_path, model=str(folders["qwen2_5_vl"]), dtype="float32", lora={"rank": 2}, from_layer=1)
+    config = write(tmp_path, model=str(folders["qwen2_5_vl"]), dtype="float32", lora={"r": 2}, from_layer=1)
     assert run.main(["--config", str(config), "--output", str(tmp_path / "out")]) == 0
     old = HFBackend.load(str(folders["qwen2_5_vl"]), device="cpu").model.state_dict()
     new = HFBackend.load(str(tmp_path / "out" / "final"), device="cpu").model.state_dict()

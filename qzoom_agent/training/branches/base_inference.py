@@ -1,0 +1,222 @@
+"""The frozen base at work on records: prompts, hidden states, attention, answers, and whether those are right.
+
+A branch has to read in training what it reads at inference. So a record becomes the opening conversation of the model's
+own protocol over a coarse view that the agent's code makes, and its ids and positions are those of an inference
+session. Records about the same image share a session, and with it the encoded view.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from qzoom_agent.config import BudgetConfig
+from qzoom_agent.data.samples import Sample
+from qzoom_agent.evaluation.scorers import ocrbench
+from qzoom_agent.evaluation.scorers.judge import Judge, judged
+from qzoom_agent.evaluation.tasks.needle.tasks import exact
+from qzoom_agent.images import load_image
+from qzoom_agent.messages import Message
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.hf_batch import BatchEngine, causal_mask, padded
+from qzoom_agent.models.hf_session import HFSession, Prepared
+from qzoom_agent.models.interface import SamplingParams
+from qzoom_agent.models.prompts import Prompt
+from qzoom_agent.perception.adapters import Grid
+from qzoom_agent.perception.attention import Recording, record
+from qzoom_agent.perception.decoder import Decoder, Embedded, Rotary
+from qzoom_agent.perception.look import Images
+from qzoom_agent.protocols import get_protocol
+from qzoom_agent.training.branches.branch_recipe import Asking
+from qzoom_agent.training.branches.dataset import Record, Records
+from qzoom_agent.views import View, ViewStore
+
+_NO_JUDGE: Final = Judge()
+"""A judge without a server, which decides by rule."""
+
+
+class CoarsePrompt(NamedTuple):
+    """One record, asked over its coarse view."""
+
+    session: HFSession
+    store: ViewStore
+    shown: list[View]
+    """The views of this conversation."""
+    messages: list[Message]
+    ready: Prepared
+
+    @property
+    def cells(self) -> Grid:
+        """The cells of the coarse view's map, and where they lie in the view."""
+        return self.session.grid(self.ready.prompt.spans[0])
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Index of the coarse view's first visual token, and the rows and columns of its map."""
+        return self.session.grids(self.ready.prompt)[0]
+
+
+class LowerLayerStates(NamedTuple):
+    """Output of the lower layers for a batch, padded on the left."""
+
+    hidden: Tensor
+    """(rows, tokens, hidden)."""
+    rotary: Rotary
+    mask: Tensor
+    images: list[Images]
+    starts: list[int]
+    """Index of the first real token of each row."""
+
+
+class Attended(NamedTuple):
+    """One pass over prompts and answers, from which attention can be read."""
+
+    recorded: Recording
+    valid: Tensor
+    """(rows, tokens) bool: real tokens; rows are padded on the left."""
+    asking: list[list[int]]
+    """For each row the tokens whose attention counts."""
+    images: list[tuple[int, int, int]]
+    """For each row the first visual token, and the rows and columns of the map."""
+
+
+def record_batches(records: Records, indices: range, size: int) -> Iterator[tuple[range, list[Record]]]:
+    """Iterate over records in batches, with the indices of each batch."""
+    for start in range(indices.start, indices.stop, size):
+        chosen = range(start, min(start + size, indices.stop))
+        yield chosen, [records[index] for index in chosen]
+
+
+def ask(
+    backend: HFBackend, records: Sequence[Record], tokens: Sequence[int | None] | int | None, *, tools: bool = False
+) -> list[CoarsePrompt]:
+    """Open the conversation of each record over its coarse view.
+
+    Args:
+        backend: The base.
+        records: The questions.
+        tokens: Most visual tokens of the coarse view, for each record or for all; None: the preset's.
+        tools: Offer the zoom tool.
+    """
+    limits = tokens if isinstance(tokens, Sequence) else [tokens] * len(records)
+    shared: dict[tuple[str, int | None], tuple[HFSession, ViewStore]] = {}
+    asked = []
+    for row, limit in zip(records, limits, strict=True):
+        key = row["image_id"], limit
+        if key not in shared:
+            store = ViewStore()
+            store.add_original(load_image(row["image"]))
+            views = BudgetConfig(coarse_tokens=limit).view_budget(backend.defaults)
+            store.add_coarse(
+                factor=views.factor, min_tokens=views.coarse_min_tokens, max_tokens=views.coarse_max_tokens
+            )
+            shared[key] = backend.session(store.image), store
+        session, store = shared[key]
+        asked.append(open_prompt(backend, session, store, [store.view("coarse")], row["question"], tools=tools))
+    return asked
+
+
+@torch.no_grad()
+def open_prompt(
+    backend: HFBackend, session: HFSession, store: ViewStore, shown: list[View], question: str, *, tools: bool = False
+) -> CoarsePrompt:
+    """Ask a question over these views of a store, as a policy does that offers tools or none."""
+    messages = get_protocol(backend.protocol).opening(question, shown, tools=tools)
+    return CoarsePrompt(session, store, shown, messages, session.prepare(messages))
+
+
+def with_answer(ready: Prepared, ids: Sequence[int]) -> Prepared:
+    """Append the ids of an answer to a prepared conversation."""
+    count = len(ids)
+    # text after an image has the same position on all axes of a multimodal rotary embedding
+    more = torch.arange(count, device=ready.positions.device) + ready.next_position
+    positions = torch.cat((ready.positions, more.expand(*ready.positions.shape[:-1], count)), dim=-1)
+    return Prepared(Prompt((*ready.prompt.ids, *ids), ready.prompt.spans), positions, ready.turns, ready.rest)
+
+
+def answer_ids(backend: HFBackend, text: str) -> list[int]:
+    """Return the ids of an answer as the model writes it, with the token that ends its turn."""
+    tokenizer: Any = backend.processor.tokenizer
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def embed_rows(
+    backend: HFBackend, sessions: Sequence[HFSession], ready: Sequence[Prepared]
+) -> tuple[Embedded, Rotary, Tensor, Tensor]:
+    """Pad conversations on the left; return their embeddings, rotary embeddings, mask, and which tokens are real."""
+    new, positions, valid = padded(backend, sessions, ready, [0] * len(ready))
+    rotary = Decoder(backend.model).rotary(new.hidden, positions)
+    return new, rotary, causal_mask(valid, valid.shape[1], new.hidden), valid
+
+
+@torch.no_grad()
+def lower_states(backend: HFBackend, asked: Sequence[CoarsePrompt], k: int) -> LowerLayerStates:
+    """Run the base's first `k` layers over the prompts."""
+    new, rotary, mask, valid = embed_rows(backend, [one.session for one in asked], [one.ready for one in asked])
+    hidden = Decoder(backend.model).run(new, range(k), rotary=rotary, mask=mask)
+    starts = [int(count) for count in valid.shape[1] - valid.sum(dim=1)]
+    images: list[Images] = []
+    for one, start in zip(asked, starts, strict=True):
+        at, rows, columns = one.grid
+        images.append([(start + at, rows, columns)])
+    return LowerLayerStates(hidden, rotary, mask, images, starts)
+
+
+@torch.no_grad()
+def attend(
+    backend: HFBackend, asked: Sequence[CoarsePrompt], said: Sequence[str], layers: Sequence[int], asking: Asking
+) -> Attended:
+    """Run the base over each prompt and its answer up to the deepest of `layers`, whose inputs are recorded."""
+    texts = [answer_ids(backend, text) for text in said]
+    ready = [with_answer(one.ready, ids) for one, ids in zip(asked, texts, strict=True)]
+    with record(backend.model, layers) as recorded:
+        new, rotary, mask, valid = embed_rows(backend, [one.session for one in asked], ready)
+        Decoder(backend.model).run(new, range(max(layers) + 1), rotary=rotary, mask=mask)
+    end = valid.shape[1]
+    queries, images = [], []
+    for one, ids, real in zip(asked, texts, valid.sum(dim=1).tolist(), strict=True):
+        first, last = end - len(ids), end - 1  # the last token ends the turn, and nothing is read for it
+        # generation feeds back every token of an answer to learn that it ends; of an empty one that end asks
+        predicting, fed = range(first - 1, max(first, last - 1)), range(first, max(first + 1, last))
+        queries.append(list(predicting if asking == "prediction" else fed))
+        start, rows, columns = one.grid
+        images.append((end - real + start, rows, columns))
+    return Attended(recorded, valid, queries, images)
+
+
+def generate_answers(backend: HFBackend, asked: Sequence[CoarsePrompt], *, max_new_tokens: int) -> list[str]:
+    """Decode a reply to each prompt greedily; return its answer, or its first zoom call as it is written.
+
+    The text is empty where the reply cannot be read.
+    """
+    protocol, settings = get_protocol(backend.protocol), SamplingParams(max_new_tokens=max_new_tokens)
+    # questions about one image share its encoded view, but each is a conversation of its own
+    sessions = [one.session.fork() for one in asked]
+    messages = [one.messages for one in asked]
+    replies = BatchEngine(backend).reply(sessions, messages, settings=[settings] * len(asked), stop=protocol.stop)
+    read = [protocol.parse(reply.text, one.shown) for reply, one in zip(replies, asked, strict=True)]
+    return [one.calls[0].raw if one.calls else one.answer or "" for one in read]
+
+
+def is_right(said: str | None, record: Record, judge: Judge = _NO_JUDGE) -> bool:
+    """Return whether a reply (None: there is none) is right, by the scorers of evaluation.
+
+    On generated boards a reply is right if it is the answer and nothing else. On other data it has to be one of the
+    accepted answers, or to hold one as whole words early on ("The date is January 5."); what these rules refuse, the
+    judge is asked about.
+
+    Raises:
+        BackendError: The judge does not answer.
+    """
+    sample = Sample(
+        id=record["id"],
+        task="branches",
+        kind=record["mode"],
+        image=record["image"],
+        question=record["question"],
+        answer=record["answer"],
+        answers=tuple(record["answers"]),
+    )
+    scorers = (exact,) if record["exact"] else (ocrbench.clean, judged(judge))
+    return any(score(said, sample).value for score in scorers)

@@ -143,7 +143,7 @@ def test_a_base_that_no_crop_hurts_is_left_as_it_is(
         assert qzoom(["train", stage, "--config", str(recipe), "--output", str(out)]) == 0
     monkeypatch.setattr(run, "choose_cases", lambda cases, stage, seed: [])
     assert qzoom(["train", "postsft", "--config", str(recipe), "--output", str(out)]) == 0
-    assert "nothing to mend" in capsys.readouterr().out
+    assert "nothing to learn" in capsys.readouterr().out
     assert not (out / "postsft" / "base").exists() and not (out / "postsft" / "final").exists()
 
 

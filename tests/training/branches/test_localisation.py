@@ -151,5 +151,7 @@ def test_a_view_that_is_padded_to_a_square_is_measured_where_it_lies(size: tuple
     heat = np.full(shape, 1e-4)
     heat[0, 0] = 0.9  # all of the attention is on padding
     heat[shape[0] // 2, shape[1] // 2] = 0.3
-    labels = labels_on_grid(heat, None, shape, LabelRules(blur_kernel=1), norm_ratio=None, shown=padded_size(one)).labels
+    labels = labels_on_grid(
+        heat, None, shape, LabelRules(blur_kernel=1), norm_ratio=None, shown=padded_size(one)
+    ).labels
     assert labels[0, 0] == BACKGROUND and labels[shape[0] // 2, shape[1] // 2] == FOREGROUND

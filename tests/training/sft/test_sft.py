@@ -533,7 +533,7 @@ def test_too_few_layers_and_no_episode_are_said(folders: dict[str, Path], tmp_pa
     with pytest.raises(ConfigError, match=r"from_layer is 2, but .* has 2 decoder layers"):
         run.main(["--config", str(config), "--output", str(tmp_path / "one")])
     config = write(tmp_path, model=str(folders["qwen2_5_vl"]), boxes="oracle", budget={"max_views": 1})
-    with pytest.raises(ConfigError, match="None of 4 episodes is worth learning from"):
+    with pytest.raises(ConfigError, match="None of 4 episodes can be learned from"):
         run.main(["--config", str(config), "--output", str(tmp_path / "two")])
 
 

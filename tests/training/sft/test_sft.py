@@ -546,7 +546,7 @@ def test_a_dry_run_says_what_would_be_done(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_teacher_and_boxes_belong_together(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="belong together"):
+    with pytest.raises(ConfigError, match="`boxes: teacher` needs a `teacher`"):
         load_coldstart_recipe(write(tmp_path, boxes="teacher"))
     with pytest.raises(ConfigError, match="Cannot read the recipe"):
         load_coldstart_recipe(tmp_path / "none.yaml")

@@ -3,8 +3,7 @@
     from qzoom_agent import Agent
     print(Agent.from_pretrained("nano").run("board.png", "What is printed on the red star?"))
 
-The public names are loaded when first used: `import qzoom_agent` loads no torch, transformers, langgraph or trl, and
-costs next to nothing.
+The public names are loaded at first use: `import qzoom_agent` loads neither torch nor transformers nor langgraph.
 """
 
 from importlib import import_module

@@ -433,7 +433,7 @@ class Agent:
         if since is not None:
             options["config"] = {**options["config"], **since}
         try:
-            with self._reading():
+            with self._translating_errors():
                 final = graph.invoke(state, context=context, **options)
         finally:
             context.close()
@@ -445,7 +445,7 @@ class Agent:
         final: Any = None
         ending: Event | None = None
         try:
-            with self._reading():
+            with self._translating_errors():
                 for mode, data in graph.stream(state, context=context, stream_mode=["custom", "values"], **options):
                     if mode == "values":
                         final = data
@@ -471,8 +471,8 @@ class Agent:
             raise ConfigError(f"The run '{thread}' has nowhere to be saved. Give the agent a state_dir.")
         return self._saved
 
-    def _reading(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._saved is None else self._saved.reading()
+    def _translating_errors(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._saved is None else self._saved.translating_errors()
 
     def _answer(self, state: State, context: Context) -> Answer:
         trace = to_trace(state, protocol=context.protocol.name, environment=self._environment())

@@ -1,13 +1,11 @@
-"""What an episode may do: the one configuration that YAML, the CLI, the trace and `Agent` share.
+"""The configuration of an episode, shared by YAML, the command line, traces and `Agent`.
 
-Every section is a frozen pydantic model with a docstring under each field, so the documentation, the YAML keys and
-the `--set a.b=c` flags are views of the same text. A wrong key or value raises `ConfigError` however the object is
-made (constructor, mapping, YAML): the message names the dotted key, what was given and what is known.
+Every section is a frozen pydantic model with a docstring under each field. A wrong key or value raises `ConfigError`
+with the dotted key, the value given and the keys known.
 
-A budget is a number of visual tokens, never a resolution. `None` in a budget means "what the backend's preset says"
-(`ViewBudget`, which every backend carries as `defaults`); `BudgetConfig.view_budget` resolves the two and is the only
-place that does. Paths of this machine (weights, state folder) are not configuration: they are arguments of `Agent`,
-so that a config saved with a run repeats it elsewhere.
+A budget is a number of visual tokens, never a resolution; `None` takes the backend's preset, and
+`BudgetConfig.view_budget` is the only place that resolves the two. Paths of a machine are arguments of `Agent`, not
+configuration, so that a saved configuration repeats a run elsewhere.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ PolicyName = Literal["direct", "explicit", "implicit", "hybrid", "always", "rand
 
 
 def _explain(error: ErrorDetails, section: type[Config]) -> str:
-    """One pydantic error as a line: the dotted key, what was given, what is known."""
+    """Return one pydantic error as a line: the dotted key, the value given, the keys known."""
     key = section.prefix + ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         known = sorted(section.model_fields)
@@ -53,7 +51,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     prefix: ClassVar[str] = ""
-    """What stands before this section's keys in a dotted name, for messages."""
+    """Prefix of this section's keys in a dotted name, for messages."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -70,7 +68,7 @@ def _is_none(value: object) -> bool:
 
 
 class ViewBudget(Config):
-    """How many visual tokens a view may cost, and how large a token is: a backend's preset, or the resolved budget."""
+    """The budget of each view in visual tokens, and the size of a token: a backend's preset, or the resolved budget."""
 
     factor: int = Field(gt=0)
     """Side in pixels of the square of a shown view that becomes one visual token."""
@@ -79,11 +77,11 @@ class ViewBudget(Config):
     coarse_max_tokens: int = Field(gt=0)
     """A coarse view of more tokens is shrunk to this many."""
     crop_min_tokens: int = Field(gt=0)
-    """A crop of fewer tokens is magnified to this many: why a zoom tool helps even without more pixels."""
+    """A crop of fewer tokens is magnified to this many, which helps even without more pixels."""
     crop_max_tokens: int = Field(gt=0)
     """A crop of more tokens is shrunk to this many."""
     crop_min_side: int = Field(default=28, ge=1)
-    """Shortest side of a crop in original pixels: magnified any further it looks like nothing the model has learned."""
+    """Shortest side of a crop in original pixels; models do not read crops magnified further."""
     roi_tokens: tuple[int, int] | None = None
     """Fewest and most tokens of a crop that the branches propose. None: as any crop."""
 
@@ -102,7 +100,7 @@ class ViewBudget(Config):
 
 
 class BudgetConfig(Config):
-    """When an episode has to end, and how many visual tokens a view may cost."""
+    """The limits of an episode, and the budget of each view."""
 
     prefix: ClassVar[str] = "budget."
 
@@ -113,9 +111,9 @@ class BudgetConfig(Config):
     max_visual_tokens: int | None = Field(default=None, ge=1)
     """Visual tokens of all views together; a crop that would pass it is refused, never encoded. None: no limit."""
     max_seconds: float | None = Field(default=None, gt=0)
-    """Wall-clock seconds, looked at before each turn (a turn under way is not interrupted). None: no limit."""
+    """Wall-clock seconds, checked before each turn (a turn under way is not interrupted). None: no limit."""
     max_failed_calls: int = Field(default=3, ge=1)
-    """Turns in a row whose calls could not be served or read, after which the model has to answer."""
+    """Turns in a row without a served call, after which the model has to answer."""
     coarse_tokens: int | None = Field(default=None, ge=1)
     """Most tokens of the coarse view. None: the backend's preset, or `max_visual_tokens` where that is less."""
     coarse_min_tokens: int | None = Field(default=None, ge=1)
@@ -126,10 +124,13 @@ class BudgetConfig(Config):
     """Most tokens of a crop. None: the backend's preset, or `crop_min_tokens` where that is more."""
 
     def view_budget(self, defaults: ViewBudget) -> ViewBudget:
-        """The budget of each view: what is given here, and the preset `defaults` for the rest.
+        """Return the budget of each view: the limits given here, and the preset `defaults` for the rest.
 
-        A preset gives way to what is given: a limit on one side moves the other with it, and a coarse view shrinks to
-        fit `max_visual_tokens`. Given limits that contradict each other raise `ConfigError`.
+        A preset gives way: a limit on one side moves the other with it, and a coarse view shrinks to fit
+        `max_visual_tokens`.
+
+        Raises:
+            ConfigError: Given limits contradict each other.
         """
         limit = self.max_visual_tokens
         preset = defaults.coarse_max_tokens if limit is None else min(defaults.coarse_max_tokens, limit)
@@ -152,7 +153,7 @@ class BudgetConfig(Config):
 
 
 class GenerationConfig(Config):
-    """How the text of a turn is chosen."""
+    """The sampling of a turn's text."""
 
     prefix: ClassVar[str] = "generation."
 
@@ -165,7 +166,7 @@ class GenerationConfig(Config):
 
 
 class CropConfig(Config):
-    """What a box has to be before it is cut. Never a reason to refuse: a box outside is mended and the model told."""
+    """The shape of a crop. Other boxes are not refused: they are corrected and the model is told."""
 
     prefix: ClassVar[str] = "crop."
 
@@ -176,12 +177,12 @@ class CropConfig(Config):
 
 
 class PerceptionConfig(Config):
-    """How the coarse pass is read by policies with branches. Defaults are the published rules; departures are named."""
+    """The rules of the coarse pass for policies with branches. Defaults are the published rules."""
 
     prefix: ClassVar[str] = "perception."
 
     gate: Literal["learned", "statistics", "off"] = "learned"
-    """What decides whether to zoom: the gate branch, the map alone (by `peak_to_mean`), or nothing: always zoom."""
+    """The decision to zoom: by the gate branch, by the map alone (`peak_to_mean`), or always."""
     gate_threshold: float | None = Field(default=None, ge=0, le=1)
     """Probability from which the gate asks for more detail. None: the branches' own."""
     threshold: float | None = Field(default=None, ge=0, le=1)
@@ -199,7 +200,8 @@ class PerceptionConfig(Config):
     max_regions: int = Field(default=1, ge=1, le=16)
     """1: one box around all foreground. More: a box for each connected part, best first, up to this many."""
     margin: float | None = Field(default=None, ge=0, le=10)
-    """How far each edge of a proposed box moves outwards, as a share of its longer side. None: as the branches say."""
+    """Distance by which each edge of a proposed box moves outwards, as a share of its longer side. None: as the
+    branches say."""
     roi_min_tokens: int | None = Field(default=None, ge=1)
     """Least tokens of a proposed crop. None: the backend's preset, or as for any crop."""
     roi_max_tokens: int | None = Field(default=None, ge=1)
@@ -209,8 +211,8 @@ class PerceptionConfig(Config):
     positions: Literal["plain", "aligned"] | None = None
     """Positions of a proposed crop: of an image of its own, or those of its place. None: as the branches say."""
     prompt: Literal["opening", "plain"] = "plain"
-    """What a look reads the question in: the opening without the offer of tools, as branches are trained, or the very
-    messages that the model then answers, so that nothing is computed twice. They differ where a policy offers tools."""
+    """Messages of a look: "plain", without the offer of tools, as branches are trained, or "opening", those that the
+    model then answers, so that nothing is computed twice. They differ where a policy offers tools."""
 
     @model_validator(mode="after")
     def _has_a_rule(self) -> Self:
@@ -226,7 +228,7 @@ class PerceptionConfig(Config):
 
 
 class ReviewConfig(Config):
-    """When policy `hybrid` refuses a zoom call or serves another box than asked for: see `qzoom_agent.review`."""
+    """The rules by which policy `hybrid` refuses a zoom call or serves another box: see `qzoom_agent.review`."""
 
     prefix: ClassVar[str] = "review."
 
@@ -241,14 +243,13 @@ class ReviewConfig(Config):
     """Shown pixels per pixel of the original (along a side) from which a view holds all there is, so that a crop of it
     would only be larger. None: a larger crop is worth its tokens."""
     gate: float | None = Field(default=1.0, gt=0)
-    """Take the gate's word that the coarse view suffices where its score is below this share of its threshold. None:
-    never."""
+    """Refuse a crop where the gate's score is below this share of its threshold. None: never."""
     cold: float | None = Field(default=0.05, ge=0, le=1)
     """Share of the map's heat below which a box holds next to nothing. None: the map never refuses."""
     hot: float = Field(default=0.5, ge=0, le=1)
     """Share of the map's heat that a proposed region has to hold for a cold box to be turned down in its favour."""
     elsewhere: Literal["offer", "snap"] = "offer"
-    """What becomes of a cold box: refused with the hot region named, or the hot region served in its place."""
+    """Treatment of a cold box: refuse it and name the hot region, or serve the hot region instead."""
     snap: float | None = Field(default=0.5, ge=0, le=1)
     """A box that shares at least this share of the smaller of the two with a proposed region, but cuts it, gets the
     region. None: never, nor for a box beside it."""
@@ -265,10 +266,10 @@ class ReviewConfig(Config):
 
 
 def read_setting(text: str) -> tuple[str, Any]:
-    """Key and value of a setting as it is written on a command line: KEY=VALUE, the value in YAML.
+    """Return key and value of a setting from a command line: KEY=VALUE, the value in YAML.
 
     Raises:
-        ConfigError: it is not of that form.
+        ConfigError: The text is not of that form.
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -287,12 +288,13 @@ def positive_int(text: str) -> int:
 
 
 class AgentConfig(Config):
-    """Everything that decides what an episode does. Saved with every trace."""
+    """The whole configuration of an episode, saved with every trace."""
 
     model: str = "nano"
     """Preset name, hub id or path of the weights; the name of the backend, where `Agent` is given one."""
     policy: PolicyName | None = None
-    """What decides on crops: see `qzoom_agent.policy`. None: `implicit` for a model with branches, else `explicit`."""
+    """The policy that decides on crops, see `qzoom_agent.policy`. None: `implicit` for a model with branches, else
+    `explicit`."""
     protocol: str | None = None
     """Format of the model's zoom calls: a name, `module:name` or an entry point of the group qzoom_agent.protocols.
     None: the backend's own."""
@@ -300,35 +302,35 @@ class AgentConfig(Config):
     """Tool that serves the model's zoom calls: `module:name` or an entry point of the group qzoom_agent.tools. None:
     `zoom`."""
     budget: BudgetConfig = BudgetConfig()
-    """When an episode has to end, and how many visual tokens a view may cost."""
+    """Limits of an episode, and the budget of each view."""
     generation: GenerationConfig = GenerationConfig()
-    """How the text of a turn is chosen."""
+    """Sampling of a turn's text."""
     crop: CropConfig = CropConfig()
-    """What a box has to be before it is cut."""
+    """Shape of a crop."""
     perception: PerceptionConfig = PerceptionConfig()
-    """How the coarse pass of a model with branches is read: see `qzoom_agent.perception`."""
+    """Rules of the coarse pass of a model with branches."""
     review: ReviewConfig = ReviewConfig()
-    """Policy `hybrid`: which zoom calls are refused or moved: see `qzoom_agent.review`."""
+    """Rules by which zoom calls are refused or moved: see `qzoom_agent.review`."""
     oracle_margin: float = Field(default=0.35, ge=0, le=10)
-    """Policy `oracle`: how far each edge of a gold box moves outwards, as a share of the box's longer side."""
+    """Policy `oracle`: distance by which each edge of a gold box moves outwards, as a share of its longer side."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
-    """Most pixels (width times height) of an image that is read; looked at before it is decoded."""
+    """Most pixels (width times height) of an image, checked before it is decoded."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the episode: sampling of turn i uses seed + i, and policy `random` draws its box from it."""
 
     def replace(self, **changes: Any) -> AgentConfig:
-        """A validated, changed copy. Keys may be dotted (`"budget.max_turns"`); a mapping merges into its section."""
+        """Return a changed copy. Keys may be dotted (`"budget.max_turns"`); a mapping merges into its section."""
         data = self.model_dump()
         for key, value in changes.items():
             _put(data, key, value)
         return AgentConfig(**data)
 
     def policy_for(self, *, perceives: bool) -> PolicyName:
-        """The policy given, or the default of a model with branches (`perceives`) or without."""
+        """Return the policy given, or the default of a model with branches (`perceives`) or without."""
         return self.policy or ("implicit" if perceives else "explicit")
 
     def resolved(self, *, model: str, protocol: str, defaults: ViewBudget, perceives: bool = False) -> AgentConfig:
-        """The configuration with nothing left to the backend: what is recorded, and repeats a run if presets change."""
+        """Return the configuration with the backend's presets filled in, so that it repeats a run if they change."""
         views = self.budget.view_budget(defaults)
         given = (self.perception.roi_min_tokens, self.perception.roi_max_tokens)
         low, high = given if any(given) else views.roi_tokens or given
@@ -347,12 +349,12 @@ class AgentConfig(Config):
         )
 
     def to_yaml(self) -> str:
-        """The resolved configuration, every key written out."""
+        """Return the configuration as YAML, every key written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     @classmethod
     def from_yaml(cls, text: str) -> AgentConfig:
-        """The configuration in a YAML text; missing keys keep their defaults."""
+        """Return the configuration in a YAML text; missing keys keep their defaults."""
         try:
             data = read_yaml(text)
         except ValueError as error:
@@ -370,7 +372,7 @@ class AgentConfig(Config):
 
     @classmethod
     def load(cls, path: str | Path) -> AgentConfig:
-        """The configuration in a YAML file."""
+        """Return the configuration in a YAML file. Raises ConfigError."""
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

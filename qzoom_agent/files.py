@@ -1,4 +1,4 @@
-"""Where results go: places that are looked at before the work begins, and files that are whole or not there."""
+"""Output files: checked before the work begins, and written whole or not at all."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from qzoom_agent.errors import ConfigError
 
 
 def require_folder(path: Path | str) -> Path:
-    """A folder to write into, made if there is none. ConfigError if that is impossible."""
+    """Return a folder to write into, made if there is none. Raises ConfigError if that is impossible."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def require_folder(path: Path | str) -> Path:
 
 
 def require_file(path: Path | str) -> Path:
-    """A file to write, its folder made if there is none; nothing is written yet. ConfigError if that is impossible."""
+    """Return a file to write, its folder made if there is none. Raises ConfigError if that is impossible."""
     path = Path(path)
     if path.is_dir():
         raise ConfigError(f"Cannot write {path}: it is a folder. Give the path of a file.")
@@ -35,7 +35,7 @@ def require_file(path: Path | str) -> Path:
 
 
 def write_text(path: Path | str, text: str) -> Path:
-    """Write a text file, its folder made if there is none. ConfigError if that is impossible."""
+    """Write a text file, its folder made if there is none. Raises ConfigError if that is impossible."""
     path = require_file(path)
     try:
         path.write_text(text, encoding="utf-8")
@@ -45,7 +45,7 @@ def write_text(path: Path | str, text: str) -> Path:
 
 
 def read_yaml(text: str) -> Any:
-    """What a YAML text holds. ValueError if it is no YAML, or holds what nothing can be made of (a month 99)."""
+    """Return the content of a YAML text. Raises ValueError if it is not YAML or holds an impossible value."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -55,8 +55,8 @@ def read_yaml(text: str) -> Any:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write, which takes its place at the end: whatever happens, no half of it is left."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a file beside `path` to write, which replaces it at the end; after an error nothing is left of it."""
     part = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
         yield part

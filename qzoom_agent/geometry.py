@@ -1,18 +1,12 @@
 """Boxes that know their coordinate frame, and the resize rule of the model families.
 
-A zoom goes wrong most often because four numbers are read in the wrong frame: thousandths for pixels, pixels of the
-downscaled view for pixels of the file. So a `Box` always carries its frame and the view it was measured in, combining
-boxes of different frames or views is an error, and every conversion is written once, here.
-
-Frames
-    pixel      pixels of the view, as shown to the model (for "original": pixels of the image itself)
+    pixel      pixels of the view as shown to the model (for "original": of the image itself)
     unit       0..1 of the view's width and height
     per_mille  0..1000 of the view's width and height
     cell       columns and rows of the view's token grid; a token covers `cell` x `cell` shown pixels
 
-Coordinates are continuous: x2 and y2 are exclusive edges, and the whole of a 640 x 480 view is [0, 0, 640, 480].
-`clamp`, `grow_to`, `limit_aspect` and `scale` return a box that is never empty and never outside. Nothing here
-touches an image, and nothing here guesses a frame.
+Combining boxes of different frames or views is an error, and every conversion is written once, here. Coordinates are
+continuous: x2 and y2 are exclusive, and all of a 640 x 480 view is [0, 0, 640, 480].
 """
 
 import math
@@ -24,7 +18,7 @@ from qzoom_agent.errors import BoxError, ConfigError, ImageError
 Frame = Literal["pixel", "unit", "per_mille", "cell"]
 FRAMES: tuple[Frame, ...] = get_args(Frame)
 
-# Float noise of a conversion must not push `rounded` out by a whole pixel.
+# Rounding errors of a conversion must not move `rounded` by a whole pixel.
 _NOISE = 1e-6
 
 
@@ -43,8 +37,8 @@ class Size(NamedTuple):
 class Box:
     """A rectangle (x1, y1, x2, y2) in `frame` of the view named `view`.
 
-    Any four numbers can be held, swapped, outside or NaN included, because a model may write them: see `finite`,
-    `ordered` and `clamp`. Integers too large for a float become infinite.
+    It holds any four numbers that a model may write, swapped, outside or NaN: see `finite`, `ordered` and `clamp`.
+    `clamp`, `grow_to`, `limit_aspect` and `scale` return a box that is neither empty nor outside.
     """
 
     x1: float
@@ -79,24 +73,24 @@ class Box:
 
     @property
     def finite(self) -> bool:
-        """True if none of the four numbers is NaN or infinite."""
+        """True if no number is NaN or infinite."""
         return all(math.isfinite(value) for value in self.as_list())
 
     def as_list(self) -> list[float]:
         return [self.x1, self.y1, self.x2, self.y2]
 
     def ordered(self) -> "Box":
-        """The same rectangle with x1 <= x2 and y1 <= y2."""
+        """Return the same rectangle with x1 <= x2 and y1 <= y2."""
         x1, x2 = sorted((self.x1, self.x2))
         y1, y2 = sorted((self.y1, self.y2))
         return replace(self, x1=x1, y1=y1, x2=x2, y2=y2)
 
     def to_pixel(self, size: tuple[int, int], cell: int = 28) -> "Box":
-        """This box in pixels of its view; `size` is the view's size in pixels, `cell` the side of a token in pixels."""
+        """Return this box in pixels of its view of `size` pixels, with tokens of `cell` x `cell` pixels."""
         return self.to_frame("pixel", size, cell)
 
     def to_frame(self, frame: Frame, size: tuple[int, int], cell: int = 28) -> "Box":
-        """This box in another frame of the same view. Nothing is rounded or clamped."""
+        """Return this box in another frame of the same view. Nothing is rounded or clamped."""
         if frame == self.frame:
             return self
         from_x, from_y = extent(self.frame, size, cell)
@@ -105,9 +99,10 @@ class Box:
         return replace(self, x1=self.x1 * sx, y1=self.y1 * sy, x2=self.x2 * sx, y2=self.y2 * sy, frame=frame)
 
     def clamp(self, size: tuple[int, int]) -> "Box":
-        """The part of a pixel box inside `size`, at least one pixel wide and high; the nearest pixel if all is outside.
+        """Return the part of a pixel box inside `size`, at least one pixel; the nearest pixel if all is outside.
 
-        Raises BoxError on NaN and on another frame than pixel.
+        Raises:
+            BoxError: The box holds NaN or is not in pixels.
         """
         return self._each_axis(_clamp_axis, size)
 
@@ -129,7 +124,7 @@ class Box:
         return self._each_axis(lambda low, high, limit: _resize_axis(low, high, (high - low) * factor, limit), size)
 
     def rounded(self) -> "Box":
-        """A pixel box with whole numbers, rounded outward and at least one pixel wide and high."""
+        """Return a pixel box with whole numbers, rounded outward and at least one pixel wide and high."""
         self._need_pixel("rounded")
         if not self.finite:
             raise BoxError(f"A box that is rounded has finite numbers; got {self}.")
@@ -138,13 +133,13 @@ class Box:
         return replace(self, x1=x1, y1=y1, x2=max(x2, x1 + 1), y2=max(y2, y1 + 1))
 
     def iou(self, other: "Box") -> float:
-        """Intersection over union, 0..1; 0 if both are empty. Both boxes must share frame and view."""
+        """Return intersection over union, 0..1; 0 if both are empty. Both boxes must share frame and view."""
         shared = self._shared(other)
         union = self.area + other.area - shared
         return shared / union if union > 0 else 0.0
 
     def coverage(self, other: "Box") -> float:
-        """The share of `other` that lies inside this box, 0..1; 0 if `other` is empty."""
+        """Return the share of `other` that lies inside this box, 0..1; 0 if `other` is empty."""
         shared = self._shared(other)
         return shared / other.area if other.area > 0 else 0.0
 
@@ -177,7 +172,7 @@ class _AxisChange(Protocol):
 
 
 def extent(frame: Frame, size: tuple[int, int], cell: int = 28) -> tuple[float, float]:
-    """The largest legal x and y of a frame for a view of `size` pixels."""
+    """Return the largest legal x and y of a frame for a view of `size` pixels."""
     width, height = _positive(size)
     if frame == "unit":
         return 1.0, 1.0
@@ -189,9 +184,12 @@ def extent(frame: Frame, size: tuple[int, int], cell: int = 28) -> tuple[float, 
 
 
 def to_original(box: Box, view_box: Box, view_size: tuple[int, int]) -> Box:
-    """A box in shown pixels of a view, as pixels of the original.
+    """Convert a box in shown pixels of a view into pixels of the original.
 
-    `view_box` is the view's place in original pixels, `view_size` its shown size.
+    Args:
+        box: In pixels of the view.
+        view_box: The view's region in original pixels.
+        view_size: The view's shown size.
     """
     if box.frame != "pixel" or view_box.frame != "pixel":
         raise BoxError(f"to_original needs pixel boxes, got {box.frame!r} and {view_box.frame!r}.")
@@ -202,7 +200,7 @@ def to_original(box: Box, view_box: Box, view_size: tuple[int, int]) -> Box:
 
 
 def from_original(box: Box, view_box: Box, view_size: tuple[int, int], *, view: str) -> Box:
-    """A box in original pixels, as shown pixels of the view named `view`: the inverse of `to_original`."""
+    """Convert a box in original pixels into shown pixels of the view named `view`; the inverse of `to_original`."""
     if box.frame != "pixel" or box.view != "original" or view_box.frame != "pixel":
         raise BoxError(f"from_original needs a box in original pixels, got {box.frame!r} of {box.view!r}.")
     width, height = _positive(view_size)
@@ -214,15 +212,21 @@ def from_original(box: Box, view_box: Box, view_size: tuple[int, int], *, view: 
 def fit_tokens(
     size: tuple[int, int], *, factor: int, min_tokens: int, max_tokens: int, max_aspect: float = 200
 ) -> Size:
-    """The size at which a view of `size` pixels is shown under a budget of visual tokens.
+    """Return the size at which a view of `size` pixels is shown under a budget of visual tokens.
 
-    Width and height are multiples of `factor` (28 for Qwen2.5-VL, 32 for Qwen3-VL), one token each `factor` x `factor`
-    pixels. Equal to the families' own `smart_resize` with min_pixels = min_tokens * factor**2 and max_pixels likewise,
-    so their processors leave the result as it is. As there, a shape so long that one row of tokens is over the budget,
-    or whose sides round up across it, may cost more than `max_tokens`; up to an aspect of `max_tokens` with
-    max_tokens >= 4 * min_tokens it does not.
+    It equals the families' own `smart_resize`, so their processors leave the result as it is. As there, a very long
+    shape, or one whose sides round up across the budget, may cost more than `max_tokens`.
 
-    Raises ImageError for a shape longer than `max_aspect` : 1 and ConfigError for a budget that cannot be met.
+    Args:
+        size: Pixels before.
+        factor: Side in pixels of one token: 28 for Qwen2.5-VL, 32 for Qwen3-VL.
+        min_tokens: A smaller view is enlarged to this many.
+        max_tokens: A larger view is shrunk to this many.
+        max_aspect: Longest side over shortest side.
+
+    Raises:
+        ImageError: The shape is longer than `max_aspect`.
+        ConfigError: The budget cannot be met.
     """
     if factor < 1 or not 1 <= min_tokens <= max_tokens:
         raise ConfigError(
@@ -249,7 +253,7 @@ def fit_tokens(
 
 
 def tokens(size: tuple[int, int], factor: int) -> int:
-    """Visual tokens of a view whose sides are multiples of `factor`."""
+    """Return the visual tokens of a view whose sides are multiples of `factor`."""
     return (size[0] // factor) * (size[1] // factor)
 
 
@@ -267,7 +271,7 @@ def _resize_axis(low: float, high: float, side: float, limit: int) -> tuple[floa
 
 
 def _place(center: float, side: float, limit: int) -> tuple[float, float]:
-    """An interval of length `side` about `center`, slid inside 0..limit."""
+    """Return an interval of length `side` about `center`, slid inside 0..limit."""
     low = min(max(center - side / 2, 0.0), limit - side)
     return low, min(low + side, float(limit))
 

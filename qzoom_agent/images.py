@@ -1,10 +1,8 @@
 """Read any image safely, and name its pixels.
 
-`load_image` turns what a user has (a path, bytes, a data URI, a Pillow image, an array) into one upright RGB image, or
-raises an ImageError. The size is read from the header and checked before a pixel is decoded, formats that run other
-programs or are guessed from weak signatures are not tried, and one image takes a few hundred MB at the limit. Files
-are always decoded at full size: Pillow's JPEG `draft` would be cheaper and would lose the very detail a zoom is for.
-Colour profiles are not applied. `digest` names the pixels of an image, whatever file they came from.
+`load_image` turns a path, bytes, a data URI, a Pillow image or an array into one upright RGB image, or raises an
+ImageError. The size is checked before a pixel is decoded, and formats that run other programs are not tried. Files are
+decoded at full size: Pillow's JPEG `draft` would lose the detail that a zoom is for. Colour profiles are not applied.
 """
 
 import base64
@@ -54,16 +52,20 @@ _URL_TIMEOUT_S = 30
 
 
 def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An upright RGB image of its own (no file behind it, no metadata, safe to change).
+    """Return an upright RGB image without file or metadata behind it.
 
-    `source` is a path, encoded bytes, a `data:` URI, an http(s) URL (only with `allow_url`), a Pillow image, or an
-    array of shape [H, W], [H, W, 1], [H, W, 2], [H, W, 3] or [H, W, 4] (grey, grey + alpha, RGB, RGB + alpha).
-    EXIF orientation is applied, transparency is flattened on white, the first frame of an animation is taken.
-    16-bit samples map 0..65535 to 0..255; for 32-bit and float samples the range is read off the values: 0..1 (float
-    only), 0..255 or 0..65535 if they fit, else their own minimum to maximum.
+    EXIF orientation is applied, transparency is flattened on white, the first frame of an animation is taken. 16-bit
+    samples map 0..65535 to 0..255; the range of 32-bit and float samples is the smallest of 0..1 (float only), 0..255
+    and 0..65535 that holds them, else their minimum to maximum.
 
-    Raises ImageError if there is no such file, if it is not an image, is damaged, has no pixels, or has more than
-    `max_pixels` (checked before decoding).
+    Args:
+        source: A path, encoded bytes, a `data:` URI, an http(s) URL, a Pillow image, or an array of shape [H, W] or
+            [H, W, 1 to 4] (grey, grey + alpha, RGB, RGB + alpha).
+        allow_url: Fetch URLs.
+        max_pixels: Most pixels, checked before decoding.
+
+    Raises:
+        ImageError: There is no such file, or it is no image, damaged, empty or over the limit.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
@@ -86,7 +88,7 @@ def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int 
 
 
 def cut(image: Image.Image, box: Box) -> Image.Image:
-    """The part of an image in a box of whole pixels inside it, however large: Pillow's limit is on crops, too."""
+    """Return the part of an image in a box of whole pixels inside it, also beyond Pillow's limit."""
     corners = (int(box.x1), int(box.y1), int(box.x2), int(box.y2))
     if box.area <= (Image.MAX_IMAGE_PIXELS or math.inf):
         return image.crop(corners)
@@ -96,7 +98,7 @@ def cut(image: Image.Image, box: Box) -> Image.Image:
 
 @contextmanager
 def _own_limit(max_pixels: int) -> Iterator[None]:
-    """Pillow's limit, which holds for the whole process, raised to ours for a moment, and its warning off."""
+    """Raise Pillow's limit, which holds for the whole process, to ours for a moment, and switch its warning off."""
     with _OPENING, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         before = Image.MAX_IMAGE_PIXELS
@@ -108,7 +110,7 @@ def _own_limit(max_pixels: int) -> Iterator[None]:
 
 
 def digest(image: Image.Image) -> str:
-    """SHA-256 of an RGB image's size and pixels, as 64 hex digits; the same whatever file the pixels came from."""
+    """Return the SHA-256 of an RGB image's size and pixels, as 64 hex digits, whatever file they came from."""
     found = hashlib.sha256(f"RGB {image.width}x{image.height}\n".encode())
     rows = max(1, _STRIP_PIXELS // image.width)
     if rows >= image.height:
@@ -120,7 +122,7 @@ def digest(image: Image.Image) -> str:
 
 
 def _encoded(source: str | Path | bytes, allow_url: bool) -> tuple[Path | io.BytesIO, str]:
-    """Where the encoded bytes are, and how to name them in an error."""
+    """Return the file or buffer of the encoded bytes, and its name for errors."""
     if isinstance(source, bytes):
         name = f"the {len(source)} bytes given"
         return _buffer(source, name), name
@@ -222,7 +224,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """A new RGB image with the pixels of a loaded one."""
+    """Return a new RGB image with the pixels of a loaded one."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         return _grey_from_deep(image)
     if image.has_transparency_data:
@@ -241,7 +243,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _grey_from_deep(image: Image.Image) -> Image.Image:
-    """RGB from 16-bit, 32-bit or float grey."""
+    """Return RGB of a 16-bit, 32-bit or float grey image."""
     samples = np.asarray(image)
     return Image.fromarray(_to_bytes(samples, *_shown_range(samples))).convert("RGB")
 
@@ -262,7 +264,7 @@ def _from_array(array: np.ndarray[Any, Any], max_pixels: int) -> Image.Image:
 
 
 def _shown_range(samples: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """The values shown as black and as white."""
+    """Return the values shown as black and as white."""
     if samples.dtype.kind == "b":
         return 0.0, 1.0
     if samples.dtype.kind == "u" and samples.itemsize == 2:
@@ -299,7 +301,7 @@ def _to_bytes(samples: np.ndarray[Any, Any], low: float, high: float) -> np.ndar
 
 
 def _strips(samples: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
-    """Views of a few rows each, so that converting a large array needs no second one of its size in float."""
+    """Yield views of a few rows each, so that converting a large array needs no second one of its size in float."""
     rows = max(1, _STRIP_PIXELS // samples.shape[1])
     for top in range(0, samples.shape[0], rows):
         yield samples[top : top + rows]

@@ -1,9 +1,8 @@
-"""Messages: what a conversation with a model is made of, as plain JSON.
+"""Messages: a conversation with a model as plain JSON.
 
-A message is `{"role": ..., "content": [part, ...]}`; a part is a text or the *id* of a view, never pixels, so that a
-conversation can be stored in a checkpoint, compared part by part with a session's cache, and rendered by any chat
-template. `content` is always a list: one shape, no string shortcut. Tool calls are not fields here: a protocol writes
-and reads them as text.
+A part of a message is a text or the id of a view, never pixels, so that a conversation can be stored, compared with a
+session's cache, and rendered by any chat template. `content` is always a list. Tool calls are ordinary text, which a
+protocol writes and parses.
 """
 
 from collections.abc import Iterable
@@ -13,11 +12,15 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 
 class TextPart(TypedDict):
+    """A piece of text."""
+
     type: Literal["text"]
     text: str
 
 
 class ImagePart(TypedDict):
+    """A place where a view is shown."""
+
     type: Literal["image"]
     view: str
 
@@ -26,36 +29,38 @@ Part = TextPart | ImagePart
 
 
 class Message(TypedDict):
+    """One turn."""
+
     role: Role
     content: list[Part]
 
 
 def text_part(value: str) -> TextPart:
-    """A piece of text."""
+    """Return a text part."""
     return {"type": "text", "text": value}
 
 
 def image_part(view: str) -> ImagePart:
-    """A place where the view with this id is shown."""
+    """Return an image part that shows the view of this id."""
     return {"type": "image", "view": view}
 
 
 def message(role: Role, *parts: Part | str) -> Message:
-    """A message of these parts in order; a bare string is a text part, and an empty string is left out."""
+    """Return a message of these parts in order; a string is a text part, and an empty one is left out."""
     full = [text_part(part) if isinstance(part, str) else part for part in parts]
     return {"role": role, "content": [part for part in full if part["type"] == "image" or part["text"]]}
 
 
 def text(role: Role, value: str) -> Message:
-    """A message of one text part."""
+    """Return a message of one text part."""
     return message(role, value)
 
 
 def plain_text(item: Message) -> str:
-    """The text parts of a message joined as they stand; images leave no mark."""
+    """Return the text parts of a message, joined without separators."""
     return "".join(part["text"] for part in item["content"] if part["type"] == "text")
 
 
 def view_ids(items: Iterable[Message]) -> list[str]:
-    """Ids of all views shown in these messages, in order, with repetitions."""
+    """Return the ids of all views shown in these messages, in order, with repetitions."""
     return [part["view"] for item in items for part in item["content"] if part["type"] == "image"]

@@ -36,7 +36,7 @@ class SavedRuns:
         """Return the names of all saved runs, sorted."""
         if not (self.path / _STEPS).is_file():
             return []
-        with self.reading():
+        with self.translating_errors():
             return sorted({saved.config["configurable"]["thread_id"] for saved in self._open().list(None)})
 
     def folder(self, thread: str) -> Path:
@@ -57,12 +57,12 @@ class SavedRuns:
     def state(self, thread: str) -> State:
         """Return the state after the last saved step of a run; empty if there is none."""
         self.folder(thread)
-        with self.reading():
+        with self.translating_errors():
             return cast(State, self.graph().get_state(run_config(thread)).values)
 
     def before_failure(self, thread: str) -> tuple[RunnableConfig, State]:
         """Return the last saved step of a run before the one that failed, and the state after it."""
-        with self.reading():
+        with self.translating_errors():
             steps = self.graph().get_state_history(run_config(thread))
             return next((step.config, cast(State, step.values)) for step in steps if step.values["error"] is None)
 
@@ -73,7 +73,7 @@ class SavedRuns:
         self._saver = self._graph = None
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
+    def translating_errors(self) -> Iterator[None]:
         """Raise what SQLite says of a damaged or locked file as a ConfigError."""
         try:
             yield

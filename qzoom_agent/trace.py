@@ -1,15 +1,12 @@
-"""The record of one episode: what was asked, what the model did, what it was shown, and what that cost.
+"""The record of one episode: the question, the model's turns, the views shown, and the cost.
 
-A `Trace` is plain data (pydantic), so that the graph can build it, a file can keep it, and a report can draw it again
-years later. Pixels are never inside: a view names its image by digest, and a saved trace is a folder of
+A `Trace` is plain data. Pixels are never inside; a view names its image by digest, and a saved trace is a folder of
 
     trace.json            the record
     images/<digest>.png   every image the model was shown, and the original
 
-Invariants: the images are written before the record and the record is replaced in one step, so a folder with a readable
-`trace.json` is complete; what a model wrote can always be stored (broken unicode is mended, infinities survive); a file
-of the same major version loads whatever fields a newer minor version added.
-Deliberately not here: drawing (`report.py`), scoring, and any opinion on whether the answer is right.
+Images are written before the record and the record is replaced in one step, so a folder with a readable `trace.json` is
+complete. Any text of a model can be stored, and a file of the same major version loads.
 """
 
 # Only ever imported as qzoom_agent.trace, so the standard library's `trace` stays reachable.
@@ -40,12 +37,12 @@ from pydantic import (
 )
 
 from qzoom_agent.errors import TraceError
-from qzoom_agent.files import whole
+from qzoom_agent.files import atomic_write
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.views import View
 
 VERSION = "1.1"
-"""Schema version written by this code, "major.minor": a new major is one that older code must not guess at."""
+"""Version of the format, "major.minor"; code of another major version refuses it."""
 
 Status = Literal["answered", "budget", "refused", "error"]
 Decision = Literal["served", "grown", "snapped", "refused", "failed"]
@@ -59,14 +56,14 @@ _FILE = "trace.json"
 _DIGEST = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
-def _mend(value: Any) -> Any:
-    # A model may spell half a surrogate pair in JSON; such a string can be neither validated nor written as UTF-8.
+def _valid_unicode(value: Any) -> Any:
+    # A model may write half a surrogate pair in JSON; such a string can be neither validated nor written as UTF-8.
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return value
 
 
-Text = Annotated[str, BeforeValidator(_mend)]
+Text = Annotated[str, BeforeValidator(_valid_unicode)]
 """A string from a model or a file; lone surrogates become U+FFFD."""
 
 
@@ -76,7 +73,7 @@ class _Record(BaseModel):
 
 
 class CallRecord(_Record):
-    """One zoom call of one turn: as the model asked for it, and what became of it."""
+    """One zoom call and its outcome."""
 
     name: Text
     raw: Text = ""
@@ -88,14 +85,14 @@ class CallRecord(_Record):
     """Id of the view that the box refers to."""
     label: Text = ""
     decision: Decision
-    """`grown` is served with a mended box, `snapped` with another one that the policy's review chose (`served` beside
-    the `box` asked for); `refused` is the review's no, `failed` a call that cannot be run."""
+    """`grown`: served with a corrected box; `snapped`: served with another box that the review chose; `refused`: by the
+    review; `failed`: a call that cannot be run."""
     code: Text = ""
-    """Which rule refused or snapped, in a word: "budget", "covered", "gate" and so on; empty for what was served."""
+    """The rule that refused or snapped: "budget", "covered", "gate" and so on; else empty."""
     reason: Text = ""
-    """What the model was told, or why the policy decided so."""
+    """The text for the model, or the policy's reason."""
     numbers: dict[str, float] = Field(default_factory=dict)
-    """What the decision rests on, such as {"covered": 0.93, "heat": 0.02}."""
+    """Measurements behind the decision, such as {"covered": 0.93, "heat": 0.02}."""
     served: Quad | None = None
     """The box really cut, in original pixels."""
     result: str | None = None
@@ -103,23 +100,23 @@ class CallRecord(_Record):
 
 
 class Turn(_Record):
-    """One assistant turn, and what the loop did with it."""
+    """One assistant turn and its outcome."""
 
     index: Count
     text: Text
-    """Exactly what the model wrote."""
+    """The model's exact text."""
     thought: Text = ""
     answer: Text | None = None
     calls: list[CallRecord] = Field(default_factory=list)
     problems: list[Text] = Field(default_factory=list)
-    """Why something could not be read; the model was told."""
+    """Texts to the model about calls that could not be parsed."""
     repairs: list[Text] = Field(default_factory=list)
-    """What was mended without telling the model."""
+    """Corrections made while parsing; the model was not told."""
     finish: Literal["stop", "length"] = "stop"
     prompt_tokens: Count = 0
     """The whole context before this turn, visual tokens included."""
     cached_tokens: Count = 0
-    """Of those, how many were reused."""
+    """Those of them that were reused."""
     new_tokens: Count = 0
     """Tokens the model wrote."""
     visual_tokens: Count = 0
@@ -135,7 +132,7 @@ class Turn(_Record):
 
 
 class PerceptionRecord(_Record):
-    """Result of a look: whether more detail is needed (gate) and where (heat map, boxes).
+    """The result of a coarse look: the gate's score, the heat map and the proposed boxes.
 
     Sessions return one for each view, with boxes in that view's shown pixels; on a trace they are in original pixels.
     """
@@ -161,11 +158,11 @@ class PerceptionRecord(_Record):
     boxes: list[Quad] = Field(default_factory=list)
     """The same boxes in pixels of `view`."""
     fixed: bool = False
-    """The boxes have sides that were chosen beforehand: they say where, and not how much."""
+    """The boxes have fixed sides: they tell a place, not an extent."""
     route: Literal["direct", "zoom"] = "direct"
-    """Whether crops were proposed."""
+    """`zoom`: crops were proposed."""
     reason: Text = ""
-    """Why, in a few words."""
+    """The reason of the route, in a few words."""
     prompt_tokens: Count = 0
     """Tokens of the coarse pass, visual ones included."""
     visual_tokens: Count = 0
@@ -177,7 +174,7 @@ class PerceptionRecord(_Record):
 
     @property
     def fired(self) -> bool | None:
-        """Whether the gate asked for more detail; None without a gate."""
+        """True if the gate asked for more detail; None without a gate."""
         return gate_fires(self.score, self.threshold)
 
     @model_validator(mode="after")
@@ -205,20 +202,20 @@ class Usage(_Record):
     coarse_tokens: Count = 0
     crop_tokens: Count = 0
     text_tokens: Count = 0
-    """Text in the last context plus what the model wrote in reply: everything that is not visual."""
+    """Text in the last context and the last reply: everything that is not visual."""
     written_tokens: Count = 0
     """Tokens the model wrote, over all turns."""
     requested: Count = 0
-    """Zoom calls of the model; `served`, `refused` and `failed` say what became of them."""
+    """Zoom calls of the model: the sum of `served`, `refused` and `failed`."""
     served: Count = 0
     snapped: Count = 0
-    """Of those served, the ones that got another box than they asked for."""
+    """Served calls that got another box than they asked for."""
     refused: Count = 0
     refused_by: dict[Text, Count] = Field(default_factory=dict)
-    """The refused ones by `CallRecord.code`."""
+    """Refused calls by `CallRecord.code`."""
     failed: Count = 0
     inserted: Count = 0
-    """Crops that the policy showed without being asked."""
+    """Crops that the policy showed unasked."""
     saved_tokens: Count = 0
     """Visual tokens that the refused calls would have cost."""
     seconds: Seconds = Field(default_factory=Seconds)
@@ -279,7 +276,7 @@ class Trace(_Record):
     """Boxes known to hold the answer, in original pixels (a task's, or those given to the oracle policy)."""
     environment: dict[str, Text] = Field(default_factory=dict)
     error: Text | None = None
-    """What ended the episode, when status is "error"."""
+    """The error that ended the episode, with status "error"."""
 
     @field_validator("views", mode="before")
     @classmethod
@@ -305,14 +302,16 @@ class Trace(_Record):
         return views
 
     def view(self, id: str) -> View | None:
-        """The view of that id, or None."""
+        """Return the view of that id, or None."""
         return next((view for view in self.views if view.id == id), None)
 
     def save(self, folder: Path | str, images: Images) -> Path:
-        """Write the record and its images into `folder` (created if missing); returns the folder.
+        """Write the record and its images into `folder` (created if missing); return the folder.
 
-        `images` maps a digest to its image. Images already there are not written again, so many traces may share one
-        `images` folder. TraceError if the folder cannot be written.
+        `images` gives the image of a digest. Images already there are kept, so traces may share a folder.
+
+        Raises:
+            TraceError: The folder cannot be written.
         """
         folder = Path(folder)
         try:
@@ -320,9 +319,9 @@ class Trace(_Record):
             for digest in {view.digest for view in self.views}:
                 target = _image_path(folder, digest)
                 if not target.exists():
-                    with whole(target) as part:
+                    with atomic_write(target) as part:
                         images(digest).save(part, format="PNG")
-            with whole(folder / _FILE) as part:
+            with atomic_write(folder / _FILE) as part:
                 part.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise TraceError(
@@ -332,7 +331,7 @@ class Trace(_Record):
 
     @classmethod
     def load(cls, path: Path | str) -> Trace:
-        """Read a saved trace: its folder, or the `trace.json` in it. TraceError if it is missing or not whole."""
+        """Read a saved trace: its folder, or the `trace.json` in it. Raises TraceError if it is missing or damaged."""
         path = Path(path)
         file = path / _FILE if path.is_dir() else path
         try:
@@ -343,7 +342,7 @@ class Trace(_Record):
             ) from error
         except (ValueError, RecursionError) as error:
             raise TraceError(
-                f"A trace is not valid JSON - {file}: {error} - the file is torn or not a trace; record the run again."
+                f"A trace is not valid JSON - {file}: {error} - the file is damaged or no trace; record the run again."
             ) from error
         _check_version(data, file)
         try:
@@ -379,7 +378,7 @@ def _image_path(folder: Path, digest: str) -> Path:
 
 
 def saved_images(folder: Path | str) -> Images:
-    """The images of a saved trace, by digest; read when asked for. TraceError for one that is missing or torn."""
+    """Return the images of a saved trace, by digest, read when asked for. Raises TraceError for a damaged one."""
     folder = Path(folder)
 
     def image(digest: str) -> PIL.Image.Image:
@@ -398,13 +397,13 @@ def saved_images(folder: Path | str) -> Images:
 
 
 def by_digest(views: Sequence[View], image: Callable[[str], PIL.Image.Image]) -> Images:
-    """Turn a look-up by view id (`ViewStore.image`) into one by digest, as `save` and reports want it."""
+    """Turn a look-up by view id (`ViewStore.image`) into one by digest, for `save` and reports."""
     ids = {view.digest: view.id for view in views}
     return lambda digest: image(ids[digest])
 
 
 def describe_environment() -> dict[str, str]:
-    """Versions that a result may depend on; reads package metadata and imports nothing heavy."""
+    """Return the versions that a result may depend on, from package metadata, without heavy imports."""
     found = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
     for package in ("qzoom-agent", "torch", "transformers", "langgraph", "pillow"):
         try:

@@ -1,9 +1,8 @@
-"""The views of one run: what the model is shown, cut from the original.
+"""The views of one run: the images that the model is shown, cut from the original.
 
-A `View` is plain data and knows its box in the original, which is the whole affine map back. `ViewStore` holds the
-original and every view made from it. A crop is cut from the *original's* pixels and resized once, to the size the model
-is shown, so nothing later resizes and "pixel" of a view always means shown pixels. With a folder, the shown pixels are
-also PNG files named by their digest, written atomically; `restore` reads them back and checks every digest.
+A `View` is plain data and knows its box in the original. A crop is cut from the original's pixels and resized once, to
+the size shown, so "pixel" of a view always means shown pixels. A `ViewStore` with a folder also keeps the pixels as PNG
+files named by their digest; `restore` reads them back and checks every digest.
 """
 
 import math
@@ -15,7 +14,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from qzoom_agent.errors import BoxError, ImageError
-from qzoom_agent.files import whole
+from qzoom_agent.files import atomic_write
 from qzoom_agent.geometry import Box, Size, fit_tokens, from_original, to_original, tokens
 from qzoom_agent.images import MAX_PIXELS, cut, digest, load_image
 
@@ -31,7 +30,7 @@ class View(BaseModel):
     """The view the model was looking at when it asked for this one; None for the original."""
     kind: Literal["original", "coarse", "crop"]
     box: tuple[float, float, float, float]
-    """Where the view lies, in original pixels."""
+    """Region of the view in original pixels."""
     width: int
     """Shown width in pixels; a multiple of the model's factor for coarse and crops."""
     height: int
@@ -48,7 +47,7 @@ class View(BaseModel):
 
     @property
     def region(self) -> Box:
-        """Where the view lies, as a box in original pixels."""
+        """Region of the view as a box in original pixels."""
         return Box(*self.box)
 
     @property
@@ -59,14 +58,14 @@ class View(BaseModel):
         return math.isqrt(self.width * self.height // self.tokens)
 
     def to_original(self, box: Box) -> Box:
-        """A box in this view, in any frame, as original pixels. Not rounded, not clamped."""
+        """Convert a box in this view, in any frame, into original pixels. Nothing is rounded or clamped."""
         if box.view != self.id:
             raise BoxError(f"A box of view {box.view!r} was given to view {self.id!r}. Set Box(view={self.id!r}).")
         cell = self.cell if box.frame == "cell" else 1
         return to_original(box.to_pixel(self.size, cell), self.region, self.size)
 
     def from_original(self, box: Box) -> Box:
-        """A box in original pixels as shown pixels of this view; outside it where the view does not show it."""
+        """Convert a box in original pixels into shown pixels of this view, also where it lies outside."""
         return from_original(box, self.region, self.size, view=self.id)
 
 
@@ -83,7 +82,7 @@ class ViewStore:
 
     @classmethod
     def restore(cls, folder: Path, views: Sequence[View]) -> "ViewStore":
-        """The store that wrote `views` into `folder`. Raises ImageError if a file is missing or its pixels changed."""
+        """Read the store of `views` from `folder`. Raises ImageError if a file is missing or its pixels changed."""
         store = cls(folder)
         for view in views:
             if view.id in store._views:
@@ -106,34 +105,42 @@ class ViewStore:
         return view_id in self._views
 
     def view(self, view_id: str) -> View:
-        """The view of that id. Raises BoxError if there is none."""
+        """Return the view of that id. Raises BoxError if there is none."""
         if view_id not in self._views:
             raise BoxError(f"There is no view {view_id!r}; the views are {', '.join(self._views) or 'none yet'}.")
         return self._views[view_id]
 
     def image(self, view_id: str) -> Image.Image:
-        """The pixels of a view exactly as shown, RGB. Raises BoxError if there is no such view."""
+        """Return the pixels of a view exactly as shown, RGB. Raises BoxError if there is no such view."""
         return self._images[self.view(view_id).id]
 
     def to_original(self, box: Box) -> Box:
-        """A box of any view, in any frame, as original pixels. Raises BoxError if there is no such view."""
+        """Convert a box of any view, in any frame, into original pixels. Raises BoxError if there is no such view."""
         return self.view(box.view).to_original(box)
 
     def add_original(self, image: Image.Image) -> View:
-        """Start the store with an image as `load_image` returns it (other modes are converted as there)."""
+        """Start the store with an image as `load_image` returns it; other modes are converted as there."""
         rgb = image if image.mode == "RGB" else load_image(image)
         return self._add(rgb, "original", kind="original", parent=None, box=Box(0, 0, *rgb.size), tokens=0)
 
     def add_coarse(self, *, factor: int, min_tokens: int, max_tokens: int) -> View:
-        """The whole image at a budget of visual tokens, as `fit_tokens` says. Raises ImageError beyond 200:1."""
+        """Add the whole image at a budget of visual tokens, see `fit_tokens`. Raises ImageError beyond 200:1."""
         whole = Box(0, 0, *self._original().size)
         return self._add_cut("coarse", whole, factor, min_tokens, max_tokens, kind="coarse", parent="original")
 
     def add_crop(self, box: Box, *, factor: int, min_tokens: int, max_tokens: int, parent: str = "coarse") -> View:
-        """A crop of the original at a budget of visual tokens: cut, then resized once.
+        """Add a crop of the original at a budget of visual tokens.
 
-        `box` is in original pixels; it is rounded outward to whole pixels and clamped, and `View.box` holds the result.
-        Raises BoxError for another frame or an unknown parent and ImageError for a box longer than 200:1.
+        Args:
+            box: In original pixels; it is rounded outward and clamped, and `View.box` holds the result.
+            factor: Side in pixels of one token.
+            min_tokens: A smaller crop is magnified to this many.
+            max_tokens: A larger crop is shrunk to this many.
+            parent: Id of the view in which the model asked for it.
+
+        Raises:
+            BoxError: The box is in another frame, or there is no such parent.
+            ImageError: The box is longer than 200:1.
         """
         if box.view != "original":
             raise BoxError(f"A crop is cut from the original, got a box of {box.view!r}. Use store.to_original(box).")
@@ -208,12 +215,12 @@ def _read_view(path: Path, view: View) -> Image.Image:
 
 
 def _write_png(image: Image.Image, path: Path) -> None:
-    """Write a file that is either whole or not there. A file of that digest is left as it is."""
+    """Write a PNG file atomically; an existing file of that digest is left as it is."""
     if path.exists():
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part:
+        with atomic_write(path) as part:
             image.save(part, format="PNG", compress_level=1)
     except OSError as error:
         raise ImageError(f"Cannot write a view to {path.parent}: {error}. Check the folder and its space.") from error

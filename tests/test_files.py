@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.files import require_file, require_folder, whole, write_text
+from qzoom_agent.files import atomic_write, require_file, require_folder, write_text
 
 
 def test_a_place_is_made_and_nothing_is_left_in_it(tmp_path: Path) -> None:
@@ -35,10 +35,10 @@ def test_a_file_that_is_there_may_be_written(tmp_path: Path) -> None:
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     target = tmp_path / "file"
-    with whole(target) as part:
+    with atomic_write(target) as part:
         part.write_text("new")
         assert not target.exists()
-    with pytest.raises(KeyboardInterrupt), whole(target) as part:
+    with pytest.raises(KeyboardInterrupt), atomic_write(target) as part:
         part.write_text("half")
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -15,7 +15,7 @@ from qzoom_agent.cli.console import Console, printable, table
 from qzoom_agent.cli.main import OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
 from qzoom_agent.errors import ImageError
-from qzoom_agent.files import require_file, whole
+from qzoom_agent.files import atomic_write, require_file
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -93,7 +93,7 @@ def _write_png(image: PIL.Image.Image, path: Path) -> Path:
     """Write a file that is either whole or not there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part:
+        with atomic_write(path) as part:
             image.save(part, format="PNG")
     except OSError as error:
         raise ImageError(f"A picture could not be written - {path}: {error} - choose another place for it.") from error

@@ -33,7 +33,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.sample_result import AnswerLike, SampleResult
-from qzoom_agent.files import require_folder, whole
+from qzoom_agent.files import atomic_write, require_folder
 from qzoom_agent.models.presets import PRESETS
 from qzoom_agent.trace import Trace, by_digest, describe_environment
 
@@ -233,7 +233,7 @@ class RunFolder:
         for digest in {view.digest for view in answer.trace.views}:
             target = images / f"{digest}.jpg"
             if not target.exists():
-                with whole(target) as part:
+                with atomic_write(target) as part:
                     _small(picture(digest)).save(part, format="JPEG", quality=_QUALITY)
         # In place: until its row is written, nobody looks for it, and a torn one is written again with its row.
         self.trace_path(key).write_text(answer.trace.model_dump_json(), encoding="utf-8")
@@ -249,7 +249,7 @@ class RunFolder:
         """Write a file in one step; ConfigError if that is impossible."""
         path = self.path / name
         try:
-            with whole(path) as part:
+            with atomic_write(path) as part:
                 part.write_text(text, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"Cannot write {path}: {error}. Choose another --out.") from None

@@ -1,4 +1,4 @@
-"""The text formats, by name: `PROTOCOLS["deepeyes"]`, or `get_protocol("deepeyes")` for a name that a user gave."""
+"""The protocols of all model families, by name."""
 
 from collections.abc import Mapping
 from typing import Any, Final

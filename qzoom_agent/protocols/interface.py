@@ -1,19 +1,9 @@
-"""Protocol: how one model family is asked, writes a zoom call, and reads its result.
+"""The interface of a protocol: how one model family is asked, calls the zoom tool and reads results.
 
-A protocol is one immutable object: the opening messages, a parser, and the turns that carry a crop, a refusal or the
-last request. The agent loop, the evaluations and the RL environment all speak to a model through it and know nothing
-about tags, frames or index bases.
-
-Invariants, for every protocol:
-- `parse` accepts every `str`, never raises, and takes time linear in the text's length.
-- A parsed reply is never nothing: it has an answer, or at least one call, or at least one problem.
-- With a call in hand there is no answer: a reply that has both is a call, unless it holds an `<answer>`, with which the
-  model says that it is done. `repairs` names what was dropped.
-- Every call returned can be handed to the zoom tool. Corners may be swapped and a box may lie outside: the tool mends
-  that, and tells.
-- A stop string may be missing from the text (the backend cut it off) or present: both parse alike.
-
-A protocol does not judge a box, count a budget or resolve pixels.
+A protocol is one immutable object. The loop, evaluations and training speak to a model through it alone. `parse` takes
+any text, never raises, and is linear in its length. A parsed reply has an answer, a call or a problem, and never both
+an answer and a call: `<answer>` beats a call, a call beats other text, and `repairs` names what was dropped. Boxes may
+be swapped or outside, which the tool corrects; stop strings may be present or cut off.
 """
 
 from collections.abc import Sequence
@@ -27,7 +17,7 @@ from qzoom_agent.views import View
 
 
 class ToolCall(BaseModel):
-    """A zoom the model asked for, as data."""
+    """A zoom call of the model, as data."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +30,7 @@ class ToolCall(BaseModel):
     view: str = "coarse"
     """Id of the view that `box` refers to."""
     label: str = ""
-    """What the model says it is looking for."""
+    """The model's words for what it looks for."""
     raw: str = ""
     """The exact text of the call."""
 
@@ -51,7 +41,7 @@ class ToolCall(BaseModel):
 
 
 class Parsed(BaseModel):
-    """A reply, read."""
+    """A parsed reply."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,17 +52,17 @@ class Parsed(BaseModel):
     calls: list[ToolCall] = []
     """Calls to serve, in order, at most `max_calls_per_turn`."""
     problems: list[str] = []
-    """Texts for the model: calls that could not be read or are too many, and what to write instead."""
+    """Texts for the model: calls that could not be parsed or are too many, and the form to use instead."""
     repairs: list[str] = []
-    """What was mended on the way: for the trace, not for the model."""
+    """Corrections made while parsing: for the trace, not for the model."""
 
 
 class ZoomProtocol(Protocol):
-    """One model family's text format."""
+    """The text format of one model family; any object with these members will do."""
 
     @property
     def name(self) -> str:
-        """Key in `PROTOCOLS`."""
+        """Name of the format, for traces and messages."""
         ...
 
     @property
@@ -91,31 +81,30 @@ class ZoomProtocol(Protocol):
         ...
 
     def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
-        """System message (if the family has one) and first user turn with `views` in order; `tools`: zooming is "
-        "offered."""
+        """Return the system message, if any, and the first user turn with `views` in order; `tools` offers zooming."""
         ...
 
     def parse(self, text: str, views: Sequence[View]) -> Parsed:
-        """Read a reply; `views` are all views shown so far, in order, the coarse view first."""
+        """Parse a reply; `views` are all views shown so far, in order, the coarse view first."""
         ...
 
     def result(self, view: View, index: int, notes: Sequence[str]) -> list[Message]:
-        """The turn that shows crop number `index` (from 0) of this episode, with what the tool noted about it."""
+        """Return the turn that shows crop number `index` (from 0) of this episode, with the tool's notes."""
         ...
 
     def refusal(self, text: str) -> list[Message]:
-        """The turn that tells the model why no crop came."""
+        """Return the turn that tells the model why there is no crop."""
         ...
 
     def final(self) -> list[Message]:
-        """The last turn: answer now, zooming is over."""
+        """Return the last turn: zooming is over, answer now."""
         ...
 
     def view_name(self, index: int) -> str:
-        """What the model calls view number `index` (the coarse view is 0), as part of a sentence to it."""
+        """Return the model's name of view number `index` (the coarse view is 0), as part of a sentence."""
         ...
 
 
 def counted(index: int) -> str:
-    """The name of a view in families that do not number images: the first image, crop 1, crop 2 and so on."""
+    """Return the name of a view in families that do not number images: the first image, crop 1, crop 2 and so on."""
     return f"crop {index}" if index else "the first image"

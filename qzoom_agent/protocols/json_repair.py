@@ -1,13 +1,8 @@
-"""JSON as models write it: strict first, then mended within bounds.
+"""JSON as models write it: parsed strictly first, then repaired within bounds.
 
-`read_json` finds the first object or array in a text. If the standard decoder takes it, nothing else happens. If not,
-one pass over at most `MAX_CHARS` characters rewrites it as JSON: single, double and typographic quotes, unescaped
-quotes and line breaks inside strings, Python's True/False/None, bare words, numbers such as `.5` or `007`, missing or
-doubled commas, missing, extra or crossed brackets, an end that was cut off. The rewritten text then goes to the
-standard decoder, so that what comes back is always plain JSON data. Prose and code fences around it are skipped.
-
-The pass looks at each character a bounded number of times and nesting is capped before the decoder sees it, so there
-is neither quadratic time nor deep recursion. Nothing is ever evaluated.
+Repaired are quotes of all kinds, unescaped quotes and line breaks inside strings, True/False/None, bare words, numbers
+such as `.5` or `007`, wrong commas and brackets, and a missing end. The repaired text goes to the standard decoder, so
+the result is always plain JSON data. The pass is linear and nesting is capped; nothing is evaluated.
 """
 
 import json
@@ -31,7 +26,7 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 
 
 class Repaired(NamedTuple):
-    """A JSON value found in a text, the offset just after it, and what had to be mended."""
+    """A JSON value found in a text, the offset just after it, and the repairs it needed."""
 
     value: object
     end: int
@@ -39,7 +34,7 @@ class Repaired(NamedTuple):
 
 
 def read_json(text: str, start: int = 0) -> Repaired | None:
-    """The first readable object or array at or after `start`, or None; it starts at one of the first few brackets."""
+    """Return the first readable object or array that starts at one of the first brackets after `start`, or None."""
     for _ in range(_STARTS):
         opening = _OPEN.search(text, start)
         if opening is None:
@@ -59,16 +54,16 @@ def _read_at(text: str, start: int) -> Repaired | None:
         value, length = json.JSONDecoder().raw_decode(piece)
         return Repaired(value, start + length, ())
     except ValueError:
-        mended = _Mender(piece).run()
+        repaired = _Repairer(piece).run()
     try:
-        return Repaired(json.loads(mended.json), start + mended.at, tuple(dict.fromkeys(mended.repairs)))
+        return Repaired(json.loads(repaired.json), start + repaired.at, tuple(dict.fromkeys(repaired.repairs)))
     except ValueError:
         return None
 
 
 @dataclass(slots=True)
-class _Mender:
-    """One left-to-right pass; `out` is JSON so far, `last` and `prior` what kinds of things were written last."""
+class _Repairer:
+    """One left-to-right pass; `out` is JSON so far, `last` and `prior` the kinds of tokens written last."""
 
     text: str
     at: int = 0
@@ -82,7 +77,7 @@ class _Mender:
     def json(self) -> str:
         return "".join(self.out)
 
-    def run(self) -> "_Mender":
+    def run(self) -> "_Repairer":
         while self.at < len(self.text):
             char = self.text[self.at]
             if char in _QUOTES:
@@ -163,7 +158,7 @@ class _Mender:
             self._note("quotes added")
 
     def _string(self) -> str:
-        """The string whose opening quote is at `at`; a quote ends it only where JSON could go on."""
+        """Return the string whose opening quote is at `at`; a quote ends it only where JSON could go on."""
         quote = _QUOTES[self.text[self.at]]
         if self.text[self.at] != '"':
             self._note("quotes replaced")
@@ -188,7 +183,7 @@ class _Mender:
 
 
 def _can_end(text: str, at: int) -> bool:
-    """Whether a string may have ended just before `at`: at the end, before punctuation, or a gap and another string."""
+    """Return whether a string may have ended just before `at`: before the end, punctuation, or a gap and a string."""
     following = at
     while following < len(text) and text[following].isspace():
         following += 1
@@ -198,7 +193,7 @@ def _can_end(text: str, at: int) -> bool:
 
 
 def objects_in(text: str, repairs: list[str], *, limit: int) -> Sequence[object]:
-    """Up to `limit` objects and arrays that follow each other in a text, with prose between them skipped."""
+    """Return up to `limit` objects and arrays that follow each other in a text; prose between them is skipped."""
     values: list[object] = []
     at = 0
     while len(values) < limit and (found := read_json(text, at)):

@@ -1,53 +1,49 @@
 """mini_o3: `<grounding>{"bbox_2d": [x0, y0, x1, y1], "source": "original_image"}</grounding>`, one a turn.
 
-Boxes are relative (0..1) to the image named by `source`: "original_image", or "observation_i" for the i-th crop, so
-that a crop of a crop is asked for in the crop's own coordinates. `</grounding>` itself ends the turn: it is a stop
-string, and a call without it is complete. Crops come back in a user turn that numbers them: Action k (from 0),
-Observation k + 1; the doubled "the" in it is the checkpoint's. Crops that a policy put into the opening count as
-observations as well.
+Boxes are relative (0..1) to the image named by `source`: "original_image", or "observation_i" for the i-th crop, those
+of a policy included. `</grounding>` is a stop string, and a call without it is complete. Crops come back in a user turn
+that numbers them: Action k (from 0), Observation k + 1; the doubled "the" in it is the checkpoint's.
 """
 
 import re
 from collections.abc import Sequence
 
-from qzoom_agent.protocols.json_repair import objects_in, read_json
+from qzoom_agent.protocols.json_repair import objects_in
 from qzoom_agent.protocols.parsing import (
     MAX_CALLS_READ,
     MAX_NAME,
     ParsedReply,
-    TagSpan,
     box_argument,
     first_view,
     has_box,
     read_box,
 )
-from qzoom_agent.protocols.tagged import Arguments, CallRegion, Payload, PromptTexts, Tagged
+from qzoom_agent.protocols.tagged import Arguments, CallRegion, Payload, PromptTexts, Tagged, loose_call
 from qzoom_agent.views import View
 
 _OBSERVATION = re.compile(r"observation[ _-]?(\d{1,4})", re.IGNORECASE)
 _ORIGINAL = ("original_image", "original image", "original", "image", "observation_0")
-_LOOSE_TRIES = 4
 
 
-def _payloads(body: str, reading: ParsedReply) -> list[Payload]:
-    values = objects_in(body, reading.repairs, limit=MAX_CALLS_READ)
+def _payloads(body: str, reply: ParsedReply) -> list[Payload]:
+    values = objects_in(body, reply.repairs, limit=MAX_CALLS_READ)
     return [Payload("grounding", value) for value in values if isinstance(value, dict)]
 
 
-def _region(arguments: Arguments, views: Sequence[View], reading: ParsedReply, how: str) -> CallRegion | None:
-    view = _source(arguments, views, reading)
+def _region(arguments: Arguments, views: Sequence[View], reply: ParsedReply, how: str) -> CallRegion | None:
+    view = _source(arguments, views, reply)
     if view is None:
         crops = f"observation_1 to observation_{len(views) - 1}" if len(views) > 1 else "no observation yet"
-        reading.problems.append(f"There is no such source. There are original_image and {crops}. {how}")
+        reply.problems.append(f"There is no such source. There are original_image and {crops}. {how}")
         return None
-    box = read_box(box_argument(arguments, reading), reading, how=how)
+    box = read_box(box_argument(arguments, reply), reply, how=how)
     return box and CallRegion(box, "unit", view)
 
 
-def _source(arguments: Arguments, views: Sequence[View], reading: ParsedReply) -> str | None:
+def _source(arguments: Arguments, views: Sequence[View], reply: ParsedReply) -> str | None:
     source = arguments.get("source")
     if source is None:
-        reading.repairs.append("source missing, original_image taken")
+        reply.repairs.append("source missing, original_image taken")
         return first_view(views)
     named = str(source)[:MAX_NAME].strip().lower()
     if named in _ORIGINAL:
@@ -55,20 +51,6 @@ def _source(arguments: Arguments, views: Sequence[View], reading: ParsedReply) -
     numbered = _OBSERVATION.fullmatch(named)
     index = int(numbered[1]) if numbered else 0
     return views[index].id if 0 < index < len(views) else None
-
-
-def _loose(text: str) -> TagSpan | None:
-    at = text.find("bbox_2d")
-    for _ in range(_LOOSE_TRIES):
-        if at < 0:
-            return None
-        start = text.rfind("{", max(0, at - MAX_NAME), at)
-        found = read_json(text, start) if start >= 0 else None
-        if found and isinstance(found.value, dict) and has_box(found.value) and "source" in found.value:
-            whole = text[start : found.end]
-            return TagSpan(whole, whole, start, found.end, True)
-        at = text.find("bbox_2d", at + 1)
-    return None
 
 
 def _name(index: int) -> str:
@@ -84,7 +66,7 @@ MINI_O3 = Tagged(
     how=f"Write {_CALL}, where the image's width and height are 1.0.",
     payloads=_payloads,
     region=_region,
-    loose=_loose,
+    loose=loose_call("bbox_2d", accepts=lambda value: has_box(value) and "source" in value, reach=MAX_NAME),
     tag="grounding",
     names=_name,
     stop=("</grounding>",),

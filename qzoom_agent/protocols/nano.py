@@ -1,11 +1,9 @@
-"""nano: the format of the model that ships with the package. Its training fixed it; a change means training again.
+"""nano: the format of the model that ships with the package, fixed by its training.
 
 Opening: no system message; the images, then the question, followed by " You may zoom." when zooming is offered. Call:
-`<zoom><loc_84><loc_112><loc_140><loc_154></zoom>`, x1 y1 x2 y2 in shown pixels of the coarse view. Plain numbers
-between the tags are read too, and so is a call whose opening tag is missing: location tokens or a closing tag are never
-part of an answer. Result: a user turn that holds the crop and nothing else, so notes stay on the trace.
-Refusal, whatever the reason: "No crop.", after which it answers from what it has or calls again. Any other text is the
-answer.
+`<zoom><loc_84><loc_112><loc_140><loc_154></zoom>`, x1 y1 x2 y2 in shown pixels of the coarse view; plain numbers and a
+missing opening tag are accepted. Result: a user turn with the crop alone. Refusal: "No crop.", after which it answers
+or calls again. Any other text is the answer.
 """
 
 import re
@@ -50,26 +48,26 @@ class Nano:
         return [message("user", *(image_part(view.id) for view in views), asked)]
 
     def parse(self, text: str, views: Sequence[View]) -> Parsed:
-        reading = ParsedReply()
+        reply = ParsedReply()
         text = readable(text)
         found = spans(text, "zoom", limit=MAX_CALLS_READ)
         if not found and (found := _unopened(text)):
-            reading.repairs.append("opening <zoom> added")
+            reply.repairs.append("opening <zoom> added")
         for span in found:
             if not span.closed:
-                reading.repairs.append("closing </zoom> added")
+                reply.repairs.append("closing </zoom> added")
             numbers: list[str] = _LOC.findall(span.body)
             if not numbers and (numbers := numbers_in(span.body)):
-                reading.repairs.append("plain numbers read instead of location tokens")
+                reply.repairs.append("plain numbers read instead of location tokens")
             how = "Write <zoom><loc_x1><loc_y1><loc_x2><loc_y2></zoom>."
-            box = read_box([float(number) for number in numbers], reading, how=how)
+            box = read_box([float(number) for number in numbers], reply, how=how)
             if box is not None:
                 call = ToolCall(name="zoom", box=box, frame=self.frame, view=first_view(views), raw=span.raw)
-                reading.calls.append(call)
-        reading.keep(self.max_calls_per_turn)
+                reply.calls.append(call)
+        reply.keep(self.max_calls_per_turn)
         if found:
-            return reading.parsed(thought=outside(text, found))
-        return reading.parsed(answer=text.strip() or None)
+            return reply.parsed(thought=outside(text, found))
+        return reply.parsed(answer=text.strip() or None)
 
     def result(self, view: View, index: int, notes: Sequence[str]) -> list[Message]:
         return [message("user", image_part(view.id))]
@@ -85,7 +83,7 @@ class Nano:
 
 
 def _unopened(text: str) -> list[TagSpan]:
-    """In a text without `<zoom>`, the stretch from its first location token or closing tag to the last of them."""
+    """Return the part of a text without `<zoom>` from its first location token or closing tag to the last of them."""
     closing = list(tag("zoom").finditer(text))
     marks = [*_LOC.finditer(text), *closing]
     if not marks:

@@ -1,9 +1,7 @@
-"""Reading model text: tags, thoughts, answers, numbers and boxes, shared by all parsers.
+"""Parsing of model text, shared by all protocols: tags, thoughts, answers, numbers and boxes.
 
-Everything here takes any string, never raises and is linear in its length: tags are found by regexes whose
-repetitions are bounded, numbers by one whose alternatives cannot overlap. What is mended is written down in a
-`ParsedReply`; what cannot be mended becomes a problem there. How a reply is weighed as a whole is said at `read_reply`,
-once, for all families.
+Everything here takes any string, never raises and is linear in its length. Corrections are noted in a `ParsedReply`;
+text that cannot be parsed becomes a problem there, which the model reads.
 """
 
 import math
@@ -19,7 +17,7 @@ from qzoom_agent.views import View
 EMPTY_REPLY = "The reply was empty. Answer the question."
 ONLY_THOUGHT = "The reply ended before an answer or a call. Give one of them now."
 MAX_CALLS_READ = 16
-"""Calls looked at in one reply; more is a degenerate reply, and reading them all would help nobody."""
+"""Calls parsed in one reply; a reply with more has degenerated."""
 MAX_NAME = 80
 MAX_BOXED = 2000
 MAX_LABEL = 200
@@ -35,21 +33,21 @@ _STRAY = re.compile(r"</?(?:answer|think|tool_response)>", re.IGNORECASE)
 
 @dataclass(slots=True)
 class ParsedReply:
-    """What has been made of a reply so far."""
+    """The result of parsing so far."""
 
     calls: list[ToolCall] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)
 
     def parsed(self, *, thought: str = "", answer: str | None = None) -> Parsed:
-        """The finished reading; a reply that gave nothing at all gets a problem."""
+        """Return the result; a reply without an answer, a call or a problem gets a problem."""
         if answer is None and not self.calls and not self.problems:
             self.problems.append(ONLY_THOUGHT if thought else EMPTY_REPLY)
         problems, repairs = list(dict.fromkeys(self.problems)), list(dict.fromkeys(self.repairs))
         return Parsed(thought=thought, answer=answer, calls=self.calls, problems=problems, repairs=repairs)
 
     def keep(self, limit: int) -> None:
-        """Keep the first `limit` calls; that there were more becomes a problem."""
+        """Keep the first `limit` calls; further ones become a problem."""
         if len(self.calls) > limit:
             some = "call was" if limit == 1 else f"{limit} calls were"
             self.problems.append(f"Only the first {some} run: at most {limit} in a turn.")
@@ -58,7 +56,7 @@ class ParsedReply:
 
 @dataclass(frozen=True, slots=True)
 class TagSpan:
-    """A marked stretch of a text: `text[start:end]` with its marks, `body` without them."""
+    """A tagged part of a text: `text[start:end]` with its tags, `body` without them."""
 
     body: str
     raw: str
@@ -68,19 +66,18 @@ class TagSpan:
 
 
 def readable(text: str) -> str:
-    """The model's own turn as well-formed Unicode: lone surrogates replaced, and nothing after an end-of-turn token."""
+    """Return the model's own turn as valid Unicode, cut at an end-of-turn token."""
     return text.encode("utf-8", "replace").decode("utf-8").partition("<|im_end|>")[0]
 
 
 @cache
 def tag(name: str) -> re.Pattern[str]:
-    """Matches `<name>` and `</name>`; group 1 is the slash."""
+    """Return a pattern of `<name>` and `</name>`; group 1 is the slash."""
     return re.compile(rf"<\s{{0,8}}(/?)\s{{0,8}}{name}\s{{0,8}}>", re.IGNORECASE)
 
 
 def spans(text: str, name: str, *, limit: int | None = None) -> list[TagSpan]:
-    """The first `limit` spans opened by `<name>`; each ends at its closing tag, the next opening one, or the text's "
-    "end."""
+    """Return the first `limit` spans opened by `<name>`; each ends at a closing or opening tag, or the text's end."""
     found: list[TagSpan] = []
     opening: re.Match[str] | None = None
     for mark in tag(name).finditer(text):
@@ -97,13 +94,13 @@ def spans(text: str, name: str, *, limit: int | None = None) -> list[TagSpan]:
 
 
 def foreign_call(text: str) -> list[TagSpan]:
-    """A call in the format of another family, with nothing in it that could be read by mistake in the wrong frame."""
+    """Return a call in the format of another family, without its body, whose numbers may be in another frame."""
     mark = _FOREIGN.search(text)
     return [TagSpan("", text[mark.start() :], mark.start(), len(text), True)] if mark else []
 
 
 def outside(text: str, taken: Sequence[TagSpan]) -> str:
-    """The text around these spans (in order, not overlapping), stripped and joined by newlines."""
+    """Return the text around these spans (in order, not overlapping), stripped and joined by newlines."""
     edges = [0, *(edge for span in taken for edge in (span.start, span.end)), len(text)]
     return _joined(*(text[start:end] for index, (start, end) in enumerate(pairwise(edges)) if index % 2 == 0))
 
@@ -116,49 +113,53 @@ def read_reply(
     limit: int,
     mark: str | None,
 ) -> Parsed:
-    """Weigh a whole reply. `find` marks the calls in a text, `read` adds one to the reading or says what is wrong.
+    """Parse a whole reply, first outside the thought (`<think>`), then, if nothing stands outside it, inside.
 
-    Looked for in this order, first outside the thought (`<think>`, closed or not; a `</think>` alone closes a thought
-    that the prompt opened), then, if nothing stands outside it, inside:
-
-    1. `<answer>`: the answer; calls beside it are dropped and noted, since with it the model has said that it is done.
+    1. `<answer>`: the answer; calls beside it are dropped and noted.
     2. Calls, at most `limit`; other text is thought, and a `\\boxed{}` beside a call does not end the episode.
-    3. Any other text: the answer, or what its `\\boxed{}` holds. `mark` names the family's own way to mark an answer
-       ("answer", "boxed"), and free text instead of it is noted; None means that the family answers in free text.
+    3. Any other text: the answer, or the content of its `\\boxed{}`.
+
+    Args:
+        text: The reply.
+        find: Finds the calls in a text.
+        read: Adds a call to the result, or a problem.
+        limit: Calls served in one turn.
+        mark: The family's way to mark an answer, "answer" or "boxed"; free text instead of it is noted. None: free
+            text is the family's way.
     """
-    reading = ParsedReply()
+    reply = ParsedReply()
     thought, rest = _split_thought(readable(text))
     answers, blank = _answers(rest)
     inside = not answers and not outside(rest, blank)
     if inside:
         thought, rest = "", thought
         answers, blank = _answers(rest)
-    calls = find(rest, reading)
+    calls = find(rest, reply)
     if inside and (answers or calls):
-        reading.repairs.append("read from inside the thought")
+        reply.repairs.append("read from inside the thought")
     if answers:
         if calls:
-            reading.repairs.append("call beside an answer not run")
+            reply.repairs.append("call beside an answer not run")
         if not answers[-1].closed:
-            reading.repairs.append("closing </answer> added")
+            reply.repairs.append("closing </answer> added")
         body = answers[-1].body.strip()
-        return reading.parsed(thought=_joined(thought, outside(rest, answers)), answer=_boxed(body) or body)
+        return reply.parsed(thought=_joined(thought, outside(rest, answers)), answer=_boxed(body) or body)
     if calls:
         for span in calls:
-            read(span, reading)
-        reading.keep(limit)
-        return reading.parsed(thought=_joined(thought, outside(rest, calls)))
+            read(span, reply)
+        reply.keep(limit)
+        return reply.parsed(thought=_joined(thought, outside(rest, calls)))
     if inside:
-        return reading.parsed(thought=rest.strip())
+        return reply.parsed(thought=rest.strip())
     free = _STRAY.sub("", rest).strip()
     boxed = _boxed(free)
     if free and (mark == "answer" or (mark == "boxed" and not boxed)):
-        reading.repairs.append("free text taken as the answer")
-    return reading.parsed(thought=_joined(thought, free) if boxed else thought.strip(), answer=boxed or free or None)
+        reply.repairs.append("free text taken as the answer")
+    return reply.parsed(thought=_joined(thought, free) if boxed else thought.strip(), answer=boxed or free or None)
 
 
 def _answers(text: str) -> tuple[list[TagSpan], list[TagSpan]]:
-    """The `<answer>` spans that hold something, and those that do not."""
+    """Return the `<answer>` spans with a body, and those without."""
     found = spans(text, "answer")
     return [span for span in found if span.body.strip()], [span for span in found if not span.body.strip()]
 
@@ -173,7 +174,7 @@ def _split_thought(text: str) -> tuple[str, str]:
 
 
 def _boxed(text: str) -> str:
-    """What the last `\\boxed{}` holds, braces balanced; empty if there is none."""
+    """Return the content of the last `\\boxed{}`, braces balanced; empty if there is none."""
     start = text.rfind(_BOXED)
     if start < 0:
         return ""
@@ -193,89 +194,91 @@ def _joined(*pieces: str) -> str:
 
 
 def first_view(views: Sequence[View]) -> str:
-    """Id of the first view shown."""
+    """Return the id of the first view shown."""
     return views[0].id if views else "coarse"
 
 
 def numbers_in(text: str) -> list[str]:
-    """The decimal numbers written in a text, in order."""
+    """Return the decimal numbers in a text, in order."""
     return _NUMBER.findall(text)
 
 
 def read_label(arguments: Mapping[str, object]) -> str:
-    """What the model says it looks for, shortened."""
+    """Return the model's words for what it looks for, shortened."""
     label = arguments.get("label")
     return readable(label)[:MAX_LABEL] if isinstance(label, str) else ""
 
 
 def has_box(arguments: Mapping[str, object]) -> bool:
-    """Whether a box is given under any name that models use for it."""
+    """Return whether a box is given under any name that models use for it."""
     return any(key in arguments for key in _BOX_KEYS)
 
 
-def box_argument(arguments: Mapping[str, object], into: ParsedReply) -> object:
-    """The value given for the box; another name than `bbox_2d` is noted, none at all gives None."""
+def box_argument(arguments: Mapping[str, object], reply: ParsedReply) -> object:
+    """Return the value given for the box; another name than `bbox_2d` is noted. None: no box is given."""
     key = next((key for key in _BOX_KEYS if key in arguments), None)
     if key is None:
         return None
     if key != "bbox_2d":
-        into.repairs.append(f"box read from {key}")
+        reply.repairs.append(f"box read from {key}")
     return arguments[key]
 
 
-def read_index(arguments: Mapping[str, object], names: Sequence[str], into: ParsedReply, *, default: int) -> int | None:
-    """The whole number given under one of `names`, `default` if none is given, or None if it is not a whole number."""
+def read_index(
+    arguments: Mapping[str, object], names: Sequence[str], reply: ParsedReply, *, default: int
+) -> int | None:
+    """Return the number under one of `names`, `default` if none is given, None if it is not a whole number."""
     given = next((arguments[name] for name in names if arguments.get(name) is not None), None)
     if given is None:
-        into.repairs.append(f"{names[0]} missing, {default} taken")
+        reply.repairs.append(f"{names[0]} missing, {default} taken")
         return default
-    number = _number(given, into)
+    number = _number(given, reply)
     return int(number) if number is not None and number.is_integer() else None
 
 
-def read_box(value: object, into: ParsedReply, *, how: str) -> tuple[float, float, float, float] | None:
-    """Four finite coordinates from whatever a model gave for a box, or None with a problem that ends in `how`.
+def read_box(value: object, reply: ParsedReply, *, how: str) -> tuple[float, float, float, float] | None:
+    """Return four finite coordinates from the value of a box, or None with a problem that ends in `how`.
 
-    Mended: numbers as strings, a box as a string, as an object with named corners, as two points, or as a list of boxes
-    (the first is taken). Swapped corners are kept and noted; the zoom tool orders them.
+    Accepted: numbers as strings, a box as a string, as an object with named corners, as two points, or as a list of
+    boxes (the first is taken). Swapped corners are kept and noted; the zoom tool orders them.
     """
-    values = _flat(value, into)
-    numbers = [_number(item, into) for item in values] if len(values) == 4 else []
+    values = _flat(value, reply)
+    numbers = [_number(item, reply) for item in values] if len(values) == 4 else []
     given = [number for number in numbers if number is not None]
     if len(given) != 4:
-        into.problems.append(f"The box could not be read: it must be four finite numbers x1, y1, x2, y2. {how}")
+        reply.problems.append(f"The box could not be read: it must be four finite numbers x1, y1, x2, y2. {how}")
         return None
     x1, y1, x2, y2 = given
     if x2 < x1 or y2 < y1:
-        into.repairs.append("box corners were swapped")
+        reply.repairs.append("box corners were swapped")
     return x1, y1, x2, y2
 
 
-def _flat(value: object, into: ParsedReply) -> list[object]:
+def _flat(value: object, reply: ParsedReply) -> list[object]:
     if isinstance(value, str):
-        into.repairs.append("box read from a string")
+        reply.repairs.append("box read from a string")
         return [float(number) for number in numbers_in(value)]
     if isinstance(value, dict):
         lowered = {str(key).lower().replace("_", ""): item for key, item in value.items()}
         names = next((names for names in _CORNERS if all(name in lowered for name in names)), ())
-        into.repairs.append("box read from an object")
+        reply.repairs.append("box read from an object")
         return [lowered[name] for name in names]
     if not isinstance(value, list):
         return []
     if value and all(isinstance(item, list) for item in value):
         if all(len(item) == 2 for item in value):
-            into.repairs.append("box read from points")
+            reply.repairs.append("box read from points")
             return [number for item in value for number in item]
-        into.repairs.append(f"box taken from a list of {len(value)}")
+        reply.repairs.append(f"box taken from a list of {len(value)}")
         return list(value[0])
     return value
 
 
-def _number(value: object, into: ParsedReply) -> float | None:
+def _number(value: object, reply: ParsedReply) -> float | None:
     if isinstance(value, str):
         if not _NUMBER.fullmatch(value.strip()):
             return None
-        into.repairs.append("number read from a string")
+        reply.repairs.append("number read from a string")
     elif isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

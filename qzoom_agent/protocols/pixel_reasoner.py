@@ -1,11 +1,9 @@
 """pixel_reasoner: Hermes calls of `crop_image_normalized`, shares of `target_image`, padded; answers in \\boxed{}.
 
-`target_image` counts all images from 1, crops included, so a crop of a crop is asked for in the crop's own
-coordinates; missing, it is 1. A box with a value over 2 is in pixels of that image as shown. (The released code takes
-pixels from 1 on, which turns a border written as 1.0 into one pixel.) As there, every box is widened by 0.1 of the
-image on each side, up to the image's border: the box of a call is always the widened one, in the unit frame, and
-`raw` has what was written. `select_frames`, the released tool for videos, is refused. Results: a user turn that gives
-the crop's size. Errors: "Execution error:". Both start with a line break.
+`target_image` counts all images from 1, crops included; missing, it is 1. A box with a value over 2 is in pixels of
+that image as shown (the released code takes pixels from 1 on, which turns a border written as 1.0 into one pixel). As
+there, every box is widened by 0.1 of the image on each side, up to its border; `raw` has the call as written.
+`select_frames`, the released tool for videos, is refused.
 """
 
 from collections.abc import Sequence
@@ -22,13 +20,13 @@ LARGEST_SHARE = 2.0
 _TOOLS = ("crop_image_normalized", "crop_image", "zoom_in")
 
 
-def _region(arguments: Arguments, views: Sequence[View], reading: ParsedReply, how: str) -> CallRegion | None:
+def _region(arguments: Arguments, views: Sequence[View], reply: ParsedReply, how: str) -> CallRegion | None:
     count = max(1, len(views))
-    index = read_index(arguments, ("target_image",), reading, default=1)
+    index = read_index(arguments, ("target_image",), reply, default=1)
     if index is None or not 1 <= index <= count:
-        reading.problems.append(f"target_image must be a whole number from 1 to {count}. {how}")
+        reply.problems.append(f"target_image must be a whole number from 1 to {count}. {how}")
         return None
-    box = read_box(box_argument(arguments, reading), reading, how=how)
+    box = read_box(box_argument(arguments, reply), reply, how=how)
     if box is None:
         return None
     (x1, x2), (y1, y2) = sorted((box[0], box[2])), sorted((box[1], box[3]))

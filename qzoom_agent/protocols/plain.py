@@ -1,10 +1,8 @@
-"""plain: for models that were never trained to call a tool. One line, `ZOOM: x1, y1, x2, y2`, in thousandths.
+"""plain: for models without training in tool calls. One line, `ZOOM: x1, y1, x2, y2`, in thousandths.
 
-The first user turn explains it in a few words, in the user's turn because some templates have no system role. Boxes
-are always measured on the first image, in 0..1000 of its sides: such models keep to one frame, if to any. A line that
-starts with the word ZOOM and has a colon, or exactly four numbers, is a call, wherever it stands; brackets, bold
-marks and bullets around it are forgiven, and a sentence that merely starts with "Zoom" is not a call. Anything else
-is the answer, after `Answer:` if that is how the reply begins.
+The first user turn explains it (some templates have no system role). Boxes are always measured on the first image. A
+line that starts with the word ZOOM and has a colon, or exactly four numbers, is a call; brackets, bold marks and
+bullets around it are accepted. Anything else is the answer, after `Answer:` if the reply begins so.
 """
 
 import re
@@ -31,7 +29,7 @@ _LINE = re.compile(
     r"zoom\b([^\n]{0,300})",
     re.IGNORECASE | re.MULTILINE,
 )
-"""A line that asks for a crop, maybe an item of a list or behind the word that agents of other formats put first."""
+"""A line that asks for a crop, also as an item of a list or after "Action:"."""
 _ANSWER = re.compile(r"[*_ ]{0,4}(?:final )?answer[*_ ]{0,4}:[*_]{0,4}", re.IGNORECASE)
 _HOW = "Write a line ZOOM: x1, y1, x2, y2 with numbers from 0 to 1000."
 _OFFER = (
@@ -56,11 +54,11 @@ class Plain:
         return [message("user", *(image_part(view.id) for view in views), question + (_OFFER if tools else ""))]
 
     def parse(self, text: str, views: Sequence[View]) -> Parsed:
-        def read(span: TagSpan, reading: ParsedReply) -> None:
-            box = read_box([float(number) for number in numbers_in(span.body)], reading, how=_HOW)
+        def read(span: TagSpan, reply: ParsedReply) -> None:
+            box = read_box([float(number) for number in numbers_in(span.body)], reply, how=_HOW)
             if box is not None:
                 call = ToolCall(name="zoom", box=box, frame=self.frame, view=first_view(views), raw=span.raw)
-                reading.calls.append(call)
+                reply.calls.append(call)
 
         parsed = read_reply(text, find=_find, read=read, limit=self.max_calls_per_turn, mark=None)
         lead = _ANSWER.match(parsed.answer or "")
@@ -86,7 +84,7 @@ class Plain:
         return counted(index)
 
 
-def _find(text: str, reading: ParsedReply) -> list[TagSpan]:
+def _find(text: str, reply: ParsedReply) -> list[TagSpan]:
     found: list[TagSpan] = []
     for line in _LINE.finditer(text):
         if line[1].lstrip("*_` ")[:1] == ":" or len(numbers_in(line[1])) == 4:

@@ -8,32 +8,31 @@
     </function>
     </tool_call>
 
-Everything else is as in qwen3vl: 0..1000 of the user's image `img_idx`, which these models often leave out (0),
-results in role "tool", free-text answers. A JSON call between the same tags is read too, and so is a function tag
-without `<tool_call>` around it, which these models are known to write.
+The rest is as in qwen3vl. A JSON call between the same tags is parsed too, and so is a function tag without
+`<tool_call>` around it, which these models are known to write.
 """
 
 import re
 from itertools import islice
 
-from qzoom_agent.protocols.hermes import CALLS_PER_TURN, QWEN3VL, ZOOM, hermes_payloads, user_image_region
+from qzoom_agent.protocols.hermes import CALLS_PER_TURN, QWEN3VL, hermes_payloads, qwen_schema, user_image_region
 from qzoom_agent.protocols.json_repair import read_json
 from qzoom_agent.protocols.parsing import MAX_CALLS_READ, ParsedReply, TagSpan
-from qzoom_agent.protocols.tagged import Arguments, Payload, PromptTexts, Tagged, box_schema, tool_schema
+from qzoom_agent.protocols.tagged import Arguments, Payload, PromptTexts, Tagged
 
 _FUNCTION = re.compile(r"<\s{0,4}function\s{0,4}=\s{0,4}([^<>\n]{1,80})>", re.IGNORECASE)
 _PARAMETER = re.compile(r"<\s{0,4}parameter\s{0,4}=\s{0,4}([^<>\n]{1,80})>", re.IGNORECASE)
 _CLOSING = re.compile(r"<\s{0,4}/\s{0,4}(?:parameter|function)\s{0,4}>", re.IGNORECASE)
 
 
-def function_payloads(body: str, reading: ParsedReply) -> list[Payload]:
-    """The function tags in a body; a JSON call if there are none."""
+def function_payloads(body: str, reply: ParsedReply) -> list[Payload]:
+    """Return the calls of the function tags in a body, or of JSON if there are none."""
     functions = _headed(_FUNCTION, body)
     if functions:
         return [Payload(name, _arguments(inside)) for name, inside in functions]
-    found = hermes_payloads(body, reading)
+    found = hermes_payloads(body, reply)
     if found:
-        reading.repairs.append("JSON call read in place of a function tag")
+        reply.repairs.append("JSON call read in place of a function tag")
     return found
 
 
@@ -46,7 +45,7 @@ def _arguments(body: str) -> Arguments:
 
 
 def _headed(head: re.Pattern[str], body: str) -> list[tuple[str, str]]:
-    """What each opening tag names, and the text up to the next one."""
+    """Return the name of each opening tag and the text up to the next one."""
     heads = list(islice(head.finditer(body), MAX_CALLS_READ))
     ends = [*(found.start() for found in heads[1:]), len(body)]
     return [(found[1].strip().strip("\"'"), body[found.end() : end]) for found, end in zip(heads, ends, strict=False)]
@@ -73,18 +72,8 @@ def _loose(text: str) -> TagSpan | None:
     return TagSpan(whole, whole, head.start(), end, True)
 
 
-_SCHEMA = tool_schema(
-    ZOOM,
-    "Look at a region of an image more closely: it is cut out and shown enlarged.",
-    {
-        "bbox_2d": box_schema("in thousandths (0 to 1000) of the image's width and height"),
-        "label": {"type": "string", "description": "What is expected in the region."},
-        "img_idx": {"type": "number", "description": "Which of the user's images to zoom into, counted from 0."},
-    },
-    required=("bbox_2d",),
-)
 _SYSTEM = (
-    f"# Tools\n\nYou have access to the following functions:\n\n<tools>\n{_SCHEMA}\n</tools>\n\n"
+    f"# Tools\n\nYou have access to the following functions:\n\n<tools>\n{qwen_schema('bbox_2d')}\n</tools>\n\n"
     "If you choose to call a function ONLY reply in the following format with NO suffix:\n\n"
     "<tool_call>\n<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n</parameter>\n"
     "<parameter=example_parameter_2>\nvalue_2\n</parameter>\n</function>\n</tool_call>\n\n"

@@ -1,17 +1,11 @@
-"""Tagged: formats whose calls stand between tags and whose crops come back in a turn of their own.
+"""Protocols whose calls stand between tags and whose crops come back in a turn of their own.
 
-Seven published families differ only in data: the tag, the wording of each turn, the frame, and two functions, one
-that reads what is between the tags and one that turns its arguments into a box of a view. So they are seven objects
-of one class, each defined beside the functions that only it needs.
+Seven published families differ only in data: tag, wording, frame, and two functions that parse the text between the
+tags and turn its arguments into a box of a view. Each is an object of `Tagged`.
 
-Chat templates are not trusted with tools: Qwen2.5-VL's has no place for them, others print them in their own way. The
-schema is therefore part of the system text here, and calls and results are ordinary text and images. Only where a
-family was trained with results in role "tool" (qwen3vl, qwen3_5) do results carry that role: their own templates turn
-it into a user turn with `<tool_response>`. Use those two only with a template that knows role "tool" and images in
-it.
-
-Instructions are in our own words except where checkpoints depend on the letter: schema shape, tags, the sentences
-that introduce a result, and one-line format reminders.
+The tool's schema is part of the system text, since chat templates print tools in different ways. Results carry the
+role "tool" only in families trained with it (qwen3vl, qwen3_5). The wording is ours except where checkpoints depend on
+the letter: schema shape, tags, the sentences around a result, and one-line format reminders.
 """
 
 import json
@@ -22,6 +16,7 @@ from typing import Literal, NamedTuple
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.protocols.interface import Parsed, ToolCall, counted
+from qzoom_agent.protocols.json_repair import read_json
 from qzoom_agent.protocols.parsing import (
     MAX_CALLS_READ,
     MAX_NAME,
@@ -37,17 +32,18 @@ from qzoom_agent.protocols.parsing import (
 from qzoom_agent.views import View
 
 Arguments = dict[str, object]
+_TRIES = 4
 
 
 class Payload(NamedTuple):
-    """What stands between the tags: a tool name, empty if none was given, and its arguments."""
+    """A tool name, empty if none was given, and its arguments."""
 
     name: str
     arguments: Arguments
 
 
 class CallRegion(NamedTuple):
-    """Where a call points."""
+    """The region of a call."""
 
     box: tuple[float, float, float, float]
     frame: Frame
@@ -56,7 +52,7 @@ class CallRegion(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PromptTexts:
-    """The texts of a family. Pieces are joined as they stand, so line breaks between them are written here."""
+    """The texts of a family. They are joined without separators, so line breaks are part of them."""
 
     system: str
     """System message when zooming is offered."""
@@ -76,7 +72,7 @@ class PromptTexts:
     """Result turn: text before the crop; may use {action} (crops before this one), {observation} (crops with this one),
     {width} and {height} (of the crop as shown)."""
     result_after: str = ""
-    """Result turn: text right after the crop; what the tool noted follows it."""
+    """Result turn: text right after the crop; the tool's notes follow it."""
     result_end: str = ""
     """Result turn: the rest."""
     refusal_before: str = ""
@@ -86,29 +82,29 @@ class PromptTexts:
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """One family."""
+    """The protocol of one family."""
 
     name: str
     frame: Frame
     tools: tuple[str, ...]
     """Names a call may use; the first is taken when a call has none."""
     how: str
-    """What a well-formed call looks like: the last sentence of every problem."""
+    """Description of a well-formed call: the last sentence of every problem."""
     wording: PromptTexts
     payloads: Callable[[str, ParsedReply], list[Payload]]
-    """Read the body between the tags."""
+    """Parses the text between the tags."""
     region: Callable[[Arguments, Sequence[View], ParsedReply, str], CallRegion | None]
-    """Resolve a call's arguments among the views; None with a problem that ends in the last argument."""
+    """Turns the arguments of a call into a region; None with a problem that ends in the last argument."""
     loose: Callable[[str], TagSpan | None]
-    """Find a call that lost its tags."""
+    """Finds a call without its tags."""
     tag: str = "tool_call"
     stop: tuple[str, ...] = ()
     max_calls_per_turn: int = 1
     result_role: Literal["user", "tool"] = "user"
     mark: Literal["answer", "boxed"] | None = "answer"
-    """How the family marks an answer; see `read_reply`."""
+    """The family's way to mark an answer; see `read_reply`."""
     names: Callable[[int], str] = counted
-    """What the family calls view number 0 (coarse), 1 and so on, as part of a sentence."""
+    """Gives the family's name of view number 0 (coarse), 1 and so on, as part of a sentence."""
 
     def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
         say = self.wording
@@ -122,7 +118,7 @@ class Tagged:
         return read_reply(
             text,
             find=self._find,
-            read=lambda span, reading: self._read(span, views, reading),
+            read=lambda span, reply: self._read(span, views, reply),
             limit=self.max_calls_per_turn,
             mark=self.mark,
         )
@@ -142,47 +138,73 @@ class Tagged:
     def view_name(self, index: int) -> str:
         return self.names(index)
 
-    def _find(self, text: str, reading: ParsedReply) -> list[TagSpan]:
+    def _find(self, text: str, reply: ParsedReply) -> list[TagSpan]:
         found = spans(text, self.tag, limit=MAX_CALLS_READ)
         if len(found) > 1 and not found[-1].body.strip():
-            reading.repairs.append(f"<{self.tag}> written for </{self.tag}>")
+            reply.repairs.append(f"<{self.tag}> written for </{self.tag}>")
             found.pop()
         if found:
             return found
         bare = self.loose(text)
         if bare is not None:
-            reading.repairs.append("call without its tags read")
+            reply.repairs.append("call without its tags read")
             return [bare]
         closing = tag(self.tag).search(text)
         if closing is None:
             return foreign_call(text)
-        reading.repairs.append(f"opening <{self.tag}> added")
+        reply.repairs.append(f"opening <{self.tag}> added")
         return [TagSpan(text[: closing.start()], text[: closing.end()], 0, closing.end(), True)]
 
-    def _read(self, span: TagSpan, views: Sequence[View], reading: ParsedReply) -> None:
+    def _read(self, span: TagSpan, views: Sequence[View], reply: ParsedReply) -> None:
         if not span.closed and f"</{self.tag}>" not in self.stop:
-            reading.repairs.append(f"closing </{self.tag}> added")
-        payloads = self.payloads(span.body, reading)
+            reply.repairs.append(f"closing </{self.tag}> added")
+        payloads = self.payloads(span.body, reply)
         if not payloads:
-            reading.problems.append(f"The call could not be read. {self.how}")
+            reply.problems.append(f"The call could not be read. {self.how}")
         for payload in payloads:
             name = readable(payload.name).strip()[:MAX_NAME]
             if not name:
                 name = self.tools[0]
             elif name not in self.tools:
-                reading.problems.append(f"There is no tool {name!r}. {self.how}")
+                reply.problems.append(f"There is no tool {name!r}. {self.how}")
                 continue
-            region = self.region(payload.arguments, views, reading, self.how)
+            region = self.region(payload.arguments, views, reply, self.how)
             if region is not None:
                 label = read_label(payload.arguments)
                 call = ToolCall(
                     name=name, box=region.box, frame=region.frame, view=region.view, label=label, raw=span.raw
                 )
-                reading.calls.append(call)
+                reply.calls.append(call)
+
+
+def loose_call(*marks: str, accepts: Callable[[Arguments], bool], reach: int = 64) -> Callable[[str], TagSpan | None]:
+    """Return a search for a call without tags: a JSON object with one of `marks` within `reach` of its opening brace.
+
+    Args:
+        marks: Texts near which an object may be a call.
+        accepts: Decides whether an object is one.
+        reach: Characters between the brace and the mark.
+    """
+
+    def find(text: str) -> TagSpan | None:
+        for mark in marks:
+            at = text.find(mark)
+            for _ in range(_TRIES):
+                if at < 0:
+                    break
+                start = text.rfind("{", max(0, at - reach), at)
+                found = read_json(text, start) if start >= 0 else None
+                if found and isinstance(found.value, dict) and accepts(found.value):
+                    whole = text[start : found.end]
+                    return TagSpan(whole, whole, start, found.end, True)
+                at = text.find(mark, at + len(mark))
+        return None
+
+    return find
 
 
 def tool_schema(name: str, description: str, properties: dict[str, object], *, required: Sequence[str]) -> str:
-    """One line of JSON in the shape of the OpenAI function schema, which all Qwen templates print."""
+    """Return an OpenAI function schema as one line of JSON, as all Qwen templates print it."""
     parameters = {"type": "object", "properties": properties, "required": list(required)}
     return json.dumps(
         {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
@@ -190,6 +212,6 @@ def tool_schema(name: str, description: str, properties: dict[str, object], *, r
 
 
 def box_schema(meaning: str, *, number: Literal["number", "integer"] = "number") -> dict[str, object]:
-    """Schema of a box argument; `meaning` says in which frame."""
-    said = f"The region to look at, as [x1, y1, x2, y2] (top-left and bottom-right corner), {meaning}."
-    return {"type": "array", "items": {"type": number}, "minItems": 4, "maxItems": 4, "description": said}
+    """Return the schema of a box argument; `meaning` names its frame."""
+    text = f"The region to look at, as [x1, y1, x2, y2] (top-left and bottom-right corner), {meaning}."
+    return {"type": "array", "items": {"type": number}, "minItems": 4, "maxItems": 4, "description": text}

@@ -1,11 +1,8 @@
-"""visionthink and adaptvision: one call at most, from a small image to a larger one.
+"""visionthink and adaptvision: one call at most, from an image at half its sides (the coarse view) to a larger one.
 
-Both show an image at half its sides (our coarse view) and let the model ask once for more; both frame their turns
-alike, so they share their wording. VisionThink asks for the whole image again: `resize_image` with `{"action":
-"resize"}`, which is a zoom on all of the first view, [0, 0, 1, 1] in the unit frame, at the crop budget. AdaptVision
-asks for a region: `request_local_region`, `bbox_2d` as whole pixels of the image as shown; its code multiplies them
-by two to reach the original, which here the view does, whatever the ratio. Answers in `<answer>`, with `\\boxed{}`
-inside for choices.
+VisionThink asks for the whole image: `resize_image` with `{"action": "resize"}`, a zoom on all of the first view at the
+crop budget. AdaptVision asks for a region: `request_local_region`, `bbox_2d` in pixels of the image as shown. Answers
+in `<answer>`, with `\\boxed{}` inside for choices.
 """
 
 from collections.abc import Sequence
@@ -25,12 +22,12 @@ _RESIZE = "resize_image"
 _LOCAL = "request_local_region"
 
 
-def _whole_image(arguments: Arguments, views: Sequence[View], reading: ParsedReply, how: str) -> CallRegion | None:
+def _whole_image(arguments: Arguments, views: Sequence[View], reply: ParsedReply, how: str) -> CallRegion | None:
     action = arguments.get("action")
     if action is None:
-        reading.repairs.append("action missing, resize taken")
+        reply.repairs.append("action missing, resize taken")
     elif action != "resize":
-        reading.problems.append(f"There is no action {str(action)[:MAX_NAME]!r}. {how}")
+        reply.problems.append(f"There is no action {str(action)[:MAX_NAME]!r}. {how}")
         return None
     return CallRegion((0.0, 0.0, 1.0, 1.0), "unit", first_view(views))
 
@@ -48,8 +45,7 @@ def _wording(schema: str, *, shown: str, tool: str) -> PromptTexts:
         ),
         plain_before=(
             "Answer the question based on the image provided. Begin with reasoning within <think> and </think>. Once "
-            "the "
-            f"final answer is confirmed, place it {form}. Here is the image and question:\n"
+            f"the final answer is confirmed, place it {form}. Here is the image and question:\n"
         ),
         between="\n",
         result_before=f"<tool_response>\n{shown}\n",

@@ -29,7 +29,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from qzoom_agent.errors import TraceError
-from qzoom_agent.files import whole
+from qzoom_agent.files import atomic_write
 from qzoom_agent.report.overlay import MAX_SIDE, OPACITY, heat_image
 from qzoom_agent.trace import Quad
 from qzoom_agent.views import View
@@ -111,7 +111,7 @@ def write_page(page: str, path: Path | str) -> Path:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text(page, encoding="utf-8", newline="\n")
     except OSError as error:
         raise TraceError(f"A report could not be written - {path}: {error} - choose another place for it.") from error

@@ -35,7 +35,7 @@ class ProposeArguments(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     question: str
-    """What you want to find out, as a full question."""
+    """The question you want to answer, in full."""
 
 
 class Proposals(BaseModel):

@@ -30,7 +30,7 @@ class ZoomArguments(BaseModel):
     view: str = "coarse"
     """The view the numbers refer to: "coarse" for the first image, "crop1" for the first crop, and so on."""
     label: str = ""
-    """What you expect to find there."""
+    """The thing you expect to find there."""
 
 
 def zoom_schema(style: Literal["openai"] = "openai", *, frame: Frame = "per_mille") -> dict[str, Any]:

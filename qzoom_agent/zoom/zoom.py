@@ -63,15 +63,15 @@ class ZoomPlan:
     parent: str
     """The view the box was measured in."""
     box: Box | None = None
-    """What will be cut, in whole original pixels."""
+    """The crop, in whole original pixels."""
     size: Size = _NOTHING
     """Pixels that will be shown; 0 x 0 with an error."""
     tokens: int = 0
     """Visual tokens that the crop will cost."""
     notes: tuple[str, ...] = ()
-    """What was changed about the box, as sentences for the model."""
+    """Corrections of the box, as sentences for the model."""
     error: str | None = None
-    """Why nothing can be cut and what would be legal, for the model."""
+    """The reason why nothing can be cut, and the legal range, for the model."""
 
 
 class ZoomResult(BaseModel):
@@ -84,11 +84,11 @@ class ZoomResult(BaseModel):
     served: tuple[float, float, float, float] | None = None
     """The box that was cut, in whole original pixels."""
     notes: list[str] = []
-    """What was changed about the box, as sentences for the model."""
+    """Corrections of the box, as sentences for the model."""
     error: str | None = None
-    """Why nothing was cut and what would be legal, for the model."""
+    """The reason why nothing was cut, and the legal range, for the model."""
     label: str = ""
-    """What the model said it was looking for."""
+    """The model's words for what it looks for."""
 
 
 class Tool(Protocol):
@@ -123,18 +123,18 @@ class Zoom:
         config = self.config
         notes: list[str] = []
         try:
-            mended = self._shape(_on_original(store, store.view(box.view), box, notes), store, notes)
+            shaped = self._shape(_on_original(store, store.view(box.view), box, notes), store, notes)
         except BoxError as error:
             wide, high = store.view("original").size
             legal = "" if box.view in store else f" The original has {wide}x{high} pixels."
             return ZoomPlan(box.view, error=f"{error}{legal}")
         size = fit_tokens(
-            (int(mended.width), int(mended.height)),
+            (int(shaped.width), int(shaped.height)),
             factor=config.factor,
             min_tokens=config.min_tokens,
             max_tokens=config.max_tokens,
         )
-        return ZoomPlan(box.view, mended, size, tokens(size, config.factor), tuple(notes))
+        return ZoomPlan(box.view, shaped, size, tokens(size, config.factor), tuple(notes))
 
     def cut(self, store: ViewStore, plan: ZoomPlan, *, label: str = "") -> ZoomResult:
         """Cut a plan for this store and add the crop to it.

@@ -137,30 +137,11 @@ class BatchEngine:
             for session, one, each in zip(sessions, ready, found, strict=True)
         ]
 
-    def reply(
-        self,
-        sessions: Sequence[HFSession],
-        conversations: Sequence[Sequence[Message]],
-        *,
-        settings: Sequence[SamplingParams],
-        stop: tuple[str, ...] = (),
-    ) -> list[Reply]:
-        """Run `HFSession.reply` on many sessions; `seconds` of a reply is the row's share of the batch.
-
-        Args:
-            sessions: of the rows, each at most once.
-            conversations: of the rows.
-            settings: of the rows; temperature and top_p are the same in all.
-            stop: texts that end a reply.
-        """
+    def reply(self, requests: Sequence[GenerationRequest]) -> list[Reply]:
+        """Run `HFSession.reply` on many sessions; `seconds` of a reply is the row's share of the batch."""
         began = perf_counter()
-        with torch.no_grad(), closed_on_error(sessions):
-            requests = [
-                GenerationRequest(session, session.prepare(talk), one, stop)
-                for session, talk, one in zip(sessions, conversations, settings, strict=True)
-            ]
         turns = self.generate(requests)
-        seconds = (perf_counter() - began) / len(turns)
+        seconds = (perf_counter() - began) / max(1, len(turns))
         return [
             record_turn(request, turn, end_ids=self._backend.end_ids, seconds=seconds)
             for request, turn in zip(requests, turns, strict=True)
@@ -168,7 +149,7 @@ class BatchEngine:
 
     @torch.no_grad()
     def generate(self, requests: Sequence[GenerationRequest]) -> list[GeneratedTurn]:
-        """Generate one turn for each request; requests of one call are of different sessions.
+        """Generate one turn for each request. Their sessions are different, their temperature and top_p the same.
 
         The sessions hold the new caches afterwards. They do not know the turns yet: see `record_turn`.
         """

@@ -15,11 +15,13 @@ from threading import Condition
 from time import monotonic
 from typing import Any, Final, TypeVar
 
+import torch
+
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_batch import BatchEngine
+from qzoom_agent.models.hf_batch import BatchEngine, GenerationRequest
 from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams
 from qzoom_agent.trace import PerceptionRecord
@@ -213,28 +215,42 @@ class BatchedBackend:
     def session(self, image: ImageSource) -> QueuedSession:
         return QueuedSession(self.queue, self.backend.session(image))
 
+    @torch.no_grad()
     def _serve(self, batch: list[Request]) -> None:
         """Compute requests; those with the same settings (seeds apart) together."""
-        groups: dict[str, list[Request]] = {}
-        for one in batch:
+        groups: dict[str, list[tuple[Request, GenerationRequest]]] = {}
+        for one, ready in prepared(batch):
             alike = one.settings.model_copy(update={"seed": 0})
-            groups.setdefault(repr((one.options, one.map_always, alike, one.stop)), []).append(one)
+            groups.setdefault(repr((one.options, one.map_always, alike, one.stop)), []).append((one, ready))
         for group in groups.values():
-            sessions, messages, first = [one.session for one in group], [one.messages for one in group], group[0]
+            asked, first = [one for one, _ in group], group[0][0]
             try:
                 results: Sequence[Any]
-                if first.options is not None:
-                    results = self.engine.look(sessions, messages, options=first.options, map_always=first.map_always)
+                if first.options is None:
+                    results = self.engine.reply([ready for _, ready in group])
                 else:
-                    settings = [one.settings for one in group]
-                    results = self.engine.reply(sessions, messages, settings=settings, stop=first.stop)
+                    sessions, messages = [one.session for one in asked], [one.messages for one in asked]
+                    results = self.engine.look(sessions, messages, options=first.options, map_always=first.map_always)
             except Exception as error:
                 told = error if isinstance(error, BackendError) else BackendError(f"{type(error).__name__}: {error}")
-                for one in group:
+                for one in asked:
                     one.result.set_exception(told)
             else:
-                for one, result in zip(group, results, strict=True):
+                for one, result in zip(asked, results, strict=True):
                     one.result.set_result(result)
+
+
+def prepared(batch: Sequence[Request]) -> list[tuple[Request, GenerationRequest]]:
+    """Prepare the conversations of a batch. One that cannot continue gets its error as result and is left out."""
+    found = []
+    for one in batch:
+        try:
+            ready = one.session.prepare(one.messages)
+        except Exception as error:
+            one.result.set_exception(error)
+        else:
+            found.append((one, GenerationRequest(one.session, ready, one.settings, one.stop)))
+    return found
 
 
 def batched(backend: Any, size: int) -> BatchedBackend:

@@ -11,7 +11,7 @@ from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.models import SamplingParams
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_batch import BatchEngine
+from qzoom_agent.models.hf_batch import BatchEngine, GenerationRequest
 from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import Reply
 from tests.tiny_models import Family
@@ -60,7 +60,11 @@ def replies(
     sessions: list[HFSession] | None = None,
 ) -> list[Reply]:
     sessions = sessions or sessions_of(backend)
-    return BatchEngine(backend).reply(sessions, rows, settings=[settings] * len(rows), stop=stop)
+    requests = [
+        GenerationRequest(session, session.prepare(talk), settings, stop)
+        for session, talk in zip(sessions, rows, strict=True)
+    ]
+    return BatchEngine(backend).reply(requests)
 
 
 def test_looks_are_those_of_single_sessions(backend: HFBackend) -> None:
@@ -191,7 +195,11 @@ def test_equal_prompts_of_shared_views_are_prefilled_once(backend: HFBackend, mo
     talks = [asked(0, crop=False), asked(0, crop=False), asked(0, crop=False)]
     sessions = [first.fork() for _ in talks]
     settings = [SamplingParams(max_new_tokens=6, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
-    one, same, other = BatchEngine(backend).reply(sessions, talks, settings=settings)
+    requests = [
+        GenerationRequest(session, session.prepare(talk), each)
+        for session, talk, each in zip(sessions, talks, settings, strict=True)
+    ]
+    one, same, other = BatchEngine(backend).reply(requests)
     assert rows == [1]
     assert one.text == same.text != other.text
     assert other.text == first.reply(talks[0], settings=settings[2]).text

@@ -87,3 +87,12 @@ def test_more_threads_than_rows_take_turns(backend: HFBackend) -> None:
 def test_what_does_not_run_here_is_not_batched() -> None:
     with pytest.raises(BackendError, match="nothing to batch"):
         batched(ScriptedBackend([]), 4)
+
+
+def test_a_conversation_that_is_too_long_does_not_stop_its_neighbours(backend: HFBackend) -> None:
+    limit = backend.model.config.get_text_config().max_position_embeddings
+    pairs = [PAIRS[0], (IMAGES[1], "what? " * limit), PAIRS[2]]
+    beside = Agent(BatchedBackend(backend, 3, linger=0.5), config=config("direct")).batch(pairs, workers=3)
+    alone = Agent(backend, config=config("direct")).batch(pairs)
+    assert [one.status == "error" for one in beside] == [False, True, False]
+    assert [(one.text, one.status) for one in beside] == [(one.text, one.status) for one in alone]

@@ -19,7 +19,7 @@ from qzoom_agent.evaluation.tasks.needle.tasks import exact
 from qzoom_agent.images import load_image
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_batch import BatchEngine, causal_mask, padded
+from qzoom_agent.models.hf_batch import BatchEngine, GenerationRequest, causal_mask, padded
 from qzoom_agent.models.hf_session import HFSession, Prepared
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.prompts import Prompt
@@ -193,8 +193,11 @@ def generate_answers(backend: HFBackend, asked: Sequence[CoarsePrompt], *, max_n
     protocol, settings = get_protocol(backend.protocol), SamplingParams(max_new_tokens=max_new_tokens)
     # questions about one image share its encoded view, but each is a conversation of its own
     sessions = [one.session.fork() for one in asked]
-    messages = [one.messages for one in asked]
-    replies = BatchEngine(backend).reply(sessions, messages, settings=[settings] * len(asked), stop=protocol.stop)
+    with torch.no_grad():
+        ready = [session.prepare(one.messages) for session, one in zip(sessions, asked, strict=True)]
+    replies = BatchEngine(backend).reply(
+        [GenerationRequest(*both, settings, protocol.stop) for both in zip(sessions, ready, strict=True)]
+    )
     read = [protocol.parse(reply.text, one.shown) for reply, one in zip(replies, asked, strict=True)]
     return [one.calls[0].raw if one.calls else one.answer or "" for one in read]
 

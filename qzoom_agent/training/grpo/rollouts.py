@@ -28,7 +28,7 @@ from qzoom_agent.models.hf_batch import GeneratedTurn, GenerationRequest, encode
 from qzoom_agent.models.hf_session import EncodedView, HFSession
 from qzoom_agent.models.interface import ImageSource
 from qzoom_agent.models.prompts import Prompt
-from qzoom_agent.models.scheduler import QueuedSession, Request, RequestQueue
+from qzoom_agent.models.scheduler import QueuedSession, Request, RequestQueue, prepared
 from qzoom_agent.perception.adapters import Cells
 from qzoom_agent.policy import LOOK_FIRST
 from qzoom_agent.trace import PerceptionRecord, Trace
@@ -189,14 +189,7 @@ class RolloutScheduler:
         began = perf_counter()
         if self.encode:
             self._encode_new(batch)
-        ready: list[tuple[Request, GenerationRequest]] = []
-        for one in batch:
-            try:
-                prepared = one.session.prepare(one.messages)
-            except Exception as error:  # this conversation cannot go on; the others can
-                one.result.set_exception(error)
-            else:
-                ready.append((one, GenerationRequest(one.session, prepared, one.settings, one.stop)))
+        ready = prepared(batch)
         turns = self.write([request for _, request in ready])
         seconds = (perf_counter() - began) / max(1, len(ready))
         for (one, request), turn in zip(ready, turns, strict=True):

@@ -18,14 +18,14 @@ from PIL import Image
 from qzoom_agent.errors import ImageError
 from qzoom_agent.images import MAX_PIXELS, digest, load_image
 
-TaskSource = str | Path | bytes | Image.Image
-"""What a cell comes down to; a text is a data URI."""
+_Encoded = str | Path | bytes | Image.Image
+"""The content of a cell; a text is a data URI."""
 _LONGEST_PATH = 1024
 
 
-def picture(cell: object, folder: Path | None = None) -> Image.Image:
-    """The decoded, upright RGB image; ImageError if there is none in the cell."""
-    return load_image(_source(cell, folder))
+def picture(cell: object, folder: Path | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return the decoded, upright RGB image of a cell; raise ImageError if there is none."""
+    return load_image(_source(cell, folder), max_pixels=max_pixels)
 
 
 def key(cell: object, folder: Path | None = None) -> str:
@@ -39,7 +39,7 @@ def seen(cell: object, folder: Path | None = None, *, max_pixels: int = MAX_PIXE
     return load_image(source, max_pixels=max_pixels), _key(source)
 
 
-def _key(source: TaskSource) -> str:
+def _key(source: _Encoded) -> str:
     if isinstance(source, Image.Image):
         return digest(source.convert("RGB"))[:32]
     if isinstance(source, Path):
@@ -49,7 +49,7 @@ def _key(source: TaskSource) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def _source(cell: object, folder: Path | None) -> TaskSource:
+def _source(cell: object, folder: Path | None) -> _Encoded:
     if isinstance(cell, Mapping):
         data, path = cell.get("bytes"), cell.get("path")
         return _source(data if data is not None else path, folder)

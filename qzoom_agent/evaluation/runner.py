@@ -30,7 +30,6 @@ from pydantic import JsonValue
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError, QzoomError
-from qzoom_agent.evaluation import stats
 from qzoom_agent.evaluation.run_log import RunFolder, RunSpec, TaskSelection
 from qzoom_agent.evaluation.sample_result import (
     TAKE_GOLD,
@@ -42,6 +41,7 @@ from qzoom_agent.evaluation.sample_result import (
     measured,
     scored,
 )
+from qzoom_agent.evaluation.stats import require_scipy
 from qzoom_agent.evaluation.summary import Results, summarise
 from qzoom_agent.evaluation.tasks.catalog import with_scorer
 from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, Task
@@ -337,7 +337,7 @@ def require(source: TaskSource, *, limit: int | None = None, repeats: int = 1, w
             raise ConfigError(f"A run needs at least 1 of these; got {name} = {given}.")
     if source.seed < 0:
         raise ConfigError(f"A seed is 0 or more; got {source.seed}.")
-    stats.require()
+    require_scipy()
 
 
 def plan(

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qzoom_agent.errors import MissingDependency
+from qzoom_agent.extras import require
 
 _Floats = NDArray[np.float64]
 
@@ -57,18 +57,10 @@ class Figure(NamedTuple):
     """95 %; None where it cannot be had."""
 
 
-def require() -> Any:
-    """Return `scipy.stats`.
-
-    Raises:
-        MissingDependency: scipy is not installed.
-    """
-    try:
-        return import_module("scipy.stats")
-    except ImportError as error:
-        raise MissingDependency(
-            f'Evaluation needs scipy, which is not installed ({error}). Run: pip install "qzoom-agent[eval]"'
-        ) from None
+def require_scipy() -> Any:
+    """Return `scipy.stats`; raise MissingDependency without scipy."""
+    require("scipy", extra="eval", use="Evaluation")
+    return import_module("scipy.stats")
 
 
 def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
@@ -83,7 +75,7 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
         raise ValueError(f"A share needs 0 <= successes <= n; got {successes} of {n}.")
     if n == 0:
         return Interval(0.0, 1.0)
-    found = require().binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    found = require_scipy().binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return Interval(float(found.low), float(found.high))
 
 
@@ -183,7 +175,7 @@ def paired(
     groups = None if clusters is None or len(set(clusters)) == len(differences) else clusters
     gained, lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     if groups is None:
-        p = float(require().binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+        p = float(require_scipy().binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
     else:
         p = _sign_of_mean(differences, groups, seed)
     return Paired(

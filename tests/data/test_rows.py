@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from qzoom_agent.data.image_column import key, picture
+from qzoom_agent.data.questions import inline_options, instructed, texts
 from qzoom_agent.data.rows import HubTable, open_path, open_rows
 from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.evaluation.tasks.catalog import TASKS
-from qzoom_agent.evaluation.tasks.question_format import inline_options, instructed, texts
 from tests.evaluation.tasks import fixtures
 
 PLACE = HubTable(("new/home", "old/home"))

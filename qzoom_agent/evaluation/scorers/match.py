@@ -14,9 +14,9 @@ import re
 import unicodedata
 from decimal import Decimal
 
+from qzoom_agent.data.questions import normalise
+
 _NUMBER = re.compile(r"([+-]?)(0|[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d*)?(\.\d+)?")
-_INNER_POINT = re.compile(r"(?<=\d)\.(?=\d)")
-_POINT = "\0"
 
 
 def number(text: str) -> Decimal | None:
@@ -33,15 +33,6 @@ def number(text: str) -> Decimal | None:
     if match is None or match[2] is match[3] is None or not text.isascii():
         return None
     return Decimal(text.replace(",", ""))
-
-
-def normalise(text: str) -> str:
-    """`text` without case, spaces and punctuation; a point between two digits stays, it tells 12.4 from 124."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = _INNER_POINT.sub(_POINT, text.replace(_POINT, ""))
-    kept = "".join(char for char in text if char == _POINT or unicodedata.category(char)[0] in "LNM")
-    # Composed again: dropping a sign may leave a letter and its accent side by side.
-    return unicodedata.normalize("NFKC", kept).replace(_POINT, ".")
 
 
 def exact_match(prediction: str | None, gold: str) -> bool:

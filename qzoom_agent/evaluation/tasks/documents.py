@@ -15,10 +15,10 @@ from typing import Final
 from pydantic import JsonValue
 
 from qzoom_agent.data.image_column import seen
+from qzoom_agent.data.questions import SHORT, first_of, instructed, texts
 from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.evaluation.scorers import anls, chartqa, ocrbench, vqa
-from qzoom_agent.evaluation.tasks.question_format import SHORT, first_of, instructed, texts
 from qzoom_agent.evaluation.tasks.task import Scored, Scorer, Task
 
 OCRBENCH_QUESTIONS: Final = 1000

@@ -14,10 +14,10 @@ from statistics import fmean
 from typing import Final
 
 from qzoom_agent.data.image_column import seen
+from qzoom_agent.data.questions import bare, letter, texts
 from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.evaluation.scorers import choice
-from qzoom_agent.evaluation.tasks.question_format import bare, letter, texts
 from qzoom_agent.evaluation.tasks.task import Scored, Task
 
 COLUMNS: Final = ("bytes", "index", "question", "multi-choice options", "answer", "category", "l2-category")

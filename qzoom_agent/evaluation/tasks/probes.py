@@ -19,11 +19,11 @@ from functools import partial
 from typing import Final
 
 from qzoom_agent.data.image_column import key, picture, seen
+from qzoom_agent.data.questions import inline_options, items, letter, texts
 from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.open_answer import rule
-from qzoom_agent.evaluation.tasks.question_format import inline_options, items, letter, texts
 from qzoom_agent.evaluation.tasks.task import Task
 from qzoom_agent.geometry import Box
 

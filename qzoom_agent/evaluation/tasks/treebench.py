@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Final
 
 from qzoom_agent.data.image_column import seen
+from qzoom_agent.data.questions import inline_options, items
 from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers import choice
-from qzoom_agent.evaluation.tasks.question_format import inline_options, items
 from qzoom_agent.evaluation.tasks.task import Task
 from qzoom_agent.geometry import Box
 

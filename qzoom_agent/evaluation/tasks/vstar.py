@@ -19,11 +19,11 @@ from random import Random
 from typing import Final
 
 from qzoom_agent.data.image_column import seen
+from qzoom_agent.data.questions import LETTER, inline_options, instructed, letter, listed
 from qzoom_agent.data.rows import HubTable, Row, Rows, RowSamples, open_rows
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers import choice
-from qzoom_agent.evaluation.tasks.question_format import LETTER, inline_options, instructed, letter, listed
 from qzoom_agent.evaluation.tasks.task import Task
 from qzoom_agent.geometry import Box
 

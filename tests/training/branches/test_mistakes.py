@@ -89,7 +89,7 @@ def test_an_image_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "one.png").write_text("no picture")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "one.png", "question": "?", "answer": "x"}))
     records = load_records([DatasetSpec(path=str(tmp_path / "rows.jsonl"))])
-    with pytest.raises(ImageError, match=r"rows\.jsonl cannot be read: cannot identify"):
+    with pytest.raises(ImageError, match=r"rows\.jsonl cannot be read\. Not an image"):
         records[0]
     assert not issubclass(ImageError, ConfigError) and ImageError.exit_code == 2
 

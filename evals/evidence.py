@@ -1,9 +1,9 @@
 """The table of `docs/nano.md`: nano on every needle task, under every policy, in one resumable command.
 
-    python -m evidence --out runs/evidence --n 500 --write docs/nano.md --short README.md
-    python -m evidence --out runs/evidence --n 500 --part 1/2   (half of the rows, for two processes)
-    python -m evidence --out runs/rl --model runs/grpo/final --policies explicit,hybrid
-    python -m evidence --out runs/judge --policies hybrid --set review.insert=false
+    python evals/evidence.py --out runs/evidence --n 500 --write docs/nano.md --short README.md
+    python evals/evidence.py --out runs/evidence --n 500 --part 1/2   (half of the rows, for two processes)
+    python evals/evidence.py --out runs/rl --model runs/grpo/final --policies explicit,hybrid
+    python evals/evidence.py --out runs/judge --policies hybrid --set review.insert=false
 
 Each row of the table is a run folder under `--out`: one that is finished is read, one that was interrupted goes on.
 Whole boards at higher budgets are in `docs/results.md`, beside what they are compared with (`qzoom bench pareto`).
@@ -46,16 +46,16 @@ PAIRS: Final[tuple[tuple[PolicyName, PolicyName], ...]] = (
     ("always", "implicit"),
     ("explicit", "hybrid"),
 )
-"""What is compared: the crop at all, what it shows, its place, better places, the gate, the review."""
+"""Compared pairs: the crop at all, its content, its place, better places, the gate, the review."""
 SHORT: Final[tuple[PolicyName, ...]] = ("direct", "implicit", "explicit", "hybrid", "blind", "oracle")
-"""What README.md tells of."""
+"""Policies of the table in README.md."""
 NEEDS: Final = {
     "needle-global": "the coarse view",
     "needle-scene": "one crop",
     "needle-doc": "one crop",
     "needle-hop": "two crops, the second depends on the first",
 }
-"""What the answer needs."""
+"""The views that an answer needs."""
 BEGIN: Final = "<!-- evidence: begin -->"
 END: Final = "<!-- evidence: end -->"
 
@@ -84,7 +84,7 @@ CASES: Final[tuple[Case, ...]] = (
 
 
 def table(results: Sequence[tuple[Case, TaskResult]]) -> str:
-    """The results as a Markdown table."""
+    """Return the results as a Markdown table."""
     lines = [
         "| task | split | policy | accuracy | 95 % interval | n | zooms | gate | box recall "
         "| visual tokens | failed calls | seconds |",
@@ -112,7 +112,7 @@ def table(results: Sequence[tuple[Case, TaskResult]]) -> str:
 
 
 def short_table(results: Sequence[tuple[Case, TaskResult]]) -> str:
-    """Accuracy alone, a line a task and a column a policy, as a Markdown table."""
+    """Return the accuracies as a Markdown table, a line for each task and a column for each policy."""
     known = {(case.task, case.policy): result for case, result in results if case.split == "test"}
     head = ["task", "the answer needs", *(f"`{policy}`" for policy in SHORT)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -128,7 +128,7 @@ def short_table(results: Sequence[tuple[Case, TaskResult]]) -> str:
 
 
 def differences(cases: Sequence[Case], out: Path) -> str:
-    """What each change of policy is worth in points of accuracy, paired by question, as a Markdown table.
+    """Return the gain of each change of policy in points of accuracy, paired by question, as a Markdown table.
 
     Tasks and pairs of which both policies are among `cases`; empty if there are none.
     """
@@ -155,7 +155,7 @@ def differences(cases: Sequence[Case], out: Path) -> str:
 
 
 def run(case: Case, agent: Agent, *, n: int, seed: int, weights: str | None, out: Path) -> TaskResult:
-    """The result of one row: from disk if it is finished, else by running it."""
+    """Return the result of one row: from disk if it is finished, else by running it."""
     folder, asked = RunFolder(out / case.name), agent.replace(policy=case.policy)
     known = (folder.path / "results.json").exists()
     if known and folder.ask.weights == weights and folder.config == asked.config:

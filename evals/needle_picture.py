@@ -1,6 +1,6 @@
 """The picture of `docs/nano.md`: a board, its coarse view, and its needle in both.
 
-    python -m needle_picture docs/images/needle.png
+    python evals/needle_picture.py docs/images/needle.png
 
 One row a task. From the left: the whole board with the needle marked; the coarse view of 64 visual tokens at the size
 the model sees it; the needle cut from that coarse view and enlarged; the same needle cut from the original pixels.
@@ -22,7 +22,7 @@ _TALL, _GAP = 360, 24
 
 
 def picture(*, seed: int = 7, coarse_tokens: int = 64) -> Image.Image:
-    """The contact sheet, RGB."""
+    """Return the contact sheet, RGB."""
     rows = []
     caption = font(typefaces("train")[0], 11)
     for offset, task in enumerate(_TASKS):

@@ -1,6 +1,6 @@
-"""What this software costs around the model: a step of the loop, and a sample of an evaluation.
+"""Measure the overhead of this software around the model: of a step of the loop, and of a sample of an evaluation.
 
-    python -m overhead
+    python evals/overhead.py
 
 Replies are scripted. A step is a node of the graph, over many episodes of four zooms, the crops' resizing and hashing
 included, since every backend pays for them. A sample is what a run folder adds to an episode that costs nothing: key,
@@ -39,7 +39,7 @@ _SIZE = (700, 660)
 
 
 def picture(index: int = 0) -> Image.Image:
-    """A picture with detail everywhere; another for each index."""
+    """Return a picture with detail everywhere; another for each index."""
     image = _MANDELBROT.copy()
     image.putpixel((index % _SIZE[0], index // _SIZE[0]), (1, 2, 3))
     return image
@@ -49,7 +49,7 @@ _MANDELBROT = Image.effect_mandelbrot(_SIZE, (-2.0, -1.5, 1.0, 1.5), 40).convert
 
 
 def milliseconds_a_step(episodes: int = EPISODES) -> list[float]:
-    """The mean milliseconds a step of each episode."""
+    """Return the mean milliseconds a step of each episode."""
 
     def reply(messages: list[Message]) -> str:
         return _REPLIES[sum(message["role"] == "assistant" for message in messages)]
@@ -66,7 +66,7 @@ def milliseconds_a_step(episodes: int = EPISODES) -> list[float]:
 
 
 class Harness(NamedTuple):
-    """What a run folder costs."""
+    """The overhead of a run folder."""
 
     milliseconds: list[float]
     """Of each sample, beside its episode and its board."""
@@ -148,7 +148,7 @@ def harness(folder: Path, n: int = SAMPLES) -> Harness:
 
 
 def resident() -> float:
-    """MB of memory that this process has now; the most it ever had, where the system does not say."""
+    """Return the MB of memory that this process has now; the most it ever had, if the system does not say."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -163,7 +163,6 @@ def _line(times: Sequence[float], what: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m overhead",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,11 +1,11 @@
-"""What the review saves: the same weights with and without it, or two ways of training, on an even mix of the tasks.
+"""Measure the savings of the review: the same weights with and without it, or two trainings, on an even mix of tasks.
 
-    python -m review_savings runs/evidence                          explicit against hybrid
-    python -m review_savings runs/accuracy-only runs/crop-price --policies explicit
-    python -m review_savings runs/evidence:explicit runs/judge:hybrid
-    python -m review_savings runs/evidence --whole runs/boards    and what a right answer costs beside that
+    python evals/review_savings.py runs/evidence                          explicit against hybrid
+    python evals/review_savings.py runs/accuracy-only runs/crop-price --policies explicit
+    python evals/review_savings.py runs/evidence:explicit runs/judge:hybrid
+    python evals/review_savings.py runs/evidence --whole runs/boards    and what a right answer costs beside that
 
-Reads the run folders that `evals.evidence` wrote and asks the model nothing. Every task counts with as many questions;
+Reads the run folders that `evals/evidence.py` wrote and asks the model nothing. Every task counts with as many questions;
 differences are paired, question by question, with their bootstrap intervals. `--whole` is a run of a model that reads
 whole boards instead, of some or all of the tasks (all: needle-global needle-scene needle-doc needle-hop):
 
@@ -56,11 +56,11 @@ FIGURES: Final[dict[str, Callable[[SampleResult], float]]] = {
     "written tokens": lambda row: float(row.usage.written_tokens),
     "visual tokens": lambda row: float(row.visual_tokens),
 }
-"""What is compared, each a mean over questions."""
+"""Compared figures, each a mean over questions."""
 
 
 def load(folder: Path, policy: PolicyName) -> Side:
-    """The rows of a policy.
+    """Return the rows of a policy.
 
     Raises:
         ConfigError: a task was not run to its end, or was run before redundant crops were counted.
@@ -69,7 +69,9 @@ def load(folder: Path, policy: PolicyName) -> Side:
     for task in TASK_NAMES:
         place = folder / Case(task, policy).name
         if not (place / "results.json").is_file():
-            raise ConfigError(f"{place} has no results yet. Run `python -m evidence --out {folder}` with its model.")
+            raise ConfigError(
+                f"{place} has no results yet. Run `python evals/evidence.py --out {folder}` with its model."
+            )
         rows = RunFolder.existing(place).latest()
         if any(row.redundancy is None and row.status != "error" for row in rows):
             raise ConfigError(f"{place} does not say which crops were redundant. Delete it and run it again.")
@@ -79,7 +81,7 @@ def load(folder: Path, policy: PolicyName) -> Side:
 
 
 def table(sides: Sequence[Side]) -> str:
-    """One line a side, and one for each side minus the first."""
+    """Return a table with a line for each side, and one for each side minus the first."""
     lines = [
         f"| {len(sides[0].rows)} questions | "
         + " | ".join(FIGURES)
@@ -124,7 +126,7 @@ def _price(side: Side) -> str:
 
 
 def whole_table(sides: Sequence[Side], folder: Path) -> str:
-    """What a right answer of each side costs, as a share of what it costs a model that reads whole boards.
+    """Return the cost of a right answer of each side, as a share of that of a model that reads whole boards.
 
     Counted are the tasks that the run in `folder` asked.
 
@@ -154,7 +156,7 @@ def whole_table(sides: Sequence[Side], folder: Path) -> str:
 
 
 def _share(side: Side, whole: Side, *, resamples: int = 2000) -> str:
-    """The price of a right answer over that of `whole`, with its bootstrap interval over the questions."""
+    """Return the price of a right answer over that of `whole`, with its bootstrap interval over the questions."""
     pairs = zip(side.rows, whole.rows, strict=True)
     sums = np.array([(row.visual_tokens, _right(row), one.visual_tokens, _right(one)) for row, one in pairs])
     rng = np.random.default_rng(0)
@@ -169,7 +171,9 @@ def _share(side: Side, whole: Side, *, resamples: int = 2000) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", help="folders that evals.evidence wrote; FOLDER:POLICY for one row of it")
+    parser.add_argument(
+        "folders", nargs="+", help="folders that evals/evidence.py wrote; FOLDER:POLICY for one row of it"
+    )
     parser.add_argument("--policies", default="explicit,hybrid", help="to compare; the first of the first is the base")
     parser.add_argument(
         "--whole", type=Path, metavar="RUN", help="a run of whole boards, which right answers are priced by"
@@ -183,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sides(text: str, policies: str) -> list[Side]:
-    """The sides that one argument names: of a folder those of `policies`, unless it says which itself."""
+    """Return the sides that one argument names: of a folder those of `policies`, unless it says which itself."""
     folder, colon, own = text.rpartition(":")
     asked = (own if colon else policies).split(",")
     if strange := sorted(set(asked) - set(POLICIES)):
@@ -192,4 +196,4 @@ def _sides(text: str, policies: str) -> list[Side]:
 
 
 if __name__ == "__main__":
-    sys.exit(finished("saving", main))
+    sys.exit(finished("review_savings", main))

@@ -29,12 +29,12 @@ def picture(cell: object, folder: Path | None = None, *, max_pixels: int = MAX_P
 
 
 def key(cell: object, folder: Path | None = None) -> str:
-    """32 hex digits that are equal for cells that hold the same encoded picture."""
+    """Return 32 hex digits that are equal for cells that hold the same encoded picture."""
     return _key(_source(cell, folder))
 
 
 def seen(cell: object, folder: Path | None = None, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:
-    """`picture` and `key` of a cell; its text is decoded once."""
+    """Return `picture` and `key` of a cell; its text is decoded once."""
     source = _source(cell, folder)
     return load_image(source, max_pixels=max_pixels), _key(source)
 

@@ -40,7 +40,7 @@ class QuestionRow(TypedDict):
     answers: list[str]
     """All that are right."""
     boxes: list[list[float]] | None
-    """Where the answer is, in pixels of the image; None where nobody knows, empty where no part of it is."""
+    """Boxes of the answer, in pixels of the image; None if unknown, empty if no part of the image is meant."""
 
 
 def open_questions(

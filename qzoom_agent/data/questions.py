@@ -25,7 +25,7 @@ _MARK: Final = re.compile(r"(?:^|(?<=\s))(?:\(([A-H])\)|([A-H])[.):])[ \t]*")
 
 
 def normalise(text: str) -> str:
-    """`text` without case, spaces and punctuation; a point between two digits stays, it tells 12.4 from 124."""
+    """Return `text` without case, spaces and punctuation; a point between digits stays, it tells 12.4 from 124."""
     text = unicodedata.normalize("NFKC", text).casefold()
     text = _INNER_POINT.sub(_POINT, text.replace(_POINT, ""))
     kept = "".join(char for char in text if char == _POINT or unicodedata.category(char)[0] in "LNM")
@@ -34,23 +34,23 @@ def normalise(text: str) -> str:
 
 
 def letter(index: int) -> str:
-    """A for 0."""
+    """Return the letter of an option: A for 0."""
     return chr(ord("A") + index)
 
 
 def listed(options: Sequence[str]) -> str:
-    """The options one a line, as (A) ..., (B) ..."""
+    """Return the options one a line, as (A) ..., (B) ..."""
     return "\n".join(f"({letter(index)}) {option}" for index, option in enumerate(options))
 
 
 def instructed(question: str, instruction: str) -> str:
-    """The question and the instruction on a line of its own, unless the question ends with it already."""
+    """Return the question and the instruction on a line of its own, unless the question ends with it already."""
     question = question.rstrip()
     return question if question.endswith(instruction) else f"{question}\n{instruction}"
 
 
 def inline_options(text: str) -> tuple[str, ...]:
-    """The options that a question lists itself, as "(A) red (B) blue" or "A. red" lines; nothing if it lists none.
+    """Return the options that a question lists itself, as "(A) red (B) blue" or "A. red" lines; none if it has none.
 
     >>> inline_options("Which colour? (A) red (B) dark blue\\nAnswer directly.")
     ('red', 'dark blue')
@@ -66,7 +66,7 @@ def inline_options(text: str) -> tuple[str, ...]:
 
 
 def bare(option: str) -> str:
-    """An option without the letter before it: "(A) red" is red."""
+    """Return an option without the letter before it: "(A) red" is red."""
     mark = _MARK.match(option.strip())
     return option.strip()[mark.end() :] if mark else option.strip()
 
@@ -80,7 +80,7 @@ def texts(cell: object, *, written: bool = True) -> tuple[str, ...]:
 
 
 def items(cell: object) -> Sequence[Any]:
-    """The items of a cell that holds a list, a list written as text, or one item; ConfigError if it is cut off."""
+    """Return the items of a cell: a list, a list written as text, or one item; raise ConfigError if it is cut off."""
     if cell is None or cell == "":
         return ()
     if isinstance(cell, str) and cell.strip().startswith("["):
@@ -89,7 +89,7 @@ def items(cell: object) -> Sequence[Any]:
 
 
 def first_of(row: Mapping[str, Any], *columns: str, default: str) -> str:
-    """The first text in one of these columns that is there and not empty."""
+    """Return the first text in one of these columns that is there and not empty."""
     return next((text for column in columns for text in texts(row.get(column)) if text), default)
 
 

@@ -25,7 +25,7 @@ SUFFIXES = (".parquet", ".jsonl", ".json", *_SEPARATORS)
 
 
 class HubTable(NamedTuple):
-    """Where a task's table is on the hub."""
+    """The place of a task's table on the hub."""
 
     ids: tuple[str, ...]
     """The preferred one first."""
@@ -45,7 +45,7 @@ class Rows:
     """A list of mappings, or a `datasets.Dataset` whose pictures are not decoded."""
     columns: tuple[str, ...]
     folder: Path | None = None
-    """What paths in the cells are relative to."""
+    """Folder that paths in the cells are relative to."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -55,13 +55,13 @@ class Rows:
         return row
 
     def only(self, *columns: str) -> Iterator[Row]:
-        """Every row, with no more than these of its columns."""
+        """Return every row, with no more than these of its columns."""
         wanted = [column for column in columns if column in self.columns]
         data = self.data.select_columns(wanted) if hasattr(self.data, "select_columns") else self.data
         return ({column: row.get(column) for column in wanted} for row in data)
 
     def need(self, columns: Sequence[str]) -> Rows:
-        """Itself; ConfigError if a column is missing."""
+        """Return itself; raise ConfigError if a column is missing."""
         missing = [column for column in columns if column not in self.columns]
         if missing:
             raise ConfigError(
@@ -97,7 +97,7 @@ class RowSamples:
 
 
 def open_rows(source: TaskSource, place: HubTable, columns: Sequence[str] = ()) -> Rows:
-    """The table at `source.path` (a local file or folder, or a hub id), else the first of the hub's ids that loads.
+    """Return the table at `source.path` (local, or a hub id), else the first of the hub's ids that loads.
 
     Raises:
         ConfigError: nothing there can be read (each reason is given), the split is not there, or a column is missing.
@@ -115,7 +115,7 @@ def open_rows(source: TaskSource, place: HubTable, columns: Sequence[str] = ()) 
 
 
 def open_path(path: Path, place: HubTable | None = None, *, split: str | None = None) -> Rows:
-    """The table in a local file or folder; ConfigError if it cannot be read."""
+    """Return the table in a local file or folder; ConfigError if it cannot be read."""
     place = place or HubTable(())
     try:
         if path.is_file():
@@ -187,7 +187,7 @@ def _first_on_hub(place: HubTable, split: str | None) -> Rows:
 
 
 def _folder(name: str, place: HubTable, split: str | None, *, folder: Path | None) -> Rows:
-    """A hub repository or a local copy of one, which `datasets` reads alike."""
+    """Return a hub repository or a local copy of one, which `datasets` reads alike."""
     _require_datasets()
     from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset
 
@@ -203,7 +203,7 @@ def _folder(name: str, place: HubTable, split: str | None, *, folder: Path | Non
 
 
 def _dataset(data: Any, name: str, folder: Path | None, split: str | None) -> Rows:
-    """`data` (a Dataset, or a DatasetDict and the split to take) with its pictures left encoded."""
+    """Return `data` (a Dataset, or a DatasetDict and the split to take) with its pictures left encoded."""
     from datasets import DatasetDict, Image, List
 
     if isinstance(data, DatasetDict):
@@ -230,7 +230,7 @@ class _Lines:
 
     path: Path
     at: list[int] = field(default_factory=list)
-    """Where each line that is not blank starts."""
+    """Start of each line that is not blank, in bytes."""
 
     def __post_init__(self) -> None:
         position = 0

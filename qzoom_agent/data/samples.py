@@ -34,13 +34,13 @@ class Sample:
     answer: str
     boxes: tuple[Box, ...] = ()
     coarse_suffices: bool | None = None
-    """Whether a coarse view holds the answer; None where nobody knows."""
+    """A coarse view holds the answer; None if unknown."""
     answers: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     cluster: str = ""
     """Empty: the sample's own id."""
     meta: Mapping[str, JsonValue] = field(default_factory=dict)
-    """What the task's scorer or aggregate needs beside."""
+    """Further values that the task's scorer or aggregate needs."""
 
 
 class Samples(Protocol):
@@ -59,7 +59,7 @@ class Samples(Protocol):
 
 
 class TaskSource(NamedTuple):
-    """Where to read a task from, where that differs from its own."""
+    """The place to read a task from, if that is not its own source."""
 
     path: str | None = None
     """A local folder or file, or another hub id."""

@@ -38,7 +38,7 @@ class _Figures(BaseModel):
 
 
 class Zooming(_Figures):
-    """What zooming did, in pairs of which one was shown a crop. See the module's note."""
+    """Outcomes of zooming, in pairs of which one was shown a crop. See the module's note."""
 
     pairs: int
     helped: int
@@ -106,7 +106,7 @@ class Pair(NamedTuple):
 
 
 def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -> Comparison:
-    """The second run minus the first, task by task.
+    """Return the second run minus the first, task by task.
 
     `scorer` is whose accuracy is compared; None: the one that leads in the second run. ConfigError if the runs have no
     task in common, no sample in common, or no such scorer in both.
@@ -134,7 +134,7 @@ def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -
 
 
 def _pairs(before: Sequence[SampleResult], after: Sequence[SampleResult]) -> tuple[list[Pair], tuple[int, int]]:
-    """The samples that both have, and how many only one has."""
+    """Return the samples that both have, and how many only one has."""
     first, second = by_sample(before), by_sample(after)
     pairs = [Pair(first[id], rows) for id, rows in second.items() if id in first]
     for pair in pairs:
@@ -186,12 +186,12 @@ def _measure(row: SampleResult, value: str, scorer: str) -> float:
 
 
 def worth(rows: Sequence[SampleResult], scorer: str) -> float:
-    """What a sample is worth over its repeats."""
+    """Return the mean worth of a sample over its repeats."""
     return fmean(row.value(scorer) for row in rows)
 
 
 def zooming(pairs: Sequence[Pair], scorer: str) -> Zooming:
-    """What zooming did; of several repeats the first counts."""
+    """Return the outcomes of zooming; of several repeats the first counts."""
     counts = {"helped": 0, "harmed": 0, "needless": 0, "in_vain": 0}
     regret = [0, 0]
     for pair in pairs:

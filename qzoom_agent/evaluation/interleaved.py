@@ -104,7 +104,7 @@ def measure(
 
 
 def weights_of(agent: Agent) -> dict[str, str | None]:
-    """What tells the weights of an agent from others that go by the same name (None: nothing does)."""
+    """Return fingerprints that tell the weights of an agent from others of the same name (None: unknown)."""
     branches = getattr(agent.backend, "branches", None)
     base = fingerprint(agent.backend.name, base_only=True)
     return {"base": base, "branches": None if branches is None else branches.digest()}
@@ -143,7 +143,7 @@ def _ask(agent: Agent, question: Sample, gold: Sequence[Box]) -> Cell:
 
 
 def _open(journal: Path, settings: Mapping[str, object]) -> dict[int, dict[str, Cell]]:
-    """Finished questions by index; starts the file if there is none."""
+    """Return finished questions by index; start the file if there is none."""
     head = json.dumps(settings, sort_keys=True)
     lines = journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
     if not lines:

@@ -40,7 +40,7 @@ LABELS: Final = {
     "oracle": "oracle crop",
 }
 _PLAIN: Final = ("direct", "rival")
-"""Those that never zoom."""
+"""Configurations that never zoom."""
 
 
 class ParetoPoint(BaseModel):
@@ -69,7 +69,7 @@ class ParetoPoint(BaseModel):
 
 
 class Headline(BaseModel):
-    """What a task comes to."""
+    """The two figures of a task."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -96,7 +96,7 @@ def arms(
     branches: Path | None = None,
     rival: str | None = None,
 ) -> dict[str, Agent]:
-    """The agents to compare, by "policy@budget"; all but the rival share one copy of the weights.
+    """Return the agents to compare, by "policy@budget"; all but the rival share one copy of the weights.
 
     Args:
         rival: another model, under policy `direct` at the budgets of the baseline.
@@ -119,12 +119,12 @@ def arms(
 
 
 def _arm(agent: Agent, policy: PolicyName, budget: int) -> Agent:
-    """The same weights under another policy and budget."""
+    """Return the same weights under another policy and budget."""
     return Agent(agent.backend, config=agent.config.replace(policy=policy, **{"budget.coarse_tokens": budget}))
 
 
 def points(task: str, table: Table) -> list[ParetoPoint]:
-    """The figures of every configuration."""
+    """Return the figures of every configuration."""
     return [_point(task, name, cells) for name, cells in table.items()]
 
 
@@ -149,7 +149,7 @@ def _point(task: str, name: str, cells: Sequence[Cell]) -> ParetoPoint:
 
 
 def headline(task: str, table: Table) -> Headline:
-    """Speed at no lower accuracy, and the gain of the best over the best."""
+    """Return the speed-up at no lower accuracy, and the gain of the best over the best."""
     every = {name: _point(task, name, cells) for name, cells in table.items()}
     plain = {name: one for name, one in every.items() if one.policy in _PLAIN}
     ours = {name: one for name, one in every.items() if one.policy == "implicit"}
@@ -176,7 +176,7 @@ def _seconds(cells: Sequence[Cell]) -> list[float]:
 
 
 def ratio(above: Sequence[float], below: Sequence[float], *, resamples: int = 2000) -> tuple[float, Interval | None]:
-    """Ratio of the means of paired values, with its 95 % bootstrap interval (None for fewer than two pairs)."""
+    """Return the ratio of the means of paired values, and its 95 % bootstrap interval (None for fewer than two)."""
     pairs = np.array([above, below], dtype=np.float64)
     value = float(pairs[0].mean() / pairs[1].mean())
     if pairs.shape[1] < 2:
@@ -191,7 +191,7 @@ def ratio(above: Sequence[float], below: Sequence[float], *, resamples: int = 20
 
 
 def headline_table(headlines: Sequence[Headline]) -> str:
-    """Markdown: one line a task."""
+    """Return a Markdown table with a line for each task."""
     lines = [
         "| task | n | baseline's best | Q-Zoom at least as accurate | speed | Q-Zoom's best | difference |",
         "|---|---|---|---|---|---|---|",
@@ -214,7 +214,7 @@ def headline_table(headlines: Sequence[Headline]) -> str:
 
 
 def points_table(found: Sequence[ParetoPoint]) -> str:
-    """Markdown: one line a configuration."""
+    """Return a Markdown table with a line for each configuration."""
     lines = [
         "| task | | coarse budget | accuracy | 95 % interval | zooms | needle in crop | visual tokens | token-layers "
         "| seconds | a second |",
@@ -253,7 +253,7 @@ def put(file: Path, text: str, *, mark: str = "pareto") -> None:
 
 
 def around(file: Path, *, mark: str = "pareto") -> tuple[str, str]:
-    """What stands up to the mark at the beginning of the results, and from that at their end on.
+    """Return the text up to the mark at the beginning of the results, and from that at their end on.
 
     Raises:
         ConfigError: the file is not there, or lacks the marks.
@@ -269,7 +269,7 @@ def around(file: Path, *, mark: str = "pareto") -> tuple[str, str]:
 
 
 def by_policy(found: Sequence[ParetoPoint]) -> Mapping[str, list[ParetoPoint]]:
-    """The points of each curve, by ascending budget."""
+    """Return the points of each curve, by ascending budget."""
     curves: dict[str, list[ParetoPoint]] = {}
     for one in sorted(found, key=lambda one: one.budget):
         curves.setdefault(one.policy, []).append(one)

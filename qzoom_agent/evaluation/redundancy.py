@@ -30,7 +30,7 @@ Reason = Literal["needless", "repeated", "missed"]
 INSIDE = 0.95
 """Share of a box that a view has to hold to show it."""
 RULES = ReviewConfig(covered=INSIDE, density=0.9, native=0.95)
-"""What counts as shown before, in a review's terms; fixed here, so that figures stay comparable."""
+"""Limits from which content counts as shown before, in a review's terms; fixed, so that figures stay comparable."""
 
 
 class Redundancy(NamedTuple):
@@ -52,7 +52,7 @@ class Redundancy(NamedTuple):
 def reasons(
     views: Sequence[View], needles: Sequence[Box], *, coarse_suffices: bool | None
 ) -> list[tuple[str, Reason | None]]:
-    """Each crop's id and why it was redundant (None: it was not), in the order shown.
+    """Return each crop's id and the reason that it was redundant (None: it was not), in the order shown.
 
     Args:
         views: of an episode, in the order shown; the original, which the model never sees, is left out of account.
@@ -70,7 +70,7 @@ def reasons(
 
 
 def count(views: Sequence[View], needles: Sequence[Box], *, coarse_suffices: bool | None) -> Redundancy:
-    """The crops of an episode by reason; see `reasons`."""
+    """Return the crops of an episode by reason; see `reasons`."""
     why = [reason for _, reason in reasons(views, needles, coarse_suffices=coarse_suffices)]
     counts = Counter(why)
     return Redundancy(len(why), counts["needless"], counts["repeated"], counts["missed"])
@@ -87,5 +87,5 @@ def _reason(crop: View, earlier: Sequence[View], needles: Sequence[Box], coarse_
 
 
 def _shown(box: Box, earlier: Sequence[View], detail: float) -> bool:
-    """Whether a view before showed this box with as much detail."""
+    """Return whether an earlier view showed this box with as much detail."""
     return bool(earlier) and adds_nothing(best_view(box, earlier, covered=RULES.covered), detail, RULES) is not None

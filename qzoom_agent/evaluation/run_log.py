@@ -5,7 +5,7 @@
     env.json              the machines and versions it ran on
     samples.jsonl         one `SampleResult` a line, appended and flushed as samples are finished
     samples.<i>.jsonl     the same from process i of several, until they are merged
-    results.json          the figures (`evals.summary.Results`)
+    results.json          the figures (`summary.Results`)
     report.html           the same to look at
     traces/<key>.json     the whole record of each episode; traces/images/ holds the pictures by digest, shared
     ablations/<policy>/   run folders of the same questions under other policies
@@ -47,12 +47,12 @@ _KINDS = {".safetensors", ".json", ".jinja", ".bin", ".model", ".txt"}
 
 
 class TaskSelection(BaseModel):
-    """What of one task a run asks."""
+    """The samples of one task that a run asks."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     path: str | None = None
-    """Where it was read from, where that is not its own source."""
+    """Path or hub id that it was read from, if that is not its own source."""
     reference: str | None = None
     """`Task.reference` of a task from outside this package."""
     split: str | None = None
@@ -62,7 +62,7 @@ class TaskSelection(BaseModel):
     planned: int
     """Samples that are asked; fewer than `total` is a partial run."""
     stratified: bool = False
-    """Whether the planned ones are a seeded subset with each kind in its share, rather than the first."""
+    """The planned ones are a seeded subset with each kind in its share, rather than the first."""
     coarse_tokens: tuple[int, int] | None = None
     """(least, most) visual tokens of the coarse view, where the task sets them."""
 
@@ -72,19 +72,19 @@ class TaskSelection(BaseModel):
 
 
 class RunSpec(BaseModel):
-    """What a run asks (`run.json`)."""
+    """The questions of a run (`run.json`)."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     version: str = "1.0"
     seed: int
     weights: str | None
-    """Fingerprint of the weights (`evals.identity`), so that retrained ones are another run; None where unknown."""
+    """Fingerprint of the weights (`fingerprint`), so that retrained ones are another run; None where unknown."""
     repeats: int
     tasks: dict[str, TaskSelection] = Field(validation_alias=AliasChoices("tasks", "suites"))
 
     def grown(self, later: RunSpec) -> RunSpec:
-        """This and what is asked `later`. ConfigError for a change that is not growth, saying which."""
+        """Return this with the questions of `later`; raise ConfigError for a change that is not growth."""
         differ = [
             f"{name}: {old!r} then, {new!r} now"
             for name, old, new in (("seed", self.seed, later.seed), ("weights", self.weights, later.weights))
@@ -124,7 +124,7 @@ class RunFolder:
 
     @classmethod
     def existing(cls, path: Path | str) -> Self:
-        """A folder to read. ConfigError if there is no run in it."""
+        """Return a folder to read; raise ConfigError if there is no run in it."""
         folder = cls(path)
         if not (folder.path / "run.json").is_file():
             raise ConfigError(f"There is no run in {path}: it has no run.json. Give a folder that `qzoom eval` wrote.")
@@ -171,7 +171,7 @@ class RunFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Keeps other processes from writing; ConfigError if one does, or the folder cannot be written.
+        """Keep other processes from writing; raise ConfigError if one does, or the folder cannot be written.
 
         A killed process holds nothing.
         """
@@ -186,7 +186,7 @@ class RunFolder:
             yield
 
     def rows(self) -> Iterator[SampleResult]:
-        """Every readable line, oldest first; a sample that was asked again appears again."""
+        """Yield every readable row, oldest first; a sample that was asked again appears again."""
         for path in self._files():
             with path.open(encoding="utf-8", errors="replace") as file:
                 for line in file:
@@ -196,7 +196,7 @@ class RunFolder:
                         continue  # torn by a kill: its sample is simply asked again
 
     def latest(self) -> list[SampleResult]:
-        """One row a sample and repeat, the newest, in the order of tasks, places and repeats."""
+        """Return the newest row of each sample and repeat, in the order of tasks, places and repeats."""
         newest = {(row.task, row.index, row.repeat): row for row in self.rows()}
         order = {name: place for place, name in enumerate(self.ask.tasks)}
         found = (row for row in newest.values() if row.task in order)
@@ -204,7 +204,7 @@ class RunFolder:
 
     @contextmanager
     def journal(self, rank: int | None = None) -> Iterator[Journal]:
-        """Where this process appends its rows; `rank` if there are several."""
+        """Open the file to which this process appends its rows; `rank` if there are several."""
         name = "samples.jsonl" if rank is None else f"samples.{rank}.jsonl"
         with Journal(self.path / name) as journal:
             yield journal
@@ -239,7 +239,7 @@ class RunFolder:
         self.trace_path(key).write_text(answer.trace.model_dump_json(), encoding="utf-8")
 
     def trace(self, key: str) -> Trace | None:
-        """The record of an episode, or None if it was not kept."""
+        """Return the record of an episode, or None if it was not kept."""
         path = self.trace_path(key)
         return Trace.load(path) if path.exists() else None
 
@@ -306,7 +306,7 @@ def _small(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def fingerprint(model: str, branches: str | Path | None = None, *, base_only: bool = False) -> str | None:
-    """A digest that changes when weights do; None for a model that is not a folder on this machine.
+    """Return a digest that changes when weights do; None for a model that is not a folder on this machine.
 
     `base_only` leaves out branches that lie beside the weights: what does not use them does not change with them.
 
@@ -329,7 +329,7 @@ def fingerprint(model: str, branches: str | Path | None = None, *, base_only: bo
 
 
 def environment(placement: str = "") -> dict[str, str]:
-    """Versions, revision and machine. `placement` is the backend's device and number format, and why."""
+    """Return versions, revision and machine. `placement` is the backend's device and number format, and why."""
     found = describe_environment() | {"cores": str(os.cpu_count())}
     if placement:
         found["placement"] = placement

@@ -31,7 +31,7 @@ TAKE_GOLD: frozenset[PolicyName] = frozenset({"oracle", "random"})
 
 
 class AnswerLike(Protocol):
-    """What an agent gives back: `qzoom_agent.agent.Answer` is one."""
+    """The result of an agent, such as `qzoom_agent.agent.Answer`."""
 
     @property
     def text(self) -> str | None: ...
@@ -42,7 +42,7 @@ class AnswerLike(Protocol):
 
 
 class AgentLike(Protocol):
-    """Who can be evaluated: `qzoom_agent.agent.Agent`, or anything that answers a question about an image."""
+    """Anything that can be evaluated: `qzoom_agent.agent.Agent`, or what else answers a question about an image."""
 
     @property
     def config(self) -> AgentConfig: ...
@@ -78,7 +78,7 @@ class SampleResult(BaseModel):
     options: list[str] = Field(default_factory=list)
     meta: dict[str, JsonValue] = Field(default_factory=dict)
     boxes: list[Quad] = Field(default_factory=list)
-    """Where the answer is, in pixels of the image; empty where nobody knows or nothing needs a crop."""
+    """Boxes of the answer, in pixels of the image; empty if unknown or if no crop is needed."""
     coarse_suffices: bool | None = None
 
     answer: str | None = None
@@ -99,7 +99,7 @@ class SampleResult(BaseModel):
     gate: float | None = None
     """The gate's score; None where there was no gate."""
     fired: bool | None = None
-    """Whether the gate asked for more detail."""
+    """The gate asked for more detail."""
     proposed: int = 0
     """Boxes that the branches proposed."""
     recall: float | None = None
@@ -107,7 +107,7 @@ class SampleResult(BaseModel):
     iou: float | None = None
     """Intersection over union of needle and best crop, the mean over needles; None without needles."""
     redundancy: Redundancy | None = None
-    """The crops and how many of them added nothing (`evals.redundancy`); None where nobody knows what was needed."""
+    """The crops and how many of them added nothing (`redundancy`); None where nobody knows what was needed."""
     elapsed: float = 0.0
     """Seconds since the process that asked had finished its last sample, whatever ran side by side: they add up to the
     time of the run."""
@@ -127,11 +127,11 @@ class SampleResult(BaseModel):
         return self.usage.failed + self.unread
 
     def value(self, scorer: str) -> float:
-        """What the answer is worth, 0 to 1. A failed sample is worth 0."""
+        """Return the worth of the answer, 0 to 1. A failed sample is worth 0."""
         return self.scores[scorer].value if scorer in self.scores else 0.0
 
     def sample(self) -> Sample:
-        """The sample as scorers want it. Its image is not kept: a pixel stands for it."""
+        """Return the sample as scorers want it. Its image is not kept: a pixel stands for it."""
         return Sample(
             id=self.id,
             task=self.task,
@@ -148,7 +148,7 @@ class SampleResult(BaseModel):
         )
 
     def rescored(self, scorers: Mapping[str, Scorer | CustomScorer]) -> SampleResult:
-        """The same answer, scored by these."""
+        """Return the same answer, scored by these."""
         return self.model_copy(update={"scores": scored(self.answer, self.status, self.sample(), scorers)})
 
 
@@ -161,20 +161,20 @@ def scored(
 
 
 def episode_seed(seed: int, sample_id: str, repeat: int = 0) -> int:
-    """The agent's seed for one sample: 31 bits of a hash, the same whatever is run before or beside it."""
+    """Return the agent's seed for one sample: 31 bits of a hash, the same whatever is run before or beside it."""
     name = f"{seed}/{sample_id}" + (f"/{repeat}" if repeat else "")
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) >> 1
 
 
 def image_digest(sample: Sample) -> str:
-    """The digest of the sample's image as an agent sees it: that of its trace's original."""
+    """Return the digest of the sample's image as an agent sees it: that of its trace's original."""
     return digest(sample.image if sample.image.mode == "RGB" else load_image(sample.image))
 
 
 def asked(
     sample: Sample, *, image: str, index: int, repeat: int, seed: int, config: AgentConfig, weights: str | None
 ) -> dict[str, JsonValue]:
-    """The part of a row that does not depend on the answer.
+    """Return the part of a row that does not depend on the answer.
 
     `image` is the `image_digest`, `seed` the run's, `weights` says which they are.
     """
@@ -212,7 +212,7 @@ def asked(
 
 
 def measured(answer: AnswerLike, sample: Sample) -> dict[str, object]:
-    """The part of a row that the episode's trace tells."""
+    """Return the part of a row that the episode's trace tells."""
     boxes, suffices = sample.boxes, sample.coarse_suffices
     trace = answer.trace
     look = trace.perception

@@ -1,4 +1,4 @@
-"""How sure a measured figure is: an interval for a share, an interval for a mean, and a paired comparison.
+"""Uncertainty of measured figures: an interval for a share, an interval for a mean, and a paired comparison.
 
 Everything is deterministic (the bootstrap has a seed) and needs no more than numpy. Nothing here returns a zero-width
 interval because there is too little data: where an interval cannot be had, the result is None or the whole range.
@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """What changed between two runs over the same samples: `after` minus `before`."""
+    """The change between two runs over the same samples: `after` minus `before`."""
 
     n: int
     difference: float
@@ -64,7 +64,7 @@ def require_scipy() -> Any:
 
 
 def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval for a share: `successes` of `n`.
+    """Return Wilson's score interval for a share: `successes` of `n`.
 
     Small n: the textbook interval p +- 1.96 sqrt(p (1 - p) / n) has zero width at 0 of n and at n of n, and leaves
     [0, 1] near them; Wilson's does neither, and holds its promise from about five samples on. 20 of 20 is not
@@ -87,7 +87,7 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval | None:
-    """Percentile bootstrap interval for the mean of `values` (seconds, tokens, per-sample differences).
+    """Return the percentile bootstrap interval for the mean of `values` (seconds, tokens, differences).
 
     Small n: None for fewer than two values (or clusters), because resampling one gives itself each time, an interval
     of zero width that would claim certainty. Below about ten values the interval exists but is too narrow (it misses
@@ -102,7 +102,7 @@ def bootstrap(
 
 
 def _resampled(values: Sequence[float], clusters: Sequence[str] | None, resamples: int, seed: int) -> _Floats:
-    """Means of `resamples` samples drawn with replacement, whole clusters at a time."""
+    """Return means of `resamples` samples drawn with replacement, whole clusters at a time."""
     sums, counts = _by_cluster(np.asarray(values, dtype=np.float64), clusters)
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
@@ -114,7 +114,7 @@ def _resampled(values: Sequence[float], clusters: Sequence[str] | None, resample
 
 
 def _by_cluster(values: _Floats, clusters: Sequence[str] | None) -> tuple[_Floats, _Floats]:
-    """Sum and count of each cluster's values, in order of first appearance."""
+    """Return sum and count of each cluster's values, in order of first appearance."""
     if clusters is None:
         return values, np.ones_like(values)
     if len(clusters) != len(values):
@@ -125,7 +125,7 @@ def _by_cluster(values: _Floats, clusters: Sequence[str] | None) -> tuple[_Float
 
 
 def standard_error(values: Sequence[float], *, clusters: Sequence[str] | None = None) -> float | None:
-    """Standard error of the mean, clusters added up before squaring; None for fewer than two values (or clusters)."""
+    """Return the standard error of the mean, clusters added up first; None for fewer than two values (or clusters)."""
     data = np.asarray(values, dtype=np.float64)
     if len(data) == 0:
         return None
@@ -135,7 +135,7 @@ def standard_error(values: Sequence[float], *, clusters: Sequence[str] | None = 
 
 
 def figure(values: Sequence[float], *, clusters: Sequence[str] | None = None) -> Figure | None:
-    """Mean, standard error and 95 % interval; None of nothing.
+    """Return mean, standard error and 95 % interval; None without values.
 
     Right/wrong values (all 0 or 1) that are independent get Wilson's interval, others the bootstrap's. Where all
     clusters are wholly right or wholly wrong, Wilson's of the clusters: a bootstrap of equal values claims certainty.
@@ -189,7 +189,7 @@ def paired(
 
 
 def _sign_of_mean(differences: Sequence[float], clusters: Sequence[str], seed: int, resamples: int = 2000) -> float:
-    """Two-sided bootstrap test of a mean difference of 0: how often resampled means cross 0; never quite 0."""
+    """Return the two-sided p of a mean difference of 0: the share of resampled means across 0, never quite 0."""
     means = _resampled(differences, clusters, resamples, seed)
     crossing = min(int((means <= 0).sum()), int((means >= 0).sum()))
     return min(1.0, 2 * (crossing + 1) / (resamples + 1))

@@ -40,7 +40,7 @@ class Spread(_Figures):
 
 
 class Cost(_Figures):
-    """What the answers cost, a sample."""
+    """The cost of the answers, a sample."""
 
     visual_tokens: Figure
     coarse_tokens: float
@@ -60,7 +60,7 @@ class Cost(_Figures):
 
 
 class Perception(_Figures):
-    """Where the run looked."""
+    """The crops and gate decisions of a run."""
 
     gate_rate: float | None
     """Share of the samples with a gate in which it asked for more detail; None without a gate."""
@@ -79,7 +79,7 @@ class Perception(_Figures):
     needless_zooms: float | None
     """Share of the samples answerable from the coarse view that were zoomed all the same; None if there are none."""
     redundant: float | None
-    """Crops a sample that added nothing (`evals.redundancy`), over samples of which that is known; None if it never
+    """Crops a sample that added nothing (`redundancy`), over samples of which that is known; None if it never
     is."""
     recall: Figure | None
     """Share of the needle inside the best crop, 0 where nothing was cropped; None where no needle is known."""
@@ -93,7 +93,7 @@ class Perception(_Figures):
 
 
 class Repeats(_Figures):
-    """What asking every sample k times shows."""
+    """Figures of a run that asked every sample k times."""
 
     k: int
     average: Figure
@@ -134,13 +134,13 @@ class TaskResult(_Figures):
     scores: dict[str, ScorerResult]
     """By every scorer, the task's default first."""
     part: TaskSelection
-    """What was planned."""
+    """The planned samples."""
     partial: bool
     """Not the whole task: a limit, or an interruption."""
     failed: int
     """Samples that ended in an error; they count as wrong."""
     statuses: dict[str, int]
-    """How the episodes ended."""
+    """Number of episodes by the status that they ended with."""
     cost: Cost
     perception: Perception
 
@@ -168,7 +168,7 @@ class Results(_Figures):
 
     @classmethod
     def of(cls, folder: RunFolder) -> Results:
-        """The results that a run has written; ConfigError if there are none yet."""
+        """Return the results that a run has written; ConfigError if there are none yet."""
         path = folder.path / "results.json"
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
@@ -177,7 +177,7 @@ class Results(_Figures):
 
 
 def summarise(folder: RunFolder, tasks: Iterable[Task] = (), *, scorer: str | None = None) -> Results:
-    """The figures of everything in the folder, finished or not.
+    """Return the figures of everything in the folder, finished or not.
 
     `tasks` adds their published figures; `scorer` is whose accuracy leads, where a task has it. ConfigError if
     nothing is there, or no task has that scorer.
@@ -213,7 +213,7 @@ def task_result(
     scorer: str | None = None,
     repeats: int = 1,
 ) -> TaskResult:
-    """The figures of one task's rows, at least one."""
+    """Return the figures of one task's rows, at least one."""
     names = list(rows[0].scores)
     chosen = scorer if scorer in names else names[0]
     scores = {name: _marks(rows, name, task) for name in names}
@@ -236,7 +236,7 @@ def task_result(
 
 
 def by_sample(rows: Iterable[SampleResult]) -> dict[str, list[SampleResult]]:
-    """The repeats of each sample, by its id."""
+    """Return the repeats of each sample, by its id."""
     found: dict[str, list[SampleResult]] = defaultdict(list)
     for row in rows:
         found[row.id].append(row)
@@ -292,7 +292,7 @@ def _agreement(repeats: Sequence[SampleResult], scorer: str) -> float:
 
 
 def cost(rows: Sequence[SampleResult]) -> Cost:
-    """Of at least one row."""
+    """Return the cost of at least one row."""
     elapsed = sum(row.elapsed for row in rows)
     return Cost(
         visual_tokens=_mean(rows, lambda row: row.visual_tokens),
@@ -312,7 +312,7 @@ _PHASES = ("perceive", "think", "act", "total")
 
 
 def perception(rows: Sequence[SampleResult]) -> Perception:
-    """Of at least one row."""
+    """Return the crops and gate decisions of at least one row."""
     gated = [row.fired for row in rows if row.fired is not None]
     easy = [row for row in rows if row.coarse_suffices]
     known = [row.redundancy for row in rows if row.redundancy is not None]
@@ -333,7 +333,7 @@ def perception(rows: Sequence[SampleResult]) -> Perception:
 
 
 def peak_memory() -> dict[str, int]:
-    """Most bytes this process held: of host memory, and of the accelerator's if torch is in use."""
+    """Return the most bytes this process held: of host memory, and of the accelerator's if torch is in use."""
     unit = 1 if sys.platform == "darwin" else 1024
     found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if "torch" in sys.modules:

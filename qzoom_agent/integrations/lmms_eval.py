@@ -21,7 +21,7 @@ from qzoom_agent.errors import ConfigError
 
 
 def manifest() -> Any:
-    """What the entry point gives lmms-eval: the name of the model and of its class."""
+    """Return the name of the model and of its class, for lmms-eval's entry point."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id="qzoom", chat_class_path=f"{__name__}.QZoomLMM")
@@ -35,7 +35,7 @@ def __getattr__(name: str) -> Any:
 
 
 def load(settings: Mapping[str, Any]) -> Agent:
-    """The agent that `model_args` describe; None and what lmms-eval adds by itself (batch sizes) are left out."""
+    """Return the agent that `model_args` describe; None and batch sizes, which lmms-eval adds, are left out."""
     own = {key: value for key, value in settings.items() if value is not None and key not in _ITS_OWN}
     model = own.pop("model", "nano")
     device, branches = own.pop("device", "auto"), own.pop("branches", None)
@@ -46,7 +46,7 @@ _ITS_OWN = {"batch_size", "max_batch_size", "system_prompt"}
 
 
 def question_of(messages: Iterable[Any]) -> tuple[PIL.Image.Image, str]:
-    """The one image and the text of a task's messages. ConfigError if there is not exactly one image."""
+    """Return the one image and the text of a task's messages. ConfigError if there is not exactly one image."""
     images: list[Any] = []
     texts: list[str] = []
     for message in messages:
@@ -64,7 +64,7 @@ def question_of(messages: Iterable[Any]) -> tuple[PIL.Image.Image, str]:
 
 
 def final(answer: Answer, until: str | Sequence[str]) -> str:
-    """The answer as a task scores it: cut at the first of the stop strings."""
+    """Return the answer as a task scores it: cut at the first of the stop strings."""
     text = answer.text
     for stop in [until] if isinstance(until, str) else until:
         text = text.partition(stop)[0] if stop else text
@@ -87,7 +87,7 @@ def _model_class() -> type:
             self.agent = load(settings)
 
         def generate_until(self, requests: list[Any]) -> list[Any]:
-            """The final answer of each request, in their order."""
+            """Return the final answer of each request, in their order."""
             from tqdm import tqdm
 
             results = []

@@ -18,7 +18,7 @@ THRESHOLD: Final = 0.5
 
 
 def faithful(text: str | None, sample: Sample) -> Score:
-    """The public rule on the whole reply.
+    """Score the whole reply by the public rule.
 
     Trap: the distance is of the texts in lower case with white space collapsed, the length is of the raw ones, so a
     reply of many spaces is penalised less. An accepted distance of half ("12" for "13") is worth 0.5.
@@ -29,13 +29,13 @@ def faithful(text: str | None, sample: Sample) -> Score:
 
 
 def clean(text: str | None, sample: Sample) -> Score:
-    """The same measure of the final answer, both of distance and length after lower case and collapsed spaces."""
+    """Score the final answer, distance and length after lower case and collapsed spaces."""
     said = final_answer(text) if text else None
     return Score(anls(said, sample.answers, raw_length=False) if said is not None else 0.0, said)
 
 
 def anls(prediction: str, golds: Sequence[str], *, raw_length: bool) -> float:
-    """0, or 0.5 to 1."""
+    """Return the similarity to the nearest accepted answer: 0, or 0.5 to 1."""
     best = 1.0
     for gold in golds:
         said, meant = _collapsed(prediction), _collapsed(gold)
@@ -48,7 +48,7 @@ def anls(prediction: str, golds: Sequence[str], *, raw_length: bool) -> float:
 
 
 def levenshtein(one: str, other: str) -> int:
-    """Fewest insertions, deletions and substitutions of a character that turn one text into the other."""
+    """Count the fewest insertions, deletions and substitutions of a character that turn one text into the other."""
     if len(one) < len(other):
         one, other = other, one
     row = list(range(len(other) + 1))

@@ -28,7 +28,7 @@ _YEAR: Final = re.compile(r"1[5-9]\d\d|20\d\d")
 
 
 def faithful(text: str | None, sample: Sample) -> Score:
-    """The public rule on the whole reply."""
+    """Score the whole reply by the public rule."""
     if text is None:
         return Score(0.0, None)
     said, meant = _float(text), _float(sample.answer)
@@ -38,7 +38,7 @@ def faithful(text: str | None, sample: Sample) -> Score:
 
 
 def clean(text: str | None, sample: Sample) -> Score:
-    """The final answer: a year must be the very year, another number within 5 %, anything else equal by `match`.
+    """Score the final answer: a year must be equal, another number within 5 %, anything else equal by `match`.
 
     Where only one of the two has a per cent sign, it may be a unit (5% is 5) or a hundredth (5% is 0.05). A right
     answer of four digits from 1500 to 2099 is a year, which is strict where a chart counts that many of something.

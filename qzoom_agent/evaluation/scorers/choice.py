@@ -48,12 +48,12 @@ _TAGGED: Final = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def clean(text: str | None, sample: Sample) -> Score:
-    """1 if the option that the reply chooses (`extraction.choice`) is the right letter."""
+    """Return 1 if the option that the reply chooses (`extraction.choice`) is the right letter."""
     return _score(choice(text, sample.options) if text else None, sample)
 
 
 def vstar(text: str | None, sample: Sample) -> Score:
-    """lmms-eval's V*Bench: the first of five patterns that matches, case ignored, else the only A to D in the reply.
+    """Score as lmms-eval does V*Bench: the first of five patterns that matches, else the only A to D in the reply.
 
     Traps: the first pattern takes the first letter of any reply that begins with A to D: "Based on ... (C)" is B,
     "A man" is A, "Definitely C" is D. "The answer depends" is D, and "it is blue", with one such letter, is B. A letter
@@ -68,7 +68,7 @@ def vstar(text: str | None, sample: Sample) -> Score:
 
 
 def mme_realworld(text: str | None, sample: Sample) -> Score:
-    """MME-RealWorld's: the first capital A to E after stock phrases are cut out; a part of "(a)" where there is none.
+    """Score by MME-RealWorld's rule: the first capital A to E without stock phrases, else a part of "(a)".
 
     Traps: an empty reply is A (the empty text is part of "(A)"), and so is "An image of C". "Best answer: D" is B: that
     phrase was meant to be cut out and is not.
@@ -89,7 +89,7 @@ def mme_realworld(text: str | None, sample: Sample) -> Score:
 
 
 def hr_bench(text: str | None, sample: Sample) -> Score:
-    """HR-Bench's without its judge: one letter among the words, else one option text inside the reply.
+    """Score by HR-Bench's rule without its judge: one letter among the words, else one option text in the reply.
 
     Two letters name none. One of four refusals, and a Z where no letter is named, are no answer whatever else the reply
     says. Where the public scorer now asks a language model, this one gives no answer.
@@ -114,7 +114,7 @@ def hr_bench(text: str | None, sample: Sample) -> Score:
 
 
 def treebench(text: str | None, sample: Sample) -> Score:
-    """TreeBench's: the first `<answer>` must hold the letter and nothing else; without the tag, the whole reply must.
+    """Score by TreeBench's rule: the first `<answer>`, or a reply without one, must be the letter and nothing else.
 
     Traps: "(B)" and "B." are wrong, in a tag and without; of two tags the first counts.
 

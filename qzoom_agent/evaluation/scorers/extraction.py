@@ -36,7 +36,7 @@ _ALONE: Final = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
 
 
 def final_answer(text: str) -> str | None:
-    """What a reply gives as its answer, or all of it where it marks none; None if that is empty.
+    """Return the final answer of a reply, or all of it if it marks none; None if that is empty.
 
     >>> final_answer("I see 12.\\n<answer>12.40</answer>"), final_answer("The answer is 12.4."), final_answer("red")
     ('12.40', '12.4', 'red')
@@ -47,7 +47,7 @@ def final_answer(text: str) -> str | None:
 
 
 def choice(text: str, options: Sequence[str]) -> str | None:
-    """The letter (A for the first option) that a reply chooses, or None if it does not say.
+    """Return the letter (A for the first option) that a reply chooses, or None if it does not say.
 
     >>> choice("Based on the crop it is (C)", ["red", "green", "blue"]), choice("A man", ["hat", "scarf"])
     ('C', None)
@@ -58,7 +58,7 @@ def choice(text: str, options: Sequence[str]) -> str | None:
 
 
 def _marked(text: str) -> Iterator[str]:
-    """What the reply itself marks as its answer, the strongest mark first; empty marks are none."""
+    """Yield what the reply itself marks as its answer, the strongest mark first; empty marks are none."""
     tagged = _last_tagged(text)
     if tagged:
         # <answer>\boxed{B}</answer> and <answer>The answer is B</answer> are common.
@@ -75,13 +75,13 @@ def _marked(text: str) -> Iterator[str]:
 
 
 def _last_tagged(text: str) -> str:
-    """What follows the last `<answer>`, as far as its end tag; empty if there is none."""
+    """Return the text of the last `<answer>`, as far as its end tag; empty if there is none."""
     starts = [match.end() for match in _OPEN.finditer(text)]
     return _CLOSE.split(text[starts[-1] :], maxsplit=1)[0].strip() if starts else ""
 
 
 def _last_boxed(text: str) -> str | None:
-    """What is in the last `\\boxed{}`, braces inside it balanced; None if there is none or it is not closed."""
+    """Return the content of the last `\\boxed{}`, braces balanced; None if there is none or it is not closed."""
     start = text.rfind(_BOXED)
     if start < 0:
         return None
@@ -116,7 +116,7 @@ def _chosen(text: str, options: Sequence[str]) -> str | None:
 
 
 def _by_text(text: str, options: Sequence[str]) -> str | None:
-    """The letter of the one option whose text stands in `text` as whole words.
+    """Return the letter of the one option whose text stands in `text` as whole words.
 
     An option that is part of another one that is found ("red" in "dark red") does not count beside it.
     """

@@ -1,4 +1,4 @@
-"""How well boxes find the targets: for tasks that say where the answer is.
+"""Measures of how well boxes find the targets, for tasks with boxes of the answer.
 
 TreeBench's mIoU is the mean over the targets of the best IoU that a box has with it. Its boxes are the ones a reply
 writes as `<box>[x1,y1,x2,y2]</box>` in pixels of the image; the crops that an episode was shown can stand in for them.
@@ -21,19 +21,19 @@ _BOX: Final = re.compile(rf"<box>\s*\[{','.join([_NUMBER] * 4)}\]\s*</box>", re.
 
 
 def written_boxes(text: str | None) -> tuple[Box, ...]:
-    """The boxes that a reply writes, corners put in order; what cannot be read as a box is left out."""
+    """Return the boxes that a reply writes, corners put in order; what cannot be read as a box is left out."""
     return tuple(
         Box(float(x1), float(y1), float(x2), float(y2)).ordered() for x1, y1, x2, y2 in _BOX.findall(text or "")
     )
 
 
 def mean_iou(targets: Sequence[Box], boxes: Sequence[Box]) -> float | None:
-    """Mean over the targets of the best IoU, 0 to 1; None without targets, 0 without boxes."""
+    """Return the mean over the targets of the best IoU, 0 to 1; None without targets, 0 without boxes."""
     return fmean(max((box.iou(target) for box in boxes), default=0.0) for target in targets) if targets else None
 
 
 def recall(targets: Sequence[Box], boxes: Sequence[Box], *, threshold: float = 0.5) -> float | None:
-    """Share of the targets that some box has an IoU of at least `threshold` with; None without targets."""
+    """Return the share of targets that some box has an IoU of at least `threshold` with; None without targets."""
     if not targets:
         return None
     return fmean(any(box.iou(target) >= threshold for box in boxes) for target in targets)

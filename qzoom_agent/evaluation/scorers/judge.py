@@ -1,4 +1,4 @@
-"""Whether a free-form answer is right where rules do not reach: ask a language model behind an OpenAI-compatible API.
+"""A judge of free-form answers: a language model behind an OpenAI-compatible API, asked where rules do not reach.
 
 Rules come first, so a judge only ever turns a miss of the rule into a hit, and most replies cost no request. Verdicts
 are kept in a file by what was asked and of whom: a run that is repeated asks nothing twice, and every verdict can be
@@ -42,7 +42,7 @@ _PAUSE: Final = 1.0
 
 
 class JudgeRecord(BaseModel):
-    """Who judged, for the results of a run."""
+    """The model and prompt of a judge, for the results of a run."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,7 +59,7 @@ class JudgeCacheLine(BaseModel):
     """Hash of model, prompt, question, answer and gold."""
     right: bool
     reply: str = ""
-    """What the judge wrote."""
+    """The judge's reply."""
 
 
 class Judge:
@@ -93,7 +93,7 @@ class Judge:
         self._known = _read(cache) if cache is not None and cache.exists() else {}
 
     def __call__(self, question: str, answer: str, gold: str) -> bool:
-        """Raises BackendError if the server does not answer, asked again for a minute."""
+        """Return whether an answer is right; raise BackendError if the server does not answer for a minute."""
         if not answer or exact_match(answer, gold) or self.server is None:
             return exact_match(answer, gold)
         asked = {"question": question, "gold": gold, "answer": answer}
@@ -156,7 +156,7 @@ class Judge:
 
 
 def ready(server: str | None, *, model: str, key_variable: str, cache: Path) -> Judge | None:
-    """The judge that a recipe names, after it has answered once; None if it names none.
+    """Return the judge that a recipe names, after it has answered once; None if it names none.
 
     Raises BackendError if it does not answer.
     """
@@ -168,7 +168,7 @@ def ready(server: str | None, *, model: str, key_variable: str, cache: Path) -> 
 
 
 def judged(judge: Judge) -> Scorer:
-    """A scorer that asks `judge` about the final answers that the rule refuses (never about a multiple choice).
+    """Return a scorer that asks `judge` about final answers that the rule refuses (never about a multiple choice).
 
     The scorer raises BackendError if the judge does not answer.
     """

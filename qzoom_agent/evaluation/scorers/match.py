@@ -1,4 +1,4 @@
-"""Whether an answer is right, by rule: pure functions of the two texts, so that evaluation and rewards agree.
+"""Rules that compare an answer with the right one: pure functions of two texts, for evaluation and rewards alike.
 
 `exact_match` compares two short answers. Case, spaces and punctuation never decide; numbers are compared as numbers,
 so "12.40", "12.4" and "$12.40" are one answer while "12.40" and "1240" are two. Digits with a leading zero are a code
@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"([+-]?)(0|[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d*)?(\.\d+)?")
 
 
 def number(text: str) -> Decimal | None:
-    """The number that `text` is, or None if it is anything more or less than one number.
+    """Return the number that `text` is, or None if it is anything more or less than one number.
 
     Accepts a sign, grouped thousands ("1,000"), a currency sign before and a percent sign or full stop after.
     Refuses leading zeros ("042"): those are codes.
@@ -36,7 +36,7 @@ def number(text: str) -> Decimal | None:
 
 
 def exact_match(prediction: str | None, gold: str) -> bool:
-    """Whether `prediction` is the answer `gold`; None (no answer came) is wrong.
+    """Return whether `prediction` is the answer `gold`; None (no answer came) is wrong.
 
     >>> exact_match("Exit 24.", "EXIT-24"), exact_match("7.0", "7"), exact_match("042", "42")
     (True, True, False)

@@ -17,7 +17,7 @@ FORMULAS: Final = "HME100k"
 
 
 def faithful(text: str | None, sample: Sample) -> Score:
-    """The public rule on the whole reply.
+    """Score the whole reply by the public rule.
 
     Traps: a reply that lists every text it can think of is right, and so is "2012" where "12" was asked for. lmms-eval
     puts the reply, and not the right text, into lower case for formulas too, so that one with a capital in it is never
@@ -30,7 +30,7 @@ def faithful(text: str | None, sample: Sample) -> Score:
 
 
 def clean(text: str | None, sample: Sample) -> Score:
-    """The right text as whole words, in the final answer, of which twice the right text's length and 16 count."""
+    """Find the right text as whole words, in the first characters of the final answer (twice its length and 16)."""
     said = final_answer(text) if text else None
     if said is None:
         return Score(0.0, None)

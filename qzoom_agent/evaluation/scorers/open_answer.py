@@ -10,7 +10,7 @@ from qzoom_agent.evaluation.tasks.task import Score
 
 
 def rule(text: str | None, sample: Sample) -> Score:
-    """1 if the final answer matches (`match.exact_match`) an accepted one; a multiple choice goes by its letter."""
+    """Return 1 if the final answer matches (`match.exact_match`) an accepted one, or the letter of a choice."""
     if sample.options:
         return choice.clean(text, sample)
     said = final_answer(text) if text else None

@@ -45,7 +45,7 @@ y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 
 
 def _misspellings(word: str) -> dict[str, str]:
-    """Every way to leave out one apostrophe."""
+    """Return every way to leave out one apostrophe."""
     return {word[:at] + word[at + 1 :]: word for at, char in enumerate(word) if char == "'"}
 
 
@@ -56,7 +56,7 @@ _CONTRACTIONS: Final = {wrong: right for word in _SPELT.split() for wrong, right
 
 
 def normalise(text: str) -> str:
-    """The EvalAI normaliser: lower case, number words to digits, no articles, no punctuation, contractions spelt out.
+    """Normalise as EvalAI: lower case, digits for number words, no articles or punctuation, contractions spelt out.
 
     >>> normalise("The 7-Eleven"), normalise("it's"), normalise("Two, 1,000")
     ('7 eleven', "it 's", '2 1000')
@@ -75,18 +75,18 @@ def _without_punctuation(text: str) -> str:
 
 
 def soft_accuracy(prediction: str, golds: Sequence[str]) -> float:
-    """0 to 1; 0 without answers."""
+    """Return the soft accuracy, 0 to 1; 0 without answers."""
     said, meant = normalise(prediction), [normalise(gold) for gold in golds]
     agree = meant.count(said)
     return fmean(min(1.0, (agree - (gold == said)) / _ENOUGH) for gold in meant) if meant else 0.0
 
 
 def faithful(text: str | None, sample: Sample) -> Score:
-    """The public rule on the whole reply."""
+    """Score the whole reply by the public rule."""
     return Score(0.0, None) if text is None else Score(soft_accuracy(text, sample.answers), text)
 
 
 def clean(text: str | None, sample: Sample) -> Score:
-    """The same measure of the final answer."""
+    """Score the final answer by the same measure."""
     said = final_answer(text) if text else None
     return Score(soft_accuracy(said, sample.answers) if said is not None else 0.0, said)

@@ -1,6 +1,6 @@
 """Text in pages, infographics, charts and scenes: DocVQA, InfographicVQA, ChartQA, TextVQA and OCRBench.
 
-Open questions with a list of accepted answers; each task has a measure of its own (see `evals/scoring`). Questions and
+Open questions with a list of accepted answers; each task has a measure of its own (see `evaluation/scorers`). Questions and
 instructions are those of lmms-eval (tasks/docvqa, infovqa, chartqa, textvqa, ocrbench: *_doc_to_text and the default
 post_prompt).
 """
@@ -35,7 +35,7 @@ _OCRBENCH_GROUPS: Final = {
 
 @dataclass(frozen=True)
 class Layout:
-    """Which column holds what."""
+    """The columns of a task's table, and how its questions are asked."""
 
     place: HubTable
     answers: str
@@ -45,7 +45,7 @@ class Layout:
     """None: the row's number."""
     kind: str | None = None
     written: Callable[[str], str] = str.strip
-    """How the public code writes the question."""
+    """Form in which the public code writes the question."""
     instruction: str = ""
     meta: str | None = None
     """A column that the scorer needs beside."""
@@ -56,7 +56,7 @@ class Layout:
 
 
 def load(name: str, layout: Layout, source: TaskSource) -> RowSamples:
-    """The samples of one of these tasks."""
+    """Return the samples of one of these tasks."""
     rows = open_rows(source, layout.place, layout.columns)
 
     def make(row: Row, index: int) -> Sample:
@@ -84,7 +84,7 @@ def _kind(row: Row, layout: Layout) -> str:
 
 
 def points(scored: Sequence[Scored]) -> Mapping[str, float]:
-    """OCRBench's points, one a question, in all and by its five groups; `score` is the share of the thousand.
+    """Return OCRBench's points, one a question, in all and by its five groups; `score` is the share of the thousand.
 
     A part of the task has that part's points only.
     """
@@ -97,7 +97,7 @@ def points(scored: Sequence[Scored]) -> Mapping[str, float]:
 
 
 def _moved(name: str) -> tuple[str, ...]:
-    """The hub ids of a dataset that changed its owner."""
+    """Return the hub ids of a dataset that changed its owner."""
     return f"lmms-lab-encoder/{name}", f"lmms-lab/{name}"
 
 

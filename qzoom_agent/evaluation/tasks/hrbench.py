@@ -28,7 +28,7 @@ _KINDS: Final = ("single", "cross")
 
 
 def load(name: str, split: str, source: TaskSource) -> RowSamples:
-    """The samples of one of the two splits."""
+    """Return the samples of one of the two splits."""
     rows = open_rows(source, HubTable((HUB,), config="hrbench_version_split", split=split), COLUMNS)
 
     def make(row: Row, index: int) -> Sample:
@@ -53,7 +53,7 @@ def load(name: str, split: str, source: TaskSource) -> RowSamples:
 
 
 def aggregate(scored: Sequence[Scored]) -> Mapping[str, float]:
-    """`single`, `cross` and `average` as published; `strict circular` and `consistent` beside.
+    """Return `single`, `cross` and `average` as published; `strict circular` and `consistent` beside.
 
     `strict circular` is the share of the questions that are right in every rotation that was asked, `consistent` the
     share that are right in all or wrong in all.

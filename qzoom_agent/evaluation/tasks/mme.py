@@ -28,7 +28,7 @@ INSTRUCTION: Final = (
 
 
 def load(name: str, hub: str, source: TaskSource) -> RowSamples:
-    """The samples; the picture is the column `bytes`."""
+    """Return the samples; the picture is the column `bytes`."""
     rows = open_rows(source, HubTable((hub,), split="train"), COLUMNS)
 
     def make(row: Row, index: int) -> Sample:
@@ -54,13 +54,13 @@ def load(name: str, hub: str, source: TaskSource) -> RowSamples:
 
 
 def subtask(name: str) -> str:
-    """The name in lower case; `<x>/attribute` for every attribute of x."""
+    """Return the name in lower case; `<x>/attribute` for every attribute of x."""
     name = name.lower()
     return f"{name.split('/')[0]}/attribute" if "attribute" in name else name
 
 
 def aggregate(scored: Sequence[Scored]) -> Mapping[str, float]:
-    """`overall` (micro), `class average`, both of them for Perception and Reasoning, and every subtask of a class."""
+    """Return `overall` (micro), `class average`, both for Perception and Reasoning, and every subtask of a class."""
     figures = {}
     for side in ("", "Perception", "Reasoning"):
         classes: dict[str, list[float]] = defaultdict(list)

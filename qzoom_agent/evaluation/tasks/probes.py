@@ -35,7 +35,7 @@ _PLACEHOLDER: Final = "<image>"
 
 
 def load_probe(level: str, source: TaskSource) -> RowSamples:
-    """The samples of one level; `source.path` may be val.json, or the folder that holds it."""
+    """Return the samples of one level; `source.path` may be val.json, or the folder that holds it."""
     name, repository = f"visualprobe-{level}", f"VisualProbe_{level.title()}"
     rows = open_rows(source, HubTable((f"Mini-o3/{repository}",), file="val.json"), PROBE_COLUMNS)
 
@@ -59,7 +59,7 @@ def load_probe(level: str, source: TaskSource) -> RowSamples:
 
 
 def load_zoom(name: str, view: str, source: TaskSource) -> RowSamples:
-    """The samples of one view, `image` or `crop_image`."""
+    """Return the samples of one view, `image` or `crop_image`."""
     rows = open_rows(source, ZOOM_PLACE, ZOOM_COLUMNS)
 
     def make(row: Row, index: int) -> Sample:
@@ -87,7 +87,7 @@ def load_zoom(name: str, view: str, source: TaskSource) -> RowSamples:
 
 
 def _box(row: Row) -> Box:
-    """Where the gold crop is: left, top, right and bottom in pixels of the whole image."""
+    """Return the box of the gold crop, in pixels of the whole image."""
     try:
         x1, y1, x2, y2 = map(float, items(row["bbox"]))
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
 """TreeBench: ten subtasks of perception and reasoning, with the boxes of the objects that the answer depends on.
 
 405 multiple-choice questions in one tab-separated file. Besides accuracy it measures grounding: the mean over the
-targets of the best IoU that a box of the model has with it (`scoring.grounding.mean_iou`); the samples carry the
+targets of the best IoU that a box of the model has with it (`grounding.mean_iou`); the samples carry the
 targets in pixels, so crops that an episode was shown can be measured against them. Source: Wang et al. 2025 (TreeVGR,
 inference_treebench.py: the prompt, without its system message, and the scorer).
 
@@ -36,7 +36,7 @@ _BARE_LETTER: Final = re.compile(r"^[ \t]*([A-H])(?=[ \t])", re.MULTILINE)
 
 
 def load(source: TaskSource) -> RowSamples:
-    """The samples; `source.path` may be the file, or the folder that holds it."""
+    """Return the samples; `source.path` may be the file, or the folder that holds it."""
     rows = open_rows(source, PLACE, COLUMNS)
     return RowSamples(rows, partial(_make, rows.folder), [row["category"] for row in rows.only("category")])
 

@@ -37,7 +37,7 @@ _PICTURES: Final = (".jpg", ".jpeg", ".png")
 
 
 def load(source: TaskSource) -> RowSamples:
-    """The samples; `source.path` may be the folder of the authors' layout, or its hub id."""
+    """Return the samples; `source.path` may be the folder of the authors' layout, or its hub id."""
     folder = _original(source)
     if folder is not None:
         found = list(_files(folder))
@@ -116,7 +116,7 @@ def _from_file(folder: Path, row: Row, index: int) -> Sample:
 
 
 def _box(x: float, y: float, width: float, height: float) -> Box:
-    """From the corner and the size that the files give (penghao-wu/vstar, README.md: <x,y,w,h>)."""
+    """Return the box of the corner and size that the files give (penghao-wu/vstar, README.md: <x,y,w,h>)."""
     return Box(x, y, x + width, y + height)
 
 

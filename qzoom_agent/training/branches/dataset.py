@@ -34,11 +34,11 @@ _LAYOUTS: Final = {
     "table": (0.12, {"needle-doc", "needle-global"}),
     "hop": (0.34, {"needle-hop"}),
 }
-"""How often each is drawn, among those that are drawn for a task that is asked for."""
+"""Share of each layout, and the tasks whose questions it has."""
 
 
 class DatasetSpec(BaseModel):
-    """Where questions come from, and what their columns are called there."""
+    """A source of questions, and the names of its columns."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -54,11 +54,11 @@ class DatasetSpec(BaseModel):
     limit: int | None = Field(default=None, gt=0)
     """Rows to take, drawn by `seed` where there are more. `needle`: questions to draw (default 1,000)."""
     suffix: str = ""
-    """What is asked after each question, such as "Answer the question using a single word or phrase."."""
+    """Text after each question, such as "Answer the question using a single word or phrase."."""
     short_labels: bool = True
-    """Whether that sentence is also asked where published heads make the labels (DocVQA was labelled without it)."""
+    """Ask that sentence also where published heads make the labels (DocVQA was labelled without it)."""
     mode: Mode = "textual"
-    """What answers are read off: print, or objects in a scene (decides on the published heads and prompts)."""
+    """Source of the answers, print or objects in a scene; decides on the published heads and prompts."""
     seed: int = Field(default=0, ge=0, lt=4)
     """`needle`: which boards. Of a table: which of its rows, where not all are taken."""
     tasks: tuple[str, ...] = Field(
@@ -73,7 +73,7 @@ class DatasetSpec(BaseModel):
         return self.path == "needle"
 
     def identity(self) -> dict[str, JsonValue]:
-        """What decides what the rows hold. More boards leave the first as they are; more of a table are other rows."""
+        """Return the settings that decide what the rows hold. More boards leave the first as they are."""
         told: dict[str, JsonValue] = self.model_dump(mode="json")
         told["suites"] = told.pop("tasks")  # the key in folders that earlier versions wrote
         return {key: told[key] for key in told if not (self.is_needle and key in _OF_TABLES)}
@@ -95,12 +95,12 @@ class Records(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Any:
-        """A `Record`."""
+        """Return a `Record`."""
         ...
 
 
 def load_records(sources: Sequence[DatasetSpec], *, limit: int | None = None) -> "ConcatenatedRecords":
-    """The rows of some sources, one after another, of the columns in the module's note; at most `limit`.
+    """Return the rows of some sources, one after another, of the columns in the module's note; at most `limit`.
 
     Raises:
         ConfigError: a source cannot be read, or lacks a column.
@@ -113,7 +113,7 @@ def load_records(sources: Sequence[DatasetSpec], *, limit: int | None = None) ->
 
 
 def spread(sizes: Sequence[int], limit: int) -> list[int]:
-    """How many of each to take, in proportion to how many there are, for `limit` (or all, if they are fewer) in all."""
+    """Return how many of each size to take, in proportion, for `limit` (or all, if they are fewer) in all."""
     total = sum(sizes)
     if limit >= total:
         return list(sizes)
@@ -125,7 +125,7 @@ def spread(sizes: Sequence[int], limit: int) -> list[int]:
 
 
 def _some(source: DatasetSpec, table: Dataset, count: int) -> Dataset:
-    """So many rows of a source, in its order."""
+    """Return so many rows of a source, in its order."""
     if count >= len(table):
         return table
     if source.is_needle:
@@ -203,7 +203,7 @@ class _Draw:
 
 @lru_cache(maxsize=32)
 def _board(seed: int, tasks: tuple[str, ...]) -> tuple[Board, list[Fact]]:
-    """A board and its questions of these tasks, shuffled so that every kind comes before any comes again."""
+    """Return a board and its questions of these tasks, shuffled so that every kind comes before any comes again."""
     rng = Random(f"records/{seed}")
     layouts = _layouts(tasks)
     layout = rng.choices(list(layouts), weights=list(layouts.values()))[0]
@@ -219,7 +219,7 @@ def _board(seed: int, tasks: tuple[str, ...]) -> tuple[Board, list[Fact]]:
 
 
 def _layouts(tasks: Sequence[str]) -> dict[str, float]:
-    """The layouts to draw for these tasks, with their shares. Raises ConfigError if there are none."""
+    """Return the layouts to draw for these tasks, with their shares. Raises ConfigError if there are none."""
     found = {name: share for name, (share, offers) in _LAYOUTS.items() if offers & set(tasks)}
     if not found:
         raise ConfigError(f"No board has questions of {', '.join(tasks)}. Name needle tasks.")

@@ -35,24 +35,24 @@ _LAYOUTS: Final = {
 
 
 def sample_seed(seed: int, index: int) -> int:
-    """The generator's seed for question `index` of the run `seed`."""
+    """Return the generator's seed for question `index` of the run `seed`."""
     return FIRST_SEED + seed * SEEDS_A_RUN + index
 
 
 def require_task(task: str) -> None:
-    """ConfigError if this is none of the needle tasks."""
+    """Raise ConfigError if this is none of the needle tasks."""
     if task not in TASK_NAMES:
         raise ConfigError(f"Unknown task {task!r}. The needle tasks are: {', '.join(TASK_NAMES)}.")
 
 
 def require_split(split: str) -> None:
-    """ConfigError if there is no such split."""
+    """Raise ConfigError if there is no such split."""
     if split not in SPLITS:
         raise ConfigError(f"Unknown split {split!r}. The splits are: {', '.join(SPLITS)}.")
 
 
 def sample(task: str, seed: int, *, split: str = "test", fonts: Path | None = None) -> Sample:
-    """The question of this task, seed and split.
+    """Return the question of this task, seed and split.
 
     Raises:
         ConfigError: unknown task or split, or no typeface in `fonts`.

@@ -77,7 +77,7 @@ class Fact:
     answer: str
     boxes: tuple[Rect, ...] = ()
     seen: tuple[Rect, ...] = ()
-    """What a coarse fact is about: the objects counted or named, the headline's word. Empty where `boxes` says it."""
+    """Boxes that a coarse fact is about: objects counted or named, the headline's word. Empty if there are `boxes`."""
 
     @property
     def coarse_suffices(self) -> bool:
@@ -151,19 +151,19 @@ class Pen:
         self.board.facts.append(Fact(task, kind, question, answer, boxes, seen))
 
     def word(self, text: str, at: tuple[float, float], *, capital: int, fill: Color | None = None) -> Rect:
-        """Large print that survives the coarse view."""
+        """Draw large print that survives the coarse view; return its box."""
         ink = fill if fill is not None else self.ink
         printed = draw_text(self.draw, text, at=at, typeface=self.title_face, capital=capital, fill=ink)
         self.board.glyphs.extend(printed.glyphs)
         return printed.box
 
     def code_size(self, text: str) -> tuple[float, float]:
-        """Width and height of the plate that `code` draws."""
+        """Return width and height of the plate that `code` draws."""
         width = text_width(text, typeface=self.code_face, capital=self.code_capital, advance=self.code_advance)
         return width + 10, self.code_capital + 10
 
     def code(self, text: str, at: tuple[float, float]) -> Rect:
-        """Fine print on a plate whose top-left corner is `at`; returns the box of the plate."""
+        """Draw fine print on a plate whose top-left corner is `at`; return the box of the plate."""
         width, height = self.code_size(text)
         box = (at[0], at[1], at[0] + width, at[1] + height)
         self.draw.rounded_rectangle(box, radius=4, fill=self.plate, outline=(110, 110, 110), width=1)
@@ -205,7 +205,7 @@ def _size(rng: Random) -> tuple[int, int]:
 
 
 def worn(rng: Random, image: Image.Image) -> Image.Image:
-    """The image as it may come out of a camera and a file: at times blurred a little, at times compressed."""
+    """Return the image as it may come out of a camera and a file: at times blurred a little, at times compressed."""
     if rng.random() < 0.35:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8)))
     if rng.random() < 0.5:
@@ -216,7 +216,7 @@ def worn(rng: Random, image: Image.Image) -> Image.Image:
 
 
 def draw_board(layout: str, seed: int, *, split: str = "train", fonts: Path | None = None, notes: int = 0) -> Board:
-    """The board of this layout ("scene", "form", "receipt", "table" or "hop") and seed.
+    """Return the board of this layout ("scene", "form", "receipt", "table" or "hop") and seed.
 
     Args:
         split: "train", "test" or "ood"; each has boards of its own for the same seed, and "ood" typefaces, palettes,
@@ -308,7 +308,7 @@ def _global_facts(pen: Pen, things: list[BoardObject]) -> None:
 
 
 def plural(what: str) -> str:
-    """Several of a shape, or of a colour."""
+    """Return the plural of a shape, or of a colour's objects."""
     if what not in SHAPES:
         return f"{what} objects"
     return f"{what}es" if what == "cross" else f"{what}s"
@@ -352,7 +352,7 @@ def _receipt(pen: Pen) -> None:
 
 
 def _grid(pen: Pen, top: float, columns: int, rows: int) -> dict[str, tuple[str, Rect]]:
-    """A table with lettered columns and numbered rows; the code and the plate of every cell by its name."""
+    """Draw a table with lettered columns and numbered rows; return the code and plate of every cell by its name."""
     rng = pen.rng
     left, head = 76.0, 66.0
     cell_width = (pen.width - left - 10) / columns

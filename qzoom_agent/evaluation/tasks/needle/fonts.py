@@ -41,7 +41,7 @@ SUFFIXES: Final = (".ttf", ".otf")
 
 @lru_cache(maxsize=8)
 def typefaces(split: str, folder: Path | None = None) -> tuple[Path, ...]:
-    """Font files of a split, or those below `folder` (sorted by name) when one is given.
+    """Return the font files of a split, or those below `folder` (sorted by name) when one is given.
 
     Raises:
         ConfigError: `folder` holds no .ttf or .otf file.
@@ -62,14 +62,14 @@ def typefaces(split: str, folder: Path | None = None) -> tuple[Path, ...]:
 
 @lru_cache(maxsize=64)
 def _capital_share(path: Path) -> float:
-    """Height of a capital as a share of the font size."""
+    """Return the height of a capital as a share of the font size."""
     box = ImageFont.truetype(path, 200).getbbox("H")
     return max(float(box[3] - box[1]), 1.0) / 200
 
 
 @lru_cache(maxsize=1024)
 def font(path: Path, capital: int) -> ImageFont.FreeTypeFont:
-    """The typeface at the size whose capitals are `capital` pixels tall.
+    """Return the typeface at the size whose capitals are `capital` pixels tall.
 
     Raises:
         ConfigError: the file is not a font that FreeType can read.

@@ -1,4 +1,4 @@
-"""What is drawn on a board: shapes, printed text with tracking, and dice.
+"""The ink of a board: shapes, printed text with tracking, and dice.
 
 Every function returns where the ink is, in pixels of the board, because the needle's box and the dense labels of
 vision pretraining come from the drawing itself and never from a detector.
@@ -58,7 +58,7 @@ class Printed(NamedTuple):
 
 
 def paint(rng: Random, name: str, *, split: str) -> Color:
-    """A shade of the named colour."""
+    """Return a shade of the named colour."""
     base = _PALETTES["ood" if split == "ood" else "train"][COLORS.index(name)]
     red, green, blue = (min(255, max(0, value + rng.randint(-12, 12))) for value in base)
     return red, green, blue
@@ -94,7 +94,7 @@ def draw_text(
 
 
 def text_width(text: str, *, typeface: Path, capital: int, advance: float | None = None) -> float:
-    """Width in pixels that `draw_text` will use."""
+    """Return the width in pixels that `draw_text` will use."""
     face = font(typeface, capital)
     return sum(_slot(face, char, capital, advance) for char in text)
 
@@ -113,7 +113,7 @@ def _ink_width(face: ImageFont.FreeTypeFont, char: str) -> float:
 
 
 def draw_shape(draw: ImageDraw.ImageDraw, shape: str, box: Rect, *, fill: Color, outline: Color) -> None:
-    """One of `SHAPES`, filling `box`."""
+    """Draw one of `SHAPES`, filling `box`."""
     x1, y1, x2, y2 = box
     cx, cy, radius = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2
     if shape == "circle":
@@ -155,7 +155,7 @@ _PIPS: Final = {
 
 
 def draw_die(draw: ImageDraw.ImageDraw, pips: int, center: tuple[float, float], *, side: float) -> Rect:
-    """A die face of `side` pixels with 1 to 6 pips."""
+    """Draw a die face of `side` pixels with 1 to 6 pips; return its box."""
     cx, cy = center
     box = (cx - side / 2, cy - side / 2, cx + side / 2, cy + side / 2)
     draw.rounded_rectangle(box, radius=side * 0.15, fill=(250, 250, 246), outline=(60, 60, 60), width=1)

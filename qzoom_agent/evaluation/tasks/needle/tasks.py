@@ -18,7 +18,7 @@ from qzoom_agent.evaluation.tasks.needle.textures import photo_folder
 from qzoom_agent.evaluation.tasks.task import Score, Task
 
 QUESTIONS: Final = 100
-"""How many there are where nobody says."""
+"""Default number of questions."""
 _TITLES: Final = {
     "needle-global": "generated boards: headline, count, colour, shape; the coarse view suffices",
     "needle-scene": "generated boards: a code or dots on one object; one crop",
@@ -48,12 +48,12 @@ class NeedleSamples:
 
     @cached_property
     def kinds(self) -> Sequence[str]:
-        """Drawn, every one of them: what a board asks for depends on what came to lie on it."""
+        """The kind of every question. All are drawn: it depends on what came to lie on the board."""
         return [question.kind for question in self]
 
 
 def load(name: str, source: TaskSource) -> NeedleSamples:
-    """The questions of the needle task `name`; ConfigError for what they cannot be drawn with."""
+    """Return the questions of the needle task `name`; ConfigError for what they cannot be drawn with."""
     if source.path is not None:
         raise ConfigError(f"{name} draws its own boards: it cannot be read from {source.path!r}. Leave the path out.")
     if source.n is not None and not 1 <= source.n <= SEEDS_A_RUN:
@@ -68,7 +68,7 @@ def load(name: str, source: TaskSource) -> NeedleSamples:
 
 
 def exact(text: str | None, question: Sample) -> Score:
-    """1 for the very answer (`match.exact_match`): nothing is extracted, the answer must be all of the reply."""
+    """Return 1 for the very answer (`match.exact_match`): nothing is extracted, it must be all of the reply."""
     return Score(float(exact_match(text, question.answer)), text)
 
 

@@ -34,7 +34,7 @@ def _photo(name: str) -> Image.Image:
 
 
 def background(rng: Random, size: tuple[int, int], *, split: str) -> tuple[Image.Image, bool]:
-    """A background of `size` and whether it is light (so that dark print reads on it)."""
+    """Return a background of `size` and whether it is light (so that dark print reads on it)."""
     light = rng.random() < 0.75
     base = _shade(rng, 205, 250) if light else _shade(rng, 18, 62)
     style = rng.random()

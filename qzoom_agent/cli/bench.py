@@ -64,11 +64,13 @@ def main(argv: Sequence[str]) -> int:
 def _pareto(args: argparse.Namespace) -> int:
     from qzoom_agent.evaluation import pareto
     from qzoom_agent.evaluation.interleaved import measure
+    from qzoom_agent.evaluation.pareto_figure import require_matplotlib
     from qzoom_agent.evaluation.tasks.needle import require_task
 
     console = Console()
     tasks: Sequence[str] = args.tasks or pareto.TASKS
     # all that can be wrong is said before the first question
+    require_matplotlib()
     for task in tasks:
         require_task(task)
     pages = [] if args.update is None else [args.update / "README.md", args.update / "docs" / "results.md"]
@@ -111,7 +113,7 @@ def _pareto(args: argparse.Namespace) -> int:
 
 
 def _write(out: Path, found: Sequence[ParetoPoint], page: str) -> None:
-    from pareto_figure import draw
+    from qzoom_agent.evaluation.pareto_figure import draw
 
     (out / "pareto.md").write_text(page, encoding="utf-8")
     lines = [one.model_dump_json() for one in found]

@@ -1,8 +1,8 @@
 """Text in pages, infographics, charts and scenes: DocVQA, InfographicVQA, ChartQA, TextVQA and OCRBench.
 
-Open questions with a list of accepted answers; each task has a measure of its own (see `evaluation/scorers`). Questions and
-instructions are those of lmms-eval (tasks/docvqa, infovqa, chartqa, textvqa, ocrbench: *_doc_to_text and the default
-post_prompt).
+Open questions with a list of accepted answers; each task has a measure of its own (see `evaluation/scorers`). Questions
+and instructions are those of lmms-eval (tasks/docvqa, infovqa, chartqa, textvqa, ocrbench: *_doc_to_text and the
+default post_prompt).
 """
 
 from __future__ import annotations

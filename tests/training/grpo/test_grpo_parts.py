@@ -532,7 +532,6 @@ def test_branches_can_be_given_on_the_command_line(tmp_path: Path, capsys: pytes
         ("reproduce", ["none.yaml"]),
         ("review_savings", ["no/folder"]),
         ("overhead", ["--what"]),
-        ("golden", ["--what"]),
         ("perception_benchmark", ["--repeats", "0"]),
     ],
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-import golden
 from qzoom_agent.evaluation.tasks.catalog import TASKS
+from tests.evaluation.scorers import golden
 
 
 @pytest.mark.parametrize("check", list(golden.checks()), ids=lambda check: f"{check.rule}: {check.prediction}"[:80])
@@ -18,15 +18,3 @@ def test_every_scorer_of_every_task_is_in_the_table() -> None:
     for task in TASKS.values():
         for name, scorer in task.scorers.items():
             assert scorer in used, f"{task.name} {name}"
-
-
-def test_the_command_prints_the_table_and_fails_on_a_difference(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert golden.main([]) == 0
-    printed = capsys.readouterr().out
-    assert "0 different" in printed and "DIFFERS" not in printed
-    rows = [*golden.checks(), *golden.checks((golden.Case("docvqa", "faithful", "12", "13", 1),))]
-    monkeypatch.setattr(golden, "checks", lambda: iter(rows))
-    assert golden.main([]) == 1
-    assert "1 different" in capsys.readouterr().out

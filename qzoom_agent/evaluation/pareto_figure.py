@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import matplotlib
-
 from qzoom_agent.evaluation.pareto import LABELS, ParetoPoint, by_policy
+from qzoom_agent.extras import require
 
 _STYLES: Final[dict[str, dict[str, Any]]] = {
     "direct": {"color": "#777777", "marker": "o"},
@@ -20,8 +19,16 @@ _STYLES: Final[dict[str, dict[str, Any]]] = {
 _AXES: Final = (("seconds", "seconds a question"), ("visual_tokens", "visual tokens a question"))
 
 
+def require_matplotlib() -> None:
+    """Raise MissingDependency without matplotlib."""
+    require("matplotlib", extra="eval", use="Drawing the figure of accuracy over cost")
+
+
 def draw(found: Sequence[ParetoPoint], *paths: Path) -> None:
     """Write the figure in the formats of the paths' names; the same points give the same bytes of SVG."""
+    require_matplotlib()
+    import matplotlib
+
     matplotlib.use("Agg")
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)

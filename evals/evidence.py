@@ -1,6 +1,6 @@
 """The table of `docs/nano.md`: nano on every needle task, under every policy, in one resumable command.
 
-    python evals/evidence.py --out runs/evidence --n 500 --write docs/nano.md --short README.md
+    python evals/evidence.py --out runs/evidence --n 500 --write docs/nano.md
     python evals/evidence.py --out runs/evidence --n 500 --part 1/2   (half of the rows, for two processes)
     python evals/evidence.py --out runs/rl --model runs/grpo/final --policies explicit,hybrid
     python evals/evidence.py --out runs/judge --policies hybrid --set review.insert=false

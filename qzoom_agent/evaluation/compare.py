@@ -21,23 +21,17 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.sample_result import SampleResult
-from qzoom_agent.evaluation.stats import Paired, paired
+from qzoom_agent.evaluation.stats import Figures, Paired, paired
 from qzoom_agent.evaluation.summary import Results, by_sample
 
 RIGHT = 0.5
 """An answer worth at least this is right, where right and wrong are counted."""
 
 
-class _Figures(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class Zooming(_Figures):
+class Zooming(Figures):
     """Outcomes of zooming, in pairs of which one was shown a crop. See the module's note."""
 
     pairs: int
@@ -53,7 +47,7 @@ class Zooming(_Figures):
     """Gate regret of the second run."""
 
 
-class Flip(_Figures):
+class Flip(Figures):
     """A sample that one run got right and the other wrong."""
 
     task: str
@@ -69,7 +63,7 @@ class Flip(_Figures):
     trace_after: str | None
 
 
-class TaskComparison(_Figures):
+class TaskComparison(Figures):
     """One task of two runs: the second minus the first."""
 
     task: str
@@ -89,7 +83,7 @@ class TaskComparison(_Figures):
     flips: list[Flip]
 
 
-class Comparison(_Figures):
+class Comparison(Figures):
     """Two runs."""
 
     before: str

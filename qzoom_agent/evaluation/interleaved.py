@@ -15,13 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.run_log import fingerprint
 from qzoom_agent.evaluation.scorers.match import exact_match
+from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
 from qzoom_agent.geometry import Box
 
@@ -29,10 +30,8 @@ COVERED = 0.95
 """Share of a needle that a crop has to hold."""
 
 
-class Cell(BaseModel):
+class Cell(Figures):
     """One question answered under one configuration."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     id: str
     kind: str
@@ -159,6 +158,6 @@ def _open(journal: Path, settings: Mapping[str, object]) -> dict[int, dict[str, 
         index, _, text = line.partition(" ")
         try:
             done[int(index)] = _LINE.validate_json(text)
-        except (ValueError, ValidationError):
+        except ValueError:
             continue  # torn by a kill: asked again
     return done

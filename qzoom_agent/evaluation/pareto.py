@@ -18,13 +18,13 @@ from statistics import fmean, median
 from typing import Final
 
 import numpy as np
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, Field
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import PolicyName
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.interleaved import Cell, Table
-from qzoom_agent.evaluation.stats import Interval, paired, wilson
+from qzoom_agent.evaluation.stats import Figures, Interval, paired, wilson
 
 TASKS: Final = ("needle-scene", "needle-doc", "needle-global")
 BUDGETS: Final = (64, 100, 144, 256, 400, 576)
@@ -43,10 +43,8 @@ _PLAIN: Final = ("direct", "rival")
 """Configurations that never zoom."""
 
 
-class ParetoPoint(BaseModel):
+class ParetoPoint(Figures):
     """One configuration on one task."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     task: str = Field(validation_alias=AliasChoices("task", "suite"))
     policy: str
@@ -68,10 +66,8 @@ class ParetoPoint(BaseModel):
     """Share of the needles of which 95 % lie in a crop."""
 
 
-class Headline(BaseModel):
+class Headline(Figures):
     """The two figures of a task."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     task: str
     baseline: ParetoPoint

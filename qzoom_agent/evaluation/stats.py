@@ -1,11 +1,11 @@
 """Uncertainty of measured figures: an interval for a share, an interval for a mean, and a paired comparison.
 
-Everything is deterministic (the bootstrap has a seed) and needs no more than numpy. Nothing here returns a zero-width
-interval because there is too little data: where an interval cannot be had, the result is None or the whole range.
+Everything is deterministic (the bootstrap has a seed). Nothing here returns a zero-width interval because there is too
+little data: where an interval cannot be had, the result is None or the whole range.
 
 Values that share a cluster (questions about one image, rotations of one question) are not independent. `clusters` names
-each value's cluster; whole clusters are then resampled, and the standard error adds up within a cluster before it is
-squared (Liang and Zeger 1986; as for evaluations in Miller 2024, "Adding error bars to evals").
+each value's cluster; whole clusters are then resampled, which scipy's bootstrap does not do, and the standard error
+adds up within a cluster before it is squared (Liang and Zeger 1986; Miller 2024, "Adding error bars to evals").
 """
 
 from __future__ import annotations
@@ -17,10 +17,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from qzoom_agent.extras import require
 
 _Floats = NDArray[np.float64]
+
+
+class Figures(BaseModel):
+    """Base of results that are written to a file."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 class Interval(NamedTuple):
@@ -66,10 +73,8 @@ def require_scipy() -> Any:
 def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
     """Return Wilson's score interval for a share: `successes` of `n`.
 
-    Small n: the textbook interval p +- 1.96 sqrt(p (1 - p) / n) has zero width at 0 of n and at n of n, and leaves
-    [0, 1] near them; Wilson's does neither, and holds its promise from about five samples on. 20 of 20 is not
-    certainty: it gives 0.84 to 1. With n = 0 nothing is known: the whole range, not an error, so that an empty
-    category does not end a report.
+    It has no zero width at 0 of n and n of n (20 of 20 gives 0.84 to 1), and covers from about five samples on. With
+    n = 0 it is the whole range, so that an empty category does not end a report.
     """
     if not 0 <= successes <= n:
         raise ValueError(f"A share needs 0 <= successes <= n; got {successes} of {n}.")
@@ -89,10 +94,8 @@ def bootstrap(
 ) -> Interval | None:
     """Return the percentile bootstrap interval for the mean of `values` (seconds, tokens, differences).
 
-    Small n: None for fewer than two values (or clusters), because resampling one gives itself each time, an interval
-    of zero width that would claim certainty. Below about ten values the interval exists but is too narrow (it misses
-    the true mean more often than 1 - `confidence`), as every resample is drawn from the few values seen. Values that
-    are all equal give zero width whatever n is: for right/wrong values use `wilson`, which does not.
+    None for fewer than two values (or clusters), because resampling one would claim certainty. Below about ten values
+    the interval is too narrow. Values that are all equal give zero width: for right/wrong values use `wilson`.
     """
     if len(set(clusters) if clusters is not None else values) < 2:
         return None
@@ -165,9 +168,8 @@ def paired(
     """Compare two runs sample by sample; `before[i]` and `after[i]` must be of the same sample.
 
     Pairing removes what makes samples easy or hard, so it finds differences that two separate intervals hide. The
-    interval is the bootstrap's over the differences. Small n: the sign test is exact, so with fewer than six changed
-    samples no outcome is below p = 0.05; with none changed p is 1 and the interval has zero width because nothing
-    differed, which does not prove that nothing would. ValueError if the lengths differ or nothing is given.
+    interval is the bootstrap's over the differences. The sign test is exact: with fewer than six changed samples no
+    outcome is below p = 0.05. Raise ValueError if the lengths differ or nothing is given.
     """
     if len(before) != len(after) or not before:
         raise ValueError(f"Paired runs have the same samples, at least one; got {len(before)} and {len(after)}.")

@@ -15,23 +15,19 @@ from itertools import combinations
 from statistics import fmean
 
 import numpy as np
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, Field
 from typing_extensions import deprecated
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.run_log import RunFolder, TaskSelection
 from qzoom_agent.evaluation.sample_result import SampleResult
-from qzoom_agent.evaluation.stats import Figure, Interval, figure
+from qzoom_agent.evaluation.stats import Figure, Figures, Interval, figure
 from qzoom_agent.evaluation.tasks.task import Scored, Task
 from qzoom_agent.extensions import reference
 
 
-class _Figures(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class Spread(_Figures):
+class Spread(Figures):
     """Seconds of one phase over the samples."""
 
     mean: float
@@ -39,7 +35,7 @@ class Spread(_Figures):
     p95: float
 
 
-class Cost(_Figures):
+class Cost(Figures):
     """The cost of the answers, a sample."""
 
     visual_tokens: Figure
@@ -59,7 +55,7 @@ class Cost(_Figures):
     """Bytes: "host", and "device" where there is an accelerator. Of the process that wrote the figures."""
 
 
-class Perception(_Figures):
+class Perception(Figures):
     """The crops and gate decisions of a run."""
 
     gate_rate: float | None
@@ -92,7 +88,7 @@ class Perception(_Figures):
         return self.failed / self.calls if self.calls else None
 
 
-class Repeats(_Figures):
+class Repeats(Figures):
     """Figures of a run that asked every sample k times."""
 
     k: int
@@ -104,14 +100,14 @@ class Repeats(_Figures):
     """Share of the pairs of repeats that gave the same final answer."""
 
 
-class ScorerResult(_Figures):
+class ScorerResult(Figures):
     """The run by one scorer."""
 
     accuracy: Figure
     parse_rate: float
     """Share of the answers in which a final answer was found; the others count as wrong."""
     kinds: dict[str, Figure]
-    published: dict[str, float] = {}
+    published: dict[str, float] = Field(default={})
     """The task's own figures, where they are more than the mean."""
     repeats: Repeats | None = None
     """None where every sample was asked once."""
@@ -119,7 +115,7 @@ class ScorerResult(_Figures):
     """Module and name of the function, as `module:name`; None where the run was summarised without its task."""
 
 
-class TaskResult(_Figures):
+class TaskResult(Figures):
     """One task of a run."""
 
     task: str = Field(validation_alias=AliasChoices("task", "suite"))
@@ -150,7 +146,7 @@ class TaskResult(_Figures):
         return self.scores[self.scorer]
 
 
-class Results(_Figures):
+class Results(Figures):
     """A run (`results.json`)."""
 
     version: str = "1.0"

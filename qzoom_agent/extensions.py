@@ -58,9 +58,9 @@ def find(name: str, *, kind: str, known: Mapping[str, Any]) -> Any:
         try:
             return installed[name].load()
         except Exception as error:  # whatever a foreign package raises while it is imported
+            package = installed[name].dist
             raise ConfigError(
-                f"The {kind} '{name}' of the installed package "
-                f"'{installed[name].dist.name if installed[name].dist else installed[name].value}' "
+                f"The {kind} '{name}' of the installed package '{package.name if package else installed[name].value}' "
                 f"cannot be loaded: {type(error).__name__}: {error}"
             ) from error
     names = ", ".join(sorted([*known, *installed]))

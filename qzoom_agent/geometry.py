@@ -183,32 +183,6 @@ def extent(frame: Frame, size: tuple[int, int], cell: int = 28) -> tuple[float, 
     return float(width), float(height)
 
 
-def to_original(box: Box, view_box: Box, view_size: tuple[int, int]) -> Box:
-    """Convert a box in shown pixels of a view into pixels of the original.
-
-    Args:
-        box: In pixels of the view.
-        view_box: The view's region in original pixels.
-        view_size: The view's shown size.
-    """
-    if box.frame != "pixel" or view_box.frame != "pixel":
-        raise BoxError(f"to_original needs pixel boxes, got {box.frame!r} and {view_box.frame!r}.")
-    width, height = _positive(view_size)
-    sx, sy = view_box.width / width, view_box.height / height
-    x0, y0 = view_box.x1, view_box.y1
-    return Box(x0 + box.x1 * sx, y0 + box.y1 * sy, x0 + box.x2 * sx, y0 + box.y2 * sy)
-
-
-def from_original(box: Box, view_box: Box, view_size: tuple[int, int], *, view: str) -> Box:
-    """Convert a box in original pixels into shown pixels of the view named `view`; the inverse of `to_original`."""
-    if box.frame != "pixel" or box.view != "original" or view_box.frame != "pixel":
-        raise BoxError(f"from_original needs a box in original pixels, got {box.frame!r} of {box.view!r}.")
-    width, height = _positive(view_size)
-    sx, sy = width / view_box.width, height / view_box.height
-    x0, y0 = view_box.x1, view_box.y1
-    return Box((box.x1 - x0) * sx, (box.y1 - y0) * sy, (box.x2 - x0) * sx, (box.y2 - y0) * sy, view=view)
-
-
 def fit_tokens(
     size: tuple[int, int], *, factor: int, min_tokens: int, max_tokens: int, max_aspect: float = 200
 ) -> Size:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from qzoom_agent.errors import BoxError, ImageError
 from qzoom_agent.files import atomic_write
-from qzoom_agent.geometry import Box, Size, fit_tokens, from_original, to_original, tokens
+from qzoom_agent.geometry import Box, Size, fit_tokens, tokens
 from qzoom_agent.images import MAX_PIXELS, cut, digest, load_image
 
 
@@ -61,12 +61,18 @@ class View(BaseModel):
         """Convert a box in this view, in any frame, into original pixels. Nothing is rounded or clamped."""
         if box.view != self.id:
             raise BoxError(f"A box of view {box.view!r} was given to view {self.id!r}. Set Box(view={self.id!r}).")
-        cell = self.cell if box.frame == "cell" else 1
-        return to_original(box.to_pixel(self.size, cell), self.region, self.size)
+        pixel = box.to_pixel(self.size, self.cell if box.frame == "cell" else 1)
+        x1, y1, x2, y2 = self.box
+        sx, sy = (x2 - x1) / self.width, (y2 - y1) / self.height
+        return Box(x1 + pixel.x1 * sx, y1 + pixel.y1 * sy, x1 + pixel.x2 * sx, y1 + pixel.y2 * sy)
 
     def from_original(self, box: Box) -> Box:
         """Convert a box in original pixels into shown pixels of this view, also where it lies outside."""
-        return from_original(box, self.region, self.size, view=self.id)
+        if box.frame != "pixel" or box.view != "original":
+            raise BoxError(f"from_original needs a box in original pixels, got {box.frame!r} of {box.view!r}.")
+        x1, y1, x2, y2 = self.box
+        sx, sy = self.width / (x2 - x1), self.height / (y2 - y1)
+        return Box((box.x1 - x1) * sx, (box.y1 - y1) * sy, (box.x2 - x1) * sx, (box.y2 - y1) * sy, view=self.id)
 
 
 class ViewStore:

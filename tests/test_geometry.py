@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qzoom_agent.errors import BoxError, ConfigError, ImageError
-from qzoom_agent.geometry import FRAMES, Box, Size, fit_tokens, from_original, to_original, tokens
+from qzoom_agent.geometry import FRAMES, Box, Size, fit_tokens, tokens
+from qzoom_agent.views import View
 
 fixed = settings(deadline=None, derandomize=True)
 
@@ -16,6 +17,11 @@ coordinates = st.floats(-1e4, 1e4)
 any_number = st.floats(allow_nan=False) | st.integers(-(10**400), 10**400)
 pixel_boxes = st.builds(Box, coordinates, coordinates, coordinates, coordinates)
 wild_boxes = st.builds(Box, any_number, any_number, any_number, any_number)
+
+
+def view_of(region: Box, size: Size, name: str = "crop1") -> View:
+    box = (region.x1, region.y1, region.x2, region.y2)
+    return View(id=name, parent=None, kind="crop", box=box, width=size[0], height=size[1], digest="", tokens=1)
 
 
 @st.composite
@@ -71,9 +77,9 @@ def test_frames_round_trip(box, size, first, second, cell):
 def test_a_view_round_trips_through_the_original(box, view):
     region, size = view
     seen = Box(*box.as_list(), view="crop1")
-    there = to_original(seen, region, size)
+    there = view_of(region, size).to_original(seen)
     assert (there.view, there.frame) == ("original", "pixel")
-    back = from_original(there, region, size, view="crop1")
+    back = view_of(region, size).from_original(there)
     assert back.as_list() == pytest.approx(seen.as_list(), rel=1e-9, abs=1e-4)
     assert back.view == "crop1"
 
@@ -85,8 +91,8 @@ def test_nested_views_compose(outer, inner, unit):
     (region, size), (_, inner_size) = outer, inner
     x1, y1, x2, y2 = unit
     nested = Box(size.width / 4, size.height / 4, size.width / 2, size.height / 2, view="coarse")
-    inner_region = to_original(nested, region, size)
-    found = to_original(Box(x1, y1, x2, y2, "unit", "crop1").to_pixel(inner_size), inner_region, inner_size)
+    inner_region = view_of(region, size, "coarse").to_original(nested)
+    found = view_of(inner_region, inner_size).to_original(Box(x1, y1, x2, y2, "unit", "crop1"))
     expected = [
         region.x1 + region.width * (1 + x1) / 4,
         region.y1 + region.height * (1 + y1) / 4,
@@ -100,7 +106,8 @@ def test_nested_views_compose(outer, inner, unit):
 @given(views())
 def test_a_whole_view_is_its_region(view):
     region, size = view
-    assert to_original(Box(0, 0, *size), region, size).as_list() == pytest.approx(region.as_list())
+    whole = Box(0, 0, *size, view="crop1")
+    assert view_of(region, size).to_original(whole).as_list() == pytest.approx(region.as_list())
 
 
 def test_frames_are_never_mixed_up():
@@ -115,10 +122,12 @@ def test_frames_are_never_mixed_up():
             change(Size(10, 10))
     with pytest.raises(BoxError, match="to_pixel"):
         unit.rounded()
-    with pytest.raises(BoxError, match="pixel boxes"):
-        to_original(unit, pixel, Size(1, 1))
-    with pytest.raises(BoxError, match="original pixels"):
-        from_original(Box(0, 0, 1, 1, view="coarse"), pixel, Size(1, 1), view="crop1")
+    view = view_of(pixel, Size(1, 1))
+    with pytest.raises(BoxError, match="'original' was given to view 'crop1'"):
+        view.to_original(unit)
+    for other in (unit, Box(0, 0, 1, 1, view="coarse")):
+        with pytest.raises(BoxError, match="original pixels"):
+            view.from_original(other)
     with pytest.raises(BoxError, match="Unknown frame 'px'"):
         Box(0, 0, 1, 1, "px")  # type: ignore[arg-type]
 

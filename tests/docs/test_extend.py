@@ -38,7 +38,8 @@ def block(language: str, having: str) -> str:
 
 
 def test_every_kind_has_a_file() -> None:
-    assert set(FILES) == {"my_reward.py", "my_scorer.py", "my_task.py"}
+    kinds = ("reward", "scorer", "task", "protocol", "rule", "tool")
+    assert set(FILES) == {f"my_{kind}.py" for kind in kinds}
 
 
 @pytest.mark.usefixtures("here")
@@ -57,3 +58,20 @@ def test_the_task_and_the_scorer(here: Path) -> None:
     assert main(line.split()) == 0
     result = json.loads((here / "run" / "results.json").read_text())["tasks"]["numbers"]
     assert result["n"] == 2 and set(result["scores"]) == {"exact", "my_scorer:contains"}
+
+
+@pytest.mark.usefixtures("here")
+def test_the_protocol_the_rule_and_the_tool() -> None:
+    settings = dict(re.findall(r"--(protocol|set review.rule|set tool)[ =](my_\w+:\w+)", PAGE))
+    call = "<look>400,400,600,600</look>"
+    agent = Agent(
+        ScriptedBackend([call, "<look>0,0,300,300</look>", "<look>600,600,900,900</look>", "42"]),
+        protocol=settings["protocol"],
+        rule=settings["set review.rule"],
+        tool=settings["set tool"],
+    )
+    answer = agent.run(Image.linear_gradient("L").resize((1000, 1000)), "what?")
+    assert (answer.text, answer.trace.protocol) == ("42", "look")
+    calls = [call for turn in answer.trace.turns for call in turn.calls]
+    assert [call.code for call in calls] == ["", "", "enough"]
+    assert calls[0].raw == call and calls[0].served == (350, 350, 650, 650)

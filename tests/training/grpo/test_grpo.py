@@ -99,15 +99,15 @@ def test_a_random_model_is_learned_from_with_the_tokens_it_sampled(tmp_path: Pat
 
 def test_what_is_rewarded_is_said_more_often(tmp_path: Path) -> None:
     """The whole way from a reward to the weights, by its sign: half of a random model's tokens have an even id."""
-    agent = {**AGENT, **SHORT, "policy": "direct"}
+    agent = {**AGENT, "generation": {"max_new_tokens": 4}, "policy": "direct"}
     recipe = tiny_recipe(
         tmp_path,
         "qwen2_5_vl",
         agent=agent,
-        max_steps=30,
+        max_steps=10,
         num_generations=8,
         per_device_train_batch_size=16,
-        learning_rate=1e-2,
+        learning_rate=3e-2,
     )
     trainer = make_trainer(recipe, tmp_path / "out")
     assert isinstance(trainer, EpisodeTrainer)
@@ -123,12 +123,16 @@ def test_what_is_rewarded_is_said_more_often(tmp_path: Path) -> None:
 
     trainer.reward_funcs = [even] * len(trainer.reward_funcs)
     trainer.train()
-    assert fmean(shares[-5:]) > fmean(shares[:5]) + 0.2
+    assert fmean(shares[-3:]) > fmean(shares[:3]) + 0.2
 
 
 @pytest.mark.parametrize(
     ("steps", "rounds"),
-    [(3, {"save_steps": 2}), (4, {"minibatches": 2, "per_device_train_batch_size": 1}), (4, {"num_iterations": 2})],
+    [
+        (3, {"save_steps": 2}),
+        (4, {"num_iterations": 2}),
+        pytest.param(4, {"minibatches": 2, "per_device_train_batch_size": 1}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_goes_on_where_it_was(
     steps: int, rounds: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -51,6 +51,7 @@ from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, Lora, load_cold
 
 _TRAINING_KEYS: Final = {"optimisation", "from_layer", "lora"}
 """Keys of a recipe that do not decide what the demonstrations are."""
+_SETTINGS: Final = "train.json"
 
 
 def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) -> Dataset:
@@ -211,7 +212,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         print(describe(recipe))
         return 0
-    require_tracker(recipe.optimisation.report_to)
     run(recipe, options.output)
     return 0
 
@@ -222,16 +222,51 @@ def run(recipe: ColdStartRecipe, output: Path) -> None:
     Raises:
         ConfigError: `output` holds results of another recipe.
     """
-    processes, final, stored = together(), output / "final", output / "train.json"
-    settings = recipe.model_dump(mode="json", exclude={"optimisation": NOT_DECISIVE})
-    if final.exists():
-        require_same(stored, settings, made=final, kind=ColdStartRecipe)
-        if processes.is_main_process:
-            print(f"{final} is there already; delete it to train again.")
+    if is_finished(recipe, output):
         return
-    begin(stored, settings, made=output / "train", processes=processes, kind=ColdStartRecipe)
+    store_recipe(recipe, output)
+    backend = load_base(recipe)
+    table = demonstrations(backend, recipe, output)
+    fine_tune(backend, table, recipe, output / "train")
+    save_model(backend, recipe, output, conversations=len(table))
+
+
+def is_finished(recipe: ColdStartRecipe, output: Path) -> bool:
+    """Return True, and print it, if `output` holds the model that this recipe trains.
+
+    Raises:
+        ConfigError: It holds the model of another recipe.
+    """
+    final = output / "final"
+    if not final.exists():
+        return False
+    require_same(output / _SETTINGS, _decisive(recipe), made=final, kind=ColdStartRecipe)
+    if together().is_main_process:
+        print(f"{final} is there already; delete it to train again.")
+    return True
+
+
+def store_recipe(recipe: ColdStartRecipe, output: Path) -> None:
+    """Write the recipe into the output folder.
+
+    Raises:
+        ConfigError: It holds checkpoints of another recipe.
+        MissingDependency: The tracker of `report_to` is not installed.
+    """
+    require_tracker(recipe.optimisation.report_to)
+    processes = together()
+    begin(output / _SETTINGS, _decisive(recipe), made=output / "train", processes=processes, kind=ColdStartRecipe)
     if processes.is_main_process:
         keep_recipe(recipe, output)
+
+
+def _decisive(recipe: ColdStartRecipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude={"optimisation": NOT_DECISIVE})
+
+
+def load_base(recipe: ColdStartRecipe) -> HFBackend:
+    """Load the base, frozen, onto the device of this process."""
+    processes = together()
     backend = HFBackend.load(
         recipe.model,
         device=str(processes.device) if processes.num_processes > 1 else "auto",
@@ -240,15 +275,18 @@ def run(recipe: ColdStartRecipe, output: Path) -> None:
         branches=recipe.branches,
     )
     backend.model.requires_grad_(False)
-    table = demonstrations(backend, recipe, output)
-    fine_tune(backend, table, recipe, output / "train")
+    return backend
+
+
+def save_model(backend: HFBackend, recipe: ColdStartRecipe, output: Path, *, conversations: int) -> None:
+    """Write the trained model into `output/final`, which gets its name once it is complete."""
+    processes, final = together(), output / "final"
     if processes.is_main_process:
-        _write(backend, recipe, final, conversations=len(table))
+        _write(backend, recipe, final, conversations=conversations)
     processes.wait_for_everyone()
 
 
 def _write(backend: HFBackend, recipe: ColdStartRecipe, final: Path, *, conversations: int) -> None:
-    """Write the trained model into a folder, which gets its name once it is complete."""
     writing = final.with_name("final.part")
     backend.model.save_pretrained(writing)
     backend.processor.save_pretrained(writing)

@@ -1,0 +1,62 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["qzoom-agent[train]"]
+# ///
+"""Gate and SD-RPN for a model, stage by stage: the same run as `qzoom train branches`, to copy and change.
+
+On one GPU, or on the CPU:
+
+    python rl/train_branches.py --config rl/recipes/nano/branches.yaml --output runs/branches
+
+On N GPUs:
+
+    accelerate launch --num_processes N rl/train_branches.py \\
+        --config rl/recipes/qwen2_5_vl_7b/branches.yaml --output runs/branches
+
+No boxes are needed: the labels come from the model's own attention. A killed run resumes when the same command is given
+again, and finished stages are skipped.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from qzoom_agent.errors import finished
+from qzoom_agent.training.branches import stages
+from qzoom_agent.training.branches.branch_recipe import load_branch_recipe
+from qzoom_agent.training.branches.cost_estimate import describe
+from qzoom_agent.training.branches.run_dir import RunDirectory
+from qzoom_agent.training.recipe_io import add_recipe_arguments, keep_recipe
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    # 1. The recipe: a YAML file, any key of which can be overridden with --set KEY=VALUE.
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_recipe_arguments(parser, output="runs/branches")
+    options = parser.parse_args(argv)
+    recipe = load_branch_recipe(options.config, overrides=options.overrides)
+    if options.dry_run:
+        for stage in recipe.stages:
+            print(describe(recipe, stage, processes=1) + "\n")
+        return 0
+
+    # 2. The output folder: it knows the results of every stage, and refuses another recipe.
+    run = RunDirectory(recipe, options.output)
+    run.require_recipe()
+    if run.processes.is_main_process:
+        keep_recipe(recipe, options.output)
+
+    # 3. The stages, in the order of the recipe:
+    #    select-heads  find the attention heads that look at what the answer rests on
+    #    label         collect their attention maps on the training questions
+    #    sdrpn         train SD-RPN to predict these maps from the first layers
+    #    postsft       optional: fine-tune the base on questions that a crop made it answer wrongly
+    #    gate          train the gate on whether more visual tokens change the answer
+    #    calibrate     choose the thresholds of both on held-out questions
+    for stage in recipe.stages:
+        stages.run_stage(run, stage)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(finished("train_branches", main))

@@ -1,0 +1,58 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["qzoom-agent[train]"]
+# ///
+"""The zoom format from demonstrations, before GRPO: the same run as `qzoom train coldstart`, to copy and change.
+
+On one GPU, or on the CPU:
+
+    python rl/train_sft.py --config rl/recipes/nano/coldstart.yaml --output runs/coldstart
+
+On N GPUs:
+
+    accelerate launch --num_processes N rl/train_sft.py \\
+        --config rl/recipes/qwen2_5_vl_7b/coldstart.yaml --output runs/coldstart
+
+A killed run resumes when the same command is given again.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from qzoom_agent.errors import finished
+from qzoom_agent.training.recipe_io import add_recipe_arguments
+from qzoom_agent.training.sft import fine_tune as sft
+from qzoom_agent.training.sft.sft_recipe import load_coldstart_recipe
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    # 1. The recipe: a YAML file, any key of which can be overridden with --set KEY=VALUE.
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_recipe_arguments(parser, output="runs/coldstart")
+    options = parser.parse_args(argv)
+    recipe, output = load_coldstart_recipe(options.config, overrides=options.overrides), options.output
+    if options.dry_run:
+        print(sft.describe(recipe))
+        return 0
+    if sft.is_finished(recipe, output):
+        return 0
+    sft.store_recipe(recipe, output)  # refuses a folder with results of another recipe
+
+    # 2. The base model, with its branches if it has some.
+    backend = sft.load_base(recipe)
+
+    # 3. Demonstrations: episodes of the agent whose calls are given (`boxes`). Those that are right, well formed and
+    #    show the evidence are kept in `conversations/` as `messages` and `images`.
+    table = sft.demonstrations(backend, recipe, output)
+
+    # 4. Fine-tuning on what the assistant says in them, with the optimizer and the checkpoints of transformers.
+    sft.fine_tune(backend, table, recipe, output / "train")
+
+    # 5. A folder that `Agent.from_pretrained` loads, and that GRPO starts from (`model: .../final`).
+    sft.save_model(backend, recipe, output, conversations=len(table))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(finished("train_sft", main))

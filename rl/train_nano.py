@@ -41,7 +41,9 @@ from yaml import safe_dump
 
 from nano.batches import Kind, single, table
 from nano.heads import TrainingHeads, losses
+from nano.line_scores import score_lines
 from nano.model import build_model
+from nano.receipts import Receipts
 from nano.tokenizer import build_tokenizer
 from nano.trees import Packer
 from nano.validation import to_device, validate
@@ -52,7 +54,15 @@ from qzoom_agent.training.branches.sharded_table import together
 from qzoom_agent.training.fingerprint import begin
 from qzoom_agent.training.recipe_io import add_recipe_arguments, keep_recipe, read_recipe
 
-ONLY_TOLD: Final = {"compile", "log_steps", "save_steps", "validate_steps", "validate_batches", "validate_kinds"}
+ONLY_TOLD: Final = {
+    "compile",
+    "log_steps",
+    "save_steps",
+    "validate_steps",
+    "validate_batches",
+    "validate_kinds",
+    "validate_lines",
+}
 """Keys of a recipe that change no weight, but for rounding."""
 
 
@@ -84,9 +94,13 @@ class Stage(BaseModel):
     heads_only: bool = False
     """Only the training heads learn. For a start from a shipped model, which has none: while they know nothing, what
     they ask of the layers below destroys more than it teaches."""
-    weights: dict[Literal["answer", "read", "place", "focus", "ground", "point", "aim", "tally"], float] = {
+    weights: dict[
+        Literal["answer", "read", "glyphs", "lines", "place", "focus", "ground", "point", "aim", "tally"], float
+    ] = {
         "answer": 1.0,
         "read": 1.0,
+        "glyphs": 1.0,
+        "lines": 1.0,
         "place": 0.3,
         "focus": 0.3,
         "ground": 0.3,
@@ -104,6 +118,8 @@ class BaseRecipe(BaseModel):
 
     seed: int = Field(default=0, ge=0, lt=5)
     """Five seeds have boards of their own below those of validation."""
+    size: Literal["boards", "paper"] = "boards"
+    """Widths and depths of the model (see `nano.model`): for boards alone, or for paper as well."""
     start: str | None = None
     """Shipped model to go on from (preset or folder) instead of from nothing; its training heads are learned anew."""
     stages: list[Stage] = Field(min_length=1)
@@ -120,6 +136,8 @@ class BaseRecipe(BaseModel):
     validate_batches: int = Field(default=3, gt=0)
     """Batches of each kind in a validation; their boards are never trained on."""
     validate_kinds: list[Kind] = ["coarse", "crops"]
+    validate_lines: int = Field(default=0, ge=0)
+    """Lines of each validation receipt that are read in a validation; 0: none."""
 
     @field_validator("stages")
     @classmethod
@@ -204,8 +222,8 @@ def _groups(model: Any, rate: float, tower_share: float, decay: float) -> list[d
 class LogCallback(TrainerCallback):
     """Appends every log line and every validation to `log.jsonl`, and prints them."""
 
-    def __init__(self, path: Path, recipe: BaseRecipe, packer: Packer) -> None:
-        self.path, self.recipe, self.packer = path, recipe, packer
+    def __init__(self, path: Path, recipe: BaseRecipe, packer: Packer, receipts: Receipts | None = None) -> None:
+        self.path, self.recipe, self.packer, self.receipts = path, recipe, packer, receipts
         self.start = time.perf_counter()
 
     def write(self, record: dict[str, Any]) -> None:
@@ -225,11 +243,22 @@ class LogCallback(TrainerCallback):
                 kinds=self.recipe.validate_kinds,
                 batches=self.recipe.validate_batches,
             )
+            if self.receipts is not None and self.recipe.validate_lines:
+                pages = [self.receipts[at] for at in range(len(self.receipts))]
+                read = score_lines(kwargs["model"], pages, most=self.recipe.validate_lines)
+                scores["receipts character errors"] = (round(read.error, 4), read.characters)
+                scores["receipts lines exact"] = (round(read.exact, 4), read.lines)
             self.write({"step": state.global_step, "validation": scores})
 
 
-def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
+def run_stage(recipe: BaseRecipe, index: int, *, output: Path, receipts: Path | None = None) -> Path:
     """Train one stage (or continue it from its last checkpoint) and return the folder of its weights.
+
+    Args:
+        recipe: All stages.
+        index: Which of them.
+        output: Folder of all stages.
+        receipts: Folder of real receipts, for stages that read them; those of its test split are never read.
 
     Raises:
         ConfigError: the folder holds a stage that was trained with other settings, or whose weights come of such.
@@ -249,7 +278,12 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
         model.requires_grad_(False)
         model.training_heads.requires_grad_(True)
     packer = Packer(tokenizer)
-    data: Dataset = table(stage.mix, steps=stage.steps, seed=seed, tokenizer=tokenizer)
+    needing = sorted(set(stage.mix) & {"receipts", "sheets"})
+    if needing and receipts is None:
+        raise ConfigError(f"Stage {stage.name!r} reads real receipts ({', '.join(needing)}). Give --receipts DIR.")
+    read = None if receipts is None else Receipts(receipts, "train")
+    unseen = None if receipts is None else Receipts(receipts, "validation")
+    data: Dataset = table(stage.mix, steps=stage.steps, seed=seed, tokenizer=tokenizer, receipts=read)
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,
@@ -283,7 +317,7 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path) -> Path:
         train_dataset=data,
         data_collator=single,
         processing_class=tokenizer,
-        callbacks=[LogCallback(folder / "log.jsonl", recipe, packer)],
+        callbacks=[LogCallback(folder / "log.jsonl", recipe, packer, unseen)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
@@ -316,7 +350,7 @@ def _start(
         return load_shipped(Path(resolve_model(recipe.start).source))
     if index == 0:
         tokenizer = build_tokenizer()
-        model = build_model(tokenizer)
+        model = build_model(tokenizer, recipe.size)
         model.training_heads = TrainingHeads(model.config.get_text_config().hidden_size)
         return tokenizer, model
     before = output / recipe.stages[index - 1].name / "final"
@@ -356,6 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="qzoom train base", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_recipe_arguments(parser, output="runs/nano")
+    parser.add_argument("--receipts", type=Path, metavar="DIR", help="folder of real receipts (receipts.jsonl, images/)")
     parser.add_argument("--start", metavar="M", help="shipped model to go on from: a preset or a folder")
     parser.add_argument("--stage", help="stop after this stage")
     options = parser.parse_args(argv)
@@ -369,7 +404,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     keep_recipe(recipe, options.output)
     for index, name in enumerate(names):
-        done = run_stage(recipe, index, output=options.output)
+        done = run_stage(recipe, index, output=options.output, receipts=options.receipts)
         print(f"stage {name}: {done}", flush=True)
         if name == options.stage:
             break

@@ -1,7 +1,7 @@
 """Batches as rows of a `datasets` table: a row names a kind and a seed, and is drawn when it is read.
 
-`print` is for the vision tower alone (dense labels, no questions), `pages` for tower and language model; the others ask
-about boards. Nothing is stored, so an epoch is as long as one likes, any batch can be drawn again from its row, and a
+`print`, `glances` (a quarter of it) and the kinds of paper (`paper_batches.py`) are for the vision tower alone (dense
+labels, no questions), `pages` for tower and language model; the others ask about boards. Nothing is stored, so an epoch is as long as one likes, any batch can be drawn again from its row, and a
 resumed run sees exactly the batches it would have seen. Kinds are sized so that each costs about the same time.
 """
 
@@ -26,31 +26,51 @@ from nano.examples import (
     whole_tree,
 )
 from nano.pages import object_page, plate_page, text_page
+from nano.paper_batches import PAPER_KINDS, paper_looks
+from nano.receipts import Receipts
 from nano.trees import Look, Packer, Tree
 
 BUDGETS: Final = (64, 144, 256, 400, 576)
 """Visual tokens of a whole board, from the coarse view to every pixel."""
 COARSE_BUDGETS: Final = (48, 56, 64, 64, 64, 100)
 """Most visual tokens of a coarse view that zooms start from; one drawn at random."""
-Kind = Literal["print", "pages", "crops", "coarse", "board64", "board144", "board256", "board400", "board576"]
+Kind = Literal[
+    "print",
+    "glances",
+    "pages",
+    "crops",
+    "coarse",
+    "board64",
+    "board144",
+    "board256",
+    "board400",
+    "board576",
+    "drawn",
+    "receipts",
+    "sheets",
+]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 VALIDATION_SEED: Final = 500_000_000
 """Batches from here on are for validation; training stays below. A batch of seed s draws boards s * 64 and on."""
 _BOARDS_PER_BATCH: Final = {"board64": 8, "board144": 5, "board256": 3, "board400": 2, "board576": 2}
 
 
-def trees_of(kind: str, seed: int) -> list[Tree]:
+def trees_of(kind: str, seed: int, receipts: Receipts | None = None) -> list[Tree]:
     """The trees of one batch.
 
     Raises:
-        ValueError: unknown kind.
+        ValueError: unknown kind, or a kind of paper without `receipts`.
     """
     rng = Random(f"batch/{kind}/{seed}")
-    if kind == "print":
-        pages = _pages(rng, text=4, plates=6, objects=3)
-        boards = [training_board(rng, seed * 64 + index) for index in range(4)]
+    if kind in PAPER_KINDS:
+        return [Tree([look], []) for look in paper_looks(rng, kind, seed, receipts)]
+    if kind in ("print", "glances"):
+        whole = kind == "print"
+        pages = _pages(rng, text=4, plates=6, objects=3) if whole else _pages(rng, text=1, plates=2, objects=1)
+        boards = [training_board(rng, seed * 64 + index) for index in range(4 if whole else 1)]
         views = [show(board, None, tokens=(16, COARSE_TOKENS)).look for board in boards]
-        views.append(show(boards[0], None, tokens=(16, rng.choice(BUDGETS[1:]))).look)
+        if whole:
+            views.append(show(boards[0], None, tokens=(16, rng.choice(BUDGETS[1:]))).look)
         crops = [_look(crop_tree(rng, board)) for board in boards]
         crops += [proposed(rng, board, rng.choice(needles(board))).look for board in boards]
         dice = [board for board in boards if any(thing.die for thing in board.things)]
@@ -86,20 +106,29 @@ def _look(page: Tree) -> Look:
 class Draw:
     """Draws and packs the batches of rows that are read; an object, so that any kind of worker process can get it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, receipts: Receipts | None = None) -> None:
         self.packer = Packer(tokenizer)
+        self.receipts = receipts
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[dict[str, Any]]]:
         torch.set_num_threads(1)
         named = zip(rows["kind"], rows["seed"], strict=True)
-        return {"batch": [self.packer.batch(trees_of(kind, number)) | {"kind": kind} for kind, number in named]}
+        drawn = [(kind, trees_of(kind, number, self.receipts)) for kind, number in named]
+        return {"batch": [self.packer.batch(trees) | {"kind": kind} for kind, trees in drawn]}
 
 
-def table(mix: Mapping[Kind, float], *, steps: int, seed: int, tokenizer: PreTrainedTokenizerFast) -> Dataset:
+def table(
+    mix: Mapping[Kind, float],
+    *,
+    steps: int,
+    seed: int,
+    tokenizer: PreTrainedTokenizerFast,
+    receipts: Receipts | None = None,
+) -> Dataset:
     """A table of `steps` batches of the kinds in `mix` (shares), drawn and packed on reading."""
     kinds = Random(f"mix/{seed}").choices(list(mix), weights=list(mix.values()), k=steps)
     numbers = [seed * 1_000_000 + step for step in range(steps)]
-    return Dataset.from_dict({"kind": kinds, "seed": numbers}).with_transform(Draw(tokenizer))
+    return Dataset.from_dict({"kind": kinds, "seed": numbers}).with_transform(Draw(tokenizer, receipts))
 
 
 def single(rows: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from nano.examples import DENSE_CLASSES
 from nano.packed import see, think
+from nano.reading import LineReader, along_lines, reading_losses
 from nano.trees import MERGE
 
 PLACE_LAYER = 1
@@ -39,7 +40,7 @@ LARGEST, LARGE = 16.0, 0.01
 """Size of scores, of their highest and of their average, from which on they cost, and how much a nat."""
 AIM_LAYER = 4
 """Decoder layer whose output must know, where something is said, the column and row that it is read from."""
-PLACES = 28
+PLACES = 128
 """Columns, and rows, that a view can have."""
 TALLY: dict[int, float] = {2: 1.0, 3: 6.0}
 """Heads of the focus layer that count, and what the first token of the conversation weighs against one counted thing.
@@ -54,6 +55,7 @@ class TrainingHeads(nn.Module):
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
+        self.lines = LineReader(hidden)
         self.read = nn.Linear(hidden, sum(DENSE_CLASSES))
         self.place = nn.Linear(hidden, 2 * PLACES)
         self.aim = nn.Linear(hidden, 2 * PLACES)
@@ -67,10 +69,10 @@ def losses(
     tower: bool = True,
     fuse: bool = False,
 ) -> dict[str, Tensor]:
-    """Loss terms of a batch: `read` (dense labels), and for what is said `answer`, `place`, `aim`, `tally` and
+    """Loss terms of a batch: `read` (dense labels), `glyphs` and `lines` (print on paper), and for what is said `answer`, `place`, `aim`, `tally` and
     those in `TOLD`.
 
-    Also `dense`, the logits behind `read`, `logits` at the positions that predict a label, and `predicts`, the flat
+    Also `dense` and `along`, the logits behind `read` and along lines of paper, `logits` at the positions that predict a label, and `predicts`, the flat
     indices of those labels. With `tower` false the vision tower is left as it is, and the batch costs half.
     `fuse` compiles what it can (see `packed`).
     """
@@ -82,6 +84,10 @@ def losses(
     if "dense" in batch and tower:
         out["dense"] = heads.read(seen)
         out["read"] = dense_loss(out["dense"], batch["dense"])
+    if "reading" in batch and tower:
+        along = along_lines(heads.lines(seen), batch["reading"])
+        out |= reading_losses(along, batch["reading"])
+        out["along"] = along
     if len(predicts) == 0:
         return out
     image = batch["ids"] == model.config.image_token_id

@@ -19,6 +19,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from nano.frames import Reading, reading_batch
+
 PATCH, MERGE, TEMPORAL = 14, 2, 2
 _CLOSE = 4  # tokens that something small may span
 WINDOW = 4  # tokens a side of the vision tower's attention window of 112 pixels
@@ -32,11 +34,13 @@ class Look:
 
     `note`: visual tokens of it with print that names a place, and the earlier image and the visual tokens of it that
     show that place. What is said next is about that place, whatever a question between them names.
+    `readings`: the lines of print in it that the tower learns to read; None: it is not paper.
     """
 
     image: Image.Image
     dense: NDArray[np.int64] | None = None
     note: tuple[Sequence[int], "Look", Sequence[int]] | None = None
+    readings: Sequence[Reading] | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -86,6 +90,13 @@ def patchify(image: Image.Image, *, frames: int = TEMPORAL) -> NDArray[np.float3
     if frames > 1:
         grid = np.repeat(grid[..., None, :, :], frames, axis=-3)
     return grid.reshape(rows * columns * MERGE * MERGE, -1)
+
+
+def pixels_of(looks: Sequence[Look]) -> tuple[Tensor, Tensor]:
+    """Return the patches of all images, of one frame each, and their grids of patches, shape (images, 3)."""
+    patches = np.concatenate([patchify(look.image, frames=1) for look in looks])
+    grids = [(1, MERGE * rows, MERGE * columns) for rows, columns in (look.grid for look in looks)]
+    return torch.from_numpy(patches), torch.tensor(grids)
 
 
 @dataclass
@@ -220,11 +231,12 @@ class Packer:
             "blocks": text_blocks(spans),
             "windows": image_blocks(grids, window=WINDOW),
             "whole": image_blocks(grids, window=None),
-            "pixels": torch.from_numpy(np.concatenate([patchify(look.image, frames=1) for look in looks])),
-            "grids": torch.tensor([(1, MERGE * rows_, MERGE * columns) for rows_, columns in grids]),
         }
+        batch["pixels"], batch["grids"] = pixels_of(looks)
         if all(look.dense is not None for look in looks):
             batch["dense"] = torch.from_numpy(np.concatenate([look.dense for look in looks if look.dense is not None]))
+        if any(look.readings for look in looks):
+            batch["reading"] = reading_batch([(*look.grid, look.readings or ()) for look in looks])
         return batch
 
 

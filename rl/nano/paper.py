@@ -1,0 +1,72 @@
+"""Paper: a scanned or drawn page, its lines of print and the fields that a question may ask for.
+
+Real receipts (`receipts.py`) and drawn ones (`drawn_paper.py`) have the same form, so that everything after them,
+views, labels and questions, is written once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from PIL import Image
+
+Rect = tuple[float, float, float, float]
+
+ALPHABET: Final = "".join(chr(code) for code in (*range(0x20, 0x61), *range(0x7B, 0x7F)))
+"""Characters that are told apart: printable ASCII without lower case. Receipts are transcribed in capitals."""
+BLANK: Final = 0
+"""Class of a frame without a character; character `ALPHABET[i]` is class `i + 1`."""
+CLASSES: Final = len(ALPHABET) + 1
+_CLASS_OF: Final = {char: index + 1 for index, char in enumerate(ALPHABET)}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A stretch of print without wide gaps.
+
+    Attributes:
+        box: Its place in pixels of the page: left, top, right, bottom.
+        text: What it says, in capitals.
+        centers: Horizontal centre of every character of `text` in pixels of the page, where it is known.
+    """
+
+    box: Rect
+    text: str
+    centers: tuple[float, ...] | None = None
+
+    @property
+    def height(self) -> float:
+        return self.box[3] - self.box[1]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One page.
+
+    Attributes:
+        image: The scan, in grey ("L") or colour ("RGB").
+        lines: Its lines in reading order.
+        fields: Values by the name of their field: company, date, address, total.
+        name: What the page is called in tables and logs.
+    """
+
+    image: Image.Image
+    lines: tuple[Line, ...]
+    fields: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
+
+
+def transcribed(text: str) -> str:
+    """Return `text` as it is learned: capitals, single spaces, characters of `ALPHABET` alone."""
+    plain = " ".join(text.upper().split())
+    return "".join(char for char in plain if char in _CLASS_OF)
+
+
+def classes_of(text: str) -> list[int]:
+    """Return the class of every character of a transcribed text."""
+    return [_CLASS_OF[char] for char in text]
+
+
+def text_of(classes: list[int]) -> str:
+    """Return the text of classes without blanks."""
+    return "".join(ALPHABET[number - 1] for number in classes)

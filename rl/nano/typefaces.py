@@ -1,0 +1,87 @@
+"""Typefaces of drawn paper, found by name among the installed Debian packages of fonts and the pip packages.
+
+Any of them may be missing: what is found is used. Install them all with
+
+    apt-get install fonts-liberation fonts-croscore fonts-freefont-ttf fonts-dejavu fonts-urw-base35 fonts-terminus
+        fonts-3270 fonts-hack fonts-go fonts-inconsolata fonts-roboto-unhinted fonts-open-sans fonts-noto-mono ...
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, Literal
+
+from PIL import ImageFont
+
+from qzoom_agent.errors import ConfigError
+
+Style = Literal["mono", "sans", "bitmap"]
+ROOTS: Final = (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"))
+NAMES: Final[dict[Style, tuple[str, ...]]] = {
+    "mono": (
+        "LiberationMono-Regular LiberationMono-Bold Cousine-Regular Cousine-Bold DejaVuSansMono DejaVuSansMono-Bold "
+        "FreeMono FreeMonoBold NimbusMonoPS-Regular NimbusMonoPS-Bold Hack-Regular Hack-Bold Go-Mono Go-Mono-Bold "
+        "Inconsolata 3270-Regular 3270SemiCondensed-Regular 3270Condensed-Regular NotoSansMono-Regular "
+        "NotoSansMono-Bold JetBrainsMono-Regular LeagueMono-NarrowRegular LeagueMono-Regular LeagueMono-CondensedMedium "
+        "AerialMono AerialMonoBd OCRB OCRA Monoid-Regular mononoki-Regular mononoki-Bold agave-r-autohinted "
+        "Hermit-medium"
+    ).split(),
+    "sans": (
+        "LiberationSans-Regular LiberationSans-Bold LiberationSansNarrow-Regular LiberationSansNarrow-Bold "
+        "Arimo-Regular Arimo-Bold FreeSans FreeSansBold NimbusSans-Regular NimbusSans-Bold NimbusSansNarrow-Regular "
+        "NimbusSansNarrow-Bold DejaVuSans DejaVuSans-Bold DejaVuSansCondensed DejaVuSansCondensed-Bold Aerial AerialBd "
+        "Veranda VerandaBd Carlito-Regular Carlito-Bold Roboto-Regular Roboto-Bold RobotoCondensed-Regular "
+        "RobotoCondensed-Bold OpenSans-Regular OpenSans-Semibold Go-Regular Go-Bold NotoSans-Regular NotoSans-Bold "
+        "ClearSans-Regular ClearSans-Bold Andika-Regular Cantarell-Regular Cantarell-Bold Cabin-Regular Play-Regular "
+        "LiberationSerif-Regular Tinos-Regular Tymes NimbusRoman-Regular LiberationSerif-Bold FreeSerif"
+    ).split(),
+    "bitmap": (
+        "TerminusTTF-4.46.0 spleen-12x24 spleen-8x16 spleen-16x32 DotGothic16-Regular 3270-Regular Cousine-Bold "
+        "LiberationMono-Bold DejaVuSansMono DejaVuSansMono-Bold AerialMonoBd LiberationSans-Regular Aerial AerialBd "
+        "Veranda LiberationSansNarrow-Regular LiberationSansNarrow-Bold ProggyTiny NimbusSansNarrow-Bold Hack-Bold "
+        "NotoSansMono-Bold 3270Condensed-Regular LeagueMono-NarrowBold FreeMonoBold"
+    ).split(),
+}  # type: ignore[assignment]
+"""File names without suffix: even pitch, proportional, and those that stay legible as few dots."""
+_SUFFIXES: Final = (".ttf", ".otf")
+
+
+@lru_cache(maxsize=1)
+def _installed() -> dict[str, Path]:
+    found = {}
+    for root in ROOTS:
+        for path in sorted(root.rglob("*")):
+            if path.suffix.lower() in _SUFFIXES:
+                found.setdefault(path.stem, path)
+    return found
+
+
+@lru_cache(maxsize=8)
+def faces(style: Style) -> tuple[Path, ...]:
+    """Return the installed typefaces of a style.
+
+    Raises:
+        ConfigError: none of them is installed.
+    """
+    installed = _installed()
+    found = tuple(installed[name] for name in NAMES[style] if name in installed)
+    if not found:
+        raise ConfigError(f"No typeface for drawn paper ({style}) is installed. Install Debian's fonts-liberation.")
+    return found
+
+
+@lru_cache(maxsize=2048)
+def face(path: Path, size: int) -> ImageFont.FreeTypeFont:
+    """Load a typeface at a size in pixels, without ligatures and shaping."""
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+@lru_cache(maxsize=200_000)
+def advance(loaded: ImageFont.FreeTypeFont, char: str) -> float:
+    """Return the width of a character in pixels."""
+    return loaded.getlength(char)
+
+
+@lru_cache(maxsize=4096)
+def extent(loaded: ImageFont.FreeTypeFont) -> tuple[int, int]:
+    """Return the top of capitals and the bottom of descenders, in pixels below the origin of text."""
+    return int(loaded.getbbox("H")[1]), int(loaded.getbbox("gy,")[3])

@@ -216,17 +216,17 @@ def _dense_page(rng: Random, sheet: _Sheet) -> dict[str, str]:
         while place < 0.9:
             text = rng.choice(makers)(rng)
             cells.append((text, "l", place))
-            place += set_in.width(text) / sheet.width + rng.uniform(0.05, 0.3)
+            place += set_in.width(text) / sheet.width + rng.uniform(0.03, 0.2)
         sheet.row(cells, set_in)
     return {}
 
 
 def draw_paper(seed: int) -> Paper:
-    """Draw the page of this seed: a receipt, or (one in three) a page of unrelated lines."""
+    """Draw the page of this seed: a receipt, or (half of them) a page of unrelated lines."""
     rng = Random(f"paper/{seed}")
     width = rng.choice((360, 384, 420, 480, 512, 576, 576, 640))
-    dense = rng.random() < 0.33
-    height = round(width * (rng.uniform(0.8, 1.3) if dense else rng.uniform(1.6, 3.2)))
+    dense = rng.random() < 0.5
+    height = round(width * (rng.uniform(0.8, 1.6) if dense else rng.uniform(1.6, 3.2)))
     sheet = _Sheet(rng, width=width, height=height)
     fields = _dense_page(rng, sheet) if dense else _receipt(rng, sheet)
     bottom = min(height, round(sheet.y + rng.uniform(10, 80)))

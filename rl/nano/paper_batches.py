@@ -56,7 +56,8 @@ def paper_looks(rng: Random, kind: str, number: int, receipts: Receipts | None) 
 
 def _part(rng: Random, paper: Paper) -> Look:
     if rng.random() < _LINES_ALONE:
-        return line_view(paper, rng.choice(paper.lines), height=rng.uniform(*LINE_HEIGHTS), rng=rng)
+        line = max(rng.choice(paper.lines), rng.choice(paper.lines), key=lambda line: len(line.text))
+        return line_view(paper, line, height=rng.uniform(*LINE_HEIGHTS), rng=rng)
     return crop_view(rng, paper, tokens=CROP_TOKENS)
 
 

@@ -38,9 +38,14 @@ def view_of(paper: Paper, box: Rect, columns: int, rows: int, *, rng: Random | N
     image = _cut(paper.image, box).resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
     if rng is not None:
         image = aged(rng, image)
-    scale_x, scale_y = size[0] / (box[2] - box[0]), size[1] / (box[3] - box[1])
-    found = [_reading(line, box, (scale_x, scale_y), (columns * ACROSS, rows * DOWN)) for line in paper.lines]
-    return Look(image.convert("RGB"), readings=tuple(one for one in found if one is not None))
+    return Look(image.convert("RGB"), readings=readings_of(paper, box, columns, rows))
+
+
+def readings_of(paper: Paper, box: Rect, columns: int, rows: int) -> tuple[Reading, ...]:
+    """Return what can be read in a part of a page that is shown in `columns` x `rows` visual tokens."""
+    scale = (columns * CELL / (box[2] - box[0]), rows * CELL / (box[3] - box[1]))
+    found = [_reading(line, box, scale, (columns * ACROSS, rows * DOWN)) for line in paper.lines]
+    return tuple(one for one in found if one is not None)
 
 
 def _cut(image: Image.Image, box: Rect) -> Image.Image:
@@ -101,7 +106,9 @@ def line_view(paper: Paper, line: Line, *, height: float = 40.0, rng: Random | N
     return view_of(alone, (left - spare / 2, top, right + spare / 2, bottom), columns, rows, rng=rng)
 
 
-def crop_view(rng: Random, paper: Paper, *, tokens: tuple[int, int], heights: tuple[float, float] = (17.0, 54.0)) -> Look:
+def crop_view(
+    rng: Random, paper: Paper, *, tokens: tuple[int, int], heights: tuple[float, float] = (17.0, 54.0), places: int = 3
+) -> Look:
     """Show a part of a page around one of its lines, aged.
 
     Args:
@@ -109,6 +116,7 @@ def crop_view(rng: Random, paper: Paper, *, tokens: tuple[int, int], heights: tu
         paper: The page; it has lines.
         tokens: Fewest and most visual tokens.
         heights: Least and greatest height of that line in the view, in pixels.
+        places: Places to choose from: the one with most to read is shown.
     """
     line = rng.choice(paper.lines)
     shown = math.exp(rng.uniform(math.log(heights[0]), math.log(heights[1])))
@@ -119,15 +127,23 @@ def crop_view(rng: Random, paper: Paper, *, tokens: tuple[int, int], heights: tu
     rows = max(2, min(most // columns, round(paper.image.height * scale / CELL)))
     squeeze = math.exp(rng.gauss(0, 0.05))
     width, height = columns * CELL / scale * squeeze, rows * CELL / scale
-    x = _place(rng, (line.box[0] + line.box[2]) / 2, width, float(paper.image.width))
-    y = _place(rng, (line.box[1] + line.box[3]) / 2, height, float(paper.image.height))
-    return view_of(paper, (x, y, x + width, y + height), columns, rows, rng=rng)
+    boxes = []
+    for about in (line, *(rng.choice(paper.lines) for _ in range(places - 1))):
+        x = _place(rng, (about.box[0] + about.box[2]) / 2, width, float(paper.image.width))
+        y = _place(rng, (about.box[1] + about.box[3]) / 2, height, float(paper.image.height))
+        boxes.append((x, y, x + width, y + height))
+    best = max(boxes, key=lambda box: _characters(readings_of(paper, box, columns, rows)))
+    return view_of(paper, best, columns, rows, rng=rng)
 
 
 def _place(rng: Random, about: float, length: float, room: float) -> float:
     """Return where a stretch begins that holds a place and, if it can, stays on the page."""
     start = about - length * rng.uniform(0.15, 0.85)
     return min(max(start, 0.0), room - length) if length <= room else (room - length) * rng.random()
+
+
+def _characters(readings: Sequence[Reading]) -> int:
+    return sum(len(one.classes) for one in readings)
 
 
 def page_view(paper: Paper, *, tokens: int, rng: Random | None = None) -> Look:
@@ -140,4 +156,4 @@ def page_view(paper: Paper, *, tokens: int, rng: Random | None = None) -> Look:
 
 def characters(views: Sequence[Look]) -> int:
     """Return how many characters are read in these views."""
-    return sum(len(one.classes) for view in views for one in view.readings or ())
+    return sum(_characters(view.readings or ()) for view in views)

@@ -39,7 +39,7 @@ from transformers import (
 from transformers.trainer_utils import SchedulerType
 from yaml import safe_dump
 
-from nano.batches import Kind, single, table
+from nano.batches import PAPER_TOKENS, Kind, single, table
 from nano.heads import TrainingHeads, losses
 from nano.line_scores import score_lines
 from nano.model import build_model
@@ -77,6 +77,8 @@ class Stage(BaseModel):
     """Optimizer steps; one step is one batch of the mix."""
     mix: dict[Kind, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=1)
     """Share of each kind of batch (see `nano.batches`)."""
+    paper_tokens: int = Field(default=PAPER_TOKENS, gt=0, le=8192)
+    """Visual tokens from which on a batch of paper is full."""
     learning_rate: float = Field(gt=0)
     schedule: SchedulerType = SchedulerType.CONSTANT_WITH_WARMUP
     """A scheduler of transformers: constant_with_warmup, linear, cosine, ..."""
@@ -283,7 +285,14 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path, receipts: Path | 
         raise ConfigError(f"Stage {stage.name!r} reads real receipts ({', '.join(needing)}). Give --receipts DIR.")
     read = None if receipts is None else Receipts(receipts, "train")
     unseen = None if receipts is None else Receipts(receipts, "validation")
-    data: Dataset = table(stage.mix, steps=stage.steps, seed=seed, tokenizer=tokenizer, receipts=read)
+    data: Dataset = table(
+        stage.mix,
+        steps=stage.steps,
+        seed=seed,
+        tokenizer=tokenizer,
+        receipts=read,
+        paper_tokens=stage.paper_tokens,
+    )
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,

@@ -1,8 +1,9 @@
 """Batches as rows of a `datasets` table: a row names a kind and a seed, and is drawn when it is read.
 
 `print`, `glances` (a quarter of it) and the kinds of paper (`paper_batches.py`) are for the vision tower alone (dense
-labels, no questions), `pages` for tower and language model; the others ask about boards. Nothing is stored, so an epoch is as long as one likes, any batch can be drawn again from its row, and a
-resumed run sees exactly the batches it would have seen. Kinds are sized so that each costs about the same time.
+labels, no questions), `pages` for tower and language model; the others ask about boards. Nothing is stored, so an epoch
+is as long as one likes, any batch can be drawn again from its row, and a resumed run sees exactly the batches it would
+have seen. Kinds are sized so that each costs about the same time.
 """
 
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ from nano.trees import Look, Packer, Tree
 
 BUDGETS: Final = (64, 144, 256, 400, 576)
 """Visual tokens of a whole board, from the coarse view to every pixel."""
+PAPER_TOKENS: Final = 460
+"""Visual tokens from which on a batch of paper is full."""
 COARSE_BUDGETS: Final = (48, 56, 64, 64, 64, 100)
 """Most visual tokens of a coarse view that zooms start from; one drawn at random."""
 Kind = Literal[
@@ -55,7 +58,7 @@ VALIDATION_SEED: Final = 500_000_000
 _BOARDS_PER_BATCH: Final = {"board64": 8, "board144": 5, "board256": 3, "board400": 2, "board576": 2}
 
 
-def trees_of(kind: str, seed: int, receipts: Receipts | None = None) -> list[Tree]:
+def trees_of(kind: str, seed: int, receipts: Receipts | None = None, *, paper_tokens: int = PAPER_TOKENS) -> list[Tree]:
     """The trees of one batch.
 
     Raises:
@@ -63,7 +66,7 @@ def trees_of(kind: str, seed: int, receipts: Receipts | None = None) -> list[Tre
     """
     rng = Random(f"batch/{kind}/{seed}")
     if kind in PAPER_KINDS:
-        return [Tree([look], []) for look in paper_looks(rng, kind, seed, receipts)]
+        return [Tree([look], []) for look in paper_looks(rng, kind, seed, receipts, tokens=paper_tokens)]
     if kind in ("print", "glances"):
         whole = kind == "print"
         pages = _pages(rng, text=4, plates=6, objects=3) if whole else _pages(rng, text=1, plates=2, objects=1)
@@ -106,14 +109,18 @@ def _look(page: Tree) -> Look:
 class Draw:
     """Draws and packs the batches of rows that are read; an object, so that any kind of worker process can get it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, receipts: Receipts | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, receipts: Receipts | None = None, paper_tokens: int = PAPER_TOKENS
+    ) -> None:
         self.packer = Packer(tokenizer)
-        self.receipts = receipts
+        self.receipts, self.paper_tokens = receipts, paper_tokens
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[dict[str, Any]]]:
         torch.set_num_threads(1)
         named = zip(rows["kind"], rows["seed"], strict=True)
-        drawn = [(kind, trees_of(kind, number, self.receipts)) for kind, number in named]
+        drawn = [
+            (kind, trees_of(kind, number, self.receipts, paper_tokens=self.paper_tokens)) for kind, number in named
+        ]
         return {"batch": [self.packer.batch(trees) | {"kind": kind} for kind, trees in drawn]}
 
 
@@ -124,11 +131,12 @@ def table(
     seed: int,
     tokenizer: PreTrainedTokenizerFast,
     receipts: Receipts | None = None,
+    paper_tokens: int = PAPER_TOKENS,
 ) -> Dataset:
     """A table of `steps` batches of the kinds in `mix` (shares), drawn and packed on reading."""
     kinds = Random(f"mix/{seed}").choices(list(mix), weights=list(mix.values()), k=steps)
     numbers = [seed * 1_000_000 + step for step in range(steps)]
-    return Dataset.from_dict({"kind": kinds, "seed": numbers}).with_transform(Draw(tokenizer, receipts))
+    return Dataset.from_dict({"kind": kinds, "seed": numbers}).with_transform(Draw(tokenizer, receipts, paper_tokens))
 
 
 def single(rows: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:

@@ -13,18 +13,22 @@ from nano.paper import Paper, transcribed
 from nano.printer import Strip, Type, pick_type
 from nano.scan import scanned
 
-_TITLES: Final = "TAX INVOICE,CASH RECEIPT,Receipt,INVOICE,CASH SALES,Simplified Tax Invoice,CASH BILL,OFFICIAL RECEIPT,BILL".split(",")
-_DATES: Final = "Date,DATE,Invoice Date,Date/Time,Bill Date,DT,Trans Date,Printed on".split(",")
-_NUMBERS: Final = (
+_TITLES: Final = words.listed(
+    "TAX INVOICE,CASH RECEIPT,Receipt,INVOICE,CASH SALES,Simplified Tax Invoice,CASH BILL,OFFICIAL RECEIPT,BILL"
+)
+_DATES: Final = words.listed("Date,DATE,Invoice Date,Date/Time,Bill Date,DT,Trans Date,Printed on")
+_NUMBERS: Final = words.listed(
     "Invoice No,INV NO.,Bill No,Receipt #,Doc No.,Trans No,GST ID,GST Reg No,Tel,Fax,Reg No,Table,Pump,Ref,Order,Cashier,"
     "Counter,Terminal,Till,Member,Card No,Approval Code,Batch,Slip,Pax,Shift,Staff,Salesperson,Customer,A/C,Check,Room"
-).split(",")
-_TOTALS: Final = (
+)
+_TOTALS: Final = words.listed(
     "TOTAL,Total,Grand Total,TOTAL AMOUNT,Total Sales,Nett Total,AMOUNT DUE,Total (RM),Total Incl. GST,TOTAL RM,"
     "Total Payable,Balance Due,Net Total,TOTAL SALES (INCLUSIVE GST)"
-).split(",")
-_PAYMENTS: Final = "CASH,Cash,VISA,MASTERCARD,Tendered,Paid,Payment,Credit Card,CASH TENDERED".split(",")
-_BEFORE: Final = "Sub Total,SUBTOTAL,Total Excl. GST,Discount,Service Charge 10%,Rounding,Rounding Adj,GST 6%,Tax 6%,Item Disc".split(",")
+)
+_PAYMENTS: Final = words.listed("CASH,Cash,VISA,MASTERCARD,Tendered,Paid,Payment,Credit Card,CASH TENDERED")
+_BEFORE: Final = words.listed(
+    "Sub Total,SUBTOTAL,Total Excl. GST,Discount,Service Charge 10%,Rounding,Rounding Adj,GST 6%,Tax 6%,Item Disc"
+)
 _HEADS: Final = (
     ("Item", "Qty", "Price", "Amount"),
     ("Description", "Qty", "U.Price", "Total"),
@@ -45,7 +49,9 @@ class _Sheet:
         self.right = width * rng.uniform(0.92, 0.99)
         self.leading = rng.uniform(1.15, 1.7)
         self.y = rng.uniform(8, 60)
-        self.money = rng.choice(("{:.2f}", "{:.2f}", "{:.2f}", "{:,.2f}", "RM{:.2f}", "RM {:.2f}", "${:.2f}", "{:.2f} SR"))
+        self.money = rng.choice(
+            ("{:.2f}", "{:.2f}", "{:.2f}", "{:,.2f}", "RM{:.2f}", "RM {:.2f}", "${:.2f}", "{:.2f} SR")
+        )
         self.colon = rng.choice((":", " :", "", ": ", ":"))
 
     @property
@@ -157,7 +163,11 @@ def _goods(rng: Random, sheet: _Sheet) -> float:
         cost = round(pieces * price, 2)
         total += cost
         name = words.item(rng) if rng.random() < 0.9 else words.noise(rng)
-        numbers = [(str(pieces), "r", places[1]), (f"{price:.2f}", "r", places[2]), (sheet.money.format(cost), "r", 1.0)]
+        numbers = [
+            (str(pieces), "r", places[1]),
+            (f"{price:.2f}", "r", places[2]),
+            (sheet.money.format(cost), "r", 1.0),
+        ]
         if form == 0:
             sheet.row([(name, "l", 0.0)])
             sheet.row([(words.code(rng), "l", 0.0), *numbers])
@@ -187,7 +197,12 @@ def _sums(rng: Random, sheet: _Sheet, total: float) -> str:
     if rng.random() < 0.8:
         paid = total if rng.random() < 0.4 else float(-(-total // 10) * 10)
         sheet.row([(rng.choice(_PAYMENTS), align, place), (sheet.money.format(paid), "r", 1.0)])
-        sheet.row([(rng.choice(("CHANGE", "Change", "Change Due")), align, place), (sheet.money.format(paid - total), "r", 1.0)])
+        sheet.row(
+            [
+                (rng.choice(("CHANGE", "Change", "Change Due")), align, place),
+                (sheet.money.format(paid - total), "r", 1.0),
+            ]
+        )
     if rng.random() < 0.4:
         sheet.row([("GST Summary", "l", 0.0), ("Amount(RM)", "r", 0.7), ("Tax(RM)", "r", 1.0)])
         sheet.row([("SR @ 6%", "l", 0.0), (f"{total / 1.06:.2f}", "r", 0.7), (f"{total - total / 1.06:.2f}", "r", 1.0)])

@@ -46,8 +46,10 @@ def reading_batch(views: Sequence[tuple[int, int, Sequence[Reading]]]) -> dict[s
         views: Rows and columns of visual tokens of each view, and what is read in it.
 
     Returns:
-        `above`, `below` (F,): indices of frames in the rows over and under the middle of a line; `weight` (F,): share of
-        the lower one. `lengths` (L,): frames of each line; `classes` (sum of text lengths,) and `sizes` (L,): their texts;
+        `above`, `below` (F,): indices of frames in the rows over and under the middle of a line.
+        `weight` (F,): share of the lower one.
+        `lengths` (L,): frames of each line.
+        `classes` (sum of text lengths,), `sizes` (L,): their texts.
         `told` (F,): class of each frame, -100 where the place of characters is not known.
     """
     above: list[int] = []

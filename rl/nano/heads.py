@@ -69,11 +69,12 @@ def losses(
     tower: bool = True,
     fuse: bool = False,
 ) -> dict[str, Tensor]:
-    """Loss terms of a batch: `read` (dense labels), `glyphs` and `lines` (print on paper), and for what is said `answer`, `place`, `aim`, `tally` and
-    those in `TOLD`.
+    """Loss terms of a batch: `read` (dense labels), `glyphs` and `lines` (print on paper), and for what is said
+    `answer`, `place`, `aim`, `tally` and those in `TOLD`.
 
-    Also `dense` and `along`, the logits behind `read` and along lines of paper, `logits` at the positions that predict a label, and `predicts`, the flat
-    indices of those labels. With `tower` false the vision tower is left as it is, and the batch costs half.
+    Also `dense` and `along`, the logits behind `read` and along lines of paper, `logits` at the positions that predict
+    a label, and `predicts`, the flat indices of those labels. With `tower` false the vision tower is left as it is, and
+    the batch costs half.
     `fuse` compiles what it can (see `packed`).
     """
     labels = batch["labels"]

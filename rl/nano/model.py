@@ -51,7 +51,11 @@ def build_model(tokenizer: PreTrainedTokenizerFast, size: str = "boards") -> Qwe
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": _sections(chosen.hidden // 4 // 2)},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1000.0,
+                "mrope_section": _sections(chosen.hidden // 4 // 2),
+            },
             "bos_token_id": None,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,

@@ -15,8 +15,6 @@ from nano.receipts import Receipts
 from nano.trees import Look
 
 PAPER_KINDS: Final = frozenset({"drawn", "receipts", "sheets"})
-TOKENS: Final = 460
-"""Visual tokens from which on a batch of parts is full."""
 CROP_TOKENS: Final = (32, 256)
 """Fewest and most visual tokens of a part of a page."""
 SHEET_TOKENS: Final = (128, 256, 400, 600, 900, 1300, 2048)
@@ -28,7 +26,7 @@ _BATCHES_PER_PAGE: Final = 2
 _SHARED_PAGES: Final = 10
 
 
-def paper_looks(rng: Random, kind: str, number: int, receipts: Receipts | None) -> list[Look]:
+def paper_looks(rng: Random, kind: str, number: int, receipts: Receipts | None, *, tokens: int) -> list[Look]:
     """Return the views of a batch of paper.
 
     Args:
@@ -36,6 +34,7 @@ def paper_looks(rng: Random, kind: str, number: int, receipts: Receipts | None) 
         kind: One of `PAPER_KINDS`.
         number: Number of the batch; neighbours share drawn pages.
         receipts: Real receipts, for the kinds that show them.
+        tokens: Visual tokens from which on the batch is full.
 
     Raises:
         ValueError: the kind needs receipts and there are none.
@@ -43,7 +42,7 @@ def paper_looks(rng: Random, kind: str, number: int, receipts: Receipts | None) 
     if kind != "drawn" and receipts is None:
         raise ValueError(f"Batches of the kind {kind!r} need a folder of receipts. Give one with --receipts.")
     looks: list[Look] = []
-    while sum(_tokens(look) for look in looks) < TOKENS:
+    while sum(_tokens(look) for look in looks) < tokens:
         if kind == "drawn" or receipts is None:
             looks.append(crop_view(rng, _drawn(rng, number), tokens=CROP_TOKENS))
         elif kind == "receipts":

@@ -6,6 +6,7 @@ asked for along lines (`frames.py`).
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from random import Random
 from typing import Final
 
@@ -85,7 +86,7 @@ def _reading(line: Line, box: Rect, scale: tuple[float, float], frames: tuple[in
     elif left < -0.2 * height or right > frames[0] * FRAME_WIDTH + 0.2 * height:
         return None
     count = last - first + 1
-    twice = sum(one == other for one, other in zip(classes, classes[1:], strict=False))
+    twice = sum(one == other for one, other in pairwise(classes))
     if not classes or count < len(classes) + twice:
         return None
     return Reading(y, first, count, tuple(classes), places)

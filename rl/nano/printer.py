@@ -13,7 +13,7 @@ from typing import Final
 from PIL import Image, ImageDraw
 
 from nano.paper import ALPHABET, Line
-from nano.typefaces import advance, extent, face, faces
+from nano.typefaces import Style, advance, extent, face, faces
 
 _KNOWN: Final = frozenset(ALPHABET)
 
@@ -49,14 +49,17 @@ def pick_type(rng: Random, *, width: int) -> Type:
     """Return the type of a receipt that is `width` dots wide: 26 to 56 characters across."""
     columns = rng.uniform(26, 56)
     pitch = width / columns
-    kind = rng.choices(("mono", "bitmap", "sans"), weights=(30, 35, 35))[0]
-    path = rng.choice(faces(kind))  # type: ignore[arg-type]
+    kinds: tuple[Style, ...] = ("mono", "bitmap", "sans")
+    kind = rng.choices(kinds, weights=(30, 35, 35))[0]
+    path = rng.choice(faces(kind))
     probe = face(path, 40)
     average = sum(advance(probe, char) for char in "ABEORSTN0123458 .") / 17 / 40
     size = max(9, round(pitch / average * rng.uniform(0.9, 1.2)))
     even = abs(advance(probe, "i") - advance(probe, "M")) < 0.5
     tracked = rng.uniform(0.94, 1.12) * advance(face(path, size), "0")
-    return Type(path, size, tracked if even or rng.random() < 0.05 else None, smooth=kind != "bitmap" and rng.random() < 0.8)
+    return Type(
+        path, size, tracked if even or rng.random() < 0.05 else None, smooth=kind != "bitmap" and rng.random() < 0.8
+    )
 
 
 class Strip:

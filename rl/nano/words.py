@@ -7,34 +7,40 @@ from datetime import date, timedelta
 from random import Random
 from typing import Final
 
-_ONSETS: Final = "b c d f g h j k l m n p qu r s t v w x y z br ch dr kl ng pr sh sr st th tr".split()
-_VOWELS: Final = "a e i o u ai au ea ee ia oo ou".split()
-_ENDS: Final = ["", "", "", "n", "r", "s", "t", "l", "ng", "h", "k", "m", "d", "x"]
-_LEGAL: Final = (
+
+def listed(text: str) -> tuple[str, ...]:
+    """Return the parts of a text between commas."""
+    return tuple(text.split(","))
+
+
+_ONSETS: Final = listed("b,c,d,f,g,h,j,k,l,m,n,p,qu,r,s,t,v,w,x,y,z,br,ch,dr,kl,ng,pr,sh,sr,st,th,tr")
+_VOWELS: Final = listed("a,e,i,o,u,ai,au,ea,ee,ia,oo,ou")
+_ENDS: Final = listed(",,,n,r,s,t,l,ng,h,k,m,d,x")
+_LEGAL: Final = listed(
     "Sdn Bhd,SDN. BHD.,Sdn. Bhd.,(M) Sdn Bhd,Enterprise,Trading,Ltd,Inc.,& Co.,GmbH,LLC,Bros,Store,Mart,Hardware,"
     "Restaurant,Cafe,Bakery,Pharmacy,Supermarket,Stationery,Electrical,Motors,Books,Kitchen,Services,Holdings,Group"
-).split(",")
-_WAYS: Final = (
+)
+_WAYS: Final = listed(
     "Jalan,Jln,Lorong,Persiaran,Lebuh,Taman,Street,St.,Road,Rd,Avenue,Ave,Lane,Drive,Square,Plaza,Park,Bandar,Kampung,"
     "Seksyen,Lot,Block,Unit,Level,Ground Floor,1st Floor,Building,Mall,Centre,Complex,Desa,Pusat,Bukit,Sungai"
-).split(",")
-_STATES: Final = (
+)
+_STATES: Final = listed(
     "Selangor,Johor,Kuala Lumpur,Penang,Perak,Melaka,W.P.,Singapore,Malaysia,London,Texas,California,Berlin,Sydney"
-).split(",")
-_GOODS: Final = (
+)
+_GOODS: Final = listed(
     "milk,bread,rice,egg,chicken,fish,beef,noodle,soup,tea,coffee,ice,juice,water,cola,orange,apple,banana,sugar,salt,"
     "oil,soap,tissue,paper,pen,file,book,glue,tape,nail,screw,paint,brush,bulb,cable,plug,battery,hose,valve,pipe,"
     "cement,tile,lock,key,bag,box,cup,plate,bowl,spoon,fork,knife,cake,bun,roti,nasi,mee,kopi,teh,ayam,ikan,sayur,"
     "diesel,petrol,parking,ticket,service,delivery,large,small,hot,cold,fresh,white,black,red,blue,green,special,set,"
     "pack,bottle,can,sheet,roll,pair,steel,wood,plastic,cotton,shirt,shoe,towel,toy,clay,card,stamp,photo,copy"
-).split(",")
-_FOOT: Final = (
+)
+_FOOT: Final = listed(
     "Thank you,THANK YOU,Please come again,Goods sold are not returnable,NO REFUND,Have a nice day,Customer copy,"
     "This is a computer generated receipt,Keep this receipt for exchange within 7 days,Terima kasih,Sila datang lagi,"
     "All prices inclusive of GST,Items exchanged with original receipt only,Powered by,Follow us on,Welcome,"
     "E. & O.E.,CASHIER COPY,Signature not required,Thank you for shopping with us,Wifi password"
-).split(",")
-MONTHS: Final = tuple("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split())
+)
+MONTHS: Final = listed("Jan,Feb,Mar,Apr,May,Jun,Jul,Aug,Sep,Oct,Nov,Dec")
 DATE_FORMS: Final = (
     ("{d:02}/{m:02}/{y}", 30),
     ("{d:02}-{m:02}-{y}", 12),
@@ -49,7 +55,17 @@ DATE_FORMS: Final = (
     ("{d:02}.{m:02}.{y}", 4),
     ("{d:02}.{m:02}.{yy:02}", 2),
 )
-_CODE_FORMS: Final = ("#######", "######", "##########", "@@####", "@#######", "##-####", "@@-######", "####-@@@-##", "#@#@##")
+_CODE_FORMS: Final = (
+    "#######",
+    "######",
+    "##########",
+    "@@####",
+    "@#######",
+    "##-####",
+    "@@-######",
+    "####-@@@-##",
+    "#@#@##",
+)
 
 
 def made_up(rng: Random) -> str:
@@ -91,7 +107,9 @@ def company(rng: Random) -> str:
 def address(rng: Random) -> list[str]:
     """Return an address in two to four lines."""
     way = f"{rng.choice(_WAYS)} {made_up(rng).title()}"
-    lines = [f"{rng.choice(('No.', 'No ', '', 'Lot ', '#'))}{rng.randint(1, 399)}{rng.choice(('', 'A', '-1', '&3'))}, {way}"]
+    lines = [
+        f"{rng.choice(('No.', 'No ', '', 'Lot ', '#'))}{rng.randint(1, 399)}{rng.choice(('', 'A', '-1', '&3'))}, {way}"
+    ]
     if rng.random() < 0.7:
         lines.append(f"{rng.choice(_WAYS)} {made_up(rng).title()} {rng.choice(('', str(rng.randint(1, 40))))}".strip())
     lines.append(f"{rng.randint(10000, 99999)} {made_up(rng).title()}")
@@ -109,7 +127,7 @@ def item(rng: Random) -> str:
 
 
 def amount(rng: Random, most: float = 400.0) -> float:
-    value = rng.uniform(0.5, most) ** rng.choice((0.5, 0.8, 1.0))
+    value: float = rng.uniform(0.5, most) ** rng.choice((0.5, 0.8, 1.0))
     return round(value * 20) / 20 if rng.random() < 0.6 else round(value, 2)
 
 

@@ -39,7 +39,7 @@ from transformers import (
 from transformers.trainer_utils import SchedulerType
 from yaml import safe_dump
 
-from nano.batches import PAPER_TOKENS, Kind, single, table
+from nano.batches import PAPER_TOKENS, BoardKind, Kind, single, table
 from nano.heads import TrainingHeads, losses
 from nano.line_scores import score_lines
 from nano.model import build_model
@@ -137,7 +137,7 @@ class BaseRecipe(BaseModel):
     validate_steps: int = Field(default=200, gt=0)
     validate_batches: int = Field(default=3, gt=0)
     """Batches of each kind in a validation; their boards are never trained on."""
-    validate_kinds: list[Kind] = ["coarse", "crops"]
+    validate_kinds: list[BoardKind] = ["coarse", "crops"]
     validate_lines: int = Field(default=0, ge=0)
     """Lines of each validation receipt that are read in a validation; 0: none."""
 

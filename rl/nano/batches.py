@@ -27,7 +27,7 @@ from nano.examples import (
     whole_tree,
 )
 from nano.pages import object_page, plate_page, text_page
-from nano.paper_batches import PAPER_KINDS, paper_looks
+from nano.paper_batches import PAPER_KINDS, PaperKind, paper_looks
 from nano.receipts import Receipts
 from nano.trees import Look, Packer, Tree
 
@@ -37,7 +37,7 @@ PAPER_TOKENS: Final = 460
 """Visual tokens from which on a batch of paper is full."""
 COARSE_BUDGETS: Final = (48, 56, 64, 64, 64, 100)
 """Most visual tokens of a coarse view that zooms start from; one drawn at random."""
-Kind = Literal[
+BoardKind = Literal[
     "print",
     "glances",
     "pages",
@@ -48,11 +48,9 @@ Kind = Literal[
     "board256",
     "board400",
     "board576",
-    "drawn",
-    "receipts",
-    "sheets",
 ]
-KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+Kind = BoardKind | PaperKind
+KINDS: Final[tuple[BoardKind, ...]] = get_args(BoardKind)
 VALIDATION_SEED: Final = 500_000_000
 """Batches from here on are for validation; training stays below. A batch of seed s draws boards s * 64 and on."""
 _BOARDS_PER_BATCH: Final = {"board64": 8, "board144": 5, "board256": 3, "board400": 2, "board576": 2}
@@ -118,10 +116,17 @@ class Draw:
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[dict[str, Any]]]:
         torch.set_num_threads(1)
         named = zip(rows["kind"], rows["seed"], strict=True)
-        drawn = [
-            (kind, trees_of(kind, number, self.receipts, paper_tokens=self.paper_tokens)) for kind, number in named
-        ]
+        drawn = [(kind, self.trees(kind, number)) for kind, number in named]
         return {"batch": [self.packer.batch(trees) | {"kind": kind} for kind, trees in drawn]}
+
+    def trees(self, kind: str, number: int) -> list[Tree]:
+        """Return the trees of a batch of any kind."""
+        if kind not in PAPER_KINDS:
+            return trees_of(kind, number)
+        looks = paper_looks(
+            Random(f"batch/{kind}/{number}"), kind, number, receipts=self.receipts, tokens=self.paper_tokens
+        )
+        return [Tree([look], []) for look in looks]
 
 
 def table(

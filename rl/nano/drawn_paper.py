@@ -18,8 +18,9 @@ _TITLES: Final = words.listed(
 )
 _DATES: Final = words.listed("Date,DATE,Invoice Date,Date/Time,Bill Date,DT,Trans Date,Printed on")
 _NUMBERS: Final = words.listed(
-    "Invoice No,INV NO.,Bill No,Receipt #,Doc No.,Trans No,GST ID,GST Reg No,Tel,Fax,Reg No,Table,Pump,Ref,Order,Cashier,"
-    "Counter,Terminal,Till,Member,Card No,Approval Code,Batch,Slip,Pax,Shift,Staff,Salesperson,Customer,A/C,Check,Room"
+    "Invoice No,INV NO.,Bill No,Receipt #,Doc No.,Trans No,GST ID,GST Reg No,Tel,Fax,Reg No,Table,Pump,Ref,Order,"
+    "Cashier,Counter,Terminal,Till,Member,Card No,Approval Code,Batch,Slip,Pax,Shift,Staff,Salesperson,Customer,A/C,"
+    "Check,Room"
 )
 _TOTALS: Final = words.listed(
     "TOTAL,Total,Grand Total,TOTAL AMOUNT,Total Sales,Nett Total,AMOUNT DUE,Total (RM),Total Incl. GST,TOTAL RM,"

@@ -6,7 +6,7 @@ page follows from its number alone.
 
 from functools import lru_cache
 from random import Random
-from typing import Final
+from typing import Final, Literal, get_args
 
 from nano.drawn_paper import draw_paper
 from nano.paper import Paper
@@ -14,7 +14,8 @@ from nano.paper_views import crop_view, line_view, page_view
 from nano.receipts import Receipts
 from nano.trees import Look
 
-PAPER_KINDS: Final = frozenset({"drawn", "receipts", "sheets"})
+PaperKind = Literal["drawn", "receipts", "sheets"]
+PAPER_KINDS: Final = frozenset(get_args(PaperKind))
 CROP_TOKENS: Final = (32, 256)
 """Fewest and most visual tokens of a part of a page."""
 SHEET_TOKENS: Final = (128, 256, 400, 600, 900, 1300, 2048)

@@ -27,7 +27,8 @@ _NAMES: Final[dict[Style, str]] = {
         "FreeMono FreeMonoBold NimbusMonoPS-Regular NimbusMonoPS-Bold Hack-Regular Hack-Bold Go-Mono Go-Mono-Bold "
         "Inconsolata 3270-Regular 3270SemiCondensed-Regular 3270Condensed-Regular NotoSansMono-Regular "
         "NotoSansMono-Bold JetBrainsMono-Regular LeagueMono-NarrowRegular LeagueMono-Regular "
-        "LeagueMono-CondensedMedium AerialMono AerialMonoBd OCRB OCRA Monoid-Regular mononoki-Regular mononoki-Bold agave-r-autohinted "
+        "LeagueMono-CondensedMedium "
+        "AerialMono AerialMonoBd OCRB OCRA Monoid-Regular mononoki-Regular mononoki-Bold agave-r-autohinted "
         "Hermit-medium"
     ),
     "sans": (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from nano.batches import VALIDATION_SEED, Kind, trees_of
+from nano.batches import VALIDATION_SEED, BoardKind, trees_of
 from nano.examples import DENSE_CLASSES
 from nano.heads import losses
 from nano.tokenizer import LOCATIONS
@@ -41,7 +41,7 @@ def _count_dense(logits: Tensor, labels: Tensor, kind: str, scores: dict[str, li
 
 
 @torch.no_grad()
-def validate(model: Any, packer: Packer, *, kinds: Sequence[Kind], batches: int) -> Scores:
+def validate(model: Any, packer: Packer, *, kinds: Sequence[BoardKind], batches: int) -> Scores:
     """Scores of a nano with its training heads: right answers per kind of batch and question, losses, and the mean
     error of the edges of zoom calls in pixels of the coarse view, and what the linear reader gets right."""
     ids = cast(list[int], packer.tokenizer.convert_tokens_to_ids(list(LOCATIONS)))

@@ -1,0 +1,223 @@
+"""Drawn and real paper, its views, and what the tower learns to read along its lines."""
+
+import json
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from nano.drawn_paper import draw_paper
+from nano.frames import ACROSS, CELL, DOWN, FRAME_HEIGHT, FRAME_WIDTH, Reading, reading_batch
+from nano.line_scores import edit_distance, score_lines
+from nano.model import build_model
+from nano.paper import ALPHABET, BLANK, CLASSES, Line, Paper, classes_of, text_of, transcribed
+from nano.paper_batches import paper_looks
+from nano.paper_views import crop_view, line_view, page_view, view_of
+from nano.reading import LineReader, along_lines, reading_losses, spelled
+from nano.receipts import Receipts, Split, split_of
+from nano.scan import aged
+from nano.tokenizer import build_tokenizer
+from nano.typefaces import Style, faces
+from qzoom_agent.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def pages() -> list[Paper]:
+    return [draw_paper(seed) for seed in range(4)]
+
+
+def plain(*lines: Line, size: tuple[int, int] = (280, 140)) -> Paper:
+    """White paper with a black bar wherever a line is."""
+    image = Image.new("L", size, 255)
+    for line in lines:
+        ImageDraw.Draw(image).rectangle(line.box, fill=0)
+    return Paper(image, lines)
+
+
+def folder_of_receipts(folder: Path, count: int) -> Path:
+    """Write a folder of the form of real receipts, each with two lines."""
+    (folder / "images").mkdir()
+    rows = []
+    for number in range(count):
+        Image.new("L", (300, 200), 255).save(folder / "images" / f"{number}.jpg")
+        lines = [{"box": [20, 30, 220, 60], "text": f"Total {number}"}, {"box": [20, 90, 160, 120], "text": "~~ 9.00"}]
+        fields = {"company": "a b", "date": "01/02/2019", "address": "x", "total": "9.00"}
+        rows.append({"image": f"images/{number}.jpg", "size": [300, 200], "fields": fields, "lines": lines})
+    (folder / "receipts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder
+
+
+def test_what_is_transcribed_can_be_told_apart() -> None:
+    assert transcribed("  Total:\t RM 9.00\né") == "TOTAL: RM 9.00 É".removesuffix("É")
+    assert len(set(ALPHABET)) == len(ALPHABET) == CLASSES - 1
+    assert text_of(classes_of(ALPHABET)) == ALPHABET
+    assert BLANK not in classes_of(ALPHABET)
+
+
+def test_a_page_is_the_same_every_time_it_is_drawn(pages: list[Paper]) -> None:
+    again = draw_paper(1)
+    assert again.lines == pages[1].lines and again.fields == pages[1].fields
+    assert np.array_equal(np.asarray(again.image), np.asarray(pages[1].image))
+    assert pages[0].lines != pages[1].lines
+
+
+def test_there_is_ink_where_a_line_is_said_to_be(pages: list[Paper]) -> None:
+    for page in pages:
+        pixels = np.asarray(page.image, dtype=float)
+        for line in page.lines:
+            left, top, right, bottom = (round(edge) for edge in line.box)
+            inside = pixels[max(0, top) : bottom, max(0, left) : right]
+            assert inside.size, (page.name, line)
+            assert np.percentile(inside, 99) - inside.min() > 25, (page.name, line)
+
+
+def test_every_character_of_a_drawn_line_has_a_place_of_its_own_inside_it(pages: list[Paper]) -> None:
+    for page in pages:
+        assert page.lines
+        for line in page.lines:
+            assert line.centers is not None and len(line.centers) == len(line.text)
+            assert all(one < other for one, other in zip(line.centers, line.centers[1:], strict=False))
+            assert line.box[0] - 1 <= line.centers[0] and line.centers[-1] <= line.box[2] + 1
+
+
+def test_the_fields_of_a_drawn_receipt_are_printed_on_it() -> None:
+    receipts = [page for page in map(draw_paper, range(12)) if page.fields]
+    assert len(receipts) >= 3
+    for page in receipts:
+        print_ = " ".join(line.text for line in page.lines).replace(",", "")
+        assert page.fields["date"].replace(",", "") in print_
+        assert page.fields["total"] in print_
+
+
+def test_the_view_shows_what_its_readings_say() -> None:
+    line = Line((56.0, 42.0, 168.0, 70.0), "AB", (84.0, 140.0))
+    look = view_of(plain(line), (0.0, 0.0, 280.0, 140.0), 10, 5)
+    assert look.readings is not None
+    (one,) = look.readings
+    assert one.y == pytest.approx((56.0 / FRAME_HEIGHT) - 0.5)
+    assert one.places is not None
+    assert [one.first + place for place in one.places] == [84 // FRAME_WIDTH, 140 // FRAME_WIDTH]
+    pixels = np.asarray(look.image)[:, :, 0]
+    x = int((one.first + one.places[0] + 0.5) * FRAME_WIDTH)
+    assert pixels[int((one.y + 0.5) * FRAME_HEIGHT), x] < 20
+    small = view_of(plain(line), (0.0, 0.0, 280.0, 140.0), 4, 2)
+    assert small.readings == ()
+
+
+def test_a_line_that_is_cut_is_read_only_where_its_characters_are_known() -> None:
+    box = (84.0, 0.0, 280.0, 140.0)
+    known = Line((56.0, 42.0, 168.0, 70.0), "AB", (70.0, 140.0))
+    kept = view_of(plain(known), box, 7, 5).readings
+    assert kept is not None and [text_of(list(one.classes)) for one in kept] == ["B"]
+    assert view_of(plain(Line(known.box, known.text)), box, 7, 5).readings == ()
+
+
+def test_frames_are_numbered_as_the_reader_gives_them() -> None:
+    reader = LineReader(3)
+    torch.nn.init.zeros_(reader.frames.weight)
+    rows, columns = 2, 3
+    bias = torch.zeros(ACROSS * DOWN, CLASSES)
+    bias[torch.arange(ACROSS * DOWN), torch.arange(ACROSS * DOWN) + 1] = 9.0  # each frame of a token says its number
+    reader.frames.bias.data.copy_(bias.view(-1))
+    logits = reader(torch.zeros(rows * columns, 3))
+    one = Reading(y=3.0, first=2, count=4, classes=(1,), places=None)  # the lowest row of frames of the lower tokens
+    batch = reading_batch([(rows, columns, [one])])
+    assert along_lines(logits, batch).argmax(1).tolist() == [7, 8, 5, 6]
+    between = reading_batch([(rows, columns, [Reading(y=0.25, first=0, count=1, classes=(1,), places=None)])])
+    assert along_lines(logits, between)[0, 1].item() == pytest.approx(0.75 * 9.0)
+
+
+def test_both_losses_fall_to_nothing_where_the_print_is_spelled() -> None:
+    classes = tuple(classes_of("AAB"))
+    told = Reading(y=0.0, first=0, count=8, classes=classes, places=(0, 2, 4))
+    batch = reading_batch([(1, 2, [told, Reading(0.0, 0, 8, classes, None)])])
+    logits = torch.full((16, CLASSES), -9.0)
+    logits[:, BLANK] = 9.0
+    for at, number in zip((0, 2, 4), classes, strict=True):
+        for start in (0, 8):
+            logits[start + at, BLANK], logits[start + at, number] = -9.0, 9.0
+    losses = reading_losses(logits, batch)
+    assert set(losses) == {"glyphs", "lines"}
+    assert all(float(loss) < 1e-3 for loss in losses.values())
+    assert spelled(logits, [8, 8]) == ["AAB", "AAB"]
+    wrong = reading_losses(torch.zeros(16, CLASSES), batch)
+    assert all(float(loss) > 1.0 for loss in wrong.values())
+
+
+def test_views_are_whole_tokens_and_lines_fit_their_frames(pages: list[Paper]) -> None:
+    rng = Random(3)
+    for page in pages:
+        looks = [crop_view(rng, page, tokens=(32, 160)) for _ in range(4)]
+        looks += [line_view(page, page.lines[0]), page_view(page, tokens=500)]
+        for look in looks:
+            assert look.image.width % CELL == look.image.height % CELL == 0
+            rows, columns = look.grid
+            assert rows * columns <= 500
+            for one in look.readings or ():
+                assert 0 <= one.first and one.first + one.count <= columns * ACROSS
+                assert 0 <= one.y <= rows * DOWN - 1
+                assert one.count >= len(one.classes)
+
+
+def test_ageing_changes_tones_and_not_the_size() -> None:
+    image = draw_paper(2).image
+    looks = [aged(Random(seed), image) for seed in range(6)]
+    assert all(look.size == image.size and look.mode == image.mode for look in looks)
+    assert any(not np.array_equal(np.asarray(look), np.asarray(image)) for look in looks)
+
+
+def test_batches_of_paper_are_drawn_again_from_their_number(tmp_path: Path) -> None:
+    receipts = Receipts(folder_of_receipts(tmp_path, 50), "train")
+    for kind in ("drawn", "receipts", "sheets"):
+        one, again = (paper_looks(Random("x"), kind, 40, receipts, tokens=60) for _ in range(2))
+        assert [look.readings for look in one] == [look.readings for look in again]
+        assert sum(look.grid[0] * look.grid[1] for look in one) >= 60
+    with pytest.raises(ValueError, match="--receipts"):
+        paper_looks(Random(0), "receipts", 0, None, tokens=60)
+
+
+def test_no_receipt_is_in_two_splits(tmp_path: Path) -> None:
+    names: list[Split] = ["train", "validation", "test"]
+    splits = [Receipts(folder_of_receipts(tmp_path, 50), name) for name in names[:1]]
+    splits += [Receipts(tmp_path, name) for name in names[1:]]
+    shown = [{paper.name for paper in (split[at] for at in range(len(split)))} for split in splits]
+    assert [len(names) for names in shown] == [40, 4, 6]
+    assert len(set.union(*shown)) == 50
+    assert [sum(split_of(at) == name for at in range(500)) for name in names] == [400, 40, 60]
+    first = splits[0][0]
+    assert first.lines[0].text == "TOTAL 0" and first.fields["company"] == "A B"
+
+
+def test_a_folder_without_receipts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"receipts\.jsonl"):
+        Receipts(tmp_path, "train")
+    with pytest.raises(ConfigError, match="none is in the split"):
+        Receipts(folder_of_receipts(tmp_path, 3), "test")
+
+
+@pytest.mark.parametrize("style", ["mono", "sans", "bitmap"])
+def test_there_are_typefaces_of_every_style(style: Style) -> None:
+    assert all(path.is_file() for path in faces(style))
+
+
+def test_edits_are_counted() -> None:
+    assert edit_distance("", "ABC") == edit_distance("ABC", "") == 3
+    assert edit_distance("TOTAL", "T0TAL ") == 2
+
+
+def test_an_untrained_tower_reads_nothing_right(pages: list[Paper]) -> None:
+    torch.manual_seed(0)
+    model = build_model(build_tokenizer())
+    model.training_heads = torch.nn.Module()
+    model.training_heads.lines = LineReader(model.config.get_text_config().hidden_size)
+    scores = score_lines(model, pages[:1], most=3)
+    assert scores.lines >= 3 and scores.exact == 0.0 and scores.error > 0.5
+
+
+def test_the_size_for_paper_keeps_within_its_limit() -> None:
+    model = build_model(build_tokenizer(), "paper")
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 14_000_000
+    assert model.config.vision_config.patch_size * model.config.vision_config.spatial_merge_size == CELL

@@ -4,12 +4,12 @@ A page comes from one seed: words (`words.py`) are set on a strip (`printer.py`)
 (`scan.py`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Final
 
 from nano import words
-from nano.paper import Paper, transcribed
+from nano.paper import Line, Paper, transcribed
 from nano.printer import Strip, Type, pick_type
 from nano.scan import scanned
 
@@ -64,8 +64,13 @@ class _Sheet:
         self.y += size * self.leading + gap * self.type.size
 
     def row(self, cells: Sequence[tuple[str, str, float]], type_: Type | None = None) -> None:
-        """Print cells of (text, alignment, place): "l", "r" or "c", at a share of the printed width."""
+        """Print cells of (text, alignment, place): "l", "r" or "c", at a share of the printed width.
+
+        What there is no room for is left out.
+        """
         set_in = type_ or self.type
+        if sum(set_in.width(text) for text, _, _ in cells) > 0.9 * (self.right - self.left):
+            set_in = self.type
         end = -1.0
         for text, align, place in cells:
             text = text.strip()
@@ -184,17 +189,16 @@ def _goods(rng: Random, sheet: _Sheet) -> float:
 
 
 def _sums(rng: Random, sheet: _Sheet, total: float) -> str:
-    """Print the sums and return the total as it is printed."""
+    """Print the sums and return the total."""
     place = rng.choice((0.0, 0.0, rng.uniform(0.2, 0.6)))
     align = "l" if place < 0.5 else "r"
-    shown = f"{total:.2f}"
     for name in rng.sample(_BEFORE, rng.randint(0, 4)):
         value = total if "otal" in name or "TOTAL" in name else words.amount(rng, 20)
         sheet.row([(f"{name}{sheet.colon}", align, place), (sheet.money.format(value), "r", 1.0)])
     if rng.random() < 0.3:
         sheet.rule()
-    large = sheet.emphasis(0.35)
-    sheet.row([(f"{rng.choice(_TOTALS)}{sheet.colon}", align, place), (sheet.money.format(total), "r", 1.0)], large)
+    cells = [(f"{rng.choice(_TOTALS)}{sheet.colon}", align, place), (sheet.money.format(total), "r", 1.0)]
+    sheet.row(cells, sheet.emphasis(0.35))
     if rng.random() < 0.8:
         paid = total if rng.random() < 0.4 else float(-(-total // 10) * 10)
         sheet.row([(rng.choice(_PAYMENTS), align, place), (sheet.money.format(paid), "r", 1.0)])
@@ -207,7 +211,7 @@ def _sums(rng: Random, sheet: _Sheet, total: float) -> str:
     if rng.random() < 0.4:
         sheet.row([("GST Summary", "l", 0.0), ("Amount(RM)", "r", 0.7), ("Tax(RM)", "r", 1.0)])
         sheet.row([("SR @ 6%", "l", 0.0), (f"{total / 1.06:.2f}", "r", 0.7), (f"{total - total / 1.06:.2f}", "r", 1.0)])
-    return shown
+    return f"{total:.2f}"
 
 
 def _dense_page(rng: Random, sheet: _Sheet) -> dict[str, str]:
@@ -248,5 +252,11 @@ def draw_paper(seed: int) -> Paper:
     bottom = min(height, round(sheet.y + rng.uniform(10, 80)))
     image = sheet.strip.image.crop((0, 0, width, bottom))
     lines = [line for line in sheet.strip.lines if line.text.strip() and line.box[3] < bottom]
+    return scanned(rng, Paper(image, tuple(lines), _printed(fields, lines), name=f"drawn/{seed}"))
+
+
+def _printed(fields: Mapping[str, str], lines: Sequence[Line]) -> dict[str, str]:
+    """Return the fields that stand on the page whole: a strip may be too narrow or too short for some."""
+    found = transcribed(" ".join(line.text for line in lines)).replace(",", "")
     known = {name: transcribed(value) for name, value in fields.items()}
-    return scanned(rng, Paper(image, tuple(lines), known, name=f"drawn/{seed}"))
+    return {name: value for name, value in known.items() if value and value.replace(",", "") in found}

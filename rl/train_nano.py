@@ -43,6 +43,7 @@ from nano.batches import PAPER_TOKENS, BoardKind, Kind, single, table
 from nano.heads import TrainingHeads, losses
 from nano.line_scores import score_lines
 from nano.model import build_model
+from nano.paper_batches import REAL_KINDS
 from nano.receipts import Receipts
 from nano.tokenizer import build_tokenizer
 from nano.trees import Packer
@@ -280,7 +281,7 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path, receipts: Path | 
         model.requires_grad_(False)
         model.training_heads.requires_grad_(True)
     packer = Packer(tokenizer)
-    needing = sorted(set(stage.mix) & {"receipts", "sheets"})
+    needing = sorted(set(stage.mix) & REAL_KINDS)
     if needing and receipts is None:
         raise ConfigError(f"Stage {stage.name!r} reads real receipts ({', '.join(needing)}). Give --receipts DIR.")
     read = None if receipts is None else Receipts(receipts, "train")

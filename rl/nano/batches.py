@@ -27,7 +27,7 @@ from nano.examples import (
     whole_tree,
 )
 from nano.pages import object_page, plate_page, text_page
-from nano.paper_batches import PAPER_KINDS, PaperKind, paper_looks
+from nano.paper_batches import PAPER_KINDS, PaperKind, paper_trees
 from nano.receipts import Receipts
 from nano.trees import Look, Packer, Tree
 
@@ -56,15 +56,13 @@ VALIDATION_SEED: Final = 500_000_000
 _BOARDS_PER_BATCH: Final = {"board64": 8, "board144": 5, "board256": 3, "board400": 2, "board576": 2}
 
 
-def trees_of(kind: str, seed: int, receipts: Receipts | None = None, *, paper_tokens: int = PAPER_TOKENS) -> list[Tree]:
-    """The trees of one batch.
+def trees_of(kind: str, seed: int) -> list[Tree]:
+    """The trees of one batch of boards.
 
     Raises:
-        ValueError: unknown kind, or a kind of paper without `receipts`.
+        ValueError: unknown kind.
     """
     rng = Random(f"batch/{kind}/{seed}")
-    if kind in PAPER_KINDS:
-        return [Tree([look], []) for look in paper_looks(rng, kind, seed, receipts, tokens=paper_tokens)]
     if kind in ("print", "glances"):
         whole = kind == "print"
         pages = _pages(rng, text=4, plates=6, objects=3) if whole else _pages(rng, text=1, plates=2, objects=1)
@@ -123,10 +121,8 @@ class Draw:
         """Return the trees of a batch of any kind."""
         if kind not in PAPER_KINDS:
             return trees_of(kind, number)
-        looks = paper_looks(
-            Random(f"batch/{kind}/{number}"), kind, number, receipts=self.receipts, tokens=self.paper_tokens
-        )
-        return [Tree([look], []) for look in looks]
+        rng = Random(f"batch/{kind}/{number}")
+        return paper_trees(rng, kind, number, self.receipts, tokens=self.paper_tokens)
 
 
 def table(

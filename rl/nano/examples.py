@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nano.model import CELL
+from nano.paper_boards import PaperBoard
+from nano.paper_views import readings_of
 from nano.referents import ink, referents
 from nano.trees import Look, Piece, Say, Tree
 from qzoom_agent.evaluation.tasks.needle.boards import QUESTIONS, Board, Fact, draw_board, plural
@@ -33,6 +35,8 @@ DENSE_CLASSES: Final = (len(CHARS) + 1, len(CHARS) + 1, len(SHAPES) + 1, len(COL
 COARSE_TOKENS: Final = 64
 CROP_TOKENS: Final = (40, 100)
 """Fewest and most: up to 280 x 280 pixels of a board are shown without loss."""
+PAPER_CROP_TOKENS: Final = (96, 256)
+"""The same for paper."""
 PROPOSED_SIDES: Final = (0.28, 0.21)
 """Of a crop that SD-RPN proposes, as shares of the board's: a little larger than one that nano asks for."""
 PROPOSED_TOKENS: Final = (51, 56)
@@ -75,6 +79,9 @@ def show(
     width, height = int(box[2] - box[0]), int(box[3] - box[1])
     size = fit_tokens(Size(width, height), factor=CELL, min_tokens=tokens[0], max_tokens=tokens[1])
     image = board.image.crop(box).resize((size.width, size.height), Image.Resampling.BICUBIC)
+    if isinstance(board, PaperBoard):
+        readings = readings_of(board.paper, box, size.width // CELL, size.height // CELL)
+        return Frame(board, box, Look(image, readings=readings if dense else None))
     return Frame(board, box, Look(image, dense_labels(board, box, image.size, legible=legible) if dense else None))
 
 
@@ -169,6 +176,11 @@ def proposed(rng: Random, board: Board, needle: Rect, *, growth: float | None = 
     x, y = min(max(0.0, x), board.image.width - width), min(max(0.0, y), board.image.height - height)
     least, most = (round(growth**2 * count) for count in PROPOSED_TOKENS)
     return show(board, (x, y, x + width, y + height), tokens=(least, most))
+
+
+def crop_tokens(board: Board) -> tuple[int, int]:
+    """Return the fewest and most visual tokens of a crop: print on paper is finer."""
+    return PAPER_CROP_TOKENS if isinstance(board, PaperBoard) else CROP_TOKENS
 
 
 def needles(board: Board) -> list[Rect]:
@@ -292,7 +304,7 @@ def vain(rng: Random, frame: Frame, fact: Fact, *, shown: Sequence[Frame] = (), 
     pieces = [*(crop.look for crop in shown), *asked(where, fact, f" You may zoom.{ASK}")]
     told = call + CLOSE + _NEXT
     if served:
-        pieces += [Say(told), show(frame.board, box, tokens=CROP_TOKENS).look, Say(ASK)]
+        pieces += [Say(told), show(frame.board, box, tokens=crop_tokens(frame.board)).look, Say(ASK)]
     else:
         pieces.append(Say(told + REFUSAL + ASK))
     if len(shown) == len(fact.boxes):
@@ -318,7 +330,7 @@ def zooming(
         pieces.append(_answer(call, [(frame.look, under(frame, [needle]))] * 5))
         if step == len(fact.boxes) and not served:
             return pieces
-        last = show(frame.board, box, tokens=CROP_TOKENS)
+        last = show(frame.board, box, tokens=crop_tokens(frame.board))
         if step < len(fact.boxes):
             last = noting(last, fact, frame)
         pieces += [Say(_NEXT), last.look, Say(ASK)]

@@ -1,21 +1,33 @@
-"""Batches of paper for the vision tower: parts of drawn pages, parts and lines of real receipts, and whole pages.
+"""Batches of paper: for the vision tower alone parts of drawn pages (`drawn`), parts and lines of real receipts
+(`receipts`) and whole pages (`sheets`), all without questions; and questions about parts (`paper_parts`), coarse views
+(`paper_coarse`) and whole pages (`paper_whole`) of both.
 
 Neighbouring batches share drawn pages, because drawing one costs as much as many views of it; which batch shows which
 page follows from its number alone.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 from random import Random
 from typing import Final, Literal, get_args
 
 from nano.drawn_paper import draw_paper
 from nano.paper import Paper
+from nano.paper_boards import PaperBoard, board_of
+from nano.paper_trees import coarse_paper_tree, part_tree, whole_paper_tree
 from nano.paper_views import crop_view, line_view, page_view
 from nano.receipts import Receipts
-from nano.trees import Look
+from nano.scan import aged
+from nano.trees import Look, Tree
 
-PaperKind = Literal["drawn", "receipts", "sheets"]
+PaperKind = Literal["drawn", "receipts", "sheets", "paper_parts", "paper_coarse", "paper_whole"]
 PAPER_KINDS: Final = frozenset(get_args(PaperKind))
+REAL_KINDS: Final = PAPER_KINDS - {"drawn"}
+"""Kinds that show real receipts."""
+_REAL_SHARE: Final = 0.6
+"""Of the pages of batches that show both."""
+_PARTS, _PARTS_OF_A_PAGE, _COARSE = 6, 3, 1
+"""Trees of a batch of parts, how many of them share a page, and trees of a batch of coarse views."""
 CROP_TOKENS: Final = (32, 256)
 """Fewest and most visual tokens of a part of a page."""
 SHEET_TOKENS: Final = (128, 256, 400, 600, 900, 1300, 2048)
@@ -27,12 +39,48 @@ _BATCHES_PER_PAGE: Final = 2
 _SHARED_PAGES: Final = 10
 
 
+def paper_trees(rng: Random, kind: str, number: int, receipts: Receipts | None, *, tokens: int) -> list[Tree]:
+    """Return the trees of a batch of paper.
+
+    Args:
+        rng: Decides what is shown and asked.
+        kind: One of `PAPER_KINDS`.
+        number: Number of the batch; neighbours share drawn pages.
+        receipts: Real receipts, for `REAL_KINDS`.
+        tokens: Visual tokens from which on a batch without questions is full.
+
+    Raises:
+        ValueError: the kind needs receipts and there are none.
+    """
+    if not kind.startswith("paper_"):
+        return [Tree([look], []) for look in paper_looks(rng, kind, number, receipts, tokens=tokens)]
+    if receipts is None:
+        raise ValueError(f"Batches of the kind {kind!r} need a folder of receipts. Give one with --receipts.")
+    if kind == "paper_whole":
+        return [whole_paper_tree(rng, _asked(rng, number, receipts))]
+    if kind == "paper_coarse":
+        return [coarse_paper_tree(rng, _asked(rng, number, receipts)) for _ in range(_COARSE)]
+    boards = [_asked(rng, number, receipts) for _ in range(_PARTS // _PARTS_OF_A_PAGE)]
+    return [part_tree(rng, board) for board in boards for _ in range(_PARTS_OF_A_PAGE)]
+
+
+def _asked(rng: Random, number: int, receipts: Receipts) -> PaperBoard:
+    """Return a page, aged, that something can be asked about."""
+    for _ in range(8):
+        real = rng.random() < _REAL_SHARE
+        paper = receipts[rng.randrange(len(receipts))] if real else _drawn(rng, number)
+        board = board_of(rng, replace(paper, image=aged(rng, paper.image)))
+        if board.facts:
+            break
+    return board
+
+
 def paper_looks(rng: Random, kind: str, number: int, receipts: Receipts | None, *, tokens: int) -> list[Look]:
-    """Return the views of a batch of paper.
+    """Return the views of a batch of paper without questions.
 
     Args:
         rng: Decides what is shown.
-        kind: One of `PAPER_KINDS`.
+        kind: drawn, receipts or sheets.
         number: Number of the batch; neighbours share drawn pages.
         receipts: Real receipts, for the kinds that show them.
         tokens: Visual tokens from which on the batch is full.

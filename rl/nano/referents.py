@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from nano.paper_boards import PaperBoard
 from qzoom_agent.evaluation.tasks.needle.boards import FIELDS, ITEMS, Board, Fact
 from qzoom_agent.evaluation.tasks.needle.ink import COLORS, SHAPES, Glyph, Rect
 
@@ -32,6 +33,8 @@ _THING_KINDS: Final = ("code", "pips", "relation", "hop")
 
 def referents(board: Board, fact: Fact) -> list[Referent]:
     """The naming words of a question in order; empty if nothing is named."""
+    if isinstance(board, PaperBoard):  # every wording ends with what it is about
+        return [(len(fact.question) - 1, [*fact.seen, *fact.boxes])]
     if fact.kind in _THING_KINDS:
         return _thing(board, fact)
     if fact.kind in _WORDS:

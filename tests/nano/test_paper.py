@@ -158,8 +158,8 @@ def test_views_are_whole_tokens_and_lines_fit_their_frames(pages: list[Paper]) -
             rows, columns = look.grid
             assert rows * columns <= 500
             for one in look.readings or ():
-                assert 0 <= one.first and one.first + one.count <= columns * ACROSS
-                assert 0 <= one.y <= rows * DOWN - 1
+                assert one.first >= 0 and one.first + one.count <= columns * ACROSS
+                assert one.y >= 0 and one.y < rows * DOWN
                 assert one.count >= len(one.classes)
 
 

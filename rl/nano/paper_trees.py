@@ -1,0 +1,121 @@
+"""Question trees about paper: parts of a page to read out, coarse views to zoom from, whole pages.
+
+The roles are those of boards (`examples.py`): answered from what is shown, with a crop already beside the coarse view,
+with a zoom call and its result, and calls and looks alone, which are many for little.
+"""
+
+import math
+from collections.abc import Sequence
+from random import Random
+from typing import Final
+
+from nano.examples import OPEN, Frame, beside, calling, crop_tokens, direct, looking, show, vain, zooming
+from nano.frames import CELL
+from nano.paper import Line, Rect
+from nano.paper_boards import LINE_QUESTION, PaperBoard, shuffled
+from nano.tokenizer import LOCATIONS
+from nano.trees import Piece, Say, Tree
+from qzoom_agent.evaluation.tasks.needle.boards import Fact
+from qzoom_agent.protocols.nano import LOCATION_STEP
+
+COARSE_TOKENS: Final = (64, 96, 128, 128, 160)
+"""Most visual tokens of a coarse view of paper; one drawn at random."""
+WHOLE_TOKENS: Final = (400, 600, 900, 1300, 2048)
+"""The same of a whole page to read from."""
+LEGIBLE: Final = 16.0
+"""Height of a line in a view, in pixels, from which on it is read out."""
+_HEIGHTS: Final = (20.0, 50.0)
+_REACH: Final = LOCATION_STEP * (len(LOCATIONS) - 1)
+"""Largest coordinate that has a location token."""
+
+Branch = tuple[str, Fact, list[Piece]]
+
+
+def coarse_paper_tree(rng: Random, board: PaperBoard, *, served: int = 3, calls: int = 10, looks: int = 6) -> Tree:
+    """Return what happens on top of a coarse view of a page; the first facts are served, the others called for."""
+    width, height = board.image.size
+    most = min(rng.choice(COARSE_TOKENS), int((_REACH / CELL) ** 2 * min(width, height) / max(width, height)))
+    frame = show(board, None, tokens=(16, max(16, most)))
+    facts = shuffled(rng, board.facts)
+    branches: list[Branch] = []
+    for index, fact in enumerate(facts[: 2 * served]):
+        if index % 2 == 0:
+            branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
+        else:
+            branches.append(("beside", fact, beside(fact, [_around(rng, board, fact.boxes[0])])))
+    branches += [("refused", fact, vain(rng, frame, fact)) for fact in facts[-1:]]
+    branches += [("call", fact, calling(frame, fact)) for fact in facts[1::2][:calls]]
+    branches += [("look", fact, looking(frame, fact)) for fact in facts[::2][:looks]]
+    return _tree(frame, branches)
+
+
+def part_tree(rng: Random, board: PaperBoard, *, tokens: tuple[int, int] = (40, 160), questions: int = 10) -> Tree:
+    """Return a part of a page whose lines are read out, and what else can be asked of it."""
+    line = rng.choice(board.paper.lines)
+    scale = math.exp(rng.uniform(*map(math.log, _HEIGHTS))) / max(4.0, line.height)
+    most = rng.randint(*tokens)
+    long = 1.1 * (line.box[2] - line.box[0])
+    width = min(float(board.image.width), max(long, rng.uniform(8, 30) * CELL / scale))
+    height = min(float(board.image.height), max(2.0 * line.height, most * (CELL / scale) ** 2 / width))
+    x = _about((line.box[0] + line.box[2]) / 2, width, board.image.width, rng.uniform(0.4, 0.6))
+    y = _about((line.box[1] + line.box[3]) / 2, height, board.image.height, rng.uniform(0.2, 0.8))
+    frame = show(board, (x, y, x + width, y + height), tokens=(max(4, round(0.9 * most)), most))
+    return _tree(frame, [("direct", fact, direct(frame, fact)) for fact in _askable(rng, frame, board)[:questions]])
+
+
+def whole_paper_tree(rng: Random, board: PaperBoard, *, questions: int = 16) -> Tree:
+    """Return direct questions about a whole page at a budget at which it can be read: the baseline's training."""
+    frame = show(board, None, tokens=(64, rng.choice(WHOLE_TOKENS)))
+    return _tree(frame, [("direct", fact, direct(frame, fact)) for fact in _askable(rng, frame, board)[:questions]])
+
+
+def _tree(frame: Frame, branches: Sequence[Branch]) -> Tree:
+    names = [f"{mode} {fact.kind}" for mode, fact, _ in branches]
+    return Tree([Say(OPEN), frame.look], [pieces for _, _, pieces in branches], names)
+
+
+def _about(middle: float, length: float, room: float, share: float) -> float:
+    """Return where a stretch begins that holds a place at a share of its length and stays on the page."""
+    return min(max(0.0, middle - share * length), max(0.0, room - length))
+
+
+def _around(rng: Random, board: PaperBoard, needle: Rect) -> Frame:
+    """Return a crop about a needle as a policy might choose it: often too large, seldom centred."""
+    width, height = needle[2] - needle[0], needle[3] - needle[1]
+    pads = [rng.uniform(0.3, 3.0) * height + rng.uniform(0.0, 0.4) * width * (at % 2 == 0) for at in range(4)]
+    box = (
+        max(0.0, needle[0] - pads[0]),
+        max(0.0, needle[1] - pads[1]),
+        min(float(board.image.width), needle[2] + pads[2]),
+        min(float(board.image.height), needle[3] + pads[3]),
+    )
+    return show(board, box, tokens=crop_tokens(board))
+
+
+def _askable(rng: Random, frame: Frame, board: PaperBoard) -> list[Fact]:
+    """Return what can be read in a view: its facts and its lines, in turn."""
+    facts = shuffled(rng, [fact for fact in board.facts if _seen(frame, [*fact.boxes, *fact.seen])])
+    lines = [fact for line in board.paper.lines if (fact := line_fact(frame, line)) is not None]
+    rng.shuffle(lines)
+    both = [fact for pair in zip(facts, lines, strict=False) for fact in pair]
+    return [*both, *facts[len(lines) :], *lines[len(facts) :]]
+
+
+def _seen(frame: Frame, boxes: Sequence[Rect]) -> bool:
+    """Return whether boxes lie in a view and are large enough to be read."""
+    left, top, right, bottom = frame.box
+    inside = all(left <= box[0] and top <= box[1] and box[2] <= right and box[3] <= bottom for box in boxes)
+    tall = min(box[3] - box[1] for box in boxes) * frame.scale[1]
+    return inside and tall >= LEGIBLE
+
+
+def line_fact(frame: Frame, line: Line) -> Fact | None:
+    """Return the question for a line by the place of its left end, or None where it has none or is not seen."""
+    if not _seen(frame, [line.box]) or not line.text.strip():
+        return None
+    x = (line.box[0] - frame.box[0]) * frame.scale[0]
+    y = ((line.box[1] + line.box[3]) / 2 - frame.box[1]) * frame.scale[1]
+    if max(x, y) > _REACH:
+        return None
+    place = "".join(LOCATIONS[round(value / LOCATION_STEP)] for value in (x, y))
+    return Fact("paper", "at", LINE_QUESTION.format(place), line.text, (line.box,))

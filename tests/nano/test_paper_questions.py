@@ -1,0 +1,153 @@
+"""What can be asked of paper, and the question trees about it."""
+
+from random import Random
+
+import pytest
+import torch
+from PIL import Image
+
+from nano.drawn_paper import draw_paper
+from nano.examples import Frame, show
+from nano.paper import Line, Paper, Rect
+from nano.paper_batches import paper_trees
+from nano.paper_boards import PaperBoard, board_of, centers_of, found_in, is_label
+from nano.paper_trees import coarse_paper_tree, line_fact, part_tree, whole_paper_tree
+from nano.tokenizer import build_tokenizer
+from nano.trees import Look, Packer, Say
+from qzoom_agent.evaluation.tasks.needle.boards import Fact
+
+ROW = 30.0
+
+
+def line(text: str, x: float, row: int) -> Line:
+    """A line of characters of 10 x 20 pixels."""
+    return Line((x, row * ROW, x + 10 * len(text), row * ROW + 20), text)
+
+
+RECEIPT = Paper(
+    Image.new("L", (400, 600), 255),
+    (
+        line("ACME SDN BHD", 20, 1),
+        line("NO. 1, JALAN X,", 20, 2),
+        line("81100 JOHOR", 20, 3),
+        line("DATE :", 20, 5),
+        line("25/12/2018 8:13 PM", 120, 5),
+        line("SUB TOTAL", 20, 8),
+        line("9.00", 300, 8),
+        line("TOTAL", 20, 9),
+        line("RM 9.00", 270, 9),
+        line("CASH", 20, 11),
+        line("CASH", 20, 12),
+        line("10.00", 290, 12),
+    ),
+    {"company": "ACME SDN BHD", "date": "25/12/2018", "address": "NO 1, JALAN X, 81100 JOHOR.", "total": "9.00"},
+)
+
+
+@pytest.fixture
+def board() -> PaperBoard:
+    return board_of(Random(0), RECEIPT)
+
+
+def by_kind(board: PaperBoard, kind: str) -> list[Fact]:
+    return [fact for fact in board.facts if fact.kind == kind]
+
+
+def test_fields_lie_where_they_are_printed(board: PaperBoard) -> None:
+    found = {fact.kind: fact.boxes[0] for fact in board.facts if fact.suite == "receipt-field"}
+    assert found["company"] == RECEIPT.lines[0].box
+    assert found["date"] == (120.0, 150.0, 220.0, 170.0)
+    assert found["address"] == (20.0, 60.0, 170.0, 110.0)
+    assert found["total"] == (300.0, 270.0, 340.0, 290.0)  # beside TOTAL, neither beside SUB TOTAL nor with RM
+
+
+def test_only_labels_that_name_one_row_are_asked_about(board: PaperBoard) -> None:
+    answers = {fact.question: fact.answer for fact in by_kind(board, "beside")}
+    assert sorted(answers.values()) == ["25/12/2018 8:13 PM", "9.00"]
+    assert not any("CASH" in question or " TOTAL?" in question.replace("SUB TOTAL", "") for question in answers)
+
+
+def test_part_of_another_number_is_not_the_value() -> None:
+    assert found_in(line("19.00", 0, 0), "9.00") is None
+    assert found_in(line("9.00 9.00", 0, 0), "9.00") is None
+    assert found_in(line("RM9.00", 0, 0), "9.00") is None
+    assert found_in(line("RM 9.00", 0, 0), "9.00") == (30.0, 0.0, 70.0, 20.0)
+
+
+def test_labels_are_words() -> None:
+    assert is_label("TOTAL (RM)") and is_label("GST NO")
+    assert not is_label("9.00") and not is_label("RM") and not is_label("SR 123456")
+
+
+def test_answers_are_the_characters_in_their_box(board: PaperBoard) -> None:
+    for fact in board.facts:
+        if fact.kind == "address":
+            continue
+        (box,) = fact.boxes
+        inside = [glyph for glyph in board.glyphs if box[0] <= glyph.x <= box[2] and box[1] <= glyph.y <= box[3]]
+        assert "".join(glyph.char for glyph in sorted(inside, key=lambda glyph: glyph.x)) == fact.answer
+
+
+def test_a_line_is_named_by_where_it_begins(board: PaperBoard) -> None:
+    frame = show(board, None, tokens=(300, 320))
+    fact = line_fact(frame, RECEIPT.lines[4])
+    assert fact is not None and fact.answer == "25/12/2018 8:13 PM"
+    x, y = 120 * frame.scale[0], 160 * frame.scale[1]
+    assert fact.question == f"read the line at <loc_{7 * round(x / 7)}><loc_{7 * round(y / 7)}>."
+    assert line_fact(show(board, None, tokens=(16, 40)), RECEIPT.lines[4]) is None
+
+
+def test_trees_of_paper_call_for_what_they_answer(board: PaperBoard) -> None:
+    packer = Packer(build_tokenizer())
+    for tree in (
+        coarse_paper_tree(Random(1), board),
+        part_tree(Random(1), board, tokens=(150, 200)),
+        whole_paper_tree(Random(1), board),
+    ):
+        assert len(tree.branches) == len(tree.names) > 0
+        for pieces, name in zip(tree.branches, tree.names, strict=True):
+            assert any(isinstance(piece, Say) and (piece.learn or piece.looks) for piece in pieces), name
+            if name.startswith(("zoom", "call")):
+                assert any(isinstance(piece, Say) and "<zoom>" in piece.text for piece in pieces)
+        batch = packer.batch([tree])
+        assert batch["focus"].shape[1] > 0 and batch["ground"].shape[1] > 0
+        assert int(batch["ids"].max()) < 768
+
+
+def test_a_served_crop_holds_the_answer_and_can_be_read(board: PaperBoard) -> None:
+    tree = coarse_paper_tree(Random(4), board)
+    crops = [piece for pieces in tree.branches for piece in pieces if isinstance(piece, Look)]
+    assert crops
+    for crop in crops:
+        rows, columns = crop.grid
+        assert 90 <= rows * columns <= 260
+    assert any(crop.readings for crop in crops)
+
+
+def test_batches_of_questions_need_receipts_and_are_drawn_again() -> None:
+    with pytest.raises(ValueError, match="--receipts"):
+        paper_trees(Random(0), "paper_parts", 0, None, tokens=60)
+
+
+def test_drawn_receipts_can_be_asked_about() -> None:
+    boards = [board_of(Random(seed), draw_paper(seed)) for seed in range(8)]
+    kinds = {fact.kind for board in boards for fact in board.facts}
+    assert {"company", "date", "total", "beside"} <= kinds
+    for board in boards:
+        for fact in board.facts:
+            assert all(0 <= box[0] < box[2] and 0 <= box[1] < box[3] for box in fact.boxes)
+
+
+def test_known_places_of_characters_are_kept() -> None:
+    known = Line((0.0, 0.0, 30.0, 10.0), "AB", (4.0, 22.0))
+    assert centers_of(known) == (4.0, 22.0)
+    assert centers_of(Line(known.box, known.text)) == (7.5, 22.5)
+
+
+def test_a_view_of_paper_is_read_along_its_lines(board: PaperBoard) -> None:
+    box: Rect = (0.0, 120.0, 400.0, 200.0)
+    frame: Frame = show(board, box, tokens=(60, 80))
+    assert frame.look.dense is None and frame.look.readings is not None
+    assert len(frame.look.readings) == 2
+    batch = Packer(build_tokenizer()).batch([whole_paper_tree(Random(0), board)])
+    assert torch.all(batch["reading"]["told"] == -100)  # evenly spread places are no labels

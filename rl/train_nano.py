@@ -400,7 +400,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="qzoom train base", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_recipe_arguments(parser, output="runs/nano")
-    parser.add_argument("--receipts", type=Path, metavar="DIR", help="folder of real receipts (receipts.jsonl, images/)")
+    parser.add_argument(
+        "--receipts", type=Path, metavar="DIR", help="folder of real receipts (receipts.jsonl, images/)"
+    )
     parser.add_argument("--start", metavar="M", help="shipped model to go on from: a preset or a folder")
     parser.add_argument("--stage", help="stop after this stage")
     options = parser.parse_args(argv)

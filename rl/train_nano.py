@@ -43,7 +43,7 @@ from nano.batches import PAPER_TOKENS, BoardKind, Kind, single, table
 from nano.heads import TrainingHeads, losses
 from nano.line_scores import score_lines
 from nano.model import build_model
-from nano.paper_batches import REAL_KINDS
+from nano.paper_batches import HEIGHTS, REAL_KINDS
 from nano.receipts import Receipts
 from nano.tokenizer import build_tokenizer
 from nano.trees import Packer
@@ -80,6 +80,8 @@ class Stage(BaseModel):
     """Share of each kind of batch (see `nano.batches`)."""
     paper_tokens: int = Field(default=PAPER_TOKENS, gt=0, le=8192)
     """Visual tokens from which on a batch of paper is full."""
+    heights: tuple[Annotated[float, Field(ge=14, le=200)], Annotated[float, Field(ge=14, le=200)]] = HEIGHTS
+    """Least and greatest height of a line in a view of part of a page, in pixels; large print is learned first."""
     learning_rate: float = Field(gt=0)
     schedule: SchedulerType = SchedulerType.CONSTANT_WITH_WARMUP
     """A scheduler of transformers: constant_with_warmup, linear, cosine, ..."""
@@ -293,6 +295,7 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path, receipts: Path | 
         tokenizer=tokenizer,
         receipts=read,
         paper_tokens=stage.paper_tokens,
+        heights=stage.heights,
     )
     arguments = TrainingArguments(
         output_dir=str(folder),

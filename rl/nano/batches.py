@@ -27,7 +27,7 @@ from nano.examples import (
     whole_tree,
 )
 from nano.pages import object_page, plate_page, text_page
-from nano.paper_batches import PAPER_KINDS, PaperKind, paper_trees
+from nano.paper_batches import HEIGHTS, PAPER_KINDS, PaperKind, paper_trees
 from nano.receipts import Receipts
 from nano.trees import Look, Packer, Tree
 
@@ -106,10 +106,15 @@ class Draw:
     """Draws and packs the batches of rows that are read; an object, so that any kind of worker process can get it."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, receipts: Receipts | None = None, paper_tokens: int = PAPER_TOKENS
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        receipts: Receipts | None = None,
+        *,
+        paper_tokens: int = PAPER_TOKENS,
+        heights: tuple[float, float] = HEIGHTS,
     ) -> None:
         self.packer = Packer(tokenizer)
-        self.receipts, self.paper_tokens = receipts, paper_tokens
+        self.receipts, self.paper_tokens, self.heights = receipts, paper_tokens, heights
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[dict[str, Any]]]:
         torch.set_num_threads(1)
@@ -122,7 +127,7 @@ class Draw:
         if kind not in PAPER_KINDS:
             return trees_of(kind, number)
         rng = Random(f"batch/{kind}/{number}")
-        return paper_trees(rng, kind, number, self.receipts, tokens=self.paper_tokens)
+        return paper_trees(rng, kind, number, self.receipts, tokens=self.paper_tokens, heights=self.heights)
 
 
 def table(
@@ -133,11 +138,14 @@ def table(
     tokenizer: PreTrainedTokenizerFast,
     receipts: Receipts | None = None,
     paper_tokens: int = PAPER_TOKENS,
+    heights: tuple[float, float] = HEIGHTS,
 ) -> Dataset:
     """A table of `steps` batches of the kinds in `mix` (shares), drawn and packed on reading."""
     kinds = Random(f"mix/{seed}").choices(list(mix), weights=list(mix.values()), k=steps)
     numbers = [seed * 1_000_000 + step for step in range(steps)]
-    return Dataset.from_dict({"kind": kinds, "seed": numbers}).with_transform(Draw(tokenizer, receipts, paper_tokens))
+    return Dataset.from_dict({"kind": kinds, "seed": numbers}).with_transform(
+        Draw(tokenizer, receipts, paper_tokens=paper_tokens, heights=heights)
+    )
 
 
 def single(rows: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:

@@ -32,14 +32,22 @@ CROP_TOKENS: Final = (32, 256)
 """Fewest and most visual tokens of a part of a page."""
 SHEET_TOKENS: Final = (128, 256, 400, 600, 900, 1300, 2048)
 """Most visual tokens of a whole page; one drawn at random."""
-LINE_HEIGHTS: Final = (20.0, 64.0)
-"""Least and greatest height of a line that is shown alone, in pixels."""
+HEIGHTS: Final = (18.0, 60.0)
+"""Least and greatest height of a line in a view of part of a page, in pixels."""
 _LINES_ALONE: Final = 0.4
-_BATCHES_PER_PAGE: Final = 2
+_BATCHES_PER_PAGE: Final = 6
 _SHARED_PAGES: Final = 10
 
 
-def paper_trees(rng: Random, kind: str, number: int, receipts: Receipts | None, *, tokens: int) -> list[Tree]:
+def paper_trees(
+    rng: Random,
+    kind: str,
+    number: int,
+    receipts: Receipts | None,
+    *,
+    tokens: int,
+    heights: tuple[float, float] = HEIGHTS,
+) -> list[Tree]:
     """Return the trees of a batch of paper.
 
     Args:
@@ -48,12 +56,13 @@ def paper_trees(rng: Random, kind: str, number: int, receipts: Receipts | None, 
         number: Number of the batch; neighbours share drawn pages.
         receipts: Real receipts, for `REAL_KINDS`.
         tokens: Visual tokens from which on a batch without questions is full.
+        heights: Least and greatest height of a line in its views of parts, in pixels.
 
     Raises:
         ValueError: the kind needs receipts and there are none.
     """
     if not kind.startswith("paper_"):
-        return [Tree([look], []) for look in paper_looks(rng, kind, number, receipts, tokens=tokens)]
+        return [Tree([look], []) for look in paper_looks(rng, kind, number, receipts, tokens=tokens, heights=heights)]
     if receipts is None:
         raise ValueError(f"Batches of the kind {kind!r} need a folder of receipts. Give one with --receipts.")
     if kind == "paper_whole":
@@ -75,7 +84,15 @@ def _asked(rng: Random, number: int, receipts: Receipts) -> PaperBoard:
     return board
 
 
-def paper_looks(rng: Random, kind: str, number: int, receipts: Receipts | None, *, tokens: int) -> list[Look]:
+def paper_looks(
+    rng: Random,
+    kind: str,
+    number: int,
+    receipts: Receipts | None,
+    *,
+    tokens: int,
+    heights: tuple[float, float] = HEIGHTS,
+) -> list[Look]:
     """Return the views of a batch of paper without questions.
 
     Args:
@@ -84,6 +101,7 @@ def paper_looks(rng: Random, kind: str, number: int, receipts: Receipts | None, 
         number: Number of the batch; neighbours share drawn pages.
         receipts: Real receipts, for the kinds that show them.
         tokens: Visual tokens from which on the batch is full.
+        heights: Least and greatest height of a line in a view of part of a page, in pixels.
 
     Raises:
         ValueError: the kind needs receipts and there are none.
@@ -93,20 +111,20 @@ def paper_looks(rng: Random, kind: str, number: int, receipts: Receipts | None, 
     looks: list[Look] = []
     while sum(_tokens(look) for look in looks) < tokens:
         if kind == "drawn" or receipts is None:
-            looks.append(crop_view(rng, _drawn(rng, number), tokens=CROP_TOKENS))
+            looks.append(crop_view(rng, _drawn(rng, number), tokens=CROP_TOKENS, heights=heights))
         elif kind == "receipts":
-            looks.append(_part(rng, receipts[rng.randrange(len(receipts))]))
+            looks.append(_part(rng, receipts[rng.randrange(len(receipts))], heights))
         else:
             paper = _drawn(rng, number) if rng.random() < 0.4 else receipts[rng.randrange(len(receipts))]
             looks.append(page_view(paper, tokens=rng.choice(SHEET_TOKENS), rng=rng))
     return looks
 
 
-def _part(rng: Random, paper: Paper) -> Look:
+def _part(rng: Random, paper: Paper, heights: tuple[float, float]) -> Look:
     if rng.random() < _LINES_ALONE:
         line = max(rng.choice(paper.lines), rng.choice(paper.lines), key=lambda line: len(line.text))
-        return line_view(paper, line, height=rng.uniform(*LINE_HEIGHTS), rng=rng)
-    return crop_view(rng, paper, tokens=CROP_TOKENS)
+        return line_view(paper, line, height=rng.uniform(*heights), rng=rng)
+    return crop_view(rng, paper, tokens=CROP_TOKENS, heights=heights)
 
 
 def _drawn(rng: Random, number: int) -> Paper:

@@ -108,7 +108,7 @@ def line_view(paper: Paper, line: Line, *, height: float = 40.0, rng: Random | N
 
 
 def crop_view(
-    rng: Random, paper: Paper, *, tokens: tuple[int, int], heights: tuple[float, float] = (17.0, 54.0), places: int = 3
+    rng: Random, paper: Paper, *, tokens: tuple[int, int], heights: tuple[float, float], places: int = 3
 ) -> Look:
     """Show a part of a page around one of its lines, aged.
 

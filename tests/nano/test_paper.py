@@ -151,7 +151,7 @@ def test_both_losses_fall_to_nothing_where_the_print_is_spelled() -> None:
 def test_views_are_whole_tokens_and_lines_fit_their_frames(pages: list[Paper]) -> None:
     rng = Random(3)
     for page in pages:
-        looks = [crop_view(rng, page, tokens=(32, 160)) for _ in range(4)]
+        looks = [crop_view(rng, page, tokens=(32, 160), heights=(18.0, 60.0)) for _ in range(4)]
         looks += [line_view(page, page.lines[0]), page_view(page, tokens=500)]
         for look in looks:
             assert look.image.width % CELL == look.image.height % CELL == 0

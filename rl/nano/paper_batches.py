@@ -111,12 +111,14 @@ def paper_looks(
     looks: list[Look] = []
     while sum(_tokens(look) for look in looks) < tokens:
         if kind == "drawn" or receipts is None:
-            looks.append(crop_view(rng, _drawn(rng, number), tokens=CROP_TOKENS, heights=heights))
+            look = crop_view(rng, _drawn(rng, number), tokens=CROP_TOKENS, heights=heights)
         elif kind == "receipts":
-            looks.append(_part(rng, receipts[rng.randrange(len(receipts))], heights))
+            look = _part(rng, receipts[rng.randrange(len(receipts))], heights)
         else:
             paper = _drawn(rng, number) if rng.random() < 0.4 else receipts[rng.randrange(len(receipts))]
-            looks.append(page_view(paper, tokens=rng.choice(SHEET_TOKENS), rng=rng))
+            look = page_view(paper, tokens=rng.choice(SHEET_TOKENS), rng=rng)
+        if look.readings:  # a batch without anything to read would have no loss
+            looks.append(look)
     return looks
 
 

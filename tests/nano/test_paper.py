@@ -176,6 +176,7 @@ def test_batches_of_paper_are_drawn_again_from_their_number(tmp_path: Path) -> N
         one, again = (paper_looks(Random("x"), kind, 40, receipts, tokens=60) for _ in range(2))
         assert [look.readings for look in one] == [look.readings for look in again]
         assert sum(look.grid[0] * look.grid[1] for look in one) >= 60
+        assert all(look.readings for look in one)
     with pytest.raises(ValueError, match="--receipts"):
         paper_looks(Random(0), "receipts", 0, None, tokens=60)
 

@@ -100,18 +100,18 @@ class Stage(BaseModel):
     """Only the training heads learn. For a start from a shipped model, which has none: while they know nothing, what
     they ask of the layers below destroys more than it teaches."""
     weights: dict[
-        Literal["answer", "read", "glyphs", "lines", "place", "focus", "ground", "point", "aim", "tally"], float
+        Literal["answer", "read", "place", "focus", "ground", "point", "aim", "tally", "glyphs", "lines"], float
     ] = {
         "answer": 1.0,
         "read": 1.0,
-        "glyphs": 1.0,
-        "lines": 1.0,
         "place": 0.3,
         "focus": 0.3,
         "ground": 0.3,
         "point": 0.3,
         "aim": 0.3,
         "tally": 0.3,
+        "glyphs": 1.0,
+        "lines": 1.0,
     }
     """Weight of each loss term; a term that is not named does not count."""
 

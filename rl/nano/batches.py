@@ -39,7 +39,6 @@ COARSE_BUDGETS: Final = (48, 56, 64, 64, 64, 100)
 """Most visual tokens of a coarse view that zooms start from; one drawn at random."""
 BoardKind = Literal[
     "print",
-    "glances",
     "pages",
     "crops",
     "coarse",
@@ -48,6 +47,7 @@ BoardKind = Literal[
     "board256",
     "board400",
     "board576",
+    "glances",
 ]
 Kind = BoardKind | PaperKind
 KINDS: Final[tuple[BoardKind, ...]] = get_args(BoardKind)

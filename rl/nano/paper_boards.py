@@ -145,4 +145,4 @@ def shuffled(rng: Random, facts: Sequence[Fact]) -> list[Fact]:
     """Return facts in random order, fields before what stands beside labels: there are fewer of them."""
     chosen = list(facts)
     rng.shuffle(chosen)
-    return sorted(chosen, key=lambda fact: fact.suite != "receipt-field")
+    return sorted(chosen, key=lambda fact: fact.task != "receipt-field")

@@ -54,7 +54,7 @@ def by_kind(board: PaperBoard, kind: str) -> list[Fact]:
 
 
 def test_fields_lie_where_they_are_printed(board: PaperBoard) -> None:
-    found = {fact.kind: fact.boxes[0] for fact in board.facts if fact.suite == "receipt-field"}
+    found = {fact.kind: fact.boxes[0] for fact in board.facts if fact.task == "receipt-field"}
     assert found["company"] == RECEIPT.lines[0].box
     assert found["date"] == (120.0, 150.0, 220.0, 170.0)
     assert found["address"] == (20.0, 60.0, 170.0, 110.0)

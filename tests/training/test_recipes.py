@@ -40,7 +40,7 @@ LOADERS: dict[str, Callable[[Path], BaseModel]] = {
 BASE = [path for path in RECIPES if path.stem == "base"]
 MINIMAL = "stages: [{name: one, steps: 4, mix: {crops: 1.0}, learning_rate: 1.0e-3}]"
 EVERY = ("log_steps", "save_steps", "validate_steps", "validate_batches")
-LOSSES = {"read", "answer", "place", "aim", "tally", *TOLD}
+LOSSES = {"read", "glyphs", "lines", "answer", "place", "aim", "tally", *TOLD}
 
 
 def named(path: Path) -> str:

@@ -20,6 +20,7 @@ from nano.reading import LineReader, along_lines, reading_losses, spelled
 from nano.receipts import Receipts, Split, split_of
 from nano.scan import aged
 from nano.tokenizer import build_tokenizer
+from nano.trees import MERGE, PATCH
 from nano.typefaces import Style, faces
 from qzoom_agent.errors import ConfigError
 
@@ -222,4 +223,4 @@ def test_an_untrained_tower_reads_nothing_right(pages: list[Paper]) -> None:
 def test_the_size_for_paper_keeps_within_its_limit() -> None:
     model = build_model(build_tokenizer(), "paper")
     assert sum(parameter.numel() for parameter in model.parameters()) <= 14_000_000
-    assert model.config.vision_config.patch_size * model.config.vision_config.spatial_merge_size == CELL
+    assert CELL == PATCH * MERGE

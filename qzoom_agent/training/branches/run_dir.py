@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import torch
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.hf import HFBackend
@@ -65,6 +65,13 @@ _UNREAD: Final[dict[str, Any]] = {
     "postsft": {"batch": True, "optimisation": NOT_DECISIVE, "refit": NOT_DECISIVE},
 }
 """... but for these keys of those sections."""
+
+
+class StageSettings(BaseModel):
+    """Content of `settings/STAGE.json`, to find keys that have new names."""
+
+    recipe: BranchRecipe
+    made_from: dict[str, JsonValue]
 
 
 class RunDirectory:
@@ -206,7 +213,7 @@ class RunDirectory:
             made = self._made(stage)
             if made.exists():
                 settings: dict[str, JsonValue] = {"recipe": keys_read_by(self.recipe, stage)}
-                require_same(self._settings(stage), settings, made=made)
+                require_same(self._settings(stage), settings, made=made, kind=StageSettings)
 
     def begin_stage(self, stage: StageName) -> None:
         """Store what a stage depends on, or check that it was begun with that.
@@ -220,7 +227,7 @@ class RunDirectory:
             "recipe": keys_read_by(self.recipe, stage),
             "made_from": self.made_from(stage),
         }
-        begin(self._settings(stage), settings, made=self._made(stage), processes=self.processes)
+        begin(self._settings(stage), settings, made=self._made(stage), processes=self.processes, kind=StageSettings)
 
     def base_of(self, stage: StageName) -> Path | None:
         """Return the tuned base that a stage's branches were made for; None: the recipe's, whatever came later."""

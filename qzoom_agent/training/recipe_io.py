@@ -22,6 +22,8 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.files import read_yaml, require_folder, write_text
 
 _Recipe = TypeVar("_Recipe", bound=BaseModel)
+_WARNED: dict[Any, Any] = {}
+"""Warnings that were shown, so that each is shown once."""
 
 
 class Section(BaseModel):
@@ -174,7 +176,8 @@ def _with_new_names(given: Any, model: type[BaseModel], *, warn: bool) -> Any:
         if renamed[old] in given:
             raise ConfigError(f"`{old}` is the old name of `{renamed[old]}`, and both are given. Keep the new one.")
         if warn:
-            warnings.warn(f"The recipe key `{old}` is now called `{renamed[old]}`.", FutureWarning, stacklevel=2)
+            message = f"The recipe key `{old}` is now called `{renamed[old]}`."
+            warnings.warn_explicit(message, FutureWarning, "recipe", 0, registry=_WARNED)  # shows no line of this code
     return {renamed.get(key, key): value for key, value in given.items()} if old_names else given
 
 

@@ -261,10 +261,7 @@ def _attended(
 ) -> Callable[[Sample], Sequence[Box]]:
     """Return a crop around the attention that labels are made of, the baseline of SD-RPN's paper, which answers twice.
 
-    Args:
-        directory: The run.
-        backend: The base.
-        around: "tight" around all attention, as published; "fixed" in a box of the recipe's sides, as SD-RPN's.
+    It is "tight" around all attention, as published, or "fixed" in a box of the recipe's sides, as SD-RPN's.
     """
     recipe, labelling = directory.recipe, directory.recipe.labelling
     heads = heads_for(labelling, "textual", model=recipe.model, selected=directory.heads())

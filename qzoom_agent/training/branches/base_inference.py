@@ -91,14 +91,7 @@ def record_batches(records: Records, indices: range, size: int) -> Iterator[tupl
 def ask(
     backend: HFBackend, records: Sequence[Record], tokens: Sequence[int | None] | int | None, *, tools: bool = False
 ) -> list[CoarsePrompt]:
-    """Open the conversation of each record over its coarse view.
-
-    Args:
-        backend: The base.
-        records: The questions.
-        tokens: Most visual tokens of the coarse view, for each record or for all; None: the preset's.
-        tools: Offer the zoom tool.
-    """
+    """Open the conversation of each record over a coarse view of at most so many visual tokens (None: the preset's)."""
     limits = tokens if isinstance(tokens, Sequence) else [tokens] * len(records)
     shared: dict[tuple[str, int | None], tuple[HFSession, ViewStore]] = {}
     asked = []

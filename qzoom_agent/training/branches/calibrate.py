@@ -248,15 +248,10 @@ def _beside(score: float, next_one: float) -> float:
 
 
 def with_thresholds(backend: HFBackend, recipe: BranchRecipe, folder: Path, *, source: JsonValue) -> BranchConfig:
-    """Return the config of the backend's branches with thresholds chosen on held-out questions, and print the evidence.
+    """Return the config of the branches with thresholds chosen on held-out questions, and print the evidence.
 
-    All processes of a run have to call this.
-
-    Args:
-        backend: The base with its branches.
-        recipe: Names the questions (`held_out`) and the target (`calibration`).
-        folder: Folder for the answers, where no boxes are known.
-        source: The base, branches and records that those are of.
+    All processes of a run have to call this. `folder` gets the answers, where no boxes are known; `source` says what
+    base, branches and records they are of.
 
     Raises:
         ConfigError: Nothing is held out, or it cannot be told which of the questions need a zoom.

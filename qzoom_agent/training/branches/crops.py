@@ -63,8 +63,7 @@ class Outcome(NamedTuple):
     def need(self, *, with_crop: bool) -> bool | None:
         """Return whether the question needs a zoom; None: that cannot be told.
 
-        Args:
-            with_crop: A crop that makes the answer right counts as more detail.
+        `with_crop`: a crop that makes the answer right counts as more detail.
         """
         if self.right:
             return False
@@ -83,12 +82,7 @@ def with_crop(
 ) -> list[Cropped]:
     """Ask each record with the crop of its box beside its coarse view, as a policy does that looks first.
 
-    Args:
-        backend: The base.
-        records: The questions.
-        boxes: A box for each, in pixels of the image; None: no crop.
-        tokens: Most visual tokens of the coarse view; None: the preset's.
-        aligned: Give the crop the positions of the cells that it shows.
+    `tokens` limits the coarse view (None: the preset's); an `aligned` crop gets the positions of the cells it shows.
     """
     views = backend.defaults
     config = AgentConfig().resolved(model=backend.name, protocol=backend.protocol, defaults=views)
@@ -145,9 +139,6 @@ def crop_outcomes(
     """Ask all records over the coarse view, and those that are wrong with more detail. All processes share the work.
 
     Args:
-        backend: The base with its branches.
-        records: Held-out questions.
-        recipe: Its `gate` and `calibration` say how to ask.
         rules: Rules by which SD-RPN's map becomes a crop.
         folder: Folder for the table; one of other settings is refused.
         source: The base, branches and records that the table is of.

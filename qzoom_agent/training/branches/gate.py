@@ -73,12 +73,7 @@ def answer_at_budgets(
 ) -> Dataset:
     """Return for each record (`row`, `image_id`) its `answers` at the budgets, and which of them are `right`.
 
-    Args:
-        backend: The base with SD-RPN.
-        records: The questions.
-        recipe: Its `gate` names the budgets.
-        folder: Folder for the table; what is there is not made again.
-        source: The base, branches and records that the table is of; a folder of others is refused.
+    The table is kept in `folder`; one of another `source` (base, branches and records) is refused.
     """
     stage = recipe.gate
 

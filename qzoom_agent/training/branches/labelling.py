@@ -54,13 +54,7 @@ def collect(
 ) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
     """Return for each row the attention map of its answer on its view, and its sink map, if sinks are sought.
 
-    Args:
-        backend: The base.
-        asked: The prompts.
-        said: The answer to each.
-        heads: The heads to read.
-        asking: Tokens whose attention counts.
-        norm_layer: Layer at whose input the norm of hidden states finds sinks; None: heads do, if any.
+    Sinks are told by heads, or by the norm of the hidden states at the input of `norm_layer`.
     """
     layers = sorted({*heads.grounding, *heads.sink, *(() if norm_layer is None else (norm_layer,))})
     recorded, valid, queries, images = attend(backend, asked, said, layers, asking)
@@ -123,13 +117,7 @@ def resized(values: NDArray[Any], grid: tuple[int, int], *, mass: bool = True) -
 
 
 def heads_for(labelling: Labelling, mode: Mode, *, model: str, selected: Heads | None) -> HeadPair:
-    """Return the heads that a recipe names.
-
-    Args:
-        labelling: The recipe's section.
-        mode: Kind of question: published heads differ between them.
-        model: Name of the base.
-        selected: Heads that `select-heads` chose, if it is done.
+    """Return the heads that a recipe names, for questions of this mode.
 
     Raises:
         ConfigError: The recipe asks for selected heads, and there are none.
@@ -164,20 +152,10 @@ def label(
     source: JsonValue = None,
     positions: Literal["plain", "aligned"] = "plain",
 ) -> Dataset:
-    """Collect the maps of all records.
+    """Collect the maps of all records in `folder`; a table of another `source` (base and records) is refused.
 
-    Columns of the table: `row` (index of the record), `image_id`, `answer` (or the zoom call), `right` (with `keep:
-    crop` of the answer to the crop), `map` and `sink` (rows of cells), `shown` (see `padded_size`).
-
-    Args:
-        backend: The base.
-        records: The questions.
-        labelling: The recipe's section.
-        folder: Folder for the table; what is there is not made again.
-        selected: Heads that `select-heads` chose.
-        k: Decoder layers before the branches.
-        source: The base and records that the table is of; a folder of others is refused.
-        positions: Positions of the crops that `keep: crop` shows.
+    Columns: `row` (index of the record), `image_id`, `answer` (or the zoom call), `right` (with `keep: crop` of the
+    answer to the crop, at these `positions`), `map` and `sink` (rows of cells), `shown` (see `padded_size`).
     """
 
     def rows(indices: range) -> Iterator[dict[str, Any]]:

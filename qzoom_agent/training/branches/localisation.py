@@ -46,8 +46,7 @@ class LookOutcome(NamedTuple):
     def proposal(self, options: PerceptionConfig) -> Box | None:
         """Return the box around the foreground, with its margin, in pixels of the image; None: there is no foreground.
 
-        Args:
-            options: Rule of the foreground (see `perception.look.resolve_options`).
+        `options` has to set the rule (see `perception.look.resolve_options`).
         """
         found = regions(self.heat, foreground(self.heat, options.threshold or 0.0, options), sides=options.box)
         if not found:
@@ -77,15 +76,7 @@ class Localisation(BaseModel):
 def look_at_records(
     backend: HFBackend, records: Records, *, tokens: int | None, batch: int = 16, limit: int | None = None
 ) -> list[LookOutcome]:
-    """Return gate scores and maps of all records.
-
-    Args:
-        backend: The base with its branches.
-        records: The questions.
-        tokens: Most visual tokens of the coarse view; None: the preset's.
-        batch: Questions of one pass.
-        limit: Number of records to take; None: all.
-    """
+    """Return gate scores and maps of all records, or of the first `limit`, over views of at most `tokens`."""
     count = len(records) if limit is None else min(limit, len(records))
     batches = record_batches(records, range(count), batch)
     return [seen for _, rows in batches for seen in look_at_batch(backend, rows, tokens=tokens)]

@@ -80,11 +80,7 @@ def answer_batch(
 ) -> dict[str, Any]:
     """Return conversations as the arguments of `AnswerLoss`, padded on the left.
 
-    Args:
-        backend: The base.
-        sessions: The session that prepared each conversation.
-        ready: The conversations.
-        labels: Ids to learn at the end of each conversation, -100 where one is not learned.
+    `labels` are the ids to learn at the end of each conversation, -100 where one is not learned.
     """
     with torch.no_grad():  # views are encoded by the frozen vision encoder
         new, rotary, mask, valid = embed_rows(backend, sessions, ready)
@@ -112,13 +108,7 @@ def find_cases(
 ) -> Dataset:
     """Answer each record without and with a crop; return `row`, `image_id`, `box` and both answers and verdicts.
 
-    Args:
-        backend: The base with SD-RPN.
-        records: The questions.
-        recipe: Its `postsft` says how to ask.
-        folder: Folder for the table; what is there is not made again.
-        judge: Decides about answers that the rules refuse.
-        source: The base, branches and records that the table is of; a folder of others is refused.
+    The table is kept in `folder`; one of another `source` (base, branches and records) is refused.
     """
     stage = recipe.postsft
 

@@ -183,14 +183,7 @@ class RunDirectory:
         held_out: bool = False,
         base: Path | None = None,
     ) -> dict[str, JsonValue]:
-        """Return the base, branches and records that a table is of, to store beside it.
-
-        Args:
-            branches: Their folder; None: the table does not depend on branches.
-            stage: The stage whose questions are asked.
-            held_out: The held-out questions are asked instead.
-            base: The tuned base; None: the recipe's.
-        """
+        """Return the base (None: the recipe's), branches and records that a table is of, to store beside it."""
         asked = self.recipe.held_out if held_out else self.recipe.asked(stage)
         found: dict[str, JsonValue] = {
             "model": self.recipe.model if base is None else str(base.relative_to(self.output)),

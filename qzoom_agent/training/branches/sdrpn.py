@@ -45,8 +45,6 @@ class MapLoss(nn.Module):
 
         Args:
             hidden: States after K layers, (rows, tokens, hidden), padded on the left.
-            rotary: Rotary embeddings of all tokens.
-            mask: Attention mask.
             spans: [start, stop) of each row's visual tokens.
             labels: Labels of the cells of all rows, concatenated; -100 where a cell has none.
         """
@@ -80,15 +78,7 @@ def train_sdrpn(
     recipe: BranchRecipe,
     folder: Path,
 ) -> None:
-    """Train the branch in place.
-
-    Args:
-        backend: The base, with the branches that hold `sdrpn`.
-        sdrpn: The branch to train.
-        records: The questions that are labelled.
-        labels: Table of their attention maps.
-        recipe: Its `sdrpn` and `labelling` say how to train.
-        folder: Folder of checkpoints.
+    """Train the branch in place on a table of attention maps.
 
     Raises:
         ConfigError: There is nothing to learn from.

@@ -19,13 +19,7 @@ _TAGGED: Final = frozenset({"deepeyes", "mini_o3", "visionthink", "adaptvision"}
 
 
 def write_call(protocol: str, box: Box, shown: Size) -> str:
-    """Return a call for a box.
-
-    Args:
-        protocol: Name of the format.
-        box: The box in shares ("unit") of the first image.
-        shown: Size in pixels at which the model sees that image.
-    """
+    """Return a call for a box in shares ("unit") of the first image, which the model sees at `shown` pixels."""
     x1, y1, x2, y2 = box.to_pixel(shown).as_list()
     step = LOCATION_STEP
     mille = [round(1000 * value) for value in (box.x1, box.y1, box.x2, box.y2)]

@@ -42,15 +42,10 @@ class TrainingConversation(NamedTuple):
 
 
 def to_row(conversation: Sequence[Message], images: Sequence[Image.Image], *, codec: PromptCodec) -> dict[str, Any]:
-    """Return `messages` and `images` of an episode.
-
-    Args:
-        conversation: Its messages.
-        images: The images of its parts, in order.
-        codec: The model's chat template.
+    """Return `messages` and `images` of an episode; images are those of its parts in order.
 
     Raises:
-        ConfigError: Tool results have role "tool", and the template has no user turn for them.
+        ConfigError: Tool results have role "tool", and the template of `codec` has no user turn for them.
     """
     messages = [
         {

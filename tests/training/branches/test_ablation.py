@@ -33,7 +33,7 @@ def rows(table: str) -> dict[str, list[str]]:
 
 
 def test_what_is_only_read_otherwise_is_not_trained(finished: Path, tmp_path: Path) -> None:
-    found = rows(ablate("thresholds", finished, tmp_path, n=3))
+    found = rows(ablate("thresholds", finished, tmp_path, n=1))
     assert next(iter(found)) == "calibrated" and {"0.02", "0.3", "0.7 of the peak"} < set(found)
     assert all(len(cells) == 3 * len(FINE) for cells in found.values())
     assert not list((tmp_path / "thresholds").glob("*/sdrpn"))
@@ -43,10 +43,11 @@ def test_what_is_only_read_otherwise_is_not_trained(finished: Path, tmp_path: Pa
     assert zooms == sorted(zooms, reverse=True)
 
 
+@pytest.mark.slow
 def test_variants_are_trained_from_the_same_labels_and_measured_on_the_same_questions(
     finished: Path, tmp_path: Path
 ) -> None:
-    table = ablate("depth", finished, tmp_path, n=2)
+    table = ablate("depth", finished, tmp_path, n=1)
     assert list(rows(table)) == ["T = 1", "T = 2", "T = 3", "T = 4"]
     for depth in (1, 2, 3, 4):
         folder = tmp_path / "depth" / f"T_=_{depth}"
@@ -54,13 +55,13 @@ def test_variants_are_trained_from_the_same_labels_and_measured_on_the_same_ques
         config = BranchConfig.model_validate_json((folder / "calibrate" / "final" / "branches.json").read_text())
         assert config.depth == depth and config.evidence["questions"] == 12
     journal = (tmp_path / "depth" / "needle-scene.jsonl").read_text()
-    assert journal.count("\n") >= 2
-    assert ablate("depth", finished, tmp_path, n=2) == table
+    assert journal.count("\n") >= 1
+    assert ablate("depth", finished, tmp_path, n=1) == table
     assert (tmp_path / "depth" / "needle-scene.jsonl").read_text() == journal, "it is not measured again"
 
 
 def test_raw_attention_stands_against_the_map(finished: Path, tmp_path: Path) -> None:
-    found = rows(ablate("source", finished, tmp_path, n=2))
+    found = rows(ablate("source", finished, tmp_path, n=1))
     assert list(found) == ["SD-RPN", "the attention, all of it", "the attention, a box of the same sides"]
     assert all(cells[2] == "100%" for name, cells in found.items() if name != "SD-RPN")
 
@@ -70,7 +71,7 @@ def test_post_sft_is_measured_on_its_own_base_and_everything_else_is_not(finishe
     copytree(finished, run)
     copytree(NANO_FOLDER, run / "postsft" / "base")  # as if it had been trained, after the run was calibrated
     copytree(run / "sdrpn" / "final", run / "postsft" / "final")
-    found = rows(ablate("postsft", run, tmp_path / "out", n=2))
+    found = rows(ablate("postsft", run, tmp_path / "out", n=1))
     assert list(found) == ["without", "with"]
     for name in found:
         folder = tmp_path / "out" / "postsft" / name

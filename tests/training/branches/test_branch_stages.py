@@ -76,6 +76,15 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.fixture(scope="module")
+def three_stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder in which SD-RPN is trained."""
+    folder = tmp_path_factory.mktemp("three")
+    recipe = written(folder, stages=["select-heads", "label", "sdrpn"])
+    assert qzoom(["train", "branches", "--config", str(recipe), "--output", str(folder / "out")]) == 0
+    return folder / "out"
+
+
 def test_the_stages_of_sdrpn_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A fresh run, then the same command again, which does nothing; the base that ships is untouched."""
     before = (NANO_FOLDER / "model.safetensors").read_bytes()
@@ -97,13 +106,11 @@ def test_the_stages_of_sdrpn_in_order(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.count("is there already") == 4
 
 
-def test_a_gate_is_added_to_sdrpn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gate_is_added_to_sdrpn(three_stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With answers that are made up: at toy length nano reads nothing."""
     from qzoom_agent.training.branches import gate
 
-    recipe, out = written(tmp_path), tmp_path / "out"
-    for stage in ("select-heads", "label", "sdrpn"):
-        assert qzoom(["train", stage, "--config", str(recipe), "--output", str(out)]) == 0
+    recipe, out = written(tmp_path), shutil.copytree(three_stages, tmp_path / "out")
     real = gate.write_parts
 
     def made_up(folder, count, rows, settings, *, progress):  # type: ignore[no-untyped-def]
@@ -133,14 +140,12 @@ def test_stages_out_of_order_say_what_is_missing(tmp_path: Path, capsys: pytest.
 
 
 def test_a_base_that_no_crop_hurts_is_left_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    three_stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from qzoom_agent.training.branches import stages as run
 
     recipe = written(tmp_path, postsft={"records": 4, "max_new_tokens": 2, "positions": "plain"})
-    out = tmp_path / "out"
-    for stage in ("select-heads", "label", "sdrpn"):
-        assert qzoom(["train", stage, "--config", str(recipe), "--output", str(out)]) == 0
+    out = shutil.copytree(three_stages, tmp_path / "out")
     monkeypatch.setattr(run, "choose_cases", lambda cases, stage, seed: [])
     assert qzoom(["train", "postsft", "--config", str(recipe), "--output", str(out)]) == 0
     assert "nothing to learn" in capsys.readouterr().out

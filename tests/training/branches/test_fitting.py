@@ -43,6 +43,8 @@ from tests.tiny_models import Family
 from tests.training.branches.conftest import Load
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
+LEARNERS = ("qwen2_5_vl", *(pytest.param(family, marks=pytest.mark.slow) for family in ("qwen3_vl", "llava")))
+"""All families; in the quick suite two of them are covered by the tests of equal losses."""
 FAST = Optimisation(
     learning_rate=3e-3,
     num_train_epochs=6,
@@ -79,7 +81,7 @@ def labels_of(records: Records, grid: tuple[int, int]) -> Dataset:
     return Dataset.from_list(rows)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LEARNERS)
 def test_sdrpn_learns_where_and_leaves_the_base_alone(
     family: Family, load: Load, rows: Records, tmp_path: Path
 ) -> None:
@@ -158,7 +160,7 @@ def test_only_right_answers_with_a_usable_map_are_learned_from(
         train_sdrpn(backend, backend.branches.sdrpn, rows, everywhere, recipe(labelling=how), tmp_path / "b")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LEARNERS)
 def test_the_gate_learns_whether_and_leaves_the_rest_alone(
     family: Family, load: Load, rows: Records, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from qzoom_agent.config import ViewBudget
 from qzoom_agent.models.presets import PRESETS, UNKNOWN_BUDGET, preset_of, resolve_model
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation
 from qzoom_agent.training.branches.calibrate import candidates
-from qzoom_agent.training.branches.dataset_size import rows_of
+from qzoom_agent.training.branches.dataset import count_rows
 from qzoom_agent.training.branches.fitting import optimizer_steps
 
 
@@ -126,7 +126,7 @@ class CostModel:
 
     def work_of(self, stage: str) -> list[Work]:
         """Return the work of a stage in order."""
-        recipe, asked = self.recipe, rows_of(self.recipe.asked(stage))
+        recipe, asked = self.recipe, count_rows(self.recipe.asked(stage))
         if stage == "select-heads":
             return self._attended("", least(recipe.heads.records, asked))
         if stage == "label":
@@ -152,7 +152,7 @@ class CostModel:
         stage = self.recipe.sdrpn
         tokens = fmean(self.coarse if one is None else one + _TEXT_TOKENS for one in stage.tokens)
         used = None if rows is None else math.ceil(stage.share * rows)
-        held = least(stage.report, rows_of(self.recipe.held_out))
+        held = least(stage.report, count_rows(self.recipe.held_out))
         layers = self.recipe.depth - 0.7  # of the last layer only query and keys
         return [
             training("SD-RPN", how, used, tokens, layers),
@@ -161,7 +161,7 @@ class CostModel:
 
     def _postsft(self, asked: int | None) -> list[Work]:
         stage = self.recipe.postsft
-        rows, again = least(stage.records, asked), least(stage.refit_records, rows_of(self.recipe.data))
+        rows, again = least(stage.records, asked), least(stage.refit_records, count_rows(self.recipe.data))
         both = self.coarse + self.crop
         return [
             Work("answered", rows, self.coarse, stage.batch),
@@ -187,7 +187,7 @@ class CostModel:
     def _calibrated(self) -> list[Work]:
         """Without known boxes, all questions are answered once, and wrong ones with everything that may help."""
         recipe, stage, target = self.recipe, self.recipe.gate, self.recipe.calibration
-        rows = least(target.records, rows_of(recipe.held_out))
+        rows = least(target.records, count_rows(recipe.held_out))
         seen = self.coarse if target.tokens is None else target.tokens + _TEXT_TOKENS
         looked_at = Work("held out, looked at", rows, seen, _LOOKED_AT)
         if all(one.path == "needle" for one in recipe.held_out):

@@ -7,13 +7,17 @@ its share of them: boards, which are drawn at random anyway, their first, and a 
 table's order.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
 from random import Random
 from typing import Any, Final, Protocol
 
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
+from pyarrow.parquet import read_metadata
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue
+from torch.utils.data import ConcatDataset
 
 from qzoom_agent.data.question_table import QuestionReader, QuestionRow, open_questions, questions_of
 from qzoom_agent.errors import ConfigError
@@ -74,9 +78,9 @@ class DatasetSpec(BaseModel):
 
     def identity(self) -> dict[str, JsonValue]:
         """Return the settings that decide what the rows hold. More boards leave the first as they are."""
-        told: dict[str, JsonValue] = self.model_dump(mode="json")
-        told["suites"] = told.pop("tasks")  # the key in folders that earlier versions wrote
-        return {key: told[key] for key in told if not (self.is_needle and key in _OF_TABLES)}
+        settings: dict[str, JsonValue] = self.model_dump(mode="json")
+        settings["suites"] = settings.pop("tasks")  # the key in folders that earlier versions wrote
+        return {key: settings[key] for key in settings if not (self.is_needle and key in _OF_TABLES)}
 
 
 class Record(QuestionRow):
@@ -100,10 +104,10 @@ class Records(Protocol):
 
 
 def load_records(sources: Sequence[DatasetSpec], *, limit: int | None = None) -> "ConcatenatedRecords":
-    """Return the rows of some sources, one after another, of the columns in the module's note; at most `limit`.
+    """Return the rows of some sources, one after another; at most `limit`.
 
     Raises:
-        ConfigError: a source cannot be read, or lacks a column.
+        ConfigError: A source cannot be read, or lacks a column.
     """
     tables = [_needle(one) if one.is_needle else _table(one) for one in sources]
     if limit is not None:
@@ -133,30 +137,15 @@ def _some(source: DatasetSpec, table: Dataset, count: int) -> Dataset:
     return table.select(sorted(Random(f"rows/{source.seed}").sample(range(len(table)), count)))
 
 
-class ConcatenatedRecords:
-    """Several tables as one. (`concatenate_datasets` would lose what is done to rows when they are read.)"""
+class ConcatenatedRecords(ConcatDataset[Any]):
+    """Several tables as one. (`concatenate_datasets` would lose the transforms that rows get when they are read.)"""
 
     def __init__(self, sources: Sequence[DatasetSpec], tables: Sequence[Dataset]) -> None:
+        super().__init__(tables)  # type: ignore[arg-type]
         self.sources, self.tables = sources, tables
 
-    def __len__(self) -> int:
-        return sum(len(table) for table in self.tables)
-
-    def __getitem__(self, index: int) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        for table in self.tables:
-            if index < len(table):
-                return table[index]
-            index -= len(table)
-        raise IndexError(index)
-
     def questions(self) -> Iterator[tuple[str, int, list[str]]]:
-        """Yield what is asked of each table but boards, without reading an image.
-
-        Yields:
-            The table's path, a row, and the questions from that row on, some at a time.
-        """
+        """Iterate over the questions of tables (not boards) without reading images: path, first row, questions."""
         for source, table in zip(self.sources, self.tables, strict=True):
             at = 0
             while not source.is_needle and at < len(table):
@@ -253,3 +242,42 @@ class _Asked:
             | {"question": [question + self.source.suffix for question in found["question"]]}
             | {name: [value] * len(found["id"]) for name, value in same.items()}
         )
+
+
+def count_rows(sources: Sequence[DatasetSpec]) -> int | None:
+    """Return the number of rows of some sources without reading them; None where one is taken whole from the hub.
+
+    Raises:
+        ConfigError: A file or folder is missing or cannot be read.
+    """
+    counts = [_count(one) for one in sources]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def _count(source: DatasetSpec) -> int | None:
+    if source.is_needle:
+        return source.limit or 1000
+    try:
+        count = _stored_rows(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"The rows of {source.path} cannot be counted: {error}.") from None
+    return min((known for known in (count, source.limit) if known is not None), default=None)
+
+
+def _stored_rows(source: DatasetSpec) -> int | None:
+    """Return the rows of a local file or folder; None for a dataset of the hub."""
+    where = Path(source.path).expanduser()
+    if (where / "dataset_info.json").is_file():
+        return len(Dataset.load_from_disk(str(where)))
+    if (where / "dataset_dict.json").is_file():
+        return len(load_from_disk(str(where))[source.split])
+    if where.is_file():
+        if where.suffix == ".parquet":
+            return int(read_metadata(where).num_rows)
+        with where.open(encoding="utf-8") as file:
+            is_list = file.read(1) == "["
+            file.seek(0)
+            return len(json.load(file)) if is_list else sum(bool(line.strip()) for line in file)
+    if source.path.startswith(("/", ".", "~")):
+        raise FileNotFoundError("there is no such file or folder")
+    return None

@@ -16,8 +16,7 @@ from qzoom_agent.models.presets import NANO_FOLDER
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, load_branch_recipe
 from qzoom_agent.training.branches.calibrate import candidates
 from qzoom_agent.training.branches.cost_estimate import SHAPES, describe, shape_of
-from qzoom_agent.training.branches.dataset import DatasetSpec
-from qzoom_agent.training.branches.dataset_size import rows_of
+from qzoom_agent.training.branches.dataset import DatasetSpec, count_rows
 from tests.tiny_models import Family
 
 RECIPES = Path(__file__).resolve().parents[3] / "rl" / "recipes"
@@ -45,14 +44,14 @@ def test_rows_of_local_files_and_folders_are_counted(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps([{"a": 1}] * 5, indent=1))
 
     def count(name: str, **more: Any) -> int | None:
-        return rows_of([DatasetSpec(path=str(tmp_path / name), **more)])
+        return count_rows([DatasetSpec(path=str(tmp_path / name), **more)])
 
     assert count("folder") == 3 and count("folder", limit=2) == 2 and count("folder", limit=9) == 3
     assert count("splits", split="test") == 1
     assert count("rows.parquet") == 3 and count("rows.jsonl") == 2 and count("rows.json") == 5
-    assert rows_of([DatasetSpec(path="owner/on-the-hub")]) is None
-    assert rows_of([DatasetSpec(path="owner/on-the-hub", limit=7), DatasetSpec(path="needle")]) == 1007
-    assert rows_of([]) == 0
+    assert count_rows([DatasetSpec(path="owner/on-the-hub")]) is None
+    assert count_rows([DatasetSpec(path="owner/on-the-hub", limit=7), DatasetSpec(path="needle")]) == 1007
+    assert count_rows([]) == 0
     with pytest.raises(ConfigError, match=r"nothing\.jsonl cannot be counted: there is no such file"):
         count("nothing.jsonl")
 

@@ -123,6 +123,11 @@ class Box:
         """Clamp, then multiply both sides by `factor` about the centre, sliding the box inside `size`."""
         return self._each_axis(lambda low, high, limit: _resize_axis(low, high, (high - low) * factor, limit), size)
 
+    def padded(self, share: float) -> "Box":
+        """Move each edge outwards by `share` of the longer side, also beyond the image."""
+        pad = share * max(self.width, self.height)
+        return replace(self, x1=self.x1 - pad, y1=self.y1 - pad, x2=self.x2 + pad, y2=self.y2 + pad)
+
     def rounded(self) -> "Box":
         """Return a pixel box with whole numbers, rounded outward and at least one pixel wide and high."""
         self._need_pixel("rounded")

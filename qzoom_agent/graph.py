@@ -363,7 +363,7 @@ def take_look(ctx: Context, question: str, *, map_always: bool = False) -> Perce
     size = ctx.store.view("original").size
     margin = _margin(ctx, seen)
     boxes = [
-        _with_margin(coarse.to_original(Box(*box, view=coarse.id).clamp(coarse.size)), margin).clamp(size)
+        coarse.to_original(Box(*box, view=coarse.id).clamp(coarse.size)).padded(margin).clamp(size)
         for box in seen.boxes
     ]
     extent = None if seen.extent is None else coarse.to_original(Box(*seen.extent, view=coarse.id))
@@ -380,11 +380,6 @@ def take_look(ctx: Context, question: str, *, map_always: bool = False) -> Perce
 def _margin(ctx: Context, seen: PerceptionRecord) -> float:
     wanted = ctx.config.perception.margin
     return seen.margin if wanted is None else wanted
-
-
-def _with_margin(box: Box, margin: float) -> Box:
-    pad = margin * max(box.width, box.height)
-    return Box(box.x1 - pad, box.y1 - pad, box.x2 + pad, box.y2 + pad)
 
 
 def _add_coarse(ctx: Context) -> View:

@@ -129,9 +129,7 @@ class CropPolicy:
 
     def around(self, box: Box, size: Size) -> Box:
         """Return a gold box with its margin: each edge moved outwards, which also makes a line of text less thin."""
-        inner = box.clamp(size)
-        margin = self._config.oracle_margin * max(inner.width, inner.height)
-        return Box(inner.x1 - margin, inner.y1 - margin, inner.x2 + margin, inner.y2 + margin).clamp(size)
+        return box.clamp(size).padded(self._config.oracle_margin).clamp(size)
 
     def review_context(self, **known: Any) -> ReviewContext:
         """Return the context of a review under this configuration; `known` are its other fields."""

@@ -314,3 +314,9 @@ def test_an_impossible_budget_is_named(budget):
 def test_an_extreme_shape_is_named():
     with pytest.raises(ImageError, match=r"1x100000 px is longer than 200:1"):
         fit_tokens((1, 100_000), factor=28, min_tokens=4, max_tokens=64)
+
+
+def test_padding_is_a_share_of_the_longer_side() -> None:
+    assert Box(20, 20, 60, 30).padded(0.25).as_list() == [10, 10, 70, 40]
+    assert Box(80, 40, 100, 50).padded(1.0).clamp(Size(100, 50)).as_list() == [60, 20, 100, 50]
+    assert Box(80, 40, 120, 60).padded(0.0).clamp(Size(100, 50)).as_list() == [80, 40, 100, 50]

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from qzoom_agent.config import PerceptionConfig
-from qzoom_agent.geometry import Box, Size
 from qzoom_agent.perception.adapters import Sink
 
 SINK_PROBABILITY = 0.75
@@ -177,11 +176,3 @@ def _around_centre(
     y = float((weights.sum(1) * (np.arange(rows) + 0.5)).sum()) / weight - height / 2
     x, y = min(max(0.0, x), columns - width), min(max(0.0, y), rows - height)
     return x, y, x + width, y + height
-
-
-def widened(box: Box, margin: float, size: Size) -> Box:
-    """Return a box in original pixels with `margin` of its longer side added on every side, inside the image."""
-    if margin == 0:
-        return box.clamp(size)
-    pad_by = margin * max(box.width, box.height)
-    return Box(box.x1 - pad_by, box.y1 - pad_by, box.x2 + pad_by, box.y2 + pad_by, view=box.view).clamp(size)

@@ -25,7 +25,6 @@ from qzoom_agent.perception.maps import (
     keep_mask,
     probabilities,
     regions,
-    widened,
 )
 from qzoom_agent.views import View
 
@@ -317,10 +316,3 @@ def test_without_blur_a_single_cell_stays_one() -> None:
     heat = impulse(6, 8, 2, 3)
     assert int(foreground(heat, 0.5, PerceptionConfig(blur="none")).sum()) == 1
     assert int(foreground(heat, 0.0, PUBLISHED).sum()) == 9
-
-
-def test_a_margin_is_a_share_of_the_longer_side_and_stays_inside() -> None:
-    size = Size(100, 50)
-    assert widened(Box(20, 20, 60, 30), 0.25, size).as_list() == [10, 10, 70, 40]
-    assert widened(Box(80, 40, 100, 50), 1.0, size).as_list() == [60, 20, 100, 50]
-    assert widened(Box(80, 40, 120, 60), 0.0, size).as_list() == [80, 40, 100, 50]

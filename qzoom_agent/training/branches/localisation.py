@@ -19,7 +19,7 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import Grid
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.look import look
-from qzoom_agent.perception.maps import MapRegion, foreground, regions, widened
+from qzoom_agent.perception.maps import MapRegion, foreground, regions
 from qzoom_agent.training.branches.base_inference import ask, lower_states, record_batches
 from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.views import View
@@ -51,7 +51,7 @@ class LookOutcome(NamedTuple):
         found = regions(self.heat, foreground(self.heat, options.threshold or 0.0, options), sides=options.box)
         if not found:
             return None
-        return widened(in_pixels(found[0], self.grid, self.coarse), options.margin or 0.0, self.image)
+        return in_pixels(found[0], self.grid, self.coarse).padded(options.margin or 0.0).clamp(self.image)
 
 
 class Localisation(BaseModel):

@@ -222,7 +222,8 @@ def test_a_batch_is_drawn_again_from_its_row(kind: str) -> None:
     assert [text(tree) for tree in first] == [text(tree) for tree in again]
     assert picture(first) == picture(again) != picture(other)
     assert all(look.dense is not None for tree in first for look in pieces(tree) if isinstance(look, Look))
-    assert all(bool(tree.branches) == (kind not in ("print", "glances")) and len(tree.names) == len(tree.branches) for tree in first)
+    branching = kind not in ("print", "glances")
+    assert all(bool(tree.branches) == branching and len(tree.names) == len(tree.branches) for tree in first)
 
 
 def text(tree: Tree) -> list[object]:

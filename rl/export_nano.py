@@ -23,7 +23,7 @@ from qzoom_agent.errors import ConfigError, finished
 from train_nano import load_training
 
 LIMIT_BYTES = 20_000_000
-"""What the weights in the package may weigh."""
+"""Largest size of the weights in the package."""
 
 
 def ship(sources: Sequence[Path], target: Path) -> int:

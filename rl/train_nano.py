@@ -117,7 +117,7 @@ class Stage(BaseModel):
 
 
 class BaseRecipe(BaseModel):
-    """What `qzoom train base` does."""
+    """The recipe of nano's training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

@@ -1,4 +1,4 @@
-"""What the command line shows to people: lines on stderr, colours only where they are wanted, one progress line.
+"""Output of the command line for people: lines on stderr, colours only where they are wanted, one progress line.
 
 Results go to stdout (`print`), everything else through a `Console`, so that `qzoom ... > file` holds results only.
 No colour when stderr is not a terminal, when NO_COLOR is set, or when TERM is "dumb". Text from a model or a file is

@@ -156,7 +156,7 @@ def _packages() -> Iterator[Check]:
 
 
 def nano() -> Check:
-    """Whether the weights of the model that ships with the package are there."""
+    """Check that the weights of the model that ships with the package are there."""
     weights = resources.files("qzoom_agent") / "weights" / "nano" / "model.safetensors"
     if not weights.is_file():
         return Check("nano", "no weights in the package", "bad", "Install a release, or: qzoom train base --help")

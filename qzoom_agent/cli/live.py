@@ -62,7 +62,7 @@ def replay(trace: Trace, console: Console) -> None:
 
 
 def summary(trace: Trace) -> str:
-    """How a run ended and what it cost, on one line."""
+    """Return the end of a run and its cost, on one line."""
     usage = trace.usage
     zooms = usage.served + usage.inserted
     turned_down = usage.refused + usage.failed
@@ -96,7 +96,7 @@ class _Steps:
             self.console.line(f"     {printable(call.reason)}", "dim")
 
     def look(self, found: PerceptionRecord) -> None:
-        """What gate and SD-RPN said; told unasked only where the budget kept back what they asked for."""
+        """Print the result of a look; without -v only where the budget withheld the crops it proposed."""
         gate = "" if found.fired is None else f"gate {found.score:.2f} of {found.threshold:.2f}: "
         text = f"     {gate}{printable(found.reason)}"
         if found.withheld:

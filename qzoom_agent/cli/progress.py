@@ -1,4 +1,4 @@
-"""How an evaluation goes: one line with running accuracy and its standard error, gate rate, parse rate, time left."""
+"""Progress of an evaluation: one line with running accuracy and its standard error, gate and parse rate, time left."""
 
 from __future__ import annotations
 

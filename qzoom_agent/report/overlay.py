@@ -24,7 +24,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.trace import PerceptionRecord, Quad
 
 OPACITY = 0.55
-"""How much of the hottest cell's colour covers the image, unless told otherwise."""
+"""Default opacity of the hottest cell's colour over the image."""
 MAX_SIDE = 1600
 """Pixels of the longer side of an original as it is drawn, here and on a page."""
 _STOPS = ((255, 214, 102, 0), (255, 196, 70, 60), (255, 160, 50, 150), (240, 90, 40, 210), (200, 20, 60, 255))

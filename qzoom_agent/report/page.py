@@ -1,4 +1,4 @@
-"""What every HTML page is made of: the Jinja templates in templates/, texts and numbers in words, and images as data.
+"""Parts of every HTML page: the Jinja templates in templates/, texts and numbers in words, and images as data.
 
 A page is one file that opens from disk, asks the network for nothing, and reads without scripts.
 

@@ -40,7 +40,7 @@ Values = list[float | None]
 Rule = Literal["exact", "open", "choice", "anls", "chartqa", "vqa", "ocr"]
 """One of the evaluation's scorers: `exact` takes nothing but the answer, `open` finds it in a longer reply."""
 Unit = Literal["call", "crop", "token"]
-"""What zooming is counted in: readable calls, refused and failed ones too; crops shown because the model asked; their
+"""Unit of zooming: readable calls, refused and failed ones too; crops shown because the model asked; their
 visual tokens as a multiple of the coarse view's."""
 Judge = Callable[[str, str, str], Awaitable[bool]]
 """Decides whether an answer is right, given the question, the answer and the gold answer."""
@@ -58,7 +58,7 @@ class Rollout:
     answers: tuple[str, ...] = ()
     """All accepted answers; empty: `answer` alone."""
     boxes: tuple[Box, ...] = ()
-    """Where the answer is, in pixels of the original; empty where unknown or where the coarse view suffices."""
+    """Boxes that hold the answer, in pixels of the original; empty where unknown or where the coarse view suffices."""
     coarse_suffices: bool | None = None
     """True if the coarse view holds the answer; None where unknown."""
     group: str = ""

@@ -1,1 +1,1 @@
-"""How nano, the small model that ships in the package, is made: tokenizer, architecture, data, dense pretraining."""
+"""The making of nano, the small model that ships in the package: tokenizer, architecture, data, dense pretraining."""

@@ -1,4 +1,4 @@
-"""What nano is shown: boards as question trees, at every budget and in every role the agent will ask of it.
+"""Training examples of nano: boards as question trees, at every budget and in every role the agent will ask of it.
 
 The first view is a coarse view, a whole board at a higher budget, or a crop. Branches are written exactly as the `nano`
 protocol writes them at inference: a direct question, a question with the crop already beside the coarse view, a zoom
@@ -47,7 +47,7 @@ SLIP_GROWTH: Final = 0.5
 NOTES: Final = 3
 """Drawings of the notes of a board: one picture of it, and so many times the notes to follow."""
 CALL_MARGIN: Final = (0.35, 30.0)
-"""What a zoom call adds on every side of the needle: a share of its longer side, and at least these board pixels."""
+"""Margin of a zoom call around the needle: a share of its longer side, and at least these board pixels."""
 LAYOUT_SHARES: Final = {"scene": 0.34, "form": 0.15, "receipt": 0.18, "table": 0.09, "hop": 0.24}
 _CROP_KINDS: Final = ("code", "pips", "form", "receipt", "table")
 LEGIBLE: Final = 11.0
@@ -223,7 +223,7 @@ def under(frame: Frame, rects: Sequence[Rect]) -> list[int]:
 
 
 def read_from(frame: Frame, fact: Fact) -> list[tuple[Look, list[int]]]:
-    """Where each token of the answer is read: a printed character each for codes and prices, else the thing itself."""
+    """Return the place of each token of the answer: printed characters for codes and prices, else the object itself."""
     if not fact.boxes:
         return [(frame.look, under(frame, fact.seen))]
     box = fact.boxes[-1]
@@ -349,7 +349,7 @@ def coarse_tree(
     looks: int = 8,
     tokens: int = COARSE_TOKENS,
 ) -> Tree:
-    """What happens on top of a coarse view: about `crops` crops, `calls` that are not served, `looks` without one.
+    """Build the tree of one coarse view: about `crops` crops, `calls` that are not served, `looks` without one.
 
     again: the same board with other notes (see `draw_board`), which no coarse view can tell apart.
     """
@@ -398,7 +398,7 @@ def coarse_tree(
 
 
 def _notes(rng: Random, frames: Sequence[Frame]) -> list[tuple[str, Fact, list[Piece]]]:
-    """What is done with up to three notes of a board. `frames`: its coarse view, of as many drawings of its notes.
+    """Write conversations about a board's notes. `frames`: its coarse view, of as many drawings of its notes.
 
     Of each note one second call is served; several are not, after crops of every kind.
     """

@@ -22,7 +22,7 @@ FRAME_WIDTH, FRAME_HEIGHT = CELL / ACROSS, CELL / DOWN
 
 @dataclass(frozen=True)
 class Reading:
-    """What one line of a view says, and where its frames are.
+    """The text of one line of a view, and the places of its frames.
 
     Attributes:
         y: Height of its middle in frames, from the middle of the first row of frames.

@@ -35,7 +35,7 @@ TOLD = {"ground": GROUND_LAYER, "point": POINT_LAYER, "focus": FOCUS_LAYER}
 """Loss terms of attention that is told where to look, and their decoder layers."""
 FOCUS_HEADS = 2
 ENOUGH = 0.02
-"""What is lost without loss: attention of 0.98."""
+"""Shortfall of attention without a loss: 0.98 is enough."""
 LARGEST, LARGE = 16.0, 0.01
 """Size of scores, of their highest and of their average, from which on they cost, and how much a nat."""
 AIM_LAYER = 4

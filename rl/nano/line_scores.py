@@ -1,4 +1,4 @@
-"""How well a tower reads the lines of paper: characters wrong, and lines without a mistake.
+"""Scores of a tower on the lines of paper: characters wrong, and lines without a mistake.
 
 Each line is shown alone at a fixed height, as a policy would zoom onto it, and spelled from the frames along it.
 """
@@ -21,7 +21,7 @@ _TOGETHER = 24
 
 
 class LineScores(NamedTuple):
-    """What was read of some lines.
+    """The result of reading some lines.
 
     Attributes:
         error: Character error rate: edits that lead from what was read to what is there, per character there.

@@ -112,7 +112,7 @@ def _after_seeing(block: Any, hidden: Tensor, mixed: Tensor) -> Tensor:
 
 
 class Thought(NamedTuple):
-    """What `think` computes, for flat tokens."""
+    """The result of `think`, for flat tokens."""
 
     hidden: Tensor
     """Final hidden states (N, hidden)."""

@@ -31,7 +31,7 @@ SIDE: Final = 224
 _TOKENS: Final = (57, 64)  # 64 whatever the rounding
 _SIZES: Final = ((26, 46), (15, 26), (46, 60))
 _MAGNIFIED: Final = (1.0, 1.8)
-"""How many times: from a whole board at full budget to nano's own crops."""
+"""Range of magnification: from a whole board at full budget to nano's own crops."""
 
 
 def _tree(board: Board) -> Tree:

@@ -20,7 +20,7 @@ _KNOWN: Final = frozenset(ALPHABET)
 
 @dataclass(frozen=True)
 class Type:
-    """How a line is set.
+    """The typesetting of a line.
 
     Attributes:
         path: File of the typeface.

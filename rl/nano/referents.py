@@ -1,4 +1,4 @@
-"""What a question is about: the words that name it, and where on the board it lies.
+"""The object of a question: the words that name it, and where on the board it lies.
 
 Told only where an *answer* is read from, a small model learns to find things by place (the cell "B4") and not by look
 (the red star): the token that answers would have to gather the words, combine them and search, all before it has ever
@@ -16,7 +16,7 @@ from qzoom_agent.evaluation.tasks.needle.boards import FIELDS, ITEMS, Board, Fac
 from qzoom_agent.evaluation.tasks.needle.ink import COLORS, SHAPES, Glyph, Rect
 
 Referent = tuple[int, list[Rect]]
-"""Where in the question a naming word ends, and the boxes of what it names."""
+"""Position in the question at which a naming word ends, and the boxes of its object."""
 
 _CELL: Final = re.compile(r"[A-E]\d")
 _LINE: Final = re.compile(r"\d")

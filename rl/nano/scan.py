@@ -1,4 +1,4 @@
-"""What printing, wear and a scanner make of a clean page.
+"""The effects of printing, wear and a scanner on a clean page.
 
 `scanned` is for whole pages and moves the lines along with the print; `aged` changes the tones and the sharpness of a
 view alone and serves real receipts as well.

@@ -109,7 +109,7 @@ class _Row:
     branch: list[int] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
     starts: dict[int, int] = field(default_factory=dict)
-    """Where the visual tokens of a look (by identity) begin."""
+    """Index of the first visual token of a look (by identity)."""
     focus: list[tuple[int, int]] = field(default_factory=list)
     """Pairs of a predicting token and a visual token that it should look at."""
     ground: list[tuple[int, int]] = field(default_factory=list)

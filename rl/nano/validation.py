@@ -1,4 +1,4 @@
-"""How a stage is going: answers on boards that are never trained on, by kind of batch and of question.
+"""Validation of a stage: answers on boards that are never trained on, by kind of batch and of question.
 
 Teacher-forced: earlier zooms in a conversation are the right ones, so an answer's score is that of its own turn. A zoom
 call that is not served counts as right when none of its four edges is more than two location steps off.
@@ -33,7 +33,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def _count_dense(logits: Tensor, labels: Tensor, kind: str, scores: dict[str, list[float]]) -> None:
-    """What the linear reader gets right where something is: "char" counts both halves of a token."""
+    """Count the classes that the linear reader gets right: "char" counts both halves of a token."""
     for slot, part in enumerate(torch.split(logits, list(DENSE_CLASSES), dim=1)):
         there = labels[:, slot] > 0
         right = part[there].argmax(1) == labels[there, slot]

@@ -1,4 +1,4 @@
-"""What drawn paper says: shops, streets, goods, dates, amounts and codes, put together from short lists.
+"""The words of drawn paper: shops, streets, goods, dates, amounts and codes, put together from short lists.
 
 Half of the words are made up from syllables, so that print is read and not guessed from a vocabulary.
 """

@@ -135,7 +135,7 @@ class GateStage(Section):
     with_crop: bool = False
     """Answer with the crop that SD-RPN proposes as well, which counts as the highest budget."""
     own_calls: bool = False
-    """Where that crop does not lead to the answer, let the model zoom by itself, and count that instead."""
+    """If that crop does not lead to the answer, let the model zoom by itself, and count that instead."""
     consensus: bool = False
     """Learn from no question whose two highest budgets do not both give one right answer, as published."""
     data: list[DatasetSpec] | None = Field(default=None, min_length=1)
@@ -220,7 +220,7 @@ class Calibration(Section):
     tokens: int | None = Field(default=None, gt=0)
     """Most visual tokens of the view that is looked at; None: the model's preset."""
     higher_tokens: list[Annotated[int, Field(gt=0)]] | None = Field(default=None, min_length=1)
-    """Where no box is known: budgets at which the questions are asked again that are wrong over that view. Those that
+    """Without a known box: budgets at which the questions are asked again that are wrong over that view. Those that
     become right need a zoom. None: those budgets of `gate.tokens` that are higher."""
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ class Longest(NamedTuple):
     prompt: int
     """Opening, coarse view and inserted crops."""
     written: int
-    """What the model writes."""
+    """Tokens that the model writes."""
     crops: int
     """Visual tokens of crops that it asks for."""
     between: int

@@ -248,9 +248,6 @@ class Format(Reward):
         return one.format_ok and not (text is not None and self.max_chars is not None and len(text) >= self.max_chars)
 
 
-# --- where the model looked ------------------------------------------------------------------------------------------
-
-
 class ToolBonus(Reward):
     """1 if the answer is right and a crop that the model asked for was shown, else 0.
 

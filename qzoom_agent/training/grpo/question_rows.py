@@ -48,7 +48,7 @@ def load_rows(
         raise ConfigError("The recipe's data have no rows. Check `split` and `limit` of its sources.")
     if tokenizer is not None and room is not None:
         _require_short(records, tokenizer, room)
-    rows = []
+    rows: list[int] = []
     while len(rows) < count:
         epoch = list(range(len(records)))
         Random(f"grpo/{recipe.seed}/{len(rows)}").shuffle(epoch)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from trl.trainer.grpo_trainer import GRPOTrainer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from grpo_benchmark import measure
 from qzoom_agent.errors import ConfigError
@@ -20,7 +20,8 @@ from qzoom_agent.perception.branches import Branches
 from qzoom_agent.training.grpo.environment import ZoomEnv
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.grpo.launch import load_model, make_trainer, train
-from qzoom_agent.training.grpo.trainer import EpisodeTrainer
+from qzoom_agent.training.grpo.trainer import EpisodeTrainer, ZoomTrainer, bring
+from qzoom_agent.training.rewards import Rollout
 from tests.tiny_models import Family
 from tests.training.grpo.grpo_script import AGENT, scripted, tiny_recipe
 
@@ -52,6 +53,31 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+class KilledInStep(TrainerCallback):
+    """Ends training after the passes of a step, before its update."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == self.step - 1:
+            raise KeyboardInterrupt
+
+
+def says(patch: pytest.MonkeyPatch, trainer: ZoomTrainer, turns: Iterable[Sequence[str]]) -> None:
+    """Let the model generate these texts, a turn after another, each a text for every row."""
+    tokenizer, left = trainer.backend.codec.tokenizer, iter(turns)
+
+    def generate(*, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        rows = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in next(left)]
+        padded = [[*row, *[tokenizer.pad_token_id] * (max(map(len, rows)) - len(row))] for row in rows]
+        return torch.cat((input_ids, torch.tensor(padded)), dim=1)
+
+    patch.setattr(trainer.model, "generate", generate)
 
 
 def log_of(output: Path) -> list[dict[str, Any]]:
@@ -98,32 +124,28 @@ def test_a_random_model_is_learned_from_with_the_tokens_it_sampled(tmp_path: Pat
 
 
 def test_what_is_rewarded_is_said_more_often(tmp_path: Path) -> None:
-    """The whole way from a reward to the weights, by its sign: half of a random model's tokens have an even id."""
-    agent = {**AGENT, "generation": {"max_new_tokens": 4}, "policy": "direct"}
+    """The whole way from a reward to the weights, by its sign: the share of characters with an even code."""
+    shares: list[float] = []
+
+    def even(rollouts: Sequence[Rollout]) -> list[float]:
+        texts = [one.trace.turns[0].text for one in rollouts]
+        rewards = [sum(ord(character) % 2 == 0 for character in text) / max(1, len(text)) for text in texts]
+        shares.append(fmean(rewards))
+        return rewards
+
     recipe = tiny_recipe(
         tmp_path,
         "qwen2_5_vl",
-        agent=agent,
+        agent={**AGENT, "generation": {"max_new_tokens": 4}, "policy": "direct"},
+        rewards=[even],
+        loss={"mask_truncated": False},
         max_steps=10,
         num_generations=8,
         per_device_train_batch_size=16,
         learning_rate=3e-2,
     )
-    trainer = make_trainer(recipe, tmp_path / "out")
-    assert isinstance(trainer, EpisodeTrainer)
-    shares: list[float] = []
-
-    def even(**_: Any) -> list[float]:
-        said = [
-            [i for i, own in zip(one.tokens.completion, one.tokens.mask, strict=True) if own] for one in trainer._played
-        ]
-        rewards = [sum(token % 2 == 0 for token in ids) / len(ids) for ids in said]
-        shares.append(sum(rewards) / len(rewards))
-        return rewards
-
-    trainer.reward_funcs = [even] * len(trainer.reward_funcs)
-    trainer.train()
-    assert fmean(shares[-3:]) > fmean(shares[:3]) + 0.2
+    make_trainer(recipe, tmp_path / "out").train()
+    assert fmean(shares[-3:]) > fmean(shares[:3]) + 0.2, shares
 
 
 @pytest.mark.parametrize(
@@ -134,22 +156,13 @@ def test_what_is_rewarded_is_said_more_often(tmp_path: Path) -> None:
         pytest.param(4, {"minibatches": 2, "per_device_train_batch_size": 1}, marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_run_goes_on_where_it_was(
-    steps: int, rounds: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_goes_on_where_it_was(steps: int, rounds: dict[str, int], tmp_path: Path) -> None:
     """Some steps, a kill in the last and the rest end with the weights of all in one go."""
     more = {"agent": {**AGENT, **SHORT}, "loss": {"entropy_coef": 0.1}, "tower": False, "save_steps": 1}
     recipe = tiny_recipe(tmp_path, "qwen2_5_vl", max_steps=steps, **{**more, **rounds})
     train(recipe, tmp_path / "whole")
     trainer = make_trainer(recipe, tmp_path / "torn")
-    compute = trainer._compute_loss
-
-    def killed_in_the_last_step(*args: Any) -> Any:
-        if trainer.state.global_step == steps - 1:
-            raise KeyboardInterrupt
-        return compute(*args)
-
-    monkeypatch.setattr(trainer, "_compute_loss", killed_in_the_last_step)
+    trainer.add_callback(KilledInStep(steps))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     train(recipe, tmp_path / "torn")
@@ -228,8 +241,7 @@ def test_a_reward_can_have_somebody_look_where_the_policy_does_not(
     given |= {"rewards": rewards, "loss": {"mask_truncated": False}}
     trainer = make_trainer(GRPORecipe.model_validate(given), tmp_path)
     if by == "environment":
-        ids = trainer.backend.codec.tokenizer("407")["input_ids"]
-        monkeypatch.setattr(trainer, "_generate_single_turn", lambda prompts, *_, **__: ([ids for _ in prompts], None))
+        says(monkeypatch, trainer, [["407"] * 4])
     trainer.train()
     log = log_of(tmp_path)[0]
     assert 0 <= log["rewards/agreement/mean"] <= 1 and log["rewards/redundant/mean"] <= 0
@@ -275,14 +287,12 @@ def test_an_environment_of_plain_trl_refuses_them_too(looking: GRPORecipe) -> No
 @pytest.mark.parametrize("perception", ["current", "frozen"])
 @pytest.mark.parametrize("by", ["shared", "environment"])
 def test_what_looks_is_on_the_device_of_the_training(
-    looking: GRPORecipe, by: str, perception: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    looking: GRPORecipe, by: str, perception: str, tmp_path: Path
 ) -> None:
     recipe = rolled_out(looking, by=by, perception=perception).model_copy(update={"protocol": "qwen3vl"})
     trainer = make_trainer(recipe, tmp_path)
     assert trainer.looker is not None and trainer.looker.branches is not None
-    monkeypatch.setattr(type(trainer.accelerator), "device", torch.device("meta"))
-    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", lambda *_: {})
-    trainer._generate_and_score_completions([])
+    bring(trainer.looker, torch.device("meta"), trained=trainer.backend)
     assert {weight.device.type for weight in trainer.looker.branches.parameters()} == {"meta"}
     base = {weight.device.type for weight in trainer.looker.model.parameters()}
     assert base == {"meta" if perception == "frozen" else "cpu"}, "the trained model is placed by accelerate"
@@ -293,13 +303,7 @@ def test_plain_trl_runs_the_same_tool(family: Family, tmp_path: Path, monkeypatc
     """`rollouts.by: environment`: TRL's tool loop, with what the model says replaced and no second zoom."""
     recipe = tiny_recipe(tmp_path, family, rollouts={"by": "environment"}, protocol="qwen3vl")
     trainer = make_trainer(recipe, tmp_path / "out")
-    said = iter([SCRIPTS["qwen3_vl"][0], ["407", "407", "no"]])
-    tokenizer = trainer.backend.codec.tokenizer
-
-    def generate(prompts: Any, *_: Any, **__: Any) -> Any:
-        return [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in next(said)], None
-
-    monkeypatch.setattr(trainer, "_generate_single_turn", generate)
+    says(monkeypatch, trainer, [SCRIPTS["qwen3_vl"][0], ["407", "407", "no"]])
     trainer.train()
     log = log_of(tmp_path / "out")[0]
     assert math.isfinite(log["loss"]) and log["grad_norm"] > 0

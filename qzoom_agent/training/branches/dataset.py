@@ -12,17 +12,18 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from datasets import Dataset, load_from_disk
 from pyarrow.parquet import read_metadata
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 from torch.utils.data import ConcatDataset
 
 from qzoom_agent.data.question_table import QuestionReader, QuestionRow, open_questions, questions_of
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle.boards import Board, Fact, draw_board
 from qzoom_agent.perception.labels import Mode
+from qzoom_agent.training.recipe_io import Section
 
 NEEDLE_SEED: Final = 600_000_000
 """Boards of branch training begin here. The base's, of the same split, are 64 to a batch: below 200,000,000 with the
@@ -41,17 +42,17 @@ _LAYOUTS: Final = {
 """Share of each layout, and the tasks whose questions it has."""
 
 
-class DatasetSpec(BaseModel):
+class DatasetSpec(Section):
     """A source of questions, and the names of its columns."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    renamed: ClassVar = {"suites": "tasks"}
 
     path: str
     """`needle`, a hub id, or a local folder or file (what `save_to_disk` wrote, or JSON lines)."""
     name: str | None = None
     """Configuration of a hub dataset."""
     split: str = "train"
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default={})
     """Names that `image`, `question`, `answer` and `boxes` have in the source; see `open_questions`."""
     images: str | None = None
     """Configuration of the same hub dataset that holds the images, by `id`; `image` then names one (GQA)."""
@@ -65,9 +66,7 @@ class DatasetSpec(BaseModel):
     """Source of the answers, print or objects in a scene; decides on the published heads and prompts."""
     seed: int = Field(default=0, ge=0, lt=4)
     """`needle`: which boards. Of a table: which of its rows, where not all are taken."""
-    tasks: tuple[str, ...] = Field(
-        default=("needle-scene", "needle-doc", "needle-global"), validation_alias=AliasChoices("tasks", "suites")
-    )
+    tasks: tuple[str, ...] = ("needle-scene", "needle-doc", "needle-global")
     """`needle`: tasks that questions are taken from (needle-hop, too, whose questions have two boxes in order)."""
     a_board: int = Field(default=8, gt=0)
     """`needle`: questions of one board."""

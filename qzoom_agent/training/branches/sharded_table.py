@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets, disable_progress_bars
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 
 from qzoom_agent.training.fingerprint import begin
 
@@ -44,6 +44,7 @@ def write_parts(
     settings: Mapping[str, JsonValue],
     *,
     progress: str,
+    kind: type[BaseModel] | None = None,
 ) -> Dataset:
     """Make a table, or the parts of it that are missing.
 
@@ -53,13 +54,14 @@ def write_parts(
         rows: Makes the rows of a range.
         settings: All settings that decide the rows.
         progress: Verb that is printed with the number of rows done ("labelled: 128 of 300").
+        kind: Model of the settings, whose keys may be stored under their old names.
 
     Raises:
         ConfigError: `folder` holds a table that was made with other settings.
     """
     processes = together()
     made_with: dict[str, JsonValue] = {"count": count, **settings}
-    begin(folder / "settings.json", made_with, made=folder, processes=processes)
+    begin(folder / "settings.json", made_with, made=folder, processes=processes, kind=kind)
     disable_progress_bars()  # of a fraction of a second, for every part
     if not (folder / FINISHED).exists():
         for part, start in enumerate(range(0, count, PART)):

@@ -67,7 +67,9 @@ def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) ->
     begin(folder / "conversations.json", stored, made=kept, processes=processes, kind=ColdStartRecipe)
     if not kept.exists():
         rows = _episodes(backend, recipe, records, folder)
-        table = write_parts(folder / "episodes", len(records), rows, settings, progress="episodes")
+        table = write_parts(
+            folder / "episodes", len(records), rows, settings, progress="episodes", kind=ColdStartRecipe
+        )
         chosen = kept_episodes(table, folder)
         if processes.is_main_process:
             writing = folder / "conversations.part"

@@ -1,6 +1,7 @@
 """A folder keeps what its results depend on: it goes on with the same recipe, takes more of it, and refuses another."""
 
 import json
+import shutil
 from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.training.branches import fitting as stage
 from qzoom_agent.training.branches.branch_recipe import Optimisation
+from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.branches.fitting import TrainingOrder, train
 from tests.training.branches.test_branch_stages import RECIPE, written
 
@@ -87,6 +89,27 @@ def test_what_changes_no_result_may_change_and_later_stages_may_be_added(
     assert again(out, "branches", **changes) == 0
     assert capsys.readouterr().out.count("is there already") == len(STAGES)
     assert safe_load((out / "recipe.yaml").read_text())["postsft"]["records"] == 3
+
+
+def test_a_folder_with_old_names_of_keys_is_that_of_the_same_recipe(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an earlier version wrote it; a value that differs is refused all the same."""
+    old = {new: name for name, new in (Optimisation.renamed | DatasetSpec.renamed).items()}
+    for file in [*(out / "settings").glob("*.json"), out / "sdrpn" / "fit" / "settings.json"]:
+        text = file.read_text()
+        for new, name in old.items():
+            text = text.replace(f'"{new}"', f'"{name}"')
+        assert text != file.read_text()
+        file.write_text(text)
+    shutil.rmtree(out / "sdrpn" / "final")
+    assert again(out, "branches") == 0
+    assert capsys.readouterr().out.count("is there already") == len(STAGES) - 1
+    assert "num_train_epochs" in (out / "settings" / "sdrpn.json").read_text()
+    file = out / "settings" / "sdrpn.json"
+    file.write_text(file.read_text().replace('"num_train_epochs": 1', '"epochs": 2'))
+    assert again(out, "sdrpn") == 2
+    assert "(recipe.sdrpn.optimisation.num_train_epochs: 2, now 1)" in capsys.readouterr().err
 
 
 def test_what_was_deleted_may_be_made_otherwise(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

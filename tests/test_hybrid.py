@@ -10,8 +10,8 @@ from PIL import Image
 
 from qzoom_agent import Agent
 from qzoom_agent.agent import Answer
+from qzoom_agent.cli.ask import follow, replay, summary
 from qzoom_agent.cli.console import Console
-from qzoom_agent.cli.live import follow, replay, summary
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.messages import Message, plain_text, view_ids

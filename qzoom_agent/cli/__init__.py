@@ -1,1 +1,1 @@
-"""The `qzoom` command: one module a verb, loaded only when that verb is used."""
+"""The `qzoom` command: a verb's module is loaded only when that verb is used."""

@@ -1,16 +1,15 @@
-"""`qzoom bench`: what perception is worth, measured in one interleaved run, with a figure and a table.
+"""`qzoom bench`: the worth of perception, measured in one interleaved run, with a figure and a table.
 
     qzoom bench pareto --n 500 --out runs/pareto              accuracy against cost, baseline and Q-Zoom
     qzoom bench ablation depth --run runs/branches            one choice of the branches, changed and measured
 
-An interrupted run goes on with the same command. With `--update DIR` the tables are also written into DIR/README.md and
+An interrupted run resumes with the same command. With `--update DIR` the tables are also written into DIR/README.md and
 DIR/docs/results.md, between `<!-- pareto:begin -->` and `<!-- pareto:end -->`.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import copyfile
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 from qzoom_agent.cli.console import Console
 from qzoom_agent.cli.main import OK
 from qzoom_agent.config import positive_int
+from qzoom_agent.extras import require
 from qzoom_agent.files import require_folder
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The verb's flags."""
+    """Return the flags of the verb."""
     flags = argparse.ArgumentParser(
         prog="qzoom bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -34,24 +34,34 @@ def parser() -> argparse.ArgumentParser:
     pareto = kinds.add_parser("pareto", help="accuracy against cost")
     pareto.add_argument("--model", default="nano", help="preset name, folder or hub id (default: nano)")
     pareto.add_argument("--branches", type=Path, metavar="DIR", help="gate and SD-RPN (default: those of the model)")
-    pareto.add_argument("--rival", metavar="M", help="another model that only looks, at the budgets of the baseline")
+    pareto.add_argument(
+        "--rival", metavar="M", help="a second baseline: another model, without zooming, at the baseline's budgets"
+    )
     pareto.add_argument(
         "--tasks", "--suites", type=_names, metavar="A,B", help="needle tasks (default: scene, doc and global)"
     )
-    pareto.add_argument("--budgets", type=_numbers, metavar="N,N", help="of the baseline, in visual tokens")
-    pareto.add_argument("--coarse", type=_numbers, metavar="N,N", help="of the coarse view of those that zoom")
-    pareto.add_argument("--n", type=positive_int, default=100, help="questions a task (default: 100)")
-    pareto.add_argument("--seed", type=int, default=0, help="draws other questions (default: 0)")
-    pareto.add_argument("--out", type=Path, default=Path("runs/pareto"), help="folder of figure, table and answers")
-    pareto.add_argument("--update", type=Path, metavar="DIR", help="write the tables into the documents of DIR, too")
-    ablation = kinds.add_parser("ablation", help="one choice changed")
-    ablation.add_argument("name", help="which; `list` shows them all")
-    ablation.add_argument(
-        "--run", type=Path, default=Path("runs/branches"), help="output folder of qzoom train branches"
+    pareto.add_argument(
+        "--budgets", type=_numbers, metavar="N,N", help="visual tokens of the baseline (default: six, from 64 to 576)"
     )
-    ablation.add_argument("--n", type=positive_int, default=100, help="questions a task (default: 100)")
-    ablation.add_argument("--seed", type=int, default=0, help="draws other questions (default: 0)")
-    ablation.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder to work in")
+    pareto.add_argument(
+        "--coarse",
+        type=_numbers,
+        metavar="N,N",
+        help="visual tokens of the coarse view (default: four, from 64 to 256)",
+    )
+    ablation = kinds.add_parser("ablation", help="one choice changed")
+    ablation.add_argument("name", help="name of the ablation; `list` shows them all")
+    ablation.add_argument(
+        "--run",
+        type=Path,
+        default=Path("runs/branches"),
+        help="output folder of qzoom train branches (default: runs/branches)",
+    )
+    for kind, out in ((pareto, "runs/pareto"), (ablation, "runs/ablations")):
+        kind.add_argument("--n", type=positive_int, default=100, help="questions a task (default: 100)")
+        kind.add_argument("--seed", type=int, default=0, help="draw other questions (default: 0)")
+        kind.add_argument("--out", type=Path, default=Path(out), help=f"folder to write (default: {out})")
+    pareto.add_argument("--update", type=Path, metavar="DIR", help="write the tables into the documents of DIR, too")
     return flags
 
 
@@ -64,13 +74,13 @@ def main(argv: Sequence[str]) -> int:
 def _pareto(args: argparse.Namespace) -> int:
     from qzoom_agent.evaluation import pareto
     from qzoom_agent.evaluation.interleaved import measure
-    from qzoom_agent.evaluation.pareto_figure import require_matplotlib
+    from qzoom_agent.evaluation.pareto_figure import draw
     from qzoom_agent.evaluation.tasks.needle import require_task
 
     console = Console()
     tasks: Sequence[str] = args.tasks or pareto.TASKS
-    # all that can be wrong is said before the first question
-    require_matplotlib()
+    # Mistakes show before the first question.
+    require("matplotlib", extra="eval", use="The figure")
     for task in tasks:
         require_task(task)
     pages = [] if args.update is None else [args.update / "README.md", args.update / "docs" / "results.md"]
@@ -87,20 +97,18 @@ def _pareto(args: argparse.Namespace) -> int:
     found: list[ParetoPoint] = []
     headlines: list[Headline] = []
     for task in tasks:
-        table = measure(
-            agents,
-            task,
-            n=args.n,
-            seed=args.seed,
-            journal=args.out / f"{task}.jsonl",
-            note=_progress(console, task, args.n),
-        )
+        journal = args.out / f"{task}.jsonl"
+        note = _progress(console, task, args.n)
+        table = measure(agents, task, n=args.n, seed=args.seed, journal=journal, note=note)
         console.clear()
         found += pareto.points(task, table)
         headlines.append(pareto.headline(task, table))
     summary, every = pareto.headline_table(headlines), pareto.points_table(found)
-    _write(args.out, found, f"{summary}\n\n{every}\n")
-    print(f"{summary}\n\n{every}")
+    (args.out / "pareto.md").write_text(f"{summary}\n\n{every}\n", encoding="utf-8")
+    lines = "".join(f"{one.model_dump_json()}\n" for one in found)
+    (args.out / "pareto.jsonl").write_text(lines, encoding="utf-8")
+    draw(found, args.out / "pareto.png", args.out / "pareto.svg")
+    print(f"{summary}\n\n{every}", flush=True)
     if args.update is not None:
         readme, results = pages
         picture = args.update / "docs" / "images" / "pareto.png"
@@ -108,17 +116,7 @@ def _pareto(args: argparse.Namespace) -> int:
         copyfile(args.out / "pareto.png", picture)
         pareto.put(readme, f"![Accuracy over cost](docs/images/pareto.png)\n\n{summary}")
         pareto.put(results, f"![Accuracy over cost](images/pareto.png)\n\n{summary}\n\n{every}")
-    sys.stdout.flush()
     return OK
-
-
-def _write(out: Path, found: Sequence[ParetoPoint], page: str) -> None:
-    from qzoom_agent.evaluation.pareto_figure import draw
-
-    (out / "pareto.md").write_text(page, encoding="utf-8")
-    lines = [one.model_dump_json() for one in found]
-    (out / "pareto.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    draw(found, out / "pareto.png", out / "pareto.svg")
 
 
 def _ablation(args: argparse.Namespace) -> int:
@@ -134,8 +132,7 @@ def _ablation(args: argparse.Namespace) -> int:
     def progress(task: str) -> Callable[[int], None]:
         return _progress(console, task, args.n)
 
-    print(ablate(args.name, args.run, args.out, n=args.n, seed=args.seed, progress=progress))
-    sys.stdout.flush()
+    print(ablate(args.name, args.run, args.out, n=args.n, seed=args.seed, progress=progress), flush=True)
     return OK
 
 

@@ -1,34 +1,39 @@
-"""Output of the command line for people: lines on stderr, colours only where they are wanted, one progress line.
+"""Messages of the command line: lines on stderr, colours where they are wanted, one progress line.
 
 Results go to stdout (`print`), everything else through a `Console`, so that `qzoom ... > file` holds results only.
-No colour when stderr is not a terminal, when NO_COLOR is set, or when TERM is "dumb". Text from a model or a file is
-stripped of control characters before it is shown: an answer must not be able to move the cursor or set the title.
+There are no colours if stderr is not a terminal, NO_COLOR is set, or TERM is "dumb". Control characters in texts of a
+model or a file are escaped (`printable`): an answer must not be able to move the cursor or set the title.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-import time
 from collections.abc import Sequence
-from typing import Final, Literal, TextIO
+from time import monotonic
+from typing import TYPE_CHECKING, Final, Literal, TextIO
+
+if TYPE_CHECKING:
+    from qzoom_agent.evaluation.sample_result import SampleResult
 
 Style = Literal["", "bold", "dim", "red", "green", "yellow", "cyan"]
 _CODES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+_BAR_WIDTH: Final = 16
 
 
 def printable(text: str) -> str:
-    """`text` on one line, every control character as an escape such as \\x1b."""
+    """Return `text` on one line, with control characters as escapes such as \\x1b."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def opener() -> str:
-    """The command that opens a file with the browser on this system."""
+    """Return the command that opens a file with the browser on this system."""
     return "open" if sys.platform == "darwin" else "xdg-open"
 
 
 def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None) -> list[str]:
-    """Lines with the columns padded to the same width."""
+    """Return lines with the columns padded to the same width."""
     every = [header, *rows] if header else list(rows)
     widths = [max(len(row[i]) for row in every) for i in range(len(every[0]))] if every else []
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in every]
@@ -37,8 +42,14 @@ def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None)
     return lines
 
 
+def print_table(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None) -> None:
+    """Print a table to stdout."""
+    for line in table(rows, header=header):
+        print(line)
+
+
 class Console:
-    """Writes for people. `verbosity` -1 shows nothing but errors, 0 the usual, 1 everything."""
+    """Lines on stderr or `stream`. `verbosity` -1 shows only errors, 0 the usual, 1 everything."""
 
     def __init__(self, *, verbosity: int = 0, stream: TextIO | None = None) -> None:
         self.stream = sys.stderr if stream is None else stream
@@ -49,29 +60,29 @@ class Console:
         self._open = False
 
     def style(self, text: str, style: Style) -> str:
-        """`text` in that style, or as it is where colours are off."""
+        """Return `text` in that style, or unchanged where colours are off."""
         return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if style and self.colour else text
 
     def line(self, text: str = "", style: Style = "", *, level: int = 0) -> None:
-        """One line, shown from verbosity `level` on."""
+        """Print a line, from verbosity `level` on."""
         if self.verbosity >= level:
             self.clear()
             print(self.style(text, style), file=self.stream, flush=True)
 
     def error(self, text: str) -> None:
-        """A line that is always shown."""
+        """Print a line at any verbosity."""
         self.line(text, "red", level=self.verbosity)
 
     def progress(self, done: int, total: int, text: str) -> None:
-        """The state of long work: redrawn in place on a terminal, about ten lines in all in a log file."""
+        """Show the state of long work: redrawn in place on a terminal, about ten lines in all in a log file."""
         if self.verbosity < 0:
             return
         last = done == total
         if not self.tty:
             if last or done % max(1, total // 10) == 0:
                 self.line(text)
-        elif last or time.monotonic() - self._drawn > 0.1:
-            self._drawn = time.monotonic()
+        elif last or monotonic() - self._drawn > 0.1:
+            self._drawn = monotonic()
             print(f"\r\x1b[K{text}", end="", file=self.stream, flush=True)
             self._open = True
 
@@ -80,3 +91,60 @@ class Console:
         if self._open:
             print("\r\x1b[K", end="", file=self.stream, flush=True)
             self._open = False
+
+
+class Progress:
+    """The progress line of an evaluation: accuracy by the task's default scorer, gate rate, parse rate, time left."""
+
+    def __init__(self, console: Console, prefix: str = "") -> None:
+        self.console, self.prefix = console, prefix
+        self.done = self.planned = 0
+        self.begin("", 0)
+
+    def begin(self, task: str, planned: int) -> None:
+        self.task, self.total = task, planned
+        self.planned += planned
+        self.n = self.new = self.failed = self.parsed = self.gated = self.fired = 0
+        self.sum = self.squares = 0.0
+        self.began = monotonic()
+
+    def row(self, row: SampleResult, *, new: bool) -> None:
+        score = next(iter(row.scores.values()), None)
+        value = score.value if score else 0.0
+        self.done, self.n, self.new = self.done + 1, self.n + 1, self.new + new
+        self.sum, self.squares = self.sum + value, self.squares + value * value
+        self.parsed += bool(score and score.parsed)
+        if row.fired is not None:
+            self.gated, self.fired = self.gated + 1, self.fired + row.fired
+        if row.status == "error":
+            self.failed += 1
+            self.console.error(f"{row.id}: {printable(row.error or 'failed')}")
+        self.console.progress(self.n, self.total, self.text())
+
+    def text(self) -> str:
+        """Return the line."""
+        mean = self.sum / self.n
+        spread = math.sqrt(max(0.0, self.squares / self.n - mean * mean) / max(1, self.n - 1))
+        seconds = monotonic() - self.began
+        parts = [
+            f"{self.prefix}{self.task} {self._bar()}{self.n}/{self.total}",
+            f"accuracy {mean:.3f} \u00b1 {spread:.3f}",
+            f"gate {self.fired / self.gated:.0%}" if self.gated else "",
+            f"parsed {self.parsed / self.n:.0%}",
+            f"{self.new / seconds:.1f}/s" if self.new and seconds > 0 else "",
+            f"{_clock(seconds / self.new * (self.total - self.n))} left" if self.new and self.n < self.total else "",
+            self.console.style(f"{self.failed} failed", "red") if self.failed else "",
+        ]
+        return "  ".join(part for part in parts if part)
+
+    def _bar(self) -> str:
+        if not self.console.tty:
+            return ""
+        filled = _BAR_WIDTH * self.n // max(1, self.total)
+        return "\u2588" * filled + "\u2591" * (_BAR_WIDTH - filled) + " "
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     console = Console()
 
-    from qzoom_agent.cli.live import EXIT_CODES, follow, summary
+    from qzoom_agent.cli.ask import EXIT_CODES, follow, summary
     from qzoom_agent.evaluation.scorers.match import exact_match
     from qzoom_agent.report.episode import write_report
     from qzoom_agent.trace import by_digest

@@ -1,8 +1,7 @@
-"""`qzoom doctor`: what this machine offers, as one table to paste into a bug report.
+"""`qzoom doctor`: versions, devices, extras and disk space of this machine, as a table to paste into a bug report.
 
-Reads package metadata and imports nothing heavy itself. torch is asked in a child process: an installation that is
-broken badly enough to crash the interpreter is exactly what this has to survive and name. Paths are shown with the home
-folder as `~`.
+It reads package metadata and imports nothing heavy. torch is imported in a child process, because a broken installation
+can crash the interpreter. Paths are shown with the home folder as `~`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Final, Literal, NamedTuple
 from packaging.requirements import Requirement
 
 from qzoom_agent import __version__
-from qzoom_agent.cli.console import table
+from qzoom_agent.cli.console import print_table
 from qzoom_agent.cli.main import BACKEND, OK
 
 Verdict = Literal["ok", "note", "bad"]
@@ -60,7 +59,7 @@ class Check(NamedTuple):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The verb's flags: none."""
+    """Return the flags of the verb: none."""
     return argparse.ArgumentParser(
         prog="qzoom doctor", description="Check this machine: one table to paste into a bug report."
     )
@@ -70,8 +69,7 @@ def main(argv: Sequence[str]) -> int:
     """Print the table; exit code 4 if something is wrong."""
     parser().parse_args(argv)
     checks = list(examine())
-    for line in table([(check.name, check.found, check.verdict) for check in checks], header=("what", "found", "")):
-        print(line)
+    print_table([(check.name, check.found, check.verdict) for check in checks], header=("what", "found", ""))
     for check in checks:
         if check.advice:
             print(f"{check.verdict}: {check.name}: {check.advice}")
@@ -79,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def examine() -> Iterator[Check]:
-    """Every check, in the order shown."""
+    """Yield every check, in the order shown."""
     yield Check("qzoom-agent", f"{__version__} at {_short(str(resources.files('qzoom_agent')))}")
     yield Check("python", f"{platform.python_version()} at {_short(sys.executable)}")
     yield Check("platform", platform.platform())
@@ -109,9 +107,9 @@ def _torch() -> Iterator[Check]:
 
 
 def torchvision(error: str | None) -> Check:
-    """The torchvision trap: nothing here needs it, but transformers imports it wherever it is installed.
+    """Check torchvision: nothing here needs it, but transformers imports it wherever it is installed.
 
-    `error` is None where it is absent, "" where it imports, and otherwise what its import raised.
+    `error` is None if it is absent, "" if it can be imported, and otherwise the text of the error.
     """
     if error is None:
         return Check("torchvision", "absent, as it should be")
@@ -147,7 +145,7 @@ def _packages() -> Iterator[Check]:
             if need.marker and need.marker.evaluate({"extra": extra}) and _version(need.name) is None
         ]
         if missing:
-            text = f"not installed: {', '.join(missing)}"
+            text = f"not installed: {', '.join(missing[:3])}{f' and {len(missing) - 3} more' if missing[3:] else ''}"
             yield Check(
                 f"extra [{extra}]", text, "note", f'Only {EXTRAS[extra]} needs it: pip install "qzoom-agent[{extra}]"'
             )
@@ -156,10 +154,15 @@ def _packages() -> Iterator[Check]:
 
 
 def nano() -> Check:
-    """Check that the weights of the model that ships with the package are there."""
+    """Check that the weights of the model in the package are there."""
     weights = resources.files("qzoom_agent") / "weights" / "nano" / "model.safetensors"
     if not weights.is_file():
-        return Check("nano", "no weights in the package", "bad", "Install a release, or: qzoom train base --help")
+        return Check(
+            "nano",
+            "no weights in the package",
+            "bad",
+            "Install a release, or train them: python rl/train_nano.py --help",
+        )
     data = weights.read_bytes()
     return Check("nano", f"{len(data) / 1e6:.1f} MB, sha256 {hashlib.sha256(data).hexdigest()[:12]}")
 

@@ -1,8 +1,8 @@
-"""`qzoom eval SUITE...`: accuracy with its interval, what it cost, and where the model looked.
+"""`qzoom eval TASK...`: accuracy with its interval, what it cost, and where the model looked.
 
-Everything goes into a run folder (`qzoom_agent.evaluation.run_log`): the same command resumes, and asks
-nothing again that is there. The table goes to stdout, progress to stderr. `list`, `compare` and `rescore` in place of a
-task are verbs of their own (`cli.evaluated`).
+Everything goes into a run folder (`qzoom_agent.evaluation.run_log`): the same command resumes, and asks no question
+again. The table goes to stdout, progress to stderr. `list`, `compare` and `rescore` in place of a task list the tasks,
+compare two runs, and score the answers of a run again.
 """
 
 from __future__ import annotations
@@ -11,29 +11,34 @@ import argparse
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, get_args
 
-from qzoom_agent.cli.console import Console, opener, printable
-from qzoom_agent.cli.judging import add_judge_flags, judged_tasks
+from qzoom_agent.cli.console import Console, Progress, opener, print_table, printable
 from qzoom_agent.cli.main import BACKEND, INTERRUPTED, OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
+from qzoom_agent.errors import ConfigError
 from qzoom_agent.files import require_file, require_folder, write_text
 
 if TYPE_CHECKING:
     from qzoom_agent.config import AgentConfig
     from qzoom_agent.data.samples import TaskSource
+    from qzoom_agent.evaluation.run_log import RunFolder
     from qzoom_agent.evaluation.runner import Shard
     from qzoom_agent.evaluation.summary import Results
     from qzoom_agent.evaluation.tasks.task import Task
 
-SCORER_HELP = "scorer that the accuracy is by: one of the task (default: its first), or your own as module:function"
-ABLATIONS = ("direct", "blind", "random", "oracle")
+ABLATIONS: Final = ("direct", "blind", "random", "oracle")
+SCORER_HELP: Final = (
+    "scorer that the accuracy is by: one of the task (default: its first), or your own as module:function"
+)
+_FLIPS: Final = 20
 
 
 def parser() -> argparse.ArgumentParser:
-    """The verb's flags."""
+    """Return the flags of the verb with tasks; `verb_parser` has those of `VERBS`."""
     flags = argparse.ArgumentParser(
         prog="qzoom eval",
         description="Measure accuracy and what it costs.",
@@ -43,16 +48,20 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "task", nargs="+", help="name of a task, a file or folder of your own questions, or module:function"
     )
-    ask = flags.add_argument_group("what is asked")
-    ask.add_argument("--n", type=int, help="the first so many questions; for needle tasks, how many are drawn (100)")
+    ask = flags.add_argument_group("questions")
     ask.add_argument(
-        "--limit", type=int, metavar="N", help="N questions with each kind in its share; the run is partial"
+        "--n", type=int, help="ask the first N questions (default: all; a needle task draws 100 and has no end)"
     )
-    ask.add_argument("--seed", type=int, default=0, help="draws other questions; two seeds share none (default: 0)")
-    ask.add_argument("--split", help="split of the task; needle tasks have test and ood (unseen typefaces)")
+    ask.add_argument(
+        "--limit", type=int, metavar="N", help="ask N questions with each kind in its share; the run is partial"
+    )
+    ask.add_argument("--seed", type=int, default=0, help="draw other questions; two seeds share none (default: 0)")
+    ask.add_argument("--split", help="split of the task (default: test; needle tasks also have ood, unseen typefaces)")
     ask.add_argument("--fonts", type=Path, metavar="DIR", help="draw with the typefaces in this folder instead")
     ask.add_argument("--path", help="read the task from this local file or folder, or another hub id")
-    ask.add_argument("--repeats", type=int, default=1, metavar="K", help="ask each question K times, with other seeds")
+    ask.add_argument(
+        "--repeats", type=int, default=1, metavar="K", help="ask each question K times, with other seeds (default: 1)"
+    )
     ask.add_argument("--scorer", help=SCORER_HELP)
     ask.add_argument(
         "--ablate",
@@ -62,24 +71,26 @@ def parser() -> argparse.ArgumentParser:
         metavar="POLICIES",
         help=f"run these policies beside the main one and compare (without a list: {', '.join(ABLATIONS)})",
     )
-    how = flags.add_argument_group("how")
-    how.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: one of that name under runs/)")
+    how = flags.add_argument_group("run")
+    how.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: one under runs/, named by the run)")
     how.add_argument("--json", type=Path, metavar="FILE", help="write the figures and every row into one file too")
-    how.add_argument("--batch", type=int, default=1, metavar="N", help="run N questions at once on the device")
-    how.add_argument("--workers", type=int, default=1, metavar="N", help="questions under way at once on a server")
+    how.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="run N questions at once on the device (default: 1)"
+    )
+    how.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="ask a server N questions at once (default: 1)"
+    )
     how.add_argument("--no-traces", action="store_true", help="keep no records of episodes, only the rows")
-    how.add_argument("--dry-run", action="store_true", help="say what would be asked, and ask nothing")
-    add_judge_flags(flags)
+    how.add_argument("--dry-run", action="store_true", help="print what would be asked, and ask nothing")
+    _add_judge_flags(flags)
     add_agent_flags(flags)
     return flags
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; exit code 4 if the model failed on every question."""
-    from qzoom_agent.cli import evaluated
-
-    if argv and argv[0] in evaluated.VERBS:
-        return evaluated.main(argv)
+    if argv and argv[0] in VERBS:
+        return VERBS[argv[0]](verb_parser(argv[0]).parse_args(argv[1:]))
     args = parser().parse_args(argv)
 
     from qzoom_agent.data.samples import TaskSource
@@ -94,14 +105,13 @@ def main(argv: Sequence[str]) -> int:
     source = TaskSource(args.path, args.split, args.seed, args.fonts, args.n, config.max_pixels)
     require(source, limit=args.limit, repeats=args.repeats, workers=min(args.batch, args.workers))
     ablations = _ablations(args.ablate, config.policy or "")
-    out = args.out or _default(args, config, [task.name for task in tasks])
+    out = args.out or _default_folder(args, config, [task.name for task in tasks])
     if args.dry_run:
-        return _dry(tasks, source, paths, args, config, out)
+        return _dry_run(tasks, source, paths, args, config, out)
     for task in tasks:
-        if task.name in NEEDLE_TASKS:  # read from nowhere: what is wrong with how they are drawn costs no model load
+        if task.name in NEEDLE_TASKS:  # nothing to read: mistakes show before the model is loaded
             task.load(source)
-    tasks = judged_tasks(tasks, args, out)
-    tasks, _ = with_scorer(tasks, args.scorer)
+    tasks, _ = with_scorer(_judged(tasks, args, out), args.scorer)
     if args.json:
         require_file(args.json)
     require_folder(out)
@@ -117,8 +127,7 @@ def _measure(
     ablations: Sequence[str],
     shard: Shard,
 ) -> int:
-    from qzoom_agent.cli.figures import show
-    from qzoom_agent.cli.progress import Progress
+    from qzoom_agent.cli.result_tables import show
     from qzoom_agent.evaluation.compare import compare
     from qzoom_agent.evaluation.report import write_run_report
     from qzoom_agent.evaluation.run_log import RunFolder, environment, fingerprint
@@ -134,9 +143,10 @@ def _measure(
         agent, workers = type(agent)(batched(agent.backend, args.batch), config=agent.config), args.batch
     weights = fingerprint(agent.config.model, args.branches)
     own = args.budget is not None or read_config(args).budget.coarse_tokens is not None
-    folders = {out: agent} | {out / "ablations" / name: agent.replace(policy=name) for name in ablations}
+    others = {name: RunFolder(out / "ablations" / name) for name in ablations}
+    agents = {out: agent} | {folder.path: agent.replace(policy=name) for name, folder in others.items()}
     console.line(f"run folder {out}", "dim")
-    for path, each in folders.items():
+    for path, each in agents.items():
         progress = Progress(console, "" if path == out else f"{path.name}: ")
         try:
             evaluate(
@@ -170,25 +180,14 @@ def _measure(
         return OK
     folder = RunFolder(out)
     results = summarise(folder, tasks, scorer=args.scorer)
-    against = {name: compare(RunFolder(out / "ablations" / name), folder, scorer=args.scorer) for name in ablations}
-    show(results, against)
+    show(results, {name: compare(other, folder, scorer=args.scorer) for name, other in others.items()})
     if args.json:
         _write_json(args.json, folder, results)
         console.line(f"written {args.json}")
-    page = write_run_report(folder, baseline=RunFolder(out / "ablations" / ablations[0]) if ablations else None)
+    page = write_run_report(folder, baseline=others[ablations[0]] if ablations else None)
     print(f"report: {opener()} {page}", flush=True)
-    return _ending(console, folder, results)
-
-
-def _ending(console: Console, folder: object, results: Results) -> int:
-    """Say what failed; the exit code."""
-    from qzoom_agent.evaluation.run_log import RunFolder
-
-    assert isinstance(folder, RunFolder)
-    failed, n = (
-        sum(value)
-        for value in zip(*((each.failed, sum(each.statuses.values())) for each in results.tasks.values()), strict=True)
-    )
+    failed = sum(task.failed for task in results.tasks.values())
+    n = sum(count for task in results.tasks.values() for count in task.statuses.values())
     if failed:
         first = next(row.error for row in folder.latest() if row.status == "error")
         console.error(f"{failed} of {n} questions failed and count as wrong. The first: {printable(first or '')}")
@@ -196,10 +195,7 @@ def _ending(console: Console, folder: object, results: Results) -> int:
 
 
 def _ablations(text: str, policy: str) -> list[str]:
-    from typing import get_args
-
     from qzoom_agent.config import PolicyName
-    from qzoom_agent.errors import ConfigError
 
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in get_args(PolicyName)]
@@ -210,8 +206,8 @@ def _ablations(text: str, policy: str) -> list[str]:
     return [name for name in dict.fromkeys(names) if name != policy]
 
 
-def _default(args: argparse.Namespace, config: AgentConfig, tasks: Sequence[str]) -> Path:
-    """A folder of its own for all that decides a run, so that the same command finds its run again."""
+def _default_folder(args: argparse.Namespace, config: AgentConfig, tasks: Sequence[str]) -> Path:
+    """Return a folder named by all that decides a run, so that the same command finds its run again."""
     from qzoom_agent.evaluation.run_log import fingerprint
 
     decides = [config.model_dump(mode="json"), fingerprint(config.model, args.branches), *tasks]
@@ -222,7 +218,7 @@ def _default(args: argparse.Namespace, config: AgentConfig, tasks: Sequence[str]
     return Path("runs") / f"{name}--{model}--{config.policy or 'default'}--{short}"
 
 
-def _dry(
+def _dry_run(
     tasks: Sequence[Task],
     source: TaskSource,
     paths: dict[str, str],
@@ -248,13 +244,126 @@ def _dry(
     return OK
 
 
-def _write_json(path: Path, folder: object, results: Results) -> None:
-    """The figures of the run and its rows; of a run of one task, its accuracy, n and interval at the top."""
-    from qzoom_agent.evaluation.run_log import RunFolder
-
-    assert isinstance(folder, RunFolder)
+def _write_json(path: Path, folder: RunFolder, results: Results) -> None:
+    """Write the figures of the run and its rows; of a run of one task, its accuracy, n and interval at the top."""
     data = results.model_dump(mode="json")
     if len(results.tasks) == 1:
         data |= next(iter(data["tasks"].values()))
     data["rows"] = [row.model_dump(mode="json") for row in folder.latest()]
     write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+# -- a judge among the scorers ---------------------------------------------------------------------------------------
+
+
+def _add_judge_flags(flags: argparse.ArgumentParser) -> None:
+    group = flags.add_argument_group("judge")
+    group.add_argument(
+        "--judge",
+        metavar="URL",
+        help="add the scorer 'judge': an OpenAI-compatible server, asked about answers that the rule refuses "
+        "(key: QZOOM_JUDGE_KEY)",
+    )
+    group.add_argument(
+        "--judge-model", metavar="M", default="default", help="the judge's name at its server (default: default)"
+    )
+
+
+def _judged(tasks: Sequence[Task], args: argparse.Namespace, run: Path) -> list[Task]:
+    """Return the tasks with the judge among their scorers, if there is one.
+
+    Who judged is written to judge.json of the run folder and the verdicts to judge.jsonl, so that none is asked twice.
+    """
+    if args.judge is None:
+        return list(tasks)
+    from qzoom_agent.evaluation.run_log import RunFolder
+    from qzoom_agent.evaluation.scorers.judge import Judge, judged
+
+    judge = Judge(args.judge, model=args.judge_model, cache=run / "judge.jsonl")
+    RunFolder(require_folder(run)).write("judge.json", judge.record.model_dump_json(indent=1) + "\n")
+    return [replace(task, scorers={**task.scorers, "judge": judged(judge)}) for task in tasks]
+
+
+# -- list, compare, rescore ------------------------------------------------------------------------------------------
+
+
+def verb_parser(verb: str) -> argparse.ArgumentParser:
+    """Return the flags of one of `VERBS`."""
+    about = {
+        "list": "List the tasks.",
+        "compare": "Compare two runs over the same questions in pairs: the second minus the first.",
+        "rescore": "Score the answers of a run again, without asking the model anything.",
+    }
+    flags = argparse.ArgumentParser(prog=f"qzoom eval {verb}", description=about[verb])
+    if verb == "compare":
+        flags.add_argument("before", type=Path, metavar="A", help="run folder")
+        flags.add_argument("after", type=Path, metavar="B", help="run folder")
+        flags.add_argument("--scorer", help="scorer that is compared (default: the one that leads in B)")
+        flags.add_argument("--json", type=Path, metavar="FILE", help="write the comparison, every flip included")
+        flags.add_argument("--report", type=Path, metavar="FILE", help="write B's report with the flips against A")
+        flags.add_argument("--flips", type=int, default=_FLIPS, metavar="N", help=f"print N flips (default: {_FLIPS})")
+    elif verb == "rescore":
+        flags.add_argument("run", type=Path, metavar="DIR", help="run folder")
+        flags.add_argument("--scorer", help=SCORER_HELP)
+        _add_judge_flags(flags)
+    return flags
+
+
+def _list(_: argparse.Namespace) -> int:
+    from qzoom_agent.evaluation.tasks.catalog import TASKS
+
+    rows = [(task.name, ", ".join(task.scorers), task.title) for task in TASKS.values()]
+    print_table(rows, header=("task", "scorers", "what it is"))
+    print(
+        "\nA file or folder of your own questions (image, question, answer[, options, box]) is a task too: "
+        "give its path."
+    )
+    return OK
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from qzoom_agent.cli.result_tables import show_comparison
+    from qzoom_agent.evaluation.compare import compare
+    from qzoom_agent.evaluation.report import write_run_report
+    from qzoom_agent.evaluation.run_log import RunFolder
+
+    for path in (args.json, args.report):
+        if path:
+            require_file(path)
+    before, after = RunFolder.existing(args.before), RunFolder.existing(args.after)
+    found = compare(before, after, scorer=args.scorer)
+    show_comparison(found)
+    flips = [flip for task in found.tasks.values() for flip in task.flips]
+    for flip in flips[: args.flips]:
+        first, second, gold = (printable(text or "-") for text in (flip.before, flip.after, flip.gold))
+        answers = f"{first!r} then {second!r}, it is {gold!r}"
+        print(f"{flip.became:<5}  {flip.id}  {printable(flip.question)[:60]}  {answers}  {flip.trace_after or ''}")
+    if len(flips) > args.flips:
+        print(f"{len(flips) - args.flips} more flips: see --json, --report or --flips")
+    console = Console()
+    if args.json:
+        write_text(args.json, found.model_dump_json(indent=1) + "\n")
+        console.line(f"written {args.json}")
+    if args.report:
+        console.line(f"written {write_run_report(after, baseline=before, path=args.report)}")
+    return OK
+
+
+def _rescore(args: argparse.Namespace) -> int:
+    from qzoom_agent.cli.result_tables import show
+    from qzoom_agent.evaluation.report import write_run_report
+    from qzoom_agent.evaluation.run_log import RunFolder
+    from qzoom_agent.evaluation.runner import rescore
+    from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task
+
+    folder = RunFolder.existing(args.run)
+    tasks = [
+        find_task(name if name in TASKS else part.reference or part.path or name)
+        for name, part in folder.ask.tasks.items()
+    ]
+    show(rescore(folder, _judged(tasks, args, folder.path), scorer=args.scorer), {})
+    print(f"report: {opener()} {write_run_report(folder)}", flush=True)
+    return OK
+
+
+VERBS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {"list": _list, "compare": _compare, "rescore": _rescore}

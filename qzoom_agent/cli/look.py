@@ -1,4 +1,4 @@
-"""`qzoom look IMAGE QUESTION`: what the coarse pass finds, before anything is answered.
+"""`qzoom look IMAGE QUESTION`: the findings of the coarse pass, before anything is answered.
 
 The findings go to stdout, as lines or as the record's JSON; pictures go to files. Boxes are in the original's pixels,
 each with the same box in cells of the coarse view's token grid, so that a line can be checked against the heat map.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The verb's flags."""
+    """Return the flags of the verb."""
     flags = argparse.ArgumentParser(
         prog="qzoom look",
         description="Show whether a question needs more detail than the coarse view, and where, without answering it. "
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def lines(record: PerceptionRecord) -> list[str]:
-    """The record for a terminal, one fact a line."""
+    """Return the record for a terminal, one fact a line."""
     from qzoom_agent.report.look import compared, verdict, work
     from qzoom_agent.report.page import listed
 
@@ -90,7 +90,7 @@ def lines(record: PerceptionRecord) -> list[str]:
 
 
 def _write_png(image: PIL.Image.Image, path: Path) -> Path:
-    """Write a file that is either whole or not there."""
+    """Write the file in one step, folders included. Raises ImageError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as part:

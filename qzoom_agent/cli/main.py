@@ -1,21 +1,21 @@
 """`qzoom VERB ...`: finds the verb's module, and turns errors into messages and exit codes.
 
-Help must be instant, so this file imports nothing but the standard library and the error classes, and a verb's module
-is imported when the verb is used. Every verb is a function `main(argv) -> exit code`.
+Help must be instant: this file imports only the standard library and the error classes, and a verb's module is imported
+when the verb is used. Such a module has functions `parser()` and `main(argv)`, which returns the exit code.
 
 Exit codes: 0 answered or done, 2 wrong usage (a flag, a file, a setting), 3 a budget ended the run, 4 the model or the
-machine failed, 130 interrupted. An error a user can mend prints without a traceback; a traceback means a bug here.
+machine failed, 130 interrupted. An error that the user can correct is printed without a traceback.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from io import TextIOWrapper
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from qzoom_agent import __version__
 from qzoom_agent.errors import QzoomError
@@ -28,23 +28,31 @@ INTERRUPTED: Final = 130
 
 
 class Verb(NamedTuple):
+    """A verb and the module that has its functions `main` and `parser`."""
+
     module: str
     summary: str
+    prefix: str = ""
+    """Beginning of the functions' names, in a module with several verbs."""
+
+    def function(self, name: str) -> Any:
+        """Import the module and return its function `main` or `parser`."""
+        return getattr(import_module(f"qzoom_agent.cli.{self.module}"), self.prefix + name)
 
 
 VERBS: Final = {
-    "ask": Verb("qzoom_agent.cli.ask", "answer one question about one image"),
-    "look": Verb("qzoom_agent.cli.look", "show whether one question needs more detail, and where"),
-    "demo": Verb("qzoom_agent.cli.demo", "three questions of rising difficulty on generated boards"),
-    "trace": Verb("qzoom_agent.cli.traces", "show a saved run in the terminal, or write its report"),
-    "eval": Verb("qzoom_agent.cli.evaluate", "measure accuracy and what it costs on a task"),
-    "bench": Verb("qzoom_agent.cli.bench", "accuracy against cost of a model with branches, and ablations"),
-    "train": Verb("qzoom_agent.cli.train", "train a model from a recipe"),
-    "calibrate": Verb("qzoom_agent.cli.calibrate", "thresholds of trained branches for questions of your own"),
-    "reproduce": Verb("qzoom_agent.cli.moved", "moved to the script rl/reproduce.py"),
-    "convert": Verb("qzoom_agent.cli.convert", "take the branches out of a published checkpoint, or put ours into one"),
-    "models": Verb("qzoom_agent.cli.presets", "list the models that can be named"),
-    "doctor": Verb("qzoom_agent.cli.doctor", "check this machine: one table to paste into a bug report"),
+    "ask": Verb("ask", "answer one question about one image"),
+    "look": Verb("look", "show whether a question needs more detail, and where"),
+    "demo": Verb("demo", "answer three questions of rising difficulty about pictures in the package"),
+    "trace": Verb("ask", "show a saved run in the terminal, or write its report", "trace_"),
+    "eval": Verb("evaluate", "measure accuracy and cost on a task"),
+    "bench": Verb("bench", "measure accuracy against cost of a model with branches, and ablations"),
+    "train": Verb("train", "train a model from a recipe"),
+    "calibrate": Verb("train", "fit the thresholds of trained branches to your own questions", "calibrate_"),
+    "reproduce": Verb("train", "moved to the script rl/reproduce.py", "reproduce_"),
+    "convert": Verb("models", "read the branches of a published checkpoint, or write ours into one", "convert_"),
+    "models": Verb("models", "list the models that --model knows by name"),
+    "doctor": Verb("doctor", "check this machine: one table to paste into a bug report"),
 }
 
 
@@ -71,13 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv:
         parser.print_help(sys.stderr)
         return USAGE
-    # Only the first word is ours: everything after a verb belongs to that verb's own parser.
+    # Only the first word belongs to this parser; the rest belongs to the verb's own.
     verb = VERBS[parser.parse_args(argv[:1]).verb]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without these letters shows what it can
+            stream.reconfigure(errors="backslashreplace")  # for a terminal whose encoding lacks some letters
     try:
-        return int(importlib.import_module(verb.module).main(argv[1:]))
+        return int(verb.function("main")(argv[1:]))
     except QzoomError as error:
         print(f"qzoom {argv[0]}: {error}", file=sys.stderr)
         return error.exit_code

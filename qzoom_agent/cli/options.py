@@ -1,7 +1,7 @@
 """Flags that several verbs share, and the agent they describe.
 
-Precedence: the configuration file, then `--set`, then the flag of its own. Nothing heavy is imported until an agent is
-really made, so that `--help` of a verb stays instant too.
+A flag of its own overrides `--set`, which overrides the configuration file. Nothing heavy is imported before an agent
+is loaded, so that `--help` of a verb is instant.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add_agent_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags that say which model runs, and how."""
+    """Add the flags that say which model runs, and how."""
     from qzoom_agent.config import PolicyName
 
     group = parser.add_argument_group("agent")
@@ -30,7 +30,7 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--policy",
         choices=get_args(PolicyName),
-        help="what decides on crops (default: implicit for a model with branches, else explicit)",
+        help="rule that decides which crops the model sees (default: implicit with branches, else explicit)",
     )
     group.add_argument("--protocol", metavar="P", help="how the model writes a zoom call (default: the model's own)")
     group.add_argument(
@@ -39,8 +39,8 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--config",
         metavar="FILE",
-        help="configuration in YAML, such as the config.yaml of a saved run; that has the model's own values written "
-        "out as well, and --set KEY=null leaves one to the model again",
+        help="configuration in YAML, such as the config.yaml of a saved run. That also holds the model's own values; "
+        "--set KEY=null returns one to the model",
     )
     group.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting, such as budget.max_turns=3"
@@ -49,7 +49,7 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(args: argparse.Namespace) -> AgentConfig:
-    """The configuration that the flags describe. Raises ConfigError."""
+    """Return the configuration that the flags describe. Raises ConfigError."""
     from qzoom_agent.config import AgentConfig, read_setting
     from qzoom_agent.models.presets import resolve_model, served_model
     from qzoom_agent.models.server import base_url
@@ -73,7 +73,15 @@ def read_config(args: argparse.Namespace) -> AgentConfig:
 
 
 def load_agent(args: argparse.Namespace, *, device: str | None = None) -> Agent:
-    """The agent that the flags describe, on `device` if that is said. Raises ConfigError or BackendError."""
+    """Return the agent that the flags describe.
+
+    Args:
+        args: Flags of `add_agent_flags`.
+        device: Where the model runs, instead of --device.
+
+    Raises:
+        ConfigError, BackendError: The flags do not fit, or the model cannot be loaded.
+    """
     config = read_config(args)
     # Last, because it takes seconds: a wrong flag or name must not wait for these imports.
     from qzoom_agent.agent import Agent

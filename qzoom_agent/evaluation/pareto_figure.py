@@ -1,4 +1,4 @@
-"""The curves of `pareto` as a figure: a column for each task, accuracy over seconds and over visual tokens."""
+"""Figure of `pareto`: a column for each task, accuracy over seconds and over visual tokens."""
 
 from __future__ import annotations
 
@@ -19,14 +19,9 @@ _STYLES: Final[dict[str, dict[str, Any]]] = {
 _AXES: Final = (("seconds", "seconds a question"), ("visual_tokens", "visual tokens a question"))
 
 
-def require_matplotlib() -> None:
-    """Raise MissingDependency without matplotlib."""
-    require("matplotlib", extra="eval", use="Drawing the figure of accuracy over cost")
-
-
 def draw(found: Sequence[ParetoPoint], *paths: Path) -> None:
     """Write the figure in the formats of the paths' names; the same points give the same bytes of SVG."""
-    require_matplotlib()
+    require("matplotlib", extra="eval", use="A figure")
     import matplotlib
 
     matplotlib.use("Agg")

@@ -17,9 +17,8 @@ from PIL import Image
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.cli import demo, doctor, train
-from qzoom_agent.cli.console import Console, printable, table
+from qzoom_agent.cli.console import Console, Progress, printable, table
 from qzoom_agent.cli.main import BUDGET, VERBS, main
-from qzoom_agent.cli.progress import Progress
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
@@ -174,7 +173,10 @@ def test_a_failing_model_is_4(play: Any, board: str, capsys: pytest.CaptureFixtu
         (["eval", "rescore", "here"], "no run in here"),
         (["demo", "--seed", "-1"], "-1"),
         (["ask", "{board}", "?", "--model", "nanoo"], "Did you mean 'nano'?"),
-        (["ask", "{board}", "?", "--server", "http://localhost:1/v1"], "Say with --model"),
+        (
+            ["ask", "{board}", "?", "--server", "http://localhost:1/v1"],
+            "the name of a model that the server has: --model",
+        ),
         (["ask", "{board}", "?", "--server", "foo", "--model", "m"], "'foo' is no address of a server"),
         (
             ["ask", "{board}", "?", "--budget", "50", "--set", "budget.coarse_min_tokens=100"],
@@ -496,10 +498,10 @@ def test_train_hands_over_everything_after_the_stage(monkeypatch: pytest.MonkeyP
             got.append(argv)
             return None if len(got) == 1 else 5
 
-    base = train.STAGES["base"].module
-    monkeypatch.setattr(train.importlib, "import_module", lambda name: Stage if name == base else None)
-    assert train.main(["base", "--config", "r.yaml", "--help"]) == 0
-    assert train.main(["base"]) == 5
+    grpo = train.STAGES["grpo"].module
+    monkeypatch.setattr(train.importlib, "import_module", lambda name: Stage if name == grpo else None)
+    assert train.main(["grpo", "--config", "r.yaml", "--help"]) == 0
+    assert train.main(["grpo"]) == 5
     assert got == [["--config", "r.yaml", "--help"], []]
 
 

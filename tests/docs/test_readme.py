@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
 import subprocess
@@ -13,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from qzoom_agent.cli import evaluated
+from qzoom_agent.cli import evaluate, train
 from qzoom_agent.cli.main import VERBS
 from qzoom_agent.models.presets import NANO_FOLDER
 
@@ -99,12 +98,12 @@ def _qzoom_lines(pages: Sequence[str] = PAGES) -> list[str]:
 def test_commands_parse(line: str) -> None:
     _, verb, *rest = shlex.split(line)
     if verb == "train":
-        assert rest[0] in importlib.import_module(VERBS[verb].module).STAGES
+        assert rest[0] in train.STAGES
         assert (ROOT / rest[rest.index("--config") + 1]).is_file()
-    elif verb == "eval" and rest[0] in evaluated.VERBS:
-        evaluated.parser(rest[0]).parse_args(rest[1:])
+    elif verb == "eval" and rest[0] in evaluate.VERBS:
+        evaluate.verb_parser(rest[0]).parse_args(rest[1:])
     else:
-        importlib.import_module(VERBS[verb].module).parser().parse_args(rest)
+        VERBS[verb].function("parser")().parse_args(rest)
 
 
 @needs_nano

@@ -1,4 +1,4 @@
-"""The figures of an evaluation as tables on stdout."""
+"""Tables of the results of an evaluation, printed to stdout."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from qzoom_agent.cli.console import table
+from qzoom_agent.cli.console import print_table
 
 if TYPE_CHECKING:
     from qzoom_agent.evaluation.compare import Comparison, TaskComparison
@@ -27,20 +27,16 @@ def show(results: Results, against: Mapping[str, Comparison]) -> None:
             f"{result.task} ({split}): {config.model}, policy {config.policy}{views}"
             + (f", at most {total} in all" if total else "")
         )
-        for line in table(_facts(result)):
-            print(line)
-        lines: list[Sequence[str]] = [("against", *_HEAD)]
-        lines += [(name, *_row(each.tasks[result.task])) for name, each in against.items() if result.task in each.tasks]
-        if len(lines) > 1:
-            for line in table(lines[1:], header=lines[0]):
-                print(line)
+        print_table(_facts(result))
+        rows = [(name, *_row(each.tasks[result.task])) for name, each in against.items() if result.task in each.tasks]
+        if rows:
+            print_table(rows, header=("against", *_HEAD))
     if len(results.tasks) > 1:
         rows = [
             (each.task, str(each.n), share(each.marks.accuracy), f"{each.cost.visual_tokens.mean:.1f}")
             for each in results.tasks.values()
         ]
-        for line in table(rows, header=("task", "n", "accuracy", "visual tokens")):
-            print(line)
+        print_table(rows, header=("task", "n", "accuracy", "visual tokens"))
     sys.stdout.flush()
 
 
@@ -53,8 +49,7 @@ def show_comparison(comparison: Comparison) -> None:
     rows = []
     for name, each in comparison.tasks.items():
         rows.append((name, str(each.n), f"{each.accuracy[0]:.3f}", f"{each.accuracy[1]:.3f}", *_row(each)))
-    for line in table(rows, header=("task", "pairs", "before", "after", *_HEAD)):
-        print(line)
+    print_table(rows, header=("task", "pairs", "before", "after", *_HEAD))
     sys.stdout.flush()
 
 
@@ -74,14 +69,14 @@ def _row(each: TaskComparison) -> tuple[str, ...]:
 
 
 def difference(found: Paired, form: str) -> str:
-    """A paired difference with its interval."""
+    """Return a paired difference with its interval."""
     if found.interval is None:
         return f"{found.difference:{form}}"
     return f"{found.difference:{form}} [{found.interval.low:{form}}, {found.interval.high:{form}}]"
 
 
 def share(figure: Figure) -> str:
-    """A share with its interval and standard error."""
+    """Return a share with its interval."""
     interval = f"  [{figure.interval.low:.3f}, {figure.interval.high:.3f}]" if figure.interval else ""
     return f"{figure.mean:.3f}{interval}"
 

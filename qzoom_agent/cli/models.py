@@ -1,0 +1,92 @@
+"""`qzoom models` lists the models known by name; `qzoom convert` reads and writes branches of published checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qzoom_agent.cli.console import Console, print_table, printable
+from qzoom_agent.cli.main import OK
+
+if TYPE_CHECKING:
+    from qzoom_agent.models.presets import Preset
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the flags of `qzoom models`: none."""
+    return argparse.ArgumentParser(
+        prog="qzoom models", description="List the models that --model knows by name. A folder or a hub id works too."
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table; nothing is loaded or looked up on the network."""
+    parser().parse_args(argv)
+
+    from qzoom_agent.models.presets import PRESETS
+
+    rows = [
+        (
+            preset.name,
+            preset.protocol or "",
+            f"{preset.memory_gb:g} GB" if preset.memory_gb else "",
+            f"{preset.budget.coarse_max_tokens} + {preset.budget.crop_max_tokens} a crop" if preset.budget else "",
+            _weights(preset),
+            preset.note,
+        )
+        for preset in PRESETS.values()
+    ]
+    print_table(rows, header=("name", "protocol", "memory", "visual tokens", "weights", ""))
+    return OK
+
+
+def _weights(preset: Preset) -> str:
+    if not Path(preset.source).is_absolute():
+        return preset.source  # a hub id
+    return "in the package" if any(Path(preset.source).glob("*.safetensors")) else "missing"
+
+
+def convert_parser() -> argparse.ArgumentParser:
+    """Return the flags of `qzoom convert`."""
+    flags = argparse.ArgumentParser(
+        prog="qzoom convert",
+        description="Write the branches (gate and SD-RPN) of a checkpoint of the published Q-Zoom code as a small "
+        "folder that any copy of the base can be used with; or, with --official, write ours into such a checkpoint.",
+    )
+    flags.add_argument("source", help="official checkpoint (folder or hub id), or a folder of branches")
+    flags.add_argument("target", metavar="DIR", help="folder to write")
+    flags.add_argument(
+        "--base", metavar="M", help="the model the branches belong to: preset, folder or hub id (default: the source)"
+    )
+    form = flags.add_mutually_exclusive_group()
+    form.add_argument("--int8", action="store_true", help="store matrices as bytes, half the size")
+    form.add_argument(
+        "--official", action="store_true", help="write base and branches as one checkpoint for the published code"
+    )
+    flags.add_argument("--force", action="store_true", help="overwrite files in the target")
+    return flags
+
+
+def convert_main(argv: Sequence[str]) -> int:
+    """Run `qzoom convert`: files and sizes go to stdout, notes on the source's config to stderr.
+
+    Raises:
+        ConfigError, BackendError: Nothing can be converted.
+    """
+    args = convert_parser().parse_args(argv)
+    console = Console()
+
+    from qzoom_agent.models.convert import to_branches, to_checkpoint
+
+    if args.official:
+        done = to_checkpoint(args.source, args.target, base=args.base, force=args.force)
+    else:
+        done = to_branches(args.source, args.target, base=args.base, int8=args.int8, force=args.force)
+    print_table([(str(path), f"{path.stat().st_size:,} bytes") for path in done.files])
+    ratio = f" ({done.after / done.before:.2f} of it)" if done.before else ""
+    print(f"branches: {done.before:,} bytes in the source, {done.after:,} in the target{ratio}", flush=True)
+    for note in done.notes:
+        console.line(f"note: {printable(note)}", "yellow")
+    return OK

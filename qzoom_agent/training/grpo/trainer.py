@@ -150,8 +150,8 @@ class ZoomTrainer(GRPOTrainer):
     def rollouts(self, rows: Sequence[Row], completions: Sequence[Any]) -> list[Rollout]:
         """Return the finished rollouts of a batch, in the order of its rows."""
         return [
-            rollout_of(finished(env, talk), row["sample"])
-            for env, talk, row in zip(self.environments, completions, rows, strict=True)
+            rollout_of(finished(env, messages), row["sample"])
+            for env, messages, row in zip(self.environments, completions, rows, strict=True)
         ]
 
     def _calculate_rewards(self, inputs: list[Row], prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
@@ -174,7 +174,7 @@ class ZoomTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         if self.looker is not None:
-            bring(self.looker, self.accelerator.device, trained=self.backend)
+            move_looker(self.looker, self.accelerator.device, trained=self.backend)
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         counts = batch.get("num_images") or []
         require_images(batch, sum(counts))
@@ -243,18 +243,18 @@ class EpisodeTrainer(ZoomTrainer):
         self.config, self.seed, self.rows = config, seed, rows
         # Without tools TRL processes the images of prompts alone. All images of a row, the opening's too, are returned
         # as tool images, so that one processor call makes the pixels of the forward pass.
-        self.tools = [_episodes]
+        self.tools = [_placeholder_tool]
         self._written_by_trl = by_trl
-        write = self._by_trl if by_trl else BatchEngine(backend).generate
+        write = self._generate_by_trl if by_trl else BatchEngine(backend).generate
         self._scheduler = RolloutScheduler(backend, write, looker=self.looker, encode=not by_trl)
         self._inputs: list[Row] = []
-        self._played: list[FinishedRollout] = []
+        self._finished: list[FinishedRollout] = []
 
     def rollouts(self, rows: Sequence[Row], completions: Sequence[Any]) -> list[Rollout]:
-        return [one.rollout for one in self._played]
+        return [one.rollout for one in self._finished]
 
     def _pixels(self) -> list[Any]:
-        return [one.answer.store for one in self._played]
+        return [one.answer.store for one in self._finished]
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         self._inputs = inputs
@@ -265,16 +265,16 @@ class EpisodeTrainer(ZoomTrainer):
         samples: list[Sample] = [row["sample"] for row in self._inputs]
         step, rank = self.state.global_step, self.accelerator.process_index
         seeds = [episode_seed(self.seed, f"{step}/{rank}/{at}/{one.id}") for at, one in enumerate(samples)]
-        self._played = []
-        with self._model_at_rest():
+        self._finished = []
+        with self._generation_mode():
             for at in range(0, len(samples), self.rows):
                 lot = slice(at, at + self.rows)
-                self._played += play(self._scheduler, samples[lot], self.config, seeds[lot])
+                self._finished += play(self._scheduler, samples[lot], self.config, seeds[lot])
             if self._written_by_trl:
-                self._keep_step()
+                self._join_other_devices()
         self._scheduler.forget()
         seconds = perf_counter() - began
-        tokens = [one.tokens for one in self._played]
+        tokens = [one.tokens for one in self._finished]
         for one in tokens:
             require_features([*one.prompt, *one.completion], one.images, self.backend)
         self._log_metric("rollout/seconds", seconds)
@@ -283,30 +283,23 @@ class EpisodeTrainer(ZoomTrainer):
         return [one.prompt for one in tokens], None, {}
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], list[list[float]] | None]:
-        tokens = [one.tokens for one in self._played]
+        tokens = [one.tokens for one in self._finished]
         known = not self._written_by_trl or self.use_vllm
         return [list(one.completion) for one in tokens], [list(one.logps) for one in tokens] if known else None
 
     def _tool_call_loop(
-        self,
-        prompts: Any,
-        prompt_ids: Any,
-        completion_ids: Any,
-        completions: Any,
-        logprobs: Any,
-        images: Any,
-        multimodal_fields: Any,
+        self, prompts: Any, prompt_ids: Any, completion_ids: Any, completions: Any, logprobs: Any, *_: Any
     ) -> tuple[Any, ...]:
-        traces = [one.rollout.trace for one in self._played]
-        talks = [[{"role": "assistant", "content": turn.text} for turn in trace.turns] for trace in traces]
+        traces = [one.rollout.trace for one in self._finished]
+        conversations = [[{"role": "assistant", "content": turn.text} for turn in trace.turns] for trace in traces]
         failed = sum(trace.usage.failed for trace in traces)
         asked = sum(trace.usage.requested for trace in traces)
-        shown = [one.tokens.images for one in self._played]
-        mask = [one.tokens.mask for one in self._played]
-        return mask, talks, completion_ids, logprobs, asked, failed, shown
+        shown = [one.tokens.images for one in self._finished]
+        mask = [one.tokens.mask for one in self._finished]
+        return mask, conversations, completion_ids, logprobs, asked, failed, shown
 
     @contextmanager
-    def _model_at_rest(self) -> Iterator[None]:
+    def _generation_mode(self) -> Iterator[None]:
         """Unwrap the model and gather its weights, in eval mode and the trainer's own precision."""
         training = self.model.training
         gathered = unwrap_model_for_generation(
@@ -327,21 +320,21 @@ class EpisodeTrainer(ZoomTrainer):
             finally:
                 self.model.train(training)
 
-    def _by_trl(self, requests: Sequence[GenerationRequest]) -> list[GeneratedTurn]:
+    def _generate_by_trl(self, requests: Sequence[GenerationRequest]) -> list[GeneratedTurn]:
         """Generate turns with TRL, which begins with the whole conversation and all its images."""
         if not requests:
             return []
         prompts = [list(one.ready.prompt.ids) for one in requests]
         images = [[one.session.image(span.view) for span in one.ready.prompt.spans] for one in requests]
         limit = requests[0].settings.max_new_tokens
-        self._somebody_writes(True)
-        ids, logps = self._by_trl_now(prompts, images, limit)
+        self._any_device_generates(True)
+        ids, logps = self._trl_pass(prompts, images, limit)
         return [
             _read(request, ids[at], None if logps is None else logps[at], self.backend)
             for at, request in enumerate(requests)
         ]
 
-    def _by_trl_now(self, prompts: list[list[int]], images: list[list[Any]], limit: int) -> Any:
+    def _trl_pass(self, prompts: list[list[int]], images: list[list[Any]], limit: int) -> Any:
         """Take one pass of TRL's generation; return ids, and their log-probabilities where vLLM gives them."""
         generate: Any = super()._generate_single_turn
         if self.use_vllm:
@@ -357,22 +350,22 @@ class EpisodeTrainer(ZoomTrainer):
         fields = dict(self.backend.processor.image_processor(images=flat, return_tensors="pt")) if flat else {}
         return generate(prompts, images, fields, num_generations=1, has_tool_images=True)
 
-    def _somebody_writes(self, busy: bool) -> bool:
+    def _any_device_generates(self, busy: bool) -> bool:
         """Return True if any device has turns to write. All devices ask together, once for each pass."""
         flags = self.accelerator.gather(torch.tensor([busy], device=self.accelerator.device))
         return bool(flags.any())
 
-    def _keep_step(self) -> None:
+    def _join_other_devices(self) -> None:
         """Take part in the passes of devices whose episodes are longer: sharded weights and vLLM need everybody."""
-        one = self._played[0]
+        one = self._finished[0]
         shown = one.tokens.images[: len(one.rollout.trace.views) - 1 - len(one.rollout.crops)]  # of the opening
         # the first process says how long the turns are that a server writes for all
         limit = self.config.generation.max_new_tokens if self.use_vllm else 1
-        while self._somebody_writes(False):
-            self._by_trl_now([one.tokens.prompt], [shown], limit)
+        while self._any_device_generates(False):
+            self._trl_pass([one.tokens.prompt], [shown], limit)
 
 
-def bring(looker: HFBackend, device: torch.device, *, trained: HFBackend) -> None:
+def move_looker(looker: HFBackend, device: torch.device, *, trained: HFBackend) -> None:
     """Put the branches that look, and a base of their own, where the trained model is: accelerate moves that alone."""
     assert looker.branches is not None
     looker.branches.to(device)
@@ -422,7 +415,7 @@ def _read(
     return GeneratedTurn(tuple(ids[:count]), known, stream.text, "stop" if stopped else "length", 0)
 
 
-def _episodes() -> None:
+def _placeholder_tool() -> None:
     """Stand in `GRPOTrainer.tools`; never called."""
 
 

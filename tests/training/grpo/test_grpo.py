@@ -20,7 +20,7 @@ from qzoom_agent.perception.branches import Branches
 from qzoom_agent.training.grpo.environment import ZoomEnv
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.grpo.launch import load_model, make_trainer, train
-from qzoom_agent.training.grpo.trainer import EpisodeTrainer, ZoomTrainer, bring
+from qzoom_agent.training.grpo.trainer import EpisodeTrainer, ZoomTrainer, move_looker
 from qzoom_agent.training.rewards import Rollout
 from tests.tiny_models import Family
 from tests.training.grpo.grpo_script import AGENT, scripted, tiny_recipe
@@ -292,7 +292,7 @@ def test_what_looks_is_on_the_device_of_the_training(
     recipe = rolled_out(looking, by=by, perception=perception).model_copy(update={"protocol": "qwen3vl"})
     trainer = make_trainer(recipe, tmp_path)
     assert trainer.looker is not None and trainer.looker.branches is not None
-    bring(trainer.looker, torch.device("meta"), trained=trainer.backend)
+    move_looker(trainer.looker, torch.device("meta"), trained=trainer.backend)
     assert {weight.device.type for weight in trainer.looker.branches.parameters()} == {"meta"}
     base = {weight.device.type for weight in trainer.looker.model.parameters()}
     assert base == {"meta" if perception == "frozen" else "cpu"}, "the trained model is placed by accelerate"

@@ -95,7 +95,7 @@ def test_each_process_gets_its_own_turns(trainer: EpisodeTrainer, meeting: Meeti
             gather=lambda tensor: torch.cat(meeting.gather(tensor)),
         )
         mine.vllm_generation = server(mine.accelerator, lambda prompt: [10 * prompt[0]], limits)
-        return mine._by_trl_now(asked[rank], [["image"] for _ in asked[rank]], 5)
+        return mine._trl_pass(asked[rank], [["image"] for _ in asked[rank]], 5)
 
     with ThreadPoolExecutor(2) as pool:
         (first, logps), (second, _) = pool.map(process, range(2))
@@ -127,12 +127,12 @@ def test_a_process_that_is_done_asks_as_long_turns_as_the_others(
     trainer._inputs = [dict(trainer.train_dataset[0])]
     trainer._tokenize_prompts([])
     asked: list[tuple[list[list[int]], list[list[Any]], int]] = []
-    monkeypatch.setattr(trainer, "_by_trl_now", lambda *given: asked.append(given))
+    monkeypatch.setattr(trainer, "_trl_pass", lambda *given: asked.append(given))
     busy = iter([True, False])
-    monkeypatch.setattr(trainer, "_somebody_writes", lambda _: next(busy))
-    trainer._keep_step()
+    monkeypatch.setattr(trainer, "_any_device_generates", lambda _: next(busy))
+    trainer._join_other_devices()
     ((prompts,), (images,), limit) = asked[0]
-    assert limit == 6 and prompts == trainer._played[0].tokens.prompt and len(images) == 1
+    assert limit == 6 and prompts == trainer._finished[0].tokens.prompt and len(images) == 1
 
 
 def test_what_vllm_cannot_do_is_refused_before_anything_is_loaded(

@@ -203,6 +203,8 @@ class BatchEngine:
         sessions, ready = [one.session for one in requests], [one.ready for one in requests]
         shared = [one.session.keep(one.ready.prompt) for one in requests]
         cache, valid = self._stack([one.cache for one in sessions], range(self._decoder.depth), shared)
+        for session in sessions:
+            session.cache = self._cache()  # the row is in the batch now
         new, positions, real = padded(self._backend, sessions, ready, shared)
         valid = torch.cat((valid, real), dim=1)
         logits = self._step(new, positions, valid, cache)
@@ -240,6 +242,8 @@ class BatchEngine:
         # rows with and without new tokens differ in length: padded anew, each ends with its last token
         cache, valid = self._stack([one.cache for one in prefills], lower)
         hidden = _left_padded([cast(Tensor, one.hidden) for one in prefills])
+        for request in requests:
+            request.session.prefill = None  # the row is in the batch now
         placed = [one.ready.positions for one in requests]
         kind = torch.float32 if any(one.is_floating_point() for one in placed) else placed[0].dtype
         longest = hidden.shape[1]
@@ -327,23 +331,28 @@ class BatchEngine:
         for index in layers:
             held: list[Any] = [one.layers[index] for one in caches]
             some = next(one for one, count in zip(held, counts, strict=True) if count)
-            # an empty cache has no tensors yet: its row is padding alone
-            empty = some.keys[:, :, :0]
+            # an empty cache may have no tensors yet: its row is padding alone, shaped like the others
             keys, values = (
-                _left_padded([getattr(one, name) if count else empty for one, count in zip(held, counts, strict=True)])
+                _left_padded(
+                    [
+                        getattr(one if count else some, name)[:, :, :count]
+                        for one, count in zip(held, counts, strict=True)
+                    ]
+                )
                 for name in ("keys", "values")
             )
             stacked.update(keys, values, index)
         return stacked, valid
 
     def _split(self, cache: DynamicCache, valid: Tensor, layers: range) -> list[DynamicCache]:
-        """Return the valid columns of each row as a cache of its own: holes and padding never outlive a batch."""
+        """Move the valid columns of each row to a cache of its own: holes and padding never outlive a batch."""
         columns = [row.nonzero()[:, 0] for row in valid.cpu()]
         own = [self._cache() for _ in columns]
         for index in layers:
             held: Any = cache.layers[index]
             for row, (one, kept) in enumerate(zip(own, columns, strict=True)):
                 one.update(held.keys[row : row + 1, :, kept], held.values[row : row + 1, :, kept], index)
+            held.keys = held.values = held.keys[:0]  # frees the layer: never two copies of the whole cache
         return own
 
     def _taken(self, rows: _Rows, places: Sequence[int]) -> _Rows:

@@ -181,7 +181,7 @@ def test_what_is_converted_is_never_the_target(which: str, checkpoint: Path, tmp
     to_branches(str(checkpoint), ours)
     base = tmp_path / "base"
     shutil.copytree(checkpoint, base)
-    with pytest.raises(ConfigError, match="choose another folder"):
+    with pytest.raises(ConfigError, match="Choose another folder"):
         to_checkpoint(str(ours), base if which == "base" else ours, base=str(base), force=True)
 
 

@@ -460,7 +460,7 @@ def test_device_and_dtype_say_why() -> None:
     assert choose("cpu", "bfloat16")[1:] == (torch.bfloat16, "cpu, bfloat16: device as asked; dtype as asked")
     if not torch.accelerator.is_available():
         assert choose("auto", "auto")[2] == "cpu, float32: no accelerator found"
-        with pytest.raises(ConfigError, match=r"'cuda' is not there: .* Use device='auto'"):
+        with pytest.raises(ConfigError, match=r"'cuda' was not found: .* Use device='auto'"):
             choose("cuda", "auto")
     with pytest.raises(ConfigError, match="Unknown device 'gpu'"):
         choose("gpu", "auto")
@@ -476,7 +476,7 @@ def test_weights_that_are_not_there_are_explained(tmp_path: Path, monkeypatch: p
     weights = load_file(folder / "model.safetensors")
     name, _ = weights.popitem()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(BackendError, match=f"lacks 1 of the weights its config asks for, .*{name.split('.')[-1]}"):
+    with pytest.raises(BackendError, match=f"lacks 1 of the weights that its config names, .*{name.split('.')[-1]}"):
         HFBackend.load(str(folder))
     (folder / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(BackendError, match="Could not load the model"):

@@ -152,7 +152,7 @@ def test_what_is_no_address_is_named(url: str) -> None:
 
 
 def test_a_server_is_not_asked_for_the_model_of_this_package() -> None:
-    with pytest.raises(ConfigError, match="Say with --model"):
+    with pytest.raises(ConfigError, match="has: --model"):
         Agent.from_server("http://there/v1", model="nano")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,11 @@ class Rows:
     def __getitem__(self, index: int) -> Row:
         row: Row = self.data[index]
         return row
+
+    def select(self, places: Sequence[int]) -> Rows:
+        """Return these rows, in this order."""
+        data = self.data.select(places) if hasattr(self.data, "select") else _Selected(self.data, places)
+        return replace(self, data=data)
 
     def only(self, *columns: str) -> Iterator[Row]:
         """Return every row, with no more than these of its columns."""
@@ -134,8 +139,45 @@ def open_path(path: Path, place: HubTable | None = None, *, split: str | None = 
         raise ConfigError(f"Cannot read {path} as a table: {_why(error)}.") from error
 
 
-def _file(path: Path) -> Rows:
-    suffix, name, folder = path.suffix.lower(), str(path), path.parent
+def open_table(path: str, *, config: str | None = None, split: str = "train") -> Rows:
+    """Return the table at a local path or hub id; the configuration and the split must be there.
+
+    A file that is not parquet is read as a JSON list or JSON lines, whatever its name.
+
+    Raises:
+        ConfigError: It cannot be read, or is a file without rows.
+    """
+    where = Path(path).expanduser()
+    try:
+        if where.is_file():
+            rows = _file(where, suffix=".parquet" if where.suffix == ".parquet" else _json_kind(where))
+            if not len(rows):
+                raise ConfigError("there is nothing in it")
+            return rows
+        _require_datasets()
+        from datasets import Dataset, load_dataset, load_from_disk
+
+        if (where / "dataset_info.json").is_file():
+            return _dataset(Dataset.load_from_disk(str(where)), path, None, None)
+        if (where / "dataset_dict.json").is_file():
+            return _dataset(load_from_disk(str(where))[split], path, None, None)
+        return _dataset(load_dataset(path, config, split=split), path, None, None)
+    except MissingDependency:
+        raise
+    except Exception as error:  # the hub's client, pyarrow and datasets each raise their own
+        raise ConfigError(
+            f"The dataset {path} cannot be read: {error or type(error).__name__}. Give a hub id, a folder that "
+            "save_to_disk wrote, or a file of JSON lines."
+        ) from None
+
+
+def _json_kind(path: Path) -> str:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return ".json" if file.read(64).lstrip().startswith("[") else ".jsonl"
+
+
+def _file(path: Path, *, suffix: str = "") -> Rows:
+    suffix, name, folder = suffix or path.suffix.lower(), str(path), path.parent
     if suffix == ".jsonl":
         lines = _Lines(path)
         return Rows(name, lines, tuple(dict.fromkeys(key for row in lines for key in row)), folder)
@@ -252,6 +294,24 @@ class _Lines:
                 raise ConfigError(f"Row {index + 1} of {self.path} is not JSON: {error}.") from None
         if not isinstance(row, dict):
             raise ConfigError(f"Row {index + 1} of {self.path} is not an object: write {{...}}.")
+        return row
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+
+@dataclass(frozen=True)
+class _Selected:
+    """Some rows of a list, read when they are asked for."""
+
+    data: Any
+    places: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Row:
+        row: Row = self.data[self.places[index]]
         return row
 
     def __iter__(self) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
@@ -32,14 +33,22 @@ class Zooming:
             yield agent
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that zooms once and one that zooms twice, asked two questions of each task."""
-    monkeypatch.setattr(evidence, "Agent", Zooming())
-    for views in ("2", "3"):
-        out = str(tmp_path / views)
-        assert evidence.main(["--out", out, "--n", "2", "--model", views, "--policies", "direct,explicit"]) == 0
-    return tmp_path
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evidence, "Agent", Zooming())
+        for views in ("2", "3"):
+            out = str(folder / views)
+            assert evidence.main(["--out", out, "--n", "2", "--model", views, "--policies", "direct,explicit"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(recorded: Path, tmp_path: Path) -> Path:
+    """The recorded runs, free to change."""
+    return copytree(recorded, tmp_path / "runs")
 
 
 def cells(line: str) -> list[str]:

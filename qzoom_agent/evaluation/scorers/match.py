@@ -14,7 +14,7 @@ import re
 import unicodedata
 from decimal import Decimal
 
-from qzoom_agent.data.questions import normalise
+from qzoom_agent.data.questions import normalise as normalise
 
 _NUMBER = re.compile(r"([+-]?)(0|[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d*)?(\.\d+)?")
 

@@ -9,7 +9,9 @@ table's order.
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, Final, Protocol
@@ -19,7 +21,7 @@ from pyarrow.parquet import read_metadata
 from pydantic import Field, JsonValue
 from torch.utils.data import ConcatDataset
 
-from qzoom_agent.data.question_table import QuestionReader, QuestionRow, open_questions, questions_of
+from qzoom_agent.data.question_table import QuestionRow, QuestionTable
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle.boards import Board, Fact, draw_board
 from qzoom_agent.perception.labels import Mode
@@ -53,7 +55,7 @@ class DatasetSpec(Section):
     """Configuration of a hub dataset."""
     split: str = "train"
     columns: dict[str, str] = Field(default={})
-    """Names that `image`, `question`, `answer` and `boxes` have in the source; see `open_questions`."""
+    """Names that `image`, `question`, `answer` and `boxes` have in the source; see `QuestionTable.open`."""
     images: str | None = None
     """Configuration of the same hub dataset that holds the images, by `id`; `image` then names one (GQA)."""
     limit: int | None = Field(default=None, gt=0)
@@ -108,11 +110,24 @@ def load_records(sources: Sequence[DatasetSpec], *, limit: int | None = None) ->
     Raises:
         ConfigError: A source cannot be read, or lacks a column.
     """
-    tables = [_needle(one) if one.is_needle else _table(one) for one in sources]
+    tables = [_open(source) for source in sources]
     if limit is not None:
         shares = spread([len(table) for table in tables], limit)
-        tables = [_some(*one) for one in zip(sources, tables, shares, strict=True)]
-    return ConcatenatedRecords(sources, tables)
+        tables = [table.some(share) for table, share in zip(tables, shares, strict=True)]
+    return ConcatenatedRecords(tables)
+
+
+def _open(source: DatasetSpec) -> "_Boards | _Table":
+    if source.is_needle:
+        return _Boards(source, source.limit or 1000)
+    questions = QuestionTable.open(
+        source.path, name=source.name, split=source.split, columns=source.columns, images=source.images
+    )
+    table = _Table(source, questions)
+    if source.limit is not None:
+        table = table.some(source.limit)
+    table.questions.require_readable()
+    return table
 
 
 def spread(sizes: Sequence[int], limit: int) -> list[int]:
@@ -127,59 +142,48 @@ def spread(sizes: Sequence[int], limit: int) -> list[int]:
     return shares
 
 
-def _some(source: DatasetSpec, table: Dataset, count: int) -> Dataset:
-    """Return so many rows of a source, in its order."""
-    if count >= len(table):
-        return table
-    if source.is_needle:
-        return table.select(range(count))
-    return table.select(sorted(Random(f"rows/{source.seed}").sample(range(len(table)), count)))
-
-
 class ConcatenatedRecords(ConcatDataset[Any]):
-    """Several tables as one. (`concatenate_datasets` would lose the transforms that rows get when they are read.)"""
+    """The rows of several sources as one sequence."""
 
-    def __init__(self, sources: Sequence[DatasetSpec], tables: Sequence[Dataset]) -> None:
+    def __init__(self, tables: "Sequence[_Boards | _Table]") -> None:
         super().__init__(tables)  # type: ignore[arg-type]
-        self.sources, self.tables = sources, tables
+        self.tables = tables
 
     def questions(self) -> Iterator[tuple[str, int, list[str]]]:
         """Iterate over the questions of tables (not boards) without reading images: path, first row, questions."""
-        for source, table in zip(self.sources, self.tables, strict=True):
-            at = 0
-            while not source.is_needle and at < len(table):
-                found = questions_of(table, source.columns.get("question", "question"), at)
-                yield source.path, at, [question + source.suffix for question in found]
-                at += len(found)
+        for table in self.tables:
+            if isinstance(table, _Table):
+                asked = iter([question + table.source.suffix for question in table.questions.questions()])
+                at = 0
+                while some := list(islice(asked, 1000)):
+                    yield table.source.path, at, some
+                    at += len(some)
 
 
-def _needle(source: DatasetSpec) -> Dataset:
-    count = source.limit or 1000
-    boards = -(-count // source.a_board)
-    rows = [(board, index) for board in range(boards) for index in range(source.a_board)][:count]
-    first = NEEDLE_SEED + source.seed * NEEDLE_SPAN
-    table = Dataset.from_dict({"seed": [first + board for board, _ in rows], "index": [index for _, index in rows]})
-    return table.with_transform(_Draw(source.tasks, source.suffix))
+@dataclass(frozen=True)
+class _Boards:
+    """The questions of a needle source, whose boards are drawn when a row is read."""
 
+    source: DatasetSpec
+    count: int
 
-class _Draw:
-    """Draws the boards of rows that are read; an object, so that worker processes can have it."""
+    def some(self, count: int) -> "_Boards":
+        """Return the first boards' questions: all boards are drawn at random."""
+        return _Boards(self.source, min(count, self.count))
 
-    def __init__(self, tasks: Sequence[str], suffix: str) -> None:
-        self.tasks, self.suffix = tuple(tasks), suffix
+    def __len__(self) -> int:
+        return self.count
 
-    def __call__(self, rows: dict[str, list[int]]) -> dict[str, list[Any]]:
-        drawn = [self._row(seed, index) for seed, index in zip(rows["seed"], rows["index"], strict=True)]
-        return {name: [row[name] for row in drawn] for name in Record.__annotations__}  # type: ignore[literal-required]
-
-    def _row(self, seed: int, index: int) -> Record:
-        board, facts = _board(seed, self.tasks)
-        fact = facts[index % len(facts)]
+    def __getitem__(self, index: int) -> Record:
+        seed = NEEDLE_SEED + self.source.seed * NEEDLE_SPAN + index // self.source.a_board
+        board, facts = _board(seed, self.source.tasks)
+        place = index % self.source.a_board
+        fact = facts[place % len(facts)]
         return Record(
-            id=f"needle-{seed}-{index}",
+            id=f"needle-{seed}-{place}",
             image=board.image,
             image_id=f"needle-{seed}",
-            question=fact.question + self.suffix,
+            question=fact.question + self.source.suffix,
             answer=fact.answer,
             answers=[fact.answer],
             exact=True,
@@ -187,6 +191,34 @@ class _Draw:
             mode="natural" if fact.kind in ("pips", "color", "shape", "count") else "textual",
             short_labels=True,
         )
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The questions of another source."""
+
+    source: DatasetSpec
+    questions: QuestionTable
+
+    def some(self, count: int) -> "_Table":
+        """Return so many rows, drawn by the source's seed, in their order."""
+        if count >= len(self):
+            return self
+        drawn = Random(f"rows/{self.source.seed}").sample(range(len(self)), count)
+        return _Table(self.source, self.questions.select(sorted(drawn)))
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: int) -> Record:
+        row, source = self.questions[index], self.source
+        return {
+            **row,
+            "question": row["question"] + source.suffix,
+            "exact": False,
+            "mode": source.mode,
+            "short_labels": source.short_labels,
+        }
 
 
 @lru_cache(maxsize=32)
@@ -212,35 +244,6 @@ def _layouts(tasks: Sequence[str]) -> dict[str, float]:
     if not found:
         raise ConfigError(f"No board has questions of {', '.join(tasks)}. Name needle tasks.")
     return found
-
-
-def _table(source: DatasetSpec) -> Dataset:
-    limit = source.limit
-    table, reader = open_questions(
-        source.path,
-        name=source.name,
-        split=source.split,
-        columns=source.columns,
-        images=source.images,
-        choose=lambda table: table if limit is None else _some(source, table, limit),
-    )
-    return table.with_transform(_Asked(source, reader))
-
-
-class _Asked:
-    """Adds to the rows of a table what its source says of them; an object, so that worker processes can have it."""
-
-    def __init__(self, source: DatasetSpec, reader: QuestionReader) -> None:
-        self.source, self.reader = source, reader
-
-    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        found = self.reader(rows)
-        same = {"exact": False, "mode": self.source.mode, "short_labels": self.source.short_labels}
-        return (
-            found
-            | {"question": [question + self.source.suffix for question in found["question"]]}
-            | {name: [value] * len(found["id"]) for name, value in same.items()}
-        )
 
 
 def count_rows(sources: Sequence[DatasetSpec]) -> int | None:

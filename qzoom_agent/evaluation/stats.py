@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,10 +63,16 @@ class Figure(NamedTuple):
     """95 %; None where it cannot be had."""
 
 
-def require_scipy() -> Any:
-    """Return `scipy.stats`; raise MissingDependency without scipy."""
+def require_scipy() -> None:
+    """Raise MissingDependency without scipy, whose import takes a second."""
     require("scipy", extra="eval", use="Evaluation")
-    return import_module("scipy.stats")
+
+
+def _binomtest(successes: int, n: int) -> Any:
+    require_scipy()
+    from scipy.stats import binomtest
+
+    return binomtest(successes, n)
 
 
 def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
@@ -80,7 +85,7 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
         raise ValueError(f"A share needs 0 <= successes <= n; got {successes} of {n}.")
     if n == 0:
         return Interval(0.0, 1.0)
-    found = require_scipy().binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    found = _binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return Interval(float(found.low), float(found.high))
 
 
@@ -177,7 +182,7 @@ def paired(
     groups = None if clusters is None or len(set(clusters)) == len(differences) else clusters
     gained, lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     if groups is None:
-        p = float(require_scipy().binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+        p = float(_binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
     else:
         p = _sign_of_mean(differences, groups, seed)
     return Paired(

@@ -33,15 +33,20 @@ class Zooming:
             yield agent
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that zooms once and one that zooms twice, asked two questions of each task."""
-    folder = tmp_path_factory.mktemp("runs")
+@pytest.fixture(scope="module", autouse=True)
+def zooming() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evidence, "Agent", Zooming())
-        for views in ("2", "3"):
-            out = str(folder / views)
-            assert evidence.main(["--out", out, "--n", "2", "--model", views, "--policies", "direct,explicit"]) == 0
+        yield
+
+
+@pytest.fixture(scope="module")
+def recorded(zooming: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that zooms once and one that zooms twice, asked two questions of each task."""
+    folder = tmp_path_factory.mktemp("runs")
+    for views in ("2", "3"):
+        out = str(folder / views)
+        assert evidence.main(["--out", out, "--n", "2", "--model", views, "--policies", "direct,explicit"]) == 0
     return folder
 
 

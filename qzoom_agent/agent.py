@@ -167,16 +167,13 @@ class Agent:
         branches: str | Path | None = None,
         **overrides: Any,
     ) -> Agent:
-        """Return an agent with a local model.
+        """Return an agent with a local model; for the other arguments see `Agent`.
 
         Args:
             model: A preset name, a path or a hub id.
-            config: The configuration; None: defaults.
-            state_dir: See `Agent`.
             device: Such as "cpu" or "cuda:1"; "auto" takes the best there is.
             dtype: Number format of the weights.
             branches: Folder of branches (gate, SD-RPN) instead of those that come with the model.
-            overrides: Changes of `config`, see `Agent`.
 
         Raises:
             ConfigError: The configuration is wrong.
@@ -204,15 +201,14 @@ class Agent:
         concurrency: int = 8,
         **overrides: Any,
     ) -> Agent:
-        """Return an agent with a model behind an OpenAI-compatible server; the key is read from OPENAI_API_KEY.
+        """Return an agent with a model behind an OpenAI-compatible server; for the other arguments see `Agent`.
+
+        The key is read from OPENAI_API_KEY.
 
         Args:
             url: Such as http://localhost:8000/v1.
             model: A preset, whose hub id the server is asked for, or the server's own name of the model.
-            config: The configuration; None: defaults.
-            state_dir: See `Agent`.
             concurrency: Most requests at a time.
-            overrides: Changes of `config`, see `Agent`.
 
         Raises:
             ConfigError: The address, the model or the configuration is wrong.

@@ -226,26 +226,15 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Return a new RGB image with the pixels of a loaded one."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return _grey_from_deep(image)
-    if image.has_transparency_data:
-        return _on_white(image if image.mode == "RGBA" else _straight_alpha(image))
-    return image.copy() if image.mode == "RGB" else image.convert("RGB")
-
-
-def _straight_alpha(image: Image.Image) -> Image.Image:
-    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-
-
-def _on_white(image: Image.Image) -> Image.Image:
+        samples = np.asarray(image)
+        return Image.fromarray(_to_bytes(samples, *_shown_range(samples))).convert("RGB")
+    if not image.has_transparency_data:
+        return image.copy() if image.mode == "RGB" else image.convert("RGB")
+    if image.mode != "RGBA":
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     flat = Image.new("RGB", image.size, "white")
     flat.paste(image, mask=image)
     return flat
-
-
-def _grey_from_deep(image: Image.Image) -> Image.Image:
-    """Return RGB of a 16-bit, 32-bit or float grey image."""
-    samples = np.asarray(image)
-    return Image.fromarray(_to_bytes(samples, *_shown_range(samples))).convert("RGB")
 
 
 def _from_array(array: np.ndarray[Any, Any], max_pixels: int) -> Image.Image:

@@ -32,7 +32,9 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
         choices=get_args(PolicyName),
         help="rule that decides which crops the model sees (default: implicit with branches, else explicit)",
     )
-    group.add_argument("--protocol", metavar="P", help="how the model writes a zoom call (default: the model's own)")
+    group.add_argument(
+        "--protocol", metavar="P", help="format of zoom calls: a name or module:name (default: the model's own)"
+    )
     group.add_argument(
         "--budget", type=int, metavar="TOKENS", help="most visual tokens of the coarse view (default: the model's own)"
     )

@@ -11,6 +11,7 @@ a killed run continues from its last checkpoint with the batches it would have s
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -63,6 +64,7 @@ ONLY_TOLD: Final = {
     "validate_batches",
     "validate_kinds",
     "validate_lines",
+    "data_workers",
 }
 """Keys of a recipe that change no weight, but for rounding."""
 
@@ -78,6 +80,8 @@ class Stage(BaseModel):
     """Optimizer steps; one step is one batch of the mix."""
     mix: dict[Kind, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=1)
     """Share of each kind of batch (see `nano.batches`)."""
+    times: int = Field(default=1, gt=0, le=64)
+    """Small batches in one batch: 1 on a CPU, more where a GPU would wait."""
     paper_tokens: int = Field(default=PAPER_TOKENS, gt=0, le=8192)
     """Visual tokens from which on a batch of paper is full."""
     heights: tuple[Annotated[float, Field(ge=14, le=200)], Annotated[float, Field(ge=14, le=200)]] = HEIGHTS
@@ -134,6 +138,8 @@ class BaseRecipe(BaseModel):
     """Compile what lies between two attentions: half the time a step, for a C++ compiler and a minute at the start."""
     weight_decay: float = 0.02
     adam_beta2: float = 0.98
+    data_workers: int = Field(default=1, gt=0, le=64)
+    """Processes that draw batches."""
     log_steps: int = Field(default=20, gt=0)
     save_steps: int = Field(default=100, gt=0)
     """Steps between checkpoints; a killed run loses at most these."""
@@ -256,14 +262,28 @@ class LogCallback(TrainerCallback):
             self.write({"step": state.global_step, "validation": scores})
 
 
-def run_stage(recipe: BaseRecipe, index: int, *, output: Path, receipts: Path | None = None) -> Path:
-    """Train one stage (or continue it from its last checkpoint) and return the folder of its weights.
+class StopCallback(TrainerCallback):
+    """Saves a checkpoint and ends the training at a time of `time.monotonic`; the next run goes on from there."""
+
+    def __init__(self, at: float) -> None:
+        self.at, self.stopped = at, False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if time.monotonic() >= self.at and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+
+def run_stage(
+    recipe: BaseRecipe, index: int, *, output: Path, receipts: Path | None = None, until: float | None = None
+) -> Path | None:
+    """Train one stage (or continue it from its last checkpoint) and return the folder of its finished weights.
 
     Args:
         recipe: All stages.
         index: Which of them.
         output: Folder of all stages.
         receipts: Folder of real receipts, for stages that read them; those of its test split are never read.
+        until: Time of `time.monotonic` at which to stop with a checkpoint and return None.
 
     Raises:
         ConfigError: the folder holds a stage that was trained with other settings, or whose weights come of such.
@@ -296,6 +316,7 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path, receipts: Path | 
         receipts=read,
         paper_tokens=stage.paper_tokens,
         heights=stage.heights,
+        times=stage.times,
     )
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -312,7 +333,7 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path, receipts: Path | 
         save_total_limit=2,
         seed=seed,
         data_seed=seed,
-        dataloader_num_workers=1,
+        dataloader_num_workers=recipe.data_workers,
         dataloader_prefetch_factor=3,
         dataloader_pin_memory=False,
         remove_unused_columns=False,
@@ -333,7 +354,11 @@ def run_stage(recipe: BaseRecipe, index: int, *, output: Path, receipts: Path | 
         callbacks=[LogCallback(folder / "log.jsonl", recipe, packer, unseen)],
     )
     trainer.remove_callback(PrinterCallback)
+    stop = StopCallback(math.inf if until is None else until)
+    trainer.add_callback(stop)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    if stop.stopped:
+        return None
     writing = folder / "final.part"
     model.save_pretrained(writing, save_original_format=False)
     tokenizer.save_pretrained(writing)
@@ -406,6 +431,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--receipts", type=Path, metavar="DIR", help="folder of real receipts (receipts.jsonl, images/)"
     )
+    parser.add_argument("--minutes", type=float, help="stop with a checkpoint after so many minutes")
     parser.add_argument("--start", metavar="M", help="shipped model to go on from: a preset or a folder")
     parser.add_argument("--stage", help="stop after this stage")
     options = parser.parse_args(argv)
@@ -418,8 +444,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
         return 0
     keep_recipe(recipe, options.output)
+    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     for index, name in enumerate(names):
-        done = run_stage(recipe, index, output=options.output, receipts=options.receipts)
+        done = run_stage(recipe, index, output=options.output, receipts=options.receipts, until=until)
+        if done is None:
+            print(f"stage {name}: stopped with a checkpoint after {options.minutes:g} minutes", flush=True)
+            break
         print(f"stage {name}: {done}", flush=True)
         if name == options.stage:
             break

@@ -53,6 +53,7 @@ Kind = BoardKind | PaperKind
 KINDS: Final[tuple[BoardKind, ...]] = get_args(BoardKind)
 VALIDATION_SEED: Final = 500_000_000
 """Batches from here on are for validation; training stays below. A batch of seed s draws boards s * 64 and on."""
+NUMBERS_A_STAGE: Final = 1_000_000
 _BOARDS_PER_BATCH: Final = {"board64": 8, "board144": 5, "board256": 3, "board400": 2, "board576": 2}
 
 
@@ -112,9 +113,12 @@ class Draw:
         *,
         paper_tokens: int = PAPER_TOKENS,
         heights: tuple[float, float] = HEIGHTS,
+        times: int = 1,
+        apart: int = 0,
     ) -> None:
         self.packer = Packer(tokenizer)
         self.receipts, self.paper_tokens, self.heights = receipts, paper_tokens, heights
+        self.times, self.apart = times, apart
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[dict[str, Any]]]:
         torch.set_num_threads(1)
@@ -123,7 +127,10 @@ class Draw:
         return {"batch": [self.packer.batch(trees) | {"kind": kind} for kind, trees in drawn]}
 
     def trees(self, kind: str, number: int) -> list[Tree]:
-        """Return the trees of a batch of any kind."""
+        """Return the trees of a batch of any kind: of `times` small ones whose numbers lie `apart`."""
+        return [tree for step in range(self.times) for tree in self._small(kind, number + step * self.apart)]
+
+    def _small(self, kind: str, number: int) -> list[Tree]:
         if kind not in PAPER_KINDS:
             return trees_of(kind, number)
         rng = Random(f"batch/{kind}/{number}")
@@ -139,12 +146,19 @@ def table(
     receipts: Receipts | None = None,
     paper_tokens: int = PAPER_TOKENS,
     heights: tuple[float, float] = HEIGHTS,
+    times: int = 1,
 ) -> Dataset:
-    """A table of `steps` batches of the kinds in `mix` (shares), drawn and packed on reading."""
+    """A table of `steps` batches of the kinds in `mix` (shares), drawn and packed on reading.
+
+    Raises:
+        ValueError: `steps` times `times` is too much for one stage's numbers.
+    """
+    if steps * times > NUMBERS_A_STAGE:
+        raise ValueError(f"A stage has at most {NUMBERS_A_STAGE} small batches; got {steps} steps of {times}.")
     kinds = Random(f"mix/{seed}").choices(list(mix), weights=list(mix.values()), k=steps)
-    numbers = [seed * 1_000_000 + step for step in range(steps)]
+    numbers = [seed * NUMBERS_A_STAGE + step for step in range(steps)]
     return Dataset.from_dict({"kind": kinds, "seed": numbers}).with_transform(
-        Draw(tokenizer, receipts, paper_tokens=paper_tokens, heights=heights)
+        Draw(tokenizer, receipts, paper_tokens=paper_tokens, heights=heights, times=times, apart=steps)
     )
 
 

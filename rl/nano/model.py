@@ -1,4 +1,4 @@
-"""Nano's architecture: a stock Qwen2.5-VL of 4.7 million parameters for boards, or 8.8 million for paper as well.
+"""Nano's architecture: a stock Qwen2.5-VL of 4.7 million parameters for boards, or 11.9 million for paper as well.
 
 Nine decoder layers, because perception branches leave after two thirds of them and are three deep. The base of the
 rotary embedding is small: Qwen2.5-VL gives the image's columns the lowest frequencies, and with the usual base the
@@ -33,7 +33,7 @@ class Size:
 
 SIZES: Final[dict[str, Size]] = {
     "boards": Size(None, 192, 320, 9, 160, 384, 5, 4, (1, 3)),
-    "paper": Size(1024, 256, 448, 9, 192, 512, 6, 6, (2, 5)),
+    "paper": Size(1024, 256, 448, 9, 256, 768, 8, 6, (2, 5)),
 }
 
 

@@ -9,6 +9,7 @@ Any of them may be missing: what is installed is used, and more of them make pap
         fonts-noto-mono fonts-clear-sans fonts-sil-andika fonts-cantarell fonts-cabin fonts-play
 """
 
+import os
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,8 @@ from qzoom_agent.errors import ConfigError
 
 Style = Literal["mono", "sans", "bitmap"]
 ROOTS: Final = (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"))
+FOLDER: Final = "NANO_FONTS"
+"""Environment variable: a further folder of typefaces, for machines without Debian's packages."""
 PACKAGES: Final = ("matplotlib", "font_lato", "font_source_sans_pro", "font_source_serif_pro", "font_hanken_grotesk")
 _NAMES: Final[dict[Style, str]] = {
     "mono": (
@@ -57,7 +60,8 @@ def _installed() -> dict[str, Path]:
     found: dict[str, Path] = {}
     specs = [find_spec(name) for name in PACKAGES]
     folders = [Path(place) for spec in specs if spec is not None for place in spec.submodule_search_locations or ()]
-    for root in (*ROOTS, *folders):
+    own = [Path(os.environ[FOLDER])] if os.environ.get(FOLDER) else []
+    for root in (*own, *ROOTS, *folders):
         for path in sorted(root.rglob("*")):
             if path.suffix.lower() in _SUFFIXES:
                 found.setdefault(path.stem, path)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from nano.batches import Draw, table
 from nano.drawn_paper import draw_paper
 from nano.frames import ACROSS, CELL, DOWN, FRAME_HEIGHT, FRAME_WIDTH, Reading, reading_batch
 from nano.line_scores import edit_distance, score_lines
@@ -20,7 +21,7 @@ from nano.reading import LineReader, along_lines, reading_losses, spelled
 from nano.receipts import Receipts, Split, split_of
 from nano.scan import aged
 from nano.tokenizer import build_tokenizer
-from nano.trees import MERGE, PATCH
+from nano.trees import MERGE, PATCH, Look
 from nano.typefaces import Style, faces
 from qzoom_agent.errors import ConfigError
 
@@ -180,6 +181,22 @@ def test_batches_of_paper_are_drawn_again_from_their_number(tmp_path: Path) -> N
         assert all(look.readings for look in one)
     with pytest.raises(ValueError, match="--receipts"):
         paper_looks(Random(0), "receipts", 0, None, tokens=60)
+
+
+def test_a_large_batch_is_several_small_ones(tmp_path: Path) -> None:
+    receipts = Receipts(folder_of_receipts(tmp_path, 50), "train")
+    tokenizer = build_tokenizer()
+    small = Draw(tokenizer, receipts, paper_tokens=60)
+    large = Draw(tokenizer, receipts, paper_tokens=60, times=2, apart=9)
+
+    def shown(draw: Draw, number: int) -> list[Image.Image]:
+        return [
+            piece.image for tree in draw.trees("receipts", number) for piece in tree.prefix if isinstance(piece, Look)
+        ]
+
+    assert shown(large, 3) == [*shown(small, 3), *shown(small, 12)]
+    with pytest.raises(ValueError, match="small batches"):
+        table({"drawn": 1.0}, steps=1_000_000, times=2, seed=0, tokenizer=tokenizer)
 
 
 def test_no_receipt_is_in_two_splits(tmp_path: Path) -> None:

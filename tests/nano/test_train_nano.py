@@ -112,6 +112,19 @@ def test_a_validation_counts_right_answers(straight: Path) -> None:
     assert shares["pages direct pips"]
 
 
+def test_a_run_that_stops_in_time_goes_on_where_it_stopped(
+    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path, "--minutes", "0")
+    assert "stage read: stopped with a checkpoint after 0 minutes" in capsys.readouterr().out
+    stopped = tmp_path / "out" / "read"
+    assert last_checkpoint(stopped) == str(stopped / "checkpoint-1") and not (stopped / "final").exists()
+    train(tmp_path)
+    for stage in ("read", "talk"):
+        one, other = weights(straight / stage), weights(tmp_path / "out" / stage)
+        assert all(torch.equal(one[name], other[name]) for name in one), stage
+
+
 def test_every_stage_changes_the_weights_of_the_one_before(straight: Path) -> None:
     read, talk = weights(straight / "read"), weights(straight / "talk")
     assert set(read) == set(talk)

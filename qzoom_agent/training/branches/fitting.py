@@ -78,10 +78,10 @@ class StageTrainer(Trainer):
     def __init__(self, prepare: Callable[[Rows], dict[str, Any]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.prepare = prepare
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs = False  # accumulated batches count alike, however many tokens they have
 
     def _prepare_inputs(self, inputs: Rows) -> dict[str, Any]:  # type: ignore[override]
-        return self.prepare(inputs)
+        return self.prepare(inputs)  # here, because the frozen passes do not run under the autocast of the loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -90,12 +90,13 @@ class StageTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def floating_point_ops(self, inputs: Any) -> int:
-        return 0
+        return 0  # the Trainer's estimate needs the ids of the batch
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         assert output_dir is not None
         module = self.accelerator.unwrap_model(self.model)
         Path(output_dir).mkdir(parents=True, exist_ok=True)
+        # not the frozen base, which may have billions of weights
         save_file(trained(module), Path(output_dir) / WEIGHTS, metadata={"format": "pt"})
         torch.save(self.args, Path(output_dir) / "training_args.bin")
 

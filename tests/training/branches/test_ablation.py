@@ -97,19 +97,19 @@ def test_a_tuned_base_counts_once_branches_are_fitted_to_it(finished: Path, tmp_
     run = tmp_path / "run"
     copytree(finished, run)
     copytree(NANO_FOLDER, run / "postsft" / "base")
-    shop = RunDirectory(BranchRecipe.model_validate(safe_load((run / "recipe.yaml").read_text())), run)
-    assert shop.tuned.exists() and shop.base is None and shop.made_from("gate")["base"] == "as given"
+    directory = RunDirectory(BranchRecipe.model_validate(safe_load((run / "recipe.yaml").read_text())), run)
+    assert directory.tuned.exists() and directory.base is None and directory.made_from("gate")["base"] == "as given"
     copytree(run / "sdrpn" / "final", run / "postsft" / "final")
-    assert shop.base == shop.tuned and shop.made_from("gate")["base"] == "of postsft"
+    assert directory.base == directory.tuned and directory.made_from("gate")["base"] == "of postsft"
 
 
 def test_labels_are_made_anew_where_what_is_changed_decides_them(finished: Path, tmp_path: Path) -> None:
     """Which cells are foreground does not change the maps, but with `keep: crop` whose answers are right."""
-    shop = RunDirectory(BranchRecipe.model_validate(safe_load((finished / "recipe.yaml").read_text())), finished)
-    crops = shop.recipe.labelling.model_copy(update={"keep": "crop"})
-    shop.recipe = shop.recipe.model_copy(update={"labelling": crops})
+    run = RunDirectory(BranchRecipe.model_validate(safe_load((finished / "recipe.yaml").read_text())), finished)
+    crops = run.recipe.labelling.model_copy(update={"keep": "crop"})
+    run.recipe = run.recipe.model_copy(update={"labelling": crops})
     changed = {"labelling.rules.background": 0.01}
-    assert (_calibrated(shop, changed, tmp_path / "own") / "branches.json").exists()
+    assert (_calibrated(run, changed, tmp_path / "own") / "branches.json").exists()
     assert not (tmp_path / "own" / "labels").is_symlink()
 
 

@@ -30,7 +30,7 @@ from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName
 from qzoom_agent.training.branches.dataset import Record
 from qzoom_agent.training.branches.labelling import collect, heads_for, labels_on_grid, padded_size
 from qzoom_agent.training.branches.localisation import in_pixels
-from qzoom_agent.training.branches.run_dir import RunDirectory, keys_read_by
+from qzoom_agent.training.branches.run_dir import RunDirectory, keys_read_by, rebuilt
 from qzoom_agent.training.branches.stages import run_stage
 from qzoom_agent.training.recipe_io import read_recipe, set_key
 
@@ -176,7 +176,7 @@ def ablate(
         branches, tuned = _branches(directory, one, folder)
         if tuned not in bases:
             bases[tuned] = directory.backend(base=directory.base if tuned else None)
-        backend = _with_branches(bases[tuned], branches)
+        backend = rebuilt(bases[tuned], Branches.load(branches, bases[tuned].model))
         config = AgentConfig(policy=one.policy).replace(perception=one.reading)
         if one.attention is not None:
             config = config.replace(oracle_margin=0.0)
@@ -222,19 +222,6 @@ def _branches(directory: RunDirectory, variant: Variant, folder: Path) -> tuple[
     if variant.after:
         return _calibrated(directory, {}, folder / variant.name, after=variant.after), "postsft" in variant.after
     return directory.final("calibrate"), directory.base_of("calibrate") is not None
-
-
-def _with_branches(base: HFBackend, branches: Path) -> HFBackend:
-    """Return the same base with other branches, without loading its weights again."""
-    return HFBackend(
-        base.model,
-        base.processor,
-        name=base.name,
-        protocol=base.protocol,
-        defaults=base.defaults,
-        placement=base.placement,
-        branches=Branches.load(branches, base.model),
-    )
 
 
 def _calibrated(

@@ -269,6 +269,15 @@ class BranchRecipe(Section):
         """Return the questions of a stage."""
         return {"gate": self.gate.data, "postsft": self.postsft.data}.get(stage) or self.data
 
+    def map_rules(self) -> dict[str, Any]:
+        """Return the map's rules that calibration may choose from, as arguments of `calibrate.candidates`."""
+        return {
+            "relative": self.peak_share is not None,
+            "blurs": self.calibration.blurs or [self.blur],
+            "margins": self.calibration.margins or [self.margin],
+            "box": self.box,
+        }
+
     @model_validator(mode="after")
     def _heads_are_published(self) -> "BranchRecipe":
         self.labelling.published_base(self.model)

@@ -262,12 +262,7 @@ def with_thresholds(backend: HFBackend, recipe: BranchRecipe, folder: Path, *, s
         )
     assert backend.branches is not None
     held, target = load_records(recipe.held_out, limit=recipe.calibration.records), recipe.calibration
-    rules: dict[str, Any] = {
-        "relative": recipe.peak_share is not None,
-        "blurs": target.blurs or [recipe.blur],
-        "margins": target.margins or [recipe.margin],
-        "box": recipe.box,
-    }
+    rules = recipe.map_rules()
     seen = look_at_records(backend, held, tokens=target.tokens)
     if all(one.boxes is not None for one in seen):
         found = calibrate(seen, [bool(one.boxes) for one in seen], target, **rules)

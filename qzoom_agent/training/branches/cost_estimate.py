@@ -193,12 +193,7 @@ class CostModel:
         if all(one.path == "needle" for one in recipe.held_out):
             return [looked_at]
         higher = [budget for budget in target.higher_tokens or stage.tokens if budget > seen - _TEXT_TOKENS]
-        rules = candidates(
-            relative=recipe.peak_share is not None,
-            blurs=target.blurs or [recipe.blur],
-            margins=target.margins or [recipe.margin],
-            box=recipe.box,
-        )
+        rules = candidates(**recipe.map_rules())
         work = [looked_at, Work("answered if their boxes are unknown", rows, seen, stage.batch)]
         if higher:
             more = fmean(higher) + _TEXT_TOKENS

@@ -21,6 +21,7 @@ from typing import Any, Final, get_args
 import torch
 from pydantic import BaseModel, JsonValue
 
+from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
@@ -103,15 +104,7 @@ class RunDirectory:
             protocol=preset.protocol,
         )
         if backend.name != self.recipe.model:  # tuned weights keep the name, heads and budgets of their base
-            backend = HFBackend(
-                backend.model,
-                backend.processor,
-                name=self.recipe.model,
-                protocol=backend.protocol,
-                defaults=preset.budget,
-                placement=backend.placement,
-                branches=backend.branches,
-            )
+            backend = rebuilt(backend, backend.branches, name=self.recipe.model, defaults=preset.budget)
         backend.model.requires_grad_(False)
         return backend
 
@@ -249,6 +242,21 @@ class RunDirectory:
     def _made(self, stage: StageName) -> Path:
         """Return the file or folder with all that a stage writes."""
         return self.result(stage) if stage == "select-heads" else self.result(stage).parent
+
+
+def rebuilt(
+    backend: HFBackend, branches: Branches | None, *, name: str | None = None, defaults: ViewBudget | None = None
+) -> HFBackend:
+    """Return the same base, its weights not loaded again, with other branches, and another name and its budgets."""
+    return HFBackend(
+        backend.model,
+        backend.processor,
+        name=name or backend.name,
+        protocol=backend.protocol,
+        defaults=defaults if name else backend.defaults,
+        placement=backend.placement,
+        branches=branches,
+    )
 
 
 def keys_read_by(recipe: BranchRecipe, stage: StageName) -> dict[str, JsonValue]:

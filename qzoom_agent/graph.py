@@ -29,9 +29,9 @@ from qzoom_agent.errors import ConfigError, ImageError, describe_error
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text
 from qzoom_agent.models.interface import Backend, PerceivingSession, Reply, SamplingParams, Session
-from qzoom_agent.policy import CropPolicy, Last
+from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols.interface import ZoomProtocol
-from qzoom_agent.review import refused_on_opinion
+from qzoom_agent.review import Last, refused_on_opinion
 from qzoom_agent.tool_calls import ToolCallExecutor, record_of
 from qzoom_agent.trace import PerceptionRecord, Status, Trace, Turn, Usage
 from qzoom_agent.views import View, ViewStore

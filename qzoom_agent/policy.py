@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from PIL import Image
 
@@ -26,7 +26,7 @@ from qzoom_agent.config import AgentConfig, PerceptionConfig, PolicyName, ViewBu
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.extensions import find, satisfying
 from qzoom_agent.geometry import Box, Size
-from qzoom_agent.review import RULES, PolicyRule, ReviewContext, adds
+from qzoom_agent.review import RULES, PolicyRule, ReviewContext, ReviewDecision, adds
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.zoom import ZoomPlan
 
@@ -34,26 +34,8 @@ LOOK_FIRST: frozenset[PolicyName] = frozenset({"implicit", "always", "hybrid"})
 OFFER_TOOLS: frozenset[PolicyName] = frozenset({"explicit", "blind", "hybrid"})
 RANDOM_AREA = 1 / 16
 """Area of a random crop as a share of the image, where no gold box gives its size."""
-Last = Literal["budget", "failed"]
-"""Reason for a forced last turn: a budget is spent, or calls cannot be served."""
 GREY = (128, 128, 128)
 """Colour of crops under `blind`; a constant, since even the mean colour of a crop would tell something about it."""
-
-
-class Review(NamedTuple):
-    """The policy's decision on one zoom call."""
-
-    serve: bool
-    reason: str
-    """Text for the model when the call is refused or served at another place; else empty."""
-    numbers: dict[str, float]
-    """Measurements behind the decision."""
-    last: Last | None
-    """Reason for which the next turn has to be the last; None if the model may go on."""
-    code: str = ""
-    """The rule that refused or moved the call: "no_tool", "budget", or a rule's own; else empty."""
-    plan: ZoomPlan | None = None
-    """Crop to cut instead of the one asked for."""
 
 
 class CropPolicy:
@@ -136,7 +118,7 @@ class CropPolicy:
         map_decides = self._config.perception.gate == "statistics"
         return ReviewContext(config=self._config.review, map_decides=map_decides, **known)
 
-    def review(self, shown: Sequence[View], plan: ZoomPlan, context: ReviewContext | None = None) -> Review:
+    def review(self, shown: Sequence[View], plan: ZoomPlan, context: ReviewContext | None = None) -> ReviewDecision:
         """Decide on a call that leads to `plan`, after the views in `shown`. Nothing is cut yet.
 
         A plan with an error costs nothing and is served: the tool tells the model the error.
@@ -146,41 +128,38 @@ class CropPolicy:
             plan: The crop of the call.
             context: State of the episode, for a rule; without it only the budgets count.
         """
-        review = self._within_budget(shown, plan)
-        if self._rule is None or context is None or not review.serve or plan.box is None:
-            return review
-        decision = self._rule(plan, shown, context)
-        numbers = review.numbers | decision.numbers
-        if decision.code is None:
-            return Review(True, "", numbers, last=None)
-        if decision.plan is None:
-            return Review(False, decision.text, numbers, last=None, code=decision.code)
-        if not self._within_budget(shown, decision.plan).serve:
-            return Review(True, "", numbers, last=None)  # the crop asked for has room, the better one has not
-        numbers |= {"asked_tokens": float(plan.tokens), "crop_tokens": float(decision.plan.tokens)}
-        return Review(True, decision.text, numbers, last=None, code=decision.code, plan=decision.plan)
+        decision = self._within_budget(shown, plan)
+        if self._rule is None or context is None or decision.code or plan.box is None:
+            return decision
+        ruled = self._rule(plan, shown, context)
+        numbers = decision.numbers | ruled.numbers
+        if ruled.plan is not None:
+            if self._within_budget(shown, ruled.plan).code:
+                return decision._replace(numbers=numbers)  # the crop asked for has room, the better one has not
+            numbers |= {"asked_tokens": float(plan.tokens), "crop_tokens": float(ruled.plan.tokens)}
+        return ruled._replace(numbers=numbers)
 
-    def _within_budget(self, shown: Sequence[View], plan: ZoomPlan) -> Review:
+    def _within_budget(self, shown: Sequence[View], plan: ZoomPlan) -> ReviewDecision:
         budget = self._config.budget
         spent = sum(view.tokens for view in shown)
         numbers = {"views": float(len(shown)), "visual_tokens": float(spent), "crop_tokens": float(plan.tokens)}
         if not self.offers_tools:
             text = "There is no zoom tool in this run. Answer the question."
-            return Review(False, text, numbers, last="failed", code="no_tool")
+            return ReviewDecision("no_tool", numbers, text, last="failed")
         if len(shown) >= budget.max_views:
             numbers["max_views"] = float(budget.max_views)
             text = f"No more zooming: {len(shown)} of {budget.max_views} views were shown."
-            return Review(False, text, numbers, last="budget", code="budget")
+            return ReviewDecision("budget", numbers, text, last="budget")
         if budget.max_visual_tokens is not None:
             numbers["max_visual_tokens"] = float(budget.max_visual_tokens)
             left = budget.max_visual_tokens - spent
             if left < self._views.crop_min_tokens:
                 text = f"No more zooming: {spent} of {budget.max_visual_tokens} visual tokens are spent."
-                return Review(False, text, numbers, last="budget", code="budget")
+                return ReviewDecision("budget", numbers, text, last="budget")
             if plan.tokens > left:
                 text = f"This crop would cost {plan.tokens} visual tokens and {left} are left. Ask for less, or answer."
-                return Review(False, text, numbers, last=None, code="budget")
-        return Review(True, "", numbers, last=None)
+                return ReviewDecision("budget", numbers, text)
+        return ReviewDecision("", numbers)
 
     @property
     def remarks(self) -> list[str]:

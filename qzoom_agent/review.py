@@ -26,6 +26,8 @@ from qzoom_agent.zoom.zoom import ZoomPlan
 
 OPINIONS: frozenset[str] = frozenset({"gate", "elsewhere"})
 """Codes of refusals that rest on the branches alone."""
+Last = Literal["budget", "failed"]
+"""Reason for a forced last turn: a budget is spent, or calls cannot be served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +55,23 @@ class ReviewContext:
 
 
 class ReviewDecision(NamedTuple):
-    """The decision of a rule on one call: serve it, serve another box, or refuse it."""
+    """The decision on one zoom call: serve it, serve another crop, or refuse it."""
 
-    code: str | None
-    """Short name of the reason, for the trace; None: serve the call as it is."""
+    code: str
+    """Short name of the reason, for the trace, such as "covered" or "budget"; empty to serve the call as it is."""
     numbers: dict[str, float]
     """Measurements behind the decision, for the trace."""
-    text: str = ""
+    reason: str = ""
     """Text for the model."""
     plan: ZoomPlan | None = None
     """Crop to serve instead of the one asked for; None with a code: refuse."""
+    last: Last | None = None
+    """Reason for which the next turn has to be the last; None if the model may go on."""
+
+    @property
+    def serve(self) -> bool:
+        """True unless the call is refused."""
+        return not self.code or self.plan is not None
 
 
 class PolicyRule(Protocol):
@@ -98,7 +107,7 @@ def hybrid_rule(plan: ZoomPlan, shown: Sequence[View], context: ReviewContext) -
     if fact is not None:
         return ReviewDecision(fact, numbers, _FACTS[fact].format(view=context.name(best.view)))
     if look is None:
-        return ReviewDecision(None, numbers)
+        return ReviewDecision("", numbers)
     numbers["refused_turns"] = float(context.refused_turns)
     if look.score is not None and look.threshold is not None:
         numbers |= {"gate": look.score, "gate_threshold": look.threshold}
@@ -106,10 +115,10 @@ def hybrid_rule(plan: ZoomPlan, shown: Sequence[View], context: ReviewContext) -
         # A model that insisted on its first crop has to insist on the next one as well.
         if context.refused_turns < rules.insist * (1 + context.crops_read):
             return ReviewDecision("gate", numbers, _GATE.format(view=context.name(shown[0].id)))
-        return ReviewDecision(None, numbers)
+        return ReviewDecision("", numbers)
     # A crop may say where to look next, which no look at the coarse view can know.
     if context.refused_turns >= rules.insist or context.crops_read:
-        return ReviewDecision(None, numbers)
+        return ReviewDecision("", numbers)
     return _by_map(plan.box, shown, context, look, numbers)
 
 
@@ -129,7 +138,7 @@ def _by_map(
     cut = cut_region(box, regions, heat, rules, fixed=look.fixed)
     region = cut or hotter_region(inside, regions, heat, rules)
     if region is None:
-        return ReviewDecision(None, numbers)
+        return ReviewDecision("", numbers)
     code = "cut" if cut else "elsewhere"
     held = heat.share(region)
     if held is not None:
@@ -138,7 +147,7 @@ def _by_map(
         return ReviewDecision(code, numbers, _ELSEWHERE.format(box=context.write(region)))
     instead = context.replan(region)
     if instead.box is None or not adds(instead, shown, rules):
-        return ReviewDecision(None, numbers)
+        return ReviewDecision("", numbers)
     return ReviewDecision(code, numbers, (_CUT if cut else _MOVED).format(box=context.write(instead.box)), instead)
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from qzoom_agent.messages import Message
-from qzoom_agent.policy import CropPolicy, Last
+from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols.interface import ToolCall, ZoomProtocol
-from qzoom_agent.review import format_box
+from qzoom_agent.review import Last, format_box
 from qzoom_agent.trace import CallRecord, Decision, PerceptionRecord
 from qzoom_agent.views import ViewStore
 from qzoom_agent.zoom.zoom import Tool

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from qzoom_agent.config import AgentConfig, ReviewConfig, ViewBudget
 from qzoom_agent.geometry import Box, Size, fit_tokens, tokens
-from qzoom_agent.policy import CropPolicy, Review
+from qzoom_agent.policy import CropPolicy
 from qzoom_agent.review import (
     BestView,
     Heat,
+    ReviewDecision,
     adds_nothing,
     best_view,
     cut_region,
@@ -80,7 +81,7 @@ def review(
     policy: str = "hybrid",
     replan: Callable[[Box], ZoomPlan] = plan,
     **settings: Any,
-) -> Review:
+) -> ReviewDecision:
     read = sum(one.kind == "crop" for one in shown) if crops_read is None else crops_read
     rules = CropPolicy(AgentConfig().replace(policy=policy, **settings), VIEWS, perceives=True)
     context = rules.review_context(

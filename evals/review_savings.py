@@ -28,7 +28,7 @@ from qzoom_agent.config import PolicyName
 from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.sample_result import SampleResult
-from qzoom_agent.evaluation.stats import Paired, paired
+from qzoom_agent.evaluation.stats import Paired, draws, paired
 from qzoom_agent.evaluation.tasks.needle import TASK_NAMES
 
 
@@ -159,9 +159,8 @@ def _share(side: Side, whole: Side, *, resamples: int = 2000) -> str:
     """Return the price of a right answer over that of `whole`, with its bootstrap interval over the questions."""
     pairs = zip(side.rows, whole.rows, strict=True)
     sums = np.array([(row.visual_tokens, _right(row), one.visual_tokens, _right(one)) for row, one in pairs])
-    rng = np.random.default_rng(0)
-    drawn = [sums.sum(axis=0), *(sums[rng.integers(0, len(sums), len(sums))].sum(axis=0) for _ in range(resamples))]
-    tokens, right, all_tokens, all_right = np.array(drawn).T
+    resampled = [sums[drawn].sum(axis=1) for drawn in draws(len(sums), resamples)]
+    tokens, right, all_tokens, all_right = np.concatenate([sums.sum(axis=0)[None], *resampled]).T
     if not right.all() or not all_tokens.all():
         return "-"
     found = tokens / right * all_right / all_tokens

@@ -24,7 +24,7 @@ from qzoom_agent.agent import Agent
 from qzoom_agent.config import PolicyName
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.interleaved import Cell, Table
-from qzoom_agent.evaluation.stats import Figures, Interval, paired, wilson
+from qzoom_agent.evaluation.stats import Figures, Interval, draws, paired, wilson
 
 TASKS: Final = ("needle-scene", "needle-doc", "needle-global")
 BUDGETS: Final = (64, 100, 144, 256, 400, 576)
@@ -177,12 +177,8 @@ def ratio(above: Sequence[float], below: Sequence[float], *, resamples: int = 20
     value = float(pairs[0].mean() / pairs[1].mean())
     if pairs.shape[1] < 2:
         return value, None
-    rng = np.random.default_rng(0)
-    found = []
-    for _ in range(resamples):
-        drawn = pairs[:, rng.integers(0, pairs.shape[1], pairs.shape[1])].mean(axis=1)
-        found.append(drawn[0] / drawn[1])
-    low, high = np.quantile(found, [0.025, 0.975])
+    sums = np.concatenate([pairs[:, drawn].sum(axis=2) for drawn in draws(pairs.shape[1], resamples)], axis=1)
+    low, high = np.quantile(sums[0] / sums[1], [0.025, 0.975])
     return value, Interval(float(low), float(high))
 
 

@@ -11,7 +11,7 @@ adds up within a cluster before it is squared (Liang and Zeger 1986; Miller 2024
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,13 +112,18 @@ def bootstrap(
 def _resampled(values: Sequence[float], clusters: Sequence[str] | None, resamples: int, seed: int) -> _Floats:
     """Return means of `resamples` samples drawn with replacement, whole clusters at a time."""
     sums, counts = _by_cluster(np.asarray(values, dtype=np.float64), clusters)
+    return np.concatenate(
+        [sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1) for drawn in draws(len(sums), resamples, seed=seed)]
+    )
+
+
+def draws(n: int, resamples: int, *, seed: int = 0) -> Iterator[NDArray[np.intp]]:
+    """Yield `resamples` samples of n out of n places, with replacement, as matrices of some samples each."""
     rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    # One resample at a time: an index matrix for 100 000 values would take over a gigabyte.
-    for at in range(resamples):
-        drawn = rng.integers(0, len(sums), len(sums))
-        means[at] = sums[drawn].mean() if clusters is None else sums[drawn].sum() / counts[drawn].sum()
-    return means
+    # A matrix of all samples of 100 000 values would take over a gigabyte.
+    rows = max(1, 1_000_000 // n)
+    for at in range(0, resamples, rows):
+        yield rng.integers(0, n, (min(rows, resamples - at), n))
 
 
 def _by_cluster(values: _Floats, clusters: Sequence[str] | None) -> tuple[_Floats, _Floats]:

@@ -5,8 +5,8 @@
     python evals/evidence.py --out runs/rl --model runs/grpo/final --policies explicit,hybrid
     python evals/evidence.py --out runs/judge --policies hybrid --set review.insert=false
 
-Each row of the table is a run folder under `--out`: one that is finished is read, one that was interrupted goes on.
-Whole boards at higher budgets are in `docs/results.md`, beside what they are compared with (`qzoom bench pareto`).
+Each row of the table is a run folder under `--out`: one that is finished is read, one that was interrupted is resumed.
+Full-resolution boards are in `docs/results.md`, with their baselines (`qzoom bench pareto`).
 Policies that need branches are left out for a model that has none, and so is the oracle where nothing needs a crop.
 """
 

@@ -161,7 +161,7 @@ class QuestionTable:
 def _value(row: Row, name: str) -> Any:
     """Return the value of a column, or of a field of one."""
     column, *fields = name.split(".")
-    value = row.get(column)
+    value: Any = row.get(column)
     for field in fields:
         value = value[field]
     return value

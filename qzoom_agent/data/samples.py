@@ -18,8 +18,8 @@ from qzoom_agent.images import MAX_PIXELS
 class Sample:
     """One question about one image.
 
-    `boxes` are where the answer is, in pixels of `image` and in the order in which they must be read; empty where
-    nobody knows or where `coarse_suffices`. `answers` are all accepted ones and `answer` the first of them. `options`
+    `boxes` are those of the answer, in pixels of `image` and in the order in which they must be read; empty if unknown
+    or if `coarse_suffices`. `answers` are all accepted ones and `answer` the first of them. `options`
     are the texts of a multiple choice in the order shown (A first). Samples of one `cluster` share an image or are
     rotations of one question: they are not independent.
     """

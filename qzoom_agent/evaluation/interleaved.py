@@ -1,11 +1,11 @@
-"""Several configurations of one model measured in one run: each question is asked of all of them before the next.
+"""Measure several configurations of one model in one run: each question is asked of all of them before the next.
 
 A machine that slows down then slows all of them, and every comparison is of the same questions, pair by pair. The
 order of the configurations turns with the questions, so that none always comes first. All share one copy of the
 weights, answer one question at a time, and nothing that one computed is there for another. A first question that does
 not count warms each of them up.
 
-An interrupted run goes on from its journal, one line a question.
+An interrupted run resumes from its journal, one line a question.
 """
 
 from __future__ import annotations
@@ -67,13 +67,18 @@ def measure(
     """Ask all agents the first `n` questions of a needle task.
 
     Args:
-        arms: agents by name; they may share a backend.
-        boxes: for policy `oracle`, where to crop instead of at the needle, by name of the arm.
-        journal: file that keeps finished questions.
-        note: told after each question how many are done.
+        arms: Agents by name; they may share a backend.
+        task: Name of the needle task.
+        n: Number of questions.
+        seed: Draws other questions.
+        split: Split of the task.
+        boxes: For policy `oracle`, boxes to crop instead of the needle, by name of the arm.
+        journal: File that keeps finished questions.
+        note: Called after each question with the number of finished ones.
+
     Raises:
         ConfigError: `journal` is of other arms, weights or questions.
-        BackendError: a model failed; what is finished is kept.
+        BackendError: A model failed; finished questions are kept.
     """
     settings = {
         "suite": task,  # the key of journals that earlier versions wrote

@@ -1,10 +1,10 @@
 """Accuracy against cost: the coarse view alone at every budget, against a model that looks first.
 
-Baseline is `direct` at each budget up to the whole board. Against it stand, at the coarse budgets, Q-Zoom (`implicit`:
-gate, then the proposed crop), the same without its gate (`always`) and with the known needle instead of the proposal
-(`oracle`, the ceiling). One interleaved run (`interleaved`): same weights, prompts, questions and machine. A `rival`
-has weights of its own, say of a model that was trained to read whole images; it is measured as the baseline is, and
-where it is better, it is the baseline.
+The baseline is `direct` at each budget up to the full-resolution board. It is compared, at the coarse budgets, with
+Q-Zoom (`implicit`: gate, then the proposed crop), the same without its gate (`always`) and with the known needle
+instead of the proposal (`oracle`, the upper bound). All are measured in one interleaved run (`interleaved`): same
+weights, prompts, questions and machine. `rival` is a second baseline with other weights, such as those of a model that
+was fine-tuned on full-resolution images; the better of the two is the baseline of the results.
 
 Two figures sum it up, as in the paper (arXiv 2604.06912): how much faster Q-Zoom is where it is at least as accurate as
 the best baseline, and how much more accurate its best is than the baseline's best.
@@ -95,9 +95,14 @@ def arms(
     """Return the agents to compare, by "policy@budget"; all but the rival share one copy of the weights.
 
     Args:
-        rival: another model, under policy `direct` at the budgets of the baseline.
+        model: Preset name, folder or hub id.
+        budgets: Visual tokens of the baseline.
+        coarse: Visual tokens of the coarse view of the others.
+        branches: Folder of the gate and SD-RPN; None: those of the model.
+        rival: Another model, under policy `direct` at the budgets of the baseline.
+
     Raises:
-        ConfigError: the model has no branches.
+        ConfigError: The model has no branches.
     """
     first = Agent.from_pretrained(model, branches=branches, policy="direct")
     if not first.backend.perceives:

@@ -8,8 +8,8 @@
 A crop has one reason at most, the first that holds. A needle lies in a view that holds 95 % of its box; a question with
 two needles (the note and the cell that it names) gets one crop for each, in whatever order. Detail is shown pixels per
 pixel of the original, and no view has more of it than the original has: a larger picture of the same pixels is
-`repeated`. Where nothing is known of the question (no needles, and nobody says that the coarse view suffices), only
-repetition can be seen.
+`repeated`. Where nothing is known of the question (no needles, and not that the coarse view suffices), only repetition
+is counted.
 
 Pure, so that evaluation, a reward and a page count alike. Who asked for a crop does not matter here: one that the
 policy inserted is a crop like any other.
@@ -57,7 +57,7 @@ def reasons(
     Args:
         views: of an episode, in the order shown; the original, which the model never sees, is left out of account.
         needles: boxes that answer the question, in original pixels; empty where none is known or needed.
-        coarse_suffices: None where nobody knows.
+        coarse_suffices: None if unknown.
     """
     found: list[tuple[str, Reason | None]] = []
     earlier: list[View] = []

@@ -1,18 +1,15 @@
 """A run on disk: everything that was asked, answered and measured under one configuration, in one folder.
 
     config.yaml           the resolved configuration; `--config` takes it to repeat the run
-    run.json              what is asked: tasks, how many samples of each, seed, repeats, which weights
-    env.json              the machines and versions it ran on
-    samples.jsonl         one `SampleResult` a line, appended and flushed as samples are finished
-    samples.<i>.jsonl     the same from process i of several, until they are merged
-    results.json          the figures (`summary.Results`)
-    report.html           the same to look at
-    traces/<key>.json     the whole record of each episode; traces/images/ holds the pictures by digest, shared
+    run.json              the questions: tasks, number of samples, seed, repeats, fingerprint of the weights
+    env.json              machines and versions
+    samples.jsonl         one `SampleResult` a line, flushed as samples are finished; samples.<i>.jsonl of process i
+    results.json          the figures (`summary.Results`), report.html the same as a page
+    traces/<key>.json     the record of each episode; traces/images/ holds the pictures by digest
     ablations/<policy>/   run folders of the same questions under other policies
 
-Invariants: a row is on disk before the next sample is asked, and after its trace; a torn last line, left by a kill, is
-as if it had never been written; one process at a time writes into a folder. A folder only grows: it may be asked for
-more samples, repeats or tasks, never for another configuration, seed or set of weights.
+A row is on disk before the next sample is asked, and after its trace; a torn last line is ignored; one process at a
+time writes. A folder only grows: more samples, repeats or tasks, never another configuration, seed or weights.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class SampleResult(BaseModel):
     iou: float | None = None
     """Intersection over union of needle and best crop, the mean over needles; None without needles."""
     redundancy: Redundancy | None = None
-    """The crops and how many of them added nothing (`redundancy`); None where nobody knows what was needed."""
+    """The crops and how many of them added nothing (`redundancy`); None if it is unknown what was needed."""
     elapsed: float = 0.0
     """Seconds since the process that asked had finished its last sample, whatever ran side by side: they add up to the
     time of the run."""

@@ -33,7 +33,7 @@ PROMPT: Final = (
 )
 _FIELD: Final = re.compile(r"\{(question|gold|answer)\}")
 KEY_VARIABLE: Final = "QZOOM_JUDGE_KEY"
-"""Environment variable with the key of the server, if nobody names another. The key itself is kept nowhere."""
+"""Environment variable with the key of the server, unless another is named. The key itself is not stored."""
 _YES_OR_NO: Final = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 _SECONDS: Final = 120
 _ATTEMPTS: Final = 7

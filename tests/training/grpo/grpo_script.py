@@ -92,3 +92,12 @@ def scripted(patch: pytest.MonkeyPatch, tokenizer: Any, turns: Sequence[Sequence
     script = Script(tokenizer, turns)
     patch.setattr(sampling, "draw", script)
     return script
+
+
+def recipe(**changes: Any) -> GRPORecipe:
+    """Four steps on needle boards."""
+    return GRPORecipe.model_validate(
+        {"max_steps": 4, "prompts": 2, "num_generations": 2, "needle": {"needle-hop": 1.0}}
+        | {"per_device_train_batch_size": 2}
+        | changes
+    )

@@ -7,15 +7,19 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from PIL import Image
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qzoom_agent.errors import BackendError
+from qzoom_agent.trace import Trace
 from qzoom_agent.training.branches.dataset import DatasetSpec
+from qzoom_agent.training.grpo import callbacks as watch
 from qzoom_agent.training.grpo import launch as run
-from qzoom_agent.training.grpo.callbacks import NEEDED, WarningCallback, measures
+from qzoom_agent.training.grpo.callbacks import NEEDED, MetricsCallback, RolloutPageCallback, WarningCallback, measures
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.reward_list import accuracy_of
 from qzoom_agent.training.rewards import Accuracy, Rollout
+from qzoom_agent.views import ViewStore
 from tests.training.grpo.grpo_script import AGENT, tell, tiny_recipe
 from tests.training.test_rewards import rollout
 
@@ -102,3 +106,87 @@ def test_a_run_says_that_its_rows_lack_what_a_reward_needs(tmp_path: Path) -> No
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     said = [line["warning"] for line in lines if "is None for every rollout" in line.get("warning", "")]
     assert len(said) == 1 and "first-crop" in said[0]
+
+
+def test_alarms_ring_once_when_calls_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alarm = WarningCallback(tmp_path / "log.jsonl")
+    for rate in [0.9] * 10 + [0.0] * 30:
+        tell(alarm, **{"zoom/call_rate_needed/needle-hop": rate, "entropy": 1.0})
+    assert alarm.warned == ["zoom/call_rate_needed/needle-hop"]
+    assert capsys.readouterr().out.count("the model stops zooming") == 1
+    assert "fell from 0.90" in json.loads((tmp_path / "log.jsonl").read_text())["warning"]
+
+
+@pytest.mark.parametrize(
+    ("logs", "name"),
+    [
+        ({"zoom/refusal_rate": 0.8}, "refused"),
+        ({"zoom/failure_rate": 0.8}, "failed"),
+        ({"zoom/truncated": 0.5}, "truncated"),
+        ({"frac_reward_zero_std": 1.0}, "equal"),
+    ],
+)
+def test_alarms_ring(tmp_path: Path, logs: dict[str, float], name: str) -> None:
+    alarm = WarningCallback(tmp_path / "log.jsonl")
+    tell(alarm, **dict.fromkeys(logs, 0.0))
+    assert not alarm.warned
+    for _ in range(60):
+        tell(alarm, **logs)
+    assert alarm.warned == [name]
+
+
+def test_an_alarm_rings_when_entropy_is_gone(tmp_path: Path) -> None:
+    alarm = WarningCallback(tmp_path / "log.jsonl")
+    for _ in range(60):
+        tell(alarm, entropy=0.01 if alarm._means else 1.0)
+    assert alarm.warned == ["entropy"]
+
+
+def begun(callback: TrainerCallback, step: int) -> None:
+    state = TrainerState(global_step=step)
+    callback.on_train_begin(TrainingArguments(output_dir="none"), state, TrainerControl())
+
+
+def test_an_alarm_of_a_run_that_goes_on_remembers_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps after the checkpoint are dropped from the log, and what was warned of before is not said again."""
+    path = tmp_path / "log.jsonl"
+    lines: list[dict[str, Any]] = [
+        {"step": at, "loss": 0.0, "zoom/call_rate_needed": 0.9, "zoom/truncated": 0.5, "entropy": 1.0}
+        for at in range(1, 11)
+    ]
+    lines += [{"step": 3, "warning": "50% of the rollouts are cut off"}, {"step": 11, "loss": 0.0, "entropy": 9.0}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 12, "lo')
+    alarm = WarningCallback(path)
+    for callback in (MetricsCallback(path), alarm):
+        begun(callback, 10)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:-1]
+    assert alarm.warned == ["truncated"] and not capsys.readouterr().out
+    for _ in range(30):
+        tell(alarm, **{"zoom/call_rate_needed": 0.0, "entropy": 0.01})
+    assert alarm.warned == ["truncated", "zoom/call_rate_needed", "entropy"], "peaks and the first entropy are known"
+
+
+def test_episodes_are_kept_although_rounds_begin_between_the_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "write_report", lambda *_, **__: None)
+    trace = Trace(question="?", status="answered")
+    one, store = Rollout(trace=trace, answer="407"), ViewStore()
+    store.add_original(Image.new("RGB", (28, 28)))
+
+    def steps() -> list[int]:
+        return [json.loads(line)["step"] for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+
+    def rounds(keeper: RolloutPageCallback, *at: int) -> None:
+        for step in at:
+            keeper.keep(step, [one], ["accuracy"], [[1.0]], [store])
+
+    first = RolloutPageCallback(tmp_path, every=20, episodes=1)
+    begun(first, 0)
+    rounds(first, 0, 0, 12, 24, 36, 48, 60)
+    assert steps() == [0, 24, 48, 60]
+    again = RolloutPageCallback(tmp_path, every=20, episodes=1)
+    begun(again, 48)
+    assert steps() == [0, 24], "the round of the checkpoint's step is run again"
+    rounds(again, 48, 60)
+    assert steps() == [0, 24, 48, 60]

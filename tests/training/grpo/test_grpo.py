@@ -20,7 +20,7 @@ from qzoom_agent.perception.branches import Branches
 from qzoom_agent.training.grpo.environment import ZoomEnv
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.grpo.launch import load_model, make_trainer, train
-from qzoom_agent.training.grpo.trainer import EpisodeTrainer, ZoomTrainer, move_looker
+from qzoom_agent.training.grpo.trainer import EpisodeTrainer, ZoomTrainer, move_looker, trimmed
 from qzoom_agent.training.rewards import Rollout
 from tests.tiny_models import Family
 from tests.training.grpo.grpo_script import AGENT, scripted, tiny_recipe
@@ -337,3 +337,22 @@ def test_speeds_are_measured_without_learning(tmp_path: Path) -> None:
     assert plain.distance is None and shared.distance is not None and shared.distance < 1e-4
     for one in (plain, shared):
         assert one.seconds > 0 and 1 <= one.written <= 4 * 6
+
+
+def test_padding_that_all_rows_share_is_left_out() -> None:
+    batch = {
+        "prompt_ids": torch.tensor([[0, 0, 1], [0, 2, 3]]),
+        "prompt_mask": torch.tensor([[0, 0, 1], [0, 1, 1]]),
+        "completion_ids": torch.tensor([[4, 0, 0, 0], [5, 6, 0, 0]]),
+        "completion_mask": torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0]]),
+        "mm_token_type_ids": torch.arange(14).reshape(2, 7),
+        "advantages": torch.tensor([1.0, -1.0]),
+        "pixel_values": torch.zeros(4, 4),
+    }
+    cut = trimmed(batch)
+    assert cut["prompt_ids"].tolist() == [[0, 1], [2, 3]]
+    assert cut["completion_ids"].tolist() == [[4, 0], [5, 6]]
+    assert cut["mm_token_type_ids"].tolist() == [[1, 2, 3, 4], [8, 9, 10, 11]]
+    assert cut["pixel_values"].shape == (4, 4) and cut["advantages"].shape == (2,)
+    masked = {**batch, "completion_mask": torch.zeros(2, 4)}
+    assert trimmed(masked) is masked, "a batch that is masked wholly keeps its shape"

@@ -1,0 +1,283 @@
+"""The recipe of GRPO and its command: keys, plans, questions, resuming."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from PIL import Image
+
+from qzoom_agent.errors import ConfigError, MissingDependency
+from qzoom_agent.training.branches.dataset import NEEDLE_SEED, NEEDLE_SPAN
+from qzoom_agent.training.branches.fitting import require_tracker
+from qzoom_agent.training.grpo import launch as run
+from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
+from qzoom_agent.training.grpo.launch import keep_recipe, make_trainer
+from qzoom_agent.training.grpo.question_rows import FIRST_SEED, SEEDS_A_RUN, load_rows
+from qzoom_agent.training.rewards import Accuracy
+from tests.training.grpo.grpo_script import recipe
+
+
+def test_rows_are_those_of_the_run_and_of_no_other_stage() -> None:
+    rows = load_rows(recipe(seed=3))
+    assert len(rows) == 8
+    names = [rows[at]["sample"].id for at in range(8)]
+    assert len(set(names)) == 8
+    seeds = [int(name.rsplit("-", 1)[1]) for name in names]
+    assert min(seeds) >= FIRST_SEED + 3 * SEEDS_A_RUN > NEEDLE_SEED + 4 * NEEDLE_SPAN
+    assert rows[5]["sample"].question == load_rows(recipe(seed=3))[5]["sample"].question
+    assert len(load_rows(recipe(minibatches=2))) == 4, "two steps a round"
+
+
+def test_questions_of_other_sources_keep_all_their_answers(tmp_path: Path) -> None:
+    image = Image.new("RGB", (56, 56))
+    Dataset.from_list([{"image": image, "question": "When?", "answer": ["noon", "12:00"]}]).save_to_disk(tmp_path / "t")
+    rows = load_rows(recipe(needle={}, data=[{"path": str(tmp_path / "t")}]))
+    assert rows[0]["sample"].answer == "noon" and rows[0]["sample"].answers == ("noon", "12:00")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("needle: {needle-hop: 1.0}", r"steps\s+Field required"),
+        ("max_steps: 1", "give one of them"),
+        (
+            "max_steps: 1\nneedle: {needle-hop: 1}\nprompts: 3\nnum_generations: 3\nper_device_train_batch_size: 2",
+            "9 rows, which do not divide",
+        ),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\nrewards: [{name: charm}]", "charm"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\nrewards: charm", "no published list 'charm'"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\nrewards: deepeyes\njudge: http://one/v1", "only `judge` is given"),
+        (
+            "max_steps: 1\nneedle: {needle-hop: 1}\nrewards: [{name: accuracy, judged: true}]",
+            "only `judged: true` is given",
+        ),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\nagent: {polcy: direct}", "Did you mean 'policy'"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\nagent: {seed: 3}", "set elsewhere"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\nrollouts: {vllm: {}}", "by: generate"),
+        (
+            "max_steps: 1\nneedle: {needle-hop: 1}\nrollouts: {by: generate, vllm: {mode: colocate}}",
+            "expands them again",
+        ),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {use_vllm: true}", "set elsewhere"),
+        (
+            "max_steps: 5\nneedle: {needle-hop: 1}\nnum_iterations: 2",
+            "5 steps would end within one. Set max_steps to 6",
+        ),
+        (
+            "max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {vllm_importance_sampling_correction: false}",
+            "nobody could tell",
+        ),
+    ],
+)
+def test_a_bad_recipe_says_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "grpo.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_grpo_recipe(path)
+
+
+def test_losses_are_those_of_their_papers() -> None:
+    gspo = recipe(loss={"loss_type": "gspo", "epsilon": 1e-3}).loss.settings()
+    assert gspo["importance_sampling_level"] == "sequence" and gspo["epsilon"] == 1e-3 and gspo["epsilon_high"] == 4e-4
+    assert recipe(loss={"loss_type": "dr_grpo"}).loss.settings()["scale_rewards"] == "none"
+
+
+def test_a_dry_run_prints_the_recipe_and_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "grpo.yaml"
+    path.write_text("max_steps: 40\nneedle: {needle-hop: 1}\nminibatches: 2\nrewards: visionthink\n")
+    assert run.main(["--config", str(path), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "policy       implicit" in printed  # as nano would answer, too
+    assert "40, 20 rounds of rollouts" in printed and "8 questions x 8 rollouts = 64 episodes" in printed
+    assert "rewards      1 x accuracy, 0.5 x format, 1 x visionthink-price" in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rewards: [{name: accuracy, judged: true}]", "belong together"),
+        ("rewards: [{name: format}, {name: format}]", "different names"),
+        ("trl: {num_generations: 3}", "`trl` sets num_generations"),
+        ("report_to: notes", "no tracker 'notes'"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "grpo.yaml"
+    path.write_text(f"max_steps: 40\nneedle: {{needle-hop: 1}}\n{text}\n")
+    with pytest.raises(ConfigError, match=said):
+        run.main(["--config", str(path), "--dry-run"])
+
+
+def test_a_dry_run_says_what_this_machine_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "grpo.yaml"
+    path.write_text("max_steps: 40\nneedle: {needle-hop: 1}\nrollouts: {by: generate, vllm: {}}\n")
+    assert run.main(["--config", str(path), "--dry-run"]) == 0
+    assert "missing      rollouts.vllm needs vLLM" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [
+        (7, "8 prompts do not divide over 7 devices"),
+        (8, "minibatches of batches of 16 on 8"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path, devices: int, said: str) -> None:
+    path = tmp_path / "grpo.yaml"
+    path.write_text("max_steps: 40\nneedle: {needle-hop: 1}\nper_device_train_batch_size: 16\n")
+    with pytest.raises(ConfigError, match=said):
+        run.main(["--config", str(path), "--dry-run", "--devices", str(devices)])
+
+
+def test_a_tracker_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for known in ("none", "all"):
+        require_tracker(known)
+    with pytest.raises(ConfigError, match=r"no tracker 'wandbb'.*Choose from none, .*wandb"):
+        require_tracker("wandbb")
+    with pytest.raises(MissingDependency, match="report_to: swanlab needs"):
+        make_trainer(recipe(report_to="swanlab"), tmp_path)
+
+
+def test_branches_can_be_given_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "grpo.yaml"
+    path.write_text("max_steps: 40\nneedle: {needle-hop: 1}\n")
+    assert run.main(["--config", str(path), "--branches", "some/folder", "--dry-run"]) == 0
+    assert "branches: some/folder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("grpo_benchmark", ["--config", "none.yaml"]),
+        ("grpo_benchmark", ["--config", "some.yaml", "--rounds", "0"]),
+        ("train_nano", ["--config", "none.yaml"]),
+        ("qzoom_agent.training.sft.fine_tune", ["--config", "none.yaml"]),
+        ("export_nano", ["no/folder", "no/folder"]),
+        ("reproduce", ["none.yaml"]),
+        ("review_savings", ["no/folder"]),
+        ("overhead", ["--what"]),
+        ("perception_benchmark", ["--repeats", "0"]),
+    ],
+)
+def test_modules_say_what_is_missing_without_a_traceback(
+    module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [module, *arguments])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 2
+    assert arguments[-1] in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out" / "final").mkdir(parents=True)
+    (tmp_path / "grpo.yaml").write_text("max_steps: 40\nneedle: {needle-hop: 1}\n")
+    assert run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")]) == 0
+    assert f"Delete {tmp_path / 'out'} to train again" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_not_passed_off_as_one_of_another_recipe(tmp_path: Path) -> None:
+    (tmp_path / "grpo.yaml").write_text("model: nano\nmax_steps: 40\nneedle: {needle-hop: 1}\n")
+    keep_recipe(recipe(model="other"), tmp_path / "out")
+    (tmp_path / "out" / "final").mkdir()
+    with pytest.raises(ConfigError, match=r"out was begun with other settings .*model: 'other', now 'nano'"):
+        run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")])
+
+
+def test_an_output_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "grpo.yaml").write_text("max_steps: 40\nneedle: {needle-hop: 1}\n")
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ConfigError, match="Cannot write into"):
+        run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"num_generations": 3, "max_steps": 1}, "`trl` sets max_steps, num_generations, which follows"),
+        ({"loss_type": "grpo"}, "`trl` sets loss_type"),
+        ({"no_such_key": 1}, "TRL refuses the recipe: .*no_such_key"),
+        ({"generation_batch_size": 3}, "TRL refuses the recipe"),
+    ],
+)
+def test_further_settings_of_trl_change_none_of_the_recipes_own(
+    keys: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run.trl_config(recipe(trl=keys), tmp_path, completion=64)
+    kept = run.trl_config(
+        recipe(trl={"save_total_limit": 5, "importance_sampling_level": "sequence"}), tmp_path, completion=64
+    )
+    assert kept.save_total_limit == 5 and kept.importance_sampling_level == "sequence"
+
+
+def test_checkpoints_are_written_between_rounds(tmp_path: Path) -> None:
+    config = run.trl_config(recipe(max_steps=12, num_iterations=3, save_steps=4), tmp_path, completion=64)
+    assert config.save_steps == 6
+
+
+@pytest.mark.parametrize("launched", ["bf16", "no"])
+def test_the_precision_is_that_of_the_launch(launched: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed compares both and refuses others."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert run.trl_config(recipe(), tmp_path, completion=64).bf16 == (launched == "bf16")
+    assert run.trl_config(recipe(bf16=True), tmp_path, completion=64).bf16
+
+
+def checkpoint(output: Path, step: int) -> None:
+    folder = output / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text("{}")
+
+
+def test_a_run_goes_on_under_its_own_recipe_only(tmp_path: Path) -> None:
+    keep_recipe(recipe(model="one"), tmp_path)
+    keep_recipe(recipe(model="two"), tmp_path)  # nothing was trained yet
+    checkpoint(tmp_path, 2)
+    with pytest.raises(ConfigError, match=r"other settings \(model: 'two', now 'one'; seed: 0, now 7\)"):
+        keep_recipe(recipe(model="one", seed=7), tmp_path)
+    assert load_grpo_recipe(tmp_path / "recipe.yaml").model == "two"
+    keep_recipe(recipe(model="two", max_steps=9, watch={"every": 3}, logging_steps=2, report_to="wandb"), tmp_path)
+    assert load_grpo_recipe(tmp_path / "recipe.yaml").max_steps == 9
+
+
+def test_the_command_does_not_report_one_recipe_as_another(tmp_path: Path) -> None:
+    (tmp_path / "grpo.yaml").write_text("model: nano\nmax_steps: 40\nneedle: {needle-hop: 1}\n")
+    checkpoint(tmp_path / "out", 2)
+    keep_recipe(recipe(model="other"), tmp_path / "out")
+    with pytest.raises(ConfigError, match="model: 'other', now 'nano'"):
+        run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")])
+
+
+OLD_NAMES = {new: old for old, new in GRPORecipe.renamed.items()}
+
+
+def test_a_recipe_with_the_keys_of_the_first_version_is_read(tmp_path: Path) -> None:
+    (tmp_path / "grpo.yaml").write_text(
+        "steps: 3\ngroup: 2\nneedle: {needle-hop: 1}\nloss: {name: grpo, entropy: 0.1}\n"
+    )
+    with pytest.warns(FutureWarning, match="`group` is now called `num_generations`"):
+        read = load_grpo_recipe(tmp_path / "grpo.yaml", overrides=["loss.beta=0.01", "rewards.0.rule=open"])
+    assert (read.max_steps, read.num_generations, read.loss.loss_type, read.loss.entropy_coef) == (3, 2, "grpo", 0.1)
+    assert read.loss.beta == 0.01 and read.rewards == [Accuracy(rule="open")]
+
+
+def test_a_run_of_the_first_version_is_resumed_under_the_same_recipe(tmp_path: Path) -> None:
+    """Its settings were saved under old keys."""
+    keep_recipe(recipe(model="one"), tmp_path)
+    checkpoint(tmp_path, 2)
+    saved = json.loads((tmp_path / "settings.json").read_text())
+    saved["loss"] = {{"loss_type": "name"}.get(key, key): value for key, value in saved["loss"].items()}
+    old = {OLD_NAMES.get(key, key): value for key, value in saved.items()}
+    assert {"group", "batch", "schedule"} <= old.keys()
+    (tmp_path / "settings.json").write_text(json.dumps(old))
+    keep_recipe(recipe(model="one"), tmp_path)
+    (tmp_path / "settings.json").write_text(json.dumps(old | {"group": 16}))
+    with pytest.raises(ConfigError, match="num_generations: 16, now 2"):
+        keep_recipe(recipe(model="one"), tmp_path)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticUndefined
 from yaml import safe_dump
 
@@ -38,6 +38,22 @@ class Section(BaseModel):
     @classmethod
     def _read_old_names(cls, given: Any) -> Any:
         return _with_new_names(given, cls, warn=True)
+
+
+class LoraSection(Section):
+    """Low-rank adapters instead of all weights. Needs peft, which names the keys."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "rank": "r",
+        "alpha": "lora_alpha",
+        "dropout": "lora_dropout",
+        "modules": "target_modules",
+        "targets": "target_modules",
+    }
+
+    r: int = Field(default=16, gt=0)
+    lora_alpha: int = Field(default=32, gt=0)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 def add_recipe_arguments(parser: ArgumentParser, *, output: str) -> None:

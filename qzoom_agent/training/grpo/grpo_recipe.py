@@ -25,7 +25,7 @@ from transformers.trainer_utils import SchedulerType
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE
 from qzoom_agent.training.branches.dataset import DatasetSpec
-from qzoom_agent.training.recipe_io import Section, read_recipe
+from qzoom_agent.training.recipe_io import LoraSection, Section, read_recipe
 from qzoom_agent.training.reward_list import PUBLISHED, RewardEntry
 from qzoom_agent.training.rewards import Accuracy
 
@@ -76,18 +76,9 @@ class Loss(Section):
         return {**LOSSES[self.loss_type], **own}
 
 
-class LoRA(Section):
-    """Low-rank adapters instead of full training. Needs peft, which names the keys."""
+class LoRA(LoraSection):
+    """Low-rank adapters instead of all weights."""
 
-    renamed: ClassVar[Mapping[str, str]] = {
-        "rank": "r",
-        "alpha": "lora_alpha",
-        "dropout": "lora_dropout",
-        "targets": "target_modules",
-    }
-    r: int = Field(default=16, gt=0)
-    lora_alpha: int = Field(default=32, gt=0)
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: str = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
     """Names of the modules, as one regular expression; the vision tower has modules of the same short names. Of these
     only those in decoder layers from `from_layer` on get adapters."""

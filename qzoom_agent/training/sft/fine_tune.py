@@ -30,7 +30,7 @@ from qzoom_agent.evaluation.scorers.judge import ready
 from qzoom_agent.messages import view_ids
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.decoder import Decoder
-from qzoom_agent.training.branches.dataset import Records, load_records
+from qzoom_agent.training.branches.dataset import Records, count_rows, load_records
 from qzoom_agent.training.branches.fitting import (
     NOT_DECISIVE,
     Rows,
@@ -183,8 +183,7 @@ def _adapters(backend: HFBackend, lora: Lora, layers: range) -> Any:
 
 def describe(recipe: ColdStartRecipe) -> str:
     """Describe the work and its size in lines of text."""
-    limits = [one.limit if one.path != "needle" else one.limit or 1000 for one in recipe.data]
-    rows = recipe.records or (sum(limit or 0 for limit in limits) if all(limits) else None)
+    rows = recipe.records or count_rows(recipe.data)
     optimisation = recipe.optimisation
     count = "all rows" if rows is None else f"at most {rows}"
     trained = f"LoRA of rank {recipe.lora.r}" if recipe.lora else "weights"

@@ -1,7 +1,7 @@
 """The recipe of `qzoom train coldstart`: where calls come from, which episodes are kept, and how they are learned."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -9,7 +9,7 @@ from qzoom_agent.config import BudgetConfig, GenerationConfig, PerceptionConfig
 from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE
 from qzoom_agent.training.branches.branch_recipe import Optimisation
 from qzoom_agent.training.branches.dataset import DatasetSpec
-from qzoom_agent.training.recipe_io import Section, read_recipe
+from qzoom_agent.training.recipe_io import LoraSection, Section, read_recipe
 from qzoom_agent.training.rewards import Rule
 
 
@@ -25,19 +25,9 @@ class TeacherServer(Section):
     """Seconds to wait for one turn."""
 
 
-class Lora(Section):
-    """Low-rank adapters instead of all weights, merged into the base at the end. Needs peft, which names the keys."""
+class Lora(LoraSection):
+    """Low-rank adapters instead of all weights, merged into the base at the end."""
 
-    renamed: ClassVar = {
-        "rank": "r",
-        "alpha": "lora_alpha",
-        "dropout": "lora_dropout",
-        "modules": "target_modules",
-    }
-
-    r: int = Field(default=16, gt=0)
-    lora_alpha: int = Field(default=32, gt=0)
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Modules of every decoder layer that is trained; the vision encoder gets none."""
 

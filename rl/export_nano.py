@@ -37,7 +37,7 @@ def ship(sources: Sequence[Path], target: Path) -> int:
     for source in sources:
         if not (source / "model.safetensors").exists():
             raise ConfigError(
-                f"There is no trained model in {source}. Give the `final` folder of a stage of qzoom train base."
+                f"There is no trained model in {source}. Give the `final` folder of a stage of rl/train_nano.py."
             )
     loaded = [load_training(source) for source in sources]
     tokenizer, model = loaded[0]

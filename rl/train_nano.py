@@ -1,12 +1,12 @@
-"""`qzoom train base`: train a small vision-language model from nothing, stage by stage.
+"""Train nano: a small vision-language model from random weights, stage by stage.
 
 A recipe lists stages; each has its own mix of batches, learning rate and loss weights, and starts from the weights of
 the one before. Everything runs through `transformers.Trainer` over `datasets` tables whose rows are drawn when read, so
 a killed run continues from its last checkpoint with the batches it would have seen.
 
-    qzoom train base --config rl/recipes/nano/base.yaml --output runs/nano
-    qzoom train base --config ... --stage read        (only up to and including this stage)
-    qzoom train base --config ... --dry-run           (print the resolved recipe)
+    python rl/train_nano.py --config rl/recipes/nano/base.yaml --output runs/nano
+    python rl/train_nano.py --config ... --stage read        (only up to and including this stage)
+    python rl/train_nano.py --config ... --dry-run           (print the resolved recipe)
 """
 
 import argparse
@@ -216,7 +216,7 @@ class TreeTrainer(Trainer):
 
 
 def _groups(model: Any, rate: float, tower_share: float, decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: matrices decay, vectors do not; the vision tower has a rate of its own."""
+    """Return parameter groups: matrices decay, vectors do not; the vision tower has a rate of its own."""
     groups = []
     for tower in (True, False):
         for matrix in (True, False):
@@ -367,7 +367,7 @@ def run_stage(
 
 
 def _decisive(recipe: BaseRecipe, index: int) -> dict[str, JsonValue]:
-    """All of a recipe that decides what the weights of a stage become."""
+    """Return the keys of a recipe that decide the weights of a stage."""
     stages = {stage.name: stage.model_dump(mode="json") for stage in recipe.stages[: index + 1]}
     return recipe.model_dump(mode="json", exclude=ONLY_TOLD) | {"stages": stages}
 
@@ -383,7 +383,7 @@ def _freeze_below(model: Qwen2_5_VLForConditionalGeneration, layer: int) -> None
 def _start(
     recipe: BaseRecipe, index: int, output: Path
 ) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration]:
-    """Tokenizer and model (with its training heads) at the start of a stage."""
+    """Load tokenizer and model (with its training heads) for the start of a stage."""
     if index == 0 and recipe.start is not None:
         return load_shipped(Path(resolve_model(recipe.start).source))
     if index == 0:
@@ -396,7 +396,7 @@ def _start(
 
 
 def load_shipped(folder: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration]:
-    """A shipped model in float32, with fresh training heads.
+    """Load a shipped model in float32, with fresh training heads.
 
     Raises:
         ConfigError: `folder` holds no such model.
@@ -412,7 +412,7 @@ def load_shipped(folder: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForCo
 
 
 def load_training(folder: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration]:
-    """A model saved by a stage, with its training heads, in the architecture that it was saved with."""
+    """Load a model saved by a stage, with its training heads, in the architecture that it was saved with."""
     tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(folder))
     model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_pretrained(folder))
     model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -424,9 +424,7 @@ def load_training(folder: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForC
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="qzoom train base", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_recipe_arguments(parser, output="runs/nano")
     parser.add_argument(
         "--receipts", type=Path, metavar="DIR", help="folder of real receipts (receipts.jsonl, images/)"
@@ -457,4 +455,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(finished("qzoom train base", main))
+    sys.exit(finished("train_nano", main))

@@ -1,4 +1,4 @@
-"""`qzoom train base` end to end on tiny batches: it learns, it writes what it did, and a killed run loses nothing."""
+"""rl/train_nano.py end to end on tiny batches: it learns, it writes what it did, and a killed run loses nothing."""
 
 import json
 import shutil

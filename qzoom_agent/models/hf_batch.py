@@ -315,10 +315,7 @@ class BatchEngine:
     ) -> tuple[DynamicCache, Tensor]:
         """Stack caches of one row each into one that is padded on the left; return it and its valid columns.
 
-        Args:
-            caches: of the rows.
-            layers: the layers that hold anything.
-            counts: tokens of each cache, 0 for one without tensors; None: as many as it holds, and none is empty.
+        `counts` are the tokens of each cache, 0 for one without tensors; None if every cache holds some.
         """
         if counts is None:
             counts = [one.get_seq_length() for one in caches]
@@ -369,11 +366,7 @@ class BatchEngine:
 def record_turn(request: GenerationRequest, turn: GeneratedTurn, *, end_ids: frozenset[int], seconds: float) -> Reply:
     """Tell the session of a request its generated turn, and return the turn as a reply.
 
-    Args:
-        request: of the turn.
-        turn: as generated.
-        end_ids: ids that end a turn, which are no part of its text.
-        seconds: the reply's wall time.
+    The end of the turn, one of `end_ids`, is no part of the conversation: the chat template writes it.
     """
     ids = turn.ids[:-1] if turn.ids and turn.ids[-1] in end_ids else turn.ids
     request.session.remember(request.ready, ids, turn.text)

@@ -16,12 +16,7 @@ class Sampler:
     """Chooses the next token of each row of a batch, never a forbidden one."""
 
     def __init__(self, settings: Sequence[SamplingParams], forbidden: Iterable[int], device: torch.device) -> None:
-        """
-        Args:
-            settings: of each row; temperature and top_p are the same in all.
-            forbidden: ids that are never chosen.
-            device: of the logits.
-        """
+        """Rows have settings of their own, but the same temperature and top_p."""
         self._settings = settings[0]
         self._forbidden = torch.tensor(list(forbidden), dtype=torch.long, device=device)
         steps = max(one.max_new_tokens for one in settings)

@@ -162,13 +162,7 @@ class QueuedSession:
     """A session whose looks and replies wait in a queue to be computed with those of others."""
 
     def __init__(self, queue: RequestQueue, session: HFSession, *, owner: Any = None, order: int = 0) -> None:
-        """
-        Args:
-            queue: serves the requests.
-            session: the conversation.
-            owner: of its requests, see `Request`.
-            order: of its requests.
-        """
+        """`owner` and `order` are those of the session's requests."""
         self._queue, self._session, self._owner, self._order = queue, session, owner, order
 
     def look(

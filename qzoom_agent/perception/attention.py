@@ -188,8 +188,7 @@ def response_map(
         heads: heads by layer; none give a map of zeros.
         response: tokens of the answer. The published maps leave out its last one, which `generate` never feeds back.
         start: index of the image's first visual token.
-        rows: of the map.
-        columns: of the map.
+        rows, columns: of the map.
         row: row of the batch.
         mask: as in `Recording.attention`.
 

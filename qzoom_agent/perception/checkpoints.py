@@ -181,7 +181,7 @@ def from_official(weights: Mapping[str, Tensor], config: BranchConfig) -> tuple[
 
 def to_official(branches: Branches, model: PreTrainedModel) -> dict[str, Tensor]:
     """Return our branches under the official names; unused weights of the last twig layer are those of the base."""
-    prefix = "model.language_model." if "language_model." in _prefix(model) else "model."
+    prefix = "model.language_model." if model.config.model_type.startswith("qwen3") else "model."
     last = branches.config.depth - 1
     out: dict[str, Tensor] = {}
     if branches.sdrpn is not None:
@@ -223,10 +223,6 @@ def official_settings(branches: Branches) -> dict[str, Any]:
         "roi_conf_thresh": config.threshold,
         "high_res_thresh": config.gate_threshold,
     }
-
-
-def _prefix(model: PreTrainedModel) -> str:
-    return "model.language_model." if model.config.model_type.startswith("qwen3") else "model."
 
 
 def own_name(name: str) -> str | None:

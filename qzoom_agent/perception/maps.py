@@ -43,8 +43,6 @@ def keep_mask(rule: Sink, rows: int, columns: int, first_token: Tensor | None = 
     Args:
         rule: "corner": in grids of more than 256 cells, the first quarter of the first row and column are sinks;
             "first_token": cells that the first token of the sequence attends to are; "none": no cell is.
-        rows: of the grid.
-        columns: of the grid.
         first_token: map logits (rows * columns,) of the first token, for that rule.
     """
     keep = torch.ones(rows, columns, dtype=torch.bool)

@@ -217,6 +217,17 @@ class GRPORecipe(Section):
     trl: dict[str, Any] = Field(default={})
     """Further settings of TRL's GRPOConfig, by its names."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leaves_out_what_follows(cls, given: Any) -> Any:
+        following = {"gradient_accumulation_steps", "steps_per_generation", "generation_batch_size"}
+        if taken := sorted(following & set(given if isinstance(given, Mapping) else ())):
+            raise ValueError(
+                f"{', '.join(taken)} follows from `prompts`, `num_generations`, `minibatches`, "
+                "`per_device_train_batch_size` and the number of devices. Set those, and leave it out"
+            )
+        return given
+
     @field_validator("rewards", mode="before")
     @classmethod
     def _published(cls, given: Any) -> Any:

@@ -44,6 +44,7 @@ def test_questions_of_other_sources_keep_all_their_answers(tmp_path: Path) -> No
     [
         ("needle: {needle-hop: 1.0}", r"steps\s+Field required"),
         ("max_steps: 1", "give one of them"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\ngradient_accumulation_steps: 4", "steps follows from `prompts`"),
         (
             "max_steps: 1\nneedle: {needle-hop: 1}\nprompts: 3\nnum_generations: 3\nper_device_train_batch_size: 2",
             "9 rows, which do not divide",

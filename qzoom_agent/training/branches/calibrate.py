@@ -17,10 +17,11 @@ from statistics import fmean
 from typing import Any, Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from qzoom_agent.config import Blur, PerceptionConfig, Sides
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
@@ -44,10 +45,8 @@ _ROUNDING: Final = 1e-3
 """Share of a score by which it may differ when it is computed again."""
 
 
-class GateFigures(BaseModel):
+class GateFigures(Figures):
     """Errors of a gate at one threshold."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     threshold: float
     missed: float
@@ -56,10 +55,8 @@ class GateFigures(BaseModel):
     """Share of the questions that need none which it zooms."""
 
 
-class CropFigures(BaseModel):
+class CropFigures(Figures):
     """Crops of one rule, on the questions that need a zoom."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     right: float
     """Share of them that are answered right with it."""
@@ -67,10 +64,8 @@ class CropFigures(BaseModel):
     """Mean share of the image that is cropped."""
 
 
-class Calibrated(BaseModel):
+class Calibrated(Figures):
     """Chosen thresholds and the evidence for them; stored in `branches.json`."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     target: Calibration
     questions: int

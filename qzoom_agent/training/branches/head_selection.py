@@ -16,9 +16,9 @@ from statistics import fmean
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.training.branches.base_inference import CoarsePrompt, ask, attend, generate_answers, record_batches
@@ -30,10 +30,8 @@ _POOL = 16
 """Number of heads, the most peaked ones, among which agreement is measured."""
 
 
-class HeadScore(BaseModel):
+class HeadScore(Figures):
     """Scores of one head."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     layer: int
     head: int
@@ -52,10 +50,8 @@ class HeadScore(BaseModel):
         return self.peak * max(0.0, self.agreement) if self.inside is None else self.inside
 
 
-class Selection(BaseModel):
+class Selection(Figures):
     """Result of `select-heads`."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     criterion: str
     questions: int

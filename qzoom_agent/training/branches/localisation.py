@@ -10,10 +10,10 @@ from statistics import fmean
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from qzoom_agent.config import PerceptionConfig
+from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import Grid
@@ -54,10 +54,8 @@ class LookOutcome(NamedTuple):
         return in_pixels(found[0], self.grid, self.coarse).padded(options.margin or 0.0).clamp(self.image)
 
 
-class Localisation(BaseModel):
+class Localisation(Figures):
     """Figures of localisation. Shares are None where no question has a box."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     n: int
     """Number of questions with a box."""

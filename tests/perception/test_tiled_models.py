@@ -1,4 +1,4 @@
-"""AnyRes models perceive on their base view, and the base view is what the stock model makes of it."""
+"""Tiled (AnyRes) models perceive on their base view, and the base view is what the stock model makes of it."""
 
 from pathlib import Path
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     receipts = Receipts(options.receipts, options.split)
     loaded = [load_training(stage)[1] for stage in options.stages]
-    model = loaded[0].eval()
+    model: Any = loaded[0]
+    model.eval()
     with torch.no_grad():
         for weight, *others in zip(*(other.parameters() for other in loaded), strict=True):
             weight.copy_(torch.stack([weight, *others]).mean(0))

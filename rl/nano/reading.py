@@ -51,7 +51,7 @@ def reading_losses(logits: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
     spans = torch.split(logits, batch["lengths"].tolist())
     texts = torch.split(batch["classes"], batch["sizes"].tolist())
     starts = batch["lengths"].cumsum(0) - batch["lengths"]
-    unknown = [at for at, start in enumerate(starts.tolist()) if told[start] == -100]
+    unknown = [at for at, first in enumerate(told[starts].tolist()) if first == -100]
     if unknown:
         padded = nn.utils.rnn.pad_sequence([spans[at].float().log_softmax(1) for at in unknown])
         loss = ctc_loss(

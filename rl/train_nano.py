@@ -40,7 +40,7 @@ from transformers import (
 from transformers.trainer_utils import SchedulerType
 from yaml import safe_dump
 
-from nano.batches import PAPER_TOKENS, BoardKind, Kind, single, table
+from nano.batches import PAPER_TOKENS, Kind, single, table
 from nano.heads import TrainingHeads, losses
 from nano.line_scores import score_lines
 from nano.model import build_model
@@ -146,7 +146,7 @@ class BaseRecipe(BaseModel):
     validate_steps: int = Field(default=200, gt=0)
     validate_batches: int = Field(default=3, gt=0)
     """Batches of each kind in a validation; their boards are never trained on."""
-    validate_kinds: list[BoardKind] = ["coarse", "crops"]
+    validate_kinds: list[Kind] = ["coarse", "crops"]
     validate_lines: int = Field(default=0, ge=0)
     """Lines of each validation receipt that are read in a validation; 0: none."""
 
@@ -253,6 +253,7 @@ class LogCallback(TrainerCallback):
                 self.packer,
                 kinds=self.recipe.validate_kinds,
                 batches=self.recipe.validate_batches,
+                receipts=self.receipts,
             )
             if self.receipts is not None and self.recipe.validate_lines:
                 pages = [self.receipts[at] for at in range(len(self.receipts))]
@@ -303,7 +304,7 @@ def run_stage(
         model.requires_grad_(False)
         model.training_heads.requires_grad_(True)
     packer = Packer(tokenizer)
-    needing = sorted(set(stage.mix) & REAL_KINDS)
+    needing = sorted({*stage.mix, *recipe.validate_kinds} & REAL_KINDS)
     if needing and receipts is None:
         raise ConfigError(f"Stage {stage.name!r} reads real receipts ({', '.join(needing)}). Give --receipts DIR.")
     read = None if receipts is None else Receipts(receipts, "train")

@@ -5,17 +5,20 @@ call that is not served counts as right when none of its four edges is more than
 """
 
 from collections.abc import Sequence
+from random import Random
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from nano.batches import VALIDATION_SEED, BoardKind, trees_of
+from nano.batches import PAPER_TOKENS, VALIDATION_SEED, Kind, trees_of
 from nano.examples import DENSE_CLASSES
 from nano.heads import losses
+from nano.paper_batches import PAPER_KINDS, paper_trees
+from nano.receipts import Receipts
 from nano.tokenizer import LOCATIONS
-from nano.trees import Packer
+from nano.trees import Packer, Tree
 from qzoom_agent.protocols.nano import LOCATION_STEP
 
 _UNSERVED = ("call ", "lost ", "follow ", "slip ", "steps ")
@@ -40,8 +43,16 @@ def _count_dense(logits: Tensor, labels: Tensor, kind: str, scores: dict[str, li
         scores.setdefault(f"{kind} sees {_DENSE_NAMES[slot]}", []).extend(right.float().tolist())
 
 
+def _trees(kind: Kind, number: int, receipts: Receipts | None) -> list[Tree]:
+    if kind not in PAPER_KINDS:
+        return trees_of(kind, number)
+    return paper_trees(Random(f"batch/{kind}/{number}"), kind, number, receipts, tokens=PAPER_TOKENS)
+
+
 @torch.no_grad()
-def validate(model: Any, packer: Packer, *, kinds: Sequence[BoardKind], batches: int) -> Scores:
+def validate(
+    model: Any, packer: Packer, *, kinds: Sequence[Kind], batches: int, receipts: Receipts | None = None
+) -> Scores:
     """Scores of a nano with its training heads: right answers per kind of batch and question, losses, and the mean
     error of the edges of zoom calls in pixels of the coarse view, and what the linear reader gets right."""
     ids = cast(list[int], packer.tokenizer.convert_tokens_to_ids(list(LOCATIONS)))
@@ -50,10 +61,10 @@ def validate(model: Any, packer: Packer, *, kinds: Sequence[BoardKind], batches:
     model.eval()
     for kind in kinds:
         for index in range(batches):
-            trees = trees_of(kind, VALIDATION_SEED + index)
+            trees = _trees(kind, VALIDATION_SEED + index, receipts)
             batch = to_device(packer.batch(trees), model.device)
             terms = losses(model, model.training_heads, batch)
-            for name in ("read", "answer", "focus", "ground", "point", "place", "aim", "tally"):
+            for name in ("read", "glyphs", "lines", "answer", "focus", "ground", "point", "place", "aim", "tally"):
                 if name in terms:
                     scores.setdefault(f"{kind} {name} loss", []).append(float(terms[name]))
             if "dense" in terms:

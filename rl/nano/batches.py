@@ -49,7 +49,7 @@ BoardKind = Literal[
     "board576",
     "glances",
 ]
-Kind = BoardKind | PaperKind
+Kind = Literal[BoardKind, PaperKind]
 KINDS: Final[tuple[BoardKind, ...]] = get_args(BoardKind)
 VALIDATION_SEED: Final = 500_000_000
 """Batches from here on are for validation; training stays below. A batch of seed s draws boards s * 64 and on."""

@@ -10,7 +10,7 @@ from qzoom_agent.cli.console import print_table
 
 if TYPE_CHECKING:
     from qzoom_agent.evaluation.compare import Comparison, TaskComparison
-    from qzoom_agent.evaluation.stats import Figure, Paired
+    from qzoom_agent.evaluation.stats import Figure, Interval, Paired
     from qzoom_agent.evaluation.summary import Results, TaskResult
 
 
@@ -33,7 +33,7 @@ def show(results: Results, against: Mapping[str, Comparison]) -> None:
             print_table(rows, header=("against", *_HEAD))
     if len(results.tasks) > 1:
         rows = [
-            (each.task, str(each.n), share(each.marks.accuracy), f"{each.cost.visual_tokens.mean:.1f}")
+            (each.task, str(each.n), _mean(each.marks.accuracy), f"{each.cost.visual_tokens.mean:.1f}")
             for each in results.tasks.values()
         ]
         print_table(rows, header=("task", "n", "accuracy", "visual tokens"))
@@ -56,55 +56,52 @@ def show_comparison(comparison: Comparison) -> None:
 def _row(each: TaskComparison) -> tuple[str, ...]:
     zooming = each.zooming
     return (
-        difference(each.difference, "+.3f"),
+        _difference(each.difference, "+.3f"),
         f"{each.difference.p:.2g}",
         str(each.difference.gained),
         str(each.difference.lost),
-        difference(each.visual_tokens, "+.1f"),
-        difference(each.seconds, "+.3f"),
+        _difference(each.visual_tokens, "+.1f"),
+        _difference(each.seconds, "+.3f"),
         f"{zooming.tool_gain:.3f}",
         f"{zooming.tool_harm:.3f}",
         f"{zooming.regret_after:.3f}",
     )
 
 
-def difference(found: Paired, form: str) -> str:
-    """Return a paired difference with its interval."""
-    if found.interval is None:
-        return f"{found.difference:{form}}"
-    return f"{found.difference:{form}} [{found.interval.low:{form}}, {found.interval.high:{form}}]"
+def _difference(found: Paired, form: str) -> str:
+    return f"{found.difference:{form}}" + (f" {_interval(found.interval, form)}" if found.interval else "")
 
 
-def share(figure: Figure) -> str:
-    """Return a share with its interval."""
-    interval = f"  [{figure.interval.low:.3f}, {figure.interval.high:.3f}]" if figure.interval else ""
-    return f"{figure.mean:.3f}{interval}"
+def _mean(figure: Figure, form: str = ".3f") -> str:
+    return f"{figure.mean:{form}}" + (f"  {_interval(figure.interval, form)}" if figure.interval else "")
+
+
+def _interval(interval: Interval, form: str) -> str:
+    return f"[{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def _facts(result: TaskResult) -> list[Sequence[str]]:
     marks, cost, look = result.marks, result.cost, result.perception
     right = f"  {round(marks.accuracy.mean * result.n)} of {result.n}"
     error = f"  \u00b1 {result.se:.3f}" if result.se is not None else ""
-    lines: list[Sequence[str]] = [(f"accuracy ({result.scorer})", share(marks.accuracy) + error + right)]
+    lines: list[Sequence[str]] = [(f"accuracy ({result.scorer})", _mean(marks.accuracy) + error + right)]
     if len(marks.kinds) > 1:
-        lines += [(f"  {kind}", f"{share(figure)}  n {figure.n}") for kind, figure in marks.kinds.items()]
+        lines += [(f"  {kind}", f"{_mean(figure)}  n {figure.n}") for kind, figure in marks.kinds.items()]
     lines += [
-        (f"accuracy ({name})", share(other.accuracy)) for name, other in result.scores.items() if name != result.scorer
+        (f"accuracy ({name})", _mean(other.accuracy)) for name, other in result.scores.items() if name != result.scorer
     ]
     lines += [(name, f"{value:.4g}") for name, value in marks.published.items()]
     if marks.repeats:
         k = marks.repeats.k
         lines += [
-            (f"avg@{k}", share(marks.repeats.average)),
-            (f"pass@{k}", share(marks.repeats.passed)),
-            ("consistency", share(marks.repeats.consistency)),
+            (f"avg@{k}", _mean(marks.repeats.average)),
+            (f"pass@{k}", _mean(marks.repeats.passed)),
+            ("consistency", _mean(marks.repeats.consistency)),
         ]
+    parts = f"  coarse {cost.coarse_tokens:.1f}, crops {cost.crop_tokens:.1f}"
     lines += [
         ("parsed", f"{marks.parse_rate:.1%}"),
-        (
-            "visual tokens",
-            f"{_mean(cost.visual_tokens, '.1f')}  coarse {cost.coarse_tokens:.1f}, crops {cost.crop_tokens:.1f}",
-        ),
+        ("visual tokens", _mean(cost.visual_tokens, ".1f") + parts),
         ("token-layers", _mean(cost.token_layers, ".0f")),
         ("seconds", _mean(cost.seconds, ".3f")),
     ]
@@ -118,12 +115,10 @@ def _facts(result: TaskResult) -> list[Sequence[str]]:
     lines += [("throughput", speed), ("peak memory", memory)]
     if look.gate_rate is not None:
         lines.append(("gate asked for more", f"{look.gate_rate:.1%}"))
-    calls = (
-        f"  calls {look.calls}: served {look.served}, refused {look.refused}, failed {look.failed}"
-        if look.calls
-        else ""
-    )
-    lines.append(("zooms", f"{look.zooms:.2f} a question, in {look.zoom_rate:.1%}{calls}"))
+    zooms = f"{look.zooms:.2f} a question, in {look.zoom_rate:.1%}"
+    if look.calls:
+        zooms += f"  calls {look.calls}: served {look.served}, refused {look.refused}, failed {look.failed}"
+    lines.append(("zooms", zooms))
     if look.needless_zooms is not None:
         lines.append(("needless zooms", f"{look.needless_zooms:.1%} of the questions that the coarse view answers"))
     if look.redundant is not None and look.zooms:
@@ -132,16 +127,6 @@ def _facts(result: TaskResult) -> list[Sequence[str]]:
         lines.append(("box recall", f"{_mean(look.recall, '.3f')}  IoU {look.iou.mean:.3f}"))
     lines.append(("ended", ", ".join(f"{status} {count}" for status, count in result.statuses.items())))
     if result.partial:
-        lines.append(
-            (
-                "partial",
-                f"{sum(result.statuses.values())} answers; {result.part.planned} of {result.part.total} planned",
-            )
-        )
+        planned = f"{result.part.planned} of {result.part.total} planned"
+        lines.append(("partial", f"{sum(result.statuses.values())} answers; {planned}"))
     return lines
-
-
-def _mean(figure: Figure, form: str) -> str:
-    if figure.interval is None:
-        return f"{figure.mean:{form}}"
-    return f"{figure.mean:{form}}  [{figure.interval.low:{form}}, {figure.interval.high:{form}}]"

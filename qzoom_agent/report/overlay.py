@@ -1,13 +1,10 @@
-"""The picture of one look: the original, the heat map over it, and the proposed boxes with their numbers.
+"""Picture of one look: the original, the heat map over it, and the proposed boxes with their numbers.
 
-A heat map has few cells (the coarse view's tokens), and one that is smoothed claims to know more than it does: so every
-cell keeps its edges, in this picture and on the pages alike (`heat_image` has one pixel a cell, whoever shows it
-enlarges it without blending). Colours are relative: clear at the coldest cell of this map, crimson at its hottest.
-What a hot cell means in numbers stands beside the picture, not in it.
+A heat map has few cells (the coarse view's tokens). Each keeps its edges, here and on the pages, because a smoothed map
+would look more precise than it is. Colours are relative: clear at the coldest cell of the map, crimson at its hottest.
 
-Invariants: any numbers can be drawn, NaN and infinities included (an infinite cell is cold, a box with one is left
-out); nothing is ever drawn outside; the image that was given stays as it is.
-Deliberately not here: pages (`page.py`), and whether the boxes are any good.
+Any numbers can be drawn, NaN and infinities included: an infinite cell is cold, a box with one is left out. Nothing is
+drawn outside the image, and the image that was given is not changed.
 """
 
 from __future__ import annotations
@@ -33,9 +30,18 @@ _INK, _HALO = "#2f6fde", "#ffffff"
 
 
 def overlay(image: PIL.Image.Image, record: PerceptionRecord, *, opacity: float = OPACITY) -> PIL.Image.Image:
-    """`image` (the original) with what `record` found in it; a new RGB image, at most `MAX_SIDE` pixels a side.
+    """Draw the heat map and the proposed boxes of a look over the original.
 
-    Raises ConfigError for an opacity outside 0..1.
+    Args:
+        image: The original.
+        record: What the look found.
+        opacity: Opacity of the hottest cell, 0 to 1.
+
+    Returns:
+        A new RGB image, at most `MAX_SIDE` pixels a side.
+
+    Raises:
+        ConfigError: The opacity is outside 0 to 1.
     """
     if not 0 <= opacity <= 1:
         raise ConfigError(f"The opacity of a heat map is a share of 1, got {opacity!r}. Give a number from 0 to 1.")
@@ -54,10 +60,7 @@ def overlay(image: PIL.Image.Image, record: PerceptionRecord, *, opacity: float 
 
 
 def heat_image(heat: Sequence[Sequence[float]]) -> PIL.Image.Image:
-    """The heat map in colours, RGBA, one pixel a cell: clear where cold, amber to crimson where hot.
-
-    `heat` has at least one cell.
-    """
+    """Return a heat map (one cell or more) as RGBA, one pixel a cell: clear where cold, amber to crimson where hot."""
     grid = np.nan_to_num(np.asarray(heat, dtype=np.float64), posinf=0.0, neginf=0.0).clip(-1e30, 1e30)
     grid -= grid.min()
     grid /= max(float(grid.max()), 1e-12)
@@ -67,7 +70,7 @@ def heat_image(heat: Sequence[Sequence[float]]) -> PIL.Image.Image:
 
 
 def fractions(box: Sequence[float] | None, size: tuple[int, int]) -> Quad | None:
-    """A pixel box as fractions of an image of that size, clipped to it; None if it cannot be drawn."""
+    """Return a pixel box as fractions of an image of that size, clipped to it; None if it cannot be drawn."""
     width, height = size
     if box is None or not all(math.isfinite(value) for value in box) or width < 1 or height < 1:
         return None

@@ -190,7 +190,7 @@ def test_a_failing_model_is_4(play: Any, board: str, capsys: pytest.CaptureFixtu
         (["ask", "{board}", "?", "--save", "{board}"], "Cannot write into"),
         (["look", "{board}", "?", "--png", "{folder}"], "is a folder"),
         (["demo", "--out", "{board}"], "Cannot write into"),
-        (["eval", "needle-scene", "--scorer", "nobody"], "There are: exact"),
+        (["eval", "needle-scene", "--scorer", "nobody"], "Known: exact"),
         (["eval", "needle-scene", "--out", "{folder}/out", "--split", "nope"], "Unknown split 'nope'"),
         (["eval", "needle-scene", "--out", "{folder}/out", "--fonts", "{folder}/none"], "No typeface found"),
         (["eval", "needle-scene", "--json", "{board}/x.json"], "Cannot write into"),

@@ -1,4 +1,4 @@
-"""The attention heads of a base that look at what its answer rests on: a measured, automatic choice.
+"""Choice of the attention heads of a base that look at the place its answer comes from.
 
 Published heads were picked by eye, and only for the published bases. Here every head above the lowest layers is scored
 on some hundred questions, by one pass each over question and answer:

@@ -71,7 +71,7 @@ class CropPolicy:
         """A look reads the question with the offer of tools."""
         name = config.review.rule or ("hybrid" if self.name == "hybrid" else None)
         found = name and find(name, kind="policy rule", known={**RULES, **(known or {})})
-        self._rule = satisfying(found, PolicyRule, kind="policy rule") if found else None
+        self._rule: PolicyRule | None = satisfying(found, PolicyRule, kind="policy rule") if found else None
         self._config = config
         self._views = views
 

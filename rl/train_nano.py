@@ -21,6 +21,7 @@ from typing import Annotated, Any, Final, Literal, cast
 import torch
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import (
     AutoTokenizer,
@@ -130,7 +131,8 @@ class BaseRecipe(BaseModel):
     size: Literal["boards", "paper"] = "boards"
     """Widths and depths of the model (see `nano.model`): for boards alone, or for paper as well."""
     start: str | None = None
-    """Shipped model to go on from (preset or folder) instead of from nothing; its training heads are learned anew."""
+    """Shipped model (preset or folder) to go on from instead of from nothing; its training heads are learned anew. Or a
+    kept stage (`keep_stage.py`), which has them."""
     stages: list[Stage] = Field(min_length=1)
     mixed_precision: bool = False
     """Matrix products in bfloat16. Faster on a GPU, and on a CPU whose instructions include it (AVX512_BF16, AMX)."""
@@ -397,13 +399,16 @@ def _start(
 
 
 def load_shipped(folder: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration]:
-    """Load a shipped model in float32, with fresh training heads.
+    """Load a shipped model in float32, with fresh training heads, or a kept stage (`keep_stage.py`) with its own.
 
     Raises:
         ConfigError: `folder` holds no such model.
     """
     if not (folder / "model.safetensors").is_file():
         raise ConfigError(f"There is no model in {folder} to start from. Give the folder of a shipped model.")
+    with safe_open(folder / "model.safetensors", framework="pt") as weights:
+        if any(name.startswith("training_heads.") for name in weights.keys()):  # noqa: SIM118 (no mapping)
+            return load_training(folder)
     tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(folder))
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     if build_tokenizer().get_vocab() != tokenizer.get_vocab():

@@ -15,6 +15,7 @@ from yaml import safe_dump, safe_load
 
 import train_nano as base
 from export_nano import main as ship
+from keep_stage import keep_stage
 from nano import batches, validation
 from nano.examples import training_board, whole_tree
 from nano.heads import TOLD, TrainingHeads
@@ -123,6 +124,16 @@ def test_a_run_that_stops_in_time_goes_on_where_it_stopped(
     for stage in ("read", "talk"):
         one, other = weights(straight / stage), weights(tmp_path / "out" / stage)
         assert all(torch.equal(one[name], other[name]) for name in one), stage
+
+
+def test_a_kept_stage_is_a_place_to_go_on_from_with_its_heads(straight: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    assert keep_stage([straight / "talk" / "final"], kept) < 12_000_000
+    _, model = base.load_shipped(kept)
+    trained = weights(straight / "talk")
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, trained[name].to(torch.bfloat16).float()), name
 
 
 def test_every_stage_changes_the_weights_of_the_one_before(straight: Path) -> None:

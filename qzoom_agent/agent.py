@@ -36,7 +36,7 @@ from qzoom_agent.models.interface import Backend
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, get_protocol
 from qzoom_agent.saved_runs import Graph, SavedRuns, run_config
-from qzoom_agent.trace import PerceptionRecord, Status, Trace, by_digest, describe_environment
+from qzoom_agent.trace import PerceptionRecord, Status, Trace, Usage, by_digest, describe_environment
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.zoom import Zoom, ZoomConfig, find_tool
 
@@ -58,6 +58,11 @@ class Answer:
     trace: Trace
     store: ViewStore
     """The pixels of every view on the trace."""
+
+    @property
+    def usage(self) -> Usage:
+        """Visual tokens, calls, crops and seconds of the run."""
+        return self.trace.usage
 
     def save(self, folder: str | Path) -> Path:
         """Write trace.json, images/ and config.yaml into `folder`; return it. Raises TraceError."""

@@ -1,6 +1,5 @@
 """Zoom and propose: the tools a model may call, and their schemas."""
 
-from importlib import import_module
 from typing import Any
 
 from qzoom_agent.zoom.propose import Proposals, Propose, propose_schema
@@ -25,4 +24,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name != "as_langchain_tool":
         raise AttributeError(f"module 'qzoom_agent.zoom' has no attribute {name!r}")
-    return import_module("qzoom_agent.integrations.langchain").as_langchain_tool
+    from qzoom_agent.zoom.langchain import as_langchain_tool  # loads LangChain
+
+    return as_langchain_tool

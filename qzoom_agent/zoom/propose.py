@@ -7,7 +7,6 @@ one coarse look and names the regions that stand out; nothing is cut:
 """
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -74,9 +73,20 @@ class Propose:
         return Proposals(boxes=list(record.boxes), score=record.score, text=text)
 
     def as_langchain_tool(self, store: ViewStore) -> "StructuredTool":
-        """Return the tool for one run; see `qzoom_agent.integrations.langchain`."""
-        tool: StructuredTool = import_module("qzoom_agent.integrations.langchain").propose_tool(self, store)
-        return tool
+        """Return the tool for one run of a LangChain agent; its content is the text, its artifact the `Proposals`."""
+        from langchain_core.tools import StructuredTool
+
+        def call(question: str) -> tuple[str, Proposals]:
+            found = self(store, question)
+            return found.text, found
+
+        return StructuredTool.from_function(
+            func=call,
+            name=NAME,
+            description=DESCRIPTION,
+            args_schema=ProposeArguments,
+            response_format="content_and_artifact",
+        )
 
 
 def propose_schema() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The zoom and propose tools for LangChain and LangGraph agents.
+"""The zoom tool for LangChain and LangGraph agents.
 
 Bad calls never raise: the model reads a text that says what to write.
 """
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from qzoom_agent.geometry import Box, Frame
 from qzoom_agent.views import View, ViewStore
-from qzoom_agent.zoom import propose, schema
+from qzoom_agent.zoom import schema
 from qzoom_agent.zoom.zoom import Tool, ZoomResult
 
 
@@ -41,22 +41,6 @@ def as_langchain_tool(zoom: Tool, store: ViewStore, *, frame: Frame = "per_mille
         args_schema=schema.ZoomArguments,
         response_format="content_and_artifact",
         handle_validation_error=lambda error: _explain(error, frame),
-    )
-
-
-def propose_tool(tool: propose.Propose, store: ViewStore) -> StructuredTool:
-    """Return the propose tool for one run; its content is the text, its artifact the `Proposals`."""
-
-    def call(question: str) -> tuple[str, propose.Proposals]:
-        found = tool(store, question)
-        return found.text, found
-
-    return StructuredTool.from_function(
-        func=call,
-        name=propose.NAME,
-        description=propose.DESCRIPTION,
-        args_schema=propose.ProposeArguments,
-        response_format="content_and_artifact",
     )
 
 

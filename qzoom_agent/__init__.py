@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qzoom_agent.images import load_image
     from qzoom_agent.trace import Trace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Agent", "AgentConfig", "Answer", "Box", "Trace", "__version__", "load_image"]
 
 _HOME = {

@@ -1,6 +1,10 @@
-"""Every run tries the same examples: a failure that comes and goes helps nobody."""
+"""Settings of every test run: the same examples each time, and one thread of torch for each worker."""
+
+import os
 
 from hypothesis import settings
 
+# Before torch is imported: the workers of pytest-xdist share the cores, and so do the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")

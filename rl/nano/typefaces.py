@@ -56,7 +56,8 @@ _SUFFIXES: Final = (".ttf", ".otf")
 
 
 @lru_cache(maxsize=1)
-def _installed() -> dict[str, Path]:
+def installed() -> dict[str, Path]:
+    """Return the font files of this machine by name, without suffix."""
     found: dict[str, Path] = {}
     specs = [find_spec(name) for name in PACKAGES]
     folders = [Path(place) for spec in specs if spec is not None for place in spec.submodule_search_locations or ()]
@@ -75,8 +76,8 @@ def faces(style: Style) -> tuple[Path, ...]:
     Raises:
         ConfigError: none of them is installed.
     """
-    installed = _installed()
-    found = tuple(installed[name] for name in _NAMES[style].split() if name in installed)
+    known = installed()
+    found = tuple(known[name] for name in _NAMES[style].split() if name in known)
     if not found:
         raise ConfigError(f"No typeface for drawn paper ({style}) is installed. Install Debian's fonts-liberation.")
     return found

@@ -22,7 +22,8 @@ from nano.receipts import Receipts, Split, split_of
 from nano.scan import aged
 from nano.tokenizer import build_tokenizer
 from nano.trees import MERGE, PATCH, Look
-from nano.typefaces import Style, faces
+from nano.typefaces import FOLDER, Style, faces, installed
+from pack_typefaces import pack
 from qzoom_agent.errors import ConfigError
 
 
@@ -221,6 +222,19 @@ def test_a_folder_without_receipts_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("style", ["mono", "sans", "bitmap"])
 def test_there_are_typefaces_of_every_style(style: Style) -> None:
     assert all(path.is_file() for path in faces(style))
+
+
+def test_packed_typefaces_are_found_before_installed_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pack(tmp_path) == len(list(tmp_path.iterdir())) > 3
+    names = [path.name for path in faces("mono")]
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    for cached in (installed, faces):
+        cached.cache_clear()
+    assert [path.name for path in faces("mono")] == names
+    assert all(path.parent == tmp_path for path in faces("mono"))
+    monkeypatch.undo()
+    for cached in (installed, faces):
+        cached.cache_clear()
 
 
 def test_edits_are_counted() -> None:

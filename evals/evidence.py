@@ -47,15 +47,6 @@ PAIRS: Final[tuple[tuple[PolicyName, PolicyName], ...]] = (
     ("explicit", "hybrid"),
 )
 """Compared pairs: the crop at all, its content, its place, better places, the gate, the review."""
-SHORT: Final[tuple[PolicyName, ...]] = ("direct", "implicit", "explicit", "hybrid", "blind", "oracle")
-"""Policies of the table in README.md."""
-NEEDS: Final = {
-    "needle-global": "the coarse view",
-    "needle-scene": "one crop",
-    "needle-doc": "one crop",
-    "needle-hop": "two crops, the second depends on the first",
-}
-"""The views that an answer needs."""
 BEGIN: Final = "<!-- evidence: begin -->"
 END: Final = "<!-- evidence: end -->"
 
@@ -107,22 +98,6 @@ def table(results: Sequence[tuple[Case, TaskResult]]) -> str:
             "-" if look.failed_call_share is None else f"{look.failed_call_share:.1%}",
             f"{cost.seconds.mean:.2f}",
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def short_table(results: Sequence[tuple[Case, TaskResult]]) -> str:
-    """Return the accuracies as a Markdown table, a line for each task and a column for each policy."""
-    known = {(case.task, case.policy): result for case, result in results if case.split == "test"}
-    head = ["task", "the answer needs", *(f"`{policy}`" for policy in SHORT)]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for task in TASK_NAMES:
-        cells = [f"`{task}`", NEEDS[task]]
-        for policy in SHORT:
-            result = known.get((task, policy))
-            interval = None if result is None else result.interval
-            bounds = f" ({interval.low:.0%} to {interval.high:.0%})" if interval else ""
-            cells.append("-" if result is None else f"{result.accuracy:.0%}{bounds}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -200,7 +175,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting of the agent"
     )
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this Markdown file too")
-    parser.add_argument("--short", type=Path, metavar="FILE", help="put the accuracies alone into this one")
     options = parser.parse_args(argv)
     part, _, of = options.part.partition("/")
     if not (part.isdigit() and of.isdigit() and 1 <= int(part) <= int(of)):
@@ -208,9 +182,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = set((options.policies or ",".join(POLICIES)).split(","))
     if strange := sorted(wanted - set(POLICIES)):
         raise ConfigError(f"There is no policy {', '.join(strange)}. Choose from {', '.join(POLICIES)}.")
-    if (options.write or options.short) and (int(of) > 1 or options.policies or options.set):
+    if options.write and (int(of) > 1 or options.policies or options.set):
         raise ConfigError(
-            "--write and --short take the whole table: without --part, --policies and --set, once all rows are done."
+            "--write takes the whole table: without --part, --policies and --set, once all rows are done."
         )
     settings = dict(read_setting(text) for text in options.set)
     weights = {policy: fingerprint(options.model, base_only=policy not in _NEED_BRANCHES) for policy in POLICIES}
@@ -227,8 +201,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text)
     if options.write:
         write(text, options.write)
-    if options.short:
-        write(short_table(results), options.short)
     return 0
 
 

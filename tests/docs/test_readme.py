@@ -121,7 +121,8 @@ def test_commands_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "ending"), [("demo", ".venv/bin/qzoom demo"), ("tests", ".venv/bin/python -m pytest -n auto --dist loadfile")]
+    ("name", "ending"),
+    [("demo", ".venv/bin/qzoom demo"), ("tests", ".venv/bin/python -m pytest -n auto --dist loadfile")],
 )
 def test_a_set_up_command_is_one_line_from_nothing(name: str, ending: str) -> None:
     (line,) = _command(name).splitlines()

@@ -54,22 +54,9 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_short_table_has_a_line_a_task(
-    loader: Loader, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evidence, "CASES", (DOC, Case("needle-doc", "blind"), OOD))
-    page = tmp_path / "README.md"
-    page.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
-    assert main(tmp_path / "runs", "--short", str(page)) == 0
-    before, short, after = page.read_text().partition("before\n\n")[2].split("\n\n", 2)
-    lines = {cells(line)[0]: cells(line)[2:] for line in short.splitlines()}
-    assert list(lines)[2:] == [f"`{task}`" for task in TASK_NAMES]
-    assert lines["task"] == ["`direct`", "`implicit`", "`explicit`", "`hybrid`", "`blind`", "`oracle`"]
-    assert lines["`needle-doc`"][0] == "50% (9% to 91%)" and lines["`needle-doc`"][1] == "-"
-    assert lines["`needle-scene`"] == ["-"] * 6, "other typefaces are another table's"
-    assert (before, after) == (BEGIN, f"{END}\n\nafter\n")
-    with pytest.raises(ConfigError, match="--short take the whole table"):
-        main(tmp_path / "runs", "--short", str(page), "--policies", "direct")
+def test_only_whole_tables_are_written(loader: Loader, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--write takes the whole table"):
+        main(tmp_path / "runs", "--write", str(tmp_path / "page.md"), "--policies", "direct")
 
 
 # ---- the rows ------------------------------------------------------------------------------------------------------

@@ -262,7 +262,7 @@ def test_nano_reaches_every_table_of_the_documents(tmp_path: Path) -> None:
     commands = {one.step.name: one for one in prepare(load_chain(NANO / "all.yaml"), NANO, tmp_path, quick=False)}
     lines = {name: one.line for name, one in commands.items()}
     documents = tmp_path / "documents"
-    assert f"--write {documents}/docs/nano.md --short {documents}/README.md" in lines["evidence"]
+    assert f"--write {documents}/docs/nano.md" in lines["evidence"]
     assert f"--model {tmp_path}/perceiving" in lines["evidence"] and "--n 500" in lines["evidence"]
     assert f"--update {documents}" in lines["pareto"]
     page = (NANO.resolve().parents[2] / "docs" / "results.md").read_text(encoding="utf-8")

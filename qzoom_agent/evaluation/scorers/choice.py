@@ -44,7 +44,6 @@ _HR_REFUSALS: Final = (
     "Cannot determine the answer",
 )
 _HR_FAILED: Final = "Failed to obtain answer via API"
-_TAGGED: Final = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def clean(text: str | None, sample: Sample) -> Score:
@@ -121,8 +120,9 @@ def treebench(text: str | None, sample: Sample) -> Score:
     Source: TreeVGR, inference_treebench.py, eval_model_row.
     """
     reply = text or ""
-    tagged = _TAGGED.search(reply)
-    said = (tagged[1].strip() if tagged else reply).upper()
+    # The public regular expression is <answer>(.*?)</answer>, which takes quadratic time on many opening tags.
+    tagged, closing, _ = reply.partition("<answer>")[2].partition("</answer>")
+    said = (tagged.strip() if closing else reply).upper()
     return _score(said if len(said) == 1 else None, sample)
 
 

@@ -25,6 +25,7 @@ from qzoom_agent.training.rewards import (
     Curiosity,
     FirstCrop,
     Format,
+    GroupReward,
     Judge,
     Reward,
     Rollout,
@@ -33,7 +34,9 @@ from qzoom_agent.training.rewards import (
     VisionThinkPrice,
 )
 
-BUILT_IN: Final = {kind.model_fields["name"].default: kind for kind in Reward.__subclasses__()}
+BUILT_IN: Final[dict[str, type[Reward]]] = {
+    kind.model_fields["name"].default: kind for kind in (Accuracy, *GroupReward.__subclasses__())
+}
 """The rewards of this package by name."""
 PUBLISHED: Final[Mapping[str, list[Reward]]] = MappingProxyType(
     {
@@ -69,7 +72,7 @@ def columns(rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
         "question": [one.trace.question for one in rollouts],
         "reply": [one.trace.answer for one in rollouts],
         "answer": [one.answer for one in rollouts],
-        "answers": [one.answers or (one.answer,) for one in rollouts],
+        "answers": [one.answers for one in rollouts],
         "boxes": [one.boxes for one in rollouts],
         "options": [one.options for one in rollouts],
     }
@@ -102,21 +105,20 @@ class CustomReward(Reward):
     @model_validator(mode="after")
     def _fits(self) -> CustomReward:
         wanted, inputs, settings = signature(self.function).parameters, columns([]), self.model_extra or {}
+        problem = ""
         if not {"rollouts", "completions"} & wanted.keys():
+            problem = "it has no parameter `rollouts` or `completions`"
+        elif unknown := sorted(settings.keys() - (wanted.keys() - inputs.keys())):
+            problem = f"it has no setting {', '.join(unknown)}"
+        else:
+            try:
+                signature(self.function).bind(**self._arguments(inputs))
+            except TypeError as error:
+                problem = f"{error} (it is neither set in the recipe nor an input)"
+        if problem:
             raise ConfigError(
-                f"The reward '{self.name}' takes ({', '.join(wanted)}), but neither `rollouts` nor `completions`. "
-                "Write it as f(rollouts, ...) or, as for TRL, f(completions, **columns)."
-            )
-        own = {name: one for name, one in wanted.items() if name not in inputs and one.kind is not one.VAR_KEYWORD}
-        if unknown := sorted(settings.keys() - own):
-            raise ConfigError(
-                f"The reward '{self.name}' has no setting {', '.join(unknown)}. Its settings: "
-                f"{', '.join(own) or 'none'}."
-            )
-        if missing := [name for name, one in own.items() if one.default is one.empty and name not in settings]:
-            raise ConfigError(
-                f"The reward '{self.name}' needs {', '.join(missing)}, which is neither set in the recipe nor one of "
-                f"its inputs ({', '.join(inputs)}). Write it beside `name`, or give it a default."
+                f"The reward '{self.name}', which takes {signature(self.function)}, cannot be used: {problem}. Write "
+                f"it as f(rollouts, ...) or, as for TRL, f(completions, **columns). Inputs: {', '.join(inputs)}."
             )
         return self
 
@@ -125,12 +127,9 @@ class CustomReward(Reward):
         return bool(getattr(self.function, "needs_look", False))
 
     def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
-        inputs, wanted = columns(rollouts), signature(self.function).parameters
-        if not any(one.kind is Parameter.VAR_KEYWORD for one in wanted.values()):
-            inputs = {name: value for name, value in inputs.items() if name in wanted}
-        found = self.function(**inputs, **(self.model_extra or {}))
+        found = self.function(**self._arguments(columns(rollouts)))
         try:
-            values = [None if value is None else _number(value) for value in found]
+            values = [None if value is None else float(value + 0.0) for value in found]  # text has no sum
         except (TypeError, ValueError):
             values = []
         if len(values) != len(rollouts):
@@ -140,11 +139,12 @@ class CustomReward(Reward):
             )
         return values
 
-
-def _number(value: Any) -> float:
-    if isinstance(value, str | bytes):
-        raise TypeError(value)
-    return float(value)
+    def _arguments(self, inputs: Mapping[str, list[Any]]) -> dict[str, Any]:
+        """Return the settings, and the inputs that the function has a parameter for (all, with `**columns`)."""
+        wanted = signature(self.function).parameters
+        takes_all = any(one.kind is Parameter.VAR_KEYWORD for one in wanted.values())
+        given = {name: value for name, value in inputs.items() if takes_all or name in wanted}
+        return given | (self.model_extra or {})
 
 
 def read_reward(entry: Any) -> Reward:

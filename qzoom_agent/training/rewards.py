@@ -12,15 +12,13 @@ code gives. Lists of rewards in recipes, and rewards from outside this package, 
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
-import PIL.Image
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from qzoom_agent.config import AgentConfig
@@ -31,7 +29,7 @@ from qzoom_agent.evaluation.scorers.extraction import final_answer
 from qzoom_agent.evaluation.tasks.needle.tasks import exact
 from qzoom_agent.evaluation.tasks.task import Score, Scorer
 from qzoom_agent.geometry import Box
-from qzoom_agent.review import OPINIONS, ReviewContext, hybrid_rule, refused_on_opinion
+from qzoom_agent.review import OPINIONS, ReviewContext, hybrid_rule, refused_on_opinion, suffices
 from qzoom_agent.trace import CallRecord, Trace
 from qzoom_agent.views import View
 from qzoom_agent.zoom.zoom import ZoomPlan
@@ -42,33 +40,51 @@ Rule = Literal["exact", "open", "choice", "anls", "chartqa", "vqa", "ocr"]
 Unit = Literal["call", "crop", "token"]
 """Unit of zooming: readable calls, refused and failed ones too; crops shown because the model asked; their
 visual tokens as a multiple of the coarse view's."""
-Judge = Callable[[str, str, str], Awaitable[bool]]
-"""Decides whether an answer is right, given the question, the answer and the gold answer."""
-
-_NO_IMAGE: Final = PIL.Image.new("RGB", (1, 1))
+Judge = Callable[[str, str, str], bool]
+"""Decides whether an answer is right, given the question, the answer and the gold answer; asked from many threads."""
+_AT_ONCE: Final = 16
+"""Answers that a judge is asked about at the same time."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One finished episode, and what is known about its question."""
+    """One finished episode, and its question."""
 
     trace: Trace
-    answer: str
-    """The gold answer."""
-    answers: tuple[str, ...] = ()
-    """All accepted answers; empty: `answer` alone."""
-    boxes: tuple[Box, ...] = ()
-    """Boxes that hold the answer, in pixels of the original; empty where unknown or where the coarse view suffices."""
-    coarse_suffices: bool | None = None
-    """True if the coarse view holds the answer; None where unknown."""
-    group: str = ""
-    """Rollouts of one group answer the same question."""
-    truncated: bool = False
-    """True if a budget ended it before it could answer."""
-    format_ok: bool = True
-    """See `well_formed`."""
-    options: tuple[str, ...] = ()
-    """Texts of a multiple choice in the order shown."""
+    sample: Sample
+    """Rollouts whose samples have the same `id` are one group; `boxes` are in pixels of the original."""
+
+    @property
+    def answer(self) -> str:
+        """The gold answer."""
+        return self.sample.answer
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All accepted answers."""
+        return self.sample.answers or (self.sample.answer,)
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """The boxes of the answer; empty where unknown or where the coarse view suffices."""
+        return self.sample.boxes
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The texts of a multiple choice in the order shown."""
+        return self.sample.options
+
+    @property
+    def truncated(self) -> bool:
+        """True if a limit of tokens or turns ended it before it could answer."""
+        cut = bool(self.trace.turns) and self.trace.turns[-1].finish == "length"
+        return cut or (self.trace.status == "budget" and self.trace.answer is None)
+
+    @property
+    def format_ok(self) -> bool:
+        """True if every turn was read without a problem or a repair, and the last one is an answer."""
+        clean = not any(turn.problems or turn.repairs for turn in self.trace.turns)
+        return clean and bool(self.trace.turns) and self.trace.turns[-1].answer is not None
 
     @property
     def calls(self) -> list[CallRecord]:
@@ -80,12 +96,6 @@ class Rollout:
         """The crops that the model asked for and was shown."""
         asked = {call.result for call in self.calls if call.result is not None}
         return [view for view in self.trace.views if view.id in asked]
-
-
-def well_formed(trace: Trace) -> bool:
-    """Return True if every turn was read without a problem or a repair, and the last one is an answer."""
-    clean = not any(turn.problems or turn.repairs for turn in trace.turns)
-    return clean and bool(trace.turns) and trace.turns[-1].answer is not None
 
 
 class Reward(BaseModel, ABC):
@@ -108,6 +118,30 @@ class Reward(BaseModel, ABC):
 
         `accuracy` decides which answers are right; None: the default `Accuracy()`.
         """
+
+
+class GroupReward(Reward):
+    """A reward that values the rollouts of a question together (`of_group`) or each by itself (`of_one`)."""
+
+    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
+        right = (accuracy or Accuracy()).right(rollouts)
+        groups: dict[str, list[int]] = {}
+        for at, one in enumerate(rollouts):
+            groups.setdefault(one.sample.id, []).append(at)
+        values: Values = [None] * len(rollouts)
+        for members in groups.values():
+            found = self.of_group([rollouts[at] for at in members], [right[at] for at in members])
+            for at, value in zip(members, found, strict=True):
+                values[at] = value
+        return values
+
+    def of_group(self, group: Sequence[Rollout], right: Sequence[bool]) -> Sequence[float | None]:
+        """Return the values of all rollouts of one question; `right` says which answers are."""
+        return [self.of_one(one, good) for one, good in zip(group, right, strict=True)]
+
+    def of_one(self, one: Rollout, right: bool) -> float | None:
+        """Return the value of a rollout that is not compared with others."""
+        raise NotImplementedError
 
 
 def exact_any(text: str | None, question: Sample) -> Score:
@@ -163,14 +197,14 @@ class Accuracy(Reward):
     def scores(self, rollouts: Sequence[Rollout]) -> list[float]:
         """Return the score of each answer."""
         texts = [self._text(one) for one in rollouts]
-        rule = RULES[self.rule]
-        found = [rule(text, _question(one)).value for text, one in zip(texts, rollouts, strict=True)]
-        if self._judge is None:
-            return found
-        refused = [at for at, score in enumerate(found) if score <= 0.5 and texts[at] and not rollouts[at].options]
-        verdicts = _together(_verdict(self._judge, rollouts[at]) for at in refused)
-        for at, verdict in zip(refused, verdicts, strict=True):
-            found[at] = max(found[at], float(verdict))
+        samples = [replace(one.sample, answers=one.answers) for one in rollouts]
+        found = [RULES[self.rule](text, sample).value for text, sample in zip(texts, samples, strict=True)]
+        if self._judge is not None:
+            refused = [at for at, score in enumerate(found) if score <= 0.5 and texts[at] and not samples[at].options]
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                verdicts = pool.map(self._verdict, [rollouts[at] for at in refused])
+            for at, verdict in zip(refused, verdicts, strict=True):
+                found[at] = max(found[at], float(verdict))
         return found
 
     def _text(self, one: Rollout) -> str | None:
@@ -180,58 +214,14 @@ class Accuracy(Reward):
             return None
         return None if self.failed_is_wrong and calls and calls[-1].result is None else text
 
-
-def _question(one: Rollout) -> Sample:
-    """Return what a scorer reads of the question; no scorer looks at the image."""
-    return Sample(
-        id=one.group,
-        task="",
-        kind="",
-        image=_NO_IMAGE,
-        question=one.trace.question,
-        answer=one.answer,
-        boxes=one.boxes,
-        coarse_suffices=one.coarse_suffices,
-        answers=one.answers or (one.answer,),
-        options=one.options,
-    )
+    def _verdict(self, one: Rollout) -> bool:
+        """Ask about the final answer beside the accepted ones, one after another as the evaluation does."""
+        assert self._judge is not None
+        judge, asked, said = self._judge, one.trace.question, final_answer(one.trace.answer or "")
+        return said is not None and any(judge(asked, said, gold) for gold in one.answers)
 
 
-async def _verdict(judge: Judge, one: Rollout) -> bool:
-    """Ask about the final answer beside the accepted ones, one after another as the evaluation does."""
-    said = final_answer(one.trace.answer or "")
-    if said is None:
-        return False
-    for gold in one.answers or (one.answer,):
-        if await judge(one.trace.question, said, gold):
-            return True
-    return False
-
-
-def _together(asked: Iterable[Awaitable[bool]]) -> list[bool]:
-    """Await all at once, in a thread of its own: the caller's may have a running event loop."""
-
-    async def gather() -> list[bool]:
-        return list(await asyncio.gather(*asked))
-
-    with ThreadPoolExecutor(1) as apart:
-        return apart.submit(asyncio.run, gather()).result()
-
-
-def awaited(verdict: Callable[[str, str, str], bool]) -> Judge:
-    """Make a judge that blocks while it asks its server one that can be asked many times at once."""
-
-    async def judge(question: str, answer: str, gold: str) -> bool:
-        return await asyncio.to_thread(verdict, question, answer, gold)
-
-    return judge
-
-
-def _right(rollouts: Sequence[Rollout], accuracy: Accuracy | None) -> list[bool]:
-    return (accuracy or Accuracy()).right(rollouts)
-
-
-class Format(Reward):
+class Format(GroupReward):
     """1 or 0 as a `bonus`, 0 or -1 as a `penalty` (DeepEyes), for episodes whose every turn could be read or not."""
 
     name: Literal["format"] = "format"
@@ -239,16 +229,12 @@ class Format(Reward):
     max_chars: int | None = Field(default=None, gt=0)
     """Answers of this many characters are malformed."""
 
-    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
-        worst = -1.0 if self.style == "penalty" else 0.0
-        return [worst + self._good(one) for one in rollouts]
-
-    def _good(self, one: Rollout) -> bool:
-        text = one.trace.answer
-        return one.format_ok and not (text is not None and self.max_chars is not None and len(text) >= self.max_chars)
+    def of_one(self, one: Rollout, right: bool) -> float:
+        long = self.max_chars is not None and len(one.trace.answer or "") >= self.max_chars
+        return float(one.format_ok and not long) - (self.style == "penalty")
 
 
-class ToolBonus(Reward):
+class ToolBonus(GroupReward):
     """1 if the answer is right and a crop that the model asked for was shown, else 0.
 
     DeepEyes (arXiv 2505.14362) as coded: 0.8 accuracy + 0.2 format + 1.2 of this. It makes a model zoom, needed or not.
@@ -256,30 +242,24 @@ class ToolBonus(Reward):
 
     name: Literal["tool-bonus"] = "tool-bonus"
 
-    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
-        right = _right(rollouts, accuracy)
-        return [float(good and bool(one.crops)) for one, good in zip(rollouts, right, strict=True)]
+    def of_one(self, one: Rollout, right: bool) -> float:
+        return float(right and bool(one.crops))
 
 
-class Coverage(Reward):
+class Coverage(GroupReward):
     """Share of the worst-covered gold box that the crops show, 0 to 1; None where no box is known."""
 
     name: Literal["coverage"] = "coverage"
     max_share: float = Field(default=0.25, gt=0, le=1)
     """Crops that are a larger share of the image count for nothing: the whole image covers every box."""
 
-    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
-        return [self._covered(one) for one in rollouts]
-
-    def _covered(self, one: Rollout) -> float | None:
+    def of_one(self, one: Rollout, right: bool) -> float | None:
         image = one.trace.views[0].size.area if one.trace.views else 0
-        crops = [view.region for view in one.trace.views if view.kind == "crop"]
-        fine = [crop for crop in crops if crop.area <= self.max_share * image]
-        best = [max((crop.coverage(box) for crop in fine), default=0.0) for box in one.boxes]
-        return min(best, default=None)
+        fine = [crop for crop in _crops_of(one.trace) if crop.area <= self.max_share * image]
+        return min((max((crop.coverage(box) for crop in fine), default=0.0) for box in one.boxes), default=None)
 
 
-class FirstCrop(Reward):
+class FirstCrop(GroupReward):
     """1 if the first crop shows at least `needed` of each gold box, else 0; None where no box is known.
 
     The box reward of AdaptVision (weight 0.1), whose judge is a language model that sees the crop; here gold boxes
@@ -291,20 +271,16 @@ class FirstCrop(Reward):
     only_right: bool = False
     """Give wrong answers 0 (its `acc_condition`)."""
 
-    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
-        counted = _right(rollouts, accuracy) if self.only_right else [True] * len(rollouts)
-        values: Values = []
-        for one, counts in zip(rollouts, counted, strict=True):
-            crop = one.crops[0].region if one.crops else None
-            shows = crop is not None and all(crop.coverage(box) >= self.needed for box in one.boxes)
-            values.append(float(counts and shows) if one.boxes else None)
-        return values
+    def of_one(self, one: Rollout, right: bool) -> float | None:
+        shown = one.crops[:1] if right or not self.only_right else []
+        shows = [all(crop.region.coverage(box) >= self.needed for box in one.boxes) for crop in shown]
+        return float(any(shows)) if one.boxes else None
 
 
-class Agreement(Reward):
+class Agreement(GroupReward):
     """Agreement of the crops with what gate and SD-RPN saw in the coarse view, 0 to 1; None without a look.
 
-    Crops that the policy inserted count: where they show what was seen, there is nothing to call for. Where the gate
+    Crops that the policy inserted count: where they show what was seen, there is nothing to call for. Where the look
     says that the coarse view suffices, 1 without a crop and 0 with one.
     """
 
@@ -317,15 +293,11 @@ class Agreement(Reward):
     def needs_look(self) -> bool:
         return True
 
-    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
-        return [self._agrees(one) for one in rollouts]
-
-    def _agrees(self, one: Rollout) -> float | None:
-        seen = one.trace.perception
+    def of_one(self, one: Rollout, right: bool) -> float | None:
+        seen, crops = one.trace.perception, _crops_of(one.trace)
         if seen is None:
             return None
-        crops = [view.region for view in one.trace.views if view.kind == "crop"]
-        if seen.fired is False or (seen.fired is None and not seen.boxes and not seen.heat):
+        if suffices(seen, 1.0, map_decides=_map_decides(_config_of(one.trace))):
             return float(not crops)
         if not crops:
             return 0.0
@@ -333,6 +305,20 @@ class Agreement(Reward):
             proposed = [Box(*box) for box in seen.boxes]
             return sum(max((crop.iou(box) for box in proposed), default=0.0) for crop in crops) / len(crops)
         return heat_gain(seen.heat, crops, one.trace.views[0].region)
+
+
+def _crops_of(trace: Trace) -> list[Box]:
+    """Return the regions of all crops, whoever asked for them."""
+    return [view.region for view in trace.views if view.kind == "crop"]
+
+
+def _config_of(trace: Trace) -> AgentConfig:
+    return AgentConfig().replace(**trace.config)
+
+
+def _map_decides(config: AgentConfig) -> bool:
+    """Return True if a map without a region means that the coarse view suffices."""
+    return config.perception.gate == "statistics"
 
 
 def heat_gain(heat: Sequence[Sequence[float]], crops: Sequence[Box], image: Box) -> float | None:
@@ -358,7 +344,7 @@ def heat_gain(heat: Sequence[Sequence[float]], crops: Sequence[Box], image: Box)
     return max(0.0, mass - area)
 
 
-class Redundant(Reward):
+class Redundant(GroupReward):
     """Minus the number of crops that added nothing.
 
     Counted are the model's crops that the evaluation finds redundant from what is known of the question (where nothing
@@ -376,15 +362,13 @@ class Redundant(Reward):
     def needs_look(self) -> bool:
         return self.opinions
 
-    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
-        return [0.0 - min(self.most, self._count(one)) for one in rollouts]
-
-    def _count(self, one: Rollout) -> int:
+    def of_one(self, one: Rollout, right: bool) -> float:
         own = {view.id for view in one.crops}
-        found = reasons(one.trace.views, one.boxes, coarse_suffices=one.coarse_suffices)
+        found = reasons(one.trace.views, one.boxes, coarse_suffices=one.sample.coarse_suffices)
         against = unwanted(one.trace) if self.opinions else set()
         refused = sum(call.decision == "refused" and call.code not in ("", "budget", "last_turn") for call in one.calls)
-        return sum(reason is not None or name in against for name, reason in found if name in own) + refused
+        count = sum(reason is not None or name in against for name, reason in found if name in own) + refused
+        return 0.0 - min(self.most, count)
 
 
 def unwanted(trace: Trace) -> set[str]:
@@ -393,7 +377,7 @@ def unwanted(trace: Trace) -> set[str]:
     Each call is put to the review of the hybrid policy as if it was the first to be refused, after which a model may
     insist.
     """
-    look, config = trace.perception, AgentConfig().replace(**trace.config)
+    look, config = trace.perception, _config_of(trace)
     if look is None:
         return set()
     asked = {call.result for turn in trace.turns for call in turn.calls}
@@ -410,7 +394,7 @@ def unwanted(trace: Trace) -> set[str]:
             name=str,
             write=str,
             config=config.review,
-            map_decides=config.perception.gate == "statistics",
+            map_decides=_map_decides(config),
         )
         for crop in (views[call.result] for call in turn.calls if call.result is not None):
             plan = ZoomPlan("original", box=crop.region, size=crop.size, tokens=crop.tokens)
@@ -425,7 +409,7 @@ def unwanted(trace: Trace) -> set[str]:
 # All but `ChainOfFocus` are added to an accuracy of 0 or 1. To zoom is to make a readable call, whether served or not.
 
 
-class CropPrice(Reward):
+class CropPrice(GroupReward):
     """A constant price: `cost` for every unit of zooming but the first `free`."""
 
     name: Literal["crop-price"] = "crop-price"
@@ -435,12 +419,9 @@ class CropPrice(Reward):
     only_right: bool = False
     """Charge right answers only, so that a wrong one is not made worse by having looked."""
 
-    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
-        charged = _right(rollouts, accuracy) if self.only_right else [True] * len(rollouts)
-        return [
-            -self.cost * max(0.0, spent(one, self.per) - self.free) if pays else 0.0
-            for one, pays in zip(rollouts, charged, strict=True)
-        ]
+    def of_one(self, one: Rollout, right: bool) -> float:
+        pays = right or not self.only_right
+        return -self.cost * max(0.0, spent(one, self.per) - self.free) if pays else 0.0
 
 
 def spent(one: Rollout, per: Unit) -> float:
@@ -453,7 +434,7 @@ def spent(one: Rollout, per: Unit) -> float:
     return sum(view.tokens for view in one.crops) / max(1, coarse)
 
 
-class CropArea(Reward):
+class CropArea(GroupReward):
     """Minus the share of the image that the first box asks for, over `free_share` (AdaptVision, arXiv 2512.03794).
 
     As coded there, with weight 0.2: the box as written, not as served; one that cannot be read or whose corners are
@@ -465,12 +446,8 @@ class CropArea(Reward):
     only_right: bool = False
     """Charge right answers only (its `acc_condition`)."""
 
-    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
-        charged = _right(rollouts, accuracy) if self.only_right else [True] * len(rollouts)
-        return [
-            -max(0.0, asked_share(one) - self.free_share) if pays else 0.0
-            for one, pays in zip(rollouts, charged, strict=True)
-        ]
+    def of_one(self, one: Rollout, right: bool) -> float:
+        return -max(0.0, asked_share(one) - self.free_share) if right or not self.only_right else 0.0
 
 
 def asked_share(one: Rollout) -> float:
@@ -488,7 +465,7 @@ def asked_share(one: Rollout) -> float:
     return whole * width * height / view.size.area
 
 
-class ChainOfFocus(Reward):
+class ChainOfFocus(GroupReward):
     """Ranks within a group; takes the place of accuracy (Chain-of-Focus, arXiv 2505.15436, as coded).
 
     | in the group | direct, right | zoomed, right | zoomed, wrong | direct, wrong |
@@ -499,22 +476,14 @@ class ChainOfFocus(Reward):
 
     name: Literal["chain-of-focus"] = "chain-of-focus"
 
-    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
-        right = _right(rollouts, accuracy)
-        values: Values = [None] * len(rollouts)
-        for members in by_group(rollouts).values():
-            easy = any(right[at] and not rollouts[at].calls for at in members)
-            for at in members:
-                if not rollouts[at].calls:
-                    values[at] = float(right[at])
-                elif right[at]:
-                    values[at] = 0.8 if easy else 1.0
-                else:
-                    values[at] = 0.5
-        return values
+    def of_group(self, group: Sequence[Rollout], right: Sequence[bool]) -> list[float]:
+        ranked = list(zip(group, right, strict=True))
+        easy = any(good and not one.calls for one, good in ranked)
+        zoomed = {True: 0.8 if easy else 1.0, False: 0.5}
+        return [zoomed[good] if one.calls else float(good) for one, good in ranked]
 
 
-class VisionThinkPrice(Reward):
+class VisionThinkPrice(GroupReward):
     """Minus `cost` for a right answer that zoomed; a direct one pays too where those are too rare to be more than luck.
 
     VisionThink (arXiv 2507.13348) as coded: 1 accuracy + 0.5 format + 1 of this. As in its code, the price of zooming
@@ -527,23 +496,15 @@ class VisionThinkPrice(Reward):
     rare: float = Field(default=0.2, ge=0, le=1)
     """Share of direct among right answers of a group below which they count as luck."""
 
-    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
-        right = _right(rollouts, accuracy)
-        values: Values = [0.0] * len(rollouts)
-        for members in by_group(rollouts).values():
-            good = [at for at in members if right[at]]
-            direct = [at for at in good if not rollouts[at].calls]
-            # the published code's guard against division by zero also decides: one in five right ones is below 0.2
-            luck = 0 < len(direct) / (len(good) + 1e-4) < self.rare
-            for at in good:
-                if rollouts[at].calls:
-                    values[at] = -self.cost
-                elif luck:
-                    values[at] = -self.direct_cost
-        return values
+    def of_group(self, group: Sequence[Rollout], right: Sequence[bool]) -> list[float]:
+        direct = sum(good and not one.calls for one, good in zip(group, right, strict=True))
+        # the published code's guard against division by zero also decides: one in five right ones is below 0.2
+        luck = 0 < direct / (sum(right) + 1e-4) < self.rare
+        price = {True: -self.cost, False: -self.direct_cost if luck else 0.0}
+        return [price[bool(one.calls)] if good else 0.0 for one, good in zip(group, right, strict=True)]
 
 
-class CropsAmongRight(Reward):
+class CropsAmongRight(GroupReward):
     """`cost` for every unit of zooming saved against the other right answers of the group; 0 for wrong answers.
 
     The second channel of HDPO (Metis, arXiv 2604.08545). It sums to 0 over the right answers, so it can make no wrong
@@ -556,18 +517,13 @@ class CropsAmongRight(Reward):
     most: float = Field(default=4.0, gt=0)
     """Largest saving or excess that counts."""
 
-    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
-        right = _right(rollouts, accuracy)
-        values: Values = [0.0] * len(rollouts)
-        for members in by_group(rollouts).values():
-            took = {at: spent(rollouts[at], self.per) for at in members if right[at]}
-            for at, own in took.items():
-                saved = sum(took.values()) / len(took) - own
-                values[at] = self.cost * min(max(saved, -self.most), self.most)
-        return values
+    def of_group(self, group: Sequence[Rollout], right: Sequence[bool]) -> list[float]:
+        took = [spent(one, self.per) if good else None for one, good in zip(group, right, strict=True)]
+        mean = sum(own for own in took if own is not None) / max(1, sum(right))
+        return [0.0 if own is None else self.cost * min(max(mean - own, -self.most), self.most) for own in took]
 
 
-class Curiosity(Reward):
+class Curiosity(GroupReward):
     """A bonus for calling while less than `rate` of the group calls, and a price on every call after the first.
 
     Pixel-Reasoner (arXiv 2505.15966): `bonus` times the missing share of callers, minus `repeat` a further call. It
@@ -579,20 +535,7 @@ class Curiosity(Reward):
     bonus: float = Field(default=0.5, ge=0)
     repeat: float = Field(default=0.05, ge=0)
 
-    def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
-        values: Values = [0.0] * len(rollouts)
-        for members in by_group(rollouts).values():
-            missing = max(0.0, self.rate - sum(bool(rollouts[at].calls) for at in members) / len(members))
-            for at in members:
-                calls = len(rollouts[at].calls)
-                if calls:
-                    values[at] = self.bonus * missing - self.repeat * (calls - 1)
-        return values
-
-
-def by_group(rollouts: Sequence[Rollout]) -> dict[str, list[int]]:
-    """Return the indices of the rollouts of each group, in order."""
-    groups: dict[str, list[int]] = {}
-    for at, one in enumerate(rollouts):
-        groups.setdefault(one.group, []).append(at)
-    return groups
+    def of_group(self, group: Sequence[Rollout], right: Sequence[bool]) -> list[float]:
+        calls = [len(one.calls) for one in group]
+        missing = max(0.0, self.rate - sum(map(bool, calls)) / len(calls))
+        return [self.bonus * missing - self.repeat * (count - 1) if count else 0.0 for count in calls]

@@ -13,6 +13,7 @@ from yaml import safe_load
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.cli.main import main
+from qzoom_agent.data.samples import Sample
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.training.reward_list import build, read_reward
 from qzoom_agent.training.rewards import Rollout
@@ -47,9 +48,10 @@ def test_the_reward_of_the_recipe() -> None:
     entries = safe_load(block("yaml", "my_reward"))["rewards"]
     *_, short = build([read_reward(entry) for entry in entries])
     agent = Agent(ScriptedBackend(["a short one", "a much longer answer"], protocol="plain"))
-    traces = [agent.run(Image.new("RGB", (64, 64)), "what?", seed=0).trace for _ in range(2)]
+    sample = Sample(id="", task="", kind="", image=Image.new("RGB", (64, 64)), question="what?", answer="x")
+    traces = [agent.run(sample.image, sample.question, seed=0).trace for _ in range(2)]
     assert short.weight == 0.2
-    assert short.reward([Rollout(trace=trace, answer="x") for trace in traces]) == [1.0, 0.0]
+    assert short.reward([Rollout(trace, sample) for trace in traces]) == [1.0, 0.0]
 
 
 def test_the_task_and_the_scorer(here: Path) -> None:

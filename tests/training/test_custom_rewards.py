@@ -19,7 +19,7 @@ from qzoom_agent.training.grpo.launch import train
 from qzoom_agent.training.reward_list import build, read_reward
 from qzoom_agent.training.rewards import Accuracy, Rollout
 from tests.training.grpo.grpo_script import AGENT, tiny_recipe
-from tests.training.test_rewards import CROP, rollout
+from tests.training.test_rewards import CROP, cut, rollout
 
 FOUR = [rollout("407"), rollout("a long answer"), rollout(None), rollout("9", crops=[CROP])]
 
@@ -56,7 +56,7 @@ def test_a_function_an_object_and_a_reference() -> None:
         assert one.model_dump(mode="json") == {"name": NAMED, "weight": 1.0}
     assert read_reward({"name": NAMED, "limit": 2, "weight": 0.5})(FOUR) == [0.0, 0.0, None, 1.0]
     assert read_reward(Constant(0.25))(FOUR) == [0.25] * 4
-    assert read_reward(as_for_trl)([rollout(), rollout(crops=[CROP], gold="red")]) == [10.0, 1.0]
+    assert read_reward(as_for_trl)([rollout(), rollout(crops=[CROP], gold="red")]) == [11.0, 2.0]
 
 
 def test_an_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,8 +69,8 @@ def test_an_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rollouts_that_are_cut_off_are_not_given_to_it() -> None:
     (one,) = build([read_reward(Constant(1.0))])
-    assert one.reward([rollout(truncated=True), rollout()]) == [None, 1.0]
-    assert one.reward([rollout(truncated=True)]) == [None]
+    assert one.reward([cut(rollout()), rollout()]) == [None, 1.0]
+    assert one.reward([cut(rollout())]) == [None]
 
 
 def no_input(answer: Sequence[str]) -> list[float]:
@@ -84,9 +84,9 @@ def needs_a_setting(rollouts: Sequence[Rollout], threshold: float) -> list[float
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ({"name": no_input}, r"no_input' takes \(answer\), but neither `rollouts` nor `completions`"),
-        ({"name": needs_a_setting}, r"needs_a_setting' needs threshold, which is neither set"),
-        ({"name": short_answer, "limits": 3}, r"has no setting limits. Its settings: limit\."),
+        ({"name": no_input}, r"no_input', which takes \(answer.*it has no parameter `rollouts` or `completions`"),
+        ({"name": needs_a_setting}, r"missing a required argument: 'threshold' \(it is neither set"),
+        ({"name": short_answer, "limits": 3}, r"which takes \(.*limit: .int. = 5\).*has no setting limits\."),
         ({"name": "no_such_module:reward"}, r"reward 'no_such_module:reward' cannot be imported: ModuleNotFoundError"),
         ({"name": "short"}, r"no reward 'short'.*write 'module:name'.*'qzoom_agent.rewards'"),
         ({"name": short_answer, "weight": "much"}, r"has wrong settings: weight: Input should be a valid number"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import get_args
+from threading import Barrier
+from typing import Any, get_args
 
 import PIL.Image
 import pytest
@@ -41,7 +41,6 @@ from qzoom_agent.training.rewards import (
     ToolBonus,
     VisionThinkPrice,
     asked_share,
-    awaited,
     heat_gain,
 )
 from qzoom_agent.views import View
@@ -75,7 +74,8 @@ def rollout(
     group: str = "",
     status: str = "answered",
     look: PerceptionRecord | None = None,
-    **more: bool,
+    format_ok: bool = True,
+    **question: Any,
 ) -> Rollout:
     """An episode whose calls were served these crops, in pixels of an 800 x 400 original, `failed` calls after them."""
     original = View(
@@ -90,15 +90,30 @@ def rollout(
             CallRecord(name="zoom", box=asked, view="coarse", decision="served", served=box, result=f"crop{at}")  # type: ignore[arg-type]
         )
     calls += [CallRecord(name="zoom", view="coarse", decision="failed") for _ in range(failed)]
+    turns = [Turn(index=at, text="", calls=[call]) for at, call in enumerate(calls)]
+    turns.append(Turn(index=len(calls), text="", answer=answer, repairs=[] if format_ok else ["a tag was closed"]))
     trace = Trace(
         question="What is the code?",
         status=status,  # type: ignore[arg-type]
         answer=answer,
         views=views,
-        turns=[Turn(index=at, text="", calls=[call]) for at, call in enumerate(calls)],
+        turns=turns,
         perception=look,
     )
-    return Rollout(trace=trace, answer=gold, boxes=tuple(Box(*box) for box in boxes), group=group, **more)
+    known = {"id": group, "answer": gold, "boxes": tuple(Box(*box) for box in boxes)} | question
+    return Rollout(trace, replace(QUESTION, **known))
+
+
+def about(one: Rollout, **changes: Any) -> Rollout:
+    """The same episode, of another question."""
+    return replace(one, sample=replace(one.sample, **changes))
+
+
+def cut(one: Rollout) -> Rollout:
+    """The same episode, its last turn cut off by the limit of tokens."""
+    trace = one.trace.model_copy(deep=True)
+    trace.turns[-1].finish = "length"
+    return replace(one, trace=trace)
 
 
 CROP: Quad = (0, 0, 100, 100)
@@ -142,8 +157,8 @@ def test_shares_of_an_answer_are_rewarded_and_count_as_right_from_a_half() -> No
 
 
 def test_choices_are_scored_by_their_letter() -> None:
-    asked = replace(rollout("B", gold="B"), options=("red", "blue"))
-    named = replace(rollout("blue", gold="B"), options=("red", "blue"))
+    asked = about(rollout("B", gold="B"), options=("red", "blue"))
+    named = about(rollout("blue", gold="B"), options=("red", "blue"))
     assert Accuracy(rule="choice")([asked, named]) == [1.0, 1.0]
     assert Accuracy()([named]) == [0.0]
 
@@ -151,7 +166,7 @@ def test_choices_are_scored_by_their_letter() -> None:
 def test_accuracy_takes_any_accepted_answer_and_no_other() -> None:
     batch = [
         rollout("407."),
-        replace(rollout("four"), answers=("407", "Four")),
+        about(rollout("four"), answers=("407", "Four")),
         rollout("408"),
         rollout(None),
         rollout("407", status="error"),
@@ -172,27 +187,17 @@ def test_an_answer_after_a_failed_call_can_be_wrong() -> None:
 
 def test_a_judge_is_asked_at_once_and_only_where_rules_do_not_reach() -> None:
     asked: list[tuple[str, str, str]] = []
-    running = most = 0
+    together = Barrier(2, timeout=30)
 
-    async def judge(question: str, answer: str, gold: str) -> bool:
-        nonlocal running, most
+    def judge(question: str, answer: str, gold: str) -> bool:
         asked.append((question, answer, gold))
-        running += 1
-        most = max(most, running)
-        await asyncio.sleep(0.01)
-        running -= 1
+        together.wait()
         return answer == "four hundred seven"
 
     accuracy = Accuracy().asking(judge)
     batch = [rollout("407"), rollout("four hundred seven"), rollout("9"), rollout(None)]
     assert accuracy(batch) == [1.0, 1.0, 0.0, 0.0]
     assert sorted(asked) == [("What is the code?", "9", "407"), ("What is the code?", "four hundred seven", "407")]
-    assert most == 2
-
-    async def from_a_loop() -> list[float | None]:
-        return accuracy(batch)
-
-    assert asyncio.run(from_a_loop()) == [1.0, 1.0, 0.0, 0.0]
 
 
 def test_the_judge_of_a_reward_is_the_judge_of_the_evaluation() -> None:
@@ -204,24 +209,27 @@ def test_the_judge_of_a_reward_is_the_judge_of_the_evaluation() -> None:
         return gold == "soda"
 
     cases = [
-        replace(rollout("The answer is fizzy drink.", gold="pop"), answers=("pop", "soda", "cola")),
-        replace(rollout("fizzy drink", gold="pop"), answers=("pop", "cola")),
-        replace(rollout("I think it is B", gold="A"), answers=("A",), options=("soda", "pop")),
-        replace(rollout("soda", gold="A"), answers=("A",), options=("pop", "soda")),
+        about(rollout("The answer is fizzy drink.", gold="pop"), answers=("pop", "soda", "cola")),
+        about(rollout("fizzy drink", gold="pop"), answers=("pop", "cola")),
+        about(rollout("I think it is B", gold="A"), answers=("A",), options=("soda", "pop")),
+        about(rollout("soda", gold="A"), answers=("A",), options=("pop", "soda")),
     ]
     for one, worth in zip(cases, (1.0, 0.0, 0.0, 0.0), strict=True):
-        text, sample = one.trace.answer, replace(QUESTION, answer=one.answer, answers=one.answers, options=one.options)
+        text, sample = (
+            one.trace.answer,
+            replace(QUESTION, answer=one.answer, answers=one.answers, options=one.options),
+        )
         asked.clear()
         assert judged(judge)(text, sample).value == worth  # type: ignore[arg-type]
         evaluation = list(asked)
         asked.clear()
-        assert Accuracy(rule="open").asking(awaited(judge))([one]) == [worth]
+        assert Accuracy(rule="open").asking(judge)([one]) == [worth]
         assert asked == evaluation
     assert not asked, "a multiple choice goes by its letter"
 
 
 def test_a_blocking_judge_can_be_used() -> None:
-    accuracy = Accuracy().asking(awaited(lambda question, answer, gold: answer.endswith(gold)))
+    accuracy = Accuracy().asking(lambda question, answer, gold: answer.endswith(gold))
     assert accuracy([rollout("it is 407"), rollout("it is 9")]) == [1.0, 0.0]
 
 
@@ -236,7 +244,7 @@ def test_format_as_bonus_and_as_penalty() -> None:
 
 
 def test_deepeyes() -> None:
-    malformed = replace(ZOOM_RIGHT, format_ok=False)
+    malformed = rollout(crops=[CROP], format_ok=False)
     refused = rollout(failed=1)
     batch = [*FOUR, malformed, refused, rollout("1" * 1000, gold="1" * 1000)]
     assert total(PUBLISHED["deepeyes"], batch) == [0.8, 2.0, 0.0, 0.0, 1.8, 0.8, -0.2]
@@ -244,14 +252,14 @@ def test_deepeyes() -> None:
 
 
 def test_mini_o3_is_accuracy_alone_and_leaves_out_what_ran_out_of_turns() -> None:
-    batch = [*FOUR, replace(ZOOM_WRONG, truncated=True)]
+    batch = [*FOUR, cut(ZOOM_WRONG)]
     (accuracy,) = build(PUBLISHED["mini-o3"])
     assert accuracy.reward(batch) == [1.0, 1.0, 0.0, 0.0, None]
 
 
 def test_chain_of_focus_ranks() -> None:
-    easy = [replace(one, group="easy") for one in FOUR]
-    hard = [replace(one, group="hard") for one in FOUR[1:]]
+    easy = [about(one, id="easy") for one in FOUR]
+    hard = [about(one, id="hard") for one in FOUR[1:]]
     mixed = [easy[0], hard[0], easy[1], hard[1], easy[2], hard[2], easy[3]]
     assert ChainOfFocus()(mixed) == [1.0, 1.0, 0.8, 0.5, 0.5, 0.0, 0.0]
 
@@ -278,7 +286,7 @@ def test_visionthink_turns_the_price_over(
 
 def test_visionthink_sum() -> None:
     assert total(PUBLISHED["visionthink"], FOUR) == [1.5, 1.4, 0.5, 0.5]
-    one_in_six = [DIRECT_RIGHT, *[ZOOM_RIGHT] * 5, replace(DIRECT_WRONG, format_ok=False)]
+    one_in_six = [DIRECT_RIGHT, *[ZOOM_RIGHT] * 5, rollout("9", format_ok=False)]
     assert total(PUBLISHED["visionthink"], one_in_six) == [1.4] * 6 + [0.0]
 
 
@@ -327,8 +335,8 @@ def test_a_constant_price_by_crop_call_and_token() -> None:
 def test_crops_are_compared_among_right_answers_only() -> None:
     batch = [rollout(crops=[CROP] * 3), ZOOM_RIGHT, DIRECT_RIGHT, DIRECT_WRONG, rollout("9", crops=[CROP] * 4)]
     assert CropsAmongRight(cost=0.1)(batch) == pytest.approx([0.1 * (4 / 3 - 3), 0.1 / 3, 0.1 * 4 / 3, 0.0, 0.0])
-    alone = replace(ZOOM_RIGHT, group="alone")
-    assert CropsAmongRight(cost=0.1)([alone, replace(DIRECT_WRONG, group="alone")]) == [0.0, 0.0]
+    alone = about(ZOOM_RIGHT, id="alone")
+    assert CropsAmongRight(cost=0.1)([alone, about(DIRECT_WRONG, id="alone")]) == [0.0, 0.0]
     assert CropsAmongRight(cost=1.0, most=0.5)(batch)[0] == -0.5
 
 
@@ -397,6 +405,16 @@ def test_agreement_with_a_gate_that_needs_no_crop() -> None:
     assert Agreement()([rollout(look=calm), rollout(crops=[CROP], look=calm)]) == [1.0, 0.0]
 
 
+def test_agreement_where_the_map_decides_in_place_of_a_gate() -> None:
+    """Without a gate a map without a region says that the coarse view suffices, if the configuration has it decide."""
+    flat = PerceptionRecord(heat=[[1.0, 1.0], [1.0, 1.0]])
+    batch = [rollout(look=flat), rollout(crops=[CROP], look=flat)]
+    assert Agreement()(batch) == [0.0, 0.0], "and else it decides nothing"
+    for one in batch:
+        one.trace.config = {"perception": {"gate": "statistics", "peak_to_mean": 3.0}}
+    assert Agreement()(batch) == [1.0, 0.0]
+
+
 def test_agreement_with_crops_that_the_policy_showed() -> None:
     """Nothing is left to call for where the gate fired and its region stands there already."""
     shown = rollout(look=LOOK)
@@ -429,7 +447,7 @@ def test_redundant_crops_are_those_that_add_nothing() -> None:
 
 def test_calls_that_the_review_refuses_are_redundant() -> None:
     one = rollout(crops=[CROP], failed=2)
-    first, second = (turn.calls[0] for turn in one.trace.turns[1:])
+    first, second = (turn.calls[0] for turn in one.trace.turns[1:-1])
     first.decision, first.code = "refused", "covered"
     for code in ("budget", "last_turn"):  # no judgement of the crop
         second.decision, second.code = "refused", code
@@ -450,7 +468,7 @@ def test_crops_that_the_branches_speak_against_are_redundant_where_a_recipe_says
     assert Redundant()(batch) == [0.0, 0.0, 0.0, 0.0, -1.0, 0.0]
     assert Redundant(opinions=True)(batch) == [-1.0, 0.0, 0.0, -2.0, -2.0, 0.0]
     reviewed = rollout(crops=[cold], failed=1, look=calm)
-    first, second = (turn.calls[0] for turn in reviewed.trace.turns)
+    first, second = (turn.calls[0] for turn in reviewed.trace.turns[:-1])
     reviewed.trace.turns[0].calls[0], reviewed.trace.turns[1].calls[0] = second, first
     second.decision, second.code = "refused", "gate"
     assert Redundant(opinions=True)([reviewed]) == [-1.0], "what the model insisted on counts once"
@@ -470,8 +488,13 @@ def test_crops_that_the_policy_showed_are_not_the_models_fault() -> None:
 # --- recipes ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_rollout_is_cut_off_by_tokens_or_by_turns_without_an_answer() -> None:
+    assert cut(DIRECT_RIGHT).truncated and rollout(None, status="budget").truncated
+    assert not any(one.truncated for one in (DIRECT_RIGHT, rollout(status="budget"), rollout(None)))
+
+
 def test_rewards_do_not_see_masked_rollouts() -> None:
-    batch = [replace(DIRECT_RIGHT, truncated=True), ZOOM_RIGHT]
+    batch = [cut(DIRECT_RIGHT), ZOOM_RIGHT]
     (ranks,) = build(read([{"name": "chain-of-focus"}]))
     assert ranks.reward(batch) == [None, 1.0], "a masked direct answer makes no question easy"
     (ranks,) = build(read([{"name": "chain-of-focus"}]), mask_truncated=False)
@@ -510,8 +533,7 @@ def test_a_judged_recipe_needs_a_judge() -> None:
     specs = read([{"name": "accuracy", "judged": True}])
     with pytest.raises(ConfigError, match="no judge is given"):
         build(specs)
-    judge = awaited(lambda *_: True)
-    assert build(specs, judge=judge)[0].reward([DIRECT_WRONG]) == [1.0]
+    assert build(specs, judge=lambda *_: True)[0].reward([DIRECT_WRONG]) == [1.0]
 
 
 @given(st.lists(st.sampled_from(FOUR), max_size=8), st.sampled_from(sorted(PUBLISHED)), st.randoms())

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from qzoom_agent.config import BudgetConfig
-from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers import ocrbench
 from qzoom_agent.evaluation.scorers.judge import Judge, judged
 from qzoom_agent.evaluation.tasks.needle.tasks import exact
@@ -29,7 +28,7 @@ from qzoom_agent.perception.decoder import Decoder, Embedded, Rotary
 from qzoom_agent.perception.look import Images
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training.branches.branch_recipe import Asking
-from qzoom_agent.training.branches.dataset import Record, Records
+from qzoom_agent.training.branches.dataset import Record, Records, sample_of
 from qzoom_agent.views import View, ViewStore
 
 _NO_JUDGE: Final = Judge()
@@ -205,14 +204,5 @@ def is_right(said: str | None, record: Record, judge: Judge = _NO_JUDGE) -> bool
     Raises:
         BackendError: The judge does not answer.
     """
-    sample = Sample(
-        id=record["id"],
-        task="branches",
-        kind=record["mode"],
-        image=record["image"],
-        question=record["question"],
-        answer=record["answer"],
-        answers=tuple(record["answers"]),
-    )
     scorers = (exact,) if record["exact"] else (ocrbench.clean, judged(judge))
-    return any(score(said, sample).value for score in scorers)
+    return any(score(said, sample_of(record)).value for score in scorers)

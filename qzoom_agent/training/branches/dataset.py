@@ -22,8 +22,10 @@ from pydantic import Field, JsonValue
 from torch.utils.data import ConcatDataset
 
 from qzoom_agent.data.question_table import QuestionRow, QuestionTable
+from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle.boards import Board, Fact, draw_board
+from qzoom_agent.geometry import Box
 from qzoom_agent.perception.labels import Mode
 from qzoom_agent.training.recipe_io import Section
 
@@ -102,6 +104,22 @@ class Records(Protocol):
     def __getitem__(self, index: int, /) -> Any:
         """Return a `Record`."""
         ...
+
+
+def sample_of(record: Record) -> Sample:
+    """Return a row as the scorers of the evaluation take it."""
+    boxes = record["boxes"]
+    return Sample(
+        id=record["id"],
+        task=record["mode"],
+        kind=record["mode"],
+        image=record["image"],
+        question=record["question"],
+        answer=record["answer"],
+        answers=tuple(record["answers"]),
+        boxes=tuple(Box(*box) for box in boxes or ()),
+        coarse_suffices=None if boxes is None else not boxes,
+    )
 
 
 def load_records(sources: Sequence[DatasetSpec], *, limit: int | None = None) -> "ConcatenatedRecords":

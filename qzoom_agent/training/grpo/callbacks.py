@@ -38,7 +38,7 @@ _LIMITS: Final = {
 """Warnings, each with a metric, the mean above which it is given, and its text."""
 
 
-def measures(rollouts: Sequence[Rollout], tasks: Sequence[str], accuracy: Accuracy) -> dict[str, float]:
+def measures(rollouts: Sequence[Rollout], accuracy: Accuracy) -> dict[str, float]:
     """Return the means over a batch of rollouts, `zoom/...`; call rates and accuracy also by task.
 
     `NEEDED` is left out where no rollout counts.
@@ -57,11 +57,12 @@ def measures(rollouts: Sequence[Rollout], tasks: Sequence[str], accuracy: Accura
         "zoom/turns": _mean(len(one.trace.turns) for one in rollouts),
         "zoom/truncated": _mean(one.truncated for one in rollouts),
     }
+    tasks = [one.sample.task for one in rollouts]
     of_task = {f"/{task}": [at for at in every if tasks[at] == task] for task in sorted(set(tasks))}
     for task, members in {"": every, **of_task}.items():
         found[f"zoom/accuracy{task}"] = _mean(right[at] for at in members)
         found[f"zoom/call_rate{task}"] = _mean(bool(rollouts[at].crops) for at in members)
-        if needed := [rollouts[at] for at in members if rollouts[at].coarse_suffices is not True]:
+        if needed := [rollouts[at] for at in members if rollouts[at].sample.coarse_suffices is not True]:
             found[f"{NEEDED}{task}"] = _mean(bool(one.crops) for one in needed)
     return found
 
@@ -108,9 +109,9 @@ class RolloutPageCallback(TrainerCallback):
         seen: set[str] = set()
         self.folder.mkdir(parents=True, exist_ok=True)
         for one, value, store in zip(rollouts, values, stores, strict=True):
-            if one.group in seen or len(seen) == self.episodes:
+            if one.sample.id in seen or len(seen) == self.episodes:
                 continue
-            seen.add(one.group)
+            seen.add(one.sample.id)
             path = self.folder / f"step-{step:06d}-{len(seen)}.html"
             write_report(one.trace, by_digest(one.trace.views, store.image), path, expected=one.answer)
             line = {

@@ -49,7 +49,7 @@ from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.question_rows import load_rows
 from qzoom_agent.training.grpo.trainer import ZoomTrainer, build_trainer
 from qzoom_agent.training.reward_list import accuracy_of, build, read_reward
-from qzoom_agent.training.rewards import Judge, awaited
+from qzoom_agent.training.rewards import Judge
 
 FREE: Final = {"max_steps", "watch", "logging_steps", "report_to"}
 """Keys that may change when a run is resumed."""
@@ -121,8 +121,7 @@ def require_packages(recipe: GRPORecipe, *, processes: int) -> None:
 def load_judge(recipe: GRPORecipe, output: Path) -> Judge | None:
     """Return the judge that the recipe names, after it has answered once; its verdicts are kept in `output`."""
     cache = output / "verdicts.jsonl"
-    found = ready(recipe.judge, model=recipe.judge_model, key_variable=recipe.judge_key_variable, cache=cache)
-    return None if found is None else awaited(found)
+    return ready(recipe.judge, model=recipe.judge_model, key_variable=recipe.judge_key_variable, cache=cache)
 
 
 def load_model(recipe: GRPORecipe) -> HFBackend:
@@ -300,7 +299,7 @@ def print_plan(recipe: GRPORecipe, output: Path, *, processes: int) -> None:
     """
     print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     print(describe(recipe, processes=processes))
-    build(recipe.rewards, judge=None if recipe.judge is None else awaited(lambda *_: False))
+    build(recipe.rewards, judge=None if recipe.judge is None else lambda *_: False)
     trl_config(recipe, output, completion=1)
     try:
         require_packages(recipe, processes=processes)

@@ -16,8 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle import sample as draw_sample
-from qzoom_agent.geometry import Box
-from qzoom_agent.training.branches.dataset import ConcatenatedRecords, Records, load_records
+from qzoom_agent.training.branches.dataset import ConcatenatedRecords, Records, load_records, sample_of
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, NeedleTask
 
 FIRST_SEED: Final = 1_000_000_000_000
@@ -87,16 +86,4 @@ def _draw(index: int, *, shares: tuple[tuple[NeedleTask, float], ...], seed: int
 
 
 def _read(index: int, *, records: Records) -> Sample:
-    record = records[index]
-    boxes = record["boxes"]
-    return Sample(
-        id=record["id"],
-        task=record["mode"],
-        kind=record["mode"],
-        image=record["image"],
-        question=record["question"],
-        answer=record["answer"],
-        answers=tuple(record["answers"]),
-        boxes=tuple(Box(*box) for box in boxes or ()),
-        coarse_suffices=None if boxes is None else not boxes,
-    )
+    return sample_of(records[index])

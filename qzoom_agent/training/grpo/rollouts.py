@@ -31,9 +31,9 @@ from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.models.scheduler import QueuedSession, Request, RequestQueue, prepared
 from qzoom_agent.perception.adapters import Cells
 from qzoom_agent.policy import LOOK_FIRST
-from qzoom_agent.trace import PerceptionRecord, Trace
+from qzoom_agent.trace import PerceptionRecord
 from qzoom_agent.training.grpo.checks import PLACED
-from qzoom_agent.training.rewards import Rollout, well_formed
+from qzoom_agent.training.rewards import Rollout
 
 Writer = Callable[[Sequence[GenerationRequest]], list[GeneratedTurn]]
 """Generates one turn for each request."""
@@ -236,25 +236,9 @@ def play(
     done = scheduler.run([partial(episode, sample, seed) for sample, seed in zip(samples, seeds, strict=True)])
     end = int(scheduler.backend.processor.tokenizer.eos_token_id)
     return [
-        FinishedRollout(rollout_of(answer.trace, sample), answer, _tokens(backend, answer, sample, end))
+        FinishedRollout(Rollout(answer.trace, sample), answer, _tokens(backend, answer, sample, end))
         for sample, (answer, backend) in zip(samples, done, strict=True)
     ]
-
-
-def rollout_of(trace: Trace, sample: Sample) -> Rollout:
-    """Return an episode in the form that rewards take."""
-    cut = bool(trace.turns) and trace.turns[-1].finish == "length"
-    return Rollout(
-        trace=trace,
-        answer=sample.answer,
-        answers=sample.answers,
-        boxes=sample.boxes,
-        coarse_suffices=sample.coarse_suffices,
-        group=sample.id,
-        truncated=cut or (trace.status == "budget" and trace.answer is None),
-        format_ok=well_formed(trace),
-        options=sample.options,
-    )
 
 
 def _tokens(backend: RolloutBackend, answer: Answer, sample: Sample, end: int) -> Tokens:

@@ -41,7 +41,7 @@ from qzoom_agent.training.grpo.checks import (
 )
 from qzoom_agent.training.grpo.environment import ZoomEnv, finished
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
-from qzoom_agent.training.grpo.rollouts import FinishedRollout, RolloutScheduler, play, rollout_of
+from qzoom_agent.training.grpo.rollouts import FinishedRollout, RolloutScheduler, play
 from qzoom_agent.training.reward_list import NamedReward
 from qzoom_agent.training.rewards import Accuracy, Rollout
 
@@ -150,7 +150,7 @@ class ZoomTrainer(GRPOTrainer):
     def rollouts(self, rows: Sequence[Row], completions: Sequence[Any]) -> list[Rollout]:
         """Return the finished rollouts of a batch, in the order of its rows."""
         return [
-            rollout_of(finished(env, messages), row["sample"])
+            Rollout(finished(env, messages), row["sample"])
             for env, messages, row in zip(self.environments, completions, rows, strict=True)
         ]
 
@@ -158,8 +158,7 @@ class ZoomTrainer(GRPOTrainer):
         rollouts = self.rollouts(inputs, completions)
         for row, rollout in zip(inputs, rollouts, strict=True):
             row["rollout"] = rollout
-        tasks = [row["sample"].task for row in inputs]
-        for name, value in measures(rollouts, tasks, self.accuracy).items():
+        for name, value in measures(rollouts, self.accuracy).items():
             self._log_metric(name, value)
         values = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.accelerator.is_main_process and self.model.training:

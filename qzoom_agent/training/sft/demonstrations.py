@@ -24,8 +24,8 @@ from qzoom_agent.models.server import ServerBackend
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.review import OPINIONS
 from qzoom_agent.trace import PerceptionRecord
-from qzoom_agent.training.branches.dataset import Record
-from qzoom_agent.training.rewards import Accuracy, Coverage, Judge, Redundant, Rollout, well_formed
+from qzoom_agent.training.branches.dataset import Record, sample_of
+from qzoom_agent.training.rewards import Accuracy, Coverage, Judge, Redundant, Rollout
 from qzoom_agent.training.sft.call_writer import write_answer, write_call
 from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe
 
@@ -163,7 +163,7 @@ class Demonstrations:
         answer = agent.run(record["image"], record["question"])
         if self.recipe.teacher is not None and answer.trace.status == "error":
             raise BackendError(answer.trace.error or "The teacher failed.")  # every other episode would fail as well
-        return Demonstration(answer, self._scripted.conversation, self.judge(rollout_of(answer, record)))
+        return Demonstration(answer, self._scripted.conversation, self.judge(Rollout(answer.trace, sample_of(record))))
 
     def _plan(self, record: Record) -> Plan:
         recipe, size = self.recipe, Size(*record["image"].size)
@@ -174,14 +174,14 @@ class Demonstrations:
             seen = looks.look(record["image"], record["question"]).record
             boxes = [Box(*box) for box in seen.boxes]
         else:
-            boxes = [self._policy.around(box, size) for box in boxes_of(record)]
+            boxes = [self._policy.around(box, size) for box in sample_of(record).boxes]
         unit = [box.to_frame("unit", size) for box in boxes]
         return Plan(unit, record["answer"] if recipe.answer == "gold" else None)
 
     def _left(self, look: LookResult, record: Record, boxes: Sequence[Box]) -> list[Box]:
         """Return the planned calls for which `hybrid` has not inserted a crop already."""
         shown = [Box(*box) for box in look.record.boxes] if look.record.fired else []
-        gold = boxes_of(record)
+        gold = sample_of(record).boxes
         if not gold:
             return [] if shown else list(boxes)
         return [
@@ -195,7 +195,7 @@ class Demonstrations:
         trace = episode.trace
         if trace.status != "answered":
             return "unfinished"
-        if not well_formed(trace):
+        if not episode.format_ok:
             return "malformed"
         if not self._accuracy.right([episode])[0]:
             return "wrong"
@@ -206,23 +206,3 @@ class Demonstrations:
         if not self.recipe.redundant and any(Redundant()([episode])):
             return "redundant"
         return ""
-
-
-def boxes_of(record: Record) -> list[Box]:
-    """Return the record's gold boxes, in pixels of its image; none where they are unknown."""
-    return [Box(x1, y1, x2, y2) for x1, y1, x2, y2 in record["boxes"] or ()]
-
-
-def rollout_of(answer: Answer, record: Record) -> Rollout:
-    """Return an episode with the gold answer and boxes of its record."""
-    boxes = record["boxes"]
-    return Rollout(
-        trace=answer.trace,
-        answer=record["answer"],
-        answers=tuple(record["answers"]),
-        boxes=tuple(boxes_of(record)),
-        coarse_suffices=None if boxes is None else not boxes,
-        group=record["id"],
-        truncated=answer.trace.status == "budget",
-        format_ok=well_formed(answer.trace),
-    )

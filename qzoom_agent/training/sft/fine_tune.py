@@ -44,7 +44,6 @@ from qzoom_agent.training.branches.postsft import AnswerLoss, answer_batch
 from qzoom_agent.training.branches.sharded_table import together, write_parts
 from qzoom_agent.training.fingerprint import begin, require_same
 from qzoom_agent.training.recipe_io import add_recipe_arguments, keep_recipe
-from qzoom_agent.training.rewards import awaited
 from qzoom_agent.training.sft.conversations import to_row, training_conversations
 from qzoom_agent.training.sft.demonstrations import Demonstrations
 from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, Lora, load_coldstart_recipe
@@ -85,7 +84,7 @@ def _episodes(
     """Return a function that makes the demonstrations of a range of records."""
     cache = folder / "verdicts.jsonl"
     judge = ready(recipe.judge, model=recipe.judge_model, key_variable=recipe.judge_key_variable, cache=cache)
-    make = Demonstrations(backend, recipe, judge=None if judge is None else awaited(judge))
+    make = Demonstrations(backend, recipe, judge=judge)
 
     def rows(indices: range) -> Iterator[dict[str, Any]]:
         for index in indices:

@@ -1,7 +1,6 @@
 """What is logged while GRPO runs is what the recipe rewards, and a judge that is not there is said before it begins."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,29 @@ from qzoom_agent.training.reward_list import accuracy_of
 from qzoom_agent.training.rewards import Accuracy, Rollout
 from qzoom_agent.views import ViewStore
 from tests.training.grpo.grpo_script import AGENT, tell, tiny_recipe
-from tests.training.test_rewards import rollout
+from tests.training.test_rewards import QUESTION, rollout
 
 NOWHERE = "http://127.0.0.1:9/v1"
 
 
 def said(*answers: str) -> list[Rollout]:
-    return [replace(rollout(answer, gold="nokia"), group=str(at)) for at, answer in enumerate(answers)]
+    return [rollout(answer, gold="nokia", group=str(at), task="text") for at, answer in enumerate(answers)]
 
 
 def test_accuracy_is_by_the_recipes_own_rule() -> None:
-    batch, tasks = said("Answer: nokia", "samsung"), ["text", "text"]
+    batch = said("Answer: nokia", "samsung")
     exact, open_answer = (accuracy_of([Accuracy(rule=rule)]) for rule in ("exact", "open"))  # type: ignore[arg-type]
-    assert measures(batch, tasks, exact)["zoom/accuracy"] == 0.0
-    found = measures(batch, tasks, open_answer)
+    assert measures(batch, exact)["zoom/accuracy"] == 0.0
+    found = measures(batch, open_answer)
     assert found["zoom/accuracy"] == found["zoom/accuracy/text"] == 0.5
 
 
 def test_accuracy_is_by_the_recipes_judge() -> None:
-    async def agrees(question: str, answer: str, gold: str) -> bool:
+    def agrees(question: str, answer: str, gold: str) -> bool:
         return answer == "the Finnish brand"
 
     asked = accuracy_of([Accuracy(judged=True)], judge=agrees)
-    assert measures(said("the Finnish brand", "samsung"), ["", ""], asked)["zoom/accuracy"] == 0.5
+    assert measures(said("the Finnish brand", "samsung"), asked)["zoom/accuracy"] == 0.5
 
 
 def test_a_judge_is_tried_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,17 +60,16 @@ def test_a_judge_is_tried_before_anything_is_loaded(tmp_path: Path, monkeypatch:
 def test_calls_that_end_where_none_is_needed_are_no_collapse(tmp_path: Path) -> None:
     """What a price teaches: `needle-global`, whose coarse view suffices, is called on no more."""
     crop = (0.0, 0.0, 100.0, 100.0)
-    tasks = ["needle-global", "needle-scene"]
 
     def round_of(easy_calls: bool, hard_calls: bool) -> dict[str, float]:
-        easy, hard = (rollout(crops=[crop] * calls) for calls in (easy_calls, hard_calls))
-        return measures([replace(easy, coarse_suffices=True), hard], tasks, Accuracy())
+        easy = rollout(crops=[crop] * easy_calls, coarse_suffices=True, task="needle-global")
+        return measures([easy, rollout(crops=[crop] * hard_calls, task="needle-scene")], Accuracy())
 
     found = round_of(True, False)
     assert (found["zoom/call_rate"], found["zoom/call_rate/needle-global"]) == (0.5, 1.0)
     assert (found["zoom/call_rate_needed"], found["zoom/call_rate_needed/needle-scene"]) == (0.0, 0.0)
     assert "zoom/call_rate_needed/needle-global" not in found
-    assert NEEDED not in measures([replace(rollout(), coarse_suffices=True)], ["needle-global"], Accuracy())
+    assert NEEDED not in measures([rollout(coarse_suffices=True)], Accuracy())
     alarm = WarningCallback(tmp_path / "log.jsonl")
     for at in range(60):
         tell(alarm, **round_of(at < 20, True))
@@ -171,7 +169,7 @@ def test_episodes_are_kept_although_rounds_begin_between_the_steps(
 ) -> None:
     monkeypatch.setattr(watch, "write_report", lambda *_, **__: None)
     trace = Trace(question="?", status="answered")
-    one, store = Rollout(trace=trace, answer="407"), ViewStore()
+    one, store = Rollout(trace, QUESTION), ViewStore()
     store.add_original(Image.new("RGB", (28, 28)))
 
     def steps() -> list[int]:

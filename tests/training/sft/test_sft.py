@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,11 +29,12 @@ from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.presets import NANO_FOLDER
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.protocols import PROTOCOLS, get_protocol
-from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
+from qzoom_agent.training.branches.dataset import DatasetSpec, load_records, sample_of
+from qzoom_agent.training.rewards import Rollout
 from qzoom_agent.training.sft import fine_tune as run
 from qzoom_agent.training.sft.call_writer import write_answer, write_call
 from qzoom_agent.training.sft.conversations import IGNORED, from_row, in_user_turns, to_row, training_conversations
-from qzoom_agent.training.sft.demonstrations import Demonstrations, Demonstrator, Plan, rollout_of
+from qzoom_agent.training.sft.demonstrations import Demonstrations, Demonstrator, Plan
 from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, TeacherServer, load_coldstart_recipe
 from qzoom_agent.views import ViewStore
 from tests.tiny_models import QWEN_TEMPLATE, build
@@ -141,7 +141,7 @@ def test_what_is_left_out(nano: HFBackend, plan: Plan, boxes: list[Any], said: s
 
 
 def test_what_is_right_is_the_recipes_to_say(nano: HFBackend) -> None:
-    async def agrees(question: str, answer: str, gold: str) -> bool:
+    def agrees(question: str, answer: str, gold: str) -> bool:
         return (question, answer, gold) == ("What code?", "four hundred and seven", "407")
 
     cases = [
@@ -160,14 +160,15 @@ def test_what_is_right_is_the_recipes_to_say(nano: HFBackend) -> None:
 
 def test_an_episode_that_had_to_be_mended_is_left_out(nano: HFBackend) -> None:
     make = Demonstrations(nano, recipe())
-    episode = rollout_of(make(record()).answer, record())
+    episode = Rollout(make(record()).answer.trace, sample_of(record()))
     assert make.judge(episode) == ""
     episode.trace.turns[0].repairs.append("closing </zoom> added")
     assert make.judge(episode) == "malformed"
     episode.trace.turns[0].repairs.clear()
-    assert make.judge(replace(episode, boxes=(), coarse_suffices=True)) == "redundant"
+    needless = Rollout(episode.trace, sample_of(record(boxes=[])))
+    assert make.judge(needless) == "redundant"
     keeps = Demonstrations(nano, recipe(redundant=True))
-    assert keeps.judge(replace(episode, boxes=(), coarse_suffices=True)) == ""
+    assert keeps.judge(needless) == ""
     episode.trace.turns[0].calls[0].result = None
     assert make.judge(episode) == "not served"
 

@@ -40,16 +40,6 @@ def test_boards_and_tables_name_the_extra(tmp_path: Path, monkeypatch: pytest.Mo
         open_rows(TaskSource(str(table)), HubTable(()))
 
 
-def test_the_demo_needs_no_extra(tmp_path: Path) -> None:
-    code = (
-        f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}))\n"
-        "from qzoom_agent.cli.main import main; sys.exit(main(['demo']))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("(right)") == 3
-
-
 @pytest.mark.parametrize(
     ("argv", "extra"),
     [

@@ -83,7 +83,7 @@ def essence(answer: Answer) -> dict[str, object]:
     return trace
 
 
-@pytest.mark.parametrize("slow", [0, 1, 3])
+@pytest.mark.parametrize("slow", [1, *(pytest.param(turn, marks=pytest.mark.slow) for turn in (0, 3))])
 def test_a_killed_episode_is_finished_by_another_process(tmp_path: Path, slow: int) -> None:
     run_and_kill(tmp_path, slow)
     turns: list[int] = []

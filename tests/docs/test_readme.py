@@ -15,6 +15,7 @@ import pytest
 from qzoom_agent.cli import evaluate, train
 from qzoom_agent.cli.main import VERBS
 from qzoom_agent.models.presets import NANO_FOLDER
+from tests.test_extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -109,11 +110,11 @@ def test_commands_parse(line: str) -> None:
 @needs_nano
 def test_commands_run(tmp_path: Path) -> None:
     # In the order of the page, in one process: `ask` reads a board that `demo` wrote. Evaluations and training take
-    # minutes, and the other pages' commands name models that are not in the package.
+    # minutes, and the other pages' commands name models that are not in the package. None of these needs an extra.
     skipped = {"bench", "eval", "train"}
     lines = [shlex.split(line)[1:] for line in _qzoom_lines(["README.md"]) if line.split()[1] not in skipped]
     assert lines[0] == ["demo"]
-    code = f"from qzoom_agent.cli.main import main\nfor line in {lines!r}:\n    assert main(line) == 0, line"
+    code = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}))\nfrom qzoom_agent.cli.main import main\nfor line in {lines!r}:\n    assert main(line) == 0, line"
     assert _run(code, tmp_path).count("(right)") == 3, "the seed is chosen so that a first run succeeds"
     assert (tmp_path / "report.html").exists()
     assert (tmp_path / "run" / "trace.json").exists()

@@ -113,6 +113,7 @@ def test_a_validation_counts_right_answers(straight: Path) -> None:
     assert shares["pages direct pips"]
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_in_time_goes_on_where_it_stopped(
     straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,7 +251,7 @@ def cut_at(step: int) -> type[base.LogCallback]:
     return Interrupted
 
 
-@pytest.mark.parametrize("step", [0, 3])
+@pytest.mark.parametrize("step", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_a_killed_run_ends_with_the_same_weights(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:

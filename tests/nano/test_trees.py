@@ -180,6 +180,16 @@ def attended(
     return cast(tuple[torch.Tensor, ...], said.attentions)
 
 
+@pytest.fixture(scope="module")
+def conversations(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, trees: list[Tree]
+) -> list[tuple[dict[str, Any], tuple[torch.Tensor, ...]]]:
+    """Every branch as a batch of its own, and the attention of the eager model in each layer."""
+    packer = Packer(tokenizer)
+    with torch.no_grad():
+        return [(one, attended(model, tokenizer, one)) for tree in trees for one in alone(packer, tree)]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "layer"), list(TOLD.items()))
 def test_the_focus_losses_are_those_of_the_stock_models_attention(
@@ -189,14 +199,15 @@ def test_the_focus_losses_are_those_of_the_stock_models_attention(
     heads: TrainingHeads,
     tokenizer: PreTrainedTokenizerFast,
     trees: list[Tree],
+    conversations: list[tuple[dict[str, Any], tuple[torch.Tensor, ...]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """-log of the attention that lands on the right tokens, read off the weights that the eager model gives out."""
     packer = Packer(tokenizer)
     each: list[torch.Tensor] = []
     monkeypatch.setattr("nano.heads.LARGE", 0.0)  # attention does not tell how large its scores are
-    for one in [one for tree in trees for one in alone(packer, tree)]:
-        weights = attended(model, tokenizer, one)[layer][0, :FOCUS_HEADS]
+    for one, attention in conversations:
+        weights = attention[layer][0, :FOCUS_HEADS]
         assert weights.shape[1:] == (len(one["ids"]),) * 2
         asking, seen = one[name]
         for token in asking.unique():

@@ -127,6 +127,7 @@ def test_a_first_look_loads_nothing_heavy(tmp_path: Path) -> None:
     ], done.stderr
 
 
+@pytest.mark.slow
 def test_importing_everything_leaves_no_top_level_names() -> None:
     names = [name for name in SOURCES if not name.endswith("__main__")]
     code = (

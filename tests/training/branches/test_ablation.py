@@ -32,6 +32,7 @@ def rows(table: str) -> dict[str, list[str]]:
     return {name: cells for name, *cells in found}
 
 
+@pytest.mark.slow
 def test_what_is_only_read_otherwise_is_not_trained(finished: Path, tmp_path: Path) -> None:
     found = rows(ablate("thresholds", finished, tmp_path, n=1))
     assert next(iter(found)) == "calibrated" and {"0.02", "0.3", "0.7 of the peak"} < set(found)
@@ -66,6 +67,7 @@ def test_raw_attention_stands_against_the_map(finished: Path, tmp_path: Path) ->
     assert all(cells[2] == "100%" for name, cells in found.items() if name != "SD-RPN")
 
 
+@pytest.mark.slow
 def test_post_sft_is_measured_on_its_own_base_and_everything_else_is_not(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     copytree(finished, run)

@@ -152,7 +152,7 @@ def test_what_is_rewarded_is_said_more_often(tmp_path: Path) -> None:
     ("steps", "rounds"),
     [
         (3, {"save_steps": 2}),
-        (4, {"num_iterations": 2}),
+        pytest.param(4, {"num_iterations": 2}, marks=pytest.mark.slow),
         pytest.param(4, {"minibatches": 2, "per_device_train_batch_size": 1}, marks=pytest.mark.slow),
     ],
 )

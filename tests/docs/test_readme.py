@@ -114,7 +114,10 @@ def test_commands_run(tmp_path: Path) -> None:
     skipped = {"bench", "eval", "train"}
     lines = [shlex.split(line)[1:] for line in _qzoom_lines(["README.md"]) if line.split()[1] not in skipped]
     assert lines[0] == ["demo"]
-    code = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}))\nfrom qzoom_agent.cli.main import main\nfor line in {lines!r}:\n    assert main(line) == 0, line"
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}))\nfrom qzoom_agent.cli.main import main\n"
+        f"for line in {lines!r}:\n    assert main(line) == 0, line"
+    )
     assert _run(code, tmp_path).count("(right)") == 3, "the seed is chosen so that a first run succeeds"
     assert (tmp_path / "report.html").exists()
     assert (tmp_path / "run" / "trace.json").exists()

@@ -155,7 +155,7 @@ def _skeleton(source: str) -> PreTrainedModel:
     """Build the modules of a model without its weights."""
     source = resolve_model(source).source
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         maker: Any = AutoModelForImageTextToText
         with torch.device("meta"):
             model: PreTrainedModel = maker.from_config(config, dtype=torch.bfloat16)

@@ -100,7 +100,9 @@ class HFBackend:
         preset = resolve_model(model)
         where, number, placement = choose(device, dtype)
         with _explained(preset), _quiet(preset):
-            config = AutoConfig.from_pretrained(preset.source)
+            config = AutoConfig.from_pretrained(preset.source, trust_remote_code=False)
+            if getattr(config, "auto_map", None):
+                logger.warning("%s: the code that comes with the model is not run; transformers' class is used", model)
             processor = load_processor(preset.source, config)
             weights = _load_weights(preset, config, where, number)
             found = _load_branches(preset.source, weights, branches)
@@ -145,6 +147,7 @@ def _load_weights(
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
         preset.source,
         config=config,
+        trust_remote_code=False,
         dtype=number,
         device_map=None if where.type == "cpu" else {"": where},
         output_loading_info=True,
@@ -218,6 +221,11 @@ def _explained(preset: Preset) -> Iterator[None]:
             "Free its memory, use a smaller model, or device='cpu'."
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise BackendError(
+                f"The model '{preset.name}' needs the code that comes with it (auto_map in its files). Such code is "
+                "never run (trust_remote_code=False). Use a model of a family that transformers knows."
+            ) from error
         if preset.source == str(NANO_FOLDER):
             advice = "The package should contain it: install qzoom-agent again."
         elif preset.local:

@@ -201,7 +201,7 @@ def load_processor(source: str, config: PretrainedConfig, **options: Any) -> Pro
     stock = cast(type[ProcessorMixin], PROCESSOR_MAPPING[type(config)])
     if not is_torchvision_available() and "video_processor" in cast(Any, stock).get_attributes():
         stock = image_only(stock)
-    processor = stock.from_pretrained(source, **options)
+    processor = stock.from_pretrained(source, trust_remote_code=False, **options)
     if processor.chat_template is None:
         processor.chat_template = processor.tokenizer.chat_template
     if processor.chat_template is None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from qzoom_agent.errors import BackendError
 from qzoom_agent.models.interface import SamplingParams
 
 
@@ -43,6 +44,9 @@ def draw(logits: Tensor, chance: Tensor, *, settings: SamplingParams, forbidden:
 
     Returns:
         Tokens (rows,), and their log-probabilities at this temperature among all ids, (rows,).
+
+    Raises:
+        BackendError: the logits of a row are not finite.
     """
     scaled = logits.float() / (settings.temperature or 1.0)
     open_ = scaled.index_fill(1, forbidden, -torch.inf)
@@ -59,7 +63,14 @@ def draw(logits: Tensor, chance: Tensor, *, settings: SamplingParams, forbidden:
         passed = weights.cumsum(1)
         at = torch.searchsorted(passed, chance[:, None] * passed[:, -1:], right=True)
         tokens = at[:, 0].clamp(max=logits.shape[1] - 1)
-    return tokens, torch.log_softmax(scaled, dim=1).gather(1, tokens[:, None])[:, 0]
+    logps = torch.log_softmax(scaled, dim=1).gather(1, tokens[:, None])[:, 0]
+    # a NaN or an infinite logit anywhere in a row makes the softmax of the whole row NaN
+    if not bool(logps.isfinite().all()):
+        raise BackendError(
+            "The model's logits are not finite. Its weights are damaged, or too large for the number format: download "
+            "them again, or load them with dtype='float32' or 'bfloat16'."
+        )
+    return tokens, logps
 
 
 class TextStream:

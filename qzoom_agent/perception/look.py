@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qzoom_agent.config import PerceptionConfig
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.perception.adapters import Adapter
 from qzoom_agent.perception.branches import SDRPN, BranchConfig, Branches, map_logits
@@ -122,6 +122,7 @@ def look(
 
     Raises:
         ConfigError: these branches have no SD-RPN.
+        BackendError: the output of a branch is not finite.
     """
     sdrpn = branches.sdrpn
     if sdrpn is None:
@@ -135,7 +136,7 @@ def look(
     if options.gate == "learned" and branches.gate is not None:
         own = branches.config.gate_threshold
         threshold = own if options.gate_threshold is None else options.gate_threshold
-        scores = torch.sigmoid(branches.gate(hidden, rotary=rotary, mask=mask)).tolist()
+        scores = torch.sigmoid(_finite(branches.gate(hidden, rotary=rotary, mask=mask))).tolist()
         gate_work = branches.gate.layers_a_token
     lengths = [hidden.shape[1] - start for start in starts]
     found = [BranchOutput(score, threshold, [], gate_work * n) for score, n in zip(scores, lengths, strict=True)]
@@ -150,12 +151,22 @@ def look(
     for at, row in enumerate(rows):
         one, turned = states[at : at + 1], (rotary[0][at : at + 1], rotary[1][at : at + 1])
         maps = [
-            _read(logits.view(height, width), first, adapter, options)
+            _read(_finite(logits).view(height, width), first, adapter, options)
             for logits, first, (_, height, width) in _logits(sdrpn, adapter, one, turned, images[row], starts[row])
         ]
         work = found[row].token_layers + sdrpn.layers_a_token * lengths[row]
         found[row] = BranchOutput(scores[row], threshold, maps, work)
     return found
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """Return the logits of a branch. Raises BackendError if one is not finite."""
+    if not bool(logits.isfinite().all()):
+        raise BackendError(
+            "The logits of the gate or SD-RPN are not finite: weights of the model or its branches are damaged. "
+            "Download or train them again."
+        )
+    return logits
 
 
 def _logits(

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from qzoom_agent.agent import Agent
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.messages import Message, image_part, message, text, view_ids
 from qzoom_agent.models import SamplingParams
@@ -493,6 +494,50 @@ def test_weights_that_are_not_there_are_explained(tmp_path: Path, monkeypatch: p
         HFBackend.load("qwen3-vl-4b")
     with pytest.raises(BackendError, match=f"from {NANO_FOLDER}: .* install qzoom-agent again"):
         HFBackend.load("nano")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "preprocessor_config.json"])
+def test_code_in_a_folder_is_never_run_nor_asked_about(
+    tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = build("qwen2_5_vl", tmp_path)
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    settings = json.loads((folder / file).read_text())
+    names = ("AutoConfig", "AutoModelForImageTextToText", "AutoTokenizer", "AutoImageProcessor", "AutoProcessor")
+    own = dict.fromkeys(names, "own.Own") | {"AutoTokenizer": ["own.Own", None]}
+    (folder / file).write_text(json.dumps({**settings, "auto_map": own}))
+    HFBackend.load(str(folder), device="cpu")
+    assert ("is not run" in caplog.text) == (file == "config.json")
+    (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": own}))
+    with pytest.raises(BackendError, match=r"never run \(trust_remote_code=False\)"):
+        HFBackend.load(str(folder), device="cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_weights_are_an_error_of_the_model(tmp_path: Path) -> None:
+    folder = build("qwen2_5_vl", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    for value in weights.values():
+        value.fill_(torch.nan)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    damaged = HFBackend.load(str(folder), device="cpu", dtype="float32")
+    with pytest.raises(BackendError, match=r"not finite.*download"):
+        session_of(damaged).reply([message("user", image_part("coarse"), "What?")], settings=GREEDY)
+    answer = Agent(damaged, policy="direct").run(Image.new("RGB", (64, 64)), "What?")
+    assert answer.status == "error" and "not finite" in str(answer.trace.error)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_token_is_not_drawn_from_logits_that_are_not_finite(value: float, temperature: float) -> None:
+    sampler = Sampler([SamplingParams(temperature=temperature)] * 2, [], torch.device("cpu"))
+    logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, value, 2.0]])
+    if value == -torch.inf:  # a token that the model rules out
+        assert all(token != 1 for token in sampler(logits)[0][1:].tolist())
+    else:
+        with pytest.raises(BackendError, match="not finite"):
+            sampler(logits)
 
 
 def test_a_text_model_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from qzoom_agent import Agent
 from qzoom_agent.config import AgentConfig
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.messages import Message, view_ids
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_session import HFSession
@@ -269,6 +269,17 @@ def test_a_folder_of_branches_can_be_given(load: Callable[[Family], Path], tmp_p
     assert agent.backend.branches.config.k == 2
     saved = json.loads((tmp_path / "branches.json").read_text())
     assert saved["k"] == 2
+
+
+@pytest.mark.parametrize("part", ["gate", "sdrpn"])
+def test_damaged_branches_are_an_error_of_the_model(part: str, load: Callable[[Family], Path]) -> None:
+    agent = Agent.from_pretrained(str(load("qwen2_5_vl")), device="cpu", dtype="float32", policy="implicit")
+    assert isinstance(agent.backend, HFBackend)
+    for value in getattr(agent.backend.branches, part).parameters():
+        value.data.fill_(torch.nan)
+    with pytest.raises(BackendError, match="not finite"):
+        agent.look(IMAGE, "what?")
+    assert "not finite" in str(agent.run(IMAGE, "what?").trace.error)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

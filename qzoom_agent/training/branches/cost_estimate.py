@@ -255,7 +255,7 @@ def shape_of(model: str) -> Shape | None:
         return known
     source = resolve_model(model).source
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=True)
+        config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
         return None
     text = config.get_text_config()

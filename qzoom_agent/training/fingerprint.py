@@ -9,6 +9,7 @@ from accelerate import PartialState
 from pydantic import BaseModel, JsonValue
 
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.files import atomic_write
 from qzoom_agent.training.recipe_io import with_new_names
 
 
@@ -29,8 +30,7 @@ def require_same(
     if not stored.exists():
         return
     before = json.loads(stored.read_text(encoding="utf-8"))
-    if kind is not None:
-        before = with_new_names(before, kind)
+    before = before if kind is None else with_new_names(before, kind)
     was, now = dict(_leaves(before)), dict(_leaves({**before, **json.loads(json.dumps(settings))}))
     differ = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
     if differ:
@@ -49,14 +49,9 @@ def begin(
     processes: PartialState,
     kind: type[BaseModel] | None = None,
 ) -> None:
-    """Store the settings of a result that is about to be made or resumed.
+    """Store all settings that decide a result, which is about to be made or resumed; see `require_same`.
 
-    Args:
-        stored: The file for the settings.
-        settings: All settings that decide the result.
-        made: The result; once it is deleted it may be made with other settings.
-        processes: The processes of this run; the main one writes.
-        kind: See `require_same`.
+    The main one of the `processes` writes. Once `made` is deleted it may be made with other settings.
 
     Raises:
         ConfigError: The result was begun with other settings.
@@ -66,9 +61,8 @@ def begin(
     processes.wait_for_everyone()  # so that none of them reads settings that another one has just written
     if processes.is_main_process:
         stored.parent.mkdir(parents=True, exist_ok=True)
-        writing = stored.with_suffix(".part")
-        writing.write_text(json.dumps(settings, sort_keys=True, indent=1), encoding="utf-8")
-        writing.rename(stored)
+        with atomic_write(stored) as writing:
+            writing.write_text(json.dumps(settings, sort_keys=True, indent=1), encoding="utf-8")
 
 
 def _leaves(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,13 +8,14 @@ import json
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from inspect import isabstract
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticUndefined
 from yaml import safe_dump
 
@@ -22,6 +23,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.files import read_yaml, require_folder, write_text
 
 _Recipe = TypeVar("_Recipe", bound=BaseModel)
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
 _WARNED: dict[Any, Any] = {}
 """Warnings that were shown, so that each is shown once."""
 
@@ -37,7 +39,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_old_names(cls, given: Any) -> Any:
-        return _with_new_names(given, cls, warn=True)
+        return with_new_names(given, cls, warn=True)
 
 
 class LoraSection(Section):
@@ -89,15 +91,11 @@ def read_recipe(path: Path, kind: type[_Recipe], *, overrides: Sequence[str] = (
         ConfigError: The file is missing or is not YAML, or the recipe has unknown keys or values that are not allowed.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"Cannot read the recipe {path}: {error.strerror}. Give the path of a YAML file.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"The recipe {path} is not text in UTF-8 ({error}). Save it as UTF-8.") from None
-    try:
-        data = read_yaml(text)
     except ValueError as error:
-        raise ConfigError(f"The recipe {path} is not YAML: {error}") from None
+        raise ConfigError(f"The recipe {path} is not YAML in UTF-8: {error}") from None
     if isinstance(data, dict):
         data = with_new_names(data, kind, warn=True) | changes
         for override in overrides:
@@ -136,7 +134,7 @@ def set_key(data: dict[str, Any], key: str, value: Any, *, kind: type[BaseModel]
         elif not isinstance(place, dict):
             raise ConfigError(f"--set {key}: {above} is {place!r}, which has no keys. Set {above} as a whole.")
         elif models:
-            (index,) = {one for model in models for one in _with_new_names({name: None}, model, warn=True)}
+            (index,) = with_new_names({name: None}, annotation, warn=True)
             fields = {field: info for model in models for field, info in model.model_fields.items()}
             if index not in fields:
                 raise ConfigError(_unknown(key, kind))
@@ -148,7 +146,8 @@ def set_key(data: dict[str, Any], key: str, value: Any, *, kind: type[BaseModel]
             place[slot] = value
             return
         if isinstance(place, dict) and place.get(slot) is None:
-            place[slot] = _dumped(default)
+            undefined = default in (None, PydanticUndefined)
+            place[slot] = {} if undefined else _ANY.dump_python(default, mode="json", exclude_unset=True)
         place = place[slot]
 
 
@@ -166,11 +165,16 @@ def with_new_names(data: Any, kind: Any, *, warn: bool = False) -> Any:
     if not isinstance(data, dict):
         return data
     for model in _models(kind):
-        data, fields = _with_new_names(data, model, warn=warn), model.model_fields
-        data = {
-            key: with_new_names(value, fields[key].annotation, warn=warn) if key in fields else value
-            for key, value in data.items()
-        }
+        renamed: Mapping[str, str] = getattr(model, "renamed", {})
+        for old in sorted(renamed.keys() & data.keys()):
+            if renamed[old] in data:
+                raise ConfigError(f"`{old}` is the old name of `{renamed[old]}`, and both are given. Keep the new one.")
+            if warn:  # shows no line of this code
+                message = f"The recipe key `{old}` is now called `{renamed[old]}`."
+                warnings.warn_explicit(message, FutureWarning, "recipe", 0, registry=_WARNED)
+        named = {renamed.get(key, key): value for key, value in data.items()}
+        fields = {key: info.annotation for key, info in model.model_fields.items()}
+        data = {k: with_new_names(one, fields[k], warn=warn) if k in fields else one for k, one in named.items()}
     return data
 
 
@@ -182,19 +186,6 @@ def keep_recipe(recipe: BaseModel, folder: Path) -> None:
     """
     text = safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     write_text(require_folder(folder) / "recipe.yaml", text)
-
-
-def _with_new_names(given: Any, model: type[BaseModel], *, warn: bool) -> Any:
-    """Return the keys of one section under their new names."""
-    renamed: Mapping[str, str] = getattr(model, "renamed", {})
-    old_names = sorted(renamed.keys() & given.keys()) if isinstance(given, Mapping) else []
-    for old in old_names:
-        if renamed[old] in given:
-            raise ConfigError(f"`{old}` is the old name of `{renamed[old]}`, and both are given. Keep the new one.")
-        if warn:
-            message = f"The recipe key `{old}` is now called `{renamed[old]}`."
-            warnings.warn_explicit(message, FutureWarning, "recipe", 0, registry=_WARNED)  # shows no line of this code
-    return {renamed.get(key, key): value for key, value in given.items()} if old_names else given
 
 
 def _members(annotation: Any) -> Iterator[Any]:
@@ -216,23 +207,12 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _parsed(text: str) -> Any:
-    try:
+    with suppress(ValueError):
         return json.loads(text)  # before YAML, which takes 1e-6 for a word
-    except ValueError:
-        pass
     try:
         return read_yaml(text)
     except ValueError as error:
         raise ConfigError(f"--set: the value {text!r} is neither JSON nor YAML: {error}") from None
-
-
-def _dumped(default: Any) -> Any:
-    """Return the default of a key as YAML would hold it."""
-    if isinstance(default, BaseModel):
-        return default.model_dump(mode="json", exclude_unset=True)
-    if isinstance(default, list | tuple):
-        return [one.model_dump(mode="json") if isinstance(one, BaseModel) else one for one in default]
-    return {} if default in (None, PydanticUndefined) else default
 
 
 def _unknown(key: str, kind: type[BaseModel]) -> str:

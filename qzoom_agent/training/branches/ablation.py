@@ -1,12 +1,12 @@
 """Ablations: one choice of the branches changed and everything else kept, measured side by side.
 
 Variants that change the training are trained, each in a folder of its own, from the labels of a finished run of `qzoom
-train branches` (or from new labels, where the change affects those), on the base that those labels are of, whether or
-not post-SFT came after. Variants that only read the branches differently are not trained. Each variant that changes
-SD-RPN or its base is calibrated anew. Then all are measured in one interleaved run on boards that nothing trained on.
+train branches` (or from new labels, where the change affects those). Each variant that changes SD-RPN or its base is
+calibrated anew. Then all are measured in one interleaved run on boards that nothing trained on.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -25,14 +25,13 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import CONFIG, BranchConfig, Branches
 from qzoom_agent.perception.labels import CROP_BASELINE
 from qzoom_agent.perception.maps import regions
-from qzoom_agent.training.branches.base_inference import ask, generate_answers
-from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName
-from qzoom_agent.training.branches.dataset import Record
+from qzoom_agent.training.branches.base_inference import attended_answers
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName, load_branch_recipe
 from qzoom_agent.training.branches.labelling import collect, heads_for, labels_on_grid, padded_size
 from qzoom_agent.training.branches.localisation import in_pixels
-from qzoom_agent.training.branches.run_dir import RunDirectory, keys_read_by, rebuilt
+from qzoom_agent.training.branches.run_dir import RunDirectory, keys_read_by
 from qzoom_agent.training.branches.stages import run_stage
-from qzoom_agent.training.recipe_io import read_recipe, set_key
+from qzoom_agent.training.recipe_io import set_key
 
 FINE: Final = ("needle-scene", "needle-doc")
 EVERY: Final = (*FINE, "needle-global")
@@ -70,15 +69,13 @@ def _layers(directory: RunDirectory) -> list[Variant]:
 
 
 def _depths(directory: RunDirectory) -> list[Variant]:
-    config = _config(directory)
-    deepest = min(4, config.base_layers - config.k)
+    deepest = min(4, _config(directory).base_layers - _config(directory).k)
     return [Variant(f"T = {value}", {"depth": value}) for value in range(1, deepest + 1)]
 
 
 def _shares(directory: RunDirectory) -> list[Variant]:
     """Fewer labels, each seen more often, for the same number of steps."""
-    epochs = directory.recipe.sdrpn.optimisation.num_train_epochs
-    key = "sdrpn.optimisation.num_train_epochs"
+    key, epochs = "sdrpn.optimisation.num_train_epochs", directory.recipe.sdrpn.optimisation.num_train_epochs
     return [
         Variant(f"{share:.0%} of the labels", {"sdrpn.share": share, key: round(epochs / share)})
         for share in (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -86,21 +83,20 @@ def _shares(directory: RunDirectory) -> list[Variant]:
 
 
 def _rules(_: RunDirectory) -> list[Variant]:
-    pairs = ((0.1, 0.1), (0.2, 0.05), (0.25, 0.05), (0.25, 0.1), (0.4, 0.05))
+    foreground, background = "labelling.rules.foreground", "labelling.rules.background"
     return [
-        Variant(
-            f"foreground {high:g}, background {low:g}",
-            {"labelling.rules.foreground": high, "labelling.rules.background": low},
-        )
-        for high, low in pairs
+        Variant(f"foreground {high:g}, background {low:g}", {foreground: high, background: low})
+        for high, low in ((0.1, 0.1), (0.2, 0.05), (0.25, 0.05), (0.25, 0.1), (0.4, 0.05))
     ]
 
 
 def _thresholds(_: RunDirectory) -> list[Variant]:
-    found = [Variant("calibrated")]
-    found += [Variant(f"{value:g}", reading={"threshold": value}) for value in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)]
-    shares = (0.2, 0.35, 0.5, 0.7)
-    return [*found, *(Variant(f"{value:g} of the peak", reading={"peak_share": value}) for value in shares)]
+    absolute, shares = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3), (0.2, 0.35, 0.5, 0.7)
+    return [
+        Variant("calibrated"),
+        *(Variant(f"{value:g}", reading={"threshold": value}) for value in absolute),
+        *(Variant(f"{value:g} of the peak", reading={"peak_share": value}) for value in shares),
+    ]
 
 
 def _gates(directory: RunDirectory) -> list[Variant]:
@@ -108,11 +104,8 @@ def _gates(directory: RunDirectory) -> list[Variant]:
     if found is None:
         raise ConfigError(f"{directory.final('calibrate')} has no figures of a training-free gate. Calibrate it again.")
     free = {"gate": "statistics", "peak_to_mean": max(1.0, found["threshold"])}
-    return [
-        Variant("learned", policy="implicit"),
-        Variant("training-free", reading=free, policy="implicit"),
-        Variant("off", policy="always"),
-    ]
+    learned = Variant("learned", policy="implicit")
+    return [learned, Variant("training-free", reading=free, policy="implicit"), Variant("off")]
 
 
 def _sources(directory: RunDirectory) -> list[Variant]:
@@ -120,6 +113,18 @@ def _sources(directory: RunDirectory) -> list[Variant]:
     if directory.recipe.box is not None:
         found.append(Variant("the attention, a box of the same sides", policy="oracle", attention="fixed"))
     return found
+
+
+def _positions(_: RunDirectory) -> list[Variant]:
+    return [Variant(name, reading={"positions": name}) for name in ("plain", "aligned")]
+
+
+def _postsft(directory: RunDirectory) -> list[Variant]:
+    if directory.base is None:
+        raise ConfigError(
+            f"{directory.output} has no base of post-SFT. Run `qzoom train postsft` with its recipe first."
+        )
+    return [Variant("without", after=("sdrpn",)), Variant("with", after=("sdrpn", "postsft"))]
 
 
 ABLATIONS: Final[dict[str, Ablation]] = {
@@ -130,14 +135,8 @@ ABLATIONS: Final[dict[str, Ablation]] = {
     "thresholds": Ablation("what counts as foreground of the map", _thresholds),
     "source": Ablation("SD-RPN, or the attention of the answer that it learned from", _sources),
     "gate": Ablation("gate learned, training-free or off", _gates, EVERY),
-    "positions": Ablation(
-        "positions of a crop",
-        lambda _: [Variant(name, reading={"positions": name}) for name in ("plain", "aligned")],
-    ),
-    "postsft": Ablation(
-        "with and without post-SFT",
-        lambda _: [Variant("without", after=("sdrpn",)), Variant("with", after=("sdrpn", "postsft"))],
-    ),
+    "positions": Ablation("positions of a crop", _positions),
+    "postsft": Ablation("with and without post-SFT", _postsft),
 }
 
 
@@ -165,18 +164,19 @@ def ablate(
     """
     if name not in ABLATIONS:
         raise ConfigError(f"There is no ablation '{name}'. Choose one of: {', '.join(ABLATIONS)}.")
-    ablation, directory = ABLATIONS[name], _finished(run)
+    if not (run / "recipe.yaml").exists() or not (run / "calibrate" / "final").exists():
+        raise ConfigError(f"{run} is no finished run of `qzoom train branches`. Give its output folder as --run.")
+    ablation, folder = ABLATIONS[name], out / name
+    directory = RunDirectory(load_branch_recipe(run / "recipe.yaml"), run)
     variants = ablation.variants(directory)
-    if name == "postsft" and directory.base is None:
-        raise ConfigError(f"{run} has no base of post-SFT. Run `qzoom train postsft` with its recipe first.")
-    folder = out / name
     bases: dict[bool, HFBackend] = {}
     agents, boxes = {}, {}
     for one in variants:
         branches, tuned = _branches(directory, one, folder)
         if tuned not in bases:
             bases[tuned] = directory.backend(base=directory.base if tuned else None)
-        backend = rebuilt(bases[tuned], Branches.load(branches, bases[tuned].model))
+        backend = copy(bases[tuned])  # the weights are those of all variants
+        backend.branches = Branches.load(branches, backend.model)
         config = AgentConfig(policy=one.policy).replace(perception=one.reading)
         if one.attention is not None:
             config = config.replace(oracle_margin=0.0)
@@ -202,13 +202,6 @@ def _cells(cells: Sequence[Cell]) -> str:
     inside = f"{sum(covered) / len(covered):.1%}" if covered else "-"
     zooms = sum(cell.zoomed for cell in cells) / len(cells)
     return f"{right / len(cells):.1%} ({low:.1%} to {high:.1%}) | {inside} | {zooms:.0%}"
-
-
-def _finished(run: Path) -> RunDirectory:
-    file = run / "recipe.yaml"
-    if not file.exists() or not (run / "calibrate" / "final").exists():
-        raise ConfigError(f"{run} is no finished run of `qzoom train branches`. Give its output folder as --run.")
-    return RunDirectory(read_recipe(file, BranchRecipe), run)
 
 
 def _config(directory: RunDirectory) -> BranchConfig:
@@ -237,39 +230,27 @@ def _calibrated(
     for made in ("heads.json", *(("labels",) if same_maps else ()), *after):
         if (directory.output / made).exists() and not (folder / made).exists():
             (folder / made).symlink_to((directory.output / made).resolve())
-    stages: tuple[StageName, ...] = ("sdrpn", "calibrate")
-    for stage in stages:
-        run_stage(other, stage)
+    run_stage(other, "sdrpn")
+    run_stage(other, "calibrate")
     return other.final("calibrate")
 
 
 def _attended(
     directory: RunDirectory, backend: HFBackend, around: Literal["tight", "fixed"]
 ) -> Callable[[Sample], Sequence[Box]]:
-    """Return a crop around the attention that labels are made of, the baseline of SD-RPN's paper, which answers twice.
+    """Return a crop around the attention that labels are made of, the baseline of SD-RPN's paper.
 
     It is "tight" around all attention, as published, or "fixed" in a box of the recipe's sides, as SD-RPN's.
     """
     recipe, labelling = directory.recipe, directory.recipe.labelling
+    if labelling.response == "gold":  # which is not known here
+        labelling = labelling.model_copy(update={"response": "own"})
     heads = heads_for(labelling, "textual", model=recipe.model, selected=directory.heads())
-    norm_layer = recipe.k if labelling.sink == "norm" else None
-    ratio = labelling.norm_ratio if labelling.sink == "norm" else None
+    norm_layer, ratio = recipe.k if labelling.sink == "norm" else None, labelling.used_norm_ratio
 
     def boxes(question: Sample) -> Sequence[Box]:
-        record = Record(
-            id=question.id,
-            image=question.image,
-            image_id=question.id,
-            question=question.question,
-            answer=question.answer,
-            answers=[question.answer],
-            exact=True,
-            boxes=None,
-            mode="textual",
-            short_labels=True,
-        )
-        (one,) = ask(backend, [record], [labelling.tokens], tools=labelling.response == "call")
-        said = generate_answers(backend, [one], max_new_tokens=labelling.max_new_tokens)
+        record: Any = {"image_id": question.id, "image": question.image, "question": question.question}
+        (one,), said = attended_answers(backend, [record], labelling)
         ((heat, sink),) = collect(backend, [one], said, heads, asking=labelling.asking, norm_layer=norm_layer)
         found = labels_on_grid(heat, sink, heat.shape, CROP_BASELINE, norm_ratio=ratio, shown=padded_size(one))
         box = found.box

@@ -1,8 +1,7 @@
 """The frozen base at work on records: prompts, hidden states, attention, answers, and whether those are right.
 
-A branch has to read in training what it reads at inference. So a record becomes the opening conversation of the model's
-own protocol over a coarse view that the agent's code makes, and its ids and positions are those of an inference
-session. Records about the same image share a session, and with it the encoded view.
+A branch reads in training what it reads at inference: prompts are those of the model's own protocol over the agent's
+coarse view, in an inference session. Records about the same image share a session, and with it the encoded view.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from qzoom_agent.config import BudgetConfig
 from qzoom_agent.evaluation.scorers import ocrbench
 from qzoom_agent.evaluation.scorers.judge import Judge, judged
 from qzoom_agent.evaluation.tasks.needle.tasks import exact
+from qzoom_agent.geometry import Box
 from qzoom_agent.images import load_image
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
@@ -27,12 +27,11 @@ from qzoom_agent.perception.attention import Recording, record
 from qzoom_agent.perception.decoder import Decoder, Embedded, Rotary
 from qzoom_agent.perception.look import Images
 from qzoom_agent.protocols import get_protocol
-from qzoom_agent.training.branches.branch_recipe import Asking
+from qzoom_agent.training.branches.branch_recipe import Asking, Labelling
 from qzoom_agent.training.branches.dataset import Record, Records, sample_of
 from qzoom_agent.views import View, ViewStore
 
-_NO_JUDGE: Final = Judge()
-"""A judge without a server, which decides by rule."""
+_BY_RULE: Final = Judge()
 
 
 class CoarsePrompt(NamedTuple):
@@ -44,6 +43,8 @@ class CoarsePrompt(NamedTuple):
     """The views of this conversation."""
     messages: list[Message]
     ready: Prepared
+    crop: Box | None = None
+    """The crop among these views, in pixels of the image; None: nothing was cropped."""
 
     @property
     def cells(self) -> Grid:
@@ -136,7 +137,7 @@ def answer_ids(backend: HFBackend, text: str) -> list[int]:
 def embed_rows(
     backend: HFBackend, sessions: Sequence[HFSession], ready: Sequence[Prepared]
 ) -> tuple[Embedded, Rotary, Tensor, Tensor]:
-    """Pad conversations on the left; return their embeddings, rotary embeddings, mask, and which tokens are real."""
+    """Return embeddings, rotary embeddings and mask of conversations, padded on the left, and which tokens are real."""
     new, positions, valid = padded(backend, sessions, ready, [0] * len(ready))
     rotary = Decoder(backend.model).rotary(new.hidden, positions)
     return new, rotary, causal_mask(valid, valid.shape[1], new.hidden), valid
@@ -147,12 +148,8 @@ def lower_states(backend: HFBackend, asked: Sequence[CoarsePrompt], k: int) -> L
     """Run the base's first `k` layers over the prompts."""
     new, rotary, mask, valid = embed_rows(backend, [one.session for one in asked], [one.ready for one in asked])
     hidden = Decoder(backend.model).run(new, range(k), rotary=rotary, mask=mask)
-    starts = [int(count) for count in valid.shape[1] - valid.sum(dim=1)]
-    images: list[Images] = []
-    for one, start in zip(asked, starts, strict=True):
-        at, rows, columns = one.grid
-        images.append([(start + at, rows, columns)])
-    return LowerLayerStates(hidden, rotary, mask, images, starts)
+    starts, images = _places(asked, valid)
+    return LowerLayerStates(hidden, rotary, mask, [[image] for image in images], starts)
 
 
 @torch.no_grad()
@@ -165,23 +162,23 @@ def attend(
     with record(backend.model, layers) as recorded:
         new, rotary, mask, valid = embed_rows(backend, [one.session for one in asked], ready)
         Decoder(backend.model).run(new, range(max(layers) + 1), rotary=rotary, mask=mask)
-    end = valid.shape[1]
-    queries, images = [], []
-    for one, ids, real in zip(asked, texts, valid.sum(dim=1).tolist(), strict=True):
-        first, last = end - len(ids), end - 1  # the last token ends the turn, and nothing is read for it
-        # generation feeds back every token of an answer to learn that it ends; of an empty one that end asks
-        predicting, fed = range(first - 1, max(first, last - 1)), range(first, max(first + 1, last))
-        queries.append(list(predicting if asking == "prediction" else fed))
-        start, rows, columns = one.grid
-        images.append((end - real + start, rows, columns))
-    return Attended(recorded, valid, queries, images)
+    end, back, queries = valid.shape[1], 1 if asking == "prediction" else 0, []
+    for ids in texts:
+        # generation feeds back every token of an answer but the last, which ends it; of an empty one that end asks
+        first = end - len(ids) - back
+        queries.append(list(range(first, max(first + 1, end - 1 - back))))
+    return Attended(recorded, valid, queries, _places(asked, valid)[1])
+
+
+def _places(asked: Sequence[CoarsePrompt], valid: Tensor) -> tuple[list[int], list[tuple[int, int, int]]]:
+    """Return the first real token of each row, and the first visual token, rows and columns of its map."""
+    starts = [int(count) for count in valid.shape[1] - valid.sum(dim=1)]
+    grids = [(start, *one.grid) for start, one in zip(starts, asked, strict=True)]
+    return starts, [(start + at, rows, columns) for start, at, rows, columns in grids]
 
 
 def generate_answers(backend: HFBackend, asked: Sequence[CoarsePrompt], *, max_new_tokens: int) -> list[str]:
-    """Decode a reply to each prompt greedily; return its answer, or its first zoom call as it is written.
-
-    The text is empty where the reply cannot be read.
-    """
+    """Decode a reply to each prompt greedily; return its answer, its first zoom call as written, or ""."""
     protocol, settings = get_protocol(backend.protocol), SamplingParams(max_new_tokens=max_new_tokens)
     # questions about one image share its encoded view, but each is a conversation of its own
     sessions = [one.session.fork() for one in asked]
@@ -194,12 +191,21 @@ def generate_answers(backend: HFBackend, asked: Sequence[CoarsePrompt], *, max_n
     return [one.calls[0].raw if one.calls else one.answer or "" for one in read]
 
 
-def is_right(said: str | None, record: Record, judge: Judge = _NO_JUDGE) -> bool:
+def attended_answers(
+    backend: HFBackend, records: Sequence[Record], labelling: Labelling
+) -> tuple[list[CoarsePrompt], list[str]]:
+    """Return prompts and answers whose attention is read: the model's own answers or calls, or the dataset's."""
+    asked = ask(backend, records, labelling.tokens, tools=labelling.response == "call")
+    if labelling.response == "gold":
+        return asked, [row["answer"] for row in records]
+    return asked, generate_answers(backend, asked, max_new_tokens=labelling.max_new_tokens)
+
+
+def is_right(said: str | None, record: Record, judge: Judge = _BY_RULE) -> bool:
     """Return whether a reply (None: there is none) is right, by the scorers of evaluation.
 
-    On generated boards a reply is right if it is the answer and nothing else. On other data it has to be one of the
-    accepted answers, or to hold one as whole words early on ("The date is January 5."); what these rules refuse, the
-    judge is asked about.
+    On generated boards it has to be the answer and nothing else. On other data it may hold an accepted answer as whole
+    words early on ("The date is January 5."); the judge is asked about what these rules refuse.
 
     Raises:
         BackendError: The judge does not answer.

@@ -1,7 +1,6 @@
 """The recipe of `qzoom train branches` and its stages: one file for one base.
 
-A section that a base does not need may be left out. Defaults are the published settings (Q-Zoom, arXiv 2604.06912, and
-its released scripts).
+Defaults are the published settings (Q-Zoom, arXiv 2604.06912, and its released scripts).
 """
 
 from pathlib import Path
@@ -19,7 +18,7 @@ from qzoom_agent.training.recipe_io import Section, read_recipe
 
 StageName = Literal["select-heads", "label", "sdrpn", "postsft", "gate", "calibrate"]
 Asking = Literal["answer", "prediction"]
-"""Tokens whose attention counts: those of the answer, as published, or those that predict them."""
+"""Tokens whose attention counts: those of the answer but for the last, as published, or those that predict it."""
 
 
 class HeadSearch(Section):
@@ -37,30 +36,33 @@ class Labelling(Section):
     """The collection of attention maps by `label`."""
 
     tokens: int | None = Field(default=None, gt=0)
-    """Most visual tokens of the view that is labelled; None: the model's preset. More than the branch will read helps:
-    where print is legible, attention is sharp."""
+    """Most visual tokens of the view that is labelled; None: the model's preset. Where print is legible, attention is
+    sharp."""
     grounding: dict[int, list[int]] | Literal["selected", "published"] = "selected"
     """Heads by layer, those that `select-heads` chose, or those published for this base."""
     sink: dict[int, list[int]] | Literal["norm", "published", "none"] = "none"
     """Attention sinks are found by heads (by layer), by those published for this base, or by norms of hidden states."""
     published_for: str | None = None
-    """Base whose published heads are taken; None: `model`, by its preset or hub id. For a folder with a copy of a
-    published base, or weights that were tuned from it, give for example `qwen2.5-vl-7b`."""
+    """Base whose published heads are taken (`qwen2.5-vl-7b`); None: `model`, by its preset or hub id."""
     norm_ratio: float = Field(default=4.0, gt=1)
     """`sink: norm`: a token is a sink from this many times the median norm of its image."""
     asking: Asking = "answer"
-    """Tokens whose attention counts: those of the answer but for the last, as published, or those that predict it."""
     response: Literal["own", "gold", "call"] = "own"
-    """The answer: the model's own, the dataset's, or the model's own when it is offered the zoom tool. In a call the
-    tokens of the box attend to its place, as the boxes do that the published recipe asks for in scenes."""
+    """The answer: the model's own, the dataset's, or the model's own when it is offered the zoom tool: in a call the
+    tokens of the box attend to its place."""
     keep: Literal["right", "crop", "all"] = "right"
-    """Learn from questions that the model answers right, by rule; from those that it answers right with the crop of its
-    own map, which tells good maps from bad ones even where print is illegible; or from all."""
+    """Learn from questions that the model answers right; from those that it answers right with the crop of its own map,
+    which tells good maps from bad ones even where print is illegible; or from all."""
     max_new_tokens: int = Field(default=128, gt=0)
     batch: int = Field(default=8, gt=0)
     """Questions a pass."""
     rules: LabelRules = LabelRules()
     """Thresholds between foreground, background and neither."""
+
+    @property
+    def used_norm_ratio(self) -> float | None:
+        """`norm_ratio`, or None where sinks are not found by norms."""
+        return self.norm_ratio if self.sink == "norm" else None
 
     def published_base(self, model: str) -> str | None:
         """Return the base whose published heads a recipe for this model asks for; None: it asks for none.
@@ -73,9 +75,9 @@ class Labelling(Section):
         base = self.published_for or preset_of(model) or model
         if base not in HEADS:
             raise ConfigError(
-                f"No heads are published for '{self.published_for or model}' (there are for {', '.join(HEADS)}). If "
-                "its weights are, or come from, one of these, name it as labelling.published_for. Else let "
-                "select-heads choose (labelling.grounding: selected), and take another labelling.sink."
+                f"No heads are published for '{self.published_for or model}' (there are for {', '.join(HEADS)}). Name "
+                "one of these as labelling.published_for if its weights come from there, or set labelling.grounding: "
+                "selected and another labelling.sink."
             )
         return base
 
@@ -204,24 +206,22 @@ class Calibration(Section):
     zoom_share: float | None = Field(default=None, gt=0, lt=1)
     """... or, instead, share of all questions that may zoom ..."""
     needless: float | None = Field(default=None, ge=0, lt=1)
-    """... or, instead, share of the questions that need no zoom that may be zoomed all the same. The lowest threshold
-    that allows it is taken: a zoom too many costs a crop, one too few the answer."""
+    """... or, instead, share of the questions that need no zoom that may be zoomed all the same; the lowest threshold
+    that allows it is taken."""
     box_recall: float = Field(default=0.98, gt=0, le=1)
-    """Share of the needles of which 95 % have to lie in the proposed box. The highest threshold that achieves it is
-    taken, or else the one that comes closest. Where no box is known, it is not used: then the threshold is taken whose
-    crops make most of the questions right that need a zoom."""
+    """Share of the needles of which 95 % have to lie in the proposed box, as far as it can be reached. Where no box is
+    known, the threshold is taken instead whose crops make most of the questions right that need a zoom."""
     blurs: list[Blur] | None = Field(default=None, min_length=1)
     """Blurs of the map to try; None: the recipe's own alone."""
     margins: list[Annotated[float, Field(ge=0, le=10)]] | None = Field(default=None, min_length=1)
-    """Margins of the box to try; None: the recipe's own alone. Of all pairs that reach `box_recall`, each at its
-    highest threshold, the one with the smallest boxes is taken."""
+    """Margins of the box to try; None: the recipe's own alone. The pair with the smallest boxes is taken."""
     records: int | None = Field(default=None, gt=0)
     """Held-out questions to take (None: all)."""
     tokens: int | None = Field(default=None, gt=0)
     """Most visual tokens of the view that is looked at; None: the model's preset."""
     higher_tokens: list[Annotated[int, Field(gt=0)]] | None = Field(default=None, min_length=1)
-    """Without a known box: budgets at which the questions are asked again that are wrong over that view. Those that
-    become right need a zoom. None: those budgets of `gate.tokens` that are higher."""
+    """Without a known box: higher budgets for questions that are wrong over that view; those that become right need a
+    zoom. None: those of `gate.tokens`."""
 
     @model_validator(mode="after")
     def _one_target_of_the_gate(self) -> "Calibration":
@@ -244,12 +244,12 @@ class BranchRecipe(Section):
     positions: Literal["plain", "aligned"] = "plain"
     """Positions of an inserted crop that the base was trained with."""
     peak_share: float | None = Field(default=None, gt=0, lt=1)
-    """Foreground of a map from this share of its peak on, a start that calibration changes. None: as published, from an
-    absolute threshold, of which calibration then finds one."""
+    """Foreground of a map from this share of its peak on; None: from an absolute threshold, as published. Calibration
+    chooses the value."""
     blur: Blur = "fixed"
-    """Blur of a map before that; a start likewise."""
+    """Blur of a map before that; calibration may change it, and the margin."""
     margin: float = Field(default=0.0, ge=0)
-    """Margin added on each side of a proposed box, as a share of its longer side; a start likewise."""
+    """Margin added on each side of a proposed box, as a share of its longer side."""
     box: Sides | None = None
     """Sides of a proposed box around the centre of the heat (`perception.box`); None: tight around the foreground."""
     stages: list[StageName] = Field(default=list(get_args(StageName)))
@@ -268,15 +268,6 @@ class BranchRecipe(Section):
     def asked(self, stage: str) -> list[DatasetSpec]:
         """Return the questions of a stage."""
         return {"gate": self.gate.data, "postsft": self.postsft.data}.get(stage) or self.data
-
-    def map_rules(self) -> dict[str, Any]:
-        """Return the map's rules that calibration may choose from, as arguments of `calibrate.candidates`."""
-        return {
-            "relative": self.peak_share is not None,
-            "blurs": self.calibration.blurs or [self.blur],
-            "margins": self.calibration.margins or [self.margin],
-            "box": self.box,
-        }
 
     @model_validator(mode="after")
     def _heads_are_published(self) -> "BranchRecipe":

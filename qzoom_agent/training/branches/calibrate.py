@@ -1,25 +1,26 @@
 """Thresholds for a stated target, chosen on held-out questions and stored with their evidence.
 
-The published code has thresholds that were tuned by hand for each benchmark. Here one target is stated for all: the
-share of the needed zooms that the gate must let through (or of the questions that may zoom), and the share of the
-needles that the proposed box must hold. Of all thresholds that meet a target the highest is taken: it zooms least, and
-its boxes are smallest. (Where the target is a share of needless zooms, the gate's lowest.) The map's threshold is
-absolute, as published, or a share of each map's peak; where several blurs and margins may be tried, each pair gets its
-own, and the pair with the smallest boxes wins. Where no box is known, answers choose the rule (see `crops`). A
-training-free gate, the map's peak over its mean, is calibrated for the same target and reported beside the learned one.
+The target is the share of the needed zooms that the gate must let through (or of the questions that may zoom), and the
+share of the needles that the proposed box must hold. Of all thresholds that meet it the highest is taken: it zooms
+least, and its boxes are smallest. (Where the target is a share of needless zooms, the gate's lowest.) The map's
+threshold is absolute, as published, or a share of each map's peak; of several blurs and margins the pair with the
+smallest boxes wins. Where no box is known, answers choose the rule (see `crops`). A training-free gate, the map's peak
+over its mean, is calibrated for the same target and reported beside the learned one.
 """
 
 import math
 import shutil
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
 import numpy as np
+from accelerate import PartialState
 from pydantic import Field, JsonValue
 
-from qzoom_agent.config import Blur, PerceptionConfig, Sides
+from qzoom_agent.config import Blur, PerceptionConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.gate import gate_fires
@@ -32,12 +33,10 @@ from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibratio
 from qzoom_agent.training.branches.crops import Crop, crop_outcomes
 from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
 from qzoom_agent.training.branches.localisation import Localisation, LookOutcome, localisation, look_at_records
-from qzoom_agent.training.branches.run_dir import RunDirectory
-from qzoom_agent.training.branches.sharded_table import together
+from qzoom_agent.training.branches.run_dir import RULE_KEYS, RunDirectory, digest, keys_read_by
+from qzoom_agent.training.fingerprint import begin
 from qzoom_agent.training.recipe_io import read_recipe
 
-_RULE_KEYS: Final = ("peak_share", "blur", "margin", "box")
-"""Keys of a recipe that say how a map becomes a box."""
 _THRESHOLDS: Final = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03)
 """Thresholds that answers choose from: those of the published code, and a few around them."""
 _PEAK_SHARES: Final = (0.8, 0.6, 0.4, 0.3, 0.2, 0.1)
@@ -90,23 +89,23 @@ class Calibrated(Figures):
     """The map's peak over its mean, used as a gate."""
 
 
-def candidates(
-    *, relative: bool, blurs: Sequence[Blur] = ("fixed",), margins: Sequence[float] = (0.0,), box: Sides | None = None
-) -> list[PerceptionConfig]:
+def map_rules(recipe: BranchRecipe) -> list[PerceptionConfig]:
+    """Return the rules of the map that calibration tries, without their threshold."""
+    blurs, margins = recipe.calibration.blurs or [recipe.blur], recipe.calibration.margins or [recipe.margin]
+    return [PerceptionConfig(blur=blur, margin=margin, box=recipe.box) for blur in blurs for margin in margins]
+
+
+def candidates(recipe: BranchRecipe) -> list[PerceptionConfig]:
     """Return the rules that answers choose from, few enough that each question is asked with all of them."""
-    key, values = ("peak_share", _PEAK_SHARES) if relative else ("threshold", _THRESHOLDS)
-    return [rule.model_copy(update={key: value}) for rule in _rules(blurs, margins, box) for value in values]
+    key, values = ("threshold", _THRESHOLDS) if recipe.peak_share is None else ("peak_share", _PEAK_SHARES)
+    return [rule.model_copy(update={key: value}) for rule in map_rules(recipe) for value in values]
 
 
 def calibrate(
     seen: Sequence[LookOutcome],
     needs: Sequence[bool | None],
-    target: Calibration,
+    recipe: BranchRecipe,
     *,
-    relative: bool = False,
-    blurs: Sequence[Blur] = ("fixed",),
-    margins: Sequence[float] = (0.0,),
-    box: Sides | None = None,
     crops: Sequence[Sequence[Crop]] = (),
 ) -> Calibrated:
     """Choose thresholds, and the rule of the map they belong to.
@@ -114,16 +113,13 @@ def calibrate(
     Args:
         seen: Gate score and map of each question.
         needs: For each question True if it needs a zoom; None: that cannot be told.
-        target: The target.
-        relative: Choose a share of the map's peak instead of an absolute threshold.
-        blurs: Blurs to try.
-        margins: Margins to try.
-        box: Sides of the proposed box, where they are fixed.
+        recipe: States the target and the rules to try. With `peak_share`, shares of the map's peak are chosen from.
         crops: For each question its crop by each of the `candidates`, which choose where no question has a box.
 
     Raises:
         ConfigError: None of the questions needs a zoom, or all do.
     """
+    target, relative = recipe.calibration, recipe.peak_share is not None
     needing, easy = sum(need is True for need in needs), sum(need is False for need in needs)
     left_out = len(needs) - needing - easy
     if not needing or not easy:
@@ -133,11 +129,9 @@ def calibrate(
         )
     figures, met = None, None
     if any(one.boxes for one in seen):
-        tried = [_by_boxes(seen, target, rule, relative=relative) for rule in _rules(blurs, margins, box)]
-        rule, met, _ = min(tried, key=_cost)
+        rule, met = _by_boxes(seen, recipe)
     else:
-        rules = candidates(relative=relative, blurs=blurs, margins=margins, box=box)
-        rule, figures = _by_answers(needs, crops, rules)
+        rule, figures = _by_answers(needs, crops, candidates(recipe))
     threshold = rule.peak_share if relative else rule.threshold
     assert threshold is not None
     scores = [one.score for one in seen]
@@ -163,29 +157,23 @@ def calibrate(
     )
 
 
-def _rules(blurs: Sequence[Blur], margins: Sequence[float], box: Sides | None) -> list[PerceptionConfig]:
-    return [PerceptionConfig(blur=blur, margin=margin, box=box) for blur in blurs for margin in margins]
-
-
-def _by_boxes(
-    seen: Sequence[LookOutcome], target: Calibration, options: PerceptionConfig, *, relative: bool
-) -> tuple[PerceptionConfig, bool, Localisation]:
-    """Return the rule with the highest threshold that meets the target or else comes closest, and whether it does."""
-    key = "peak_share" if relative else "threshold"
-    values = np.linspace(0.95, 0.05, 91) if relative else np.geomspace(0.9, 0.005, 60)
-    rules = [options.model_copy(update={key: round(float(value), 4)}) for value in values]
-    found = [(rule, localisation(seen, rule)) for rule in rules]
-    for rule, box in found:  # from the highest down
-        if (box.recall or 0.0) >= target.box_recall:
-            return rule, True, box
-    rule, box = max(found, key=lambda pair: pair[1].recall or 0.0)
-    return rule, False, box
-
-
-def _cost(found: tuple[PerceptionConfig, bool, Localisation]) -> tuple[bool, float]:
-    """Order rules: those that meet the target first, by area; then those that miss it, by how far."""
-    _, met, box = found
-    return (False, box.area or 0.0) if met else (True, -(box.recall or 0.0))
+def _by_boxes(seen: Sequence[LookOutcome], recipe: BranchRecipe) -> tuple[PerceptionConfig, bool]:
+    """Return the rule with the smallest boxes that meets the target, or else the one that comes closest, and whether it
+    meets it. Each rule is tried at the highest threshold that does.
+    """
+    relative, wanted = recipe.peak_share is not None, recipe.calibration.box_recall
+    key, values = (
+        ("peak_share", np.linspace(0.95, 0.05, 91)) if relative else ("threshold", np.geomspace(0.9, 0.005, 60))
+    )
+    tried: list[tuple[bool, float, PerceptionConfig]] = []
+    for options in map_rules(recipe):
+        rules = [options.model_copy(update={key: round(float(value), 4)}) for value in values]
+        found = [(rule, localisation(seen, rule)) for rule in rules]
+        meeting = [one for one in found if (one[1].recall or 0.0) >= wanted]
+        rule, box = meeting[0] if meeting else max(found, key=lambda one: one[1].recall or 0.0)
+        tried.append((not meeting, (box.area if meeting else -(box.recall or 0.0)) or 0.0, rule))
+    missed, _, rule = min(tried, key=itemgetter(0, 1))
+    return rule, not missed
 
 
 def _by_answers(
@@ -235,18 +223,16 @@ def gate_figures(
 def _beside(score: float, next_one: float) -> float:
     """Return a threshold between two scores, no further from the first than rounding moves it.
 
-    The score of a question differs a little between batch sizes and number formats; a threshold right beside it would
-    then fall on its other side.
+    Scores differ a little between batch sizes and number formats; one right beside the threshold might pass it.
     """
     step = max(abs(score) * _ROUNDING, 1e-12)
     return max((score + next_one) / 2, score - step) if next_one < score else min((score + next_one) / 2, score + step)
 
 
-def with_thresholds(backend: HFBackend, recipe: BranchRecipe, folder: Path, *, source: JsonValue) -> BranchConfig:
+def with_thresholds(backend: HFBackend, recipe: BranchRecipe, folder: Path) -> BranchConfig:
     """Return the config of the branches with thresholds chosen on held-out questions, and print the evidence.
 
-    All processes of a run have to call this. `folder` gets the answers, where no boxes are known; `source` says what
-    base, branches and records they are of.
+    All processes of a run have to call this. `folder` gets the answers, where no boxes are known.
 
     Raises:
         ConfigError: Nothing is held out, or it cannot be told which of the questions need a zoom.
@@ -256,31 +242,24 @@ def with_thresholds(backend: HFBackend, recipe: BranchRecipe, folder: Path, *, s
             "Thresholds are chosen on held-out questions, and the recipe has none. Name some in `held_out`."
         )
     assert backend.branches is not None
-    held, target = load_records(recipe.held_out, limit=recipe.calibration.records), recipe.calibration
-    rules = recipe.map_rules()
-    seen = look_at_records(backend, held, tokens=target.tokens)
+    held = load_records(recipe.held_out, limit=recipe.calibration.records)
+    seen = look_at_records(backend, held, tokens=recipe.calibration.tokens)
     if all(one.boxes is not None for one in seen):
-        found = calibrate(seen, [bool(one.boxes) for one in seen], target, **rules)
+        found = calibrate(seen, [bool(one.boxes) for one in seen], recipe)
     else:
-        answered = crop_outcomes(backend, held, recipe, candidates(**rules), folder / "answers", source=source)
+        answered = crop_outcomes(backend, held, recipe, candidates(recipe), folder / "answers")
         needs = [one.need(with_crop=recipe.gate.with_crop) for one in answered]
-        found = calibrate(seen, needs, target, **rules, crops=[one.crops for one in answered])
-    if together().is_main_process:
+        found = calibrate(seen, needs, recipe, crops=[one.crops for one in answered])
+    if PartialState().is_main_process:
         print(evidence_text(found), flush=True)
     return calibrated_config(backend.branches.config, found, recipe)
 
 
 def calibrated_config(config: BranchConfig, found: Calibrated, recipe: BranchRecipe) -> BranchConfig:
     """Return the config of branches with the thresholds that were found and their evidence."""
-    changes: dict[str, Any] = {
-        "peak_share": found.threshold if found.relative else None,
-        "blur": found.blur,
-        "margin": found.margin,
-        "box": recipe.box,
-        "evidence": found.model_dump(mode="json"),
-    }
-    if not found.relative:
-        changes["threshold"] = found.threshold
+    changes: dict[str, Any] = {"peak_share": None, "box": recipe.box, "evidence": found.model_dump(mode="json")}
+    changes["peak_share" if found.relative else "threshold"] = found.threshold
+    changes |= {"blur": found.blur, "margin": found.margin}
     if found.gate is not None:
         changes["gate_threshold"] = found.gate.threshold
     return BranchConfig.model_validate({**config.model_dump(), **changes})
@@ -316,8 +295,8 @@ class HeldOut(BranchRecipe):
 def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branches: Path | None = None) -> Path:
     """Calibrate existing branches on other questions (`qzoom calibrate`); return `output`/final, where they are.
 
-    The weights stay as they are. The map's rule (`peak_share`, `blur`, `margin`, `box`) is that of the branches, unless
-    the recipe sets it.
+    The weights stay as they are, and so does the map's rule (`peak_share`, `blur`, `margin`, `box`) unless the recipe
+    sets it.
 
     Args:
         recipe: A recipe of the branches; only `held_out`, `calibration` and, where no boxes are known, `gate` are read.
@@ -340,17 +319,17 @@ def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branche
     assert backend.branches is not None
     config = backend.branches.config
     run.recipe = wanted.model_copy(
-        update={key: getattr(config, key) for key in _RULE_KEYS if key not in wanted.model_fields_set}
+        update={key: getattr(config, key) for key in RULE_KEYS if key not in wanted.model_fields_set}
     )
-    config = with_thresholds(backend, run.recipe, output, source=run.source(stored, held_out=True))
-    if run.processes.is_main_process:
-        writing = output / "final.part"
-        writing.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(stored / WEIGHTS, writing / WEIGHTS)
-        (writing / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        writing.rename(final)
-        print(f"written {final}", flush=True)
-    run.processes.wait_for_everyone()
+    settings: dict[str, JsonValue] = {"recipe": keys_read_by(run.recipe, "calibrate"), "branches": digest(stored)}
+    begin(output / "settings.json", settings, made=output / "answers", processes=run.processes)
+    config = with_thresholds(backend, run.recipe, output)
+
+    def write(folder: Path) -> None:
+        shutil.copy2(stored / WEIGHTS, folder / WEIGHTS)
+        (folder / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    run.finish(final, write)
     return final
 
 

@@ -1,8 +1,8 @@
 """The cost of a stage, estimated from the recipe before anything is loaded: rows, steps, tokens and memory.
 
-Counted are the rows that go through the base: questions that are answered or looked at, and rows that are trained on.
-Tokens are those of prompts. Unknown are the rows of a hub dataset that is taken whole, and the memory of a base whose
-config is not on this machine. Memory is estimated from the shape of the base, well enough to tell 12 GB from 40 GB.
+Counted are the rows that go through the base, and the tokens of their prompts. Unknown are the rows of a hub dataset
+that is taken whole, and the memory of a base whose config is not on this machine. Memory is estimated from the shape of
+the base, well enough to tell 12 GB from 40 GB.
 """
 
 import math
@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from qzoom_agent.config import ViewBudget
 from qzoom_agent.models.presets import PRESETS, UNKNOWN_BUDGET, preset_of, resolve_model
-from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation, StageName
 from qzoom_agent.training.branches.calibrate import candidates
 from qzoom_agent.training.branches.dataset import count_rows
 from qzoom_agent.training.branches.fitting import optimizer_steps
@@ -78,10 +78,9 @@ class Work(NamedTuple):
         return self.layers * shape.layer_weights + (shape.head_weights if self.own else 0.0)
 
     def gb(self, shape: Shape, *, sharded: int = 1) -> float:
-        """Return the memory of a device in GB.
+        """Return the memory of a device in GB; ZeRO-2 spreads all but activations and 16-bit weights over `sharded`.
 
-        Training keeps weights, gradients and Adam's two moments in float32, and activations; ZeRO-2 spreads all but the
-        activations and the weights in 16 bit over `sharded` devices.
+        Training keeps weights, gradients and Adam's two moments in float32, and activations.
         """
         base, states = shape.base_gb or 0.0, self.batch * self.tokens * shape.hidden * _STATES
         if self.how is None:
@@ -108,100 +107,75 @@ class Work(NamedTuple):
         ]
 
 
-def training(
-    what: str, how: Optimisation, rows: int | None, tokens: float, layers: float, *, own: bool = False
-) -> Work:
-    """Return the training of some layers on so many rows an epoch."""
-    total = None if rows is None else rows * how.num_train_epochs
-    return Work(what, total, tokens, how.per_device_train_batch_size, how=how, layers=layers, own=own)
+def work_of(recipe: BranchRecipe, stage: StageName, views: ViewBudget, *, layers: int) -> list[Work]:
+    """Return the work of a stage in order, for a base with these budgets and layers (0: unknown)."""
+    coarse, crop = views.coarse_max_tokens + _TEXT_TOKENS, views.crop_max_tokens
+    rows, how, gate = count_rows(recipe.asked(stage)), recipe.labelling, recipe.gate
 
+    def over(tokens: int | None) -> int:
+        return coarse if tokens is None else tokens + _TEXT_TOKENS
 
-class CostModel:
-    """The work of each stage of one recipe, for a base with these budgets and layers (0: unknown)."""
+    def training(what: str, optimisation: Optimisation, count: int | None, tokens: float, trained: float) -> Work:
+        total = None if count is None else count * optimisation.num_train_epochs
+        batch = optimisation.per_device_train_batch_size
+        return Work(what, total, tokens, batch, how=optimisation, layers=trained, own=what == "the base")
 
-    def __init__(self, recipe: BranchRecipe, views: ViewBudget, *, layers: int) -> None:
-        self.recipe, self.layers = recipe, layers
-        self.coarse = views.coarse_max_tokens + _TEXT_TOKENS
-        self.crop = views.crop_max_tokens
+    def attended(when: str, count: int | None) -> list[Work]:
+        names = ["read with the answer"] if how.response == "gold" else ["answered", "read with the answer"]
+        return [Work(name + when, count, over(how.tokens), how.batch) for name in names]
 
-    def work_of(self, stage: str) -> list[Work]:
-        """Return the work of a stage in order."""
-        recipe, asked = self.recipe, count_rows(self.recipe.asked(stage))
-        if stage == "select-heads":
-            return self._attended("", least(recipe.heads.records, asked))
-        if stage == "label":
-            return self._labelled("", asked)
-        if stage == "sdrpn":
-            return self._sdrpn(recipe.sdrpn.optimisation, asked)
-        if stage == "postsft":
-            return self._postsft(asked)
-        return self._gate(least(recipe.gate.records, asked)) if stage == "gate" else self._calibrated()
+    def labelled(when: str, count: int | None) -> list[Work]:
+        cropped = [Work(f"answered with a crop{when}", count, coarse + crop, how.batch)] if how.keep == "crop" else []
+        return attended(when, count) + cropped
 
-    def _attended(self, when: str, rows: int | None) -> list[Work]:
-        how = self.recipe.labelling
-        tokens = self.coarse if how.tokens is None else how.tokens + _TEXT_TOKENS
-        read = Work(f"read with the answer{when}", rows, tokens, how.batch)
-        return [read] if how.response == "gold" else [Work(f"answered{when}", rows, tokens, how.batch), read]
+    def sdrpn(optimisation: Optimisation, count: int | None) -> list[Work]:
+        used = None if count is None else math.ceil(recipe.sdrpn.share * count)
+        held = least(recipe.sdrpn.report, count_rows(recipe.held_out))
+        tokens = fmean(map(over, recipe.sdrpn.tokens))
+        fit = training("SD-RPN", optimisation, used, tokens, recipe.depth - 0.7)  # of the last layer query and keys
+        return [fit, Work("held out, looked at", held, tokens, _LOOKED_AT, len(recipe.sdrpn.tokens))]
 
-    def _labelled(self, when: str, rows: int | None) -> list[Work]:
-        how = self.recipe.labelling
-        cropped = Work(f"answered with a crop{when}", rows, self.coarse + self.crop, how.batch)
-        return [*self._attended(when, rows), *([cropped] if how.keep == "crop" else [])]
-
-    def _sdrpn(self, how: Optimisation, rows: int | None) -> list[Work]:
-        stage = self.recipe.sdrpn
-        tokens = fmean(self.coarse if one is None else one + _TEXT_TOKENS for one in stage.tokens)
-        used = None if rows is None else math.ceil(stage.share * rows)
-        held = least(stage.report, count_rows(self.recipe.held_out))
-        layers = self.recipe.depth - 0.7  # of the last layer only query and keys
+    if stage == "select-heads":
+        return attended("", least(recipe.heads.records, rows))
+    if stage == "label":
+        return labelled("", rows)
+    if stage == "sdrpn":
+        return sdrpn(recipe.sdrpn.optimisation, rows)
+    if stage == "postsft":
+        tuning, rows = recipe.postsft, least(recipe.postsft.records, rows)
+        again = least(tuning.refit_records, count_rows(recipe.data))
         return [
-            training("SD-RPN", how, used, tokens, layers),
-            Work("held out, looked at", held, tokens, _LOOKED_AT, len(stage.tokens)),
+            Work("answered", rows, coarse, tuning.batch),
+            Work("looked at", rows, coarse, tuning.batch),
+            Work("answered with a crop", rows, coarse + crop, tuning.batch),
+            training("the base", tuning.optimisation, rows, coarse + crop, layers),
+            *labelled(" anew", again),
+            *sdrpn(tuning.refit, again),
         ]
-
-    def _postsft(self, asked: int | None) -> list[Work]:
-        stage = self.recipe.postsft
-        rows, again = least(stage.records, asked), least(stage.refit_records, count_rows(self.recipe.data))
-        both = self.coarse + self.crop
-        return [
-            Work("answered", rows, self.coarse, stage.batch),
-            Work("looked at", rows, self.coarse, stage.batch),
-            Work("answered with a crop", rows, both, stage.batch),
-            training("the base", stage.optimisation, rows, both, self.layers, own=True),
-            *self._labelled(" anew", again),
-            *self._sdrpn(stage.refit, again),
-        ]
-
-    def _gate(self, rows: int | None) -> list[Work]:
-        stage = self.recipe.gate
-        lowest = stage.tokens[0] + _TEXT_TOKENS
-        work = [Work("answered", rows, fmean(stage.tokens) + _TEXT_TOKENS, stage.batch, len(stage.tokens))]
-        if stage.with_crop:
-            work.append(Work("looked at", rows, lowest, stage.batch))
-            work.append(Work("answered with a crop", rows, lowest + self.crop, stage.batch))
-        if stage.own_calls:
-            work.append(Work("at most answered by own calls", rows, lowest + 2 * self.crop, 1))
-        read = fmean(stage.tokens[at] for at in stage.budgets_read) + _TEXT_TOKENS
-        return [*work, training("the gate", stage.optimisation, rows, read, self.recipe.gate_depth)]
-
-    def _calibrated(self) -> list[Work]:
-        """Without known boxes, all questions are answered once, and wrong ones with everything that may help."""
-        recipe, stage, target = self.recipe, self.recipe.gate, self.recipe.calibration
-        rows = least(target.records, count_rows(recipe.held_out))
-        seen = self.coarse if target.tokens is None else target.tokens + _TEXT_TOKENS
-        looked_at = Work("held out, looked at", rows, seen, _LOOKED_AT)
-        if all(one.path == "needle" for one in recipe.held_out):
-            return [looked_at]
-        higher = [budget for budget in target.higher_tokens or stage.tokens if budget > seen - _TEXT_TOKENS]
-        rules = candidates(**recipe.map_rules())
-        work = [looked_at, Work("answered if their boxes are unknown", rows, seen, stage.batch)]
-        if higher:
-            more = fmean(higher) + _TEXT_TOKENS
-            work.append(Work("at most answered at more tokens", rows, more, stage.batch, len(higher)))
-        work.append(Work("at most answered with a crop", rows, seen + self.crop, stage.batch, len(rules)))
-        if stage.own_calls:
-            work.append(Work("at most answered by own calls", rows, seen + 2 * self.crop, 1))
+    if stage == "gate":
+        rows, lowest = least(gate.records, rows), over(gate.tokens[0])
+        work = [Work("answered", rows, fmean(map(over, gate.tokens)), gate.batch, len(gate.tokens))]
+        if gate.with_crop:
+            work.append(Work("looked at", rows, lowest, gate.batch))
+            work.append(Work("answered with a crop", rows, lowest + crop, gate.batch))
+        if gate.own_calls:
+            work.append(Work("at most answered by own calls", rows, lowest + 2 * crop, 1))
+        read = fmean(over(gate.tokens[at]) for at in gate.budgets_read)
+        return [*work, training("the gate", gate.optimisation, rows, read, recipe.gate_depth)]
+    # without known boxes, all questions are answered once, and wrong ones with everything that may help
+    target = recipe.calibration
+    rows, seen = least(target.records, count_rows(recipe.held_out)), over(target.tokens)
+    work = [Work("held out, looked at", rows, seen, _LOOKED_AT)]
+    if all(one.is_needle for one in recipe.held_out):
         return work
+    work.append(Work("answered if their boxes are unknown", rows, seen, gate.batch))
+    higher = [over(budget) for budget in target.higher_tokens or gate.tokens if over(budget) > seen]
+    if higher:
+        work.append(Work("at most answered at more tokens", rows, fmean(higher), gate.batch, len(higher)))
+    work.append(Work("at most answered with a crop", rows, seen + crop, gate.batch, len(candidates(recipe))))
+    if gate.own_calls:
+        work.append(Work("at most answered by own calls", rows, seen + 2 * crop, 1))
+    return work
 
 
 def least(*counts: int | None) -> int | None:
@@ -209,7 +183,7 @@ def least(*counts: int | None) -> int | None:
     return min((count for count in counts if count is not None), default=None)
 
 
-def describe(recipe: BranchRecipe, stage: str, *, processes: int = 1) -> str:
+def describe(recipe: BranchRecipe, stage: StageName, *, processes: int = 1) -> str:
     """Describe the cost of one stage on so many devices in lines of text.
 
     Raises:
@@ -217,8 +191,7 @@ def describe(recipe: BranchRecipe, stage: str, *, processes: int = 1) -> str:
     """
     preset = resolve_model(preset_of(recipe.model) or recipe.model)
     shape = shape_of(recipe.model)
-    model = CostModel(recipe, preset.budget or UNKNOWN_BUDGET, layers=0 if shape is None else shape.layers)
-    work = model.work_of(stage)
+    work = work_of(recipe, stage, preset.budget or UNKNOWN_BUDGET, layers=0 if shape is None else shape.layers)
     lines = [f"model        {recipe.model} ({preset.source})", f"stage        {stage}"]
     lines += [line for one in work for line in one.describe(shape, processes)]
     if all(one.how is None for one in work):

@@ -1,27 +1,23 @@
 """Questions about images for training, as rows of one table, whatever they come from.
 
 A source is a hub id, a local folder or file (`qzoom_agent.data.question_table`), or `needle`, whose boards are drawn
-when a row is read. Training needs no boxes; metrics and head selection use them if they are there. Rows about one image
-stand together, so that it is decoded and encoded once. Where fewer rows are asked for than there are, each source gives
-its share of them: boards, which are drawn at random anyway, their first, and a table those that its seed draws, in the
-table's order.
+when a row is read. Training needs no boxes; metrics and head selection use them if they are there. Where fewer rows are
+asked for than there are, each source gives its share: boards, which are drawn at random anyway, their first, and a
+table those that its seed draws, in the table's order.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, Final, Protocol
 
-from datasets import Dataset, load_from_disk
-from pyarrow.parquet import read_metadata
-from pydantic import Field, JsonValue
+from pydantic import Field
 from torch.utils.data import ConcatDataset
 
 from qzoom_agent.data.question_table import QuestionRow, QuestionTable
+from qzoom_agent.data.rows import open_table
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle.boards import Board, Fact, draw_board
@@ -34,8 +30,6 @@ NEEDLE_SEED: Final = 600_000_000
 recipe's seed 0, from 6,400,000,000 on with others. Evaluation draws from other splits."""
 NEEDLE_SPAN: Final = 100_000_000
 """Seeds of a needle source with `seed` s are s spans higher, so that sources share no board."""
-_OF_TABLES: Final = {"limit", "short_labels"}
-"""Keys of a source that change nothing about a board's question."""
 _LAYOUTS: Final = {
     "scene": (0.64, {"needle-scene", "needle-global"}),
     "form": (0.12, {"needle-doc", "needle-global"}),
@@ -79,12 +73,6 @@ class DatasetSpec(Section):
     def is_needle(self) -> bool:
         return self.path == "needle"
 
-    def identity(self) -> dict[str, JsonValue]:
-        """Return the settings that decide what the rows hold. More boards leave the first as they are."""
-        settings: dict[str, JsonValue] = self.model_dump(mode="json")
-        settings["suites"] = settings.pop("tasks")  # the key in folders that earlier versions wrote
-        return {key: settings[key] for key in settings if not (self.is_needle and key in _OF_TABLES)}
-
 
 class Record(QuestionRow):
     """One row."""
@@ -101,9 +89,7 @@ class Records(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Any:
-        """Return a `Record`."""
-        ...
+    def __getitem__(self, index: int, /) -> Any: ...  # a `Record`
 
 
 def sample_of(record: Record) -> Sample:
@@ -132,7 +118,7 @@ def load_records(sources: Sequence[DatasetSpec], *, limit: int | None = None) ->
     if limit is not None:
         shares = spread([len(table) for table in tables], limit)
         tables = [table.some(share) for table, share in zip(tables, shares, strict=True)]
-    return ConcatenatedRecords(tables)
+    return ConcatenatedRecords(tables)  # type: ignore[arg-type]
 
 
 def _open(source: DatasetSpec) -> "_Boards | _Table":
@@ -141,9 +127,7 @@ def _open(source: DatasetSpec) -> "_Boards | _Table":
     questions = QuestionTable.open(
         source.path, name=source.name, split=source.split, columns=source.columns, images=source.images
     )
-    table = _Table(source, questions)
-    if source.limit is not None:
-        table = table.some(source.limit)
+    table = _Table(source, questions).some(source.limit or len(questions))
     table.questions.require_readable()
     return table
 
@@ -163,24 +147,18 @@ def spread(sizes: Sequence[int], limit: int) -> list[int]:
 class ConcatenatedRecords(ConcatDataset[Any]):
     """The rows of several sources as one sequence."""
 
-    def __init__(self, tables: "Sequence[_Boards | _Table]") -> None:
-        super().__init__(tables)  # type: ignore[arg-type]
-        self.tables = tables
-
     def questions(self) -> Iterator[tuple[str, int, list[str]]]:
         """Iterate over the questions of tables (not boards) without reading images: path, first row, questions."""
-        for table in self.tables:
+        for table in self.datasets:
             if isinstance(table, _Table):
-                asked = iter([question + table.source.suffix for question in table.questions.questions()])
-                at = 0
-                while some := list(islice(asked, 1000)):
-                    yield table.source.path, at, some
-                    at += len(some)
+                asked = [question + table.source.suffix for question in table.questions.questions()]
+                for at in range(0, len(asked), 1000):
+                    yield table.source.path, at, asked[at : at + 1000]
 
 
 @dataclass(frozen=True)
 class _Boards:
-    """The questions of a needle source, whose boards are drawn when a row is read."""
+    """The questions of a needle source."""
 
     source: DatasetSpec
     count: int
@@ -243,29 +221,20 @@ class _Table:
 def _board(seed: int, tasks: tuple[str, ...]) -> tuple[Board, list[Fact]]:
     """Return a board and its questions of these tasks, shuffled so that every kind comes before any comes again."""
     rng = Random(f"records/{seed}")
-    layouts = _layouts(tasks)
+    layouts = {name: share for name, (share, offers) in _LAYOUTS.items() if offers & set(tasks)}
+    if not layouts:
+        raise ConfigError(f"No board has questions of {', '.join(tasks)}. Name needle tasks.")
     layout = rng.choices(list(layouts), weights=list(layouts.values()))[0]
     board = draw_board(layout, seed, split="train")
     facts = [fact for fact in board.facts if fact.task in tasks]
     rng.shuffle(facts)
-    seen: dict[str, int] = {}
-    order = []
-    for fact in facts:
-        seen[fact.kind] = seen.get(fact.kind, 0) + 1
-        order.append(seen[fact.kind])
-    return board, [fact for _, fact in sorted(zip(order, facts, strict=True), key=lambda pair: pair[0])]
-
-
-def _layouts(tasks: Sequence[str]) -> dict[str, float]:
-    """Return the layouts to draw for these tasks, with their shares. Raises ConfigError if there are none."""
-    found = {name: share for name, (share, offers) in _LAYOUTS.items() if offers & set(tasks)}
-    if not found:
-        raise ConfigError(f"No board has questions of {', '.join(tasks)}. Name needle tasks.")
-    return found
+    kinds = [fact.kind for fact in facts]
+    order = [kinds[:at].count(kind) for at, kind in enumerate(kinds)]
+    return board, [facts[at] for at in sorted(range(len(facts)), key=order.__getitem__)]
 
 
 def count_rows(sources: Sequence[DatasetSpec]) -> int | None:
-    """Return the number of rows of some sources without reading them; None where one is taken whole from the hub.
+    """Return the number of rows of some sources; None where one is taken whole from the hub.
 
     Raises:
         ConfigError: A file or folder is missing or cannot be read.
@@ -277,27 +246,7 @@ def count_rows(sources: Sequence[DatasetSpec]) -> int | None:
 def _count(source: DatasetSpec) -> int | None:
     if source.is_needle:
         return source.limit or 1000
-    try:
-        count = _stored_rows(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"The rows of {source.path} cannot be counted: {error}.") from None
-    return min((known for known in (count, source.limit) if known is not None), default=None)
-
-
-def _stored_rows(source: DatasetSpec) -> int | None:
-    """Return the rows of a local file or folder; None for a dataset of the hub."""
-    where = Path(source.path).expanduser()
-    if (where / "dataset_info.json").is_file():
-        return len(Dataset.load_from_disk(str(where)))
-    if (where / "dataset_dict.json").is_file():
-        return len(load_from_disk(str(where))[source.split])
-    if where.is_file():
-        if where.suffix == ".parquet":
-            return int(read_metadata(where).num_rows)
-        with where.open(encoding="utf-8") as file:
-            is_list = file.read(1) == "["
-            file.seek(0)
-            return len(json.load(file)) if is_list else sum(bool(line.strip()) for line in file)
-    if source.path.startswith(("/", ".", "~")):
-        raise FileNotFoundError("there is no such file or folder")
-    return None
+    if not source.path.startswith(("/", ".", "~")) and not Path(source.path).exists():
+        return source.limit  # on the hub
+    count = len(open_table(source.path, config=source.name, split=source.split))
+    return min(count, source.limit or count)

@@ -2,8 +2,7 @@
 
     python -m qzoom_agent.training.branches.export runs/branches models/mine
 
-The branches are those of `calibrate`, and the base is the one that they were made for: the recipe's, or that of
-`postsft`.
+The branches are those of `calibrate`, and the base is the one they were made for: the recipe's, or that of `postsft`.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The training loop of every stage: a module whose `forward` is its loss, and transformers' Trainer around it.
 
-The frozen base runs in `prepare`, which turns the rows of a batch into the module's arguments. Processes (accelerate),
-schedules and trackers are the Trainer's; a checkpoint holds only the weights that are trained. Rows come in a fixed
-order drawn from the seed, those of one image together, and a run resumes at the row that was next.
+The frozen base runs in `prepare`, which turns the rows of a batch into the module's arguments. A checkpoint holds only
+the weights that are trained. Rows come in a fixed order drawn from the seed, those of one image together, and a run
+resumes at the row that was next.
 
 TRL's `SFTTrainer` does not give the same losses: it replaces the model's forward, so it cannot take views that are
 encoded already and positions aligned to the coarse view, and it averages over the tokens of all accumulated batches.
@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -94,15 +95,16 @@ class StageTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         assert output_dir is not None
-        module = self.accelerator.unwrap_model(self.model)
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         # not the frozen base, which may have billions of weights
-        save_file(trained(module), Path(output_dir) / WEIGHTS, metadata={"format": "pt"})
+        weights = trained(self.accelerator.unwrap_model(self.model))
+        save_file(weights, Path(output_dir) / WEIGHTS, metadata={"format": "pt"})
         torch.save(self.args, Path(output_dir) / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         module = self.accelerator.unwrap_model(self.model if model is None else model)
-        load_trained(module, Path(resume_from_checkpoint) / WEIGHTS)
+        _, unexpected = module.load_state_dict(load_file(Path(resume_from_checkpoint) / WEIGHTS), strict=False)
+        assert not unexpected, unexpected
 
 
 def trained(module: nn.Module) -> dict[str, Tensor]:
@@ -112,12 +114,6 @@ def trained(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def load_trained(module: nn.Module, file: Path) -> None:
-    """Load the weights that `trained` returned."""
-    _, unexpected = module.load_state_dict(load_file(file), strict=False)
-    assert not unexpected, unexpected
-
-
 class LogCallback(TrainerCallback):
     """Callback that prints each log line and appends it to a file."""
 
@@ -125,12 +121,10 @@ class LogCallback(TrainerCallback):
         self.path, self.began = path, time.perf_counter()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
+        logged = {name: float(f"{kwargs['logs'][name]:.4g}") for name in _LOGGED if name in kwargs["logs"]}
+        if not state.is_world_process_zero or not logged:  # the summary at the end has none of them
             return
         minutes = round((time.perf_counter() - self.began) / 60, 1)
-        logged = {name: float(f"{kwargs['logs'][name]:.4g}") for name in _LOGGED if name in kwargs["logs"]}
-        if not logged:
-            return  # the summary at the end
         line = json.dumps({"minutes": minutes, "step": state.global_step, "of": state.max_steps, **logged})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -173,39 +167,28 @@ def train(
         if isinstance(part, GradientCheckpointingLayer):
             part.gradient_checkpointing = optimisation.gradient_checkpointing
             part._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
-    warmup = optimisation.warmup_steps
+    warmup, half = optimisation.warmup_steps, torch.bfloat16 in stored.values() or launched_in_bfloat16()
     total = optimizer_steps(optimisation, len(rows), processes=processes.num_processes)
-    half = torch.bfloat16 in stored.values() or launched_in_bfloat16()
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=optimisation.per_device_train_batch_size,
-        gradient_accumulation_steps=optimisation.gradient_accumulation_steps,
-        num_train_epochs=1,  # the rows are those of all epochs
-        learning_rate=optimisation.learning_rate,
-        lr_scheduler_type=optimisation.lr_scheduler_type,
-        warmup_steps=int(warmup if warmup >= 1 else warmup * total),
-        weight_decay=optimisation.weight_decay,
-        adam_beta2=optimisation.adam_beta2,
-        max_grad_norm=1.0,
-        logging_steps=optimisation.logging_steps,
-        save_steps=optimisation.save_steps,
-        save_total_limit=2,
-        seed=seed,
-        data_seed=seed,
-        dataloader_num_workers=optimisation.dataloader_num_workers,
-        dataloader_pin_memory=False,
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
-        report_to=optimisation.report_to,
-        disable_tqdm=True,
-        use_cpu=not torch.accelerator.is_available(),
-        bf16=half,
-        fp16=torch.float16 in stored.values() and not half,
-    )
+    keys = optimisation.model_dump(exclude={"gradient_checkpointing"})
+    keys |= {"num_train_epochs": 1, "warmup_steps": int(warmup if warmup >= 1 else warmup * total)}
     trainer = StageTrainer(
         prepare,
         model=module,
-        args=arguments,
+        args=TrainingArguments(
+            **keys,  # the rows are those of all epochs
+            output_dir=str(folder),
+            max_grad_norm=1.0,
+            save_total_limit=2,
+            seed=seed,
+            data_seed=seed,
+            dataloader_pin_memory=False,
+            train_sampling_strategy="sequential",
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            use_cpu=not torch.accelerator.is_available(),
+            bf16=half,
+            fp16=torch.float16 in stored.values() and not half,
+        ),
         train_dataset=rows,
         data_collator=list,
         callbacks=[LogCallback(folder / "log.jsonl")],
@@ -224,20 +207,16 @@ def optimizer_steps(optimisation: Optimisation, rows: int, *, processes: int = 1
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """Return the latest complete checkpoint, if any.
+    """Return the latest complete checkpoint, if any: one whose state, which is written last, can be read."""
+    for state in sorted(folder.glob("checkpoint-*/trainer_state.json"), key=_step, reverse=True):
+        with suppress(ValueError):
+            json.loads(state.read_text(encoding="utf-8"))
+            return str(state.parent)
+    return None
 
-    The state is written last, so a checkpoint that was being written when the run was killed lacks it.
-    """
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return True
+def _step(state: Path) -> int:
+    return int(state.parent.name.split("-")[1])
 
 
 def require_tracker(name: str) -> None:

@@ -2,14 +2,12 @@
 
 Each question is answered at ascending budgets (Q-Zoom 3.2). It is of use if its answers are a step: wrong below some
 budget and right from there on. Right throughout is easy; wrong first is a transition; anything else is luck and is
-dropped. Then rows (question, budget, label) are drawn: of a transition mostly one of the last two wrong budgets, which
-need a zoom, seldom a right one, which does not; of easy ones, as many as there are transitions, any budget. With
-`with_crop` the crop that SD-RPN proposes counts as the highest budget; with `own_calls` the model's own zooms do, too.
+dropped. With `with_crop` the crop that SD-RPN proposes counts as the highest budget.
 
-Shares and balance are those of the released code; `consensus`, and `read_tokens` without the two highest budgets, give
-its choice of questions and budgets as well. Two things always differ. Answers are compared with the references, not
-with the consensus by any common substring ("12" is no "120"); and a transition that is right at no budget that can be
-read is always shown where it was wrong, not nine times in ten.
+Shares and balance of the rows are those of the released code; `consensus`, and `read_tokens` without the two highest
+budgets, give its choice of questions and budgets as well. Two things differ: answers are compared with the references,
+not with the consensus by any common substring ("12" is no "120"), and a transition that is right at no budget that can
+be read is always shown where it was wrong, not nine times in ten.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,19 +17,16 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from datasets import Dataset
-from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from qzoom_agent.agent import Agent
-from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.match import normalise
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import Gate
 from qzoom_agent.training.branches.base_inference import ask, generate_answers, is_right, lower_states, record_batches
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, GateStage
-from qzoom_agent.training.branches.crops import propose_boxes, with_crop
+from qzoom_agent.training.branches.crops import answer_by_own_calls, answer_with_crop, propose_boxes
 from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
 from qzoom_agent.training.branches.sharded_table import write_parts
@@ -63,61 +58,49 @@ class GateLoss(nn.Module):
         return binary_cross_entropy_with_logits(logits.float(), needs)
 
 
-def answer_at_budgets(
-    backend: HFBackend,
-    records: Records,
-    recipe: BranchRecipe,
-    folder: Path,
-    *,
-    source: JsonValue = None,
-) -> Dataset:
+def answer_at_budgets(backend: HFBackend, records: Records, recipe: BranchRecipe, folder: Path) -> Dataset:
     """Return for each record (`row`, `image_id`) its `answers` at the budgets, and which of them are `right`.
 
-    The table is kept in `folder`; one of another `source` (base, branches and records) is refused.
+    The table is kept in `folder`.
     """
     stage = recipe.gate
 
     def rows(indices: range) -> Iterator[dict[str, Any]]:
         for chosen, some in record_batches(records, indices, stage.batch):
-            said = [
+            said: list[Sequence[str | None]] = [
                 generate_answers(backend, ask(backend, some, budget), max_new_tokens=stage.max_new_tokens)
                 for budget in stage.tokens
             ]
             if stage.with_crop:
-                said.append(_with_crops(backend, some, recipe))
+                said.append(_with_crops(backend, some, stage))
             for index, record, texts in zip(chosen, some, zip(*said, strict=True), strict=True):
                 right = [is_right(text, record) for text in texts]
                 yield {"row": index, "image_id": record["image_id"], "answers": list(texts), "right": right}
 
-    settings = stage.model_dump(mode="json", include={"tokens", "with_crop", "own_calls", "max_new_tokens"})
-    return write_parts(folder, len(records), rows, {**settings, "source": source}, progress="answered at all budgets")
+    return write_parts(folder, len(records), rows, progress="answered at all budgets")
 
 
-def _with_crops(backend: HFBackend, records: Sequence[Record], recipe: BranchRecipe) -> list[str]:
-    """Answer with the proposed crop, and with `own_calls` by the agent's loop where that is wrong."""
-    stage = recipe.gate
+def _with_crops(backend: HFBackend, records: Sequence[Record], stage: GateStage) -> list[str | None]:
+    """Answer with the proposed crop, and with `own_calls` by the model's own zooms where that is wrong."""
     assert backend.branches is not None
-    aligned = backend.branches.config.positions == "aligned"
-    boxes = propose_boxes(backend, records, tokens=stage.tokens[0])
-    cropped = with_crop(backend, records, boxes, tokens=stage.tokens[0], aligned=aligned)
-    said = generate_answers(backend, [one.asked for one in cropped], max_new_tokens=stage.max_new_tokens)
-    if not stage.own_calls:
-        return said
-    agent = Agent(backend, config=AgentConfig(policy="explicit"))
+    lowest, aligned = stage.tokens[0], backend.branches.config.positions == "aligned"
+    boxes = propose_boxes(backend, records, tokens=lowest)
+    answers = answer_with_crop(
+        backend, records, boxes, tokens=lowest, aligned=aligned, max_new_tokens=stage.max_new_tokens
+    )
     return [
-        text if is_right(text, record) else agent.run(record["image"], record["question"]).text
-        for text, record in zip(said, records, strict=True)
+        answer_by_own_calls(backend, record, tokens=None) if stage.own_calls and not is_right(text, record) else text
+        for (text, _), record in zip(answers, records, strict=True)
     ]
 
 
 def kind_of(right: Sequence[bool]) -> Kind:
     """Classify right and wrong answers over ascending budgets."""
-    if not right[-1]:
-        return "luck" if any(right) else "never"
-    wrong = right.index(True)
-    if not all(right[wrong:]):
+    if not any(right):
+        return "never"
+    if not all(right[right.index(True) :]):
         return "luck"
-    return "transition" if wrong else "easy"
+    return "easy" if right[0] else "transition"
 
 
 def kinds(table: Dataset, stage: GateStage) -> list[Kind]:
@@ -135,7 +118,11 @@ def counted(found: Sequence[Kind]) -> str:
 
 
 def draw_rows(table: Dataset, stage: GateStage, *, seed: int) -> list[Draw]:
-    """Draw the training rows of all epochs."""
+    """Draw the training rows of all epochs.
+
+    Of a transition that is mostly one of the last two wrong budgets, seldom a right one; of easy questions, as many as
+    there are transitions, any budget.
+    """
     readable = stage.budgets_read
     rng = Random(f"gate/{seed}")
     rows = list(zip(table["row"], table["image_id"], table["right"], kinds(table, stage), strict=True))

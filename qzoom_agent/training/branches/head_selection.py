@@ -1,10 +1,8 @@
 """Choice of the attention heads of a base that look at the place its answer comes from.
 
-Published heads were picked by eye, and only for the published bases. Here every head above the lowest layers is scored
-on some hundred questions, by one pass each over question and answer:
+Heads are published only for a few bases. Here every head above the lowest layers is scored on some hundred questions:
 
-- where boxes are known: by the share of its attention on the image that falls inside them (`inside`), which is high for
-  a head that attends to small things and finds them;
+- where boxes are known: by the share of its attention on the image that falls inside them (`inside`);
 - where they are not: by how peaked its map is (`peak`, its highest cell over the mean), times how far it agrees with
   the other peaked heads (`agreement`): a single head may attend to a sink, but seldom several to the same place of
   different images.
@@ -12,6 +10,7 @@ on some hundred questions, by one pass each over question and answer:
 
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +20,8 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.decoder import Decoder
-from qzoom_agent.training.branches.base_inference import CoarsePrompt, ask, attend, generate_answers, record_batches
-from qzoom_agent.training.branches.branch_recipe import Asking, HeadSearch, Labelling
+from qzoom_agent.training.branches.base_inference import attend, attended_answers, record_batches
+from qzoom_agent.training.branches.branch_recipe import HeadSearch, Labelling
 from qzoom_agent.training.branches.dataset import Records
 from qzoom_agent.training.branches.localisation import known_boxes, needle_cells
 
@@ -85,22 +84,21 @@ def select_heads(backend: HFBackend, records: Records, search: HeadSearch, label
     insides: list[NDArray[np.bool] | None] = []
     count = min(search.records, len(records))
     for _, rows in record_batches(records, range(count), labelling.batch):
-        asked = ask(backend, rows, labelling.tokens, tools=labelling.response == "call")
-        said = [row["answer"] for row in rows]
-        if labelling.response != "gold":
-            said = generate_answers(backend, asked, max_new_tokens=labelling.max_new_tokens)
-        found = _all_maps(backend, asked, said, layers, labelling.asking)
-        for row, one, each in zip(rows, asked, found, strict=True):
+        asked, said = attended_answers(backend, rows, labelling)
+        recorded, valid, queries, images = attend(backend, asked, said, layers, labelling.asking)
+        for at, (row, one, response, (start, high, wide)) in enumerate(zip(rows, asked, queries, images, strict=True)):
             boxes = known_boxes(row) or []
             if row["boxes"] is not None and not boxes:
                 continue  # no part of the image in particular
-            maps.append(each.reshape(len(layers) * heads, -1))
+            place: dict[str, Any] = {"queries": response, "keys": slice(start, start + high * wide), "mask": valid}
+            found = [recorded.attention(layer, range(heads), **place)[at].mean(dim=1) for layer in layers]
+            maps.append(torch.cat(found).cpu().numpy())
             cells = needle_cells(one.cells, one.store.view("coarse"), boxes)
             insides.append(cells.flatten().numpy() if boxes else None)
     if not maps:
         raise ConfigError(
-            "No question tells which heads look where the answer is: all of them have an empty list of boxes, so they "
-            "are about no part of the image in particular. Give others, or leave the column out."
+            "No question is about a part of the image: all have an empty list of boxes. Give others, or leave the "
+            "column out."
         )
     names = [(layer, head) for layer in layers for head in range(heads)]
     return rank(names, maps, insides, count=search.count)
@@ -123,7 +121,7 @@ def rank(
     """
     known = [(each, inside) for each, inside in zip(maps, insides, strict=True) if inside is not None]
     shares = [each[:, inside].sum(1) / np.maximum(each.sum(1), 1e-9) for each, inside in known]
-    even = fmean(float(inside.mean()) for _, inside in known) if known else None
+    even = fmean(float(inside.mean()) for _, inside in known) if known else 0.0
     peaks = np.mean([each.max(1) / np.maximum(each.mean(1), 1e-12) for each in maps], axis=0)
     pool = np.argsort(-peaks)[:_POOL]
     agreement = np.mean([_agreement(each, pool) for each in maps], axis=0)
@@ -133,7 +131,7 @@ def rank(
             layer=layer,
             head=head,
             inside=None if inside is None else float(inside[at]),
-            lift=None if inside is None or even is None else float(inside[at] / max(even, 1e-9)),
+            lift=None if inside is None else float(inside[at] / max(even, 1e-9)),
             peak=float(peaks[at]),
             agreement=float(agreement[at]),
         )
@@ -152,22 +150,6 @@ def _agreement(maps: NDArray[np.float32], pool: NDArray[np.int64]) -> NDArray[np
     centred = maps - maps.mean(1, keepdims=True)
     centred = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
     with_pool = centred @ centred[pool].T
-    own = np.zeros_like(with_pool, dtype=bool)
-    own[pool, np.arange(len(pool))] = True
-    others = np.maximum((~own).sum(1), 1)
-    mean: NDArray[np.float64] = np.where(own, 0.0, with_pool).sum(1) / others
+    own = np.arange(len(maps))[:, None] == pool
+    mean: NDArray[np.float64] = np.where(own, 0.0, with_pool).sum(1) / np.maximum((~own).sum(1), 1)
     return mean
-
-
-def _all_maps(
-    backend: HFBackend, asked: Sequence[CoarsePrompt], said: Sequence[str], layers: Sequence[int], asking: Asking
-) -> list[NDArray[np.float32]]:
-    """Return for each row the maps of all heads, (layers * heads, rows, columns)."""
-    heads = range(backend.model.config.get_text_config().num_attention_heads)
-    recorded, valid, queries, images = attend(backend, asked, said, layers, asking)
-    out = []
-    for row, (response, (start, high, wide)) in enumerate(zip(queries, images, strict=True)):
-        image = slice(start, start + high * wide)
-        found = [recorded.attention(layer, heads, response, image, mask=valid)[row].mean(dim=1) for layer in layers]
-        out.append(torch.cat(found).view(-1, high, wide).cpu().numpy())
-    return out

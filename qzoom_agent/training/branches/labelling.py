@@ -1,13 +1,15 @@
 """Labels without annotation: the attention of the model while it writes its answer (SD-RPN, arXiv 2509.16944).
 
-The base answers each question, over a view that may have more tokens than the branch will read. One pass over prompt
-and answer gives the attention of the chosen heads, and that map is stored, with the answer and whether it was right.
-Thresholds are applied later, on whatever grid is trained on (`labels_on_grid`), so one table serves all rules.
+One pass over question and answer gives the attention of the chosen heads, over a view that may have more tokens than
+the branch will read. That map is stored with the answer and whether it was right. Thresholds are applied later, on
+whatever grid is trained on (`labels_on_grid`), so one table serves all rules.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,42 +22,41 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Size
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.attention import norm_map, response_map
-from qzoom_agent.perception.labels import HEADS, Heads, LabelRules, Labels, Mode, make_labels, prepared_prompt
+from qzoom_agent.perception.labels import HEADS, Heads, HeadSet, LabelRules, Labels, Mode, make_labels, prepared_prompt
 from qzoom_agent.training.branches.base_inference import (
     CoarsePrompt,
     ask,
     attend,
-    generate_answers,
+    attended_answers,
     is_right,
     record_batches,
 )
 from qzoom_agent.training.branches.branch_recipe import Asking, Labelling
-from qzoom_agent.training.branches.crops import with_crop
+from qzoom_agent.training.branches.crops import answer_with_crop
 from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.localisation import in_pixels
 from qzoom_agent.training.branches.sharded_table import write_parts
 
 
-class HeadPair(NamedTuple):
-    """Heads whose attention makes the map, and heads whose attention finds sinks."""
+class Maps(NamedTuple):
+    """The maps of one answer."""
 
-    grounding: Heads
-    sink: Heads
+    heat: NDArray[np.float32]
+    """(rows, columns) attention."""
+    sink: NDArray[np.float32] | None
+    """Map that tells sinks; None: none are sought."""
 
 
 def collect(
     backend: HFBackend,
     asked: Sequence[CoarsePrompt],
     said: Sequence[str],
-    heads: HeadPair,
+    heads: HeadSet,
     *,
     asking: Asking = "answer",
     norm_layer: int | None = None,
-) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
-    """Return for each row the attention map of its answer on its view, and its sink map, if sinks are sought.
-
-    Sinks are told by heads, or by the norm of the hidden states at the input of `norm_layer`.
-    """
+) -> list[Maps]:
+    """Return the maps of each answer on its view; sinks are told by heads, or by norms at the input of `norm_layer`."""
     layers = sorted({*heads.grounding, *heads.sink, *(() if norm_layer is None else (norm_layer,))})
     recorded, valid, queries, images = attend(backend, asked, said, layers, asking)
     found = []
@@ -63,9 +64,7 @@ def collect(
         place: dict[str, Any] = {"start": start, "rows": rows, "columns": columns, "row": row}
         heat = response_map(recorded, heads.grounding, response=response, mask=valid, **place)
         sink = response_map(recorded, heads.sink, response=response, mask=valid, **place) if heads.sink else None
-        if norm_layer is not None:
-            sink = norm_map(recorded, norm_layer, **place)
-        found.append((heat, sink))
+        found.append(Maps(heat, sink if norm_layer is None else norm_map(recorded, norm_layer, **place)))
     return found
 
 
@@ -116,29 +115,23 @@ def resized(values: NDArray[Any], grid: tuple[int, int], *, mass: bool = True) -
     return scaled
 
 
-def heads_for(labelling: Labelling, mode: Mode, *, model: str, selected: Heads | None) -> HeadPair:
+def heads_for(labelling: Labelling, mode: Mode, *, model: str, selected: Heads | None) -> HeadSet:
     """Return the heads that a recipe names, for questions of this mode.
 
     Raises:
         ConfigError: The recipe asks for selected heads, and there are none.
     """
     base = labelling.published_base(model)
-    published = None if base is None else HEADS[base]
-    grounding = labelling.grounding
-    if grounding == "selected":
-        if selected is None:
-            raise ConfigError("No heads were selected yet. Run `qzoom train select-heads` with this recipe first.")
-        grounding = {layer: list(chosen) for layer, chosen in selected.items()}
-    elif grounding == "published":
-        assert published is not None
-        grounding = {layer: list(chosen) for layer, chosen in published[mode].grounding.items()}
-    sink: Heads = {}
-    if labelling.sink == "published":
-        assert published is not None
-        sink = published[mode].sink
-    elif isinstance(labelling.sink, dict):
-        sink = labelling.sink
-    return HeadPair(grounding, sink)
+    published = HeadSet({}, {}) if base is None else HEADS[base][mode]
+    if labelling.grounding == "selected" and selected is None:
+        raise ConfigError("No heads were selected yet. Run `qzoom train select-heads` with this recipe first.")
+    named = {"selected": selected or {}, "published": published.grounding}
+    grounding = labelling.grounding if isinstance(labelling.grounding, dict) else named[labelling.grounding]
+    sink: Heads = labelling.sink if isinstance(labelling.sink, dict) else {}
+    return HeadSet(
+        {layer: list(chosen) for layer, chosen in grounding.items()},
+        published.sink if labelling.sink == "published" else sink,
+    )
 
 
 def label(
@@ -149,26 +142,23 @@ def label(
     *,
     selected: Heads | None = None,
     k: int,
-    source: JsonValue = None,
-    positions: Literal["plain", "aligned"] = "plain",
+    aligned: bool = False,
 ) -> Dataset:
-    """Collect the maps of all records in `folder`; a table of another `source` (base and records) is refused.
+    """Collect the maps of all records in `folder`, with heads that `select-heads` `selected` if the recipe says so.
 
     Columns: `row` (index of the record), `image_id`, `answer` (or the zoom call), `right` (with `keep: crop` of the
-    answer to the crop, at these `positions`), `map` and `sink` (rows of cells), `shown` (see `padded_size`).
+    answer to the crop, at `aligned` positions or not), `map` and `sink` (rows of cells), `shown` (see `padded_size`).
     """
 
     def rows(indices: range) -> Iterator[dict[str, Any]]:
         for chosen, some in record_batches(records, indices, labelling.batch):
-            yield from _rows(backend, some, chosen, labelling, selected, k, positions)
+            by_mode: dict[Mode, dict[int, Record]] = {}
+            for index, record in zip(chosen, some, strict=True):
+                by_mode.setdefault(record["mode"], {})[index] = record
+            made = (_rows(backend, same, labelling, selected, k=k, aligned=aligned) for same in by_mode.values())
+            yield from sorted(chain.from_iterable(made), key=itemgetter("row"))
 
-    settings = map_settings(labelling, k, positions)
-    heads: JsonValue = None
-    if labelling.grounding == "selected" and selected is not None:
-        heads = {str(layer): list(chosen) for layer, chosen in selected.items()}
-    return write_parts(
-        folder, len(records), rows, {**settings, "source": source, "selected": heads}, progress="labelled"
-    )
+    return write_parts(folder, len(records), rows, progress="labelled")
 
 
 def map_settings(labelling: Labelling, k: int | None, positions: str) -> dict[str, JsonValue]:
@@ -183,67 +173,51 @@ def map_settings(labelling: Labelling, k: int | None, positions: str) -> dict[st
 
 def _rows(
     backend: HFBackend,
-    rows: Sequence[Record],
-    chosen: range,
+    records: Mapping[int, Record],
     labelling: Labelling,
     selected: Heads | None,
+    *,
     k: int,
-    positions: Literal["plain", "aligned"],
-) -> list[dict[str, Any]]:
+    aligned: bool,
+) -> Iterator[dict[str, Any]]:
+    """Iterate over the rows of records of one mode."""
+    rows = list(records.values())
+    mode = rows[0]["mode"]
+    heads = heads_for(labelling, mode, model=backend.name, selected=selected)
+    # in scenes the published recipe asks for boxes, so that the answer attends to objects
+    published = labelling.grounding == "published"
+    prompts: list[Any] = [
+        {**row, "question": prepared_prompt(row["question"], mode, keep_short=row["short_labels"])} for row in rows
+    ]
+    asked, said = attended_answers(backend, prompts if published else rows, labelling)
     norm_layer = k if labelling.sink == "norm" else None
-    by_mode: dict[Mode, list[int]] = {}
-    for at, row in enumerate(rows):
-        by_mode.setdefault(row["mode"], []).append(at)
-    out: dict[int, dict[str, Any]] = {}
-    for mode, places in by_mode.items():
-        some = [rows[at] for at in places]
-        heads = heads_for(labelling, mode, model=backend.name, selected=selected)
-        # in scenes the published recipe asks for boxes, so that the answer attends to objects
-        asks = labelling.grounding == "published"
-        prompts: list[Any] = [
-            {**row, "question": prepared_prompt(row["question"], mode, keep_short=row["short_labels"])} if asks else row
-            for row in some
-        ]
-        asked = ask(backend, prompts, labelling.tokens, tools=labelling.response == "call")
-        said = [row["answer"] for row in some]
-        if labelling.response != "gold":
-            said = generate_answers(backend, asked, max_new_tokens=labelling.max_new_tokens)
-        maps = collect(backend, asked, said, heads, asking=labelling.asking, norm_layer=norm_layer)
-        # boxes that were asked for cannot be compared with the answer
-        right = [(asks and mode == "natural") or is_right(*pair) for pair in zip(said, some, strict=True)]
-        if labelling.keep == "crop":
-            right = _right_with_crop(backend, some, maps, labelling, aligned=positions == "aligned")
-        for at, row, one, text, good, (heat, sink) in zip(places, some, asked, said, right, maps, strict=True):
-            out[at] = {
-                "row": chosen[at],
-                "image_id": row["image_id"],
-                "answer": text,
-                "right": good,
-                "map": heat.tolist(),
-                "sink": None if sink is None else sink.tolist(),
-                "shown": padded_size(one),
-            }
-    return [out[at] for at in sorted(out)]
+    maps = collect(backend, asked, said, heads, asking=labelling.asking, norm_layer=norm_layer)
+    if labelling.keep == "crop":
+        right = _right_with_crop(backend, rows, maps, labelling, aligned=aligned)
+    else:  # boxes that were asked for cannot be compared with the answer
+        right = [(published and mode == "natural") or is_right(*pair) for pair in zip(said, rows, strict=True)]
+    for index, one, text, good, (heat, sink) in zip(records, asked, said, right, maps, strict=True):
+        yield {
+            "row": index,
+            "image_id": records[index]["image_id"],
+            "answer": text,
+            "right": good,
+            "map": heat.tolist(),
+            "sink": None if sink is None else sink.tolist(),
+            "shown": padded_size(one),
+        }
 
 
 def _right_with_crop(
-    backend: HFBackend,
-    records: Sequence[Record],
-    maps: Sequence[tuple[NDArray[np.float32], NDArray[np.float32] | None]],
-    labelling: Labelling,
-    *,
-    aligned: bool,
+    backend: HFBackend, records: Sequence[Record], maps: Sequence[Maps], labelling: Labelling, *, aligned: bool
 ) -> list[bool]:
     """Return for each record whether it is answered right with the crop of its own map beside the coarse view."""
-    ratio = labelling.norm_ratio if labelling.sink == "norm" else None
     boxes = []
     for one, (heat, sink) in zip(ask(backend, records, None), maps, strict=True):
-        cells = one.cells
-        grid = cells.rows, cells.columns
+        grid, ratio = (one.cells.rows, one.cells.columns), labelling.used_norm_ratio
         found = labels_on_grid(heat, sink, grid, labelling.rules, norm_ratio=ratio, shown=padded_size(one))
-        boxes.append(in_pixels(found.box, cells, one.store.view("coarse")) if found.usable else None)
-    cropped = with_crop(backend, records, boxes, tokens=None, aligned=aligned)
-    said = generate_answers(backend, [one.asked for one in cropped], max_new_tokens=labelling.max_new_tokens)
-    return [
-        one.box is not None and is_right(text, record) for one, text, record in zip(cropped, said, records, strict=True)
-    ]
+        boxes.append(in_pixels(found.box, one.cells, one.store.view("coarse")) if found.usable else None)
+    answers = answer_with_crop(
+        backend, records, boxes, tokens=None, aligned=aligned, max_new_tokens=labelling.max_new_tokens
+    )
+    return [box is not None and is_right(text, record) for (text, box), record in zip(answers, records, strict=True)]

@@ -1,7 +1,7 @@
-"""Localisation: how well the map points at boxes that are known.
+"""Localisation: how well the map points at known boxes.
 
-`look_at_records` runs the branches once over held-out questions and keeps maps and scores. All figures (recall at a
-threshold, IoU, the area under the ROC curve) are computed from those, so thresholds are swept without the model.
+`look_at_records` runs the branches once over held-out questions; all figures are computed from the maps and scores that
+it keeps, so thresholds are swept without the model.
 """
 
 import math
@@ -71,12 +71,9 @@ class Localisation(Figures):
     """Share of the questions for which anything is proposed."""
 
 
-def look_at_records(
-    backend: HFBackend, records: Records, *, tokens: int | None, batch: int = 16, limit: int | None = None
-) -> list[LookOutcome]:
-    """Return gate scores and maps of all records, or of the first `limit`, over views of at most `tokens`."""
-    count = len(records) if limit is None else min(limit, len(records))
-    batches = record_batches(records, range(count), batch)
+def look_at_records(backend: HFBackend, records: Records, *, tokens: int | None, batch: int = 16) -> list[LookOutcome]:
+    """Return gate scores and maps of all records over views of at most `tokens`."""
+    batches = record_batches(records, range(len(records)), batch)
     return [seen for _, rows in batches for seen in look_at_batch(backend, rows, tokens=tokens)]
 
 
@@ -111,46 +108,30 @@ def known_boxes(record: Record) -> list[Box] | None:
 
 def localisation(seen: Sequence[LookOutcome], options: PerceptionConfig) -> Localisation:
     """Return the figures under one rule of the foreground; questions without a box do not count."""
-    hits, overlaps, areas, curves, proposed = [], [], [], [], 0
+    rows: dict[str, list[float]] = {name: [] for name in ("recall", "iou", "area", "auc", "proposed")}
     for one in seen:
         if not one.boxes:
             continue
-        target = bounding_box(one.boxes)
-        box = one.proposal(options)
-        proposed += box is not None
-        hits.append(box is not None and all(box.coverage(needle) >= COVERED for needle in one.boxes))
-        overlaps.append(0.0 if box is None else box.iou(target))
-        areas.append(0.0 if box is None else box.area / one.image.area)
-        curve = auc(one)
-        if curve is not None:
-            curves.append(curve)
-    n = len(hits)
-    if n == 0:
-        return Localisation(n=0, recall=None, iou=None, area=None, auc=None, proposed=None)
-    return Localisation(
-        n=n,
-        recall=fmean(hits),
-        iou=fmean(overlaps),
-        area=fmean(areas),
-        auc=fmean(curves) if curves else None,
-        proposed=proposed / n,
-    )
+        box, curve = one.proposal(options), auc(one)
+        rows["recall"].append(box is not None and all(box.coverage(needle) >= COVERED for needle in one.boxes))
+        rows["iou"].append(0.0 if box is None else box.iou(bounding_box(one.boxes)))
+        rows["area"].append(0.0 if box is None else box.area / one.image.area)
+        rows["auc"] += [] if curve is None else [curve]
+        rows["proposed"].append(box is not None)
+    means: dict[str, float | None] = {name: fmean(values) if values else None for name, values in rows.items()}
+    return Localisation.model_validate({"n": len(rows["recall"]), **means})
 
 
 def in_pixels(region: MapRegion, grid: Grid, coarse: View) -> Box:
-    """Return a region of the coarse view's map as a box in pixels of the image, without the padding of the view."""
+    """Return a region of the coarse view's map as a box in pixels of the image, without padding."""
     box = grid.to_view(region.x1, region.y1, region.x2, region.y2, view="coarse")
     return coarse.to_original(box.clamp(coarse.size))
 
 
 def bounding_box(boxes: Sequence[Box]) -> Box:
     """Return the smallest box around several."""
-    return Box(
-        min(box.x1 for box in boxes),
-        min(box.y1 for box in boxes),
-        max(box.x2 for box in boxes),
-        max(box.y2 for box in boxes),
-    )
+    left, top, right, bottom = zip(*(box.as_list() for box in boxes), strict=True)
+    return Box(min(left), min(top), max(right), max(bottom))
 
 
 def auc(one: LookOutcome) -> float | None:

@@ -1,13 +1,9 @@
 """Post-SFT: fine-tune the base on questions that a crop made it answer wrongly (Q-Zoom, section 3.3 and stage 2).
 
-A base was never shown a crop beside its image, and now and then it loses an answer that it had. So each question is
-answered twice, over the coarse view alone and with SD-RPN's crop inserted. Where only the first is right (`hurt`), the
-base is taught its own right answer with the crop in place, if asked for beside a share of the cases in which the crop
-`helped`. Boxes are mostly replaced by random ones, so that no particular crop is learned, and crops get the positions
-that inference gives them. Free-form data needs a judge: a server with the OpenAI API, whose verdicts are kept on disk.
-
-Trained are the decoder's layers and its head, unless that is tied to the embeddings. The layers below the branches
-change, too, so SD-RPN is fitted again afterwards.
+Each question is answered twice, over the coarse view alone and with SD-RPN's crop inserted. Where only the first answer
+is right (the crop hurt), the base learns its own right answer with the crop in place, if asked for beside a share of
+the cases in which the crop `helped`. Most boxes are replaced by random ones, so that no particular crop is learned.
+The layers below the branches change, too, so SD-RPN is fitted again afterwards.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +13,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -37,21 +32,20 @@ from qzoom_agent.training.branches.base_inference import (
     with_answer,
 )
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, PostSFTStage
-from qzoom_agent.training.branches.crops import propose_boxes, with_crop
+from qzoom_agent.training.branches.crops import answer_with_crop, propose_boxes, with_crop
 from qzoom_agent.training.branches.dataset import Records
 from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
 from qzoom_agent.training.branches.sharded_table import write_parts
 
 
 class AnswerLoss(nn.Module):
-    """Cross-entropy of answers, driven layer by layer; the decoder's layers are trained, the vision encoder is not."""
+    """Cross-entropy of answers, driven layer by layer. Trained are the decoder's layers, and its head unless tied."""
 
     def __init__(self, backend: HFBackend) -> None:
         super().__init__()
-        self.model = backend.model
-        self.model.requires_grad_(False)
-        Decoder(self.model).text.layers.requires_grad_(True)
-        model: Any = self.model
+        model: Any = backend.model
+        self.model = model.requires_grad_(False)
+        Decoder(model).text.layers.requires_grad_(True)
         head = model.get_output_embeddings()
         # a head that is tied to the embeddings would change how prompts are read
         if head.weight is not model.get_input_embeddings().weight:
@@ -68,8 +62,7 @@ class AnswerLoss(nn.Module):
     ) -> Tensor:
         """Return the mean over the tokens that are learned; `labels` (rows, tokens) are -100 elsewhere."""
         decoder = Decoder(self.model)
-        every = range(decoder.depth)
-        out = decoder.run(Embedded(hidden, visual, deepstack), every, rotary=rotary, mask=mask)
+        out = decoder.run(Embedded(hidden, visual, deepstack), range(decoder.depth), rotary=rotary, mask=mask)
         predicts = labels[:, 1:] != IGNORED
         logits = self.model.lm_head(decoder.text.norm(out[:, :-1][predicts]))
         return cross_entropy(logits.float(), labels[:, 1:][predicts])
@@ -87,50 +80,33 @@ def answer_batch(
     padded = torch.full(valid.shape, IGNORED, device=valid.device)
     for at, each in enumerate(labels):
         padded[at, -len(each) :] = torch.tensor(each, device=valid.device)
-    return {
-        "hidden": new.hidden,
-        "rotary": rotary,
-        "mask": mask,
-        "visual": new.visual,
-        "deepstack": new.deepstack,
-        "labels": padded,
-    }
+    return {**new._asdict(), "rotary": rotary, "mask": mask, "labels": padded}
 
 
-def find_cases(
-    backend: HFBackend,
-    records: Records,
-    recipe: BranchRecipe,
-    folder: Path,
-    *,
-    judge: Judge,
-    source: JsonValue = None,
-) -> Dataset:
+def find_cases(backend: HFBackend, records: Records, stage: PostSFTStage, folder: Path, *, judge: Judge) -> Dataset:
     """Answer each record without and with a crop; return `row`, `image_id`, `box` and both answers and verdicts.
 
-    The table is kept in `folder`; one of another `source` (base, branches and records) is refused.
+    The table is kept in `folder`, the answers of the judge in its own cache.
     """
-    stage = recipe.postsft
+    how: dict[str, Any] = {"tokens": None, "aligned": stage.positions == "aligned"}
 
     def rows(indices: range) -> Iterator[dict[str, Any]]:
         for chosen, some in record_batches(records, indices, stage.batch):
             plain = generate_answers(backend, ask(backend, some, None), max_new_tokens=stage.max_new_tokens)
             boxes = propose_boxes(backend, some, tokens=None)
-            cropped = with_crop(backend, some, boxes, tokens=None, aligned=stage.positions == "aligned")
-            second = generate_answers(backend, [one.asked for one in cropped], max_new_tokens=stage.max_new_tokens)
-            for index, record, one, before, after in zip(chosen, some, cropped, plain, second, strict=True):
+            cropped = answer_with_crop(backend, some, boxes, max_new_tokens=stage.max_new_tokens, **how)
+            for index, record, before, (after, box) in zip(chosen, some, plain, cropped, strict=True):
                 yield {
                     "row": index,
                     "image_id": record["image_id"],
-                    "box": None if one.box is None else one.box.as_list(),
+                    "box": None if box is None else box.as_list(),
                     "plain": before,
                     "cropped": after,
                     "plain_right": is_right(before, record, judge),
                     "cropped_right": is_right(after, record, judge),
                 }
 
-    settings = stage.model_dump(mode="json", include={"positions", "judge", "judge_model", "max_new_tokens"})
-    return write_parts(folder, len(records), rows, {**settings, "source": source}, progress="answered twice")
+    return write_parts(folder, len(records), rows, progress="answered twice")
 
 
 def choose_cases(cases: Dataset, stage: PostSFTStage, *, seed: int) -> list[int]:
@@ -154,9 +130,8 @@ def train_postsft(
 ) -> None:
     """Train the base in place on the chosen cases."""
     stage = recipe.postsft
-    order = shuffled(
-        [cases[at]["image_id"] for at in chosen], epochs=stage.optimisation.num_train_epochs, seed=recipe.seed
-    )
+    images = [cases[at]["image_id"] for at in chosen]
+    order = shuffled(images, epochs=stage.optimisation.num_train_epochs, seed=recipe.seed)
 
     def read(index: int) -> dict[str, Any]:
         case = cases[chosen[index]]
@@ -172,8 +147,7 @@ def train_postsft(
             own = case["plain"] if case["plain_right"] else case["cropped"]
             targets.append(row["answer"] if stage.target == "gold" else own)
         with torch.no_grad():
-            cropped = with_crop(backend, rows, boxes, tokens=None, aligned=stage.positions == "aligned")  # type: ignore[arg-type]
-        asked = [one.asked for one in cropped]
+            asked = with_crop(backend, rows, boxes, tokens=None, aligned=stage.positions == "aligned")  # type: ignore[arg-type]
         labels = [answer_ids(backend, text) for text in targets]
         ready = [with_answer(one.ready, ids) for one, ids in zip(asked, labels, strict=True)]
         return answer_batch(backend, [one.session for one in asked], ready, labels)

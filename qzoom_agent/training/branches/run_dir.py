@@ -21,7 +21,6 @@ from typing import Any, Final, get_args
 import torch
 from pydantic import BaseModel, JsonValue
 
-from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
@@ -43,20 +42,27 @@ _BEFORE: Final[dict[StageName, tuple[StageName, ...]]] = {
     "calibrate": ("sdrpn", "postsft", "gate"),
 }
 """Stages whose branches another one starts from: the last of them that is done."""
-_BASE_KEYS: Final = {"model", "dtype"}
-_READING_KEYS: Final = {"peak_share", "blur", "margin", "box"}
-"""Keys that say how a map becomes a box."""
-_ANSWER_KEYS: Final = {"tokens", "response", "asking", "max_new_tokens"}
-"""Keys of `labelling` that decide the answers whose attention is read."""
-_BUDGET_KEYS: Final = {"tokens", "with_crop", "own_calls", "max_new_tokens"}
-"""Keys of `gate` that decide the answers at each budget."""
-_READ: Final[dict[StageName, set[str]]] = {
-    "select-heads": {"data", "heads"},
-    "label": {"data"},
-    "sdrpn": {"data", "seed", "k", "depth", "positions", "labelling", "sdrpn", *_READING_KEYS},
-    "postsft": {"data", "seed", "labelling", "postsft"},
-    "gate": {"data", "seed", "k", "positions", "gate_depth", "gate"},
-    "calibrate": {"held_out", "positions", "calibration", *_READING_KEYS},
+RULE_KEYS: Final = ("peak_share", "blur", "margin", "box")
+"""Keys of a recipe that say how a map becomes a box."""
+
+
+def _keys(*whole: str, **parts: set[str]) -> dict[str, Any]:
+    return {**dict.fromkeys(("model", "dtype", *whole), True), **parts}
+
+
+_READ: Final[dict[StageName, dict[str, Any]]] = {
+    "select-heads": _keys("data", "heads", labelling={"tokens", "response", "asking", "max_new_tokens"}),
+    "label": _keys("data"),
+    "sdrpn": _keys("data", "seed", "k", "depth", "positions", "labelling", "sdrpn", *RULE_KEYS),
+    "postsft": _keys("data", "seed", "labelling", "postsft", sdrpn={"tokens", "share"}),  # SD-RPN is fitted again
+    "gate": _keys("data", "seed", "k", "positions", "gate_depth", "gate"),
+    "calibrate": _keys(
+        "held_out",
+        "positions",
+        "calibration",
+        *RULE_KEYS,
+        gate={"tokens", "with_crop", "own_calls", "max_new_tokens"},  # where boxes are unknown
+    ),
 }
 """Keys of the recipe that the result of a stage depends on ..."""
 _UNREAD: Final[dict[str, Any]] = {
@@ -94,45 +100,30 @@ class RunDirectory:
 
     def backend(self, *, branches: Path | None = None, base: Path | None = None) -> HFBackend:
         """Load the recipe's base, or a tuned one, with the branches of a stage; all weights are frozen."""
-        many = self.processes.num_processes > 1
         preset = resolve_model(self.recipe.model)
         backend = HFBackend.load(
             self.recipe.model if base is None else str(base),
-            device=str(self.processes.device) if many else "auto",
+            device=str(self.processes.device) if self.processes.num_processes > 1 else "auto",
             dtype=self.recipe.dtype,
             branches=branches,
             protocol=preset.protocol,
         )
-        if backend.name != self.recipe.model:  # tuned weights keep the name, heads and budgets of their base
-            backend = rebuilt(backend, backend.branches, name=self.recipe.model, defaults=preset.budget)
+        backend.name = self.recipe.model  # tuned weights keep the name, heads and budgets of their base
+        if preset.budget is not None:
+            backend.defaults = preset.budget.model_copy(update={"factor": backend.defaults.factor})
         backend.model.requires_grad_(False)
         return backend
 
     def fresh(self, backend: HFBackend, *, sdrpn: bool, gate: bool) -> Branches:
         """Return untrained branches of this recipe. The seed decides the gate's head."""
-        recipe = self.recipe
-        torch.manual_seed(recipe.seed)
-        return Branches.from_base(
-            backend.model,
-            k=recipe.k,
-            depth=recipe.depth,
-            gate_depth=recipe.gate_depth,
-            with_sdrpn=sdrpn,
-            with_gate=gate,
-            positions=recipe.positions,
-            peak_share=recipe.peak_share,
-            blur=recipe.blur,
-            margin=recipe.margin,
-            box=recipe.box,
-        )
+        torch.manual_seed(self.recipe.seed)
+        keys = {"k", "depth", "gate_depth", "positions", *RULE_KEYS}
+        settings = self.recipe.model_dump(include=keys)
+        return Branches.from_base(backend.model, with_sdrpn=sdrpn, with_gate=gate, **settings)
 
     def records(self, stage: StageName, *, limit: int | None = None) -> Records:
         """Load the questions of a stage, at most `limit`."""
         return load_records(self.recipe.asked(stage), limit=limit)
-
-    def held_out(self, *, limit: int | None = None) -> Records | None:
-        """Load the held-out questions, if the recipe has some."""
-        return load_records(self.recipe.held_out, limit=limit) if self.recipe.held_out else None
 
     def final(self, stage: StageName) -> Path:
         """Return the folder of the branches of a stage."""
@@ -142,14 +133,14 @@ class RunDirectory:
         """Return the file or folder that is there once the stage is done."""
         return self.output / _RESULTS[stage] if stage in _RESULTS else self.final(stage)
 
-    def finish(self, stage: StageName, write: Callable[[Path], object]) -> None:
-        """Let the main process write a stage's result into a folder, which then gets its name; all wait for it."""
+    def finish(self, folder: Path, write: Callable[[Path], object]) -> None:
+        """Let the main process write into a folder, which then gets its name; all wait for it."""
         if self.processes.is_main_process:
-            writing = self.final(stage).with_name("final.part")
+            writing = folder.with_name(f"{folder.name}.part")
             writing.mkdir(parents=True, exist_ok=True)
             write(writing)
-            writing.rename(self.final(stage))
-            print(f"written {self.final(stage)}")
+            writing.rename(folder)
+            print(f"written {folder}", flush=True)
         self.processes.wait_for_everyone()
 
     def latest(self, *stages: StageName) -> Path:
@@ -167,27 +158,6 @@ class RunDirectory:
         """Return the heads that `select-heads` chose, if that stage is done."""
         file = self.output / "heads.json"
         return Selection.model_validate_json(file.read_text(encoding="utf-8")).heads if file.exists() else None
-
-    def source(
-        self,
-        branches: Path | None = None,
-        *,
-        stage: StageName = "label",
-        held_out: bool = False,
-        base: Path | None = None,
-    ) -> dict[str, JsonValue]:
-        """Return the base (None: the recipe's), branches and records that a table is of, to store beside it."""
-        asked = self.recipe.held_out if held_out else self.recipe.asked(stage)
-        found: dict[str, JsonValue] = {
-            "model": self.recipe.model if base is None else str(base.relative_to(self.output)),
-            "margin": self.recipe.margin,
-            "blur": self.recipe.blur,
-            "box": None if self.recipe.box is None else list(self.recipe.box),
-            "data": [one.identity() for one in asked],
-        }
-        if branches is not None:
-            found["branches"] = hashlib.sha256((branches / WEIGHTS).read_bytes()).hexdigest()[:16]
-        return found
 
     def require_recipe(self) -> None:
         """Check that all results in the output folder were made with this recipe.
@@ -209,10 +179,7 @@ class RunDirectory:
         """
         if self.result(stage).exists() and not self._settings(stage).exists():
             return  # done before settings were stored
-        settings: dict[str, JsonValue] = {
-            "recipe": keys_read_by(self.recipe, stage),
-            "made_from": self.made_from(stage),
-        }
+        settings = {"recipe": keys_read_by(self.recipe, stage), "made_from": self.made_from(stage)}
         begin(self._settings(stage), settings, made=self._made(stage), processes=self.processes, kind=StageSettings)
 
     def base_of(self, stage: StageName) -> Path | None:
@@ -229,9 +196,7 @@ class RunDirectory:
             heads = heads_for(self.recipe.labelling, "textual", model=self.recipe.model, selected=self.heads())
             found["heads"] = {str(layer): list(chosen) for layer, chosen in heads.grounding.items()}
         if stage in _BEFORE:
-            branches = self.latest(*_BEFORE[stage])
-            content = b"".join((branches / name).read_bytes() for name in (CONFIG, WEIGHTS))
-            found["branches"] = hashlib.sha256(content).hexdigest()[:16]
+            found["branches"] = digest(self.latest(*_BEFORE[stage]))
         if stage in ("gate", "calibrate"):
             found["base"] = "as given" if self.base is None else "of postsft"
         return found
@@ -244,31 +209,15 @@ class RunDirectory:
         return self.result(stage) if stage == "select-heads" else self.result(stage).parent
 
 
-def rebuilt(
-    backend: HFBackend, branches: Branches | None, *, name: str | None = None, defaults: ViewBudget | None = None
-) -> HFBackend:
-    """Return the same base, its weights not loaded again, with other branches, and another name and its budgets."""
-    return HFBackend(
-        backend.model,
-        backend.processor,
-        name=name or backend.name,
-        protocol=backend.protocol,
-        defaults=defaults if name else backend.defaults,
-        placement=backend.placement,
-        branches=branches,
-    )
+def digest(branches: Path) -> str:
+    """Return a hash of the branches in a folder."""
+    content = b"".join((branches / name).read_bytes() for name in (CONFIG, WEIGHTS))
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def keys_read_by(recipe: BranchRecipe, stage: StageName) -> dict[str, JsonValue]:
     """Return the keys of a recipe that a stage's result depends on."""
-    found = recipe.model_dump(mode="json", include=_BASE_KEYS | _READ[stage], exclude=_UNREAD)
-    labelling, gate, sdrpn = recipe.labelling, recipe.gate, recipe.sdrpn
-    if stage == "select-heads":
-        found["labelling"] = labelling.model_dump(mode="json", include=_ANSWER_KEYS)
-    elif stage == "label":
-        found["labelling"] = map_settings(labelling, recipe.k, recipe.positions)
-    elif stage == "postsft":  # SD-RPN is fitted again
-        found["sdrpn"] = sdrpn.model_dump(mode="json", include={"tokens", "share"})
-    elif stage == "calibrate":  # where boxes are unknown
-        found["gate"] = gate.model_dump(mode="json", include=_BUDGET_KEYS)
+    found = recipe.model_dump(mode="json", include=_READ[stage], exclude=_UNREAD)
+    if stage == "label":
+        found["labelling"] = map_settings(recipe.labelling, recipe.k, recipe.positions)
     return found

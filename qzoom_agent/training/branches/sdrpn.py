@@ -1,12 +1,12 @@
 """SD-RPN from its labels: binary cross-entropy over the cells that have one, only the branch trained (Q-Zoom 3.1).
 
-The base runs its first K layers without gradients over the very prompt that inference uses, and the branch reads their
-output. Batches take turns at the recipe's budgets, so that a branch meets grids of several sizes, and labels are made
-on the grid that is read. The mean runs over all labelled cells of a batch, as published.
+The branch reads the output of the base's first K layers over the prompt that inference uses. Batches take turns at the
+recipe's budgets, so that it meets grids of several sizes, and labels are made on the grid that is read. The mean runs
+over all labelled cells of a batch, as published.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,10 @@ from qzoom_agent.perception.branches import SDRPN, map_logits
 from qzoom_agent.perception.decoder import cut
 from qzoom_agent.perception.labels import IGNORED, Labels
 from qzoom_agent.training.branches.base_inference import ask, lower_states
-from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Labelling
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe
 from qzoom_agent.training.branches.dataset import Records
 from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
 from qzoom_agent.training.branches.labelling import labels_on_grid
-
-ImageSpan = tuple[int, int]
 
 
 class MapLoss(nn.Module):
@@ -39,7 +37,12 @@ class MapLoss(nn.Module):
         self.sdrpn = sdrpn
 
     def forward(
-        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, spans: Sequence[ImageSpan], labels: Tensor
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor,
+        spans: Sequence[tuple[int, int]],
+        labels: Tensor,
     ) -> Tensor:
         """Return the mean over the labelled cells of all rows.
 
@@ -56,7 +59,7 @@ class MapLoss(nn.Module):
 
 
 def map_rows(
-    sdrpn: SDRPN, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, spans: Sequence[ImageSpan]
+    sdrpn: SDRPN, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, spans: Sequence[tuple[int, int]]
 ) -> list[Tensor]:
     """Return the map logits (cells,) of each row, with the query of its last token."""
     states = sdrpn.states(hidden, rotary=rotary, mask=mask)
@@ -71,35 +74,31 @@ def map_rows(
 
 
 def train_sdrpn(
-    backend: HFBackend,
-    sdrpn: SDRPN,
-    records: Records,
-    labels: Dataset,
-    recipe: BranchRecipe,
-    folder: Path,
+    backend: HFBackend, sdrpn: SDRPN, records: Records, labels: Dataset, recipe: BranchRecipe, folder: Path
 ) -> None:
     """Train the branch in place on a table of attention maps.
 
     Raises:
-        ConfigError: There is nothing to learn from.
+        ConfigError: No row was answered right, if that is required, with a map that is usable.
     """
     assert backend.branches is not None
     stage, k, made_with = recipe.sdrpn, backend.branches.config.k, recipe.labelling
-    ratio = made_with.norm_ratio if made_with.sink == "norm" else None
 
     def on(row: dict[str, Any], grid: tuple[int, int] | None = None) -> Labels:
         heat, sink = np.array(row["map"]), None if row["sink"] is None else np.array(row["sink"])
-        shown = row.get("shown")  # missing in tables of earlier versions
-        return labels_on_grid(
-            heat,
-            sink,
-            grid or heat.shape,
-            made_with.rules,
-            norm_ratio=ratio,
-            shown=None if shown is None else Size(*shown),
-        )
+        shown = Size(*row["shown"]) if row.get("shown") else None  # missing in tables of earlier versions
+        ratio = made_with.used_norm_ratio
+        return labels_on_grid(heat, sink, grid or heat.shape, made_with.rules, norm_ratio=ratio, shown=shown)
 
-    chosen = choose_labels(labels, made_with, on)
+    right = [at for at, good in enumerate(labels["right"]) if good or made_with.keep == "all"]
+    chosen = [at for at in right if on(labels[at]).usable]
+    if not chosen:
+        raise ConfigError(
+            f"Of {len(labels)} questions {len(right)} were answered right, and none of their maps points anywhere, so "
+            "there is nothing to learn from. Set labelling.keep: all, label at another budget (labelling.tokens), or "
+            "select other heads."
+        )
+    print(f"{len(labels)} maps, {len(right)} with an answer that counts, {len(chosen)} of them usable", flush=True)
     labels = labels.select(chosen[: math.ceil(stage.share * len(chosen))])
     order = shuffled(labels["image_id"], epochs=stage.optimisation.num_train_epochs, seed=recipe.seed)
 
@@ -125,21 +124,3 @@ def train_sdrpn(
 
     module = MapLoss(sdrpn.requires_grad_(True)).train()
     train(module, TrainingOrder(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)
-
-
-def choose_labels(labels: Dataset, made_with: Labelling, on: Callable[[dict[str, Any]], Labels]) -> list[int]:
-    """Return the indices of the rows to learn from: answered right, if that is required, with a map that is usable.
-
-    Raises:
-        ConfigError: There are none.
-    """
-    right = [at for at, good in enumerate(labels["right"]) if good or made_with.keep == "all"]
-    chosen = [at for at in right if on(labels[at]).usable]
-    if not chosen:
-        raise ConfigError(
-            f"Of {len(labels)} questions {len(right)} were answered right, and none of their maps points anywhere, so "
-            "there is nothing to learn from. Set labelling.keep: all, label at another budget (labelling.tokens), or "
-            "select other heads."
-        )
-    print(f"{len(labels)} maps, {len(right)} with an answer that counts, {len(chosen)} of them usable", flush=True)
-    return chosen

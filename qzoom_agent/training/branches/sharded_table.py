@@ -20,15 +20,12 @@ from qzoom_agent.training.fingerprint import begin
 
 PART: Final = 128
 """Rows of one part."""
-FINISHED: Final = "state.json"
+FINISHED: Final = "dataset_info.json"
 """The file of a `datasets` folder that is written last."""
 
 
 def together() -> PartialState:
-    """Return the processes that share this run.
-
-    They wait for each other for up to a day: one may still be making a part of a table when the others are done.
-    """
+    """Return the processes that share this run, which wait for each other's parts of a table for up to a day."""
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
 
 
@@ -41,7 +38,7 @@ def write_parts(
     folder: Path,
     count: int,
     rows: Callable[[range], Iterable[dict[str, Any]]],
-    settings: Mapping[str, JsonValue],
+    settings: Mapping[str, JsonValue] | None = None,
     *,
     progress: str,
     kind: type[BaseModel] | None = None,
@@ -52,42 +49,31 @@ def write_parts(
         folder: Folder of the table.
         count: Number of rows.
         rows: Makes the rows of a range.
-        settings: All settings that decide the rows.
+        settings: All settings that decide the rows, to be stored beside them; None: the caller has checked them.
         progress: Verb that is printed with the number of rows done ("labelled: 128 of 300").
-        kind: Model of the settings, whose keys may be stored under their old names.
+        kind: See `fingerprint.require_same`.
 
     Raises:
         ConfigError: `folder` holds a table that was made with other settings.
     """
     processes = together()
-    made_with: dict[str, JsonValue] = {"count": count, **settings}
-    begin(folder / "settings.json", made_with, made=folder, processes=processes, kind=kind)
+    if settings is not None:
+        begin(folder / "settings.json", {"count": count, **settings}, made=folder, processes=processes, kind=kind)
     disable_progress_bars()  # of a fraction of a second, for every part
+    paths = [folder / f"part-{part:05d}" for part in range(-(-count // PART))]
     if not (folder / FINISHED).exists():
-        for part, start in enumerate(range(0, count, PART)):
-            if part % processes.num_processes != processes.process_index:
-                continue
-            path, stop = folder / f"part-{part:05d}", min(start + PART, count)
-            if not path.exists():
+        for part in range(processes.process_index, len(paths), processes.num_processes):
+            start, stop = part * PART, min((part + 1) * PART, count)
+            if not paths[part].exists():
                 writing = folder / f"writing-{part:05d}"
                 Dataset.from_list(list(rows(range(start, stop)))).save_to_disk(str(writing))
-                writing.rename(path)
+                writing.rename(paths[part])
                 print(f"{progress}: {stop} of {count}", flush=True)
         processes.wait_for_everyone()
         if processes.is_main_process:
-            _join(folder)
-    if processes.is_main_process:
-        for joined in folder.glob("part-*"):
-            shutil.rmtree(joined)
+            concatenate_datasets([Dataset.load_from_disk(str(path)) for path in paths]).save_to_disk(str(folder))
+    if processes.is_main_process:  # parts stay until the table is complete
+        for path in paths:
+            shutil.rmtree(path, ignore_errors=True)
     processes.wait_for_everyone()
     return Dataset.load_from_disk(str(folder))
-
-
-def _join(folder: Path) -> None:
-    """Make one table of the parts, which stay until it is complete."""
-    parts = [Dataset.load_from_disk(str(part)) for part in sorted(folder.glob("part-*"))]
-    writing = folder / "writing"
-    concatenate_datasets(parts).save_to_disk(str(writing))
-    for file in sorted(writing.iterdir(), key=lambda file: file.name == FINISHED):
-        file.replace(folder / file.name)
-    writing.rmdir()

@@ -29,7 +29,7 @@ from qzoom_agent.perception.branches import Branches
 from qzoom_agent.training.branches.branch_recipe import Optimisation, StageName, load_branch_recipe
 from qzoom_agent.training.branches.calibrate import with_thresholds
 from qzoom_agent.training.branches.cost_estimate import describe
-from qzoom_agent.training.branches.dataset import Records
+from qzoom_agent.training.branches.dataset import load_records
 from qzoom_agent.training.branches.fitting import require_tracker
 from qzoom_agent.training.branches.gate import answer_at_budgets, counted, kinds, train_gate
 from qzoom_agent.training.branches.head_selection import select_heads
@@ -39,12 +39,6 @@ from qzoom_agent.training.branches.postsft import choose_cases, find_cases, trai
 from qzoom_agent.training.branches.run_dir import RunDirectory
 from qzoom_agent.training.branches.sdrpn import train_sdrpn
 from qzoom_agent.training.recipe_io import add_recipe_arguments, keep_recipe
-
-RULES: Final[tuple[dict[str, float], ...]] = (
-    *({"threshold": value} for value in (0.3, 0.2, 0.1, 0.05)),
-    *({"peak_share": value} for value in (0.7, 0.5, 0.35, 0.2)),
-)
-"""Rules of the map's foreground for which metrics are printed."""
 
 
 def run_select_heads(run: RunDirectory) -> None:
@@ -58,49 +52,35 @@ def run_select_heads(run: RunDirectory) -> None:
     run.processes.wait_for_everyone()
 
 
-def run_label(run: RunDirectory) -> None:
-    """Collect the attention maps."""
-    _labelled(run, run.backend(), run.output / "labels")
-
-
 def run_sdrpn(run: RunDirectory) -> None:
     """Train SD-RPN on the maps, which are collected first if they are not there."""
     backend = run.backend()
     table = _labelled(run, backend, run.output / "labels")
-    fresh = run.fresh(backend, sdrpn=True, gate=False)
-    _fit(run, backend, fresh, run.records("sdrpn"), table, "sdrpn", run.recipe.sdrpn.optimisation)
+    backend.branches = run.fresh(backend, sdrpn=True, gate=False)
+    _fit(run, backend, table, "sdrpn", run.recipe.sdrpn.optimisation)
 
 
 def run_postsft(run: RunDirectory) -> None:
     """Fine-tune the base on questions that a crop made it answer wrongly, and fit SD-RPN to it again."""
-    recipe, folder, before = run.recipe, run.output / "postsft", run.latest("sdrpn")
+    recipe, stage, folder, before = run.recipe, run.recipe.postsft, run.output / "postsft", run.latest("sdrpn")
     if not run.tuned.exists():
         backend = run.backend(branches=before)
-        records = run.records("postsft", limit=recipe.postsft.records)
-        judge = Judge(recipe.postsft.judge, model=recipe.postsft.judge_model, cache=folder / "verdicts.jsonl")
-        source = run.source(before, stage="postsft")
-        cases = find_cases(backend, records, recipe, folder / "cases", judge=judge, source=source)
-        chosen = choose_cases(cases, recipe.postsft, seed=recipe.seed)
+        records = run.records("postsft", limit=stage.records)
+        judge = Judge(stage.judge, model=stage.judge_model, cache=folder / "verdicts.jsonl")
+        cases = find_cases(backend, records, stage, folder / "cases", judge=judge)
+        chosen = choose_cases(cases, stage, seed=recipe.seed)
         _say(run, f"{len(chosen)} of {len(cases)} cases to learn from")
         if not chosen:
             _say(run, "No crop hurt any answer: there is nothing to learn, and the base stays as it is.")
             return
         train_postsft(backend, records, cases, chosen, recipe, folder)
-        if run.processes.is_main_process:
-            writing = run.tuned.with_name("base.part")
-            disable_progress_bar()  # type: ignore[no-untyped-call]  # of a fraction of a second
-            backend.model.save_pretrained(writing)
-            backend.processor.save_pretrained(writing)
-            writing.rename(run.tuned)
-            print(f"written {run.tuned}")
-        run.processes.wait_for_everyone()
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # of a fraction of a second
+        run.finish(run.tuned, lambda to: [part.save_pretrained(to) for part in (backend.model, backend.processor)])
     tuned = run.backend(branches=before, base=run.tuned)
-    limit = recipe.postsft.refit_records
-    table = _labelled(run, tuned, folder / "labels", limit=limit, base=run.tuned)
-    again = tuned.branches
-    assert again is not None
-    again.config = again.config.model_copy(update={"positions": recipe.postsft.positions})
-    _fit(run, tuned, again, run.records("label", limit=limit), table, "postsft", recipe.postsft.refit)
+    table = _labelled(run, tuned, folder / "labels", limit=stage.refit_records, positions=stage.positions)
+    assert tuned.branches is not None
+    tuned.branches.config = tuned.branches.config.model_copy(update={"positions": stage.positions})
+    _fit(run, tuned, table, "postsft", stage.refit, limit=stage.refit_records)
 
 
 def run_gate(run: RunDirectory) -> None:
@@ -108,15 +88,14 @@ def run_gate(run: RunDirectory) -> None:
     folder, before, stage = run.output / "gate", run.latest("sdrpn", "postsft"), run.recipe.gate
     backend = run.backend(branches=before, base=run.base)
     records = run.records("gate", limit=stage.records)
-    source = run.source(before, stage="gate", base=run.base)
-    table = answer_at_budgets(backend, records, run.recipe, folder / "answers", source=source)
+    table = answer_at_budgets(backend, records, run.recipe, folder / "answers")
     _say(run, counted(kinds(table, stage)))
     branches, gate = backend.branches, run.fresh(backend, sdrpn=False, gate=True).gate
     assert branches is not None and gate is not None
     train_gate(backend, gate, records, table, run.recipe, folder)
     branches.gate = gate.eval()
     branches.config = branches.config.model_copy(update={"gate_depth": run.recipe.gate_depth})
-    run.finish("gate", branches.save)
+    run.finish(run.final("gate"), branches.save)
 
 
 def run_calibrate(run: RunDirectory) -> None:
@@ -129,65 +108,61 @@ def run_calibrate(run: RunDirectory) -> None:
         size = branches.save(folder, int8=True)
         backend.branches = Branches.load(folder, backend.model)
     _say(run, f"{size / 1e6:.2f} MB")
-    source = run.source(before, held_out=True, base=run.base)
-    branches.config = with_thresholds(backend, run.recipe, run.output / "calibrate", source=source)
-    run.finish("calibrate", lambda folder: branches.save(folder, int8=True))
+    branches.config = with_thresholds(backend, run.recipe, run.output / "calibrate")
+    run.finish(run.final("calibrate"), lambda folder: branches.save(folder, int8=True))
 
 
 def _labelled(
-    run: RunDirectory, backend: HFBackend, folder: Path, *, limit: int | None = None, base: Path | None = None
+    run: RunDirectory, backend: HFBackend, folder: Path, *, limit: int | None = None, positions: str | None = None
 ) -> Dataset:
-    records, recipe = run.records("label", limit=limit), run.recipe
+    """Return the labels of the stage's questions, at the recipe's `positions` or these of a tuned base."""
+    if positions is None:
+        run.begin_stage("label")
     table = label(
         backend,
-        records,
-        recipe.labelling,
+        run.records("label", limit=limit),
+        run.recipe.labelling,
         folder,
         selected=run.heads(),
         k=run.fresh(backend, sdrpn=True, gate=False).config.k,
-        source=run.source(base=base),
-        positions=recipe.positions if base is None else recipe.postsft.positions,
+        aligned=(positions or run.recipe.positions) == "aligned",
     )
     _say(run, f"{len(table)} labels in {folder}, {sum(table['right']) / len(table):.1%} of the answers right")
     return table
 
 
 def _fit(
-    run: RunDirectory,
-    backend: HFBackend,
-    branches: Branches,
-    records: Records,
-    table: Dataset,
-    stage: StageName,
-    how: Optimisation,
+    run: RunDirectory, backend: HFBackend, table: Dataset, stage: StageName, how: Optimisation, limit: int | None = None
 ) -> None:
-    """Train SD-RPN on the labels of these records; write the branches of a stage with their metrics."""
-    backend.branches = branches
-    assert branches.sdrpn is not None
+    """Train SD-RPN on labels; write the branches of a stage with their metrics."""
+    branches = backend.branches
+    assert branches is not None and branches.sdrpn is not None
     recipe = run.recipe.model_copy(update={"sdrpn": run.recipe.sdrpn.model_copy(update={"optimisation": how})})
-    folder = run.output / stage / "fit"
-    train_sdrpn(backend, branches.sdrpn, records, table, recipe, folder)
+    records = run.records("sdrpn", limit=limit)
+    train_sdrpn(backend, branches.sdrpn, records, table, recipe, run.output / stage / "fit")
     branches.eval()
 
     def write(folder: Path) -> None:
         branches.save(folder)
         _report(run, backend, folder)
 
-    run.finish(stage, write)
+    run.finish(run.final(stage), write)
 
 
 def _report(run: RunDirectory, backend: HFBackend, folder: Path) -> None:
     """Measure localisation on held-out data at each budget; print it, and write it beside the branches."""
-    held = run.held_out(limit=run.recipe.sdrpn.report)
-    if held is None:
+    if not run.recipe.held_out:
         return
+    held = load_records(run.recipe.held_out, limit=run.recipe.sdrpn.report)
+    options = PerceptionConfig(blur=run.recipe.blur, margin=run.recipe.margin, box=run.recipe.box)
+    rules = [("threshold", value) for value in (0.3, 0.2, 0.1, 0.05)]
+    rules += [("peak_share", value) for value in (0.7, 0.5, 0.35, 0.2)]
     found: list[dict[str, Any]] = []
     for tokens in run.recipe.sdrpn.tokens:
         seen = look_at_records(backend, held, tokens=tokens)
-        for rule in RULES:
-            options = PerceptionConfig(blur=run.recipe.blur, margin=run.recipe.margin, box=run.recipe.box)
-            figures = localisation(seen, options.model_copy(update=rule))
-            found.append({"tokens": tokens, **rule, **figures.model_dump()})
+        for key, value in rules:
+            figures = localisation(seen, options.model_copy(update={key: value}))
+            found.append({"tokens": tokens, key: value, **figures.model_dump()})
     (folder / "metrics.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     names = ("recall", "iou", "area", "auc", "proposed")
     print(f"held out, {found[0]['n']} questions with a box")
@@ -203,9 +178,9 @@ def _say(run: RunDirectory, text: str) -> None:
         print(text, flush=True)
 
 
-STAGES: Final[dict[StageName, Callable[[RunDirectory], None]]] = {
+STAGES: Final[dict[StageName, Callable[[RunDirectory], object]]] = {
     "select-heads": run_select_heads,
-    "label": run_label,
+    "label": lambda run: _labelled(run, run.backend(), run.output / "labels"),
     "sdrpn": run_sdrpn,
     "postsft": run_postsft,
     "gate": run_gate,
@@ -215,11 +190,7 @@ ALL: Final = "branches"
 
 
 def run_stage(run: RunDirectory, stage: StageName) -> None:
-    """Run a stage, unless its result is there.
-
-    Raises:
-        ConfigError: It was begun, or is done, with another recipe or from other results.
-    """
+    """Run a stage, unless its result is there; see `RunDirectory.begin_stage`."""
     run.begin_stage(stage)
     if run.result(stage).exists():
         _say(run, f"{stage}: {run.result(stage)} is there already; delete it to run this stage again.")

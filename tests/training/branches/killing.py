@@ -17,13 +17,13 @@ def make_up(put: Set) -> None:
     """At toy length nano reads nothing: every other question needs more detail, and every crop hurts."""
     real = gate.write_parts
 
-    def write_parts(folder: Any, count: Any, rows: Any, settings: Any, *, progress: str) -> Any:
+    def write_parts(folder: Any, count: Any, rows: Any, *, progress: str) -> Any:
         patterns = ([False, True, True], [True, True, True])
 
         def some(indices: range) -> list[dict[str, Any]]:
             return [{**row, "right": patterns[row["row"] % 2]} for row in rows(indices)]
 
-        return real(folder, count, some, settings, progress=progress)
+        return real(folder, count, some, progress=progress)
 
     def choose_cases(cases: Any, *args: Any, **kwargs: Any) -> list[int]:
         return [at for at, box in enumerate(cases["box"]) if box]

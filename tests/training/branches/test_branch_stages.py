@@ -113,12 +113,12 @@ def test_a_gate_is_added_to_sdrpn(three_stages: Path, tmp_path: Path, monkeypatc
     recipe, out = written(tmp_path), shutil.copytree(three_stages, tmp_path / "out")
     real = gate.write_parts
 
-    def made_up(folder, count, rows, settings, *, progress):  # type: ignore[no-untyped-def]
+    def made_up(folder, count, rows, *, progress):  # type: ignore[no-untyped-def]
         def some(indices: range) -> list[dict[str, Any]]:
             patterns = ([False, True, True], [True, True, True])
             return [{**row, "right": patterns[row["row"] % 2]} for row in rows(indices)]
 
-        return real(folder, count, some, settings, progress=progress)
+        return real(folder, count, some, progress=progress)
 
     monkeypatch.setattr(gate, "write_parts", made_up)
     assert qzoom(["train", "gate", "--config", str(recipe), "--output", str(out)]) == 0

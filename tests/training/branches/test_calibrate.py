@@ -1,6 +1,7 @@
 """Thresholds for a stated target, on made-up scores and maps."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,14 @@ from qzoom_agent.training.branches.localisation import LookOutcome
 from tests.training.branches.test_localisation import GRID, ONE, coarse
 
 TARGET = Calibration(needed_recall=0.75, box_recall=0.5)
+
+
+def recipe(*, relative: bool = False, **target: Any) -> BranchRecipe:
+    return BranchRecipe(
+        data=[DatasetSpec(path="needle")],
+        peak_share=0.5 if relative else None,
+        calibration=Calibration(**target),
+    )
 
 
 def test_the_highest_threshold_that_lets_enough_through() -> None:
@@ -69,11 +78,11 @@ def test_the_map_takes_the_highest_threshold_that_holds_enough_needles() -> None
     """Blurred peaks are .204 of these: .184, .123 and .061. For two of three it has to lie below the second."""
     rows = [seen(0.9, 0.9, NEEDLE), seen(0.6, 0.8, NEEDLE), seen(0.3, 0.7, NEEDLE), seen(0.01, 0.1)]
     needs = [True, True, True, False]
-    found = calibrate(rows, needs, Calibration(box_recall=0.6, needed_recall=1.0))
+    found = calibrate(rows, needs, recipe(box_recall=0.6, needed_recall=1.0))
     assert found.met and found.threshold is not None and 0.11 < found.threshold < 0.123
     assert found.box.recall == pytest.approx(2 / 3) and found.box.n == 3 and found.needing == 3
     assert found.gate is not None and found.gate.missed == 0.0 and found.gate.needless == 0.0
-    everything = calibrate(rows, needs, Calibration(box_recall=1.0))
+    everything = calibrate(rows, needs, recipe(box_recall=1.0))
     assert everything.threshold is not None and everything.threshold < 0.061 and everything.box.recall == 1.0
 
 
@@ -82,9 +91,9 @@ def test_a_share_of_the_peak_instead() -> None:
     below = Box(58, 58, 78, 100)
     rows = [seen(0.9, 0.9, NEEDLE), seen(0.02, 0.8, below), seen(0.01, 0.1)]
     needs = [True, True, False]
-    found = calibrate(rows, needs, Calibration(box_recall=0.5), relative=True)
+    found = calibrate(rows, needs, recipe(box_recall=0.5, relative=True))
     assert found.relative and found.threshold == 0.95 and found.box.recall == 0.5
-    found = calibrate(rows, needs, Calibration(box_recall=1.0), relative=True)
+    found = calibrate(rows, needs, recipe(box_recall=1.0, relative=True))
     assert found.threshold == 0.6 and found.box.recall == 1.0
 
 
@@ -95,23 +104,24 @@ def test_of_several_blurs_and_margins_the_smallest_box_wins() -> None:
     heat[2, 4] = 0.3
     two = LookOutcome("q", 0.9, heat, view, view.size, [Box(58, 58, 136, 78)], GRID)
     rows = [two, seen(0.01, 0.1)]
-    target = Calibration(box_recall=1.0)
-    found = calibrate(rows, [True, False], target, relative=True, blurs=["fixed", "none"], margins=[0.2, 0.0])
+    target: dict[str, Any] = {"box_recall": 1.0, "relative": True}
+    found = calibrate(rows, [True, False], recipe(**target, blurs=["fixed", "none"], margins=[0.2, 0.0]))
     assert (found.blur, found.margin, found.met) == ("none", 0.0, True)
     assert found.box.area == pytest.approx(3 / 36)
-    blurred = calibrate(rows, [True, False], target, relative=True).box.area
+    blurred = calibrate(rows, [True, False], recipe(**target)).box.area
     assert blurred is not None and blurred > 9 / 36
-    wide = calibrate(rows, [True, False], target, relative=True, blurs=["none"], margins=[0.2])
+    wide = calibrate(rows, [True, False], recipe(**target, blurs=["none"], margins=[0.2]))
     assert wide.box.area is not None and found.box.area is not None and wide.box.area > found.box.area
     # a needle that sticks out of the cell is only held with a margin
     wider = Box(54, 54, 82, 82)
-    held = calibrate([seen(0.9, 0.9, wider), rows[1]], [True, False], target, blurs=["none"], margins=[0.0, 0.3])
+    absolute = recipe(box_recall=1.0, blurs=["none"], margins=[0.0, 0.3])
+    held = calibrate([seen(0.9, 0.9, wider), rows[1]], [True, False], absolute)
     assert (held.margin, held.met) == (0.3, True)
 
 
 def test_a_target_out_of_reach_is_said_to_be_missed() -> None:
     rows = [seen(0.9, 0.9, NEEDLE), seen(0.9, 0.9, Box(130, 130, 150, 150)), seen(0.1, 0.1)]
-    found = calibrate(rows, [True, True, False], Calibration(box_recall=0.9))
+    found = calibrate(rows, [True, True, False], recipe(box_recall=0.9))
     assert not found.met and found.box.recall == 0.5
 
 
@@ -120,10 +130,10 @@ def test_the_training_free_gate_is_held_to_the_same_target() -> None:
     view = coarse()
     flat = LookOutcome("q", 0.6, torch.full((6, 6), 0.5), view, view.size, [], GRID)
     rows = [seen(0.9, 0.2, NEEDLE), seen(0.8, 0.9, NEEDLE), flat]
-    found = calibrate(rows, [True, True, False], Calibration(needed_recall=1.0))
+    found = calibrate(rows, [True, True, False], recipe(needed_recall=1.0))
     assert found.training_free.missed == 0.0 and found.training_free.needless == 0.0
     assert 7.3 < found.training_free.threshold < 7.4
-    sharp = calibrate(rows, [True, True, False], Calibration(needed_recall=1.0, blurs=["none"]), blurs=["none"])
+    sharp = calibrate(rows, [True, True, False], recipe(needed_recall=1.0, blurs=["none"]))
     assert 35 < sharp.training_free.threshold < 36.1
     # the learned gate is worse here: one that needs a zoom has a lower score than the one that needs none
     assert found.gate is not None and found.gate.needless == 1.0
@@ -153,10 +163,9 @@ def test_saturated_scores_leave_the_threshold_where_it_can_be_loaded() -> None:
 
 def test_saturated_scores_are_calibrated_to_a_legal_config() -> None:
     rows = [seen(0.9, 1.0, NEEDLE), seen(0.9, 1.0)]
-    recipe = BranchRecipe(data=[DatasetSpec(path="needle")])
-    found = calibrate(rows, [True, False], Calibration(needless=0.0))
+    found = calibrate(rows, [True, False], recipe(needless=0.0))
     config = BranchConfig(family="qwen2_5_vl", hidden_size=8, base_layers=4, k=2, peak_share=0.5)
-    written = BranchConfig.model_validate_json(calibrated_config(config, found, recipe).model_dump_json())
+    written = BranchConfig.model_validate_json(calibrated_config(config, found, recipe()).model_dump_json())
     assert written.gate_threshold == 1.0
     assert written.threshold == found.threshold and written.peak_share is None
 
@@ -168,7 +177,7 @@ def unknown(peak: float, score: float | None) -> LookOutcome:
 
 def test_without_boxes_the_threshold_is_the_one_whose_crops_answer_most() -> None:
     """Of the questions that need a zoom; of those that answer as many, the one with the smaller crops."""
-    rules = candidates(relative=False)
+    rules = candidates(recipe())
     assert len({rule.threshold for rule in rules}) == len(rules)
 
     def tried(*right: int, area: float = 0.1) -> list[Crop]:
@@ -179,7 +188,7 @@ def test_without_boxes_the_threshold_is_the_one_whose_crops_answer_most() -> Non
     needs = [True, True, True, False, None, None]
     scores = [0.9, 0.8, 0.7, 0.1, 0.99, 0.0]
     rows = [unknown(0.9, score) for score in scores]
-    found = calibrate(rows, needs, Calibration(needed_recall=1.0), crops=crops)
+    found = calibrate(rows, needs, recipe(needed_recall=1.0), crops=crops)
     assert found.threshold == rules[2].threshold and found.met is None and found.box.n == 0
     assert found.crops is not None and found.crops.right == pytest.approx(2 / 3)
     assert found.crops.area == pytest.approx(0.12)
@@ -188,29 +197,22 @@ def test_without_boxes_the_threshold_is_the_one_whose_crops_answer_most() -> Non
     assert found.gate is not None and 0.699 < found.gate.threshold < 0.69999 and found.gate.needless == 0.0
     assert "2 left out" in evidence_text(found) and "0.667 of those right" in evidence_text(found)
     # but are zoomed, too
-    half = calibrate(rows, needs, Calibration(zoom_share=0.5), crops=crops).gate
+    half = calibrate(rows, needs, recipe(zoom_share=0.5), crops=crops).gate
     assert half is not None and sum(score >= half.threshold for score in scores) == 3
 
 
 def test_without_boxes_blurs_and_margins_are_tried_as_well() -> None:
-    rules = candidates(relative=True, blurs=["fixed", "none"], margins=[0.0, 0.2])
+    how = recipe(relative=True, blurs=["fixed", "none"], margins=[0.0, 0.2])
+    rules = candidates(how)
     last = len(rules) - 1
     crops = [[Crop(at == last, 0.1) for at in range(len(rules))]] * 2
-    found = calibrate(
-        [unknown(0.9, None)] * 2,
-        [True, False],
-        TARGET,
-        relative=True,
-        blurs=["fixed", "none"],
-        margins=[0.0, 0.2],
-        crops=crops,
-    )
+    found = calibrate([unknown(0.9, None)] * 2, [True, False], how, crops=crops)
     assert (found.blur, found.margin, found.threshold) == ("none", 0.2, rules[last].peak_share)
     assert found.gate is None and found.relative
 
 
 def test_questions_of_one_kind_calibrate_nothing() -> None:
     with pytest.raises(ConfigError, match="3 need a zoom, 0 need none"):
-        calibrate([seen(0.9, 0.9, NEEDLE)] * 3, [True] * 3, TARGET)
+        calibrate([seen(0.9, 0.9, NEEDLE)] * 3, [True] * 3, recipe())
     with pytest.raises(ConfigError, match="0 need a zoom, 1 need none, and 2 are wrong"):
-        calibrate([unknown(0.9, 0.9)] * 3, [False, None, None], TARGET)
+        calibrate([unknown(0.9, 0.9)] * 3, [False, None, None], recipe())

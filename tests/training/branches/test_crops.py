@@ -66,8 +66,6 @@ def test_need_is_that_of_the_view_that_is_looked_at(
     assert all(0 < crop.area < 0.2 for one in found if not one.right for crop in one.crops)
     again = crop_outcomes(nano, held, recipe(gate), RULES, tmp_path / "coarse")
     assert again == found
-    with pytest.raises(ConfigError, match="tokens"):
-        crop_outcomes(nano, held, recipe(gate, tokens=48), RULES, tmp_path / "coarse")
 
 
 def test_a_question_right_at_a_higher_budget_is_none_for_a_look_that_shows_as_much(

@@ -129,12 +129,6 @@ def test_shares_are_in_proportion_and_add_up(sizes: list[int], limit: int) -> No
         assert 0 <= share <= size and abs(share - size * min(limit, total) / total) < 1
 
 
-def test_what_the_rows_hold_depends_on_the_limit_of_a_table_but_not_of_boards() -> None:
-    for path, same in (("needle", True), ("./mine", False)):
-        told = [DatasetSpec(path=path, limit=limit).identity() for limit in (5, 6)]
-        assert (told[0] == told[1]) is same
-
-
 @pytest.mark.parametrize(
     ("columns", "told"), [({}, "no column image and no column question"), ({"image": "ask"}, "no column question")]
 )

@@ -273,7 +273,7 @@ def test_both_answers_of_a_case_are_those_of_an_agent(
     branches = backend.branches
     branches.config = branches.config.model_copy(update={"threshold": 0.3, "positions": "plain"})
     stage = PostSFTStage(positions="plain", max_new_tokens=6)
-    table = find_cases(backend, rows, recipe(postsft=stage), tmp_path, judge=Judge())
+    table = find_cases(backend, rows, stage, tmp_path, judge=Judge())
     assert len(table) == 12
     settings = {"generation": {"max_new_tokens": 6}}
     for row in range(0, 12, 5):
@@ -294,7 +294,7 @@ def test_boxes_are_proposed_whatever_the_gate_says(load: Load, rows: Records) ->
     boxes = propose_boxes(backend, [rows[0], rows[1]], tokens=None)
     assert all(box is not None for box in boxes)
     nothing = with_crop(backend, [rows[0]], [None], tokens=None, aligned=False)[0]
-    assert nothing.box is None and [view.kind for view in nothing.asked.shown] == ["coarse"]
+    assert nothing.crop is None and [view.kind for view in nothing.shown] == ["coarse"]
 
 
 def test_what_only_its_own_calls_answer_needs_a_zoom(tmp_path: Path) -> None:

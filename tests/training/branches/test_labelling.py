@@ -14,7 +14,7 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.labels import BACKGROUND, FOREGROUND, IGNORED, HeadSet, LabelRules
 from qzoom_agent.protocols import PROTOCOLS
-from qzoom_agent.training.branches import labelling
+from qzoom_agent.training.branches import base_inference, labelling
 from qzoom_agent.training.branches import sharded_table as parts
 from qzoom_agent.training.branches.base_inference import (
     answer_ids,
@@ -27,7 +27,7 @@ from qzoom_agent.training.branches.base_inference import (
 )
 from qzoom_agent.training.branches.branch_recipe import Asking, Labelling
 from qzoom_agent.training.branches.dataset import DatasetSpec, Record, Records, load_records
-from qzoom_agent.training.branches.labelling import HeadPair, collect, heads_for, label, labels_on_grid, resized
+from qzoom_agent.training.branches.labelling import collect, heads_for, label, labels_on_grid, resized
 from tests.tiny_models import Family
 from tests.training.branches.conftest import Load, picture
 
@@ -78,7 +78,7 @@ def test_maps_are_the_attention_of_the_answer(family: Family, asking: Asking, lo
     some = [rows[0], rows[1], rows[4]]
     asked = ask(backend, some, [None] * 3)
     said = ["407", "the green one", ""]
-    heads = HeadPair({4: (1, 3), 5: (0,)}, {3: (2,)})
+    heads = HeadSet({4: (1, 3), 5: (0,)}, {3: (2,)})
     found = collect(backend, asked, said, heads, asking=asking)
     backend.model.set_attn_implementation("eager")
     for one, text, (heat, sink) in zip(asked, said, found, strict=True):
@@ -207,17 +207,18 @@ def test_a_table_that_was_killed_while_it_was_joined_is_joined_again(
         return [{"row": index} for index in indices]
 
     def write(folder: Path) -> Dataset:
-        return parts.write_parts(folder, 5, made, {}, progress="made")
+        return parts.write_parts(folder, 5, made, progress="made")
 
-    real = Path.replace
+    real = Dataset.save_to_disk
 
-    def killed(self: Path, target: Path) -> Path:
-        if self.name == parts.FINISHED:
+    def killed(self: Dataset, folder: str) -> None:
+        real(self, folder)
+        if Path(folder) == tmp_path / "table":
+            (Path(folder) / parts.FINISHED).unlink()
             raise KeyboardInterrupt
-        return real(self, target)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "replace", killed)
+        patch.setattr(Dataset, "save_to_disk", killed)
         write(tmp_path / "table")
     assert list(write(tmp_path / "table")["row"]) == list(load_from_disk(str(tmp_path / "table"))["row"]) == [*range(5)]
     assert sorted(path.name for path in (tmp_path / "table").iterdir() if not path.suffix) == []
@@ -227,7 +228,7 @@ def test_what_is_right_is_judged_by_all_answers(load: Load, tmp_path: Path, monk
     """DocVQA's second reference, said in a sentence."""
     rows = {"image": [picture(0)] * 2, "question": ["When?"] * 2, "answer": [["5/1", "January 5"], ["noon"]]}
     Dataset.from_dict(rows).save_to_disk(str(tmp_path / "table"))
-    monkeypatch.setattr(labelling, "generate_answers", lambda *_, **__: ["The date is January 5."] * 2)
+    monkeypatch.setattr(base_inference, "generate_answers", lambda *_, **__: ["The date is January 5."] * 2)
     found = label(
         load("qwen2_5_vl"),
         load_records([DatasetSpec(path=str(tmp_path / "table"))]),
@@ -246,13 +247,13 @@ def test_published_labels_may_be_asked_for_without_the_wish_for_a_short_answer(
         str(tmp_path / "table")
     )
     asked: list[str] = []
-    real = labelling.ask
+    real = base_inference.ask
 
     def heard(backend, records, *args, **kwargs):  # type: ignore[no-untyped-def]
         asked.extend(record["question"] for record in records)
         return real(backend, records, *args, **kwargs)
 
-    monkeypatch.setattr(labelling, "ask", heard)
+    monkeypatch.setattr(base_inference, "ask", heard)
     monkeypatch.setitem(labelling.HEADS, "qwen2_5_vl", {"textual": HeadSet({5: (0,)}, {})})
     wish = "Answer the question using a single word or phrase."
     source = DatasetSpec(path=str(tmp_path / "table"), suffix=f"\n{wish}", short_labels=short)
@@ -284,22 +285,6 @@ def test_of_a_call_its_own_tokens_say_where_to_look(tmp_path: Path) -> None:
         in_cells = Box(called.x1 * wide, called.y1 * high, called.x2 * wide, called.y2 * high)
         assert in_cells.coverage(hottest) > 0, "the cell that its tokens look at most lies in the box it asks for"
     assert found >= 5
-
-
-def test_maps_serve_other_rules_but_not_other_heads(load: Load, rows: Records, tmp_path: Path) -> None:
-    backend = load("qwen2_5_vl")
-    how = Labelling(grounding={5: [0]}, max_new_tokens=2)
-    label(backend, rows, how, tmp_path, k=3)
-    other = how.model_copy(update={"rules": LabelRules(foreground=0.1), "keep": "all"})
-    assert len(label(backend, rows, other, tmp_path, k=3)) == 12
-    with pytest.raises(ConfigError, match=r"other settings \(grounding.5:"):
-        label(
-            backend,
-            rows,
-            how.model_copy(update={"grounding": {5: [1]}}),
-            tmp_path,
-            k=3,
-        )
 
 
 def test_heads_that_are_not_there_are_explained() -> None:

@@ -21,6 +21,7 @@ from qzoom_agent.training.branches.localisation import (
     bounding_box,
     in_pixels,
     localisation,
+    look_at_batch,
     look_at_records,
     needle_cells,
 )
@@ -114,7 +115,7 @@ def test_looking_keeps_boxes_scores_and_order(load: Load, rows: Records) -> None
     assert [one.id.partition("-")[0] for one in found] == [f"q{index}" for index in range(12)]
     assert all(one.score is not None and 0 <= one.score <= 1 for one in found)
     assert [bool(one.boxes) for one in found] == [index % 2 == 0 for index in range(12)]
-    alone = look_at_records(backend, rows, tokens=None, batch=1, limit=3)
+    alone = [look_at_batch(backend, [rows[index]], tokens=None)[0] for index in range(3)]
     for one, other in zip(alone, found, strict=False):
         assert torch.allclose(one.heat, other.heat, atol=1e-5)
 

@@ -141,7 +141,7 @@ def test_a_missing_recipe_and_another_base(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Cannot read the recipe"):
         load_branch_recipe(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes("model: nanó".encode("latin-1"))
-    with pytest.raises(ConfigError, match="not text in UTF-8"):
+    with pytest.raises(ConfigError, match="not YAML in UTF-8"):
         load_branch_recipe(tmp_path / "latin.yaml")
     (tmp_path / "recipe.yaml").write_text(MINIMAL)
     assert load_branch_recipe(tmp_path / "recipe.yaml", model="qwen2.5-vl-3b").model == "qwen2.5-vl-3b"

@@ -28,7 +28,7 @@ MAX_SEED = 2**62
 """Seeds of all turns stay in the signed 64 bits that torch and servers take."""
 Blur = Literal["fixed", "grid", "none"]
 Sides = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
-PolicyName = Literal["direct", "explicit", "implicit", "hybrid", "always", "random", "oracle", "blind"]
+PolicyName = Literal["direct", "explicit", "implicit", "hybrid", "always", "random", "oracle", "blind", "masked"]
 
 
 def _explain(error: ErrorDetails, section: type[Config]) -> str:

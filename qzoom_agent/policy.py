@@ -8,6 +8,7 @@
     oracle    crops around the given gold boxes join the coarse view: an upper bound for the choice of crops
     random    as oracle, with boxes at seeded random places: the worth of more tokens alone
     blind     as explicit, with uniformly grey crops: the worth of the call without its pixels
+    masked    as implicit, with uniformly grey crops: the worth of an inserted crop without its pixels
 
 A policy sees boxes, sizes and counts, never text or weights, and is deterministic given the seed. Crops that it inserts
 count towards the budgets; only the model's calls are reviewed, budgets first.
@@ -30,12 +31,13 @@ from qzoom_agent.review import RULES, PolicyRule, ReviewContext, ReviewDecision,
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.zoom import ZoomPlan
 
-LOOK_FIRST: frozenset[PolicyName] = frozenset({"implicit", "always", "hybrid"})
+LOOK_FIRST: frozenset[PolicyName] = frozenset({"implicit", "always", "hybrid", "masked"})
 OFFER_TOOLS: frozenset[PolicyName] = frozenset({"explicit", "blind", "hybrid"})
 RANDOM_AREA = 1 / 16
 """Area of a random crop as a share of the image, where no gold box gives its size."""
+WITHHOLD: frozenset[PolicyName] = frozenset({"blind", "masked"})
 GREY = (128, 128, 128)
-"""Colour of crops under `blind`; a constant, since even the mean colour of a crop would tell something about it."""
+"""Colour of crops that are withheld; a constant, since even the mean colour of a crop would tell something about it."""
 
 
 class CropPolicy:
@@ -164,14 +166,14 @@ class CropPolicy:
     @property
     def remarks(self) -> list[str]:
         """Notes for the record of every served call; the model does not read them."""
-        return ["Withheld: the model saw uniform grey of this size."] if self.name == "blind" else []
+        return ["Withheld: the model saw uniform grey of this size."] if self.name in WITHHOLD else []
 
     def eyes(self, store: ViewStore) -> Callable[[str], Image.Image]:
-        """Return the function that gives the session a view's pixels: the store's, or grey crops for `blind`.
+        """Return the function that gives the session a view's pixels: grey for crops that the policy withholds.
 
-        Under `blind` the trace keeps the real crop, so that a reader can see what was asked for.
+        The trace keeps the real crop, so that a reader can see what was asked for.
         """
-        if self.name != "blind":
+        if self.name not in WITHHOLD:
             return store.image
 
         def withheld(view_id: str) -> Image.Image:

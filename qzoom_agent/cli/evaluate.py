@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
 from qzoom_agent.cli.console import Console, Progress, opener, print_table, printable
 from qzoom_agent.cli.main import BACKEND, INTERRUPTED, OK
@@ -23,6 +23,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.files import require_file, require_folder, write_text
 
 if TYPE_CHECKING:
+    from qzoom_agent.agent import Agent
     from qzoom_agent.config import AgentConfig
     from qzoom_agent.data.samples import TaskSource
     from qzoom_agent.evaluation.run_log import RunFolder
@@ -45,6 +46,20 @@ def parser() -> argparse.ArgumentParser:
         epilog="qzoom eval list: the tasks. qzoom eval compare A B: two runs in pairs. "
         "qzoom eval rescore DIR: score the answers of a run again.",
     )
+    add_flags(flags)
+    flags.add_argument(
+        "--ablate",
+        nargs="?",
+        const=",".join(ABLATIONS),
+        default="",
+        metavar="POLICIES",
+        help=f"run these policies beside the main one and compare (without a list: {', '.join(ABLATIONS)})",
+    )
+    return flags
+
+
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags that say what is asked of whom, and where the run is kept."""
     flags.add_argument(
         "task", nargs="+", help="name of a task, a file or folder of your own questions, or module:function"
     )
@@ -63,14 +78,6 @@ def parser() -> argparse.ArgumentParser:
         "--repeats", type=int, default=1, metavar="K", help="ask each question K times, with other seeds (default: 1)"
     )
     ask.add_argument("--scorer", help=SCORER_HELP)
-    ask.add_argument(
-        "--ablate",
-        nargs="?",
-        const=",".join(ABLATIONS),
-        default="",
-        metavar="POLICIES",
-        help=f"run these policies beside the main one and compare (without a list: {', '.join(ABLATIONS)})",
-    )
     how = flags.add_argument_group("run")
     how.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: one under runs/, named by the run)")
     how.add_argument("--json", type=Path, metavar="FILE", help="write the figures and every row into one file too")
@@ -84,7 +91,6 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--dry-run", action="store_true", help="print what would be asked, and ask nothing")
     _add_judge_flags(flags)
     add_agent_flags(flags)
-    return flags
 
 
 def main(argv: Sequence[str]) -> int:
@@ -92,7 +98,72 @@ def main(argv: Sequence[str]) -> int:
     if argv and argv[0] in VERBS:
         return VERBS[argv[0]](verb_parser(argv[0]).parse_args(argv[1:]))
     args = parser().parse_args(argv)
+    ablations = _ablations(args.ablate)
+    run = planned(args)
+    return OK if run is None else _measure(run, ablations)
 
+
+class Measurement(NamedTuple):
+    """The tasks that a command line asks for, and the folder of its run."""
+
+    args: argparse.Namespace
+    tasks: Sequence[Task]
+    source: TaskSource
+    paths: dict[str, str]
+    out: Path
+    shard: Shard
+
+    def agent(self) -> tuple[Agent, int]:
+        """Load the agent, and return with it how many questions it is asked at once."""
+        args = self.args
+        agent = load_agent(args, device=self.shard.device if args.device == "auto" else None)
+        if args.batch == 1:
+            return agent, args.workers
+        from qzoom_agent.models.scheduler import batched
+
+        return type(agent)(batched(agent.backend, args.batch), config=agent.config), args.batch
+
+    def ask(self, agent: Agent, folder: RunFolder, *, workers: int, console: Console, label: str = "") -> bool:
+        """Ask the agent every question that the folder does not have yet; return False if it was interrupted."""
+        from qzoom_agent.cli.result_tables import show
+        from qzoom_agent.evaluation.run_log import environment, fingerprint
+        from qzoom_agent.evaluation.runner import evaluate
+        from qzoom_agent.evaluation.summary import summarise
+
+        args, progress = self.args, Progress(console, label)
+        try:
+            evaluate(
+                agent,
+                self.tasks,
+                out=folder.path,
+                source=self.source,
+                paths=self.paths,
+                limit=args.limit,
+                repeats=args.repeats,
+                scorer=args.scorer,
+                own_budget=args.budget is not None or read_config(args).budget.coarse_tokens is not None,
+                weights=fingerprint(agent.config.model, args.branches),
+                environment=environment(str(getattr(agent.backend, "placement", ""))),
+                workers=workers,
+                shard=self.shard,
+                traces=not args.no_traces,
+                watch=progress,
+            )
+        except KeyboardInterrupt:
+            console.clear()
+            if self.shard.index == 0 and progress.done:
+                show(summarise(folder, self.tasks, scorer=args.scorer), {})
+            console.error(
+                f"Interrupted after {progress.done} of {progress.planned} questions. "
+                f"Finished questions are in {folder.path}; the same command goes on."
+            )
+            return False
+        console.clear()
+        return True
+
+
+def planned(args: argparse.Namespace) -> Measurement | None:
+    """Return the run that the flags of `add_flags` describe, checked; None after a dry run, which prints it."""
     from qzoom_agent.data.samples import TaskSource
     from qzoom_agent.evaluation.runner import Shard, require
     from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task, with_scorer
@@ -104,10 +175,10 @@ def main(argv: Sequence[str]) -> int:
     config = read_config(args)
     source = TaskSource(args.path, args.split, args.seed, args.fonts, args.n, config.max_pixels)
     require(source, limit=args.limit, repeats=args.repeats, workers=min(args.batch, args.workers))
-    ablations = _ablations(args.ablate, config.policy or "")
     out = args.out or _default_folder(args, config, [task.name for task in tasks])
     if args.dry_run:
-        return _dry_run(tasks, source, paths, args, config, out)
+        _dry_run(tasks, source, paths, args, config, out)
+        return None
     for task in tasks:
         if task.name in NEEDLE_TASKS:  # nothing to read: mistakes show before the model is loaded
             task.load(source)
@@ -115,77 +186,40 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         require_file(args.json)
     require_folder(out)
-    return _measure(args, tasks, source, paths, out, ablations, Shard.launched())
+    return Measurement(args, tasks, source, paths, out, Shard.launched())
 
 
-def _measure(
-    args: argparse.Namespace,
-    tasks: Sequence[Task],
-    source: TaskSource,
-    paths: dict[str, str],
-    out: Path,
-    ablations: Sequence[str],
-    shard: Shard,
-) -> int:
+def _measure(run: Measurement, ablations: Sequence[str]) -> int:
     from qzoom_agent.cli.result_tables import show
     from qzoom_agent.evaluation.compare import compare
     from qzoom_agent.evaluation.report import write_run_report
-    from qzoom_agent.evaluation.run_log import RunFolder, environment, fingerprint
-    from qzoom_agent.evaluation.runner import evaluate
+    from qzoom_agent.evaluation.run_log import RunFolder
     from qzoom_agent.evaluation.summary import summarise
 
-    console = Console(verbosity=0 if shard.index == 0 else -1)
-    agent = load_agent(args, device=shard.device if args.device == "auto" else None)
-    workers = args.workers
-    if args.batch > 1:
-        from qzoom_agent.models.scheduler import batched
-
-        agent, workers = type(agent)(batched(agent.backend, args.batch), config=agent.config), args.batch
-    weights = fingerprint(agent.config.model, args.branches)
-    own = args.budget is not None or read_config(args).budget.coarse_tokens is not None
-    others = {name: RunFolder(out / "ablations" / name) for name in ablations}
-    agents = {out: agent} | {folder.path: agent.replace(policy=name) for name, folder in others.items()}
-    console.line(f"run folder {out}", "dim")
-    for path, each in agents.items():
-        progress = Progress(console, "" if path == out else f"{path.name}: ")
-        try:
-            evaluate(
-                each,
-                tasks,
-                out=path,
-                source=source,
-                paths=paths,
-                limit=args.limit,
-                repeats=args.repeats,
-                scorer=args.scorer,
-                own_budget=own,
-                weights=weights,
-                environment=environment(str(getattr(agent.backend, "placement", ""))),
-                workers=workers,
-                shard=shard,
-                traces=not args.no_traces,
-                watch=progress,
-            )
-        except KeyboardInterrupt:
-            console.clear()
-            if shard.index == 0 and progress.done:
-                show(summarise(RunFolder(path), tasks, scorer=args.scorer), {})
-            console.error(
-                f"Interrupted after {progress.done} of {progress.planned} questions. "
-                f"Finished questions are in {path}; the same command goes on."
-            )
-            return INTERRUPTED
-        console.clear()
-    if shard.index:
-        return OK
+    args, out, console = run.args, run.out, Console(verbosity=0 if run.shard.index == 0 else -1)
+    agent, workers = run.agent()
     folder = RunFolder(out)
-    results = summarise(folder, tasks, scorer=args.scorer)
+    others = {name: RunFolder(out / "ablations" / name) for name in ablations if name != agent.config.policy}
+    console.line(f"run folder {out}", "dim")
+    if not run.ask(agent, folder, workers=workers, console=console):
+        return INTERRUPTED
+    for name, other in others.items():
+        if not run.ask(agent.replace(policy=name), other, workers=workers, console=console, label=f"{name}: "):
+            return INTERRUPTED
+    if run.shard.index:
+        return OK
+    results = summarise(folder, run.tasks, scorer=args.scorer)
     show(results, {name: compare(other, folder, scorer=args.scorer) for name, other in others.items()})
     if args.json:
         _write_json(args.json, folder, results)
         console.line(f"written {args.json}")
-    page = write_run_report(folder, baseline=others[ablations[0]] if ablations else None)
+    page = write_run_report(folder, baseline=next(iter(others.values()), None))
     print(f"report: {opener()} {page}", flush=True)
+    return exit_code(folder, results, console)
+
+
+def exit_code(folder: RunFolder, results: Results, console: Console) -> int:
+    """Return the exit code of a finished run, and print how many questions failed."""
     failed = sum(task.failed for task in results.tasks.values())
     n = sum(count for task in results.tasks.values() for count in task.statuses.values())
     if failed:
@@ -194,7 +228,7 @@ def _measure(
     return BACKEND if failed == n else OK
 
 
-def _ablations(text: str, policy: str) -> list[str]:
+def _ablations(text: str) -> list[str]:
     from qzoom_agent.config import PolicyName
 
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -203,7 +237,7 @@ def _ablations(text: str, policy: str) -> list[str]:
         raise ConfigError(
             f"--ablate takes policies; got {', '.join(unknown)}. Known: {', '.join(get_args(PolicyName))}."
         )
-    return [name for name in dict.fromkeys(names) if name != policy]
+    return list(dict.fromkeys(names))
 
 
 def _default_folder(args: argparse.Namespace, config: AgentConfig, tasks: Sequence[str]) -> Path:
@@ -225,7 +259,7 @@ def _dry_run(
     args: argparse.Namespace,
     config: AgentConfig,
     out: Path,
-) -> int:
+) -> None:
     """Print the configuration, how many questions there are, and the first of each task."""
     from qzoom_agent.evaluation.runner import plan
 
@@ -241,7 +275,6 @@ def _dry_run(
         print(f"\n{task.name}: {asked}, {args.repeats} x, scored by {', '.join(task.scorers)}")
         print(f"  {first.id}, {first.image.width} x {first.image.height} px, answer {printable(first.answer)!r}")
         print("\n".join(f"  | {printable(line)}" for line in first.question.splitlines()))
-    return OK
 
 
 def _write_json(path: Path, folder: RunFolder, results: Results) -> None:

@@ -46,6 +46,7 @@ VERBS: Final = {
     "demo": Verb("demo", "answer three questions of rising difficulty about pictures in the package"),
     "trace": Verb("ask", "show a saved run in the terminal, or write its report", "trace_"),
     "eval": Verb("evaluate", "measure accuracy and cost on a task"),
+    "audit": Verb("audit", "measure whether looking helps: the policy against its controls"),
     "bench": Verb("bench", "measure accuracy against cost of a model with branches, and ablations"),
     "train": Verb("train", "train a model from a recipe"),
     "calibrate": Verb("train", "fit the thresholds of trained branches to your own questions", "calibrate_"),

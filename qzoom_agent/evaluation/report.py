@@ -2,8 +2,8 @@
 
 The page opens from disk and is a plain table without scripts. Beside every trace lies a page of the episode, which
 links to the run's shared pictures; thumbnails are inside this page, small enough that thousands of rows stay under
-20 MB. Of more than `MAX_ROWS` samples the page shows that many, the wrong ones before the right ones, and says so; the
-rest is in samples.jsonl.
+20 MB, and carry the known boxes and the crops. The wrong answers come first, by cause. Of more than `MAX_ROWS` samples
+the page shows that many and says so; the rest is in samples.jsonl.
 """
 
 from __future__ import annotations
@@ -12,20 +12,27 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import PIL.Image
+import PIL.ImageDraw
 
+from qzoom_agent.errors import QzoomError
+from qzoom_agent.evaluation.audit import MEANINGS, Audit, points
 from qzoom_agent.evaluation.charts import ChartPoint, Scatter
 from qzoom_agent.evaluation.compare import RIGHT, Comparison, compare, worth
 from qzoom_agent.evaluation.run_log import RunFolder
-from qzoom_agent.evaluation.sample_result import SampleResult
+from qzoom_agent.evaluation.sample_result import Cause, SampleResult
 from qzoom_agent.evaluation.stats import Figure
 from qzoom_agent.evaluation.summary import Results, TaskResult, by_sample
 from qzoom_agent.report import page, render_html
+from qzoom_agent.trace import Quad
 
 MAX_ROWS = 5000
 THUMBNAIL_SIDE = 96
+GOLD, CROP = (31, 157, 85), (31, 111, 235)
+"""Colours of known boxes and of crops on a thumbnail."""
+CAUSES: tuple[Cause, ...] = get_args(Cause)
 THUMBNAIL_BYTES = 9_000_000
 """For all thumbnails of a page together, before they are written as text."""
 
@@ -79,6 +86,7 @@ def _render(
     results = Results.of(folder)
     tasks = list(results.tasks.values())
     shown = _shown(results, rows)
+    newest = results.environments[-1] if results.environments else {}
     limit = min(4_000, THUMBNAIL_BYTES // max(1, len(shown)))
     samples = [_sample(folder, target, each, results, flips, limit) for each in shown]
     return page.document(
@@ -95,10 +103,23 @@ def _render(
         bars=_bars(tasks),
         scatter=Scatter(_points(results, rows, figures)),
         comparisons=_comparisons(against),
+        audits=_audits(folder),
         samples=samples,
         sample_count=sum(task.n for task in tasks),
-        filters=_filters(sorted({sample.kind for sample in samples}), flips),
-        environment=results.environments[-1] if results.environments else {},
+        filters=_filters(
+            sorted({sample.kind for sample in samples}),
+            list(dict.fromkeys(sample.cause for sample in samples if sample.cause)),
+            flips,
+        ),
+        environment=newest,
+        made=page.dots(
+            [
+                newest.get("date"),
+                *(f"{name} {newest[name]}" for name in ("qzoom-agent", "torch", "transformers") if name in newest),
+                newest.get("placement"),
+                f"weights {results.weights}" if results.weights else None,
+            ]
+        ),
     )
 
 
@@ -141,6 +162,7 @@ def _figures(result: TaskResult) -> tuple[str, ...]:
         f"{result.cost.visual_tokens.mean:,.0f}",
         f"{total.p50:.2f} / {total.p95:.2f}",
         f"{result.perception.zooms:.2f}",
+        f"{result.perception.recall.mean:.0%}" if result.perception.recall else "-",
         str(result.failed),
     )
 
@@ -164,12 +186,13 @@ def _points(results: Results, rows: Sequence[SampleResult], figures: Mapping[str
     points = []
     one = len(results.tasks) == 1
     for name, task in results.tasks.items():
-        points.append(point((results.config.policy or "") if figures else name, task, main=True))
-        points += [
-            point(other if one else f"{name}, {other}", result.tasks[name], main=False)
-            for other, result in figures.items()
-            if name in result.tasks
-        ]
+        points.append(point((results.config.policy or "") if figures and one else name, task, main=True))
+        if one:  # the labels of several tasks under several policies would cover each other
+            points += [
+                point(other, result.tasks[name], main=False)
+                for other, result in figures.items()
+                if name in result.tasks
+            ]
         if one and not figures:
             tokens = {kind: fmean(row.visual_tokens for row in rows if row.kind == kind) for kind in task.marks.kinds}
             points += [ChartPoint(kind, tokens[kind], figure, False) for kind, figure in task.marks.kinds.items()]
@@ -198,6 +221,24 @@ def _comparisons(against: Mapping[str, Comparison]) -> list[tuple[str, ...]]:
     ]
 
 
+def _audits(folder: RunFolder) -> list[tuple[str, list[tuple[str, Figure, bool]], list[tuple[str, ...]], str]]:
+    """Return an audit's parts by task: verdict, accuracy of each policy, effects, and what the crops did."""
+    try:
+        found = Audit.model_validate_json((folder.path / "audit.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []  # not every run is audited
+    parts = []
+    for each in found.tasks.values():
+        bars = [(arm.policy, arm.accuracy, arm.policy == each.policy) for arm in each.arms]
+        effects = [(name, points(one), f"{one.p:.2g}", MEANINGS[name]) for name, one in each.effects.items()]
+        known = each.redundant is not None and each.crops > 0
+        redundant = f"{each.redundant} of {each.crops} crops were redundant" if known else None
+        wrong = ", ".join(f"{count} {cause}" for cause, count in each.wrong.items())
+        notes = page.dots([redundant, f"wrong answers: {wrong}" if wrong else None])
+        parts.append((f"{each.task}: {each.verdict}" if len(found.tasks) > 1 else each.verdict, bars, effects, notes))
+    return parts
+
+
 def _difference(mean: float, interval: tuple[float, float] | None, unit: float, form: str) -> str:
     ends = f" [{unit * interval[0]:+{form}}, {unit * interval[1]:+{form}}]" if interval else ""
     return f"{unit * mean:+{form}}{ends}"
@@ -213,8 +254,11 @@ class _Sample(NamedTuple):
     kind: str
     value: float
     right: bool
+    cause: Cause | None
+    """None where the answer is right."""
     became: str | None
     ends: str
+    gold: str
     answers: str
     zooms: float
     tokens: float
@@ -224,13 +268,14 @@ class _Sample(NamedTuple):
 
 
 def _shown(results: Results, rows: Sequence[SampleResult]) -> list[list[SampleResult]]:
-    """Return the samples that have a row in the table, with their repeats, in the order of the run."""
+    """Return the samples that have a row in the table, with their repeats: the wrong ones first, by cause."""
     samples = [each for name in results.tasks for each in by_sample(row for row in rows if row.task == name).values()]
-    if len(samples) <= MAX_ROWS:
-        return samples
-    wrong = [each for each in samples if worth(each, results.tasks[each[0].task].scorer) < RIGHT]
-    kept = {id(each) for each in [*wrong, *samples][:MAX_ROWS]}
-    return [each for each in samples if id(each) in kept]
+
+    def order(repeats: list[SampleResult]) -> int:
+        right = worth(repeats, results.tasks[repeats[0].task].scorer) >= RIGHT
+        return len(CAUSES) if right else CAUSES.index(repeats[0].cause)
+
+    return sorted(samples, key=order)[:MAX_ROWS]
 
 
 def _sample(
@@ -242,7 +287,8 @@ def _sample(
     limit: int,
 ) -> _Sample:
     row = repeats[0]
-    value = worth(repeats, results.tasks[row.task].scorer)
+    scorer = results.tasks[row.task].scorer
+    value = worth(repeats, scorer)
     ends = {
         "refused": any(each.usage.refused for each in repeats),
         "failed": any(each.failed_calls for each in repeats),
@@ -254,9 +300,11 @@ def _sample(
         f"{row.task}: {row.kind}" if len(results.tasks) > 1 else row.kind,
         value,
         value >= RIGHT,
+        None if value >= RIGHT else row.cause,
         flips.get(row.id),
         " ".join(name for name, found in ends.items() if found),
-        "; ".join(dict.fromkeys(each.answer or each.error or "-" for each in repeats)),
+        _lettered(row.gold[0], row),
+        "; ".join(dict.fromkeys(_said(each, scorer) for each in repeats)),
         zooms=fmean(each.zooms for each in repeats),
         tokens=fmean(each.visual_tokens for each in repeats),
         seconds=fmean(each.usage.seconds.total for each in repeats),
@@ -265,12 +313,30 @@ def _sample(
     )
 
 
-def _filters(kinds: Sequence[str], flips: Mapping[str, str]) -> list[tuple[str, str, list[tuple[str, str]]]]:
+def _said(row: SampleResult, scorer: str) -> str:
+    """Return the answer; of multiple choice the option that the scorer read in it, with its letter."""
+    extracted = row.scores[scorer].extracted if scorer in row.scores else None
+    if row.options and isinstance(extracted, str) and (option := _lettered(extracted, row)) != extracted:
+        return option
+    return row.answer or row.error or "-"
+
+
+def _lettered(text: str, row: SampleResult) -> str:
+    """Return "B: green" for the letter or the text of an option, anything else as it is."""
+    at = row.options.index(text) if text in row.options else ord(text.upper()) - ord("A") if len(text) == 1 else -1
+    return f"{chr(ord('A') + at)}: {row.options[at]}" if 0 <= at < len(row.options) else text
+
+
+def _filters(
+    kinds: Sequence[str], causes: Sequence[str], flips: Mapping[str, str]
+) -> list[tuple[str, str, list[tuple[str, str]]]]:
     """Return the choices that narrow the table: id, label, and values with their texts."""
     found = [
         ("verdict", "Verdict", [("", "right and wrong"), ("1", "right"), ("0", "wrong")]),
         ("kind", "Kind", [("", "every kind"), *((kind, kind) for kind in kinds)]),
     ]
+    if causes:
+        found.append(("cause", "Cause", [("", "every cause"), *((cause, cause) for cause in causes)]))
     if flips:
         found.append(("flip", "Flips", [("", "flipped or not"), ("right", "became right"), ("wrong", "became wrong")]))
     ends = [
@@ -291,4 +357,18 @@ def _picture(folder: RunFolder, row: SampleResult, limit: int) -> dict[str, Any]
     except OSError:
         return None  # a run without traces has no pictures
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), PIL.Image.Resampling.BILINEAR)
+    draw, scale = PIL.ImageDraw.Draw(small), small.width / row.size[0]
+    marks = [(GOLD, box) for box in row.boxes] + [(CROP, box) for box in _crops(folder, row)]
+    for colour, box in marks:
+        x1, y1, x2, y2 = (scale * value for value in box)
+        draw.rectangle((x1 - 1, y1 - 1, max(x1 + 1, x2), max(y1 + 1, y2)), outline=colour)
     return {"src": page.jpeg(small, THUMBNAIL_SIDE, limit), "width": small.width, "height": small.height}
+
+
+def _crops(folder: RunFolder, row: SampleResult) -> list[Quad]:
+    """Return the boxes of the crops that were shown, in pixels of the image."""
+    try:
+        trace = folder.trace(row.key)
+    except QzoomError:
+        return []
+    return [view.box for view in trace.views if view.kind == "crop"] if trace and row.zooms else []

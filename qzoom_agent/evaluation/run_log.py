@@ -21,6 +21,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any, Self
 
@@ -325,11 +326,15 @@ def fingerprint(model: str, branches: str | Path | None = None, *, base_only: bo
     return found.hexdigest()[:16]
 
 
-def environment(placement: str = "") -> dict[str, str]:
-    """Return versions, revision and machine. `placement` is the backend's device and number format, and why."""
-    found = describe_environment() | {"cores": str(os.cpu_count())}
-    if placement:
-        found["placement"] = placement
+def environment(placement: str = "", *, command: str = "") -> dict[str, str]:
+    """Return the day, versions, revision and machine.
+
+    Args:
+        placement: The backend's device and number format, and why.
+        command: The command line that was run.
+    """
+    found = {"date": date.today().isoformat()} | describe_environment() | {"cores": str(os.cpu_count())}
+    found |= {name: text for name, text in (("placement", placement), ("command", command)) if text}
     done = subprocess.run(
         ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"],
         capture_output=True,

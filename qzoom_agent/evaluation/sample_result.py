@@ -13,20 +13,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import PIL.Image
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, computed_field
 
 from qzoom_agent.config import AgentConfig, PolicyName
 from qzoom_agent.data.samples import Sample
-from qzoom_agent.evaluation.redundancy import Redundancy, count
+from qzoom_agent.evaluation.redundancy import INSIDE, Redundancy, count
 from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, apply
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import digest, load_image
 from qzoom_agent.trace import Quad, Trace, Usage
 from qzoom_agent.views import ViewStore
 
+Cause = Literal["failed", "never looked", "looked elsewhere", "saw and misread", "looked, place unknown"]
 TAKE_GOLD: frozenset[PolicyName] = frozenset({"oracle", "random"})
 
 
@@ -125,6 +126,20 @@ class SampleResult(BaseModel):
     @property
     def failed_calls(self) -> int:
         return self.usage.failed + self.unread
+
+    @property
+    def cause(self) -> Cause:
+        """Reason that the answer is wrong, if it is, as far as the crops tell.
+
+        A needle that the coarse view shows, or of which a crop holds 95 %, was seen and misread.
+        """
+        if self.status == "error":
+            return "failed"
+        if self.coarse_suffices or (self.recall is not None and self.recall >= INSIDE):
+            return "saw and misread"
+        if not self.zooms:
+            return "never looked"
+        return "looked, place unknown" if self.recall is None else "looked elsewhere"
 
     def value(self, scorer: str) -> float:
         """Return the worth of the answer, 0 to 1. A failed sample is worth 0."""

@@ -147,7 +147,7 @@ def _crop(trace: Trace, view: View, number: int, image: page.Pictures, limit: in
         closer = f"{factor:.1f}x closer than the coarse view"
     if original is not None and original.width * original.height > 0:
         part = f"{page.share(wide * high, original.width * original.height)} of the image"
-    blind = "withheld: the model saw a grey image" if trace.policy == "blind" else None
+    blind = "withheld: the model saw a grey image" if trace.policy in ("blind", "masked") else None
     facts = [f"{page.listed(view.box)} in original px", part, closer, f"{view.tokens:,} visual tokens", blind]
     alt = f"Crop {number}, {view.width} x {view.height} pixels as shown to the model"
     return page.thumbnail(image(view.digest), f"Crop {number}", alt, facts, limit=limit)

@@ -378,6 +378,23 @@ def test_ablations_run_beside_and_are_compared(play: Any, here: Path, capsys: py
     assert (here / "flips.html").is_file()
 
 
+def test_an_audit_runs_the_controls_and_gives_a_verdict(
+    play: Any, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play(lambda _: "B7K")
+    assert (
+        main(["audit", "needle-scene", "--n", "3", "--policy", "explicit", "--out", "audited", "--json", "a.json"]) == 0
+    )
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()[3:8]] == ["explicit", "direct", "blind", "random", "oracle"]
+    assert "No effect of looking is shown" in out
+    found = json.loads((here / "a.json").read_text())["tasks"]["needle-scene"]
+    assert found["wrong"] == {"never looked": 3} and set(found["effects"]) >= {"gain", "content", "headroom"}
+    assert "Does looking help?" in (here / "audited" / "report.html").read_text()
+    play(lambda _: pytest.fail("everything was asked"))
+    assert main(["audit", "needle-scene", "--n", "3", "--policy", "explicit", "--out", "audited"]) == 0
+
+
 def test_a_run_is_scored_again_without_a_model(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     play(lambda _: "7")
     assert run("eval", "needle-doc", "--n", "2", "--out", "run") == 0

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import html
+import math
 import re
+from base64 import b64decode
+from dataclasses import replace
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from qzoom_agent.agent import Agent
+from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.evaluation import report
 from qzoom_agent.evaluation.charts import ChartPoint, Scatter
 from qzoom_agent.evaluation.report import write_run_report
-from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.run_log import RunFolder, environment
 from qzoom_agent.evaluation.runner import evaluate
 from qzoom_agent.evaluation.stats import Figure, Interval
+from qzoom_agent.evaluation.tasks.task import Score
 from qzoom_agent.models.scripted import ScriptedBackend
-from qzoom_agent.report.page import environment
+from qzoom_agent.report import page as pages
 from tests.evaluation.player import numbers, player
 
 
@@ -56,9 +63,13 @@ def test_every_sample_has_a_row_with_what_filters_need(run: RunFolder) -> None:
     path = write_run_report(run, baseline=RunFolder(run.path / "ablations" / "direct"))
     page = Page(path.read_text(encoding="utf-8"))
     assert path == run.path / "report.html"
-    assert [row["data-verdict"] for row in page.rows] == [str(int(i % 3 > 0)) for i in range(12)]
-    assert page.rows[1]["data-kind"] == "odd"
-    flips = {i: row["data-flip"] for i, row in enumerate(page.rows) if "data-flip" in row}
+    # 0, 3, 6 and 9 are wrong: the coarse view shows 0, nobody looked at 3, and the crops of 6 and 9 hold the number.
+    order = [3, 0, 6, 9, *(i for i in range(12) if i % 3)]
+    assert [row["data-verdict"] for row in page.rows] == [str(int(i % 3 > 0)) for i in order]
+    causes = [row.get("data-cause") for row in page.rows]
+    assert causes == ["never looked", *["saw and misread"] * 3, *[None] * 8]
+    assert page.rows[4]["data-kind"] == "odd"
+    flips = {order[at]: row["data-flip"] for at, row in enumerate(page.rows) if "data-flip" in row}
     wanted = {i: "right" if i % 3 > 0 else "wrong" for i in range(12) if (i % 3 > 0) != (i % 2 > 0)}
     assert flips == wanted
     assert page.styled == 0
@@ -112,7 +123,7 @@ def test_a_long_table_keeps_the_wrong_ones_and_says_so(tmp_path: Path, monkeypat
     evaluate(player(lambda i: i not in {3, 8, 9}), [numbers(10)], out=tmp_path)
     text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
     rows = Page(text).rows
-    assert [row["data-verdict"] for row in rows] == ["1", "1", "0", "0", "0"]
+    assert [row["data-verdict"] for row in rows] == ["0", "0", "0", "1", "1"]
     assert "5 of 10 samples" in text
 
 
@@ -124,8 +135,52 @@ def test_several_tasks_are_told_apart(tmp_path: Path) -> None:
     }
 
 
+def test_box_recall_is_told_of_every_task(tmp_path: Path) -> None:
+    evaluate(player(zooms=lambda i: True), [numbers(3, name="one"), numbers(3, name="two")], out=tmp_path)
+    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    recall = RunFolder(tmp_path).latest()[0].recall
+    assert recall and text.count(f"<td>1.00</td><td>{recall:.0%}</td>") == 2
+
+
+def test_options_are_written_out_on_both_sides(tmp_path: Path) -> None:
+    options, long = ["a red kite", "a blue van"], "Which one? " + 60 * "Look at the hall again. "
+
+    def letter(text: str | None, sample: Sample) -> Score:
+        return Score(float(text == sample.answer), text)
+
+    def load(source: TaskSource) -> list[Sample]:
+        image = Image.new("RGB", (200, 100))
+        return [Sample("x", "choice", "all", image, long, "B", options=tuple(options))]
+
+    task = replace(numbers(), name="choice", load=load, scorers={"letter": letter}, aggregate=None)
+    evaluate(Agent(ScriptedBackend(lambda _: "A")), [task], out=tmp_path)
+    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    assert '<td dir="auto">B: a blue van</td>\n<td dir="auto">A: a red kite</td>' in text
+    assert long.strip() in text
+
+
+def test_pictures_carry_the_known_boxes_and_the_crops(run: RunFolder) -> None:
+    page = Page(write_run_report(run).read_text(encoding="utf-8"))
+    pictures = [Image.open(BytesIO(b64decode(image.partition(",")[2]))) for image in page.images]
+    never, _, saw, *_ = pictures
+
+    def close(picture: Image.Image, colour: tuple[int, int, int]) -> int:
+        return sum(math.dist(pixel, colour) < 60 for pixel in picture.get_flattened_data())
+
+    assert all(close(picture, report.GOLD) >= 10 for picture in pictures)
+    assert close(saw, report.CROP) >= 10 > close(never, report.CROP)
+
+
+def test_a_page_tells_when_and_with_what_it_was_made(tmp_path: Path) -> None:
+    made = environment("cpu, float32", command="qzoom eval numbers --n 2")
+    evaluate(player(), [numbers(2)], out=tmp_path, environment=made, weights="abc123")
+    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    for part in (made["date"], f"torch {made['torch']}", "cpu, float32", "weights abc123", "qzoom eval numbers --n 2"):
+        assert part in text
+
+
 def test_charts_hold_their_marks() -> None:
-    charts: Any = environment().get_template("charts.html.jinja").module
+    charts: Any = pages.environment().get_template("charts.html.jinja").module
     half = Figure(4, 0.5, 0.25, Interval(0.2, 0.8))
     drawn = charts.bars([("<b>", half, True), ("none", Figure(1, 1.0, None, None), False)])
     assert "&lt;b&gt;" in drawn

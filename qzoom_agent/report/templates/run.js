@@ -3,7 +3,8 @@
   const table = document.querySelector("#samples");
   if (!table) return;
   const body = table.tBodies[0];
-  const rows = [...body.rows];
+  const rows = [...body.querySelectorAll("tr[data-verdict]")];
+  const groups = [...body.querySelectorAll("tr.group")];
   const filters = document.querySelector("#filters");
   const count = document.querySelector("#count");
   const search = document.querySelector("#search");
@@ -14,10 +15,13 @@
     return texts.get(row);
   };
 
+  let sorted = null;
+  let up = true;
   const narrow = () => {
     const words = search.value.toLowerCase().trim();
     const wanted = selects.filter((each) => each.value).map((each) => [each.dataset.filter, each.value]);
     let shown = 0;
+    for (const group of groups) group.hidden = Boolean(words || wanted.length || sorted);
     for (const row of rows) {
       const fits = wanted.every(([name, value]) =>
         name === "end" ? (row.dataset.end || "").split(" ").includes(value) : row.dataset[name] === value);
@@ -27,8 +31,6 @@
     count.textContent = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
   };
 
-  let sorted = null;
-  let up = true;
   const sort = (head) => {
     const at = head.cellIndex;
     const numbers = head.dataset.sort === "n";
@@ -48,6 +50,7 @@
     };
     const keyed = rows.map((row, place) => [key(row), place, row]);
     keyed.sort((a, b) => (a[0] < b[0] ? -1 : a[0] > b[0] ? 1 : 0) * (up ? 1 : -1) || a[1] - b[1]);
+    for (const group of groups) group.hidden = true;
     const all = document.createDocumentFragment();
     for (const [, , row] of keyed) all.append(row);
     body.append(all);

@@ -1,0 +1,85 @@
+"""`qzoom audit TASK...`: does looking help? The policy against its controls on the same questions, and one verdict.
+
+The policy's run, its controls and the page lie in one run folder, as `qzoom eval --ablate` leaves them: the same
+command resumes. Works with any model and server, with boxes or without.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from qzoom_agent.cli.console import Console, opener, print_table
+from qzoom_agent.cli.evaluate import add_flags, exit_code, planned
+from qzoom_agent.cli.main import INTERRUPTED, OK
+from qzoom_agent.files import write_text
+
+if TYPE_CHECKING:
+    from qzoom_agent.evaluation.audit import Audit
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the verb's flags."""
+    flags = argparse.ArgumentParser(
+        prog="qzoom audit",
+        description="Run a policy and its controls (no crop, grey crops, random crops, crops at the known boxes) on "
+        "the same questions, and say how much of the gain is what the crops show.",
+    )
+    add_flags(flags)
+    return flags
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; exit code 4 if the model failed on every question."""
+    args = parser().parse_args(argv)
+    run = planned(args)
+    if run is None:
+        return OK
+
+    from qzoom_agent.evaluation.audit import audit, grey_policy
+    from qzoom_agent.evaluation.report import write_run_report
+    from qzoom_agent.evaluation.run_log import RunFolder
+    from qzoom_agent.evaluation.summary import Results
+
+    console = Console(verbosity=0 if run.shard.index == 0 else -1)
+    agent, workers = run.agent()
+    folder = RunFolder(run.out)
+    console.line(f"run folder {run.out}", "dim")
+    if not run.ask(agent, folder, workers=workers, console=console, label=f"{agent.config.policy}: "):
+        return INTERRUPTED
+    names = ["direct", grey_policy(str(agent.config.policy)), "random"]
+    if all(row.boxes or row.coarse_suffices for row in folder.latest()):
+        names.append("oracle")
+    controls = {name: RunFolder(run.out / "ablations" / name) for name in names if name != agent.config.policy}
+    for name, other in controls.items():
+        if not run.ask(agent.replace(policy=name), other, workers=workers, console=console, label=f"{name}: "):
+            return INTERRUPTED
+    if run.shard.index:
+        return OK
+    found = audit(folder, controls, scorer=args.scorer)
+    folder.write("audit.json", found.model_dump_json(indent=1) + "\n")
+    if args.json:
+        write_text(args.json, found.model_dump_json(indent=1) + "\n")
+    _show(found)
+    print(f"report: {opener()} {write_run_report(folder, baseline=controls['direct'])}", flush=True)
+    return exit_code(folder, Results.of(folder), console)
+
+
+def _show(found: Audit) -> None:
+    from qzoom_agent.evaluation.audit import MEANINGS, points
+
+    for each in found.tasks.values():
+        print(f"{each.task}: {found.model}, policy {each.policy}, scorer {each.scorer}, n = {each.arms[0].accuracy.n}")
+        arms = [
+            (arm.policy, f"{arm.accuracy.mean:.3f}", f"{arm.visual_tokens:.0f}", f"{arm.crops:.2f}")
+            for arm in each.arms
+        ]
+        print_table(arms, header=("policy", "accuracy", "visual tokens", "crops"))
+        effects = [(name, points(effect), f"p {effect.p:.2g}", MEANINGS[name]) for name, effect in each.effects.items()]
+        print_table(effects, header=("effect", "difference", "p", "what is compared"))
+        if each.redundant is not None and each.crops:
+            print(f"{each.redundant} of {each.crops} crops were redundant.")
+        if each.wrong:
+            print("Wrong answers: " + ", ".join(f"{count} {cause}" for cause, count in each.wrong.items()) + ".")
+        print(each.verdict + "\n")

@@ -1,0 +1,175 @@
+"""Does looking help? One model under its policy and its controls, over the same questions, compared in pairs.
+
+    gain      the policy minus `direct`, the coarse view alone
+    call      grey crops minus `direct`: what the call, or room for a crop, is worth without pixels
+    tokens    random crops minus `direct`: what more visual tokens are worth, wherever they come from
+    content   the policy minus the better of grey and random crops: what the crops show
+    headroom  crops around the known boxes minus the policy
+
+Grey crops are `masked` for policies that insert crops, and `blind` for those whose model asks for them. VisualNeedle
+(2026) publishes that control alone, as crop-black. Without known boxes there is no headroom, and random crops are of a
+fixed area.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from qzoom_agent.config import PolicyName
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.compare import RIGHT, TaskComparison, compare
+from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.sample_result import Cause
+from qzoom_agent.evaluation.stats import Figure, Figures, Paired
+from qzoom_agent.evaluation.summary import Results, TaskResult
+
+Effect = Literal["gain", "call", "tokens", "content", "headroom"]
+_INSERT: Final = ("implicit", "always", "masked")
+MEANINGS: Final[Mapping[Effect, str]] = {
+    "gain": "the policy against the coarse view alone",
+    "call": "grey crops against the coarse view alone",
+    "tokens": "random crops against the coarse view alone",
+    "content": "the policy against the better of grey and random crops",
+    "headroom": "crops at the known boxes against the policy",
+}
+
+
+class Arm(Figures):
+    """One policy of the audit on one task."""
+
+    policy: str
+    accuracy: Figure
+    visual_tokens: float
+    """Mean, a question."""
+    crops: float
+    """Crops shown, a question."""
+
+
+class TaskAudit(Figures):
+    """The audit of one task."""
+
+    task: str
+    scorer: str
+    policy: str
+    arms: list[Arm]
+    """The policy itself first, then its controls."""
+    effects: dict[Effect, Paired]
+    """Differences in accuracy over the same questions; `headroom` is missing where no boxes are known."""
+    control: str
+    """The better of the two controls, which `content` is against."""
+    crops: int
+    """Crops shown in all."""
+    redundant: int | None
+    """Those that added nothing (`redundancy`); None where it is not known of any question."""
+    wrong: dict[Cause, int]
+    """Wrong answers by cause."""
+    verdict: str
+
+
+class Audit(Figures):
+    """An audit (`audit.json`)."""
+
+    version: str = "1.0"
+    model: str
+    tasks: dict[str, TaskAudit]
+
+
+def grey_policy(policy: str) -> PolicyName:
+    """Return the control whose crops are grey: like `policy` in who decides on crops."""
+    return "masked" if policy in _INSERT else "blind"
+
+
+def audit(folder: RunFolder, controls: Mapping[str, RunFolder], *, scorer: str | None = None) -> Audit:
+    """Return the audit of a run, from runs of the same questions under its controls.
+
+    Args:
+        folder: A finished run.
+        controls: Finished runs by policy: `direct`, the grey one, `random` and, where boxes are known, `oracle`.
+        scorer: Scorer that decides; None: the one that leads in the run.
+
+    Raises:
+        ConfigError: A control is missing, or the runs do not share their questions.
+    """
+    results = Results.of(folder)
+    policy = str(results.config.policy)
+    grey = grey_policy(policy)
+    if missing := {"direct", grey, "random"} - controls.keys():
+        raise ConfigError(f"An audit of {policy!r} needs runs under {', '.join(sorted(missing))} as well.")
+    every = {policy: folder, **controls}
+    figures = {name: Results.of(each) for name, each in every.items()}
+    against = {name: compare(other, folder, scorer=scorer).tasks for name, other in controls.items()}
+    bare = {name: compare(controls["direct"], controls[name], scorer=scorer).tasks for name in (grey, "random")}
+    rows = folder.latest()
+    tasks = {}
+    for name in results.tasks:
+        better = max((grey, "random"), key=lambda control: bare[control][name].accuracy[1])
+        effects: dict[Effect, Paired] = {
+            "gain": against["direct"][name].difference,
+            "call": bare[grey][name].difference,
+            "tokens": bare["random"][name].difference,
+            "content": against[better][name].difference,
+        }
+        if "oracle" in controls:
+            effects["headroom"] = compare(folder, controls["oracle"], scorer=scorer).tasks[name].difference
+        arms = [_arm(label, figures[label].tasks[name], against["direct"][name]) for label in every]
+        own = [row for row in rows if row.task == name]
+        known = [row.redundancy for row in own if row.redundancy is not None]
+        found = TaskAudit(
+            task=name,
+            scorer=against["direct"][name].scorer,
+            policy=policy,
+            arms=arms,
+            effects=effects,
+            control=better,
+            crops=sum(row.zooms for row in own),
+            redundant=sum(one.redundant for one in known) if known else None,
+            wrong=dict(Counter(row.cause for row in own if row.value(against["direct"][name].scorer) < RIGHT)),
+            verdict="",
+        )
+        tasks[name] = found.model_copy(update={"verdict": _verdict(found)})
+    return Audit(model=results.config.model, tasks=tasks)
+
+
+def _arm(policy: str, result: TaskResult, compared: TaskComparison) -> Arm:
+    return Arm(
+        policy=policy,
+        accuracy=result.scores[compared.scorer].accuracy,
+        visual_tokens=result.cost.visual_tokens.mean,
+        crops=result.perception.zooms,
+    )
+
+
+def _verdict(found: TaskAudit) -> str:
+    gain, content = found.effects["gain"], found.effects["content"]
+    control = "random crops" if found.control == "random" else "grey crops"
+    if _sign(gain) == 0:
+        text = f"No effect of looking is shown: {points(gain)} over the coarse view alone."
+    elif _sign(gain) < 0:
+        text = f"Looking harms: {points(gain)} against the coarse view alone."
+    else:
+        text = f"Looking helps: {points(gain)} over the coarse view alone. "
+        text += {
+            1: f"What the crops show is worth {points(content)} over {control}, the better control.",
+            0: f"But {control} do as well ({points(content)}), so it is not shown that the crops' content helps.",
+            -1: f"But {control} do better ({points(content)}): what the crops show is not what helps.",
+        }[_sign(content)]
+    headroom = found.effects.get("headroom")
+    if headroom is not None and _sign(headroom) > 0:
+        text += f" Crops at the known boxes would add {points(headroom)}."
+    return text
+
+
+def _sign(paired: Paired) -> int:
+    """Return 1 or -1 if the whole interval lies on that side of zero, else 0."""
+    low, high = paired.interval or (-1.0, 1.0)
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def points(paired: Paired) -> str:
+    """Return a difference in accuracy such as "+4.0 points (+1.2 to +6.8)"."""
+    text = f"{100 * paired.difference:+.1f} points"
+    if paired.interval is None:
+        return text
+    return f"{text} ({100 * paired.interval.low:+.1f} to {100 * paired.interval.high:+.1f})"

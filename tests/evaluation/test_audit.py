@@ -1,0 +1,82 @@
+"""An audit tells apart what crops show, what more tokens give, and what the call alone does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.audit import Audit, audit, grey_policy
+from qzoom_agent.evaluation.report import write_run_report
+from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.runner import evaluate
+from tests.evaluation.player import numbers, player
+
+N = 40
+Right = Callable[[int], bool]
+
+
+def easy(index: int) -> bool:
+    return index < 16
+
+
+def runs(folder: Path, **right: Right) -> tuple[RunFolder, dict[str, RunFolder]]:
+    """Runs of the same questions under each policy, right where the function says; `explicit` is the main one."""
+    found = {}
+    for policy, rule in right.items():
+        zooms = policy in ("explicit", "blind")
+        agent = player(rule, zooms=lambda _, zooms=zooms: zooms, policy=policy)  # type: ignore[misc]
+        evaluate(agent, [numbers(N)], out=folder / policy)
+        found[policy] = RunFolder(folder / policy)
+    return found.pop("explicit"), found
+
+
+def audited(folder: Path, **right: Right) -> Audit:
+    return audit(*runs(folder, **right))
+
+
+def test_a_gain_that_only_the_crops_give(tmp_path: Path) -> None:
+    run, controls = runs(
+        tmp_path, explicit=lambda i: i < 36, direct=easy, blind=easy, random=lambda i: i < 17, oracle=lambda i: i < 38
+    )
+    found = audit(run, controls).tasks["numbers"]
+    effects = {name: round(100 * effect.difference, 1) for name, effect in found.effects.items()}
+    assert effects == {"gain": 50.0, "call": 0.0, "tokens": 2.5, "content": 47.5, "headroom": 5.0}
+    assert found.control == "random"
+    assert found.verdict.startswith("Looking helps: +50.0 points")
+    assert "What the crops show is worth +47.5 points" in found.verdict and "random crops" in found.verdict
+    assert sum(found.wrong.values()) == 4 and found.crops == N
+    # One number in four is told to be in the coarse view, so that its crop is one too many.
+    assert found.redundant is not None and found.redundant >= N // 4
+    assert [arm.policy for arm in found.arms] == ["explicit", "direct", "blind", "random", "oracle"]
+
+    run.write("audit.json", Audit(model="m", tasks={"numbers": found}).model_dump_json())
+    page = write_run_report(run).read_text(encoding="utf-8")
+    assert "Does looking help?" in page and found.verdict in page
+
+
+def test_a_gain_that_grey_crops_give_as_well_is_not_the_crops(tmp_path: Path) -> None:
+    found = audited(tmp_path, explicit=lambda i: i < 36, direct=easy, blind=lambda i: i < 36, random=easy)
+    task = found.tasks["numbers"]
+    assert task.control == "blind" and "headroom" not in task.effects
+    assert "But grey crops do as well" in task.verdict
+
+
+def test_a_policy_that_harms_and_one_without_effect(tmp_path: Path) -> None:
+    worse = audited(tmp_path / "a", explicit=easy, direct=lambda i: i < 36, blind=easy, random=easy)
+    assert worse.tasks["numbers"].verdict.startswith("Looking harms: -50.0 points")
+    equal = audited(tmp_path / "b", explicit=easy, direct=lambda i: 0 < i < 17, blind=easy, random=easy)
+    assert equal.tasks["numbers"].verdict.startswith("No effect of looking is shown: +0.0 points")
+
+
+def test_controls_that_are_missing_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs runs under blind, random as well"):
+        audited(tmp_path, explicit=easy, direct=easy)
+    assert [grey_policy(name) for name in ("implicit", "always", "explicit", "hybrid")] == [
+        "masked",
+        "masked",
+        "blind",
+        "blind",
+    ]

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     console.line(f"run folder {run.out}", "dim")
     if not run.ask(agent, folder, workers=workers, console=console, label=f"{agent.config.policy}: "):
         return INTERRUPTED
-    names = ["direct", grey_policy(str(agent.config.policy)), "random"]
+    names: list[str] = ["direct", grey_policy(str(agent.config.policy)), "random"]
     if all(row.boxes or row.coarse_suffices for row in folder.latest()):
         names.append("oracle")
     controls = {name: RunFolder(run.out / "ablations" / name) for name in names if name != agent.config.policy}

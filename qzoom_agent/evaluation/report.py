@@ -230,7 +230,9 @@ def _audits(folder: RunFolder) -> list[tuple[str, list[tuple[str, Figure, bool]]
     parts = []
     for each in found.tasks.values():
         bars = [(arm.policy, arm.accuracy, arm.policy == each.policy) for arm in each.arms]
-        effects = [(name, points(one), f"{one.p:.2g}", MEANINGS[name]) for name, one in each.effects.items()]
+        effects: list[tuple[str, ...]] = [
+            (name, points(one), f"{one.p:.2g}", MEANINGS[name]) for name, one in each.effects.items()
+        ]
         known = each.redundant is not None and each.crops > 0
         redundant = f"{each.redundant} of {each.crops} crops were redundant" if known else None
         wrong = ", ".join(f"{count} {cause}" for cause, count in each.wrong.items())

@@ -28,7 +28,7 @@ from qzoom_agent.perception.maps import regions
 from qzoom_agent.training.branches.base_inference import attended_answers
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName, load_branch_recipe
 from qzoom_agent.training.branches.labelling import collect, heads_for, labels_on_grid, padded_size
-from qzoom_agent.training.branches.localisation import in_pixels
+from qzoom_agent.training.branches.proposals import in_pixels
 from qzoom_agent.training.branches.run_dir import RunDirectory, keys_read_by
 from qzoom_agent.training.branches.stages import run_stage
 from qzoom_agent.training.recipe_io import set_key

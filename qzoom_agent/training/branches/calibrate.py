@@ -4,8 +4,8 @@ The target is the share of the needed zooms that the gate must let through (or o
 share of the needles that the proposed box must hold. Of all thresholds that meet it the highest is taken: it zooms
 least, and its boxes are smallest. (Where the target is a share of needless zooms, the gate's lowest.) The map's
 threshold is absolute, as published, or a share of each map's peak; of several blurs and margins the pair with the
-smallest boxes wins. Where no box is known, answers choose the rule (see `crops`). A training-free gate, the map's peak
-over its mean, is calibrated for the same target and reported beside the learned one.
+smallest boxes wins. Where no box is known, answers choose the rule (see `proposals`). A training-free gate, the peak of
+the map over its mean, is calibrated for the same target and reported beside the learned one.
 """
 
 import math
@@ -30,9 +30,15 @@ from qzoom_agent.perception.branches import CONFIG, WEIGHTS, BranchConfig
 from qzoom_agent.perception.checkpoints import checkpoint_file
 from qzoom_agent.perception.maps import smoothed
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibration
-from qzoom_agent.training.branches.crops import Crop, crop_outcomes
 from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
-from qzoom_agent.training.branches.localisation import Localisation, LookOutcome, localisation, look_at_records
+from qzoom_agent.training.branches.proposals import (
+    Crop,
+    Localisation,
+    LookOutcome,
+    crop_outcomes,
+    localisation,
+    look_at_records,
+)
 from qzoom_agent.training.branches.run_dir import RULE_KEYS, RunDirectory, digest, keys_read_by
 from qzoom_agent.training.fingerprint import begin
 from qzoom_agent.training.recipe_io import read_recipe

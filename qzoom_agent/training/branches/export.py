@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qzoom_agent.errors import ConfigError, finished
-from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.perception.branches import CONFIG, WEIGHTS
 from qzoom_agent.training.branches.branch_recipe import load_branch_recipe
@@ -30,17 +29,18 @@ def export_model(run: Path, target: Path) -> Path:
     folder = RunDirectory(load_branch_recipe(run / "recipe.yaml"), run)
     branches = folder.latest("calibrate")
     source = folder.base_of("calibrate") or Path(resolve_model(folder.recipe.model).source)
-    writing = target.with_name(target.name + ".part")
-    shutil.rmtree(writing, ignore_errors=True)
-    if source.is_dir():
-        shutil.copytree(source, writing)
-    else:
-        backend = HFBackend.load(folder.recipe.model, dtype=folder.recipe.dtype)
-        backend.model.save_pretrained(writing)
-        backend.processor.save_pretrained(writing)
-    for name in (CONFIG, WEIGHTS):
-        shutil.copy2(branches / name, writing / name)
-    writing.rename(target)
+
+    def write(writing: Path) -> None:
+        if source.is_dir():
+            shutil.copytree(source, writing, dirs_exist_ok=True)
+        else:
+            backend = folder.backend()
+            backend.model.save_pretrained(writing)
+            backend.processor.save_pretrained(writing)
+        for name in (CONFIG, WEIGHTS):
+            shutil.copy2(branches / name, writing / name)
+
+    folder.finish(target, write)
     return target
 
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="output folder of the branches' stages")
     parser.add_argument("target", type=Path, help="folder to write")
     options = parser.parse_args(argv)
-    print(f"written {export_model(options.run, options.target)}")
+    export_model(options.run, options.target)
     return 0
 
 

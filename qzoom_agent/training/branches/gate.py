@@ -26,9 +26,9 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import Gate
 from qzoom_agent.training.branches.base_inference import ask, generate_answers, is_right, lower_states, record_batches
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, GateStage
-from qzoom_agent.training.branches.crops import answer_by_own_calls, answer_with_crop, propose_boxes
 from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
+from qzoom_agent.training.branches.proposals import answer_by_own_calls, answer_with_crop, propose_boxes
 from qzoom_agent.training.branches.sharded_table import write_parts
 
 _TRANSITION_WRONG = 0.9

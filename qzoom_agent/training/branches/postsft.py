@@ -32,9 +32,9 @@ from qzoom_agent.training.branches.base_inference import (
     with_answer,
 )
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, PostSFTStage
-from qzoom_agent.training.branches.crops import answer_with_crop, propose_boxes, with_crop
 from qzoom_agent.training.branches.dataset import Records
 from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
+from qzoom_agent.training.branches.proposals import answer_with_crop, propose_boxes, with_crop
 from qzoom_agent.training.branches.sharded_table import write_parts
 
 

@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, Final, get_args
 
 import torch
@@ -29,8 +30,7 @@ from qzoom_agent.perception.labels import Heads
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName
 from qzoom_agent.training.branches.dataset import Records, load_records
 from qzoom_agent.training.branches.fitting import NOT_DECISIVE
-from qzoom_agent.training.branches.head_selection import Selection
-from qzoom_agent.training.branches.labelling import heads_for, map_settings
+from qzoom_agent.training.branches.labelling import Selection, heads_for, map_settings
 from qzoom_agent.training.branches.sharded_table import FINISHED, together
 from qzoom_agent.training.fingerprint import begin, require_same
 
@@ -137,7 +137,8 @@ class RunDirectory:
         """Let the main process write into a folder, which then gets its name; all wait for it."""
         if self.processes.is_main_process:
             writing = folder.with_name(f"{folder.name}.part")
-            writing.mkdir(parents=True, exist_ok=True)
+            rmtree(writing, ignore_errors=True)
+            writing.mkdir(parents=True)
             write(writing)
             writing.rename(folder)
             print(f"written {folder}", flush=True)
@@ -153,6 +154,10 @@ class RunDirectory:
         if not done:
             raise ConfigError(f"{self.output} has no branches of {' or '.join(stages)} yet. Run that stage first.")
         return done[-1]
+
+    def before(self, stage: StageName) -> Path:
+        """Return the branches that a stage starts from; ConfigError if there are none."""
+        return self.latest(*_BEFORE[stage])
 
     def heads(self) -> Heads | None:
         """Return the heads that `select-heads` chose, if that stage is done."""
@@ -196,7 +201,7 @@ class RunDirectory:
             heads = heads_for(self.recipe.labelling, "textual", model=self.recipe.model, selected=self.heads())
             found["heads"] = {str(layer): list(chosen) for layer, chosen in heads.grounding.items()}
         if stage in _BEFORE:
-            found["branches"] = digest(self.latest(*_BEFORE[stage]))
+            found["branches"] = digest(self.before(stage))
         if stage in ("gate", "calibrate"):
             found["base"] = "as given" if self.base is None else "of postsft"
         return found

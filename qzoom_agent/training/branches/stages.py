@@ -32,10 +32,9 @@ from qzoom_agent.training.branches.cost_estimate import describe
 from qzoom_agent.training.branches.dataset import load_records
 from qzoom_agent.training.branches.fitting import require_tracker
 from qzoom_agent.training.branches.gate import answer_at_budgets, counted, kinds, train_gate
-from qzoom_agent.training.branches.head_selection import select_heads
-from qzoom_agent.training.branches.labelling import label
-from qzoom_agent.training.branches.localisation import localisation, look_at_records
+from qzoom_agent.training.branches.labelling import label, select_heads
 from qzoom_agent.training.branches.postsft import choose_cases, find_cases, train_postsft
+from qzoom_agent.training.branches.proposals import localisation, look_at_records
 from qzoom_agent.training.branches.run_dir import RunDirectory
 from qzoom_agent.training.branches.sdrpn import train_sdrpn
 from qzoom_agent.training.recipe_io import add_recipe_arguments, keep_recipe
@@ -62,7 +61,7 @@ def run_sdrpn(run: RunDirectory) -> None:
 
 def run_postsft(run: RunDirectory) -> None:
     """Fine-tune the base on questions that a crop made it answer wrongly, and fit SD-RPN to it again."""
-    recipe, stage, folder, before = run.recipe, run.recipe.postsft, run.output / "postsft", run.latest("sdrpn")
+    recipe, stage, folder, before = run.recipe, run.recipe.postsft, run.output / "postsft", run.before("postsft")
     if not run.tuned.exists():
         backend = run.backend(branches=before)
         records = run.records("postsft", limit=stage.records)
@@ -85,8 +84,8 @@ def run_postsft(run: RunDirectory) -> None:
 
 def run_gate(run: RunDirectory) -> None:
     """Train the gate on answers at ascending budgets."""
-    folder, before, stage = run.output / "gate", run.latest("sdrpn", "postsft"), run.recipe.gate
-    backend = run.backend(branches=before, base=run.base)
+    folder, stage = run.output / "gate", run.recipe.gate
+    backend = run.backend(branches=run.before("gate"), base=run.base)
     records = run.records("gate", limit=stage.records)
     table = answer_at_budgets(backend, records, run.recipe, folder / "answers")
     _say(run, counted(kinds(table, stage)))
@@ -100,8 +99,7 @@ def run_gate(run: RunDirectory) -> None:
 
 def run_calibrate(run: RunDirectory) -> None:
     """Choose thresholds on held-out questions."""
-    before = run.latest("sdrpn", "postsft", "gate")
-    backend = run.backend(branches=before, base=run.base)
+    backend = run.backend(branches=run.before("calibrate"), base=run.base)
     branches = backend.branches
     assert branches is not None
     with TemporaryDirectory() as folder:  # thresholds are chosen for the weights as they are stored

@@ -18,9 +18,8 @@ from qzoom_agent.training.branches.calibrate import (
     evidence_text,
     gate_figures,
 )
-from qzoom_agent.training.branches.crops import Crop
 from qzoom_agent.training.branches.dataset import DatasetSpec
-from qzoom_agent.training.branches.localisation import LookOutcome
+from qzoom_agent.training.branches.proposals import Crop, LookOutcome
 from tests.training.branches.test_localisation import GRID, ONE, coarse
 
 TARGET = Calibration(needed_recall=0.75, box_recall=0.5)

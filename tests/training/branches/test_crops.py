@@ -8,10 +8,10 @@ import pytest
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.training.branches import crops
+from qzoom_agent.training.branches import proposals
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibration, GateStage
-from qzoom_agent.training.branches.crops import Crop, Outcome, crop_outcomes, higher_budgets
 from qzoom_agent.training.branches.dataset import DatasetSpec, Records, load_records
+from qzoom_agent.training.branches.proposals import Crop, Outcome, crop_outcomes, higher_budgets
 
 
 def recipe(gate: GateStage, **calibration: Any) -> BranchRecipe:
@@ -55,7 +55,7 @@ def test_need_is_that_of_the_view_that_is_looked_at(
     """Print that nano cannot read at 64 tokens it reads in its crop. Over the whole board in full it needs none."""
     gate = GateStage(tokens=[48, 64], with_crop=True, max_new_tokens=8)
     found = crop_outcomes(nano, held, recipe(gate), RULES, tmp_path / "coarse")
-    monkeypatch.setattr(crops, "generate_answers", lambda *_, **__: pytest.fail("answers are not made again"))
+    monkeypatch.setattr(proposals, "generate_answers", lambda *_, **__: pytest.fail("answers are not made again"))
     kinds = [one.need(with_crop=True) for one in found]
     assert kinds.count(True) >= 2 and kinds.count(False) >= 2
     # of boards of which the box is known it is that which has one
@@ -86,7 +86,7 @@ def test_a_question_right_at_a_higher_budget_is_none_for_a_look_that_shows_as_mu
             said.append(four[row]["answer"] if fine else "no")
         return said
 
-    monkeypatch.setattr(crops, "generate_answers", made_up)
+    monkeypatch.setattr(proposals, "generate_answers", made_up)
     gate = GateStage(tokens=[16, 25, 49])
     kinds = {}
     for tokens in (16, 25):

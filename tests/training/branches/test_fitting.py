@@ -32,12 +32,11 @@ from qzoom_agent.training.branches.branch_recipe import (
     PostSFTStage,
     SDRPNStage,
 )
-from qzoom_agent.training.branches.crops import propose_boxes, with_crop
 from qzoom_agent.training.branches.dataset import DatasetSpec, Records, load_records
 from qzoom_agent.training.branches.fitting import trained
 from qzoom_agent.training.branches.gate import answer_at_budgets, kind_of, train_gate
-from qzoom_agent.training.branches.localisation import auc, look_at_batch
 from qzoom_agent.training.branches.postsft import choose_cases, find_cases, random_box, train_postsft
+from qzoom_agent.training.branches.proposals import auc, look_at_batch, propose_boxes, with_crop
 from qzoom_agent.training.branches.sdrpn import MapLoss, map_rows, train_sdrpn
 from tests.tiny_models import Family
 from tests.training.branches.conftest import Load

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from qzoom_agent.training.branches.branch_recipe import HeadSearch, Labelling
 from qzoom_agent.training.branches.dataset import Records
-from qzoom_agent.training.branches.head_selection import rank, select_heads
+from qzoom_agent.training.branches.labelling import rank, select_heads
 from tests.training.branches.conftest import Load
 
 NAMES = [(layer, head) for layer in (2, 3) for head in range(4)]

@@ -15,7 +15,7 @@ from qzoom_agent.perception.maps import MapRegion
 from qzoom_agent.training.branches.base_inference import ask
 from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.labelling import labels_on_grid, padded_size
-from qzoom_agent.training.branches.localisation import (
+from qzoom_agent.training.branches.proposals import (
     LookOutcome,
     auc,
     bounding_box,

@@ -58,7 +58,7 @@ def measure(recipe: GRPORecipe, by: Literal["shared", "generate"], *, rounds: in
             mask = batch["completion_mask"] * batch["tool_mask"]
             written.append(float(mask.sum()))
             if "sampling_per_token_logps" in batch:
-                distances.append(logp_distance(batch["sampling_per_token_logps"], _again(trainer, batch), mask))
+                distances.append(logp_distance(batch["sampling_per_token_logps"], _again(trainer, batch), mask).mean)
     return Speed(by, fmean(seconds), fmean(written), fmean(distances) if distances else None)
 
 

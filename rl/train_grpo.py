@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 from qzoom_agent.errors import finished
 from qzoom_agent.training.branches.fitting import last_checkpoint
+from qzoom_agent.training.branches.sharded_table import together
 from qzoom_agent.training.grpo import launch
 from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback, WarningCallback
 from qzoom_agent.training.grpo.grpo_recipe import load_grpo_recipe
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if launch.is_finished(recipe, output):
         return 0
     launch.keep_recipe(recipe, output)  # refuses a folder with checkpoints of another recipe
-    launch.require_packages(recipe, processes=launch.process_count())
+    launch.require_packages(recipe, processes=together().num_processes)
 
     # 2. The model with its branches, and the configuration of the agent that runs the episodes with it.
     backend = launch.load_model(recipe)

@@ -55,3 +55,10 @@ def test_nothing_is_pinned_elsewhere() -> None:
     for page in ("README.md", "CONTRIBUTING.md"):
         pinned = set(re.findall(r"([A-Za-z0-9_-]+)==([\d.]+)", (ROOT / page).read_text(encoding="utf-8")))
         assert pinned <= {("torch", _pins()["torch"])}
+
+
+def test_libraries_whose_private_parts_are_used_have_an_upper_bound() -> None:
+    """GRPO overrides private methods of TRL's trainer, and every family is driven layer by layer."""
+    for name in ("trl", "transformers"):
+        specifiers = [need.specifier for need in NEEDED if need.name == name]
+        assert specifiers and all(any(one.operator == "<" for one in specifier) for specifier in specifiers), name

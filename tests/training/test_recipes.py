@@ -22,8 +22,9 @@ from qzoom_agent.training.branches.branch_recipe import load_branch_recipe
 from qzoom_agent.training.branches.dataset import NEEDLE_SEED, NEEDLE_SPAN
 from qzoom_agent.training.grpo import launch as grpo
 from qzoom_agent.training.grpo.grpo_recipe import load_grpo_recipe
+from qzoom_agent.training.recipe_io import read_recipe
 from qzoom_agent.training.sft.sft_recipe import load_coldstart_recipe
-from reproduce import load_chain
+from reproduce import Chain
 from train_nano import BaseRecipe, load_recipe
 
 FOLDER = Path(__file__).resolve().parents[2] / "rl" / "recipes"
@@ -34,7 +35,7 @@ LOADERS: dict[str, Callable[[Path], BaseModel]] = {
     "branches": load_branch_recipe,
     "coldstart": load_coldstart_recipe,
     "grpo": load_grpo_recipe,
-    "all": load_chain,
+    "all": lambda path: read_recipe(path, Chain),
 }
 """How the recipes of a stage are read, by file name up to the first underscore: a new stage adds its own."""
 BASE = [path for path in RECIPES if path.stem == "base"]

@@ -1,12 +1,8 @@
-"""Checks before and during GRPO: each names a known way in which such training goes wrong silently.
-
-A chat template drops images of results, images are left out of the forward pass of training, log-probabilities are
-those of another model than the one that is trained.
-"""
+"""Checks before and during GRPO: each names a known way in which such training goes wrong silently."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from PIL import Image
@@ -106,11 +102,8 @@ def require_tool_template(processor: ProcessorMixin) -> None:
     """
     if supports_tool_calling(processor):
         return
-    known = processor.tokenizer.get_vocab()
-    missing = [
-        mark for mark in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>") if mark not in known
-    ]
-    if missing:
+    marks = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>")
+    if missing := [mark for mark in marks if mark not in processor.tokenizer.get_vocab()]:
         raise ConfigError(
             f"The model's chat template supports no tools, and its vocabulary lacks {', '.join(missing)} for one that "
             "does. Set rollouts.by to 'shared' or 'generate'."
@@ -167,24 +160,33 @@ def require_images(batch: Mapping[str, Any], images: int) -> None:
         )
 
 
-def logp_distance(sampled: Tensor, trained: Tensor, mask: Tensor) -> float:
-    """Return the mean absolute difference of log-probabilities where `mask` is 1; 0 where it is nowhere."""
+class LogpDistance(NamedTuple):
+    """Absolute differences of log-probabilities, over all sampled tokens."""
+
+    mean: float
+    largest: float
+
+
+def logp_distance(sampled: Tensor, trained: Tensor, mask: Tensor) -> LogpDistance:
+    """Return how far apart log-probabilities are where `mask` is 1; 0 where it is nowhere."""
     apart = (sampled - trained).abs()[mask.bool()]
     apart = apart[~torch.isnan(apart)]
-    return float(apart.mean()) if apart.numel() else 0.0
+    return LogpDistance(float(apart.mean()), float(apart.max())) if apart.numel() else LogpDistance(0.0, 0.0)
 
 
-def require_same_model(distance: float, *, tolerance: float, writer: str) -> None:
+def require_same_model(distance: LogpDistance, *, tolerance: float, writer: str, exact: bool = False) -> None:
     """Raise BackendError if the turns were written by another model than the one that is trained.
 
     Args:
         distance: See `logp_distance`.
-        tolerance: The largest distance that is taken for rounding.
+        tolerance: The largest mean that is taken for rounding.
         writer: Named in the message.
+        exact: All is computed in float32, where a single token beyond `tolerance` is none of rounding.
     """
-    if distance > tolerance:
+    if distance.mean > tolerance or (exact and distance.largest > tolerance):
         raise BackendError(
-            f"The log-probabilities of what was sampled ({writer}) differ from the trainer's by {distance:.3f} in the "
-            f"mean, more than rollouts.tolerance = {tolerance:g}. The prompts or images that were sampled from are not "
-            "those that are trained on; do not train like this. `rollouts.by: shared` is exact."
+            f"The log-probabilities of what was sampled ({writer}) differ from the trainer's by {distance.mean:.3f} in "
+            f"the mean and {distance.largest:.3f} at most, more than rollouts.tolerance = {tolerance:g}. The prompts "
+            "or images that were sampled from are not those that are trained on; do not train like this. `rollouts.by: "
+            "shared` is exact."
         )

@@ -40,8 +40,7 @@ class ZoomEnv:
         Args:
             backend: The model that is trained.
             config: Of the episodes.
-            looker: Whose branches look, before the policy or, where it does not, for the record alone; None: the
-                backend's own, where the policy looks.
+            looker: Whose branches look, where the policy does not for the record alone; None: the backend's own.
 
         Raises:
             ConfigError: TRL cannot render the protocol, or would place inserted crops otherwise.
@@ -57,7 +56,6 @@ class ZoomEnv:
         self._for_the_record = looker is not None and self.agent.config.policy not in LOOK_FIRST
         self.state: State | None = None
         self.context: Context | None = None
-        self.sample: Sample | None = None
 
     @property
     def store(self) -> ViewStore:
@@ -69,7 +67,6 @@ class ZoomEnv:
         """Begin a rollout; return the blocks that end its first user turn."""
         if self.context is not None:
             self.context.close()
-        self.sample = sample
         self.state, self.context = self.agent.begin(sample.image, sample.question, boxes=sample.boxes)
         self.state = advanced(self.state, perceive(self.state, Runtime(context=self.context)))
         if self.state["error"] is not None:
@@ -116,12 +113,13 @@ class ZoomEnv:
 def finished(env: ZoomEnv, completion: Sequence[dict[str, Any]]) -> Trace:
     """Return the trace of a rollout whose messages are `completion`, as TRL gives them to rewards."""
     assert env.state is not None and env.context is not None
-    last = completion[-1] if completion else {}
-    text = _text(last.get("content")) if last.get("role") == "assistant" else ""
-    state = env.state
+    last, state = completion[-1] if completion else {}, env.state
     if last.get("tool_calls") or last.get("role") != "assistant":
         state = advanced(state, {"last": "budget"})  # TRL ended it with a call that nobody answered
     else:
+        content = last.get("content") or ""
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        text = "".join(part.get("text", "") for part in parts if part.get("type") == "text")
         parsed = env.context.protocol.parse(text, env.store.shown)
         read = parsed.model_dump(include={"answer", "problems", "repairs"})
         thought = last.get("reasoning_content") or parsed.thought
@@ -129,9 +127,3 @@ def finished(env: ZoomEnv, completion: Sequence[dict[str, Any]]) -> Trace:
         state = advanced(state, {"turns": [turn.model_dump(mode="json")]})
     state = advanced(state, finish(state, Runtime(context=env.context)))
     return to_trace(state, protocol=env.context.protocol.name, environment=describe_environment())
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text", "") for part in content or () if part.get("type") == "text")

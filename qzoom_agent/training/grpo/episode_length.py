@@ -22,6 +22,9 @@ QUESTION_TEXT: Final = 100
 """Of those, tokens of a question, where the rest of the opening has been counted."""
 
 
+_NO_LIMIT: Final = 2**40
+
+
 class Longest(NamedTuple):
     """The longest episode that the budgets allow, in tokens."""
 
@@ -42,6 +45,10 @@ class Longest(NamedTuple):
     def total(self) -> int:
         return self.prompt + self.completion
 
+    def __str__(self) -> str:
+        parts = f"prompt {self.prompt}, written {self.written}, crops {self.crops}, text between {self.between}"
+        return f"{self.total} tokens: {parts}"
+
 
 def longest(
     config: AgentConfig, views: ViewBudget, *, opening: int = OPENING_TEXT, between: int = TURN_TEXT
@@ -54,23 +61,17 @@ def longest(
         opening: Text tokens of the opening.
         between: Text tokens of the longest turn between two of the model's own.
     """
-    budget = config.budget
-    looks, asks = config.policy in LOOK_FIRST, config.policy in OFFER_TOOLS
-    inserted = config.perception.max_regions if looks else 0
+    budget, asks = config.budget, config.policy in OFFER_TOOLS
     largest = max(views.crop_max_tokens, config.perception.roi_max_tokens or 0)
-    room = budget.max_views - 1
-    if budget.max_visual_tokens is not None:
-        room = min(room, (budget.max_visual_tokens - views.coarse_min_tokens) // max(1, views.crop_min_tokens))
-    inserted = min(inserted, room)
+    most = (budget.max_visual_tokens or _NO_LIMIT) - views.coarse_min_tokens
+    room = min(budget.max_views - 1, most // max(1, views.crop_min_tokens))
+    inserted = min(config.perception.max_regions if config.policy in LOOK_FIRST else 0, room)
     crops = min(room - inserted, budget.max_turns * 4) if asks else 0  # a turn may call several times
     turns = budget.max_turns + 1 if asks else 1
-    visual = crops * largest
-    if budget.max_visual_tokens is not None:
-        visual = min(visual, budget.max_visual_tokens - views.coarse_min_tokens)
     return Longest(
         prompt=opening + views.coarse_max_tokens + inserted * largest,
         written=turns * config.generation.max_new_tokens,
-        crops=visual,
+        crops=min(crops * largest, most),
         between=(turns - 1 + crops) * between,
     )
 
@@ -86,16 +87,12 @@ def require_room(need: Longest, *, context: int, limit: int | None) -> int:
     Raises:
         ConfigError: The longest episode does not fit.
     """
-    parts = (
-        f"prompt {need.prompt}, written {need.written}, crops {need.crops}, text between {need.between}: "
-        f"{need.total} tokens"
-    )
     advice = "Lower budget.max_turns, budget.max_views, budget.crop_max_tokens or generation.max_new_tokens."
     if need.total > context:
-        raise ConfigError(f"The longest episode ({parts}) does not fit into the model's context of {context}. {advice}")
+        raise ConfigError(f"The longest episode ({need}) does not fit into the model's context of {context}. {advice}")
     if limit is not None and need.completion > limit:
         raise ConfigError(
-            f"The longest episode ({parts}) has a completion of {need.completion} tokens, but max_completion_length is "
+            f"The longest episode ({need}) has a completion of {need.completion} tokens, but max_completion_length is "
             f"{limit}. Raise it, leave it out, or: {advice[0].lower()}{advice[1:]}"
         )
     return limit or need.completion
@@ -128,39 +125,35 @@ def describe(recipe: GRPORecipe, *, processes: int = 1) -> str:
     Raises:
         ConfigError: It cannot be run on so many devices.
     """
-    share = accumulation(recipe, processes)
+    share, rounds = accumulation(recipe, processes), recipe.rounds
     where = "1 device" if processes == 1 else f"each of {processes} devices"
     preset = resolve_model(recipe.model)
-    config = recipe.agent_config()
     has_branches = recipe.branches is not None or (Path(preset.source) / CONFIG).is_file()
+    config = recipe.agent_config()
     config = config.replace(policy=config.policy_for(perceives=has_branches))
     views = config.budget.view_budget(preset.budget or UNKNOWN_BUDGET)
     need = longest(config, views)
     rows = recipe.prompts * recipe.num_generations
-    rounds = recipe.rounds
-    typical = views.coarse_max_tokens + views.crop_max_tokens
-    lines = [
-        f"model        {recipe.model} ({preset.source})",
-        f"trained      {_trained(recipe)}",
-        f"policy       {config.policy}",
-        f"steps        {recipe.max_steps}, {rounds} rounds of rollouts",
-        f"a round      {recipe.prompts} questions x {recipe.num_generations} rollouts = {rows} episodes",
-        f"a step       {rows // recipe.minibatches} episodes, {share} batches of "
-        f"{recipe.per_device_train_batch_size} on {where}",
-        f"episodes     {rounds * rows} in all, about {rounds * rows * typical / 1e6:.1f} M visual tokens",
-        f"longest      {need.total} tokens: prompt {need.prompt}, written {need.written}, crops {need.crops}, "
-        f"text between {need.between} (the tokenizer will count the text)",
-        f"rollouts     {recipe.rollouts.by}" + (", vLLM " + recipe.rollouts.vllm.mode if recipe.rollouts.vllm else ""),
-        "rewards      " + ", ".join(f"{one.weight:g} x {one.name}" for one in recipe.rewards),
-        f"loss         {recipe.loss.loss_type}",
-    ]
-    if preset.memory_gb:
-        lines.append(f"memory       {preset.memory_gb:g} GB for the weights in bfloat16, and training's own")
-    return "\n".join(lines)
-
-
-def _trained(recipe: GRPORecipe) -> str:
-    what = f"LoRA of rank {recipe.lora.r}" if recipe.lora else "all weights"
+    tokens = rounds * rows * (views.coarse_max_tokens + views.crop_max_tokens) / 1e6
+    trained = f"LoRA of rank {recipe.lora.r}" if recipe.lora else "all weights"
     if recipe.from_layer:
-        return f"{what} from decoder layer {recipe.from_layer}, all below frozen"
-    return what + (" with the vision tower" if recipe.tower else ", vision tower frozen")
+        trained += f" from decoder layer {recipe.from_layer}, all below frozen"
+    else:
+        trained += " with the vision tower" if recipe.tower else ", vision tower frozen"
+    plan = {
+        "model": f"{recipe.model} ({preset.source})",
+        "trained": trained,
+        "policy": config.policy,
+        "steps": f"{recipe.max_steps}, {rounds} rounds of rollouts",
+        "a round": f"{recipe.prompts} questions x {recipe.num_generations} rollouts = {rows} episodes",
+        "a step": f"{rows // recipe.minibatches} episodes, {share} batches of {recipe.per_device_train_batch_size} on "
+        + where,
+        "episodes": f"{rounds * rows} in all, about {tokens:.1f} M visual tokens",
+        "longest": f"{need} (the tokenizer will count the text)",
+        "rollouts": recipe.rollouts.by + (f", vLLM {recipe.rollouts.vllm.mode}" if recipe.rollouts.vllm else ""),
+        "rewards": ", ".join(f"{one.weight:g} x {one.name}" for one in recipe.rewards),
+        "loss": recipe.loss.loss_type,
+    }
+    if preset.memory_gb:
+        plan["memory"] = f"{preset.memory_gb:g} GB for the weights in bfloat16, and training's own"
+    return "\n".join(f"{name:<13}{text}" for name, text in plan.items())

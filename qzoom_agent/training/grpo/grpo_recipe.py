@@ -93,15 +93,6 @@ class VLLM(Section):
     server_port: int = Field(default=8000, gt=0)
     server_base_url: str | None = None
 
-    @model_validator(mode="after")
-    def _reads_the_prompt_as_it_is(self) -> "VLLM":
-        if self.mode == "colocate":
-            raise ValueError(
-                "mode colocate reads another prompt than the trainer: TRL gives it visual tokens that are expanded "
-                "already beside the images, and vLLM expands them again. Start a server and set mode: server"
-            )
-        return self
-
     def settings(self) -> dict[str, Any]:
         """Return the keys of `GRPOConfig`."""
         return {"use_vllm": True, **{f"vllm_{key}": value for key, value in self.model_dump().items()}}
@@ -127,6 +118,11 @@ class Rollouts(Section):
     def _has_its_writer(self) -> "Rollouts":
         if self.vllm is not None and self.by == "shared":
             raise ValueError("vllm writes turns for `by: generate` or `by: environment`, not for `shared`")
+        if self.vllm is not None and self.vllm.mode == "colocate":
+            raise ValueError(
+                "vllm.mode colocate reads another prompt than the trainer: TRL gives it visual tokens that are "
+                "expanded already beside the images, and vLLM expands them again. Start a server and set mode: server"
+            )
         return self
 
 
@@ -231,11 +227,11 @@ class GRPORecipe(Section):
     @field_validator("rewards", mode="before")
     @classmethod
     def _published(cls, given: Any) -> Any:
-        if isinstance(given, str):
-            if given not in PUBLISHED:
-                raise ValueError(f"there is no published list {given!r}; there are {', '.join(PUBLISHED)}")
-            return list(PUBLISHED[given])
-        return given
+        if not isinstance(given, str):
+            return given
+        if given not in PUBLISHED:
+            raise ValueError(f"there is no published list {given!r}; there are {', '.join(PUBLISHED)}")
+        return list(PUBLISHED[given])
 
     @field_validator("trl")
     @classmethod
@@ -288,9 +284,10 @@ class GRPORecipe(Section):
 
     def agent_config(self) -> AgentConfig:
         """Return the configuration of the episodes."""
-        sampling = {"temperature": self.rollouts.temperature, "top_p": self.rollouts.top_p}
-        config = AgentConfig().replace(**self.agent)
-        return config.replace(model=self.model, protocol=self.protocol, generation=sampling)
+        sampling = self.rollouts.model_dump(include={"temperature", "top_p"})
+        return (
+            AgentConfig().replace(**self.agent).replace(model=self.model, protocol=self.protocol, generation=sampling)
+        )
 
     @property
     def steps_of_round(self) -> int:

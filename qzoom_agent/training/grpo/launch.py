@@ -13,13 +13,11 @@ model, a folder that `Agent.from_pretrained` loads.
 
 import argparse
 import copy
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers.utils.import_utils import is_peft_available
 from trl.import_utils import is_vllm_available
 from trl.trainer.grpo_config import GRPOConfig
 from yaml import safe_dump
@@ -32,10 +30,9 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.policy import LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.protocols import get_protocol
-from qzoom_agent.training import recipe_io
+from qzoom_agent.training import trained_model
 from qzoom_agent.training.branches.fitting import last_checkpoint, require_tracker
 from qzoom_agent.training.branches.sharded_table import launched_in_bfloat16, together
-from qzoom_agent.training.fingerprint import begin, require_same
 from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback, WarningCallback
 from qzoom_agent.training.grpo.checks import (
     ProbeConversation,
@@ -48,12 +45,12 @@ from qzoom_agent.training.grpo.episode_length import QUESTION_TEXT, accumulation
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.question_rows import load_rows
 from qzoom_agent.training.grpo.trainer import ZoomTrainer, build_trainer
+from qzoom_agent.training.recipe_io import add_recipe_arguments
 from qzoom_agent.training.reward_list import accuracy_of, build, read_reward
 from qzoom_agent.training.rewards import Judge
 
 FREE: Final = {"max_steps", "watch", "logging_steps", "report_to"}
 """Keys that may change when a run is resumed."""
-_SETTINGS: Final = "settings.json"
 
 
 def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = None) -> Path:
@@ -76,7 +73,7 @@ def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = N
 
 def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
     """Return the trainer of a recipe, after every check that is possible before the first step."""
-    require_packages(recipe, processes=process_count())
+    require_packages(recipe, processes=together().num_processes)
     judge = load_judge(recipe, output)
     backend = load_model(recipe)
     config = episode_config(recipe, backend)
@@ -135,13 +132,8 @@ def load_model(recipe: GRPORecipe) -> HFBackend:
     for name, weight in backend.model.named_parameters():
         weight.requires_grad_(recipe.tower or ".visual." not in f".{name}")
     if recipe.from_layer:
-        text = text_model(backend.model)
-        if recipe.from_layer >= len(text.layers):
-            raise ConfigError(
-                f"from_layer is {recipe.from_layer}, but '{backend.name}' has {len(text.layers)} decoder layers. "
-                "Lower it."
-            )
-        for part in (text.embed_tokens, *text.layers[: recipe.from_layer]):
+        text, first = text_model(backend.model), trained_model.layers_from(backend, recipe.from_layer).start
+        for part in (text.embed_tokens, *text.layers[:first]):
             part.requires_grad_(False)
     return backend
 
@@ -165,9 +157,8 @@ def load_looker(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> 
     Raises:
         ConfigError: The policy or a reward needs a look, and the model has no branches.
     """
-    needed = [f"the reward '{one.name}'" for one in recipe.rewards if one.needs_look]
-    if config.policy in LOOK_FIRST:
-        needed.insert(0, f"the policy '{config.policy}'")
+    needed = [f"the policy '{config.policy}'"] if config.policy in LOOK_FIRST else []
+    needed += [f"the reward '{one.name}'" for one in recipe.rewards if one.needs_look]
     if not needed:
         return None
     if not backend.perceives:
@@ -177,16 +168,10 @@ def load_looker(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> 
         )
     if recipe.rollouts.perception == "current":
         return backend
-    model: Any = copy.deepcopy(backend.model)
-    model.requires_grad_(False).eval()
-    return HFBackend(
-        model,
-        backend.processor,
-        name=backend.name,
-        protocol=backend.protocol,
-        defaults=backend.defaults,
-        branches=backend.branches,
-    )
+    looker = copy.copy(backend)
+    looker.model = copy.deepcopy(backend.model)
+    looker.model.requires_grad_(False).eval()
+    return looker
 
 
 def episode_room(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> tuple[int, int]:
@@ -213,15 +198,12 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
     Raises:
         ConfigError: `trl` has a key that follows from the recipe's own, or TRL refuses one.
     """
-    share = accumulation(recipe, process_count())
+    share = accumulation(recipe, together().num_processes)
     free: dict[str, Any] = {"save_total_limit": 2, "dataloader_pin_memory": False, "disable_tqdm": True}
-    same = (
-        "seed max_steps per_device_train_batch_size num_generations num_iterations learning_rate lr_scheduler_type "
-        "warmup_steps weight_decay adam_beta2 max_grad_norm gradient_checkpointing logging_steps report_to "
-        "dataloader_num_workers"
-    )
     settings: dict[str, Any] = {
-        **{key: getattr(recipe, key) for key in same.split()},
+        **{
+            key: getattr(recipe, key) for key in GRPOConfig.__dataclass_fields__.keys() & GRPORecipe.model_fields.keys()
+        },
         "output_dir": str(output),
         "gradient_accumulation_steps": share,
         "steps_per_generation": share * recipe.minibatches,
@@ -247,48 +229,30 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
         return GRPOConfig(**{**free, **recipe.trl, **settings})
 
 
-def process_count() -> int:
-    """Return the number of processes that `accelerate launch` started, known before anything is loaded."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def lora_config(recipe: GRPORecipe, backend: HFBackend) -> Any:
     """Return peft's configuration of the adapters; None where all weights are trained."""
-    lora = recipe.lora
-    if lora is None:
+    if recipe.lora is None:
         return None
-    if not is_peft_available():
-        raise MissingDependency("LoRA needs peft. Install it with: pip install 'qzoom-agent[train]'")
-    from peft import LoraConfig
-
-    settings = lora.model_dump()
+    modules = recipe.lora.target_modules
     if recipe.from_layer:
-        layers = "|".join(map(str, range(recipe.from_layer, len(text_model(backend.model).layers))))
-        settings["target_modules"] = rf"(?=.*\.layers\.({layers})\.)(?:{lora.target_modules})"
-    return LoraConfig(**settings)
+        layers = "|".join(map(str, trained_model.layers_from(backend, recipe.from_layer)))
+        modules = rf"(?=.*\.layers\.({layers})\.)(?:{modules})"
+    return trained_model.lora_config(recipe.lora, modules)
 
 
 def save_model(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:
     """Write the trained model with its processor and branches, as a folder that is whole or not there."""
-    done, part = output / "final", output / "final.part"
-    trainer.save_model(str(output / "adapter") if recipe.lora else str(part))
-    if trainer.accelerator.is_main_process:
-        backend = trainer.backend
-        if recipe.lora:
+
+    def save(part: Path) -> None:
+        adapter = output / "adapter"
+        trainer.save_model(str(adapter if recipe.lora else part))
+        if recipe.lora and trainer.accelerator.is_main_process:
             from peft import PeftModel
 
-            fresh = load_model(recipe)
-            merged: Any = PeftModel.from_pretrained(fresh.model, output / "adapter").merge_and_unload()
+            merged: Any = PeftModel.from_pretrained(load_model(recipe).model, adapter).merge_and_unload()
             merged.save_pretrained(part)
-        backend.processor.save_pretrained(part)
-        if backend.branches is not None:
-            backend.branches.save(part)
-            if recipe.from_layer < backend.branches.config.k:
-                k = backend.branches.config.k
-                print(f"Layers below {k}, which the branches read, were trained: fit them again, or set from_layer.")
-        part.rename(done)
-    trainer.accelerator.wait_for_everyone()
-    return done
+
+    return trained_model.write_final(trainer.backend, output, from_layer=recipe.from_layer, save=save)
 
 
 def print_plan(recipe: GRPORecipe, output: Path, *, processes: int) -> None:
@@ -308,16 +272,8 @@ def print_plan(recipe: GRPORecipe, output: Path, *, processes: int) -> None:
 
 
 def is_finished(recipe: GRPORecipe, output: Path) -> bool:
-    """Return True, and print it, if `output` holds the model that this recipe trains.
-
-    Raises:
-        ConfigError: It holds the model of another recipe; the message names the keys that differ.
-    """
-    if not (output / "final").exists():
-        return False
-    require_same(output / _SETTINGS, recipe.model_dump(mode="json", exclude=FREE), made=output, kind=GRPORecipe)
-    print(f"{output / 'final'} is there already. Delete {output} to train again.")
-    return True
+    """Return True, and print it, if `output` holds the model that this recipe trains; see `trained_model`."""
+    return trained_model.is_finished(recipe, output / "settings.json", recipe.model_dump(mode="json", exclude=FREE))
 
 
 def keep_recipe(recipe: GRPORecipe, output: Path) -> None:
@@ -326,18 +282,16 @@ def keep_recipe(recipe: GRPORecipe, output: Path) -> None:
     Raises:
         ConfigError: It holds checkpoints of another recipe; the message names the keys that differ.
     """
-    processes, made = together(), output if last_checkpoint(output) else output / "checkpoint"
+    made = output if last_checkpoint(output) else output / "checkpoint"
     settings = recipe.model_dump(mode="json", exclude=FREE)
-    begin(output / _SETTINGS, settings, made=made, processes=processes, kind=GRPORecipe)
-    if processes.is_main_process:
-        recipe_io.keep_recipe(recipe, output)
+    trained_model.keep_recipe(recipe, output / "settings.json", settings, made=made)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="qzoom train grpo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    recipe_io.add_recipe_arguments(parser, output="runs/grpo")
+    add_recipe_arguments(parser, output="runs/grpo")
     parser.add_argument("--model", help="another model than the recipe's: a preset, a hub id or a folder")
     parser.add_argument("--branches", help="branches to use instead of the recipe's: a folder")
     parser.add_argument("--steps", type=int, dest="max_steps", help="another number of steps than the recipe's")

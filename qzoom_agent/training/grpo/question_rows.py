@@ -38,22 +38,21 @@ def load_rows(
     Raises:
         ConfigError: A source cannot be read, lacks a column, or has a question that is too long.
     """
-    count = recipe.rounds * recipe.prompts
+    rows = list(range(recipe.rounds * recipe.prompts))
     if recipe.needle:
-        draw = partial(_draw, shares=tuple(recipe.needle.items()), seed=recipe.seed)
-        return Dataset.from_dict({"index": list(range(count))}).with_transform(partial(_rows, read=draw))
-    records = load_records(recipe.data)
-    if not len(records):
-        raise ConfigError("The recipe's data have no rows. Check `split` and `limit` of its sources.")
-    if tokenizer is not None and room is not None:
-        _require_short(records, tokenizer, room)
-    rows: list[int] = []
-    while len(rows) < count:
-        epoch = list(range(len(records)))
-        Random(f"grpo/{recipe.seed}/{len(rows)}").shuffle(epoch)
-        rows += epoch
-    read = partial(_read, records=records)
-    return Dataset.from_dict({"index": rows[:count]}).with_transform(partial(_rows, read=read))
+        read: Callable[[int], Sample] = partial(_draw, shares=tuple(recipe.needle.items()), seed=recipe.seed)
+    else:
+        records = load_records(recipe.data)
+        if not len(records):
+            raise ConfigError("The recipe's data have no rows. Check `split` and `limit` of its sources.")
+        if tokenizer is not None and room is not None:
+            _require_short(records, tokenizer, room)
+        epochs = [list(range(len(records))) for _ in range(0, len(rows), len(records))]
+        for number, epoch in enumerate(epochs):
+            Random(f"grpo/{recipe.seed}/{number * len(records)}").shuffle(epoch)
+        rows = [at for epoch in epochs for at in epoch][: len(rows)]
+        read = partial(_read, records=records)
+    return Dataset.from_dict({"index": rows}).with_transform(partial(_rows, read=read))
 
 
 def _require_short(records: ConcatenatedRecords, tokenizer: PreTrainedTokenizerBase, room: int) -> None:

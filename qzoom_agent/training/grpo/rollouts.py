@@ -1,9 +1,9 @@
 """Episodes of the agent as rollouts: many at a time, on one model.
 
 A rollout is `Agent.run`, with the graph, protocol, policy, zoom tool and trace of inference. Only the backend differs:
-the requests of a `RolloutBackend` wait until every running episode has made one. The thread that called
-`RolloutScheduler.run` then serves all of them, so the model runs in that thread alone, in batches, under the context
-that the trainer holds (autocast, gathered weights).
+the requests of a `RolloutBackend` wait until every running episode has made one. The thread that called `play` then
+serves all of them, so the model runs in that thread alone, in batches, under the context that the trainer holds
+(autocast, gathered weights).
 
 Views are encoded once, whichever episodes show them. The trainer needs exact ids: a rollout keeps, for each turn, the
 prompt and the sampled ids, and `tokens_of` makes one sequence of them in which only sampled tokens are learned.
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from qzoom_agent.agent import Agent, Answer
-from qzoom_agent.config import AgentConfig, ViewBudget
+from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.messages import view_ids
@@ -69,12 +69,12 @@ def tokens_of(turns: Sequence[RecordedTurn], image: ImageSource, *, end: int) ->
     turn, a stop string cut a token), the later prompt stands, as the model read it, and the difference is not learned.
 
     Args:
-        turns: of the episode, in order.
-        image: returns the pixels of a view.
-        end: id that ends a turn; it follows, unlearned, a last turn that a stop string ended.
+        turns: Of the episode, in order.
+        image: Returns the pixels of a view.
+        end: Id that ends a turn; it follows, unlearned, a last turn that a stop string ended.
 
     Raises:
-        ConfigError: the chat template rewrites the opening of a conversation.
+        ConfigError: The chat template rewrites the opening of a conversation.
     """
     first = list(turns[0].prompt.ids)
     whole, mask, logps = list(first), [0] * len(first), [0.0] * len(first)
@@ -93,37 +93,36 @@ def tokens_of(turns: Sequence[RecordedTurn], image: ImageSource, *, end: int) ->
         whole = [*given, *one.written.ids]
         mask = mask[:same] + [0] * added + [1] * len(one.written.ids)
         logps = [*logps[:same], *[0.0] * added, *one.written.logps]
-    last = turns[-1].written
-    if last.finish == "stop" and whole[-1] != end:
+    if turns[-1].written.finish == "stop" and whole[-1] != end:
         whole, mask, logps = [*whole, end], [*mask, 0], [*logps, 0.0]
     images = [image(span.view) for span in turns[-1].prompt.spans]
-    return Tokens(first, whole[len(first) :], mask[len(first) :], logps[len(first) :], images, rewritten)
+    start = len(first)
+    return Tokens(first, whole[start:], mask[start:], logps[start:], images, rewritten)
 
 
 class RolloutBackend:
     """The backend of one episode."""
 
     def __init__(self, scheduler: "RolloutScheduler", index: int) -> None:
-        self._scheduler = scheduler
-        self._index = index
-        self.name = scheduler.backend.name
-        self.protocol = scheduler.backend.protocol
+        self._scheduler, self._index = scheduler, index
+        trained = scheduler.backend
+        self.name, self.protocol, self.defaults = trained.name, trained.protocol, trained.defaults
         self.perceives = scheduler.looker is not None and scheduler.looker.perceives
-        self.defaults: ViewBudget = scheduler.backend.defaults
         self.turns: list[RecordedTurn] = []
-        self.model: HFSession | None = None
+        self.image: ImageSource | None = None
 
     def session(self, image: ImageSource) -> "_RolloutSession":
-        scheduler, backend = self._scheduler, self._scheduler.backend
-        self.model = HFSession(
-            backend.model,
-            backend.codec,
+        self.image = image
+        scheduler, trained = self._scheduler, self._scheduler.backend
+        model = HFSession(
+            trained.model,
+            trained.codec,
             image,
-            end_ids=backend.end_ids,
+            end_ids=trained.end_ids,
             pool=scheduler.encoded,
             encodes=scheduler.encode,
         )
-        return _RolloutSession(scheduler.queue, self.model, owner=self, order=self._index)
+        return _RolloutSession(scheduler.queue, model, owner=self, order=self._index)
 
 
 class _RolloutSession(QueuedSession):
@@ -134,32 +133,23 @@ class _RolloutSession(QueuedSession):
 
 
 class RolloutScheduler:
-    """Runs episodes side by side. See the module's note."""
+    """Serves the requests of episodes that run side by side."""
 
     def __init__(
         self, backend: HFBackend, write: Writer, *, looker: HFBackend | None = None, encode: bool = True
     ) -> None:
         """
         Args:
-            backend: the model that is trained.
-            write: generates the turns of a batch, such as `BatchEngine.generate`.
-            looker: model whose branches look (the trained model or a frozen copy); None: no episode looks.
+            backend: The model that is trained.
+            write: Generates the turns of a batch, such as `BatchEngine.generate`.
+            looker: Model whose branches look (the trained model or a frozen copy); None: no episode looks.
             encode: `write` needs the views encoded.
         """
-        self.backend = backend
-        self.write = write
-        self.encode = encode
-        self.looker = looker
+        self.backend, self.write, self.looker, self.encode = backend, write, looker, encode
         self.encoded: dict[str, EncodedView] = {}
         """Encoded views by digest."""
         self.queue = RequestQueue(self._serve)
         self._looks: dict[Any, list[PerceptionRecord]] = {}
-
-    def run(self, episodes: Sequence[Callable[[RolloutBackend], Answer]]) -> list[tuple[Answer, RolloutBackend]]:
-        """Return the answers of all episodes, in order, with their backends. Errors of the model are raised."""
-        backends = [RolloutBackend(self, index) for index in range(len(episodes))]
-        jobs = [partial(episode, backend) for episode, backend in zip(episodes, backends, strict=True)]
-        return list(zip(self.queue.run(jobs), backends, strict=True))
 
     def forget(self) -> None:
         """Drop encoded views and looks, because the weights are about to change."""
@@ -187,8 +177,13 @@ class RolloutScheduler:
 
     def _reply(self, batch: Sequence[Request]) -> None:
         began = perf_counter()
-        if self.encode:
-            self._encode_new(batch)
+        if self.encode:  # together, the views that no episode has shown yet
+            new: dict[str, Image.Image] = {}
+            for one in batch:
+                for view in view_ids(one.messages):
+                    if view not in one.session.known and (digest := one.session.digest(view)) not in self.encoded:
+                        new[digest] = one.session.image(view)
+            self.encoded.update(encode_views(self.backend, new))
         ready = prepared(batch)
         turns = self.write([request for _, request in ready])
         seconds = (perf_counter() - began) / max(1, len(ready))
@@ -196,16 +191,6 @@ class RolloutScheduler:
             reply = record_turn(request, turn, end_ids=self.backend.end_ids, seconds=seconds)
             one.owner.turns.append(RecordedTurn(request.ready.prompt, turn))
             one.result.set_result(reply)
-
-    def _encode_new(self, batch: Sequence[Request]) -> None:
-        """Encode together the views that no episode has shown yet."""
-        new: dict[str, Image.Image] = {}
-        for one in batch:
-            model = one.session
-            for view in view_ids(one.messages):
-                if view not in model.known and model.digest(view) not in self.encoded:
-                    new[model.digest(view)] = model.image(view)
-        self.encoded.update(encode_views(self.backend, new))
 
 
 class FinishedRollout(NamedTuple):
@@ -219,33 +204,34 @@ class FinishedRollout(NamedTuple):
 def play(
     scheduler: RolloutScheduler, samples: Sequence[Sample], config: AgentConfig, seeds: Sequence[int]
 ) -> list[FinishedRollout]:
-    """Run one episode for each sample and seed. Samples with the same id are one group.
+    """Run one episode for each sample and seed, side by side. Samples with the same id are one group.
 
     Where the policy does not look and the scheduler has a looker, it looks for the trace alone.
-    """
 
-    def episode(sample: Sample, seed: int, backend: RolloutBackend) -> Answer:
+    Raises:
+        ConfigError: An episode ended before the model was asked anything.
+    """
+    end = int(scheduler.backend.processor.tokenizer.eos_token_id)
+
+    def episode(index: int) -> tuple[Answer, RolloutBackend]:
+        sample, backend = samples[index], RolloutBackend(scheduler, index)
         agent = Agent(backend, config=config)
         seen = None
         if scheduler.looker is not None and agent.config.policy not in LOOK_FIRST:
             seen = agent.look(sample.image, sample.question).record
-        answer = agent.run(sample.image, sample.question, boxes=sample.boxes, seed=seed)
+        answer = agent.run(sample.image, sample.question, boxes=sample.boxes, seed=seeds[index])
         answer.trace.perception = answer.trace.perception or seen
-        return answer
+        return answer, backend
 
-    done = scheduler.run([partial(episode, sample, seed) for sample, seed in zip(samples, seeds, strict=True)])
-    end = int(scheduler.backend.processor.tokenizer.eos_token_id)
-    return [
-        FinishedRollout(Rollout(answer.trace, sample), answer, _tokens(backend, answer, sample, end))
-        for sample, (answer, backend) in zip(samples, done, strict=True)
-    ]
-
-
-def _tokens(backend: RolloutBackend, answer: Answer, sample: Sample, end: int) -> Tokens:
-    if not backend.turns or backend.model is None:
-        raise ConfigError(
-            f"The episode of row '{sample.id}' ended before the model was asked anything: "
-            f"{(answer.trace.error or answer.trace.status).rstrip('.')}. Its question: {sample.question[:60]!r}... "
-            "Leave the row out, shorten its question, or lower the recipe's budgets."
-        )
-    return tokens_of(backend.turns, backend.model.image, end=end)
+    finished = []
+    done = scheduler.queue.run([partial(episode, index) for index in range(len(samples))])
+    for sample, (answer, backend) in zip(samples, done, strict=True):
+        if not backend.turns or backend.image is None:
+            raise ConfigError(
+                f"The episode of row '{sample.id}' ended before the model was asked anything: "
+                f"{(answer.trace.error or answer.trace.status).rstrip('.')}. Its question: {sample.question[:60]!r}... "
+                "Leave the row out, shorten its question, or lower the recipe's budgets."
+            )
+        tokens = tokens_of(backend.turns, backend.image, end=end)
+        finished.append(FinishedRollout(Rollout(answer.trace, sample), answer, tokens))
+    return finished

@@ -14,7 +14,6 @@ from qzoom_agent.protocols.pixel_reasoner import PADDING
 
 LOOK_THOUGHT: Final = "What decides the answer is too small to be sure of here, so I look closer at that part."
 ANSWER_THOUGHT: Final = "What I was shown is enough to answer."
-_REASONS: Final = frozenset({"deepeyes", "mini_o3", "visionthink", "adaptvision", "pixel_reasoner"})
 _TAGGED: Final = frozenset({"deepeyes", "mini_o3", "visionthink", "adaptvision"})
 
 
@@ -39,20 +38,19 @@ def write_call(protocol: str, box: Box, shown: Size) -> str:
     if protocol == "mini_o3":
         call = json.dumps({"bbox_2d": unit, "source": "original_image"})
         return f"<think>{LOOK_THOUGHT}</think>\n<grounding>{call}</grounding>"
+    narrow = [_narrowed(low, high) for low, high in ((box.x1, box.x2), (box.y1, box.y2))]
+    shares = [round(narrow[axis][end], 4) for end in (0, 1) for axis in (0, 1)]
+    calls: dict[str, tuple[str, dict[str, object]]] = {
+        "pixel_reasoner": ("crop_image_normalized", {"bbox_2d": shares, "target_image": 1}),
+        "visionthink": ("resize_image", {"action": "resize"}),
+        "adaptvision": ("request_local_region", {"bbox_2d": pixel}),
+        "deepeyes": (ZOOM, {"bbox_2d": pixel}),
+    }
+    name, arguments = calls.get(protocol, (ZOOM, {"bbox_2d": mille, "img_idx": 0}))
+    call = f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
     if protocol == "pixel_reasoner":
-        narrow = [_narrowed(low, high) for low, high in ((box.x1, box.x2), (box.y1, box.y2))]
-        shares = [round(narrow[axis][end], 4) for end in (0, 1) for axis in (0, 1)]
-        call = _hermes("crop_image_normalized", {"bbox_2d": shares, "target_image": 1})
         return f"{LOOK_THOUGHT}\n{call}"
-    if protocol == "visionthink":
-        call = _hermes("resize_image", {"action": "resize"})
-    elif protocol == "adaptvision":
-        call = _hermes("request_local_region", {"bbox_2d": pixel})
-    elif protocol == "deepeyes":
-        call = _hermes(ZOOM, {"bbox_2d": pixel})
-    else:
-        call = _hermes(ZOOM, {"bbox_2d": mille, "img_idx": 0})
-    return f"<think>{LOOK_THOUGHT}</think>\n{call}" if protocol in _REASONS else call
+    return f"<think>{LOOK_THOUGHT}</think>\n{call}" if protocol in _TAGGED else call
 
 
 def write_answer(protocol: str, answer: str) -> str:
@@ -62,10 +60,6 @@ def write_answer(protocol: str, answer: str) -> str:
     if protocol in _TAGGED:
         return f"<think>{ANSWER_THOUGHT}</think>\n<answer>{answer}</answer>"
     return answer
-
-
-def _hermes(name: str, arguments: dict[str, object]) -> str:
-    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
 
 
 def _narrowed(low: float, high: float) -> tuple[float, float]:

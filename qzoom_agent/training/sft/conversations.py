@@ -47,16 +47,10 @@ def to_row(conversation: Sequence[Message], images: Sequence[Image.Image], *, co
     Raises:
         ConfigError: Tool results have role "tool", and the template of `codec` has no user turn for them.
     """
-    messages = [
-        {
-            "role": one["role"],
-            "content": [
-                {"type": part["type"], "text": part["text"] if part["type"] == "text" else None}
-                for part in one["content"]
-            ],
-        }
-        for one in in_user_turns(conversation, codec)
-    ]
+    messages: list[dict[str, Any]] = []
+    for one in in_user_turns(conversation, codec):
+        parts = [{"type": part["type"], "text": part.get("text")} for part in one["content"]]
+        messages.append({"role": one["role"], "content": parts})
     return {"messages": messages, "images": list(images)}
 
 

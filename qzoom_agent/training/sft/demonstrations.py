@@ -8,18 +8,19 @@ repair, every call served (or, under `hybrid`, refused by the review), the evide
 no crop that adds nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from qzoom_agent.agent import Agent, Answer, LookResult
-from qzoom_agent.config import AgentConfig, PerceptionConfig
+from qzoom_agent.config import AgentConfig
+from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.messages import Message, text
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.interface import Backend, ImageSource, PerceivingSession, Reply, SamplingParams, Session
+from qzoom_agent.models.interface import Backend, ImageSource, PerceivingSession, Reply, Session
 from qzoom_agent.models.server import ServerBackend
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.review import OPINIONS
@@ -61,36 +62,22 @@ class _Demonstration:
     def __init__(self, owner: Demonstrator, image: ImageSource, session: Session) -> None:
         self._owner, self._image, self._session = owner, image, session
 
-    def reply(
-        self,
-        messages: Sequence[Message],
-        *,
-        settings: SamplingParams,
-        stop: tuple[str, ...] = (),
-        on_text: Callable[[str], None] | None = None,
-    ) -> Reply:
+    def reply(self, messages: Sequence[Message], **how: Any) -> Reply:
         owner, plan = self._owner, self._owner.plan
         turn = sum(message["role"] == "assistant" for message in messages)
-        said: str | None = None
         if turn < len(plan.boxes):
-            said = write_call(owner.protocol, plan.boxes[turn], Size(*self._image("coarse").size))
+            reply = _written(write_call(owner.protocol, plan.boxes[turn], Size(*self._image("coarse").size)))
         elif plan.answer is not None:
-            said = write_answer(owner.protocol, plan.answer)
-        if said is None:
-            reply = self._session.reply(messages, settings=settings, stop=stop, on_text=on_text)
+            reply = _written(write_answer(owner.protocol, plan.answer))
         else:
-            reply = Reply(
-                text=said, finish="stop", prompt_tokens=0, cached_tokens=0, new_tokens=0, visual_tokens=0, seconds=0.0
-            )
+            reply = self._session.reply(messages, **how)
         owner.conversation = [*messages, text("assistant", reply.text)]
         return reply
 
-    def look(
-        self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False
-    ) -> list[PerceptionRecord]:
+    def look(self, messages: Sequence[Message], **how: Any) -> list[PerceptionRecord]:
         """Return the model's own look."""
         assert isinstance(self._session, PerceivingSession)
-        return self._session.look(messages, options=options, map_always=map_always)
+        return self._session.look(messages, **how)
 
     def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
         assert isinstance(self._session, PerceivingSession)
@@ -98,6 +85,10 @@ class _Demonstration:
 
     def close(self) -> None:
         self._session.close()
+
+
+def _written(text: str) -> Reply:
+    return Reply(text=text, finish="stop", prompt_tokens=0, cached_tokens=0, new_tokens=0, visual_tokens=0, seconds=0.0)
 
 
 class Demonstration(NamedTuple):
@@ -111,10 +102,7 @@ class Demonstration(NamedTuple):
 class Demonstrations:
     """Maker of episodes for records.
 
-    Args:
-        backend: The base.
-        recipe: Says where calls and answers come from.
-        judge: Decides about answers that the recipe's rule refuses.
+    `judge` decides about answers that the recipe's rule refuses.
 
     Raises:
         ConfigError: `boxes: sdrpn`, `needless` or `hybrid` with a base that has no branches.
@@ -137,58 +125,45 @@ class Demonstrations:
         model: Backend = backend
         if recipe.teacher is not None:
             # through the student's protocol, over its views: what it writes is in the format to be taught
-            model = ServerBackend(
-                recipe.teacher.url,
-                model=recipe.teacher.model,
-                protocol=protocol,
-                defaults=backend.defaults,
-                key_variable=recipe.teacher.key_variable,
-                timeout=recipe.teacher.timeout,
-            )
+            model = ServerBackend(**recipe.teacher.model_dump(), protocol=protocol, defaults=backend.defaults)
         self._scripted = Demonstrator(model, protocol=protocol)
         self._agent = Agent(self._scripted, config=config)
-        self._looks = Agent(backend, config=config) if recipe.boxes == "sdrpn" else None
-        ungated = config.replace(**{"perception.gate": "off"})
-        self._needless = Agent(backend, config=ungated) if recipe.needless else None
-        hybrid = config.replace(policy="hybrid")
-        self._reviewed = Agent(self._scripted, config=hybrid) if recipe.hybrid else None
+        looking = config.replace(**{"perception.gate": "off"}) if recipe.needless else config
+        looks = recipe.needless or recipe.boxes == "sdrpn"
+        self._looks = Agent(backend, config=looking) if looks else None
+        self._reviewed = Agent(self._scripted, config=config.replace(policy="hybrid")) if recipe.hybrid else None
 
     def __call__(self, record: Record) -> Demonstration:
         """Return the episode of one record; BackendError if a teacher cannot be reached."""
-        plan, agent = self._plan(record), self._agent
-        if self._reviewed is not None and Random(f"hybrid/{record['id']}").random() < self.recipe.hybrid:
+        sample, agent = sample_of(record), self._agent
+        plan = self._plan(sample)
+        if self._reviewed is not None and Random(f"hybrid/{sample.id}").random() < self.recipe.hybrid:
             agent = self._reviewed
-            plan = replace(plan, boxes=self._left(agent.look(record["image"], record["question"]), record, plan.boxes))
+            plan = replace(plan, boxes=self._left(agent.look(sample.image, sample.question), sample, plan.boxes))
         self._scripted.plan = plan
-        answer = agent.run(record["image"], record["question"])
+        answer = agent.run(sample.image, sample.question)
         if self.recipe.teacher is not None and answer.trace.status == "error":
             raise BackendError(answer.trace.error or "The teacher failed.")  # every other episode would fail as well
-        return Demonstration(answer, self._scripted.conversation, self.judge(Rollout(answer.trace, sample_of(record))))
+        return Demonstration(answer, self._scripted.conversation, self.judge(Rollout(answer.trace, sample)))
 
-    def _plan(self, record: Record) -> Plan:
-        recipe, size = self.recipe, Size(*record["image"].size)
+    def _plan(self, sample: Sample) -> Plan:
+        recipe, size = self.recipe, Size(*sample.image.size)
         if recipe.boxes == "teacher":
             return Plan()
-        looks = self._needless if self._looks is None and not record["boxes"] else self._looks
-        if looks is not None:
-            seen = looks.look(record["image"], record["question"]).record
-            boxes = [Box(*box) for box in seen.boxes]
+        if self._looks is not None and (recipe.boxes == "sdrpn" or not sample.boxes):
+            boxes = [Box(*box) for box in self._looks.look(sample.image, sample.question).record.boxes]
         else:
-            boxes = [self._policy.around(box, size) for box in sample_of(record).boxes]
+            boxes = [self._policy.around(box, size) for box in sample.boxes]
         unit = [box.to_frame("unit", size) for box in boxes]
-        return Plan(unit, record["answer"] if recipe.answer == "gold" else None)
+        return Plan(unit, sample.answer if recipe.answer == "gold" else None)
 
-    def _left(self, look: LookResult, record: Record, boxes: Sequence[Box]) -> list[Box]:
+    def _left(self, look: LookResult, sample: Sample, boxes: Sequence[Box]) -> list[Box]:
         """Return the planned calls for which `hybrid` has not inserted a crop already."""
         shown = [Box(*box) for box in look.record.boxes] if look.record.fired else []
-        gold = sample_of(record).boxes
-        if not gold:
+        if not sample.boxes:
             return [] if shown else list(boxes)
-        return [
-            box
-            for box, needle in zip(boxes, gold, strict=True)
-            if all(one.coverage(needle) < self.recipe.needed for one in shown)
-        ]
+        seen = [any(one.coverage(needle) >= self.recipe.needed for one in shown) for needle in sample.boxes]
+        return [box for box, there in zip(boxes, seen, strict=True) if not there]
 
     def judge(self, episode: Rollout) -> Dropped:
         """Return the reason to leave this episode out, if any."""

@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,12 +25,13 @@ from datasets import Dataset
 from pydantic import JsonValue
 from yaml import safe_dump
 
-from qzoom_agent.errors import ConfigError, MissingDependency, finished
+from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evaluation.scorers.judge import ready
 from qzoom_agent.messages import view_ids
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.decoder import Decoder
-from qzoom_agent.training.branches.dataset import Records, count_rows, load_records
+from qzoom_agent.training import trained_model
+from qzoom_agent.training.branches.dataset import count_rows, load_records
 from qzoom_agent.training.branches.fitting import (
     NOT_DECISIVE,
     Rows,
@@ -42,15 +43,15 @@ from qzoom_agent.training.branches.fitting import (
 )
 from qzoom_agent.training.branches.postsft import AnswerLoss, answer_batch
 from qzoom_agent.training.branches.sharded_table import together, write_parts
-from qzoom_agent.training.fingerprint import begin, require_same
-from qzoom_agent.training.recipe_io import add_recipe_arguments, keep_recipe
+from qzoom_agent.training.fingerprint import begin
+from qzoom_agent.training.recipe_io import add_recipe_arguments
 from qzoom_agent.training.sft.conversations import to_row, training_conversations
 from qzoom_agent.training.sft.demonstrations import Demonstrations
-from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, Lora, load_coldstart_recipe
+from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, load_coldstart_recipe
+from qzoom_agent.training.trained_model import layers_from, lora_config
 
 _TRAINING_KEYS: Final = {"optimisation", "from_layer", "lora"}
 """Keys of a recipe that do not decide what the demonstrations are."""
-_SETTINGS: Final = "train.json"
 
 
 def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) -> Dataset:
@@ -65,7 +66,21 @@ def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) ->
     stored: dict[str, JsonValue] = {"count": len(records), **settings}
     begin(folder / "conversations.json", stored, made=kept, processes=processes, kind=ColdStartRecipe)
     if not kept.exists():
-        rows = _episodes(backend, recipe, records, folder)
+        cache = folder / "verdicts.jsonl"
+        judge = ready(recipe.judge, model=recipe.judge_model, key_variable=recipe.judge_key_variable, cache=cache)
+        make = Demonstrations(backend, recipe, judge=judge)
+
+        def rows(indices: range) -> Iterator[dict[str, Any]]:
+            for record in (records[index] for index in indices):
+                answer, conversation, dropped = make(record)
+                shown = [answer.store.image(view) for view in view_ids(conversation)]
+                yield {
+                    **{key: record[key] for key in ("id", "image_id", "question", "answer")},
+                    "crops": answer.trace.usage.served,
+                    "dropped": dropped,
+                    **to_row(conversation, shown, codec=backend.codec),
+                }
+
         table = write_parts(
             folder / "episodes", len(records), rows, settings, progress="episodes", kind=ColdStartRecipe
         )
@@ -76,32 +91,6 @@ def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) ->
             writing.rename(kept)
         processes.wait_for_everyone()
     return Dataset.load_from_disk(str(kept))
-
-
-def _episodes(
-    backend: HFBackend, recipe: ColdStartRecipe, records: Records, folder: Path
-) -> Callable[[range], Iterator[dict[str, Any]]]:
-    """Return a function that makes the demonstrations of a range of records."""
-    cache = folder / "verdicts.jsonl"
-    judge = ready(recipe.judge, model=recipe.judge_model, key_variable=recipe.judge_key_variable, cache=cache)
-    make = Demonstrations(backend, recipe, judge=judge)
-
-    def rows(indices: range) -> Iterator[dict[str, Any]]:
-        for index in indices:
-            record = records[index]
-            answer, conversation, dropped = make(record)
-            shown = [answer.store.image(view) for view in view_ids(conversation)]
-            yield {
-                "id": record["id"],
-                "image_id": record["image_id"],
-                "question": record["question"],
-                "answer": record["answer"],
-                "crops": answer.trace.usage.served,
-                "dropped": dropped,
-                **to_row(conversation, shown, codec=backend.codec),
-            }
-
-    return rows
 
 
 def kept_episodes(table: Dataset, folder: Path) -> Dataset:
@@ -125,10 +114,22 @@ def kept_episodes(table: Dataset, folder: Path) -> Dataset:
 
 
 def fine_tune(backend: HFBackend, table: Dataset, recipe: ColdStartRecipe, folder: Path) -> None:
-    """Train the base in place on the assistant's turns of these conversations."""
-    module = AnswerLoss(backend)
-    adapted = choose_weights(backend, recipe)
-    optimisation = recipe.optimisation
+    """Train the base in place on the assistant's turns of these conversations.
+
+    Raises:
+        ConfigError: `from_layer` leaves no layer to train.
+        MissingDependency: The recipe has adapters, and peft is not installed.
+    """
+    module, adapted, optimisation = AnswerLoss(backend), None, recipe.optimisation
+    layers = layers_from(backend, recipe.from_layer)
+    if recipe.lora is not None:
+        some, names = "|".join(map(str, layers)), "|".join(recipe.lora.target_modules)
+        config = lora_config(recipe.lora, rf".*language_model\.layers\.({some})\..*({names})")
+        from peft import get_peft_model
+
+        adapted = get_peft_model(backend.model, config)
+    else:
+        Decoder(backend.model).text.layers[: recipe.from_layer].requires_grad_(False)
     if optimisation.gradient_checkpointing:
         backend.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
     order = shuffled(table["image_id"], epochs=optimisation.num_train_epochs, seed=recipe.seed)
@@ -142,42 +143,6 @@ def fine_tune(backend: HFBackend, table: Dataset, recipe: ColdStartRecipe, folde
     if adapted is not None:
         adapted.merge_and_unload()
     backend.model.requires_grad_(False)
-
-
-def choose_weights(backend: HFBackend, recipe: ColdStartRecipe) -> Any:
-    """Require gradients of the weights that the recipe trains; return peft's wrapper if those are adapters.
-
-    Raises:
-        ConfigError: `from_layer` leaves no layer to train.
-        MissingDependency: The recipe has adapters, and peft is not installed.
-    """
-    decoder = Decoder(backend.model)
-    if recipe.from_layer >= decoder.depth:
-        raise ConfigError(
-            f"from_layer is {recipe.from_layer}, but '{backend.name}' has {decoder.depth} decoder layers. Lower it."
-        )
-    if recipe.lora is not None:
-        return _adapters(backend, recipe.lora, range(recipe.from_layer, decoder.depth))
-    for layer in decoder.text.layers[: recipe.from_layer]:
-        layer.requires_grad_(False)
-    return None
-
-
-def _adapters(backend: HFBackend, lora: Lora, layers: range) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingDependency(
-            "The recipe has `lora`, which needs peft: pip install peft. Or train the weights themselves: lora: null."
-        ) from error
-    some, names = "|".join(map(str, layers)), "|".join(lora.target_modules)
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=rf".*language_model\.layers\.({some})\..*({names})",
-    )
-    return get_peft_model(backend.model, config)
 
 
 def describe(recipe: ColdStartRecipe) -> str:
@@ -207,43 +172,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--branches", type=Path, help="branches to use instead of the recipe's")
     options = parser.parse_args(argv)
     changes = {key: getattr(options, key) for key in ("model", "branches") if getattr(options, key) is not None}
-    recipe = load_coldstart_recipe(options.config, overrides=options.overrides, **changes)
+    recipe, output = load_coldstart_recipe(options.config, overrides=options.overrides, **changes), options.output
     if options.dry_run:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         print(describe(recipe))
         return 0
-    run(recipe, options.output)
-    return 0
-
-
-def run(recipe: ColdStartRecipe, output: Path) -> None:
-    """Make the demonstrations, train on them and write the model, or resume that.
-
-    Raises:
-        ConfigError: `output` holds results of another recipe.
-    """
     if is_finished(recipe, output):
-        return
+        return 0
     store_recipe(recipe, output)
     backend = load_base(recipe)
     table = demonstrations(backend, recipe, output)
     fine_tune(backend, table, recipe, output / "train")
     save_model(backend, recipe, output, conversations=len(table))
+    return 0
 
 
 def is_finished(recipe: ColdStartRecipe, output: Path) -> bool:
-    """Return True, and print it, if `output` holds the model that this recipe trains.
-
-    Raises:
-        ConfigError: It holds the model of another recipe.
-    """
-    final = output / "final"
-    if not final.exists():
-        return False
-    require_same(output / _SETTINGS, _decisive(recipe), made=final, kind=ColdStartRecipe)
-    if together().is_main_process:
-        print(f"{final} is there already; delete it to train again.")
-    return True
+    """Return True, and print it, if `output` holds the model that this recipe trains; see `trained_model`."""
+    return trained_model.is_finished(recipe, output / "train.json", _decisive(recipe))
 
 
 def store_recipe(recipe: ColdStartRecipe, output: Path) -> None:
@@ -254,10 +200,7 @@ def store_recipe(recipe: ColdStartRecipe, output: Path) -> None:
         MissingDependency: The tracker of `report_to` is not installed.
     """
     require_tracker(recipe.optimisation.report_to)
-    processes = together()
-    begin(output / _SETTINGS, _decisive(recipe), made=output / "train", processes=processes, kind=ColdStartRecipe)
-    if processes.is_main_process:
-        keep_recipe(recipe, output)
+    trained_model.keep_recipe(recipe, output / "train.json", _decisive(recipe), made=output / "train")
 
 
 def _decisive(recipe: ColdStartRecipe) -> dict[str, Any]:
@@ -280,23 +223,17 @@ def load_base(recipe: ColdStartRecipe) -> HFBackend:
 
 def save_model(backend: HFBackend, recipe: ColdStartRecipe, output: Path, *, conversations: int) -> None:
     """Write the trained model into `output/final`, which gets its name once it is complete."""
-    processes, final = together(), output / "final"
-    if processes.is_main_process:
-        _write(backend, recipe, final, conversations=conversations)
-    processes.wait_for_everyone()
+    main_process = together().is_main_process
 
+    def save(part: Path) -> None:
+        if main_process:
+            backend.model.save_pretrained(part)
+            made = {"model": recipe.model, "conversations": conversations}
+            (part / "coldstart.json").write_text(json.dumps(made) + "\n", encoding="utf-8")
 
-def _write(backend: HFBackend, recipe: ColdStartRecipe, final: Path, *, conversations: int) -> None:
-    writing = final.with_name("final.part")
-    backend.model.save_pretrained(writing)
-    backend.processor.save_pretrained(writing)
-    if backend.branches is not None:
-        backend.branches.save(writing)
-        if recipe.from_layer < backend.branches.config.k:
-            print(f"Layers below {backend.branches.config.k}, which the branches read, were trained: fit them again.")
-    (writing / "coldstart.json").write_text(json.dumps({"model": recipe.model, "conversations": conversations}) + "\n")
-    writing.rename(final)
-    print(f"written {final}, from {conversations} conversations")
+    final = trained_model.write_final(backend, output, from_layer=recipe.from_layer, save=save)
+    if main_process:
+        print(f"written {final}, from {conversations} conversations")
 
 
 if __name__ == "__main__":

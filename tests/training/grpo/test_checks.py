@@ -69,10 +69,12 @@ class TestGuards:
     def test_other_log_probabilities_are_refused(self) -> None:
         sampled, trained = torch.tensor([[-1.0, -2.0, float("nan")]]), torch.tensor([[-1.0, -2.5, -1.0]])
         distance = guards.logp_distance(sampled, trained, torch.ones(1, 3))
-        assert distance == pytest.approx(0.25)
+        assert distance == pytest.approx((0.25, 0.5))
         guards.require_same_model(distance, tolerance=0.3, writer="vLLM")
-        with pytest.raises(BackendError, match=r"\(vLLM\) differ from the trainer's by 0\.250"):
+        with pytest.raises(BackendError, match=r"\(vLLM\) differ from the trainer's by 0\.250 in the mean and 0\.500"):
             guards.require_same_model(distance, tolerance=0.05, writer="vLLM")
+        with pytest.raises(BackendError, match=r"0\.500 at most"):
+            guards.require_same_model(distance, tolerance=0.3, writer="shared decoding", exact=True)
 
     def test_torn_groups_are_refused(self) -> None:
         assert accumulation(recipe(prompts=8), 4) == 2

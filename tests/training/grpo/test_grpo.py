@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from grpo_benchmark import measure
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.perception.branches import Branches
@@ -176,6 +176,28 @@ def test_a_killed_run_goes_on_where_it_was(steps: int, rounds: dict[str, int], t
     assert [line["step"] for line in log_of(tmp_path / "torn") if "loss" in line] == list(range(1, steps + 1))
 
 
+def test_another_model_than_the_one_that_sampled_is_refused_in_any_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One token of one rollout is off in the second round: too little for a mean to show."""
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", max_steps=3, agent={**AGENT, **SHORT}, loss={"mask_truncated": False})
+    trainer = make_trainer(recipe, tmp_path / "out")
+    compute = trainer._get_per_token_logps_and_entropies
+
+    def shifted(*args: Any, **kwargs: Any) -> Any:
+        logps, *rest = compute(*args, **kwargs)
+        if trainer.state.global_step == 1:
+            trainer._logps = logps.detach().clone()
+            trainer._logps[0, 0] += 0.06
+        return logps, *rest
+
+    monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", shifted)
+    with pytest.raises(BackendError, match=r"0\.0\d\d in the mean and 0\.060 at most"):
+        trainer.train()
+    (log,) = [line for line in log_of(tmp_path / "out") if "loss" in line]
+    assert log["step"] == 1 and 0 <= log["rollout/logp_difference_max"] < 1e-4
+
+
 def test_layers_below_the_branches_can_be_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(tmp_path, "qwen2_5_vl", tower=False, from_layer=1)
     scripted(monkeypatch, HFBackend.load(recipe.model).codec.tokenizer, SCRIPTS["qwen2_5_vl"])
@@ -184,6 +206,7 @@ def test_layers_below_the_branches_can_be_left_alone(tmp_path: Path, monkeypatch
     after = dict(HFBackend.load(str(final)).model.named_parameters())
     changed = {name for name, weight in before.items() if not weight.equal(after[name])}
     assert changed and not any(part in name for name in changed for part in ("visual", "embed", "layers.0"))
+    assert not list((tmp_path / "out").rglob("training_args.bin")), "no pickle is shipped"
     with pytest.raises(ConfigError, match=r"from_layer is 99, but .* decoder layers"):
         load_model(recipe.model_copy(update={"from_layer": 99}))
     with pytest.raises(ValidationError, match="from_layer"):
@@ -206,6 +229,7 @@ def test_adapters_are_trained_and_merged(tmp_path: Path, monkeypatch: pytest.Mon
     assert layers == set(range(1, len(text_model(before).layers)))
     assert log_of(tmp_path / "out")[0]["rollout/logp_difference"] < 1e-4
     assert (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
+    assert not list((tmp_path / "out").rglob("training_args.bin"))
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def test_turns_of_another_model_are_refused(trainer: EpisodeTrainer, monkeypatch
     assert limits and set(limits) == {6}
     monkeypatch.setattr(trainer, "tolerance", 100.0)
     batch = trainer._generate_and_score_completions(rows)
-    assert trainer._compared and batch["sampling_per_token_logps"].abs().sum() == 0
+    assert batch["sampling_per_token_logps"].abs().sum() == 0
 
 
 def test_a_process_that_is_done_asks_as_long_turns_as_the_others(

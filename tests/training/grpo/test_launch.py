@@ -187,7 +187,7 @@ def test_a_finished_run_is_not_passed_off_as_one_of_another_recipe(tmp_path: Pat
     (tmp_path / "grpo.yaml").write_text("model: nano\nmax_steps: 40\nneedle: {needle-hop: 1}\n")
     keep_recipe(recipe(model="other"), tmp_path / "out")
     (tmp_path / "out" / "final").mkdir()
-    with pytest.raises(ConfigError, match=r"out was begun with other settings .*model: 'other', now 'nano'"):
+    with pytest.raises(ConfigError, match=r"final was begun with other settings .*model: 'other', now 'nano'"):
         run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")])
 
 

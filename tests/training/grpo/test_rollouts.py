@@ -46,7 +46,7 @@ def test_a_crew_answers_as_the_agent_does(tiny: HFBackend) -> None:
     for sample, one in zip(asked(4), played, strict=True):
         alone = agent.run(sample.image, sample.question)
         assert [turn.text for turn in one.answer.trace.turns] == [turn.text for turn in alone.trace.turns]
-        assert one.rollout.group == sample.id
+        assert one.rollout.sample.id == sample.id
     assert len({tuple(one.tokens.prompt) for one in played}) == 1
 
 

@@ -98,7 +98,7 @@ def test_what_was_made_with_another_recipe_is_refused(
         with pytest.raises(KeyboardInterrupt):  # other settings of training are no other demonstrations
             again(from_layer=1)
     with monkeypatch.context() as patch:  # killed after a checkpoint
-        patch.setattr(run, "_write", dies)
+        patch.setattr(run, "save_model", dies)
         with pytest.raises(KeyboardInterrupt):
             again()
     assert list((tmp_path / "out" / "train").glob("checkpoint-*"))

@@ -24,7 +24,7 @@ from qzoom_agent.errors import finished
 from qzoom_agent.training.branches.fitting import last_checkpoint
 from qzoom_agent.training.branches.sharded_table import together
 from qzoom_agent.training.grpo import launch
-from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback, WarningCallback
+from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback
 from qzoom_agent.training.grpo.grpo_recipe import load_grpo_recipe
 from qzoom_agent.training.grpo.question_rows import load_rows
 from qzoom_agent.training.grpo.trainer import build_trainer
@@ -60,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     rewards = build(recipe.rewards, judge=judge, mask_truncated=recipe.loss.mask_truncated)
 
     # 5. TRL's GRPOTrainer over episodes: it samples, compares, computes the loss, and writes checkpoints.
-    log = output / "log.jsonl"
     trainer = build_trainer(
         recipe,
         backend,
@@ -71,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args=launch.trl_config(recipe, output, completion=completion_tokens),
         train_dataset=questions,
         peft_config=launch.lora_config(recipe, backend),
-        callbacks=[MetricsCallback(log), WarningCallback(log)],
+        callbacks=[MetricsCallback(output / "log.jsonl")],
         pages=RolloutPageCallback(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(output))

@@ -10,11 +10,12 @@ Rewards that ask whether an answer is right ask the recipe's own `accuracy`, wha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from inspect import Parameter, signature
 from types import MappingProxyType
 from typing import Annotated, Any, Final, NamedTuple
 
-from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.extensions import find, reference
@@ -34,10 +35,10 @@ from qzoom_agent.training.rewards import (
     VisionThinkPrice,
 )
 
-BUILT_IN: Final[dict[str, type[Reward]]] = {
-    kind.model_fields["name"].default: kind for kind in (Accuracy, *GroupReward.__subclasses__())
-}
+_KINDS: Final[list[type[Reward]]] = [Accuracy, *GroupReward.__subclasses__()]
+BUILT_IN: Final = {kind.model_fields["name"].default: kind for kind in _KINDS}
 """The rewards of this package by name."""
+_VISIONTHINK: Final = [Accuracy(rule="open"), Format(weight=0.5), VisionThinkPrice()]
 PUBLISHED: Final[Mapping[str, list[Reward]]] = MappingProxyType(
     {
         "deepeyes": [
@@ -47,14 +48,8 @@ PUBLISHED: Final[Mapping[str, list[Reward]]] = MappingProxyType(
         ],
         "mini-o3": [Accuracy(rule="open")],
         "chain-of-focus": [ChainOfFocus()],
-        "visionthink": [Accuracy(rule="open"), Format(weight=0.5), VisionThinkPrice()],
-        "adaptvision": [
-            Accuracy(rule="open"),
-            Format(weight=0.5),
-            VisionThinkPrice(),
-            FirstCrop(weight=0.1),
-            CropArea(weight=0.2),
-        ],
+        "visionthink": _VISIONTHINK,
+        "adaptvision": [*_VISIONTHINK, FirstCrop(weight=0.1), CropArea(weight=0.2)],
         "pixel-reasoner": [Accuracy(rule="open", failed_is_wrong=True), Curiosity()],
     }
 )
@@ -89,6 +84,7 @@ class CustomReward(Reward):
 
     model_config = ConfigDict(extra="allow")
 
+    prefix = "reward."
     function: Callable[..., Any] = Field(exclude=True, repr=False)
 
     @model_validator(mode="before")
@@ -159,14 +155,7 @@ def read_reward(entry: Any) -> Reward:
     if not isinstance(given, Mapping) or "name" not in given:
         raise ConfigError(f"A reward is written {{name: ..., weight: ..., SETTING: ...}}; got {entry!r}.")
     named = given["name"]
-    kind = BUILT_IN.get(named, CustomReward) if isinstance(named, str) else CustomReward
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']}, got {one['input']!r:.80}" for one in error.errors()
-        )
-        raise ConfigError(f"The reward '{named}' has wrong settings: {wrong}.") from None
+    return (BUILT_IN.get(named, CustomReward) if isinstance(named, str) else CustomReward).model_validate(given)
 
 
 RewardEntry = Annotated[SerializeAsAny[Reward], BeforeValidator(read_reward)]
@@ -202,19 +191,15 @@ def build(rewards: Iterable[Reward], *, judge: Judge | None = None, mask_truncat
         )
     accuracy = accuracy_of(rewards, judge=judge)
 
-    def bound(reward: Reward) -> Callable[[Sequence[Rollout]], Values]:
-        of = accuracy if isinstance(reward, Accuracy) else reward
+    def values(rollouts: Sequence[Rollout], *, reward: Reward) -> Values:
+        kept = [at for at, one in enumerate(rollouts) if not (mask_truncated and one.truncated)]
+        found: Values = [None] * len(rollouts)
+        for at, value in zip(kept, reward([rollouts[at] for at in kept], accuracy) if kept else (), strict=True):
+            found[at] = value
+        return found
 
-        def values(rollouts: Sequence[Rollout]) -> Values:
-            kept = [at for at, one in enumerate(rollouts) if not (mask_truncated and one.truncated)]
-            found: Values = [None] * len(rollouts)
-            for at, value in zip(kept, of([rollouts[at] for at in kept], accuracy) if kept else (), strict=True):
-                found[at] = value
-            return found
-
-        return values
-
-    return [NamedReward(one.name, one.weight, bound(one)) for one in rewards]
+    bound = [accuracy if isinstance(one, Accuracy) else one for one in rewards]
+    return [NamedReward(one.name, one.weight, partial(values, reward=one)) for one in bound]
 
 
 def accuracy_of(rewards: Iterable[Reward], *, judge: Judge | None = None) -> Accuracy:

@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import Field, PrivateAttr
 
-from qzoom_agent.config import AgentConfig
+from qzoom_agent.config import AgentConfig, Config
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.redundancy import reasons
 from qzoom_agent.evaluation.scorers import anls, chartqa, choice, ocrbench, open_answer, vqa
@@ -98,10 +98,8 @@ class Rollout:
         return [view for view in self.trace.views if view.id in asked]
 
 
-class Reward(BaseModel, ABC):
+class Reward(Config, ABC):
     """A reward: its fields are the keys of an entry in a recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     name: str
     weight: float = 1.0
@@ -122,6 +120,10 @@ class Reward(BaseModel, ABC):
 
 class GroupReward(Reward):
     """A reward that values the rollouts of a question together (`of_group`) or each by itself (`of_one`)."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        cls.prefix = f"{cls.model_fields['name'].default}."  # for messages
 
     def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
         right = (accuracy or Accuracy()).right(rollouts)
@@ -170,6 +172,7 @@ class Accuracy(Reward):
     the evaluation, beside each accepted answer until one fits, and never for a multiple choice.
     """
 
+    prefix = "accuracy."
     name: Literal["accuracy"] = "accuracy"
     rule: Rule = "exact"
     """Finds the answer in a reply."""
@@ -297,7 +300,7 @@ class Agreement(GroupReward):
         seen, crops = one.trace.perception, _crops_of(one.trace)
         if seen is None:
             return None
-        if suffices(seen, 1.0, map_decides=_map_decides(_config_of(one.trace))):
+        if suffices(seen, 1.0, map_decides=_map_decides(one.trace)):
             return float(not crops)
         if not crops:
             return 0.0
@@ -312,13 +315,9 @@ def _crops_of(trace: Trace) -> list[Box]:
     return [view.region for view in trace.views if view.kind == "crop"]
 
 
-def _config_of(trace: Trace) -> AgentConfig:
-    return AgentConfig().replace(**trace.config)
-
-
-def _map_decides(config: AgentConfig) -> bool:
+def _map_decides(trace: Trace) -> bool:
     """Return True if a map without a region means that the coarse view suffices."""
-    return config.perception.gate == "statistics"
+    return AgentConfig().replace(**trace.config).perception.gate == "statistics"
 
 
 def heat_gain(heat: Sequence[Sequence[float]], crops: Sequence[Box], image: Box) -> float | None:
@@ -329,18 +328,15 @@ def heat_gain(heat: Sequence[Sequence[float]], crops: Sequence[Box], image: Box)
         crops: In pixels of the original, as `image` is.
         image: The whole original.
     """
-    rows, columns = len(heat), len(heat[0]) if heat else 0
-    total = sum(map(sum, heat))
-    if total <= 0:
+    if (total := sum(map(sum, heat))) <= 0:
         return None
-    width, height = image.width / columns, image.height / rows
+    width, height, count = image.width / len(heat[0]), image.height / len(heat), len(heat) * len(heat[0])
     mass = area = 0.0
-    for row in range(rows):
-        for column in range(columns):
+    for row, values in enumerate(heat):
+        for column, value in enumerate(values):
             cell = Box(column * width, row * height, (column + 1) * width, (row + 1) * height)
             inside = max(crop.coverage(cell) for crop in crops)
-            mass += inside * heat[row][column] / total
-            area += inside / (rows * columns)
+            mass, area = mass + inside * value / total, area + inside / count
     return max(0.0, mass - area)
 
 
@@ -377,7 +373,7 @@ def unwanted(trace: Trace) -> set[str]:
     Each call is put to the review of the hybrid policy as if it was the first to be refused, after which a model may
     insist.
     """
-    look, config = trace.perception, _config_of(trace)
+    look = trace.perception
     if look is None:
         return set()
     asked = {call.result for turn in trace.turns for call in turn.calls}
@@ -393,8 +389,8 @@ def unwanted(trace: Trace) -> set[str]:
             replan=lambda box: ZoomPlan("original", error="It is judged, not cut."),
             name=str,
             write=str,
-            config=config.review,
-            map_decides=_map_decides(config),
+            config=AgentConfig().replace(**trace.config).review,
+            map_decides=_map_decides(trace),
         )
         for crop in (views[call.result] for call in turn.calls if call.result is not None):
             plan = ZoomPlan("original", box=crop.region, size=crop.size, tokens=crop.tokens)

@@ -89,7 +89,7 @@ def needs_a_setting(rollouts: Sequence[Rollout], threshold: float) -> list[float
         ({"name": short_answer, "limits": 3}, r"which takes \(.*limit: .int. = 5\).*has no setting limits\."),
         ({"name": "no_such_module:reward"}, r"reward 'no_such_module:reward' cannot be imported: ModuleNotFoundError"),
         ({"name": "short"}, r"no reward 'short'.*write 'module:name'.*'qzoom_agent.rewards'"),
-        ({"name": short_answer, "weight": "much"}, r"has wrong settings: weight: Input should be a valid number"),
+        ({"name": short_answer, "weight": "much"}, r"'reward.weight': Input should be a valid number.*; got 'much'"),
     ],
 )
 def test_what_does_not_fit_is_named(entry: dict[str, Any], said: str) -> None:

@@ -512,9 +512,12 @@ def test_every_reward_uses_the_accuracy_of_the_recipe() -> None:
     ("entry", "said"),
     [
         ({"name": "accuraccy"}, "There is no reward 'accuraccy'. Known: accuracy, agreement"),
-        ({"name": "format", "stile": "bonus"}, "'format' has wrong settings: stile: Extra inputs are not permitted"),
-        ({"name": "crop-price", "cost": -1}, "cost: Input should be greater than or equal to 0, got -1"),
-        ({"name": "accuracy", "weight": float("nan")}, "weight: Input should be a finite number"),
+        ({"name": "format", "stile": "bonus"}, "Unknown key 'format.stile'. Did you mean 'format.style'?"),
+        ({"name": "crop-price", "cost": -1}, "'crop-price.cost': Input should be greater than or equal to 0; got -1"),
+        (
+            {"name": "accuracy", "weight": float("nan")},
+            "Bad value for 'accuracy.weight': Input should be a finite number",
+        ),
         ({"weight": 1}, "A reward is written {name: ..., weight: ..., SETTING: ...}; got {'weight': 1}"),
     ],
 )

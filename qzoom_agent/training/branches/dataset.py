@@ -103,7 +103,7 @@ def sample_of(record: Record) -> Sample:
         question=record["question"],
         answer=record["answer"],
         answers=tuple(record["answers"]),
-        boxes=tuple(Box(*box) for box in boxes or ()),
+        boxes=tuple(Box(x1, y1, x2, y2) for x1, y1, x2, y2 in boxes or ()),
         coarse_suffices=None if boxes is None else not boxes,
     )
 

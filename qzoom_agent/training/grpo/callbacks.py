@@ -2,7 +2,7 @@
 
 Training that fails changes how the model zooms long before it changes the reward: calls stop or are refused, replies
 are cut off, all rollouts of a question become the same. Each of these is a metric of every round, by task where it
-matters, and `WarningCallback` warns when one of them leaves its healthy range.
+matters, and `MetricsCallback` warns when one of them leaves its healthy range.
 """
 
 import json
@@ -23,7 +23,7 @@ from qzoom_agent.training.rewards import Accuracy, Rollout
 from qzoom_agent.views import ViewStore
 
 WINDOW: Final = 10
-"""Logged steps over which `WarningCallback` takes means; before so many, it warns of nothing that is a mean."""
+"""Logged steps over which warnings take means; before so many, it warns of nothing that is a mean."""
 COLLAPSE: Final = 0.25
 """Share of the highest call rate so far below which calls have collapsed."""
 LITTLE_ENTROPY: Final = 0.1
@@ -121,14 +121,24 @@ class RolloutPageCallback(TrainerCallback):
 
 
 class MetricsCallback(TrainerCallback):
-    """Appends every metric to `log.jsonl`, and prints the most important ones."""
+    """Appends every metric to `log.jsonl`, prints the most important ones, and warns of what goes wrong.
+
+    Warnings rest on means over `WINDOW` steps, so that one odd batch is no warning. Each is given once, and again only
+    after its metric was healthy in between. A resumed run knows the steps before it from the log.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.began = path, time.perf_counter()
+        self.warned: set[str] = set()
+        """Metrics of the warnings that hold."""
+        self._windows: dict[str, deque[float]] = {}
+        self._peaks: dict[str, float] = {}
+        self._first_entropy: float | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            keep_lines(self.path, lambda line: line["step"] <= state.global_step)
+            for line in keep_lines(self.path, lambda line: line["step"] <= state.global_step):
+                self._update(line)  # its warnings were given then
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs.get("logs") or {}
@@ -140,33 +150,9 @@ class MetricsCallback(TrainerCallback):
         add_line(self.path, when | kept)
         printed = {name.rsplit("/", 1)[-1]: kept[name] for name in _PRINTED if name in kept}
         print(json.dumps(when | printed), flush=True)
-
-
-class WarningCallback(TrainerCallback):
-    """Warns of what goes wrong, from means over `WINDOW` steps, so that one odd batch is no warning.
-
-    Each warning is given once, and again only after its metric was healthy in between. Comes after `MetricsCallback`,
-    from whose log it reads the steps before a run was killed.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.warned: set[str] = set()
-        """Metrics of the warnings that hold."""
-        self._windows: dict[str, deque[float]] = {}
-        self._peaks: dict[str, float] = {}
-        self._first_entropy: float | None = None
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero and self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                self._update(json.loads(line))  # its warnings were given then
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            for text in self._update(kwargs.get("logs") or {}):
-                print(f"warning at step {state.global_step}: {text}", flush=True)
-                add_line(self.path, {"step": state.global_step, "warning": text})
+        for text in self._update(logs):
+            print(f"warning at step {state.global_step}: {text}", flush=True)
+            add_line(self.path, {"step": state.global_step, "warning": text})
 
     def _update(self, logs: Mapping[str, Any]) -> list[str]:
         """Take in the metrics of a step; return the texts of new warnings."""

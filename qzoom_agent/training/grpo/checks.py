@@ -12,7 +12,7 @@ from trl.chat_template_utils import qwen3_vl_chat_template, supports_tool_callin
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import BackendError, ConfigError
-from qzoom_agent.messages import Message, text, view_ids
+from qzoom_agent.messages import text, view_ids
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.prompts import PromptCodec
 from qzoom_agent.perception.adapters import adapter_for
@@ -57,37 +57,34 @@ class ProbeConversation:
         store.add_original(Image.new("RGB", (8 * factor, 8 * factor)))
         coarse = store.add_coarse(factor=factor, min_tokens=1, max_tokens=4)
         crop = store.add_crop(store.view("original").region, factor=factor, min_tokens=1, max_tokens=4)
-        self.codec = codec
-        self.opening = protocol.opening("What is written there?", [coarse], tools=tools)
-        self.between = {
+        opening = protocol.opening("What is written there?", [coarse], tools=tools)
+        between = {
             "result": protocol.result(crop, 0, ["Box grown from 20x20 to 28x28 px around its centre."]),
             "refusal": protocol.refusal("This crop was refused. " + "It shows nothing that was not shown. " * 6),
             "final": protocol.final(),
         }
+        whole = {name: [*opening, text("assistant", _REPLY), *turn] for name, turn in between.items()}
+        self.codec, self.start = codec, codec.render(opening)
+        self.rendered = {name: (codec.render(turns), len(view_ids(turns))) for name, turns in whole.items()}
+        """Text of the conversation with each kind of turn, and the number of views that it has to show."""
 
     def tokens(self) -> tuple[int, int]:
         """Return the text tokens of the opening, and of the longest turn between two of the model's own."""
-        start = self.codec.render(self.opening)
-        ends = [self.codec.render([*self.opening, text("assistant", _REPLY), *turn]) for turn in self.between.values()]
-        count = [len(self.codec.tokenizer(one, add_special_tokens=False)["input_ids"]) for one in (start, *ends)]
+        texts = [self.start, *(whole for whole, _ in self.rendered.values())]
+        count = [len(self.codec.tokenizer(one, add_special_tokens=False)["input_ids"]) for one in texts]
         return count[0], max(count[1:]) - count[0]
 
 
 def require_template(probe: ProbeConversation) -> None:
     """Raise ConfigError if the chat template drops an image of any turn, or rewrites earlier turns."""
-    codec = probe.codec
-    mark = codec.tokenizer.convert_ids_to_tokens(codec.image_id)
-    start = codec.render(probe.opening)
-    for name, turn in probe.between.items():
-        messages: list[Message] = [*probe.opening, text("assistant", _REPLY), *turn]
-        whole = codec.render(messages)
-        if not whole.startswith(start + _REPLY):
+    mark = probe.codec.tokenizer.convert_ids_to_tokens(probe.codec.image_id)
+    for name, (whole, wanted) in probe.rendered.items():
+        if not whole.startswith(probe.start + _REPLY):
             raise ConfigError(
                 f"The chat template rewrites the conversation once a {name} follows, so its turns are not one sequence "
                 "that can be trained on. Give the model a template that only ever adds."
             )
-        shown, wanted = whole.count(mark), len(view_ids(messages))
-        if shown != wanted:
+        if (shown := whole.count(mark)) != wanted:
             raise ConfigError(
                 f"The chat template shows {shown} of {wanted} images of a conversation with a {name}: crops would not "
                 "reach the model. Choose another protocol, or a template that renders images in that role."

@@ -98,34 +98,13 @@ def require_room(need: Longest, *, context: int, limit: int | None) -> int:
     return limit or need.completion
 
 
-def accumulation(recipe: GRPORecipe, processes: int) -> int:
-    """Return TRL's `gradient_accumulation_steps` on so many devices.
-
-    Raises:
-        ConfigError: The rollouts of a round do not divide into batches, or a group would be torn.
-    """
-    if recipe.prompts % processes:  # rewards compare the rollouts of a group, so a device gets whole ones
-        raise ConfigError(
-            f"{recipe.prompts} prompts do not divide over {processes} devices, so rollouts of one question would be "
-            f"scored apart. Set prompts to a multiple of {processes}."
-        )
-    rows, batch = recipe.prompts * recipe.num_generations, recipe.per_device_train_batch_size
-    share, left = divmod(rows, batch * processes * recipe.minibatches)
-    if left:
-        raise ConfigError(
-            f"{recipe.prompts} prompts x {recipe.num_generations} rollouts do not divide into {recipe.minibatches} "
-            f"minibatches of batches of {batch} on {processes} devices. Change prompts or per_device_train_batch_size."
-        )
-    return share
-
-
 def describe(recipe: GRPORecipe, *, processes: int = 1) -> str:
     """Return the plan of a run as lines of text; nothing is loaded.
 
     Raises:
         ConfigError: It cannot be run on so many devices.
     """
-    share, rounds = accumulation(recipe, processes), recipe.rounds
+    share, rounds = recipe.accumulation(processes), recipe.rounds
     where = "1 device" if processes == 1 else f"each of {processes} devices"
     preset = resolve_model(recipe.model)
     has_branches = recipe.branches is not None or (Path(preset.source) / CONFIG).is_file()

@@ -23,6 +23,7 @@ from pydantic import Field, field_validator, model_validator
 from transformers.trainer_utils import SchedulerType
 
 from qzoom_agent.config import AgentConfig
+from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.recipe_io import LoraSection, Section, read_recipe
@@ -268,12 +269,7 @@ class GRPORecipe(Section):
             )
         if self.from_layer and self.tower:
             raise ValueError("from_layer keeps what lies below a layer as it is, and the vision tower lies below all")
-        rows = self.prompts * self.num_generations
-        if rows % (self.per_device_train_batch_size * self.minibatches):
-            raise ValueError(
-                f"{self.prompts} prompts x {self.num_generations} rollouts are {rows} rows, which do not divide into "
-                f"{self.minibatches} minibatches of whole batches of {self.per_device_train_batch_size}"
-            )
+        self.accumulation(1)
         if left := self.max_steps % self.steps_of_round:
             more = self.max_steps - left + self.steps_of_round
             raise ValueError(
@@ -288,6 +284,27 @@ class GRPORecipe(Section):
         return (
             AgentConfig().replace(**self.agent).replace(model=self.model, protocol=self.protocol, generation=sampling)
         )
+
+    def accumulation(self, processes: int) -> int:
+        """Return TRL's `gradient_accumulation_steps` on so many devices.
+
+        Raises:
+            ConfigError: The rollouts of a round do not divide into batches, or a group would be torn.
+        """
+        if self.prompts % processes:  # rewards compare the rollouts of a group, so a device gets whole ones
+            raise ConfigError(
+                f"{self.prompts} prompts do not divide over {processes} devices, so rollouts of one question would be "
+                f"scored apart. Set prompts to a multiple of {processes}."
+            )
+        rows, batch = self.prompts * self.num_generations, self.per_device_train_batch_size
+        share, left = divmod(rows, batch * processes * self.minibatches)
+        if left:
+            raise ConfigError(
+                f"{self.prompts} prompts x {self.num_generations} rollouts do not divide into {self.minibatches} "
+                f"minibatches of batches of {batch} on {processes} device(s). Change prompts or "
+                "per_device_train_batch_size."
+            )
+        return share
 
     @property
     def steps_of_round(self) -> int:

@@ -15,7 +15,7 @@ import argparse
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from trl.import_utils import is_vllm_available
@@ -33,7 +33,7 @@ from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training import trained_model
 from qzoom_agent.training.branches.fitting import last_checkpoint, require_tracker
 from qzoom_agent.training.branches.sharded_table import launched_in_bfloat16, together
-from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback, WarningCallback
+from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback
 from qzoom_agent.training.grpo.checks import (
     ProbeConversation,
     refused_by_trl,
@@ -41,7 +41,7 @@ from qzoom_agent.training.grpo.checks import (
     require_plain_positions,
     require_template,
 )
-from qzoom_agent.training.grpo.episode_length import QUESTION_TEXT, accumulation, describe, longest, require_room
+from qzoom_agent.training.grpo.episode_length import QUESTION_TEXT, describe, longest, require_room
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.question_rows import load_rows
 from qzoom_agent.training.grpo.trainer import ZoomTrainer, build_trainer
@@ -88,7 +88,7 @@ def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
         args=trl_config(recipe, output, completion=completion),
         train_dataset=load_rows(recipe, tokenizer=backend.codec.tokenizer, room=question),
         peft_config=lora_config(recipe, backend),
-        callbacks=[MetricsCallback(output / "log.jsonl"), WarningCallback(output / "log.jsonl")],
+        callbacks=[MetricsCallback(output / "log.jsonl")],
         pages=RolloutPageCallback(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes),
     )
 
@@ -168,9 +168,8 @@ def load_looker(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> 
         )
     if recipe.rollouts.perception == "current":
         return backend
-    looker = copy.copy(backend)
-    looker.model = copy.deepcopy(backend.model)
-    looker.model.requires_grad_(False).eval()
+    looker, model = copy.copy(backend), cast(Any, copy.deepcopy(backend.model))
+    looker.model = model.requires_grad_(False).eval()
     return looker
 
 
@@ -198,7 +197,7 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
     Raises:
         ConfigError: `trl` has a key that follows from the recipe's own, or TRL refuses one.
     """
-    share = accumulation(recipe, together().num_processes)
+    share = recipe.accumulation(together().num_processes)
     free: dict[str, Any] = {"save_total_limit": 2, "dataloader_pin_memory": False, "disable_tqdm": True}
     settings: dict[str, Any] = {
         **{

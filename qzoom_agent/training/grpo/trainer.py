@@ -318,7 +318,8 @@ class EpisodeTrainer(ZoomTrainer):
         self._any_device_generates(True)
         ids, logps = self._trl_pass(prompts, images, limit)
         known = [None] * len(ids) if logps is None else logps
-        return [_read(one, *written, self.backend) for one, *written in zip(requests, ids, known, strict=True)]
+        written = zip(requests, ids, known, strict=True)
+        return [_read(one, sampled, probable, self.backend) for one, sampled, probable in written]
 
     def _trl_pass(self, prompts: list[list[int]], images: list[list[Any]], limit: int) -> Any:
         """Take one pass of TRL's generation; return ids, and their log-probabilities where vLLM gives them."""

@@ -21,9 +21,9 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.messages import Message, image_part, message, plain_text, text, text_part, view_ids
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_session import HFSession, Prepared
-from qzoom_agent.models.prompts import Prompt, PromptCodec
+from qzoom_agent.models.prompts import PromptCodec
 from qzoom_agent.perception.labels import IGNORED
-from qzoom_agent.training.branches.base_inference import with_answer
+from qzoom_agent.training.branches.base_inference import answer_ids, with_answer
 
 _NO_USER_TURN: Final = (
     "The protocol shows crops in role 'tool', which the model's chat template does not write as a user turn, so no "
@@ -113,29 +113,20 @@ def training_conversations(backend: HFBackend, row: dict[str, Any]) -> list[Trai
     """
     conversation, images = from_row(row)
     session = backend.session(lambda view: images[int(view.removeprefix("view"))])
-    tokenizer: Any = backend.processor.tokenizer
     entries: list[TrainingConversation] = []
     with torch.no_grad():
         for at, turn in enumerate(conversation):
             if turn["role"] != "assistant":
                 continue
             ready = session.prepare(conversation[:at])
-            answered = plain_text(turn)
-            ids: list[int] = tokenizer(answered, add_special_tokens=False)["input_ids"]
+            answer = answer_ids(backend, plain_text(turn))
             labels = [IGNORED] * len(ready.prompt.ids)
-            if entries and _continues(ready.prompt, entries[-1].ready.prompt):
-                before = entries.pop()
-                labels[: len(before.labels)] = before.labels
-                # the token that ended that turn, as the template wrote it
-                end = ready.prompt.ids[len(before.labels) - 1]
-                labels[len(before.labels) - 1] = end if end in backend.end_ids else IGNORED
-            answer = [*ids, tokenizer.eos_token_id]
+            # a prompt that begins with the earlier one and its answer, but for the token that ends the turn
+            last = len(entries[-1].labels) - 1 if entries else 0
+            if entries and ready.prompt.ids[:last] == entries[-1].ready.prompt.ids[:last]:
+                labels[:last] = entries.pop().labels[:last]
+                end = ready.prompt.ids[last]  # as the template wrote it
+                labels[last] = end if end in backend.end_ids else IGNORED
             entries.append(TrainingConversation(session, with_answer(ready, answer), (*labels, *answer)))
-            session.remember(ready, ids, answered)
+            session.remember(ready, answer[:-1], plain_text(turn))
     return entries
-
-
-def _continues(prompt: Prompt, before: Prompt) -> bool:
-    """Return whether a prompt begins with an earlier one and its answer, but for the token that ends the turn."""
-    count = len(before.ids) - 1
-    return prompt.ids[:count] == before.ids[:count]

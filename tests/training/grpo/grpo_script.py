@@ -13,7 +13,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from qzoom_agent.models import sampling
 from qzoom_agent.models.interface import SamplingParams
-from qzoom_agent.training.grpo.callbacks import WarningCallback
+from qzoom_agent.training.grpo.callbacks import MetricsCallback
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from tests.tiny_models import Family, build
 
@@ -62,9 +62,9 @@ def tiny_recipe(folder: Path, family: Family, **changes: Any) -> GRPORecipe:
     return GRPORecipe.model_validate({**given, **changes})
 
 
-def tell(alarm: WarningCallback, **logs: float) -> None:
+def tell(alarm: MetricsCallback, **logs: float) -> None:
     """What a trainer tells its callbacks after a step."""
-    alarm.on_log(TrainingArguments(output_dir="none"), TrainerState(), TrainerControl(), logs=logs)
+    alarm.on_log(TrainingArguments(output_dir="none"), TrainerState(), TrainerControl(), logs={"loss": 0.0, **logs})
 
 
 class Script:

@@ -13,7 +13,7 @@ from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training.grpo import checks as guards
-from qzoom_agent.training.grpo.episode_length import accumulation, longest, require_room
+from qzoom_agent.training.grpo.episode_length import longest, require_room
 from qzoom_agent.training.grpo.launch import make_trainer
 from tests.tiny_models import QWEN_TEMPLATE, build
 from tests.training.grpo.grpo_script import AGENT, questions, recipe
@@ -77,9 +77,9 @@ class TestGuards:
             guards.require_same_model(distance, tolerance=0.3, writer="shared decoding", exact=True)
 
     def test_torn_groups_are_refused(self) -> None:
-        assert accumulation(recipe(prompts=8), 4) == 2
+        assert recipe(prompts=8).accumulation(4) == 2
         with pytest.raises(ConfigError, match="6 prompts do not divide over 4 devices"):
-            accumulation(recipe(prompts=6), 4)
+            recipe(prompts=6).accumulation(4)
 
     def test_the_image_processor_returns_tensors_unasked(self, tiny: HFBackend) -> None:
         fresh = HFBackend.load(tiny.name, device="cpu", dtype="float32")

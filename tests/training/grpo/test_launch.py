@@ -47,7 +47,7 @@ def test_questions_of_other_sources_keep_all_their_answers(tmp_path: Path) -> No
         ("max_steps: 1\nneedle: {needle-hop: 1}\ngradient_accumulation_steps: 4", "steps follows from `prompts`"),
         (
             "max_steps: 1\nneedle: {needle-hop: 1}\nprompts: 3\nnum_generations: 3\nper_device_train_batch_size: 2",
-            "9 rows, which do not divide",
+            "3 prompts x 3 rollouts do not divide into 1 minibatches of batches of 2 on 1 device",
         ),
         ("max_steps: 1\nneedle: {needle-hop: 1}\nrewards: [{name: charm}]", "charm"),
         ("max_steps: 1\nneedle: {needle-hop: 1}\nrewards: charm", "no published list 'charm'"),

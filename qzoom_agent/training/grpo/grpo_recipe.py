@@ -178,7 +178,7 @@ class GRPORecipe(Section):
     """Questions from elsewhere, instead of `needle`."""
     agent: dict[str, Any] = Field(default={})
     """Configuration of the agent that runs the episodes."""
-    rewards: list[RewardEntry] = Field(default=[Accuracy()])
+    rewards: list[RewardEntry] = Field(default=[Accuracy(name="accuracy")])
     """A list, see `reward_list`, or the name of a published one (deepeyes, visionthink, ...)."""
     judge: str | None = None
     """Base URL of an OpenAI-compatible server that judges free-form answers, where `accuracy` is `judged: true`."""

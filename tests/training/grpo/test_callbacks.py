@@ -100,7 +100,7 @@ def test_a_reward_that_never_speaks_is_said_once(tmp_path: Path) -> None:
     assert "the reward 'first-crop' is None for every rollout" in line
     log.write_text(json.dumps({"step": 1, "rewards/first-crop/mean": None}) + "\n")
     goes_on = MetricsCallback(log)
-    goes_on.on_train_begin(TrainingArguments(output_dir="none"), TrainerState(), TrainerControl())
+    begun(goes_on, 1)
     tell(goes_on, **{"rewards/first-crop/mean": None})  # type: ignore[arg-type]
     assert not warnings_of(log), "said before the run was killed"
 

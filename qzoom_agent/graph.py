@@ -103,9 +103,8 @@ class Context:
     def reply(self, state: State, asked: list[Message], *, on_text: Callable[[str], None] | None) -> Reply:
         """Generate the next assistant turn of the conversation so far, followed by the messages `asked`."""
         seed = self.config.seed + len(state["turns"])
-        settings = SamplingParams(**self.config.generation.model_dump(), seed=seed)
-        session = self.open(state["placed"])
-        return session.reply([*state["messages"], *asked], settings=settings, stop=self.protocol.stop, on_text=on_text)
+        settings = SamplingParams(**self.config.generation.model_dump(), seed=seed, stop=self.protocol.stop)
+        return self.open(state["placed"]).reply([*state["messages"], *asked], settings=settings, on_text=on_text)
 
     def close(self) -> None:
         """Free the session."""

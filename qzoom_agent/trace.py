@@ -99,12 +99,31 @@ class CallRecord(_Record):
     """Id of the view that came back."""
 
 
-class Turn(_Record):
+class Reply(_Record):
+    """One assistant turn as a session returns it, and its cost."""
+
+    text: Text
+    """Text of the turn without the end-of-turn token, up to and including a stop string that ended it."""
+    finish: Literal["stop", "length"] = "stop"
+    """`stop`: the model ended its turn or wrote a stop string. `length`: it reached the limit of tokens."""
+    prompt_tokens: Count = 0
+    """Tokens of the whole conversation before this reply, visual tokens included."""
+    cached_tokens: Count = 0
+    """Prompt tokens that were in the cache and not computed again."""
+    new_tokens: Count = 0
+    """Tokens generated, the end-of-turn token included."""
+    visual_tokens: Count = 0
+    """Visual tokens of the images that were encoded for this reply."""
+    token_layers: float = 0.0
+    """Work of the prefill: tokens times decoder layers."""
+    seconds: float = 0.0
+    """Wall time in the model."""
+
+
+class Turn(Reply):
     """One assistant turn and its outcome."""
 
     index: Count
-    text: Text
-    """The model's exact text."""
     thought: Text = ""
     answer: Text | None = None
     calls: list[CallRecord] = Field(default_factory=list)
@@ -112,19 +131,6 @@ class Turn(_Record):
     """Texts to the model about calls that could not be parsed."""
     repairs: list[Text] = Field(default_factory=list)
     """Corrections made while parsing; the model was not told."""
-    finish: Literal["stop", "length"] = "stop"
-    prompt_tokens: Count = 0
-    """The whole context before this turn, visual tokens included."""
-    cached_tokens: Count = 0
-    """Those of them that were reused."""
-    new_tokens: Count = 0
-    """Tokens the model wrote."""
-    visual_tokens: Count = 0
-    """Visual tokens encoded anew for this turn."""
-    token_layers: float = 0.0
-    """Prefill of this turn: tokens times decoder layers."""
-    seconds: float = 0.0
-    """Time in the model."""
     act_seconds: float = 0.0
     """Time in the policy's review and the tool."""
     forced: bool = False

@@ -44,7 +44,7 @@ class Threaded:
     def session(self, image: ImageSource) -> "Threaded":
         return self
 
-    def reply(self, messages: Any, *, settings: Any, stop: Any = (), on_text: Any = None) -> Reply:
+    def reply(self, messages: Any, *, settings: Any, on_text: Any = None) -> Reply:
         def write() -> None:
             for piece in self.pieces:
                 if on_text is not None:

@@ -122,7 +122,7 @@ class HFBackend:
         return self.branches is not None and self.branches.sdrpn is not None
 
     def session(self, image: ImageSource) -> HFSession:
-        return HFSession(self.model, self.codec, image, end_ids=self.end_ids, branches=self.branches)
+        return HFSession(self, image)
 
 
 def _load_branches(source: str, model: PreTrainedModel, given: str | Path | None) -> Branches | None:

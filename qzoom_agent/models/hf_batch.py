@@ -13,13 +13,11 @@ Shapes: ids (rows, tokens); positions (3, rows, tokens) for MRoPE families, else
 tokens, hidden); keys and values (rows, heads, tokens, width); valid (rows, columns) bool: True for real tokens.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
 from time import perf_counter
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
@@ -28,42 +26,19 @@ from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_session import EncodedView, HFSession, Prepared, closed_on_error
-from qzoom_agent.models.interface import Reply, SamplingParams
+from qzoom_agent.models.hf_session import (
+    GeneratedTurn,
+    GenerationRequest,
+    HFSession,
+    Prepared,
+    closed_on_error,
+    write_turns,
+)
+from qzoom_agent.models.interface import Reply
 from qzoom_agent.models.prompts import Prompt
-from qzoom_agent.models.sampling import Sampler, TextStream
 from qzoom_agent.perception.decoder import Decoder, Embedded, Prefill
 from qzoom_agent.perception.look import look
 from qzoom_agent.trace import PerceptionRecord
-
-_PATCHES: Final = 2**16
-"""Image patches that are encoded together, about."""
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """A turn to be generated."""
-
-    session: HFSession
-    ready: Prepared
-    settings: SamplingParams
-    stop: tuple[str, ...] = ()
-
-
-class GeneratedTurn(NamedTuple):
-    """A turn as it was sampled."""
-
-    ids: tuple[int, ...]
-    """Every sampled id, the end-of-turn id included."""
-    logps: tuple[float, ...]
-    """Their log-probabilities at the temperature of sampling, among all ids."""
-    text: str
-    """Without the end of the turn; up to and including a stop string."""
-    finish: Literal["stop", "length"]
-    cached: int = 0
-    """Ids of the prompt that were not computed again."""
-    token_layers: float = 0.0
-    """Work of the prefill."""
 
 
 class _Rows(NamedTuple):
@@ -142,16 +117,13 @@ class BatchEngine:
         began = perf_counter()
         turns = self.generate(requests)
         seconds = (perf_counter() - began) / max(1, len(turns))
-        return [
-            record_turn(request, turn, end_ids=self._backend.end_ids, seconds=seconds)
-            for request, turn in zip(requests, turns, strict=True)
-        ]
+        return [request.record(turn, seconds=seconds) for request, turn in zip(requests, turns, strict=True)]
 
     @torch.no_grad()
     def generate(self, requests: Sequence[GenerationRequest]) -> list[GeneratedTurn]:
         """Generate one turn for each request. Their sessions are different, their temperature and top_p the same.
 
-        The sessions hold the new caches afterwards. They do not know the turns yet: see `record_turn`.
+        The sessions hold the new caches afterwards. They do not know the turns yet: see `GenerationRequest.record`.
         """
         if not requests:
             return []
@@ -167,7 +139,15 @@ class BatchEngine:
             if places != list(range(len(rows.cached))):
                 # one row for each request: rows of equal prompts are copied, because each writes its own turn
                 rows = self._taken(rows, places)
-            turns, valid = self._write(requests, rows)
+            valid = rows.valid
+
+            def forward(ids: Tensor, positions: Tensor, going: Tensor) -> Tensor:
+                # rows that have ended are fed on, to keep the batch rectangular, but their columns count as padding
+                nonlocal valid
+                valid = torch.cat((valid, going[:, None]), dim=1)
+                return self._step(self._decoder.embed(ids, []), positions, valid, rows.cache)
+
+            turns = write_turns(requests, rows.logits, forward)
             for request, turn, own in zip(
                 requests, turns, self._split(rows.cache, valid, range(self._decoder.depth)), strict=True
             ):
@@ -175,28 +155,22 @@ class BatchEngine:
                 session.cache, session.prefill = own, None
                 # the last sampled token was never fed to the model
                 session.held = Prompt((*prompt.ids, *turn.ids[:-1]), prompt.spans)
-            return turns
+            return [
+                turn._replace(cached=cached, token_layers=work)
+                for turn, cached, work in zip(turns, rows.cached, rows.token_layers, strict=True)
+            ]
 
     def _prefill(self, requests: Sequence[GenerationRequest]) -> _Rows:
         """Prefill the prompts; those of sessions with an unfinished prefill stand behind the others."""
         fresh = [one for one in requests if one.session.prefill is None]
-        looked = [one for one in requests if one.session.prefill is not None]
-        if not looked:
-            return self._all_layers(fresh)
-        if not fresh:
-            return self._upper_layers(looked)
+        looked = requests[len(fresh) :]
+        if not fresh or not looked:
+            return self._upper_layers(looked) if looked else self._all_layers(fresh)
         one, other = self._all_layers(fresh), self._upper_layers(looked)
         every = range(self._decoder.depth)
-        cache, valid = self._stack(
-            [*self._split(one.cache, one.valid, every), *self._split(other.cache, other.valid, every)], every
-        )
-        return _Rows(
-            cache,
-            valid,
-            torch.cat((one.logits, other.logits)),
-            one.cached + other.cached,
-            one.token_layers + other.token_layers,
-        )
+        own = [*self._split(one.cache, one.valid, every), *self._split(other.cache, other.valid, every)]
+        logits, cached = torch.cat((one.logits, other.logits)), one.cached + other.cached
+        return _Rows(*self._stack(own, every), logits, cached, one.token_layers + other.token_layers)
 
     def _all_layers(self, requests: Sequence[GenerationRequest]) -> _Rows:
         """Run all layers on what the sessions' caches lack."""
@@ -252,48 +226,6 @@ class BatchEngine:
         out = decoder.run(hidden, upper, rotary=decoder.rotary(hidden, positions), mask=mask, cache=cache)
         work = [float(k * (n - held) + len(upper) * n) for n, held in zip(lengths, shared, strict=True)]
         return _Rows(cache, valid, decoder.logits(out), shared, work)
-
-    def _write(self, requests: Sequence[GenerationRequest], rows: _Rows) -> tuple[list[GeneratedTurn], Tensor]:
-        """Sample until every row has ended or is full; return the turns, and `valid` with the written columns."""
-        codec, end_ids, logits, valid = self._backend.codec, self._backend.end_ids, rows.logits, rows.valid
-        limits = [min(one.settings.max_new_tokens, one.session.limit - one.ready.next_position) for one in requests]
-        sampler = Sampler([one.settings for one in requests], codec.forbidden, logits.device)
-        streams = [TextStream(codec.decode, one.stop, None) for one in requests]
-        ids: list[list[int]] = [[] for _ in requests]
-        logps: list[list[float]] = [[] for _ in requests]
-        done, stopped = [False for _ in requests], [False for _ in requests]
-        place = torch.tensor([one.ready.next_position for one in requests], device=logits.device)
-        for step in range(max(limits)):
-            tokens, chosen = sampler(logits)
-            for row, (token, logp) in enumerate(zip(tokens.tolist(), chosen.tolist(), strict=True)):
-                if done[row]:
-                    continue
-                ids[row].append(token)
-                logps[row].append(logp)
-                ends = token in end_ids
-                stopped[row] = ends or streams[row].push(token)
-                done[row] = stopped[row] or len(ids[row]) == limits[row]
-                if ends or (done[row] and not stopped[row]):
-                    streams[row].finish()
-            if all(done):
-                break
-            # rows that have ended are fed on, to keep the batch rectangular, but their columns count as padding
-            going = torch.tensor([not one for one in done], device=logits.device)
-            valid = torch.cat((valid, going[:, None]), dim=1)
-            where = (place + step)[:, None]
-            positions = where.expand(3, -1, -1) if self._decoder.adapter.two_dimensional else where
-            logits = self._step(self._decoder.embed(tokens[:, None], []), positions, valid, rows.cache)
-        return [
-            GeneratedTurn(
-                tuple(ids[row]),
-                tuple(logps[row]),
-                streams[row].text,
-                "stop" if stopped[row] else "length",
-                rows.cached[row],
-                rows.token_layers[row],
-            )
-            for row in range(len(requests))
-        ], valid
 
     def _step(self, new: Embedded, positions: Tensor, valid: Tensor, cache: DynamicCache) -> Tensor:
         """Run all layers on new tokens, the last columns of `valid`; return logits (rows, vocabulary)."""
@@ -363,25 +295,6 @@ class BatchEngine:
         return _Rows(cache, rows.valid[at], rows.logits[at], cached, work)
 
 
-def record_turn(request: GenerationRequest, turn: GeneratedTurn, *, end_ids: frozenset[int], seconds: float) -> Reply:
-    """Tell the session of a request its generated turn, and return the turn as a reply.
-
-    The end of the turn, one of `end_ids`, is no part of the conversation: the chat template writes it.
-    """
-    ids = turn.ids[:-1] if turn.ids and turn.ids[-1] in end_ids else turn.ids
-    request.session.remember(request.ready, ids, turn.text)
-    return Reply(
-        text=turn.text,
-        finish=turn.finish,
-        prompt_tokens=len(request.ready.prompt.ids),
-        cached_tokens=turn.cached,
-        new_tokens=len(turn.ids),
-        visual_tokens=request.ready.new_visual_tokens,
-        token_layers=turn.token_layers,
-        seconds=seconds,
-    )
-
-
 def padded(
     backend: HFBackend, sessions: Sequence[HFSession], ready: Sequence[Prepared], starts: Sequence[int]
 ) -> tuple[Embedded, Tensor, Tensor]:
@@ -432,33 +345,3 @@ def _left_padded(parts: Sequence[Tensor]) -> Tensor:
     """Stack rows (1, ..., tokens, width) of different lengths into (rows, ..., tokens, width), padded on the left."""
     longest = max(part.shape[-2] for part in parts)
     return torch.cat([pad(part, (0, 0, longest - part.shape[-2], 0)) for part in parts])
-
-
-def encode_views(backend: HFBackend, images: Mapping[str, Image.Image]) -> dict[str, EncodedView]:
-    """Encode views together, as many at a time as `_PATCHES` allows; return them by the names they are given under."""
-    encoded: dict[str, EncodedView] = {}
-    batch: list[tuple[str, tuple[int, ...], dict[str, Tensor]]] = []
-    for at, (name, image) in enumerate(images.items(), start=1):
-        batch.append((name, *backend.codec.pixels(image)))
-        if at == len(images) or sum(len(inputs["pixel_values"]) for _, _, inputs in batch) >= _PATCHES:
-            encoded |= _encode_batch(backend, batch)
-            batch = []
-    return encoded
-
-
-def _encode_batch(
-    backend: HFBackend, batch: Sequence[tuple[str, tuple[int, ...], dict[str, Tensor]]]
-) -> dict[str, EncodedView]:
-    model: Any = backend.model
-    # patches of all images in one sequence; the grids tell the tower where each ends
-    pixels = torch.cat([inputs["pixel_values"] for _, _, inputs in batch]).to(model.device, model.dtype)
-    grids = torch.cat([inputs["image_grid_thw"] for _, _, inputs in batch]).to(model.device)
-    features = model.get_image_features(pixel_values=pixels, image_grid_thw=grids, return_dict=True)
-    levels = getattr(features, "deepstack_features", None)
-    encoded = {}
-    for at, (name, ids, inputs) in enumerate(batch):
-        stacks = {} if levels is None else {"deepstack_features": [(level[at],) for level in levels]}
-        own = type(features)(pooler_output=(features.pooler_output[at],), **stacks)
-        tokens = sum(token == backend.codec.image_id for token in ids)
-        encoded[name] = EncodedView(ids, tokens, inputs["image_grid_thw"], own)
-    return encoded

@@ -10,17 +10,18 @@ follows continues it: on the same conversation the upper layers run; with a crop
 the lower layers and then everything through the upper ones. `hf_batch` does the same for many sessions at once.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.utils.generic import ModelOutput
 
@@ -29,8 +30,8 @@ from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import Size
 from qzoom_agent.images import digest
 from qzoom_agent.messages import Message, view_ids
-from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams
-from qzoom_agent.models.prompts import EncodedTurn, ImageSpan, Prompt, PromptCodec, fit
+from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams
+from qzoom_agent.models.prompts import EncodedTurn, ImageSpan, Prompt, fit
 from qzoom_agent.models.sampling import Sampler, TextStream
 from qzoom_agent.perception.adapters import Cells, Grid, adapter_for, align, base_view, grid_of, has_tiles
 from qzoom_agent.perception.branches import Branches
@@ -38,8 +39,13 @@ from qzoom_agent.perception.decoder import Decoder, Prefill, cache_name
 from qzoom_agent.perception.look import BranchOutput, look
 from qzoom_agent.trace import PerceptionRecord, Quad
 
+if TYPE_CHECKING:
+    from qzoom_agent.models.hf import HFBackend
+
 NO_FEATURES: Any = ModelOutput
 """Placeholder for the features of a view that was not encoded: any use of it fails."""
+_PATCHES: Final = 2**16
+"""Image patches that are encoded together, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,45 +87,35 @@ class HFSession:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        codec: PromptCodec,
+        backend: "HFBackend",
         image: ImageSource,
         *,
-        end_ids: frozenset[int],
-        branches: Branches | None = None,
         pool: dict[str, EncodedView] | None = None,
         encodes: bool = True,
     ) -> None:
         """
         Args:
-            model: stock image-text-to-text model.
-            codec: its template, tokenizer and image processor.
+            backend: the model.
             image: returns the pixels of a view.
-            end_ids: ids that end a turn.
-            branches: gate and SD-RPN, for sessions that look.
             pool: encoded views by digest, shared with other sessions; a view found there is not encoded again.
             encodes: False skips the vision encoder, for callers that need only ids and positions.
         """
-        self._model = model
-        self._branches = branches
+        self.backend, self.image = backend, image
+        self._model, self._codec = backend.model, backend.codec
+        self._pool, self._encodes = pool, encodes
         self._lean = False
-        self._cache_name = cache_name(model.forward)
+        self._cache_name = cache_name(self._model.forward)
         # only families with positions in two dimensions (MRoPE) have this method
-        self._rope_index = getattr(model.base_model, "get_rope_index", None)
+        self._rope_index = getattr(self._model.base_model, "get_rope_index", None)
         self._places: dict[str, tuple[str, Cells]] = {}
-        self._codec = codec
-        self.image = image
-        self._end_ids = end_ids
-        self._pool = pool
-        self._encodes = encodes
         self._digests: dict[str, str] = {}
         self._images: dict[str, EncodedView] = {}
         self._turns: list[EncodedTurn] = []
-        self.limit: int = model.config.get_text_config().max_position_embeddings
+        self.limit: int = self._model.config.get_text_config().max_position_embeddings
         """Positions that the model was built for."""
         self.held = Prompt()
         """The ids that cache or prefill hold."""
-        self.cache = DynamicCache(config=model.config)
+        self.cache = DynamicCache(config=self._model.config)
         """Keys and values of `held`, (1, heads, tokens, width) in each layer; not in use while there is a `prefill`."""
         self.prefill: Prefill | None = None
         """The coarse pass that a look left unfinished; None otherwise."""
@@ -139,10 +135,7 @@ class HFSession:
         return other
 
     def close(self) -> None:
-        self._images = {}
-        self._digests = {}
-        self._turns = []
-        self._places = {}
+        self._images, self._digests, self._turns, self._places = {}, {}, [], {}
         self._forget()
 
     def look(
@@ -174,19 +167,19 @@ class HFSession:
 
     def prepare_look(self, messages: Sequence[Message]) -> tuple[Prepared, Branches]:
         """Prepare a conversation to be looked at. Raises BackendError without branches, or without an image."""
-        if self._branches is None:
+        if self.backend.branches is None:
             raise BackendError("This model has no branches, so it cannot look. Use the policy 'explicit' or 'direct'.")
         ready = self.prepare(messages)
         if not ready.prompt.spans:
             raise BackendError("There is no image in the conversation, so there is nothing to look at.")
-        return ready, self._branches
+        return ready, self.backend.branches
 
     def records(
         self, prompt: Prompt, found: BranchOutput, options: PerceptionConfig, *, work: float, seconds: float
     ) -> list[PerceptionRecord]:
         """Return the branches' output as a record for each view of the prompt; `work` is that of the layers below."""
-        assert self._branches is not None
-        config = self._branches.config
+        assert self.backend.branches is not None
+        config = self.backend.branches.config
         aligned = (options.positions or config.positions) == "aligned"
         records = []
         for at, span in enumerate(prompt.spans):
@@ -218,37 +211,19 @@ class HFSession:
     def place(self, view: str, *, source: str, cells: Cells) -> None:
         self._places[view] = (source, cells)
 
-    def reply(
-        self,
-        messages: Sequence[Message],
-        *,
-        settings: SamplingParams,
-        stop: tuple[str, ...] = (),
-        on_text: Callable[[str], None] | None = None,
-    ) -> Reply:
+    def reply(self, messages: Sequence[Message], *, settings: SamplingParams, on_text: OnText | None = None) -> Reply:
         began = perf_counter()
         with torch.inference_mode(), closed_on_error([self]):
-            ready = self.prepare(messages)
-            cached = self.keep(ready.prompt)
-            logits, work = self.feed(ready.prompt, ready.positions, cached)
-            self.prompt_logits = logits
-            sampler = Sampler([settings], self._codec.forbidden, logits.device)
-            stream = TextStream(self._codec.decode, stop, on_text)
-            new_tokens, ended = self._generate(logits, ready.next_position, settings.max_new_tokens, sampler, stream)
-            whole = Prompt((*ready.prompt.ids, *stream.ids), ready.prompt.spans)
-            # the last token was not fed to the model, so the cache may be shorter than the conversation
-            self.held = whole.head(self.cache.get_seq_length())
-            self.remember(ready, stream.ids, stream.text)
-        return Reply(
-            text=stream.text,
-            finish="stop" if ended else "length",
-            prompt_tokens=len(ready.prompt.ids),
-            cached_tokens=cached,
-            new_tokens=new_tokens,
-            visual_tokens=ready.new_visual_tokens,
-            token_layers=work,
-            seconds=perf_counter() - began,
-        )
+            request = GenerationRequest(self, self.prepare(messages), settings, on_text)
+            prompt = request.ready.prompt
+            cached = self.keep(prompt)
+            logits, work = self.feed(prompt, request.ready.positions, cached)
+            self.prompt_logits = logits[0]
+            (turn,) = write_turns([request], logits, lambda ids, positions, _: self._forward(ids, positions))
+            # the last token was not fed to the model
+            self.held = Prompt((*prompt.ids, *turn.ids[:-1]), prompt.spans)
+            turn = turn._replace(cached=cached, token_layers=work)
+            return request.record(turn, seconds=perf_counter() - began)
 
     def prepare(self, messages: Sequence[Message]) -> Prepared:
         """Return ids and positions of a conversation; encode views that are new. Runs no decoder layer.
@@ -307,7 +282,7 @@ class HFSession:
     def feed(self, prompt: Prompt, positions: Tensor, start: int) -> tuple[Tensor, float]:
         """Run the decoder on prompt.ids[start:], which the cache lacks.
 
-        Returns logits after the last id, (vocabulary,), and the work in token-layers.
+        Returns logits after the last id, (1, vocabulary), and the work in token-layers.
         """
         if self.prefill is not None:
             return self._finish(self.prefill, prompt, positions, start)
@@ -330,7 +305,7 @@ class HFSession:
         hidden = cast(Tensor, prefill.hidden)
         logits, more = prefill.finish(decoder.rotary(hidden, positions), lean=self._lean)
         self.prefill, self.cache = None, prefill.cache
-        return logits[0], work + more
+        return logits, work + more
 
     def features(self, prompt: Prompt, start: int) -> list[ModelOutput]:
         """Return the features of the views in prompt.ids[start:], in order."""
@@ -361,27 +336,8 @@ class HFSession:
             mm_encoder_outputs=None if features is None else {"image": features},
             **{self._cache_name: self.cache},
         )
-        logits: Tensor = output.logits[0, -1]
+        logits: Tensor = output.logits[:, -1]
         return logits
-
-    def _generate(
-        self, logits: Tensor, position: int, limit: int, sampler: Sampler, stream: TextStream
-    ) -> tuple[int, bool]:
-        """Write into `stream`; return the number of tokens, and True if the model ended. The last token is not fed."""
-        steps = torch.arange(position, min(position + limit, self.limit), device=logits.device)
-        where = steps.expand(1, -1) if self._rope_index is None else steps.expand(3, 1, -1)
-        for count in range(1, len(steps) + 1):
-            token, _ = sampler(logits[None])
-            value = int(token)
-            if value in self._end_ids:
-                stream.finish()
-                return count, True
-            if stream.push(value):
-                return count, True
-            if count < len(steps):
-                logits = self._forward(token.view(1, 1), where[..., count - 1 : count])
-        stream.finish()
-        return len(steps), False
 
     def digest(self, view: str) -> str:
         """Return the digest of a view's pixels."""
@@ -399,38 +355,22 @@ class HFSession:
         return self._pool[name]
 
     def _encode(self, view: str) -> EncodedView:
+        if self._encodes:
+            return encode_views(self.backend, {view: self.image(view)})[view]
         ids, inputs = self._codec.pixels(self.image(view))
-        tokens = sum(token == self._codec.image_id for token in ids)
-        if not self._encodes:
-            return EncodedView(ids, tokens, inputs.get("image_grid_thw"), NO_FEATURES)
-        placed = {
-            key: value.to(self._model.device, self._model.dtype if value.is_floating_point() else value.dtype)
-            for key, value in inputs.items()
-        }
-        if self._branches is not None and has_tiles(self._model.config):
-            base = base_view(self._model, placed["pixel_values"])
-            tokens = len(cast(Any, base).pooler_output[0])
-            return EncodedView((self._codec.image_id,) * tokens, tokens, None, base)
-        features = cast(Any, self._model).get_image_features(**placed, return_dict=True)
-        # `forward` reads only these two; the rest (every layer of the tower, for LLaVA) would stay in memory
-        for key in set(features) - {"pooler_output", "deepstack_features"}:
-            features[key] = None
-        return EncodedView(ids, tokens, inputs.get("image_grid_thw"), features)
+        return EncodedView(ids, ids.count(self._codec.image_id), inputs.get("image_grid_thw"), NO_FEATURES)
 
     def _positions(self, prompt: Prompt) -> Tensor:
         if self._rope_index is None:
             return torch.arange(len(prompt.ids), device=self._model.device).unsqueeze(0)
         grids = [grid for span in prompt.spans if (grid := self._images[span.view].grid) is not None]
         ids = torch.tensor([prompt.ids])
-        positions, _ = self._rope_index(
+        positions: Tensor = self._rope_index(
             input_ids=ids,
             mm_token_type_ids=(ids == self._codec.image_id).int(),
             image_grid_thw=torch.cat(grids) if grids else None,
-        )
-        return self._aligned(prompt, positions).to(self._model.device)
-
-    def _aligned(self, prompt: Prompt, positions: Tensor) -> Tensor:
-        """Move the positions of placed crops to where they were cut from."""
+        )[0]
+        # placed crops get the positions of the place that they were cut from
         starts = dict(zip((span.view for span in prompt.spans), self._visual_starts(prompt), strict=True))
         for view, (source, cells) in self._places.items():
             if view in starts and source in starts:
@@ -438,14 +378,9 @@ class HFSession:
                 assert grid is not None  # a family that places images in two dimensions
                 merge = int(self._model.config.vision_config.spatial_merge_size)
                 rows, columns = int(grid[0, 1]) // merge, int(grid[0, 2]) // merge
-                positions = align(
-                    positions,
-                    source=starts[source],
-                    crop=(start, start + rows * columns),
-                    grid=(rows, columns),
-                    cells=cells,
-                )
-        return positions
+                crop = (start, start + rows * columns)
+                positions = align(positions, source=starts[source], crop=crop, grid=(rows, columns), cells=cells)
+        return positions.to(self._model.device)
 
     def _forget(self) -> None:
         self.prefill = None
@@ -459,20 +394,143 @@ def _corners(grid: Grid, cells: Cells) -> Quad:
     return box.x1, box.y1, box.x2, box.y2
 
 
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A turn to be generated."""
+
+    session: HFSession
+    ready: Prepared
+    settings: SamplingParams
+    on_text: OnText | None = None
+
+    def record(self, turn: "GeneratedTurn", *, seconds: float) -> Reply:
+        """Tell the session its generated turn, and return the turn as a reply."""
+        # the end of the turn is no part of the conversation: the chat template writes it
+        ended = bool(turn.ids) and turn.ids[-1] in self.session.backend.end_ids
+        self.session.remember(self.ready, turn.ids[:-1] if ended else turn.ids, turn.text)
+        return Reply(
+            text=turn.text,
+            finish=turn.finish,
+            prompt_tokens=len(self.ready.prompt.ids),
+            cached_tokens=turn.cached,
+            new_tokens=len(turn.ids),
+            visual_tokens=self.ready.new_visual_tokens,
+            token_layers=turn.token_layers,
+            seconds=seconds,
+        )
+
+
+class GeneratedTurn(NamedTuple):
+    """A turn as it was sampled."""
+
+    ids: tuple[int, ...]
+    """Every sampled id, the end-of-turn id included."""
+    logps: tuple[float, ...]
+    """Their log-probabilities at the temperature of sampling, among all ids."""
+    text: str
+    """Without the end of the turn; up to and including a stop string."""
+    finish: Literal["stop", "length"]
+    cached: int = 0
+    """Ids of the prompt that were not computed again."""
+    token_layers: float = 0.0
+    """Work of the prefill."""
+
+
+def write_turns(
+    requests: Sequence[GenerationRequest], logits: Tensor, forward: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> list[GeneratedTurn]:
+    """Sample a turn for each row of a batch until every row has ended or is full; the last token of a row is not fed.
+
+    Args:
+        requests: one for each row, with the same temperature and top_p.
+        logits: (rows, vocabulary) after the prompts.
+        forward: returns the logits (rows, vocabulary) after ids (rows, 1), given them with their positions, (3, rows,
+            1) for MRoPE families, else (rows, 1), and which rows have not ended, (rows,) bool.
+    """
+    backend, rows = requests[0].session.backend, range(len(requests))
+    limits = [min(one.settings.max_new_tokens, one.session.limit - one.ready.next_position) for one in requests]
+    sampler = Sampler([one.settings for one in requests], backend.codec.forbidden, logits.device)
+    streams = [TextStream(backend.codec.decode, one.settings.stop, one.on_text) for one in requests]
+    ids: list[list[int]] = [[] for _ in rows]
+    logps: list[list[float]] = [[] for _ in rows]
+    finish: list[Literal["stop", "length"] | None] = [None for _ in rows]
+    place = torch.tensor([one.ready.next_position for one in requests], device=logits.device)
+    axes = requests[0].ready.positions.shape[:-2]
+    for step in range(max(limits)):
+        tokens, chosen = sampler(logits)
+        for row, (token, logp) in enumerate(zip(tokens.tolist(), chosen.tolist(), strict=True)):
+            if finish[row] is not None:
+                continue
+            ids[row].append(token)
+            logps[row].append(logp)
+            ends = token in backend.end_ids
+            if ends or streams[row].push(token):
+                finish[row] = "stop"
+            elif len(ids[row]) == limits[row]:
+                finish[row] = "length"
+            if ends or finish[row] == "length":
+                streams[row].finish()
+        if all(finish):
+            break
+        going = torch.tensor([one is None for one in finish], device=logits.device)
+        logits = forward(tokens[:, None], (place + step)[:, None].expand(*axes, -1, -1), going)
+    return [
+        GeneratedTurn(tuple(ids[row]), tuple(logps[row]), streams[row].text, finish[row] or "length") for row in rows
+    ]
+
+
+def encode_views(backend: "HFBackend", images: Mapping[str, Image.Image]) -> dict[str, EncodedView]:
+    """Encode views together, as many at a time as `_PATCHES` allows; return them by the names they are given under."""
+    encoded: dict[str, EncodedView] = {}
+    batch: list[tuple[str, tuple[int, ...], dict[str, Tensor]]] = []
+    for at, (name, image) in enumerate(images.items(), start=1):
+        batch.append((name, *backend.codec.pixels(image)))
+        # families without a grid for each image are encoded one by one
+        alone = "image_grid_thw" not in batch[0][2]
+        if alone or at == len(images) or sum(len(inputs["pixel_values"]) for *_, inputs in batch) >= _PATCHES:
+            encoded |= _encode_batch(backend, batch)
+            batch = []
+    return encoded
+
+
+def _encode_batch(
+    backend: "HFBackend", batch: Sequence[tuple[str, tuple[int, ...], dict[str, Tensor]]]
+) -> dict[str, EncodedView]:
+    model: Any = backend.model
+    # patches of all images in one sequence; the grids tell the tower where each ends
+    joined = {key: torch.cat([inputs[key] for *_, inputs in batch]) for key in batch[0][2]}
+    placed = {
+        key: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+        for key, value in joined.items()
+    }
+    image_id = backend.codec.image_id
+    if backend.branches is not None and has_tiles(model.config):
+        features: Any = base_view(model, placed["pixel_values"])
+        tokens = len(features.pooler_output[0])
+        return {batch[0][0]: EncodedView((image_id,) * tokens, tokens, None, features)}
+    features = model.get_image_features(**placed, return_dict=True)
+    levels = getattr(features, "deepstack_features", None)
+    encoded = {}
+    for at, (name, ids, inputs) in enumerate(batch):
+        # `forward` reads only these two; the rest (every layer of the tower, for LLaVA) would stay in memory
+        stacks = {} if levels is None else {"deepstack_features": [(level[at],) for level in levels]}
+        own = type(features)(pooler_output=(features.pooler_output[at],), **stacks)
+        encoded[name] = EncodedView(ids, ids.count(image_id), inputs.get("image_grid_thw"), own)
+    return encoded
+
+
 @contextmanager
 def closed_on_error(sessions: Sequence[HFSession]) -> Iterator[None]:
     """Close the sessions if the block fails or is interrupted: their caches may be half written, so they start anew."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except BaseException as error:
         held = max((len(session.held.ids) for session in sessions), default=0)
         for session in sessions:
             session.close()
+        if not isinstance(error, torch.OutOfMemoryError):
+            raise
         raise BackendError(
             f"The accelerator ran out of memory with {held} tokens in the cache ({error}). "
             "Lower budget.coarse_tokens or budget.crop_max_tokens, or use a smaller model or batch."
         ) from error
-    except BaseException:
-        for session in sessions:
-            session.close()
-        raise

@@ -8,7 +8,7 @@ A reply depends only on the messages, the settings and the weights, never on oth
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,9 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from qzoom_agent.config import PerceptionConfig, ViewBudget
 from qzoom_agent.messages import Message
 from qzoom_agent.trace import PerceptionRecord
+from qzoom_agent.trace import Reply as Reply
 
 ImageSource = Callable[[str], Image.Image]
 """Returns the pixels of a view by its id, exactly as the model is shown them. In a session an id names one image."""
+OnText = Callable[[str], None]
+"""Receives each new piece of a reply's text as it is written; the pieces joined are `Reply.text`."""
 
 
 class SamplingParams(BaseModel):
@@ -34,29 +37,8 @@ class SamplingParams(BaseModel):
     """Sample only from the likeliest tokens that together have this probability."""
     seed: int = 0
     """Seed of this reply's own random numbers; no global random state is read or written."""
-
-
-class Reply(BaseModel):
-    """One assistant turn and its cost."""
-
-    model_config = ConfigDict(frozen=True)
-
-    text: str
-    """Text of the turn without the end-of-turn token, up to and including a stop string that ended it."""
-    finish: Literal["stop", "length"]
-    """`stop`: the model ended its turn or wrote a stop string. `length`: it reached the limit of tokens."""
-    prompt_tokens: int
-    """Tokens of the whole conversation before this reply, visual tokens included."""
-    cached_tokens: int
-    """Prompt tokens that were in the cache and not computed again."""
-    new_tokens: int
-    """Tokens generated, the end-of-turn token included."""
-    visual_tokens: int
-    """Visual tokens of the images that were encoded for this reply."""
-    token_layers: float = 0.0
-    """Work of the prefill: tokens times decoder layers."""
-    seconds: float
-    """Wall time of the call."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the reply once written; the reply's text ends with the one met."""
 
 
 @runtime_checkable
@@ -78,40 +60,28 @@ class PerceivingSession(Protocol):
         Raises:
             BackendError: there is no image in the conversation, or the model cannot be run on it.
         """
-        ...
 
     def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
         """Declare `view` to be the crop of these cells of `source`, for models with aligned positions of crops."""
-        ...
 
 
 class Session(Protocol):
     """One conversation with a model. Not shared between threads; sessions of one backend may run side by side."""
 
-    def reply(
-        self,
-        messages: Sequence[Message],
-        *,
-        settings: SamplingParams,
-        stop: tuple[str, ...] = (),
-        on_text: Callable[[str], None] | None = None,
-    ) -> Reply:
+    def reply(self, messages: Sequence[Message], *, settings: SamplingParams, on_text: OnText | None = None) -> Reply:
         """Continue a whole conversation by one assistant turn.
 
         Args:
             messages: the conversation.
-            settings: limit of tokens, and sampling.
-            stop: texts that end the reply once written; the reply's text ends with the one met.
-            on_text: called with each new piece of text as it is written; the pieces joined are `Reply.text`.
+            settings: limit of tokens, sampling and stop texts.
+            on_text: called while the reply is written.
 
         Raises:
             BackendError: the model cannot be run on these messages.
         """
-        ...
 
     def close(self) -> None:
         """Free the session's memory. It may be used again and then starts from nothing."""
-        ...
 
 
 class Backend(Protocol):
@@ -120,23 +90,18 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """The user's name for the model."""
-        ...
 
     @property
     def protocol(self) -> str:
         """Name of the zoom protocol that the model was trained on, or that fits best."""
-        ...
 
     @property
     def perceives(self) -> bool:
         """True if its sessions can look (`PerceivingSession`): the model has branches."""
-        ...
 
     @property
     def defaults(self) -> ViewBudget:
         """Size of a visual token of this model, and the recommended number of tokens of a view."""
-        ...
 
     def session(self, image: ImageSource) -> Session:
         """Open a conversation; `image` returns the pixels of its views."""
-        ...

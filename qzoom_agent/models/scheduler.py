@@ -21,9 +21,9 @@ from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_batch import BatchEngine, GenerationRequest
-from qzoom_agent.models.hf_session import HFSession
-from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams
+from qzoom_agent.models.hf_batch import BatchEngine
+from qzoom_agent.models.hf_session import GenerationRequest, HFSession
+from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams
 from qzoom_agent.trace import PerceptionRecord
 
 T = TypeVar("T")
@@ -39,7 +39,6 @@ class Request:
     """The conversation that asks."""
     messages: Sequence[Message]
     settings: SamplingParams = field(default_factory=SamplingParams)
-    stop: tuple[str, ...] = ()
     options: PerceptionConfig | None = None
     map_always: bool = False
     owner: Any = None
@@ -174,15 +173,8 @@ class QueuedSession:
     def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
         self._session.place(view, source=source, cells=cells)
 
-    def reply(
-        self,
-        messages: Sequence[Message],
-        *,
-        settings: SamplingParams,
-        stop: tuple[str, ...] = (),
-        on_text: Callable[[str], None] | None = None,
-    ) -> Reply:
-        reply: Reply = self._ask(messages, settings=settings, stop=stop)
+    def reply(self, messages: Sequence[Message], *, settings: SamplingParams, on_text: OnText | None = None) -> Reply:
+        reply: Reply = self._ask(messages, settings=settings)
         if on_text is not None:
             on_text(reply.text)
         return reply
@@ -215,7 +207,7 @@ class BatchedBackend:
         groups: dict[str, list[tuple[Request, GenerationRequest]]] = {}
         for one, ready in prepared(batch):
             alike = one.settings.model_copy(update={"seed": 0})
-            groups.setdefault(repr((one.options, one.map_always, alike, one.stop)), []).append((one, ready))
+            groups.setdefault(repr((one.options, one.map_always, alike)), []).append((one, ready))
         for group in groups.values():
             asked, first = [one for one, _ in group], group[0][0]
             try:
@@ -243,7 +235,7 @@ def prepared(batch: Sequence[Request]) -> list[tuple[Request, GenerationRequest]
         except Exception as error:
             one.result.set_exception(error)
         else:
-            found.append((one, GenerationRequest(one.session, ready, one.settings, one.stop)))
+            found.append((one, GenerationRequest(one.session, ready, one.settings)))
     return found
 
 

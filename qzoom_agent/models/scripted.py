@@ -14,7 +14,7 @@ from qzoom_agent.config import PerceptionConfig, ViewBudget
 from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import tokens
 from qzoom_agent.messages import Message
-from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams, Session
+from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams, Session
 from qzoom_agent.models.presets import NANO_BUDGET
 from qzoom_agent.trace import PerceptionRecord
 
@@ -90,14 +90,7 @@ class _ScriptedSession:
     def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
         self.places[view] = (source, cells)
 
-    def reply(
-        self,
-        messages: Sequence[Message],
-        *,
-        settings: SamplingParams,
-        stop: tuple[str, ...] = (),
-        on_text: Callable[[str], None] | None = None,
-    ) -> Reply:
+    def reply(self, messages: Sequence[Message], *, settings: SamplingParams, on_text: OnText | None = None) -> Reply:
         shared = 0
         while shared < min(len(self._held), len(messages)) and self._held[shared] == messages[shared]:
             shared += 1
@@ -105,7 +98,7 @@ class _ScriptedSession:
         counts = [self._count(message) for message in messages[shared:]]
         whole = self._backend.next_text(messages)
         text = whole[: settings.max_new_tokens * _CHARS_PER_TOKEN]
-        ends = [text.find(mark) + len(mark) for mark in stop if mark in text]
+        ends = [text.find(mark) + len(mark) for mark in settings.stop if mark in text]
         text = text[: min(ends, default=len(text))]
         if on_text is not None:
             for piece in _pieces(text):

@@ -25,7 +25,7 @@ from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.geometry import tokens
 from qzoom_agent.messages import Message, Part, view_ids
-from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams
+from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams
 
 _PAUSE: Final = 0.5
 """Seconds before the first retry; doubled each time."""
@@ -109,14 +109,7 @@ class _ServerSession:
         self._backend, self._image = backend, image
         self._encoded: dict[str, dict[str, Any]] = {}
 
-    def reply(
-        self,
-        messages: Sequence[Message],
-        *,
-        settings: SamplingParams,
-        stop: tuple[str, ...] = (),
-        on_text: Callable[[str], None] | None = None,
-    ) -> Reply:
+    def reply(self, messages: Sequence[Message], *, settings: SamplingParams, on_text: OnText | None = None) -> Reply:
         began = time.perf_counter()
         fresh = [view for view in dict.fromkeys(view_ids(messages)) if view not in self._encoded]
         body = {
@@ -126,7 +119,7 @@ class _ServerSession:
             "temperature": settings.temperature,
             "top_p": settings.top_p,
             "seed": settings.seed,
-            **({"stop": list(stop)} if stop else {}),
+            **({"stop": list(settings.stop)} if settings.stop else {}),
         }
         found = self._backend.post(body)
         try:
@@ -139,7 +132,7 @@ class _ServerSession:
                 f"The server of '{self._backend.name}' returned something that is no chat completion: "
                 f"{json.dumps(found)[:200]}"
             ) from None
-        text = _closed(str(text), stop, choice.get("stop_reason"), cut=finish == "length")
+        text = _closed(str(text), settings.stop, choice.get("stop_reason"), cut=finish == "length")
         if on_text is not None and text:
             on_text(text)
         factor = self._backend.defaults.factor

@@ -267,7 +267,7 @@ def test_a_stop_string_ends_the_reply_and_the_next_turn_goes_on_from_it(qwen: HF
     mark = whole.text[4:6]
     session = session_of(qwen)
     pieces: list[str] = []
-    reply = session.reply(asked, settings=GREEDY, stop=("never", mark), on_text=pieces.append)
+    reply = session.reply(asked, settings=GREEDY.model_copy(update={"stop": ("never", mark)}), on_text=pieces.append)
     assert reply.text == whole.text[: whole.text.index(mark) + 2] == "".join(pieces)
     assert reply.finish == "stop"
     assert reply.new_tokens < whole.new_tokens

@@ -11,8 +11,8 @@ from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.models import SamplingParams
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_batch import BatchEngine, GenerationRequest
-from qzoom_agent.models.hf_session import HFSession
+from qzoom_agent.models.hf_batch import BatchEngine
+from qzoom_agent.models.hf_session import GenerationRequest, HFSession
 from qzoom_agent.models.interface import Reply
 from tests.tiny_models import Family
 
@@ -61,7 +61,7 @@ def replies(
 ) -> list[Reply]:
     sessions = sessions or sessions_of(backend)
     requests = [
-        GenerationRequest(session, session.prepare(talk), settings, stop)
+        GenerationRequest(session, session.prepare(talk), settings.model_copy(update={"stop": stop}))
         for session, talk in zip(sessions, rows, strict=True)
     ]
     return BatchEngine(backend).reply(requests)

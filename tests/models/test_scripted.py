@@ -53,7 +53,7 @@ def test_a_closed_session_starts_from_nothing() -> None:
 
 def test_stop_string_and_token_limit_cut_the_text() -> None:
     session = opened(ScriptedBackend(["<a>1</a> and <b>", "0123456789"]))
-    stopped = session.reply([text("user", "q")], settings=SamplingParams(), stop=("<b>", "</a>"))
+    stopped = session.reply([text("user", "q")], settings=SamplingParams(stop=("<b>", "</a>")))
     assert (stopped.text, stopped.finish) == ("<a>1</a>", "stop")
     cut = session.reply([text("user", "q")], settings=SamplingParams(max_new_tokens=2))
     assert (cut.text, cut.finish, cut.new_tokens) == ("01234567", "length", 2)

@@ -136,7 +136,7 @@ def test_a_stop_string_that_the_server_cut_off_is_put_back(
     reply = (
         backend(server)
         .session(picture)
-        .reply([text("user", "go")], settings=SamplingParams(), stop=("</grounding>", "</zoom>"))
+        .reply([text("user", "go")], settings=SamplingParams(stop=("</grounding>", "</zoom>")))
     )
     assert reply.text == whole
     assert reply.finish == ("length" if "finish_reason" in choice else "stop")

@@ -18,8 +18,8 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.images import load_image
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_batch import BatchEngine, GenerationRequest, causal_mask, padded
-from qzoom_agent.models.hf_session import HFSession, Prepared
+from qzoom_agent.models.hf_batch import BatchEngine, causal_mask, padded
+from qzoom_agent.models.hf_session import GenerationRequest, HFSession, Prepared
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.perception.adapters import Grid
@@ -179,13 +179,14 @@ def _places(asked: Sequence[CoarsePrompt], valid: Tensor) -> tuple[list[int], li
 
 def generate_answers(backend: HFBackend, asked: Sequence[CoarsePrompt], *, max_new_tokens: int) -> list[str]:
     """Decode a reply to each prompt greedily; return its answer, its first zoom call as written, or ""."""
-    protocol, settings = get_protocol(backend.protocol), SamplingParams(max_new_tokens=max_new_tokens)
+    protocol = get_protocol(backend.protocol)
+    settings = SamplingParams(max_new_tokens=max_new_tokens, stop=protocol.stop)
     # questions about one image share its encoded view, but each is a conversation of its own
     sessions = [one.session.fork() for one in asked]
     with torch.no_grad():
         ready = [session.prepare(one.messages) for session, one in zip(sessions, asked, strict=True)]
     replies = BatchEngine(backend).reply(
-        [GenerationRequest(*both, settings, protocol.stop) for both in zip(sessions, ready, strict=True)]
+        [GenerationRequest(*both, settings) for both in zip(sessions, ready, strict=True)]
     )
     read = [protocol.parse(reply.text, one.shown) for reply, one in zip(replies, asked, strict=True)]
     return [one.calls[0].raw if one.calls else one.answer or "" for one in read]

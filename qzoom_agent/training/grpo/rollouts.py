@@ -24,8 +24,7 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.messages import view_ids
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_batch import GeneratedTurn, GenerationRequest, encode_views, record_turn
-from qzoom_agent.models.hf_session import EncodedView, HFSession
+from qzoom_agent.models.hf_session import EncodedView, GeneratedTurn, GenerationRequest, HFSession, encode_views
 from qzoom_agent.models.interface import ImageSource
 from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.models.scheduler import QueuedSession, Request, RequestQueue, prepared
@@ -113,15 +112,8 @@ class RolloutBackend:
 
     def session(self, image: ImageSource) -> "_RolloutSession":
         self.image = image
-        scheduler, trained = self._scheduler, self._scheduler.backend
-        model = HFSession(
-            trained.model,
-            trained.codec,
-            image,
-            end_ids=trained.end_ids,
-            pool=scheduler.encoded,
-            encodes=scheduler.encode,
-        )
+        scheduler = self._scheduler
+        model = HFSession(scheduler.backend, image, pool=scheduler.encoded, encodes=scheduler.encode)
         return _RolloutSession(scheduler.queue, model, owner=self, order=self._index)
 
 
@@ -188,7 +180,7 @@ class RolloutScheduler:
         turns = self.write([request for _, request in ready])
         seconds = (perf_counter() - began) / max(1, len(ready))
         for (one, request), turn in zip(ready, turns, strict=True):
-            reply = record_turn(request, turn, end_ids=self.backend.end_ids, seconds=seconds)
+            reply = request.record(turn, seconds=seconds)
             one.owner.turns.append(RecordedTurn(request.ready.prompt, turn))
             one.result.set_result(reply)
 

@@ -27,7 +27,8 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.sample_result import episode_seed
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_batch import BatchEngine, GeneratedTurn, GenerationRequest
+from qzoom_agent.models.hf_batch import BatchEngine
+from qzoom_agent.models.hf_session import GeneratedTurn, GenerationRequest
 from qzoom_agent.models.sampling import TextStream
 from qzoom_agent.training.grpo.callbacks import RolloutPageCallback, measures
 from qzoom_agent.training.grpo.checks import (
@@ -385,7 +386,7 @@ def _read(
     request: GenerationRequest, ids: Sequence[int], logps: Sequence[float] | None, backend: HFBackend
 ) -> GeneratedTurn:
     """Return a turn up to its end or its first stop string."""
-    stream = TextStream(backend.codec.decode, request.stop, None)
+    stream = TextStream(backend.codec.decode, request.settings.stop, None)
     ends = (at for at, token in enumerate(ids, 1) if token in backend.end_ids or stream.push(token))
     end = next(ends, None)
     count = len(ids) if end is None else end

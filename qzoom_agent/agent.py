@@ -17,9 +17,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
@@ -35,7 +34,7 @@ from qzoom_agent.images import ImageSource, load_image
 from qzoom_agent.models.interface import Backend
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, get_protocol
-from qzoom_agent.saved_runs import Graph, SavedRuns, run_config
+from qzoom_agent.saved_runs import SavedRuns, run_config
 from qzoom_agent.trace import PerceptionRecord, Status, Trace, Usage, by_digest, describe_environment
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.zoom import Zoom, ZoomConfig, find_tool
@@ -261,7 +260,7 @@ class Agent:
             ConfigError: Another argument is wrong.
         """
         state, context = self.begin(image, question, boxes=boxes, seed=seed, thread=thread)
-        return self._invoke(state, context, thread)
+        return self._finish(state, context, thread)
 
     def look(self, image: ImageSource, question: str) -> LookResult:
         """Run the coarse pass alone: does the question need more detail, and where? Nothing is answered.
@@ -299,6 +298,7 @@ class Agent:
         Leaving early ends the episode after the turn under way.
         """
         state, context = self.begin(image, question, boxes=boxes, seed=seed, thread=thread)
+        context.live = True
         return self._stream(state, context, thread)
 
     def begin(
@@ -388,7 +388,7 @@ class Agent:
             failed, state = saved.before_failure(thread)
         store = ViewStore.restore(saved.folder(thread), [View(**view) for view in state["views"]])
         context = self._context(AgentConfig.model_validate(state["config"]), store)
-        return self._answer(state, context) if state["status"] else self._invoke(None, context, thread, since=failed)
+        return self._answer(state, context) if state["status"] else self._finish(None, context, thread, since=failed)
 
     def threads(self) -> list[str]:
         """Return the names of the runs saved in `state_dir`, sorted. Raises ConfigError for a damaged file."""
@@ -426,28 +426,32 @@ class Agent:
             store=store,
         )
 
-    def _invoke(
+    def _finish(
         self, state: State | None, context: Context, thread: str | None, *, since: RunnableConfig | None = None
     ) -> Answer:
         """Run an episode to its end, from `state` or after a saved step: the last, or `since`."""
-        graph, options = self._graph_for(thread, context)
-        if since is not None:
-            options["config"] = {**options["config"], **since}
-        try:
-            with self._translating_errors():
-                final = graph.invoke(state, context=context, **options)
-        finally:
-            context.close()
-        return self._answer(cast(State, final), context)
+        *_, last = self._stream(state, context, thread, since=since)
+        assert last.answer is not None
+        return last.answer
 
-    def _stream(self, state: State, context: Context, thread: str | None) -> Iterator[Event]:
-        graph, options = self._graph_for(thread, context)
-        context.live = True
+    def _stream(
+        self, state: State | None, context: Context, thread: str | None, *, since: RunnableConfig | None = None
+    ) -> Iterator[Event]:
+        # Two steps a turn; LangGraph's own limit must never end an episode before our budget does.
+        config: RunnableConfig = {"recursion_limit": 2 * context.config.budget.max_turns + 10}
+        graph = compile_graph()
+        errors: AbstractContextManager[None] = nullcontext()
+        options: dict[str, Any] = {"context": context, "stream_mode": ["custom", "values"]}
+        if thread is not None:
+            saved = self._saved_runs(thread)
+            graph, errors = saved.graph(), saved.translating_errors()
+            options["durability"] = "sync"
+            config = {**run_config(thread), **config, **(since or {})}
         final: Any = None
         ending: Event | None = None
         try:
-            with self._translating_errors():
-                for mode, data in graph.stream(state, context=context, stream_mode=["custom", "values"], **options):
+            with errors:
+                for mode, data in graph.stream(state, config, **options):
                     if mode == "values":
                         final = data
                     elif data["kind"] == "answer":
@@ -459,21 +463,10 @@ class Agent:
         assert ending is not None
         yield ending.model_copy(update={"answer": self._answer(final, context)})
 
-    def _graph_for(self, thread: str | None, context: Context) -> tuple[Graph, dict[str, Any]]:
-        # Two steps a turn; LangGraph's own limit must never end an episode before our budget does.
-        limit = 2 * context.config.budget.max_turns + 10
-        if thread is None:
-            return compile_graph(), {"config": {"recursion_limit": limit}}
-        config = {**run_config(thread), "recursion_limit": limit}
-        return self._saved_runs(thread).graph(), {"config": config, "durability": "sync"}
-
     def _saved_runs(self, thread: str) -> SavedRuns:
         if self._saved is None:
             raise ConfigError(f"The run '{thread}' has nowhere to be saved. Give the agent a state_dir.")
         return self._saved
-
-    def _translating_errors(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._saved is None else self._saved.translating_errors()
 
     def _answer(self, state: State, context: Context) -> Answer:
         trace = to_trace(state, protocol=context.protocol.name, environment=self._environment())
@@ -482,7 +475,7 @@ class Agent:
     def _environment(self) -> dict[str, str]:
         """Return versions, and the device and number format with the reason for them."""
         placement = str(getattr(self.backend, "placement", ""))
-        return {**_versions(), **({"placement": placement} if placement else {})}
+        return {**describe_environment(), **({"placement": placement} if placement else {})}
 
     def _failed(self, question: str, error: Exception) -> Answer:
         trace = Trace(
@@ -517,8 +510,3 @@ def _gold(box: Box | Sequence[float], image: Image.Image) -> Box:
     if box.view != "original" or not box.finite:
         raise ConfigError(f"A gold box has finite numbers and refers to the original; got {box}.")
     return box.to_pixel(image.size).ordered().clamp(image.size)
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return describe_environment()

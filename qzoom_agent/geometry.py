@@ -10,13 +10,16 @@ continuous: x2 and y2 are exclusive, and all of a 640 x 480 view is [0, 0, 640, 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, get_args
 
 from qzoom_agent.errors import BoxError, ConfigError, ImageError
 
 Frame = Literal["pixel", "unit", "per_mille", "cell"]
 FRAMES: tuple[Frame, ...] = get_args(Frame)
+MAX_ASPECT = 200
+"""Longest side over shortest side of a view."""
 
 # Rounding errors of a conversion must not move `rounded` by a whole pixel.
 _NOISE = 1e-6
@@ -104,7 +107,7 @@ class Box:
         Raises:
             BoxError: The box holds NaN or is not in pixels.
         """
-        return self._each_axis(_clamp_axis, size)
+        return self._each_axis(lambda low, high, _: (low, high), size)
 
     def grow_to(self, min_side: float, size: tuple[int, int]) -> "Box":
         """Clamp, then grow each side to `min_side` pixels about the centre, sliding the box inside `size`.
@@ -158,7 +161,8 @@ class Box:
         height = min(self.y2, other.y2) - max(self.y1, other.y1)
         return max(0.0, width) * max(0.0, height)
 
-    def _each_axis(self, change: "_AxisChange", size: tuple[int, int]) -> "Box":
+    def _each_axis(self, change: Callable[[float, float, int], tuple[float, float]], size: tuple[int, int]) -> "Box":
+        """Clamp, then change (low, high, limit) along each axis into a new (low, high)."""
         self._need_pixel("clamp, grow_to, limit_aspect and scale")
         if any(math.isnan(value) for value in self.as_list()):
             raise BoxError(f"Box {self.as_list()} holds NaN. Check `box.finite` before using a box a model wrote.")
@@ -172,25 +176,16 @@ class Box:
             raise BoxError(f"{what} need a pixel box, got frame {self.frame!r}. Call to_pixel(size) first.")
 
 
-class _AxisChange(Protocol):
-    def __call__(self, low: float, high: float, limit: int, /) -> tuple[float, float]: ...
-
-
 def extent(frame: Frame, size: tuple[int, int], cell: int = 28) -> tuple[float, float]:
     """Return the largest legal x and y of a frame for a view of `size` pixels."""
     width, height = _positive(size)
-    if frame == "unit":
-        return 1.0, 1.0
-    if frame == "per_mille":
-        return 1000.0, 1000.0
-    if frame == "cell":
-        return width / cell, height / cell
-    return float(width), float(height)
+    if frame in ("pixel", "cell"):
+        side = 1 if frame == "pixel" else cell
+        return width / side, height / side
+    return (1.0, 1.0) if frame == "unit" else (1000.0, 1000.0)
 
 
-def fit_tokens(
-    size: tuple[int, int], *, factor: int, min_tokens: int, max_tokens: int, max_aspect: float = 200
-) -> Size:
+def fit_tokens(size: tuple[int, int], *, factor: int, min_tokens: int, max_tokens: int) -> Size:
     """Return the size at which a view of `size` pixels is shown under a budget of visual tokens.
 
     It equals the families' own `smart_resize`, so their processors leave the result as it is. As there, a very long
@@ -201,10 +196,9 @@ def fit_tokens(
         factor: Side in pixels of one token: 28 for Qwen2.5-VL, 32 for Qwen3-VL.
         min_tokens: A smaller view is enlarged to this many.
         max_tokens: A larger view is shrunk to this many.
-        max_aspect: Longest side over shortest side.
 
     Raises:
-        ImageError: The shape is longer than `max_aspect`.
+        ImageError: The shape is longer than `MAX_ASPECT` allows.
         ConfigError: The budget cannot be met.
     """
     if factor < 1 or not 1 <= min_tokens <= max_tokens:
@@ -213,9 +207,9 @@ def fit_tokens(
             f"got min_tokens={min_tokens}, max_tokens={max_tokens}, factor={factor}."
         )
     width, height = _positive(size)
-    if max(width, height) / min(width, height) > max_aspect:
+    if max(width, height) / min(width, height) > MAX_ASPECT:
         raise ImageError(
-            f"An image of {width}x{height} px is longer than {max_aspect:g}:1 and cannot be shown to the model. "
+            f"An image of {width}x{height} px is longer than {MAX_ASPECT}:1 and cannot be shown to the model. "
             "Cut it into shorter pieces."
         )
     min_pixels, max_pixels = min_tokens * factor**2, max_tokens * factor**2
@@ -238,20 +232,15 @@ def tokens(size: tuple[int, int], factor: int) -> int:
 
 def _clamp_axis(low: float, high: float, limit: int) -> tuple[float, float]:
     low, high = sorted((min(max(low, 0.0), float(limit)), min(max(high, 0.0), float(limit))))
-    if high - low >= 1:
-        return low, high
-    return _place((low + high) / 2, 1.0, limit)
+    return _resize_axis(low, high, max(high - low, 1.0), limit)
 
 
 def _resize_axis(low: float, high: float, side: float, limit: int) -> tuple[float, float]:
+    """Return an interval of length `side`, at least 1, about the centre of low..high, slid inside 0..limit."""
     if side == high - low:
         return low, high
-    return _place((low + high) / 2, min(max(side, 1.0), float(limit)), limit)
-
-
-def _place(center: float, side: float, limit: int) -> tuple[float, float]:
-    """Return an interval of length `side` about `center`, slid inside 0..limit."""
-    low = min(max(center - side / 2, 0.0), limit - side)
+    side = min(max(side, 1.0), float(limit))
+    low = min(max((low + high) / 2 - side / 2, 0.0), limit - side)
     return low, min(low + side, float(limit))
 
 

@@ -27,7 +27,7 @@ from qzoom_agent.config import AgentConfig, PerceptionConfig, PolicyName, ViewBu
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.extensions import find, satisfying
 from qzoom_agent.geometry import Box, Size
-from qzoom_agent.review import RULES, PolicyRule, ReviewContext, ReviewDecision, adds
+from qzoom_agent.review import PolicyRule, ReviewContext, ReviewDecision, adds, hybrid_rule
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.zoom import ZoomPlan
 
@@ -71,11 +71,11 @@ class CropPolicy:
         self.offers_tools = self.name in OFFER_TOOLS
         self.looks_with_tools = self.offers_tools and config.perception.prompt == "opening"
         """A look reads the question with the offer of tools."""
-        name = config.review.rule or ("hybrid" if self.name == "hybrid" else None)
-        found = name and find(name, kind="policy rule", known={**RULES, **(known or {})})
-        self._rule: PolicyRule | None = satisfying(found, PolicyRule, kind="policy rule") if found else None
-        self._config = config
-        self._views = views
+        self._config, self._views = config, views
+        self._rule: PolicyRule | None = None
+        if name := config.review.rule or ("hybrid" if self.name == "hybrid" else None):
+            found = find(name, kind="policy rule", known={"hybrid": hybrid_rule, **(known or {})})
+            self._rule = satisfying(found, PolicyRule, kind="policy rule")
 
     def require(self, gold: Sequence[Box] | None) -> None:
         """Raise ConfigError if this policy needs gold boxes and none were given (None)."""
@@ -117,8 +117,8 @@ class CropPolicy:
 
     def review_context(self, **known: Any) -> ReviewContext:
         """Return the context of a review under this configuration; `known` are its other fields."""
-        map_decides = self._config.perception.gate == "statistics"
-        return ReviewContext(config=self._config.review, map_decides=map_decides, **known)
+        config = self._config
+        return ReviewContext(config=config.review, map_decides=config.perception.gate == "statistics", **known)
 
     def review(self, shown: Sequence[View], plan: ZoomPlan, context: ReviewContext | None = None) -> ReviewDecision:
         """Decide on a call that leads to `plan`, after the views in `shown`. Nothing is cut yet.

@@ -122,9 +122,6 @@ def hybrid_rule(plan: ZoomPlan, shown: Sequence[View], context: ReviewContext) -
     return _by_map(plan.box, shown, context, look, numbers)
 
 
-RULES: dict[str, PolicyRule] = {"hybrid": hybrid_rule}
-
-
 def _by_map(
     box: Box, shown: Sequence[View], context: ReviewContext, look: PerceptionRecord, numbers: dict[str, float]
 ) -> ReviewDecision:
@@ -132,16 +129,14 @@ def _by_map(
     rules, heat = context.config, Heat.of(look, context.image)
     crops = [view.region for view in shown if view.kind == "crop"]
     regions = [one for one in (Box(*box) for box in look.boxes) if all(c.coverage(one) < rules.covered for c in crops)]
-    inside = heat.share(box)
-    if inside is not None:
+    if (inside := heat.share(box)) is not None:
         numbers["heat"] = inside
     cut = cut_region(box, regions, heat, rules, fixed=look.fixed)
     region = cut or hotter_region(inside, regions, heat, rules)
     if region is None:
         return ReviewDecision("", numbers)
     code = "cut" if cut else "elsewhere"
-    held = heat.share(region)
-    if held is not None:
+    if (held := heat.share(region)) is not None:
         numbers["region_heat"] = held
     if not cut and rules.elsewhere == "offer":
         return ReviewDecision(code, numbers, _ELSEWHERE.format(box=context.write(region)))
@@ -149,9 +144,6 @@ def _by_map(
     if instead.box is None or not adds(instead, shown, rules):
         return ReviewDecision("", numbers)
     return ReviewDecision(code, numbers, (_CUT if cut else _MOVED).format(box=context.write(instead.box)), instead)
-
-
-# ---- facts ---------------------------------------------------------------------------------------------------------
 
 
 def density(shown: Size, box: Box) -> float:
@@ -169,9 +161,7 @@ def best_view(box: Box, shown: Sequence[View], *, covered: float) -> BestView:
     """
     every = [BestView(view.id, view.region.coverage(box), density(view.size, view.region)) for view in shown]
     holding = [one for one in every if one.share >= covered]
-    if holding:
-        return max(holding, key=lambda one: one.density)
-    return max(every, key=lambda one: one.share)
+    return max(holding, key=lambda one: one.density) if holding else max(every, key=lambda one: one.share)
 
 
 def adds_nothing(best: BestView, crop: float, rules: ReviewConfig) -> Literal["covered", "native"] | None:
@@ -191,9 +181,6 @@ def adds(plan: ZoomPlan, shown: Sequence[View], rules: ReviewConfig) -> bool:
         return False
     best = best_view(plan.box, shown, covered=rules.covered)
     return adds_nothing(best, density(plan.size, plan.box), rules) is None
-
-
-# ---- opinions of the branches --------------------------------------------------------------------------------------
 
 
 def suffices(look: PerceptionRecord, share: float | None, *, map_decides: bool = True) -> bool:
@@ -228,9 +215,8 @@ class Heat:
         mean = sum(map(sum, values)) / count if count else 0.0
         above = [[max(0.0, value - mean) for value in row] for row in values]
         total = sum(map(sum, above))
-        if total <= 0 or extent.area <= 0:
-            return cls([], extent)
-        return cls([[value / total for value in row] for row in above], extent)
+        empty = total <= 0 or extent.area <= 0
+        return cls([] if empty else [[value / total for value in row] for row in above], extent)
 
     def share(self, box: Box) -> float | None:
         """Return the share of the heat inside a box in original pixels, 0 to 1; None without a map."""
@@ -277,9 +263,7 @@ def hotter_region(inside: float | None, regions: Sequence[Box], heat: Heat, rule
 
 def gap(box: Box, other: Box) -> float:
     """Return the distance of two boxes in pixels: the larger of those along the two axes; 0 if they touch."""
-    across = max(box.x1 - other.x2, other.x1 - box.x2, 0.0)
-    down = max(box.y1 - other.y2, other.y1 - box.y2, 0.0)
-    return max(across, down)
+    return max(box.x1 - other.x2, other.x1 - box.x2, box.y1 - other.y2, other.y1 - box.y2, 0.0)
 
 
 def _kept(box: Box, region: Box, heat: Heat) -> float:
@@ -298,8 +282,7 @@ def _overlaps(low: float, high: float, start: float, length: float, count: int) 
     return [max(0.0, min(high, start + (at + 1) * side) - max(low, start + at * side)) / side for at in range(count)]
 
 
-# ---- texts for the model -------------------------------------------------------------------------------------------
-
+# texts for the model
 _FACTS: dict[str, str] = {
     "covered": "This part is already shown in {view} in as much detail. Answer from it, or zoom somewhere else.",
     "native": "This part is already shown in {view} with all its pixels. Answer from it, or zoom somewhere else.",

@@ -20,6 +20,7 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,7 +33,6 @@ from pydantic import (
     Field,
     JsonValue,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -284,29 +284,6 @@ class Trace(_Record):
     error: Text | None = None
     """The error that ended the episode, with status "error"."""
 
-    @field_validator("views", mode="before")
-    @classmethod
-    def _known_fields(cls, views: Any) -> Any:
-        # `View` forbids unknown fields, which is right for the store and wrong for a file of a newer minor version.
-        if not isinstance(views, list):
-            return views
-        return [
-            {key: value for key, value in view.items() if key in View.model_fields} if isinstance(view, dict) else view
-            for view in views
-        ]
-
-    @field_validator("views", mode="after")
-    @classmethod
-    def _possible(cls, views: list[View]) -> list[View]:
-        for view in views:
-            if not (0 < view.width < 10**7 and 0 < view.height < 10**7 and 0 <= view.tokens < 10**9):
-                raise ValueError(f"view {view.id!r} has an impossible size")
-            if not view.region.finite:
-                raise ValueError(f"view {view.id!r} has an impossible box")
-            if not _DIGEST.fullmatch(view.digest):
-                raise ValueError(f"view {view.id!r} has an impossible digest")
-        return views
-
     def view(self, id: str) -> View | None:
         """Return the view of that id, or None."""
         return next((view for view in self.views if view.id == id), None)
@@ -408,6 +385,7 @@ def by_digest(views: Sequence[View], image: Callable[[str], PIL.Image.Image]) ->
     return lambda digest: image(ids[digest])
 
 
+@cache
 def describe_environment() -> dict[str, str]:
     """Return the versions that a result may depend on, from package metadata, without heavy imports."""
     found = {"python": platform.python_version(), "platform": platform.platform(terse=True)}

@@ -11,33 +11,35 @@ from pathlib import Path
 from typing import Literal
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from qzoom_agent.errors import BoxError, ImageError
 from qzoom_agent.files import atomic_write
 from qzoom_agent.geometry import Box, Size, fit_tokens, tokens
 from qzoom_agent.images import MAX_PIXELS, cut, digest, load_image
 
+Kind = Literal["original", "coarse", "crop"]
+
 
 class View(BaseModel):
     """One image of a run: the original, the coarse view or a crop. Plain data; the pixels are in the ViewStore."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a file of a newer minor version may have more fields
 
     id: str
     """Its name: original, coarse, crop1, crop2 and so on."""
     parent: str | None
     """The view the model was looking at when it asked for this one; None for the original."""
-    kind: Literal["original", "coarse", "crop"]
-    box: tuple[float, float, float, float]
+    kind: Kind
+    box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
     """Region of the view in original pixels."""
-    width: int
+    width: int = Field(gt=0, lt=10**7)
     """Shown width in pixels; a multiple of the model's factor for coarse and crops."""
-    height: int
+    height: int = Field(gt=0, lt=10**7)
     """Shown height in pixels."""
-    digest: str
-    """SHA-256 of the shown pixels, see `images.digest`."""
-    tokens: int
+    digest: str = Field(pattern="^[A-Za-z0-9_-]{0,128}$")
+    """SHA-256 of the shown pixels, see `images.digest`; names a file."""
+    tokens: int = Field(ge=0, lt=10**9)
     """Visual tokens the view costs; 0 for the original, which is never shown."""
 
     @property
@@ -127,12 +129,13 @@ class ViewStore:
     def add_original(self, image: Image.Image) -> View:
         """Start the store with an image as `load_image` returns it; other modes are converted as there."""
         rgb = image if image.mode == "RGB" else load_image(image)
-        return self._add(rgb, "original", kind="original", parent=None, box=Box(0, 0, *rgb.size), tokens=0)
+        return self._add("original", rgb, parent=None, box=Box(0, 0, *rgb.size), tokens=0)
 
     def add_coarse(self, *, factor: int, min_tokens: int, max_tokens: int) -> View:
         """Add the whole image at a budget of visual tokens, see `fit_tokens`. Raises ImageError beyond 200:1."""
         whole = Box(0, 0, *self._original().size)
-        return self._add_cut("coarse", whole, factor, min_tokens, max_tokens, kind="coarse", parent="original")
+        budget = {"factor": factor, "min_tokens": min_tokens, "max_tokens": max_tokens}
+        return self._add_cut("coarse", whole, parent="original", **budget)
 
     def add_crop(self, box: Box, *, factor: int, min_tokens: int, max_tokens: int, parent: str = "coarse") -> View:
         """Add a crop of the original at a budget of visual tokens.
@@ -150,47 +153,27 @@ class ViewStore:
         """
         if box.view != "original":
             raise BoxError(f"A crop is cut from the original, got a box of {box.view!r}. Use store.to_original(box).")
-        number = 1 + sum(view.kind == "crop" for view in self._views.values())
-        cut = box.clamp(self._original().size).rounded()
-        return self._add_cut(
-            f"crop{number}", cut, factor, min_tokens, max_tokens, kind="crop", parent=self.view(parent).id
-        )
+        inside = box.clamp(self._original().size).rounded()
+        budget = {"factor": factor, "min_tokens": min_tokens, "max_tokens": max_tokens}
+        return self._add_cut("crop", inside, parent=self.view(parent).id, **budget)
 
     def _original(self) -> View:
         if "original" not in self._views:
             raise ImageError("This store has no original yet. Call add_original(image) first.")
         return self._views["original"]
 
-    def _add_cut(
-        self,
-        view_id: str,
-        box: Box,
-        factor: int,
-        min_tokens: int,
-        max_tokens: int,
-        *,
-        kind: Literal["coarse", "crop"],
-        parent: str,
-    ) -> View:
-        cut_size = (int(box.width), int(box.height))
-        shown = fit_tokens(cut_size, factor=factor, min_tokens=min_tokens, max_tokens=max_tokens)
+    def _add_cut(self, kind: Kind, box: Box, *, parent: str, **budget: int) -> View:
+        size = (int(box.width), int(box.height))
+        shown = fit_tokens(size, **budget)
         image = self.image("original")
-        if cut_size != image.size:
+        if size != image.size:
             image = cut(image, box)
         if shown != image.size:
             image = image.resize(shown, Image.Resampling.BICUBIC)
-        return self._add(image, view_id, kind=kind, parent=parent, box=box, tokens=tokens(shown, factor))
+        return self._add(kind, image, parent=parent, box=box, tokens=tokens(shown, budget["factor"]))
 
-    def _add(
-        self,
-        image: Image.Image,
-        view_id: str,
-        *,
-        kind: Literal["original", "coarse", "crop"],
-        parent: str | None,
-        box: Box,
-        tokens: int,
-    ) -> View:
+    def _add(self, kind: Kind, image: Image.Image, *, parent: str | None, box: Box, tokens: int) -> View:
+        view_id = kind if kind != "crop" else f"crop{1 + sum(view.kind == 'crop' for view in self.views)}"
         if view_id in self._views:
             raise ImageError(f"This store already has its view {view_id!r}. Use a new ViewStore for another image.")
         view = View(

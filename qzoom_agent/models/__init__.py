@@ -2,7 +2,8 @@
 
     interface.py   Backend, Session, Reply
     presets.py     model names and what is known about them
-    hf.py          local weights; hf_session.py one conversation, hf_batch.py many at once
+    hf.py          local weights; hf_session.py one conversation, hf_batch.py many at once,
+                   hf_generation.py sampling of turns
     prompts.py     messages to token ids and back; sampling.py choosing tokens
     scheduler.py   requests of many threads as one batch
     server.py      an OpenAI-compatible server

@@ -28,7 +28,6 @@ from qzoom_agent.perception.adapters import QWEN2_5_VL, adapter_for
 from qzoom_agent.perception.branches import CONFIG, WEIGHTS, Branches
 from qzoom_agent.perception.checkpoints import (
     INDEX,
-    branch_bytes,
     load_official,
     official_settings,
     own_name,
@@ -75,13 +74,12 @@ def to_branches(
         raise ConfigError(f"{target} already holds {' and '.join(there)}. Choose another folder, or add --force.")
     _require_folder(target)
     if (Path(source) / CONFIG).is_file():
-        before = (Path(source) / WEIGHTS).stat().st_size if (Path(source) / WEIGHTS).is_file() else 0
         notes: list[str] = []
         branches = Branches.load(source, _skeleton(_base_of(source, base)))
+        before = (Path(source) / WEIGHTS).stat().st_size
     else:
         source = resolve_model(source).source
-        branches, notes = load_official(source, _skeleton(resolve_model(base).source if base else source))
-        before = branch_bytes(source)
+        branches, notes, before = load_official(source, _skeleton(base or source))
     after = branches.save(target, int8=int8)
     return Converted([target / WEIGHTS, target / CONFIG], before, after, notes)
 
@@ -109,22 +107,21 @@ def to_checkpoint(source: str, target: Path | str, *, base: str | None = None, f
     backend = HFBackend.load(given, device="cpu", dtype="bfloat16", branches=source)
     branches, model = backend.branches, backend.model
     assert branches is not None
-    if not adapter_for(model.config).two_dimensional:
-        raise BackendError(
-            f"The published code has no Q-Zoom for {adapter_for(model.config).name}. Keep these branches in our form."
-        )
+    family = adapter_for(model.config)
+    if not family.two_dimensional:
+        raise BackendError(f"The published code has no Q-Zoom for {family.name}. Keep these branches in our form.")
     target.mkdir(parents=True, exist_ok=True)
     for stale in [*target.glob("*.safetensors"), target / INDEX, target / CONFIG]:
         stale.unlink(missing_ok=True)  # an old shard would be loaded instead
     extra = to_official(branches, model)
-    files = _write_weights(home, target, extra, renamed=adapter_for(model.config) is QWEN2_5_VL)
+    files = _write_weights(home, target, extra, renamed=family is QWEN2_5_VL)
     for path in sorted(home.iterdir()):
         if path.is_file() and path.suffix in _BESIDE and path.name not in (INDEX, CONFIG, "config.json"):
             shutil.copyfile(path, target / path.name)
             files.append(target / path.name)
     settings = json.loads((home / "config.json").read_text(encoding="utf-8"))
     notes = []
-    if "text_config" in settings and adapter_for(model.config) is QWEN2_5_VL:
+    if "text_config" in settings and family is QWEN2_5_VL:
         notes.append(
             "The base's config has a text_config, which the transformers release that the published code is written "
             "for does not know. Use a base as it is on the hub, or write its keys on the top level."
@@ -134,8 +131,8 @@ def to_checkpoint(source: str, target: Path | str, *, base: str | None = None, f
     if (text := settings.get("text_config")) is not None:  # the published code leaves copies of its keys there
         written["text_config"] = text | {key: value for key, value in keys.items() if key in text}
     (target / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    before = (Path(source) / WEIGHTS).stat().st_size
-    return Converted([*files, target / "config.json"], before, branch_bytes(str(target)), notes)
+    before, after = (Path(source) / WEIGHTS).stat().st_size, sum(value.nbytes for value in extra.values())
+    return Converted([*files, target / "config.json"], before, after, notes)
 
 
 def _base_of(source: str, base: str | None) -> str:
@@ -186,8 +183,6 @@ def _write_weights(home: Path, target: Path, extra: dict[str, torch.Tensor], *, 
         raise BackendError(f"{home} has no weights as safetensors. Save it with save_pretrained, or fetch it again.")
     shards = sorted(set(held.values()))
     where: dict[str, str] = {}
-    files: list[Path] = []
-    total = 0
     for number, shard in enumerate(shards, 1):
         path = target / f"model-{number:05d}-of-{len(shards) + 1:05d}.safetensors"
         names = {name: _published(name, renamed) for name, file in held.items() if file == shard}
@@ -200,14 +195,14 @@ def _write_weights(home: Path, target: Path, extra: dict[str, torch.Tensor], *, 
         except (OSError, KeyError, SafetensorError) as error:
             raise BackendError(f"{home / shard} cannot be copied: {error}. Fetch the base again.") from error
         where |= {new: path.name for new in names.values() if new}
-        total += path.stat().st_size
-        files.append(path)
     last = target / f"model-{len(shards) + 1:05d}-of-{len(shards) + 1:05d}.safetensors"
     save_file(extra, last, metadata={"format": "pt"})
     where |= dict.fromkeys(extra, last.name)
-    index: dict[str, Any] = {"metadata": {"total_size": total + last.stat().st_size}, "weight_map": where}
+    files = sorted(target.glob("model-*.safetensors"))
+    total = sum(path.stat().st_size for path in files)
+    index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": where}
     (target / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return [*files, last, target / INDEX]
+    return [*files, target / INDEX]
 
 
 def _published(name: str, renamed: bool) -> str | None:
@@ -226,8 +221,5 @@ def _limits(home: Path) -> dict[str, int]:
     path = home / "preprocessor_config.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     size = found.get("size") or {}
-    low, high = (found.get(key) or size.get(edge) for key, edge in _EDGES)
-    return {key: int(value) for key, value in (("min_pixels", low), ("max_pixels", high)) if value}
-
-
-_EDGES: Final = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
+    edges = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+    return {key: int(value) for key, edge in edges.items() if (value := found.get(key) or size.get(edge))}

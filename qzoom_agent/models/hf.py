@@ -60,19 +60,24 @@ class HFBackend:
         """Raises BackendError if the model cannot be run piece by piece, or the branches belong to another."""
         _require_piecewise(model, name)
         if branches is not None:
-            branches.require_fit(model)
+            branches.config.require_fit(model)
         self.model = model
         self.branches = branches
         self.processor = processor
         self.name = name
-        self.protocol = protocol or _protocol(model.config, processor)
+        fits = "nano" if "<zoom>" in processor.tokenizer.get_vocab() else _PROTOCOLS.get(model.config.model_type)
+        self.protocol = protocol or fits or "plain"
+        known = (preset.budget for preset in PRESETS.values() if preset.protocol == self.protocol and preset.budget)
         # the weights decide how large a visual token is, not the preset
         factor = visual_factor(model.config)
-        self.defaults = (defaults or _budget(self.protocol)).model_copy(update={"factor": factor})
+        self.defaults = (defaults or next(known, UNKNOWN_BUDGET)).model_copy(update={"factor": factor})
         self.placement = placement
         """Device and dtype with the reason, such as "cpu, float32: no accelerator found"."""
         self.codec = PromptCodec(processor, model.config)
-        self.end_ids = _end_ids(model, processor)
+        given = model.generation_config.eos_token_id
+        ends = [*(given if isinstance(given, list) else [given]), processor.tokenizer.eos_token_id]
+        self.end_ids = frozenset(int(value) for value in ends if value is not None)
+        """Every id that ends a turn."""
 
     @classmethod
     def load(
@@ -135,10 +140,10 @@ def _load_branches(source: str, model: PreTrainedModel, given: str | Path | None
         return Branches.load(Path(file).parent, model)
     if not official_names(source):
         return None
-    branches, notes = load_official(source, model)
-    for note in notes:
+    official = load_official(source, model)
+    for note in official.notes:
         logger.info("%s: %s", source, note)
-    return branches
+    return official.branches
 
 
 def _load_weights(
@@ -173,24 +178,6 @@ def _require_piecewise(model: PreTrainedModel, name: str) -> None:
             "attend in both directions, so a conversation cannot be continued from a cache. "
             "Use a Qwen-VL or LLaVA model."
         )
-
-
-def _protocol(config: PretrainedConfig, processor: ProcessorMixin) -> str:
-    if "<zoom>" in processor.tokenizer.get_vocab():
-        return "nano"
-    return _PROTOCOLS.get(config.model_type, "plain")
-
-
-def _budget(protocol: str) -> ViewBudget:
-    known = (preset.budget for preset in PRESETS.values() if preset.protocol == protocol and preset.budget)
-    return next(known, UNKNOWN_BUDGET)
-
-
-def _end_ids(model: PreTrainedModel, processor: ProcessorMixin) -> frozenset[int]:
-    """Return every id that ends a turn: of the generation config and of the tokenizer."""
-    given = model.generation_config.eos_token_id
-    ids = given if isinstance(given, list) else [given]
-    return frozenset(int(value) for value in (*ids, processor.tokenizer.eos_token_id) if value is not None)
 
 
 @contextmanager
@@ -254,12 +241,14 @@ def choose(device: str, dtype: str) -> tuple[torch.device, torch.dtype, str]:
     if dtype != "auto":
         if dtype not in get_args(DtypeName):
             raise ConfigError(f"Unknown dtype '{dtype}'. Use auto, {', '.join(get_args(DtypeName))}.")
-        return where, getattr(torch, dtype), f"{where}, {dtype}: {why}; dtype as asked"
-    if where.type == "cpu":
-        return where, torch.float32, f"{where}, float32: {why}"
-    if where.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return where, torch.float16, f"{where}, float16: {why}; it has no native bfloat16"
-    return where, torch.bfloat16, f"{where}, bfloat16: {why}"
+        why += "; dtype as asked"
+    elif where.type == "cpu":
+        dtype = "float32"
+    elif where.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        dtype, why = "float16", f"{why}; it has no native bfloat16"
+    else:
+        dtype = "bfloat16"
+    return where, getattr(torch, dtype), f"{where}, {dtype}: {why}"
 
 
 def _device(name: str) -> tuple[torch.device, str]:

@@ -26,17 +26,11 @@ from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_session import (
-    GeneratedTurn,
-    GenerationRequest,
-    HFSession,
-    Prepared,
-    closed_on_error,
-    write_turns,
-)
+from qzoom_agent.models.hf_generation import GeneratedTurn, GenerationRequest, Prepared, write_turns
+from qzoom_agent.models.hf_session import HFSession, closed_on_error
 from qzoom_agent.models.interface import Reply
 from qzoom_agent.models.prompts import Prompt
-from qzoom_agent.perception.decoder import Decoder, Embedded, Prefill
+from qzoom_agent.perception.decoder import Decoder, Embedded, Prefill, Rotary
 from qzoom_agent.perception.look import look
 from qzoom_agent.trace import PerceptionRecord
 
@@ -80,12 +74,8 @@ class BatchEngine:
         with closed_on_error(sessions):
             prepared = [one.prepare_look(talk) for one, talk in zip(sessions, conversations, strict=True)]
             ready, branches = [one for one, _ in prepared], prepared[0][1]
-            new, positions, valid = padded(self._backend, sessions, ready, [0] * len(ready))
-            mask = causal_mask(valid, valid.shape[1], new.hidden)
-            rotary = self._decoder.rotary(new.hidden, positions)
-            cache = self._cache()
             lower = range(branches.config.k)
-            hidden = self._decoder.run(new, lower, rotary=rotary, mask=mask, cache=cache)
+            hidden, cache, valid, rotary, mask = self._run(sessions, ready, [0] * len(ready), [], lower)
             starts = [hidden.shape[1] - len(one.prompt.ids) for one in ready]
             found = look(
                 branches,
@@ -175,17 +165,10 @@ class BatchEngine:
     def _all_layers(self, requests: Sequence[GenerationRequest]) -> _Rows:
         """Run all layers on what the sessions' caches lack."""
         sessions, ready = [one.session for one in requests], [one.ready for one in requests]
-        shared = [one.session.keep(one.ready.prompt) for one in requests]
-        cache, valid = self._stack([one.cache for one in sessions], range(self._decoder.depth), shared)
-        for session in sessions:
-            session.cache = self._cache()  # the row is in the batch now
-        new, positions, real = padded(self._backend, sessions, ready, shared)
-        valid = torch.cat((valid, real), dim=1)
-        logits = self._step(new, positions, valid, cache)
-        work = [
-            float((len(one.prompt.ids) - count) * self._decoder.depth) for one, count in zip(ready, shared, strict=True)
-        ]
-        return _Rows(cache, valid, logits, shared, work)
+        shared, layers = [one.session.keep(one.ready.prompt) for one in requests], range(self._decoder.depth)
+        hidden, cache, valid, *_ = self._run(sessions, ready, shared, [one.cache for one in sessions], layers)
+        work = [float((len(one.prompt.ids) - held) * len(layers)) for one, held in zip(ready, shared, strict=True)]
+        return _Rows(cache, valid, self._decoder.logits(hidden), shared, work)
 
     def _upper_layers(self, requests: Sequence[GenerationRequest]) -> _Rows:
         """Complete prefills that a look left after K layers: new tokens through these, then all through the others."""
@@ -198,16 +181,8 @@ class BatchEngine:
         more = [row for row, (count, held) in enumerate(zip(lengths, shared, strict=True)) if count > held]
         if more:
             sessions, ready = [requests[row].session for row in more], [requests[row].ready for row in more]
-            cache, valid = self._stack([prefills[row].cache for row in more], lower)
-            new, positions, real = padded(self._backend, sessions, ready, [shared[row] for row in more])
-            valid = torch.cat((valid, real), dim=1)
-            states = decoder.run(
-                new,
-                lower,
-                rotary=decoder.rotary(new.hidden, positions),
-                mask=causal_mask(valid, new.hidden.shape[1], new.hidden),
-                cache=cache,
-            )
+            lower_caches, held_ids = [prefills[row].cache for row in more], [shared[row] for row in more]
+            states, cache, valid, *_ = self._run(sessions, ready, held_ids, lower_caches, lower)
             for at, (row, own) in enumerate(zip(more, self._split(cache, valid, lower), strict=True)):
                 held = cast(Tensor, prefills[row].hidden)
                 count = lengths[row] - shared[row]
@@ -227,17 +202,36 @@ class BatchEngine:
         work = [float(k * (n - held) + len(upper) * n) for n, held in zip(lengths, shared, strict=True)]
         return _Rows(cache, valid, decoder.logits(out), shared, work)
 
+    def _run(
+        self,
+        sessions: Sequence[HFSession],
+        ready: Sequence[Prepared],
+        starts: Sequence[int],
+        caches: list[DynamicCache],
+        layers: range,
+    ) -> tuple[Tensor, DynamicCache, Tensor, Rotary, Tensor]:
+        """Run layers on each row's ids from its start on, behind the caches, which hold those before it.
+
+        Returns:
+            The states of the new ids, the stacked cache, its valid columns, and rotary embeddings and mask of the new
+            ids.
+        """
+        cache, held = self._stack(caches, layers, starts)
+        # the rows are in the batch now: never two copies of a cache while the layers run
+        caches.clear()
+        for session in sessions:
+            session.cache = self._cache()
+        new, positions, real = padded(sessions, ready, starts)
+        valid = torch.cat((held, real), dim=1)
+        mask = causal_mask(valid, real.shape[1], new.hidden)
+        rotary = self._decoder.rotary(new.hidden, positions)
+        return self._decoder.run(new, layers, rotary=rotary, mask=mask, cache=cache), cache, valid, rotary, mask
+
     def _step(self, new: Embedded, positions: Tensor, valid: Tensor, cache: DynamicCache) -> Tensor:
         """Run all layers on new tokens, the last columns of `valid`; return logits (rows, vocabulary)."""
         decoder = self._decoder
-        out = decoder.run(
-            new,
-            range(decoder.depth),
-            rotary=decoder.rotary(new.hidden, positions),
-            mask=causal_mask(valid, new.hidden.shape[1], new.hidden),
-            cache=cache,
-        )
-        return decoder.logits(out)
+        rotary, mask = decoder.rotary(new.hidden, positions), causal_mask(valid, new.hidden.shape[1], new.hidden)
+        return decoder.logits(decoder.run(new, range(decoder.depth), rotary=rotary, mask=mask, cache=cache))
 
     def _cache(self) -> DynamicCache:
         return DynamicCache(config=self._backend.model.config)
@@ -296,12 +290,11 @@ class BatchEngine:
 
 
 def padded(
-    backend: HFBackend, sessions: Sequence[HFSession], ready: Sequence[Prepared], starts: Sequence[int]
+    sessions: Sequence[HFSession], ready: Sequence[Prepared], starts: Sequence[int]
 ) -> tuple[Embedded, Tensor, Tensor]:
     """Embed the rows prompt.ids[start:], padded on the left.
 
     Args:
-        backend: of the sessions.
         sessions: those that prepared the rows; several rows may share one, and with it the encoded views.
         ready: the prepared conversations.
         starts: index of the first id of each row.
@@ -309,6 +302,7 @@ def padded(
     Returns:
         The embedded rows, their positions, and (rows, tokens) bool: True for real tokens.
     """
+    backend = sessions[0].backend
     device = backend.model.device
     parts = [one.prompt.ids[start:] for one, start in zip(ready, starts, strict=True)]
     longest = max(len(part) for part in parts)

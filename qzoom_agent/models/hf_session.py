@@ -10,13 +10,13 @@ follows continues it: on the same conversation the upper layers run; with a crop
 the lower layers and then everything through the upper ones. `hf_batch` does the same for many sessions at once.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from PIL import Image
@@ -30,10 +30,10 @@ from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import Size
 from qzoom_agent.images import digest
 from qzoom_agent.messages import Message, view_ids
+from qzoom_agent.models.hf_generation import GenerationRequest, Prepared, write_turns
 from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams
 from qzoom_agent.models.prompts import EncodedTurn, ImageSpan, Prompt, fit
-from qzoom_agent.models.sampling import Sampler, TextStream
-from qzoom_agent.perception.adapters import Cells, Grid, adapter_for, align, base_view, grid_of, has_tiles
+from qzoom_agent.perception.adapters import TILED, Cells, Grid, adapter_for, align, base_view, grid_of
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.decoder import Decoder, Prefill, cache_name
 from qzoom_agent.perception.look import BranchOutput, look
@@ -60,26 +60,6 @@ class EncodedView:
     """(1, 3) patches in time, height, width, for families that place images in two dimensions."""
     features: ModelOutput
     """Output of the family's `get_image_features`, which `forward` takes as it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A conversation ready for the decoder."""
-
-    prompt: Prompt
-    positions: Tensor
-    """(3, 1, ids) for MRoPE families, else (1, ids)."""
-    turns: list[EncodedTurn]
-    """Answered turns at its beginning, whose ids were kept."""
-    rest: EncodedTurn
-    """The remainder, up to the point where the model continues."""
-    new_visual_tokens: int = 0
-    """Visual tokens of its views that the session had not been shown before."""
-
-    @property
-    def next_position(self) -> int:
-        """Position of the first token that the model writes."""
-        return int(self.positions.max()) + 1
 
 
 class HFSession:
@@ -394,91 +374,6 @@ def _corners(grid: Grid, cells: Cells) -> Quad:
     return box.x1, box.y1, box.x2, box.y2
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """A turn to be generated."""
-
-    session: HFSession
-    ready: Prepared
-    settings: SamplingParams
-    on_text: OnText | None = None
-
-    def record(self, turn: "GeneratedTurn", *, seconds: float) -> Reply:
-        """Tell the session its generated turn, and return the turn as a reply."""
-        # the end of the turn is no part of the conversation: the chat template writes it
-        ended = bool(turn.ids) and turn.ids[-1] in self.session.backend.end_ids
-        self.session.remember(self.ready, turn.ids[:-1] if ended else turn.ids, turn.text)
-        return Reply(
-            text=turn.text,
-            finish=turn.finish,
-            prompt_tokens=len(self.ready.prompt.ids),
-            cached_tokens=turn.cached,
-            new_tokens=len(turn.ids),
-            visual_tokens=self.ready.new_visual_tokens,
-            token_layers=turn.token_layers,
-            seconds=seconds,
-        )
-
-
-class GeneratedTurn(NamedTuple):
-    """A turn as it was sampled."""
-
-    ids: tuple[int, ...]
-    """Every sampled id, the end-of-turn id included."""
-    logps: tuple[float, ...]
-    """Their log-probabilities at the temperature of sampling, among all ids."""
-    text: str
-    """Without the end of the turn; up to and including a stop string."""
-    finish: Literal["stop", "length"]
-    cached: int = 0
-    """Ids of the prompt that were not computed again."""
-    token_layers: float = 0.0
-    """Work of the prefill."""
-
-
-def write_turns(
-    requests: Sequence[GenerationRequest], logits: Tensor, forward: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> list[GeneratedTurn]:
-    """Sample a turn for each row of a batch until every row has ended or is full; the last token of a row is not fed.
-
-    Args:
-        requests: one for each row, with the same temperature and top_p.
-        logits: (rows, vocabulary) after the prompts.
-        forward: returns the logits (rows, vocabulary) after ids (rows, 1), given them with their positions, (3, rows,
-            1) for MRoPE families, else (rows, 1), and which rows have not ended, (rows,) bool.
-    """
-    backend, rows = requests[0].session.backend, range(len(requests))
-    limits = [min(one.settings.max_new_tokens, one.session.limit - one.ready.next_position) for one in requests]
-    sampler = Sampler([one.settings for one in requests], backend.codec.forbidden, logits.device)
-    streams = [TextStream(backend.codec.decode, one.settings.stop, one.on_text) for one in requests]
-    ids: list[list[int]] = [[] for _ in rows]
-    logps: list[list[float]] = [[] for _ in rows]
-    finish: list[Literal["stop", "length"] | None] = [None for _ in rows]
-    place = torch.tensor([one.ready.next_position for one in requests], device=logits.device)
-    axes = requests[0].ready.positions.shape[:-2]
-    for step in range(max(limits)):
-        tokens, chosen = sampler(logits)
-        for row, (token, logp) in enumerate(zip(tokens.tolist(), chosen.tolist(), strict=True)):
-            if finish[row] is not None:
-                continue
-            ids[row].append(token)
-            logps[row].append(logp)
-            ends = token in backend.end_ids
-            if ends or streams[row].push(token):
-                finish[row] = "stop"
-            elif len(ids[row]) == limits[row]:
-                finish[row] = "length"
-            if ends or finish[row] == "length":
-                streams[row].finish()
-        if all(finish):
-            break
-        going = torch.tensor([one is None for one in finish], device=logits.device)
-        logits = forward(tokens[:, None], (place + step)[:, None].expand(*axes, -1, -1), going)
-    return [
-        GeneratedTurn(tuple(ids[row]), tuple(logps[row]), streams[row].text, finish[row] or "length") for row in rows
-    ]
-
-
 def encode_views(backend: "HFBackend", images: Mapping[str, Image.Image]) -> dict[str, EncodedView]:
     """Encode views together, as many at a time as `_PATCHES` allows; return them by the names they are given under."""
     encoded: dict[str, EncodedView] = {}
@@ -504,7 +399,7 @@ def _encode_batch(
         for key, value in joined.items()
     }
     image_id = backend.codec.image_id
-    if backend.branches is not None and has_tiles(model.config):
+    if backend.branches is not None and model.config.model_type in TILED:
         features: Any = base_view(model, placed["pixel_values"])
         tokens = len(features.pooler_output[0])
         return {batch[0][0]: EncodedView((image_id,) * tokens, tokens, None, features)}

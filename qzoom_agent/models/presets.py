@@ -6,7 +6,7 @@ token is the family's; loaded weights override it. Nothing is loaded or looked u
 imported.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class Preset:
     """Visual tokens per view, and the size of one."""
     memory_gb: float | None = None
     """Approximate GB of accelerator memory (or RAM) for a run."""
-    note: str = field(default="")
+    note: str = ""
     """One line for `qzoom models`."""
 
     @property

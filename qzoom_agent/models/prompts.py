@@ -75,9 +75,8 @@ class PromptCodec:
         self.processor = processor
         self.config = config
         self.tokenizer = processor.tokenizer
-        values = config.to_dict()
-        forbidden = {values[key] for key in _PLACEHOLDERS if isinstance(values.get(key), int)}
-        self.forbidden: tuple[int, ...] = tuple(sorted(forbidden))
+        values = [config.to_dict().get(key) for key in _PLACEHOLDERS]
+        self.forbidden: tuple[int, ...] = tuple(sorted({value for value in values if isinstance(value, int)}))
         """Ids of image, video and audio placeholders, which are neither written in a message nor generated."""
         self.image_id: int = config.image_token_id
         self._image_mark: str = self.tokenizer.convert_ids_to_tokens(self.image_id)
@@ -86,8 +85,7 @@ class PromptCodec:
     def render(self, messages: Sequence[Message]) -> str:
         """Render the conversation up to the point where the assistant continues. Raises BackendError."""
         plain: list[Any] = [
-            {"role": message["role"], "content": [self._part(part) for part in message["content"]]}
-            for message in messages
+            {**message, "content": [self._part(part) for part in message["content"]]} for message in messages
         ]
         try:
             text: str = self.processor.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
@@ -187,11 +185,11 @@ def image_only(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
     return type(stock.__name__, (stock,), {"__init__": start, "__doc__": stock.__doc__})
 
 
-def load_processor(source: str, config: PretrainedConfig, **options: Any) -> ProcessorMixin:
+def load_processor(source: str, config: PretrainedConfig) -> ProcessorMixin:
     """Load the processor of the model in `source` (folder or hub id), set up for shown views.
 
     A view already has the size that the model is to see, so the resize of families that take any size is switched off.
-    `options` are passed on to `from_pretrained`. Raises BackendError if there is no processor, or no chat template.
+    Raises BackendError if there is no processor, or no chat template.
     """
     if type(config) not in PROCESSOR_MAPPING:
         raise BackendError(
@@ -201,7 +199,7 @@ def load_processor(source: str, config: PretrainedConfig, **options: Any) -> Pro
     stock = cast(type[ProcessorMixin], PROCESSOR_MAPPING[type(config)])
     if not is_torchvision_available() and "video_processor" in cast(Any, stock).get_attributes():
         stock = image_only(stock)
-    processor = stock.from_pretrained(source, trust_remote_code=False, **options)
+    processor = stock.from_pretrained(source, trust_remote_code=False)
     if processor.chat_template is None:
         processor.chat_template = processor.tokenizer.chat_template
     if processor.chat_template is None:

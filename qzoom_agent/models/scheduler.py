@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Condition
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import torch
 
@@ -22,7 +22,8 @@ from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import BatchEngine
-from qzoom_agent.models.hf_session import GenerationRequest, HFSession
+from qzoom_agent.models.hf_generation import GenerationRequest
+from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams
 from qzoom_agent.trace import PerceptionRecord
 
@@ -83,13 +84,8 @@ class RequestQueue:
             self._arrived = monotonic()
             self._changed.notify_all()
             alone = self._running is None
-        while alone and (batch := self._next_batch(request)):
-            try:
-                self._compute(batch)
-            finally:
-                with self._changed:
-                    self._busy = False
-                    self._changed.notify_all()
+        if alone:
+            self._compute_until(request.result.done)
         return request.result.result()
 
     def run(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
@@ -101,9 +97,7 @@ class RequestQueue:
         try:
             with ThreadPoolExecutor(len(jobs)) as pool:
                 started = [pool.submit(self._run_job, job) for job in jobs]
-                while batch := self._batch_of_all():
-                    failure = self._compute(batch)
-                    self._failure = self._failure or failure
+                self._compute_until(lambda: self._running == 0)
             if self._failure is not None:
                 raise self._failure
         finally:
@@ -119,42 +113,40 @@ class RequestQueue:
                 self._running -= 1
                 self._changed.notify_all()
 
-    def _batch_of_all(self) -> list[Request]:
-        """Wait until every running job waits, and return their batch; empty once all jobs have ended."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) == self._running)
-            return self._taken(len(self._waiting))
-
-    def _next_batch(self, request: Request) -> list[Request]:
-        """Wait until this thread has to compute a batch, and return it; empty once `request` is done."""
-        with self._changed:
-            while not request.result.done() and (self._busy or not self._complete()):
-                self._changed.wait(self._linger)
-            if request.result.done():
-                return []
-            self._busy = True
-            return self._taken(self._size)
+    def _compute_until(self, done: Callable[[], bool]) -> None:
+        """Serve batches from this thread, as they become complete and no other thread serves one, until `done`."""
+        while True:
+            with self._changed:
+                while not done() and (self._busy or not self._complete()):
+                    self._changed.wait(self._linger)
+                if done():
+                    return
+                self._busy = True
+                batch = self._next_batch()
+            try:
+                self._serve(batch)
+            except BaseException as error:  # the error of every request that is left without a result
+                for one in batch:
+                    if not one.result.done():
+                        one.result.set_exception(error)
+                if self._running is not None:
+                    self._failure = self._failure or error
+            finally:
+                with self._changed:
+                    self._busy = False
+                    self._changed.notify_all()
 
     def _complete(self) -> bool:
+        if self._running is not None:
+            return len(self._waiting) == self._running
         return len(self._waiting) >= self._size or monotonic() - self._arrived >= self._linger
 
-    def _taken(self, most: int) -> list[Request]:
+    def _next_batch(self) -> list[Request]:
         """Remove the next batch from the queue."""
         looks = [one for one in self._waiting if one.options is not None]
-        batch = (looks or self._waiting)[:most]
+        batch = (looks or self._waiting)[: None if self._running is not None else self._size]
         self._waiting = [one for one in self._waiting if one not in batch]
         return sorted(batch, key=lambda one: one.order)
-
-    def _compute(self, batch: list[Request]) -> BaseException | None:
-        """Serve a batch; an error is given to the requests without a result, and returned."""
-        try:
-            self._serve(batch)
-        except BaseException as error:
-            for one in batch:
-                if not one.result.done():
-                    one.result.set_exception(error)
-            return error
-        return None
 
 
 class QueuedSession:
@@ -167,8 +159,7 @@ class QueuedSession:
     def look(
         self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False
     ) -> list[PerceptionRecord]:
-        found: list[PerceptionRecord] = self._ask(messages, options=options, map_always=map_always)
-        return found
+        return cast(list[PerceptionRecord], self._ask(messages, options=options, map_always=map_always))
 
     def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
         self._session.place(view, source=source, cells=cells)

@@ -6,8 +6,10 @@ of tokens. Replies come from a list, shared in order by all sessions, or from a 
 random and `seconds` is always 0.0, so traces made with it are reproducible.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from itertools import takewhile
+from operator import eq
 from threading import Lock
 
 from qzoom_agent.config import PerceptionConfig, ViewBudget
@@ -91,9 +93,7 @@ class _ScriptedSession:
         self.places[view] = (source, cells)
 
     def reply(self, messages: Sequence[Message], *, settings: SamplingParams, on_text: OnText | None = None) -> Reply:
-        shared = 0
-        while shared < min(len(self._held), len(messages)) and self._held[shared] == messages[shared]:
-            shared += 1
+        shared = sum(takewhile(bool, map(eq, self._held, messages)))
         cached = sum(sum(self._count(message)) for message in messages[:shared])
         counts = [self._count(message) for message in messages[shared:]]
         whole = self._backend.next_text(messages)
@@ -101,8 +101,8 @@ class _ScriptedSession:
         ends = [text.find(mark) + len(mark) for mark in settings.stop if mark in text]
         text = text[: min(ends, default=len(text))]
         if on_text is not None:
-            for piece in _pieces(text):
-                on_text(piece)
+            for start in range(0, len(text), _CHARS_PER_TOKEN):
+                on_text(text[start : start + _CHARS_PER_TOKEN])
         self._held = [*deepcopy(list(messages)), {"role": "assistant", "content": [{"type": "text", "text": text}]}]
         return Reply(
             text=text,
@@ -130,8 +130,3 @@ class _ScriptedSession:
 
 def _text_tokens(text: str) -> int:
     return -(-len(text) // _CHARS_PER_TOKEN)
-
-
-def _pieces(text: str) -> Iterator[str]:
-    for start in range(0, len(text), _CHARS_PER_TOKEN):
-        yield text[start : start + _CHARS_PER_TOKEN]

@@ -145,11 +145,6 @@ def align(positions: Tensor, *, source: int, crop: tuple[int, int], grid: tuple[
     return out
 
 
-def has_tiles(config: PretrainedConfig) -> bool:
-    """Return True if the family shows an image as a base view and tiles."""
-    return config.model_type in TILED
-
-
 def base_view(model: PreTrainedModel, pixels: Tensor) -> BaseModelOutputWithPooling:
     """Encode the base view of an image alone, in the form of `get_image_features`.
 

@@ -16,7 +16,6 @@ sliding windows are not supported. Hooks are removed when the block ends; other 
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,26 +26,11 @@ from transformers import Cache, PreTrainedModel
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.perception.adapters import adapter_for, text_model
-from qzoom_agent.perception.decoder import Rotary, cut, project, rotate
+from qzoom_agent.perception.decoder import Rotary, project, rotate
 from qzoom_agent.perception.labels import Heads
 
 Tokens = slice | Sequence[int]
 """Indices of tokens of a sequence."""
-
-
-@dataclass(slots=True)
-class _Input:
-    """Input of one layer so far."""
-
-    hidden: Tensor
-    """(batch, tokens, hidden), before the layer's norm."""
-    rotary: Rotary
-
-    def then(self, held: int, new: "_Input") -> "_Input":
-        """Return the first `held` tokens of this input, followed by `new`."""
-        pairs = zip(cut(self.rotary, slice(0, held)), new.rotary, strict=True)
-        cos, sin = (torch.cat(pair, dim=1) for pair in pairs)
-        return _Input(torch.cat((self.hidden[:, :held], new.hidden), dim=1), (cos, sin))
 
 
 class Recording:
@@ -62,7 +46,8 @@ class Recording:
                 "Heads belong to one base model: use the list made for this one."
             )
         self._layers: dict[int, Any] = {layer: stack[layer] for layer in sorted(set(layers))}
-        self._inputs: dict[int, _Input] = {}
+        self._inputs: dict[int, tuple[Tensor, Rotary]] = {}
+        """Input of each layer so far: (batch, tokens, hidden) before the layer's norm, and rotary embeddings."""
         self._thread = threading.get_ident()
 
     @torch.no_grad()
@@ -82,18 +67,18 @@ class Recording:
         Raises:
             BackendError: nothing was recorded of this layer, or it has no such head.
         """
-        held = self._held(layer)
+        hidden, rotary = self._held(layer)
         module = self._layers[layer]
         attention = module.self_attn
-        normed = module.input_layernorm(held.hidden)
+        normed = module.input_layernorm(hidden)
         tokens = torch.arange(normed.shape[1], device=normed.device)
         # indices of the queries, which the causal mask below compares with those of the keys
         asking = tokens[_index(queries)]
         width = int(attention.head_dim)
         query = project(normed[:, asking], attention.q_proj, getattr(attention, "q_norm", None), width)
         key = project(normed, attention.k_proj, getattr(attention, "k_norm", None), width)
-        query = rotate(query, (held.rotary[0][:, asking], held.rotary[1][:, asking]))
-        key = rotate(key, held.rotary)
+        query = rotate(query, (rotary[0][:, asking], rotary[1][:, asking]))
+        key = rotate(key, rotary)
         chosen = list(heads)
         if not all(0 <= head < query.shape[1] for head in chosen):
             raise BackendError(
@@ -113,15 +98,11 @@ class Recording:
         attended: Tensor = logits.softmax(dim=-1)[..., _index(keys)]
         return attended
 
-    def norms(self, layer: int, tokens: Tokens) -> Tensor:
-        """Return L2 norms (batch, tokens), float32, of the states that go into a recorded layer.
+    def states(self, layer: int) -> Tensor:
+        """Return the states (batch, tokens, hidden) that went into a recorded layer."""
+        return self._held(layer)[0]
 
-        In the paper visual tokens with a large norm are attention sinks (the published code finds them by heads).
-        """
-        norms: Tensor = torch.linalg.vector_norm(self._held(layer).hidden[:, _index(tokens)].float(), dim=-1)
-        return norms
-
-    def _held(self, layer: int) -> _Input:
+    def _held(self, layer: int) -> tuple[Tensor, Rotary]:
         if layer not in self._inputs:
             known = ", ".join(map(str, self._inputs)) or "none"
             raise BackendError(
@@ -137,20 +118,20 @@ class Recording:
             hidden = args[0] if args else kwargs["hidden_states"]
             cos, sin = kwargs["position_embeddings"]
             # families without MRoPE compute one row of embeddings for the whole batch
-            rotary = (cos.expand(len(hidden), -1, -1).detach(), sin.expand(len(hidden), -1, -1).detach())
-            new = _Input(hidden.detach(), rotary)
+            new = [part.expand(len(hidden), -1, -1).detach() for part in (hidden, cos, sin)]
             # by its type: the name of the argument changed between versions of transformers
             cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
             past = 0 if cache is None else int(cache.get_seq_length(layer))
             if past:
                 old = self._inputs.get(layer)
-                if old is None or old.hidden.shape[1] < past or len(old.hidden) != len(hidden):
+                if old is None or old[0].shape[1] < past or len(old[0]) != len(hidden):
                     raise BackendError(
                         f"The cache holds {past} tokens that were not recorded, so attention cannot be computed. Start "
                         "the conversation inside the `record` block."
                     )
-                new = old.then(past, new)
-            self._inputs[layer] = new
+                held = (old[0], *old[1])
+                new = [torch.cat((a[:, :past], b), dim=1) for a, b in zip(held, new, strict=True)]
+            self._inputs[layer] = new[0], (new[1], new[2])
 
         return before
 
@@ -210,9 +191,12 @@ def response_map(
 def norm_map(
     recorded: Recording, layer: int, *, start: int, rows: int, columns: int, row: int = 0
 ) -> NDArray[np.float32]:
-    """Return the norms of an image's visual tokens as a map (rows, columns), a sink map for `make_labels`."""
-    found = recorded.norms(layer, slice(start, start + rows * columns))[row]
-    norms: NDArray[np.float32] = found.reshape(rows, columns).cpu().numpy()
+    """Return L2 norms of the states of an image's visual tokens as a map (rows, columns), for `make_labels`.
+
+    In the paper visual tokens with a large norm are attention sinks (the published code finds them by heads).
+    """
+    states = recorded.states(layer)[row, start : start + rows * columns].float()
+    norms: NDArray[np.float32] = torch.linalg.vector_norm(states, dim=-1).reshape(rows, columns).cpu().numpy()
     return norms
 
 

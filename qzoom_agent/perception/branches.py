@@ -10,14 +10,13 @@ and a scale for each row, half the size of bfloat16.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from transformers import PreTrainedModel
 from qzoom_agent.config import Blur, Sides
 from qzoom_agent.errors import BackendError
 from qzoom_agent.perception.adapters import adapter_for, text_model
-from qzoom_agent.perception.decoder import Rotary, cut, last_token, layer_share, project, rotate
+from qzoom_agent.perception.decoder import Rotary, last_token, layer_share, project, rotate
 
 WEIGHTS, CONFIG = "branches.safetensors", "branches.json"
 _SCALE = ".scale"
@@ -66,6 +65,24 @@ class BranchConfig(BaseModel):
     """Probability from which the gate asks for more detail."""
     evidence: dict[str, Any] = {}
     """Measurements behind the thresholds, as `qzoom calibrate` writes them."""
+
+    def require_fit(self, model: PreTrainedModel) -> None:
+        """Raise BackendError if branches of this form were made for another base."""
+        adapter_for(model.config)
+        text: Any = text_model(model)
+        have = (model.config.model_type, text.config.hidden_size, len(text.layers))
+        need = (self.family, self.hidden_size, self.base_layers)
+        if have != need:
+            raise BackendError(
+                f"These branches were made for a {need[0]} of width {need[1]} with {need[2]} layers; this model is a "
+                f"{have[0]} of width {have[1]} with {have[2]}. Use the base they were trained on."
+            )
+        depth = max(self.depth, self.gate_depth)
+        if self.k + depth > have[2]:
+            raise BackendError(
+                f"Branches of depth {depth} after layer {self.k} need at least {self.k + depth} layers to start from; "
+                f"the model has {have[2]}. Choose a smaller k or depth."
+            )
 
 
 def default_k(base_layers: int) -> int:
@@ -109,21 +126,6 @@ class SDRPN(nn.Module):
     def _project(self, states: Tensor, linear: nn.Module, norm: nn.Module | None, rotary: Rotary) -> Tensor:
         parts = project(states, linear, norm, self.head_dim)
         return rotate(parts, rotary) if self.rotated else parts
-
-    def forward(
-        self, hidden: Tensor, *, rotary: Rotary, mask: Tensor | None, spans: Sequence[tuple[int, int]]
-    ) -> list[Tensor]:
-        """Return map logits (batch, tokens of the span) for each span of visual tokens, asked by the last token.
-
-        Args:
-            hidden: states after K base layers, (batch, tokens, hidden).
-            rotary: rotary embeddings of the tokens.
-            mask: additive mask (batch, 1, tokens, tokens); needed if rows are padded (on the left).
-            spans: [start, stop) of the visual tokens of each image.
-        """
-        states = self.states(hidden, rotary=rotary, mask=mask)
-        query = self.queries(states[:, -1:], cut(rotary, slice(-1, None)))
-        return [map_logits(query, self.keys(states[:, a:b], cut(rotary, slice(a, b)))) for a, b in spans]
 
 
 def map_logits(query: Tensor, keys: Tensor) -> Tensor:
@@ -189,20 +191,17 @@ class Branches(nn.Module):
         Raises:
             BackendError: the family is not supported, or the base is too shallow.
         """
+        text = text_model(model)
         config = BranchConfig(
             family=model.config.model_type,
-            hidden_size=text_model(model).config.hidden_size,
-            base_layers=len(text_model(model).layers),
-            k=default_k(len(text_model(model).layers)) if k is None else k,
+            hidden_size=text.config.hidden_size,
+            base_layers=len(text.layers),
+            k=default_k(len(text.layers)) if k is None else k,
             depth=depth,
             gate_depth=gate_depth,
             **settings,
         )
         return _build(model, config, with_sdrpn=with_sdrpn, with_gate=with_gate)
-
-    def require_fit(self, model: PreTrainedModel) -> None:
-        """Raise BackendError if these branches were made for another base."""
-        _require_fit(self.config, model)
 
     def digest(self) -> str:
         """Return a digest of weights and settings."""
@@ -245,14 +244,14 @@ class Branches(nn.Module):
                 "Give the folder that `qzoom train` or `qzoom convert` wrote."
             )
         try:
-            config = BranchConfig.model_validate(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+            config = BranchConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
             stored = load_file(folder / WEIGHTS)
             weights = {
                 name: value.float() * stored[name + _SCALE][:, None] if value.dtype == torch.int8 else value
                 for name, value in stored.items()
                 if not name.endswith(_SCALE)
             }
-        except (OSError, ValueError, KeyError, RuntimeError, ValidationError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise BackendError(f"The branches in {folder} cannot be read: {error}. Copy them again.") from error
         return cls.from_weights(weights, config, model, where=str(folder))
 
@@ -261,16 +260,12 @@ class Branches(nn.Module):
         cls, weights: dict[str, Tensor], config: BranchConfig, model: PreTrainedModel, *, where: str
     ) -> "Branches":
         """Make branches with these weights, by their names in `state_dict`; errors name their source `where`."""
-        _require_fit(config, model)
         parts = {name.split(".")[0] for name in weights}
         if not parts or not parts <= {"sdrpn", "gate"}:
             raise BackendError(f"The branches in {where} hold unknown parts: {', '.join(sorted(parts)) or 'none'}.")
         branches = _build(model, config, with_sdrpn="sdrpn" in parts, with_gate="gate" in parts)
-        own = branches.state_dict()
-        wrong = sorted(
-            name for name in own.keys() | weights.keys() if getattr(own.get(name), "shape", 0) != _shape(weights, name)
-        )
-        if wrong:
+        own, given = ({name: value.shape for name, value in of.items()} for of in (branches.state_dict(), weights))
+        if wrong := sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name)):
             raise BackendError(
                 f"The branches in {where} do not fit the model: {len(wrong)} weights are missing, unknown or of "
                 f"another shape, {wrong[0]} for one. Use the base they were trained on."
@@ -281,30 +276,8 @@ class Branches(nn.Module):
         return branches.eval()
 
 
-def _shape(weights: dict[str, Tensor], name: str) -> object:
-    return weights[name].shape if name in weights else None
-
-
-def _require_fit(config: BranchConfig, model: PreTrainedModel) -> None:
-    adapter_for(model.config)
-    text: Any = text_model(model)
-    have = (model.config.model_type, text.config.hidden_size, len(text.layers))
-    need = (config.family, config.hidden_size, config.base_layers)
-    if have != need:
-        raise BackendError(
-            f"These branches were made for a {need[0]} of width {need[1]} with {need[2]} layers; this model is a "
-            f"{have[0]} of width {have[1]} with {have[2]}. Use the base they were trained on."
-        )
-    deepest = config.k + max(config.depth, config.gate_depth)
-    if config.k >= have[2] or deepest > have[2]:
-        raise BackendError(
-            f"Branches of depth {max(config.depth, config.gate_depth)} after layer {config.k} need at least {deepest} "
-            f"layers to start from; the model has {have[2]}. Choose a smaller k or depth."
-        )
-
-
 def _build(model: PreTrainedModel, config: BranchConfig, *, with_sdrpn: bool, with_gate: bool) -> Branches:
-    _require_fit(config, model)
+    config.require_fit(model)
     adapter, text = adapter_for(model.config), text_model(model)
     k, base = config.k, list(text.layers)
     # deepcopy with a memo that holds the config keeps it shared with the base: a later change of the attention kernel

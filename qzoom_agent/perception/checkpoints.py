@@ -10,10 +10,9 @@ Misleading config keys are reported as notes.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -56,28 +55,18 @@ def weight_files(source: str) -> dict[str, str]:
         raise BackendError(f"{path} cannot be read: {error}. Download it again.") from error
 
 
-def branch_bytes(source: str) -> int:
-    """Return the bytes of a checkpoint's branch weights, unused ones included."""
-    names, total = official_names(source), 0
-    for file in sorted(set(names.values())):
-        with safe_open(_shard(source, file), framework="pt") as shard:
-            for name in (name for name, holder in names.items() if holder == file):
-                part = shard.get_slice(name)
-                # "BF16", "F8_E4M3": the first number is that of bits
-                bits = int("".join(filter(str.isdigit, str(part.get_dtype()).partition("_")[0])))
-                total += math.prod(part.get_shape()) * bits // 8
-    return total
+class OfficialBranches(NamedTuple):
+    """The branches of an official checkpoint."""
+
+    branches: Branches
+    notes: list[str]
+    """Notes for the user, on misleading keys of the config."""
+    size: int
+    """Bytes of the branch weights in the checkpoint, unused ones included."""
 
 
-def _shard(source: str, file: str) -> str:
-    path = checkpoint_file(source, file)
-    if path is None:
-        raise BackendError(f"{source} lacks {file}, which its index names. Download it again.")
-    return path
-
-
-def load_official(source: str, model: PreTrainedModel) -> tuple[Branches, list[str]]:
-    """Load the branches of an official checkpoint for its base `model`, with notes for the user about its config.
+def load_official(source: str, model: PreTrainedModel) -> OfficialBranches:
+    """Load the branches of an official checkpoint for its base `model`.
 
     Raises:
         BackendError: there are none, or they use a variant that the published evaluation does not use.
@@ -89,30 +78,27 @@ def load_official(source: str, model: PreTrainedModel) -> tuple[Branches, list[s
         )
     weights: dict[str, Tensor] = {}
     for file in sorted(set(names.values())):
-        path = _shard(source, file)
+        path = checkpoint_file(source, file)
+        if path is None:
+            raise BackendError(f"{source} lacks {file}, which its index names. Download it again.")
         try:
             with safe_open(path, framework="pt") as shard:
-                for name in (name for name, holder in names.items() if holder == file):
-                    own = own_name(name)
-                    assert own is not None
-                    weights[own] = shard.get_tensor(name)
+                found = {name: shard.get_tensor(name) for name, holder in names.items() if holder == file}
         except SafetensorError as error:
             raise BackendError(f"{path} cannot be read: {error}. Download it again.") from error
-    config, notes = read_config(_settings(source), weights, model)
-    own_weights, dropped = from_official(weights, config)
+        weights |= {cast(str, own_name(name)): value for name, value in found.items()}
+    config, notes = _read_config(_settings(source), weights, model)
+    own_weights, dropped = _from_official(weights, config)
     if dropped:
         notes.append(f"{dropped} weights of the last twig layer are stored and never used; they were dropped.")
-    return Branches.from_weights(own_weights, config, model, where=source), notes
+    branches = Branches.from_weights(own_weights, config, model, where=source)
+    return OfficialBranches(branches, notes, sum(value.nbytes for value in weights.values()))
 
 
-def read_config(
+def _read_config(
     settings: Mapping[str, Any], weights: Mapping[str, Tensor], model: PreTrainedModel
 ) -> tuple[BranchConfig, list[str]]:
-    """Return our config for a checkpoint with these config keys, and notes on misleading keys.
-
-    Raises:
-        BackendError: a variant of the branches that cannot be run.
-    """
+    """Return our config for a checkpoint with these config keys, and notes on misleading keys."""
     notes: list[str] = []
     layers = len(text_model(model).layers)
     for key, usual in (("roi_source", "qk"), ("roi_loss", "bce")):
@@ -158,24 +144,22 @@ def read_config(
     return config, notes
 
 
-def from_official(weights: Mapping[str, Tensor], config: BranchConfig) -> tuple[dict[str, Tensor], int]:
+def _from_official(weights: Mapping[str, Tensor], config: BranchConfig) -> tuple[dict[str, Tensor], int]:
     """Return official weights (named without the model's prefix) under our names, and the number of unused ones."""
     own: dict[str, Tensor] = {}
     dropped = 0
     for name, value in weights.items():
         part, _, rest = name.partition(".")
-        if part == "high_res_head":
-            own[f"gate.head.{rest}"] = value
-        elif part == "high_res_layers":
-            own[f"gate.layers.{rest}"] = value
+        if part != "twig_layers":
+            own[f"gate.{part.removeprefix('high_res_')}.{rest}"] = value
+            continue
+        index, _, inside = rest.partition(".")
+        if int(index) < config.depth - 1:
+            own[f"sdrpn.layers.{rest}"] = value
+        elif inside.startswith(_MAP):
+            own["sdrpn." + inside.removeprefix("self_attn.").replace("input_layernorm.", "norm.")] = value
         else:
-            index, _, inside = rest.partition(".")
-            if int(index) < config.depth - 1:
-                own[f"sdrpn.layers.{rest}"] = value
-            elif inside.startswith(_MAP):
-                own["sdrpn." + inside.removeprefix("self_attn.").replace("input_layernorm.", "norm.")] = value
-            else:
-                dropped += 1
+            dropped += 1
     return own, dropped
 
 
@@ -190,7 +174,7 @@ def to_official(branches: Branches, model: PreTrainedModel) -> dict[str, Tensor]
     for name, value in branches.state_dict().items():
         part, _, rest = name.partition(".")
         if part == "gate":
-            out[rest.replace("head.", "high_res_head.", 1) if rest.startswith("head.") else f"high_res_{rest}"] = value
+            out[f"high_res_{rest}"] = value
         elif rest.startswith("layers."):
             out[f"twig_{rest}"] = value
         else:

@@ -101,19 +101,23 @@ def make_labels(
     if not (np.isfinite(heat).all() and np.isfinite(sinks).all()):
         raise ValueError("a map holds numbers that are not finite")
     rows, columns = heat.shape
+    if shown is not None and rows != columns:
+        raise ValueError(f"an image padded to a square has a square map, not {rows} x {columns}")
     is_sink = sinks >= rules.sink
-    padding = np.zeros(heat.shape, dtype=np.bool)
+    padding = np.full(heat.shape, shown is not None)
     if shown is not None:
-        if rows != columns:
-            raise ValueError(f"an image padded to a square has a square map, not {rows} x {columns}")
-        padding[:] = True
         padding[picture_cells(shown, rows)] = False
     excluded = is_sink | padding
 
     clean = np.where(excluded, 0.0, heat)
     peak = float(clean.max())
     inside = (clean > rules.foreground * peak) & (clean > 0)
-    box = _grown_box(inside, rules.blur_kernel // 2, peak)
+    box = MapRegion(0, 0, columns, rows, peak)
+    if inside.any():
+        (ys, xs), radius = np.nonzero(inside), rules.blur_kernel // 2
+        x1, y1 = max(0, int(xs.min()) - radius), max(0, int(ys.min()) - radius)
+        x2, y2 = min(columns, int(xs.max()) + 1 + radius), min(rows, int(ys.max()) + 1 + radius)
+        box = MapRegion(x1, y1, x2, y2, peak)
     area = (box.x2 - box.x1) * (box.y2 - box.y1)
     labels = np.full(heat.shape, IGNORED, dtype=np.int64)
     if area < rules.area_limit * rows * columns and peak >= rules.least_peak:
@@ -124,20 +128,6 @@ def make_labels(
         labels[(outside & quiet) | padding] = BACKGROUND
         labels[inside] = FOREGROUND
     return Labels(labels, excluded, box)
-
-
-def _grown_box(inside: NDArray[np.bool], radius: int, peak: float) -> MapRegion:
-    rows, columns = inside.shape
-    if not inside.any():
-        return MapRegion(0, 0, columns, rows, peak)
-    ys, xs = np.nonzero(inside)
-    return MapRegion(
-        max(0, int(xs.min()) - radius),
-        max(0, int(ys.min()) - radius),
-        min(columns, int(xs.max()) + 1 + radius),
-        min(rows, int(ys.max()) + 1 + radius),
-        peak,
-    )
 
 
 def picture_cells(shown: Size, side: int) -> tuple[slice, slice]:

@@ -18,15 +18,7 @@ from qzoom_agent.gate import gate_fires
 from qzoom_agent.perception.adapters import Adapter
 from qzoom_agent.perception.branches import SDRPN, BranchConfig, Branches, map_logits
 from qzoom_agent.perception.decoder import Rotary, cut
-from qzoom_agent.perception.maps import (
-    MapRegion,
-    cutoff,
-    foreground,
-    keep_mask,
-    probabilities,
-    regions,
-    smoothed,
-)
+from qzoom_agent.perception.maps import MapRegion, cutoff, foreground, keep_mask, probabilities, regions, smoothed
 
 Images = Sequence[tuple[int, int, int]]
 """For each image of a conversation the index of its first visual token, and the rows and columns of its grid."""
@@ -81,15 +73,10 @@ class BranchOutput:
 
 def resolve_options(config: BranchConfig, options: PerceptionConfig) -> PerceptionConfig:
     """Fill in the branches' own rules of blur, foreground, box and margin where the options leave them open."""
-    own: dict[str, object] = {}
-    if options.threshold is None:
-        own["threshold"] = config.threshold
-        if options.peak_share is None:
-            own["peak_share"] = config.peak_share
-    for name in ("blur", "margin", "box"):
-        if getattr(options, name) is None:
-            own[name] = getattr(config, name)
-    return options.model_copy(update=own)
+    names = ["threshold", "blur", "margin", "box"]
+    if options.threshold is None:  # a threshold that is given counts for itself
+        names.append("peak_share")
+    return options.model_copy(update={name: getattr(config, name) for name in names if getattr(options, name) is None})
 
 
 @torch.inference_mode()
@@ -150,10 +137,7 @@ def look(
     states = sdrpn.states(hidden, rotary=rotary, mask=mask)
     for at, row in enumerate(rows):
         one, turned = states[at : at + 1], (rotary[0][at : at + 1], rotary[1][at : at + 1])
-        maps = [
-            _read(_finite(logits).view(height, width), first, adapter, options)
-            for logits, first, (_, height, width) in _logits(sdrpn, adapter, one, turned, images[row], starts[row])
-        ]
+        maps = _maps(sdrpn, adapter, one, rotary=turned, images=images[row], begin=starts[row], options=options)
         work = found[row].token_layers + sdrpn.layers_a_token * lengths[row]
         found[row] = BranchOutput(scores[row], threshold, maps, work)
     return found
@@ -169,33 +153,30 @@ def _finite(logits: Tensor) -> Tensor:
     return logits
 
 
-def _logits(
-    sdrpn: SDRPN, adapter: Adapter, states: Tensor, rotary: Rotary, images: Images, begin: int
-) -> list[tuple[Tensor, Tensor | None, tuple[int, int, int]]]:
-    """Return for each image its map logits, and those of the first token (`begin`) where the sink rule needs them."""
+def _maps(
+    sdrpn: SDRPN,
+    adapter: Adapter,
+    states: Tensor,
+    *,
+    rotary: Rotary,
+    images: Images,
+    begin: int,
+    options: PerceptionConfig,
+) -> list[Map]:
+    """Return the map of each image of one conversation, whose first token is at `begin`."""
     query = sdrpn.queries(states[:, -1:], cut(rotary, slice(-1, None)))
     sink = None
     if adapter.sink == "first_token":
         # the published rule: of the first token, the first head alone asks
         opening = slice(begin, begin + 1)
         sink = sdrpn.queries(states[:, opening], cut(rotary, opening))[:, :1].expand(-1, query.shape[1], -1, -1)
-    found = []
-    for image in images:
-        start, rows, columns = image
+    maps, floor = [], options.threshold or 0.0
+    for start, rows, columns in images:
         span = slice(start, start + rows * columns)
         keys = sdrpn.keys(states[:, span], cut(rotary, span))
-        found.append((map_logits(query, keys)[0], None if sink is None else map_logits(sink, keys)[0], image))
-    return found
-
-
-def _read(logits: Tensor, first: Tensor | None, adapter: Adapter, options: PerceptionConfig) -> Map:
-    """Turn the logits of one image into its map and regions."""
-    floor = options.threshold or 0.0
-    rows, columns = logits.shape
-    keep = keep_mask(adapter.sink, rows, columns, first)
-    heat = probabilities(logits, keep)
-    level = cutoff(smoothed(heat, options), floor, options)
-    found = foreground(heat, floor, options)
-    return Map(
-        logits.float().cpu(), keep, heat, level, regions(heat, found, limit=options.max_regions, sides=options.box)
-    )
+        logits = _finite(map_logits(query, keys)[0]).view(rows, columns)
+        keep = keep_mask(adapter.sink, rows, columns, None if sink is None else map_logits(sink, keys)[0])
+        heat = probabilities(logits, keep)
+        boxes = regions(heat, foreground(heat, floor, options), limit=options.max_regions, sides=options.box)
+        maps.append(Map(logits.float().cpu(), keep, heat, cutoff(smoothed(heat, options), floor, options), boxes))
+    return maps

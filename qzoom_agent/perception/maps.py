@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from qzoom_agent.config import PerceptionConfig
-from qzoom_agent.perception.adapters import Sink
+from qzoom_agent.perception.adapters import Cells, Sink
 
 SINK_PROBABILITY = 0.75
 """Probability from which a cell that the first token of the sequence attends to is a sink (Qwen3-VL)."""
@@ -124,15 +124,12 @@ def regions(
     if not found.any():
         return []
     values = heat.numpy()
-    parts = [found] if limit == 1 and sides is None else _connected(found)
     boxes = []
-    for part in parts:
+    for part in [found] if limit == 1 and sides is None else _connected(found):
         ys, xs = np.nonzero(part)
-        box: tuple[float, float, float, float] = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
-        if sides is not None:
-            box = _around_centre(values, part, sides)
-        x1, y1, x2, y2 = box
-        boxes.append(MapRegion(x1, y1, x2, y2, peak=float(values[part].max())))
+        tight = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
+        box: Cells = tight if sides is None else _around_centre(values, part, sides)
+        boxes.append(MapRegion(*box, float(values[part].max())))
     return sorted(boxes, key=lambda box: -box.peak)[:limit]
 
 
@@ -155,9 +152,7 @@ def _connected(found: NDArray[np.bool]) -> list[NDArray[np.bool]]:
     return parts
 
 
-def _around_centre(
-    heat: NDArray[np.float32], part: NDArray[np.bool], sides: tuple[float, float]
-) -> tuple[float, float, float, float]:
+def _around_centre(heat: NDArray[np.float32], part: NDArray[np.bool], sides: tuple[float, float]) -> Cells:
     """Return a box around the centre of gravity of a part's hottest cell and its neighbours, moved inside the map.
 
     Cells weigh by their odds, not their probabilities: one at 0.98 says more than one at 0.9. Neighbours weigh whether

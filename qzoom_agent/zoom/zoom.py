@@ -18,11 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from qzoom_agent.config import CropConfig, PerceptionConfig
 from qzoom_agent.errors import BoxError, ConfigError
 from qzoom_agent.extensions import find, satisfying
-from qzoom_agent.geometry import Box, Size, extent, fit_tokens, tokens
+from qzoom_agent.geometry import MAX_ASPECT, Box, Size, extent, fit_tokens, tokens
 from qzoom_agent.views import View, ViewStore
 
-# The longest shape that `fit_tokens` accepts.
-_LONGEST_ASPECT = 200.0
 _NOTHING = Size(0, 0)
 # A box may reach this far outside, in pixels, through rounding alone.
 _NOISE = 1e-6
@@ -156,7 +154,7 @@ class Zoom:
     def _shape(self, box: Box, store: ViewStore, notes: list[str]) -> Box:
         """Grow a small or thin box; shorten one that is thin because the image is."""
         size = store.view("original").size
-        max_aspect = min(self.config.max_aspect, _LONGEST_ASPECT)
+        max_aspect = min(self.config.max_aspect, MAX_ASPECT)
         grown = _whole(box.grow_to(self.config.min_side, size).limit_aspect(max_aspect, size))
         if grown != box:
             moved = any(abs(a - b) >= 1 for a, b in zip(grown.center, box.center, strict=True))

@@ -12,7 +12,8 @@ from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.models import SamplingParams
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import BatchEngine
-from qzoom_agent.models.hf_session import GenerationRequest, HFSession
+from qzoom_agent.models.hf_generation import GenerationRequest
+from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import Reply
 from tests.tiny_models import Family
 

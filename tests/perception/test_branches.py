@@ -14,7 +14,7 @@ from qzoom_agent.errors import BackendError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.perception.branches import CONFIG, WEIGHTS, BranchConfig, Branches, default_k
-from qzoom_agent.perception.checkpoints import branch_bytes
+from qzoom_agent.perception.checkpoints import load_official
 from qzoom_agent.perception.look import resolve_options
 from tests.tiny_models import Family, build
 
@@ -117,10 +117,8 @@ def test_either_branch_may_be_alone(part: str, base: HFBackend, tmp_path: Path) 
 
 def test_sizes(recorded: HFBackend, tmp_path: Path) -> None:
     """Against the published form, which carries the whole last layer, both branches in bfloat16."""
-    branches, whole = (
-        branches_of(recorded),
-        branch_bytes(str(RECORDINGS / recorded.model.config.model_type / "checkpoint")),
-    )
+    checkpoint = str(RECORDINGS / recorded.model.config.model_type / "checkpoint")
+    branches, whole = branches_of(recorded), load_official(checkpoint, recorded.model).size
     assert branches.save(tmp_path / "bf16") / whole < 0.90
     assert branches.save(tmp_path / "int8", int8=True) / whole < 0.50
 

@@ -19,7 +19,8 @@ from qzoom_agent.images import load_image
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import BatchEngine, causal_mask, padded
-from qzoom_agent.models.hf_session import GenerationRequest, HFSession, Prepared
+from qzoom_agent.models.hf_generation import GenerationRequest, Prepared
+from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.perception.adapters import Grid
@@ -138,7 +139,7 @@ def embed_rows(
     backend: HFBackend, sessions: Sequence[HFSession], ready: Sequence[Prepared]
 ) -> tuple[Embedded, Rotary, Tensor, Tensor]:
     """Return embeddings, rotary embeddings and mask of conversations, padded on the left, and which tokens are real."""
-    new, positions, valid = padded(backend, sessions, ready, [0] * len(ready))
+    new, positions, valid = padded(sessions, ready, [0] * len(ready))
     rotary = Decoder(backend.model).rotary(new.hidden, positions)
     return new, rotary, causal_mask(valid, valid.shape[1], new.hidden), valid
 

@@ -19,7 +19,8 @@ from torch.nn.functional import cross_entropy
 from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_session import HFSession, Prepared
+from qzoom_agent.models.hf_generation import Prepared
+from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.perception.decoder import Decoder, Embedded
 from qzoom_agent.perception.labels import IGNORED
 from qzoom_agent.training.branches.base_inference import (

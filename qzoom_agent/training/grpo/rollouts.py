@@ -24,7 +24,8 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.messages import view_ids
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_session import EncodedView, GeneratedTurn, GenerationRequest, HFSession, encode_views
+from qzoom_agent.models.hf_generation import GeneratedTurn, GenerationRequest
+from qzoom_agent.models.hf_session import EncodedView, HFSession, encode_views
 from qzoom_agent.models.interface import ImageSource
 from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.models.scheduler import QueuedSession, Request, RequestQueue, prepared

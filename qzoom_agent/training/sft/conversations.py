@@ -20,7 +20,8 @@ from PIL import Image
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.messages import Message, image_part, message, plain_text, text, text_part, view_ids
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_session import HFSession, Prepared
+from qzoom_agent.models.hf_generation import Prepared
+from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.prompts import PromptCodec
 from qzoom_agent.perception.labels import IGNORED
 from qzoom_agent.training.branches.base_inference import answer_ids, with_answer

@@ -15,7 +15,7 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import BatchEngine
-from qzoom_agent.models.hf_session import GeneratedTurn
+from qzoom_agent.models.hf_generation import GeneratedTurn
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.prompts import ImageSpan, Prompt
 from qzoom_agent.models.sampling import draw

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final
 
 from PIL import Image
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from qzoom_agent.data.answers import collisions, matching
 from qzoom_agent.data.rows import Rows
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
@@ -19,18 +19,7 @@ from qzoom_agent.geometry import Box
 
 LETTER: Final = "Answer with the option's letter from the given choices directly."
 SHORT: Final = "Answer the question using a single word or phrase."
-_INNER_POINT: Final = re.compile(r"(?<=\d)\.(?=\d)")
-_POINT: Final = "\0"
 _MARK: Final = re.compile(r"(?:^|(?<=\s))(?:\(([A-H])\)|([A-H])[.):])[ \t]*")
-
-
-def normalise(text: str) -> str:
-    """Return `text` without case, spaces and punctuation; a point between digits stays, it tells 12.4 from 124."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = _INNER_POINT.sub(_POINT, text.replace(_POINT, ""))
-    kept = "".join(char for char in text if char == _POINT or unicodedata.category(char)[0] in "LNM")
-    # Composed again: dropping a sign may leave a letter and its accent side by side.
-    return unicodedata.normalize("NFKC", kept).replace(_POINT, ".")
 
 
 def letter(index: int) -> str:
@@ -140,7 +129,15 @@ class Question(BaseModel):
     def _has_an_answer(self) -> Question:
         if not self.golds:
             raise ValueError("there is neither an answer nor answers")
-        if self.options and self.letter is None:
+        if not self.options:
+            return self
+        twice = collisions(self.options)
+        if twice:
+            raise ValueError(f"the option {twice[0]!r} stands there twice: give each option a text of its own")
+        if self.letter is None:
+            fits = [self.options[index] for index in matching(self.golds[0], self.options)]
+            if fits:
+                raise ValueError(f"the answer {self.golds[0]!r} fits several options: {', '.join(fits)}. Give a letter")
             raise ValueError(f"the answer {self.golds[0]!r} is none of the options {', '.join(self.options)}")
         return self
 
@@ -150,13 +147,16 @@ class Question(BaseModel):
 
     @property
     def letter(self) -> str | None:
-        """The right option's; a text that is an option goes before a letter."""
-        gold = self.golds[0]
-        texts = [normalise(option) for option in self.options]
-        if normalise(gold) in texts:
-            return letter(texts.index(normalise(gold)))
-        said = gold.strip("(). ").upper()
-        return said if said in map(letter, range(len(texts))) else None
+        """The right option's, or None if it cannot be known; a text that is an option goes before a letter."""
+        gold, letters = self.golds[0].strip(), [letter(index) for index in range(len(self.options))]
+        found = matching(gold, self.options)
+        if not found:
+            said = gold.strip("(). ").upper()
+            found = [letters.index(said)] if said in letters else []
+        if not found and _MARK.match(gold):  # "B. milk"
+            marked = gold.lstrip("(")[0]
+            found = [index for index in matching(bare(gold), self.options) if letters[index] == marked]
+        return letters[found[0]] if len(found) == 1 else None
 
     @property
     def asked(self) -> str:

@@ -25,7 +25,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.stats import Figures, Paired, paired
-from qzoom_agent.evaluation.summary import Results, by_sample
+from qzoom_agent.evaluation.summary import Results, by_sample, one_version
 
 RIGHT = 0.5
 """An answer worth at least this is right, where right and wrong are counted."""
@@ -123,6 +123,8 @@ def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -
         chosen = scorer or leading[name]
         if any(chosen not in row.scores for row in (pairs[0].before[0], pairs[0].after[0])):
             raise ConfigError(f"{name}: there is no scorer {chosen!r} in both runs. `qzoom eval rescore` adds one.")
+        both = [row for pair in pairs for row in (*pair.before, *pair.after)]
+        one_version(both, chosen, folders=f"{before.path}` and `qzoom eval rescore {after.path}")
         found[name] = _compare(name, pairs, alone, chosen, before, after)
     return Comparison(before=str(before.path), after=str(after.path), tasks=found)
 

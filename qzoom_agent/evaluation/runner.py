@@ -44,6 +44,7 @@ from qzoom_agent.evaluation.sample_result import (
 from qzoom_agent.evaluation.stats import require_scipy
 from qzoom_agent.evaluation.summary import Results, summarise
 from qzoom_agent.evaluation.tasks.catalog import with_scorer
+from qzoom_agent.evaluation.tasks.rule_version import rule_version
 from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, Task
 
 _Item = TypeVar("_Item")
@@ -179,7 +180,8 @@ def evaluate(
             run.finish(items, workers=workers, rank=None if shard.count == 1 else shard.index, watch=watch)
         shard.wait()
         if shard.index == 0:
-            folder.replace_rows([_completed(row, tasks) for row in folder.latest()])
+            asked = {task.name: task.scorers for task in tasks}
+            folder.replace_rows([row.completed(asked.get(row.task, {})) for row in folder.latest()])
             return _write_results(folder, tasks, scorer)
     return summarise(folder, tasks, scorer=scorer)
 
@@ -198,14 +200,6 @@ def _write_results(folder: RunFolder, tasks: Sequence[Task], scorer: str | None)
     results = summarise(folder, tasks, scorer=scorer)
     folder.write("results.json", results.model_dump_json(indent=1) + "\n")
     return results
-
-
-def _completed(row: SampleResult, tasks: Sequence[Task]) -> SampleResult:
-    """Return the row of an earlier run with the scores of scorers that its task did not have then."""
-    scorers = {name: scorer for task in tasks if task.name == row.task for name, scorer in task.scorers.items()}
-    if scorers.keys() <= row.scores.keys():
-        return row
-    return row.model_copy(update={"scores": row.rescored(scorers).scores | row.scores})
 
 
 @dataclass(frozen=True)
@@ -262,7 +256,7 @@ class _TaskRun:
             weights=self.weights,
         )
         if known is not None and known.key == about(image=image_digest(sample))["key"]:
-            return known, False
+            return known.completed(self.task.scorers), False
         return self._ask(sample, about, seed=episode_seed(self.seed, sample.id, repeat)), True
 
     def _ask(self, sample: Sample, about: Callable[..., dict[str, JsonValue]], *, seed: int) -> SampleResult:
@@ -277,16 +271,16 @@ class _TaskRun:
             failed = {
                 "status": "error",
                 "error": f"{type(error).__name__}: {error}",
-                "scores": scored(None, "error", sample, self.task.scorers),
             }
-            return SampleResult.model_validate(about(image=image_digest(sample)) | failed)
+            scores = scored(None, "error", sample, self.task.scorers)
+            return SampleResult.model_validate(about(image=image_digest(sample)) | failed | scores)
         # The trace has the digest already; hashing a large image again would cost more than all the rest here.
         views = answer.trace.views
         known = about(image=views[0].digest if views else image_digest(sample))
         if self.traces:
             self.folder.save_trace(str(known["key"]), answer)
         scores = scored(answer.text, answer.trace.status, sample, self.task.scorers)
-        return SampleResult.model_validate(known | measured(answer, sample) | {"scores": scores})
+        return SampleResult.model_validate(known | measured(answer, sample) | scores)
 
     def _unreadable(self, place: int, repeat: int, error: QzoomError) -> SampleResult:
         """Return the row of a sample that cannot be read: it belongs to the task, so it counts."""
@@ -307,6 +301,7 @@ class _TaskRun:
             status="error",
             error=f"{type(error).__name__}: {error}",
             scores={name: Score(0.0, None) for name in self.task.scorers},
+            rules={name: rule_version(scorer) for name, scorer in self.task.scorers.items()},
         )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import PIL.Image
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, computed_field
@@ -21,6 +21,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, comp
 from qzoom_agent.config import AgentConfig, PolicyName
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.redundancy import INSIDE, Redundancy, count
+from qzoom_agent.evaluation.tasks.rule_version import rule_version
 from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, apply
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import digest, load_image
@@ -88,6 +89,8 @@ class SampleResult(BaseModel):
     error: str | None = None
     scores: dict[str, Score] = Field(default_factory=dict)
     """By scorer, the task's default first."""
+    rules: dict[str, str] = Field(default_factory=dict)
+    """Version of each scorer (`rule_version`); empty in rows of older releases, which did not write it."""
 
     usage: Usage = Field(default_factory=Usage)
     token_layers: float = 0.0
@@ -164,15 +167,31 @@ class SampleResult(BaseModel):
 
     def rescored(self, scorers: Mapping[str, Scorer | CustomScorer]) -> SampleResult:
         """Return the same answer, scored by these."""
-        return self.model_copy(update={"scores": scored(self.answer, self.status, self.sample(), scorers)})
+        return self.model_copy(update=scored(self.answer, self.status, self.sample(), scorers))
+
+    def completed(self, scorers: Mapping[str, Scorer | CustomScorer]) -> SampleResult:
+        """Return the row with a score of every scorer as it is now; those of other scorers are kept."""
+        if all(name in self.scores and self.rules.get(name) == rule_version(one) for name, one in scorers.items()):
+            return self
+        now = self.rescored(scorers)
+        return now.model_copy(update={"scores": now.scores | self._other(now.scores), "rules": self.rules | now.rules})
+
+    def _other(self, scores: Mapping[str, Score]) -> dict[str, Score]:
+        return {name: score for name, score in self.scores.items() if name not in scores}
 
 
 def scored(
     answer: str | None, status: str, sample: Sample, scorers: Mapping[str, Scorer | CustomScorer]
-) -> dict[str, Score]:
-    """Return the worth of an answer by every scorer. A failed episode has no answer, whatever it wrote before."""
+) -> dict[str, Any]:
+    """Return the fields of a row that hold the worth of an answer by every scorer, and the scorers' versions.
+
+    A failed episode has no answer, whatever it wrote before.
+    """
     said = None if status == "error" else answer
-    return {name: apply(scorer, said, sample) for name, scorer in scorers.items()}
+    return {
+        "scores": {name: apply(scorer, said, sample) for name, scorer in scorers.items()},
+        "rules": {name: rule_version(scorer) for name, scorer in scorers.items()},
+    }
 
 
 def episode_seed(seed: int, sample_id: str, repeat: int = 0) -> int:

@@ -23,6 +23,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.run_log import RunFolder, TaskSelection
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.stats import Figure, Figures, Interval, figure
+from qzoom_agent.evaluation.tasks.rule_version import PublicRule, public_rule
 from qzoom_agent.evaluation.tasks.task import Scored, Task
 from qzoom_agent.extensions import reference
 
@@ -113,6 +114,10 @@ class ScorerResult(Figures):
     """None where every sample was asked once."""
     source: str | None = None
     """Module and name of the function, as `module:name`; None where the run was summarised without its task."""
+    version: str = ""
+    """Version of the rule that every row was scored by; empty where the rows do not say."""
+    public_rule: PublicRule | None = None
+    """The public code whose rule it is; None for a rule of its own, and where the task is not known."""
 
 
 class TaskResult(Figures):
@@ -210,7 +215,8 @@ def task_result(
     repeats: int = 1,
 ) -> TaskResult:
     """Return the figures of one task's rows, at least one."""
-    names = list(rows[0].scores)
+    # A scorer that some rows lack was not yet, or is no longer, one of the task's.
+    names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
     chosen = scorer if scorer in names else names[0]
     scores = {name: _marks(rows, name, task) for name in names}
     leading = scores[chosen].accuracy
@@ -229,6 +235,18 @@ def task_result(
         cost=cost(rows),
         perception=perception(rows),
     )
+
+
+def one_version(rows: Sequence[SampleResult], scorer: str, *, folders: str = "DIR") -> str:
+    """Return the version of the rule that all rows were scored by; raise ConfigError if there are several."""
+    versions = sorted({row.rules.get(scorer, "") for row in rows})
+    if len(versions) > 1:
+        named = " and ".join(version or "an older one that was not noted" for version in versions)
+        raise ConfigError(
+            f"{rows[0].task}: answers were scored by different versions of {scorer!r}: {named}. Their figures do not "
+            f"compare. Score them again with `qzoom eval rescore {folders}`, which asks the model nothing."
+        )
+    return versions[0]
 
 
 def by_sample(rows: Iterable[SampleResult]) -> dict[str, list[SampleResult]]:
@@ -255,6 +273,8 @@ def _marks(rows: Sequence[SampleResult], scorer: str, task: Task | None) -> Scor
         published=dict(aggregate(scored)) if aggregate and scored else {},
         repeats=_repeats(samples, scorer),
         source=reference(task.scorers[scorer]) if task and scorer in task.scorers else None,
+        version=one_version(rows, scorer),
+        public_rule=public_rule(task.scorers[scorer]) if task and scorer in task.scorers else None,
     )
 
 

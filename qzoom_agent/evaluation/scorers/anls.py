@@ -11,27 +11,33 @@ from collections.abc import Sequence
 from typing import Final
 
 from qzoom_agent.data.samples import Sample
-from qzoom_agent.evaluation.scorers.extraction import final_answer
+from qzoom_agent.evaluation.scorers.open_answer import compared
+from qzoom_agent.evaluation.tasks.rule_version import lmms_eval, scorer, vlmevalkit
 from qzoom_agent.evaluation.tasks.task import Score
 
 THRESHOLD: Final = 0.5
 
 
-def faithful(text: str | None, sample: Sample) -> Score:
+@scorer(lmms_eval("api/metrics.py: anls"))
+def faithful(text: str, sample: Sample) -> Score:
     """Score the whole reply by the public rule.
 
     Trap: the distance is of the texts in lower case with white space collapsed, the length is of the raw ones, so a
     reply of many spaces is penalised less. An accepted distance of half ("12" for "13") is worth 0.5.
     """
-    if text is None:
-        return Score(0.0, None)
     return Score(anls(text, sample.answers, raw_length=True), text)
 
 
-def clean(text: str | None, sample: Sample) -> Score:
+@scorer(vlmevalkit("vlmeval/dataset/utils/vqa_eval.py: anls_compute, hit_calculate"))
+def kit(text: str, sample: Sample) -> Score:
+    """Score the whole reply; distance and length are of the texts in lower case with white space collapsed."""
+    return Score(anls(text, sample.answers, raw_length=False), text)
+
+
+@scorer()
+def clean(text: str, sample: Sample) -> Score:
     """Score the final answer, distance and length after lower case and collapsed spaces."""
-    said = final_answer(text) if text else None
-    return Score(anls(said, sample.answers, raw_length=False) if said is not None else 0.0, said)
+    return compared(text, sample, lambda said: anls(said, sample.answers, raw_length=False))
 
 
 def anls(prediction: str, golds: Sequence[str], *, raw_length: bool) -> float:

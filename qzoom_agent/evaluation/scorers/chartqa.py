@@ -19,44 +19,56 @@ from decimal import Decimal, localcontext
 from typing import Final
 
 from qzoom_agent.data.samples import Sample
-from qzoom_agent.evaluation.scorers.extraction import final_answer
 from qzoom_agent.evaluation.scorers.match import exact_match, number
+from qzoom_agent.evaluation.scorers.open_answer import compared
+from qzoom_agent.evaluation.tasks.rule_version import lmms_eval, scorer, vlmevalkit
 from qzoom_agent.evaluation.tasks.task import Score
 
 TOLERANCE: Final = Decimal("0.05")
 _YEAR: Final = re.compile(r"1[5-9]\d\d|20\d\d")
 
 
-def faithful(text: str | None, sample: Sample) -> Score:
+@scorer(lmms_eval("tasks/chartqa/utils.py: relaxed_correctness"))
+def faithful(text: str, sample: Sample) -> Score:
     """Score the whole reply by the public rule."""
-    if text is None:
-        return Score(0.0, None)
-    said, meant = _float(text), _float(sample.answer)
+    return Score(float(_relaxed(text, sample.answer)), text)
+
+
+@scorer(vlmevalkit("vlmeval/dataset/utils/vqa_eval.py: process_line, relaxed_correctness"))
+def kit(text: str, sample: Sample) -> Score:
+    """Score by the same rule without the white space around the reply."""
+    return Score(float(_relaxed(text.strip(), sample.answer)), text)
+
+
+def _relaxed(text: str, answer: str) -> bool:
+    said, meant = _float(text), _float(answer)
     if said is not None and meant:
-        return Score(float(abs(said - meant) / abs(meant) <= float(TOLERANCE)), text)
-    return Score(float(text.lower() == sample.answer.lower()), text)
+        return abs(said - meant) / abs(meant) <= float(TOLERANCE)
+    return text.lower() == answer.lower()
 
 
-def clean(text: str | None, sample: Sample) -> Score:
+@scorer()
+def clean(text: str, sample: Sample) -> Score:
     """Score the final answer: a year must be equal, another number within 5 %, anything else equal by `match`.
 
     Where only one of the two has a per cent sign, it may be a unit (5% is 5) or a hundredth (5% is 0.05). A right
     answer of four digits from 1500 to 2099 is a year, which is strict where a chart counts that many of something.
     """
-    said = final_answer(text) if text else None
-    if said is None:
-        return Score(0.0, None)
-    value, meant = number(said), number(sample.answer)
-    if value is None or meant is None or _YEAR.fullmatch(sample.answer.strip()):
-        return Score(float(exact_match(said, sample.answer)), said)
+    return compared(text, sample, lambda said: float(_close(said, sample.answer)))
+
+
+def _close(said: str, answer: str) -> bool:
+    value, meant = number(said), number(answer)
+    if value is None or meant is None or _YEAR.fullmatch(answer.strip()):
+        return exact_match(said, answer)
     with localcontext() as context:
         context.clear_traps()  # a reply of a million digits is a number, and no error
         readings = [(value, meant)]
-        if _per_cent(said) and not _per_cent(sample.answer):
+        if _per_cent(said) and not _per_cent(answer):
             readings.append((value / 100, meant))
-        if _per_cent(sample.answer) and not _per_cent(said):
+        if _per_cent(answer) and not _per_cent(said):
             readings.append((value, meant / 100))
-        return Score(float(any(abs(one - other) <= TOLERANCE * abs(other) for one, other in readings)), said)
+        return any(abs(one - other) <= TOLERANCE * abs(other) for one, other in readings)
 
 
 def _per_cent(text: str) -> bool:

@@ -1,135 +1,216 @@
-r"""The final answer in a reply, and the option that a reply chooses: our own reading, the same for every task.
+r"""The final answer in a reply: our own reading, the same for every task.
 
-In this order, the first that is there decides:
-    1. the last `<answer>` tag
-    2. the last `\boxed{}`
-    3. the last "answer is X" (or "answer: X")
-    4. for a choice: one option's letter on its own ("B", "(B) red", "... so it is (B)", "Definitely C")
-    5. for a choice: the text of exactly one option
-    6. nothing: the reply is unparsed. It counts as wrong, and `parse_rate` reports how often that happens.
-
-Inside a tag, a box or after "answer is" steps 4 and 5 apply to what stands there. A reply that names two letters
-without saying which it means chooses nothing: guessing here would pay for hedging. "A" before a word in lower case is
-an article ("A man"), and letters in the middle of a word never count ("Based" is not B).
+Thinking (`<think>`, closed or not) is not read. Then the first mark that is there decides:
+    1. the last complete `<answer>` tag, else one that is not closed
+    2. the last `\boxed{}` or `<|begin_of_box|>`
+    3. the last `"answer": ...` of a JSON object
+    4. the last "answer is X" or "answer: X", in thirteen languages; not "the answer is not X"
+    5. for open questions, the only **bold** text
+    6. nothing: all of the reply
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from qzoom_agent.evaluation.scorers.match import normalise
-
-_OPEN: Final = re.compile("<answer>", re.IGNORECASE)
-_CLOSE: Final = re.compile("</answer>", re.IGNORECASE)
-_SAYS: Final = re.compile(r"\b(?:answer|choice|option)\b\**(?:\s+(?:is|was)\b|\s*[:=])[ \t]*:?\**[ \t]*", re.IGNORECASE)
-# A sentence ends at a line's end or at a full stop before a space: 12.4 and "(B). It" are read rightly.
-_SENTENCE: Final = re.compile(r"(.*?)(?:\.(?=\s|\Z)|\n|\Z)", re.DOTALL)
-_BOXED: Final = "\\boxed{"
-_LEADING: Final = re.compile(r"[\s*(\[]*([A-Za-z])\s*[)\].:,*]")
-# Right after a leading letter: "(A) or (B)" chooses nothing, "B. Not A, because ..." chooses B.
-_HEDGE: Final = re.compile(r"\s*(?:(?:or|and|[/,&])\s*)?[(\[]?([A-Za-z])(?:[)\].:,]|\s*\Z)")
-_BRACKETED: Final = re.compile(r"[(\[]\s*\**([A-Z])\**\s*[)\]]")
-_STANDING: Final = re.compile(r"(?<![\w'\u2019-])([A-Z])(?![\w'\u2019]|-\w)(?! [a-z])")
-_ALONE: Final = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
+_WIDE: Final = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0x2019: 0x27}
+_WIDE.update({0x24B6 + at: 0x41 + at for at in range(26)})
+_THOUGHT: Final = re.compile(r"<(/?)\s*(?:think|thinking|thought|reasoning|reflection)\s*>", re.IGNORECASE)
+_TAG: Final = re.compile("<(/?)answer>", re.IGNORECASE)
+_BRACES: Final = re.compile(r"\\f?boxed\s*\{|[{}]|<\|begin_of_box\|>|<\|end_of_box\|>")
+_WRAPPED: Final = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{(.*)\}", re.DOTALL)
+_KEY: Final = re.compile(
+    r"""["'](?:final[_ ]?)?(?:answer|choice|option|letter|response|result|答案)["']\s*:\s*"""
+    r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\[[^\]\n]{0,300}\]|-?[\d.]+|true|false)""",
+    re.IGNORECASE,
+)
+_NOUN: Final = (
+    r"(?:\b(?:answer|choice|option|solution|respuesta|opci[oó]n|réponse|reponse|antwort|lösung|resposta|opção|risposta"
+    r"|opzione|antwoord|odpowied[źz]|ответ|вариант|cevap|đáp án)\b|答案|选项|選項|选择|答え|正解|解答|回答|정답|답"
+    r"|الإجابة|الجواب|उत्तर)"
+)
+_VERB: Final = (
+    r"(?:\s+(?:is|was|(?:would|should|must|could|might|may|can|will|has to)\s+be|es|est|ist|lautet|wäre|é|è|to|là|هي|هو"
+    r"|isn'?t|wasn't|can(?:no|')t\s+be|no\s+es|n'est\s+pas)(?=[\s:*\"'(]|\Z)|\s*[\u2014\u2013]\s"
+    r"|\s*(?:应该是|应该为|應該是|应为|應为|应是|不是|是|为|為|選|选|は|이|은|는))"
+)
+_BESIDE: Final = r"(?:\s+(?:correcta|correcte|corretta|correta|in\s+this\s+case|to\s[^.\n:]{1,80}?))?"
+_SAYS: Final = re.compile(
+    rf"{_NOUN}[*_\"”」』)]{{0,3}}{_BESIDE}(?:{_VERB}\s*:?|\s*[*_]{{0,3}}\s*[:=](?!=))[*_\"“「『]{{0,3}}[ \t]*"
+    r"|^[#*_\s]{1,8}(?:the\s+)?(?:final\s+)?answer[*_ \t]{0,4}$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_NOT: Final = re.compile(
+    r"\s*(?:(?:not(?! only)|neither|never|no es|nicht|pas|não|non|не)\b|不是|不选|不)"
+    r"|.*(?:(?:n't|not)(?:\s+be)?|no\s+es|n'est\s+pas|不是)\W*\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+_END: Final = re.compile(r"[\n。]|[.!?](?=[\"')\]*_]*(?:\s|\Z))")
+_TITLES: Final = re.compile(
+    r"dr|mr|mrs|ms|prof|st|ste|mt|ft|lt|col|gen|sgt|capt|rev|hon|gov|sen|rep|pres|no|nr|nos|fig|vol|vs|art|sec|ch|pp"
+    r"|approx|ca|cf|e\.g|i\.e|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec"
+)
+"""Abbreviations that something follows."""
+_SHORT: Final = re.compile(
+    r"inc|ltd|co|corp|llc|plc|jr|sr|etc|ave|blvd|rd|dept|bldg|apt|est|min|max|hr|hrs|sq|oz|lb|lbs|in"
+)
+"""Abbreviations that may end a sentence."""
+_STARTS: Final = re.compile(
+    r"\s+[\"'(*]*(?:It|Its|The|This|That|These|Those|There|I|We|He|She|They|Because|So|As|But|And|You|If|Since"
+    r"|Therefore|Thus|However|Not|Here|Looking|Based|In|On|For|From|Both|Or)\b"
+)
+_COPULA: Final = re.compile("(?:です|でした|である|だと思います|だ|입니다|이다)[。.]?\\Z")
+_REASON: Final = re.compile(
+    r"[,;]?\s+(?:because|since|as\s+(?:seen|shown|indicated|it|the|can|we|per)|based\s+on|according\s+to|given\s+that)\b.*",
+    re.IGNORECASE | re.DOTALL,
+)
+_BOLD: Final = re.compile(r"\*\*([^*\n]{1,200})\*\*")
+_BULLET: Final = re.compile(r"[-\u2022]\s+")
+_EMPHASIS: Final = re.compile(r"(\*{1,3}|_{1,2}|`{1,3})([^*`\n]*)\1")
+_HEDGED: Final = re.compile(
+    r"\s*(?:or\b|but (?:it )?(?:could|might|may)|alternatively|possibly|maybe|perhaps)", re.IGNORECASE
+)
+_SENTENCE_VERB: Final = re.compile(
+    r"\b(?:is|are|was|were|be|been|says?|reads?|shows?|displays?|has|have|can|cannot|see|seems?|appears?|looks?|indicates?"
+    r"|contains?|es|est|ist|sind|son|é|è|sono|sont)\b|n't\b|'s\b",
+    re.IGNORECASE,
+)
+_NESTED: Final = 3
+_LONGEST: Final = 2_000
+"""Characters of a statement that are read."""
 
 
 def final_answer(text: str) -> str | None:
     """Return the final answer of a reply, or all of it if it marks none; None if that is empty.
 
-    >>> final_answer("I see 12.\\n<answer>12.40</answer>"), final_answer("The answer is 12.4."), final_answer("red")
+    >>> final_answer("I see 12.\\n<answer>12.40</answer>"), final_answer("The answer is 12.4."), final_answer("**red**")
     ('12.40', '12.4', 'red')
+    >>> final_answer("The answer is Dr. Smith. He is on the left."), final_answer("<think>Is it 4?</think>It is 5.")
+    ('Dr. Smith', 'It is 5.')
     """
-    for found in _marked(text):
-        return found
-    return text.strip() or None
+    text = said(text)
+    found = marked(text)
+    if found is not None:
+        return _plain(found)
+    bold = {one.strip() for one in _BOLD.findall(text) if one.strip().strip(":")}
+    return _plain(bold.pop() if len(bold) == 1 else text) or None
 
 
-def choice(text: str, options: Sequence[str]) -> str | None:
-    """Return the letter (A for the first option) that a reply chooses, or None if it does not say.
+def said(text: str) -> str:
+    """Return a reply with full-width letters as plain ones, without its thinking: empty if that was never ended."""
+    text = text.translate(_WIDE)
+    thoughts = list(_THOUGHT.finditer(text))
+    if not thoughts:
+        return text.strip()
+    last = thoughts[-1]
+    if last[1]:
+        return text[last.end() :].strip()
+    closed = [tag.end() for tag in thoughts if tag[1]]
+    return text[closed[-1] if closed else 0 : last.start()].strip()
 
-    >>> choice("Based on the crop it is (C)", ["red", "green", "blue"]), choice("A man", ["hat", "scarf"])
-    ('C', None)
-    """
-    for found in _marked(text):
-        return _chosen(found, options)
-    return _chosen(text, options)
 
-
-def _marked(text: str) -> Iterator[str]:
-    """Yield what the reply itself marks as its answer, the strongest mark first; empty marks are none."""
-    tagged = _last_tagged(text)
+def marked(text: str) -> str | None:
+    """Return what a reply itself marks as its answer, by the strongest mark; None if it marks nothing."""
+    tagged = _tagged(text)
     if tagged:
         # <answer>\boxed{B}</answer> and <answer>The answer is B</answer> are common.
-        yield next(_marked(tagged), tagged)
-    boxed = _last_boxed(text)
-    if boxed:
-        yield boxed
-    said = [match.end() for match in _SAYS.finditer(text)]
-    if said:
-        sentence = _SENTENCE.match(text, said[-1])
-        answer = sentence[1].strip().strip("*").strip() if sentence else ""
-        if answer:
-            yield answer
+        return marked(tagged) or tagged
+    return _boxed(text) or _keyed(text) or next(_statements(text), None)
 
 
-def _last_tagged(text: str) -> str:
-    """Return the text of the last `<answer>`, as far as its end tag; empty if there is none."""
-    starts = [match.end() for match in _OPEN.finditer(text)]
-    return _CLOSE.split(text[starts[-1] :], maxsplit=1)[0].strip() if starts else ""
+def _tagged(text: str) -> str:
+    """Return the text of the last complete `<answer>`, else from the last one on; empty if there is none."""
+    start, found = None, ""
+    for tag in _TAG.finditer(text):
+        if not tag[1]:
+            start = tag.end()
+        elif start is not None:
+            found, start = text[start : tag.start()].strip() or found, None
+    return found or (text[start:].strip() if start is not None else "")
 
 
-def _last_boxed(text: str) -> str | None:
-    """Return the content of the last `\\boxed{}`, braces balanced; None if there is none or it is not closed."""
-    start = text.rfind(_BOXED)
-    if start < 0:
-        return None
-    depth = 1
-    for at in range(start + len(_BOXED), len(text)):
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
-        if depth == 0:
-            inner = text[start + len(_BOXED) : at].strip()
-            plain = re.fullmatch(r"\\(?:text|textbf|mathrm|mathbf)\{(.*)\}", inner, re.DOTALL)
-            return plain[1].strip() if plain else inner
-    return None
+def _boxed(text: str) -> str:
+    """Return the content of the last complete box, braces balanced; empty if there is none."""
+    found, opened = "", list[tuple[str, int]]()
+    for mark in _BRACES.finditer(text):
+        if mark[0] == "<|end_of_box|>" or mark[0] == "}":
+            start = opened.pop() if opened else ("", 0)
+            if start[0] in ("\\", "<"):
+                found = text[start[1] : mark.start()].strip() or found
+        else:
+            opened.append((mark[0][0], mark.end()))
+    inner = _WRAPPED.fullmatch(found)
+    return inner[1].strip() if inner else found
 
 
-def _chosen(text: str, options: Sequence[str]) -> str | None:
-    letters = "".join(chr(ord("A") + index) for index in range(len(options)))
-    alone = _ALONE.fullmatch(text)
-    if alone and alone[1].upper() in letters:
-        return alone[1].upper()
-    by_text = _by_text(text, options)
-    if by_text is not None and normalise(text) == normalise(options[letters.index(by_text)]):
-        # "A. Smith" may be an option's text, and then the A in it is no letter.
-        return by_text
-    leading = _LEADING.match(text)
-    if leading and leading[1].upper() in letters:
-        other = _HEDGE.match(text, leading.end())
-        return None if other and other[1].upper() in letters else leading[1].upper()
-    for pattern in (_BRACKETED, _STANDING):
-        named = {letter for letter in pattern.findall(text) if letter in letters}
-        if named:
-            return named.pop() if len(named) == 1 else None
-    return by_text
+def _keyed(text: str) -> str:
+    value = next((match[1] for match in reversed(list(_KEY.finditer(text)))), "")
+    if value.startswith('"'):
+        try:
+            return str(json.loads(value)).strip()
+        except ValueError:
+            pass
+    return value.strip("\"'[] ").replace('"', "")
 
 
-def _by_text(text: str, options: Sequence[str]) -> str | None:
-    """Return the letter of the one option whose text stands in `text` as whole words.
-
-    An option that is part of another one that is found ("red" in "dark red") does not count beside it.
-    """
-    said = f" {_words(text)} "
-    found = {index: f" {_words(option)} " for index, option in enumerate(options)}
-    found = {index: words for index, words in found.items() if words.strip() and words in said}
-    longest = [
-        index
-        for index, words in found.items()
-        if not any(words in other and words != other for other in found.values())
-    ]
-    return chr(ord("A") + longest[0]) if len(longest) == 1 else None
+def _statements(text: str) -> Iterator[str]:
+    """Yield what is said to be the answer, the last statement first; denials are left out."""
+    for match in reversed(list(_SAYS.finditer(text))):
+        sentence = _sentence(text, match.end())
+        if sentence and not _NOT.match(sentence) and not _NOT.match(match[0]):
+            yield sentence
 
 
-def _words(text: str) -> str:
-    return " ".join(filter(None, map(normalise, text.split())))
+def _sentence(text: str, start: int) -> str:
+    """Return the sentence that begins at `start`, after line breaks, without its full stop; empty if there is none."""
+    body = text[start : start + _LONGEST].lstrip(" \t*_:")
+    if body[:1] in "\r\n":
+        body = _BULLET.sub("", body.lstrip(), count=1).lstrip("*_")
+    end = len(body)
+    for mark in _END.finditer(body):
+        word = _abbreviation(body, mark.start()) if mark[0] == "." else ""
+        if word and _goes_on(word, body, mark.end()):
+            continue
+        if not _HEDGED.match(body, mark.end()):  # "B. Or maybe C." is one answer
+            end = mark.end() if len(word) > 1 else mark.start()
+            break
+    sentence = _COPULA.sub("", body[:end].strip())
+    return _REASON.sub("", sentence).strip().strip("*_").strip() or sentence
+
+
+def _abbreviation(text: str, at: int) -> str:
+    """Return the abbreviation in lower case, or initial, that the full stop at `at` ends; empty if it is none."""
+    last = text[max(0, at - 16) : at].split()[-1:] or [""]
+    word = last[0].strip("(\"'*")
+    dotted = "." in word and all(len(part) <= 2 and part.isalpha() for part in word.split("."))
+    initial = len(word) == 1 and word.isalpha() and word.isupper()
+    return (
+        word.lower() if dotted or initial or _TITLES.fullmatch(word.lower()) or _SHORT.fullmatch(word.lower()) else ""
+    )
+
+
+def _goes_on(word: str, text: str, end: int) -> bool:
+    """Return whether a sentence goes on after the full stop of an abbreviation: another word that begins none."""
+    if not text[end:].strip("\"')*_ \t\r\n") or text[end : end + 1] == "\n":
+        return False
+    return _TITLES.fullmatch(word) is not None or _STARTS.match(text, end) is None
+
+
+def _plain(text: str) -> str:
+    """Return a text without the emphasis and the fences around it."""
+    text = text.strip()
+    for _ in range(_NESTED):
+        whole = _EMPHASIS.fullmatch(text)
+        text = whole[2].strip() if whole and whole[2].strip() else text
+    return text
+
+
+def is_sentence(text: str, golds: Sequence[str]) -> bool:
+    """Return whether a final answer is prose rather than a short answer such as the accepted ones are."""
+    length, longest = len(text.split()), max((len(gold.split()) for gold in golds), default=1)
+    if length <= 2 and len(text) > 24 and not text.isascii():  # written without spaces
+        return len(text) > 3 * max((len(gold) for gold in golds), default=1)
+    return length > max(3, longest) and (length > max(8, 3 * longest) or _SENTENCE_VERB.search(text) is not None)

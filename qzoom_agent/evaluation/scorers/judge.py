@@ -23,6 +23,7 @@ from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation.scorers.extraction import final_answer
 from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.scorers.open_answer import rule
+from qzoom_agent.evaluation.tasks.rule_version import RULES, rule_version, scorer
 from qzoom_agent.evaluation.tasks.task import Score, Scorer
 from qzoom_agent.models.server import NoReply, base_url, post
 
@@ -173,14 +174,19 @@ def judged(judge: Judge) -> Scorer:
     The scorer raises BackendError if the judge does not answer.
     """
 
-    def score(text: str | None, sample: Sample) -> Score:
+    @scorer()
+    def score(text: str, sample: Sample) -> Score:
         by_rule = rule(text, sample)
-        said = final_answer(text) if text else None
+        said = final_answer(text)
         if by_rule.value or said is None or sample.options:
             return by_rule
         golds = sample.answers or (sample.answer,)
         return Score(float(any(judge(sample.question, said, gold) for gold in golds)), said)
 
+    record = getattr(judge, "record", None)
+    asked = record.model_dump_json() if isinstance(record, JudgeRecord) else rule_version(judge)
+    asked = hashlib.sha256(asked.encode()).hexdigest()[:12]
+    vars(score).update(version=f"{RULES} judge {asked}")
     return score
 
 

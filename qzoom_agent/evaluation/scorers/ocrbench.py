@@ -1,40 +1,54 @@
 """OCRBench: whether the right text stands in the reply; one point a question, a thousand in all.
 
-Case is ignored and a line break is a space; for formulas (`dataset` HME100k) spaces are removed and case counts.
-Source: lmms-eval, tasks/ocrbench/utils.py, ocrbench_process_results, after MultimodalOCR, OCRBench/example.py.
+Case is ignored and a line break is a space; for formulas spaces are removed and case counts. Sources: lmms-eval and
+VLMEvalKit, both after the authors' MultimodalOCR, OCRBench/example.py.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 from qzoom_agent.data.samples import Sample
-from qzoom_agent.evaluation.scorers.extraction import final_answer
+from qzoom_agent.evaluation.scorers.open_answer import compared
+from qzoom_agent.evaluation.tasks.rule_version import lmms_eval, scorer, vlmevalkit
 from qzoom_agent.evaluation.tasks.task import Score
 
 FORMULAS: Final = "HME100k"
+"""Dataset of the formulas."""
+FORMULA_KIND: Final = "Handwritten Mathematical Expression Recognition"
+"""Their `question_type`."""
+_FULL_WIDTH: Final = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 
 
-def faithful(text: str | None, sample: Sample) -> Score:
-    """Score the whole reply by the public rule.
+@scorer(lmms_eval("tasks/ocrbench/utils.py: ocrbench_process_results"))
+def faithful(text: str, sample: Sample) -> Score:
+    """Score the whole reply by the public rule, which reads full-width signs and letters as plain ones.
 
-    Traps: a reply that lists every text it can think of is right, and so is "2012" where "12" was asked for. lmms-eval
-    puts the reply, and not the right text, into lower case for formulas too, so that one with a capital in it is never
-    right; the authors' script leaves both as they are.
+    Traps: a reply that lists every text it can think of is right, and so is "2012" where "12" was asked for.
     """
-    if text is None:
-        return Score(0.0, None)
-    said = _form(text.lower(), sample)
-    return Score(float(any(_form(gold, sample) in said for gold in sample.answers)), text)
+    if sample.meta.get("dataset") == FORMULAS:
+        return _contains(text, sample, _formula)
+    return _contains(text, sample, lambda one: _line(one.translate(_FULL_WIDTH)))
 
 
-def clean(text: str | None, sample: Sample) -> Score:
+@scorer(vlmevalkit("vlmeval/dataset/image_vqa.py: OCRBench.evaluate"))
+def kit(text: str, sample: Sample) -> Score:
+    """Score the whole reply by the same rule, without full-width letters; formulas are known by the question's type."""
+    return _contains(text, sample, _formula if sample.kind == FORMULA_KIND else _line)
+
+
+@scorer()
+def clean(text: str, sample: Sample) -> Score:
     """Find the right text as whole words, in the first characters of the final answer (twice its length and 16)."""
-    said = final_answer(text) if text else None
-    if said is None:
-        return Score(0.0, None)
-    return Score(float(any(_holds(_form(said, sample), _form(gold, sample)) for gold in sample.answers)), said)
+    form = _formula if sample.meta.get("dataset") == FORMULAS else _line
+    return compared(text, sample, lambda said: float(any(_holds(form(said), form(gold)) for gold in sample.answers)))
+
+
+def _contains(text: str, sample: Sample, form: Callable[[str], str]) -> Score:
+    said = form(text)
+    return Score(float(any(form(gold) in said for gold in sample.answers)), text)
 
 
 def _holds(said: str, gold: str) -> bool:
@@ -42,6 +56,9 @@ def _holds(said: str, gold: str) -> bool:
     return bool(gold) and re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", said) is not None
 
 
-def _form(text: str, sample: Sample) -> str:
-    text = text.strip().replace("\n", " ")
-    return text.replace(" ", "") if sample.meta.get("dataset") == FORMULAS else text.lower()
+def _formula(text: str) -> str:
+    return text.strip().replace("\n", " ").replace(" ", "")
+
+
+def _line(text: str) -> str:
+    return text.lower().strip().replace("\n", " ")

@@ -10,12 +10,13 @@ scoring once; here a sample is never changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Final
 
 from qzoom_agent.data.samples import Sample
-from qzoom_agent.evaluation.scorers.extraction import final_answer
+from qzoom_agent.evaluation.scorers.open_answer import compared
+from qzoom_agent.evaluation.tasks.rule_version import lmms_eval, scorer, vlmevalkit
 from qzoom_agent.evaluation.tasks.task import Score
 
 _ENOUGH: Final = 3
@@ -30,6 +31,7 @@ _NUMBERS: Final = dict(
 _PUNCTUATION: Final = ';/[]"{}()=+\\_-><@`!'
 # As published: "(?!<=\d)" was meant to look behind and looks ahead, so that a full stop after a digit goes too.
 _PERIOD: Final = re.compile(r"(?!<=\d)\.(?!\d)")
+_DIGIT_COMMA: Final = re.compile(r"\d,\d")
 _MOST_PERIODS: Final = 32
 """The public code hands a flag (of value 32) where the number of replacements belongs."""
 
@@ -63,30 +65,52 @@ def normalise(text: str) -> str:
     """
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
-    words = (_NUMBERS.get(word, word) for word in _without_punctuation(text).lower().split())
+    return _in_words(_without_punctuation(text, _PUNCTUATION))
+
+
+def normalise_kit(text: str) -> str:
+    """Normalise as VLMEvalKit: as EvalAI, except that commas and question marks are punctuation like any other.
+
+    >>> normalise_kit("it's"), normalise_kit("yes,no"), normalise_kit("1,000-2"), normalise_kit("7-2")
+    ("it's", 'yes no', '10002', '7 2')
+    """
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    # A comma between digits anywhere makes every sign go without leaving a space.
+    return _in_words(_without_punctuation(text, f"{_PUNCTUATION},?", joined=_DIGIT_COMMA.search(text) is not None))
+
+
+def _in_words(text: str) -> str:
+    words = (_NUMBERS.get(word, word) for word in text.lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def _without_punctuation(text: str) -> str:
+def _without_punctuation(text: str, signs: str, *, joined: bool = False) -> str:
     kept = text
-    for sign in _PUNCTUATION:
-        kept = kept.replace(sign, "" if f"{sign} " in text or f" {sign}" in text else " ")
+    for sign in signs:
+        kept = kept.replace(sign, "" if joined or f"{sign} " in text or f" {sign}" in text else " ")
     return _PERIOD.sub("", kept, count=_MOST_PERIODS)
 
 
-def soft_accuracy(prediction: str, golds: Sequence[str]) -> float:
-    """Return the soft accuracy, 0 to 1; 0 without answers."""
-    said, meant = normalise(prediction), [normalise(gold) for gold in golds]
+def soft_accuracy(prediction: str, golds: Sequence[str], normal: Callable[[str], str] = normalise) -> float:
+    """Return the soft accuracy after the normaliser `normal`, 0 to 1; 0 without answers."""
+    said, meant = normal(prediction), [normal(gold) for gold in golds]
     agree = meant.count(said)
     return fmean(min(1.0, (agree - (gold == said)) / _ENOUGH) for gold in meant) if meant else 0.0
 
 
-def faithful(text: str | None, sample: Sample) -> Score:
+@scorer(lmms_eval("tasks/textvqa/utils.py: textvqa_process_results"))
+def faithful(text: str, sample: Sample) -> Score:
     """Score the whole reply by the public rule."""
-    return Score(0.0, None) if text is None else Score(soft_accuracy(text, sample.answers), text)
+    return Score(soft_accuracy(text, sample.answers), text)
 
 
-def clean(text: str | None, sample: Sample) -> Score:
+@scorer(vlmevalkit("vlmeval/dataset/utils/vqa_eval.py: process_line, process_answer"))
+def kit(text: str, sample: Sample) -> Score:
+    """Score the whole reply by the same measure after VLMEvalKit's normaliser (`normalise_kit`)."""
+    return Score(soft_accuracy(text, sample.answers, normalise_kit), text)
+
+
+@scorer()
+def clean(text: str, sample: Sample) -> Score:
     """Score the final answer by the same measure."""
-    said = final_answer(text) if text else None
-    return Score(soft_accuracy(said, sample.answers) if said is not None else 0.0, said)
+    return compared(text, sample, lambda said: soft_accuracy(said, sample.answers))

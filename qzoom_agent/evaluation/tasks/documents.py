@@ -133,7 +133,7 @@ DOCUMENTS: Final = (
             kind="question_types",
             instruction=SHORT,
         ),
-        {"faithful": anls.faithful, "clean": anls.clean},
+        {"faithful": anls.faithful, "clean": anls.clean, "vlmevalkit": anls.kit},
     ),
     _task(
         "infovqa",
@@ -145,7 +145,7 @@ DOCUMENTS: Final = (
             kind="answer_type",
             instruction=SHORT,
         ),
-        {"faithful": anls.faithful, "clean": anls.clean},
+        {"faithful": anls.faithful, "clean": anls.clean, "vlmevalkit": anls.kit},
     ),
     _task(
         "chartqa",
@@ -157,7 +157,7 @@ DOCUMENTS: Final = (
             kind="type",
             instruction="Answer the question with a single word.",
         ),
-        {"faithful": chartqa.faithful, "clean": chartqa.clean},
+        {"faithful": chartqa.faithful, "clean": chartqa.clean, "vlmevalkit": chartqa.kit},
     ),
     _task(
         "textvqa",
@@ -169,13 +169,13 @@ DOCUMENTS: Final = (
             written=str.capitalize,
             instruction=SHORT,
         ),
-        {"faithful": vqa.faithful, "clean": vqa.clean},
+        {"faithful": vqa.faithful, "clean": vqa.clean, "vlmevalkit": vqa.kit},
     ),
     _task(
         "ocrbench",
         "OCRBench: text, scenes, documents, receipts, formulas (1,000 points)",
         Layout(HubTable(("echo840/OCRBench",)), answers="answer", kind="question_type", meta="dataset"),
-        {"faithful": ocrbench.faithful, "clean": ocrbench.clean},
+        {"faithful": ocrbench.faithful, "clean": ocrbench.clean, "vlmevalkit": ocrbench.kit},
         least_tokens=128,
         aggregate=points,
     ),

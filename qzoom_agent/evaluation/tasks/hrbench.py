@@ -80,7 +80,7 @@ HR_BENCH: Final = tuple(
         name=f"hrbench-{size}",
         title=f"HR-Bench {size.upper()}: one detail or several in {size.upper()} images (800 = 200 x 4 rotations)",
         load=partial(load, f"hrbench-{size}", f"hrbench_{size}"),
-        scorers={"faithful": choice.hr_bench, "clean": choice.clean},
+        scorers={"faithful": choice.hr_bench, "clean": choice.clean, "vlmevalkit": choice.kit},
         aggregate=aggregate,
         coarse_tokens=(512, 4096),
         sources=(HUB,),

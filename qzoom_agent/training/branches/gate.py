@@ -20,8 +20,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from qzoom_agent.data.answers import normalise
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evaluation.scorers.match import normalise
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import Gate
 from qzoom_agent.training.branches.base_inference import ask, generate_answers, is_right, lower_states, record_batches

@@ -115,12 +115,21 @@ _CHOICES: Final = (
     _choice("hrbench-8k", "faithful", "A or B", "A", None),
     _choice("hrbench-8k", "faithful", "I cannot tell.", "A", None),
     _choice("hrbench-8k", "clean", "The answer is (B)", "B", "B"),
+    # VLMEvalKit: the letter among the last four words, "answer is", and no option's text in a long reply.
+    _choice("hrbench-4k", "vlmevalkit", "B", "B", "B"),
+    _choice("hrbench-4k", "vlmevalkit", "A bus, so it is surely green", "B", "B"),
+    _choice("hrbench-4k", "vlmevalkit", "The answer is **C** since the bus over there has it", "C", "C"),
+    _choice("hrbench-4k", "vlmevalkit", "the dark blue one", "C", "C"),
+    _choice("hrbench-4k", "vlmevalkit", "the one that is behind the other two and so looks green", "B", None),
+    _choice("vstar", "vlmevalkit", "Based on the crop, it is (C)", "C", "C"),
     # MME-RealWorld: stock phrases cut, then the first A to E.
     _choice("mme-realworld", "faithful", "The best answer is D", "D", "D"),
     _choice("mme-realworld", "faithful", "(B) 21", "B", "B"),
     _choice("mme-realworld", "faithful", "E", "E", "E"),
     _choice("mme-realworld", "faithful", "The best option is D", "D", "D"),
-    _choice("mme-realworld", "faithful", "Best answer: D", "D", "B"),
+    _choice("mme-realworld", "faithful", "Best answer: D", "D", "D"),
+    _choice("mme-realworld", "vlmevalkit", "Best answer: D", "D", "B"),
+    _choice("mme-realworld", "vlmevalkit", "The best answer is D", "D", "D"),
     _choice("mme-realworld", "faithful", "", "A", "A"),
     _choice("mme-realworld", "faithful", "An image of C", "C", "A"),
     _choice("mme-realworld", "faithful", "one two three four five six seven eight nine ten eleven", "A", None),
@@ -141,6 +150,8 @@ _OPEN: Final = (
     *_both("infovqa", "<answer>hello</answer>", "hello", 0, 1),
     *_both("infovqa", "", "hello", 0, 0),
     *_both("infovqa", None, "hello", 0, 0),
+    Case("infovqa", "vlmevalkit", "12      ", "34", 0),
+    Case("docvqa", "vlmevalkit", "hallo", "hello", 0.8),
     # ChartQA: numbers within 5 %.
     *_both("chartqa", "10.4", "10", 1, 1),
     *_both("chartqa", "10.5", "10", 1, 1),
@@ -158,6 +169,9 @@ _OPEN: Final = (
     *_both("chartqa", "yes.", "yes", 0, 1),
     *_both("chartqa", "The answer is 12.", "12", 0, 1),
     *_both("chartqa", None, "12", 0, 0),
+    Case("chartqa", "faithful", " yes", "yes", 0),
+    Case("chartqa", "vlmevalkit", " yes", "yes", 1),
+    Case("chartqa", "vlmevalkit", "5% ", "5%", 1),
     # TextVQA: ten answers, the EvalAI normaliser.
     *_both("textvqa", "nokia", ("nokia",) * 10, 1, 1),
     *_both("textvqa", "nokia", ("nokia",) * 4 + ("other",) * 6, 1, 1),
@@ -173,6 +187,9 @@ _OPEN: Final = (
     *_both("textvqa", "it's", ("it 's",) * 10, 1, 1),
     *_both("textvqa", "dont walk", ("don't walk",) * 10, 1, 1),
     *_both("textvqa", "<answer>nokia</answer>", ("nokia",) * 10, 0, 1),
+    Case("textvqa", "faithful", "yes,no", ("yesno",) * 10, 1),
+    Case("textvqa", "vlmevalkit", "yes,no", ("yes no",) * 10, 1),
+    Case("textvqa", "vlmevalkit", "joe's", ("joes",) * 10, 0),
     # OCRBench: the right text anywhere in the reply.
     *_both("ocrbench", "centre", "CENTRE", 1, 1),
     *_both("ocrbench", "The word is\ncentre.", "the word IS centre", 1, 1),
@@ -180,10 +197,13 @@ _OPEN: Final = (
     *_both("ocrbench", "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12", "12", 1, 0),
     *_both("ocrbench", "12", ("twelve", "12"), 1, 1),
     *_both("ocrbench", "13", ("twelve", "12"), 0, 0),
-    # Formulas: the public rule knows no capitals in the reply, and looks for them in it.
+    *_both("ocrbench", "\uff35\uff33\uff21", "usa", 1, 1),
+    Case("ocrbench", "vlmevalkit", "\uff35\uff33\uff21", "usa", 0),
+    Case("ocrbench", "vlmevalkit", "The word is\ncentre.", "the word IS centre", 1),
+    # Formulas: case counts, spaces do not.
     Case("ocrbench", "faithful", "x^{2}+y", "x ^ { 2 } + y", 1, dataset="HME100k"),
-    Case("ocrbench", "faithful", "X^{2}+Y", "x ^ { 2 } + y", 1, dataset="HME100k"),
-    Case("ocrbench", "faithful", "x^{2}+Y", "x ^ { 2 } + Y", 0, dataset="HME100k"),
+    Case("ocrbench", "faithful", "X^{2}+Y", "x ^ { 2 } + y", 0, dataset="HME100k"),
+    Case("ocrbench", "faithful", "x^{2}+Y", "x ^ { 2 } + Y", 1, dataset="HME100k"),
     Case("ocrbench", "clean", "x^{2}+Y", "x ^ { 2 } + Y", 1, dataset="HME100k"),
     Case("ocrbench", "clean", "x^{2}+y", "x ^ { 2 } + Y", 0, dataset="HME100k"),
     # Open questions without a judge: by rule.

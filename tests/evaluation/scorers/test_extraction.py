@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qzoom_agent.evaluation.scorers.extraction import choice, final_answer
+from qzoom_agent.evaluation.scorers.extraction import final_answer, is_sentence
+from qzoom_agent.evaluation.scorers.letters import choice
 
 OPTIONS = ("red", "dark red", "blue", "A. Smith")
 
@@ -27,6 +28,38 @@ OPTIONS = ("red", "dark red", "blue", "A. Smith")
         (r"<answer>\boxed{9}</answer>", "9"),
         ("K7T", "K7T"),
         ("  ", None),
+        ("<answer>1</answer> wait <answer>2", "1"),
+        ("The answer is:\n\n**42**", "42"),
+        ("**Answer:** 42", "42"),
+        ("### Answer\n42", "42"),
+        ("Answer:\n- 42", "42"),
+        ("**x**", "x"),
+        ("I think it reads **42** there.", "42"),
+        ("**one** or **two**", "**one** or **two**"),
+        ("<|begin_of_box|>42<|end_of_box|>", "42"),
+        (r"\boxed{1} then \boxed{2", "1"),
+        ("The answer is Dr. Smith.", "Dr. Smith"),
+        ("The answer is Mt. Everest. It is high.", "Mt. Everest"),
+        ("The answer is St. Louis.", "St. Louis"),
+        ("The answer is U.S. Steel.", "U.S. Steel"),
+        ("The answer is J. K. Rowling.", "J. K. Rowling"),
+        ("The answer is 8 a.m.", "8 a.m."),
+        ("The answer is 5 p.m. It says so.", "5 p.m."),
+        ("The answer is 10:30 a.m. on Monday.", "10:30 a.m. on Monday"),
+        ("Answer: No. 5", "No. 5"),
+        ("The answer is **Acme Inc.**", "Acme Inc."),
+        ("The answer is 42 because the label says so.", "42"),
+        ("The answer to the question is 7.", "7"),
+        ('{"reason": "it says so", "answer": "St. Louis"}', "St. Louis"),
+        ('```json\n{"answer": 42}\n```', "42"),
+        ("La respuesta es 42.", "42"),
+        ("La r\u00e9ponse est 42.", "42"),
+        ("Antwort: 42", "42"),
+        ("\u7b54\u6848\u662f42\u3002", "42"),
+        ("\u7b54\u3048\u306f42\u3067\u3059", "42"),
+        ("<think>Is it 4?</think>\n\nThe answer is 5.", "5"),
+        ("It is 4. <think>Is it?", "It is 4."),
+        ("<think>Is it 4? The answer is 4", None),
     ],
 )
 def test_final_answer(text: str, answer: str | None) -> None:
@@ -73,3 +106,24 @@ def test_any_text_gives_one_of_the_letters_or_none(text: str, options: int) -> N
 def test_a_tag_goes_before_everything_else(text: str) -> None:
     assert choice(f"{text}<answer>B</answer>", OPTIONS) == "B"
     assert final_answer(f"{text}<answer>B</answer>") == "B"
+
+
+@pytest.mark.parametrize(
+    ("text", "golds", "sentence"),
+    [
+        ("12.40", ["12.4"], False),
+        ("the red car", ["red car"], False),
+        ("a man in a long black coat", ["a tall man in a black coat"], False),
+        ("The total is 12.40 euros", ["12.40"], True),
+        ("I cannot see any number on the sign.", ["7"], True),
+        ("one two three four five six seven eight nine", ["7"], True),
+        (
+            "\u8fd9\u5f20\u56fe\u7247\u91cc\u7684\u724c\u5b50\u4e0a\u5199\u7740\u4e00\u4e2a\u5f88\u5927\u7684\u6570\u5b57\uff0c\u4f46\u662f\u6211\u770b\u4e0d\u6e05\u695a",
+            ["7"],
+            True,
+        ),
+        ("it is closed", ["it is closed"], False),
+    ],
+)
+def test_sentences_are_told_from_short_answers(text: str, golds: list[str], sentence: bool) -> None:
+    assert is_sentence(text, golds) is sentence

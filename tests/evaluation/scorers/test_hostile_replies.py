@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from time import process_time
+
 import pytest
 from PIL import Image
 
 from qzoom_agent.data.samples import Sample
+from qzoom_agent.evaluation.scorers import anls, ocrbench
+from qzoom_agent.evaluation.scorers.choice import clean
 from qzoom_agent.evaluation.scorers.grounding import mean_iou, written_boxes
+from qzoom_agent.evaluation.scorers.open_answer import rule
 from qzoom_agent.evaluation.tasks.catalog import TASKS
+from qzoom_agent.evaluation.tasks.rule_version import MOST_CHARACTERS
 from qzoom_agent.evaluation.tasks.task import Scorer
 from qzoom_agent.geometry import Box
 from tests.protocols.hostile_outputs import hostile_outputs
@@ -21,7 +27,6 @@ REPLIES = (
     "answer: A. " * 10_000,
     "(" * 50_000,
     "A " * 20_000,
-    "9" * 1_000_010,
     "9" * 400 + "%",
     "1e999",
     "nan",
@@ -45,3 +50,41 @@ def test_boxes_of_any_size_can_be_measured() -> None:
         assert len(boxes) == 1
         found = mean_iou((Box(0, 0, 5, 5),), boxes)
         assert found is not None and 0 <= found <= 1
+
+
+REPEATS = (
+    "<answer>",
+    "<answer>A</answer>",
+    r"\boxed{",
+    "answer: A. ",
+    "(A) or ",
+    "A ",
+    "9",
+    "9,",
+    "<think>",
+    '"answer": "',
+    "**",
+    "_",
+    "Dr. ",
+    "not ",
+    "red ",
+)
+
+
+@pytest.mark.parametrize("unit", REPEATS)
+def test_a_million_characters_take_no_time(unit: str) -> None:
+    sample = Sample("1", "s", "all", Image.new("RGB", (1, 1)), "?", "B", answers=("B",), options=("red", "dark red"))
+    started = process_time()
+    for scorer in SCORERS:
+        assert scorer((unit * (1_000_000 // len(unit) + 1))[:1_000_000], sample) == (0.0, None)
+    assert process_time() - started < 2
+
+
+@pytest.mark.parametrize("unit", REPEATS)
+def test_a_reply_that_is_just_short_enough_is_read_in_linear_time(unit: str) -> None:
+    sample = Sample("1", "s", "all", Image.new("RGB", (1, 1)), "?", "B", answers=("B",), options=("red", "dark red"))
+    reply = (unit * MOST_CHARACTERS)[:MOST_CHARACTERS]
+    for scorer in (clean, rule, anls.clean, ocrbench.clean):
+        started = process_time()
+        scorer(reply, sample)
+        assert process_time() - started < 2, scorer

@@ -15,6 +15,7 @@ from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.tasks.needle import SEEDS_A_RUN, TASK_NAMES, require_split, sample, sample_seed
 from qzoom_agent.evaluation.tasks.needle.fonts import typefaces
 from qzoom_agent.evaluation.tasks.needle.textures import photo_folder
+from qzoom_agent.evaluation.tasks.rule_version import scorer
 from qzoom_agent.evaluation.tasks.task import Score, Task
 
 QUESTIONS: Final = 100
@@ -67,7 +68,8 @@ def load(name: str, source: TaskSource) -> NeedleSamples:
     return NeedleSamples(name, source)
 
 
-def exact(text: str | None, question: Sample) -> Score:
+@scorer()
+def exact(text: str, question: Sample) -> Score:
     """Return 1 for the very answer (`match.exact_match`): nothing is extracted, it must be all of the reply."""
     return Score(float(exact_match(text, question.answer)), text)
 

@@ -1,0 +1,83 @@
+"""Rows know the version of the rule that scored them: older ones are scored again or refused, never mixed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qzoom_agent.data.samples import Sample, TaskSource
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.compare import compare
+from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.runner import evaluate, rescore
+from qzoom_agent.evaluation.sample_result import SampleResult
+from qzoom_agent.evaluation.scorers import anls
+from qzoom_agent.evaluation.summary import summarise
+from qzoom_agent.evaluation.tasks.catalog import TASKS
+from qzoom_agent.evaluation.tasks.rule_version import RULES, PublicRule, public_rule, rule_version
+from qzoom_agent.evaluation.tasks.task import Score
+from tests.evaluation.player import numbers, player
+
+
+def aged(folder: RunFolder, *, every: int) -> None:
+    """Make every so many rows those of an older release: wrong by its rule, whose version it did not note."""
+    rows: list[SampleResult] = []
+    for at, row in enumerate(folder.latest()):
+        old = {"scores": {name: Score(0.0, None) for name in row.scores}, "rules": {}}
+        rows.append(row.model_copy(update=old) if at % every == 0 else row)
+    folder.replace_rows(rows)
+
+
+def test_rows_of_an_older_rule_are_scored_again_when_a_run_is_resumed(tmp_path: Path) -> None:
+    first = evaluate(player(), [numbers(3)], out=tmp_path, source=TaskSource(n=3))
+    aged(RunFolder(tmp_path), every=2)
+    again = evaluate(player(), [numbers(4)], out=tmp_path, source=TaskSource(n=4))
+    assert first.tasks["numbers"].accuracy == again.tasks["numbers"].accuracy == 1
+    assert len({str(row.rules) for row in RunFolder(tmp_path).latest()}) == 1
+
+
+def test_rows_of_two_rules_have_no_figure_until_they_are_scored_again(tmp_path: Path) -> None:
+    task = numbers(4)
+    evaluate(player(), [task], out=tmp_path, source=TaskSource(n=4))
+    folder = RunFolder(tmp_path)
+    aged(folder, every=2)
+    with pytest.raises(ConfigError, match=r"different versions of 'faithful': an older one .* and .*rescore"):
+        summarise(folder)
+    assert rescore(folder, [task]).tasks["numbers"].accuracy == 1
+
+
+def test_runs_of_two_rules_are_not_compared(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        evaluate(player(), [numbers(2)], out=tmp_path / name, source=TaskSource(n=2))
+    aged(RunFolder(tmp_path / "old"), every=1)
+    with pytest.raises(ConfigError, match=r"rescore .*old` and `qzoom eval rescore .*new`"):
+        compare(RunFolder(tmp_path / "old"), RunFolder(tmp_path / "new"))
+
+
+def test_scores_of_scorers_that_a_task_no_longer_has_are_kept(tmp_path: Path) -> None:
+    task = numbers(1)
+    more = replace(task, scorers={**task.scorers, "half": lambda text, sample: 0.5})
+    evaluate(player(), [more], out=tmp_path, source=TaskSource(n=1))
+    evaluate(player(), [task], out=tmp_path, source=TaskSource(n=1))
+    (row,) = RunFolder(tmp_path).latest()
+    assert row.value("half") == 0.5 and row.rules["half"].startswith("source ")
+
+
+def mine(text: str, sample: Sample) -> float:
+    return 1.0
+
+
+def test_a_version_is_an_attribute_or_a_digest_of_the_source() -> None:
+    assert rule_version(anls.clean) == RULES and public_rule(anls.clean) is None
+    assert rule_version(mine).startswith("source ") and rule_version(mine) != rule_version(replace)
+    assert rule_version(max) == ""
+
+
+def test_results_name_the_public_code_that_a_rule_repeats() -> None:
+    for task in TASKS.values():
+        for name, scorer in task.scorers.items():
+            found = public_rule(scorer)
+            assert (found is not None) == (name in {"faithful", "vlmevalkit"}), f"{task.name} {name}"
+            assert found is None or (isinstance(found, PublicRule) and found.commit and found.function)

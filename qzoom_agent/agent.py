@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -202,20 +202,31 @@ class Agent:
         model: str,
         config: AgentConfig | None = None,
         state_dir: str | Path | None = None,
+        key_variable: str = "OPENAI_API_KEY",
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        timeout: float = 600.0,
         concurrency: int = 8,
+        attempts: int = 3,
         **overrides: Any,
     ) -> Agent:
         """Return an agent with a model behind an OpenAI-compatible server; for the other arguments see `Agent`.
 
-        The key is read from OPENAI_API_KEY.
-
         Args:
             url: Such as http://localhost:8000/v1.
             model: A preset, whose hub id the server is asked for, or the server's own name of the model.
+            key_variable: Environment variable with the key; your own server needs none.
+            api_key: The key itself, instead of the variable's. It is never stored or shown.
+            headers: Further headers of each request.
+            extra_body: Further fields of each request, such as {"top_k": 20}; None leaves out a field that this server
+                does not take, such as {"seed": None}.
+            timeout: Seconds to wait for one reply, with all retries.
             concurrency: Most requests at a time.
+            attempts: Times that a request is sent before it fails.
 
         Raises:
-            ConfigError: The address, the model or the configuration is wrong.
+            ConfigError: The address, the model, the configuration or another argument is wrong.
         """
         changes, objects = _split(overrides)
         config = (config or AgentConfig()).replace(model=model, **changes)
@@ -228,7 +239,13 @@ class Agent:
             model=preset.source,
             protocol=(config.protocol if config.protocol in PROTOCOLS else None) or preset.protocol or "plain",
             defaults=preset.budget or UNKNOWN_BUDGET,
+            key_variable=key_variable,
+            api_key=api_key,
+            headers=headers,
+            extra_body=extra_body,
+            timeout=timeout,
             concurrency=concurrency,
+            attempts=attempts,
         )
         return cls(backend, config=config, state_dir=state_dir, **objects)
 

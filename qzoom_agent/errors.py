@@ -2,16 +2,56 @@
 
 A message says what happened, what was given and what to do; the command line prints it without a traceback and exits
 with `exit_code`. Text that a model writes never raises: it becomes a reply to the model and an entry on the trace.
+
+Errors become text here alone, without secrets: those made known by `hide_secret`, and those in an address.
 """
 
+import re
 import sys
 from collections.abc import Callable
+from typing import Final
+
+_SHORTEST_SECRET: Final = 6
+"""Length from which a secret is masked; shorter ones, such as EMPTY, are placeholders that occur in ordinary text."""
+_SECRETS: Final = set[str]()
+_IN_ADDRESS: Final = re.compile(
+    r"(?<=://)\S{1,300}(?=@)"
+    r"|(?<=[?&])(?P<field>[\w.-]{0,40}(?:key|token|secret|passw|sig|auth)[\w.-]{0,40}=)[^\s&#'\"]+"
+    r"|\b(?P<scheme>Bearer )[\w.~+/=-]{6,}",
+    re.IGNORECASE,
+)
+
+
+def hide_secret(secret: str) -> None:
+    """Mask this text, a key or a password, in every error and reply of this process from now on."""
+    if len(secret) >= _SHORTEST_SECRET:
+        _SECRETS.add(secret)
+
+
+def mask_secrets(text: str) -> str:
+    """Return the text with every hidden secret replaced by ***."""
+    for secret in sorted(_SECRETS, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def secret_begins(text: str) -> int:
+    """Return how many characters at the end of a text may be the beginning of a hidden secret."""
+    return max((n for secret in _SECRETS for n in range(1, len(secret)) if text.endswith(secret[:n])), default=0)
+
+
+def redact(text: str) -> str:
+    """Return the text of an error without hidden secrets, and without keys and passwords of an address or header."""
+    return _IN_ADDRESS.sub(lambda found: f"{found['field'] or found['scheme'] or ''}***", mask_secrets(text))
 
 
 class QzoomError(Exception):
     """Base class of every error that this package raises on purpose."""
 
     exit_code: int = 1
+
+    def __str__(self) -> str:
+        return redact(super().__str__())
 
 
 class ImageError(QzoomError):
@@ -52,7 +92,7 @@ class MissingDependency(QzoomError):
 
 def describe_error(error: Exception) -> str:
     """Return the message of an error; of a foreign one, with its class."""
-    return str(error) if isinstance(error, QzoomError) else f"{type(error).__name__}: {error}"
+    return redact(str(error) if isinstance(error, QzoomError) else f"{type(error).__name__}: {error}")
 
 
 def finished(name: str, main: Callable[[], int]) -> int:

@@ -206,9 +206,9 @@ def think(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     asked = ctx.protocol.final() if last else []
     try:
         reply = ctx.reply(state, asked, on_text=_live(runtime, index) if ctx.live else None)
+        written = Turn(index=index, **reply.model_dump(), forced=last is not None)
     except Exception as error:  # whatever a model or a server does wrong ends the episode, not the user's program
         return {"turn": None, "error": describe_error(error)}
-    written = Turn(index=index, **reply.model_dump(), forced=last is not None)
     # Parse the text as the record keeps it (valid Unicode), so that `act` and a resumed run parse the same.
     parsed = ctx.protocol.parse(written.text, ctx.store.shown)
     read = parsed.model_dump(include={"thought", "answer", "problems", "repairs"})

@@ -26,6 +26,17 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--server", metavar="URL", help="ask --model at this OpenAI-compatible server (http://localhost:8000/v1)"
     )
+    group.add_argument(
+        "--key-variable", metavar="NAME", help="environment variable with the server's key (default: OPENAI_API_KEY)"
+    )
+    group.add_argument(
+        "--server-timeout", type=float, metavar="S", help="seconds to wait for one reply of the server (default: 600)"
+    )
+    group.add_argument(
+        "--extra-body",
+        metavar="YAML",
+        help="further fields of each request to the server, such as '{top_k: 20, seed: null}'; null leaves one out",
+    )
     group.add_argument("--branches", metavar="DIR", help="gate and SD-RPN to use (default: those of the model)")
     group.add_argument(
         "--policy",
@@ -53,8 +64,8 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
 def read_config(args: argparse.Namespace) -> AgentConfig:
     """Return the configuration that the flags describe. Raises ConfigError."""
     from qzoom_agent.config import AgentConfig, read_setting
+    from qzoom_agent.models.chat_client import base_url
     from qzoom_agent.models.presets import resolve_model, served_model
-    from qzoom_agent.models.server import base_url
 
     config = AgentConfig.load(args.config) if args.config else AgentConfig()
     changes: dict[str, Any] = dict(read_setting(text) for text in args.set)
@@ -85,13 +96,35 @@ def load_agent(args: argparse.Namespace, *, device: str | None = None) -> Agent:
         ConfigError, BackendError: The flags do not fit, or the model cannot be loaded.
     """
     config = read_config(args)
+    options = _server_options(args)
     # Last, because it takes seconds: a wrong flag or name must not wait for these imports.
     from qzoom_agent.agent import Agent
 
     if args.server:
         if args.branches:
             raise ConfigError("Branches need a model's hidden states, which a server keeps. Leave out --branches.")
-        return Agent.from_server(args.server, model=config.model, config=config)
+        return Agent.from_server(args.server, model=config.model, config=config, **options)
     if args.branches and not Path(args.branches).is_dir():
         raise ConfigError(f"There is no folder {args.branches}. Give --branches a folder that `qzoom train` wrote.")
     return Agent.from_pretrained(config.model, config=config, device=device or args.device, branches=args.branches)
+
+
+def _server_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `Agent.from_server` that flags give. Raises ConfigError for flags without --server."""
+    from qzoom_agent.config import read_setting
+
+    given = {"key_variable": args.key_variable, "timeout": args.server_timeout, "extra_body": args.extra_body}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not args.server:
+        raise ConfigError(
+            "--key-variable, --server-timeout and --extra-body are about a server. Name it with --server."
+        )
+    if args.extra_body is not None:
+        given["extra_body"] = read_setting(f"extra_body={args.extra_body}")[1]
+        if not isinstance(given["extra_body"], dict):
+            raise ConfigError(
+                f"--extra-body takes fields and their values, such as '{{top_k: 20}}'; got {args.extra_body}."
+            )
+    if getattr(args, "workers", 1) > 8:  # of `qzoom eval`; fewer fit into what a client allows anyway
+        given["concurrency"] = args.workers
+    return given

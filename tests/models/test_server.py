@@ -167,8 +167,8 @@ def test_a_busy_server_is_asked_again(server: FinishedRollout) -> None:
     [
         (400, "no images here", 1, "no images here.*'served'"),
         (503, "busy", 3, "503"),
-        (200, "not JSON", 3, "gave no reply"),
-        (200, {"error": "strange"}, 1, "no chat completion.*strange"),
+        (200, "not JSON", 3, "returned no JSON: not JSON"),
+        (200, {"error": "strange"}, 1, "an error: strange"),
         (200, {"choices": []}, 1, "no chat completion"),
     ],
 )

@@ -25,7 +25,7 @@ from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.scorers.open_answer import rule
 from qzoom_agent.evaluation.tasks.rule_version import RULES, rule_version, scorer
 from qzoom_agent.evaluation.tasks.task import Score, Scorer
-from qzoom_agent.models.server import NoReply, base_url, post
+from qzoom_agent.models.chat_client import ChatClient
 
 PROMPT: Final = (
     "Does the answer say the same as the reference? Small differences of wording, format or unit do not matter; a "
@@ -82,14 +82,27 @@ class Judge:
             key_variable: environment variable with its key; servers of your own need none.
             sleep: how it waits before a request is sent again.
 
-        Raises ConfigError if that is no address, or the prompt does not hold {question}, {gold} and {answer}.
+        Raises ConfigError if that is no address, or if the prompt does not hold {question}, {gold} and {answer}.
         """
         missing = {"question", "gold", "answer"} - set(_FIELD.findall(prompt))
         if missing:
             raise ConfigError(f"The judge's prompt lacks {', '.join(f'{{{name}}}' for name in sorted(missing))}.")
-        self.server = None if server is None else base_url(server)
         self.cache, self.key_variable = cache, key_variable
-        self._sleep = sleep
+        self._client = (
+            None
+            if server is None
+            else ChatClient(
+                server,
+                model=model,
+                key_variable=key_variable,
+                timeout=_SECONDS,
+                attempts=_ATTEMPTS,
+                pause=_PAUSE,
+                sleep=sleep,
+            )
+        )
+        self.server = None if self._client is None else self._client.address
+        """Where it is asked; None: rules decide."""
         self.record = JudgeRecord(model=model, prompt=prompt)
         self._known = _read(cache) if cache is not None and cache.exists() else {}
 
@@ -100,7 +113,7 @@ class Judge:
         asked = {"question": question, "gold": gold, "answer": answer}
         key = hashlib.sha256(json.dumps([self.record.model, self.record.prompt, *asked.values()]).encode()).hexdigest()
         if key not in self._known:
-            reply = self._ask(asked, attempts=_ATTEMPTS)
+            reply = self._ask(asked)
             said = _YES_OR_NO.search(reply)
             self._keep(JudgeCacheLine(key=key, right=said is not None and said[1].lower() == "yes", reply=reply))
         return self._known[key]
@@ -127,33 +140,20 @@ class Judge:
             with self.cache.open("a", encoding="utf-8") as file:
                 file.write(f"\n{verdict.model_dump_json()}")
 
-    def _ask(self, asked: Mapping[str, str], *, attempts: int) -> str:
+    def _ask(self, asked: Mapping[str, str], *, attempts: int | None = None) -> str:
+        """Return the judge's reply; empty if the server or the model withheld it."""
+        assert self._client is not None
         # One pass: an answer that holds "{gold}" is not filled in.
         prompt = _FIELD.sub(lambda found: asked[found[1]], self.record.prompt)
-        body = {
-            "model": self.record.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "max_tokens": 4,
-        }
-        url = f"{self.server}/chat/completions"
         try:
-            found = post(
-                url,
-                body,
-                key_variable=self.key_variable,
-                timeout=_SECONDS,
-                attempts=attempts,
-                first_pause=_PAUSE,
-                sleep=self._sleep,
-            )
-            text = found["choices"][0]["message"]["content"]
-        except (NoReply, LookupError, TypeError) as error:
+            return self._client.complete(
+                [{"role": "user", "content": prompt}], max_tokens=4, attempts=attempts, temperature=0
+            ).text
+        except BackendError as error:
             raise BackendError(
-                f"The judge at {url} gave no verdict: {error}. Start the server, put its key into {self.key_variable} "
-                "if it wants one, or judge by rule."
+                f"The judge gave no verdict: {error} Start the server, put its key into {self.key_variable} if it "
+                "wants one, or judge by rule."
             ) from None
-        return text if isinstance(text, str) else ""
 
 
 def ready(server: str | None, *, model: str, key_variable: str, cache: Path) -> Judge | None:

@@ -30,7 +30,8 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text
 from qzoom_agent.models.interface import Backend, PerceivingSession, Reply, SamplingParams, Session
 from qzoom_agent.policy import CropPolicy
-from qzoom_agent.protocols.interface import ZoomProtocol
+from qzoom_agent.protocols.interface import Parsed, ZoomProtocol
+from qzoom_agent.protocols.parsing import cut_off, own_turn
 from qzoom_agent.review import Last, refused_on_opinion
 from qzoom_agent.tool_calls import ToolCallExecutor, record_of
 from qzoom_agent.trace import PerceptionRecord, Status, Trace, Turn, Usage
@@ -105,6 +106,12 @@ class Context:
         seed = self.config.seed + len(state["turns"])
         settings = SamplingParams(**self.config.generation.model_dump(), seed=seed, stop=self.protocol.stop)
         return self.open(state["placed"]).reply([*state["messages"], *asked], settings=settings, on_text=on_text)
+
+    def read(self, turn: Turn) -> Parsed:
+        """Parse a turn; one that its limit of tokens cut off has neither an answer nor a call."""
+        if turn.finish == "length":
+            return cut_off(turn.text, limit=self.config.generation.max_new_tokens)
+        return self.protocol.parse(turn.text, self.store.shown)
 
     def close(self) -> None:
         """Free the session."""
@@ -210,7 +217,7 @@ def think(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     except Exception as error:  # whatever a model or a server does wrong ends the episode, not the user's program
         return {"turn": None, "error": describe_error(error)}
     # Parse the text as the record keeps it (valid Unicode), so that `act` and a resumed run parse the same.
-    parsed = ctx.protocol.parse(written.text, ctx.store.shown)
+    parsed = ctx.read(written)
     read = parsed.model_dump(include={"thought", "answer", "problems", "repairs"})
     turn = Turn(**{**written.model_dump(), **read})
     ends = last is not None or turn.answer is not None
@@ -221,7 +228,8 @@ def think(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     data = turn.model_dump(mode="json")
     _emit(runtime, "turn", data)
     update = {
-        "messages": [*asked, text("assistant", turn.text)],
+        # The model never reads a result that it made up, nor a mark that would end its turn, as its own words.
+        "messages": [*asked, text("assistant", own_turn(turn.text))],
         "last": last,
         "seconds": perf_counter() - began,
     }
@@ -247,7 +255,7 @@ def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         views_read=before,
     )
     # Parsed again rather than stored: a checkpoint cannot hold every string that a call can (lone surrogates).
-    for call in ctx.protocol.parse(turn.text, ctx.store.shown).calls:
+    for call in ctx.read(turn).calls:
         record, answer, ends = execute(call)
         turn.calls.append(record)
         messages += answer
@@ -271,11 +279,13 @@ def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
 
 def finish(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     """Name the outcome. A model that answers within the budgets has answered, even if its last call was refused."""
-    answer = state["turns"][-1]["answer"] if state["turns"] else None
+    last = state["turns"][-1] if state["turns"] else None
+    answer = None if last is None else last["answer"]
+    cut = last is not None and last["finish"] == "length"
     status: Status = "answered"
     if state["error"] is not None:
         status = "error"
-    elif state["last"] == "budget" or (state["perception"] or {}).get("withheld"):
+    elif state["last"] == "budget" or cut or (state["perception"] or {}).get("withheld"):
         status = "budget"
     elif answer is None:
         status = "refused"
@@ -434,7 +444,8 @@ def _last(state: State, config: AgentConfig) -> Last | None:
         failed += 1
     if failed >= budget.max_failed_calls:
         return "failed"
-    if len(turns) >= budget.max_turns:
+    # A model that was told to be shorter once and was cut off again has one more try, without tools.
+    if len(turns) >= budget.max_turns or sum(turn["finish"] == "length" for turn in turns) > 1:
         return "budget"
     if budget.max_seconds is not None and state["seconds"] >= budget.max_seconds:
         return "budget"

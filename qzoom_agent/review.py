@@ -183,6 +183,13 @@ def adds(plan: ZoomPlan, shown: Sequence[View], rules: ReviewConfig) -> bool:
     return adds_nothing(best, density(plan.size, plan.box), rules) is None
 
 
+def same_crop(plan: ZoomPlan, crops: Sequence[View], rules: ReviewConfig) -> str | None:
+    """Return the id of the crop that a plan would show once more: its box has an IoU of `rules.covered`; or None."""
+    if plan.box is None:
+        return None
+    return next((view.id for view in crops if plan.box.iou(view.region) >= rules.covered), None)
+
+
 def suffices(look: PerceptionRecord, share: float | None, *, map_decides: bool = True) -> bool:
     """Return whether the coarse view suffices according to a look.
 

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 from qzoom_agent.messages import Message
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols.interface import ToolCall, ZoomProtocol
-from qzoom_agent.review import Last, format_box
+from qzoom_agent.review import Last, format_box, same_crop
 from qzoom_agent.trace import CallRecord, Decision, PerceptionRecord
 from qzoom_agent.views import ViewStore
 from qzoom_agent.zoom.zoom import Tool
+
+_REPEATED = "Another call of this turn was given this part: it is {view}. Answer from it, or zoom somewhere else."
 
 
 class CallOutcome(NamedTuple):
@@ -61,6 +63,9 @@ class ToolCallExecutor:
             write=lambda other: format_box(other, shown[0], self.protocol.frame),
         )
         plan = self.tool.plan(self.store, box)
+        twin = same_crop(plan, shown[self.views_read :], context.config)
+        if twin is not None:
+            return self._deny(call, "refused", _REPEATED.format(view=context.name(twin)), code="repeated")
         review = self.policy.review(shown, plan, context)
         if not review.serve:
             return self._deny(call, "refused", review.reason, review.numbers, code=review.code, last=review.last)

@@ -151,6 +151,48 @@ def test_seconds_run_out() -> None:
     assert (answer.status, answer.text, answer.trace.turns[0].forced) == ("budget", "42", True)
 
 
+@pytest.mark.parametrize(
+    "cut", [ZOOM, "<zoom><loc_84><loc_112><loc_140><loc_1540></zoom> and so on", "It may be a red"]
+)
+def test_a_reply_that_its_limit_cut_off_is_neither_an_answer_nor_a_call(cut: str) -> None:
+    answer = ask([cut, "42"], generation={"max_new_tokens": 3})
+    assert (answer.status, answer.text, decisions(answer)) == ("answered", "42", [])
+    first = answer.trace.turns[0]
+    assert first.finish == "length" and first.answer is None
+    assert "cut off at its limit of 3 tokens" in first.problems[0]
+
+
+def test_a_reply_that_is_cut_off_again_leads_to_the_last_turn_and_never_to_an_answer() -> None:
+    spy = Spy(["a thought without an end"] * 3)
+    answer = ask(spy, protocol="plain", generation={"max_new_tokens": 3})
+    assert (answer.status, answer.text) == ("budget", "")
+    assert [turn.forced for turn in answer.trace.turns] == [False, False, True]
+    assert "Be shorter" in plain_text(spy.conversations[1][-1])
+    assert "Do not zoom any more" in plain_text(spy.conversations[2][-1])
+
+
+def test_the_model_never_reads_a_result_that_it_made_up() -> None:
+    spy = Spy([ZOOM + "<tool_response>It is 41.</tool_response>41", "42<|im_end|>\n<|im_start|>user\nAnd now?"])
+    answer = ask(spy)
+    assert (answer.status, answer.text, decisions(answer)) == ("answered", "42", ["served"])
+    assert plain_text(spy.conversations[1][1]) == ZOOM
+    assert answer.trace.turns[0].text.endswith("41") and "not the model's" in answer.trace.turns[0].repairs[0]
+
+
+def test_a_crop_asked_for_several_times_in_one_turn_is_served_once() -> None:
+    def call(*box: int) -> str:
+        arguments = {"bbox_2d": box, "label": "sign", "img_idx": 0}
+        return f"<tool_call>{json.dumps({'name': 'image_zoom_in_tool', 'arguments': arguments})}</tool_call>"
+
+    box = call(100, 100, 400, 400)
+    spy = Spy([box + box + call(101, 100, 400, 401) + call(500, 500, 800, 800), box, "42"])
+    answer = ask(spy, protocol="qwen3vl")
+    assert decisions(answer) == ["served", "refused", "refused", "served", "served"]
+    refused = answer.trace.turns[0].calls[1]
+    assert refused.code == "repeated" and "it is crop 1" in refused.reason and refused.result is None
+    assert [view.id for view in answer.trace.views] == ["original", "coarse", "crop1", "crop2", "crop3"]
+
+
 def test_calls_that_cannot_be_served_end_in_a_last_turn() -> None:
     replies = [OUTSIDE, "<zoom>1 2</zoom>", ""]
     answer = ask([*replies, "42"])

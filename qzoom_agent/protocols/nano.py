@@ -11,18 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from qzoom_agent.errors import BoxError
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
+from qzoom_agent.protocols.boxes import numbers_in, read_box
 from qzoom_agent.protocols.interface import Parsed, ToolCall, counted
 from qzoom_agent.protocols.parsing import (
+    FOREIGN_CALL,
     MAX_CALLS_READ,
     ParsedReply,
     TagSpan,
     first_view,
-    numbers_in,
+    foreign_call,
     outside,
-    read_box,
-    readable,
+    own_turn,
     spans,
     tag,
 )
@@ -31,6 +33,7 @@ from qzoom_agent.views import View
 REFUSAL: Final = "No crop."
 LOCATION_STEP: Final = 7
 """Pixels between two neighbouring location tokens."""
+_HOW = "Write <zoom><loc_x1><loc_y1><loc_x2><loc_y2></zoom>."
 _LOC = re.compile(r"<loc_([-+]?\d+)>")
 
 
@@ -49,25 +52,33 @@ class Nano:
 
     def parse(self, text: str, views: Sequence[View]) -> Parsed:
         reply = ParsedReply()
-        text = readable(text)
+        text = own_turn(text, reply.repairs)
         found = spans(text, "zoom", limit=MAX_CALLS_READ)
         if not found and (found := _unopened(text)):
             reply.repairs.append("opening <zoom> added")
         for span in found:
             if not span.closed:
                 reply.repairs.append("closing </zoom> added")
-            numbers: list[str] = _LOC.findall(span.body)
-            if not numbers and (numbers := numbers_in(span.body)):
-                reply.repairs.append("plain numbers read instead of location tokens")
-            how = "Write <zoom><loc_x1><loc_y1><loc_x2><loc_y2></zoom>."
-            box = read_box([float(number) for number in numbers], reply, how=how)
-            if box is not None:
-                call = ToolCall(name="zoom", box=box, frame=self.frame, view=first_view(views), raw=span.raw)
-                reply.calls.append(call)
+            self._read(span, views, reply)
         reply.keep(self.max_calls_per_turn)
+        if not found and (found := foreign_call(text)):
+            reply.problems.append(f"{FOREIGN_CALL} {_HOW}")
         if found:
             return reply.parsed(thought=outside(text, found))
         return reply.parsed(answer=text.strip() or None)
+
+    def _read(self, span: TagSpan, views: Sequence[View], reply: ParsedReply) -> None:
+        value: object = [float(number) for number in _LOC.findall(span.body)]
+        if not value:
+            value = span.body
+            reply.repairs += ["plain numbers read instead of location tokens"] if numbers_in(span.body) else []
+        size = views[0].size if views else None
+        try:
+            box, frame = read_box(value, self.frame, reply.repairs, size=size)
+        except BoxError as error:
+            reply.problems.append(f"{error} {_HOW}")
+        else:
+            reply.calls.append(ToolCall(name="zoom", box=box, frame=frame, view=first_view(views), raw=span.raw))
 
     def result(self, view: View, index: int, notes: Sequence[str]) -> list[Message]:
         return [message("user", image_part(view.id))]

@@ -1,12 +1,11 @@
-"""Parsing of model text, shared by all protocols: tags, thoughts, answers, numbers and boxes.
+"""Parsing of model text, shared by all protocols: the model's own turn, tags, thoughts, answers and foreign calls.
 
 Everything here takes any string, never raises and is linear in its length. Corrections are noted in a `ParsedReply`;
 text that cannot be parsed becomes a problem there, which the model reads.
 """
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -16,19 +15,62 @@ from qzoom_agent.views import View
 
 EMPTY_REPLY = "The reply was empty. Answer the question."
 ONLY_THOUGHT = "The reply ended before an answer or a call. Give one of them now."
+FOREIGN_CALL = "Calls are not read in this format."
+MAX_REPLY = 131_072
+"""Characters of a reply that are read."""
 MAX_CALLS_READ = 16
 """Calls parsed in one reply; a reply with more has degenerated."""
 MAX_NAME = 80
 MAX_BOXED = 2000
-MAX_LABEL = 200
-_LARGEST = 1e9
-_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,4})?")
-_CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("left", "top", "right", "bottom"))
-_BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "bbox2d", "box", "coordinates", "region")
 _BOXED = "\\boxed{"
 _STYLED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
-_FOREIGN = re.compile(r"</?(?:tool_call|grounding)>|<function=")
 _STRAY = re.compile(r"</?(?:answer|think|tool_response)>", re.IGNORECASE)
+
+_ECHO = re.compile(
+    r"\s{0,80}(?:(?:<\|im_start\|>|<start_of_turn>|<\|start_header_id\|>)\s{0,8}(?:assistant|model)\s{0,8}"
+    r"(?:<\|end_header_id\|>)?\s{0,8}|assistant[ \t]{0,8}\n(?=\s{0,8}\S))"
+)
+"""The head of the model's own turn, written once more."""
+_END = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end|user|assistant|observation|vision_start|vision_end|"
+    r"image_pad|video_pad|image|image_\d{1,3}|tool_response|tool_outputs?)\|>"
+    r"|<(?:image|img|image_\d{1,3}|start_of_image|image_soft_token)>|<(?:tool_response|tool_result|tool_output)s?>"
+    r"|<(?:function_results?|observation|start_of_turn|end_of_turn)>|</s>|\[/?INST\]|\[/?TOOL_RESULTS\]|\[IMG\]"
+    r"|\u273f(?:RESULT|RETURN)\u273f|<\uff5c(?:User|Assistant|end\u2581of\u2581sentence|tool\u2581outputs\u2581begin)\uff5c>"
+    r"|(?<=\n)(?:user|assistant|(?:[Uu]ser|[Hh]uman|[Aa]ssistant|USER|HUMAN|ASSISTANT)[ \t]{0,8}:)[ \t]{0,8}(?=\n|\Z)"
+    r"|(?<=\n)(?:USER|ASSISTANT): "
+)
+"""A mark of the next turn, or of a result that only the tool can give."""
+_RESULT = re.compile(
+    r"(?:(?<=\n)|(?<=>))[ \t*]{0,8}(?:Observation[ _]?\d{0,3}[ \t*]{0,4}:|After the above Action\b)", re.IGNORECASE
+)
+"""The head of a result, where it follows a call."""
+_CALLED = re.compile(r"<(?:tool_call|grounding|zoom|function=)|\bAction Input\b|^\W{0,8}(?:Action|ZOOM)\W{0,8}:", re.M)
+_END_OF_TURN = ("", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>", "<end_of_turn>")
+
+_TOOL = r"(?:zoom|crop|resize_image|local_region)"
+_WRAPPED = tuple(
+    re.compile(pattern, re.MULTILINE)
+    for pattern in (
+        r"<(?:\|(?:python_tag|tool_call|action_start|plugin)|\uff5ctool|(?:[a-z]{1,20}:)?"
+        r"(?:tool_(?:calls|code|use|name)|function_?calls?|start_function_call|invoke|action|tool|crop|zoom_in)\b)",
+        r"\u273f(?:FUNCTION|ARGS)\u273f",
+        r"\[TOOL_(?:CALLS?|REQUEST)\]",
+        r"```\s?(?:tool_|function_call)",
+        r"to=functions\.",
+        r"^[ \t>*_`#-]{0,8}(?i:Action[ \t]Input[ \t*_`]{0,4}:"
+        rf"|(?:Action|Tool|Function)[ \t*_`]{{0,4}}:[ \t*_`]{{0,4}}\w{{0,40}}{_TOOL})",
+        rf"{_TOOL}\w{{0,40}}+(?:\(\s{{0,8}}\w{{1,40}}+,|\s?\(\s{{0,8}}(?:\w{{1,40}}+\s?=|[\[{{(]|-?\d{{1,9}}+(?:\.\d{{0,9}}+)?%?\s?,))",
+        r"[\"'](?:actions|action_input|tool_calls?|tool_input|tool_use|function_call)[\"']\s?:\s{0,8}[\[{\"']",
+        rf"[\"'](?:action|tool|tool_name)[\"']\s?:\s?[\"']\w{{0,40}}?{_TOOL}",
+    )
+)
+"""Marks of a call in a format that none of the families here writes."""
+_FOREIGN = re.compile(
+    r"</?(?:tool_call|grounding|zoom)>|<function=|<loc_\d"
+    r"|[\"']name[\"']\s?:\s?[\"'][^\"'\n]{1,60}[\"']\s?,\s{0,8}[\"'](?:arguments|parameters)[\"']\s?:"
+)
+"""A mark of a call in the format of one of the families."""
 
 
 @dataclass(slots=True)
@@ -63,11 +105,49 @@ class TagSpan:
     start: int
     end: int
     closed: bool
+    foreign: bool = False
+    """A call in another format, which is not read: its numbers may be in another frame."""
 
 
 def readable(text: str) -> str:
-    """Return the model's own turn as valid Unicode, cut at an end-of-turn token."""
-    return text.encode("utf-8", "replace").decode("utf-8").partition("<|im_end|>")[0]
+    """Return a text as valid Unicode."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def own_turn(text: str, repairs: list[str] | None = None) -> str:
+    """Return what is the model's own in a reply: nothing after an invented result or a mark of the next turn.
+
+    Args:
+        text: The reply.
+        repairs: Takes what was left out.
+    """
+    notes = [] if repairs is None else repairs
+    if len(text) > MAX_REPLY:
+        notes.append(f"only the first {MAX_REPLY} of {len(text)} characters read")
+    text = readable(text[:MAX_REPLY])
+    echo = _ECHO.match(text)
+    if echo:
+        notes.append("head of the turn dropped")
+        text = text[echo.end() :]
+    mark = _END.search(text)
+    end = mark.start() if mark else len(text)
+    called = _CALLED.search(text, 0, end)
+    result = _RESULT.search(text, called.end(), end) if called else None
+    mark = result or mark
+    if mark is None:
+        return text
+    if text[mark.start() :].strip() not in _END_OF_TURN:
+        notes.append(f"nothing read from {mark[0].strip()[:MAX_NAME]!r} on: results and turns are not the model's")
+    return text[: mark.start()]
+
+
+def cut_off(text: str, *, limit: int) -> Parsed:
+    """Return the reading of a reply that ended at its limit of tokens: never an answer or a call."""
+    problem = (
+        f"The reply was cut off at its limit of {limit} tokens, so nothing in it was read. Be shorter: give an answer "
+        "or a call after at most a few sentences."
+    )
+    return Parsed(thought=own_turn(text).strip(), problems=[problem])
 
 
 @cache
@@ -93,10 +173,15 @@ def spans(text: str, name: str, *, limit: int | None = None) -> list[TagSpan]:
     return found
 
 
-def foreign_call(text: str) -> list[TagSpan]:
-    """Return a call in the format of another family, without its body, whose numbers may be in another frame."""
-    mark = _FOREIGN.search(text)
-    return [TagSpan("", text[mark.start() :], mark.start(), len(text), True)] if mark else []
+def foreign_call(text: str, *, known: bool = True) -> list[TagSpan]:
+    """Return a call in another format, without its body.
+
+    Args:
+        text: The text, without calls in the format that is read.
+        known: Look for the formats of other families here too.
+    """
+    marks = [mark.start() for one in (*_WRAPPED, *([_FOREIGN] if known else [])) if (mark := one.search(text))]
+    return [TagSpan("", text[min(marks) :], min(marks), len(text), True, foreign=True)] if marks else []
 
 
 def outside(text: str, taken: Sequence[TagSpan]) -> str:
@@ -110,6 +195,7 @@ def read_reply(
     *,
     find: Callable[[str, ParsedReply], list[TagSpan]],
     read: Callable[[TagSpan, ParsedReply], None],
+    how: str,
     limit: int,
     mark: str | None,
 ) -> Parsed:
@@ -123,12 +209,13 @@ def read_reply(
         text: The reply.
         find: Finds the calls in a text.
         read: Adds a call to the result, or a problem.
+        how: Description of a well-formed call, for a model that wrote another.
         limit: Calls served in one turn.
         mark: The family's way to mark an answer, "answer" or "boxed"; free text instead of it is noted. None: free
             text is the family's way.
     """
     reply = ParsedReply()
-    thought, rest = _split_thought(readable(text))
+    thought, rest = _split_thought(own_turn(text, reply.repairs))
     answers, blank = _answers(rest)
     inside = not answers and not outside(rest, blank)
     if inside:
@@ -146,7 +233,10 @@ def read_reply(
         return reply.parsed(thought=_joined(thought, outside(rest, answers)), answer=_boxed(body) or body)
     if calls:
         for span in calls:
-            read(span, reply)
+            if span.foreign:
+                reply.problems.append(f"{FOREIGN_CALL} {how}")
+            else:
+                read(span, reply)
         reply.keep(limit)
         return reply.parsed(thought=_joined(thought, outside(rest, calls)))
     if inside:
@@ -196,93 +286,3 @@ def _joined(*pieces: str) -> str:
 def first_view(views: Sequence[View]) -> str:
     """Return the id of the first view shown."""
     return views[0].id if views else "coarse"
-
-
-def numbers_in(text: str) -> list[str]:
-    """Return the decimal numbers in a text, in order."""
-    return _NUMBER.findall(text)
-
-
-def read_label(arguments: Mapping[str, object]) -> str:
-    """Return the model's words for what it looks for, shortened."""
-    label = arguments.get("label")
-    return readable(label)[:MAX_LABEL] if isinstance(label, str) else ""
-
-
-def has_box(arguments: Mapping[str, object]) -> bool:
-    """Return whether a box is given under any name that models use for it."""
-    return any(key in arguments for key in _BOX_KEYS)
-
-
-def box_argument(arguments: Mapping[str, object], reply: ParsedReply) -> object:
-    """Return the value given for the box; another name than `bbox_2d` is noted. None: no box is given."""
-    key = next((key for key in _BOX_KEYS if key in arguments), None)
-    if key is None:
-        return None
-    if key != "bbox_2d":
-        reply.repairs.append(f"box read from {key}")
-    return arguments[key]
-
-
-def read_index(
-    arguments: Mapping[str, object], names: Sequence[str], reply: ParsedReply, *, default: int
-) -> int | None:
-    """Return the number under one of `names`, `default` if none is given, None if it is not a whole number."""
-    given = next((arguments[name] for name in names if arguments.get(name) is not None), None)
-    if given is None:
-        reply.repairs.append(f"{names[0]} missing, {default} taken")
-        return default
-    number = _number(given, reply)
-    return int(number) if number is not None and number.is_integer() else None
-
-
-def read_box(value: object, reply: ParsedReply, *, how: str) -> tuple[float, float, float, float] | None:
-    """Return four finite coordinates from the value of a box, or None with a problem that ends in `how`.
-
-    Accepted: numbers as strings, a box as a string, as an object with named corners, as two points, or as a list of
-    boxes (the first is taken). Swapped corners are kept and noted; the zoom tool orders them.
-    """
-    values = _flat(value, reply)
-    numbers = [_number(item, reply) for item in values] if len(values) == 4 else []
-    given = [number for number in numbers if number is not None]
-    if len(given) != 4:
-        reply.problems.append(f"The box could not be read: it must be four finite numbers x1, y1, x2, y2. {how}")
-        return None
-    x1, y1, x2, y2 = given
-    if x2 < x1 or y2 < y1:
-        reply.repairs.append("box corners were swapped")
-    return x1, y1, x2, y2
-
-
-def _flat(value: object, reply: ParsedReply) -> list[object]:
-    if isinstance(value, str):
-        reply.repairs.append("box read from a string")
-        return [float(number) for number in numbers_in(value)]
-    if isinstance(value, dict):
-        lowered = {str(key).lower().replace("_", ""): item for key, item in value.items()}
-        names = next((names for names in _CORNERS if all(name in lowered for name in names)), ())
-        reply.repairs.append("box read from an object")
-        return [lowered[name] for name in names]
-    if not isinstance(value, list):
-        return []
-    if value and all(isinstance(item, list) for item in value):
-        if all(len(item) == 2 for item in value):
-            reply.repairs.append("box read from points")
-            return [number for item in value for number in item]
-        reply.repairs.append(f"box taken from a list of {len(value)}")
-        return list(value[0])
-    return value
-
-
-def _number(value: object, reply: ParsedReply) -> float | None:
-    if isinstance(value, str):
-        if not _NUMBER.fullmatch(value.strip()):
-            return None
-        reply.repairs.append("number read from a string")
-    elif isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) and abs(number) <= _LARGEST else None

@@ -9,19 +9,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qzoom_agent.errors import BoxError
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
+from qzoom_agent.protocols.boxes import numbers_in, read_box
 from qzoom_agent.protocols.interface import Parsed, ToolCall, counted
-from qzoom_agent.protocols.parsing import (
-    MAX_CALLS_READ,
-    ParsedReply,
-    TagSpan,
-    first_view,
-    foreign_call,
-    numbers_in,
-    read_box,
-    read_reply,
-)
+from qzoom_agent.protocols.parsing import MAX_CALLS_READ, ParsedReply, TagSpan, first_view, foreign_call, read_reply
 from qzoom_agent.views import View
 
 _LINE = re.compile(
@@ -55,12 +48,15 @@ class Plain:
 
     def parse(self, text: str, views: Sequence[View]) -> Parsed:
         def read(span: TagSpan, reply: ParsedReply) -> None:
-            box = read_box([float(number) for number in numbers_in(span.body)], reply, how=_HOW)
-            if box is not None:
-                call = ToolCall(name="zoom", box=box, frame=self.frame, view=first_view(views), raw=span.raw)
-                reply.calls.append(call)
+            size = views[0].size if views else None
+            try:
+                box, frame = read_box(span.body, self.frame, reply.repairs, size=size)
+            except BoxError as error:
+                reply.problems.append(f"{error} {_HOW}")
+            else:
+                reply.calls.append(ToolCall(name="zoom", box=box, frame=frame, view=first_view(views), raw=span.raw))
 
-        parsed = read_reply(text, find=_find, read=read, limit=self.max_calls_per_turn, mark=None)
+        parsed = read_reply(text, find=_find, read=read, how=_HOW, limit=self.max_calls_per_turn, mark=None)
         lead = _ANSWER.match(parsed.answer or "")
         if lead is None or parsed.answer is None or not parsed.answer[lead.end() :].strip():
             return parsed
@@ -91,4 +87,7 @@ def _find(text: str, reply: ParsedReply) -> list[TagSpan]:
             found.append(TagSpan(line[1], line[0].strip(), line.start(), line.end(), True))
         if len(found) == MAX_CALLS_READ:
             break
-    return found or foreign_call(text)
+    wrapped = foreign_call(text, known=False)
+    if not found or (wrapped and wrapped[0].start < found[0].start):
+        return wrapped or foreign_call(text)
+    return found

@@ -1,7 +1,7 @@
 """Protocols whose calls stand between tags and whose crops come back in a turn of their own.
 
-Seven published families differ only in data: tag, wording, frame, and two functions that parse the text between the
-tags and turn its arguments into a box of a view. Each is an object of `Tagged`.
+Seven published families differ only in data: `families.yaml` holds their wording, tags, frames, and the names of the
+two functions in `calls` that read the text between the tags and turn its arguments into a box of a view.
 
 The tool's schema is part of the system text, since chat templates print tools in different ways. Results carry the
 role "tool" only in families trained with it (qwen3vl, qwen3_5). The wording is ours except where checkpoints depend on
@@ -9,21 +9,25 @@ the letter: schema shape, tags, the sentences around a result, and one-line form
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
 
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from qzoom_agent.errors import BoxError
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
-from qzoom_agent.protocols.interface import Parsed, ToolCall, counted
-from qzoom_agent.protocols.json_repair import read_json
+from qzoom_agent.protocols.calls import LOOSE, PAYLOADS, REGIONS, read_label
+from qzoom_agent.protocols.interface import Parsed, ToolCall
 from qzoom_agent.protocols.parsing import (
     MAX_CALLS_READ,
     MAX_NAME,
     ParsedReply,
     TagSpan,
     foreign_call,
-    read_label,
     read_reply,
     readable,
     spans,
@@ -31,31 +35,14 @@ from qzoom_agent.protocols.parsing import (
 )
 from qzoom_agent.views import View
 
-Arguments = dict[str, object]
-_TRIES = 4
 
-
-class Payload(NamedTuple):
-    """A tool name, empty if none was given, and its arguments."""
-
-    name: str
-    arguments: Arguments
-
-
-class CallRegion(NamedTuple):
-    """The region of a call."""
-
-    box: tuple[float, float, float, float]
-    frame: Frame
-    view: str
-
-
-@dataclass(frozen=True, slots=True)
-class PromptTexts:
+class PromptTexts(BaseModel):
     """The texts of a family. They are joined without separators, so line breaks are part of them."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     system: str
-    """System message when zooming is offered."""
+    """System message when zooming is offered; {schema} is the tool's schema as one line of JSON."""
     plain_system: str = ""
     """System message when it is not; empty for none."""
     before: str = ""
@@ -80,9 +67,10 @@ class PromptTexts:
     final: str = "Zooming is over. Answer the question now."
 
 
-@dataclass(frozen=True, slots=True)
-class Tagged:
+class Tagged(BaseModel):
     """The protocol of one family."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     frame: Frame
@@ -90,25 +78,27 @@ class Tagged:
     """Names a call may use; the first is taken when a call has none."""
     how: str
     """Description of a well-formed call: the last sentence of every problem."""
+    region: Literal["user_image", "first_image", "named_source", "padded_target", "whole_image"]
+    """The way in which arguments say which region is meant, see `calls`."""
     wording: PromptTexts
-    payloads: Callable[[str, ParsedReply], list[Payload]]
-    """Parses the text between the tags."""
-    region: Callable[[Arguments, Sequence[View], ParsedReply, str], CallRegion | None]
-    """Turns the arguments of a call into a region; None with a problem that ends in the last argument."""
-    loose: Callable[[str], TagSpan | None]
-    """Finds a call without its tags."""
+    function: dict[str, Any] = {}
+    """The tool as an OpenAI function schema."""
+    payload: Literal["json", "bare", "function"] = "json"
+    """The way in which a call is written between the tags, see `calls`."""
     tag: str = "tool_call"
     stop: tuple[str, ...] = ()
     max_calls_per_turn: int = 1
     result_role: Literal["user", "tool"] = "user"
     mark: Literal["answer", "boxed"] | None = "answer"
     """The family's way to mark an answer; see `read_reply`."""
-    names: Callable[[int], str] = counted
-    """Gives the family's name of view number 0 (coarse), 1 and so on, as part of a sentence."""
+    first_name: str = "the first image"
+    """The family's name of the coarse view, as part of a sentence."""
+    crop_name: str = "crop {index}"
+    """The same of a crop; {index} counts crops from 1, {number} all images."""
 
     def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
         say = self.wording
-        system = say.system if tools else say.plain_system
+        system = say.system.replace("{schema}", self._schema()) if tools else say.plain_system
         before = say.before if tools else say.plain_before
         asked = say.between + question + (say.after if tools else say.plain_after)
         user = message("user", before, *(image_part(view.id) for view in views), asked)
@@ -119,6 +109,7 @@ class Tagged:
             text,
             find=self._find,
             read=lambda span, reply: self._read(span, views, reply),
+            how=self.how,
             limit=self.max_calls_per_turn,
             mark=self.mark,
         )
@@ -136,16 +127,21 @@ class Tagged:
         return [message("user", self.wording.final)]
 
     def view_name(self, index: int) -> str:
-        return self.names(index)
+        return self.crop_name.format(index=index, number=index + 1) if index else self.first_name
+
+    def _schema(self) -> str:
+        """Return the schema as all Qwen templates print it."""
+        return json.dumps({"type": "function", "function": self.function})
 
     def _find(self, text: str, reply: ParsedReply) -> list[TagSpan]:
         found = spans(text, self.tag, limit=MAX_CALLS_READ)
         if len(found) > 1 and not found[-1].body.strip():
             reply.repairs.append(f"<{self.tag}> written for </{self.tag}>")
             found.pop()
+        found = found or foreign_call(text, known=False)
         if found:
             return found
-        bare = self.loose(text)
+        bare = LOOSE[self.payload](text, self.tools)
         if bare is not None:
             reply.repairs.append("call without its tags read")
             return [bare]
@@ -158,60 +154,25 @@ class Tagged:
     def _read(self, span: TagSpan, views: Sequence[View], reply: ParsedReply) -> None:
         if not span.closed and f"</{self.tag}>" not in self.stop:
             reply.repairs.append(f"closing </{self.tag}> added")
-        payloads = self.payloads(span.body, reply)
+        payloads = PAYLOADS[self.payload](span.body, reply.repairs)
         if not payloads:
             reply.problems.append(f"The call could not be read. {self.how}")
         for payload in payloads:
-            name = readable(payload.name).strip()[:MAX_NAME]
-            if not name:
-                name = self.tools[0]
-            elif name not in self.tools:
+            name = readable(payload.name).strip()[:MAX_NAME] or self.tools[0]
+            if name not in self.tools:
                 reply.problems.append(f"There is no tool {name!r}. {self.how}")
                 continue
-            region = self.region(payload.arguments, views, reply, self.how)
-            if region is not None:
-                label = read_label(payload.arguments)
-                call = ToolCall(
-                    name=name, box=region.box, frame=region.frame, view=region.view, label=label, raw=span.raw
-                )
-                reply.calls.append(call)
+            try:
+                box, frame, view = REGIONS[self.region](payload.arguments, views, self.frame, reply.repairs)
+            except BoxError as error:
+                reply.problems.append(f"{error} {self.how}")
+                continue
+            label = read_label(payload.arguments)
+            reply.calls.append(ToolCall(name=name, box=box, frame=frame, view=view, label=label, raw=span.raw))
 
 
-def loose_call(*marks: str, accepts: Callable[[Arguments], bool], reach: int = 64) -> Callable[[str], TagSpan | None]:
-    """Return a search for a call without tags: a JSON object with one of `marks` within `reach` of its opening brace.
-
-    Args:
-        marks: Texts near which an object may be a call.
-        accepts: Decides whether an object is one.
-        reach: Characters between the brace and the mark.
-    """
-
-    def find(text: str) -> TagSpan | None:
-        for mark in marks:
-            at = text.find(mark)
-            for _ in range(_TRIES):
-                if at < 0:
-                    break
-                start = text.rfind("{", max(0, at - reach), at)
-                found = read_json(text, start) if start >= 0 else None
-                if found and isinstance(found.value, dict) and accepts(found.value):
-                    whole = text[start : found.end]
-                    return TagSpan(whole, whole, start, found.end, True)
-                at = text.find(mark, at + len(mark))
-        return None
-
-    return find
-
-
-def tool_schema(name: str, description: str, properties: dict[str, object], *, required: Sequence[str]) -> str:
-    """Return an OpenAI function schema as one line of JSON, as all Qwen templates print it."""
-    parameters = {"type": "object", "properties": properties, "required": list(required)}
-    return json.dumps(
-        {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
-    )
-
-
-def box_schema(meaning: str, *, number: Literal["number", "integer"] = "number") -> dict[str, object]:
-    """Return the schema of a box argument; `meaning` names its frame."""
-    text = f"The region to look at, as [x1, y1, x2, y2] (top-left and bottom-right corner), {meaning}."
-    return {"type": "array", "items": {"type": number}, "minItems": 4, "maxItems": 4, "description": text}
+@cache
+def published_families() -> dict[str, Tagged]:
+    """Return the published families by name."""
+    text = (files("qzoom_agent") / "protocols" / "families.yaml").read_text(encoding="utf-8")
+    return {name: Tagged(name=name, **fields) for name, fields in yaml.safe_load(text).items() if name[0] != "_"}

@@ -1,5 +1,6 @@
 """The zoom and propose tools as LangChain tools: crops as image blocks, bad calls as text."""
 
+import asyncio
 import base64
 import io
 
@@ -77,7 +78,8 @@ def _same(store):
 
 
 def test_a_box_that_means_nothing_comes_back_as_text(tool, store):
-    found = call(tool, bbox_2d=[2000, 0, 3000, 10])
+    found = call(tool, bbox_2d=[1200, 0, 1300, 10])
+    assert found.status == "error"
     assert [block["type"] for block in found.content] == ["text"]
     assert "lies outside" in found.content[0]["text"] and "0 to 1000" in found.content[0]["text"]
     assert found.artifact.error == found.content[0]["text"]
@@ -95,6 +97,11 @@ def test_a_box_that_means_nothing_comes_back_as_text(tool, store):
         {"bbox_2d": [1, 2, 3, 10**400]},
         {"bbox_2d": [1, 2, 3, 4], "zoom": 2},
         {"bbox_2d": [1, 2, 3, 4], "view": 7},
+        {"bbox_2d": [1, 2, 3, 4], "view": "crop9"},
+        {"bbox_2d": [1, 2, 3, 4], "img_idx": 1},
+        {"bbox_2d": [1, 2, 3, 4], "img_idx": "first"},
+        {"bbox_2d": [300, 200, 1900, 1100]},
+        {"label": None},
     ],
 )
 def test_bad_arguments_come_back_as_text(tool, store, arguments):
@@ -103,6 +110,50 @@ def test_bad_arguments_come_back_as_text(tool, store, arguments):
     assert found.content.startswith("The zoom call could not be read. ")
     assert "four numbers [x1, y1, x2, y2]" in found.content and "0 to 1000" in found.content
     assert len(store.shown) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"bbox_2d": [200, 100, 600, 500], "img_idx": 0},
+        {"bbox_2d": [200, 100, 600, 500], "img_idx": "0", "label": None, "view": None},
+        {"bbox_2d": "[200, 100, 600, 500]"},
+        {"bbox_2d": "200-100-600-500"},
+        {"bbox_2d": "20%, 10%, 60%, 50%"},
+        {"bbox_2d": [0.2, 0.1, 0.6, 0.5]},
+        {"bbox_2d": [[200, 100, 600, 500]]},
+        {"bbox_2d": [[200, 100], [600, 500]]},
+        {"bbox_2d": {"x1": 200, "y1": 100, "x2": 600, "y2": 500}},
+        {"bbox_2d": {"x": 200, "y": 100, "width": 400, "height": 400}},
+        {"bbox": [200, 100, 600, 500], "label": None},
+        {"box_2d": [100, 200, 500, 600]},
+        {"x1": 200, "y1": 100, "x2": 600, "y2": 500},
+    ],
+)
+def test_what_the_text_protocols_mend_is_mended_here_too(tool, arguments):
+    found = call(tool, **arguments)
+    assert found.status == "success", found.content
+    assert found.artifact.served == (180, 70, 540, 350) and found.artifact.label == ""
+    read_as_shares = "read as shares" in found.content[0]["text"]
+    assert read_as_shares is (arguments.get("bbox_2d") in ([0.2, 0.1, 0.6, 0.5], "20%, 10%, 60%, 50%"))
+
+
+def test_an_unknown_view_is_an_error_that_names_the_views(tool):
+    found = call(tool, bbox_2d=[1, 2, 3, 4], view="crop9")
+    assert found.status == "error" and "the views are original, coarse" in found.content
+
+
+def test_a_store_of_one_image_is_enough():
+    store = ViewStore()
+    store.add_original(Image.new("RGB", (900, 700)))
+    found = call(as_langchain_tool(Zoom(), store), bbox_2d=[200, 100, 600, 500])
+    assert found.artifact.served == (180, 70, 540, 350)
+    assert [view.id for view in store.views] == ["original", "coarse", "crop1"]
+
+
+def test_the_tool_runs_asynchronously_with_the_same_status(tool):
+    ask = {"type": "tool_call", "id": "1", "name": NAME, "args": {"bbox_2d": [1200, 0, 1300, 10]}}
+    assert asyncio.run(tool.ainvoke(ask)).status == "error"
 
 
 def test_the_name_of_before_gives_the_same_function():

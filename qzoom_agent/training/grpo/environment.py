@@ -23,7 +23,7 @@ from qzoom_agent.graph import Context, State, act, advanced, finish, perceive, t
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.policy import LOOK_FIRST
-from qzoom_agent.protocols.hermes import ZOOM
+from qzoom_agent.protocols.calls import ZOOM
 from qzoom_agent.trace import Trace, Turn, describe_environment
 from qzoom_agent.training.grpo.checks import require_plain_positions
 from qzoom_agent.views import ViewStore

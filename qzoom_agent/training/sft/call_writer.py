@@ -8,9 +8,8 @@ import json
 from typing import Final
 
 from qzoom_agent.geometry import Box, Size
-from qzoom_agent.protocols.hermes import ZOOM
+from qzoom_agent.protocols.calls import PADDING, ZOOM
 from qzoom_agent.protocols.nano import LOCATION_STEP
-from qzoom_agent.protocols.pixel_reasoner import PADDING
 
 LOOK_THOUGHT: Final = "What decides the answer is too small to be sure of here, so I look closer at that part."
 ANSWER_THOUGHT: Final = "What I was shown is enough to answer."

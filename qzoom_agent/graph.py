@@ -208,7 +208,7 @@ def think(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     """Generate one assistant turn; leave it to `act` if it has no answer and is not the last."""
     began = perf_counter()
     ctx = runtime.context
-    last = _last(state, ctx.config)
+    last = _last(state, ctx)
     index = len(state["turns"])
     asked = ctx.protocol.final() if last else []
     try:
@@ -432,11 +432,11 @@ def _insert(ctx: Context, record: PerceptionRecord) -> dict[str, list[float]]:
     return placed
 
 
-def _last(state: State, config: AgentConfig) -> Last | None:
+def _last(state: State, ctx: Context) -> Last | None:
     """Return the reason for which the next turn has to be the last; None if there is none."""
     if state["last"] is not None:
         return state["last"]
-    budget, turns = config.budget, state["turns"]
+    budget, turns = ctx.config.budget, state["turns"]
     failed = 0
     for turn in reversed(turns):
         if any(call["result"] is not None for call in turn["calls"]):
@@ -444,8 +444,9 @@ def _last(state: State, config: AgentConfig) -> Last | None:
         failed += 1
     if failed >= budget.max_failed_calls:
         return "failed"
-    # A model that was told to be shorter once and was cut off again has one more try, without tools.
-    if len(turns) >= budget.max_turns or sum(turn["finish"] == "length" for turn in turns) > 1:
+    # A model that was told to be shorter and cut off again has its last try; without tools, the second reply is it.
+    tries = 2 if ctx.policy.offers_tools else 1
+    if len(turns) >= budget.max_turns or sum(turn["finish"] == "length" for turn in turns) >= tries:
         return "budget"
     if budget.max_seconds is not None and state["seconds"] >= budget.max_seconds:
         return "budget"

@@ -171,6 +171,12 @@ def test_a_reply_that_is_cut_off_again_leads_to_the_last_turn_and_never_to_an_an
     assert "Do not zoom any more" in plain_text(spy.conversations[2][-1])
 
 
+def test_without_tools_a_reply_that_was_cut_off_is_followed_by_the_last_one() -> None:
+    answer = ask(["a thought without an end", "42"], policy="direct", generation={"max_new_tokens": 3})
+    assert (answer.status, answer.text) == ("budget", "42")
+    assert [turn.forced for turn in answer.trace.turns] == [False, True]
+
+
 def test_the_model_never_reads_a_result_that_it_made_up() -> None:
     spy = Spy([ZOOM + "<tool_response>It is 41.</tool_response>41", "42<|im_end|>\n<|im_start|>user\nAnd now?"])
     answer = ask(spy)

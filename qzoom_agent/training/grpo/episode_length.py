@@ -67,7 +67,7 @@ def longest(
     room = min(budget.max_views - 1, most // max(1, views.crop_min_tokens))
     inserted = min(config.perception.max_regions if config.policy in LOOK_FIRST else 0, room)
     crops = min(room - inserted, budget.max_turns * 4) if asks else 0  # a turn may call several times
-    turns = budget.max_turns + 1 if asks else 1
+    turns = budget.max_turns + 1 if asks else 2  # a reply that was cut off is followed by a last one
     return Longest(
         prompt=opening + views.coarse_max_tokens + inserted * largest,
         written=turns * config.generation.max_new_tokens,

@@ -103,7 +103,7 @@ def test_the_longest_episode_is_counted_and_refused_with_its_numbers(tiny: HFBac
     with pytest.raises(ConfigError, match=r"completion of 868 tokens, but max_completion_length is 500"):
         require_room(need, context=2000, limit=500)
     direct = longest(config.replace(policy="direct"), views, opening=50, between=10)
-    assert (direct.crops, direct.between, direct.written) == (0, 0, 200)
+    assert (direct.crops, direct.between, direct.written) == (0, 10, 400)
 
 
 def test_a_question_without_room_is_refused_before_any_training(tiny: HFBackend, tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def _boxed(
     arguments: Arguments, views: Sequence[View], index: int, frame: Frame, notes: list[str], *, farthest: float = 1.5
 ) -> CallRegion:
     view = views[index] if index < len(views) else None
-    found = box_argument(arguments, frame, notes, size=view and view.size, farthest=farthest)
+    found = box_argument(arguments, frame, notes, size=view.size if view else None, farthest=farthest)
     return CallRegion(*found, view.id if view else first_view(views))
 
 

@@ -120,7 +120,7 @@ def test_a_random_model_is_learned_from_with_the_tokens_it_sampled(tmp_path: Pat
     trainer.train()
     log = log_of(tmp_path / "out")[0]
     assert log["rollout/logp_difference"] < 1e-4
-    assert 1 <= log["zoom/written_tokens"] <= 6
+    assert 1 <= log["zoom/written_tokens"] <= 3 * 6, "a reply that is cut off is followed by two more at the most"
 
 
 def test_what_is_rewarded_is_said_more_often(tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def test_speeds_are_measured_without_learning(tmp_path: Path) -> None:
     plain, shared = (measure(recipe, by, rounds=1) for by in ("generate", "shared"))
     assert plain.distance is None and shared.distance is not None and shared.distance < 1e-4
     for one in (plain, shared):
-        assert one.seconds > 0 and 1 <= one.written <= 4 * 6
+        assert one.seconds > 0 and 1 <= one.written <= 4 * 3 * 6
 
 
 def test_padding_that_all_rows_share_is_left_out() -> None:

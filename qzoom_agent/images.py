@@ -1,12 +1,12 @@
 """Read any image safely, and name its pixels.
 
 `load_image` turns a path, bytes, a data URI, a Pillow image or an array into one upright RGB image, or raises an
-ImageError. The size is checked before a pixel is decoded, and formats that run other programs are not tried. Files are
-decoded at full size: Pillow's JPEG `draft` would lose the detail that a zoom is for. Colour profiles are not applied.
+ImageError. Size, shape and metadata are checked while the header is read, before a pixel is decoded, and formats that
+run other programs are not tried. Files are decoded at full size: Pillow's JPEG `draft` would lose the detail that a
+zoom is for. Colour profiles are not applied. `check_image` reads the header alone.
 """
 
 import base64
-import binascii
 import hashlib
 import http.client
 import io
@@ -18,10 +18,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.IcoImagePlugin import IcoImageFile
+from PIL.ImageFile import ImageFile
 
 from qzoom_agent.errors import ImageError
 from qzoom_agent.geometry import Box
@@ -29,13 +31,18 @@ from qzoom_agent.geometry import Box
 MAX_PIXELS = 89_000_000
 """Default limit on width times height (a 10000 x 8900 image): a few hundred MB while it is read."""
 MAX_BYTES = 1_000_000_000
-"""Limit on the encoded size of one image."""
+"""Limit on the encoded size of one file."""
+MAX_BYTES_IN_MEMORY = 256_000_000
+"""Limit on the encoded size of what is read at once: base64, downloads, and formats without a streaming decoder."""
+MAX_ASPECT = 200
+"""Limit on the longer side over the shorter one: no model is shown more, and thin images cost memory by the row."""
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 """File formats that are read (JPEG includes MPO). Open anything else with Pillow and pass the Pillow image."""
 
 ImageSource = str | Path | bytes | Image.Image | np.ndarray[Any, Any]
 
 _ORIENTATION_TAG = 0x0112
+_TURNED = (5, 6, 7, 8)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -46,6 +53,19 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SMALLER = "Make it smaller, or raise the setting max_pixels."
+_HEADER_BYTES = 16_000_000
+_HEADER_READS = 10_000
+_READS = 400_000
+"""Limits on the metadata of a file: Pillow handles each block of it in Python, some with quadratic effort."""
+_COST = {"JPEG2000": 36, "AVIF": 24, "WEBP": 20, "I": 24, "F": 24}
+"""Bytes of memory to decode a pixel, by format or mode; 12 for others."""
+_GRANTED = 18
+"""Bytes of memory for each of `max_pixels`."""
+_SLOW_BYTES = 2_000_000
+"""Limit on the encoded size where Pillow decodes in Python (QOI, plain PPM, BMP with runs), a microsecond a byte."""
+_SCANNED_PIXELS = 2_500_000_000
+"""Limit on pixels times scans of a progressive JPEG, each of which goes over all pixels."""
+_TAIL = 65_536
 _OPENING = Lock()
 _STRIP_PIXELS = 500_000
 _URL_TIMEOUT_S = 30
@@ -71,20 +91,135 @@ def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int 
         return _from_array(source, max_pixels)
     if isinstance(source, Image.Image):
         return _decode(source, "the Pillow image", max_pixels)
-    file, name = _encoded(source, allow_url)
-    try:
-        with _own_limit(max_pixels):
-            opened = Image.open(file, formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise ImageError(f"Not an image that can be read: {name}. Formats read: {', '.join(FORMATS)}.") from error
-    except Image.DecompressionBombError as error:
+    with _opened(source, allow_url, max_pixels) as (image, name, _):
+        return _decode(image, name, max_pixels)
+
+
+def check_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return the upright size of an image without decoding it, unless its end seems to be missing.
+
+    Raises:
+        ImageError: `load_image` would raise it. Damage in the middle of a file is not found.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source, max_pixels).size
+    if isinstance(source, Image.Image):
+        _check_size(source.size, "the Pillow image", max_pixels)
+        return _upright(source)
+    with _opened(source, False, max_pixels) as (image, name, file):
+        size = _upright(image)
+        if not _ends(file, image.format):
+            _decode(image, name, max_pixels)
+        return size
+
+
+@contextmanager
+def _opened(
+    source: str | Path | bytes, allow_url: bool, max_pixels: int
+) -> Iterator[tuple[Image.Image, str, "_CountedFile"]]:
+    """Open a file whose header is within all limits, and give its name for errors."""
+    data, name = _encoded(source, allow_url)
+    with data.open("rb") if isinstance(data, Path) else data as raw:
+        file = _CountedFile(raw, name)
+        try:
+            with _own_limit(max_pixels):
+                image = Image.open(file, formats=FORMATS)
+            _check_header(image, file, max_pixels)
+        except ImageError:
+            raise
+        except UnidentifiedImageError as error:
+            raise ImageError(f"Not an image that can be read: {name}. Formats read: {', '.join(FORMATS)}.") from error
+        except Image.DecompressionBombError as error:
+            raise ImageError(
+                f"An image is over the limit of {max_pixels} px: {name}. {_cause(error)}. {_SMALLER}"
+            ) from error
+        except Exception as error:  # decoders raise any class on hostile bytes
+            raise ImageError(
+                f"Cannot read {name} as an image: {_cause(error)}. Save it again as PNG or JPEG."
+            ) from error
+        file.reads_left = _READS
+        file.bytes_left = None
+        with image:
+            yield image, name, file
+
+
+class _CountedFile:
+    """A binary file that gives out so many bytes and reads; then it raises ImageError."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file, self._name = file, name
+        self.size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        self.reads_left = _HEADER_READS
+        self.bytes_left: int | None = _HEADER_BYTES
+
+    def read(self, size: int = -1) -> bytes:
+        whole = size is None or size < 0
+        if whole and self.size > MAX_BYTES_IN_MEMORY:
+            raise ImageError(
+                f"{self._name} has {self.size} bytes, over the limit of {MAX_BYTES_IN_MEMORY} for its format. Save it "
+                "as PNG or JPEG."
+            )
+        self.reads_left -= 1
+        if not whole and self.bytes_left is not None:
+            self.bytes_left -= max(size, 0)
+        if self.reads_left < 0 or (self.bytes_left is not None and self.bytes_left < 0):
+            raise ImageError(f"{self._name} has too much metadata to be an image. Save it again without metadata.")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _check_header(image: Image.Image, file: _CountedFile, max_pixels: int) -> None:
+    """Raise ImageError if decoding an opened image would take too much memory or time."""
+    name, (width, height) = file._name, image.size
+    _check_size(image.size, name, max_pixels)
+    if isinstance(image, IcoImageFile):  # its directory says one size, and the image inside may have another
+        _check_size(image.ico.getimage(image.size).size, name, max_pixels)
+    cost = max(_COST.get(image.format or "", 12), _COST.get(image.mode, 12))
+    if width * height * cost > _GRANTED * max_pixels:
+        most = _GRANTED * max_pixels // cost
         raise ImageError(
-            f"An image is over the limit of {max_pixels} px: {name}. {_cause(error)}. {_SMALLER}"
-        ) from error
-    except Exception as error:  # decoders raise any class on hostile bytes
-        raise ImageError(f"Cannot read {name} as an image: {_cause(error)}. Save it again as PNG or JPEG.") from error
-    with opened:
-        return _decode(opened, name, max_pixels)
+            f"An image of {width}x{height} px is over the limit of {most} px for {image.format} {image.mode}: {name}. "
+            f"{_SMALLER}"
+        )
+    tiles = image.tile if isinstance(image, ImageFile) else []
+    in_python = isinstance(image, IcoImageFile) or any(tile[0] in Image.DECODERS for tile in tiles[:1])
+    if in_python and file.size > _SLOW_BYTES:
+        raise ImageError(
+            f"{name} has {file.size} bytes, over the limit of {_SLOW_BYTES} for this kind of {image.format}. Save it "
+            "as PNG or JPEG."
+        )
+    if image.info.get("progressive") and _scans(file) * width * height > _SCANNED_PIXELS:
+        raise ImageError(f"{name} has too many scans for its {width}x{height} px. Save it again as PNG or JPEG.")
+
+
+def _scans(file: _CountedFile) -> int:
+    """Return the number of scans of a JPEG; marks in previews are counted, too."""
+    place, count, last = file.tell(), 0, b""
+    file.seek(0)
+    while block := file._file.read(1 << 20):
+        count += (last + block).count(b"\xff\xda")
+        last = block[-1:]
+    file.seek(place)
+    return count
+
+
+def _ends(file: _CountedFile, format: str | None) -> bool:
+    """Return whether a file has the mark that ends its format, near its end; True for formats without one."""
+    mark = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(format or "")
+    place = file.tell()
+    file.seek(max(0, file.size - _TAIL))
+    tail = file._file.read(_TAIL)
+    file.seek(place)
+    return mark is None or mark in tail
+
+
+def _upright(image: Image.Image) -> tuple[int, int]:
+    """Return the size that an opened image has once it is upright."""
+    width, height = image.size
+    return (height, width) if _orientation(image) in _TURNED else (width, height)
 
 
 def cut(image: Image.Image, box: Box) -> Image.Image:
@@ -176,15 +311,27 @@ def _data_uri(uri: str) -> bytes:
     if not comma or not head.lower().endswith(";base64"):
         raise ImageError(f"Cannot read the data URI {_short(uri)}: write it as data:image/png;base64,...")
     try:
-        return base64.b64decode("".join(body.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
+        return decode_base64(body, "The data URI")
+    except ValueError as error:
         raise ImageError(f"The data URI {_short(uri)} is not valid base64: {error}. Encode the file again.") from error
+
+
+def decode_base64(text: str, name: str) -> bytes:
+    """Return the bytes of an image in base64.
+
+    Raises:
+        ImageError: It is too long; nothing is decoded then.
+        ValueError: It is not base64.
+    """
+    if len(text) > MAX_BYTES_IN_MEMORY * 3 // 2:
+        raise ImageError(f"{name} has {len(text)} characters, over the limit for an image in base64. Give a file.")
+    return base64.b64decode("".join(text.split()), validate=True)
 
 
 def _download(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=_URL_TIMEOUT_S) as response:
-            data: bytes = response.read(MAX_BYTES + 1)
+            data: bytes = response.read(MAX_BYTES_IN_MEMORY + 1)
     except (OSError, ValueError, urllib.error.URLError, http.client.HTTPException) as error:
         raise ImageError(f"Cannot fetch {_short(url)}: {_cause(error)}. Download it and pass the file.") from error
     return data
@@ -211,6 +358,11 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"An image of {width}x{height} px has no pixels: {name}. Save it again.")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(
+            f"An image of {width}x{height} px is longer than {MAX_ASPECT}:1 and cannot be shown to a model: {name}. "
+            "Cut out the part that matters."
+        )
     if width * height > max_pixels:
         raise ImageError(f"An image of {width}x{height} px is over the limit of {max_pixels} px: {name}. {_SMALLER}")
 

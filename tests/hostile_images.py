@@ -1,15 +1,17 @@
-"""Two hundred image files that should not be trusted, and what loading them comes to.
+"""Hundreds of image files that should not be trusted, and what loading them comes to.
 
 `hostile_images()` makes the files in memory, the same ones every time: every mode and format, cut short, with flipped
-bits, under a wrong magic number, with sizes of zero, sizes that would fill the memory, extreme shapes and metadata
-that is garbage. Run as a script it loads each one and prints a table of outcomes and the growth of peak memory, the
-last line as JSON.
+bits, under a wrong magic number, with sizes of zero, sizes that would fill the memory, extreme shapes, metadata that is
+garbage or endless, thousands of frames, and pixels that Pillow decodes in Python. `large_images()` are those that take
+a while to make or to refuse. Run as a script it loads each one and prints a table of outcomes, the slowest and the
+growth of peak memory, the last line as JSON.
 """
 
 import collections
 import hashlib
 import io
 import json
+import os
 import random
 import resource
 import struct
@@ -18,19 +20,20 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from PIL import Image, PngImagePlugin
 
-COUNT = 200
+COUNT = 320
 
 
 def hostile_images() -> list[tuple[str, bytes]]:
-    """Exactly `COUNT` pairs of a unique name (`family/what`) and the bytes of a file."""
+    """Exactly `COUNT` pairs of a unique name (`family/what`) and the bytes of a file, each handled in a moment."""
     whole = dict(_valid())
     found = [(f"valid/{name}", data) for name, data in whole.items()]
     for family in (_cut, _wrong_magic):
         found += family(whole)
-    for family in (_bombs, _empty_sizes, _shapes, _metadata, _not_images):
+    for family in (_bombs, _empty_sizes, _shapes, _metadata, _endless, _not_images):
         found += family()
     found += _flips(whole, COUNT - len(found))
     return found
@@ -193,10 +196,6 @@ def _ico(inside: bytes) -> bytes:
 def _bombs() -> Iterator[tuple[str, bytes]]:
     yield "bomb/png-header", _png(60_000, 60_000)
     yield "bomb/png-largest-header", _png(2**31 - 1, 2**31 - 1)
-    yield "bomb/png-real-over-the-limit", _png(14_000, 14_000, filled=True)
-    yield "bomb/png-real-under-the-limit", _png(9_400, 9_400, filled=True)
-    yield "bomb/png-real-16-bit-under-the-limit", _png(9_400, 9_400, filled=True, depth=16)
-    yield "bomb/png-real-rgba-under-the-limit", _png(9_400, 9_400, filled=True, depth=8, colour=6)
     yield "bomb/png-between-our-limit-and-pillows", _png(13_000, 13_000)
     yield "bomb/gif-screen", _gif(65_535, 65_535)
     yield "bomb/gif-frame", _gif(10, 10, frame=(65_535, 65_535))
@@ -209,9 +208,103 @@ def _bombs() -> Iterator[tuple[str, bytes]]:
     yield "bomb/ppm", b"P6 1000000 1000000 255\n" + bytes(64)
     yield "bomb/pgm-number-of-many-digits", b"P5 " + b"9" * 5000 + b" 1 255\n"
     yield "bomb/ico-of-png", _ico(_png(60_000, 60_000))
+    for side in (60_000, 2**31 - 1):
+        avif = _encode(_picture(), "AVIF")
+        place = avif.index(b"ispe") + 8
+        yield f"bomb/avif-{side}", avif[:place] + struct.pack(">II", side, side) + avif[place + 8 :]
+    for mode, side in (("RGB", 9_000), ("RGBA", 9_000), ("L", 60_000)):
+        jpeg2000 = _encode(_picture(mode), "JPEG2000")
+        siz, ihdr = jpeg2000.index(b"\xff\x51") + 6, jpeg2000.index(b"ihdr") + 4
+        big = jpeg2000[:siz] + struct.pack(">II", side, side) + jpeg2000[siz + 8 :]
+        yield f"bomb/jpeg2000-{mode}-{side}", big[:ihdr] + struct.pack(">II", side, side) + big[ihdr + 8 :]
+    jpeg = _encode(_picture(), "JPEG")
+    place = jpeg.index(b"\xff\xc0") + 5
+    yield "bomb/jpeg-65535", jpeg[:place] + b"\xff" * 4 + jpeg[place + 4 :]
+    for width, height in ((1, 88_000_000), (88_000_000, 1), (2, 40_000_000), (300, 290_000)):
+        yield f"thin/png-{width}x{height}", _png(width, height, depth=8, colour=6)
+        yield f"thin/ppm-{width}x{height}", b"P6 %d %d 255\n" % (width, height) + bytes(64)
+        yield f"thin/bmp-{width}x{height}", _bmp(width, height)
+        yield f"thin/tiff-{width}x{height}", _tiff(width, height)
+
+
+def large_images() -> Iterator[tuple[str, bytes]]:
+    """Yield further files, one at a time."""
+    yield "large/png-over-the-limit", _png(14_000, 14_000, filled=True)
+    yield "large/png-1-bit", _png(9_400, 9_400, filled=True)
+    yield "large/png-16-bit", _png(9_400, 9_400, filled=True, depth=16)
+    yield "large/png-rgba", _png(9_400, 9_400, filled=True, depth=8, colour=6)
+    yield "large/png-rgba-1-pixel-wide", _png(1, 88_000_000, filled=True, depth=8, colour=6)
+    yield "large/ico-of-png", _ico(_png(9_400, 9_400, filled=True, depth=8, colour=6))
     text = zlib.compress(bytes(30_000_000), 1)
-    yield "bomb/png-text", _png(8, 8, extra=_chunk(b"zTXt", b"note\0\0" + text), filled=True)
-    yield "bomb/png-profile", _png(8, 8, extra=_chunk(b"iCCP", b"icc\0\0" + text), filled=True)
+    yield "large/png-text", _png(8, 8, extra=_chunk(b"zTXt", b"note\0\0" + text), filled=True)
+    yield "large/png-profile", _png(8, 8, extra=_chunk(b"iCCP", b"icc\0\0" + text), filled=True)
+    yield "large/png-text-chunk", _png(8, 8, extra=_chunk(b"tEXt", b"note\0" + bytes(98_000_000)), filled=True)
+    yield "large/png-unknown-chunk", _png(8, 8, extra=_chunk(b"qzOm", bytes(200_000_000)), filled=True)
+    yield "large/png-pixels-in-a-million-chunks", _png(8, 8, extra=_chunk(b"IDAT", b"") * 1_000_000, filled=True)
+    jpeg = _encode(_picture(), "JPEG")
+    segment = b"\xff\xe1\xff\xfdExif\0\0" + bytes(65_525)
+    yield "large/jpeg-98-mb-of-exif", jpeg[:2] + segment * 1_500 + jpeg[2:]
+    yield "large/jpeg-comments", jpeg[:2] + (b"\xff\xfe\xff\xfd" + bytes(65_531)) * 1_500 + jpeg[2:]
+    wide = _encode(Image.new("RGB", (9_400, 9_400)), "JPEG", progressive=True)
+    scan = wide.rindex(b"\xff\xda")
+    yield "large/jpeg-a-thousand-scans", wide[:-2] + wide[scan:-2] * 1_000 + wide[-2:]
+    comment = b"\xff" + bytes(255)
+    yield "large/gif-comment", _gif(8, 8)[:19] + b"!\xfe" + comment * 300_000 + b"\0" + _gif(8, 8)[19:]
+    offsets = 16_000_000
+    tags = [(256, 4, 1, 64), (257, 4, 1, 64), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, offsets, 200)]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    yield "large/tiff-offsets", b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4 * offsets + 200)
+    yield "large/jpeg2000-rgba", _encode(Image.new("RGBA", (5_000, 5_000)), "JPEG2000")
+    yield "large/avif", _encode(Image.new("RGBA", (8_100, 8_100)), "AVIF", speed=10)
+    yield "large/webp", _encode(Image.new("RGBA", (8_900, 8_900)), "WEBP", lossless=True, method=0)
+    yield "large/tiff-float", _encode(Image.new("F", (8_000, 8_000)), "TIFF", compression="tiff_lzw")
+    yield "large/cmyk", _encode(Image.new("CMYK", (9_400, 9_400)), "JPEG")
+    noise = random.Random(3).randbytes(1 << 20)
+    yield "large/qoi", _qoi(9_400, 9_400)[:14] + noise * 40
+    yield "large/ppm-plain", b"P3 4000 4000 255\n" + b"1 2 3 " * 16_000_000
+    yield "large/bmp-runs", _bmp_with_runs(9_400, b"\x01\x02" * 20_000_000)
+    yield "large/data-uri", b"data:image/png;base64," + b"A" * 600_000_000
+
+
+def _bmp_with_runs(side: int, runs: bytes) -> bytes:
+    head = struct.pack("<IHHI", 1078 + len(runs), 0, 0, 1078)
+    return b"BM" + head + struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, 0, 0, 0, 256, 0) + bytes(1024) + runs
+
+
+def _endless() -> Iterator[tuple[str, bytes]]:
+    """Yield many small blocks of metadata, and many frames."""
+    jpeg, progressive = _encode(_picture(), "JPEG"), _encode(_picture(), "JPEG", progressive=True)
+    yield "endless/jpeg-segments", jpeg[:2] + b"\xff\xe2\0\2" * 20_000 + jpeg[2:]
+    yield "endless/jpeg-fill-bytes", jpeg[:2] + b"\xff" * 100_000 + jpeg[2:]
+    scan = progressive.rindex(b"\xff\xda")
+    yield "endless/jpeg-scans", progressive[:-2] + progressive[scan:-2] * 500 + progressive[-2:]
+    for kind in (b"tEXt", b"qzOm", b"PLTE"):
+        yield f"endless/png-{kind.decode()}", _png(8, 8, extra=_chunk(kind, b"a\0b") * 20_000, filled=True)
+    yield "endless/png-empty-pixels", _png(8, 8, extra=_chunk(b"IDAT", b"") * 2_000, filled=True)
+    head, frame = _gif(8, 8)[:19], _gif(8, 8)[19:-1]
+    yield "endless/gif-comment", head + b"!\xfe" + (b"\x01a") * 40_000 + b"\0" + frame + b";"
+    yield "endless/gif-extensions", head + b"!\xfe\x01a\0" * 20_000 + frame + b";"
+    yield "endless/gif-frames", head + frame * 5_000 + b";"
+    frames = [_picture("RGB", (8, 8)).rotate(at) for at in range(40)]
+    for format in ("GIF", "PNG", "WEBP"):
+        made = _encode(frames[0], format, save_all=True, append_images=frames[1:])
+        yield f"endless/{format.lower()}-animation", made
+    control = struct.pack(">IIIIIHHBB", 1, 8, 8, 0, 0, 1, 10, 0, 0)
+    steps = (_chunk(b"fcTL", control) + _chunk(b"fdAT", bytes(8))) * 4_000
+    yield (
+        "endless/apng-frames",
+        _png(8, 8, extra=_chunk(b"acTL", struct.pack(">II", 4_000, 0)), filled=True)[:-12] + steps,
+    )
+    jpeg2000 = _encode(_picture(), "JPEG2000")
+    yield "endless/jpeg2000-boxes", jpeg2000[:12] + b"\0\0\0\x08free" * 20_000 + jpeg2000[12:]
+    entries = b"".join(struct.pack("<HHII", tag, 1, 700_000, 8) for tag in range(1_000, 61_000))
+    yield "endless/tiff-tags", b"II*\0\x08\0\0\0" + struct.pack("<H", 60_000) + entries + bytes(4)
+    yield "endless/tiff-pages-in-a-circle", _tiff(8, 8)[:-68] + struct.pack("<I", 8) + bytes(64)
+    yield "endless/ico-entries", struct.pack("<HHH", 0, 1, 65_535) + bytes(16 * 65_535)
+    yield "endless/ppm-comments", b"P6 " + b"# note\n" * 20_000 + b"8 8 255\n" + bytes(192)
+    yield "endless/qoi-noise", _qoi(3_000, 3_000)[:14] + random.Random(4).randbytes(2_100_000)
+    yield "endless/ppm-plain", b"P3 700 700 255\n" + b"1 2 3 " * 490_000
+    yield "endless/bmp-runs", _bmp_with_runs(2_000, b"\x01\x02" * 1_100_000)
 
 
 def _empty_sizes() -> Iterator[tuple[str, bytes]]:
@@ -228,6 +321,8 @@ def _empty_sizes() -> Iterator[tuple[str, bytes]]:
 def _shapes() -> Iterator[tuple[str, bytes]]:
     yield "shape/png-1x100000", _png(1, 100_000, filled=True)
     yield "shape/png-100000x1", _png(100_000, 1, filled=True)
+    yield "shape/png-1x200", _png(1, 200, filled=True)
+    yield "shape/png-1x201", _png(1, 201, filled=True)
     yield "shape/png-1x1", _png(1, 1, filled=True)
     yield "shape/jpeg-65500x1", _encode(Image.new("L", (65_500, 1)), "JPEG")
     yield "shape/ppm-1x1000000", b"P5 1 1000000 255\n" + bytes(1_000_000)
@@ -265,6 +360,9 @@ def _not_images() -> Iterator[tuple[str, bytes]]:
     yield "other/svg", b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
     yield "other/zip", b"PK\x03\x04" + dice.randbytes(64)
     yield "other/video", b"\0\0\0\x18ftypmp42" + dice.randbytes(64)
+    yield "other/psd", b"8BPS" + struct.pack(">HxxxxxxHIIHH", 1, 3, 30_000, 30_000, 8, 3) + bytes(64)
+    yield "other/icns", b"icns" + struct.pack(">I4sI", 64, b"ic10", 56) + bytes(48)
+    yield "other/dds", b"DDS |\0\0\0" + bytes(128)
     yield "other/riff-sound", b"RIFF\x24\0\0\0WAVEfmt " + bytes(32)
     for magic in (
         b"\x89PNG\r\n\x1a\n",
@@ -279,35 +377,73 @@ def _not_images() -> Iterator[tuple[str, bytes]]:
 # ---- loading them --------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    """Load every file; an exception that is no ImageError ends the script with its traceback."""
+class Outcome(NamedTuple):
+    """What loading one file came to."""
+
+    name: str
+    kind: str
+    """`ImageError` or `RGB image`, else what went wrong."""
+    seconds: float
+    """Of this process's CPU."""
+    growth: int
+    """Bytes by which the peak of this process's memory grew."""
+
+
+def load(name: str, data: bytes) -> Outcome:
+    """Load a file here; an exception that is no ImageError is raised."""
     from qzoom_agent.errors import ImageError
     from qzoom_agent.images import load_image
 
+    source = data.decode() if data.startswith(b"data:") else data
+    before, began = _peak(), time.process_time()
+    try:
+        image = load_image(source)
+    except ImageError as error:
+        kind = "ImageError" if str(error) else "ImageError without a text"
+    else:
+        kind = "RGB image" if image.mode == "RGB" and min(image.size) > 0 else f"{image.mode} {image.size}"
+    return Outcome(name, kind, time.process_time() - began, _peak() - before)
+
+
+def load_apart(name: str, data: bytes) -> Outcome:
+    """Load a file in a process of its own, whose peak is its own: a peak only ever grows."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, json.dumps(load(name, data)).encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as pipe:
+        return Outcome(*json.loads(pipe.read() or json.dumps([name, "an exception", 0.0, 0])))
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> None:
+    """Load every file, the large ones with `--large`."""
     warnings.simplefilter("ignore")
     files = hostile_images()
-    outcomes: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    slowest = (0.0, "")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for name, data in files:
-        began = time.perf_counter()
-        try:
-            image = load_image(data)
-        except ImageError as error:
-            outcome = "ImageError" if str(error) else "ImageError without a text"
-        else:
-            outcome = "RGB image" if image.mode == "RGB" and min(image.size) > 0 else f"{image.mode} {image.size}"
-        outcomes[name.partition("/")[0]][outcome] += 1
-        slowest = max(slowest, (time.perf_counter() - began, name))
+    before = _peak()
+    found = [load(name, data) for name, data in files]
+    growth = _peak() - before
+    if "--large" in sys.argv:
+        found += [load_apart(name, data) for name, data in large_images()]
+        growth = max(growth, *(one.growth for one in found))
+    families: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for one in found:
+        families[one.name.partition("/")[0]][one.kind] += 1
         if "-v" in sys.argv:
-            print(f"{name:45} {outcome}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
-    for family, counts in outcomes.items():
-        print(f"{family:8} {', '.join(f'{count} {outcome}' for outcome, count in sorted(counts.items()))}")
-    total = sum(outcomes.values(), collections.Counter())
-    print(f"slowest  {slowest[1]} {slowest[0]:.2f} s; peak memory grew by {growth / 2**20:.0f} MiB")
-    print(json.dumps({"files": len(files), "digest": digest(files), "outcomes": total, "peak_growth_bytes": growth}))
+            print(f"{one.name:45} {one.kind:12} {one.seconds:6.2f} s {one.growth / 2**20:6.0f} MiB")
+    for family, counts in families.items():
+        print(f"{family:8} {', '.join(f'{count} {kind}' for kind, count in sorted(counts.items()))}")
+    slowest = max(found, key=lambda one: one.seconds)
+    total = sum(families.values(), collections.Counter())
+    print(f"slowest  {slowest.name} {slowest.seconds:.2f} s; peak memory grew by {growth / 2**20:.0f} MiB")
+    told = {"files": len(found), "digest": digest(files), "outcomes": total, "peak_growth_bytes": growth}
+    print(json.dumps(told | {"slowest": slowest.name, "seconds": slowest.seconds}))
 
 
 if __name__ == "__main__":

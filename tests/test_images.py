@@ -13,7 +13,7 @@ from PIL import Image
 from qzoom_agent import images
 from qzoom_agent.errors import ImageError
 from qzoom_agent.geometry import Box
-from qzoom_agent.images import cut, digest, load_image
+from qzoom_agent.images import check_image, cut, digest, load_image
 
 
 def noise(width=90, height=70, seed=0, channels=3):
@@ -299,8 +299,26 @@ def test_jpegs_are_read_at_full_detail():
     assert abs(int(found[5, 0, 0]) - int(found[5, 1, 0])) > 200
 
 
-def test_an_extreme_shape_loads():
-    assert load_image(encoded(Image.new("L", (1, 100_000)))).size == (1, 100_000)
+def test_shapes_that_no_model_is_shown_are_refused():
+    assert load_image(encoded(Image.new("L", (1, 200)))).size == (1, 200)
+    for size in ((1, 201), (100_000, 1)):
+        with pytest.raises(ImageError, match="longer than 200:1"):
+            load_image(encoded(Image.new("L", size)))
+
+
+def test_a_header_is_checked_without_decoding(tmp_path):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.effect_noise((40, 30), 90).convert("RGB").save(path, exif=exif)
+    assert check_image(path) == load_image(path).size == (30, 40)
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(ImageError, match="Cannot decode"):
+        check_image(path)
+    for source in (Image.new("RGB", (8, 6)), np.zeros((6, 8))):
+        assert check_image(source) == (8, 6)
+    with pytest.raises(ImageError, match="over the limit of 9 px"):
+        check_image(encoded(Image.new("L", (8, 6))), max_pixels=9)
 
 
 def test_the_digest_tells_shapes_apart():

@@ -1,8 +1,8 @@
 """`qzoom eval TASK...`: accuracy with its interval, what it cost, and where the model looked.
 
 Everything goes into a run folder (`qzoom_agent.evaluation.run_log`): the same command resumes, and asks no question
-again. The table goes to stdout, progress to stderr. `list`, `compare` and `rescore` in place of a task list the tasks,
-compare two runs, and score the answers of a run again.
+again. The table goes to stdout, progress to stderr. `list`, `compare`, `rescore` and `export` in place of a task list
+the tasks, compare two runs, score the answers of a run again, and write it for other tools.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, get_args
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from qzoom_agent.config import AgentConfig
     from qzoom_agent.data.samples import TaskSource
     from qzoom_agent.evaluation.run_log import RunFolder
-    from qzoom_agent.evaluation.runner import Shard
+    from qzoom_agent.evaluation.runner import Selected, Shard
     from qzoom_agent.evaluation.summary import Results
     from qzoom_agent.evaluation.tasks.task import Task
 
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         prog="qzoom eval",
         description="Measure accuracy and what it costs.",
         epilog="qzoom eval list: the tasks. qzoom eval compare A B: two runs in pairs. "
-        "qzoom eval rescore DIR: score the answers of a run again.",
+        "qzoom eval rescore DIR: score the answers of a run again. qzoom eval export DIR --to FORMAT: for other tools.",
     )
     add_flags(flags)
     flags.add_argument(
@@ -73,6 +73,12 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     ask.add_argument("--seed", type=int, default=0, help="draw other questions; two seeds share none (default: 0)")
     ask.add_argument("--split", help="split of the task (default: test; needle tasks also have ood, unseen typefaces)")
     ask.add_argument("--fonts", type=Path, metavar="DIR", help="draw with the typefaces in this folder instead")
+    ask.add_argument("--skip-bad", action="store_true", help="leave out rows that cannot be asked, and count them")
+    ask.add_argument(
+        "--no-answers",
+        action="store_true",
+        help="ask a split whose answers are kept back: nothing is scored, and 'qzoom eval export' writes the answers",
+    )
     ask.add_argument("--path", help="read the task from this local file or folder, or another hub id")
     ask.add_argument(
         "--repeats", type=int, default=1, metavar="K", help="ask each question K times, with other seeds (default: 1)"
@@ -109,7 +115,7 @@ class Measurement(NamedTuple):
     args: argparse.Namespace
     tasks: Sequence[Task]
     source: TaskSource
-    paths: dict[str, str]
+    loaded: Mapping[str, Selected]
     out: Path
     shard: Shard
 
@@ -137,11 +143,9 @@ class Measurement(NamedTuple):
                 self.tasks,
                 out=folder.path,
                 source=self.source,
-                paths=self.paths,
-                limit=args.limit,
+                loaded=self.loaded,
                 repeats=args.repeats,
                 scorer=args.scorer,
-                own_budget=args.budget is not None or read_config(args).budget.coarse_tokens is not None,
                 weights=fingerprint(agent.config.model, args.branches),
                 environment=environment(str(getattr(agent.backend, "placement", ""))),
                 workers=workers,
@@ -165,28 +169,41 @@ class Measurement(NamedTuple):
 def planned(args: argparse.Namespace) -> Measurement | None:
     """Return the run that the flags of `add_flags` describe, checked; None after a dry run, which prints it."""
     from qzoom_agent.data.samples import TaskSource
-    from qzoom_agent.evaluation.runner import Shard, require
-    from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task, with_scorer
-    from qzoom_agent.evaluation.tasks.needle import TASK_NAMES as NEEDLE_TASKS
+    from qzoom_agent.evaluation.runner import Shard, require, select
+    from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task, unscored, with_scorer
 
     tasks = [find_task(name) for name in dict.fromkeys(args.task)]
     given = zip(tasks, dict.fromkeys(args.task), strict=True)
     paths = {task.name: name for task, name in given if name not in TASKS and not task.reference}
     config = read_config(args)
-    source = TaskSource(args.path, args.split, args.seed, args.fonts, args.n, config.max_pixels)
+    source = TaskSource(
+        args.path,
+        args.split,
+        args.seed,
+        args.fonts,
+        args.n,
+        config.max_pixels,
+        answered=not args.no_answers,
+        skip_bad=args.skip_bad,
+    )
+    if args.no_answers:
+        tasks = list(map(unscored, tasks))
     require(source, limit=args.limit, repeats=args.repeats, workers=min(args.batch, args.workers))
     out = args.out or _default_folder(args, config, [task.name for task in tasks])
     if args.dry_run:
         _dry_run(tasks, source, paths, args, config, out)
         return None
-    for task in tasks:
-        if task.name in NEEDLE_TASKS:  # nothing to read: mistakes show before the model is loaded
-            task.load(source)
+    own = args.budget is not None or config.budget.coarse_tokens is not None
     tasks, _ = with_scorer(_judged(tasks, args, out), args.scorer)
+    # Wrong rows show before the model is loaded.
+    loaded = select(tasks, source=source, paths=paths, limit=args.limit, own_budget=own)
+    for name, one in loaded.items():
+        if left := one.selection.left_out:
+            Console().error(f"{name}: {len(left)} rows left out. The first: {printable(left[0])}")
     if args.json:
         require_file(args.json)
     require_folder(out)
-    return Measurement(args, tasks, source, paths, out, Shard.launched())
+    return Measurement(args, tasks, source, loaded, out, Shard.launched())
 
 
 def _measure(run: Measurement, ablations: Sequence[str]) -> int:
@@ -246,6 +263,7 @@ def _default_folder(args: argparse.Namespace, config: AgentConfig, tasks: Sequen
 
     decides = [config.model_dump(mode="json"), fingerprint(config.model, args.branches), *tasks]
     decides += [args.n, args.limit, args.seed, args.split, str(args.fonts), args.path, args.repeats, args.task]
+    decides += ["no answers"] if args.no_answers else []  # folders that are there keep their names
     short = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
     name = "+".join(tasks) if len(tasks) <= 3 else f"{tasks[0]}+{len(tasks) - 1}-more"
     model = re.sub(r"[^\w.-]+", "-", config.model).strip("-.")
@@ -326,6 +344,7 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
         "list": "List the tasks.",
         "compare": "Compare two runs over the same questions in pairs: the second minus the first.",
         "rescore": "Score the answers of a run again, without asking the model anything.",
+        "export": "Write a run as a table, as results for a model card, or as answers for a test server.",
     }
     flags = argparse.ArgumentParser(prog=f"qzoom eval {verb}", description=about[verb])
     if verb == "compare":
@@ -339,6 +358,15 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
         flags.add_argument("run", type=Path, metavar="DIR", help="run folder")
         flags.add_argument("--scorer", help=SCORER_HELP)
         _add_judge_flags(flags)
+    elif verb == "export":
+        flags.add_argument("run", type=Path, metavar="DIR", help="run folder")
+        flags.add_argument(
+            "--to",
+            required=True,
+            choices=("parquet", "csv", "hf", "submission"),
+            help="hf: model-index of a model card",
+        )
+        flags.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: one in the run folder)")
     return flags
 
 
@@ -387,16 +415,29 @@ def _rescore(args: argparse.Namespace) -> int:
     from qzoom_agent.evaluation.report import write_run_report
     from qzoom_agent.evaluation.run_log import RunFolder
     from qzoom_agent.evaluation.runner import rescore
-    from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task
+    from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task, unscored
 
     folder = RunFolder.existing(args.run)
-    tasks = [
-        find_task(name if name in TASKS else part.reference or part.path or name)
-        for name, part in folder.ask.tasks.items()
-    ]
+    tasks = []
+    for name, part in folder.ask.tasks.items():
+        task = find_task(name if name in TASKS else part.reference or part.path or name)
+        tasks.append(task if part.answered else unscored(task))
     show(rescore(folder, _judged(tasks, args, folder.path), scorer=args.scorer), {})
     print(f"report: {opener()} {write_run_report(folder)}", flush=True)
     return OK
 
 
-VERBS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {"list": _list, "compare": _compare, "rescore": _rescore}
+def _export(args: argparse.Namespace) -> int:
+    from qzoom_agent.evaluation.export import export
+    from qzoom_agent.evaluation.run_log import RunFolder
+
+    print(f"written {export(RunFolder.existing(args.run), args.to, args.out)}")
+    return OK
+
+
+VERBS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
+    "list": _list,
+    "compare": _compare,
+    "rescore": _rescore,
+    "export": _export,
+}

@@ -129,4 +129,6 @@ def _facts(result: TaskResult) -> list[Sequence[str]]:
     if result.partial:
         planned = f"{result.part.planned} of {result.part.total} planned"
         lines.append(("partial", f"{sum(result.statuses.values())} answers; {planned}"))
+    if result.part.left_out:
+        lines.append(("left out", f"{len(result.part.left_out)} rows that cannot be asked"))
     return lines

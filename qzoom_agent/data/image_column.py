@@ -7,25 +7,41 @@ so questions about one image are found without decoding it.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from PIL import Image
 
+from qzoom_agent.data.cells import written
 from qzoom_agent.errors import ImageError
-from qzoom_agent.images import MAX_PIXELS, digest, load_image
+from qzoom_agent.images import MAX_PIXELS, check_image, decode_base64, digest, load_image
 
 _Encoded = str | Path | bytes | Image.Image
 """The content of a cell; a text is a data URI."""
 _LONGEST_PATH = 1024
+_SHORTEST_BASE64 = 48
+"""Characters; anything shorter is a path that is not there."""
+
+
+_HEADERS_ONLY: ContextVar[bool] = ContextVar("headers_only", default=False)
+
+
+@contextmanager
+def headers_only() -> Iterator[None]:
+    """Check images instead of reading them: inside, `picture` and `seen` give blank ones of the right size."""
+    token = _HEADERS_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _HEADERS_ONLY.reset(token)
 
 
 def picture(cell: object, folder: Path | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return the decoded, upright RGB image of a cell; raise ImageError if there is none."""
-    return load_image(_source(cell, folder), max_pixels=max_pixels)
+    return _load(_source(cell, folder), max_pixels)
 
 
 def key(cell: object, folder: Path | None = None) -> str:
@@ -36,7 +52,13 @@ def key(cell: object, folder: Path | None = None) -> str:
 def seen(cell: object, folder: Path | None = None, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:
     """Return `picture` and `key` of a cell; its text is decoded once."""
     source = _source(cell, folder)
-    return load_image(source, max_pixels=max_pixels), _key(source)
+    return _load(source, max_pixels), "" if _HEADERS_ONLY.get() else _key(source)
+
+
+def _load(source: _Encoded, max_pixels: int) -> Image.Image:
+    if _HEADERS_ONLY.get():
+        return Image.new("1", check_image(source, max_pixels=max_pixels))
+    return load_image(source, max_pixels=max_pixels)
 
 
 def _key(source: _Encoded) -> str:
@@ -53,6 +75,8 @@ def _source(cell: object, folder: Path | None) -> _Encoded:
     if isinstance(cell, Mapping):
         data, path = cell.get("bytes"), cell.get("path")
         return _source(data if data is not None else path, folder)
+    if isinstance(cell, str) and cell.startswith("["):
+        cell = written(cell) or cell
     if isinstance(cell, str):
         return _from_text(cell, folder)
     if isinstance(cell, Sequence) and not isinstance(cell, bytes):
@@ -76,8 +100,10 @@ def _from_text(text: str, folder: Path | None) -> str | Path | bytes:
         except (OSError, ValueError):
             pass  # no path at all
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
+        if len(text) < _SHORTEST_BASE64:
+            raise ValueError("too short for an image")
+        return decode_base64(text, "The image")
+    except ValueError:
         shown = text if len(text) <= 80 else f"{text[:60]}..."
         raise ImageError(
             f"The image {shown!r} is neither a file{f' in {folder}' if folder else ''} nor base64. Check the path."

@@ -1,35 +1,34 @@
-"""Questions: the cells that tables write them in, and how they are asked, with options and instructions."""
+"""Questions: what a row asks, with its accepted answers, options and boxes. Evaluation and training read rows here."""
 
 from __future__ import annotations
 
-import ast
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Final
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Final
 
 from PIL import Image
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from qzoom_agent.data.answers import collisions, matching
-from qzoom_agent.data.rows import Rows
+from qzoom_agent.data.cells import items, text, written
+from qzoom_agent.data.columns import BoxColumn, Columns, is_empty, value
+from qzoom_agent.data.options import Options, gold_letter, inline_options, letter, listed, read_options
 from qzoom_agent.data.samples import Sample
-from qzoom_agent.errors import ConfigError
-from qzoom_agent.geometry import Box
+from qzoom_agent.errors import BoxError, ConfigError
+from qzoom_agent.geometry import Box, Size
 
 LETTER: Final = "Answer with the option's letter from the given choices directly."
 SHORT: Final = "Answer the question using a single word or phrase."
-_MARK: Final = re.compile(r"(?:^|(?<=\s))(?:\(([A-H])\)|([A-H])[.):])[ \t]*")
-
-
-def letter(index: int) -> str:
-    """Return the letter of an option: A for 0."""
-    return chr(ord("A") + index)
-
-
-def listed(options: Sequence[str]) -> str:
-    """Return the options one a line, as (A) ..., (B) ..."""
-    return "\n".join(f"({letter(index)}) {option}" for index, option in enumerate(options))
+_TAGGED: Final = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_BOXED: Final = re.compile(r"\$*\\boxed\{(.*)\}\$*", re.DOTALL)
+_MARKER: Final = re.compile(
+    r"<\|vision_start\|>.{0,200}?<\|vision_end\|>|<start_of_image>|<imagehere>|\[img\]"
+    r"|<\|?(?:image|img|image_pad|image_placeholder)[ _]?(\d*)\|?>",
+    re.IGNORECASE | re.DOTALL,
+)
+_SLACK: Final = 1.0
+"""Pixels by which a rounded box may lie over the edge of its image."""
 
 
 def instructed(question: str, instruction: str) -> str:
@@ -38,172 +37,231 @@ def instructed(question: str, instruction: str) -> str:
     return question if question.endswith(instruction) else f"{question}\n{instruction}"
 
 
-def inline_options(text: str) -> tuple[str, ...]:
-    """Return the options that a question lists itself, as "(A) red (B) blue" or "A. red" lines; none if it has none.
+@dataclass(frozen=True)
+class Question:
+    """The question of one row, the image apart."""
 
-    >>> inline_options("Which colour? (A) red (B) dark blue\\nAnswer directly.")
-    ('red', 'dark blue')
-    """
-    marks: list[re.Match[str]] = []
-    for mark in _MARK.finditer(text):
-        if (mark[1] or mark[2]) == letter(len(marks)):
-            marks.append(mark)
-    if len(marks) < 2:
-        return ()
-    ends = [*(mark.start() for mark in marks[1:]), len(text)]
-    return tuple((text[mark.end() : end].split("\n") or [""])[0].strip() for mark, end in zip(marks, ends, strict=True))
-
-
-def bare(option: str) -> str:
-    """Return an option without the letter before it: "(A) red" is red."""
-    mark = _MARK.match(option.strip())
-    return option.strip()[mark.end() :] if mark else option.strip()
-
-
-def texts(cell: object, *, written: bool = True) -> tuple[str, ...]:
-    """Return the texts in a cell: of a list, of a list written as text (JSON or Python), or one; none of an empty cell.
-
-    Without `written`, a text that reads like a list is one text.
-    """
-    return (cell,) if cell and isinstance(cell, str) and not written else tuple(str(item) for item in items(cell))
-
-
-def items(cell: object) -> Sequence[Any]:
-    """Return the items of a cell: a list, a list written as text, or one item; raise ConfigError if it is cut off."""
-    if cell is None or cell == "":
-        return ()
-    if isinstance(cell, str) and cell.strip().startswith("["):
-        return _written(cell)
-    return (cell,) if isinstance(cell, str) or not isinstance(cell, Iterable) else tuple(cell)
-
-
-def first_of(row: Mapping[str, Any], *columns: str, default: str) -> str:
-    """Return the first text in one of these columns that is there and not empty."""
-    return next((text for column in columns for text in texts(row.get(column)) if text), default)
-
-
-def _written(cell: str) -> Sequence[Any]:
-    for read in (json.loads, ast.literal_eval):
-        try:
-            found = read(cell)
-        except (ValueError, SyntaxError):
-            continue
-        if isinstance(found, list):
-            return found
-    raise ConfigError(f"A cell should hold a list, such as [1, 2], but holds {cell[:80]!r}.")
-
-
-def _text(value: Any) -> Any:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, int | float) else value
-
-
-Text = Annotated[str, BeforeValidator(_text)]
-Texts = Annotated[tuple[Text, ...], BeforeValidator(items)]
-Corners = tuple[float, float, float, float]
-
-
-class Question(BaseModel):
-    """One row, the picture apart. Other columns are left alone."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-    id: Text = ""
+    question: str
+    """Without the marks that show where the image stands."""
+    golds: tuple[str, ...]
+    """All accepted answers; the letter of a multiple choice. Empty for a row that is asked without an answer."""
+    options: tuple[str, ...] = ()
+    inline: bool = False
+    """The question lists its options itself."""
+    boxes: tuple[Box, ...] | None = None
+    """The location of the answer, in the frame that the table has; None if unknown, empty if no part is meant."""
+    id: str = ""
     """Empty: the row's number."""
-    question: Text
-    answer: Text = ""
-    """Of a multiple choice: the letter or the text of the right option."""
-    answers: Texts = ()
-    """All accepted answers, where there are several."""
-    options: Texts = ()
-    """Shown as (A), (B), ... below the question."""
-    boxes: Annotated[tuple[Corners, ...], BeforeValidator(items)] = ()
-    """x1, y1, x2, y2 of where the answer is, in pixels of the image."""
-    box: Annotated[Corners | tuple[()], BeforeValidator(items)] = ()
-    """`boxes`, where there is one."""
-    kind: Text = Field(default="all", validation_alias=AliasChoices("kind", "category"))
-    """Reported by itself."""
-
-    @model_validator(mode="after")
-    def _has_an_answer(self) -> Question:
-        if not self.golds:
-            raise ValueError("there is neither an answer nor answers")
-        if not self.options:
-            return self
-        twice = collisions(self.options)
-        if twice:
-            raise ValueError(f"the option {twice[0]!r} stands there twice: give each option a text of its own")
-        if self.letter is None:
-            fits = [self.options[index] for index in matching(self.golds[0], self.options)]
-            if fits:
-                raise ValueError(f"the answer {self.golds[0]!r} fits several options: {', '.join(fits)}. Give a letter")
-            raise ValueError(f"the answer {self.golds[0]!r} is none of the options {', '.join(self.options)}")
-        return self
-
-    @property
-    def golds(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(filter(None, (self.answer, *self.answers))))
-
-    @property
-    def letter(self) -> str | None:
-        """The right option's, or None if it cannot be known; a text that is an option goes before a letter."""
-        gold, letters = self.golds[0].strip(), [letter(index) for index in range(len(self.options))]
-        found = matching(gold, self.options)
-        if not found:
-            said = gold.strip("(). ").upper()
-            found = [letters.index(said)] if said in letters else []
-        if not found and _MARK.match(gold):  # "B. milk"
-            marked = gold.lstrip("(")[0]
-            found = [index for index in matching(bare(gold), self.options) if letters[index] == marked]
-        return letters[found[0]] if len(found) == 1 else None
+    kind: str = "all"
 
     @property
     def asked(self) -> str:
         """The question with its options."""
         if not self.options:
             return self.question
-        return instructed(f"{self.question}\n{listed(self.options)}", LETTER)
+        shown = self.question if self.inline else f"{self.question}\n{listed(self.options)}"
+        return instructed(shown, LETTER)
+
+    def boxes_in(self, size: tuple[int, int]) -> tuple[Box, ...] | None:
+        """Return the boxes in pixels of an image of this size; ConfigError for one that is not inside it."""
+        return None if self.boxes is None else tuple(_inside(box, Size(*size)) for box in self.boxes)
 
     def sample(self, task: str, index: int, image: Image.Image, *, cluster: str = "") -> Sample:
         """Return the sample of a task that this question is about an image; `index` is its row."""
-        answers = (self.letter or "",) if self.options else self.golds
-        boxes = (*self.boxes, *([self.box] if self.box else []))
+        boxes = self.boxes_in(image.size)
         return Sample(
             id=f"{task}-{self.id or index}",
             task=task,
             kind=self.kind,
             image=image,
             question=self.asked,
-            answer=answers[0],
-            boxes=tuple(Box(*corners) for corners in boxes),
-            answers=answers,
+            answer=self.golds[0] if self.golds else "",
+            boxes=boxes or (),
+            coarse_suffices=None if boxes is None else not boxes,
+            answers=self.golds,
             options=self.options,
             cluster=cluster,
         )
 
 
-def read_questions(rows: Rows) -> list[Question]:
-    """Return the question of every row; raise ConfigError that names those that are wrong. No image is read."""
-    questions, wrong = [], []
-    for number, row in enumerate(rows.only(*(column for column in rows.columns if column != "image")), start=1):
+def read_question(row: Mapping[str, Any], columns: Columns, *, answered: bool = True) -> Question:
+    """Return the question of a row.
+
+    Args:
+        row: The row; its image is not looked at.
+        columns: The columns that are read.
+        answered: Require an answer; else a row may have none.
+
+    Raises:
+        ConfigError: The question is empty, there is no answer, or options, answer or boxes cannot be understood.
+    """
+    cell = columns.cell(row, "question")
+    several = isinstance(cell, list | tuple)
+    question = _question(next(iter(cell), "") if several else cell)
+    options = _options(row, columns)
+    found = columns.cell(row, "answer")
+    # Of several questions the first is asked, whose answer is the first.
+    golds = _golds(found)[:1] if several else (*_golds(found), *_golds(columns.cell(row, "answers"), listed=True))
+    inline = False
+    if not options.texts and golds and len({str(gold).strip("(). ").upper() for gold in golds}) == 1:
+        own = inline_options(question)
+        inline = bool(own) and str(golds[0]).strip("(). ").upper() in map(letter, range(len(own)))
+        options = Options(own) if inline else options
+    if not golds and answered:
+        raise ConfigError("there is neither an answer nor answers")
+    return Question(
+        question=question,
+        golds=_letters(golds, options) if options.texts else tuple(dict.fromkeys(text(gold) for gold in golds)),
+        options=options.texts,
+        inline=inline,
+        boxes=_boxes(row, columns.boxes),
+        id="" if (name := columns.cell(row, "id")) is None else text(name),
+        kind=text(next(iter(items(columns.cell(row, "kind"))), "all")),
+    )
+
+
+def read_questions(
+    rows: Iterable[Mapping[str, Any]], columns: Columns, *, answered: bool = True, unique: bool = False
+) -> Iterator[Question | str]:
+    """Yield the question of every row, or what is wrong with it; an id is used once if they are `unique`."""
+    ids: Counter[str] = Counter()
+    for row in rows:
         try:
-            questions.append(
-                Question.model_validate({name: cell for name, cell in row.items() if cell not in (None, "")})
-            )
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            wrong.append(f"row {number}: {f'{where}: ' if where else ''}{first['msg'].removeprefix('Value error, ')}")
-        except (ConfigError, ValueError) as error:
-            wrong.append(f"row {number}: {error}")
-    _refuse(rows.name, wrong)
-    ids = [question.id for question in questions if question.id]
-    _refuse(rows.name, [f"two rows have the id {one!r}" for one in sorted({one for one in ids if ids.count(one) > 1})])
-    return questions
+            question = read_question(row, columns, answered=answered)
+        except ConfigError as error:
+            yield str(error)
+        except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+            yield f"{type(error).__name__}: {error}"
+        else:
+            ids[question.id] += 1
+            twice = unique and question.id and ids[question.id] > 1
+            yield f"two rows have the id {question.id!r}" if twice else question
 
 
-def _refuse(name: str, wrong: Sequence[str], most: int = 5) -> None:
-    if wrong:
-        more = f"; and {len(wrong) - most} more" if len(wrong) > most else ""
-        raise ConfigError(f"{name} cannot be asked: {'; '.join(wrong[:most])}{more}.")
+def _question(cell: object) -> str:
+    """Return a question without the marks for its image; inside a sentence, a mark is read as "the image"."""
+    if cell is None:
+        raise ConfigError("there is no question")
+    said = text(cell)
+    marks = list(_MARKER.finditer(said))
+    named = {mark[1] or f"place {at}" for at, mark in enumerate(marks)}
+    if len(named) > 1 or (marks and marks[0][1] not in (None, "", "0", "1")):
+        raise ConfigError(f"it is about several images, and only questions about one can be asked: {said[:60]!r}")
+    if marks:
+        said = _MARKER.sub(lambda mark: "" if _stands_apart(mark) else "the image", said).strip()
+    if not said.strip():
+        raise ConfigError("the question is empty")
+    return said
+
+
+def _stands_apart(mark: re.Match[str]) -> bool:
+    """Return whether a mark is first, last or on a line of its own."""
+    before, after = mark.string[: mark.start()], mark.string[mark.end() :]
+    line = before.rsplit("\n", 1)[-1] + after.split("\n", 1)[0]
+    return not (before.strip() and after.strip() and line.strip())
+
+
+def _options(row: Mapping[str, Any], columns: Columns) -> Options:
+    options = read_options(cell) if (cell := columns.cell(row, "options")) is not None else Options()
+    cells = [value(row, name) for name in columns.letters]
+    while cells and cells[-1] is None:
+        cells.pop()
+    if not cells:
+        return options
+    if None in cells:
+        raise ConfigError(f"the option in column {columns.letters[cells.index(None)]} is empty")
+    lettered = read_options(list(map(text, cells)))
+    if options.texts and options.texts != lettered.texts:
+        raise ConfigError(f"the options and the columns {', '.join(columns.letters)} differ")
+    return lettered
+
+
+def _golds(cell: object, *, listed: bool = False) -> list[Any]:
+    """Return the answers in a cell; `listed` where a text that reads like a list is always one."""
+    found = written(cell) if isinstance(cell, str) else None
+    # "[Yes, No]" and "[0, 5]" are answers of their own; ["a", "b"] is how a table of texts writes a list.
+    if isinstance(found, list) and (listed or all(isinstance(one, str) for one in found)):
+        cell = found
+    answers = []
+    for one in items(cell) if not isinstance(cell, str) else (cell,):
+        if isinstance(one, Mapping):  # as VQAv2 has them
+            one = one.get("answer")
+        if isinstance(one, str):
+            one = _untagged(one)
+        if not is_empty(one):
+            answers.append(one)
+    return answers
+
+
+def _untagged(answer: str) -> str:
+    """Return what an answer's tag holds; ConfigError if there are several tags or half of one."""
+    if "<answer>" in answer.lower() or "</answer>" in answer.lower():
+        inside = _TAGGED.findall(answer)
+        if len(inside) != 1:
+            raise ConfigError(f"the answer should stand in one <answer>...</answer>: {answer[:60]!r}")
+        answer = inside[0]
+    boxed = _BOXED.fullmatch(answer.strip())
+    return (boxed[1] if boxed else answer).strip()
+
+
+def _letters(golds: Sequence[Any], options: Options) -> tuple[str, ...]:
+    found = [gold_letter(gold, options) for gold in golds]
+    if None in found:
+        gold = golds[found.index(None)]
+        raise ConfigError(f"the answer {gold!r} is none of the options {', '.join(options.texts)}")
+    letters = tuple(dict.fromkeys(one for one in found if one is not None))
+    if len(letters) > 1:
+        raise ConfigError(f"the options {', '.join(letters)} are all right; only questions with one can be scored")
+    return letters
+
+
+def _boxes(row: Mapping[str, Any], columns: Sequence[BoxColumn]) -> tuple[Box, ...] | None:
+    found: list[Box] | None = None
+    for column in columns:
+        cell = value(row, column.name)
+        if cell is None:
+            continue
+        held = items(cell)
+        if held and not isinstance(held[0], list | tuple | Mapping):
+            held = (held,)
+        found = [*(found or ()), *(_box(corners, column) for corners in held)]
+    return None if found is None else tuple(dict.fromkeys(found))
+
+
+def _box(corners: Any, column: BoxColumn) -> Box:
+    told = f"{column.name} {list(corners) if isinstance(corners, tuple) else corners!r:.80}"
+    try:
+        numbers = [float(one) for one in corners if not isinstance(one, bool)]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != 4 or not isinstance(corners, list | tuple) or len(corners) != 4:
+        raise ConfigError(f"{told} is no box: write [x1, y1, x2, y2] in pixels of the image")
+    if not all(map(isfinite, numbers)):
+        raise ConfigError(f"{told} is no box: its numbers must be finite")
+    x1, y1, x2, y2 = numbers
+    if column.form == "xywh":
+        x2, y2 = x1 + x2, y1 + y2
+    if not (x1 < x2 and y1 < y2):
+        raise ConfigError(
+            f"{told} is no box: x1 < x2 and y1 < y2 must hold. Call a column of x, y, width and height box_xywh"
+        )
+    if column.frame == "pixel" and max(numbers) <= 1:
+        raise ConfigError(f"{told} looks like shares of the image: write pixels, or call the column box_unit")
+    return Box(x1, y1, x2, y2, column.frame)
+
+
+def _inside(box: Box, size: Size) -> Box:
+    """Return a box in pixels of its image, without the fraction by which it may lie over the edge."""
+    try:
+        pixels = box.to_frame("pixel", size)
+    except BoxError as error:
+        raise ConfigError(f"a box cannot be read: {error}") from None
+    width, height = size
+    if min(pixels.x1, pixels.y1) < -_SLACK or pixels.x2 > width + _SLACK or pixels.y2 > height + _SLACK:
+        raise ConfigError(f"the box {pixels.as_list()} is not inside its image of {width} x {height} px")
+    if pixels.x1 >= 0 and pixels.y1 >= 0 and pixels.x2 <= width and pixels.y2 <= height:
+        return pixels
+    cut = max(pixels.x1, 0.0), max(pixels.y1, 0.0), min(pixels.x2, float(width)), min(pixels.y2, float(height))
+    if not (cut[0] < cut[2] and cut[1] < cut[3]):
+        raise ConfigError(f"the box {pixels.as_list()} is not inside its image of {width} x {height} px")
+    return Box(*cut)

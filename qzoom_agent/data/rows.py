@@ -1,19 +1,22 @@
 """Tables of questions, read row by row: from the hub, a saved dataset, parquet, CSV, TSV, JSON or JSON lines.
 
 Pictures stay encoded until a row is made a sample, so a table of 20 GB needs the memory of one row: `datasets` maps its
-files, and of JSON lines only the offsets are kept. CSV and TSV cells stay text ("007" is no number, "NA" is not
-missing). What a table must have are its columns, not its name: hub repositories move and are copied.
+files, and of JSON lines, CSV and TSV only the offsets are kept. CSV and TSV cells stay text ("007" is no number, "NA"
+is not missing). What a table must have are its columns, not its name: hub repositories move and are copied.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+from qzoom_agent.data.image_column import headers_only
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError, MissingDependency, QzoomError
 from qzoom_agent.extras import require
@@ -22,6 +25,10 @@ Row = Mapping[str, Any]
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".parquet", ".jsonl", ".json", *_SEPARATORS)
 """Files that are read as tables."""
+_WRONG_CELLS = (AttributeError, LookupError, TypeError, ValueError)
+"""Errors of a cell that holds something else."""
+_LONGEST_INDEX = 64
+"""Longer cells are images."""
 
 
 class HubTable(NamedTuple):
@@ -65,6 +72,15 @@ class Rows:
         data = self.data.select_columns(wanted) if hasattr(self.data, "select_columns") else self.data
         return ({column: row.get(column) for column in wanted} for row in data)
 
+    def renamed(self, names: Mapping[str, str]) -> Rows:
+        """Return the same rows with other names for some columns."""
+        if not names:
+            return self
+        columns = tuple(names.get(column, column) for column in self.columns)
+        if hasattr(self.data, "rename_columns"):
+            return replace(self, data=self.data.rename_columns(dict(names)), columns=columns)
+        return replace(self, data=_Renamed(self.data, names), columns=columns)
+
     def need(self, columns: Sequence[str]) -> Rows:
         """Return itself; raise ConfigError if a column is missing."""
         missing = [column for column in columns if column not in self.columns]
@@ -94,11 +110,24 @@ class RowSamples:
             return self.make(self.rows[index], index)
         except QzoomError as error:
             raise type(error)(f"Row {index + 1} of {self.rows.name}: {error}") from error
-        except (AttributeError, LookupError, TypeError, ValueError) as error:  # a cell that holds something else
+        except _WRONG_CELLS as error:
             raise ConfigError(f"Row {index + 1} of {self.rows.name} cannot be asked: {_why(error)}.") from error
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
+
+    def problems(self, places: Iterable[int]) -> dict[int, str]:
+        """Return what is wrong with each of these samples that cannot be asked; of images the headers are read."""
+        found = {}
+        with headers_only():
+            for place in places:
+                try:
+                    self.make(self.rows[place], place)
+                except QzoomError as error:
+                    found[place] = str(error)
+                except _WRONG_CELLS as error:
+                    found[place] = _why(error)
+        return found
 
 
 def open_rows(source: TaskSource, place: HubTable, columns: Sequence[str] = ()) -> Rows:
@@ -142,7 +171,7 @@ def open_path(path: Path, place: HubTable | None = None, *, split: str | None = 
 def open_table(path: str, *, config: str | None = None, split: str = "train") -> Rows:
     """Return the table at a local path or hub id; the configuration and the split must be there.
 
-    A file that is not parquet is read as a JSON list or JSON lines, whatever its name.
+    A file of another name than `SUFFIXES` is read as JSON or JSON lines.
 
     Raises:
         ConfigError: It cannot be read, or is a file without rows.
@@ -150,7 +179,8 @@ def open_table(path: str, *, config: str | None = None, split: str = "train") ->
     where = Path(path).expanduser()
     try:
         if where.is_file():
-            rows = _file(where, suffix=".parquet" if where.suffix == ".parquet" else _json_kind(where))
+            suffix = where.suffix.lower()
+            rows = _file(where, suffix=suffix if suffix in SUFFIXES and suffix != ".json" else _json_kind(where))
             if not len(rows):
                 raise ConfigError("there is nothing in it")
             return rows
@@ -167,46 +197,60 @@ def open_table(path: str, *, config: str | None = None, split: str = "train") ->
     except Exception as error:  # the hub's client, pyarrow and datasets each raise their own
         raise ConfigError(
             f"The dataset {path} cannot be read: {error or type(error).__name__}. Give a hub id, a folder that "
-            "save_to_disk wrote, or a file of JSON lines."
+            f"save_to_disk wrote, or a file ({', '.join(SUFFIXES)})."
         ) from None
 
 
 def _json_kind(path: Path) -> str:
+    """Return whether a file holds one JSON value or one a line; a single line may be either."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return ".json" if file.read(64).lstrip().startswith("[") else ".jsonl"
+        first, second = file.readline().strip(), file.readline().strip()
+    try:
+        row = json.loads(first)
+    except ValueError:
+        return ".json" if first[:1] in ("[", "{", "") else ".jsonl"
+    has_rows = isinstance(row, list) or (isinstance(row, dict) and not second and isinstance(row.get("data"), list))
+    return ".json" if has_rows else ".jsonl"
+
+
+def _list_in(data: dict[str, Any]) -> list[Any] | None:
+    """Return the rows that a record holds beside names and versions, or None."""
+    lists = [held for held in data.values() if isinstance(held, list) and held and isinstance(held[0], dict)]
+    held = data.get("data", lists[0] if len(lists) == 1 else None)
+    return held if isinstance(held, list) else None
 
 
 def _file(path: Path, *, suffix: str = "") -> Rows:
     suffix, name, folder = suffix or path.suffix.lower(), str(path), path.parent
-    if suffix == ".jsonl":
-        lines = _Lines(path)
-        return Rows(name, lines, tuple(dict.fromkeys(key for row in lines for key in row)), folder)
-    if suffix == ".json":
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-        if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
-            raise ConfigError(f"{path} is not a list of rows: write [{{...}}, ...], or one row a line as .jsonl.")
+    if suffix in (".jsonl", ".json"):
+        data = _Lines(path) if suffix == ".jsonl" else _json_rows(path)
         return Rows(name, data, tuple(dict.fromkeys(key for row in data for key in row)), folder)
-    _require_datasets()
-    from datasets import Dataset, Features, Value
-
-    if suffix == ".parquet":
-        return _dataset(Dataset.from_parquet(name), name, folder, None)
     if suffix in _SEPARATORS:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = next(csv.reader(file, delimiter=_SEPARATORS[suffix]), [])
-        data = Dataset.from_csv(
-            name,
-            features=Features({column: Value("string") for column in header}),
-            sep=_SEPARATORS[suffix],
-            encoding="utf-8-sig",
-            keep_default_na=False,
-        )
-        return _dataset(data, name, folder, None)
+        table = _Delimited(path, _SEPARATORS[suffix])
+        return Rows(name, table, table.header, folder)
+    if suffix == ".parquet":
+        _require_datasets()
+        from datasets import Dataset
+
+        return _dataset(Dataset.from_parquet(name), name, folder, None)
     raise ConfigError(f"Cannot read {path} as a table. Files that are read: {', '.join(SUFFIXES)}.")
 
 
+def _json_rows(path: Path) -> list[Row]:
+    """Return a list of rows, or the one that a record holds beside names and versions ({"data": [...]})."""
+    data = json.loads(path.read_text(encoding="utf-8-sig"))
+    if isinstance(data, dict):
+        data = _list_in(data)
+    if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
+        raise ConfigError(
+            f'{path} is not a list of rows: write [{{...}}, ...] or {{"data": [{{...}}, ...]}}, or one row a line as '
+            ".jsonl."
+        )
+    return data
+
+
 def _require_datasets() -> None:
-    require("datasets", extra="eval", use="Reading tables other than .json and .jsonl")
+    require("datasets", extra="eval", use="Reading parquet, saved datasets and the hub")
 
 
 def _first_on_hub(place: HubTable, split: str | None) -> Rows:
@@ -301,6 +345,78 @@ class _Lines:
 
 
 @dataclass(frozen=True)
+class _Delimited:
+    """A CSV or TSV file whose rows are parsed when they are asked for. Cells may be of any size and stay text.
+
+    Where a cell of `image` is the `index` of another row, that row's image is meant (VLMEvalKit's tables).
+    """
+
+    path: Path
+    separator: str
+    header: tuple[str, ...] = ()
+    at: list[int] = field(default_factory=list)
+    """Start of each row, in bytes."""
+    by_index: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        csv.field_size_limit(sys.maxsize)  # of the whole process: images are cells here
+        with self.path.open("rb") as file:
+            header: list[str] = []
+            for start, cells in self._records(file):
+                if header:
+                    self.at.append(start)
+                    if "index" in header and len(cells) == len(header):
+                        self.by_index[cells[header.index("index")]] = len(self.at) - 1
+                else:
+                    header = [cell.strip() for cell in cells]
+        object.__setattr__(self, "header", tuple(header))
+        twice = next((name for name in header if header.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"{self.path} has two columns {twice!r}. Rename one.")
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def __getitem__(self, index: int) -> Row:
+        with self.path.open("rb") as file:
+            row = self._row(file, index)
+            other = self.by_index.get(row.get("image", ""))
+            if other is not None and len(row["image"]) <= _LONGEST_INDEX:
+                row["image"] = self._row(file, other)["image"]
+        return row
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+    def _row(self, file: BinaryIO, index: int) -> dict[str, str]:
+        file.seek(self.at[index])
+        _, cells = next(self._records(file))
+        if len(cells) > len(self.header):
+            raise ConfigError(
+                f"Row {index + 1} of {self.path} has {len(cells)} cells, but there are {len(self.header)} columns. Put "
+                "cells that hold a separator into quotes."
+            )
+        return dict(zip_longest(self.header, cells, fillvalue=""))
+
+    def _records(self, file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
+        """Yield the rows from here on, with the place where each starts; lines without a cell are left out."""
+        place = file.tell()
+
+        def lines() -> Iterator[str]:
+            nonlocal place
+            for line in file:
+                place += len(line)
+                yield line.decode("utf-8-sig" if place == len(line) else "utf-8")
+
+        start = place
+        # The csv module takes one line at a time, so that after a row `place` is where the next one starts.
+        for cells in csv.reader(lines(), delimiter=self.separator, strict=True):
+            if cells:
+                yield start, cells
+            start = place
+
+
+@dataclass(frozen=True)
 class _Selected:
     """Some rows of a list, read when they are asked for."""
 
@@ -313,6 +429,23 @@ class _Selected:
     def __getitem__(self, index: int) -> Row:
         row: Row = self.data[self.places[index]]
         return row
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+
+@dataclass(frozen=True)
+class _Renamed:
+    """The rows of a list with other names for some columns."""
+
+    data: Any
+    names: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Row:
+        return {self.names.get(column, column): cell for column, cell in self.data[index].items()}
 
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))

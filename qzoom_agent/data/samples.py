@@ -57,6 +57,8 @@ class Samples(Protocol):
         """The kind of every sample, without decoding an image."""
         ...
 
+    # Samples that can be checked also have `problems(places)`, see `data.rows.RowSamples`.
+
 
 class TaskSource(NamedTuple):
     """The place to read a task from, if that is not its own source."""
@@ -72,3 +74,7 @@ class TaskSource(NamedTuple):
     """For tasks that draw their samples: how many there are (None: the task's own number)."""
     max_pixels: int = MAX_PIXELS
     """For tasks of your own: most pixels of a picture."""
+    answered: bool = True
+    """Require an answer to every question; False: a test split whose answers are kept back may be asked."""
+    skip_bad: bool = False
+    """Leave out samples that cannot be asked, instead of stopping at them."""

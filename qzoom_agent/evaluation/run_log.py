@@ -63,6 +63,10 @@ class TaskSelection(BaseModel):
     """The planned ones are a seeded subset with each kind in its share, rather than the first."""
     coarse_tokens: tuple[int, int] | None = None
     """(least, most) visual tokens of the coarse view, where the task sets them."""
+    answered: bool = True
+    """The questions have answers to score by."""
+    left_out: list[str] = Field(default_factory=list)
+    """What is wrong with each row that is not asked (`--skip-bad`)."""
 
     @property
     def partial(self) -> bool:
@@ -101,7 +105,7 @@ class RunSpec(BaseModel):
 
 
 def _shrinks(old: TaskSelection, new: TaskSelection) -> Iterator[str]:
-    for name in ("path", "split", "fonts", "coarse_tokens"):
+    for name in ("path", "split", "fonts", "coarse_tokens", "answered"):
         before, after = getattr(old, name), getattr(new, name)
         if before != after:
             yield f"{name} {before!r} then, {after!r} now"

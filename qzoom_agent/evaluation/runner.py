@@ -23,11 +23,13 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pydantic import JsonValue
 
 from qzoom_agent.agent import Agent
+from qzoom_agent.data.checks import refuse_rows
+from qzoom_agent.data.rows import RowSamples
 from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.evaluation.run_log import RunFolder, RunSpec, TaskSelection
@@ -126,6 +128,7 @@ def evaluate(
     shard: Shard | None = None,
     traces: bool = True,
     watch: ProgressListener | None = None,
+    loaded: Mapping[str, Selected] | None = None,
 ) -> Results:
     """Ask every planned sample that `out` does not have yet, and return the results of all that it has.
 
@@ -146,9 +149,11 @@ def evaluate(
         shard: This process among several that share the work; the results are then those of process 0.
         traces: Keep the whole record of every episode, with pictures.
         watch: Receiver of progress.
+        loaded: The samples as `select` has checked them, by task; None: they are checked here.
 
     Raises:
-        ConfigError: A number is out of range, a task cannot be read, or `out` holds another evaluation.
+        ConfigError: A number is out of range, a task cannot be read or has samples that cannot be asked, or `out` holds
+            another evaluation.
         MissingDependency: scipy is not installed.
     """
     source, shard = source or TaskSource(), shard or Shard()
@@ -156,15 +161,11 @@ def evaluate(
     tasks, scorer = with_scorer(tasks, scorer)
     folder = RunFolder(out)
     runs: list[_TaskRun] = []
-    plans: dict[str, TaskSelection] = {}
-    chosen: dict[str, list[int]] = {}
+    loaded = loaded or select(tasks, source=source, paths=paths, limit=limit, own_budget=own_budget)
+    plans = {task.name: loaded[task.name].selection for task in tasks}
+    chosen = {task.name: loaded[task.name].places for task in tasks}
     for task in tasks:
-        own = source._replace(path=(paths or {}).get(task.name, source.path))
-        samples = task.load(own)
-        tokens = None if own_budget else task.coarse_tokens
-        plans[task.name], chosen[task.name] = plan(
-            samples, own, limit=limit, seed=source.seed, coarse_tokens=tokens, reference=task.reference
-        )
+        samples, tokens = loaded[task.name].samples, plans[task.name].coarse_tokens
         asker = agent
         if tokens is not None and isinstance(agent, Agent):
             asker = agent.replace(**{"budget.coarse_min_tokens": tokens[0], "budget.coarse_tokens": tokens[1]})
@@ -184,6 +185,45 @@ def evaluate(
             folder.replace_rows([row.completed(asked.get(row.task, {})) for row in folder.latest()])
             return _write_results(folder, tasks, scorer)
     return summarise(folder, tasks, scorer=scorer)
+
+
+class Selected(NamedTuple):
+    """The samples of a task, and those of them that are asked."""
+
+    samples: Samples
+    selection: TaskSelection
+    places: list[int]
+
+
+def select(
+    tasks: Sequence[Task],
+    *,
+    source: TaskSource,
+    paths: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    own_budget: bool = False,
+) -> dict[str, Selected]:
+    """Return the samples that `evaluate` asks, by task, once they are checked: rows, and the headers of images.
+
+    Raises:
+        ConfigError: A task cannot be read, or has samples that cannot be asked and `source.skip_bad` is not set.
+    """
+    found = {}
+    for task in tasks:
+        own = source._replace(path=(paths or {}).get(task.name, source.path))
+        samples = task.load(own)
+        tokens = None if own_budget else task.coarse_tokens
+        selection, places = plan(
+            samples, own, limit=limit, seed=source.seed, coarse_tokens=tokens, reference=task.reference
+        )
+        if isinstance(samples, RowSamples):
+            wrong = samples.problems(places)
+            refuse_rows(samples.rows.name, wrong, total=len(places), skip_bad=source.skip_bad)
+            places = [place for place in places if place not in wrong]
+            told = [f"row {place + 1}: {wrong[place]}" for place in wrong]
+            selection = selection.model_copy(update={"planned": len(places), "left_out": told})
+        found[task.name] = Selected(samples, selection, places)
+    return found
 
 
 def rescore(folder: RunFolder, tasks: Sequence[Task], *, scorer: str | Scorer | CustomScorer | None = None) -> Results:
@@ -373,6 +413,7 @@ def plan(
         planned=len(chosen),
         stratified=stratified,
         coarse_tokens=coarse_tokens,
+        answered=source.answered,
     )
     return selection, chosen
 

@@ -25,6 +25,8 @@ from qzoom_agent.files import read_yaml, require_folder, write_text
 _Recipe = TypeVar("_Recipe", bound=BaseModel)
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 _WARNED: dict[Any, Any] = {}
+_SKIP_BAD = "--skip-bad"
+"""Among the overrides, the flag of this name."""
 """Warnings that were shown, so that each is shown once."""
 
 
@@ -75,6 +77,13 @@ def add_recipe_arguments(parser: ArgumentParser, *, output: str) -> None:
         metavar="KEY=VALUE",
         help="override one key of the recipe, by its dotted path (loss.beta=0.01, data.0.limit=100); can be repeated",
     )
+    parser.add_argument(
+        "--skip-bad",
+        dest="overrides",
+        action="append_const",
+        const=_SKIP_BAD,
+        help="leave out rows of the data that cannot be used, and say which, instead of stopping at them",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and its cost, then stop")
 
 
@@ -99,6 +108,9 @@ def read_recipe(path: Path, kind: type[_Recipe], *, overrides: Sequence[str] = (
     if isinstance(data, dict):
         data = with_new_names(data, kind, warn=True) | changes
         for override in overrides:
+            if override == _SKIP_BAD:
+                _skip_bad(data)
+                continue
             key, equals, value = override.partition("=")
             if not key or not equals:
                 raise ConfigError(f"--set {override!r} is not KEY=VALUE. Write, for example, --set seed=1.")
@@ -107,6 +119,17 @@ def read_recipe(path: Path, kind: type[_Recipe], *, overrides: Sequence[str] = (
         return kind.model_validate(data)
     except (ValidationError, ConfigError) as error:
         raise ConfigError(f"The recipe {path} is not valid: {error}") from None
+
+
+def _skip_bad(data: dict[str, Any]) -> None:
+    """Set `skip_bad` of every source of questions in a recipe."""
+    for key, held in data.items():
+        if isinstance(held, dict):
+            _skip_bad(held)
+        elif key in ("data", "held_out") and isinstance(held, list):
+            for source in held:
+                if isinstance(source, dict):
+                    source["skip_bad"] = True
 
 
 def set_key(data: dict[str, Any], key: str, value: Any, *, kind: type[BaseModel]) -> None:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qzoom_agent.data.cells import texts
 from qzoom_agent.data.image_column import key, picture
-from qzoom_agent.data.questions import inline_options, instructed, texts
+from qzoom_agent.data.options import inline_options
+from qzoom_agent.data.questions import instructed
 from qzoom_agent.data.rows import HubTable, open_path, open_rows
 from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError, ImageError

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
+from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.custom import custom_task
 from qzoom_agent.evaluation.tasks.documents import DOCUMENTS
@@ -15,7 +16,7 @@ from qzoom_agent.evaluation.tasks.hrbench import HR_BENCH
 from qzoom_agent.evaluation.tasks.mme import MME
 from qzoom_agent.evaluation.tasks.needle.tasks import NEEDLE
 from qzoom_agent.evaluation.tasks.probes import PROBES
-from qzoom_agent.evaluation.tasks.task import CustomScorer, Scorer, Task
+from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, Task
 from qzoom_agent.evaluation.tasks.treebench import TREEBENCH
 from qzoom_agent.evaluation.tasks.vstar import VSTAR
 from qzoom_agent.extensions import find, is_reference, reference
@@ -68,6 +69,16 @@ def as_task(found: Any, name: str) -> Task:
         )
     known = {key: getattr(found, key) for key in Task.__dataclass_fields__ if hasattr(found, key)}
     return Task(**{"title": found.name} | known)
+
+
+def unscored(task: Task) -> Task:
+    """Return a task for a split whose answers are kept back: `replied` is the share of questions with a reply."""
+    return replace(task, scorers={"replied": replied}, aggregate=None)
+
+
+def replied(answer: str | None, sample: Sample) -> Score:
+    """Return 1 for any text; nothing is said about whether it is right."""
+    return Score(float(bool(answer and answer.strip())), answer)
 
 
 def with_scorer(tasks: Sequence[Task], scorer: str | Scorer | CustomScorer | None) -> tuple[list[Task], str | None]:

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from qzoom_agent.data.checks import refuse_rows
+from qzoom_agent.data.columns import find_columns
 from qzoom_agent.data.image_column import seen
 from qzoom_agent.data.questions import read_questions
 from qzoom_agent.data.rows import SUFFIXES, Row, RowSamples, open_path
@@ -39,17 +41,23 @@ def custom_task(path: Path) -> Task:
 
 def load(name: str, path: Path, source: TaskSource) -> RowSamples:
     """Return the samples of the table at `source.path`, else at `path`; raise ConfigError that names wrong rows."""
-    rows = open_path(_table(Path(source.path) if source.path else path), split=source.split).need(NEEDED)
+    rows = open_path(_table(Path(source.path) if source.path else path), split=source.split)
+    columns = find_columns(rows.name, rows.columns)
+    rows.need([ours for ours in NEEDED if ours not in columns.names])
     if not len(rows):
         raise ConfigError(f"{rows.name} has no rows.")
-    questions = read_questions(rows)
-    kinds = [question.kind for question in questions]
+    questions = list(read_questions(rows.only(*columns.top), columns, answered=source.answered, unique=True))
+    wrong = {place: told for place, told in enumerate(questions) if isinstance(told, str)}
+    refuse_rows(rows.name, wrong, total=len(rows), skip_bad=source.skip_bad)
 
     def make(row: Row, index: int) -> Sample:
-        image, cluster = seen(row["image"], rows.folder, max_pixels=source.max_pixels)
-        return questions[index].sample(name, index, image, cluster=cluster)
+        question = questions[index]
+        if isinstance(question, str):
+            raise ConfigError(question)
+        image, cluster = seen(columns.cell(row, "image"), rows.folder, max_pixels=source.max_pixels)
+        return question.sample(name, index, image, cluster=cluster)
 
-    return RowSamples(rows, make, kinds)
+    return RowSamples(rows, make, ["" if isinstance(one, str) else one.kind for one in questions])
 
 
 def _table(path: Path) -> Path:

@@ -13,8 +13,9 @@ from functools import partial
 from statistics import fmean
 from typing import Final
 
+from qzoom_agent.data.cells import texts
 from qzoom_agent.data.image_column import seen
-from qzoom_agent.data.questions import bare, letter, texts
+from qzoom_agent.data.options import bare, letter
 from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.evaluation.scorers import choice

@@ -18,8 +18,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
+from qzoom_agent.data.cells import items, texts
 from qzoom_agent.data.image_column import key, picture, seen
-from qzoom_agent.data.questions import inline_options, items, letter, texts
+from qzoom_agent.data.options import inline_options, letter
 from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError

@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from qzoom_agent.data.cells import items
 from qzoom_agent.data.image_column import seen
-from qzoom_agent.data.questions import inline_options, items
+from qzoom_agent.data.options import inline_options
 from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError

@@ -19,7 +19,8 @@ from random import Random
 from typing import Final
 
 from qzoom_agent.data.image_column import seen
-from qzoom_agent.data.questions import LETTER, inline_options, instructed, letter, listed
+from qzoom_agent.data.options import inline_options, letter, listed
+from qzoom_agent.data.questions import LETTER, instructed
 from qzoom_agent.data.rows import HubTable, Row, Rows, RowSamples, open_rows
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError

@@ -6,6 +6,7 @@ asked for than there are, each source gives its share: boards, which are drawn a
 table those that its seed draws, in the table's order.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,12 +17,14 @@ from typing import Any, ClassVar, Final, Protocol
 from pydantic import Field
 from torch.utils.data import ConcatDataset
 
+from qzoom_agent.data.checks import listed_rows, refuse_rows
 from qzoom_agent.data.question_table import QuestionRow, QuestionTable
 from qzoom_agent.data.rows import open_table
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle.boards import Board, Fact, draw_board
 from qzoom_agent.geometry import Box
+from qzoom_agent.images import MAX_PIXELS
 from qzoom_agent.perception.labels import Mode
 from qzoom_agent.training.recipe_io import Section
 
@@ -51,7 +54,8 @@ class DatasetSpec(Section):
     """Configuration of a hub dataset."""
     split: str = "train"
     columns: dict[str, str] = Field(default={})
-    """Names that `image`, `question`, `answer` and `boxes` have in the source; see `QuestionTable.open`."""
+    """Names that `image`, `question`, `answer`, `options` and `boxes` have in the source, where they differ; an empty
+    name means none. See `QuestionTable.open`."""
     images: str | None = None
     """Configuration of the same hub dataset that holds the images, by `id`; `image` then names one (GQA)."""
     limit: int | None = Field(default=None, gt=0)
@@ -68,6 +72,10 @@ class DatasetSpec(Section):
     """`needle`: tasks that questions are taken from (needle-hop, too, whose questions have two boxes in order)."""
     a_board: int = Field(default=8, gt=0)
     """`needle`: questions of one board."""
+    skip_bad: bool = Field(default=False, exclude_if=lambda given: given is False)
+    """Leave out rows that cannot be used, instead of stopping at them."""
+    max_pixels: int = Field(default=MAX_PIXELS, gt=0, exclude_if=lambda given: given == MAX_PIXELS)
+    """Most pixels of an image."""
 
     @property
     def is_needle(self) -> bool:
@@ -103,6 +111,7 @@ def sample_of(record: Record) -> Sample:
         question=record["question"],
         answer=record["answer"],
         answers=tuple(record["answers"]),
+        options=tuple(record.get("options", ())),
         boxes=tuple(Box(x1, y1, x2, y2) for x1, y1, x2, y2 in boxes or ()),
         coarse_suffices=None if boxes is None else not boxes,
     )
@@ -112,12 +121,13 @@ def load_records(sources: Sequence[DatasetSpec], *, limit: int | None = None) ->
     """Return the rows of some sources, one after another; at most `limit`.
 
     Raises:
-        ConfigError: A source cannot be read, or lacks a column.
+        ConfigError: A source cannot be read, lacks a column, or has rows that cannot be used and no `skip_bad`.
     """
     tables = [_open(source) for source in sources]
     if limit is not None:
         shares = spread([len(table) for table in tables], limit)
         tables = [table.some(share) for table, share in zip(tables, shares, strict=True)]
+    tables = [table.checked() for table in tables]
     return ConcatenatedRecords(tables)  # type: ignore[arg-type]
 
 
@@ -125,11 +135,15 @@ def _open(source: DatasetSpec) -> "_Boards | _Table":
     if source.is_needle:
         return _Boards(source, source.limit or 1000)
     questions = QuestionTable.open(
-        source.path, name=source.name, split=source.split, columns=source.columns, images=source.images
+        source.path,
+        name=source.name,
+        split=source.split,
+        columns=source.columns,
+        images=source.images,
+        max_pixels=source.max_pixels,
     )
-    table = _Table(source, questions).some(source.limit or len(questions))
-    table.questions.require_readable()
-    return table
+    table = _Table(source, questions)
+    return table if source.limit is None else table.some(source.limit)
 
 
 def spread(sizes: Sequence[int], limit: int) -> list[int]:
@@ -167,6 +181,10 @@ class _Boards:
         """Return the first boards' questions: all boards are drawn at random."""
         return _Boards(self.source, min(count, self.count))
 
+    def checked(self) -> "_Boards":
+        """Return itself: boards are drawn right."""
+        return self
+
     def __len__(self) -> int:
         return self.count
 
@@ -195,13 +213,28 @@ class _Table:
 
     source: DatasetSpec
     questions: QuestionTable
+    numbers: tuple[int, ...] | None = None
+    """Rows of the table that these are; None: all."""
 
     def some(self, count: int) -> "_Table":
         """Return so many rows, drawn by the source's seed, in their order."""
         if count >= len(self):
             return self
-        drawn = Random(f"rows/{self.source.seed}").sample(range(len(self)), count)
-        return _Table(self.source, self.questions.select(sorted(drawn)))
+        drawn = sorted(Random(f"rows/{self.source.seed}").sample(range(len(self)), count))
+        numbers = self.numbers or range(len(self))
+        return _Table(self.source, self.questions.select(drawn), tuple(numbers[at] for at in drawn))
+
+    def checked(self) -> "_Table":
+        """Return the rows that can be used; ConfigError if there are others and they are not to be left out."""
+        numbers = self.numbers or range(len(self))
+        found = {numbers[at]: told for at, told in self.questions.problems().items()}
+        name = f"The dataset {self.source.path}"
+        refuse_rows(name, found, total=len(numbers), skip_bad=self.source.skip_bad)
+        if not found:
+            return self
+        print(f"{name}: {len(found)} of {len(numbers)} rows left out: {listed_rows(found)}", file=sys.stderr)
+        left = [at for at, number in enumerate(numbers) if number not in found]
+        return _Table(self.source, self.questions.select(left), tuple(numbers[at] for at in left))
 
     def __len__(self) -> int:
         return len(self.questions)

@@ -220,6 +220,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.require_recipe()
     if run.processes.is_main_process:
         keep_recipe(recipe, options.output)
+    for stage in stages:  # wrong rows show before a model is loaded
+        load_records(recipe.asked(stage))
+    if recipe.held_out:
+        load_records(recipe.held_out)
     for stage in stages:
         run_stage(run, stage)
     return 0

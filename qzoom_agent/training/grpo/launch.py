@@ -31,6 +31,7 @@ from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.policy import LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training import trained_model
+from qzoom_agent.training.branches.dataset import load_records
 from qzoom_agent.training.branches.fitting import last_checkpoint, require_tracker
 from qzoom_agent.training.branches.sharded_table import launched_in_bfloat16, together
 from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback
@@ -75,6 +76,7 @@ def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
     """Return the trainer of a recipe, after every check that is possible before the first step."""
     require_packages(recipe, processes=together().num_processes)
     judge = load_judge(recipe, output)
+    records = None if recipe.needle else load_records(recipe.data)  # wrong rows show before the model is loaded
     backend = load_model(recipe)
     config = episode_config(recipe, backend)
     completion, question = episode_room(recipe, backend, config)
@@ -86,7 +88,7 @@ def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
         rewards=build(recipe.rewards, judge=judge, mask_truncated=recipe.loss.mask_truncated),
         accuracy=accuracy_of(recipe.rewards, judge=judge),
         args=trl_config(recipe, output, completion=completion),
-        train_dataset=load_rows(recipe, tokenizer=backend.codec.tokenizer, room=question),
+        train_dataset=load_rows(recipe, records=records, tokenizer=backend.codec.tokenizer, room=question),
         peft_config=lora_config(recipe, backend),
         callbacks=[MetricsCallback(output / "log.jsonl")],
         pages=RolloutPageCallback(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes),

@@ -26,12 +26,17 @@ SEEDS_A_RUN: Final = 1_000_000_000
 
 
 def load_rows(
-    recipe: GRPORecipe, *, tokenizer: PreTrainedTokenizerBase | None = None, room: int | None = None
+    recipe: GRPORecipe,
+    *,
+    records: ConcatenatedRecords | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    room: int | None = None,
 ) -> Dataset:
     """Return the rows of a recipe.
 
     Args:
         recipe: Names the questions, and how many are asked.
+        records: The recipe's questions, where they are loaded already.
         tokenizer: Counts the tokens of the questions; those of needle boards are short.
         room: Most tokens of a question.
 
@@ -42,7 +47,7 @@ def load_rows(
     if recipe.needle:
         read: Callable[[int], Sample] = partial(_draw, shares=tuple(recipe.needle.items()), seed=recipe.seed)
     else:
-        records = load_records(recipe.data)
+        records = load_records(recipe.data) if records is None else records
         if not len(records):
             raise ConfigError("The recipe's data have no rows. Check `split` and `limit` of its sources.")
         if tokenizer is not None and room is not None:

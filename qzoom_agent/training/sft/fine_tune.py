@@ -180,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_finished(recipe, output):
         return 0
     store_recipe(recipe, output)
+    load_records(recipe.data, limit=recipe.records)  # wrong rows show before the model is loaded
     backend = load_base(recipe)
     table = demonstrations(backend, recipe, output)
     fine_tune(backend, table, recipe, output / "train")

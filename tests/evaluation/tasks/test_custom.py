@@ -72,8 +72,8 @@ def test_every_wrong_row_is_named_before_anything_is_asked(tmp_path: Path) -> No
     said = str(caught.value)
     assert "row 2: there is neither an answer nor answers" in said
     assert "row 3: the answer 'green' is none of the options red, blue" in said
-    assert "row 4: box" in said and "row 5: question" in said and "row 6: " in said
-    assert said.endswith("and 2 more.")
+    assert "row 4: box [1, 2, 3] is no box" in said and "row 5: there is no question" in said and "row 6: " in said
+    assert "; and 2 more. Mend" in said
 
 
 def test_ids_are_used_once(tmp_path: Path) -> None:

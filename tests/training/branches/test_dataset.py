@@ -48,7 +48,11 @@ def test_needle_tasks_that_no_board_has_are_refused() -> None:
 
 def test_a_folder_with_columns_of_other_names(tmp_path: Path) -> None:
     Dataset.from_dict(
-        {"picture": [picture(0), picture(0), picture(1)], "ask": ["a?", "b?", "c?"], "answers": [["x", "y"], ["z"], []]}
+        {
+            "picture": [picture(0), picture(0), picture(1)],
+            "ask": ["a?", "b?", "c?"],
+            "answers": [["x", "y"], ["z"], ["z"]],
+        }
     ).save_to_disk(str(tmp_path / "table"))
     source = DatasetSpec(
         path=str(tmp_path / "table"),
@@ -60,7 +64,7 @@ def test_a_folder_with_columns_of_other_names(tmp_path: Path) -> None:
     assert len(records) == 3
     first, second = records[0], records[1]
     assert first["question"] == "a? Briefly." and first["answer"] == "x" and first["mode"] == "natural"
-    assert first["answers"] == ["x", "y"] and records[2]["answers"] == [records[2]["answer"]] == [""]
+    assert first["answers"] == ["x", "y"] and records[2]["answers"] == [records[2]["answer"]] == ["z"]
     assert first["boxes"] is None
     # without a column that says so, equal pixels are the same image
     assert first["image_id"] == second["image_id"] == digest(picture(0))[:16]

@@ -1,0 +1,176 @@
+"""Columns of a table of questions, by the names that people give them.
+
+A column that looks like one of ours but is none is an error: a box, an answer or options that nobody reads would make
+a figure wrong without a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import chain
+from typing import Any, Final, Literal
+
+from qzoom_agent.errors import ConfigError
+
+NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "image": ("image", "images", "image_path", "img_path", "imgname", "img", "image_file", "file_name"),
+    "question": ("question", "query", "problem"),
+    "answer": ("answer", "label", "solution", "ground_truth", "gt_answer"),
+    "answers": ("answers",),
+    "options": ("options", "choices", "multi_choice_options", "answer_choices", "candidates"),
+    "boxes": (),
+    "kind": ("kind", "category"),
+    "id": ("id",),
+}
+"""Our names, and those that are read for each, the preferred one first. Case, spaces and hyphens do not matter."""
+
+Form = Literal["xyxy", "xywh"]
+Frame = Literal["pixel", "unit", "per_mille"]
+
+_BOX: Final = re.compile(
+    r"(?:(?:target|gt|gold|answer|evidence|ground_truth)_)?(?:box(?:es)?|bbox(?:es)?(?:_2d)?|bounding_box(?:es)?)"
+    r"(?:_(?P<form>xyxy|xywh))?(?:_(?P<frame>pixels?|px|abs|unit|norm|normali[sz]ed|relative|per_?mille|1000))?"
+    r"|(?P<alone>xyxy|xywh)"
+)
+_LIKE_A_BOX: Final = re.compile(
+    r".*box(?:es|s)?\d*d?(?:_.*)?|.*(?:xyxy|xywh).*|rois?|regions?|coords?"
+    r"|coordinates|rect(?:angle)?s?|target_instances"
+)
+_LETTER: Final = re.compile(r"(?:(?:option|choice)_?)?([a-z])")
+_CLOSE: Final = 0.8
+"""Similarity from which a name is taken for a slip: "anwser" and "answer" have 0.83."""
+_OFTEN_MISTYPED: Final = ("image", "question", "answer", "answers", "options", "choices", "boxes", "bbox", "category")
+
+
+@dataclass(frozen=True)
+class BoxColumn:
+    """A column of boxes, and the form that its name says."""
+
+    name: str
+    form: Form = "xyxy"
+    frame: Frame = "pixel"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table that are read, by our names; `a.b` is the field b of a column of records."""
+
+    names: Mapping[str, tuple[str, ...]]
+    """Of several columns for one of ours, the first counts that is not empty in a row."""
+    boxes: tuple[BoxColumn, ...] = ()
+    letters: tuple[str, ...] = ()
+    """Columns with one option each: A, B, ... or option_a, option_b, ..."""
+
+    def cell(self, row: Mapping[str, Any], name: str) -> Any:
+        """Return the row's cell of one of `NAMES`; None if it is empty or the table has no such column."""
+        cells = (value(row, column) for column in self.names.get(name, ()))
+        return next((cell for cell in cells if cell is not None), None)
+
+    @property
+    def top(self) -> tuple[str, ...]:
+        """The table's columns that are read, without the image's."""
+        read = [column for name, columns in self.names.items() if name != "image" for column in columns]
+        return tuple(
+            dict.fromkeys(name.split(".")[0] for name in (*read, *(b.name for b in self.boxes), *self.letters))
+        )
+
+
+def find_columns(table: str, columns: Sequence[str], given: Mapping[str, str] | None = None) -> Columns:
+    """Return the columns of a table that are read.
+
+    Args:
+        table: The table's name, for messages.
+        columns: The columns that it has.
+        given: Names that our columns have in the table, where they differ. An empty name means none.
+
+    Raises:
+        ConfigError: A column has nearly the name of one that is read, or `given` has a name that is not ours.
+    """
+    given = given or {}
+    if unknown := sorted(given.keys() - NAMES.keys()):
+        raise ConfigError(
+            f"`columns` of {table} says what {', '.join(unknown)} is called, which is not read. Known: "
+            f"{', '.join(NAMES)}."
+        )
+    by_key = {_key(column): column for column in columns}
+    twice = [column for column in columns if by_key[_key(column)] != column]
+    if twice and any(_key(twice[0]) in known for known in NAMES.values()):
+        raise ConfigError(f"{table} has the columns {twice[0]!r} and {by_key[_key(twice[0])]!r}. Leave one out.")
+    names: dict[str, tuple[str, ...]] = {ours: (column,) for ours, column in given.items() if column}
+    for ours, known in NAMES.items():
+        found = tuple(by_key[name] for name in known if name in by_key)
+        # The answers that the user names are all that are right.
+        if found and ours not in given and not (ours == "answers" and "answer" in given):
+            names[ours] = found
+    boxes: tuple[BoxColumn, ...] = ()
+    if "boxes" in names:
+        del names["boxes"]
+        boxes = (box_column(given["boxes"]) or BoxColumn(given["boxes"]),)
+    elif "boxes" not in given:
+        boxes = tuple(one for column in columns if (one := box_column(column)))
+    letters = _letters(by_key) if "options" not in given else ()
+    read = {*chain(*names.values()), *given.values(), *(one.name for one in boxes), *letters}
+    _refuse_slips(table, [column for column in columns if column not in read], boxes=bool(boxes) or "boxes" in given)
+    return Columns(names, boxes, letters)
+
+
+def box_column(name: str) -> BoxColumn | None:
+    """Return the form of the boxes in a column of this name, or None if it does not name boxes that are read."""
+    found = _BOX.fullmatch(_key(name))
+    if found is None:
+        return None
+    said = found["frame"] or "pixel"
+    frame: Frame = "pixel" if said.startswith(("pi", "px", "abs")) else "unit"
+    form: Form = "xywh" if "xywh" in (found["form"], found["alone"]) else "xyxy"
+    return BoxColumn(name, form, "per_mille" if said.startswith(("per", "1")) else frame)
+
+
+def value(row: Mapping[str, Any], name: str) -> Any:
+    """Return the cell of a column, or of a field of one; None if it is empty."""
+    column, *fields = name.split(".")
+    cell: Any = row.get(column)
+    for key in fields:
+        cell = cell[key]
+    return None if is_empty(cell) else cell
+
+
+def is_empty(cell: object) -> bool:
+    """Return whether there is nothing in a cell: null, not-a-number or the empty text."""
+    return cell is None or cell == "" or (isinstance(cell, float) and cell != cell)
+
+
+def _key(column: str) -> str:
+    return re.sub(r"[\s-]+|(?<=[a-z])(?=[A-Z])", "_", column.strip()).lower()
+
+
+def _letters(by_key: Mapping[str, str]) -> tuple[str, ...]:
+    found = {match[1]: column for key, column in by_key.items() if (match := _LETTER.fullmatch(key))}
+    letters = [letter for letter in "abcdefghijklmnopqrstuvwxyz"[: len(found)] if letter in found]
+    return tuple(found[letter] for letter in letters) if {"a", "b"} <= found.keys() else ()
+
+
+def _refuse_slips(table: str, others: Sequence[str], *, boxes: bool) -> None:
+    for column in others:
+        near = None if _is_longer(column) else _nearest(_key(column))
+        if near is None and not boxes and _LIKE_A_BOX.fullmatch(_key(column)):
+            near = "box"
+        if near:
+            ours = "boxes" if "box" in near else "options" if near == "choices" else near
+            raise ConfigError(
+                f"{table} has a column {column!r}, which is not read. Did you mean {near!r}? Call it {near}, or what "
+                f"it is; in a recipe, say it in `columns` ({ours}: {column}, or an empty name for none)."
+            )
+
+
+def _is_longer(column: str) -> bool:
+    """Return whether a name has one of ours as its first word: questionId and answer_type are other things."""
+    return any(re.match(rf"{known}(?=[_A-Z\d\s-])", column) for known in _OFTEN_MISTYPED)
+
+
+def _nearest(key: str) -> str | None:
+    ratios = {known: SequenceMatcher(None, key, known).ratio() for known in _OFTEN_MISTYPED}
+    best = max(ratios, key=lambda known: ratios[known])
+    return best if ratios[best] >= _CLOSE and all(key not in names for names in NAMES.values()) else None

@@ -1,0 +1,167 @@
+"""A run for other tools: its rows as a table, its figures for a model card, or its answers for a test server.
+
+parquet, csv   a row a sample with typed columns: `score_<scorer>` is a number, `parsed_<scorer>` a truth value
+hf             `model-index` metadata of a model card, as YAML
+submission     the answers of a split whose gold answers are kept back
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.sample_result import SampleResult
+from qzoom_agent.evaluation.summary import Results, TaskResult, summarise
+from qzoom_agent.extras import require
+from qzoom_agent.files import atomic_write, require_file
+
+Format = Literal["parquet", "csv", "hf", "submission"]
+FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+_FILES: Final[Mapping[Format, str]] = {
+    "parquet": "samples.parquet",
+    "csv": "samples.csv",
+    "hf": "model-index.yaml",
+    "submission": "submission.json",
+}
+_COLUMNS: Final[Mapping[str, str]] = {
+    "task": "string",
+    "id": "string",
+    "index": "int64",
+    "repeat": "int64",
+    "kind": "string",
+    "cluster": "string",
+    "question": "string",
+    "gold": "texts",
+    "options": "texts",
+    "answer": "string",
+    "status": "string",
+    "error": "string",
+    "turns": "int64",
+    "zooms": "int64",
+    "visual_tokens": "int64",
+    "gate": "double",
+    "recall": "double",
+    "iou": "double",
+    "elapsed": "double",
+    "seed": "int64",
+    "image": "string",
+    "boxes": "boxes",
+}
+"""The columns of a table, and their types."""
+_SUBMISSIONS: Final[Mapping[str, tuple[str, str]]] = {
+    "docvqa": ("questionId", "answer"),
+    "infovqa": ("questionId", "answer"),
+    "textvqa": ("question_id", "answer"),
+}
+"""Keys of the answers that a task's test server takes (rrc.cvc.uab.es, eval.ai)."""
+
+
+def export(folder: RunFolder, format: Format, path: Path | None = None) -> Path:
+    """Write a run in a format and return the file, by default one in the run's folder.
+
+    Raises:
+        ConfigError: There is nothing to export, the format is for one task, or the file cannot be written.
+        MissingDependency: parquet without the extra `eval`.
+    """
+    rows = folder.latest()
+    if not rows:
+        raise ConfigError(f"There is nothing to export in {folder.path}: no sample was finished.")
+    target = require_file(path or folder.path / _FILES[format])
+    writers: Mapping[Format, Callable[[Path], None]] = {
+        "parquet": lambda part: _write_parquet(rows, part),
+        "csv": lambda part: _write_csv(rows, part),
+        "hf": lambda part: _write_model_index(summarise(folder), part),
+        "submission": lambda part: _write_submission(rows, part),
+    }
+    try:
+        with atomic_write(target) as part:
+            writers[format](part)
+    except OSError as error:
+        raise ConfigError(f"Cannot write {target}: {error.strerror or error}. Choose another --out.") from None
+    return target
+
+
+def columns(rows: Sequence[SampleResult]) -> dict[str, list[Any]]:
+    """Return the table's columns: those of every sample, and three of every scorer."""
+    found: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in _COLUMNS}
+    for scorer in _scorers(rows):
+        scores = [row.scores.get(scorer) for row in rows]
+        found[f"score_{scorer}"] = [None if one is None else float(one.value) for one in scores]
+        found[f"parsed_{scorer}"] = [None if one is None else one.parsed for one in scores]
+        found[f"extracted_{scorer}"] = [None if one is None else one.extracted for one in scores]
+    return found
+
+
+def _scorers(rows: Sequence[SampleResult]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.scores))
+
+
+def _write_parquet(rows: Sequence[SampleResult], path: Path) -> None:
+    require("pyarrow", extra="eval", use="Writing parquet")
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kinds = {"texts": pa.list_(pa.string()), "boxes": pa.list_(pa.list_(pa.float64()))}
+    types = {name: kinds.get(kind) or pa.type_for_alias(kind) for name, kind in _COLUMNS.items()}
+    for scorer in _scorers(rows):
+        types |= {f"score_{scorer}": pa.float64(), f"parsed_{scorer}": pa.bool_(), f"extracted_{scorer}": pa.string()}
+    held = columns(rows)
+    held["boxes"] = [[list(box) for box in boxes] for boxes in held["boxes"]]
+    parquet.write_table(pa.table({name: pa.array(held[name], kind) for name, kind in types.items()}), path)
+
+
+def _write_csv(rows: Sequence[SampleResult], path: Path) -> None:
+    """Write lists as JSON, and nothing where nothing is known."""
+    held = columns(rows)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(held)
+        for cells in zip(*held.values(), strict=True):
+            writer.writerow([json.dumps(cell) if isinstance(cell, list | tuple) else cell for cell in cells])
+
+
+def _write_model_index(results: Results, path: Path) -> None:
+    from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
+    from yaml import safe_dump
+
+    found = [
+        EvalResult(
+            task_type="visual-question-answering",
+            dataset_type=task.part.path or name,
+            dataset_name=name,
+            dataset_split=task.part.split,
+            metric_type="accuracy",
+            metric_name=f"{scorer} ({_size(task)}, {results.config.policy or 'default'} policy)",
+            metric_value=marks.accuracy.mean,
+        )
+        for name, task in results.tasks.items()
+        for scorer, marks in task.scores.items()
+    ]
+    index = eval_results_to_model_index(Path(results.config.model).name, found)
+    path.write_text(safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _size(task: TaskResult) -> str:
+    return f"{task.n} of {task.part.total} questions" if task.partial else f"{task.n} questions"
+
+
+def _write_submission(rows: Sequence[SampleResult], path: Path) -> None:
+    tasks = sorted({row.task for row in rows})
+    if len(tasks) > 1 or any(row.repeat for row in rows):
+        raise ConfigError(
+            f"A submission holds one answer to each question of one task; the run asks {', '.join(tasks)}."
+        )
+    ids = [row.id.removeprefix(f"{row.task}-") for row in rows]
+    answers = [row.answer or "" for row in rows]
+    if tasks[0] not in _SUBMISSIONS:
+        lines = (json.dumps({"id": one, "answer": said}) for one, said in zip(ids, answers, strict=True))
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return
+    key, value = _SUBMISSIONS[tasks[0]]
+    held = [{key: int(one) if one.isdigit() else one, value: said} for one, said in zip(ids, answers, strict=True)]
+    path.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")

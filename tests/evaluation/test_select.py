@@ -1,0 +1,56 @@
+"""What a run asks is checked before anything is asked; wrong rows are refused, or left out and counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qzoom_agent.data.samples import TaskSource
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.runner import evaluate
+from qzoom_agent.evaluation.summary import summarise
+from qzoom_agent.evaluation.tasks.catalog import unscored
+from qzoom_agent.evaluation.tasks.custom import custom_task
+from tests.evaluation.player import player
+from tests.evaluation.tasks import fixtures
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    fixtures.draw("a").save(tmp_path / "a.png")
+    rows = [
+        {"answer": str(at), "image": "a.png" if at % 3 else "gone.png", "question": f"which number is on board {at}?"}
+        for at in range(6)
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path / "mine.jsonl"
+
+
+def test_wrong_rows_are_refused_before_anything_is_asked(table: Path, tmp_path: Path) -> None:
+    agent = player(lambda i: True)
+    with pytest.raises(ConfigError, match=r"mine.jsonl has 2 of 6 rows that cannot be asked: row 1: .*gone.png.*row 4"):
+        evaluate(agent, [custom_task(table)], out=tmp_path / "run")
+    assert not (tmp_path / "run" / "samples.jsonl").exists()
+
+
+def test_left_out_rows_are_counted(table: Path, tmp_path: Path) -> None:
+    task = custom_task(table)
+    results = evaluate(player(lambda i: True), [task], out=tmp_path / "run", source=TaskSource(skip_bad=True))
+    found = results.tasks[task.name]
+    assert found.n == 4 and len(found.part.left_out) == 2 and found.part.left_out[0].startswith("row 1: ")
+    assert found.partial and summarise(RunFolder(tmp_path / "run")).tasks[task.name].part == found.part
+    rows = RunFolder(tmp_path / "run").latest()
+    assert [row.index for row in rows] == [1, 2, 4, 5]
+
+
+def test_a_run_without_answers_has_no_accuracy_but_replies(table: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    table.write_text("\n".join(json.dumps(row | {"answer": None, "image": "a.png"}) for row in rows))
+    task = custom_task(table)
+    source = TaskSource(answered=False)
+    results = evaluate(player(lambda i: True), [unscored(task)], out=tmp_path / "run", source=source)
+    found = results.tasks[task.name]
+    assert list(found.scores) == ["replied"] and found.accuracy == 1 and not found.part.answered

@@ -22,7 +22,7 @@ from qzoom_agent.messages import Message, Part, view_ids
 from qzoom_agent.models.chat_client import ChatClient
 from qzoom_agent.models.chat_reply import Completion
 from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams
-from qzoom_agent.protocols.parsing import ParsedReply, box_argument, has_box
+from qzoom_agent.protocols.boxes import box_key
 
 _PAUSE: Final = 0.5
 """Seconds before the first retry."""
@@ -134,8 +134,8 @@ def _call(name: str, given: str, protocol: str) -> str:
         arguments = given
     if protocol == "mini_o3":
         return f"<grounding>{json.dumps(arguments)}</grounding>"
-    if protocol == "plain" and isinstance(arguments, dict) and has_box(arguments):
-        return f"ZOOM: {box_argument(arguments, ParsedReply())}"
+    if protocol == "plain" and isinstance(arguments, dict) and (key := box_key(arguments)):
+        return f"ZOOM: {key} {arguments[key]}"
     return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
 
 

@@ -41,6 +41,7 @@ _NUMBER = re.compile(rf"(?:(?<![\w.%)\]])[-+])?(?<![\w.]){_PLAIN}")
 """A number that belongs to no word; a sign counts where it cannot be the hyphen between two numbers."""
 _WHOLE = re.compile(rf"[-+]?{_PLAIN}")
 _NAMED = re.compile(rf"([A-Za-z]{{1,10}}_?[A-Za-z]{{0,10}}\d?)[\"']?\s{{0,4}}[:=]\s{{0,4}}([-+]?{_PLAIN})")
+_Y_FIRST = re.compile(r"\bbox_2d\b")
 _SPANS = re.compile(
     rf"\bx\b\W{{0,4}}({_PLAIN})\s?(?:-|\u2013|to|\.\.)\s?({_PLAIN})\W{{1,6}}y\b\W{{0,4}}({_PLAIN})"
     rf"\s?(?:-|\u2013|to|\.\.)\s?({_PLAIN})",
@@ -213,7 +214,7 @@ class _Reader:
         spans = _SPANS.search(text)
         written = [spans[at] for at in (1, 3, 2, 4)] if spans else numbers_in(text)
         numbers = [self.number(self._decimal(one)) for one in written[:5]]
-        return self._ordered(numbers, "box_2d" if "box_2d" in text else key)
+        return self._ordered(numbers, "box_2d" if _Y_FIRST.search(text) else key)
 
     def _decimal(self, written: str) -> float:
         self.percents += written.endswith("%")

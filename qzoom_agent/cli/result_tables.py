@@ -98,9 +98,10 @@ def _facts(result: TaskResult) -> list[Sequence[str]]:
             (f"pass@{k}", _mean(marks.repeats.passed)),
             ("consistency", _mean(marks.repeats.consistency)),
         ]
+    prose = f"  {marks.sentences} replies are sentences: a judge reads them (--judge URL)" if marks.sentences else ""
     parts = f"  coarse {cost.coarse_tokens:.1f}, crops {cost.crop_tokens:.1f}"
     lines += [
-        ("parsed", f"{marks.parse_rate:.1%}"),
+        ("parsed", f"{marks.parse_rate:.1%}{prose}"),
         ("visual tokens", _mean(cost.visual_tokens, ".1f") + parts),
         ("token-layers", _mean(cost.token_layers, ".0f")),
         ("seconds", _mean(cost.seconds, ".3f")),

@@ -106,7 +106,9 @@ class ScorerResult(Figures):
 
     accuracy: Figure
     parse_rate: float
-    """Share of the answers in which a final answer was found; the others count as wrong."""
+    """Share of the replies in which a final answer was found; the others, also failed ones, count as wrong."""
+    sentences: int = 0
+    """Replies to open questions that are prose rather than a short answer, which a rule cannot compare."""
     kinds: dict[str, Figure]
     published: dict[str, float] = Field(default={})
     """The task's own figures, where they are more than the mean."""
@@ -266,6 +268,9 @@ def _marks(rows: Sequence[SampleResult], scorer: str, task: Task | None) -> Scor
     return ScorerResult(
         accuracy=_figure(samples, scorer),
         parse_rate=fmean(parsed),
+        sentences=sum(
+            bool(row.answer) and not row.options and not read for row, read in zip(rows, parsed, strict=True)
+        ),
         kinds={
             kind: _figure([each for each in samples if each[0].kind == kind], scorer)
             for kind in sorted({row.kind for row in rows})

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from qzoom_agent.agent import Agent
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.compare import compare
@@ -15,10 +19,12 @@ from qzoom_agent.evaluation.runner import evaluate, rescore
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.scorers import anls
 from qzoom_agent.evaluation.summary import summarise
-from qzoom_agent.evaluation.tasks.catalog import TASKS
+from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task
 from qzoom_agent.evaluation.tasks.rule_version import RULES, PublicRule, public_rule, rule_version
 from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.models.scripted import ScriptedBackend
 from tests.evaluation.player import numbers, player
+from tests.evaluation.scorers import lmms_parity
 
 
 def aged(folder: RunFolder, *, every: int) -> None:
@@ -81,3 +87,28 @@ def test_results_name_the_public_code_that_a_rule_repeats() -> None:
             found = public_rule(scorer)
             assert (found is not None) == (name in {"faithful", "vlmevalkit"}), f"{task.name} {name}"
             assert found is None or (isinstance(found, PublicRule) and found.commit and found.function)
+
+
+def test_a_rule_that_gives_other_scores_has_a_new_version() -> None:
+    """Raise `RULES` if this fails because a score has changed, and put the new digest here."""
+    found = []
+    for suite in lmms_parity.SUITES:
+        scorers = TASKS[suite.split()[0]].scorers
+        for row in lmms_parity.generated(suite)[:100]:
+            found += [lmms_parity.ours(row, name) for name in scorers]
+    digest = hashlib.sha256(json.dumps([round(score, 6) for score in found]).encode()).hexdigest()[:12]
+    assert {RULES: digest} == {"2": "9ebd8ac179ff"}
+
+
+def test_replies_that_are_sentences_are_counted(tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"image": "a.png", "question": f"{at}?", "answer": "12"}) + "\n" for at in range(3))
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    (tmp_path / "rows.jsonl").write_text(rows)
+    replies = iter(["12", "I cannot see any number on the sign.", "13"])
+    agent = Agent(ScriptedBackend(lambda _: next(replies)))
+    result = evaluate(agent, [find_task(str(tmp_path / "rows.jsonl"))], out=tmp_path / "run").tasks["rows"].marks
+    assert (result.sentences, result.parse_rate, result.accuracy.mean) == (
+        1,
+        pytest.approx(2 / 3),
+        pytest.approx(1 / 3),
+    )

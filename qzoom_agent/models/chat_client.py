@@ -48,7 +48,7 @@ class _Failed(Exception):
     def __init__(self, reason: str, *, again: bool = False, wait: float | None = None, status: int = 0) -> None:
         super().__init__(reason)
         self.again, self.wait, self.status = again, wait, status
-        """Whether it may be repeated, the seconds that the server asks to wait, and its status."""
+        """Permission to repeat it, the seconds that the server asks to wait, and its status."""
 
 
 class ChatClient:

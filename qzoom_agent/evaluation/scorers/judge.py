@@ -113,7 +113,7 @@ class Judge:
         asked = {"question": question, "gold": gold, "answer": answer}
         key = hashlib.sha256(json.dumps([self.record.model, self.record.prompt, *asked.values()]).encode()).hexdigest()
         if key not in self._known:
-            reply = self._ask(asked)
+            reply = self._ask(asked, attempts=_ATTEMPTS)
             said = _YES_OR_NO.search(reply)
             self._keep(JudgeCacheLine(key=key, right=said is not None and said[1].lower() == "yes", reply=reply))
         return self._known[key]
@@ -140,7 +140,7 @@ class Judge:
             with self.cache.open("a", encoding="utf-8") as file:
                 file.write(f"\n{verdict.model_dump_json()}")
 
-    def _ask(self, asked: Mapping[str, str], *, attempts: int | None = None) -> str:
+    def _ask(self, asked: Mapping[str, str], *, attempts: int) -> str:
         """Return the judge's reply; empty if the server or the model withheld it."""
         assert self._client is not None
         # One pass: an answer that holds "{gold}" is not filled in.

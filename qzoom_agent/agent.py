@@ -339,11 +339,7 @@ class Agent:
         folder = None
         if thread is not None:
             saved = self._saved_runs(thread)
-            if saved.state(thread):
-                raise ConfigError(
-                    f"There is already a run '{thread}' in {self.state_dir}. "
-                    f"Finish it with resume('{thread}'), or choose another name."
-                )
+            saved.require_free(thread)
             folder = saved.folder(thread)
         store = ViewStore(folder)
         context = self._context(config, store)
@@ -387,9 +383,14 @@ class Agent:
         Turns that are done are not generated again; a run that ended with status "error" repeats the step that failed.
 
         Raises:
-            ConfigError: There is no such run, it belongs to another model, or the file of saved steps is damaged.
+            ConfigError: There is no such run, another process is at it, it belongs to another model, or its saved steps
+                are damaged.
             ImageError: Its images are gone.
         """
+        with self._saved_runs(thread).claimed(thread, new=False):
+            return self._resume(thread)
+
+    def _resume(self, thread: str) -> Answer:
         saved = self._saved_runs(thread)
         state = saved.state(thread)
         if not state:
@@ -405,7 +406,10 @@ class Agent:
             failed, state = saved.before_failure(thread)
         store = ViewStore.restore(saved.folder(thread), [View(**view) for view in state["views"]])
         context = self._context(AgentConfig.model_validate(state["config"]), store)
-        return self._answer(state, context) if state["status"] else self._finish(None, context, thread, since=failed)
+        if not state["status"]:
+            return self._finish(None, context, thread, since=failed)
+        saved.drop_steps(thread)  # unless that was done when it ended
+        return self._answer(state, context)
 
     def threads(self) -> list[str]:
         """Return the names of the runs saved in `state_dir`, sorted. Raises ConfigError for a damaged file."""
@@ -457,17 +461,18 @@ class Agent:
         # Two steps a turn; LangGraph's own limit must never end an episode before our budget does.
         config: RunnableConfig = {"recursion_limit": 2 * context.config.budget.max_turns + 10}
         graph = compile_graph()
-        errors: AbstractContextManager[None] = nullcontext()
+        guard: AbstractContextManager[None] = nullcontext()
         options: dict[str, Any] = {"context": context, "stream_mode": ["custom", "values"]}
         if thread is not None:
             saved = self._saved_runs(thread)
-            graph, errors = saved.graph(), saved.translating_errors()
+            graph = saved.graph()
+            guard = guard if state is None else saved.claimed(thread, new=True)  # `resume` has claimed its run
             options["durability"] = "sync"
             config = {**run_config(thread), **config, **(since or {})}
         final: Any = None
         ending: Event | None = None
         try:
-            with errors:
+            with guard:
                 for mode, data in graph.stream(state, config, **options):
                     if mode == "values":
                         final = data
@@ -475,6 +480,8 @@ class Agent:
                         ending = Event(**data)
                     else:
                         yield Event(**data)
+                if thread is not None:
+                    saved.drop_steps(thread)
         finally:
             context.close()
         assert ending is not None

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.files import read_yaml, write_text
+from qzoom_agent.files import read_text, read_yaml, write_text
 from qzoom_agent.images import MAX_PIXELS
 
 MAX_SEED = 2**62
@@ -373,11 +373,7 @@ class AgentConfig(Config):
     @classmethod
     def load(cls, path: str | Path) -> AgentConfig:
         """Return the configuration in a YAML file. Raises ConfigError."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"Cannot read the configuration {path}: {error}. Give the path of a YAML file.") from None
-        return cls.from_yaml(text)
+        return cls.from_yaml(read_text(path, "Give the path of a YAML file."))
 
 
 def _put(data: dict[str, Any], key: str, value: Any) -> None:

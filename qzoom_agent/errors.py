@@ -102,3 +102,6 @@ def finished(name: str, main: Callable[[], int]) -> int:
     except QzoomError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"{name}: {error}. Check the path, its permissions and the free space.", file=sys.stderr)
+        return 2

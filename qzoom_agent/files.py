@@ -1,47 +1,103 @@
-"""Output files: checked before the work begins, and written whole or not at all."""
+"""Files: every failure to read or write one is an error that says what to do; output is whole or not there.
 
+Files being written are called `<name>.<32 hex digits>.part` and locked, so that those of a killed process can be told
+from those of another that is still at work.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import IO, Any, TypeVar
 from uuid import uuid4
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import ConfigError, QzoomError
+
+_Data = TypeVar("_Data")
+_PART = re.compile(r".+\.[0-9a-f]{32}\.part")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def translating(
+    verb: str,
+    path: Path | str,
+    advice: str = "Check the path and its permissions.",
+    *,
+    error: type[QzoomError] = ConfigError,
+) -> Iterator[None]:
+    """Raise what the system says against reading or writing a file as an error of ours."""
+    try:
+        yield
+    except OSError as failure:
+        cause = failure.strerror or str(failure)
+        if isinstance(failure, FileExistsError | NotADirectoryError):
+            cause = "there is a file where a folder is needed"
+        if failure.errno in _FULL:
+            advice = "Free some space, then run it again."
+        raise error(f"Cannot {verb} {path}: {cause}. {advice}") from failure
+    except UnicodeDecodeError as failure:
+        raise error(f"Cannot {verb} {path}: it is not UTF-8 text ({failure.reason}). {advice}") from failure
 
 
 def require_folder(path: Path | str) -> Path:
     """Return a folder to write into, made if there is none. Raises ConfigError if that is impossible."""
     path = Path(path)
-    try:
+    with translating("write into", path, "Choose another folder."):
         path.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=path):
             pass
-    except OSError as error:
-        raise ConfigError(f"Cannot write into {path}: {error.strerror or error}. Choose another folder.") from None
     return path
 
 
 def require_file(path: Path | str) -> Path:
     """Return a file to write, its folder made if there is none. Raises ConfigError if that is impossible."""
     path = Path(path)
-    if path.is_dir():
-        raise ConfigError(f"Cannot write {path}: it is a folder. Give the path of a file.")
-    if not path.exists():
-        require_folder(path.parent)
+    with translating("write", path, "Choose another file."):
+        if path.is_dir():
+            raise ConfigError(f"Cannot write {path}: it is a folder. Give the path of a file.")
+        if not path.exists():
+            require_folder(path.parent)
     return path
 
 
 def write_text(path: Path | str, text: str) -> Path:
     """Write a text file, its folder made if there is none. Raises ConfigError if that is impossible."""
     path = require_file(path)
-    try:
+    with translating("write", path, "Choose another file."):
         path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"Cannot write {path}: {error.strerror or error}. Choose another file.") from None
     return path
+
+
+def read_text(path: Path | str, advice: str = "Check the path.") -> str:
+    """Return a UTF-8 text file. Raises ConfigError, with `advice` on what to do."""
+    with translating("read", path, advice):
+        return Path(path).read_text(encoding="utf-8")
+
+
+def read_json(path: Path | str, kind: type[_Data], advice: str) -> _Data:
+    """Return the content of a JSON file as `kind`. Raises ConfigError, with `advice` on what to do."""
+    with translating("read", path, advice):
+        data = Path(path).read_bytes()
+    try:
+        return TypeAdapter(kind).validate_json(data)
+    except ValidationError as error:
+        raise ConfigError(f"Cannot read {path}: it is damaged or another file: {first(error)}. {advice}") from None
+
+
+def first(error: ValidationError) -> str:
+    """Return the first of the faults that pydantic found, on one line."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    return f"{where}: {fault['msg']}" if where else fault["msg"]
 
 
 def read_yaml(text: str) -> Any:
@@ -55,11 +111,58 @@ def read_yaml(text: str) -> Any:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a file beside `path` to write, which replaces it at the end; after an error nothing is left of it."""
+def atomic_write(path: Path, *, tidy: bool = True, error: type[QzoomError] = ConfigError) -> Iterator[Path]:
+    """Give a file beside `path` to write, which replaces it at the end; after an error nothing is left of it.
+
+    Args:
+        path: The file; its folder is made if there is none.
+        tidy: Remove what killed processes left in the folder; for folders of many files call `remove_parts` once.
+        error: Class of what is raised if the file cannot be written.
+    """
     part = path.with_name(f"{path.name}.{uuid4().hex}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with translating("write", path, "Choose another place.", error=error):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if tidy:
+            remove_parts(path.parent)
+        try:
+            with _held(part):
+                yield part
+                part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _held(part: Path) -> Iterator[None]:
+    if sys.platform == "win32":  # where an open file cannot be replaced, nor removed by others
+        yield
+        return
+    with part.open("wb") as file:
+        with suppress(OSError):
+            lock(file)
+        yield
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the unfinished files that killed processes left in a folder."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if _PART.fullmatch(path.name):
+                with path.open("ab") as file:
+                    if lock(file):
+                        path.unlink(missing_ok=True)
+
+
+def lock(file: IO[Any], *, wait: bool = False) -> bool:
+    """Lock an open file until it is closed or its process ends; return False if another holds it.
+
+    On Windows nothing is locked.
+    """
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+    return True

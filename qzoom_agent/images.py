@@ -422,13 +422,16 @@ def _shown_range(samples: np.ndarray[Any, Any]) -> tuple[float, float]:
         for top in (1.0, 255.0, 65535.0) if floating else (255.0, 65535.0):
             if high <= top:
                 return 0.0, top
-    return (low, high) if low < high else (low - 1, low)
+    return low, high
 
 
 def _to_bytes(samples: np.ndarray[Any, Any], low: float, high: float) -> np.ndarray[Any, Any]:
-    found = np.empty(samples.shape, np.uint8)
     # Halved so that the span of extreme doubles stays finite.
-    gain = 255 / (high / 2 - low / 2)
+    span = high / 2 - low / 2
+    if span == 0:  # one value everywhere
+        return (samples >= low).astype(np.uint8) * np.uint8(255)
+    found = np.empty(samples.shape, np.uint8)
+    gain = 255 / span
     for rows, out in zip(_strips(samples), _strips(found), strict=True):
         scaled = rows.astype(np.float64)
         scaled /= 2

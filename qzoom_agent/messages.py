@@ -6,7 +6,9 @@ protocol writes and parses.
 """
 
 from collections.abc import Iterable
-from typing import Literal, TypedDict
+from typing import Literal
+
+from typing_extensions import TypedDict
 
 Role = Literal["system", "user", "assistant", "tool"]
 

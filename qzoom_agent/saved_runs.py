@@ -1,19 +1,31 @@
-"""Saved runs of an agent: each step in a SQLite file, each view in a folder named after the run."""
+"""Saved runs of an agent: each step in a SQLite file, each view in a folder named after the run.
+
+A run is worked on by one process at a time, which holds a lock on `.lock` in its folder; a killed process holds
+nothing. Of a finished run only the last step is kept. Nothing that is read from the file is executed.
+"""
 
 from __future__ import annotations
 
 import re
 import sqlite3
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import ormsgpack
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph.state import CompiledStateGraph
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.config import AgentConfig
+from qzoom_agent.errors import ConfigError, QzoomError
+from qzoom_agent.files import lock, translating
 from qzoom_agent.graph import Context, State, compile_graph
+from qzoom_agent.trace import PerceptionRecord, Turn
+from qzoom_agent.views import View
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.sqlite import SqliteSaver
@@ -22,6 +34,49 @@ Graph = CompiledStateGraph[State, Context, State, State]
 
 _STEPS = "episodes.sqlite"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_LARGEST = 1 << 28
+"""Most bytes of one saved value."""
+
+
+class JsonTypesSerializer:
+    """A serializer of checkpoints that reads and writes JSON types alone, as compressed msgpack.
+
+    LangGraph's own imports and calls what a stored value names. Runs that it wrote are read too.
+    """
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        """Return the kind and the bytes of a value; of an exception, its text."""
+        return "msgpack.zlib", zlib.compress(ormsgpack.packb(obj, default=_error_text))
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        """Return a value. Raises ConfigError for anything but JSON types, and for damaged bytes."""
+        kind, stored = data
+        if kind == "null":
+            return None
+        try:
+            if kind == "msgpack.zlib":
+                unpacker = zlib.decompressobj()
+                stored = unpacker.decompress(stored, _LARGEST)
+                if not unpacker.eof:
+                    raise ValueError("it is cut off, or too large")
+            elif kind != "msgpack":
+                raise ValueError(f"it is of the kind {kind!r:.40}")
+            return ormsgpack.unpackb(stored, ext_hook=_refuse)
+        except (ValueError, TypeError, zlib.error) as error:
+            raise ConfigError(f"A saved step is damaged or was changed: {error}. {_AGAIN}") from None
+
+
+_AGAIN = "Ask the question again under another name."
+
+
+def _refuse(kind: int, data: bytes) -> Any:
+    raise ValueError("it holds an object of Python, not only JSON types")
+
+
+def _error_text(value: Any) -> str:
+    if isinstance(value, BaseException):
+        return repr(value)
+    raise TypeError(f"{type(value).__name__} is not a JSON type")
 
 
 class SavedRuns:
@@ -34,10 +89,13 @@ class SavedRuns:
 
     def names(self) -> list[str]:
         """Return the names of all saved runs, sorted."""
-        if not (self.path / _STEPS).is_file():
-            return []
-        with self.translating_errors():
-            return sorted({saved.config["configurable"]["thread_id"] for saved in self._open().list(None)})
+        with translating("read", self.path, "Choose another state_dir."):
+            if not (self.path / _STEPS).is_file():
+                return []
+        # The first step, which has no parent, is before the run has a state.
+        query = "SELECT DISTINCT thread_id FROM checkpoints WHERE parent_checkpoint_id IS NOT NULL"
+        with self.translating_errors(), self._open().cursor(transaction=False) as steps:
+            return sorted(str(name) for (name,) in steps.execute(query))
 
     def folder(self, thread: str) -> Path:
         """Return the folder of a run's views. Raises ConfigError for a name that is not legal."""
@@ -48,6 +106,37 @@ class SavedRuns:
             )
         return self.path / thread
 
+    @contextmanager
+    def claimed(self, thread: str, *, new: bool) -> Iterator[None]:
+        """Keep all others from working on a run; raise ConfigError if one does.
+
+        `new`: raise ConfigError also if the name is taken.
+        """
+        path = self.folder(thread) / ".lock"
+        with translating("save runs in", path.parent, "Choose another state_dir."):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("wb")
+            held = lock(file)
+        with file:
+            if not held:
+                raise ConfigError(
+                    f"The run '{thread}' in {self.path} is being worked on by another process or agent. "
+                    "Wait for it, or choose another name."
+                )
+            with self.translating_errors():
+                if new:
+                    self.require_free(thread)
+                    self._open().delete_thread(thread)  # what a run killed before its first step has left
+                yield
+
+    def require_free(self, thread: str) -> None:
+        """Raise ConfigError if there is a run of that name."""
+        if self.state(thread):
+            raise ConfigError(
+                f"There is already a run '{thread}' in {self.path}. "
+                f"Finish it with resume('{thread}'), or choose another name."
+            )
+
     def graph(self) -> Graph:
         """Return the graph that saves each of its steps here."""
         if self._graph is None:
@@ -57,14 +146,32 @@ class SavedRuns:
     def state(self, thread: str) -> State:
         """Return the state after the last saved step of a run; empty if there is none."""
         self.folder(thread)
-        with self.translating_errors():
-            return cast(State, self.graph().get_state(run_config(thread)).values)
+        with self._reading(thread):
+            last = self.graph().get_state(run_config(thread))
+            if last.metadata is None or last.metadata["step"] < 0:  # killed before its first step
+                return cast(State, {})
+            return _checked(last.values)
 
     def before_failure(self, thread: str) -> tuple[RunnableConfig, State]:
         """Return the last saved step of a run before the one that failed, and the state after it."""
-        with self.translating_errors():
+        with self._reading(thread):
             steps = self.graph().get_state_history(run_config(thread))
-            return next((step.config, cast(State, step.values)) for step in steps if step.values["error"] is None)
+            return next((step.config, _checked(step.values)) for step in steps if step.values["error"] is None)
+
+    def drop_steps(self, thread: str) -> None:
+        """Drop the steps of a finished run that `resume` does not need: all but the last and one before a failure."""
+        with self._reading(thread):
+            last = self.graph().get_state(run_config(thread))
+            kept = [last.config]
+            if last.values["status"] == "error":
+                kept.append(self.before_failure(thread)[0])
+            ids = [step["configurable"]["checkpoint_id"] for step in kept]
+            with self._open().cursor() as steps:
+                for table in ("checkpoints", "writes"):
+                    steps.execute(
+                        f"DELETE FROM {table} WHERE thread_id = ? AND checkpoint_id NOT IN (?, ?)",
+                        (thread, ids[0], ids[-1]),
+                    )
 
     def close(self) -> None:
         """Close the file of saved steps; it is opened again when needed."""
@@ -83,16 +190,52 @@ class SavedRuns:
                 "there, wait for it; else choose another state_dir."
             ) from None
 
+    @contextmanager
+    def _reading(self, thread: str) -> Iterator[None]:
+        try:
+            with self.translating_errors():
+                yield
+        except QzoomError:
+            raise
+        except Exception as error:  # LangGraph and pydantic raise any class on steps that are not ours
+            raise ConfigError(
+                f"The saved steps of the run '{thread}' in {self.path} are damaged: {type(error).__name__}. {_AGAIN}"
+            ) from error
+
     def _open(self) -> SqliteSaver:
         from langgraph.checkpoint.sqlite import SqliteSaver
 
         if self._saver is None:
-            try:
+            with self.translating_errors(), translating("save runs in", self.path, "Choose another state_dir."):
                 self.path.mkdir(parents=True, exist_ok=True)
-                self._saver = SqliteSaver(sqlite3.connect(self.path / _STEPS, check_same_thread=False))
-            except (OSError, sqlite3.Error) as error:
-                raise ConfigError(f"Cannot save runs in {self.path}: {error}. Choose another state_dir.") from None
+                with (self.path / ".lock").open("wb") as file:
+                    lock(file, wait=True)  # of several processes that make one database, SQLite fails all but one
+                    steps = sqlite3.connect(self.path / _STEPS, check_same_thread=False)
+                    saver = SqliteSaver(steps, serde=JsonTypesSerializer())
+                    try:
+                        saver.setup()
+                    except sqlite3.Error:
+                        steps.close()
+                        raise
+            self._saver = saver
         return self._saver
+
+
+def _checked(values: Any) -> State:
+    """Return the values of a saved step, or raise any error if they are not the state of a run."""
+    TypeAdapter(State).validate_python(values)
+    TypeAdapter(_Records).validate_python(values)
+    return cast(State, values)
+
+
+class _Records(TypedDict):
+    """The parts of a state that the graph reads as these classes."""
+
+    config: AgentConfig
+    views: list[View]
+    turns: list[Turn]
+    turn: Turn | None
+    perception: PerceptionRecord | None
 
 
 def run_config(thread: str) -> RunnableConfig:

@@ -37,7 +37,7 @@ from pydantic import (
 )
 
 from qzoom_agent.errors import TraceError
-from qzoom_agent.files import atomic_write
+from qzoom_agent.files import atomic_write, remove_parts
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.views import View
 
@@ -297,19 +297,14 @@ class Trace(_Record):
             TraceError: The folder cannot be written.
         """
         folder = Path(folder)
-        try:
-            (folder / "images").mkdir(parents=True, exist_ok=True)
-            for digest in {view.digest for view in self.views}:
-                target = _image_path(folder, digest)
-                if not target.exists():
-                    with atomic_write(target) as part:
-                        images(digest).save(part, format="PNG")
-            with atomic_write(folder / _FILE) as part:
-                part.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise TraceError(
-                f"A trace could not be saved - folder {folder}: {error} - choose a folder that can be written."
-            ) from error
+        remove_parts(folder / "images")
+        for digest in {view.digest for view in self.views}:
+            target = _image_path(folder, digest)
+            if not target.exists():
+                with atomic_write(target, tidy=False, error=TraceError) as part:
+                    images(digest).save(part, format="PNG")
+        with atomic_write(folder / _FILE, error=TraceError) as part:
+            part.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return folder
 
     @classmethod

@@ -207,9 +207,5 @@ def _write_png(image: Image.Image, path: Path) -> None:
     """Write a PNG file atomically; an existing file of that digest is left as it is."""
     if path.exists():
         return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as part:
-            image.save(part, format="PNG", compress_level=1)
-    except OSError as error:
-        raise ImageError(f"Cannot write a view to {path.parent}: {error}. Check the folder and its space.") from error
+    with atomic_write(path, error=ImageError) as part:
+        image.save(part, format="PNG", compress_level=1)

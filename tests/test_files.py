@@ -1,11 +1,20 @@
 """Places that are looked at before work begins, and files that are whole or not there."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from qzoom_agent.errors import ConfigError
-from qzoom_agent.files import atomic_write, require_file, require_folder, write_text
+from qzoom_agent import Agent
+from qzoom_agent.cli.main import main as qzoom
+from qzoom_agent.errors import ConfigError, ImageError
+from qzoom_agent.files import atomic_write, read_json, read_text, require_file, require_folder, write_text
+from qzoom_agent.models.scripted import ScriptedBackend
 
 
 def test_a_place_is_made_and_nothing_is_left_in_it(tmp_path: Path) -> None:
@@ -43,3 +52,84 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert target.read_text() == "new"
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from qzoom_agent.files import atomic_write
+with atomic_write(Path(sys.argv[1])) as part:
+    part.write_text("half")
+    time.sleep(60)
+"""
+
+
+def parts(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*.part") if path.is_file()]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path: Path) -> None:
+    theirs = tmp_path / ("notes.part")
+    theirs.write_text("not ours")
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "one")])
+    patience = time.monotonic() + 60
+    while not any(path.stat().st_size for path in parts(tmp_path) if path != theirs):
+        assert writer.poll() is None and time.monotonic() < patience
+        time.sleep(0.01)
+    with atomic_write(tmp_path / "two") as part:
+        part.write_text("whole")
+    assert len(parts(tmp_path)) == 2, "that of a process at work stays"
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait()
+    with atomic_write(tmp_path / "two") as part:
+        part.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.part", "two"]
+
+
+def test_a_saved_run_has_no_unfinished_files(tmp_path: Path) -> None:
+    answer = Agent(ScriptedBackend(["42"])).run(Image.new("RGB", (80, 60)), "What?")
+    for name in ("trace.json", "images/a.png", "images/b.png"):
+        left = tmp_path / f"{name}.{'0f' * 16}.part"
+        left.parent.mkdir(exist_ok=True)
+        left.write_text("half")
+    for _ in range(2):  # the second time all images are there already
+        answer.save(tmp_path)
+        assert not parts(tmp_path)
+        (tmp_path / "images" / f"c.png.{'a' * 32}.part").touch()
+    answer.save(tmp_path)
+    assert not parts(tmp_path)
+
+
+@pytest.mark.parametrize("error", [ConfigError, ImageError])
+@pytest.mark.parametrize(("number", "advice"), [(28, "Free some space"), (122, "Free some space"), (13, "Choose")])
+def test_a_disk_that_refuses_says_what_to_do(
+    error: type[ConfigError], number: int, advice: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=f"Cannot write .*file: .*{advice}"), atomic_write(tmp_path / "file", error=error):
+        raise OSError(number, os.strerror(number))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_read_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes("caf\xe9".encode("latin-1"))
+    (tmp_path / "torn").write_text("[1, 2")
+    (tmp_path / "other").write_text('["x"]')
+    with pytest.raises(ConfigError, match=r"Cannot read .*latin: it is not UTF-8 text .* Give another\."):
+        read_text(tmp_path / "latin", "Give another.")
+    for name in ("torn", "other", "latin"):
+        with pytest.raises(ConfigError, match=r"Cannot read .*: it is damaged or another file: .*\. Give another\."):
+            read_json(tmp_path / name, list[int], "Give another.")
+    for name in ("missing", ".", "torn/below"):
+        with pytest.raises(ConfigError, match=r"Cannot read .* Give another\."):
+            read_json(tmp_path / name, list[int], "Give another.")
+
+
+def test_the_command_line_shows_no_traceback_for_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device", str(tmp_path / "file"))
+
+    monkeypatch.setattr("qzoom_agent.cli.models.main", full)
+    assert qzoom(["models"]) == 2
+    assert "qzoom models: " in (said := capsys.readouterr().err) and "No space left on device" in said

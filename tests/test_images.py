@@ -326,3 +326,13 @@ def test_the_digest_tells_shapes_apart():
     assert digest(flat) != digest(flat.transpose(Image.Transpose.ROTATE_90))
     assert digest(flat) == digest(load_image(encoded(flat)))
     assert len(digest(flat)) == 64
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300, 1.7e308, -5.0, 70000.0, 5e-324, -5e-324])
+def test_an_array_of_one_extreme_value_is_an_image(value: float) -> None:
+    array = np.full((4, 5), value)
+    colours = load_image(array).getcolors()
+    assert colours is not None and len(colours) == 1
+    array[0, 0] = -value
+    array[1, 1] = np.nan
+    assert load_image(array).size == (5, 4)

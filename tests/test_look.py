@@ -171,7 +171,7 @@ def test_a_page_is_written_or_says_why_not(tmp_path: Path) -> None:
     path = write_look(record(), store.views, images, "?", "nano", tmp_path / "new" / "look.html")
     assert path.read_text("utf-8") == render_look(record(), store.views, images, "?", "nano")
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(TraceError, match=r"could not be written - .*look\.html.* - choose"):
+    with pytest.raises(TraceError, match=r"Cannot write .*look\.html: there is a file .* Choose"):
         write_look(record(), store.views, images, "?", "nano", tmp_path / "file" / "look.html")
 
 

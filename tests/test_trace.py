@@ -252,7 +252,9 @@ def test_a_missing_or_torn_image_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(TraceError, match=r"could not be saved - folder .*file.* - choose"):
+    with pytest.raises(
+        TraceError, match=r"Cannot write .*file.*trace.json: there is a file where a folder is needed. Choose"
+    ):
         small().save(tmp_path / "file", no_pixels)
 
 

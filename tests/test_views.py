@@ -188,7 +188,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     store = ViewStore(tmp_path / "views")
     with monkeypatch.context() as patched:
         patched.setattr(Image.Image, "save", fail)
-        with pytest.raises(ImageError, match=r"No space left on device.* Check the folder"):
+        with pytest.raises(ImageError, match=r"No space left on device\. Free some space"):
             store.add_original(Image.new("RGB", (9, 9)))
     assert list(store.folder.iterdir()) == []
     assert store.views == []
@@ -198,5 +198,5 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ImageError, match="Cannot write a view to"):
+    with pytest.raises(ImageError, match=r"Cannot write .*file.*png: there is a file where a folder is needed"):
         ViewStore(tmp_path / "file").add_original(Image.new("RGB", (9, 9)))

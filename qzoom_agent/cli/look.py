@@ -91,10 +91,6 @@ def lines(record: PerceptionRecord) -> list[str]:
 
 def _write_png(image: PIL.Image.Image, path: Path) -> Path:
     """Write the file in one step, folders included. Raises ImageError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as part:
-            image.save(part, format="PNG")
-    except OSError as error:
-        raise ImageError(f"A picture could not be written - {path}: {error} - choose another place for it.") from error
+    with atomic_write(path, error=ImageError) as part:
+        image.save(part, format="PNG")
     return path

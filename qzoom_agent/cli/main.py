@@ -97,3 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) went away; Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:
+        print(f"qzoom {argv[0]}: {error}. Check the path, its permissions and the free space.", file=sys.stderr)
+        return USAGE

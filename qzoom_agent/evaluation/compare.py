@@ -17,7 +17,7 @@ against `always` the second.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Literal, NamedTuple
 
@@ -148,37 +148,28 @@ def _compare(
 ) -> TaskComparison:
     clusters = [pair.after[0].cluster for pair in pairs]
 
-    def difference(value: str) -> Paired:
-        first, second = (
-            [fmean(_measure(row, value, scorer) for row in rows) for rows in side] for side in zip(*pairs, strict=True)
-        )
-        return paired(first, second, clusters=clusters)
+    def means(value: Callable[[SampleResult], float]) -> tuple[list[float], list[float]]:
+        first, second = ([fmean(map(value, rows)) for rows in side] for side in zip(*pairs, strict=True))
+        return first, second
 
+    def cost(value: Callable[[SampleResult], float]) -> Paired:
+        return paired(*means(value), clusters=clusters)
+
+    was, now = means(lambda row: row.value(scorer))
     return TaskComparison(
         task=name,
         scorer=scorer,
         n=len(pairs),
         only_before=alone[0],
         only_after=alone[1],
-        accuracy=(
-            fmean(worth(pair.before, scorer) for pair in pairs),
-            fmean(worth(pair.after, scorer) for pair in pairs),
-        ),
-        difference=difference("accuracy"),
-        visual_tokens=difference("visual_tokens"),
-        token_layers=difference("token_layers"),
-        seconds=difference("seconds"),
+        accuracy=(fmean(was), fmean(now)),
+        difference=paired(was, now, clusters=clusters, share=True),
+        visual_tokens=cost(lambda row: row.visual_tokens),
+        token_layers=cost(lambda row: row.token_layers),
+        seconds=cost(lambda row: row.usage.seconds.total),
         zooming=zooming(pairs, scorer),
         flips=[flip for pair in pairs for flip in _flips(pair, scorer, before, after)],
     )
-
-
-def _measure(row: SampleResult, value: str, scorer: str) -> float:
-    if value == "accuracy":
-        return row.value(scorer)
-    if value == "visual_tokens":
-        return row.visual_tokens
-    return row.token_layers if value == "token_layers" else row.usage.seconds.total
 
 
 def worth(rows: Sequence[SampleResult], scorer: str) -> float:

@@ -24,6 +24,7 @@ from qzoom_agent.evaluation.run_log import fingerprint
 from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
+from qzoom_agent.files import read_text, write_text
 from qzoom_agent.geometry import Box
 
 COVERED = 0.95
@@ -149,10 +150,9 @@ def _ask(agent: Agent, question: Sample, gold: Sequence[Box]) -> Cell:
 def _open(journal: Path, settings: Mapping[str, object]) -> dict[int, dict[str, Cell]]:
     """Return finished questions by index; start the file if there is none."""
     head = json.dumps(settings, sort_keys=True)
-    lines = journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
+    lines = read_text(journal, "Delete it, or take another --out.").splitlines() if journal.exists() else []
     if not lines:
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        journal.write_text(head, encoding="utf-8")
+        write_text(journal, head)
         return {}
     if lines[0] != head:
         raise ConfigError(

@@ -351,9 +351,10 @@ def _filters(
 
 
 def _picture(folder: RunFolder, row: SampleResult, limit: int) -> dict[str, Any] | None:
-    file = folder.path / "traces" / "images" / f"{row.image}.jpg"
+    if not row.image:  # a sample that could not be read
+        return None
     try:
-        with PIL.Image.open(file) as opened:
+        with PIL.Image.open(folder.picture_path(row.image)) as opened:
             opened.draft("RGB", (2 * THUMBNAIL_SIDE, 2 * THUMBNAIL_SIDE))
             small = opened.convert("RGB")
     except OSError:

@@ -14,24 +14,23 @@ time writes. A folder only grows: more samples, repeats or tasks, never another 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any, Self
 
 import PIL.Image
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.sample_result import AnswerLike, SampleResult
-from qzoom_agent.files import atomic_write, require_folder
+from qzoom_agent.files import atomic_write, first, lock, read_json, remove_parts, require_folder, translating
 from qzoom_agent.models.presets import PRESETS
 from qzoom_agent.trace import Trace, by_digest, describe_environment
 
@@ -41,6 +40,9 @@ _QUALITY = 82
 _SIZE = 1 << 20
 _BRANCHES = "branches"
 """Stem of the files that a folder of branches consists of."""
+_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,250}")
+_ANOTHER = "Choose another --out."
+_WRITTEN = "Give a folder that `qzoom eval` wrote."
 _KINDS = {".safetensors", ".json", ".jinja", ".bin", ".model", ".txt"}
 
 
@@ -128,18 +130,16 @@ class RunFolder:
     def existing(cls, path: Path | str) -> Self:
         """Return a folder to read; raise ConfigError if there is no run in it."""
         folder = cls(path)
-        if not (folder.path / "run.json").is_file():
-            raise ConfigError(f"There is no run in {path}: it has no run.json. Give a folder that `qzoom eval` wrote.")
+        with translating("read", path, _WRITTEN):
+            if not (folder.path / "run.json").is_file():
+                raise ConfigError(f"There is no run in {path}: it has no run.json. {_WRITTEN}")
         return folder
 
     # -- what is asked ---------------------------------------------------------------------------------------------
 
     @property
     def ask(self) -> RunSpec:
-        try:
-            return RunSpec.model_validate_json(self._read("run.json"))
-        except ValidationError as error:
-            raise ConfigError(f"{self.path / 'run.json'} cannot be read: {error}. Run the evaluation again.") from None
+        return read_json(self.path / "run.json", RunSpec, _WRITTEN)
 
     @property
     def config(self) -> AgentConfig:
@@ -160,14 +160,14 @@ class RunFolder:
             ask = self.ask.grown(ask)
         self.write("config.yaml", config.to_yaml())
         self.write("run.json", ask.model_dump_json(indent=1) + "\n")
-        known = json.loads(self._read("env.json")) if (self.path / "env.json").exists() else []
+        known = self.environments() if (self.path / "env.json").exists() else []
         if dict(environment) not in known:
-            self.write("env.json", json.dumps([*known, dict(environment)], indent=1) + "\n")
+            known.append(dict(environment))
+            self.write("env.json", TypeAdapter(list[dict[str, str]]).dump_json(known, indent=1).decode() + "\n")
         return ask
 
     def environments(self) -> list[dict[str, str]]:
-        found: list[dict[str, str]] = json.loads(self._read("env.json"))
-        return found
+        return read_json(self.path / "env.json", list[dict[str, str]], "Write [] into it: it only records machines.")
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
@@ -178,24 +178,35 @@ class RunFolder:
         A killed process holds nothing.
         """
         require_folder(self.path)
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ConfigError(
-                    f"Another process is writing into {self.path}. Wait for it, or choose another --out."
-                ) from None
+        with translating("write into", self.path, _ANOTHER):
+            file = (self.path / ".lock").open("w")
+            held = lock(file)
+        with file:
+            if not held:
+                raise ConfigError(f"Another process is writing into {self.path}. Wait for it, or choose another --out.")
+            for folder in (self.path, self.path / "traces", self.path / "traces" / "images"):
+                remove_parts(folder)
             yield
 
     def rows(self) -> Iterator[SampleResult]:
-        """Yield every readable row, oldest first; a sample that was asked again appears again."""
+        """Yield every row, oldest first; a sample that was asked again appears again.
+
+        A line that is no JSON was torn by a kill, and its sample is simply asked again.
+
+        Raises:
+            ConfigError: A file cannot be read, or has a line that is something else.
+        """
         for path in self._files():
-            with path.open(encoding="utf-8", errors="replace") as file:
-                for line in file:
+            with translating("read", path, _WRITTEN), path.open("rb") as file:
+                for number, line in enumerate(file, 1):
                     try:
                         yield SampleResult.model_validate_json(line)
-                    except ValidationError:
-                        continue  # torn by a kill: its sample is simply asked again
+                    except ValidationError as error:
+                        if error.errors(include_input=False)[0]["type"] != "json_invalid":
+                            raise ConfigError(
+                                f"Line {number} of {path} is not the result of a sample: {first(error)}. "
+                                "Remove the line, then ask its sample again."
+                            ) from None
 
     def latest(self) -> list[SampleResult]:
         """Return the newest row of each sample and repeat, in the order of tasks, places and repeats."""
@@ -216,7 +227,8 @@ class RunFolder:
         self.write("samples.jsonl", "".join(row.model_dump_json() + "\n" for row in rows))
         for path in self._files():
             if path.name != "samples.jsonl":
-                path.unlink()
+                with translating("write", path, _ANOTHER):
+                    path.unlink()
 
     def _files(self) -> list[Path]:
         # "samples.jsonl" sorts after "samples.0.jsonl", but it is the older: a merge puts everything there.
@@ -225,20 +237,33 @@ class RunFolder:
     # -- traces ----------------------------------------------------------------------------------------------------
 
     def trace_path(self, key: str) -> Path:
-        return self.path / "traces" / f"{key}.json"
+        """Return the file of an episode's record. Raises ConfigError for a key that could leave the folder."""
+        return self.path / "traces" / f"{self._plain(key)}.json"
+
+    def picture_path(self, digest: str) -> Path:
+        """Return the file of a picture. Raises ConfigError for a digest that could leave the folder."""
+        return self.path / "traces" / "images" / f"{self._plain(digest)}.jpg"
+
+    def _plain(self, name: str) -> str:
+        if not _PLAIN.fullmatch(name):
+            raise ConfigError(
+                f"{name!r:.80} in {self.path} is neither a key nor a digest. The run was changed by hand."
+            )
+        return name
 
     def save_trace(self, key: str, answer: AnswerLike) -> None:
         """Write the record and its pictures; those that are there already are shared."""
-        images = self.path / "traces" / "images"
-        images.mkdir(parents=True, exist_ok=True)
         picture = by_digest(answer.trace.views, answer.store.image)
         for digest in {view.digest for view in answer.trace.views}:
-            target = images / f"{digest}.jpg"
+            target = self.picture_path(digest)
             if not target.exists():
-                with atomic_write(target) as part:
+                with atomic_write(target, tidy=False) as part:
                     _small(picture(digest)).save(part, format="JPEG", quality=_QUALITY)
-        # In place: until its row is written, nobody looks for it, and a torn one is written again with its row.
-        self.trace_path(key).write_text(answer.trace.model_dump_json(), encoding="utf-8")
+        path = self.trace_path(key)
+        with translating("write", path, _ANOTHER):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # In place: until its row is written, nobody looks for it, and a torn one is written again with its row.
+            path.write_text(answer.trace.model_dump_json(), encoding="utf-8")
 
     def trace(self, key: str) -> Trace | None:
         """Return the record of an episode, or None if it was not kept."""
@@ -250,45 +275,35 @@ class RunFolder:
     def write(self, name: str, text: str) -> Path:
         """Write a file in one step; ConfigError if that is impossible."""
         path = self.path / name
-        try:
-            with atomic_write(path) as part:
-                part.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"Cannot write {path}: {error}. Choose another --out.") from None
+        with atomic_write(path) as part:
+            part.write_text(text, encoding="utf-8")
         return path
-
-    def _read(self, name: str) -> str:
-        try:
-            return (self.path / name).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"Cannot read {self.path / name}: {error}. Give a folder that `qzoom eval` wrote."
-            ) from None
 
 
 class Journal:
     """Rows being appended, one flushed line each."""
 
     def __init__(self, path: Path) -> None:
-        try:
+        self._path = path
+        with translating("write", path, _ANOTHER):
             self._file = path.open("ab+")
-        except OSError as error:
-            raise ConfigError(f"Cannot write {path}: {error}. Choose another --out.") from None
-        # A killed run may have left half a line: closed here, so that the next row does not become part of it.
-        if self._file.tell():
-            self._file.seek(-1, os.SEEK_END)
-            if self._file.read(1) != b"\n":
-                self._file.write(b"\n")
+            # A killed run may have left half a line: closed here, so that the next row does not become part of it.
+            if self._file.tell():
+                self._file.seek(-1, os.SEEK_END)
+                if self._file.read(1) != b"\n":
+                    self._file.write(b"\n")
 
     def append(self, row: SampleResult) -> None:
-        self._file.write(row.model_dump_json().encode() + b"\n")
-        self._file.flush()
+        with translating("write", self._path, _ANOTHER):
+            self._file.write(row.model_dump_json().encode() + b"\n")
+            self._file.flush()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # on a full disk, of what `append` has failed to write
+            self._file.close()
 
 
 def _differ(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -326,7 +326,7 @@ class _TaskRun:
         """Return the row of a sample that cannot be read: it belongs to the task, so it counts."""
         name = f"{self.task.name}[{place}]"
         return SampleResult(
-            key=f"unreadable-{self.task.name}-{place}-{repeat}",
+            key=f"unreadable-{hashlib.sha256(f'{name}/{repeat}'.encode()).hexdigest()[:13]}",
             task=self.task.name,
             index=place,
             repeat=repeat,

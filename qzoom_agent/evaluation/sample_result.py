@@ -59,7 +59,7 @@ class SampleResult(BaseModel):
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
-    key: str
+    key: str = Field(pattern=r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$")
     task: str = Field(validation_alias=AliasChoices("task", "suite"))
     index: int
     """Place of the sample in its task."""
@@ -70,8 +70,8 @@ class SampleResult(BaseModel):
     """Samples of one cluster are not independent; the sample's own id where it stands alone."""
     seed: int
     """The episode's."""
-    image: str
-    """Digest of the sample's image."""
+    image: str = Field(pattern=r"^[A-Za-z0-9_-]{0,128}$")
+    """Digest of the sample's image; empty if it could not be read."""
     size: tuple[int, int]
     """Its width and height in pixels."""
     question: str

@@ -1,18 +1,19 @@
 """Uncertainty of measured figures: an interval for a share, an interval for a mean, and a paired comparison.
 
-Everything is deterministic (the bootstrap has a seed). Nothing here returns a zero-width interval because there is too
-little data: where an interval cannot be had, the result is None or the whole range.
+Everything is deterministic. Nothing here returns a zero-width interval because there is too little data: where an
+interval cannot be had, the result is None or the whole range.
 
 Values that share a cluster (questions about one image, rotations of one question) are not independent. `clusters` names
-each value's cluster; whole clusters are then resampled, which scipy's bootstrap does not do, and the standard error
-adds up within a cluster before it is squared (Liang and Zeger 1986; Miller 2024, "Adding error bars to evals").
+each value's cluster (Miller 2024, "Adding error bars to evals"). Intervals and tests hold for few clusters of any size:
+`evals/interval_coverage.py` counts how often, and docs/evaluation.md has its table.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +49,7 @@ class Paired(NamedTuple):
     lost: int
     """Samples whose value fell."""
     p: float
-    """Two-sided. The exact sign test (McNemar's for right/wrong values), in which only samples that changed count; with
-    clusters, the bootstrap's."""
+    """Two-sided, of a sign-flip test; for right/wrong values of independent samples that is McNemar's exact test."""
 
 
 class Figure(NamedTuple):
@@ -68,53 +68,22 @@ def require_scipy() -> None:
     require("scipy", extra="eval", use="Evaluation")
 
 
-def _binomtest(successes: int, n: int) -> Any:
-    require_scipy()
-    from scipy.stats import binomtest
-
-    return binomtest(successes, n)
-
-
-def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
-    """Return Wilson's score interval for a share: `successes` of `n`.
+def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Return the Wilson score interval for `successes` out of `n` independent right/wrong values.
 
     It has no zero width at 0 of n and n of n (20 of 20 gives 0.84 to 1), and covers from about five samples on. With
     n = 0 it is the whole range, so that an empty category does not end a report.
     """
     if not 0 <= successes <= n:
         raise ValueError(f"A share needs 0 <= successes <= n; got {successes} of {n}.")
-    if n == 0:
-        return Interval(0.0, 1.0)
-    found = _binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return Interval(float(found.low), float(found.high))
+    return _score_interval(successes / n, n, confidence) if n else Interval(0.0, 1.0)
 
 
-def bootstrap(
-    values: Sequence[float],
-    *,
-    clusters: Sequence[str] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval | None:
-    """Return the percentile bootstrap interval for the mean of `values` (seconds, tokens, differences).
-
-    None for fewer than two values (or clusters), because resampling one would claim certainty. Below about ten values
-    the interval is too narrow. Values that are all equal give zero width: for right/wrong values use `wilson`.
-    """
-    if len(set(clusters) if clusters is not None else values) < 2:
-        return None
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(_resampled(values, clusters, resamples, seed), [tail, 1 - tail])
-    return Interval(float(low), float(high))
-
-
-def _resampled(values: Sequence[float], clusters: Sequence[str] | None, resamples: int, seed: int) -> _Floats:
-    """Return means of `resamples` samples drawn with replacement, whole clusters at a time."""
-    sums, counts = _by_cluster(np.asarray(values, dtype=np.float64), clusters)
-    return np.concatenate(
-        [sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1) for drawn in draws(len(sums), resamples, seed=seed)]
-    )
+def _score_interval(share: float, n: float, confidence: float) -> Interval:
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return Interval(max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))
 
 
 def draws(n: int, resamples: int, *, seed: int = 0) -> Iterator[NDArray[np.intp]]:
@@ -124,6 +93,84 @@ def draws(n: int, resamples: int, *, seed: int = 0) -> Iterator[NDArray[np.intp]
     rows = max(1, 1_000_000 // n)
     for at in range(0, resamples, rows):
         yield rng.integers(0, n, (min(rows, resamples - at), n))
+
+
+class _Spread(NamedTuple):
+    """A mean and the variance of it, of values in clusters of any sizes."""
+
+    n: int
+    mean: float
+    square: float
+    """Mean of the squares."""
+    variance: float
+    """0 for fewer than two clusters."""
+    groups: int
+    effective: float
+    """Clusters of one size that would be worth as much (Kish)."""
+
+    @classmethod
+    def of(cls, values: Sequence[float], clusters: Sequence[str] | None) -> _Spread:
+        data = np.asarray(values, dtype=np.float64)
+        sums, counts = _by_cluster(data, clusters)
+        n, mean, square, groups = len(data), float(data.mean()), float((data**2).mean()), len(sums)
+        share = counts / n
+        effective = 1 / float((share**2).sum())
+        if groups < 2 or (data == data[0]).all():
+            return cls(n, mean, square, 0.0, groups, effective)
+        # What the clusters' residuals say (CR2 of Bell and McCaffrey) is too small where by chance only small clusters
+        # differ; what a common correlation within clusters says (of an analysis of variance) is not.
+        variance = float(((sums - mean * counts) ** 2 / (1 - share)).sum()) / n**2
+        if groups < n:
+            explained = float((sums**2 / counts).sum())
+            between, within = (explained - n * mean**2) / (groups - 1), (n * square - explained) / (n - groups)
+            size = (n - n / effective) / (groups - 1)
+            total = between + (size - 1) * within
+            correlation = min(1.0, max(0.0, (between - within) / total)) if total > 0 else 0.0
+            inflation = 1 + (n / effective - 1) * correlation
+            variance = max(variance, (square - mean**2) / n * inflation * groups / (groups - 1))
+        return cls(n, mean, square, variance, groups, effective)
+
+    def quantile(self, confidence: float) -> float:
+        """Return Student's t for as many clusters."""
+        require_scipy()
+        from scipy.stats import t
+
+        return float(t.ppf((1 + confidence) / 2, self.groups - 1))
+
+    def values_like(self) -> float:
+        """Return the number of independent values that would be as sure; the effective clusters if all are equal."""
+        return (self.square - self.mean**2) / self.variance if self.variance else self.effective
+
+    def interval(self, confidence: float) -> Interval | None:
+        """Return the interval of the mean of values of any range; None if nothing tells how much they vary."""
+        if not self.variance:
+            return None
+        half = self.quantile(confidence) * math.sqrt(self.variance)
+        return Interval(self.mean - half, self.mean + half)
+
+    def share_interval(self, confidence: float) -> Interval:
+        """Return the interval of the mean of values from 0 to 1 (Korn and Graubard)."""
+        if not self.variance:
+            return _score_interval(self.mean, self.effective, confidence)
+        from scipy.stats import beta
+
+        # Clopper and Pearson's for the number of independent right/wrong values that would be as sure.
+        n = self.mean * (1 - self.mean) / self.variance
+        n *= (NormalDist().inv_cdf((1 + confidence) / 2) / self.quantile(confidence)) ** 2
+        right, wrong, tail = n * self.mean, n * (1 - self.mean), (1 - confidence) / 2
+        return Interval(float(beta.ppf(tail, right, wrong + 1)), float(beta.ppf(1 - tail, right + 1, wrong)))
+
+    def change_interval(self, confidence: float) -> Interval | None:
+        """Return the interval of the mean of differences from -1 to 1 (Bonett and Price)."""
+        if self.groups < 2:
+            return None
+        normal = NormalDist().inv_cdf((1 + confidence) / 2)
+        factor = self.quantile(confidence) if self.variance else normal
+        # One gain and one loss more than there were: where few or no values changed, the change is not known to be 0.
+        n = self.values_like()
+        mean = self.mean * n / (n + 2)
+        half = factor * math.sqrt(((n * self.square + 2) / (n + 2) - mean**2) / (n + 2))
+        return Interval(max(-1.0, mean - half), min(1.0, mean + half))
 
 
 def _by_cluster(values: _Floats, clusters: Sequence[str] | None) -> tuple[_Floats, _Floats]:
@@ -137,34 +184,33 @@ def _by_cluster(values: _Floats, clusters: Sequence[str] | None) -> tuple[_Float
     return np.bincount(at, weights=values).astype(np.float64), np.bincount(at).astype(np.float64)
 
 
-def standard_error(values: Sequence[float], *, clusters: Sequence[str] | None = None) -> float | None:
-    """Return the standard error of the mean, clusters added up first; None for fewer than two values (or clusters)."""
-    data = np.asarray(values, dtype=np.float64)
-    if len(data) == 0:
-        return None
-    sums, _ = _by_cluster(data - data.mean(), clusters)
-    groups = len(sums)
-    return math.sqrt(groups / (groups - 1) * float((sums**2).sum())) / len(data) if groups > 1 else None
+def figure(
+    values: Sequence[float],
+    *,
+    clusters: Sequence[str] | None = None,
+    share: bool | None = None,
+    confidence: float = 0.95,
+) -> Figure | None:
+    """Return mean, standard error and interval; None without values.
 
-
-def figure(values: Sequence[float], *, clusters: Sequence[str] | None = None) -> Figure | None:
-    """Return mean, standard error and 95 % interval; None without values.
-
-    Right/wrong values (all 0 or 1) that are independent get Wilson's interval, others the bootstrap's. Where all
-    clusters are wholly right or wholly wrong, Wilson's of the clusters: a bootstrap of equal values claims certainty.
+    Args:
+        values: Scores, tokens, seconds.
+        clusters: The cluster of each value; None: all are independent.
+        share: The values are worths from 0 to 1, whose interval stays in that range and has no zero width; None: if
+            they are all 0 or 1.
+        confidence: Share of such intervals that hold the true mean.
     """
     if not values:
         return None
-    groups = None if clusters is None or len(set(clusters)) == len(values) else clusters
-    mean, binary = sum(values) / len(values), set(values) <= {0, 1}
-    if binary and groups is None:
-        interval: Interval | None = wilson(sum(value == 1 for value in values), len(values))
-    elif binary and len(set(values)) == 1:
-        count = len(set(groups or ()))
-        interval = wilson(count if mean == 1 else 0, count)
+    spread = _Spread.of(values, clusters)
+    binary = set(values) <= {0, 1}
+    if binary and spread.groups == spread.n:
+        interval: Interval | None = wilson(round(spread.mean * spread.n), spread.n, confidence)
+    elif binary if share is None else share:
+        interval = spread.share_interval(confidence)
     else:
-        interval = bootstrap(values, clusters=groups)
-    return Figure(len(values), mean, standard_error(values, clusters=groups), interval)
+        interval = spread.interval(confidence)
+    return Figure(spread.n, spread.mean, math.sqrt(spread.variance) if spread.groups > 1 else None, interval)
 
 
 def paired(
@@ -172,36 +218,62 @@ def paired(
     after: Sequence[float],
     *,
     clusters: Sequence[str] | None = None,
+    share: bool | None = None,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Paired:
     """Compare two runs sample by sample; `before[i]` and `after[i]` must be of the same sample.
 
-    Pairing removes what makes samples easy or hard, so it finds differences that two separate intervals hide. The
-    interval is the bootstrap's over the differences. The sign test is exact: with fewer than six changed samples no
-    outcome is below p = 0.05. Raise ValueError if the lengths differ or nothing is given.
+    Pairing removes what makes samples easy or hard, so it finds differences that two separate intervals hide. With
+    fewer than six changed clusters no outcome is below p = 0.05.
+
+    Args:
+        before: Values of the first run.
+        after: Values of the second run.
+        clusters: The cluster of each sample; None: all are independent.
+        share: The values are worths from 0 to 1; None: if they are all 0 or 1.
+        confidence: Share of such intervals that hold the true difference.
+        seed: Seed of the test's flips, where there are too many to try them all.
+
+    Raises:
+        ValueError: The lengths differ, or nothing is given.
     """
     if len(before) != len(after) or not before:
         raise ValueError(f"Paired runs have the same samples, at least one; got {len(before)} and {len(after)}.")
     differences = [float(b) - float(a) for a, b in zip(before, after, strict=True)]
-    groups = None if clusters is None or len(set(clusters)) == len(differences) else clusters
-    gained, lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    if groups is None:
-        p = float(_binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    else:
-        p = _sign_of_mean(differences, groups, seed)
+    spread = _Spread.of(differences, clusters)
+    bounded = {*before, *after} <= {0, 1} if share is None else share
     return Paired(
-        n=len(differences),
-        difference=sum(differences) / len(differences),
-        interval=bootstrap(differences, clusters=groups, confidence=confidence, seed=seed),
-        gained=gained,
-        lost=lost,
-        p=p,
+        n=spread.n,
+        difference=spread.mean,
+        interval=spread.change_interval(confidence) if bounded else spread.interval(confidence),
+        gained=sum(d > 0 for d in differences),
+        lost=sum(d < 0 for d in differences),
+        p=_sign_flip(_by_cluster(np.array(differences), clusters)[0], seed),
     )
 
 
-def _sign_of_mean(differences: Sequence[float], clusters: Sequence[str], seed: int, resamples: int = 2000) -> float:
-    """Return the two-sided p of a mean difference of 0: the share of resampled means across 0, never quite 0."""
-    means = _resampled(differences, clusters, resamples, seed)
-    crossing = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    return min(1.0, 2 * (crossing + 1) / (resamples + 1))
+def _sign_flip(sums: _Floats, seed: int, flips: int = 9_999) -> float:
+    """Return the two-sided p of a mean difference of 0: the share of all signs of the clusters' sums that give more.
+
+    Under that hypothesis either run may have been the first in each cluster. All signs are tried for up to 13 clusters
+    that changed, else `flips` random ones. For right/wrong values of independent samples it is McNemar's exact test.
+    """
+    sums = sums[np.abs(sums) > 1e-12]
+    count = len(sums)
+    if count == 0:
+        return 1.0
+    if np.ptp(np.abs(sums)) < 1e-12:
+        require_scipy()
+        from scipy.stats import binomtest
+
+        return float(binomtest(int((sums > 0).sum()), count).pvalue)
+    reached = abs(sums.sum()) * (1 - 1e-9)
+    if count <= 13:
+        signs = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
+        return float((np.abs(signs @ sums) >= reached).mean())
+    rng, rows, found = np.random.default_rng(seed), max(1, 1_000_000 // count), 1
+    for at in range(0, flips, rows):
+        signs = 1 - 2 * rng.integers(0, 2, (min(rows, flips - at), count), dtype=np.int8)
+        found += int((np.abs(signs @ sums) >= reached).sum())
+    return found / (flips + 1)

@@ -26,6 +26,7 @@ from qzoom_agent.evaluation.stats import Figure, Figures, Interval, figure
 from qzoom_agent.evaluation.tasks.rule_version import PublicRule, public_rule
 from qzoom_agent.evaluation.tasks.task import Scored, Task
 from qzoom_agent.extensions import reference
+from qzoom_agent.files import read_json
 
 
 class Spread(Figures):
@@ -132,7 +133,7 @@ class TaskResult(Figures):
     """By `scorer`."""
     se: float | None
     interval: Interval | None
-    """95 %: Wilson's for independent right/wrong answers, else bootstrap; clusters resampled whole."""
+    """95 %: Wilson's for independent right/wrong answers, else Korn and Graubard's."""
     scorer: str
     scores: dict[str, ScorerResult]
     """By every scorer, the task's default first."""
@@ -172,11 +173,7 @@ class Results(Figures):
     @classmethod
     def of(cls, folder: RunFolder) -> Results:
         """Return the results that a run has written; ConfigError if there are none yet."""
-        path = folder.path / "results.json"
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}. Finish the run, or `qzoom eval rescore` it.") from None
+        return read_json(folder.path / "results.json", cls, "Finish the run, or `qzoom eval rescore` it.")
 
 
 def summarise(folder: RunFolder, tasks: Iterable[Task] = (), *, scorer: str | None = None) -> Results:
@@ -288,7 +285,7 @@ def _figure(samples: Sequence[Sequence[SampleResult]], scorer: str) -> Figure:
 
 
 def _over(samples: Sequence[Sequence[SampleResult]], values: Sequence[float]) -> Figure:
-    found = figure(values, clusters=[each[0].cluster for each in samples])
+    found = figure(values, clusters=[each[0].cluster for each in samples], share=True)
     assert found is not None
     return found
 
@@ -373,7 +370,7 @@ def _mean(rows: Sequence[SampleResult], value: Callable[[SampleResult], float]) 
 
 def _known(rows: Sequence[SampleResult], value: Callable[[SampleResult], float | None]) -> Figure | None:
     pairs = [(known, row.cluster) for row in rows if (known := value(row)) is not None]
-    return figure([known for known, _ in pairs], clusters=[cluster for _, cluster in pairs])
+    return figure([known for known, _ in pairs], clusters=[cluster for _, cluster in pairs], share=True)
 
 
 def _spread(values: Sequence[float]) -> Spread:

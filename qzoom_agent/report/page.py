@@ -109,12 +109,8 @@ def environment() -> Environment:
 def write_page(page: str, path: Path | str) -> Path:
     """Write a page in one step, folders included, and return its path. Raises TraceError if that is impossible."""
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as part:
-            part.write_text(page, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise TraceError(f"A report could not be written - {path}: {error} - choose another place for it.") from error
+    with atomic_write(path, error=TraceError) as part:
+        part.write_text(page, encoding="utf-8", newline="\n")
     return path
 
 

@@ -9,7 +9,7 @@ from accelerate import PartialState
 from pydantic import BaseModel, JsonValue
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.files import atomic_write
+from qzoom_agent.files import atomic_write, read_json
 from qzoom_agent.training.recipe_io import with_new_names
 
 
@@ -29,7 +29,7 @@ def require_same(
     """
     if not stored.exists():
         return
-    before = json.loads(stored.read_text(encoding="utf-8"))
+    before = read_json(stored, dict[str, Any], "Delete the folder it is in, or choose another --output.")
     before = before if kind is None else with_new_names(before, kind)
     was, now = dict(_leaves(before)), dict(_leaves({**before, **json.loads(json.dumps(settings))}))
     differ = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))

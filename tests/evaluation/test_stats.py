@@ -4,10 +4,12 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import beta
 
-from qzoom_agent.evaluation.stats import Interval, bootstrap, paired, wilson
+import interval_coverage
+from qzoom_agent.evaluation.stats import Interval, figure, paired, wilson
 
 
 @pytest.mark.parametrize(
@@ -48,26 +50,75 @@ def test_wilson_holds_the_share_and_mirrors(counts: tuple[int, int]) -> None:
     assert low <= narrow.low <= narrow.high <= high
 
 
-def test_bootstrap_needs_two_values() -> None:
-    assert bootstrap([]) is None
-    assert bootstrap([3.0]) is None
-    assert bootstrap([3.0, 3.0]) == Interval(3.0, 3.0)
+def test_a_mean_needs_values_that_vary() -> None:
+    assert figure([]) is None
+    for values in ([3.0], [3.0, 3.0], [100.0] * 50):
+        found = figure(values)
+        assert found is not None and found.interval is None, "nothing tells how much they vary"
 
 
-def test_bootstrap_agrees_with_the_normal_interval_on_many_values() -> None:
+def test_a_mean_of_many_values_gets_the_normal_interval() -> None:
     draw = random.Random(1)
     values = [draw.gauss(10, 2) for _ in range(400)]
     mean = sum(values) / 400
     spread = math.sqrt(sum((value - mean) ** 2 for value in values) / 399)
-    interval = bootstrap(values)
-    assert interval is not None
-    assert interval == pytest.approx((mean - 1.96 * spread / 20, mean + 1.96 * spread / 20), abs=0.03)
+    found = figure(values)
+    assert found is not None and found.se == pytest.approx(spread / 20)
+    assert found.interval == pytest.approx((mean - 1.966 * spread / 20, mean + 1.966 * spread / 20), abs=1e-3)
 
 
-def test_bootstrap_is_repeatable_and_seeded() -> None:
-    values = [1.0, 2.0, 5.0, 9.0]
-    assert bootstrap(values, seed=3) == bootstrap(values, seed=3)
-    assert bootstrap(values, seed=3, resamples=50) != bootstrap(values, seed=4, resamples=50)
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from("abcde")), min_size=1, max_size=40),
+    st.booleans(),
+)
+@settings(max_examples=50, deadline=None)
+def test_a_worth_has_an_interval_that_is_no_point(rows: list[tuple[float, str]], clustered: bool) -> None:
+    values, names = [value for value, _ in rows], [name for _, name in rows] if clustered else None
+    found = figure(values, clusters=names, share=True)
+    assert found is not None and found.interval is not None
+    low, high = found.interval
+    assert 0 <= low <= found.mean <= high <= 1 and high - low > 0.01
+    change = paired(values, values[::-1], clusters=names, share=True)
+    assert 0 < change.p <= 1
+    if len(set(names or range(len(values)))) > 1:
+        assert change.interval is not None and -1 <= change.interval.low < change.interval.high <= 1
+
+
+def test_an_interval_of_clusters_is_the_published_one() -> None:
+    """Korn and Graubard 1998 with CR2: clusters of four with 3, 4, 1 and 4 right, worked out by hand."""
+    values = [1.0, 1, 1, 0, 1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1]
+    found = figure(values, clusters=[str(index // 4) for index in range(16)])
+    assert found is not None and found.interval is not None
+    variance = (0 + 1 + 4 + 1) / (1 - 1 / 4) / 16**2
+    assert found.se == pytest.approx(math.sqrt(variance))
+    like = 0.75 * 0.25 / variance * (1.959964 / 3.182446) ** 2
+    assert found.interval == pytest.approx(
+        (beta.ppf(0.025, 0.75 * like, 0.25 * like + 1), beta.ppf(0.975, 0.75 * like + 1, 0.25 * like)), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(("clusters", "p"), [(2, 0.5), (3, 0.25), (5, 0.0625), (6, 0.03125), (10, 2 / 1024)])
+def test_few_clusters_are_tested_exactly(clusters: int, p: float) -> None:
+    names = [str(cluster) for cluster in range(clusters) for _ in range(3 + cluster)]  # of different sizes
+    assert paired([0.0] * len(names), [1.0] * len(names), clusters=names).p == pytest.approx(p)
+
+
+def test_many_clusters_are_tested_by_random_signs() -> None:
+    values = [1.0, 2.0, 3.0, -1.0] * 10
+    found = paired([0.0] * 40, values)
+    assert found.p == paired([0.0] * 40, values).p
+    assert found.p == pytest.approx(2 * 4.2e-4, abs=6e-4)  # by the normal approximation: 50 / sqrt(150) = 4.08
+    assert found.p != paired([0.0] * 40, values, seed=2).p or found.p < 1e-3
+
+
+@pytest.mark.parametrize("clusters", [2, 5, 10, 50])
+def test_intervals_hold_and_the_test_does_not_cry_wolf(clusters: int) -> None:
+    """Of 100 drawn runs: a share of 0.95 is below 0.88 with a probability of 0.3 %."""
+    for sizes, correlation in (("1 to 20", 0.3), ("equal", 1.0)):
+        held = interval_coverage.simulate(
+            clusters=clusters, accuracy=0.97, sizes=sizes, correlation=correlation, runs=100, seed=1
+        )
+        assert held.accuracy >= 0.88 and held.difference >= 0.88 and held.found <= 0.12
 
 
 def test_paired_counts_flips() -> None:

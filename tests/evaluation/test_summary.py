@@ -14,7 +14,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.compare import compare
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate, plan, stratified_order
-from qzoom_agent.evaluation.stats import bootstrap, figure, paired, standard_error, wilson
+from qzoom_agent.evaluation.stats import figure, paired, wilson
 from tests.evaluation.player import Numbers, numbers, player
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
@@ -27,10 +27,10 @@ def test_right_and_wrong_get_wilsons_interval() -> None:
     assert found.se == pytest.approx(0.25)
 
 
-def test_shares_get_the_bootstrap() -> None:
-    found = figure([0.5, 0.0, 1.0, 0.25])
-    assert found is not None
-    assert found.interval == bootstrap([0.5, 0.0, 1.0, 0.25])
+def test_worths_get_an_interval_within_their_range() -> None:
+    found = figure([0.5, 0.0, 1.0, 0.25], share=True)
+    assert found and found.interval
+    assert 0 < found.interval.low < found.mean < found.interval.high < 1
     assert figure([]) is None
 
 
@@ -62,12 +62,12 @@ def test_a_clustered_comparison_is_less_sure() -> None:
     assert loose.difference == bound.difference == 0.75
     assert loose.interval and bound.interval
     assert bound.interval.low < loose.interval.low
-    assert paired([0.0] * 6, [1.0] * 6, clusters=list("aabbcc")).p < 0.01
+    assert paired([0.0] * 6, [1.0] * 6, clusters=list("aabbcc")).p == 0.25, "all three clusters gained"
 
 
 def test_a_standard_error_needs_two() -> None:
-    assert standard_error([1.0]) is None
-    assert standard_error([1.0, 0.0], clusters=["a", "a"]) is None
+    for found in (figure([1.0]), figure([1.0, 0.0], clusters=["a", "a"])):
+        assert found and found.se is None
 
 
 # ---- which samples -------------------------------------------------------------------------------------------------

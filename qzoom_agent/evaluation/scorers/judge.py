@@ -25,6 +25,7 @@ from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.scorers.open_answer import rule
 from qzoom_agent.evaluation.tasks.rule_version import RULES, rule_version, scorer
 from qzoom_agent.evaluation.tasks.task import Score, Scorer
+from qzoom_agent.files import read_text
 from qzoom_agent.models.chat_client import ChatClient
 
 PROMPT: Final = (
@@ -192,7 +193,7 @@ def judged(judge: Judge) -> Scorer:
 
 def _read(cache: Path) -> dict[str, bool]:
     known = {}
-    for line in cache.read_text(encoding="utf-8").splitlines():
+    for line in read_text(cache, "Delete it to ask the judge again.").splitlines():
         try:
             verdict = JudgeCacheLine.model_validate_json(line)
         except ValidationError:

@@ -17,6 +17,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -48,16 +49,23 @@ BRANCHES: Final[dict[str, Any]] = {
     "depth": 1,
     "gate_depth": 1,
     "stages": ["select-heads", "label", "sdrpn", "gate", "calibrate"],
-    "data": [{"path": "needle", "limit": 32, "a_board": 8}],
+    "data": [
+        {
+            "path": "needle",
+            "limit": 64,
+            "a_board": 8,
+            "tasks": [f"needle-{kind}" for kind in ("scene", "doc", "global")],
+        }
+    ],
     "held_out": [{"path": "needle", "limit": 16, "a_board": 4, "seed": 1}],
     "heads": {"records": 8, "count": 2},
     "labelling": {"tokens": 100, "asking": "prediction", "keep": "all", "max_new_tokens": 8},
     "sdrpn": {"tokens": [48, 64], "optimisation": {"learning_rate": 1e-3, **FITTING}},
     "gate": {
-        "tokens": [36, 100],
-        "read_tokens": [36, 100],
+        "tokens": [48, 100],
+        "read_tokens": [48, 100],
         "with_crop": True,
-        "records": 32,
+        "records": 64,
         "max_new_tokens": 8,
         "optimisation": FITTING,
     },
@@ -158,7 +166,11 @@ def _child(kind: Kind, folder: Path) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         code = kind.go_on(folder)
+    except BaseException:
+        traceback.print_exc()
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 

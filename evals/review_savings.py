@@ -6,7 +6,7 @@
     python evals/review_savings.py runs/evidence --whole runs/boards    and what a right answer costs beside that
 
 Reads the run folders that `evals/evidence.py` wrote and asks the model nothing. Every task counts with as many
-questions; differences are paired, question by question, with their bootstrap intervals. `--whole` is a run of a model
+questions; differences are paired, question by question, with their intervals. `--whole` is a run of a model
 that reads whole boards instead, of some or all of the tasks (all: needle-global needle-scene needle-doc needle-hop):
 
     qzoom eval needle-scene needle-doc --n 500 --policy direct --budget 576 --model runs/rival --out runs/boards

@@ -90,10 +90,11 @@ def read_json(path: Path | str, kind: type[_Data], advice: str) -> _Data:
     try:
         return TypeAdapter(kind).validate_json(data)
     except ValidationError as error:
-        raise ConfigError(f"Cannot read {path}: it is damaged or another file: {first(error)}. {advice}") from None
+        fault = first_fault(error)
+        raise ConfigError(f"Cannot read {path}: it is damaged or another file: {fault}. {advice}") from None
 
 
-def first(error: ValidationError) -> str:
+def first_fault(error: ValidationError) -> str:
     """Return the first of the faults that pydantic found, on one line."""
     fault = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in fault["loc"])

@@ -30,7 +30,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, Va
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.sample_result import AnswerLike, SampleResult
-from qzoom_agent.files import atomic_write, first, lock, read_json, remove_parts, require_folder, translating
+from qzoom_agent.files import atomic_write, first_fault, lock, read_json, remove_parts, require_folder, translating
 from qzoom_agent.models.presets import PRESETS
 from qzoom_agent.trace import Trace, by_digest, describe_environment
 
@@ -204,7 +204,7 @@ class RunFolder:
                     except ValidationError as error:
                         if error.errors(include_input=False)[0]["type"] != "json_invalid":
                             raise ConfigError(
-                                f"Line {number} of {path} is not the result of a sample: {first(error)}. "
+                                f"Line {number} of {path} is not the result of a sample: {first_fault(error)}. "
                                 "Remove the line, then ask its sample again."
                             ) from None
 

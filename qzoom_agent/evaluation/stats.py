@@ -124,10 +124,9 @@ class _Spread(NamedTuple):
             explained = float((sums**2 / counts).sum())
             between, within = (explained - n * mean**2) / (groups - 1), (n * square - explained) / (n - groups)
             size = (n - n / effective) / (groups - 1)
-            total = between + (size - 1) * within
-            correlation = min(1.0, max(0.0, (between - within) / total)) if total > 0 else 0.0
-            inflation = 1 + (n / effective - 1) * correlation
-            variance = max(variance, (square - mean**2) / n * inflation * groups / (groups - 1))
+            total = max((between + (size - 1) * within) / size, square - mean**2)
+            correlation = min(1.0, max(0.0, (between - within) / size / total))
+            variance = max(variance, total / n * (1 + (n / effective - 1) * correlation))
         return cls(n, mean, square, variance, groups, effective)
 
     def quantile(self, confidence: float) -> float:

@@ -56,7 +56,7 @@ _WORDS: Final = tuple(
         (r"\s*&\s*", " and "),
     )
 )
-_ARTICLE: Final = re.compile(rf"\s*(?:the|an?)\s+(?=[^\W\d_{CJK}]{{2}})")
+_ARTICLE: Final = re.compile(rf"\s*(?:the\s+(?=[^\W_])|an?\s+(?=[^\W\d_{CJK}]{{2}}))")
 _LETTER: Final = rf"[^\W\d_{CJK}]"
 _TOKEN: Final = re.compile(
     rf"(?P<date>(?<![\d/.-])\d{{1,4}}(?P<part>[-/.])\d{{1,2}}(?P=part)\d{{1,4}}(?![\d]|[-/.]\d))"

@@ -155,7 +155,7 @@ def _text_in(reply: str, options: Sequence[str]) -> str | None:
 
 
 @scorer(
-    PublicRule(package="TreeVGR", version="main", commit="2025-07", function="inference_treebench.py: eval_model_row")
+    PublicRule(package="TreeVGR", version="main", commit="not noted", function="inference_treebench.py: eval_model_row")
 )
 def treebench(text: str, sample: Sample) -> Score:
     """Score by TreeBench's rule: the first `<answer>`, or a reply without one, must be the letter and nothing else.

@@ -59,7 +59,7 @@ _DENIED_BEFORE: Final = re.compile(
     r"(?:\b(?:not(?! only)|cannot|never|neither|nor|except(?: for)?|excluding|exclude[sd]?|eliminat\w+|rul\w+ out"
     r"|reject\w*|discard\w*|unlike|other than|rather than|instead of|hardly|unlikely|doubt|anything but|no es|no son"
     r"|excepto|salvo|descart\w+|ni|nicht|kein\w*|außer|weder|noch|pas|sauf|não|nem|exceto|non|tranne|niet|nie|не|нет"
-    r"|кроме|không phải|ليست?|without)\b|n't\b|\bno(?=\s)"
+    r"|кроме|không phải|ليست?|without(?! (?:a )?doubt))\b|n't\b|\bno(?=\s)"
     rf"|不是|不选|不選|不为|不為|并非|並非|绝非|除了|排除|非|不应选|不能选){_FILLER}\Z"
 )
 _AND: Final = rf"(?:\s*(?:,|and|or|nor|&|/|und|et|y|ou|oder|和|或|、)\s*{_PLACE}[)\"'*\]]*)*"

@@ -27,14 +27,14 @@ class PublicRule(BaseModel):
     package: str
     version: str
     commit: str
-    """Commit, or the tag of the release."""
+    """Commit, or the release that was read."""
     function: str
     """File and function in that package."""
 
 
 def lmms_eval(function: str) -> PublicRule:
     """Return a rule of the release of lmms-eval that the `faithful` scorers repeat."""
-    return PublicRule(package="lmms-eval", version="0.7.3", commit="v0.7.3", function=function)
+    return PublicRule(package="lmms-eval", version="0.7.3", commit="release 0.7.3", function=function)
 
 
 def vlmevalkit(function: str) -> PublicRule:

@@ -57,7 +57,7 @@ _HEADER_BYTES = 16_000_000
 _HEADER_READS = 10_000
 _READS = 400_000
 """Limits on the metadata of a file: Pillow handles each block of it in Python, some with quadratic effort."""
-_COST = {"JPEG2000": 36, "AVIF": 24, "WEBP": 20, "I": 24, "F": 24}
+_COST = {"JPEG2000": 36, "AVIF": 24, "WEBP": 24, "I": 24, "F": 24}
 """Bytes of memory to decode a pixel, by format or mode; 12 for others."""
 _GRANTED = 18
 """Bytes of memory for each of `max_pixels`."""

@@ -256,7 +256,7 @@ def large_images() -> Iterator[tuple[str, bytes]]:
     yield "large/tiff-offsets", b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4 * offsets + 200)
     yield "large/jpeg2000-rgba", _encode(Image.new("RGBA", (5_000, 5_000)), "JPEG2000")
     yield "large/avif", _encode(Image.new("RGBA", (8_100, 8_100)), "AVIF", speed=10)
-    yield "large/webp", _encode(Image.new("RGBA", (8_900, 8_900)), "WEBP", lossless=True, method=0)
+    yield "large/webp", _encode(Image.new("RGBA", (8_100, 8_100)), "WEBP", lossless=True, method=0)
     yield "large/tiff-float", _encode(Image.new("F", (8_000, 8_000)), "TIFF", compression="tiff_lzw")
     yield "large/cmyk", _encode(Image.new("CMYK", (9_400, 9_400)), "JPEG")
     noise = random.Random(3).randbytes(1 << 20)

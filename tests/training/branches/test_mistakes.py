@@ -82,24 +82,23 @@ def test_data_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[st
     names = ["one.png", "two.png", "three.png", None]
     lines.write_text("\n".join(json.dumps({"image": name, "question": "?", "answer": "x"}) for name in names))
     told = refused(capsys, *command)
-    assert "3 of its 4 rows, the first of them row 1 (two.png)" in told
+    assert "3 of 4 rows that cannot be asked: row 2: The image 'two.png' is neither a file in" in told
 
 
 def test_an_image_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "one.png").write_text("no picture")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "one.png", "question": "?", "answer": "x"}))
-    records = load_records([DatasetSpec(path=str(tmp_path / "rows.jsonl"))])
-    with pytest.raises(ImageError, match=r"rows\.jsonl cannot be read\. Not an image"):
-        records[0]
+    with pytest.raises(ConfigError, match=r"rows\.jsonl has 1 of 1 rows .*row 1: Not an image"):
+        load_records([DatasetSpec(path=str(tmp_path / "rows.jsonl"))])
     assert not issubclass(ImageError, ConfigError) and ImageError.exit_code == 2
 
 
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ({"boxes": [[1, 2, 3]]}, "Row 1 .* boxes that cannot be read"),
-        ({"boxes": [[9, 2, 3, 4]]}, "Row 1 .* x1 < x2"),
-        ({"answer": None}, "Row 1 .* has no answer"),
+        ({"boxes": [[1, 2, 3]]}, r"row 2: boxes \[1, 2, 3\] is no box"),
+        ({"boxes": [[9, 2, 3, 4]]}, "row 2: .* x1 < x2"),
+        ({"answer": None}, "row 2: there is neither an answer nor answers"),
     ],
 )
 def test_rows_that_cannot_be_learned_from_are_named(row: dict[str, Any], told: str, tmp_path: Path) -> None:

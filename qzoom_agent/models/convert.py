@@ -25,7 +25,7 @@ from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.perception.adapters import QWEN2_5_VL, adapter_for
-from qzoom_agent.perception.branches import CONFIG, WEIGHTS, Branches
+from qzoom_agent.perception.branches import CONFIG, SUBFOLDER, WEIGHTS, Branches, branch_folder
 from qzoom_agent.perception.checkpoints import (
     INDEX,
     load_official,
@@ -69,19 +69,20 @@ def to_branches(
         BackendError: the source has no branches, or they are broken or made for another base.
     """
     target = Path(target)
-    there = [name for name in (CONFIG, WEIGHTS) if (target / name).exists()]
+    there = [name for name in (CONFIG, WEIGHTS) if (branch_folder(target) / name).exists()]
     if there and not force:
         raise ConfigError(f"{target} already holds {' and '.join(there)}. Choose another folder, or add --force.")
     _require_folder(target)
-    if (Path(source) / CONFIG).is_file():
+    if (branch_folder(source) / CONFIG).is_file():
         notes: list[str] = []
         branches = Branches.load(source, _skeleton(_base_of(source, base)))
-        before = (Path(source) / WEIGHTS).stat().st_size
+        before = (branch_folder(source) / WEIGHTS).stat().st_size
     else:
         source = resolve_model(source).source
         branches, notes, before = load_official(source, _skeleton(base or source))
     after = branches.save(target, int8=int8)
-    return Converted([target / WEIGHTS, target / CONFIG], before, after, notes)
+    written = branch_folder(target)
+    return Converted([written / WEIGHTS, written / CONFIG], before, after, notes)
 
 
 def to_checkpoint(source: str, target: Path | str, *, base: str | None = None, force: bool = False) -> Converted:
@@ -111,7 +112,7 @@ def to_checkpoint(source: str, target: Path | str, *, base: str | None = None, f
     if not family.two_dimensional:
         raise BackendError(f"The published code has no Q-Zoom for {family.name}. Keep these branches in our form.")
     target.mkdir(parents=True, exist_ok=True)
-    for stale in [*target.glob("*.safetensors"), target / INDEX, target / CONFIG]:
+    for stale in [*target.glob("*.safetensors"), target / INDEX, target / CONFIG, target / SUBFOLDER / CONFIG]:
         stale.unlink(missing_ok=True)  # an old shard would be loaded instead
     extra = to_official(branches, model)
     files = _write_weights(home, target, extra, renamed=family is QWEN2_5_VL)
@@ -131,7 +132,7 @@ def to_checkpoint(source: str, target: Path | str, *, base: str | None = None, f
     if (text := settings.get("text_config")) is not None:  # the published code leaves copies of its keys there
         written["text_config"] = text | {key: value for key, value in keys.items() if key in text}
     (target / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    before, after = (Path(source) / WEIGHTS).stat().st_size, sum(value.nbytes for value in extra.values())
+    before, after = (branch_folder(source) / WEIGHTS).stat().st_size, sum(value.nbytes for value in extra.values())
     return Converted([*files, target / "config.json"], before, after, notes)
 
 

@@ -24,10 +24,8 @@ from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import ImageSource
 from qzoom_agent.models.presets import NANO_FOLDER, PRESETS, UNKNOWN_BUDGET, Preset, resolve_model
 from qzoom_agent.models.prompts import PromptCodec, load_processor, visual_factor
-from qzoom_agent.perception.branches import CONFIG as BRANCH_CONFIG
-from qzoom_agent.perception.branches import WEIGHTS as BRANCH_WEIGHTS
 from qzoom_agent.perception.branches import Branches
-from qzoom_agent.perception.checkpoints import checkpoint_file, load_official, official_names
+from qzoom_agent.perception.checkpoints import load_official, official_names, own_branches
 
 logger = logging.getLogger(__name__)
 
@@ -134,10 +132,8 @@ def _load_branches(source: str, model: PreTrainedModel, given: str | Path | None
     """Load the branches in the folder `given`, else those that come with the weights; None if there are none."""
     if given is not None:
         return Branches.load(given, model)
-    file = checkpoint_file(source, BRANCH_CONFIG)
-    if file is not None:
-        checkpoint_file(source, BRANCH_WEIGHTS)  # fetches it from a hub repository, into the same folder
-        return Branches.load(Path(file).parent, model)
+    if (own := own_branches(source)) is not None:
+        return Branches.load(own, model)
     if not official_names(source):
         return None
     official = load_official(source, model)

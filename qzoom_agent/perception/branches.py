@@ -6,7 +6,8 @@ map are kept (published checkpoints carry the whole layer). The gate's last laye
 alone, whose state is all that its head reads. Neither writes to a cache.
 
 A branch file is `branches.safetensors` with its config in `branches.json`; with `int8` its matrices are stored as bytes
-and a scale for each row, half the size of bfloat16.
+and a scale for each row, half the size of bfloat16. In a model's folder both lie in the subfolder `branches`, because
+engines such as vLLM load every `*.safetensors` that lies beside the model's own.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from qzoom_agent.errors import BackendError
 from qzoom_agent.perception.adapters import adapter_for, text_model
 from qzoom_agent.perception.decoder import Rotary, last_token, layer_share, project, rotate
 
-WEIGHTS, CONFIG = "branches.safetensors", "branches.json"
+WEIGHTS, CONFIG, SUBFOLDER = "branches.safetensors", "branches.json", "branches"
 _SCALE = ".scale"
 
 
@@ -83,6 +84,12 @@ class BranchConfig(BaseModel):
                 f"Branches of depth {depth} after layer {self.k} need at least {self.k + depth} layers to start from; "
                 f"the model has {have[2]}. Choose a smaller k or depth."
             )
+
+
+def branch_folder(folder: Path | str) -> Path:
+    """Return the folder with the branches of a folder: its subfolder `branches`, or itself if there are none in it."""
+    inner = Path(folder) / SUBFOLDER
+    return inner if (inner / CONFIG).is_file() else Path(folder)
 
 
 def default_k(base_layers: int) -> int:
@@ -213,9 +220,11 @@ class Branches(nn.Module):
     def save(self, folder: Path | str, *, int8: bool = False) -> int:
         """Write the branch file into `folder` and return its size in bytes; float32 is stored as bfloat16.
 
-        With `int8` matrices are stored as bytes; a value is then off by at most half a 127th of its row's largest.
+        A model's folder gets it in the subfolder `branches`, in place of a branch file beside the model. With `int8`
+        matrices are stored as bytes; a value is then off by at most half a 127th of its row's largest.
         """
-        folder = Path(folder)
+        given = Path(folder)
+        folder = given / SUBFOLDER if (given / "config.json").is_file() else given
         folder.mkdir(parents=True, exist_ok=True)
         stored: dict[str, Tensor] = {}
         for name, value in self.state_dict().items():
@@ -227,6 +236,9 @@ class Branches(nn.Module):
                 stored[name] = value.to(torch.bfloat16).contiguous()
         save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        if folder != given:
+            for name in (CONFIG, WEIGHTS):
+                (given / name).unlink(missing_ok=True)
         return (folder / WEIGHTS).stat().st_size
 
     @classmethod
@@ -236,7 +248,7 @@ class Branches(nn.Module):
         Raises:
             BackendError: there are none, they are broken, or they were made for another base.
         """
-        folder = Path(folder)
+        folder = branch_folder(folder)
         missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
         if missing:
             raise BackendError(

@@ -22,7 +22,7 @@ from transformers.utils.hub import cached_file
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.perception.adapters import adapter_for, text_model
-from qzoom_agent.perception.branches import BranchConfig, Branches, default_k
+from qzoom_agent.perception.branches import CONFIG, SUBFOLDER, WEIGHTS, BranchConfig, Branches, default_k
 
 _PARTS: Final = ("twig_layers.", "high_res_layers.", "high_res_head.")
 _MAP: Final = ("input_layernorm.", "self_attn.q_proj.", "self_attn.k_proj.", "self_attn.q_norm.", "self_attn.k_norm.")
@@ -222,6 +222,15 @@ def _settings(source: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     # the Qwen3 code copies its keys into the text config; training writes the outer ones, so they win
     return {**found.get("text_config", {}), **found}
+
+
+def own_branches(source: str) -> Path | None:
+    """Return the folder of the branches in our form that come with a model, or None; those of a hub id are fetched."""
+    for folder in (f"{SUBFOLDER}/", ""):
+        if file := checkpoint_file(source, folder + CONFIG):
+            checkpoint_file(source, folder + WEIGHTS)  # fetched into the same folder
+            return Path(file).parent
+    return None
 
 
 def checkpoint_file(source: str, name: str) -> str | None:

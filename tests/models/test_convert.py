@@ -17,7 +17,7 @@ from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.convert import to_branches, to_checkpoint
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import CONFIG, WEIGHTS, Branches
-from qzoom_agent.perception.checkpoints import INDEX, official_names, own_name, weight_files
+from qzoom_agent.perception.checkpoints import INDEX, official_names, own_branches, own_name, weight_files
 from tests.tiny_models import Family, build
 
 RECORDINGS = Path(__file__).resolve().parents[1] / "parity"
@@ -173,6 +173,9 @@ def test_nothing_is_overwritten_unasked(checkpoint: Path, tmp_path: Path, capsys
     assert main([*command, "--force"]) == 0
     assert not (out / "model.safetensors").exists(), "it would be loaded instead of the shards"
     assert official_names(str(out))
+    to_branches(str(ours), out, base=str(checkpoint))
+    assert main([*command, "--force"]) == 0
+    assert own_branches(str(out)) is None, "they would be loaded instead of those in the shards"
 
 
 @pytest.mark.parametrize("which", ["base", "source"])
@@ -190,9 +193,10 @@ def test_branches_can_be_put_beside_their_base(checkpoint: Path, tmp_path: Path)
     shutil.copytree(checkpoint, base)
     to_branches(str(base), base, int8=True)
     kept = all_weights(base)
-    assert {name for name in kept if own_name(name)} and (base / CONFIG).is_file()
+    assert [path.name for path in base.glob("*.safetensors")] == ["model.safetensors"], "an engine loads every one"
+    assert {name for name in kept if own_name(name)} and (base / "branches" / CONFIG).is_file()
     to_checkpoint(str(base), tmp_path / "out")
-    assert not (tmp_path / "out" / CONFIG).exists(), "the written checkpoint has them under the published names"
+    assert not list((tmp_path / "out").rglob(CONFIG)), "the written checkpoint has them under the published names"
     assert same(load(tmp_path / "out").branches, load(base).branches) is False, "int8 in one and bfloat16 in the other"
 
 

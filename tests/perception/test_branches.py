@@ -13,8 +13,8 @@ from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
-from qzoom_agent.perception.branches import CONFIG, WEIGHTS, BranchConfig, Branches, default_k
-from qzoom_agent.perception.checkpoints import load_official
+from qzoom_agent.perception.branches import CONFIG, SUBFOLDER, WEIGHTS, BranchConfig, Branches, default_k
+from qzoom_agent.perception.checkpoints import load_official, own_branches
 from qzoom_agent.perception.look import resolve_options
 from tests.tiny_models import Family, build
 
@@ -106,6 +106,23 @@ def test_a_saved_file_comes_back_exactly(recorded: HFBackend, tmp_path: Path) ->
     assert all(torch.equal(value, own[name]) for name, value in again.state_dict().items())
     assert {value.dtype for value in again.state_dict().values()} == {torch.float32}
     assert not again.training
+
+
+def test_beside_a_model_they_lie_in_a_subfolder_and_replace_those_that_lay_flat(
+    other: HFBackend, tmp_path: Path
+) -> None:
+    """Engines load every `*.safetensors` that lies beside the weights; a folder of an older version still loads."""
+    first, second = (Branches.from_base(other.model, k=k, depth=1, gate_depth=1) for k in (1, 2))
+    first.save(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    for folder in (tmp_path, str(tmp_path)):
+        assert Branches.load(folder, other.model).config.k == 1
+    assert own_branches(str(tmp_path)) == tmp_path
+    written = second.save(tmp_path)
+    assert Branches.load(tmp_path, other.model).config.k == 2
+    assert own_branches(str(tmp_path)) == tmp_path / SUBFOLDER
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", SUBFOLDER}
+    assert written == (tmp_path / SUBFOLDER / WEIGHTS).stat().st_size
 
 
 @pytest.mark.parametrize("part", ["sdrpn", "gate"])

@@ -26,8 +26,8 @@ from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
-from qzoom_agent.perception.branches import CONFIG, WEIGHTS, BranchConfig
-from qzoom_agent.perception.checkpoints import checkpoint_file
+from qzoom_agent.perception.branches import CONFIG, WEIGHTS, BranchConfig, branch_folder
+from qzoom_agent.perception.checkpoints import own_branches
 from qzoom_agent.perception.maps import smoothed
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibration
 from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
@@ -332,7 +332,7 @@ def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branche
     config = with_thresholds(backend, run.recipe, output)
 
     def write(folder: Path) -> None:
-        shutil.copy2(stored / WEIGHTS, folder / WEIGHTS)
+        shutil.copy2(branch_folder(stored) / WEIGHTS, folder / WEIGHTS)
         (folder / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     run.finish(final, write)
@@ -341,10 +341,10 @@ def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branche
 
 def _branches_of(model: str) -> Path:
     """Return the folder of the branches that come with a model."""
-    found = [checkpoint_file(resolve_model(model).source, name) for name in (CONFIG, WEIGHTS)]
-    if found[0] is None:
+    found = own_branches(resolve_model(model).source)
+    if found is None:
         raise ConfigError(
             f"'{model}' comes without branches in our form. Name theirs with --branches, the folder that `qzoom train` "
             "wrote, or `qzoom convert` from a published checkpoint."
         )
-    return Path(found[0]).parent
+    return found

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.models.presets import resolve_model
-from qzoom_agent.perception.branches import CONFIG, WEIGHTS
+from qzoom_agent.perception.branches import CONFIG, SUBFOLDER, WEIGHTS
 from qzoom_agent.training.branches.branch_recipe import load_branch_recipe
 from qzoom_agent.training.branches.run_dir import RunDirectory
 
@@ -32,13 +32,14 @@ def export_model(run: Path, target: Path) -> Path:
 
     def write(writing: Path) -> None:
         if source.is_dir():
-            shutil.copytree(source, writing, dirs_exist_ok=True)
+            shutil.copytree(source, writing, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CONFIG, WEIGHTS))
         else:
             backend = folder.backend()
             backend.model.save_pretrained(writing)
             backend.processor.save_pretrained(writing)
+        (writing / SUBFOLDER).mkdir(exist_ok=True)
         for name in (CONFIG, WEIGHTS):
-            shutil.copy2(branches / name, writing / name)
+            shutil.copy2(branches / name, writing / SUBFOLDER / name)
 
     folder.finish(target, write)
     return target

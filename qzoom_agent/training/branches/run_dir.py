@@ -25,7 +25,7 @@ from pydantic import BaseModel, JsonValue
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
-from qzoom_agent.perception.branches import CONFIG, WEIGHTS, Branches
+from qzoom_agent.perception.branches import CONFIG, WEIGHTS, Branches, branch_folder
 from qzoom_agent.perception.labels import Heads
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName
 from qzoom_agent.training.branches.dataset import Records, load_records
@@ -216,7 +216,7 @@ class RunDirectory:
 
 def digest(branches: Path) -> str:
     """Return a hash of the branches in a folder."""
-    content = b"".join((branches / name).read_bytes() for name in (CONFIG, WEIGHTS))
+    content = b"".join((branch_folder(branches) / name).read_bytes() for name in (CONFIG, WEIGHTS))
     return hashlib.sha256(content).hexdigest()[:16]
 
 

@@ -4,13 +4,12 @@ A rollout that outgrows the model or the trainer's limit would be cut in the mid
 every turn written to its limit, every crop at its largest, every turn between them as long as the protocol makes it.
 """
 
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import UNKNOWN_BUDGET, resolve_model
-from qzoom_agent.perception.branches import CONFIG
+from qzoom_agent.perception.branches import CONFIG, branch_folder
 from qzoom_agent.policy import LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 
@@ -107,7 +106,7 @@ def describe(recipe: GRPORecipe, *, processes: int = 1) -> str:
     share, rounds = recipe.accumulation(processes), recipe.rounds
     where = "1 device" if processes == 1 else f"each of {processes} devices"
     preset = resolve_model(recipe.model)
-    has_branches = recipe.branches is not None or (Path(preset.source) / CONFIG).is_file()
+    has_branches = recipe.branches is not None or (branch_folder(preset.source) / CONFIG).is_file()
     config = recipe.agent_config()
     config = config.replace(policy=config.policy_for(perceives=has_branches))
     views = config.budget.view_budget(preset.budget or UNKNOWN_BUDGET)

@@ -91,7 +91,12 @@ def test_post_sft_is_measured_on_its_own_base_and_everything_else_is_not(finishe
     stated.write_text(stated.read_text().replace('"as given"', '"of postsft"'))  # as if it were calibrated only now
     (run / "postsft" / "base" / "base_of_postsft").touch()
     assert _branches(done, Variant("as it is"), folder)[1]
-    assert (export_model(run, tmp_path / "tuned") / "base_of_postsft").exists()
+    tuned = export_model(run, tmp_path / "tuned")
+    assert (tuned / "base_of_postsft").exists()
+    assert [path.relative_to(tuned).as_posix() for path in sorted(tuned.rglob("*.safetensors"))] == [
+        "branches/branches.safetensors",
+        "model.safetensors",
+    ]
 
 
 def test_a_tuned_base_counts_once_branches_are_fitted_to_it(finished: Path, tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_two_processes_calibrate_by_answers(tmp_path: Path, boxless: Path) -> No
         final = tmp_path / name / "sdrpn" / "final"
         final.mkdir(parents=True)
         for file in ("branches.json", "branches.safetensors"):
-            shutil.copy(NANO_FOLDER / file, final)
+            shutil.copy(NANO_FOLDER / "branches" / file, final)
         told = finished(run(tmp_path / name, recipe, "calibrate", launch=how))
         assert told.count("of which need a zoom") == told.count("written") == 1
         configs.append((tmp_path / name / "calibrate" / "final" / "branches.json").read_text())

@@ -12,6 +12,7 @@ from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import NANO_FOLDER
 
+SHIPPED = NANO_FOLDER / "branches"
 BOXES = {"held_out": [{"path": "needle", "limit": 8, "a_board": 4, "seed": 1}]}
 
 
@@ -30,9 +31,9 @@ def test_a_recipe_of_nothing_but_what_is_held_out(tmp_path: Path, capsys: pytest
     assert qzoom(command(tmp_path, {**BOXES, "calibration": {"zoom_share": 0.5}})) == 0
     told = capsys.readouterr().out
     assert "8 questions" in told and "learned gate at" in told and "written" in told
-    final, before = tmp_path / "out" / "final", config(NANO_FOLDER)
+    final, before = tmp_path / "out" / "final", config(SHIPPED)
     after = config(final)
-    assert (final / "branches.safetensors").read_bytes() == (NANO_FOLDER / "branches.safetensors").read_bytes()
+    assert (final / "branches.safetensors").read_bytes() == (SHIPPED / "branches.safetensors").read_bytes()
     assert after["evidence"]["questions"] == 8 and after["evidence"]["target"]["zoom_share"] == 0.5
     assert after["peak_share"] == after["evidence"]["threshold"] and after["evidence"]["relative"]
     assert after["gate_threshold"] == after["evidence"]["gate"]["threshold"] != before["gate_threshold"]
@@ -50,8 +51,7 @@ def test_what_the_recipe_says_comes_before_the_branches_own(
     tmp_path: Path, boxless: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Branches in a folder of their own, questions without boxes, and an absolute threshold."""
-    shutil.copytree(NANO_FOLDER, tmp_path / "branches", ignore=shutil.ignore_patterns("model*", "*.json"))
-    shutil.copy(NANO_FOLDER / "branches.json", tmp_path / "branches")
+    shutil.copytree(SHIPPED, tmp_path / "branches")
     recipe = {
         "held_out": [{"path": str(boxless)}],
         "gate": {"tokens": [48, 64], "with_crop": True, "max_new_tokens": 8},

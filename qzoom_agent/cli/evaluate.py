@@ -356,6 +356,13 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
         flags.add_argument("--flips", type=int, default=_FLIPS, metavar="N", help=f"print N flips (default: {_FLIPS})")
     elif verb == "rescore":
         flags.add_argument("run", type=Path, metavar="DIR", help="run folder")
+        flags.add_argument(
+            "--task",
+            action="append",
+            default=[],
+            metavar="MODULE:NAME",
+            help="a task of the run that is your own code; a run folder cannot have code imported by itself",
+        )
         flags.add_argument("--scorer", help=SCORER_HELP)
         _add_judge_flags(flags)
     elif verb == "export":
@@ -416,11 +423,18 @@ def _rescore(args: argparse.Namespace) -> int:
     from qzoom_agent.evaluation.run_log import RunFolder
     from qzoom_agent.evaluation.runner import rescore
     from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task, unscored
+    from qzoom_agent.extensions import is_reference
 
     folder = RunFolder.existing(args.run)
     tasks = []
     for name, part in folder.ask.tasks.items():
-        task = find_task(name if name in TASKS else part.reference or part.path or name)
+        named = name if name in TASKS else part.reference or part.path or name
+        if is_reference(named) and named not in args.task:
+            raise ConfigError(
+                f"The task {name!r} of {args.run} is code, {named}, which a run folder cannot have run by itself. "
+                f"If you trust it, give --task {named}."
+            )
+        task = find_task(named)
         tasks.append(task if part.answered else unscored(task))
     show(rescore(folder, _judged(tasks, args, folder.path), scorer=args.scorer), {})
     print(f"report: {opener()} {write_run_report(folder)}", flush=True)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -403,6 +404,24 @@ def test_a_run_is_scored_again_without_a_model(play: Any, here: Path, capsys: py
     assert "accuracy (exact)" in capsys.readouterr().out
     assert run("eval", "rescore", "run", "--scorer", "nobody") == 2
     assert "Known: exact" in capsys.readouterr().err
+
+
+def test_a_run_folder_cannot_have_code_imported(
+    play: Any, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(lambda _: "B7K")
+    assert run("eval", "needle-global", "--n", "2", "--out", "run") == 0
+    (here / "planted.py").write_text("open('ran', 'w').close()\n")
+    monkeypatch.syspath_prepend(str(here))
+    for field in ("name", "path", "reference"):
+        spec = json.loads((here / "run" / "run.json").read_text())
+        task = spec["tasks"].pop("needle-global") | ({} if field == "name" else {field: "planted:task"})
+        spec["tasks"] = {"planted:task" if field == "name" else "other": task}
+        folder = shutil.copytree(here / "run", here / field)
+        (folder / "run.json").write_text(json.dumps(spec))
+        assert run("eval", "rescore", str(folder)) == 2
+        assert "give --task planted:task" in capsys.readouterr().err
+    assert not (here / "ran").exists()
 
 
 def test_a_judge_is_a_scorer_of_its_own(

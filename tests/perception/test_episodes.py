@@ -213,7 +213,7 @@ class Speaking:
         logits = self._session.prompt_logits
         assert logits is not None
         self._spoken.append((list(messages), logits.clone()))
-        return found.model_copy(update={"text": next(self._words)})
+        return found.model_copy(update={"text": next(self._words), "finish": "stop"})
 
 
 @pytest.mark.parametrize("prompt", ["opening", "plain"])
@@ -290,7 +290,7 @@ def test_images_smaller_than_a_cell_or_very_thin_are_answered(
     config = {"generation": {"max_new_tokens": 3}, "perception": {"threshold": 0.3}}
     agent = Agent.from_pretrained(str(load(family)), policy="implicit", device="cpu", dtype="float32", **config)
     answer = agent.run(Image.new("RGB", size, (200, 30, 30)), "what is the code?")
-    assert answer.status in ("answered", "refused"), answer.trace.error
+    assert answer.status in ("answered", "refused", "budget"), answer.trace.error  # cut off after three tokens
     record = answer.trace.perception
     assert record is not None
     for x1, y1, x2, y2 in record.boxes:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from PIL import Image
 from pydantic import JsonValue
 
+from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import MAX_PIXELS
 
@@ -78,3 +79,14 @@ class TaskSource(NamedTuple):
     """Require an answer to every question; False: a test split whose answers are kept back may be asked."""
     skip_bad: bool = False
     """Leave out samples that cannot be asked, instead of stopping at them."""
+
+    def answer(self, cell: object) -> str:
+        """Return the answer in a cell; empty for one that is kept back.
+
+        Raises:
+            ConfigError: There is no answer, and `answered` requires one.
+        """
+        text = "" if cell is None else str(cell).strip()
+        if self.answered and not text:
+            raise ConfigError("there is no answer")
+        return text

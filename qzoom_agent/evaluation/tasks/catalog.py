@@ -10,11 +10,14 @@ from typing import Any, Final
 
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.tasks.charxiv import CHARXIV
 from qzoom_agent.evaluation.tasks.custom import custom_task
 from qzoom_agent.evaluation.tasks.documents import DOCUMENTS
+from qzoom_agent.evaluation.tasks.high_resolution import HIGH_RESOLUTION
 from qzoom_agent.evaluation.tasks.hrbench import HR_BENCH
 from qzoom_agent.evaluation.tasks.mme import MME
 from qzoom_agent.evaluation.tasks.needle.tasks import NEEDLE
+from qzoom_agent.evaluation.tasks.ocrbench_v2 import OCRBENCH_V2
 from qzoom_agent.evaluation.tasks.probes import PROBES
 from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, Task
 from qzoom_agent.evaluation.tasks.treebench import TREEBENCH
@@ -22,7 +25,11 @@ from qzoom_agent.evaluation.tasks.vstar import VSTAR
 from qzoom_agent.extensions import find, is_reference, reference
 
 TASKS: Final[Mapping[str, Task]] = {
-    task.name: task for task in (*NEEDLE, VSTAR, *HR_BENCH, *MME, *DOCUMENTS, TREEBENCH, *PROBES)
+    task.name: task
+    for task in (
+        *(*NEEDLE, VSTAR, *HR_BENCH, *MME, *DOCUMENTS, TREEBENCH, *PROBES),
+        *(*HIGH_RESOLUTION, *CHARXIV, *OCRBENCH_V2),
+    )
 }
 _NEEDED: Final = ("name", "load", "scorers")
 

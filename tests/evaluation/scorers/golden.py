@@ -136,6 +136,19 @@ _CHOICES: Final = (
     _choice("mme-realworld-lite", "clean", "", "A", None),
     _choice("mme-realworld-lite", "clean", "An image of C", "C", "C"),
     _choice("mme-realworld-lite", "clean", "The image does not feature the number.", "E", "E"),
+    # HRScene: the first tag, else the first bracket, else nothing but the letter.
+    _choice("hrscene", "faithful", "<ans>B</ans>", "B", "B"),
+    _choice("hrscene", "faithful", "Not (A) but (B)", "B", "A"),
+    _choice("hrscene", "faithful", "(A), so <ans>B</ans>", "B", "B"),
+    _choice("hrscene", "faithful", "B", "B", "B"),
+    _choice("hrscene", "faithful", "B.", "B", None),
+    _choice("hrscene", "clean", "B.", "B", "B"),
+    # XLRS-Bench: every letter a to e counts.
+    _choice("xlrs-lite", "faithful", "The answer is B", "B", "B"),
+    _choice("xlrs-lite", "faithful", "(B) green", "B", "B"),
+    _choice("xlrs-lite", "faithful", "B, the best", "B", "BE"),
+    _choice("xlrs-lite", "faithful", "green", "B", None),
+    _choice("xlrs-lite", "clean", "B, the best", "B", "B"),
 )
 
 _OPEN: Final = (
@@ -212,6 +225,11 @@ _OPEN: Final = (
     Case("visualprobe-medium", "rule", "14 or 15", "14", 0),
     Case("zoombench", "rule", "<answer>042</answer>", "042", 1),
     Case("zoombench-crop", "rule", "42", "042", 0),
+    # OCRBench v2: a short answer stands in the reply, a long one is compared by edit distance.
+    *_both("ocrbench-v2", "It says Nokia", "nokia", 1, 1),
+    *_both("ocrbench-v2", "NOKIA", "nokia", 1, 1),
+    *_both("ocrbench-v2", "one two three four fixe", "one two three four five", 1 - 1 / 23, 1 - 1 / 23),
+    *_both("ocrbench-v2", "one", "one two three four five", 0, 0),
     # The generated tasks: the reply must be the answer and nothing else.
     Case("needle-scene", "exact", "k7t", "K7T", 1),
     Case("needle-doc", "exact", "the code is K7T", "K7T", 0),

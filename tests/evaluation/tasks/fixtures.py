@@ -375,6 +375,212 @@ def zoombench(folder: Path) -> Path:
     return folder
 
 
+def o3_bench(folder: Path) -> Path:
+    """A copy of the hub's repository: test/metadata.jsonl beside the pictures."""
+    asked = [
+        (
+            "map",
+            "Which booth is next to 233?",
+            "A. area of grid B4\\nB. area of grid B5\\nC. area of grid C1",
+            "C",
+            [1, 2],
+        ),
+        ("map", "Where is the exit?", "A. north\nB. south\nC. east\nD. west", "A", [2]),
+        ("chart", "Which year has both peaks?", "A. 2019\nB. 2020\nC. 2021\nD. 2022\nE. 2023", "E", [2, 1]),
+        ("chart", "How many bars exceed 5?", "A. 1\nB. 2", "B", [1]),
+    ]
+    rows = []
+    for number, (subset, question, options, answer, layouts) in enumerate(asked):
+        name = f"images/{subset}/{number}.png"
+        (folder / "test" / name).parent.mkdir(parents=True, exist_ok=True)
+        draw(f"O{number}").save(folder / "test" / name)
+        rows.append(
+            {
+                "file_name": name,
+                "subset": subset,
+                "question": question,
+                "options": options,
+                "answer": answer,
+                "explanation": "Step 1. Refer to the legend [layout 2].",
+                "target_layouts": layouts,
+                "layout_infos": {
+                    "1": {"layout_id": 1, "bbox": [8.0, 8.0, 40.5, 24.0]},
+                    "2": {"layout_id": 2, "bbox": [8.0, 40.0, 30.0, 52.0]},
+                },
+                "img_width": 96,
+                "img_height": 64,
+            }
+        )
+    (folder / "test" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder
+
+
+def visual_needle(folder: Path) -> Path:
+    """The publisher's JSON lines beside the folder of pictures."""
+    (folder / "images").mkdir(parents=True)
+    asked = [
+        ("OCR Recognition", "What is the second character to the right of '8元'?", "辣"),
+        ("Color Recognition", "What colour is the bar?", "navy"),
+        ("Spatial Relationship", "Where is the text?", "below the bar"),
+        ("Entity Recognition", "What stands on the table?", "a vase"),
+    ]
+    lines = []
+    for number, (category, question, answer) in enumerate(asked):
+        name = f"TPROMPT{number}.jpg"
+        draw(f"N{number}").save(folder / "images" / name)
+        row = {"id": f"TPROMPT{number}", "category": category, "question": question, "answer": answer}
+        row |= {"image_path": f"images/{name}", "image_url": f"https://example.org/{name}"}
+        lines.append(json.dumps({**row, "bbox": [8, 8, 40, 24]}, ensure_ascii=False))
+    (folder / "visualneedle_300en.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def hr_scene(folder: Path) -> Path:
+    """One parquet file of the configuration realworld_combined."""
+    asked = [
+        ("Where is the tricycle?\n(A) upper left \n(B) upper right \n(C) The image does not feature it", "B"),
+        ("What is written?\n(A) K7\n(B) K1", "A"),
+        ("Which is larger?\n(A) left\n(B) right\n(C) both\n(D) none", "D"),
+        ("How many cells are there?", "12"),
+    ]
+    rows = [
+        {
+            "id": number,
+            "image": {"bytes": png(draw(f"H{number}")), "path": None},
+            "question": question,
+            "answer": answer,
+        }
+        for number, (question, answer) in enumerate(asked)
+    ]
+    columns = {"id": Value("int64"), "image": Image(), "question": TEXT, "answer": TEXT}
+    return parquet(dataset(rows, columns), folder / "testmini.parquet")
+
+
+def xlrs_lite(folder: Path) -> Path:
+    """Saved by `datasets`: a list of pictures each, and one category with several right options."""
+    options = ["(A) Residential", "(B) Farmland", "(C) Airport", "(D) Water"]
+    asked = [
+        ("Counting/Overall counting", "C"),
+        ("Counting/Regional counting", "A"),
+        ("Object properties/Object color", "D"),
+        ("Land use classification/Overall Land use classification", "AC"),
+    ]
+    rows = [
+        {
+            "path": f"{number}.png",
+            "index": number,
+            "question": "What is shown?",
+            "multi-choice options": options,
+            "answer": answer,
+            "category": category,
+            "l2-category": category.split("/")[1],
+            "image": [{"bytes": png(draw(f"X{number}")), "path": None}],
+        }
+        for number, (category, answer) in enumerate(asked)
+    ]
+    columns = dict.fromkeys(("path", "question", "answer", "category", "l2-category"), TEXT)
+    features = {**columns, "index": Value("int32"), "multi-choice options": List(TEXT), "image": List(Image())}
+    dataset(rows, features).save_to_disk(str(folder))
+    return folder
+
+
+def charxiv(folder: Path) -> Path:
+    """One parquet file: a chart a row, with the numbers of four questions and one in words."""
+    asked = [
+        (
+            0,
+            0,
+            None,
+            (7, 13, 11, 18),
+            ("60", "Ours, Joint-CNN", "Yes", "1 by 1"),
+            "Which model declines?",
+            "Joint-CNN",
+            1,
+        ),
+        (1, 2, None, (1, 17, 16, 19), ("(b) OPT", "14", "increases", "2"), "By how much?", "9.17", 4),
+        (0, 0, "the bottom subplot", (2, 8, 10, 14), ("q", "0.1", "7", "Not Applicable"), "How many?", "3", 4),
+        (2, 1, None, (3, 4, 12, 15), ("PPL", "0", "4", "1.0"), "Up or down?", "moving up", 2),
+        (2, 1, None, (5, 6, 9, 12), ("1", "2", "3", "5"), "Which value is the largest?", "94", 3),
+    ]
+    rows = [
+        {
+            "category": "cs",
+            "year": "20",
+            "original_figure_path": f"{number}.jpg",
+            "original_id": f"2004.1095{number}",
+            "figure_path": f"images/{number}.jpg",
+            "image": {"bytes": png(draw(f"C{number}")), "path": None},
+            "num_subplots": 1 + row,
+            "subplot_row": row,
+            "subplot_col": column,
+            "subplot_loc": place,
+            **{f"descriptive_q{at}": one for at, one in enumerate(numbers, start=1)},
+            **{f"descriptive_a{at}": one for at, one in enumerate(answers, start=1)},
+            "reasoning_q": question,
+            "reasoning_q_source": 3,
+            "reasoning_a": answer,
+            "reasoning_a_type": kind,
+        }
+        for number, (row, column, place, numbers, answers, question, answer, kind) in enumerate(asked)
+    ]
+    texts = ("category", "year", "original_figure_path", "original_id", "figure_path", "subplot_loc", "reasoning_q")
+    numbers = ("num_subplots", "subplot_row", "subplot_col", "reasoning_q_source", "reasoning_a_type")
+    features = dict.fromkeys((*texts, "reasoning_a", *(f"descriptive_a{at}" for at in range(1, 5))), TEXT)
+    whole = dict.fromkeys((*numbers, *(f"descriptive_q{at}" for at in range(1, 5))), Value("int64"))
+    return parquet(dataset(rows, {**features, **whole, "image": Image()}), folder / "validation.parquet")
+
+
+def ocrbench_v2(folder: Path) -> Path:
+    """A parquet file in a folder: one question of every form."""
+    spotted = {"bbox_list": [[10, 20, 90, 20, 90, 40, 10, 40], [10, 60, 50, 80]], "content": ["SALE!", "K7"]}
+    choices = "Which sum is right?\nA. 4\nB. 5\nC. 6"
+    asked: list[tuple[str, str, list[str], Mapping[str, Any]]] = [
+        ("cognition VQA en", "What is the brand?", ["nokia", "NOKIA"], {}),
+        ("math QA en", choices, ["B"], {"eval": "multiple choice"}),
+        ("text recognition en", "What is written?", ["One Long Line Of Text"], {"eval": "case sensitive"}),
+        ("cognition VQA cn", "图中写了什么", ["北京 大学"], {}),
+        ("text counting en", "How many words are there?", ["12"], {"eval": "regression"}),
+        ("text counting en", "How often does e occur?", ["3"], {"eval": "exact match"}),
+        ("formula recognition en", "Write the formula.", ["x ^ { 2 }"], {}),
+        ("formula recognition cn", "写出公式。", ["\\text{面积} = 2"], {}),
+        ("handwritten answer extraction cn", "选择题答案是什么", ["AC"], {}),
+        ("handwritten answer extraction cn", "请写出简答题的答案。", ["因为光合作用"], {}),
+        (
+            "key information extraction en",
+            "Give date and total.",
+            ['{"date": ["1 May", "May 1"], "total": ["9.90"]}'],
+            {},
+        ),
+        ("key information extraction cn", "给出日期。", ["{'日期': '五月'}"], {}),
+        ("VQA with position en", "What is written on the cabin?", ["K7", "k7"], {"bbox": [100, 200, 300, 400]}),
+        ("text grounding en", "Where is 'SALE'?", ["120", "340", "455", "600"], {}),
+        ("text spotting en", "Spot all the text.", [], spotted),
+        ("table parsing en", "Write the table in html.", ["<table><tr><td>1</td></tr></table>"], {}),
+        ("full-page OCR cn", "写出全文。", ["全文"], {}),
+        ("chart parsing en", "Write the chart.", ['{"a": "1"}'], {}),
+    ]
+    rows = [
+        {
+            "id": number,
+            "dataset_name": "own",
+            "question": question,
+            "type": kind,
+            "answers": answers,
+            "image": {"bytes": png(draw(f"Q{number}")), "path": None},
+            "eval": more.get("eval", "None"),
+            "bbox": more.get("bbox"),
+            "bbox_list": more.get("bbox_list"),
+            "content": more.get("content"),
+        }
+        for number, (kind, question, answers, more) in enumerate(asked)
+    ]
+    columns = dict.fromkeys(("dataset_name", "question", "type", "eval"), TEXT)
+    lists = {"answers": List(TEXT), "content": List(TEXT), "bbox": List(Value("int32"))}
+    features = {**columns, **lists, "bbox_list": List(List(Value("int32"))), "id": Value("int32"), "image": Image()}
+    parquet(dataset(rows, features), folder / "data" / "test-00000-of-00001.parquet")
+    return folder
+
+
 WRITERS: Final[Mapping[str, Callable[[Path], Path]]] = {
     "vstar": vstar,
     "hrbench-4k": hr_bench_4k,
@@ -392,5 +598,13 @@ WRITERS: Final[Mapping[str, Callable[[Path], Path]]] = {
     "visualprobe-hard": visual_probe,
     "zoombench": zoombench,
     "zoombench-crop": zoombench,
+    "o3-bench": o3_bench,
+    "visualneedle": visual_needle,
+    "hrscene": hr_scene,
+    "xlrs-lite": xlrs_lite,
+    "charxiv-reasoning": charxiv,
+    "charxiv-descriptive": charxiv,
+    "ocrbench-v2": ocrbench_v2,
+    "ocrbench-v2-pages": ocrbench_v2,
 }
 """By the task's name; the tasks that are drawn need none."""

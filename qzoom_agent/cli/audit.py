@@ -7,6 +7,7 @@ command resumes. Works with any model and server, with boxes or without.
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run the verb; exit code 4 if the model failed on every question."""
     args = parser().parse_args(argv)
-    run = planned(args)
+    run = planned(args, f"qzoom audit {shlex.join(argv)}")
     if run is None:
         return OK
 

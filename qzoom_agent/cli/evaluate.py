@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 from qzoom_agent.cli.console import Console, Progress, opener, print_table, printable
 from qzoom_agent.cli.main import BACKEND, INTERRUPTED, OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import ConfigError, redact
 from qzoom_agent.files import require_file, require_folder, write_text
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
         return VERBS[argv[0]](verb_parser(argv[0]).parse_args(argv[1:]))
     args = parser().parse_args(argv)
     ablations = _ablations(args.ablate)
-    run = planned(args)
+    run = planned(args, f"qzoom eval {shlex.join(argv)}")
     return OK if run is None else _measure(run, ablations)
 
 
@@ -118,6 +119,8 @@ class Measurement(NamedTuple):
     loaded: Mapping[str, Selected]
     out: Path
     shard: Shard
+    command: str
+    """The command line, without secrets."""
 
     def agent(self) -> tuple[Agent, int]:
         """Load the agent, and return with it how many questions it is asked at once."""
@@ -147,7 +150,7 @@ class Measurement(NamedTuple):
                 repeats=args.repeats,
                 scorer=args.scorer,
                 weights=fingerprint(agent.config.model, args.branches),
-                environment=environment(str(getattr(agent.backend, "placement", ""))),
+                environment=environment(str(getattr(agent.backend, "placement", "")), command=self.command),
                 workers=workers,
                 shard=self.shard,
                 traces=not args.no_traces,
@@ -166,7 +169,7 @@ class Measurement(NamedTuple):
         return True
 
 
-def planned(args: argparse.Namespace) -> Measurement | None:
+def planned(args: argparse.Namespace, command: str) -> Measurement | None:
     """Return the run that the flags of `add_flags` describe, checked; None after a dry run, which prints it."""
     from qzoom_agent.data.samples import TaskSource
     from qzoom_agent.evaluation.runner import Shard, require, select
@@ -203,7 +206,7 @@ def planned(args: argparse.Namespace) -> Measurement | None:
     if args.json:
         require_file(args.json)
     require_folder(out)
-    return Measurement(args, tasks, source, loaded, out, Shard.launched())
+    return Measurement(args, tasks, source, loaded, out, Shard.launched(), redact(command))
 
 
 def _measure(run: Measurement, ablations: Sequence[str]) -> int:

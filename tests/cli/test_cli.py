@@ -314,6 +314,8 @@ def test_eval_prints_figures_and_leaves_a_run(play: Any, here: Path, capsys: pyt
     assert "5/5" in captured.err
     result = json.loads((here / "result.json").read_text())
     assert result["n"] == len(result["rows"]) == 5
+    (made,) = json.loads(next((here / "runs").glob("*/env.json")).read_text())
+    assert made["command"] == "qzoom eval needle-global --n 5 --json result.json" and made["date"]
     assert result["interval"][0] <= result["accuracy"] <= result["interval"][1]
     (folder,) = (here / "runs").iterdir()
     assert folder.name.startswith("needle-global--nano--default--")

@@ -178,7 +178,8 @@ def _sentence(text: str, start: int) -> str:
             end = mark.end() if len(word) > 1 else mark.start()
             break
     sentence = _COPULA.sub("", body[:end].strip())
-    return _REASON.sub("", sentence).strip().strip("*_").strip() or sentence
+    found = _REASON.sub("", sentence).strip().strip("*_").strip() or sentence
+    return found.removesuffix('"') if text[:start].endswith('"') else found
 
 
 def _abbreviation(text: str, at: int) -> str:

@@ -30,6 +30,7 @@ _PLACE: Final = "[\ue000-\ue2ff]"
 _ALONE: Final = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
 _NO_WORD: Final = "0-9A-Za-z\u00c0-\u024f\u0370-\u03ff\u0400-\u04ff"
 _LEADING: Final = re.compile(r"([\s*#>\"'`(\[-]*)([A-Za-z])(\s*[).:\]\u3001]+)(?![A-Za-z]\.)")
+_LISTED: Final = re.compile(r"(?m)^[\s*#>-]*\(?([A-Z])\s*[.):]\s")
 _BRACKETED: Final = re.compile(
     r"[(\[{\u3010\u300c\u300e]\s*\**([A-Z])\**\s*[)\]}\u3011\u300d\u300f]|\*\*\(?([A-Z])\)?[.:]?\*\*"
 )
@@ -176,7 +177,9 @@ def _with_letters(text: str, count: int, *, answer: bool) -> str:
         return f" {chr(base + index)} " if index < count else otherwise
 
     leading = _LEADING.match(text)
-    if leading:
+    if len({found[1] for found in _LISTED.finditer(text)}) > 1:  # "A. red, B. blue" in lines: all are named
+        text = _LISTED.sub(lambda found: "\n" + name(found[1], _STRONG, found[0]), text)
+    elif leading:
         text = leading[1].rstrip("([") + name(leading[2], _STRONG, leading[2] + leading[3]) + text[leading.end() :]
     elif answer and (lower := _LOWER.match(text)):
         text = name(lower[1], _LETTER, lower[1]) + text[lower.end() :]

@@ -18,6 +18,8 @@ OPTIONS = ("red", "dark red", "blue", "A. Smith")
         ("<answer> 12.40 </answer>", "12.40"),
         ("<answer>1</answer> wait <ANSWER>2</ANSWER>", "2"),
         ("<answer>cut off", "cut off"),
+        ('The answer is "STOP".', "STOP"),
+        ('The answer is 5".', '5"'),
         ("<answer></answer> The answer is 7.", "7"),
         (r"so \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
         (r"so \boxed{\text{two}}", "two"),

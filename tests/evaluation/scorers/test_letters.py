@@ -10,6 +10,9 @@ from qzoom_agent.evaluation.scorers.letters import choice
 
 COLOURS = ("red", "blue", "green", "black")
 REPLIES = (
+    ("A. red - no\nB. blue - yes", None),
+    ("A. red\nB. blue\n\nAnswer: B", "B"),
+    ("B. blue\nThe van is blue.", "B"),
     ("The answer isn't B", None),
     ("B isn't correct", None),
     ("B is not right, C is", "C"),

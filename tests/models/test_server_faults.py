@@ -710,6 +710,33 @@ def test_a_key_that_the_server_returns_is_written_nowhere(
     assert written and not [path for path in written if KEY.encode() in path.read_bytes()]
 
 
+def test_a_key_is_in_nothing_that_an_evaluation_writes(
+    server: Misbehaving, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = iter(range(10**6))
+    server.script = lambda one: ECHOES[next(places) % len(ECHOES)](one)
+    IMAGE.save(tmp_path / "a.png")
+    rows = [json.dumps({"image": "a.png", "question": f"What is {at}?", "answer": "x"}) for at in range(24)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    secret = server.url.replace("//", "//me:hunter2-secret@")
+    command = [
+        "eval",
+        str(tmp_path / "rows.jsonl"),
+        "--server",
+        secret,
+        "--model",
+        "served",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert main(command) in (0, 4)
+    said = capsys.readouterr()
+    assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 24
+    for text in (KEY, "hunter2-secret"):
+        assert text not in f"{said.out}{said.err}"
+        assert not [path for path in tmp_path.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+
+
 @pytest.mark.parametrize("key", [f"{KEY}\nX-Other: 1", f"{KEY}\r\n\r\nGET /", f"“{KEY}”", f"{KEY}\x00"])
 def test_a_key_that_cannot_be_sent_is_not_shown(server: Misbehaving, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINE", key.replace("\x00", "\x01"))

@@ -92,12 +92,12 @@ def test_results_name_the_public_code_that_a_rule_repeats() -> None:
 def test_a_rule_that_gives_other_scores_has_a_new_version() -> None:
     """Raise `RULES` if this fails because a score has changed, and put the new digest here."""
     found = []
-    for suite in lmms_parity.SUITES:
+    for suite in (*lmms_parity.SUITES, *lmms_parity.TYPES):
         scorers = TASKS[suite.split()[0]].scorers
-        for row in lmms_parity.generated(suite)[:100]:
+        for row in lmms_parity.generated(suite, 100):
             found += [lmms_parity.ours(row, name) for name in scorers]
     digest = hashlib.sha256(json.dumps([round(score, 6) for score in found]).encode()).hexdigest()[:12]
-    assert {RULES: digest} == {"2": "9ebd8ac179ff"}
+    assert {RULES: digest} == {"2": "c21a16faa8ee"}
 
 
 def test_replies_that_are_sentences_are_counted(tmp_path: Path) -> None:

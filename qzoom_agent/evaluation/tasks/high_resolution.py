@@ -27,7 +27,7 @@ from qzoom_agent.evaluation.tasks.task import Scored, Task
 from qzoom_agent.geometry import Box
 
 O3_PLACE: Final = HubTable(("m-Just/O3-Bench",), file="test/metadata.jsonl")
-O3_COLUMNS: Final = ("file_name", "subset", "question", "options", "answer", "target_layouts", "layout_infos")
+O3_COLUMNS: Final = ("subset", "question", "options", "answer", "target_layouts", "layout_infos")
 NEEDLE_PLACE: Final = HubTable((), file="visualneedle_300en.jsonl")
 NEEDLE_COLUMNS: Final = ("id", "category", "question", "answer", "image_path", "bbox")
 HR_SCENE_PLACE: Final = HubTable(("Wenliang04/HRScene",), config="realworld_combined", split="testmini")
@@ -51,11 +51,14 @@ _SEVERAL: Final = (
 
 
 def load_o3(source: TaskSource) -> RowSamples:
-    """Return the samples of O3-Bench; `source.path` may be a copy of its repository."""
+    """Return the samples of O3-Bench; `source.path` may be a copy of its repository, or a table of `datasets`."""
     rows = open_rows(source, O3_PLACE, O3_COLUMNS)
+    # `datasets` reads the files into a column of images.
+    column = "image" if "image" in rows.columns else "file_name"
+    rows.need((column,))
 
     def make(row: Row, index: int) -> Sample:
-        image, cluster = seen(row["file_name"], rows.folder, max_pixels=source.max_pixels)
+        image, cluster = seen(row[column], rows.folder, max_pixels=source.max_pixels)
         shown = row["options"].replace("\\n", "\n").strip()
         return _sample(
             f"o3-bench-{index}",

@@ -24,8 +24,18 @@ from qzoom_agent.evaluation.tasks.rule_version import public_rule
 REPLIES: Final = 5_000
 SEED: Final = 0
 SUITES: Final = (
-    "vstar", "hrbench-4k", "mme-realworld", "docvqa", "infovqa", "chartqa", "textvqa", "ocrbench", "ocrbench formulas",
+    "vstar", "hrbench-4k", "mme-realworld", "xlrs-lite", "docvqa", "infovqa", "chartqa", "textvqa", "ocrbench",
+    "ocrbench formulas",
 )  # fmt: skip
+TYPES: Final = {
+    "ocrbench-v2 english": ("cognition VQA en", "None"),
+    "ocrbench-v2 case": ("text recognition en", "case sensitive"),
+    "ocrbench-v2 chinese": ("reasoning VQA cn", "None"),
+    "ocrbench-v2 formula": ("formula recognition en", "None"),
+    "ocrbench-v2 count": ("text counting en", "regression"),
+    "ocrbench-v2 ground": ("text grounding en", "None"),
+}
+"""Type and way of scoring of the questions of a suite."""
 OPTIONS: Final = ("red", "the left one", "12", "A bus", "dark red")
 PHRASES: Final = (
     "The best answer is", "The answer is", "The correct option is", "Best answer:", "Best option:", "Answer:", "option",
@@ -46,8 +56,10 @@ from lmms_eval.tasks.chartqa.utils import relaxed_correctness
 from lmms_eval.tasks.hrbench.hrbench_evals import HRBenchEval
 from lmms_eval.tasks.mme_realworld.utils import extract_characters_regex
 from lmms_eval.tasks.ocrbench.utils import ocrbench_process_results
+from lmms_eval.tasks.ocrbench_v2 import IoUscore_metric as iou, vqa_metric as vqa
 from lmms_eval.tasks.textvqa.utils import textvqa_process_results
 from lmms_eval.tasks.vstar_bench.utils import extract_answer_letter
+from lmms_eval.tasks.xlrs.mcq_utils import extract_characters_regex as xlrs_letters
 hr = HRBenchEval(api_key="")
 def score(row):
     suite, reply, golds, options = row["suite"], row["reply"], row["golds"], row["options"]
@@ -58,6 +70,21 @@ def score(row):
     if suite == "mme-realworld":
         said, gold = extract_characters_regex(reply).lower(), golds[0].lower()
         return float(said == gold or gold in said)
+    if suite == "xlrs-lite":
+        return float(set(xlrs_letters(reply)) == set(golds[0]))
+    if suite == "ocrbench-v2 english":
+        return float(vqa.vqa_evaluation(reply, golds))
+    if suite == "ocrbench-v2 case":
+        return float(vqa.vqa_evaluation_case_sensitive(reply, golds))
+    if suite == "ocrbench-v2 chinese":
+        return float(vqa.cn_vqa_evaluation(reply, golds))
+    if suite == "ocrbench-v2 formula":
+        return float(vqa.math_expression_evaluation(reply, golds))
+    if suite == "ocrbench-v2 count":
+        return float(vqa.counting_evaluation(reply, golds, "regression"))
+    if suite == "ocrbench-v2 ground":
+        box = iou.extract_coordinates(reply)
+        return float(iou.calculate_iou(box, golds) if box else 0)
     if suite in ("docvqa", "infovqa"):
         return float(anls(references=golds, predictions=[reply])["anls"])
     if suite == "chartqa":
@@ -71,15 +98,15 @@ json.dump([score(row) for row in rows], open(sys.argv[2], "w"))
 """
 
 
-def generated(suite: str) -> list[dict[str, Any]]:
-    """Return the questions and replies of one suite."""
+def generated(suite: str, count: int = REPLIES) -> list[dict[str, Any]]:
+    """Return the first `count` questions and replies of one suite."""
     random = Random(f"{SEED} {suite}")
-    choice = suite in ("vstar", "hrbench-4k", "mme-realworld")
+    choice = suite in ("vstar", "hrbench-4k", "mme-realworld", "xlrs-lite")
+    kind, way = TYPES.get(suite, ("Regular Text Recognition", "None"))
     rows = []
-    for _ in range(REPLIES):
+    for _ in range(count):
         if choice:
-            count = 5 if suite == "mme-realworld" else 4
-            letters = "ABCDE"[:count]
+            letters = "ABCDE"[: 5 if suite == "mme-realworld" else 4]
             golds = [random.choice(letters)]
             write: tuple[Callable[[], str], ...] = (
                 lambda letters=letters: random.choice(("{}", "({})", "{}.", "**{}**", "{}:", "[{}]")).format(
@@ -90,8 +117,14 @@ def generated(suite: str) -> list[dict[str, Any]]:
                 lambda: random.choice(WORDS),
             )
             reply = " ".join(random.choice(write)() for _ in range(random.choice((0, 1, 1, 1, 2, 2, 3, 5, 12))))
+        elif suite in ("ocrbench-v2 count", "ocrbench-v2 ground"):
+            golds = [str(random.randrange(1, 40)) for _ in range(1 if suite.endswith("count") else 2)]
+            golds += [str(int(number) + random.randrange(1, 40)) for number in golds] if len(golds) > 1 else []
+            told = [str(max(0, int(number) + random.randrange(-4, 5))) for number in golds]
+            box = random.choice(("({})", "[{}]", "{}", "({}]", "({}) or (1, 2, 3, 2000)")).format(", ".join(told))
+            reply = random.choice((box, box, f"{_words(random)} {box}", _words(random)))
         else:
-            text = _words(random)
+            text = " ".join(_words(random) for _ in range(random.choice((1, 1, 4)) if suite in TYPES else 1))
             golds = [text, *(_words(random) for _ in range(random.choice((0, 0, 1, 9))))]
             golds = golds[:1] if suite == "chartqa" else golds + golds[:1] * random.randrange(4)
             reply = random.choice((text, text, _changed(random, text), _changed(random, text), _words(random)))
@@ -103,7 +136,8 @@ def generated(suite: str) -> list[dict[str, Any]]:
                 "golds": golds,
                 "options": OPTIONS[: 5 if suite == "mme-realworld" else 4] if choice else [],
                 "dataset": "HME100k" if suite.endswith("formulas") else "IIIT5K",
-                "kind": "Regular Text Recognition",
+                "kind": kind,
+                "meta": {"eval": way, "gold": list(map(int, golds)) if suite.endswith("ground") else []},
             }
         )
     return rows
@@ -132,7 +166,7 @@ def ours(row: dict[str, Any], name: str = "faithful") -> float:
         answer=row["golds"][0],
         answers=tuple(row["golds"]),
         options=tuple(row["options"]),
-        meta={"dataset": row["dataset"]},
+        meta={"dataset": row["dataset"], **row["meta"]},
     )
     scorer = TASKS[row["suite"].split()[0]].scorers[name]
     found = scorer(row["reply"], sample)
@@ -140,7 +174,8 @@ def ours(row: dict[str, Any], name: str = "faithful") -> float:
 
 
 def main(python: str) -> int:
-    rows = [row for suite in SUITES for row in generated(suite)]
+    suites = (*SUITES, *TYPES)
+    rows = [row for suite in suites for row in generated(suite)]
     with TemporaryDirectory() as folder:
         asked, answered = Path(folder) / "rows.jsonl", Path(folder) / "scores.json"
         asked.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -151,7 +186,7 @@ def main(python: str) -> int:
     rule = public_rule(TASKS["vstar"].scorers["faithful"])
     print(f"lmms-eval {found}; the scorers repeat {rule.version if rule else None}")
     wrong = 0
-    for suite in SUITES:
+    for suite in suites:
         pairs = [(row, ours(row), score) for row, score in zip(rows, theirs, strict=True) if row["suite"] == suite]
         differ = [(row, one, other) for row, one, other in pairs if abs(one - other) > 1e-9]
         right = sum(other for _, _, other in pairs) / len(pairs)

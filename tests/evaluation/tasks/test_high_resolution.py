@@ -29,6 +29,19 @@ def test_o3_bench_has_the_boxes_of_the_regions_in_their_order(tmp_path: Path) ->
     assert [sample.kind for sample in found] == ["map", "map", "chart", "chart"]
 
 
+def test_o3_bench_is_read_as_datasets_saves_it(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    folder = fixtures.o3_bench(tmp_path / "o3")
+    load_dataset("imagefolder", data_dir=str(folder / "test"), split="train").save_to_disk(str(tmp_path / "saved"))
+    load = TASKS["o3-bench"].load
+    for one, other in zip(
+        load(TaskSource(path=str(folder))), load(TaskSource(path=str(tmp_path / "saved"))), strict=True
+    ):
+        assert (one.question, one.answer, one.boxes) == (other.question, other.answer, other.boxes)
+        assert one.image.tobytes() == other.image.tobytes()
+
+
 def test_o3_bench_names_the_row_whose_region_is_missing(tmp_path: Path) -> None:
     file = fixtures.o3_bench(tmp_path / "o3") / "test" / "metadata.jsonl"
     file.write_text(file.read_text().replace('"target_layouts": [2]', '"target_layouts": [7]'))

@@ -12,6 +12,7 @@ asked; a failure of the model or its server does not raise, it is the `status` o
 from __future__ import annotations
 
 import html
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,8 @@ from qzoom_agent.zoom.zoom import Zoom, ZoomConfig, find_tool
 
 Boxes = Sequence[Box | Sequence[float]]
 """Boxes of the original: `Box` in any frame, or four numbers in pixels."""
+
+logger = logging.getLogger(__name__)
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _EXTENSIONS = {"protocol": "protocol", "tool": "tool", "rule": "review.rule"}
@@ -153,7 +156,11 @@ class Agent:
         names = {_EXTENSIONS[key]: reference(value) for key, value in self._objects.items()}
         self._given = (config or AgentConfig()).replace(**{**names, **changes})
         self.config = self._given.resolved(
-            model=backend.name, protocol=backend.protocol, defaults=backend.defaults, perceives=backend.perceives
+            model=backend.name,
+            protocol=backend.protocol,
+            defaults=backend.defaults,
+            perceives=backend.perceives,
+            settings=getattr(backend, "settings", None),
         )
         self.state_dir = None if state_dir is None else Path(state_dir)
         self._saved = None if self.state_dir is None else SavedRuns(self.state_dir)
@@ -230,15 +237,20 @@ class Agent:
         """
         changes, objects = _split(overrides)
         config = (config or AgentConfig()).replace(model=model, **changes)
-        from qzoom_agent.models.presets import UNKNOWN_BUDGET, served_model
+        from qzoom_agent.models.presets import UNKNOWN_BUDGET, guess_of, served_model
         from qzoom_agent.models.server import ServerBackend
 
         preset = served_model(model)
+        if config.protocol is None and (guess := guess_of(preset)):
+            logger.warning(guess)
+        # A server has no branches for a preset's thresholds.
+        settings = {key: value for key, value in preset.settings.items() if not key.startswith("perception.")}
         backend = ServerBackend(
             url,
             model=preset.source,
             protocol=(config.protocol if config.protocol in PROTOCOLS else None) or preset.protocol or "plain",
             defaults=preset.budget or UNKNOWN_BUDGET,
+            settings=settings,
             key_variable=key_variable,
             api_key=api_key,
             headers=headers,

@@ -3,9 +3,9 @@
 Every section is a frozen pydantic model with a docstring under each field. A wrong key or value raises `ConfigError`
 with the dotted key, the value given and the keys known.
 
-A budget is a number of visual tokens, never a resolution; `None` takes the backend's preset, and
-`BudgetConfig.view_budget` is the only place that resolves the two. Paths of a machine are arguments of `Agent`, not
-configuration, so that a saved configuration repeats a run elsewhere.
+A budget is a number of visual tokens, never a resolution. A key that was not given, or is `None`, is the model's to
+say: `AgentConfig.resolved` fills in its preset's value, else the default written here. Paths of a machine are arguments
+of `Agent`, not configuration, so that a saved configuration repeats a run elsewhere.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.files import read_text, read_yaml, write_text
+from qzoom_agent.geometry import fit_tokens, tokens
 from qzoom_agent.images import MAX_PIXELS
 
 MAX_SEED = 2**62
@@ -84,6 +85,18 @@ class ViewBudget(Config):
     """Shortest side of a crop in original pixels; models do not read crops magnified further."""
     roi_tokens: tuple[int, int] | None = None
     """Fewest and most tokens of a crop that the branches propose. None: as any crop."""
+    coarse_share: float | None = Field(default=None, gt=0, lt=1)
+    """Most of the coarse view's sides, as a share of those that the whole image has as a crop: for models whose tool
+    only makes sense after a smaller first view. None: the budget alone."""
+
+    def coarse_limits(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the least and most tokens of the coarse view of an image of `size` pixels."""
+        low, high = self.coarse_min_tokens, self.coarse_max_tokens
+        if self.coarse_share is not None:
+            least, most = self.crop_min_tokens, self.crop_max_tokens
+            whole = tokens(fit_tokens(size, factor=self.factor, min_tokens=least, max_tokens=most), self.factor)
+            high = min(high, max(1, int(whole * self.coarse_share**2)))
+        return min(low, high), high
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -99,7 +112,18 @@ class ViewBudget(Config):
         return self
 
 
-class BudgetConfig(Config):
+class _ModelDefaults(Config):
+    """A section whose keys a model's preset may fill in: null leaves one to it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}
+
+
+class BudgetConfig(_ModelDefaults):
     """The limits of an episode, and the budget of each view."""
 
     prefix: ClassVar[str] = "budget."
@@ -148,12 +172,13 @@ class BudgetConfig(Config):
             crop_min_tokens=self.crop_min_tokens or min(defaults.crop_min_tokens, crop_max),
             crop_max_tokens=crop_max,
             crop_min_side=defaults.crop_min_side,
+            coarse_share=defaults.coarse_share,
             roi_tokens=None if self.crop_min_tokens or self.crop_max_tokens else defaults.roi_tokens,
         )
 
 
-class GenerationConfig(Config):
-    """The sampling of a turn's text."""
+class GenerationConfig(_ModelDefaults):
+    """The sampling of a turn's text. Not given: the model's preset, its generation_config, then these defaults."""
 
     prefix: ClassVar[str] = "generation."
 
@@ -163,6 +188,10 @@ class GenerationConfig(Config):
     """0 takes the likeliest token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Share of the probability mass that sampling draws from; without effect at temperature 0."""
+    top_k: int | None = Field(default=None, ge=1, exclude_if=_is_none)
+    """Number of likeliest tokens that sampling draws from. None: all."""
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2, exclude_if=_is_none)
+    """Amount by which the logit of each token that the turn already has is lowered. None: 0."""
 
 
 class CropConfig(Config):
@@ -320,21 +349,52 @@ class AgentConfig(Config):
 
     def replace(self, **changes: Any) -> AgentConfig:
         """Return a changed copy. Keys may be dotted (`"budget.max_turns"`); a mapping merges into its section."""
-        data = self.model_dump()
+        # Only what was given is copied, so that the rest stays the model's to say.
+        data = self.model_dump(exclude_unset=True)
+        for name, section in self:
+            if isinstance(section, Config):
+                data.setdefault(name, {})
         for key, value in changes.items():
             _put(data, key, value)
         return AgentConfig(**data)
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> AgentConfig:
+        """Return a copy with the values of these dotted keys where none was given (None is none)."""
+        given = self.model_dump(exclude_unset=True, exclude_none=True)
+
+        def lacks(key: str) -> bool:
+            section, _, name = key.partition(".")
+            return section not in given if not name else name not in given.get(section, {})
+
+        return self.replace(**{key: value for key, value in defaults.items() if lacks(key)})
 
     def policy_for(self, *, perceives: bool) -> PolicyName:
         """Return the policy given, or the default of a model with branches (`perceives`) or without."""
         return self.policy or ("implicit" if perceives else "explicit")
 
-    def resolved(self, *, model: str, protocol: str, defaults: ViewBudget, perceives: bool = False) -> AgentConfig:
-        """Return the configuration with the backend's presets filled in, so that it repeats a run if they change."""
+    def resolved(
+        self,
+        *,
+        model: str,
+        protocol: str,
+        defaults: ViewBudget,
+        perceives: bool = False,
+        settings: Mapping[str, Any] | None = None,
+    ) -> AgentConfig:
+        """Return the configuration with the backend's presets filled in, so that it repeats a run if they change.
+
+        Args:
+            model: Name of the backend.
+            protocol: Its format of zoom calls.
+            defaults: Its budget of each view.
+            perceives: The model has branches.
+            settings: Its other recommended values, by dotted key.
+        """
+        self = self.with_defaults(settings or {})
         views = self.budget.view_budget(defaults)
         given = (self.perception.roi_min_tokens, self.perception.roi_max_tokens)
         low, high = given if any(given) else views.roi_tokens or given
-        return self.replace(
+        filled = self.replace(
             model=model,
             policy=self.policy_for(perceives=perceives),
             protocol=self.protocol or protocol,
@@ -347,6 +407,7 @@ class AgentConfig(Config):
                 "crop_max_tokens": views.crop_max_tokens,
             },
         )
+        return AgentConfig(**filled.model_dump())  # every key counts as given now
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML, every key written out."""
@@ -382,7 +443,8 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
     inside = data.get(section)
     if rest:
         if not isinstance(inside, dict):
-            raise ConfigError(f"There is no section '{section}' (in '{key}'). Known keys: {', '.join(sorted(data))}.")
+            known = ", ".join(sorted(AgentConfig.model_fields))
+            raise ConfigError(f"There is no section '{section}' (in '{key}'). Known keys: {known}.")
         _put(inside, rest, value)
     elif isinstance(inside, dict) and isinstance(value, Mapping):
         for name, inner in value.items():

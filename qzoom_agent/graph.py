@@ -394,9 +394,8 @@ def _margin(ctx: Context, seen: PerceptionRecord) -> float:
 
 def _add_coarse(ctx: Context) -> View:
     views, limit = ctx.views, ctx.config.budget.max_visual_tokens
-    coarse = ctx.store.add_coarse(
-        factor=views.factor, min_tokens=views.coarse_min_tokens, max_tokens=views.coarse_max_tokens
-    )
+    low, high = views.coarse_limits(ctx.store.view("original").size)
+    coarse = ctx.store.add_coarse(factor=views.factor, min_tokens=low, max_tokens=high)
     if limit is not None and coarse.tokens > limit:
         size = ctx.store.view("original").size
         raise ImageError(

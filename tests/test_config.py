@@ -1,5 +1,7 @@
 """The configuration: views of the same fields (code, mapping, YAML, dotted keys), and errors that name the key."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from qzoom_agent.config import (
     read_setting,
 )
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.models.presets import NANO_BUDGET
 
 PRESET = ViewBudget(factor=28, coarse_min_tokens=16, coarse_max_tokens=64, crop_min_tokens=32, crop_max_tokens=64)
 
@@ -147,3 +150,25 @@ def test_what_is_given_holds_and_the_preset_gives_way(
     assert (config.model, config.protocol) == ("m", "p")
     assert config.budget.view_budget(PRESET) == views
     assert config == config.resolved(model="m", protocol="q", defaults=PRESET)
+
+
+@pytest.mark.parametrize(
+    ("perceives", "key"), [(True, "36a31b071969e96e8c99d013"), (False, "9c717ced7d6a8ea7427e011f")]
+)
+def test_later_keys_leave_the_key_of_saved_rows_as_it_was(perceives: bool, key: str) -> None:
+    config = AgentConfig().resolved(model="nano", protocol="nano", defaults=NANO_BUDGET, perceives=perceives)
+    written = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    assert hashlib.sha256(written.encode()).hexdigest()[:24] == key
+
+
+def test_the_models_values_fill_in_only_what_was_not_given() -> None:
+    defaults = {"budget.max_turns": 12, "generation.temperature": 1.0, "policy": "direct", "perception.threshold": 0.2}
+    filled = AgentConfig().with_defaults(defaults)
+    assert (filled.budget.max_turns, filled.generation.temperature, filled.policy) == (12, 1.0, "direct")
+    own = AgentConfig(policy="explicit").replace(**{"budget.max_turns": 6, "generation.temperature": None})
+    own = own.replace(seed=3).with_defaults(defaults)
+    assert (own.budget.max_turns, own.generation.temperature, own.policy, own.seed) == (6, 1.0, "explicit", 3)
+    saved = AgentConfig.from_yaml(AgentConfig().to_yaml()).with_defaults(defaults)
+    assert (saved.budget.max_turns, saved.generation.temperature) == (6, 0.0), "a saved configuration has every key"
+    with pytest.raises(ConfigError, match=r"Unknown key 'generation.max_tokens'.*generation.top_k"):
+        AgentConfig().replace(**{"generation.max_tokens": None})

@@ -121,7 +121,7 @@ def arms(
 
 def _arm(agent: Agent, policy: PolicyName, budget: int) -> Agent:
     """Return the same weights under another policy and budget."""
-    return Agent(agent.backend, config=agent.config.replace(policy=policy, **{"budget.coarse_tokens": budget}))
+    return agent.replace(policy=policy, **{"budget.coarse_tokens": budget})
 
 
 def points(task: str, table: Table) -> list[ParetoPoint]:

@@ -7,35 +7,46 @@ backend keeps that line.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.utils import logging as hub_logging
 
 from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import ImageSource
-from qzoom_agent.models.presets import NANO_FOLDER, PRESETS, UNKNOWN_BUDGET, Preset, resolve_model
+from qzoom_agent.models.presets import (
+    FAMILIES,
+    NANO_FOLDER,
+    PRESETS,
+    UNKNOWN_BUDGET,
+    Preset,
+    guess_of,
+    recognised,
+    resolve_model,
+)
 from qzoom_agent.models.prompts import PromptCodec, load_processor, visual_factor
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.checkpoints import load_official, official_names, own_branches
 
 logger = logging.getLogger(__name__)
 
-_PROTOCOLS = {
-    "qwen2_5_vl": "deepeyes",
-    "qwen3_vl": "qwen3vl",
-    "qwen3_vl_moe": "qwen3vl",
-    "qwen3_5": "qwen3_5",
-    "qwen3_5_moe": "qwen3_5",
-}
+_GREEDY: Final = 1e-3
+"""Temperature up to which a checkpoint's sampling is greedy decoding."""
 
 
 class HFBackend:
@@ -52,10 +63,24 @@ class HFBackend:
         name: str,
         protocol: str | None = None,
         defaults: ViewBudget | None = None,
+        settings: Mapping[str, Any] | None = None,
         placement: str = "",
         branches: Branches | None = None,
     ) -> None:
-        """Raises BackendError if the model cannot be run piece by piece, or the branches belong to another."""
+        """
+        Args:
+            model: the weights.
+            processor: their tokenizer, chat template and image processor.
+            name: the user's name for the model.
+            protocol: format of zoom calls; None takes one that fits the vocabulary or the family.
+            defaults: visual tokens of its views; None takes those of a model of this format or family.
+            settings: recommended values of other keys of the configuration, see `Preset.settings`.
+            placement: device and number format, with the reason.
+            branches: gate and SD-RPN.
+
+        Raises:
+            BackendError: the model cannot be run piece by piece, or the branches belong to another.
+        """
         _require_piecewise(model, name)
         if branches is not None:
             branches.config.require_fit(model)
@@ -63,12 +88,18 @@ class HFBackend:
         self.branches = branches
         self.processor = processor
         self.name = name
-        fits = "nano" if "<zoom>" in processor.tokenizer.get_vocab() else _PROTOCOLS.get(model.config.model_type)
-        self.protocol = protocol or fits or "plain"
-        known = (preset.budget for preset in PRESETS.values() if preset.protocol == self.protocol and preset.budget)
+        family = PRESETS.get(FAMILIES.get(model.config.model_type, ""))
+        if "<zoom>" in processor.tokenizer.get_vocab():
+            family = PRESETS["nano"]
+        self.protocol = protocol or (family and family.protocol) or "plain"
+        fits = family if family and family.protocol == self.protocol else None
+        fits = fits or next((one for one in PRESETS.values() if one.protocol == self.protocol != "plain"), None)
         # the weights decide how large a visual token is, not the preset
         factor = visual_factor(model.config)
-        self.defaults = (defaults or next(known, UNKNOWN_BUDGET)).model_copy(update={"factor": factor})
+        budget = defaults or (fits and fits.budget) or UNKNOWN_BUDGET
+        self.defaults = budget.model_copy(update={"factor": factor})
+        self.settings: dict[str, Any] = {**_recommended(model.generation_config), **(settings or {})}
+        """Values of the configuration that hold where the user gives none, by dotted key."""
         self.placement = placement
         """Device and dtype with the reason, such as "cpu, float32: no accelerator found"."""
         self.codec = PromptCodec(processor, model.config)
@@ -104,18 +135,25 @@ class HFBackend:
         where, number, placement = choose(device, dtype)
         with _explained(preset), _quiet(preset):
             config = AutoConfig.from_pretrained(preset.source, trust_remote_code=False)
+            if not preset.local:
+                preset = recognised(preset, config.to_dict(), _card(preset.source))
             if getattr(config, "auto_map", None):
                 logger.warning("%s: the code that comes with the model is not run; transformers' class is used", model)
             processor = load_processor(preset.source, config)
             weights = _load_weights(preset, config, where, number)
             found = _load_branches(preset.source, weights, branches)
         logger.info("%s: %s", model, placement)
+        if protocol is None and (guess := guess_of(preset)):
+            logger.warning(guess)
+        # Thresholds of a preset are those of the branches that come with it.
+        own = {key: value for key, value in preset.settings.items() if not (branches and key.startswith("perception."))}
         return cls(
             weights,
             processor,
             name=model,
             protocol=protocol or preset.protocol,
             defaults=preset.budget,
+            settings=own,
             placement=placement,
             branches=found,
         )
@@ -126,6 +164,23 @@ class HFBackend:
 
     def session(self, image: ImageSource) -> HFSession:
         return HFSession(self, image)
+
+
+def _card(source: str) -> str:
+    """Return the model card of a hub repository; empty without one."""
+    file = checkpoint_file(source, "README.md")
+    return "" if file is None else Path(file).read_text(encoding="utf-8", errors="replace")
+
+
+def _recommended(stated: GenerationConfig | None) -> dict[str, Any]:
+    """Return the limit and the sampling of a checkpoint's generation_config.json as keys of the configuration."""
+    if stated is None:
+        return {}
+    found = {"max_new_tokens": stated.max_new_tokens}
+    # Some configs write greedy decoding as sampling at a temperature of 1e-6.
+    if stated.do_sample and (stated.temperature is None or stated.temperature > _GREEDY):
+        found |= {"temperature": stated.temperature or 1.0, "top_p": stated.top_p, "top_k": stated.top_k or None}
+    return {f"generation.{key}": value for key, value in found.items() if value is not None}
 
 
 def _load_branches(source: str, model: PreTrainedModel, given: str | Path | None) -> Branches | None:

@@ -35,6 +35,10 @@ class SamplingParams(BaseModel):
     """0 takes the likeliest token each time; above 0 samples."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     """Sample only from the likeliest tokens that together have this probability."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Sample only from so many of the likeliest tokens. None: from all."""
+    presence_penalty: float | None = None
+    """Amount by which the logit of each token already in the reply is lowered. None: 0."""
     seed: int = 0
     """Seed of this reply's own random numbers; no global random state is read or written."""
     stop: tuple[str, ...] = ()

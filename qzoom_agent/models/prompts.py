@@ -220,7 +220,8 @@ def takes_any_size(config: PretrainedConfig) -> bool:
 def visual_factor(config: PretrainedConfig) -> int:
     """Return the side in pixels of the square that becomes one visual token."""
     vision = config.vision_config.to_dict()
-    return int(vision["patch_size"]) * int(vision.get("spatial_merge_size", 1))
+    merged = vision.get("spatial_merge_size") or vision.get("pooling_kernel_size") or 1
+    return int(vision["patch_size"]) * int(merged)
 
 
 def fit(image: Image.Image, processor: ProcessorMixin, config: PretrainedConfig) -> Image.Image:

@@ -17,7 +17,7 @@ class Sampler:
     """Chooses the next token of each row of a batch, never a forbidden one."""
 
     def __init__(self, settings: Sequence[SamplingParams], forbidden: Iterable[int], device: torch.device) -> None:
-        """Rows have settings of their own, but the same temperature and top_p."""
+        """Rows have settings of their own, but the same sampling."""
         self._settings = settings[0]
         self._forbidden = torch.tensor(list(forbidden), dtype=torch.long, device=device)
         steps = max(one.max_new_tokens for one in settings)
@@ -25,11 +25,21 @@ class Sampler:
         chances = [torch.rand(steps, generator=torch.Generator().manual_seed(one.seed)) for one in settings]
         self._chances = torch.stack(chances).to(device)
         self._step = 0
+        self._written: Tensor | None = None
+        """1 for each token that a row has, (rows, vocabulary): for the presence penalty."""
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return a token for each row of logits (rows, vocabulary), and its log-probability; see `draw`."""
         chance, self._step = self._chances[:, self._step], self._step + 1
-        return draw(logits, chance, settings=self._settings, forbidden=self._forbidden)
+        penalty = self._settings.presence_penalty
+        if not penalty:
+            return draw(logits, chance, settings=self._settings, forbidden=self._forbidden)
+        if self._written is None:
+            self._written = torch.zeros_like(logits, dtype=torch.float32)
+        lowered = logits.float() - penalty * self._written
+        tokens, logps = draw(lowered, chance, settings=self._settings, forbidden=self._forbidden)
+        self._written.scatter_(1, tokens[:, None], 1.0)
+        return tokens, logps
 
 
 def draw(logits: Tensor, chance: Tensor, *, settings: SamplingParams, forbidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,7 +49,7 @@ def draw(logits: Tensor, chance: Tensor, *, settings: SamplingParams, forbidden:
         logits: of the next token.
         chance: (rows,) random numbers in [0, 1). The token is the one at which the cumulative probability of its row
             passes this share.
-        settings: temperature and top_p.
+        settings: temperature, top_k and top_p.
         forbidden: ids that are never chosen.
 
     Returns:
@@ -53,6 +63,9 @@ def draw(logits: Tensor, chance: Tensor, *, settings: SamplingParams, forbidden:
     if settings.temperature == 0:
         tokens = open_.argmax(dim=1)
     else:
+        if settings.top_k is not None and settings.top_k < open_.shape[1]:
+            least = open_.topk(settings.top_k, dim=1).values[:, -1:]
+            open_ = open_.masked_fill(open_ < least, -torch.inf)
         weights = torch.softmax(open_, dim=1)
         if settings.top_p < 1:
             ordered, order = weights.sort(dim=1, descending=True)

@@ -183,7 +183,7 @@ class BatchedBackend:
     def __init__(self, backend: HFBackend, size: int, *, linger: float = LINGER) -> None:
         """Raises BackendError for an attention kernel that takes no mask for each row."""
         self.name, self.protocol = backend.name, backend.protocol
-        self.perceives, self.defaults = backend.perceives, backend.defaults
+        self.perceives, self.defaults, self.settings = backend.perceives, backend.defaults, backend.settings
         self.placement = f"{backend.placement}; batches of {size}"
         self.backend = backend
         self.engine = BatchEngine(backend)

@@ -12,7 +12,7 @@ import base64
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from qzoom_agent.config import ViewBudget
@@ -36,6 +36,7 @@ class ServerBackend:
         model: the server's name for the model.
         protocol: format of zoom calls.
         defaults: visual tokens of its views.
+        settings: recommended values of other keys of the configuration, see `Preset.settings`.
         more: of `ChatClient`: key_variable, api_key, headers, extra_body, timeout, concurrency, attempts.
 
     Raises:
@@ -44,8 +45,18 @@ class ServerBackend:
 
     perceives = False
 
-    def __init__(self, url: str, *, model: str, protocol: str, defaults: ViewBudget, **more: Any) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str,
+        protocol: str,
+        defaults: ViewBudget,
+        settings: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> None:
         self.name, self.protocol, self.defaults = model, protocol, defaults
+        self.settings = dict(settings or {})
         self.client = ChatClient(url, model=model, pause=_PAUSE, **more)
 
     def session(self, image: ImageSource) -> "_ServerSession":
@@ -68,6 +79,7 @@ class _ServerSession:
             on_text=on_text,
             temperature=settings.temperature,
             top_p=settings.top_p,
+            **settings.model_dump(include={"top_k", "presence_penalty"}, exclude_none=True),
             seed=settings.seed,
             stop=list(settings.stop) or None,
         )

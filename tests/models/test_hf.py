@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.errors import BackendError, ConfigError
@@ -450,9 +450,51 @@ def test_the_weights_say_how_large_a_token_is(load: Callable[[Family], HFBackend
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 def test_a_preset_knows_how_large_a_token_of_its_family_is(preset: Preset) -> None:
-    family = {"qwen3vl": "qwen3_vl", "plain": "llava"}.get(preset.protocol or "", "qwen2_5_vl")
+    begins = {
+        "nano": "qwen2_5_vl",
+        "llava": "llava",
+        "gemma": "gemma4",
+        "qwen3.5": "qwen3_5",
+        "q-zoom-qwen3": "qwen3_vl",
+    }
+    begins |= {"qwen3-vl": "qwen3_vl", "zwz-4": "qwen3_vl", "zwz-8": "qwen3_vl"}
+    family = next((kind for start, kind in begins.items() if preset.name.startswith(start)), "qwen2_5_vl")
     assert preset.budget is not None
     assert preset.budget.factor == visual_factor(AutoConfig.for_model(family))
+
+
+def test_a_checkpoints_own_sampling_counts_where_the_preset_is_silent(qwen: HFBackend) -> None:
+    def settings(stated: dict[str, object], preset: dict[str, object]) -> dict[str, object]:
+        before, qwen.model.generation_config = qwen.model.generation_config, GenerationConfig(**stated)
+        try:
+            return HFBackend(qwen.model, qwen.processor, name="x", settings=preset).settings
+        finally:
+            qwen.model.generation_config = before
+
+    sampled = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20}
+    found = {f"generation.{key}": sampled[key] for key in ("temperature", "top_p", "top_k")}
+    assert settings(sampled, {}) == found
+    assert settings(sampled, {"generation.temperature": 0.0}) == found | {"generation.temperature": 0.0}
+    assert settings({"do_sample": True, "temperature": 1e-6}, {}) == {}, "greedy, as some configs write it"
+    assert settings({"temperature": 0.7, "max_new_tokens": 99}, {}) == {"generation.max_new_tokens": 99}
+
+
+def test_a_model_that_is_only_guessed_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = build("qwen2_5_vl", tmp_path / "tiny")
+    assert HFBackend.load(str(folder), device="cpu").protocol == "deepeyes"
+    said = [one.message for one in caplog.records if one.levelname == "WARNING"]
+    assert len(said) == 1 and "only the family is known of it" in said[0]
+    caplog.clear()
+    HFBackend.load(str(folder), device="cpu", protocol="plain")
+    assert not caplog.records
+
+
+def test_top_k_and_the_presence_penalty() -> None:
+    logits = torch.tensor([[3.0, 2.9, 2.8, 0.0]]).expand(200, 4)
+    some = [SamplingParams(temperature=1.0, top_k=2, seed=seed) for seed in range(200)]
+    assert set(Sampler(some, [], torch.device("cpu"))(logits)[0].tolist()) == {0, 1}
+    shy = Sampler([SamplingParams(presence_penalty=0.15, max_new_tokens=4)], [], torch.device("cpu"))
+    assert [int(shy(logits[:1])[0]) for _ in range(4)] == [0, 1, 0, 0]
 
 
 def test_device_and_dtype_say_why() -> None:

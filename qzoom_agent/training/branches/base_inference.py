@@ -100,11 +100,10 @@ def ask(
         key = row["image_id"], limit
         if key not in shared:
             store = ViewStore()
-            store.add_original(load_image(row["image"]))
+            original = store.add_original(load_image(row["image"]))
             views = BudgetConfig(coarse_tokens=limit).view_budget(backend.defaults)
-            store.add_coarse(
-                factor=views.factor, min_tokens=views.coarse_min_tokens, max_tokens=views.coarse_max_tokens
-            )
+            low, high = views.coarse_limits(original.size)
+            store.add_coarse(factor=views.factor, min_tokens=low, max_tokens=high)
             shared[key] = backend.session(store.image), store
         session, store = shared[key]
         asked.append(open_prompt(backend, session, store, [store.view("coarse")], row["question"], tools=tools))

@@ -41,7 +41,7 @@ from qzoom_agent.models.presets import (
 )
 from qzoom_agent.models.prompts import PromptCodec, load_processor, visual_factor
 from qzoom_agent.perception.branches import Branches
-from qzoom_agent.perception.checkpoints import load_official, official_names, own_branches
+from qzoom_agent.perception.checkpoints import checkpoint_file, load_official, official_names, own_branches
 
 logger = logging.getLogger(__name__)
 

@@ -69,11 +69,11 @@ def _views(
     )
 
 
-def _limits(*, reply: int, turns: int | None = None, images: int | None = None, **sampling: float) -> dict[str, Any]:
-    """Return settings: most tokens of a reply, most turns and images, and keys of `generation`."""
+def _limits(*, reply: int, turns: int = 0, images: int = 0, temperature: float | None = None) -> dict[str, Any]:
+    """Return settings: most tokens of a reply, most turns and images where they are stated, and the temperature."""
     found = {"generation.max_new_tokens": reply, "budget.max_turns": turns, "budget.max_views": images}
-    found |= {f"generation.{key}": value for key, value in sampling.items()}
-    return {key: value for key, value in found.items() if value is not None}
+    stated: dict[str, Any] = {key: value for key, value in found.items() if value}
+    return stated if temperature is None else {**stated, "generation.temperature": temperature}
 
 
 NANO_BUDGET = _views(28, (16, 64), (40, 100)).model_copy(update={"crop_min_side": 84, "roi_tokens": (51, 56)})
@@ -88,8 +88,11 @@ _PIXEL = _views(28, (512, 5120), (512, 5120))
 _HALVED = _views(28, (4, 4096), (16, 16384), coarse_share=0.5)
 _GEMMA4 = _views(48, (40, 280), (40, 280))
 _LLAVA = _views(14, (576, 576), (576, 576))
-_QWEN3_SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "presence_penalty": 1.5}
-_QWEN3_LIMITS = _limits(reply=1024, **_QWEN3_SAMPLING)
+_QWEN3_LIMITS = _limits(reply=1024, temperature=0.7) | {
+    "generation.top_p": 0.8,
+    "generation.top_k": 20,
+    "generation.presence_penalty": 1.5,
+}
 _QWEN3_WORDING = "QwenLM/Qwen3-VL: cookbooks/think_with_images.ipynb"
 _NOT_TRAINED, _OWN_FORMAT = "not trained to zoom", "zooms with its own tool format"
 _SINGLE_LOOK = "trained to answer from one look, without a tool"
@@ -226,6 +229,7 @@ FAMILIES: Final = {
     "qwen3_5": "qwen3.5-4b",
     "qwen3_5_moe": "qwen3.5-4b",
     "gemma4": "gemma-4-12b",
+    "gemma4_unified": "gemma-4-12b",
     "llava": "llava-1.5-7b",
 }
 """Preset that stands for a family, by the config's `model_type`."""

@@ -324,7 +324,7 @@ class Agent:
     ) -> Iterator[Event]:
         """Answer as `run`, but yield each `Event` as it happens; the last carries the `Answer`.
 
-        Leaving early ends the episode after the turn under way.
+        Leaving early ends the episode, and a turn under way at its next piece of text; a server is told to stop.
         """
         state, context = self.begin(image, question, boxes=boxes, seed=seed, thread=thread)
         context.live = True
@@ -491,7 +491,11 @@ class Agent:
                     elif data["kind"] == "answer":
                         ending = Event(**data)
                     else:
-                        yield Event(**data)
+                        try:
+                            yield Event(**data)
+                        except GeneratorExit:
+                            context.left = True  # before LangGraph's stream is closed, which waits for the turn
+                            raise
                 if thread is not None:
                     saved.drop_steps(thread)
         finally:

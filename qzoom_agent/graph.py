@@ -26,7 +26,7 @@ from langgraph.runtime import Runtime
 from typing_extensions import TypedDict
 
 from qzoom_agent.config import AgentConfig, ViewBudget
-from qzoom_agent.errors import ConfigError, ImageError, describe_error
+from qzoom_agent.errors import BackendError, ConfigError, ImageError, describe_error
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text
 from qzoom_agent.models.interface import Backend, PerceivingSession, Reply, SamplingParams, Session
@@ -91,6 +91,8 @@ class Context:
     store: ViewStore
     live: bool = False
     """Stream the text of each turn as it is written."""
+    left: bool = False
+    """Nobody reads the stream any longer: the turn under way ends at its next piece of text."""
     session: Session | None = field(default=None, init=False)
 
     def open(self, placed: dict[str, list[float]]) -> Session:
@@ -216,6 +218,8 @@ def think(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         reply = ctx.reply(state, asked, on_text=_live(runtime, index) if ctx.live else None)
         written = Turn(index=index, **reply.model_dump(), forced=last is not None)
     except Exception as error:  # whatever a model or a server does wrong ends the episode, not the user's program
+        if ctx.left:
+            raise  # a saved run has to repeat this turn, not to end here
         return {"turn": None, "error": describe_error(error)}
     # Parse the text as the record keeps it (valid Unicode), so that `act` and a resumed run parse the same.
     parsed = ctx.read(written)
@@ -460,4 +464,10 @@ def _emit(runtime: Runtime[Context], kind: EventKind, data: dict[str, Any]) -> N
 def _live(runtime: Runtime[Context], index: int) -> Callable[[str], None]:
     """Return a receiver of text pieces that any thread may call."""
     here = contextvars.copy_context()  # where a stream writer finds its run
-    return lambda piece: here.copy().run(_emit, runtime, "token", {"turn": index, "text": piece})
+
+    def receive(piece: str) -> None:
+        if runtime.context.left:
+            raise BackendError("The reader of the stream left.")  # closes a server's reply, or ends the generation
+        here.copy().run(_emit, runtime, "token", {"turn": index, "text": piece})
+
+    return receive

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, cached_property
 from socket import gaierror
 from threading import BoundedSemaphore, Thread
 from typing import Any, Final
@@ -31,13 +31,15 @@ import anyio
 import httpx
 
 from qzoom_agent.errors import BackendError, ConfigError, hide_secret, redact
-from qzoom_agent.models.chat_reply import BUSY, Completion, CompletionReader, message_of
+from qzoom_agent.models.chat_reply import BUSY, Completion, CompletionReader, dig, message_of
 from qzoom_agent.models.chat_stream import UnusableReply, json_values, short, unpacked
 
 _MOST_OF_AN_ERROR: Final = 2**16
 _GRACE: Final = 1.0
 """Seconds for the rest of a stream after its last word (the usage), and for the body of an error."""
 _LONGEST_PAUSE: Final = 60.0
+_LISTING: Final = 3.0
+"""Seconds for a server's list of models."""
 _SECRET_NAME: Final = re.compile(r"key|token|secret|passw|\bsig|auth|cookie", re.IGNORECASE)
 _PATH: Final = "/chat/completions"
 
@@ -92,6 +94,7 @@ class ChatClient:
         self.address = urlunsplit((parts.scheme, place, path + _PATH, "", ""))
         """Address of the requests, without secrets."""
         self._url = urlunsplit((parts.scheme, place, path + _PATH, parts.query, ""))
+        self._models = urlunsplit((parts.scheme, place, path + "/models", parts.query, ""))
         self._hint = "" if path.endswith("/v1") else f" Many servers answer below /v1: try {parts.scheme}://{place}/v1."
         for name, value in parse_qsl(parts.query):
             if _SECRET_NAME.search(name):
@@ -158,6 +161,26 @@ class ChatClient:
                 self._sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
+    @cached_property
+    def owner(self) -> str:
+        """Owner of the model in the server's list of models, such as "vllm"; empty if it is not told within 3 s."""
+        coming = asyncio.run_coroutine_threadsafe(self._owner(), _loop())
+        try:
+            return coming.result(min(self._timeout, _LISTING))
+        except (TimeoutError, UnusableReply, httpx.HTTPError, OSError):
+            return ""
+        finally:
+            coming.cancel()
+
+    async def _owner(self) -> str:
+        async with _session() as client, client.stream("GET", self._models, headers=self._sent()) as response:
+            async for value in json_values(_body(response)):
+                models = dig(value, "data")
+                for one in models if isinstance(models, list) else ():
+                    if dig(one, "id") == self._model:
+                        return str(dig(one, "owned_by") or "")
+        return ""
+
     def _ask(self, body: dict[str, Any], reader: CompletionReader, ends: float) -> Completion:
         """Send one request and wait for its reply until `ends`."""
         coming = asyncio.run_coroutine_threadsafe(self._send(json.dumps(body).encode(), reader), _loop())
@@ -177,13 +200,18 @@ class ChatClient:
         finally:
             coming.cancel()
 
-    async def _send(self, body: bytes, reader: CompletionReader) -> None:
+    def _sent(self) -> httpx.Headers:
+        """Return the headers of a request. Raises ConfigError if the key cannot be sent."""
         key = self._own_key or _key(os.environ.get(self._key_variable, ""), self._key_variable)
         sent = httpx.Headers({"Content-Type": "application/json", "Accept-Encoding": "identity"})
         sent["User-Agent"] = "qzoom-agent"
         if key:
             sent["Authorization"] = f"Bearer {key}"
         sent.update(self._headers)
+        return sent
+
+    async def _send(self, body: bytes, reader: CompletionReader) -> None:
+        sent = self._sent()
         # the deadline is the caller's; no cookies or connections are kept
         async with (
             _session() as client,

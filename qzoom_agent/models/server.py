@@ -5,10 +5,12 @@ and calls are parsed here. Role "tool" is sent as "user", consecutive turns of o
 in data URIs. A stop string that the server cuts off is put back, as the protocols' parsers expect it.
 
 The server gives no hidden states, so policies that look need a local model. A conversation is sent whole each time and
-its prefix is left to the server's cache. Any number of threads may ask; at most `concurrency` requests run at once.
+its prefix, which never changes, is left to the server's cache; vLLM also gets a `uuid` of each image, made of its
+pixels, and need not hash it again. Any number of threads may ask; at most `concurrency` requests run at once.
 """
 
 import base64
+import hashlib
 import io
 import json
 import time
@@ -127,6 +129,8 @@ class _ServerSession:
             self._image(view).save(png, format="PNG", compress_level=1)
             data = base64.b64encode(png.getvalue()).decode("ascii")
             self._encoded[view] = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+            if self._backend.client.owner == "vllm":  # other servers may refuse a field that they do not know
+                self._encoded[view]["uuid"] = hashlib.sha256(png.getvalue()).hexdigest()[:32]
         return self._encoded[view]
 
 

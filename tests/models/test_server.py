@@ -33,6 +33,7 @@ class FinishedRollout:
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.answer: Answering = lambda body: (200, said("42"))
+        self.models: Any = {"error": "no such page"}
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
         self.url = ""
@@ -63,6 +64,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FinishedRollout]:
             with played.lock:
                 played.at_once -= 1
             self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_GET(self) -> None:
+            assert self.path == "/v1/models"
+            data = json.dumps(played.models).encode()
+            self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -115,6 +124,37 @@ def test_a_conversation_is_sent_in_the_form_that_every_server_takes(
     assert load_image(shown["image_url"]["url"]).getpixel((0, 0)) == (0, 0, 255)
     again = session.reply([*conversation, text("assistant", "42"), text("user", "Sure?")], settings=SamplingParams())
     assert again.visual_tokens == 0, "no view is counted twice"
+
+
+@pytest.mark.parametrize(
+    ("models", "named"),
+    [
+        ({"data": [{"id": "other", "owned_by": "me"}, {"id": "served", "owned_by": "vllm"}]}, True),
+        ({"data": [{"id": "other", "owned_by": "vllm"}, {"id": "served", "owned_by": "openai"}]}, False),
+        ({"data": [{"id": "other", "owned_by": "vllm"}]}, False),
+        ({"data": {"served": "vllm"}}, False),
+        ({"data": [7, {"id": "served"}, None]}, False),
+        (["vllm"], False),
+    ],
+)
+def test_images_are_named_to_vllm_alone_and_always_by_the_same_name(
+    server: FinishedRollout, models: Any, named: bool
+) -> None:
+    server.models = models
+    asked, first = backend(server), [message("user", image_part("coarse"), "What?")]
+    more = [*first, text("assistant", "<zoom>"), message("tool", image_part("crop1"), image_part("crop2"))]
+    session = asked.session(picture)
+    for conversation in (first, more):
+        session.reply(conversation, settings=SamplingParams())
+    asked.session(picture).reply(first, settings=SamplingParams())
+    one, two, other = ([turn["content"] for turn in body["messages"]] for body in server.bodies)
+    assert two[0] == one[0] == other[0], "the prefix is what it was"
+    names = [part.get("uuid") for part in (one[0][0], *two[2])]
+    if named:
+        assert names[1] == names[2] != names[0], "by what they show"
+        assert all(len(name) == 32 for name in names)
+    else:
+        assert names == [None, None, None]
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,9 @@ class Connection(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         lines = iter(self.rfile.readline, b"\r\n")
         self.head = b"".join(line for line in lines if line).decode("latin-1")
+        if self.head.startswith("GET "):  # the list of models
+            self.reply({}, status="404 Not Found")
+            return
         length = next(line for line in self.head.lower().splitlines() if line.startswith("content-length"))
         self.body = json.loads(self.rfile.read(int(length.partition(":")[2])))
         self.server.requests.append(self)
@@ -222,9 +225,10 @@ def test_other_choices_and_a_wrong_content_type_do_not_matter(server: Misbehavin
 def test_a_reply_that_was_cut_by_its_limit_says_so(server: Misbehaving, streamed: bool) -> None:
     server.script = lambda connection: connection.reply(completion("The total is", finish="length"))
     assert ask(server, streamed=streamed).trace.turns[0].finish == "length"
+    server.requests.clear()
     server.script = lambda connection: connection.reply(
         completion(None, finish="length", reasoning_content="First I think")
-        if len(server.requests) == 2
+        if len(server.requests) == 1
         else completion("42")
     )
     assert ask(server, streamed=streamed).trace.turns[0].answer is None
@@ -270,6 +274,29 @@ def test_tokens_come_as_they_are_written(server: Misbehaving) -> None:
     assert event.answer is not None and event.answer.text == "It is 42"
     assert event.answer.trace.turns[0].prompt_tokens == 30
     assert server.requests[0].body["stream_options"] == {"include_usage": True}
+
+
+def test_leaving_a_stream_closes_the_reply_and_a_saved_run_repeats_the_turn(
+    server: Misbehaving, tmp_path: Path
+) -> None:
+    left = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.stream(delta(role="assistant"), end="")
+        try:
+            every(connection, 0.01, lambda: f"data: {json.dumps(delta(content='word '))}\n\n".encode())
+        except OSError:
+            left.set()
+
+    server.script = script
+    with Agent.from_server(server.url, model="served", state_dir=tmp_path) as agent:
+        for event in agent.stream(IMAGE, "What is it?", thread="one"):
+            if event.kind == "token":
+                break
+        assert left.wait(2), "the server writes on"
+        server.script = lambda connection: connection.reply(completion("42"))
+        answer = agent.resume("one")
+    assert (answer.text, len(answer.trace.turns)) == ("42", 1)
 
 
 @pytest.mark.parametrize(

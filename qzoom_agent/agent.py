@@ -35,6 +35,7 @@ from qzoom_agent.images import ImageSource, load_image
 from qzoom_agent.models.interface import Backend
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, get_protocol
+from qzoom_agent.protocols.wording import OWN, PromptFile, Reworded, choose_prompt, read_given
 from qzoom_agent.saved_runs import SavedRuns, run_config
 from qzoom_agent.trace import PerceptionRecord, Status, Trace, Usage, by_digest, describe_environment
 from qzoom_agent.views import View, ViewStore
@@ -47,7 +48,8 @@ logger = logging.getLogger(__name__)
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _EXTENSIONS = {"protocol": "protocol", "tool": "tool", "rule": "review.rule"}
-"""Key of the configuration of each extension that an agent also takes as an object."""
+_OBJECTS = {**_EXTENSIONS, "prompt": "prompt"}
+"""Key of the configuration of each part that an agent also takes as an object."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ class Agent:
     """A model that answers questions about images and may look closer.
 
     Keyword arguments beyond those named change `config` (policy="direct", budget={"max_turns": 3}). Of these,
-    `protocol`, `tool` and `rule` also take an object: a `ZoomProtocol`, a `Tool`, a `PolicyRule`.
+    `protocol`, `tool` and `rule` also take an object: a `ZoomProtocol`, a `Tool`, a `PolicyRule`; `prompt`, a file with
+    the model's own words, also takes its parts as a mapping.
     """
 
     backend: Backend
@@ -153,14 +156,16 @@ class Agent:
         """
         self.backend = backend
         changes, self._objects = _split(overrides)
-        names = {_EXTENSIONS[key]: reference(value) for key, value in self._objects.items()}
+        names = {_EXTENSIONS[key]: reference(value) for key, value in self._objects.items() if key in _EXTENSIONS}
         self._given = (config or AgentConfig()).replace(**{**names, **changes})
+        self._prompt = choose_prompt(self._objects.get("prompt", self._given.prompt), getattr(backend, "prompt", None))
         self.config = self._given.resolved(
             model=backend.name,
             protocol=backend.protocol,
             defaults=backend.defaults,
             perceives=backend.perceives,
             settings=getattr(backend, "settings", None),
+            prompt=None if self._prompt is None else self._prompt.digest,
         )
         self.state_dir = None if state_dir is None else Path(state_dir)
         self._saved = None if self.state_dir is None else SavedRuns(self.state_dir)
@@ -194,6 +199,8 @@ class Agent:
         config = (config or AgentConfig()).replace(model=model, **changes)
         if config.protocol is not None:
             get_protocol(config.protocol)  # a wrong name should not cost the loading of weights
+        if isinstance(prompt := read_given(objects.get("prompt", config.prompt)), PromptFile):
+            objects["prompt"] = prompt
         from qzoom_agent.models.hf import HFBackend
 
         # A protocol from elsewhere is the agent's alone: the backend keeps the budget of its own.
@@ -446,10 +453,17 @@ class Agent:
             max_tokens=views.crop_max_tokens,
             **config.crop.model_dump(),
         )
-        known = {reference(value): value for value in self._objects.values()}
+        own = None if self._prompt is None else self._prompt.digest
+        if config.prompt not in ({own} if own else {None, OWN}):
+            raise ConfigError(
+                f"This run was begun with the prompt file {config.prompt}, and the agent has {own or 'none'}. Give it "
+                "the same file (--prompt, in Python: prompt)."
+            )
+        known = {reference(value): value for key, value in self._objects.items() if key in _EXTENSIONS}
+        protocol = get_protocol(config.protocol or self.backend.protocol, known={**PROTOCOLS, **known})
         return Context(
             backend=self.backend,
-            protocol=get_protocol(config.protocol or self.backend.protocol, known={**PROTOCOLS, **known}),
+            protocol=protocol if self._prompt is None else Reworded(protocol, self._prompt),
             policy=CropPolicy(config, views, perceives=self.backend.perceives, known=known),
             config=config,
             views=views,
@@ -533,8 +547,9 @@ class Agent:
 
 def _split(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Separate changes of the configuration from extensions given as objects."""
-    objects = {key: overrides[key] for key in _EXTENSIONS if not isinstance(overrides.get(key), str | None)}
-    return {_EXTENSIONS.get(key, key): value for key, value in overrides.items() if key not in objects}, objects
+    overrides = {key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()}
+    objects = {key: overrides[key] for key in _OBJECTS if not isinstance(overrides.get(key), str | None)}
+    return {_OBJECTS.get(key, key): value for key, value in overrides.items() if key not in objects}, objects
 
 
 def _gold(box: Box | Sequence[float], image: Image.Image) -> Box:

@@ -330,6 +330,9 @@ class AgentConfig(Config):
     tool: str | None = Field(default=None, exclude_if=_is_none)
     """Tool that serves the model's zoom calls: `module:name` or an entry point of the group qzoom_agent.tools. None:
     `zoom`."""
+    prompt: str | None = Field(default=None, exclude_if=_is_none)
+    """File with the model's own words, see `qzoom_agent.protocols.wording`; in a saved run the digest of its texts, as
+    "sha256:...". "protocol": the protocol's words. None: the file in the model's folder, else the protocol's words."""
     budget: BudgetConfig = BudgetConfig()
     """Limits of an episode, and the budget of each view."""
     generation: GenerationConfig = GenerationConfig()
@@ -380,6 +383,7 @@ class AgentConfig(Config):
         defaults: ViewBudget,
         perceives: bool = False,
         settings: Mapping[str, Any] | None = None,
+        prompt: str | None = None,
     ) -> AgentConfig:
         """Return the configuration with the backend's presets filled in, so that it repeats a run if they change.
 
@@ -389,6 +393,7 @@ class AgentConfig(Config):
             defaults: Its budget of each view.
             perceives: The model has branches.
             settings: Its other recommended values, by dotted key.
+            prompt: Digest of the prompt file that it is asked with; None: the protocol's words.
         """
         self = self.with_defaults(settings or {})
         views = self.budget.view_budget(defaults)
@@ -398,6 +403,7 @@ class AgentConfig(Config):
             model=model,
             policy=self.policy_for(perceives=perceives),
             protocol=self.protocol or protocol,
+            prompt=prompt or self.prompt,
             crop={"min_side": self.crop.min_side or views.crop_min_side},
             perception={"roi_min_tokens": low, "roi_max_tokens": high},
             budget={

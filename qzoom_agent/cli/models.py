@@ -15,18 +15,30 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the flags of `qzoom models`: none."""
-    return argparse.ArgumentParser(
+    """Return the flags of `qzoom models`."""
+    flags = argparse.ArgumentParser(
         prog="qzoom models", description="List the models that --model knows by name. A folder or a hub id works too."
     )
+    flags.add_argument("model", nargs="?", metavar="M", help="show how this preset, folder or hub id would be run")
+    return flags
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table; nothing is loaded or looked up on the network."""
-    parser().parse_args(argv)
+    """Print the table, or one model; nothing is loaded or looked up on the network.
 
-    from qzoom_agent.models.presets import PRESETS
+    Raises:
+        ConfigError: There is no such model.
+    """
+    args = parser().parse_args(argv)
 
+    from qzoom_agent.models.presets import PRESETS, guess_of, resolve_model
+
+    if args.model:
+        preset = resolve_model(args.model)
+        print_table(_details(preset))
+        if guess := guess_of(preset):
+            print(printable(guess))
+        return OK
     rows = [
         (
             preset.name,
@@ -42,10 +54,30 @@ def main(argv: Sequence[str]) -> int:
     return OK
 
 
+def _details(preset: Preset) -> list[tuple[str, str]]:
+    """Return what is known of a model: name of a fact, or the key of a setting, and its value."""
+    from qzoom_agent.protocols.wording import FILE
+
+    rows = [("model", preset.name), ("weights", _weights(preset)), ("protocol", preset.protocol or "plain")]
+    if (budget := preset.budget) is not None:
+        share = f", at most {budget.coarse_share:g} of the full sides" if budget.coarse_share else ""
+        rows.append(("first view", f"{budget.coarse_min_tokens} to {budget.coarse_max_tokens} tokens{share}"))
+        rows.append(("crop", f"{budget.crop_min_tokens} to {budget.crop_max_tokens} tokens"))
+    rows += [(key, str(value)) for key, value in preset.settings.items()]
+    own = Path(preset.source) / FILE
+    if own.is_file():
+        rows.append(("prompt", str(own)))
+    elif preset.wording:
+        rows.append(("prompt", f"ours; the authors' is in {preset.wording} (for --prompt, or {FILE} in the folder)"))
+    return [(printable(key), printable(value)) for key, value in [*rows, ("", preset.note)] if value]
+
+
 def _weights(preset: Preset) -> str:
-    if not Path(preset.source).is_absolute():
+    if not preset.local:
         return preset.source  # a hub id
-    return "in the package" if any(Path(preset.source).glob("*.safetensors")) else "missing"
+    if not any(Path(preset.source).glob("*.safetensors")):
+        return f"missing in {preset.source}"
+    return "in the package" if preset.name == "nano" else preset.source
 
 
 def convert_parser() -> argparse.ArgumentParser:

@@ -47,6 +47,12 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
         "--protocol", metavar="P", help="format of zoom calls: a name or module:name (default: the model's own)"
     )
     group.add_argument(
+        "--prompt",
+        metavar="FILE",
+        help="YAML or JSON file with the model's own words for any part of the conversation (default: the file "
+        "qzoom_prompt.yaml in the model's folder, else the protocol's words)",
+    )
+    group.add_argument(
         "--budget", type=int, metavar="TOKENS", help="most visual tokens of the coarse view (default: the model's own)"
     )
     group.add_argument(
@@ -73,6 +79,7 @@ def read_config(args: argparse.Namespace) -> AgentConfig:
         "model": args.model,
         "policy": args.policy,
         "protocol": args.protocol,
+        "prompt": args.prompt,
         "budget.coarse_tokens": args.budget,
     }
     changes |= {key: value for key, value in flags.items() if value is not None}

@@ -42,6 +42,7 @@ from qzoom_agent.models.presets import (
 from qzoom_agent.models.prompts import PromptCodec, load_processor, visual_factor
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.checkpoints import checkpoint_file, load_official, official_names, own_branches
+from qzoom_agent.protocols.wording import FILE, PromptFile, read_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class HFBackend:
         settings: Mapping[str, Any] | None = None,
         placement: str = "",
         branches: Branches | None = None,
+        prompt: PromptFile | None = None,
     ) -> None:
         """
         Args:
@@ -77,6 +79,7 @@ class HFBackend:
             settings: recommended values of other keys of the configuration, see `Preset.settings`.
             placement: device and number format, with the reason.
             branches: gate and SD-RPN.
+            prompt: the model's own words.
 
         Raises:
             BackendError: the model cannot be run piece by piece, or the branches belong to another.
@@ -86,6 +89,7 @@ class HFBackend:
             branches.config.require_fit(model)
         self.model = model
         self.branches = branches
+        self.prompt = prompt
         self.processor = processor
         self.name = name
         family = PRESETS.get(FAMILIES.get(model.config.model_type, ""))
@@ -142,6 +146,7 @@ class HFBackend:
             processor = load_processor(preset.source, config)
             weights = _load_weights(preset, config, where, number)
             found = _load_branches(preset.source, weights, branches)
+            words = checkpoint_file(preset.source, FILE)
         logger.info("%s: %s", model, placement)
         if protocol is None and (guess := guess_of(preset)):
             logger.warning(guess)
@@ -156,6 +161,7 @@ class HFBackend:
             settings=own,
             placement=placement,
             branches=found,
+            prompt=read_prompt(words) if words else None,
         )
 
     @property

@@ -184,6 +184,7 @@ class BatchedBackend:
         """Raises BackendError for an attention kernel that takes no mask for each row."""
         self.name, self.protocol = backend.name, backend.protocol
         self.perceives, self.defaults, self.settings = backend.perceives, backend.defaults, backend.settings
+        self.prompt = backend.prompt
         self.placement = f"{backend.placement}; batches of {size}"
         self.backend = backend
         self.engine = BatchEngine(backend)

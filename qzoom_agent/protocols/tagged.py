@@ -98,7 +98,7 @@ class Tagged(BaseModel):
 
     def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
         say = self.wording
-        system = say.system.replace("{schema}", self._schema()) if tools else say.plain_system
+        system = say.system.replace("{schema}", self.tool_schema()) if tools else say.plain_system
         before = say.before if tools else say.plain_before
         asked = say.between + question + (say.after if tools else say.plain_after)
         user = message("user", before, *(image_part(view.id) for view in views), asked)
@@ -129,7 +129,7 @@ class Tagged(BaseModel):
     def view_name(self, index: int) -> str:
         return self.crop_name.format(index=index, number=index + 1) if index else self.first_name
 
-    def _schema(self) -> str:
+    def tool_schema(self) -> str:
         """Return the schema as all Qwen templates print it."""
         return json.dumps({"type": "function", "function": self.function})
 

@@ -527,6 +527,35 @@ def test_models_lists_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert named == list(PRESETS)
 
 
+def test_models_shows_how_one_is_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run("models", "Mini-o3/Mini-o3-7B-v1") == 0
+    out = capsys.readouterr().out
+    for line in (
+        "protocol +mini_o3",
+        "first view +52 to 2551 tokens",
+        r"budget.max_turns +12",
+        "prompt +ours; .*Mini-o3",
+    ):
+        assert re.search(line, out), line
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    (tmp_path / "qzoom_prompt.yaml").write_text("final: Stop.")
+    assert run("models", str(tmp_path)) == 0
+    out = capsys.readouterr().out
+    assert "only the family is known of it" in out and f"{tmp_path}/qzoom_prompt.yaml" in out
+    assert run("models", "visionthink") == 0
+    assert "at most 0.5 of the full sides" in capsys.readouterr().out
+    assert run("models", "minio3") != 0
+    assert "Did you mean 'mini-o3'" in capsys.readouterr().err
+
+
+def test_ask_takes_a_prompt_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    wrong = tmp_path / "words.yaml"
+    wrong.write_text("user: 'Say it'")
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    assert run("ask", str(tmp_path / "a.png"), "What?", "--prompt", str(wrong), "-q") == 2
+    assert "prompt.user lacks the placeholder {question}" in capsys.readouterr().err
+
+
 def test_train_hands_over_everything_after_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[list[str]] = []
 

@@ -486,8 +486,10 @@ def test_a_model_that_is_only_guessed_says_so_once(tmp_path: Path, caplog: pytes
     said = [one.message for one in caplog.records if one.levelname == "WARNING"]
     assert len(said) == 1 and "only the family is known of it" in said[0]
     caplog.clear()
-    HFBackend.load(str(folder), device="cpu", protocol="plain")
+    (folder / "qzoom_prompt.yaml").write_text("final: Stop.\n")
+    backend = HFBackend.load(str(folder), device="cpu", protocol="plain")
     assert not caplog.records
+    assert backend.prompt is not None and Agent(backend).protocol.final()[0]["content"][0]["text"] == "Stop."
 
 
 def test_top_k_and_the_presence_penalty() -> None:

@@ -107,6 +107,7 @@ class RolloutBackend:
         self._scheduler, self._index = scheduler, index
         trained = scheduler.backend
         self.name, self.protocol, self.defaults = trained.name, trained.protocol, trained.defaults
+        self.prompt = trained.prompt
         self.perceives = scheduler.looker is not None and scheduler.looker.perceives
         self.turns: list[RecordedTurn] = []
         self.image: ImageSource | None = None

@@ -50,6 +50,7 @@ class Demonstrator:
     def __init__(self, model: Backend, *, protocol: str) -> None:
         self.model, self.protocol = model, protocol
         self.name, self.defaults, self.perceives = model.name, model.defaults, model.perceives
+        self.prompt = getattr(model, "prompt", None)
         self.plan = Plan()
         self.conversation: list[Message] = []
         """The episode's messages, the last reply included."""

@@ -30,8 +30,8 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
 
 def test_boards_and_tables_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fonts.typefaces.cache_clear()
-    table = tmp_path / "mine.csv"
-    table.write_text("image,question,answer\n")
+    table = tmp_path / "mine.parquet"
+    table.write_bytes(b"PAR1")
     for name in EXTRAS:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependency, match=r"qzoom-agent\[eval\]"):

@@ -28,7 +28,7 @@ def runs(folder: Path, **right: Right) -> tuple[RunFolder, dict[str, RunFolder]]
     for policy, rule in right.items():
         zooms = policy in ("explicit", "blind")
         agent = player(rule, zooms=lambda _, zooms=zooms: zooms, policy=policy)  # type: ignore[misc]
-        evaluate(agent, [numbers(N)], out=folder / policy)
+        evaluate(agent, [numbers(N)], out=folder / policy, traces=False)
         found[policy] = RunFolder(folder / policy)
     return found.pop("explicit"), found
 

@@ -107,7 +107,8 @@ def test_tasks_and_scorers_of_a_module_on_the_command_line(
     assert receipts["part"]["reference"] == f"{here}:receipts" and receipts["scorer"] == f"{here}:loose"
     assert receipts["scores"][f"{here}:loose"]["source"] == f"{here}:loose"
     assert list(results["tasks"]["duck"]["scores"]) == ["loose", f"{here}:loose"]
-    assert main(["eval", "rescore", "run", "--scorer", f"{here}:half"]) == 0
+    trusted = ["--task", f"{here}:receipts", "--task", f"{here}:duck"]
+    assert main(["eval", "rescore", "run", "--scorer", f"{here}:half", *trusted]) == 0
     assert f"accuracy ({here}:half)  0.500" in capsys.readouterr().out
     assert main(["eval", f"{here}:duck", "--scorer", f"{here}:wild", "--out", "wild"]) == 2
     assert f"The scorer {here}:wild returned 7" in capsys.readouterr().err

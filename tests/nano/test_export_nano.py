@@ -127,6 +127,7 @@ def test_weights_too_large_for_the_package(final: Path, tmp_path: Path, monkeypa
         ship.ship([final], tmp_path / "nano")
 
 
+@pytest.mark.slow
 def test_a_shipped_model_is_a_place_to_go_on_from(tmp_path: Path) -> None:
     stage = {"name": "more", "steps": 2, "mix": {"crops": 1.0}, "learning_rate": 1e-5, "warmup_steps": 0}
     recipe = BaseRecipe.model_validate(

@@ -251,7 +251,8 @@ def cut_at(step: int) -> type[base.LogCallback]:
     return Interrupted
 
 
-@pytest.mark.parametrize("step", [pytest.param(0, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [0, 3])
 def test_a_killed_run_ends_with_the_same_weights(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:

@@ -31,6 +31,7 @@ def same_weights(folder: Path) -> None:
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+@pytest.mark.slow
 def test_grpo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     agent = {**AGENT, "generation": {"max_new_tokens": 6}}
     loss = {"entropy_coef": 0.1, "mask_truncated": False}  # a random model is never right: only entropy has a gradient

@@ -110,6 +110,7 @@ def test_a_tuned_base_counts_once_branches_are_fitted_to_it(finished: Path, tmp_
     assert directory.base == directory.tuned and directory.made_from("gate")["base"] == "of postsft"
 
 
+@pytest.mark.slow
 def test_labels_are_made_anew_where_what_is_changed_decides_them(finished: Path, tmp_path: Path) -> None:
     """Which cells are foreground does not change the maps, but with `keep: crop` whose answers are right."""
     run = RunDirectory(BranchRecipe.model_validate(safe_load((finished / "recipe.yaml").read_text())), finished)

@@ -21,7 +21,7 @@ from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import NANO_FOLDER
-from qzoom_agent.perception.branches import Branches
+from qzoom_agent.perception.branches import Branches, branch_folder
 from qzoom_agent.training.branches import stages
 from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
 from qzoom_agent.training.branches.export import export_model
@@ -69,7 +69,7 @@ def written(folder: Path, **changes: Any) -> Path:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "branches.safetensors")
+    return load_file(branch_folder(folder) / "branches.safetensors")
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -201,11 +201,11 @@ class Agent:
             get_protocol(config.protocol)  # a wrong name should not cost the loading of weights
         if isinstance(prompt := read_given(objects.get("prompt", config.prompt)), PromptFile):
             objects["prompt"] = prompt
-        from qzoom_agent.models.hf import HFBackend
+        from qzoom_agent.models.hf import load_backend
 
         # A protocol from elsewhere is the agent's alone: the backend keeps the budget of its own.
         own = config.protocol if config.protocol in PROTOCOLS else None
-        backend = HFBackend.load(model, device=device, dtype=dtype, protocol=own, branches=branches)
+        backend = load_backend(model, device=device, dtype=dtype, protocol=own, branches=branches)
         return cls(backend, config=config, state_dir=state_dir, **objects)
 
     @classmethod
@@ -360,7 +360,7 @@ class Agent:
             saved = self._saved_runs(thread)
             saved.require_free(thread)
             folder = saved.folder(thread)
-        store = ViewStore(folder)
+        store = ViewStore(folder, count=getattr(self.backend, "view_tokens", None))
         context = self._context(config, store)
         context.policy.require(gold)
         state = start(
@@ -424,6 +424,7 @@ class Agent:
         if state["status"] == "error":
             failed, state = saved.before_failure(thread)
         store = ViewStore.restore(saved.folder(thread), [View(**view) for view in state["views"]])
+        store.count = getattr(self.backend, "view_tokens", None)
         context = self._context(AgentConfig.model_validate(state["config"]), store)
         if not state["status"]:
             return self._finish(None, context, thread, since=failed)

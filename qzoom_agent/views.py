@@ -6,7 +6,7 @@ files named by their digest; `restore` reads them back and checks every digest.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -83,8 +83,14 @@ class ViewStore:
     One store serves one run and one thread. Images it hands out are shared: do not change them.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, count: Callable[[Image.Image], int] | None = None) -> None:
+        """
+        Args:
+            folder: keeps the pixels; None: they are in memory alone.
+            count: returns the visual tokens that a model's processor makes of a view; None computes them from its size.
+        """
         self.folder = folder
+        self.count = count
         self._views: dict[str, View] = {}
         self._images: dict[str, Image.Image] = {}
 
@@ -173,6 +179,8 @@ class ViewStore:
         return self._add(kind, image, parent=parent, box=box, tokens=tokens(shown, budget["factor"]))
 
     def _add(self, kind: Kind, image: Image.Image, *, parent: str | None, box: Box, tokens: int) -> View:
+        if self.count is not None and kind != "original":
+            tokens = self.count(image)
         view_id = kind if kind != "crop" else f"crop{1 + sum(view.kind == 'crop' for view in self.views)}"
         if view_id in self._views:
             raise ImageError(f"This store already has its view {view_id!r}. Use a new ViewStore for another image.")

@@ -1,19 +1,21 @@
 """Local weights: any stock image-text-to-text model, by preset name, folder or hub id.
 
-The model class is that of transformers; nothing is patched. A model with missing weights is refused, as is a family
-that cannot be prefilled piece by piece. Loading logs the chosen device and number format with the reason, and the
-backend keeps that line.
+The model class is that of transformers; nothing is patched. A model with missing weights is refused. One that run piece
+by piece would not be the stock model (`stock_check`) answers through stock `generate`, and cannot be trained. Loading
+logs the chosen device and number format with the reason, and the backend keeps that line.
 """
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from inspect import signature
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import torch
+import transformers
+from PIL import Image
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -39,13 +41,18 @@ from qzoom_agent.models.presets import (
     recognised,
     resolve_model,
 )
-from qzoom_agent.models.prompts import PromptCodec, load_processor, visual_factor
+from qzoom_agent.models.prompts import PromptCodec, load_processor, takes_any_size, visual_factor
+from qzoom_agent.models.stock import StockBackend
+from qzoom_agent.models.stock_check import difference
+from qzoom_agent.perception.adapters import TILED, base_view_tokens
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.checkpoints import checkpoint_file, load_official, official_names, own_branches
 from qzoom_agent.protocols.wording import FILE, PromptFile, read_prompt
 
 logger = logging.getLogger(__name__)
 
+_NEEDS: Final = re.compile(r"(?:requires the |Package `)(\w+)")
+"""Package that transformers misses, in its messages."""
 _GREEDY: Final = 1e-3
 """Temperature up to which a checkpoint's sampling is greedy decoding."""
 
@@ -69,7 +76,8 @@ class HFBackend:
         branches: Branches | None = None,
         prompt: PromptFile | None = None,
     ) -> None:
-        """
+        """The model is not compared with stock, as `load` does.
+
         Args:
             model: the weights.
             processor: their tokenizer, chat template and image processor.
@@ -82,9 +90,8 @@ class HFBackend:
             prompt: the model's own words.
 
         Raises:
-            BackendError: the model cannot be run piece by piece, or the branches belong to another.
+            BackendError: the branches belong to another model.
         """
-        _require_piecewise(model, name)
         if branches is not None:
             branches.config.require_fit(model)
         self.model = model
@@ -121,6 +128,7 @@ class HFBackend:
         dtype: str = "auto",
         protocol: str | None = None,
         branches: str | Path | None = None,
+        check: bool = True,
     ) -> "HFBackend":
         """Load a preset, a folder or a hub id, with the branches that come with it (ours or the published code's).
 
@@ -130,6 +138,7 @@ class HFBackend:
             dtype: "auto" (float32 on the CPU, else bfloat16), "float32", "bfloat16", "float16".
             protocol: format of zoom calls; None takes the preset's, else one that fits the family.
             branches: a folder of branches (`qzoom train`, `qzoom convert`) to use instead of the model's own.
+            check: False skips the comparison with the stock model.
 
         Raises:
             ConfigError: an unknown model, device or dtype.
@@ -152,7 +161,7 @@ class HFBackend:
             logger.warning(guess)
         # Thresholds of a preset are those of the branches that come with it.
         own = {key: value for key, value in preset.settings.items() if not (branches and key.startswith("perception."))}
-        return cls(
+        loaded = cls(
             weights,
             processor,
             name=model,
@@ -163,6 +172,9 @@ class HFBackend:
             branches=found,
             prompt=read_prompt(words) if words else None,
         )
+        if check and (reason := difference(loaded)):
+            raise BackendError(f"{_refusal(loaded, reason)}. Use a Qwen-VL or LLaVA model.")
+        return loaded
 
     @property
     def perceives(self) -> bool:
@@ -170,6 +182,14 @@ class HFBackend:
 
     def session(self, image: ImageSource) -> HFSession:
         return HFSession(self, image)
+
+    def view_tokens(self, image: Image.Image) -> int:
+        """Return the number of visual tokens that the model is shown for a view."""
+        if self.branches is not None and self.model.config.model_type in TILED:
+            return base_view_tokens(self.model.config)
+        if takes_any_size(self.model.config):
+            return image.width * image.height // self.defaults.factor**2
+        return self.codec.visual_tokens(image)
 
 
 def _card(source: str) -> str:
@@ -227,14 +247,35 @@ def _load_weights(
     return model
 
 
-def _require_piecewise(model: PreTrainedModel, name: str) -> None:
-    accepted = signature(model.forward).parameters
-    if "mm_encoder_outputs" not in accepted or "token_type_ids" in accepted:
-        raise BackendError(
-            f"'{name}' is a {model.config.model_type} model, whose images cannot be encoded apart from the text or "
-            "attend in both directions, so a conversation cannot be continued from a cache. "
-            "Use a Qwen-VL or LLaVA model."
-        )
+def load_backend(model: str = "nano", *, check: bool = True, **how: Any) -> HFBackend | StockBackend:
+    """Load a model for answers: piece by piece if that is what the stock model computes, else by stock `generate`.
+
+    Args:
+        model: preset name, folder or hub id.
+        check: False skips the comparison and trusts the family.
+        how: the other arguments of `HFBackend.load`.
+
+    Raises:
+        ConfigError, BackendError: as `HFBackend.load`; or branches were given that cannot be used.
+    """
+    loaded = HFBackend.load(model, check=False, **how)
+    reason = difference(loaded) if check else ""
+    if not reason:
+        return loaded
+    if how.get("branches"):
+        raise BackendError(f"{_refusal(loaded, reason)}, so branches cannot be used. Leave them out.")
+    logger.warning(
+        "%s. It answers through stock generate: each turn is computed anew, and there is no perception.",
+        _refusal(loaded, reason),
+    )
+    return StockBackend(loaded, reason)
+
+
+def _refusal(loaded: HFBackend, reason: str) -> str:
+    return (
+        f"'{loaded.name}' ({loaded.model.config.model_type}) cannot be run piece by piece as the stock model runs with "
+        f"transformers {transformers.__version__}: {reason}"
+    )
 
 
 @contextmanager
@@ -281,6 +322,15 @@ def _explained(preset: Preset) -> Iterator[None]:
                 "give the folder of a copy. `qzoom models` lists the presets; 'nano' needs no download."
             )
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if isinstance(error, ImportError):
+            if needs := _NEEDS.search(reason):
+                package = needs[1].lower()
+                reason = f"its processor needs the package {package}, which transformers cannot do without."
+                advice = f"Install it: pip install {package}" + (
+                    ", in the build that fits your torch." if package == "torchvision" else "."
+                )
+            else:
+                advice = ""
         raise BackendError(
             f"Could not load the model '{preset.name}' from {preset.source}: {reason} {advice}"
         ) from error

@@ -409,7 +409,9 @@ def _encode_batch(
     for at, (name, ids, inputs) in enumerate(batch):
         # `forward` reads only these two; the rest (every layer of the tower, for LLaVA) would stay in memory
         stacks = {} if levels is None else {"deepstack_features": [(level[at],) for level in levels]}
-        own = type(features)(pooler_output=(features.pooler_output[at],), **stacks)
+        # an image that is encoded by itself keeps the form that its family's `forward` takes
+        pooled = features.pooler_output if len(batch) == 1 else (features.pooler_output[at],)
+        own = type(features)(pooler_output=pooled, **stacks)
         encoded[name] = EncodedView(ids, ids.count(image_id), inputs.get("image_grid_thw"), own)
     return encoded
 

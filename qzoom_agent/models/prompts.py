@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import transformers
 from jinja2 import TemplateError
 from PIL import Image, ImageOps
 from transformers import PretrainedConfig, ProcessorMixin
@@ -79,8 +80,11 @@ class PromptCodec:
         self.forbidden: tuple[int, ...] = tuple(sorted({value for value in values if isinstance(value, int)}))
         """Ids of image, video and audio placeholders, which are neither written in a message nor generated."""
         self.image_id: int = config.image_token_id
-        self._image_mark: str = self.tokenizer.convert_ids_to_tokens(self.image_id)
-        self._marks: list[str] = [mark for mark in self.tokenizer.convert_ids_to_tokens(list(self.forbidden)) if mark]
+        # some families expand another token than the one that stands for the features
+        own = getattr(processor, "image_token", None)
+        self._image_mark: str = own or self.tokenizer.convert_ids_to_tokens(self.image_id)
+        marks = {self._image_mark, *self.tokenizer.convert_ids_to_tokens(list(self.forbidden))}
+        self._marks: list[str] = sorted(mark for mark in marks if mark)
 
     def render(self, messages: Sequence[Message]) -> str:
         """Render the conversation up to the point where the assistant continues. Raises BackendError."""
@@ -155,6 +159,27 @@ class PromptCodec:
         coded = self.processor(images=[image], text=[self._image_mark], add_special_tokens=False, return_tensors="pt")
         return tuple(coded["input_ids"][0].tolist()), {key: coded[key] for key in coded if key not in _TEXT_INPUTS}
 
+    def visual_tokens(self, image: Image.Image) -> int:
+        """Return the number of visual tokens that the processor makes of an image."""
+        return self.pixels(image)[0].count(self.image_id)
+
+    def whole(self, text: str, images: Sequence[Image.Image]) -> Mapping[str, Any]:
+        """Return the stock processor's inputs for a rendered conversation with its images. Raises BackendError."""
+        fitted = [fit(image, self.processor, self.config) for image in images]
+        bos = self.tokenizer.bos_token
+        special = bos is None or not text.startswith(bos)
+        call: Any = self.processor
+        try:
+            coded: Mapping[str, Any] = call(
+                images=fitted or None, text=[text], add_special_tokens=special, return_tensors="pt"
+            )
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise BackendError(
+                f"The model's processor rejected a conversation with {len(fitted)} images: {error}. "
+                "Choose another protocol, or another model."
+            ) from error
+        return coded
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of generated ids, special tokens included: a protocol may parse them."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -170,19 +195,29 @@ class PromptCodec:
         return (*ids[:kept], *tail)
 
 
+class _WithoutVideo(ProcessorMixin):
+    """Base of processors that leave out their video part. It comes after the stock class and receives its parts."""
+
+    def __init__(self, *parts: Any, **named: Any) -> None:
+        named.pop("video_processor", None)
+        cast(Any, super()).__init__(*parts[: len(self.get_attributes())], **named)
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return [name for name in cast(Any, super()).get_attributes() if name != "video_processor"]
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # Some families have no default for it.
+        return super().from_args_and_dict(args, {**processor_dict, "video_processor": None}, **kwargs)
+
+
 def image_only(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """Return the processor class `stock` without its video part, whose processor needs torchvision."""
+    """Return the processor class `stock` without its video part, whose processor needs torchvision.
 
-    def start(
-        self: ProcessorMixin,
-        image_processor: Any = None,
-        tokenizer: Any = None,
-        chat_template: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        cast(Any, stock).__init__(self, image_processor, tokenizer, chat_template=chat_template, **kwargs)
-
-    return type(stock.__name__, (stock,), {"__init__": start, "__doc__": stock.__doc__})
+    The stock constructor runs with every argument of the model's own files.
+    """
+    return type(stock.__name__, (stock, _WithoutVideo), {"__doc__": stock.__doc__})
 
 
 def load_processor(source: str, config: PretrainedConfig) -> ProcessorMixin:
@@ -197,6 +232,10 @@ def load_processor(source: str, config: PretrainedConfig) -> ProcessorMixin:
             "images and text. Use an image-text-to-text model."
         )
     stock = cast(type[ProcessorMixin], PROCESSOR_MAPPING[type(config)])
+    # A family may come with the processor of another one, as Pixtral's in LLaVA.
+    named = cast(Any, stock).get_processor_dict(source)[0].get("processor_class")
+    if isinstance(named, str) and named.endswith("Processor") and not named.startswith("Auto"):
+        stock = getattr(transformers, named, stock)
     if not is_torchvision_available() and "video_processor" in cast(Any, stock).get_attributes():
         stock = image_only(stock)
     processor = stock.from_pretrained(source, trust_remote_code=False)
@@ -219,9 +258,11 @@ def takes_any_size(config: PretrainedConfig) -> bool:
 
 def visual_factor(config: PretrainedConfig) -> int:
     """Return the side in pixels of the square that becomes one visual token."""
-    vision = config.vision_config.to_dict()
-    merged = vision.get("spatial_merge_size") or vision.get("pooling_kernel_size") or 1
-    return int(vision["patch_size"]) * int(merged)
+    vision, whole = config.vision_config.to_dict(), config.to_dict()
+    merged = vision.get("spatial_merge_size") or whole.get("spatial_merge_size") or vision.get("pooling_kernel_size")
+    merged = merged or whole.get("scale_factor") or round(1 / (whole.get("downsample_ratio") or 1))
+    patch = vision["patch_size"]
+    return int(patch[0] if isinstance(patch, list | tuple) else patch) * int(merged)
 
 
 def fit(image: Image.Image, processor: ProcessorMixin, config: PretrainedConfig) -> Image.Image:

@@ -185,6 +185,7 @@ class BatchedBackend:
         self.name, self.protocol = backend.name, backend.protocol
         self.perceives, self.defaults, self.settings = backend.perceives, backend.defaults, backend.settings
         self.prompt = backend.prompt
+        self.view_tokens = backend.view_tokens
         self.placement = f"{backend.placement}; batches of {size}"
         self.backend = backend
         self.engine = BatchEngine(backend)

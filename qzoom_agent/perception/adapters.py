@@ -166,3 +166,8 @@ def base_view(model: PreTrainedModel, pixels: Tensor) -> BaseModelOutputWithPool
     grid = inner.multi_modal_projector(chosen)[0]
     features = torch.cat((grid, inner.image_newline[None].to(grid)))
     return BaseModelOutputWithPooling(pooler_output=[features])  # type: ignore[arg-type]
+
+
+def base_view_tokens(config: PretrainedConfig) -> int:
+    """Return the number of visual tokens of a base view: its grid and one newline."""
+    return int(config.vision_config.image_size // config.vision_config.patch_size) ** 2 + 1

@@ -238,7 +238,13 @@ def load_processor(source: str, config: PretrainedConfig) -> ProcessorMixin:
         stock = getattr(transformers, named, stock)
     if not is_torchvision_available() and "video_processor" in cast(Any, stock).get_attributes():
         stock = image_only(stock)
-    processor = stock.from_pretrained(source, trust_remote_code=False)
+    try:
+        processor = stock.from_pretrained(source, trust_remote_code=False)
+    except ValueError as error:
+        if "Unrecognized image processor" not in str(error):
+            raise
+        # Many fine-tunes name a class that is gone, such as Qwen2_5_VLImageProcessor: then the family's own is taken.
+        processor = stock.from_pretrained(source, config=config, trust_remote_code=False)
     if processor.chat_template is None:
         processor.chat_template = processor.tokenizer.chat_template
     if processor.chat_template is None:

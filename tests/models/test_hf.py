@@ -1,6 +1,7 @@
 """Sessions on local weights say what the stock model says on the whole conversation, and compute only what is new."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from qzoom_agent.models import SamplingParams
 from qzoom_agent.models.hf import HFBackend, choose
 from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.presets import NANO_BUDGET, NANO_FOLDER, PRESETS, Preset
-from qzoom_agent.models.prompts import ImageSpan, Prompt, fit, image_only, visual_factor
+from qzoom_agent.models.prompts import ImageSpan, Prompt, fit, image_only, load_processor, visual_factor
 from qzoom_agent.models.sampling import Sampler, TextStream
 from tests.tiny_models import QWEN_TEMPLATE, Family, build
 
@@ -427,6 +428,16 @@ def test_the_image_only_processor_is_saved_under_the_stock_name(qwen: HFBackend,
     again = type(qwen.processor).from_pretrained(tmp_path)
     assert again.chat_template == qwen.processor.chat_template
     assert image_only(type(qwen.processor)).get_attributes() == ["image_processor", "tokenizer"]
+
+
+def test_a_processor_class_that_is_gone_is_that_of_the_family(qwen: HFBackend, tmp_path: Path) -> None:
+    qwen.processor.save_pretrained(tmp_path)
+    qwen.model.config.save_pretrained(tmp_path)
+    for file in tmp_path.glob("*processor_config.json"):
+        file.write_text(re.sub(r'("image_processor_type": ")\w+', r"\1Qwen2_5_VLImageProcessor", file.read_text()))
+    loaded = load_processor(str(tmp_path), qwen.model.config)
+    assert type(loaded.image_processor) is type(qwen.processor.image_processor)
+    assert loaded.image_processor.merge_size == qwen.processor.image_processor.merge_size
 
 
 def test_a_protocol_and_budgets_are_found_for_a_folder(load: Callable[[Family], HFBackend], tmp_path: Path) -> None:

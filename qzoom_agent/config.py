@@ -362,11 +362,17 @@ class AgentConfig(Config):
         return AgentConfig(**data)
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> AgentConfig:
-        """Return a copy with the values of these dotted keys where none was given (None is none)."""
+        """Return a copy with the values of these dotted keys where none was given (None is none).
+
+        Sampling is one setting: with a temperature of the user's, none of its keys is filled in.
+        """
         given = self.model_dump(exclude_unset=True, exclude_none=True)
+        sampled = "temperature" in given.get("generation", {})
 
         def lacks(key: str) -> bool:
             section, _, name = key.partition(".")
+            if sampled and section == "generation" and name != "max_new_tokens":
+                return False
             return section not in given if not name else name not in given.get(section, {})
 
         return self.replace(**{key: value for key, value in defaults.items() if lacks(key)})

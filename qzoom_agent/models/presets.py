@@ -272,11 +272,16 @@ def recognised(preset: Preset, config: Mapping[str, Any], card: str = "", *, voc
     if found is None and '"<zoom>"' in vocabulary:
         found = PRESETS["nano"]
     family = FAMILIES.get(str(config.get("model_type")))
-    if found is None and family is not None:
-        found = replace(PRESETS[family], guessed=True)
-    if found is None:
-        return preset
-    return replace(found, name=preset.name, source=preset.source, memory_gb=None if found.guessed else found.memory_gb)
+    if found is not None:
+        return replace(found, name=preset.name, source=preset.source)
+    return preset if family is None else _guess(family, preset.name, preset.source)
+
+
+def _guess(family: str, name: str, source: str) -> Preset:
+    """Return a model of which the family is known: its format, its budget and its longest reply."""
+    stands_for = PRESETS[family]
+    limits = {key: value for key, value in stands_for.settings.items() if key == "generation.max_new_tokens"}
+    return Preset(name, source, stands_for.protocol, stands_for.budget, settings=limits, guessed=True)
 
 
 def _base_models(card: str) -> list[str]:
@@ -295,11 +300,9 @@ def _by_name(name: str, source: str) -> Preset:
     if preset := known(name):
         return replace(preset, name=name, source=source)
     plain = re.sub("[^a-z0-9]", "", name.rpartition("/")[2].lower())
-    families = (preset for kind, preset in FAMILIES.items() if kind != "llava" and kind.replace("_", "") in plain)
-    family = next(families, None)
-    if family is None:
-        return Preset(name, source)
-    return replace(PRESETS[family], name=name, source=source, memory_gb=None, guessed=True)
+    named = (preset for kind, preset in FAMILIES.items() if kind != "llava" and kind.replace("_", "") in plain)
+    family = next(named, None)
+    return Preset(name, source) if family is None else _guess(family, name, source)
 
 
 def guess_of(preset: Preset) -> str:

@@ -89,6 +89,7 @@ def test_every_preset_is_published_or_ours() -> None:
 def test_a_model_of_a_known_family_is_a_guess_that_says_so(tmp_path: Path) -> None:
     family = resolve_model(str(model_folder(tmp_path / "a", model_type="qwen3_vl", _name_or_path="/tmp/run7")))
     assert (family.protocol, family.guessed) == ("qwen3vl", True)
+    assert family.settings == {"generation.max_new_tokens": 1024}, "sampling is the checkpoint's own to say"
     assert "only the family is known" in guess_of(family) and "base_model" in guess_of(family)
     assert resolve_model("Qwen/Qwen3-VL-30B-A3B-Instruct").guessed
     assert served_model("qwen3.5-27b-fp8").protocol == "qwen3_5"
@@ -130,6 +131,9 @@ def test_settings_hold_where_the_user_gives_none() -> None:
     assert back.config.generation.temperature == 1.0
     assert Agent(Recommending("zwz-4b")).config.policy == "direct"
     assert Agent(Recommending("zwz-4b"), policy="explicit").config.policy == "explicit"
+    greedy = Agent(Recommending("qwen3-vl-4b"), **{"generation.temperature": 0.0}).config.generation
+    assert (greedy.temperature, greedy.top_p, greedy.top_k, greedy.presence_penalty) == (0.0, 1.0, None, None)
+    assert greedy.max_new_tokens == 1024
     low, high = (AgentConfig().with_defaults(PRESETS[f"q-zoom-qwen2.5-vl-7b{end}"].settings) for end in ("", "-hr"))
     assert (low.perception.threshold, low.perception.gate_threshold) == (0.15, 0.05)
     assert (high.perception.threshold, high.perception.gate_threshold) == (0.04, 0.02)

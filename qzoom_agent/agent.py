@@ -181,6 +181,7 @@ class Agent:
         device: str = "auto",
         dtype: str = "auto",
         branches: str | Path | None = None,
+        check: bool = True,
         **overrides: Any,
     ) -> Agent:
         """Return an agent with a local model; for the other arguments see `Agent`.
@@ -190,6 +191,7 @@ class Agent:
             device: Such as "cpu" or "cuda:1"; "auto" takes the best there is.
             dtype: Number format of the weights.
             branches: Folder of branches (gate, SD-RPN) instead of those that come with the model.
+            check: False skips the comparison with the stock model at load.
 
         Raises:
             ConfigError: The configuration is wrong.
@@ -205,7 +207,7 @@ class Agent:
 
         # A protocol from elsewhere is the agent's alone: the backend keeps the budget of its own.
         own = config.protocol if config.protocol in PROTOCOLS else None
-        backend = load_backend(model, device=device, dtype=dtype, protocol=own, branches=branches)
+        backend = load_backend(model, check=check, device=device, dtype=dtype, protocol=own, branches=branches)
         return cls(backend, config=config, state_dir=state_dir, **objects)
 
     @classmethod

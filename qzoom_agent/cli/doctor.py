@@ -1,7 +1,8 @@
 """`qzoom doctor`: versions, devices, extras and disk space of this machine, as a table to paste into a bug report.
 
 It reads package metadata and imports nothing heavy. torch is imported in a child process, because a broken installation
-can crash the interpreter. Paths are shown with the home folder as `~`.
+can crash the interpreter. Paths are shown with the home folder as `~`. With `--model` the model is loaded and examined
+too: is it the stock model, which tokens does it show, how fast is it?
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from packaging.requirements import Requirement
 from qzoom_agent import __version__
 from qzoom_agent.cli.console import print_table
 from qzoom_agent.cli.main import BACKEND, OK
+from qzoom_agent.errors import BackendError
 
 Verdict = Literal["ok", "note", "bad"]
 SHOWN: Final = ("transformers", "langgraph", "pydantic", "pillow", "numpy")
@@ -59,21 +61,40 @@ class Check(NamedTuple):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the flags of the verb: none."""
-    return argparse.ArgumentParser(
-        prog="qzoom doctor", description="Check this machine: one table to paste into a bug report."
+    """Return the flags of the verb."""
+    flags = argparse.ArgumentParser(
+        prog="qzoom doctor",
+        description="Check this machine, and a model on it: one table to paste into a bug report. "
+        "Exit code 4 if something is wrong.",
     )
+    flags.add_argument("--model", metavar="M", help="also load and examine this preset, folder or hub id")
+    flags.add_argument("--branches", metavar="DIR", help="gate and SD-RPN to use (default: those of the model)")
+    flags.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    return flags
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the table; exit code 4 if something is wrong."""
-    parser().parse_args(argv)
+    args = parser().parse_args(argv)
     checks = list(examine())
+    if args.model and all(check.verdict != "bad" for check in checks if check.name == "torch"):
+        checks += _model(args)
     print_table([(check.name, check.found, check.verdict) for check in checks], header=("what", "found", ""))
     for check in checks:
         if check.advice:
             print(f"{check.verdict}: {check.name}: {check.advice}")
     return BACKEND if any(check.verdict == "bad" for check in checks) else OK
+
+
+def _model(args: argparse.Namespace) -> Iterator[Check]:
+    """Yield the findings about --model; a model that cannot be run is one of them."""
+    from qzoom_agent.models.examination import examine_model
+
+    try:
+        for found in examine_model(args.model, branches=args.branches, device=args.device):
+            yield Check(*found)
+    except BackendError as error:
+        yield Check("model", f"{args.model} cannot be run", "bad", str(error))
 
 
 def examine() -> Iterator[Check]:
@@ -107,16 +128,16 @@ def _torch() -> Iterator[Check]:
 
 
 def torchvision(error: str | None) -> Check:
-    """Check torchvision: nothing here needs it, but transformers imports it wherever it is installed.
+    """Check torchvision: few model families need it, but transformers imports it wherever it is installed.
 
     `error` is None if it is absent, "" if it can be imported, and otherwise the text of the error.
     """
     if error is None:
-        return Check("torchvision", "absent, as it should be")
+        return Check("torchvision", "absent; only a few families, such as Mistral 3, need it")
     if error:
         advice = "It does not fit this torch, and transformers would fail on it. Run: pip uninstall torchvision"
         return Check("torchvision", f"broken: {error}", "bad", advice)
-    return Check("torchvision", f"{_version('torchvision')}, not needed", "note")
+    return Check("torchvision", f"{_version('torchvision')}, needed by few families", "note")
 
 
 def _packages() -> Iterator[Check]:

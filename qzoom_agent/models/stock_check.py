@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from qzoom_agent.models.hf import HFBackend
     from qzoom_agent.models.hf_session import HFSession
 
-TOLERANCE: Final = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Largest distance of logits, as a share of their spread, by number format."""
-_ROUGH: Final = 0.05
-"""Tolerance of 16-bit formats."""
+_EXACT: Final = 1e-3
+"""Largest distance of logits in float32, as a share of their spread."""
+_ROUGH: Final = (0.02, 0.08)
+"""The same in 16-bit formats, for one pass and for one behind a cache: the latter rounds otherwise, 28 random layers in
+bfloat16 by up to 0.032. Attending causally to an image that the stock model sees as a whole makes 0.085."""
 RECORDED: Final = NANO_FOLDER / "stock_check.json"
 """Fingerprints under which nano was found equal; a test compares anew."""
 _FOUND: dict[str, str] = {}
@@ -46,7 +47,7 @@ def difference(loaded: "HFBackend") -> str:
     if key not in _FOUND:
         # nano comes with its result, so that its first answer does not wait for the comparison
         recorded = loaded.name == "nano" and key in json.loads(RECORDED.read_text(encoding="utf-8"))
-        _FOUND[key] = "" if recorded else _compare(loaded)
+        _FOUND[key] = "" if recorded else compare(loaded)
     return _FOUND[key]
 
 
@@ -68,7 +69,8 @@ def fingerprint(loaded: "HFBackend") -> str:
 
 
 @torch.inference_mode()
-def _compare(loaded: "HFBackend") -> str:
+def compare(loaded: "HFBackend") -> str:
+    """Return what `difference` returns, computed anew."""
     images = {name: small_image(loaded, name) for name in ("first", "second")}
     first = [message("user", image_part("first"), "What is in the image?")]
     second = [*first, text("assistant", "A 7."), message("user", image_part("second"), "And here?")]
@@ -82,7 +84,7 @@ def _compare(loaded: "HFBackend") -> str:
                 return "its processor writes another prompt for a conversation than for its parts"
             ours, _ = session.feed(ready.prompt, ready.positions, session.keep(ready.prompt))
             session.held = ready.prompt
-            if (far := _distance(ours[0], logits)) > tolerance(loaded):
+            if (far := distance(ours[0], logits)) > tolerance(loaded, cached=turn == 2):
                 return f"in turn {turn} its logits differ by {far:.1%} of their spread"
         if loaded.branches is not None:
             return _by_layers(loaded, session, ready.prompt, ready.positions, logits)
@@ -101,7 +103,7 @@ def _by_layers(loaded: "HFBackend", session: "HFSession", prompt: Prompt, positi
     new = decoder.embed(torch.tensor([prompt.ids], device=loaded.model.device), session.features(prompt, 0))
     rotary, mask = decoder.rotary(new.hidden, positions), decoder.mask(new.hidden)
     ours = decoder.logits(decoder.run(new, range(decoder.depth), rotary=rotary, mask=mask))[0]
-    far = _distance(ours, logits)
+    far = distance(ours, logits)
     return f"layer by layer its logits differ by {far:.1%} of their spread" if far > tolerance(loaded) else ""
 
 
@@ -138,12 +140,12 @@ def small_image(loaded: "HFBackend", name: str) -> Image.Image:
     return Image.fromarray(noise)
 
 
-def tolerance(loaded: "HFBackend") -> float:
-    """Return the largest distance of logits that is rounding, as a share of their spread."""
-    return TOLERANCE.get(loaded.model.dtype, _ROUGH)
+def tolerance(loaded: "HFBackend", *, cached: bool = False) -> float:
+    """Return the largest distance of logits that is rounding; `cached` if one of them came from behind a cache."""
+    return _ROUGH[cached] if loaded.model.dtype in (torch.float16, torch.bfloat16) else _EXACT
 
 
-def _distance(ours: Tensor, stock: Tensor) -> float:
+def distance(ours: Tensor, stock: Tensor) -> float:
     """Return the largest difference of two rows of logits, as a share of the spread of the second."""
     one, other = ours.float(), stock.float()
     spread = float(other.max() - other.min())

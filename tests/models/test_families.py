@@ -176,7 +176,7 @@ def test_a_difference_of_the_logits_is_found_once_for_a_configuration(
     _, loaded = load("qwen2_5_vl", tmp_path)
     assert list(stock_check._FOUND.values()) == [""]
     compared: list[HFBackend] = []
-    monkeypatch.setattr(stock_check, "_compare", compared.append)
+    monkeypatch.setattr(stock_check, "compare", compared.append)
     assert stock_check.difference(loaded) == ""
     assert compared == []
     monkeypatch.undo()
@@ -190,15 +190,15 @@ def test_a_difference_of_the_logits_is_found_once_for_a_configuration(
 
     monkeypatch.setattr(loaded.model, "get_image_features", other)
     with torch.inference_mode():
-        assert "in turn 1 its logits differ" in stock_check._compare(loaded)
+        assert "in turn 1 its logits differ" in stock_check.compare(loaded)
 
 
 def test_nano_comes_with_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails after a change of nano or transformers, add the fingerprint to weights/nano/stock_check.json."""
     nano = HFBackend.load("nano", device="cpu", check=False)
-    assert stock_check._compare(nano) == ""
+    assert stock_check.compare(nano) == ""
     monkeypatch.setattr(stock_check, "_FOUND", {})
-    monkeypatch.setattr(stock_check, "_compare", lambda loaded: "compared")
+    monkeypatch.setattr(stock_check, "compare", lambda loaded: "compared")
     recorded = json.loads(stock_check.RECORDED.read_text())
     if transformers.__version__ in recorded.values():
         assert stock_check.difference(nano) == "", stock_check.fingerprint(nano)

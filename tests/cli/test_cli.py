@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,17 +15,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qzoom_agent.agent import Agent
 from qzoom_agent.cli import demo, doctor, train
 from qzoom_agent.cli.console import Console, Progress, printable, table
 from qzoom_agent.cli.main import BUDGET, VERBS, main
 from qzoom_agent.evaluation.sample_result import SampleResult
-from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
 from qzoom_agent.evaluation.tasks.task import Score
 from qzoom_agent.messages import Message
 from qzoom_agent.models.presets import PRESETS
-from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.trace import Trace
 
 ZOOM = "<zoom>28 28 112 112</zoom>"
@@ -41,26 +37,6 @@ def zoom_then(answer: str) -> Replies:
         return ZOOM if shown == 1 else answer
 
     return reply
-
-
-@pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[Replies | list[str]], None]:
-    """Let every agent the command line makes answer from a script."""
-
-    def install(replies: Replies | list[str]) -> None:
-        def scripted(model: str = "nano", *, config: Any = None, **_: Any) -> Agent:
-            return Agent(ScriptedBackend(replies, name=model), config=config)
-
-        monkeypatch.setattr(Agent, "from_pretrained", scripted)
-
-    return install
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> str:
-    path = tmp_path / "board.png"
-    Image.effect_noise((640, 480), 60).save(path)
-    return str(path)
 
 
 def run(*argv: str) -> int:
@@ -294,186 +270,6 @@ def test_a_saved_run_can_be_shown_and_reported(
 
 
 # ---- eval, demo ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder: runs go into runs/ there."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_eval_prints_figures_and_leaves_a_run(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    play(zoom_then("red"))
-    assert run("eval", "needle-global", "--n", "5", "--json", "result.json") == 0
-    captured = capsys.readouterr()
-    headline, _, _ = captured.out.partition("\n")
-    assert headline == "needle-global (test, seed 0): nano, policy explicit, coarse view of 16 to 64 visual tokens"
-    for line in ("accuracy (exact)", "zooms", "visual tokens", "seconds", "parsed", "peak memory", "ended"):
-        assert f"\n{line} " in captured.out
-    assert "5/5" in captured.err
-    result = json.loads((here / "result.json").read_text())
-    assert result["n"] == len(result["rows"]) == 5
-    (made,) = json.loads(next((here / "runs").glob("*/env.json")).read_text())
-    assert made["command"] == "qzoom eval needle-global --n 5 --json result.json" and made["date"]
-    assert result["interval"][0] <= result["accuracy"] <= result["interval"][1]
-    (folder,) = (here / "runs").iterdir()
-    assert folder.name.startswith("needle-global--nano--default--")
-    assert captured.out.splitlines()[-1].endswith(f"{Path('runs') / folder.name / 'report.html'}")
-    assert (folder / "report.html").is_file()
-
-
-def test_a_budget_shows_the_whole_board_at_that_many_tokens(
-    play: Any, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    play(lambda _: "red")
-    argv = ["eval", "needle-doc", "--n", "2", "--policy", "direct", "--budget", "576", "--json", "result.json"]
-    assert run(*argv) == 0
-    assert " to 576 visual tokens\n" in capsys.readouterr().out
-    assert all(64 < row["visual_tokens"] <= 576 for row in json.loads((here / "result.json").read_text())["rows"])
-
-
-def test_an_interrupted_eval_says_so_and_goes_on(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = 0
-
-    def interrupted(messages: list[Message]) -> str:
-        nonlocal asked
-        asked += 1
-        if asked == 3:
-            raise KeyboardInterrupt
-        return "red"
-
-    argv = ["eval", "needle-global", "--n", "4", "--policy", "direct"]
-    play(interrupted)
-    assert run(*argv) == 130
-    captured = capsys.readouterr()
-    assert re.search(r"^accuracy .* of 2$", captured.out, re.M)
-    assert re.search(r"^partial .* 4 of 4 planned$", captured.out, re.M)
-    assert "Interrupted after 2 of 4 questions." in captured.err
-    assert run(*argv) == 0
-    assert asked == 5
-    assert run(*argv) == 0
-    assert asked == 5
-
-
-def test_an_eval_in_which_everything_fails_is_4(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    play([])
-    assert run("eval", "needle-scene", "--n", "2") == 4
-    assert "2 of 2 questions failed" in capsys.readouterr().err
-
-
-def test_ablations_run_beside_and_are_compared(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    play(zoom_then("7"))
-    assert run("eval", "needle-doc", "--n", "2", "--ablate", "direct,oracle", "--out", "run") == 0
-    captured = capsys.readouterr()
-    assert re.search(r"^direct +\+0\.000 ", captured.out, re.M)
-    assert re.search(r"^oracle +\+0\.000 ", captured.out, re.M)
-    assert {path.name for path in (here / "run" / "ablations").iterdir()} == {"direct", "oracle"}
-    assert "direct: needle-doc 2/2" in captured.err
-    assert (
-        run("eval", "compare", "run/ablations/direct", "run", "--json", "compared.json", "--report", "flips.html") == 0
-    )
-    captured = capsys.readouterr()
-    assert re.search(r"^needle-doc +2 ", captured.out, re.M)
-    found = json.loads((here / "compared.json").read_text())["tasks"]["needle-doc"]
-    assert found["n"] == 2
-    assert found["visual_tokens"][1] > 0
-    assert (here / "flips.html").is_file()
-
-
-def test_an_audit_runs_the_controls_and_gives_a_verdict(
-    play: Any, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    play(lambda _: "B7K")
-    assert (
-        main(["audit", "needle-scene", "--n", "3", "--policy", "explicit", "--out", "audited", "--json", "a.json"]) == 0
-    )
-    out = capsys.readouterr().out
-    assert [line.split()[0] for line in out.splitlines()[3:8]] == ["explicit", "direct", "blind", "random", "oracle"]
-    assert "No effect of looking is shown" in out
-    found = json.loads((here / "a.json").read_text())["tasks"]["needle-scene"]
-    assert found["wrong"] == {"never looked": 3} and set(found["effects"]) >= {"gain", "content", "headroom"}
-    assert "Does looking help?" in (here / "audited" / "report.html").read_text()
-    play(lambda _: pytest.fail("everything was asked"))
-    assert main(["audit", "needle-scene", "--n", "3", "--policy", "explicit", "--out", "audited"]) == 0
-
-
-def test_a_run_is_scored_again_without_a_model(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    play(lambda _: "7")
-    assert run("eval", "needle-doc", "--n", "2", "--out", "run") == 0
-    play([])
-    assert run("eval", "rescore", "run") == 0
-    assert "accuracy (exact)" in capsys.readouterr().out
-    assert run("eval", "rescore", "run", "--scorer", "nobody") == 2
-    assert "Known: exact" in capsys.readouterr().err
-
-
-def test_a_run_folder_cannot_have_code_imported(
-    play: Any, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    play(lambda _: "B7K")
-    assert run("eval", "needle-global", "--n", "2", "--out", "run") == 0
-    (here / "planted.py").write_text("open('ran', 'w').close()\n")
-    monkeypatch.syspath_prepend(str(here))
-    for field in ("name", "path", "reference"):
-        spec = json.loads((here / "run" / "run.json").read_text())
-        task = spec["tasks"].pop("needle-global") | ({} if field == "name" else {field: "planted:task"})
-        spec["tasks"] = {"planted:task" if field == "name" else "other": task}
-        folder = shutil.copytree(here / "run", here / field)
-        (folder / "run.json").write_text(json.dumps(spec))
-        assert run("eval", "rescore", str(folder)) == 2
-        assert "give --task planted:task" in capsys.readouterr().err
-    assert not (here / "ran").exists()
-
-
-def test_a_judge_is_a_scorer_of_its_own(
-    play: Any, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked: list[str] = []
-
-    def ask(self: Judge, found: dict[str, str], *, attempts: int) -> str:
-        asked.append(found["question"])
-        return "yes"
-
-    monkeypatch.setattr(Judge, "_ask", ask)
-    play(lambda _: "seven")
-    assert run("eval", "needle-doc", "--n", "2", "--out", "run") == 0
-    argv = ["eval", "rescore", "run", "--judge", "http://there/v1", "--judge-model", "wise", "--scorer", "judge"]
-    for _ in range(2):
-        assert run(*argv) == 0
-    out = capsys.readouterr().out
-    assert "accuracy (judge)  1.000" in out
-    assert "accuracy (exact)  0.000" in out
-    assert len(asked) == 2, "a verdict is kept"
-    assert json.loads((here / "run" / "judge.json").read_text())["model"] == "wise"
-
-
-def test_a_dry_run_asks_nothing(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    play([])
-    assert run("eval", "needle-doc", "needle-hop", "--n", "8", "--limit", "3", "--dry-run") == 0
-    out = capsys.readouterr().out
-    assert "policy: " in out
-    assert "needle-doc: 3 of 8 questions (partial), 1 x, scored by exact" in out
-    assert re.search(r"^  \| \w", out, re.M)
-    assert not list(here.iterdir())
-
-
-def test_your_own_questions_are_a_task(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Image.new("RGB", (60, 40), "red").save(here / "meter.png")
-    rows = [{"image": "meter.png", "question": f"What is {n}?", "answer": "7"} for n in range(3)]
-    (here / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    play(lambda _: "7")
-    assert run("eval", "mine.jsonl", "--limit", "2", "--out", "run") == 0
-    captured = capsys.readouterr()
-    assert captured.out.startswith("mine (")
-    assert "2 of 3 planned" in captured.out
-    assert run("eval", "rescore", "run") == 0
-
-
-def test_the_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("eval", "list") == 0
-    out = capsys.readouterr().out
-    assert re.search(r"^needle-scene +exact ", out, re.M)
 
 
 def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,26 @@
-"""Tiny random models with untrained branches."""
+"""Tiny random models with untrained branches, and a server that misbehaves."""
 
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from qzoom_agent.models import chat_client
+from qzoom_agent.models import server as module
+from tests.models.misbehaving import KEY, Misbehaving
 from tests.perception.conftest import _one_thread, load
 
 __all__ = ["_one_thread", "load"]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Misbehaving]:
+    monkeypatch.setattr(module, "_PAUSE", 0.01)
+    monkeypatch.setattr(chat_client, "_GRACE", 0.2)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with Misbehaving() as playing:
+        threading.Thread(target=playing.serve_forever, args=(0.01,), daemon=True).start()
+        yield playing
+        playing.shutdown()

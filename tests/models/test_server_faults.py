@@ -4,134 +4,36 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 import socket
-import socketserver
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
-from qzoom_agent.agent import Agent, Answer
+from qzoom_agent.agent import Agent
 from qzoom_agent.cli.main import main
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.models import chat_client, chat_stream
-from qzoom_agent.models import server as module
-
-KEY = "sk-Test-0123456789abcdef"
-IMAGE = Image.new("RGB", (60, 60))
-Script = Callable[["Connection"], None]
-
-
-class Connection(socketserver.StreamRequestHandler):
-    """One request, read, and the raw bytes of a reply."""
-
-    server: Misbehaving
-    body: dict[str, Any]
-    head: str
-
-    def handle(self) -> None:
-        lines = iter(self.rfile.readline, b"\r\n")
-        self.head = b"".join(line for line in lines if line).decode("latin-1")
-        if self.head.startswith("GET "):  # the list of models
-            self.reply({}, status="404 Not Found")
-            return
-        length = next(line for line in self.head.lower().splitlines() if line.startswith("content-length"))
-        self.body = json.loads(self.rfile.read(int(length.partition(":")[2])))
-        self.server.requests.append(self)
-        with suppress(OSError):  # the client left
-            self.server.script(self)
-
-    def send(self, data: bytes | str) -> None:
-        self.wfile.write(data if isinstance(data, bytes) else data.encode())
-
-    def reply(self, body: Any, *, status: str = "200 OK", **headers: str) -> None:
-        data = (
-            body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
-        )
-        given = {"Content-Type": "application/json", "Content-Length": str(len(data))}
-        given |= {name.replace("_", "-"): value for name, value in headers.items()}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in given.items())
-        self.send(f"HTTP/1.1 {status}\r\n{lines}Connection: close\r\n\r\n".encode() + data)
-
-    def stream(self, *events: Any, end: str = "data: [DONE]\n\n") -> None:
-        self.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
-        for event in events:
-            self.send(event if isinstance(event, str) else f"data: {json.dumps(event)}\n\n")
-        self.send(end)
-
-
-class Misbehaving(socketserver.ThreadingTCPServer):
-    """A server that plays a script to each request."""
-
-    daemon_threads, allow_reuse_address, block_on_close = True, True, False
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Connection)
-        self.requests: list[Connection] = []
-        self.script: Script = lambda connection: connection.reply(completion("42"))
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Misbehaving]:
-    monkeypatch.setattr(module, "_PAUSE", 0.01)
-    monkeypatch.setattr(chat_client, "_GRACE", 0.2)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with Misbehaving() as playing:
-        threading.Thread(target=playing.serve_forever, args=(0.01,), daemon=True).start()
-        yield playing
-        playing.shutdown()
-
-
-def completion(content: Any, *, usage: Any = None, finish: Any = "stop", **message: Any) -> dict[str, Any]:
-    return {"choices": [{"message": {"content": content, **message}, "finish_reason": finish}], "usage": usage}
-
-
-def delta(finish: str | None = None, **part: Any) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "delta": part, "finish_reason": finish}]}
-
-
-def ask(server: Misbehaving, *, seconds: float = 5.0, streamed: bool = False, **options: Any) -> Answer:
-    """Run one episode; no more than two seconds over its deadline."""
-    agent = Agent.from_server(
-        options.pop("url", server.url), model="served", timeout=options.pop("timeout", seconds), **options
-    )
-    began = time.monotonic()
-    if streamed:
-        *_, last = agent.stream(IMAGE, "What is it?")
-        assert last.answer is not None
-        answer = last.answer
-    else:
-        answer = agent.run(IMAGE, "What is it?")
-    assert time.monotonic() - began < seconds + 2
-    assert KEY not in f"{answer} {answer.trace.model_dump_json()} {answer._repr_html_()}"
-    return answer
-
-
-def every(connection: Connection, seconds: float, data: Callable[[], bytes]) -> None:
-    while True:
-        connection.send(data())
-        time.sleep(seconds)
-
-
-# -- replies that are right -------------------------------------------------------------------------------------------
-
-ZOOM = {"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [100, 100, 500, 500]}}
-CALL = f"<tool_call>\n{json.dumps(ZOOM)}\n</tool_call>"
-
-
-def function(arguments: Any) -> list[dict[str, Any]]:
-    return [{"id": "1", "type": "function", "function": {"name": ZOOM["name"], "arguments": arguments}}]
+from tests.models.misbehaving import (
+    CALL,
+    IMAGE,
+    KEY,
+    ZOOM,
+    Connection,
+    Misbehaving,
+    Script,
+    ask,
+    completion,
+    delta,
+    every,
+    function,
+)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -692,101 +594,3 @@ def test_a_name_that_is_never_resolved_does_not_outlive_the_deadline(
 
 
 # -- secrets ----------------------------------------------------------------------------------------------------------
-
-ECHOES: list[Script] = [
-    lambda one: one.reply({"error": {"message": f"Bad key {KEY}"}}, status="401 Unauthorized"),
-    lambda one: one.reply(one.head, status="500 Broken"),
-    lambda one: one.reply(f"{'x' * 290}{KEY}", status="400 Bad Request"),
-    lambda one: one.reply({"choices": KEY}),
-    lambda one: one.reply(KEY),
-    lambda one: one.reply({"error": KEY}),
-    lambda one: one.reply("", status="302 Found", Location=f"http://there/{KEY}"),
-    lambda one: one.reply("", status=f"200 {KEY}", Content_Encoding=KEY),
-    lambda one: one.send(f"{KEY}\r\n\r\n"),
-    lambda one: one.reply(completion(f"It is {KEY}.")),
-    lambda one: one.reply(completion(None, refusal=f"No {KEY}")),
-    lambda one: one.reply(completion(None, tool_calls=function(KEY), reasoning=KEY)),
-    lambda one: one.stream(*(delta(content=letter) for letter in f"It is {KEY} or sk-T"), delta("stop")),
-]
-
-
-@pytest.mark.parametrize("echo", ECHOES)
-@pytest.mark.parametrize("streamed", [False, True])
-def test_a_key_that_the_server_returns_is_written_nowhere(
-    server: Misbehaving,
-    echo: Script,
-    streamed: bool,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    server.script = echo
-    answer = ask(server, streamed=streamed, attempts=1)
-    answer.save(tmp_path)
-    answer.report(tmp_path / "report.html")
-    if streamed:
-        events = list(Agent.from_server(server.url, model="served").stream(IMAGE, "What?"))
-        assert KEY not in "".join(str(event.data.get("text")) for event in events)
-    IMAGE.save(tmp_path / "a.png")
-    main(["ask", str(tmp_path / "a.png"), "What?", "--server", server.url, "--model", "served", "-v"])
-    said = capsys.readouterr()
-    assert KEY not in f"{said.out}{said.err}{caplog.text}"
-    assert "never retrieved" not in caplog.text
-    written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert written and not [path for path in written if KEY.encode() in path.read_bytes()]
-
-
-def test_a_key_is_in_nothing_that_an_evaluation_writes(
-    server: Misbehaving, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    places = iter(range(10**6))
-    server.script = lambda one: ECHOES[next(places) % len(ECHOES)](one)
-    IMAGE.save(tmp_path / "a.png")
-    rows = [json.dumps({"image": "a.png", "question": f"What is {at}?", "answer": "x"}) for at in range(24)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
-    secret = server.url.replace("//", "//me:hunter2-secret@")
-    command = [
-        "eval",
-        str(tmp_path / "rows.jsonl"),
-        "--server",
-        secret,
-        "--model",
-        "served",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    assert main(command) in (0, 4)
-    said = capsys.readouterr()
-    assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 24
-    for text in (KEY, "hunter2-secret"):
-        assert text not in f"{said.out}{said.err}"
-        assert not [path for path in tmp_path.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
-
-
-@pytest.mark.parametrize("key", [f"{KEY}\nX-Other: 1", f"{KEY}\r\n\r\nGET /", f"“{KEY}”", f"{KEY}\x00"])
-def test_a_key_that_cannot_be_sent_is_not_shown(server: Misbehaving, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINE", key.replace("\x00", "\x01"))
-    answer = ask(server, key_variable="MINE")
-    assert answer.status == "error" and "The key in MINE holds a line break" in str(answer.trace.error)
-    assert not server.requests
-
-
-def test_secrets_of_an_address_are_sent_and_not_shown(
-    server: Misbehaving, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    server.script = lambda one: one.reply(f"{one.head} hunter2/secret", status="500 Broken")
-    url = server.url.replace("//", "//me:hunter2%2Fsecret@") + "?api_key=query-secret&version=3"
-    answer = ask(server, url=url, attempts=1)
-    head = server.requests[0].head
-    assert "POST /v1/chat/completions?api_key=query-secret&version=3" in head
-    assert "Basic bWU6aHVudGVyMi9zZWNyZXQ=" in head and KEY not in head
-    with pytest.raises(BackendError) as judged:
-        Judge(url, sleep=lambda _: None).check()
-    IMAGE.save(tmp_path / "a.png")
-    assert main(["ask", str(tmp_path / "a.png"), "What?", "--server", url, "--model", "served"]) == 4
-    assert main(["ask", str(tmp_path / "a.png"), "What?", "--server", url.replace("http", "ftp"), "--model", "m"]) == 2
-    said = capsys.readouterr()
-    for secret in ("hunter2", "query-secret", "bWU6aHVudGVyMi9zZWNyZXQ="):
-        assert secret not in f"{answer.trace.model_dump_json()}{judged.value}{said.out}{said.err}{caplog.text}"

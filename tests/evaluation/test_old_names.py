@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,9 @@ def test_a_run_folder_of_an_earlier_version_opens_and_resumes(tmp_path: Path) ->
     assert asked and not any(asked)
 
 
-def test_old_names_warn(tmp_path: Path) -> None:
+def test_old_names_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("qzoom_agent.evals")]:
+        monkeypatch.delitem(sys.modules, name)  # another test of this process may have imported it
     with pytest.warns(DeprecationWarning, match=r"evaluation\.tasks\.catalog"):
         old = importlib.import_module("qzoom_agent.evals.suites.catalog")
     assert old.find_suite("vstar") is catalog.TASKS["vstar"] is old.SUITES["vstar"]

@@ -27,7 +27,7 @@ class PublicRule(BaseModel):
     package: str
     version: str
     commit: str
-    """Commit, or the release that was read."""
+    """Commit or release that was read; "not known" where that could not be confirmed."""
     function: str
     """File and function in that package."""
 
@@ -38,9 +38,8 @@ def lmms_eval(function: str) -> PublicRule:
 
 
 def vlmevalkit(function: str) -> PublicRule:
-    """Return a rule of the state of VLMEvalKit that the `vlmevalkit` scorers repeat."""
-    commit = "d21c5e969983dea6741a98eb2f7ec566ab82ee91"
-    return PublicRule(package="VLMEvalKit", version="main", commit=commit, function=function)
+    """Return a rule of VLMEvalKit that the `vlmevalkit` scorers repeat: read in stored copies, never run."""
+    return PublicRule(package="VLMEvalKit", version="not known", commit="not known", function=function)
 
 
 def scorer(repeats: PublicRule | None = None) -> Callable[[Callable[[str, Sample], Score]], Scorer]:

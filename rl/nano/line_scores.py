@@ -14,6 +14,7 @@ from nano.paper import Line, Paper
 from nano.paper_views import line_view
 from nano.reading import along_lines, spelled
 from nano.trees import WINDOW, Look, image_blocks, pixels_of
+from qzoom_agent.evaluation.scorers.anls import levenshtein
 
 HEIGHT = 44.0
 """Height of a line in pixels of the view that it is read from."""
@@ -60,16 +61,6 @@ def score_lines(model: Any, papers: Iterable[Paper], *, height: float = HEIGHT, 
         read = iter(read_lines(model, shown)) if shown else iter(())
         for look, (_, line) in zip(looks, chosen[start : start + _TOGETHER], strict=True):
             got = next(read) if look.readings else ""
-            wrong = edit_distance(got.strip(), line.text)
+            wrong = levenshtein(got.strip(), line.text)
             edits, exact, characters = edits + wrong, exact + (wrong == 0), characters + len(line.text)
     return LineScores(edits / max(1, characters), exact / max(1, len(chosen)), len(chosen), characters)
-
-
-def edit_distance(one: str, other: str) -> int:
-    """Return the fewest insertions, deletions and replacements that turn one text into the other."""
-    row = list(range(len(other) + 1))
-    for at, char in enumerate(one, start=1):
-        before, row[0] = row[0], at
-        for column, wanted in enumerate(other, start=1):
-            before, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, before + (char != wanted))
-    return row[-1]

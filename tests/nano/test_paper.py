@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from nano.batches import Draw, table
 from nano.drawn_paper import draw_paper
 from nano.frames import ACROSS, CELL, DOWN, FRAME_HEIGHT, FRAME_WIDTH, Reading, reading_batch
-from nano.line_scores import edit_distance, score_lines
+from nano.line_scores import score_lines
 from nano.model import build_model
 from nano.paper import ALPHABET, BLANK, CLASSES, Line, Paper, classes_of, text_of, transcribed
 from nano.paper_batches import paper_looks
@@ -235,11 +235,6 @@ def test_packed_typefaces_are_found_before_installed_ones(tmp_path: Path, monkey
     monkeypatch.undo()
     for cached in (installed, faces):
         cached.cache_clear()
-
-
-def test_edits_are_counted() -> None:
-    assert edit_distance("", "ABC") == edit_distance("ABC", "") == 3
-    assert edit_distance("TOTAL", "T0TAL ") == 2
 
 
 def test_an_untrained_tower_reads_nothing_right(pages: list[Paper]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -50,13 +49,9 @@ def small(kind: str, seed: int) -> list[Tree]:
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (batches, validation):
         monkeypatch.setattr(module, "trees_of", small)
-    yield
-    torch.set_num_threads(before)
 
 
 def train(folder: Path, *options: str) -> None:
@@ -79,7 +74,6 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "trees_of", small)
         patch.setattr(validation, "trees_of", small)
-        torch.set_num_threads(1)
         train(folder)
     return folder / "out"
 

@@ -1,6 +1,6 @@
 """Tiny random models with untrained branches, one of each family a test module."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,14 +8,6 @@ import torch
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import Branches
 from tests.tiny_models import Family, build
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -32,13 +32,9 @@ Load = Callable[[str], HFBackend]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _as_recorded() -> Iterator[None]:
-    """One thread and no gradients."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

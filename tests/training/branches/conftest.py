@@ -1,6 +1,6 @@
 """Tiny random models of the three families, and questions about small pictures with a known box."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,6 @@ from qzoom_agent.training.branches.dataset import DatasetSpec, Records, load_rec
 from tests.tiny_models import Family, build
 
 Load = Callable[..., HFBackend]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -45,14 +45,6 @@ SCRIPTS = {
 
 ALWAYS: dict[str, Any] = {"policy": "always", "perception": {"threshold": 0.0}}
 SHORT = {"generation": {"max_new_tokens": 6}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class KilledInStep(TrainerCallback):

@@ -27,7 +27,7 @@ class PublicRule(BaseModel):
     package: str
     version: str
     commit: str
-    """Commit or release that was read; "not known" where that could not be confirmed."""
+    """Commit or release that was read."""
     function: str
     """File and function in that package."""
 
@@ -37,9 +37,9 @@ def lmms_eval(function: str) -> PublicRule:
     return PublicRule(package="lmms-eval", version="0.7.3", commit="release 0.7.3", function=function)
 
 
-def vlmevalkit(function: str) -> PublicRule:
-    """Return a rule of VLMEvalKit that the `vlmevalkit` scorers repeat: read in stored copies, never run."""
-    return PublicRule(package="VLMEvalKit", version="not known", commit="not known", function=function)
+def vlmevalkit(function: str, commit: str) -> PublicRule:
+    """Return a rule of VLMEvalKit, as it stood at a commit, that a `vlmevalkit` scorer repeats: read, never run."""
+    return PublicRule(package="VLMEvalKit", version="main", commit=commit, function=function)
 
 
 def scorer(repeats: PublicRule | None = None) -> Callable[[Callable[[str, Sample], Score]], Scorer]:

@@ -28,11 +28,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import BoxError, ConfigError, describe_error
-from qzoom_agent.extensions import reference
+from qzoom_agent.extensions import reference, satisfying
 from qzoom_agent.geometry import Box
 from qzoom_agent.graph import Context, EventKind, State, compile_graph, start, take_look, to_trace
 from qzoom_agent.images import ImageSource, load_image
-from qzoom_agent.models.interface import Backend
+from qzoom_agent.models.interface import Backend, Perceiver
+from qzoom_agent.models.perceiver import load_perceiver, name_of
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, get_protocol
 from qzoom_agent.protocols.wording import OWN, PromptFile, Reworded, choose_prompt, read_given
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _EXTENSIONS = {"protocol": "protocol", "tool": "tool", "rule": "review.rule"}
-_OBJECTS = {**_EXTENSIONS, "prompt": "prompt"}
+_OBJECTS = {**_EXTENSIONS, "prompt": "prompt", "perceiver": "perceiver"}
 """Key of the configuration of each part that an agent also takes as an object."""
 
 
@@ -126,13 +127,16 @@ class Agent:
 
     Keyword arguments beyond those named change `config` (policy="direct", budget={"max_turns": 3}). Of these,
     `protocol`, `tool` and `rule` also take an object: a `ZoomProtocol`, a `Tool`, a `PolicyRule`; `prompt`, a file with
-    the model's own words, also takes its parts as a mapping.
+    the model's own words, also takes its parts as a mapping; `perceiver`, a local model that looks for the one that
+    answers, also takes a `Perceiver`.
     """
 
     backend: Backend
     config: AgentConfig
     """The configuration of each run, with the backend's presets filled in."""
     protocol: ZoomProtocol
+    perceiver: Perceiver | None
+    """Looks for the model; None: its own branches look, if it has any."""
     state_dir: Path | None
     """Folder of runs with a `thread`."""
 
@@ -157,14 +161,19 @@ class Agent:
         self.backend = backend
         changes, self._objects = _split(overrides)
         names = {_EXTENSIONS[key]: reference(value) for key, value in self._objects.items() if key in _EXTENSIONS}
+        self.perceiver = self._objects.get("perceiver")
+        if self.perceiver is not None:
+            names["perceiver"] = name_of(satisfying(self.perceiver, Perceiver, kind="perceiver"))
         self._given = (config or AgentConfig()).replace(**{**names, **changes})
+        if self.perceiver is None and self._given.perceiver is not None:
+            self.perceiver = load_perceiver(self._given.perceiver)
         self._prompt = choose_prompt(self._objects.get("prompt", self._given.prompt), getattr(backend, "prompt", None))
         self.config = self._given.resolved(
             model=backend.name,
             protocol=backend.protocol,
             defaults=backend.defaults,
-            perceives=backend.perceives,
-            settings=getattr(backend, "settings", None),
+            perceives=self.perceives,
+            settings=self._settings(),
             prompt=None if self._prompt is None else self._prompt.digest,
         )
         self.state_dir = None if state_dir is None else Path(state_dir)
@@ -225,6 +234,7 @@ class Agent:
         timeout: float = 600.0,
         concurrency: int = 8,
         attempts: int = 3,
+        perceiver: str | Path | Perceiver | None = None,
         **overrides: Any,
     ) -> Agent:
         """Return an agent with a model behind an OpenAI-compatible server; for the other arguments see `Agent`.
@@ -240,11 +250,14 @@ class Agent:
             timeout: Seconds to wait for one reply, with all retries.
             concurrency: Most requests at a time.
             attempts: Times that a request is sent before it fails.
+            perceiver: A local model with branches (preset, folder or hub id), or any `Perceiver`, that decides whether
+                the server's model is shown crops, and which.
 
         Raises:
             ConfigError: The address, the model, the configuration or another argument is wrong.
+            BackendError: The perceiver cannot be loaded.
         """
-        changes, objects = _split(overrides)
+        changes, objects = _split(overrides if perceiver is None else {**overrides, "perceiver": perceiver})
         config = (config or AgentConfig()).replace(model=model, **changes)
         from qzoom_agent.models.presets import UNKNOWN_BUDGET, guess_of, served_model
         from qzoom_agent.models.server import ServerBackend
@@ -270,10 +283,27 @@ class Agent:
         )
         return cls(backend, config=config, state_dir=state_dir, **objects)
 
-    def replace(self, **changes: Any) -> Agent:
-        """Return an agent with the same model under a changed configuration; keys as for `AgentConfig.replace`."""
+    def replace(self, *, backend: Backend | None = None, **changes: Any) -> Agent:
+        """Return an agent with the same model under a changed configuration; keys as for `AgentConfig.replace`.
+
+        `backend`: another model instead, or the same one in batches.
+        """
         # Changes the configuration as it was given: presets filled in for it may give way to the changes.
-        return Agent(self.backend, config=self._given, state_dir=self.state_dir, **{**self._objects, **changes})
+        objects = {**self._objects, **({"perceiver": self.perceiver} if self.perceiver else {})}
+        return Agent(backend or self.backend, config=self._given, state_dir=self.state_dir, **{**objects, **changes})
+
+    @property
+    def perceives(self) -> bool:
+        """True if something looks before the model answers: its own branches, or a perceiver."""
+        return self.backend.perceives or self.perceiver is not None
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the recommended values of the configuration: the model's, and those of a perceiver for the look."""
+        own: dict[str, Any] = dict(getattr(self.backend, "settings", None) or {})
+        if self.perceiver is None:
+            return own
+        own = {key: value for key, value in own.items() if not key.startswith("perception.")}
+        return {**own, **getattr(self.perceiver, "settings", {})}
 
     def run(
         self,
@@ -307,20 +337,22 @@ class Agent:
 
         Raises:
             ImageError: The image cannot be read or shown.
-            ConfigError: The model has no branches, or the question is wrong.
+            ConfigError: The model has no branches and no perceiver, or the question is wrong.
             BackendError: The model cannot be run.
         """
-        if not self.backend.perceives:
+        if not self.perceives:
             raise ConfigError(
                 f"The model '{self.backend.name}' has no branches (gate and SD-RPN), so it cannot look. "
-                "Train them with `qzoom train`, or give a folder of branches."
+                "Train them with `qzoom train`, give a folder of branches, or name a local model that looks for it "
+                "(--perceiver, in Python: perceiver)."
             )
         _, context = self.begin(image, question, boxes=[])
         try:
             record = take_look(context, question, map_always=True)
         finally:
             context.close()
-        return LookResult(record=record, store=context.store, question=question, model=self.backend.name)
+        model = record.perceiver or self.backend.name
+        return LookResult(record=record, store=context.store, question=question, model=model)
 
     def stream(
         self,
@@ -462,18 +494,24 @@ class Agent:
                 f"This run was begun with the prompt file {config.prompt}, and the agent has {own or 'none'}. Give it "
                 "the same file (--prompt, in Python: prompt)."
             )
+        if config.perceiver != self._given.perceiver:
+            raise ConfigError(
+                f"This run was begun with the perceiver {config.perceiver or 'none'}, and the agent has "
+                f"{self._given.perceiver or 'none'}. Give it the same one (--perceiver, in Python: perceiver)."
+            )
         known = {reference(value): value for key, value in self._objects.items() if key in _EXTENSIONS}
         protocol = get_protocol(config.protocol or self.backend.protocol, known={**PROTOCOLS, **known})
         return Context(
             backend=self.backend,
             protocol=protocol if self._prompt is None else Reworded(protocol, self._prompt),
-            policy=CropPolicy(config, views, perceives=self.backend.perceives, known=known),
+            policy=CropPolicy(config, views, perceives=self.perceives, known=known),
             config=config,
             views=views,
             tool=find_tool(config.tool, crops, known=known),
             zoom=Zoom(crops),
             roi_zoom=Zoom(crops.for_proposals(config.perception)),
             store=store,
+            perceiver=self.perceiver,
         )
 
     def _finish(

@@ -322,8 +322,8 @@ class AgentConfig(Config):
     model: str = "nano"
     """Preset name, hub id or path of the weights; the name of the backend, where `Agent` is given one."""
     policy: PolicyName | None = None
-    """The policy that decides on crops, see `qzoom_agent.policy`. None: `implicit` for a model with branches, else
-    `explicit`."""
+    """The policy that decides on crops, see `qzoom_agent.policy`. None: `implicit` for a model with branches or a
+    perceiver, else `explicit`."""
     protocol: str | None = None
     """Format of the model's zoom calls: a name, `module:name` or an entry point of the group qzoom_agent.protocols.
     None: the backend's own."""
@@ -333,6 +333,9 @@ class AgentConfig(Config):
     prompt: str | None = Field(default=None, exclude_if=_is_none)
     """File with the model's own words, see `qzoom_agent.protocols.wording`; in a saved run the digest of its texts, as
     "sha256:...". "protocol": the protocol's words. None: the file in the model's folder, else the protocol's words."""
+    perceiver: str | None = Field(default=None, exclude_if=_is_none)
+    """Local model with branches that looks for the model that answers: a preset, a folder, a hub id or `module:name`.
+    None: the model's own branches, if it has any."""
     budget: BudgetConfig = BudgetConfig()
     """Limits of an episode, and the budget of each view."""
     generation: GenerationConfig = GenerationConfig()
@@ -397,7 +400,7 @@ class AgentConfig(Config):
             model: Name of the backend.
             protocol: Its format of zoom calls.
             defaults: Its budget of each view.
-            perceives: The model has branches.
+            perceives: The model has branches, or a perceiver looks for it.
             settings: Its other recommended values, by dotted key.
             prompt: Digest of the prompt file that it is asked with; None: the protocol's words.
         """

@@ -29,7 +29,8 @@ from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import BackendError, ConfigError, ImageError, describe_error
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text
-from qzoom_agent.models.interface import Backend, PerceivingSession, Reply, SamplingParams, Session
+from qzoom_agent.models.interface import Backend, Perceiver, PerceivingSession, Reply, SamplingParams, Session
+from qzoom_agent.models.perceiver import look_with
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols.interface import Parsed, ZoomProtocol
 from qzoom_agent.protocols.parsing import cut_off, own_turn
@@ -89,6 +90,8 @@ class Context:
     roi_zoom: Zoom
     """Cuts the crops that the branches propose, at their budget."""
     store: ViewStore
+    perceiver: Perceiver | None = None
+    """Looks for the model that answers; None: its own branches look."""
     live: bool = False
     """Stream the text of each turn as it is written."""
     left: bool = False
@@ -370,6 +373,9 @@ def take_look(ctx: Context, question: str, *, map_always: bool = False) -> Perce
         BackendError: The model cannot be run.
     """
     coarse = _add_coarse(ctx)
+    if ctx.perceiver is not None:
+        image, options = ctx.store.image("original"), ctx.policy.look_options
+        return look_with(ctx.perceiver, image, question, options=options, map_always=map_always)
     opening = ctx.protocol.opening(question, ctx.store.shown, tools=ctx.policy.looks_with_tools)
     session = ctx.open({})
     assert isinstance(session, PerceivingSession)

@@ -55,7 +55,7 @@ class CropPolicy:
         Args:
             config: The configuration of the run.
             views: The resolved budget of each view.
-            perceives: The model has branches.
+            perceives: The model has branches, or a perceiver looks for it.
             known: Rules given as objects, by the name that the configuration has for them.
 
         Raises:
@@ -65,7 +65,8 @@ class CropPolicy:
         if self.name in LOOK_FIRST and not perceives:
             raise ConfigError(
                 f"The policy '{self.name}' needs a model with branches (gate and SD-RPN), and this one has none. "
-                "Use 'explicit' to let the model zoom by itself, or 'direct' for one look."
+                "Use 'explicit' to let the model zoom by itself, or 'direct' for one look. A local model with branches "
+                "can look for it: --perceiver (in Python: perceiver)."
             )
         self.looks = self.name in LOOK_FIRST
         self.offers_tools = self.name in OFFER_TOOLS

@@ -149,6 +149,8 @@ class PerceptionRecord(_Record):
     """Crops of the view are to be given the positions of their place (`PerceivingSession.place`)."""
     margin: float = Field(default=0.0, exclude=True)
     """Margin that the branches want on each side of a box, as a share of its longer side; not yet in `boxes`."""
+    perceiver: Text = Field(default="", exclude_if=lambda name: not name)
+    """Name of the perceiver that looked; empty: the model that answers."""
     score: float | None = None
     """The gate's probability that more detail is needed; None without a gate."""
     threshold: float | None = None

@@ -209,7 +209,8 @@ class _Steps:
     def look(self, found: PerceptionRecord) -> None:
         """Show gate and SD-RPN; at verbosity 0 only if the budget withheld a crop."""
         gate = "" if found.fired is None else f"gate {found.score:.2f} of {found.threshold:.2f}: "
-        text = f"     {gate}{printable(found.reason)}"
+        by = f"{printable(found.perceiver)} " if found.perceiver else ""
+        text = f"     {by}{gate}{printable(found.reason)}"
         if found.withheld:
             self.console.line(text, "yellow")
         else:

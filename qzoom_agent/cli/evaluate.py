@@ -130,12 +130,12 @@ class Measurement(NamedTuple):
             return agent, args.workers
         from qzoom_agent.models.scheduler import batched
 
-        return type(agent)(batched(agent.backend, args.batch), config=agent.config), args.batch
+        return agent.replace(backend=batched(agent.backend, args.batch)), args.batch
 
     def ask(self, agent: Agent, folder: RunFolder, *, workers: int, console: Console, label: str = "") -> bool:
         """Ask the agent every question that the folder does not have yet; return False if it was interrupted."""
         from qzoom_agent.cli.result_tables import show
-        from qzoom_agent.evaluation.run_log import environment, fingerprint
+        from qzoom_agent.evaluation.run_log import environment, weights_of
         from qzoom_agent.evaluation.runner import evaluate
         from qzoom_agent.evaluation.summary import summarise
 
@@ -149,7 +149,7 @@ class Measurement(NamedTuple):
                 loaded=self.loaded,
                 repeats=args.repeats,
                 scorer=args.scorer,
-                weights=fingerprint(agent.config.model, args.branches),
+                weights=weights_of(agent.config, args.branches),
                 environment=environment(str(getattr(agent.backend, "placement", "")), command=self.command),
                 workers=workers,
                 shard=self.shard,
@@ -262,9 +262,9 @@ def _ablations(text: str) -> list[str]:
 
 def _default_folder(args: argparse.Namespace, config: AgentConfig, tasks: Sequence[str]) -> Path:
     """Return a folder named by all that decides a run, so that the same command finds its run again."""
-    from qzoom_agent.evaluation.run_log import fingerprint
+    from qzoom_agent.evaluation.run_log import weights_of
 
-    decides = [config.model_dump(mode="json"), fingerprint(config.model, args.branches), *tasks]
+    decides = [config.model_dump(mode="json"), weights_of(config, args.branches), *tasks]
     decides += [args.n, args.limit, args.seed, args.split, str(args.fonts), args.path, args.repeats, args.task]
     decides += ["no answers"] if args.no_answers else []  # folders that are there keep their names
     short = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]

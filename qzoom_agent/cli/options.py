@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.extensions import is_reference
 
 if TYPE_CHECKING:
     from qzoom_agent.agent import Agent
@@ -37,11 +38,20 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
         metavar="YAML",
         help="further fields of each request to the server, such as '{top_k: 20, seed: null}'; null leaves one out",
     )
-    group.add_argument("--branches", metavar="DIR", help="gate and SD-RPN to use (default: those of the model)")
+    group.add_argument(
+        "--perceiver",
+        metavar="M",
+        help="local model with branches (preset, folder, hub id or module:name) that decides whether and where --model "
+        "looks closer, such as for one at a --server",
+    )
+    group.add_argument(
+        "--branches", metavar="DIR", help="gate and SD-RPN to use (default: those of the model, or of the perceiver)"
+    )
     group.add_argument(
         "--policy",
         choices=get_args(PolicyName),
-        help="rule that decides which crops the model sees (default: implicit with branches, else explicit)",
+        help="rule that decides which crops the model sees (default: implicit with branches or a perceiver, else "
+        "explicit)",
     )
     group.add_argument(
         "--protocol", metavar="P", help="format of zoom calls: a name or module:name (default: the model's own)"
@@ -80,6 +90,7 @@ def read_config(args: argparse.Namespace) -> AgentConfig:
         "policy": args.policy,
         "protocol": args.protocol,
         "prompt": args.prompt,
+        "perceiver": args.perceiver,
         "budget.coarse_tokens": args.budget,
     }
     changes |= {key: value for key, value in flags.items() if value is not None}
@@ -89,6 +100,8 @@ def read_config(args: argparse.Namespace) -> AgentConfig:
         served_model(config.model)
     else:
         resolve_model(config.model)
+    if config.perceiver and not is_reference(config.perceiver):
+        resolve_model(config.perceiver)
     return config
 
 
@@ -107,13 +120,22 @@ def load_agent(args: argparse.Namespace, *, device: str | None = None) -> Agent:
     # Last, because it takes seconds: a wrong flag or name must not wait for these imports.
     from qzoom_agent.agent import Agent
 
-    if args.server:
-        if args.branches:
-            raise ConfigError("Branches need a model's hidden states, which a server keeps. Leave out --branches.")
-        return Agent.from_server(args.server, model=config.model, config=config, **options)
     if args.branches and not Path(args.branches).is_dir():
         raise ConfigError(f"There is no folder {args.branches}. Give --branches a folder that `qzoom train` wrote.")
-    return Agent.from_pretrained(config.model, config=config, device=device or args.device, branches=args.branches)
+    where, branches = device or args.device, args.branches
+    if config.perceiver and not is_reference(config.perceiver):
+        from qzoom_agent.models.perceiver import load_perceiver
+
+        options["perceiver"] = load_perceiver(config.perceiver, branches=branches, device=where)
+        branches = None
+    if args.server:
+        if branches:
+            raise ConfigError(
+                "Branches need a model's hidden states, which a server keeps. Leave out --branches, or name the local "
+                "model that they belong to (--perceiver)."
+            )
+        return Agent.from_server(args.server, model=config.model, config=config, **options)
+    return Agent.from_pretrained(config.model, config=config, device=where, branches=branches, **options)
 
 
 def _server_options(args: argparse.Namespace) -> dict[str, Any]:

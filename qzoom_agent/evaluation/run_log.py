@@ -345,6 +345,14 @@ def fingerprint(model: str, branches: str | Path | None = None, *, base_only: bo
     return found.hexdigest()[:16]
 
 
+def weights_of(config: AgentConfig, branches: str | Path | None = None) -> str | None:
+    """Return the `fingerprint` of a configuration's model, joined to that of its perceiver, which has the branches."""
+    if config.perceiver is None:
+        return fingerprint(config.model, branches)
+    both = (fingerprint(config.model), fingerprint(config.perceiver, branches))
+    return "+".join(one or "unknown" for one in both) if any(both) else None
+
+
 def environment(placement: str = "", *, command: str = "") -> dict[str, str]:
     """Return the day, versions, revision and machine.
 

@@ -69,6 +69,29 @@ class PerceivingSession(Protocol):
         """Declare `view` to be the crop of these cells of `source`, for models with aligned positions of crops."""
 
 
+class Perceiver(Protocol):
+    """A model, or any other object, that looks for the model that answers; see `qzoom_agent.models.perceiver`."""
+
+    def look(
+        self, image: Image.Image, question: str, *, options: PerceptionConfig, map_always: bool = False
+    ) -> PerceptionRecord:
+        """Decide whether a question needs more detail than a small view of the image shows, and where.
+
+        Args:
+            image: the original.
+            question: the question as the user wrote it.
+            options: rules of the gate and the map; those that do not fit are ignored.
+            map_always: make the map even if no more detail is needed, to show it.
+
+        Returns:
+            A record with `boxes` (best first) and `extent` in pixels of the image; no boxes mean that the coarse view
+            suffices. Everything else is for the record.
+
+        Raises:
+            BackendError: it cannot be run.
+        """
+
+
 class Session(Protocol):
     """One conversation with a model. Not shared between threads; sessions of one backend may run side by side."""
 

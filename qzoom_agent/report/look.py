@@ -123,6 +123,7 @@ def findings(record: PerceptionRecord) -> Findings:
         level=_percent(record.score, scale) or 0.0,
         mark=_percent(record.threshold, scale),
         facts=[
+            f"perceived by {page.cut(record.perceiver, 80)}" if record.perceiver else None,
             f"{boxes:,} proposed {'box' if boxes == 1 else 'boxes'}"
             if any(record.heat) or boxes
             else "no map was made",

@@ -39,7 +39,7 @@ def block(language: str, having: str) -> str:
 
 
 def test_every_kind_has_a_file() -> None:
-    kinds = ("reward", "scorer", "task", "protocol", "rule", "tool")
+    kinds = ("reward", "scorer", "task", "protocol", "rule", "tool", "perceiver")
     assert set(FILES) == {f"my_{kind}.py" for kind in kinds}
 
 
@@ -77,3 +77,14 @@ def test_the_protocol_the_rule_and_the_tool() -> None:
     calls = [call for turn in answer.trace.turns for call in turn.calls]
     assert [call.code for call in calls] == ["", "", "enough"]
     assert calls[0].raw == call and calls[0].served == (350, 350, 650, 650)
+
+
+@pytest.mark.usefixtures("here")
+def test_the_perceiver() -> None:
+    (name,) = re.findall(r"--perceiver (my_\w+:\w+)", PAGE)
+    image = Image.new("RGB", (800, 600), "white")
+    image.paste("black", (620, 110, 680, 190))
+    answer = Agent(ScriptedBackend(["42"]), perceiver=name).run(image, "what?")
+    look = answer.trace.perception
+    assert look is not None and look.perceiver == name and look.boxes == [(600, 100, 700, 200)]
+    assert answer.trace.usage.inserted == 1

@@ -10,9 +10,9 @@ import pytest
 from qzoom_agent.models import chat_client
 from qzoom_agent.models import server as module
 from tests.models.misbehaving import KEY, Misbehaving
-from tests.perception.conftest import _one_thread, load
+from tests.perception.conftest import load
 
-__all__ = ["_one_thread", "load"]
+__all__ = ["load"]
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from qzoom_agent.agent import Agent, Answer
+from qzoom_agent.agent import Agent
+from qzoom_agent.answer import Answer
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.runner import evaluate

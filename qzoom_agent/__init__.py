@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from qzoom_agent import moved
 
 if TYPE_CHECKING:
-    from qzoom_agent.agent import Agent, Answer
+    from qzoom_agent.agent import Agent
+    from qzoom_agent.answer import Answer
     from qzoom_agent.config import AgentConfig
     from qzoom_agent.geometry import Box
     from qzoom_agent.images import load_image
@@ -24,7 +25,7 @@ __all__ = ["Agent", "AgentConfig", "Answer", "Box", "Trace", "__version__", "loa
 _HOME = {
     "Agent": "qzoom_agent.agent",
     "AgentConfig": "qzoom_agent.config",
-    "Answer": "qzoom_agent.agent",
+    "Answer": "qzoom_agent.answer",
     "Box": "qzoom_agent.geometry",
     "Trace": "qzoom_agent.trace",
     "load_image": "qzoom_agent.images",

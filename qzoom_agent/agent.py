@@ -11,34 +11,34 @@ asked; a failure of the model or its server does not raise, it is the `status` o
 
 from __future__ import annotations
 
-import html
+import asyncio
 import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 
+from qzoom_agent.answer import Answer, Event, LookResult
+from qzoom_agent.async_events import events_of
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import BoxError, ConfigError, describe_error
 from qzoom_agent.extensions import reference, satisfying
 from qzoom_agent.geometry import Box
-from qzoom_agent.graph import Context, EventKind, State, compile_graph, start, take_look, to_trace
+from qzoom_agent.graph import Context, State, compile_graph, start, take_look, to_trace
 from qzoom_agent.images import ImageSource, load_image
+from qzoom_agent.messages import require_question
 from qzoom_agent.models.interface import Backend, Perceiver
 from qzoom_agent.models.perceiver import load_perceiver, name_of
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, get_protocol
 from qzoom_agent.protocols.wording import OWN, PromptFile, Reworded, choose_prompt, read_given
 from qzoom_agent.saved_runs import SavedRuns, run_config
-from qzoom_agent.trace import PerceptionRecord, Status, Trace, Usage, by_digest, describe_environment
+from qzoom_agent.trace import Trace, describe_environment
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.zoom import Zoom, ZoomConfig, find_tool
 
@@ -47,79 +47,9 @@ Boxes = Sequence[Box | Sequence[float]]
 
 logger = logging.getLogger(__name__)
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _EXTENSIONS = {"protocol": "protocol", "tool": "tool", "rule": "review.rule"}
 _OBJECTS = {**_EXTENSIONS, "prompt": "prompt", "perceiver": "perceiver"}
 """Key of the configuration of each part that an agent also takes as an object."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The result of one episode."""
-
-    text: str
-    """The answer; empty if there is none."""
-    status: Status
-    trace: Trace
-    store: ViewStore
-    """The pixels of every view on the trace."""
-
-    @property
-    def usage(self) -> Usage:
-        """Visual tokens, calls, crops and seconds of the run."""
-        return self.trace.usage
-
-    def save(self, folder: str | Path) -> Path:
-        """Write trace.json, images/ and config.yaml into `folder`; return it. Raises TraceError."""
-        path = self.trace.save(folder, by_digest(self.trace.views, self.store.image))
-        AgentConfig.model_validate(self.trace.config).save(path / "config.yaml")
-        return path
-
-    def report(self, path: str | Path) -> Path:
-        """Write one self-contained HTML file that shows where the model looked; return its path."""
-        from qzoom_agent.report.episode import write_report
-
-        write_report(self.trace, by_digest(self.trace.views, self.store.image), path)
-        return Path(path)
-
-    def __str__(self) -> str:
-        if self.status == "answered":
-            return self.text
-        return f"{self.text or 'no answer'} ({self.status}{f': {self.trace.error}' if self.trace.error else ''})"
-
-    def _repr_html_(self) -> str:
-        usage = self.trace.usage
-        return (
-            f"<p><i>{html.escape(self.trace.question)}</i></p><p><b>{html.escape(str(self))}</b></p>"
-            f"<p>{usage.served + usage.inserted} crops, {usage.visual_tokens} visual tokens, "
-            f"{usage.seconds.total:.2f} s</p>"
-        )
-
-
-@dataclass(frozen=True)
-class LookResult:
-    """Result of `Agent.look`: the record of one look, with the pixels it was about."""
-
-    record: PerceptionRecord
-    store: ViewStore
-    """The pixels of the original and the coarse view."""
-    question: str
-    model: str
-
-
-class Event(BaseModel):
-    """A step of a streamed run.
-
-    Its data, by kind: view: a `View` that the model is shown; look: a `PerceptionRecord`; token: {turn, text} as it is
-    written; turn: a `Turn`; call: a `CallRecord` with its turn; answer: {status, answer, error}, always the last.
-    """
-
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
-
-    kind: EventKind
-    data: dict[str, Any]
-    answer: Answer | None = Field(default=None, exclude=True, repr=False)
-    """The whole `Answer`, with the event of that kind; not part of the JSON."""
 
 
 class Agent:
@@ -384,8 +314,7 @@ class Agent:
 
         For callers that run the graph's nodes by hand. The model is not asked and nothing is saved yet.
         """
-        if not isinstance(question, str) or not question.strip() or _SURROGATE.search(question):
-            raise ConfigError(f"A question is a text of valid characters that is not empty; got {question!r}.")
+        require_question(question)
         config = self.config if seed is None else self.config.replace(seed=seed)
         pixels = load_image(image, max_pixels=config.max_pixels)
         gold = None if boxes is None else [_gold(box, pixels) for box in boxes]
@@ -407,25 +336,52 @@ class Agent:
         )
         return state, context
 
-    def batch(self, pairs: Sequence[tuple[ImageSource, str]], *, workers: int = 1) -> list[Answer]:
+    async def arun(self, image: ImageSource, question: str, **options: Any) -> Answer:
+        """Answer as `run`, with its options, without blocking the event loop."""
+        return await asyncio.to_thread(self.run, image, question, **options)
+
+    def astream(self, image: ImageSource, question: str, **options: Any) -> AsyncIterator[Event]:
+        """Yield the events of `stream`, with its options; a task that is cancelled ends the episode."""
+        return events_of(self.stream(image, question, **options))
+
+    async def abatch(self, pairs: Iterable[tuple[ImageSource, str]], *, workers: int | None = None) -> list[Answer]:
+        """Answer as `batch` without blocking the event loop."""
+        return await asyncio.to_thread(self.batch, pairs, workers=workers)
+
+    def batch(self, pairs: Iterable[tuple[ImageSource, str]], *, workers: int | None = None) -> list[Answer]:
         """Answer (image, question) pairs, in their order; a pair that fails gives an Answer with status "error".
 
+        Args:
+            pairs: Such as a list, or `zip(images, questions)`.
+            workers: Most questions at a time. A local model computes those together on its device, a server is asked
+                for them side by side. None: as many as suit the model.
+
         Raises:
-            ConfigError: `pairs` is not a sequence of pairs, or `workers` < 1.
+            ConfigError: `pairs` does not hold pairs, or `workers` < 1.
         """
+        if workers is None:
+            workers = getattr(self.backend, "workers", 1)
         if workers < 1:
             raise ConfigError(f"workers is the number of runs at a time, 1 or more; got {workers}.")
+        if not isinstance(pairs, Iterable):
+            raise ConfigError(f"A batch is a list of pairs (image, question); got {type(pairs).__name__}.")
+        pairs = list(pairs)
         for at, pair in enumerate(pairs):
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise ConfigError(f"Item {at} is not a pair (image, question); got {type(pair).__name__}.")
+        workers = min(workers, len(pairs))
+        together = getattr(self.backend, "together", None)
+        asker = self
+        if workers > 1 and together is not None:
+            asker = Agent(together(workers), config=self._given, **self._objects)
 
         def one(pair: tuple[ImageSource, str]) -> Answer:
             try:
-                return self.run(*pair)
+                return asker.run(*pair)
             except Exception as error:  # a failing item is data; its neighbours go on
                 return self._failed(str(pair[1]), error)
 
-        if workers == 1:
+        if workers <= 1:
             return [one(pair) for pair in pairs]
         with ThreadPoolExecutor(workers) as pool:
             return list(pool.map(one, pairs))

@@ -5,11 +5,15 @@ session's cache, and rendered by any chat template. `content` is always a list. 
 protocol writes and parses.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Literal
 
 from typing_extensions import TypedDict
 
+from qzoom_agent.errors import ConfigError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -35,6 +39,12 @@ class Message(TypedDict):
 
     role: Role
     content: list[Part]
+
+
+def require_question(question: object) -> None:
+    """Raise ConfigError for what is no question."""
+    if not isinstance(question, str) or not question.strip() or _SURROGATE.search(question):
+        raise ConfigError(f"A question is a text of valid characters that is not empty; got {question!r}.")
 
 
 def text_part(value: str) -> TextPart:

@@ -1,10 +1,12 @@
 """The agent's surface: run, stream, batch, answers on disk, and errors for bad input."""
 
+import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 from qzoom_agent import Agent, AgentConfig, Box, Trace
+from qzoom_agent.async_events import events_of
 from qzoom_agent.errors import ConfigError, ImageError, QzoomError
 from qzoom_agent.messages import Message
 from qzoom_agent.models.interface import ImageSource, Reply
@@ -187,6 +190,80 @@ def test_a_batch_keeps_its_order_and_a_bad_item_is_an_error_among_answers(worker
     assert (answers[4].trace.question, answers[4].trace.views) == ("4?", [])
 
 
+def test_a_batch_takes_whatever_gives_pairs() -> None:
+    def said(messages: list[Message]) -> str:
+        part = messages[0]["content"][-1]
+        return part["text"] if part["type"] == "text" else ""
+
+    one = Agent(ScriptedBackend(said), config=AgentConfig(policy="direct"))
+    questions = ["a?", "b?", "c?"]
+    for pairs in (zip([IMAGE] * 3, questions, strict=True), ((IMAGE, question) for question in questions)):
+        assert [answer.text for answer in one.batch(pairs)] == questions
+    assert one.batch([]) == one.batch(iter(())) == []
+
+
+def test_an_event_loop_is_not_blocked() -> None:
+    async def main() -> list[str]:
+        shared, ticks = agent(), 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0.001)
+
+        beside = asyncio.create_task(tick())
+        answers = [await shared.arun(IMAGE, "What?"), *await shared.abatch([(IMAGE, "What?")] * 2)]
+        events = [event async for event in shared.astream(IMAGE, "What?")]
+        beside.cancel()
+        assert ticks > 3
+        assert [event.kind for event in events] == [event.kind for event in shared.stream(IMAGE, "What?")]
+        assert events[-1].answer is not None
+        return [answer.text for answer in (*answers, events[-1].answer)]
+
+    assert asyncio.run(main()) == ["42 <b>"] * 4
+
+
+@pytest.mark.parametrize("leave", ["break", "cancel"])
+def test_leaving_an_asynchronous_stream_closes_it(leave: str) -> None:
+    closed: list[bool] = []
+
+    def numbers() -> Iterator[int]:
+        try:
+            for number in range(1000):
+                yield number
+                time.sleep(0.001)
+        finally:
+            closed.append(True)
+
+    async def main() -> None:
+        async def follow() -> None:
+            async with aclosing(events_of(numbers())) as events:  # type: ignore[type-var]
+                async for number in events:
+                    if number == 3 and leave == "break":
+                        break
+
+        task = asyncio.create_task(follow())
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(main())
+    assert closed == [True]
+
+
+def test_an_asynchronous_stream_raises_what_went_wrong() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise ConfigError("no more")
+
+    async def main() -> list[int]:
+        return [number async for number in events_of(broken())]
+
+    with pytest.raises(ConfigError, match="no more"):
+        asyncio.run(main())
+
+
 def test_one_agent_may_run_on_many_threads() -> None:
     shared = agent()
     with ThreadPoolExecutor(8) as pool:
@@ -209,6 +286,7 @@ def test_one_agent_may_run_on_many_threads() -> None:
         (lambda a: a.run(IMAGE, "What?", boxes=(1, 2, 3, 4)), ConfigError, "four numbers.*a list of them"),  # type: ignore[arg-type]
         (lambda a: a.run(IMAGE, "What?", boxes=[("a", 2, 3, 4)]), ConfigError, "four numbers"),  # type: ignore[list-item]
         (lambda a: a.batch([IMAGE]), ConfigError, "Item 0 is not a pair"),  # type: ignore[list-item]
+        (lambda a: a.batch(3), ConfigError, "a list of pairs.*got int"),  # type: ignore[arg-type]
         (lambda a: a.batch([(IMAGE, "What?")], workers=0), ConfigError, "workers.*got 0"),
         (lambda a: a.run(IMAGE, "What?", boxes=[(1, 2, 3, float("nan"))]), ConfigError, "finite"),
         (lambda a: a.run(IMAGE, "What?", boxes=[Box(1, 2, 3, 4, view="coarse")]), ConfigError, "original"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qzoom_agent import Agent, AgentConfig
-from qzoom_agent.agent import Answer
+from qzoom_agent.answer import Answer
 from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError, ConfigError, ImageError
 from qzoom_agent.geometry import Box, Size

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from qzoom_agent import Agent, AgentConfig, Trace
-from qzoom_agent.agent import Answer
+from qzoom_agent.answer import Answer
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.protocols import PROTOCOLS
 

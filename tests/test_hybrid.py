@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from qzoom_agent import Agent
-from qzoom_agent.agent import Answer
+from qzoom_agent.answer import Answer
 from qzoom_agent.cli.ask import follow, replay, summary
 from qzoom_agent.cli.console import Console
 from qzoom_agent.config import AgentConfig

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from qzoom_agent import Agent, AgentConfig
-from qzoom_agent.agent import Answer
+from qzoom_agent.answer import Answer
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.messages import Message
 from qzoom_agent.models.scripted import ScriptedBackend

@@ -19,7 +19,7 @@ from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
 from qzoom_agent.files import require_file, require_folder
 
 if TYPE_CHECKING:
-    from qzoom_agent.agent import Answer, Event
+    from qzoom_agent.answer import Answer, Event
     from qzoom_agent.trace import CallRecord, PerceptionRecord, Status, Trace, Turn
     from qzoom_agent.views import View
 
@@ -51,7 +51,9 @@ def main(argv: Sequence[str]) -> int:
     console = Console(verbosity=args.verbose - args.quiet)
 
     from qzoom_agent.images import load_image
+    from qzoom_agent.messages import require_question
 
+    require_question(args.question)
     image = load_image(args.image, max_pixels=read_config(args).max_pixels)
     if args.save:
         require_folder(args.save)

@@ -45,7 +45,9 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
 
     from qzoom_agent.images import load_image
+    from qzoom_agent.messages import require_question
 
+    require_question(args.question)
     image = load_image(args.image, max_pixels=read_config(args).max_pixels)
     for path in (args.png, args.html):
         if path:

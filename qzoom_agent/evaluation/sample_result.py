@@ -33,7 +33,7 @@ TAKE_GOLD: frozenset[PolicyName] = frozenset({"oracle", "random"})
 
 
 class AnswerLike(Protocol):
-    """The result of an agent, such as `qzoom_agent.agent.Answer`."""
+    """The result of an agent, such as `qzoom_agent.answer.Answer`."""
 
     @property
     def text(self) -> str | None: ...

@@ -16,7 +16,8 @@ from typing import Any
 
 import PIL.Image
 
-from qzoom_agent.agent import Agent, Answer
+from qzoom_agent.agent import Agent
+from qzoom_agent.answer import Answer
 from qzoom_agent.errors import ConfigError
 
 

@@ -113,6 +113,7 @@ class ChatClient:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"extra_body cannot be written as JSON: {error}. Give plain values.") from None
         self._limit = "max_tokens"
+        self.concurrency = concurrency
         self._free = BoundedSemaphore(concurrency)
         asyncio.run_coroutine_threadsafe(_warm(), _loop()).result()
 

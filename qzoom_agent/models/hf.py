@@ -30,7 +30,7 @@ from transformers.utils import logging as hub_logging
 from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.hf_session import HFSession
-from qzoom_agent.models.interface import ImageSource
+from qzoom_agent.models.interface import Backend, ImageSource
 from qzoom_agent.models.presets import (
     FAMILIES,
     NANO_FOLDER,
@@ -53,6 +53,9 @@ logger = logging.getLogger(__name__)
 
 _NEEDS: Final = re.compile(r"(?:requires the |Package `)(\w+)")
 """Package that transformers misses, in its messages."""
+_TOGETHER: Final = 8
+MASKED_KERNELS: Final = ("sdpa", "eager")
+"""Attention kernels that take a mask for each row of a batch."""
 _GREEDY: Final = 1e-3
 """Temperature up to which a checkpoint's sampling is greedy decoding."""
 
@@ -179,6 +182,18 @@ class HFBackend:
     @property
     def perceives(self) -> bool:
         return self.branches is not None and self.branches.sdrpn is not None
+
+    @property
+    def workers(self) -> int:
+        """Number of questions that `Agent.batch` asks at once; 1 where the attention kernel takes no mask."""
+        kernel = self.model.config.get_text_config()._attn_implementation
+        return _TOGETHER if kernel in MASKED_KERNELS else 1
+
+    def together(self, size: int) -> Backend:
+        """Return this model with its sessions computed in batches of up to `size`. Raises BackendError."""
+        from qzoom_agent.models.scheduler import BatchedBackend
+
+        return BatchedBackend(self, size)
 
     def session(self, image: ImageSource) -> HFSession:
         return HFSession(self, image)

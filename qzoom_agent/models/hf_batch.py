@@ -25,7 +25,7 @@ from transformers import DynamicCache
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message
-from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.hf import MASKED_KERNELS, HFBackend
 from qzoom_agent.models.hf_generation import GeneratedTurn, GenerationRequest, Prepared, write_turns
 from qzoom_agent.models.hf_session import HFSession, closed_on_error
 from qzoom_agent.models.interface import Reply
@@ -52,7 +52,7 @@ class BatchEngine:
     def __init__(self, backend: HFBackend) -> None:
         """Raises BackendError for an attention kernel that takes no mask."""
         kernel = backend.model.config.get_text_config()._attn_implementation
-        if kernel not in ("sdpa", "eager"):
+        if kernel not in MASKED_KERNELS:
             raise BackendError(
                 f"A batch needs a mask for each row, which the attention kernel '{kernel}' does not take. "
                 "Load the model with attn_implementation='sdpa'."

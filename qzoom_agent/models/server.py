@@ -60,6 +60,7 @@ class ServerBackend:
         self.name, self.protocol, self.defaults = model, protocol, defaults
         self.settings = dict(settings or {})
         self.client = ChatClient(url, model=model, pause=_PAUSE, **more)
+        self.workers = self.client.concurrency
 
     def session(self, image: ImageSource) -> "_ServerSession":
         return _ServerSession(self, image)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from qzoom_agent.agent import Agent, Answer
+from qzoom_agent.agent import Agent
+from qzoom_agent.answer import Answer
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import BackendError, ConfigError, ImageError

@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from qzoom_agent.agent import Agent, Answer
+from qzoom_agent.agent import Agent
+from qzoom_agent.answer import Answer
 
 KEY = "sk-Test-0123456789abcdef"
 IMAGE = Image.new("RGB", (60, 60))

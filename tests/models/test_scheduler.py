@@ -40,7 +40,7 @@ def config(policy: str, **more: object) -> AgentConfig:
 @pytest.mark.parametrize("policy", ["implicit", "explicit"])
 def test_answers_are_those_of_single_sessions(backend: HFBackend, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"perception.threshold": 0.3, "perception.gate_threshold": 0.5, "generation.temperature": 1.0}
-    alone = Agent(backend, config=config(policy, **options)).batch(PAIRS)
+    alone = Agent(backend, config=config(policy, **options)).batch(PAIRS, workers=1)
     sizes: list[int] = []
     generate = BatchEngine.generate
     monkeypatch.setattr(
@@ -56,6 +56,17 @@ def test_answers_are_those_of_single_sessions(backend: HFBackend, policy: str, m
         assert ours.trace.usage.visual_tokens == theirs.trace.usage.visual_tokens
     assert max(sizes) == 3, "some were computed together"
     assert not table.queue._waiting
+
+
+def test_a_batch_of_the_agent_is_computed_together(backend: HFBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    generate = BatchEngine.generate
+    monkeypatch.setattr(
+        BatchEngine, "generate", lambda self, requests: (sizes.append(len(requests)), generate(self, requests))[1]
+    )
+    answers = Agent(backend, config=config("direct")).batch(iter(PAIRS))
+    assert max(sizes) > 1
+    assert {answer.trace.status for answer in answers} <= {"answered", "budget"}
 
 
 def test_an_evaluation_in_batches_has_the_same_rows(backend: HFBackend, tmp_path: Path) -> None:
@@ -80,7 +91,7 @@ def test_a_failing_batch_is_the_error_of_each(backend: HFBackend, monkeypatch: p
 
 def test_more_threads_than_rows_take_turns(backend: HFBackend) -> None:
     answers = Agent(BatchedBackend(backend, 2, linger=0.01), config=config("direct")).batch(PAIRS, workers=5)
-    alone = Agent(backend, config=config("direct")).batch(PAIRS)
+    alone = Agent(backend, config=config("direct")).batch(PAIRS, workers=1)
     assert [one.text for one in answers] == [one.text for one in alone]
 
 

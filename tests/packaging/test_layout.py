@@ -18,7 +18,7 @@ HEAVY = {"torch", "transformers", "langgraph", "trl"}
 
 LAYERS = [
     {"errors"},
-    {"extensions", "extras", "files", "gate", "moved"},
+    {"async_events", "extensions", "extras", "files", "gate", "moved"},
     {"geometry"},
     {"images"},
     {"views"},
@@ -28,7 +28,7 @@ LAYERS = [
     {"models"},
     {"policy", "review", "tool_calls"},
     {"graph"},
-    {"saved_runs"},
+    {"answer", "saved_runs"},
     {"agent"},
     {"evaluation"},
     {"training"},

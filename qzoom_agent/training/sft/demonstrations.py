@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal, NamedTuple
 
-from qzoom_agent.agent import Agent, Answer, LookResult
+from qzoom_agent.agent import Agent
+from qzoom_agent.answer import Answer, LookResult
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import BackendError

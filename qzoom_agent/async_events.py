@@ -1,0 +1,37 @@
+"""Events of a stream for code that runs in an event loop."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from threading import Event as Flag
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def events_of(stream: Iterator[T]) -> AsyncIterator[T]:
+    """Yield what a generator yields, which one thread runs from its first item to its last.
+
+    Where the receiver stops early or is cancelled, the generator is closed at its next item. Its errors are raised
+    here.
+    """
+    loop, items, left = asyncio.get_running_loop(), asyncio.Queue[Any](), Flag()
+    end = object()
+
+    def follow() -> None:
+        try:
+            with closing(stream):  # type: ignore[type-var]
+                for item in stream:
+                    loop.call_soon_threadsafe(items.put_nowait, item)
+                    if left.is_set():
+                        break
+        finally:
+            loop.call_soon_threadsafe(items.put_nowait, end)
+
+    thread = loop.run_in_executor(None, follow)
+    try:
+        while (item := await items.get()) is not end:
+            yield item
+    finally:
+        left.set()
+        await thread

@@ -213,14 +213,15 @@ class Agent:
         )
         return cls(backend, config=config, state_dir=state_dir, **objects)
 
-    def replace(self, *, backend: Backend | None = None, **changes: Any) -> Agent:
+    def replace(self, **changes: Any) -> Agent:
         """Return an agent with the same model under a changed configuration; keys as for `AgentConfig.replace`.
 
-        `backend`: another model instead, or the same one in batches.
+        `backend` gives another model instead, or the same one in batches.
         """
+        backend: Backend = changes.pop("backend", self.backend)
         # Changes the configuration as it was given: presets filled in for it may give way to the changes.
         objects = {**self._objects, **({"perceiver": self.perceiver} if self.perceiver else {})}
-        return Agent(backend or self.backend, config=self._given, state_dir=self.state_dir, **{**objects, **changes})
+        return Agent(backend, config=self._given, state_dir=self.state_dir, **{**objects, **changes})
 
     @property
     def perceives(self) -> bool:
@@ -373,7 +374,7 @@ class Agent:
         together = getattr(self.backend, "together", None)
         asker = self
         if workers > 1 and together is not None:
-            asker = Agent(together(workers), config=self._given, **self._objects)
+            asker = self.replace(backend=together(workers))
 
         def one(pair: tuple[ImageSource, str]) -> Answer:
             try:

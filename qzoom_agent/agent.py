@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
@@ -35,7 +35,7 @@ from qzoom_agent.messages import require_question
 from qzoom_agent.models.interface import Backend, Perceiver
 from qzoom_agent.models.perceiver import load_perceiver, name_of
 from qzoom_agent.policy import CropPolicy
-from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, get_protocol
+from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, get_protocol, native_form
 from qzoom_agent.protocols.wording import OWN, PromptFile, Reworded, choose_prompt, read_given
 from qzoom_agent.saved_runs import SavedRuns, run_config
 from qzoom_agent.trace import Trace, describe_environment
@@ -157,7 +157,8 @@ class Agent:
         model: str,
         config: AgentConfig | None = None,
         state_dir: str | Path | None = None,
-        key_variable: str = "OPENAI_API_KEY",
+        api: Literal["chat", "responses"] | None = None,
+        key_variable: str | None = None,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
@@ -171,8 +172,11 @@ class Agent:
 
         Args:
             url: Such as http://localhost:8000/v1.
-            model: A preset, whose hub id the server is asked for, or the server's own name of the model.
-            key_variable: Environment variable with the key; your own server needs none.
+            model: A preset, whose hub id the server is asked for, or the server's own name of the model. Models of
+                OpenAI, Anthropic and Google are recognised by name or address, and call tools natively.
+            api: "chat" (Chat Completions) or "responses". None: Responses at OpenAI, else Chat Completions.
+            key_variable: Environment variable with the key; your own server needs none. None: ANTHROPIC_API_KEY and
+                GEMINI_API_KEY at the addresses of these APIs, else OPENAI_API_KEY.
             api_key: The key itself, instead of the variable's. It is never stored or shown.
             headers: Further headers of each request.
             extra_body: Further fields of each request, such as {"top_k": 20}; None leaves out a field that this server
@@ -182,6 +186,7 @@ class Agent:
             attempts: Times that a request is sent before it fails.
             perceiver: A local model with branches (preset, folder or hub id), or any `Perceiver`, that decides whether
                 the server's model is shown crops, and which.
+            overrides: Changes of the configuration, such as tools="native": the model calls the zoom tool by the API.
 
         Raises:
             ConfigError: The address, the model, the configuration or another argument is wrong.
@@ -189,21 +194,24 @@ class Agent:
         """
         changes, objects = _split(overrides if perceiver is None else {**overrides, "perceiver": perceiver})
         config = (config or AgentConfig()).replace(model=model, **changes)
-        from qzoom_agent.models.presets import UNKNOWN_BUDGET, guess_of, served_model
+        from qzoom_agent.models.hosted import connection, served_preset
+        from qzoom_agent.models.presets import UNKNOWN_BUDGET, guess_of
         from qzoom_agent.models.server import ServerBackend
 
-        preset = served_model(model)
+        preset = served_preset(url, model, native=config.tools == "native")
         if config.protocol is None and (guess := guess_of(preset)):
             logger.warning(guess)
         # A server has no branches for a preset's thresholds.
         settings = {key: value for key, value in preset.settings.items() if not key.startswith("perception.")}
+        own_api, own_variable = connection(url)
         backend = ServerBackend(
             url,
             model=preset.source,
             protocol=(config.protocol if config.protocol in PROTOCOLS else None) or preset.protocol or "plain",
             defaults=preset.budget or UNKNOWN_BUDGET,
             settings=settings,
-            key_variable=key_variable,
+            api=api or own_api,
+            key_variable=key_variable or own_variable,
             api_key=api_key,
             headers=headers,
             extra_body=extra_body,
@@ -458,10 +466,20 @@ class Agent:
             )
         known = {reference(value): value for key, value in self._objects.items() if key in _EXTENSIONS}
         protocol = get_protocol(config.protocol or self.backend.protocol, known={**PROTOCOLS, **known})
+        policy, tools = CropPolicy(config, views, perceives=self.perceives, known=known), tuple[str, ...]()
+        if config.tools == "native":
+            if not getattr(self.backend, "api", ""):
+                raise ConfigError(
+                    f"Native tool calls (--tools native) are a server's, and '{self.backend.name}' runs without one. "
+                    "Leave them out, or name a server with --server (in Python: Agent.from_server)."
+                )
+            protocol = native = native_form(protocol)
+            tools = (native.tool_schema(),) if policy.offers_tools else ()
         return Context(
             backend=self.backend,
             protocol=protocol if self._prompt is None else Reworded(protocol, self._prompt),
-            policy=CropPolicy(config, views, perceives=self.perceives, known=known),
+            policy=policy,
+            tools=tools,
             config=config,
             views=views,
             tool=find_tool(config.tool, crops, known=known),
@@ -525,7 +543,7 @@ class Agent:
         return Answer(text=trace.answer or "", status=trace.status, trace=trace, store=context.store)
 
     def _environment(self) -> dict[str, str]:
-        """Return versions, and the device and number format with the reason for them."""
+        """Return versions, and the device and number format with the reason for them, or the API of a server."""
         placement = str(getattr(self.backend, "placement", ""))
         return {**describe_environment(), **({"placement": placement} if placement else {})}
 

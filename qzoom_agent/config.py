@@ -327,6 +327,9 @@ class AgentConfig(Config):
     protocol: str | None = None
     """Format of the model's zoom calls: a name, `module:name` or an entry point of the group qzoom_agent.protocols.
     None: the backend's own."""
+    tools: Literal["text", "native"] | None = Field(default=None, exclude_if=_is_none)
+    """Form of the model's zoom calls: in its text, or native calls of a server's API, which is given the tool's schema.
+    None: native where a hosted model's preset says so, else text."""
     tool: str | None = Field(default=None, exclude_if=_is_none)
     """Tool that serves the model's zoom calls: `module:name` or an entry point of the group qzoom_agent.tools. None:
     `zoom`."""

@@ -92,6 +92,8 @@ class Context:
     store: ViewStore
     perceiver: Perceiver | None = None
     """Looks for the model that answers; None: its own branches look."""
+    tools: tuple[str, ...] = ()
+    """Schemas of the tools that the model may call natively."""
     live: bool = False
     """Stream the text of each turn as it is written."""
     left: bool = False
@@ -110,11 +112,19 @@ class Context:
     def reply(self, state: State, asked: list[Message], *, on_text: Callable[[str], None] | None) -> Reply:
         """Generate the next assistant turn of the conversation so far, followed by the messages `asked`."""
         seed = self.config.seed + len(state["turns"])
-        settings = SamplingParams(**self.config.generation.model_dump(), seed=seed, stop=self.protocol.stop)
+        settings = SamplingParams(
+            **self.config.generation.model_dump(),
+            seed=seed,
+            stop=self.protocol.stop,
+            tools=self.tools,
+            may_call=not asked,
+        )
         return self.open(state["placed"]).reply([*state["messages"], *asked], settings=settings, on_text=on_text)
 
     def read(self, turn: Turn) -> Parsed:
         """Parse a turn; one that its limit of tokens cut off has neither an answer nor a call."""
+        if turn.withheld:
+            return Parsed(thought=own_turn(turn.text).strip())
         if turn.finish == "length":
             return cut_off(turn.text, limit=self.config.generation.max_new_tokens)
         return self.protocol.parse(turn.text, self.store.shown)
@@ -235,13 +245,14 @@ def think(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         ]
     data = turn.model_dump(mode="json")
     _emit(runtime, "turn", data)
-    update = {
-        # The model never reads a result that it made up, nor a mark that would end its turn, as its own words.
-        "messages": [*asked, text("assistant", own_turn(turn.text))],
-        "last": last,
-        "seconds": perf_counter() - began,
-    }
-    return {**update, "turn": None, "turns": [data]} if ends else {**update, "turn": data}
+    # The model never reads a result that it made up, nor a mark that would end its turn, as its own words.
+    said = text("assistant", own_turn(turn.text))
+    if reply.items:
+        said["items"] = reply.items
+    update = {"messages": [*asked, said], "last": last, "seconds": perf_counter() - began}
+    if turn.withheld:
+        update["error"] = f"The answer was withheld: {turn.withheld}. Ask in other words, or ask another model."
+    return {**update, "turn": None, "turns": [data]} if ends or turn.withheld else {**update, "turn": data}
 
 
 def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
@@ -262,15 +273,20 @@ def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         refused_turns=refused_on_opinion([Turn(**one).calls for one in state["turns"]]),
         views_read=before,
     )
+    native = "items" in state["messages"][-1]
+
+    def answering(call: str, answer: list[Message]) -> list[Message]:
+        return [{**one, "call": call} for one in answer] if native else answer
+
     # Parsed again rather than stored: a checkpoint cannot hold every string that a call can (lone surrogates).
     for call in ctx.read(turn).calls:
         record, answer, ends = execute(call)
         turn.calls.append(record)
-        messages += answer
+        messages += answering(call.id, answer)
         last = last or ends
         _emit(runtime, "call", {"turn": turn.index, **record.model_dump(mode="json")})
     if turn.problems:
-        messages += ctx.protocol.refusal("\n".join(turn.problems))
+        messages += answering("", ctx.protocol.refusal("\n".join(turn.problems)))
     turn.act_seconds = perf_counter() - began
     views = [view.model_dump(mode="json") for view in ctx.store.shown[before:]]
     for view in views:

@@ -2,12 +2,12 @@
 
 A part of a message is a text or the id of a view, never pixels, so that a conversation can be stored, compared with a
 session's cache, and rendered by any chat template. `content` is always a list. Tool calls are ordinary text, which a
-protocol writes and parses.
+protocol writes and parses; a server with native tool calls is sent `items` and `call` too.
 """
 
 import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -39,6 +39,10 @@ class Message(TypedDict):
 
     role: Role
     content: list[Part]
+    items: NotRequired[list[dict[str, Any]]]
+    """An assistant turn with native tool calls as its server wrote it, see `Reply.items`."""
+    call: NotRequired[str]
+    """Id of the native call that this message answers; empty: it answers the calls that nothing else does."""
 
 
 def require_question(question: object) -> None:

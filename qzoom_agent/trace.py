@@ -15,6 +15,7 @@ complete. Any text of a model can be stored, and a file of the same major versio
 from __future__ import annotations
 
 import json
+import operator
 import platform
 import re
 import uuid
@@ -75,6 +76,8 @@ class _Record(BaseModel):
 class CallRecord(_Record):
     """One zoom call and its outcome."""
 
+    id: Text = Field(default="", exclude_if=operator.not_)
+    """The server's id of a native tool call."""
     name: Text
     raw: Text = ""
     """The exact text of the call."""
@@ -118,6 +121,11 @@ class Reply(_Record):
     """Work of the prefill: tokens times decoder layers."""
     seconds: float = 0.0
     """Wall time in the model."""
+    withheld: Text = Field(default="", exclude_if=operator.not_)
+    """The reason why the model or a filter kept the answer back."""
+    items: list[dict[str, Any]] = Field(default_factory=list, exclude=True, repr=False)
+    """A turn with native tool calls as items of the Responses API (reasoning, message, function_call), which the server
+    is sent again unchanged. Not part of the record: `text` has the calls too."""
 
 
 class Turn(Reply):

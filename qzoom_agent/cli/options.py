@@ -28,7 +28,26 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
         "--server", metavar="URL", help="ask --model at this OpenAI-compatible server (http://localhost:8000/v1)"
     )
     group.add_argument(
-        "--key-variable", metavar="NAME", help="environment variable with the server's key (default: OPENAI_API_KEY)"
+        "--api",
+        choices=("chat", "responses"),
+        help="the server's API: Chat Completions or Responses (default: responses at OpenAI, else chat)",
+    )
+    group.add_argument(
+        "--tools",
+        choices=("native", "text"),
+        help="form of the model's zoom calls: native calls of the server's API, or text that is parsed here (default: "
+        "native for models of OpenAI, Anthropic and Google, else text)",
+    )
+    group.add_argument(
+        "--key-variable",
+        metavar="NAME",
+        help="environment variable with the server's key (default: OPENAI_API_KEY; at Anthropic and Google their own)",
+    )
+    group.add_argument(
+        "--header",
+        action="append",
+        metavar="NAME:VALUE",
+        help="further header of each request to the server; may be repeated",
     )
     group.add_argument(
         "--server-timeout", type=float, metavar="S", help="seconds to wait for one reply of the server (default: 600)"
@@ -89,6 +108,7 @@ def read_config(args: argparse.Namespace) -> AgentConfig:
         "model": args.model,
         "policy": args.policy,
         "protocol": args.protocol,
+        "tools": args.tools,
         "prompt": args.prompt,
         "perceiver": args.perceiver,
         "budget.coarse_tokens": args.budget,
@@ -142,12 +162,18 @@ def _server_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `Agent.from_server` that flags give. Raises ConfigError for flags without --server."""
     from qzoom_agent.config import read_setting
 
-    given = {"key_variable": args.key_variable, "timeout": args.server_timeout, "extra_body": args.extra_body}
-    given = {name: value for name, value in given.items() if value is not None}
+    flags = ("api", "key_variable", "server_timeout", "extra_body", "header")
+    given = {name.removeprefix("server_"): getattr(args, name) for name in flags if getattr(args, name) is not None}
     if given and not args.server:
         raise ConfigError(
-            "--key-variable, --server-timeout and --extra-body are about a server. Name it with --server."
+            "--api, --key-variable, --server-timeout, --extra-body and --header are about a server. Name it with "
+            "--server."
         )
+    if args.header is not None:
+        parts = [text.partition(":") for text in given.pop("header")]
+        given["headers"] = {name.strip(): value.strip() for name, _, value in parts}
+        if not all(colon and name.strip() for name, colon, _ in parts):
+            raise ConfigError("--header takes a name and a value, such as 'api-version: 2026-01-01'.")
     if args.extra_body is not None:
         given["extra_body"] = read_setting(f"extra_body={args.extra_body}")[1]
         if not isinstance(given["extra_body"], dict):

@@ -1,4 +1,4 @@
-"""Requests to an OpenAI-compatible server: chat completions, whole or streamed.
+"""Requests to an OpenAI-compatible server: Chat Completions or Responses, whole or streamed.
 
 A request has one deadline, retries and waits included, and a limit of bytes. Redirects are refused, since they would
 take the key to another host. Busy servers and broken connections are asked again, after the pause that the server asks
@@ -31,8 +31,12 @@ import anyio
 import httpx
 
 from qzoom_agent.errors import BackendError, ConfigError, hide_secret, redact
-from qzoom_agent.models.chat_reply import BUSY, Completion, CompletionReader, dig, message_of
+from qzoom_agent.models.chat_messages import Api
+from qzoom_agent.models.chat_reply import BUSY, Completion, CompletionReader, ReplyReader, dig, message_of
 from qzoom_agent.models.chat_stream import UnusableReply, json_values, short, unpacked
+from qzoom_agent.models.response_reply import ResponseReader
+
+logger = logging.getLogger(__name__)
 
 _MOST_OF_AN_ERROR: Final = 2**16
 _GRACE: Final = 1.0
@@ -41,16 +45,25 @@ _LONGEST_PAUSE: Final = 60.0
 _LISTING: Final = 3.0
 """Seconds for a server's list of models."""
 _SECRET_NAME: Final = re.compile(r"key|token|secret|passw|\bsig|auth|cookie", re.IGNORECASE)
-_PATH: Final = "/chat/completions"
+_PATHS: Final[dict[Api, str]] = {"chat": "/chat/completions", "responses": "/responses"}
+API_NAMES: Final[dict[Api, str]] = {"chat": "Chat Completions", "responses": "Responses"}
+_OPTIONAL: Final = ("seed", "stop", "top_k", "presence_penalty", "top_p", "temperature", "stream_options", "store")
+"""Fields without which a request is still the same question; the first that a server refuses is left out first."""
+_REFUSAL: Final = re.compile(
+    r"unsupported|not support|unknown|unrecogni[sz]ed|not permitted|not allowed|forbidden|deprecated|cannot both",
+    re.IGNORECASE,
+)
 
 
 class _Failed(Exception):
     """A request without a usable reply."""
 
-    def __init__(self, reason: str, *, again: bool = False, wait: float | None = None, status: int = 0) -> None:
+    def __init__(
+        self, reason: str, *, again: bool = False, wait: float | None = None, status: int = 0, said: str = ""
+    ) -> None:
         super().__init__(reason)
-        self.again, self.wait, self.status = again, wait, status
-        """Permission to repeat it, the seconds that the server asks to wait, and its status."""
+        self.again, self.wait, self.status, self.said = again, wait, status, said
+        """Permission to repeat it, the seconds that the server asks to wait, its status and its words."""
 
 
 class ChatClient:
@@ -61,6 +74,7 @@ class ChatClient:
         url: str,
         *,
         model: str,
+        api: Api = "chat",
         key_variable: str = "OPENAI_API_KEY",
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -75,6 +89,7 @@ class ChatClient:
         Args:
             url: base URL, such as http://localhost:8000/v1. A user and password in it are sent as basic authentication.
             model: the server's name for the model.
+            api: Chat Completions, or Responses.
             key_variable: environment variable with the key; if it is not set, no key is sent.
             api_key: the key itself, instead of the variable's.
             headers: further headers, such as {"api-key": "..."}.
@@ -90,10 +105,14 @@ class ChatClient:
         """
         parts = urlsplit(base_url(url))
         user, _, place = parts.netloc.rpartition("@")
-        path = parts.path.rstrip("/").removesuffix(_PATH)
-        self.address = urlunsplit((parts.scheme, place, path + _PATH, "", ""))
+        if api not in _PATHS:
+            raise ConfigError(f"api is 'chat' or 'responses' (--api); got {api!r}.")
+        path = parts.path.rstrip("/")
+        for end in _PATHS.values():
+            path = path.removesuffix(end)
+        self.address = urlunsplit((parts.scheme, place, path + _PATHS[api], "", ""))
         """Address of the requests, without secrets."""
-        self._url = urlunsplit((parts.scheme, place, path + _PATH, parts.query, ""))
+        self._url = urlunsplit((parts.scheme, place, path + _PATHS[api], parts.query, ""))
         self._models = urlunsplit((parts.scheme, place, path + "/models", parts.query, ""))
         self._hint = "" if path.endswith("/v1") else f" Many servers answer below /v1: try {parts.scheme}://{place}/v1."
         for name, value in parse_qsl(parts.query):
@@ -103,6 +122,7 @@ class ChatClient:
             raise ConfigError(f"timeout is a number of seconds above 0; got {timeout}.")
         if concurrency < 1 or attempts < 1:
             raise ConfigError(f"concurrency and attempts are 1 or more; got {concurrency} and {attempts}.")
+        self.api = api
         self._model, self._key_variable, self._timeout, self._attempts = model, key_variable, timeout, attempts
         self._pause, self._sleep = pause, sleep
         self._headers = _headers(user, headers or {})
@@ -112,8 +132,9 @@ class ChatClient:
             json.dumps(self._extra)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"extra_body cannot be written as JSON: {error}. Give plain values.") from None
-        self._limit = "max_tokens"
         self.concurrency = concurrency
+        self._limit = "max_tokens" if api == "chat" else "max_output_tokens"
+        self._refused_fields = set[str]()
         self._free = BoundedSemaphore(concurrency)
         asyncio.run_coroutine_threadsafe(_warm(), _loop()).result()
 
@@ -129,7 +150,7 @@ class ChatClient:
         """Return the next turn of a conversation.
 
         Args:
-            messages: the conversation in the server's form.
+            messages: the conversation in the form of the API.
             max_tokens: most tokens of the turn.
             on_text: called with each piece of content as it comes, from another thread; the reply is then streamed.
             attempts: times that the request is sent, if not as often as usual.
@@ -140,19 +161,20 @@ class ChatClient:
             ConfigError: the key cannot be sent.
         """
         if on_text is not None:
-            fields |= {"stream": True, "stream_options": {"include_usage": True}}
-        body = {"model": self._model, "messages": messages, self._limit: max_tokens, **fields, **self._extra}
-        left = attempts or self._attempts
+            fields |= {"stream": True} | ({"stream_options": {"include_usage": True}} if self.api == "chat" else {})
+        given = {"messages" if self.api == "chat" else "input": messages, self._limit: max_tokens}
+        body = {"model": self._model, **given, **fields, **self._extra}
+        left, tried = attempts or self._attempts, 1
         with self._free:
             ends = time.monotonic() + self._timeout
-            for tried in range(1, left + 2):
-                reader = CompletionReader(on_text)
+            while True:
+                for field in self._refused_fields - self._extra.keys():
+                    body.pop(field, None)
+                reader = (CompletionReader if self.api == "chat" else ResponseReader)(on_text)
                 try:
                     return self._ask({key: value for key, value in body.items() if value is not None}, reader, ends)
                 except _Failed as failed:
-                    if failed.status in (400, 422) and "max_completion_tokens" in str(failed) and "max_tokens" in body:
-                        self._limit = "max_completion_tokens"
-                        body[self._limit] = body.pop("max_tokens")
+                    if self._adapted(body, failed):
                         continue
                     wait = min(self._pause * 2 ** (tried - 1) if failed.wait is None else failed.wait, _LONGEST_PAUSE)
                     final = tried >= left or reader.spoke or not failed.again
@@ -160,7 +182,27 @@ class ChatClient:
                         asked = f" It was asked {tried} times." if tried > 1 else ""
                         raise BackendError(f"{failed}{asked}") from None
                 self._sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
+                tried += 1
+
+    def _adapted(self, body: dict[str, Any], failed: _Failed) -> bool:
+        """Change a request that was refused for one of our fields, this and all later ones; False if it was not."""
+        if failed.status not in (400, 422):
+            return False
+        if "max_completion_tokens" in failed.said and "max_tokens" in body and self._limit != "max_output_tokens":
+            self._limit = "max_completion_tokens"
+            body[self._limit] = body.pop("max_tokens")
+            return True
+        named = (name for name in _OPTIONAL if body.get(name) is not None and re.search(rf"\b{name}\b", failed.said))
+        field = next(named, None) if _REFUSAL.search(failed.said) else None
+        if field is None or field in self._extra:
+            return False
+        if field not in self._refused_fields:
+            logger.warning(
+                "The server at %s does not take %s=%s with '%s' (%s). It is left out from now on.",
+                *(self.address, field, body[field], self._model, failed.said),
+            )
+        self._refused_fields.add(field)
+        return True
 
     @cached_property
     def owner(self) -> str:
@@ -182,7 +224,7 @@ class ChatClient:
                         return str(dig(one, "owned_by") or "")
         return ""
 
-    def _ask(self, body: dict[str, Any], reader: CompletionReader, ends: float) -> Completion:
+    def _ask(self, body: dict[str, Any], reader: ReplyReader, ends: float) -> Completion:
         """Send one request and wait for its reply until `ends`."""
         coming = asyncio.run_coroutine_threadsafe(self._send(json.dumps(body).encode(), reader), _loop())
         try:
@@ -211,7 +253,7 @@ class ChatClient:
         sent.update(self._headers)
         return sent
 
-    async def _send(self, body: bytes, reader: CompletionReader) -> None:
+    async def _send(self, body: bytes, reader: ReplyReader) -> None:
         sent = self._sent()
         # the deadline is the caller's; no cookies or connections are kept
         async with (
@@ -257,8 +299,9 @@ class ChatClient:
                 advice = "Check api_key, the headers, or the user and password in the address."
             return _Failed(f"{where} {what}{told}. {advice}", status=status)
         if status in (404, 405):
-            reason = f"{where} has no chat completions there, or no model '{self._model}'{told}."
-            return _Failed(f"{reason} Check the address and the model's name.{self._hint}", status=status)
+            reason = f"{where} has no {API_NAMES[self.api]} there, or no model '{self._model}'{told}."
+            other = " Many servers have Chat Completions alone: --api chat." if self.api == "responses" else ""
+            return _Failed(f"{reason} Check the address and the model's name.{self._hint}{other}", status=status)
         if status == 429:
             spent = "insufficient_quota" in said.decode("utf-8", "replace")
             reason = f"{where} takes no more requests now, or a quota is spent{told}. Wait, or ask fewer at once"
@@ -269,6 +312,7 @@ class ChatClient:
             f"{where} did not accept the request{told}. Check that '{self._model}' takes images and a conversation of "
             "this length; extra_body (--extra-body) changes a field, or leaves it out (null).",
             status=status,
+            said=text,
         )
 
     def _broken(self, error: Exception) -> str:

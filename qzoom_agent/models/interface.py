@@ -43,6 +43,10 @@ class SamplingParams(BaseModel):
     """Seed of this reply's own random numbers; no global random state is read or written."""
     stop: tuple[str, ...] = ()
     """Texts that end the reply once written; the reply's text ends with the one met."""
+    tools: tuple[str, ...] = ()
+    """Native tools: OpenAI function schemas as JSON, which a server is given apart from the messages."""
+    may_call: bool = True
+    """False: the native tools stay in the prompt, but none may be called in this turn."""
 
 
 @runtime_checkable

@@ -55,7 +55,7 @@ class Preset:
         return Path(self.source).is_dir()
 
 
-def _views(
+def view_budget(
     factor: int, coarse: tuple[int, int], crop: tuple[int, int], *, coarse_share: float | None = None
 ) -> ViewBudget:
     """Return a budget: the side of a token in pixels, and (fewest, most) tokens of a coarse view and of a crop."""
@@ -76,18 +76,18 @@ def _limits(*, reply: int, turns: int = 0, images: int = 0, temperature: float |
     return stated if temperature is None else {**stated, "generation.temperature": temperature}
 
 
-NANO_BUDGET = _views(28, (16, 64), (40, 100)).model_copy(update={"crop_min_side": 84, "roi_tokens": (51, 56)})
+NANO_BUDGET = view_budget(28, (16, 64), (40, 100)).model_copy(update={"crop_min_side": 84, "roi_tokens": (51, 56)})
 """Budget that nano is trained with; also the scripted backend's."""
-UNKNOWN_BUDGET = _views(28, (16, 576), (64, 576))
+UNKNOWN_BUDGET = view_budget(28, (16, 576), (64, 576))
 """Budget for unknown models."""
-_QWEN2_5 = _views(28, (64, 576), (64, 576))
-_QWEN3 = _views(32, (64, 576), (256, 1024))
-_DEEPEYES = _views(28, (4, 16384), (4, 16384))
-_MINI_O3 = _views(28, (52, 2551), (52, 2551))
-_PIXEL = _views(28, (512, 5120), (512, 5120))
-_HALVED = _views(28, (4, 4096), (16, 16384), coarse_share=0.5)
-_GEMMA4 = _views(48, (40, 280), (40, 280))
-_LLAVA = _views(14, (576, 576), (576, 576))
+_QWEN2_5 = view_budget(28, (64, 576), (64, 576))
+_QWEN3 = view_budget(32, (64, 576), (256, 1024))
+_DEEPEYES = view_budget(28, (4, 16384), (4, 16384))
+_MINI_O3 = view_budget(28, (52, 2551), (52, 2551))
+_PIXEL = view_budget(28, (512, 5120), (512, 5120))
+_HALVED = view_budget(28, (4, 4096), (16, 16384), coarse_share=0.5)
+_GEMMA4 = view_budget(48, (40, 280), (40, 280))
+_LLAVA = view_budget(14, (576, 576), (576, 576))
 _QWEN3_LIMITS = _limits(reply=1024, temperature=0.7) | {
     "generation.top_p": 0.8,
     "generation.top_k": 20,
@@ -104,7 +104,7 @@ def _q_zoom(
     """Return the two presets of a released Q-Zoom model: thresholds for documents, and for high resolution."""
     limits = _limits(reply=128, temperature=0.0)
     name, source = f"q-zoom-{base.lower()}", f"YuhengSSS/Q-Zoom-{base.replace('-VL', 'VL')}"
-    low, high = _views(factor, (256, 576), (256, 576)), _views(factor, (512, 4096), (512, 4096))
+    low, high = view_budget(factor, (256, 576), (256, 576)), view_budget(factor, (512, 4096), (512, 4096))
     note = f"gate and SD-RPN; thresholds for documents, {name}-hr for high resolution"
     return [
         Preset(name, source, "plain", low, memory, note, {**limits, **documents}),
@@ -206,7 +206,7 @@ _ALL: Final = (
             f"zwz-{size.lower()}",
             f"inclusionAI/ZwZ-{size}",
             protocol,
-            _views(factor, (64, 4096), (256, 1024)),
+            view_budget(factor, (64, 4096), (256, 1024)),
             memory,
             _SINGLE_LOOK,
             {"policy": "direct", **_limits(reply=1024)},

@@ -1,8 +1,8 @@
 """A backend for a model behind an OpenAI-compatible server (vLLM, SGLang, a hosted API).
 
-The zoom protocol stays text, because chat completions allow no image in a tool's result: the schema is in the prompt
-and calls are parsed here. Role "tool" is sent as "user", consecutive turns of one role as one turn, and images as PNG
-in data URIs. A stop string that the server cuts off is put back, as the protocols' parsers expect it.
+Zoom calls are text, with the schema in the prompt, or native: the server gets the schema and returns calls, which are
+written into the turn's text for the protocol's parser, and kept as items that are sent again as they came. Images are
+PNG in data URIs. A stop string that the server cuts off is put back, as the protocols' parsers expect it.
 
 The server gives no hidden states, so policies that look need a local model. A conversation is sent whole each time and
 its prefix, which never changes, is left to the server's cache; vLLM also gets a `uuid` of each image, made of its
@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from qzoom_agent.config import ViewBudget
-from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import tokens
-from qzoom_agent.messages import Message, Part, view_ids
-from qzoom_agent.models.chat_client import ChatClient
+from qzoom_agent.messages import Message, view_ids
+from qzoom_agent.models.chat_client import API_NAMES, ChatClient
+from qzoom_agent.models.chat_messages import Api, chat_messages, response_items, schemas
 from qzoom_agent.models.chat_reply import Completion
 from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams
 from qzoom_agent.protocols.boxes import box_key
@@ -39,6 +39,7 @@ class ServerBackend:
         protocol: format of zoom calls.
         defaults: visual tokens of its views.
         settings: recommended values of other keys of the configuration, see `Preset.settings`.
+        api: "chat" (Chat Completions) or "responses".
         more: of `ChatClient`: key_variable, api_key, headers, extra_body, timeout, concurrency, attempts.
 
     Raises:
@@ -55,11 +56,14 @@ class ServerBackend:
         protocol: str,
         defaults: ViewBudget,
         settings: Mapping[str, Any] | None = None,
+        api: Api = "chat",
         **more: Any,
     ) -> None:
         self.name, self.protocol, self.defaults = model, protocol, defaults
-        self.settings = dict(settings or {})
-        self.client = ChatClient(url, model=model, pause=_PAUSE, **more)
+        self.settings, self.api = dict(settings or {}), api
+        self.client = ChatClient(url, model=model, api=api, pause=_PAUSE, **more)
+        self.placement = f"{API_NAMES[api]} of a server"
+        """Place where the model runs, for the record."""
         self.workers = self.client.concurrency
 
     def session(self, image: ImageSource) -> "_ServerSession":
@@ -76,28 +80,24 @@ class _ServerSession:
     def reply(self, messages: Sequence[Message], *, settings: SamplingParams, on_text: OnText | None = None) -> Reply:
         began = time.perf_counter()
         fresh = [view for view in dict.fromkeys(view_ids(messages)) if view not in self._encoded]
+        write = chat_messages if self._backend.api == "chat" else response_items
         found = self._backend.client.complete(
-            self._turns(messages),
-            max_tokens=settings.max_new_tokens,
-            on_text=on_text,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            **settings.model_dump(include={"top_k", "presence_penalty"}, exclude_none=True),
-            seed=settings.seed,
-            stop=list(settings.stop) or None,
+            write(messages, self._encode), max_tokens=settings.max_new_tokens, on_text=on_text, **self._fields(settings)
         )
-        if found.withheld:
-            raise BackendError(
-                f"The server of '{self._backend.name}' withheld the answer: {found.withheld}. Ask in other words, or "
-                "ask another model."
-            )
-        text = _closed(found.text + _calls(found, self._backend.protocol), settings.stop, found.stop, cut=found.cut)
+        items = _named(found, turn=len(messages)) if settings.tools else []
+        calls = [item for item in items if item["type"] == "function_call"]
+        calls = calls or [{**call, "call_id": ""} for call in found.calls]
+        text = _closed(
+            found.text + _written(found, calls, self._backend.protocol), settings.stop, found.stop, cut=found.cut
+        )
         if on_text is not None and len(text) > len(found.text):
             on_text(text[len(found.text) :])
         factor = self._backend.defaults.factor
         return Reply(
             text=text,
             finish="length" if found.cut else "stop",
+            withheld=found.withheld,
+            items=items,
             prompt_tokens=found.prompt_tokens,
             cached_tokens=found.cached_tokens,
             new_tokens=found.new_tokens,
@@ -108,23 +108,24 @@ class _ServerSession:
     def close(self) -> None:
         self._encoded.clear()
 
-    def _turns(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        turns: list[dict[str, Any]] = []
-        for message in messages:
-            role = "user" if message["role"] == "tool" else message["role"]
-            parts = [self._part(part) for part in message["content"]]
-            if not parts:
-                continue  # an empty reply, which servers refuse to be shown
-            if turns and turns[-1]["role"] == role:
-                turns[-1]["content"] += parts
-            else:
-                turns.append({"role": role, "content": parts})
-        return turns
+    def _fields(self, settings: SamplingParams) -> dict[str, Any]:
+        """Return the fields of a request beside the conversation and its limit."""
+        api = self._backend.api
+        fields: dict[str, Any] = {"temperature": settings.temperature}
+        if settings.temperature:  # some take one of the two
+            fields["top_p"] = settings.top_p
+        if settings.tools:
+            fields["tools"] = schemas(settings.tools, api)
+            if not settings.may_call:  # without the tools the prompt would begin in another way
+                fields["tool_choice"] = "none"
+        if api == "responses":
+            fields["store"] = False
+        if api == "chat" or self._backend.client.owner == "vllm":  # Responses has none of them by its own definition
+            fields |= settings.model_dump(include={"top_k", "presence_penalty", "seed"}, exclude_none=True)
+            fields["stop"] = list(settings.stop) or None
+        return fields
 
-    def _part(self, part: Part) -> dict[str, Any]:
-        if part["type"] == "text":
-            return {"type": "text", "text": part["text"]}
-        view = part["view"]
+    def _encode(self, view: str) -> dict[str, Any]:
         if view not in self._encoded:
             png = io.BytesIO()
             self._image(view).save(png, format="PNG", compress_level=1)
@@ -135,25 +136,36 @@ class _ServerSession:
         return self._encoded[view]
 
 
-def _calls(found: Completion, protocol: str) -> str:
+def _named(found: Completion, *, turn: int) -> list[dict[str, Any]]:
+    """Return the items of a turn, each call with an id of its own; those of the server, if they are."""
+    taken, items = set[str](), [dict(item) for item in found.items]
+    for index, call in enumerate(item for item in items if item["type"] == "function_call"):
+        if not call["call_id"] or call["call_id"] in taken:
+            call["call_id"] = f"call{turn % 1000:03}{index % 100:02}"  # nine letters and digits, as Mistral wants
+        taken.add(call["call_id"])
+    return items
+
+
+def _written(found: Completion, calls: Sequence[dict[str, Any]], protocol: str) -> str:
     """Return what a server took out of the text: its tool calls or, where nothing else is left, the thought."""
-    written = "".join(f"\n{_call(name, given, protocol)}" for name, given in found.calls)
+    written = "".join(f"\n{_call(call, protocol)}" for call in calls)
     if written or found.text.strip() or not found.reasoning:
         return written if found.text else written.lstrip("\n")
     return f"<think>{found.reasoning}{'' if found.cut else '</think>'}"
 
 
-def _call(name: str, given: str, protocol: str) -> str:
+def _call(call: dict[str, Any], protocol: str) -> str:
     """Return a tool call as the protocol's model would have written it. Arguments that are no JSON are kept."""
     try:
-        arguments = json.loads(given)
+        arguments = json.loads(call["arguments"])
     except (ValueError, RecursionError):
-        arguments = given
+        arguments = call["arguments"]
     if protocol == "mini_o3":
         return f"<grounding>{json.dumps(arguments)}</grounding>"
     if protocol == "plain" and isinstance(arguments, dict) and (key := box_key(arguments)):
         return f"ZOOM: {key} {arguments[key]}"
-    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+    named = {"name": call["name"], "arguments": arguments} | ({"id": call["call_id"]} if call["call_id"] else {})
+    return f"<tool_call>\n{json.dumps(named)}\n</tool_call>"
 
 
 def _closed(text: str, stop: Sequence[str], reason: str | None, *, cut: bool) -> str:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from qzoom_agent.errors import ConfigError
 from qzoom_agent.extensions import find, satisfying
-from qzoom_agent.protocols.interface import Parsed, ToolCall, ZoomProtocol
+from qzoom_agent.protocols.interface import NativeProtocol, Parsed, ToolCall, ZoomProtocol
 from qzoom_agent.protocols.nano import Nano
 from qzoom_agent.protocols.plain import Plain
 from qzoom_agent.protocols.tagged import published_families
@@ -12,7 +13,7 @@ from qzoom_agent.protocols.tagged import published_families
 _OWN: tuple[ZoomProtocol, ...] = (Nano(), Plain())
 PROTOCOLS: Final[dict[str, ZoomProtocol]] = {**{one.name: one for one in _OWN}, **published_families()}
 
-__all__ = ["PROTOCOLS", "Parsed", "ToolCall", "ZoomProtocol", "get_protocol"]
+__all__ = ["PROTOCOLS", "Parsed", "ToolCall", "ZoomProtocol", "get_protocol", "native_form"]
 
 
 def get_protocol(name: str, *, known: Mapping[str, Any] = PROTOCOLS) -> ZoomProtocol:
@@ -23,3 +24,13 @@ def get_protocol(name: str, *, known: Mapping[str, Any] = PROTOCOLS) -> ZoomProt
     """
     found: ZoomProtocol = satisfying(find(name, kind="protocol", known=known), ZoomProtocol, kind="protocol")
     return found
+
+
+def native_form(protocol: ZoomProtocol) -> NativeProtocol:
+    """Return a protocol for native tool calls. Raises ConfigError if it has none."""
+    if not isinstance(protocol, NativeProtocol):
+        raise ConfigError(
+            f"The format '{protocol.name}' is text alone and has no native tool calls. Use tools 'text' (--tools "
+            "text), or another protocol such as qwen3vl."
+        )
+    return protocol.native()

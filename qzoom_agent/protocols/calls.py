@@ -35,10 +35,11 @@ Arguments = dict[str, object]
 
 
 class Payload(NamedTuple):
-    """A tool name, empty if none was given, and its arguments."""
+    """A tool name, empty if none was given, its arguments, and the id of a native call."""
 
     name: str
     arguments: Arguments
+    id: str = ""
 
 
 class CallRegion(NamedTuple):
@@ -76,20 +77,21 @@ def _payload(item: Arguments, notes: list[str]) -> Payload:
         notes.append("call unwrapped")
         item = inner
     name = str(next((item[key] for key in _NAME_KEYS if isinstance(item.get(key), str)), ""))
-    given = next((item[key] for key in _ARGUMENT_KEYS if key in item), None)
+    given, number = next((item[key] for key in _ARGUMENT_KEYS if key in item), None), item.pop("id", "")
+    id = readable(number)[:MAX_NAME] if isinstance(number, str) else ""
     if isinstance(given, str):
         notes.append("arguments read from a string")
         parsed = read_json(given)
         given = parsed.value if parsed else None
     if isinstance(given, list):
         notes.append("arguments given as a list")
-        return Payload(name, given[0] if given and isinstance(given[0], dict) else {"bbox_2d": given})
+        return Payload(name, given[0] if given and isinstance(given[0], dict) else {"bbox_2d": given}, id)
     if not isinstance(given, dict):
         notes.append("arguments read beside the name")
         given = {key: value for key, value in item.items() if key not in _NAME_KEYS}
     if not name:
         notes.append("tool name missing")
-    return Payload(name, given)
+    return Payload(name, given, id)
 
 
 def bare_payloads(body: str, notes: list[str]) -> list[Payload]:

@@ -6,10 +6,11 @@ an answer and a call: `<answer>` beats a call, a call beats other text, and `rep
 be swapped or outside, which the tool corrects; stop strings may be present or cut off.
 """
 
+import operator
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from qzoom_agent.geometry import Box, Frame
 from qzoom_agent.messages import Message
@@ -21,6 +22,8 @@ class ToolCall(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    id: str = Field(default="", exclude_if=operator.not_)
+    """The server's id of a native tool call."""
     name: str
     """The tool as the model named it; protocols without tool names use "zoom"."""
     box: tuple[float, float, float, float] | None
@@ -102,6 +105,23 @@ class ZoomProtocol(Protocol):
 
     def view_name(self, index: int) -> str:
         """Return the model's name of view number `index` (the coarse view is 0), as part of a sentence."""
+        ...
+
+
+@runtime_checkable
+class NativeProtocol(ZoomProtocol, Protocol):
+    """A protocol whose tool can also be called natively: the server gets its schema and returns calls and their ids."""
+
+    def tool_schema(self) -> str:
+        """Return the tool as an OpenAI function schema in JSON."""
+        ...
+
+    def native(self) -> "NativeProtocol":
+        """Return the protocol for native calls: no schema in the text, and results without marks of a format.
+
+        Raises:
+            ConfigError: It has no schema.
+        """
         ...
 
 

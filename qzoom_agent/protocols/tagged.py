@@ -17,7 +17,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from qzoom_agent.errors import BoxError
+from qzoom_agent.errors import BoxError, ConfigError
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.protocols.calls import LOOSE, PAYLOADS, REGIONS, read_label
@@ -133,6 +133,19 @@ class Tagged(BaseModel):
         """Return the schema as all Qwen templates print it."""
         return json.dumps({"type": "function", "function": self.function})
 
+    def native(self) -> "Tagged":
+        """Return the family for native tool calls. Raises ConfigError if it has no schema."""
+        if not self.function:
+            raise ConfigError(
+                f"The format '{self.name}' has no schema of its tool, so a server cannot be given it natively. Use "
+                "tools 'text' (--tools text), or another protocol such as qwen3vl."
+            )
+        say = self.wording
+        plain = {"result_before": "", "result_after": "", "result_end": "", "refusal_after": ""}
+        wording = say.model_copy(update={**plain, "system": say.plain_system, "refusal_before": "Error: "})
+        how = f"Call {self.tools[0]} with arguments as its schema says."
+        return self.model_copy(update={"wording": wording, "how": how, "payload": "json", "tag": "tool_call"})
+
     def _find(self, text: str, reply: ParsedReply) -> list[TagSpan]:
         found = spans(text, self.tag, limit=MAX_CALLS_READ)
         if len(found) > 1 and not found[-1].body.strip():
@@ -168,7 +181,9 @@ class Tagged(BaseModel):
                 reply.problems.append(f"{error} {self.how}")
                 continue
             label = read_label(payload.arguments)
-            reply.calls.append(ToolCall(name=name, box=box, frame=frame, view=view, label=label, raw=span.raw))
+            reply.calls.append(
+                ToolCall(id=payload.id, name=name, box=box, frame=frame, view=view, label=label, raw=span.raw)
+            )
 
 
 @cache

@@ -153,7 +153,7 @@ class Reworded:
     prompt: PromptFile
 
     def __post_init__(self) -> None:
-        if "{schema}" in (self.prompt.system or "") and not hasattr(self.protocol, "tool_schema"):
+        if "{schema}" in (self.prompt.system or "") and not self.tool_schema():
             raise ConfigError(f"prompt.system has {{schema}}, and the protocol '{self.name}' has no schema of a tool.")
 
     @property
@@ -168,6 +168,9 @@ class Reworded:
     def stop(self) -> tuple[str, ...]:
         return self.protocol.stop
 
+    def tool_schema(self) -> str:
+        return self.protocol.tool_schema() if hasattr(self.protocol, "tool_schema") else ""
+
     @property
     def max_calls_per_turn(self) -> int:
         return self.protocol.max_calls_per_turn
@@ -177,8 +180,7 @@ class Reworded:
         system = self.prompt.system if tools else self.prompt.system_without_tools
         user = self.prompt.user if tools else self.prompt.user_without_tools
         if system is not None:
-            schema = self.protocol.tool_schema() if hasattr(self.protocol, "tool_schema") else ""
-            filled = _message("system", system, {"schema": [schema]})
+            filled = _message("system", system, {"schema": [self.tool_schema()]})
             said = [*([filled] if system else []), *(one for one in said if one["role"] != "system")]
         if user is not None:
             values: _Values = {"images": [image_part(view.id) for view in views], "question": [question]}

@@ -151,7 +151,7 @@ class CompletionReader(ReplyReader):
 
     def _call(self, call: dict[str, Any], function: dict[str, Any], place: int) -> None:
         """Add a tool call, or the next piece of one."""
-        index = call.get("index") if isinstance(call.get("index"), int) else place
+        index = given if isinstance(given := call.get("index"), int) else place
         known = self._places.get(index)
         id = joined(call.get("id"), "")
         if known is None or (id and self._calls[known]["call_id"] not in ("", id)):  # Gemini has index 0 for each call
@@ -159,8 +159,8 @@ class CompletionReader(ReplyReader):
             self._calls.append({"type": "function_call", "call_id": id, "name": "", "arguments": ""})
         item = self._calls[known]
         item["name"] = joined(function.get("name"), "") or item["name"]
-        given = function.get("arguments")
-        item["arguments"] += given if isinstance(given, str) else "" if given is None else json.dumps(given)
+        part = function.get("arguments")
+        item["arguments"] += part if isinstance(part, str) else "" if part is None else json.dumps(part)
         if isinstance(more := call.get("extra_content"), dict):
             item["extra_content"] = more  # Gemini's signature, without which it refuses the next request
 

@@ -17,7 +17,8 @@ from typing import Any, get_args
 import torch
 
 from nano.line_scores import HEIGHT, score_lines
-from nano.receipts import Receipts, Split
+from nano.receipts import Receipts
+from qzoom_agent.data.receipts import Split
 from qzoom_agent.errors import finished
 from train_nano import load_training
 

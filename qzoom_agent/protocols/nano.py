@@ -31,6 +31,8 @@ from qzoom_agent.protocols.parsing import (
 from qzoom_agent.views import View
 
 REFUSAL: Final = "No crop."
+UNKNOWN: Final = "i do not know."
+"""The answer of nano where what it is shown does not hold what it is asked."""
 LOCATION_STEP: Final = 7
 """Pixels between two neighbouring location tokens."""
 _HOW = "Write <zoom><loc_x1><loc_y1><loc_x2><loc_y2></zoom>."

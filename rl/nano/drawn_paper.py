@@ -17,7 +17,7 @@ _TITLES: Final = words.listed(
     "TAX INVOICE,CASH RECEIPT,Receipt,INVOICE,CASH SALES,Simplified Tax Invoice,CASH BILL,OFFICIAL RECEIPT,BILL"
 )
 _DATES: Final = words.listed("Date,DATE,Invoice Date,Date/Time,Bill Date,DT,Trans Date,Printed on")
-_NUMBERS: Final = words.listed(
+LABELS: Final = words.listed(
     "Invoice No,INV NO.,Bill No,Receipt #,Doc No.,Trans No,GST ID,GST Reg No,Tel,Fax,Reg No,Table,Pump,Ref,Order,"
     "Cashier,Counter,Terminal,Till,Member,Card No,Approval Code,Batch,Slip,Pax,Shift,Staff,Salesperson,Customer,A/C,"
     "Check,Room"
@@ -111,7 +111,7 @@ def _receipt(rng: Random, sheet: _Sheet) -> dict[str, str]:
     for line in where:
         sheet.row([(line, align, place)])
     for _ in range(rng.randint(0, 3)):
-        sheet.row([(f"{rng.choice(_NUMBERS)}{sheet.colon} {rng.choice((words.code, words.phone))(rng)}", align, place)])
+        sheet.row([(f"{rng.choice(LABELS)}{sheet.colon} {rng.choice((words.code, words.phone))(rng)}", align, place)])
     sheet.y += rng.uniform(0, 1.5) * sheet.type.size
     if rng.random() < 0.6:
         sheet.row([(rng.choice(_TITLES), "c", 0.5)], sheet.emphasis(0.3))
@@ -132,7 +132,7 @@ def _meta(rng: Random, sheet: _Sheet, day: str) -> None:
     values: list[tuple[str, str]] = []
     for _ in range(rng.randint(1, 6)):
         value = rng.choice((words.code, words.code, words.made_up, words.clock, words.noise))(rng)
-        values.append((rng.choice(_NUMBERS), value))
+        values.append((rng.choice(LABELS), value))
     label = rng.choice(_DATES) if rng.random() < 0.8 else ""
     moment = f"{day} {words.clock(rng)}" if rng.random() < 0.5 else day
     values.insert(rng.randrange(len(values) + 1), (label, moment))

@@ -10,7 +10,8 @@ from typing import Final
 
 from PIL import Image
 
-Rect = tuple[float, float, float, float]
+from qzoom_agent.data.receipts import Line as Line
+from qzoom_agent.data.receipts import Rect as Rect
 
 ALPHABET: Final = "".join(chr(code) for code in (*range(0x20, 0x61), *range(0x7B, 0x7F)))
 """Characters that are told apart: printable ASCII without lower case. Receipts are transcribed in capitals."""
@@ -18,25 +19,6 @@ BLANK: Final = 0
 """Class of a frame without a character; character `ALPHABET[i]` is class `i + 1`."""
 CLASSES: Final = len(ALPHABET) + 1
 _CLASS_OF: Final = {char: index + 1 for index, char in enumerate(ALPHABET)}
-
-
-@dataclass(frozen=True)
-class Line:
-    """A stretch of print without wide gaps.
-
-    Attributes:
-        box: Its place in pixels of the page: left, top, right, bottom.
-        text: What it says, in capitals.
-        centers: Horizontal centre of every character of `text` in pixels of the page, where it is known.
-    """
-
-    box: Rect
-    text: str
-    centers: tuple[float, ...] | None = None
-
-    @property
-    def height(self) -> float:
-        return self.box[3] - self.box[1]
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,18 @@
 """Question trees about paper: parts of a page to read out, coarse views to zoom from, whole pages.
 
 The roles are those of boards (`examples.py`): answered from what is shown, with a crop already beside the coarse view,
-with a zoom call and its result, and calls and looks alone, which are many for little.
+with a zoom call and its result, and calls and looks alone, which are many for little. Where a view does not hold the
+answer, that is what is answered.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from random import Random
+from statistics import median
 from typing import Final
 
+from nano.drawn_paper import LABELS
 from nano.examples import OPEN, Frame, beside, calling, crop_tokens, direct, looking, show, vain, zooming
 from nano.frames import CELL
 from nano.paper import Line, Rect
@@ -16,7 +20,8 @@ from nano.paper_boards import LINE_QUESTION, PaperBoard, shuffled
 from nano.tokenizer import LOCATIONS
 from nano.trees import Piece, Say, Tree
 from qzoom_agent.evaluation.tasks.needle.boards import Fact
-from qzoom_agent.protocols.nano import LOCATION_STEP
+from qzoom_agent.evaluation.tasks.receipt_questions import BESIDE, BESIDE_QUESTIONS, TOTAL_WORDS
+from qzoom_agent.protocols.nano import LOCATION_STEP, UNKNOWN
 
 COARSE_TOKENS: Final = (64, 96, 128, 128, 160)
 """Most visual tokens of a coarse view of paper; one drawn at random."""
@@ -27,12 +32,20 @@ LEGIBLE: Final = 16.0
 _HEIGHTS: Final = (20.0, 50.0)
 _REACH: Final = LOCATION_STEP * (len(LOCATIONS) - 1)
 """Largest coordinate that has a location token."""
+_FACTS: Final = 0.75
+"""Share of parts of a page that are cut about something that can be asked, and not about any line."""
+_UNKNOWN: Final = 0.35
+"""Share of trees with a question whose answer is not shown."""
+_DATED: Final = re.compile(r"\d[-/. ]\w{1,3}[-/. ]\d\d")
 
 Branch = tuple[str, Fact, list[Piece]]
 
 
-def coarse_paper_tree(rng: Random, board: PaperBoard, *, served: int = 3, calls: int = 10, looks: int = 6) -> Tree:
-    """Return what happens on top of a coarse view of a page; the first facts are served, the others called for."""
+def coarse_paper_tree(rng: Random, board: PaperBoard, *, served: int = 3, calls: int = 7, looks: int = 6) -> Tree:
+    """Return what happens on top of a coarse view of a page: some crops are served, more are called or looked for.
+
+    Fields come first: where they stand follows from the layout, which a coarse view shows, and most labels do not.
+    """
     width, height = board.image.size
     most = min(rng.choice(COARSE_TOKENS), int((_REACH / CELL) ** 2 * min(width, height) / max(width, height)))
     frame = show(board, None, tokens=(16, max(16, most)))
@@ -42,31 +55,35 @@ def coarse_paper_tree(rng: Random, board: PaperBoard, *, served: int = 3, calls:
         if index % 2 == 0:
             branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
         else:
-            branches.append(("beside", fact, beside(fact, [_around(rng, board, fact.boxes[0])])))
+            branches.append(("beside", fact, beside(fact, [_crop(rng, board, fact.boxes[0])])))
+    if facts and rng.random() < _UNKNOWN:  # a crop of something else
+        stray = _crop(rng, board, rng.choice(facts).boxes[0])
+        branches += [("beside", fact, beside(fact, [stray])) for fact in _unknown(rng, stray, board)]
     branches += [("refused", fact, vain(rng, frame, fact)) for fact in facts[-1:]]
-    branches += [("call", fact, calling(frame, fact)) for fact in facts[1::2][:calls]]
-    branches += [("look", fact, looking(frame, fact)) for fact in facts[::2][:looks]]
+    branches += [("call", fact, calling(frame, fact)) for fact in facts[:calls]]
+    branches += [("look", fact, looking(frame, fact)) for fact in facts[:looks]]
     return _tree(frame, branches)
 
 
 def part_tree(rng: Random, board: PaperBoard, *, tokens: tuple[int, int] = (40, 160), questions: int = 10) -> Tree:
     """Return a part of a page whose lines are read out, and what else can be asked of it."""
-    line = rng.choice(board.paper.lines)
-    scale = math.exp(rng.uniform(*map(math.log, _HEIGHTS))) / max(4.0, line.height)
+    about, height = _asked_about(rng, board)
+    scale = math.exp(rng.uniform(*map(math.log, _HEIGHTS))) / max(4.0, height)
     most = rng.randint(*tokens)
-    long = 1.1 * (line.box[2] - line.box[0])
+    long = 1.1 * (about[2] - about[0])
     width = min(float(board.image.width), max(long, rng.uniform(8, 30) * CELL / scale))
-    height = min(float(board.image.height), max(2.0 * line.height, most * (CELL / scale) ** 2 / width))
-    x = _about((line.box[0] + line.box[2]) / 2, width, board.image.width, rng.uniform(0.4, 0.6))
-    y = _about((line.box[1] + line.box[3]) / 2, height, board.image.height, rng.uniform(0.2, 0.8))
-    frame = show(board, (x, y, x + width, y + height), tokens=(max(4, round(0.9 * most)), most))
-    return _tree(frame, [("direct", fact, direct(frame, fact)) for fact in _askable(rng, frame, board)[:questions]])
+    high = max(2.0 * height, 1.2 * (about[3] - about[1]), most * (CELL / scale) ** 2 / width)
+    high = min(float(board.image.height), high)
+    x = _about((about[0] + about[2]) / 2, width, board.image.width, rng.uniform(0.4, 0.6))
+    y = _about((about[1] + about[3]) / 2, high, board.image.height, rng.uniform(0.3, 0.7))
+    frame = show(board, (x, y, x + width, y + high), tokens=(max(4, round(0.9 * most)), most))
+    return _tree(frame, _direct(rng, frame, board, questions))
 
 
 def whole_paper_tree(rng: Random, board: PaperBoard, *, questions: int = 16) -> Tree:
     """Return direct questions about a whole page at a budget at which it can be read: the baseline's training."""
     frame = show(board, None, tokens=(64, rng.choice(WHOLE_TOKENS)))
-    return _tree(frame, [("direct", fact, direct(frame, fact)) for fact in _askable(rng, frame, board)[:questions]])
+    return _tree(frame, _direct(rng, frame, board, questions))
 
 
 def _tree(frame: Frame, branches: Sequence[Branch]) -> Tree:
@@ -74,12 +91,24 @@ def _tree(frame: Frame, branches: Sequence[Branch]) -> Tree:
     return Tree([Say(OPEN), frame.look], [pieces for _, _, pieces in branches], names)
 
 
+def _asked_about(rng: Random, board: PaperBoard) -> tuple[Rect, float]:
+    """Return the place that a part of a page is cut about, and the height of its print."""
+    line = rng.choice(board.paper.lines)
+    if rng.random() >= _FACTS or not board.facts:
+        return line.box, line.height
+    fields = [fact for fact in board.facts if fact.kind != BESIDE]
+    fact = rng.choice(fields if fields and rng.random() < 0.6 else board.facts)
+    left, top, right, bottom = zip(*fact.boxes, *fact.seen, strict=True)
+    height = min(*(box[3] - box[1] for box in fact.boxes), median(one.height for one in board.paper.lines))
+    return (min(left), min(top), max(right), max(bottom)), height
+
+
 def _about(middle: float, length: float, room: float, share: float) -> float:
     """Return where a stretch begins that holds a place at a share of its length and stays on the page."""
     return min(max(0.0, middle - share * length), max(0.0, room - length))
 
 
-def _around(rng: Random, board: PaperBoard, needle: Rect) -> Frame:
+def _crop(rng: Random, board: PaperBoard, needle: Rect) -> Frame:
     """Return a crop about a needle as a policy might choose it: often too large, seldom centred."""
     width, height = needle[2] - needle[0], needle[3] - needle[1]
     pads = [rng.uniform(0.3, 3.0) * height + rng.uniform(0.0, 0.4) * width * (at % 2 == 0) for at in range(4)]
@@ -90,6 +119,46 @@ def _around(rng: Random, board: PaperBoard, needle: Rect) -> Frame:
         min(float(board.image.height), needle[3] + pads[3]),
     )
     return show(board, box, tokens=crop_tokens(board))
+
+
+def _direct(rng: Random, frame: Frame, board: PaperBoard, questions: int) -> list[Branch]:
+    """Return direct questions about a view; now and then one whose answer is not in it."""
+    facts = _askable(rng, frame, board)[:questions]
+    facts += _unknown(rng, frame, board) if rng.random() < _UNKNOWN else []
+    return [("direct", fact, direct(frame, fact)) for fact in facts]
+
+
+def _unknown(rng: Random, frame: Frame, board: PaperBoard) -> list[Fact]:
+    """Return a question whose answer a view does not hold: about another part of the page, or a label it lacks."""
+    shown = [line.text for line in board.paper.lines if _meet(line.box, frame.box)]
+    elsewhere = [
+        fact
+        for fact in board.facts
+        if not any(_meet(box, frame.box) for box in (*fact.boxes, *fact.seen))
+        and not any(fact.answer in text or _could_be(fact, text) for text in shown)
+    ]
+    if elsewhere and rng.random() < 0.7:
+        question = rng.choice(elsewhere).question
+    else:
+        printed = " ".join(line.text for line in board.paper.lines)
+        names = [name.upper() for name in LABELS if name.upper() not in printed]
+        if not names:
+            return []
+        question = rng.choice(BESIDE_QUESTIONS).format(rng.choice(names))
+    return [Fact("paper", "unknown", question, UNKNOWN)]
+
+
+def _could_be(fact: Fact, text: str) -> bool:
+    """Return whether a line might be taken for the answer, or for the label that is asked about."""
+    if fact.kind == "total":
+        return any(word in text for word in TOTAL_WORDS)
+    if fact.kind == "date":
+        return _DATED.search(text) is not None
+    return fact.kind == BESIDE and fact.question.endswith(f" {text.strip(' :.')}?")
+
+
+def _meet(one: Rect, other: Rect) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _askable(rng: Random, frame: Frame, board: PaperBoard) -> list[Fact]:

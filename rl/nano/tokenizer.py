@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from qzoom_agent.evaluation.tasks.needle.boards import FIELDS, HEADLINES, ITEMS, QUESTIONS
 from qzoom_agent.evaluation.tasks.needle.ink import COLORS, SHAPES
-from qzoom_agent.protocols.nano import LOCATION_STEP
+from qzoom_agent.protocols.nano import LOCATION_STEP, UNKNOWN
 
 SPECIALS: Final = (
     "<|endoftext|>",
@@ -49,7 +49,7 @@ def _corpus() -> list[str]:
         for name in names
         for place in ("directly below", "directly right of")
     ]
-    rest = ["You may zoom.", "Answer now.", "user", "assistant", "system", "yes", "no", "i do not know."]
+    rest = ["You may zoom.", "Answer now.", "user", "assistant", "system", "yes", "no", UNKNOWN]
     return [*names, *filled, *rest] * 2
 
 

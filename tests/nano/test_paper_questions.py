@@ -7,14 +7,15 @@ import torch
 from PIL import Image
 
 from nano.drawn_paper import draw_paper
-from nano.examples import Frame, show
+from nano.examples import CLOSE, Frame, show
 from nano.paper import Line, Paper, Rect
 from nano.paper_batches import paper_trees
-from nano.paper_boards import PaperBoard, board_of, centers_of, found_in, is_label
+from nano.paper_boards import PaperBoard, board_of
 from nano.paper_trees import coarse_paper_tree, line_fact, part_tree, whole_paper_tree
 from nano.tokenizer import build_tokenizer
 from nano.trees import Look, Packer, Say
-from qzoom_agent.evaluation.tasks.needle.boards import Fact
+from qzoom_agent.evaluation.tasks.receipt_questions import field_questions, line_questions
+from qzoom_agent.protocols.nano import UNKNOWN
 
 ROW = 30.0
 
@@ -47,36 +48,6 @@ RECEIPT = Paper(
 @pytest.fixture
 def board() -> PaperBoard:
     return board_of(Random(0), RECEIPT)
-
-
-def by_kind(board: PaperBoard, kind: str) -> list[Fact]:
-    return [fact for fact in board.facts if fact.kind == kind]
-
-
-def test_fields_lie_where_they_are_printed(board: PaperBoard) -> None:
-    found = {fact.kind: fact.boxes[0] for fact in board.facts if fact.task == "receipt-field"}
-    assert found["company"] == RECEIPT.lines[0].box
-    assert found["date"] == (120.0, 150.0, 220.0, 170.0)
-    assert found["address"] == (20.0, 60.0, 170.0, 110.0)
-    assert found["total"] == (300.0, 270.0, 340.0, 290.0)  # beside TOTAL, neither beside SUB TOTAL nor with RM
-
-
-def test_only_labels_that_name_one_row_are_asked_about(board: PaperBoard) -> None:
-    answers = {fact.question: fact.answer for fact in by_kind(board, "beside")}
-    assert sorted(answers.values()) == ["25/12/2018 8:13 PM", "9.00"]
-    assert not any("CASH" in question or " TOTAL?" in question.replace("SUB TOTAL", "") for question in answers)
-
-
-def test_part_of_another_number_is_not_the_value() -> None:
-    assert found_in(line("19.00", 0, 0), "9.00") is None
-    assert found_in(line("9.00 9.00", 0, 0), "9.00") is None
-    assert found_in(line("RM9.00", 0, 0), "9.00") is None
-    assert found_in(line("RM 9.00", 0, 0), "9.00") == (30.0, 0.0, 70.0, 20.0)
-
-
-def test_labels_are_words() -> None:
-    assert is_label("TOTAL (RM)") and is_label("GST NO")
-    assert not is_label("9.00") and not is_label("RM") and not is_label("SR 123456")
 
 
 def test_answers_are_the_characters_in_their_box(board: PaperBoard) -> None:
@@ -114,6 +85,40 @@ def test_trees_of_paper_call_for_what_they_answer(board: PaperBoard) -> None:
         assert int(batch["ids"].max()) < 768
 
 
+def test_what_is_not_shown_is_not_guessed(board: PaperBoard) -> None:
+    told = {}
+    for seed in range(30):
+        tree = part_tree(Random(seed), board, tokens=(20, 60))
+        for pieces, name in zip(tree.branches, tree.names, strict=True):
+            if name == "direct unknown":
+                question, answer = pieces[0], pieces[-1]
+                assert isinstance(question, Say) and isinstance(answer, Say)
+                assert answer.text == UNKNOWN + CLOSE and answer.learn and not any(cells for _, cells in answer.focus)
+                told[question.text] = True
+    assert any("TOTAL" not in text and "company" in text for text in told)
+    assert not any(text.startswith("what stands beside CASH?") for text in told)
+
+
+def test_questions_are_those_of_the_tasks(board: PaperBoard) -> None:
+    wordings = {asked.kind: asked.wordings for asked in field_questions(RECEIPT.lines, RECEIPT.fields)}
+    fields = [fact for fact in board.facts if fact.task == "receipt-field"]
+    assert {fact.kind for fact in fields} == set(wordings) == {"company", "date", "address", "total"}
+    assert all(fact.question in wordings[fact.kind] for fact in fields)
+    beside = {asked.answer: asked for asked in line_questions(RECEIPT.lines)}
+    facts = [fact for fact in board.facts if fact.task == "receipt-line"]
+    assert {fact.answer for fact in facts} == set(beside) == {"25/12/2018 8:13 PM", "9.00"}
+    for fact in facts:
+        asked = beside[fact.answer]
+        assert fact.question in asked.wordings and (fact.boxes, fact.seen) == ((asked.box,), (asked.label,))
+
+
+def test_parts_are_cut_about_what_can_be_asked(board: PaperBoard) -> None:
+    names = [name for seed in range(20) for name in part_tree(Random(seed), board, tokens=(60, 160)).names]
+    assert {"direct company", "direct date", "direct total", "direct address", "direct beside"} <= set(names)
+    fields = [name for name in names if name.split()[1] in ("company", "date", "total", "address")]
+    assert len(fields) > len(names) / 8
+
+
 def test_a_served_crop_holds_the_answer_and_can_be_read(board: PaperBoard) -> None:
     tree = coarse_paper_tree(Random(4), board)
     crops = [piece for pieces in tree.branches for piece in pieces if isinstance(piece, Look)]
@@ -136,12 +141,6 @@ def test_drawn_receipts_can_be_asked_about() -> None:
     for board in boards:
         for fact in board.facts:
             assert all(0 <= box[0] < box[2] and 0 <= box[1] < box[3] for box in fact.boxes)
-
-
-def test_known_places_of_characters_are_kept() -> None:
-    known = Line((0.0, 0.0, 30.0, 10.0), "AB", (4.0, 22.0))
-    assert centers_of(known) == (4.0, 22.0)
-    assert centers_of(Line(known.box, known.text)) == (7.5, 22.5)
 
 
 def test_a_view_of_paper_is_read_along_its_lines(board: PaperBoard) -> None:

@@ -19,6 +19,7 @@ from qzoom_agent.evaluation.tasks.mme import MME
 from qzoom_agent.evaluation.tasks.needle.tasks import NEEDLE
 from qzoom_agent.evaluation.tasks.ocrbench_v2 import OCRBENCH_V2
 from qzoom_agent.evaluation.tasks.probes import PROBES
+from qzoom_agent.evaluation.tasks.receipts import RECEIPTS
 from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, Task
 from qzoom_agent.evaluation.tasks.treebench import TREEBENCH
 from qzoom_agent.evaluation.tasks.vstar import VSTAR
@@ -28,7 +29,7 @@ TASKS: Final[Mapping[str, Task]] = {
     task.name: task
     for task in (
         *(*NEEDLE, VSTAR, *HR_BENCH, *MME, *DOCUMENTS, TREEBENCH, *PROBES),
-        *(*HIGH_RESOLUTION, *CHARXIV, *OCRBENCH_V2),
+        *(*HIGH_RESOLUTION, *CHARXIV, *OCRBENCH_V2, *RECEIPTS),
     )
 }
 _NEEDED: Final = ("name", "load", "scorers")

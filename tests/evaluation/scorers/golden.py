@@ -230,6 +230,13 @@ _OPEN: Final = (
     *_both("ocrbench-v2", "NOKIA", "nokia", 1, 1),
     *_both("ocrbench-v2", "one two three four fixe", "one two three four five", 1 - 1 / 23, 1 - 1 / 23),
     *_both("ocrbench-v2", "one", "one two three four five", 0, 0),
+    # Receipts: text by ANLS or as it is, values beside labels with or without their currency.
+    Case("receipt-field", "exact", "Acme Trading.", "ACME TRADING", 1),
+    Case("receipt-field", "exact", "Acme Tradin", "ACME TRADING", 0),
+    Case("receipt-field", "clean", "Acme Tradin", "ACME TRADING", 0),
+    Case("receipt-line", "exact", "The answer is 9.00.", "RM 9.00", 1),
+    Case("receipt-line", "exact", "9.00", "-9.00", 0),
+    Case("receipt-line", "clean", "CS 1001", "CS 1002", 1 - 1 / 7),
     # The generated tasks: the reply must be the answer and nothing else.
     Case("needle-scene", "exact", "k7t", "K7T", 1),
     Case("needle-doc", "exact", "the code is K7T", "K7T", 0),

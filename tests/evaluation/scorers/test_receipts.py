@@ -1,0 +1,82 @@
+"""Amounts, dates and names of receipts, as they may be written."""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from qzoom_agent.data.samples import Sample
+from qzoom_agent.evaluation.scorers.receipts import amount, clean, day_in, exact, same
+
+DAYS = st.dates(date(2000, 1, 1), date(2099, 12, 31))
+CENTS = st.integers(0, 9_999_999)
+FORMS = ("%d/%m/%Y", "%d-%m-%y", "%d.%m.%Y", "%d %b %Y", "%d-%b-%y", "%b %d, %Y", "%Y-%m-%d", "%Y%m%d", "%d%m%Y")
+
+
+def sample(kind: str, gold: str) -> Sample:
+    return Sample("1", "receipt-field", kind, Image.new("RGB", (1, 1)), "?", gold, answers=(gold,))
+
+
+@given(DAYS, st.sampled_from(FORMS), st.sampled_from(FORMS))
+def test_a_date_is_the_same_however_it_is_written(day: date, one: str, other: str) -> None:
+    assert same(day.strftime(one), day.strftime(other), "date")
+    assert same(f"{day.strftime(one)} 8:13:39 PM", day.strftime(other), "date")
+
+
+@given(DAYS, DAYS, st.sampled_from(FORMS))
+def test_two_dates_in_one_form_are_two(day: date, other: date, form: str) -> None:
+    assert same(day.strftime(form), other.strftime(form), "date") == (day == other)
+
+
+@given(DAYS)
+def test_the_other_order_counts_only_where_the_print_leaves_it_open(day: date) -> None:
+    told = day.strftime("%B %d, %Y")
+    open_ = day.strftime("%m/%d/%Y")
+    assert same(told, open_, "date")
+    if day.day <= 12 and day.day != day.month:
+        assert not same(day.strftime("%m/%d/%y"), day.strftime("%d/%m/%y"), "date")
+
+
+def test_a_text_with_no_date_or_several_has_none() -> None:
+    assert day_in("31/02/2019") is None and day_in("12.50") is None and day_in("") is None
+    assert day_in("01/02/2019 or 02/02/2019") is None and day_in("01/02/2019 9.00") is None
+    assert not same("nothing", "no date", "date") and same("No Date", "no date", "date")
+
+
+@given(CENTS, st.sampled_from(("{:.2f}", "{:,.2f}", "RM{:.2f}", "RM {:,.2f}", "${:.2f}", "{:.2f} SR", "Total: {:.2f}")))
+def test_an_amount_is_the_same_in_every_currency_and_grouping(cents: int, form: str) -> None:
+    written = form.format(Decimal(cents) / 100)
+    assert amount(written) == Decimal(cents) / 100
+    assert same(written, f"{cents / 100:.2f}", "total")
+    assert not same(written, f"{(cents + 1) / 100:.2f}", "total")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("-5.00", "-5"), ("-RM 0.02", "-0.02"), ("RM-0.02", "-0.02"), ("TOTAL - 9", "9"), ("9-", "9")]
+)
+def test_a_sign_belongs_to_the_number_that_it_touches(text: str, value: str) -> None:
+    assert amount(text) == Decimal(value)
+
+
+def test_replies_that_list_values_are_wrong() -> None:
+    total = sample("total", "9.00")
+    assert exact("9.00 or 10.00", total).value == 0 and exact("The total is RM 9.00.", total).value == 1
+    assert exact("25/12/2018 or 26/12/2018", sample("date", "25/12/2018")).value == 0
+    assert exact("i do not know.", total).value == 0
+
+
+def test_names_are_worth_their_similarity_and_nothing_else_is() -> None:
+    assert clean("ACME TRADINC", sample("company", "Acme Trading")).value == pytest.approx(1 - 1 / 12)
+    assert exact("ACME TRADINC", sample("company", "Acme Trading")).value == 0
+    assert clean("9.10", sample("total", "9.00")).value == 0 and clean("9", sample("total", "9.00")).value == 1
+
+
+@given(st.text(max_size=40), st.text(max_size=20), st.sampled_from(("total", "date", "company", "beside")))
+def test_any_two_texts_are_compared(said: str, gold: str, kind: str) -> None:
+    assert isinstance(same(said, gold, kind), bool)
+    assert 0 <= clean(said, sample(kind, gold)).value <= 1

@@ -500,8 +500,8 @@ class Agent:
     def _stream(
         self, state: State | None, context: Context, thread: str | None, *, since: RunnableConfig | None = None
     ) -> Iterator[Event]:
-        # Two steps a turn; LangGraph's own limit must never end an episode before our budget does.
-        config: RunnableConfig = {"recursion_limit": 2 * context.config.budget.max_turns + 10}
+        # A look and two steps a turn; LangGraph's own limit must never end an episode before our budget does.
+        config: RunnableConfig = {"recursion_limit": 3 * context.config.budget.max_turns + 10}
         graph = compile_graph()
         guard: AbstractContextManager[None] = nullcontext()
         options: dict[str, Any] = {"context": context, "stream_mode": ["custom", "values"]}

@@ -228,6 +228,9 @@ class PerceptionConfig(Config):
     tight box around the foreground: on a map of few cells it is finer than a cell. None: as the branches say."""
     max_regions: int = Field(default=1, ge=1, le=16)
     """1: one box around all foreground. More: a box for each connected part, best first, up to this many."""
+    max_looks: int | None = Field(default=None, ge=1, exclude_if=_is_none)
+    """Most looks of an episode; 1 for branches that can look again to look once. None: as many as the budgets allow,
+    `budget.max_turns` among them."""
     margin: float | None = Field(default=None, ge=0, le=10)
     """Distance by which each edge of a proposed box moves outwards, as a share of its longer side. None: as the
     branches say."""

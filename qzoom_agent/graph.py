@@ -1,6 +1,7 @@
 """The loop of one episode as a LangGraph: perceive, then think and act in turns, then finish.
 
-    perceive   coarse view, the look that the policy wants, the crops that it inserts, opening messages
+    perceive   coarse view, the look that the policy wants, the crops that it inserts; again with these in context, look
+               after look, until the branches have enough or a budget ends it; opening messages
     think      one assistant turn; the forced last one if a budget is spent
     act        parse the calls, review and serve each, tell the model the outcome
     finish     name the outcome: answered, budget, refused (calls could not be served and no answer came), or error
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from time import perf_counter
-from typing import Annotated, Any, Literal, cast, get_type_hints
+from typing import Annotated, Any, Literal, NotRequired, cast, get_args, get_origin, get_type_hints
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
@@ -63,7 +64,11 @@ class State(TypedDict):
     last: Last | None
     """Reason that `act` found for making the next turn the last."""
     perception: dict[str, Any] | None
-    """Result of the coarse look (`PerceptionRecord`)."""
+    """Result of the first look (`PerceptionRecord`)."""
+    further_looks: NotRequired[Annotated[list[dict[str, Any]], operator.add]]
+    """Results of further looks; missing in runs that earlier versions saved."""
+    looking: NotRequired[bool]
+    """`perceive` looks again before the first turn."""
     placed: dict[str, list[float]]
     """Crops with aligned positions, and their boxes in cells of the coarse view."""
     perceive_seconds: float
@@ -152,6 +157,8 @@ def start(
         turn=None,
         last=None,
         perception=None,
+        further_looks=[],
+        looking=False,
         placed={},
         perceive_seconds=0.0,
         seconds=0.0,
@@ -166,7 +173,10 @@ def advanced(state: State, update: dict[str, Any]) -> State:
     kinds = get_type_hints(State, include_extras=True)
     merged: dict[str, Any] = {**state}
     for key, value in update.items():
-        reduce = getattr(kinds[key], "__metadata__", (None,))[0]
+        kind = kinds[key]
+        if get_origin(kind) is NotRequired:
+            (kind,) = get_args(kind)
+        reduce = getattr(kind, "__metadata__", (None,))[0]
         merged[key] = value if reduce is None else reduce(merged[key], value)
     return cast(State, merged)
 
@@ -174,12 +184,15 @@ def advanced(state: State, update: dict[str, Any]) -> State:
 def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     """Show the coarse view and the crops that the policy inserts; write the opening messages.
 
-    A failed look ends the episode with status "error"; a proposal that cannot be cut is left out.
+    Where the branches can look again, each further look is one more pass through this node, and the last of them writes
+    the messages. A failed look ends the episode with status "error"; a proposal that cannot be cut is left out.
 
     Raises:
         ImageError: The image cannot be shown.
     """
     began = perf_counter()
+    if state.get("looking"):
+        return _look_again(state, runtime, began)
     ctx = runtime.context
     store = ctx.store
     record: PerceptionRecord | None = None
@@ -211,11 +224,63 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         _emit(runtime, "view", view)
     return {
         "views": shown,
-        "messages": ctx.protocol.opening(state["question"], store.shown, tools=ctx.policy.offers_tools),
         "perception": None if record is None else record.model_dump(mode="json"),
         "placed": placed,
         "error": error,
-        "perceive_seconds": (seconds := perf_counter() - began),
+        **_opening(state, ctx, record, looks=1, new=len(shown) - 1, began=began),
+    }
+
+
+def _look_again(state: State, runtime: Runtime[Context], began: float) -> dict[str, Any]:
+    """Look with the crops so far in context; show the crops that are proposed then."""
+    ctx = runtime.context
+    before = len(ctx.store.shown)
+    try:
+        record = _look(ctx, state["question"], placed=state["placed"], further=True)
+    except Exception as failure:
+        seconds = perf_counter() - began
+        taken = state["perceive_seconds"] + seconds
+        return {"error": describe_error(failure), "looking": False, "perceive_seconds": taken, "seconds": seconds}
+    placed = _insert(ctx, record, further=True)
+    shown = [view.model_dump(mode="json") for view in ctx.store.shown[before:]]
+    _emit(runtime, "look", record.model_dump(mode="json"))
+    for view in shown:
+        _emit(runtime, "view", view)
+    looks = 2 + len(state.get("further_looks", []))
+    return {
+        "views": shown,
+        "further_looks": [record.model_dump(mode="json")],
+        "placed": {**state["placed"], **placed},
+        **_opening(state, ctx, record, looks=looks, new=len(shown), began=began),
+    }
+
+
+def _opening(
+    state: State, ctx: Context, record: PerceptionRecord | None, *, looks: int, new: int, began: float
+) -> dict[str, Any]:
+    """Return the update of the seconds, and the opening messages unless `perceive` looks again.
+
+    Args:
+        state: The state before this look.
+        ctx: The run.
+        record: The look; None: the policy does not look.
+        looks: Looks so far, this one counted.
+        new: Crops that this look showed; without any, another look would see the same.
+        began: Clock at the beginning of the step.
+    """
+    budget, most, shown = ctx.config.budget, ctx.config.perception.max_looks, ctx.store.shown
+    seconds = perf_counter() - began
+    again = (
+        (record is not None and record.further and ctx.policy.looks_again and new > 0)
+        and len(shown) < budget.max_views
+        and looks < min(budget.max_turns, most or budget.max_turns)
+        and (budget.max_seconds is None or state["seconds"] + seconds < budget.max_seconds)
+    )
+    opening = ctx.protocol.opening(state["question"], shown, tools=ctx.policy.offers_tools)
+    return {
+        "messages": [] if again else opening,
+        "looking": again,
+        "perceive_seconds": state["perceive_seconds"] + seconds,
         "seconds": seconds,
     }
 
@@ -309,7 +374,7 @@ def finish(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     status: Status = "answered"
     if state["error"] is not None:
         status = "error"
-    elif state["last"] == "budget" or cut or (state["perception"] or {}).get("withheld"):
+    elif state["last"] == "budget" or cut or any(look.get("withheld") for look in _looks(state)):
         status = "budget"
     elif answer is None:
         status = "refused"
@@ -317,8 +382,15 @@ def finish(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     return {"status": status, "answer": answer}
 
 
-def after_perceive(state: State) -> Literal["think", "finish"]:
-    return "think" if state["error"] is None else "finish"
+def _looks(state: State) -> list[dict[str, Any]]:
+    """Return the results of all looks."""
+    return [*([state["perception"]] if state["perception"] else []), *state.get("further_looks", [])]
+
+
+def after_perceive(state: State) -> Literal["perceive", "think", "finish"]:
+    if state["error"] is not None:
+        return "finish"
+    return "perceive" if state.get("looking") else "think"
 
 
 def after_think(state: State) -> Literal["act", "finish"]:
@@ -369,6 +441,7 @@ def to_trace(state: State, *, protocol: str, environment: dict[str, str]) -> Tra
         seed=state["config"]["seed"],
         views=views,
         perception=None if state["perception"] is None else PerceptionRecord(**state["perception"]),
+        further_looks=[PerceptionRecord(**look) for look in state.get("further_looks", [])],
         turns=turns,
         usage=Usage.tally(views, turns, perceive=state["perceive_seconds"]),
         gold=[(x1, y1, x2, y2) for x1, y1, x2, y2 in state["gold"] or ()],
@@ -388,27 +461,44 @@ def take_look(ctx: Context, question: str, *, map_always: bool = False) -> Perce
     Raises:
         BackendError: The model cannot be run.
     """
-    coarse = _add_coarse(ctx)
+    _add_coarse(ctx)
     if ctx.perceiver is not None:
         image, options = ctx.store.image("original"), ctx.policy.look_options
         return look_with(ctx.perceiver, image, question, options=options, map_always=map_always)
-    opening = ctx.protocol.opening(question, ctx.store.shown, tools=ctx.policy.looks_with_tools)
-    session = ctx.open({})
+    return _look(ctx, question, placed={}, map_always=map_always)
+
+
+def _look(
+    ctx: Context, question: str, *, placed: dict[str, list[float]], further: bool = False, map_always: bool = False
+) -> PerceptionRecord:
+    """Look at the question with all views shown so far; return the result with boxes in original pixels.
+
+    Map and extent of the result are those of the view with the first proposed box: the coarse view, or in a further
+    look perhaps a crop. `cells` are those of each box's own view.
+    """
+    shown = ctx.store.shown
+    opening = ctx.protocol.opening(question, shown, tools=ctx.policy.looks_with_tools)
+    session = ctx.open(placed)
     assert isinstance(session, PerceivingSession)
-    seen = session.look(opening, options=ctx.policy.look_options, map_always=map_always)[0]
+    more: dict[str, Any] = {"further": True} if further else {}  # sessions of other people may know one look alone
+    seen = session.look(opening, options=ctx.policy.look_options, map_always=map_always, **more)
     size = ctx.store.view("original").size
-    margin = _margin(ctx, seen)
-    boxes = [
-        coarse.to_original(Box(*box, view=coarse.id).clamp(coarse.size)).padded(margin).clamp(size)
-        for box in seen.boxes
-    ]
-    extent = None if seen.extent is None else coarse.to_original(Box(*seen.extent, view=coarse.id))
-    return seen.model_copy(
+    boxes, cells = [], []
+    for view, one in zip(shown, seen, strict=False):
+        margin = _margin(ctx, one)
+        inside = [view.to_original(Box(*box, view=view.id).clamp(view.size)) for box in one.boxes]
+        boxes += [box.padded(margin).clamp(size) for box in inside]
+        cells += one.cells
+    best, view = next(((one, view) for one, view in zip(seen, shown, strict=False) if one.boxes), (seen[0], shown[0]))
+    extent = None if best.extent is None else view.to_original(Box(*best.extent, view=view.id))
+    return best.model_copy(
         update={
             "view": "original",
             "route": "zoom" if boxes else "direct",
             "extent": None if extent is None else (extent.x1, extent.y1, extent.x2, extent.y2),
             "boxes": [(box.x1, box.y1, box.x2, box.y2) for box in boxes],
+            "cells": cells,
+            "visual_tokens": sum(one.visual_tokens for one in seen) if further else best.visual_tokens,
         }
     )
 
@@ -431,13 +521,13 @@ def _add_coarse(ctx: Context) -> View:
     return coarse
 
 
-def _insert(ctx: Context, record: PerceptionRecord) -> dict[str, list[float]]:
+def _insert(ctx: Context, record: PerceptionRecord, *, further: bool = False) -> dict[str, list[float]]:
     """Cut the proposed crops within the budgets; return those with aligned positions and the cells really cut."""
     placed: dict[str, list[float]] = {}
-    coarse, budget = ctx.store.view("coarse"), ctx.config.budget
+    coarse, budget, before = ctx.store.view("coarse"), ctx.config.budget, len(ctx.store.shown)
     for box, cells in zip(record.boxes, record.cells, strict=True):
         plan = ctx.roi_zoom.plan(ctx.store, Box(*box))
-        kept_back = "" if plan.error else ctx.policy.keeps_back(ctx.store.shown, plan)
+        kept_back = "" if plan.error else ctx.policy.keeps_back(ctx.store.shown, plan, further=further)
         if kept_back:
             record.reason += f"; {kept_back}"
             continue
@@ -445,14 +535,15 @@ def _insert(ctx: Context, record: PerceptionRecord) -> dict[str, list[float]]:
         full = budget.max_visual_tokens is not None and spent + plan.tokens > budget.max_visual_tokens
         if full or len(ctx.store.shown) >= budget.max_views:
             record.reason += "; the budget has no room for a crop"
-            record.withheld = not placed and len(ctx.store.shown) == 1
+            record.withheld = len(ctx.store.shown) == before
             break
         cut = ctx.roi_zoom.cut(ctx.store, plan)
         if cut.view is None:
             record.reason += f"; a crop could not be cut: {cut.error}"
         elif record.aligned:
             # The map's own cells where exactly they were cut; else the part of the grid that was.
-            changed = bool(plan.notes) or _margin(ctx, record) > 0 or any(value % 1 for value in cells)
+            # A further look may propose cells of a crop.
+            changed = further or bool(plan.notes) or _margin(ctx, record) > 0 or any(value % 1 for value in cells)
             real = coarse.from_original(cut.view.region).to_frame("cell", coarse.size, coarse.cell)
             placed[cut.view.id] = real.as_list() if changed else list(cells)
     return placed

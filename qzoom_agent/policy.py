@@ -2,7 +2,8 @@
 
     direct    the coarse view alone
     explicit  the model may call the zoom tool, within the budgets
-    implicit  the model's branches look first: if the gate fires, the crops that SD-RPN proposes join the coarse view
+    implicit  the model's branches look first: if the gate fires, the crops that SD-RPN proposes join the coarse view;
+              branches that can look again do, with these crops in context, until their gate says enough
     always    as implicit, without asking the gate
     hybrid    as implicit, and the model may call the zoom tool; each call is reviewed (`qzoom_agent.review`)
     oracle    crops around the given gold boxes join the coarse view: an upper bound for the choice of crops
@@ -32,6 +33,7 @@ from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.zoom import ZoomPlan
 
 LOOK_FIRST: frozenset[PolicyName] = frozenset({"implicit", "always", "hybrid", "masked"})
+LOOK_AGAIN: frozenset[PolicyName] = frozenset({"implicit", "masked"})
 OFFER_TOOLS: frozenset[PolicyName] = frozenset({"explicit", "blind", "hybrid"})
 RANDOM_AREA = 1 / 16
 """Area of a random crop as a share of the image, where no gold box gives its size."""
@@ -72,6 +74,8 @@ class CropPolicy:
         self.offers_tools = self.name in OFFER_TOOLS
         self.looks_with_tools = self.offers_tools and config.perception.prompt == "opening"
         """A look reads the question with the offer of tools."""
+        self.looks_again = self.name in LOOK_AGAIN and config.perception.gate != "off"
+        """Further looks follow where the branches can; without a gate nothing would end them."""
         self._config, self._views = config, views
         self._rule: PolicyRule | None = None
         if name := config.review.rule or ("hybrid" if self.name == "hybrid" else None):
@@ -104,11 +108,14 @@ class CropPolicy:
             return [_somewhere(w, h, size, draw) for w, h in shapes or [(size.width * side, size.height * side)]]
         return []
 
-    def keeps_back(self, shown: Sequence[View], plan: ZoomPlan) -> str:
-        """Return the reason not to show a proposed crop unasked after the views in `shown`; empty to show it."""
-        if self.name != "hybrid":
+    def keeps_back(self, shown: Sequence[View], plan: ZoomPlan, *, further: bool = False) -> str:
+        """Return the reason not to show a proposed crop unasked after the views in `shown`; empty to show it.
+
+        `further`: a further look proposes it, and not the first.
+        """
+        if self.name != "hybrid" and not further:
             return ""
-        if not self._config.review.insert:
+        if self.name == "hybrid" and not self._config.review.insert:
             return "crops are shown when asked for"
         return "" if adds(plan, shown, self._config.review) else "a crop would add nothing"
 

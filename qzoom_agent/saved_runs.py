@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NotRequired, cast
 
 import ormsgpack
 from langchain_core.runnables import RunnableConfig
@@ -236,6 +236,7 @@ class _Records(TypedDict):
     turns: list[Turn]
     turn: Turn | None
     perception: PerceptionRecord | None
+    further_looks: NotRequired[list[PerceptionRecord]]
 
 
 def run_config(thread: str) -> RunnableConfig:

@@ -42,7 +42,7 @@ from qzoom_agent.files import atomic_write, remove_parts
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.views import View
 
-VERSION = "1.1"
+VERSION = "1.2"
 """Version of the format, "major.minor"; code of another major version refuses it."""
 
 Status = Literal["answered", "budget", "refused", "error"]
@@ -146,7 +146,7 @@ class Turn(Reply):
 
 
 class PerceptionRecord(_Record):
-    """The result of a coarse look: the gate's score, the heat map and the proposed boxes.
+    """The result of a look: the gate's score, the heat map and the proposed boxes.
 
     Sessions return one for each view, with boxes in that view's shown pixels; on a trace they are in original pixels.
     """
@@ -159,6 +159,8 @@ class PerceptionRecord(_Record):
     """Margin that the branches want on each side of a box, as a share of its longer side; not yet in `boxes`."""
     perceiver: Text = Field(default="", exclude_if=lambda name: not name)
     """Name of the perceiver that looked; empty: the model that answers."""
+    further: bool = Field(default=False, exclude=True)
+    """The branches can look again once the crops of this look are shown."""
     score: float | None = None
     """The gate's probability that more detail is needed; None without a gate."""
     threshold: float | None = None
@@ -180,10 +182,10 @@ class PerceptionRecord(_Record):
     reason: Text = ""
     """The reason of the route, in a few words."""
     prompt_tokens: Count = 0
-    """Tokens of the coarse pass, visual ones included."""
+    """Tokens that were looked at, visual ones included."""
     visual_tokens: Count = 0
     token_layers: float = 0.0
-    """Cost of the coarse pass: tokens times decoder layers, those of the branches included."""
+    """Cost of the look: new tokens times decoder layers, and the work of the branches."""
     seconds: float = 0.0
     withheld: bool = False
     """The gate asked for a crop, and the budget had no room for any."""
@@ -286,6 +288,9 @@ class Trace(_Record):
     views: list[View] = Field(default_factory=list)
     """In the order shown; the first is the original, which the model never saw at full size."""
     perception: PerceptionRecord | None = None
+    """The first look, at the coarse view."""
+    further_looks: list[PerceptionRecord] = Field(default_factory=list)
+    """Looks at the conversation with the crops so far, in order; `heat` is the map of the view with the best region."""
     turns: list[Turn] = Field(default_factory=list)
     usage: Usage = Field(default_factory=Usage)
     gold: list[Quad] = Field(default_factory=list)
@@ -293,6 +298,11 @@ class Trace(_Record):
     environment: dict[str, Text] = Field(default_factory=dict)
     error: Text | None = None
     """The error that ended the episode, with status "error"."""
+
+    @property
+    def looks(self) -> list[PerceptionRecord]:
+        """All looks in order."""
+        return [*([] if self.perception is None else [self.perception]), *self.further_looks]
 
     def view(self, id: str) -> View | None:
         """Return the view of that id, or None."""

@@ -163,8 +163,9 @@ def replay(trace: Trace, console: Console) -> None:
     for view in trace.views:
         if view.kind != "original" and view.id not in calls:
             steps.view(view, None)
-            if view.kind == "coarse" and trace.perception is not None:
-                steps.look(trace.perception)
+            if view.kind == "coarse":
+                for look in trace.looks:
+                    steps.look(look)
     for turn in trace.turns:
         steps.turn(turn)
         for call in turn.calls:

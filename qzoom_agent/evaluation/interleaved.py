@@ -132,7 +132,7 @@ def _ask(agent: Agent, question: Sample, gold: Sequence[Box]) -> Cell:
     seconds = perf_counter() - began
     trace = answer.trace
     crops = [view.region for view in trace.views if view.kind == "crop"]
-    looked = 0.0 if trace.perception is None else trace.perception.token_layers
+    looked = sum(look.token_layers for look in trace.looks)
     covered = [max((crop.coverage(needle) for crop in crops), default=0.0) >= COVERED for needle in question.boxes]
     return Cell(
         id=question.id,

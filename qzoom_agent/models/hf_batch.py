@@ -68,39 +68,76 @@ class BatchEngine:
         *,
         options: PerceptionConfig,
         map_always: bool = False,
+        further: bool = False,
     ) -> list[list[PerceptionRecord]]:
         """Run `HFSession.look` on many sessions; `seconds` of a record is the row's share of the batch."""
         began = perf_counter()
         with closed_on_error(sessions):
-            prepared = [one.prepare_look(talk) for one, talk in zip(sessions, conversations, strict=True)]
+            prepared = [
+                one.prepare_look(talk, further=further) for one, talk in zip(sessions, conversations, strict=True)
+            ]
             ready, branches = [one for one, _ in prepared], prepared[0][1]
-            lower = range(branches.config.k)
-            hidden, cache, valid, rotary, mask = self._run(sessions, ready, [0] * len(ready), [], lower)
+            k = branches.config.k
+            held = [
+                session.resume_look(one.prompt, self._decoder, k)[0]
+                for session, one in zip(sessions, ready, strict=True)
+            ]
+            self._extend(sessions, ready, held)
+            hidden, valid, rotary = self._states(sessions, ready)
             starts = [hidden.shape[1] - len(one.prompt.ids) for one in ready]
             found = look(
                 branches,
                 self._decoder.adapter,
                 hidden,
                 rotary=rotary,
-                mask=mask,
+                mask=causal_mask(valid, hidden.shape[1], hidden),
                 images=[
                     # columns of the padded batch
-                    [(start + at, rows, columns) for at, rows, columns in session.grids(one.prompt)]
+                    [
+                        (start + at, rows, columns)
+                        for at, rows, columns in session.searched(one.prompt, branches, further=further)
+                    ]
                     for session, one, start in zip(sessions, ready, starts, strict=True)
                 ],
                 starts=starts,
                 options=options,
                 map_always=map_always,
+                joint=further,
             )
-            for row, (session, own) in enumerate(zip(sessions, self._split(cache, valid, lower), strict=True)):
-                session.prefill = prefill = Prefill(self._decoder, len(lower))
-                prefill.cache, prefill.hidden = own, hidden[row : row + 1, starts[row] :]
-                session.held = ready[row].prompt
+            for session, one in zip(sessions, ready, strict=True):
+                session.held = one.prompt
         seconds = (perf_counter() - began) / len(ready)
+        work = [float(k * (len(one.prompt.ids) - count)) for one, count in zip(ready, held, strict=True)]
         return [
-            session.records(one.prompt, each, options, work=float(len(lower) * len(one.prompt.ids)), seconds=seconds)
-            for session, one, each in zip(sessions, ready, found, strict=True)
+            session.records(one.prompt, each, branches.config, options, work=done, seconds=seconds)
+            for session, one, each, done in zip(sessions, ready, found, work, strict=True)
         ]
+
+    def _extend(self, sessions: Sequence[HFSession], ready: Sequence[Prepared], held: Sequence[int]) -> None:
+        """Run the lower layers on the ids that each session's unfinished prefill lacks behind the first `held`."""
+        more = [row for row, one in enumerate(ready) if len(one.prompt.ids) > held[row]]
+        if not more:
+            return
+        prefills = [cast(Prefill, sessions[row].prefill) for row in more]
+        lower, prompts = range(prefills[0].k), [ready[row] for row in more]
+        caches = [one.cache for one in prefills]
+        states, cache, valid, *_ = self._run(
+            [sessions[row] for row in more], prompts, [held[row] for row in more], caches, lower
+        )
+        for at, (row, own) in enumerate(zip(more, self._split(cache, valid, lower), strict=True)):
+            before, new = prefills[at].hidden, states[at : at + 1, held[row] - len(prompts[at].prompt.ids) :]
+            prefills[at].cache = own
+            prefills[at].hidden = new if before is None else torch.cat((before, new), dim=1)
+
+    def _states(self, sessions: Sequence[HFSession], ready: Sequence[Prepared]) -> tuple[Tensor, Tensor, Rotary]:
+        """Return the states of unfinished prefills, padded on the left, their valid columns and rotary embeddings."""
+        hidden = _left_padded([cast(Tensor, cast(Prefill, one.prefill).hidden) for one in sessions])
+        placed, longest = [one.positions for one in ready], hidden.shape[1]
+        kind = torch.float32 if any(one.is_floating_point() for one in placed) else placed[0].dtype
+        positions = torch.cat([pad(one.to(kind), (longest - one.shape[-1], 0)) for one in placed], dim=-2)
+        missing = torch.tensor([longest - one.shape[-1] for one in placed], device=hidden.device)
+        valid = torch.arange(longest, device=hidden.device) >= missing[:, None]
+        return hidden, valid, self._decoder.rotary(hidden, positions)
 
     def reply(self, requests: Sequence[GenerationRequest]) -> list[Reply]:
         """Run `HFSession.reply` on many sessions; `seconds` of a reply is the row's share of the batch."""
@@ -173,32 +210,19 @@ class BatchEngine:
     def _upper_layers(self, requests: Sequence[GenerationRequest]) -> _Rows:
         """Complete prefills that a look left after K layers: new tokens through these, then all through the others."""
         decoder = self._decoder
-        prefills = [cast(Prefill, one.session.prefill) for one in requests]
-        shared = [one.session.keep(one.ready.prompt) for one in requests]
-        lengths = [len(one.ready.prompt.ids) for one in requests]
-        k = prefills[0].k
-        lower, upper = range(k), range(k, decoder.depth)
-        more = [row for row, (count, held) in enumerate(zip(lengths, shared, strict=True)) if count > held]
-        if more:
-            sessions, ready = [requests[row].session for row in more], [requests[row].ready for row in more]
-            lower_caches, held_ids = [prefills[row].cache for row in more], [shared[row] for row in more]
-            states, cache, valid, *_ = self._run(sessions, ready, held_ids, lower_caches, lower)
-            for at, (row, own) in enumerate(zip(more, self._split(cache, valid, lower), strict=True)):
-                held = cast(Tensor, prefills[row].hidden)
-                count = lengths[row] - shared[row]
-                prefills[row].cache = own
-                prefills[row].hidden = torch.cat((held, states[at : at + 1, -count:]), dim=1)
+        sessions, ready = [one.session for one in requests], [one.ready for one in requests]
+        shared = [one.keep(each.prompt) for one, each in zip(sessions, ready, strict=True)]
+        self._extend(sessions, ready, shared)
         # rows with and without new tokens differ in length: padded anew, each ends with its last token
-        cache, valid = self._stack([one.cache for one in prefills], lower)
-        hidden = _left_padded([cast(Tensor, one.hidden) for one in prefills])
-        for request in requests:
-            request.session.prefill = None  # the row is in the batch now
-        placed = [one.ready.positions for one in requests]
-        kind = torch.float32 if any(one.is_floating_point() for one in placed) else placed[0].dtype
-        longest = hidden.shape[1]
-        positions = torch.cat([pad(one.to(kind), (longest - one.shape[-1], 0)) for one in placed], dim=-2)
-        mask = causal_mask(valid, longest, hidden)
-        out = decoder.run(hidden, upper, rotary=decoder.rotary(hidden, positions), mask=mask, cache=cache)
+        prefills = [cast(Prefill, one.prefill) for one in sessions]
+        k = prefills[0].k
+        cache, _ = self._stack([one.cache for one in prefills], range(k))
+        hidden, valid, rotary = self._states(sessions, ready)
+        for session in sessions:
+            session.prefill = None  # the row is in the batch now
+        upper, mask = range(k, decoder.depth), causal_mask(valid, hidden.shape[1], hidden)
+        out = decoder.run(hidden, upper, rotary=rotary, mask=mask, cache=cache)
+        lengths = [len(one.prompt.ids) for one in ready]
         work = [float(k * (n - held) + len(upper) * n) for n, held in zip(lengths, shared, strict=True)]
         return _Rows(cache, valid, decoder.logits(out), shared, work)
 

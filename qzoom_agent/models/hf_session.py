@@ -5,9 +5,10 @@ longest beginning that is already held, crops the cache to it, and runs the mode
 image, through the stock `forward`. Positions are computed over the whole conversation and passed explicitly, because
 the model's own shortcut (`rope_deltas`) is state on a shared module. So sessions of one model do not affect each other.
 
-A model with branches can `look` first: the coarse pass stops after K layers and is kept (`prefill`). The reply that
-follows continues it: on the same conversation the upper layers run; with a crop inserted, the new tokens run through
-the lower layers and then everything through the upper ones. `hf_batch` does the same for many sessions at once.
+A model with branches can `look` first: the coarse pass stops after K layers and is kept (`prefill`). A further look
+runs these layers on what is new, a crop and the tokens behind it. The reply continues it: on the same conversation the
+upper layers run; with a crop inserted, the new tokens run through the lower layers and then everything through the
+upper ones. `hf_batch` does the same for many sessions at once.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from qzoom_agent.models.hf_generation import GenerationRequest, Prepared, write_
 from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams
 from qzoom_agent.models.prompts import EncodedTurn, ImageSpan, Prompt, fit
 from qzoom_agent.perception.adapters import TILED, Cells, Grid, adapter_for, align, base_view, grid_of
-from qzoom_agent.perception.branches import Branches
+from qzoom_agent.perception.branches import BranchConfig, Branches
 from qzoom_agent.perception.decoder import Decoder, Prefill, cache_name
 from qzoom_agent.perception.look import BranchOutput, look
 from qzoom_agent.trace import PerceptionRecord, Quad
@@ -119,51 +120,81 @@ class HFSession:
         self._forget()
 
     def look(
-        self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        options: PerceptionConfig,
+        map_always: bool = False,
+        further: bool = False,
     ) -> list[PerceptionRecord]:
         began = perf_counter()
         with torch.inference_mode(), closed_on_error([self]):
-            ready, branches = self.prepare_look(messages)
-            self._forget()
-            decoder = Decoder(self._model)
-            prefill = Prefill(decoder, branches.config.k)
-            ids = torch.tensor([ready.prompt.ids], device=self._model.device)
-            new = decoder.embed(ids, self.features(ready.prompt, 0))
-            rotary = decoder.rotary(new.hidden, ready.positions)
-            work = float(prefill.extend(new, rotary))
+            ready, branches = self.prepare_look(messages, further=further)
+            decoder, prompt = Decoder(self._model), ready.prompt
+            start, prefill = self.resume_look(prompt, decoder, branches.config.k)
+            work = 0.0
+            if start < len(prompt.ids):
+                ids = torch.tensor([prompt.ids[start:]], device=self._model.device)
+                new = decoder.embed(ids, self.features(prompt, start))
+                work = float(prefill.extend(new, decoder.rotary(new.hidden, ready.positions[..., start:])))
             hidden = cast(Tensor, prefill.hidden)
             (found,) = look(
                 branches,
                 decoder.adapter,
                 hidden,
-                rotary=rotary,
+                rotary=decoder.rotary(hidden, ready.positions),
                 mask=decoder.mask(hidden),
-                images=[self.grids(ready.prompt)],
+                images=[self.searched(prompt, branches, further=further)],
                 options=options,
                 map_always=map_always,
+                joint=further,
             )
-            self.prefill, self.held, self._lean = prefill, ready.prompt, options.lean
-        return self.records(ready.prompt, found, options, work=work, seconds=perf_counter() - began)
+            self.held, self._lean = prompt, options.lean
+        return self.records(prompt, found, branches.config, options, work=work, seconds=perf_counter() - began)
 
-    def prepare_look(self, messages: Sequence[Message]) -> tuple[Prepared, Branches]:
+    def prepare_look(self, messages: Sequence[Message], *, further: bool = False) -> tuple[Prepared, Branches]:
         """Prepare a conversation to be looked at. Raises BackendError without branches, or without an image."""
-        if self.backend.branches is None:
+        first = self.backend.branches
+        if first is None:
             raise BackendError("This model has no branches, so it cannot look. Use the policy 'explicit' or 'direct'.")
+        branches = first.further if further else first
+        if branches is None:
+            raise BackendError("The branches of this model look once. Set perception.max_looks to 1, or train others.")
         ready = self.prepare(messages)
         if not ready.prompt.spans:
             raise BackendError("There is no image in the conversation, so there is nothing to look at.")
-        return ready, self.backend.branches
+        return ready, branches
+
+    def resume_look(self, prompt: Prompt, decoder: Decoder, k: int) -> tuple[int, Prefill]:
+        """Return the prefill that a look goes on with, and the number of ids of `prompt` that it holds already."""
+        if self.prefill is None:
+            self._forget()
+            self.prefill = Prefill(decoder, k)
+            return 0, self.prefill
+        return self.keep(prompt), self.prefill
+
+    def searched(self, prompt: Prompt, branches: Branches, *, further: bool) -> list[tuple[int, int, int]]:
+        """Return the `grids` of the views that a look makes maps of."""
+        grids = self.grids(prompt)
+        return grids[:1] if further and not branches.config.inside_crops else grids
 
     def records(
-        self, prompt: Prompt, found: BranchOutput, options: PerceptionConfig, *, work: float, seconds: float
+        self,
+        prompt: Prompt,
+        found: BranchOutput,
+        config: BranchConfig,
+        options: PerceptionConfig,
+        *,
+        work: float,
+        seconds: float,
     ) -> list[PerceptionRecord]:
-        """Return the branches' output as a record for each view of the prompt; `work` is that of the layers below."""
+        """Return the output of branches as a record for each view of the prompt; `work` is that of the layers below."""
         assert self.backend.branches is not None
-        config = self.backend.branches.config
+        further = self.backend.branches.further is not None
         aligned = (options.positions or config.positions) == "aligned"
         records = []
         for at, span in enumerate(prompt.spans):
-            grid, seen = self.grid(span), found.maps[at] if found.maps else None
+            grid, seen = self.grid(span), found.maps[at] if at < len(found.maps) else None
             regions = seen.regions if seen is not None and found.zooms else []
             records.append(
                 PerceptionRecord(
@@ -180,6 +211,7 @@ class HFSession:
                     reason=found.reason,
                     aligned=aligned and adapter_for(self._model.config).two_dimensional,
                     margin=config.margin,
+                    further=further,
                     prompt_tokens=len(prompt.ids),
                     visual_tokens=self._images[span.view].tokens,
                     token_layers=work + found.token_layers,

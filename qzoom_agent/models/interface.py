@@ -54,9 +54,14 @@ class PerceivingSession(Protocol):
     """A session of a model with branches. After a look, `reply` continues from where the coarse pass stopped."""
 
     def look(
-        self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        options: PerceptionConfig,
+        map_always: bool = False,
+        further: bool = False,
     ) -> list[PerceptionRecord]:
-        """Run the coarse pass over a whole conversation; return a record for each of its views, in order.
+        """Look at a whole conversation; return a record for each of its views, in order.
 
         Boxes and extent of a record are in shown pixels of its `view`.
 
@@ -64,6 +69,8 @@ class PerceivingSession(Protocol):
             messages: the conversation.
             options: rules of the gate and the map.
             map_always: make the map even if the gate says that it is not needed.
+            further: the conversation shows crops of earlier looks: ask the branches of further looks, which a model
+                has if its records say `further`. What earlier looks have computed is not computed again.
 
         Raises:
             BackendError: there is no image in the conversation, or the model cannot be run on it.

@@ -131,6 +131,7 @@ def look_with(
         update={
             "perceiver": name,
             "aligned": False,  # the model that answers takes a crop as an image of its own
+            "further": False,  # a perceiver is shown the image alone, no crops
             "boxes": [(box.x1, box.y1, box.x2, box.y2) for box in boxes],
             "cells": seen.cells[: len(boxes)] if known else [_in_cells(box, seen.heat, image.size) for box in boxes],
             "route": "zoom" if boxes else "direct",

@@ -42,6 +42,7 @@ class Request:
     settings: SamplingParams = field(default_factory=SamplingParams)
     options: PerceptionConfig | None = None
     map_always: bool = False
+    further: bool = False
     owner: Any = None
     """Whatever else `serve` has to know about the conversation."""
     order: int = 0
@@ -157,9 +158,15 @@ class QueuedSession:
         self._queue, self._session, self._owner, self._order = queue, session, owner, order
 
     def look(
-        self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        options: PerceptionConfig,
+        map_always: bool = False,
+        further: bool = False,
     ) -> list[PerceptionRecord]:
-        return cast(list[PerceptionRecord], self._ask(messages, options=options, map_always=map_always))
+        how = {"options": options, "map_always": map_always, "further": further}
+        return cast(list[PerceptionRecord], self._ask(messages, **how))
 
     def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
         self._session.place(view, source=source, cells=cells)
@@ -200,7 +207,7 @@ class BatchedBackend:
         groups: dict[str, list[tuple[Request, GenerationRequest]]] = {}
         for one, ready in prepared(batch):
             alike = one.settings.model_copy(update={"seed": 0})
-            groups.setdefault(repr((one.options, one.map_always, alike)), []).append((one, ready))
+            groups.setdefault(repr((one.options, one.map_always, one.further, alike)), []).append((one, ready))
         for group in groups.values():
             asked, first = [one for one, _ in group], group[0][0]
             try:
@@ -209,7 +216,8 @@ class BatchedBackend:
                     results = self.engine.reply([ready for _, ready in group])
                 else:
                     sessions, messages = [one.session for one in asked], [one.messages for one in asked]
-                    results = self.engine.look(sessions, messages, options=first.options, map_always=first.map_always)
+                    how = {"options": first.options, "map_always": first.map_always, "further": first.further}
+                    results = self.engine.look(sessions, messages, **how)  # type: ignore[arg-type]
             except Exception as error:
                 told = error if isinstance(error, BackendError) else BackendError(f"{type(error).__name__}: {error}")
                 for one in asked:

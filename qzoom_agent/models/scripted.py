@@ -83,7 +83,12 @@ class _ScriptedSession:
         self.places: dict[str, tuple[str, tuple[float, float, float, float]]] = {}
 
     def look(
-        self, messages: Sequence[Message], *, options: PerceptionConfig, map_always: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        options: PerceptionConfig,
+        map_always: bool = False,
+        further: bool = False,
     ) -> list[PerceptionRecord]:
         if self._backend.looks is None:
             raise BackendError("The scripted backend cannot look. Give it `looks`, a function that returns records.")

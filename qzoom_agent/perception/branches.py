@@ -7,13 +7,15 @@ alone, whose state is all that its head reads. Neither writes to a cache.
 
 A branch file is `branches.safetensors` with its config in `branches.json`; with `int8` its matrices are stored as bytes
 and a scale for each row, half the size of bfloat16. In a model's folder both lie in the subfolder `branches`, because
-engines such as vLLM load every `*.safetensors` that lies beside the model's own.
+engines such as vLLM load every `*.safetensors` that lies beside the model's own. Branches of further looks, which read
+conversations with crops, are a second pair in the subfolder `further` of the first; without them the model looks once.
 """
 
 import hashlib
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, Literal
 
 import torch
@@ -29,6 +31,8 @@ from qzoom_agent.perception.adapters import adapter_for, text_model
 from qzoom_agent.perception.decoder import Rotary, last_token, layer_share, project, rotate
 
 WEIGHTS, CONFIG, SUBFOLDER = "branches.safetensors", "branches.json", "branches"
+FURTHER = "further"
+"""Subfolder of the branches of further looks."""
 _SCALE = ".scale"
 
 
@@ -64,6 +68,8 @@ class BranchConfig(BaseModel):
     """Sides of a proposed box around the centre of the heat, as shares of the map's; None: tight around foreground."""
     gate_threshold: float = Field(default=0.1, ge=0, le=1)
     """Probability from which the gate asks for more detail."""
+    inside_crops: bool = Field(default=False, exclude_if=lambda given: not given)
+    """Of branches of further looks: the crops shown so far are searched as well, not only the coarse view."""
     evidence: dict[str, Any] = {}
     """Measurements behind the thresholds, as `qzoom calibrate` writes them."""
 
@@ -171,6 +177,22 @@ class Branches(nn.Module):
         self.config = config
         self.sdrpn = sdrpn
         self.gate = gate
+        self.further: Branches | None = None
+        """Gate and SD-RPN of further looks, at conversations that show crops already; None: the model looks once."""
+
+    @property
+    def own_weights(self) -> dict[str, Tensor]:
+        """The weights without those of further looks."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(f"{FURTHER}.")}
+
+    def add_further(self, further: "Branches") -> None:
+        """Take branches of further looks. Raises BackendError if they read the states of another layer."""
+        if further.config.k != self.config.k:
+            raise BackendError(
+                f"The branches of further looks read the states after {further.config.k} layers and those of the first "
+                f"look after {self.config.k}. Both have to read the same: train them with the same k."
+            )
+        self.further = further
 
     @classmethod
     def from_base(
@@ -227,7 +249,7 @@ class Branches(nn.Module):
         folder = given / SUBFOLDER if (given / "config.json").is_file() else given
         folder.mkdir(parents=True, exist_ok=True)
         stored: dict[str, Tensor] = {}
-        for name, value in self.state_dict().items():
+        for name, value in self.own_weights.items():
             if int8 and value.ndim == 2 and value.shape[0] > 1:
                 scale = value.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
                 stored[name] = (value.float() / scale).round().to(torch.int8).contiguous()
@@ -239,7 +261,9 @@ class Branches(nn.Module):
         if folder != given:
             for name in (CONFIG, WEIGHTS):
                 (given / name).unlink(missing_ok=True)
-        return (folder / WEIGHTS).stat().st_size
+        rmtree(folder / FURTHER, ignore_errors=True)
+        further = 0 if self.further is None else self.further.save(folder / FURTHER, int8=int8)
+        return (folder / WEIGHTS).stat().st_size + further
 
     @classmethod
     def load(cls, folder: Path | str, model: PreTrainedModel) -> "Branches":
@@ -265,7 +289,10 @@ class Branches(nn.Module):
             }
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise BackendError(f"The branches in {folder} cannot be read: {error}. Copy them again.") from error
-        return cls.from_weights(weights, config, model, where=str(folder))
+        found = cls.from_weights(weights, config, model, where=str(folder))
+        if (folder / FURTHER / CONFIG).is_file():
+            found.add_further(cls.load(folder / FURTHER, model))
+        return found
 
     @classmethod
     def from_weights(

@@ -22,7 +22,7 @@ from transformers.utils.hub import cached_file
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.perception.adapters import adapter_for, text_model
-from qzoom_agent.perception.branches import CONFIG, SUBFOLDER, WEIGHTS, BranchConfig, Branches, default_k
+from qzoom_agent.perception.branches import CONFIG, FURTHER, SUBFOLDER, WEIGHTS, BranchConfig, Branches, default_k
 
 _PARTS: Final = ("twig_layers.", "high_res_layers.", "high_res_head.")
 _MAP: Final = ("input_layernorm.", "self_attn.q_proj.", "self_attn.k_proj.", "self_attn.q_norm.", "self_attn.k_norm.")
@@ -171,7 +171,7 @@ def to_official(branches: Branches, model: PreTrainedModel) -> dict[str, Tensor]
     if branches.sdrpn is not None:
         base = text_model(model).layers[branches.config.k + last]
         out |= {f"twig_layers.{last}.{name}": value for name, value in base.state_dict().items()}
-    for name, value in branches.state_dict().items():
+    for name, value in branches.own_weights.items():
         part, _, rest = name.partition(".")
         if part == "gate":
             out[f"high_res_{rest}"] = value
@@ -228,7 +228,8 @@ def own_branches(source: str) -> Path | None:
     """Return the folder of the branches in our form that come with a model, or None; those of a hub id are fetched."""
     for folder in (f"{SUBFOLDER}/", ""):
         if file := checkpoint_file(source, folder + CONFIG):
-            checkpoint_file(source, folder + WEIGHTS)  # fetched into the same folder
+            for name in (WEIGHTS, f"{FURTHER}/{CONFIG}", f"{FURTHER}/{WEIGHTS}"):
+                checkpoint_file(source, folder + name)  # fetched into the same folder, if it is there
             return Path(file).parent
     return None
 

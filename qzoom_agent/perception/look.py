@@ -1,5 +1,8 @@
 """One look at the states after K layers: does the question need more detail, and where?
 
+A first look reads the coarse view. A further look reads a conversation that shows crops already, with branches of its
+own (`Branches.further`), and may search these crops as well.
+
 The gate comes first and most often ends it. Only when it fires, or when no gate is asked, is the map made. The output
 is plain numbers in cells of the map; `adapters.Grid` converts cells to pixels of a view.
 
@@ -7,7 +10,8 @@ Shapes: hidden states (batch, tokens, hidden), padded on the left; map logits (r
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,6 +95,7 @@ def look(
     options: PerceptionConfig,
     starts: Sequence[int] | None = None,
     map_always: bool = False,
+    joint: bool = False,
 ) -> list[BranchOutput]:
     """Ask the branches about the conversations of a batch, each of which ends with the last token of its prompt.
 
@@ -106,6 +111,8 @@ def look(
         options: rules of the gate and the map.
         starts: index of the first token of each row that is no padding; None: no row is padded.
         map_always: make the map even if the gate says that it is not needed (to show it; nothing is then proposed).
+        joint: the maps of a row compete: foreground is a share of the highest peak of all, and `options.max_regions`
+            limits the regions of all together. Else each map stands for itself.
 
     Raises:
         ConfigError: these branches have no SD-RPN.
@@ -137,7 +144,8 @@ def look(
     states = sdrpn.states(hidden, rotary=rotary, mask=mask)
     for at, row in enumerate(rows):
         one, turned = states[at : at + 1], (rotary[0][at : at + 1], rotary[1][at : at + 1])
-        maps = _maps(sdrpn, adapter, one, rotary=turned, images=images[row], begin=starts[row], options=options)
+        heats = _heats(sdrpn, adapter, one, rotary=turned, images=images[row], begin=starts[row])
+        maps = _regions_of(heats, options, joint=joint)
         work = found[row].token_layers + sdrpn.layers_a_token * lengths[row]
         found[row] = BranchOutput(scores[row], threshold, maps, work)
     return found
@@ -153,30 +161,45 @@ def _finite(logits: Tensor) -> Tensor:
     return logits
 
 
-def _maps(
-    sdrpn: SDRPN,
-    adapter: Adapter,
-    states: Tensor,
-    *,
-    rotary: Rotary,
-    images: Images,
-    begin: int,
-    options: PerceptionConfig,
-) -> list[Map]:
-    """Return the map of each image of one conversation, whose first token is at `begin`."""
+class _Heat(NamedTuple):
+    """The map of one image before its regions are sought; the fields are those of `Map`."""
+
+    logits: Tensor
+    keep: Tensor
+    heat: Tensor
+
+
+def _heats(
+    sdrpn: SDRPN, adapter: Adapter, states: Tensor, *, rotary: Rotary, images: Images, begin: int
+) -> list[_Heat]:
+    """Return the heat of each image of one conversation, whose first token is at `begin`."""
     query = sdrpn.queries(states[:, -1:], cut(rotary, slice(-1, None)))
     sink = None
     if adapter.sink == "first_token":
         # the published rule: of the first token, the first head alone asks
         opening = slice(begin, begin + 1)
         sink = sdrpn.queries(states[:, opening], cut(rotary, opening))[:, :1].expand(-1, query.shape[1], -1, -1)
-    maps, floor = [], options.threshold or 0.0
+    found = []
     for start, rows, columns in images:
         span = slice(start, start + rows * columns)
         keys = sdrpn.keys(states[:, span], cut(rotary, span))
         logits = _finite(map_logits(query, keys)[0]).view(rows, columns)
         keep = keep_mask(adapter.sink, rows, columns, None if sink is None else map_logits(sink, keys)[0])
-        heat = probabilities(logits, keep)
-        boxes = regions(heat, foreground(heat, floor, options), limit=options.max_regions, sides=options.box)
-        maps.append(Map(logits.float().cpu(), keep, heat, cutoff(smoothed(heat, options), floor, options), boxes))
+        found.append(_Heat(logits.float().cpu(), keep, probabilities(logits, keep)))
+    return found
+
+
+def _regions_of(heats: Sequence[_Heat], options: PerceptionConfig, *, joint: bool) -> list[Map]:
+    """Return the maps of one conversation with their regions."""
+    if joint and options.peak_share is not None:
+        peak = max(float(smoothed(one.heat, options).max()) for one in heats)
+        options = options.model_copy(update={"peak_share": None, "threshold": options.peak_share * peak})
+    maps, floor = [], options.threshold or 0.0
+    for one in heats:
+        boxes = regions(one.heat, foreground(one.heat, floor, options), limit=options.max_regions, sides=options.box)
+        maps.append(Map(*one, cutoff(smoothed(one.heat, options), floor, options), boxes))
+    if joint:
+        ranked = sorted((region for one in maps for region in one.regions), key=lambda region: -region.peak)
+        best = ranked[: options.max_regions]
+        maps = [replace(one, regions=[region for region in one.regions if region in best]) for one in maps]
     return maps

@@ -39,6 +39,7 @@ _LAYOUTS: Final = {
     "receipt": (0.12, {"needle-doc", "needle-global"}),
     "table": (0.12, {"needle-doc", "needle-global"}),
     "hop": (0.34, {"needle-hop"}),
+    "chain": (0.34, {"needle-chain"}),
 }
 """Share of each layout, and the tasks whose questions it has."""
 
@@ -69,7 +70,8 @@ class DatasetSpec(Section):
     seed: int = Field(default=0, ge=0, lt=4)
     """`needle`: which boards. Of a table: which of its rows, where not all are taken."""
     tasks: tuple[str, ...] = ("needle-scene", "needle-doc", "needle-global")
-    """`needle`: tasks that questions are taken from (needle-hop, too, whose questions have two boxes in order)."""
+    """`needle`: tasks that questions are taken from (needle-hop and needle-chain, too, whose questions have two
+    and three boxes in order)."""
     a_board: int = Field(default=8, gt=0)
     """`needle`: questions of one board."""
     skip_bad: bool = Field(default=False, exclude_if=lambda given: given is False)

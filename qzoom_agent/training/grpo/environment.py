@@ -19,7 +19,7 @@ from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import BackendError, ConfigError
-from qzoom_agent.graph import Context, State, act, advanced, finish, perceive, to_trace
+from qzoom_agent.graph import Context, State, act, advanced, after_perceive, finish, perceive, to_trace
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.policy import LOOK_FIRST
@@ -69,6 +69,8 @@ class ZoomEnv:
             self.context.close()
         self.state, self.context = self.agent.begin(sample.image, sample.question, boxes=sample.boxes)
         self.state = advanced(self.state, perceive(self.state, Runtime(context=self.context)))
+        while after_perceive(self.state) == "perceive":
+            self.state = advanced(self.state, perceive(self.state, Runtime(context=self.context)))
         if self.state["error"] is not None:
             raise BackendError(self.state["error"])
         if self._for_the_record:

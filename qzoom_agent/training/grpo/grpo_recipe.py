@@ -30,7 +30,7 @@ from qzoom_agent.training.recipe_io import LoraSection, Section, read_recipe
 from qzoom_agent.training.reward_list import PUBLISHED, RewardEntry
 from qzoom_agent.training.rewards import Accuracy
 
-NeedleTask = Literal["needle-global", "needle-scene", "needle-doc", "needle-hop"]
+NeedleTask = Literal["needle-global", "needle-scene", "needle-doc", "needle-hop", "needle-chain"]
 LossName = Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo", "bnpo", "sapo"]
 LOSSES: Final[dict[LossName, dict[str, Any]]] = {
     "dapo": {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28},

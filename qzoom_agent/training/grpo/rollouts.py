@@ -163,10 +163,11 @@ class RolloutScheduler:
         assert request.options is not None and self.looker is not None
         # episodes of one question look at the same prompt: computed once
         prompt = request.session.prepare(request.messages).prompt
-        key = request.session.key(prompt), request.options.model_dump_json(), request.map_always
+        how = {"map_always": request.map_always, "further": request.further}
+        key = request.session.key(prompt), request.options.model_dump_json(), *how.values()
         if key not in self._looks:
             session = self.looker.session(request.session.image)
-            self._looks[key] = session.look(request.messages, options=request.options, map_always=request.map_always)
+            self._looks[key] = session.look(request.messages, options=request.options, **how)
             session.close()
         return self._looks[key]
 

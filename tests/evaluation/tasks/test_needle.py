@@ -20,6 +20,7 @@ from needle_picture import picture
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle import SPLITS, TASK_NAMES, Sample, sample
 from qzoom_agent.evaluation.tasks.needle.boards import (
+    CHAIN_QUESTIONS,
     CODE_CHARS,
     FIELDS,
     GRIDS,
@@ -39,7 +40,7 @@ from qzoom_agent.geometry import Size, fit_tokens, tokens
 
 SEEDS = st.integers(0, 2**40)
 few = settings(max_examples=4, deadline=None, derandomize=True, database=None)
-places = [(layout, split) for layout in LAYOUTS for split in SPLITS]
+places = [(layout, split) for layout in (*LAYOUTS, "chain") for split in SPLITS]
 
 # (task, split, seed): question, answer, half the SHA-256 of size and RGB bytes; drawn with the pinned packages.
 GOLDEN: dict[tuple[str, str, int], tuple[str, str, str]] = {
@@ -107,6 +108,36 @@ GOLDEN: dict[tuple[str, str, int], tuple[str, str, str]] = {
         "A3R",
         "a423a6659e6c81337f6b07f86a7039ee",
     ),
+    ("needle-chain", "train", 0): (
+        "follow the note on the green triangle to the next note: what code is in that cell?",
+        "M0U",
+        "94561637d7bd9bffdc0b4e26e1b0026a",
+    ),
+    ("needle-chain", "train", 41): (
+        "follow the note on the green square to the next note: what code is in that cell?",
+        "KLN",
+        "7c58c76cf486c76e35edb48c8e884d66",
+    ),
+    ("needle-chain", "test", 0): (
+        "follow the note on the orange square to the next note: what code is in that cell?",
+        "73U",
+        "68bc94c2cff3f5e25602d13737e960c9",
+    ),
+    ("needle-chain", "test", 41): (
+        "follow the note on the green square to the next note: what code is in that cell?",
+        "965",
+        "824742bf631e978aa93bcc926dd589af",
+    ),
+    ("needle-chain", "ood", 0): (
+        "which code is in the cell named by the note in the cell named by the blue cross?",
+        "6E5",
+        "4cc2807ea7fb41c09a6a19095359bf01",
+    ),
+    ("needle-chain", "ood", 41): (
+        "which code is in the cell named by the note in the cell named by the red star?",
+        "A5C",
+        "2c3884e0121269cee58a42b0747142d2",
+    ),
 }
 
 
@@ -172,7 +203,7 @@ def test_needles_lie_inside_and_are_large_enough(seed: int, task: str, split: st
     assert one.image.mode == "RGB"
     assert one.task == task
     assert one.coarse_suffices == (not one.boxes) == (task == "needle-global")
-    assert len(one.boxes) == {"needle-global": 0, "needle-hop": 2}.get(task, 1)
+    assert len(one.boxes) == {"needle-global": 0, "needle-hop": 2, "needle-chain": 3}.get(task, 1)
     for box in one.boxes:
         assert (box.frame, box.view) == ("pixel", "original")
         assert 0 <= box.x1 < box.x2 <= one.image.width
@@ -182,7 +213,7 @@ def test_needles_lie_inside_and_are_large_enough(seed: int, task: str, split: st
 
 def test_every_kind_of_question_is_asked() -> None:
     asked = {sample(task, seed).kind for task in TASK_NAMES for seed in range(24)}
-    assert asked == set(QUESTIONS)
+    assert asked == {*QUESTIONS, "chain"}
 
 
 def test_a_coarse_view_is_seven_times_smaller() -> None:
@@ -314,12 +345,17 @@ def recomputed(board: Board, fact: Fact) -> str:
         assert note == nearest_plate(board, the_one(board, names[0]))
         cells = {named(other)[0]: other.boxes for other in board.facts if other.kind == "table"}
         assert cells[printed[0]] == (cell,)
+    elif fact.kind == "chain":
+        note, first, last = fact.boxes
+        assert note == nearest_plate(board, the_one(board, names[0]))
+        assert aligned(board, printed[0], first)
+        assert aligned(board, printed[1], last)
     return printed[-1]
 
 
 def named(fact: Fact) -> tuple[str, ...]:
     """What the question is about: the names that were put into its template."""
-    for template in QUESTIONS[fact.kind]:
+    for template in CHAIN_QUESTIONS if fact.kind == "chain" else QUESTIONS[fact.kind]:
         pattern = re.escape(template).replace(r"\{0\}", "(.+)").replace(r"\{1\}", "(directly .+)")
         found = re.fullmatch(pattern, fact.question)
         if found:
@@ -350,7 +386,7 @@ def read(board: Board, box: Rect) -> str:
 
 def nearest_plate(board: Board, thing: BoardObject) -> Rect:
     """The plate that starts closest below a thing."""
-    plates = {fact.boxes[0] for fact in board.facts if fact.kind in ("code", "hop")}
+    plates = {fact.boxes[0] for fact in board.facts if fact.kind in ("code", "hop", "chain")}
     middle = (thing.box[0] + thing.box[2]) / 2
     return min(plates, key=lambda plate: abs(plate[1] - thing.box[3]) + abs((plate[0] + plate[2]) / 2 - middle))
 

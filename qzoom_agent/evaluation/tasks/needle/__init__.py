@@ -6,6 +6,7 @@
 | needle-scene | code or dots on one object, code of an object's neighbour | one crop |
 | needle-doc | field of a form, line of a receipt, cell of a table | one crop |
 | needle-hop | a note names the cell to read | two crops, the second depends on the first |
+| needle-chain | a note names a cell whose note names the cell to read | three crops, each depends on the one before |
 
 The same task, seed and split give the same pixels on any machine that has the pinned packages.
 """
@@ -19,7 +20,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle.boards import draw_board
 from qzoom_agent.geometry import Box
 
-TASK_NAMES: Final = ("needle-global", "needle-scene", "needle-doc", "needle-hop")
+TASK_NAMES: Final = ("needle-global", "needle-scene", "needle-doc", "needle-hop", "needle-chain")
 SPLITS: Final = ("train", "test", "ood")
 FIRST_SEED: Final = 1_000_000_000
 """Evaluation draws its boards from here on. Training may use the same numbers and still shares no board: the name of
@@ -31,6 +32,7 @@ _LAYOUTS: Final = {
     "needle-scene": ("scene",),
     "needle-doc": ("form", "receipt", "table"),
     "needle-hop": ("hop",),
+    "needle-chain": ("chain",),
 }
 
 

@@ -8,7 +8,7 @@ Sizes are chosen so that three things hold, and `docs/nano.md` shows them: headl
 and every needle is legible to a trained reader on the full board.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -62,13 +62,20 @@ QUESTIONS: Final[dict[str, tuple[str, ...]]] = {
     "hop": ("follow the note on the {0}: what code is in that cell?", "which code is in the cell named by the {0}?"),
 }
 
+"""Questions by kind; nano and its vocabulary were made with these."""
+CHAIN_QUESTIONS: Final = (
+    "follow the note on the {0} to the next note: what code is in that cell?",
+    "which code is in the cell named by the note in the cell named by the {0}?",
+)
+"""Questions of the kind `chain`, in words that nano knows but was never trained on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fact:
     """One question about a board that has exactly one answer.
 
-    `boxes` are the needles in the order in which they must be read: two for `hop`, one for a detail, none when the
-    coarse view suffices.
+    `boxes` are the needles in the order in which they must be read: three for `chain`, two for `hop`, one for a detail,
+    none when the coarse view suffices.
     """
 
     task: str
@@ -147,7 +154,7 @@ class Pen:
         boxes: tuple[Rect, ...] = (),
         seen: tuple[Rect, ...] = (),
     ) -> None:
-        question = self.rng.choice(QUESTIONS[kind]).format(*names)
+        question = self.rng.choice(CHAIN_QUESTIONS if kind == "chain" else QUESTIONS[kind]).format(*names)
         self.board.facts.append(Fact(task, kind, question, answer, boxes, seen))
 
     def word(self, text: str, at: tuple[float, float], *, capital: int, fill: Color | None = None) -> Rect:
@@ -216,7 +223,7 @@ def worn(rng: Random, image: Image.Image) -> Image.Image:
 
 
 def draw_board(layout: str, seed: int, *, split: str = "train", fonts: Path | None = None, notes: int = 0) -> Board:
-    """Return the board of this layout ("scene", "form", "receipt", "table" or "hop") and seed.
+    """Return the board of this layout ("scene", "form", "receipt", "table", "hop" or "chain") and seed.
 
     Args:
         split: "train", "test" or "ood"; each has boards of its own for the same seed, and "ood" typefaces, palettes,
@@ -351,8 +358,13 @@ def _receipt(pen: Pen) -> None:
         pen.fact("needle-doc", "receipt", price, item, boxes=(plate,))
 
 
-def _grid(pen: Pen, top: float, columns: int, rows: int) -> dict[str, tuple[str, Rect]]:
-    """Draw a table with lettered columns and numbered rows; return the code and plate of every cell by its name."""
+def _grid(
+    pen: Pen, top: float, columns: int, rows: int, notes: Mapping[str, str] | None = None
+) -> dict[str, tuple[str, Rect]]:
+    """Draw a table with lettered columns and numbered rows; return the print and plate of every cell by its name.
+
+    `notes` are printed in cells of these names, which hold a code else.
+    """
     rng = pen.rng
     left, head = 76.0, 66.0
     cell_width = (pen.width - left - 10) / columns
@@ -370,7 +382,7 @@ def _grid(pen: Pen, top: float, columns: int, rows: int) -> dict[str, tuple[str,
         for column in range(columns):
             x = left + column * cell_width
             pen.draw.rectangle((x, y, x + cell_width, y + cell_height), outline=(120, 120, 120), width=2)
-            code = pen.new_code()
+            code = (notes or {}).get("ABCDE"[column] + str(row + 1)) or pen.new_code()
             width, height = pen.code_size(code)
             at = (
                 x + rng.uniform(6, max(7.0, cell_width - width - 6)),
@@ -408,11 +420,31 @@ def _hop(pen: Pen) -> None:
     _global_facts(pen, list(pen.board.things))
 
 
+def _chain(pen: Pen) -> None:
+    """Notes on objects name cells with notes, which name cells with codes."""
+    rng = pen.rng
+    columns, rows = rng.randint(3, 4), rng.randint(2, 3)
+    band = 12.0 + rng.uniform(150, 168)
+    placed = _place_things(pen, 10.0, band, columns, 1, rng.randint(2, columns))
+    names = rng.sample([f"{letter}{row + 1}" for letter in "ABCDE"[:columns] for row in range(rows)], columns * rows)
+    notes = {name: rng.choice(names[len(placed) :]) for name in names[: len(placed)]}
+    cells = _grid(pen, band + 10, columns, rows, notes)
+    for (thing, _, _), (first, last) in zip(placed, notes.items(), strict=True):
+        side, x, y = thing.box[2] - thing.box[0], thing.box[0], thing.box[1]
+        width, _ = pen.code_size(first)
+        note = pen.code(first, (min(max(4.0, x + side / 2 - width / 2), pen.width - width - 4), y + side + 3))
+        pen.board.things.append(thing)
+        code, plate = cells[last]
+        pen.fact("needle-chain", "chain", code, thing.name, boxes=(note, cells[first][1], plate))
+
+
 _LAYOUTS: Final[dict[str, Callable[[Pen], None]]] = {
     "scene": _scene,
     "form": _form,
     "receipt": _receipt,
     "table": _table,
     "hop": _hop,
+    "chain": _chain,
 }
-LAYOUTS: Final = tuple(_LAYOUTS)
+LAYOUTS: Final = ("scene", "form", "receipt", "table", "hop")
+"""Layouts that nano was trained on."""

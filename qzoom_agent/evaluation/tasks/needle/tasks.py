@@ -25,6 +25,7 @@ _TITLES: Final = {
     "needle-scene": "generated boards: a code or dots on one object; one crop",
     "needle-doc": "generated forms, receipts and tables: one field; one crop",
     "needle-hop": "generated boards: a note names the cell to read; two crops in order",
+    "needle-chain": "generated boards: a note names a cell whose note names the cell to read; three crops in order",
 }
 
 

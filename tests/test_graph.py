@@ -399,6 +399,7 @@ def test_the_drawing_shows_the_loop() -> None:
     edges = {(edge.source, edge.target, edge.conditional) for edge in compile_graph().get_graph().edges}
     assert edges == {
         ("__start__", "perceive", False),
+        ("perceive", "perceive", True),
         ("perceive", "think", True),
         ("perceive", "finish", True),
         ("think", "act", True),

@@ -120,7 +120,7 @@ def test_each_look_is_streamed_and_a_killed_run_looks_no_more_than_it_has_to(tmp
 
     class Telling(ScriptedBackend):
         def session(self, image: Any) -> Any:
-            session = super().session(image)
+            session: Any = super().session(image)
             told.append(session.places)
             return session
 

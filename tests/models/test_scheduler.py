@@ -37,7 +37,7 @@ def config(policy: str, **more: object) -> AgentConfig:
     )
 
 
-@pytest.mark.parametrize("policy", ["implicit", "explicit"])
+@pytest.mark.parametrize("policy", ["implicit", pytest.param("explicit", marks=pytest.mark.slow)])
 def test_answers_are_those_of_single_sessions(backend: HFBackend, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"perception.threshold": 0.3, "perception.gate_threshold": 0.5, "generation.temperature": 1.0}
     alone = Agent(backend, config=config(policy, **options)).batch(PAIRS, workers=1)

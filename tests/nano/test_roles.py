@@ -96,7 +96,7 @@ def test_a_scene_is_called_on_more_often_than_it_is_served() -> None:
 def test_after_a_crop_that_brings_nothing_it_answers_from_what_was_there(layout: str) -> None:
     """The call for it is not learned; the answer is, and is read from the view before, never from that crop."""
     shown = set()
-    for seed in range(16):
+    for seed in range(8):
         tree = coarse_tree(Random(seed), draw_board(layout, seed))
         coarse = next(piece for piece in tree.prefix if isinstance(piece, Look))
         for name, branch in zip(tree.names, tree.branches, strict=True):

@@ -164,6 +164,7 @@ def test_a_stage_says_which_batches_train_the_tower(
     assert any(".language_model." in name for name in moved)
 
 
+@pytest.mark.slow
 def test_a_stage_can_leave_the_lower_layers_alone(straight: Path, tmp_path: Path) -> None:
     stage = "{name: upper, steps: 2, mix: {crops: 1.0}, learning_rate: 1.0e-3, from_layer: 5}"
     (tmp_path / "upper.yaml").write_text(f"{RECIPE}  - {stage}\n")
@@ -280,6 +281,7 @@ def test_the_last_whole_checkpoint_is_the_one_with_its_state(tmp_path: Path) -> 
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1000")
 
 
+@pytest.mark.slow
 def test_a_run_can_stop_after_a_stage(tmp_path: Path) -> None:
     train(tmp_path, "--stage", "read")
     assert (tmp_path / "out" / "read" / "final" / "model.safetensors").exists()

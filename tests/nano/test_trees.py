@@ -190,6 +190,7 @@ def conversations(
         return [(one, attended(model, tokenizer, one)) for tree in trees for one in alone(packer, tree)]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "layer"), list(TOLD.items()))
 def test_the_focus_losses_are_those_of_the_stock_models_attention(

@@ -154,7 +154,7 @@ def test_five_megabytes_are_read_in_no_time(name: str, unit: str) -> None:
     text = unit * (5_000_000 // len(unit))
     began = time.process_time()
     parsed = parse(name, text)
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - began < 2
     assert any(f"only the first {MAX_REPLY}" in repair for repair in parsed.repairs)
     assert len(own_turn(text)) <= MAX_REPLY
 

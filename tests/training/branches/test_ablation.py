@@ -61,6 +61,7 @@ def test_variants_are_trained_from_the_same_labels_and_measured_on_the_same_ques
     assert (tmp_path / "depth" / "needle-scene.jsonl").read_text() == journal, "it is not measured again"
 
 
+@pytest.mark.slow
 def test_raw_attention_stands_against_the_map(finished: Path, tmp_path: Path) -> None:
     found = rows(ablate("source", finished, tmp_path, n=1))
     assert list(found) == ["SD-RPN", "the attention, all of it", "the attention, a box of the same sides"]

@@ -106,6 +106,7 @@ def test_the_stages_of_sdrpn_in_order(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.count("is there already") == 4
 
 
+@pytest.mark.slow
 def test_a_gate_is_added_to_sdrpn(three_stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With answers that are made up: at toy length nano reads nothing."""
     from qzoom_agent.training.branches import gate
@@ -152,6 +153,7 @@ def test_a_base_that_no_crop_hurts_is_left_as_it_is(
     assert not (out / "postsft" / "base").exists() and not (out / "postsft" / "final").exists()
 
 
+@pytest.mark.slow
 def test_a_base_that_crops_hurt_is_tuned_refitted_calibrated_and_shipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

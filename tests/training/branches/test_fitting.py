@@ -238,7 +238,7 @@ def test_random_boxes_lie_in_the_image_with_sides_of_the_share_asked_for() -> No
         assert 30 <= box.width <= 180 and 10 <= box.height <= 60
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LEARNERS)
 def test_postsft_trains_the_decoder_alone(family: Family, load: Load, rows: Records, tmp_path: Path) -> None:
     backend = load(family)
     assert backend.branches is not None
@@ -263,7 +263,7 @@ def test_postsft_trains_the_decoder_alone(family: Family, load: Load, rows: Reco
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LEARNERS)
 def test_both_answers_of_a_case_are_those_of_an_agent(
     family: Family, load: Load, rows: Records, tmp_path: Path
 ) -> None:

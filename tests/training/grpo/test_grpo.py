@@ -115,6 +115,7 @@ def test_a_random_model_is_learned_from_with_the_tokens_it_sampled(tmp_path: Pat
     assert 1 <= log["zoom/written_tokens"] <= 3 * 6, "a reply that is cut off is followed by two more at the most"
 
 
+@pytest.mark.slow
 def test_what_is_rewarded_is_said_more_often(tmp_path: Path) -> None:
     """The whole way from a reward to the weights, by its sign: the share of characters with an even code."""
     shares: list[float] = []
@@ -143,7 +144,8 @@ def test_what_is_rewarded_is_said_more_often(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("steps", "rounds"),
     [
-        (3, {"save_steps": 2}),
+        (2, {"save_steps": 1}),
+        pytest.param(3, {"save_steps": 2}, marks=pytest.mark.slow),
         pytest.param(4, {"num_iterations": 2}, marks=pytest.mark.slow),
         pytest.param(4, {"minibatches": 2, "per_device_train_batch_size": 1}, marks=pytest.mark.slow),
     ],
@@ -190,6 +192,7 @@ def test_another_model_than_the_one_that_sampled_is_refused_in_any_round(
     assert log["step"] == 1 and 0 <= log["rollout/logp_difference_max"] < 1e-4
 
 
+@pytest.mark.slow
 def test_layers_below_the_branches_can_be_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(tmp_path, "qwen2_5_vl", tower=False, from_layer=1)
     scripted(monkeypatch, HFBackend.load(recipe.model).codec.tokenizer, SCRIPTS["qwen2_5_vl"])
@@ -347,6 +350,7 @@ def test_sharded_weights_need_plain_generation_and_a_look_apart(
     assert make_trainer(rolled_out(looking, by="generate", perception="frozen"), tmp_path / "out").looker is not None
 
 
+@pytest.mark.slow
 def test_speeds_are_measured_without_learning(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, "qwen2_5_vl", agent={**AGENT, **SHORT})
     plain, shared = (measure(recipe, by, rounds=1) for by in ("generate", "shared"))

@@ -26,10 +26,11 @@ from PIL import Image
 from qzoom_agent.answer import Answer, Event, LookResult
 from qzoom_agent.async_events import events_of
 from qzoom_agent.config import AgentConfig
+from qzoom_agent.episode_state import Context, State, start
 from qzoom_agent.errors import BoxError, ConfigError, describe_error
 from qzoom_agent.extensions import reference, satisfying
 from qzoom_agent.geometry import Box
-from qzoom_agent.graph import Context, State, compile_graph, start, take_look, to_trace
+from qzoom_agent.graph import compile_graph, take_look, to_trace
 from qzoom_agent.images import ImageSource, load_image
 from qzoom_agent.messages import require_question
 from qzoom_agent.models.interface import Backend, Perceiver

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from qzoom_agent.config import AgentConfig
-from qzoom_agent.graph import EventKind
+from qzoom_agent.episode_state import EventKind
 from qzoom_agent.trace import PerceptionRecord, Status, Trace, Usage, by_digest
 from qzoom_agent.views import ViewStore
 

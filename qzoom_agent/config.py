@@ -29,7 +29,9 @@ MAX_SEED = 2**62
 """Seeds of all turns stay in the signed 64 bits that torch and servers take."""
 Blur = Literal["fixed", "grid", "none"]
 Sides = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
-PolicyName = Literal["direct", "explicit", "implicit", "hybrid", "always", "random", "oracle", "blind", "masked"]
+PolicyName = Literal[
+    "direct", "explicit", "implicit", "hybrid", "locate", "always", "random", "oracle", "blind", "masked"
+]
 
 
 def _explain(error: ErrorDetails, section: type[Config]) -> str:
@@ -210,8 +212,12 @@ class PerceptionConfig(Config):
 
     prefix: ClassVar[str] = "perception."
 
-    gate: Literal["learned", "statistics", "off"] = "learned"
-    """The decision to zoom: by the gate branch, by the map alone (`peak_to_mean`), or always."""
+    gate: Literal["learned", "statistics", "answer", "off"] = "learned"
+    """The decision to zoom: by the gate branch, by the map alone (`peak_to_mean`), by the log-probabilities of a first
+    answer (`confidence`), or always."""
+    confidence: float | None = Field(default=None, gt=0, le=1, exclude_if=_is_none)
+    """Gate `answer`: an answer from the coarse view is kept if each of its tokens is more probable than this. None:
+    0.9."""
     gate_threshold: float | None = Field(default=None, ge=0, le=1)
     """Probability from which the gate asks for more detail. None: the branches' own."""
     threshold: float | None = Field(default=None, ge=0, le=1)

@@ -1,184 +1,48 @@
 """The loop of one episode as a LangGraph: perceive, then think and act in turns, then finish.
 
+    draft      gate `answer` alone, see `first_turns`
+    locate     policy `locate` alone, in place of `perceive`, see `first_turns`
     perceive   coarse view, the look that the policy wants, the crops that it inserts; again with these in context, look
                after look, until the branches have enough or a budget ends it; opening messages
     think      one assistant turn; the forced last one if a budget is spent
     act        parse the calls, review and serve each, tell the model the outcome
     finish     name the outcome: answered, budget, refused (calls could not be served and no answer came), or error
 
-The state is plain JSON of a few kB; pixels and the model are reached through `Context`, which is never stored. A
-resumed episode opens a new session and gives it all messages. A model's output never raises.
+State, context and the steps that nodes share are in `episode_state`. A model's output never raises.
 """
 
 from __future__ import annotations
 
-import contextvars
-import operator
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 from time import perf_counter
-from typing import Annotated, Any, Literal, NotRequired, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
-from typing_extensions import TypedDict
 
-from qzoom_agent.config import AgentConfig, ViewBudget
-from qzoom_agent.errors import BackendError, ConfigError, ImageError, describe_error
+from qzoom_agent.episode_state import (
+    Context,
+    State,
+    add_coarse,
+    emit,
+    generate,
+    opening_of,
+    reason_to_end,
+    withheld,
+)
+from qzoom_agent.errors import ConfigError, ImageError, describe_error
+from qzoom_agent.first_turns import after_draft, draft, first_step, locate
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text
-from qzoom_agent.models.interface import Backend, Perceiver, PerceivingSession, Reply, SamplingParams, Session
+from qzoom_agent.models.interface import PerceivingSession
 from qzoom_agent.models.perceiver import look_with
-from qzoom_agent.policy import CropPolicy
-from qzoom_agent.protocols.interface import Parsed, ZoomProtocol
-from qzoom_agent.protocols.parsing import cut_off, own_turn
+from qzoom_agent.protocols.parsing import own_turn
 from qzoom_agent.review import Last, refused_on_opinion
 from qzoom_agent.tool_calls import ToolCallExecutor, record_of
 from qzoom_agent.trace import PerceptionRecord, Status, Trace, Turn, Usage
-from qzoom_agent.views import View, ViewStore
-from qzoom_agent.zoom.zoom import Tool, Zoom
-
-EventKind = Literal["view", "look", "token", "turn", "call", "answer"]
-
-
-class State(TypedDict):
-    """The content of a checkpoint: JSON only."""
-
-    id: str
-    question: str
-    backend: str
-    config: dict[str, Any]
-    """The resolved `AgentConfig`; a resumed episode goes on under it."""
-    gold: list[list[float]] | None
-    """Gold boxes in original pixels, for `oracle` and `random`."""
-    views: Annotated[list[dict[str, Any]], operator.add]
-    messages: Annotated[list[Message], operator.add]
-    """The whole conversation; images are view ids."""
-    turns: Annotated[list[dict[str, Any]], operator.add]
-    """Finished turns."""
-    turn: dict[str, Any] | None
-    """The turn whose calls `act` has to run."""
-    last: Last | None
-    """Reason that `act` found for making the next turn the last."""
-    perception: dict[str, Any] | None
-    """Result of the first look (`PerceptionRecord`)."""
-    further_looks: NotRequired[Annotated[list[dict[str, Any]], operator.add]]
-    """Results of further looks; missing in runs that earlier versions saved."""
-    looking: NotRequired[bool]
-    """`perceive` looks again before the first turn."""
-    placed: dict[str, list[float]]
-    """Crops with aligned positions, and their boxes in cells of the coarse view."""
-    perceive_seconds: float
-    seconds: Annotated[float, operator.add]
-    """Wall-clock time of all steps so far; the time between a kill and its resume does not count."""
-    status: Status | None
-    answer: str | None
-    error: str | None
-
-
-@dataclass
-class Context:
-    """The objects of one run; never stored."""
-
-    backend: Backend
-    protocol: ZoomProtocol
-    policy: CropPolicy
-    config: AgentConfig
-    views: ViewBudget
-    tool: Tool
-    """Serves the model's calls."""
-    zoom: Zoom
-    """Cuts the crops of `oracle` and `random`."""
-    roi_zoom: Zoom
-    """Cuts the crops that the branches propose, at their budget."""
-    store: ViewStore
-    perceiver: Perceiver | None = None
-    """Looks for the model that answers; None: its own branches look."""
-    tools: tuple[str, ...] = ()
-    """Schemas of the tools that the model may call natively."""
-    live: bool = False
-    """Stream the text of each turn as it is written."""
-    left: bool = False
-    """Nobody reads the stream any longer: the turn under way ends at its next piece of text."""
-    session: Session | None = field(default=None, init=False)
-
-    def open(self, placed: dict[str, list[float]]) -> Session:
-        """Return the session, opened at the first call, with the placed crops made known to it."""
-        if self.session is None:
-            self.session = self.backend.session(self.policy.eyes(self.store))
-        if isinstance(self.session, PerceivingSession):
-            for view, (x1, y1, x2, y2) in placed.items():
-                self.session.place(view, source="coarse", cells=(x1, y1, x2, y2))
-        return self.session
-
-    def reply(self, state: State, asked: list[Message], *, on_text: Callable[[str], None] | None) -> Reply:
-        """Generate the next assistant turn of the conversation so far, followed by the messages `asked`."""
-        seed = self.config.seed + len(state["turns"])
-        settings = SamplingParams(
-            **self.config.generation.model_dump(),
-            seed=seed,
-            stop=self.protocol.stop,
-            tools=self.tools,
-            may_call=not asked,
-        )
-        return self.open(state["placed"]).reply([*state["messages"], *asked], settings=settings, on_text=on_text)
-
-    def read(self, turn: Turn) -> Parsed:
-        """Parse a turn; one that its limit of tokens cut off has neither an answer nor a call."""
-        if turn.withheld:
-            return Parsed(thought=own_turn(turn.text).strip())
-        if turn.finish == "length":
-            return cut_off(turn.text, limit=self.config.generation.max_new_tokens)
-        return self.protocol.parse(turn.text, self.store.shown)
-
-    def close(self) -> None:
-        """Free the session."""
-        if self.session is not None:
-            self.session.close()
-            self.session = None
-
-
-def start(
-    *, id: str, question: str, backend: str, config: AgentConfig, gold: list[list[float]] | None, original: View
-) -> State:
-    """Return the state of an episode before its first step."""
-    return State(
-        id=id,
-        question=question,
-        backend=backend,
-        config=config.model_dump(mode="json"),
-        gold=gold,
-        views=[original.model_dump(mode="json")],
-        messages=[],
-        turns=[],
-        turn=None,
-        last=None,
-        perception=None,
-        further_looks=[],
-        looking=False,
-        placed={},
-        perceive_seconds=0.0,
-        seconds=0.0,
-        status=None,
-        answer=None,
-        error=None,
-    )
-
-
-def advanced(state: State, update: dict[str, Any]) -> State:
-    """Return the state after a node's update, merged as the compiled graph does; for callers that run nodes by hand."""
-    kinds = get_type_hints(State, include_extras=True)
-    merged: dict[str, Any] = {**state}
-    for key, value in update.items():
-        kind = kinds[key]
-        if get_origin(kind) is NotRequired:
-            (kind,) = get_args(kind)
-        reduce = getattr(kind, "__metadata__", (None,))[0]
-        merged[key] = value if reduce is None else reduce(merged[key], value)
-    return cast(State, merged)
+from qzoom_agent.views import View
 
 
 def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
@@ -195,12 +59,13 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         return _look_again(state, runtime, began)
     ctx = runtime.context
     store = ctx.store
+    before = len(store.shown)  # a draft has shown the coarse view
     record: PerceptionRecord | None = None
     placed: dict[str, list[float]] = {}
     error: str | None = None
     if ctx.policy.looks:
         try:
-            record = take_look(ctx, state["question"])
+            record = _with_gate(take_look(ctx, state["question"]), state["perception"])
         except ImageError:
             raise
         except Exception as failure:
@@ -208,7 +73,7 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         else:
             placed = _insert(ctx, record)
     else:
-        _add_coarse(ctx)
+        add_coarse(ctx)
     gold = None if state["gold"] is None else [Box(x1, y1, x2, y2) for x1, y1, x2, y2 in state["gold"]]
     for box in ctx.policy.inserts(store.view("original").size, gold=gold, seed=ctx.config.seed):
         cut = ctx.zoom(store, box)
@@ -217,14 +82,15 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
                 f"The crop of policy '{ctx.policy.name}' cannot be cut: {cut.error} Check the boxes given."
             )
     shown = [view.model_dump(mode="json") for view in store.shown]
-    _emit(runtime, "view", shown[0])
+    for view in shown[before:1]:
+        emit(runtime, "view", view)
     if record is not None:
-        _emit(runtime, "look", record.model_dump(mode="json"))
+        emit(runtime, "look", record.model_dump(mode="json"))
     for view in shown[1:]:
-        _emit(runtime, "view", view)
+        emit(runtime, "view", view)
     return {
-        "views": shown,
-        "perception": None if record is None else record.model_dump(mode="json"),
+        "views": shown[before:],
+        "perception": state["perception"] if record is None else record.model_dump(mode="json"),
         "placed": placed,
         "error": error,
         **_opening(state, ctx, record, looks=1, new=len(shown) - 1, began=began),
@@ -243,9 +109,9 @@ def _look_again(state: State, runtime: Runtime[Context], began: float) -> dict[s
         return {"error": describe_error(failure), "looking": False, "perceive_seconds": taken, "seconds": seconds}
     placed = _insert(ctx, record, further=True)
     shown = [view.model_dump(mode="json") for view in ctx.store.shown[before:]]
-    _emit(runtime, "look", record.model_dump(mode="json"))
+    emit(runtime, "look", record.model_dump(mode="json"))
     for view in shown:
-        _emit(runtime, "view", view)
+        emit(runtime, "view", view)
     looks = 2 + len(state.get("further_looks", []))
     return {
         "views": shown,
@@ -276,9 +142,8 @@ def _opening(
         and looks < min(budget.max_turns, most or budget.max_turns)
         and (budget.max_seconds is None or state["seconds"] + seconds < budget.max_seconds)
     )
-    opening = ctx.protocol.opening(state["question"], shown, tools=ctx.policy.offers_tools)
     return {
-        "messages": [] if again else opening,
+        "messages": [] if again else opening_of(state, ctx),
         "looking": again,
         "perceive_seconds": state["perceive_seconds"] + seconds,
         "seconds": seconds,
@@ -289,34 +154,28 @@ def think(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     """Generate one assistant turn; leave it to `act` if it has no answer and is not the last."""
     began = perf_counter()
     ctx = runtime.context
-    last = _last(state, ctx)
-    index = len(state["turns"])
+    last = reason_to_end(state, ctx)
     asked = ctx.protocol.final() if last else []
     try:
-        reply = ctx.reply(state, asked, on_text=_live(runtime, index) if ctx.live else None)
-        written = Turn(index=index, **reply.model_dump(), forced=last is not None)
+        turn, parsed, reply = generate(state, runtime, asked, read=ctx.read, forced=last is not None)
     except Exception as error:  # whatever a model or a server does wrong ends the episode, not the user's program
         if ctx.left:
             raise  # a saved run has to repeat this turn, not to end here
         return {"turn": None, "error": describe_error(error)}
-    # Parse the text as the record keeps it (valid Unicode), so that `act` and a resumed run parse the same.
-    parsed = ctx.read(written)
-    read = parsed.model_dump(include={"thought", "answer", "problems", "repairs"})
-    turn = Turn(**{**written.model_dump(), **read})
     ends = last is not None or turn.answer is not None
     if last is not None:
         turn.calls = [
             record_of(call, "refused", "The last turn has no tools.", code="last_turn") for call in parsed.calls
         ]
     data = turn.model_dump(mode="json")
-    _emit(runtime, "turn", data)
+    emit(runtime, "turn", data)
     # The model never reads a result that it made up, nor a mark that would end its turn, as its own words.
     said = text("assistant", own_turn(turn.text))
     if reply.items:
         said["items"] = reply.items
-    update = {"messages": [*asked, said], "last": last, "seconds": perf_counter() - began}
+    update: dict[str, Any] = {"messages": [*asked, said], "last": last, "seconds": perf_counter() - began}
     if turn.withheld:
-        update["error"] = f"The answer was withheld: {turn.withheld}. Ask in other words, or ask another model."
+        update["error"] = withheld(turn)
     return {**update, "turn": None, "turns": [data]} if ends or turn.withheld else {**update, "turn": data}
 
 
@@ -349,13 +208,13 @@ def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         turn.calls.append(record)
         messages += answering(call.id, answer)
         last = last or ends
-        _emit(runtime, "call", {"turn": turn.index, **record.model_dump(mode="json")})
+        emit(runtime, "call", {"turn": turn.index, **record.model_dump(mode="json")})
     if turn.problems:
         messages += answering("", ctx.protocol.refusal("\n".join(turn.problems)))
     turn.act_seconds = perf_counter() - began
     views = [view.model_dump(mode="json") for view in ctx.store.shown[before:]]
     for view in views:
-        _emit(runtime, "view", view)
+        emit(runtime, "view", view)
     return {
         "turn": None,
         "turns": [turn.model_dump(mode="json")],
@@ -369,7 +228,8 @@ def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
 def finish(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     """Name the outcome. A model that answers within the budgets has answered, even if its last call was refused."""
     last = state["turns"][-1] if state["turns"] else None
-    answer = None if last is None else last["answer"]
+    # Of a first answer that was not kept and a last turn without an answer, the first answer.
+    answer = next((turn["answer"] for turn in reversed(state["turns"]) if turn["answer"] is not None), None)
     cut = last is not None and last["finish"] == "length"
     status: Status = "answered"
     if state["error"] is not None:
@@ -378,7 +238,7 @@ def finish(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         status = "budget"
     elif answer is None:
         status = "refused"
-    _emit(runtime, "answer", {"status": status, "answer": answer, "error": state["error"]})
+    emit(runtime, "answer", {"status": status, "answer": answer, "error": state["error"]})
     return {"status": status, "answer": answer}
 
 
@@ -390,7 +250,7 @@ def _looks(state: State) -> list[dict[str, Any]]:
 def after_perceive(state: State) -> Literal["perceive", "think", "finish"]:
     if state["error"] is not None:
         return "finish"
-    return "perceive" if state.get("looking") else "think"
+    return "perceive" if state.get("looking") else "think" if state["messages"] else "finish"
 
 
 def after_think(state: State) -> Literal["act", "finish"]:
@@ -400,11 +260,15 @@ def after_think(state: State) -> Literal["act", "finish"]:
 @cache
 def _builder() -> StateGraph[State, Context, State, State]:
     graph = StateGraph(State, context_schema=Context)
+    graph.add_node("draft", draft)
+    graph.add_node("locate", locate)
     graph.add_node("perceive", perceive)
     graph.add_node("think", think)
     graph.add_node("act", act)
     graph.add_node("finish", finish)
-    graph.add_edge(START, "perceive")
+    graph.add_conditional_edges(START, first_step)
+    graph.add_conditional_edges("draft", after_draft)
+    graph.add_conditional_edges("locate", after_perceive)
     graph.add_conditional_edges("perceive", after_perceive)
     graph.add_conditional_edges("think", after_think)
     graph.add_edge("act", "think")
@@ -461,7 +325,7 @@ def take_look(ctx: Context, question: str, *, map_always: bool = False) -> Perce
     Raises:
         BackendError: The model cannot be run.
     """
-    _add_coarse(ctx)
+    add_coarse(ctx)
     if ctx.perceiver is not None:
         image, options = ctx.store.image("original"), ctx.policy.look_options
         return look_with(ctx.perceiver, image, question, options=options, map_always=map_always)
@@ -508,19 +372,6 @@ def _margin(ctx: Context, seen: PerceptionRecord) -> float:
     return seen.margin if wanted is None else wanted
 
 
-def _add_coarse(ctx: Context) -> View:
-    views, limit = ctx.views, ctx.config.budget.max_visual_tokens
-    low, high = views.coarse_limits(ctx.store.view("original").size)
-    coarse = ctx.store.add_coarse(factor=views.factor, min_tokens=low, max_tokens=high)
-    if limit is not None and coarse.tokens > limit:
-        size = ctx.store.view("original").size
-        raise ImageError(
-            f"An image of {size.width}x{size.height} pixels costs {coarse.tokens} visual tokens at the least, and "
-            f"budget.max_visual_tokens is {limit}. Raise it, or cut the image into parts that are less long."
-        )
-    return coarse
-
-
 def _insert(ctx: Context, record: PerceptionRecord, *, further: bool = False) -> dict[str, list[float]]:
     """Cut the proposed crops within the budgets; return those with aligned positions and the cells really cut."""
     placed: dict[str, list[float]] = {}
@@ -549,38 +400,9 @@ def _insert(ctx: Context, record: PerceptionRecord, *, further: bool = False) ->
     return placed
 
 
-def _last(state: State, ctx: Context) -> Last | None:
-    """Return the reason for which the next turn has to be the last; None if there is none."""
-    if state["last"] is not None:
-        return state["last"]
-    budget, turns = ctx.config.budget, state["turns"]
-    failed = 0
-    for turn in reversed(turns):
-        if any(call["result"] is not None for call in turn["calls"]):
-            break
-        failed += 1
-    if failed >= budget.max_failed_calls:
-        return "failed"
-    # A model that was told to be shorter and cut off again has its last try; without tools, the second reply is it.
-    tries = 2 if ctx.policy.offers_tools else 1
-    if len(turns) >= budget.max_turns or sum(turn["finish"] == "length" for turn in turns) >= tries:
-        return "budget"
-    if budget.max_seconds is not None and state["seconds"] >= budget.max_seconds:
-        return "budget"
-    return None
-
-
-def _emit(runtime: Runtime[Context], kind: EventKind, data: dict[str, Any]) -> None:
-    runtime.stream_writer({"kind": kind, "data": data})
-
-
-def _live(runtime: Runtime[Context], index: int) -> Callable[[str], None]:
-    """Return a receiver of text pieces that any thread may call."""
-    here = contextvars.copy_context()  # where a stream writer finds its run
-
-    def receive(piece: str) -> None:
-        if runtime.context.left:
-            raise BackendError("The reader of the stream left.")  # closes a server's reply, or ends the generation
-        here.copy().run(_emit, runtime, "token", {"turn": index, "text": piece})
-
-    return receive
+def _with_gate(record: PerceptionRecord, drafted: dict[str, Any] | None) -> PerceptionRecord:
+    """Return the record of a look with the score of the gate that asked for it: that of a draft."""
+    if drafted is None:
+        return record
+    gate = {key: drafted[key] for key in ("score", "threshold")}
+    return record.model_copy(update={**gate, "reason": f"{drafted['reason']}; {record.reason}"})

@@ -10,6 +10,7 @@
     random    as oracle, with boxes at seeded random places: the worth of more tokens alone
     blind     as explicit, with uniformly grey crops: the worth of the call without its pixels
     masked    as implicit, with uniformly grey crops: the worth of an inserted crop without its pixels
+    locate    the model is asked for the box of what the question needs, is shown that crop, and answers
 
 A policy sees boxes, sizes and counts, never text or weights, and is deterministic given the seed. Crops that it inserts
 count towards the budgets; only the model's calls are reviewed, budgets first.
@@ -32,6 +33,7 @@ from qzoom_agent.review import PolicyRule, ReviewContext, ReviewDecision, adds, 
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.zoom import ZoomPlan
 
+ASK_FIRST: frozenset[PolicyName] = frozenset({"locate"})
 LOOK_FIRST: frozenset[PolicyName] = frozenset({"implicit", "always", "hybrid", "masked"})
 LOOK_AGAIN: frozenset[PolicyName] = frozenset({"implicit", "masked"})
 OFFER_TOOLS: frozenset[PolicyName] = frozenset({"explicit", "blind", "hybrid"})
@@ -71,10 +73,12 @@ class CropPolicy:
                 "can look for it: --perceiver (in Python: perceiver)."
             )
         self.looks = self.name in LOOK_FIRST
+        self.locates = self.name in ASK_FIRST
         self.offers_tools = self.name in OFFER_TOOLS
+        self.drafts = drafts(self.name, config.perception.gate)
         self.looks_with_tools = self.offers_tools and config.perception.prompt == "opening"
         """A look reads the question with the offer of tools."""
-        self.looks_again = self.name in LOOK_AGAIN and config.perception.gate != "off"
+        self.looks_again = self.name in LOOK_AGAIN and config.perception.gate not in ("off", "answer")
         """Further looks follow where the branches can; without a gate nothing would end them."""
         self._config, self._views = config, views
         self._rule: PolicyRule | None = None
@@ -94,7 +98,8 @@ class CropPolicy:
     def look_options(self) -> PerceptionConfig:
         """The options of a look under this policy."""
         options = self._config.perception
-        return options.model_copy(update={"gate": "off"}) if self.name == "always" else options
+        asked = self.name == "always" or options.gate == "answer"
+        return options.model_copy(update={"gate": "off"}) if asked else options
 
     def inserts(self, size: Size, *, gold: Sequence[Box] | None, seed: int) -> list[Box]:
         """Return the crops shown beside the coarse view, unasked: boxes in original pixels of an image of `size`."""
@@ -153,7 +158,7 @@ class CropPolicy:
         budget = self._config.budget
         spent = sum(view.tokens for view in shown)
         numbers = {"views": float(len(shown)), "visual_tokens": float(spent), "crop_tokens": float(plan.tokens)}
-        if not self.offers_tools:
+        if not (self.offers_tools or self.locates):
             text = "There is no zoom tool in this run. Answer the question."
             return ReviewDecision("no_tool", numbers, text, last="failed")
         if len(shown) >= budget.max_views:
@@ -189,6 +194,11 @@ class CropPolicy:
             return Image.new("RGB", view.size, GREY) if view.kind == "crop" else store.image(view_id)
 
         return withheld
+
+
+def drafts(policy: str | None, gate: str) -> bool:
+    """Return whether an answer from the coarse view alone decides if this policy shows more (`perception.gate`)."""
+    return gate == "answer" and policy in (LOOK_FIRST | OFFER_TOOLS | ASK_FIRST) - {"always"}
 
 
 def _somewhere(width: float, height: float, size: Size, draw: random.Random) -> Box:

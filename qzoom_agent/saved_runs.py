@@ -21,9 +21,10 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from qzoom_agent.config import AgentConfig
+from qzoom_agent.episode_state import Context, State
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.files import lock, translating
-from qzoom_agent.graph import Context, State, compile_graph
+from qzoom_agent.graph import compile_graph
 from qzoom_agent.trace import PerceptionRecord, Turn
 from qzoom_agent.views import View
 

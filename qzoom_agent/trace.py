@@ -123,6 +123,8 @@ class Reply(_Record):
     """Wall time in the model."""
     withheld: Text = Field(default="", exclude_if=operator.not_)
     """The reason why the model or a filter kept the answer back."""
+    logprobs: list[tuple[Text, float]] = Field(default_factory=list, exclude=True, repr=False)
+    """Text and log-probability of each token, where `SamplingParams.logprobs` asks for them. Not part of the record."""
     items: list[dict[str, Any]] = Field(default_factory=list, exclude=True, repr=False)
     """A turn with native tool calls as items of the Responses API (reasoning, message, function_call), which the server
     is sent again unchanged. Not part of the record: `text` has the calls too."""
@@ -141,6 +143,8 @@ class Turn(Reply):
     """Corrections made while parsing; the model was not told."""
     act_seconds: float = 0.0
     """Time in the policy's review and the tool."""
+    confidence: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Probability of the least likely token of the answer; None where the gate did not ask for it."""
     forced: bool = False
     """The last turn, without tools, after a budget was spent."""
 

@@ -12,9 +12,10 @@ from PIL import Image
 from qzoom_agent import Agent, AgentConfig
 from qzoom_agent.answer import Answer
 from qzoom_agent.config import ViewBudget
+from qzoom_agent.episode_state import Context, start
 from qzoom_agent.errors import BackendError, ConfigError, ImageError
 from qzoom_agent.geometry import Box, Size
-from qzoom_agent.graph import Context, compile_graph, start
+from qzoom_agent.graph import compile_graph
 from qzoom_agent.messages import Message, plain_text, view_ids
 from qzoom_agent.models.interface import ImageSource, Reply, SamplingParams
 from qzoom_agent.models.scripted import ScriptedBackend
@@ -398,10 +399,9 @@ def test_the_state_is_json_after_every_step() -> None:
 def test_the_drawing_shows_the_loop() -> None:
     edges = {(edge.source, edge.target, edge.conditional) for edge in compile_graph().get_graph().edges}
     assert edges == {
-        ("__start__", "perceive", False),
-        ("perceive", "perceive", True),
-        ("perceive", "think", True),
-        ("perceive", "finish", True),
+        *{("__start__", first, True) for first in ("draft", "locate", "perceive")},
+        *{("draft", then, True) for then in ("locate", "perceive", "finish")},
+        *{(look, then, True) for look in ("locate", "perceive") for then in ("perceive", "think", "finish")},
         ("think", "act", True),
         ("think", "finish", True),
         ("act", "think", False),

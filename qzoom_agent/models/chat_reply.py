@@ -40,6 +40,8 @@ class Completion:
     prompt_tokens: int
     cached_tokens: int
     new_tokens: int
+    logprobs: tuple[tuple[str, float], ...] = ()
+    """Text and log-probability of each token of the content, where the server tells them."""
 
     @property
     def calls(self) -> list[dict[str, Any]]:
@@ -64,6 +66,7 @@ class ReplyReader:
         self._stop: str | None = None
         self._text, self._reasoning, self._refusal = list[str](), list[str](), list[str]()
         self._usage: Any = None
+        self._logprobs = list[tuple[str, float]]()
         self._held = ""
         self._other: Any = None
         self._began = False
@@ -104,7 +107,14 @@ class ReplyReader:
             prompt_tokens=prompt,
             cached_tokens=min(prompt, _count(dig(self._usage, usage[2], "cached_tokens"))),
             new_tokens=written,
+            logprobs=tuple(self._logprobs),
         )
+
+    def _read_logprobs(self, tokens: Any) -> None:
+        for token in tokens if isinstance(tokens, list) else ():
+            text, value = dig(token, "token"), dig(token, "logprob")
+            if isinstance(text, str) and isinstance(value, int | float) and value <= 0:  # NaN is none either
+                self._logprobs.append((_cleaned(text), float(value)))
 
 
 class CompletionReader(ReplyReader):
@@ -130,6 +140,7 @@ class CompletionReader(ReplyReader):
             self._read(part)
         elif not self._began:
             self._other = value
+        self._read_logprobs(dig(choice, "logprobs", "content"))
         finish, stop = choice.get("finish_reason"), choice.get("stop_reason")
         self.finish = finish if isinstance(finish, str) else self.finish
         self._stop = stop if isinstance(stop, str) else self._stop

@@ -61,7 +61,16 @@ class GenerationRequest:
             visual_tokens=self.ready.new_visual_tokens,
             token_layers=turn.token_layers,
             seconds=seconds,
+            logprobs=self._logprobs(turn) if self.settings.logprobs else [],
         )
+
+    def _logprobs(self, turn: "GeneratedTurn") -> list[tuple[str, float]]:
+        backend = self.session.backend
+        return [
+            (backend.codec.decode([token]), logp)
+            for token, logp in zip(turn.ids, turn.logps, strict=True)
+            if token not in backend.end_ids
+        ]
 
 
 class GeneratedTurn(NamedTuple):

@@ -39,6 +39,8 @@ class SamplingParams(BaseModel):
     """Sample only from so many of the likeliest tokens. None: from all."""
     presence_penalty: float | None = None
     """Amount by which the logit of each token already in the reply is lowered. None: 0."""
+    logprobs: bool = False
+    """Return the log-probability of each token (`Reply.logprobs`)."""
     seed: int = 0
     """Seed of this reply's own random numbers; no global random state is read or written."""
     stop: tuple[str, ...] = ()
@@ -81,7 +83,11 @@ class PerceivingSession(Protocol):
 
 
 class Perceiver(Protocol):
-    """A model, or any other object, that looks for the model that answers; see `qzoom_agent.models.perceiver`."""
+    """A model, or any other object, that looks for the model that answers; see `qzoom_agent.models.perceiver`.
+
+    It may have `settings`, a mapping with its recommended values of keys of the configuration, such as
+    {"perception.max_regions": 3}.
+    """
 
     def look(
         self, image: Image.Image, question: str, *, options: PerceptionConfig, map_always: bool = False

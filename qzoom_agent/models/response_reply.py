@@ -46,6 +46,8 @@ class ResponseReader(ReplyReader):
                 self._refusal.append(joined(content, "refusal", plain=False))
                 if not self._streamed:
                     self._say(text)
+                for part in _parts(content):
+                    self._read_logprobs(dig(part, "logprobs"))
                 items.append({"type": kind, "text": text, **_kept(item, "phase")})
             elif kind == "reasoning":
                 self._reasoning.append(joined(content, "text") or joined(dig(item, "summary"), "text"))

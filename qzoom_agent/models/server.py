@@ -103,6 +103,7 @@ class _ServerSession:
             new_tokens=found.new_tokens,
             visual_tokens=sum(tokens(self._image(view).size, factor) for view in fresh),
             seconds=time.perf_counter() - began,
+            logprobs=list(found.logprobs),
         )
 
     def close(self) -> None:
@@ -120,6 +121,8 @@ class _ServerSession:
                 fields["tool_choice"] = "none"
         if api == "responses":
             fields["store"] = False
+        if settings.logprobs:
+            fields |= {"logprobs": True} if api == "chat" else {"include": ["message.output_text.logprobs"]}
         if api == "chat" or self._backend.client.owner == "vllm":  # Responses has none of them by its own definition
             fields |= settings.model_dump(include={"top_k", "presence_penalty", "seed"}, exclude_none=True)
             fields["stop"] = list(settings.stop) or None

@@ -52,6 +52,10 @@ class Nano:
         asked = f"{question} You may zoom." if tools else question
         return [message("user", *(image_part(view.id) for view in views), asked)]
 
+    def locate(self, question: str, views: Sequence[View], *, limit: int) -> list[Message]:
+        """Ask where to look: nano writes boxes as calls alone, see `locate`."""
+        return self.opening(question, views, tools=True)
+
     def parse(self, text: str, views: Sequence[View]) -> Parsed:
         reply = ParsedReply()
         text = own_turn(text, reply.repairs)

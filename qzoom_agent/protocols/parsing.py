@@ -215,7 +215,7 @@ def read_reply(
             text is the family's way.
     """
     reply = ParsedReply()
-    thought, rest = _split_thought(own_turn(text, reply.repairs))
+    thought, rest = split_thought(own_turn(text, reply.repairs))
     answers, blank = _answers(rest)
     inside = not answers and not outside(rest, blank)
     if inside:
@@ -254,7 +254,8 @@ def _answers(text: str) -> tuple[list[TagSpan], list[TagSpan]]:
     return [span for span in found if span.body.strip()], [span for span in found if not span.body.strip()]
 
 
-def _split_thought(text: str) -> tuple[str, str]:
+def split_thought(text: str) -> tuple[str, str]:
+    """Return the thought (`<think>`) in a text, and the text around it."""
     first = tag("think").search(text)
     head = ""
     if first is not None and first[1]:

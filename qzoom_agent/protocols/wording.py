@@ -29,6 +29,7 @@ from qzoom_agent.files import read_text, read_yaml
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, Part, Role, image_part, message
 from qzoom_agent.protocols.interface import Parsed, ZoomProtocol
+from qzoom_agent.protocols.locate import ask_for_boxes
 from qzoom_agent.views import View
 
 FILE: Final = "qzoom_prompt.yaml"
@@ -186,6 +187,9 @@ class Reworded:
             values: _Values = {"images": [image_part(view.id) for view in views], "question": [question]}
             said = [*said[:-1], _message("user", user, values, first="images")]
         return said
+
+    def locate(self, question: str, views: Sequence[View], *, limit: int) -> list[Message]:
+        return ask_for_boxes(self.protocol, question, views, limit=limit)
 
     def parse(self, text: str, views: Sequence[View]) -> Parsed:
         return self.protocol.parse(text, views)

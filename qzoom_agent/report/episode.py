@@ -182,5 +182,6 @@ def _title(turn: Turn) -> str:
         title = "Zoom" if any(call.result for call in turn.calls) else "Zoom, not served"
     else:
         title = "Answer" if turn.answer is not None else "Unreadable" if turn.problems else "Text"
+    sure = None if turn.confidence is None else f"confidence {turn.confidence:.2f}"
     forced = "last turn, without tools" if turn.forced else None
-    return page.dots([title, forced, "cut off" if turn.finish == "length" else None])
+    return page.dots([title, sure, forced, "cut off" if turn.finish == "length" else None])

@@ -181,6 +181,17 @@ def test_asking_the_same_again_computes_one_token(qwen: HFBackend) -> None:
     assert again.cached_tokens == first.prompt_tokens - 1
 
 
+def test_log_probabilities_are_those_of_the_model(qwen: HFBackend) -> None:
+    session = session_of(qwen)
+    asked = [message("user", image_part("coarse"), "What?")]
+    reply = session.reply(asked, settings=GREEDY.model_copy(update={"logprobs": True}))
+    assert 0 < len(reply.logprobs) <= reply.new_tokens
+    assert session.prompt_logits is not None
+    known = torch.log_softmax(session.prompt_logits.float(), dim=-1).tolist()
+    assert min(abs(reply.logprobs[0][1] - one) for one in known) < 1e-4
+    assert session.reply(asked, settings=GREEDY).logprobs == []
+
+
 def test_a_template_that_rewrites_old_answers_is_followed(tmp_path: Path) -> None:
     cut_thought = "{{ part.text.split('=')[-1] if message.role == 'assistant' else part.text }}"
     template = QWEN_TEMPLATE.replace("{{ part.text }}", cut_thought)

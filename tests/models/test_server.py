@@ -183,6 +183,20 @@ def test_a_stop_string_that_the_server_cut_off_is_put_back(
     assert server.bodies[0]["stop"] == ["</grounding>", "</zoom>"]
 
 
+def test_log_probabilities_are_asked_for_only_where_they_are_needed(server: FinishedRollout) -> None:
+    told = [{"token": "4", "logprob": -0.5}, {"token": "2", "logprob": 0}, {"token": None}, {"logprob": "x"}, 7]
+    told += [{"token": "?", "logprob": bad} for bad in (float("nan"), 0.5, None)]
+    server.answer = lambda body: (200, said("42", logprobs={"content": told}))
+    session = backend(server).session(picture)
+    reply = session.reply([text("user", "go")], settings=SamplingParams(logprobs=True))
+    assert reply.logprobs == [("4", -0.5), ("2", 0.0)]
+    assert "logprobs" not in reply.model_dump()
+    for broken in (None, "x", {"content": 7}, {"content": None}):
+        server.answer = lambda body, broken=broken: (200, said("42", logprobs=broken))  # type: ignore[misc]
+        assert session.reply([text("user", "go")], settings=SamplingParams()).logprobs == []
+    assert [body.get("logprobs") for body in server.bodies[:2]] == [True, None]
+
+
 @pytest.mark.parametrize(
     "url", ["", "foo", "localhost:8000", "ftp://there/v1", "http://", "http://[x/v1", "http://a:b"]
 )

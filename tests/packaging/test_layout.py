@@ -27,7 +27,7 @@ LAYERS = [
     {"perception"},
     {"models"},
     {"policy", "review", "tool_calls"},
-    {"graph"},
+    {"episode_state", "first_turns", "graph"},
     {"answer", "saved_runs"},
     {"agent"},
     {"evaluation"},

@@ -18,8 +18,9 @@ from langgraph.runtime import Runtime
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample
+from qzoom_agent.episode_state import Context, State, advanced
 from qzoom_agent.errors import BackendError, ConfigError
-from qzoom_agent.graph import Context, State, act, advanced, after_perceive, finish, perceive, to_trace
+from qzoom_agent.graph import act, after_perceive, finish, perceive, to_trace
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.policy import LOOK_FIRST

@@ -28,7 +28,7 @@ from qzoom_agent.evaluation.scorers.judge import ready
 from qzoom_agent.files import require_folder
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
-from qzoom_agent.policy import LOOK_FIRST, OFFER_TOOLS
+from qzoom_agent.policy import ASK_FIRST, LOOK_FIRST, OFFER_TOOLS, drafts
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training import trained_model
 from qzoom_agent.training.branches.dataset import load_records
@@ -144,12 +144,23 @@ def episode_config(recipe: GRPORecipe, backend: HFBackend) -> AgentConfig:
     """Return the configuration of the episodes, resolved for the model.
 
     Raises:
-        ConfigError: The trainer would place crops otherwise than the policy does.
+        ConfigError: The trainer would place crops otherwise than the policy does, an episode is no single conversation,
+            or another model looks.
     """
     config = recipe.agent_config().resolved(
         model=backend.name, protocol=backend.protocol, defaults=backend.defaults, perceives=backend.perceives
     )
     require_plain_positions(config, backend)
+    if config.perceiver is not None:
+        raise ConfigError(
+            f"GRPO looks with the branches of the model that it trains, and agent.perceiver is '{config.perceiver}'. "
+            "Leave it out."
+        )
+    if config.policy in ASK_FIRST or drafts(config.policy, config.perception.gate):
+        raise ConfigError(
+            f"The policy '{config.policy}' with perception.gate '{config.perception.gate}' asks the model in several "
+            "conversations, and GRPO trains on one. Choose 'explicit', 'hybrid' or 'implicit', and another gate."
+        )
     return config
 
 

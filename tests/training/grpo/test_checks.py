@@ -14,7 +14,7 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training.grpo import checks as guards
 from qzoom_agent.training.grpo.episode_length import longest, require_room
-from qzoom_agent.training.grpo.launch import make_trainer
+from qzoom_agent.training.grpo.launch import episode_config, make_trainer
 from tests.tiny_models import QWEN_TEMPLATE, build
 from tests.training.grpo.grpo_script import AGENT, questions, recipe
 
@@ -75,6 +75,15 @@ class TestGuards:
             guards.require_same_model(distance, tolerance=0.05, writer="vLLM")
         with pytest.raises(BackendError, match=r"0\.500 at most"):
             guards.require_same_model(distance, tolerance=0.3, writer="shared decoding", exact=True)
+
+    @pytest.mark.parametrize("agent", [{"policy": "locate"}, {"perception": {"gate": "answer"}}])
+    def test_episodes_of_several_conversations_are_refused(self, tiny: HFBackend, agent: dict[str, Any]) -> None:
+        with pytest.raises(ConfigError, match="asks the model in several conversations"):
+            episode_config(recipe(agent={**AGENT, **agent}), tiny)
+
+    def test_another_models_look_is_refused(self, tiny: HFBackend) -> None:
+        with pytest.raises(ConfigError, match=r"agent\.perceiver is 'nano'"):
+            episode_config(recipe(agent={**AGENT, "perceiver": "nano"}), tiny)
 
     def test_torn_groups_are_refused(self) -> None:
         assert recipe(prompts=8).accumulation(4) == 2

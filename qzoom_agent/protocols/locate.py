@@ -1,0 +1,87 @@
+"""Ask for a box, then look: a model without a zoom tool is asked where it has to look, and its reply is read.
+
+The box is asked for in the frame of the model's family, as the JSON that Qwen-VL models and their fine-tunes write
+(`{"bbox_2d": [x1, y1, x2, y2]}`). A protocol whose model knows its own format alone has a method `locate`.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from qzoom_agent.errors import BoxError
+from qzoom_agent.geometry import Frame
+from qzoom_agent.messages import Message, image_part, message
+from qzoom_agent.protocols.boxes import box_argument, numbers_in
+from qzoom_agent.protocols.calls import Payload, json_payloads, read_label
+from qzoom_agent.protocols.interface import Parsed, ToolCall, ZoomProtocol
+from qzoom_agent.protocols.parsing import first_view, own_turn, split_thought
+from qzoom_agent.views import View
+
+_FRAMES: Final[dict[Frame, str]] = {
+    "pixel": "pixels of the image, which has {width} x {height}",
+    "per_mille": "thousandths of the image's width and height, from 0 to 1000",
+    "unit": "shares of the image's width and height, from 0 to 1",
+}
+_ASK: Final = (
+    "{question}\n\nDo not answer yet. First say which part of the image has to be seen enlarged to answer. Reply with "
+    'JSON only: {{"bbox_2d": [x1, y1, x2, y2]}}, where x1, y1 is the top-left and x2, y2 the bottom-right corner of '
+    'that part in {frame}.{several} If nothing has to be enlarged, reply {{"bbox_2d": null}}.'
+)
+_SEVERAL: Final = " If several parts are needed, give a list of up to {limit} of them, the most important first."
+
+
+def ask_for_boxes(protocol: ZoomProtocol, question: str, views: Sequence[View], *, limit: int) -> list[Message]:
+    """Return the conversation that asks where to look.
+
+    Args:
+        protocol: Of the model.
+        question: The question to be answered afterwards.
+        views: The views to show; boxes are measured on the first.
+        limit: Most boxes.
+    """
+    own = getattr(protocol, "locate", None)
+    if own is not None:
+        asked: list[Message] = own(question, views, limit=limit)
+        return asked
+    width, height = views[0].size
+    text = _ASK.format(
+        question=question,
+        frame=_FRAMES[_frame(protocol)].format(width=width, height=height),
+        several=_SEVERAL.format(limit=limit) if limit > 1 else "",
+    )
+    return [message("user", *(image_part(view.id) for view in views), text)]
+
+
+def read_boxes(protocol: ZoomProtocol, text: str, views: Sequence[View], *, limit: int) -> Parsed:
+    """Read the reply to `ask_for_boxes`: calls in the model's own format, or boxes as JSON or four numbers.
+
+    The reply never answers the question. One without a box, or with null, asks for no crop.
+    """
+    found = protocol.parse(text, views)
+    if found.calls or hasattr(protocol, "locate"):
+        return found.model_copy(update={"calls": found.calls[:limit], "answer": None, "problems": []})
+    repairs, problems, calls = list[str](), list[str](), list[ToolCall]()
+    thought, rest = split_thought(own_turn(text, repairs))
+    rest = rest or thought
+    payloads = json_payloads(rest, [])
+    if not payloads and len(numbers_in(rest)) == 4:
+        payloads = [Payload("", {"bbox_2d": rest})]
+    for payload in payloads:
+        arguments = payload.arguments
+        if all(value is None or (isinstance(value, str) and value == "null") for value in arguments.values()):
+            continue
+        try:
+            box, frame = box_argument(arguments, _frame(protocol), repairs, size=views[0].size)
+        except BoxError as error:
+            problems.append(str(error))
+        else:
+            label = read_label(arguments)
+            calls.append(
+                ToolCall(
+                    name=payload.name or "locate", box=box, frame=frame, view=first_view(views), label=label, raw=rest
+                )
+            )
+    return Parsed(thought=thought, calls=calls[:limit], problems=problems, repairs=list(dict.fromkeys(repairs)))
+
+
+def _frame(protocol: ZoomProtocol) -> Frame:
+    return protocol.frame if protocol.frame in _FRAMES else "per_mille"

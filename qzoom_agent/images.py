@@ -10,6 +10,7 @@ import base64
 import hashlib
 import http.client
 import io
+import logging
 import math
 import urllib.error
 import urllib.request
@@ -27,6 +28,9 @@ from PIL.ImageFile import ImageFile
 
 from qzoom_agent.errors import ImageError
 from qzoom_agent.geometry import Box
+from qzoom_agent.pdf import is_pdf, render_page
+
+logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 89_000_000
 """Default limit on width times height (a 10000 x 8900 image): a few hundred MB while it is read."""
@@ -39,7 +43,8 @@ MAX_ASPECT = 200
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 """File formats that are read (JPEG includes MPO). Open anything else with Pillow and pass the Pillow image."""
 
-ImageSource = str | Path | bytes | Image.Image | np.ndarray[Any, Any]
+ImageSource = str | Path | bytes | BinaryIO | Image.Image | np.ndarray[Any, Any]
+"""What `load_image` takes; tensors of torch, too."""
 
 _ORIENTATION_TAG = 0x0112
 _TURNED = (5, 6, 7, 8)
@@ -74,25 +79,34 @@ _URL_TIMEOUT_S = 30
 def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return an upright RGB image without file or metadata behind it.
 
-    EXIF orientation is applied, transparency is flattened on white, the first frame of an animation is taken. 16-bit
+    EXIF orientation is applied, transparency is flattened on white, the first frame of several is taken, with a
+    warning. 16-bit
     samples map 0..65535 to 0..255; the range of 32-bit and float samples is the smallest of 0..1 (float only), 0..255
     and 0..65535 that holds them, else their minimum to maximum.
 
     Args:
-        source: A path, encoded bytes, a `data:` URI, an http(s) URL, a Pillow image, or an array of shape [H, W] or
-            [H, W, 1 to 4] (grey, grey + alpha, RGB, RGB + alpha).
+        source: A path, encoded bytes or an open file of them, a `data:` URI, an http(s) URL, a Pillow image, or an
+            array of shape [H, W] or [H, W, 1 to 4] (grey, grey + alpha, RGB, RGB + alpha); a tensor of torch may also
+            be [1 to 4, H, W]. "FILE.pdf#page=2" is a page of a PDF (extra `[pdf]`).
         allow_url: Fetch URLs.
         max_pixels: Most pixels, checked before decoding.
 
     Raises:
         ImageError: There is no such file, or it is no image, damaged, empty or over the limit.
     """
+    source = _plain(source)
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
     if isinstance(source, Image.Image):
         return _decode(source, "the Pillow image", max_pixels)
+    if is_pdf(source):
+        page = render_page(source, max_pixels=max_pixels)
+        return _decode(page, "the page", max_pixels)
     with _opened(source, allow_url, max_pixels) as (image, name, _):
-        return _decode(image, name, max_pixels)
+        shown = _decode(image, name, max_pixels)
+        if _has_more_frames(image):
+            logger.warning("%s has several frames or pages; only the first is shown", name)
+        return shown
 
 
 def check_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -101,8 +115,11 @@ def check_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> tuple[i
     Raises:
         ImageError: `load_image` would raise it. Damage in the middle of a file is not found.
     """
+    source = _plain(source)
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels).size
+    if is_pdf(source):
+        return load_image(source, max_pixels=max_pixels).size
     if isinstance(source, Image.Image):
         _check_size(source.size, "the Pillow image", max_pixels)
         return _upright(source)
@@ -111,6 +128,35 @@ def check_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> tuple[i
         if not _ends(file, image.format):
             _decode(image, name, max_pixels)
         return size
+
+
+def _plain(source: Any) -> Any:
+    """Return an open file as its bytes and a tensor as an array; anything else as it is."""
+    if callable(getattr(source, "read", None)):
+        try:
+            data = source.read(MAX_BYTES_IN_MEMORY + 1)
+        except (OSError, ValueError) as error:
+            raise ImageError(f"Cannot read the file given: {_cause(error)}. Open it in binary mode.") from error
+        if not isinstance(data, bytes):
+            raise ImageError(f"The file given is open for {type(data).__name__}, not bytes. Open it in binary mode.")
+        if len(data) > MAX_BYTES_IN_MEMORY:
+            raise ImageError(f"The file given has over {MAX_BYTES_IN_MEMORY} bytes. Give its path.")
+        return data
+    if callable(getattr(source, "detach", None)):  # a tensor, without an import of torch
+        tensor = source.detach().cpu()
+        array: np.ndarray[Any, Any] = np.asarray(tensor.float() if tensor.is_floating_point() else tensor)
+        first = array.ndim == 3 and array.shape[0] in (1, 2, 3, 4) and array.shape[2] not in (1, 2, 3, 4)
+        return np.moveaxis(array, 0, 2) if first else array
+    return source
+
+
+def _has_more_frames(image: Image.Image) -> bool:
+    if image.format == "MPO":  # a photo with a preview
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # what follows the first frame is damaged; that frame was read
+        return False
 
 
 @contextmanager
@@ -274,8 +320,8 @@ def _encoded(source: str | Path | bytes, allow_url: bool) -> tuple[Path | io.Byt
             return _buffer(_download(source), _short(source)), _short(source)
     if not isinstance(source, str | Path):
         raise ImageError(
-            f"Cannot read an image from {type(source).__name__}: pass a path, bytes, a data URI, a Pillow image or a "
-            "numpy array."
+            f"Cannot read an image from {type(source).__name__}: pass a path, bytes, an open file, a data URI, a "
+            "Pillow image or an array."
         )
     return _file(Path(source)), _short(str(source))
 

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         description="Answer one question about one image. Exit code 0: answered, 2: wrong usage, "
         "3: a budget ended the run, 4: the model failed.",
     )
-    flags.add_argument("image", help="path of an image, or a data URI")
+    flags.add_argument("image", help="path of an image, FILE.pdf#page=N, a data URI, or - for stdin")
     flags.add_argument("question")
     flags.add_argument("--report", metavar="FILE", help="write one HTML page that shows where the model looked")
     flags.add_argument("--save", metavar="DIR", help="save the run: trace.json, its images, config.yaml")
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     from qzoom_agent.messages import require_question
 
     require_question(args.question)
-    image = load_image(args.image, max_pixels=read_config(args).max_pixels)
+    image = load_image(sys.stdin.buffer if args.image == "-" else args.image, max_pixels=read_config(args).max_pixels)
     if args.save:
         require_folder(args.save)
     if args.report:

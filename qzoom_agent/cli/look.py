@@ -7,6 +7,7 @@ each with the same box in cells of the coarse view's token grid, so that a line 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         description="Show whether a question needs more detail than the coarse view, and where, without answering it. "
         "Needs a model with branches (gate and SD-RPN).",
     )
-    flags.add_argument("image", help="path of an image, or a data URI")
+    flags.add_argument("image", help="path of an image, FILE.pdf#page=N, a data URI, or - for stdin")
     flags.add_argument("question")
     flags.add_argument("--png", metavar="FILE", help="write the image with heat map and proposed boxes drawn on it")
     flags.add_argument("--html", metavar="FILE", help="write one HTML page that shows all of it")
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     from qzoom_agent.messages import require_question
 
     require_question(args.question)
-    image = load_image(args.image, max_pixels=read_config(args).max_pixels)
+    image = load_image(sys.stdin.buffer if args.image == "-" else args.image, max_pixels=read_config(args).max_pixels)
     for path in (args.png, args.html):
         if path:
             require_file(path)

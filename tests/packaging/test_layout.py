@@ -19,7 +19,7 @@ HEAVY = {"torch", "transformers", "langgraph", "trl"}
 LAYERS = [
     {"errors"},
     {"async_events", "extensions", "extras", "files", "gate", "moved"},
-    {"geometry"},
+    {"geometry", "pdf"},
     {"images"},
     {"views"},
     {"config", "messages", "trace"},

@@ -1,0 +1,95 @@
+"""What else than files is an image: open files, tensors, pages of PDFs; and files that hold more than one."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qzoom_agent.errors import ImageError, MissingDependency
+from qzoom_agent.images import check_image, load_image
+
+NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def encoded(format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(NOISE).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def test_an_open_file_is_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(encoded())
+    with (tmp_path / "one.png").open("rb") as file:
+        assert np.array_equal(np.asarray(load_image(file)), NOISE)
+    assert check_image(io.BytesIO(encoded())) == (30, 20)
+    with (tmp_path / "one.png").open(encoding="latin-1") as text, pytest.raises(ImageError, match="binary mode"):
+        load_image(text)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="empty"):
+        load_image(io.BytesIO(b""))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("first", [True, False], ids=["CHW", "HWC"])
+def test_a_tensor_is_an_image(dtype: torch.dtype, first: bool) -> None:
+    tensor = torch.from_numpy(NOISE)
+    tensor = tensor if dtype is torch.uint8 else (tensor / 255).to(dtype)
+    found = np.asarray(load_image(tensor.permute(2, 0, 1) if first else tensor))  # type: ignore[arg-type]
+    assert np.abs(found.astype(int) - NOISE).max() <= (2 if dtype is torch.bfloat16 else 0)
+    assert check_image(tensor) == (30, 20)  # type: ignore[arg-type]
+
+
+def test_a_tensor_of_a_batch_is_no_image() -> None:
+    with pytest.raises(ImageError, match="2x3x20x30"):
+        load_image(torch.zeros(2, 3, 20, 30))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "WEBP"])
+def test_further_frames_are_said(format: str, caplog: pytest.LogCaptureFixture) -> None:
+    more = [Image.new("RGB", (30, 20), color) for color in ("red", "blue")]
+    with caplog.at_level(logging.WARNING):
+        load_image(encoded(format))
+        assert not caplog.records
+        load_image(encoded(format, save_all=True, append_images=more))
+    assert "several frames" in caplog.text
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Path:
+    pages = [Image.new("RGB", (100, 200), color) for color in ("red", "blue")]
+    pages[0].save(tmp_path / "two.pdf", save_all=True, append_images=pages[1:])
+    return tmp_path / "two.pdf"
+
+
+def test_a_page_of_a_pdf_is_an_image(document: Path) -> None:
+    first, second = load_image(document), load_image(f"{document}#page=2")
+    for page, color in ((first, (255, 0, 0)), (second, (0, 0, 255))):  # Pillow writes the pages as JPEG
+        assert np.abs(np.asarray(page)[9, 9].astype(int) - color).max() <= 3
+    assert first.size == check_image(f"{document}#page=2") == (278, 556), "200 dots per inch of 100 x 200 points"
+    assert load_image(document.read_bytes()).tobytes() == first.tobytes()
+    assert np.prod(load_image(document, max_pixels=5000).size) <= 5000
+
+
+@pytest.mark.parametrize("page", ["0", "3", "-1", "", "two", "9" * 5000])
+def test_a_page_that_is_not_there(page: str, document: Path) -> None:
+    with pytest.raises(ImageError, match="pages 1 to 2"):
+        load_image(f"{document}#page={page}")
+
+
+def test_a_damaged_pdf(document: Path) -> None:
+    for data in (b"%PDF-", b"%PDF-1.7\n" + b"\0" * 1000, document.read_bytes()[:80]):
+        with pytest.raises(ImageError, match="PDF"):
+            load_image(data)
+    with pytest.raises(ImageError, match=r"Cannot open .*none\.pdf"):
+        load_image(document.with_name("none.pdf"))
+
+
+def test_a_pdf_names_its_extra(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qzoom_agent.extras.find_spec", lambda name: None)
+    with pytest.raises(MissingDependency, match=r"qzoom-agent\[pdf\]"):
+        load_image(document)

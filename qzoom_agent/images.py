@@ -94,15 +94,15 @@ def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int 
     Raises:
         ImageError: There is no such file, or it is no image, damaged, empty or over the limit.
     """
-    source = _plain(source)
-    if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
-    if isinstance(source, Image.Image):
-        return _decode(source, "the Pillow image", max_pixels)
-    if is_pdf(source):
-        page = render_page(source, max_pixels=max_pixels)
+    given = _plain(source)
+    if isinstance(given, np.ndarray):
+        return _from_array(given, max_pixels)
+    if isinstance(given, Image.Image):
+        return _decode(given, "the Pillow image", max_pixels)
+    if is_pdf(given):
+        page = render_page(given, max_pixels=max_pixels)
         return _decode(page, "the page", max_pixels)
-    with _opened(source, allow_url, max_pixels) as (image, name, _):
+    with _opened(given, allow_url, max_pixels) as (image, name, _):
         shown = _decode(image, name, max_pixels)
         if _has_more_frames(image):
             logger.warning("%s has several frames or pages; only the first is shown", name)
@@ -115,22 +115,22 @@ def check_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> tuple[i
     Raises:
         ImageError: `load_image` would raise it. Damage in the middle of a file is not found.
     """
-    source = _plain(source)
-    if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels).size
-    if is_pdf(source):
-        return load_image(source, max_pixels=max_pixels).size
-    if isinstance(source, Image.Image):
-        _check_size(source.size, "the Pillow image", max_pixels)
-        return _upright(source)
-    with _opened(source, False, max_pixels) as (image, name, file):
+    given = _plain(source)
+    if isinstance(given, np.ndarray):
+        return _from_array(given, max_pixels).size
+    if is_pdf(given):
+        return load_image(given, max_pixels=max_pixels).size
+    if isinstance(given, Image.Image):
+        _check_size(given.size, "the Pillow image", max_pixels)
+        return _upright(given)
+    with _opened(given, False, max_pixels) as (image, name, file):
         size = _upright(image)
         if not _ends(file, image.format):
             _decode(image, name, max_pixels)
         return size
 
 
-def _plain(source: Any) -> Any:
+def _plain(source: Any) -> str | Path | bytes | Image.Image | np.ndarray[Any, Any]:
     """Return an open file as its bytes and a tensor as an array; anything else as it is."""
     if callable(getattr(source, "read", None)):
         try:
@@ -147,7 +147,8 @@ def _plain(source: Any) -> Any:
         array: np.ndarray[Any, Any] = np.asarray(tensor.float() if tensor.is_floating_point() else tensor)
         first = array.ndim == 3 and array.shape[0] in (1, 2, 3, 4) and array.shape[2] not in (1, 2, 3, 4)
         return np.moveaxis(array, 0, 2) if first else array
-    return source
+    plain: str | Path | bytes | Image.Image | np.ndarray[Any, Any] = source
+    return plain
 
 
 def _has_more_frames(image: Image.Image) -> bool:

@@ -6,7 +6,7 @@ import math
 import re
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Final
 
 from PIL import Image
 
@@ -47,9 +47,8 @@ def render_page(source: str | Path | bytes, *, max_pixels: int) -> Image.Image:
         except OSError as error:
             raise ImageError(f"Cannot open {name}: {error.strerror}. Check the path.") from None
     require("pypdfium2", extra="pdf", use="A PDF")
-    import pypdfium2
+    import pypdfium2 as pdfium
 
-    pdfium: Any = pypdfium2
     with _RENDERING:
         try:
             document = pdfium.PdfDocument(data)

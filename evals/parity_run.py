@@ -26,10 +26,11 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Size
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import QWEN2_5_VL, Adapter, align
-from qzoom_agent.perception.decoder import Decoder, Embedded, Prefill, cache_name
+from qzoom_agent.perception.decoder import Decoder, Embedded, Prefill
 from qzoom_agent.perception.labels import Heads
 from qzoom_agent.perception.look import BranchOutput, look
 from qzoom_agent.perception.maps import MIN_SIDE, MapRegion, regions
+from qzoom_agent.perception.transformers_versions import forward, image_features
 
 _FIRST_UNIT, _FIRST_LIMITS = 28, (4 * 28 * 28, 16384 * 28 * 28)
 """The evaluation resizes every picture once before the processor does, for both families by these numbers."""
@@ -198,7 +199,7 @@ class Run:
             cut = self.pictures.source.crop(self.box)
             image = _resized(cut, self.backend.defaults.factor, self.case["min_pixels"], self.case["max_pixels"])
         _, inputs = self.backend.codec.pixels(image)
-        return inputs, self.model.get_image_features(**inputs, return_dict=True)
+        return inputs, image_features(self.model, inputs)
 
     @property
     def crop_grid(self) -> list[int]:
@@ -272,14 +273,8 @@ class Run:
         prompt = prompt[prompt.index("<|im_start|>user") :]
         ids, inputs, vision = self._prompt(prompt)
         positions, cache = self._places(ids, inputs["image_grid_thw"]), DynamicCache(config=self.model.config)
-        out = self.model(
-            input_ids=torch.tensor([ids]),
-            position_ids=positions,
-            logits_to_keep=1,
-            mm_encoder_outputs={"image": vision},
-            **{cache_name(self.model.forward): cache},
-        )
-        return self._greedy(out.logits[0, -1], ids, int(positions.max()) + 1, cache, steps, penalty)
+        (logits,) = forward(self.model, torch.tensor([ids]), positions=positions, cache=cache, features=vision)
+        return self._greedy(logits, ids, int(positions.max()) + 1, cache, steps, penalty)
 
     def _greedy(
         self, logits: Tensor, prompt: list[int], position: int, cache: DynamicCache, steps: int, penalty: float
@@ -296,8 +291,7 @@ class Run:
             if step + 1 < steps:
                 where = torch.full((3, 1, 1), position + step)
                 ids = torch.tensor([[tokens[-1]]])
-                more = {cache_name(self.model.forward): cache}
-                logits = self.model(input_ids=ids, position_ids=where, **more).logits[0, -1]
+                (logits,) = forward(self.model, ids, positions=where, cache=cache)
         return tokens, seen
 
     def _prompt(self, text: str) -> tuple[list[int], dict[str, Tensor], Any]:
@@ -307,7 +301,7 @@ class Run:
         ids: list[int] = []
         for token in codec.tokenizer(text, add_special_tokens=False)["input_ids"]:
             ids += image if token == codec.image_id else [token]
-        return ids, inputs, self.model.get_image_features(**inputs, return_dict=True)
+        return ids, inputs, image_features(self.model, inputs)
 
     def _places(self, ids: list[int], grids: Tensor) -> Tensor:
         tensor = torch.tensor([ids])

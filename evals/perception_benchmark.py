@@ -35,8 +35,9 @@ from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.perception.branches import Branches
-from qzoom_agent.perception.decoder import Decoder, Prefill, cache_name
+from qzoom_agent.perception.decoder import Decoder, Prefill
 from qzoom_agent.perception.look import look
+from qzoom_agent.perception.transformers_versions import forward
 
 Path_ = Literal["stock", "direct", "direct lean", "stock both", "roi", "roi lean", "roi again"]
 """stock: coarse prompt; direct: the same with the gate; stock both: one pass over coarse and crop; roi: gate, map and
@@ -142,13 +143,8 @@ class Paths:
 
     def _stock(self, ids: list[int], positions: Tensor, features: list[BaseModelOutputWithPooling]) -> float:
         joined = BaseModelOutputWithPooling(pooler_output=[part for one in features for part in one.pooler_output])  # type: ignore[arg-type, union-attr]
-        self.model(
-            input_ids=torch.tensor([ids]),
-            position_ids=positions,
-            logits_to_keep=1,
-            mm_encoder_outputs={"image": joined},
-            **{cache_name(self.model.forward): DynamicCache(config=self.model.config)},
-        )
+        cache = DynamicCache(config=self.model.config)
+        forward(self.model, torch.tensor([ids]), positions=positions, cache=cache, features=joined)
         return float(self.setting.layers * len(ids))
 
     def _ours(self, *, crop: bool, reuse: bool, lean: bool) -> float:

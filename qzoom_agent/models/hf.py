@@ -51,7 +51,7 @@ from qzoom_agent.protocols.wording import FILE, PromptFile, read_prompt
 
 logger = logging.getLogger(__name__)
 
-_NEEDS: Final = re.compile(r"(?:requires the |Package `)(\w+)")
+_NEEDS: Final = re.compile(r"(?:requires the |Package `|Missing optional dependencies: )(\w+)")
 """Package that transformers misses, in its messages."""
 _TOGETHER: Final = 8
 MASKED_KERNELS: Final = ("sdpa", "eager")
@@ -337,9 +337,8 @@ def _explained(preset: Preset) -> Iterator[None]:
                 "give the folder of a copy. `qzoom models` lists the presets; 'nano' needs no download."
             )
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        if isinstance(error, ImportError):
-            if needs := _NEEDS.search(reason):
-                package = needs[1].lower()
+        if isinstance(error, ImportError) or _NEEDS.search(reason):
+            if package := _missing_package(error):
                 reason = f"its processor needs the package {package}, which transformers cannot do without."
                 advice = f"Install it: pip install {package}" + (
                     ", in the build that fits your torch." if package == "torchvision" else "."
@@ -349,6 +348,17 @@ def _explained(preset: Preset) -> Iterator[None]:
         raise BackendError(
             f"Could not load the model '{preset.name}' from {preset.source}: {reason} {advice}"
         ) from error
+
+
+def _missing_package(error: BaseException | None) -> str:
+    """Return the package that transformers misses, as an error or its cause names it; empty if none does."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            return error.name.split(".")[0]
+        if needs := _NEEDS.search(str(error)):
+            return needs[1].lower()
+        error = error.__cause__
+    return ""
 
 
 DtypeName = Literal["float32", "bfloat16", "float16"]

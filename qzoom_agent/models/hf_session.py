@@ -36,8 +36,9 @@ from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingPar
 from qzoom_agent.models.prompts import EncodedTurn, ImageSpan, Prompt, fit
 from qzoom_agent.perception.adapters import TILED, Cells, Grid, adapter_for, align, base_view, grid_of
 from qzoom_agent.perception.branches import BranchConfig, Branches
-from qzoom_agent.perception.decoder import Decoder, Prefill, cache_name
+from qzoom_agent.perception.decoder import Decoder, Prefill
 from qzoom_agent.perception.look import BranchOutput, look
+from qzoom_agent.perception.transformers_versions import crop, forward, image_features
 from qzoom_agent.trace import PerceptionRecord, Quad
 
 if TYPE_CHECKING:
@@ -85,7 +86,6 @@ class HFSession:
         self._model, self._codec = backend.model, backend.codec
         self._pool, self._encodes = pool, encodes
         self._lean = False
-        self._cache_name = cache_name(self._model.forward)
         # only families with positions in two dimensions (MRoPE) have this method
         self._rope_index = getattr(self._model.base_model, "get_rope_index", None)
         self._places: dict[str, tuple[str, Cells]] = {}
@@ -287,7 +287,7 @@ class HFSession:
             self._forget()
             return 0
         elif surplus:
-            self.cache.crop(-surplus)
+            crop(self.cache, surplus)
         self.held = self.held.head(shared)
         return shared
 
@@ -340,16 +340,7 @@ class HFSession:
         return [prompt.ids.index(self._codec.image_id, span.start) for span in prompt.spans]
 
     def _forward(self, ids: Tensor, positions: Tensor, features: ModelOutput | None = None) -> Tensor:
-        output = self._model(
-            input_ids=ids,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=1,
-            mm_encoder_outputs=None if features is None else {"image": features},
-            **{self._cache_name: self.cache},
-        )
-        logits: Tensor = output.logits[:, -1]
-        return logits
+        return forward(self._model, ids, positions=positions, cache=self.cache, features=features)
 
     def digest(self, view: str) -> str:
         """Return the digest of a view's pixels."""
@@ -435,7 +426,7 @@ def _encode_batch(
         features: Any = base_view(model, placed["pixel_values"])
         tokens = len(features.pooler_output[0])
         return {batch[0][0]: EncodedView((image_id,) * tokens, tokens, None, features)}
-    features = model.get_image_features(**placed, return_dict=True)
+    features = image_features(model, placed)
     levels = getattr(features, "deepstack_features", None)
     encoded = {}
     for at, (name, ids, inputs) in enumerate(batch):

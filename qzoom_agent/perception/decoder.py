@@ -8,8 +8,7 @@ prefill driven in one go equals the stock prefill bit for bit (tests/perception)
 Shapes: hidden states (batch, tokens, hidden); queries, keys and values (batch, heads, tokens, width).
 """
 
-from collections.abc import Callable, Sequence
-from inspect import signature
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,14 +18,10 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 
 from qzoom_agent.perception.adapters import adapter_for, text_model
+from qzoom_agent.perception.transformers_versions import cache_name, crop
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, (batch, tokens, width) each."""
-
-
-def cache_name(function: Callable[..., Any]) -> str:
-    """Return a stock function's name for its cache: `cache` from transformers 5.24 on, `past_key_values` before."""
-    return "cache" if "cache" in signature(function).parameters else "past_key_values"
 
 
 class Embedded(NamedTuple):
@@ -154,7 +149,7 @@ class Prefill:
         assert self.hidden is not None
         surplus = self.hidden.shape[1] - count
         if surplus:
-            self.cache.crop(-surplus)  # a negative number is how many tokens to drop
+            crop(self.cache, surplus)
             self.hidden = self.hidden[:, :count]
 
     def finish(self, rotary: Rotary, *, lean: bool = False) -> tuple[Tensor, float]:

@@ -22,6 +22,7 @@ from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import PerceivingSession
 from qzoom_agent.perception.adapters import adapter_for, align
 from qzoom_agent.perception.decoder import Decoder
+from qzoom_agent.perception.transformers_versions import image_features
 from qzoom_agent.trace import PerceptionRecord
 from tests.tiny_models import Family
 
@@ -215,7 +216,7 @@ def test_an_aligned_crop_gives_what_one_pass_with_those_positions_gives(
     assert not torch.equal(moved, ready.positions.float())
     with torch.inference_mode():
         features = [
-            backend.model.get_image_features(**backend.codec.pixels(pictures(backend)[view])[1], return_dict=True)
+            image_features(backend.model, backend.codec.pixels(pictures(backend)[view])[1])
             for view in ("coarse", "crop1")
         ]
         new = decoder.embed(torch.tensor([ready.prompt.ids]), features)

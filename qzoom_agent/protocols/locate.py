@@ -4,13 +4,14 @@ The box is asked for in the frame of the model's family, as the JSON that Qwen-V
 (`{"bbox_2d": [x1, y1, x2, y2]}`). A protocol whose model knows its own format alone has a method `locate`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
 from qzoom_agent.errors import BoxError
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
-from qzoom_agent.protocols.boxes import box_argument, numbers_in
+from qzoom_agent.protocols.boxes import box_argument, numbers_in, read_box
 from qzoom_agent.protocols.calls import Payload, json_payloads, read_label
 from qzoom_agent.protocols.interface import Parsed, ToolCall, ZoomProtocol
 from qzoom_agent.protocols.parsing import first_view, own_turn, split_thought
@@ -26,6 +27,8 @@ _ASK: Final = (
     'JSON only: {{"bbox_2d": [x1, y1, x2, y2]}}, where x1, y1 is the top-left and x2, y2 the bottom-right corner of '
     'that part in {frame}.{several} If nothing has to be enlarged, reply {{"bbox_2d": null}}.'
 )
+_NOTHING: Final = (None, "", "null", "none", "None", [])
+"""Ways to write that there is no box."""
 _SEVERAL: Final = " If several parts are needed, give a list of up to {limit} of them, the most important first."
 
 
@@ -62,12 +65,8 @@ def read_boxes(protocol: ZoomProtocol, text: str, views: Sequence[View], *, limi
     repairs, problems, calls = list[str](), list[str](), list[ToolCall]()
     thought, rest = split_thought(own_turn(text, repairs))
     rest = rest or thought
-    payloads = json_payloads(rest, [])
-    if not payloads and len(numbers_in(rest)) == 4:
-        payloads = [Payload("", {"bbox_2d": rest})]
-    for payload in payloads:
-        arguments = payload.arguments
-        if all(value is None or (isinstance(value, str) and value == "null") for value in arguments.values()):
+    for name, arguments in _named(json_payloads(rest, [])):
+        if all(value in _NOTHING for value in arguments.values()):
             continue
         try:
             box, frame = box_argument(arguments, _frame(protocol), repairs, size=views[0].size)
@@ -75,13 +74,22 @@ def read_boxes(protocol: ZoomProtocol, text: str, views: Sequence[View], *, limi
             problems.append(str(error))
         else:
             label = read_label(arguments)
-            calls.append(
-                ToolCall(
-                    name=payload.name or "locate", box=box, frame=frame, view=first_view(views), label=label, raw=rest
-                )
-            )
+            calls.append(ToolCall(name=name, box=box, frame=frame, view=first_view(views), label=label, raw=rest))
+    if not calls and len(numbers_in(rest)) == 4:
+        with suppress(BoxError):
+            box, frame = read_box(rest, _frame(protocol), repairs, size=views[0].size)
+            calls, problems = [ToolCall(name="locate", box=box, frame=frame, view=first_view(views), raw=rest)], []
     return Parsed(thought=thought, calls=calls[:limit], problems=problems, repairs=list(dict.fromkeys(repairs)))
 
 
 def _frame(protocol: ZoomProtocol) -> Frame:
     return protocol.frame if protocol.frame in _FRAMES else "per_mille"
+
+
+def _named(payloads: Sequence[Payload]) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield the name and arguments of each box; those in a list under another key, one by one."""
+    for payload in payloads:
+        lists = [value for value in payload.arguments.values() if isinstance(value, list)]
+        inner = [item for value in lists for item in value if isinstance(item, dict)]
+        name = payload.name or "locate"
+        yield from ((name, item) for item in inner) if inner else [(name, payload.arguments)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,31 @@ def test_the_last_turn_keeps_the_tools_and_forbids_to_call_them(server: Misbehav
     first, last = (one.body for one in server.requests)
     assert first["tools"] == last["tools"] and last["tool_choice"] == "none"
     assert "Answer the question now" in json.dumps(last)
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("logprob", "requests"), [(-0.01, 1), (-1.0, 2)])
+def test_the_first_answer_is_kept_by_its_log_probabilities(
+    server: Misbehaving, api: str, streamed: bool, logprob: float, requests: int
+) -> None:
+    told, reply = [{"token": "42", "logprob": logprob}], turn(api, "42")
+    if api == "chat":
+        reply["choices"][0]["logprobs"] = {"content": told}
+        parts = [*events(api, reply)]
+        parts[-2]["choices"][0]["logprobs"] = {"content": told}
+        server.script = lambda connection: (
+            connection.stream(*parts) if connection.body.get("stream") else connection.reply(reply)
+        )
+    else:
+        reply["output"][0]["content"][0]["logprobs"] = told
+        play(server, api, reply)
+    answer = ask(server, api, streamed=streamed, **{"perception.gate": "answer"})
+    assert (answer.text, len(server.requests)) == ("42", requests)
+    first = server.requests[0].body
+    asked = {"logprobs": True} if api == "chat" else {"include": ["message.output_text.logprobs"]}
+    assert {key: first.get(key) for key in asked} == asked
+    assert first["tool_choice"] == "none" and answer.trace.turns[0].confidence == pytest.approx(math.exp(logprob))
 
 
 @pytest.mark.parametrize("api", APIS)

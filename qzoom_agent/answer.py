@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import ImageDraw
 from pydantic import BaseModel, ConfigDict, Field
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.episode_state import EventKind
 from qzoom_agent.trace import PerceptionRecord, Status, Trace, Usage, by_digest
 from qzoom_agent.views import ViewStore
+
+_PICTURE = 480
+"""Longer side in pixels of the picture in a notebook."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,31 @@ class Answer:
     def usage(self) -> Usage:
         """Visual tokens, calls, crops and seconds of the run."""
         return self.trace.usage
+
+    @property
+    def boxes(self) -> list[tuple[float, float, float, float]]:
+        """Boxes of the crops that the model was shown, as x1, y1, x2, y2 in pixels of the original."""
+        return [view.box for view in self.trace.views if view.kind == "crop"]
+
+    def to_detections(self, label: str | None = None) -> str:
+        """Return `boxes` as JSON in the form of Qwen3-VL: "bbox_2d" in thousandths of the image's sides, and "label".
+
+        `supervision.Detections.from_vlm(VLM.QWEN_3_VL, answer.to_detections(), resolution_wh=image.size)` reads it.
+
+        Args:
+            label: Label of each box; None: the answer.
+        """
+        width, height = self.store.view("original").size
+        scale = (1000 / width, 1000 / height) * 2
+        found = [[round(side * by) for side, by in zip(box, scale, strict=True)] for box in self.boxes]
+        return json.dumps([{"bbox_2d": box, "label": self.text if label is None else label} for box in found])
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Answer:
+        """Read what `save` wrote. Raises TraceError or ImageError for a file that is missing or damaged."""
+        trace = Trace.load(folder)
+        store = ViewStore.restore(Path(folder) / "images", trace.views)
+        return cls(text=trace.answer or "", status=trace.status, trace=trace, store=store)
 
     def save(self, folder: str | Path) -> Path:
         """Write trace.json, images/ and config.yaml into `folder`; return it. Raises TraceError."""
@@ -52,10 +84,23 @@ class Answer:
     def _repr_html_(self) -> str:
         usage = self.trace.usage
         return (
-            f"<p><i>{html.escape(self.trace.question)}</i></p><p><b>{html.escape(str(self))}</b></p>"
+            f"{self._picture()}<p><i>{html.escape(self.trace.question)}</i></p><p><b>{html.escape(str(self))}</b></p>"
             f"<p>{usage.served + usage.inserted} crops, {usage.visual_tokens} visual tokens, "
             f"{usage.seconds.total:.2f} s</p>"
         )
+
+    def _picture(self) -> str:
+        """Return an `<img>` of the original with the boxes of the crops; empty if there is no original."""
+        if "original" not in self.store:
+            return ""
+        image = self.store.image("original").copy()
+        image.thumbnail((_PICTURE, _PICTURE))
+        scale = image.width / self.store.view("original").width
+        for x1, y1, x2, y2 in self.boxes:
+            corners = (x1 * scale, y1 * scale, max(x1, x2 - 1) * scale, max(y1, y2 - 1) * scale)
+            ImageDraw.Draw(image).rectangle(corners, outline="red", width=3)
+        image.save(data := io.BytesIO(), "JPEG")
+        return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """The agent's surface: run, stream, batch, answers on disk, and errors for bad input."""
 
 import asyncio
+import base64
+import io
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qzoom_agent import Agent, AgentConfig, Box, Trace
+from qzoom_agent import Agent, AgentConfig, Answer, Box, Trace
 from qzoom_agent.async_events import events_of
 from qzoom_agent.errors import ConfigError, ImageError, QzoomError
 from qzoom_agent.messages import Message
@@ -167,6 +170,35 @@ def test_a_stream_may_be_left_early() -> None:
 def test_bad_input_raises_before_the_first_event_is_asked_for() -> None:
     with pytest.raises(ConfigError):
         agent().stream(IMAGE, "")
+
+
+def test_an_answer_is_read_from_disk_and_says_where_it_looked(tmp_path: Path) -> None:
+    answer = agent().run(IMAGE, "What?")
+    again = Answer.load(answer.save(tmp_path / "run"))
+    assert again.trace == answer.trace and (again.text, again.status) == (answer.text, answer.status)
+    assert all(
+        again.store.image(view.id).tobytes() == answer.store.image(view.id).tobytes() for view in again.trace.views
+    )
+    assert answer.boxes == [answer.trace.views[-1].box] and answer.trace.views[-1].kind == "crop"
+    (found,) = json.loads(answer.to_detections("code"))
+    assert found["label"] == "code" and json.loads(answer.to_detections())[0]["label"] == "42 <b>"
+    thousandths = [side * by for side, by in zip(answer.boxes[0], (1000 / 800, 1000 / 600) * 2, strict=True)]
+    assert np.allclose(found["bbox_2d"], thousandths, atol=0.5)
+    (tmp_path / "run" / "images" / f"{answer.trace.views[0].digest}.png").unlink()
+    with pytest.raises(ImageError, match="missing"):
+        Answer.load(tmp_path / "run")
+
+
+def test_a_notebook_shows_the_picture_with_the_boxes() -> None:
+    answer = agent().run(IMAGE, "What <i>?")
+    shown = answer._repr_html_()
+    assert "What &lt;i&gt;?" in shown and "42 &lt;b&gt;" in shown
+    (data,) = re.findall(r"data:image/jpeg;base64,([^\"]+)", shown)
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
+    assert picture.shape == (360, 480, 3)
+    red = (picture[..., 0] - picture[..., 1]) > 80
+    x1, y1, _, _ = (int(side * 0.6) for side in answer.boxes[0])
+    assert red[y1 : y1 + 3, x1 + 5 : x1 + 20].all()
 
 
 # ---- batches -------------------------------------------------------------------------------------------------------

@@ -163,6 +163,24 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
+def vllm_with_tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """vLLM that takes nano's calls out of the text, and is told how to write results in nano's words."""
+    here = Path(__file__).parent
+    engine = Engine(
+        *(str(ENGINES / "bin" / "vllm"), "serve", str(NANO_FOLDER), "--served-model-name", "served"),
+        *("--dtype", "bfloat16", "--enforce-eager", "--max-model-len", "2048", "--block-size", str(BLOCK)),
+        *("--limit-mm-per-prompt", '{"image": 8}', "--enable-prompt-tokens-details"),
+        *("--enable-auto-tool-choice", "--tool-parser-plugin", str(here / "nano_tools.py")),
+        *("--tool-call-parser", "nano", "--chat-template", str(here / "nano_tools.jinja")),
+        log=tmp_path_factory.mktemp("tools") / "log",
+        model="served",
+    )
+    engine.start()
+    yield engine
+    engine.kill()
+
+
+@pytest.fixture(scope="module")
 def served(vllm: Engine, tmp_path_factory: pytest.TempPathFactory) -> Served:
     agent, out = vllm.agent(), tmp_path_factory.mktemp("served") / "run"
     assert isinstance(agent.backend, ServerBackend)
@@ -252,6 +270,29 @@ def test_a_reply_of_vllm_is_streamed_and_ends_when_it_is_left(vllm: Engine, serv
         time.sleep(0.1)
     assert metric("num_requests_running") == 0
     assert metric("generation_tokens_total") - written < 200
+
+
+@pytest.mark.parametrize("api", ["chat", "responses"])
+def test_native_tool_calls_by_vllm_answer_as_the_local_model(
+    vllm_with_tools: Engine, local: dict[tuple[str, int], SampleResult], api: str, tmp_path: Path
+) -> None:
+    plain = "{images}{question}"
+    words = {"system": "", "user": plain, "user_without_tools": plain, "final": "Answer now."}
+    native = {"api": api, "tools": "native", "protocol": "deepeyes", "prompt": words}
+    agent = vllm_with_tools.agent(**native)
+    rows = asked(agent, tmp_path / "run", n=(n := max(1, N // 2)), workers=4)
+    different = differing(local, rows)
+    calls = [sum(found[key].usage.requested for key in rows) for found in (rows, local)]
+    print(f"\nvLLM, native tools by {api}: {len(rows) - len(different)} of {len(TASKS) * n} equal; calls {calls}")
+    assert not [row.error for row in rows.values() if row.status == "error"]
+    assert len(different) <= 1, different
+    assert calls[0] == calls[1] > 0
+    board = find_task("needle-scene").load(TaskSource(n=n))[0]
+    *told, last = agent.stream(board.image, board.question)
+    assert last.answer is not None and last.answer.text == rows["needle-scene", 0].answer
+    first, later = last.answer.trace.turns
+    assert first.calls[0].id and first.calls[0].result and later.cached_tokens
+    assert sum(event.kind == "token" and event.data["turn"] == later.index for event in told) > 1
 
 
 def test_transformers_serve_answers_as_the_local_model(

@@ -21,77 +21,12 @@ from qzoom_agent.models.chat_reply import CompletionReader, ReplyReader
 from qzoom_agent.models.chat_stream import UnusableReply
 from qzoom_agent.models.hosted import connection, served_preset
 from qzoom_agent.models.response_reply import ResponseReader
-from tests.models.misbehaving import Connection, Misbehaving
+from tests.models.misbehaving import CALL, Connection, Misbehaving
+from tests.models.replies import REASONING, call, events, turn
 
 PHOTO = Image.new("RGB", (1200, 900), "white")
 APIS = ("chat", "responses")
-BOXES = ([100, 100, 300, 300], [600, 600, 900, 900])
-USAGE = {"input_tokens": 30, "output_tokens": 4, "input_tokens_details": {"cached_tokens": 20}}
 SIGNED = {"google": {"thought_signature": "c2lnbmVk"}}
-REASONING = {
-    "type": "reasoning",
-    "id": "rs_1",
-    "summary": [],
-    "encrypted_content": "gAAAAsealed",
-    "status": "completed",
-}
-
-
-def call(number: int, arguments: Any = None, **more: Any) -> dict[str, Any]:
-    written = arguments if isinstance(arguments, str) else json.dumps(arguments or {"bbox_2d": BOXES[number]})
-    return {"id": f"call_{number}", "name": "image_zoom_in_tool", "arguments": written, **more}
-
-
-def turn(api: str, text: str = "", *calls: dict[str, Any], cut: bool = False, thought: bool = False) -> dict[str, Any]:
-    """Return a whole reply of a server."""
-    if api == "chat":
-        functions = [
-            {"id": one["id"], "type": "function", "function": {key: one[key] for key in ("name", "arguments")}}
-            | {key: one[key] for key in ("extra_content",) if key in one}
-            for one in calls
-        ]
-        message = {"role": "assistant", "content": text or None, **({"tool_calls": functions} if calls else {})}
-        usage = {"prompt_tokens": 30, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 20}}
-        finish = "length" if cut else "tool_calls" if calls else "stop"
-        return {"choices": [{"index": 0, "message": message, "finish_reason": finish}], "usage": usage}
-    output: list[dict[str, Any]] = [REASONING] if thought else []
-    if text:
-        part = {"type": "output_text", "text": text, "annotations": []}
-        output.append({"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [part]})
-    for one in calls:
-        known = {"call_id": one["id"], "name": one["name"], "arguments": one["arguments"]}
-        output.append({"type": "function_call", "id": f"fc_{one['id']}", "status": "completed", **known})
-    status: dict[str, Any] = {"status": "completed", "incomplete_details": None}
-    if cut:
-        status = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
-    return {"id": "resp_1", "object": "response", "error": None, "output": output, "usage": USAGE, **status}
-
-
-def events(api: str, reply: dict[str, Any]) -> list[Any]:
-    """Return the events that a whole reply is streamed as, texts and arguments in pieces of three characters."""
-    cut = lambda text: [text[at : at + 3] for at in range(0, len(text), 3)]  # noqa: E731
-    if api == "chat":
-        choice = reply["choices"][0]
-        message, found = choice["message"], [{"role": "assistant"}]
-        found += [{"content": piece} for piece in cut(message["content"] or "")]
-        for index, one in enumerate(message.get("tool_calls", ())):
-            head = {**one, "index": index, "function": {"name": one["function"]["name"], "arguments": ""}}
-            found.append({"tool_calls": [head]})
-            pieces = cut(one["function"]["arguments"])
-            found += [{"tool_calls": [{"index": index, "function": {"arguments": piece}}]} for piece in pieces]
-        chunks = [{"choices": [{"index": 0, "delta": part, "finish_reason": None}]} for part in found]
-        last = {"choices": [{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}]}
-        return [*chunks, last, {"choices": [], "usage": reply["usage"]}]
-    begun = {**reply, "output": [], "usage": None, "status": "in_progress", "incomplete_details": None}
-    found = [{"type": "response.created", "response": begun}]
-    for item in reply["output"]:
-        found.append({"type": "response.output_item.added", "item": {**item, "status": "in_progress"}})
-        for piece in cut(item["content"][0]["text"] if item["type"] == "message" else ""):
-            found.append({"type": "response.output_text.delta", "delta": piece})
-        for piece in cut(item.get("arguments", "")):
-            found.append({"type": "response.function_call_arguments.delta", "delta": piece})
-        found.append({"type": "response.output_item.done", "item": item})
-    return [*found, {"type": f"response.{reply['status']}", "response": reply}]
 
 
 def play(server: Misbehaving, api: str, *replies: dict[str, Any]) -> None:
@@ -310,10 +245,7 @@ def test_a_run_is_resumed_with_its_calls_and_signatures(server: Misbehaving, tmp
 
 
 def test_a_call_in_the_text_is_served_though_the_server_did_not_find_it(server: Misbehaving) -> None:
-    text = (
-        f"<tool_call>\n{json.dumps({'name': 'image_zoom_in_tool', 'arguments': {'bbox_2d': BOXES[0]}})}\n</tool_call>"
-    )
-    play(server, "chat", turn("chat", text), turn("chat", "42"))
+    play(server, "chat", turn("chat", CALL), turn("chat", "42"))
     answer = ask(server, "chat")
     assert (answer.text, answer.usage.served) == ("42", 1)
     said, shown = server.requests[1].body["messages"][1:]

@@ -163,12 +163,14 @@ def _call(call: dict[str, Any], protocol: str) -> str:
         arguments = json.loads(call["arguments"])
     except (ValueError, RecursionError):
         arguments = call["arguments"]
-    if protocol == "mini_o3":
+    written = {"name": call["name"], "arguments": arguments}
+    if call["call_id"]:
+        written["id"] = call["call_id"]
+    elif protocol == "mini_o3":
         return f"<grounding>{json.dumps(arguments)}</grounding>"
-    if protocol == "plain" and isinstance(arguments, dict) and (key := box_key(arguments)):
+    elif protocol == "plain" and isinstance(arguments, dict) and (key := box_key(arguments)):
         return f"ZOOM: {key} {arguments[key]}"
-    named = {"name": call["name"], "arguments": arguments} | ({"id": call["call_id"]} if call["call_id"] else {})
-    return f"<tool_call>\n{json.dumps(named)}\n</tool_call>"
+    return f"<tool_call>\n{json.dumps(written)}\n</tool_call>"
 
 
 def _closed(text: str, stop: Sequence[str], reason: str | None, *, cut: bool) -> str:

@@ -80,5 +80,5 @@ def connection(url: str) -> tuple[Api, str]:
 
 
 def _provider(url: str) -> _Provider | None:
-    host = urlsplit(base_url(url)).hostname
-    return next((one for one in _PROVIDERS if one.host == host), None)
+    host = f".{urlsplit(base_url(url)).hostname}"
+    return next((one for one in _PROVIDERS if host.endswith(f".{one.host}")), None)  # regions: eu.api.openai.com

@@ -367,6 +367,8 @@ def test_native_calls_need_a_server() -> None:
     ("url", "model", "api", "key", "native"),
     [
         ("https://api.openai.com/v1", "gpt-5-mini", "responses", "OPENAI_API_KEY", True),
+        ("https://eu.api.openai.com/v1", "o4-mini", "responses", "OPENAI_API_KEY", True),
+        ("https://fakeapi.openai.com.example/v1", "o4-mini", "chat", "OPENAI_API_KEY", True),
         ("https://api.anthropic.com/v1", "claude-sonnet-5", "chat", "ANTHROPIC_API_KEY", True),
         ("https://generativelanguage.googleapis.com/v1beta/openai", "gemini-3-flash", "chat", "GEMINI_API_KEY", True),
         ("https://a.router/api/v1", "anthropic/claude-opus-4.8", "chat", "OPENAI_API_KEY", True),

@@ -27,7 +27,7 @@ _ASK: Final = (
     'JSON only: {{"bbox_2d": [x1, y1, x2, y2]}}, where x1, y1 is the top-left and x2, y2 the bottom-right corner of '
     'that part in {frame}.{several} If nothing has to be enlarged, reply {{"bbox_2d": null}}.'
 )
-_NOTHING: Final = (None, "", "null", "none", "None", [])
+_NOTHING: Final[tuple[object, ...]] = (None, "", "null", "none", "None", [])
 """Ways to write that there is no box."""
 _SEVERAL: Final = " If several parts are needed, give a list of up to {limit} of them, the most important first."
 

@@ -327,7 +327,8 @@ def _gemma3(folder: Path) -> Path:
     )
 
 
-def _gemma4(folder: Path, **more: Any) -> Path:
+def gemma4(folder: Path, **more: Any) -> Path:
+    """Save a Gemma 4 whose text config has these settings too."""
     tokens = {
         "image_token": "<|image|>",
         "boi_token": "<|image>",
@@ -337,7 +338,6 @@ def _gemma4(folder: Path, **more: Any) -> Path:
         "eoa_token": "<audio|>",
         "video_token": "<|video|>",
     }
-    kinds = ["sliding_attention", "full_attention"]
     return _save(
         folder,
         "gemma4",
@@ -346,13 +346,15 @@ def _gemma4(folder: Path, **more: Any) -> Path:
             "text_config": _text(
                 tokenizer,
                 "gemma4_text",
-                layer_types=kinds,
-                sliding_window=16,
-                global_head_dim=8,
-                vocab_size_per_layer_input=len(tokenizer),
-                hidden_size_per_layer_input=8,
-                num_kv_shared_layers=0,
-                **more,
+                **{
+                    "layer_types": ["sliding_attention", "full_attention"],
+                    "sliding_window": 16,
+                    "global_head_dim": 8,
+                    "vocab_size_per_layer_input": len(tokenizer),
+                    "hidden_size_per_layer_input": 8,
+                    "num_kv_shared_layers": 0,
+                    **more,
+                },
             ),
             "vision_config": {
                 "hidden_size": 32,
@@ -472,8 +474,8 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "idefics3": _idefics("idefics3", "Idefics3ImageProcessorPil", "Idefics3Processor"),
     "smolvlm": _idefics("smolvlm", "SmolVLMImageProcessorPil", "SmolVLMProcessor"),
     "gemma3": _gemma3,
-    "gemma4": _gemma4,
-    "gemma4_bidirectional": lambda folder: _gemma4(folder, use_bidirectional_attention="vision"),
+    "gemma4": gemma4,
+    "gemma4_bidirectional": lambda folder: gemma4(folder, use_bidirectional_attention="vision"),
     "mistral3": _mistral3,
     "pixtral": _pixtral,
     "paligemma": _paligemma(""),

@@ -5,9 +5,11 @@ BPE trained on a few sentences, with the special tokens of the Qwen family or th
 own chat template, which writes results of tools into a user turn; Qwen2.5-VL has one that knows nothing of tools.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
@@ -20,6 +22,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
@@ -27,7 +31,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from trl.chat_template_utils import qwen3_vl_chat_template
 
-Family = Literal["qwen2_5_vl", "qwen3_vl", "llava"]
+Family = Literal["qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", "llava"]
+MIXED: frozenset[Family] = frozenset({"qwen3_5", "gemma4"})
+"""Families with two kinds of layers; here every second layer has full attention."""
 
 QWEN_TOKENS = (
     "<|endoftext|>",
@@ -68,8 +74,19 @@ def build(
     template: str | None = None,
     **text_config: Any,
 ) -> Path:
-    """Save a model of `family` in `folder` and return the folder. Factors: 28, 32; 14 with a fixed 56 px for LLaVA."""
+    """Save a model of `family` in `folder` and return the folder.
+
+    Factors: 28 for Qwen2.5-VL, 32 for the later ones, 48 for Gemma 4; 14 with a fixed 56 px for LLaVA.
+    """
     torch.manual_seed(seed)
+    if family == "gemma4":
+        if find_spec("transformers.models.gemma4.image_processing_pil_gemma4") is None:
+            pytest.skip("Gemma 4's images need torchvision before transformers 5.21")
+        from tests.tiny_families import gemma4  # which imports this module
+
+        kinds = ["sliding_attention", "full_attention"] * (layers // 2)
+        more = {"hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision", "num_hidden_layers": layers}
+        return gemma4(folder, layer_types=kinds, **more, **text_config)
     if family == "llava":
         tokenizer = _tokenizer(("<s>", "</s>", "<image>"), eos="</s>", template=template or LLAVA_TEMPLATE, llama=True)
         _llava(tokenizer, layers, hidden, folder)
@@ -143,6 +160,13 @@ def _qwen(
         vision |= {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]}
         return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
     text |= {"head_dim": hidden // 4}
+    if family == "qwen3_5":
+        text["rope_parameters"] |= {"partial_rotary_factor": 0.5, "mrope_interleaved": True, "mrope_section": [1, 1, 0]}
+        text |= {"layer_types": ["linear_attention", "full_attention"] * (layers // 2)}
+        text |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
+        text |= {"linear_value_head_dim": 8}
+        vision |= {"patch_size": 16, "num_position_embeddings": 64}
+        return Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text, vision_config=vision, **ids))
     vision |= {"patch_size": 16, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
     return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **ids))
 

@@ -7,13 +7,15 @@ left so that the last token of every row is in the last column, and afterwards h
 
 One mask says which columns are real, and positions are passed explicitly, so padding costs time and changes nothing:
 every row gets the answer of its session alone (tests/models/test_hf_batch.py). Prompts that are equal, and show the
-same encoded views, are prefilled once.
+same encoded views, are prefilled once. Recurrent states (Qwen3.5) do not pass over padding unchanged, so such models
+look and prefill one row at a time; their rows generate together.
 
 Shapes: ids (rows, tokens); positions (3, rows, tokens) for MRoPE families, else (rows, tokens); hidden states (rows,
 tokens, hidden); keys and values (rows, heads, tokens, width); valid (rows, columns) bool: True for real tokens.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, NamedTuple, cast
 
@@ -30,8 +32,10 @@ from qzoom_agent.models.hf_generation import GeneratedTurn, GenerationRequest, P
 from qzoom_agent.models.hf_session import HFSession, closed_on_error
 from qzoom_agent.models.interface import Reply
 from qzoom_agent.models.prompts import Prompt
-from qzoom_agent.perception.decoder import Decoder, Embedded, Prefill, Rotary
+from qzoom_agent.perception.caches import copied, joined, recurrent
+from qzoom_agent.perception.decoder import Decoder, Embedded, Prefill, Rotaries
 from qzoom_agent.perception.look import look
+from qzoom_agent.perception.masks import Masks, layer_masks
 from qzoom_agent.trace import PerceptionRecord
 
 
@@ -71,6 +75,11 @@ class BatchEngine:
         further: bool = False,
     ) -> list[list[PerceptionRecord]]:
         """Run `HFSession.look` on many sessions; `seconds` of a record is the row's share of the batch."""
+        if self._decoder.recurrent:
+            return [
+                session.look(talk, options=options, map_always=map_always, further=further)
+                for session, talk in zip(sessions, conversations, strict=True)
+            ]
         began = perf_counter()
         with closed_on_error(sessions):
             prepared = [
@@ -90,7 +99,7 @@ class BatchEngine:
                 self._decoder.adapter,
                 hidden,
                 rotary=rotary,
-                mask=causal_mask(valid, hidden.shape[1], hidden),
+                mask=self._masks(valid, hidden, ready),
                 images=[
                     # columns of the padded batch
                     [
@@ -128,8 +137,9 @@ class BatchEngine:
             before, new = prefills[at].hidden, states[at : at + 1, held[row] - len(prompts[at].prompt.ids) :]
             prefills[at].cache = own
             prefills[at].hidden = new if before is None else torch.cat((before, new), dim=1)
+            prefills[at].visual = self._visual([prompts[at]])
 
-    def _states(self, sessions: Sequence[HFSession], ready: Sequence[Prepared]) -> tuple[Tensor, Tensor, Rotary]:
+    def _states(self, sessions: Sequence[HFSession], ready: Sequence[Prepared]) -> tuple[Tensor, Tensor, Rotaries]:
         """Return the states of unfinished prefills, padded on the left, their valid columns and rotary embeddings."""
         hidden = _left_padded([cast(Tensor, cast(Prefill, one.prefill).hidden) for one in sessions])
         placed, longest = [one.positions for one in ready], hidden.shape[1]
@@ -172,7 +182,8 @@ class BatchEngine:
                 # rows that have ended are fed on, to keep the batch rectangular, but their columns count as padding
                 nonlocal valid
                 valid = torch.cat((valid, going[:, None]), dim=1)
-                return self._step(self._decoder.embed(ids, []), positions, valid, rows.cache)
+                with _frozen(rows.cache, going):
+                    return self._step(self._decoder.embed(ids, []), positions, valid, rows.cache)
 
             turns = write_turns(requests, rows.logits, forward)
             for request, turn, own in zip(
@@ -189,6 +200,8 @@ class BatchEngine:
 
     def _prefill(self, requests: Sequence[GenerationRequest]) -> _Rows:
         """Prefill the prompts; those of sessions with an unfinished prefill stand behind the others."""
+        if self._decoder.recurrent:
+            return self._one_by_one(requests)
         fresh = [one for one in requests if one.session.prefill is None]
         looked = requests[len(fresh) :]
         if not fresh or not looked:
@@ -198,6 +211,19 @@ class BatchEngine:
         own = [*self._split(one.cache, one.valid, every), *self._split(other.cache, other.valid, every)]
         logits, cached = torch.cat((one.logits, other.logits)), one.cached + other.cached
         return _Rows(*self._stack(own, every), logits, cached, one.token_layers + other.token_layers)
+
+    def _one_by_one(self, requests: Sequence[GenerationRequest]) -> _Rows:
+        """Prefill the prompts as their sessions do."""
+        caches, logits, cached, token_layers = [], [], [], []
+        for session, prompt, positions in ((one.session, one.ready.prompt, one.ready.positions) for one in requests):
+            with torch.inference_mode():  # as in a session, whose states are updated in place
+                cached.append(session.keep(prompt))
+                last, work = session.feed(prompt, positions, cached[-1])
+            logits.append(last)
+            token_layers.append(work)
+            caches.append(session.cache)
+            session.cache = self._cache()
+        return _Rows(*self._stack(caches, range(self._decoder.depth)), torch.cat(logits), cached, token_layers)
 
     def _all_layers(self, requests: Sequence[GenerationRequest]) -> _Rows:
         """Run all layers on what the sessions' caches lack."""
@@ -220,7 +246,7 @@ class BatchEngine:
         hidden, valid, rotary = self._states(sessions, ready)
         for session in sessions:
             session.prefill = None  # the row is in the batch now
-        upper, mask = range(k, decoder.depth), causal_mask(valid, hidden.shape[1], hidden)
+        upper, mask = range(k, decoder.depth), self._masks(valid, hidden, ready)
         out = decoder.run(hidden, upper, rotary=rotary, mask=mask, cache=cache)
         lengths = [len(one.prompt.ids) for one in ready]
         work = [float(k * (n - held) + len(upper) * n) for n, held in zip(lengths, shared, strict=True)]
@@ -233,11 +259,11 @@ class BatchEngine:
         starts: Sequence[int],
         caches: list[DynamicCache],
         layers: range,
-    ) -> tuple[Tensor, DynamicCache, Tensor, Rotary, Tensor]:
+    ) -> tuple[Tensor, DynamicCache, Tensor, Rotaries, Masks]:
         """Run layers on each row's ids from its start on, behind the caches, which hold those before it.
 
         Returns:
-            The states of the new ids, the stacked cache, its valid columns, and rotary embeddings and mask of the new
+            The states of the new ids, the stacked cache, its valid columns, and rotary embeddings and masks of the new
             ids.
         """
         cache, held = self._stack(caches, layers, starts)
@@ -247,18 +273,29 @@ class BatchEngine:
             session.cache = self._cache()
         new, positions, real = padded(sessions, ready, starts)
         valid = torch.cat((held, real), dim=1)
-        mask = causal_mask(valid, real.shape[1], new.hidden)
+        mask = layer_masks(self._backend.model.config, valid, new.hidden, visual=new.visual)
         rotary = self._decoder.rotary(new.hidden, positions)
         return self._decoder.run(new, layers, rotary=rotary, mask=mask, cache=cache), cache, valid, rotary, mask
 
     def _step(self, new: Embedded, positions: Tensor, valid: Tensor, cache: DynamicCache) -> Tensor:
         """Run all layers on new tokens, the last columns of `valid`; return logits (rows, vocabulary)."""
         decoder = self._decoder
-        rotary, mask = decoder.rotary(new.hidden, positions), causal_mask(valid, new.hidden.shape[1], new.hidden)
+        rotary, mask = decoder.rotary(new.hidden, positions), layer_masks(decoder.model.config, valid, new.hidden)
         return decoder.logits(decoder.run(new, range(decoder.depth), rotary=rotary, mask=mask, cache=cache))
 
     def _cache(self) -> DynamicCache:
-        return DynamicCache(config=self._backend.model.config)
+        return self._decoder.cache()
+
+    def _visual(self, ready: Sequence[Prepared]) -> Tensor:
+        """Return the visual tokens of prompts, (rows, tokens) bool, padded on the left."""
+        image, device = self._backend.codec.image_id, self._backend.model.device
+        return _left_padded([torch.tensor([one.prompt.ids], device=device)[..., None] == image for one in ready])[
+            ..., 0
+        ]
+
+    def _masks(self, valid: Tensor, hidden: Tensor, ready: Sequence[Prepared]) -> Masks:
+        """Return the masks of whole conversations over themselves."""
+        return layer_masks(self._backend.model.config, valid, hidden, visual=self._visual(ready))
 
     def _stack(
         self, caches: Sequence[DynamicCache], layers: range, counts: Sequence[int] | None = None
@@ -277,6 +314,9 @@ class BatchEngine:
             return stacked, valid
         for index in layers:
             held: list[Any] = [one.layers[index] for one in caches]
+            if index in recurrent(stacked):  # no padding: every cache holds tokens
+                stacked.layers[index] = joined(held, torch.cat)
+                continue
             some = next(one for one, count in zip(held, counts, strict=True) if count)
             # an empty cache may have no tensors yet: its row is padding alone, shaped like the others
             keys, values = (
@@ -297,6 +337,10 @@ class BatchEngine:
         own = [self._cache() for _ in columns]
         for index in layers:
             held: Any = cache.layers[index]
+            if index in recurrent(cache):
+                for row, one in enumerate(own):
+                    one.layers[index] = joined([held], lambda parts, row=row: parts[0][row : row + 1].clone())
+                continue
             for row, (one, kept) in enumerate(zip(own, columns, strict=True)):
                 one.update(held.keys[row : row + 1, :, kept], held.values[row : row + 1, :, kept], index)
             held.keys = held.values = held.keys[:0]  # frees the layer: never two copies of the whole cache
@@ -308,6 +352,9 @@ class BatchEngine:
         cache = self._cache()
         for index, layer in enumerate(rows.cache.layers):
             held: Any = layer
+            if index in recurrent(rows.cache):
+                cache.layers[index] = joined([held], lambda parts: parts[0][at])
+                continue
             cache.update(held.keys[at], held.values[at], index)
         cached, work = [rows.cached[place] for place in places], [rows.token_layers[place] for place in places]
         return _Rows(cache, rows.valid[at], rows.logits[at], cached, work)
@@ -346,17 +393,17 @@ def padded(
     return Decoder(backend.model).embed(ids, features), where, valid
 
 
-def causal_mask(valid: Tensor, new: int, like: Tensor) -> Tensor:
-    """Return the additive mask (rows, 1, new, keys) of the last `new` columns over all real ones up to themselves.
+@contextmanager
+def _frozen(cache: DynamicCache, going: Tensor) -> Iterator[None]:
+    """Keep the recurrent states of rows that have ended as they are while the block runs the others."""
+    before = {} if bool(going.all()) else {at: copied(layer) for at, layer in recurrent(cache).items()}
+    yield
+    for at, layer in before.items():
 
-    A padded token sees itself, so that no row of the softmax is empty; no real token ever sees it.
-    """
-    keys = valid.shape[1]
-    at = torch.arange(keys, device=valid.device)
-    asking = at[keys - new :, None]
-    seen = (valid[:, None, :] & (at <= asking)) | (at == asking)
-    floor = torch.finfo(like.dtype).min
-    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill(~seen, floor)[:, None]
+        def chosen(pair: list[Tensor]) -> Tensor:
+            return torch.where(going.view(-1, *[1] * (pair[0].ndim - 1)), *pair)
+
+        cache.layers[at] = joined([cache.layers[at], layer], chosen)
 
 
 def _left_padded(parts: Sequence[Tensor]) -> Tensor:

@@ -22,8 +22,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 from transformers.utils.generic import ModelOutput
 
 from qzoom_agent.config import PerceptionConfig
@@ -34,11 +32,22 @@ from qzoom_agent.messages import Message, view_ids
 from qzoom_agent.models.hf_generation import GenerationRequest, Prepared, write_turns
 from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams
 from qzoom_agent.models.prompts import EncodedTurn, ImageSpan, Prompt, fit
-from qzoom_agent.perception.adapters import TILED, Cells, Grid, adapter_for, align, base_view, grid_of
+from qzoom_agent.perception.adapters import (
+    TILED,
+    Cells,
+    Grid,
+    adapter_for,
+    align,
+    base_view,
+    grid_of,
+    merged,
+    patch_grid,
+)
 from qzoom_agent.perception.branches import BranchConfig, Branches
+from qzoom_agent.perception.caches import Snapshots, new_cache
 from qzoom_agent.perception.decoder import Decoder, Prefill
 from qzoom_agent.perception.look import BranchOutput, look
-from qzoom_agent.perception.transformers_versions import crop, forward, image_features
+from qzoom_agent.perception.transformers_versions import forward, image_features
 from qzoom_agent.trace import PerceptionRecord, Quad
 
 if TYPE_CHECKING:
@@ -59,7 +68,7 @@ class EncodedView:
     tokens: int
     """Number of visual tokens among them."""
     grid: Tensor | None
-    """(1, 3) patches in time, height, width, for families that place images in two dimensions."""
+    """(1, 3) patches in time, height, width, for families whose images have no fixed grid."""
     features: ModelOutput
     """Output of the family's `get_image_features`, which `forward` takes as it is."""
 
@@ -88,16 +97,19 @@ class HFSession:
         self._lean = False
         # only families with positions in two dimensions (MRoPE) have this method
         self._rope_index = getattr(self._model.base_model, "get_rope_index", None)
+        text = self._model.config.get_text_config()
+        self._sees_forwards = getattr(text, "use_bidirectional_attention", None) == "vision"
         self._places: dict[str, tuple[str, Cells]] = {}
         self._digests: dict[str, str] = {}
         self._images: dict[str, EncodedView] = {}
         self._turns: list[EncodedTurn] = []
-        self.limit: int = self._model.config.get_text_config().max_position_embeddings
+        self.limit: int = text.max_position_embeddings
         """Positions that the model was built for."""
         self.held = Prompt()
         """The ids that cache or prefill hold."""
-        self.cache = DynamicCache(config=self._model.config)
+        self.cache = new_cache(self._model.config)
         """Keys and values of `held`, (1, heads, tokens, width) in each layer; not in use while there is a `prefill`."""
+        self._snapshots = Snapshots()
         self.prefill: Prefill | None = None
         """The coarse pass that a look left unfinished; None otherwise."""
         self.prompt_logits: Tensor | None = None
@@ -143,7 +155,7 @@ class HFSession:
                 decoder.adapter,
                 hidden,
                 rotary=decoder.rotary(hidden, ready.positions),
-                mask=decoder.mask(hidden),
+                mask=decoder.mask(hidden, visual=prefill.visual),
                 images=[self.searched(prompt, branches, further=further)],
                 options=options,
                 map_always=map_always,
@@ -275,19 +287,18 @@ class HFSession:
         return prompt.ids, shown, tuple(self._places.items()), None if self.prefill is None else id(self)
 
     def keep(self, prompt: Prompt) -> int:
-        """Crop the cache, or the unfinished prefill, to the ids that it shares with `prompt`; return their number."""
+        """Crop the cache, or the unfinished prefill, to the ids that it shares with `prompt`, or to fewer where states
+        have to go back further; return their number.
+        """
         if self.prefill is not None and prompt == self.held:
             return len(prompt.ids)  # the upper layers are still to come, so even the last id need not be run again
         shared = prompt.shared(self.held)
-        surplus = len(self.held.ids) - shared
         if self.prefill is not None:
-            self.prefill.keep(shared)
-        elif surplus and not all(type(layer) is DynamicLayer for layer in self.cache.layers):
-            # sliding windows and recurrent states have lost what a shorter cache would hold
-            self._forget()
-            return 0
-        elif surplus:
-            crop(self.cache, surplus)
+            shared = self.prefill.keep(shared)
+        else:
+            shared = self._snapshots.crop(self.cache, shared, surplus=len(self.held.ids) - shared)
+            if not shared:
+                self._forget()
         self.held = self.held.head(shared)
         return shared
 
@@ -304,7 +315,8 @@ class HFSession:
         for at, (begin, end) in enumerate(pairwise(edges)):
             ids = torch.tensor([prompt.ids[begin:end]], device=self._model.device)
             features = self._images[images[at].view].features if images else None
-            logits = self._forward(ids, positions[..., begin:end], features)
+            logits = self._forward(ids, positions[..., begin:end], features, prompt.ids[:end])
+        self._snapshots.take(self.cache, len(prompt.ids))
         return logits, (len(prompt.ids) - start) * self._model.config.get_text_config().num_hidden_layers
 
     def _finish(self, prefill: Prefill, prompt: Prompt, positions: Tensor, start: int) -> tuple[Tensor, float]:
@@ -317,6 +329,7 @@ class HFSession:
         hidden = cast(Tensor, prefill.hidden)
         logits, more = prefill.finish(decoder.rotary(hidden, positions), lean=self._lean)
         self.prefill, self.cache = None, prefill.cache
+        self._snapshots.take(self.cache, len(prompt.ids))
         return logits, work + more
 
     def features(self, prompt: Prompt, start: int) -> list[ModelOutput]:
@@ -339,8 +352,15 @@ class HFSession:
         """Return the index of the first visual token of each image: its ids may begin with a marker."""
         return [prompt.ids.index(self._codec.image_id, span.start) for span in prompt.spans]
 
-    def _forward(self, ids: Tensor, positions: Tensor, features: ModelOutput | None = None) -> Tensor:
-        return forward(self._model, ids, positions=positions, cache=self.cache, features=features)
+    def _forward(
+        self, ids: Tensor, positions: Tensor, features: ModelOutput | None = None, so_far: Sequence[int] = ()
+    ) -> Tensor:
+        more: dict[str, Any] = {}
+        if self._sees_forwards and features is not None:
+            # the stock mask reads them by position, from the start of the conversation
+            types = torch.tensor([so_far], device=ids.device) == self._codec.image_id
+            more["mm_token_type_ids"] = types.int()
+        return forward(self._model, ids, positions=positions, cache=self.cache, features=features, **more)
 
     def digest(self, view: str) -> str:
         """Return the digest of a view's pixels."""
@@ -361,7 +381,7 @@ class HFSession:
         if self._encodes:
             return encode_views(self.backend, {view: self.image(view)})[view]
         ids, inputs = self._codec.pixels(self.image(view))
-        return EncodedView(ids, ids.count(self._codec.image_id), inputs.get("image_grid_thw"), NO_FEATURES)
+        return EncodedView(ids, ids.count(self._codec.image_id), patch_grid(inputs), NO_FEATURES)
 
     def _positions(self, prompt: Prompt) -> Tensor:
         if self._rope_index is None:
@@ -379,8 +399,7 @@ class HFSession:
             if view in starts and source in starts:
                 grid, start = self._images[view].grid, starts[view]
                 assert grid is not None  # a family that places images in two dimensions
-                merge = int(self._model.config.vision_config.spatial_merge_size)
-                rows, columns = int(grid[0, 1]) // merge, int(grid[0, 2]) // merge
+                rows, columns = merged(self._model.config, grid)
                 crop = (start, start + rows * columns)
                 positions = align(positions, source=starts[source], crop=crop, grid=(rows, columns), cells=cells)
         return positions.to(self._model.device)
@@ -388,7 +407,8 @@ class HFSession:
     def _forget(self) -> None:
         self.prefill = None
         self.held = Prompt()
-        self.cache = DynamicCache(config=self._model.config)
+        self.cache = new_cache(self._model.config)
+        self._snapshots = Snapshots()
 
 
 def _corners(grid: Grid, cells: Cells) -> Quad:
@@ -435,7 +455,7 @@ def _encode_batch(
         # an image that is encoded by itself keeps the form that its family's `forward` takes
         pooled = features.pooler_output if len(batch) == 1 else (features.pooler_output[at],)
         own = type(features)(pooler_output=pooled, **stacks)
-        encoded[name] = EncodedView(ids, ids.count(image_id), inputs.get("image_grid_thw"), own)
+        encoded[name] = EncodedView(ids, ids.count(image_id), patch_grid(inputs), own)
     return encoded
 
 

@@ -101,7 +101,7 @@ def _by_layers(loaded: "HFBackend", session: "HFSession", prompt: Prompt, positi
     """Compare the decoder driven layer by layer, as a look drives it."""
     decoder = Decoder(loaded.model)
     new = decoder.embed(torch.tensor([prompt.ids], device=loaded.model.device), session.features(prompt, 0))
-    rotary, mask = decoder.rotary(new.hidden, positions), decoder.mask(new.hidden)
+    rotary, mask = decoder.rotary(new.hidden, positions), decoder.mask(new.hidden, visual=new.visual)
     ours = decoder.logits(decoder.run(new, range(decoder.depth), rotary=rotary, mask=mask))[0]
     far = distance(ours, logits)
     return f"layer by layer its logits differ by {far:.1%} of their spread" if far > tolerance(loaded) else ""

@@ -2,13 +2,15 @@
 
 Stock decoders of all families are built alike (`language_model.{embed_tokens, layers, rotary_emb, norm}` and
 `lm_head`), so one driver (`decoder.py`) runs them all. An `Adapter`, chosen by the config's `model_type`, names what
-differs. This module also lays a token grid over a view (`Grid`), aligns the positions of a crop (`align`), and encodes
-the base view of models that show an image in tiles (`base_view`).
+differs. Newer families mix kinds of layers: full attention in some, linear or sliding-window attention in others.
+Branches are made of full-attention layers alone. This module also lays a token grid over a view (`Grid`), aligns the
+positions of a crop (`align`), and encodes the base view of models that show an image in tiles (`base_view`).
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +26,10 @@ Cells = tuple[float, float, float, float]
 """x1, y1, x2, y2 in cells of a token grid, right and bottom exclusive."""
 TILED = frozenset({"llava_next", "llava_onevision"})
 """Families that show an image as a base view and up to a dozen tiles."""
+FULL: Final = "full_attention"
+LINEAR: Final = "linear_attention"
+SLIDING: Final = "sliding_attention"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +45,23 @@ class Adapter:
     """A copy of the decoder's final norm comes before the map's own (SD-RPN for LLaVA)."""
     two_dimensional: bool
     """Visual tokens have a row and a column as positions (MRoPE), so that those of a crop can be aligned."""
+    kinds: frozenset[str] = frozenset({FULL})
+    """Kinds of layers that its decoders have."""
 
 
 QWEN2_5_VL = Adapter("Qwen2.5-VL", ("qwen2_5_vl",), "corner", True, False, True)
 QWEN3_VL = Adapter("Qwen3-VL", ("qwen3_vl",), "first_token", True, False, True)
+QWEN3_5 = Adapter("Qwen3.5", ("qwen3_5", "qwen3_5_moe"), "none", True, False, True, frozenset({FULL, LINEAR}))
+GEMMA4 = Adapter("Gemma 4", ("gemma4", "gemma4_unified"), "none", True, False, False, frozenset({FULL, SLIDING}))
 LLAVA = Adapter("LLaVA", ("llava", "llava_next", "llava_onevision"), "none", False, True, False)
-ADAPTERS = (QWEN2_5_VL, QWEN3_VL, LLAVA)
+ADAPTERS = (QWEN2_5_VL, QWEN3_VL, QWEN3_5, GEMMA4, LLAVA)
 
 
 def adapter_for(config: PretrainedConfig) -> Adapter:
     """Return the adapter for a model's config.
 
     Raises:
-        BackendError: the family is not supported, or a layer of this model does not attend to the whole past.
+        BackendError: the family is not supported, or this model has layers that cannot be run one by one.
     """
     found = next((adapter for adapter in ADAPTERS if config.model_type in adapter.model_types), None)
     if found is None:
@@ -61,12 +71,36 @@ def adapter_for(config: PretrainedConfig) -> Adapter:
             "Adapter to qzoom_agent/perception/adapters.py and run tests/perception/test_families.py on it."
         )
     text = config.get_text_config()
-    if set(getattr(text, "layer_types", None) or {"full_attention"}) != {"full_attention"}:
+    if strange := sorted(set(layer_kinds(text)) - found.kinds):
         raise BackendError(
-            f"This {found.name} model has layers with sliding-window or linear attention. Perception continues an "
-            "unfinished prefill, which needs full attention in every layer; set use_sliding_window to false."
+            f"This {found.name} model has layers of {' and '.join(strange)}. Perception runs {found.name} models whose "
+            f"layers are of {' and '.join(sorted(found.kinds))}; set use_sliding_window to false."
         )
+    if getattr(text, "hidden_size_per_layer_input", 0) or getattr(text, "num_kv_shared_layers", 0):
+        raise BackendError(
+            f"This {found.name} model feeds each layer embeddings of its own or shares keys between layers (as E2B and "
+            "E4B do), so its layers cannot be copied as branches. Use a larger model of the family, or the policy "
+            "'explicit'."
+        )
+    if getattr(text, "use_bidirectional_attention", None) == "all":
+        raise BackendError(f"This {found.name} model attends to later text too, so it cannot be run piece by piece.")
     return found
+
+
+def layer_kinds(text_config: Any) -> list[str]:
+    """Return the kind of each decoder layer: "full_attention" in families that have only one."""
+    kinds = getattr(text_config, "layer_types", None)
+    return list(kinds) if kinds else [FULL] * int(text_config.num_hidden_layers)
+
+
+def full_layers(text_config: Any) -> list[int]:
+    """Return the indices of the layers with full attention: those that heads and branches are taken from."""
+    return [index for index, kind in enumerate(layer_kinds(text_config)) if kind == FULL]
+
+
+def of_full_layers(value: T | dict[str, T]) -> T:
+    """Return the value for full-attention layers, where there may be one for each kind of layer."""
+    return value[FULL] if isinstance(value, dict) else value
 
 
 def text_model(model: PreTrainedModel) -> Any:
@@ -101,14 +135,33 @@ def grid_of(model: PreTrainedModel, size: Size, patches: Tensor | None, tokens: 
         given: size of the processor's input: larger than the view where it was padded, with the view in the centre.
     """
     if patches is not None:
-        merge = int(model.config.vision_config.spatial_merge_size)
-        rows, columns = int(patches[0, 1]) // merge, int(patches[0, 2]) // merge
+        rows, columns = merged(model.config, patches)
         return Grid(rows, columns, (size.width / columns, size.height / rows))
     side = math.isqrt(tokens)
     if tokens - side * side > 1:
         raise BackendError(f"{tokens} visual tokens do not form a square grid, so no map can be laid over the image.")
     corner = (float(-((given.width - size.width) // 2)), float(-((given.height - size.height) // 2)))
     return Grid(side, side, (given.width / side, given.height / side), corner)
+
+
+def merged(config: PretrainedConfig, patches: Tensor) -> tuple[int, int]:
+    """Return rows and columns of visual tokens, given (1, 3) patches in time, height and width."""
+    vision = config.vision_config
+    # Gemma 4 pools its patches; the patches of its unified form are visual tokens already
+    pooled = 1 if config.model_type == "gemma4_unified" else getattr(vision, "pooling_kernel_size", 1)
+    merge = int(getattr(vision, "spatial_merge_size", pooled))
+    return int(patches[0, 1]) // merge, int(patches[0, 2]) // merge
+
+
+def patch_grid(inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the (1, 3) patches of an image in time, height and width, from its processor's output; None: fixed."""
+    if "image_grid_thw" in inputs:
+        return inputs["image_grid_thw"]
+    if "image_position_ids" in inputs:
+        # column and row of each patch, -1 for padding
+        columns, rows = (inputs["image_position_ids"][0].amax(dim=0) + 1).tolist()
+        return torch.tensor([[1, rows, columns]])
+    return None
 
 
 def align(positions: Tensor, *, source: int, crop: tuple[int, int], grid: tuple[int, int], cells: Cells) -> Tensor:

@@ -9,8 +9,9 @@ map M of SD-RPN, arXiv 2509.16944, and Q-Zoom, arXiv 2604.06912, section 3.1).
         model(**inputs)
     rows = recorded.attention(layer, heads, queries, keys)
 
-One forward over prompt and answer works, and so does `generate`. Attention has to be causal: packed rows, trees and
-sliding windows are not supported. Hooks are removed when the block ends; other threads' forwards are not recorded.
+One forward over prompt and answer works, and so does `generate`. Attention is computed for layers with full attention
+and queries that do not see forwards: packed rows, trees and sliding windows are not supported. Hooks are removed when
+the block ends; other threads' forwards are not recorded.
 """
 
 import threading
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from qzoom_agent.errors import BackendError
-from qzoom_agent.perception.adapters import adapter_for, text_model
+from qzoom_agent.perception.adapters import FULL, adapter_for, layer_kinds, text_model
 from qzoom_agent.perception.decoder import Rotary, project, rotate
 from qzoom_agent.perception.labels import Heads
 
@@ -46,6 +47,7 @@ class Recording:
                 "Heads belong to one base model: use the list made for this one."
             )
         self._layers: dict[int, Any] = {layer: stack[layer] for layer in sorted(set(layers))}
+        self._kinds = layer_kinds(text_model(model).config)
         self._inputs: dict[int, tuple[Tensor, Rotary]] = {}
         """Input of each layer so far: (batch, tokens, hidden) before the layer's norm, and rotary embeddings."""
         self._thread = threading.get_ident()
@@ -68,6 +70,12 @@ class Recording:
             BackendError: nothing was recorded of this layer, or it has no such head.
         """
         hidden, rotary = self._held(layer)
+        if self._kinds[layer] != FULL:
+            full = [index for index, kind in enumerate(self._kinds) if kind == FULL]
+            raise BackendError(
+                f"Attention of layer {layer} was asked for, which has {self._kinds[layer].replace('_', ' ')}. Choose "
+                f"heads among the layers with full attention: {', '.join(map(str, full))}."
+            )
         module = self._layers[layer]
         attention = module.self_attn
         normed = module.input_layernorm(hidden)
@@ -75,7 +83,10 @@ class Recording:
         # indices of the queries, which the causal mask below compares with those of the keys
         asking = tokens[_index(queries)]
         width = int(attention.head_dim)
-        query = project(normed[:, asking], attention.q_proj, getattr(attention, "q_norm", None), width)
+        heads_here = attention.o_proj.in_features // width
+        query = project(
+            normed[:, asking], attention.q_proj, getattr(attention, "q_norm", None), width, heads=heads_here
+        )
         key = project(normed, attention.k_proj, getattr(attention, "k_norm", None), width)
         query = rotate(query, (rotary[0][:, asking], rotary[1][:, asking]))
         key = rotate(key, rotary)
@@ -121,6 +132,8 @@ class Recording:
             new = [part.expand(len(hidden), -1, -1).detach() for part in (hidden, cos, sin)]
             # by its type: the name of the argument changed between versions of transformers
             cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
+            if cache is not None and self._kinds[layer] != FULL:
+                raise BackendError(f"The states of layer {layer} can be recorded in one forward without a cache alone.")
             past = 0 if cache is None else int(cache.get_seq_length(layer))
             if past:
                 old = self._inputs.get(layer)

@@ -1,9 +1,10 @@
 """The two learned branches, small modules beside an unchanged base model: the gate and SD-RPN.
 
 The gate decides whether a question needs more detail, SD-RPN where. Both read the hidden states after the first K
-decoder layers and start as copies of the base's layers K, K+1, ... Of SD-RPN's last layer only the query and key of the
-map are kept (published checkpoints carry the whole layer). The gate's last layer is computed for the last prompt token
-alone, whose state is all that its head reads. Neither writes to a cache.
+decoder layers and start as copies of the base's layers K, K+1, ..., as far as these have full attention. Of SD-RPN's
+last layer only the query and key of the map are kept (published checkpoints carry the whole layer). The gate's last
+layer is computed for the last prompt token alone, whose state is all that its head reads, where its form allows it.
+Neither writes to a cache.
 
 A branch file is `branches.safetensors` with its config in `branches.json`; with `int8` its matrices are stored as bytes
 and a scale for each row, half the size of bfloat16. In a model's folder both lie in the subfolder `branches`, because
@@ -27,8 +28,8 @@ from transformers import PreTrainedModel
 
 from qzoom_agent.config import Blur, Sides
 from qzoom_agent.errors import BackendError
-from qzoom_agent.perception.adapters import adapter_for, text_model
-from qzoom_agent.perception.decoder import Rotary, last_token, layer_share, project, rotate
+from qzoom_agent.perception.adapters import adapter_for, full_layers, text_model
+from qzoom_agent.perception.decoder import Rotary, is_plain, last_token, layer_share, project, rotate
 
 WEIGHTS, CONFIG, SUBFOLDER = "branches.safetensors", "branches.json", "branches"
 FURTHER = "further"
@@ -84,11 +85,12 @@ class BranchConfig(BaseModel):
                 f"These branches were made for a {need[0]} of width {need[1]} with {need[2]} layers; this model is a "
                 f"{have[0]} of width {have[1]} with {have[2]}. Use the base they were trained on."
             )
-        depth = max(self.depth, self.gate_depth)
-        if self.k + depth > have[2]:
+        depth, full = max(self.depth, self.gate_depth), full_layers(text.config)
+        left = sum(index >= self.k for index in full)
+        if left < depth:
             raise BackendError(
-                f"Branches of depth {depth} after layer {self.k} need at least {self.k + depth} layers to start from; "
-                f"the model has {have[2]}. Choose a smaller k or depth."
+                f"Branches of depth {depth} after {self.k} layers need {depth} layers with full attention to start "
+                f"from; {left} of the model's {len(full)} follow. Choose a smaller k or depth."
             )
 
 
@@ -99,7 +101,7 @@ def branch_folder(folder: Path | str) -> Path:
 
 
 def default_k(base_layers: int) -> int:
-    """Return about 0.65 of the depth, as in the published models (18 of 28, 24 of 36)."""
+    """Return about 0.65 of the depth, as in the published models (18 of 28, 24 of 36, 21 of 32)."""
     return max(1, min(base_layers - 1, round(0.65 * base_layers)))
 
 
@@ -115,6 +117,9 @@ class SDRPN(nn.Module):
         self.q_proj, self.k_proj = attention.q_proj, attention.k_proj
         self.q_norm, self.k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         self.head_dim = int(attention.head_dim)
+        self.heads = int(attention.o_proj.in_features) // self.head_dim
+        self.scaling = float(attention.scaling)
+        """Factor of the logits."""
         self.rotated = rotated
         self.layers_a_token = len(self.layers) + layer_share((self.k_proj,), last)
         """Work for each token, in decoder layers."""
@@ -130,23 +135,23 @@ class SDRPN(nn.Module):
 
     def queries(self, states: Tensor, rotary: Rotary) -> Tensor:
         """Return queries (batch, heads, tokens, width) of these states, which stand at the positions of `rotary`."""
-        return self._project(states, self.q_proj, self.q_norm, rotary)
+        parts = project(states, self.q_proj, self.q_norm, self.head_dim, heads=self.heads)
+        return rotate(parts, rotary) if self.rotated else parts
 
     def keys(self, states: Tensor, rotary: Rotary) -> Tensor:
         """Return keys (batch, key heads, tokens, width) of these states."""
-        return self._project(states, self.k_proj, self.k_norm, rotary)
-
-    def _project(self, states: Tensor, linear: nn.Module, norm: nn.Module | None, rotary: Rotary) -> Tensor:
-        parts = project(states, linear, norm, self.head_dim)
+        parts = project(states, self.k_proj, self.k_norm, self.head_dim)
         return rotate(parts, rotary) if self.rotated else parts
 
+    def logits(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Return the map (batch, n) of a query (batch, heads, 1, d) and keys (batch, key heads, n, d).
 
-def map_logits(query: Tensor, keys: Tensor) -> Tensor:
-    """Return q.k / sqrt(d), mean over heads, (batch, n): query (batch, heads, 1, d), keys (batch, key heads, n, d)."""
-    # grouped-query attention: several query heads share a key head
-    keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
-    logits: Tensor = (query @ keys.transpose(2, 3)).mean(dim=1)[:, 0] * float(query.shape[-1]) ** -0.5
-    return logits
+        It is the attention's logits, q.k / sqrt(d) in most families, in the mean over heads.
+        """
+        # grouped-query attention: several query heads share a key head
+        keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
+        logits: Tensor = (query @ keys.transpose(2, 3)).mean(dim=1)[:, 0] * self.scaling
+        return logits
 
 
 class Gate(nn.Module):
@@ -157,7 +162,8 @@ class Gate(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.head = nn.Linear(hidden_size, 1)
         last: Any = self.layers[-1]
-        self.layers_a_token = len(self.layers) - 1 + layer_share((last.self_attn.k_proj, last.self_attn.v_proj), last)
+        share = layer_share((last.self_attn.k_proj, last.self_attn.v_proj), last) if is_plain(last) else 1.0
+        self.layers_a_token = len(self.layers) - 1 + share
         """Work for each token, in decoder layers."""
 
     def forward(self, hidden: Tensor, *, rotary: Rotary, mask: Tensor | None) -> Tensor:
@@ -207,6 +213,8 @@ class Branches(nn.Module):
         **settings: Any,
     ) -> "Branches":
         """Make untrained branches: copies of the base's layers K, K+1, ... and a fresh head for the gate.
+
+        Layers with linear or sliding-window attention are passed over.
 
         Args:
             model: the base.
@@ -318,13 +326,13 @@ class Branches(nn.Module):
 def _build(model: PreTrainedModel, config: BranchConfig, *, with_sdrpn: bool, with_gate: bool) -> Branches:
     config.require_fit(model)
     adapter, text = adapter_for(model.config), text_model(model)
-    k, base = config.k, list(text.layers)
+    base = [text.layers[index] for index in full_layers(text.config) if index >= config.k]
     # deepcopy with a memo that holds the config keeps it shared with the base: a later change of the attention kernel
     # reaches the branches too
     shared = {id(text.config): text.config}
 
     def copies(count: int) -> list[nn.Module]:
-        return [deepcopy(layer, dict(shared)) for layer in base[k : k + count]]
+        return [deepcopy(layer, dict(shared)) for layer in base[:count]]
 
     sdrpn = gate = None
     if with_sdrpn:

@@ -19,10 +19,11 @@ from torch import Tensor
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.gate import gate_fires
-from qzoom_agent.perception.adapters import Adapter
-from qzoom_agent.perception.branches import SDRPN, BranchConfig, Branches, map_logits
-from qzoom_agent.perception.decoder import Rotary, cut
+from qzoom_agent.perception.adapters import Adapter, of_full_layers
+from qzoom_agent.perception.branches import SDRPN, BranchConfig, Branches
+from qzoom_agent.perception.decoder import Rotaries, Rotary, cut
 from qzoom_agent.perception.maps import MapRegion, cutoff, foreground, keep_mask, probabilities, regions, smoothed
+from qzoom_agent.perception.masks import Masks
 
 Images = Sequence[tuple[int, int, int]]
 """For each image of a conversation the index of its first visual token, and the rows and columns of its grid."""
@@ -89,8 +90,8 @@ def look(
     adapter: Adapter,
     hidden: Tensor,
     *,
-    rotary: Rotary,
-    mask: Tensor | None,
+    rotary: Rotaries,
+    mask: Masks,
     images: Sequence[Images],
     options: PerceptionConfig,
     starts: Sequence[int] | None = None,
@@ -106,7 +107,8 @@ def look(
         adapter: of the base model's family.
         hidden: states after K layers, (batch, tokens, hidden), padded on the left.
         rotary: rotary embeddings of the tokens.
-        mask: additive mask (batch, 1, tokens, tokens); None for the causal mask of unpadded rows.
+        mask: additive mask (batch, 1, tokens, tokens), or one for each kind of layer; None for the causal mask of
+            unpadded rows.
         images: the images of each row.
         options: rules of the gate and the map.
         starts: index of the first token of each row that is no padding; None: no row is padded.
@@ -123,7 +125,7 @@ def look(
         raise ConfigError(
             "These branches have no SD-RPN, so they cannot say where to look. Train one: qzoom train sdrpn."
         )
-    options = resolve_options(branches.config, options)
+    options, rotary, mask = resolve_options(branches.config, options), of_full_layers(rotary), of_full_layers(mask)
     starts = [0] * len(images) if starts is None else starts
     scores: list[float | None] = [None] * len(images)
     threshold, gate_work = None, 0.0
@@ -183,8 +185,8 @@ def _heats(
     for start, rows, columns in images:
         span = slice(start, start + rows * columns)
         keys = sdrpn.keys(states[:, span], cut(rotary, span))
-        logits = _finite(map_logits(query, keys)[0]).view(rows, columns)
-        keep = keep_mask(adapter.sink, rows, columns, None if sink is None else map_logits(sink, keys)[0])
+        logits = _finite(sdrpn.logits(query, keys)[0]).view(rows, columns)
+        keep = keep_mask(adapter.sink, rows, columns, None if sink is None else sdrpn.logits(sink, keys)[0])
         found.append(_Heat(logits.float().cpu(), keep, probabilities(logits, keep)))
     return found
 

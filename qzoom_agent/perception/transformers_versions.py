@@ -3,7 +3,7 @@
 A parameter or a form is looked for, never a version number, so that unreleased versions work as well.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache as memoised
 from inspect import signature
 from typing import Any
@@ -27,9 +27,8 @@ def cache_name(function: Callable[..., Any]) -> str:
     return "cache" if "cache" in _parameters(getattr(function, "__func__", function)) else "past_key_values"
 
 
-def crop(cache: DynamicCache, surplus: int) -> None:
-    """Drop the last `surplus` tokens of a cache, some of whose layers may hold none yet."""
-    layers: list[Any] = cache.layers
+def crop(layers: Iterable[Any], surplus: int) -> None:
+    """Drop the last `surplus` tokens of layers of a cache, some of which may hold none yet."""
     for layer in layers:
         # the layer's own `crop` fails on an empty one before transformers 5.22
         if layer.is_initialized:

@@ -17,7 +17,7 @@ from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import Reply
 from tests.tiny_models import Family
 
-FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
+FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", "llava")
 GREEDY = SamplingParams(max_new_tokens=8)
 QUESTIONS = (
     "what is the code?",
@@ -190,8 +190,8 @@ def test_equal_prompts_of_shared_views_are_prefilled_once(backend: HFBackend, mo
     rows: list[int] = []
     monkeypatch.setattr(
         BatchEngine,
-        "_all_layers",
-        lambda self, some, run=BatchEngine._all_layers: (rows.append(len(some)), run(self, some))[1],
+        "_prefill",
+        lambda self, some, run=BatchEngine._prefill: (rows.append(len(some)), run(self, some))[1],
     )
     talks = [asked(0, crop=False), asked(0, crop=False), asked(0, crop=False)]
     sessions = [first.fork() for _ in talks]

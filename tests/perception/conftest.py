@@ -7,17 +7,17 @@ import torch
 
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import Branches
-from tests.tiny_models import Family, build
+from tests.tiny_models import MIXED, Family, build
 
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], HFBackend]:
-    """A backend of six layers whose branches start after the third."""
+    """A backend of six layers whose branches start after the third; of eight where every second is passed over."""
     loaded: dict[Family, HFBackend] = {}
 
     def get(family: Family) -> HFBackend:
         if family not in loaded:
-            folder = build(family, tmp_path_factory.mktemp(family), layers=6)
+            folder = build(family, tmp_path_factory.mktemp(family), layers=8 if family in MIXED else 6)
             backend = HFBackend.load(str(folder), device="cpu", dtype="float32")
             torch.manual_seed(1)
             branches = Branches.from_base(backend.model, k=3)

@@ -24,9 +24,9 @@ from qzoom_agent.perception.adapters import adapter_for, align
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.transformers_versions import image_features
 from qzoom_agent.trace import PerceptionRecord
-from tests.tiny_models import Family
+from tests.tiny_models import MIXED, Family
 
-FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
+FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", "llava")
 GREEDY = SamplingParams(max_new_tokens=8)
 ALWAYS = PerceptionConfig(gate_threshold=0.0, threshold=0.3)
 NEVER = PerceptionConfig(gate_threshold=1.0)
@@ -62,6 +62,20 @@ def look(session: HFSession, options: PerceptionConfig, **more: Any) -> Percepti
     return session.look(asked(), options=options, **more)[0]
 
 
+def stock_inputs(backend: HFBackend, ids: torch.Tensor, *views: str) -> dict[str, Any]:
+    """Return what the stock forward takes for these ids beside them."""
+    pixels = [backend.codec.pixels(pictures(backend)[view])[1] for view in views]
+    inputs = {key: torch.cat([one[key] for one in pixels]) for key in pixels[0]}
+    if backend.name != "llava":
+        inputs["mm_token_type_ids"] = (ids == backend.codec.image_id).int()
+    return inputs
+
+
+def equal(backend: HFBackend, ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Return True if logits are equal bit for bit; in families with two kinds of layers, up to rounding."""
+    return torch.allclose(ours, theirs, atol=1e-4) if backend.name in MIXED else torch.equal(ours, theirs)
+
+
 def logits_of(session: HFSession) -> torch.Tensor:
     assert session.prompt_logits is not None
     return session.prompt_logits
@@ -73,28 +87,26 @@ def test_a_session_with_branches_can_look(backend: HFBackend) -> None:
 
 
 @pytest.mark.parametrize("options", [NEVER, EMPTY], ids=["the gate never fires", "the map is empty"])
-def test_the_direct_path_is_the_stock_model_bit_for_bit(backend: HFBackend, options: PerceptionConfig) -> None:
+def test_the_direct_path_is_the_stock_model(backend: HFBackend, options: PerceptionConfig) -> None:
     looked, stock = session_of(backend), session_of(backend)
     sight = look(looked, options)
     assert sight.boxes == []
     ours, theirs = looked.reply(asked(), settings=GREEDY), stock.reply(asked(), settings=GREEDY)
-    assert torch.equal(logits_of(looked), logits_of(stock))
+    assert equal(backend, logits_of(looked), logits_of(stock))
     assert ours.text == theirs.text
     assert ours.cached_tokens == ours.prompt_tokens
 
 
-def test_a_driven_prefill_is_the_stock_forward_bit_for_bit(backend: HFBackend) -> None:
+def test_a_driven_prefill_is_the_stock_forward(backend: HFBackend) -> None:
     session = session_of(backend)
     look(session, NEVER)
     session.reply(asked(), settings=GREEDY)
     ready = session_of(backend).prepare(asked())
-    image = pictures(backend)["coarse"]
-    _, inputs = backend.codec.pixels(image)
+    ids = torch.tensor([ready.prompt.ids])
+    inputs = stock_inputs(backend, ids, "coarse")
     with torch.inference_mode():
-        out = backend.model(
-            input_ids=torch.tensor([ready.prompt.ids]), position_ids=ready.positions, logits_to_keep=1, **inputs
-        )
-    assert torch.equal(out.logits[0, -1], logits_of(session))
+        out = backend.model(input_ids=ids, position_ids=ready.positions, logits_to_keep=1, **inputs)
+    assert equal(backend, out.logits[0, -1], logits_of(session))
 
 
 def test_an_inserted_crop_gives_what_one_pass_over_everything_gives(backend: HFBackend) -> None:
@@ -114,13 +126,9 @@ def test_plain_positions_are_those_of_a_stock_prompt_of_two_images(backend: HFBa
     look(looked, ALWAYS)
     looked.reply(asked("crop1"), settings=GREEDY)
     ready = session_of(backend).prepare(asked("crop1"))
-    shown = [pictures(backend)[view] for view in ("coarse", "crop1")]
+    ids = torch.tensor([ready.prompt.ids])
+    inputs = stock_inputs(backend, ids, "coarse", "crop1")
     with torch.inference_mode():
-        pixels = [backend.codec.pixels(image)[1] for image in shown]
-        inputs = {key: torch.cat([one[key] for one in pixels]) for key in pixels[0]}
-        ids = torch.tensor([ready.prompt.ids])
-        if "image_grid_thw" in inputs:
-            inputs["mm_token_type_ids"] = (ids == backend.codec.image_id).int()
         out = backend.model(input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=1, **inputs)
     assert torch.allclose(out.logits[0, -1], logits_of(looked), atol=1e-4)
 
@@ -132,7 +140,8 @@ def test_a_lean_prefill_says_the_same_for_less(backend: HFBackend) -> None:
     cheap, dear = (one.reply(asked("crop1"), settings=GREEDY) for one in (lean, full))
     assert cheap.text == dear.text
     assert torch.allclose(logits_of(lean), logits_of(full), atol=1e-4)
-    assert cheap.token_layers < dear.token_layers - 0.5 * dear.prompt_tokens
+    saved = dear.token_layers - cheap.token_layers
+    assert saved == 0 if backend.name in MIXED else saved > 0.5 * dear.prompt_tokens
 
 
 def test_several_crops_can_be_inserted(backend: HFBackend) -> None:
@@ -148,12 +157,8 @@ def test_a_greedy_continuation_is_that_of_generate(backend: HFBackend) -> None:
     look(looked, ALWAYS)
     reply = looked.reply(asked("crop1"), settings=GREEDY)
     ready = session_of(backend).prepare(asked("crop1"))
-    shown = [pictures(backend)[view] for view in ("coarse", "crop1")]
-    pixels = [backend.codec.pixels(image)[1] for image in shown]
-    inputs = {key: torch.cat([one[key] for one in pixels]) for key in pixels[0]}
     ids = torch.tensor([ready.prompt.ids])
-    if "image_grid_thw" in inputs:
-        inputs["mm_token_type_ids"] = (ids == backend.codec.image_id).int()
+    inputs = stock_inputs(backend, ids, "coarse", "crop1")
     # `generate` may write what a session never writes: the placeholder of an image
     bad = [[token] for token in backend.codec.forbidden]
     out = backend.model.generate(
@@ -195,7 +200,7 @@ def test_aligned_crops_go_on_from_the_same_cache(load: Callable[[Family], HFBack
     assert torch.allclose(logits_of(session), logits_of(plain), atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_5"])
 def test_an_aligned_crop_gives_what_one_pass_with_those_positions_gives(
     family: Family, load: Callable[[Family], HFBackend]
 ) -> None:
@@ -226,9 +231,27 @@ def test_an_aligned_crop_gives_what_one_pass_with_those_positions_gives(
     assert torch.allclose(logits, logits_of(session), atol=1e-4)
 
 
-def test_fixed_grids_have_no_aligned_positions(load: Callable[[Family], HFBackend]) -> None:
+@pytest.mark.parametrize("family", ["llava", "gemma4"])
+def test_families_without_two_dimensions_have_no_aligned_positions(
+    family: Family, load: Callable[[Family], HFBackend]
+) -> None:
     options = ALWAYS.model_copy(update={"positions": "aligned"})
-    assert not look(session_of(load("llava")), options).aligned
+    assert not look(session_of(load(family)), options).aligned
+
+
+def test_a_conversation_goes_back_to_a_shorter_one(backend: HFBackend) -> None:
+    """An answer that is told differently afterwards, and then another question about the image."""
+    session = session_of(backend)
+    look(session, ALWAYS)
+    first = session.reply(asked("crop1"), settings=GREEDY)
+    told = [*asked("crop1"), text("assistant", "something else"), message("user", "Answer now.")]
+    for talk in (told, asked(question="407?")):
+        plain = session_of(backend)
+        ours, theirs = session.reply(talk, settings=GREEDY), plain.reply(talk, settings=GREEDY)
+        assert ours.text == theirs.text
+        assert torch.allclose(logits_of(session), logits_of(plain), atol=1e-4)
+        if talk is told:
+            assert abs(ours.cached_tokens - first.prompt_tokens) <= 2
 
 
 def test_sampling_and_streaming_work_after_a_look(backend: HFBackend) -> None:
@@ -243,7 +266,8 @@ def test_sampling_and_streaming_work_after_a_look(backend: HFBackend) -> None:
 def test_a_map_has_a_cell_for_every_visual_token(backend: HFBackend) -> None:
     sight = look(session_of(backend), ALWAYS)
     rows, columns = len(sight.heat), len(sight.heat[0])
-    assert (rows, columns) == ((4, 4) if backend.name == "llava" else (4, 5))
+    # Gemma 4 fills its budget of 70 visual tokens
+    assert (rows, columns) == {"llava": (4, 4), "gemma4": (7, 9)}.get(backend.name, (4, 5))
     assert rows * columns == sight.visual_tokens
     assert all(0 <= value <= 1 for row in sight.heat for value in row)
     for x1, y1, x2, y2 in sight.cells:

@@ -18,15 +18,16 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.images import load_image
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.hf_batch import BatchEngine, causal_mask, padded
+from qzoom_agent.models.hf_batch import BatchEngine, padded
 from qzoom_agent.models.hf_generation import GenerationRequest, Prepared
 from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.prompts import Prompt
-from qzoom_agent.perception.adapters import Grid
+from qzoom_agent.perception.adapters import Grid, of_full_layers
 from qzoom_agent.perception.attention import Recording, record
-from qzoom_agent.perception.decoder import Decoder, Embedded, Rotary
+from qzoom_agent.perception.decoder import Decoder, Embedded, Rotaries, Rotary
 from qzoom_agent.perception.look import Images
+from qzoom_agent.perception.masks import Masks, layer_masks
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training.branches.branch_recipe import Asking, Labelling
 from qzoom_agent.training.branches.dataset import Record, Records, sample_of
@@ -59,12 +60,12 @@ class CoarsePrompt(NamedTuple):
 
 
 class LowerLayerStates(NamedTuple):
-    """Output of the lower layers for a batch, padded on the left."""
+    """Output of the lower layers for a batch, padded on the left, with rotary embeddings and mask of the branches."""
 
     hidden: Tensor
     """(rows, tokens, hidden)."""
     rotary: Rotary
-    mask: Tensor
+    mask: Tensor | None
     images: list[Images]
     starts: list[int]
     """Index of the first real token of each row."""
@@ -136,11 +137,11 @@ def answer_ids(backend: HFBackend, text: str) -> list[int]:
 
 def embed_rows(
     backend: HFBackend, sessions: Sequence[HFSession], ready: Sequence[Prepared]
-) -> tuple[Embedded, Rotary, Tensor, Tensor]:
-    """Return embeddings, rotary embeddings and mask of conversations, padded on the left, and which tokens are real."""
+) -> tuple[Embedded, Rotaries, Masks, Tensor]:
+    """Return embeddings, rotary embeddings, masks and real tokens (bool) of conversations, padded on the left."""
     new, positions, valid = padded(sessions, ready, [0] * len(ready))
     rotary = Decoder(backend.model).rotary(new.hidden, positions)
-    return new, rotary, causal_mask(valid, valid.shape[1], new.hidden), valid
+    return new, rotary, layer_masks(backend.model.config, valid, new.hidden, visual=new.visual), valid
 
 
 @torch.no_grad()
@@ -149,7 +150,8 @@ def lower_states(backend: HFBackend, asked: Sequence[CoarsePrompt], k: int) -> L
     new, rotary, mask, valid = embed_rows(backend, [one.session for one in asked], [one.ready for one in asked])
     hidden = Decoder(backend.model).run(new, range(k), rotary=rotary, mask=mask)
     starts, images = _places(asked, valid)
-    return LowerLayerStates(hidden, rotary, mask, [[image] for image in images], starts)
+    images_of_rows: list[Images] = [[image] for image in images]
+    return LowerLayerStates(hidden, of_full_layers(rotary), of_full_layers(mask), images_of_rows, starts)
 
 
 @torch.no_grad()

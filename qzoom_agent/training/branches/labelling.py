@@ -27,8 +27,8 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.geometry import Size
 from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.perception.adapters import full_layers
 from qzoom_agent.perception.attention import norm_map, response_map
-from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.labels import HEADS, Heads, HeadSet, LabelRules, Labels, Mode, make_labels, prepared_prompt
 from qzoom_agent.training.branches.base_inference import (
     CoarsePrompt,
@@ -96,8 +96,9 @@ def select_heads(backend: HFBackend, records: Records, search: HeadSearch, label
     Raises:
         ConfigError: No question is about a part of the image.
     """
-    depth, heads = Decoder(backend.model).depth, backend.model.config.get_text_config().num_attention_heads
-    layers = list(range(int(search.from_layer * depth), depth))
+    text = backend.model.config.get_text_config()
+    heads = text.num_attention_heads
+    layers = [layer for layer in full_layers(text) if layer >= int(search.from_layer * text.num_hidden_layers)]
     maps: list[NDArray[np.float32]] = []
     insides: list[NDArray[np.bool] | None] = []
     count = min(search.records, len(records))

@@ -21,8 +21,9 @@ from qzoom_agent.geometry import Box, Size
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_generation import Prepared
 from qzoom_agent.models.hf_session import HFSession
-from qzoom_agent.perception.decoder import Decoder, Embedded
+from qzoom_agent.perception.decoder import Decoder, Embedded, Rotaries
 from qzoom_agent.perception.labels import IGNORED
+from qzoom_agent.perception.masks import Masks
 from qzoom_agent.training.branches.base_inference import (
     answer_ids,
     ask,
@@ -55,8 +56,8 @@ class AnswerLoss(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        mask: Tensor,
+        rotary: Rotaries,
+        mask: Masks,
         visual: Tensor,
         deepstack: list[Tensor],
         labels: Tensor,
@@ -65,7 +66,7 @@ class AnswerLoss(nn.Module):
         decoder = Decoder(self.model)
         out = decoder.run(Embedded(hidden, visual, deepstack), range(decoder.depth), rotary=rotary, mask=mask)
         predicts = labels[:, 1:] != IGNORED
-        logits = self.model.lm_head(decoder.text.norm(out[:, :-1][predicts]))
+        logits = decoder.head(decoder.text.norm(out[:, :-1][predicts]))
         return cross_entropy(logits.float(), labels[:, 1:][predicts])
 
 

@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Size
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.perception.branches import SDRPN, map_logits
+from qzoom_agent.perception.branches import SDRPN
 from qzoom_agent.perception.decoder import cut
 from qzoom_agent.perception.labels import IGNORED, Labels
 from qzoom_agent.training.branches.base_inference import ask, lower_states
@@ -69,7 +69,7 @@ def map_rows(
         where = slice(start, stop)
         turned = (rotary[0][row : row + 1, where], rotary[1][row : row + 1, where])
         keys = sdrpn.keys(states[row : row + 1, where], turned)
-        logits.append(map_logits(query[row : row + 1], keys)[0].float())
+        logits.append(sdrpn.logits(query[row : row + 1], keys)[0].float())
     return logits
 
 

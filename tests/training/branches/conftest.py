@@ -1,4 +1,4 @@
-"""Tiny random models of the three families, and questions about small pictures with a known box."""
+"""Tiny random models of all families, and questions about small pictures with a known box."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ Load = Callable[..., HFBackend]
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], Path]:
-    """The folder of a family's tiny model, six layers deep."""
+    """The folder of a family's tiny model, six layers deep; of two kinds of layers, half have full attention."""
     made: dict[Family, Path] = {}
 
     def get(family: Family) -> Path:

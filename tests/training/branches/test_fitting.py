@@ -42,9 +42,9 @@ from qzoom_agent.training.branches.sdrpn import MapLoss, map_rows, train_sdrpn
 from tests.tiny_models import Family
 from tests.training.branches.conftest import Load
 
-FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
-LEARNERS = ("qwen2_5_vl", *(pytest.param(family, marks=pytest.mark.slow) for family in ("qwen3_vl", "llava")))
-"""All families; in the quick suite two of them are covered by the tests of equal losses."""
+FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", "llava")
+LEARNERS = ("qwen2_5_vl", *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[1:]))
+"""All families; in the quick suite all but one are covered by the tests of equal losses."""
 FAST = Optimisation(
     learning_rate=3e-3,
     num_train_epochs=6,
@@ -93,7 +93,7 @@ def test_sdrpn_learns_where_and_leaves_the_base_alone(
     base, gate = copied(backend.model), copied(branches.gate or nn.Module())
     before = copied(branches.sdrpn)
     how = Labelling(rules=LabelRules(blur_kernel=1), keep="all")
-    fixed = family == "llava"  # whose views have one size
+    fixed = family in ("llava", "gemma4")  # whose views have one size
     stage = SDRPNStage(
         optimisation=FAST.model_copy(update={"num_train_epochs": 16}), tokens=[None] if fixed else [None, 16]
     )
@@ -243,7 +243,7 @@ def test_postsft_trains_the_decoder_alone(family: Family, load: Load, rows: Reco
     backend = load(family)
     assert backend.branches is not None
     branches, before = copied(backend.branches), copied(backend.model)
-    aligned = "plain" if family == "llava" else "aligned"
+    aligned = "plain" if family in ("llava", "gemma4") else "aligned"
     stage = PostSFTStage(
         optimisation=FAST.model_copy(
             update={"num_train_epochs": 2, "per_device_train_batch_size": 2, "gradient_checkpointing": True}

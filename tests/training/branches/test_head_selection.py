@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from qzoom_agent.training.branches.branch_recipe import HeadSearch, Labelling
 from qzoom_agent.training.branches.dataset import Records
 from qzoom_agent.training.branches.labelling import rank, select_heads
+from tests.tiny_models import Family
 from tests.training.branches.conftest import Load
 
 NAMES = [(layer, head) for layer in (2, 3) for head in range(4)]
@@ -58,10 +59,13 @@ def test_without_boxes_peaked_heads_that_agree_win_over_one_that_stares() -> Non
     assert found.ranked[0].inside is None and found.ranked[0].lift is None
 
 
-def test_a_model_is_searched_above_its_lowest_layers(load: Load, rows: Records) -> None:
+@pytest.mark.parametrize(("family", "layers"), [("qwen2_5_vl", {3, 4, 5}), ("qwen3_5", {3, 5}), ("gemma4", {3, 5})])
+def test_a_model_is_searched_above_its_lowest_layers_with_full_attention(
+    family: Family, layers: set[int], load: Load, rows: Records
+) -> None:
     how = Labelling(max_new_tokens=4, batch=4, asking="prediction")
-    found = select_heads(load("qwen2_5_vl"), rows, HeadSearch(records=6, count=3, from_layer=0.5), how)
-    assert {one.layer for one in found.ranked} == {3, 4, 5} and len(found.ranked) == 12
+    found = select_heads(load(family), rows, HeadSearch(records=6, count=3, from_layer=0.5), how)
+    assert {one.layer for one in found.ranked} == layers and len(found.ranked) == 4 * len(layers)
     assert sum(len(heads) for heads in found.heads.values()) == 3
     # questions that are known to need no part of the image do not count
     assert found.questions == 3

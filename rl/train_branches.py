@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     #    postsft       optional: fine-tune the base on questions that a crop made it answer wrongly
     #    gate          train the gate on whether more visual tokens change the answer
     #    calibrate     choose the thresholds of both on held-out questions
+    #    further       train both for further looks, at conversations that show crops already
     for stage in recipe.stages:
         stages.run_stage(run, stage)
     return 0

@@ -104,8 +104,10 @@ class SampleResult(BaseModel):
     """The gate's score; None where there was no gate."""
     fired: bool | None = None
     """The gate asked for more detail."""
+    looks: int = 0
+    """Looks of the branches."""
     proposed: int = 0
-    """Boxes that the branches proposed."""
+    """Boxes that they proposed."""
     recall: float | None = None
     """Share of the needle inside the best crop, of the worst-covered needle; None without needles."""
     iou: float | None = None
@@ -264,6 +266,7 @@ def measured(answer: AnswerLike, sample: Sample) -> dict[str, object]:
         "unread": sum(len(turn.problems) for turn in trace.turns),
         "gate": look.score if look else None,
         "fired": look.fired if look else None,
+        "looks": len(trace.looks),
         "proposed": sum(len(one.boxes) for one in trace.looks),
         "recall": min(covers, default=None),
         "iou": sum(overlaps) / len(overlaps) if overlaps else None,

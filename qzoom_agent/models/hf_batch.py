@@ -111,7 +111,7 @@ class BatchEngine:
                 starts=starts,
                 options=options,
                 map_always=map_always,
-                joint=further,
+                further=further,
             )
             for session, one in zip(sessions, ready, strict=True):
                 session.held = one.prompt

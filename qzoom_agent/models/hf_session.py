@@ -159,7 +159,7 @@ class HFSession:
                 images=[self.searched(prompt, branches, further=further)],
                 options=options,
                 map_always=map_always,
-                joint=further,
+                further=further,
             )
             self.held, self._lean = prompt, options.lean
         return self.records(prompt, found, branches.config, options, work=work, seconds=perf_counter() - began)

@@ -55,6 +55,8 @@ class BranchOutput:
     """One for each image, in order; empty where no map was made."""
     token_layers: float = 0.0
     """Work of the branches."""
+    further: bool = False
+    """Of a further look."""
 
     @property
     def fires(self) -> bool | None:
@@ -70,7 +72,7 @@ class BranchOutput:
     def reason(self) -> str:
         """Reason why a region is proposed, or none."""
         if self.fires is False:
-            return "the gate says that the coarse view suffices"
+            return f"the gate says that {'the views so far suffice' if self.further else 'the coarse view suffices'}"
         if not self.zooms:
             return "no part of the map stands out"
         return "the gate asks for more detail" if self.fires else "the map stands out"
@@ -96,7 +98,7 @@ def look(
     options: PerceptionConfig,
     starts: Sequence[int] | None = None,
     map_always: bool = False,
-    joint: bool = False,
+    further: bool = False,
 ) -> list[BranchOutput]:
     """Ask the branches about the conversations of a batch, each of which ends with the last token of its prompt.
 
@@ -113,8 +115,8 @@ def look(
         options: rules of the gate and the map.
         starts: index of the first token of each row that is no padding; None: no row is padded.
         map_always: make the map even if the gate says that it is not needed (to show it; nothing is then proposed).
-        joint: the maps of a row compete: foreground is a share of the highest peak of all, and `options.max_regions`
-            limits the regions of all together. Else each map stands for itself.
+        further: this is a further look, in which the maps of a row compete: foreground is a share of the highest peak
+            of all, and `options.max_regions` limits the regions of all together. Else each map stands for itself.
 
     Raises:
         ConfigError: these branches have no SD-RPN.
@@ -135,7 +137,9 @@ def look(
         scores = torch.sigmoid(_finite(branches.gate(hidden, rotary=rotary, mask=mask))).tolist()
         gate_work = branches.gate.layers_a_token
     lengths = [hidden.shape[1] - start for start in starts]
-    found = [BranchOutput(score, threshold, [], gate_work * n) for score, n in zip(scores, lengths, strict=True)]
+    found = [
+        BranchOutput(score, threshold, [], gate_work * n, further) for score, n in zip(scores, lengths, strict=True)
+    ]
     rows = [at for at, one in enumerate(found) if map_always or one.fires is not False]
     if not rows:
         return found
@@ -147,9 +151,9 @@ def look(
     for at, row in enumerate(rows):
         one, turned = states[at : at + 1], (rotary[0][at : at + 1], rotary[1][at : at + 1])
         heats = _heats(sdrpn, adapter, one, rotary=turned, images=images[row], begin=starts[row])
-        maps = _regions_of(heats, options, joint=joint)
+        maps = _regions_of(heats, options, joint=further)
         work = found[row].token_layers + sdrpn.layers_a_token * lengths[row]
-        found[row] = BranchOutput(scores[row], threshold, maps, work)
+        found[row] = replace(found[row], maps=maps, token_layers=work)
     return found
 
 

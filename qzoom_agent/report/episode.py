@@ -59,7 +59,7 @@ def render_html(trace: Trace, image: page.Pictures, *, expected: str | None = No
         stage=stage,
         crop_count=len(views),
         crops=crops,
-        found=findings(trace.perception) if trace.perception else None,
+        found=[findings(look, further=at > 0) for at, look in enumerate(trace.looks)],
         first=[coarse_view(view, image(view.digest), limit) for view in coarse] + [crops[view.id] for view in inserted],
         first_tokens=sum(view.tokens for view in (*coarse, *inserted)),
         # A crop is counted where it was asked for; `visual_tokens` count it a turn later, where it is encoded.
@@ -103,8 +103,9 @@ def _marks(trace: Trace, original: View) -> list[page.BoxMark]:
 
     for box in trace.gold:
         add("gold", None, "", "Known place of the answer", box)
-    for rank, box in enumerate(trace.perception.boxes if trace.perception else [], start=1):
-        add("proposed", 0, "", f"Proposed box {rank}", box)
+    for look in trace.looks:
+        for rank, box in enumerate(look.boxes, start=1):
+            add("proposed", 0, "", f"Proposed box {rank}", box)
     results = {call.result for turn in trace.turns for call in turn.calls}
     for view in crops:
         if view.id not in results:

@@ -70,10 +70,12 @@ def render_look(record: PerceptionRecord, views: Sequence[View], image: Images, 
 # -- parts that a report shows too -----------------------------------------------------------------------------------
 
 
-def verdict(record: PerceptionRecord) -> str:
-    """Return the decision of the gate in words."""
+def verdict(record: PerceptionRecord, *, further: bool = False) -> str:
+    """Return the decision of the gate in words; `further`: of a further look."""
     if record.fired is None:
         return "no gate was asked" if record.score is None else "no threshold was given"
+    if further:
+        return "look again" if record.fired else "the views so far suffice"
     return "look closer" if record.fired else "the coarse view suffices"
 
 
@@ -110,15 +112,15 @@ class Findings(NamedTuple):
     facts: Sequence[str | None]
 
 
-def findings(record: PerceptionRecord) -> Findings:
-    """Return what the coarse pass found, ready for a page."""
+def findings(record: PerceptionRecord, *, further: bool = False) -> Findings:
+    """Return the result of a look, ready for a page; `further`: of a further look."""
     peak = max((value for row in record.heat for value in row if math.isfinite(value)), default=None)
     boxes = len(record.boxes)
     scale = max(1.0, record.score or 0.0) if math.isfinite(record.score or 0.0) else 1.0
     return Findings(
         record,
         compared(record),
-        verdict(record),
+        verdict(record, further=further),
         work(record),
         level=_percent(record.score, scale) or 0.0,
         mark=_percent(record.threshold, scale),

@@ -16,7 +16,9 @@ from qzoom_agent.perception.labels import HEADS, LabelRules
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.recipe_io import Section, read_recipe
 
-StageName = Literal["select-heads", "label", "sdrpn", "postsft", "gate", "calibrate"]
+StageName = Literal["select-heads", "label", "sdrpn", "postsft", "gate", "calibrate", "further"]
+PUBLISHED_STAGES: tuple[StageName, ...] = get_args(StageName)[:-1]
+"""The published stages, after which the model looks once."""
 Asking = Literal["answer", "prediction"]
 """Tokens whose attention counts: those of the answer but for the last, as published, or those that predict it."""
 
@@ -230,6 +232,29 @@ class Calibration(Section):
         return self
 
 
+class FurtherStage(Section):
+    """Labels and training of gate and SD-RPN for further looks (`further`)."""
+
+    optimisation: Optimisation = Optimisation()
+    data: list[DatasetSpec] | None = Field(default=None, min_length=1)
+    """Questions, some of which take several crops; None: the recipe's `data`."""
+    records: int | None = Field(default=None, gt=0)
+    """Questions to follow, of each source its share (None: all there are)."""
+    crops: int = Field(default=3, ge=2)
+    """Most crops of a question: the crop of the first look, and those of the model's own calls after it."""
+    enough: Literal["right", "same"] = "right"
+    """The gate learns that the crops so far are enough where they lead to a right answer, or to the same answer as all
+    crops that the model asks for, which needs no reference answers."""
+    inside_crops: bool = False
+    """Learn and propose regions inside crops, too. Without, regions of the coarse view alone."""
+    tokens: list[int | None] = Field(default=[None], min_length=1)
+    """Budgets of coarse views to train on, each batch at one of them. Calls are made at `labelling.tokens`."""
+    held_out: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the images that the gate's threshold is chosen on, for the target of `calibration`."""
+    max_new_tokens: int = Field(default=32, gt=0)
+    batch: int = Field(default=8, gt=0)
+
+
 class BranchRecipe(Section):
     """The stages for one base."""
 
@@ -252,10 +277,10 @@ class BranchRecipe(Section):
     """Margin added on each side of a proposed box, as a share of its longer side."""
     box: Sides | None = None
     """Sides of a proposed box around the centre of the heat (`perception.box`); None: tight around the foreground."""
-    stages: list[StageName] = Field(default=list(get_args(StageName)))
-    """Stages that `qzoom train branches` runs, in order."""
+    stages: list[StageName] = Field(default=list(PUBLISHED_STAGES))
+    """Stages that `qzoom train branches` runs, in order; with `further` at the end, the branches look again."""
     data: list[DatasetSpec] = Field(min_length=1)
-    """Questions to learn from; `gate` and `postsft` may have `data` of their own."""
+    """Questions to learn from; `gate`, `postsft` and `further` may have `data` of their own."""
     held_out: list[DatasetSpec] = Field(default=[])
     """Questions that metrics and thresholds are measured on; never trained on."""
     heads: HeadSearch = HeadSearch()
@@ -264,10 +289,12 @@ class BranchRecipe(Section):
     gate: GateStage = GateStage()
     postsft: PostSFTStage = PostSFTStage()
     calibration: Calibration = Calibration()
+    further: FurtherStage = FurtherStage()
 
     def asked(self, stage: str) -> list[DatasetSpec]:
         """Return the questions of a stage."""
-        return {"gate": self.gate.data, "postsft": self.postsft.data}.get(stage) or self.data
+        own = {"gate": self.gate.data, "postsft": self.postsft.data, "further": self.further.data}
+        return own.get(stage) or self.data
 
     @model_validator(mode="after")
     def _heads_are_published(self) -> "BranchRecipe":

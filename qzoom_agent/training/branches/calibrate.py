@@ -9,7 +9,6 @@ the map over its mean, is calibrated for the same target and reported beside the
 """
 
 import math
-import shutil
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -26,7 +25,7 @@ from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
-from qzoom_agent.perception.branches import CONFIG, WEIGHTS, BranchConfig, branch_folder
+from qzoom_agent.perception.branches import CONFIG, BranchConfig
 from qzoom_agent.perception.checkpoints import own_branches
 from qzoom_agent.perception.maps import smoothed
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibration
@@ -39,7 +38,7 @@ from qzoom_agent.training.branches.proposals import (
     localisation,
     look_at_records,
 )
-from qzoom_agent.training.branches.run_dir import RULE_KEYS, RunDirectory, digest, keys_read_by
+from qzoom_agent.training.branches.run_dir import RULE_KEYS, RunDirectory, copy_branches, digest, keys_read_by
 from qzoom_agent.training.fingerprint import begin
 from qzoom_agent.training.recipe_io import read_recipe
 
@@ -332,7 +331,7 @@ def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branche
     config = with_thresholds(backend, run.recipe, output)
 
     def write(folder: Path) -> None:
-        shutil.copy2(branch_folder(stored) / WEIGHTS, folder / WEIGHTS)
+        copy_branches(stored, folder)
         (folder / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     run.finish(final, write)

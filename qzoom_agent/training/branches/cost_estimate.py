@@ -162,6 +162,15 @@ def work_of(recipe: BranchRecipe, stage: StageName, views: ViewBudget, *, layers
             work.append(Work("at most answered by own calls", rows, lowest + 2 * crop, 1))
         read = fmean(over(gate.tokens[at]) for at in gate.budgets_read)
         return [*work, training("the gate", gate.optimisation, rows, read, recipe.gate_depth)]
+    if stage == "further":
+        more = recipe.further
+        rows, longest = least(more.records, rows), over(how.tokens) + more.crops * crop
+        read = fmean(map(over, more.tokens)) + crop * more.crops / 2
+        return [
+            Work("looked at", rows, over(how.tokens), more.batch),
+            Work("at most answered, and asked for a call", rows, longest, more.batch, 2 * more.crops),
+            training("gate and SD-RPN", more.optimisation, rows, read, recipe.depth - 0.7 + recipe.gate_depth),
+        ]
     # without known boxes, all questions are answered once, and wrong ones with everything that may help
     target = recipe.calibration
     rows, seen = least(target.records, count_rows(recipe.held_out)), over(target.tokens)

@@ -2,7 +2,8 @@
 
     python -m qzoom_agent.training.branches.export runs/branches models/mine
 
-The branches are those of `calibrate`, and the base is the one they were made for: the recipe's, or that of `postsft`.
+The branches are those of `further`, else of `calibrate`. The base is the one they were made for: the recipe's, or that
+of `postsft`.
 """
 
 import argparse
@@ -13,9 +14,9 @@ from pathlib import Path
 
 from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.models.presets import resolve_model
-from qzoom_agent.perception.branches import CONFIG, SUBFOLDER, WEIGHTS
+from qzoom_agent.perception.branches import CONFIG, FURTHER, SUBFOLDER, WEIGHTS
 from qzoom_agent.training.branches.branch_recipe import load_branch_recipe
-from qzoom_agent.training.branches.run_dir import RunDirectory
+from qzoom_agent.training.branches.run_dir import RunDirectory, copy_branches
 
 
 def export_model(run: Path, target: Path) -> Path:
@@ -27,19 +28,19 @@ def export_model(run: Path, target: Path) -> Path:
     if target.exists():
         raise ConfigError(f"{target} is there already. Delete it, or choose another folder.")
     folder = RunDirectory(load_branch_recipe(run / "recipe.yaml"), run)
-    branches = folder.latest("calibrate")
+    branches = folder.latest("calibrate", "further")
     source = folder.base_of("calibrate") or Path(resolve_model(folder.recipe.model).source)
 
     def write(writing: Path) -> None:
         if source.is_dir():
-            shutil.copytree(source, writing, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CONFIG, WEIGHTS))
+            shutil.copytree(
+                source, writing, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CONFIG, WEIGHTS, FURTHER)
+            )
         else:
             backend = folder.backend()
             backend.model.save_pretrained(writing)
             backend.processor.save_pretrained(writing)
-        (writing / SUBFOLDER).mkdir(exist_ok=True)
-        for name in (CONFIG, WEIGHTS):
-            shutil.copy2(branches / name, writing / SUBFOLDER / name)
+        copy_branches(branches, writing / SUBFOLDER)
 
     folder.finish(target, write)
     return target

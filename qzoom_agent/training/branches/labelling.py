@@ -193,14 +193,32 @@ def collect(
     norm_layer: int | None = None,
 ) -> list[Maps]:
     """Return the maps of each answer on its view; sinks are told by heads, or by norms at the input of `norm_layer`."""
+    found = collect_views(backend, asked, said, heads, asking=asking, norm_layer=norm_layer, views=1)
+    return [maps[0] for maps in found]
+
+
+def collect_views(
+    backend: HFBackend,
+    asked: Sequence[CoarsePrompt],
+    said: Sequence[str],
+    heads: HeadSet,
+    *,
+    asking: Asking = "answer",
+    norm_layer: int | None = None,
+    views: int | None = None,
+) -> list[list[Maps]]:
+    """Return the maps of each answer on the first `views` views of its conversation (None: on all), see `collect`."""
     layers = sorted({*heads.grounding, *heads.sink, *(() if norm_layer is None else (norm_layer,))})
     recorded, valid, queries, images = attend(backend, asked, said, layers, asking)
     found = []
-    for row, (response, (start, rows, columns)) in enumerate(zip(queries, images, strict=True)):
-        place: dict[str, Any] = {"start": start, "rows": rows, "columns": columns, "row": row}
-        heat = response_map(recorded, heads.grounding, response=response, mask=valid, **place)
-        sink = response_map(recorded, heads.sink, response=response, mask=valid, **place) if heads.sink else None
-        found.append(Maps(heat, sink if norm_layer is None else norm_map(recorded, norm_layer, **place)))
+    for row, (one, response, (first, _, _)) in enumerate(zip(asked, queries, images, strict=True)):
+        grids, maps = one.session.grids(one.ready.prompt), []
+        for at, rows, columns in grids[:views]:
+            place: dict[str, Any] = {"start": first - grids[0][0] + at, "rows": rows, "columns": columns, "row": row}
+            heat = response_map(recorded, heads.grounding, response=response, mask=valid, **place)
+            sink = response_map(recorded, heads.sink, response=response, mask=valid, **place) if heads.sink else None
+            maps.append(Maps(heat, sink if norm_layer is None else norm_map(recorded, norm_layer, **place)))
+        found.append(maps)
     return found
 
 

@@ -96,11 +96,17 @@ def look_at_records(backend: HFBackend, records: Records, *, tokens: int | None,
     return [seen for _, rows in batches for seen in look_at_batch(backend, rows, tokens=tokens)]
 
 
-def look_at_batch(backend: HFBackend, records: Sequence[Record], *, tokens: int | None) -> list[LookOutcome]:
-    """Return gate scores and maps of one batch."""
+def look_at_batch(
+    backend: HFBackend,
+    records: Sequence[Record],
+    *,
+    tokens: int | None,
+    asked: Sequence[CoarsePrompt] | None = None,
+) -> list[LookOutcome]:
+    """Return gate scores and maps of one batch; `asked` are its prompts, if they were made before."""
     branches = backend.branches
     assert branches is not None
-    asked = ask(backend, records, tokens)
+    asked = ask(backend, records, tokens) if asked is None else asked
     states = lower_states(backend, asked, branches.config.k)
     found = look(
         branches,
@@ -218,6 +224,15 @@ def with_crop(
 
     `tokens` limits the coarse view (None: the preset's); an `aligned` crop gets the positions of the cells it shows.
     """
+    zoom, out = proposal_zoom(backend), []
+    for record, box, one in zip(records, boxes, ask(backend, records, tokens), strict=True):
+        shown = None if box is None else show_crop(backend, one, record["question"], box, zoom=zoom, aligned=aligned)
+        out.append(shown or one)
+    return out
+
+
+def proposal_zoom(backend: HFBackend) -> Zoom:
+    """Return the tool that cuts proposed crops, at the budget of the model's preset."""
     views = backend.defaults
     config = AgentConfig().resolved(model=backend.name, protocol=backend.protocol, defaults=views)
     tool = ZoomConfig(
@@ -226,20 +241,22 @@ def with_crop(
         max_tokens=views.crop_max_tokens,
         min_side=views.crop_min_side,
     )
-    zoom = Zoom(tool.for_proposals(config.perception))
-    out = []
-    for record, box, one in zip(records, boxes, ask(backend, records, tokens), strict=True):
-        cut = None if box is None else zoom(one.store, box).view
-        if cut is None:
-            out.append(one)
-            continue
-        if aligned:
-            coarse = one.store.view("coarse")
-            cells = coarse.from_original(cut.region).to_frame("cell", coarse.size, coarse.cell)
-            one.session.place(cut.id, source="coarse", cells=(cells.x1, cells.y1, cells.x2, cells.y2))
-        asked = open_prompt(backend, one.session, one.store, [*one.shown, cut], record["question"])
-        out.append(asked._replace(crop=cut.region))
-    return out
+    return Zoom(tool.for_proposals(config.perception))
+
+
+def show_crop(
+    backend: HFBackend, one: CoarsePrompt, question: str, box: Box, *, zoom: Zoom, aligned: bool
+) -> CoarsePrompt | None:
+    """Ask with one more crop behind the views shown so far; None if it cannot be cut."""
+    cut = zoom(one.store, box).view
+    if cut is None:
+        return None
+    if aligned:
+        coarse = one.store.view("coarse")
+        cells = coarse.from_original(cut.region).to_frame("cell", coarse.size, coarse.cell)
+        one.session.place(cut.id, source="coarse", cells=(cells.x1, cells.y1, cells.x2, cells.y2))
+    asked = open_prompt(backend, one.session, one.store, [*one.shown, cut], question)
+    return asked._replace(crop=cut.region)
 
 
 def answer_with_crop(

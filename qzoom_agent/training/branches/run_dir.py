@@ -5,7 +5,8 @@
     sdrpn/final          branches with SD-RPN, and metrics.json
     postsft/base         the fine-tuned base; postsft/final the branches fitted to it again
     gate/final           branches with SD-RPN and gate
-    calibrate/final      the same with thresholds and their evidence: the folder to publish
+    calibrate/final      the same with thresholds and their evidence: the folder to publish, unless there is
+    further/final        the same with branches of further looks
     settings/STAGE.json  the keys of the recipe, and the results of earlier stages, that a stage depends on
 
 A result gets its name when it is complete. A stage whose settings differ from those that are stored is neither resumed
@@ -14,9 +15,9 @@ nor skipped, and a folder with results of one recipe takes no other.
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from shutil import rmtree
 from typing import Any, Final, get_args
 
 import torch
@@ -25,7 +26,8 @@ from pydantic import BaseModel, JsonValue
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
-from qzoom_agent.perception.branches import CONFIG, WEIGHTS, Branches, branch_folder
+from qzoom_agent.perception.branches import CONFIG, FURTHER, WEIGHTS, Branches, branch_folder
+from qzoom_agent.perception.checkpoints import own_branches
 from qzoom_agent.perception.labels import Heads
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName
 from qzoom_agent.training.branches.dataset import Records, load_records
@@ -40,6 +42,7 @@ _BEFORE: Final[dict[StageName, tuple[StageName, ...]]] = {
     "postsft": ("sdrpn",),
     "gate": ("sdrpn", "postsft"),
     "calibrate": ("sdrpn", "postsft", "gate"),
+    "further": ("calibrate",),
 }
 """Stages whose branches another one starts from: the last of them that is done."""
 RULE_KEYS: Final = ("peak_share", "blur", "margin", "box")
@@ -63,6 +66,7 @@ _READ: Final[dict[StageName, dict[str, Any]]] = {
         *RULE_KEYS,
         gate={"tokens", "with_crop", "own_calls", "max_new_tokens"},  # where boxes are unknown
     ),
+    "further": _keys("data", "seed", "positions", "labelling", "further", "calibration"),
 }
 """Keys of the recipe that the result of a stage depends on ..."""
 _UNREAD: Final[dict[str, Any]] = {
@@ -70,6 +74,7 @@ _UNREAD: Final[dict[str, Any]] = {
     "sdrpn": {"report": True, "optimisation": NOT_DECISIVE},
     "gate": {"batch": True, "optimisation": NOT_DECISIVE},
     "postsft": {"batch": True, "optimisation": NOT_DECISIVE, "refit": NOT_DECISIVE},
+    "further": {"batch": True, "optimisation": NOT_DECISIVE},
 }
 """... but for these keys of those sections."""
 
@@ -137,7 +142,7 @@ class RunDirectory:
         """Let the main process write into a folder, which then gets its name; all wait for it."""
         if self.processes.is_main_process:
             writing = folder.with_name(f"{folder.name}.part")
-            rmtree(writing, ignore_errors=True)
+            shutil.rmtree(writing, ignore_errors=True)
             writing.mkdir(parents=True)
             write(writing)
             writing.rename(folder)
@@ -156,7 +161,14 @@ class RunDirectory:
         return done[-1]
 
     def before(self, stage: StageName) -> Path:
-        """Return the branches that a stage starts from; ConfigError if there are none."""
+        """Return the branches that a stage starts from; for `further`, else those that come with the base.
+
+        Raises:
+            ConfigError: There are none.
+        """
+        given = resolve_model(self.recipe.model).source if stage == "further" else None
+        if given and not self.final("calibrate").exists() and (own := own_branches(given)) is not None:
+            return own
         return self.latest(*_BEFORE[stage])
 
     def heads(self) -> Heads | None:
@@ -197,12 +209,12 @@ class RunDirectory:
     def made_from(self, stage: StageName) -> dict[str, JsonValue]:
         """Return what a stage takes from those before it; ConfigError if there is nothing of one that it needs."""
         found: dict[str, JsonValue] = {}
-        if stage in ("label", "sdrpn", "postsft"):
+        if stage in ("label", "sdrpn", "postsft", "further"):
             heads = heads_for(self.recipe.labelling, "textual", model=self.recipe.model, selected=self.heads())
             found["heads"] = {str(layer): list(chosen) for layer, chosen in heads.grounding.items()}
         if stage in _BEFORE:
             found["branches"] = digest(self.before(stage))
-        if stage in ("gate", "calibrate"):
+        if stage in ("gate", "calibrate", "further"):
             found["base"] = "as given" if self.base is None else "of postsft"
         return found
 
@@ -212,6 +224,15 @@ class RunDirectory:
     def _made(self, stage: StageName) -> Path:
         """Return the file or folder with all that a stage writes."""
         return self.result(stage) if stage == "select-heads" else self.result(stage).parent
+
+
+def copy_branches(source: Path, target: Path) -> None:
+    """Copy the branches of a folder into another, with those of further looks if it has them."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG, WEIGHTS):
+        shutil.copy2(branch_folder(source) / name, target / name)
+    if (further := branch_folder(source) / FURTHER).is_dir():
+        copy_branches(further, target / FURTHER)
 
 
 def digest(branches: Path) -> str:

@@ -41,15 +41,15 @@ class MapLoss(nn.Module):
         hidden: Tensor,
         rotary: tuple[Tensor, Tensor],
         mask: Tensor,
-        spans: Sequence[tuple[int, int]],
+        spans: Sequence[Sequence[tuple[int, int]]],
         labels: Tensor,
     ) -> Tensor:
         """Return the mean over the labelled cells of all rows.
 
         Args:
             hidden: States after K layers, (rows, tokens, hidden), padded on the left.
-            spans: [start, stop) of each row's visual tokens.
-            labels: Labels of the cells of all rows, concatenated; -100 where a cell has none.
+            spans: [start, stop) of the visual tokens of each of a row's views.
+            labels: Labels of the cells of all rows and views, concatenated; -100 where a cell has none.
         """
         logits = torch.cat(map_rows(self.sdrpn, hidden, rotary, mask, spans))
         chosen = labels != IGNORED
@@ -59,17 +59,22 @@ class MapLoss(nn.Module):
 
 
 def map_rows(
-    sdrpn: SDRPN, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, spans: Sequence[tuple[int, int]]
+    sdrpn: SDRPN,
+    hidden: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    mask: Tensor,
+    spans: Sequence[Sequence[tuple[int, int]]],
 ) -> list[Tensor]:
-    """Return the map logits (cells,) of each row, with the query of its last token."""
+    """Return the map logits (cells,) of each view of each row, with the query of the row's last token."""
     states = sdrpn.states(hidden, rotary=rotary, mask=mask)
     query = sdrpn.queries(states[:, -1:], cut(rotary, slice(-1, None)))
     logits = []
-    for row, (start, stop) in enumerate(spans):
-        where = slice(start, stop)
-        turned = (rotary[0][row : row + 1, where], rotary[1][row : row + 1, where])
-        keys = sdrpn.keys(states[row : row + 1, where], turned)
-        logits.append(sdrpn.logits(query[row : row + 1], keys)[0].float())
+    for row, views in enumerate(spans):
+        for start, stop in views:
+            where = slice(start, stop)
+            turned = (rotary[0][row : row + 1, where], rotary[1][row : row + 1, where])
+            keys = sdrpn.keys(states[row : row + 1, where], turned)
+            logits.append(sdrpn.logits(query[row : row + 1], keys)[0].float())
     return logits
 
 
@@ -112,7 +117,7 @@ def train_sdrpn(
         states = lower_states(backend, asked, k)
         spans, made = [], []
         for row, ((start, high, wide),) in zip(rows, states.images, strict=True):
-            spans.append((start, start + high * wide))
+            spans.append([(start, start + high * wide)])
             made.append(torch.from_numpy(on(row, (high, wide)).labels).flatten())
         return {
             "hidden": states.hidden,

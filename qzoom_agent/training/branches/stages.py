@@ -1,4 +1,4 @@
-"""`qzoom train select-heads | label | sdrpn | postsft | gate | calibrate`: the stages of the branches, by name.
+"""`qzoom train select-heads | label | sdrpn | postsft | gate | calibrate | further`: the branches' stages, by name.
 
     qzoom train branches --config rl/recipes/nano/branches.yaml --output runs/branches       (all of them, in order)
     qzoom train sdrpn --config rl/recipes/nano/branches.yaml --output runs/branches          (one)
@@ -22,20 +22,21 @@ from transformers.utils.logging import disable_progress_bar
 from yaml import safe_dump
 
 from qzoom_agent.config import PerceptionConfig, positive_int
-from qzoom_agent.errors import finished
+from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.perception.branches import Branches
+from qzoom_agent.perception.branches import FURTHER, Branches
 from qzoom_agent.training.branches.branch_recipe import Optimisation, StageName, load_branch_recipe
 from qzoom_agent.training.branches.calibrate import with_thresholds
 from qzoom_agent.training.branches.cost_estimate import describe
 from qzoom_agent.training.branches.dataset import load_records
 from qzoom_agent.training.branches.fitting import require_tracker
+from qzoom_agent.training.branches.further import collect_chains, measure, train_further
 from qzoom_agent.training.branches.gate import answer_at_budgets, counted, kinds, train_gate
 from qzoom_agent.training.branches.labelling import label, select_heads
 from qzoom_agent.training.branches.postsft import choose_cases, find_cases, train_postsft
 from qzoom_agent.training.branches.proposals import localisation, look_at_records
-from qzoom_agent.training.branches.run_dir import RunDirectory
+from qzoom_agent.training.branches.run_dir import RULE_KEYS, RunDirectory, copy_branches
 from qzoom_agent.training.branches.sdrpn import train_sdrpn
 from qzoom_agent.training.recipe_io import add_recipe_arguments, keep_recipe
 
@@ -108,6 +109,38 @@ def run_calibrate(run: RunDirectory) -> None:
     _say(run, f"{size / 1e6:.2f} MB")
     branches.config = with_thresholds(backend, run.recipe, run.output / "calibrate")
     run.finish(run.final("calibrate"), lambda folder: branches.save(folder, int8=True))
+
+
+def run_further(run: RunDirectory) -> None:
+    """Train gate and SD-RPN of further looks, which start as those of the first."""
+    folder, recipe = run.output / "further", run.recipe
+    before = run.before("further")
+    backend = run.backend(branches=before, base=run.base)
+    branches = backend.branches
+    assert branches is not None
+    if branches.sdrpn is None or branches.gate is None:
+        raise ConfigError("Further looks start from a gate and an SD-RPN. Run the stages sdrpn and gate first.")
+    records = run.records("further", limit=recipe.further.records)
+    table = collect_chains(backend, records, recipe, folder / "chains", selected=run.heads())
+    keys = {"k", "depth", "gate_depth", "positions", "threshold", *RULE_KEYS}
+    settings = branches.config.model_dump(include=keys)
+    further = Branches.from_base(backend.model, inside_crops=recipe.further.inside_crops, **settings)
+    further.load_state_dict(branches.own_weights)
+    held = train_further(backend, further, records, table, recipe, folder)
+    with TemporaryDirectory() as stored:  # measured as they are stored
+        further.save(stored, int8=True)
+        further = Branches.load(stored, backend.model)
+    figures = measure(backend, further, records, table, held, recipe)
+    _say(run, figures.model_dump_json(indent=1))
+    changes: dict[str, Any] = {"evidence": figures.model_dump(mode="json")}
+    changes["gate_threshold"] = 0.5 if figures.gate is None else figures.gate.threshold
+    further.config = further.config.model_copy(update=changes)
+
+    def write(target: Path) -> None:
+        copy_branches(before, target)
+        further.save(target / FURTHER, int8=True)
+
+    run.finish(run.final("further"), write)
 
 
 def _labelled(
@@ -183,6 +216,7 @@ STAGES: Final[dict[StageName, Callable[[RunDirectory], object]]] = {
     "postsft": run_postsft,
     "gate": run_gate,
     "calibrate": run_calibrate,
+    "further": run_further,
 }
 ALL: Final = "branches"
 
@@ -214,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stage in stages:
             print(describe(recipe, stage, processes=options.devices) + "\n")
         return 0
-    for how in (recipe.sdrpn, recipe.gate, recipe.postsft):
+    for how in (recipe.sdrpn, recipe.gate, recipe.postsft, recipe.further):
         require_tracker(how.optimisation.report_to)
     run = RunDirectory(recipe, options.output)
     run.require_recipe()

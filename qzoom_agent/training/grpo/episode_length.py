@@ -10,7 +10,7 @@ from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import UNKNOWN_BUDGET, resolve_model
 from qzoom_agent.perception.branches import CONFIG, branch_folder
-from qzoom_agent.policy import LOOK_FIRST, OFFER_TOOLS
+from qzoom_agent.policy import LOOK_AGAIN, LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 
 TURN_TEXT: Final = 160
@@ -64,7 +64,9 @@ def longest(
     largest = max(views.crop_max_tokens, config.perception.roi_max_tokens or 0)
     most = (budget.max_visual_tokens or _NO_LIMIT) - views.coarse_min_tokens
     room = min(budget.max_views - 1, most // max(1, views.crop_min_tokens))
-    inserted = min(config.perception.max_regions if config.policy in LOOK_FIRST else 0, room)
+    most_looks = min(budget.max_turns, config.perception.max_looks or budget.max_turns)
+    looks = most_looks if config.policy in LOOK_AGAIN else int(config.policy in LOOK_FIRST)
+    inserted = min(config.perception.max_regions * looks, room)
     crops = min(room - inserted, budget.max_turns * 4) if asks else 0  # a turn may call several times
     turns = budget.max_turns + 1 if asks else 2  # a reply that was cut off is followed by a last one
     return Longest(

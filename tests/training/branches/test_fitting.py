@@ -118,7 +118,7 @@ def test_the_loss_is_that_of_the_maps_that_inference_makes(family: Family, load:
     assert branches is not None and branches.sdrpn is not None
     some = [rows[0], rows[1]]  # a short question and a longer one
     states = lower_states(backend, ask(backend, some, [None] * 2), 3)
-    spans = [(start, start + high * wide) for ((start, high, wide),) in states.images]
+    spans = [[(start, start + high * wide)] for ((start, high, wide),) in states.images]
     maps = map_rows(branches.sdrpn, states.hidden, states.rotary, states.mask, spans)
     expected = []
     for row, found in zip(some, maps, strict=True):

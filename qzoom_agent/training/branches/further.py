@@ -1,0 +1,379 @@
+"""Gate and SD-RPN of further looks, from the model's own calls: no boxes are needed.
+
+A question that the first gate lets through is shown the crop of the first look. It is answered with the crops so far;
+while that is wrong, the model is offered its zoom tool, and the crop of its call is shown as well. After each crop the
+gate learns "enough" where the answer is right, and "more" where only a later crop made it right. SD-RPN learns where
+the tokens of the next call attend, with the earlier crops in context. Both start from the branches of the first look.
+
+A share of the images is held out: it gives the gate's threshold and the figures that are stored with the branches.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from qzoom_agent.config import PerceptionConfig, ReviewConfig
+from qzoom_agent.data.answers import normalise
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.stats import Figures
+from qzoom_agent.gate import gate_fires
+from qzoom_agent.geometry import Box
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.perception.branches import Branches
+from qzoom_agent.perception.decoder import Decoder
+from qzoom_agent.perception.labels import BACKGROUND, Heads, LabelRules
+from qzoom_agent.perception.look import look, resolve_options
+from qzoom_agent.protocols import get_protocol
+from qzoom_agent.review import adds
+from qzoom_agent.training.branches.base_inference import (
+    CoarsePrompt,
+    ask,
+    generate_answers,
+    is_right,
+    lower_states,
+    open_prompt,
+    record_batches,
+)
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe
+from qzoom_agent.training.branches.calibrate import GateFigures, gate_figures
+from qzoom_agent.training.branches.dataset import Record, Records
+from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
+from qzoom_agent.training.branches.gate import GateLoss
+from qzoom_agent.training.branches.labelling import collect_views, heads_for, labels_on_grid
+from qzoom_agent.training.branches.proposals import in_pixels, look_at_batch, proposal_zoom, show_crop
+from qzoom_agent.training.branches.sdrpn import MapLoss
+from qzoom_agent.training.branches.sharded_table import write_parts
+
+
+class FurtherFigures(Figures):
+    """Figures of further looks on held-out questions; stored in `branches.json`."""
+
+    questions: int
+    looks: int
+    """Conversations with crops, of these questions."""
+    more: int
+    """Those of them that need another crop."""
+    gate: GateFigures | None
+    """None where all or none of them need one."""
+    found: float | None
+    """Share of the next crops whose centre lies in the region that is proposed."""
+
+
+class Step(NamedTuple):
+    """A conversation with crops to learn from: the first `crops` of a row of the table."""
+
+    row: int
+    crops: int
+    more: bool | None
+    """Another crop is needed; None: that cannot be told."""
+    points: bool
+    """The map of the next call is learned."""
+
+
+@dataclass
+class _Chain:
+    """A question under way: its crops, answers and calls so far."""
+
+    record: Record
+    prompt: CoarsePrompt
+    box: Box
+    """The next crop, in pixels of the image."""
+    row: dict[str, Any]
+
+
+def collect_chains(
+    backend: HFBackend, records: Records, recipe: BranchRecipe, folder: Path, *, selected: Heads | None
+) -> Dataset:
+    """Return for each record the crops that were shown one after another, the answers with them and the maps of calls.
+
+    Columns: `row`, `image_id`, `boxes` (crops in pixels of the image), `answers` and `right` (with the first 1, 2, ...
+    crops), `maps` and `sinks` (of the call for the next crop: for each view that counts, rows of cells). The lists of a
+    question that needs no crop are empty. The table is kept in `folder`.
+    """
+    assert backend.branches is not None
+    stage, config = recipe.further, backend.branches.config
+    options, tokens = resolve_options(config, PerceptionConfig()), recipe.labelling.tokens
+
+    def rows(indices: range) -> Iterator[dict[str, Any]]:
+        for chosen, some in record_batches(records, indices, stage.batch):
+            empty: dict[str, list[Any]] = {key: [] for key in ("boxes", "answers", "right", "maps", "sinks")}
+            made = [
+                {"row": index, "image_id": record["image_id"], **{key: [] for key in empty}}
+                for index, record in zip(chosen, some, strict=True)
+            ]
+            chains = []
+            asked = ask(backend, some, tokens)
+            seen = look_at_batch(backend, some, tokens=tokens, asked=asked)
+            for record, prompt, found, row in zip(some, asked, seen, made, strict=True):
+                box = found.proposal(options)
+                if box is not None and gate_fires(found.score, config.gate_threshold) is not False:
+                    chains.append(_Chain(record, prompt, box, row))
+            for step in range(stage.crops):
+                chains = _advance(backend, chains, recipe, selected, last=step == stage.crops - 1)
+            yield from made
+
+    return write_parts(folder, len(records), rows, progress="followed by own calls")
+
+
+def _advance(
+    backend: HFBackend, chains: Sequence[_Chain], recipe: BranchRecipe, selected: Heads | None, *, last: bool
+) -> list[_Chain]:
+    """Show each chain its next crop and answer; return the chains whose answer is wrong and that call again."""
+    stage, zoom = recipe.further, proposal_zoom(backend)
+    shown = []
+    for chain in chains:
+        aligned = recipe.positions == "aligned"
+        prompt = show_crop(backend, chain.prompt, chain.record["question"], chain.box, zoom=zoom, aligned=aligned)
+        if prompt is not None and prompt.crop is not None:
+            chain.prompt = prompt
+            chain.row["boxes"].append(prompt.crop.as_list())
+            shown.append(chain)
+    if not shown:
+        return []
+    answers = generate_answers(backend, [one.prompt for one in shown], max_new_tokens=stage.max_new_tokens)
+    for chain, answer in zip(shown, answers, strict=True):
+        chain.row["answers"].append(answer)
+        chain.row["right"].append(is_right(answer, chain.record))
+    going = [one for one in shown if stage.enough == "same" or not one.row["right"][-1]]
+    if last or not going:
+        return []
+    asked = [
+        open_prompt(backend, one.prompt.session, one.prompt.store, one.prompt.shown, one.record["question"], tools=True)
+        for one in going
+    ]
+    said = generate_answers(backend, asked, max_new_tokens=recipe.labelling.max_new_tokens)
+    calling, prompts, texts = [], [], []
+    for chain, prompt, text in zip(going, asked, said, strict=True):
+        box = _called(backend, prompt, text)
+        if box is not None and adds(zoom.plan(prompt.store, box), prompt.shown, ReviewConfig()):
+            chain.box = box
+            calling.append(chain)
+            prompts.append(prompt)
+            texts.append(text)
+    if not calling:
+        return []
+    how = recipe.labelling
+    for mode in {chain.record["mode"] for chain in calling}:
+        at = [index for index, chain in enumerate(calling) if chain.record["mode"] == mode]
+        heads = heads_for(how, mode, model=backend.name, selected=selected)
+        found = collect_views(
+            backend,
+            [prompts[index] for index in at],
+            [texts[index] for index in at],
+            heads,
+            asking=how.asking,
+            norm_layer=_k(backend) if how.sink == "norm" else None,
+            views=None if stage.inside_crops else 1,
+        )
+        for index, maps in zip(at, found, strict=True):
+            calling[index].row["maps"].append([one.heat.tolist() for one in maps])
+            calling[index].row["sinks"].append([[] if one.sink is None else one.sink.tolist() for one in maps])
+    return calling
+
+
+def _called(backend: HFBackend, prompt: CoarsePrompt, text: str) -> Box | None:
+    """Return the box that a call asks for, in pixels of the image; None for a text that is no call with a box."""
+    calls = get_protocol(backend.protocol).parse(text, prompt.shown).calls
+    box = calls[0].as_box if calls else None
+    if box is None or not box.finite or box.view not in prompt.store:
+        return None
+    original = prompt.store.view("original").size
+    return prompt.store.to_original(box.ordered()).clamp(original)
+
+
+def _k(backend: HFBackend) -> int:
+    assert backend.branches is not None
+    return backend.branches.config.k
+
+
+def steps_of(table: Dataset, recipe: BranchRecipe) -> list[Step]:
+    """Return the conversations with crops that teach something."""
+    found = []
+    for at, row in enumerate(table):
+        right = row["right"]
+        if recipe.further.enough == "same" and right:
+            final = normalise(row["answers"][-1])
+            right = [normalise(answer) == final for answer in row["answers"]]
+        for crops, fine in enumerate(right, start=1):
+            more = False if fine else True if any(right[crops:]) else None
+            called = crops <= len(row["maps"])
+            points = called and (more is True or (more is None and recipe.labelling.keep == "all"))
+            if more is not None or points:
+                found.append(Step(at, crops, more, points))
+    return found
+
+
+def split(table: Dataset, steps: Sequence[Step], recipe: BranchRecipe) -> tuple[list[Step], list[Step]]:
+    """Return the steps to learn from and those held out, by image."""
+    images = table["image_id"]
+    draw = {name: Random(f"further/{recipe.seed}/{name}").random() < recipe.further.held_out for name in set(images)}
+    return [one for one in steps if not draw[images[one.row]]], [one for one in steps if draw[images[one.row]]]
+
+
+class FurtherLoss(nn.Module):
+    """Sum of the losses of SD-RPN and gate at conversations with crops."""
+
+    def __init__(self, branches: Branches) -> None:
+        super().__init__()
+        assert branches.sdrpn is not None and branches.gate is not None
+        self.map, self.gate = MapLoss(branches.sdrpn), GateLoss(branches.gate)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor,
+        spans: Sequence[Sequence[tuple[int, int]]],
+        labels: Tensor,
+        more: Tensor,
+    ) -> Tensor:
+        """Return the loss; `more` is 1 or 0 for each row, NaN where that cannot be told. Else see `MapLoss`."""
+        loss: Tensor = self.map(hidden, rotary, mask, spans, labels)
+        known = ~more.isnan()
+        if bool(known.any()):
+            loss = loss + self.gate(hidden[known], (rotary[0][known], rotary[1][known]), mask[known], more[known])
+        return loss
+
+
+def train_further(
+    backend: HFBackend, further: Branches, records: Records, table: Dataset, recipe: BranchRecipe, folder: Path
+) -> list[Step]:
+    """Train the branches in place; return the steps that were held out.
+
+    Raises:
+        ConfigError: No question needs a second crop, or all do.
+    """
+    stage = recipe.further
+    steps, held = split(table, steps_of(table, recipe), recipe)
+    counts = f"{sum(one.more is True for one in steps)} need another crop, {sum(one.more is False for one in steps)} do"
+    print(f"{len(steps)} conversations with crops, {counts} not; {len(held)} more are held out", flush=True)
+    if len({one.more for one in steps} - {None}) < 2 or not any(one.points for one in steps):
+        raise ConfigError(
+            f"There is nothing to tell apart: of {len(steps)} conversations with crops {counts} not. Give questions in "
+            "several steps that the model answers by its own calls, and some that one crop answers."
+        )
+    order = shuffled(
+        [table[one.row]["image_id"] for one in steps], epochs=stage.optimisation.num_train_epochs, seed=recipe.seed
+    )
+
+    def read(index: int) -> dict[str, Any]:
+        one = steps[index]
+        row = table[one.row]
+        chain = {key: row[key] for key in ("boxes", "maps", "sinks")}
+        return {**records[row["row"]], **chain, "crops": one.crops, "more": one.more, "points": one.points}
+
+    def prepare(rows: Rows) -> dict[str, Any]:
+        turn = rows[0]["draw"] // stage.optimisation.per_device_train_batch_size
+        shown = show_chains(backend, rows, stage.tokens[turn % len(stage.tokens)], recipe)
+        states = lower_states(backend, shown, further.config.k)
+        spans, labels = [], []
+        for row, one, start in zip(rows, shown, states.starts, strict=True):
+            grids = one.session.grids(one.ready.prompt)[: None if stage.inside_crops else 1]
+            spans.append([(start + at, start + at + high * wide) for at, high, wide in grids])
+            labels += _labels(row, [(high, wide) for _, high, wide in grids], recipe)
+        more = [float("nan") if row["more"] is None else float(row["more"]) for row in rows]
+        device = states.hidden.device
+        return {
+            "hidden": states.hidden,
+            "rotary": states.rotary,
+            "mask": states.mask,
+            "spans": spans,
+            "labels": torch.cat(labels).to(device),
+            "more": torch.tensor(more, device=device),
+        }
+
+    module = FurtherLoss(further.requires_grad_(True)).train()
+    train(module, TrainingOrder(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)
+    further.eval()
+    return held
+
+
+def show_chains(
+    backend: HFBackend, rows: Sequence[Mapping[str, Any]], tokens: int | None, recipe: BranchRecipe
+) -> list[CoarsePrompt]:
+    """Ask each row's question with its first `crops` boxes shown, over a coarse view of at most `tokens`."""
+    zoom, aligned, shown = proposal_zoom(backend), recipe.positions == "aligned", []
+    for row, one in zip(rows, ask(backend, rows, tokens), strict=True):  # type: ignore[arg-type]
+        for box in row["boxes"][: row["crops"]]:
+            one = show_crop(backend, one, row["question"], Box(*box), zoom=zoom, aligned=aligned) or one
+        shown.append(one)
+    return shown
+
+
+def _labels(row: Mapping[str, Any], grids: Sequence[tuple[int, int]], recipe: BranchRecipe) -> list[Tensor]:
+    """Return the labels of the cells of each view; the views of one call share the peak of its attention."""
+    blank = [torch.full((high * wide,), -100) for high, wide in grids]
+    if not row["points"]:
+        return blank
+    how, at = recipe.labelling, row["crops"] - 1
+    maps = [np.array(one, dtype=np.float32) for one in row["maps"][at]]
+    sinks = [np.array(one, dtype=np.float32) if one else None for one in row["sinks"][at]]
+    peaks = [float(one.max()) for one in maps]
+    labels = []
+    for heat, sink, grid, peak, none in zip(maps, sinks, grids, peaks, blank, strict=True):
+        share = max(peaks) / max(peak, 1e-12)
+        if how.rules.foreground * share < 1:
+            shares = {"foreground": how.rules.foreground * share, "background": how.rules.background * share}
+            rules = LabelRules.model_validate({**how.rules.model_dump(), **shares})
+            made = labels_on_grid(heat, sink, grid, rules, norm_ratio=how.used_norm_ratio)
+            labels.append(torch.from_numpy(made.labels).flatten())
+        else:  # the call does not attend to this view
+            labels.append(torch.full_like(none, BACKGROUND))
+    return labels
+
+
+def measure(
+    backend: HFBackend,
+    further: Branches,
+    records: Records,
+    table: Dataset,
+    held: Sequence[Step],
+    recipe: BranchRecipe,
+) -> FurtherFigures:
+    """Choose the gate's threshold on held-out conversations, and measure gate and regions there."""
+    scores: list[float] = []
+    hits: list[bool] = []
+    options = resolve_options(further.config, PerceptionConfig(gate_threshold=0.0))
+    for _, some in record_batches(held, range(len(held)), recipe.further.batch):
+        steps: list[Step] = some  # type: ignore[assignment]
+        rows = [
+            {**records[table[one.row]["row"]], "boxes": table[one.row]["boxes"], "crops": one.crops} for one in steps
+        ]
+        shown = show_chains(backend, rows, recipe.calibration.tokens, recipe)
+        states = lower_states(backend, shown, further.config.k)
+        found = look(
+            further,
+            Decoder(backend.model).adapter,
+            states.hidden,
+            rotary=states.rotary,
+            mask=states.mask,
+            images=states.images,
+            starts=states.starts,
+            options=options,
+            further=True,
+        )
+        for one, row, prompt, seen in zip(steps, rows, shown, found, strict=True):
+            assert seen.score is not None
+            scores.append(seen.score)
+            if one.points and one.crops < len(row["boxes"]):
+                centre = Box(*row["boxes"][one.crops]).center
+                regions = [
+                    in_pixels(region, prompt.cells, prompt.store.view("coarse")) for region in seen.maps[0].regions
+                ]
+                hits.append(any(box.x1 <= centre[0] <= box.x2 and box.y1 <= centre[1] <= box.y2 for box in regions))
+    needs = [one.more for one in held]
+    decided = {True, False} <= set(needs)
+    return FurtherFigures(
+        questions=len({one.row for one in held}),
+        looks=len(held),
+        more=needs.count(True),
+        gate=gate_figures(scores, needs, recipe.calibration, most=1.0) if decided else None,
+        found=sum(hits) / len(hits) if hits else None,
+    )

@@ -1,0 +1,179 @@
+"""Gate and SD-RPN of further looks: chains of the model's own calls, their labels, and training on them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from yaml import safe_dump
+
+from qzoom_agent import Agent
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.models.presets import NANO_FOLDER
+from qzoom_agent.perception.branches import FURTHER, WEIGHTS, Branches
+from qzoom_agent.perception.labels import LabelRules
+from qzoom_agent.training.branches import further, stages
+from qzoom_agent.training.branches.base_inference import CoarsePrompt
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe, FurtherStage, Labelling, Optimisation
+from qzoom_agent.training.branches.dataset import DatasetSpec, Records
+from qzoom_agent.training.branches.export import export_model
+from qzoom_agent.training.branches.further import collect_chains, measure, split, steps_of, train_further
+from tests.tiny_models import Family
+from tests.training.branches.conftest import Load
+
+FAST = Optimisation(
+    learning_rate=3e-3,
+    num_train_epochs=8,
+    per_device_train_batch_size=4,
+    logging_steps=1,
+    dataloader_num_workers=0,
+    warmup_steps=0.0,
+)
+CALL = "ZOOM: 0, 0, 250, 500"
+
+
+def recipe(tokens: int | None = 4, **stage: Any) -> BranchRecipe:
+    # a coarse view of less than all pixels, so that crops add something; LLaVA has views of one size
+    # random attention is spread out: the rules take a part of any map
+    rules = LabelRules(foreground=0.9, background=0.8, blur_kernel=1, area_limit=1.0, least_peak=0.0)
+    how = Labelling(grounding={4: [0, 1]}, max_new_tokens=8, tokens=tokens, rules=rules)
+    return BranchRecipe(
+        data=[DatasetSpec(path="needle")],
+        depth=2,
+        gate_depth=2,
+        k=3,
+        box=(0.4, 0.4),
+        peak_share=0.5,
+        labelling=how,
+        further=FurtherStage(optimisation=FAST, **stage),
+    )
+
+
+def table(*rows: tuple[str, int, list[str]]) -> Dataset:
+    """Rows of right and wrong answers ("01"), the number of calls, and the answers."""
+    return Dataset.from_list(
+        [
+            {
+                "row": at,
+                "image_id": f"p{at}",
+                "right": [mark == "1" for mark in right],
+                "answers": answers,
+                "maps": [[[[0.0, 1.0]]]] * calls,
+            }
+            for at, (right, calls, answers) in enumerate(rows)
+        ]
+    )
+
+
+def test_crops_are_enough_where_they_lead_to_a_right_answer() -> None:
+    """One crop, two, three; wrong whatever is shown; no crop at all."""
+    found = steps_of(table(("1", 0, []), ("01", 1, []), ("001", 2, []), ("00", 1, []), ("", 0, [])), recipe())
+    assert [(one.row, one.crops, one.more, one.points) for one in found] == [
+        (0, 1, False, False),
+        (1, 1, True, True),
+        (1, 2, False, False),
+        (2, 1, True, True),
+        (2, 2, True, True),
+        (2, 3, False, False),
+    ]
+
+
+def test_without_references_they_are_enough_where_the_answer_stays() -> None:
+    chains = table(("00", 1, ["B4", "407"]), ("000", 2, ["407", " 407", "407"]))
+    found = steps_of(chains, recipe(enough="same"))
+    assert [(one.row, one.crops, one.more) for one in found] == [
+        (0, 1, True),
+        (0, 2, False),
+        (1, 1, False),
+        (1, 2, False),
+        (1, 3, False),
+    ]
+
+
+@pytest.fixture
+def follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even questions are right with one crop, odd ones with two; a wrong one calls for the upper left corner."""
+
+    def say(backend: Any, asked: list[CoarsePrompt], *, max_new_tokens: int) -> list[str]:
+        said = []
+        for one in asked:
+            text = str(one.messages)
+            odd = "how many" in text
+            offered = "ZOOM" in text
+            said.append(CALL if offered else "407" if not odd or len(one.shown) > 2 else "B4")
+        return said
+
+    monkeypatch.setattr(further, "generate_answers", say)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["coarse view", "crops too"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava"])
+def test_calls_become_labels_and_branches_learn_them(
+    family: Family, inside: bool, load: Load, rows: Records, follow: None, tmp_path: Path
+) -> None:
+    backend = load(family)
+    backend.protocol = "plain"
+    first = backend.branches
+    assert first is not None
+    first.config = first.config.model_copy(update={"gate_threshold": 0.0, "box": (0.4, 0.4), "peak_share": 0.5})
+    how = recipe(None if family == "llava" else 4, inside_crops=inside, held_out=0.3)
+    chains = collect_chains(backend, rows, how, tmp_path / "chains", selected=None)
+    assert [len(row["boxes"]) for row in chains] == [1, 2, 1] * 4
+    assert [row["answers"][-1] for row in chains] == ["407"] * 12
+    assert [len(maps) for row in chains for maps in row["maps"]] == [2 if inside else 1] * 4
+    assert chains[1]["boxes"][1][:2] == [0.0, 0.0]
+    frozen = {name: value.clone() for name, value in backend.model.state_dict().items()}
+    settings = first.config.model_dump(include={"k", "depth", "gate_depth", "box", "peak_share"})
+    learner = Branches.from_base(backend.model, inside_crops=inside, **settings)
+    learner.load_state_dict(first.own_weights)
+    held = train_further(backend, learner, rows, chains, how, tmp_path)
+    assert {one.row for one in held}.isdisjoint({one.row for one in split(chains, steps_of(chains, how), how)[0]})
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    assert all(torch.equal(value, frozen[name]) for name, value in backend.model.state_dict().items())
+    assert not any(
+        torch.equal(value, first.own_weights[name])
+        for name, value in learner.own_weights.items()
+        if name.endswith("q_proj.weight")
+    )
+    found = measure(backend, learner, rows, chains, steps_of(chains, how), how)
+    assert (found.questions, found.looks, found.more) == (12, 16, 4)
+    assert found.gate is not None and found.gate.missed + found.gate.needless < 0.5
+
+
+def test_questions_that_all_take_one_crop_teach_nothing(load: Load, rows: Records, tmp_path: Path) -> None:
+    backend = load("qwen2_5_vl")
+    assert backend.branches is not None
+    with pytest.raises(ConfigError, match="questions in several steps"):
+        train_further(backend, backend.branches, rows, table(("1", 0, ["407"])), recipe(), tmp_path)
+
+
+def test_the_stage_makes_the_branches_of_nano_look_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the branches that ship; a second run does nothing, and what is exported answers."""
+    out, file = tmp_path / "run", tmp_path / "recipe.yaml"
+    stage = {
+        "data": [
+            {"path": "needle", "limit": 6, "a_board": 2, "seed": 2, "tasks": ["needle-hop"]},
+            {"path": "needle", "limit": 4, "a_board": 2, "seed": 2},
+        ],
+        "tokens": [64],
+        "max_new_tokens": 8,
+        "optimisation": {"num_train_epochs": 1, "per_device_train_batch_size": 4, "dataloader_num_workers": 0},
+    }
+    labelling = {"grounding": {5: [0, 1]}, "tokens": 100, "asking": "prediction", "response": "call", "keep": "all"}
+    settings = {"k": 5, "depth": 1, "gate_depth": 1, "data": [{"path": "needle"}]}
+    file.write_text(safe_dump({**settings, "labelling": {**labelling, "max_new_tokens": 8}, "further": stage}))
+    command = ["further", "--config", str(file), "--output", str(out)]
+    assert stages.main(command) == 0
+    final = out / "further" / "final"
+    assert (final / WEIGHTS).read_bytes() == (NANO_FOLDER / "branches" / WEIGHTS).read_bytes()
+    stored = json.loads((final / FURTHER / "branches.json").read_text())
+    assert stored["evidence"]["looks"] >= 0 and stored["box"] == [0.3, 0.2]
+    capsys.readouterr()
+    assert stages.main(command) == 0
+    assert "is there already" in capsys.readouterr().out
+    export_model(out, tmp_path / "model")
+    agent = Agent.from_pretrained(str(tmp_path / "model"), device="cpu", check=False)
+    assert agent.backend.branches.further is not None  # type: ignore[attr-defined]

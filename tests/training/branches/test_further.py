@@ -34,11 +34,11 @@ FAST = Optimisation(
 CALL = "ZOOM: 0, 0, 250, 500"
 
 
-def recipe(tokens: int | None = 4, **stage: Any) -> BranchRecipe:
-    # a coarse view of less than all pixels, so that crops add something; LLaVA has views of one size
+def recipe(**stage: Any) -> BranchRecipe:
+    # a coarse view of less than all pixels, so that crops add something
     # random attention is spread out: the rules take a part of any map
     rules = LabelRules(foreground=0.9, background=0.8, blur_kernel=1, area_limit=1.0, least_peak=0.0)
-    how = Labelling(grounding={4: [0, 1]}, max_new_tokens=8, tokens=tokens, rules=rules)
+    how = Labelling(grounding={4: [0, 1]}, max_new_tokens=8, tokens=4, rules=rules)
     return BranchRecipe(
         data=[DatasetSpec(path="needle")],
         depth=2,
@@ -118,7 +118,7 @@ def test_calls_become_labels_and_branches_learn_them(
     first = backend.branches
     assert first is not None
     first.config = first.config.model_copy(update={"gate_threshold": 0.0, "box": (0.4, 0.4), "peak_share": 0.5})
-    how = recipe(None if family == "llava" else 4, inside_crops=inside, held_out=0.3)
+    how = recipe(inside_crops=inside, held_out=0.3)
     chains = collect_chains(backend, rows, how, tmp_path / "chains", selected=None)
     assert [len(row["boxes"]) for row in chains] == [1, 2, 1] * 4
     assert [row["answers"][-1] for row in chains] == ["407"] * 12

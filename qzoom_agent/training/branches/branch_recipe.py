@@ -250,7 +250,7 @@ class FurtherStage(Section):
     tokens: list[int | None] = Field(default=[None], min_length=1)
     """Budgets of coarse views to train on, each batch at one of them. Calls are made at `labelling.tokens`."""
     held_out: float = Field(default=0.15, gt=0, lt=1)
-    """Share of the images that the gate's threshold is chosen on, for the target of `calibration`."""
+    """Share of the images that the gate's threshold is chosen on: where its errors are fewest."""
     max_new_tokens: int = Field(default=32, gt=0)
     batch: int = Field(default=8, gt=0)
 

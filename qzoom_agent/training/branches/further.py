@@ -41,7 +41,7 @@ from qzoom_agent.training.branches.base_inference import (
     open_prompt,
     record_batches,
 )
-from qzoom_agent.training.branches.branch_recipe import BranchRecipe
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibration
 from qzoom_agent.training.branches.calibrate import GateFigures, gate_figures
 from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
@@ -329,6 +329,19 @@ def _labels(row: Mapping[str, Any], grids: Sequence[tuple[int, int]], recipe: Br
     return labels
 
 
+def _gate(scores: Sequence[float], needs: Sequence[bool | None]) -> GateFigures:
+    """Return the gate's errors at the threshold where their sum is least.
+
+    No share of needed looks is demanded, as of the first gate: a crop that is misread alone, and read right beside
+    another one, makes a label that no threshold should follow.
+    """
+    tried = [
+        gate_figures(scores, needs, Calibration(needed_recall=float(share)), most=1.0)
+        for share in np.linspace(0.8, 1.0, 41)
+    ]
+    return min(tried, key=lambda one: one.missed + one.needless)
+
+
 def measure(
     backend: HFBackend,
     further: Branches,
@@ -374,6 +387,6 @@ def measure(
         questions=len({one.row for one in held}),
         looks=len(held),
         more=needs.count(True),
-        gate=gate_figures(scores, needs, recipe.calibration, most=1.0) if decided else None,
+        gate=_gate(scores, needs) if decided else None,
         found=sum(hits) / len(hits) if hits else None,
     )

@@ -66,7 +66,7 @@ _READ: Final[dict[StageName, dict[str, Any]]] = {
         *RULE_KEYS,
         gate={"tokens", "with_crop", "own_calls", "max_new_tokens"},  # where boxes are unknown
     ),
-    "further": _keys("data", "seed", "positions", "labelling", "further", "calibration"),
+    "further": _keys("data", "seed", "positions", "labelling", "further", calibration={"tokens"}),
 }
 """Keys of the recipe that the result of a stage depends on ..."""
 _UNREAD: Final[dict[str, Any]] = {

@@ -11,6 +11,7 @@ training and evaluation never share a receipt; one that is there twice counts as
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,9 +123,11 @@ def _receipt(index: Path, number: int, row: bytes) -> Receipt:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
+        given = json.loads(row) if first["type"] == "missing" else None
+        there = f" There are: {', '.join(given)}." if isinstance(given, dict) else ""
         raise ConfigError(
             f"Row {number + 1} of {index} is no receipt: {f'{place}: ' if place else ''}{first['msg']}. "
-            "Needed: image, fields, lines."
+            f"Needed: image, fields, lines.{there}"
         ) from None
     kept = tuple(
         line for line in receipt.lines if line.text.strip() and line.box[0] < line.box[2] and line.box[1] < line.box[3]

@@ -6,50 +6,18 @@ have it: a saved dataset, a copy of the hub's repository, parquet, a TSV, a JSON
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
-from datasets import Dataset, Features, Image, List, Value
-from PIL import Image as Pillow
-from PIL import ImageDraw
+from datasets import Image, List, Value
 
+from tests.evaluation.tasks.files import base64_png, dataset, draw, parquet, png
 from tests.evaluation.tasks.receipt_folder import receipts
 
 TEXT: Final = Value("string")
-
-
-def draw(text: str, *, colour: str = "navy", size: tuple[int, int] = (96, 64)) -> Pillow.Image:
-    """A small picture of its own: a coloured bar and a text."""
-    image = Pillow.new("RGB", size, "white")
-    pen = ImageDraw.Draw(image)
-    pen.rectangle((8, 8, 40, 24), fill=colour)
-    pen.text((8, 40), text, fill="black")
-    return image
-
-
-def png(image: Pillow.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def base64_png(image: Pillow.Image) -> str:
-    return base64.b64encode(png(image)).decode()
-
-
-def dataset(rows: Sequence[Mapping[str, Any]], features: Mapping[str, Any]) -> Dataset:
-    return Dataset.from_list([dict(row) for row in rows], features=Features(features))
-
-
-def parquet(data: Dataset, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data.to_parquet(str(path))
-    return path
 
 
 def vstar(folder: Path) -> Path:

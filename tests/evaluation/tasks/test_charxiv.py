@@ -10,7 +10,7 @@ import pytest
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.catalog import TASKS
-from tests.evaluation.tasks import fixtures
+from tests.evaluation.tasks import files, fixtures
 
 
 def samples(name: str, folder: Path) -> list[Sample]:
@@ -56,7 +56,7 @@ def test_not_applicable_has_to_be_said(tmp_path: Path) -> None:
 
 
 def test_the_test_split_has_no_answers(tmp_path: Path) -> None:
-    row = {"image": fixtures.base64_png(fixtures.draw("C")), "figure_path": "images/9.jpg", "reasoning_q": "How many?"}
+    row = {"image": files.base64_png(files.draw("C")), "figure_path": "images/9.jpg", "reasoning_q": "How many?"}
     (tmp_path / "test.jsonl").write_text(json.dumps({**row, "reasoning_a": None, "reasoning_a_type": 4}))
     load, path = TASKS["charxiv-reasoning"].load, str(tmp_path / "test.jsonl")
     with pytest.raises(ConfigError, match="there is no answer"):

@@ -16,11 +16,11 @@ from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task
 from qzoom_agent.evaluation.tasks.needle import TASK_NAMES as NEEDLE
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
 from qzoom_agent.geometry import Box
-from tests.evaluation.tasks import fixtures
+from tests.evaluation.tasks import files, fixtures
 
 
 def written(folder: Path, *rows: dict[str, Any]) -> Samples:
-    fixtures.draw("own").save(folder / "own.png")
+    files.draw("own").save(folder / "own.png")
     lines = (json.dumps({"image": "own.png", "question": "What?"} | row) for row in rows)
     (folder / "my questions.jsonl").write_text("\n".join(lines))
     return find_task(str(folder)).load(TaskSource())
@@ -83,11 +83,11 @@ def test_ids_are_used_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [".csv", ".tsv", ".parquet", ".json"])
 def test_other_tables(tmp_path: Path, kind: str) -> None:
-    fixtures.draw("own").save(tmp_path / "own.png")
+    files.draw("own").save(tmp_path / "own.png")
     row = {"image": "own.png", "question": "What?", "answer": "042", "boxes": "[[1, 2, 3, 4]]", "kind": "code"}
     file = tmp_path / f"table{kind}"
     if kind == ".parquet":
-        fixtures.parquet(fixtures.dataset([row], dict.fromkeys(row, fixtures.TEXT)), file)
+        files.parquet(files.dataset([row], dict.fromkeys(row, fixtures.TEXT)), file)
     elif kind == ".json":
         file.write_text(json.dumps([row]))
     else:

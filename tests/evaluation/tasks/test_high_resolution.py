@@ -12,7 +12,7 @@ from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.evaluation.tasks.catalog import TASKS
 from qzoom_agent.evaluation.tasks.task import Scored
 from qzoom_agent.geometry import Box
-from tests.evaluation.tasks import fixtures
+from tests.evaluation.tasks import files, fixtures
 
 
 def samples(name: str, folder: Path) -> list[Sample]:
@@ -66,7 +66,7 @@ def test_hrscene_has_choices_and_open_questions(tmp_path: Path) -> None:
 
 
 def test_hrscene_without_answers_can_be_asked_but_not_scored(tmp_path: Path) -> None:
-    row = {"id": 1, "image": fixtures.base64_png(fixtures.draw("H")), "question": "?\n(A) a\n(B) b", "answer": "None"}
+    row = {"id": 1, "image": files.base64_png(files.draw("H")), "question": "?\n(A) a\n(B) b", "answer": "None"}
     (tmp_path / "test.jsonl").write_text(json.dumps(row))
     load, path = TASKS["hrscene"].load, str(tmp_path / "test.jsonl")
     with pytest.raises(ConfigError, match="there is no answer"):
@@ -100,7 +100,7 @@ def test_xlrs_has_micro_and_macro_figures(tmp_path: Path) -> None:
 
 
 def test_a_question_about_two_images_is_named(tmp_path: Path) -> None:
-    image = fixtures.base64_png(fixtures.draw("X"))
+    image = files.base64_png(files.draw("X"))
     row = {"index": 7, "question": "What changed?", "multi-choice options": ["(A) a", "(B) b"], "answer": "A"}
     row |= {"category": "Counting/Counting with changing detection", "image": [image, image]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))

@@ -11,7 +11,7 @@ from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.catalog import TASKS
 from qzoom_agent.evaluation.tasks.task import Scored
-from tests.evaluation.tasks import fixtures
+from tests.evaluation.tasks import files, fixtures
 
 
 def samples(name: str, folder: Path) -> list[Sample]:
@@ -53,7 +53,7 @@ def test_figures_are_the_complete_groups(tmp_path: Path) -> None:
 
 def test_fields_that_are_none_are_named(tmp_path: Path) -> None:
     row = {"id": 3, "question": "?", "type": "key information mapping en", "answers": ["no fields"], "eval": "None"}
-    row |= {"image": fixtures.base64_png(fixtures.draw("Q")), "bbox": None, "bbox_list": None, "content": None}
+    row |= {"image": files.base64_png(files.draw("Q")), "bbox": None, "bbox_list": None, "content": None}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     with pytest.raises(ConfigError, match=r"Row 1 .*the answer holds no fields: 'no fields'"):
         TASKS["ocrbench-v2"].load(TaskSource(path=str(tmp_path / "rows.jsonl")))[0]

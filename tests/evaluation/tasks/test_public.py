@@ -15,7 +15,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task
 from qzoom_agent.evaluation.tasks.task import Scored
 from qzoom_agent.geometry import Box
-from tests.evaluation.tasks import fixtures
+from tests.evaluation.tasks import files, fixtures
 
 DIRECTLY = "Answer with the option's letter from the given choices directly."
 SHORT = "Answer the question using a single word or phrase."
@@ -214,7 +214,7 @@ def test_zoombench_has_two_views_of_the_same_questions(tmp_path: Path) -> None:
 
 
 def test_zoombench_refuses_a_box_that_is_none(tmp_path: Path) -> None:
-    row = {"id": "z9", "image": fixtures.base64_png(fixtures.draw("Z")), "query": "?", "response": "1"}
+    row = {"id": "z9", "image": files.base64_png(files.draw("Z")), "query": "?", "response": "1"}
     row |= {"crop_image": row["image"], "question_type": "blank", "bbox": "[1, 2, 3]"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ConfigError, match="Question z9 of ZoomBench has a bbox that is no box"):
@@ -224,7 +224,7 @@ def test_zoombench_refuses_a_box_that_is_none(tmp_path: Path) -> None:
 def test_pictures_are_the_ones_of_the_table(tmp_path: Path) -> None:
     for name, text in (("vstar", "V2"), ("hrbench-4k", "HR0"), ("mme-realworld", "M2"), ("treebench", "T2")):
         image = samples(name, tmp_path)[2].image
-        assert ImageChops.difference(image, fixtures.draw(text)).getbbox() is None, name
+        assert ImageChops.difference(image, files.draw(text)).getbbox() is None, name
 
 
 def test_the_whole_table_need_not_be_in_memory(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task, unscored
 from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
-from tests.evaluation.tasks import fixtures
+from tests.evaluation.tasks import files, fixtures
 
 
 def ocrbench(folder: Path) -> Path:
@@ -39,14 +39,14 @@ def ocrbench(folder: Path) -> Path:
     for row in rows:
         at = folder / "OCRBench_Images" / str(row["image_path"])
         at.parent.mkdir(parents=True)
-        fixtures.draw(str(row["id"])).save(at)
+        files.draw(str(row["id"])).save(at)
     return written(folder / "OCRBench" / "OCRBench.json", rows)
 
 
 def chartqa(folder: Path) -> Path:
     """test/test_human.json beside test/png/."""
     (folder / "png").mkdir(parents=True)
-    fixtures.draw("chart").save(folder / "png" / "4170.png")
+    files.draw("chart").save(folder / "png" / "4170.png")
     asked = [("How many bars?", "14"), ("Which two are they?", "[Yes, No]")]
     rows = [{"imgname": "4170.png", "query": query, "label": label} for query, label in asked]
     return written(folder / "test_human.json", rows)
@@ -55,7 +55,7 @@ def chartqa(folder: Path) -> Path:
 def docvqa(folder: Path, *, answered: bool = True) -> Path:
     """val_v1.0.json, whose images lie in documents/."""
     (folder / "documents").mkdir(parents=True)
-    fixtures.draw("page").save(folder / "documents" / "abcd0001_7.png")
+    files.draw("page").save(folder / "documents" / "abcd0001_7.png")
     row = {
         "questionId": 49153,
         "question": "What is the page number?",
@@ -76,7 +76,7 @@ def docvqa(folder: Path, *, answered: bool = True) -> Path:
 def textvqa(folder: Path) -> Path:
     """TextVQA_0.5.1_val.json; images by their id in train_images/, as the publisher's archive has them."""
     (folder / "train_images").mkdir(parents=True)
-    fixtures.draw("nokia").save(folder / "train_images" / "003a8ae2ef43b901.jpg")
+    files.draw("nokia").save(folder / "train_images" / "003a8ae2ef43b901.jpg")
     row = {
         "question": "what is the brand?",
         "image_id": "003a8ae2ef43b901",
@@ -130,7 +130,7 @@ def test_a_publishers_file_as_questions_of_ones_own_and_for_training(tmp_path: P
 def vlmevalkit(folder: Path) -> Path:
     """A TSV whose second row shows the image of the first; options as columns, a picture of 300 kB in base64."""
     noisy = fixtures.Pillow.effect_noise((600, 600), 90)
-    data = base64.b64encode(fixtures.png(noisy)).decode()
+    data = base64.b64encode(files.png(noisy)).decode()
     assert len(data) > 200_000  # more than the csv module takes in a cell unless it is told to
     rows = [
         {"index": "7", "question": 'Which "one"\tis it?', "A": "red", "B": "blue", "C": "", "D": "", "answer": "B"},
@@ -153,14 +153,14 @@ def test_vlmevalkits_table(tmp_path: Path) -> None:
 
 
 def test_vlmevalkits_table_with_paths(tmp_path: Path) -> None:
-    fixtures.draw("one").save(tmp_path / "one.png")
+    files.draw("one").save(tmp_path / "one.png")
     row = {"index": 0, "question": "Is it?", "answer": "yes", "image_path": "one.png", "category": "x"}
     (only,) = find_task(str(fixtures.tsv([row], tmp_path / "Mine.tsv"))).load(TaskSource())
     assert only.image.size == (96, 64) and only.answer == "yes"
 
 
 def test_a_table_of_answers_as_vlmevalkit_writes_them(tmp_path: Path) -> None:
-    row = {"index": 3, "question": "who?", "answer": "['Ann', 'A.']", "image": fixtures.base64_png(fixtures.draw("a"))}
+    row = {"index": 3, "question": "who?", "answer": "['Ann', 'A.']", "image": files.base64_png(files.draw("a"))}
     (only,) = TASKS["docvqa"].load(TaskSource(path=str(fixtures.tsv([row], tmp_path / "DocVQA_VAL.tsv"))))
     assert (only.id, only.answers) == ("docvqa-3", ("Ann", "A."))
 

@@ -244,7 +244,10 @@ def test_a_server_that_is_not_there_ends_the_episode_and_not_the_program() -> No
 
 def test_no_more_requests_are_under_way_than_allowed(server: FinishedRollout) -> None:
     def slowly(body: dict[str, Any]) -> tuple[int, Any]:
-        time.sleep(0.05)
+        # until a second request is there, however busy the machine is
+        last = time.monotonic() + 5
+        while server.most_at_once < 2 and time.monotonic() < last:
+            time.sleep(0.01)
         return 200, said("42")
 
     server.answer = slowly

@@ -129,7 +129,7 @@ def test_a_publishers_file_as_questions_of_ones_own_and_for_training(tmp_path: P
 
 def vlmevalkit(folder: Path) -> Path:
     """A TSV whose second row shows the image of the first; options as columns, a picture of 300 kB in base64."""
-    noisy = fixtures.Pillow.effect_noise((600, 600), 90)
+    noisy = files.Pillow.effect_noise((600, 600), 90)
     data = base64.b64encode(files.png(noisy)).decode()
     assert len(data) > 200_000  # more than the csv module takes in a cell unless it is told to
     rows = [

@@ -339,7 +339,7 @@ class BatchEngine:
             held: Any = cache.layers[index]
             if index in recurrent(cache):
                 for row, one in enumerate(own):
-                    one.layers[index] = joined([held], lambda parts, row=row: parts[0][row : row + 1].clone())
+                    one.layers[index] = copied(held, slice(row, row + 1))
                 continue
             for row, (one, kept) in enumerate(zip(own, columns, strict=True)):
                 one.update(held.keys[row : row + 1, :, kept], held.values[row : row + 1, :, kept], index)
@@ -353,7 +353,7 @@ class BatchEngine:
         for index, layer in enumerate(rows.cache.layers):
             held: Any = layer
             if index in recurrent(rows.cache):
-                cache.layers[index] = joined([held], lambda parts: parts[0][at])
+                cache.layers[index] = copied(held, at)
                 continue
             cache.update(held.keys[at], held.values[at], index)
         cached, work = [rows.cached[place] for place in places], [rows.token_layers[place] for place in places]
@@ -401,7 +401,7 @@ def _frozen(cache: DynamicCache, going: Tensor) -> Iterator[None]:
     for at, layer in before.items():
 
         def chosen(pair: list[Tensor]) -> Tensor:
-            return torch.where(going.view(-1, *[1] * (pair[0].ndim - 1)), *pair)
+            return torch.where(going.view(-1, *[1] * (pair[0].ndim - 1)), pair[0], pair[1])
 
         cache.layers[at] = joined([cache.layers[at], layer], chosen)
 

@@ -100,7 +100,10 @@ def full_layers(text_config: Any) -> list[int]:
 
 def of_full_layers(value: T | dict[str, T]) -> T:
     """Return the value for full-attention layers, where there may be one for each kind of layer."""
-    return value[FULL] if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        full: T = value[FULL]
+        return full
+    return value
 
 
 def text_model(model: PreTrainedModel) -> Any:

@@ -30,7 +30,8 @@ def new_cache(config: PretrainedConfig) -> DynamicCache:
     cache = DynamicCache()
     # layers that share the keys of others, always the last ones, hold none
     count = text.num_hidden_layers - getattr(text, "num_kv_shared_layers", 0)
-    cache.layers = [DynamicLayer() for _ in range(count)]
+    layer: Any = DynamicLayer
+    cache.layers = [layer() for _ in range(count)]
     return cache
 
 
@@ -54,9 +55,9 @@ def joined(layers: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> Any
     return made
 
 
-def copied(layer: Any) -> Any:
-    """Return a copy of a recurrent layer that does not change with it."""
-    return joined([layer], lambda same: same[0].clone())
+def copied(layer: Any, rows: slice | Tensor = slice(None)) -> Any:
+    """Return a copy of a recurrent layer, or of some of its rows, that does not change with it."""
+    return joined([layer], lambda same: same[0][rows].clone())
 
 
 class Snapshots:

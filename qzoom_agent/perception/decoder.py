@@ -115,7 +115,8 @@ class Decoder:
             valid = torch.ones(len(hidden), columns, dtype=torch.bool, device=hidden.device)
             return layer_masks(self.model.config, valid, hidden, visual=visual)
         more: dict[str, Any] = {self._mask_cache: past}
-        mask: Any = create_causal_mask(config=self.config, inputs_embeds=hidden, attention_mask=None, **more)
+        made: Any = create_causal_mask(config=self.config, inputs_embeds=hidden, attention_mask=None, **more)
+        mask: Tensor | None = made
         return {FULL: mask, LINEAR: None} if self.recurrent else mask
 
     def run(
@@ -244,7 +245,7 @@ def is_plain(layer: nn.Module) -> bool:
     attention: Any = getattr(layer, "self_attn", None)
     usual = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
     names = {name for name, _ in layer.named_children()}
-    return names == usual and attention.q_proj.out_features == attention.o_proj.in_features
+    return names == usual and bool(attention.q_proj.out_features == attention.o_proj.in_features)
 
 
 def last_token(

@@ -5,12 +5,13 @@ BPE trained on a few sentences, with the special tokens of the Qwen family or th
 own chat template, which writes results of tools into a user turn; Qwen2.5-VL has one that knows nothing of tools.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPVisionConfig,
@@ -32,6 +33,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from trl.chat_template_utils import qwen3_vl_chat_template
 
 Family = Literal["qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", "llava"]
+SINCE = {"idefics3": "5.18", "smolvlm": "5.18", "gemma4": "5.21", "gemma4_bidirectional": "5.21"}
+"""First version of transformers that can process a family's images without torchvision."""
 MIXED: frozenset[Family] = frozenset({"qwen3_5", "gemma4"})
 """Families with two kinds of layers; here every second layer has full attention."""
 
@@ -80,8 +83,8 @@ def build(
     """
     torch.manual_seed(seed)
     if family == "gemma4":
-        if find_spec("transformers.models.gemma4.image_processing_pil_gemma4") is None:
-            pytest.skip("Gemma 4's images need torchvision before transformers 5.21")
+        if Version(transformers.__version__) < Version(SINCE["gemma4"]):
+            pytest.skip(f"before transformers {SINCE['gemma4']} this family needs torchvision")
         from tests.tiny_families import gemma4  # which imports this module
 
         kinds = ["sliding_attention", "full_attention"] * (layers // 2)

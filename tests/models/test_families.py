@@ -20,6 +20,7 @@ from qzoom_agent.models.prompts import fit
 from qzoom_agent.models.scheduler import batched
 from qzoom_agent.models.stock import StockBackend
 from tests.tiny_families import FAMILIES, build_family
+from tests.tiny_models import SINCE
 
 PIECEWISE = (
     "qwen2_vl",
@@ -38,8 +39,6 @@ PIECEWISE = (
 """Families whose sessions keep a cache."""
 WHOLE = ("gemma3", "paligemma")
 """Families that answer through stock `generate`."""
-SINCE = {"idefics3": "5.18", "smolvlm": "5.18", "gemma4": "5.21", "gemma4_bidirectional": "5.21"}
-"""First version of transformers that can process a family's images without torchvision."""
 REFUSED = {
     "smolvlm": "num2words",
     "mistral3": "torchvision",

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -18,6 +20,7 @@ from qzoom_agent.perception.attention import record
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.decoder import Decoder, Embedded, Prefill
 from qzoom_agent.perception.masks import layer_masks
+from tests.tiny_models import SINCE
 
 IMAGE, LAYERS, K = 7, 8, 3
 PROMPT = [1, 2, 3, *[IMAGE] * 12, 4, 5, *[IMAGE] * 6, 6, 8, 9, 10]
@@ -86,6 +89,8 @@ def case(request: pytest.FixtureRequest) -> Case:
     model_type, text = CASES[request.param]
     if model_type not in CONFIG_MAPPING:
         pytest.skip(f"this transformers has no {model_type}")
+    if model_type.startswith("gemma4") and Version(transformers.__version__) < Version(SINCE["gemma4"]):
+        pytest.skip(f"layers of Gemma 4 are called differently before transformers {SINCE['gemma4']}")
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, text_config={**TEXT, **text}, image_token_id=IMAGE, audio_config=None)
     if config.vision_config is not None:  # features are random

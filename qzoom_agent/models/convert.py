@@ -25,7 +25,7 @@ from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.perception.adapters import QWEN2_5_VL, adapter_for
-from qzoom_agent.perception.branches import CONFIG, SUBFOLDER, WEIGHTS, Branches, branch_folder
+from qzoom_agent.perception.branches import CONFIG, FURTHER, SUBFOLDER, WEIGHTS, Branches, branch_folder
 from qzoom_agent.perception.checkpoints import (
     INDEX,
     load_official,
@@ -76,7 +76,9 @@ def to_branches(
     if (branch_folder(source) / CONFIG).is_file():
         notes: list[str] = []
         branches = Branches.load(source, _skeleton(_base_of(source, base)))
-        before = (branch_folder(source) / WEIGHTS).stat().st_size
+        folder = branch_folder(source)
+        stored = [folder / WEIGHTS, folder / FURTHER / WEIGHTS]
+        before = sum(file.stat().st_size for file in stored if file.exists())
     else:
         source = resolve_model(source).source
         branches, notes, before = load_official(source, _skeleton(base or source))
@@ -122,6 +124,8 @@ def to_checkpoint(source: str, target: Path | str, *, base: str | None = None, f
             files.append(target / path.name)
     settings = json.loads((home / "config.json").read_text(encoding="utf-8"))
     notes = []
+    if branches.further is not None:
+        notes.append("The published code looks once: the branches of further looks are left out.")
     if "text_config" in settings and family is QWEN2_5_VL:
         notes.append(
             "The base's config has a text_config, which the transformers release that the published code is written "

@@ -32,6 +32,7 @@ STAGES: Final = {
     "postsft": Stage(BRANCHES, "fine-tune the base on questions that a crop made it answer wrongly"),
     "gate": Stage(BRANCHES, "train the branch that says whether to look"),
     "calibrate": Stage(BRANCHES, "choose thresholds for a stated target"),
+    "further": Stage(BRANCHES, "train both to look again, with the crops so far in context"),
     "coldstart": Stage("qzoom_agent.training.sft.fine_tune", "teach the zoom format from demonstrations"),
     "grpo": Stage("qzoom_agent.training.grpo.launch", "train the zooming policy by reinforcement learning"),
     "base": Stage("", "moved to the script rl/train_nano.py"),

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
@@ -273,7 +275,7 @@ class _TaskRun:
             for row, new in _side_by_side(lambda item: self._row(*item, done.pop(item, None)), items, workers):
                 if new:
                     now = perf_counter()
-                    row, last = row.model_copy(update={"elapsed": now - last}), now
+                    row, last = row.model_copy(update={"elapsed": now - last, "peak_memory": peak_memory()}), now
                     journal.append(row)
                 if watch:
                     watch.row(row, new=new)
@@ -358,6 +360,18 @@ def _side_by_side(work: Callable[[_Item], _Result], items: Sequence[_Item], work
                 finished, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in finished)
         yield from (future.result() for future in as_completed(pending))
+
+
+def peak_memory() -> dict[str, int]:
+    """Return the most bytes this process held: of host memory, and of the accelerator's if torch is in use."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if "torch" in sys.modules:
+        from qzoom_agent.models.hf import peak_memory as device
+
+        held = device()
+        found |= {"device": held} if held else {}
+    return found
 
 
 def require(source: TaskSource, *, limit: int | None = None, repeats: int = 1, workers: int = 1) -> None:

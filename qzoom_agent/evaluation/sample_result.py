@@ -117,6 +117,8 @@ class SampleResult(BaseModel):
     elapsed: float = 0.0
     """Seconds since the process that asked had finished its last sample, whatever ran side by side: they add up to the
     time of the run."""
+    peak_memory: dict[str, int] = {}
+    """Most bytes that the process that asked had held by then: "host", and "device" where there is an accelerator."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -7,8 +7,6 @@ are then over samples. A scorer's figures never mix with another's: `faithful` r
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
@@ -54,7 +52,7 @@ class Cost(Figures):
     samples_per_second: float | None
     """Throughput of one process, everything around the model included; None where no time was recorded."""
     peak_memory: dict[str, int]
-    """Bytes: "host", and "device" where there is an accelerator. Of the process that wrote the figures."""
+    """Bytes: "host", and "device" where there is an accelerator: the most of any process that asked."""
 
 
 class Perception(Figures):
@@ -322,8 +320,12 @@ def cost(rows: Sequence[SampleResult]) -> Cost:
         seconds=_mean(rows, lambda row: row.usage.seconds.total),
         phases={name: _spread([getattr(row.usage.seconds, name) for row in rows]) for name in _PHASES},
         samples_per_second=len(rows) / elapsed if elapsed > 0 else None,
-        peak_memory=peak_memory(),
+        peak_memory={name: max(row.peak_memory.get(name, 0) for row in rows) for name in _memories(rows)},
     )
+
+
+def _memories(rows: Sequence[SampleResult]) -> list[str]:
+    return sorted({name for row in rows for name in row.peak_memory})
 
 
 _PHASES = ("perceive", "think", "act", "total")
@@ -348,18 +350,6 @@ def perception(rows: Sequence[SampleResult]) -> Perception:
         recall=_known(rows, lambda row: row.recall),
         iou=_known(rows, lambda row: row.iou),
     )
-
-
-def peak_memory() -> dict[str, int]:
-    """Return the most bytes this process held: of host memory, and of the accelerator's if torch is in use."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if "torch" in sys.modules:
-        from qzoom_agent.models.hf import peak_memory as device
-
-        held = device()
-        found |= {"device": held} if held else {}
-    return found
 
 
 def _mean(rows: Sequence[SampleResult], value: Callable[[SampleResult], float]) -> Figure:

@@ -64,12 +64,12 @@ def test_redundant_crops_are_counted_and_compared_in_pairs(run: Path, capsys: py
     capsys.readouterr()
     assert saving.main([str(run / "2"), str(run / "3"), "--policies", "explicit"]) == 0
     head, _, once, twice, change = (cells(line) for line in capsys.readouterr().out.splitlines())
-    assert head[0] == "8 questions" and once[0] == "2: explicit" and twice[0] == "3: explicit"
+    assert head[0] == "10 questions" and once[0] == "2: explicit" and twice[0] == "3: explicit"
     row, other = dict(zip(head, once, strict=True)), dict(zip(head, twice, strict=True))
     assert row["crops for 100 questions"] == "100.0" and other["crops for 100 questions"] == "200.0"
     assert float(other["redundant"]) >= float(row["redundant"]) + 50, "the second crop repeats the first"
     needless = row["needless / repeated / missed"].split(" / ")
-    assert needless[0] == "25.0" and row["zoomed on needle-global"] == "100.0%"
+    assert needless[0] == "20.0" and row["zoomed on needle-global"] == "100.0%"
     assert float(row["redundant"]) == pytest.approx(sum(map(float, needless)))
     assert change[2].startswith("+100.0") and change[2].endswith("+100%")
     assert row["turns"] == "2.0" and change[4].startswith("+1.0")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from qzoom_agent.data.rows import RowSamples
 from qzoom_agent.data.samples import TaskSource
@@ -16,7 +17,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.custom import custom_task
 from qzoom_agent.geometry import Box
 from qzoom_agent.training.branches.dataset import DatasetSpec, load_records, sample_of
-from tests.evaluation.tasks import fixtures
+from tests.evaluation.tasks import files, fixtures
 
 SIZE = (400, 300)
 
@@ -27,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("rows")
     for name in ("a.png", "b.png", "data/0.jpg"):
         (made / name).parent.mkdir(exist_ok=True)
-        fixtures.draw(name, size=SIZE).save(made / name)
+        files.draw(name, size=SIZE).save(made / name)
     return made
 
 
@@ -261,16 +262,16 @@ def test_a_source_says_what_its_columns_are(folder: Path) -> None:
 
 def _pictures(folder: Path) -> dict[str, tuple[int, int, int]]:
     """Write files in forms that are easily read wrong, and return the colour that each shows at its first pixel."""
-    new = fixtures.Pillow.new
+    new = Image.new
     new("RGBA", SIZE, (0, 0, 0, 0)).save(folder / "transparent.png")
-    fixtures.Pillow.fromarray(np.full(SIZE[::-1], 32896, np.uint16)).save(folder / "grey16.png")
+    Image.fromarray(np.full(SIZE[::-1], 32896, np.uint16)).save(folder / "grey16.png")
     palette = new("P", SIZE, 1)
     palette.putpalette([255, 0, 0, 0, 0, 255])
     palette.save(folder / "palette.png")
     new("CMYK", SIZE, (0, 255, 255, 0)).save(folder / "cmyk.tif")
     turned = new("RGB", SIZE[::-1], "white")
     turned.paste("blue", (0, 0, SIZE[1], 10))
-    exif = fixtures.Pillow.Exif()
+    exif = Image.Exif()
     exif[0x0112] = 3
     turned.rotate(90, expand=True).save(folder / "turned.png", exif=exif)
     return {
@@ -295,9 +296,9 @@ def test_pixels_are_the_same_in_evaluation_and_training(tmp_path: Path) -> None:
 
 def test_images_are_checked_at_their_header_and_at_their_end(tmp_path: Path) -> None:
     whole = tmp_path / "whole.jpg"
-    fixtures.draw("whole", size=SIZE).save(whole)
+    files.draw("whole", size=SIZE).save(whole)
     (tmp_path / "cut.jpg").write_bytes(whole.read_bytes()[:-900])
-    fixtures.Pillow.new("L", (1, 201)).save(tmp_path / "thin.png")
+    Image.new("L", (1, 201)).save(tmp_path / "thin.png")
     path = tmp_path / "mine.jsonl"
     rows = [{"image": name, "question": "What?", "answer": "x"} for name in ("cut.jpg", "thin.png", "whole.jpg")]
     path.write_text("\n".join(map(json.dumps, rows)))

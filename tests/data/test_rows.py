@@ -19,7 +19,7 @@ from qzoom_agent.data.rows import HubTable, open_path, open_rows
 from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.evaluation.tasks.catalog import TASKS
-from tests.evaluation.tasks import fixtures
+from tests.evaluation.tasks import files, fixtures
 
 PLACE = HubTable(("new/home", "old/home"))
 
@@ -141,15 +141,15 @@ def test_a_row_that_cannot_be_a_sample_is_named(tmp_path: Path) -> None:
     read = TASKS["chartqa"].load(TaskSource(path=str(tmp_path / "rows.json")))
     with pytest.raises(ImageError, match=r"Row 1 of .*rows.json: The image 'a.png' is neither a file in"):
         read[0]
-    fixtures.draw("a").save(tmp_path / "a.png")
+    files.draw("a").save(tmp_path / "a.png")
     with pytest.raises(ConfigError, match=r"Row 1 of .*rows.json cannot be asked"):
         read[0]
 
 
 def test_every_kind_of_cell_decodes(tmp_path: Path) -> None:
-    image = fixtures.draw("cell")
+    image = files.draw("cell")
     image.save(tmp_path / "cell.png")
-    data, text = fixtures.png(image), fixtures.base64_png(image)
+    data, text = files.png(image), files.base64_png(image)
     cells = [
         data,
         text,
@@ -165,7 +165,7 @@ def test_every_kind_of_cell_decodes(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(picture(cell, tmp_path)), np.asarray(image))
     # Equal by content where it is encoded alike.
     assert len({key(cell, tmp_path) for cell in (data, text, "cell.png", {"bytes": data, "path": "x"})}) == 1
-    assert key(data) != key(fixtures.png(fixtures.draw("other")))
+    assert key(data) != key(files.png(files.draw("other")))
 
 
 @pytest.mark.parametrize("cell", [None, 3, [], ["a.png", "b.png"], {"bytes": None, "path": None}, "no such.png"])
@@ -177,7 +177,7 @@ def test_a_cell_without_a_picture_is_an_error(cell: object) -> None:
 def test_pictures_are_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    fixtures.draw("turned").save(tmp_path / "turned.jpg", exif=exif)
+    files.draw("turned").save(tmp_path / "turned.jpg", exif=exif)
     assert picture("turned.jpg", tmp_path).size == (64, 96)
 
 

@@ -15,12 +15,12 @@ from qzoom_agent.evaluation.summary import summarise
 from qzoom_agent.evaluation.tasks.catalog import unscored
 from qzoom_agent.evaluation.tasks.custom import custom_task
 from tests.evaluation.player import player
-from tests.evaluation.tasks import fixtures
+from tests.evaluation.tasks import files
 
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    fixtures.draw("a").save(tmp_path / "a.png")
+    files.draw("a").save(tmp_path / "a.png")
     rows = [
         {"answer": str(at), "image": "a.png" if at % 3 else "gone.png", "question": f"which number is on board {at}?"}
         for at in range(6)

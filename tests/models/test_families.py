@@ -145,7 +145,7 @@ def test_every_tiny_family_has_its_outcome() -> None:
 def test_a_model_that_runs_whole_says_so_and_takes_no_branches_batches_or_training(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    backend, _ = load("gemma4_bidirectional", tmp_path)
+    backend, _ = load("gemma3", tmp_path)
     assert [line.count("stock generate") for line in caplog.messages if "stock" in line] == [1]
     assert not backend.perceives
     with pytest.raises(BackendError, match="nothing to batch"):

@@ -209,7 +209,7 @@ def test_a_template_that_rewrites_old_answers_is_followed(tmp_path: Path) -> Non
     assert "thought" not in backend.processor.tokenizer.decode(session.held.ids)
 
 
-def test_a_cache_that_cannot_be_shortened_is_filled_again(tmp_path: Path) -> None:
+def test_a_cache_with_a_window_keeps_what_is_shared(tmp_path: Path) -> None:
     sliding = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
     backend = HFBackend.load(str(build("qwen2_5_vl", tmp_path, **sliding)), device="cpu")
     session = session_of(backend)
@@ -217,7 +217,7 @@ def test_a_cache_that_cannot_be_shortened_is_filled_again(tmp_path: Path) -> Non
     session.reply(asked, settings=GREEDY)
     other = [message("user", image_part("coarse"), "What is the code on the green triangle?")]
     reply = session.reply(other, settings=GREEDY)
-    assert reply.cached_tokens == 0
+    assert 0 < reply.cached_tokens < reply.prompt_tokens
     assert_as_stock(backend, session, ["coarse"], reply.prompt_tokens)
 
 

@@ -67,7 +67,7 @@ def test_a_cache_is_cropped_whose_upper_layers_hold_nothing(load: Callable[[Fami
     cache = DynamicCache(config=load("qwen2_5_vl").model.config)
     states = torch.arange(5.0)[None, None, :, None]
     cache.update(states, states, 0)
-    versions.crop(cache, 2)
+    versions.crop(cache.layers, 2)
     first: Any = cache.layers[0]
     assert first.keys.flatten().tolist() == [0, 1, 2]
     assert not any(layer.is_initialized for layer in cache.layers[1:])  # type: ignore[union-attr]

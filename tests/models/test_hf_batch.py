@@ -90,7 +90,11 @@ def test_looks_are_those_of_single_sessions(backend: HFBackend) -> None:
 
 @pytest.mark.parametrize("zooming", [(0, 2), (0, 1, 2, 3), ()], ids=["some zoom", "all zoom", "none zooms"])
 @pytest.mark.parametrize(
-    "settings", [GREEDY, SamplingParams(max_new_tokens=6, temperature=1.0, seed=3)], ids=["greedy", "sampled"]
+    "settings",
+    [
+        pytest.param(GREEDY, id="greedy"),
+        pytest.param(SamplingParams(max_new_tokens=6, temperature=1.0, seed=3), id="sampled", marks=pytest.mark.slow),
+    ],
 )
 def test_replies_are_those_of_single_sessions(
     backend: HFBackend, zooming: tuple[int, ...], settings: SamplingParams

@@ -1,0 +1,37 @@
+"""How the next token of each row is drawn."""
+
+import pytest
+import torch
+
+from qzoom_agent.errors import BackendError
+from qzoom_agent.models import SamplingParams
+from qzoom_agent.models.sampling import Sampler
+
+
+def test_top_p_keeps_the_likeliest_tokens() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    seen = set()
+    for seed in range(40):
+        sampler = Sampler([SamplingParams(temperature=1.0, top_p=0.7, seed=seed)], [], torch.device("cpu"))
+        seen.add(int(sampler(logits[None])[0]))
+    assert seen == {0, 1}
+
+
+def test_top_k_and_the_presence_penalty() -> None:
+    logits = torch.tensor([[3.0, 2.9, 2.8, 0.0]]).expand(200, 4)
+    some = [SamplingParams(temperature=1.0, top_k=2, seed=seed) for seed in range(200)]
+    assert set(Sampler(some, [], torch.device("cpu"))(logits)[0].tolist()) == {0, 1}
+    shy = Sampler([SamplingParams(presence_penalty=0.15, max_new_tokens=4)], [], torch.device("cpu"))
+    assert [int(shy(logits[:1])[0]) for _ in range(4)] == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_token_is_not_drawn_from_logits_that_are_not_finite(value: float, temperature: float) -> None:
+    sampler = Sampler([SamplingParams(temperature=temperature)] * 2, [], torch.device("cpu"))
+    logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, value, 2.0]])
+    if value == -torch.inf:  # a token that the model rules out
+        assert all(token != 1 for token in sampler(logits)[0][1:].tolist())
+    else:
+        with pytest.raises(BackendError, match="not finite"):
+            sampler(logits)

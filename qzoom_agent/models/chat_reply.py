@@ -6,6 +6,7 @@ masked before a text goes anywhere.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -54,7 +55,7 @@ class Completion:
         return self.finish in ("length", "max_tokens", "max_output_tokens")
 
 
-class ReplyReader:
+class ReplyReader(ABC):
     """Collects the JSON values of one reply, in the form of its API; `completion` returns the turn."""
 
     def __init__(self, on_text: Callable[[str], None] | None = None) -> None:
@@ -71,13 +72,13 @@ class ReplyReader:
         self._other: Any = None
         self._began = False
 
+    @abstractmethod
     def take(self, value: Any) -> None:
         """Read the next JSON value. Raises UnusableReply if it is an error."""
-        raise NotImplementedError
 
+    @abstractmethod
     def completion(self) -> Completion:
         """Return the turn. Raises UnusableReply if there was none."""
-        raise NotImplementedError
 
     def _say(self, piece: str, *, last: bool = False) -> None:
         """Add a piece of content; keep back what may be half a secret or half a character."""

@@ -1,6 +1,7 @@
 """The recipe of `qzoom train branches` and its stages: one file for one base.
 
-Defaults are the published settings (Q-Zoom, arXiv 2604.06912, and its released scripts).
+Defaults are the published settings (Q-Zoom, arXiv 2604.06912, and its released scripts), but for the foreground of a
+map: it is a share of the map's peak, as in the successor of the method (Vision-RL2, arXiv 2609.19745).
 """
 
 from pathlib import Path
@@ -268,9 +269,9 @@ class BranchRecipe(Section):
     gate_depth: int = Field(default=3, ge=1)
     positions: Literal["plain", "aligned"] = "plain"
     """Positions of an inserted crop that the base was trained with."""
-    peak_share: float | None = Field(default=None, gt=0, lt=1)
-    """Foreground of a map from this share of its peak on; None: from an absolute threshold, as published. Calibration
-    chooses the value."""
+    peak_share: float | None = Field(default=0.3, gt=0, lt=1)
+    """Foreground of a map from this share of its peak on, which holds for faint maps and clear ones; None: from an
+    absolute threshold, as published. Calibration chooses the value."""
     blur: Blur = "fixed"
     """Blur of a map before that; calibration may change it, and the margin."""
     margin: float = Field(default=0.0, ge=0)

@@ -34,25 +34,42 @@ from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.transformers_versions import image_features
 
-_TEXT_3B = {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16}
-_TEXT_7B = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
 _ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
-SHAPES: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
+SHAPES: dict[str, tuple[str, int, bool, dict[str, Any], dict[str, Any]]] = {
     "qwen2.5-vl-3b": (
         "qwen2_5_vl",
         24,
-        {**_TEXT_3B, "num_key_value_heads": 2, "vocab_size": 151936, "rope_parameters": _ROPE},
-        {"out_hidden_size": 2048},
+        True,
+        {
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "rope_parameters": _ROPE,
+        },
+        {"hidden_size": 1280, "out_hidden_size": 2048},
     ),
     "qwen2.5-vl-7b": (
         "qwen2_5_vl",
         18,
-        {**_TEXT_7B, "num_key_value_heads": 4, "vocab_size": 152064, "rope_parameters": _ROPE},
-        {"out_hidden_size": 3584},
+        False,
+        {
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "vocab_size": 152064,
+            "rope_parameters": _ROPE,
+        },
+        {"hidden_size": 1280, "out_hidden_size": 3584},
     ),
     "qwen3-vl-4b": (
         "qwen3_vl",
         24,
+        True,
         {
             "hidden_size": 2560,
             "intermediate_size": 9728,
@@ -72,13 +89,14 @@ SHAPES: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
         },
     ),
 }
-"""By name: model type, K, text and vision config."""
+"""By name: model type, K, whether input and output embeddings are tied, text and vision config. What is not named is
+as in the published configs: 32 layers of Qwen2.5-VL's vision encoder, 3420 wide."""
 
 
 def random_backend(shape: str, device: str) -> HFBackend:
     """Build a model of this shape, of noise in bfloat16, with untrained branches after K layers."""
     nano = HFBackend.load("nano", device="cpu", check=False)
-    model_type, k, text, vision = SHAPES[shape]
+    model_type, k, tied, text, vision = SHAPES[shape]
     ids = {
         name: getattr(nano.model.config, name)
         for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -89,7 +107,7 @@ def random_backend(shape: str, device: str) -> HFBackend:
         "max_position_embeddings": 128000,
     }
     config = AutoConfig.for_model(
-        model_type, text_config={**text, **ends}, vision_config=vision, tie_word_embeddings=True, **ids
+        model_type, text_config={**text, **ends}, vision_config=vision, tie_word_embeddings=tied, **ids
     )
     auto: Any = AutoModelForImageTextToText
     init: Any = initialization

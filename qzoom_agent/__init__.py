@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from qzoom_agent.agent import Agent
     from qzoom_agent.answer import Answer
     from qzoom_agent.config import AgentConfig
+    from qzoom_agent.evaluation.table_run import run_table
     from qzoom_agent.geometry import Box
     from qzoom_agent.images import load_image
     from qzoom_agent.trace import Trace
 
 __version__ = "0.2.0"
-__all__ = ["Agent", "AgentConfig", "Answer", "Box", "Trace", "__version__", "load_image"]
+__all__ = ["Agent", "AgentConfig", "Answer", "Box", "Trace", "__version__", "load_image", "run_table"]
 
 _HOME = {
     "Agent": "qzoom_agent.agent",
@@ -29,6 +30,7 @@ _HOME = {
     "Box": "qzoom_agent.geometry",
     "Trace": "qzoom_agent.trace",
     "load_image": "qzoom_agent.images",
+    "run_table": "qzoom_agent.evaluation.table_run",
 }
 
 

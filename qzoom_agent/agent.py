@@ -369,21 +369,13 @@ class Agent:
         Raises:
             ConfigError: `pairs` does not hold pairs, or `workers` < 1.
         """
-        if workers is None:
-            workers = getattr(self.backend, "workers", 1)
-        if workers < 1:
-            raise ConfigError(f"workers is the number of runs at a time, 1 or more; got {workers}.")
         if not isinstance(pairs, Iterable):
             raise ConfigError(f"A batch is a list of pairs (image, question); got {type(pairs).__name__}.")
         pairs = list(pairs)
         for at, pair in enumerate(pairs):
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise ConfigError(f"Item {at} is not a pair (image, question); got {type(pair).__name__}.")
-        workers = min(workers, len(pairs))
-        together = getattr(self.backend, "together", None)
-        asker = self
-        if workers > 1 and together is not None:
-            asker = self.replace(backend=together(workers))
+        asker, workers = self.side_by_side(workers, most=len(pairs))
 
         def one(pair: tuple[ImageSource, str]) -> Answer:
             try:
@@ -395,6 +387,26 @@ class Agent:
             return [one(pair) for pair in pairs]
         with ThreadPoolExecutor(workers) as pool:
             return list(pool.map(one, pairs))
+
+    def side_by_side(self, workers: int | None = None, *, most: int | None = None) -> tuple[Agent, int]:
+        """Return the agent for runs in several threads, whose questions a local model computes together, and how many.
+
+        Args:
+            workers: Most questions at a time. None: as many as suit the model.
+            most: Number of questions, if there are fewer.
+
+        Raises:
+            ConfigError: `workers` < 1.
+        """
+        if workers is None:
+            workers = int(getattr(self.backend, "workers", 1))
+        if workers < 1:
+            raise ConfigError(f"workers is the number of runs at a time, 1 or more; got {workers}.")
+        workers = workers if most is None else min(workers, most)
+        together = getattr(self.backend, "together", None)
+        if workers > 1 and together is not None:
+            return self.replace(backend=together(workers)), workers
+        return self, workers
 
     def resume(self, thread: str) -> Answer:
         """Finish an interrupted run under the configuration it began with, or return the answer of a finished one.

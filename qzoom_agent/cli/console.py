@@ -94,7 +94,7 @@ class Console:
 
 
 class Progress:
-    """The progress line of an evaluation: accuracy by the task's default scorer, gate rate, parse rate, time left."""
+    """The progress line of a run: accuracy and parse rate by the task's default scorer, gate rate, time left."""
 
     def __init__(self, console: Console, prefix: str = "") -> None:
         self.console, self.prefix = console, prefix
@@ -104,7 +104,7 @@ class Progress:
     def begin(self, task: str, planned: int) -> None:
         self.task, self.total = task, planned
         self.planned += planned
-        self.n = self.new = self.failed = self.parsed = self.gated = self.fired = 0
+        self.n = self.new = self.failed = self.scored = self.parsed = self.gated = self.fired = 0
         self.sum = self.squares = 0.0
         self.began = monotonic()
 
@@ -113,6 +113,7 @@ class Progress:
         value = score.value if score else 0.0
         self.done, self.n, self.new = self.done + 1, self.n + 1, self.new + new
         self.sum, self.squares = self.sum + value, self.squares + value * value
+        self.scored += score is not None
         self.parsed += bool(score and score.parsed)
         if row.fired is not None:
             self.gated, self.fired = self.gated + 1, self.fired + row.fired
@@ -128,9 +129,9 @@ class Progress:
         seconds = monotonic() - self.began
         parts = [
             f"{self.prefix}{self.task} {self._bar()}{self.n}/{self.total}",
-            f"accuracy {mean:.3f} \u00b1 {spread:.3f}",
+            f"accuracy {mean:.3f} \u00b1 {spread:.3f}" if self.scored else "",
             f"gate {self.fired / self.gated:.0%}" if self.gated else "",
-            f"parsed {self.parsed / self.n:.0%}",
+            f"parsed {self.parsed / self.n:.0%}" if self.scored else "",
             f"{self.new / seconds:.1f}/s" if self.new and seconds > 0 else "",
             f"{_clock(seconds / self.new * (self.total - self.n))} left" if self.new and self.n < self.total else "",
             self.console.style(f"{self.failed} failed", "red") if self.failed else "",

@@ -43,6 +43,7 @@ class Verb(NamedTuple):
 VERBS: Final = {
     "ask": Verb("ask", "answer one question about one image"),
     "look": Verb("look", "show whether a question needs more detail, and where"),
+    "run": Verb("run", "ask every row of a table, or one question about every image of a folder"),
     "demo": Verb("demo", "answer three questions of rising difficulty about pictures in the package"),
     "trace": Verb("ask", "show a saved run in the terminal, or write its report", "trace_"),
     "eval": Verb("evaluate", "measure accuracy and cost on a task"),

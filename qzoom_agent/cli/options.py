@@ -180,6 +180,8 @@ def _server_options(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(
                 f"--extra-body takes fields and their values, such as '{{top_k: 20}}'; got {args.extra_body}."
             )
-    if getattr(args, "workers", 1) > 8:  # of `qzoom eval`; fewer fit into what a client allows anyway
+    if (
+        getattr(args, "workers", None) or 1
+    ) > 8:  # of `qzoom eval` and `qzoom run`; fewer fit into what a client allows anyway
         given["concurrency"] = args.workers
     return given

@@ -27,6 +27,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Our names, and those that are read for each, the preferred one first. Case, spaces and hyphens do not matter."""
 
+_ASKING: Final = ("image", "question", "options", "id")
 Form = Literal["xyxy", "xywh"]
 Frame = Literal["pixel", "unit", "per_mille"]
 
@@ -78,13 +79,16 @@ class Columns:
         )
 
 
-def find_columns(table: str, columns: Sequence[str], given: Mapping[str, str] | None = None) -> Columns:
+def find_columns(
+    table: str, columns: Sequence[str], given: Mapping[str, str] | None = None, *, answers: bool = True
+) -> Columns:
     """Return the columns of a table that are read.
 
     Args:
         table: The table's name, for messages.
         columns: The columns that it has.
         given: Names that our columns have in the table, where they differ. An empty name means none.
+        answers: Read answers, boxes and kinds too; else such columns, and slips in their names, do not matter.
 
     Raises:
         ConfigError: A column has nearly the name of one that is read, or `given` has a name that is not ours.
@@ -101,6 +105,8 @@ def find_columns(table: str, columns: Sequence[str], given: Mapping[str, str] | 
         raise ConfigError(f"{table} has the columns {twice[0]!r} and {by_key[_key(twice[0])]!r}. Leave one out.")
     names: dict[str, tuple[str, ...]] = {ours: (column,) for ours, column in given.items() if column}
     for ours, known in NAMES.items():
+        if not answers and ours not in _ASKING:
+            continue
         found = tuple(by_key[name] for name in known if name in by_key)
         # The answers that the user names are all that are right.
         if found and ours not in given and not (ours == "answers" and "answer" in given):
@@ -109,11 +115,14 @@ def find_columns(table: str, columns: Sequence[str], given: Mapping[str, str] | 
     if "boxes" in names:
         del names["boxes"]
         boxes = (box_column(given["boxes"]) or BoxColumn(given["boxes"]),)
-    elif "boxes" not in given:
+    elif answers and "boxes" not in given:
         boxes = tuple(one for column in columns if (one := box_column(column)))
     letters = _letters(by_key) if "options" not in given else ()
     read = {*chain(*names.values()), *given.values(), *(one.name for one in boxes), *letters}
-    _refuse_slips(table, [column for column in columns if column not in read], boxes=bool(boxes) or "boxes" in given)
+    if answers:
+        _refuse_slips(
+            table, [column for column in columns if column not in read], boxes=bool(boxes) or "boxes" in given
+        )
     return Columns(names, boxes, letters)
 
 

@@ -148,12 +148,23 @@ def open_rows(source: TaskSource, place: HubTable, columns: Sequence[str] = ()) 
     return _first_on_hub(place._replace(ids=(source.path,)), source.split).need(columns)
 
 
-def open_path(path: Path, place: HubTable | None = None, *, split: str | None = None) -> Rows:
-    """Return the table in a local file or folder; ConfigError if it cannot be read."""
+def open_path(path: Path, place: HubTable | None = None, *, split: str | None = None, skip_bad: bool = False) -> Rows:
+    """Return the table in a local file or folder.
+
+    Args:
+        path: The file or folder.
+        place: The place of the table in a folder that holds several.
+        split: Split of a saved dataset.
+        skip_bad: Open JSON lines of which some are damaged: the others have the columns, and reading one that is
+            damaged raises ConfigError.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
     place = place or HubTable(())
     try:
         if path.is_file():
-            return _file(path)
+            return _file(path, skip_bad=skip_bad)
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             _require_datasets()
             from datasets import load_from_disk
@@ -220,10 +231,13 @@ def _list_in(data: dict[str, Any]) -> list[Any] | None:
     return held if isinstance(held, list) else None
 
 
-def _file(path: Path, *, suffix: str = "") -> Rows:
+def _file(path: Path, *, suffix: str = "", skip_bad: bool = False) -> Rows:
     suffix, name, folder = suffix or path.suffix.lower(), str(path), path.parent
-    if suffix in (".jsonl", ".json"):
-        data = _Lines(path) if suffix == ".jsonl" else _json_rows(path)
+    if suffix == ".jsonl":
+        lines = _Lines(path)
+        return Rows(name, lines, lines.columns(skip_bad=skip_bad), folder)
+    if suffix == ".json":
+        data = _json_rows(path)
         return Rows(name, data, tuple(dict.fromkeys(key for row in data for key in row)), folder)
     if suffix in _SEPARATORS:
         table = _Delimited(path, _SEPARATORS[suffix])
@@ -328,6 +342,20 @@ class _Lines:
 
     def __len__(self) -> int:
         return len(self.at)
+
+    def columns(self, *, skip_bad: bool) -> tuple[str, ...]:
+        """Return the keys of all rows, or of those that can be read; raise ConfigError for one that cannot, or if none
+        can.
+        """
+        keys, fault = dict[str, None](), None
+        for index in range(len(self)):
+            try:
+                keys |= dict.fromkeys(self[index])
+            except ConfigError as error:
+                fault = fault or error
+        if fault is not None and not (skip_bad and keys):
+            raise fault
+        return tuple(keys)
 
     def __getitem__(self, index: int) -> Row:
         with self.path.open("rb") as file:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -66,7 +66,7 @@ def export(folder: RunFolder, format: Format, path: Path | None = None) -> Path:
 
     Raises:
         ConfigError: There is nothing to export, the format is for one task, or the file cannot be written.
-        MissingDependency: parquet without the extra `eval`.
+        MissingDependency: parquet without pyarrow.
     """
     rows = folder.latest()
     if not rows:
@@ -102,17 +102,37 @@ def _scorers(rows: Sequence[SampleResult]) -> list[str]:
 
 
 def _write_parquet(rows: Sequence[SampleResult], path: Path) -> None:
-    require("pyarrow", extra="eval", use="Writing parquet")
+    types = dict(_COLUMNS)
+    for scorer in _scorers(rows):
+        types |= {f"score_{scorer}": "double", f"parsed_{scorer}": "bool", f"extracted_{scorer}": "string"}
+    write_parquet(path, types, [columns(rows)])
+
+
+def write_parquet(path: Path, types: Mapping[str, str], parts: Iterable[Mapping[str, Sequence[Any]]]) -> None:
+    """Write a table whose rows are given in parts.
+
+    Args:
+        path: File to write.
+        types: The columns in order, and their types: "texts", "boxes" (lists of x1, y1, x2, y2) or a name of pyarrow's.
+        parts: Values by column.
+
+    Raises:
+        MissingDependency: pyarrow is not installed.
+    """
+    require_pyarrow()
     import pyarrow as pa
     from pyarrow import parquet
 
     kinds = {"texts": pa.list_(pa.string()), "boxes": pa.list_(pa.list_(pa.float64()))}
-    types = {name: kinds.get(kind) or pa.type_for_alias(kind) for name, kind in _COLUMNS.items()}
-    for scorer in _scorers(rows):
-        types |= {f"score_{scorer}": pa.float64(), f"parsed_{scorer}": pa.bool_(), f"extracted_{scorer}": pa.string()}
-    held = columns(rows)
-    held["boxes"] = [[list(box) for box in boxes] for boxes in held["boxes"]]
-    parquet.write_table(pa.table({name: pa.array(held[name], kind) for name, kind in types.items()}), path)
+    schema = pa.schema([(name, kinds.get(kind) or pa.type_for_alias(kind)) for name, kind in types.items()])
+    with parquet.ParquetWriter(path, schema) as writer:
+        for part in parts:
+            writer.write_table(pa.table({name: pa.array(part[name], schema.field(name).type) for name in types}))
+
+
+def require_pyarrow() -> None:
+    """Raise MissingDependency if parquet cannot be written."""
+    require("pyarrow", extra="run", use="Writing parquet")
 
 
 def _write_csv(rows: Sequence[SampleResult], path: Path) -> None:

@@ -18,11 +18,11 @@ import hashlib
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import PIL.Image
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -120,6 +120,18 @@ def _shrinks(old: TaskSelection, new: TaskSelection) -> Iterator[str]:
         yield "the samples of --limit are others than the first ones"
 
 
+RowKey = tuple[str, int, int]
+"""Task, place of the sample and repeat."""
+
+
+class RowPlace(NamedTuple):
+    """The place of a row on disk."""
+
+    path: Path
+    start: int
+    """Of its line, in bytes."""
+
+
 class RunFolder:
     """The files of a run. Reading never changes them."""
 
@@ -196,24 +208,43 @@ class RunFolder:
         Raises:
             ConfigError: A file cannot be read, or has a line that is something else.
         """
+        return (row for row, _ in self._rows_and_places())
+
+    def newest(self, keep: Callable[[SampleResult], bool] = lambda _: True) -> dict[RowKey, RowPlace]:
+        """Return the place of the newest row of each sample and repeat that `keep` accepts; `read` reads one."""
+        return {(row.task, row.index, row.repeat): place for row, place in self._rows_and_places() if keep(row)}
+
+    def read(self, place: RowPlace) -> SampleResult:
+        """Return the row at a place that `newest` gave."""
+        with translating("read", place.path, _WRITTEN), place.path.open("rb") as file:
+            file.seek(place.start)
+            return SampleResult.model_validate_json(file.readline())
+
+    def in_order(self) -> Iterator[SampleResult]:
+        """Yield the newest row of each sample and repeat, in the order of tasks, places and repeats, one at a time."""
+        order = {name: place for place, name in enumerate(self.ask.tasks)}
+        places = self.newest(lambda row: row.task in order)
+        for key in sorted(places, key=lambda key: (order[key[0]], *key[1:])):
+            yield self.read(places[key])
+
+    def latest(self) -> list[SampleResult]:
+        """Return the rows of `in_order` as a list."""
+        return list(self.in_order())
+
+    def _rows_and_places(self) -> Iterator[tuple[SampleResult, RowPlace]]:
         for path in self._files():
+            start = 0
             with translating("read", path, _WRITTEN), path.open("rb") as file:
                 for number, line in enumerate(file, 1):
+                    place, start = RowPlace(path, start), start + len(line)
                     try:
-                        yield SampleResult.model_validate_json(line)
+                        yield SampleResult.model_validate_json(line), place
                     except ValidationError as error:
                         if error.errors(include_input=False)[0]["type"] != "json_invalid":
                             raise ConfigError(
                                 f"Line {number} of {path} is not the result of a sample: {first_fault(error)}. "
                                 "Remove the line, then ask its sample again."
                             ) from None
-
-    def latest(self) -> list[SampleResult]:
-        """Return the newest row of each sample and repeat, in the order of tasks, places and repeats."""
-        newest = {(row.task, row.index, row.repeat): row for row in self.rows()}
-        order = {name: place for place, name in enumerate(self.ask.tasks)}
-        found = (row for row in newest.values() if row.task in order)
-        return sorted(found, key=lambda row: (order[row.task], row.index, row.repeat))
 
     @contextmanager
     def journal(self, rank: int | None = None) -> Iterator[Journal]:
@@ -222,9 +253,10 @@ class RunFolder:
         with Journal(self.path / name) as journal:
             yield journal
 
-    def replace_rows(self, rows: list[SampleResult]) -> None:
-        """Put these in place of all there are, in one step."""
-        self.write("samples.jsonl", "".join(row.model_dump_json() + "\n" for row in rows))
+    def replace_rows(self, rows: Iterable[SampleResult]) -> None:
+        """Put these, which may be read from the folder meanwhile, in place of all there are, in one step."""
+        with atomic_write(self.path / "samples.jsonl") as part, part.open("w", encoding="utf-8") as file:
+            file.writelines(row.model_dump_json() + "\n" for row in rows)
         for path in self._files():
             if path.name != "samples.jsonl":
                 with translating("write", path, _ANOTHER):

@@ -162,31 +162,64 @@ def evaluate(
     require(source, limit=limit, repeats=repeats, workers=workers)
     tasks, scorer = with_scorer(tasks, scorer)
     folder = RunFolder(out)
-    runs: list[_TaskRun] = []
+    runs: list[TaskRun] = []
     loaded = loaded or select(tasks, source=source, paths=paths, limit=limit, own_budget=own_budget)
     plans = {task.name: loaded[task.name].selection for task in tasks}
-    chosen = {task.name: loaded[task.name].places for task in tasks}
     for task in tasks:
-        samples, tokens = loaded[task.name].samples, plans[task.name].coarse_tokens
+        tokens = plans[task.name].coarse_tokens
         asker = agent
         if tokens is not None and isinstance(agent, Agent):
             asker = agent.replace(**{"budget.coarse_min_tokens": tokens[0], "budget.coarse_tokens": tokens[1]})
-        runs.append(_TaskRun(task, samples, asker, folder, source.seed, weights, traces))
+        samples, places = loaded[task.name].samples, loaded[task.name].places
+        runs.append(TaskRun(task, samples, places, asker, folder, source.seed, weights, traces))
     ask = RunSpec(seed=source.seed, weights=weights, repeats=repeats, tasks=plans)
+    scorers = {task.name: task.scorers for task in tasks}
+
+    def finish() -> Results:
+        folder.replace_rows(row.completed(scorers.get(row.task, {})) for row in folder.in_order())
+        return _write_results(folder, tasks, scorer)
+
+    results = ask_all(
+        runs,
+        folder,
+        begin=lambda: folder.begin(agent.config, ask, environment or {}),
+        finish=finish,
+        repeats=repeats,
+        workers=workers,
+        shard=shard,
+        watch=watch,
+    )
+    return summarise(folder, tasks, scorer=scorer) if results is None else results
+
+
+def ask_all(
+    runs: Sequence[TaskRun],
+    folder: RunFolder,
+    *,
+    begin: Callable[[], object],
+    finish: Callable[[], _Result],
+    repeats: int = 1,
+    workers: int = 1,
+    shard: Shard,
+    watch: ProgressListener | None = None,
+) -> _Result | None:
+    """Ask what the folder does not have yet, this process its share.
+
+    Process 0 calls `begin` before any process asks and `finish` when all have asked; its result is returned there, None
+    in the other processes.
+    """
     with shard.leads(folder.writing()):
         if shard.index == 0:
-            folder.begin(agent.config, ask, environment or {})
+            begin()
         shard.wait()
         for run in runs:
             # every repeat of one sample is asked by the same process
-            items = list(product(chosen[run.task.name][shard.index :: shard.count], range(repeats)))
+            items = list(product(run.places[shard.index :: shard.count], range(repeats)))
             run.finish(items, workers=workers, rank=None if shard.count == 1 else shard.index, watch=watch)
         shard.wait()
-        if shard.index == 0:
-            asked = {task.name: task.scorers for task in tasks}
-            folder.replace_rows([row.completed(asked.get(row.task, {})) for row in folder.latest()])
-            return _write_results(folder, tasks, scorer)
-    return summarise(folder, tasks, scorer=scorer)
+        result = finish() if shard.index == 0 else None
+        shard.wait()
+        return result
 
 
 class Selected(NamedTuple):
@@ -245,16 +278,21 @@ def _write_results(folder: RunFolder, tasks: Sequence[Task], scorer: str | None)
 
 
 @dataclass(frozen=True)
-class _TaskRun:
+class TaskRun:
     """One task of a run under way."""
 
     task: Task
     samples: Samples
+    places: Sequence[int]
+    """The samples that are asked."""
     agent: AgentLike
     folder: RunFolder
     seed: int
     weights: str | None
     traces: bool
+    row_digest: Callable[[int], str] = lambda _: ""
+    """Digest of the row of a sample, without decoding its image: a sample whose row has not changed since it was
+    answered is not asked again. Empty: that is told by the image."""
 
     def finish(
         self, items: Sequence[tuple[int, int]], *, workers: int, rank: int | None, watch: ProgressListener | None
@@ -265,14 +303,17 @@ class _TaskRun:
         if watch:
             watch.begin(self.task.name, len(items))
         wanted = set(items)
-        done = {
-            (row.index, row.repeat): row
-            for row in self.folder.rows()
-            if row.task == self.task.name and row.status != "error" and (row.index, row.repeat) in wanted
-        }
+        done = self.folder.newest(
+            lambda row: row.task == self.task.name and row.status != "error" and (row.index, row.repeat) in wanted
+        )
+
+        def answered(index: int, repeat: int) -> tuple[SampleResult, bool]:
+            known = done.pop((self.task.name, index, repeat), None)
+            return self._row(index, repeat, None if known is None else self.folder.read(known))
+
         last = perf_counter()
         with self.folder.journal(rank) as journal:
-            for row, new in _side_by_side(lambda item: self._row(*item, done.pop(item, None)), items, workers):
+            for row, new in _side_by_side(lambda item: answered(*item), items, workers):
                 if new:
                     now = perf_counter()
                     row, last = row.model_copy(update={"elapsed": now - last, "peak_memory": peak_memory()}), now
@@ -283,6 +324,9 @@ class _TaskRun:
     def _row(self, place: int, repeat: int, known: SampleResult | None) -> tuple[SampleResult, bool]:
         """Return the row of a sample, and whether it was asked now: not if `known` is of the same experiment."""
         try:
+            digest = self.row_digest(place)
+            if known is not None and digest and known.row == digest:
+                return known.completed(self.task.scorers), False
             sample = self.samples[place]
         except QzoomError as error:
             return self._unreadable(place, repeat, error), True
@@ -299,7 +343,8 @@ class _TaskRun:
         )
         if known is not None and known.key == about(image=image_digest(sample))["key"]:
             return known.completed(self.task.scorers), False
-        return self._ask(sample, about, seed=episode_seed(self.seed, sample.id, repeat)), True
+        row = self._ask(sample, about, seed=episode_seed(self.seed, sample.id, repeat))
+        return (row.model_copy(update={"row": digest}) if digest else row), True
 
     def _ask(self, sample: Sample, about: Callable[..., dict[str, JsonValue]], *, seed: int) -> SampleResult:
         """Ask a sample; `about` makes the part of the row that is known beforehand, from the image's digest."""

@@ -70,6 +70,8 @@ class SampleResult(BaseModel):
     """Samples of one cluster are not independent; the sample's own id where it stands alone."""
     seed: int
     """The episode's."""
+    row: str = ""
+    """Digest of the row of the table that it was read from, in runs that tell by it whether to ask again."""
     image: str = Field(pattern=r"^[A-Za-z0-9_-]{0,128}$")
     """Digest of the sample's image; empty if it could not be read."""
     size: tuple[int, int]
@@ -98,6 +100,8 @@ class SampleResult(BaseModel):
     turns: int = 0
     zooms: int = 0
     """Crops shown, whoever asked for them."""
+    crops: list[Quad] = Field(default_factory=list)
+    """Their boxes, in pixels of the image."""
     unread: int = 0
     """Attempts to call the zoom tool that could not be read."""
     gate: float | None = None
@@ -265,6 +269,7 @@ def measured(answer: AnswerLike, sample: Sample) -> dict[str, object]:
         "token_layers": sum(one.token_layers for one in trace.looks) + sum(turn.token_layers for turn in trace.turns),
         "turns": len(trace.turns),
         "zooms": len(crops),
+        "crops": [view.box for view in trace.views if view.kind == "crop"],
         "unread": sum(len(turn.problems) for turn in trace.turns),
         "gate": look.score if look else None,
         "fired": look.fired if look else None,

@@ -29,7 +29,7 @@ NEEDED: Final = ("image", "question")
 
 def custom_task(path: Path) -> Task:
     """Return the task in a file or folder, which is read when the task is loaded."""
-    name = re.sub(r"[^\w.-]+", "-", path.resolve().stem).strip("-") or "own"
+    name = task_name(path)
     return Task(
         name=name,
         title=f"your questions in {path}",
@@ -39,9 +39,14 @@ def custom_task(path: Path) -> Task:
     )
 
 
+def task_name(path: Path) -> str:
+    """Return a name for the task in a file or folder."""
+    return re.sub(r"[^\w.-]+", "-", path.resolve().stem).strip("-") or "own"
+
+
 def load(name: str, path: Path, source: TaskSource) -> RowSamples:
     """Return the samples of the table at `source.path`, else at `path`; raise ConfigError that names wrong rows."""
-    rows = open_path(_table(Path(source.path) if source.path else path), split=source.split)
+    rows = open_path(table_file(Path(source.path) if source.path else path), split=source.split)
     columns = find_columns(rows.name, rows.columns)
     rows.need([ours for ours in NEEDED if ours not in columns.names])
     if not len(rows):
@@ -60,12 +65,17 @@ def load(name: str, path: Path, source: TaskSource) -> RowSamples:
     return RowSamples(rows, make, ["" if isinstance(one, str) else one.kind for one in questions])
 
 
-def _table(path: Path) -> Path:
+def table_file(path: Path) -> Path:
     """Return the file that holds the rows, or the folder if `datasets` has saved it."""
     if not path.is_dir() or (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return path
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    found = tables_in(path)
     if len(found) != 1:
         there = f"it holds {', '.join(file.name for file in found)}" if found else "it holds none"
         raise ConfigError(f"{path} should hold one table ({', '.join(SUFFIXES)}), but {there}. Give the file itself.")
     return found[0]
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """Return the files in a folder that are read as tables."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)

@@ -1,0 +1,94 @@
+"""`qzoom run TABLE --out DIR`: ask every row of a table, or one question about every image of a folder.
+
+The same command resumes. The path of the results goes to stdout, progress and rows that failed to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from qzoom_agent.cli.console import Console, Progress, printable
+from qzoom_agent.cli.main import BACKEND, INTERRUPTED, OK
+from qzoom_agent.cli.options import add_agent_flags, load_agent
+from qzoom_agent.errors import redact
+from qzoom_agent.files import require_folder
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the flags of `qzoom run`."""
+    flags = argparse.ArgumentParser(
+        prog="qzoom run",
+        description="Ask every row of a table, or one question about every image of a folder. No answers are needed. "
+        "An interrupted run goes on with the same command. On several devices: accelerate launch --multi_gpu "
+        "--num_processes 4 -m qzoom_agent run TABLE --out DIR.",
+    )
+    flags.add_argument(
+        "table",
+        type=Path,
+        help="JSON lines, JSON, CSV, TSV or parquet with the columns image and question, or a folder of images",
+    )
+    flags.add_argument("--out", type=Path, required=True, metavar="DIR", help="run folder, with results.parquet")
+    flags.add_argument("--question", metavar="TEXT", help="ask this about every image, instead of a column")
+    flags.add_argument("--n", type=int, help="ask the first N rows (default: all)")
+    flags.add_argument("--split", help="split of a saved dataset")
+    flags.add_argument(
+        "--workers", type=int, metavar="N", help="questions at a time (default: as many as suit the model)"
+    )
+    flags.add_argument("--traces", action="store_true", help="keep the record of every episode, with pictures")
+    add_agent_flags(flags)
+    return flags
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; exit code 4 if every row failed."""
+    args = parser().parse_args(argv)
+    require_folder(args.out)
+    from qzoom_agent.data.checks import listed_rows
+    from qzoom_agent.evaluation.export import require_pyarrow
+    from qzoom_agent.evaluation.run_log import environment, weights_of
+    from qzoom_agent.evaluation.runner import Shard
+    from qzoom_agent.evaluation.table_run import run_table
+
+    require_pyarrow()
+    shard = Shard.launched()
+    console = Console(verbosity=0 if shard.index == 0 else -1)
+    agent = load_agent(args, device=shard.device if args.device == "auto" else None)
+    console.line(f"run folder {args.out}", "dim")
+    progress = Progress(console)
+    try:
+        done = run_table(
+            agent,
+            args.table,
+            out=args.out,
+            question=args.question,
+            n=args.n,
+            split=args.split,
+            workers=args.workers,
+            traces=args.traces,
+            weights=weights_of(agent.config, args.branches),
+            environment=environment(
+                str(getattr(agent.backend, "placement", "")), command=redact(f"qzoom run {shlex.join(argv)}")
+            ),
+            shard=shard,
+            watch=progress,
+        )
+    except KeyboardInterrupt:
+        console.clear()
+        console.error(
+            f"Interrupted after {progress.done} of {progress.planned} questions. Finished ones are in {args.out}; the "
+            "same command goes on."
+        )
+        return INTERRUPTED
+    if shard.index:
+        return OK
+    console.clear()
+    if done.failed:
+        told = printable(listed_rows(done.failed))
+        console.error(
+            f"{len(done.failed)} of {done.rows} rows have no answer: {told}. The same command asks them again."
+        )
+    print(done.path, flush=True)
+    return BACKEND if len(done.failed) == done.rows else OK

@@ -1,0 +1,258 @@
+"""Ask an agent every row of a table, or one question about every image of a folder; no answers are needed.
+
+    done = run_table(agent, "scans", out="runs/scans", question="What is the total?")
+    print(done.path, len(done.failed))
+
+The run folder is that of an evaluation (`run_log`), so a killed run resumes and loses at most the questions under way.
+Answers go into results.parquet, one row for each row of the table. A row that cannot be read or asked has status
+"error" and does not stop the others; it is asked again when the run is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from qzoom_agent.agent import Agent
+from qzoom_agent.data.cells import text
+from qzoom_agent.data.columns import Columns, find_columns
+from qzoom_agent.data.image_column import seen
+from qzoom_agent.data.questions import read_question
+from qzoom_agent.data.rows import Row, Rows, RowSamples, open_path
+from qzoom_agent.data.samples import Sample, TaskSource
+from qzoom_agent.errors import ConfigError, QzoomError
+from qzoom_agent.evaluation.export import require_pyarrow, write_parquet
+from qzoom_agent.evaluation.run_log import RunFolder, RunSpec, weights_of
+from qzoom_agent.evaluation.runner import ProgressListener, Shard, TaskRun, ask_all, plan
+from qzoom_agent.evaluation.sample_result import SampleResult
+from qzoom_agent.evaluation.tasks.custom import NEEDED, table_file, tables_in, task_name
+from qzoom_agent.evaluation.tasks.task import Task
+from qzoom_agent.files import atomic_write, translating
+
+RESULTS: Final = "results.parquet"
+COLUMNS: Final[Mapping[str, str]] = {
+    "index": "int64",
+    "id": "string",
+    "image": "string",
+    "question": "string",
+    "answer": "string",
+    "status": "string",
+    "error": "string",
+    "boxes": "boxes",
+    "visual_tokens": "int64",
+    "turns": "int64",
+    "seconds": "double",
+}
+"""Columns of the results, and their types."""
+_IMAGES: Final = frozenset((".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+_LONGEST_NAME: Final = 1024
+_WRONG_ROW: Final = (QzoomError, AttributeError, LookupError, TypeError, ValueError)
+_PART: Final = 1000
+"""Rows of the results that are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class TableRun:
+    """A finished run over a table."""
+
+    path: Path
+    """The results."""
+    rows: int
+    failed: Mapping[int, str]
+    """The error of each row that has no answer, by the row's number from 0."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The questions of a table, or one question about every image of a folder."""
+
+    task: str
+    rows: Rows
+    columns: Columns
+    question: str | None = None
+    """The question of all rows; None: each row has its own."""
+    max_pixels: int = 0
+
+    @classmethod
+    def open(cls, path: Path, *, question: str | None, split: str | None = None, max_pixels: int) -> Questions:
+        """Return the questions at a path.
+
+        Raises:
+            ConfigError: It is neither a table nor a folder of images, lacks a column, or has no rows.
+        """
+        rows = _image_folder(path) or open_path(table_file(path), split=split, skip_bad=True)
+        given = None if question is None else {"question": "question"}
+        columns = find_columns(rows.name, rows.columns, given, answers=False)
+        if question is None and "question" not in columns.names:
+            raise ConfigError(
+                f"{rows.name} has no column of questions; it has {', '.join(rows.columns) or 'none'}. Ask one question "
+                "about all rows: --question (in Python: question)."
+            )
+        rows.need([ours for ours in NEEDED if ours not in columns.names])
+        if not len(rows):
+            raise ConfigError(f"{rows.name} has no rows.")
+        return cls(task_name(path), rows, columns, question, max_pixels)
+
+    def samples(self) -> RowSamples:
+        """Return the samples to ask; what is wrong with a row is raised when it is read."""
+        return RowSamples(self.rows, self._sample, ["all"] * len(self.rows))
+
+    def digest(self, index: int) -> str:
+        """Return the digest of a row and of the size of its image's file; empty if the row cannot be read."""
+        try:
+            row = self.rows[index]
+            image = _image_name(self.columns.cell(row, "image"))
+        except _WRONG_ROW:
+            return ""
+        found = hashlib.sha256((self.question or "").encode())
+        for column, cell in sorted(row.items()):
+            held = cell if isinstance(cell, bytes) else repr(_plain(cell)).encode()
+            found.update(f"{column} {len(held)} ".encode() + held)
+        if image is not None:
+            with suppress(OSError, ValueError):  # there is no such file
+                found.update(str(((self.rows.folder or Path()) / image).stat().st_size).encode())
+        return found.hexdigest()[:24]
+
+    def names(self, index: int) -> tuple[str | None, str | None]:
+        """Return what the table calls a row and its image; None where it does not say, or cannot be read."""
+        try:
+            row = self.rows[index]
+            return _text(self.columns.cell(row, "id")), _image_name(self.columns.cell(row, "image"))
+        except _WRONG_ROW:
+            return None, None
+
+    def _sample(self, row: Row, index: int) -> Sample:
+        asked = row if self.question is None else {**row, "question": self.question}
+        image, cluster = seen(self.columns.cell(row, "image"), self.rows.folder, max_pixels=self.max_pixels)
+        sample = read_question(asked, self.columns, answered=False).sample(self.task, index, image, cluster=cluster)
+        names = {"id": _text(self.columns.cell(row, "id")), "image": _image_name(self.columns.cell(row, "image"))}
+        return replace(sample, meta={key: name for key, name in names.items() if name is not None})
+
+
+def run_table(
+    agent: Agent,
+    table: str | Path,
+    *,
+    out: str | Path,
+    question: str | None = None,
+    n: int | None = None,
+    split: str | None = None,
+    workers: int | None = None,
+    traces: bool = False,
+    weights: str | None = None,
+    environment: dict[str, str] | None = None,
+    shard: Shard | None = None,
+    watch: ProgressListener | None = None,
+) -> TableRun:
+    """Ask every row that `out` has no answer to yet, and write the answers to `out`/results.parquet.
+
+    Args:
+        agent: The agent that is asked.
+        table: A table (JSON lines, JSON, CSV, TSV, parquet, a saved dataset) with the columns image and, unless
+            `question` is given, question; or a folder of images.
+        out: Run folder. The same call goes on with an interrupted run; rows may be added to the table.
+        question: Question that is asked about every image, in place of a column.
+        n: Number of rows to ask, the first ones; None: all.
+        split: Split of a saved dataset that has several.
+        workers: Most questions at a time, see `Agent.batch`.
+        traces: Keep the record of every episode, with pictures.
+        weights: `run_log.fingerprint` of the model; None: found by the agent's configuration.
+        environment: `run_log.environment`, for the record.
+        shard: This process among several that share the work; `failed` is that of all.
+        watch: Receiver of progress.
+
+    Raises:
+        ConfigError: The table cannot be read, a number is out of range, or `out` holds another run.
+        MissingDependency: pyarrow is not installed.
+    """
+    require_pyarrow()
+    if n is not None and n < 1:
+        raise ConfigError(f"A run needs at least one row; got n = {n}.")
+    shard, config = shard or Shard(), agent.config
+    path = Path(table).expanduser()
+    if not path.exists():
+        raise ConfigError(f"There is nothing at {table}. Give a table or a folder of images.")
+    asked = Questions.open(path, question=question, split=split, max_pixels=config.max_pixels)
+    source = TaskSource(str(path.resolve()), split, config.seed, n=n, answered=False)
+    samples = asked.samples()
+    selection, places = plan(samples, source, limit=None, seed=config.seed, coarse_tokens=None)
+    task = Task(name=asked.task, title=f"rows of {path}", load=lambda _: samples, scorers={})
+    asker, workers = agent.side_by_side(workers, most=len(places))
+    folder = RunFolder(out)
+    weights = weights or weights_of(config)
+    run = TaskRun(task, samples, places, asker, folder, config.seed, weights, traces, row_digest=asked.digest)
+    spec = RunSpec(seed=config.seed, weights=weights, repeats=1, tasks={task.name: selection})
+
+    def finish() -> None:
+        folder.replace_rows(folder.in_order())
+        with atomic_write(folder.path / RESULTS) as part:
+            write_parquet(part, COLUMNS, _parts(folder, asked))
+
+    ask_all(
+        [run],
+        folder,
+        begin=lambda: folder.begin(config, spec, environment or {}),
+        finish=finish,
+        workers=workers,
+        shard=shard,
+        watch=watch,
+    )
+    failed = {row.index: row.error or "" for row in folder.in_order() if row.status == "error"}
+    return TableRun(folder.path / RESULTS, len(places), failed)
+
+
+def _parts(folder: RunFolder, asked: Questions) -> Iterator[dict[str, list[Any]]]:
+    """Yield the rows of the results, some at a time, by column."""
+    rows = folder.in_order()
+    while cells := [_result(row, asked) for row in islice(rows, _PART)]:
+        yield {column: [one[column] for one in cells] for column in COLUMNS}
+
+
+def _result(row: SampleResult, asked: Questions) -> dict[str, Any]:
+    name, image = (row.meta.get("id"), row.meta.get("image")) if row.image else asked.names(row.index)
+    return {
+        "index": row.index,
+        "id": name,
+        "image": image,
+        "question": row.question or asked.question,
+        "answer": row.answer,
+        "status": row.status,
+        "error": row.error,
+        "boxes": row.crops,
+        "visual_tokens": row.visual_tokens,
+        "turns": row.turns,
+        "seconds": row.usage.seconds.total,
+    }
+
+
+def _image_folder(path: Path) -> Rows | None:
+    """Return the images in a folder and its subfolders, sorted; None for a folder with a table, and for a file."""
+    if not path.is_dir() or (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        return None
+    with translating("read", path):
+        if tables_in(path):
+            return None
+        found = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.suffix.lower() in _IMAGES)
+    return Rows(str(path), [{"image": name} for name in found], ("image",), path) if found else None
+
+
+def _text(cell: object) -> str | None:
+    return None if cell is None else text(cell)
+
+
+def _image_name(cell: object) -> str | None:
+    """Return the path of an image, where the table has one."""
+    name = cell.get("path") if isinstance(cell, Mapping) else cell
+    return name if isinstance(name, str) and len(name) <= _LONGEST_NAME and name[:5].lower() != "data:" else None
+
+
+def _plain(cell: object) -> object:
+    """Return a cell as something whose `repr` is the same in every process."""
+    return hashlib.sha256(cell.tobytes()).hexdigest() if isinstance(cell, Image.Image) else cell

@@ -1,0 +1,59 @@
+"""`qzoom run` as a user runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from qzoom_agent.messages import Message
+from tests.cli.test_cli import run, zoom_then
+
+
+@pytest.fixture
+def scans(here: Path) -> Path:
+    for name in ("a", "b", "c"):
+        (here / "scans").mkdir(exist_ok=True)
+        Image.new("RGB", (168, 112), "white").save(here / "scans" / f"{name}.png")
+    return here / "scans"
+
+
+def test_run_leaves_results_and_prints_their_path(play: Any, scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    play(zoom_then("red"))
+    (scans / "broken.png").write_bytes(b"no image")
+    argv = ["run", "scans", "--question", "which color?", "--out", "done"]
+    assert run(*argv) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{Path('done') / 'results.parquet'}\n"
+    assert "1 of 4 rows have no answer: row 3: " in captured.err and "accuracy" not in captured.err
+    assert "4/4" in captured.err
+    assert parquet.read_table("done/results.parquet")["answer"].to_pylist() == ["red", "red", None, "red"]
+
+
+def test_an_interrupted_run_says_so_and_goes_on(play: Any, scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = 0
+
+    def interrupted(messages: list[Message]) -> str:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise KeyboardInterrupt
+        return "red"
+
+    play(interrupted)
+    argv = ["run", "scans", "--question", "which color?", "--out", "done", "--policy", "direct"]
+    assert run(*argv) == 130
+    assert "Interrupted after 1 of 3 questions." in capsys.readouterr().err
+    assert run(*argv) == 0
+    assert asked == 4
+
+
+def test_a_run_in_which_everything_fails_is_4(play: Any, scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    play([])
+    assert run("run", "scans", "--question", "which color?", "--out", "done") == 4
+    assert "3 of 3 rows have no answer" in capsys.readouterr().err
+    assert run("run", "scans", "--out", "done") == 2
+    assert "--question" in capsys.readouterr().err

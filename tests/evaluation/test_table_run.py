@@ -1,0 +1,156 @@
+"""Runs over tables and folders of images: batched, resumable, with bad rows counted."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from qzoom_agent.agent import Agent
+from qzoom_agent.errors import BackendError, ConfigError
+from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.table_run import run_table
+from qzoom_agent.messages import Message
+from qzoom_agent.models.scripted import ScriptedBackend
+from tests.evaluation.player import ZOOM
+
+
+class Asked:
+    """An agent that answers with the question's word, after a zoom, and counts its answers."""
+
+    def __init__(self, *, fails: str = "no such word") -> None:
+        self.words: list[str] = []
+        self.fails = fails
+        self.agent = Agent(ScriptedBackend(self.reply), policy="explicit")
+
+    def reply(self, messages: list[Message]) -> str:
+        parts = [part for message in messages for part in message["content"]]
+        if sum(part["type"] == "image" for part in parts) == 1:
+            return ZOOM
+        found = re.search(r"say the word (\w+)", " ".join(part["text"] for part in parts if part["type"] == "text"))
+        assert found
+        word = found[1]
+        if word == self.fails:
+            raise BackendError("The server is gone.")
+        self.words.append(word)
+        return word
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    Image.new("RGB", (168, 112), "red").save(tmp_path / "red.png")
+    rows = [{"id": f"r{i}", "image": "red.png", "question": f"say the word w{i}", "note": i} for i in range(6)]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def results(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    return rows
+
+
+def test_every_row_has_a_result(table: Path, tmp_path: Path) -> None:
+    asked = Asked()
+    done = run_table(asked.agent, table, out=tmp_path / "run", workers=3)
+    rows = results(done.path)
+    assert (done.rows, done.failed) == (6, {})
+    assert [row["answer"] for row in rows] == [f"w{i}" for i in range(6)] and sorted(asked.words) == sorted(
+        f"w{i}" for i in range(6)
+    )
+    first = rows[0]
+    assert (first["index"], first["id"], first["image"], first["question"]) == (0, "r0", "red.png", "say the word w0")
+    assert first["status"] == "answered" and first["error"] is None
+    assert first["boxes"] == [[14.0, 14.0, 98.0, 98.0]] and first["visual_tokens"] > 0 and first["turns"] == 2
+    assert first["seconds"] >= 0
+    run_table(asked.agent, table, out=tmp_path / "run")
+    assert len(asked.words) == 6, "a finished run asks nothing again"
+
+
+def test_rows_that_cannot_be_asked_are_listed_and_asked_again(table: Path, tmp_path: Path) -> None:
+    bad = [
+        '{"image": "missing.png", "question": "say the word x"}',
+        "not json",
+        '{"id": "r8", "image": "red.png"}',
+        '{"image": "red.png", "question": "say the word gone"}',
+    ]
+    table.write_text(table.read_text() + "\n".join(bad) + "\n")
+    asked = Asked(fails="gone")
+    done = run_table(asked.agent, table, out=tmp_path / "run")
+    assert done.rows == 10 and list(done.failed) == [6, 7, 8, 9]
+    for index, told in zip(
+        (6, 7, 8, 9), ("missing.png", "is not JSON", "no question", "The server is gone"), strict=True
+    ):
+        assert told in done.failed[index]
+    rows = results(done.path)
+    assert [row["status"] for row in rows] == ["answered"] * 6 + ["error"] * 4
+    assert [(row["id"], row["image"]) for row in rows[6:]] == [
+        (None, "missing.png"),
+        (None, None),
+        ("r8", "red.png"),
+        (None, "red.png"),
+    ]
+    again = Asked()
+    assert list(run_table(again.agent, table, out=tmp_path / "run").failed) == [6, 7, 8]
+    assert again.words == ["gone"], "only what failed is asked again"
+
+
+def test_a_changed_row_is_asked_again_and_new_rows_are_added(table: Path, tmp_path: Path) -> None:
+    asked = Asked()
+    run_table(asked.agent, table, out=tmp_path / "run")
+    more = json.dumps({"image": "red.png", "question": "say the word new"})
+    table.write_text(table.read_text().replace("word w2", "word other") + more + "\n")
+    asked.words.clear()
+    done = run_table(asked.agent, table, out=tmp_path / "run")
+    assert asked.words == ["other", "new"]
+    assert [row["answer"] for row in results(done.path)] == ["w0", "w1", "other", "w3", "w4", "w5", "new"]
+    Image.new("RGB", (500, 400), "blue").save(tmp_path / "red.png")
+    asked.words.clear()
+    run_table(asked.agent, table, out=tmp_path / "run", n=7)
+    assert len(asked.words) == 7, "another image is another question"
+
+
+def test_one_question_is_asked_about_every_image_of_a_folder(tmp_path: Path) -> None:
+    for name in ("b.png", "a.jpg", "sub/c.webp"):
+        (tmp_path / "scans" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (168, 112)).save(tmp_path / "scans" / name)
+    (tmp_path / "scans" / "notes.txt").touch()
+    (tmp_path / "scans" / "broken.png").write_bytes(b"\x89PNG")
+    done = run_table(Asked().agent, tmp_path / "scans", out=tmp_path / "run", question="say the word dot", traces=True)
+    rows = results(done.path)
+    assert [row["image"] for row in rows] == ["a.jpg", "b.png", "broken.png", "sub/c.webp"]
+    assert [row["answer"] for row in rows] == ["dot", "dot", None, "dot"] and list(done.failed) == [2]
+    assert all(row["question"] == "say the word dot" for row in rows)
+    folder = RunFolder(tmp_path / "run")
+    assert all(folder.trace(row.key) for row in folder.in_order() if row.status == "answered")
+
+
+def test_a_question_goes_before_the_column(table: Path, tmp_path: Path) -> None:
+    done = run_table(Asked().agent, table, out=tmp_path / "run", question="say the word all", n=2)
+    assert [row["answer"] for row in results(done.path)] == ["all", "all"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"table": "nowhere"}, "There is nothing at nowhere"),
+        ({"n": 0}, "n = 0"),
+        ({"workers": 0}, "workers"),
+        ({"table": "plain.csv"}, "no column of questions"),
+        ({"table": "plain.csv", "question": "what?", "n": 1}, "lacks the column image"),
+        ({"table": "empty"}, "holds none"),
+    ],
+)
+def test_what_cannot_be_asked_is_said_before(
+    change: dict[str, Any], told: str, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("plain.csv").write_text("a,b\n1,2\n")
+    Path("empty").mkdir()
+    with pytest.raises(ConfigError, match=told):
+        run_table(Asked().agent, **{"table": table, "out": "run", **change})

@@ -36,11 +36,12 @@ from qzoom_agent.messages import require_question
 from qzoom_agent.models.interface import Backend, Perceiver
 from qzoom_agent.models.perceiver import load_perceiver, name_of
 from qzoom_agent.policy import CropPolicy
-from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, get_protocol, native_form
+from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, get_protocol, native_form, with_tools
 from qzoom_agent.protocols.wording import OWN, PromptFile, Reworded, choose_prompt, read_given
 from qzoom_agent.saved_runs import SavedRuns, run_config
 from qzoom_agent.trace import Trace, describe_environment
 from qzoom_agent.views import View, ViewStore
+from qzoom_agent.zoom.own_tools import find_own_tools, require_place
 from qzoom_agent.zoom.zoom import Zoom, ZoomConfig, find_tool
 
 Boxes = Sequence[Box | Sequence[float]]
@@ -49,7 +50,7 @@ Boxes = Sequence[Box | Sequence[float]]
 logger = logging.getLogger(__name__)
 
 _EXTENSIONS = {"protocol": "protocol", "tool": "tool", "rule": "review.rule"}
-_OBJECTS = {**_EXTENSIONS, "prompt": "prompt", "perceiver": "perceiver"}
+_OBJECTS = {**_EXTENSIONS, "prompt": "prompt", "perceiver": "perceiver", "own_tools": "own_tools"}
 """Key of the configuration of each part that an agent also takes as an object."""
 
 
@@ -60,6 +61,10 @@ class Agent:
     `protocol`, `tool` and `rule` also take an object: a `ZoomProtocol`, a `Tool`, a `PolicyRule`; `prompt`, a file with
     the model's own words, also takes its parts as a mapping; `perceiver`, a local model that looks for the one that
     answers, also takes a `Perceiver`.
+
+    `tools` is a list of own tools that the model may call beside zoom: typed functions with a docstring, LangChain
+    tools, `module:name`, entry points, or "rotate", "enhance" and "read_text" (`qzoom_agent.zoom.own_tools`). With
+    tools="native" or "text", the form of calls, the list is the argument `own_tools`.
     """
 
     backend: Backend
@@ -91,11 +96,17 @@ class Agent:
         """
         self.backend = backend
         changes, self._objects = _split(overrides)
-        names = {_EXTENSIONS[key]: reference(value) for key, value in self._objects.items() if key in _EXTENSIONS}
+        names: dict[str, Any] = {
+            _EXTENSIONS[key]: reference(value) for key, value in self._objects.items() if key in _EXTENSIONS
+        }
         self.perceiver = self._objects.get("perceiver")
         if self.perceiver is not None:
             names["perceiver"] = name_of(satisfying(self.perceiver, Perceiver, kind="perceiver"))
+        if "own_tools" in self._objects:
+            self._objects["own_tools"] = list(find_own_tools(self._objects["own_tools"]).values())
+            names["own_tools"] = tuple(tool.reference for tool in self._objects["own_tools"])
         self._given = (config or AgentConfig()).replace(**{**names, **changes})
+        self._own = find_own_tools(self._objects.get("own_tools", self._given.own_tools or ()))
         if self.perceiver is None and self._given.perceiver is not None:
             self.perceiver = load_perceiver(self._given.perceiver)
         self._prompt = choose_prompt(self._objects.get("prompt", self._given.prompt), getattr(backend, "prompt", None))
@@ -141,6 +152,11 @@ class Agent:
         config = (config or AgentConfig()).replace(model=model, **changes)
         if config.protocol is not None:
             get_protocol(config.protocol)  # a wrong name should not cost the loading of weights
+        tools = objects.get("own_tools", config.own_tools)
+        if tools:
+            from qzoom_agent.models.presets import resolve_model
+
+            require_place(tools, objects.get("protocol") or config.protocol or resolve_model(model).protocol)
         if isinstance(prompt := read_given(objects.get("prompt", config.prompt)), PromptFile):
             objects["prompt"] = prompt
         from qzoom_agent.models.hf import load_backend
@@ -478,8 +494,16 @@ class Agent:
                 f"{self._given.perceiver or 'none'}. Give it the same one (--perceiver, in Python: perceiver)."
             )
         known = {reference(value): value for key, value in self._objects.items() if key in _EXTENSIONS}
+        own_tools = [tool.reference for tool in self._own.values()]
+        if list(config.own_tools or ()) != own_tools:
+            raise ConfigError(
+                f"This run was begun with the tools {', '.join(config.own_tools or ()) or 'none'}, and the agent has "
+                f"{', '.join(own_tools) or 'none'}. Give it the same ones (--tool, in Python: tools)."
+            )
         protocol = get_protocol(config.protocol or self.backend.protocol, known={**PROTOCOLS, **known})
         policy, tools = CropPolicy(config, views, perceives=self.perceives, known=known), tuple[str, ...]()
+        offered = self._own if policy.offers_tools else {}
+        protocol = with_tools(protocol, {name: tool.schema for name, tool in offered.items()})
         if config.tools == "native":
             if not getattr(self.backend, "api", ""):
                 raise ConfigError(
@@ -487,12 +511,17 @@ class Agent:
                     "Leave them out, or name a server with --server (in Python: Agent.from_server)."
                 )
             protocol = native = native_form(protocol)
-            tools = (native.tool_schema(),) if policy.offers_tools else ()
+            tools = tuple(native.tool_schema().splitlines()) if policy.offers_tools else ()
+        if self._prompt is not None:
+            protocol = reworded = Reworded(protocol, self._prompt)
+            if offered and not tools:
+                reworded.require_schema(offered)
         return Context(
             backend=self.backend,
-            protocol=protocol if self._prompt is None else Reworded(protocol, self._prompt),
+            protocol=protocol,
             policy=policy,
             tools=tools,
+            own=offered,
             config=config,
             views=views,
             tool=find_tool(config.tool, crops, known=known),
@@ -577,6 +606,8 @@ class Agent:
 def _split(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Separate changes of the configuration from extensions given as objects."""
     overrides = {key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()}
+    if not isinstance(overrides.get("tools"), str | None):
+        overrides["own_tools"] = overrides.pop("tools")
     objects = {key: overrides[key] for key in _OBJECTS if not isinstance(overrides.get(key), str | None)}
     return {_OBJECTS.get(key, key): value for key, value in overrides.items() if key not in objects}, objects
 

@@ -332,7 +332,7 @@ class AgentConfig(Config):
     """Preset name, hub id or path of the weights; the name of the backend, where `Agent` is given one."""
     policy: PolicyName | None = None
     """The policy that decides on crops, see `qzoom_agent.policy`. None: `implicit` for a model with branches or a
-    perceiver, else `explicit`."""
+    perceiver (`hybrid` with own tools), else `explicit`."""
     protocol: str | None = None
     """Format of the model's zoom calls: a name, `module:name` or an entry point of the group qzoom_agent.protocols.
     None: the backend's own."""
@@ -342,6 +342,9 @@ class AgentConfig(Config):
     tool: str | None = Field(default=None, exclude_if=_is_none)
     """Tool that serves the model's zoom calls: `module:name` or an entry point of the group qzoom_agent.tools. None:
     `zoom`."""
+    own_tools: tuple[str, ...] | None = Field(default=None, exclude_if=_is_none)
+    """Tools that the model may call beside zoom: `rotate`, `enhance`, `read_text`, `module:name`, or an entry point of
+    the group qzoom_agent.own_tools. Policies that offer no tools (such as `direct`) offer none of these."""
     prompt: str | None = Field(default=None, exclude_if=_is_none)
     """File with the model's own words, see `qzoom_agent.protocols.wording`; in a saved run the digest of its texts, as
     "sha256:...". "protocol": the protocol's words. None: the file in the model's folder, else the protocol's words."""
@@ -394,7 +397,8 @@ class AgentConfig(Config):
 
     def policy_for(self, *, perceives: bool) -> PolicyName:
         """Return the policy given, or the default of a model with branches (`perceives`) or without."""
-        return self.policy or ("implicit" if perceives else "explicit")
+        looks: PolicyName = "hybrid" if self.own_tools else "implicit"
+        return self.policy or (looks if perceives else "explicit")
 
     def resolved(
         self,

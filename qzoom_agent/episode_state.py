@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NotRequired, cast, get_args, get_origin, get_type_hints
 
@@ -23,8 +23,9 @@ from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols.interface import Parsed, ZoomProtocol
 from qzoom_agent.protocols.parsing import cut_off, own_turn
 from qzoom_agent.review import Last
-from qzoom_agent.trace import Status, Turn
+from qzoom_agent.trace import SERVED, Status, Turn
 from qzoom_agent.views import View, ViewStore
+from qzoom_agent.zoom.own_tools import OwnTool
 from qzoom_agent.zoom.zoom import Tool, Zoom
 
 EventKind = Literal["view", "look", "token", "turn", "call", "answer"]
@@ -85,6 +86,8 @@ class Context:
     """Looks for the model that answers; None: its own branches look."""
     tools: tuple[str, ...] = ()
     """Schemas of the tools that the model may call natively."""
+    own: Mapping[str, OwnTool] = field(default_factory=dict)
+    """Tools that the model may call beside zoom, by name."""
     live: bool = False
     """Stream the text of each turn as it is written."""
     left: bool = False
@@ -229,7 +232,7 @@ def reason_to_end(state: State, ctx: Context) -> Last | None:
     budget, turns = ctx.config.budget, state["turns"]
     failed = 0
     for turn in reversed(turns):
-        if turn["answer"] is not None or any(call["result"] is not None for call in turn["calls"]):
+        if turn["answer"] is not None or any(call["decision"] in SERVED for call in turn["calls"]):
             break
         failed += 1
     if failed >= budget.max_failed_calls:

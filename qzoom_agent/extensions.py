@@ -26,6 +26,7 @@ GROUPS: Final = {
     "task": "qzoom_agent.tasks",
     "protocol": "qzoom_agent.protocols",
     "tool": "qzoom_agent.tools",
+    "own tool": "qzoom_agent.own_tools",
     "policy rule": "qzoom_agent.policy_rules",
 }
 """Entry point group of each kind of extension."""

@@ -1,4 +1,4 @@
-"""Optional packages: what the extras `[eval]`, `[pdf]`, `[run]` and `[train]` install, and answering does not need.
+"""Optional packages: the extras `[eval]`, `[ocr]`, `[pdf]`, `[run]` and `[train]`, which answering does not need.
 
 A module that needs such a package imports it where it is used, after `require`. For training, which needs them
 throughout, `__init__.py` of each sub-package asks.
@@ -12,7 +12,7 @@ from typing import Literal
 
 from qzoom_agent.errors import MissingDependency
 
-Extra = Literal["eval", "pdf", "run", "train"]
+Extra = Literal["eval", "ocr", "pdf", "run", "train"]
 
 
 def require(package: str, *, extra: Extra, use: str) -> Path:

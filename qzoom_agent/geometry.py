@@ -18,9 +18,13 @@ from qzoom_agent.errors import BoxError, ConfigError, ImageError
 
 Frame = Literal["pixel", "unit", "per_mille", "cell"]
 FRAMES: tuple[Frame, ...] = get_args(Frame)
+Affine = tuple[float, float, float, float, float, float]
+"""An affine map (a, b, c, d, e, f) of a point: x, y becomes a x + b y + c, d x + e y + f. As in Pillow's
+`Image.transform`, that of an image made from another gives the place in that one of each of its pixels."""
 MAX_ASPECT = 200
 """Longest side over shortest side of a view."""
 
+_FLAT = 1e-9
 # Rounding errors of a conversion must not move `rounded` by a whole pixel.
 _NOISE = 1e-6
 
@@ -174,6 +178,30 @@ class Box:
     def _need_pixel(self, what: str) -> None:
         if self.frame != "pixel":
             raise BoxError(f"{what} need a pixel box, got frame {self.frame!r}. Call to_pixel(size) first.")
+
+
+def mapped(box: Box, matrix: Affine) -> Box:
+    """Return the box around the corners of a pixel box that an affine map has moved, as a box of the original."""
+    a, b, c, d, e, f = matrix
+    corners = [(x, y) for x in (box.x1, box.x2) for y in (box.y1, box.y2)]
+    across, down = [a * x + b * y + c for x, y in corners], [d * x + e * y + f for x, y in corners]
+    return Box(min(across), min(down), max(across), max(down))
+
+
+def inverse(matrix: Affine) -> Affine:
+    """Return the affine map that undoes another. Raises BoxError if it keeps no area."""
+    a, b, c, d, e, f = matrix
+    area = a * e - b * d
+    if not math.isfinite(area) or abs(area) < _FLAT:
+        raise BoxError(f"The affine map {matrix} keeps no area, so it cannot be undone.")
+    return e / area, -b / area, (b * f - c * e) / area, -d / area, a / area, (c * d - a * f) / area
+
+
+def composed(first: Affine, then: Affine) -> Affine:
+    """Return the affine map that applies `first`, and then `then` to its result."""
+    a, b, c, d, e, f = first
+    g, h, i, j, k, m = then
+    return g * a + h * d, g * b + h * e, g * c + h * f + i, j * a + k * d, j * b + k * e, j * c + k * f + m
 
 
 def extent(frame: Frame, size: tuple[int, int], cell: int = 28) -> tuple[float, float]:

@@ -185,7 +185,7 @@ def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     ctx = runtime.context
     assert state["turn"] is not None
     turn = Turn(**state["turn"])
-    before = len(ctx.store.shown)
+    before, known = len(ctx.store.shown), len(ctx.store.views)
     messages: list[Message] = []
     last: Last | None = None
     execute = ToolCallExecutor(
@@ -196,6 +196,9 @@ def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         look=None if state["perception"] is None else PerceptionRecord(**state["perception"]),
         refused_turns=refused_on_opinion([Turn(**one).calls for one in state["turns"]]),
         views_read=before,
+        own=ctx.own,
+        crops=ctx.zoom.config,
+        max_pixels=ctx.config.max_pixels,
     )
     native = "items" in state["messages"][-1]
 
@@ -212,9 +215,9 @@ def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     if turn.problems:
         messages += answering("", ctx.protocol.refusal("\n".join(turn.problems)))
     turn.act_seconds = perf_counter() - began
-    views = [view.model_dump(mode="json") for view in ctx.store.shown[before:]]
-    for view in views:
-        emit(runtime, "view", view)
+    for shown in ctx.store.shown[before:]:
+        emit(runtime, "view", shown.model_dump(mode="json"))
+    views = [view.model_dump(mode="json") for view in ctx.store.views[known:]]
     return {
         "turn": None,
         "turns": [turn.model_dump(mode="json")],

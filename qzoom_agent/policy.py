@@ -29,6 +29,7 @@ from qzoom_agent.config import AgentConfig, PerceptionConfig, PolicyName, ViewBu
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.extensions import find, satisfying
 from qzoom_agent.geometry import Box, Size
+from qzoom_agent.protocols.interface import ToolCall
 from qzoom_agent.review import PolicyRule, ReviewContext, ReviewDecision, adds, hybrid_rule
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.zoom import ZoomPlan
@@ -154,6 +155,17 @@ class CropPolicy:
             numbers |= {"asked_tokens": float(plan.tokens), "crop_tokens": float(ruled.plan.tokens)}
         return ruled._replace(numbers=numbers)
 
+    def review_tool(self, call: ToolCall, shown: Sequence[View], context: ReviewContext) -> ReviewDecision:
+        """Decide whether an own tool is run: always, unless the rule has a `review_tool` of its own."""
+        if not self.offers_tools:
+            return ReviewDecision("no_tool", {}, "There are no tools in this run. Answer the question.", last="failed")
+        rule: Callable[..., ReviewDecision] | None = getattr(self._rule, "review_tool", None)
+        return ReviewDecision("", {}) if rule is None else rule(call, shown, context)
+
+    def room(self, shown: Sequence[View], tokens: int) -> ReviewDecision:
+        """Decide whether there is room for another image of so many visual tokens, after the views in `shown`."""
+        return self._within_budget(shown, ZoomPlan("", tokens=tokens))
+
     def _within_budget(self, shown: Sequence[View], plan: ZoomPlan) -> ReviewDecision:
         budget = self._config.budget
         spent = sum(view.tokens for view in shown)
@@ -191,7 +203,7 @@ class CropPolicy:
 
         def withheld(view_id: str) -> Image.Image:
             view = store.view(view_id)
-            return Image.new("RGB", view.size, GREY) if view.kind == "crop" else store.image(view_id)
+            return Image.new("RGB", view.size, GREY) if view.kind in ("crop", "tool") else store.image(view_id)
 
         return withheld
 

@@ -100,13 +100,13 @@ def hybrid_rule(plan: ZoomPlan, shown: Sequence[View], context: ReviewContext) -
     """Decide on a zoom call as the policy `hybrid` does; see the module's table."""
     assert plan.box is not None
     rules, look = context.config, context.look
-    best = best_view(plan.box, shown, covered=rules.covered)
-    crop = density(plan.size, plan.box)
+    best = best_view(plan.extent, shown, covered=rules.covered)
+    crop = density(plan.size, plan.extent)
     numbers = {"covered": best.share, "density": best.density, "crop_density": crop}
     fact = adds_nothing(best, crop, rules)
     if fact is not None:
         return ReviewDecision(fact, numbers, _FACTS[fact].format(view=context.name(best.view)))
-    if look is None:
+    if look is None or plan.cut is not None:  # no look knows the image of a tool
         return ReviewDecision("", numbers)
     numbers["refused_turns"] = float(context.refused_turns)
     if look.score is not None and look.threshold is not None:
@@ -127,7 +127,7 @@ def _by_map(
 ) -> ReviewDecision:
     """Decide by the heat map and the proposed regions."""
     rules, heat = context.config, Heat.of(look, context.image)
-    crops = [view.region for view in shown if view.kind == "crop"]
+    crops = [view.region for view in shown if view.kind == "crop" and not view.source]
     regions = [one for one in (Box(*box) for box in look.boxes) if all(c.coverage(one) < rules.covered for c in crops)]
     if (inside := heat.share(box)) is not None:
         numbers["heat"] = inside
@@ -152,16 +152,18 @@ def density(shown: Size, box: Box) -> float:
 
 
 def best_view(box: Box, shown: Sequence[View], *, covered: float) -> BestView:
-    """Return the view that shows a box (original pixels) best: the densest that holds it, else the one with most of it.
+    """Return the view that shows a box best: the densest that holds it, else the one with most of it.
 
     Args:
-        box: In original pixels.
-        shown: At least one view.
+        box: In original pixels, or in those of a tool's image (`View.source`); views cut from another do not count.
+        shown: The views.
         covered: Share of the box that a view has to hold.
     """
-    every = [BestView(view.id, view.region.coverage(box), density(view.size, view.region)) for view in shown]
+    held = [(view, view.extent) for view in shown if (view.source or "original") == box.view]
+    every = [BestView(view.id, extent.coverage(box), density(view.size, extent)) for view, extent in held]
     holding = [one for one in every if one.share >= covered]
-    return max(holding, key=lambda one: one.density) if holding else max(every, key=lambda one: one.share)
+    nothing = BestView("", 0.0, 0.0)
+    return max(holding or every, key=lambda one: one.density if holding else one.share, default=nothing)
 
 
 def adds_nothing(best: BestView, crop: float, rules: ReviewConfig) -> Literal["covered", "native"] | None:
@@ -179,15 +181,17 @@ def adds(plan: ZoomPlan, shown: Sequence[View], rules: ReviewConfig) -> bool:
     """Return whether a planned crop adds anything to the views in `shown`; a plan without a box adds nothing."""
     if plan.box is None:
         return False
-    best = best_view(plan.box, shown, covered=rules.covered)
-    return adds_nothing(best, density(plan.size, plan.box), rules) is None
+    best = best_view(plan.extent, shown, covered=rules.covered)
+    return adds_nothing(best, density(plan.size, plan.extent), rules) is None
 
 
 def same_crop(plan: ZoomPlan, crops: Sequence[View], rules: ReviewConfig) -> str | None:
     """Return the id of the crop that a plan would show once more: its box has an IoU of `rules.covered`; or None."""
     if plan.box is None:
         return None
-    return next((view.id for view in crops if plan.box.iou(view.region) >= rules.covered), None)
+    box = plan.extent
+    same = (view for view in crops if (view.source or "original") == box.view)
+    return next((view.id for view in same if box.iou(view.extent) >= rules.covered), None)
 
 
 def suffices(look: PerceptionRecord, share: float | None, *, map_decides: bool = True) -> bool:

@@ -47,6 +47,7 @@ VERSION = "1.2"
 
 Status = Literal["answered", "budget", "refused", "error"]
 Decision = Literal["served", "grown", "snapped", "refused", "failed"]
+SERVED: frozenset[Decision] = frozenset({"served", "grown", "snapped"})
 Images = Callable[[str], PIL.Image.Image]
 """Finds an image by its digest."""
 Quad = tuple[float, float, float, float]
@@ -74,7 +75,7 @@ class _Record(BaseModel):
 
 
 class CallRecord(_Record):
-    """One zoom call and its outcome."""
+    """One call of zoom or of an own tool, and its outcome."""
 
     id: Text = Field(default="", exclude_if=operator.not_)
     """The server's id of a native tool call."""
@@ -87,6 +88,8 @@ class CallRecord(_Record):
     view: Text = "original"
     """Id of the view that the box refers to."""
     label: Text = ""
+    arguments: Text | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Arguments of an own tool, as JSON; None: it is a zoom call."""
     decision: Decision
     """`grown`: served with a corrected box; `snapped`: served with another box that the review chose; `refused`: by the
     review; `failed`: a call that cannot be run."""
@@ -100,6 +103,13 @@ class CallRecord(_Record):
     """The box really cut, in original pixels."""
     result: str | None = None
     """Id of the view that came back."""
+    text: Text = Field(default="", exclude_if=operator.not_)
+    """Text that an own tool returned."""
+
+    @property
+    def serves(self) -> bool:
+        """True if the model got what it asked for, or another crop instead."""
+        return self.decision in SERVED
 
 
 class Reply(_Record):
@@ -223,12 +233,16 @@ class Usage(_Record):
 
     coarse_tokens: Count = 0
     crop_tokens: Count = 0
+    tool_tokens: Count = Field(default=0, exclude_if=operator.not_)
+    """Visual tokens of images that own tools returned."""
     text_tokens: Count = 0
     """Text in the last context and the last reply: everything that is not visual."""
     written_tokens: Count = 0
     """Tokens the model wrote, over all turns."""
     requested: Count = 0
     """Zoom calls of the model: the sum of `served`, `refused` and `failed`."""
+    tool_calls: Count = Field(default=0, exclude_if=operator.not_)
+    """Calls of own tools."""
     served: Count = 0
     snapped: Count = 0
     """Served calls that got another box than they asked for."""
@@ -244,24 +258,28 @@ class Usage(_Record):
 
     @property
     def visual_tokens(self) -> int:
-        return self.coarse_tokens + self.crop_tokens
+        return self.coarse_tokens + self.crop_tokens + self.tool_tokens
 
     @classmethod
     def tally(cls, views: Sequence[View], turns: Sequence[Turn], *, perceive: float = 0.0) -> Usage:
         """Add up an episode; `perceive` is the seconds spent before the first turn."""
-        calls = [call for turn in turns for call in turn.calls]
+        every = [call for turn in turns for call in turn.calls]
+        calls = [call for call in every if call.arguments is None]
         asked = {call.result for call in calls}
         coarse = sum(view.tokens for view in views if view.kind == "coarse")
         crops = sum(view.tokens for view in views if view.kind == "crop")
+        made = sum(view.tokens for view in views if view.kind == "tool")
         last = turns[-1] if turns else None
         decisions = [call.decision for call in calls]
         return cls(
             coarse_tokens=coarse,
             crop_tokens=crops,
-            text_tokens=max(0, last.prompt_tokens + last.new_tokens - coarse - crops) if last else 0,
+            tool_tokens=made,
+            text_tokens=max(0, last.prompt_tokens + last.new_tokens - coarse - crops - made) if last else 0,
             written_tokens=sum(turn.new_tokens for turn in turns),
             requested=len(calls),
-            served=sum(decisions.count(given) for given in ("served", "grown", "snapped")),
+            tool_calls=len(every) - len(calls),
+            served=sum(call.serves for call in calls),
             snapped=decisions.count("snapped"),
             refused=decisions.count("refused"),
             refused_by=dict(Counter(call.code for call in calls if call.decision == "refused" and call.code)),

@@ -1,11 +1,13 @@
-"""The views of one run: the images that the model is shown, cut from the original.
+"""The views of one run: the images that the model is shown, cut from the original or made by a tool.
 
 A `View` is plain data and knows its box in the original. A crop is cut from the original's pixels and resized once, to
-the size shown, so "pixel" of a view always means shown pixels. A `ViewStore` with a folder also keeps the pixels as PNG
-files named by their digest; `restore` reads them back and checks every digest.
+the size shown, so "pixel" of a view always means shown pixels. The image that a tool returns is kept at its full size,
+as a `source` from which the view of it and the crops of that view are cut. A `ViewStore` with a folder also keeps the
+pixels as PNG files named by their digest; `restore` reads them back and checks every digest.
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,24 +17,37 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from qzoom_agent.errors import BoxError, ImageError
 from qzoom_agent.files import atomic_write
-from qzoom_agent.geometry import Box, Size, fit_tokens, tokens
+from qzoom_agent.geometry import Box, Size, fit_tokens, inverse, mapped, tokens
 from qzoom_agent.images import MAX_PIXELS, cut, digest, load_image
 
-Kind = Literal["original", "coarse", "crop"]
+Matrix = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+"""See `geometry.Affine`."""
+Kind = Literal["original", "coarse", "crop", "tool", "source"]
+"""`tool`: an image that a tool returned, as the model is shown it. `source`: the same at its full size, never shown."""
+_UNSHOWN = ("original", "source")
 
 
 class View(BaseModel):
-    """One image of a run: the original, the coarse view or a crop. Plain data; the pixels are in the ViewStore."""
+    """One image of a run. Plain data; the pixels are in the ViewStore."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # a file of a newer minor version may have more fields
 
     id: str
-    """Its name: original, coarse, crop1, crop2 and so on."""
+    """Its name: original, coarse, crop1, crop2 and so on; tool1 for the first image that a tool returned."""
     parent: str | None
     """The view the model was looking at when it asked for this one; None for the original."""
     kind: Kind
     box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
-    """Region of the view in original pixels."""
+    """Region of the view in original pixels: the box around it where a tool turned it, and the whole original where an
+    image of a tool has no place in it."""
+    source: str = Field(default="", exclude_if=operator.not_)
+    """Id of the full-size image of a tool that the view was cut from; empty: the original."""
+    inside: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat] | None = Field(
+        default=None, exclude_if=lambda box: box is None
+    )
+    """Region of the view in pixels of `source`."""
+    matrix: Matrix | None = Field(default=None, exclude_if=lambda matrix: matrix is None)
+    """Affine map of pixels of `source` to pixels of the original; None without a source, or where there is no map."""
     width: int = Field(gt=0, lt=10**7)
     """Shown width in pixels; a multiple of the model's factor for coarse and crops."""
     height: int = Field(gt=0, lt=10**7)
@@ -40,7 +55,7 @@ class View(BaseModel):
     digest: str = Field(pattern="^[A-Za-z0-9_-]{0,128}$")
     """SHA-256 of the shown pixels, see `images.digest`; names a file."""
     tokens: int = Field(ge=0, lt=10**9)
-    """Visual tokens the view costs; 0 for the original, which is never shown."""
+    """Visual tokens the view costs; 0 for the original and sources, which are never shown."""
 
     @property
     def size(self) -> Size:
@@ -53,28 +68,53 @@ class View(BaseModel):
         return Box(*self.box)
 
     @property
+    def extent(self) -> Box:
+        """Region of the view in pixels of the image that it was cut from: the original, or a source."""
+        return Box(*(self.inside or self.box), view=self.source or "original")
+
+    @property
     def cell(self) -> int:
         """Side of one token in shown pixels. Raises BoxError for the original, which has no token grid."""
         if self.tokens == 0:
             raise BoxError(f"View {self.id!r} has no token grid; use pixel, unit or per_mille.")
         return math.isqrt(self.width * self.height // self.tokens)
 
-    def to_original(self, box: Box) -> Box:
-        """Convert a box in this view, in any frame, into original pixels. Nothing is rounded or clamped."""
+    @property
+    def placed(self) -> bool:
+        """True if boxes in the view refer to the original: unless a tool made an image that is no map of it."""
+        return self.kind == "original" or not self.source or self.matrix is not None
+
+    def to_source(self, box: Box) -> Box:
+        """Convert a box in this view, in any frame, into pixels of the image it was cut from, without rounding."""
         if box.view != self.id:
             raise BoxError(f"A box of view {box.view!r} was given to view {self.id!r}. Set Box(view={self.id!r}).")
         pixel = box.to_pixel(self.size, self.cell if box.frame == "cell" else 1)
-        x1, y1, x2, y2 = self.box
-        sx, sy = (x2 - x1) / self.width, (y2 - y1) / self.height
-        return Box(x1 + pixel.x1 * sx, y1 + pixel.y1 * sy, x1 + pixel.x2 * sx, y1 + pixel.y2 * sy)
+        held = self.extent
+        x, y, sx, sy = held.x1, held.y1, held.width / self.width, held.height / self.height
+        return Box(x + pixel.x1 * sx, y + pixel.y1 * sy, x + pixel.x2 * sx, y + pixel.y2 * sy, view=held.view)
+
+    def to_original(self, box: Box) -> Box:
+        """Convert a box in this view, in any frame, into original pixels. Nothing is rounded or clamped.
+
+        Raises:
+            BoxError: It is a box of another view, or the view has no place in the original.
+        """
+        found = self.to_source(box)
+        if not self.source:
+            return found
+        if self.matrix is None:
+            raise BoxError(f"View {self.id!r} is an image that a tool made; it has no place in the original.")
+        return mapped(found, self.matrix)
 
     def from_original(self, box: Box) -> Box:
         """Convert a box in original pixels into shown pixels of this view, also where it lies outside."""
-        if box.frame != "pixel" or box.view != "original":
+        if box.frame != "pixel" or box.view != "original" or not self.placed:
             raise BoxError(f"from_original needs a box in original pixels, got {box.frame!r} of {box.view!r}.")
-        x1, y1, x2, y2 = self.box
-        sx, sy = self.width / (x2 - x1), self.height / (y2 - y1)
-        return Box((box.x1 - x1) * sx, (box.y1 - y1) * sy, (box.x2 - x1) * sx, (box.y2 - y1) * sy, view=self.id)
+        if self.matrix is not None:
+            box = mapped(box, inverse(self.matrix))
+        held = self.extent
+        x, y, sx, sy = held.x1, held.y1, self.width / held.width, self.height / held.height
+        return Box((box.x1 - x) * sx, (box.y1 - y) * sy, (box.x2 - x) * sx, (box.y2 - y) * sy, view=self.id)
 
 
 class ViewStore:
@@ -112,8 +152,8 @@ class ViewStore:
 
     @property
     def shown(self) -> list[View]:
-        """The views the model is shown: all but the original."""
-        return [view for view in self._views.values() if view.kind != "original"]
+        """The views the model is shown: all but the original and sources."""
+        return [view for view in self._views.values() if view.kind not in _UNSHOWN]
 
     def __contains__(self, view_id: object) -> bool:
         return view_id in self._views
@@ -144,10 +184,10 @@ class ViewStore:
         return self._add_cut("coarse", whole, parent="original", **budget)
 
     def add_crop(self, box: Box, *, factor: int, min_tokens: int, max_tokens: int, parent: str = "coarse") -> View:
-        """Add a crop of the original at a budget of visual tokens.
+        """Add a crop at a budget of visual tokens.
 
         Args:
-            box: In original pixels; it is rounded outward and clamped, and `View.box` holds the result.
+            box: In pixels of the original or of a source; it is rounded outward and clamped.
             factor: Side in pixels of one token.
             min_tokens: A smaller crop is magnified to this many.
             max_tokens: A larger crop is shrunk to this many.
@@ -157,11 +197,49 @@ class ViewStore:
             BoxError: The box is in another frame, or there is no such parent.
             ImageError: The box is longer than 200:1.
         """
-        if box.view != "original":
+        self._original()
+        source = self.view(box.view)
+        if source.kind not in _UNSHOWN:
             raise BoxError(f"A crop is cut from the original, got a box of {box.view!r}. Use store.to_original(box).")
-        inside = box.clamp(self._original().size).rounded()
+        inside = box.clamp(source.size).rounded()
         budget = {"factor": factor, "min_tokens": min_tokens, "max_tokens": max_tokens}
-        return self._add_cut("crop", inside, parent=self.view(parent).id, **budget)
+        kind: Kind = "crop" if source.placed else "tool"
+        return self._add_cut(kind, inside, parent=self.view(parent).id, **budget)
+
+    def add_tool_image(
+        self,
+        image: Image.Image,
+        *,
+        factor: int,
+        min_tokens: int,
+        max_tokens: int,
+        parent: str = "coarse",
+        matrix: Matrix | None = None,
+    ) -> View:
+        """Add an image that a tool returned, as a source at its full size and as the view of it that is shown.
+
+        Args:
+            image: The image, RGB.
+            factor: Side in pixels of one token.
+            min_tokens: A smaller image is shown magnified to this many.
+            max_tokens: A larger image is shown shrunk to this many.
+            parent: Id of the view that the tool was given.
+            matrix: Affine map of its pixels to pixels of the original; None: it has no place there.
+
+        Raises:
+            ImageError: The image is longer than 200:1.
+        """
+        whole = Box(0, 0, *image.size)
+        fit_tokens(image.size, factor=factor, min_tokens=min_tokens, max_tokens=max_tokens)  # raises before it is kept
+        source = self._add("source", image, parent=self.view(parent).id, box=whole, tokens=0, matrix=matrix)
+        budget = {"factor": factor, "min_tokens": min_tokens, "max_tokens": max_tokens}
+        return self._add_cut("tool", Box(*whole.as_list(), view=source.id), parent=source.id, **budget)
+
+    def full_size(self, view_id: str) -> Image.Image:
+        """Return the pixels of a view as they were before it was resized to be shown. Raises BoxError for no view."""
+        held = self.view(view_id).extent
+        image = self.image(held.view)
+        return image if held.as_list() == [0, 0, *image.size] else cut(image, held.clamp(image.size))
 
     def _original(self) -> View:
         if "original" not in self._views:
@@ -171,24 +249,44 @@ class ViewStore:
     def _add_cut(self, kind: Kind, box: Box, *, parent: str, **budget: int) -> View:
         size = (int(box.width), int(box.height))
         shown = fit_tokens(size, **budget)
-        image = self.image("original")
+        image = self.image(box.view)
         if size != image.size:
             image = cut(image, box)
         if shown != image.size:
             image = image.resize(shown, Image.Resampling.BICUBIC)
         return self._add(kind, image, parent=parent, box=box, tokens=tokens(shown, budget["factor"]))
 
-    def _add(self, kind: Kind, image: Image.Image, *, parent: str | None, box: Box, tokens: int) -> View:
-        if self.count is not None and kind != "original":
+    def _add(
+        self,
+        kind: Kind,
+        image: Image.Image,
+        *,
+        parent: str | None,
+        box: Box,
+        tokens: int,
+        matrix: Matrix | None = None,
+    ) -> View:
+        """Add a view that shows `box` of the original or of a source; `matrix` places a new source."""
+        if self.count is not None and kind not in _UNSHOWN:
             tokens = self.count(image)
-        view_id = kind if kind != "crop" else f"crop{1 + sum(view.kind == 'crop' for view in self.views)}"
+        number = 1 + sum(view.kind == kind for view in self.views)
+        view_id = {"crop": f"crop{number}", "tool": f"tool{number}", "source": f"source{number}"}.get(kind, kind)
         if view_id in self._views:
             raise ImageError(f"This store already has its view {view_id!r}. Use a new ViewStore for another image.")
+        source = view_id if kind == "source" else "" if box.view == "original" else box.view
+        inside = (box.x1, box.y1, box.x2, box.y2) if source else None
+        if source:
+            matrix = self._views[source].matrix if kind != "source" else matrix
+            original = self._original().size
+            box = Box(0, 0, *original) if matrix is None else mapped(box, matrix).clamp(original)
         view = View(
             id=view_id,
             parent=parent,
             kind=kind,
             box=(box.x1, box.y1, box.x2, box.y2),
+            source=source,
+            inside=inside,
+            matrix=matrix,
             width=image.width,
             height=image.height,
             digest=digest(image),

@@ -179,8 +179,9 @@ def user_image(arguments: Arguments, views: Sequence[View], frame: Frame, notes:
     given = [at for at, view in enumerate(views) if view.kind != "crop"] or [0]
     index = read_index(arguments, INDEX_NAMES, notes, default=0)
     if index is None or not 0 <= index < len(given):
+        made = ", then those of tools" if any(view.kind == "tool" for view in views) else ""
         raise BoxError(
-            f"img_idx must be a whole number from 0 to {len(given) - 1}: it counts the user's images from 0, and "
+            f"img_idx must be a whole number from 0 to {len(given) - 1}: it counts the user's images from 0{made}, and "
             "crops do not count. To look into a crop, give its box on the user's image."
         )
     return _boxed(arguments, views, given[index], frame, notes)
@@ -260,3 +261,17 @@ REGIONS: Final = {
     "whole_image": whole_image,
 }
 """Ways to say which region is meant."""
+HINTS: Final[dict[str, Callable[[View, Sequence[View]], str]]] = {
+    "user_image": lambda view, views: (
+        f"To zoom into it, write img_idx {[one.id for one in views if one.kind != 'crop'].index(view.id)}."
+    ),
+    "first_image": lambda view, views: f'To zoom into it, add "view": "{view.id}" to the arguments.',
+    "named_source": lambda view, views: f"To zoom into it, write source observation_{_place(view, views)}.",
+    "padded_target": lambda view, views: f"To zoom into it, write target_image {_place(view, views) + 1}.",
+    "whole_image": lambda view, views: "",
+}
+"""The same for the image of a tool, as a sentence for the model."""
+
+
+def _place(view: View, views: Sequence[View]) -> int:
+    return [one.id for one in views].index(view.id)

@@ -1,4 +1,4 @@
-"""The interface of a protocol: how one model family is asked, calls the zoom tool and reads results.
+"""The interface of a protocol: how one model family is asked, calls tools and reads results.
 
 A protocol is one immutable object. The loop, evaluations and training speak to a model through it alone. `parse` takes
 any text, never raises, and is linear in its length. A parsed reply has an answer, a call or a problem, and never both
@@ -7,8 +7,8 @@ be swapped or outside, which the tool corrects; stop strings may be present or c
 """
 
 import operator
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,7 +18,7 @@ from qzoom_agent.views import View
 
 
 class ToolCall(BaseModel):
-    """A zoom call of the model, as data."""
+    """A call of the model, as data: of zoom, or of an own tool."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,7 +27,8 @@ class ToolCall(BaseModel):
     name: str
     """The tool as the model named it; protocols without tool names use "zoom"."""
     box: tuple[float, float, float, float] | None
-    """x1, y1, x2, y2 as written, in `frame` of `view`; finite, possibly swapped or outside. Parsers always set it."""
+    """x1, y1, x2, y2 as written, in `frame` of `view`; finite, possibly swapped or outside. Parsers always set it, but
+    for an own tool."""
     frame: Frame = "pixel"
     """Coordinate frame of `box`."""
     view: str = "coarse"
@@ -36,6 +37,8 @@ class ToolCall(BaseModel):
     """The model's words for what it looks for."""
     raw: str = ""
     """The exact text of the call."""
+    arguments: dict[str, Any] | None = Field(default=None, exclude=True)
+    """Arguments of an own tool, as written; None: it is a zoom call."""
 
     @property
     def as_box(self) -> Box | None:
@@ -109,11 +112,28 @@ class ZoomProtocol(Protocol):
 
 
 @runtime_checkable
+class ToolProtocol(ZoomProtocol, Protocol):
+    """A protocol in which own tools can be offered beside zoom."""
+
+    def with_tools(self, tools: Mapping[str, str]) -> Self:
+        """Return the protocol with these tools in its prompt and its grammar: function schemas in JSON, by name."""
+        ...
+
+    def tool_result(self, text: str, view: View | None) -> list[Message]:
+        """Return the turn with what an own tool returned: a text, and the view of its image if it made one."""
+        ...
+
+    def zoom_hint(self, view: View, views: Sequence[View]) -> str:
+        """Return how a zoom call names a tool's image, as a sentence; empty if none can. `views` are all shown."""
+        ...
+
+
+@runtime_checkable
 class NativeProtocol(ZoomProtocol, Protocol):
     """A protocol whose tool can also be called natively: the server gets its schema and returns calls and their ids."""
 
     def tool_schema(self) -> str:
-        """Return the tool as an OpenAI function schema in JSON."""
+        """Return the tool as an OpenAI function schema in one line of JSON; each own tool is a further line."""
         ...
 
     def native(self) -> "NativeProtocol":

@@ -141,6 +141,11 @@ def own_turn(text: str, repairs: list[str] | None = None) -> str:
     return text[: mark.start()]
 
 
+def without_marks(text: str) -> str:
+    """Return a text of a tool as valid Unicode, with the marks of turns and images in it broken up."""
+    return _END.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", readable(text))
+
+
 def cut_off(text: str, *, limit: int) -> Parsed:
     """Return the reading of a reply that ended at its limit of tokens: never an answer or a call."""
     problem = (

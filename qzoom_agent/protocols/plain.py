@@ -2,18 +2,22 @@
 
 The first user turn explains it (some templates have no system role). Boxes are always measured on the first image. A
 line that starts with the word ZOOM and has a colon, or exactly four numbers, is a call; brackets, bold marks and
-bullets around it are accepted. Anything else is the answer, after `Answer:` if the reply begins so.
+bullets around it are accepted. Anything else is the answer, after `Answer:` if the reply begins so. Own tools are called
+by a line `TOOL: name {"argument": value}`.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Self
 
 from qzoom_agent.errors import BoxError
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.protocols.boxes import numbers_in, read_box
 from qzoom_agent.protocols.interface import Parsed, ToolCall, counted
+from qzoom_agent.protocols.json_repair import read_json
 from qzoom_agent.protocols.parsing import MAX_CALLS_READ, ParsedReply, TagSpan, first_view, foreign_call, read_reply
 from qzoom_agent.views import View
 
@@ -23,6 +27,11 @@ _LINE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """A line that asks for a crop, also as an item of a list or after "Action:"."""
+_TOOL = re.compile(
+    r"^[ \t>*_`#\-]{0,8}tool[ \t*_`]{0,4}:[ \t*_`]{0,4}([A-Za-z_][\w-]{0,63})[ \t*_`(]{0,4}(?=\{|\)|$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""The head of a line that calls an own tool."""
 _ANSWER = re.compile(r"[*_ ]{0,4}(?:final )?answer[*_ ]{0,4}:[*_]{0,4}", re.IGNORECASE)
 _HOW = "Write a line ZOOM: x1, y1, x2, y2 with numbers from 0 to 1000."
 _OFFER = (
@@ -31,6 +40,10 @@ _OFFER = (
     "and you will see that part enlarged. x1, y1 is the part's top-left and x2, y2 its bottom-right corner, in "
     "thousandths of the first image's width and height: 0, 0, 1000, 1000 is all of it. Otherwise reply with the answer "
     "only."
+)
+_TOOLS = (
+    "\n\nYou can also use these tools:\n{schema}\nTo use one, do not answer yet: reply with one line\n"
+    'TOOL: name {"argument": value}\nand you will get its result.'
 )
 
 
@@ -42,25 +55,59 @@ class Plain:
     frame: Frame = "per_mille"
     stop: tuple[str, ...] = ()
     max_calls_per_turn: int = 1
+    own: Mapping[str, str] = field(default_factory=dict)
+    """Function schemas of own tools in JSON, by name."""
+
+    def with_tools(self, tools: Mapping[str, str]) -> Self:
+        return replace(self, own=tools)
 
     def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
-        return [message("user", *(image_part(view.id) for view in views), question + (_OFFER if tools else ""))]
+        offer = _OFFER if tools else ""
+        if tools and self.own:
+            offer += _TOOLS.replace("{schema}", "\n".join(self.own.values()))
+        return [message("user", *(image_part(view.id) for view in views), question + offer)]
 
     def parse(self, text: str, views: Sequence[View]) -> Parsed:
         def read(span: TagSpan, reply: ParsedReply) -> None:
-            size = views[0].size if views else None
+            if self.own and (called := _TOOL.match(span.raw)):
+                return self._call(called[1], span, reply)
+            named = _named(span.body, views) if self.own else None
+            size = (named or views[0]).size if views else None
             try:
                 box, frame = read_box(span.body, self.frame, reply.repairs, size=size)
             except BoxError as error:
                 reply.problems.append(f"{error} {_HOW}")
             else:
-                reply.calls.append(ToolCall(name="zoom", box=box, frame=frame, view=first_view(views), raw=span.raw))
+                view = named.id if named else first_view(views)
+                reply.calls.append(ToolCall(name="zoom", box=box, frame=frame, view=view, raw=span.raw))
 
-        parsed = read_reply(text, find=_find, read=read, how=_HOW, limit=self.max_calls_per_turn, mark=None)
+        def find(text: str, reply: ParsedReply) -> list[TagSpan]:
+            calls, zooms = _tool_lines(text) if self.own else [], _find(text, reply)
+            own = [*calls, *(span for span in zooms if not span.foreign)] if calls else zooms
+            return sorted(own, key=lambda span: span.start)
+
+        parsed = read_reply(text, find=find, read=read, how=_HOW, limit=self.max_calls_per_turn, mark=None)
         lead = _ANSWER.match(parsed.answer or "")
         if lead is None or parsed.answer is None or not parsed.answer[lead.end() :].strip():
             return parsed
         return parsed.model_copy(update={"answer": parsed.answer[lead.end() :].strip()})
+
+    def _call(self, name: str, span: TagSpan, reply: ParsedReply) -> None:
+        parsed = read_json(span.body) if span.body else None
+        arguments = parsed.value if parsed else {} if not span.body else None
+        if name not in self.own:
+            reply.problems.append(f"There is no tool {name!r}. There are ZOOM, {', '.join(self.own)}.")
+        elif not isinstance(arguments, dict):
+            reply.problems.append('The arguments could not be read. Write a line TOOL: name {"argument": value}.')
+        else:
+            reply.calls.append(ToolCall(name=name, box=None, arguments=arguments, raw=span.raw))
+
+    def tool_result(self, text: str, view: View | None) -> list[Message]:
+        shown = [image_part(view.id)] if view else []
+        return [message("user", "Result of the tool:\n", *shown, f"{text}\nUse a tool again, or answer.")]
+
+    def zoom_hint(self, view: View, views: Sequence[View]) -> str:
+        return f"To zoom into it, write ZOOM {view.id}: x1, y1, x2, y2."
 
     def result(self, view: View, index: int, notes: Sequence[str]) -> list[Message]:
         noted = "".join(f"\n{note}" for note in notes)
@@ -78,6 +125,21 @@ class Plain:
 
     def view_name(self, index: int) -> str:
         return counted(index)
+
+
+def _tool_lines(text: str) -> list[TagSpan]:
+    found: list[TagSpan] = []
+    for line in islice(_TOOL.finditer(text), MAX_CALLS_READ):
+        parsed = read_json(text, line.end()) if text[line.end() : line.end() + 1] == "{" else None
+        end = parsed.end if parsed else len(text) if text[line.end() : line.end() + 1] == "{" else line.end()
+        found.append(TagSpan(text[line.end() : end], text[line.start() : end], line.start(), end, True))
+    return found
+
+
+def _named(body: str, views: Sequence[View]) -> View | None:
+    """Return the view named before the colon of a ZOOM line; None: the first."""
+    name = body.partition(":")[0].strip(" \t*_`").lower()
+    return next((view for view in views if view.id == name), None)
 
 
 def _find(text: str, reply: ParsedReply) -> list[TagSpan]:

@@ -9,10 +9,10 @@ the letter: schema shape, tags, the sentences around a result, and one-line form
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Final, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict
 from qzoom_agent.errors import BoxError, ConfigError
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
-from qzoom_agent.protocols.calls import LOOSE, PAYLOADS, REGIONS, read_label
+from qzoom_agent.protocols.boxes import box_argument
+from qzoom_agent.protocols.calls import HINTS, LOOSE, PAYLOADS, REGIONS, Arguments, CallRegion, read_label
 from qzoom_agent.protocols.interface import Parsed, ToolCall
 from qzoom_agent.protocols.parsing import (
     MAX_CALLS_READ,
@@ -34,6 +35,9 @@ from qzoom_agent.protocols.parsing import (
     tag,
 )
 from qzoom_agent.views import View
+
+_OWN: Final = "tool_call"
+"""Tag of calls of own tools, also in a family whose zoom calls have another."""
 
 
 class PromptTexts(BaseModel):
@@ -64,6 +68,13 @@ class PromptTexts(BaseModel):
     """Result turn: the rest."""
     refusal_before: str = ""
     refusal_after: str = ""
+    tool_before: str = ""
+    """Turn with the result of an own tool: text before its image and its text."""
+    tool_after: str = ""
+    """The same after them."""
+    own_tools: str = ""
+    """Added to the system message where own tools are offered, for a family whose own call has no place for a name;
+    {schema} are their schemas, one a line."""
     final: str = "Zooming is over. Answer the question now."
 
 
@@ -95,10 +106,21 @@ class Tagged(BaseModel):
     """The family's name of the coarse view, as part of a sentence."""
     crop_name: str = "crop {index}"
     """The same of a crop; {index} counts crops from 1, {number} all images."""
+    own: dict[str, str] = {}
+    """Function schemas of own tools in JSON, by name."""
+
+    def with_tools(self, tools: Mapping[str, str]) -> Self:
+        """Return the family with own tools. Raises ConfigError for a name that its zoom tool has."""
+        if taken := next((name for name in tools if name in self.tools), None):
+            raise ConfigError(f"{taken!r} is the name of the zoom tool of '{self.name}'. Rename the tool.")
+        stop = (*self.stop, f"</{_OWN}>") if self.stop and f"</{_OWN}>" not in self.stop else self.stop
+        return self.model_copy(update={"own": dict(tools), "stop": stop})
 
     def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
         say = self.wording
         system = say.system.replace("{schema}", self.tool_schema()) if tools else say.plain_system
+        if tools and self.own:
+            system += say.own_tools.replace("{schema}", "\n".join(self.own.values()))
         before = say.before if tools else say.plain_before
         asked = say.between + question + (say.after if tools else say.plain_after)
         user = message("user", before, *(image_part(view.id) for view in views), asked)
@@ -123,6 +145,15 @@ class Tagged(BaseModel):
     def refusal(self, text: str) -> list[Message]:
         return [message(self.result_role, self.wording.refusal_before + text + self.wording.refusal_after)]
 
+    def tool_result(self, text: str, view: View | None) -> list[Message]:
+        say = self.wording
+        if view is None:
+            return [message(self.result_role, say.tool_before + text + say.tool_after)]
+        return [message(self.result_role, say.tool_before, image_part(view.id), f"\n{text}{say.tool_after}")]
+
+    def zoom_hint(self, view: View, views: Sequence[View]) -> str:
+        return HINTS[self.region](view, views)
+
     def final(self) -> list[Message]:
         return [message("user", self.wording.final)]
 
@@ -130,8 +161,9 @@ class Tagged(BaseModel):
         return self.crop_name.format(index=index, number=index + 1) if index else self.first_name
 
     def tool_schema(self) -> str:
-        """Return the schema as all Qwen templates print it."""
-        return json.dumps({"type": "function", "function": self.function})
+        """Return the schema of each tool as all Qwen templates print it, one a line."""
+        zoom = json.dumps({"type": "function", "function": self.function})
+        return "\n".join([*([zoom] if self.function or not self.own else []), *self.own.values()])
 
     def native(self) -> "Tagged":
         """Return the family for native tool calls. Raises ConfigError if it has no schema."""
@@ -141,20 +173,23 @@ class Tagged(BaseModel):
                 "tools 'text' (--tools text), or another protocol such as qwen3vl."
             )
         say = self.wording
-        plain = {"result_before": "", "result_after": "", "result_end": "", "refusal_after": ""}
+        blank = ("result_before", "result_after", "result_end", "refusal_after", "tool_before", "tool_after")
+        plain = dict.fromkeys((*blank, "own_tools"), "")
         wording = say.model_copy(update={**plain, "system": say.plain_system, "refusal_before": "Error: "})
         how = f"Call {self.tools[0]} with arguments as its schema says."
         return self.model_copy(update={"wording": wording, "how": how, "payload": "json", "tag": "tool_call"})
 
     def _find(self, text: str, reply: ParsedReply) -> list[TagSpan]:
         found = spans(text, self.tag, limit=MAX_CALLS_READ)
+        if self.own and self.tag != _OWN:
+            found = sorted([*found, *spans(text, _OWN, limit=MAX_CALLS_READ)], key=lambda span: span.start)
         if len(found) > 1 and not found[-1].body.strip():
             reply.repairs.append(f"<{self.tag}> written for </{self.tag}>")
             found.pop()
         found = found or foreign_call(text, known=False)
         if found:
             return found
-        bare = LOOSE[self.payload](text, self.tools)
+        bare = LOOSE[self.payload](text, (*self.tools, *self.own))
         if bare is not None:
             reply.repairs.append("call without its tags read")
             return [bare]
@@ -165,18 +200,25 @@ class Tagged(BaseModel):
         return [TagSpan(text[: closing.start()], text[: closing.end()], 0, closing.end(), True)]
 
     def _read(self, span: TagSpan, views: Sequence[View], reply: ParsedReply) -> None:
-        if not span.closed and f"</{self.tag}>" not in self.stop:
-            reply.repairs.append(f"closing </{self.tag}> added")
-        payloads = PAYLOADS[self.payload](span.body, reply.repairs)
+        other = self.tag != _OWN and bool(tag(_OWN).match(span.raw))
+        closing = f"</{_OWN if other else self.tag}>"
+        if not span.closed and closing not in self.stop:
+            reply.repairs.append(f"closing {closing} added")
+        payloads = PAYLOADS["json" if other else self.payload](span.body, reply.repairs)
         if not payloads:
             reply.problems.append(f"The call could not be read. {self.how}")
         for payload in payloads:
             name = readable(payload.name).strip()[:MAX_NAME] or self.tools[0]
+            if name in self.own:
+                given = payload.arguments
+                reply.calls.append(ToolCall(id=payload.id, name=name, box=None, arguments=given, raw=span.raw))
+                continue
             if name not in self.tools:
-                reply.problems.append(f"There is no tool {name!r}. {self.how}")
+                known = f" There are {', '.join((self.tools[0], *self.own))}." if self.own else ""
+                reply.problems.append(f"There is no tool {name!r}.{known} {self.how}")
                 continue
             try:
-                box, frame, view = REGIONS[self.region](payload.arguments, views, self.frame, reply.repairs)
+                box, frame, view = self._region(payload.arguments, views, reply.repairs)
             except BoxError as error:
                 reply.problems.append(f"{error} {self.how}")
                 continue
@@ -184,6 +226,13 @@ class Tagged(BaseModel):
             reply.calls.append(
                 ToolCall(id=payload.id, name=name, box=box, frame=frame, view=view, label=label, raw=span.raw)
             )
+
+    def _region(self, arguments: Arguments, views: Sequence[View], repairs: list[str]) -> CallRegion:
+        """Return the region of a zoom call: of the image that the family's way names, or of a named tool's image."""
+        named = arguments.get("view") if self.own else None
+        if isinstance(named, str) and (found := next((view for view in views if view.id == named.strip()), None)):
+            return CallRegion(*box_argument(arguments, self.frame, repairs, size=found.size), found.id)
+        return REGIONS[self.region](arguments, views, self.frame, repairs)
 
 
 @cache

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self, cast
@@ -28,7 +28,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.files import read_text, read_yaml
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, Part, Role, image_part, message
-from qzoom_agent.protocols.interface import Parsed, ZoomProtocol
+from qzoom_agent.protocols.interface import Parsed, ToolProtocol, ZoomProtocol
 from qzoom_agent.protocols.locate import ask_for_boxes
 from qzoom_agent.views import View
 
@@ -209,6 +209,20 @@ class Reworded:
 
     def view_name(self, index: int) -> str:
         return self.protocol.view_name(index)
+
+    def require_schema(self, tools: Iterable[str]) -> None:
+        """Raise ConfigError if the system message of the prompt file does not list these own tools."""
+        if self.prompt.system is not None and "{schema}" not in self.prompt.system:
+            raise ConfigError(
+                f"The prompt file has no {{schema}} in its system message, where the tools {', '.join(tools)} would be "
+                "listed. Add it, or leave the tools out."
+            )
+
+    def tool_result(self, text: str, view: View | None) -> list[Message]:
+        return cast(ToolProtocol, self.protocol).tool_result(text, view)
+
+    def zoom_hint(self, view: View, views: Sequence[View]) -> str:
+        return cast(ToolProtocol, self.protocol).zoom_hint(view, views)
 
     def _replaced(self, said: list[Message], text: str | None, values: _Values, **places: str) -> list[Message]:
         """Return the protocol's turn, or one of its role with this text."""

@@ -10,7 +10,7 @@ original (outward), the shortest side, the aspect.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from qzoom_agent.config import CropConfig, PerceptionConfig
 from qzoom_agent.errors import BoxError, ConfigError
 from qzoom_agent.extensions import find, satisfying
-from qzoom_agent.geometry import MAX_ASPECT, Box, Size, extent, fit_tokens, tokens
+from qzoom_agent.geometry import MAX_ASPECT, Box, Size, extent, fit_tokens, mapped, tokens
 from qzoom_agent.views import View, ViewStore
 
 _NOTHING = Size(0, 0)
@@ -70,6 +70,16 @@ class ZoomPlan:
     """Corrections of the box, as sentences for the model."""
     error: str | None = None
     """The reason why nothing can be cut, and the legal range, for the model."""
+    cut: Box | None = None
+    """The crop in pixels of the image of a tool that it is cut from (`View.source`); None: it is cut from the
+    original, and `box` says where."""
+
+    @property
+    def extent(self) -> Box:
+        """The crop in pixels of the image that it is cut from. There must be a box."""
+        found = self.cut or self.box
+        assert found is not None
+        return found
 
 
 class ZoomResult(BaseModel):
@@ -92,8 +102,8 @@ class ZoomResult(BaseModel):
 class Tool(Protocol):
     """A tool that serves the model's zoom calls, in place of `Zoom`.
 
-    An object, or a class that takes a `ZoomConfig`. The loop allows no more than this: a call is a box of a view, and
-    its result a crop of the original. The prompt, the schema and the words around a crop belong to the `ZoomProtocol`,
+    An object, or a class that takes a `ZoomConfig`. A zoom call is a box of a view, and its result a crop; for anything
+    else there are own tools (`qzoom_agent.zoom.own_tools`). The prompt, the schema and the words around a crop belong to the `ZoomProtocol`,
     and crops that a policy inserts unasked are always cut by `Zoom`.
     """
 
@@ -121,7 +131,7 @@ class Zoom:
         config = self.config
         notes: list[str] = []
         try:
-            shaped = self._shape(_on_original(store, store.view(box.view), box, notes), store, notes)
+            shaped = self._shape(_on_source(store, store.view(box.view), box, notes), store, notes)
         except BoxError as error:
             wide, high = store.view("original").size
             legal = "" if box.view in store else f" The original has {wide}x{high} pixels."
@@ -132,7 +142,12 @@ class Zoom:
             min_tokens=config.min_tokens,
             max_tokens=config.max_tokens,
         )
-        return ZoomPlan(box.view, shaped, size, tokens(size, config.factor), tuple(notes))
+        shown, view = tokens(size, config.factor), store.view(box.view)
+        if not view.source:
+            return ZoomPlan(box.view, shaped, size, shown, tuple(notes))
+        original = store.view("original").size
+        place = mapped(shaped, view.matrix).clamp(original).rounded() if view.matrix else Box(0, 0, *original)
+        return ZoomPlan(box.view, place, size, shown, tuple(notes), cut=shaped)
 
     def cut(self, store: ViewStore, plan: ZoomPlan, *, label: str = "") -> ZoomResult:
         """Cut a plan for this store and add the crop to it.
@@ -143,7 +158,7 @@ class Zoom:
         if plan.box is None:
             return ZoomResult(error=plan.error, label=label)
         crop = store.add_crop(
-            plan.box,
+            plan.extent,
             factor=self.config.factor,
             min_tokens=self.config.min_tokens,
             max_tokens=self.config.max_tokens,
@@ -153,7 +168,7 @@ class Zoom:
 
     def _shape(self, box: Box, store: ViewStore, notes: list[str]) -> Box:
         """Grow a small or thin box; shorten one that is thin because the image is."""
-        size = store.view("original").size
+        size = store.view(box.view).size
         max_aspect = min(self.config.max_aspect, MAX_ASPECT)
         grown = _whole(box.grow_to(self.config.min_side, size).limit_aspect(max_aspect, size))
         if grown != box:
@@ -165,7 +180,8 @@ class Zoom:
         if max(grown.width, grown.height) <= longest:
             return grown
         (cx, cy), half_w, half_h = grown.center, min(grown.width, longest) / 2, min(grown.height, longest) / 2
-        shortened = _whole(Box(cx - half_w, cy - half_h, cx + half_w, cy + half_h))
+        corners = {"x1": cx - half_w, "y1": cy - half_h, "x2": cx + half_w, "y2": cy + half_h}
+        shortened = _whole(replace(grown, **corners))
         notes.append(
             f"Box shortened from {_sides(grown)} to {_sides(shortened)} px around its centre: nothing longer than "
             f"{max_aspect:g}:1 can be shown. Zoom in on one part at a time."
@@ -184,8 +200,12 @@ def find_tool(name: str | None, config: ZoomConfig, *, known: Mapping[str, Any] 
     return tool
 
 
-def _on_original(store: ViewStore, view: View, box: Box, notes: list[str]) -> Box:
-    """Return the part of a box inside its view, in whole original pixels. Raises BoxError with a text for the model."""
+def _on_source(store: ViewStore, view: View, box: Box, notes: list[str]) -> Box:
+    """Return the part of a box inside its view, in whole pixels of the image that the view was cut from.
+
+    Raises:
+        BoxError: There is none; the text is for the model.
+    """
     if not box.finite:
         raise BoxError(f"Box {_list(box)} is not a box: all four numbers must be finite. {_legal(store, view, box)}")
     straight = box.ordered()
@@ -198,7 +218,8 @@ def _on_original(store: ViewStore, view: View, box: Box, notes: list[str]) -> Bo
     inside = pixel.clamp(view.size)
     if max(-pixel.x1, -pixel.y1, pixel.x2 - view.width, pixel.y2 - view.height) > _NOISE:
         notes.append(f"Box {_list(box)} reached outside the image; only the part inside was cut.")
-    return view.to_original(inside).rounded().clamp(store.view("original").size)
+    found = view.to_source(inside)
+    return found.rounded().clamp(store.view(found.view).size)
 
 
 def _misses(low: float, high: float, limit: int) -> bool:
@@ -209,14 +230,14 @@ def _misses(low: float, high: float, limit: int) -> bool:
 def _whole(box: Box) -> Box:
     """Return a box with sides of whole numbers, moved onto whole pixels."""
     x1, y1 = box.x1 // 1, box.y1 // 1
-    return Box(x1, y1, x1 + round(box.width), y1 + round(box.height))
+    return replace(box, x1=x1, y1=y1, x2=x1 + round(box.width), y2=y1 + round(box.height))
 
 
 def _legal(store: ViewStore, view: View, box: Box) -> str:
     """Return the size of the image and the range of the box's frame, as a sentence for the model."""
     width, height = extent(box.frame, view.size, view.cell if box.frame == "cell" else 1)
-    original = store.view("original").size
-    place = "" if view.kind == "original" else f", taken from an image of {original.width}x{original.height} px"
+    source = store.view(view.source or "original").size
+    place = "" if view.kind == "original" else f", taken from an image of {source.width}x{source.height} px"
     return (
         f"View '{view.id}' has {view.width}x{view.height} px{place}. Write x1, y1, x2, y2 in frame {box.frame}: "
         f"x from 0 to {width:g}, y from 0 to {height:g}."

@@ -1,0 +1,298 @@
+"""Own tools: typed Python functions and LangChain tools that a model may call beside zoom.
+
+    def rotate(image: Image.Image, degrees: int = 90) -> Image.Image:
+        "Turn an image counter-clockwise by a number of degrees."
+        return image.rotate(degrees, expand=True)
+
+    agent = Agent.from_pretrained("qwen3-vl-4b", tools=[rotate])
+
+LangChain makes the schema from type hints and docstring, and checks the arguments. A parameter of type `Image.Image` is
+the id of a view for the model and its pixels for the function; one of type `Views` is not shown to the model. A tool
+returns a text, an image, or a tuple or list of both. Nothing that a tool does raises: the model reads it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
+
+from langchain_core.messages import BaseMessage
+from langchain_core.tools import BaseTool, InjectedToolArg, StructuredTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from PIL import Image
+from pydantic import BaseModel, ValidationError
+
+from qzoom_agent.errors import BoxError, ConfigError, ImageError, describe_error
+from qzoom_agent.extensions import find, reference
+from qzoom_agent.geometry import Affine
+from qzoom_agent.images import load_image
+from qzoom_agent.protocols import ZoomProtocol, get_protocol, with_tools
+from qzoom_agent.protocols.parsing import without_marks
+from qzoom_agent.zoom.tool_images import AffineImage, Views
+
+SHIPPED: Final = ("rotate", "enhance", "read_text")
+MOST_CHARACTERS: Final = 8000
+"""Longest text of a tool that the model reads; the rest is cut off."""
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+_GIVEN: Final = "qzoom_views"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolOutput:
+    """The outcome of a call, checked and in one form: a text, an image or both, or the reason why there is none."""
+
+    text: str = ""
+    image: Image.Image | None = None
+    """RGB."""
+    parent: str = "coarse"
+    """Id of the view that the image was made of."""
+    matrix: Affine | None = None
+    """Map of pixels of the image to pixels of the original; None: it has no place there."""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTool:
+    """A tool that an agent offers beside zoom."""
+
+    tool: BaseTool
+    reference: str
+    """`module:name`, an entry point or the name of a shipped tool, under which a configuration knows it."""
+
+    @property
+    def name(self) -> str:
+        return self.tool.name
+
+    @property
+    def schema(self) -> str:
+        """The tool as an OpenAI function schema, in one line of JSON."""
+        return json.dumps(convert_to_openai_tool(self.tool))
+
+    def __call__(self, arguments: Mapping[str, Any], views: Views, *, max_pixels: int) -> ToolOutput:
+        """Run the tool. Never raises.
+
+        Args:
+            arguments: As the model wrote them.
+            views: The views so far.
+            max_pixels: Most pixels of an image.
+        """
+        schema = self.tool.args_schema
+        fields = schema.model_fields if isinstance(schema, type) and issubclass(schema, BaseModel) else {}
+        given = {key: value for key, value in arguments.items() if key not in _hidden(fields)}
+        given |= dict.fromkeys(_hidden(fields), views)
+        try:
+            return _output(_run(self.tool, given), views, max_pixels=max_pixels)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            return ToolOutput(error=f"The arguments of {self.name} are wrong: {wrong[:500]}. Its schema: {self.schema}")
+        except (BoxError, ImageError) as error:
+            return ToolOutput(error=f"{self.name}: {error}")
+        except Exception as error:  # whatever a tool of somebody else raises
+            return ToolOutput(error=f"{self.name} failed: {without_marks(describe_error(error))[:500]}")
+
+
+def find_own_tools(given: Any) -> dict[str, OwnTool]:
+    """Return own tools by name: functions, LangChain tools, `module:name`, entry points, or names of shipped tools.
+
+    Raises:
+        ConfigError: One is none of these, or two have one name.
+    """
+    if not isinstance(given, list | tuple):
+        raise ConfigError(f"tools is a list of functions, LangChain tools or names; got {given!r:.80}.")
+    found: dict[str, OwnTool] = {}
+    for tool in map(_own_tool, given):
+        if tool.name in found:
+            raise ConfigError(f"Two of the tools are called {tool.name!r}. Rename one of them.")
+        found[tool.name] = tool
+    return found
+
+
+def require_place(given: Any, protocol: str | ZoomProtocol | None) -> None:
+    """Raise ConfigError for own tools that are wrong, or that a protocol cannot offer; before weights are loaded."""
+    found = find_own_tools(given)
+    known = get_protocol(protocol) if isinstance(protocol, str) else protocol
+    if known is not None:
+        with_tools(known, {name: tool.schema for name, tool in found.items()})
+
+
+def _own_tool(given: Any) -> OwnTool:
+    name = given if isinstance(given, str) else ""
+    if name:
+        from qzoom_agent.zoom import shipped_tools
+
+        given = find(name, kind="own tool", known={one: getattr(shipped_tools, one) for one in SHIPPED})
+    if isinstance(given, OwnTool):
+        return given
+    function = getattr(given, "func", None) or getattr(given, "coroutine", None) or given
+    tool = given if isinstance(given, BaseTool) else _as_tool(given)
+    if not _NAME.fullmatch(tool.name):
+        raise ConfigError(
+            f"A tool is named by up to 64 letters, digits, '_' and '-'; got {tool.name!r}. Define it with `def NAME`."
+        )
+    return OwnTool(tool, name or reference(function))
+
+
+def _as_tool(function: Any) -> BaseTool:
+    """Return a function as a LangChain tool whose images are ids of views to the model."""
+    if not inspect.isroutine(function):
+        raise ConfigError(
+            f"A tool is a function with type hints and a docstring, or a LangChain tool; got {function!r:.80}."
+        )
+    name = function.__name__
+    hints, images, parameters = _hints(function), dict[str, str](), []
+    for key, parameter in inspect.signature(function).parameters.items():
+        hint = hints.get(key)
+        if hint is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ConfigError(f"The parameter {key!r} of the tool {name!r} needs a type hint and a name of its own.")
+        default = parameter.default
+        if hint is Image.Image:
+            hint, default = Annotated[str, _IMAGE_ID], "coarse"
+            images[key] = default
+        elif hint is Views:
+            hint, default = Annotated[Views, InjectedToolArg], inspect.Parameter.empty
+        parameters.append(parameter.replace(annotation=hint, default=default, kind=parameter.KEYWORD_ONLY))
+    injected = Annotated[Views, InjectedToolArg]
+    parameters.append(inspect.Parameter(_GIVEN, inspect.Parameter.KEYWORD_ONLY, annotation=injected))
+
+    def call(**arguments: Any) -> tuple[str, _Returned]:
+        views: Views = arguments.pop(_GIVEN)
+        given = [views.view(arguments[key]).id for key in images]
+        arguments |= {key: views.image(id) for key, id in zip(images, given, strict=True)}
+        value = function(**arguments)
+        return "", _Returned(_awaited(value) if inspect.isawaitable(value) else value, given[0] if given else "coarse")
+
+    call.__name__, call.__doc__ = name, function.__doc__
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {one.name: one.annotation for one in parameters}
+    try:
+        return StructuredTool.from_function(
+            call, parse_docstring=True, error_on_invalid_docstring=False, response_format="content_and_artifact"
+        )
+    except Exception as error:  # LangChain's and pydantic's, for a missing docstring or a type without a schema
+        raise ConfigError(
+            f"The function {name!r} cannot be a tool: {describe_error(error)}. It needs a docstring, and type hints "
+            "that JSON can express, `Image.Image` for a view, or `Views`."
+        ) from error
+
+
+_IMAGE_ID: Final = (
+    'id of an image: "coarse" for the user\'s, "crop1" for the first crop, "tool1" for the first of a tool'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Returned:
+    """The value that a function returned, and the view that it was given."""
+
+    value: Any
+    view: str
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except Exception as error:  # a name that cannot be resolved
+        raise ConfigError(f"The type hints of the tool {function.__name__!r} cannot be read: {error}.") from error
+    return {key: get_args(hint)[0] if _is_annotated_image(hint) else hint for key, hint in hints.items()}
+
+
+def _is_annotated_image(hint: Any) -> bool:
+    return get_origin(hint) is Annotated and get_args(hint)[0] in (Image.Image, Views)
+
+
+def _hidden(fields: Mapping[str, Any]) -> list[str]:
+    """Return the names of the parameters that get the views."""
+    return [key for key, field in fields.items() if field.annotation is Views]
+
+
+def _run(tool: BaseTool, arguments: dict[str, Any]) -> Any:
+    """Return what a tool returns: of one with an artifact the message, of any other the value itself."""
+    request: Any = arguments
+    if tool.response_format == "content_and_artifact":
+        request = {"type": "tool_call", "id": "0", "name": tool.name, "args": arguments}
+    try:
+        return tool.invoke(request)
+    except NotImplementedError:  # a tool that can only be awaited, such as those of MCP servers
+        return _awaited(tool.ainvoke(request))
+
+
+def _awaited(value: Any) -> Any:
+    async def wait() -> Any:
+        return await value
+
+    with ThreadPoolExecutor(1) as pool:  # a loop may run in this thread
+        return pool.submit(asyncio.run, wait()).result()
+
+
+def _output(value: Any, views: Views, *, max_pixels: int) -> ToolOutput:
+    """Return the value of a tool in one form. Raises BoxError or ImageError for an image that cannot be shown."""
+    given, failed = "coarse", False
+    if isinstance(value, BaseMessage):
+        failed = getattr(value, "status", "") == "error"
+        artifact, content = getattr(value, "artifact", None), value.content
+        if isinstance(artifact, _Returned):
+            value, given = artifact.value, artifact.view
+        else:
+            value = [content, artifact] if isinstance(artifact, Image.Image | AffineImage) else content
+    pieces = _pieces(value)
+    images = [piece for piece in pieces if not isinstance(piece, str)]
+    text = "\n".join(piece for piece in pieces if isinstance(piece, str) and piece)
+    if failed:
+        return ToolOutput(error=_short(text) or "The tool failed.")
+    if not images:
+        return ToolOutput(text=_short(text)) if text else ToolOutput(error="The tool returned nothing.")
+    if len(images) > 1:
+        text += f"\nOnly the first of {len(images)} images is shown."
+    first = images[0] if isinstance(images[0], AffineImage) else None
+    view = views.view((first and first.of) or given)
+    image = load_image(first.image if first else images[0], max_pixels=max_pixels)
+    return ToolOutput(_short(text), image, view.id, first.on_original(view) if first else None)
+
+
+def _pieces(value: Any) -> list[str | Image.Image | AffineImage]:
+    """Return the texts and images in the value of a tool, in order; anything else as JSON."""
+    if value is None:
+        return []
+    if isinstance(value, str | Image.Image | AffineImage):
+        return [value]
+    if isinstance(value, tuple | list) and value and all(map(_is_piece, value)):
+        return [piece for one in value for piece in _pieces(one)]
+    if _is_block(value):
+        return [_block(value)]
+    return [json.dumps(value, default=str, ensure_ascii=False)]
+
+
+def _is_piece(value: Any) -> bool:
+    return value is None or isinstance(value, str | Image.Image | AffineImage | list | tuple) or _is_block(value)
+
+
+def _is_block(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.get("type") in ("text", "image", "image_url")
+
+
+def _block(block: Mapping[str, Any]) -> str | Image.Image:
+    """Return a content block of LangChain as a text or an image. Raises ImageError for a damaged one."""
+    if block["type"] == "text":
+        return str(block.get("text", ""))
+    url: Any = block.get("image_url") or block.get("url")
+    url = url.get("url") if isinstance(url, Mapping) else url
+    data = block.get("base64") or block.get("data")
+    if isinstance(data, str):
+        url = f"data:{block.get('mime_type') or 'image/png'};base64,{data}"
+    if not isinstance(url, str) or not url.startswith("data:"):
+        raise ImageError("An image of a tool is given as base64 data; an address is not fetched.")
+    return load_image(url)
+
+
+def _short(text: str) -> str:
+    """Return a text without marks of a template, cut off where it is too long."""
+    text = without_marks(text)
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    return f"{text[:MOST_CHARACTERS]}\n(cut off after {MOST_CHARACTERS} of {len(text)} characters)"

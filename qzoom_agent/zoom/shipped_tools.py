@@ -1,0 +1,71 @@
+"""The tools that come with the package beside zoom: `rotate`, `enhance` and `read_text`.
+
+Each is an ordinary own tool, as anybody may write it (docs/extend.md).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+from PIL import Image, ImageEnhance, ImageOps
+
+from qzoom_agent.extras import require
+from qzoom_agent.geometry import Affine, composed
+from qzoom_agent.zoom.tool_images import AffineImage
+
+_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+
+
+def rotate(image: Image.Image, degrees: float = 90, mirror: bool = False) -> AffineImage:
+    """Turn an image counter-clockwise, so that what is in it stands upright.
+
+    Args:
+        image: The image to turn.
+        degrees: Degrees counter-clockwise; negative ones turn clockwise.
+        mirror: Also swap left and right, before turning.
+    """
+    (wide, high), degrees = image.size, degrees % 360
+    cos, sin = (round(turn(math.radians(degrees)), 12) for turn in (math.cos, math.sin))
+    size = tuple(math.ceil(round(abs(wide * a) + abs(high * b), 6)) for a, b in ((cos, sin), (sin, cos)))
+    left, top = wide / 2 - (cos * size[0] - sin * size[1]) / 2, high / 2 - (sin * size[0] + cos * size[1]) / 2
+    matrix: Affine = (cos, -sin, left, sin, cos, top)
+    if mirror:
+        image, flipped = ImageOps.mirror(image), composed(matrix, (-1, 0, wide, 0, 1, 0))
+    turned = image if not degrees else image.transpose(_TURNS[degrees]) if degrees in _TURNS else None
+    if turned is None:
+        turned = image.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor="white")
+    return AffineImage(turned, flipped if mirror else matrix)
+
+
+def enhance(image: Image.Image, contrast: float = 1.5, sharpness: float = 1.5) -> AffineImage:
+    """Show an image with more contrast and sharper edges, for print that is faint or blurred.
+
+    Args:
+        image: The image to enhance.
+        contrast: Factor of the contrast, 0 to 5; 1 leaves it as it is.
+        sharpness: Factor of the sharpness, 0 to 5; 1 leaves it as it is.
+    """
+    contrast, sharpness = (min(5.0, max(0.0, factor)) for factor in (contrast, sharpness))
+    clear = ImageEnhance.Contrast(image).enhance(contrast)
+    return AffineImage(ImageEnhance.Sharpness(clear).enhance(sharpness))
+
+
+def read_text(image: Image.Image) -> str:
+    """Return the printed text of an image, line by line, as an OCR program reads it.
+
+    Args:
+        image: The image to read; a crop is read best.
+    """
+    found = _reader()(image.convert("RGB"))
+    lines = list(found.txts or ())
+    return "\n".join(lines) if lines else "No text was found."
+
+
+@cache
+def _reader() -> Any:
+    require("rapidocr", extra="ocr", use="The tool 'read_text'")
+    from rapidocr import RapidOCR
+
+    return RapidOCR()

@@ -1,0 +1,90 @@
+"""Images of own tools: the views that a tool may read, and how it says where an image of its own comes from.
+
+    def rotate(image: Image.Image, degrees: int) -> AffineImage: ...
+
+Nothing here imports LangChain, so that a module of tools is cheap to import; the rest is in `own_tools`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from PIL import Image
+
+from qzoom_agent.errors import BoxError
+from qzoom_agent.geometry import Affine, composed, inverse
+from qzoom_agent.views import View, ViewStore
+
+
+class Views:
+    """The views of a run, for a tool with a parameter of this type. Images are copies, at their full size."""
+
+    def __init__(self, store: ViewStore, *, name: Callable[[int], str] | None = None) -> None:
+        """
+        Args:
+            store: The views.
+            name: Gives the model's name of view number i, see `ZoomProtocol.view_name`.
+        """
+        self._store = store
+        self._known = {"": "coarse", "image": "coarse", "original": "coarse", "firstimage": "coarse"}
+        if name is not None:
+            self._known |= {_plain(name(at)): id for at, id in enumerate(self.ids)}
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the views that the model was shown, in order; the user's image is the first, "coarse"."""
+        return [view.id for view in self._store.shown]
+
+    def image(self, view: str = "coarse") -> Image.Image:
+        """Return a view, not reduced to what the model was shown. Raises BoxError if there is no such view."""
+        return self._store.full_size(self.view(view).id).copy()
+
+    def view(self, name: str) -> View:
+        """Return the record of a view, by its id in any spelling. Raises BoxError if there is no such view."""
+        wanted = _plain(name)
+        wanted = self._known.get(wanted, wanted)
+        found = next((view for view in self._store.shown if view.id == wanted), None)
+        if found is None:
+            raise BoxError(f"There is no image {name[:80]!r}; the images are {', '.join(self.ids)}.")
+        return found
+
+
+@dataclass(frozen=True)
+class AffineImage:
+    """An image that an affine map made of a view, such as a rotation: boxes in it refer to the original."""
+
+    image: Image.Image
+    matrix: Affine | None = None
+    """Place (in the view as the tool was given it) of each pixel, as `Image.transform` takes it: x, y comes from
+    a x + b y + c, d x + e y + f. None: the same picture, perhaps in another size."""
+    of: str | None = None
+    """Id of the view. None: the one that the tool was given."""
+
+    def on_original(self, view: View) -> Affine | None:
+        """Return the map of pixels of the image to pixels of the original; None if the view has no place there.
+
+        Raises:
+            BoxError: The matrix is not six finite numbers, or keeps no area.
+        """
+        held = view.extent
+        width, height = self.image.size
+        matrix = self.matrix or (held.width / width, 0.0, 0.0, 0.0, held.height / height, 0.0)
+        try:
+            a, b, c, d, e, f = (float(number) for number in matrix)
+        except (TypeError, ValueError):
+            raise BoxError(
+                f"The matrix of an AffineImage is six numbers a, b, c, d, e, f; got {matrix!r:.80}."
+            ) from None
+        if not all(map(math.isfinite, (c, f))):
+            raise BoxError(f"The matrix of an AffineImage is six finite numbers; got {matrix!r:.80}.")
+        inverse((a, b, c, d, e, f))
+        if not view.placed:
+            return None
+        inside = (a, b, c + held.x1, d, e, f + held.y1)
+        return inside if view.matrix is None else composed(inside, view.matrix)
+
+
+def _plain(name: str) -> str:
+    return "".join(char for char in name[:80].casefold() if char.isalnum()).removeprefix("the")

@@ -53,7 +53,7 @@ class ToolCallExecutor:
     """Views shown before the model wrote this turn."""
     own: Mapping[str, OwnTool] = field(default_factory=dict)
     """Tools that the model may call beside zoom, by name."""
-    crops: ZoomConfig = ZoomConfig()
+    crops: ZoomConfig = field(default_factory=ZoomConfig)
     """Budget of an image that an own tool returns."""
     max_pixels: int = MAX_PIXELS
     """Most pixels of such an image."""
@@ -127,7 +127,11 @@ class ToolCallExecutor:
         return CallOutcome(record, self.protocol.tool_result(said, view), last)
 
     def _show(self, output: ToolOutput) -> tuple[View | None, str, str, Last | None]:
-        """Add the image of a tool to the views; return its view, a note for the model, and code and `Last` of a refusal."""
+        """Add the image of a tool to the views.
+
+        Returns:
+            Its view, None if it is not shown; a note for the model; and of a refusal its code, and `Last` if it is one.
+        """
         if output.image is None:
             return None, "", "", None
         assert isinstance(self.protocol, ToolProtocol)

@@ -9,6 +9,7 @@ pixels as PNG files named by their digest; `restore` reads them back and checks 
 import math
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -233,7 +234,7 @@ class ViewStore:
         fit_tokens(image.size, factor=factor, min_tokens=min_tokens, max_tokens=max_tokens)  # raises before it is kept
         source = self._add("source", image, parent=self.view(parent).id, box=whole, tokens=0, matrix=matrix)
         budget = {"factor": factor, "min_tokens": min_tokens, "max_tokens": max_tokens}
-        return self._add_cut("tool", Box(*whole.as_list(), view=source.id), parent=source.id, **budget)
+        return self._add_cut("tool", replace(whole, view=source.id), parent=source.id, **budget)
 
     def full_size(self, view_id: str) -> Image.Image:
         """Return the pixels of a view as they were before it was resized to be shown. Raises BoxError for no view."""

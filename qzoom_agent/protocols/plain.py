@@ -2,8 +2,8 @@
 
 The first user turn explains it (some templates have no system role). Boxes are always measured on the first image. A
 line that starts with the word ZOOM and has a colon, or exactly four numbers, is a call; brackets, bold marks and
-bullets around it are accepted. Anything else is the answer, after `Answer:` if the reply begins so. Own tools are called
-by a line `TOOL: name {"argument": value}`.
+bullets around it are accepted. Anything else is the answer, after `Answer:` if the reply begins so. A call of an own
+tool is a line `TOOL: name {"argument": value}`.
 """
 
 import re

@@ -249,10 +249,12 @@ def _output(value: Any, views: Views, *, max_pixels: int) -> ToolOutput:
         return ToolOutput(text=_short(text)) if text else ToolOutput(error="The tool returned nothing.")
     if len(images) > 1:
         text += f"\nOnly the first of {len(images)} images is shown."
-    first = images[0] if isinstance(images[0], AffineImage) else None
-    view = views.view((first and first.of) or given)
-    image = load_image(first.image if first else images[0], max_pixels=max_pixels)
-    return ToolOutput(_short(text), image, view.id, first.on_original(view) if first else None)
+    first = images[0]
+    if isinstance(first, Image.Image):
+        return ToolOutput(_short(text), load_image(first, max_pixels=max_pixels), given)
+    view = views.view(first.of or given)
+    image = load_image(first.image, max_pixels=max_pixels)
+    return ToolOutput(_short(text), image, view.id, first.on_original(view))
 
 
 def _pieces(value: Any) -> list[str | Image.Image | AffineImage]:

@@ -28,15 +28,20 @@ def rotate(image: Image.Image, degrees: float = 90, mirror: bool = False) -> Aff
     """
     (wide, high), degrees = image.size, degrees % 360
     cos, sin = (round(turn(math.radians(degrees)), 12) for turn in (math.cos, math.sin))
-    size = tuple(math.ceil(round(abs(wide * a) + abs(high * b), 6)) for a, b in ((cos, sin), (sin, cos)))
+    size = _side(wide * cos, high * sin), _side(wide * sin, high * cos)
     left, top = wide / 2 - (cos * size[0] - sin * size[1]) / 2, high / 2 - (sin * size[0] + cos * size[1]) / 2
     matrix: Affine = (cos, -sin, left, sin, cos, top)
     if mirror:
         image, flipped = ImageOps.mirror(image), composed(matrix, (-1, 0, wide, 0, 1, 0))
-    turned = image if not degrees else image.transpose(_TURNS[degrees]) if degrees in _TURNS else None
-    if turned is None:
+    if degrees in _TURNS:
+        turned = image.transpose(_TURNS[int(degrees)])
+    else:
         turned = image.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor="white")
     return AffineImage(turned, flipped if mirror else matrix)
+
+
+def _side(first: float, second: float) -> int:
+    return math.ceil(round(abs(first) + abs(second), 6))
 
 
 def enhance(image: Image.Image, contrast: float = 1.5, sharpness: float = 1.5) -> AffineImage:

@@ -103,8 +103,8 @@ class Tool(Protocol):
     """A tool that serves the model's zoom calls, in place of `Zoom`.
 
     An object, or a class that takes a `ZoomConfig`. A zoom call is a box of a view, and its result a crop; for anything
-    else there are own tools (`qzoom_agent.zoom.own_tools`). The prompt, the schema and the words around a crop belong to the `ZoomProtocol`,
-    and crops that a policy inserts unasked are always cut by `Zoom`.
+    else there are own tools (`qzoom_agent.zoom.own_tools`). The prompt, the schema and the words around a crop belong
+    to the `ZoomProtocol`, and crops that a policy inserts unasked are always cut by `Zoom`.
     """
 
     def plan(self, store: ViewStore, box: Box) -> ZoomPlan:
@@ -180,8 +180,8 @@ class Zoom:
         if max(grown.width, grown.height) <= longest:
             return grown
         (cx, cy), half_w, half_h = grown.center, min(grown.width, longest) / 2, min(grown.height, longest) / 2
-        corners = {"x1": cx - half_w, "y1": cy - half_h, "x2": cx + half_w, "y2": cy + half_h}
-        shortened = _whole(replace(grown, **corners))
+        middle = replace(grown, x1=cx - half_w, y1=cy - half_h, x2=cx + half_w, y2=cy + half_h)
+        shortened = _whole(middle)
         notes.append(
             f"Box shortened from {_sides(grown)} to {_sides(shortened)} px around its centre: nothing longer than "
             f"{max_aspect:g}:1 can be shown. Zoom in on one part at a time."

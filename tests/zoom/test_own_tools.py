@@ -371,8 +371,8 @@ def test_a_tool_of_a_tool_and_of_a_crop_keeps_the_place() -> None:
     views = store()
     views.add_crop(Box(500, 0, 800, 200), **BUDGET)
     (own,) = find_own_tools([rotate]).values()
-    for given in ("crop 1", "tool1"):
-        made = own({"image": given}, Views(views), max_pixels=10**6)
+    for name in ("crop 1", "tool1"):
+        made = own({"image": name}, Views(views), max_pixels=10**6)
         assert made.image is not None
         views.add_tool_image(made.image, parent=made.parent, matrix=made.matrix, **BUDGET)
     twice = views.view("tool2")

@@ -1,7 +1,7 @@
-"""Optional packages: the extras `[eval]`, `[ocr]`, `[pdf]`, `[run]` and `[train]`, which answering does not need.
+"""Optional packages: what the extras of pyproject.toml install, and what answering does not need.
 
-A module that needs such a package imports it where it is used, after `require`. For training, which needs them
-throughout, `__init__.py` of each sub-package asks.
+A module that needs such a package imports it where it is used, after `require`. For training and the server, which need
+them throughout, `__init__.py` of each sub-package asks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 from qzoom_agent.errors import MissingDependency
 
-Extra = Literal["eval", "ocr", "pdf", "run", "train"]
+Extra = Literal["eval", "mcp", "ocr", "pdf", "run", "serve", "train"]
 
 
 def require(package: str, *, extra: Extra, use: str) -> Path:

@@ -48,6 +48,7 @@ VERBS: Final = {
     "trace": Verb("ask", "show a saved run in the terminal, or write its report", "trace_"),
     "eval": Verb("evaluate", "measure accuracy and cost on a task"),
     "audit": Verb("audit", "measure whether looking helps: the policy against its controls"),
+    "serve": Verb("serve", "serve the agent behind an OpenAI-compatible API"),
     "bench": Verb("bench", "measure accuracy against cost of a model with branches, and ablations"),
     "train": Verb("train", "train a model from a recipe"),
     "calibrate": Verb("train", "fit the thresholds of trained branches to your own questions", "calibrate_"),

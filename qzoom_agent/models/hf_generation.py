@@ -38,6 +38,21 @@ class Prepared:
         return int(self.positions.max()) + 1
 
 
+class TextListener:
+    """A receiver of the text of one row: where it fails, that row ends, and the others of the batch go on."""
+
+    def __init__(self, on_text: OnText) -> None:
+        self._on_text = on_text
+        self.failure: Exception | None = None
+
+    def __call__(self, piece: str) -> None:
+        if self.failure is None:
+            try:
+                self._on_text(piece)
+            except Exception as error:
+                self.failure = error
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """A turn to be generated."""
@@ -89,6 +104,11 @@ class GeneratedTurn(NamedTuple):
     """Work of the prefill."""
 
 
+def _left(request: GenerationRequest) -> bool:
+    """Return whether nobody reads the turn of a row any longer."""
+    return isinstance(request.on_text, TextListener) and request.on_text.failure is not None
+
+
 def write_turns(
     requests: Sequence[GenerationRequest], logits: Tensor, forward: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> list[GeneratedTurn]:
@@ -117,7 +137,7 @@ def write_turns(
             ids[row].append(token)
             logps[row].append(logp)
             ends = token in backend.end_ids
-            if ends or streams[row].push(token):
+            if ends or streams[row].push(token) or _left(requests[row]):
                 finish[row] = "stop"
             elif len(ids[row]) == limits[row]:
                 finish[row] = "length"

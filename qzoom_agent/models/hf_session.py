@@ -30,7 +30,7 @@ from qzoom_agent.geometry import Size
 from qzoom_agent.images import digest
 from qzoom_agent.messages import Message, view_ids
 from qzoom_agent.models.hf_generation import GenerationRequest, Prepared, write_turns
-from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams
+from qzoom_agent.models.interface import TOO_LONG, ImageSource, OnText, Reply, SamplingParams
 from qzoom_agent.models.prompts import EncodedTurn, ImageSpan, Prompt, fit
 from qzoom_agent.perception.adapters import (
     TILED,
@@ -267,7 +267,7 @@ class HFSession:
             visual = sum(span.stop - span.start for span in prompt.spans)
             raise BackendError(
                 f"The conversation has {len(prompt.ids)} tokens, {visual} of them visual, and reaches position "
-                f"{ready.next_position}; the model was built for {self.limit}. "
+                f"{ready.next_position}; {TOO_LONG} {self.limit}. "
                 + (
                     "Lower budget.coarse_tokens, budget.crop_max_tokens or budget.max_turns."
                     if visual > len(prompt.ids) - visual

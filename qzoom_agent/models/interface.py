@@ -8,7 +8,7 @@ A reply depends only on the messages, the settings and the weights, never on oth
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +22,8 @@ ImageSource = Callable[[str], Image.Image]
 """Returns the pixels of a view by its id, exactly as the model is shown them. In a session an id names one image."""
 OnText = Callable[[str], None]
 """Receives each new piece of a reply's text as it is written; the pieces joined are `Reply.text`."""
+TOO_LONG: Final = "the model was built for"
+"""Words in the error of a conversation that is longer than the model's context."""
 
 
 class SamplingParams(BaseModel):

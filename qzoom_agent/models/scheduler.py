@@ -22,7 +22,7 @@ from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import BatchEngine
-from qzoom_agent.models.hf_generation import GenerationRequest
+from qzoom_agent.models.hf_generation import GenerationRequest, TextListener
 from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams
 from qzoom_agent.trace import PerceptionRecord
@@ -43,6 +43,8 @@ class Request:
     options: PerceptionConfig | None = None
     map_always: bool = False
     further: bool = False
+    on_text: OnText | None = None
+    """Receives the reply's text as it is written, from the thread that computes."""
     owner: Any = None
     """Whatever else `serve` has to know about the conversation."""
     order: int = 0
@@ -172,9 +174,10 @@ class QueuedSession:
         self._session.place(view, source=source, cells=cells)
 
     def reply(self, messages: Sequence[Message], *, settings: SamplingParams, on_text: OnText | None = None) -> Reply:
-        reply: Reply = self._ask(messages, settings=settings)
-        if on_text is not None:
-            on_text(reply.text)
+        listener = None if on_text is None else TextListener(on_text)
+        reply: Reply = self._ask(messages, settings=settings, on_text=listener)
+        if listener is not None and listener.failure is not None:
+            raise listener.failure
         return reply
 
     def close(self) -> None:
@@ -236,7 +239,7 @@ def prepared(batch: Sequence[Request]) -> list[tuple[Request, GenerationRequest]
         except Exception as error:
             one.result.set_exception(error)
         else:
-            found.append((one, GenerationRequest(one.session, ready, one.settings)))
+            found.append((one, GenerationRequest(one.session, ready, one.settings, one.on_text)))
     return found
 
 

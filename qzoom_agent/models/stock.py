@@ -15,7 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, view_ids
-from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams
+from qzoom_agent.models.interface import TOO_LONG, ImageSource, OnText, Reply, SamplingParams
 from qzoom_agent.models.sampling import Sampler, TextStream
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class StockSession:
         room = config.max_position_embeddings - prompt.shape[1]
         if room <= 0:
             raise BackendError(
-                f"The conversation has {prompt.shape[1]} tokens; the model was built for "
+                f"The conversation has {prompt.shape[1]} tokens; {TOO_LONG} "
                 f"{config.max_position_embeddings}. Lower budget.coarse_tokens, budget.max_turns or the question."
             )
         limit = min(settings.max_new_tokens, room)

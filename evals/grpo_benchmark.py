@@ -19,7 +19,7 @@ import torch
 
 from qzoom_agent.config import positive_int
 from qzoom_agent.errors import finished
-from qzoom_agent.training.grpo.checks import logp_distance
+from qzoom_agent.training.grpo.checks import logp_distances
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.launch import make_trainer
 
@@ -58,7 +58,8 @@ def measure(recipe: GRPORecipe, by: Literal["shared", "generate"], *, rounds: in
             mask = batch["completion_mask"] * batch["tool_mask"]
             written.append(float(mask.sum()))
             if "sampling_per_token_logps" in batch:
-                distances.append(logp_distance(batch["sampling_per_token_logps"], _again(trainer, batch), mask).mean)
+                found = logp_distances(batch["sampling_per_token_logps"], _again(trainer, batch), mask)
+                distances.append(found[0].mean)
     return Speed(by, fmean(seconds), fmean(written), fmean(distances) if distances else None)
 
 

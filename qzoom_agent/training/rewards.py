@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field, PrivateAttr
 
@@ -104,6 +104,8 @@ class Reward(Config, ABC):
     name: str
     weight: float = 1.0
     """Factor of its values in the sum; 0 only logs it."""
+    scales: ClassVar[tuple[str, ...]] = ()
+    """Settings that all values are proportional to, so that only `weight` is left of them if values are normalised."""
 
     @property
     def needs_look(self) -> bool:
@@ -408,6 +410,7 @@ def unwanted(trace: Trace) -> set[str]:
 class CropPrice(GroupReward):
     """A constant price: `cost` for every unit of zooming but the first `free`."""
 
+    scales = ("cost",)
     name: Literal["crop-price"] = "crop-price"
     cost: float = Field(default=0.1, ge=0)
     per: Unit = "crop"
@@ -486,6 +489,7 @@ class VisionThinkPrice(GroupReward):
     stays where direct answers are rare; the paper drops it.
     """
 
+    scales = ("cost", "direct_cost")
     name: Literal["visionthink-price"] = "visionthink-price"
     cost: float = Field(default=0.1, ge=0)
     direct_cost: float = Field(default=0.1, ge=0)
@@ -507,6 +511,7 @@ class CropsAmongRight(GroupReward):
     answer look better than a right one; a group with fewer than two right answers learns nothing from it.
     """
 
+    scales = ("cost",)
     name: Literal["crops-among-right"] = "crops-among-right"
     cost: float = Field(default=0.1, ge=0)
     per: Unit = "crop"
@@ -526,6 +531,7 @@ class Curiosity(GroupReward):
     helps a call rate that has collapsed; beside `ToolBonus` it pays twice.
     """
 
+    scales = ("bonus", "repeat")
     name: Literal["curiosity"] = "curiosity"
     rate: float = Field(default=0.3, ge=0, le=1)
     bonus: float = Field(default=0.5, ge=0)

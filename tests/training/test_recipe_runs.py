@@ -162,6 +162,35 @@ def test_a_step_of_grpo(
     assert not any("visual" in name for name in names)
 
 
+@pytest.mark.parametrize("path", cases(GRPO))
+def test_a_step_of_its_twin_on_nano(path: Path, server: str, tmp_path: Path) -> None:
+    """The same rewards and loss, on boards: some rollouts are right, some zoom, and the loss has a gradient."""
+    changes: dict[str, Any] = {
+        "model": "nano",
+        "branches": None,
+        "protocol": None,
+        "dtype": "float32",
+        "from_layer": 5,
+        "lora": None,
+        "max_steps": 1,
+        "prompts": 2,
+        "num_generations": 6,
+        "per_device_train_batch_size": 12,
+        "data": [],
+        "needle": {"needle-scene": 1, "needle-global": 1},
+        "dataloader_num_workers": 0,
+        "agent": {"policy": "explicit", "budget": {"max_turns": 3}, "generation": {"max_new_tokens": 12}},
+        "rollouts": {"temperature": 2.0},
+        "judge": None if load_grpo_recipe(path).judge is None else server,
+    }
+    recipe = load_grpo_recipe(path, **changes)
+    grpo.make_trainer(recipe, tmp_path).train()
+    log = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert log["grad_norm"] > 0 and log["zoom/call_rate"] > 0
+    assert log["rewards/accuracy/mean"] > 0
+    assert all(log[f"rewards/{reward.name}/mean"] is not None for reward in recipe.rewards)
+
+
 @pytest.mark.parametrize("path", cases(COLDSTART))
 def test_a_cold_start(path: Path, folders: dict[str, Path], server: str, tmp_path: Path) -> None:
     written = load_coldstart_recipe(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from threading import Barrier
 from typing import Any, get_args
 
@@ -21,6 +22,7 @@ from qzoom_agent.evaluation.tasks.catalog import TASKS
 from qzoom_agent.evaluation.tasks.needle.tasks import NEEDLE
 from qzoom_agent.geometry import Box
 from qzoom_agent.trace import CallRecord, PerceptionRecord, Trace, Turn
+from qzoom_agent.training.grpo.grpo_recipe import load_grpo_recipe
 from qzoom_agent.training.reward_list import PUBLISHED, accuracy_of, build, read_reward
 from qzoom_agent.training.rewards import (
     RULES,
@@ -547,3 +549,18 @@ def test_order_does_not_matter(batch: list[Rollout], project: str, random: objec
         straight = one.reward(batch)
         assert one.reward([batch[at] for at in order]) == [straight[at] for at in order]
         assert len(straight) == len(batch)
+
+
+GRPO = Path(__file__).resolve().parents[2] / "rl" / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(GRPO.glob("*/grpo*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_in_every_recipe_to_be_right_is_worth_more_than_a_crop_saved(path: Path) -> None:
+    recipe = load_grpo_recipe(path)
+    assert recipe.loss.multi_objective_aggregation == "sum_then_normalize", "else advantages are no function of the sum"
+    group = [rollout(crops=[CROP], look=LOOK), rollout("no", look=LOOK), rollout(look=LOOK), rollout(look=LOOK)]
+    sums = [0.0] * len(group)
+    for reward in build(recipe.rewards, judge=lambda *_: False):
+        for at, value in enumerate(reward.reward(group)):
+            sums[at] += reward.weight * (value or 0.0)
+    assert sums[0] > sums[1] + 0.1, "right after a needless crop against wrong without one"

@@ -39,6 +39,7 @@ from qzoom_agent.errors import ConfigError, MissingDependency
 from qzoom_agent.training.branches.branch_recipe import Optimisation
 from qzoom_agent.training.branches.sharded_table import launched_in_bfloat16, together
 from qzoom_agent.training.fingerprint import begin
+from qzoom_agent.training.precision import restore, to_float32
 
 Rows = list[dict[str, Any]]
 WEIGHTS = "trained.safetensors"
@@ -160,9 +161,7 @@ def train(
     settings |= optimisation.model_dump(mode="json", exclude=NOT_DECISIVE)
     begin(folder / "settings.json", settings, made=folder, processes=processes, kind=Optimisation)
     set_seed(seed)
-    stored = {weight: weight.dtype for weight in module.parameters() if weight.requires_grad}
-    for weight in stored:
-        weight.data = weight.data.float()
+    stored = to_float32(weight for weight in module.parameters() if weight.requires_grad)
     for part in module.modules():
         if isinstance(part, GradientCheckpointingLayer):
             part.gradient_checkpointing = optimisation.gradient_checkpointing
@@ -195,8 +194,7 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    for weight, number in stored.items():
-        weight.data = weight.data.to(number)
+    restore(stored)
     module.eval()
 
 

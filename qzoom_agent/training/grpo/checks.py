@@ -24,6 +24,10 @@ PLACED: Final = (
     "Crops with the positions of their place cannot be trained on: the trainer computes positions itself. "
     "Set perception.positions to 'plain' and use branches made for it."
 )
+ENOUGH: Final = 64
+"""Tokens over which the mean of a turn is compared with the tolerance; that of fewer is too noisy in 16 bits."""
+EXACT: Final = 0.02
+"""Share of the tolerance that a single token may differ by in float32."""
 _MOST_TOKENS = 2**16
 _REPLY = "Let me look closer. 12, 34."
 
@@ -158,32 +162,52 @@ def require_images(batch: Mapping[str, Any], images: int) -> None:
 
 
 class LogpDistance(NamedTuple):
-    """Absolute differences of log-probabilities, over all sampled tokens."""
+    """Absolute differences of log-probabilities, over sampled tokens."""
 
     mean: float
     largest: float
+    count: int
+    """Number of tokens."""
 
 
-def logp_distance(sampled: Tensor, trained: Tensor, mask: Tensor) -> LogpDistance:
-    """Return how far apart log-probabilities are where `mask` is 1; 0 where it is nowhere."""
-    apart = (sampled - trained).abs()[mask.bool()]
-    apart = apart[~torch.isnan(apart)]
-    return LogpDistance(float(apart.mean()), float(apart.max())) if apart.numel() else LogpDistance(0.0, 0.0)
+def logp_distances(sampled: Tensor, trained: Tensor, mask: Tensor) -> list[LogpDistance]:
+    """Return how far apart log-probabilities are where `mask` is 1: first over all turns, then in each turn by itself.
+
+    All tensors are (rows, tokens); a run of ones in a row of `mask` is a turn.
+    """
+    mask = mask.bool()
+    apart = (sampled - trained).abs()
+    known = mask & ~torch.isnan(apart)
+    first = mask.clone()
+    first[:, 1:] &= ~mask[:, :-1]
+    turns = first.cumsum(1)
+    chosen = [known, *(known & (turns == turn) for turn in range(1, int(turns.max()) + 1))]
+    return [_distance(apart[one]) for one in chosen]
 
 
-def require_same_model(distance: LogpDistance, *, tolerance: float, writer: str, exact: bool = False) -> None:
+def _distance(apart: Tensor) -> LogpDistance:
+    count = apart.numel()
+    return LogpDistance(float(apart.mean()), float(apart.max()), count) if count else LogpDistance(0.0, 0.0, 0)
+
+
+def require_same_model(
+    distances: Sequence[LogpDistance], *, tolerance: float, writer: str, exact: bool = False
+) -> None:
     """Raise BackendError if the turns were written by another model than the one that is trained.
 
     Args:
-        distance: See `logp_distance`.
+        distances: See `logp_distances`. The mean of a single turn counts where it is one over `ENOUGH` tokens.
         tolerance: The largest mean that is taken for rounding.
         writer: Named in the message.
-        exact: All is computed in float32, where a single token beyond `tolerance` is none of rounding.
+        exact: All is computed in float32, where the largest difference of a token is `EXACT` times `tolerance`.
     """
-    if distance.mean > tolerance or (exact and distance.largest > tolerance):
-        raise BackendError(
-            f"The log-probabilities of what was sampled ({writer}) differ from the trainer's by {distance.mean:.3f} in "
-            f"the mean and {distance.largest:.3f} at most, more than rollouts.tolerance = {tolerance:g}. The prompts "
-            "or images that were sampled from are not those that are trained on; do not train like this. `rollouts.by: "
-            "shared` is exact."
-        )
+    for turn, one in enumerate(distances):
+        means = one.mean > tolerance and (not turn or one.count >= ENOUGH)
+        if means or (exact and one.largest > EXACT * tolerance):
+            raise BackendError(
+                f"The log-probabilities of what was sampled ({writer}{f', turn {turn}' if turn else ''}) differ from "
+                f"the trainer's by {one.mean:.4f} in the mean and {one.largest:.4f} at most; rollouts.tolerance = "
+                f"{tolerance:g} allows {f'{EXACT * tolerance:g} a token' if exact else 'that mean'}. The prompts or "
+                "images that were sampled from are not those that are trained on; do not train like this. `rollouts."
+                "by: shared` is exact."
+            )

@@ -112,7 +112,8 @@ class Rollouts(Section):
     perception: Literal["current", "frozen"] = "current"
     """Model whose lower layers gate and SD-RPN read: the trained one, or a copy of it from the start."""
     tolerance: float = Field(default=0.05, gt=0)
-    """Largest mean distance of sampled log-probabilities from the trainer's own; beyond it training is refused."""
+    """Largest mean distance of sampled log-probabilities from the trainer's own, over all turns or those of one number;
+    beyond it training is refused. In float32 a fiftieth of it is the limit for each token."""
     vllm: VLLM | None = None
 
     @model_validator(mode="after")
@@ -157,7 +158,7 @@ class GRPORecipe(Section):
     branches: str | None = None
     """Folder of branches to use and ship with it; None: the model's own, if any."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of the weights."""
+    """Number format of the weights. Those that are trained are kept in float32 while they are, and written in this."""
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"
     seed: int = Field(default=0, ge=0, lt=1000)
     max_steps: int = Field(gt=0)
@@ -267,6 +268,13 @@ class GRPORecipe(Section):
                 "`judge`, a server, and `judged: true` of the reward `accuracy`, which asks it, belong together; only "
                 f"{'`judged: true`' if judged else '`judge`'} is given. Give both or neither"
             )
+        for one in self.rewards if self.loss.multi_objective_aggregation == "normalize_then_sum" else ():
+            if one.scales and max(getattr(one, key) for key in one.scales) != 1:
+                raise ValueError(
+                    f"normalize_then_sum divides the reward '{one.name}' by its own deviation, so the size of its "
+                    f"{' and '.join(one.scales)} has no effect. Set the largest to 1 and price it by `weight`, or use "
+                    "sum_then_normalize"
+                )
         if self.from_layer and self.tower:
             raise ValueError("from_layer keeps what lies below a layer as it is, and the vision tower lies below all")
         self.accumulation(1)

@@ -46,6 +46,7 @@ from qzoom_agent.training.grpo.episode_length import QUESTION_TEXT, describe, lo
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.question_rows import load_rows
 from qzoom_agent.training.grpo.trainer import ZoomTrainer, build_trainer
+from qzoom_agent.training.precision import restore, to_float32
 from qzoom_agent.training.recipe_io import add_recipe_arguments
 from qzoom_agent.training.reward_list import accuracy_of, build, read_reward
 from qzoom_agent.training.rewards import Judge
@@ -124,7 +125,10 @@ def load_judge(recipe: GRPORecipe, output: Path) -> Judge | None:
 
 
 def load_model(recipe: GRPORecipe) -> HFBackend:
-    """Load the model to train, on the CPU (accelerate places it), with gradients for the weights that are trained."""
+    """Load the model to train, on the CPU (accelerate places it), with gradients for the weights that are trained.
+
+    These are float32, whatever `dtype` says of the others; adapters, which peft makes, are float32 by themselves.
+    """
     backend = HFBackend.load(
         recipe.model, device="cpu", dtype=recipe.dtype, protocol=recipe.protocol, branches=recipe.branches
     )
@@ -137,6 +141,8 @@ def load_model(recipe: GRPORecipe) -> HFBackend:
         text, first = text_model(backend.model), trained_model.layers_from(backend, recipe.from_layer).start
         for part in (text.embed_tokens, *text.layers[:first]):
             part.requires_grad_(False)
+    if recipe.lora is None:
+        to_float32(weight for weight in backend.model.parameters() if weight.requires_grad)
     return backend
 
 
@@ -183,6 +189,7 @@ def load_looker(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> 
         return backend
     looker, model = copy.copy(backend), cast(Any, copy.deepcopy(backend.model))
     looker.model = model.requires_grad_(False).eval()
+    restore(dict.fromkeys(looker.model.parameters(), getattr(torch, recipe.dtype)))
     return looker
 
 
@@ -212,6 +219,8 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
     """
     share = recipe.accumulation(together().num_processes)
     free: dict[str, Any] = {"save_total_limit": 2, "dataloader_pin_memory": False, "disable_tqdm": True}
+    stored = "float32" if recipe.lora else recipe.dtype  # other weights of 16 bits are trained as float32, see above
+    half = recipe.bf16 or stored == "bfloat16" or launched_in_bfloat16()
     settings: dict[str, Any] = {
         **{
             key: getattr(recipe, key) for key in GRPOConfig.__dataclass_fields__.keys() & GRPORecipe.model_fields.keys()
@@ -225,7 +234,8 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
         "temperature": recipe.rollouts.temperature,
         "top_p": recipe.rollouts.top_p,
         "reward_weights": [one.weight for one in recipe.rewards],
-        "bf16": recipe.bf16 or launched_in_bfloat16(),
+        "bf16": half,
+        **({"fp16": True} if stored == "float16" and not half else {}),
         "use_cpu": not torch.cuda.is_available(),
         "save_steps": recipe.steps_of_round * -(-recipe.save_steps // recipe.steps_of_round),
         "remove_unused_columns": False,
@@ -257,6 +267,8 @@ def save_model(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:
 
     def save(part: Path) -> None:
         adapter = output / "adapter"
+        if not (recipe.lora or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+            restore(dict.fromkeys(trainer.backend.model.parameters(), getattr(torch, recipe.dtype)))
         trainer.save_model(str(adapter if recipe.lora else part))
         if recipe.lora and trainer.accelerator.is_main_process:
             from peft import PeftModel

@@ -33,7 +33,7 @@ from qzoom_agent.models.sampling import TextStream
 from qzoom_agent.training.grpo.callbacks import RolloutPageCallback, measures
 from qzoom_agent.training.grpo.checks import (
     fit_for_trl,
-    logp_distance,
+    logp_distances,
     refused_by_trl,
     require_features,
     require_images,
@@ -43,6 +43,7 @@ from qzoom_agent.training.grpo.checks import (
 from qzoom_agent.training.grpo.environment import ZoomEnv, finished
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.grpo.rollouts import FinishedRollout, RolloutScheduler, play
+from qzoom_agent.training.precision import WeightSample
 from qzoom_agent.training.reward_list import NamedReward
 from qzoom_agent.training.rewards import Accuracy, Rollout
 from qzoom_agent.views import ViewStore
@@ -142,6 +143,9 @@ class ZoomTrainer(GRPOTrainer):
                 callbacks=[*callbacks, pages],
                 **kwargs,
             )
+        # sharded weights are other tensors than those of the model
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        self._start = None if sharded else WeightSample(self.model)
         self.remove_callback(PrinterCallback)  # `MetricsCallback` prints
         # TRL prints whole rollouts for which every reward is None, which truncated ones are meant to be
         logging.getLogger("trl.trainer.grpo_trainer").addFilter(_is_not_about_unscored_rollouts)
@@ -174,9 +178,7 @@ class ZoomTrainer(GRPOTrainer):
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         require_images(batch, sum(batch.get("num_images") or []))
         if self.use_vllm:
-            mask = batch["completion_mask"] * batch.get("tool_mask", 1)
-            distance = logp_distance(batch["sampling_per_token_logps"], batch["old_per_token_logps"], mask)
-            require_same_model(distance, tolerance=self.tolerance, writer="vLLM")
+            self._compare(batch, batch["old_per_token_logps"], writer="vLLM", refuse=True)
         return batch
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
@@ -188,17 +190,30 @@ class ZoomTrainer(GRPOTrainer):
         inputs = trimmed(inputs)
         compute: Any = super()._compute_loss
         loss = compute(model, inputs)
-        sampled = inputs.get("sampling_per_token_logps")
-        if sampled is not None and self._logps is not None and not self.use_vllm:
-            mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-            distance = logp_distance(sampled, self._logps, mask)
-            metrics = self._metrics["train" if self.model.training else "eval"]
-            metrics["rollout/logp_difference"].append(distance.mean)
-            metrics["rollout/logp_difference_max"].append(distance.largest)
-            if self._sampled_at == self.state.global_step:  # later steps of a round have other weights
-                exact = self.backend.model.dtype == torch.float32 and not (self.args.bf16 or self.args.fp16)
-                require_same_model(distance, tolerance=self.tolerance, writer="shared decoding", exact=exact)
+        if self._logps is not None and not self.use_vllm and self.model.training:
+            now = self._sampled_at == self.state.global_step  # later steps of a round have other weights
+            self._compare(inputs, self._logps, writer="shared decoding", refuse=now)
         return loss
+
+    def _compare(self, batch: Row, trained: Tensor, *, writer: str, refuse: bool) -> None:
+        """Log how far the sampled log-probabilities are from the model's own, and refuse what is no rounding."""
+        if (sampled := batch.get("sampling_per_token_logps")) is None:
+            return  # Hugging Face's generation gives none
+        distances = logp_distances(sampled, trained, batch["completion_mask"] * batch.get("tool_mask", 1))
+        for turn, one in enumerate(distances):
+            name = f"/turn_{turn}" if turn else ""
+            self._metrics["train"][f"rollout/logp_difference{name}"].append(one.mean)
+            self._metrics["train"][f"rollout/logp_difference_max{name}"].append(one.largest)
+        if refuse:
+            exact = self.backend.model.dtype == torch.float32 and not (
+                self.args.bf16 or self.args.fp16 or self.use_vllm
+            )
+            require_same_model(distances, tolerance=self.tolerance, writer=writer, exact=exact)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._start is not None:
+            logs["weights/changed"] = self._start.changed()
+        super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # Checkpoints would be written under the hub's parameter names, which `Trainer` does not translate back when it

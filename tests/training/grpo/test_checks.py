@@ -68,13 +68,27 @@ class TestGuards:
 
     def test_other_log_probabilities_are_refused(self) -> None:
         sampled, trained = torch.tensor([[-1.0, -2.0, float("nan")]]), torch.tensor([[-1.0, -2.5, -1.0]])
-        distance = guards.logp_distance(sampled, trained, torch.ones(1, 3))
-        assert distance == pytest.approx((0.25, 0.5))
-        guards.require_same_model(distance, tolerance=0.3, writer="vLLM")
-        with pytest.raises(BackendError, match=r"\(vLLM\) differ from the trainer's by 0\.250 in the mean and 0\.500"):
-            guards.require_same_model(distance, tolerance=0.05, writer="vLLM")
-        with pytest.raises(BackendError, match=r"0\.500 at most"):
-            guards.require_same_model(distance, tolerance=0.3, writer="shared decoding", exact=True)
+        distances = guards.logp_distances(sampled, trained, torch.ones(1, 3))
+        assert distances == [pytest.approx((0.25, 0.5, 2))] * 2, "one turn is all there is"
+        guards.require_same_model(distances, tolerance=0.3, writer="vLLM")
+        with pytest.raises(BackendError, match=r"\(vLLM\) differ from the trainer's by 0\.2500 in the mean and 0\.500"):
+            guards.require_same_model(distances, tolerance=0.05, writer="vLLM")
+        with pytest.raises(BackendError, match=r"0\.5000 at most; .* allows 0\.02 a token"):
+            guards.require_same_model(distances, tolerance=1.0, writer="shared decoding", exact=True)
+
+    def test_a_turn_that_is_off_is_not_hidden_by_the_others(self) -> None:
+        mask = torch.ones(2, 1201)
+        mask[0, 1100], mask[1, 600] = 0, 0
+        sampled, trained = torch.zeros(2, 1201), torch.zeros(2, 1201)
+        trained[0, 1101:] = 0.1
+        trained[1, 600] = 9.0  # context
+        every, first, second = guards.logp_distances(sampled, trained, mask)
+        assert every.mean == pytest.approx(0.1 * 100 / 2400) and first.largest == 0
+        assert second == pytest.approx((0.1 * 100 / 700, 0.1, 700))
+        guards.require_same_model([every, first], tolerance=0.01, writer="vLLM")
+        with pytest.raises(BackendError, match=r"\(vLLM, turn 2\) differ .* by 0\.0143 in the mean"):
+            guards.require_same_model([every, first, second], tolerance=0.01, writer="vLLM")
+        guards.require_same_model([every, first, second._replace(count=63)], tolerance=0.01, writer="vLLM")
 
     @pytest.mark.parametrize("agent", [{"policy": "locate"}, {"perception": {"gate": "answer"}}])
     def test_episodes_of_several_conversations_are_refused(self, tiny: HFBackend, agent: dict[str, Any]) -> None:

@@ -56,6 +56,11 @@ def test_questions_of_other_sources_keep_all_their_answers(tmp_path: Path) -> No
             "max_steps: 1\nneedle: {needle-hop: 1}\nrewards: [{name: accuracy, judged: true}]",
             "only `judged: true` is given",
         ),
+        (
+            "max_steps: 1\nneedle: {needle-hop: 1}\nrewards: [{name: crops-among-right, cost: 0.5}]\n"
+            "loss: {multi_objective_aggregation: normalize_then_sum}",
+            "reward 'crops-among-right' by its own deviation, so the size of its cost has no effect",
+        ),
         ("max_steps: 1\nneedle: {needle-hop: 1}\nagent: {polcy: direct}", "Did you mean 'policy'"),
         ("max_steps: 1\nneedle: {needle-hop: 1}\nagent: {seed: 3}", "set elsewhere"),
         ("max_steps: 1\nneedle: {needle-hop: 1}\nrollouts: {vllm: {}}", "by: generate"),
@@ -79,6 +84,12 @@ def test_a_bad_recipe_says_what_is_wrong(tmp_path: Path, text: str, said: str) -
     path.write_text(text)
     with pytest.raises(ConfigError, match=said):
         load_grpo_recipe(path)
+
+
+def test_a_price_by_weight_alone_can_be_normalised() -> None:
+    """The size of a cost cancels, whatever it is; that of the weight does not."""
+    priced = {"name": "crops-among-right", "cost": 1, "weight": 0.1}
+    recipe(rewards=[{"name": "accuracy"}, priced], loss={"multi_objective_aggregation": "normalize_then_sum"})
 
 
 def test_losses_are_those_of_their_papers() -> None:

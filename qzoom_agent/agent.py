@@ -220,6 +220,8 @@ class Agent:
             logger.warning(guess)
         # A server has no branches for a preset's thresholds.
         settings = {key: value for key, value in preset.settings.items() if not key.startswith("perception.")}
+        if tools := objects.get("own_tools", config.own_tools):
+            require_place(tools, objects.get("protocol") or config.protocol or preset.protocol)
         own_api, own_variable = connection(url)
         backend = ServerBackend(
             url,

@@ -161,7 +161,7 @@ def replay(trace: Trace, console: Console) -> None:
     steps = _Steps(console, original.size.area if original else 1)
     calls = {call.result for turn in trace.turns for call in turn.calls}
     for view in trace.views:
-        if view.kind != "original" and view.id not in calls:
+        if view.kind not in ("original", "source") and view.id not in calls:
             steps.view(view, None)
             if view.kind == "coarse":
                 for look in trace.looks:
@@ -181,9 +181,11 @@ def summary(trace: Trace) -> str:
     zooms = usage.served + usage.inserted
     turned_down = usage.refused + usage.failed
     saved = f", {usage.saved_tokens} saved by refusals" if usage.saved_tokens else ""
+    made = f" + {usage.tool_tokens} tools" if usage.tool_tokens else ""
     parts = [
         f"{zooms} zoom{'' if zooms == 1 else 's'}" + (f" ({turned_down} more not served)" if turned_down else ""),
-        f"{usage.visual_tokens} visual tokens ({usage.coarse_tokens} coarse + {usage.crop_tokens} crops{saved})",
+        *([f"{usage.tool_calls} tool call{'' if usage.tool_calls == 1 else 's'}"] if usage.tool_calls else []),
+        f"{usage.visual_tokens} visual tokens ({usage.coarse_tokens} coarse + {usage.crop_tokens} crops{made}{saved})",
         f"{usage.seconds.total:.2f} s",
     ]
     return f"{trace.status}: {', '.join(parts)}"
@@ -203,6 +205,9 @@ class _Steps:
             return
         call = self.asked.pop(view.id, None)
         took = "" if seconds is None else f" {seconds:.2f} s"
+        if call and call.arguments is not None:
+            self.console.line(f"tool {_called(call)} -> {view.id} +{view.tokens} visual tokens{took}", "cyan")
+            return
         share = view.region.area / self.area
         verb = "zoom" if call else "show"
         self.console.line(f"{verb} {_quad(view.box)} {share:.1%} of image +{view.tokens} visual tokens{took}", "cyan")
@@ -231,9 +236,18 @@ class _Steps:
         if call.result is not None:
             self.asked[call.result] = call
             return
+        if call.arguments is not None and call.serves:
+            self.console.line(f"tool {_called(call)}", "cyan")
+            self.console.line(f"     {printable(call.text)[:200]}", "dim")
+            return
         asked = f"{_quad(call.box)} of {printable(call.view)}, {call.frame} " if call.box else ""
+        asked = asked if call.arguments is None else f"{_called(call)} "
         rule = f"({printable(call.code)}) " if call.code else ""
         self.console.line(f"{call.decision} {rule}{asked}- {printable(call.reason)}", "yellow")
+
+
+def _called(call: CallRecord) -> str:
+    return f"{printable(call.name)} {printable(call.arguments or '')[:200]}"
 
 
 def _quad(box: Sequence[Any]) -> str:

@@ -39,6 +39,12 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
         "native for models of OpenAI, Anthropic and Google, else text)",
     )
     group.add_argument(
+        "--tool",
+        action="append",
+        metavar="NAME",
+        help="tool that the model may call beside zoom: rotate, enhance, read_text or module:function; may be repeated",
+    )
+    group.add_argument(
         "--key-variable",
         metavar="NAME",
         help="environment variable with the server's key (default: OPENAI_API_KEY; at Anthropic and Google their own)",
@@ -100,7 +106,8 @@ def read_config(args: argparse.Namespace) -> AgentConfig:
     """Return the configuration that the flags describe. Raises ConfigError."""
     from qzoom_agent.config import AgentConfig, read_setting
     from qzoom_agent.models.chat_client import base_url
-    from qzoom_agent.models.presets import resolve_model, served_model
+    from qzoom_agent.models.hosted import served_preset
+    from qzoom_agent.models.presets import resolve_model
 
     config = AgentConfig.load(args.config) if args.config else AgentConfig()
     changes: dict[str, Any] = dict(read_setting(text) for text in args.set)
@@ -109,6 +116,7 @@ def read_config(args: argparse.Namespace) -> AgentConfig:
         "policy": args.policy,
         "protocol": args.protocol,
         "tools": args.tools,
+        "own_tools": args.tool,
         "prompt": args.prompt,
         "perceiver": args.perceiver,
         "budget.coarse_tokens": args.budget,
@@ -117,9 +125,13 @@ def read_config(args: argparse.Namespace) -> AgentConfig:
     config = config.replace(**changes)
     if args.server:
         base_url(args.server)
-        served_model(config.model)
+        preset = served_preset(args.server, config.model, native=config.tools == "native")
     else:
-        resolve_model(config.model)
+        preset = resolve_model(config.model)
+    if config.own_tools:
+        from qzoom_agent.zoom.own_tools import require_place  # loads LangChain
+
+        require_place(config.own_tools, config.protocol or preset.protocol)
     if config.perceiver and not is_reference(config.perceiver):
         resolve_model(config.perceiver)
     return config

@@ -39,11 +39,15 @@ def render_html(trace: Trace, image: page.Pictures, *, expected: str | None = No
     """Return the page as a string; see `write_report`. With `linked`, `image` gives `page.ImageLink`s."""
     original = _first(trace, "original")
     results = {call.result for turn in trace.turns for call in turn.calls}
-    views = {view.id: view for view in trace.views if view.kind == "crop"}
+    views = {view.id: view for view in trace.views if view.kind in ("crop", "tool")}
     limit = page.CROP_BYTES // max(1, len(views) + 1)
     coarse = [view for view in trace.views if view.kind == "coarse"]
     inserted = [view for id, view in views.items() if id not in results]
-    crops = {id: _crop(trace, view, number, image, limit) for number, (id, view) in enumerate(views.items(), start=1)}
+    numbers = {id: number for number, id in enumerate((id for id in views if views[id].kind == "crop"), start=1)}
+    crops = {
+        id: _crop(trace, view, numbers[id], image, limit) if id in numbers else _made(trace, view, image, limit)
+        for id, view in views.items()
+    }
     stage = None
     if original is not None:
         heat = trace.perception.heat if trace.perception else []
@@ -57,7 +61,7 @@ def render_html(trace: Trace, image: page.Pictures, *, expected: str | None = No
         tokens=_tokens(trace),
         zooms=_zooms(trace.usage),
         stage=stage,
-        crop_count=len(views),
+        crop_count=len(numbers),
         crops=crops,
         found=[findings(look, further=at > 0) for at, look in enumerate(trace.looks)],
         first=[coarse_view(view, image(view.digest), limit) for view in coarse] + [crops[view.id] for view in inserted],
@@ -154,6 +158,15 @@ def _crop(trace: Trace, view: View, number: int, image: page.Pictures, limit: in
     return page.thumbnail(image(view.digest), f"Crop {number}", alt, facts, limit=limit)
 
 
+def _made(trace: Trace, view: View, image: page.Pictures, limit: int) -> page.Thumbnail:
+    """Return the picture of an image that a tool made."""
+    tools = [call.name for turn in trace.turns for call in turn.calls if call.result == view.id]
+    title = f"Image {page.cut(view.id, 40)} of {page.cut(tools[0], 80)}" if tools else f"Image {page.cut(view.id, 40)}"
+    place = None if view.placed else "no part of the original"
+    alt = f"{title}, {view.width} x {view.height} pixels as shown to the model"
+    return page.thumbnail(image(view.digest), title, alt, [place, f"{view.tokens:,} visual tokens"], limit=limit)
+
+
 # -- totals and titles -----------------------------------------------------------------------------------------------
 
 
@@ -166,6 +179,7 @@ def _zooms(usage: Usage) -> str:
         f"{usage.refused} refused{why}" if usage.refused else None,
         f"{usage.failed} failed" if usage.failed else None,
         f"{usage.inserted} shown unasked" if usage.inserted else None,
+        f"{usage.tool_calls} calls of other tools" if usage.tool_calls else None,
     ]
     return page.dots(counts) or "no zoom asked for"
 
@@ -175,12 +189,17 @@ def _tokens(trace: Trace) -> str:
     usage, full = trace.usage, page.full_tokens(trace.views)
     saved = f"{usage.saved_tokens:,} saved by refusals" if usage.saved_tokens else None
     whole = f"{page.share(usage.visual_tokens, full)} of full size" if full is not None else None
-    return page.dots([f"coarse {usage.coarse_tokens:,}", f"crops {usage.crop_tokens:,}", saved, whole])
+    made = f"tools {usage.tool_tokens:,}" if usage.tool_tokens else None
+    return page.dots([f"coarse {usage.coarse_tokens:,}", f"crops {usage.crop_tokens:,}", made, saved, whole])
 
 
 def _title(turn: Turn) -> str:
     if turn.calls:
-        title = "Zoom" if any(call.result for call in turn.calls) else "Zoom, not served"
+        named = list(
+            dict.fromkeys("Zoom" if call.arguments is None else page.cut(call.name, 40) for call in turn.calls)
+        )
+        served = any(call.serves for call in turn.calls)
+        title = ", ".join([*named, *([] if served else ["not served"])])
     else:
         title = "Answer" if turn.answer is not None else "Unreadable" if turn.problems else "Text"
     sure = None if turn.confidence is None else f"confidence {turn.confidence:.2f}"

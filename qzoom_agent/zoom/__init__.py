@@ -1,15 +1,18 @@
-"""Zoom and propose: the tools a model may call, and their schemas."""
+"""The tools a model may call, and their schemas: zoom, propose, and own tools beside them."""
 
 from typing import Any
 
 from qzoom_agent.zoom.propose import Proposals, Propose, propose_schema
 from qzoom_agent.zoom.schema import zoom_schema
+from qzoom_agent.zoom.tool_images import AffineImage, Views
 from qzoom_agent.zoom.zoom import Tool, Zoom, ZoomConfig, ZoomPlan, ZoomResult, find_tool
 
 __all__ = [
+    "AffineImage",
     "Proposals",
     "Propose",
     "Tool",
+    "Views",
     "Zoom",
     "ZoomConfig",
     "ZoomPlan",

@@ -113,6 +113,14 @@ def test_ask_json_is_the_trace_and_nothing_else(play: Any, board: str, capsys: p
     assert (trace.answer, trace.status, trace.usage.served) == ("42", "answered", 1)
 
 
+def test_own_tools_are_named_by_flags(play: Any, board: str, capsys: pytest.CaptureFixture[str]) -> None:
+    play(['TOOL: rotate {"degrees": 180}', "TOOL: rotate {}", "42"])
+    assert run("ask", board, "?", "--protocol", "plain", "--tool", "rotate", "--tool", "enhance") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "42\n" and 'tool rotate {"degrees": 180} -> tool1 +' in captured.err
+    assert captured.err.splitlines()[-1].startswith("answered: 0 zooms, 2 tool calls, ")
+
+
 def test_a_spent_budget_is_3(play: Any, board: str, capsys: pytest.CaptureFixture[str]) -> None:
     play(zoom_then("42"))
     assert run("ask", board, "?", "--set", "budget.max_visual_tokens=70") == 3
@@ -140,6 +148,8 @@ def test_a_failing_model_is_4(play: Any, board: str, capsys: pytest.CaptureFixtu
         (["ask", "{board}", "?", "--set", "policy=[1"], "cannot be read"),
         (["ask", "{board}", "?", "--policy", "hybrid"], "branches"),
         (["ask", "{board}", "?", "--protocol", "morse"], "morse"),
+        (["ask", "{board}", "?", "--tool", "rotate"], "The format 'nano' writes zoom calls alone"),
+        (["ask", "{board}", "?", "--protocol", "plain", "--tool", "nothing"], "There is no own tool 'nothing'"),
         (["ask", "{board}", "?", "--budget", "0"], "budget.coarse_tokens"),
         (["ask", "{board}", "?", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["trace", "show", "nowhere"], "nowhere"),

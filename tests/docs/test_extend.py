@@ -21,6 +21,8 @@ from qzoom_agent.training.rewards import Rollout
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "extend.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"<!-- file: (\S+\.py) -->\n```python\n(.*?)^```$", PAGE, re.M | re.S))
 
+ZOOM = {"bbox_2d": [0, 0, 500, 500], "label": "", "img_idx": 1}
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -39,7 +41,7 @@ def block(language: str, having: str) -> str:
 
 
 def test_every_kind_has_a_file() -> None:
-    kinds = ("reward", "scorer", "task", "protocol", "rule", "tool", "perceiver")
+    kinds = ("reward", "scorer", "task", "protocol", "rule", "own_tool", "tool", "perceiver")
     assert set(FILES) == {f"my_{kind}.py" for kind in kinds}
 
 
@@ -60,6 +62,18 @@ def test_the_task_and_the_scorer(here: Path) -> None:
     assert main(line.split()) == 0
     result = json.loads((here / "run" / "results.json").read_text())["tasks"]["numbers"]
     assert result["n"] == 2 and set(result["scores"]) == {"exact", "my_scorer:contains"}
+
+
+@pytest.mark.usefixtures("here")
+def test_the_tool_beside_zoom() -> None:
+    assert len(FILES["my_own_tool.py"].splitlines()) <= 10
+    names = re.findall(r"--tool (\S+)", PAGE)
+    calls = [{"name": "negative", "arguments": {}}, {"name": "image_zoom_in_tool", "arguments": ZOOM}]
+    replies = [f"<tool_call>{json.dumps(call)}</tool_call>" for call in calls]
+    agent = Agent(ScriptedBackend([*replies, "42"], protocol="qwen3vl"), tools=names)
+    answer = agent.run(Image.new("RGB", (1000, 1000), "black"), "what?")
+    assert answer.trace.config["own_tools"] == ["my_own_tool:negative", "rotate"]
+    assert answer.boxes == [(0, 0, 500, 500)] and answer.store.image("crop1").getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.usefixtures("here")

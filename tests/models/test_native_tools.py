@@ -388,3 +388,31 @@ def test_hosted_models_are_known_by_name_or_address(url: str, model: str, api: s
 def test_an_unknown_model_with_native_calls_gets_a_format_with_a_schema() -> None:
     assert Agent.from_server("http://there/v1", model="my-model", tools="native").config.protocol == "qwen3vl"
     assert Agent.from_server("http://there/v1", model="deepeyes", tools="native").config.protocol == "deepeyes"
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_own_tools_are_called_natively_and_their_images_zoomed_into(server: Misbehaving, api: str) -> None:
+    calls = [
+        call(0, {"degrees": 90}, name="rotate"),
+        call(1, {"bbox_2d": [0, 500, 500, 1000], "label": "", "img_idx": 1}),
+        call(2, "{}", name="read"),
+    ]
+
+    def read(image: Image.Image) -> str:
+        """Read an image."""
+        return f"{image.width} wide"
+
+    play(server, api, *(turn(api, "", one) for one in calls), turn(api, "42"))
+    answer = ask(server, api, own_tools=["rotate", read])
+    assert (answer.text, answer.usage.tool_calls, answer.boxes) == ("42", 2, [(0, 0, 600, 450)])
+    first, turned, zoomed, told = (one.body for one in server.requests)
+    assert [(one.get("function") or one)["name"] for one in first["tools"]] == ["image_zoom_in_tool", "rotate", "read"]
+    assert "rotate" not in json.dumps(first[{"chat": "messages", "responses": "input"}[api]])
+    if api == "chat":
+        result, shown = turned["messages"][-2:]
+        assert result["tool_call_id"] == "call_0" and "img_idx 1" in result["content"]
+        assert shown["content"][-1]["type"] == "image_url" and zoomed["messages"][-2]["tool_call_id"] == "call_1"
+        assert told["messages"][-1]["content"] == "1200 wide"
+    else:
+        assert [part["type"] for part in turned["input"][-1]["output"]] == ["input_image", "input_text"]
+        assert told["input"][-1]["output"] == [{"type": "input_text", "text": "1200 wide"}]

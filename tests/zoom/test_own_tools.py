@@ -416,6 +416,17 @@ def test_images_of_tools_count_in_the_budgets_and_are_shown_once() -> None:
     assert few.usage.tool_tokens == 0 and "visual tokens" in few.text
 
 
+def test_the_report_shows_calls_of_tools_and_their_images(tmp_path: Path) -> None:
+    def note(word: str) -> str:
+        """Write a word down."""
+        return f"noted {word}"
+
+    answer = ask(written("qwen3vl", "rotate"), written("qwen3vl", "note", word="<owl>"), "42", tools=[rotate, note])
+    page = answer.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Image tool1 of rotate" in page and "2 calls of other tools" in page
+    assert "noted &lt;owl&gt;" in page and "<owl>" not in page and page.count("not shown") == 2
+
+
 def test_a_rule_may_review_own_tools() -> None:
     class Rule:
         def __call__(self, plan: Any, shown: Any, context: Any) -> ReviewDecision:

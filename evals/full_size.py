@@ -113,6 +113,7 @@ def random_backend(shape: str, device: str) -> HFBackend:
     init: Any = initialization
     with init.no_init_weights():
         model: Any = auto.from_config(config, dtype=torch.bfloat16).to(device)
+    model.tie_weights()  # which is a part of the initialisation
     noise = torch.randn(2**20, dtype=torch.bfloat16, device=device) * 0.02
     with torch.no_grad():
         for weight in model.parameters():

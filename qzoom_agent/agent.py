@@ -495,6 +495,14 @@ class Agent:
                 f"This run was begun with the perceiver {config.perceiver or 'none'}, and the agent has "
                 f"{self._given.perceiver or 'none'}. Give it the same one (--perceiver, in Python: perceiver)."
             )
+        if config.perception.sparse_crop is not None and (
+            self.perceiver is not None or not getattr(self.backend, "takes_sparse_crops", False)
+        ):
+            raise ConfigError(
+                f"Sparse crops (perception.sparse_crop) need a local model whose own branches look and whose images "
+                f"may have any size, such as Qwen2.5-VL, Qwen3-VL or Qwen3.5. Leave them out for '{self.backend.name}'"
+                f"{'' if self.perceiver is None else ' with a perceiver'}."
+            )
         known = {reference(value): value for key, value in self._objects.items() if key in _EXTENSIONS}
         own_tools = [tool.reference for tool in self._own.values()]
         if list(config.own_tools or ()) != own_tools:

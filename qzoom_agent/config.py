@@ -244,6 +244,9 @@ class PerceptionConfig(Config):
     """Least tokens of a proposed crop. None: the backend's preset, or as for any crop."""
     roi_max_tokens: int | None = Field(default=None, ge=1)
     """Most tokens of a proposed crop. None: the backend's preset, or as for any crop."""
+    sparse_crop: float | None = Field(default=None, gt=1, le=8, exclude_if=_is_none)
+    """Encode a proposed crop up to this many times larger a side and show the model only its tokens on the map's
+    foreground and beside it, no more than the whole crop would have. None: whole crops."""
     lean: bool = False
     """Compute the last layer of a prefill for its last token alone: a layer cheaper, the same up to rounding."""
     positions: Literal["plain", "aligned"] | None = None

@@ -18,7 +18,15 @@ from typing_extensions import TypedDict
 from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import BackendError, ImageError
 from qzoom_agent.messages import Message
-from qzoom_agent.models.interface import Backend, Perceiver, PerceivingSession, Reply, SamplingParams, Session
+from qzoom_agent.models.interface import (
+    Backend,
+    Perceiver,
+    PerceivingSession,
+    Reply,
+    SamplingParams,
+    Session,
+    SparseSession,
+)
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols.interface import Parsed, ZoomProtocol
 from qzoom_agent.protocols.parsing import cut_off, own_turn
@@ -95,12 +103,16 @@ class Context:
     session: Session | None = field(default=None, init=False)
 
     def open(self, placed: dict[str, list[float]]) -> Session:
-        """Return the session, opened at the first call, with the placed crops made known to it."""
+        """Return the session, opened at the first call, with the placed and the sparse crops made known to it."""
         if self.session is None:
             self.session = self.backend.session(self.policy.eyes(self.store))
         if isinstance(self.session, PerceivingSession):
             for view, (x1, y1, x2, y2) in placed.items():
                 self.session.place(view, source="coarse", cells=(x1, y1, x2, y2))
+        if isinstance(self.session, SparseSession):
+            for one in self.store.shown:
+                if one.kept is not None:
+                    self.session.show_part(one.id, kept=one.kept)
         return self.session
 
     def reply(

@@ -43,6 +43,7 @@ from qzoom_agent.review import Last, refused_on_opinion
 from qzoom_agent.tool_calls import ToolCallExecutor, record_of
 from qzoom_agent.trace import PerceptionRecord, Status, Trace, Turn, Usage
 from qzoom_agent.views import View
+from qzoom_agent.zoom.sparse import sparse_plan
 
 
 def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
@@ -350,12 +351,13 @@ def _look(
     more: dict[str, Any] = {"further": True} if further else {}  # sessions of other people may know one look alone
     seen = session.look(opening, options=ctx.policy.look_options, map_always=map_always, **more)
     size = ctx.store.view("original").size
-    boxes, cells = [], []
+    boxes, cells, foreground = [], [], []
     for view, one in zip(shown, seen, strict=False):
         margin = _margin(ctx, one)
         inside = [view.to_original(Box(*box, view=view.id).clamp(view.size)) for box in one.boxes]
         boxes += [box.padded(margin).clamp(size) for box in inside]
         cells += one.cells
+        foreground += [view.to_original(Box(*box, view=view.id)).clamp(size) for box in one.foreground]
     best, view = next(((one, view) for one, view in zip(seen, shown, strict=False) if one.boxes), (seen[0], shown[0]))
     extent = None if best.extent is None else view.to_original(Box(*best.extent, view=view.id))
     return best.model_copy(
@@ -365,6 +367,7 @@ def _look(
             "extent": None if extent is None else (extent.x1, extent.y1, extent.x2, extent.y2),
             "boxes": [(box.x1, box.y1, box.x2, box.y2) for box in boxes],
             "cells": cells,
+            "foreground": [(box.x1, box.y1, box.x2, box.y2) for box in foreground],
             "visual_tokens": sum(one.visual_tokens for one in seen) if further else best.visual_tokens,
         }
     )
@@ -379,8 +382,11 @@ def _insert(ctx: Context, record: PerceptionRecord, *, further: bool = False) ->
     """Cut the proposed crops within the budgets; return those with aligned positions and the cells really cut."""
     placed: dict[str, list[float]] = {}
     coarse, budget, before = ctx.store.view("coarse"), ctx.config.budget, len(ctx.store.shown)
+    sparse, foreground = ctx.config.perception.sparse_crop, [Box(*box) for box in record.foreground]
     for box, cells in zip(record.boxes, record.cells, strict=True):
         plan = ctx.roi_zoom.plan(ctx.store, Box(*box))
+        if sparse is not None:
+            plan = sparse_plan(plan, foreground, scale=sparse, factor=ctx.views.factor)
         kept_back = "" if plan.error else ctx.policy.keeps_back(ctx.store.shown, plan, further=further)
         if kept_back:
             record.reason += f"; {kept_back}"

@@ -127,7 +127,7 @@ def _by_map(
 ) -> ReviewDecision:
     """Decide by the heat map and the proposed regions."""
     rules, heat = context.config, Heat.of(look, context.image)
-    crops = [view.region for view in shown if view.kind == "crop" and not view.source]
+    crops = [view for view in shown if view.kind == "crop" and not view.source]
     regions = [one for one in (Box(*box) for box in look.boxes) if all(c.coverage(one) < rules.covered for c in crops)]
     if (inside := heat.share(box)) is not None:
         numbers["heat"] = inside
@@ -159,8 +159,8 @@ def best_view(box: Box, shown: Sequence[View], *, covered: float) -> BestView:
         shown: The views.
         covered: Share of the box that a view has to hold.
     """
-    held = [(view, view.extent) for view in shown if (view.source or "original") == box.view]
-    every = [BestView(view.id, extent.coverage(box), density(view.size, extent)) for view, extent in held]
+    held = [view for view in shown if (view.source or "original") == box.view]
+    every = [BestView(view.id, view.coverage(box), density(view.size, view.extent)) for view in held]
     holding = [one for one in every if one.share >= covered]
     nothing = BestView("", 0.0, 0.0)
     return max(holding or every, key=lambda one: one.density if holding else one.share, default=nothing)

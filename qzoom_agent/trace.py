@@ -189,6 +189,8 @@ class PerceptionRecord(_Record):
     """Proposed boxes in cells of the heat map, right and bottom exclusive, best first."""
     boxes: list[Quad] = Field(default_factory=list)
     """The same boxes in pixels of `view`."""
+    foreground: list[Quad] = Field(default_factory=list, exclude_if=lambda boxes: not boxes)
+    """Foreground of the map in pixels of `view`, row by row, where crops are sparse (`perception.sparse_crop`)."""
     fixed: bool = False
     """The boxes have fixed sides: they tell a place, not an extent."""
     route: Literal["direct", "zoom"] = "direct"

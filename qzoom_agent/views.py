@@ -11,10 +11,10 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from qzoom_agent.errors import BoxError, ImageError
 from qzoom_agent.files import atomic_write
@@ -25,6 +25,8 @@ Matrix = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat, 
 """See `geometry.Affine`."""
 Kind = Literal["original", "coarse", "crop", "tool", "source"]
 """`tool`: an image that a tool returned, as the model is shown it. `source`: the same at its full size, never shown."""
+Kept = tuple[Annotated[str, Field(pattern="^[01]+$")], ...]
+"""Rows of a view's token grid, top to bottom: "1" for a token that the model is shown, "0" for one that is left out."""
 _UNSHOWN = ("original", "source")
 
 
@@ -57,6 +59,15 @@ class View(BaseModel):
     """SHA-256 of the shown pixels, see `images.digest`; names a file."""
     tokens: int = Field(ge=0, lt=10**9)
     """Visual tokens the view costs; 0 for the original and sources, which are never shown."""
+    kept: Kept | None = Field(default=None, exclude_if=lambda rows: rows is None)
+    """Tokens of a sparse crop that the model is shown (`perception.sparse_crop`). None: all."""
+
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        rows = self.kept
+        if rows is not None and (len({len(row) for row in rows}) != 1 or "".join(rows).count("1") != self.tokens):
+            raise ValueError(f"view {self.id} has {self.tokens} tokens, and its rows of kept ones do not fit: {rows}")
+        return self
 
     @property
     def size(self) -> Size:
@@ -78,7 +89,24 @@ class View(BaseModel):
         """Side of one token in shown pixels. Raises BoxError for the original, which has no token grid."""
         if self.tokens == 0:
             raise BoxError(f"View {self.id!r} has no token grid; use pixel, unit or per_mille.")
+        if self.kept is not None:
+            return self.width // len(self.kept[0])
         return math.isqrt(self.width * self.height // self.tokens)
+
+    def coverage(self, box: Box) -> float:
+        """Return the share that the view shows of a box in pixels of the original or of its source, 0 to 1."""
+        if self.kept is None:
+            return (self.region if box.view == "original" else self.extent).coverage(box)
+        x1, y1, x2, y2 = self.box
+        wide, high = (x2 - x1) / len(self.kept[0]), (y2 - y1) / len(self.kept)
+        cells = [
+            (row, column) for row, marks in enumerate(self.kept) for column, mark in enumerate(marks) if mark == "1"
+        ]
+        shown = sum(
+            Box(x1 + column * wide, y1 + row * high, x1 + (column + 1) * wide, y1 + (row + 1) * high).coverage(box)
+            for row, column in cells
+        )
+        return 1.0 if shown > 1 - 1e-9 else shown
 
     @property
     def placed(self) -> bool:
@@ -207,6 +235,18 @@ class ViewStore:
         kind: Kind = "crop" if source.placed else "tool"
         return self._add_cut(kind, inside, parent=self.view(parent).id, **budget)
 
+    def add_sparse_crop(self, box: Box, *, size: Size, kept: Kept, parent: str = "coarse") -> View:
+        """Add a crop of the original of which the model is shown some tokens alone.
+
+        Args:
+            box: As for `add_crop`.
+            size: Pixels that it is encoded at.
+            kept: Rows of its token grid.
+            parent: As for `add_crop`.
+        """
+        inside = box.clamp(self._original().size).rounded()
+        return self._add_cut("crop", inside, parent=self.view(parent).id, size=size, kept=kept)
+
     def add_tool_image(
         self,
         image: Image.Image,
@@ -247,15 +287,18 @@ class ViewStore:
             raise ImageError("This store has no original yet. Call add_original(image) first.")
         return self._views["original"]
 
-    def _add_cut(self, kind: Kind, box: Box, *, parent: str, **budget: int) -> View:
-        size = (int(box.width), int(box.height))
-        shown = fit_tokens(size, **budget)
+    def _add_cut(
+        self, kind: Kind, box: Box, *, parent: str, size: Size | None = None, kept: Kept | None = None, **budget: int
+    ) -> View:
+        whole = (int(box.width), int(box.height))
+        shown = size or fit_tokens(whole, **budget)
         image = self.image(box.view)
-        if size != image.size:
+        if whole != image.size:
             image = cut(image, box)
         if shown != image.size:
             image = image.resize(shown, Image.Resampling.BICUBIC)
-        return self._add(kind, image, parent=parent, box=box, tokens=tokens(shown, budget["factor"]))
+        count = tokens(shown, budget["factor"]) if kept is None else "".join(kept).count("1")
+        return self._add(kind, image, parent=parent, box=box, tokens=count, kept=kept)
 
     def _add(
         self,
@@ -266,9 +309,10 @@ class ViewStore:
         box: Box,
         tokens: int,
         matrix: Matrix | None = None,
+        kept: Kept | None = None,
     ) -> View:
         """Add a view that shows `box` of the original or of a source; `matrix` places a new source."""
-        if self.count is not None and kind not in _UNSHOWN:
+        if kept is None and self.count is not None and kind not in _UNSHOWN:
             tokens = self.count(image)
         number = 1 + sum(view.kind == kind for view in self.views)
         view_id = {"crop": f"crop{number}", "tool": f"tool{number}", "source": f"source{number}"}.get(kind, kind)
@@ -292,6 +336,7 @@ class ViewStore:
             height=image.height,
             digest=digest(image),
             tokens=tokens,
+            kept=kept,
         )
         if self.folder is not None:
             _write_png(image, self.folder / f"{view.digest}.png")

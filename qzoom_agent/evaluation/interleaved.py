@@ -131,7 +131,7 @@ def _ask(agent: Agent, question: Sample, gold: Sequence[Box]) -> Cell:
     answer = agent.run(question.image, question.question, boxes=gold if agent.config.policy == "oracle" else None)
     seconds = perf_counter() - began
     trace = answer.trace
-    crops = [view.region for view in trace.views if view.kind == "crop"]
+    crops = [view for view in trace.views if view.kind == "crop"]
     looked = sum(look.token_layers for look in trace.looks)
     covered = [max((crop.coverage(needle) for crop in crops), default=0.0) >= COVERED for needle in question.boxes]
     return Cell(

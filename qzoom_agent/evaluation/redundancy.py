@@ -80,7 +80,7 @@ def _reason(crop: View, earlier: Sequence[View], needles: Sequence[Box], coarse_
     if coarse_suffices:
         return "needless"
     detail = density(crop.size, crop.region)
-    inside = [needle for needle in needles if crop.region.coverage(needle) >= INSIDE]
+    inside = [needle for needle in needles if crop.coverage(needle) >= INSIDE]
     if _shown(crop.region, earlier, detail) or (inside and all(_shown(one, earlier, detail) for one in inside)):
         return "repeated"
     return "missed" if needles and not inside else None

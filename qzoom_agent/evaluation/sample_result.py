@@ -258,8 +258,8 @@ def measured(answer: AnswerLike, sample: Sample) -> dict[str, object]:
     boxes, suffices = sample.boxes, sample.coarse_suffices
     trace = answer.trace
     look = trace.perception
-    crops = [view.region for view in trace.views if view.kind == "crop"]
-    overlaps = [max((crop.iou(box) for crop in crops), default=0.0) for box in boxes]
+    crops = [view for view in trace.views if view.kind == "crop"]
+    overlaps = [max((crop.region.iou(box) for crop in crops), default=0.0) for box in boxes]
     covers = [max((crop.coverage(box) for crop in crops), default=0.0) for box in boxes]
     return {
         "answer": answer.text,

@@ -198,6 +198,11 @@ class HFBackend:
     def session(self, image: ImageSource) -> HFSession:
         return HFSession(self, image)
 
+    @property
+    def takes_sparse_crops(self) -> bool:
+        """True if a crop can be encoded finer and shown in part: the branches say where, and any size is encoded."""
+        return self.perceives and takes_any_size(self.model.config)
+
     def view_tokens(self, image: Image.Image) -> int:
         """Return the number of visual tokens that the model is shown for a view."""
         if self.branches is not None and self.model.config.model_type in TILED:

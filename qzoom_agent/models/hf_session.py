@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import PretrainedConfig
 from transformers.utils.generic import ModelOutput
 
 from qzoom_agent.config import PerceptionConfig
@@ -47,6 +48,7 @@ from qzoom_agent.perception.branches import BranchConfig, Branches
 from qzoom_agent.perception.caches import Snapshots, new_cache
 from qzoom_agent.perception.decoder import Decoder, Prefill
 from qzoom_agent.perception.look import BranchOutput, look
+from qzoom_agent.perception.maps import runs
 from qzoom_agent.perception.transformers_versions import forward, image_features
 from qzoom_agent.trace import PerceptionRecord, Quad
 
@@ -71,6 +73,25 @@ class EncodedView:
     """(1, 3) patches in time, height, width, for families whose images have no fixed grid."""
     features: ModelOutput
     """Output of the family's `get_image_features`, which `forward` takes as it is."""
+    whole: tuple[int, ...] | None = None
+    """The ids that would stand for all its tokens, where some are left out; else None."""
+    kept: tuple[int, ...] | None = None
+    """Indices of `ids` among these."""
+
+    def part(self, rows: Sequence[str], config: PretrainedConfig) -> "EncodedView":
+        """Return the view with the visual tokens marked "1" in the rows of its grid, in families of any size."""
+        assert self.grid is not None
+        if [len(row) for row in rows] != [merged(config, self.grid)[1]] * merged(config, self.grid)[0]:
+            raise BackendError(f"A view of {self.tokens} visual tokens cannot be shown in part by these rows: {rows}.")
+        # in these families the ids of a view are its visual tokens and nothing else
+        kept = tuple(at for at, mark in enumerate("".join(rows)) if mark == "1")
+        features: Any = self.features
+        if features is not NO_FEATURES:
+            at = list(kept)
+            stacks = getattr(features, "deepstack_features", None)
+            more = {} if stacks is None else {"deepstack_features": [(level[0][at],) for level in stacks]}
+            features = type(features)(pooler_output=(features.pooler_output[0][at],), **more)
+        return EncodedView(tuple(self.ids[one] for one in kept), len(kept), self.grid, features, self.ids, kept)
 
 
 class HFSession:
@@ -100,6 +121,7 @@ class HFSession:
         text = self._model.config.get_text_config()
         self._sees_forwards = getattr(text, "use_bidirectional_attention", None) == "vision"
         self._places: dict[str, tuple[str, Cells]] = {}
+        self._parts: dict[str, tuple[str, ...]] = {}
         self._digests: dict[str, str] = {}
         self._images: dict[str, EncodedView] = {}
         self._turns: list[EncodedTurn] = []
@@ -128,7 +150,7 @@ class HFSession:
         return other
 
     def close(self) -> None:
-        self._images, self._digests, self._turns, self._places = {}, {}, [], {}
+        self._images, self._digests, self._turns, self._places, self._parts = {}, {}, [], {}, {}
         self._forget()
 
     def look(
@@ -186,8 +208,9 @@ class HFSession:
         return self.keep(prompt), self.prefill
 
     def searched(self, prompt: Prompt, branches: Branches, *, further: bool) -> list[tuple[int, int, int]]:
-        """Return the `grids` of the views that a look makes maps of."""
-        grids = self.grids(prompt)
+        """Return the `grids` of the views that a look makes maps of: not of those that are shown in part."""
+        pairs = zip(prompt.spans, self.grids(prompt), strict=True)
+        grids = [grid for span, grid in pairs if self._images[span.view].kept is None]
         return grids[:1] if further and not branches.config.inside_crops else grids
 
     def records(
@@ -203,10 +226,10 @@ class HFSession:
         """Return the output of branches as a record for each view of the prompt; `work` is that of the layers below."""
         assert self.backend.branches is not None
         further = self.backend.branches.further is not None
-        aligned = (options.positions or config.positions) == "aligned"
-        records = []
-        for at, span in enumerate(prompt.spans):
-            grid, seen = self.grid(span), found.maps[at] if at < len(found.maps) else None
+        aligned, sparse = (options.positions or config.positions) == "aligned", options.sparse_crop is not None
+        maps, records = iter(found.maps), []
+        for span in prompt.spans:
+            grid, seen = self.grid(span), next(maps, None) if self._images[span.view].kept is None else None
             regions = seen.regions if seen is not None and found.zooms else []
             records.append(
                 PerceptionRecord(
@@ -218,6 +241,7 @@ class HFSession:
                     cutoff=None if seen is None else seen.cutoff,
                     cells=[(one.x1, one.y1, one.x2, one.y2) for one in regions],
                     boxes=[_corners(grid, one[:4]) for one in regions],
+                    foreground=[_corners(grid, run) for run in runs(seen.foreground)] if seen and sparse else [],
                     fixed=options.box is not None or config.box is not None,
                     route="zoom" if regions else "direct",
                     reason=found.reason,
@@ -234,6 +258,11 @@ class HFSession:
 
     def place(self, view: str, *, source: str, cells: Cells) -> None:
         self._places[view] = (source, cells)
+
+    def show_part(self, view: str, *, kept: Sequence[str]) -> None:
+        if self._parts.get(view) != tuple(kept):
+            self._parts[view] = tuple(kept)
+            self._images.pop(view, None)
 
     def reply(self, messages: Sequence[Message], *, settings: SamplingParams, on_text: OnText | None = None) -> Reply:
         began = perf_counter()
@@ -261,8 +290,15 @@ class HFSession:
         turns, rest = self._codec.tokenize(self._codec.render(messages), self._turns)
         ids = [token for turn in (*turns, rest) for token in turn.ids]
         prompt = self._codec.expand(ids, views, {view: seen.ids for view, seen in self._images.items()})
+        # tokens of a view that is shown in part have the positions that they have in the whole view
+        parts = any(self._images[view].kept is not None for view in views)
+        every = {view: seen.whole or seen.ids for view, seen in self._images.items()}
+        whole = self._codec.expand(ids, views, every) if parts else prompt
+        positions = self._positions(whole)
+        if parts:
+            positions = positions[..., self._shown(whole)]
         visual_tokens = sum(self._images[view].tokens for view in new)
-        ready = Prepared(prompt, self._positions(prompt), turns, rest, visual_tokens)
+        ready = Prepared(prompt, positions, turns, rest, visual_tokens)
         if ready.next_position >= self.limit:
             visual = sum(span.stop - span.start for span in prompt.spans)
             raise BackendError(
@@ -369,13 +405,15 @@ class HFSession:
         return self._digests[view]
 
     def _encoded(self, view: str) -> EncodedView:
-        """Return a view after the vision encoder, from the pool if any session has shown it before."""
+        """Return what is shown of a view, encoded, from the pool if any session has shown the view before."""
         if self._pool is None:
-            return self._encode(view)
-        name = self.digest(view)
-        if name not in self._pool:
-            self._pool[name] = self._encode(view)
-        return self._pool[name]
+            whole = self._encode(view)
+        else:
+            name = self.digest(view)
+            if name not in self._pool:
+                self._pool[name] = self._encode(view)
+            whole = self._pool[name]
+        return whole.part(self._parts[view], self._model.config) if view in self._parts else whole
 
     def _encode(self, view: str) -> EncodedView:
         if self._encodes:
@@ -403,6 +441,15 @@ class HFSession:
                 crop = (start, start + rows * columns)
                 positions = align(positions, source=starts[source], crop=crop, grid=(rows, columns), cells=cells)
         return positions.to(self._model.device)
+
+    def _shown(self, whole: Prompt) -> list[int]:
+        """Return the indices of the ids that are shown in a prompt with all tokens of its views."""
+        shown, left = list(range(len(whole.ids))), 0
+        for span in whole.spans:
+            if (kept := self._images[span.view].kept) is not None:
+                shown[span.start - left : span.stop - left] = [span.start + at for at in kept]
+                left += span.stop - span.start - len(kept)
+        return shown
 
     def _forget(self) -> None:
         self.prefill = None

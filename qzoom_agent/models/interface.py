@@ -84,6 +84,14 @@ class PerceivingSession(Protocol):
         """Declare `view` to be the crop of these cells of `source`, for models with aligned positions of crops."""
 
 
+@runtime_checkable
+class SparseSession(Protocol):
+    """A session that can show the model some of a view's visual tokens alone (`perception.sparse_crop`)."""
+
+    def show_part(self, view: str, *, kept: Sequence[str]) -> None:
+        """Declare that of `view` the tokens marked "1" in these rows of its grid are shown, and no others."""
+
+
 class Perceiver(Protocol):
     """A model, or any other object, that looks for the model that answers; see `qzoom_agent.models.perceiver`.
 

@@ -173,6 +173,9 @@ class QueuedSession:
     def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
         self._session.place(view, source=source, cells=cells)
 
+    def show_part(self, view: str, *, kept: Sequence[str]) -> None:
+        self._session.show_part(view, kept=kept)
+
     def reply(self, messages: Sequence[Message], *, settings: SamplingParams, on_text: OnText | None = None) -> Reply:
         listener = None if on_text is None else TextListener(on_text)
         reply: Reply = self._ask(messages, settings=settings, on_text=listener)
@@ -195,7 +198,7 @@ class BatchedBackend:
         self.name, self.protocol = backend.name, backend.protocol
         self.perceives, self.defaults, self.settings = backend.perceives, backend.defaults, backend.settings
         self.prompt = backend.prompt
-        self.view_tokens = backend.view_tokens
+        self.view_tokens, self.takes_sparse_crops = backend.view_tokens, backend.takes_sparse_crops
         self.placement = f"{backend.placement}; batches of {size}"
         self.backend = backend
         self.engine = BatchEngine(backend)

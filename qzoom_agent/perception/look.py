@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qzoom_agent.config import PerceptionConfig
@@ -41,6 +43,8 @@ class Map:
     """(rows, columns): probabilities, 0 on sinks."""
     cutoff: float
     """Value of the blurred map above which a cell is foreground."""
+    foreground: NDArray[np.bool]
+    """(rows, columns)."""
     regions: list[MapRegion]
 
 
@@ -202,8 +206,9 @@ def _regions_of(heats: Sequence[_Heat], options: PerceptionConfig, *, joint: boo
         options = options.model_copy(update={"peak_share": None, "threshold": options.peak_share * peak})
     maps, floor = [], options.threshold or 0.0
     for one in heats:
-        boxes = regions(one.heat, foreground(one.heat, floor, options), limit=options.max_regions, sides=options.box)
-        maps.append(Map(*one, cutoff(smoothed(one.heat, options), floor, options), boxes))
+        found = foreground(one.heat, floor, options)
+        boxes = regions(one.heat, found, limit=options.max_regions, sides=options.box)
+        maps.append(Map(*one, cutoff(smoothed(one.heat, options), floor, options), found, boxes))
     if joint:
         ranked = sorted((region for one in maps for region in one.regions), key=lambda region: -region.peak)
         best = ranked[: options.max_regions]

@@ -133,6 +133,15 @@ def regions(
     return sorted(boxes, key=lambda box: -box.peak)[:limit]
 
 
+def runs(found: NDArray[np.bool]) -> list[Cells]:
+    """Return the cells of a mask as boxes of one row each, in reading order."""
+    boxes: list[Cells] = []
+    for row, marks in enumerate(found.astype(int)):
+        edges = np.flatnonzero(np.diff(marks, prepend=0, append=0))
+        boxes += [(int(x1), row, int(x2), row + 1) for x1, x2 in edges.reshape(-1, 2)]
+    return boxes
+
+
 def _connected(found: NDArray[np.bool]) -> list[NDArray[np.bool]]:
     """Return the parts of a mask whose cells touch, corners included, in reading order of their first cells."""
     cells: list[tuple[int, int]] = [(int(row), int(column)) for row, column in np.argwhere(found)]

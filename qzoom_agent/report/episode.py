@@ -153,7 +153,8 @@ def _crop(trace: Trace, view: View, number: int, image: page.Pictures, limit: in
     if original is not None and original.width * original.height > 0:
         part = f"{page.share(wide * high, original.width * original.height)} of the image"
     blind = "withheld: the model saw a grey image" if trace.policy in ("blind", "masked") else None
-    facts = [f"{page.listed(view.box)} in original px", part, closer, f"{view.tokens:,} visual tokens", blind]
+    of = "" if view.kept is None else f" of {sum(map(len, view.kept)):,}, those on the foreground of the map"
+    facts = [f"{page.listed(view.box)} in original px", part, closer, f"{view.tokens:,} visual tokens{of}", blind]
     alt = f"Crop {number}, {view.width} x {view.height} pixels as shown to the model"
     return page.thumbnail(image(view.digest), f"Crop {number}", alt, facts, limit=limit)
 

@@ -19,7 +19,7 @@ from qzoom_agent.config import CropConfig, PerceptionConfig
 from qzoom_agent.errors import BoxError, ConfigError
 from qzoom_agent.extensions import find, satisfying
 from qzoom_agent.geometry import MAX_ASPECT, Box, Size, extent, fit_tokens, mapped, tokens
-from qzoom_agent.views import View, ViewStore
+from qzoom_agent.views import Kept, View, ViewStore
 
 _NOTHING = Size(0, 0)
 # A box may reach this far outside, in pixels, through rounding alone.
@@ -73,6 +73,8 @@ class ZoomPlan:
     cut: Box | None = None
     """The crop in pixels of the image of a tool that it is cut from (`View.source`); None: it is cut from the
     original, and `box` says where."""
+    kept: Kept | None = None
+    """Tokens that are shown of a sparse crop, see `zoom.sparse`; None: all."""
 
     @property
     def extent(self) -> Box:
@@ -157,6 +159,9 @@ class Zoom:
         """
         if plan.box is None:
             return ZoomResult(error=plan.error, label=label)
+        if plan.kept is not None:
+            crop = store.add_sparse_crop(plan.box, size=plan.size, kept=plan.kept, parent=plan.parent)
+            return ZoomResult(view=crop, served=crop.box, notes=list(plan.notes), label=label)
         crop = store.add_crop(
             plan.extent,
             factor=self.config.factor,

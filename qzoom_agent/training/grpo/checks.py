@@ -28,6 +28,9 @@ ENOUGH: Final = 64
 """Tokens over which the mean of a turn is compared with the tolerance; that of fewer is too noisy in 16 bits."""
 EXACT: Final = 0.02
 """Share of the tolerance that a single token may differ by in float32."""
+SPARSE: Final = (
+    "Sparse crops cannot be trained on: the trainer encodes each crop whole. Leave perception.sparse_crop out."
+)
 _MOST_TOKENS = 2**16
 _REPLY = "Let me look closer. 12, 34."
 
@@ -41,8 +44,9 @@ def require_family(config: PretrainedConfig) -> None:
         )
 
 
-def require_plain_positions(config: AgentConfig, looker: HFBackend) -> None:
-    """Raise ConfigError if inserted crops get the positions of their place, which the trainer cannot compute.
+def require_plain_crops(config: AgentConfig, looker: HFBackend) -> None:
+    """Raise ConfigError if inserted crops get the positions of their place, or are shown in part: the trainer can do
+    neither.
 
     Args:
         config: Resolved; it decides before the branches do.
@@ -51,6 +55,8 @@ def require_plain_positions(config: AgentConfig, looker: HFBackend) -> None:
     own = None if looker.branches is None else looker.branches.config.positions
     if config.policy in LOOK_FIRST and (config.perception.positions or own) == "aligned":
         raise ConfigError(PLACED)
+    if config.policy in LOOK_FIRST and config.perception.sparse_crop is not None:
+        raise ConfigError(SPARSE)
 
 
 class ProbeConversation:

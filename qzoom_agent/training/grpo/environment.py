@@ -26,7 +26,7 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.policy import LOOK_FIRST
 from qzoom_agent.protocols.calls import ZOOM
 from qzoom_agent.trace import Trace, Turn, describe_environment
-from qzoom_agent.training.grpo.checks import require_plain_positions
+from qzoom_agent.training.grpo.checks import require_plain_crops
 from qzoom_agent.views import ViewStore
 
 Block = dict[str, Any]
@@ -47,7 +47,7 @@ class ZoomEnv:
             ConfigError: TRL cannot render the protocol, or would place inserted crops otherwise.
         """
         self.agent = Agent(looker or backend, config=config)
-        require_plain_positions(self.agent.config, looker or backend)
+        require_plain_crops(self.agent.config, looker or backend)
         protocol = self.agent.protocol
         if {message["role"] for message in protocol.refusal("")} != {"tool"}:
             raise ConfigError(

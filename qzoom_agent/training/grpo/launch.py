@@ -39,7 +39,7 @@ from qzoom_agent.training.grpo.checks import (
     ProbeConversation,
     refused_by_trl,
     require_family,
-    require_plain_positions,
+    require_plain_crops,
     require_template,
 )
 from qzoom_agent.training.grpo.episode_length import QUESTION_TEXT, describe, longest, require_room
@@ -156,7 +156,7 @@ def episode_config(recipe: GRPORecipe, backend: HFBackend) -> AgentConfig:
     config = recipe.agent_config().resolved(
         model=backend.name, protocol=backend.protocol, defaults=backend.defaults, perceives=backend.perceives
     )
-    require_plain_positions(config, backend)
+    require_plain_crops(config, backend)
     if config.perceiver is not None:
         raise ConfigError(
             f"GRPO looks with the branches of the model that it trains, and agent.perceiver is '{config.perceiver}'. "

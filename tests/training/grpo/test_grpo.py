@@ -322,11 +322,15 @@ def test_crops_in_their_place_are_refused_before_the_first_step(
     make_trainer(recipe.model_copy(update={"agent": plain}), tmp_path / "out")
 
 
-def test_an_environment_of_plain_trl_refuses_them_too(looking: GRPORecipe) -> None:
+def test_an_environment_of_plain_trl_refuses_them_too_and_sparse_crops(looking: GRPORecipe) -> None:
     backend = HFBackend.load(looking.model, device="cpu", dtype="float32", branches=looking.branches)
-    config = looking.agent_config().replace(protocol="qwen3vl", perception={"positions": "aligned"})
-    with pytest.raises(ConfigError, match="positions of their place"):
-        ZoomEnv(backend, config=config)
+    for perception, why in (
+        ({"positions": "aligned"}, "positions of their place"),
+        ({"sparse_crop": 2.0}, "Sparse crops cannot be trained on"),
+    ):
+        config = looking.agent_config().replace(protocol="qwen3vl", perception=perception)
+        with pytest.raises(ConfigError, match=why):
+            ZoomEnv(backend, config=config)
 
 
 @pytest.mark.parametrize("perception", ["current", "frozen"])

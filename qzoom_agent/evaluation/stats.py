@@ -132,9 +132,9 @@ class _Spread(NamedTuple):
     def quantile(self, confidence: float) -> float:
         """Return Student's t for as many clusters."""
         require_scipy()
-        from scipy.stats import t
+        from scipy.special import stdtrit  # scipy.stats has the same under plainer names, and takes seconds to import
 
-        return float(t.ppf((1 + confidence) / 2, self.groups - 1))
+        return float(stdtrit(self.groups - 1, (1 + confidence) / 2))
 
     def values_like(self) -> float:
         """Return the number of independent values that would be as sure; the effective clusters if all are equal."""
@@ -151,13 +151,13 @@ class _Spread(NamedTuple):
         """Return the interval of the mean of values from 0 to 1 (Korn and Graubard)."""
         if not self.variance:
             return _score_interval(self.mean, self.effective, confidence)
-        from scipy.stats import beta
+        from scipy.special import betaincinv
 
         # Clopper and Pearson's for the number of independent right/wrong values that would be as sure.
         n = self.mean * (1 - self.mean) / self.variance
         n *= (NormalDist().inv_cdf((1 + confidence) / 2) / self.quantile(confidence)) ** 2
         right, wrong, tail = n * self.mean, n * (1 - self.mean), (1 - confidence) / 2
-        return Interval(float(beta.ppf(tail, right, wrong + 1)), float(beta.ppf(1 - tail, right + 1, wrong)))
+        return Interval(float(betaincinv(right, wrong + 1, tail)), float(betaincinv(right + 1, wrong, 1 - tail)))
 
     def change_interval(self, confidence: float) -> Interval | None:
         """Return the interval of the mean of differences from -1 to 1 (Bonett and Price)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
@@ -74,7 +74,11 @@ def rule_version(scorer: Callable[..., Any]) -> str:
     if isinstance(version, str):
         return version
     try:
-        source = inspect.getsource(inspect.unwrap(scorer))
+        return _source_version(inspect.unwrap(scorer))
     except (OSError, TypeError):
         return ""
-    return f"source {hashlib.sha256(source.encode()).hexdigest()[:12]}"
+
+
+@lru_cache(maxsize=256)  # asked for every row, and reading a source takes a millisecond
+def _source_version(scorer: Callable[..., Any]) -> str:
+    return f"source {hashlib.sha256(inspect.getsource(scorer).encode()).hexdigest()[:12]}"

@@ -142,6 +142,11 @@ class HFSession:
         """The views that are encoded."""
         return set(self._images)
 
+    @property
+    def places(self) -> Mapping[str, tuple[str, Cells]]:
+        """The crops with aligned positions: each with the view that it was cut from, and its cells there."""
+        return self._places
+
     def fork(self) -> "HFSession":
         """Open another conversation that shares the views encoded so far."""
         other = copy(self)

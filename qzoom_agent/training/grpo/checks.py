@@ -21,8 +21,9 @@ from qzoom_agent.protocols.interface import ZoomProtocol
 from qzoom_agent.views import ViewStore
 
 PLACED: Final = (
-    "Crops with the positions of their place cannot be trained on: the trainer computes positions itself. "
-    "Set perception.positions to 'plain' and use branches made for it."
+    "TRL's tool loop and vLLM compute positions themselves, so they cannot show crops with the positions of their "
+    "place. Set rollouts.by to 'shared', or to 'generate' without vLLM; or perception.positions to 'plain', with "
+    "branches made for it."
 )
 ENOUGH: Final = 64
 """Tokens over which the mean of a turn is compared with the tolerance; that of fewer is too noisy in 16 bits."""
@@ -44,16 +45,16 @@ def require_family(config: PretrainedConfig) -> None:
         )
 
 
-def require_plain_crops(config: AgentConfig, looker: HFBackend) -> None:
-    """Raise ConfigError if inserted crops get the positions of their place, or are shown in part: the trainer can do
-    neither.
+def require_plain_crops(config: AgentConfig, looker: HFBackend, *, aligned: bool = False) -> None:
+    """Raise ConfigError if inserted crops are shown in part, or get the positions of their place.
 
     Args:
         config: Resolved; it decides before the branches do.
         looker: The backend whose branches look.
+        aligned: The rollouts can have these positions.
     """
     own = None if looker.branches is None else looker.branches.config.positions
-    if config.policy in LOOK_FIRST and (config.perception.positions or own) == "aligned":
+    if config.policy in LOOK_FIRST and (config.perception.positions or own) == "aligned" and not aligned:
         raise ConfigError(PLACED)
     if config.policy in LOOK_FIRST and config.perception.sparse_crop is not None:
         raise ConfigError(SPARSE)

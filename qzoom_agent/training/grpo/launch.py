@@ -150,13 +150,14 @@ def episode_config(recipe: GRPORecipe, backend: HFBackend) -> AgentConfig:
     """Return the configuration of the episodes, resolved for the model.
 
     Raises:
-        ConfigError: The trainer would place crops otherwise than the policy does, an episode is no single conversation,
-            or another model looks.
+        ConfigError: Rollouts would place crops otherwise than the policy does, an episode is no single conversation, or
+            another model looks.
     """
     config = recipe.agent_config().resolved(
         model=backend.name, protocol=backend.protocol, defaults=backend.defaults, perceives=backend.perceives
     )
-    require_plain_crops(config, backend)
+    ours = recipe.rollouts.by != "environment" and recipe.rollouts.vllm is None
+    require_plain_crops(config, backend, aligned=ours)
     if config.perceiver is not None:
         raise ConfigError(
             f"GRPO looks with the branches of the model that it trains, and agent.perceiver is '{config.perceiver}'. "

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.answer import Answer
@@ -30,10 +31,8 @@ from qzoom_agent.models.hf_session import EncodedView, HFSession, encode_views
 from qzoom_agent.models.interface import ImageSource
 from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.models.scheduler import QueuedSession, Request, RequestQueue, prepared
-from qzoom_agent.perception.adapters import Cells
 from qzoom_agent.policy import LOOK_FIRST
 from qzoom_agent.trace import PerceptionRecord
-from qzoom_agent.training.grpo.checks import PLACED
 from qzoom_agent.training.rewards import Rollout
 
 Writer = Callable[[Sequence[GenerationRequest]], list[GeneratedTurn]]
@@ -45,6 +44,8 @@ class RecordedTurn(NamedTuple):
 
     prompt: Prompt
     written: GeneratedTurn
+    positions: Tensor
+    """Of the prompt, see `Prepared`."""
 
 
 @dataclass
@@ -59,6 +60,8 @@ class Tokens:
     """Of the completion: log-probabilities as sampled; 0 for context."""
     images: list[Image.Image]
     """The views in the order of their visual tokens, exactly as shown."""
+    positions: Tensor
+    """(3, tokens) of prompt and completion; fractions where crops have the positions of their place."""
     rewritten: int = 0
     """Sampled ids that a later prompt changed."""
 
@@ -97,8 +100,10 @@ def tokens_of(turns: Sequence[RecordedTurn], image: ImageSource, *, end: int) ->
     if turns[-1].written.finish == "stop" and whole[-1] != end:
         whole, mask, logps = [*whole, end], [*mask, 0], [*logps, 0.0]
     images = [image(span.view) for span in turns[-1].prompt.spans]
-    start = len(first)
-    return Tokens(first, whole[start:], mask[start:], logps[start:], images, rewritten)
+    start, known = len(first), turns[-1].positions[..., 0, :]
+    after = int(known.max()) + 1 + torch.arange(len(whole) - known.shape[-1], device=known.device)
+    positions = torch.cat((known, after.to(known).expand(*known.shape[:-1], -1)), dim=-1)
+    return Tokens(first, whole[start:], mask[start:], logps[start:], images, positions, rewritten)
 
 
 class RolloutBackend:
@@ -113,18 +118,11 @@ class RolloutBackend:
         self.turns: list[RecordedTurn] = []
         self.image: ImageSource | None = None
 
-    def session(self, image: ImageSource) -> "_RolloutSession":
+    def session(self, image: ImageSource) -> QueuedSession:
         self.image = image
         scheduler = self._scheduler
         model = HFSession(scheduler.backend, image, pool=scheduler.encoded, encodes=scheduler.encode)
-        return _RolloutSession(scheduler.queue, model, owner=self, order=self._index)
-
-
-class _RolloutSession(QueuedSession):
-    """A queued session that refuses aligned positions of crops, which the trainer cannot give."""
-
-    def place(self, view: str, *, source: str, cells: Cells) -> None:
-        raise ConfigError(PLACED)
+        return QueuedSession(scheduler.queue, model, owner=self, order=self._index)
 
 
 class RolloutScheduler:
@@ -167,6 +165,8 @@ class RolloutScheduler:
         key = request.session.key(prompt), request.options.model_dump_json(), *how.values()
         if key not in self._looks:
             session = self.looker.session(request.session.image)
+            for view, (source, cells) in request.session.places.items():
+                session.place(view, source=source, cells=cells)
             self._looks[key] = session.look(request.messages, options=request.options, **how)
             session.close()
         return self._looks[key]
@@ -185,7 +185,7 @@ class RolloutScheduler:
         seconds = (perf_counter() - began) / max(1, len(ready))
         for (one, request), turn in zip(ready, turns, strict=True):
             reply = request.record(turn, seconds=seconds)
-            one.owner.turns.append(RecordedTurn(request.ready.prompt, turn))
+            one.owner.turns.append(RecordedTurn(request.ready.prompt, turn, request.ready.positions))
             one.result.set_result(reply)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import pad
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample
@@ -135,6 +136,8 @@ class ZoomTrainer(GRPOTrainer):
         self._sampled_at = -1
         """Step whose weights the rollouts in training were sampled from."""
         self._logps: Tensor | None = None
+        self._learned: Row | None = None
+        """The batch that is being learned from."""
         with refused_by_trl():
             super().__init__(
                 model=backend.model,
@@ -187,9 +190,10 @@ class ZoomTrainer(GRPOTrainer):
         return found
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
-        inputs = trimmed(inputs)
+        inputs = self._learned = trimmed(inputs)
         compute: Any = super()._compute_loss
         loss = compute(model, inputs)
+        self._learned = None
         if self._logps is not None and not self.use_vllm and self.model.training:
             now = self._sampled_at == self.state.global_step  # later steps of a round have other weights
             self._compare(inputs, self._logps, writer="shared decoding", refuse=now)
@@ -262,7 +266,31 @@ class EpisodeTrainer(ZoomTrainer):
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         self._inputs = inputs
-        return super()._generate_and_score_completions(inputs)
+        batch = super()._generate_and_score_completions(inputs)
+        positions = self._positions(batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1])
+        return batch if positions is None else {**batch, "positions": positions}
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        if self._learned is not None:
+            positions = self._learned.get("positions")
+        else:
+            positions = self._positions(input_ids.shape[1] - logits_to_keep, logits_to_keep)
+        placed = model if positions is None else _PlacedModel(model, positions)
+        return super()._get_per_token_logps_and_entropies(
+            placed, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+
+    def _positions(self, width: int, length: int) -> Tensor | None:
+        """Return the positions of a round's padded rows, (rows, tokens, 3); None where TRL computes the same itself."""
+        every = [one.tokens for one in self._finished]
+        if not any(one.positions.is_floating_point() for one in every):
+            return None
+        padded = torch.zeros(len(every), width + length, 3, device=self.accelerator.device)
+        for row, one in zip(padded, every, strict=True):
+            row[width - len(one.prompt) : width + len(one.completion)] = one.positions.T
+        return padded
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         began = perf_counter()
@@ -332,12 +360,14 @@ class EpisodeTrainer(ZoomTrainer):
         images = [[one.session.image(span.view) for span in one.ready.prompt.spans] for one in requests]
         limit = requests[0].settings.max_new_tokens
         self._any_device_generates(True)
-        ids, logps = self._trl_pass(prompts, images, limit)
+        ids, logps = self._trl_pass(prompts, images, limit, [one.ready.positions[..., 0, :] for one in requests])
         known = [None] * len(ids) if logps is None else logps
         written = zip(requests, ids, known, strict=True)
         return [_read(one, sampled, probable, self.backend) for one, sampled, probable in written]
 
-    def _trl_pass(self, prompts: list[list[int]], images: list[list[Any]], limit: int) -> Any:
+    def _trl_pass(
+        self, prompts: list[list[int]], images: list[list[Any]], limit: int, positions: Sequence[Tensor] = ()
+    ) -> Any:
         """Take one pass of TRL's generation; return ids, and their log-probabilities where vLLM gives them."""
         generate: Any = super()._generate_single_turn
         if self.use_vllm:
@@ -351,6 +381,10 @@ class EpisodeTrainer(ZoomTrainer):
         self.generation_config.max_new_tokens = limit
         flat = [image for row in images for image in row]
         fields = dict(self.backend.processor.image_processor(images=flat, return_tensors="pt")) if flat else {}
+        if any(one.is_floating_point() for one in positions):
+            columns = [one.T.float() for one in positions]
+            padded = pad(columns, padding_side="left", pad_to_multiple_of=self.pad_to_multiple_of)
+            fields["position_ids"] = padded.permute(2, 0, 1)
         return generate(prompts, images, fields, num_generations=1, has_tool_images=True)
 
     def _any_device_generates(self, busy: bool) -> bool:
@@ -365,6 +399,17 @@ class EpisodeTrainer(ZoomTrainer):
         limit = self.config.generation.max_new_tokens if self.use_vllm else 1
         while self._any_device_generates(False):
             self._trl_pass([one.tokens.prompt], [shown], limit)
+
+
+class _PlacedModel:
+    """A model that is called with positions of its rows, which TRL passes in order and some at a time."""
+
+    def __init__(self, model: Any, positions: Tensor) -> None:
+        self._model, self._left = model, positions
+
+    def __call__(self, *, input_ids: Tensor, **kwargs: Any) -> Any:
+        now, self._left = self._left.split((len(input_ids), len(self._left) - len(input_ids)))
+        return self._model(input_ids=input_ids, position_ids=now.permute(2, 0, 1), **kwargs)
 
 
 def move_looker(looker: HFBackend, device: torch.device, *, trained: HFBackend) -> None:
@@ -388,10 +433,10 @@ def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:
     right = int(completions.nonzero().max()) + 1
     width, length = len(prompts), len(completions)
     columns = dict.fromkeys(("prompt_ids", "prompt_mask"), slice(left, None))
-    columns |= dict.fromkeys(("mm_token_type_ids", "token_type_ids"), slice(left, width + right))
+    columns |= dict.fromkeys(("mm_token_type_ids", "token_type_ids", "positions"), slice(left, width + right))
     cut = dict(inputs)
     for key, value in inputs.items():
-        if isinstance(value, Tensor) and value.dim() == 2:
+        if isinstance(value, Tensor) and value.dim() > 1:
             of_completion = key in _OF_COMPLETIONS and value.shape[1] == length
             cut[key] = value[:, slice(right) if of_completion else columns.get(key, slice(None))]
     return cut

@@ -13,17 +13,18 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from grpo_benchmark import measure
+from grpo_benchmark import _again, measure
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.perception.branches import Branches
+from qzoom_agent.training.grpo.checks import logp_distances
 from qzoom_agent.training.grpo.environment import ZoomEnv
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.grpo.launch import load_model, make_trainer, save_model, train
 from qzoom_agent.training.grpo.trainer import EpisodeTrainer, ZoomTrainer, move_looker, trimmed
 from qzoom_agent.training.rewards import Rollout
-from tests.tiny_models import Family
+from tests.tiny_models import Family, build
 from tests.training.grpo.grpo_script import AGENT, scripted, tiny_recipe
 from tests.training.grpo.grpo_script import recipe as script_recipe
 
@@ -302,21 +303,59 @@ def test_rewards_that_need_branches_are_refused_without(tmp_path: Path) -> None:
         make_trainer(always, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    ("by", "whose"), [("shared", "configuration"), ("generate", "branches"), ("environment", "branches")]
-)
-def test_crops_in_their_place_are_refused_before_the_first_step(
-    looking: GRPORecipe, by: str, whose: str, tmp_path: Path
+def aligned(recipe: GRPORecipe, **changes: Any) -> GRPORecipe:
+    look = {**ALWAYS["perception"], "positions": "aligned"}
+    return recipe.model_copy(update={"agent": {**recipe.agent, "perception": look}, **changes})
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_crops_in_their_place_are_trained_on(family: Family, looking: GRPORecipe, tmp_path: Path) -> None:
+    recipe = aligned(looking, num_iterations=2, max_steps=2)
+    if family == "qwen3_vl":
+        model = build(family, tmp_path / family, max_position_embeddings=16384)
+        backend = HFBackend.load(str(model), device="cpu", dtype="float32")
+        Branches.from_base(backend.model, k=1, depth=1, gate_depth=1).save(tmp_path / "branches")
+        recipe = recipe.model_copy(update={"model": str(model), "branches": str(tmp_path / "branches")})
+    trainer = make_trainer(recipe, tmp_path / "out")
+    assert isinstance(trainer, EpisodeTrainer)
+    trainer.train()
+    log = log_of(tmp_path / "out")[0]
+    assert log["zoom/inserted"] == 1.0 and log["rollout/logp_difference_max"] < 1e-5
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([dict(trainer.train_dataset[0])] * 2)
+    sampled, mask = batch["sampling_per_token_logps"], batch["completion_mask"] * batch["tool_mask"]
+    assert (batch["positions"] % 1).any(), "fractions of a cell"
+    assert logp_distances(sampled, batch["old_per_token_logps"], mask)[0].largest < 1e-5
+    assert logp_distances(sampled, _again(trainer, batch), mask)[0].largest < 1e-5
+    trainer._finished = []
+    assert logp_distances(sampled, _again(trainer, batch), mask)[0].largest > 1e-4, "as plain positions have it"
+
+
+def test_trl_writes_turns_after_crops_in_their_place(
+    looking: GRPORecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = rolled_out(looking, by=by).model_copy(update={"protocol": "qwen3vl"})
-    if whose == "configuration":
-        look = {**ALWAYS["perception"], "positions": "aligned"}
-        recipe = recipe.model_copy(update={"agent": {**recipe.agent, "perception": look}})
-    else:
-        base = HFBackend.load(recipe.model, device="cpu", dtype="float32").model
-        Branches.from_base(base, k=1, depth=1, gate_depth=1, positions="aligned").save(tmp_path)
-        recipe = recipe.model_copy(update={"branches": str(tmp_path)})
-    with pytest.raises(ConfigError, match=r"Set perception\.positions to 'plain'"):
+    trainer = make_trainer(rolled_out(aligned(looking), by="generate"), tmp_path)
+    assert isinstance(trainer, EpisodeTrainer)
+    generate, given = trainer.model.generate, []
+
+    def kept(**inputs: Any) -> Any:
+        given.append(inputs["position_ids"])
+        return generate(**inputs)
+
+    monkeypatch.setattr(trainer.model, "generate", kept)
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([dict(trainer.train_dataset[at]) for at in (0, 0, 1, 1)])
+    (before, *_), width = given, batch["prompt_ids"].shape[1]
+    assert before.shape[1:] == (4, width) and (before % 1).any()
+    assert before.permute(1, 2, 0).equal(batch["positions"][:, :width])
+
+
+def test_crops_in_their_place_are_refused_where_trl_places_them(looking: GRPORecipe, tmp_path: Path) -> None:
+    base = HFBackend.load(looking.model, device="cpu", dtype="float32").model
+    Branches.from_base(base, k=1, depth=1, gate_depth=1, positions="aligned").save(tmp_path)
+    changes = {"protocol": "qwen3vl", "branches": str(tmp_path)}
+    recipe = rolled_out(looking, by="environment").model_copy(update=changes)
+    with pytest.raises(ConfigError, match=r"or perception\.positions to 'plain'"):
         make_trainer(recipe, tmp_path / "out")
     plain = {**recipe.agent, "perception": {**ALWAYS["perception"], "positions": "plain"}}
     make_trainer(recipe.model_copy(update={"agent": plain}), tmp_path / "out")

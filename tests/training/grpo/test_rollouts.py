@@ -19,7 +19,7 @@ from qzoom_agent.models.hf_generation import GeneratedTurn
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.prompts import ImageSpan, Prompt
 from qzoom_agent.models.sampling import draw
-from qzoom_agent.training.grpo.rollouts import RecordedTurn, RolloutBackend, RolloutScheduler, play, tokens_of
+from qzoom_agent.training.grpo.rollouts import RecordedTurn, RolloutScheduler, play, tokens_of
 from tests.training.grpo.grpo_script import AGENT
 
 SHORT = {**AGENT, "generation": {"max_new_tokens": 8}}
@@ -73,13 +73,6 @@ def test_an_episode_whose_question_is_too_long_is_named(tiny: HFBackend) -> None
         play(RolloutScheduler(tiny, BatchEngine(tiny).generate), long, AgentConfig().replace(**SHORT), [0, 1])
 
 
-def test_crops_in_their_place_are_refused(tiny: HFBackend) -> None:
-    scheduler = RolloutScheduler(tiny, BatchEngine(tiny).generate)
-    session = RolloutBackend(scheduler, 0).session(lambda _: Image.new("RGB", (56, 56)))
-    with pytest.raises(ConfigError, match=r"perception\.positions to 'plain'"):
-        session.place("crop1", source="coarse", cells=(0, 0, 1, 1))
-
-
 @given(st.lists(st.floats(-8, 8), min_size=3, max_size=9), st.floats(0, 1, exclude_max=True), st.floats(0.3, 2))
 def test_a_draw_is_a_possible_token_with_its_own_log_probability(
     row: list[float], chance: float, temperature: float
@@ -107,9 +100,8 @@ END = 9
 
 def said(prompt: list[int], ids: list[int], *, finish: Any = "stop", views: int = 1) -> RecordedTurn:
     spans = tuple(ImageSpan(at, at + 1, f"view{at}") for at in range(views))
-    return RecordedTurn(
-        Prompt(tuple(prompt), spans), GeneratedTurn(tuple(ids), tuple(-float(i) for i in ids), "", finish, 0)
-    )
+    written = GeneratedTurn(tuple(ids), tuple(-float(i) for i in ids), "", finish, 0)
+    return RecordedTurn(Prompt(tuple(prompt), spans), written, torch.arange(len(prompt)).expand(3, 1, -1) * 2)
 
 
 def image(view: str) -> Image.Image:
@@ -123,6 +115,7 @@ def test_turns_become_one_sequence() -> None:
     assert tokens.mask == [1, 1, 0, 0, 1, 1]
     assert tokens.logps == [-3, -9, 0, 0, -7, -9]
     assert len(tokens.images) == 2 and tokens.rewritten == 0
+    assert tokens.positions[1].tolist() == [0, 2, 4, 6, 8, 10, 11, 12], "what is written goes on from the prompt's last"
 
 
 def test_another_end_than_the_template_writes_is_context() -> None:

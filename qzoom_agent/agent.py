@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
@@ -43,6 +43,9 @@ from qzoom_agent.trace import Trace, describe_environment
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.own_tools import find_own_tools, require_place
 from qzoom_agent.zoom.zoom import Zoom, ZoomConfig, find_tool
+
+if TYPE_CHECKING:
+    from qzoom_agent.chat import Chat
 
 Boxes = Sequence[Box | Sequence[float]]
 """Boxes of the original: `Box` in any frame, or four numbers in pixels."""
@@ -288,6 +291,42 @@ class Agent:
         state, context = self.begin(image, question, boxes=boxes, seed=seed, thread=thread)
         return self._finish(state, context, thread)
 
+    def chat(
+        self,
+        image: ImageSource | None = None,
+        *,
+        history: bool | None = None,
+        seed: int | None = None,
+        thread: str | None = None,
+    ) -> Chat:
+        """Begin a conversation about an image, or go on with a saved one.
+
+        Args:
+            image: As for `run`; None: the conversation saved under `thread`, whose interrupted question is answered
+                first.
+            history: True: the model reads the earlier questions, answers and crops with each question. False: it reads
+                the coarse view and what is shown for this question, so that its answers are those of single runs. None:
+                as its format says; nano, which was trained on single questions, reads none.
+            seed: As for `run`.
+            thread: Save each step under this name in `state_dir`.
+
+        Raises:
+            ImageError: The image cannot be read.
+            ConfigError: There is neither an image nor a saved conversation, or another argument is wrong.
+        """
+        from qzoom_agent.chat import Chat
+
+        if image is not None:
+            if history is None:
+                history = getattr(self.protocol, "history", True)
+            return Chat(self, self._prepared(image, seed=seed, thread=thread), thread=thread, history=history)
+        if thread is None:
+            raise ConfigError("A conversation is about an image, or is one that was saved. Give an image or a thread.")
+        with self._saved_runs(thread).claimed(thread, new=False):
+            self._resume(thread)
+            context, state, _ = self._restored(thread)
+        return Chat(self, context, thread=thread, state=state)
+
     def look(self, image: ImageSource, question: str) -> LookResult:
         """Run the coarse pass alone: does the question need more detail, and where? Nothing is answered.
 
@@ -343,26 +382,33 @@ class Agent:
         For callers that run the graph's nodes by hand. The model is not asked and nothing is saved yet.
         """
         require_question(question)
+        context = self._prepared(image, seed=seed, thread=thread)
+        return self._first_state(context, question, boxes=boxes, thread=thread), context
+
+    def _prepared(self, image: ImageSource, *, seed: int | None = None, thread: str | None = None) -> Context:
+        """Return the context of a new episode, with the original in its store."""
         config = self.config if seed is None else self.config.replace(seed=seed)
         pixels = load_image(image, max_pixels=config.max_pixels)
-        gold = None if boxes is None else [_gold(box, pixels) for box in boxes]
         folder = None
         if thread is not None:
             saved = self._saved_runs(thread)
             saved.require_free(thread)
             folder = saved.folder(thread)
-        store = ViewStore(folder, count=getattr(self.backend, "view_tokens", None))
-        context = self._context(config, store)
-        context.policy.require(gold)
-        state = start(
+        context = self._context(config, ViewStore(folder, count=getattr(self.backend, "view_tokens", None)))
+        context.store.add_original(pixels)
+        return context
+
+    def _first_state(
+        self, context: Context, question: str, *, boxes: Boxes | None = None, thread: str | None = None
+    ) -> State:
+        return start(
             id=thread or uuid4().hex[:12],
             question=question,
             backend=self.backend.name,
-            config=config,
-            gold=None if gold is None else [box.as_list() for box in gold],
-            original=store.add_original(pixels),
+            config=context.config,
+            gold=gold_boxes(context, boxes),
+            original=context.store.view("original"),
         )
-        return state, context
 
     async def arun(self, image: ImageSource, question: str, **options: Any) -> Answer:
         """Answer as `run`, with its options, without blocking the event loop."""
@@ -440,6 +486,14 @@ class Agent:
             return self._resume(thread)
 
     def _resume(self, thread: str) -> Answer:
+        context, state, failed = self._restored(thread)
+        if not state["status"]:
+            return self._finish(None, context, thread, since=failed)
+        self._saved_runs(thread).drop_steps(thread)  # unless that was done when it ended
+        return self._answer(state, context)
+
+    def _restored(self, thread: str) -> tuple[Context, State, RunnableConfig | None]:
+        """Return context and state of a saved run; of one that failed, those before, and the step to go on from."""
         saved = self._saved_runs(thread)
         state = saved.state(thread)
         if not state:
@@ -453,13 +507,12 @@ class Agent:
         failed = None
         if state["status"] == "error":
             failed, state = saved.before_failure(thread)
-        store = ViewStore.restore(saved.folder(thread), [View(**view) for view in state["views"]])
+        views = [view for one in (*state.get("asked", []), state) for view in one["views"]]
+        store = ViewStore.restore(saved.folder(thread), [View(**view) for view in views])
         store.count = getattr(self.backend, "view_tokens", None)
         context = self._context(AgentConfig.model_validate(state["config"]), store)
-        if not state["status"]:
-            return self._finish(None, context, thread, since=failed)
-        saved.drop_steps(thread)  # unless that was done when it ended
-        return self._answer(state, context)
+        context.follow(state)
+        return context, state, failed
 
     def threads(self) -> list[str]:
         """Return the names of the runs saved in `state_dir`, sorted. Raises ConfigError for a damaged file."""
@@ -550,8 +603,18 @@ class Agent:
         return last.answer
 
     def _stream(
-        self, state: State | None, context: Context, thread: str | None, *, since: RunnableConfig | None = None
+        self,
+        state: Mapping[str, Any] | None,
+        context: Context,
+        thread: str | None,
+        *,
+        since: RunnableConfig | None = None,
+        left_at: Callable[[State], None] | None = None,
     ) -> Iterator[Event]:
+        """Yield the events of an episode; of a saved conversation, `state` may be the update that asks a question.
+
+        `left_at` receives the final state, and keeps the sessions open for the next question.
+        """
         # A look and two steps a turn; LangGraph's own limit must never end an episode before our budget does.
         config: RunnableConfig = {"recursion_limit": 3 * context.config.budget.max_turns + 10}
         graph = compile_graph()
@@ -560,14 +623,15 @@ class Agent:
         if thread is not None:
             saved = self._saved_runs(thread)
             graph = saved.graph()
-            guard = guard if state is None else saved.claimed(thread, new=True)  # `resume` has claimed its run
+            if state is not None:  # `resume` has claimed its run
+                guard = saved.claimed(thread, new=not context.follows)
             options["durability"] = "sync"
             config = {**run_config(thread), **config, **(since or {})}
         final: Any = None
         ending: Event | None = None
         try:
             with guard:
-                for mode, data in graph.stream(state, config, **options):
+                for mode, data in graph.stream(cast(Any, state), config, **options):
                     if mode == "values":
                         final = data
                     elif data["kind"] == "answer":
@@ -580,8 +644,11 @@ class Agent:
                             raise
                 if thread is not None:
                     saved.drop_steps(thread)
+            if left_at is not None:
+                left_at(final)
         finally:
-            context.close()
+            if left_at is None or ending is None:
+                context.close()
         assert ending is not None
         yield ending.model_copy(update={"answer": self._answer(final, context)})
 
@@ -592,7 +659,7 @@ class Agent:
 
     def _answer(self, state: State, context: Context) -> Answer:
         trace = to_trace(state, protocol=context.protocol.name, environment=self._environment())
-        return Answer(text=trace.answer or "", status=trace.status, trace=trace, store=context.store)
+        return Answer.of(trace, context.store)
 
     def _environment(self) -> dict[str, str]:
         """Return versions, and the device and number format with the reason for them, or the API of a server."""
@@ -620,6 +687,14 @@ def _split(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         overrides["own_tools"] = overrides.pop("tools")
     objects = {key: overrides[key] for key in _OBJECTS if not isinstance(overrides.get(key), str | None)}
     return {_OBJECTS.get(key, key): value for key, value in overrides.items() if key not in objects}, objects
+
+
+def gold_boxes(context: Context, boxes: Boxes | None) -> list[list[float]] | None:
+    """Return gold boxes as a state has them. Raises ConfigError for a wrong one, or if the policy needs some."""
+    image = context.store.image("original")
+    gold = None if boxes is None else [_gold(box, image) for box in boxes]
+    context.policy.require(gold)
+    return None if gold is None else [box.as_list() for box in gold]
 
 
 def _gold(box: Box | Sequence[float], image: Image.Image) -> Box:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.episode_state import EventKind
-from qzoom_agent.trace import PerceptionRecord, Status, Trace, Usage, by_digest
+from qzoom_agent.trace import PerceptionRecord, QuestionRecord, Status, Trace, Usage, by_digest
 from qzoom_agent.views import ViewStore
 
 _PICTURE = 480
@@ -24,24 +24,36 @@ _PICTURE = 480
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of one episode."""
+    """The result of one question: of a run, or the last of a conversation."""
 
     text: str
     """The answer; empty if there is none."""
     status: Status
     trace: Trace
+    """The whole record, of a conversation with all questions so far."""
     store: ViewStore
     """The pixels of every view on the trace."""
 
+    @classmethod
+    def of(cls, trace: Trace, store: ViewStore) -> Answer:
+        """Return the answer to the last question of a trace."""
+        last = trace.questions[-1]
+        return cls(text=last.answer or "", status=last.status, trace=trace, store=store)
+
+    @property
+    def record(self) -> QuestionRecord:
+        """The part of the trace that is about this question."""
+        return self.trace.questions[-1]
+
     @property
     def usage(self) -> Usage:
-        """Visual tokens, calls, crops and seconds of the run."""
-        return self.trace.usage
+        """Visual tokens, calls, crops and seconds of this question; `trace.total` has those of a conversation."""
+        return self.record.usage
 
     @property
     def boxes(self) -> list[tuple[float, float, float, float]]:
-        """Boxes of the crops that the model was shown, as x1, y1, x2, y2 in pixels of the original."""
-        return [view.box for view in self.trace.views if view.kind == "crop"]
+        """Boxes of the crops that were shown for this question, as x1, y1, x2, y2 in pixels of the original."""
+        return [view.box for view in self.record.views if view.kind == "crop"]
 
     def to_detections(self, label: str | None = None) -> str:
         """Return `boxes` as JSON in the form of Qwen3-VL: "bbox_2d" in thousandths of the image's sides, and "label".
@@ -60,12 +72,11 @@ class Answer:
     def load(cls, folder: str | Path) -> Answer:
         """Read what `save` wrote. Raises TraceError or ImageError for a file that is missing or damaged."""
         trace = Trace.load(folder)
-        store = ViewStore.restore(Path(folder) / "images", trace.views)
-        return cls(text=trace.answer or "", status=trace.status, trace=trace, store=store)
+        return cls.of(trace, ViewStore.restore(Path(folder) / "images", trace.all_views))
 
     def save(self, folder: str | Path) -> Path:
         """Write trace.json, images/ and config.yaml into `folder`; return it. Raises TraceError."""
-        path = self.trace.save(folder, by_digest(self.trace.views, self.store.image))
+        path = self.trace.save(folder, by_digest(self.trace.all_views, self.store.image))
         AgentConfig.model_validate(self.trace.config).save(path / "config.yaml")
         return path
 
@@ -73,18 +84,18 @@ class Answer:
         """Write one self-contained HTML file that shows where the model looked; return its path."""
         from qzoom_agent.report.episode import write_report
 
-        write_report(self.trace, by_digest(self.trace.views, self.store.image), path)
+        write_report(self.trace, by_digest(self.trace.all_views, self.store.image), path)
         return Path(path)
 
     def __str__(self) -> str:
         if self.status == "answered":
             return self.text
-        return f"{self.text or 'no answer'} ({self.status}{f': {self.trace.error}' if self.trace.error else ''})"
+        return f"{self.text or 'no answer'} ({self.status}{f': {self.record.error}' if self.record.error else ''})"
 
     def _repr_html_(self) -> str:
-        usage = self.trace.usage
+        usage = self.usage
         return (
-            f"{self._picture()}<p><i>{html.escape(self.trace.question)}</i></p><p><b>{html.escape(str(self))}</b></p>"
+            f"{self._picture()}<p><i>{html.escape(self.record.question)}</i></p><p><b>{html.escape(str(self))}</b></p>"
             f"<p>{usage.served + usage.inserted} crops, {usage.visual_tokens} visual tokens, "
             f"{usage.seconds.total:.2f} s</p>"
         )

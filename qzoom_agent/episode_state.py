@@ -10,16 +10,19 @@ import contextvars
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NotRequired, cast, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Annotated, Any, Final, Literal, NotRequired, cast, get_args, get_origin, get_type_hints
 
 from langgraph.runtime import Runtime
+from langgraph.types import Overwrite
 from typing_extensions import TypedDict
 
 from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import BackendError, ImageError
-from qzoom_agent.messages import Message
+from qzoom_agent.messages import Message, text, view_ids
 from qzoom_agent.models.interface import (
     Backend,
+    ForkingSession,
     Perceiver,
     PerceivingSession,
     Reply,
@@ -50,10 +53,11 @@ class State(TypedDict):
     gold: list[list[float]] | None
     """Gold boxes in original pixels, for `oracle` and `random`."""
     views: Annotated[list[dict[str, Any]], operator.add]
+    """Views that this question added."""
     messages: Annotated[list[Message], operator.add]
     """The whole conversation; images are view ids."""
     turns: Annotated[list[dict[str, Any]], operator.add]
-    """Finished turns."""
+    """Finished turns of this question."""
     turn: dict[str, Any] | None
     """The turn whose calls `act` has to run."""
     last: Last | None
@@ -72,6 +76,12 @@ class State(TypedDict):
     status: Status | None
     answer: str | None
     error: str | None
+    asked: NotRequired[Annotated[list[dict[str, Any]], operator.add]]
+    """Earlier questions of the conversation (`QuestionRecord`)."""
+    opened: NotRequired[int]
+    """Messages before this question."""
+    history: NotRequired[bool]
+    """False: each question of the conversation is asked with its own views alone."""
 
 
 @dataclass
@@ -100,25 +110,76 @@ class Context:
     """Stream the text of each turn as it is written."""
     left: bool = False
     """Nobody reads the stream any longer: the turn under way ends at its next piece of text."""
+    chat: bool = False
+    """Further questions may follow, for which the state of the first look is kept."""
+    follows: bool = False
+    """The question is a later one of a conversation."""
+    earlier: frozenset[str] = frozenset()
+    """Crops and images of tools that earlier questions showed. They do not count towards the budgets of this question,
+    and a look does not read them."""
     session: Session | None = field(default=None, init=False)
+    beside: Session | None = field(default=None, init=False)
+    """A second conversation with the same views: looks at later questions, and what is asked apart."""
 
-    def open(self, placed: dict[str, list[float]]) -> Session:
-        """Return the session, opened at the first call, with the placed and the sparse crops made known to it."""
+    @property
+    def own_views(self) -> list[View]:
+        """The views that a run of this question alone would have shown so far."""
+        return [view for view in self.store.shown if view.id not in self.earlier]
+
+    def follow(self, state: State) -> None:
+        """Take note of the earlier questions of a conversation."""
+        asked = state.get("asked", [])
+        self.follows = bool(asked)
+        self.earlier = frozenset(
+            view["id"] for one in asked for view in one["views"] if view["kind"] in ("crop", "tool")
+        )
+        if not state.get("history", True):
+            self.store.hidden = self.earlier
+
+    def open(self, placed: dict[str, list[float]], *, alone: bool = False) -> Session:
+        """Return the session, opened at the first call, with the placed and the sparse crops made known to it.
+
+        `alone`: for messages that are no part of the conversation. A later question has a second session for them, so
+        that the first keeps what it holds.
+        """
         if self.session is None:
-            self.session = self.backend.session(self.policy.eyes(self.store))
-        if isinstance(self.session, PerceivingSession):
+            self.session = self._opened()
+        session = self.session
+        if alone and self.follows:
+            session = self.beside = self.beside or self._opened(self.session)
+        if isinstance(session, PerceivingSession):
             for view, (x1, y1, x2, y2) in placed.items():
-                self.session.place(view, source="coarse", cells=(x1, y1, x2, y2))
-        if isinstance(self.session, SparseSession):
+                session.place(view, source="coarse", cells=(x1, y1, x2, y2))
+        if isinstance(session, SparseSession):
             for one in self.store.shown:
                 if one.kept is not None:
-                    self.session.show_part(one.id, kept=one.kept)
-        return self.session
+                    session.show_part(one.id, kept=one.kept)
+        return session
+
+    def keep_look(self) -> None:
+        """Keep the state of a look that the session has just taken, for looks at later questions."""
+        if self.chat and self.beside is None and self.session is not None:
+            self.beside = self._opened(self.session)
+
+    def _opened(self, other: Session | None = None) -> Session:
+        """Open a session; one that shares what `other` has computed, where the model's sessions can."""
+        if isinstance(other, ForkingSession):
+            return other.fork(shared=True)
+        return self.backend.session(self.policy.eyes(self.store))
 
     def reply(
-        self, state: State, asked: list[Message], *, on_text: Callable[[str], None] | None, logprobs: bool = False
+        self,
+        state: State,
+        asked: list[Message],
+        *,
+        on_text: Callable[[str], None] | None,
+        logprobs: bool = False,
+        alone: bool = False,
     ) -> Reply:
-        """Generate the next assistant turn of the conversation so far, followed by the messages `asked`."""
+        """Generate the next assistant turn of the conversation so far, followed by the messages `asked`.
+
+        `alone`: of a conversation of these messages only.
+        """
         seed = self.config.seed + len(state["turns"])
         settings = SamplingParams(
             **self.config.generation.model_dump(),
@@ -128,7 +189,9 @@ class Context:
             tools=self.tools,
             may_call=not asked,
         )
-        return self.open(state["placed"]).reply([*state["messages"], *asked], settings=settings, on_text=on_text)
+        before = [] if alone else state["messages"]
+        session = self.open(state["placed"], alone=alone)
+        return session.reply([*before, *asked], settings=settings, on_text=on_text)
 
     def read(self, turn: Turn) -> Parsed:
         """Parse a turn; one that its limit of tokens cut off has neither an answer nor a call."""
@@ -139,10 +202,11 @@ class Context:
         return self.protocol.parse(turn.text, self.store.shown)
 
     def close(self) -> None:
-        """Free the session."""
-        if self.session is not None:
-            self.session.close()
-            self.session = None
+        """Free the sessions."""
+        for session in (self.session, self.beside):
+            if session is not None:
+                session.close()
+        self.session = self.beside = None
 
 
 def start(
@@ -172,17 +236,61 @@ def start(
     )
 
 
+def follow_up(
+    state: State, ctx: Context, question: str, *, record: dict[str, Any], gold: list[list[float]] | None
+) -> dict[str, Any]:
+    """Return the update of a finished state that asks another question in the same conversation.
+
+    Args:
+        state: The state after the question before.
+        ctx: The conversation.
+        question: The new question.
+        record: The record of the question before (`QuestionRecord`).
+        gold: Gold boxes of the new question.
+    """
+    messages, closed = state["messages"], list[Message]()
+    if not state.get("history", True):
+        messages = []
+    elif state["answer"] is not None and len(messages) == state.get("opened", 0):  # a draft that was kept
+        closed = [*_asking(state, ctx), text("assistant", state["answer"])]
+    elif messages and messages[-1]["role"] != "assistant":  # a question that failed; templates want turns to alternate
+        closed = [text("assistant", NO_ANSWER)]
+    return {
+        "question": question,
+        "gold": gold,
+        "asked": [record],
+        "opened": len(messages) + len(closed),
+        "messages": Overwrite([*messages, *closed]),
+        **{name: Overwrite([]) for name in ("views", "turns", "further_looks")},
+        "seconds": Overwrite(0.0),
+        "perceive_seconds": 0.0,
+        "looking": False,
+        **dict.fromkeys(("turn", "last", "perception", "status", "answer", "error")),
+    }
+
+
+NO_ANSWER: Final = "(no answer)"
+"""The assistant's turn after a question that failed."""
+
+
 def advanced(state: State, update: dict[str, Any]) -> State:
     """Return the state after a node's update, merged as the compiled graph does; for callers that run nodes by hand."""
-    kinds = get_type_hints(State, include_extras=True)
+    kinds = _kinds()
     merged: dict[str, Any] = {**state}
     for key, value in update.items():
         kind = kinds[key]
         if get_origin(kind) is NotRequired:
             (kind,) = get_args(kind)
         reduce = getattr(kind, "__metadata__", (None,))[0]
-        merged[key] = value if reduce is None else reduce(merged[key], value)
+        if isinstance(value, Overwrite):
+            reduce, value = None, value.value
+        merged[key] = value if reduce is None else reduce(merged.get(key, []), value)
     return cast(State, merged)
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    return get_type_hints(State, include_extras=True)
 
 
 def add_coarse(ctx: Context) -> View:
@@ -202,12 +310,21 @@ def add_coarse(ctx: Context) -> View:
 
 
 def opening_of(state: State, ctx: Context) -> list[Message]:
-    """Return the opening messages; none where a draft has answered and there is nothing new to see or to ask for."""
-    shown, tools = ctx.store.shown, ctx.policy.offers_tools
+    """Return the messages that ask the question, with the views that the conversation has not shown yet.
+
+    There are none where a draft has answered and there is nothing new to see or to ask for.
+    """
     drafted = any(turn["answer"] is not None for turn in state["turns"])
-    if drafted and len(shown) == 1 and not tools:
+    if drafted and all(view.kind != "crop" for view in ctx.own_views) and not ctx.policy.offers_tools:
         return []
-    return ctx.protocol.opening(state["question"], shown, tools=tools)
+    return _asking(state, ctx)
+
+
+def _asking(state: State, ctx: Context) -> list[Message]:
+    tools, known = ctx.policy.offers_tools, set(view_ids(state["messages"]))
+    new = [view for view in ctx.own_views if view.id not in known]
+    said = ctx.protocol.opening(state["question"], new, tools=tools)
+    return [one for one in said if one["role"] != "system"] if state["messages"] else said
 
 
 def generate(
@@ -218,11 +335,12 @@ def generate(
     read: Callable[[Turn], Parsed],
     forced: bool = False,
     logprobs: bool = False,
+    alone: bool = False,
 ) -> tuple[Turn, Parsed, Reply]:
-    """Generate the next turn of the conversation, followed by the messages `asked`, and read it."""
+    """Generate the turn after the conversation and the messages `asked`, and read it; see `Context.reply`."""
     ctx, index = runtime.context, len(state["turns"])
     on_text = _live(runtime, index) if ctx.live else None
-    reply = ctx.reply(state, asked, on_text=on_text, logprobs=logprobs)
+    reply = ctx.reply(state, asked, on_text=on_text, logprobs=logprobs, alone=alone)
     written = Turn(index=index, **reply.model_dump(), forced=forced)
     # Parse the text as the record keeps it (valid Unicode), so that `act` and a resumed run parse the same.
     parsed = read(written)

@@ -32,12 +32,14 @@ def draft(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     """
     began = perf_counter()
     ctx = runtime.context
+    before = len(ctx.store.shown)  # an earlier question has shown the coarse view
     coarse = add_coarse(ctx)
-    shown = coarse.model_dump(mode="json")
-    emit(runtime, "view", shown)
+    shown = [view.model_dump(mode="json") for view in ctx.store.shown[before:]]
+    for view in shown:
+        emit(runtime, "view", view)
     asked = ctx.protocol.opening(state["question"], [coarse], tools=False)
     try:
-        turn, _, reply = generate(state, runtime, asked, read=ctx.read, logprobs=True)
+        turn, _, reply = generate(state, runtime, asked, read=ctx.read, logprobs=True, alone=True)
         if not reply.logprobs and not turn.withheld:
             raise BackendError(
                 f"The model '{ctx.backend.name}' gave no log-probabilities, and the gate 'answer' decides by them. "
@@ -46,7 +48,7 @@ def draft(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     except Exception as error:
         if ctx.left:
             raise
-        return {"views": [shown], "error": describe_error(error)}
+        return {"views": shown, "error": describe_error(error)}
     turn.confidence = 0.0 if turn.answer is None else answer_confidence(reply.logprobs, turn.answer)
     record = PerceptionRecord(score=1 - turn.confidence, threshold=1 - (ctx.config.perception.confidence or CONFIDENCE))
     record.reason = "the model is unsure of its first answer" if record.fired else "the model is sure of its answer"
@@ -56,7 +58,7 @@ def draft(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     seconds = perf_counter() - began
     now: State = {**state, "turns": [data], "seconds": state["seconds"] + seconds}
     return {
-        "views": [shown],
+        "views": shown,
         "turns": [data],
         "perception": look,
         # A spent budget ends the episode here, if there is an answer.
@@ -76,7 +78,8 @@ def locate(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     ctx, store = runtime.context, runtime.context.store
     before, most = len(store.shown), ctx.config.perception.max_regions
     views = [add_coarse(ctx)]
-    new = [view.model_dump(mode="json") for view in views[before:]]
+    read_so_far = len(store.shown)
+    new = [view.model_dump(mode="json") for view in store.shown[before:]]
     for view in new:
         emit(runtime, "view", view)
     asked = ask_for_boxes(ctx.protocol, state["question"], views, limit=most)
@@ -87,16 +90,23 @@ def locate(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         return read_boxes(ctx.protocol, turn.text, views, limit=most)
 
     try:
-        turn, parsed, _ = generate(state, runtime, asked, read=read)
+        turn, parsed, _ = generate(state, runtime, asked, read=read, alone=True)
     except Exception as error:
         if ctx.left:
             raise
         return {"views": new, "error": describe_error(error)}
-    execute = ToolCallExecutor(store=store, tool=ctx.tool, policy=ctx.policy, protocol=ctx.protocol)
+    execute = ToolCallExecutor(
+        store=store,
+        tool=ctx.tool,
+        policy=ctx.policy,
+        protocol=ctx.protocol,
+        views_read=read_so_far,
+        earlier=ctx.earlier,
+    )
     served = [execute(call) for call in parsed.calls]
     turn.calls = [outcome.record for outcome in served]
     data = turn.model_dump(mode="json")
-    crops = [view.model_dump(mode="json") for view in store.shown[1:]]
+    crops = [view.model_dump(mode="json") for view in store.shown[read_so_far:]]
     emit(runtime, "turn", data)
     for call in data["calls"]:
         emit(runtime, "call", {"turn": turn.index, **call})

@@ -41,7 +41,7 @@ from qzoom_agent.models.perceiver import look_with
 from qzoom_agent.protocols.parsing import own_turn
 from qzoom_agent.review import Last, refused_on_opinion
 from qzoom_agent.tool_calls import ToolCallExecutor, record_of
-from qzoom_agent.trace import PerceptionRecord, Status, Trace, Turn, Usage
+from qzoom_agent.trace import PerceptionRecord, QuestionRecord, Status, Trace, Turn, Usage
 from qzoom_agent.views import View
 from qzoom_agent.zoom.sparse import sparse_plan
 
@@ -62,7 +62,7 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     store = ctx.store
     before = len(store.shown)  # a draft has shown the coarse view
     record: PerceptionRecord | None = None
-    placed: dict[str, list[float]] = {}
+    placed = state["placed"]
     error: str | None = None
     if ctx.policy.looks:
         try:
@@ -72,7 +72,7 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         except Exception as failure:
             error = describe_error(failure)
         else:
-            placed = _insert(ctx, record)
+            placed = {**state["placed"], **_insert(ctx, record)}
     else:
         add_coarse(ctx)
     gold = None if state["gold"] is None else [Box(x1, y1, x2, y2) for x1, y1, x2, y2 in state["gold"]]
@@ -82,19 +82,20 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
             raise ConfigError(
                 f"The crop of policy '{ctx.policy.name}' cannot be cut: {cut.error} Check the boxes given."
             )
-    shown = [view.model_dump(mode="json") for view in store.shown]
-    for view in shown[before:1]:
+    new = [view.model_dump(mode="json") for view in store.shown[before:]]
+    crops = [view for view in new if view["kind"] == "crop"]
+    for view in new[: len(new) - len(crops)]:
         emit(runtime, "view", view)
     if record is not None:
         emit(runtime, "look", record.model_dump(mode="json"))
-    for view in shown[1:]:
+    for view in crops:
         emit(runtime, "view", view)
     return {
-        "views": shown[before:],
+        "views": new,
         "perception": state["perception"] if record is None else record.model_dump(mode="json"),
         "placed": placed,
         "error": error,
-        **_opening(state, ctx, record, looks=1, new=len(shown) - 1, began=began),
+        **_opening(state, ctx, record, looks=1, new=len(crops), began=began),
     }
 
 
@@ -135,7 +136,7 @@ def _opening(
         new: Crops that this look showed; without any, another look would see the same.
         began: Clock at the beginning of the step.
     """
-    budget, most, shown = ctx.config.budget, ctx.config.perception.max_looks, ctx.store.shown
+    budget, most, shown = ctx.config.budget, ctx.config.perception.max_looks, ctx.own_views
     seconds = perf_counter() - began
     again = (
         (record is not None and record.further and ctx.policy.looks_again and new > 0)
@@ -200,6 +201,7 @@ def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         own=ctx.own,
         crops=ctx.zoom.config,
         max_pixels=ctx.config.max_pixels,
+        earlier=ctx.earlier,
     )
     native = "items" in state["messages"][-1]
 
@@ -254,7 +256,9 @@ def _looks(state: State) -> list[dict[str, Any]]:
 def after_perceive(state: State) -> Literal["perceive", "think", "finish"]:
     if state["error"] is not None:
         return "finish"
-    return "perceive" if state.get("looking") else "think" if state["messages"] else "finish"
+    if state.get("looking"):
+        return "perceive"
+    return "think" if len(state["messages"]) > state.get("opened", 0) else "finish"
 
 
 def after_think(state: State) -> Literal["act", "finish"]:
@@ -292,29 +296,40 @@ def _compiled() -> CompiledStateGraph[State, Context, State, State]:
     return _builder().compile(name="qzoom")
 
 
-def to_trace(state: State, *, protocol: str, environment: dict[str, str]) -> Trace:
-    """Return the record of a finished episode."""
+def to_record(state: State) -> QuestionRecord:
+    """Return the record of a finished question."""
     assert state["status"] is not None, "only a finished episode has a record"
     views = [View(**view) for view in state["views"]]
     turns = [Turn(**turn) for turn in state["turns"]]
-    return Trace(
-        id=state["id"],
+    earlier = [view for one in state.get("asked", []) for view in one["views"]]
+    before = sum(view["tokens"] for view in earlier if state.get("history", True) or view["kind"] == "coarse")
+    return QuestionRecord(
         question=state["question"],
         status=state["status"],
         answer=state["answer"],
+        views=views,
+        perception=None if state["perception"] is None else PerceptionRecord(**state["perception"]),
+        further_looks=[PerceptionRecord(**look) for look in state.get("further_looks", [])],
+        turns=turns,
+        usage=Usage.tally(views, turns, perceive=state["perceive_seconds"], before=before),
+        gold=[(x1, y1, x2, y2) for x1, y1, x2, y2 in state["gold"] or ()],
+        error=state["error"],
+    )
+
+
+def to_trace(state: State, *, protocol: str, environment: dict[str, str]) -> Trace:
+    """Return the record of a finished episode, with the earlier questions of a conversation."""
+    first, *others = [*(QuestionRecord(**one) for one in state.get("asked", [])), to_record(state)]
+    return Trace(
+        **dict(first),
+        id=state["id"],
         model=state["backend"],
         protocol=protocol,
         policy=state["config"]["policy"],
         config=state["config"],
         seed=state["config"]["seed"],
-        views=views,
-        perception=None if state["perception"] is None else PerceptionRecord(**state["perception"]),
-        further_looks=[PerceptionRecord(**look) for look in state.get("further_looks", [])],
-        turns=turns,
-        usage=Usage.tally(views, turns, perceive=state["perceive_seconds"]),
-        gold=[(x1, y1, x2, y2) for x1, y1, x2, y2 in state["gold"] or ()],
         environment=environment,
-        error=state["error"],
+        follow_ups=others,
     )
 
 
@@ -339,17 +354,18 @@ def take_look(ctx: Context, question: str, *, map_always: bool = False) -> Perce
 def _look(
     ctx: Context, question: str, *, placed: dict[str, list[float]], further: bool = False, map_always: bool = False
 ) -> PerceptionRecord:
-    """Look at the question with all views shown so far; return the result with boxes in original pixels.
+    """Look at the question with all views shown for it; return the result with boxes in original pixels.
 
     Map and extent of the result are those of the view with the first proposed box: the coarse view, or in a further
     look perhaps a crop. `cells` are those of each box's own view.
     """
-    shown = ctx.store.shown
+    shown = ctx.own_views
     opening = ctx.protocol.opening(question, shown, tools=ctx.policy.looks_with_tools)
-    session = ctx.open(placed)
+    session = ctx.open(placed, alone=True)
     assert isinstance(session, PerceivingSession)
     more: dict[str, Any] = {"further": True} if further else {}  # sessions of other people may know one look alone
     seen = session.look(opening, options=ctx.policy.look_options, map_always=map_always, **more)
+    ctx.keep_look()
     size = ctx.store.view("original").size
     boxes, cells, foreground = [], [], []
     for view, one in zip(shown, seen, strict=False):
@@ -384,16 +400,16 @@ def _insert(ctx: Context, record: PerceptionRecord, *, further: bool = False) ->
     coarse, budget, before = ctx.store.view("coarse"), ctx.config.budget, len(ctx.store.shown)
     sparse, foreground = ctx.config.perception.sparse_crop, [Box(*box) for box in record.foreground]
     for box, cells in zip(record.boxes, record.cells, strict=True):
-        plan = ctx.roi_zoom.plan(ctx.store, Box(*box))
+        plan, shown = ctx.roi_zoom.plan(ctx.store, Box(*box)), ctx.store.shown
         if sparse is not None:
             plan = sparse_plan(plan, foreground, scale=sparse, factor=ctx.views.factor)
-        kept_back = "" if plan.error else ctx.policy.keeps_back(ctx.store.shown, plan, further=further)
+        kept_back = "" if plan.error else ctx.policy.keeps_back(shown, plan, further=further or ctx.follows)
         if kept_back:
             record.reason += f"; {kept_back}"
             continue
-        spent = sum(view.tokens for view in ctx.store.shown)
+        spent = sum(view.tokens for view in ctx.own_views)
         full = budget.max_visual_tokens is not None and spent + plan.tokens > budget.max_visual_tokens
-        if full or len(ctx.store.shown) >= budget.max_views:
+        if full or len(ctx.own_views) >= budget.max_views:
             record.reason += "; the budget has no room for a crop"
             record.withheld = len(ctx.store.shown) == before
             break

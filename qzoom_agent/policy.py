@@ -134,7 +134,14 @@ class CropPolicy:
         config = self._config
         return ReviewContext(config=config.review, map_decides=config.perception.gate == "statistics", **known)
 
-    def review(self, shown: Sequence[View], plan: ZoomPlan, context: ReviewContext | None = None) -> ReviewDecision:
+    def review(
+        self,
+        shown: Sequence[View],
+        plan: ZoomPlan,
+        context: ReviewContext | None = None,
+        *,
+        counted: Sequence[View] | None = None,
+    ) -> ReviewDecision:
         """Decide on a call that leads to `plan`, after the views in `shown`. Nothing is cut yet.
 
         A plan with an error costs nothing and is served: the tool tells the model the error.
@@ -143,14 +150,16 @@ class CropPolicy:
             shown: Views shown so far.
             plan: The crop of the call.
             context: State of the episode, for a rule; without it only the budgets count.
+            counted: Views that count towards the budgets; None: all that were shown.
         """
-        decision = self._within_budget(shown, plan)
+        counted = shown if counted is None else counted
+        decision = self._within_budget(counted, plan)
         if self._rule is None or context is None or decision.code or plan.box is None:
             return decision
         ruled = self._rule(plan, shown, context)
         numbers = decision.numbers | ruled.numbers
         if ruled.plan is not None:
-            if self._within_budget(shown, ruled.plan).code:
+            if self._within_budget(counted, ruled.plan).code:
                 return decision._replace(numbers=numbers)  # the crop asked for has room, the better one has not
             numbers |= {"asked_tokens": float(plan.tokens), "crop_tokens": float(ruled.plan.tokens)}
         return ruled._replace(numbers=numbers)

@@ -25,7 +25,7 @@ from qzoom_agent.episode_state import Context, State
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.files import lock, translating
 from qzoom_agent.graph import compile_graph
-from qzoom_agent.trace import PerceptionRecord, Turn
+from qzoom_agent.trace import PerceptionRecord, QuestionRecord, Turn
 from qzoom_agent.views import View
 
 if TYPE_CHECKING:
@@ -238,6 +238,7 @@ class _Records(TypedDict):
     turn: Turn | None
     perception: PerceptionRecord | None
     further_looks: NotRequired[list[PerceptionRecord]]
+    asked: NotRequired[list[QuestionRecord]]
 
 
 def run_config(thread: str) -> RunnableConfig:

@@ -57,6 +57,8 @@ class ToolCallExecutor:
     """Budget of an image that an own tool returns."""
     max_pixels: int = MAX_PIXELS
     """Most pixels of such an image."""
+    earlier: frozenset[str] = frozenset()
+    """Views that earlier questions of the conversation added, which count neither as read nor towards the budgets."""
 
     def __call__(self, call: ToolCall) -> CallOutcome:
         """Review a call and serve it."""
@@ -70,7 +72,7 @@ class ToolCallExecutor:
         twin = same_crop(plan, shown[self.views_read :], context.config)
         if twin is not None:
             return self._deny(call, "refused", _REPEATED.format(view=context.name(twin)), code="repeated")
-        review = self.policy.review(shown, plan, context)
+        review = self.policy.review(shown, plan, context, counted=self._counted())
         if not review.serve:
             return self._deny(call, "refused", review.reason, review.numbers, code=review.code, last=review.last)
         cut = self.tool.cut(self.store, review.plan or plan, label=call.label)
@@ -91,13 +93,17 @@ class ToolCallExecutor:
         )
         return CallOutcome(record, self.protocol.result(cut.view, len(shown) - 1, notes), None)
 
+    def _counted(self) -> list[View]:
+        """Return the views that count towards the budgets."""
+        return [view for view in self.store.shown if view.id not in self.earlier]
+
     def _context(self) -> ReviewContext:
         shown = self.store.shown
         order = [view.id for view in shown]
         return self.policy.review_context(
             look=self.look,
             refused_turns=self.refused_turns,
-            crops_read=sum(view.kind == "crop" for view in shown[: self.views_read]),
+            crops_read=sum(view.kind == "crop" and view.id not in self.earlier for view in shown[: self.views_read]),
             image=self.store.view("original").size,
             replan=lambda other: self.tool.plan(self.store, other),
             name=lambda view: self.protocol.view_name(order.index(view)),
@@ -143,7 +149,7 @@ class ToolCallExecutor:
             return None, f"This image was already shown: it is {twin.id}.", "repeated", None
         try:
             cost = tokens(fit_tokens(output.image.size, **budget), self.crops.factor)
-            room = self.policy.room(shown, cost)
+            room = self.policy.room(self._counted(), cost)
             if room.code:
                 return None, f"The image is not shown. {room.reason}", room.code, room.last
             view = self.store.add_tool_image(output.image, parent=output.parent, matrix=output.matrix, **budget)

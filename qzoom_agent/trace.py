@@ -42,7 +42,7 @@ from qzoom_agent.files import atomic_write, remove_parts
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.views import View
 
-VERSION = "1.2"
+VERSION = "1.3"
 """Version of the format, "major.minor"; code of another major version refuses it."""
 
 Status = Literal["answered", "budget", "refused", "error"]
@@ -263,8 +263,15 @@ class Usage(_Record):
         return self.coarse_tokens + self.crop_tokens + self.tool_tokens
 
     @classmethod
-    def tally(cls, views: Sequence[View], turns: Sequence[Turn], *, perceive: float = 0.0) -> Usage:
-        """Add up an episode; `perceive` is the seconds spent before the first turn."""
+    def tally(cls, views: Sequence[View], turns: Sequence[Turn], *, perceive: float = 0.0, before: int = 0) -> Usage:
+        """Add up an episode.
+
+        Args:
+            views: The views that it added.
+            turns: Its turns.
+            perceive: Seconds spent before the first turn.
+            before: Visual tokens of the views that earlier questions of the conversation added.
+        """
         every = [call for turn in turns for call in turn.calls]
         calls = [call for call in every if call.arguments is None]
         asked = {call.result for call in calls}
@@ -277,7 +284,7 @@ class Usage(_Record):
             coarse_tokens=coarse,
             crop_tokens=crops,
             tool_tokens=made,
-            text_tokens=max(0, last.prompt_tokens + last.new_tokens - coarse - crops - made) if last else 0,
+            text_tokens=max(0, last.prompt_tokens + last.new_tokens - before - coarse - crops - made) if last else 0,
             written_tokens=sum(turn.new_tokens for turn in turns),
             requested=len(calls),
             tool_calls=len(every) - len(calls),
@@ -295,22 +302,32 @@ class Usage(_Record):
             ),
         )
 
+    @classmethod
+    def total(cls, parts: Sequence[Usage]) -> Usage:
+        """Add up the questions of a conversation; `text_tokens` are those of the last context."""
+        plain = {name for name, value in cls() if isinstance(value, int)} - {"text_tokens"}
+        refused: Counter[str] = Counter()
+        for one in parts:
+            refused.update(one.refused_by)
+        return cls(
+            **{name: sum(getattr(one, name) for one in parts) for name in plain},
+            text_tokens=parts[-1].text_tokens,
+            refused_by=dict(refused),
+            seconds=Seconds(
+                **{name: sum(getattr(one.seconds, name) for one in parts) for name in Seconds.model_fields}
+            ),
+        )
 
-class Trace(_Record):
-    """The record of one episode. `Trace.load(folder)` reads what `save(folder, images)` wrote."""
 
-    version: str = VERSION
-    id: Text = Field(default_factory=lambda: uuid.uuid4().hex[:12])
+class QuestionRecord(_Record):
+    """One question, what was shown and written for it, its answer and its cost."""
+
     question: Text
     status: Status
     answer: Text | None = None
-    model: Text = ""
-    protocol: Text = ""
-    policy: Text = ""
-    config: dict[str, JsonValue] = Field(default_factory=dict)
-    seed: int = 0
     views: list[View] = Field(default_factory=list)
-    """In the order shown; the first is the original, which the model never saw at full size."""
+    """In the order shown, without those that an earlier question of the conversation added. The first of all is the
+    original, which the model never saw at full size."""
     perception: PerceptionRecord | None = None
     """The first look, at the coarse view."""
     further_looks: list[PerceptionRecord] = Field(default_factory=list)
@@ -319,7 +336,6 @@ class Trace(_Record):
     usage: Usage = Field(default_factory=Usage)
     gold: list[Quad] = Field(default_factory=list)
     """Boxes known to hold the answer, in original pixels (a task's, or those given to the oracle policy)."""
-    environment: dict[str, Text] = Field(default_factory=dict)
     error: Text | None = None
     """The error that ended the episode, with status "error"."""
 
@@ -328,9 +344,47 @@ class Trace(_Record):
         """All looks in order."""
         return [*([] if self.perception is None else [self.perception]), *self.further_looks]
 
+
+class Trace(QuestionRecord):
+    """The record of one episode. `Trace.load(folder)` reads what `save(folder, images)` wrote.
+
+    Of a conversation it is the record of the first question, and `follow_ups` has the others.
+    """
+
+    version: str = VERSION
+    id: Text = Field(default_factory=lambda: uuid.uuid4().hex[:12])
+    model: Text = ""
+    protocol: Text = ""
+    policy: Text = ""
+    config: dict[str, JsonValue] = Field(default_factory=dict)
+    seed: int = 0
+    environment: dict[str, Text] = Field(default_factory=dict)
+    follow_ups: list[QuestionRecord] = Field(default_factory=list, exclude_if=operator.not_)
+    """Later questions of a conversation, in order."""
+
+    @property
+    def questions(self) -> list[QuestionRecord]:
+        """The record of each question, in order; of a run, the trace alone."""
+        return [self, *self.follow_ups]
+
+    @property
+    def total(self) -> Usage:
+        """The cost of all questions; `usage` is that of the first."""
+        return Usage.total([one.usage for one in self.questions])
+
+    @property
+    def all_views(self) -> list[View]:
+        """The views of all questions, in the order shown."""
+        return [view for one in self.questions for view in one.views]
+
+    @property
+    def all_turns(self) -> list[Turn]:
+        """The turns of all questions, in order."""
+        return [turn for one in self.questions for turn in one.turns]
+
     def view(self, id: str) -> View | None:
         """Return the view of that id, or None."""
-        return next((view for view in self.views if view.id == id), None)
+        return next((view for view in self.all_views if view.id == id), None)
 
     def save(self, folder: Path | str, images: Images) -> Path:
         """Write the record and its images into `folder` (created if missing); return the folder.
@@ -342,7 +396,7 @@ class Trace(_Record):
         """
         folder = Path(folder)
         remove_parts(folder / "images")
-        for digest in {view.digest for view in self.views}:
+        for digest in {view.digest for view in self.all_views}:
             target = _image_path(folder, digest)
             if not target.exists():
                 with atomic_write(target, tidy=False, error=TraceError) as part:

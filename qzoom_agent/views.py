@@ -160,6 +160,8 @@ class ViewStore:
         """
         self.folder = folder
         self.count = count
+        self.hidden: frozenset[str] = frozenset()
+        """Ids of views that the model was shown and is not shown any longer."""
         self._views: dict[str, View] = {}
         self._images: dict[str, Image.Image] = {}
 
@@ -181,8 +183,8 @@ class ViewStore:
 
     @property
     def shown(self) -> list[View]:
-        """The views the model is shown: all but the original and sources."""
-        return [view for view in self._views.values() if view.kind not in _UNSHOWN]
+        """The views the model is shown: all but the original, sources, and those that are hidden."""
+        return [view for view in self.views if view.kind not in _UNSHOWN and view.id not in self.hidden]
 
     def __contains__(self, view_id: object) -> bool:
         return view_id in self._views
@@ -281,6 +283,11 @@ class ViewStore:
         held = self.view(view_id).extent
         image = self.image(held.view)
         return image if held.as_list() == [0, 0, *image.size] else cut(image, held.clamp(image.size))
+
+    def drop_after(self, count: int) -> None:
+        """Drop all but the first `count` views; files of their pixels stay."""
+        for view_id in list(self._views)[count:]:
+            del self._views[view_id], self._images[view_id]
 
     def _original(self) -> View:
         if "original" not in self._views:

@@ -19,8 +19,9 @@ from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
 from qzoom_agent.files import require_file, require_folder
 
 if TYPE_CHECKING:
+    from qzoom_agent.agent import Agent
     from qzoom_agent.answer import Answer, Event
-    from qzoom_agent.trace import CallRecord, PerceptionRecord, Status, Trace, Turn
+    from qzoom_agent.trace import CallRecord, PerceptionRecord, QuestionRecord, Status, Trace, Turn
     from qzoom_agent.views import View
 
 EXIT_CODES: Final[dict[Status, int]] = {"answered": OK, "budget": BUDGET, "refused": BUDGET, "error": BACKEND}
@@ -35,14 +36,19 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("image", help="path of an image, FILE.pdf#page=N, a data URI, or - for stdin")
     flags.add_argument("question")
+    add_output_flags(flags)
+    add_agent_flags(flags)
+    return flags
+
+
+def add_output_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags that say what is written about a run."""
     flags.add_argument("--report", metavar="FILE", help="write one HTML page that shows where the model looked")
     flags.add_argument("--save", metavar="DIR", help="save the run: trace.json, its images, config.yaml")
     flags.add_argument("--json", action="store_true", help="print the whole trace as JSON instead of the answer")
     loud = flags.add_mutually_exclusive_group()
     loud.add_argument("-v", "--verbose", action="store_true", help="show what the model writes")
     loud.add_argument("-q", "--quiet", action="store_true", help="show the answer only")
-    add_agent_flags(flags)
-    return flags
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,6 +61,15 @@ def main(argv: Sequence[str]) -> int:
 
     require_question(args.question)
     image = load_image(sys.stdin.buffer if args.image == "-" else args.image, max_pixels=read_config(args).max_pixels)
+    agent = prepare(args, console)
+    answer = follow(agent.stream(image, args.question), console, area=image.width * image.height)
+    show_answer(answer, console, as_json=args.json)
+    keep(answer, console, args)
+    return EXIT_CODES[answer.status]
+
+
+def prepare(args: argparse.Namespace, console: Console) -> Agent:
+    """Check that what the flags name can be written, and return the agent that they describe."""
     if args.save:
         require_folder(args.save)
     if args.report:
@@ -63,22 +78,29 @@ def main(argv: Sequence[str]) -> int:
     placement = str(getattr(agent.backend, "placement", ""))
     if placement:
         console.line(f"model   {agent.backend.name} on {placement}", "dim", level=1)
-    answer = follow(agent.stream(image, args.question), console, area=image.width * image.height)
-    trace = answer.trace
-    if args.json:
-        print(trace.model_dump_json(indent=1))
+    return agent
+
+
+def show_answer(answer: Answer, console: Console, *, as_json: bool = False) -> None:
+    """Print an answer on stdout, and its cost and failure on the console; `as_json`: the whole trace instead."""
+    record = answer.record
+    if as_json:
+        print(answer.trace.model_dump_json(indent=1))
     elif answer.text:
         print("\n".join(printable(line) for line in answer.text.splitlines()), flush=True)
-    if trace.error:
-        console.error(f"The model failed: {printable(trace.error)}")
+    if record.error:
+        console.error(f"The model failed: {printable(record.error)}")
     elif not answer.text:
         console.error("There is no answer.")
-    console.line(summary(trace), "dim" if trace.status == "answered" else "yellow")
+    console.line(summary(record), "dim" if answer.status == "answered" else "yellow")
+
+
+def keep(answer: Answer, console: Console, args: argparse.Namespace) -> None:
+    """Write the folder and the page that the flags --save and --report name."""
     if args.save:
         console.line(f"saved   {answer.save(args.save)}")
     if args.report:
         console.line(f"report  {answer.report(args.report)}")
-    return EXIT_CODES[trace.status]
 
 
 def trace_parser() -> argparse.ArgumentParser:
@@ -111,13 +133,14 @@ def trace_main(argv: Sequence[str]) -> int:
         return OK
     # The steps are the result here, so they go to stdout.
     console = Console(verbosity=int(args.verbose), stream=sys.stdout)
-    console.line(printable(trace.question), "bold")
     console.line(f"{trace.model}, protocol {trace.protocol}, policy {trace.policy}, seed {trace.seed}", "dim")
-    replay(trace, console)
-    console.line(f"answer {printable(trace.answer)}" if trace.answer else "no answer", "bold")
-    if trace.error:
-        console.line(f"error: {printable(trace.error)}", "red")
-    console.line(summary(trace), "dim")
+    for record in trace.questions:
+        console.line(printable(record.question), "bold")
+        replay(trace, console, record=record)
+        console.line(f"answer {printable(record.answer)}" if record.answer else "no answer", "bold")
+        if record.error:
+            console.line(f"error: {printable(record.error)}", "red")
+        console.line(summary(record), "dim")
     return OK
 
 
@@ -155,18 +178,19 @@ def follow(events: Iterable[Event], console: Console, *, area: int) -> Answer:
     return answer
 
 
-def replay(trace: Trace, console: Console) -> None:
-    """Show the steps of a finished run."""
-    original = trace.view("original")
+def replay(trace: Trace, console: Console, *, record: QuestionRecord | None = None) -> None:
+    """Show the steps of one question of a trace; None: of the first."""
+    record, original = record or trace, trace.view("original")
     steps = _Steps(console, original.size.area if original else 1)
-    calls = {call.result for turn in trace.turns for call in turn.calls}
-    for view in trace.views:
-        if view.kind not in ("original", "source") and view.id not in calls:
-            steps.view(view, None)
-            if view.kind == "coarse":
-                for look in trace.looks:
-                    steps.look(look)
-    for turn in trace.turns:
+    calls = {call.result for turn in record.turns for call in turn.calls}
+    unasked = [view for view in record.views if view.tokens and view.id not in calls]
+    for view in (one for one in unasked if one.kind == "coarse"):
+        steps.view(view, None)
+    for look in record.looks:
+        steps.look(look)
+    for view in (one for one in unasked if one.kind != "coarse"):
+        steps.view(view, None)
+    for turn in record.turns:
         steps.turn(turn)
         for call in turn.calls:
             steps.call(call)
@@ -175,9 +199,9 @@ def replay(trace: Trace, console: Console) -> None:
                 steps.view(result, turn.seconds + turn.act_seconds)
 
 
-def summary(trace: Trace) -> str:
-    """Return the outcome of a run and its cost, on one line."""
-    usage = trace.usage
+def summary(record: QuestionRecord) -> str:
+    """Return the outcome of a question and its cost, on one line."""
+    usage = record.usage
     zooms = usage.served + usage.inserted
     turned_down = usage.refused + usage.failed
     saved = f", {usage.saved_tokens} saved by refusals" if usage.saved_tokens else ""
@@ -188,7 +212,7 @@ def summary(trace: Trace) -> str:
         f"{usage.visual_tokens} visual tokens ({usage.coarse_tokens} coarse + {usage.crop_tokens} crops{made}{saved})",
         f"{usage.seconds.total:.2f} s",
     ]
-    return f"{trace.status}: {', '.join(parts)}"
+    return f"{record.status}: {', '.join(parts)}"
 
 
 class _Steps:

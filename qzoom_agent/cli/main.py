@@ -42,6 +42,7 @@ class Verb(NamedTuple):
 
 VERBS: Final = {
     "ask": Verb("ask", "answer one question about one image"),
+    "chat": Verb("chat", "answer questions about one image, one after another"),
     "look": Verb("look", "show whether a question needs more detail, and where"),
     "run": Verb("run", "ask every row of a table, or one question about every image of a folder"),
     "demo": Verb("demo", "answer three questions of rising difficulty about pictures in the package"),

@@ -147,11 +147,16 @@ class HFSession:
         """The crops with aligned positions: each with the view that it was cut from, and its cells there."""
         return self._places
 
-    def fork(self) -> "HFSession":
-        """Open another conversation that shares the views encoded so far."""
+    def fork(self, *, shared: bool = False) -> "HFSession":
+        """Open another conversation; see `ForkingSession`."""
+        if shared and self._pool is None:  # the same crop for another question is not encoded again
+            whole = [view for view in self._images if view not in self._parts]
+            self._pool = {self.digest(view): self._images[view] for view in whole}
         other = copy(self)
         other.close()  # its own, empty state
-        other._images = dict(self._images)
+        other._images, other._parts = self._images if shared else dict(self._images), dict(self._parts)
+        if shared and self.prefill is not None:
+            other.prefill, other.held = self.prefill.fork(), self.held
         return other
 
     def close(self) -> None:

@@ -138,6 +138,18 @@ class Session(Protocol):
         """Free the session's memory. It may be used again and then starts from nothing."""
 
 
+@runtime_checkable
+class ForkingSession(Session, Protocol):
+    """A session that can be continued in two ways, as a conversation with several questions needs."""
+
+    def fork(self, *, shared: bool = False) -> Session:
+        """Open another conversation with the views encoded so far.
+
+        `shared`: views encoded later by one are known to the other, and it goes on from the coarse pass that a look has
+        left unfinished.
+        """
+
+
 class Backend(Protocol):
     """A loaded model."""
 

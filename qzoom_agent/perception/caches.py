@@ -60,11 +60,26 @@ def copied(layer: Any, rows: slice | Tensor = slice(None)) -> Any:
     return joined([layer], lambda same: same[0][rows].clone())
 
 
+def copied_cache(cache: DynamicCache) -> DynamicCache:
+    """Return a cache that does not change with another one. Keys and values are shared: new ones are never written
+    into the old tensors.
+    """
+    other, stateful = copy(cache), recurrent(cache)
+    other.layers = [copied(layer) if at in stateful else copy(layer) for at, layer in enumerate(cache.layers)]
+    return other
+
+
 class Snapshots:
     """Copies of the recurrent states of one cache, by the number of tokens that they have seen."""
 
     def __init__(self) -> None:
         self._held: dict[int, dict[int, Any]] = {}
+
+    def copy(self) -> "Snapshots":
+        """Return the same copies, for another cache."""
+        other = Snapshots()
+        other._held = dict(self._held)
+        return other
 
     def take(self, cache: DynamicCache, tokens: int) -> None:
         """Copy the states of a cache of so many tokens, unless there are none."""

@@ -10,6 +10,7 @@ Shapes: hidden states (batch, tokens, hidden); queries, keys and values (batch, 
 """
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from transformers.masking_utils import create_causal_mask
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.perception.adapters import FULL, LINEAR, SLIDING, adapter_for, layer_kinds, of_full_layers, text_model
-from qzoom_agent.perception.caches import Snapshots, new_cache
+from qzoom_agent.perception.caches import Snapshots, copied_cache, new_cache
 from qzoom_agent.perception.masks import Masks, layer_masks
 from qzoom_agent.perception.transformers_versions import cache_name
 
@@ -184,6 +185,12 @@ class Prefill:
         self.visual: Tensor | None = None
         """(1, tokens) bool: True for visual tokens."""
         self._snapshots = Snapshots()
+
+    def fork(self) -> "Prefill":
+        """Return a prefill of the same tokens that goes on by itself."""
+        other = copy(self)
+        other.cache, other._snapshots = copied_cache(self.cache), self._snapshots.copy()
+        return other
 
     def extend(self, new: Embedded, rotary: Rotaries) -> int:
         """Run the lower layers on new tokens behind those that are there; return the work in token-layers."""

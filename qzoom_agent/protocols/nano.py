@@ -47,6 +47,8 @@ class Nano:
     frame: Frame = "pixel"
     stop: tuple[str, ...] = ()
     max_calls_per_turn: int = 1
+    history: bool = False
+    """It was trained on conversations with one question each."""
 
     def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
         asked = f"{question} You may zoom." if tools else question

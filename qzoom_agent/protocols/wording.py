@@ -169,6 +169,10 @@ class Reworded:
     def stop(self) -> tuple[str, ...]:
         return self.protocol.stop
 
+    @property
+    def history(self) -> bool:
+        return getattr(self.protocol, "history", True)
+
     def tool_schema(self) -> str:
         return self.protocol.tool_schema() if hasattr(self.protocol, "tool_schema") else ""
 

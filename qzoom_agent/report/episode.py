@@ -8,15 +8,15 @@ scored: `expected` is shown beside the answer, and ticked only if the two are th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qzoom_agent.geometry import Box
 from qzoom_agent.report import page
-from qzoom_agent.report.look import coarse_view, findings
+from qzoom_agent.report.look import Findings, coarse_view, findings
 from qzoom_agent.report.overlay import fractions
-from qzoom_agent.trace import CallRecord, Trace, Turn, Usage
+from qzoom_agent.trace import CallRecord, QuestionRecord, Trace, Turn, Usage
 from qzoom_agent.views import View
 
 
@@ -38,11 +38,8 @@ def write_report(trace: Trace, image: page.Pictures, path: Path | str, *, expect
 def render_html(trace: Trace, image: page.Pictures, *, expected: str | None = None, linked: bool = False) -> str:
     """Return the page as a string; see `write_report`. With `linked`, `image` gives `page.ImageLink`s."""
     original = _first(trace, "original")
-    results = {call.result for turn in trace.turns for call in turn.calls}
-    views = {view.id: view for view in trace.views if view.kind in ("crop", "tool")}
+    views = {view.id: view for view in trace.all_views if view.kind in ("crop", "tool")}
     limit = page.CROP_BYTES // max(1, len(views) + 1)
-    coarse = [view for view in trace.views if view.kind == "coarse"]
-    inserted = [view for id, view in views.items() if id not in results]
     numbers = {id: number for number, id in enumerate((id for id in views if views[id].kind == "crop"), start=1)}
     crops = {
         id: _crop(trace, view, numbers[id], image, limit) if id in numbers else _made(trace, view, image, limit)
@@ -59,18 +56,11 @@ def render_html(trace: Trace, image: page.Pictures, *, expected: str | None = No
         trace=trace,
         expected=expected,
         tokens=_tokens(trace),
-        zooms=_zooms(trace.usage),
+        zooms=_zooms(trace.total),
         stage=stage,
         crop_count=len(numbers),
         crops=crops,
-        found=[findings(look, further=at > 0) for at, look in enumerate(trace.looks)],
-        first=[coarse_view(view, image(view.digest), limit) for view in coarse] + [crops[view.id] for view in inserted],
-        first_tokens=sum(view.tokens for view in (*coarse, *inserted)),
-        # A crop is counted where it was asked for; `visual_tokens` count it a turn later, where it is encoded.
-        turns=[
-            (turn, _title(turn), sum(views[id].tokens for id in {call.result for call in turn.calls} if id in views))
-            for turn in trace.turns
-        ],
+        questions=[_part(one, image, crops, limit) for one in trace.questions],
         decision=_decision,
         numbers=lambda call: [
             f"{page.cut(key, 60).replace('_', ' ')} {page.number(value)}"
@@ -79,13 +69,43 @@ def render_html(trace: Trace, image: page.Pictures, *, expected: str | None = No
         details=[
             ("Configuration", _json(trace.config)),
             ("Environment", _json(trace.environment)),
-            ("Usage", _json(trace.usage.model_dump())),
+            ("Usage", _json(trace.total.model_dump())),
+        ],
+    )
+
+
+class _Part(NamedTuple):
+    """One question of a trace, as the template shows it."""
+
+    record: QuestionRecord
+    found: list[Findings]
+    """Its looks."""
+    first: list[page.Thumbnail]
+    """Views shown before its first turn."""
+    first_tokens: int
+    turns: list[tuple[Turn, str, int]]
+    """Its turns, each with a title and the visual tokens of its crops."""
+
+
+def _part(record: QuestionRecord, image: page.Pictures, crops: Mapping[str, page.Thumbnail], limit: int) -> _Part:
+    results = {call.result for turn in record.turns for call in turn.calls}
+    shown = {view.id: view for view in record.views if view.tokens}
+    unasked = [view for id, view in shown.items() if id not in results]
+    return _Part(
+        record,
+        found=[findings(look, further=at > 0) for at, look in enumerate(record.looks)],
+        first=[crops.get(view.id) or coarse_view(view, image(view.digest), limit) for view in unasked],
+        first_tokens=sum(view.tokens for view in unasked),
+        # A crop is counted where it was asked for; `visual_tokens` count it a turn later, where it is encoded.
+        turns=[
+            (turn, _title(turn), sum(shown[id].tokens for id in {call.result for call in turn.calls} if id in shown))
+            for turn in record.turns
         ],
     )
 
 
 def _first(trace: Trace, kind: str) -> View | None:
-    return next((view for view in trace.views if view.kind == kind), None)
+    return next((view for view in trace.all_views if view.kind == kind), None)
 
 
 def _json(value: dict[str, Any]) -> str:
@@ -96,7 +116,8 @@ def _json(value: dict[str, Any]) -> str:
 
 
 def _marks(trace: Trace, original: View) -> list[page.BoxMark]:
-    crops = [view for view in trace.views if view.kind == "crop"]
+    crops = [view for view in trace.all_views if view.kind == "crop"]
+    turns = trace.all_turns
     numbers = {view.id: number for number, view in enumerate(crops, start=1)}
     marks = []
 
@@ -105,16 +126,16 @@ def _marks(trace: Trace, original: View) -> list[page.BoxMark]:
         if clipped is not None:
             marks.append(page.BoxMark(kind, turn, label, title, clipped))
 
-    for box in trace.gold:
+    for box in (box for one in trace.questions for box in one.gold):
         add("gold", None, "", "Known place of the answer", box)
-    for look in trace.looks:
+    for look in (look for one in trace.questions for look in one.looks):
         for rank, box in enumerate(look.boxes, start=1):
             add("proposed", 0, "", f"Proposed box {rank}", box)
-    results = {call.result for turn in trace.turns for call in turn.calls}
+    results = {call.result for turn in turns for call in turn.calls}
     for view in crops:
         if view.id not in results:
             add("served", 0, str(numbers[view.id]), f"Crop {numbers[view.id]}, shown by the policy", view.box)
-    for position, turn in enumerate(trace.turns, start=1):
+    for position, turn in enumerate(turns, start=1):
         for call in turn.calls:
             crop = trace.view(call.result) if call.result else None
             if crop is not None and crop.id in numbers:
@@ -161,7 +182,7 @@ def _crop(trace: Trace, view: View, number: int, image: page.Pictures, limit: in
 
 def _made(trace: Trace, view: View, image: page.Pictures, limit: int) -> page.Thumbnail:
     """Return the picture of an image that a tool made."""
-    tools = [call.name for turn in trace.turns for call in turn.calls if call.result == view.id]
+    tools = [call.name for turn in trace.all_turns for call in turn.calls if call.result == view.id]
     title = f"Image {page.cut(view.id, 40)} of {page.cut(tools[0], 80)}" if tools else f"Image {page.cut(view.id, 40)}"
     place = None if view.placed else "no part of the original"
     alt = f"{title}, {view.width} x {view.height} pixels as shown to the model"
@@ -187,7 +208,7 @@ def _zooms(usage: Usage) -> str:
 
 def _tokens(trace: Trace) -> str:
     """Return the parts of the visual tokens, the tokens refusals saved, and the share of the original's cost."""
-    usage, full = trace.usage, page.full_tokens(trace.views)
+    usage, full = trace.total, page.full_tokens(trace.all_views)
     saved = f"{usage.saved_tokens:,} saved by refusals" if usage.saved_tokens else None
     whole = f"{page.share(usage.visual_tokens, full)} of full size" if full is not None else None
     made = f"tools {usage.tool_tokens:,}" if usage.tool_tokens else None

@@ -29,7 +29,7 @@ LAYERS = [
     {"policy", "review", "tool_calls"},
     {"episode_state", "first_turns", "graph"},
     {"answer", "saved_runs"},
-    {"agent"},
+    {"agent", "chat"},
     {"evaluation"},
     {"training"},
     {"integrations"},

@@ -177,6 +177,7 @@ class _Server:
         try:
             self.pool.submit(episode)
             answer: asyncio.Future[Any] = asyncio.wrap_future(episode.answer)
+            answer.add_done_callback(lambda one: one.cancelled() or one.exception())  # of nobody once the client left
             gone: asyncio.Future[Any] = asyncio.create_task(_leaves(request))
             try:
                 await asyncio.wait({answer, gone}, timeout=max(0.0, ends - began), return_when=asyncio.FIRST_COMPLETED)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from qzoom_agent.zoom.image_zoom import ImageZoom, ZoomReply
 from qzoom_agent.zoom.propose import Proposals, Propose, propose_schema
 from qzoom_agent.zoom.schema import zoom_schema
 from qzoom_agent.zoom.tool_images import AffineImage, Views
@@ -9,6 +10,7 @@ from qzoom_agent.zoom.zoom import Tool, Zoom, ZoomConfig, ZoomPlan, ZoomResult, 
 
 __all__ = [
     "AffineImage",
+    "ImageZoom",
     "Proposals",
     "Propose",
     "Tool",
@@ -16,6 +18,7 @@ __all__ = [
     "Zoom",
     "ZoomConfig",
     "ZoomPlan",
+    "ZoomReply",
     "ZoomResult",
     "as_langchain_tool",
     "find_tool",

@@ -52,7 +52,8 @@ class Asked(NamedTuple):
 
 def questions(n: int) -> list[Asked]:
     """Return `n` boards under each of two policies."""
-    agents = {name: Agent.from_pretrained("nano", policy=name, device="cpu") for name in ("direct", "implicit")}
+    nano = Agent.from_pretrained("nano", device="cpu")
+    agents = {name: nano.replace(policy=name) for name in ("direct", "implicit")}
     found = []
     for name, board in ((name, board) for name in agents for board in find_task("needle-scene").load(TaskSource(n=n))):
         answer = agents[name].run(board.image, board.question)
@@ -74,7 +75,9 @@ class Soak:
 
     def __init__(self, url: str, asked: list[Asked], pid: int) -> None:
         self.asked, self.pid = asked, pid
-        self.client = httpx.AsyncClient(base_url=url, trust_env=False, timeout=300, limits=httpx.Limits(max_connections=64))
+        self.client = httpx.AsyncClient(
+            base_url=url, trust_env=False, timeout=300, limits=httpx.Limits(max_connections=64)
+        )
         self.counts = Counter[str]()
         self.memory: list[float] = []
 
@@ -153,7 +156,7 @@ class Soak:
             await asyncio.gather(*(self.client.post("/chat/completions", json=body) for body in bodies))
             took = (middle - began, time.perf_counter() - middle)
             ratios.append(took[0] / took[1])
-            print(f"8 one after the other {took[0]:.2f} s, at once {took[1]:.2f} s: {ratios[-1]:.2f}x")
+            print(f"8 one after the other {took[0]:.2f} s, at once {took[1]:.2f} s: {ratios[-1]:.2f}x", flush=True)
         print(f"median {sorted(ratios)[rounds // 2]:.2f}x")
 
 
@@ -187,7 +190,7 @@ def main() -> int:
     command = [sys.executable, "-m", "qzoom_agent", "serve", "--port", "0", "--queue", "64", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            asked = questions(16)
+            asked = questions(12)
             assert server.stdout is not None
             url = server.stdout.readline().split(" at ")[1].split(" ")[0]
             good = asyncio.run(soak(url, asked, server.pid, n=given.n, at_once=given.at_once))

@@ -257,7 +257,7 @@ class _Server:
     async def failed(self, request: Request, error: Exception) -> Response:
         """Answer with an error in OpenAI's form."""
         status, body = _shape(error)
-        if status == 500 and not isinstance(error, QzoomError):
+        if status == 500 and not isinstance(error, QzoomError | Left):
             logger.error("A request failed: %s", request.url.path, exc_info=error)
         headers = dict(getattr(error, "headers", None) or {})
         headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {"Retry-After": "1"} if status == 429 else {}

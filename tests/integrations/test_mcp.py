@@ -1,0 +1,100 @@
+"""The MCP tools without MCP, and with its official client over stdio."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from qzoom_agent.agent import Agent
+from qzoom_agent.errors import ImageError, QzoomError
+from qzoom_agent.integrations.mcp_server import ImageAccess, ImageTools
+from qzoom_agent.models.scripted import ScriptedBackend
+from qzoom_agent.trace import PerceptionRecord
+from qzoom_agent.zoom.image_zoom import data_url
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    Image.linear_gradient("L").resize((1000, 500)).save(inside / "picture.png")
+    Image.new("RGB", (50, 50)).save(tmp_path / "secret.png")
+    (inside / "link.png").symlink_to(tmp_path / "secret.png")
+    return inside
+
+
+def tools(folder: Path, *replies: str) -> ImageTools:
+    looked = PerceptionRecord(boxes=[(28, 28, 56, 56)], cells=[(1, 1, 2, 2)], score=0.9, threshold=0.5, heat=[[0, 1]])
+    backend = ScriptedBackend(list(replies), protocol="plain", looks=lambda messages: [looked])
+    return ImageTools(lambda: Agent(backend), ImageAccess(folders=(folder,)))
+
+
+def test_each_tool_returns_a_text_and_an_image(folder: Path) -> None:
+    used = tools(folder, "42")
+    text, coarse = used.look("picture.png")
+    assert "1000x500 px" in text and coarse.size[0] < 1000
+    text, crop = used.zoom("picture.png", [0, 0, 500, 500], label="left")
+    assert "[0, 0, 500, 250]" in text and crop.size == (504, 252)
+    text, drawn = used.propose(str(folder / "picture.png"), "which number?")
+    assert "Look closer at [" in text and "0.90" in text and drawn.width == 768
+    text, drawn = used.ask("picture.png", "which number?")
+    assert text.startswith("42\n") and "looked closer at [" in text and drawn.width == 768
+    assert used.look(data_url(Image.new("RGB", (60, 60))))[0].startswith("The image has 60x60 px")
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "link.png", "/etc/passwd", "~/x.png", "file:///etc/passwd", "\0"])
+def test_files_outside_the_folders_are_not_read(folder: Path, name: str) -> None:
+    with pytest.raises(ImageError, match=r"outside|no path"):
+        tools(folder).look(name)
+
+
+def test_what_went_wrong_is_told(folder: Path) -> None:
+    with pytest.raises(ImageError, match="There is no image file"):
+        tools(folder).look("nothing.png")
+    with pytest.raises(ImageError, match="reads no files"):
+        ImageAccess().load("picture.png")
+    with pytest.raises(ImageError, match="URLs are off"):
+        ImageAccess().load("http://localhost/x.png")
+    with pytest.raises(ImageError, match="cannot be meant"):
+        tools(folder).zoom("picture.png", [2000, 2000, 3000, 3000])
+    with pytest.raises(QzoomError, match="The model failed"):
+        tools(folder).ask("picture.png", "which number?")
+
+
+@pytest.mark.slow
+def test_the_official_client_uses_the_tools_over_stdio(tmp_path: Path) -> None:
+    """With nano, in a process of its own, as a client starts it."""
+    mcp = pytest.importorskip("mcp", reason="the extra [mcp] is not installed")
+    import anyio
+
+    from qzoom_agent.evaluation.tasks.needle import sample
+
+    board = sample("needle-scene", 3, split="test")
+    board.image.save(tmp_path / "board.png")
+    command = ["-m", "qzoom_agent", "mcp", "--folder", str(tmp_path), "--device", "cpu"]
+    started = mcp.StdioServerParameters(command=sys.executable, args=command, env=None)
+
+    async def use() -> dict[str, Any]:
+        async with mcp.Client(started) as client:
+            listed = await client.list_tools()
+            found: dict[str, Any] = {tool.name: tool.input_schema for tool in listed.tools}
+            image = {"image": "board.png"}
+            found["looked"] = await client.call_tool("look", image)
+            found["zoomed"] = await client.call_tool("zoom", {**image, "bbox_2d": [0, 0, 500, 500]})
+            found["missed"] = await client.call_tool("zoom", {**image, "bbox_2d": [0, 0]})
+            found["proposed"] = await client.call_tool("propose", {**image, "question": board.question})
+            found["asked"] = await client.call_tool("ask", {**image, "question": board.question})
+            return found
+
+    found = anyio.run(use)
+    assert set(found["zoom"]["required"]) == {"image", "bbox_2d"}
+    for name in ("looked", "zoomed", "proposed", "asked"):
+        text, image = found[name].content
+        assert not found[name].is_error and (text.type, image.type, image.mime_type) == ("text", "image", "image/png")
+    assert found["missed"].is_error and "four numbers" in found["missed"].content[0].text
+    answer = Agent.from_pretrained("nano", device="cpu").run(board.image, board.question)
+    assert found["asked"].content[0].text.startswith(answer.text) and answer.boxes

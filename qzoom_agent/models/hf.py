@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 _NEEDS: Final = re.compile(r"(?:requires the |Package `|Missing optional dependencies: )(\w+)")
 """Package that transformers misses, in its messages."""
-_TOGETHER: Final = 8
+_TOGETHER: Final = 16
 MASKED_KERNELS: Final = ("sdpa", "eager")
 """Attention kernels that take a mask for each row of a batch."""
 _GREEDY: Final = 1e-3

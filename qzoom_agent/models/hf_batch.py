@@ -73,8 +73,12 @@ class BatchEngine:
         options: PerceptionConfig,
         map_always: bool = False,
         further: bool = False,
+        prepared: Sequence[Prepared | None] | None = None,
     ) -> list[list[PerceptionRecord]]:
-        """Run `HFSession.look` on many sessions; `seconds` of a record is the row's share of the batch."""
+        """Run `HFSession.look` on many sessions; `seconds` of a record is the row's share of the batch.
+
+        `prepared` holds the conversations as `HFSession.prepare` returned them, if it was called.
+        """
         if self._decoder.recurrent:
             return [
                 session.look(talk, options=options, map_always=map_always, further=further)
@@ -82,10 +86,11 @@ class BatchEngine:
             ]
         began = perf_counter()
         with closed_on_error(sessions):
-            prepared = [
-                one.prepare_look(talk, further=further) for one, talk in zip(sessions, conversations, strict=True)
+            found_ready = [
+                one.prepare_look(talk, further=further, ready=each)
+                for one, talk, each in zip(sessions, conversations, prepared or [None] * len(sessions), strict=True)
             ]
-            ready, branches = [one for one, _ in prepared], prepared[0][1]
+            ready, branches = [one for one, _ in found_ready], found_ready[0][1]
             k = branches.config.k
             held = [
                 session.resume_look(one.prompt, self._decoder, k)[0]

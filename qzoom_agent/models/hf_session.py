@@ -11,13 +11,13 @@ upper layers run; with a crop inserted, the new tokens run through the lower lay
 upper ones. `hf_batch` does the same for many sessions at once.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -55,6 +55,7 @@ from qzoom_agent.trace import PerceptionRecord, Quad
 if TYPE_CHECKING:
     from qzoom_agent.models.hf import HFBackend
 
+_Name = TypeVar("_Name", bound=Hashable)
 NO_FEATURES: Any = ModelOutput
 """Placeholder for the features of a view that was not encoded: any use of it fails."""
 _PATCHES: Final = 2**16
@@ -124,6 +125,8 @@ class HFSession:
         self._parts: dict[str, tuple[str, ...]] = {}
         self._digests: dict[str, str] = {}
         self._images: dict[str, EncodedView] = {}
+        self._read: dict[str, tuple[tuple[int, ...], dict[str, Tensor]]] = {}
+        self._ahead: dict[str, EncodedView] = {}
         self._turns: list[EncodedTurn] = []
         self.limit: int = text.max_position_embeddings
         """Positions that the model was built for."""
@@ -161,6 +164,7 @@ class HFSession:
 
     def close(self) -> None:
         self._images, self._digests, self._turns, self._places, self._parts = {}, {}, [], {}, {}
+        self._read, self._ahead = {}, {}
         self._forget()
 
     def look(
@@ -196,15 +200,20 @@ class HFSession:
             self.held, self._lean = prompt, options.lean
         return self.records(prompt, found, branches.config, options, work=work, seconds=perf_counter() - began)
 
-    def prepare_look(self, messages: Sequence[Message], *, further: bool = False) -> tuple[Prepared, Branches]:
-        """Prepare a conversation to be looked at. Raises BackendError without branches, or without an image."""
+    def prepare_look(
+        self, messages: Sequence[Message], *, further: bool = False, ready: Prepared | None = None
+    ) -> tuple[Prepared, Branches]:
+        """Prepare a conversation to be looked at, unless it is `ready`.
+
+        Raises BackendError without branches, or without an image.
+        """
         first = self.backend.branches
         if first is None:
             raise BackendError("This model has no branches, so it cannot look. Use the policy 'explicit' or 'direct'.")
         branches = first.further if further else first
         if branches is None:
             raise BackendError("The branches of this model look once. Set perception.max_looks to 1, or train others.")
-        ready = self.prepare(messages)
+        ready = ready or self.prepare(messages)
         if not ready.prompt.spans:
             raise BackendError("There is no image in the conversation, so there is nothing to look at.")
         return ready, branches
@@ -293,8 +302,7 @@ class HFSession:
 
         Raises BackendError if it cannot be written for this model or is longer than the model can read.
         """
-        views = view_ids(messages)
-        new = [view for view in dict.fromkeys(views) if view not in self._images]
+        views, new = view_ids(messages), self._new_views(messages)
         for view in new:
             self._images[view] = self._encoded(view)
         turns, rest = self._codec.tokenize(self._codec.render(messages), self._turns)
@@ -321,6 +329,15 @@ class HFSession:
                 )
             )
         return ready
+
+    def read_views(self, messages: Sequence[Message]) -> None:
+        """Make the vision encoder's inputs of views that are new. `encode_read` encodes those of several sessions."""
+        for view in self._new_views(messages):
+            if view not in self._ahead:
+                self._read[view] = self._codec.pixels(self.image(view))
+
+    def _new_views(self, messages: Sequence[Message]) -> list[str]:
+        return [view for view in dict.fromkeys(view_ids(messages)) if view not in self._images]
 
     def remember(self, ready: Prepared, ids: Sequence[int], text: str) -> None:
         """Keep the ids of an answer (without the end of the turn), so that its text is never tokenised again."""
@@ -417,7 +434,7 @@ class HFSession:
     def _encoded(self, view: str) -> EncodedView:
         """Return what is shown of a view, encoded, from the pool if any session has shown the view before."""
         if self._pool is None:
-            whole = self._encode(view)
+            whole = self._ahead.pop(view, None) or self._encode(view)
         else:
             name = self.digest(view)
             if name not in self._pool:
@@ -476,21 +493,37 @@ def _corners(grid: Grid, cells: Cells) -> Quad:
 
 def encode_views(backend: "HFBackend", images: Mapping[str, Image.Image]) -> dict[str, EncodedView]:
     """Encode views together, as many at a time as `_PATCHES` allows; return them by the names they are given under."""
-    encoded: dict[str, EncodedView] = {}
-    batch: list[tuple[str, tuple[int, ...], dict[str, Tensor]]] = []
-    for at, (name, image) in enumerate(images.items(), start=1):
-        batch.append((name, *backend.codec.pixels(image)))
+    return _encode(backend, ((name, *backend.codec.pixels(image)) for name, image in images.items()))
+
+
+def encode_read(sessions: Sequence[HFSession]) -> None:
+    """Encode the views that sessions of one backend have read, together."""
+    views = [((at, view), *inputs) for at, one in enumerate(sessions) for view, inputs in one._read.items()]
+    for (at, view), encoded in _encode(sessions[0].backend, views).items():
+        sessions[at]._ahead[view] = encoded
+    for one in sessions:
+        one._read = {}
+
+
+def _encode(
+    backend: "HFBackend", views: Iterable[tuple[_Name, tuple[int, ...], dict[str, Tensor]]]
+) -> dict[_Name, EncodedView]:
+    """Encode views (name, ids, inputs of the vision encoder), as many at a time as `_PATCHES` allows."""
+    encoded: dict[_Name, EncodedView] = {}
+    batch: list[tuple[_Name, tuple[int, ...], dict[str, Tensor]]] = []
+    for one in views:
+        batch.append(one)
         # families without a grid for each image are encoded one by one
         alone = "image_grid_thw" not in batch[0][2]
-        if alone or at == len(images) or sum(len(inputs["pixel_values"]) for *_, inputs in batch) >= _PATCHES:
+        if alone or sum(len(inputs["pixel_values"]) for *_, inputs in batch) >= _PATCHES:
             encoded |= _encode_batch(backend, batch)
             batch = []
-    return encoded
+    return encoded | (_encode_batch(backend, batch) if batch else {})
 
 
 def _encode_batch(
-    backend: "HFBackend", batch: Sequence[tuple[str, tuple[int, ...], dict[str, Tensor]]]
-) -> dict[str, EncodedView]:
+    backend: "HFBackend", batch: Sequence[tuple[_Name, tuple[int, ...], dict[str, Tensor]]]
+) -> dict[_Name, EncodedView]:
     model: Any = backend.model
     # patches of all images in one sequence; the grids tell the tower where each ends
     joined = {key: torch.cat([inputs[key] for *_, inputs in batch]) for key in batch[0][2]}

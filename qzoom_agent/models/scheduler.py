@@ -8,8 +8,9 @@ evaluation and GRPO rollouts share it. `BatchedBackend` is a backend whose sessi
 single sessions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition
 from time import monotonic
@@ -23,7 +24,7 @@ from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import BatchEngine
 from qzoom_agent.models.hf_generation import GenerationRequest, TextListener
-from qzoom_agent.models.hf_session import HFSession
+from qzoom_agent.models.hf_session import HFSession, encode_read
 from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams
 from qzoom_agent.trace import PerceptionRecord
 
@@ -72,14 +73,22 @@ class RequestQueue:
         self._linger = linger
         self._waiting: list[Request] = []
         self._arrived = 0.0
+        self._coming = 0
+        """Callers that prepare a request."""
         self._busy = False
         self._running: int | None = None
         """Jobs that have not ended yet, while `run` is under way."""
         self._failure: BaseException | None = None
         self._changed = Condition()
 
-    def ask(self, request: Request) -> Any:
-        """Wait for the result of a request, and perhaps compute the batch that it is in."""
+    def ask(self, request: Request, *, prepare: Callable[[Request], None] | None = None) -> Any:
+        """Wait for the result of a request, and perhaps compute the batch that it is in.
+
+        `prepare` is called first, in this thread, while others compute; a batch waits for it.
+        """
+        if prepare is not None:
+            with self._coming_one():
+                prepare(request)
         with self._changed:
             if self._failure is not None:
                 raise self._failure
@@ -90,6 +99,17 @@ class RequestQueue:
         if alone:
             self._compute_until(request.result.done)
         return request.result.result()
+
+    @contextmanager
+    def _coming_one(self) -> Iterator[None]:
+        with self._changed:
+            self._coming += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._coming -= 1
+                self._arrived = monotonic()
 
     def run(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
         """Run jobs side by side, each in its own thread, and serve what they ask for from this one.
@@ -142,7 +162,8 @@ class RequestQueue:
     def _complete(self) -> bool:
         if self._running is not None:
             return len(self._waiting) == self._running
-        return len(self._waiting) >= self._size or monotonic() - self._arrived >= self._linger
+        late = not self._coming and monotonic() - self._arrived >= self._linger
+        return len(self._waiting) >= self._size or (late and bool(self._waiting))
 
     def _next_batch(self) -> list[Request]:
         """Remove the next batch from the queue."""
@@ -155,9 +176,18 @@ class RequestQueue:
 class QueuedSession:
     """A session whose looks and replies wait in a queue to be computed with those of others."""
 
-    def __init__(self, queue: RequestQueue, session: HFSession, *, owner: Any = None, order: int = 0) -> None:
-        """`owner` and `order` are those of the session's requests."""
+    def __init__(
+        self,
+        queue: RequestQueue,
+        session: HFSession,
+        *,
+        owner: Any = None,
+        order: int = 0,
+        prepare: Callable[[Request], None] | None = None,
+    ) -> None:
+        """`owner` and `order` are those of the session's requests; `prepare` is as for `RequestQueue.ask`."""
         self._queue, self._session, self._owner, self._order = queue, session, owner, order
+        self._prepare = prepare
 
     def look(
         self,
@@ -187,7 +217,8 @@ class QueuedSession:
         self._session.close()
 
     def _ask(self, messages: Sequence[Message], **how: Any) -> Any:
-        return self._queue.ask(Request(self._session, messages, owner=self._owner, order=self._order, **how))
+        request = Request(self._session, messages, owner=self._owner, order=self._order, **how)
+        return self._queue.ask(request, prepare=self._prepare)
 
 
 class BatchedBackend:
@@ -205,11 +236,19 @@ class BatchedBackend:
         self.queue = RequestQueue(self._serve, size=size, linger=linger)
 
     def session(self, image: ImageSource) -> QueuedSession:
-        return QueuedSession(self.queue, self.backend.session(image))
+        return QueuedSession(self.queue, self.backend.session(image), prepare=self._read_views)
+
+    @torch.no_grad()
+    def _read_views(self, request: Request) -> None:
+        """Read new views in the caller's thread. A CPU encodes them there, too: its cores work side by side."""
+        request.session.read_views(request.messages)
+        if self.backend.model.device.type == "cpu":
+            encode_read([request.session])
 
     @torch.no_grad()
     def _serve(self, batch: list[Request]) -> None:
         """Compute requests; those with the same settings (seeds apart) together."""
+        encode_read([one.session for one in batch])
         groups: dict[str, list[tuple[Request, GenerationRequest]]] = {}
         for one, ready in prepared(batch):
             alike = one.settings.model_copy(update={"seed": 0})
@@ -222,8 +261,14 @@ class BatchedBackend:
                     results = self.engine.reply([ready for _, ready in group])
                 else:
                     sessions, messages = [one.session for one in asked], [one.messages for one in asked]
-                    how = {"options": first.options, "map_always": first.map_always, "further": first.further}
-                    results = self.engine.look(sessions, messages, **how)  # type: ignore[arg-type]
+                    results = self.engine.look(
+                        sessions,
+                        messages,
+                        options=first.options,
+                        map_always=first.map_always,
+                        further=first.further,
+                        prepared=[one.ready for _, one in group],
+                    )
             except Exception as error:
                 told = error if isinstance(error, BackendError) else BackendError(f"{type(error).__name__}: {error}")
                 for one in asked:

@@ -21,12 +21,14 @@ def test_ends_are_compared_without_times(tmp_path: Path) -> None:
         (tmp_path / name / f"{seconds}.txt").touch()
     one, same, other = (kills.content(tmp_path / name, ["trace.json"]) for name in ("one", "same", "other"))
     assert one == same == {"trace.json": [{"answer": "42", "turns": [{"text": "42"}], "visual_tokens": 9}]}
-    assert one != other
+    assert one != other and kills.same(one, same) and not kills.same(one, other)
+    assert kills.same([{"gate": 0.50001, "n": 1}], [{"gate": 0.50002, "n": 1}])
+    assert not kills.same([{"gate": 0.5}], [{"gate": 0.6}]) and not kills.same([1], [1, 2])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "count"), [("ask", 50), ("threads", 50), ("eval", 50), ("branches", 50), ("grpo", 50)]
+    ("kind", "count"), [("ask", 50), ("threads", 50), ("run", 20), ("eval", 50), ("branches", 50), ("grpo", 50)]
 )
 def test_kills_change_nothing(kind: str, count: int, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "evals" / "kills.py"), kind, "--kills", str(count), "--out", str(tmp_path)]

@@ -233,7 +233,8 @@ class PerceptionConfig(Config):
     """Sides of a proposed box around the centre of the heat, as shares of the map's width and height, instead of a
     tight box around the foreground: on a map of few cells it is finer than a cell. None: as the branches say."""
     max_regions: int = Field(default=1, ge=1, le=16)
-    """1: one box around all foreground. More: a box for each connected part, best first, up to this many."""
+    """1: one box around all foreground. More: a box for each connected part, best first, up to this many. Not given: as
+    the branches say, else 1."""
     max_looks: int | None = Field(default=None, ge=1, exclude_if=_is_none)
     """Most looks of an episode; 1 for branches that can look again to look once. None: as many as the budgets allow,
     `budget.max_turns` among them."""

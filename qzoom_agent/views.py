@@ -246,8 +246,8 @@ class ViewStore:
             kept: Rows of its token grid.
             parent: As for `add_crop`.
         """
-        inside = box.clamp(self._original().size).rounded()
-        return self._add_cut("crop", inside, parent=self.view(parent).id, size=size, kept=kept)
+        inside, count = box.clamp(self._original().size).rounded(), "".join(kept).count("1")
+        return self._add_resized("crop", inside, size, parent=self.view(parent).id, tokens=count, kept=kept)
 
     def add_tool_image(
         self,
@@ -294,18 +294,19 @@ class ViewStore:
             raise ImageError("This store has no original yet. Call add_original(image) first.")
         return self._views["original"]
 
-    def _add_cut(
-        self, kind: Kind, box: Box, *, parent: str, size: Size | None = None, kept: Kept | None = None, **budget: int
+    def _add_cut(self, kind: Kind, box: Box, *, parent: str, **budget: int) -> View:
+        shown = fit_tokens((int(box.width), int(box.height)), **budget)
+        return self._add_resized(kind, box, shown, parent=parent, tokens=tokens(shown, budget["factor"]))
+
+    def _add_resized(
+        self, kind: Kind, box: Box, size: Size, *, parent: str, tokens: int, kept: Kept | None = None
     ) -> View:
-        whole = (int(box.width), int(box.height))
-        shown = size or fit_tokens(whole, **budget)
         image = self.image(box.view)
-        if whole != image.size:
+        if (int(box.width), int(box.height)) != image.size:
             image = cut(image, box)
-        if shown != image.size:
-            image = image.resize(shown, Image.Resampling.BICUBIC)
-        count = tokens(shown, budget["factor"]) if kept is None else "".join(kept).count("1")
-        return self._add(kind, image, parent=parent, box=box, tokens=count, kept=kept)
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        return self._add(kind, image, parent=parent, box=box, tokens=tokens, kept=kept)
 
     def _add(
         self,

@@ -112,7 +112,9 @@ class HFBackend:
         factor = visual_factor(model.config)
         budget = defaults or (fits and fits.budget) or UNKNOWN_BUDGET
         self.defaults = budget.model_copy(update={"factor": factor})
-        self.settings: dict[str, Any] = {**_recommended(model.generation_config), **(settings or {})}
+        regions = 1 if branches is None else branches.config.max_regions
+        own = {"perception.max_regions": regions} if regions > 1 else {}
+        self.settings: dict[str, Any] = {**_recommended(model.generation_config), **own, **(settings or {})}
         """Values of the configuration that hold where the user gives none, by dotted key."""
         self.placement = placement
         """Device and dtype with the reason, such as "cpu, float32: no accelerator found"."""

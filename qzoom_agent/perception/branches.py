@@ -67,6 +67,8 @@ class BranchConfig(BaseModel):
     """Distance that each edge of a proposed box moves outwards, as a share of its longer side."""
     box: Sides | None = None
     """Sides of a proposed box around the centre of the heat, as shares of the map's; None: tight around foreground."""
+    max_regions: int = Field(default=1, ge=1, le=16, exclude_if=lambda given: given == 1)
+    """Most connected regions that are proposed, each with a crop of its own; 1: one box around all foreground."""
     gate_threshold: float = Field(default=0.1, ge=0, le=1)
     """Probability from which the gate asks for more detail."""
     inside_crops: bool = Field(default=False, exclude_if=lambda given: not given)

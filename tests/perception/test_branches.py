@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from parity_run import Recording, Run, rebuilt
+from qzoom_agent.agent import Agent
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.models.hf import HFBackend
@@ -254,3 +255,21 @@ def test_options_say_what_is_foreground_before_the_branches_do() -> None:
     assert (own.blur, own.margin) == ("fixed", 0.0)
     sharp = resolve_options(config.model_copy(update={"blur": "none", "margin": 0.3}), PerceptionConfig(margin=0.0))
     assert (sharp.blur, sharp.margin) == ("none", 0.0)
+
+
+def test_branches_say_how_many_regions_get_a_crop_unless_a_user_does(other: HFBackend, tmp_path: Path) -> None:
+    old = Branches.from_base(other.model, k=2)
+    assert "max_regions" not in old.config.model_dump()
+    several = Branches.from_base(other.model, k=2, max_regions=3)
+    several.save(tmp_path)
+    regions = {
+        name: Agent(
+            HFBackend(other.model, other.processor, name="tiny", branches=branches), perception=perception
+        ).config.perception.max_regions
+        for name, branches, perception in (
+            ("old", old, {}),
+            ("new", Branches.load(tmp_path, other.model), {"margin": 0.1}),
+            ("asked", several, {"max_regions": 1}),
+        )
+    }
+    assert regions == {"old": 1, "new": 3, "asked": 1}

@@ -1,7 +1,8 @@
 """The recipe of `qzoom train branches` and its stages: one file for one base.
 
 Defaults are the published settings (Q-Zoom, arXiv 2604.06912, and its released scripts), but for the foreground of a
-map: it is a share of the map's peak, as in the successor of the method (Vision-RL2, arXiv 2609.19745).
+map: it is a share of the map's peak, and its connected regions get a crop each, as in the successor of the method
+(Vision-RL2, arXiv 2609.19745).
 """
 
 from pathlib import Path
@@ -272,6 +273,9 @@ class BranchRecipe(Section):
     peak_share: float | None = Field(default=0.3, gt=0, lt=1)
     """Foreground of a map from this share of its peak on, which holds for faint maps and clear ones; None: from an
     absolute threshold, as published. Calibration chooses the value."""
+    max_regions: int = Field(default=2, ge=1, le=16)
+    """Connected regions of the foreground that get a crop each, unless a user asks for another number; 1: one box
+    around all foreground, as published. The stages themselves show one box."""
     blur: Blur = "fixed"
     """Blur of a map before that; calibration may change it, and the margin."""
     margin: float = Field(default=0.0, ge=0)

@@ -122,7 +122,7 @@ class RunDirectory:
     def fresh(self, backend: HFBackend, *, sdrpn: bool, gate: bool) -> Branches:
         """Return untrained branches of this recipe. The seed decides the gate's head."""
         torch.manual_seed(self.recipe.seed)
-        keys = {"k", "depth", "gate_depth", "positions", *RULE_KEYS}
+        keys = {"k", "depth", "gate_depth", "positions", "max_regions", *RULE_KEYS}
         settings = self.recipe.model_dump(include=keys)
         return Branches.from_base(backend.model, with_sdrpn=sdrpn, with_gate=gate, **settings)
 

@@ -122,7 +122,7 @@ def run_further(run: RunDirectory) -> None:
         raise ConfigError("Further looks start from a gate and an SD-RPN. Run the stages sdrpn and gate first.")
     records = run.records("further", limit=recipe.further.records)
     table = collect_chains(backend, records, recipe, folder / "chains", selected=run.heads())
-    keys = {"k", "depth", "gate_depth", "positions", "threshold", *RULE_KEYS}
+    keys = {"k", "depth", "gate_depth", "positions", "threshold", "max_regions", *RULE_KEYS}
     settings = branches.config.model_dump(include=keys)
     further = Branches.from_base(backend.model, inside_crops=recipe.further.inside_crops, **settings)
     further.load_state_dict(branches.own_weights)

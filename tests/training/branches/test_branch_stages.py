@@ -98,6 +98,7 @@ def test_the_stages_of_sdrpn_in_order(tmp_path: Path, capsys: pytest.CaptureFixt
     config = json.loads((out / "calibrate" / "final" / "branches.json").read_text())
     assert config["k"] == 5 and config["depth"] == 1 and config["evidence"]["questions"] == 12
     assert config["peak_share"] == config["evidence"]["threshold"]
+    assert config["max_regions"] == 2
     metrics = json.loads((out / "sdrpn" / "final" / "metrics.json").read_text())
     assert {row["tokens"] for row in metrics} == {16, 25} and all(row["n"] == metrics[0]["n"] for row in metrics)
     backend = HFBackend.load("nano", branches=out / "calibrate" / "final")

@@ -24,6 +24,7 @@ from langchain_core.runnables import RunnableConfig
 from PIL import Image
 
 from qzoom_agent.answer import Answer, Event, LookResult
+from qzoom_agent.approval import Decision, is_waiting, read_decision
 from qzoom_agent.async_events import events_of
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.episode_state import Context, State, start
@@ -39,7 +40,7 @@ from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, get_protocol, native_form, with_tools
 from qzoom_agent.protocols.wording import OWN, PromptFile, Reworded, choose_prompt, read_given
 from qzoom_agent.saved_runs import SavedRuns, run_config
-from qzoom_agent.trace import Trace, describe_environment
+from qzoom_agent.trace import PendingCall, Trace, describe_environment
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.own_tools import find_own_tools, require_place
 from qzoom_agent.zoom.zoom import Zoom, ZoomConfig, find_tool
@@ -53,7 +54,7 @@ Boxes = Sequence[Box | Sequence[float]]
 logger = logging.getLogger(__name__)
 
 _EXTENSIONS = {"protocol": "protocol", "tool": "tool", "rule": "review.rule"}
-_OBJECTS = {**_EXTENSIONS, "prompt": "prompt", "perceiver": "perceiver", "own_tools": "own_tools"}
+_OBJECTS = {**_EXTENSIONS, "prompt": "prompt", "perceiver": "perceiver", "own_tools": "own_tools", "approve": "approve"}
 """Key of the configuration of each part that an agent also takes as an object."""
 
 
@@ -68,6 +69,9 @@ class Agent:
     `tools` is a list of own tools that the model may call beside zoom: typed functions with a docstring, LangChain
     tools, `module:name`, entry points, or "rotate", "enhance" and "read_text" (`qzoom_agent.zoom.own_tools`). With
     tools="native" or "text", the form of calls, the list is the argument `own_tools`.
+
+    `approve` is a function that is asked about each call before it is run (`qzoom_agent.approval`); True stops a run
+    with a `thread` before each call, until `resume` is given the decision.
     """
 
     backend: Backend
@@ -108,6 +112,8 @@ class Agent:
         if "own_tools" in self._objects:
             self._objects["own_tools"] = list(find_own_tools(self._objects["own_tools"]).values())
             names["own_tools"] = tuple(tool.reference for tool in self._objects["own_tools"])
+        if "approve" in self._objects:
+            names["approve"] = True
         self._given = (config or AgentConfig()).replace(**{**names, **changes})
         self._own = find_own_tools(self._objects.get("own_tools", self._given.own_tools or ()))
         if self.perceiver is None and self._given.perceiver is not None:
@@ -316,6 +322,8 @@ class Agent:
         """
         from qzoom_agent.chat import Chat
 
+        if self.config.approve and "approve" not in self._objects:
+            raise ConfigError("A conversation cannot stop before a call (approve=True). Give approve a function.")
         if image is not None:
             if history is None:
                 history = getattr(self.protocol, "history", True)
@@ -390,6 +398,11 @@ class Agent:
         config = self.config if seed is None else self.config.replace(seed=seed)
         pixels = load_image(image, max_pixels=config.max_pixels)
         folder = None
+        if thread is None and config.approve and "approve" not in self._objects:
+            raise ConfigError(
+                "This agent stops before each call until somebody decides on it (approve=True), so its run has to be "
+                "saved. Give the agent a state_dir and the run a thread, or give approve a function that decides."
+            )
         if thread is not None:
             saved = self._saved_runs(thread)
             saved.require_free(thread)
@@ -472,21 +485,38 @@ class Agent:
             return self.replace(backend=together(workers)), workers
         return self, workers
 
-    def resume(self, thread: str) -> Answer:
+    def resume(self, thread: str, decision: Decision | None = None) -> Answer:
         """Finish an interrupted run under the configuration it began with, or return the answer of a finished one.
 
         Turns that are done are not generated again; a run that ended with status "error" repeats the step that failed.
 
+        Args:
+            thread: Name of the run.
+            decision: About the call that a run of status "waiting" has stopped before: True runs it, a box of the
+                original (four numbers in its pixels) shows that region instead, and a text refuses it for this reason.
+                Without a decision such a run asks the agent's `approve`, or goes on waiting.
+
         Raises:
-            ConfigError: There is no such run, another process is at it, it belongs to another model, or its saved steps
-                are damaged.
+            ConfigError: There is no such run, another process is at it, it belongs to another model, its saved steps
+                are damaged, or the decision does not fit.
             ImageError: Its images are gone.
         """
         with self._saved_runs(thread).claimed(thread, new=False):
-            return self._resume(thread)
+            return self._resume(thread, decision)
 
-    def _resume(self, thread: str) -> Answer:
+    def _resume(self, thread: str, decision: Decision | None = None) -> Answer:
         context, state, failed = self._restored(thread)
+        if is_waiting(state):
+            update: dict[str, Any] = {"waiting": None}
+            if decision is not None:
+                size = context.store.view("original").size
+                found = read_decision(decision, PendingCall(**(state.get("waiting") or {})), size)
+                update = {"approval": found.model_dump(mode="json")}
+            elif context.approve is None:
+                return self._answer(state, context)
+            self._saved_runs(thread).update(thread, update, after="think" if decision is None else "approve")
+        elif decision is not None:
+            raise ConfigError(f"The run '{thread}' does not wait for a decision. Leave it out.")
         if not state["status"]:
             return self._finish(None, context, thread, since=failed)
         self._saved_runs(thread).drop_steps(thread)  # unless that was done when it ended
@@ -585,6 +615,7 @@ class Agent:
             policy=policy,
             tools=tools,
             own=offered,
+            approve=self._objects.get("approve"),
             config=config,
             views=views,
             tool=find_tool(config.tool, crops, known=known),
@@ -615,8 +646,9 @@ class Agent:
 
         `left_at` receives the final state, and keeps the sessions open for the next question.
         """
-        # A look and two steps a turn; LangGraph's own limit must never end an episode before our budget does.
-        config: RunnableConfig = {"recursion_limit": 3 * context.config.budget.max_turns + 10}
+        # A look, and a step a turn and two a call; LangGraph's own limit must never end an episode before our budget.
+        steps = 2 + 2 * context.protocol.max_calls_per_turn
+        config: RunnableConfig = {"recursion_limit": steps * context.config.budget.max_turns + 10}
         graph = compile_graph()
         guard: AbstractContextManager[None] = nullcontext()
         options: dict[str, Any] = {"context": context, "stream_mode": ["custom", "values"]}
@@ -642,7 +674,9 @@ class Agent:
                         except GeneratorExit:
                             context.left = True  # before LangGraph's stream is closed, which waits for the turn
                             raise
-                if thread is not None:
+                if is_waiting(final):
+                    ending = Event(kind="answer", data={"status": "waiting", "answer": None, "error": None})
+                elif thread is not None:
                     saved.drop_steps(thread)
             if left_at is not None:
                 left_at(final)
@@ -685,7 +719,7 @@ def _split(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     overrides = {key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()}
     if not isinstance(overrides.get("tools"), str | None):
         overrides["own_tools"] = overrides.pop("tools")
-    objects = {key: overrides[key] for key in _OBJECTS if not isinstance(overrides.get(key), str | None)}
+    objects = {key: overrides[key] for key in _OBJECTS if not isinstance(overrides.get(key), str | bool | None)}
     return {_OBJECTS.get(key, key): value for key, value in overrides.items() if key not in objects}, objects
 
 

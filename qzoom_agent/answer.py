@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.episode_state import EventKind
-from qzoom_agent.trace import PerceptionRecord, QuestionRecord, Status, Trace, Usage, by_digest
+from qzoom_agent.trace import PendingCall, PerceptionRecord, QuestionRecord, Status, Trace, Usage, by_digest
 from qzoom_agent.views import ViewStore
 
 _PICTURE = 480
@@ -44,6 +44,11 @@ class Answer:
     def record(self) -> QuestionRecord:
         """The part of the trace that is about this question."""
         return self.trace.questions[-1]
+
+    @property
+    def waiting(self) -> PendingCall | None:
+        """The call that a person has to decide on (`Agent.resume`), with status "waiting"."""
+        return self.record.waiting
 
     @property
     def usage(self) -> Usage:

@@ -349,6 +349,8 @@ class AgentConfig(Config):
     own_tools: tuple[str, ...] | None = Field(default=None, exclude_if=_is_none)
     """Tools that the model may call beside zoom: `rotate`, `enhance`, `read_text`, `module:name`, or an entry point of
     the group qzoom_agent.own_tools. Policies that offer no tools (such as `direct`) offer none of these."""
+    approve: bool | None = Field(default=None, exclude_if=_is_none)
+    """A person decides on each call before it is run, see `qzoom_agent.approval`."""
     prompt: str | None = Field(default=None, exclude_if=_is_none)
     """File with the model's own words, see `qzoom_agent.protocols.wording`; in a saved run the digest of its texts, as
     "sha256:...". "protocol": the protocol's words. None: the file in the model's folder, else the protocol's words."""

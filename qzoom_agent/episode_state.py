@@ -34,12 +34,12 @@ from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols.interface import Parsed, ZoomProtocol
 from qzoom_agent.protocols.parsing import cut_off, own_turn
 from qzoom_agent.review import Last
-from qzoom_agent.trace import SERVED, Status, Turn
+from qzoom_agent.trace import SERVED, PendingCall, Status, Turn
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.own_tools import OwnTool
 from qzoom_agent.zoom.zoom import Tool, Zoom
 
-EventKind = Literal["view", "look", "token", "turn", "call", "answer"]
+EventKind = Literal["view", "look", "token", "turn", "waiting", "call", "answer"]
 
 
 class State(TypedDict):
@@ -73,6 +73,10 @@ class State(TypedDict):
     perceive_seconds: float
     seconds: Annotated[float, operator.add]
     """Wall-clock time of all steps so far; the time between a kill and its resume does not count."""
+    waiting: NotRequired[dict[str, Any] | None]
+    """The call that a person is asked about (`PendingCall`), and until it is run the decision."""
+    approval: NotRequired[dict[str, Any] | None]
+    """The decision (`Approval`); None: there is none yet."""
     status: Status | None
     answer: str | None
     error: str | None
@@ -106,6 +110,8 @@ class Context:
     """Schemas of the tools that the model may call natively."""
     own: Mapping[str, OwnTool] = field(default_factory=dict)
     """Tools that the model may call beside zoom, by name."""
+    approve: Callable[[PendingCall], Any] | None = None
+    """Decides on calls, where the configuration wants that; None: the run stops before each."""
     live: bool = False
     """Stream the text of each turn as it is written."""
     left: bool = False
@@ -193,13 +199,16 @@ class Context:
         session = self.open(state["placed"], alone=alone)
         return session.reply([*before, *asked], settings=settings, on_text=on_text)
 
-    def read(self, turn: Turn) -> Parsed:
-        """Parse a turn; one that its limit of tokens cut off has neither an answer nor a call."""
+    def read(self, turn: Turn, *, views: int | None = None) -> Parsed:
+        """Parse a turn; one that its limit of tokens cut off has neither an answer nor a call.
+
+        `views`: number of views that were shown before it; None: all.
+        """
         if turn.withheld:
             return Parsed(thought=own_turn(turn.text).strip())
         if turn.finish == "length":
             return cut_off(turn.text, limit=self.config.generation.max_new_tokens)
-        return self.protocol.parse(turn.text, self.store.shown)
+        return self.protocol.parse(turn.text, self.store.shown[:views])
 
     def close(self) -> None:
         """Free the sessions."""

@@ -5,6 +5,7 @@
     perceive   coarse view, the look that the policy wants, the crops that it inserts; again with these in context, look
                after look, until the branches have enough or a budget ends it; opening messages
     think      one assistant turn; the forced last one if a budget is spent
+    approve    where a person decides on calls: ask about the next one, see `approval`
     act        parse the calls, review and serve each, tell the model the outcome
     finish     name the outcome: answered, budget, refused (calls could not be served and no answer came), or error
 
@@ -22,6 +23,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 
+from qzoom_agent.approval import after_approve, approve, decided, executor, is_waiting
 from qzoom_agent.episode_state import (
     Context,
     State,
@@ -39,8 +41,8 @@ from qzoom_agent.messages import Message, text
 from qzoom_agent.models.interface import PerceivingSession
 from qzoom_agent.models.perceiver import look_with
 from qzoom_agent.protocols.parsing import own_turn
-from qzoom_agent.review import Last, refused_on_opinion
-from qzoom_agent.tool_calls import ToolCallExecutor, record_of
+from qzoom_agent.review import Last
+from qzoom_agent.tool_calls import record_of
 from qzoom_agent.trace import PerceptionRecord, QuestionRecord, Status, Trace, Turn, Usage
 from qzoom_agent.views import View
 from qzoom_agent.zoom.sparse import sparse_plan
@@ -190,44 +192,39 @@ def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     before, known = len(ctx.store.shown), len(ctx.store.views)
     messages: list[Message] = []
     last: Last | None = None
-    execute = ToolCallExecutor(
-        store=ctx.store,
-        tool=ctx.tool,
-        policy=ctx.policy,
-        protocol=ctx.protocol,
-        look=None if state["perception"] is None else PerceptionRecord(**state["perception"]),
-        refused_turns=refused_on_opinion([Turn(**one).calls for one in state["turns"]]),
-        views_read=before,
-        own=ctx.own,
-        crops=ctx.zoom.config,
-        max_pixels=ctx.config.max_pixels,
-        earlier=ctx.earlier,
-    )
-    native = "items" in state["messages"][-1]
+    execute = executor(ctx, state, turn)
+    native = "items" in next(one for one in reversed(state["messages"]) if one["role"] == "assistant")
 
     def answering(call: str, answer: list[Message]) -> list[Message]:
         return [{**one, "call": call} for one in answer] if native else answer
 
     # Parsed again rather than stored: a checkpoint cannot hold every string that a call can (lone surrogates).
-    for call in ctx.read(turn).calls:
-        record, answer, ends = execute(call)
+    calls = ctx.read(turn, views=execute.views_read).calls[len(turn.calls) :]
+    now = calls[:1] if ctx.config.approve else calls
+    for call in now:
+        record, answer, ends = decided(state, execute, call) if ctx.config.approve else execute(call)
         turn.calls.append(record)
         messages += answering(call.id, answer)
         last = last or ends
         emit(runtime, "call", {"turn": turn.index, **record.model_dump(mode="json")})
-    if turn.problems:
+    done = len(now) == len(calls)
+    if turn.problems and done:
         messages += answering("", ctx.protocol.refusal("\n".join(turn.problems)))
-    turn.act_seconds = perf_counter() - began
+    seconds = perf_counter() - began
+    turn.act_seconds += seconds
+    data = turn.model_dump(mode="json")
     for shown in ctx.store.shown[before:]:
         emit(runtime, "view", shown.model_dump(mode="json"))
     views = [view.model_dump(mode="json") for view in ctx.store.views[known:]]
     return {
-        "turn": None,
-        "turns": [turn.model_dump(mode="json")],
+        "turn": None if done else data,
+        "turns": [data] if done else [],
         "views": views,
         "messages": messages,
-        "last": last,
-        "seconds": turn.act_seconds,
+        "last": state["last"] or last,
+        "seconds": seconds,
+        "waiting": None,
+        "approval": None,
     }
 
 
@@ -261,8 +258,14 @@ def after_perceive(state: State) -> Literal["perceive", "think", "finish"]:
     return "think" if len(state["messages"]) > state.get("opened", 0) else "finish"
 
 
-def after_think(state: State) -> Literal["act", "finish"]:
-    return "finish" if state["turn"] is None else "act"
+def after_think(state: State) -> Literal["act", "approve", "finish"]:
+    if state["turn"] is None:
+        return "finish"
+    return "approve" if state["config"].get("approve") else "act"
+
+
+def after_act(state: State) -> Literal["approve", "think"]:
+    return "think" if state["turn"] is None else "approve"
 
 
 @cache
@@ -272,6 +275,7 @@ def _builder() -> StateGraph[State, Context, State, State]:
     graph.add_node("locate", locate)
     graph.add_node("perceive", perceive)
     graph.add_node("think", think)
+    graph.add_node("approve", approve)
     graph.add_node("act", act)
     graph.add_node("finish", finish)
     graph.add_conditional_edges(START, first_step)
@@ -279,7 +283,8 @@ def _builder() -> StateGraph[State, Context, State, State]:
     graph.add_conditional_edges("locate", after_perceive)
     graph.add_conditional_edges("perceive", after_perceive)
     graph.add_conditional_edges("think", after_think)
-    graph.add_edge("act", "think")
+    graph.add_conditional_edges("approve", after_approve)
+    graph.add_conditional_edges("act", after_act)
     graph.add_edge("finish", END)
     return graph
 
@@ -297,16 +302,18 @@ def _compiled() -> CompiledStateGraph[State, Context, State, State]:
 
 
 def to_record(state: State) -> QuestionRecord:
-    """Return the record of a finished question."""
-    assert state["status"] is not None, "only a finished episode has a record"
+    """Return the record of a question that is finished, or waits for a person."""
+    status: Status | None = "waiting" if is_waiting(state) else state["status"]
+    assert status is not None, "only a finished episode has a record"
     views = [View(**view) for view in state["views"]]
-    turns = [Turn(**turn) for turn in state["turns"]]
+    turns = [Turn(**turn) for turn in [*state["turns"], *([state["turn"]] if state["turn"] else [])]]
     earlier = [view for one in state.get("asked", []) for view in one["views"]]
     before = sum(view["tokens"] for view in earlier if state.get("history", True) or view["kind"] == "coarse")
     return QuestionRecord(
         question=state["question"],
-        status=state["status"],
+        status=status,
         answer=state["answer"],
+        waiting=state.get("waiting") if status == "waiting" else None,
         views=views,
         perception=None if state["perception"] is None else PerceptionRecord(**state["perception"]),
         further_looks=[PerceptionRecord(**look) for look in state.get("further_looks", [])],

@@ -25,7 +25,7 @@ from qzoom_agent.episode_state import Context, State
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.files import lock, translating
 from qzoom_agent.graph import compile_graph
-from qzoom_agent.trace import PerceptionRecord, QuestionRecord, Turn
+from qzoom_agent.trace import Approval, PendingCall, PerceptionRecord, QuestionRecord, Turn
 from qzoom_agent.views import View
 
 if TYPE_CHECKING:
@@ -153,6 +153,11 @@ class SavedRuns:
                 return cast(State, {})
             return _checked(last.values)
 
+    def update(self, thread: str, values: dict[str, Any], *, after: str) -> None:
+        """Save a step that changes the state of a run, which then goes on as after this node."""
+        with self._reading(thread):
+            self.graph().update_state(run_config(thread), values, as_node=after)
+
     def before_failure(self, thread: str) -> tuple[RunnableConfig, State]:
         """Return the last saved step of a run before the one that failed, and the state after it."""
         with self._reading(thread):
@@ -236,6 +241,8 @@ class _Records(TypedDict):
     views: list[View]
     turns: list[Turn]
     turn: Turn | None
+    waiting: NotRequired[PendingCall | None]
+    approval: NotRequired[Approval | None]
     perception: PerceptionRecord | None
     further_looks: NotRequired[list[PerceptionRecord]]
     asked: NotRequired[list[QuestionRecord]]

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
 
 from qzoom_agent.errors import ImageError
-from qzoom_agent.geometry import fit_tokens, tokens
+from qzoom_agent.geometry import Box, Size, fit_tokens, tokens
 from qzoom_agent.images import MAX_PIXELS, digest
-from qzoom_agent.messages import Message
+from qzoom_agent.messages import Message, plain_text, text_part
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols.interface import ToolCall, ToolProtocol, ZoomProtocol
-from qzoom_agent.review import Last, ReviewContext, format_box, same_crop
-from qzoom_agent.trace import CallRecord, Decision, PerceptionRecord
+from qzoom_agent.review import Last, ReviewContext, ReviewDecision, format_box, same_crop
+from qzoom_agent.trace import Approval, CallRecord, Decision, PendingCall, PerceptionRecord, Turn
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.own_tools import OwnTool, ToolOutput
 from qzoom_agent.zoom.tool_images import Views
-from qzoom_agent.zoom.zoom import Tool, ZoomConfig
+from qzoom_agent.zoom.zoom import Tool, Zoom, ZoomConfig, ZoomPlan
 
+PERSON: Final = "person"
+"""Code of calls that a person has moved or refused."""
 _REPEATED = "Another call of this turn was given this part: it is {view}. Answer from it, or zoom somewhere else."
 
 
@@ -35,6 +37,14 @@ class CallOutcome(NamedTuple):
     """The reply to the model."""
     last: Last | None
     """Reason for which the next turn has to be the last, if it has to."""
+
+
+class Considered(NamedTuple):
+    """A call that the review lets through."""
+
+    review: ReviewDecision
+    plan: ZoomPlan | None
+    """The crop to cut; None: an own tool is to be run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +72,13 @@ class ToolCallExecutor:
 
     def __call__(self, call: ToolCall) -> CallOutcome:
         """Review a call and serve it."""
+        found = self.consider(call)
+        return found if isinstance(found, CallOutcome) else self._serve(call, found)
+
+    def consider(self, call: ToolCall) -> CallOutcome | Considered:
+        """Plan and review a call; return the outcome of one that is not served. Nothing is cut or run yet."""
         if call.arguments is not None:
-            return self._run(call, call.arguments)
+            return self._consider_tool(call)
         box = call.as_box
         if box is None:
             return self._deny(call, "failed", "The call has no box. Give x1, y1, x2, y2.")
@@ -75,7 +90,17 @@ class ToolCallExecutor:
         review = self.policy.review(shown, plan, context, counted=self._counted())
         if not review.serve:
             return self._deny(call, "refused", review.reason, review.numbers, code=review.code, last=review.last)
-        cut = self.tool.cut(self.store, review.plan or plan, label=call.label)
+        if plan.error and not review.plan:
+            return self._deny(call, "failed", plan.error, review.numbers)
+        return Considered(review, review.plan or plan)
+
+    def _serve(self, call: ToolCall, found: Considered, *, approval: Approval | None = None) -> CallOutcome:
+        """Cut the crop of a reviewed call, or run its tool."""
+        review, plan = found
+        if plan is None:
+            return self._run(call, review, approval)
+        shown = self.store.shown
+        cut = self.tool.cut(self.store, plan, label=call.label)
         if cut.view is None:
             return self._deny(call, "failed", cut.error or "", review.numbers)
         notes = [*([review.reason] if review.reason else []), *cut.notes]
@@ -90,8 +115,58 @@ class ToolCallExecutor:
             numbers=review.numbers | measured,
             served=cut.served,
             result=cut.view.id,
+            approval=approval,
         )
-        return CallOutcome(record, self.protocol.result(cut.view, len(shown) - 1, notes), None)
+        messages = self.protocol.result(cut.view, len(shown) - 1, notes)
+        if review.code == PERSON and not any(review.reason in plain_text(one) for one in messages):
+            messages[-1]["content"].append(text_part(review.reason))  # a format without notes must say it too
+        return CallOutcome(record, messages, None)
+
+    def pending(self, call: ToolCall, found: Considered, turn: Turn) -> PendingCall:
+        """Return a reviewed call as a person is asked about it."""
+        review, plan = found
+        known = {"name": call.name, "label": call.label, "thought": turn.thought, "view": call.view}
+        known |= {"code": review.code, "reason": review.reason, "numbers": review.numbers}
+        if plan is None or plan.box is None:
+            return PendingCall(**known, arguments=_written(call))
+        cut = {} if plan.cut is None else {"source": plan.cut.view, "inside": plan.cut.as_list()}
+        return PendingCall(
+            **known,
+            **cut,
+            box=(plan.box.x1, plan.box.y1, plan.box.x2, plan.box.y2),
+            size=plan.size,
+            tokens=plan.tokens,
+            notes=[*([review.reason] if review.reason else []), *plan.notes],
+        )
+
+    def decided(self, call: ToolCall, pending: PendingCall, approval: Approval) -> CallOutcome:
+        """Run a call as a person has decided: as it was shown to them, at another place, or not at all."""
+        if approval.action == "refuse":
+            reason = f"A person refused this call{f': {approval.reason}' if approval.reason else '.'}"
+            return self._deny(call, "refused", reason, pending.numbers, code=PERSON, approval=approval)
+        if pending.box is None:
+            return self._serve(call, Considered(ReviewDecision("", pending.numbers), None), approval=approval)
+        if approval.box is not None:
+            return self._moved(call, pending, approval, Box(*approval.box))
+        edges = Box(*pending.box)
+        cut = None if pending.inside is None else Box(*pending.inside, view=pending.source)
+        own = [note for note in pending.notes if note != pending.reason]
+        plan = ZoomPlan(pending.view, edges, Size(*pending.size), pending.tokens, tuple(own), cut=cut)
+        review = ReviewDecision(pending.code, pending.numbers, pending.reason, plan if pending.code else None)
+        return self._serve(call, Considered(review, plan), approval=approval)
+
+    def _moved(self, call: ToolCall, pending: PendingCall, approval: Approval, box: Box) -> CallOutcome:
+        """Serve the box that a person chose, if the budgets have room for it."""
+        plan = Zoom(self.crops).plan(self.store, box)
+        room = self.policy.room(self._counted(), plan.tokens)
+        if room.code:
+            return self._deny(
+                call, "refused", room.reason, room.numbers, code=room.code, last=room.last, approval=approval
+            )
+        assert plan.box is not None, "a decision has a box inside the image"
+        shown = format_box(plan.box, self.store.shown[0], self.protocol.frame)
+        review = ReviewDecision(PERSON, pending.numbers, f"A person moved the box to {shown}.", plan)
+        return self._serve(call, Considered(review, replace(plan, parent=pending.view)), approval=approval)
 
     def _counted(self) -> list[View]:
         """Return the views that count towards the budgets."""
@@ -110,25 +185,28 @@ class ToolCallExecutor:
             write=lambda other: format_box(other, shown[0], self.protocol.frame),
         )
 
-    def _run(self, call: ToolCall, arguments: Mapping[str, Any]) -> CallOutcome:
-        """Run an own tool; an image that it returns joins the views, if the budgets have room."""
-        assert isinstance(self.protocol, ToolProtocol)
-        tool = self.own.get(call.name)
-        if tool is None:
+    def _consider_tool(self, call: ToolCall) -> CallOutcome | Considered:
+        if call.name not in self.own:
             return self._deny(call, "failed", f"There is no tool {call.name!r}. There are {', '.join(self.own)}.")
         review = self.policy.review_tool(call, self.store.shown, self._context())
         if not review.serve:
             return self._deny(call, "refused", review.reason, review.numbers, code=review.code, last=review.last)
+        return Considered(review, None)
+
+    def _run(self, call: ToolCall, review: ReviewDecision, approval: Approval | None) -> CallOutcome:
+        """Run an own tool; an image that it returns joins the views, if the budgets have room."""
+        assert isinstance(self.protocol, ToolProtocol)
         views = Views(self.store, name=self.protocol.view_name)
-        output = tool(arguments, views, max_pixels=self.max_pixels)
+        output = self.own[call.name](call.arguments or {}, views, max_pixels=self.max_pixels)
         if output.error:
-            return self._deny(call, "failed", output.error, review.numbers)
+            return self._deny(call, "failed", output.error, review.numbers, approval=approval)
         view, note, code, last = self._show(output)
         if view is None and not output.text:
-            return self._deny(call, "refused" if code else "failed", note, review.numbers, code=code, last=last)
+            decision: Decision = "refused" if code else "failed"
+            return self._deny(call, decision, note, review.numbers, code=code, last=last, approval=approval)
         said = "\n".join(filter(None, (output.text, note)))
         result = None if view is None else view.id
-        more = {"code": code, "numbers": review.numbers, "result": result, "text": output.text}
+        more = {"code": code, "numbers": review.numbers, "result": result, "text": output.text, "approval": approval}
         record = record_of(call, "served", note, **more)
         return CallOutcome(record, self.protocol.tool_result(said, view), last)
 
@@ -167,12 +245,16 @@ class ToolCallExecutor:
         *,
         code: str = "",
         last: Last | None = None,
+        approval: Approval | None = None,
     ) -> CallOutcome:
-        record = record_of(call, decision, reason, code=code, numbers=numbers or {})
+        record = record_of(call, decision, reason, code=code, numbers=numbers or {}, approval=approval)
         return CallOutcome(record, self.protocol.refusal(reason), last)
 
 
 def record_of(call: ToolCall, decision: Decision, reason: str = "", **more: Any) -> CallRecord:
     """Return the record of a call and its outcome; `more` are further fields of `CallRecord`."""
-    arguments = None if call.arguments is None else json.dumps(call.arguments, ensure_ascii=False, default=str)
-    return CallRecord(**call.model_dump(), arguments=arguments, decision=decision, reason=reason, **more)
+    return CallRecord(**call.model_dump(), arguments=_written(call), decision=decision, reason=reason, **more)
+
+
+def _written(call: ToolCall) -> str | None:
+    return None if call.arguments is None else json.dumps(call.arguments, ensure_ascii=False, default=str)

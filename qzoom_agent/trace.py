@@ -45,7 +45,8 @@ from qzoom_agent.views import View
 VERSION = "1.3"
 """Version of the format, "major.minor"; code of another major version refuses it."""
 
-Status = Literal["answered", "budget", "refused", "error"]
+Status = Literal["answered", "budget", "refused", "error", "waiting"]
+"""`waiting`: a person has to decide on a call (`approve`), and the run goes on with `Agent.resume`."""
 Decision = Literal["served", "grown", "snapped", "refused", "failed"]
 SERVED: frozenset[Decision] = frozenset({"served", "grown", "snapped"})
 Images = Callable[[str], PIL.Image.Image]
@@ -72,6 +73,47 @@ Text = Annotated[str, BeforeValidator(_valid_unicode)]
 class _Record(BaseModel):
     # "strings" keeps inf and nan (a model can write 1e999) where JSON alone would turn them into null.
     model_config = ConfigDict(extra="ignore", ser_json_inf_nan="strings")
+
+
+class Approval(_Record):
+    """A person's decision on a call."""
+
+    action: Literal["approve", "move", "refuse"]
+    box: Quad | None = None
+    """`move`: the region to show instead, in original pixels."""
+    reason: Text = ""
+    """`refuse`: the reason, for the model."""
+
+
+class PendingCall(_Record):
+    """A call that waits for a person's decision, after the policy's review: what will be run if it is approved."""
+
+    name: Text
+    box: Quad | None = None
+    """Region that will be shown, in original pixels; None: it is no zoom call."""
+    arguments: Text | None = None
+    """Arguments of an own tool, as JSON."""
+    label: Text = ""
+    """The model's words for what it looks for."""
+    thought: Text = ""
+    """The model's words before the call."""
+    tokens: Count = 0
+    """Visual tokens of the crop."""
+    notes: list[Text] = Field(default_factory=list)
+    """Corrections of the box, and the reason of a review that moved it."""
+    view: Text = "coarse"
+    """Id of the view that the call refers to."""
+    source: Text = ""
+    """Id of the full-size image of a tool that the crop is cut from; empty: the original."""
+    inside: Quad | None = None
+    """The region in pixels of `source`."""
+    size: tuple[Count, Count] = (0, 0)
+    """Pixels of the crop as shown."""
+    code: Text = ""
+    """Code of a review that moved the box, as in `CallRecord`."""
+    reason: Text = ""
+    """Text of that review, for the model."""
+    numbers: dict[str, float] = Field(default_factory=dict)
 
 
 class CallRecord(_Record):
@@ -105,6 +147,8 @@ class CallRecord(_Record):
     """Id of the view that came back."""
     text: Text = Field(default="", exclude_if=operator.not_)
     """Text that an own tool returned."""
+    approval: Approval | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Decision of a person, where one was asked."""
 
     @property
     def serves(self) -> bool:
@@ -338,6 +382,8 @@ class QuestionRecord(_Record):
     """Boxes known to hold the answer, in original pixels (a task's, or those given to the oracle policy)."""
     error: Text | None = None
     """The error that ended the episode, with status "error"."""
+    waiting: PendingCall | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The call that a person has to decide on, with status "waiting"."""
 
     @property
     def looks(self) -> list[PerceptionRecord]:

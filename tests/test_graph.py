@@ -402,8 +402,8 @@ def test_the_drawing_shows_the_loop() -> None:
         *{("__start__", first, True) for first in ("draft", "locate", "perceive")},
         *{("draft", then, True) for then in ("locate", "perceive", "finish")},
         *{(look, then, True) for look in ("locate", "perceive") for then in ("perceive", "think", "finish")},
-        ("think", "act", True),
-        ("think", "finish", True),
-        ("act", "think", False),
+        *{("think", then, True) for then in ("act", "approve", "finish")},
+        *{("approve", then, True) for then in ("act", "__end__")},
+        *{("act", then, True) for then in ("approve", "think")},
         ("finish", "__end__", False),
     }

@@ -13,9 +13,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from qzoom_agent.cli.approval import ask_at_terminal
 from qzoom_agent.cli.console import Console, printable
 from qzoom_agent.cli.main import BACKEND, BUDGET, OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
+from qzoom_agent.errors import ConfigError
 from qzoom_agent.files import require_file, require_folder
 
 if TYPE_CHECKING:
@@ -24,7 +26,13 @@ if TYPE_CHECKING:
     from qzoom_agent.trace import CallRecord, PerceptionRecord, QuestionRecord, Status, Trace, Turn
     from qzoom_agent.views import View
 
-EXIT_CODES: Final[dict[Status, int]] = {"answered": OK, "budget": BUDGET, "refused": BUDGET, "error": BACKEND}
+EXIT_CODES: Final[dict[Status, int]] = {
+    "answered": OK,
+    "budget": BUDGET,
+    "refused": BUDGET,
+    "waiting": BUDGET,
+    "error": BACKEND,
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("image", help="path of an image, FILE.pdf#page=N, a data URI, or - for stdin")
     flags.add_argument("question")
+    flags.add_argument(
+        "--approve", action="store_true", help="ask here about each call before it is run: y, another box, or a reason"
+    )
     add_output_flags(flags)
     add_agent_flags(flags)
     return flags
@@ -60,8 +71,12 @@ def main(argv: Sequence[str]) -> int:
     from qzoom_agent.messages import require_question
 
     require_question(args.question)
+    if args.approve and args.image == "-":
+        raise ConfigError("--approve reads decisions from stdin, and so does the image. Give the image as a file.")
     image = load_image(sys.stdin.buffer if args.image == "-" else args.image, max_pixels=read_config(args).max_pixels)
     agent = prepare(args, console)
+    if args.approve:
+        agent = agent.replace(approve=ask_at_terminal(console, image.size))
     answer = follow(agent.stream(image, args.question), console, area=image.width * image.height)
     show_answer(answer, console, as_json=args.json)
     keep(answer, console, args)

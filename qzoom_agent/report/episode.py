@@ -150,8 +150,14 @@ def _marks(trace: Trace, original: View) -> list[page.BoxMark]:
 
 
 def _decision(call: CallRecord) -> str:
-    """Return the outcome of a call, and the rule that decided it."""
-    return f"{call.decision}: {page.cut(call.code, 40).replace('_', ' ')}" if call.code else call.decision
+    """Return the outcome of a call, and the rule or the person that decided it."""
+    person = (
+        {"approve": "approved", "move": "moved", "refuse": "refused"}[call.approval.action] if call.approval else ""
+    )
+    if call.approval and call.code in ("", "person"):
+        return f"{person} by a person"
+    said = f"{call.decision}: {page.cut(call.code, 40).replace('_', ' ')}" if call.code else call.decision
+    return f"{said}, {person} by a person" if person else said
 
 
 def _asked(trace: Trace, call: CallRecord) -> list[float] | None:

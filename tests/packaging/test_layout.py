@@ -27,7 +27,7 @@ LAYERS = [
     {"perception"},
     {"models"},
     {"policy", "review", "tool_calls"},
-    {"episode_state", "first_turns", "graph"},
+    {"approval", "episode_state", "first_turns", "graph"},
     {"answer", "saved_runs"},
     {"agent", "chat"},
     {"evaluation"},

@@ -105,7 +105,8 @@ class Stage(BaseModel):
     """Only the training heads learn. For a start from a shipped model, which has none: while they know nothing, what
     they ask of the layers below destroys more than it teaches."""
     weights: dict[
-        Literal["answer", "read", "place", "focus", "ground", "point", "aim", "tally", "glyphs", "lines"], float
+        Literal["answer", "read", "place", "focus", "ground", "point", "aim", "tally", "glyphs", "lines", "spell"],
+        float,
     ] = {
         "answer": 1.0,
         "read": 1.0,
@@ -200,7 +201,10 @@ class TreeTrainer(Trainer):
         for name, weight in self.stage.weights.items():
             if name in terms and weight:
                 total = total + weight * terms[name]
-                self.terms.setdefault(name, []).append(float(terms[name].detach()))
+                for told in (name, f"{inputs['kind']} {name}"):
+                    self.terms.setdefault(told, []).append(float(terms[name].detach()))
+        if not total.requires_grad:  # parts of pages about which nothing can be asked: such a batch teaches nothing
+            total = 0 * sum(parameter.sum() for parameter in model.parameters() if parameter.requires_grad)
         return (total, terms) if return_outputs else total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -424,7 +428,8 @@ def load_training(folder: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForC
     model.generation_config = GenerationConfig.from_pretrained(folder)
     model.training_heads = TrainingHeads(model.config.get_text_config().hidden_size)
     missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
+    lost = [name for name in missing if not name.startswith(("lm_head.", "training_heads."))]  # newer heads begin fresh
+    assert not unexpected and not lost, (missing, unexpected)
     model.tie_weights()
     return tokenizer, model
 

@@ -251,7 +251,7 @@ def _reply(frame: Frame, fact: Fact) -> Say:
     """The answer, read from `frame`. What is counted has one token for each, in its middle."""
     if fact.kind == "count":
         return Say(fact.answer + CLOSE, learn=True, tally=(frame.look, under(frame, [_middle(r) for r in fact.seen])))
-    return _answer(fact.answer, read_from(frame, fact))
+    return replace(_answer(fact.answer, read_from(frame, fact)), line=fact.kind == "at")
 
 
 def beside(fact: Fact, crops: Sequence[Frame]) -> list[Piece]:

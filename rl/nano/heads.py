@@ -20,7 +20,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from nano.examples import DENSE_CLASSES
 from nano.packed import see, think
 from nano.reading import LineReader, along_lines, reading_losses
-from nano.trees import MERGE
+from nano.trees import COUNTED, MERGE
 
 PLACE_LAYER = 1
 """Decoder layer whose output must know the column and row of its visual tokens (which the tower cannot: its positions
@@ -59,6 +59,7 @@ class TrainingHeads(nn.Module):
         self.read = nn.Linear(hidden, sum(DENSE_CLASSES))
         self.place = nn.Linear(hidden, 2 * PLACES)
         self.aim = nn.Linear(hidden, 2 * PLACES)
+        self.spell = nn.Linear(hidden, 2 * COUNTED)
 
 
 def losses(
@@ -70,7 +71,9 @@ def losses(
     fuse: bool = False,
 ) -> dict[str, Tensor]:
     """Loss terms of a batch: `read` (dense labels), `glyphs` and `lines` (print on paper), and for what is said
-    `answer`, `place`, `aim`, `tally` and those in `TOLD`.
+    `answer`, `place`, `aim`, `tally` and those in `TOLD`; `spell` where lines of print are read out: both what shows a
+    character and what says it know the number of its word in the line and its own in the word. How wide characters are
+    differs from line to line, so that where the tenth one lies does not follow from where the first one does.
 
     Also `dense` and `along`, the logits behind `read` and along lines of paper, `logits` at the positions that predict
     a label, and `predicts`, the flat indices of those labels. With `tower` false the vision tower is left as it is, and
@@ -111,6 +114,10 @@ def losses(
         asking, *cell = batch["aim"]
         aimed = heads.aim(thought.tapped[AIM_LAYER][asking]).float().view(-1, PLACES)
         out["aim"] = cross_entropy(aimed, torch.stack(cell, dim=1).view(-1))
+    if batch["spell"].shape[1]:
+        token, *count = batch["spell"]
+        counted = heads.spell(thought.tapped[AIM_LAYER][token]).float().view(-1, COUNTED)
+        out["spell"] = cross_entropy(counted, torch.stack(count, dim=1).view(-1))
     for name, layer in TOLD.items():
         if batch[name].shape[1]:
             out[name] = focus_loss(*thought.watched[layer], batch, name)

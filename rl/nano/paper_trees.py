@@ -29,7 +29,8 @@ WHOLE_TOKENS: Final = (400, 600, 900, 1300, 2048)
 """The same of a whole page to read from."""
 LEGIBLE: Final = 16.0
 """Height of a line in a view, in pixels, from which on it is read out."""
-_HEIGHTS: Final = (20.0, 50.0)
+_HEIGHTS: Final = (34.0, 62.0)
+"""Least and greatest height of a line in a part, in pixels; from 48 or so each character has a visual token."""
 _REACH: Final = LOCATION_STEP * (len(LOCATIONS) - 1)
 """Largest coordinate that has a location token."""
 _FACTS: Final = 0.75
@@ -65,7 +66,7 @@ def coarse_paper_tree(rng: Random, board: PaperBoard, *, served: int = 3, calls:
     return _tree(frame, branches)
 
 
-def part_tree(rng: Random, board: PaperBoard, *, tokens: tuple[int, int] = (40, 160), questions: int = 10) -> Tree:
+def part_tree(rng: Random, board: PaperBoard, *, tokens: tuple[int, int] = (60, 240), questions: int = 10) -> Tree:
     """Return a part of a page whose lines are read out, and what else can be asked of it."""
     about, height = _asked_about(rng, board)
     scale = math.exp(rng.uniform(*map(math.log, _HEIGHTS))) / max(4.0, height)

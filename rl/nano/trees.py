@@ -22,6 +22,8 @@ from transformers import PreTrainedTokenizerFast
 from nano.frames import Reading, reading_batch
 
 PATCH, MERGE, TEMPORAL = 14, 2, 2
+COUNTED = 16
+"""Words of a line, and characters of a word, that are told apart."""
 _CLOSE = 4  # tokens that something small may span
 WINDOW = 4  # tokens a side of the vision tower's attention window of 112 pixels
 _MEAN = np.array((0.48145466, 0.4578275, 0.40821073), dtype=np.float32) * 255
@@ -62,6 +64,8 @@ class Say:
     learn: bool = False
     looks: bool = False
     focus: Sequence[tuple[Look, Sequence[int]]] = ()
+    line: bool = False
+    """Whether it is a line of print from its start, so that its words and characters can be counted."""
     tally: tuple[Look, Sequence[int]] | None = None
     """The image and the visual tokens that are counted in it, one for each thing, for a number that is said."""
 
@@ -118,6 +122,8 @@ class _Row:
     """Pairs of a predicting token of an answer and a token that names what it is about, printed or in the question."""
     aim: list[tuple[int, int, int]] = field(default_factory=list)
     """A predicting token, and the column and row in the middle of the visual tokens that it is read from."""
+    spell: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Number of the word in its line and of the character in its word that a token shows or says next."""
     tally: list[tuple[int, int]] = field(default_factory=list)
     """Pairs of a token that predicts a number and a visual token that is counted."""
 
@@ -155,6 +161,8 @@ class Packer:
                     middle = _middle(cells, look.grid[1])
                     if said and middle is not None:
                         row.aim.append((predicting, *middle))
+                if piece.line:
+                    self._count(row, piece, len(row.ids))
                 if piece.tally is not None:
                     look, cells = piece.tally
                     row.tally += [(len(row.ids) - 1, row.starts[id(look)] + cell) for cell in cells]
@@ -183,6 +191,16 @@ class Packer:
             row.branch += [branch] * len(ids)
         return position
 
+    def _count(self, row: _Row, line: Say, first: int) -> None:
+        """Number the words of a line and the characters of each word, where they are read and where they are said."""
+        word, character = 0, 0
+        for step, (sign, (look, cells)) in enumerate(zip(line.text, line.focus, strict=False)):
+            where = (min(word, COUNTED - 1), min(character, COUNTED - 1))
+            row.spell[first + step - 1] = where
+            for cell in cells:
+                row.spell.setdefault(row.starts[id(look)] + cell, where)
+            word, character = (word + 1, 0) if sign == " " else (word, character + 1)
+
     def row(self, tree: Tree) -> _Row:
         row = _Row()
         position = self._extend(row, tree.prefix, 0, 0)
@@ -206,6 +224,7 @@ class Packer:
         branch, first, offset = [], 0, 0
         pairs: dict[str, list[tuple[int, int]]] = {"focus": [], "ground": [], "point": [], "tally": []}
         aim: list[tuple[int, int, int]] = []
+        spell: list[tuple[int, int, int]] = []
         spans: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         for row, tree in zip(rows, trees, strict=True):
             local = np.array(row.branch)
@@ -217,6 +236,7 @@ class Packer:
             for name, known in pairs.items():
                 known += [(offset + asking, offset + seen) for asking, seen in getattr(row, name)]
             aim += [(offset + asking, column, line) for asking, column, line in row.aim]
+            spell += [(offset + token, *where) for token, where in row.spell.items()]
             first += len(tree.branches)
             offset += len(local)
         grids = [look.grid for look in looks]
@@ -228,6 +248,7 @@ class Packer:
             "tree": torch.tensor([index for index, row in enumerate(rows) for _ in row.ids]),
             **{name: torch.tensor(known, dtype=torch.long).reshape(-1, 2).T for name, known in pairs.items()},
             "aim": torch.tensor(aim, dtype=torch.long).reshape(-1, 3).T,
+            "spell": torch.tensor(spell, dtype=torch.long).reshape(-1, 3).T,
             "blocks": text_blocks(spans),
             "windows": image_blocks(grids, window=WINDOW),
             "whole": image_blocks(grids, window=None),

@@ -64,9 +64,9 @@ def validate(
             trees = _trees(kind, VALIDATION_SEED + index, receipts)
             batch = to_device(packer.batch(trees), model.device)
             terms = losses(model, model.training_heads, batch)
-            for name in ("read", "glyphs", "lines", "answer", "focus", "ground", "point", "place", "aim", "tally"):
-                if name in terms:
-                    scores.setdefault(f"{kind} {name} loss", []).append(float(terms[name]))
+            for name, value in terms.items():
+                if value.ndim == 0:
+                    scores.setdefault(f"{kind} {name} loss", []).append(float(value))
             if "dense" in terms:
                 _count_dense(terms["dense"], batch["dense"], kind, scores)
             if "predicts" not in terms:

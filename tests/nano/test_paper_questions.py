@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 
 from nano.drawn_paper import draw_paper
-from nano.examples import CLOSE, Frame, show
+from nano.examples import CLOSE, OPEN, Frame, direct, show
 from nano.paper import Line, Paper, Rect
 from nano.paper_batches import paper_trees
 from nano.paper_boards import PaperBoard, board_of
 from nano.paper_trees import coarse_paper_tree, line_fact, part_tree, whole_paper_tree
 from nano.tokenizer import build_tokenizer
-from nano.trees import Look, Packer, Say
+from nano.trees import Look, Packer, Say, Tree
 from qzoom_agent.evaluation.tasks.receipt_questions import field_questions, line_questions
 from qzoom_agent.protocols.nano import UNKNOWN
 
@@ -150,3 +150,25 @@ def test_a_view_of_paper_is_read_along_its_lines(board: PaperBoard) -> None:
     assert len(frame.look.readings) == 2
     batch = Packer(build_tokenizer()).batch([whole_paper_tree(Random(0), board)])
     assert torch.all(batch["reading"]["told"] == -100)  # evenly spread places are no labels
+
+
+def test_words_and_characters_of_a_line_are_counted_where_they_are_read_and_said() -> None:
+    board = board_of(Random(0), RECEIPT)
+    frame = show(board, (0, 40, 400, 100), tokens=(60, 400))
+    fact = line_fact(frame, RECEIPT.lines[1])
+    assert fact is not None and fact.answer == "NO. 1, JALAN X,"
+    packer = Packer(build_tokenizer())
+    batch = packer.batch([Tree([Say(OPEN), frame.look], [direct(frame, fact)], ["direct at"])])
+    said = torch.nonzero(batch["labels"] != -100)[:, 0]
+    counted = {int(token): (int(word), int(character)) for token, word, character in batch["spell"].T}
+    wanted = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (2, 3), (2, 4), (2, 5)]
+    assert [counted[int(token) - 1] for token in said[:13]] == wanted
+    shown = [counted[int(token)] for token in torch.unique(batch["focus"][1])]
+    assert shown == sorted(shown) and shown[0] == (0, 0) and set(shown) < {*wanted, (3, 0), (3, 1)}
+
+
+def test_only_whole_lines_are_counted(board: PaperBoard) -> None:
+    frame = show(board, None, tokens=(4, 400))
+    facts = [fact for fact in board.facts if fact.kind in ("total", "date")]
+    batch = Packer(build_tokenizer()).batch([Tree([Say(OPEN), frame.look], [direct(frame, one) for one in facts])])
+    assert len(facts) == 2 and batch["spell"].shape == (3, 0)

@@ -693,6 +693,10 @@ class Agent:
 
     def _answer(self, state: State, context: Context) -> Answer:
         trace = to_trace(state, protocol=context.protocol.name, environment=self._environment())
+        calibration = getattr(self.backend, "calibration", None)
+        if calibration is not None and not self._objects:  # it is of the model as it comes, and of first questions
+            temperature = context.config.generation.temperature
+            trace.confidence = calibration.of(trace.answer_probability, policy=trace.policy, temperature=temperature)
         return Answer.of(trace, context.store)
 
     def _environment(self) -> dict[str, str]:

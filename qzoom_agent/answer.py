@@ -52,13 +52,21 @@ class Answer:
 
     @property
     def usage(self) -> Usage:
-        """Visual tokens, calls, crops and seconds of this question; `trace.total` has those of a conversation."""
+        """Tokens, requests, calls, crops and seconds of this question; `trace.total` has those of a conversation."""
         return self.record.usage
 
     @property
     def boxes(self) -> list[tuple[float, float, float, float]]:
         """Boxes of the crops that were shown for this question, as x1, y1, x2, y2 in pixels of the original."""
         return [view.box for view in self.record.views if view.kind == "crop"]
+
+    @property
+    def confidence(self) -> float | None:
+        """Calibrated probability that the answer is right, 0 to 1; None for a model without a calibration.
+
+        Of such a model, `record.answer_probability` is the probability of the answer's least likely token.
+        """
+        return self.record.confidence
 
     def to_detections(self, label: str | None = None) -> str:
         """Return `boxes` as JSON in the form of Qwen3-VL: "bbox_2d" in thousandths of the image's sides, and "label".

@@ -194,6 +194,8 @@ class GenerationConfig(_ModelDefaults):
     """Number of likeliest tokens that sampling draws from. None: all."""
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, exclude_if=_is_none)
     """Amount by which the logit of each token that the turn already has is lowered. None: 0."""
+    logprobs: bool | None = Field(default=None, exclude_if=_is_none)
+    """Ask for the log-probability of each token, which confidence is computed from. None: of local models."""
 
 
 class CropConfig(Config):

@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 
 from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import BackendError, ImageError
+from qzoom_agent.gate import answer_confidence
 from qzoom_agent.messages import Message, text, view_ids
 from qzoom_agent.models.interface import (
     Backend,
@@ -187,10 +188,14 @@ class Context:
         `alone`: of a conversation of these messages only.
         """
         seed = self.config.seed + len(state["turns"])
+        generation = self.config.generation
+        asked_for = (
+            getattr(self.backend, "gives_logprobs", False) if generation.logprobs is None else generation.logprobs
+        )
         settings = SamplingParams(
-            **self.config.generation.model_dump(),
+            **generation.model_dump(exclude={"logprobs"}),
             seed=seed,
-            logprobs=logprobs,
+            logprobs=logprobs or asked_for,
             stop=self.protocol.stop,
             tools=self.tools,
             may_call=not asked,
@@ -354,7 +359,10 @@ def generate(
     # Parse the text as the record keeps it (valid Unicode), so that `act` and a resumed run parse the same.
     parsed = read(written)
     fields = parsed.model_dump(include={"thought", "answer", "problems", "repairs"})
-    return Turn(**{**written.model_dump(), **fields}), parsed, reply
+    turn = Turn(**{**written.model_dump(), **fields})
+    if reply.logprobs and turn.answer is not None:
+        turn.confidence = answer_confidence(reply.logprobs, turn.answer)
+    return turn, parsed, reply
 
 
 def withheld(turn: Turn) -> str | None:

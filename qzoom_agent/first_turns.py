@@ -16,7 +16,7 @@ from langgraph.runtime import Runtime
 
 from qzoom_agent.episode_state import Context, State, add_coarse, emit, generate, opening_of, reason_to_end, withheld
 from qzoom_agent.errors import BackendError, describe_error
-from qzoom_agent.gate import CONFIDENCE, answer_confidence
+from qzoom_agent.gate import CONFIDENCE
 from qzoom_agent.policy import ASK_FIRST, drafts
 from qzoom_agent.protocols.interface import Parsed
 from qzoom_agent.protocols.locate import ask_for_boxes, read_boxes
@@ -49,7 +49,7 @@ def draft(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         if ctx.left:
             raise
         return {"views": shown, "error": describe_error(error)}
-    turn.confidence = 0.0 if turn.answer is None else answer_confidence(reply.logprobs, turn.answer)
+    turn.confidence = turn.confidence or 0.0
     record = PerceptionRecord(score=1 - turn.confidence, threshold=1 - (ctx.config.perception.confidence or CONFIDENCE))
     record.reason = "the model is unsure of its first answer" if record.fired else "the model is sure of its answer"
     data, look = turn.model_dump(mode="json"), record.model_dump(mode="json")

@@ -198,7 +198,7 @@ class Turn(Reply):
     act_seconds: float = 0.0
     """Time in the policy's review and the tool."""
     confidence: float | None = Field(default=None, exclude_if=lambda value: value is None)
-    """Probability of the least likely token of the answer; None where the gate did not ask for it."""
+    """Probability of the least likely token of the answer, not calibrated; None without log-probabilities."""
     forced: bool = False
     """The last turn, without tools, after a budget was spent."""
 
@@ -285,6 +285,10 @@ class Usage(_Record):
     """Text in the last context and the last reply: everything that is not visual."""
     written_tokens: Count = 0
     """Tokens the model wrote, over all turns."""
+    prompt_tokens: Count = 0
+    """Tokens that the model was sent, over all turns, visual and cached ones counted."""
+    requests: Count = 0
+    """Turns that the model was asked for."""
     requested: Count = 0
     """Zoom calls of the model: the sum of `served`, `refused` and `failed`."""
     tool_calls: Count = Field(default=0, exclude_if=operator.not_)
@@ -330,6 +334,8 @@ class Usage(_Record):
             tool_tokens=made,
             text_tokens=max(0, last.prompt_tokens + last.new_tokens - before - coarse - crops - made) if last else 0,
             written_tokens=sum(turn.new_tokens for turn in turns),
+            prompt_tokens=sum(turn.prompt_tokens for turn in turns),
+            requests=len(turns),
             requested=len(calls),
             tool_calls=len(every) - len(calls),
             served=sum(call.serves for call in calls),
@@ -377,6 +383,8 @@ class QuestionRecord(_Record):
     further_looks: list[PerceptionRecord] = Field(default_factory=list)
     """Looks at the conversation with the crops so far, in order; `heat` is the map of the view with the best region."""
     turns: list[Turn] = Field(default_factory=list)
+    confidence: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Calibrated probability that the answer is right; None for a model without a calibration (`confidence`)."""
     usage: Usage = Field(default_factory=Usage)
     gold: list[Quad] = Field(default_factory=list)
     """Boxes known to hold the answer, in original pixels (a task's, or those given to the oracle policy)."""
@@ -384,6 +392,11 @@ class QuestionRecord(_Record):
     """The error that ended the episode, with status "error"."""
     waiting: PendingCall | None = Field(default=None, exclude_if=lambda value: value is None)
     """The call that a person has to decide on, with status "waiting"."""
+
+    @property
+    def answer_probability(self) -> float | None:
+        """Probability of the least likely token of the answer, not calibrated; None without log-probabilities."""
+        return next((turn.confidence for turn in reversed(self.turns) if turn.answer is not None), None)
 
     @property
     def looks(self) -> list[PerceptionRecord]:

@@ -1,8 +1,8 @@
 """`qzoom eval TASK...`: accuracy with its interval, what it cost, and where the model looked.
 
 Everything goes into a run folder (`qzoom_agent.evaluation.run_log`): the same command resumes, and asks no question
-again. The table goes to stdout, progress to stderr. `list`, `compare`, `rescore` and `export` in place of a task list
-the tasks, compare two runs, score the answers of a run again, and write it for other tools.
+again. The table goes to stdout, progress to stderr. In place of a task, `list`, `compare`, `rescore`, `export` and
+`calibrate` list the tasks, compare two runs, score answers again, write a run for other tools, and fit confidence.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
         prog="qzoom eval",
         description="Measure accuracy and what it costs.",
         epilog="qzoom eval list: the tasks. qzoom eval compare A B: two runs in pairs. "
-        "qzoom eval rescore DIR: score the answers of a run again. qzoom eval export DIR --to FORMAT: for other tools.",
+        "qzoom eval rescore DIR: score the answers of a run again. qzoom eval export DIR --to FORMAT: for other tools. "
+        "qzoom eval calibrate DIR --out FILE: confidence of answers.",
     )
     add_flags(flags)
     flags.add_argument(
@@ -348,6 +349,8 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
         "compare": "Compare two runs over the same questions in pairs: the second minus the first.",
         "rescore": "Score the answers of a run again, without asking the model anything.",
         "export": "Write a run as a table, as results for a model card, or as answers for a test server.",
+        "calibrate": "Fit the confidence of a model's answers to runs with known answers, and measure it on others. "
+        "Put the file into the folder of the model's weights: its answers then have a confidence.",
     }
     flags = argparse.ArgumentParser(prog=f"qzoom eval {verb}", description=about[verb])
     if verb == "compare":
@@ -368,6 +371,20 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
         )
         flags.add_argument("--scorer", help=SCORER_HELP)
         _add_judge_flags(flags)
+    elif verb == "calibrate":
+        flags.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="run folder to fit to, of any policies")
+        flags.add_argument(
+            "--held-out",
+            type=Path,
+            nargs="*",
+            default=[],
+            metavar="DIR",
+            help="run folder to measure on, and not fit to",
+        )
+        flags.add_argument(
+            "--out", type=Path, required=True, metavar="FILE", help="file to write: MODEL/confidence.json"
+        )
+        flags.add_argument("--scorer", help="scorer that decides what is right (default: each task's first)")
     elif verb == "export":
         flags.add_argument("run", type=Path, metavar="DIR", help="run folder")
         flags.add_argument(
@@ -452,9 +469,32 @@ def _export(args: argparse.Namespace) -> int:
     return OK
 
 
+def _calibrate(args: argparse.Namespace) -> int:
+    from qzoom_agent.evaluation.confidence import calibrate, expected_error, known_answers
+    from qzoom_agent.evaluation.run_log import RunFolder
+
+    require_file(args.out)
+    runs, held_out = ([RunFolder.existing(path) for path in paths] for paths in (args.runs, args.held_out))
+    found = calibrate(runs, scorer=args.scorer)
+    rows = []
+    for name, folders in (("fitted", runs), ("held out", held_out)):
+        answers = list(known_answers(folders, scorer=args.scorer))
+        parts = dict.fromkeys((one.policy, task) for one in answers for task in ("all", one.task))
+        for policy, task in parts:
+            own = [one for one in answers if one.policy == policy and task in ("all", one.task)]
+            error = expected_error(found, own)
+            right = sum(one.right for one in own) / len(own)
+            rows.append((name, policy, task, str(len(own)), f"{right:.3f}", "-" if error is None else f"{error:.3f}"))
+    print_table(rows, header=("runs", "policy", "task", "answers", "right", "calibration error"))
+    write_text(args.out, found.model_dump_json(indent=1) + "\n")
+    print(f"written {args.out}")
+    return OK
+
+
 VERBS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
     "list": _list,
     "compare": _compare,
     "rescore": _rescore,
     "export": _export,
+    "calibrate": _calibrate,
 }

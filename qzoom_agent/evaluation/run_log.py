@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, Self
 import PIL.Image
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from qzoom_agent.confidence import FILE as CALIBRATION
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.sample_result import AnswerLike, SampleResult
@@ -368,7 +369,8 @@ def fingerprint(model: str, branches: str | Path | None = None, *, base_only: bo
     found = hashlib.sha256()
     for folder in (Path(source), Path(branches) if branches else None):
         for path in sorted(folder.rglob("*")) if folder else ():
-            if path.is_file() and path.suffix in _KINDS and not (base_only and path.stem == _BRANCHES):
+            read = path.suffix in _KINDS and path.name != CALIBRATION  # which changes no answer
+            if path.is_file() and read and not (base_only and path.stem == _BRANCHES):
                 found.update(f"{path.name} {path.stat().st_size}\n".encode())
                 with path.open("rb") as file:
                     found.update(file.read(_SIZE))

@@ -94,6 +94,10 @@ class SampleResult(BaseModel):
     rules: dict[str, str] = Field(default_factory=dict)
     """Version of each scorer (`rule_version`); empty in rows of older releases, which did not write it."""
 
+    answer_probability: float | None = None
+    """Probability of the answer's least likely token, not calibrated; None without log-probabilities."""
+    confidence: float | None = None
+    """Calibrated probability that the answer is right; None without a calibration."""
     usage: Usage = Field(default_factory=Usage)
     token_layers: float = 0.0
     """Prefill work: tokens times decoder layers, of the coarse pass and of all turns."""
@@ -265,6 +269,8 @@ def measured(answer: AnswerLike, sample: Sample) -> dict[str, object]:
         "answer": answer.text,
         "status": trace.status,
         "error": trace.error,
+        "answer_probability": trace.answer_probability,
+        "confidence": trace.confidence,
         "usage": trace.usage,
         "token_layers": sum(one.token_layers for one in trace.looks) + sum(turn.token_layers for turn in trace.turns),
         "turns": len(trace.turns),

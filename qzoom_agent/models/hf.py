@@ -27,6 +27,8 @@ from transformers import (
 )
 from transformers.utils import logging as hub_logging
 
+from qzoom_agent.confidence import FILE as CALIBRATION
+from qzoom_agent.confidence import Calibration
 from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.hf_session import HFSession
@@ -78,6 +80,7 @@ class HFBackend:
         placement: str = "",
         branches: Branches | None = None,
         prompt: PromptFile | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         """The model is not compared with stock, as `load` does.
 
@@ -91,6 +94,7 @@ class HFBackend:
             placement: device and number format, with the reason.
             branches: gate and SD-RPN.
             prompt: the model's own words.
+            calibration: turns the probability of its answers into confidence.
 
         Raises:
             BackendError: the branches belong to another model.
@@ -100,6 +104,7 @@ class HFBackend:
         self.model = model
         self.branches = branches
         self.prompt = prompt
+        self.calibration = calibration
         self.processor = processor
         self.name = name
         family = PRESETS.get(FAMILIES.get(model.config.model_type, ""))
@@ -161,6 +166,8 @@ class HFBackend:
             weights = _load_weights(preset, config, where, number)
             found = _load_branches(preset.source, weights, branches)
             words = checkpoint_file(preset.source, FILE)
+            # Other branches or another format make the model right on other questions.
+            fitted = None if branches or protocol else checkpoint_file(preset.source, CALIBRATION)
         logger.info("%s: %s", model, placement)
         if protocol is None and (guess := guess_of(preset)):
             logger.warning(guess)
@@ -176,10 +183,14 @@ class HFBackend:
             placement=placement,
             branches=found,
             prompt=read_prompt(words) if words else None,
+            calibration=Calibration.load(fitted) if fitted else None,
         )
         if check and (reason := difference(loaded)):
             raise BackendError(f"{_refusal(loaded, reason)}. Use a Qwen-VL or LLaVA model.")
         return loaded
+
+    gives_logprobs: Final = True
+    """Log-probabilities cost nothing here."""
 
     @property
     def perceives(self) -> bool:

@@ -228,7 +228,8 @@ class BatchedBackend:
         """Raises BackendError for an attention kernel that takes no mask for each row."""
         self.name, self.protocol = backend.name, backend.protocol
         self.perceives, self.defaults, self.settings = backend.perceives, backend.defaults, backend.settings
-        self.prompt = backend.prompt
+        self.prompt, self.calibration = backend.prompt, backend.calibration
+        self.gives_logprobs = backend.gives_logprobs
         self.view_tokens, self.takes_sparse_crops = backend.view_tokens, backend.takes_sparse_crops
         self.placement = f"{backend.placement}; batches of {size}"
         self.backend = backend

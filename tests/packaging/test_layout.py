@@ -18,7 +18,7 @@ HEAVY = {"torch", "transformers", "langgraph", "trl"}
 
 LAYERS = [
     {"errors"},
-    {"async_events", "extensions", "extras", "files", "gate", "moved"},
+    {"async_events", "confidence", "extensions", "extras", "files", "gate", "moved"},
     {"geometry", "pdf"},
     {"images"},
     {"views"},

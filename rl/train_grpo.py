@@ -26,7 +26,7 @@ from qzoom_agent.training.branches.sharded_table import together
 from qzoom_agent.training.grpo import launch
 from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback
 from qzoom_agent.training.grpo.grpo_recipe import load_grpo_recipe
-from qzoom_agent.training.grpo.question_rows import load_rows
+from qzoom_agent.training.grpo.question_rows import load_held_out, load_rows
 from qzoom_agent.training.grpo.trainer import build_trainer
 from qzoom_agent.training.recipe_io import add_recipe_arguments
 from qzoom_agent.training.reward_list import accuracy_of, build
@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         accuracy=accuracy_of(recipe.rewards, judge=judge),
         args=launch.trl_config(recipe, output, completion=completion_tokens),
         train_dataset=questions,
+        eval_dataset=load_held_out(recipe, tokenizer=backend.codec.tokenizer, room=question_tokens),
         peft_config=launch.lora_config(recipe, backend),
         callbacks=[MetricsCallback(output / "log.jsonl")],
         pages=RolloutPageCallback(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes),

@@ -142,13 +142,15 @@ class MetricsCallback(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs.get("logs") or {}
-        if not state.is_world_process_zero or "loss" not in logs:
+        held_out = any(name.startswith("eval_") for name in logs)
+        if not state.is_world_process_zero or not (held_out or "loss" in logs):
             return  # the trainer's summary at the end has no step of its own
         kept = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in logs.items()}
         minutes = round((time.perf_counter() - self.began) / 60, 1)
         when = {"minutes": minutes, "step": state.global_step, "of": state.max_steps}
         add_line(self.path, when | kept)
-        printed = {name.rsplit("/", 1)[-1]: kept[name] for name in _PRINTED if name in kept}
+        names = [name for one in _PRINTED for name in (one, f"eval_{one}") if name in kept]
+        printed = {name.replace("zoom/", ""): kept[name] for name in names}
         print(json.dumps(when | printed), flush=True)
         for text in self._update(logs):
             print(f"warning at step {state.global_step}: {text}", flush=True)

@@ -114,18 +114,36 @@ class Rollouts(Section):
     tolerance: float = Field(default=0.05, gt=0)
     """Largest mean distance of sampled log-probabilities from the trainer's own, over all turns or those of one number;
     beyond it training is refused. In float32 a fiftieth of it is the limit for each token."""
+    max_resample_times: int | None = Field(default=None, gt=0)
+    """Times that questions whose rollouts all have the same rewards, so that nothing is learned from them, are replaced
+    by others before a step (dynamic sampling, DAPO 2503.14476); None: they stay."""
     vllm: VLLM | None = None
 
     @model_validator(mode="after")
     def _has_its_writer(self) -> "Rollouts":
         if self.vllm is not None and self.by == "shared":
             raise ValueError("vllm writes turns for `by: generate` or `by: environment`, not for `shared`")
+        if self.max_resample_times and self.by == "environment":
+            raise ValueError("max_resample_times needs our loop: set `by` to shared or generate, or leave it out")
         if self.vllm is not None and self.vllm.mode == "colocate":
             raise ValueError(
                 "vllm.mode colocate reads another prompt than the trainer: TRL gives it visual tokens that are "
                 "expanded already beside the images, and vLLM expands them again. Start a server and set mode: server"
             )
         return self
+
+
+class Evaluation(Section):
+    """Held-out questions, asked before training and during it; `final/` is the best of the checkpoints."""
+
+    eval_steps: int = Field(default=50, gt=0)
+    """Steps between evaluations, rounded up to whole rounds of rollouts. Each writes a checkpoint, as `save_steps`."""
+    questions: int = Field(default=200, gt=0)
+    """Number of questions: the first of `data`, or boards that no run trains on, the same for every seed."""
+    data: list[DatasetSpec] = Field(default=[])
+    """The questions of a recipe with `data`."""
+    metric_for_best_model: str = "reward"
+    """Metric whose largest value is best, by its name in the log without `eval_`: reward, zoom/accuracy, ..."""
 
 
 class Watch(Section):
@@ -208,6 +226,8 @@ class GRPORecipe(Section):
     logging_steps: int = Field(default=1, gt=0)
     save_steps: int = Field(default=50, gt=0)
     """Steps between checkpoints, rounded up to whole rounds of rollouts; a killed run loses at most these."""
+    evaluation: Evaluation | None = None
+    """Held-out questions; None: none are asked, and `final/` is the last model."""
     report_to: str = "none"
     """A tracker of transformers: tensorboard, wandb, trackio, ..."""
     dataloader_num_workers: int = Field(default=0, ge=0)
@@ -262,6 +282,8 @@ class GRPORecipe(Section):
     def _fits_together(self) -> "GRPORecipe":
         if bool(self.needle) == bool(self.data):
             raise ValueError("questions come from `needle` or from `data`: give one of them")
+        if self.data and self.evaluation is not None and not self.evaluation.data:
+            raise ValueError("the held-out questions of a recipe with `data` are those of `evaluation.data`: name some")
         judged = any(isinstance(one, Accuracy) and one.judged for one in self.rewards)
         if judged != (self.judge is not None):
             raise ValueError(
@@ -318,6 +340,10 @@ class GRPORecipe(Section):
     def steps_of_round(self) -> int:
         """Optimizer steps that learn from one round of rollouts."""
         return self.minibatches * self.num_iterations
+
+    def whole_rounds(self, steps: int) -> int:
+        """Return a number of steps, rounded up so that it ends with a round."""
+        return self.steps_of_round * -(-steps // self.steps_of_round)
 
     @property
     def rounds(self) -> int:

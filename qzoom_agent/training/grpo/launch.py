@@ -44,7 +44,7 @@ from qzoom_agent.training.grpo.checks import (
 )
 from qzoom_agent.training.grpo.episode_length import QUESTION_TEXT, describe, longest, require_room
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
-from qzoom_agent.training.grpo.question_rows import load_rows
+from qzoom_agent.training.grpo.question_rows import load_held_out, load_rows
 from qzoom_agent.training.grpo.trainer import ZoomTrainer, build_trainer
 from qzoom_agent.training.precision import restore, to_float32
 from qzoom_agent.training.recipe_io import add_recipe_arguments
@@ -90,6 +90,7 @@ def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
         accuracy=accuracy_of(recipe.rewards, judge=judge),
         args=trl_config(recipe, output, completion=completion),
         train_dataset=load_rows(recipe, records=records, tokenizer=backend.codec.tokenizer, room=question),
+        eval_dataset=load_held_out(recipe, tokenizer=backend.codec.tokenizer, room=question),
         peft_config=lora_config(recipe, backend),
         callbacks=[MetricsCallback(output / "log.jsonl")],
         pages=RolloutPageCallback(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes),
@@ -238,7 +239,8 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
         "bf16": half,
         **({"fp16": True} if stored == "float16" and not half else {}),
         "use_cpu": not torch.cuda.is_available(),
-        "save_steps": recipe.steps_of_round * -(-recipe.save_steps // recipe.steps_of_round),
+        "save_steps": recipe.whole_rounds(recipe.save_steps),
+        **evaluation_settings(recipe, output),
         "remove_unused_columns": False,
         **recipe.loss.settings(),
         **(recipe.rollouts.vllm.settings() if recipe.rollouts.vllm else {}),
@@ -250,6 +252,24 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
         )
     with refused_by_trl():
         return GRPOConfig(**{**free, **recipe.trl, **settings})
+
+
+def evaluation_settings(recipe: GRPORecipe, output: Path) -> dict[str, Any]:
+    """Return the keys of `GRPOConfig` for held-out questions: the best checkpoint is loaded at the end."""
+    if (how := recipe.evaluation) is None:
+        return {}
+    steps = recipe.whole_rounds(how.eval_steps)
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": steps,
+        "save_steps": steps,  # what is evaluated can be kept
+        "eval_on_start": last_checkpoint(output) is None,
+        "per_device_eval_batch_size": min(recipe.rollouts.rows, how.questions),
+        "num_generations_eval": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": how.metric_for_best_model,
+        "greater_is_better": True,
+    }
 
 
 def lora_config(recipe: GRPORecipe, backend: HFBackend) -> Any:
@@ -265,6 +285,10 @@ def lora_config(recipe: GRPORecipe, backend: HFBackend) -> Any:
 
 def save_model(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:
     """Write the trained model with its processor and branches, as a folder that is whole or not there."""
+
+    best = trainer.state.best_metric
+    if best is not None and trainer.accelerator.is_main_process:
+        print(f"best: step {trainer.state.best_global_step}, {trainer.args.metric_for_best_model} {best:.4g} held out")
 
     def save(part: Path) -> None:
         adapter = output / "adapter"

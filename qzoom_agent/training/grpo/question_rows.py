@@ -5,7 +5,7 @@ boards are drawn when a row is read, from seeds that no other stage and no evalu
 the same sources as the branches' (`training.branches.dataset`), shuffled each time they have all been asked.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from random import Random
 from typing import Any, Final
@@ -23,6 +23,8 @@ FIRST_SEED: Final = 1_000_000_000_000
 """Boards of GRPO begin here, above those of every other stage."""
 SEEDS_A_RUN: Final = 1_000_000_000
 """Recipes with different seeds share no board."""
+HELD_OUT: Final = 1000
+"""In place of a recipe's seed, which is lower: the boards that are held out from all of them."""
 
 
 def load_rows(
@@ -46,18 +48,42 @@ def load_rows(
     rows = list(range(recipe.rounds * recipe.prompts))
     if recipe.needle:
         read: Callable[[int], Sample] = partial(_draw, shares=tuple(recipe.needle.items()), seed=recipe.seed)
-    else:
-        records = load_records(recipe.data) if records is None else records
-        if not len(records):
-            raise ConfigError("The recipe's data have no rows. Check `split` and `limit` of its sources.")
-        if tokenizer is not None and room is not None:
-            _require_short(records, tokenizer, room)
-        epochs = [list(range(len(records))) for _ in range(0, len(rows), len(records))]
-        for number, epoch in enumerate(epochs):
-            Random(f"grpo/{recipe.seed}/{number * len(records)}").shuffle(epoch)
-        rows = [at for epoch in epochs for at in epoch][: len(rows)]
-        read = partial(_read, records=records)
-    return Dataset.from_dict({"index": rows}).with_transform(partial(_rows, read=read))
+        return _dataset(rows, read)
+    records = _checked(load_records(recipe.data) if records is None else records, tokenizer, room)
+    epochs = [list(range(len(records))) for _ in range(0, len(rows), len(records))]
+    for number, epoch in enumerate(epochs):
+        Random(f"grpo/{recipe.seed}/{number * len(records)}").shuffle(epoch)
+    rows = [at for epoch in epochs for at in epoch][: len(rows)]
+    return _dataset(rows, partial(_read, records=records))
+
+
+def load_held_out(
+    recipe: GRPORecipe, *, tokenizer: PreTrainedTokenizerBase | None = None, room: int | None = None
+) -> Dataset | None:
+    """Return the rows of a recipe's `evaluation`; None without one. See `load_rows`."""
+    if recipe.evaluation is None:
+        return None
+    rows = range(recipe.evaluation.questions)
+    if not recipe.evaluation.data:
+        assert recipe.needle
+        return _dataset(rows, partial(_draw, shares=tuple(recipe.needle.items()), seed=HELD_OUT))
+    records = _checked(load_records(recipe.evaluation.data), tokenizer, room)
+    return _dataset(rows[: len(records)], partial(_read, records=records))
+
+
+def _dataset(rows: Sequence[int], read: Callable[[int], Sample]) -> Dataset:
+    return Dataset.from_dict({"index": list(rows)}).with_transform(partial(_rows, read=read))
+
+
+def _checked(
+    records: ConcatenatedRecords, tokenizer: PreTrainedTokenizerBase | None, room: int | None
+) -> ConcatenatedRecords:
+    """Return the records, of which there have to be some, with questions that fit."""
+    if not len(records):
+        raise ConfigError("The recipe's data have no rows. Check `split` and `limit` of its sources.")
+    if tokenizer is not None and room is not None:
+        _require_short(records, tokenizer, room)
+    return records
 
 
 def _require_short(records: ConcatenatedRecords, tokenizer: PreTrainedTokenizerBase, room: int) -> None:

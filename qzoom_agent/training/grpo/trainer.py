@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from random import Random
 from time import perf_counter
 from typing import Any, Final
 
@@ -132,7 +133,7 @@ class ZoomTrainer(GRPOTrainer):
             kwargs: Further arguments of `GRPOTrainer`.
         """
         self.backend, self.looker, self.pages = backend, looker, pages
-        self.accuracy, self.tolerance = accuracy, tolerance
+        self.accuracy, self.tolerance, self.rewards = accuracy, tolerance, rewards
         self._sampled_at = -1
         """Step whose weights the rollouts in training were sampled from."""
         self._logps: Tensor | None = None
@@ -185,6 +186,8 @@ class ZoomTrainer(GRPOTrainer):
         return batch
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("batch_size") is not None:  # rows of an evaluation are as many as can be rolled out
+            kwargs["batch_size"] = self.args.per_device_train_batch_size
         found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         self._logps = found[0].detach()
         return found
@@ -198,6 +201,10 @@ class ZoomTrainer(GRPOTrainer):
             now = self._sampled_at == self.state.global_step  # later steps of a round have other weights
             self._compare(inputs, self._logps, writer="shared decoding", refuse=now)
         return loss
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[None, None, None]:
+        self._prepare_inputs(inputs)  # the metrics of an evaluation are those of its rollouts; its loss says nothing
+        return None, None, None
 
     def _compare(self, batch: Row, trained: Tensor, *, writer: str, refuse: bool) -> None:
         """Log how far the sampled log-probabilities are from the model's own, and refuse what is no rounding."""
@@ -252,6 +259,7 @@ class EpisodeTrainer(ZoomTrainer):
         """
         super().__init__(backend, **kwargs)
         self.config, self.seed, self.rows = config, recipe.seed, recipe.rollouts.rows
+        self.resamples, self._greedy = recipe.rollouts.max_resample_times or 0, False
         # Without tools TRL processes the images of prompts alone. All images of a row, the opening's too, are returned
         # as tool images, so that one processor call makes the pixels of the forward pass.
         self.tools = [_placeholder_tool]
@@ -294,14 +302,12 @@ class EpisodeTrainer(ZoomTrainer):
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         began = perf_counter()
-        samples: list[Sample] = [row["sample"] for row in self._inputs]
-        step, rank = self.state.global_step, self.accelerator.process_index
-        seeds = [episode_seed(self.seed, f"{step}/{rank}/{at}/{one.id}") for at, one in enumerate(samples)]
+        self._greedy = not self.model.training  # in evaluation
         self._finished = []
         with self._generation_mode():
-            for at in range(0, len(samples), self.rows):
-                lot = slice(at, at + self.rows)
-                self._finished += play(self._scheduler, samples[lot], self.config, seeds[lot])
+            self._finished = self._play(range(len(self._inputs)))
+            if not self._greedy:
+                self._resample()
             if self._written_by_trl:
                 self._join_other_devices()
         self._scheduler.forget()
@@ -313,6 +319,57 @@ class EpisodeTrainer(ZoomTrainer):
         self._log_metric("rollout/tokens_per_second", sum(sum(one.mask) for one in tokens) / seconds)
         self._log_metric("rollout/rewritten_tokens", sum(one.rewritten for one in tokens) / len(tokens))
         return [one.prompt for one in tokens], None, {}
+
+    def _play(self, rows: Sequence[int]) -> list[FinishedRollout]:
+        """Run the episodes of some rows of the round."""
+        samples: list[Sample] = [self._inputs[at]["sample"] for at in rows]
+        place = f"{'held-out' if self._greedy else self.state.global_step}/{self.accelerator.process_index}"
+        seeds = [episode_seed(self.seed, f"{place}/{at}/{one.id}") for at, one in zip(rows, samples, strict=True)]
+        config = self.config.replace(generation={"temperature": 0.0}) if self._greedy else self.config
+        lots = [slice(at, at + self.rows) for at in range(0, len(samples), self.rows)]
+        return [one for lot in lots for one in play(self._scheduler, samples[lot], config, seeds[lot])]
+
+    def _resample(self) -> None:
+        """Replace questions whose rollouts all have the same rewards by others of the run, and roll these out."""
+        if not self.resamples:
+            return
+        questions, equal = len({row["sample"].id for row in self._inputs}), self._equal_groups()
+        self._log_metric("rollout/equal_groups", len(equal) / questions)
+        for attempt in range(self.resamples):
+            others = self._other_questions(len(equal), f"{self.seed}/{self.state.global_step}/{attempt}")
+            pairs = [(at, sample) for group, sample in zip(equal, others, strict=False) for at in group]
+            if not pairs:
+                break
+            for at, sample in pairs:
+                self._inputs[at]["sample"] = sample
+            replaced = [at for at, _ in pairs]
+            for at, one in zip(replaced, self._play(replaced), strict=True):
+                self._finished[at] = one
+            equal = self._equal_groups()
+        self._log_metric("rollout/equal_groups_left", len(equal) / questions)
+
+    def _equal_groups(self) -> list[list[int]]:
+        """Return the rows of each question whose rollouts all have the same rewards, or none."""
+        rollouts = [one.rollout for one in self._finished]
+        values = list(zip(*(one.reward(rollouts) for one in self.rewards if one.weight), strict=True))
+        groups: dict[str, list[int]] = {}
+        for at, row in enumerate(self._inputs):
+            groups.setdefault(row["sample"].id, []).append(at)
+        scored = {at for at, some in enumerate(values) if any(value is not None for value in some)}
+        return [group for group in groups.values() if len({values[at] for at in group if at in scored}) < 2]
+
+    def _other_questions(self, count: int, key: str) -> list[Sample]:
+        """Return up to so many questions of the run that are not asked in this round, drawn by `key`."""
+        asked, found = {row["sample"].id for row in self._inputs}, []
+        drawn = Random(f"resample/{key}/{self.accelerator.process_index}")
+        for at in drawn.sample(range(len(self.train_dataset)), len(self.train_dataset)):
+            if len(found) == count:
+                break
+            sample = self.train_dataset[at]["sample"]
+            if sample.id not in asked:
+                asked.add(sample.id)
+                found.append(sample)
+        return found
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], list[list[float]] | None]:
         tokens = [one.tokens for one in self._finished]
@@ -372,13 +429,14 @@ class EpisodeTrainer(ZoomTrainer):
         generate: Any = super()._generate_single_turn
         if self.use_vllm:
             self.vllm_generation.max_completion_length = limit
+            self.vllm_generation.temperature = 0.0 if self._greedy else self.args.temperature
             rows = len(prompts)
             # TRL finds a process's answers by its number times its own rows, so all have to ask for as many
             most = int(self.accelerator.gather(torch.tensor([rows], device=self.accelerator.device)).max())
             asked = [at % rows for at in range(most)]
             ids, logps = generate([prompts[at] for at in asked], [images[at] for at in asked], {}, num_generations=1)
             return ids[:rows], logps[:rows]
-        self.generation_config.max_new_tokens = limit
+        self.generation_config.max_new_tokens, self.generation_config.do_sample = limit, not self._greedy
         flat = [image for row in images for image in row]
         fields = dict(self.backend.processor.image_processor(images=flat, return_tensors="pt")) if flat else {}
         if any(one.is_floating_point() for one in positions):

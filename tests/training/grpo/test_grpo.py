@@ -173,6 +173,50 @@ def test_a_killed_run_goes_on_where_it_was(steps: int, rounds: dict[str, int], t
     assert [line["step"] for line in log_of(tmp_path / "torn") if "loss" in line] == list(range(1, steps + 1))
 
 
+def even(rollouts: Sequence[Rollout]) -> list[float]:
+    """Share of written characters with an even code; 1 for one of the questions."""
+    texts = [one.trace.turns[0].text for one in rollouts]
+    shares = [sum(ord(character) % 2 == 0 for character in text) / max(1, len(text)) for text in texts]
+    return [1.0 if one.trace.question.endswith("3") else share for one, share in zip(rollouts, shares, strict=True)]
+
+
+def test_the_best_held_out_checkpoint_is_written_also_after_a_kill(tmp_path: Path) -> None:
+    """Questions whose rollouts are worth the same are replaced before a step, which a resumed run repeats."""
+    recipe = tiny_recipe(
+        tmp_path,
+        "qwen2_5_vl",
+        max_steps=3,
+        agent={**AGENT, **SHORT, "policy": "direct"},
+        rewards=[even],
+        rollouts={"max_resample_times": 2},
+        loss={"mask_truncated": False},
+        learning_rate=3e-2,
+        evaluation={"eval_steps": 1, "questions": 3, "data": [{"path": str(tmp_path / "questions")}]},
+    )
+    final = train(recipe, tmp_path / "whole")
+    log = log_of(tmp_path / "whole")
+    curve = {line["step"]: line["eval_reward"] for line in log if "eval_reward" in line}
+    assert set(curve) == {0, 1, 2, 3} and len(set(curve.values())) > 1
+    steps = [line for line in log if "loss" in line]
+    assert {line["rollout/equal_groups"] for line in steps} == {0.0, 0.5}
+    assert {line["rollout/equal_groups_left"] for line in steps} == {0.0}
+    state = json.loads((tmp_path / "whole" / "checkpoint-3" / "trainer_state.json").read_text())
+    best = state["best_global_step"]
+    assert curve[best] == pytest.approx(max(curve[step] for step in (1, 2, 3)), abs=1e-4)
+    kept = load_file(tmp_path / "whole" / f"checkpoint-{best}" / "model.safetensors")
+    written = load_file(final / "model.safetensors")
+    assert all(value.equal(written[name]) for name, value in kept.items())
+    trainer = make_trainer(recipe, tmp_path / "torn")
+    trainer.add_callback(KilledInStep(3))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    again = load_file(train(recipe, tmp_path / "torn") / "model.safetensors")
+    torn = {line["step"]: line["eval_reward"] for line in log_of(tmp_path / "torn") if "eval_reward" in line}
+    assert torn == pytest.approx(curve) and len(torn) == len(log) - len(steps)
+    for name, value in written.items():
+        torch.testing.assert_close(value, again[name])
+
+
 def test_another_model_than_the_one_that_sampled_is_refused_in_any_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

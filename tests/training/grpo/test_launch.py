@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from PIL import Image
+from pydantic import ValidationError
 
 from qzoom_agent.errors import ConfigError, MissingDependency
 from qzoom_agent.training.branches.dataset import NEEDLE_SEED, NEEDLE_SPAN
@@ -16,9 +17,9 @@ from qzoom_agent.training.branches.fitting import require_tracker
 from qzoom_agent.training.grpo import launch as run
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.launch import keep_recipe, make_trainer
-from qzoom_agent.training.grpo.question_rows import FIRST_SEED, SEEDS_A_RUN, load_rows
+from qzoom_agent.training.grpo.question_rows import FIRST_SEED, SEEDS_A_RUN, load_held_out, load_rows
 from qzoom_agent.training.rewards import Accuracy
-from tests.training.grpo.grpo_script import recipe
+from tests.training.grpo.grpo_script import questions, recipe
 
 
 def test_rows_are_those_of_the_run_and_of_no_other_stage() -> None:
@@ -30,6 +31,23 @@ def test_rows_are_those_of_the_run_and_of_no_other_stage() -> None:
     assert min(seeds) >= FIRST_SEED + 3 * SEEDS_A_RUN > NEEDLE_SEED + 4 * NEEDLE_SPAN
     assert rows[5]["sample"].question == load_rows(recipe(seed=3))[5]["sample"].question
     assert len(load_rows(recipe(minibatches=2))) == 4, "two steps a round"
+
+
+def test_held_out_boards_are_the_same_for_every_seed_and_asked_in_no_run() -> None:
+    held = load_held_out(recipe(seed=3, evaluation={"questions": 5}))
+    other = load_held_out(recipe(seed=999, evaluation={"questions": 5}))
+    assert held is not None and other is not None and load_held_out(recipe()) is None
+    names = [row["sample"].id for row in held]
+    assert names == [row["sample"].id for row in other] and len(names) == 5
+    assert all(int(name.rsplit("-", 1)[1]) >= FIRST_SEED + 1000 * SEEDS_A_RUN for name in names)
+
+
+def test_held_out_rows_are_the_first_of_their_data(tmp_path: Path) -> None:
+    source = {"path": str(questions(tmp_path / "table"))}
+    held = load_held_out(recipe(needle={}, data=[source], evaluation={"questions": 9, "data": [source]}))
+    assert held is not None and [row["sample"].question[-1] for row in held] == ["0", "1", "2", "3"]
+    with pytest.raises(ValidationError, match=r"are those of `evaluation\.data`"):
+        recipe(needle={}, data=[source], evaluation={"questions": 9})
 
 
 def test_questions_of_other_sources_keep_all_their_answers(tmp_path: Path) -> None:
@@ -232,6 +250,9 @@ def test_further_settings_of_trl_change_none_of_the_recipes_own(
 def test_checkpoints_are_written_between_rounds(tmp_path: Path) -> None:
     config = run.trl_config(recipe(max_steps=12, num_iterations=3, save_steps=4), tmp_path, completion=64)
     assert config.save_steps == 6
+    evaluated = recipe(max_steps=12, num_iterations=3, save_steps=12, evaluation={"eval_steps": 4})
+    config = run.trl_config(evaluated, tmp_path, completion=64)
+    assert config.eval_steps == config.save_steps == 6, "what is evaluated can be kept"
 
 
 @pytest.mark.parametrize("launched", ["bf16", "no"])

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 from uuid import uuid4
 
@@ -31,7 +32,7 @@ from qzoom_agent.episode_state import Context, State, start
 from qzoom_agent.errors import BoxError, ConfigError, describe_error
 from qzoom_agent.extensions import reference, satisfying
 from qzoom_agent.geometry import Box
-from qzoom_agent.graph import compile_graph, take_look, to_trace
+from qzoom_agent.graph import compile_graph, take_look, to_record, to_trace
 from qzoom_agent.images import ImageSource, load_image
 from qzoom_agent.messages import require_question
 from qzoom_agent.models.interface import Backend, Perceiver
@@ -40,6 +41,7 @@ from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, get_protocol, native_form, with_tools
 from qzoom_agent.protocols.wording import OWN, PromptFile, Reworded, choose_prompt, read_given
 from qzoom_agent.saved_runs import SavedRuns, run_config
+from qzoom_agent.telemetry import AGENT, describe_run, span
 from qzoom_agent.trace import PendingCall, Trace, describe_environment
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.own_tools import find_own_tools, require_place
@@ -56,6 +58,8 @@ logger = logging.getLogger(__name__)
 _EXTENSIONS = {"protocol": "protocol", "tool": "tool", "rule": "review.rule"}
 _OBJECTS = {**_EXTENSIONS, "prompt": "prompt", "perceiver": "perceiver", "own_tools": "own_tools", "approve": "approve"}
 """Key of the configuration of each part that an agent also takes as an object."""
+_ASIDE = ("callbacks", "checkpointer")
+"""Objects that no key of the configuration names."""
 
 
 class Agent:
@@ -72,6 +76,10 @@ class Agent:
 
     `approve` is a function that is asked about each call before it is run (`qzoom_agent.approval`); True stops a run
     with a `thread` before each call, until `resume` is given the decision.
+
+    `checkpointer` is any checkpointer of LangGraph, for the steps of runs with a `thread` in place of a SQLite file in
+    `state_dir`, which then has the images alone; without one they last as long as the agent. `callbacks` are callback
+    handlers of LangChain that each run reports to.
     """
 
     backend: Backend
@@ -127,8 +135,13 @@ class Agent:
             settings=self._settings(),
             prompt=None if self._prompt is None else self._prompt.digest,
         )
+        checkpointer = self._objects.get("checkpointer")
+        self._images: TemporaryDirectory[str] | None = None
+        if state_dir is None and checkpointer is not None:
+            self._images = TemporaryDirectory(prefix="qzoom-")
+            state_dir = self._images.name
         self.state_dir = None if state_dir is None else Path(state_dir)
-        self._saved = None if self.state_dir is None else SavedRuns(self.state_dir)
+        self._saved = None if self.state_dir is None else SavedRuns(self.state_dir, checkpointer)
         self.protocol = self._context(self.config, ViewStore()).protocol
 
     @classmethod
@@ -257,7 +270,9 @@ class Agent:
         backend: Backend = changes.pop("backend", self.backend)
         # Changes the configuration as it was given: presets filled in for it may give way to the changes.
         objects = {**self._objects, **({"perceiver": self.perceiver} if self.perceiver else {})}
-        return Agent(backend, config=self._given, state_dir=self.state_dir, **{**objects, **changes})
+        agent = Agent(backend, config=self._given, state_dir=self.state_dir, **{**objects, **changes})
+        agent._images = self._images  # lives as long as an agent that has images there
+        return agent
 
     @property
     def perceives(self) -> bool:
@@ -649,6 +664,8 @@ class Agent:
         # A look, and a step a turn and two a call; LangGraph's own limit must never end an episode before our budget.
         steps = 2 + 2 * context.protocol.max_calls_per_turn
         config: RunnableConfig = {"recursion_limit": steps * context.config.budget.max_turns + 10}
+        if "callbacks" in self._objects:
+            config["callbacks"] = list(self._objects["callbacks"])
         graph = compile_graph()
         guard: AbstractContextManager[None] = nullcontext()
         options: dict[str, Any] = {"context": context, "stream_mode": ["custom", "values"]}
@@ -662,7 +679,8 @@ class Agent:
         final: Any = None
         ending: Event | None = None
         try:
-            with guard:
+            about = {"gen_ai.request.model": self.backend.name, "gen_ai.provider.name": context.provider}
+            with guard, span("invoke_agent", AGENT, about) as context.span:
                 for mode, data in graph.stream(cast(Any, state), config, **options):
                     if mode == "values":
                         final = data
@@ -678,6 +696,7 @@ class Agent:
                     ending = Event(kind="answer", data={"status": "waiting", "answer": None, "error": None})
                 elif thread is not None:
                     saved.drop_steps(thread)
+                describe_run(context.span, to_record(final) if final["status"] else None, id=final["id"])
             if left_at is not None:
                 left_at(final)
         finally:
@@ -694,7 +713,10 @@ class Agent:
     def _answer(self, state: State, context: Context) -> Answer:
         trace = to_trace(state, protocol=context.protocol.name, environment=self._environment())
         calibration = getattr(self.backend, "calibration", None)
-        if calibration is not None and not self._objects:  # it is of the model as it comes, and of first questions
+        if calibration is not None and self._objects.keys() <= {
+            *_ASIDE,
+            "approve",
+        }:  # it is of the model as it comes, and of first questions
             temperature = context.config.generation.temperature
             trace.confidence = calibration.of(trace.answer_probability, policy=trace.policy, temperature=temperature)
         return Answer.of(trace, context.store)
@@ -724,6 +746,7 @@ def _split(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(overrides.get("tools"), str | None):
         overrides["own_tools"] = overrides.pop("tools")
     objects = {key: overrides[key] for key in _OBJECTS if not isinstance(overrides.get(key), str | bool | None)}
+    objects |= {key: given for key in _ASIDE if (given := overrides.pop(key, None)) is not None}
     return {_OBJECTS.get(key, key): value for key, value in overrides.items() if key not in objects}, objects
 
 

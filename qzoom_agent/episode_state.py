@@ -35,6 +35,7 @@ from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols.interface import Parsed, ZoomProtocol
 from qzoom_agent.protocols.parsing import cut_off, own_turn
 from qzoom_agent.review import Last
+from qzoom_agent.telemetry import Span, span
 from qzoom_agent.trace import SERVED, PendingCall, Status, Turn
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.own_tools import OwnTool
@@ -117,6 +118,8 @@ class Context:
     """Stream the text of each turn as it is written."""
     left: bool = False
     """Nobody reads the stream any longer: the turn under way ends at its next piece of text."""
+    span: Span | None = None
+    """The run's span, parent of those of its turns and calls."""
     chat: bool = False
     """Further questions may follow, for which the state of the first look is kept."""
     follows: bool = False
@@ -132,6 +135,12 @@ class Context:
     def own_views(self) -> list[View]:
         """The views that a run of this question alone would have shown so far."""
         return [view for view in self.store.shown if view.id not in self.earlier]
+
+    @property
+    def provider(self) -> str:
+        """The name of who serves the model, for spans: of a server what it says it is."""
+        client = getattr(self.backend, "client", None)
+        return "qzoom_agent" if client is None else str(client.owner or "openai")
 
     def follow(self, state: State) -> None:
         """Take note of the earlier questions of a conversation."""
@@ -354,7 +363,23 @@ def generate(
     """Generate the turn after the conversation and the messages `asked`, and read it; see `Context.reply`."""
     ctx, index = runtime.context, len(state["turns"])
     on_text = _live(runtime, index) if ctx.live else None
-    reply = ctx.reply(state, asked, on_text=on_text, logprobs=logprobs, alone=alone)
+    generation, model = ctx.config.generation, ctx.backend.name
+    about = {
+        "gen_ai.provider.name": ctx.provider,
+        "gen_ai.request.model": model,
+        "gen_ai.request.max_tokens": generation.max_new_tokens,
+        "gen_ai.request.temperature": generation.temperature,
+        "gen_ai.request.top_p": generation.top_p,
+    }
+    with span("chat", model, about, parent=ctx.span) as chat:
+        reply = ctx.reply(state, asked, on_text=on_text, logprobs=logprobs, alone=alone)
+        chat.set(
+            {
+                "gen_ai.usage.input_tokens": reply.prompt_tokens,
+                "gen_ai.usage.output_tokens": reply.new_tokens,
+                "gen_ai.response.finish_reasons": [reply.finish],
+            }
+        )
     written = Turn(index=index, **reply.model_dump(), forced=forced)
     # Parse the text as the record keeps it (valid Unicode), so that `act` and a resumed run parse the same.
     parsed = read(written)

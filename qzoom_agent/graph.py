@@ -42,6 +42,7 @@ from qzoom_agent.models.interface import PerceivingSession
 from qzoom_agent.models.perceiver import look_with
 from qzoom_agent.protocols.parsing import own_turn
 from qzoom_agent.review import Last
+from qzoom_agent.telemetry import span
 from qzoom_agent.tool_calls import record_of
 from qzoom_agent.trace import PerceptionRecord, QuestionRecord, Status, Trace, Turn, Usage
 from qzoom_agent.views import View
@@ -202,7 +203,12 @@ def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     calls = ctx.read(turn, views=execute.views_read).calls[len(turn.calls) :]
     now = calls[:1] if ctx.config.approve else calls
     for call in now:
-        record, answer, ends = decided(state, execute, call) if ctx.config.approve else execute(call)
+        about = {"gen_ai.tool.name": call.name, "gen_ai.tool.type": "function", "gen_ai.tool.call.id": call.id or None}
+        with span("execute_tool", call.name, about, parent=ctx.span) as run:
+            record, answer, ends = decided(state, execute, call) if ctx.config.approve else execute(call)
+            run.set({"qzoom.tool.decision": record.decision})
+            if record.decision in ("refused", "failed"):
+                run.fail(record.code or record.decision)
         turn.calls.append(record)
         messages += answering(call.id, answer)
         last = last or ends

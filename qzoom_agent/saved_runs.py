@@ -1,7 +1,8 @@
 """Saved runs of an agent: each step in a SQLite file, each view in a folder named after the run.
 
 A run is worked on by one process at a time, which holds a lock on `.lock` in its folder; a killed process holds
-nothing. Of a finished run only the last step is kept. Nothing that is read from the file is executed.
+nothing. Of a finished run only the last step is kept. Nothing that is read from the file is executed. Another
+checkpointer of LangGraph may hold the steps; how long it keeps them, and what it executes, is its own affair.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, cast
 
 import ormsgpack
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.graph.state import CompiledStateGraph
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
@@ -83,13 +85,22 @@ def _error_text(value: Any) -> str:
 class SavedRuns:
     """The runs saved in one folder, by the name of their thread. All methods raise ConfigError for a damaged file."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, checkpointer: BaseCheckpointSaver[str] | None = None) -> None:
+        """`checkpointer` holds the steps; None: a SQLite file in the folder. Raises ConfigError for what is none."""
+        if checkpointer is not None and not isinstance(checkpointer, BaseCheckpointSaver):
+            raise ConfigError(
+                f"A checkpointer is one of LangGraph, such as InMemorySaver(); got {type(checkpointer).__name__}."
+            )
         self.path = folder
+        self._given = checkpointer
         self._graph: Graph | None = None
         self._saver: SqliteSaver | None = None
 
     def names(self) -> list[str]:
         """Return the names of all saved runs, sorted."""
+        if self._given is not None:
+            steps = self._given.list(None)
+            return sorted({str(one.config["configurable"]["thread_id"]) for one in steps if _is_ours(one)})
         with translating("read", self.path, "Choose another state_dir."):
             if not (self.path / _STEPS).is_file():
                 return []
@@ -127,7 +138,7 @@ class SavedRuns:
             with self.translating_errors():
                 if new:
                     self.require_free(thread)
-                    self._open().delete_thread(thread)  # what a run killed before its first step has left
+                    self._checkpointer().delete_thread(thread)  # what a run killed before its first step has left
                 yield
 
     def require_free(self, thread: str) -> None:
@@ -141,7 +152,7 @@ class SavedRuns:
     def graph(self) -> Graph:
         """Return the graph that saves each of its steps here."""
         if self._graph is None:
-            self._graph = compile_graph(self._open())
+            self._graph = compile_graph(self._checkpointer())
         return self._graph
 
     def state(self, thread: str) -> State:
@@ -165,7 +176,12 @@ class SavedRuns:
             return next((step.config, _checked(step.values)) for step in steps if step.values["error"] is None)
 
     def drop_steps(self, thread: str) -> None:
-        """Drop the steps of a finished run that `resume` does not need: all but the last and one before a failure."""
+        """Drop the steps of a finished run that `resume` does not need: all but the last and one before a failure.
+
+        A checkpointer that was given keeps them all.
+        """
+        if self._given is not None:
+            return
         with self._reading(thread):
             last = self.graph().get_state(run_config(thread))
             kept = [last.config]
@@ -208,6 +224,9 @@ class SavedRuns:
                 f"The saved steps of the run '{thread}' in {self.path} are damaged: {type(error).__name__}. {_AGAIN}"
             ) from error
 
+    def _checkpointer(self) -> BaseCheckpointSaver[str]:
+        return self._open() if self._given is None else self._given
+
     def _open(self) -> SqliteSaver:
         from langgraph.checkpoint.sqlite import SqliteSaver
 
@@ -225,6 +244,14 @@ class SavedRuns:
                         raise
             self._saver = saver
         return self._saver
+
+
+def _is_ours(step: CheckpointTuple) -> bool:
+    """Return whether a step of a checkpointer, which other graphs may use too, is of a run that has begun."""
+    return (
+        step.metadata.get("step", -1) >= 0
+        and {"question", "backend", "views"} <= step.checkpoint["channel_values"].keys()
+    )
 
 
 def _checked(values: Any) -> State:

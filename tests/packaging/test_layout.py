@@ -23,6 +23,7 @@ LAYERS = [
     {"images"},
     {"views"},
     {"config", "messages", "trace"},
+    {"telemetry"},
     {"data", "report", "protocols", "zoom"},
     {"perception"},
     {"models"},

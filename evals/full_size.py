@@ -12,7 +12,7 @@ import argparse
 import json
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from statistics import median
 from time import perf_counter
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, initialization
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, initialization
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import PerceptionConfig, positive_int
@@ -93,10 +93,17 @@ SHAPES: dict[str, tuple[str, int, bool, dict[str, Any], dict[str, Any]]] = {
 as in the published configs: 32 layers of Qwen2.5-VL's vision encoder, 3420 wide."""
 
 
+def config_of(shape: str, *, text: Mapping[str, Any] | None = None, **more: Any) -> PretrainedConfig:
+    """Return the config of a shape; `text` and `more` are further keys of its decoder and of the whole."""
+    model_type, _, tied, decoder, vision = SHAPES[shape]
+    return AutoConfig.for_model(
+        model_type, text_config={**decoder, **(text or {})}, vision_config=vision, tie_word_embeddings=tied, **more
+    )
+
+
 def random_backend(shape: str, device: str) -> HFBackend:
     """Build a model of this shape, of noise in bfloat16, with untrained branches after K layers."""
     nano = HFBackend.load("nano", device="cpu", check=False)
-    model_type, k, tied, text, vision = SHAPES[shape]
     ids = {
         name: getattr(nano.model.config, name)
         for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -106,9 +113,7 @@ def random_backend(shape: str, device: str) -> HFBackend:
         "eos_token_id": nano.processor.tokenizer.eos_token_id,
         "max_position_embeddings": 128000,
     }
-    config = AutoConfig.for_model(
-        model_type, text_config={**text, **ends}, vision_config=vision, tie_word_embeddings=tied, **ids
-    )
+    config = config_of(shape, text=ends, **ids)
     auto: Any = AutoModelForImageTextToText
     init: Any = initialization
     with init.no_init_weights():
@@ -127,7 +132,7 @@ def random_backend(shape: str, device: str) -> HFBackend:
     model.eval().requires_grad_(False)
     processor = deepcopy(nano.processor)
     processor.image_processor.patch_size = config.vision_config.patch_size
-    branches = Branches.from_base(model, k=k).requires_grad_(False)
+    branches = Branches.from_base(model, k=SHAPES[shape][1]).requires_grad_(False)
     defaults = nano.defaults.model_copy(update={"crop_min_side": 28})
     return HFBackend(model, processor, name=shape, protocol="plain", defaults=defaults, branches=branches)
 

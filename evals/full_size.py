@@ -3,9 +3,9 @@
     python evals/full_size.py --shape qwen2.5-vl-3b
     python evals/full_size.py --shape qwen2.5-vl-7b --device cuda --batch 1 16
 
-Weights are noise in bfloat16, which is all that memory and time depend on; tokenizer and template are nano's. One
-question is asked under `implicit`, with a gate that always fires, and under `explicit`. With `--batch`, looks with a
-crop inserted are timed against one stock pass over coarse view and crop, both over views that are encoded already.
+Weights are noise in bfloat16, which is all that memory and time depend on; tokenizer, template and prompt are nano's.
+One question is asked under `implicit`, with a gate that always fires, and under `explicit`. With `--batch`, looks with
+a crop inserted are timed against one stock pass over coarse view and crop, both over views that are encoded already.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.transformers_versions import image_features
 
+_POLICIES = ("implicit", "explicit")
 _ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
 SHAPES: dict[str, tuple[str, int, bool, dict[str, Any], dict[str, Any]]] = {
     "qwen2.5-vl-3b": (
@@ -134,7 +135,7 @@ def random_backend(shape: str, device: str) -> HFBackend:
     processor.image_processor.patch_size = config.vision_config.patch_size
     branches = Branches.from_base(model, k=SHAPES[shape][1]).requires_grad_(False)
     defaults = nano.defaults.model_copy(update={"crop_min_side": 28})
-    return HFBackend(model, processor, name=shape, protocol="plain", defaults=defaults, branches=branches)
+    return HFBackend(model, processor, name=shape, protocol="nano", defaults=defaults, branches=branches)
 
 
 def picture(side: int) -> Image.Image:
@@ -235,6 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-vl-3b")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default cpu)")
     parser.add_argument("--tokens", type=positive_int, default=64, help="visual tokens of a view (default 64)")
+    parser.add_argument("--policies", choices=_POLICIES, nargs="*", default=_POLICIES, help="policies to ask under")
     parser.add_argument("--batch", type=positive_int, nargs="*", default=[], help="batch sizes to time")
     parser.add_argument("--repeats", type=positive_int, default=5, help="repetitions of what is timed (default 5)")
     options = parser.parse_args(argv)
@@ -243,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         json.dumps({"shape": options.shape, "billions": round(size, 2), "peak_gb": round(peak_gb(options.device), 2)})
     )
-    for policy in ("implicit", "explicit"):
+    for policy in options.policies:
         print(json.dumps(ask(backend, policy, tokens=options.tokens, device=options.device)), flush=True)
     how = {"tokens": options.tokens, "device": options.device, "repeats": options.repeats}
     for rows in options.batch:

@@ -163,7 +163,7 @@ def _decision(call: CallRecord) -> str:
 def _asked(trace: Trace, call: CallRecord) -> list[float] | None:
     """Return the box of a call in original pixels; None if it has none that can be drawn."""
     view = trace.view(call.view)
-    if view is None or call.box is None or not all(abs(value) < 1e7 for value in call.box):
+    if view is None or not view.placed or call.box is None or not all(abs(value) < 1e7 for value in call.box):
         return None
     if call.frame == "cell" and not 0 < view.tokens <= view.width * view.height:
         return None

@@ -34,6 +34,7 @@ from qzoom_agent.geometry import Affine
 from qzoom_agent.images import load_image
 from qzoom_agent.protocols import ZoomProtocol, get_protocol, with_tools
 from qzoom_agent.protocols.parsing import without_marks
+from qzoom_agent.zoom import shipped_tools
 from qzoom_agent.zoom.tool_images import AffineImage, Views
 
 SHIPPED: Final = ("rotate", "enhance", "read_text")
@@ -102,6 +103,7 @@ def find_own_tools(given: Any) -> dict[str, OwnTool]:
 
     Raises:
         ConfigError: One is none of these, or two have one name.
+        MissingDependency: A shipped tool needs a package that is not installed.
     """
     if not isinstance(given, list | tuple):
         raise ConfigError(f"tools is a list of functions, LangChain tools or names; got {given!r:.80}.")
@@ -124,11 +126,10 @@ def require_place(given: Any, protocol: str | ZoomProtocol | None) -> None:
 def _own_tool(given: Any) -> OwnTool:
     name = given if isinstance(given, str) else ""
     if name:
-        from qzoom_agent.zoom import shipped_tools
-
         given = find(name, kind="own tool", known={one: getattr(shipped_tools, one) for one in SHIPPED})
     if isinstance(given, OwnTool):
         return given
+    shipped_tools.require_packages(given)
     function = getattr(given, "func", None) or getattr(given, "coroutine", None) or given
     tool = given if isinstance(given, BaseTool) else _as_tool(given)
     if not _NAME.fullmatch(tool.name):

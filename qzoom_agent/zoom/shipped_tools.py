@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from threading import Lock
 from typing import Any
 
 from PIL import Image, ImageEnhance, ImageOps
@@ -15,6 +16,8 @@ from qzoom_agent.extras import require
 from qzoom_agent.geometry import Affine, composed
 from qzoom_agent.zoom.tool_images import AffineImage
 
+_ONE = Lock()
+"""Runs of one agent may overlap, and the OCR program reads one image at a time."""
 _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
 
@@ -63,14 +66,20 @@ def read_text(image: Image.Image) -> str:
     Args:
         image: The image to read; a crop is read best.
     """
-    found = _reader()(image.convert("RGB"))
+    with _ONE:
+        found = _reader()(image.convert("RGB"))
     lines = list(found.txts or ())
     return "\n".join(lines) if lines else "No text was found."
 
 
+def require_packages(function: object) -> None:
+    """Raise MissingDependency if a tool of this module cannot run here."""
+    if function is read_text:
+        require("rapidocr", extra="ocr", use="The tool 'read_text'")
+
+
 @cache
 def _reader() -> Any:
-    require("rapidocr", extra="ocr", use="The tool 'read_text'")
     from rapidocr import RapidOCR
 
     return RapidOCR()

@@ -44,8 +44,8 @@ class Views:
     def view(self, name: str) -> View:
         """Return the record of a view, by its id in any spelling. Raises BoxError if there is no such view."""
         wanted = _plain(name)
-        wanted = self._known.get(wanted, wanted)
-        found = next((view for view in self._store.shown if view.id == wanted), None)
+        known = {view.id: view for view in self._store.shown}
+        found = known.get(wanted) or known.get(self._known.get(wanted, ""))
         if found is None:
             raise BoxError(f"There is no image {name[:80]!r}; the images are {', '.join(self.ids)}.")
         return found

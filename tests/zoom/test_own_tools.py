@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.tools import InjectedToolArg, tool
-from PIL import Image, ImageChops, ImageDraw, ImageStat
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageStat
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.answer import Answer
-from qzoom_agent.errors import BoxError, ConfigError
+from qzoom_agent.errors import BoxError, ConfigError, MissingDependency
 from qzoom_agent.geometry import Affine, Box, composed, inverse, mapped
 from qzoom_agent.messages import Message
 from qzoom_agent.models.scripted import ScriptedBackend
@@ -26,7 +27,7 @@ from qzoom_agent.protocols import PROTOCOLS
 from qzoom_agent.review import ReviewDecision
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.own_tools import MOST_CHARACTERS, ToolOutput, find_own_tools
-from qzoom_agent.zoom.shipped_tools import enhance, rotate
+from qzoom_agent.zoom.shipped_tools import enhance, read_text, rotate
 from qzoom_agent.zoom.tool_images import AffineImage, Views
 from qzoom_agent.zoom.zoom import Zoom, ZoomConfig
 
@@ -135,6 +136,25 @@ def test_two_tools_of_one_name_and_the_name_of_zoom_are_refused() -> None:
 
     with pytest.raises(ConfigError, match="name of the zoom tool"):
         ask(tools=[image_zoom_in_tool])
+
+
+def test_read_text_names_its_extra_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    with pytest.raises(MissingDependency, match=r'The tool \'read_text\' needs .* pip install "qzoom-agent\[ocr\]"'):
+        Agent.from_pretrained("qwen3-vl-4b", tools=["read_text"])
+
+
+@pytest.mark.slow  # loads the models of an OCR program
+def test_read_text_reads_print_that_was_turned_upright() -> None:
+    pytest.importorskip("rapidocr")
+    page = Image.new("RGB", (900, 300), "white")
+    ImageDraw.Draw(page).text((40, 40), "TOTAL 42.70 EUR", fill="black", font=ImageFont.load_default(48))
+    views = store(page.rotate(180))
+    made = run(rotate, {"degrees": 180}, views)
+    assert made.image is not None
+    views.add_tool_image(made.image, parent=made.parent, matrix=made.matrix, **BUDGET)
+    assert run(read_text, {"image": "tool1"}, views).text == "TOTAL 42.70 EUR"
+    assert run(read_text, {}, store(Image.new("RGB", (300, 300), "white"))).text == "No text was found."
 
 
 def test_a_format_without_a_place_for_tools_is_refused_before_weights_are_loaded(tmp_path: Path) -> None:
@@ -384,6 +404,17 @@ def test_a_tool_of_a_tool_and_of_a_crop_keeps_the_place() -> None:
     assert again == twice
 
 
+def test_views_are_named_by_id_first_and_then_as_the_format_names_them() -> None:
+    views = store()
+    views.add_tool_image(Image.new("RGB", (90, 90)), **BUDGET)
+    views.add_crop(Box(0, 0, 90, 90), **BUDGET)
+    counted = Views(views, name=lambda index: f"crop {index}" if index else "the first image")
+    names = ("coarse", "", "The first image", "original", "tool_1", "crop1", "crop 1", "crop 2")
+    assert [counted.view(name).id for name in names] == [*["coarse"] * 4, "tool1", *["crop1"] * 3]
+    counted.image("tool1").paste("red", (0, 0, 9, 9))
+    assert views.image("source1").getpixel((0, 0)) == (0, 0, 0), "a tool gets a copy"
+
+
 def test_an_image_without_a_place_is_zoomed_into_as_itself() -> None:
     views = store()
     chart = Image.linear_gradient("L").resize((900, 300)).convert("RGB")
@@ -421,10 +452,17 @@ def test_the_report_shows_calls_of_tools_and_their_images(tmp_path: Path) -> Non
         """Write a word down."""
         return f"noted {word}"
 
-    answer = ask(written("qwen3vl", "rotate"), written("qwen3vl", "note", word="<owl>"), "42", tools=[rotate, note])
+    def chart(image: Image.Image) -> Image.Image:
+        """Draw a chart."""
+        return image.convert("L").resize((300, 300))
+
+    far = written("qwen3vl", "image_zoom_in_tool", bbox_2d=[1200, 0, 1300, 90], img_idx=2)
+    calls = [written("qwen3vl", "rotate"), written("qwen3vl", "note", word="<owl>"), written("qwen3vl", "chart"), far]
+    answer = ask(*calls, "42", tools=[rotate, note, chart])
+    assert answer.trace.turns[3].calls[0].view == "tool2" and answer.trace.turns[3].calls[0].decision == "failed"
     page = answer.report(tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Image tool1 of rotate" in page and "2 calls of other tools" in page
-    assert "noted &lt;owl&gt;" in page and "<owl>" not in page and page.count("not shown") == 2
+    assert "Image tool1 of rotate" in page and "3 calls of other tools" in page
+    assert "noted &lt;owl&gt;" in page and "<owl>" not in page and page.count("not shown") == 3
 
 
 def test_a_rule_may_review_own_tools() -> None:

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
-from PIL import Image
 
 from qzoom_agent.answer import Answer, Event, LookResult
 from qzoom_agent.approval import Decision, is_waiting, read_decision
@@ -43,15 +42,19 @@ from qzoom_agent.protocols.wording import OWN, PromptFile, Reworded, choose_prom
 from qzoom_agent.saved_runs import SavedRuns, run_config
 from qzoom_agent.telemetry import AGENT, describe_run, span
 from qzoom_agent.trace import PendingCall, Trace, describe_environment
-from qzoom_agent.views import View, ViewStore
+from qzoom_agent.views import View, ViewStore, original_id
 from qzoom_agent.zoom.own_tools import find_own_tools, require_place
 from qzoom_agent.zoom.zoom import Zoom, ZoomConfig, find_tool
 
 if TYPE_CHECKING:
     from qzoom_agent.chat import Chat
 
+Images = ImageSource | Sequence[ImageSource]
+"""One image, or a list or tuple of several."""
 Boxes = Sequence[Box | Sequence[float]]
-"""Boxes of the original: `Box` in any frame, or four numbers in pixels."""
+"""Boxes of the original: `Box` in any frame, or four numbers in pixels. A `Box` with `view` original2 is one of the
+second image.
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -289,17 +292,17 @@ class Agent:
 
     def run(
         self,
-        image: ImageSource,
+        image: Images,
         question: str,
         *,
         boxes: Boxes | None = None,
         seed: int | None = None,
         thread: str | None = None,
     ) -> Answer:
-        """Answer one question about one image.
+        """Answer one question about one image, or several.
 
         Args:
-            image: A path, bytes, a Pillow image or an array.
+            image: A path, bytes, a Pillow image or an array; or a list of these.
             question: The question.
             boxes: Gold boxes, for the policies `oracle` and `random` and for the record.
             seed: Seed of the run instead of the configuration's.
@@ -314,7 +317,7 @@ class Agent:
 
     def chat(
         self,
-        image: ImageSource | None = None,
+        image: Images | None = None,
         *,
         history: bool | None = None,
         seed: int | None = None,
@@ -376,7 +379,7 @@ class Agent:
 
     def stream(
         self,
-        image: ImageSource,
+        image: Images,
         question: str,
         *,
         boxes: Boxes | None = None,
@@ -393,7 +396,7 @@ class Agent:
 
     def begin(
         self,
-        image: ImageSource,
+        image: Images,
         question: str,
         *,
         boxes: Boxes | None = None,
@@ -408,10 +411,16 @@ class Agent:
         context = self._prepared(image, seed=seed, thread=thread)
         return self._first_state(context, question, boxes=boxes, thread=thread), context
 
-    def _prepared(self, image: ImageSource, *, seed: int | None = None, thread: str | None = None) -> Context:
-        """Return the context of a new episode, with the original in its store."""
+    def _prepared(self, image: Images, *, seed: int | None = None, thread: str | None = None) -> Context:
+        """Return the context of a new episode, with the originals in its store."""
         config = self.config if seed is None else self.config.replace(seed=seed)
-        pixels = load_image(image, max_pixels=config.max_pixels)
+        given = list(image) if isinstance(image, list | tuple) else [image]
+        if not 1 <= len(given) <= config.budget.max_views:
+            raise ConfigError(
+                f"A question is about one image or several, each of them a view: up to budget.max_views, which is "
+                f"{config.budget.max_views}; got {len(given)}."
+            )
+        pixels = [load_image(one, max_pixels=config.max_pixels) for one in given]
         folder = None
         if thread is None and config.approve and "approve" not in self._objects:
             raise ConfigError(
@@ -423,7 +432,8 @@ class Agent:
             saved.require_free(thread)
             folder = saved.folder(thread)
         context = self._context(config, ViewStore(folder, count=getattr(self.backend, "view_tokens", None)))
-        context.store.add_original(pixels)
+        for number, one in enumerate(pixels):
+            context.store.add_original(one, number=number)
         return context
 
     def _first_state(
@@ -435,22 +445,22 @@ class Agent:
             backend=self.backend.name,
             config=context.config,
             gold=gold_boxes(context, boxes),
-            original=context.store.view("original"),
+            originals=context.store.originals,
         )
 
-    async def arun(self, image: ImageSource, question: str, **options: Any) -> Answer:
+    async def arun(self, image: Images, question: str, **options: Any) -> Answer:
         """Answer as `run`, with its options, without blocking the event loop."""
         return await asyncio.to_thread(self.run, image, question, **options)
 
-    def astream(self, image: ImageSource, question: str, **options: Any) -> AsyncIterator[Event]:
+    def astream(self, image: Images, question: str, **options: Any) -> AsyncIterator[Event]:
         """Yield the events of `stream`, with its options; a task that is cancelled ends the episode."""
         return events_of(self.stream(image, question, **options))
 
-    async def abatch(self, pairs: Iterable[tuple[ImageSource, str]], *, workers: int | None = None) -> list[Answer]:
+    async def abatch(self, pairs: Iterable[tuple[Images, str]], *, workers: int | None = None) -> list[Answer]:
         """Answer as `batch` without blocking the event loop."""
         return await asyncio.to_thread(self.batch, pairs, workers=workers)
 
-    def batch(self, pairs: Iterable[tuple[ImageSource, str]], *, workers: int | None = None) -> list[Answer]:
+    def batch(self, pairs: Iterable[tuple[Images, str]], *, workers: int | None = None) -> list[Answer]:
         """Answer (image, question) pairs, in their order; a pair that fails gives an Answer with status "error".
 
         Args:
@@ -469,7 +479,7 @@ class Agent:
                 raise ConfigError(f"Item {at} is not a pair (image, question); got {type(pair).__name__}.")
         asker, workers = self.side_by_side(workers, most=len(pairs))
 
-        def one(pair: tuple[ImageSource, str]) -> Answer:
+        def one(pair: tuple[Images, str]) -> Answer:
             try:
                 return asker.run(*pair)
             except Exception as error:  # a failing item is data; its neighbours go on
@@ -524,8 +534,8 @@ class Agent:
         if is_waiting(state):
             update: dict[str, Any] = {"waiting": None}
             if decision is not None:
-                size = context.store.view("original").size
-                found = read_decision(decision, PendingCall(**(state.get("waiting") or {})), size)
+                call = PendingCall(**(state.get("waiting") or {}))
+                found = read_decision(decision, call, context.store.view(original_id(call.image)).size)
                 update = {"approval": found.model_dump(mode="json")}
             elif context.approve is None:
                 return self._answer(state, context)
@@ -752,14 +762,16 @@ def _split(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def gold_boxes(context: Context, boxes: Boxes | None) -> list[list[float]] | None:
     """Return gold boxes as a state has them. Raises ConfigError for a wrong one, or if the policy needs some."""
-    image = context.store.image("original")
-    gold = None if boxes is None else [_gold(box, image) for box in boxes]
+    gold = None if boxes is None else [_gold(box, context.store) for box in boxes]
     context.policy.require(gold)
-    return None if gold is None else [box.as_list() for box in gold]
+    if gold is None:
+        return None
+    numbers = [context.store.view(box.view).image for box in gold]
+    return [[*box.as_list(), *([number] if number else [])] for box, number in zip(gold, numbers, strict=True)]
 
 
-def _gold(box: Box | Sequence[float], image: Image.Image) -> Box:
-    """Return a gold box in pixels of the original, inside it."""
+def _gold(box: Box | Sequence[float], store: ViewStore) -> Box:
+    """Return a gold box in pixels of its original, inside it."""
     if not isinstance(box, Box):
         try:
             x1, y1, x2, y2 = box
@@ -768,6 +780,7 @@ def _gold(box: Box | Sequence[float], image: Image.Image) -> Box:
             raise ConfigError(
                 f"A box is four numbers x1, y1, x2, y2 in pixels of the original; got {box!r:.80}. Give a list of them."
             ) from None
-    if box.view != "original" or not box.finite:
+    size = next((view.size for view in store.originals if view.id == box.view), None)
+    if size is None or not box.finite:
         raise ConfigError(f"A gold box has finite numbers and refers to the original; got {box}.")
-    return box.to_pixel(image.size).ordered().clamp(image.size)
+    return box.to_pixel(size).ordered().clamp(size)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.episode_state import EventKind
 from qzoom_agent.trace import PendingCall, PerceptionRecord, QuestionRecord, Status, Trace, Usage, by_digest
-from qzoom_agent.views import ViewStore
+from qzoom_agent.views import ViewStore, original_id
 
 _PICTURE = 480
 """Longer side in pixels of the picture in a notebook."""
@@ -58,7 +58,12 @@ class Answer:
     @property
     def boxes(self) -> list[tuple[float, float, float, float]]:
         """Boxes of the crops that were shown for this question, as x1, y1, x2, y2 in pixels of the original."""
-        return [view.box for view in self.record.views if view.kind == "crop"]
+        return [box for _, box in self.evidence]
+
+    @property
+    def evidence(self) -> list[tuple[int, tuple[float, float, float, float]]]:
+        """The number of the image, counted from 0, and the box of each crop that was shown for this question."""
+        return [(view.image, view.box) for view in self.record.views if view.kind == "crop"]
 
     @property
     def confidence(self) -> float | None:
@@ -68,17 +73,19 @@ class Answer:
         """
         return self.record.confidence
 
-    def to_detections(self, label: str | None = None) -> str:
+    def to_detections(self, label: str | None = None, *, image: int = 0) -> str:
         """Return `boxes` as JSON in the form of Qwen3-VL: "bbox_2d" in thousandths of the image's sides, and "label".
 
         `supervision.Detections.from_vlm(VLM.QWEN_3_VL, answer.to_detections(), resolution_wh=image.size)` reads it.
 
         Args:
             label: Label of each box; None: the answer.
+            image: Number of the image, counted from 0, whose boxes are returned.
         """
-        width, height = self.store.view("original").size
+        width, height = self.store.view(original_id(image)).size
         scale = (1000 / width, 1000 / height) * 2
-        found = [[round(side * by) for side, by in zip(box, scale, strict=True)] for box in self.boxes]
+        own = [box for number, box in self.evidence if number == image]
+        found = [[round(side * by) for side, by in zip(box, scale, strict=True)] for box in own]
         return json.dumps([{"bbox_2d": box, "label": self.text if label is None else label} for box in found])
 
     @classmethod
@@ -114,17 +121,18 @@ class Answer:
         )
 
     def _picture(self) -> str:
-        """Return an `<img>` of the original with the boxes of the crops; empty if there is no original."""
-        if "original" not in self.store:
-            return ""
-        image = self.store.image("original").copy()
-        image.thumbnail((_PICTURE, _PICTURE))
-        scale = image.width / self.store.view("original").width
-        for x1, y1, x2, y2 in self.boxes:
-            corners = (x1 * scale, y1 * scale, max(x1, x2 - 1) * scale, max(y1, y2 - 1) * scale)
-            ImageDraw.Draw(image).rectangle(corners, outline="red", width=3)
-        image.save(data := io.BytesIO(), "JPEG")
-        return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'
+        """Return an `<img>` of each original with the boxes of the crops."""
+        found = []
+        for view in self.store.originals:
+            image = self.store.image(view.id).copy()
+            image.thumbnail((_PICTURE, _PICTURE))
+            scale = image.width / view.width
+            for x1, y1, x2, y2 in (box for number, box in self.evidence if number == view.image):
+                corners = (x1 * scale, y1 * scale, max(x1, x2 - 1) * scale, max(y1, y2 - 1) * scale)
+                ImageDraw.Draw(image).rectangle(corners, outline="red", width=3)
+            image.save(data := io.BytesIO(), "JPEG")
+            found.append(f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">')
+        return "".join(found)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from qzoom_agent.protocols.interface import ToolCall
 from qzoom_agent.review import refused_on_opinion
 from qzoom_agent.tool_calls import CallOutcome, ToolCallExecutor
 from qzoom_agent.trace import Approval, PendingCall, PerceptionRecord, Turn
+from qzoom_agent.views import original_id
 
 Decision = bool | str | Box | Sequence[float] | Approval
 """True: run the call. A box, in original pixels or any frame of it: zoom there instead. A text: refuse it, for this
@@ -44,8 +45,9 @@ def read_decision(given: Decision, call: PendingCall, image: Size) -> Approval:
         return Approval(action="approve") if given is True else Approval(action="refuse", reason=given or "")
     try:
         x1, y1, x2, y2 = given.as_list() if isinstance(given, Box) else given
-        box = given if isinstance(given, Box) else Box(x1, y1, x2, y2)
-        if not box.finite or box.view != "original":
+        original = original_id(call.image)
+        box = given if isinstance(given, Box) else Box(x1, y1, x2, y2, view=original)
+        if not box.finite or box.view != original:
             raise BoxError("It is no box of the original.")
         pixel = box.to_pixel(image).ordered()
     except (TypeError, ValueError, BoxError):
@@ -79,7 +81,7 @@ def approve(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     if ctx.approve is None:
         emit(runtime, "waiting", data)
         return {"waiting": data, "approval": None}
-    size = ctx.store.view("original").size
+    size = ctx.store.view(original_id(pending.image)).size
     decision = read_decision(ctx.approve(pending), pending, size)
     return {"waiting": data, "approval": decision.model_dump(mode="json")}
 

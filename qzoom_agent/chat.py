@@ -97,6 +97,8 @@ class Chat:
 
     def _events(self, question: str, boxes: Boxes | None, *, live: bool) -> Iterator[Event]:
         require_question(question)
+        if self.answer is not None and self.answer.status == "waiting":
+            raise ConfigError("The last question waits for a decision about a call. Give it with resume() first.")
         if self._unfinished:
             raise ConfigError(
                 f"The last question of the conversation '{self._thread}' was left without its answer. Open it again "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Final, Literal, NotRequired, cast, get_args, get_origin, get_type_hints
@@ -20,6 +20,7 @@ from typing_extensions import TypedDict
 from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import BackendError, ImageError
 from qzoom_agent.gate import answer_confidence
+from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text, view_ids
 from qzoom_agent.models.interface import (
     Backend,
@@ -37,7 +38,7 @@ from qzoom_agent.protocols.parsing import cut_off, own_turn
 from qzoom_agent.review import Last
 from qzoom_agent.telemetry import Span, span
 from qzoom_agent.trace import SERVED, PendingCall, Status, Turn
-from qzoom_agent.views import View, ViewStore
+from qzoom_agent.views import View, ViewStore, coarse_id, original_id
 from qzoom_agent.zoom.own_tools import OwnTool
 from qzoom_agent.zoom.zoom import Tool, Zoom
 
@@ -53,7 +54,7 @@ class State(TypedDict):
     config: dict[str, Any]
     """The resolved `AgentConfig`; a resumed episode goes on under it."""
     gold: list[list[float]] | None
-    """Gold boxes in original pixels, for `oracle` and `random`."""
+    """Gold boxes in original pixels, for `oracle` and `random`; a fifth number is that of the image, from 1 on."""
     views: Annotated[list[dict[str, Any]], operator.add]
     """Views that this question added."""
     messages: Annotated[list[Message], operator.add]
@@ -165,7 +166,8 @@ class Context:
             session = self.beside = self.beside or self._opened(self.session)
         if isinstance(session, PerceivingSession):
             for view, (x1, y1, x2, y2) in placed.items():
-                session.place(view, source="coarse", cells=(x1, y1, x2, y2))
+                source = coarse_id(self.store.view(view).image)
+                session.place(view, source=source, cells=(x1, y1, x2, y2))
         if isinstance(session, SparseSession):
             for one in self.store.shown:
                 if one.kept is not None:
@@ -233,7 +235,13 @@ class Context:
 
 
 def start(
-    *, id: str, question: str, backend: str, config: AgentConfig, gold: list[list[float]] | None, original: View
+    *,
+    id: str,
+    question: str,
+    backend: str,
+    config: AgentConfig,
+    gold: list[list[float]] | None,
+    originals: Sequence[View],
 ) -> State:
     """Return the state of an episode before its first step."""
     return State(
@@ -242,7 +250,7 @@ def start(
         backend=backend,
         config=config.model_dump(mode="json"),
         gold=gold,
-        views=[original.model_dump(mode="json")],
+        views=[view.model_dump(mode="json") for view in originals],
         messages=[],
         turns=[],
         turn=None,
@@ -288,7 +296,7 @@ def follow_up(
         "seconds": Overwrite(0.0),
         "perceive_seconds": 0.0,
         "looking": False,
-        **dict.fromkeys(("turn", "last", "perception", "status", "answer", "error")),
+        **dict.fromkeys(("turn", "last", "perception", "status", "answer", "error", "waiting", "approval")),
     }
 
 
@@ -316,20 +324,36 @@ def _kinds() -> dict[str, Any]:
     return get_type_hints(State, include_extras=True)
 
 
-def add_coarse(ctx: Context) -> View:
-    """Return the coarse view, added at the first call. Raises ImageError if its budget cannot hold the image."""
-    if "coarse" in ctx.store:
-        return ctx.store.view("coarse")
-    views, limit = ctx.views, ctx.config.budget.max_visual_tokens
-    low, high = views.coarse_limits(ctx.store.view("original").size)
-    coarse = ctx.store.add_coarse(factor=views.factor, min_tokens=low, max_tokens=high)
-    if limit is not None and coarse.tokens > limit:
-        size = ctx.store.view("original").size
-        raise ImageError(
-            f"An image of {size.width}x{size.height} pixels costs {coarse.tokens} visual tokens at the least, and "
-            f"budget.max_visual_tokens is {limit}. Raise it, or cut the image into parts that are less long."
-        )
-    return coarse
+def add_coarse(ctx: Context) -> list[View]:
+    """Return the coarse view of each image, added at the first call.
+
+    Raises:
+        ImageError: The budget cannot hold them.
+    """
+    store, views, limit = ctx.store, ctx.views, ctx.config.budget.max_visual_tokens
+    if store.coarse:
+        return store.coarse
+    originals, spent = store.originals, 0
+    for original in originals:
+        low, high = views.coarse_limits(original.size)
+        if limit is not None:  # several images share it
+            high = min(high, max(1, limit // len(originals)))
+            low = min(low, high)
+        coarse = store.add_coarse(factor=views.factor, min_tokens=low, max_tokens=high, number=original.image)
+        spent += coarse.tokens
+        if limit is not None and spent > limit:
+            size = original.size
+            raise ImageError(
+                f"An image of {size.width}x{size.height} pixels costs {coarse.tokens} visual tokens at the least, and "
+                f"budget.max_visual_tokens is {limit}. Raise it, or cut the image into parts that are less long."
+            )
+    return store.coarse
+
+
+def gold_box(values: Sequence[float]) -> Box:
+    """Return a gold box of a state."""
+    x1, y1, x2, y2, *number = values
+    return Box(x1, y1, x2, y2, view=original_id(int(sum(number))))
 
 
 def opening_of(state: State, ctx: Context) -> list[Message]:

@@ -37,7 +37,7 @@ def draft(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     shown = [view.model_dump(mode="json") for view in ctx.store.shown[before:]]
     for view in shown:
         emit(runtime, "view", view)
-    asked = ctx.protocol.opening(state["question"], [coarse], tools=False)
+    asked = ctx.protocol.opening(state["question"], coarse, tools=False)
     try:
         turn, _, reply = generate(state, runtime, asked, read=ctx.read, logprobs=True, alone=True)
         if not reply.logprobs and not turn.withheld:
@@ -77,7 +77,7 @@ def locate(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     began = perf_counter()
     ctx, store = runtime.context, runtime.context.store
     before, most = len(store.shown), ctx.config.perception.max_regions
-    views = [add_coarse(ctx)]
+    views = add_coarse(ctx)
     read_so_far = len(store.shown)
     new = [view.model_dump(mode="json") for view in store.shown[before:]]
     for view in new:

@@ -14,6 +14,8 @@ State, context and the steps that nodes share are in `episode_state`. A model's 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from time import perf_counter
 from typing import Any, Literal
@@ -30,6 +32,7 @@ from qzoom_agent.episode_state import (
     add_coarse,
     emit,
     generate,
+    gold_box,
     opening_of,
     reason_to_end,
     withheld,
@@ -45,7 +48,7 @@ from qzoom_agent.review import Last
 from qzoom_agent.telemetry import span
 from qzoom_agent.tool_calls import record_of
 from qzoom_agent.trace import PerceptionRecord, QuestionRecord, Status, Trace, Turn, Usage
-from qzoom_agent.views import View
+from qzoom_agent.views import View, coarse_id, original_id
 from qzoom_agent.zoom.sparse import sparse_plan
 
 
@@ -78,8 +81,7 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
             placed = {**state["placed"], **_insert(ctx, record)}
     else:
         add_coarse(ctx)
-    gold = None if state["gold"] is None else [Box(x1, y1, x2, y2) for x1, y1, x2, y2 in state["gold"]]
-    for box in ctx.policy.inserts(store.view("original").size, gold=gold, seed=ctx.config.seed):
+    for box in _inserted(state, ctx):
         cut = ctx.zoom(store, box)
         if cut.view is None:
             raise ConfigError(
@@ -100,6 +102,18 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         "error": error,
         **_opening(state, ctx, record, looks=1, new=len(crops), began=began),
     }
+
+
+def _inserted(state: State, ctx: Context) -> list[Box]:
+    """Return the crops that the policy shows unasked without a look; of several images, of those with a gold box."""
+    gold = None if state["gold"] is None else [gold_box(values) for values in state["gold"]]
+    held = {box.view for box in gold or ()} or {"original"}
+    boxes = []
+    for view in (one for one in ctx.store.originals if one.id in held):
+        own = None if gold is None else [box for box in gold if box.view == view.id]
+        found = ctx.policy.inserts(view.size, gold=own, seed=ctx.config.seed)
+        boxes += [replace(box, view=view.id) for box in found]
+    return boxes
 
 
 def _look_again(state: State, runtime: Runtime[Context], began: float) -> dict[str, Any]:
@@ -313,6 +327,8 @@ def to_record(state: State) -> QuestionRecord:
     assert status is not None, "only a finished episode has a record"
     views = [View(**view) for view in state["views"]]
     turns = [Turn(**turn) for turn in [*state["turns"], *([state["turn"]] if state["turn"] else [])]]
+    gold = state["gold"] or []
+    several = any(len(one) > 4 for one in gold)
     earlier = [view for one in state.get("asked", []) for view in one["views"]]
     before = sum(view["tokens"] for view in earlier if state.get("history", True) or view["kind"] == "coarse")
     return QuestionRecord(
@@ -325,7 +341,8 @@ def to_record(state: State) -> QuestionRecord:
         further_looks=[PerceptionRecord(**look) for look in state.get("further_looks", [])],
         turns=turns,
         usage=Usage.tally(views, turns, perceive=state["perceive_seconds"], before=before),
-        gold=[(x1, y1, x2, y2) for x1, y1, x2, y2 in state["gold"] or ()],
+        gold=[(x1, y1, x2, y2) for x1, y1, x2, y2, *_ in gold],
+        gold_images=[int(sum(one[4:])) for one in gold] if several else [],
         error=state["error"],
     )
 
@@ -358,20 +375,24 @@ def take_look(ctx: Context, question: str, *, map_always: bool = False) -> Perce
         BackendError: The model cannot be run.
     """
     add_coarse(ctx)
-    if ctx.perceiver is not None:
-        image, options = ctx.store.image("original"), ctx.policy.look_options
-        return look_with(ctx.perceiver, image, question, options=options, map_always=map_always)
-    return _look(ctx, question, placed={}, map_always=map_always)
+    if ctx.perceiver is None:
+        return _look(ctx, question, placed={}, map_always=map_always)
+    options, found = ctx.policy.look_options, []
+    for view in ctx.store.originals:
+        image = ctx.store.image(view.id)
+        seen = look_with(ctx.perceiver, image, question, options=options, map_always=map_always)
+        found.append(seen.model_copy(update={"image": view.image}))
+    # A perceiver sees one image at a time: its gate asks for more detail where it does for any.
+    surest = max(found, key=lambda one: one.score or 0.0)
+    gate = {name: getattr(surest, name) for name in ("score", "threshold", "reason")}
+    route = "zoom" if any(one.boxes for one in found) else "direct"
+    return found[0].model_copy(update={**gate, "route": route, "others": found[1:]})
 
 
 def _look(
     ctx: Context, question: str, *, placed: dict[str, list[float]], further: bool = False, map_always: bool = False
 ) -> PerceptionRecord:
-    """Look at the question with all views shown for it; return the result with boxes in original pixels.
-
-    Map and extent of the result are those of the view with the first proposed box: the coarse view, or in a further
-    look perhaps a crop. `cells` are those of each box's own view.
-    """
+    """Look at the question with all views shown for it; return the result, with the maps of further images in it."""
     shown = ctx.own_views
     opening = ctx.protocol.opening(question, shown, tools=ctx.policy.looks_with_tools)
     session = ctx.open(placed, alone=True)
@@ -379,25 +400,41 @@ def _look(
     more: dict[str, Any] = {"further": True} if further else {}  # sessions of other people may know one look alone
     seen = session.look(opening, options=ctx.policy.look_options, map_always=map_always, **more)
     ctx.keep_look()
-    size = ctx.store.view("original").size
+    every = [
+        _of_image(ctx, [pair for pair in zip(shown, seen, strict=False) if pair[0].image == view.image], further)
+        for view in ctx.store.originals
+    ]
+    route = "zoom" if any(one.boxes for one in every) else "direct"
+    return every[0].model_copy(update={"route": route, "others": every[1:]})
+
+
+def _of_image(ctx: Context, pairs: Sequence[tuple[View, PerceptionRecord]], further: bool) -> PerceptionRecord:
+    """Return the result of a look at the views of one image, with boxes in pixels of its original.
+
+    Map and extent are those of the view with the first proposed box: the coarse view, or in a further look perhaps a
+    crop. `cells` are those of each box's own view.
+    """
+    number = pairs[0][0].image
+    size = ctx.store.original(pairs[0][0].id).size
     boxes, cells, foreground = [], [], []
-    for view, one in zip(shown, seen, strict=False):
+    for view, one in pairs:
         margin = _margin(ctx, one)
         inside = [view.to_original(Box(*box, view=view.id).clamp(view.size)) for box in one.boxes]
         boxes += [box.padded(margin).clamp(size) for box in inside]
         cells += one.cells
         foreground += [view.to_original(Box(*box, view=view.id)).clamp(size) for box in one.foreground]
-    best, view = next(((one, view) for one, view in zip(seen, shown, strict=False) if one.boxes), (seen[0], shown[0]))
+    view, best = next((pair for pair in pairs if pair[1].boxes), pairs[0])
     extent = None if best.extent is None else view.to_original(Box(*best.extent, view=view.id))
     return best.model_copy(
         update={
-            "view": "original",
+            "view": original_id(number),
+            "image": number,
             "route": "zoom" if boxes else "direct",
             "extent": None if extent is None else (extent.x1, extent.y1, extent.x2, extent.y2),
             "boxes": [(box.x1, box.y1, box.x2, box.y2) for box in boxes],
             "cells": cells,
             "foreground": [(box.x1, box.y1, box.x2, box.y2) for box in foreground],
-            "visual_tokens": sum(one.visual_tokens for one in seen) if further else best.visual_tokens,
+            "visual_tokens": sum(one.visual_tokens for _, one in pairs) if further else best.visual_tokens,
         }
     )
 
@@ -409,11 +446,21 @@ def _margin(ctx: Context, seen: PerceptionRecord) -> float:
 
 def _insert(ctx: Context, record: PerceptionRecord, *, further: bool = False) -> dict[str, list[float]]:
     """Cut the proposed crops within the budgets; return those with aligned positions and the cells really cut."""
+    before, placed = len(ctx.store.shown), dict[str, list[float]]()
+    for one in record.every:
+        placed |= _insert_of_image(ctx, one, further=further)
+    # What the budget keeps back of one image matters only if nothing of any is shown.
+    record.withheld = len(ctx.store.shown) == before and any(one.withheld for one in record.every)
+    return placed
+
+
+def _insert_of_image(ctx: Context, record: PerceptionRecord, *, further: bool) -> dict[str, list[float]]:
     placed: dict[str, list[float]] = {}
-    coarse, budget, before = ctx.store.view("coarse"), ctx.config.budget, len(ctx.store.shown)
-    sparse, foreground = ctx.config.perception.sparse_crop, [Box(*box) for box in record.foreground]
+    coarse, origin = ctx.store.view(coarse_id(record.image)), original_id(record.image)
+    budget, before = ctx.config.budget, len(ctx.store.shown)
+    sparse, foreground = ctx.config.perception.sparse_crop, [Box(*box, view=origin) for box in record.foreground]
     for box, cells in zip(record.boxes, record.cells, strict=True):
-        plan, shown = ctx.roi_zoom.plan(ctx.store, Box(*box)), ctx.store.shown
+        plan, shown = ctx.roi_zoom.plan(ctx.store, Box(*box, view=origin)), ctx.store.shown
         if sparse is not None:
             plan = sparse_plan(plan, foreground, scale=sparse, factor=ctx.views.factor)
         kept_back = "" if plan.error else ctx.policy.keeps_back(shown, plan, further=further or ctx.follows)

@@ -35,13 +35,13 @@ class ReviewContext:
     """The state of an episode in which a call is reviewed, beside the views shown and the call itself."""
 
     look: PerceptionRecord | None
-    """Result of the coarse look; None without one."""
+    """Result of the coarse look, of several images at the one that the call is about; None without one."""
     refused_turns: int
     """Earlier turns in which a call was refused for an opinion of the branches."""
     crops_read: int
     """Crops that were shown before the model wrote this turn."""
     image: Size
-    """Size of the original."""
+    """Size of the original that the call is about."""
     replan: Callable[[Box], ZoomPlan]
     """Plans a crop of another box, in original pixels."""
     name: Callable[[str], str]
@@ -127,8 +127,9 @@ def _by_map(
 ) -> ReviewDecision:
     """Decide by the heat map and the proposed regions."""
     rules, heat = context.config, Heat.of(look, context.image)
-    crops = [view for view in shown if view.kind == "crop" and not view.source]
-    regions = [one for one in (Box(*box) for box in look.boxes) if all(c.coverage(one) < rules.covered for c in crops)]
+    crops = [view for view in shown if view.kind == "crop" and view.extent.view == box.view]
+    proposed = [Box(*quad, view=box.view) for quad in look.boxes]
+    regions = [one for one in proposed if all(crop.coverage(one) < rules.covered for crop in crops)]
     if (inside := heat.share(box)) is not None:
         numbers["heat"] = inside
     cut = cut_region(box, regions, heat, rules, fixed=look.fixed)
@@ -159,7 +160,7 @@ def best_view(box: Box, shown: Sequence[View], *, covered: float) -> BestView:
         shown: The views.
         covered: Share of the box that a view has to hold.
     """
-    held = [view for view in shown if (view.source or "original") == box.view]
+    held = [view for view in shown if view.extent.view == box.view]
     every = [BestView(view.id, view.coverage(box), density(view.size, view.extent)) for view in held]
     holding = [one for one in every if one.share >= covered]
     nothing = BestView("", 0.0, 0.0)
@@ -190,7 +191,7 @@ def same_crop(plan: ZoomPlan, crops: Sequence[View], rules: ReviewConfig) -> str
     if plan.box is None:
         return None
     box = plan.extent
-    same = (view for view in crops if (view.source or "original") == box.view)
+    same = (view for view in crops if view.extent.view == box.view)
     return next((view.id for view in same if box.iou(view.extent) >= rules.covered), None)
 
 

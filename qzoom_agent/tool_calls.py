@@ -16,10 +16,10 @@ from qzoom_agent.geometry import Box, Size, fit_tokens, tokens
 from qzoom_agent.images import MAX_PIXELS, digest
 from qzoom_agent.messages import Message, plain_text, text_part
 from qzoom_agent.policy import CropPolicy
-from qzoom_agent.protocols.interface import ToolCall, ToolProtocol, ZoomProtocol
+from qzoom_agent.protocols.interface import ToolCall, ToolProtocol, ZoomProtocol, view_names
 from qzoom_agent.review import Last, ReviewContext, ReviewDecision, format_box, same_crop
 from qzoom_agent.trace import Approval, CallRecord, Decision, PendingCall, PerceptionRecord, Turn
-from qzoom_agent.views import View, ViewStore
+from qzoom_agent.views import View, ViewStore, coarse_id, original_id
 from qzoom_agent.zoom.own_tools import OwnTool, ToolOutput
 from qzoom_agent.zoom.tool_images import Views
 from qzoom_agent.zoom.zoom import Tool, Zoom, ZoomConfig, ZoomPlan
@@ -82,7 +82,7 @@ class ToolCallExecutor:
         box = call.as_box
         if box is None:
             return self._deny(call, "failed", "The call has no box. Give x1, y1, x2, y2.")
-        shown, context = self.store.shown, self._context()
+        shown, context = self.store.shown, self._context(call.view)
         plan = self.tool.plan(self.store, box)
         twin = same_crop(plan, shown[self.views_read :], context.config)
         if twin is not None:
@@ -105,7 +105,7 @@ class ToolCallExecutor:
             return self._deny(call, "failed", cut.error or "", review.numbers)
         notes = [*([review.reason] if review.reason else []), *cut.notes]
         region, extent = cut.view.region, cut.view.extent
-        share = region.area / self.store.view("original").size.area
+        share = region.area / self.store.original(cut.view.id).size.area
         measured = {"image_share": share, "magnification": cut.view.width / extent.width}
         record = record_of(
             call,
@@ -117,7 +117,8 @@ class ToolCallExecutor:
             result=cut.view.id,
             approval=approval,
         )
-        messages = self.protocol.result(cut.view, len(shown) - 1, notes)
+        crops = sum(view.kind != "coarse" for view in shown)
+        messages = self.protocol.result(cut.view, crops, notes)
         if review.code == PERSON and not any(review.reason in plain_text(one) for one in messages):
             messages[-1]["content"].append(text_part(review.reason))  # a format without notes must say it too
         return CallOutcome(record, messages, None)
@@ -134,6 +135,7 @@ class ToolCallExecutor:
             **known,
             **cut,
             box=(plan.box.x1, plan.box.y1, plan.box.x2, plan.box.y2),
+            image=self.store.view(plan.box.view).image,
             size=plan.size,
             tokens=plan.tokens,
             notes=[*([review.reason] if review.reason else []), *plan.notes],
@@ -147,8 +149,8 @@ class ToolCallExecutor:
         if pending.box is None:
             return self._serve(call, Considered(ReviewDecision("", pending.numbers), None), approval=approval)
         if approval.box is not None:
-            return self._moved(call, pending, approval, Box(*approval.box))
-        edges = Box(*pending.box)
+            return self._moved(call, pending, approval, Box(*approval.box, view=original_id(pending.image)))
+        edges = Box(*pending.box, view=original_id(pending.image))
         cut = None if pending.inside is None else Box(*pending.inside, view=pending.source)
         own = [note for note in pending.notes if note != pending.reason]
         plan = ZoomPlan(pending.view, edges, Size(*pending.size), pending.tokens, tuple(own), cut=cut)
@@ -164,7 +166,7 @@ class ToolCallExecutor:
                 call, "refused", room.reason, room.numbers, code=room.code, last=room.last, approval=approval
             )
         assert plan.box is not None, "a decision has a box inside the image"
-        shown = format_box(plan.box, self.store.shown[0], self.protocol.frame)
+        shown = format_box(plan.box, self.store.view(coarse_id(pending.image)), self.protocol.frame)
         review = ReviewDecision(PERSON, pending.numbers, f"A person moved the box to {shown}.", plan)
         return self._serve(call, Considered(review, replace(plan, parent=pending.view)), approval=approval)
 
@@ -172,17 +174,20 @@ class ToolCallExecutor:
         """Return the views that count towards the budgets."""
         return [view for view in self.store.shown if view.id not in self.earlier]
 
-    def _context(self) -> ReviewContext:
+    def _context(self, view_id: str = "") -> ReviewContext:
+        """Return the context of a review of a call about the image of a view; an unknown one counts as the first."""
         shown = self.store.shown
-        order = [view.id for view in shown]
+        names = dict(zip((view.id for view in shown), view_names(self.protocol, shown), strict=True))
+        number = self.store.view(view_id).image if view_id in self.store else 0
+        coarse = next((view for view in shown if view.id == coarse_id(number)), shown[0])
         return self.policy.review_context(
-            look=self.look,
+            look=None if self.look is None else self.look.of(number),
             refused_turns=self.refused_turns,
             crops_read=sum(view.kind == "crop" and view.id not in self.earlier for view in shown[: self.views_read]),
-            image=self.store.view("original").size,
+            image=self.store.original(coarse.id).size,
             replan=lambda other: self.tool.plan(self.store, other),
-            name=lambda view: self.protocol.view_name(order.index(view)),
-            write=lambda other: format_box(other, shown[0], self.protocol.frame),
+            name=names.__getitem__,
+            write=lambda other: format_box(other, coarse, self.protocol.frame),
         )
 
     def _consider_tool(self, call: ToolCall) -> CallOutcome | Considered:
@@ -196,7 +201,7 @@ class ToolCallExecutor:
     def _run(self, call: ToolCall, review: ReviewDecision, approval: Approval | None) -> CallOutcome:
         """Run an own tool; an image that it returns joins the views, if the budgets have room."""
         assert isinstance(self.protocol, ToolProtocol)
-        views = Views(self.store, name=self.protocol.view_name)
+        views = Views(self.store, names=view_names(self.protocol, self.store.shown))
         output = self.own[call.name](call.arguments or {}, views, max_pixels=self.max_pixels)
         if output.error:
             return self._deny(call, "failed", output.error, review.numbers, approval=approval)

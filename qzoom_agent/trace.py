@@ -91,6 +91,8 @@ class PendingCall(_Record):
     name: Text
     box: Quad | None = None
     """Region that will be shown, in original pixels; None: it is no zoom call."""
+    image: Count = Field(default=0, exclude_if=operator.not_)
+    """Number of the image that `box` is in, counted from 0."""
     arguments: Text | None = None
     """Arguments of an own tool, as JSON."""
     label: Text = ""
@@ -215,6 +217,10 @@ class PerceptionRecord(_Record):
     """Crops of the view are to be given the positions of their place (`PerceivingSession.place`)."""
     margin: float = Field(default=0.0, exclude=True)
     """Margin that the branches want on each side of a box, as a share of its longer side; not yet in `boxes`."""
+    image: Count = Field(default=0, exclude_if=operator.not_)
+    """Number of the image, counted from 0, that map and boxes are about."""
+    others: list[PerceptionRecord] = Field(default_factory=list, exclude_if=operator.not_)
+    """The same for the other images of the question, in order; the gate's score is one for all."""
     perceiver: Text = Field(default="", exclude_if=lambda name: not name)
     """Name of the perceiver that looked; empty: the model that answers."""
     further: bool = Field(default=False, exclude=True)
@@ -249,6 +255,15 @@ class PerceptionRecord(_Record):
     seconds: float = 0.0
     withheld: bool = False
     """The gate asked for a crop, and the budget had no room for any."""
+
+    @property
+    def every(self) -> list[PerceptionRecord]:
+        """The record of each image, in order."""
+        return [self, *self.others]
+
+    def of(self, image: int) -> PerceptionRecord | None:
+        """Return the record of an image; None if it was not looked at."""
+        return next((one for one in self.every if one.image == image), None)
 
     @property
     def fired(self) -> bool | None:
@@ -388,6 +403,8 @@ class QuestionRecord(_Record):
     usage: Usage = Field(default_factory=Usage)
     gold: list[Quad] = Field(default_factory=list)
     """Boxes known to hold the answer, in original pixels (a task's, or those given to the oracle policy)."""
+    gold_images: list[Count] = Field(default_factory=list, exclude_if=operator.not_)
+    """Number of the image of each box, counted from 0; empty where the question is about one image."""
     error: Text | None = None
     """The error that ended the episode, with status "error"."""
     waiting: PendingCall | None = Field(default=None, exclude_if=lambda value: value is None)

@@ -30,16 +30,29 @@ Kept = tuple[Annotated[str, Field(pattern="^[01]+$")], ...]
 _UNSHOWN = ("original", "source")
 
 
+def original_id(image: int) -> str:
+    """Return the id of the original of image number `image`, counted from 0."""
+    return f"original{image + 1}" if image else "original"
+
+
+def coarse_id(image: int) -> str:
+    """Return the id of the coarse view of image number `image`, counted from 0."""
+    return f"coarse{image + 1}" if image else "coarse"
+
+
 class View(BaseModel):
     """One image of a run. Plain data; the pixels are in the ViewStore."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # a file of a newer minor version may have more fields
 
     id: str
-    """Its name: original, coarse, crop1, crop2 and so on; tool1 for the first image that a tool returned."""
+    """Its name: original, coarse, crop1, crop2 and so on; tool1 for the first image that a tool returned. Of several
+    images that a question is about, the second has original2 and coarse2."""
     parent: str | None
     """The view the model was looking at when it asked for this one; None for the original."""
     kind: Kind
+    image: int = Field(default=0, ge=0, exclude_if=operator.not_)
+    """Number of the image that it shows, counted from 0, where a question is about several."""
     box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
     """Region of the view in original pixels: the box around it where a tool turned it, and the whole original where an
     image of a tool has no place in it."""
@@ -75,14 +88,19 @@ class View(BaseModel):
         return Size(self.width, self.height)
 
     @property
+    def origin(self) -> str:
+        """Id of the original that it shows."""
+        return original_id(self.image)
+
+    @property
     def region(self) -> Box:
-        """Region of the view as a box in original pixels."""
-        return Box(*self.box)
+        """Region of the view as a box in pixels of its original."""
+        return Box(*self.box, view=self.origin)
 
     @property
     def extent(self) -> Box:
         """Region of the view in pixels of the image that it was cut from: the original, or a source."""
-        return Box(*(self.inside or self.box), view=self.source or "original")
+        return Box(*(self.inside or self.box), view=self.source or self.origin)
 
     @property
     def cell(self) -> int:
@@ -96,14 +114,20 @@ class View(BaseModel):
     def coverage(self, box: Box) -> float:
         """Return the share that the view shows of a box in pixels of the original or of its source, 0 to 1."""
         if self.kept is None:
-            return (self.region if box.view == "original" else self.extent).coverage(box)
+            return (self.region if box.view == self.origin else self.extent).coverage(box)
         x1, y1, x2, y2 = self.box
         wide, high = (x2 - x1) / len(self.kept[0]), (y2 - y1) / len(self.kept)
         cells = [
             (row, column) for row, marks in enumerate(self.kept) for column, mark in enumerate(marks) if mark == "1"
         ]
         shown = sum(
-            Box(x1 + column * wide, y1 + row * high, x1 + (column + 1) * wide, y1 + (row + 1) * high).coverage(box)
+            replace(
+                self.region,
+                x1=x1 + column * wide,
+                y1=y1 + row * high,
+                x2=x1 + (column + 1) * wide,
+                y2=y1 + (row + 1) * high,
+            ).coverage(box)
             for row, column in cells
         )
         return 1.0 if shown > 1 - 1e-9 else shown
@@ -133,12 +157,14 @@ class View(BaseModel):
             return found
         if self.matrix is None:
             raise BoxError(f"View {self.id!r} is an image that a tool made; it has no place in the original.")
-        return mapped(found, self.matrix)
+        return replace(mapped(found, self.matrix), view=self.origin)
 
     def from_original(self, box: Box) -> Box:
         """Convert a box in original pixels into shown pixels of this view, also where it lies outside."""
-        if box.frame != "pixel" or box.view != "original" or not self.placed:
-            raise BoxError(f"from_original needs a box in original pixels, got {box.frame!r} of {box.view!r}.")
+        if box.frame != "pixel" or box.view != self.origin or not self.placed:
+            raise BoxError(
+                f"from_original needs a box in original pixels ({self.origin!r}), got {box.frame!r} of {box.view!r}."
+            )
         if self.matrix is not None:
             box = mapped(box, inverse(self.matrix))
         held = self.extent
@@ -203,16 +229,39 @@ class ViewStore:
         """Convert a box of any view, in any frame, into original pixels. Raises BoxError if there is no such view."""
         return self.view(box.view).to_original(box)
 
-    def add_original(self, image: Image.Image) -> View:
-        """Start the store with an image as `load_image` returns it; other modes are converted as there."""
-        rgb = image if image.mode == "RGB" else load_image(image)
-        return self._add("original", rgb, parent=None, box=Box(0, 0, *rgb.size), tokens=0)
+    @property
+    def originals(self) -> list[View]:
+        """The originals, in order."""
+        return [view for view in self._views.values() if view.kind == "original"]
 
-    def add_coarse(self, *, factor: int, min_tokens: int, max_tokens: int) -> View:
-        """Add the whole image at a budget of visual tokens, see `fit_tokens`. Raises ImageError beyond 200:1."""
-        whole = Box(0, 0, *self._original().size)
+    @property
+    def coarse(self) -> list[View]:
+        """The coarse views, in the order of their images."""
+        return [view for view in self._views.values() if view.kind == "coarse"]
+
+    def original(self, view_id: str) -> View:
+        """Return the original that a view shows. Raises BoxError if there is no such view."""
+        return self.view(self.view(view_id).origin)
+
+    def add_original(self, image: Image.Image, *, number: int = 0) -> View:
+        """Add an image as `load_image` returns it; other modes are converted as there.
+
+        Args:
+            image: The image.
+            number: Its number among several images, counted from 0.
+        """
+        rgb = image if image.mode == "RGB" else load_image(image)
+        whole = Box(0, 0, *rgb.size, view=original_id(number))
+        return self._add("original", rgb, parent=None, box=whole, tokens=0, number=number)
+
+    def add_coarse(self, *, factor: int, min_tokens: int, max_tokens: int, number: int = 0) -> View:
+        """Add a whole image at a budget of visual tokens, see `fit_tokens`. Raises ImageError beyond 200:1.
+
+        `number`: of the image, counted from 0.
+        """
+        whole = self._original(number).region
         budget = {"factor": factor, "min_tokens": min_tokens, "max_tokens": max_tokens}
-        return self._add_cut("coarse", whole, parent="original", **budget)
+        return self._add_cut("coarse", whole, parent=original_id(number), **budget)
 
     def add_crop(self, box: Box, *, factor: int, min_tokens: int, max_tokens: int, parent: str = "coarse") -> View:
         """Add a crop at a budget of visual tokens.
@@ -246,7 +295,7 @@ class ViewStore:
             kept: Rows of its token grid.
             parent: As for `add_crop`.
         """
-        inside, count = box.clamp(self._original().size).rounded(), "".join(kept).count("1")
+        inside, count = box.clamp(self.view(box.view).size).rounded(), "".join(kept).count("1")
         return self._add_resized("crop", inside, size, parent=self.view(parent).id, tokens=count, kept=kept)
 
     def add_tool_image(
@@ -274,7 +323,8 @@ class ViewStore:
         """
         whole = Box(0, 0, *image.size)
         fit_tokens(image.size, factor=factor, min_tokens=min_tokens, max_tokens=max_tokens)  # raises before it is kept
-        source = self._add("source", image, parent=self.view(parent).id, box=whole, tokens=0, matrix=matrix)
+        above = self.view(parent)
+        source = self._add("source", image, parent=above.id, box=whole, tokens=0, matrix=matrix, number=above.image)
         budget = {"factor": factor, "min_tokens": min_tokens, "max_tokens": max_tokens}
         return self._add_cut("tool", replace(whole, view=source.id), parent=source.id, **budget)
 
@@ -289,10 +339,10 @@ class ViewStore:
         for view_id in list(self._views)[count:]:
             del self._views[view_id], self._images[view_id]
 
-    def _original(self) -> View:
-        if "original" not in self._views:
+    def _original(self, number: int = 0) -> View:
+        if original_id(number) not in self._views:
             raise ImageError("This store has no original yet. Call add_original(image) first.")
-        return self._views["original"]
+        return self._views[original_id(number)]
 
     def _add_cut(self, kind: Kind, box: Box, *, parent: str, **budget: int) -> View:
         shown = fit_tokens((int(box.width), int(box.height)), **budget)
@@ -306,7 +356,8 @@ class ViewStore:
             image = cut(image, box)
         if size != image.size:
             image = image.resize(size, Image.Resampling.BICUBIC)
-        return self._add(kind, image, parent=parent, box=box, tokens=tokens, kept=kept)
+        number = self.view(box.view).image
+        return self._add(kind, image, parent=parent, box=box, tokens=tokens, kept=kept, number=number)
 
     def _add(
         self,
@@ -318,24 +369,27 @@ class ViewStore:
         tokens: int,
         matrix: Matrix | None = None,
         kept: Kept | None = None,
+        number: int = 0,
     ) -> View:
-        """Add a view that shows `box` of the original or of a source; `matrix` places a new source."""
+        """Add a view of image `number` that shows `box` of its original or a source; `matrix` places a new source."""
         if kept is None and self.count is not None and kind not in _UNSHOWN:
             tokens = self.count(image)
-        number = 1 + sum(view.kind == kind for view in self.views)
-        view_id = {"crop": f"crop{number}", "tool": f"tool{number}", "source": f"source{number}"}.get(kind, kind)
+        count = 1 + sum(view.kind == kind for view in self.views)
+        ids = {"original": original_id(number), "coarse": coarse_id(number)}
+        view_id = ids.get(kind, f"{kind}{count}")
         if view_id in self._views:
             raise ImageError(f"This store already has its view {view_id!r}. Use a new ViewStore for another image.")
-        source = view_id if kind == "source" else "" if box.view == "original" else box.view
+        source = view_id if kind == "source" else "" if box.view == original_id(number) else box.view
         inside = (box.x1, box.y1, box.x2, box.y2) if source else None
         if source:
             matrix = self._views[source].matrix if kind != "source" else matrix
-            original = self._original().size
+            original = self._original(number).size
             box = Box(0, 0, *original) if matrix is None else mapped(box, matrix).clamp(original)
         view = View(
             id=view_id,
             parent=parent,
             kind=kind,
+            image=number,
             box=(box.x1, box.y1, box.x2, box.y2),
             source=source,
             inside=inside,

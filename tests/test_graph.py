@@ -387,7 +387,8 @@ def test_the_state_is_json_after_every_step() -> None:
         tool=Zoom(ZoomConfig(factor=28, min_tokens=32, max_tokens=64)),
         store=store,
     )
-    first = start(id="x", question="What?", backend="b", config=config, gold=[[0.0, 1.0, 2.0, 3.0]], original=original)
+    gold = [[0.0, 1.0, 2.0, 3.0]]
+    first = start(id="x", question="What?", backend="b", config=config, gold=gold, originals=[original])
     steps = 0
     for state in compile_graph().stream(first, context=context, stream_mode="values"):
         assert json.loads(json.dumps(state, ensure_ascii=False).encode()) == state

@@ -21,16 +21,16 @@ _HOW: Final = "run it? y, or n, or another box (x1,y1,x2,y2 in pixels of the ima
 _BOX: Final = re.compile(r"[\[(]?" + r"[,\s]+".join([r"\s*(-?[\d.]{1,12})"] * 4) + r"\s*[\])]?")
 
 
-def ask_at_terminal(console: Console, size: tuple[int, int]) -> Callable[[PendingCall], Decision]:
+def ask_at_terminal(console: Console, *sizes: tuple[int, int]) -> Callable[[PendingCall], Decision]:
     """Return a function that asks a person about a call.
 
     Args:
         console: Where to ask.
-        size: Of the image, in pixels.
+        sizes: Of each image, in pixels.
     """
 
     def decide(call: PendingCall) -> Decision:
-        for line in describe(call, size):
+        for line in describe(call, sizes[call.image]):
             console.line(line, "bold", level=console.verbosity)
         while True:
             console.line(_HOW, level=console.verbosity)

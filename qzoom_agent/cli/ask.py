@@ -39,10 +39,10 @@ def parser() -> argparse.ArgumentParser:
     """Return the flags of `qzoom ask`."""
     flags = argparse.ArgumentParser(
         prog="qzoom ask",
-        description="Answer one question about one image. Exit code 0: answered, 2: wrong usage, "
+        description="Answer one question about one image, or several. Exit code 0: answered, 2: wrong usage, "
         "3: a budget ended the run, 4: the model failed.",
     )
-    flags.add_argument("image", help="path of an image, FILE.pdf#page=N, a data URI, or - for stdin")
+    flags.add_argument("image", nargs="+", help="path of an image, FILE.pdf#page=N, a data URI, or - for stdin")
     flags.add_argument("question")
     flags.add_argument(
         "--approve", action="store_true", help="ask here about each call before it is run: y, another box, or a reason"
@@ -71,13 +71,17 @@ def main(argv: Sequence[str]) -> int:
     from qzoom_agent.messages import require_question
 
     require_question(args.question)
-    if args.approve and args.image == "-":
+    if args.approve and "-" in args.image:
         raise ConfigError("--approve reads decisions from stdin, and so does the image. Give the image as a file.")
-    image = load_image(sys.stdin.buffer if args.image == "-" else args.image, max_pixels=read_config(args).max_pixels)
+    if args.image.count("-") > 1:
+        raise ConfigError("Only one image can be read from stdin. Give paths for the others.")
+    limit = read_config(args).max_pixels
+    images = [load_image(sys.stdin.buffer if one == "-" else one, max_pixels=limit) for one in args.image]
     agent = prepare(args, console)
     if args.approve:
-        agent = agent.replace(approve=ask_at_terminal(console, image.size))
-    answer = follow(agent.stream(image, args.question), console, area=image.width * image.height)
+        agent = agent.replace(approve=ask_at_terminal(console, *(one.size for one in images)))
+    areas = [one.width * one.height for one in images]
+    answer = follow(agent.stream(images, args.question), console, area=areas)
     show_answer(answer, console, as_json=args.json)
     keep(answer, console, args)
     return EXIT_CODES[answer.status]
@@ -162,18 +166,18 @@ def trace_main(argv: Sequence[str]) -> int:
 # -- steps -----------------------------------------------------------------------------------------------------------
 
 
-def follow(events: Iterable[Event], console: Console, *, area: int) -> Answer:
+def follow(events: Iterable[Event], console: Console, *, area: int | Sequence[int]) -> Answer:
     """Show each event of a run and return the answer.
 
     Args:
         events: What `Agent.stream` yields.
         console: Where to show them.
-        area: Pixels of the original image.
+        area: Pixels of the original image, or of each.
     """
     from qzoom_agent.trace import CallRecord, PerceptionRecord, Turn
     from qzoom_agent.views import View
 
-    steps = _Steps(console, area)
+    steps = _Steps(console, [area] if isinstance(area, int) else area)
     answer: Answer | None = None
     began = time.perf_counter()
     for event in events:
@@ -195,8 +199,8 @@ def follow(events: Iterable[Event], console: Console, *, area: int) -> Answer:
 
 def replay(trace: Trace, console: Console, *, record: QuestionRecord | None = None) -> None:
     """Show the steps of one question of a trace; None: of the first."""
-    record, original = record or trace, trace.view("original")
-    steps = _Steps(console, original.size.area if original else 1)
+    record = record or trace
+    steps = _Steps(console, [view.size.area for view in trace.all_views if view.kind == "original"] or [1])
     calls = {call.result for turn in record.turns for call in turn.calls}
     unasked = [view for view in record.views if view.tokens and view.id not in calls]
     for view in (one for one in unasked if one.kind == "coarse"):
@@ -233,9 +237,9 @@ def summary(record: QuestionRecord) -> str:
 class _Steps:
     """Views, turns and calls as lines."""
 
-    def __init__(self, console: Console, area: int) -> None:
+    def __init__(self, console: Console, areas: Sequence[int]) -> None:
         self.console = console
-        self.area = area
+        self.areas = areas
         self.asked: dict[str, CallRecord] = {}
 
     def view(self, view: View, seconds: float | None) -> None:
@@ -247,9 +251,9 @@ class _Steps:
         if call and call.arguments is not None:
             self.console.line(f"tool {_called(call)} -> {view.id} +{view.tokens} visual tokens{took}", "cyan")
             return
-        share = view.region.area / self.area
-        verb = "zoom" if call else "show"
-        self.console.line(f"{verb} {_quad(view.box)} {share:.1%} of image +{view.tokens} visual tokens{took}", "cyan")
+        share = view.region.area / self.areas[view.image]
+        verb, image = "zoom" if call else "show", f"image {view.image + 1}" if len(self.areas) > 1 else "image"
+        self.console.line(f"{verb} {_quad(view.box)} {share:.1%} of {image} +{view.tokens} visual tokens{took}", "cyan")
         if call and call.decision in ("grown", "snapped") and call.reason:
             self.console.line(f"     {printable(call.reason)}", "dim")
 

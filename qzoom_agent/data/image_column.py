@@ -55,6 +55,13 @@ def seen(cell: object, folder: Path | None = None, *, max_pixels: int = MAX_PIXE
     return _load(source, max_pixels), "" if _HEADERS_ONLY.get() else _key(source)
 
 
+def each_image(cell: object) -> list[object]:
+    """Return the cell of each image of a question: the items of a list, else the cell itself."""
+    if isinstance(cell, str) and cell.startswith("["):
+        cell = written(cell) or cell
+    return list(cell) if isinstance(cell, Sequence) and not isinstance(cell, str | bytes) else [cell]
+
+
 def _load(source: _Encoded, max_pixels: int) -> Image.Image:
     if _HEADERS_ONLY.get():
         return Image.new("1", check_image(source, max_pixels=max_pixels))

@@ -17,12 +17,12 @@ from qzoom_agent.images import MAX_PIXELS
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one image.
+    """One question about one image, or several.
 
     `boxes` are those of the answer, in pixels of `image` and in the order in which they must be read; empty if unknown
-    or if `coarse_suffices`. `answers` are all accepted ones and `answer` the first of them. `options`
-    are the texts of a multiple choice in the order shown (A first). Samples of one `cluster` share an image or are
-    rotations of one question: they are not independent.
+    or if `coarse_suffices`. A box with `view` original2 is one of the first of `others`. `answers` are all accepted
+    ones and `answer` the first of them. `options` are the texts of a multiple choice in the order shown (A first).
+    Samples of one `cluster` share an image or are rotations of one question: they are not independent.
     """
 
     id: str
@@ -42,6 +42,13 @@ class Sample:
     """Empty: the sample's own id."""
     meta: Mapping[str, JsonValue] = field(default_factory=dict)
     """Further values that the task's scorer or aggregate needs."""
+    others: tuple[Image.Image, ...] = ()
+    """Further images that the question is about."""
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """All images of the question, in order."""
+        return [self.image, *self.others]
 
 
 class Samples(Protocol):

@@ -225,6 +225,7 @@ def asked(
     `image` is the `image_digest`, `seed` the run's, `weights` says which they are.
     """
     boxes = [box.as_list() for box in sample.boxes]
+    others: list[JsonValue] = [digest(one if one.mode == "RGB" else load_image(one)) for one in sample.others]
     episode = episode_seed(seed, sample.id, repeat)
     decides: list[JsonValue] = [
         sample.task,
@@ -236,6 +237,7 @@ def asked(
         weights,
         episode,
         repeat,
+        *([[others, [box.view for box in sample.boxes]]] if others else []),
     ]
     return {
         "key": hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24],
@@ -263,8 +265,11 @@ def measured(answer: AnswerLike, sample: Sample) -> dict[str, object]:
     trace = answer.trace
     look = trace.perception
     crops = [view for view in trace.views if view.kind == "crop"]
-    overlaps = [max((crop.region.iou(box) for crop in crops), default=0.0) for box in boxes]
-    covers = [max((crop.coverage(box) for crop in crops), default=0.0) for box in boxes]
+    of_image = [[crop for crop in crops if crop.origin == box.view] for box in boxes]
+    overlaps = [
+        max((crop.region.iou(box) for crop in own), default=0.0) for box, own in zip(boxes, of_image, strict=True)
+    ]
+    covers = [max((crop.coverage(box) for crop in own), default=0.0) for box, own in zip(boxes, of_image, strict=True)]
     return {
         "answer": answer.text,
         "status": trace.status,

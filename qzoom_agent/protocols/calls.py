@@ -29,6 +29,7 @@ _FUNCTION = re.compile(r"<\s{0,4}function\s{0,4}=\s{0,4}([^<>\n]{1,80})>", re.IG
 _PARAMETER = re.compile(r"<\s{0,4}parameter\s{0,4}=\s{0,4}([^<>\n]{1,80})>", re.IGNORECASE)
 _CLOSING = re.compile(r"<\s{0,4}/\s{0,4}(?:parameter|function)\s{0,4}>", re.IGNORECASE)
 _OBSERVATION = re.compile(r"observation[ _-]?(\d{1,4})", re.IGNORECASE)
+_NUMBERED_ORIGINAL = re.compile(r"original[ _-]?image[ _-]?(\d{1,4})", re.IGNORECASE)
 _ORIGINAL = ("original_image", "original image", "original", "image", "observation_0")
 
 Arguments = dict[str, object]
@@ -187,24 +188,52 @@ def user_image(arguments: Arguments, views: Sequence[View], frame: Frame, notes:
     return _boxed(arguments, views, given[index], frame, notes)
 
 
+def several(views: Sequence[View]) -> bool:
+    """Return whether the question is about several images."""
+    return any(view.kind == "coarse" and view.image for view in views)
+
+
 def first_image(arguments: Arguments, views: Sequence[View], frame: Frame, notes: list[str]) -> CallRegion:
-    """Return a box of the first image."""
+    """Return a box of the first image; of several, that which the call names."""
+    if several(views):
+        return _boxed(arguments, views, image_index(arguments, views, notes), frame, notes)
     if any(arguments.get(name) not in (None, 0) for name in (*INDEX_NAMES, "target_image")):
         notes.append("image index ignored")
     return _boxed(arguments, views, 0, frame, notes)
 
 
+def image_index(arguments: Arguments, views: Sequence[View], notes: list[str]) -> int:
+    """Return the place of the user's image that a call names; without an index, of the first."""
+    if not several(views):
+        return 0
+    count = _images(views)
+    index = read_index(arguments, INDEX_NAMES, notes, default=0)
+    if index is None or not 0 <= index < count:
+        raise BoxError(f"img_idx must be a whole number from 0 to {count - 1}: it counts the user's images from 0.")
+    return index
+
+
 def named_source(arguments: Arguments, views: Sequence[View], frame: Frame, notes: list[str]) -> CallRegion:
-    """Return a box of the image that `source` names: original_image, or observation_i for the i-th crop."""
+    """Return a box of the image that `source` names: original_image, or observation_i for the i-th crop.
+
+    Of several images, the second is original_image_2.
+    """
     source = arguments.get("source")
     if source is None:
         notes.append("source missing, original_image taken")
     named = "original" if source is None else str(source)[:MAX_NAME].strip().lower()
-    numbered = _OBSERVATION.fullmatch(named)
-    index = 0 if named in _ORIGINAL else int(numbered[1]) if numbered else -1
+    numbered, image = _OBSERVATION.fullmatch(named), _NUMBERED_ORIGINAL.fullmatch(named)
+    images = max(1, _images(views))
+    index = 0 if named in _ORIGINAL else -1
+    if numbered and int(numbered[1]):
+        index = images - 1 + int(numbered[1])
+    elif image and 1 <= int(image[1]) <= images:
+        index = int(image[1]) - 1
     if index < 0 or (index and index >= len(views)):
-        crops = f"observation_1 to observation_{len(views) - 1}" if len(views) > 1 else "no observation yet"
-        raise BoxError(f"There is no such source. There are original_image and {crops}.")
+        count = len(views) - images
+        crops = f"observation_1 to observation_{count}" if count > 0 else "no observation yet"
+        more = f", original_image_2 to original_image_{images}" if images > 1 else ""
+        raise BoxError(f"There is no such source. There are original_image{more} and {crops}.")
     return _boxed(arguments, views, index, frame, notes)
 
 
@@ -232,13 +261,14 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 
 
 def whole_image(arguments: Arguments, views: Sequence[View], frame: Frame, notes: list[str]) -> CallRegion:
-    """Return all of the first image for the action `resize`."""
+    """Return all of the first image for the action `resize`; of several, that which the call names."""
     action = arguments.get("action")
     if action is None:
         notes.append("action missing, resize taken")
     elif action != "resize":
         raise BoxError(f"There is no action {str(action)[:MAX_NAME]!r}.")
-    return CallRegion((0.0, 0.0, 1.0, 1.0), "unit", first_view(views))
+    view = views[image_index(arguments, views, notes)].id if views else first_view(views)
+    return CallRegion((0.0, 0.0, 1.0, 1.0), "unit", view)
 
 
 def _boxed(
@@ -266,11 +296,17 @@ HINTS: Final[dict[str, Callable[[View, Sequence[View]], str]]] = {
         f"To zoom into it, write img_idx {[one.id for one in views if one.kind != 'crop'].index(view.id)}."
     ),
     "first_image": lambda view, views: f'To zoom into it, add "view": "{view.id}" to the arguments.',
-    "named_source": lambda view, views: f"To zoom into it, write source observation_{_place(view, views)}.",
+    "named_source": lambda view, views: (
+        f"To zoom into it, write source observation_{_place(view, views) + 1 - _images(views)}."
+    ),
     "padded_target": lambda view, views: f"To zoom into it, write target_image {_place(view, views) + 1}.",
     "whole_image": lambda view, views: "",
 }
 """The same for the image of a tool, as a sentence for the model."""
+
+
+def _images(views: Sequence[View]) -> int:
+    return sum(one.kind == "coarse" for one in views)
 
 
 def _place(view: View, views: Sequence[View]) -> int:

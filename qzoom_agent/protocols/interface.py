@@ -145,6 +145,24 @@ class NativeProtocol(ZoomProtocol, Protocol):
         ...
 
 
+def view_names(protocol: ZoomProtocol, views: Sequence[View]) -> list[str]:
+    """Return the model's names of views, in order.
+
+    Of several images, a protocol may have `image_name`: {index} counts images from 0, {number} from 1. Crops are then
+    counted by themselves, unless `counts_all` says that their names count all images.
+    """
+    if sum(view.kind == "coarse" for view in views) < 2:
+        return [protocol.view_name(at) for at in range(len(views))]
+    named, every = getattr(protocol, "image_name", "image {number}"), getattr(protocol, "counts_all", False)
+    names, crops = list[str](), 0
+    for at, view in enumerate(views):
+        crops += view.kind != "coarse"
+        numbers = {"index": view.image, "number": view.image + 1}
+        name = named.format(**numbers) if view.kind == "coarse" else protocol.view_name(at if every else crops)
+        names.append(name)
+    return names
+
+
 def counted(index: int) -> str:
     """Return the name of a view in families that do not number images: the first image, crop 1, crop 2 and so on."""
     return f"crop {index}" if index else "the first image"

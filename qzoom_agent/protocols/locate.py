@@ -12,7 +12,7 @@ from qzoom_agent.errors import BoxError
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.protocols.boxes import box_argument, numbers_in, read_box
-from qzoom_agent.protocols.calls import Payload, json_payloads, read_label
+from qzoom_agent.protocols.calls import Payload, image_index, json_payloads, read_label, several
 from qzoom_agent.protocols.interface import Parsed, ToolCall, ZoomProtocol
 from qzoom_agent.protocols.parsing import first_view, own_turn, split_thought
 from qzoom_agent.views import View
@@ -29,6 +29,7 @@ _ASK: Final = (
 )
 _NOTHING: Final[tuple[object, ...]] = (None, "", "null", "none", "None", [])
 """Ways to write that there is no box."""
+_IMAGES: Final = ' Add "img_idx", the number of the image that the box is in, counted from 0.'
 _SEVERAL: Final = " If several parts are needed, give a list of up to {limit} of them, the most important first."
 
 
@@ -38,7 +39,7 @@ def ask_for_boxes(protocol: ZoomProtocol, question: str, views: Sequence[View], 
     Args:
         protocol: Of the model.
         question: The question to be answered afterwards.
-        views: The views to show; boxes are measured on the first.
+        views: The views to show; boxes are measured on the first, or of several images on the one that is named.
         limit: Most boxes.
     """
     own = getattr(protocol, "locate", None)
@@ -49,7 +50,7 @@ def ask_for_boxes(protocol: ZoomProtocol, question: str, views: Sequence[View], 
     text = _ASK.format(
         question=question,
         frame=_FRAMES[_frame(protocol)].format(width=width, height=height),
-        several=_SEVERAL.format(limit=limit) if limit > 1 else "",
+        several=(_SEVERAL.format(limit=limit) if limit > 1 else "") + (_IMAGES if several(views) else ""),
     )
     return [message("user", *(image_part(view.id) for view in views), text)]
 
@@ -69,12 +70,13 @@ def read_boxes(protocol: ZoomProtocol, text: str, views: Sequence[View], *, limi
         if all(value in _NOTHING for value in arguments.values()):
             continue
         try:
-            box, frame = box_argument(arguments, _frame(protocol), repairs, size=views[0].size)
+            view = views[image_index(arguments, views, repairs)]
+            box, frame = box_argument(arguments, _frame(protocol), repairs, size=view.size)
         except BoxError as error:
             problems.append(str(error))
         else:
             label = read_label(arguments)
-            calls.append(ToolCall(name=name, box=box, frame=frame, view=first_view(views), label=label, raw=rest))
+            calls.append(ToolCall(name=name, box=box, frame=frame, view=view.id, label=label, raw=rest))
     if not calls and len(numbers_in(rest)) == 4:
         with suppress(BoxError):
             box, frame = read_box(rest, _frame(protocol), repairs, size=views[0].size)

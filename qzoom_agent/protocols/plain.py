@@ -16,10 +16,11 @@ from qzoom_agent.errors import BoxError
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.protocols.boxes import numbers_in, read_box
+from qzoom_agent.protocols.calls import several
 from qzoom_agent.protocols.interface import Parsed, ToolCall, counted
 from qzoom_agent.protocols.json_repair import read_json
 from qzoom_agent.protocols.parsing import MAX_CALLS_READ, ParsedReply, TagSpan, first_view, foreign_call, read_reply
-from qzoom_agent.views import View
+from qzoom_agent.views import View, coarse_id
 
 _LINE = re.compile(
     r"^(?:[ \t>*_`#\-]{0,8}|[ \t]{0,8}\d{1,2}[.)][ \t*_`]{0,8}|[ \t*_`]{0,8}action[ \t*_`]{0,4}:[ \t*_`]{0,8})"
@@ -27,6 +28,8 @@ _LINE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """A line that asks for a crop, also as an item of a list or after "Action:"."""
+_IMAGE = re.compile(r"^[ \t*_`]{0,4}image[ #]{0,3}\d{1,4}[ \t]{0,4}:", re.IGNORECASE)
+"""The name of one of several images."""
 _TOOL = re.compile(
     r"^[ \t>*_`#\-]{0,8}tool[ \t*_`]{0,4}:[ \t*_`]{0,4}([A-Za-z_][\w-]{0,63})[ \t*_`(]{0,4}(?=\{|\)|$)",
     re.IGNORECASE | re.MULTILINE,
@@ -40,6 +43,10 @@ _OFFER = (
     "and you will see that part enlarged. x1, y1 is the part's top-left and x2, y2 its bottom-right corner, in "
     "thousandths of the first image's width and height: 0, 0, 1000, 1000 is all of it. Otherwise reply with the answer "
     "only."
+)
+_SEVERAL = (
+    "\nThere are several images. To look at another than the first, name it by its number: ZOOM image 2: x1, y1, x2, "
+    "y2, in thousandths of that image."
 )
 _TOOLS = (
     "\n\nYou can also use these tools:\n{schema}\nTo use one, do not answer yet: reply with one line\n"
@@ -63,6 +70,8 @@ class Plain:
 
     def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
         offer = _OFFER if tools else ""
+        if tools and several(views):
+            offer += _SEVERAL
         if tools and self.own:
             offer += _TOOLS.replace("{schema}", "\n".join(self.own.values()))
         return [message("user", *(image_part(view.id) for view in views), question + offer)]
@@ -71,10 +80,11 @@ class Plain:
         def read(span: TagSpan, reply: ParsedReply) -> None:
             if self.own and (called := _TOOL.match(span.raw)):
                 return self._call(called[1], span, reply)
-            named = _named(span.body, views) if self.own else None
+            named = _named(span.body, views) if self.own or several(views) else None
             size = (named or views[0]).size if views else None
+            body = span.body.partition(":")[2] if named else span.body
             try:
-                box, frame = read_box(span.body, self.frame, reply.repairs, size=size)
+                box, frame = read_box(body, self.frame, reply.repairs, size=size)
             except BoxError as error:
                 reply.problems.append(f"{error} {_HOW}")
             else:
@@ -139,13 +149,15 @@ def _tool_lines(text: str) -> list[TagSpan]:
 def _named(body: str, views: Sequence[View]) -> View | None:
     """Return the view named before the colon of a ZOOM line; None: the first."""
     name = body.partition(":")[0].strip(" \t*_`").lower()
-    return next((view for view in views if view.id == name), None)
+    number = name.removeprefix("image").strip(" #")
+    wanted = coarse_id(int(number) - 1) if name.startswith("image") and number.isdecimal() and int(number) else name
+    return next((view for view in views if view.id == wanted), None)
 
 
 def _find(text: str, reply: ParsedReply) -> list[TagSpan]:
     found: list[TagSpan] = []
     for line in _LINE.finditer(text):
-        if line[1].lstrip("*_` ")[:1] == ":" or len(numbers_in(line[1])) == 4:
+        if line[1].lstrip("*_` ")[:1] == ":" or len(numbers_in(_IMAGE.sub("", line[1]))) == 4:
             found.append(TagSpan(line[1], line[0].strip(), line.start(), line.end(), True))
         if len(found) == MAX_CALLS_READ:
             break

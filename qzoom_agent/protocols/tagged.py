@@ -21,7 +21,7 @@ from qzoom_agent.errors import BoxError, ConfigError
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.protocols.boxes import box_argument
-from qzoom_agent.protocols.calls import HINTS, LOOSE, PAYLOADS, REGIONS, Arguments, CallRegion, read_label
+from qzoom_agent.protocols.calls import HINTS, LOOSE, PAYLOADS, REGIONS, Arguments, CallRegion, read_label, several
 from qzoom_agent.protocols.interface import Parsed, ToolCall
 from qzoom_agent.protocols.parsing import (
     MAX_CALLS_READ,
@@ -36,6 +36,7 @@ from qzoom_agent.protocols.parsing import (
 )
 from qzoom_agent.views import View
 
+_IMAGE_INDEX: Final = {"type": "number", "description": "Which of the user's images is meant, counted from 0."}
 _OWN: Final = "tool_call"
 """Tag of calls of own tools, also in a family whose zoom calls have another."""
 
@@ -106,6 +107,10 @@ class Tagged(BaseModel):
     """The family's name of the coarse view, as part of a sentence."""
     crop_name: str = "crop {index}"
     """The same of a crop; {index} counts crops from 1, {number} all images."""
+    image_name: str = "image {number}"
+    """The same of one of several images; {index} counts them from 0, {number} from 1."""
+    counts_all: bool = False
+    """Names of crops count the user's images too."""
     own: dict[str, str] = {}
     """Function schemas of own tools in JSON, by name."""
 
@@ -118,7 +123,7 @@ class Tagged(BaseModel):
 
     def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
         say = self.wording
-        system = say.system.replace("{schema}", self.tool_schema()) if tools else say.plain_system
+        system = say.system.replace("{schema}", self._schema(views)) if tools else say.plain_system
         if tools and self.own:
             system += say.own_tools.replace("{schema}", "\n".join(self.own.values()))
         before = say.before if tools else say.plain_before
@@ -162,7 +167,16 @@ class Tagged(BaseModel):
 
     def tool_schema(self) -> str:
         """Return the schema of each tool as all Qwen templates print it, one a line."""
-        zoom = json.dumps({"type": "function", "function": self.function})
+        return self._schema(())
+
+    def _schema(self, views: Sequence[View]) -> str:
+        """Return the schemas for a conversation that begins with `views`: of several images, a call says which."""
+        function = self.function
+        if function and self.region in ("first_image", "whole_image") and several(views):
+            parameters = function["parameters"]
+            properties = {**parameters["properties"], "img_idx": _IMAGE_INDEX}
+            function = {**function, "parameters": {**parameters, "properties": properties}}
+        zoom = json.dumps({"type": "function", "function": function})
         return "\n".join([*([zoom] if self.function or not self.own else []), *self.own.values()])
 
     def native(self) -> "Tagged":
@@ -229,7 +243,7 @@ class Tagged(BaseModel):
 
     def _region(self, arguments: Arguments, views: Sequence[View], repairs: list[str]) -> CallRegion:
         """Return the region of a zoom call: of the image that the family's way names, or of a named tool's image."""
-        named = arguments.get("view") if self.own else None
+        named = arguments.get("view") if self.own or several(views) else None
         if isinstance(named, str) and (found := next((view for view in views if view.id == named.strip()), None)):
             return CallRegion(*box_argument(arguments, self.frame, repairs, size=found.size), found.id)
         return REGIONS[self.region](arguments, views, self.frame, repairs)

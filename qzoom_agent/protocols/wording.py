@@ -173,6 +173,14 @@ class Reworded:
     def history(self) -> bool:
         return getattr(self.protocol, "history", True)
 
+    @property
+    def image_name(self) -> str:
+        return getattr(self.protocol, "image_name", "image {number}")
+
+    @property
+    def counts_all(self) -> bool:
+        return getattr(self.protocol, "counts_all", False)
+
     def tool_schema(self) -> str:
         return self.protocol.tool_schema() if hasattr(self.protocol, "tool_schema") else ""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ def write_report(trace: Trace, image: page.Pictures, path: Path | str, *, expect
 
 def render_html(trace: Trace, image: page.Pictures, *, expected: str | None = None, linked: bool = False) -> str:
     """Return the page as a string; see `write_report`. With `linked`, `image` gives `page.ImageLink`s."""
-    original = _first(trace, "original")
+    originals = [view for view in trace.all_views if view.kind == "original"]
     views = {view.id: view for view in trace.all_views if view.kind in ("crop", "tool")}
     limit = page.CROP_BYTES // max(1, len(views) + 1)
     numbers = {id: number for number, id in enumerate((id for id in views if views[id].kind == "crop"), start=1)}
@@ -45,19 +46,22 @@ def render_html(trace: Trace, image: page.Pictures, *, expected: str | None = No
         id: _crop(trace, view, numbers[id], image, limit) if id in numbers else _made(trace, view, image, limit)
         for id, view in views.items()
     }
-    stage = None
-    if original is not None:
-        heat = trace.perception.heat if trace.perception else []
-        stage = page.stage(original, image(original.digest), _marks(trace, original), heat)
+    stages, marked = list[page.Stage](), 0
+    for original in originals:
+        look = trace.perception.of(original.image) if trace.perception else None
+        marks, heat = _marks(trace, original), look.heat if look else []
+        stages.append(page.stage(original, image(original.digest), marks, heat, first_mark=marked))
+        marked += len(marks)
     return page.document(
         "episode.html.jinja",
-        rules=stage.rules if stage else "",
+        rules="".join(stage.rules for stage in stages),
         linked=linked,
         trace=trace,
         expected=expected,
         tokens=_tokens(trace),
         zooms=_zooms(trace.total),
-        stage=stage,
+        stage=stages[0] if stages else None,
+        more_stages=stages[1:],
         crop_count=len(numbers),
         crops=crops,
         questions=[_part(one, image, crops, limit) for one in trace.questions],
@@ -104,10 +108,6 @@ def _part(record: QuestionRecord, image: page.Pictures, crops: Mapping[str, page
     )
 
 
-def _first(trace: Trace, kind: str) -> View | None:
-    return next((view for view in trace.all_views if view.kind == kind), None)
-
-
 def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
@@ -116,9 +116,10 @@ def _json(value: dict[str, Any]) -> str:
 
 
 def _marks(trace: Trace, original: View) -> list[page.BoxMark]:
-    crops = [view for view in trace.all_views if view.kind == "crop"]
-    turns = trace.all_turns
-    numbers = {view.id: number for number, view in enumerate(crops, start=1)}
+    every = [view for view in trace.all_views if view.kind == "crop"]
+    turns, image = trace.all_turns, original.image
+    numbers = {view.id: number for number, view in enumerate(every, start=1) if view.image == image}
+    crops = [view for view in every if view.id in numbers]
     marks = []
 
     def add(kind: str, turn: int | None, label: str, title: str, box: Sequence[float] | None) -> None:
@@ -126,9 +127,11 @@ def _marks(trace: Trace, original: View) -> list[page.BoxMark]:
         if clipped is not None:
             marks.append(page.BoxMark(kind, turn, label, title, clipped))
 
-    for box in (box for one in trace.questions for box in one.gold):
-        add("gold", None, "", "Known place of the answer", box)
-    for look in (look for one in trace.questions for look in one.looks):
+    for one in trace.questions:
+        for box, number in zip_longest(one.gold, one.gold_images, fillvalue=0):
+            if number == image and box:
+                add("gold", None, "", "Known place of the answer", box)
+    for look in (found for one in trace.questions for look in one.looks if (found := look.of(image))):
         for rank, box in enumerate(look.boxes, start=1):
             add("proposed", 0, "", f"Proposed box {rank}", box)
     results = {call.result for turn in turns for call in turn.calls}
@@ -141,7 +144,8 @@ def _marks(trace: Trace, original: View) -> list[page.BoxMark]:
             if crop is not None and crop.id in numbers:
                 label = str(numbers[crop.id])
                 add("served", position, label, f"Crop {label}, turn {position}", crop.box)
-            if call.decision != "served":
+            asked = trace.view(call.view)
+            if call.decision != "served" and (asked.image if asked else 0) == image:
                 given = call.decision in ("grown", "snapped")
                 cross = "" if given else "\u00d7"
                 kind = "asked" if given else "denied"
@@ -171,7 +175,9 @@ def _asked(trace: Trace, call: CallRecord) -> list[float] | None:
 
 
 def _crop(trace: Trace, view: View, number: int, image: page.Pictures, limit: int) -> page.Thumbnail:
-    original, coarse = _first(trace, "original"), _first(trace, "coarse")
+    own = [one for one in trace.all_views if one.image == view.image]
+    original = next((one for one in own if one.kind == "original"), None)
+    coarse = next((one for one in own if one.kind == "coarse"), None)
     wide, high = view.box[2] - view.box[0], view.box[3] - view.box[1]
     closer = part = None
     if coarse is not None and wide > 0 and coarse.width > 0:
@@ -181,7 +187,8 @@ def _crop(trace: Trace, view: View, number: int, image: page.Pictures, limit: in
         part = f"{page.share(wide * high, original.width * original.height)} of the image"
     blind = "withheld: the model saw a grey image" if trace.policy in ("blind", "masked") else None
     of = "" if view.kept is None else f" of {sum(map(len, view.kept)):,}, those on the foreground of the map"
-    facts = [f"{page.listed(view.box)} in original px", part, closer, f"{view.tokens:,} visual tokens{of}", blind]
+    name = f"image {view.image + 1}" if view.image else "original"
+    facts = [f"{page.listed(view.box)} in {name} px", part, closer, f"{view.tokens:,} visual tokens{of}", blind]
     alt = f"Crop {number}, {view.width} x {view.height} pixels as shown to the model"
     return page.thumbnail(image(view.digest), f"Crop {number}", alt, facts, limit=limit)
 

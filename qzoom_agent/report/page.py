@@ -233,18 +233,26 @@ class Stage(NamedTuple):
     marks: Sequence[BoxMark]
     rules: str
     """The part of the style sheet that places all of it."""
+    number: int = 0
+    """Number of the image, counted from 0."""
+    first_mark: int = 0
+    """Marks of the images before it."""
 
 
-def stage(original: View, image: Picture, marks: Sequence[BoxMark], heat: Sequence[Sequence[float]]) -> Stage:
-    """Prepare the original image for a page."""
+def stage(
+    original: View, image: Picture, marks: Sequence[BoxMark], heat: Sequence[Sequence[float]], *, first_mark: int = 0
+) -> Stage:
+    """Prepare an original image for a page; `first_mark` is the number of boxes on the images before it."""
     # Percent positions only fit if the stage has the image's shape, also when the height is what limits it.
     ratio = original.width / max(1, original.height)
-    rules = "".join(mark.rule(index) for index, mark in enumerate(marks))
+    rules = "".join(mark.rule(index) for index, mark in enumerate(marks, start=first_mark))
+    name = f".stage.s{original.image}" if original.image else ".stage"
     rules += (
-        f".stage{{aspect-ratio:{ratio:.5f};max-width:calc(var(--tall) * {ratio:.5f})}}\n.heat{{opacity:{OPACITY}}}\n"
+        f"{name}{{aspect-ratio:{ratio:.5f};max-width:calc(var(--tall) * {ratio:.5f})}}\n.heat{{opacity:{OPACITY}}}\n"
     )
     size = f"{original.width} x {original.height}"
-    return Stage(size, jpeg(image, MAX_SIDE, _ORIGINAL_BYTES), _heat_png(heat) if any(heat) else None, marks, rules)
+    seen, warm = jpeg(image, MAX_SIDE, _ORIGINAL_BYTES), _heat_png(heat) if any(heat) else None
+    return Stage(size, seen, warm, marks, rules, original.image, first_mark)
 
 
 def thumbnail(image: Picture, title: str, alt: str, facts: Sequence[str | None], *, limit: int) -> Thumbnail:

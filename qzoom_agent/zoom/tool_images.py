@@ -8,7 +8,7 @@ Nothing here imports LangChain, so that a module of tools is cheap to import; th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -21,16 +21,15 @@ from qzoom_agent.views import View, ViewStore
 class Views:
     """The views of a run, for a tool with a parameter of this type. Images are copies, at their full size."""
 
-    def __init__(self, store: ViewStore, *, name: Callable[[int], str] | None = None) -> None:
+    def __init__(self, store: ViewStore, *, names: Sequence[str] = ()) -> None:
         """
         Args:
             store: The views.
-            name: Gives the model's name of view number i, see `ZoomProtocol.view_name`.
+            names: The model's names of the views, in order.
         """
         self._store = store
         self._known = {"": "coarse", "image": "coarse", "original": "coarse", "firstimage": "coarse"}
-        if name is not None:
-            self._known |= {_plain(name(at)): id for at, id in enumerate(self.ids)}
+        self._known |= {_plain(name): id for name, id in zip(names, self.ids, strict=False)}
 
     @property
     def ids(self) -> list[str]:

@@ -147,9 +147,9 @@ class Zoom:
         shown, view = tokens(size, config.factor), store.view(box.view)
         if not view.source:
             return ZoomPlan(box.view, shaped, size, shown, tuple(notes))
-        original = store.view("original").size
+        original = store.original(view.id).size
         place = mapped(shaped, view.matrix).clamp(original).rounded() if view.matrix else Box(0, 0, *original)
-        return ZoomPlan(box.view, place, size, shown, tuple(notes), cut=shaped)
+        return ZoomPlan(box.view, replace(place, view=view.origin), size, shown, tuple(notes), cut=shaped)
 
     def cut(self, store: ViewStore, plan: ZoomPlan, *, label: str = "") -> ZoomResult:
         """Cut a plan for this store and add the crop to it.
@@ -241,7 +241,7 @@ def _whole(box: Box) -> Box:
 def _legal(store: ViewStore, view: View, box: Box) -> str:
     """Return the size of the image and the range of the box's frame, as a sentence for the model."""
     width, height = extent(box.frame, view.size, view.cell if box.frame == "cell" else 1)
-    source = store.view(view.source or "original").size
+    source = store.view(view.extent.view).size
     place = "" if view.kind == "original" else f", taken from an image of {source.width}x{source.height} px"
     return (
         f"View '{view.id}' has {view.width}x{view.height} px{place}. Write x1, y1, x2, y2 in frame {box.frame}: "

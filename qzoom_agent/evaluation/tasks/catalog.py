@@ -16,7 +16,7 @@ from qzoom_agent.evaluation.tasks.documents import DOCUMENTS
 from qzoom_agent.evaluation.tasks.high_resolution import HIGH_RESOLUTION
 from qzoom_agent.evaluation.tasks.hrbench import HR_BENCH
 from qzoom_agent.evaluation.tasks.mme import MME
-from qzoom_agent.evaluation.tasks.needle.tasks import NEEDLE
+from qzoom_agent.evaluation.tasks.needle.tasks import NEEDLE, NEEDLE_PAIR
 from qzoom_agent.evaluation.tasks.ocrbench_v2 import OCRBENCH_V2
 from qzoom_agent.evaluation.tasks.probes import PROBES
 from qzoom_agent.evaluation.tasks.receipts import RECEIPTS
@@ -28,7 +28,7 @@ from qzoom_agent.extensions import find, is_reference, reference
 TASKS: Final[Mapping[str, Task]] = {
     task.name: task
     for task in (
-        *(*NEEDLE, VSTAR, *HR_BENCH, *MME, *DOCUMENTS, TREEBENCH, *PROBES),
+        *(*NEEDLE, NEEDLE_PAIR, VSTAR, *HR_BENCH, *MME, *DOCUMENTS, TREEBENCH, *PROBES),
         *(*HIGH_RESOLUTION, *CHARXIV, *OCRBENCH_V2, *RECEIPTS),
     )
 }

@@ -3,20 +3,22 @@
     {"image": "meter.jpg", "question": "What does the meter read?", "answer": "04217", "box": [310, 88, 402, 131]}
     {"image": "shelf.jpg", "question": "Which is cheapest?", "answer": "B", "options": ["tea", "milk", "oil"]}
 
-JSON lines, JSON, CSV, TSV, parquet or a saved dataset; in CSV and TSV, lists are written as JSON. A folder holds one
-such file, with the pictures beside it. All rows are checked when the task is loaded, before a model is asked anything.
+A question about several images has a list of them, as `images`, and boxes on the first. JSON lines, JSON, CSV, TSV,
+parquet or a saved dataset; in CSV and TSV, lists are written as JSON. A folder holds one such file, with the pictures
+beside it. All rows are checked when the task is loaded, before a model is asked anything.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from qzoom_agent.data.checks import refuse_rows
 from qzoom_agent.data.columns import find_columns
-from qzoom_agent.data.image_column import seen
+from qzoom_agent.data.image_column import each_image, seen
 from qzoom_agent.data.questions import read_questions
 from qzoom_agent.data.rows import SUFFIXES, Row, RowSamples, open_path
 from qzoom_agent.data.samples import Sample, TaskSource
@@ -59,8 +61,10 @@ def load(name: str, path: Path, source: TaskSource) -> RowSamples:
         question = questions[index]
         if isinstance(question, str):
             raise ConfigError(question)
-        image, cluster = seen(columns.cell(row, "image"), rows.folder, max_pixels=source.max_pixels)
-        return question.sample(name, index, image, cluster=cluster)
+        cells = each_image(columns.cell(row, "image")) or [None]
+        (image, cluster), *others = (seen(cell, rows.folder, max_pixels=source.max_pixels) for cell in cells)
+        sample = question.sample(name, index, image, cluster=cluster)
+        return replace(sample, others=tuple(other for other, _ in others)) if others else sample
 
     return RowSamples(rows, make, ["" if isinstance(one, str) else one.kind for one in questions])
 

@@ -6,11 +6,13 @@
 | needle-scene | code or dots on one object, code of an object's neighbour | one crop |
 | needle-doc | field of a form, line of a receipt, cell of a table | one crop |
 | needle-hop | a note names the cell to read | two crops, the second depends on the first |
+| needle-pair | as needle-scene or needle-doc, about the first or the second of two boards | one crop |
 | needle-chain | a note names a cell whose note names the cell to read | three crops, each depends on the one before |
 
 The same task, seed and split give the same pixels on any machine that has the pinned packages.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -19,6 +21,7 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle.boards import draw_board
 from qzoom_agent.geometry import Box
+from qzoom_agent.views import original_id
 
 TASK_NAMES: Final = ("needle-global", "needle-scene", "needle-doc", "needle-hop", "needle-chain")
 SPLITS: Final = ("train", "test", "ood")
@@ -34,6 +37,11 @@ _LAYOUTS: Final = {
     "needle-hop": ("hop",),
     "needle-chain": ("chain",),
 }
+
+
+PAIR: Final = "needle-pair"
+"""Two boards of different layouts; the question is about one of them."""
+_PAIRED: Final = ("needle-scene", "needle-doc")
 
 
 def sample_seed(seed: int, index: int) -> int:
@@ -77,4 +85,30 @@ def sample(task: str, seed: int, *, split: str = "test", fonts: Path | None = No
         answers=(fact.answer,),
         boxes=tuple(Box(*box) for box in fact.boxes),
         coarse_suffices=fact.coarse_suffices,
+    )
+
+
+def pair(seed: int, *, split: str = "test", fonts: Path | None = None) -> Sample:
+    """Return a question of needle-scene or needle-doc with a second board of the other's layout, before it or after it.
+
+    Raises:
+        ConfigError: as `sample`.
+    """
+    require_split(split)
+    rng = Random(f"{PAIR}/{split}/{seed}")
+    task = rng.choice(_PAIRED)
+    asked = sample(task, seed, split=split, fonts=fonts)
+    layout = rng.choice(_LAYOUTS[next(one for one in _PAIRED if one != task)])
+    other = draw_board(layout, seed, split=split, fonts=fonts).image
+    second = rng.random() < 0.5
+    boxes = tuple(replace(box, view=original_id(1)) for box in asked.boxes) if second else asked.boxes
+    return replace(
+        asked,
+        id=f"{PAIR}-{split}-{seed}",
+        task=PAIR,
+        kind=f"{task.removeprefix('needle-')} on the {'second' if second else 'first'} board",
+        image=other if second else asked.image,
+        others=(asked.image if second else other,),
+        boxes=boxes,
+        meta={"board": int(second)},
     )

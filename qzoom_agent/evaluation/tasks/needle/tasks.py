@@ -12,7 +12,15 @@ from typing import Final
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.match import exact_match
-from qzoom_agent.evaluation.tasks.needle import SEEDS_A_RUN, TASK_NAMES, require_split, sample, sample_seed
+from qzoom_agent.evaluation.tasks.needle import (
+    PAIR,
+    SEEDS_A_RUN,
+    TASK_NAMES,
+    pair,
+    require_split,
+    sample,
+    sample_seed,
+)
 from qzoom_agent.evaluation.tasks.needle.fonts import typefaces
 from qzoom_agent.evaluation.tasks.needle.textures import photo_folder
 from qzoom_agent.evaluation.tasks.rule_version import scorer
@@ -25,6 +33,7 @@ _TITLES: Final = {
     "needle-scene": "generated boards: a code or dots on one object; one crop",
     "needle-doc": "generated forms, receipts and tables: one field; one crop",
     "needle-hop": "generated boards: a note names the cell to read; two crops in order",
+    PAIR: "two generated boards, and a question of needle-scene or needle-doc about one of them; one crop",
     "needle-chain": "generated boards: a note names a cell whose note names the cell to read; three crops in order",
 }
 
@@ -43,7 +52,10 @@ class NeedleSamples:
         if not 0 <= index < len(self):
             raise IndexError(index)
         source = self.source
-        return sample(self.task, sample_seed(source.seed, index), split=source.split or "test", fonts=source.fonts)
+        seed, split = sample_seed(source.seed, index), source.split or "test"
+        if self.task == PAIR:
+            return pair(seed, split=split, fonts=source.fonts)
+        return sample(self.task, seed, split=split, fonts=source.fonts)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -78,3 +90,5 @@ def exact(text: str, question: Sample) -> Score:
 NEEDLE: Final[tuple[Task, ...]] = tuple(
     Task(name=name, title=_TITLES[name], load=partial(load, name), scorers={"exact": exact}) for name in TASK_NAMES
 )
+NEEDLE_PAIR: Final = Task(name=PAIR, title=_TITLES[PAIR], load=partial(load, PAIR), scorers={"exact": exact})
+"""The one about two images."""

@@ -194,7 +194,7 @@ class Agent:
     @classmethod
     def from_server(
         cls,
-        url: str,
+        url: str | Sequence[str],
         *,
         model: str,
         config: AgentConfig | None = None,
@@ -213,7 +213,7 @@ class Agent:
         """Return an agent with a model behind an OpenAI-compatible server; for the other arguments see `Agent`.
 
         Args:
-            url: Such as http://localhost:8000/v1.
+            url: Such as http://localhost:8000/v1. Several servers of the model share the runs.
             model: A preset, whose hub id the server is asked for, or the server's own name of the model. Models of
                 OpenAI, Anthropic and Google are recognised by name or address, and call tools natively.
             api: "chat" (Chat Completions) or "responses". None: Responses at OpenAI, else Chat Completions.
@@ -239,30 +239,38 @@ class Agent:
         from qzoom_agent.models.hosted import connection, served_preset
         from qzoom_agent.models.presets import UNKNOWN_BUDGET, guess_of
         from qzoom_agent.models.server import ServerBackend
+        from qzoom_agent.models.server_pool import ServerPool
 
-        preset = served_preset(url, model, native=config.tools == "native")
+        urls = [url] if isinstance(url, str) else list(url)
+        if not urls:
+            raise ConfigError("There is no server in the list. Give the address of at least one.")
+        preset = served_preset(urls[0], model, native=config.tools == "native")
         if config.protocol is None and (guess := guess_of(preset)):
             logger.warning(guess)
         # A server has no branches for a preset's thresholds.
         settings = {key: value for key, value in preset.settings.items() if not key.startswith("perception.")}
         if tools := objects.get("own_tools", config.own_tools):
             require_place(tools, objects.get("protocol") or config.protocol or preset.protocol)
-        own_api, own_variable = connection(url)
-        backend = ServerBackend(
-            url,
-            model=preset.source,
-            protocol=(config.protocol if config.protocol in PROTOCOLS else None) or preset.protocol or "plain",
-            defaults=preset.budget or UNKNOWN_BUDGET,
-            settings=settings,
-            api=api or own_api,
-            key_variable=key_variable or own_variable,
-            api_key=api_key,
-            headers=headers,
-            extra_body=extra_body,
-            timeout=timeout,
-            concurrency=concurrency,
-            attempts=attempts,
-        )
+        own_api, own_variable = connection(urls[0])
+        servers = [
+            ServerBackend(
+                one,
+                model=preset.source,
+                protocol=(config.protocol if config.protocol in PROTOCOLS else None) or preset.protocol or "plain",
+                defaults=preset.budget or UNKNOWN_BUDGET,
+                settings=settings,
+                api=api or own_api,
+                key_variable=key_variable or own_variable,
+                api_key=api_key,
+                headers=headers,
+                extra_body=extra_body,
+                timeout=timeout,
+                concurrency=concurrency,
+                attempts=attempts,
+            )
+            for one in urls
+        ]
+        backend = servers[0] if len(servers) == 1 else ServerPool(servers)
         return cls(backend, config=config, state_dir=state_dir, **objects)
 
     def replace(self, **changes: Any) -> Agent:

@@ -25,7 +25,10 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("agent")
     group.add_argument("--model", metavar="M", help="preset name, folder or hub id (default: nano)")
     group.add_argument(
-        "--server", metavar="URL", help="ask --model at this OpenAI-compatible server (http://localhost:8000/v1)"
+        "--server",
+        action="append",
+        metavar="URL",
+        help="ask --model at this OpenAI-compatible server (http://localhost:8000/v1); several share the work",
     )
     group.add_argument(
         "--api",
@@ -124,8 +127,9 @@ def read_config(args: argparse.Namespace) -> AgentConfig:
     changes |= {key: value for key, value in flags.items() if value is not None}
     config = config.replace(**changes)
     if args.server:
-        base_url(args.server)
-        preset = served_preset(args.server, config.model, native=config.tools == "native")
+        for url in args.server:
+            base_url(url)
+        preset = served_preset(args.server[0], config.model, native=config.tools == "native")
     else:
         preset = resolve_model(config.model)
     if config.own_tools:

@@ -356,6 +356,9 @@ class AgentConfig(Config):
     prompt: str | None = Field(default=None, exclude_if=_is_none)
     """File with the model's own words, see `qzoom_agent.protocols.wording`; in a saved run the digest of its texts, as
     "sha256:...". "protocol": the protocol's words. None: the file in the model's folder, else the protocol's words."""
+    system: str | None = Field(default=None, min_length=1, exclude_if=_is_none)
+    """System prompt of the model that answers, put before what the format itself says there, such as its tools. A look
+    does not read it, unless `perception.prompt` is "opening"."""
     perceiver: str | None = Field(default=None, exclude_if=_is_none)
     """Local model with branches that looks for the model that answers: a preset, a folder, a hub id or `module:name`.
     None: the model's own branches, if it has any."""

@@ -21,7 +21,7 @@ from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import BackendError, ImageError
 from qzoom_agent.gate import answer_confidence
 from qzoom_agent.geometry import Box
-from qzoom_agent.messages import Message, text, view_ids
+from qzoom_agent.messages import Message, text, view_ids, with_system
 from qzoom_agent.models.interface import (
     Backend,
     ForkingSession,
@@ -370,7 +370,7 @@ def opening_of(state: State, ctx: Context) -> list[Message]:
 def _asking(state: State, ctx: Context) -> list[Message]:
     tools, known = ctx.policy.offers_tools, set(view_ids(state["messages"]))
     new = [view for view in ctx.own_views if view.id not in known]
-    said = ctx.protocol.opening(state["question"], new, tools=tools)
+    said = with_system(ctx.protocol.opening(state["question"], new, tools=tools), ctx.config.system)
     return [one for one in said if one["role"] != "system"] if state["messages"] else said
 
 

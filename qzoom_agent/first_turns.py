@@ -17,6 +17,7 @@ from langgraph.runtime import Runtime
 from qzoom_agent.episode_state import Context, State, add_coarse, emit, generate, opening_of, reason_to_end, withheld
 from qzoom_agent.errors import BackendError, describe_error
 from qzoom_agent.gate import CONFIDENCE
+from qzoom_agent.messages import with_system
 from qzoom_agent.policy import ASK_FIRST, drafts
 from qzoom_agent.protocols.interface import Parsed
 from qzoom_agent.protocols.locate import ask_for_boxes, read_boxes
@@ -37,7 +38,7 @@ def draft(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     shown = [view.model_dump(mode="json") for view in ctx.store.shown[before:]]
     for view in shown:
         emit(runtime, "view", view)
-    asked = ctx.protocol.opening(state["question"], coarse, tools=False)
+    asked = with_system(ctx.protocol.opening(state["question"], coarse, tools=False), ctx.config.system)
     try:
         turn, _, reply = generate(state, runtime, asked, read=ctx.read, logprobs=True, alone=True)
         if not reply.logprobs and not turn.withheld:

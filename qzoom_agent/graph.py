@@ -40,7 +40,7 @@ from qzoom_agent.episode_state import (
 from qzoom_agent.errors import ConfigError, ImageError, describe_error
 from qzoom_agent.first_turns import after_draft, draft, first_step, locate
 from qzoom_agent.geometry import Box
-from qzoom_agent.messages import Message, text
+from qzoom_agent.messages import Message, text, with_system
 from qzoom_agent.models.interface import PerceivingSession
 from qzoom_agent.models.perceiver import look_with
 from qzoom_agent.protocols.parsing import own_turn
@@ -395,6 +395,8 @@ def _look(
     """Look at the question with all views shown for it; return the result, with the maps of further images in it."""
     shown = ctx.own_views
     opening = ctx.protocol.opening(question, shown, tools=ctx.policy.looks_with_tools)
+    if ctx.config.perception.prompt == "opening":
+        opening = with_system(opening, ctx.config.system)
     session = ctx.open(placed, alone=True)
     assert isinstance(session, PerceivingSession)
     more: dict[str, Any] = {"further": True} if further else {}  # sessions of other people may know one look alone

@@ -72,6 +72,15 @@ def text(role: Role, value: str) -> Message:
     return message(role, value)
 
 
+def with_system(items: list[Message], prompt: str | None) -> list[Message]:
+    """Return the opening of a conversation with a system prompt before the text of its own system message, if any."""
+    if not prompt:
+        return items
+    own = [part for one in items if one["role"] == "system" for part in one["content"]]
+    said = plain_text({"role": "system", "content": own})
+    return [text("system", f"{prompt}\n\n{said}".strip()), *(one for one in items if one["role"] != "system")]
+
+
 def plain_text(item: Message) -> str:
     """Return the text parts of a message, joined without separators."""
     return "".join(part["text"] for part in item["content"] if part["type"] == "text")

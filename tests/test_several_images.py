@@ -189,3 +189,21 @@ def test_the_command_line_takes_several_images(capsys: pytest.CaptureFixture[str
     assert printed.out.strip()
     assert printed.err.count("look coarse") == 2 and "of image 1" in printed.err
     assert main(["ask", "-", "-", "what?"]) == 2
+
+
+@pytest.mark.parametrize("protocol", ["qwen3vl", "plain"])
+def test_a_system_prompt_joins_what_the_format_says_there(protocol: str) -> None:
+    talks: list[list[Message]] = []
+
+    def reply(messages: list[Message]) -> str:
+        talks.append(messages)
+        return "yes"
+
+    agent = scripted(reply, protocol=protocol, policy="explicit", system="Answer in Latin.")
+    with agent.chat(WIDE, history=True) as chat:
+        answers = [chat.ask("one?"), chat.ask("two?")]
+    assert [one["role"] for one in talks[1]] == ["system", "user", "assistant", "user"]
+    said = plain_text(talks[0][0])
+    assert said.startswith("Answer in Latin.") and ("image_zoom_in_tool" in said) == (protocol == "qwen3vl")
+    assert answers[0].trace.config["system"] == "Answer in Latin."
+    assert "system" not in scripted(["yes"], protocol=protocol).run(WIDE, "one?").trace.config

@@ -90,6 +90,7 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
         help="YAML or JSON file with the model's own words for any part of the conversation (default: the file "
         "qzoom_prompt.yaml in the model's folder, else the protocol's words)",
     )
+    group.add_argument("--system", metavar="TEXT", help="system prompt, put before what the format itself says there")
     group.add_argument(
         "--budget", type=int, metavar="TOKENS", help="most visual tokens of the coarse view (default: the model's own)"
     )
@@ -121,6 +122,7 @@ def read_config(args: argparse.Namespace) -> AgentConfig:
         "tools": args.tools,
         "own_tools": args.tool,
         "prompt": args.prompt,
+        "system": args.system,
         "perceiver": args.perceiver,
         "budget.coarse_tokens": args.budget,
     }

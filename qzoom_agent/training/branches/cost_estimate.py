@@ -48,7 +48,7 @@ SHAPES: Final = {
 }
 DEVICE_GB: Final = 80
 """Memory of a large device."""
-_STATES: Final = 20
+STATES: Final = 20
 """Numbers that a layer works with, or training keeps of it, for each token and unit of width, roughly."""
 _TEXT_TOKENS: Final = 60
 """Text tokens of a prompt, roughly."""
@@ -82,7 +82,7 @@ class Work(NamedTuple):
 
         Training keeps weights, gradients and Adam's two moments in float32, and activations.
         """
-        base, states = shape.base_gb or 0.0, self.batch * self.tokens * shape.hidden * _STATES
+        base, states = shape.base_gb or 0.0, self.batch * self.tokens * shape.hidden * STATES
         if self.how is None:
             return base + (2 * self.batch * self.tokens * shape.layers * shape.cached + 2 * states) / 1e9
         held = 16 / sharded - (2 if self.own and sharded == 1 else 0)  # in place of those in 16 bit

@@ -173,8 +173,8 @@ class LogpDistance(NamedTuple):
 
     mean: float
     largest: float
-    count: int
-    """Number of tokens."""
+    tokens: int
+    """Their number."""
 
 
 def logp_distances(sampled: Tensor, trained: Tensor, mask: Tensor) -> list[LogpDistance]:
@@ -193,8 +193,9 @@ def logp_distances(sampled: Tensor, trained: Tensor, mask: Tensor) -> list[LogpD
 
 
 def _distance(apart: Tensor) -> LogpDistance:
-    count = apart.numel()
-    return LogpDistance(float(apart.mean()), float(apart.max()), count) if count else LogpDistance(0.0, 0.0, 0)
+    if not apart.numel():
+        return LogpDistance(0.0, 0.0, 0)
+    return LogpDistance(float(apart.mean()), float(apart.max()), apart.numel())
 
 
 def require_same_model(
@@ -209,7 +210,7 @@ def require_same_model(
         exact: All is computed in float32, where the largest difference of a token is `EXACT` times `tolerance`.
     """
     for turn, one in enumerate(distances):
-        means = one.mean > tolerance and (not turn or one.count >= ENOUGH)
+        means = one.mean > tolerance and (not turn or one.tokens >= ENOUGH)
         if means or (exact and one.largest > EXACT * tolerance):
             raise BackendError(
                 f"The log-probabilities of what was sampled ({writer}{f', turn {turn}' if turn else ''}) differ from "

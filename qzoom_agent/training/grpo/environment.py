@@ -1,6 +1,6 @@
 """The agent's zoom tool as an environment of TRL: for plain `GRPOTrainer(environment_factory=...)`.
 
-    trainer = GRPOTrainer(..., environment_factory=lambda: ZoomEnv(backend, config=config), train_dataset=rows)
+    trainer = GRPOTrainer(..., environment_factory=zoom_environment(backend, config=config), train_dataset=rows)
 
 `reset` runs the node `perceive` of the agent's graph, a call its node `act`, and the result is a `Trace`. TRL renders
 the conversation from its chat template and the signature of the one public method, so this is for protocols with
@@ -10,7 +10,7 @@ the environment's.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from langgraph.runtime import Runtime
@@ -21,12 +21,12 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.episode_state import Context, State, advanced
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.graph import act, after_perceive, finish, perceive, to_trace
-from qzoom_agent.messages import Message
+from qzoom_agent.messages import Message, text
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.policy import LOOK_FIRST
 from qzoom_agent.protocols.calls import ZOOM
 from qzoom_agent.trace import Trace, Turn, describe_environment
-from qzoom_agent.training.grpo.checks import require_plain_crops
+from qzoom_agent.training.grpo.checks import fit_for_trl, require_plain_crops, require_tool_template
 from qzoom_agent.views import ViewStore
 
 Block = dict[str, Any]
@@ -96,7 +96,8 @@ class ZoomEnv:
         call = f"<tool_call>\n{json.dumps({'name': ZOOM, 'arguments': arguments})}\n</tool_call>"
         parsed = self.context.protocol.parse(call, self.store.shown)
         turn = Turn(index=len(self.state["turns"]), text=call, problems=parsed.problems, repairs=parsed.repairs)
-        self.state["turn"] = turn.model_dump(mode="json")
+        said = {"messages": [text("assistant", call)], "turn": turn.model_dump(mode="json")}
+        self.state = advanced(self.state, said)
         update = act(self.state, Runtime(context=self.context))
         self.state = advanced(self.state, update)
         return self._blocks(update["messages"])
@@ -113,6 +114,24 @@ class ZoomEnv:
         ]
 
 
+def zoom_environment(
+    backend: HFBackend, *, config: AgentConfig, looker: HFBackend | None = None
+) -> Callable[[], ZoomEnv]:
+    """Return an `environment_factory` for TRL, and make the backend's processor one that its tool loop can work with.
+
+    Args:
+        backend: Its model and processor are those of the trainer.
+        config: Of the episodes; the protocol has to show results in role "tool" (qwen3vl).
+        looker: See `ZoomEnv`.
+
+    Raises:
+        ConfigError: The model's vocabulary has no tokens for a chat template with tools.
+    """
+    fit_for_trl(backend.processor, factor=backend.defaults.factor)
+    require_tool_template(backend.processor)
+    return lambda: ZoomEnv(backend, config=config, looker=looker)
+
+
 def finished(env: ZoomEnv, completion: Sequence[dict[str, Any]]) -> Trace:
     """Return the trace of a rollout whose messages are `completion`, as TRL gives them to rewards."""
     assert env.state is not None and env.context is not None
@@ -122,11 +141,11 @@ def finished(env: ZoomEnv, completion: Sequence[dict[str, Any]]) -> Trace:
     else:
         content = last.get("content") or ""
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        text = "".join(part.get("text", "") for part in parts if part.get("type") == "text")
-        parsed = env.context.protocol.parse(text, env.store.shown)
+        written = "".join(part.get("text", "") for part in parts if part.get("type") == "text")
+        parsed = env.context.protocol.parse(written, env.store.shown)
         read = parsed.model_dump(include={"answer", "problems", "repairs"})
         thought = last.get("reasoning_content") or parsed.thought
-        turn = Turn(index=len(state["turns"]), text=text, thought=thought, **read)
+        turn = Turn(index=len(state["turns"]), text=written, thought=thought, **read)
         state = advanced(state, {"turns": [turn.model_dump(mode="json")]})
     state = advanced(state, finish(state, Runtime(context=env.context)))
     return to_trace(state, protocol=env.context.protocol.name, environment=describe_environment())

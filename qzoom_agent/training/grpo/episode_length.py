@@ -4,6 +4,7 @@ A rollout that outgrows the model or the trainer's limit would be cut in the mid
 every turn written to its limit, every crop at its largest, every turn between them as long as the protocol makes it.
 """
 
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from qzoom_agent.config import AgentConfig, ViewBudget
@@ -12,6 +13,7 @@ from qzoom_agent.models.presets import UNKNOWN_BUDGET, resolve_model
 from qzoom_agent.perception.branches import CONFIG, branch_folder
 from qzoom_agent.policy import LOOK_AGAIN, LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
+from qzoom_agent.training.grpo.run_cost import describe_cost
 
 TURN_TEXT: Final = 160
 """Tokens around a result, a refusal or the last request, where no tokenizer has counted them."""
@@ -99,8 +101,8 @@ def require_room(need: Longest, *, context: int, limit: int | None) -> int:
     return limit or need.completion
 
 
-def describe(recipe: GRPORecipe, *, processes: int = 1) -> str:
-    """Return the plan of a run as lines of text; nothing is loaded.
+def describe(recipe: GRPORecipe, *, processes: int = 1, output: Path | None = None, tflops: float | None = None) -> str:
+    """Return the plan of a run as lines of text; nothing is loaded. `output` and `tflops`: see `describe_cost`.
 
     Raises:
         ConfigError: It cannot be run on so many devices.
@@ -134,6 +136,5 @@ def describe(recipe: GRPORecipe, *, processes: int = 1) -> str:
         "rewards": ", ".join(f"{one.weight:g} x {one.name}" for one in recipe.rewards),
         "loss": recipe.loss.loss_type,
     }
-    if preset.memory_gb:
-        plan["memory"] = f"{preset.memory_gb:g} GB for the weights in bfloat16, and training's own"
+    plan |= describe_cost(recipe, tokens=need.total, processes=processes, output=output, tflops=tflops)
     return "\n".join(f"{name:<13}{text}" for name, text in plan.items())

@@ -44,6 +44,9 @@ LOSSES: Final[dict[LossName, dict[str, Any]]] = {
 """Each loss with the settings of its paper: DAPO 2503.14476, GRPO 2402.03300, Dr. GRPO 2503.20783, GSPO 2507.18071,
 CISPO 2506.13585 with the bound of ScaleRL, 2510.13786; of BNPO (beta-normalised) and SAPO (soft gates) TRL's own."""
 
+FREE: Final = {"max_steps", "watch", "logging_steps", "report_to"}
+"""Keys that may change when a run is resumed."""
+
 
 class Loss(Section):
     """The loss, with TRL's names."""

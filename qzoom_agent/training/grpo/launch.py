@@ -15,7 +15,7 @@ import argparse
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import torch
 from trl.import_utils import is_vllm_available
@@ -43,16 +43,13 @@ from qzoom_agent.training.grpo.checks import (
     require_template,
 )
 from qzoom_agent.training.grpo.episode_length import QUESTION_TEXT, describe, longest, require_room
-from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
+from qzoom_agent.training.grpo.grpo_recipe import FREE, GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.question_rows import load_held_out, load_rows
 from qzoom_agent.training.grpo.trainer import ZoomTrainer, build_trainer
 from qzoom_agent.training.precision import restore, to_float32
 from qzoom_agent.training.recipe_io import add_recipe_arguments
 from qzoom_agent.training.reward_list import accuracy_of, build, read_reward
 from qzoom_agent.training.rewards import Judge
-
-FREE: Final = {"max_steps", "watch", "logging_steps", "report_to"}
-"""Keys that may change when a run is resumed."""
 
 
 def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = None) -> Path:
@@ -304,14 +301,14 @@ def save_model(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:
     return trained_model.write_final(trainer.backend, output, from_layer=recipe.from_layer, save=save)
 
 
-def print_plan(recipe: GRPORecipe, output: Path, *, processes: int) -> None:
-    """Print what a run does and costs, and what it would lack on this machine.
+def print_plan(recipe: GRPORecipe, output: Path, *, processes: int, tflops: float | None = None) -> None:
+    """Print what a run does and costs, and what it would lack on this machine; see `describe`.
 
     Raises:
         ConfigError: No machine could run the recipe.
     """
     print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    print(describe(recipe, processes=processes))
+    print(describe(recipe, processes=processes, output=output, tflops=tflops))
     build(recipe.rewards, judge=None if recipe.judge is None else lambda *_: False)
     trl_config(recipe, output, completion=1)
     try:
@@ -346,12 +343,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, dest="max_steps", help="another number of steps than the recipe's")
     parser.add_argument("--seed", type=int, help="another seed than the recipe's")
     parser.add_argument("--devices", type=positive_int, default=1, help="for --dry-run: how many devices there will be")
+    parser.add_argument(
+        "--tflops", type=float, help="for --dry-run: sustained throughput of a device in TFLOP/s, to tell hours by"
+    )
     options = parser.parse_args(argv)
     given = {key: getattr(options, key) for key in ("model", "branches", "max_steps", "seed")}
     changes = {key: value for key, value in given.items() if value is not None}
     recipe = load_grpo_recipe(options.config, overrides=options.overrides, **changes)
     if options.dry_run:
-        print_plan(recipe, options.output, processes=options.devices)
+        print_plan(recipe, options.output, processes=options.devices, tflops=options.tflops)
         return 0
     output = require_folder(options.output)
     if is_finished(recipe, output):

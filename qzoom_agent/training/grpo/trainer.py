@@ -34,15 +34,13 @@ from qzoom_agent.models.hf_generation import GeneratedTurn, GenerationRequest
 from qzoom_agent.models.sampling import TextStream
 from qzoom_agent.training.grpo.callbacks import RolloutPageCallback, measures
 from qzoom_agent.training.grpo.checks import (
-    fit_for_trl,
     logp_distances,
     refused_by_trl,
     require_features,
     require_images,
     require_same_model,
-    require_tool_template,
 )
-from qzoom_agent.training.grpo.environment import ZoomEnv, finished
+from qzoom_agent.training.grpo.environment import finished, zoom_environment
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.grpo.rollouts import FinishedRollout, RolloutScheduler, play
 from qzoom_agent.training.precision import WeightSample
@@ -83,9 +81,7 @@ def build_trainer(
     rollouts = recipe.rollouts
     kwargs |= {"looker": looker, "tolerance": rollouts.tolerance}
     if rollouts.by == "environment":
-        fit_for_trl(backend.processor, factor=backend.defaults.factor)
-        require_tool_template(backend.processor)
-        make = lambda: ZoomEnv(backend, config=config, looker=looker)  # noqa: E731
+        make = zoom_environment(backend, config=config, looker=looker)
         trainer = ZoomTrainer(backend, environment_factory=make, **kwargs)
     else:
         trainer = EpisodeTrainer(backend, config=config, recipe=recipe, **kwargs)
@@ -360,7 +356,7 @@ class EpisodeTrainer(ZoomTrainer):
 
     def _other_questions(self, count: int, key: str) -> list[Sample]:
         """Return up to so many questions of the run that are not asked in this round, drawn by `key`."""
-        asked, found = {row["sample"].id for row in self._inputs}, []
+        asked, found = {row["sample"].id for row in self._inputs}, list[Sample]()
         drawn = Random(f"resample/{key}/{self.accelerator.process_index}")
         for at in drawn.sample(range(len(self.train_dataset)), len(self.train_dataset)):
             if len(found) == count:

@@ -88,7 +88,7 @@ class TestGuards:
         guards.require_same_model([every, first], tolerance=0.01, writer="vLLM")
         with pytest.raises(BackendError, match=r"\(vLLM, turn 2\) differ .* by 0\.0143 in the mean"):
             guards.require_same_model([every, first, second], tolerance=0.01, writer="vLLM")
-        guards.require_same_model([every, first, second._replace(count=63)], tolerance=0.01, writer="vLLM")
+        guards.require_same_model([every, first, second._replace(tokens=63)], tolerance=0.01, writer="vLLM")
 
     @pytest.mark.parametrize("agent", [{"policy": "locate"}, {"perception": {"gate": "answer"}}])
     def test_episodes_of_several_conversations_are_refused(self, tiny: HFBackend, agent: dict[str, Any]) -> None:

@@ -380,7 +380,7 @@ def test_trl_writes_turns_after_crops_in_their_place(
 ) -> None:
     trainer = make_trainer(rolled_out(aligned(looking), by="generate"), tmp_path)
     assert isinstance(trainer, EpisodeTrainer)
-    generate, given = trainer.model.generate, []
+    generate, given = trainer.model.generate, list[torch.Tensor]()
 
     def kept(**inputs: Any) -> Any:
         given.append(inputs["position_ids"])
@@ -442,6 +442,16 @@ def test_plain_trl_runs_the_same_tool(family: Family, tmp_path: Path, monkeypatc
     assert log["zoom/served"] == 0.75 and log["zoom/accuracy"] == 0.75
     page = next((tmp_path / "out" / "rollouts").glob("step-000000-1.html")).read_text()
     assert "407" in page
+
+
+@pytest.mark.slow
+def test_nano_takes_part_in_the_tool_loop_of_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = script_recipe(model="nano", agent=AGENT, rollouts={"by": "environment"}, protocol="qwen3vl", max_steps=1)
+    trainer = make_trainer(recipe, tmp_path)
+    says(monkeypatch, trainer, [SCRIPTS["qwen3_vl"][0], ["407", "407", "no"]])
+    trainer.train()
+    log = log_of(tmp_path)[0]
+    assert math.isfinite(log["loss"]) and log["zoom/served"] == 0.75
 
 
 def test_sharded_weights_need_plain_generation_and_a_look_apart(

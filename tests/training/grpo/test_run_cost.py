@@ -1,0 +1,68 @@
+"""Memory and time of a run, from its recipe."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.training.grpo.episode_length import describe
+from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
+from qzoom_agent.training.grpo.launch import keep_recipe
+from qzoom_agent.training.grpo.run_cost import memory, operations, shape, trained_weights
+from tests.training.grpo.grpo_script import recipe
+
+RECIPES = Path(__file__).resolve().parents[3] / "rl" / "recipes"
+
+
+def large(**changes: Any) -> GRPORecipe:
+    return recipe(model="qwen2.5-vl-7b", **{"dtype": "bfloat16", "agent": {"policy": "explicit"}, **changes})
+
+
+def test_weights_that_are_trained_are_held_in_float32_with_gradients_and_two_moments() -> None:
+    size = shape("qwen2.5-vl-7b")
+    assert size is not None
+    full = memory(large(), size, tokens=1000, processes=1)
+    trained = trained_weights(large(), size) / 1e9
+    assert trained == pytest.approx(28 * 0.233 + 0.545)
+    assert (full.gradients, full.optimizer) == pytest.approx((4 * trained, 8 * trained))
+    assert full.weights == pytest.approx((size.base_gb or 0) + 2 * trained)
+    assert full.total == full.weights + full.gradients + full.optimizer + max(full.activations, full.cache)
+    upper = memory(large(from_layer=14), size, tokens=1000, processes=1)
+    assert upper.optimizer == pytest.approx(8 * (trained + 0.545) / 2)
+
+
+def test_adapters_copies_and_checkpointing_count() -> None:
+    size = shape("qwen2.5-vl-7b")
+    assert size is not None
+    adapted = trained_weights(large(lora={"r": 16}), size)
+    assert adapted == pytest.approx(40.4e6, rel=0.01), "as peft counts them, on all linear layers of the decoder"
+    plain, reference = (memory(large(loss={"beta": beta}), size, tokens=1000, processes=1) for beta in (0, 0.01))
+    assert reference.weights == pytest.approx(plain.weights + (size.base_gb or 0))
+    saved = memory(large(gradient_checkpointing=True), size, tokens=1000, processes=1)
+    assert saved.activations == pytest.approx(plain.activations / 28)
+    few = memory(large(rollouts={"rows": 1}), size, tokens=1000, processes=1)
+    assert few.cache == pytest.approx(plain.cache / 4)
+
+
+def test_hours_are_measured_or_follow_from_what_is_stated(tmp_path: Path) -> None:
+    size = shape("qwen2.5-vl-7b")
+    assert size is not None
+    assert "hours        unknown of at most" in describe(large()) and "(--tflops)" in describe(large())
+    work = operations(large(max_steps=8), size, tokens=500)
+    assert work == pytest.approx(2 * operations(large(), size, tokens=500)) == 8 * (28 * 0.233e9 + 0.545e9) * 500 * 32
+    assert "operations at 300 TFLOP/s a device as stated" in describe(large(), tflops=300)
+    with pytest.raises(ConfigError, match="got 0"):
+        describe(large(), tflops=0)
+    keep_recipe(large(), tmp_path)
+    lines = [{"step": at, "step_time": 900.0 + at} for at in (1, 2, 3)] + [{"step": 3, "eval_reward": 1.0}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert f"hours        1.00, at 902.0 seconds a step as logged in {tmp_path}" in describe(large(), output=tmp_path)
+    assert "unknown of" in describe(large(seed=7), output=tmp_path), "the log of another recipe"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/grpo.yaml")), ids=lambda path: path.parent.name)
+def test_every_recipe_says_its_memory_by_part(path: Path) -> None:
+    said = describe(load_grpo_recipe(path), processes=2)
+    assert "GB a device without sharding" in said and "optimizer" in said and "with zero3" in said

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.messages import Message
+from qzoom_agent.messages import Message, plain_text
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol
 from qzoom_agent.protocols.tagged import Tagged
@@ -165,3 +166,17 @@ def picture(tmp_path: Path) -> Path:
     path = tmp_path / "picture.png"
     Image.new("RGB", (560, 560), "white").save(path)
     return path
+
+
+def test_a_prompt_file_lists_own_tools_where_it_has_the_schema() -> None:
+    seen: list[Message] = []
+
+    def ask(system: str) -> str:
+        backend = ScriptedBackend(lambda messages: seen.extend(messages) or "42", protocol="qwen3vl")
+        agent = Agent(backend, policy="explicit", tools=["rotate"], prompt={"system": system})
+        agent.run(Image.new("RGB", (60, 60)), "what?")
+        return plain_text(seen[0])
+
+    assert "You can:" in (said := ask("You can:\n{schema}")) and "image_zoom_in_tool" in said and "rotate" in said
+    with pytest.raises(ConfigError, match=r"no \{schema\} in its system message, where the tools rotate would be"):
+        ask("You cannot.")

@@ -408,11 +408,32 @@ def test_views_are_named_by_id_first_and_then_as_the_format_names_them() -> None
     views = store()
     views.add_tool_image(Image.new("RGB", (90, 90)), **BUDGET)
     views.add_crop(Box(0, 0, 90, 90), **BUDGET)
-    counted = Views(views, name=lambda index: f"crop {index}" if index else "the first image")
+    counted = Views(views, names=["the first image", "crop 1", "crop 2"])
     names = ("coarse", "", "The first image", "original", "tool_1", "crop1", "crop 1", "crop 2")
     assert [counted.view(name).id for name in names] == [*["coarse"] * 4, "tool1", *["crop1"] * 3]
     counted.image("tool1").paste("red", (0, 0, 9, 9))
     assert views.image("source1").getpixel((0, 0)) == (0, 0, 0), "a tool gets a copy"
+
+
+def test_the_tool_of_a_second_image_and_zooms_into_it_refer_to_that_image() -> None:
+    calls = [
+        written("qwen3vl", "rotate", image="coarse2", degrees=180),
+        written("qwen3vl", "image_zoom_in_tool", bbox_2d=[0, 0, 500, 500], img_idx=2),
+    ]
+    asked: list[Any] = []
+    agent = Agent(
+        ScriptedBackend([*calls, "42"], protocol="qwen3vl"),
+        tools=[rotate],
+        policy="explicit",
+        approve=lambda call: asked.append(call) is None,
+    )
+    answer = agent.run([Image.new("RGB", (300, 300)), board()], "which?")
+    made, crop = answer.trace.views[-2:]
+    assert (made.id, made.parent, made.image, made.origin) == ("tool1", "source1", 1, "original2")
+    assert (crop.source, crop.image, crop.box) == ("source1", 1, (400, 300, 800, 600))
+    assert asked[1].box == crop.box and asked[1].image == 1
+    turned = board().rotate(180).crop((0, 0, 400, 300)).resize(crop.size)
+    assert ImageStat.Stat(ImageChops.difference(answer.store.image("crop1"), turned)).mean[0] < 1
 
 
 def test_an_image_without_a_place_is_zoomed_into_as_itself() -> None:

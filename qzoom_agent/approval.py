@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from langgraph.graph import END
 from langgraph.runtime import Runtime
 
 from qzoom_agent.episode_state import Context, State, emit
@@ -87,7 +86,7 @@ def approve(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
 
 
 def after_approve(state: State) -> Literal["act", "__end__"]:
-    return END if is_waiting(state) else "act"
+    return "__end__" if is_waiting(state) else "act"
 
 
 def is_waiting(state: State) -> bool:

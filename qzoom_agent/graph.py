@@ -47,7 +47,7 @@ from qzoom_agent.protocols.parsing import own_turn
 from qzoom_agent.review import Last
 from qzoom_agent.telemetry import span
 from qzoom_agent.tool_calls import record_of
-from qzoom_agent.trace import PerceptionRecord, QuestionRecord, Status, Trace, Turn, Usage
+from qzoom_agent.trace import PendingCall, PerceptionRecord, QuestionRecord, Status, Trace, Turn, Usage
 from qzoom_agent.views import View, coarse_id, original_id
 from qzoom_agent.zoom.sparse import sparse_plan
 
@@ -335,7 +335,7 @@ def to_record(state: State) -> QuestionRecord:
         question=state["question"],
         status=status,
         answer=state["answer"],
-        waiting=state.get("waiting") if status == "waiting" else None,
+        waiting=PendingCall(**(state.get("waiting") or {})) if status == "waiting" else None,
         views=views,
         perception=None if state["perception"] is None else PerceptionRecord(**state["perception"]),
         further_looks=[PerceptionRecord(**look) for look in state.get("further_looks", [])],

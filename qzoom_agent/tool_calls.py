@@ -126,20 +126,26 @@ class ToolCallExecutor:
     def pending(self, call: ToolCall, found: Considered, turn: Turn) -> PendingCall:
         """Return a reviewed call as a person is asked about it."""
         review, plan = found
-        known = {"name": call.name, "label": call.label, "thought": turn.thought, "view": call.view}
-        known |= {"code": review.code, "reason": review.reason, "numbers": review.numbers}
-        if plan is None or plan.box is None:
-            return PendingCall(**known, arguments=_written(call))
-        cut = {} if plan.cut is None else {"source": plan.cut.view, "inside": plan.cut.as_list()}
-        return PendingCall(
-            **known,
-            **cut,
-            box=(plan.box.x1, plan.box.y1, plan.box.x2, plan.box.y2),
-            image=self.store.view(plan.box.view).image,
-            size=plan.size,
-            tokens=plan.tokens,
-            notes=[*([review.reason] if review.reason else []), *plan.notes],
+        asked = PendingCall(
+            name=call.name,
+            label=call.label,
+            thought=turn.thought,
+            view=call.view,
+            arguments=_written(call),
+            code=review.code,
+            reason=review.reason,
+            numbers=review.numbers,
         )
+        if plan is None or plan.box is None:
+            return asked
+        box, cut = plan.box, plan.cut
+        asked.box = (box.x1, box.y1, box.x2, box.y2)
+        asked.image = self.store.view(box.view).image
+        asked.size, asked.tokens = plan.size, plan.tokens
+        asked.notes = [*([review.reason] if review.reason else []), *plan.notes]
+        if cut is not None:
+            asked.source, asked.inside = cut.view, (cut.x1, cut.y1, cut.x2, cut.y2)
+        return asked
 
     def decided(self, call: ToolCall, pending: PendingCall, approval: Approval) -> CallOutcome:
         """Run a call as a person has decided: as it was shown to them, at another place, or not at all."""

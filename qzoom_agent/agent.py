@@ -422,7 +422,7 @@ class Agent:
     def _prepared(self, image: Images, *, seed: int | None = None, thread: str | None = None) -> Context:
         """Return the context of a new episode, with the originals in its store."""
         config = self.config if seed is None else self.config.replace(seed=seed)
-        given = list(image) if isinstance(image, list | tuple) else [image]
+        given: list[Any] = list(image) if isinstance(image, list | tuple) else [image]
         if not 1 <= len(given) <= config.budget.max_views:
             raise ConfigError(
                 f"A question is about one image or several, each of them a view: up to budget.max_views, which is "

@@ -112,7 +112,9 @@ class View(BaseModel):
         return math.isqrt(self.width * self.height // self.tokens)
 
     def coverage(self, box: Box) -> float:
-        """Return the share that the view shows of a box in pixels of the original or of its source, 0 to 1."""
+        """Return the share that the view shows of a box in pixels of its original or source, 0 to 1; of another image 0."""
+        if box.view not in (self.origin, self.extent.view):
+            return 0.0
         if self.kept is None:
             return (self.region if box.view == self.origin else self.extent).coverage(box)
         x1, y1, x2, y2 = self.box

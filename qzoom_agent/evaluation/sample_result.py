@@ -50,8 +50,15 @@ class AgentLike(Protocol):
     def config(self) -> AgentConfig: ...
 
     def run(
-        self, image: PIL.Image.Image, question: str, *, boxes: Sequence[Box] | None = None, seed: int | None = None
-    ) -> AnswerLike: ...
+        self,
+        image: PIL.Image.Image | Sequence[PIL.Image.Image],
+        question: str,
+        *,
+        boxes: Sequence[Box] | None = None,
+        seed: int | None = None,
+    ) -> AnswerLike:
+        """Answer a question; `image` is a list where it is about several."""
+        ...
 
 
 class SampleResult(BaseModel):
@@ -237,8 +244,9 @@ def asked(
         weights,
         episode,
         repeat,
-        *([[others, [box.view for box in sample.boxes]]] if others else []),
     ]
+    if others:
+        decides += [others, [box.view for box in sample.boxes]]
     return {
         "key": hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24],
         "task": sample.task,
@@ -265,11 +273,8 @@ def measured(answer: AnswerLike, sample: Sample) -> dict[str, object]:
     trace = answer.trace
     look = trace.perception
     crops = [view for view in trace.views if view.kind == "crop"]
-    of_image = [[crop for crop in crops if crop.origin == box.view] for box in boxes]
-    overlaps = [
-        max((crop.region.iou(box) for crop in own), default=0.0) for box, own in zip(boxes, of_image, strict=True)
-    ]
-    covers = [max((crop.coverage(box) for crop in own), default=0.0) for box, own in zip(boxes, of_image, strict=True)]
+    overlaps = [max((crop.region.iou(box) for crop in crops if crop.origin == box.view), default=0.0) for box in boxes]
+    covers = [max((crop.coverage(box) for crop in crops), default=0.0) for box in boxes]
     return {
         "answer": answer.text,
         "status": trace.status,
@@ -285,7 +290,7 @@ def measured(answer: AnswerLike, sample: Sample) -> dict[str, object]:
         "gate": look.score if look else None,
         "fired": look.fired if look else None,
         "looks": len(trace.looks),
-        "proposed": sum(len(one.boxes) for one in trace.looks),
+        "proposed": sum(len(one.boxes) for look in trace.looks for one in look.every),
         "recall": min(covers, default=None),
         "iou": sum(overlaps) / len(overlaps) if overlaps else None,
         "redundancy": count(answer.store.shown, boxes, coarse_suffices=suffices) if boxes or suffices else None,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,8 +127,8 @@ def _marks(trace: Trace, original: View) -> list[page.BoxMark]:
             marks.append(page.BoxMark(kind, turn, label, title, clipped))
 
     for one in trace.questions:
-        for box, number in zip_longest(one.gold, one.gold_images, fillvalue=0):
-            if number == image and box:
+        for box, number in zip(one.gold, one.gold_images or [0] * len(one.gold), strict=False):
+            if number == image:
                 add("gold", None, "", "Known place of the answer", box)
     for look in (found for one in trace.questions for look in one.looks if (found := look.of(image))):
         for rank, box in enumerate(look.boxes, start=1):

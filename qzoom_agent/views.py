@@ -112,7 +112,7 @@ class View(BaseModel):
         return math.isqrt(self.width * self.height // self.tokens)
 
     def coverage(self, box: Box) -> float:
-        """Return the share that the view shows of a box in pixels of its original or source, 0 to 1; of another image 0."""
+        """Return the share shown of a box in pixels of the view's original or source, 0 to 1; of another image 0."""
         if box.view not in (self.origin, self.extent.view):
             return 0.0
         if self.kept is None:

@@ -353,7 +353,7 @@ class TaskRun:
             if policy == "oracle" and not sample.boxes and not sample.coarse_suffices:
                 raise ConfigError("The policy 'oracle' needs to know where the answer is, and this sample has no box.")
             boxes = sample.boxes if policy in TAKE_GOLD else None
-            images = sample.images if sample.others else sample.image
+            images: Any = sample.images if sample.others else sample.image
             answer = self.agent.run(images, sample.question, boxes=boxes, seed=seed)
         except QzoomError as error:
             failed = {

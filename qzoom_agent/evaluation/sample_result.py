@@ -50,14 +50,9 @@ class AgentLike(Protocol):
     def config(self) -> AgentConfig: ...
 
     def run(
-        self,
-        image: PIL.Image.Image | Sequence[PIL.Image.Image],
-        question: str,
-        *,
-        boxes: Sequence[Box] | None = None,
-        seed: int | None = None,
+        self, image: PIL.Image.Image, question: str, *, boxes: Sequence[Box] | None = None, seed: int | None = None
     ) -> AnswerLike:
-        """Answer a question; `image` is a list where it is about several."""
+        """Answer a question; of one about several images, `image` is a list of them."""
         ...
 
 
@@ -290,7 +285,7 @@ def measured(answer: AnswerLike, sample: Sample) -> dict[str, object]:
         "gate": look.score if look else None,
         "fired": look.fired if look else None,
         "looks": len(trace.looks),
-        "proposed": sum(len(one.boxes) for look in trace.looks for one in look.every),
+        "proposed": sum(len(one.boxes) for each in trace.looks for one in each.every),
         "recall": min(covers, default=None),
         "iou": sum(overlaps) / len(overlaps) if overlaps else None,
         "redundancy": count(answer.store.shown, boxes, coarse_suffices=suffices) if boxes or suffices else None,

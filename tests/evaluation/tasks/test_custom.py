@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from qzoom_agent import Agent
 from qzoom_agent.data.samples import Samples, TaskSource
 from qzoom_agent.errors import ConfigError, ImageError
+from qzoom_agent.evaluation.runner import evaluate
 from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task
+from qzoom_agent.evaluation.tasks.custom import custom_task
 from qzoom_agent.evaluation.tasks.needle import TASK_NAMES as NEEDLE
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
 from qzoom_agent.geometry import Box
+from qzoom_agent.messages import Message, view_ids
+from qzoom_agent.models.scripted import ScriptedBackend
 from tests.evaluation.tasks import files, fixtures
 
 
@@ -147,3 +153,23 @@ def test_needle_tasks_are_drawn() -> None:
 def test_needle_tasks_refuse_what_cannot_be(source: TaskSource) -> None:
     with pytest.raises(ConfigError):
         find_task("needle-doc").load(source)
+
+
+def test_a_row_may_have_several_images(tmp_path: Path) -> None:
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", (60, 40), colour).save(tmp_path / name)
+    rows = [{"images": ["a.png", "b.png"], "question": "which is red?", "answer": "the first"}]
+    rows.append({"images": ["b.png"], "question": "which colour?", "answer": "blue"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    two, one = custom_task(tmp_path / "rows.jsonl").load(TaskSource())
+    assert [image.getpixel((0, 0)) for image in two.images] == [(255, 0, 0), (0, 0, 255)]
+    assert one.others == ()
+    told: list[int] = []
+
+    def reply(messages: list[Message]) -> str:
+        told.append(len(view_ids(messages)))
+        return "the first"
+
+    agent = Agent(ScriptedBackend(reply), policy="direct")
+    run = evaluate(agent, [custom_task(tmp_path / "rows.jsonl")], out=tmp_path / "run")
+    assert told == [2, 1] and run is not None

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from needle_picture import picture
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evaluation.tasks.needle import SPLITS, TASK_NAMES, Sample, sample
+from qzoom_agent.evaluation.tasks.needle import SPLITS, TASK_NAMES, Sample, pair, sample
 from qzoom_agent.evaluation.tasks.needle.boards import (
     CHAIN_QUESTIONS,
     CODE_CHARS,
@@ -37,6 +37,7 @@ from qzoom_agent.evaluation.tasks.needle.fonts import OOD, TRAIN, font, typeface
 from qzoom_agent.evaluation.tasks.needle.ink import COLORS, SHAPES, Rect, draw_text, text_width
 from qzoom_agent.evaluation.tasks.needle.textures import PHOTOS
 from qzoom_agent.geometry import Size, fit_tokens, tokens
+from qzoom_agent.views import original_id
 
 SEEDS = st.integers(0, 2**40)
 few = settings(max_examples=4, deadline=None, derandomize=True, database=None)
@@ -466,3 +467,14 @@ if __name__ == "__main__":
         for split in SPLITS:
             for seed in (0, 41):
                 print(f"    {(task, split, seed)!r}: {record(task, split, seed)!r},".replace("'", '"'))
+
+
+def test_a_pair_has_its_question_on_one_of_two_boards() -> None:
+    pairs = [pair(seed) for seed in range(12)]
+    assert {one.meta["board"] for one in pairs} == {0, 1}
+    for seed, one in enumerate(pairs):
+        board = int(str(one.meta["board"]))
+        asked = sample("needle-doc" if one.kind.startswith("doc") else "needle-scene", seed)
+        assert one.images[board].tobytes() == asked.image.tobytes() != one.images[1 - board].tobytes()
+        assert (one.question, one.answer) == (asked.question, asked.answer)
+        assert {box.view for box in one.boxes} == {original_id(board)}

@@ -51,16 +51,15 @@ class Asked(NamedTuple):
 
 
 def questions(n: int) -> list[Asked]:
-    """Return `n` boards under each of two policies."""
-    nano = Agent.from_pretrained("nano", device="cpu")
-    agents = {name: nano.replace(policy=name) for name in ("direct", "implicit")}
-    found = []
-    for name, board in ((name, board) for name in agents for board in find_task("needle-scene").load(TaskSource(n=n))):
-        answer = agents[name].run(board.image, board.question)
-        board.image.save(png := io.BytesIO(), "PNG")
-        image = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
-        body = request(image, board.question) | {"qzoom": {"policy": name}}
-        found.append(Asked(body, answer.text, [list(box) for box in answer.boxes]))
+    """Return `n` small boards, each under a policy and a small budget: most are asked `direct`."""
+    nano, found = Agent.from_pretrained("nano", device="cpu"), []
+    for index, board in enumerate(find_task("needle-scene").load(TaskSource(n=n))):
+        options = {"policy": "implicit" if index % 6 == 0 else "direct", "budget": {"coarse_tokens": 25}}
+        image = board.image.resize((board.image.width // 2, board.image.height // 2))
+        answer = nano.replace(**options).run(image, board.question)
+        image.save(png := io.BytesIO(), "PNG")
+        body = request("data:image/png;base64," + base64.b64encode(png.getvalue()).decode(), board.question)
+        found.append(Asked(body | {"qzoom": options}, answer.text, [list(box) for box in answer.boxes]))
     return found
 
 
@@ -190,7 +189,7 @@ def main() -> int:
     command = [sys.executable, "-m", "qzoom_agent", "serve", "--port", "0", "--queue", "64", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            asked = questions(12)
+            asked = questions(24)
             assert server.stdout is not None
             url = server.stdout.readline().split(" at ")[1].split(" ")[0]
             good = asyncio.run(soak(url, asked, server.pid, n=given.n, at_once=given.at_once))

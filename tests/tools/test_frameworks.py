@@ -1,4 +1,4 @@
-"""The scripts of tools/: each runs offline with a scripted model, or with nano, and zooms for real."""
+"""The scripts of tools/ that need no framework, and the form in which each framework is given the tool."""
 
 from __future__ import annotations
 
@@ -8,64 +8,63 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-from PIL import Image
 
-import langchain_tool
 import langgraph_node
 import openai_loop
 from qzoom_agent import Agent
+from qzoom_agent.integrations.frameworks import as_runnable, langchain_message, langchain_tool
 from qzoom_agent.models.scripted import ScriptedBackend
+from qzoom_agent.zoom import ImageZoom
 from qzoom_agent.zoom.schema import NAME
+from tests.tools.support import PICTURE, documented
+
+FRAMEWORKS = ("langchain", "langgraph", "smolagents", "openai_agents", "pydantic_ai", "openai")
 
 
 @pytest.fixture
-def picture() -> Image.Image:
-    return Image.linear_gradient("L").resize((900, 700)).convert("RGB")
+def zoom() -> ImageZoom:
+    return ImageZoom(PICTURE)
 
 
-def test_a_graph_asks_again_with_larger_budgets(picture: Image.Image, tmp_path: Path) -> None:
+def test_a_graph_asks_again_with_larger_budgets(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
-    picture.save(path)
+    PICTURE.save(path)
     call = "ZOOM: 100, 100, 300, 300"
     short = Agent(ScriptedBackend([call, call, ""], protocol="plain")).replace(
         policy="explicit", budget={"max_turns": 1}
     )
     long = Agent(ScriptedBackend([call, "4711"], protocol="plain")).replace(policy="explicit")
     done = langgraph_node.build(short, long).invoke({"image": str(path), "question": "which number?"})
-    assert (done["answer"], done["status"], len(done["traces"])) == ("4711", "answered", 2)
+    assert (done["answer"], done["trace"]["status"]) == ("4711", "answered")
     assert json.loads(json.dumps(done)) == done
 
 
-class Calls(BaseChatModel):
-    """A chat model that zooms once and then answers with the number of images it was shown."""
-
-    @property
-    def _llm_type(self) -> str:
-        return "calls"
-
-    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
-        assert [tool.name for tool in tools] == [NAME]
-        return self
-
-    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
-        if isinstance(messages[-1], ToolMessage):
-            message = AIMessage("done")
-        else:
-            call = {"name": NAME, "args": {"bbox_2d": [0, 0, 500, 500]}, "id": "1"}
-            message = AIMessage("", tool_calls=[call])
-        return ChatResult(generations=[ChatGeneration(message=message)])
+def test_the_agent_is_a_runnable() -> None:
+    agent = Agent(ScriptedBackend(["4711", "12"], protocol="plain"), policy="direct")
+    chain = as_runnable(agent) | (lambda found: found["answer"] + "!")
+    asked = {"image": PICTURE, "question": "which number?"}
+    assert [chain.invoke(asked), chain.invoke(asked)] == ["4711!", "12!"]
 
 
-def test_a_chat_model_of_langchain_zooms(picture: Image.Image) -> None:
-    store, model = langchain_tool.look(picture), Calls()
-    done = langchain_tool.build(model, store).invoke({"messages": [langchain_tool.question(store, "what?")]})
-    assert done["messages"][-1].content == "done"
-    result = done["messages"][-2]
-    assert [block["type"] for block in result.content] == ["text", "image"]
-    assert store.view("crop1").box == (0, 0, 450, 350)
+def test_langchain_is_given_blocks(zoom: ImageZoom) -> None:
+    found = langchain_tool(zoom).invoke(
+        {"name": NAME, "args": {"bbox_2d": [0, 0, 500, 500]}, "id": "1", "type": "tool_call"}
+    )
+    assert [block["type"] for block in found.content] == ["text", "image"] and len(zoom.crops) == 1
+    assert [part["type"] for part in langchain_message(zoom, "what?")["content"]] == ["image", "text"]
+
+
+@pytest.mark.parametrize("arguments", ['{"bbox_2d": [0, 0', "[1]", "null", '{"bbox_2d": "left"}', '{"box": 3}', {}])
+def test_arguments_that_make_no_sense_are_explained(zoom: ImageZoom, arguments: Any) -> None:
+    reply = zoom(arguments)
+    assert reply.image is None and reply.url is None and "Pass bbox_2d as four numbers" in reply.text
+    assert not zoom.crops
+
+
+def test_a_crop_may_be_zoomed_into(zoom: ImageZoom) -> None:
+    assert zoom(bbox_2d=[0, 0, 500, 500]).url is not None
+    reply = zoom('{"bbox_2d": [500, 500, 1000, 1000], "view": "crop1", "label": "total"}')
+    assert reply.result is not None and reply.result.served == (300, 225, 600, 450) and reply.result.label == "total"
 
 
 def reply(*calls: str, content: str | None = None) -> SimpleNamespace:
@@ -90,18 +89,23 @@ class Client:
         return self.replies[min(len(self.requests), len(self.replies)) - 1]
 
 
-def test_the_plain_loop_shows_crops_in_a_user_message(picture: Image.Image) -> None:
+def test_the_plain_loop_shows_crops_in_a_user_message(zoom: ImageZoom) -> None:
     client = Client(reply('{"bbox_2d": [0, 0, 500, 500]}', '{"bbox_2d": [1, 2]}'), reply(content="42"))
-    text, store = openai_loop.answer(client, "any", image=picture, question="what?")
-    assert text == "42" and store.view("crop1").box == (0, 0, 450, 350)
+    assert openai_loop.answer(client, "any", zoom, "what?") == "42"
+    assert zoom.store.view("crop1").box == (0, 0, 600, 450)
     *_, good, bad, crop = client.requests[1]["messages"]
     assert (good["role"], good["tool_call_id"]) == ("tool", "call-0") and "crop1" in good["content"]
     assert "could not be read" in bad["content"]
     assert crop["role"] == "user" and [block["type"] for block in crop["content"]] == ["image_url"]
 
 
-def test_the_plain_loop_ends_without_the_tool(picture: Image.Image) -> None:
+def test_the_plain_loop_ends_without_the_tool(zoom: ImageZoom) -> None:
     client = Client(*[reply('{"bbox_2d": [0, 0, 500, 500]}')] * openai_loop.MOST_CALLS, reply(content="enough"))
-    text, _ = openai_loop.answer(client, "any", image=picture, question="what?")
-    assert text == "enough" and len(client.requests) == openai_loop.MOST_CALLS + 1
+    assert openai_loop.answer(client, "any", zoom, "what?") == "enough"
+    assert len(client.requests) == openai_loop.MOST_CALLS + 1
     assert "tools" in client.requests[0] and "tools" not in client.requests[-1]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_the_page_shows_a_short_loop(framework: str) -> None:
+    assert documented(framework)

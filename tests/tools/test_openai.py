@@ -1,0 +1,31 @@
+"""The plain loop of tools/openai_loop.py with the real client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qzoom_agent.zoom import ImageZoom
+from tests.tools.support import PICTURE, images_in, needs, run_documented, scripted, zooms
+
+openai = needs("openai", "openai")
+
+
+def test_the_loop_zooms_and_shows_the_crop_in_a_user_message() -> None:
+    import openai_loop
+
+    zoom = ImageZoom(PICTURE)
+    with scripted(*zooms("chat")) as server:
+        client = openai.OpenAI(base_url=server.url, api_key="none")
+        assert openai_loop.answer(client, "served", zoom, "which number?") == "42"
+        bodies = [one.body for one in server.requests]
+    assert [images_in(body["messages"]) for body in bodies] == [1, 2, 2]
+    assert [one["role"] for one in bodies[-1]["messages"]] == ["user", "assistant", "tool", "user", "assistant", "tool"]
+
+
+def test_the_loop_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(*zooms("chat")) as server:
+        assert run_documented("openai", server, tmp_path, monkeypatch, capsys).strip().endswith("42")

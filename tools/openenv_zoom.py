@@ -123,7 +123,7 @@ class ZoomClient(EnvClient[ZoomAction, ZoomObservation, ZoomState]):
     """The client of the environment's server."""
 
     def _step_payload(self, action: ZoomAction) -> dict[str, Any]:
-        return action.model_dump(exclude_none=True)
+        return dict(action.model_dump(exclude_none=True))
 
     def _parse_result(self, payload: dict[str, Any]) -> StepResult[ZoomObservation]:
         seen = payload.get("observation", {})
@@ -131,7 +131,7 @@ class ZoomClient(EnvClient[ZoomAction, ZoomObservation, ZoomState]):
         return StepResult(observation=observation, reward=payload.get("reward"), done=payload.get("done", False))
 
     def _parse_state(self, payload: dict[str, Any]) -> ZoomState:
-        return ZoomState.model_validate(payload)
+        return ZoomState(**payload)
 
 
 class RemoteZoomEnv:

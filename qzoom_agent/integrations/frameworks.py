@@ -104,7 +104,7 @@ def as_node(
     question: str = "question",
     answer: str = "answer",
     trace: str = "trace",
-) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+) -> Callable[[Any], dict[str, Any]]:
     """Return a node of somebody else's LangGraph graph that asks the agent.
 
     Args:
@@ -116,7 +116,7 @@ def as_node(
         trace: Key that is set to the record of the run, as JSON.
     """
 
-    def node(state: Mapping[str, Any]) -> dict[str, Any]:
+    def node(state: Any) -> dict[str, Any]:
         found = (agent() if callable(agent) else agent).run(state[image], state[question])
         return {answer: found.text, trace: found.trace.model_dump(mode="json")}
 

@@ -36,7 +36,7 @@ def test_vf_eval_zooms_and_is_rewarded_by_the_evaluations_scorer(tmp_path: Path)
             env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}", "KEY": "none", "NO_PROXY": "127.0.0.1"},
             capture_output=True,
             text=True,
-            timeout=250,
+            timeout=900,
             check=False,
         )
         bodies = [one.body for one in server.requests]

@@ -32,7 +32,7 @@ def client() -> Iterator[httpx.Client]:
 
 
 def test_any_request_gets_an_answer_of_the_description(client: httpx.Client) -> None:
-    description = schemathesis.openapi.from_url(f"{client.base_url}openapi.json")
+    description = schemathesis.openapi.from_url(str(client.base_url.join("/openapi.json")))
     operations = [one.ok() for one in description.get_all_operations()]
     assert {one.path for one in operations} >= {"/v1/chat/completions", "/health", "/metrics", "/traces/{trace_id}"}
     for operation in operations:

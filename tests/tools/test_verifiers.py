@@ -45,4 +45,4 @@ def test_vf_eval_zooms_and_is_rewarded_by_the_evaluations_scorer(tmp_path: Path)
     traces = [json.loads(line) for file in tmp_path.rglob("traces.jsonl") for line in file.read_text().splitlines()]
     assert len(bodies) == 3 and [images_in(body["messages"]) for body in bodies] == [1, 2, 2], said
     assert "View 'crop1'" in str(bodies[-1]["messages"]) and "could not be read" in str(bodies[-1]["messages"])
-    assert '"correct": 1.0' in json.dumps(traces) or '"value": 1.0' in json.dumps(traces), json.dumps(traces)[:3000]
+    assert '"correct": {"score": 1.0' in json.dumps(traces), json.dumps(traces)[-3000:]

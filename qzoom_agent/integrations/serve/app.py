@@ -96,6 +96,7 @@ def create_app(agent: Agent, config: ServeConfig | None = None) -> FastAPI:
             methods=[method],
             responses=responses,
             response_model=None,
+            response_class=PlainTextResponse if path == "/metrics" else JSONResponse,
             openapi_extra=with_body if method == "POST" else None,
         )
     for kind in (QzoomError, Left, RequestValidationError, HTTPException, Exception):

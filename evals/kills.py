@@ -126,7 +126,7 @@ def _boards(folder: Path) -> Path:
     table = folder / "questions.jsonl"
     if not table.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        rows = []
+        rows: list[dict[str, str]] = []
         for board in find_task("needle-scene").load(TaskSource(n=ROWS // 10, seed=9)):
             for cut in range(10):  # drawing a board takes longer than asking about it
                 image, name = board.image.crop((cut, 0, *board.image.size)), f"{len(rows)}.png"

@@ -119,15 +119,22 @@ def write_parquet(path: Path, types: Mapping[str, str], parts: Iterable[Mapping[
     Raises:
         MissingDependency: pyarrow is not installed.
     """
-    require_pyarrow()
+    schema = arrow_schema(types)
     import pyarrow as pa
     from pyarrow import parquet
 
-    kinds = {"texts": pa.list_(pa.string()), "boxes": pa.list_(pa.list_(pa.float64()))}
-    schema = pa.schema([(name, kinds.get(kind) or pa.type_for_alias(kind)) for name, kind in types.items()])
     with parquet.ParquetWriter(path, schema) as writer:
         for part in parts:
             writer.write_table(pa.table({name: pa.array(part[name], schema.field(name).type) for name in types}))
+
+
+def arrow_schema(types: Mapping[str, str]) -> Any:
+    """Return the schema of pyarrow for columns and their types, see `write_parquet`."""
+    require_pyarrow()
+    import pyarrow as pa
+
+    kinds = {"texts": pa.list_(pa.string()), "boxes": pa.list_(pa.list_(pa.float64()))}
+    return pa.schema([(name, kinds.get(kind) or pa.type_for_alias(kind)) for name, kind in types.items()])
 
 
 def require_pyarrow() -> None:

@@ -37,11 +37,7 @@ from qzoom_agent.evaluation.tasks.task import Task
 from qzoom_agent.files import atomic_write, translating
 
 RESULTS: Final = "results.parquet"
-COLUMNS: Final[Mapping[str, str]] = {
-    "index": "int64",
-    "id": "string",
-    "image": "string",
-    "question": "string",
+ANSWERED: Final[Mapping[str, str]] = {
     "answer": "string",
     "status": "string",
     "error": "string",
@@ -52,7 +48,9 @@ COLUMNS: Final[Mapping[str, str]] = {
     "turns": "int64",
     "seconds": "double",
 }
-"""Columns of the results, and their types."""
+"""Columns of an answer, and their types."""
+COLUMNS: Final = {"index": "int64", "id": "string", "image": "string", "question": "string", **ANSWERED}
+"""Columns of the results."""
 _IMAGES: Final = frozenset((".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _LONGEST_NAME: Final = 1024
 _WRONG_ROW: Final = (QzoomError, AttributeError, LookupError, TypeError, ValueError)

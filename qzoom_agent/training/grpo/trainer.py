@@ -104,6 +104,8 @@ class ZoomTrainer(GRPOTrainer):
     args: Any
     model: Any
     environments: Any
+    train_dataset: Any
+    pad_to_multiple_of: Any
 
     def __init__(
         self,
@@ -177,7 +179,7 @@ class ZoomTrainer(GRPOTrainer):
         self._sampled_at = self.state.global_step
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         require_images(batch, sum(batch.get("num_images") or []))
-        if self.use_vllm:
+        if self.use_vllm and self.model.training:  # greedy in evaluation, where its log-probabilities say nothing
             self._compare(batch, batch["old_per_token_logps"], writer="vLLM", refuse=True)
         return batch
 
@@ -462,7 +464,7 @@ class _PlacedModel:
         self._model, self._left = model, positions
 
     def __call__(self, *, input_ids: Tensor, **kwargs: Any) -> Any:
-        now, self._left = self._left.split((len(input_ids), len(self._left) - len(input_ids)))
+        now, self._left = self._left[: len(input_ids)], self._left[len(input_ids) :]
         return self._model(input_ids=input_ids, position_ids=now.permute(2, 0, 1), **kwargs)
 
 

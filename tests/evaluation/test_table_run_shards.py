@@ -1,0 +1,32 @@
+"""Several processes of accelerate share a run over a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_two_processes_answer_what_one_answers(tmp_path: Path) -> None:
+    demo = str(resources.files("qzoom_agent.data") / "demo")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["-m", "qzoom_agent", "run", demo, "--out", str(tmp_path), "--device", "cpu"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("results.parquet") == 1, "one process writes and says so"
+    rows = parquet.read_table(tmp_path / "results.parquet").to_pylist()
+    questions = json.loads((Path(demo) / "questions.json").read_text())
+    assert [(row["index"], row["answer"]) for row in rows] == [(at, one["answer"]) for at, one in enumerate(questions)]
+    assert not list(tmp_path.glob("samples.*.jsonl"))

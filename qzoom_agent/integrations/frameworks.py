@@ -11,7 +11,7 @@ on: an image block of the tool's message (LangChain), a part of the function's o
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import Runnable, RunnableLambda
@@ -104,7 +104,7 @@ def as_node(
     question: str = "question",
     answer: str = "answer",
     trace: str = "trace",
-) -> Callable[[Any], dict[str, Any]]:
+) -> Runnable[Any, dict[str, Any]]:
     """Return a node of somebody else's LangGraph graph that asks the agent.
 
     Args:
@@ -120,9 +120,9 @@ def as_node(
         found = (agent() if callable(agent) else agent).run(state[image], state[question])
         return {answer: found.text, trace: found.trace.model_dump(mode="json")}
 
-    return node
+    return RunnableLambda(node, name="qzoom")
 
 
-def as_runnable(agent: Agent | Callable[[], Agent]) -> Runnable[Mapping[str, Any], dict[str, Any]]:
+def as_runnable(agent: Agent | Callable[[], Agent]) -> Runnable[Any, dict[str, Any]]:
     """Return the agent as a LangChain runnable of {"image", "question"}; it returns {"answer", "trace"}."""
-    return RunnableLambda(as_node(agent), name="qzoom")
+    return as_node(agent)

@@ -42,6 +42,14 @@ def test_the_loop_of_the_page(
         assert run_documented("langchain", server, tmp_path, monkeypatch, capsys).strip().endswith("42")
 
 
+def test_the_graph_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(*zooms("chat")) as server:
+        first, second = run_documented("langgraph", server, tmp_path, monkeypatch, capsys).split()
+    assert first == second
+
+
 def test_the_server_of_langgraph_runs_the_graph_with_nano(tmp_path: Path) -> None:
     """As `langgraph dev` starts it in tools/, in a process of its own."""
     needs("langgraph_api", "langchain")

@@ -5,8 +5,8 @@
     print(answer)
     answer.save("run")
 
-Every run has its own views, session and state, so runs may overlap. Bad input raises a `QzoomError` before the model is
-asked; a failure of the model or its server does not raise, it is the `status` of the answer.
+Runs may overlap. Bad input raises a `QzoomError` before the model is asked; a failure of the model or its server does
+not raise, it is the `status` of the answer.
 """
 
 from __future__ import annotations
@@ -15,54 +15,39 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
 
+from qzoom_agent.agent_parts import AgentParts, Boxes, gold_boxes, split_objects
 from qzoom_agent.answer import Answer, Event, LookResult
 from qzoom_agent.approval import Decision, is_waiting, read_decision
 from qzoom_agent.async_events import events_of
 from qzoom_agent.config import AgentConfig
+from qzoom_agent.episode_run import play
 from qzoom_agent.episode_state import Context, State, start
-from qzoom_agent.errors import BoxError, ConfigError, describe_error
-from qzoom_agent.extensions import reference, satisfying
-from qzoom_agent.geometry import Box
-from qzoom_agent.graph import compile_graph, take_look, to_record, to_trace
+from qzoom_agent.errors import ConfigError, describe_error
+from qzoom_agent.graph import take_look, to_trace
 from qzoom_agent.images import ImageSource, load_image
 from qzoom_agent.messages import require_question
 from qzoom_agent.models.interface import Backend, Perceiver
-from qzoom_agent.models.perceiver import load_perceiver, name_of
-from qzoom_agent.policy import CropPolicy
-from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, get_protocol, native_form, with_tools
-from qzoom_agent.protocols.wording import OWN, PromptFile, Reworded, choose_prompt, read_given
-from qzoom_agent.saved_runs import SavedRuns, run_config
-from qzoom_agent.telemetry import AGENT, describe_run, span
+from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, get_protocol
+from qzoom_agent.protocols.wording import PromptFile, read_given
+from qzoom_agent.saved_runs import SavedRuns
 from qzoom_agent.trace import PendingCall, Trace, describe_environment
 from qzoom_agent.views import View, ViewStore, original_id
-from qzoom_agent.zoom.own_tools import find_own_tools, require_place
-from qzoom_agent.zoom.zoom import Zoom, ZoomConfig, find_tool
+from qzoom_agent.zoom.own_tools import require_place
 
 if TYPE_CHECKING:
     from qzoom_agent.chat import Chat
 
 Images = ImageSource | Sequence[ImageSource]
 """One image, or a list or tuple of several."""
-Boxes = Sequence[Box | Sequence[float]]
-"""Boxes of the original: `Box` in any frame, or four numbers in pixels. A `Box` with `view` original2 is one of the
-second image.
-"""
 
 logger = logging.getLogger(__name__)
-
-_EXTENSIONS = {"protocol": "protocol", "tool": "tool", "rule": "review.rule"}
-_OBJECTS = {**_EXTENSIONS, "prompt": "prompt", "perceiver": "perceiver", "own_tools": "own_tools", "approve": "approve"}
-"""Key of the configuration of each part that an agent also takes as an object."""
-_ASIDE = ("callbacks", "checkpointer")
-"""Objects that no key of the configuration names."""
 
 
 class Agent:
@@ -113,39 +98,16 @@ class Agent:
             ConfigError: This backend cannot run the configuration.
         """
         self.backend = backend
-        changes, self._objects = _split(overrides)
-        names: dict[str, Any] = {
-            _EXTENSIONS[key]: reference(value) for key, value in self._objects.items() if key in _EXTENSIONS
-        }
-        self.perceiver = self._objects.get("perceiver")
-        if self.perceiver is not None:
-            names["perceiver"] = name_of(satisfying(self.perceiver, Perceiver, kind="perceiver"))
-        if "own_tools" in self._objects:
-            self._objects["own_tools"] = list(find_own_tools(self._objects["own_tools"]).values())
-            names["own_tools"] = tuple(tool.reference for tool in self._objects["own_tools"])
-        if "approve" in self._objects:
-            names["approve"] = True
-        self._given = (config or AgentConfig()).replace(**{**names, **changes})
-        self._own = find_own_tools(self._objects.get("own_tools", self._given.own_tools or ()))
-        if self.perceiver is None and self._given.perceiver is not None:
-            self.perceiver = load_perceiver(self._given.perceiver)
-        self._prompt = choose_prompt(self._objects.get("prompt", self._given.prompt), getattr(backend, "prompt", None))
-        self.config = self._given.resolved(
-            model=backend.name,
-            protocol=backend.protocol,
-            defaults=backend.defaults,
-            perceives=self.perceives,
-            settings=self._settings(),
-            prompt=None if self._prompt is None else self._prompt.digest,
-        )
-        checkpointer = self._objects.get("checkpointer")
+        self._parts = AgentParts(backend, config, overrides)
+        self.config, self.perceiver = self._parts.config, self._parts.perceiver
+        checkpointer = self._parts.objects.get("checkpointer")
         self._images: TemporaryDirectory[str] | None = None
         if state_dir is None and checkpointer is not None:
             self._images = TemporaryDirectory(prefix="qzoom-")
             state_dir = self._images.name
         self.state_dir = None if state_dir is None else Path(state_dir)
-        self._saved = None if self.state_dir is None else SavedRuns(self.state_dir, checkpointer)
-        self.protocol = self._context(self.config, ViewStore()).protocol
+        self._saved = SavedRuns(self.state_dir, checkpointer) if self.state_dir else None
+        self.protocol = self._parts.context(self.config, ViewStore()).protocol
 
     @classmethod
     def from_pretrained(
@@ -173,7 +135,7 @@ class Agent:
             ConfigError: The configuration is wrong.
             BackendError: The model cannot be loaded.
         """
-        changes, objects = _split(overrides)
+        changes, objects = split_objects(overrides)
         config = (config or AgentConfig()).replace(model=model, **changes)
         if config.protocol is not None:
             get_protocol(config.protocol)  # a wrong name should not cost the loading of weights
@@ -234,7 +196,7 @@ class Agent:
             ConfigError: The address, the model, the configuration or another argument is wrong.
             BackendError: The perceiver cannot be loaded.
         """
-        changes, objects = _split(overrides if perceiver is None else {**overrides, "perceiver": perceiver})
+        changes, objects = split_objects(overrides if perceiver is None else {**overrides, "perceiver": perceiver})
         config = (config or AgentConfig()).replace(model=model, **changes)
         from qzoom_agent.models.hosted import connection, served_preset
         from qzoom_agent.models.presets import UNKNOWN_BUDGET, guess_of
@@ -280,23 +242,15 @@ class Agent:
         """
         backend: Backend = changes.pop("backend", self.backend)
         # Changes the configuration as it was given: presets filled in for it may give way to the changes.
-        objects = {**self._objects, **({"perceiver": self.perceiver} if self.perceiver else {})}
-        agent = Agent(backend, config=self._given, state_dir=self.state_dir, **{**objects, **changes})
+        objects = {**self._parts.objects, **({"perceiver": self.perceiver} if self.perceiver else {})}
+        agent = Agent(backend, config=self._parts.given, state_dir=self.state_dir, **{**objects, **changes})
         agent._images = self._images  # lives as long as an agent that has images there
         return agent
 
     @property
     def perceives(self) -> bool:
         """True if something looks before the model answers: its own branches, or a perceiver."""
-        return self.backend.perceives or self.perceiver is not None
-
-    def _settings(self) -> dict[str, Any]:
-        """Return the recommended values of the configuration: the model's, and those of a perceiver for the look."""
-        own: dict[str, Any] = dict(getattr(self.backend, "settings", None) or {})
-        if self.perceiver is None:
-            return own
-        own = {key: value for key, value in own.items() if not key.startswith("perception.")}
-        return {**own, **getattr(self.perceiver, "settings", {})}
+        return self._parts.perceives
 
     def run(
         self,
@@ -348,7 +302,7 @@ class Agent:
         """
         from qzoom_agent.chat import Chat
 
-        if self.config.approve and "approve" not in self._objects:
+        if self._parts.waits:
             raise ConfigError("A conversation cannot stop before a call (approve=True). Give approve a function.")
         if image is not None:
             if history is None:
@@ -430,7 +384,7 @@ class Agent:
             )
         pixels = [load_image(one, max_pixels=config.max_pixels) for one in given]
         folder = None
-        if thread is None and config.approve and "approve" not in self._objects:
+        if thread is None and self._parts.waits:
             raise ConfigError(
                 "This agent stops before each call until somebody decides on it (approve=True), so its run has to be "
                 "saved. Give the agent a state_dir and the run a thread, or give approve a function that decides."
@@ -439,7 +393,7 @@ class Agent:
             saved = self._saved_runs(thread)
             saved.require_free(thread)
             folder = saved.folder(thread)
-        context = self._context(config, ViewStore(folder, count=getattr(self.backend, "view_tokens", None)))
+        context = self._parts.context(config, ViewStore(folder, count=getattr(self.backend, "view_tokens", None)))
         for number, one in enumerate(pixels):
             context.store.add_original(one, number=number)
         return context
@@ -573,7 +527,7 @@ class Agent:
         views = [view for one in (*state.get("asked", []), state) for view in one["views"]]
         store = ViewStore.restore(saved.folder(thread), [View(**view) for view in views])
         store.count = getattr(self.backend, "view_tokens", None)
-        context = self._context(AgentConfig.model_validate(state["config"]), store)
+        context = self._parts.context(AgentConfig.model_validate(state["config"]), store)
         context.follow(state)
         return context, state, failed
 
@@ -592,77 +546,9 @@ class Agent:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _context(self, config: AgentConfig, store: ViewStore) -> Context:
-        views = config.budget.view_budget(self.backend.defaults)
-        crops = ZoomConfig(
-            factor=views.factor,
-            min_tokens=views.crop_min_tokens,
-            max_tokens=views.crop_max_tokens,
-            **config.crop.model_dump(),
-        )
-        own = None if self._prompt is None else self._prompt.digest
-        if config.prompt not in ({own} if own else {None, OWN}):
-            raise ConfigError(
-                f"This run was begun with the prompt file {config.prompt}, and the agent has {own or 'none'}. Give it "
-                "the same file (--prompt, in Python: prompt)."
-            )
-        if config.perceiver != self._given.perceiver:
-            raise ConfigError(
-                f"This run was begun with the perceiver {config.perceiver or 'none'}, and the agent has "
-                f"{self._given.perceiver or 'none'}. Give it the same one (--perceiver, in Python: perceiver)."
-            )
-        if config.perception.sparse_crop is not None and (
-            self.perceiver is not None or not getattr(self.backend, "takes_sparse_crops", False)
-        ):
-            raise ConfigError(
-                f"Sparse crops (perception.sparse_crop) need a local model whose own branches look and whose images "
-                f"may have any size, such as Qwen2.5-VL, Qwen3-VL or Qwen3.5. Leave them out for '{self.backend.name}'"
-                f"{'' if self.perceiver is None else ' with a perceiver'}."
-            )
-        known = {reference(value): value for key, value in self._objects.items() if key in _EXTENSIONS}
-        own_tools = [tool.reference for tool in self._own.values()]
-        if list(config.own_tools or ()) != own_tools:
-            raise ConfigError(
-                f"This run was begun with the tools {', '.join(config.own_tools or ()) or 'none'}, and the agent has "
-                f"{', '.join(own_tools) or 'none'}. Give it the same ones (--tool, in Python: tools)."
-            )
-        protocol = get_protocol(config.protocol or self.backend.protocol, known={**PROTOCOLS, **known})
-        policy, tools = CropPolicy(config, views, perceives=self.perceives, known=known), tuple[str, ...]()
-        offered = self._own if policy.offers_tools else {}
-        protocol = with_tools(protocol, {name: tool.schema for name, tool in offered.items()})
-        if config.tools == "native":
-            if not getattr(self.backend, "api", ""):
-                raise ConfigError(
-                    f"Native tool calls (--tools native) are a server's, and '{self.backend.name}' runs without one. "
-                    "Leave them out, or name a server with --server (in Python: Agent.from_server)."
-                )
-            protocol = native = native_form(protocol)
-            tools = tuple(native.tool_schema().splitlines()) if policy.offers_tools else ()
-        if self._prompt is not None:
-            protocol = reworded = Reworded(protocol, self._prompt)
-            if offered and not tools:
-                reworded.require_schema(offered)
-        return Context(
-            backend=self.backend,
-            protocol=protocol,
-            policy=policy,
-            tools=tools,
-            own=offered,
-            approve=self._objects.get("approve"),
-            config=config,
-            views=views,
-            tool=find_tool(config.tool, crops, known=known),
-            zoom=Zoom(crops),
-            roi_zoom=Zoom(crops.for_proposals(config.perception)),
-            store=store,
-            perceiver=self.perceiver,
-        )
-
-    def _finish(
-        self, state: State | None, context: Context, thread: str | None, *, since: RunnableConfig | None = None
-    ) -> Answer:
-        """Run an episode to its end, from `state` or after a saved step: the last, or `since`."""
-        *_, last = self._stream(state, context, thread, since=since)
+    def _finish(self, state: State | None, context: Context, thread: str | None, **options: Any) -> Answer:
+        """Run an episode to its end."""
+        *_, last = self._stream(state, context, thread, **options)
         assert last.answer is not None
         return last.answer
 
@@ -675,52 +561,12 @@ class Agent:
         since: RunnableConfig | None = None,
         left_at: Callable[[State], None] | None = None,
     ) -> Iterator[Event]:
-        """Yield the events of an episode; of a saved conversation, `state` may be the update that asks a question.
-
-        `left_at` receives the final state, and keeps the sessions open for the next question.
-        """
-        # A look, and a step a turn and two a call; LangGraph's own limit must never end an episode before our budget.
-        steps = 2 + 2 * context.protocol.max_calls_per_turn
-        config: RunnableConfig = {"recursion_limit": steps * context.config.budget.max_turns + 10}
-        if "callbacks" in self._objects:
-            config["callbacks"] = list(self._objects["callbacks"])
-        graph = compile_graph()
-        guard: AbstractContextManager[None] = nullcontext()
-        options: dict[str, Any] = {"context": context, "stream_mode": ["custom", "values"]}
-        if thread is not None:
-            saved = self._saved_runs(thread)
-            graph = saved.graph()
-            if state is not None:  # `resume` has claimed its run
-                guard = saved.claimed(thread, new=not context.follows)
-            options["durability"] = "sync"
-            config = {**run_config(thread), **config, **(since or {})}
-        final: Any = None
-        ending: Event | None = None
-        try:
-            about = {"gen_ai.request.model": self.backend.name, "gen_ai.provider.name": context.provider}
-            with guard, span("invoke_agent", AGENT, about) as context.span:
-                for mode, data in graph.stream(cast(Any, state), config, **options):
-                    if mode == "values":
-                        final = data
-                    elif data["kind"] == "answer":
-                        ending = Event(**data)
-                    else:
-                        try:
-                            yield Event(**data)
-                        except GeneratorExit:
-                            context.left = True  # before LangGraph's stream is closed, which waits for the turn
-                            raise
-                if is_waiting(final):
-                    ending = Event(kind="answer", data={"status": "waiting", "answer": None, "error": None})
-                elif thread is not None:
-                    saved.drop_steps(thread)
-                describe_run(context.span, to_record(final) if final["status"] else None, id=final["id"])
-            if left_at is not None:
-                left_at(final)
-        finally:
-            if left_at is None or ending is None:
-                context.close()
-        assert ending is not None
+        """Yield the events of an episode, the answer last; see `play`."""
+        saved = None if thread is None else self._saved_runs(thread)
+        callbacks = self._parts.objects.get("callbacks")
+        ending, final = yield from play(
+            state, context, saved=saved, thread=thread or "", callbacks=callbacks, since=since, left_at=left_at
+        )
         yield ending.model_copy(update={"answer": self._answer(final, context)})
 
     def _saved_runs(self, thread: str) -> SavedRuns:
@@ -731,10 +577,7 @@ class Agent:
     def _answer(self, state: State, context: Context) -> Answer:
         trace = to_trace(state, protocol=context.protocol.name, environment=self._environment())
         calibration = getattr(self.backend, "calibration", None)
-        if calibration is not None and self._objects.keys() <= {
-            *_ASIDE,
-            "approve",
-        }:  # it is of the model as it comes, and of first questions
+        if calibration is not None and self._parts.as_published:  # it is of first questions to the model as it comes
             temperature = context.config.generation.temperature
             trace.confidence = calibration.of(trace.answer_probability, policy=trace.policy, temperature=temperature)
         return Answer.of(trace, context.store)
@@ -756,39 +599,3 @@ class Agent:
             error=describe_error(error),
         )
         return Answer(text="", status="error", trace=trace, store=ViewStore())
-
-
-def _split(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Separate changes of the configuration from extensions given as objects."""
-    overrides = {key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()}
-    if not isinstance(overrides.get("tools"), str | None):
-        overrides["own_tools"] = overrides.pop("tools")
-    objects = {key: overrides[key] for key in _OBJECTS if not isinstance(overrides.get(key), str | bool | None)}
-    objects |= {key: given for key in _ASIDE if (given := overrides.pop(key, None)) is not None}
-    return {_OBJECTS.get(key, key): value for key, value in overrides.items() if key not in objects}, objects
-
-
-def gold_boxes(context: Context, boxes: Boxes | None) -> list[list[float]] | None:
-    """Return gold boxes as a state has them. Raises ConfigError for a wrong one, or if the policy needs some."""
-    gold = None if boxes is None else [_gold(box, context.store) for box in boxes]
-    context.policy.require(gold)
-    if gold is None:
-        return None
-    numbers = [context.store.view(box.view).image for box in gold]
-    return [[*box.as_list(), *([number] if number else [])] for box, number in zip(gold, numbers, strict=True)]
-
-
-def _gold(box: Box | Sequence[float], store: ViewStore) -> Box:
-    """Return a gold box in pixels of its original, inside it."""
-    if not isinstance(box, Box):
-        try:
-            x1, y1, x2, y2 = box
-            box = Box(x1, y1, x2, y2)
-        except (TypeError, ValueError, BoxError):
-            raise ConfigError(
-                f"A box is four numbers x1, y1, x2, y2 in pixels of the original; got {box!r:.80}. Give a list of them."
-            ) from None
-    size = next((view.size for view in store.originals if view.id == box.view), None)
-    if size is None or not box.finite:
-        raise ConfigError(f"A gold box has finite numbers and refers to the original; got {box}.")
-    return box.to_pixel(size).ordered().clamp(size)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from qzoom_agent.agent_parts import Boxes, gold_boxes
 from qzoom_agent.answer import Answer, Event
 from qzoom_agent.episode_state import Context, State, advanced, follow_up
 from qzoom_agent.errors import ConfigError
@@ -22,7 +23,7 @@ from qzoom_agent.graph import to_record
 from qzoom_agent.messages import require_question
 
 if TYPE_CHECKING:
-    from qzoom_agent.agent import Agent, Boxes
+    from qzoom_agent.agent import Agent
 
 
 class Chat:
@@ -111,8 +112,6 @@ class Chat:
 
     def _input(self, question: str, boxes: Boxes | None) -> dict[str, Any]:
         """Return what the graph is run on: a first state, or the update of the last one."""
-        from qzoom_agent.agent import gold_boxes
-
         context, state = self._context, self._state
         if state is None:
             first = self._agent._first_state(context, question, boxes=boxes, thread=self._thread)

@@ -30,6 +30,7 @@ LAYERS = [
     {"policy", "review", "tool_calls"},
     {"approval", "episode_state", "first_turns", "graph"},
     {"answer", "saved_runs"},
+    {"agent_parts", "episode_run"},
     {"agent", "chat"},
     {"evaluation"},
     {"training"},

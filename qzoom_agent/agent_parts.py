@@ -1,0 +1,206 @@
+"""The parts of an agent: its configuration, and the objects that stand for parts of it, from its keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qzoom_agent.config import AgentConfig
+from qzoom_agent.episode_state import Context
+from qzoom_agent.errors import BoxError, ConfigError
+from qzoom_agent.extensions import reference, satisfying
+from qzoom_agent.geometry import Box
+from qzoom_agent.models.interface import Backend, Perceiver
+from qzoom_agent.models.perceiver import load_perceiver, name_of
+from qzoom_agent.policy import CropPolicy
+from qzoom_agent.protocols import PROTOCOLS, get_protocol, native_form, with_tools
+from qzoom_agent.protocols.wording import OWN, Reworded, choose_prompt
+from qzoom_agent.views import ViewStore
+from qzoom_agent.zoom.own_tools import find_own_tools
+from qzoom_agent.zoom.zoom import Zoom, ZoomConfig, find_tool
+
+Boxes = Sequence[Box | Sequence[float]]
+"""Boxes of the original: `Box` in any frame, or four numbers in pixels. A `Box` with `view` original2 is one of the
+second image.
+"""
+
+_EXTENSIONS = {"protocol": "protocol", "tool": "tool", "rule": "review.rule"}
+_OBJECTS = {**_EXTENSIONS, "prompt": "prompt", "perceiver": "perceiver", "own_tools": "own_tools", "approve": "approve"}
+"""Key of the configuration of each part that an agent also takes as an object."""
+_ASIDE = ("callbacks", "checkpointer")
+"""Objects that no key of the configuration names."""
+
+
+class AgentParts:
+    """A model, the configuration of its runs, and what was given as objects.
+
+    Raises:
+        ConfigError: This backend cannot run the configuration.
+    """
+
+    objects: dict[str, Any]
+    """Parts that were given as objects, by key of the configuration; `callbacks` and `checkpointer`."""
+    given: AgentConfig
+    """The configuration as it was given."""
+    config: AgentConfig
+    """The same with the backend's presets filled in."""
+    perceiver: Perceiver | None
+
+    def __init__(self, backend: Backend, config: AgentConfig | None, overrides: dict[str, Any]) -> None:
+        self.backend = backend
+        changes, self.objects = split_objects(overrides)
+        names: dict[str, Any] = {
+            _EXTENSIONS[key]: reference(value) for key, value in self.objects.items() if key in _EXTENSIONS
+        }
+        self.perceiver = self.objects.get("perceiver")
+        if self.perceiver is not None:
+            names["perceiver"] = name_of(satisfying(self.perceiver, Perceiver, kind="perceiver"))
+        if "own_tools" in self.objects:
+            self.objects["own_tools"] = list(find_own_tools(self.objects["own_tools"]).values())
+            names["own_tools"] = tuple(tool.reference for tool in self.objects["own_tools"])
+        if "approve" in self.objects:
+            names["approve"] = True
+        self.given = (config or AgentConfig()).replace(**{**names, **changes})
+        self._own = find_own_tools(self.objects.get("own_tools", self.given.own_tools or ()))
+        if self.perceiver is None and self.given.perceiver is not None:
+            self.perceiver = load_perceiver(self.given.perceiver)
+        self._prompt = choose_prompt(self.objects.get("prompt", self.given.prompt), getattr(backend, "prompt", None))
+        self.config = self.given.resolved(
+            model=backend.name,
+            protocol=backend.protocol,
+            defaults=backend.defaults,
+            perceives=self.perceives,
+            settings=self._settings(),
+            prompt=None if self._prompt is None else self._prompt.digest,
+        )
+
+    @property
+    def perceives(self) -> bool:
+        """True if something looks before the model answers: its own branches, or a perceiver."""
+        return self.backend.perceives or self.perceiver is not None
+
+    @property
+    def waits(self) -> bool:
+        """True if a run stops before each call until somebody decides on it."""
+        return bool(self.config.approve) and "approve" not in self.objects
+
+    @property
+    def as_published(self) -> bool:
+        """True if no part of the run is an object, so that measurements of the model hold for it."""
+        return self.objects.keys() <= {*_ASIDE, "approve"}
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the recommended values of the configuration: the model's, and those of a perceiver for the look."""
+        own: dict[str, Any] = dict(getattr(self.backend, "settings", None) or {})
+        if self.perceiver is None:
+            return own
+        own = {key: value for key, value in own.items() if not key.startswith("perception.")}
+        return {**own, **getattr(self.perceiver, "settings", {})}
+
+    def context(self, config: AgentConfig, store: ViewStore) -> Context:
+        """Return what an episode under a configuration runs with.
+
+        Raises:
+            ConfigError: This agent cannot run the configuration, or a part differs from those of the run.
+        """
+        views = config.budget.view_budget(self.backend.defaults)
+        crops = ZoomConfig(
+            factor=views.factor,
+            min_tokens=views.crop_min_tokens,
+            max_tokens=views.crop_max_tokens,
+            **config.crop.model_dump(),
+        )
+        own = None if self._prompt is None else self._prompt.digest
+        if config.prompt not in ({own} if own else {None, OWN}):
+            raise ConfigError(
+                f"This run was begun with the prompt file {config.prompt}, and the agent has {own or 'none'}. Give it "
+                "the same file (--prompt, in Python: prompt)."
+            )
+        if config.perceiver != self.given.perceiver:
+            raise ConfigError(
+                f"This run was begun with the perceiver {config.perceiver or 'none'}, and the agent has "
+                f"{self.given.perceiver or 'none'}. Give it the same one (--perceiver, in Python: perceiver)."
+            )
+        if config.perception.sparse_crop is not None and (
+            self.perceiver is not None or not getattr(self.backend, "takes_sparse_crops", False)
+        ):
+            raise ConfigError(
+                f"Sparse crops (perception.sparse_crop) need a local model whose own branches look and whose images "
+                f"may have any size, such as Qwen2.5-VL, Qwen3-VL or Qwen3.5. Leave them out for '{self.backend.name}'"
+                f"{'' if self.perceiver is None else ' with a perceiver'}."
+            )
+        known = {reference(value): value for key, value in self.objects.items() if key in _EXTENSIONS}
+        own_tools = [tool.reference for tool in self._own.values()]
+        if list(config.own_tools or ()) != own_tools:
+            raise ConfigError(
+                f"This run was begun with the tools {', '.join(config.own_tools or ()) or 'none'}, and the agent has "
+                f"{', '.join(own_tools) or 'none'}. Give it the same ones (--tool, in Python: tools)."
+            )
+        protocol = get_protocol(config.protocol or self.backend.protocol, known={**PROTOCOLS, **known})
+        policy, tools = CropPolicy(config, views, perceives=self.perceives, known=known), tuple[str, ...]()
+        offered = self._own if policy.offers_tools else {}
+        protocol = with_tools(protocol, {name: tool.schema for name, tool in offered.items()})
+        if config.tools == "native":
+            if not getattr(self.backend, "api", ""):
+                raise ConfigError(
+                    f"Native tool calls (--tools native) are a server's, and '{self.backend.name}' runs without one. "
+                    "Leave them out, or name a server with --server (in Python: Agent.from_server)."
+                )
+            protocol = native = native_form(protocol)
+            tools = tuple(native.tool_schema().splitlines()) if policy.offers_tools else ()
+        if self._prompt is not None:
+            protocol = reworded = Reworded(protocol, self._prompt)
+            if offered and not tools:
+                reworded.require_schema(offered)
+        return Context(
+            backend=self.backend,
+            protocol=protocol,
+            policy=policy,
+            tools=tools,
+            own=offered,
+            approve=self.objects.get("approve"),
+            config=config,
+            views=views,
+            tool=find_tool(config.tool, crops, known=known),
+            zoom=Zoom(crops),
+            roi_zoom=Zoom(crops.for_proposals(config.perception)),
+            store=store,
+            perceiver=self.perceiver,
+        )
+
+
+def split_objects(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Separate changes of the configuration from extensions given as objects."""
+    overrides = {key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()}
+    if not isinstance(overrides.get("tools"), str | None):
+        overrides["own_tools"] = overrides.pop("tools")
+    objects = {key: overrides[key] for key in _OBJECTS if not isinstance(overrides.get(key), str | bool | None)}
+    objects |= {key: given for key in _ASIDE if (given := overrides.pop(key, None)) is not None}
+    return {_OBJECTS.get(key, key): value for key, value in overrides.items() if key not in objects}, objects
+
+
+def gold_boxes(context: Context, boxes: Boxes | None) -> list[list[float]] | None:
+    """Return gold boxes as a state has them. Raises ConfigError for a wrong one, or if the policy needs some."""
+    gold = None if boxes is None else [_gold(box, context.store) for box in boxes]
+    context.policy.require(gold)
+    if gold is None:
+        return None
+    numbers = [context.store.view(box.view).image for box in gold]
+    return [[*box.as_list(), *([number] if number else [])] for box, number in zip(gold, numbers, strict=True)]
+
+
+def _gold(box: Box | Sequence[float], store: ViewStore) -> Box:
+    """Return a gold box in pixels of its original, inside it."""
+    if not isinstance(box, Box):
+        try:
+            x1, y1, x2, y2 = box
+            box = Box(x1, y1, x2, y2)
+        except (TypeError, ValueError, BoxError):
+            raise ConfigError(
+                f"A box is four numbers x1, y1, x2, y2 in pixels of the original; got {box!r:.80}. Give a list of them."
+            ) from None
+    size = next((view.size for view in store.originals if view.id == box.view), None)
+    if size is None or not box.finite:
+        raise ConfigError(f"A gold box has finite numbers and refers to the original; got {box}.")
+    return box.to_pixel(size).ordered().clamp(size)

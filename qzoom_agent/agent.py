@@ -435,8 +435,7 @@ class Agent:
         """
         if not isinstance(pairs, Iterable):
             raise ConfigError(f"A batch is a list of pairs (image, question); got {type(pairs).__name__}.")
-        pairs = list(pairs)
-        for at, pair in enumerate(pairs):
+        for at, pair in enumerate(pairs := list(pairs)):
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise ConfigError(f"Item {at} is not a pair (image, question); got {type(pair).__name__}.")
         asker, workers = self.side_by_side(workers, most=len(pairs))

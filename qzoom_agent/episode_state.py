@@ -18,7 +18,7 @@ from langgraph.types import Overwrite
 from typing_extensions import TypedDict
 
 from qzoom_agent.config import AgentConfig, ViewBudget
-from qzoom_agent.errors import BackendError, ImageError
+from qzoom_agent.errors import BackendError, ImageError, QzoomError
 from qzoom_agent.gate import answer_confidence
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text, view_ids, with_system
@@ -36,7 +36,7 @@ from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols.interface import Parsed, ZoomProtocol
 from qzoom_agent.protocols.parsing import cut_off, own_turn
 from qzoom_agent.review import Last
-from qzoom_agent.telemetry import Span, span
+from qzoom_agent.telemetry import Span, installed, span
 from qzoom_agent.trace import SERVED, PendingCall, Status, Turn
 from qzoom_agent.views import View, ViewStore, coarse_id, original_id
 from qzoom_agent.zoom.own_tools import OwnTool
@@ -138,10 +138,15 @@ class Context:
         return [view for view in self.store.shown if view.id not in self.earlier]
 
     @property
-    def provider(self) -> str:
-        """The name of who serves the model, for spans: of a server what it says it is."""
+    def provider(self) -> str | None:
+        """The name of who serves the model, for spans: of a server what it says it is. None: nobody records spans."""
         client = getattr(self.backend, "client", None)
-        return "qzoom_agent" if client is None else str(client.owner or "openai")
+        if client is None:
+            return "qzoom_agent"
+        try:
+            return str(client.owner or "openai") if installed() else None
+        except QzoomError:  # such as a key that cannot be sent: the first turn says so
+            return "openai"
 
     def follow(self, state: State) -> None:
         """Take note of the earlier questions of a conversation."""

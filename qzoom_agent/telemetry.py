@@ -54,7 +54,7 @@ def span(
         attributes: By their conventional names; those that are None are left out.
         parent: The span that it belongs to; None: the program's current one.
     """
-    if not _installed():
+    if not installed():
         yield Span()
         return
     from opentelemetry import trace
@@ -92,5 +92,6 @@ def describe_run(run: Span, record: QuestionRecord | None, *, id: str) -> None:
 
 
 @cache
-def _installed() -> bool:
+def installed() -> bool:
+    """Return True if OpenTelemetry's API is there to record spans."""
     return find_spec("opentelemetry") is not None and find_spec("opentelemetry.trace") is not None

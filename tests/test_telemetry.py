@@ -13,7 +13,7 @@ from tests.test_resume import IMAGE, SCRIPT, recording
 
 
 def test_without_opentelemetry_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qzoom_agent.telemetry._installed", lambda: False)
+    monkeypatch.setattr("qzoom_agent.telemetry.installed", lambda: False)
     with span("chat", "nano", {"a": 1}, parent=Span()) as opened:
         opened.set({"b": 2})
         opened.fail("Error")

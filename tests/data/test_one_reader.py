@@ -183,8 +183,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"box": "here", "answer": "x"}, "is no box"),
     ({"box": {"x1": 1}, "answer": "x"}, "is no box"),
     ({"bbox_norm": [0.1, 0.1, 1.3, 0.3], "answer": "x"}, "not inside"),
-    ({"image": ["a.png", "b.png"], "question": "the first or the second?", "answer": "first"}, "2 images"),
-    ({"images": ["a.png", "b.png"], "answer": "first"}, "2 images"),
     ({"image": "gone.png", "answer": "x"}, "neither a file in"),
     ({"image": None, "answer": "x"}, "no image in the cell"),
     ({"image": "mine.jsonl", "answer": "x"}, "Not an image"),
@@ -206,6 +204,17 @@ def test_read(folder: Path, entry: Callable[[Path], list[Read]], row: dict[str, 
         wanted = wanted._replace(question="What?")
     (found,) = entry(table(folder, row))
     assert found == wanted
+
+
+@pytest.mark.parametrize("entry", [trained, rolled_out])
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_several_images_are_evaluated_and_not_trained_on(
+    folder: Path, entry: Callable[[Path], list[Read]], column: str
+) -> None:
+    path = table(folder, {column: ["a.png", "b.png"], "question": "the first or the second?", "answer": "first"})
+    assert evaluated(path) == [Read("the first or the second?", ("first",), None)]
+    with pytest.raises(ConfigError, match="2 images"):
+        entry(path)
 
 
 @ENTRIES

@@ -146,7 +146,7 @@ def test_an_agent_asks_in_these_words_and_the_trace_has_their_digest(tmp_path: P
     assert again.config == agent.config
     file.write_text("final: Stop.\n")
     with pytest.raises(ConfigError, match=f"begun with the prompt file {digest}"):
-        Agent(ScriptedBackend(reply), policy="explicit", prompt=file)._context(agent.config, answer.store)
+        Agent(ScriptedBackend(reply), policy="explicit", prompt=file)._parts.context(agent.config, answer.store)
     agent.close()
 
 

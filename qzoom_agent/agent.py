@@ -22,7 +22,7 @@ from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
 
-from qzoom_agent.agent_parts import AgentParts, Boxes, gold_boxes, split_objects
+from qzoom_agent.agent_parts import AgentParts, Boxes, Images, gold_boxes, split_objects
 from qzoom_agent.answer import Answer, Event, LookResult
 from qzoom_agent.approval import Decision, is_waiting, read_decision
 from qzoom_agent.async_events import events_of
@@ -43,9 +43,6 @@ from qzoom_agent.zoom.own_tools import require_place
 
 if TYPE_CHECKING:
     from qzoom_agent.chat import Chat
-
-Images = ImageSource | Sequence[ImageSource]
-"""One image, or a list or tuple of several."""
 
 logger = logging.getLogger(__name__)
 
@@ -545,9 +542,11 @@ class Agent:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _finish(self, state: State | None, context: Context, thread: str | None, **options: Any) -> Answer:
-        """Run an episode to its end."""
-        *_, last = self._stream(state, context, thread, **options)
+    def _finish(
+        self, state: State | None, context: Context, thread: str | None, *, since: RunnableConfig | None = None
+    ) -> Answer:
+        """Run an episode to its end, from `state` or after a saved step: the last, or `since`."""
+        *_, last = self._stream(state, context, thread, since=since)
         assert last.answer is not None
         return last.answer
 

@@ -11,6 +11,7 @@ from qzoom_agent.episode_state import Context
 from qzoom_agent.errors import BoxError, ConfigError
 from qzoom_agent.extensions import reference, satisfying
 from qzoom_agent.geometry import Box
+from qzoom_agent.images import ImageSource
 from qzoom_agent.models.interface import Backend, Perceiver
 from qzoom_agent.models.perceiver import load_perceiver, name_of
 from qzoom_agent.policy import CropPolicy
@@ -20,6 +21,8 @@ from qzoom_agent.views import ViewStore
 from qzoom_agent.zoom.own_tools import find_own_tools
 from qzoom_agent.zoom.zoom import Zoom, ZoomConfig, find_tool
 
+Images = ImageSource | Sequence[ImageSource]
+"""One image, or a list or tuple of several."""
 Boxes = Sequence[Box | Sequence[float]]
 """Boxes of the original: `Box` in any frame, or four numbers in pixels. A `Box` with `view` original2 is one of the
 second image.

@@ -37,7 +37,7 @@ from qzoom_agent.models.interface import Backend, Perceiver
 from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, get_protocol
 from qzoom_agent.protocols.wording import PromptFile, read_given
 from qzoom_agent.saved_runs import SavedRuns
-from qzoom_agent.trace import PendingCall, Trace, describe_environment
+from qzoom_agent.trace import PendingCall, Trace
 from qzoom_agent.views import View, ViewStore, original_id
 from qzoom_agent.zoom.own_tools import require_place
 
@@ -565,7 +565,10 @@ class Agent:
         ending, final = yield from play(
             state, context, saved=saved, thread=thread or "", callbacks=callbacks, since=since, left_at=left_at
         )
-        yield ending.model_copy(update={"answer": self._answer(final, context)})
+        answer = self._answer(final, context)
+        if left_at is None:
+            context.store = ViewStore()  # LangGraph keeps the context until Python collects cycles, not the pixels
+        yield ending.model_copy(update={"answer": answer})
 
     def _saved_runs(self, thread: str) -> SavedRuns:
         if self._saved is None:
@@ -573,17 +576,12 @@ class Agent:
         return self._saved
 
     def _answer(self, state: State, context: Context) -> Answer:
-        trace = to_trace(state, protocol=context.protocol.name, environment=self._environment())
+        trace = to_trace(state, protocol=context.protocol.name, environment=self._parts.environment)
         calibration = getattr(self.backend, "calibration", None)
         if calibration is not None and self._parts.as_published:  # it is of first questions to the model as it comes
             temperature = context.config.generation.temperature
             trace.confidence = calibration.of(trace.answer_probability, policy=trace.policy, temperature=temperature)
         return Answer.of(trace, context.store)
-
-    def _environment(self) -> dict[str, str]:
-        """Return versions, and the device and number format with the reason for them, or the API of a server."""
-        placement = str(getattr(self.backend, "placement", ""))
-        return {**describe_environment(), **({"placement": placement} if placement else {})}
 
     def _failed(self, question: str, error: Exception) -> Answer:
         trace = Trace(
@@ -593,7 +591,7 @@ class Agent:
             policy=self.config.policy or "",
             config=self.config.model_dump(mode="json"),
             seed=self.config.seed,
-            environment=self._environment(),
+            environment=self._parts.environment,
             error=describe_error(error),
         )
         return Answer(text="", status="error", trace=trace, store=ViewStore())

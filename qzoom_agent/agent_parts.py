@@ -17,6 +17,7 @@ from qzoom_agent.models.perceiver import load_perceiver, name_of
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols import PROTOCOLS, get_protocol, native_form, with_tools
 from qzoom_agent.protocols.wording import OWN, Reworded, choose_prompt
+from qzoom_agent.trace import describe_environment
 from qzoom_agent.views import ViewStore
 from qzoom_agent.zoom.own_tools import find_own_tools
 from qzoom_agent.zoom.zoom import Zoom, ZoomConfig, find_tool
@@ -92,6 +93,12 @@ class AgentParts:
     def as_published(self) -> bool:
         """True if no part of the run is an object, so that measurements of the model hold for it."""
         return self.objects.keys() <= {*_ASIDE, "approve"}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Versions, and the device and number format with the reason for them, or the API of a server."""
+        placement = str(getattr(self.backend, "placement", ""))
+        return {**describe_environment(), **({"placement": placement} if placement else {})}
 
     def _settings(self) -> dict[str, Any]:
         """Return the recommended values of the configuration: the model's, and those of a perceiver for the look."""

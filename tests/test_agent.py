@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import gc
 import io
 import json
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -347,3 +349,16 @@ def test_views_and_images_fit_together() -> None:
     answer = agent().run(IMAGE, "What?")
     find = by_digest(answer.trace.views, answer.store.image)
     assert all(find(view.digest).size == view.size for view in answer.trace.views)
+
+
+def test_nothing_but_the_answer_keeps_the_pixels() -> None:
+    """Not even until Python collects reference cycles, because a run over thousands of images grows meanwhile."""
+    gc.disable()
+    try:
+        answer = agent().run(IMAGE, "What?")
+        pixels = weakref.ref(answer.store.image(answer.trace.views[-1].id))
+        assert pixels() is not None
+        del answer
+        assert pixels() is None
+    finally:
+        gc.enable()

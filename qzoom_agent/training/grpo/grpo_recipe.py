@@ -89,17 +89,24 @@ class LoRA(LoraSection):
 
 
 class VLLM(Section):
-    """A vLLM server that generates the turns (`rollouts.by`: generate or environment); TRL's keys without `vllm_`."""
+    """A vLLM that generates the turns (`rollouts.by`: generate or environment); TRL's keys without `vllm_`."""
 
     mode: Literal["server", "colocate"] = "server"
-    """`colocate` is refused: vLLM would expand visual tokens that are expanded already."""
+    """`colocate`: in the trainer's own processes, on the devices that train."""
     server_host: str = "0.0.0.0"
     server_port: int = Field(default=8000, gt=0)
     server_base_url: str | None = None
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    """Of `colocate`, as all keys below: the share of a device's memory that vLLM takes; None: TRL's default."""
+    tensor_parallel_size: int | None = Field(default=None, gt=0)
+    max_model_length: int | None = Field(default=None, gt=0)
+    enable_sleep_mode: bool | None = None
+    """Free vLLM's memory while the weights are trained."""
 
     def settings(self) -> dict[str, Any]:
         """Return the keys of `GRPOConfig`."""
-        return {"use_vllm": True, **{f"vllm_{key}": value for key, value in self.model_dump().items()}}
+        given = self.model_dump(exclude_none=True)
+        return {"use_vllm": True, **{f"vllm_{key}": value for key, value in given.items()}}
 
 
 class Rollouts(Section):
@@ -128,11 +135,6 @@ class Rollouts(Section):
             raise ValueError("vllm writes turns for `by: generate` or `by: environment`, not for `shared`")
         if self.max_resample_times and self.by == "environment":
             raise ValueError("max_resample_times needs our loop: set `by` to shared or generate, or leave it out")
-        if self.vllm is not None and self.vllm.mode == "colocate":
-            raise ValueError(
-                "vllm.mode colocate reads another prompt than the trainer: TRL gives it visual tokens that are "
-                "expanded already beside the images, and vLLM expands them again. Start a server and set mode: server"
-            )
         return self
 
 

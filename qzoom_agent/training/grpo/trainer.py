@@ -43,6 +43,7 @@ from qzoom_agent.training.grpo.checks import (
 from qzoom_agent.training.grpo.environment import finished, zoom_environment
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.grpo.rollouts import FinishedRollout, RolloutScheduler, play
+from qzoom_agent.training.grpo.vllm_prompts import SamePrompts
 from qzoom_agent.training.precision import WeightSample
 from qzoom_agent.training.reward_list import NamedReward
 from qzoom_agent.training.rewards import Accuracy, Rollout
@@ -145,6 +146,8 @@ class ZoomTrainer(GRPOTrainer):
                 callbacks=[*callbacks, pages],
                 **kwargs,
             )
+        if self.use_vllm and self.vllm_mode == "colocate":
+            self.vllm_generation.llm = SamePrompts(self.vllm_generation.llm, backend.codec.image_id)
         # sharded weights are other tensors than those of the model
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         self._start = None if sharded else WeightSample(self.model)

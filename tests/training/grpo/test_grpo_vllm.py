@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
@@ -19,6 +21,7 @@ from qzoom_agent.errors import BackendError, ConfigError, MissingDependency
 from qzoom_agent.training.grpo import launch as run
 from qzoom_agent.training.grpo.launch import make_trainer
 from qzoom_agent.training.grpo.trainer import EpisodeTrainer
+from qzoom_agent.training.grpo.vllm_prompts import SamePrompts
 from tests.training.grpo.grpo_script import AGENT, tiny_recipe
 
 Say = Callable[[list[int]], list[int]]
@@ -148,3 +151,45 @@ def test_what_vllm_cannot_do_is_refused_before_anything_is_loaded(
     run.require_packages(loop, processes=1)
     with pytest.raises(ConfigError, match=r"8 processes .* Set rollouts\.by: generate"):
         run.require_packages(loop, processes=8)
+
+
+IMAGE = 9
+
+
+class Engine:
+    """vLLM as it takes ids: with one token for each image, of which it makes as many as `tokens` says."""
+
+    def __init__(self, *tokens: int) -> None:
+        self.tokens, self.asked = tokens, list[list[int]]()
+
+    def generate(self, prompts: list[dict[str, Any]], **options: Any) -> list[Any]:
+        self.asked = [one["prompt_token_ids"] for one in prompts]
+        images = iter(self.tokens)
+        return [
+            SimpleNamespace(
+                prompt_token_ids=[t for token in ids for t in [token] * (next(images) if token == IMAGE else 1)]
+            )
+            for ids in self.asked
+        ]
+
+    def sleep(self, level: int) -> int:
+        return level
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, IMAGE - 1), min_size=1), st.integers(1, 5))))
+def test_vllm_in_the_process_reads_the_prompts_of_the_trainer(parts: list[tuple[list[int], int]]) -> None:
+    """Words between any two images, as in every conversation."""
+    prompt = [token for words, size in parts for token in (*words, *[IMAGE] * size)]
+    engine = Engine(*(size for _, size in parts))
+    same = SamePrompts(engine, IMAGE)
+    (reply,) = same.generate([{"prompt_token_ids": prompt, "multi_modal_data": {}}])
+    assert reply.prompt_token_ids == prompt
+    assert engine.asked[0].count(IMAGE) == len(parts)
+    assert same.sleep(level=2) == 2
+
+
+def test_another_prompt_than_that_of_the_trainer_is_refused() -> None:
+    """An image that vLLM makes larger, and two without a token between them."""
+    for prompt, sizes in ([1, IMAGE, IMAGE, 2], (4,)), ([1, IMAGE, IMAGE, 2], (1,)):
+        with pytest.raises(BackendError, match=rf"{sizes[0]} of them visual, where the trainer has 4 and 2"):
+            SamePrompts(Engine(*sizes), IMAGE).generate([{"prompt_token_ids": prompt}])

@@ -82,10 +82,6 @@ def test_questions_of_other_sources_keep_all_their_answers(tmp_path: Path) -> No
         ("max_steps: 1\nneedle: {needle-hop: 1}\nagent: {polcy: direct}", "Did you mean 'policy'"),
         ("max_steps: 1\nneedle: {needle-hop: 1}\nagent: {seed: 3}", "set elsewhere"),
         ("max_steps: 1\nneedle: {needle-hop: 1}\nrollouts: {vllm: {}}", "by: generate"),
-        (
-            "max_steps: 1\nneedle: {needle-hop: 1}\nrollouts: {by: generate, vllm: {mode: colocate}}",
-            "expands them again",
-        ),
         ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {use_vllm: true}", "set elsewhere"),
         (
             "max_steps: 5\nneedle: {needle-hop: 1}\nnum_iterations: 2",

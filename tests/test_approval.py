@@ -221,7 +221,7 @@ def test_the_report_says_who_decided(tmp_path: Path) -> None:
 PENDING = PendingCall(name="zoom", box=(0, 0, 9, 9))
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(st.one_of(st.none(), st.floats(), st.text(), st.lists(st.one_of(st.floats(), st.none()), max_size=5)))
 def test_any_decision_is_read_or_refused(given_: Any) -> None:
     size = Size(800, 600)

@@ -64,7 +64,7 @@ def test_a_server_is_asked_for_probabilities_only_if_told_to() -> None:
     assert told.run(IMAGE, "which?").record.answer_probability == pytest.approx(math.exp(-0.1))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.1, 5), st.floats(-5, 5))
 def test_confidence_is_a_probability_and_keeps_the_order(one: float, other: float, slope: float, at: float) -> None:
     fitted = Fitted(slope=slope, intercept=at, questions=1)

@@ -265,7 +265,7 @@ def smart_resize():
     return smart_resize
 
 
-@settings(fixed, max_examples=1000)
+@settings(fixed, max_examples=250)
 @given(
     st.integers(1, 12000),
     st.integers(1, 12000),

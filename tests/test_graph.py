@@ -354,7 +354,7 @@ def test_a_changed_copy_is_what_it_would_have_been_from_the_start() -> None:
 calls = st.builds("<zoom>{} {} {} {}</zoom>".format, *[st.integers(0, 260)] * 4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     replies=st.lists(calls, min_size=8, max_size=8),
     turns=st.integers(1, 7),

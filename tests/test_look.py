@@ -133,7 +133,7 @@ def test_many_boxes_are_drawn_and_counted_but_not_all_cut_out() -> None:
     assert len(source) < 1_000_000
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     numbers=st.fixed_dictionaries(
         dict.fromkeys(("score", "threshold", "cutoff", "token_layers", "seconds"), ANY)

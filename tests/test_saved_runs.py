@@ -79,7 +79,7 @@ def test_a_call_planted_in_a_saved_step_is_refused(kind: str, table: str, tmp_pa
 
 
 @given(JSON)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_json_values_come_back_as_they_were_stored(value: Any) -> None:
     serializer = JsonTypesSerializer()
     stored = serializer.dumps_typed(value)

@@ -84,7 +84,7 @@ def written(folder: Path, **changes: object) -> Path:
 
 
 @settings(
-    max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+    max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
 )
 @given(trace=TRACES)
 def test_any_trace_survives_its_file(trace: Trace, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_crop_of_legal_size_is_not_resized_at_all():
     assert np.array_equal(np.asarray(store.image(crop.id)), noise()[28:196, 56:280])
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(deadline=None, derandomize=True, max_examples=30)
 @given(st.lists(st.floats(-100, 300), min_size=4, max_size=4), st.sampled_from([28, 32]))
 def test_any_pixel_box_can_be_cut(numbers, factor):
     store = ViewStore()

@@ -71,7 +71,7 @@ def test_a_mean_of_many_values_gets_the_normal_interval() -> None:
     st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from("abcde")), min_size=1, max_size=40),
     st.booleans(),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_worth_has_an_interval_that_is_no_point(rows: list[tuple[float, str]], clustered: bool) -> None:
     values, names = [value for value, _ in rows], [name for _, name in rows] if clustered else None
     found = figure(values, clusters=names, share=True)

@@ -290,7 +290,7 @@ KIND = st.sampled_from(["message", "reasoning", "function_call", "output_text", 
 THING = st.recursive(LEAF | KIND, lambda inner: st.dictionaries(FIELD, inner | KIND) | st.lists(inner), max_leaves=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(value=THING, output=THING, kind=st.none() | st.sampled_from(["response.completed", "response.output_item.done"]))
 @pytest.mark.parametrize("reader", [CompletionReader, ResponseReader])
 def test_no_reply_breaks_a_reader(reader: type[ReplyReader], value: Any, output: Any, kind: str | None) -> None:

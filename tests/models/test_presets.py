@@ -145,7 +145,7 @@ def test_a_saved_configuration_repeats_a_run_whatever_the_preset() -> None:
     assert again == saved and again.generation.max_new_tokens == 256
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     size=st.tuples(st.integers(4, 6000), st.integers(4, 6000)).filter(lambda size: max(size) < 190 * min(size)),
     coarse=st.none() | st.integers(1, 9000),

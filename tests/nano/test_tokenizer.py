@@ -89,7 +89,7 @@ def test_printable_ascii_round_trips(tokenizer: PreTrainedTokenizerFast) -> None
         assert tokenizer.decode(tokenizer.encode(said, add_special_tokens=False)) == said
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
 @given(said=st.text(max_size=60))
 def test_any_text_round_trips(tokenizer: PreTrainedTokenizerFast, said: str) -> None:
     ids = tokenizer.encode(said, add_special_tokens=False)
@@ -97,7 +97,7 @@ def test_any_text_round_trips(tokenizer: PreTrainedTokenizerFast, said: str) -> 
     assert tokenizer.unk_token_id is None
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(code=st.text(alphabet="ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.", min_size=1, max_size=12))
 def test_a_code_costs_a_token_a_character(tokenizer: PreTrainedTokenizerFast, code: str) -> None:
     assert len(tokenizer.encode(code, add_special_tokens=False)) == len(code)

@@ -38,7 +38,7 @@ from nano.tokenizer import build_tokenizer
 from nano.trees import WINDOW, Look, Packer, Say, Tree, image_blocks, patchify, text_blocks
 from qzoom_agent.evaluation.tasks.needle.boards import draw_board
 
-few = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 grids = st.lists(st.tuples(st.integers(1, 11), st.integers(1, 11)), min_size=1, max_size=4)
 
 

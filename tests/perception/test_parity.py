@@ -20,13 +20,20 @@ from qzoom_agent.views import ViewStore
 
 RECORDINGS = Path(__file__).resolve().parents[1] / "parity"
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+SMALL = {"qwen2_5_vl": 12, "qwen3_vl": 2}
+"""Of each recording the case with a crop that is the quickest to run."""
+QUICK = {2, 5, 12}
+"""Cases of every path: those that run by default."""
 CASES = [
-    pytest.param(family, case, id=f"{family}-{case_name(case)}")
+    pytest.param(
+        family,
+        case,
+        id=f"{family}-{case_name(case)}",
+        marks=() if case["id"] in QUICK else pytest.mark.slow,
+    )
     for family in FAMILIES
     for case in Recording.read(RECORDINGS / family).cases
 ]
-SMALL = {"qwen2_5_vl": 12, "qwen3_vl": 2}
-"""Of each recording the case with a crop that is the quickest to run."""
 
 Load = Callable[[str], HFBackend]
 

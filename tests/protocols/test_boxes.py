@@ -100,14 +100,14 @@ def test_signs_count_and_hyphens_do_not() -> None:
     assert numbers_in("crop1 v2 33x 0x10 12%") == ["12%"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(2, 1000), min_size=4, max_size=4), st.sampled_from([", ", "-", " ", "; ", " to "]))
 def test_numbers_of_the_frame_are_never_changed(numbers: list[int], between: str) -> None:
     found = read_box(between.join(map(str, numbers)), "per_mille", [], size=None)
     assert found == (tuple(numbers), "per_mille")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20) | st.just(10**400),

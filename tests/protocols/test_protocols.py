@@ -453,7 +453,7 @@ def test_what_is_left_of_a_call_is_never_the_answer_of_nano(reply: str) -> None:
     assert "four finite numbers" in parsed.problems[0] and "<zoom><loc_x1>" in parsed.problems[0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(
         st.one_of(
@@ -483,7 +483,7 @@ def test_parsing_works_before_any_view_is_known(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_no_text_raises_and_every_reading_says_something(name: str, data: st.DataObject) -> None:
     marks = st.sampled_from(
@@ -496,7 +496,7 @@ def test_no_text_raises_and_every_reading_says_something(name: str, data: st.Dat
     assert Parsed.model_validate_json(parsed.model_dump_json()) == parsed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.recursive(
         st.none()
@@ -516,7 +516,7 @@ def test_sound_json_is_read_as_it_is(value: object, around: str) -> None:
     assert found.end == len(around) + len(written)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.text("abcdef_", min_size=1), st.integers(0, 1000) | st.text("abc d"), min_size=1), st.data())
 def test_cut_json_keeps_what_was_complete(value: dict[str, object], data: st.DataObject) -> None:
     written = json.dumps(value)

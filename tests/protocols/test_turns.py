@@ -159,7 +159,7 @@ def test_five_megabytes_are_read_in_no_time(name: str, unit: str) -> None:
     assert len(own_turn(text)) <= MAX_REPLY
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from([*MARKS, *FOREIGN, TOOL_CALL, "<think>", "</think>", "B", "\n"]), max_size=6))
 def test_the_own_turn_is_a_part_of_the_reply_and_stays_as_it_is(pieces: list[str]) -> None:
     own = own_turn("".join(pieces))

@@ -83,7 +83,7 @@ def test_parts_are_replaced_one_by_one_and_places_may_be_left_out() -> None:
     assert [one["role"] for one in added] == ["system", "user"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(question=st.text(min_size=1), around=st.text().filter(lambda text: "{" not in text and "}" not in text))
 def test_a_question_is_never_read_as_a_template(question: str, around: str) -> None:
     said = Reworded(PROTOCOLS["plain"], PromptFile(user=around + "{question}")).opening(question, [VIEW], tools=True)

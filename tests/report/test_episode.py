@@ -133,7 +133,7 @@ def test_a_hundred_kilobytes_of_hostile_text_are_cut_and_still_text() -> None:
     assert len(source) < 2_000_000
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(text=st.text(max_size=80), attribute=st.text(max_size=80))
 def test_a_template_gives_back_exactly_its_text_and_attribute(text: str, attribute: str) -> None:
     found = Page(TEMPLATE.render(text=text, attribute=attribute))

@@ -26,7 +26,7 @@ def grey(width: int = 400, height: int = 300) -> Image.Image:
     return Image.new("RGB", (width, height), GREY)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(heat=HEAT, boxes=BOXES, size=st.tuples(st.integers(1, 90), st.integers(1, 90)), opacity=st.floats(0, 1))
 def test_any_heat_and_any_boxes_make_a_picture_of_the_right_size(
     heat: list[list[float]], boxes: list[tuple[float, float, float, float]], size: tuple[int, int], opacity: float
@@ -37,7 +37,7 @@ def test_any_heat_and_any_boxes_make_a_picture_of_the_right_size(
     assert image.tobytes() == grey(*size).tobytes()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(heat=HEAT.filter(any))
 def test_a_heat_map_is_one_pixel_a_cell(heat: list[list[float]]) -> None:
     drawn = heat_image(heat)
@@ -98,7 +98,7 @@ def test_an_image_of_another_mode_is_drawn_too(mode: str) -> None:
     assert overlay(Image.new(mode, (40, 30)), PerceptionRecord(heat=[[1.0, 0.0]])).size == (40, 30)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(box=st.tuples(ANY, ANY, ANY, ANY), size=st.tuples(st.integers(0, 5000), st.integers(0, 5000)))
 def test_fractions_are_inside_and_in_order(box: tuple[float, float, float, float], size: tuple[int, int]) -> None:
     place = fractions(box, size)

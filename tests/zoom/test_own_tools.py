@@ -362,7 +362,7 @@ def test_a_zoom_into_a_rotated_image_shows_it_rotated_and_refers_to_the_original
 ANGLES = st.one_of(st.sampled_from([0, 90, 180, 270]), st.floats(-400, 400))
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(ANGLES, st.booleans(), st.integers(40, 160), st.integers(40, 160))
 def test_a_mark_is_found_where_the_map_of_rotate_says(degrees: float, mirror: bool, wide: int, high: int) -> None:
     image = Image.new("RGB", (wide, high), "white")
@@ -376,7 +376,7 @@ def test_a_mark_is_found_where_the_map_of_rotate_says(degrees: float, mirror: bo
     assert back.coverage(Box(5, 8, 15, 18)) > 0.999
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(ANGLES, ANGLES, st.floats(0.1, 5), st.floats(-50, 50))
 def test_maps_are_composed_and_undone(first: float, then: float, scale: float, shift: float) -> None:
     a, b = (math.radians(angle) for angle in (first, then))

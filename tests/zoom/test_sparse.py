@@ -50,7 +50,7 @@ parts = st.tuples(*[st.floats(0, 400)] * 4).map(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(box=parts, foreground=st.lists(parts, max_size=4), scale=st.floats(1.1, 4))
 def test_no_foreground_of_the_crop_is_lost_and_no_token_is_added(box: Box, foreground: list[Box], scale: float) -> None:
     store = stored()

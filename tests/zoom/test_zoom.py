@@ -153,7 +153,7 @@ def test_what_means_nothing_is_answered_with_what_is_legal(box, says):
 numbers = st.floats() | st.integers(-(10**400), 10**400) | st.floats(-50, 1050) | st.floats(-0.1, 1.1)
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(
     st.tuples(numbers, numbers, numbers, numbers),
     st.sampled_from(FRAMES),
@@ -191,7 +191,7 @@ def one_store():
     return store_of()
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(deadline=None, derandomize=True, max_examples=80)
 @given(st.tuples(*[st.floats(0, 1)] * 4))
 def test_served_boxes_hold_what_was_asked_and_the_budget(one_store, values):
     store = one_store

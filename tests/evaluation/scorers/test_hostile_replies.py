@@ -20,7 +20,7 @@ from tests.protocols.hostile_outputs import hostile_outputs
 
 SCORERS = {scorer: f"{task.name} {name}" for task in TASKS.values() for name, scorer in task.scorers.items()}
 REPLIES = (
-    *hostile_outputs(400),
+    *hostile_outputs(100),
     "<answer>" * 20_000,
     r"\boxed{" * 20_000,
     "answer is " * 10_000,

@@ -25,13 +25,13 @@ SAYS = st.sampled_from(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(LETTER, SAYS)
 def test_one_named_letter_is_chosen(letter: str, says: str) -> None:
     assert choice(says.format(letter), COLOURS) == letter
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(
     TWO,
     SAYS,
@@ -43,7 +43,7 @@ def test_two_named_options_are_no_choice(two: list[str], says: str, both: str) -
     assert choice(says.format(both.format(*two)), COLOURS) is None
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(
     LETTER,
     st.sampled_from(
@@ -76,7 +76,7 @@ def test_a_denied_letter_is_not_chosen_and_another_beside_it_is(letter: str, den
     assert choice(f"{denial}. The answer is {other}.", COLOURS) == other
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     st.lists(st.integers(-99, 99), min_size=2, max_size=4, unique=True),
     st.sampled_from(["{}", "It shows {}", "{} kg is it"]),

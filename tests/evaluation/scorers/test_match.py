@@ -250,7 +250,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_distinct_values_of_a_kind_are_never_equal(kind: str, data: st.DataObject) -> None:
     one, other = data.draw(KINDS[kind]), data.draw(KINDS[kind])
@@ -258,7 +258,7 @@ def test_distinct_values_of_a_kind_are_never_equal(kind: str, data: st.DataObjec
     assert exact_match(f" {one.lower()}.", one)
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(st.sampled_from(sorted(KINDS)), st.sampled_from(sorted(KINDS)), st.data())
 def test_values_of_two_kinds_are_never_equal_but_for_a_sign_that_one_lacks(
     first: str, second: str, data: st.DataObject
@@ -268,7 +268,7 @@ def test_values_of_two_kinds_are_never_equal_but_for_a_sign_that_one_lacks(
         assert not exact_match(one, other)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.integers(1, 10**7), st.integers(1, 99))
 def test_numbers_may_be_grouped_and_pointed_as_in_any_country(whole: int, part: int) -> None:
     english = f"{whole:,}.{part:02}"

@@ -79,7 +79,7 @@ def log_of(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", pytest.param("qwen3_vl", marks=pytest.mark.slow)])
 def test_a_step_learns_from_episodes_with_crops(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +109,7 @@ def test_trl_writes_turns_of_our_episodes(tmp_path: Path) -> None:
     assert "rollout/logp_difference" not in log, "HF generation reports no log-probabilities"
 
 
+@pytest.mark.slow
 def test_a_random_model_is_learned_from_with_the_tokens_it_sampled(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, "qwen3_vl", agent={**AGENT, **SHORT})
     trainer = make_trainer(recipe, tmp_path / "out")
@@ -312,14 +313,16 @@ def rolled_out(recipe: GRPORecipe, **changes: Any) -> GRPORecipe:
     return recipe.model_copy(update={"rollouts": recipe.rollouts.model_copy(update=changes)})
 
 
-def test_gate_and_proposals_insert_crops_that_are_trained_on(looking: GRPORecipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("perception", ["current", pytest.param("frozen", marks=pytest.mark.slow)])
+def test_gate_and_proposals_insert_crops_that_are_trained_on(
+    looking: GRPORecipe, perception: str, tmp_path: Path
+) -> None:
     """The crop stands in the prompt of every rollout."""
-    for perception in ("current", "frozen"):
-        trainer = make_trainer(rolled_out(looking, perception=perception), tmp_path / perception)
-        trainer.train()
-        log = log_of(tmp_path / perception)[0]
-        assert log["zoom/inserted"] == 1.0
-        assert log["rollout/logp_difference"] < 1e-4
+    trainer = make_trainer(rolled_out(looking, perception=perception), tmp_path)
+    trainer.train()
+    (log,) = log_of(tmp_path)
+    assert log["zoom/inserted"] == 1.0
+    assert log["rollout/logp_difference"] < 1e-4
 
 
 @pytest.mark.parametrize("by", ["shared", "environment"])
@@ -352,7 +355,7 @@ def aligned(recipe: GRPORecipe, **changes: Any) -> GRPORecipe:
     return recipe.model_copy(update={"agent": {**recipe.agent, "perception": look}, **changes})
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", pytest.param("qwen3_vl", marks=pytest.mark.slow)])
 def test_crops_in_their_place_are_trained_on(family: Family, looking: GRPORecipe, tmp_path: Path) -> None:
     recipe = aligned(looking, num_iterations=2, max_steps=2)
     if family == "qwen3_vl":
@@ -430,7 +433,7 @@ def test_what_looks_is_on_the_device_of_the_training(
     assert base == {"meta" if perception == "frozen" else "cpu"}, "the trained model is placed by accelerate"
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", pytest.param("qwen3_vl", marks=pytest.mark.slow)])
 def test_plain_trl_runs_the_same_tool(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`rollouts.by: environment`: TRL's tool loop, with what the model says replaced and no second zoom."""
     recipe = tiny_recipe(tmp_path, family, rollouts={"by": "environment"}, protocol="qwen3vl")

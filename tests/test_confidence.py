@@ -95,7 +95,7 @@ def test_eval_calibrate_makes_a_model_sure_of_what_it_gets_right(
     model: Any = telling(-0.1, _replies=reply, gives_logprobs=True)
     for name in ("fit", "other"):
         evaluate(
-            Agent(model, policy="direct"), [numbers()], out=tmp_path / name, source=TaskSource(n=300), traces=False
+            Agent(model, policy="direct"), [numbers()], out=tmp_path / name, source=TaskSource(n=160), traces=False
         )
     out = tmp_path / "model" / "confidence.json"
     argv = ["eval", "calibrate", str(tmp_path / "fit"), "--held-out", str(tmp_path / "other"), "--out", str(out)]

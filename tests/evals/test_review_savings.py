@@ -60,6 +60,7 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+@pytest.mark.slow
 def test_redundant_crops_are_counted_and_compared_in_pairs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert saving.main([str(run / "2"), str(run / "3"), "--policies", "explicit"]) == 0

@@ -64,6 +64,7 @@ def test_a_gain_that_grey_crops_give_as_well_is_not_the_crops(tmp_path: Path) ->
     assert "But grey crops do as well" in task.verdict
 
 
+@pytest.mark.slow
 def test_a_policy_that_harms_and_one_without_effect(tmp_path: Path) -> None:
     worse = audited(tmp_path / "a", explicit=easy, direct=lambda i: i < 36, blind=easy, random=easy)
     assert worse.tasks["numbers"].verdict.startswith("Looking harms: -50.0 points")

@@ -25,7 +25,7 @@ FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 UNUSED = ("self_attn.v_proj", "self_attn.o_proj", "post_attention_layernorm", "mlp.")
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[FAMILIES[0], pytest.param(FAMILIES[1], marks=pytest.mark.slow)])
 def checkpoint(request: pytest.FixtureRequest) -> Path:
     return RECORDINGS / request.param / "checkpoint"
 

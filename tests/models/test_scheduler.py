@@ -26,7 +26,7 @@ IMAGES = [
 PAIRS = [(image, f"what is on board {row}" + " and why" * row) for row, image in enumerate(IMAGES)]
 
 
-@pytest.fixture(params=["qwen2_5_vl", "qwen3_vl"])
+@pytest.fixture(params=["qwen2_5_vl", pytest.param("qwen3_vl", marks=pytest.mark.slow)])
 def backend(request: pytest.FixtureRequest, load: Callable[[Family], HFBackend]) -> HFBackend:
     return load(request.param)
 

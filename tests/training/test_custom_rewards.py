@@ -117,6 +117,7 @@ def test_a_recipe_in_yaml_keeps_its_reward(tmp_path: Path) -> None:
     assert again.model_dump(mode="json") == recipe.model_dump(mode="json")
 
 
+@pytest.mark.slow
 def test_grpo_learns_from_it(tmp_path: Path) -> None:
     agent = {**AGENT, "generation": {"max_new_tokens": 6}}
     recipe = tiny_recipe(tmp_path, "qwen2_5_vl", agent=agent, max_steps=2, loss={"mask_truncated": False})

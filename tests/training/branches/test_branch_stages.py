@@ -141,6 +141,7 @@ def test_stages_out_of_order_say_what_is_missing(tmp_path: Path, capsys: pytest.
         assert told in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_base_that_no_crop_hurts_is_left_as_it_is(
     three_stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

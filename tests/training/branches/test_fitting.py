@@ -300,6 +300,7 @@ def test_boxes_are_proposed_whatever_the_gate_says(load: Load, rows: Records) ->
     assert nothing.crop is None and [view.kind for view in nothing.shown] == ["coarse"]
 
 
+@pytest.mark.slow
 def test_what_only_its_own_calls_answer_needs_a_zoom(tmp_path: Path) -> None:
     """No one crop answers a question in two steps; the shipped nano's own calls do."""
     backend = HFBackend.load("nano", device="cpu", dtype="float32")

@@ -181,7 +181,8 @@ def even(rollouts: Sequence[Rollout]) -> list[float]:
     return [1.0 if one.trace.question.endswith("3") else share for one, share in zip(rollouts, shares, strict=True)]
 
 
-def test_the_best_held_out_checkpoint_is_written_also_after_a_kill(tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_best_held_out_checkpoint_is_written_also_after_a_kill(killed: bool, tmp_path: Path) -> None:
     """Questions whose rollouts are worth the same are replaced before a step, which a resumed run repeats."""
     recipe = tiny_recipe(
         tmp_path,
@@ -207,6 +208,8 @@ def test_the_best_held_out_checkpoint_is_written_also_after_a_kill(tmp_path: Pat
     kept = load_file(tmp_path / "whole" / f"checkpoint-{best}" / "model.safetensors")
     written = load_file(final / "model.safetensors")
     assert all(value.equal(written[name]) for name, value in kept.items())
+    if not killed:
+        return
     trainer = make_trainer(recipe, tmp_path / "torn")
     trainer.add_callback(KilledInStep(3))
     with pytest.raises(KeyboardInterrupt):

@@ -120,21 +120,31 @@ class ImageTools:
             raise ImageError(reply.text)
         return [reply.text, reply.image]
 
-    def ask(self, image: str, question: str) -> list[Any]:
-        """Let the server's own model answer a question about an image; it zooms by itself."""
-        pixels = self._access.load(image)
+    def ask(self, image: str, question: str, further_images: Sequence[str] = ()) -> list[Any]:
+        """Let the server's own model answer a question about an image, or several; it zooms by itself.
+
+        Args:
+            image: Path or data URI of the image.
+            question: The question.
+            further_images: Other images that the question is about, too.
+        """
+        pixels = [self._access.load(one) for one in (image, *further_images)]
         answer = self.agent.run(pixels, question)
         if answer.status == "error":
             raise QzoomError(f"The model failed: {answer.trace.error}")
-        boxes = [
-            [round(side) for side in Box(*box).to_frame("per_mille", pixels.size).as_list()] for box in answer.boxes
+        looked = [
+            str([round(side) for side in Box(*box).to_frame("per_mille", pixels[number].size).as_list()])
+            + (f" of image {number + 1}" if number else "")
+            for number, box in answer.evidence
         ]
-        where = f" It looked closer at {', then '.join(map(str, boxes))}." if boxes else ""
+        where = f" It looked closer at {', then '.join(looked)}." if looked else ""
         text = f"{answer.text or 'No answer.'}\n\n(status {answer.status}.{where})"
-        record = PerceptionRecord(
-            boxes=answer.boxes, heat=answer.trace.perception.heat if answer.trace.perception else []
-        )
-        return [text, _small(overlay(pixels, record))]
+        heat = answer.trace.perception.heat if answer.trace.perception and len(pixels) == 1 else []
+        shown = [
+            overlay(one, PerceptionRecord(boxes=[box for number, box in answer.evidence if number == at], heat=heat))
+            for at, one in enumerate(pixels)
+        ]
+        return [text, *map(_small, shown)]
 
     @property
     def all(self) -> Sequence[Callable[..., list[Any]]]:

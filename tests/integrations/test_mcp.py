@@ -1,8 +1,13 @@
-"""The MCP tools without MCP, and with its official client over stdio."""
+"""The MCP tools without MCP, and with its official client over stdio and HTTP."""
 
 from __future__ import annotations
 
+import socket
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +51,15 @@ def test_each_tool_returns_a_text_and_an_image(folder: Path) -> None:
     assert used.look(data_url(Image.new("RGB", (60, 60))))[0].startswith("The image has 60x60 px")
 
 
+def test_a_question_may_be_about_several_images(folder: Path) -> None:
+    Image.new("RGB", (300, 600)).save(folder / "second.png")
+    agent = Agent(ScriptedBackend(["ZOOM image 2: 0, 0, 500, 500", "42"], protocol="plain"), policy="explicit")
+    used = ImageTools(lambda: agent, ImageAccess(folders=(folder,)))
+    text, first, second = used.ask("picture.png", "which number?", ["second.png"])
+    assert text.startswith("42\n") and " of image 2." in text
+    assert first.width == 768 and second.size == (300, 600)
+
+
 @pytest.mark.parametrize("name", ["../secret.png", "link.png", "/etc/passwd", "~/x.png", "file:///etc/passwd", "\0"])
 def test_files_outside_the_folders_are_not_read(folder: Path, name: str) -> None:
     with pytest.raises(ImageError, match=r"outside|no path"):
@@ -65,9 +79,32 @@ def test_what_went_wrong_is_told(folder: Path) -> None:
         tools(folder).ask("picture.png", "which number?")
 
 
+@contextmanager
+def at_http(command: list[str]) -> Iterator[str]:
+    """Run a server over HTTP; yield its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, *command, "--http", "--port", str(port)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert address == f"http://127.0.0.1:{port}/mcp"
+        for _ in range(600):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
 @pytest.mark.slow
-def test_the_official_client_uses_the_tools_over_stdio(tmp_path: Path) -> None:
-    """With nano, in a process of its own, as a client starts it."""
+@pytest.mark.parametrize("transport", ["stdio", "http"])
+def test_the_official_client_uses_the_tools(transport: str, tmp_path: Path) -> None:
+    """With nano, in a process of its own."""
     mcp = pytest.importorskip("mcp", reason="the extra [mcp] is not installed")
     import anyio
 
@@ -76,10 +113,10 @@ def test_the_official_client_uses_the_tools_over_stdio(tmp_path: Path) -> None:
     board = sample("needle-scene", 3, split="test")
     board.image.save(tmp_path / "board.png")
     command = ["-m", "qzoom_agent", "mcp", "--folder", str(tmp_path), "--device", "cpu"]
-    started = mcp.StdioServerParameters(command=sys.executable, args=command, env=None)
+    started = nullcontext(mcp.StdioServerParameters(command=sys.executable, args=command, env=None))
 
-    async def use() -> dict[str, Any]:
-        async with mcp.Client(started) as client:
+    async def use(server: Any) -> dict[str, Any]:
+        async with mcp.Client(server) as client:
             listed = await client.list_tools()
             found: dict[str, Any] = {tool.name: tool.input_schema for tool in listed.tools}
             image = {"image": "board.png"}
@@ -90,7 +127,8 @@ def test_the_official_client_uses_the_tools_over_stdio(tmp_path: Path) -> None:
             found["asked"] = await client.call_tool("ask", {**image, "question": board.question})
             return found
 
-    found = anyio.run(use)
+    with started if transport == "stdio" else at_http(command) as server:
+        found = anyio.run(use, server)
     assert set(found["zoom"]["required"]) == {"image", "bbox_2d"}
     for name in ("looked", "zoomed", "proposed", "asked"):
         text, image = found[name].content

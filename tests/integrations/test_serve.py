@@ -114,6 +114,16 @@ def test_an_answer_is_that_of_the_agent_with_boxes_and_cost(client: httpx.Client
     assert trace["question"] == "which number?" and trace["answer"] == direct.text
 
 
+def test_a_question_may_be_about_several_images(client: httpx.Client, agent: Agent) -> None:
+    body, other = asked(), PICTURE.rotate(90, expand=True)
+    body["messages"][0]["content"].insert(0, {"type": "image_url", "image_url": {"url": uri(other)}})
+    found = client.post("/v1/chat/completions", json=body).json()["qzoom"]
+    direct = agent.run([other, PICTURE], "which number?")
+    assert found["boxes"] == [list(box) for box in direct.boxes]
+    assert found["box_images"] == [number for number, _ in direct.evidence]
+    assert found["image_sizes"] == [list(other.size), list(PICTURE.size)] and found["image_size"] == list(other.size)
+
+
 def test_a_stream_has_the_steps_and_ends_with_the_answer(client: httpx.Client, agent: Agent) -> None:
     body = asked(stream=True, stream_options={"include_usage": True})
     chunks = chunks_of(client.post("/v1/chat/completions", json=body).text)
@@ -267,11 +277,13 @@ def said(role: str, *parts: str) -> ChatMessage:
 def test_what_was_said_before_stands_in_front_of_the_question() -> None:
     image = ChatMessage.model_validate(asked("which number?", url="data:,x")["messages"][0])
     talk = [said("system", "Be short."), image, said("assistant", "42"), said("user", "and the next?")]
-    found = read_question(talk, allow_urls=False)
+    found = read_question(talk, allow_urls=False, max_images=1)
     assert found.text == ("Be short.\n\nThe conversation so far:\nUser: which number?\nAssistant: 42\n\nand the next?")
-    assert read_question([image], allow_urls=False).text == "which number?"
+    assert read_question([image], allow_urls=False, max_images=1).text == "which number?"
     with pytest.raises(RequestError, match="last message"):
-        read_question([image, said("assistant", "42")], allow_urls=False)
+        read_question([image, said("assistant", "42")], allow_urls=False, max_images=1)
+    with pytest.raises(RequestError, match="1 to 2 images; this one has 3"):
+        read_question([image] * 3, allow_urls=False, max_images=2)
 
 
 def test_settings_that_name_files_are_never_a_requests() -> None:

@@ -126,10 +126,10 @@ class _Server:
     # -- answers -------------------------------------------------------------------------------------------------------
 
     async def chat(self, request: Request, body: ChatRequest) -> Response:
-        """Answer the last question of a conversation about one image."""
+        """Answer the last question of a conversation."""
         self._require(body.model)
-        question = read_question(body.messages, allow_urls=self.config.allow_urls)
-        episode = Episode(question.image, question.text, body.changes(self.config), seed=body.seed)
+        question = read_question(body.messages, allow_urls=self.config.allow_urls, max_images=self.config.max_images)
+        episode = Episode(question.images, question.text, body.changes(self.config), seed=body.seed)
         reply = Reply(body, id=f"chatcmpl-{uuid4().hex}")
         ends = time.monotonic() + self.config.timeout
         if not body.stream:

@@ -1,7 +1,7 @@
 """Chat Completions: the requests that are read and the replies that are written.
 
-A request holds an ordinary conversation with one image. Its last user message is the question; what was said before is
-put in front of it. The reply is the final answer, with boxes and cost under the key `qzoom`.
+A request holds an ordinary conversation with one or several images. Its last user message is the question; what was
+said before is put in front of it. The reply is the final answer, with boxes and cost under the key `qzoom`.
 """
 
 from __future__ import annotations
@@ -146,28 +146,30 @@ class ChatRequest(_Part):
 class Question(NamedTuple):
     """A conversation as the agent is asked it."""
 
-    image: str
-    """As the client named it: a data URI or an address."""
+    images: list[str]
+    """As the client named them: data URIs or addresses."""
     text: str
 
 
-def read_question(messages: Sequence[ChatMessage], *, allow_urls: bool) -> Question:
-    """Return the image and the question of a conversation. Raises RequestError if it has not one of each."""
+def read_question(messages: Sequence[ChatMessage], *, allow_urls: bool, max_images: int) -> Question:
+    """Return the images and the question of a conversation. Raises RequestError if it lacks one or has too many."""
     images, said = [], []
     for message in messages:
         parts = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
         texts = [part.text for part in parts or [] if isinstance(part, TextPart)]
         images += [part.image_url.url for part in parts or [] if isinstance(part, ImagePart)]
         said.append((message.role, "\n".join(texts).strip()))
-    if len(images) != 1:
+    if not 1 <= len(images) <= max_images:
         raise RequestError(
-            f"A conversation is about one image; this one has {len(images)}. Send it as a part of type image_url.",
+            f"A conversation is about 1 to {max_images} images; this one has {len(images)}. Send each as a part of "
+            "type image_url.",
             param="messages",
         )
-    kind = images[0][:8].lower()
-    if not kind.startswith(("data:", "http://", "https://")) or (not kind.startswith("data:") and not allow_urls):
-        told = "a data URI or an address" if allow_urls else "a data URI; this server fetches no addresses"
-        raise RequestError(f"An image is {told}. Got {images[0][:60]!r}.", param="messages")
+    kinds = ("data:", "http://", "https://") if allow_urls else ("data:",)
+    for image in images:
+        if not image[:8].lower().startswith(kinds):
+            told = "a data URI or an address" if allow_urls else "a data URI; this server fetches no addresses"
+            raise RequestError(f"An image is {told}. Got {image[:60]!r}.", param="messages")
     role, last = said.pop()
     if role != "user" or not last:
         raise RequestError("The last message is the user's question. Put a text into it.", param="messages")
@@ -176,7 +178,7 @@ def read_question(messages: Sequence[ChatMessage], *, allow_urls: bool) -> Quest
     earlier = [f"{names[role]}: {text}" for role, text in said if role in names and text]
     if earlier:
         rules.append("\n".join(["The conversation so far:", *earlier]))
-    return Question(images[0], "\n\n".join([*rules, last]))
+    return Question(images, "\n\n".join([*rules, last]))
 
 
 class Reply:
@@ -251,13 +253,15 @@ def usage_of(answer: Answer) -> dict[str, Any]:
 def summary_of(answer: Answer) -> dict[str, Any]:
     """Return what the agent did: status, boxes and cost."""
     trace, usage = answer.trace, answer.usage
-    original, look = trace.view("original"), trace.perception
+    sizes, look = [[view.width, view.height] for view in trace.views if view.kind == "original"], trace.perception
     return {
         "trace": trace.id,
         "status": answer.status,
         "policy": trace.policy,
         "boxes": [list(box) for box in answer.boxes],
-        "image_size": None if original is None else [original.width, original.height],
+        "box_images": [number for number, _ in answer.evidence],
+        "image_size": sizes[0] if sizes else None,
+        "image_sizes": sizes,
         "gate": None if look is None else {"score": look.score, "threshold": look.threshold, "fired": look.fired},
         "visual_tokens": usage.visual_tokens,
         "coarse_tokens": usage.coarse_tokens,

@@ -7,7 +7,7 @@ milliseconds, and what they ask for at about the same time is one batch.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from qzoom_agent.integrations.serve.settings import RequestError, ServeConfig
 class Episode:
     """A question that waits for its answer."""
 
-    image: str
+    images: Sequence[str]
     question: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Changes of the agent's configuration, by dotted key."""
@@ -119,8 +119,8 @@ class EpisodePool:
         if episode.left.is_set():
             raise Left
         agent = self._agent(json.dumps(episode.changes, sort_keys=True))
-        image = self._image(episode.image)
-        with closing(agent.stream(image, episode.question, seed=episode.seed)) as steps:  # type: ignore[type-var]
+        images = [self._image(one) for one in episode.images]
+        with closing(agent.stream(images, episode.question, seed=episode.seed)) as steps:  # type: ignore[type-var]
             for step in steps:
                 if step.answer is not None:
                     return step.answer

@@ -42,6 +42,8 @@ class ServeConfig(Config):
     """Most bytes of the body of a request."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """Most pixels (width times height) of an image."""
+    max_images: int = Field(default=8, ge=1)
+    """Most images of a conversation."""
     allow_urls: bool = False
     """Fetch images from http(s) addresses that clients name."""
     allow: tuple[str, ...] = ()

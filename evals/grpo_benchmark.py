@@ -1,8 +1,9 @@
 """Speed of rollouts: the same episodes with the batching engine and with TRL's own generation.
 
-    python evals/grpo_benchmark.py --config rl/recipes/nano/grpo.yaml --rounds 3
+    python evals/grpo_benchmark.py --config rl/recipes/nano/grpo.yaml --rounds 3 [--colocate]
 
-Both run the agent's loop over the same questions; only the generation of turns differs. The first round of each is a
+All run the agent's loop over the same questions; only the generation of turns differs. --colocate adds TRL's generation
+with vLLM in this process. The first round of each is a
 warm-up. The distance is the mean difference between the sampled log-probabilities and those of the trainer's own
 forward pass over the finished sequences: 0 up to rounding if the engine is right.
 """
@@ -20,7 +21,7 @@ import torch
 from qzoom_agent.config import positive_int
 from qzoom_agent.errors import finished
 from qzoom_agent.training.grpo.checks import logp_distances
-from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
+from qzoom_agent.training.grpo.grpo_recipe import VLLM, GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.launch import make_trainer
 
 
@@ -36,11 +37,11 @@ class Speed(NamedTuple):
     """See the module's note; None without sampled log-probabilities."""
 
 
-def measure(recipe: GRPORecipe, by: Literal["shared", "generate"], *, rounds: int) -> Speed:
+def measure(recipe: GRPORecipe, by: Literal["shared", "generate"], *, rounds: int, vllm: VLLM | None = None) -> Speed:
     """Run the first rounds of rollouts of a recipe without training on them."""
     chosen = recipe.model_copy(
         update={
-            "rollouts": recipe.rollouts.model_copy(update={"by": by}),
+            "rollouts": recipe.rollouts.model_copy(update={"by": by, "vllm": vllm}),
             "max_steps": (rounds + 1) * recipe.minibatches * recipe.num_iterations,
         }
     )
@@ -60,7 +61,9 @@ def measure(recipe: GRPORecipe, by: Literal["shared", "generate"], *, rounds: in
             if "sampling_per_token_logps" in batch:
                 found = logp_distances(batch["sampling_per_token_logps"], _again(trainer, batch), mask)
                 distances.append(found[0].mean)
-    return Speed(by, fmean(seconds), fmean(written), fmean(distances) if distances else None)
+    return Speed(
+        by if vllm is None else f"{by}, vLLM", fmean(seconds), fmean(written), fmean(distances) if distances else None
+    )
 
 
 @torch.no_grad()
@@ -83,17 +86,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
     parser.add_argument("--model", help="another model than the recipe's")
     parser.add_argument("--rounds", type=positive_int, default=3, help="of each way, beside the one that warms up")
+    parser.add_argument("--colocate", action="store_true", help="measure vLLM in this process, too")
     options = parser.parse_args(argv)
     recipe = load_grpo_recipe(options.config, **({} if options.model is None else {"model": options.model}))
     print(f"{recipe.prompts} questions x {recipe.num_generations} rollouts a round, {options.rounds} rounds each")
     found = [measure(recipe, by, rounds=options.rounds) for by in ("generate", "shared")]
+    if options.colocate:
+        found.insert(1, measure(recipe, "generate", rounds=options.rounds, vllm=VLLM(mode="colocate")))
     print("| turns written by | seconds a round | tokens written | tokens a second | distance |\n|---|---|---|---|---|")
     for one in found:
         distance = "-" if one.distance is None else f"{one.distance:.1e}"
         cells = (one.by, f"{one.seconds:.2f}", f"{one.written:.0f}", f"{one.written / one.seconds:.0f}", distance)
         print(f"| {' | '.join(cells)} |")
-    plain, shared = (one.written / one.seconds for one in found)
-    print(f"shared writes {shared / plain:.1f} times the tokens a second")
+    plain, *_, shared = (one.written / one.seconds for one in found)
+    print(f"shared writes {shared / plain:.1f} times the tokens a second of TRL's own generation")
     return 0
 
 

@@ -125,7 +125,7 @@ class Agent:
             model: A preset name, a path or a hub id.
             device: Such as "cpu" or "cuda:1"; "auto" takes the best there is.
             dtype: Number format of the weights.
-            branches: Folder of branches (gate, SD-RPN) instead of those that come with the model.
+            branches: Folder or hub id of branches (gate, SD-RPN) instead of those that come with the model.
             check: False skips the comparison with the stock model at load.
 
         Raises:

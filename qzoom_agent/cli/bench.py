@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     kinds = flags.add_subparsers(dest="what", required=True, metavar="WHAT")
     pareto = kinds.add_parser("pareto", help="accuracy against cost")
     pareto.add_argument("--model", default="nano", help="preset name, folder or hub id (default: nano)")
-    pareto.add_argument("--branches", type=Path, metavar="DIR", help="gate and SD-RPN (default: those of the model)")
+    pareto.add_argument("--branches", metavar="B", help="gate and SD-RPN: folder or hub id (default: the model's)")
     pareto.add_argument(
         "--rival", metavar="M", help="a second baseline: another model, without zooming, at the baseline's budgets"
     )

@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "Exit code 4 if something is wrong.",
     )
     flags.add_argument("--model", metavar="M", help="also load and examine this preset, folder or hub id")
-    flags.add_argument("--branches", metavar="DIR", help="gate and SD-RPN to use (default: those of the model)")
+    flags.add_argument("--branches", metavar="B", help="gate and SD-RPN: folder or hub id (default: the model's)")
     flags.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     return flags
 

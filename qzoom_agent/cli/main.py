@@ -56,6 +56,7 @@ VERBS: Final = {
     "calibrate": Verb("train", "fit the thresholds of trained branches to your own questions", "calibrate_"),
     "reproduce": Verb("train", "moved to the script rl/reproduce.py", "reproduce_"),
     "convert": Verb("models", "read the branches of a published checkpoint, or write ours into one", "convert_"),
+    "push": Verb("push", "upload trained branches, without their base, to the Hugging Face hub"),
     "models": Verb("models", "list the models that --model knows by name"),
     "doctor": Verb("doctor", "check this machine: one table to paste into a bug report"),
 }

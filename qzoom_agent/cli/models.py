@@ -87,7 +87,7 @@ def convert_parser() -> argparse.ArgumentParser:
         description="Write the branches (gate and SD-RPN) of a checkpoint of the published Q-Zoom code as a small "
         "folder that any copy of the base can be used with; or, with --official, write ours into such a checkpoint.",
     )
-    flags.add_argument("source", help="official checkpoint (folder or hub id), or a folder of branches")
+    flags.add_argument("source", help="official checkpoint or branches of ours: folder or hub id")
     flags.add_argument("target", metavar="DIR", help="folder to write")
     flags.add_argument(
         "--base", metavar="M", help="the model the branches belong to: preset, folder or hub id (default: the source)"

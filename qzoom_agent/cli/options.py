@@ -73,7 +73,9 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
         "looks closer, such as for one at a --server",
     )
     group.add_argument(
-        "--branches", metavar="DIR", help="gate and SD-RPN to use (default: those of the model, or of the perceiver)"
+        "--branches",
+        metavar="B",
+        help="gate and SD-RPN to use: a folder or a hub id (default: those of the model, or of the perceiver)",
     )
     group.add_argument(
         "--policy",
@@ -158,9 +160,11 @@ def load_agent(args: argparse.Namespace, *, device: str | None = None) -> Agent:
     # Last, because it takes seconds: a wrong flag or name must not wait for these imports.
     from qzoom_agent.agent import Agent
 
-    if args.branches and not Path(args.branches).is_dir():
-        raise ConfigError(f"There is no folder {args.branches}. Give --branches a folder that `qzoom train` wrote.")
     where, branches = device or args.device, args.branches
+    if branches and not Path(branches).is_dir():
+        from qzoom_agent.perception.hub import local_branches
+
+        branches = str(local_branches(branches))
     if config.perceiver and not is_reference(config.perceiver):
         from qzoom_agent.models.perceiver import load_perceiver
 

@@ -71,7 +71,7 @@ def calibrate_parser() -> argparse.ArgumentParser:
         "evidence is printed and written beside the thresholds; the weights stay as they are.",
     )
     flags.add_argument("--model", metavar="M", help="preset name, folder or hub id (default: the recipe's)")
-    flags.add_argument("--branches", type=Path, metavar="DIR", help="gate and SD-RPN (default: those of the model)")
+    flags.add_argument("--branches", metavar="B", help="gate and SD-RPN: folder or hub id (default: the model's)")
     flags.add_argument("--config", type=Path, required=True, metavar="FILE", help="recipe (YAML)")
     flags.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder to write; `final` in it is for --branches"

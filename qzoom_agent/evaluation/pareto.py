@@ -89,7 +89,7 @@ def arms(
     *,
     budgets: Sequence[int],
     coarse: Sequence[int],
-    branches: Path | None = None,
+    branches: str | Path | None = None,
     rival: str | None = None,
 ) -> dict[str, Agent]:
     """Return the agents to compare, by "policy@budget"; all but the rival share one copy of the weights.
@@ -98,7 +98,7 @@ def arms(
         model: Preset name, folder or hub id.
         budgets: Visual tokens of the baseline.
         coarse: Visual tokens of the coarse view of the others.
-        branches: Folder of the gate and SD-RPN; None: those of the model.
+        branches: Folder or hub id of the gate and SD-RPN; None: those of the model.
         rival: Another model, under policy `direct` at the budgets of the baseline.
 
     Raises:

@@ -367,6 +367,10 @@ def fingerprint(model: str, branches: str | Path | None = None, *, base_only: bo
     if not Path(source).is_dir():
         return None
     found = hashlib.sha256()
+    if branches and not Path(branches).is_dir():
+        from qzoom_agent.perception.hub import local_branches  # loads torch
+
+        branches = local_branches(branches)
     for folder in (Path(source), Path(branches) if branches else None):
         for path in sorted(folder.rglob("*")) if folder else ():
             read = path.suffix in _KINDS and path.name != CALIBRATION  # which changes no answer

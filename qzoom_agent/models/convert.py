@@ -28,8 +28,10 @@ from qzoom_agent.perception.adapters import QWEN2_5_VL, adapter_for
 from qzoom_agent.perception.branches import CONFIG, FURTHER, SUBFOLDER, WEIGHTS, Branches, branch_folder
 from qzoom_agent.perception.checkpoints import (
     INDEX,
+    checkpoint_file,
     load_official,
     official_settings,
+    own_branches,
     own_name,
     to_official,
     weight_files,
@@ -58,7 +60,7 @@ def to_branches(
     """Write the branches of `source` into the folder `target`, whose other files are left alone.
 
     Args:
-        source: an official checkpoint (folder or hub id), or a folder of our branches.
+        source: an official checkpoint or branches of ours, as folder or hub id.
         target: the folder to write.
         base: the model they belong to (preset, folder or hub id). None: `source` itself, if it is a whole model.
         int8: store matrices as bytes; see `Branches.save`.
@@ -68,6 +70,9 @@ def to_branches(
         ConfigError: the target already holds branches, or there is no base.
         BackendError: the source has no branches, or they are broken or made for another base.
     """
+    if not Path(source).is_dir() and (own := own_branches(given := resolve_model(source).source)) is not None:
+        base = base or (given if checkpoint_file(given, "config.json") else None)
+        source = str(own)
     target = Path(target)
     there = [name for name in (CONFIG, WEIGHTS) if (branch_folder(target) / name).exists()]
     if there and not force:

@@ -39,7 +39,7 @@ def examine_model(model: str, *, branches: str | None = None, device: str = "aut
 
     Args:
         model: preset name, folder or hub id.
-        branches: folder of branches instead of the model's own.
+        branches: folder or hub id of branches instead of the model's own.
         device: where it runs.
 
     Raises:

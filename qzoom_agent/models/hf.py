@@ -147,7 +147,7 @@ class HFBackend:
             device: "auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1", "mps".
             dtype: "auto" (float32 on the CPU, else bfloat16), "float32", "bfloat16", "float16".
             protocol: format of zoom calls; None takes the preset's, else one that fits the family.
-            branches: a folder of branches (`qzoom train`, `qzoom convert`) to use instead of the model's own.
+            branches: folder or hub id (`user/name`, `user/name@revision`) of branches instead of the model's own.
             check: False skips the comparison with the stock model.
 
         Raises:

@@ -61,7 +61,7 @@ class LocalPerceiver:
 
         Args:
             model: A preset name, a folder or a hub id.
-            branches: Folder of branches instead of those that come with the model.
+            branches: Folder or hub id of branches instead of those that come with the model.
             device: Such as "cpu" or "cuda:1"; "auto" takes the best there is.
             dtype: Number format of the weights.
 

@@ -8,6 +8,7 @@
     attention.py    attention of chosen heads
     labels.py       from attention to training labels
     checkpoints.py  checkpoints of the published code
+    hub.py          branches on the Hugging Face hub, as a delta
 
 Method: Q-Zoom (arXiv 2604.06912) and SD-RPN (arXiv 2509.16944).
 """

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from shutil import rmtree
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -275,14 +276,53 @@ class Branches(nn.Module):
         further = 0 if self.further is None else self.further.save(folder / FURTHER, int8=int8)
         return (folder / WEIGHTS).stat().st_size + further
 
+    def push_to_hub(self, repo_id: str, *, base: str, **options: Any) -> str:
+        """Upload these branches, without their base, to the Hugging Face hub and return the address of the commit.
+
+        Args:
+            repo_id: repository, `user/name` or `name`; created if it is not there.
+            base: hub id of the base.
+            options: `labels`, `results` and `license` of `hub.BranchCard`; other arguments of `hub.push_branches`.
+
+        Raises:
+            BackendError: the hub refuses.
+        """
+        from qzoom_agent.perception.hub import BranchCard, push_branches
+
+        card = BranchCard(base, **{key: options.pop(key) for key in ("labels", "results", "license") if key in options})
+        with TemporaryDirectory() as folder:
+            self.save(folder)
+            return push_branches(folder, repo_id, card, **options)
+
     @classmethod
-    def load(cls, folder: Path | str, model: PreTrainedModel) -> "Branches":
-        """Load the branches in `folder`, on the device and in the number format of their base `model`.
+    def from_hub(
+        cls, repo_id: str, model: PreTrainedModel, *, revision: str | None = None, token: str | None = None
+    ) -> "Branches":
+        """Load branches of a repository of the Hugging Face hub for their base `model`.
+
+        Args:
+            repo_id: repository, `user/name`.
+            model: the base.
+            revision: branch, tag or commit; None: main.
+            token: None: the one that is logged in.
+
+        Raises:
+            BackendError: there is none, it holds no branches, or they were made for another base.
+        """
+        from qzoom_agent.perception.hub import local_branches
+
+        return cls.load(local_branches(f"{repo_id}@{revision}" if revision else repo_id, token=token), model)
+
+    @classmethod
+    def load(cls, source: Path | str, model: PreTrainedModel) -> "Branches":
+        """Load branches (a folder, or a hub id), on the device and in the number format of their base `model`.
 
         Raises:
             BackendError: there are none, they are broken, or they were made for another base.
         """
-        folder = branch_folder(folder)
+        from qzoom_agent.perception.hub import local_branches
+
+        folder = branch_folder(local_branches(source))
         missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
         if missing:
             raise BackendError(
@@ -291,6 +331,7 @@ class Branches(nn.Module):
             )
         try:
             config = BranchConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
+            _require_size((folder / WEIGHTS).stat().st_size, model)
             stored = load_file(folder / WEIGHTS)
             weights = {
                 name: value.float() * stored[name + _SCALE][:, None] if value.dtype == torch.int8 else value
@@ -323,6 +364,13 @@ class Branches(nn.Module):
             branches.to_empty(device="cpu")
         branches.load_state_dict(weights)
         return branches.eval()
+
+
+def _require_size(stored: int, model: PreTrainedModel) -> None:
+    """Raise BackendError if a file of so many bytes cannot be branches: copies of layers of the base."""
+    most = 8 * sum(value.numel() for value in model.parameters()) + 2**20  # two copies in float32, and a header
+    if stored > most:
+        raise BackendError(f"The branch file has {stored:,} bytes; branches of this base have at most {most:,}.")
 
 
 def _build(model: PreTrainedModel, config: BranchConfig, *, with_sdrpn: bool, with_gate: bool) -> Branches:

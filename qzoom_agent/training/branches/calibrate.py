@@ -27,6 +27,7 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.perception.branches import CONFIG, BranchConfig
 from qzoom_agent.perception.checkpoints import own_branches
+from qzoom_agent.perception.hub import local_branches
 from qzoom_agent.perception.maps import smoothed
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibration
 from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
@@ -297,7 +298,7 @@ class HeldOut(BranchRecipe):
     held_out: list[DatasetSpec] = Field(min_length=1)
 
 
-def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branches: Path | None = None) -> Path:
+def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branches: Path | str | None = None) -> Path:
     """Calibrate existing branches on other questions (`qzoom calibrate`); return `output`/final, where they are.
 
     The weights stay as they are, and so does the map's rule (`peak_share`, `blur`, `margin`, `box`) unless the recipe
@@ -318,7 +319,7 @@ def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branche
     if final.exists():
         raise ConfigError(f"{final} is there already. Delete it, or choose another --output.")
     wanted = read_recipe(recipe, HeldOut, **({} if model is None else {"model": model}))
-    stored = _branches_of(wanted.model) if branches is None else branches
+    stored = _branches_of(wanted.model) if branches is None else local_branches(branches)
     run = RunDirectory(wanted, output)
     backend = run.backend(branches=stored)
     assert backend.branches is not None

@@ -339,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_recipe_arguments(parser, output="runs/grpo")
     parser.add_argument("--model", help="another model than the recipe's: a preset, a hub id or a folder")
-    parser.add_argument("--branches", help="branches to use instead of the recipe's: a folder")
+    parser.add_argument("--branches", help="branches to use instead of the recipe's: folder or hub id")
     parser.add_argument("--steps", type=int, dest="max_steps", help="another number of steps than the recipe's")
     parser.add_argument("--seed", type=int, help="another seed than the recipe's")
     parser.add_argument("--devices", type=positive_int, default=1, help="for --dry-run: how many devices there will be")

@@ -21,7 +21,7 @@ from qzoom_agent import Agent
 from qzoom_agent.answer import Answer
 from qzoom_agent.report.overlay import overlay
 
-_TALL, _GAP, _LINE = 300, 20, 20
+_TALL, _GAP, _LINE = 300, 20, 26
 _INK = (30, 30, 34)
 
 
@@ -73,7 +73,7 @@ def steps(answer: Answer) -> list[Panel]:
 
 def row(panels: Sequence[Panel]) -> Image.Image:
     """Return the panels side by side, each enlarged to one height but a crop, which keeps its shape within it."""
-    font = _font(13)
+    font = _font(18)
     scaled = [_fitted(panel.image) for panel in panels]
     widths = [
         max(image.width, *(round(font.getlength(line)) for line in panel.lines))

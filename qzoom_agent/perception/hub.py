@@ -18,7 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from shutil import copy2
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final, cast
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import (
@@ -36,7 +36,7 @@ from qzoom_agent.perception.branches import CONFIG, FURTHER, SUBFOLDER, WEIGHTS,
 
 _ID: Final = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _FILES: Final = tuple(f"{part}{name}" for part in ("", f"{FURTHER}/") for name in (CONFIG, WEIGHTS))
-_TRANSPORT: Final = HfHubHTTPError.__bases__[0]
+_TRANSPORT: Final = cast(type[Exception], HfHubHTTPError.__bases__[0])
 """The base of all errors of the hub's HTTP client, which is httpx or httpx2."""
 _MOST: Final = {CONFIG: 2**20, WEIGHTS: 2**33}
 """Most bytes of a file that is fetched."""
@@ -135,7 +135,14 @@ def render_card(folder: Path, repo_id: str, card: BranchCard) -> str:
         tags=["qzoom-agent", "gate", "region-proposal"],
     )
     template = str(files("qzoom_agent.perception") / "branch_card.md.jinja")
-    about = {"share": _share, "repo_id": repo_id, "card": card, "config": config, "parts": parts, "further": further}
+    about: dict[str, Any] = {
+        "share": _share,
+        "repo_id": repo_id,
+        "card": card,
+        "config": config,
+        "parts": parts,
+        "further": further,
+    }
     return str(ModelCard.from_template(data, template_path=template, **about))
 
 

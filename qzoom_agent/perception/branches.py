@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from qzoom_agent.config import Blur, Sides
 from qzoom_agent.errors import BackendError
 from qzoom_agent.perception.adapters import adapter_for, full_layers, text_model
-from qzoom_agent.perception.decoder import Rotary, is_plain, last_token, layer_share, project, rotate
+from qzoom_agent.perception.decoder import Rotary, is_plain, last_token, layer_share, project, rotate, run_layer
 
 WEIGHTS, CONFIG, SUBFOLDER = "branches.safetensors", "branches.json", "branches"
 FURTHER = "further"
@@ -130,7 +130,7 @@ class SDRPN(nn.Module):
     def states(self, hidden: Tensor, *, rotary: Rotary, mask: Tensor | None) -> Tensor:
         """Return the normed states (batch, tokens, hidden) that queries and keys of the map are made of."""
         for layer in self.layers:
-            hidden = layer(hidden, attention_mask=mask, position_ids=None, position_embeddings=rotary)
+            hidden = run_layer(layer, hidden, rotary=rotary, mask=mask)
         if self.extra_norm is not None:
             hidden = self.extra_norm(hidden)
         normed: Tensor = self.norm(hidden)
@@ -173,7 +173,7 @@ class Gate(nn.Module):
         """Return logits (batch,) from states after K base layers, (batch, tokens, hidden)."""
         *layers, last = self.layers
         for layer in layers:
-            hidden = layer(hidden, attention_mask=mask, position_ids=None, position_embeddings=rotary)
+            hidden = run_layer(layer, hidden, rotary=rotary, mask=mask)
         logits: Tensor = self.head(last_token(last, hidden, rotary=rotary, mask=mask))[:, 0, 0]
         return logits
 

@@ -23,7 +23,7 @@ from qzoom_agent.errors import BackendError
 from qzoom_agent.perception.adapters import FULL, LINEAR, SLIDING, adapter_for, layer_kinds, of_full_layers, text_model
 from qzoom_agent.perception.caches import Snapshots, copied_cache, new_cache
 from qzoom_agent.perception.masks import Masks, layer_masks
-from qzoom_agent.perception.transformers_versions import cache_name
+from qzoom_agent.perception.transformers_versions import cache_name, keys_for_others
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, (batch, tokens, width) each; the width may be a part of a head's."""
@@ -60,7 +60,6 @@ class Decoder:
         """Kind of each layer."""
         self.recurrent = LINEAR in self.kinds
         """Some layers hold one state of the whole past, which cannot be cropped."""
-        self._layer_cache = cache_name(self.text.layers[0].forward)
         self._mask_cache = cache_name(create_causal_mask)
         kernel = self.config._attn_implementation
         if SLIDING in self.kinds and kernel not in ("sdpa", "eager"):
@@ -142,13 +141,12 @@ class Decoder:
         hidden, visual, deepstack = new if isinstance(new, Embedded) else (new, None, [])
         for index in layers:
             kind = self.kinds[index]
-            hidden = self.text.layers[index](
+            hidden = run_layer(
+                self.text.layers[index],
                 hidden,
-                attention_mask=mask[kind] if isinstance(mask, dict) else mask,
-                position_ids=None,
-                use_cache=cache is not None,
-                position_embeddings=rotary[kind] if isinstance(rotary, dict) else rotary,
-                **{self._layer_cache: cache},
+                rotary=rotary[kind] if isinstance(rotary, dict) else rotary,
+                mask=mask[kind] if isinstance(mask, dict) else mask,
+                cache=cache,
             )
             if index < len(deepstack):
                 # on a copy: a layer may return a tensor that others still hold
@@ -255,6 +253,22 @@ def is_plain(layer: nn.Module) -> bool:
     return names == usual and bool(attention.q_proj.out_features == attention.o_proj.in_features)
 
 
+def run_layer(
+    layer: Any, hidden: Tensor, *, rotary: Rotary, mask: Tensor | None, cache: DynamicCache | None = None
+) -> Tensor:
+    """Run a decoder layer, (batch, tokens, hidden); the arguments are those of `last_token`."""
+    out: Tensor = layer(
+        hidden,
+        attention_mask=mask,
+        position_ids=None,
+        use_cache=cache is not None,
+        position_embeddings=rotary,
+        **{cache_name(layer.forward): cache},
+        **keys_for_others(layer),
+    )
+    return out
+
+
 def last_token(
     layer: Any, hidden: Tensor, *, rotary: Rotary, mask: Tensor | None, cache: DynamicCache | None = None
 ) -> Tensor:
@@ -270,9 +284,7 @@ def last_token(
         cache: receives the keys and values; must hold none of this layer yet.
     """
     if not is_plain(layer):
-        more: dict[str, Any] = {} if cache is None else {cache_name(layer.forward): cache}
-        whole: Tensor = layer(hidden, attention_mask=mask, position_ids=None, position_embeddings=rotary, **more)
-        return whole[:, -1:]
+        return run_layer(layer, hidden, rotary=rotary, mask=mask, cache=cache)[:, -1:]
     attention, normed = layer.self_attn, layer.input_layernorm(hidden)
     query = project(normed[:, -1:], attention.q_proj, getattr(attention, "q_norm", None), attention.head_dim)
     key = project(normed, attention.k_proj, getattr(attention, "k_norm", None), attention.head_dim)

@@ -27,6 +27,14 @@ def cache_name(function: Callable[..., Any]) -> str:
     return "cache" if "cache" in _parameters(getattr(function, "__func__", function)) else "past_key_values"
 
 
+def keys_for_others(layer: torch.nn.Module) -> dict[str, Any]:
+    """Return the argument in which layers of Gemma 4 leave keys for later layers; none of a supported model reads them.
+
+    From transformers 5.24 on they are left even where no layer shares any.
+    """
+    return {"shared_kv_states": {}} if "shared_kv_states" in _parameters(type(layer).forward) else {}
+
+
 def crop(layers: Iterable[Any], surplus: int) -> None:
     """Drop the last `surplus` tokens of layers of a cache, some of which may hold none yet."""
     for layer in layers:

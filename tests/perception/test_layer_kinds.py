@@ -13,6 +13,7 @@ import transformers
 from packaging.version import Version
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from qzoom_agent.errors import BackendError
@@ -109,7 +110,8 @@ def places(case: Case, count: int) -> Tensor:
 
 def stock(case: Case) -> Tensor:
     ids = torch.tensor([PROMPT])
-    features = SimpleNamespace(pooler_output=tuple(part for one in case.features for part in one.pooler_output))
+    parts = tuple(part for one in case.features for part in one.pooler_output)
+    features = BaseModelOutputWithPooling(pooler_output=parts)
     given: dict[str, Any] = {"mm_encoder_outputs": {"image": features}}
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         if "mm_encoder_outputs" not in signature(case.model.forward).parameters:  # before transformers 5.18

@@ -323,7 +323,7 @@ def test_gate_and_proposals_insert_crops_that_are_trained_on(
     """The crop stands in the prompt of every rollout."""
     trainer = make_trainer(rolled_out(looking, perception=perception), tmp_path)
     trainer.train()
-    (log,) = log_of(tmp_path)
+    log = log_of(tmp_path)[0]
     assert log["zoom/inserted"] == 1.0
     assert log["rollout/logp_difference"] < 1e-4
 

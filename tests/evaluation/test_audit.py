@@ -57,6 +57,7 @@ def test_a_gain_that_only_the_crops_give(tmp_path: Path) -> None:
     assert "Does looking help?" in page and found.verdict in page
 
 
+@pytest.mark.slow
 def test_a_gain_that_grey_crops_give_as_well_is_not_the_crops(tmp_path: Path) -> None:
     found = audited(tmp_path, explicit=lambda i: i < 36, direct=easy, blind=lambda i: i < 36, random=easy)
     task = found.tasks["numbers"]

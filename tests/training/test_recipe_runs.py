@@ -30,7 +30,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "rl" / "recipes"
 GRPO = sorted(path for path in FOLDER.rglob("grpo.yaml") if path.parent.name != "nano")
 COLDSTART = sorted(path for path in FOLDER.rglob("coldstart.yaml") if path.parent.name != "nano")
 QWEN3 = ("qwen3_vl_4b", "zwz_4b")
-FAST = {"grpo": ("deepeyes_7b",), "coldstart": ("qwen3_vl_4b",)}
+FAST = {"grpo": (), "coldstart": ("qwen3_vl_4b",)}
 """Recipes that together take most paths: both families, a judge, adapters, columns with dots, a teacher."""
 SMALL = {"coarse_tokens": 16, "coarse_min_tokens": 4, "crop_min_tokens": 4, "crop_max_tokens": 9, "max_turns": 2}
 

@@ -100,6 +100,7 @@ def test_post_sft_is_measured_on_its_own_base_and_everything_else_is_not(finishe
     ]
 
 
+@pytest.mark.slow
 def test_a_tuned_base_counts_once_branches_are_fitted_to_it(finished: Path, tmp_path: Path) -> None:
     """Killed between the two, `postsft` leaves a base that no branches fit."""
     run = tmp_path / "run"

@@ -12,7 +12,7 @@ from typing import Literal
 
 from qzoom_agent.errors import MissingDependency
 
-Extra = Literal["eval", "mcp", "ocr", "pdf", "run", "serve", "train"]
+Extra = Literal["eval", "mcp", "ocr", "pdf", "run", "serve", "train", "web"]
 
 
 def require(package: str, *, extra: Extra, use: str) -> Path:

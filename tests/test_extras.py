@@ -15,7 +15,7 @@ from qzoom_agent.evaluation.tasks.needle import fonts
 from qzoom_agent.evaluation.tasks.needle.tasks import load
 from qzoom_agent.extras import require
 
-EXTRAS = ("trl", "datasets", "peft", "matplotlib", "scipy", "skimage", "font_lato", "font_manrope", "fastapi", "mcp")
+EXTRAS = ("trl", "datasets", "peft", "matplotlib", "scipy", "skimage", "font_lato", "font_manrope", "fastapi", "mcp", "gradio")
 
 
 def test_an_installed_package_is_found_and_not_imported() -> None:
@@ -48,6 +48,7 @@ def test_boards_and_tables_name_the_extra(tmp_path: Path, monkeypatch: pytest.Mo
         (["train", "coldstart", "--config", "x.yaml", "--output", "out"], "train"),
         (["train", "sdrpn", "--config", "x.yaml", "--output", "out"], "train"),
         (["serve"], "serve"),
+        (["web"], "web"),
         (["mcp"], "mcp"),
         (["calibrate", "--config", "x.yaml", "--output", "out"], "train"),
     ],

@@ -50,6 +50,7 @@ VERBS: Final = {
     "eval": Verb("evaluate", "measure accuracy and cost on a task"),
     "audit": Verb("audit", "measure whether looking helps: the policy against its controls"),
     "serve": Verb("serve", "serve the agent behind an OpenAI-compatible API"),
+    "web": Verb("web", "serve a page on which people ask the agent in a browser"),
     "mcp": Verb("mcp", "offer look, propose, zoom and ask to clients of the Model Context Protocol"),
     "bench": Verb("bench", "measure accuracy against cost of a model with branches, and ablations"),
     "train": Verb("train", "train a model from a recipe"),

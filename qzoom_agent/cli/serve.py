@@ -8,14 +8,15 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from qzoom_agent.cli.main import OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
 from qzoom_agent.errors import ConfigError, hide_secret
 
 KEY_VARIABLE: Final = "QZOOM_API_KEY"
-_LOCAL: Final = {"127.0.0.1", "::1", "localhost"}
+LOCAL: Final = {"127.0.0.1", "::1", "localhost"}
+"""Hosts that other machines do not reach."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,29 +80,15 @@ def main(argv: Sequence[str]) -> int:
         hide_secret(config.api_key)
     read_config(args)
     listening = listen(args.host, args.port)
-    import uvicorn
-
     from qzoom_agent.integrations.serve.app import create_app
 
     agent = load_agent(args)
     app = create_app(agent, config)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE
-        )
-    )
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(f"{agent.backend.name} at http://{shown}:{port}/v1 (policy {agent.config.policy})", flush=True)
-    if args.host not in _LOCAL and not config.api_key:
+    print(f"{agent.backend.name} at {shown_address(listening)}/v1 (policy {agent.config.policy})", flush=True)
+    if args.host not in LOCAL and not config.api_key:
         print(f"qzoom serve: anybody who reaches {args.host} may ask. Set a key: --api-key.", file=sys.stderr)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when it is done
-    server.run(sockets=[listening])
+    serve_until_ended(app, listening, grace=30)
     return OK
-
-
-_GRACE: Final = 30
-"""Seconds that requests under way have once the server is told to end."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -114,3 +101,26 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(
             f"The server cannot listen at {host}, port {port}: {reason}. Give another --host or --port."
         ) from None
+
+
+def shown_address(listening: socket.socket) -> str:
+    """Return the address of a listening socket as a browser takes it."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve_until_ended(app: Any, listening: socket.socket, *, grace: int) -> None:
+    """Serve an application until the process is interrupted or terminated.
+
+    Args:
+        app: The ASGI application.
+        listening: Socket of `listen`.
+        grace: Seconds that requests under way then have.
+    """
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=grace
+    )
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when it is done
+    uvicorn.Server(config).run(sockets=[listening])

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from typing import Final
 
 from pydantic import Field, model_validator
 
-from qzoom_agent.config import AgentConfig, Config, PolicyName
+from qzoom_agent.config import AgentConfig, Config
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.images import MAX_PIXELS
-
-ServedPolicy = Literal["direct", "explicit", "implicit", "hybrid", "locate", "always"]
-"""Policies that a request may ask for: those that need neither gold boxes nor a baseline's purpose."""
-_CEILINGS: Final[dict[str, float]] = {
-    "budget.max_turns": 12,
-    "budget.max_views": 12,
-    "budget.max_visual_tokens": 16_384,
-    "budget.max_seconds": 600,
-    "budget.coarse_tokens": 4_096,
-    "budget.crop_max_tokens": 4_096,
-    "generation.max_new_tokens": 4_096,
-}
+from qzoom_agent.integrations.limits import CEILINGS
 
 
 class ServeConfig(Config):
@@ -48,7 +37,7 @@ class ServeConfig(Config):
     """Fetch images from http(s) addresses that clients name."""
     allow: tuple[str, ...] = ()
     """Further keys of the configuration that a request may set, such as "perception.max_regions"."""
-    ceilings: dict[str, float] = _CEILINGS
+    ceilings: dict[str, float] = CEILINGS
     """Most that a request may ask for, by key of the configuration."""
     traces: int = Field(default=256, ge=0)
     """Records of the last answers that are kept for GET /traces/ID, without pixels."""
@@ -67,7 +56,6 @@ class ServeConfig(Config):
 
 _NEVER: Final = {"model", "protocol", "prompt", "perceiver", "tool", "tools", "max_pixels", "review"}
 """Keys that name weights, files or code, or limits of the server."""
-assert set(get_args(ServedPolicy)) < set(get_args(PolicyName))
 
 
 class RequestError(QzoomError):

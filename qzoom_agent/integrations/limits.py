@@ -1,0 +1,21 @@
+"""Limits of what others may ask of an agent, where it answers several of them: `qzoom serve` and `qzoom web`."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+from qzoom_agent.config import PolicyName
+
+ServedPolicy = Literal["direct", "explicit", "implicit", "hybrid", "locate", "always"]
+"""Policies that may be asked for: those that need neither gold boxes nor a baseline's purpose."""
+CEILINGS: Final[dict[str, float]] = {
+    "budget.max_turns": 12,
+    "budget.max_views": 12,
+    "budget.max_visual_tokens": 16_384,
+    "budget.max_seconds": 600,
+    "budget.coarse_tokens": 4_096,
+    "budget.crop_max_tokens": 4_096,
+    "generation.max_new_tokens": 4_096,
+}
+"""Most that may be asked for, by key of the configuration."""
+assert set(get_args(ServedPolicy)) < set(get_args(PolicyName))

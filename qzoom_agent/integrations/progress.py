@@ -76,7 +76,8 @@ class Progress:
         if self.corner:
             x, y = self.corner
             marks[len(self.boxes) :] = [(x - 3, y - 3, x + 3, y + 3)]
-        scaled = [tuple(side * self._scale for side in box) for box in marks]
+        by = self._scale
+        scaled = [(x1 * by, y1 * by, x2 * by, y2 * by) for x1, y1, x2, y2 in marks]
         return overlay(self._small, PerceptionRecord(heat=self.heat, boxes=scaled), opacity=opacity)
 
     def point(self, x: float, y: float) -> None:

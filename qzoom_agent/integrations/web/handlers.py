@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
 from time import monotonic
-from typing import Any, Final, Literal
+from typing import Any, Final
 from weakref import WeakSet
 
 import gradio as gr
@@ -25,6 +25,7 @@ from markupsafe import Markup
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.answer import Event
+from qzoom_agent.approval import Decision
 from qzoom_agent.errors import ConfigError, QzoomError, describe_error
 from qzoom_agent.images import load_image
 from qzoom_agent.integrations.conversation import Conversation
@@ -143,17 +144,16 @@ class Page:
         """Answer another question about the picture of the last one."""
         yield from self.ask(visit, visit.path, question, opacity, *settings)
 
-    def decide(
-        self, action: Literal["approve", "move", "refuse"], visit: Visit, box: str, reason: str, opacity: float
-    ) -> Iterator[Updates]:
+    def decide(self, action: str, visit: Visit, box: str, reason: str, opacity: float) -> Iterator[Updates]:
         """Approve the call that waits, move its box, or refuse it for a reason that the model reads."""
         if visit.conversation is None or visit.progress is None:
             return
         sides = [float(side) for side in _NUMBER.findall(box[:200])]
+        decisions: dict[str, Decision] = {"approve": True, "move": sides, "refuse": reason[:500]}
         try:
             if action == "move" and len(sides) != 4:
                 raise ConfigError("A box is four numbers: left, top, right and bottom, in pixels of the picture.")
-            steps = visit.conversation.decide({"approve": True, "move": sides, "refuse": reason[:500]}[action])
+            steps = visit.conversation.decide(decisions[action])
         except Exception as error:
             yield {self.layout.card: problem(error)}
             return

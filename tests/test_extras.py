@@ -15,7 +15,8 @@ from qzoom_agent.evaluation.tasks.needle import fonts
 from qzoom_agent.evaluation.tasks.needle.tasks import load
 from qzoom_agent.extras import require
 
-EXTRAS = ("trl", "datasets", "peft", "matplotlib", "scipy", "skimage", "font_lato", "font_manrope", "fastapi", "mcp", "gradio")
+EXTRAS = ("trl", "datasets", "peft", "matplotlib", "scipy", "skimage", "font_lato", "font_manrope")
+EXTRAS += ("fastapi", "gradio", "mcp")
 
 
 def test_an_installed_package_is_found_and_not_imported() -> None:

@@ -209,7 +209,8 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise BackendError(
-            f"'{repo}' is not in the cache, and the hub cannot be reached. Check the network and HF_HUB_OFFLINE."
+            f"There is no folder {repo}. As a hub id it is not in the cache, and the hub cannot be reached: check the "
+            "network and HF_HUB_OFFLINE."
         ) from error
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "no")

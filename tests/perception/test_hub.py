@@ -75,6 +75,11 @@ def test_branches_come_back_bit_for_bit(hub: LocalHub, nano: HFBackend) -> None:
     found = Branches.from_hub("me/nano-branches", nano.model)
     assert nano.branches is not None and found.digest() == nano.branches.digest()
     assert not [one for one in hub.requests if one.startswith("GET") and one.endswith("README.md")]
+    hub.repositories["me/model"] = Repository()  # one that also holds the base
+    inside = {f"branches/{name}": stored.files[name] for name in FILES}
+    hub.repositories["me/model"].commit("main", inside | {"config.json": b"{}", "model.safetensors": b""})
+    assert (local_branches("me/model") / FURTHER / WEIGHTS).read_bytes() == (OWN / FURTHER / WEIGHTS).read_bytes()
+    assert not [one for one in hub.requests if "/resolve/" in one and one.endswith("model.safetensors")]
 
 
 def test_the_card_says_what_they_are(hub: LocalHub) -> None:
@@ -115,7 +120,7 @@ def test_what_is_fetched_is_used_offline(hub: LocalHub, monkeypatch: pytest.Monk
     fetched = local_branches("me/branches")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert local_branches("me/branches") == fetched
-    with pytest.raises(BackendError, match="not in the cache, and the hub cannot be reached"):
+    with pytest.raises(BackendError, match=r"no folder me/never-seen.*not in the cache, and the hub cannot be reached"):
         local_branches("me/never-seen")
 
 

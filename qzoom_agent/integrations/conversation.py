@@ -55,9 +55,13 @@ class Conversation:
         """Answer a question after those before it; one that is still under way ends without its answer.
 
         Raises:
-            ConfigError: The question is empty or too long.
+            ConfigError: The question is empty or too long, or the one before does not end.
         """
-        self.leave()
+        if self._thread is not None and self._thread.is_alive():
+            self.leave()
+            self._thread.join(_SECONDS_TO_END)
+            if self._thread.is_alive():
+                raise ConfigError("The last question is still being ended. Ask again in a moment.")
         events = self._chat.stream(question)
         self._steps, self._decisions, self._left = Queue(), Queue(), Event()
         self._thread = Thread(target=self._answer, args=(events,), name="conversation", daemon=True)
@@ -77,13 +81,9 @@ class Conversation:
         return self._follow()
 
     def leave(self) -> None:
-        """End the question under way at its next step. Raises ConfigError if that takes too long."""
-        if self._thread is not None and self._thread.is_alive():
-            self._left.set()
-            self._decisions.put(None)
-            self._thread.join(_SECONDS_TO_END)
-            if self._thread.is_alive():
-                raise ConfigError("The last question is still being ended. Ask again in a moment.")
+        """End the question under way at its next step, without waiting for that."""
+        self._left.set()
+        self._decisions.put(None)
 
     @property
     def earlier(self) -> list[tuple[str, str]]:

@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     #    label         collect their attention maps on the training questions
     #    sdrpn         train SD-RPN to predict these maps from the first layers
     #    postsft       optional: fine-tune the base on questions that a crop made it answer wrongly
+    #    regions       optional: reinforce SD-RPN by the answers that its crops lead to
     #    gate          train the gate on whether more visual tokens change the answer
     #    calibrate     choose the thresholds of both on held-out questions
     #    further       train both for further looks, at conversations that show crops already

@@ -30,6 +30,7 @@ STAGES: Final = {
     "label": Stage(BRANCHES, "collect their attention as labels, without annotation"),
     "sdrpn": Stage(BRANCHES, "train the branch that says where to look"),
     "postsft": Stage(BRANCHES, "fine-tune the base on questions that a crop made it answer wrongly"),
+    "regions": Stage(BRANCHES, "reinforce that branch by the answers that its crops lead to"),
     "gate": Stage(BRANCHES, "train the branch that says whether to look"),
     "calibrate": Stage(BRANCHES, "choose thresholds for a stated target"),
     "further": Stage(BRANCHES, "train both to look again, with the crops so far in context"),

@@ -121,6 +121,13 @@ def regions(
 
     With `sides`, shares of the map's width and height, a box has those sides around the centre of its part's heat.
     """
+    return [box for box, _ in region_parts(heat, found, limit=limit, sides=sides)]
+
+
+def region_parts(
+    heat: Tensor, found: NDArray[np.bool], *, limit: int = 1, sides: tuple[float, float] | None = None
+) -> list[tuple[MapRegion, NDArray[np.bool]]]:
+    """Return `regions`, each with its part of the foreground, (rows, columns)."""
     if not found.any():
         return []
     values = heat.numpy()
@@ -129,8 +136,8 @@ def regions(
         ys, xs = np.nonzero(part)
         tight = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
         box: Cells = tight if sides is None else _around_centre(values, part, sides)
-        boxes.append(MapRegion(*box, float(values[part].max())))
-    return sorted(boxes, key=lambda box: -box.peak)[:limit]
+        boxes.append((MapRegion(*box, float(values[part].max())), part))
+    return sorted(boxes, key=lambda pair: -pair[0].peak)[:limit]
 
 
 def runs(found: NDArray[np.bool]) -> list[Cells]:

@@ -18,8 +18,10 @@ from qzoom_agent.perception.labels import HEADS, LabelRules
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.recipe_io import Section, read_recipe
 
-StageName = Literal["select-heads", "label", "sdrpn", "postsft", "gate", "calibrate", "further"]
-PUBLISHED_STAGES: tuple[StageName, ...] = get_args(StageName)[:-1]
+StageName = Literal["select-heads", "label", "sdrpn", "postsft", "regions", "gate", "calibrate", "further"]
+PUBLISHED_STAGES: tuple[StageName, ...] = tuple(
+    stage for stage in get_args(StageName) if stage not in ("regions", "further")
+)
 """The published stages, after which the model looks once."""
 Asking = Literal["answer", "prediction"]
 """Tokens whose attention counts: those of the answer but for the last, as published, or those that predict it."""
@@ -234,6 +236,40 @@ class Calibration(Section):
         return self
 
 
+class RegionsStage(Section):
+    """Region-level reinforcement of SD-RPN from answers (`regions`)."""
+
+    optimisation: Optimisation = Optimisation()
+    data: list[DatasetSpec] | None = Field(default=None, min_length=1)
+    """Questions with answers; None: the recipe's `data`."""
+    records: int | None = Field(default=None, gt=0)
+    """Questions to learn from, of each source its share (None: all there are)."""
+    tokens: list[int | None] = Field(default=[None], min_length=1)
+    """Budgets of coarse views that questions are read at in turn."""
+    rounds: int = Field(default=1, gt=0)
+    """Times that all questions are read, each time with the map so far, and then trained on. Epochs are those of one
+    round."""
+    certain: float = Field(default=0.9, gt=0, lt=1)
+    """Probability of the answer from which nothing is missed: no candidate is read where the proposed regions reach it,
+    and nothing is learned where the coarse view alone does."""
+    next_peaks: int = Field(default=4, ge=0)
+    """Candidates around the next peaks of a map ..."""
+    moves: int = Field(default=4, ge=0)
+    """... and candidates that are proposed regions, moved at random ..."""
+    reach: float = Field(default=0.5, gt=0, le=1)
+    """... by at most this share of their sides."""
+    controls: float = Field(default=0.25, ge=0, le=1)
+    """Share of the questions for which a control region is read."""
+    noise: float = Field(default=0.75, gt=0, le=1)
+    """The noise margin is this quantile of what control regions gain in a round ..."""
+    least_margin: float = Field(default=0.5, ge=0)
+    """... but at least this much log-odds."""
+    anchor: float = Field(default=0.3, ge=0)
+    """Weight of the divergence from the map that training began with."""
+    batch: int = Field(default=16, gt=0)
+    """Conversations that are read in one pass."""
+
+
 class FurtherStage(Section):
     """Labels and training of gate and SD-RPN for further looks (`further`)."""
 
@@ -283,9 +319,11 @@ class BranchRecipe(Section):
     box: Sides | None = None
     """Sides of a proposed box around the centre of the heat (`perception.box`); None: tight around the foreground."""
     stages: list[StageName] = Field(default=list(PUBLISHED_STAGES))
-    """Stages that `qzoom train branches` runs, in order; with `further` at the end, the branches look again."""
+    """Stages that `qzoom train branches` runs, in order; with `further` at the end, the branches look again. `regions`
+    comes before `gate`, whose labels depend on what is cropped."""
     data: list[DatasetSpec] = Field(min_length=1)
-    """Questions to learn from; `gate`, `postsft` and `further` may have `data` of their own."""
+    """Questions to learn from; `postsft`, `regions`, `gate` and `further` may have `data` of their
+    own."""
     held_out: list[DatasetSpec] = Field(default=[])
     """Questions that metrics and thresholds are measured on; never trained on."""
     heads: HeadSearch = HeadSearch()
@@ -294,11 +332,17 @@ class BranchRecipe(Section):
     gate: GateStage = GateStage()
     postsft: PostSFTStage = PostSFTStage()
     calibration: Calibration = Calibration()
+    regions: RegionsStage = RegionsStage()
     further: FurtherStage = FurtherStage()
 
     def asked(self, stage: str) -> list[DatasetSpec]:
         """Return the questions of a stage."""
-        own = {"gate": self.gate.data, "postsft": self.postsft.data, "further": self.further.data}
+        own = {
+            "postsft": self.postsft.data,
+            "regions": self.regions.data,
+            "gate": self.gate.data,
+            "further": self.further.data,
+        }
         return own.get(stage) or self.data
 
     @model_validator(mode="after")

@@ -152,6 +152,15 @@ def work_of(recipe: BranchRecipe, stage: StageName, views: ViewBudget, *, layers
             *labelled(" anew", again),
             *sdrpn(tuning.refit, again),
         ]
+    if stage == "regions":
+        learn = recipe.regions
+        rows, tokens = least(learn.records, rows), fmean(map(over, learn.tokens))
+        sets = learn.rounds * (3 + learn.next_peaks + learn.moves)
+        again = None if rows is None else rows * learn.rounds
+        return [
+            Work("at most read with the answer", rows, tokens + crop, learn.batch, sets),
+            training("SD-RPN", learn.optimisation, again, tokens, recipe.depth - 0.7),
+        ]
     if stage == "gate":
         rows, lowest = least(gate.records, rows), over(gate.tokens[0])
         work = [Work("answered", rows, fmean(map(over, gate.tokens)), gate.batch, len(gate.tokens))]

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.geometry import Box, Size
@@ -63,11 +64,25 @@ class AnswerLoss(nn.Module):
         labels: Tensor,
     ) -> Tensor:
         """Return the mean over the tokens that are learned; `labels` (rows, tokens) are -100 elsewhere."""
-        decoder = Decoder(self.model)
-        out = decoder.run(Embedded(hidden, visual, deepstack), range(decoder.depth), rotary=rotary, mask=mask)
-        predicts = labels[:, 1:] != IGNORED
-        logits = decoder.head(decoder.text.norm(out[:, :-1][predicts]))
-        return cross_entropy(logits.float(), labels[:, 1:][predicts])
+        logits, targets, _ = answer_logits(self.model, hidden, rotary, mask, visual, deepstack, labels)
+        return cross_entropy(logits.float(), targets)
+
+
+def answer_logits(
+    model: PreTrainedModel,
+    hidden: Tensor,
+    rotary: Rotaries,
+    mask: Masks,
+    visual: Tensor,
+    deepstack: list[Tensor],
+    labels: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the decoder over an `answer_batch`; return for each labelled token its logits, its id and its row."""
+    decoder = Decoder(model)
+    out = decoder.run(Embedded(hidden, visual, deepstack), range(decoder.depth), rotary=rotary, mask=mask)
+    predicts = labels[:, 1:] != IGNORED
+    logits = decoder.head(decoder.text.norm(out[:, :-1][predicts]))
+    return logits, labels[:, 1:][predicts], predicts.nonzero()[:, 0]
 
 
 def answer_batch(

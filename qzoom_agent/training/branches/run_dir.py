@@ -4,6 +4,7 @@
     labels/              attention maps
     sdrpn/final          branches with SD-RPN, and metrics.json
     postsft/base         the fine-tuned base; postsft/final the branches fitted to it again
+    regions/final        branches with the SD-RPN that answers reinforced
     gate/final           branches with SD-RPN and gate
     calibrate/final      the same with thresholds and their evidence: the folder to publish, unless there is
     further/final        the same with branches of further looks
@@ -40,8 +41,9 @@ _RESULTS: Final[dict[StageName, str]] = {"select-heads": "heads.json", "label": 
 """Results of stages, where it is not the folder `final`."""
 _BEFORE: Final[dict[StageName, tuple[StageName, ...]]] = {
     "postsft": ("sdrpn",),
-    "gate": ("sdrpn", "postsft"),
-    "calibrate": ("sdrpn", "postsft", "gate"),
+    "regions": ("sdrpn", "postsft"),
+    "gate": ("sdrpn", "postsft", "regions"),
+    "calibrate": ("sdrpn", "postsft", "regions", "gate"),
     "further": ("calibrate",),
 }
 """Stages whose branches another one starts from: the last of them that is done."""
@@ -58,6 +60,7 @@ _READ: Final[dict[StageName, dict[str, Any]]] = {
     "label": _keys("data"),
     "sdrpn": _keys("data", "seed", "k", "depth", "positions", "labelling", "sdrpn", *RULE_KEYS),
     "postsft": _keys("data", "seed", "labelling", "postsft", sdrpn={"tokens", "share"}),  # SD-RPN is fitted again
+    "regions": _keys("data", "seed", "positions", "regions"),
     "gate": _keys("data", "seed", "k", "positions", "gate_depth", "gate"),
     "calibrate": _keys(
         "held_out",
@@ -72,6 +75,7 @@ _READ: Final[dict[StageName, dict[str, Any]]] = {
 _UNREAD: Final[dict[str, Any]] = {
     "labelling": {"batch"},
     "sdrpn": {"report": True, "optimisation": NOT_DECISIVE},
+    "regions": {"batch": True, "optimisation": NOT_DECISIVE},
     "gate": {"batch": True, "optimisation": NOT_DECISIVE},
     "postsft": {"batch": True, "optimisation": NOT_DECISIVE, "refit": NOT_DECISIVE},
     "further": {"batch": True, "optimisation": NOT_DECISIVE},
@@ -161,13 +165,14 @@ class RunDirectory:
         return done[-1]
 
     def before(self, stage: StageName) -> Path:
-        """Return the branches that a stage starts from; for `further`, else those that come with the base.
+        """Return the branches that a stage starts from; for `regions` and `further`, or those of the base.
 
         Raises:
             ConfigError: There are none.
         """
-        given = resolve_model(self.recipe.model).source if stage == "further" else None
-        if given and not self.final("calibrate").exists() and (own := own_branches(given)) is not None:
+        given = resolve_model(self.recipe.model).source if stage in ("regions", "further") else None
+        made = any(self.final(earlier).exists() for earlier in _BEFORE[stage])
+        if given and not made and (own := own_branches(given)) is not None:
             return own
         return self.latest(*_BEFORE[stage])
 
@@ -214,7 +219,7 @@ class RunDirectory:
             found["heads"] = {str(layer): list(chosen) for layer, chosen in heads.grounding.items()}
         if stage in _BEFORE:
             found["branches"] = digest(self.before(stage))
-        if stage in ("gate", "calibrate", "further"):
+        if stage in ("regions", "gate", "calibrate", "further"):
             found["base"] = "as given" if self.base is None else "of postsft"
         return found
 

@@ -1,4 +1,4 @@
-"""`qzoom train select-heads | label | sdrpn | postsft | gate | calibrate | further`: the branches' stages, by name.
+"""The branches' stages by name: `qzoom train select-heads`, `label`, `sdrpn`, `postsft`, `regions`, `gate`, ...
 
     qzoom train branches --config rl/recipes/nano/branches.yaml --output runs/branches       (all of them, in order)
     qzoom train sdrpn --config rl/recipes/nano/branches.yaml --output runs/branches          (one)
@@ -36,6 +36,7 @@ from qzoom_agent.training.branches.gate import answer_at_budgets, counted, kinds
 from qzoom_agent.training.branches.labelling import label, select_heads
 from qzoom_agent.training.branches.postsft import choose_cases, find_cases, train_postsft
 from qzoom_agent.training.branches.proposals import localisation, look_at_records
+from qzoom_agent.training.branches.regions import train_regions
 from qzoom_agent.training.branches.run_dir import RULE_KEYS, RunDirectory, copy_branches
 from qzoom_agent.training.branches.sdrpn import train_sdrpn
 from qzoom_agent.training.recipe_io import add_recipe_arguments, keep_recipe
@@ -81,6 +82,28 @@ def run_postsft(run: RunDirectory) -> None:
     assert tuned.branches is not None
     tuned.branches.config = tuned.branches.config.model_copy(update={"positions": stage.positions})
     _fit(run, tuned, table, "postsft", stage.refit, limit=stage.refit_records)
+
+
+def run_regions(run: RunDirectory) -> None:
+    """Let the answers of the frozen base reinforce SD-RPN."""
+    if run.final("gate").exists():
+        raise ConfigError(
+            f"The gate in {run.final('gate')} was trained on the crops of another SD-RPN. Run `regions` before `gate`: "
+            "in another output folder, or delete that one."
+        )
+    folder, stage = run.output / "regions", run.recipe.regions
+    backend = run.backend(branches=run.before("regions"), base=run.base)
+    branches = backend.branches
+    assert branches is not None
+    if branches.sdrpn is None:
+        raise ConfigError("These branches have no SD-RPN to start from. Run the stage sdrpn first.")
+    train_regions(backend, branches.sdrpn, run.records("regions", limit=stage.records), run.recipe, folder)
+
+    def write(target: Path) -> None:
+        branches.save(target)
+        _report(run, backend, target)
+
+    run.finish(run.final("regions"), write)
 
 
 def run_gate(run: RunDirectory) -> None:
@@ -214,6 +237,7 @@ STAGES: Final[dict[StageName, Callable[[RunDirectory], object]]] = {
     "label": lambda run: _labelled(run, run.backend(), run.output / "labels"),
     "sdrpn": run_sdrpn,
     "postsft": run_postsft,
+    "regions": run_regions,
     "gate": run_gate,
     "calibrate": run_calibrate,
     "further": run_further,
@@ -248,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stage in stages:
             print(describe(recipe, stage, processes=options.devices) + "\n")
         return 0
-    for how in (recipe.sdrpn, recipe.gate, recipe.postsft, recipe.further):
+    for how in (recipe.sdrpn, recipe.postsft, recipe.regions, recipe.gate, recipe.further):
         require_tracker(how.optimisation.report_to)
     run = RunDirectory(recipe, options.output)
     run.require_recipe()

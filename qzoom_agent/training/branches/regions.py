@@ -1,0 +1,392 @@
+"""Region-level reinforcement of SD-RPN from questions and answers (as in Vision-RL2, arXiv 2609.19745).
+
+The map is a policy: each cell is foreground with its probability, and regions of cells are the actions. The frozen base
+reads the coarse view with the crops of regions inserted, as under the policy `implicit`; the log-odds that it gives the
+reference answer are the reward (`region_groups`). Only SD-RPN learns. It is held to the map that it started with by the
+divergence between the two, so that questions without a reward change little.
+
+A round reads all questions with the current map and keeps the rewards as a table, then trains on it for some epochs.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from random import Random
+from statistics import fmean
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, softplus
+
+from qzoom_agent.config import PerceptionConfig
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.stats import Figures
+from qzoom_agent.geometry import Box
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.perception.branches import SDRPN
+from qzoom_agent.perception.look import resolve_options
+from qzoom_agent.training.branches.base_inference import (
+    CoarsePrompt,
+    answer_ids,
+    ask,
+    lower_states,
+    record_batches,
+    with_answer,
+)
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe
+from qzoom_agent.training.branches.dataset import Record, Records
+from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
+from qzoom_agent.training.branches.postsft import answer_batch, answer_logits
+from qzoom_agent.training.branches.proposals import LookOutcome, in_pixels, look_at_batch, proposal_zoom, show_crop
+from qzoom_agent.training.branches.region_groups import (
+    Region,
+    advantages,
+    cell_targets,
+    control_region,
+    log_odds,
+    moved_regions,
+    next_regions,
+    noise_margin,
+    proposed_regions,
+)
+from qzoom_agent.training.branches.sdrpn import map_rows
+from qzoom_agent.training.branches.sharded_table import write_parts
+
+_SAME_BUDGET: Final = 16
+"""Questions in a row that are read at one budget, so that those about one image share its encoded view."""
+
+
+class RoundFigures(Figures):
+    """Figures of one round, read with the map that it began with."""
+
+    questions: int
+    skipped: int
+    """Questions without a region that can be cropped."""
+    settled: int
+    """Questions that the coarse view alone answers, about which regions tell nothing."""
+    pruned: int
+    """Proposed regions that gained less than the noise margin."""
+    recovered: int
+    """Questions for which a candidate gained more than the proposed regions."""
+    margin: float
+    probability: float
+    """Mean probability of the answer with the proposed regions."""
+
+
+class _Question(NamedTuple):
+    """A question of a batch with the regions of its map, all of which can be cropped."""
+
+    record: Record
+    prompt: CoarsePrompt
+    seen: LookOutcome
+    proposed: list[Region]
+    candidates: list[Region]
+    controls: list[Region]
+
+
+class _Reading(NamedTuple):
+    """Log-odds of a question's answer with sets of its regions shown."""
+
+    nothing: float
+    proposed: float
+    left_out: list[float]
+    """With the proposed regions but for one, for each."""
+    controls: list[float]
+
+    @classmethod
+    def of(cls, one: _Question, values: Sequence[float]) -> "_Reading":
+        """Take apart the values of `_first_sets`."""
+        nothing, proposed, *rest = values
+        return cls(nothing, proposed, rest[: len(one.proposed)], rest[len(one.proposed) :])
+
+    @property
+    def gains(self) -> list[float]:
+        """What each proposed region adds to the others."""
+        return [self.proposed - value for value in self.left_out]
+
+
+class RegionLoss(nn.Module):
+    """Policy loss of SD-RPN's map, and its divergence from the map of `start`."""
+
+    def __init__(self, sdrpn: SDRPN, start: SDRPN, *, anchor: float) -> None:
+        super().__init__()
+        self.sdrpn, self.start, self.anchor = sdrpn, start, anchor
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor,
+        spans: Sequence[Sequence[tuple[int, int]]],
+        up: Tensor,
+        down: Tensor,
+    ) -> Tensor:
+        """Return the mean over questions.
+
+        Args:
+            hidden: States after K layers, (rows, tokens, hidden), padded on the left.
+            rotary: Rotary embeddings of the tokens.
+            mask: Additive mask.
+            spans: [start, stop) of the visual tokens of each row's coarse view.
+            up: Advantage of each cell to be foreground, of all rows, concatenated.
+            down: Advantage of each cell to be background.
+        """
+        given = (hidden, rotary, mask, spans)
+        logits = torch.cat(map_rows(self.sdrpn, *given))
+        with torch.no_grad():
+            start = torch.cat(map_rows(self.start, *given))
+            probable = torch.sigmoid(start)
+            # their cross-entropy less this constant is the divergence of independent cells
+            entropy = binary_cross_entropy_with_logits(start, probable, reduction="sum")
+        drift = binary_cross_entropy_with_logits(logits, probable, reduction="sum") - entropy
+        # -log p and -log(1 - p)
+        policy = (up * softplus(-logits) + down * softplus(logits)).sum()
+        return (policy + self.anchor * drift) / len(hidden)
+
+
+class RegionReader:
+    """The frozen base as a reader of regions."""
+
+    def __init__(self, backend: HFBackend, recipe: BranchRecipe) -> None:
+        assert backend.branches is not None
+        self.backend, self.stage, self.seed = backend, recipe.regions, recipe.seed
+        config = backend.branches.config
+        self.options = resolve_options(config, PerceptionConfig(max_regions=config.max_regions))
+        self.aligned, self.zoom = config.positions == "aligned", proposal_zoom(backend)
+        self.certain = log_odds(math.log(self.stage.certain))
+
+    def table(self, records: Records, folder: Path) -> Dataset:
+        """Read all records with the regions of their maps.
+
+        Columns: `row` (index of the record), `image_id`, `tokens` (the budget), `grid` (rows and columns), `kind`
+        (learned, settled or skipped), `nothing` and `proposed` (log-odds without and with the proposed regions),
+        `gains` of the proposed regions, `added` (gains of candidates), `replaced` (see `advantages`), `controls`
+        (gains), and of proposed regions and candidates the `cells` and their `shares`. The table is kept in `folder`.
+        """
+        budgets = self.stage.tokens
+
+        def rows(indices: range) -> Iterator[dict[str, Any]]:
+            for chosen, some in record_batches(records, indices, self.stage.batch):
+                tokens = [budgets[index // _SAME_BUDGET % len(budgets)] for index in chosen]
+                for index, at, found in zip(chosen, tokens, self.read(some, tokens), strict=True):
+                    yield {"row": index, "tokens": at, **found}
+
+        return write_parts(folder, len(records), rows, progress="read with regions")
+
+    def read(self, records: Sequence[Record], tokens: Sequence[int | None]) -> list[dict[str, Any]]:
+        """Read a batch of questions at these budgets; return the columns of the table that tell of them."""
+        asked = ask(self.backend, records, tokens)
+        seen = look_at_batch(self.backend, records, tokens=None, asked=asked)
+        questions = [self._question(*each) for each in zip(records, asked, seen, strict=True)]
+        values = self._values(questions, map(_first_sets, questions))
+        read = [_Reading.of(*each) for each in zip(questions, values, strict=True)]
+        # candidates are read only where the proposed regions leave the answer in doubt
+        tried = [
+            one.candidates if max(first.nothing, first.proposed) < self.certain else []
+            for one, first in zip(questions, read, strict=True)
+        ]
+        replaced = [self._replaced(one.proposed, first.gains) for one, first in zip(questions, read, strict=True)]
+        sets = (
+            [[*_left_out(one.proposed, at), each] for each in some]
+            for one, at, some in zip(questions, replaced, tried, strict=True)
+        )
+        found = []
+        for one, some, first, at, more in zip(
+            questions, tried, read, replaced, self._values(questions, sets), strict=True
+        ):
+            base = first.proposed if at is None else first.left_out[at]
+            kind = "settled" if first.nothing >= self.certain else "learned"
+            weights = [region.weights.flatten() for region in (*one.proposed, *some)]
+            found.append(
+                {
+                    "image_id": one.record["image_id"],
+                    "grid": list(one.seen.heat.shape),
+                    "kind": kind if one.proposed or one.candidates else "skipped",
+                    "nothing": first.nothing,
+                    "proposed": first.proposed,
+                    "gains": first.gains,
+                    "added": [value - base for value in more],
+                    "replaced": at,
+                    "controls": [value - first.nothing for value in first.controls],
+                    "cells": [np.flatnonzero(each).tolist() for each in weights],
+                    "shares": [each[each > 0].tolist() for each in weights],
+                }
+            )
+        return found
+
+    def _question(self, record: Record, prompt: CoarsePrompt, seen: LookOutcome) -> _Question:
+        """Find the regions of a map, without those that cannot be cropped."""
+        stage, rng = self.stage, Random(f"regions/{self.seed}/{record['id']}")
+
+        def legal(regions: Sequence[Region]) -> list[Region]:
+            return [one for one in regions if self.zoom.plan(prompt.store, self._box(one, seen)).error is None]
+
+        proposed = legal(proposed_regions(seen.heat, self.options))
+        candidates = next_regions(seen.heat, proposed, stage.next_peaks, self.options)
+        candidates = legal(candidates + moved_regions(proposed, stage.moves, reach=stage.reach, rng=rng))
+        like = proposed or candidates
+        controls = [control_region(like, rng)] if like and rng.random() < stage.controls else []
+        return _Question(record, prompt, seen, proposed, candidates, legal(controls))
+
+    def _box(self, region: Region, seen: LookOutcome) -> Box:
+        """Return what is cropped for a region, in pixels of the image."""
+        return in_pixels(region.box, seen.grid, seen.coarse).padded(self.options.margin or 0.0).clamp(seen.image)
+
+    def _replaced(self, proposed: Sequence[Region], gains: Sequence[float]) -> int | None:
+        """Return which proposed region gives way to a candidate, the weakest; None: there is room for one more."""
+        full = len(proposed) >= self.options.max_regions
+        return min(range(len(proposed)), key=gains.__getitem__) if full else None
+
+    @torch.no_grad()
+    def _values(self, questions: Sequence[_Question], sets: Iterable[Sequence[Sequence[Region]]]) -> list[list[float]]:
+        """Return the log-odds of each question's answer with each of its sets of regions shown; a set is read once."""
+        sets = list(sets)
+        keys = [[(at, *map(id, regions)) for regions in some] for at, some in enumerate(sets)]
+        given = {
+            key: (questions[at], regions)
+            for at, some in enumerate(sets)
+            for key, regions in zip(keys[at], some, strict=True)
+        }
+        read: list[float] = []
+        for start in range(0, len(given), self.stage.batch):
+            part = list(given.values())[start : start + self.stage.batch]
+            shown = [self._shown(one, regions) for one, regions in part]
+            read += [
+                log_odds(value)
+                for value in answer_log_probabilities(self.backend, shown, [one.record["answer"] for one, _ in part])
+            ]
+        values = dict(zip(given, read, strict=True))
+        return [[values[key] for key in some] for some in keys]
+
+    def _shown(self, one: _Question, regions: Sequence[Region]) -> CoarsePrompt:
+        prompt = one.prompt
+        for region in regions:
+            box, question = self._box(region, one.seen), one.record["question"]
+            prompt = show_crop(self.backend, prompt, question, box, zoom=self.zoom, aligned=self.aligned) or prompt
+        return prompt
+
+
+def _first_sets(one: _Question) -> list[list[Region]]:
+    """Return the sets of regions that are read first, in the order of `_Reading`."""
+    without = (_left_out(one.proposed, at) for at in range(len(one.proposed)))
+    return [[], one.proposed, *without, *([region] for region in one.controls)]
+
+
+def _left_out(regions: Sequence[Region], at: int | None) -> list[Region]:
+    return [region for index, region in enumerate(regions) if index != at]
+
+
+def answer_log_probabilities(backend: HFBackend, asked: Sequence[CoarsePrompt], answers: Sequence[str]) -> list[float]:
+    """Return the log-probability of each answer, with the end of its turn, after its conversation."""
+    ids = [answer_ids(backend, text) for text in answers]
+    ready = [with_answer(one.ready, each) for one, each in zip(asked, ids, strict=True)]
+    batch = answer_batch(backend, [one.session for one in asked], ready, ids)
+    logits, targets, rows = answer_logits(backend.model, **batch)
+    losses = cross_entropy(logits.float(), targets, reduction="none")
+    return [-float(losses[rows == at].sum()) for at in range(len(asked))]
+
+
+class RegionRewards(NamedTuple):
+    """The advantages of a table of read regions."""
+
+    targets: list[NDArray[np.float32]]
+    """For each row how far log-probabilities of its cells are raised, (2, cells), see `cell_targets`."""
+    figures: RoundFigures
+
+
+def reward(table: Dataset, recipe: BranchRecipe) -> RegionRewards:
+    """Turn the gains of regions into advantages, against the gains of all control regions of the table.
+
+    Raises:
+        ConfigError: No region decided any answer.
+    """
+    stage, rows = recipe.regions, list(table)
+    controls = [gain for row in rows for gain in row["controls"]]
+    margin = noise_margin(controls, quantile=stage.noise, least=stage.least_margin)
+    targets, pruned, recovered = [], 0, 0
+    for row in rows:
+        cells = math.prod(row["grid"])
+        target = np.zeros((2, cells), np.float32)
+        if row["kind"] == "learned":
+            found = advantages(row["gains"], row["added"], margin=margin, replaced=row["replaced"])
+            regions = [_weights(*both, cells) for both in zip(row["cells"], row["shares"], strict=True)]
+            count = len(found.kept)
+            target[:] = cell_targets(regions[:count], regions[count:], found, row["replaced"])
+            pruned += sum(value < 0 for value in found.kept)
+            recovered += any(value > 0 for value in found.added)
+        targets.append(target)
+    if not any(target.any() for target in targets):
+        raise ConfigError(
+            f"No region decided the answer to any of {len(rows)} questions, so there is nothing to learn. Give others, "
+            "which the coarse view leaves open and a crop answers, or coarse views of fewer tokens (regions.tokens)."
+        )
+    kinds = table["kind"]
+    figures = RoundFigures(
+        questions=len(rows),
+        skipped=kinds.count("skipped"),
+        settled=kinds.count("settled"),
+        pruned=pruned,
+        recovered=recovered,
+        margin=margin,
+        probability=fmean(1 / (1 + math.exp(-value)) for value in table["proposed"]),
+    )
+    return RegionRewards(targets, figures)
+
+
+def _weights(cells: Sequence[int], shares: Sequence[float], count: int) -> NDArray[np.float32]:
+    weights = np.zeros(count, np.float32)
+    weights[list(cells)] = shares
+    return weights
+
+
+def train_regions(
+    backend: HFBackend, sdrpn: SDRPN, records: Records, recipe: BranchRecipe, folder: Path
+) -> list[RoundFigures]:
+    """Train SD-RPN in place; return the figures of each round.
+
+    Raises:
+        ConfigError: No region decided any answer.
+    """
+    start, found = deepcopy(sdrpn).requires_grad_(False), []
+    reader = RegionReader(backend, recipe)
+    for at in range(recipe.regions.rounds):
+        table = reader.table(records, folder / f"round-{at}" / "rewards")
+        rewards = reward(table, recipe)
+        print(f"round {at + 1}: {rewards.figures.model_dump_json()}", flush=True)
+        module = RegionLoss(sdrpn.requires_grad_(True), start, anchor=recipe.regions.anchor).train()
+        _fit(backend, module, records, table, rewards.targets, recipe, folder / f"round-{at}")
+        sdrpn.eval()
+        found.append(rewards.figures)
+    return found
+
+
+def _fit(
+    backend: HFBackend,
+    module: RegionLoss,
+    records: Records,
+    table: Dataset,
+    targets: Sequence[NDArray[np.float32]],
+    recipe: BranchRecipe,
+    folder: Path,
+) -> None:
+    assert backend.branches is not None
+    how, k = recipe.regions.optimisation, backend.branches.config.k
+
+    def read(index: int) -> dict[str, Any]:
+        row = table[index]
+        return {**records[row["row"]], "tokens": row["tokens"], "targets": targets[index]}
+
+    def prepare(rows: Rows) -> dict[str, Any]:
+        states = lower_states(backend, ask(backend, rows, [row["tokens"] for row in rows]), k)  # type: ignore[arg-type]
+        up, down = torch.from_numpy(np.concatenate([row["targets"] for row in rows], axis=1)).to(states.hidden.device)
+        spans = [[(start, start + high * wide)] for ((start, high, wide),) in states.images]
+        given = {"hidden": states.hidden, "rotary": states.rotary, "mask": states.mask}
+        return {**given, "spans": spans, "up": up, "down": down}
+
+    order = shuffled(table["image_id"], epochs=how.num_train_epochs, seed=recipe.seed)
+    train(module, TrainingOrder(read, order), prepare, how, folder, seed=recipe.seed)

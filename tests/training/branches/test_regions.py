@@ -1,0 +1,214 @@
+"""Reinforcement of SD-RPN by answers: what learns, what is skipped, that it resumes, and the stage on nano."""
+
+import json
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import concatenate_datasets
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
+from torch.utils.data import Subset
+from yaml import safe_dump
+
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.geometry import Box
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.presets import NANO_FOLDER
+from qzoom_agent.perception.branches import WEIGHTS
+from qzoom_agent.training.branches import fitting, regions, stages
+from qzoom_agent.training.branches.base_inference import CoarsePrompt, ask, lower_states
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation, RegionsStage
+from qzoom_agent.training.branches.dataset import DatasetSpec, Records
+from qzoom_agent.training.branches.proposals import proposal_zoom, show_crop
+from qzoom_agent.training.branches.regions import RegionLoss, answer_log_probabilities, train_regions
+from qzoom_agent.training.branches.sdrpn import map_rows
+from tests.training.branches.conftest import Load
+
+WHITE = Box(28, 28, 56, 84)
+"""Where the answers are in the pictures of these tests."""
+FAST = Optimisation(
+    learning_rate=3e-3,
+    num_train_epochs=4,
+    per_device_train_batch_size=4,
+    logging_steps=1,
+    save_steps=2,
+    dataloader_num_workers=0,
+    warmup_steps=0.0,
+)
+
+
+def recipe(**stage: Any) -> BranchRecipe:
+    return BranchRecipe(
+        data=[DatasetSpec(path="needle")], regions=RegionsStage(**{"optimisation": FAST, "rounds": 2, **stage})
+    )
+
+
+def prepared(load: Load) -> HFBackend:
+    """Maps of random weights are flat, so their regions are the cells that stand out a little."""
+    backend = load("qwen2_5_vl")
+    assert backend.branches is not None
+    rules = {"box": (0.4, 0.6), "peak_share": 0.98, "blur": "none"}
+    backend.branches.config = backend.branches.config.model_copy(update=rules)
+    return backend
+
+
+def copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(before: dict[str, Tensor], module: nn.Module) -> bool:
+    return all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that knows the answer as far as a crop shows the white box."""
+
+    def read(backend: Any, asked: Sequence[CoarsePrompt], answers: Sequence[str]) -> list[float]:
+        return [-5.0 * (1 - (0.0 if one.crop is None else one.crop.coverage(WHITE))) - 0.01 for one in asked]
+
+    monkeypatch.setattr(regions, "answer_log_probabilities", read)
+
+
+def test_only_sdrpn_learns_and_it_learns_where_the_answer_is(
+    load: Load, rows: Records, reader: None, tmp_path: Path
+) -> None:
+    backend = prepared(load)
+    branches = backend.branches
+    assert branches is not None and branches.sdrpn is not None and branches.gate is not None
+    base, gate, sdrpn = copied(backend.model), copied(branches.gate), copied(branches.sdrpn)
+    stage = {"anchor": 0.01, "controls": 1.0, "next_peaks": 1, "moves": 2}
+    some: Any = Subset(rows, range(6))  # type: ignore[type-var]
+    found = train_regions(backend, branches.sdrpn, some, recipe(**stage), tmp_path)
+    assert same(base, backend.model) and same(gate, branches.gate) and not same(sdrpn, branches.sdrpn)
+    assert not branches.sdrpn.training
+    assert [(one.questions, one.skipped, one.settled) for one in found] == [(6, 0, 0)] * 2
+    assert found[0].recovered > 0 and found[1].probability > 1.2 * found[0].probability
+
+
+def test_the_loss_is_that_of_the_advantages_and_of_the_divergence_from_the_start(load: Load, rows: Records) -> None:
+    backend = prepared(load)
+    assert backend.branches is not None and backend.branches.sdrpn is not None
+    sdrpn = backend.branches.sdrpn
+    start = deepcopy(sdrpn)
+    with torch.no_grad():
+        sdrpn.q_proj.weight.mul_(-3.0)
+    states = lower_states(backend, ask(backend, [rows[0], rows[1]], [None] * 2), 3)
+    spans = [[(at, at + high * wide)] for ((at, high, wide),) in states.images]
+    given = (states.hidden, states.rotary, states.mask, spans)
+    p, q = (torch.sigmoid(torch.cat(map_rows(one, *given))).detach() for one in (sdrpn, start))
+    up, down = torch.zeros_like(p), torch.zeros_like(p)
+    up[1], down[-1] = 0.5, 0.25
+    policy = -(0.5 * p[1].log() + 0.25 * (1 - p[-1]).log())
+    divergence = (q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()).sum()
+    for anchor in (0.0, 2.0):
+        loss = RegionLoss(sdrpn, start, anchor=anchor)(*given, up, down)
+        assert float(loss) == pytest.approx(float(policy + anchor * divergence) / 2, rel=1e-3)
+    assert float(divergence) > 0.01
+
+
+def test_a_run_that_is_stopped_resumes_to_the_same_weights(
+    load: Load, rows: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its second round; what was read is not read again."""
+
+    def read(self: Any, records: Sequence[Any], tokens: Sequence[Any]) -> list[dict[str, Any]]:
+        gains = {"gains": [3.0], "added": [], "replaced": 0, "controls": [], "cells": [[5]], "shares": [[1.0]]}
+        learned = {"kind": "learned", "nothing": -5.0, "proposed": -2.0, "grid": [8, 8], **gains}
+        return [{"image_id": one["image_id"], **learned} for one in records]
+
+    def run(folder: Path) -> Tensor:
+        backend = prepared(load)
+        assert backend.branches is not None and backend.branches.sdrpn is not None
+        one = FAST.model_copy(update={"num_train_epochs": 1, "save_steps": 1})
+        train_regions(backend, backend.branches.sdrpn, rows, recipe(optimisation=one), folder)
+        return backend.branches.sdrpn.q_proj.weight.detach()
+
+    def stop(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if "round-1" in args.output_dir and state.global_step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(regions.RegionReader, "read", read)
+    whole = run(tmp_path / "whole")
+    with monkeypatch.context() as stopped:
+        stopped.setattr(fitting.LogCallback, "on_save", stop, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed")
+    monkeypatch.setattr(regions.RegionReader, "read", None)
+    assert torch.equal(whole, run(tmp_path / "killed"))
+
+
+def test_questions_that_teach_nothing_are_counted(
+    load: Load, rows: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coarse view that suffices, and maps without regions; if nothing is left to learn from, that is refused."""
+    backend = prepared(load)
+    reader = regions.RegionReader(backend, recipe())
+    monkeypatch.setattr(regions, "answer_log_probabilities", lambda backend, asked, answers: [-0.01] * len(asked))
+    settled = reader.table(rows, tmp_path / "settled")
+    assert settled["kind"] == ["settled"] * 12
+    look = regions.look_at_batch
+    monkeypatch.setattr(
+        regions, "look_at_batch", lambda *a, **k: [one._replace(heat=one.heat * 0) for one in look(*a, **k)]
+    )
+    monkeypatch.setattr(regions, "answer_log_probabilities", lambda backend, asked, answers: [-5.0] * len(asked))
+    skipped = reader.table(rows, tmp_path / "skipped")
+    assert skipped["kind"] == ["skipped"] * 12
+    with pytest.raises(ConfigError, match="No region decided the answer to any of 12 questions"):
+        regions.reward(skipped, recipe())
+    learned = settled.select([0]).map(lambda row: {"kind": "learned", "gains": [3.0]})
+    found = regions.reward(concatenate_datasets([learned, settled.select([1, 2])]), recipe())
+    assert (found.figures.questions, found.figures.settled, found.figures.pruned) == (3, 2, 0)
+    assert [target.any() for target in found.targets] == [True, False, False]
+
+
+def test_the_reader_is_the_base_with_the_crop_in_its_conversation(load: Load, rows: Records) -> None:
+    """Against a stock forward over each conversation alone; answers of unequal length share a batch."""
+    backend = prepared(load)
+    plain = ask(backend, [rows[0]], [None])[0]
+    cropped = show_crop(backend, plain, rows[0]["question"], WHITE, zoom=proposal_zoom(backend), aligned=False)
+    assert cropped is not None
+    answers = ["407", "green"]
+    found = answer_log_probabilities(backend, [plain, cropped], answers)
+    for one, text, value in zip((plain, cropped), answers, found, strict=True):
+        ids = regions.answer_ids(backend, text)
+        session = one.session.fork()
+        ready = session.prepare(one.messages)
+        logits, _ = session.feed(ready.prompt, ready.positions, 0)
+        total = 0.0
+        for at, token in enumerate(ids):
+            total += float(log_softmax(logits[0].float(), dim=-1)[token])
+            where = regions.with_answer(ready, ids[: at + 1]).positions[..., -1:]
+            logits = session._forward(torch.tensor([[token]]), where)
+        assert value == pytest.approx(total, abs=1e-3)
+
+
+def test_the_stage_reinforces_the_branches_of_nano(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From those that ship, whose gate and further looks stay; a second run does nothing, and a gate refuses it."""
+    out, file = tmp_path / "run", tmp_path / "recipe.yaml"
+    stage = {
+        "data": [{"path": "needle", "limit": 4, "a_board": 2, "seed": 3, "tasks": ["needle-doc"]}],
+        "tokens": [64],
+        "rounds": 2,
+        "next_peaks": 1,
+        "moves": 1,
+        "optimisation": {"num_train_epochs": 1, "per_device_train_batch_size": 4, "dataloader_num_workers": 0},
+    }
+    file.write_text(safe_dump({"k": 5, "depth": 1, "gate_depth": 1, "data": [{"path": "needle"}], "regions": stage}))
+    command = ["regions", "--config", str(file), "--output", str(out)]
+    assert stages.main(command) == 0
+    final = out / "regions" / "final"
+    assert 'round 2: {"questions":4,' in capsys.readouterr().out
+    assert (final / WEIGHTS).read_bytes() != (NANO_FOLDER / "branches" / WEIGHTS).read_bytes()
+    assert (final / "further" / WEIGHTS).exists()
+    assert json.loads((final / "branches.json").read_text())["gate_threshold"] > 0.1
+    assert stages.main(command) == 0
+    assert "is there already" in capsys.readouterr().out
+    (out / "gate" / "final").mkdir(parents=True)
+    (out / "regions" / "final").rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="Run `regions` before `gate`"):
+        stages.main(command)

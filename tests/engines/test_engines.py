@@ -292,7 +292,9 @@ def test_native_tool_calls_by_vllm_answer_as_the_local_model(
     assert last.answer is not None and last.answer.text == rows["needle-scene", 0].answer
     first, later = last.answer.trace.turns
     assert first.calls[0].id and first.calls[0].result and later.cached_tokens
-    assert sum(event.kind == "token" and event.data["turn"] == later.index for event in told) > 1
+    # how many pieces there are depends on how busy the machine is
+    pieces = [event.data["text"] for event in told if event.kind == "token" and event.data["turn"] == later.index]
+    assert pieces and "".join(pieces) == later.text
 
 
 def test_transformers_serve_answers_as_the_local_model(

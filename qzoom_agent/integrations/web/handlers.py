@@ -300,7 +300,7 @@ def create_app(agent: Agent, config: WebConfig | None = None) -> FastAPI:
         await asyncio.to_thread(page.close)
 
     undescribed: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
-    return gr.mount_gradio_app(
+    mounted: FastAPI = gr.mount_gradio_app(
         FastAPI(lifespan=lifespan, **undescribed),
         page.layout.blocks,
         path="/",
@@ -314,3 +314,4 @@ def create_app(agent: Agent, config: WebConfig | None = None) -> FastAPI:
         theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", radius_size="lg"),
         css=asset("web.css"),
     )
+    return mounted

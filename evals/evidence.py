@@ -129,8 +129,8 @@ def differences(cases: Sequence[Case], out: Path) -> str:
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines])
 
 
-def run(case: Case, agent: Agent, *, n: int, seed: int, weights: str | None, out: Path) -> TaskResult:
-    """Return the result of one row: from disk if it is finished, else by running it."""
+def run(case: Case, agent: Agent, *, n: int, seed: int, weights: str | None, out: Path, workers: int = 1) -> TaskResult:
+    """Return the result of one row: from disk if it is finished, else by running it, `workers` questions at once."""
     folder, asked = RunFolder(out / case.name), agent.replace(policy=case.policy)
     known = (folder.path / "results.json").exists()
     if known and folder.ask.weights == weights and folder.config == asked.config:
@@ -146,6 +146,7 @@ def run(case: Case, agent: Agent, *, n: int, seed: int, weights: str | None, out
         own_budget=True,
         weights=weights,
         environment=environment(),
+        workers=workers,
         traces=False,
     )
     result = results.tasks[case.task]

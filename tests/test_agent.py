@@ -26,6 +26,7 @@ from qzoom_agent.messages import Message
 from qzoom_agent.models.interface import ImageSource, Reply
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.trace import by_digest, saved_images
+from tests.cases import each_case
 
 IMAGE = Image.linear_gradient("L").resize((800, 600)).convert("RGB")
 ZOOM = "<zoom><loc_84><loc_112><loc_140><loc_154></zoom>"
@@ -310,7 +311,7 @@ def test_one_agent_may_run_on_many_threads() -> None:
 # ---- bad input -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("call", "kind", "says"),
     [
         (lambda a: a.run("no/such.png", "What?"), ImageError, "no/such.png"),

@@ -14,6 +14,7 @@ from qzoom_agent import images
 from qzoom_agent.errors import ImageError
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import check_image, cut, digest, load_image
+from tests.cases import each_case
 
 
 def noise(width=90, height=70, seed=0, channels=3):
@@ -101,7 +102,7 @@ def test_urls_are_off_unless_allowed():
         load_image(f"{url}/blue.png", allow_url=True)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("source", "says"),
     [
         ("no such file.png", "There is no image file at 'no such file.png'"),
@@ -191,8 +192,8 @@ def test_the_encoded_size_is_limited(monkeypatch, tmp_path):
 # ---- what the pixels become ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@each_case("orientation", range(1, 9))
+@each_case("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_orientation_turns_the_image_upright(orientation, format):
     upright = Image.new("RGB", (32, 16), "white")
     upright.paste((255, 0, 0), (0, 0, 16, 8))
@@ -225,7 +226,7 @@ def test_transparency_is_flattened_on_white():
     assert pixel(load_image(encoded(Image.new("RGB", (1, 1), (1, 2, 3)), transparency=(1, 2, 3)))) == (255, 255, 255)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("image", "expected"),
     [
         (Image.new("1", (2, 2), 1), 255),
@@ -255,7 +256,7 @@ def test_16_bit_files(format):
     assert [pixel(found, (x, 0))[0] for x in range(3)] == [0, 128, 255]
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("values", "expected"),
     [
         (np.array([[False, True]]), [0, 255]),

@@ -11,9 +11,10 @@ from importlib.util import find_spec
 import pytest
 
 from qzoom_agent.moved import MOVED
+from tests.cases import each_case
 
 
-@pytest.mark.parametrize("new", sorted(set(MOVED.values())))
+@each_case("new", sorted(set(MOVED.values())))
 def test_every_new_name_is_a_module(new: str) -> None:
     assert find_spec(new) is not None
 

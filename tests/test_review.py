@@ -28,6 +28,7 @@ from qzoom_agent.review import (
 from qzoom_agent.trace import CallRecord, PerceptionRecord
 from qzoom_agent.views import View
 from qzoom_agent.zoom.zoom import ZoomPlan
+from tests.cases import each_case
 
 SIZE = Size(900, 600)
 VIEWS = ViewBudget(factor=28, coarse_min_tokens=16, coarse_max_tokens=64, crop_min_tokens=40, crop_max_tokens=64)
@@ -109,7 +110,7 @@ def test_the_densest_view_that_holds_a_box_shows_it_best() -> None:
     assert (nothing.view, nothing.share) == ("crop3", 0.5)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("share", "seen", "crop_density", "settings", "code"),
     [
         (1.0, 0.5, 0.5, {}, "covered"),
@@ -135,7 +136,7 @@ def test_what_a_shown_view_leaves_to_a_crop(
 # ---- opinions, alone -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("score", "share", "map_decides", "regions", "enough"),
     [
         (0.49, 1.0, False, [], True),
@@ -202,7 +203,7 @@ def test_the_gap_between_boxes() -> None:
     assert gap(Box(0, 0, 10, 10), HOT) == 590
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("box", "settings", "snapped"),
     [
         (Box(550, 50, 700, 300), {}, True),  # cuts the region in half

@@ -19,6 +19,7 @@ from qzoom_agent.protocols.interface import view_names
 from qzoom_agent.report import render_html
 from qzoom_agent.trace import PerceptionRecord, by_digest
 from qzoom_agent.views import ViewStore
+from tests.cases import each_case
 
 WIDE = Image.linear_gradient("L").resize((800, 600)).convert("RGB")
 TALL = Image.radial_gradient("L").resize((400, 900)).convert("RGB")
@@ -45,7 +46,7 @@ def scripted(replies: Any, *, protocol: str = "plain", looks: Any = None, **chan
     return Agent(ScriptedBackend(replies, protocol=protocol, looks=looks), **changes)
 
 
-@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name != "nano"])
+@each_case("name", [name for name in PROTOCOLS if name != "nano"])
 def test_a_call_names_its_image_in_every_format_that_can(name: str) -> None:
     talks: list[list[Message]] = []
 

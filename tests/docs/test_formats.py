@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from qzoom_agent.errors import ConfigError
@@ -13,6 +12,7 @@ from qzoom_agent.models.presets import PRESETS
 from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, native_form
 from qzoom_agent.protocols.interface import ToolProtocol
 from qzoom_agent.views import ViewStore
+from tests.cases import each_case
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
 CALLS = dict(re.findall(r"<!-- format: (\w+) -->\n```text\n(.*?)\n```$", PAGE, re.M | re.S))
@@ -45,7 +45,7 @@ def test_the_table_has_a_row_for_each_format() -> None:
     assert re.findall(r"^\| `.*$", PAGE, re.M) == [row(protocol) for protocol in PROTOCOLS.values()]
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@each_case("name", PROTOCOLS)
 def test_the_call_that_is_shown_is_read(name: str) -> None:
     store = ViewStore()
     store.add_original(Image.new("RGB", (400, 400)))

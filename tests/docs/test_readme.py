@@ -16,6 +16,7 @@ import pytest
 from qzoom_agent.cli import evaluate, train
 from qzoom_agent.cli.main import VERBS
 from qzoom_agent.models.presets import NANO_FOLDER
+from tests.cases import each_case
 from tests.test_extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,7 +103,7 @@ def _qzoom_lines(pages: Sequence[str] = PAGES) -> list[str]:
     return [line for block in shown for line in map(str.strip, block.code.splitlines()) if line.startswith("qzoom ")]
 
 
-@pytest.mark.parametrize("line", _qzoom_lines())
+@each_case("line", _qzoom_lines())
 def test_commands_parse(line: str) -> None:
     _, verb, *rest = shlex.split(line)
     if verb == "train":
@@ -159,7 +160,7 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
+@each_case("page", [*PAGES, "CHANGELOG.md"])
 def test_links_lead_to_files(page: str) -> None:
     text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S)
     links = {link.partition("#")[0] for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text)}

@@ -24,6 +24,7 @@ from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.presets import NANO_BUDGET, NANO_FOLDER, PRESETS, Preset
 from qzoom_agent.models.prompts import ImageSpan, Prompt, fit, image_only, load_processor, visual_factor
 from qzoom_agent.models.sampling import Sampler, TextStream
+from tests.cases import each_case
 from tests.tiny_models import QWEN_TEMPLATE, Family, build
 
 GREEDY = SamplingParams(max_new_tokens=12)
@@ -453,7 +454,7 @@ def test_the_weights_say_how_large_a_token_is(load: Callable[[Family], HFBackend
     assert wrong.defaults == NANO_BUDGET.model_copy(update={"factor": 32})
 
 
-@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+@each_case("preset", PRESETS.values())
 def test_a_preset_knows_how_large_a_token_of_its_family_is(preset: Preset) -> None:
     begins = {
         "nano": "qwen2_5_vl",

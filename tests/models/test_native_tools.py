@@ -21,6 +21,7 @@ from qzoom_agent.models.chat_reply import CompletionReader, ReplyReader
 from qzoom_agent.models.chat_stream import UnusableReply
 from qzoom_agent.models.hosted import connection, served_preset
 from qzoom_agent.models.response_reply import ResponseReader
+from tests.cases import each_case
 from tests.models.misbehaving import CALL, Connection, Misbehaving
 from tests.models.replies import REASONING, call, events, turn
 
@@ -363,7 +364,7 @@ def test_native_calls_need_a_server() -> None:
         Agent.from_pretrained("nano", tools="native", protocol="qwen3vl")
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("url", "model", "api", "key", "native"),
     [
         ("https://api.openai.com/v1", "gpt-5-mini", "responses", "OPENAI_API_KEY", True),

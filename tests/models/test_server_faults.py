@@ -20,6 +20,7 @@ from qzoom_agent.cli.main import main
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.models import chat_client, chat_stream
+from tests.cases import each_case
 from tests.models.misbehaving import (
     CALL,
     IMAGE,
@@ -553,7 +554,7 @@ def test_fields_and_headers_of_ones_own_are_sent(server: Misbehaving, tmp_path: 
     assert main([*argv, "--extra-body", "5"]) == 2
 
 
-@pytest.mark.parametrize(
+@each_case(
     "wrong",
     [
         {"timeout": 0},

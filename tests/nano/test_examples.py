@@ -42,6 +42,7 @@ from qzoom_agent.evaluation.tasks.needle.boards import LAYOUTS, Board, BoardObje
 from qzoom_agent.evaluation.tasks.needle.ink import COLORS, SHAPES, Glyph, Rect
 from qzoom_agent.geometry import Box
 from qzoom_agent.views import View, ViewStore
+from tests.cases import each_case
 
 UNKNOWN = -100
 few = settings(max_examples=6, deadline=None, derandomize=True, database=None)
@@ -237,8 +238,8 @@ def test_pages_of_objects_are_named_and_counted() -> None:
 # ---- views and calls -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("budget", BUDGETS)
+@each_case("layout", LAYOUTS)
+@each_case("budget", BUDGETS)
 def test_a_whole_board_meets_its_budget(layout: str, budget: int) -> None:
     board = draw_board(layout, 0)
     frame = show(board, None, tokens=(16, budget), dense=False)
@@ -340,8 +341,8 @@ def test_tokens_under_a_box_made_by_hand() -> None:
     assert under(crop, [(84, 42, 98, 56)]) == [6]
 
 
-@pytest.mark.parametrize("split", ["train", "ood"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@each_case("split", ["train", "ood"])
+@each_case("layout", LAYOUTS)
 def test_every_character_is_read_where_it_is_printed(layout: str, split: str) -> None:
     board = draw_board(layout, 2, split=split)
     coarse, whole = (show(board, None, tokens=(16, budget), dense=False) for budget in (COARSE_TOKENS, 576))

@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 from qzoom_agent.errors import BoxError
 from qzoom_agent.geometry import Box, Frame, Size
 from qzoom_agent.protocols.boxes import numbers_in, read_box
+from tests.cases import each_case
 
 SIZE = Size(448, 336)
 BOX = (620.0, 280.0, 780.0, 390.0)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("value", "key"),
     [
         ([620, 280, 780, 390], ""),
@@ -45,12 +46,12 @@ BOX = (620.0, 280.0, 780.0, 390.0)
         ({"box_2d": [280, 620, 390, 780]}, ""),
     ],
 )
-@pytest.mark.parametrize("frame", ["per_mille", "pixel"])
+@each_case("frame", ["per_mille", "pixel"])
 def test_a_box_is_read_in_every_shape(value: object, key: str, frame: Frame) -> None:
     assert read_box(value, frame, [], size=SIZE, key=key) == (BOX, frame)
 
 
-@pytest.mark.parametrize(
+@each_case(
     "value",
     [
         [0.62, 0.28, 0.78, 0.39],
@@ -62,7 +63,7 @@ def test_a_box_is_read_in_every_shape(value: object, key: str, frame: Frame) -> 
         {"x": "62%", "y": "28%", "width": "16%", "height": "11%"},
     ],
 )
-@pytest.mark.parametrize("frame", ["per_mille", "pixel", "unit"])
+@each_case("frame", ["per_mille", "pixel", "unit"])
 def test_shares_and_percentages_are_read_as_such_and_said_so(value: object, frame: Frame) -> None:
     notes: list[str] = []
     found = read_box(value, frame, notes, size=SIZE)
@@ -87,7 +88,7 @@ def test_a_box_that_cannot_be_meant_is_told_the_frame_and_its_range(value: objec
     assert legal in str(told.value)
 
 
-@pytest.mark.parametrize(
+@each_case(
     "value", [None, True, "here", {}, [], [1, 2, 3], "1_000, 2_000, 3_000, 4_000", "1px, 2px, 3px, 4px", {"x": 1}]
 )
 def test_what_is_no_box_is_an_error(value: object) -> None:

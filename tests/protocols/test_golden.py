@@ -13,6 +13,7 @@ from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message
 from qzoom_agent.protocols import PROTOCOLS, Parsed, ToolCall
 from qzoom_agent.views import View
+from tests.cases import each_case
 
 
 def view(name: str, width: int, height: int) -> View:
@@ -340,7 +341,7 @@ def shown(messages: Sequence[Message]) -> str:
     return "".join(turns)
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@each_case("name", PROTOCOLS)
 def test_the_turns_are_rendered_to_the_letter(name: str) -> None:
     protocol, golden = PROTOCOLS[name], TURNS[name]
     opening, schema = golden["opening"], ""
@@ -367,20 +368,20 @@ def test_the_schema_in_the_system_message_is_one_line_of_json(name: str) -> None
     assert function["function"]["parameters"] == {"type": "object", "properties": properties, "required": required}
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@each_case("name", PROTOCOLS)
 def test_frame_stop_strings_and_calls_per_turn(name: str) -> None:
     protocol = PROTOCOLS[name]
     assert (protocol.frame, protocol.stop, protocol.max_calls_per_turn) == SETTINGS[name]
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@each_case("name", PROTOCOLS)
 def test_inserted_crops_follow_the_coarse_view_in_the_first_user_turn(name: str) -> None:
     opening = shown(PROTOCOLS[name].opening("What is it?", [COARSE, CROP1, CROP2], tools=True))
     assert opening.count("[[") == 3 and "[[coarse]][[crop1]][[crop2]]" in opening
     assert opening.index("[[crop2]]") < opening.index("What is it?")
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@each_case("name", PROTOCOLS)
 def test_braces_and_marks_in_a_question_are_left_alone(name: str) -> None:
     question = "Is {action} or %s in <tool_call> [x]?"
     assert question in shown(PROTOCOLS[name].opening(question, [COARSE], tools=True))
@@ -393,7 +394,7 @@ def test_a_call_of_nano_without_its_opening_tag_is_read_to_the_letter() -> None:
     assert PROTOCOLS["nano"].parse(reply, [COARSE]) == Parsed(calls=[call], repairs=["opening <zoom> added"])
 
 
-@pytest.mark.parametrize(("name", "reply", "thought", "calls"), REPLIES, ids=[reply[0] for reply in REPLIES])
+@each_case(("name", "reply", "thought", "calls"), REPLIES)
 def test_calls_are_read_exactly(name: str, reply: str, thought: str, calls: list[Read]) -> None:
     parsed = PROTOCOLS[name].parse(reply, [COARSE, CROP1])
     assert (parsed.thought, parsed.answer, parsed.problems, parsed.repairs) == (thought, None, [], [])

@@ -9,6 +9,7 @@ from qzoom_agent.protocols import PROTOCOLS
 from qzoom_agent.protocols.locate import ask_for_boxes, read_boxes
 from qzoom_agent.protocols.wording import PromptFile, Reworded
 from qzoom_agent.views import View
+from tests.cases import each_case
 
 COARSE = View(
     id="coarse", parent="original", kind="coarse", box=(0, 0, 900, 600), width=252, height=168, digest="d", tokens=54
@@ -49,7 +50,7 @@ def test_nano_is_asked_in_the_one_way_that_it_knows() -> None:
     }
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("text", "found"),
     [
         ('{"bbox_2d": [10, 20, 300, 400], "label": "the total"}', [(10, 20, 300, 400)]),

@@ -13,6 +13,7 @@ from qzoom_agent.messages import image_part, message, plain_text, text, view_ids
 from qzoom_agent.protocols import PROTOCOLS, Parsed, ToolCall, ZoomProtocol, get_protocol
 from qzoom_agent.protocols.json_repair import MAX_CHARS, read_json
 from qzoom_agent.views import View
+from tests.cases import each_case
 
 
 def view(name: str, width: int, height: int) -> View:
@@ -69,7 +70,7 @@ def test_protocols_are_named_by_their_key_and_an_unknown_name_says_which_there_a
         get_protocol("deepeye")
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@each_case("name", PROTOCOLS)
 def test_a_well_formed_call_is_read_without_repairs(name: str) -> None:
     parsed = parse(name, CALLS[name], [COARSE])
     call = only_call(parsed)
@@ -80,20 +81,20 @@ def test_a_well_formed_call_is_read_without_repairs(name: str) -> None:
     assert [repair for repair in parsed.repairs if "img_idx missing" not in repair] == []
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@each_case("name", PROTOCOLS)
 def test_a_parsed_reply_survives_json(name: str) -> None:
     parsed = parse(name, f"Look. {CALLS[name]}")
     assert Parsed.model_validate_json(parsed.model_dump_json()) == parsed
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
-@pytest.mark.parametrize("reply", ["", " \n\t"])
+@each_case("name", PROTOCOLS)
+@each_case("reply", ["", " \n\t"])
 def test_an_empty_reply_is_a_problem(name: str, reply: str) -> None:
     parsed = parse(name, reply)
     assert parsed.answer is None and not parsed.calls and "empty" in parsed.problems[0]
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@each_case("name", PROTOCOLS)
 def test_free_text_is_the_answer(name: str) -> None:
     parsed = parse(name, "  The sign says STOP. ")
     assert parsed.answer == "The sign says STOP." and not parsed.problems
@@ -101,14 +102,14 @@ def test_free_text_is_the_answer(name: str) -> None:
     assert (parsed.repairs == ["free text taken as the answer"]) is tagged
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@each_case("name", PROTOCOLS)
 def test_text_around_a_call_is_thought(name: str) -> None:
     parsed = parse(name, f"Too small.\n{CALLS[name]}\nWait.")
     assert only_call(parsed).raw == CALLS[name]
     assert parsed.thought == "Too small.\nWait."
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "plain"])
+@each_case("name", [*FAMILIES, "plain"])
 def test_an_answer_tag_ends_the_episode_and_the_call_is_noted(name: str) -> None:
     for reply in (f"{CALLS[name]}\n<answer> B </answer>", f"<answer>B</answer>\n{CALLS[name]}"):
         parsed = parse(name, reply)
@@ -122,7 +123,7 @@ def test_an_empty_answer_tag_or_a_boxed_guess_does_not_stop_a_call(name: str) ->
     assert only_call(parse(name, f"Perhaps \\boxed{{B}}. {CALLS[name]}"))
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("reply", "answer", "thought"),
     [
         ("<think>Clear.</think><answer>B</answer>", "B", "Clear."),
@@ -138,7 +139,7 @@ def test_an_empty_answer_tag_or_a_boxed_guess_does_not_stop_a_call(name: str) ->
         ("The red car.</answer>", "The red car.", ""),
     ],
 )
-@pytest.mark.parametrize("name", FAMILIES)
+@each_case("name", FAMILIES)
 def test_answers_are_found(name: str, reply: str, answer: str, thought: str) -> None:
     parsed = parse(name, reply)
     assert (parsed.answer, parsed.thought, parsed.problems) == (answer, thought, [])
@@ -159,7 +160,7 @@ def test_a_call_inside_the_thought_counts_only_if_nothing_stands_outside(name: s
     assert parse(name, f"<think>Look: {CALLS[name]}</think>The red one.").answer == "The red one."
 
 
-@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name != "plain"])
+@each_case("name", [name for name in PROTOCOLS if name != "plain"])
 def test_the_closing_tag_may_be_missing(name: str) -> None:
     reply = CALLS[name]
     cut = reply[: reply.rindex("</")]
@@ -212,7 +213,7 @@ def test_several_calls_in_one_tag_are_read() -> None:
         assert len(parse("deepeyes", f"<tool_call>{body}</tool_call>").calls) == 2
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("body", "repair"),
     [
         ("{'name': 'image_zoom_in_tool', 'arguments': {'bbox_2d': [1, 2, 3, 4]}}", "broken JSON repaired"),
@@ -255,11 +256,11 @@ def test_broken_calls_are_mended_and_the_repair_is_noted(body: str, repair: str)
     assert repair in parsed.repairs if repair else parsed.repairs == []
 
 
-@pytest.mark.parametrize(
+@each_case(
     "box",
     ["[1, 2, 3]", "[1, 2, 3, 4, 5]", '["a", 2, 3, 4]', "[NaN, 2, 3, 4]", "[1e999, 2, 3, 4]", "[true, 2, 3, 4]", "null"],
 )
-@pytest.mark.parametrize("name", ["qwen3vl", "deepeyes", "pixel_reasoner", "adaptvision", "mini_o3", "qwen3_5"])
+@each_case("name", ["qwen3vl", "deepeyes", "pixel_reasoner", "adaptvision", "mini_o3", "qwen3_5"])
 def test_an_unreadable_box_is_a_problem_that_shows_the_right_form(name: str, box: str) -> None:
     tools = {"pixel_reasoner": "crop_image_normalized", "adaptvision": "request_local_region"}
     tool = tools.get(name, "image_zoom_in_tool")
@@ -298,10 +299,8 @@ def test_a_call_in_another_familys_format_is_a_problem_and_not_an_answer() -> No
     assert parse("mini_o3", "1, 2, 3, 4</tool_call>").answer is None
 
 
-@pytest.mark.parametrize(
-    ("index", "served"), [(0, True), ("0", True), (0.0, True), (None, True), (1, False), (-1, False)]
-)
-@pytest.mark.parametrize("name", ["qwen3vl", "qwen3_5"])
+@each_case(("index", "served"), [(0, True), ("0", True), (0.0, True), (None, True), (1, False), (-1, False)])
+@each_case("name", ["qwen3vl", "qwen3_5"])
 def test_img_idx_counts_the_users_images_only(name: str, index: object, served: bool) -> None:
     parsed = parse(name, hermes(bbox_2d=[1, 2, 3, 4], img_idx=index))
     if served:
@@ -314,7 +313,7 @@ def test_a_missing_img_idx_is_noted() -> None:
     assert parse("qwen3vl", hermes(bbox_2d=[1, 2, 3, 4])).repairs == ["img_idx missing, 0 taken"]
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("source", "where"),
     [
         ("original_image", "coarse"),
@@ -477,7 +476,7 @@ def test_labels_are_kept_short() -> None:
     assert len(only_call(parse("deepeyes", hermes(bbox_2d=[1, 2, 3, 4], label="x" * 999))).label) == 200
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@each_case("name", PROTOCOLS)
 def test_parsing_works_before_any_view_is_known(name: str) -> None:
     assert only_call(parse(name, CALLS[name], [])).view == "coarse"
 

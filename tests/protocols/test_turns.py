@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from qzoom_agent.protocols import PROTOCOLS
 from qzoom_agent.protocols.parsing import MAX_REPLY, cut_off, own_turn
+from tests.cases import each_case
 from tests.protocols.test_protocols import CALLS, COARSE, FAMILIES, hermes, parse
 
 MARKS = [
@@ -48,16 +49,16 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.parametrize("mark", MARKS)
-@pytest.mark.parametrize("name", PROTOCOLS)
+@each_case("mark", MARKS)
+@each_case("name", PROTOCOLS)
 def test_the_call_before_an_invented_result_is_run_and_the_rest_is_not_read(name: str, mark: str) -> None:
     parsed = parse(name, f"{CALLS[name]}{mark}<answer>open</answer>", [COARSE])
     assert parsed.answer is None and len(parsed.calls) == 1 and "open" not in parsed.thought
     assert any("nothing read from" in repair for repair in parsed.repairs)
 
 
-@pytest.mark.parametrize("mark", [mark for mark in MARKS if "Observation" not in mark])
-@pytest.mark.parametrize("name", PROTOCOLS)
+@each_case("mark", [mark for mark in MARKS if "Observation" not in mark])
+@each_case("name", PROTOCOLS)
 def test_an_answer_ends_where_another_turn_begins(name: str, mark: str) -> None:
     assert parse(name, f"The sign says STOP.{mark}Next question?").answer == "The sign says STOP."
 
@@ -77,15 +78,15 @@ def test_words_that_only_look_like_marks_are_the_answer(reply: str, answer: str)
     assert parse("qwen3vl", reply).answer == answer
 
 
-@pytest.mark.parametrize("reply", FOREIGN)
-@pytest.mark.parametrize("name", PROTOCOLS)
+@each_case("reply", FOREIGN)
+@each_case("name", PROTOCOLS)
 def test_a_foreign_call_is_told_how_to_call_here(name: str, reply: str) -> None:
     parsed = parse(name, reply)
     assert parsed.answer is None and not parsed.calls
     assert "not read in this format. Write " in parsed.problems[0]
 
 
-@pytest.mark.parametrize(
+@each_case(
     "reply",
     [
         "The camera has an optical zoom (10x).",
@@ -95,12 +96,12 @@ def test_a_foreign_call_is_told_how_to_call_here(name: str, reply: str) -> None:
         "The tool is a hammer.",
     ],
 )
-@pytest.mark.parametrize("name", PROTOCOLS)
+@each_case("name", PROTOCOLS)
 def test_sentences_about_zooming_are_answers(name: str, reply: str) -> None:
     assert parse(name, reply).answer == reply
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "plain"])
+@each_case("name", [*FAMILIES, "plain"])
 def test_an_answer_beside_a_foreign_call_stands(name: str) -> None:
     assert parse(name, f"<answer>B</answer>{FOREIGN[0]}").answer == "B"
 

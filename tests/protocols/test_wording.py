@@ -17,6 +17,7 @@ from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol
 from qzoom_agent.protocols.tagged import Tagged
 from qzoom_agent.protocols.wording import PromptFile, Reworded, choose_prompt, read_prompt
 from qzoom_agent.views import View
+from tests.cases import each_case
 
 VIEW = View(id="crop1", parent="coarse", kind="crop", box=(0, 0, 1, 1), width=56, height=28, digest="", tokens=2)
 CALL = "<zoom><loc_0><loc_0><loc_56><loc_56></zoom>"
@@ -32,7 +33,7 @@ def turns(protocol: ZoomProtocol) -> list[Sequence[Message]]:
     ]
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@each_case("name", PROTOCOLS)
 def test_an_empty_file_changes_nothing(name: str) -> None:
     same = Reworded(PROTOCOLS[name], PromptFile())
     assert turns(same) == turns(PROTOCOLS[name])

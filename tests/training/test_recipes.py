@@ -25,6 +25,7 @@ from qzoom_agent.training.grpo.grpo_recipe import load_grpo_recipe
 from qzoom_agent.training.recipe_io import read_recipe
 from qzoom_agent.training.sft.sft_recipe import load_coldstart_recipe
 from reproduce import Chain
+from tests.cases import each_case
 from train_nano import BaseRecipe, load_recipe
 
 FOLDER = Path(__file__).resolve().parents[2] / "rl" / "recipes"
@@ -48,7 +49,7 @@ def named(path: Path) -> str:
     return str(path.relative_to(FOLDER))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=named)
+@each_case("path", RECIPES)
 def test_every_recipe_loads(path: Path) -> None:
     assert LOADERS[path.stem.partition("_")[0]](path)
 

@@ -46,6 +46,7 @@ from qzoom_agent.training.rewards import (
     heat_gain,
 )
 from qzoom_agent.views import View
+from tests.cases import each_case
 
 Quad = tuple[float, float, float, float]
 SIZE = 800, 400
@@ -554,7 +555,7 @@ def test_order_does_not_matter(batch: list[Rollout], project: str, random: objec
 GRPO = Path(__file__).resolve().parents[2] / "rl" / "recipes"
 
 
-@pytest.mark.parametrize("path", sorted(GRPO.glob("*/grpo*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+@each_case("path", sorted(GRPO.glob("*/grpo*.yaml")))
 def test_in_every_recipe_to_be_right_is_worth_more_than_a_crop_saved(path: Path) -> None:
     recipe = load_grpo_recipe(path)
     assert recipe.loss.multi_objective_aggregation == "sum_then_normalize", "else advantages are no function of the sum"

@@ -30,6 +30,7 @@ from qzoom_agent.zoom.own_tools import MOST_CHARACTERS, ToolOutput, find_own_too
 from qzoom_agent.zoom.shipped_tools import enhance, read_text, rotate
 from qzoom_agent.zoom.tool_images import AffineImage, Views
 from qzoom_agent.zoom.zoom import Zoom, ZoomConfig
+from tests.cases import each_case
 
 BUDGET = {"factor": 28, "min_tokens": 16, "max_tokens": 64}
 OFFERING = sorted(set(PROTOCOLS) - {"nano"})
@@ -198,7 +199,7 @@ def block(**more: Any) -> dict[str, Any]:
     return {"type": "image", "base64": base64.b64encode(data.getvalue()).decode(), "mime_type": "image/png", **more}
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("value", "text", "image"),
     [
         ("read", "read", False),

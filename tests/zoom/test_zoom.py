@@ -12,6 +12,7 @@ from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.geometry import FRAMES, Box
 from qzoom_agent.views import ViewStore
 from qzoom_agent.zoom import Zoom, ZoomConfig, ZoomResult
+from tests.cases import each_case
 
 NANO = ZoomConfig(factor=28, min_tokens=32, max_tokens=64, min_side=32)
 
@@ -124,7 +125,7 @@ def test_a_thin_image_is_shown_in_parts():
     ]
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("box", "says"),
     [
         (Box(901, 0, 950, 10), ["[901, 0, 950, 10] lies outside", "900x700 px", "x from 0 to 900, y from 0 to 700"]),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qzoom_agent.evaluation.scorers.extraction import final_answer, is_sentence
 from qzoom_agent.evaluation.scorers.letters import choice
+from tests.cases import each_case
 
 OPTIONS = ("red", "dark red", "blue", "A. Smith")
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("text", "answer"),
     [
         ("<answer> 12.40 </answer>", "12.40"),
@@ -68,7 +68,7 @@ def test_final_answer(text: str, answer: str | None) -> None:
     assert final_answer(text) == answer
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("text", "letter"),
     [
         ("d", "D"),
@@ -110,7 +110,7 @@ def test_a_tag_goes_before_everything_else(text: str) -> None:
     assert final_answer(f"{text}<answer>B</answer>") == "B"
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("text", "golds", "sentence"),
     [
         ("12.40", ["12.4"], False),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-
 from qzoom_agent.evaluation.tasks.catalog import TASKS
+from tests.cases import each_case
 from tests.evaluation.scorers import golden
 
 
-@pytest.mark.parametrize("check", list(golden.checks()), ids=lambda check: f"{check.rule}: {check.prediction}"[:80])
+@each_case("check", list(golden.checks()))
 def test_row(check: golden.Check) -> None:
     assert check.got == check.expected
 

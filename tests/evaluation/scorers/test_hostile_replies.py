@@ -16,6 +16,7 @@ from qzoom_agent.evaluation.tasks.catalog import TASKS
 from qzoom_agent.evaluation.tasks.rule_version import MOST_CHARACTERS
 from qzoom_agent.evaluation.tasks.task import Scorer
 from qzoom_agent.geometry import Box
+from tests.cases import each_case
 from tests.protocols.hostile_outputs import hostile_outputs
 
 SCORERS = {scorer: f"{task.name} {name}" for task in TASKS.values() for name, scorer in task.scorers.items()}
@@ -71,7 +72,7 @@ REPEATS = (
 )
 
 
-@pytest.mark.parametrize("unit", REPEATS)
+@each_case("unit", REPEATS)
 def test_a_million_characters_take_no_time(unit: str) -> None:
     sample = Sample("1", "s", "all", Image.new("RGB", (1, 1)), "?", "B", answers=("B",), options=("red", "dark red"))
     started = process_time()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from qzoom_agent.evaluation.scorers.letters import choice
+from tests.cases import each_case
 
 COLOURS = ("red", "blue", "green", "black")
 REPLIES = (
@@ -512,11 +511,11 @@ TEXTS = (
 )
 
 
-@pytest.mark.parametrize(("reply", "letter"), REPLIES)
+@each_case(("reply", "letter"), REPLIES)
 def test_letter(reply: str, letter: str | None) -> None:
     assert choice(reply, COLOURS) == letter
 
 
-@pytest.mark.parametrize(("options", "reply", "letter"), TEXTS)
+@each_case(("options", "reply", "letter"), TEXTS)
 def test_texts_of_options(options: tuple[str, ...], reply: str, letter: str | None) -> None:
     assert choice(reply, options) == letter

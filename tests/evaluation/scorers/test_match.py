@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qzoom_agent.evaluation.scorers.match import exact_match, normalise, number
+from tests.cases import each_case
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("prediction", "gold"),
     [
         ("EXIT 24", "exit 24"),
@@ -79,7 +80,7 @@ def test_same_answer(prediction: str, gold: str) -> None:
     assert exact_match(gold, prediction)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("prediction", "gold"),
     [
         ("12.40", "1240"),
@@ -182,7 +183,7 @@ def test_no_answer_is_wrong() -> None:
     assert not exact_match(None, "red")
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("text", "value"),
     [
         ("12", 12),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from qzoom_agent.evaluation.scorers import anls, grounding, vqa
 from qzoom_agent.geometry import Box
+from tests.cases import each_case
 
 SHORT = st.text(alphabet="ab cB", max_size=8)
 
@@ -45,7 +46,7 @@ def test_a_long_reply_costs_nothing() -> None:
     assert anls.anls("x" * 1_000_000, ["short", "y" * 1_000], raw_length=True) == 0.0
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("text", "normal"),
     [
         ("The  Cat", "cat"),

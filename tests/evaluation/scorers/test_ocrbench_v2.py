@@ -11,6 +11,7 @@ from PIL import Image
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.ocrbench_v2 import FIELDS, GROUNDING, POSITION, RULES, SPOTTING, clean, faithful
 from qzoom_agent.evaluation.tasks.rule_version import MOST_CHARACTERS
+from tests.cases import each_case
 from tests.protocols.hostile_outputs import hostile_outputs
 
 GOLD: dict[str, Any] = {
@@ -27,7 +28,7 @@ def about(kind: str, *answers: str, way: str = "None") -> Sample:
     return Sample("1", "ocrbench-v2", kind, image, "?", golds[0], answers=golds, meta=meta)
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("sample", "reply", "value"),
     [
         (about("math QA en", "B", way="multiple choice"), "(B)", 1),
@@ -70,7 +71,7 @@ def test_the_final_answer_is_read_by_ours() -> None:
     assert clean("答案：北京大学", about("cognition VQA cn", "北京大学")).value == 1  # noqa: RUF001
 
 
-@pytest.mark.parametrize("kind", RULES)
+@each_case("kind", RULES)
 def test_no_reply_raises(kind: str) -> None:
     for way in ("None", "regression", "exact match", "multiple choice"):
         sample = about(kind, way=way)

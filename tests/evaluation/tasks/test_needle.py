@@ -38,6 +38,7 @@ from qzoom_agent.evaluation.tasks.needle.ink import COLORS, SHAPES, Rect, draw_t
 from qzoom_agent.evaluation.tasks.needle.textures import PHOTOS
 from qzoom_agent.geometry import Size, fit_tokens, tokens
 from qzoom_agent.views import original_id
+from tests.cases import each_case
 
 SEEDS = st.integers(0, 2**40)
 few = settings(max_examples=4, deadline=None, derandomize=True, database=None)
@@ -154,7 +155,7 @@ def record(task: str, split: str, seed: int) -> tuple[str, str, str]:
 # ---- the same everywhere -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", GOLDEN, ids=lambda key: "-".join(map(str, key)))
+@each_case("key", GOLDEN)
 def test_a_seed_draws_the_pixels_that_were_recorded(key: tuple[str, str, int]) -> None:
     assert record(*key) == GOLDEN[key]
 
@@ -273,7 +274,7 @@ def test_a_coarse_fact_names_what_it_is_about(layout: str, split: str) -> None:
                 assert fact.seen == (the_one(board, names[0]).box,)
 
 
-@pytest.mark.parametrize("typeface", typefaces("train"), ids=lambda path: path.stem)
+@each_case("typeface", typefaces("train"))
 def test_wide_letters_are_printed_apart(typeface: Path) -> None:
     """Tracking is a slot a letter, and a letter that is wider than its slot gets room of its own."""
     paper = Image.new("RGB", (400, 80))

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from qzoom_agent.training.branches.branch_recipe import GateStage, Optimisation
 from qzoom_agent.training.branches.gate import counted, draw_rows, kind_of, kinds
+from tests.cases import each_case
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("right", "kind"),
     [
         ("1111", "easy"),

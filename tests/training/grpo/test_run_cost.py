@@ -11,6 +11,7 @@ from qzoom_agent.training.grpo.episode_length import describe
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.launch import keep_recipe
 from qzoom_agent.training.grpo.run_cost import memory, operations, shape, trained_weights
+from tests.cases import each_case
 from tests.training.grpo.grpo_script import recipe
 
 RECIPES = Path(__file__).resolve().parents[3] / "rl" / "recipes"
@@ -62,7 +63,7 @@ def test_hours_are_measured_or_follow_from_what_is_stated(tmp_path: Path) -> Non
     assert "unknown of" in describe(large(seed=7), output=tmp_path), "the log of another recipe"
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/grpo.yaml")), ids=lambda path: path.parent.name)
+@each_case("path", sorted(RECIPES.glob("*/grpo.yaml")))
 def test_every_recipe_says_its_memory_by_part(path: Path) -> None:
     said = describe(load_grpo_recipe(path), processes=2)
     assert "GB a device without sharding" in said and "optimizer" in said and "with zero3" in said

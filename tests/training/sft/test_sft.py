@@ -37,6 +37,7 @@ from qzoom_agent.training.sft.conversations import IGNORED, from_row, in_user_tu
 from qzoom_agent.training.sft.demonstrations import Demonstrations, Demonstrator, Plan
 from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, TeacherServer, load_coldstart_recipe
 from qzoom_agent.views import ViewStore
+from tests.cases import each_case
 from tests.tiny_models import QWEN_TEMPLATE, build
 
 FACTORS = {"qwen2_5_vl": 28, "qwen3_vl": 32}
@@ -100,7 +101,7 @@ def test_every_protocol_reads_the_call_that_is_written_for_it(
         assert read.width - box.width < wider and read.height - box.height < wider
 
 
-@pytest.mark.parametrize("name", sorted(PROTOCOLS))
+@each_case("name", sorted(PROTOCOLS))
 def test_every_protocol_reads_the_answer_that_is_written_for_it(name: str) -> None:
     parsed = get_protocol(name).parse(write_answer(name, "Exit 24"), [])
     assert (parsed.answer, parsed.problems, parsed.repairs) == ("Exit 24", [], [])

@@ -546,7 +546,7 @@ class Agent:
         self, state: State | None, context: Context, thread: str | None, *, since: RunnableConfig | None = None
     ) -> Answer:
         """Run an episode to its end, from `state` or after a saved step: the last, or `since`."""
-        *_, last = self._stream(state, context, thread, since=since)
+        *_, last = self._stream(state, context, thread, since=since, events=False)
         assert last.answer is not None
         return last.answer
 
@@ -558,13 +558,16 @@ class Agent:
         *,
         since: RunnableConfig | None = None,
         left_at: Callable[[State], None] | None = None,
+        events: bool = True,
     ) -> Iterator[Event]:
         """Yield the events of an episode, the answer last; see `play`."""
         saved = None if thread is None else self._saved_runs(thread)
-        callbacks = self._parts.objects.get("callbacks")
-        ending, final = yield from play(
-            state, context, saved=saved, thread=thread or "", callbacks=callbacks, since=since, left_at=left_at
-        )
+        options: dict[str, Any] = {
+            "callbacks": self._parts.objects.get("callbacks"),
+            "since": since,
+            "left_at": left_at,
+        }
+        ending, final = yield from play(state, context, saved=saved, thread=thread or "", events=events, **options)
         answer = self._answer(final, context)
         if left_at is None:
             context.store = ViewStore()  # LangGraph keeps the context until Python collects cycles, not the pixels

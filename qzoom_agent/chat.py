@@ -125,7 +125,8 @@ class Chat:
 
     def _run(self, given: dict[str, Any], before: int) -> Iterator[Event]:
         try:
-            for event in self._agent._stream(given, self._context, self._thread, left_at=self._keep):
+            events = self._context.live
+            for event in self._agent._stream(given, self._context, self._thread, left_at=self._keep, events=events):
                 self.answer = event.answer or self.answer
                 yield event
         except BaseException:

@@ -25,6 +25,7 @@ def play(
     callbacks: Sequence[Any] | None = None,
     since: RunnableConfig | None = None,
     left_at: Callable[[State], None] | None = None,
+    events: bool = True,
 ) -> Generator[Event, None, tuple[Event, State]]:
     """Yield the events of an episode and return its last event, which has no answer yet, and its final state.
 
@@ -37,6 +38,7 @@ def play(
         callbacks: Callback handlers of LangChain.
         since: The saved step to go on from; None: the last.
         left_at: Receives the final state, and keeps the sessions open for the next question.
+        events: False: yield none. The steps then run in this thread; LangGraph streams from threads of its own.
     """
     # A look, and a step a turn and two a call; LangGraph's own limit must never end an episode before our budget.
     steps = 2 + 2 * context.protocol.max_calls_per_turn
@@ -45,7 +47,7 @@ def play(
         config["callbacks"] = list(callbacks)
     graph = compile_graph()
     guard: AbstractContextManager[None] = nullcontext()
-    options: dict[str, Any] = {"context": context, "stream_mode": ["custom", "values"]}
+    options: dict[str, Any] = {"context": context, "stream_mode": ["custom", "values"] if events else ["values"]}
     if saved is not None:
         graph = saved.graph()
         if state is not None:  # `resume` has claimed its run
@@ -60,18 +62,18 @@ def play(
             for mode, data in graph.stream(cast(Any, state), config, **options):
                 if mode == "values":
                     final = data
-                elif data["kind"] == "answer":
-                    ending = Event(**data)
-                else:
+                elif data["kind"] != "answer":  # the last event is made of the final state
                     try:
                         yield Event(**data)
                     except GeneratorExit:
                         context.left = True  # before LangGraph's stream is closed, which waits for the turn
                         raise
-            if is_waiting(final):
-                ending = Event(kind="answer", data={"status": "waiting", "answer": None, "error": None})
-            elif saved is not None:
-                saved.drop_steps(thread)
+            ends: dict[str, Any] = {"status": "waiting", "answer": None, "error": None}
+            if not is_waiting(final):
+                ends = {name: final[name] for name in ends}
+                if saved is not None:
+                    saved.drop_steps(thread)
+            ending = Event(kind="answer", data=ends)
             describe_run(context.span, to_record(final) if final["status"] else None, id=final["id"])
         if left_at is not None:
             left_at(final)

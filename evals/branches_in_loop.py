@@ -1,4 +1,4 @@
-"""The table of `docs/grpo.md` on GRPO with gate and SD-RPN in the loop: five runs, as many seeds of each, resumable.
+"""The table of `docs/grpo.md` on GRPO with gate and SD-RPN in the loop: six runs, as many seeds of each, resumable.
 
     qzoom train coldstart --config rl/recipes/nano/coldstart_hungry.yaml --output runs/hungry
     python evals/branches_in_loop.py runs/hungry/final --out runs/loop --seeds 0,1,2 --steps 40
@@ -47,6 +47,7 @@ RUNS: Final[dict[str, Run]] = {
     "c": Run("grpo_hybrid", "hybrid", "accuracy"),
     "d": Run("grpo_agreement", "hybrid", "accuracy, agreement"),
     "e": Run("grpo_implicit", "implicit", "accuracy"),
+    "f": Run("grpo_refusal", "hybrid", "accuracy, price of refused calls"),
 }
 
 
@@ -146,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder of the model that every run starts from")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--runs", default=",".join(RUNS), help="some of a,b,c,d,e; a is always among them")
+    parser.add_argument("--runs", default=",".join(RUNS), help="some of a,b,c,d,e,f; a is always among them")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--held-out", type=int, default=100, help="questions of the curve")

@@ -37,9 +37,9 @@ from qzoom_agent.zoom.zoom import ZoomPlan
 Values = list[float | None]
 Rule = Literal["exact", "open", "choice", "anls", "chartqa", "vqa", "ocr"]
 """One of the evaluation's scorers: `exact` takes nothing but the answer, `open` finds it in a longer reply."""
-Unit = Literal["call", "crop", "token"]
+Unit = Literal["call", "crop", "token", "refused"]
 """Unit of zooming: readable calls, refused and failed ones too; crops shown because the model asked; their
-visual tokens as a multiple of the coarse view's."""
+visual tokens as a multiple of the coarse view's; calls that the policy's review refused."""
 Judge = Callable[[str, str, str], bool]
 """Decides whether an answer is right, given the question, the answer and the gold answer; asked from many threads."""
 _AT_ONCE: Final = 16
@@ -364,8 +364,8 @@ class Redundant(GroupReward):
         own = {view.id for view in one.crops}
         found = reasons(one.trace.views, one.boxes, coarse_suffices=one.sample.coarse_suffices)
         against = unwanted(one.trace) if self.opinions else set()
-        refused = sum(call.decision == "refused" and call.code not in ("", "budget", "last_turn") for call in one.calls)
-        count = sum(reason is not None or name in against for name, reason in found if name in own) + refused
+        count = sum(reason is not None or name in against for name, reason in found if name in own)
+        count += refused_by_review(one)
         return 0.0 - min(self.most, count)
 
 
@@ -429,8 +429,15 @@ def spent(one: Rollout, per: Unit) -> float:
         return float(len(one.calls))
     if per == "crop":
         return float(len(one.crops))
+    if per == "refused":
+        return float(refused_by_review(one))
     coarse = sum(view.tokens for view in one.trace.views if view.kind == "coarse")
     return sum(view.tokens for view in one.crops) / max(1, coarse)
+
+
+def refused_by_review(one: Rollout) -> int:
+    """Return the number of calls that were refused for what they show, not for a spent budget or a last turn."""
+    return sum(call.decision == "refused" and call.code not in ("", "budget", "last_turn") for call in one.calls)
 
 
 class CropArea(GroupReward):

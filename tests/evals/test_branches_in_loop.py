@@ -1,4 +1,4 @@
-"""The five runs of GRPO with gate and SD-RPN in the loop: their tables, from logs and rows."""
+"""The six runs of GRPO with gate and SD-RPN in the loop: their tables, from logs and rows."""
 
 import json
 from pathlib import Path

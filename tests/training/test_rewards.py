@@ -335,6 +335,13 @@ def test_a_constant_price_by_crop_call_and_token() -> None:
     assert CropPrice(cost=0.1, only_right=True)(batch) == [0.0, 0.0]
 
 
+def test_a_refused_call_costs_unless_a_budget_refused_it() -> None:
+    asked = rollout(crops=[CROP, CROP, CROP])
+    for call, code in zip(asked.calls, ("gate", "budget", ""), strict=True):
+        call.decision, call.code = ("refused", code) if code else ("served", "")  # type: ignore[assignment]
+    assert CropPrice(cost=0.4, per="refused")([DIRECT_RIGHT, asked]) == pytest.approx([0.0, -0.4])
+
+
 def test_crops_are_compared_among_right_answers_only() -> None:
     batch = [rollout(crops=[CROP] * 3), ZOOM_RIGHT, DIRECT_RIGHT, DIRECT_WRONG, rollout("9", crops=[CROP] * 4)]
     assert CropsAmongRight(cost=0.1)(batch) == pytest.approx([0.1 * (4 / 3 - 3), 0.1 / 3, 0.1 * 4 / 3, 0.0, 0.0])

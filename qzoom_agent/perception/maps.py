@@ -175,10 +175,12 @@ def _around_centre(heat: NDArray[np.float32], part: NDArray[np.bool], sides: tup
     foreground or not: they tell where in its cell the object lies.
     """
     rows, columns = heat.shape
-    top, left = np.unravel_index(int((heat * part).argmax()), heat.shape)
+    top, left = np.unravel_index(int(np.where(part, heat, -1.0).argmax()), heat.shape)
     window = (slice(max(0, int(top) - 1), int(top) + 2), slice(max(0, int(left) - 1), int(left) + 2))
     weights = np.zeros_like(heat)
     weights[window] = heat[window] / np.maximum(1.0 - heat[window], _CERTAIN)
+    if not weights.any():  # sinks that the blur alone made foreground
+        weights[part] = 1.0
     width, height = sides[0] * columns, sides[1] * rows
     weight = float(weights.sum())
     x = float((weights.sum(0) * (np.arange(columns) + 0.5)).sum()) / weight - width / 2

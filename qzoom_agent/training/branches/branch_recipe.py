@@ -23,6 +23,12 @@ PUBLISHED_STAGES: tuple[StageName, ...] = tuple(
     stage for stage in get_args(StageName) if stage not in ("regions", "further")
 )
 """The published stages, after which the model looks once."""
+Tokens = Annotated[int, Field(gt=0)]
+"""Most visual tokens of a view."""
+Budgets = Annotated[list[Tokens | None], Field(min_length=1)]
+"""Budgets of views; None: the model's preset."""
+_Share = Annotated[float, Field(gt=0, le=1)]
+_Heads = Annotated[dict[int, Annotated[list[int], Field(min_length=1)]], Field(min_length=1)]
 Asking = Literal["answer", "prediction"]
 """Tokens whose attention counts: those of the answer but for the last, as published, or those that predict it."""
 
@@ -41,10 +47,10 @@ class HeadSearch(Section):
 class Labelling(Section):
     """The collection of attention maps by `label`."""
 
-    tokens: int | None = Field(default=None, gt=0)
+    tokens: Tokens | None = None
     """Most visual tokens of the view that is labelled; None: the model's preset. Where print is legible, attention is
     sharp."""
-    grounding: dict[int, list[int]] | Literal["selected", "published"] = "selected"
+    grounding: _Heads | Literal["selected", "published"] = "selected"
     """Heads by layer, those that `select-heads` chose, or those published for this base."""
     sink: dict[int, list[int]] | Literal["norm", "published", "none"] = "none"
     """Attention sinks are found by heads (by layer), by those published for this base, or by norms of hidden states."""
@@ -124,7 +130,7 @@ class SDRPNStage(Section):
     """Training of SD-RPN (`sdrpn`)."""
 
     optimisation: Optimisation = Optimisation()
-    tokens: list[int | None] = Field(default=[None])
+    tokens: Budgets = Field(default=[None])
     """Budgets of coarse views to train on, each row at one of them."""
     share: float = Field(default=1.0, gt=0, le=1)
     """Share of the usable labels to train on."""
@@ -136,9 +142,9 @@ class GateStage(Section):
     """Labels and training of the gate (`gate`)."""
 
     optimisation: Optimisation = Optimisation()
-    tokens: list[int] = Field(default=[64, 128, 256, 512], min_length=2)
+    tokens: list[Tokens] = Field(default=[64, 128, 256, 512], min_length=2)
     """Ascending budgets that each question is answered at."""
-    read_tokens: list[int] | None = None
+    read_tokens: list[Tokens] | None = Field(default=None, min_length=1)
     """Those of them that the gate will read at; None: all but the last."""
     with_crop: bool = False
     """Answer with the crop that SD-RPN proposes as well, which counts as the highest budget."""
@@ -187,7 +193,7 @@ class PostSFTStage(Section):
     """Cases in which the crop helped, for each case in which it hurt."""
     noise: float = Field(default=0.8, ge=0, le=1)
     """Probability that a proposed box is replaced by a random one."""
-    noise_side: tuple[float, float] = (0.1, 0.6)
+    noise_side: tuple[_Share, _Share] = (0.1, 0.6)
     """Sides of random boxes, as a share of the image's."""
     positions: Literal["plain", "aligned"] = "aligned"
     """Positions of the crop."""
@@ -223,9 +229,9 @@ class Calibration(Section):
     """Margins of the box to try; None: the recipe's own alone. The pair with the smallest boxes is taken."""
     records: int | None = Field(default=None, gt=0)
     """Held-out questions to take (None: all)."""
-    tokens: int | None = Field(default=None, gt=0)
+    tokens: Tokens | None = None
     """Most visual tokens of the view that is looked at; None: the model's preset."""
-    higher_tokens: list[Annotated[int, Field(gt=0)]] | None = Field(default=None, min_length=1)
+    higher_tokens: list[Tokens] | None = Field(default=None, min_length=1)
     """Without a known box: higher budgets for questions that are wrong over that view; those that become right need a
     zoom. None: those of `gate.tokens`."""
 
@@ -244,7 +250,7 @@ class RegionsStage(Section):
     """Questions with answers; None: the recipe's `data`."""
     records: int | None = Field(default=None, gt=0)
     """Questions to learn from, of each source its share (None: all there are)."""
-    tokens: list[int | None] = Field(default=[None], min_length=1)
+    tokens: Budgets = Field(default=[None])
     """Budgets of coarse views that questions are read at in turn."""
     rounds: int = Field(default=1, gt=0)
     """Times that all questions are read, each time with the map so far, and then trained on. Epochs are those of one
@@ -285,7 +291,7 @@ class FurtherStage(Section):
     crops that the model asks for, which needs no reference answers."""
     inside_crops: bool = False
     """Learn and propose regions inside crops, too. Without, regions of the coarse view alone."""
-    tokens: list[int | None] = Field(default=[None], min_length=1)
+    tokens: Budgets = Field(default=[None])
     """Budgets of coarse views to train on, each batch at one of them. Calls are made at `labelling.tokens`."""
     held_out: float = Field(default=0.15, gt=0, lt=1)
     """Share of the images that the gate's threshold is chosen on: where its errors are fewest."""
@@ -314,16 +320,14 @@ class BranchRecipe(Section):
     around all foreground, as published. The stages themselves show one box."""
     blur: Blur = "fixed"
     """Blur of a map before that; calibration may change it, and the margin."""
-    margin: float = Field(default=0.0, ge=0)
+    margin: float = Field(default=0.0, ge=0, le=10)
     """Margin added on each side of a proposed box, as a share of its longer side."""
     box: Sides | None = None
     """Sides of a proposed box around the centre of the heat (`perception.box`); None: tight around the foreground."""
-    stages: list[StageName] = Field(default=list(PUBLISHED_STAGES))
-    """Stages that `qzoom train branches` runs, in order; with `further` at the end, the branches look again. `regions`
-    comes before `gate`, whose labels depend on what is cropped."""
+    stages: list[StageName] = Field(default=list(PUBLISHED_STAGES), min_length=1)
+    """Stages that `qzoom train branches` runs, in their order; with `further` at the end, the branches look again."""
     data: list[DatasetSpec] = Field(min_length=1)
-    """Questions to learn from; `postsft`, `regions`, `gate` and `further` may have `data` of their
-    own."""
+    """Questions to learn from; `postsft`, `regions`, `gate` and `further` may have `data` of their own."""
     held_out: list[DatasetSpec] = Field(default=[])
     """Questions that metrics and thresholds are measured on; never trained on."""
     heads: HeadSearch = HeadSearch()
@@ -337,17 +341,14 @@ class BranchRecipe(Section):
 
     def asked(self, stage: str) -> list[DatasetSpec]:
         """Return the questions of a stage."""
-        own = {
-            "postsft": self.postsft.data,
-            "regions": self.regions.data,
-            "gate": self.gate.data,
-            "further": self.further.data,
-        }
-        return own.get(stage) or self.data
+        return getattr(getattr(self, stage, None), "data", None) or self.data
 
     @model_validator(mode="after")
-    def _heads_are_published(self) -> "BranchRecipe":
+    def _can_be_run(self) -> "BranchRecipe":
         self.labelling.published_base(self.model)
+        order = [stage for stage in get_args(StageName) if stage in self.stages]
+        if self.stages != order:
+            raise ValueError(f"each of the stages builds on those before it: {', '.join(order)}")
         return self
 
 

@@ -154,11 +154,13 @@ def work_of(recipe: BranchRecipe, stage: StageName, views: ViewBudget, *, layers
         ]
     if stage == "regions":
         learn = recipe.regions
-        rows, tokens = least(learn.records, rows), fmean(map(over, learn.tokens))
-        sets = learn.rounds * (3 + learn.next_peaks + learn.moves)
+        rows, tokens, shown = least(learn.records, rows), fmean(map(over, learn.tokens)), recipe.max_regions
+        # without a region, with those proposed, without each of several, with a control, and with each candidate
+        sets = 3 + (shown if shown > 1 else 0) + learn.next_peaks + learn.moves
         again = None if rows is None else rows * learn.rounds
         return [
-            Work("at most read with the answer", rows, tokens + crop, learn.batch, sets),
+            Work("looked at", rows, tokens, learn.batch, learn.rounds),
+            Work("at most read with the answer", rows, tokens + shown * crop, learn.batch, learn.rounds * sets),
             training("SD-RPN", learn.optimisation, again, tokens, recipe.depth - 0.7),
         ]
     if stage == "gate":

@@ -21,7 +21,7 @@ from qzoom_agent.data.checks import listed_rows, refuse_rows
 from qzoom_agent.data.question_table import QuestionRow, QuestionTable
 from qzoom_agent.data.rows import open_table
 from qzoom_agent.data.samples import Sample
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.tasks.needle import NeedleTask
 from qzoom_agent.evaluation.tasks.needle.boards import Board, Fact, draw_board
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import MAX_PIXELS
@@ -69,7 +69,7 @@ class DatasetSpec(Section):
     """Source of the answers, print or objects in a scene; decides on the published heads and prompts."""
     seed: int = Field(default=0, ge=0, lt=4)
     """`needle`: which boards. Of a table: which of its rows, where not all are taken."""
-    tasks: tuple[str, ...] = ("needle-scene", "needle-doc", "needle-global")
+    tasks: tuple[NeedleTask, ...] = Field(default=("needle-scene", "needle-doc", "needle-global"), min_length=1)
     """`needle`: tasks that questions are taken from (needle-hop and needle-chain, too, whose questions have two
     and three boxes in order)."""
     a_board: int = Field(default=8, gt=0)
@@ -257,8 +257,6 @@ def _board(seed: int, tasks: tuple[str, ...]) -> tuple[Board, list[Fact]]:
     """Return a board and its questions of these tasks, shuffled so that every kind comes before any comes again."""
     rng = Random(f"records/{seed}")
     layouts = {name: share for name, (share, offers) in _LAYOUTS.items() if offers & set(tasks)}
-    if not layouts:
-        raise ConfigError(f"No board has questions of {', '.join(tasks)}. Name needle tasks.")
     layout = rng.choices(list(layouts), weights=list(layouts.values()))[0]
     board = draw_board(layout, seed, split="train")
     facts = [fact for fact in board.facts if fact.task in tasks]

@@ -27,13 +27,13 @@ from qzoom_agent.gate import gate_fires
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import Branches
-from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.labels import BACKGROUND, Heads, LabelRules
-from qzoom_agent.perception.look import look, resolve_options
+from qzoom_agent.perception.look import resolve_options
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.review import adds
 from qzoom_agent.training.branches.base_inference import (
     CoarsePrompt,
+    LowerLayerStates,
     ask,
     generate_answers,
     is_right,
@@ -47,9 +47,15 @@ from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
 from qzoom_agent.training.branches.gate import GateLoss
 from qzoom_agent.training.branches.labelling import collect_views, heads_for, labels_on_grid
-from qzoom_agent.training.branches.proposals import in_pixels, look_at_batch, proposal_zoom, show_crop
+from qzoom_agent.training.branches.proposals import (
+    in_pixels,
+    look_at_batch,
+    proposal_zoom,
+    run_branches,
+    show_crop,
+)
 from qzoom_agent.training.branches.sdrpn import MapLoss
-from qzoom_agent.training.branches.sharded_table import write_parts
+from qzoom_agent.training.branches.sharded_table import say, write_parts
 
 
 class FurtherFigures(Figures):
@@ -225,20 +231,18 @@ class FurtherLoss(nn.Module):
         assert branches.sdrpn is not None and branches.gate is not None
         self.map, self.gate = MapLoss(branches.sdrpn), GateLoss(branches.gate)
 
-    def forward(
-        self,
-        hidden: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        mask: Tensor,
-        spans: Sequence[Sequence[tuple[int, int]]],
-        labels: Tensor,
-        more: Tensor,
-    ) -> Tensor:
+    def forward(self, states: LowerLayerStates, labels: Tensor, more: Tensor) -> Tensor:
         """Return the loss; `more` is 1 or 0 for each row, NaN where that cannot be told. Else see `MapLoss`."""
-        loss: Tensor = self.map(hidden, rotary, mask, spans, labels)
+        loss: Tensor = self.map(states, labels)
         known = ~more.isnan()
         if bool(known.any()):
-            loss = loss + self.gate(hidden[known], (rotary[0][known], rotary[1][known]), mask[known], more[known])
+            mask, (cos, sin) = states.mask, states.rotary
+            some = states._replace(
+                hidden=states.hidden[known],
+                rotary=(cos[known], sin[known]),
+                mask=None if mask is None else mask[known],
+            )
+            loss = loss + self.gate(some, more[known])
         return loss
 
 
@@ -253,7 +257,7 @@ def train_further(
     stage = recipe.further
     steps, held = split(table, steps_of(table, recipe), recipe)
     counts = f"{sum(one.more is True for one in steps)} need another crop, {sum(one.more is False for one in steps)} do"
-    print(f"{len(steps)} conversations with crops, {counts} not; {len(held)} more are held out", flush=True)
+    say(f"{len(steps)} conversations with crops, {counts} not; {len(held)} more are held out")
     if len({one.more for one in steps} - {None}) < 2 or not any(one.points for one in steps):
         raise ConfigError(
             f"There is nothing to tell apart: of {len(steps)} conversations with crops {counts} not. Give questions in "
@@ -273,20 +277,17 @@ def train_further(
         turn = rows[0]["draw"] // stage.optimisation.per_device_train_batch_size
         shown = show_chains(backend, rows, stage.tokens[turn % len(stage.tokens)], recipe)
         states = lower_states(backend, shown, further.config.k)
-        spans, labels = [], []
+        images, labels = [], []
         for row, one, start in zip(rows, shown, states.starts, strict=True):
             grids = one.session.grids(one.ready.prompt)[: None if stage.inside_crops else 1]
-            spans.append([(start + at, start + at + high * wide) for at, high, wide in grids])
+            images.append([(start + at, high, wide) for at, high, wide in grids])
             labels += _labels(row, [(high, wide) for _, high, wide in grids], recipe)
-        more = [float("nan") if row["more"] is None else float(row["more"]) for row in rows]
+        more = torch.tensor([float("nan") if row["more"] is None else float(row["more"]) for row in rows])
         device = states.hidden.device
         return {
-            "hidden": states.hidden,
-            "rotary": states.rotary,
-            "mask": states.mask,
-            "spans": spans,
+            "states": states._replace(images=images),
             "labels": torch.cat(labels).to(device),
-            "more": torch.tensor(more, device=device),
+            "more": more.to(device),
         }
 
     module = FurtherLoss(further.requires_grad_(True)).train()
@@ -360,18 +361,7 @@ def measure(
             {**records[table[one.row]["row"]], "boxes": table[one.row]["boxes"], "crops": one.crops} for one in steps
         ]
         shown = show_chains(backend, rows, recipe.calibration.tokens, recipe)
-        states = lower_states(backend, shown, further.config.k)
-        found = look(
-            further,
-            Decoder(backend.model).adapter,
-            states.hidden,
-            rotary=states.rotary,
-            mask=states.mask,
-            images=states.images,
-            starts=states.starts,
-            options=options,
-            further=True,
-        )
+        found = run_branches(backend, further, shown, options, further=True)
         for one, row, prompt, seen in zip(steps, rows, shown, found, strict=True):
             assert seen.score is not None
             scores.append(seen.score)

@@ -24,7 +24,14 @@ from qzoom_agent.data.answers import normalise
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import Gate
-from qzoom_agent.training.branches.base_inference import ask, generate_answers, is_right, lower_states, record_batches
+from qzoom_agent.training.branches.base_inference import (
+    LowerLayerStates,
+    ask,
+    generate_answers,
+    is_right,
+    lower_states,
+    record_batches,
+)
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, GateStage
 from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
@@ -52,9 +59,9 @@ class GateLoss(nn.Module):
         super().__init__()
         self.gate = gate
 
-    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, needs: Tensor) -> Tensor:
+    def forward(self, states: LowerLayerStates, needs: Tensor) -> Tensor:
         """Return the mean over the rows; `needs` is 1 for those that need a zoom, 0 for the others."""
-        logits: Tensor = self.gate(hidden, rotary=rotary, mask=mask)
+        logits: Tensor = self.gate(states.hidden, rotary=states.rotary, mask=states.mask)
         return binary_cross_entropy_with_logits(logits.float(), needs)
 
 
@@ -165,8 +172,7 @@ def train_gate(
         asked = ask(backend, rows, [stage.tokens[row["budget"]] for row in rows])  # type: ignore[arg-type]
         assert backend.branches is not None
         states = lower_states(backend, asked, backend.branches.config.k)
-        needs = torch.tensor([float(row["needs"]) for row in rows], device=states.hidden.device)
-        return {"hidden": states.hidden, "rotary": states.rotary, "mask": states.mask, "needs": needs}
+        return {"states": states, "needs": torch.tensor([float(row["needs"]) for row in rows]).to(states.hidden.device)}
 
     module = GateLoss(gate.requires_grad_(True)).train()
     train(module, TrainingOrder(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)

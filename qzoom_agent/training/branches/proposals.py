@@ -25,8 +25,9 @@ from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import Grid
+from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.decoder import Decoder
-from qzoom_agent.perception.look import look, resolve_options
+from qzoom_agent.perception.look import BranchOutput, look, resolve_options
 from qzoom_agent.perception.maps import MapRegion, foreground, regions
 from qzoom_agent.training.branches.base_inference import (
     CoarsePrompt,
@@ -107,23 +108,22 @@ def look_at_batch(
     branches = backend.branches
     assert branches is not None
     asked = ask(backend, records, tokens) if asked is None else asked
-    states = lower_states(backend, asked, branches.config.k)
-    found = look(
-        branches,
-        Decoder(backend.model).adapter,
-        states.hidden,
-        rotary=states.rotary,
-        mask=states.mask,
-        images=states.images,
-        starts=states.starts,
-        options=PerceptionConfig(threshold=0.0, gate="learned" if branches.gate is not None else "off"),
-        map_always=True,
-    )
+    options = PerceptionConfig(threshold=0.0, gate="learned" if branches.gate is not None else "off")
+    found = run_branches(backend, branches, asked, options, map_always=True)
     out = []
     for row, one, seen in zip(records, asked, found, strict=True):
         coarse, size = one.store.view("coarse"), one.store.view("original").size
         out.append(LookOutcome(row["id"], seen.score, seen.maps[0].heat, coarse, size, known_boxes(row), one.cells))
     return out
+
+
+def run_branches(
+    backend: HFBackend, branches: Branches, asked: Sequence[CoarsePrompt], options: PerceptionConfig, **how: Any
+) -> list[BranchOutput]:
+    """Look at conversations with these branches; `how` is as in `perception.look.look`."""
+    states = lower_states(backend, asked, branches.config.k)
+    given = {**states._asdict(), "options": options, **how}
+    return look(branches, Decoder(backend.model).adapter, given.pop("hidden"), **given)
 
 
 def known_boxes(record: Record) -> list[Box] | None:

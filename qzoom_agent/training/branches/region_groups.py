@@ -15,11 +15,12 @@ from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from qzoom_agent.config import PerceptionConfig
-from qzoom_agent.perception.maps import MapRegion, foreground, region_parts
+from qzoom_agent.perception.maps import MapRegion, foreground, region_parts, smoothed
 
 _NEXT_SHARE = 0.5
 """Share of a next peak from which its neighbours belong to its region, where the rule of the map is absolute."""
@@ -172,6 +173,8 @@ def _region(heat: Tensor, box: MapRegion, part: NDArray[np.bool], options: Perce
     if options.box is not None:
         return Region(box, _around(box, part.shape), centred=True)
     inside = heat.numpy() * part
+    if not inside.any():  # sinks that the blur alone made foreground, from the cells around them
+        inside = heat.numpy() * (smoothed(torch.from_numpy(part.astype(np.float32)), options) > 0).numpy()
     return Region(box, inside / inside.sum())
 
 

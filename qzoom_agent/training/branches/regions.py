@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from random import Random
-from statistics import fmean
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -32,6 +31,7 @@ from qzoom_agent.perception.branches import SDRPN
 from qzoom_agent.perception.look import resolve_options
 from qzoom_agent.training.branches.base_inference import (
     CoarsePrompt,
+    LowerLayerStates,
     answer_ids,
     ask,
     lower_states,
@@ -55,7 +55,7 @@ from qzoom_agent.training.branches.region_groups import (
     proposed_regions,
 )
 from qzoom_agent.training.branches.sdrpn import map_rows
-from qzoom_agent.training.branches.sharded_table import write_parts
+from qzoom_agent.training.branches.sharded_table import say, write_parts
 
 _SAME_BUDGET: Final = 16
 """Questions in a row that are read at one budget, so that those about one image share its encoded view."""
@@ -72,7 +72,7 @@ class RoundFigures(Figures):
     pruned: int
     """Proposed regions that gained less than the noise margin."""
     recovered: int
-    """Questions for which a candidate gained more than the proposed regions."""
+    """Questions with a candidate that is evidence missed by the proposed regions."""
     margin: float
     probability: float
     """Mean probability of the answer with the proposed regions."""
@@ -117,36 +117,18 @@ class RegionLoss(nn.Module):
         super().__init__()
         self.sdrpn, self.start, self.anchor = sdrpn, start, anchor
 
-    def forward(
-        self,
-        hidden: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        mask: Tensor,
-        spans: Sequence[Sequence[tuple[int, int]]],
-        up: Tensor,
-        down: Tensor,
-    ) -> Tensor:
-        """Return the mean over questions.
-
-        Args:
-            hidden: States after K layers, (rows, tokens, hidden), padded on the left.
-            rotary: Rotary embeddings of the tokens.
-            mask: Additive mask.
-            spans: [start, stop) of the visual tokens of each row's coarse view.
-            up: Advantage of each cell to be foreground, of all rows, concatenated.
-            down: Advantage of each cell to be background.
-        """
-        given = (hidden, rotary, mask, spans)
-        logits = torch.cat(map_rows(self.sdrpn, *given))
+    def forward(self, states: LowerLayerStates, targets: Tensor) -> Tensor:
+        """Return the mean over questions; `targets` are the `cell_targets` of all rows, (2, cells), concatenated."""
+        logits, (up, down) = torch.cat(map_rows(self.sdrpn, states)), targets
         with torch.no_grad():
-            start = torch.cat(map_rows(self.start, *given))
+            start = torch.cat(map_rows(self.start, states))
             probable = torch.sigmoid(start)
             # their cross-entropy less this constant is the divergence of independent cells
             entropy = binary_cross_entropy_with_logits(start, probable, reduction="sum")
         drift = binary_cross_entropy_with_logits(logits, probable, reduction="sum") - entropy
         # -log p and -log(1 - p)
         policy = (up * softplus(-logits) + down * softplus(logits)).sum()
-        return (policy + self.anchor * drift) / len(hidden)
+        return (policy + self.anchor * drift) / len(states.hidden)
 
 
 class RegionReader:
@@ -226,8 +208,8 @@ class RegionReader:
         def legal(regions: Sequence[Region]) -> list[Region]:
             return [one for one in regions if self.zoom.plan(prompt.store, self._box(one, seen)).error is None]
 
-        proposed = legal(proposed_regions(seen.heat, self.options))
-        candidates = next_regions(seen.heat, proposed, stage.next_peaks, self.options)
+        found = proposed_regions(seen.heat, self.options)
+        candidates, proposed = next_regions(seen.heat, found, stage.next_peaks, self.options), legal(found)
         candidates = legal(candidates + moved_regions(proposed, stage.moves, reach=stage.reach, rng=rng))
         like = proposed or candidates
         controls = [control_region(like, rng)] if like and rng.random() < stage.controls else []
@@ -333,7 +315,7 @@ def reward(table: Dataset, recipe: BranchRecipe) -> RegionRewards:
         pruned=pruned,
         recovered=recovered,
         margin=margin,
-        probability=fmean(1 / (1 + math.exp(-value)) for value in table["proposed"]),
+        probability=float(torch.tensor(table["proposed"]).sigmoid().mean()),
     )
     return RegionRewards(targets, figures)
 
@@ -357,7 +339,7 @@ def train_regions(
     for at in range(recipe.regions.rounds):
         table = reader.table(records, folder / f"round-{at}" / "rewards")
         rewards = reward(table, recipe)
-        print(f"round {at + 1}: {rewards.figures.model_dump_json()}", flush=True)
+        say(f"round {at + 1}: {rewards.figures.model_dump_json()}")
         module = RegionLoss(sdrpn.requires_grad_(True), start, anchor=recipe.regions.anchor).train()
         _fit(backend, module, records, table, rewards.targets, recipe, folder / f"round-{at}")
         sdrpn.eval()
@@ -383,10 +365,8 @@ def _fit(
 
     def prepare(rows: Rows) -> dict[str, Any]:
         states = lower_states(backend, ask(backend, rows, [row["tokens"] for row in rows]), k)  # type: ignore[arg-type]
-        up, down = torch.from_numpy(np.concatenate([row["targets"] for row in rows], axis=1)).to(states.hidden.device)
-        spans = [[(start, start + high * wide)] for ((start, high, wide),) in states.images]
-        given = {"hidden": states.hidden, "rotary": states.rotary, "mask": states.mask}
-        return {**given, "spans": spans, "up": up, "down": down}
+        wanted = np.concatenate([row["targets"] for row in rows], axis=1)
+        return {"states": states, "targets": torch.from_numpy(wanted).to(states.hidden.device)}
 
     order = shuffled(table["image_id"], epochs=how.num_train_epochs, seed=recipe.seed)
     train(module, TrainingOrder(read, order), prepare, how, folder, seed=recipe.seed)

@@ -15,7 +15,6 @@ nor skipped, and a folder with results of one recipe takes no other.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 from pydantic import BaseModel, JsonValue
 
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.files import read_json
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.perception.branches import CONFIG, FURTHER, WEIGHTS, Branches, branch_folder
@@ -179,7 +179,7 @@ class RunDirectory:
     def heads(self) -> Heads | None:
         """Return the heads that `select-heads` chose, if that stage is done."""
         file = self.output / "heads.json"
-        return Selection.model_validate_json(file.read_text(encoding="utf-8")).heads if file.exists() else None
+        return read_json(file, Selection, "Delete it, and run select-heads again.").heads if file.exists() else None
 
     def require_recipe(self) -> None:
         """Check that all results in the output folder were made with this recipe.
@@ -208,7 +208,7 @@ class RunDirectory:
         """Return the tuned base that a stage's branches were made for; None: the recipe's, whatever came later."""
         if not self._settings(stage).exists():
             return self.base  # done before settings were stored
-        stored = json.loads(self._settings(stage).read_text(encoding="utf-8"))
+        stored = read_json(self._settings(stage), dict[str, Any], "Run the stages again, with another --output.")
         return None if stored["made_from"]["base"] == "as given" else self.tuned
 
     def made_from(self, stage: StageName) -> dict[str, JsonValue]:

@@ -6,7 +6,6 @@ over all labelled cells of a batch, as published.
 """
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,12 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import SDRPN
 from qzoom_agent.perception.decoder import cut
 from qzoom_agent.perception.labels import IGNORED, Labels
-from qzoom_agent.training.branches.base_inference import ask, lower_states
+from qzoom_agent.training.branches.base_inference import LowerLayerStates, ask, lower_states
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe
 from qzoom_agent.training.branches.dataset import Records
 from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
 from qzoom_agent.training.branches.labelling import labels_on_grid
+from qzoom_agent.training.branches.sharded_table import say
 
 
 class MapLoss(nn.Module):
@@ -36,40 +36,25 @@ class MapLoss(nn.Module):
         super().__init__()
         self.sdrpn = sdrpn
 
-    def forward(
-        self,
-        hidden: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        mask: Tensor,
-        spans: Sequence[Sequence[tuple[int, int]]],
-        labels: Tensor,
-    ) -> Tensor:
+    def forward(self, states: LowerLayerStates, labels: Tensor) -> Tensor:
         """Return the mean over the labelled cells of all rows.
 
-        Args:
-            hidden: States after K layers, (rows, tokens, hidden), padded on the left.
-            spans: [start, stop) of the visual tokens of each of a row's views.
-            labels: Labels of the cells of all rows and views, concatenated; -100 where a cell has none.
+        `labels` are those of the cells of all rows and views, concatenated; -100 where a cell has none.
         """
-        logits = torch.cat(map_rows(self.sdrpn, hidden, rotary, mask, spans))
+        logits = torch.cat(map_rows(self.sdrpn, states))
         chosen = labels != IGNORED
         if not bool(chosen.any()):
             return logits.sum() * 0.0
         return binary_cross_entropy_with_logits(logits[chosen], labels[chosen].to(logits.dtype))
 
 
-def map_rows(
-    sdrpn: SDRPN,
-    hidden: Tensor,
-    rotary: tuple[Tensor, Tensor],
-    mask: Tensor,
-    spans: Sequence[Sequence[tuple[int, int]]],
-) -> list[Tensor]:
+def map_rows(sdrpn: SDRPN, lower: LowerLayerStates) -> list[Tensor]:
     """Return the map logits (cells,) of each view of each row, with the query of the row's last token."""
-    states = sdrpn.states(hidden, rotary=rotary, mask=mask)
+    rotary = lower.rotary
+    states = sdrpn.states(lower.hidden, rotary=rotary, mask=lower.mask)
     query = sdrpn.queries(states[:, -1:], cut(rotary, slice(-1, None)))
     logits = []
-    for row, views in enumerate(spans):
+    for row, views in enumerate(lower.spans):
         for start, stop in views:
             where = slice(start, stop)
             turned = (rotary[0][row : row + 1, where], rotary[1][row : row + 1, where])
@@ -103,7 +88,7 @@ def train_sdrpn(
             "there is nothing to learn from. Set labelling.keep: all, label at another budget (labelling.tokens), or "
             "select other heads."
         )
-    print(f"{len(labels)} maps, {len(right)} with an answer that counts, {len(chosen)} of them usable", flush=True)
+    say(f"{len(labels)} maps, {len(right)} with an answer that counts, {len(chosen)} of them usable")
     labels = labels.select(chosen[: math.ceil(stage.share * len(chosen))])
     order = shuffled(labels["image_id"], epochs=stage.optimisation.num_train_epochs, seed=recipe.seed)
 
@@ -115,17 +100,11 @@ def train_sdrpn(
         turn = rows[0]["draw"] // stage.optimisation.per_device_train_batch_size
         asked = ask(backend, rows, stage.tokens[turn % len(stage.tokens)])  # type: ignore[arg-type]
         states = lower_states(backend, asked, k)
-        spans, made = [], []
-        for row, ((start, high, wide),) in zip(rows, states.images, strict=True):
-            spans.append([(start, start + high * wide)])
-            made.append(torch.from_numpy(on(row, (high, wide)).labels).flatten())
-        return {
-            "hidden": states.hidden,
-            "rotary": states.rotary,
-            "mask": states.mask,
-            "spans": spans,
-            "labels": torch.cat(made).to(states.hidden.device),
-        }
+        made = [
+            torch.from_numpy(on(row, (high, wide)).labels).flatten()
+            for row, ((_, high, wide),) in zip(rows, states.images, strict=True)
+        ]
+        return {"states": states, "labels": torch.cat(made).to(states.hidden.device)}
 
     module = MapLoss(sdrpn.requires_grad_(True)).train()
     train(module, TrainingOrder(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)

@@ -29,6 +29,12 @@ def together() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
 
 
+def say(text: str) -> None:
+    """Print a line, in one of the processes that share this run."""
+    if together().is_main_process:
+        print(text, flush=True)
+
+
 def launched_in_bfloat16() -> bool:
     """Return whether `accelerate launch` trains in bfloat16, which DeepSpeed requires the trainer to state as well."""
     return os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"

@@ -39,6 +39,7 @@ from qzoom_agent.training.branches.proposals import localisation, look_at_record
 from qzoom_agent.training.branches.regions import train_regions
 from qzoom_agent.training.branches.run_dir import RULE_KEYS, RunDirectory, copy_branches
 from qzoom_agent.training.branches.sdrpn import train_sdrpn
+from qzoom_agent.training.branches.sharded_table import say
 from qzoom_agent.training.recipe_io import add_recipe_arguments, keep_recipe
 
 
@@ -70,9 +71,9 @@ def run_postsft(run: RunDirectory) -> None:
         judge = Judge(stage.judge, model=stage.judge_model, cache=folder / "verdicts.jsonl")
         cases = find_cases(backend, records, stage, folder / "cases", judge=judge)
         chosen = choose_cases(cases, stage, seed=recipe.seed)
-        _say(run, f"{len(chosen)} of {len(cases)} cases to learn from")
+        say(f"{len(chosen)} of {len(cases)} cases to learn from")
         if not chosen:
-            _say(run, "No crop hurt any answer: there is nothing to learn, and the base stays as it is.")
+            say("No crop hurt any answer: there is nothing to learn, and the base stays as it is.")
             return
         train_postsft(backend, records, cases, chosen, recipe, folder)
         disable_progress_bar()  # type: ignore[no-untyped-call]  # of a fraction of a second
@@ -112,7 +113,7 @@ def run_gate(run: RunDirectory) -> None:
     backend = run.backend(branches=run.before("gate"), base=run.base)
     records = run.records("gate", limit=stage.records)
     table = answer_at_budgets(backend, records, run.recipe, folder / "answers")
-    _say(run, counted(kinds(table, stage)))
+    say(counted(kinds(table, stage)))
     branches, gate = backend.branches, run.fresh(backend, sdrpn=False, gate=True).gate
     assert branches is not None and gate is not None
     train_gate(backend, gate, records, table, run.recipe, folder)
@@ -129,7 +130,7 @@ def run_calibrate(run: RunDirectory) -> None:
     with TemporaryDirectory() as folder:  # thresholds are chosen for the weights as they are stored
         size = branches.save(folder, int8=True)
         backend.branches = Branches.load(folder, backend.model)
-    _say(run, f"{size / 1e6:.2f} MB")
+    say(f"{size / 1e6:.2f} MB")
     branches.config = with_thresholds(backend, run.recipe, run.output / "calibrate")
     run.finish(run.final("calibrate"), lambda folder: branches.save(folder, int8=True))
 
@@ -154,7 +155,7 @@ def run_further(run: RunDirectory) -> None:
         further.save(stored, int8=True)
         further = Branches.load(stored, backend.model)
     figures = measure(backend, further, records, table, held, recipe)
-    _say(run, figures.model_dump_json(indent=1))
+    say(figures.model_dump_json(indent=1))
     changes: dict[str, Any] = {"evidence": figures.model_dump(mode="json")}
     changes["gate_threshold"] = 0.5 if figures.gate is None else figures.gate.threshold
     further.config = further.config.model_copy(update=changes)
@@ -181,7 +182,7 @@ def _labelled(
         k=run.fresh(backend, sdrpn=True, gate=False).config.k,
         aligned=(positions or run.recipe.positions) == "aligned",
     )
-    _say(run, f"{len(table)} labels in {folder}, {sum(table['right']) / len(table):.1%} of the answers right")
+    say(f"{len(table)} labels in {folder}, {sum(table['right']) / len(table):.1%} of the answers right")
     return table
 
 
@@ -208,7 +209,9 @@ def _report(run: RunDirectory, backend: HFBackend, folder: Path) -> None:
     if not run.recipe.held_out:
         return
     held = load_records(run.recipe.held_out, limit=run.recipe.sdrpn.report)
-    options = PerceptionConfig(blur=run.recipe.blur, margin=run.recipe.margin, box=run.recipe.box)
+    assert backend.branches is not None
+    config = backend.branches.config  # which regions reinforces as it is, whatever rules the recipe has
+    options = PerceptionConfig(blur=config.blur, margin=config.margin, box=config.box)
     rules = [("threshold", value) for value in (0.3, 0.2, 0.1, 0.05)]
     rules += [("peak_share", value) for value in (0.7, 0.5, 0.35, 0.2)]
     found: list[dict[str, Any]] = []
@@ -225,11 +228,6 @@ def _report(run: RunDirectory, backend: HFBackend, folder: Path) -> None:
         cells = ["-" if row[name] is None else f"{row[name]:.3f}" for name in names]
         level = f"{row['threshold']:g}" if "threshold" in row else f"{row['peak_share']:g} of peak"
         print(f"{row['tokens'] or 'preset':>7} {level:>13}" + "".join(f"{cell:>9}" for cell in cells))
-
-
-def _say(run: RunDirectory, text: str) -> None:
-    if run.processes.is_main_process:
-        print(text, flush=True)
 
 
 STAGES: Final[dict[StageName, Callable[[RunDirectory], object]]] = {
@@ -249,9 +247,9 @@ def run_stage(run: RunDirectory, stage: StageName) -> None:
     """Run a stage, unless its result is there; see `RunDirectory.begin_stage`."""
     run.begin_stage(stage)
     if run.result(stage).exists():
-        _say(run, f"{stage}: {run.result(stage)} is there already; delete it to run this stage again.")
+        say(f"{stage}: {run.result(stage)} is there already; delete it to run this stage again.")
         return
-    _say(run, f"== {stage}")
+    say(f"== {stage}")
     STAGES[stage](run)
 
 
@@ -272,8 +270,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stage in stages:
             print(describe(recipe, stage, processes=options.devices) + "\n")
         return 0
-    for how in (recipe.sdrpn, recipe.postsft, recipe.regions, recipe.gate, recipe.further):
-        require_tracker(how.optimisation.report_to)
+    fitted = (recipe.sdrpn, recipe.postsft, recipe.regions, recipe.gate, recipe.further)
+    for how in (*(one.optimisation for one in fitted), recipe.postsft.refit):
+        require_tracker(how.report_to)
     run = RunDirectory(recipe, options.output)
     run.require_recipe()
     if run.processes.is_main_process:

@@ -25,12 +25,12 @@ from transformers.trainer_utils import SchedulerType
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE
+from qzoom_agent.evaluation.tasks.needle import NeedleTask
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.recipe_io import LoraSection, Section, read_recipe
 from qzoom_agent.training.reward_list import PUBLISHED, RewardEntry
 from qzoom_agent.training.rewards import Accuracy
 
-NeedleTask = Literal["needle-global", "needle-scene", "needle-doc", "needle-hop", "needle-chain"]
 LossName = Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo", "bnpo", "sapo"]
 LOSSES: Final[dict[LossName, dict[str, Any]]] = {
     "dapo": {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28},

@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.tasks.needle import NeedleTask
 from qzoom_agent.evaluation.tasks.needle import sample as draw_sample
 from qzoom_agent.training.branches.dataset import ConcatenatedRecords, Records, load_records, sample_of
-from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, NeedleTask
+from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 
 FIRST_SEED: Final = 1_000_000_000_000
 """Boards of GRPO begin here, above those of every other stage."""

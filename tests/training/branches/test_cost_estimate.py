@@ -132,6 +132,17 @@ def test_answers_labels_and_fits_of_a_stage_are_all_counted() -> None:
     assert [line.split(",")[0] for line in numbers(tuned)["steps"]] == ["at most 20", "at most 10"]
 
 
+def test_regions_are_read_at_most_so_often() -> None:
+    """Both regions and a control: without any, with both, without each, with the control, and two candidates."""
+    stage = {"next_peaks": 1, "moves": 1, "rounds": 3, "tokens": [64]}
+    rows = numbers(describe(recipe(regions=stage), "regions"))["rows"]
+    assert rows[0] == "100 looked at 3 times, about 124 tokens each"
+    assert rows[1] == "100 at most read with the answer 21 times, about 324 tokens each"
+    assert numbers(describe(recipe(regions=stage, max_regions=1), "regions"))["rows"][1].startswith(
+        "100 at most read with the answer 15 times, about 224"
+    )
+
+
 def test_what_cannot_be_known_is_said_to_be_unknown() -> None:
     hub = recipe(model="owner/model", data=[{"path": "owner/data"}], held_out=[{"path": "owner/other", "limit": 9}])
     told = numbers(describe(hub, "sdrpn"))

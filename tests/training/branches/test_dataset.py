@@ -41,11 +41,6 @@ def test_needle_sources_share_no_board_with_each_other_nor_with_what_else_is_dra
     assert VALIDATION_SEED < NEEDLE_SEED and NEEDLE_SEED + 4 * NEEDLE_SPAN <= FIRST_SEED
 
 
-def test_needle_tasks_that_no_board_has_are_refused() -> None:
-    with pytest.raises(ConfigError, match="Name needle tasks"):
-        load_records([DatasetSpec(path="needle", tasks=("needle-haystack",))])[0]
-
-
 def test_a_folder_with_columns_of_other_names(tmp_path: Path) -> None:
     Dataset.from_dict(
         {

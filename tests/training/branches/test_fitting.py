@@ -118,8 +118,7 @@ def test_the_loss_is_that_of_the_maps_that_inference_makes(family: Family, load:
     assert branches is not None and branches.sdrpn is not None
     some = [rows[0], rows[1]]  # a short question and a longer one
     states = lower_states(backend, ask(backend, some, [None] * 2), 3)
-    spans = [[(start, start + high * wide)] for ((start, high, wide),) in states.images]
-    maps = map_rows(branches.sdrpn, states.hidden, states.rotary, states.mask, spans)
+    maps = map_rows(branches.sdrpn, states)
     expected = []
     for row, found in zip(some, maps, strict=True):
         alone = lower_states(backend, ask(backend, [row], [None]), 3)
@@ -138,9 +137,9 @@ def test_the_loss_is_that_of_the_maps_that_inference_makes(family: Family, load:
     labels = torch.full((len(cells),), -100)
     labels[0], labels[3], labels[-1] = 1, 0, 0
     wanted = binary_cross_entropy_with_logits(cells[[0, 3, -1]], torch.tensor([1.0, 0.0, 0.0]))
-    loss = MapLoss(branches.sdrpn)(states.hidden, states.rotary, states.mask, spans, labels)
+    loss = MapLoss(branches.sdrpn)(states, labels)
     assert float(loss) == pytest.approx(float(wanted), abs=1e-5)
-    nothing = MapLoss(branches.sdrpn)(states.hidden, states.rotary, states.mask, spans, torch.full_like(labels, -100))
+    nothing = MapLoss(branches.sdrpn)(states, torch.full_like(labels, -100))
     assert float(nothing) == 0.0
 
 

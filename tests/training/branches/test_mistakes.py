@@ -119,6 +119,11 @@ def test_what_is_not_there_is_said_before_anything_is_loaded(
 ) -> None:
     told = refused(capsys, "eval", "needle-doc", "--n", "1", "--out", str(tmp_path / "o"), "--branches", "/no/such")
     assert "There is no folder /no/such" in told
-    recipe = written(tmp_path, stages=["select-heads"], sdrpn={"optimisation": {"report_to": "wandbb"}})
-    told = refused(capsys, "train", "branches", "--config", str(recipe), "--output", str(tmp_path / "run"))
-    assert "no tracker 'wandbb'" in told and not (tmp_path / "run").exists()
+    out = tmp_path / "run"
+    for section in (
+        {"sdrpn": {"optimisation": {"report_to": "wandbb"}}},
+        {"postsft": {"refit": {"report_to": "wandbb"}}},
+    ):
+        recipe = written(tmp_path, stages=["select-heads"], **section)
+        told = refused(capsys, "train", "branches", "--config", str(recipe), "--output", str(out))
+        assert "no tracker 'wandbb'" in told and not out.exists()

@@ -73,14 +73,37 @@ def test_a_moved_region_takes_its_cells_along_and_stays_inside_the_map() -> None
     assert tuple(corner.box)[:4] == (3, 0, 4, 1) and corner.weights[0, 3] == 1
 
 
-maps = st.integers(0, 10_000).map(lambda seed: torch.rand(5, 7, generator=torch.Generator().manual_seed(seed)) ** 6)
+def test_sinks_that_the_blur_makes_foreground_are_a_region_of_the_cells_around_them() -> None:
+    ring = torch.zeros(7, 7)
+    ring[2:5, 2:5], ring[3, 3] = 0.5, 0.0
+    options = rules(blur="fixed", peak_share=0.98)
+    (one,) = proposed_regions(ring, options)
+    assert tuple(one.box)[:4] == (3, 3, 4, 4) and one.weights[3, 3] == 0
+    assert one.weights[2:5, 2:5].sum() == pytest.approx(1) and next_regions(ring, [one], 2, options) == []
+    (box,) = regions(ring, np.arange(49).reshape(7, 7) == 24, sides=(2 / 7, 2 / 7))
+    assert tuple(box)[:4] == pytest.approx((2.5, 2.5, 4.5, 4.5))
+    (alone,) = regions(ring * 0, np.arange(49).reshape(7, 7) == 24, sides=(2 / 7, 2 / 7))
+    assert tuple(alone)[:4] == pytest.approx((2.5, 2.5, 4.5, 4.5))
 
 
-@settings(max_examples=20, deadline=None)
-@given(maps, st.sampled_from([None, (0.3, 0.4)]), st.integers(1, 3), st.integers(0, 1000))
-def test_regions_of_any_map(heat: torch.Tensor, sides: Any, limit: int, seed: int) -> None:
+def any_map(seed: int) -> torch.Tensor:
+    """A map with some hot cells, and a fifth of sinks."""
+    drawn = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(seed))
+    return drawn[0] ** 6 * (drawn[1] > 0.2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(0, 10_000).map(any_map),
+    st.sampled_from([None, (0.3, 0.4)]),
+    st.integers(1, 3),
+    st.integers(0, 1000),
+    st.sampled_from(["none", "fixed"]),
+    st.sampled_from([0.2, 0.9]),
+)
+def test_regions_of_any_map(heat: torch.Tensor, sides: Any, limit: int, seed: int, blur: str, share: float) -> None:
     """All lie inside the map with weights of sum 1; the cells of the next ones are none of those before them."""
-    options, rng = rules(box=sides, max_regions=limit), Random(seed)
+    options, rng = rules(box=sides, max_regions=limit, blur=blur, peak_share=share), Random(seed)
     proposed = proposed_regions(heat, options)
     assert 1 <= len(proposed) <= limit
     more = next_regions(heat, proposed, 4, options)

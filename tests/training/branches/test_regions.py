@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,9 +24,11 @@ from qzoom_agent.training.branches import fitting, regions, stages
 from qzoom_agent.training.branches.base_inference import CoarsePrompt, ask, lower_states
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation, RegionsStage
 from qzoom_agent.training.branches.dataset import DatasetSpec, Records
-from qzoom_agent.training.branches.proposals import proposal_zoom, show_crop
+from qzoom_agent.training.branches.proposals import Localisation, proposal_zoom, show_crop
 from qzoom_agent.training.branches.regions import RegionLoss, answer_log_probabilities, train_regions
 from qzoom_agent.training.branches.sdrpn import map_rows
+from qzoom_agent.views import ViewStore
+from qzoom_agent.zoom.zoom import ZoomPlan
 from tests.training.branches.conftest import Load
 
 WHITE = Box(28, 28, 56, 84)
@@ -98,15 +101,13 @@ def test_the_loss_is_that_of_the_advantages_and_of_the_divergence_from_the_start
     with torch.no_grad():
         sdrpn.q_proj.weight.mul_(-3.0)
     states = lower_states(backend, ask(backend, [rows[0], rows[1]], [None] * 2), 3)
-    spans = [[(at, at + high * wide)] for ((at, high, wide),) in states.images]
-    given = (states.hidden, states.rotary, states.mask, spans)
-    p, q = (torch.sigmoid(torch.cat(map_rows(one, *given))).detach() for one in (sdrpn, start))
-    up, down = torch.zeros_like(p), torch.zeros_like(p)
-    up[1], down[-1] = 0.5, 0.25
+    p, q = (torch.sigmoid(torch.cat(map_rows(one, states))).detach() for one in (sdrpn, start))
+    targets = torch.zeros(2, len(p))
+    targets[0, 1], targets[1, -1] = 0.5, 0.25
     policy = -(0.5 * p[1].log() + 0.25 * (1 - p[-1]).log())
     divergence = (q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()).sum()
     for anchor in (0.0, 2.0):
-        loss = RegionLoss(sdrpn, start, anchor=anchor)(*given, up, down)
+        loss = RegionLoss(sdrpn, start, anchor=anchor)(states, targets)
         assert float(loss) == pytest.approx(float(policy + anchor * divergence) / 2, rel=1e-3)
     assert float(divergence) > 0.01
 
@@ -160,10 +161,30 @@ def test_questions_that_teach_nothing_are_counted(
     assert skipped["kind"] == ["skipped"] * 12
     with pytest.raises(ConfigError, match="No region decided the answer to any of 12 questions"):
         regions.reward(skipped, recipe())
-    learned = settled.select([0]).map(lambda row: {"kind": "learned", "gains": [3.0]})
+    # an answer of many improbable tokens
+    learned = settled.select([0]).map(lambda row: {"kind": "learned", "gains": [3.0], "proposed": -900.0})
     found = regions.reward(concatenate_datasets([learned, settled.select([1, 2])]), recipe())
+    assert found.figures.probability == pytest.approx(2 / 3, abs=0.01)
     assert (found.figures.questions, found.figures.settled, found.figures.pruned) == (3, 2, 0)
     assert [target.any() for target in found.targets] == [True, False, False]
+
+
+def test_a_region_too_small_to_crop_is_no_candidate_again(
+    load: Load, rows: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = prepared(load)
+    reader = regions.RegionReader(backend, recipe(next_peaks=1, moves=0))
+    asked = ask(backend, [rows[0]], [None])
+    (seen,) = regions.look_at_batch(backend, [rows[0]], tokens=None, asked=asked)
+    first, *_ = regions.proposed_regions(seen.heat, reader.options)
+    small, plan = reader._box(first, seen), reader.zoom.plan
+
+    def refuse_small(store: ViewStore, box: Box) -> ZoomPlan:
+        return ZoomPlan("original", error="too small") if box == small else plan(store, box)
+
+    monkeypatch.setattr(reader.zoom, "plan", refuse_small)
+    question = reader._question(rows[0], asked[0], seen)
+    assert question.proposed == [] and len(question.candidates) == 1
 
 
 def test_the_reader_is_the_base_with_the_crop_in_its_conversation(load: Load, rows: Records) -> None:
@@ -185,6 +206,18 @@ def test_the_reader_is_the_base_with_the_crop_in_its_conversation(load: Load, ro
             where = regions.with_answer(ready, ids[: at + 1]).positions[..., -1:]
             logits = session._forward(torch.tensor([[token]]), where)
         assert value == pytest.approx(total, abs=1e-3)
+
+
+def test_localisation_is_measured_by_the_rules_of_the_branches(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, measured = prepared(load), []
+    found = Localisation(n=0, recall=None, iou=None, area=None, auc=None, proposed=None)
+    monkeypatch.setattr(stages, "look_at_records", lambda *args, **how: [])
+    monkeypatch.setattr(stages, "localisation", lambda seen, options: measured.append(options) or found)
+    some = recipe().model_copy(update={"held_out": [DatasetSpec(path="needle", limit=1)]})
+    stages._report(SimpleNamespace(recipe=some), backend, tmp_path)  # type: ignore[arg-type]
+    assert {(one.box, one.blur) for one in measured} == {((0.4, 0.6), "none")}
 
 
 def test_the_stage_reinforces_the_branches_of_nano(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

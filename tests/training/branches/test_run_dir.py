@@ -76,6 +76,12 @@ def test_what_is_done_is_not_passed_off_as_of_another_recipe(
     assert (out / "recipe.yaml").read_text() == before
 
 
+def test_a_damaged_file_of_a_result_is_named(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (out / "heads.json").write_text("{}")
+    assert again(out, "label") == 2
+    assert "heads.json: it is damaged or another file" in capsys.readouterr().err
+
+
 def test_what_changes_no_result_may_change_and_later_stages_may_be_added(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

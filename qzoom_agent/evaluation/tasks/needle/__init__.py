@@ -15,7 +15,7 @@ The same task, seed and split give the same pixels on any machine that has the p
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Final, Literal, get_args
 
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
@@ -23,7 +23,8 @@ from qzoom_agent.evaluation.tasks.needle.boards import draw_board
 from qzoom_agent.geometry import Box
 from qzoom_agent.views import original_id
 
-TASK_NAMES: Final = ("needle-global", "needle-scene", "needle-doc", "needle-hop", "needle-chain")
+NeedleTask = Literal["needle-global", "needle-scene", "needle-doc", "needle-hop", "needle-chain"]
+TASK_NAMES: Final[tuple[NeedleTask, ...]] = get_args(NeedleTask)
 SPLITS: Final = ("train", "test", "ood")
 FIRST_SEED: Final = 1_000_000_000
 """Evaluation draws its boards from here on. Training may use the same numbers and still shares no board: the name of

@@ -259,15 +259,16 @@ def load_processor(source: str, config: PretrainedConfig) -> ProcessorMixin:
 
 def takes_any_size(config: PretrainedConfig) -> bool:
     """Return True if the family encodes an image at its own size (Qwen-VL) instead of a fixed one (LLaVA)."""
-    return "spatial_merge_size" in config.vision_config.to_dict()
+    return hasattr(config.vision_config, "spatial_merge_size")
 
 
 def visual_factor(config: PretrainedConfig) -> int:
     """Return the side in pixels of the square that becomes one visual token."""
-    vision, whole = config.vision_config.to_dict(), config.to_dict()
-    merged = vision.get("spatial_merge_size") or whole.get("spatial_merge_size") or vision.get("pooling_kernel_size")
-    merged = merged or whole.get("scale_factor") or round(1 / (whole.get("downsample_ratio") or 1))
-    patch = vision["patch_size"]
+    # attributes, not `to_dict`, which copies the whole configuration: this is asked for every view
+    vision = config.vision_config
+    merged = getattr(vision, "spatial_merge_size", None) or getattr(config, "spatial_merge_size", None)
+    merged = merged or getattr(vision, "pooling_kernel_size", None) or getattr(config, "scale_factor", None)
+    patch, merged = vision.patch_size, merged or round(1 / (getattr(config, "downsample_ratio", None) or 1))
     return int(patch[0] if isinstance(patch, list | tuple) else patch) * int(merged)
 
 

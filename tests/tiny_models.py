@@ -5,6 +5,7 @@ BPE trained on a few sentences, with the special tokens of the Qwen family or th
 own chat template, which writes results of tools into a user turn; Qwen2.5-VL has one that knows nothing of tools.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,8 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from trl.chat_template_utils import qwen3_vl_chat_template
+
+from qzoom_agent.protocols import PROTOCOLS
 
 Family = Literal["qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", "llava"]
 SINCE = {"idefics3": "5.18", "smolvlm": "5.18", "gemma4": "5.21", "gemma4_bidirectional": "5.21"}
@@ -75,9 +78,12 @@ def build(
     layers: int = 2,
     hidden: int = 32,
     template: str | None = None,
+    prompts: bool = False,
     **text_config: Any,
 ) -> Path:
     """Save a model of `family` in `folder` and return the folder.
+
+    `prompts`: with a tokenizer of the families from Qwen that knows the words of our prompts, so that they are short.
 
     Factors: 28 for Qwen2.5-VL, 32 for the later ones, 48 for Gemma 4; 14 with a fixed 56 px for LLaVA.
     """
@@ -95,7 +101,8 @@ def build(
         _llava(tokenizer, layers, hidden, folder)
         return folder
     own = qwen3_vl_chat_template if family == "qwen3_vl" else QWEN_TEMPLATE
-    tokenizer = _tokenizer(QWEN_TOKENS, eos="<|im_end|>", template=template or own)
+    words = [part["text"] for part in _prompts()] if prompts else []
+    tokenizer = _tokenizer(QWEN_TOKENS, eos="<|im_end|>", template=template or own, words=words)
     patch = 14 if family == "qwen2_5_vl" else 16
     _save(_qwen(family, tokenizer, layers, hidden, text_config), folder)
     tokenizer.save_pretrained(folder)
@@ -103,17 +110,26 @@ def build(
     return folder
 
 
-def _tokenizer(specials: tuple[str, ...], *, eos: str, template: str, llama: bool = False) -> PreTrainedTokenizerFast:
+def _prompts() -> Iterator[Any]:
+    """Yield the texts that our protocols write before a question."""
+    for protocol in PROTOCOLS.values():
+        for one in protocol.opening("What is it?", [], tools=True):
+            yield from (part for part in one["content"] if part["type"] == "text")
+
+
+def _tokenizer(
+    specials: tuple[str, ...], *, eos: str, template: str, llama: bool = False, words: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=1200 if words else 400,
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in specials],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator(SENTENCES * 4, trainer)
+    core.train_from_iterator([*SENTENCES * 4, *[*words] * 2], trainer)
     if llama:
         core.normalizer = normalizers.Prepend(" ")
         core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])

@@ -76,7 +76,7 @@ class PromptCodec:
         self.processor = processor
         self.config = config
         self.tokenizer = processor.tokenizer
-        values = [config.to_dict().get(key) for key in _PLACEHOLDERS]
+        values = [vars(config).get(key) for key in _PLACEHOLDERS]
         self.forbidden: tuple[int, ...] = tuple(sorted({value for value in values if isinstance(value, int)}))
         """Ids of image, video and audio placeholders, which are neither written in a message nor generated."""
         self.image_id: int = config.image_token_id

@@ -18,7 +18,7 @@ from qzoom_agent.models.interface import Reply
 from tests.tiny_models import Family
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", "llava")
-GREEDY = SamplingParams(max_new_tokens=8)
+GREEDY = SamplingParams(max_new_tokens=5)
 QUESTIONS = (
     "what is the code?",
     "how many green triangles are there? three, four or five?",
@@ -88,7 +88,14 @@ def test_looks_are_those_of_single_sessions(backend: HFBackend) -> None:
             assert (ours.cells, ours.boxes) == (theirs.cells, theirs.boxes)
 
 
-@pytest.mark.parametrize("zooming", [(0, 2), (0, 1, 2, 3), ()], ids=["some zoom", "all zoom", "none zooms"])
+@pytest.mark.parametrize(
+    "zooming",
+    [
+        pytest.param((0, 2), id="some zoom"),
+        pytest.param((0, 1, 2, 3), id="all zoom", marks=pytest.mark.slow),
+        pytest.param((), id="none zooms", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     "settings",
     [

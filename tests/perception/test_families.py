@@ -27,7 +27,7 @@ from qzoom_agent.trace import PerceptionRecord
 from tests.tiny_models import MIXED, Family
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", "llava")
-GREEDY = SamplingParams(max_new_tokens=8)
+GREEDY = SamplingParams(max_new_tokens=5)
 ALWAYS = PerceptionConfig(gate_threshold=0.0, threshold=0.3)
 NEVER = PerceptionConfig(gate_threshold=1.0)
 EMPTY = PerceptionConfig(gate_threshold=0.0, threshold=1.0)
@@ -303,7 +303,7 @@ def test_the_gate_can_be_left_out_or_replaced(backend: HFBackend) -> None:
 
 
 def test_interleaved_and_parallel_episodes_do_not_see_each_other(backend: HFBackend) -> None:
-    questions = [f"how many green triangles are there? {number}" for number in range(4)]
+    questions = [f"how many green triangles are there? {number}" for number in range(3)]
 
     def episode(question: str, *, pause: Callable[[], None] = lambda: None) -> tuple[str, torch.Tensor]:
         session = session_of(backend)
@@ -316,7 +316,7 @@ def test_interleaved_and_parallel_episodes_do_not_see_each_other(backend: HFBack
     alone = [episode(question) for question in questions]
     nested = episode(questions[0], pause=lambda: [episode(question) for question in questions[1:]] and None)
     assert nested[0] == alone[0][0]
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(3) as pool:
         together = list(pool.map(episode, questions))
     for (words, logits), (other_words, other_logits) in zip(alone, together, strict=True):
         assert words == other_words

@@ -49,7 +49,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny model of each family, with branches of its own."""
     root = tmp_path_factory.mktemp("models")
     found = {
-        family: build(family, root / family, layers=4, max_position_embeddings=8192)
+        family: build(family, root / family, layers=4, prompts=True, max_position_embeddings=8192)
         for family in ("qwen2_5_vl", "qwen3_vl")
     }  # type: ignore[arg-type]
     for folder in found.values():

@@ -47,7 +47,7 @@ def test_grpo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_sft(tmp_path: Path) -> None:
-    recipe = {**COLDSTART, "model": str(build("qwen2_5_vl", tmp_path / "model"))}
+    recipe = {**COLDSTART, "model": str(build("qwen2_5_vl", tmp_path / "model", prompts=True))}
     for name, main in (("script", train_sft.main), ("command", fine_tune.main)):
         assert main(arguments(tmp_path, recipe, name)) == 0
     same_weights(tmp_path)

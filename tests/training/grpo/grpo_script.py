@@ -44,9 +44,19 @@ def questions(folder: Path) -> Path:
     return folder
 
 
+_built: dict[Family, Path] = {}
+
+
+def tiny_model(family: Family, folder: Path) -> Path:
+    """Return the folder of a tiny model of the family: `folder`, unless one was made before, as all are the same."""
+    if family not in _built:
+        _built[family] = build(family, folder, prompts=True, max_position_embeddings=16384)
+    return _built[family]
+
+
 def tiny_recipe(folder: Path, family: Family, **changes: Any) -> GRPORecipe:
     """Two questions with two rollouts each, on a tiny random model."""
-    model = build(family, folder / family, max_position_embeddings=16384)
+    model = tiny_model(family, folder / family)
     given: dict[str, Any] = {
         "model": str(model),
         "max_steps": 1,

@@ -24,8 +24,8 @@ from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.grpo.launch import load_model, make_trainer, save_model, train
 from qzoom_agent.training.grpo.trainer import EpisodeTrainer, ZoomTrainer, move_looker, trimmed
 from qzoom_agent.training.rewards import Rollout
-from tests.tiny_models import Family, build
-from tests.training.grpo.grpo_script import AGENT, scripted, tiny_recipe
+from tests.tiny_models import Family
+from tests.training.grpo.grpo_script import AGENT, scripted, tiny_model, tiny_recipe
 from tests.training.grpo.grpo_script import recipe as script_recipe
 
 CALL = '<think>look</think><tool_call>{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": %s}}</tool_call>'
@@ -362,7 +362,7 @@ def aligned(recipe: GRPORecipe, **changes: Any) -> GRPORecipe:
 def test_crops_in_their_place_are_trained_on(family: Family, looking: GRPORecipe, tmp_path: Path) -> None:
     recipe = aligned(looking, num_iterations=2, max_steps=2)
     if family == "qwen3_vl":
-        model = build(family, tmp_path / family, max_position_embeddings=16384)
+        model = tiny_model(family, tmp_path / family)
         backend = HFBackend.load(str(model), device="cpu", dtype="float32")
         Branches.from_base(backend.model, k=1, depth=1, gate_depth=1).save(tmp_path / "branches")
         recipe = recipe.model_copy(update={"model": str(model), "branches": str(tmp_path / "branches")})

@@ -68,7 +68,7 @@ def test_a_failing_writer_ends_every_episode_and_is_raised(tiny: HFBackend) -> N
 
 
 def test_an_episode_whose_question_is_too_long_is_named(tiny: HFBackend) -> None:
-    long = [replace(one, question="Which colour is it? " * 2000) for one in asked(2)]
+    long = [replace(one, question="Which colour is it? " + "~" * 20_000) for one in asked(2)]
     with pytest.raises(ConfigError, match=r"row '0' ended before.*tokens.*reaches.*'Which colour.*Leave the row out"):
         play(RolloutScheduler(tiny, BatchEngine(tiny).generate), long, AgentConfig().replace(**SHORT), [0, 1])
 

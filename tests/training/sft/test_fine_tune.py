@@ -36,7 +36,7 @@ RECIPE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(build("qwen2_5_vl", tmp_path_factory.mktemp("model") / "tiny"))
+    return str(build("qwen2_5_vl", tmp_path_factory.mktemp("model") / "tiny", prompts=True))
 
 
 def written(folder: Path, **changes: Any) -> str:

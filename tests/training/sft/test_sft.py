@@ -48,7 +48,7 @@ NEEDLES = DatasetSpec(path="needle", limit=4, a_board=2, tasks=("needle-scene", 
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny model of each family."""
     root = tmp_path_factory.mktemp("models")
-    return {family: build(family, root / family) for family in FACTORS}  # type: ignore[arg-type]
+    return {family: build(family, root / family, prompts=True) for family in FACTORS}  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +14,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qzoom_agent.cli import demo, doctor, train
+from qzoom_agent.agent import Agent
+from qzoom_agent.cli import ask, demo, doctor, train
 from qzoom_agent.cli.console import Console, Progress, printable, table
 from qzoom_agent.cli.main import BUDGET, VERBS, main
 from qzoom_agent.evaluation.sample_result import SampleResult
@@ -23,6 +23,7 @@ from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
 from qzoom_agent.evaluation.tasks.task import Score
 from qzoom_agent.messages import Message
 from qzoom_agent.models.presets import PRESETS
+from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.trace import Trace
 
 ZOOM = "<zoom>28 28 112 112</zoom>"
@@ -400,21 +401,19 @@ def test_doctor_knows_the_torchvision_trap(error: str | None, verdict: str) -> N
     assert doctor.torchvision(error).verdict == verdict
 
 
-def test_a_terminal_without_the_letters_of_an_answer_shows_what_it_can(tmp_path: Path) -> None:
+def test_a_terminal_without_the_letters_of_an_answer_shows_what_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The run is saved, and nothing ends in a traceback."""
     board, saved = tmp_path / "board.png", tmp_path / "saved"
     Image.new("RGB", (64, 64), "white").save(board)
-    code = (
-        "import sys\nfrom qzoom_agent.agent import Agent\n"
-        "from qzoom_agent.models.scripted import ScriptedBackend as S\n"
-        "from qzoom_agent.cli import ask, main; ask.load_agent = lambda args: Agent(S(['\\u51fa 24']))\n"
-        f"sys.exit(main.main(['ask', {str(board)!r}, 'what?', '--save', {str(saved)!r}]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": "cp1252"}, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [b"\\u51fa", b"24"] and (saved / "trace.json").exists()
+    monkeypatch.setattr(ask, "load_agent", lambda args: Agent(ScriptedBackend(["\u51fa 24"])))
+    terminals = {name: io.TextIOWrapper(io.BytesIO(), encoding="cp1252") for name in ("stdout", "stderr")}
+    for name, terminal in terminals.items():
+        monkeypatch.setattr(sys, name, terminal)
+    assert main(["ask", str(board), "what?", "--save", str(saved)]) == 0
+    terminals["stdout"].flush()
+    assert terminals["stdout"].buffer.getvalue().split() == [b"\\u51fa", b"24"] and (saved / "trace.json").exists()
 
 
 def test_a_crop_that_the_budget_keeps_back_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

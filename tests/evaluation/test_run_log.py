@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -24,6 +25,14 @@ def go_on(folder: Path, samples: int = 4) -> Results:
     return evaluate(player(zooms=lambda i: i == 1), [numbers()], out=folder, source=TaskSource(n=samples))
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, to be copied."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    go_on(folder)
+    return folder
+
+
 def change_row(folder: Path, **changes: Any) -> None:
     rows = lines(folder / "samples.jsonl")
     (folder / "samples.jsonl").write_text("\n".join([json.dumps(json.loads(rows[0]) | changes), *rows[1:]]) + "\n")
@@ -31,9 +40,8 @@ def change_row(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("name", ["../../victim", "../victim", "/victim", "a/b", "..", ".hidden", "", "a\0b", "a\\b"])
 @pytest.mark.parametrize("field", ["key", "image"])
-def test_a_row_cannot_name_a_file_outside_the_run(field: str, name: str, tmp_path: Path) -> None:
-    folder = tmp_path / "runs" / "one"
-    go_on(folder)
+def test_a_row_cannot_name_a_file_outside_the_run(field: str, name: str, finished: Path, tmp_path: Path) -> None:
+    folder = copytree(finished, tmp_path / "runs" / "one")
     if (field, name) == ("image", ""):
         return  # of a sample that could not be read
     change_row(folder, **{field: name})
@@ -66,10 +74,9 @@ def test_a_trace_cannot_name_a_picture_outside_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["run.json", "env.json", "results.json", "config.yaml"])
 @pytest.mark.parametrize("content", [b"[{", b"", b"\xff\xfe\xfa", b'"text"', b"[" * 100_000, None], ids=range(6))
 def test_a_damaged_file_says_what_to_do(
-    name: str, content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, content: bytes | None, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "run"
-    go_on(folder)
+    folder = copytree(finished, tmp_path / "run")
     if content is None:
         (folder / name).unlink()
         (folder / name).mkdir()

@@ -6,20 +6,26 @@ from nano.examples import COARSE_TOKENS, asked, show, under
 from nano.referents import ink, referents
 from nano.tokenizer import build_tokenizer
 from nano.trees import Say
-from qzoom_agent.evaluation.tasks.needle.boards import LAYOUTS, QUESTIONS, draw_board
+from qzoom_agent.evaluation.tasks.needle.boards import LAYOUTS, QUESTIONS, Board, Fact, draw_board
 
-BOARDS = [draw_board(layout, seed) for layout in LAYOUTS for seed in range(4)]
-FACTS = [(board, fact) for board in BOARDS for fact in board.facts]
+Facts = list[tuple[Board, Fact]]
 
 
-def test_every_kind_of_question_but_headlines_names_something() -> None:
-    kinds = {fact.kind for _, fact in FACTS}
+@pytest.fixture(scope="module")
+def facts() -> Facts:
+    """The facts of a few boards of every layout, each with its board."""
+    boards = [draw_board(layout, seed) for layout in LAYOUTS for seed in range(4)]
+    return [(board, fact) for board in boards for fact in board.facts]
+
+
+def test_every_kind_of_question_but_headlines_names_something(facts: Facts) -> None:
+    kinds = {fact.kind for _, fact in facts}
     assert kinds == set(QUESTIONS)
-    assert {fact.kind for board, fact in FACTS if not referents(board, fact)} == {"headline"}
+    assert {fact.kind for board, fact in facts if not referents(board, fact)} == {"headline"}
 
 
-def test_things_are_grounded_on_their_own_box() -> None:
-    for board, fact in FACTS:
+def test_things_are_grounded_on_their_own_box(facts: Facts) -> None:
+    for board, fact in facts:
         if fact.kind in ("code", "pips", "hop", "relation"):
             (middle, alike), (end, rects) = referents(board, fact)
             (thing,) = [thing for thing in board.things if fact.question[:end].endswith(thing.name)]
@@ -29,8 +35,8 @@ def test_things_are_grounded_on_their_own_box() -> None:
 
 
 @pytest.mark.parametrize("kind", ["form", "receipt", "table"])
-def test_lines_and_cells_are_grounded_on_their_needle_and_the_label_beside_it(kind: str) -> None:
-    chosen = [(board, fact) for board, fact in FACTS if fact.kind == kind]
+def test_lines_and_cells_are_grounded_on_their_needle_and_the_label_beside_it(kind: str, facts: Facts) -> None:
+    chosen = [(board, fact) for board, fact in facts if fact.kind == kind]
     for board, fact in chosen:
         ((end, rects),) = referents(board, fact)
         word, plate = fact.question[:end].split()[-1], fact.boxes[0]
@@ -40,8 +46,8 @@ def test_lines_and_cells_are_grounded_on_their_needle_and_the_label_beside_it(ki
     assert len(chosen) >= 10
 
 
-def test_attributes_and_counts_are_grounded_on_what_they_are_about() -> None:
-    for board, fact in FACTS:
+def test_attributes_and_counts_are_grounded_on_what_they_are_about(facts: Facts) -> None:
+    for board, fact in facts:
         if fact.kind in ("color", "shape", "count"):
             ((end, rects),) = referents(board, fact)
             assert rects == list(fact.seen)
@@ -50,7 +56,8 @@ def test_attributes_and_counts_are_grounded_on_what_they_are_about() -> None:
 
 def test_splitting_a_question_does_not_change_its_tokens() -> None:
     tokenizer = build_tokenizer()
-    for board in BOARDS[::4]:
+    for layout in LAYOUTS:
+        board = draw_board(layout, 0)
         frame = show(board, None, tokens=(16, COARSE_TOKENS))
         for fact in board.facts:
             pieces = [piece for piece in asked(frame, fact, " You may zoom.") if isinstance(piece, Say)]

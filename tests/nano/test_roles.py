@@ -1,6 +1,7 @@
 """Trees and batches of nano's training: every role is there, and a row draws the same batch again."""
 
 import pickle
+from functools import cache
 from itertools import pairwise
 from random import Random
 
@@ -24,9 +25,19 @@ from nano.examples import (
 )
 from nano.tokenizer import build_tokenizer
 from nano.trees import Look, Packer, Say, Tree
-from qzoom_agent.evaluation.tasks.needle.boards import LAYOUTS, draw_board
+from qzoom_agent.evaluation.tasks.needle.boards import LAYOUTS, Board, draw_board
 from qzoom_agent.evaluation.tasks.needle.ink import COLORS, SHAPES
 from qzoom_agent.geometry import Box
+
+
+@cache
+def board_of(layout: str, seed: int, notes: int = 0) -> Board:
+    return draw_board(layout, seed, notes=notes)
+
+
+@cache
+def tree_of(layout: str, seed: int) -> Tree:
+    return coarse_tree(Random(seed), board_of(layout, seed))
 
 
 def pieces(tree: Tree) -> list[object]:
@@ -35,7 +46,7 @@ def pieces(tree: Tree) -> list[object]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_coarse_tree_has_every_role(layout: str) -> None:
-    board = draw_board(layout, 1)
+    board = board_of(layout, 1)
     trees = [coarse_tree(Random(seed), board) for seed in range(16)]
     roles = {name.split()[0] for tree in trees for name in tree.names}
     assert roles - {"stray", "lost"} == {
@@ -97,7 +108,7 @@ def test_after_a_crop_that_brings_nothing_it_answers_from_what_was_there(layout:
     """The call for it is not learned; the answer is, and is read from the view before, never from that crop."""
     shown = set()
     for seed in range(8):
-        tree = coarse_tree(Random(seed), draw_board(layout, seed))
+        tree = tree_of(layout, seed)
         coarse = next(piece for piece in tree.prefix if isinstance(piece, Look))
         for name, branch in zip(tree.names, tree.branches, strict=True):
             if not name.startswith("vain "):
@@ -120,7 +131,7 @@ def test_after_a_refused_call_it_answers_from_what_is_there_or_calls(layout: str
     """The refused call is not learned; what follows the refusal is, and its words point at what it is read from."""
     seen = set()
     for seed in range(16 if layout == "hop" else 8):
-        board, *again = (draw_board(layout, seed, notes=index) for index in range(3))
+        board, *again = (board_of(layout, seed, index) for index in range(3))
         tree = coarse_tree(Random(seed), board, again=again)
         coarse = next(piece for piece in tree.prefix if isinstance(piece, Look))
         for name, branch in zip(tree.names, tree.branches, strict=True):
@@ -143,7 +154,7 @@ def test_other_notes_leave_all_else_where_it_is() -> None:
     """So one coarse view stands for all drawings, and a slip's note names a place that the view's own may not."""
     differ = 0
     for seed in range(8):
-        board, other = draw_board("hop", seed), draw_board("hop", seed, notes=1)
+        board, other = board_of("hop", seed), board_of("hop", seed, 1)
         assert board.things == other.things and len(board.facts) == len(other.facts)
         for one, two in zip(board.facts, other.facts, strict=True):
             hop = one.task == "needle-hop"
@@ -165,8 +176,8 @@ def test_other_notes_leave_all_else_where_it_is() -> None:
 def test_some_last_turns_are_forced() -> None:
     forced = [
         name
-        for seed in range(12)
-        for tree in [coarse_tree(Random(seed), draw_board("hop", seed))]
+        for seed in range(8)
+        for tree in [tree_of("hop", seed)]
         for name, branch in zip(tree.names, tree.branches, strict=True)
         if any(isinstance(piece, Say) and "Answer now." in piece.text for piece in branch)
     ]
@@ -177,7 +188,7 @@ def test_some_last_turns_are_forced() -> None:
 def test_more_is_counted_than_a_board_asks_for() -> None:
     """Each word once, with the right number and a box for each; words of several things come first."""
     several = alone = 0
-    boards = [draw_board("scene", seed) for seed in range(8)]
+    boards = [board_of("scene", seed) for seed in range(8)]
     for seed, board in enumerate(boards):
         found = counts(Random(seed), board, most=4)
         assert len({fact.question.split()[-1] + fact.answer for fact in found}) >= len(found) - 1
@@ -267,7 +278,7 @@ def test_every_layout_is_trained_on() -> None:
 def test_proposed_crops_are_magnified_alike_and_mostly_hold_the_needle() -> None:
     rng, held = Random(0), []
     for seed in range(12):
-        board = draw_board("form", seed)
+        board = board_of("form", seed)
         for fact in board.facts:
             for needle in fact.boxes:
                 frame = proposed(rng, board, needle)

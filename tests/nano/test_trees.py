@@ -95,9 +95,22 @@ def stock(model: Qwen2_5_VLForConditionalGeneration, one: dict[str, Any]) -> tup
     return said.logits[0], positions[:, 0]
 
 
+@pytest.fixture(scope="module")
+def by_stock(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, trees: list[Tree]
+) -> list[list[tuple[dict[str, Any], torch.Tensor, torch.Tensor]]]:
+    """Of each tree every branch as a batch of its own, and what the stock code makes of it."""
+    packer = Packer(tokenizer)
+    with torch.no_grad():
+        return [[(one, *stock(model, one)) for one in alone(packer, tree)] for tree in trees]
+
+
 @torch.no_grad()
 def test_every_branch_is_what_the_stock_model_computes_alone(
-    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, trees: list[Tree]
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    trees: list[Tree],
+    by_stock: list[list[tuple[dict[str, Any], torch.Tensor, torch.Tensor]]],
 ) -> None:
     packer = Packer(tokenizer)
     batch = packer.batch(trees)
@@ -109,11 +122,10 @@ def test_every_branch_is_what_the_stock_model_computes_alone(
 
     number, spread = 0, 0.0
     prefixes = _prefixes(batch, trees)
-    for tree, prefix in zip(trees, prefixes, strict=True):
-        for one in alone(packer, tree):
+    for branches, prefix in zip(by_stock, prefixes, strict=True):
+        for one, wanted, positions in branches:
             own = torch.nonzero(batch["branch"] == number)[:, 0]
             where = torch.cat([prefix, own])
-            wanted, positions = stock(model, one)
             assert torch.equal(batch["ids"][where], one["ids"])
             assert torch.equal(batch["labels"][where], one["labels"])
             assert torch.equal(batch["positions"][:, where], positions)
@@ -140,14 +152,14 @@ def test_the_answer_loss_is_the_stock_loss_over_all_branches(
     heads: TrainingHeads,
     tokenizer: PreTrainedTokenizerFast,
     trees: list[Tree],
+    by_stock: list[list[tuple[dict[str, Any], torch.Tensor, torch.Tensor]]],
 ) -> None:
-    packer = Packer(tokenizer)
-    terms = losses(model, heads, packer.batch(trees))
+    terms = losses(model, heads, Packer(tokenizer).batch(trees))
     logits, labels = [], []
-    for tree in trees:
-        for one in alone(packer, tree):
+    for branches in by_stock:
+        for one, found, _ in branches:
             where = torch.nonzero(one["labels"] != -100)[:, 0]
-            logits.append(stock(model, one)[0][where - 1])
+            logits.append(found[where - 1])
             labels.append(one["labels"][where])
     wanted = cross_entropy(torch.cat(logits), torch.cat(labels))
     assert float(terms["answer"]) == pytest.approx(float(wanted), abs=1e-5)

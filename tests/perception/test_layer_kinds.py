@@ -95,8 +95,11 @@ def case(request: pytest.FixtureRequest) -> Case:
         pytest.skip(f"layers of Gemma 4 are called differently before transformers {SINCE['gemma4']}")
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, text_config={**TEXT, **text}, image_token_id=IMAGE, audio_config=None)
-    if config.vision_config is not None:  # features are random
-        config.vision_config.depth = 1
+    if config.vision_config is not None:  # features are random, so the tower is not run
+        for name in {"depth", "num_hidden_layers"} & vars(config.vision_config).keys():
+            setattr(config.vision_config, name, 1)
+        for name in {"hidden_size", "intermediate_size", "num_position_embeddings"} & vars(config.vision_config).keys():
+            setattr(config.vision_config, name, 64)
     auto: Any = AutoModelForImageTextToText
     model: Any = auto.from_config(config).eval().requires_grad_(False)
     features = [SimpleNamespace(pooler_output=(torch.randn(count, 32),)) for count in (12, 6)]

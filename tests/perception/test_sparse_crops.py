@@ -25,7 +25,7 @@ from qzoom_agent.trace import Trace
 from tests.tiny_models import Family
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
-GREEDY = SamplingParams(max_new_tokens=6)
+GREEDY = SamplingParams(max_new_tokens=4)
 ALWAYS = PerceptionConfig(gate_threshold=0.0, peak_share=0.5)
 ROWS = ("0110", "1101", "0010")
 """Tokens that are shown of the crop, which has three rows of four."""

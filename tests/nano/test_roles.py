@@ -176,7 +176,7 @@ def test_other_notes_leave_all_else_where_it_is() -> None:
 def test_some_last_turns_are_forced() -> None:
     forced = [
         name
-        for seed in range(8)
+        for seed in range(12)
         for tree in [tree_of("hop", seed)]
         for name, branch in zip(tree.names, tree.branches, strict=True)
         if any(isinstance(piece, Say) and "Answer now." in piece.text for piece in branch)

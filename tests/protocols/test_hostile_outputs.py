@@ -37,24 +37,27 @@ def test_the_replies_are_many_different_and_the_same_each_time() -> None:
     assert MADE["hostile_outputs"](seed=1) != REPLIES
 
 
-@pytest.fixture(scope="module")
-def read() -> tuple[dict[str, list[Parsed]], float]:
-    """Every reply as read by every protocol, and the seconds it took."""
+@pytest.fixture(scope="module", params=[4, pytest.param(1, marks=pytest.mark.slow)], ids=["a part", "all"])
+def read(request: pytest.FixtureRequest) -> tuple[dict[str, list[Parsed]], float]:
+    """The replies by hand and every fourth of the others, or all, as read by every protocol; the seconds it took."""
+    by_hand = len(MADE["by_hand"]())
+    replies = [*REPLIES[:by_hand], *REPLIES[by_hand :: request.param]]
     found: dict[str, list[Parsed]] = {name: [] for name in PROTOCOLS}
     slowest = (0.0, "", "")
     began = process_time()
-    for reply in REPLIES:
+    for reply in replies:
         for name, protocol in PROTOCOLS.items():
             start = process_time()
             found[name].append(protocol.parse(reply, VIEWS))
             slowest = max(slowest, (process_time() - start, name, ascii(reply[:30])))
     seconds = process_time() - began
-    print(f"\n{len(REPLIES)} replies x {len(PROTOCOLS)} protocols in {seconds:.1f} s; slowest {slowest}")
+    print(f"\n{len(replies)} replies x {len(PROTOCOLS)} protocols in {seconds:.1f} s; slowest {slowest}")
     return found, seconds
 
 
 def test_every_protocol_reads_every_reply_in_time(read: tuple[dict[str, list[Parsed]], float]) -> None:
-    assert {len(replies) for replies in read[0].values()} == {2000}
+    (count,) = {len(replies) for replies in read[0].values()}
+    assert 600 < count <= len(REPLIES)
     assert read[1] < SECONDS
 
 
@@ -88,5 +91,5 @@ def test_time_is_linear_in_the_length_of_a_flood(name: str) -> None:
     """Floods several times as long as the ones above; anything quadratic would take minutes."""
     began = process_time()
     for unit in ("<", "< ", "<think>", "<tool_call>{", '"', "'\n", "9", "{ ", "zoom ", "\\boxed{"):
-        PROTOCOLS[name].parse(unit * (100_000 // len(unit)), VIEWS)
-    assert process_time() - began < SECONDS
+        PROTOCOLS[name].parse(unit * (50_000 // len(unit)), VIEWS)
+    assert process_time() - began < SECONDS / 3

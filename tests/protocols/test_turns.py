@@ -147,15 +147,13 @@ def test_a_reply_that_was_cut_off_is_neither_an_answer_nor_a_call() -> None:
         assert "cut off at its limit of 99 tokens" in parsed.problems[0] and "shorter" in parsed.problems[0]
 
 
-@pytest.mark.parametrize(
-    "unit", ["<", "\n", "'\"", '{"a": ', "[1, 2", "zoom(", "<answer>a</answer>", "word ", "\ud800"]
-)
+@each_case("unit", ["<", "\n", "'\"", '{"a": ', "[1, 2", "zoom(", "<answer>a</answer>", "word ", "\ud800"])
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_five_megabytes_are_read_in_no_time(name: str, unit: str) -> None:
-    text = unit * (5_000_000 // len(unit))
+def test_a_megabyte_is_read_in_no_time(name: str, unit: str) -> None:
+    text = unit * (1_000_000 // len(unit))
     began = time.process_time()
     parsed = parse(name, text)
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 1
     assert any(f"only the first {MAX_REPLY}" in repair for repair in parsed.repairs)
     assert len(own_turn(text)) <= MAX_REPLY
 

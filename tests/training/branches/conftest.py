@@ -1,6 +1,8 @@
 """Tiny random models of all families, and questions about small pictures with a known box."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +32,25 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], Path
     return get
 
 
-@pytest.fixture
-def load(folders: Callable[[Family], Path]) -> Load:
-    """A fresh backend, with untrained branches behind the third layer."""
-
-    def get(family: Family) -> HFBackend:
+@pytest.fixture(scope="session")
+def _loaded(folders: Callable[[Family], Path]) -> Callable[[Family], tuple[HFBackend, Branches]]:
+    def get(family: Family) -> tuple[HFBackend, Branches]:
         backend = HFBackend.load(str(folders(family)), device="cpu", dtype="float32")
         backend.model.requires_grad_(False)
         torch.manual_seed(1)
-        branches = Branches.from_base(backend.model, k=3, depth=2, gate_depth=2)
-        return HFBackend(backend.model, backend.processor, name=family, defaults=backend.defaults, branches=branches)
+        return backend, Branches.from_base(backend.model, k=3, depth=2, gate_depth=2)
+
+    return cache(get)
+
+
+@pytest.fixture
+def load(_loaded: Callable[[Family], tuple[HFBackend, Branches]]) -> Load:
+    """A backend of this test alone, with untrained branches behind the third layer."""
+
+    def get(family: Family) -> HFBackend:
+        backend, branches = _loaded(family)
+        model, branches = deepcopy((backend.model, branches))
+        return HFBackend(model, backend.processor, name=family, defaults=backend.defaults, branches=branches)
 
     return get
 

@@ -123,11 +123,14 @@ def test_labels_are_made_anew_where_what_is_changed_decides_them(finished: Path,
     assert not (tmp_path / "own" / "labels").is_symlink()
 
 
-def test_what_cannot_be_compared_is_said(finished: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    run = tmp_path / "run"  # as a finished one begins
+    (run / "calibrate" / "final").mkdir(parents=True)
+    written(run, stages=["select-heads", "label", "sdrpn", "calibrate"])
     with pytest.raises(ConfigError, match="no ablation 'depht'"):
-        ablate("depht", finished, tmp_path, n=1)
+        ablate("depht", run, tmp_path, n=1)
     with pytest.raises(ConfigError, match="no base of post-SFT"):
-        ablate("postsft", finished, tmp_path, n=1)
+        ablate("postsft", run, tmp_path, n=1)
     with pytest.raises(ConfigError, match="no finished run"):
         ablate("depth", tmp_path, tmp_path, n=1)
 

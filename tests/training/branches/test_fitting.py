@@ -95,7 +95,7 @@ def test_sdrpn_learns_where_and_leaves_the_base_alone(
     how = Labelling(rules=LabelRules(blur_kernel=1), keep="all")
     fixed = family in ("llava", "gemma4")  # whose views have one size
     stage = SDRPNStage(
-        optimisation=FAST.model_copy(update={"num_train_epochs": 16}), tokens=[None] if fixed else [None, 16]
+        optimisation=FAST.model_copy(update={"num_train_epochs": 10}), tokens=[None] if fixed else [None, 16]
     )
     train_sdrpn(backend, branches.sdrpn, rows, labels_of(rows, grid), recipe(sdrpn=stage, labelling=how), tmp_path)
     assert same(base, backend.model) and same(gate, branches.gate or nn.Module())
@@ -176,7 +176,7 @@ def test_the_gate_learns_whether_and_leaves_the_rest_alone(
         ]
     )
     budgets = [4, 9, 16]
-    stage = GateStage(tokens=budgets, optimisation=FAST.model_copy(update={"num_train_epochs": 8}))
+    stage = GateStage(tokens=budgets, optimisation=FAST.model_copy(update={"num_train_epochs": 5}))
     train_gate(backend, branches.gate, rows, table, recipe(gate=stage), tmp_path)
     assert same(base, backend.model) and same(sdrpn, branches.sdrpn or nn.Module())
     assert not same(before, branches.gate)
@@ -271,17 +271,17 @@ def test_both_answers_of_a_case_are_those_of_an_agent(
     assert backend.branches is not None
     branches = backend.branches
     branches.config = branches.config.model_copy(update={"threshold": 0.3, "positions": "plain"})
-    stage = PostSFTStage(positions="plain", max_new_tokens=6)
+    stage = PostSFTStage(positions="plain", max_new_tokens=4)
     table = find_cases(backend, rows, stage, tmp_path, judge=Judge())
     assert len(table) == 12
-    settings = {"generation": {"max_new_tokens": 6}}
-    for row in range(0, 12, 5):
+    settings = {"generation": {"max_new_tokens": 4}}
+    for row in range(0, 12, 7):
         record, case = rows[row], table[row]
         for policy, said in (("direct", "plain"), ("always", "cropped")):
             agent = Agent(backend, config=AgentConfig(policy=policy).replace(**settings))
             answer = agent.run(record["image"], record["question"])
             turn = answer.trace.turns[0]
-            # Six tokens cut most replies off, which an agent takes for no answer; the case keeps what was written.
+            # Four tokens cut most replies off, which an agent takes for no answer; the case keeps what was written.
             read = get_protocol(backend.protocol).parse(turn.text, answer.store.shown)
             assert read.answer == (case[said] or None)
             if policy == "always":

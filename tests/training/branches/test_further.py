@@ -25,7 +25,7 @@ from tests.training.branches.conftest import Load
 
 FAST = Optimisation(
     learning_rate=3e-3,
-    num_train_epochs=8,
+    num_train_epochs=5,
     per_device_train_batch_size=4,
     logging_steps=1,
     dataloader_num_workers=0,
@@ -165,8 +165,8 @@ def test_the_stage_makes_the_branches_of_nano_look_again(tmp_path: Path, capsys:
     out, file = tmp_path / "run", tmp_path / "recipe.yaml"
     stage = {
         "data": [
-            {"path": "needle", "limit": 6, "a_board": 2, "seed": 2, "tasks": ["needle-hop"]},
-            {"path": "needle", "limit": 4, "a_board": 2, "seed": 2},
+            {"path": "needle", "limit": 4, "a_board": 2, "seed": 2, "tasks": ["needle-hop"]},
+            {"path": "needle", "limit": 2, "a_board": 2, "seed": 2},
         ],
         "tokens": [64],
         "max_new_tokens": 8,

@@ -31,6 +31,7 @@ from qzoom_agent.training.branches.labelling import collect, heads_for, label, l
 from tests.tiny_models import MIXED, Family
 from tests.training.branches.conftest import Load, picture
 
+SLOW = pytest.mark.slow
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", "llava")
 
 
@@ -70,8 +71,8 @@ def test_sinks_by_norm_are_no_foreground() -> None:
     assert set(labels_on_grid(heat, norms, (3, 3), rules, norm_ratio=6.0).labels.flatten()) == {IGNORED}
 
 
-@pytest.mark.parametrize("asking", ["answer", "prediction"])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("asking", ["answer", pytest.param("prediction", marks=SLOW)])
 def test_maps_are_the_attention_of_the_answer(family: Family, asking: Asking, load: Load, rows: Records) -> None:
     """Against what the model itself reports when it is made to report its attention."""
     backend = load(family)
@@ -159,12 +160,15 @@ def attention(backend, new, rotary, mask):  # type: ignore[no-untyped-def]
     return kept
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=pytest.mark.slow if name in ("qwen3_vl", "gemma4") else ()) for name in FAMILIES],
+)
 def test_answers_do_not_depend_on_who_shares_the_image(family: Family, load: Load, rows: Records) -> None:
     backend = load(family)
     some = [rows[index] for index in range(4)]  # three of one picture, one of another
-    together = generate_answers(backend, ask(backend, some, [None] * 4), max_new_tokens=6)
-    alone = [generate_answers(backend, ask(backend, [row], [None]), max_new_tokens=6)[0] for row in some]
+    together = generate_answers(backend, ask(backend, some, [None] * 4), max_new_tokens=4)
+    alone = [generate_answers(backend, ask(backend, [row], [None]), max_new_tokens=4)[0] for row in some]
     assert together == alone and any(together)
 
 

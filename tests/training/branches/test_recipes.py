@@ -41,8 +41,20 @@ def test_they_name_heads_that_are_there_and_hold_out_what_they_measure(path: Pat
     assert recipe.k is not None and recipe.k + max(recipe.depth, recipe.gate_depth) <= shape.layers
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=named)
-@pytest.mark.parametrize("stage", [*STAGES, "branches"])
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [
+        pytest.param(
+            path,
+            stage,
+            id=f"{named(path)}-{stage}",
+            # by default all stages of one recipe, and of the others their run as a whole
+            marks=() if stage == "branches" or path == RECIPES[0] else pytest.mark.slow,
+        )
+        for path in RECIPES
+        for stage in (*STAGES, "branches")
+    ],
+)
 def test_a_dry_run_tells_the_cost_and_makes_nothing(
     path: Path, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

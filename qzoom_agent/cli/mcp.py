@@ -11,9 +11,9 @@ from typing import Final
 
 from qzoom_agent.cli.main import OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
+from qzoom_agent.cli.serve import LOCAL, listen, shown_address
 from qzoom_agent.errors import ConfigError
 
-_LOCAL: Final = ("127.0.0.1", "::1", "localhost")
 _MOST_BYTES: Final = 32_000_000
 
 
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--http", action="store_true", help="serve streamable HTTP at /mcp instead of stdin and stdout")
     flags.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
-    flags.add_argument("--port", type=int, default=8001, help="port (default: 8001)")
+    flags.add_argument("--port", type=int, default=8001, help="port; 0 takes a free one (default: 8001)")
     flags.add_argument(
         "--folder",
         action="append",
@@ -53,8 +53,10 @@ def main(argv: Sequence[str]) -> int:
     if not args.http:
         server.run("stdio")
         return OK
-    if args.host not in _LOCAL:
+    if args.host not in LOCAL:
         print(f"qzoom mcp: anybody who reaches {args.host} may use the tools.", file=sys.stderr)
-    print(f"http://{args.host}:{args.port}/mcp", flush=True)
-    server.run("streamable-http", host=args.host, port=args.port, max_request_body_size=_MOST_BYTES)
+    with listen(args.host, args.port) as free:  # for an error of ours, and the number of a free port
+        address, port = shown_address(free), free.getsockname()[1]
+    print(f"{address}/mcp", flush=True)
+    server.run("streamable-http", host=args.host, port=port, max_request_body_size=_MOST_BYTES)
     return OK

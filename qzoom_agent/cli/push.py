@@ -80,5 +80,5 @@ def read_results(file: Path) -> list[EvalResult]:
 
     try:
         return model_index_to_eval_results(read_yaml(file.read_text(encoding="utf-8"))["model-index"])[1]
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
         raise ConfigError(f"{file} holds no scores. Write it with: qzoom eval export RUN --to hf") from error

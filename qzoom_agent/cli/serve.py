@@ -41,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--max-bytes", type=int, default=32_000_000, metavar="N", help="size of a request (default: 32000000)"
     )
-    flags.add_argument("--max-pixels", type=int, metavar="N", help="pixels of an image (default: 89 million)")
+    flags.add_argument(
+        "--max-pixels", type=int, metavar="N", help="pixels of the images of a request (default: 89 million)"
+    )
     flags.add_argument("--allow-urls", action="store_true", help="fetch images from addresses that clients name")
     flags.add_argument(
         "--allow",

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from queue import Empty, Queue
-from threading import Event, Thread
-from typing import Final
+from threading import Event, Lock, Thread
+from typing import Any, Final
 
 from PIL import Image
 
@@ -50,6 +50,7 @@ class Conversation:
         self._steps, self._decisions = Queue[Step | PendingCall | Exception | None](), Queue[Decision | None]()
         self._left = Event()
         self._thread: Thread | None = None
+        self._lock = Lock()
 
     def ask(self, question: str) -> Iterator[Step | PendingCall]:
         """Answer a question after those before it; one that is still under way ends without its answer.
@@ -57,16 +58,17 @@ class Conversation:
         Raises:
             ConfigError: The question is empty or too long, or the one before does not end.
         """
-        if self._thread is not None and self._thread.is_alive():
-            self.leave()
-            self._thread.join(_SECONDS_TO_END)
-            if self._thread.is_alive():
-                raise ConfigError("The last question is still being ended. Ask again in a moment.")
-        events = self._chat.stream(question)
-        self._steps, self._decisions, self._left = Queue(), Queue(), Event()
-        self._thread = Thread(target=self._answer, args=(events,), name="conversation", daemon=True)
-        self._thread.start()
-        return self._follow()
+        with self._lock:
+            if self._thread is not None and self._thread.is_alive():
+                self.leave()
+                self._thread.join(_SECONDS_TO_END)
+                if self._thread.is_alive():
+                    raise ConfigError("The last question is still being ended. Ask again in a moment.")
+            events = self._chat.stream(question)
+            self._steps, self._decisions, self._left = Queue(), Queue(), Event()
+            self._thread = Thread(target=self._answer, args=(events,), name="conversation", daemon=True)
+            self._thread.start()
+            return self._follow(self._steps, self._left)
 
     def decide(self, decision: Decision) -> Iterator[Step | PendingCall]:
         """Decide on the call that waits, and go on.
@@ -74,11 +76,12 @@ class Conversation:
         Raises:
             ConfigError: No call waits any longer, or the decision does not fit it; it then goes on waiting.
         """
-        call = self.waiting
-        if call is None:
-            raise ConfigError("No call waits for a decision any longer. Ask the question again.")
-        self._decisions.put(read_decision(decision, call, Size(*self.image.size)))
-        return self._follow()
+        with self._lock:  # a second click decides on no call that comes later
+            if self.waiting is None:
+                raise ConfigError("No call waits for a decision any longer. Ask the question again.")
+            self._decisions.put(read_decision(decision, self.waiting, Size(*self.image.size)))
+            self.waiting = None
+            return self._follow(self._steps, self._left)
 
     def leave(self) -> None:
         """End the question under way at its next step, without waiting for that."""
@@ -95,9 +98,9 @@ class Conversation:
         """Write the HTML page that shows all questions so far. Raises ConfigError before the first answer."""
         return self._chat.report(path)
 
-    def _follow(self) -> Iterator[Step | PendingCall]:
+    def _follow(self, steps: Queue[Any], left: Event) -> Iterator[Step | PendingCall]:
         """Yield steps until the answer, or a call that waits. A reader that goes away ends the question."""
-        steps, left, done = self._steps, self._left, False
+        done = False
         try:
             while (step := steps.get()) is not None:
                 if isinstance(step, Exception):

@@ -1,4 +1,4 @@
-"""Limits of what others may ask of an agent, where it answers several of them: `qzoom serve` and `qzoom web`."""
+"""Limits of what others may ask of an agent: through `qzoom serve`, `qzoom web` and `qzoom mcp`."""
 
 from __future__ import annotations
 
@@ -18,4 +18,6 @@ CEILINGS: Final[dict[str, float]] = {
     "generation.max_new_tokens": 4_096,
 }
 """Most that may be asked for, by key of the configuration."""
+MAX_IMAGES: Final = 8
+"""Most images of a question."""
 assert set(get_args(ServedPolicy)) < set(get_args(PolicyName))

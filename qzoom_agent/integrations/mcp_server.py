@@ -20,6 +20,7 @@ from qzoom_agent.errors import ImageError, QzoomError
 from qzoom_agent.extras import require
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import MAX_PIXELS, load_image
+from qzoom_agent.integrations.limits import MAX_IMAGES
 from qzoom_agent.report.overlay import overlay
 from qzoom_agent.trace import PerceptionRecord
 from qzoom_agent.zoom.image_zoom import ImageZoom, png
@@ -128,6 +129,10 @@ class ImageTools:
             question: The question.
             further_images: Other images that the question is about, too.
         """
+        if len(further_images) >= MAX_IMAGES:
+            raise ImageError(
+                f"A question is about at most {MAX_IMAGES} images; got {1 + len(further_images)}. Ask twice."
+            )
         pixels = [self._access.load(one) for one in (image, *further_images)]
         answer = self.agent.run(pixels, question)
         if answer.status == "error":

@@ -309,9 +309,9 @@ class Branches(nn.Module):
         Raises:
             BackendError: there is none, it holds no branches, or they were made for another base.
         """
-        from qzoom_agent.perception.hub import local_branches
+        from qzoom_agent.perception.hub import fetch_branches
 
-        return cls.load(local_branches(f"{repo_id}@{revision}" if revision else repo_id, token=token), model)
+        return cls.load(fetch_branches(repo_id, revision, token=token), model)
 
     @classmethod
     def load(cls, source: Path | str, model: PreTrainedModel) -> "Branches":

@@ -71,7 +71,7 @@ def local_branches(source: Path | str, *, token: str | None = None) -> Path:
             f"There is no folder {source}. Give branches as a folder that `qzoom train` or `qzoom convert` wrote, or "
             "as a hub id (user/name)."
         )
-    return _fetch(given["repo"], given["revision"], token)
+    return fetch_branches(given["repo"], given["revision"], token=token, looked=f"There is no folder {source}. ")
 
 
 def push_branches(
@@ -159,9 +159,19 @@ def _checked(folder: Path) -> tuple[BranchConfig, list[str]]:
     return config, parts
 
 
-def _fetch(repo: str, revision: str | None, token: str | None) -> Path:
-    """Return the folder of the cache that holds the branches of a repository."""
-    with _explained(repo, revision):
+def fetch_branches(repo: str, revision: str | None = None, *, token: str | None = None, looked: str = "") -> Path:
+    """Return the folder of the cache that holds the branches of a repository.
+
+    Args:
+        repo: Repository, `user/name`.
+        revision: Branch, tag or commit; None: main.
+        token: None: the one that is logged in.
+        looked: Sentence for errors on where else they were looked for.
+
+    Raises:
+        BackendError: There is no such repository, the hub refuses, or it holds no branches.
+    """
+    with _explained(repo, revision, looked):
         try:
             info = HfApi(token=token).model_info(repo, revision=revision, files_metadata=True)
         except HfHubHTTPError:
@@ -194,8 +204,8 @@ def _wanted(repo: str, sizes: Mapping[str, int | None]) -> list[str]:
 
 
 @contextmanager
-def _explained(repo: str, revision: str | None) -> Iterator[None]:
-    """Turn errors of the hub into one sentence each."""
+def _explained(repo: str, revision: str | None, looked: str = "") -> Iterator[None]:
+    """Turn errors of the hub, and of the disk its files are kept on, into one sentence each."""
     try:
         yield
     except RevisionNotFoundError as error:
@@ -204,23 +214,31 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
         raise BackendError(f"'{repo}' asks for consent first: accept its terms on the hub, and log in.") from error
     except RepositoryNotFoundError as error:
         raise BackendError(
-            f"There is no folder {repo}, and no repository '{repo}' on the hub that you may read or write. Check the "
-            "name; for a private one run `hf auth login`, or set HF_TOKEN."
+            f"{looked}There is no repository '{repo}' on the hub that you may read or write. Check the name; for a "
+            "private one run `hf auth login`, or set HF_TOKEN."
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except LocalEntryNotFoundError as error:
         raise BackendError(
-            f"There is no folder {repo}. As a hub id it is not in the cache, and the hub cannot be reached: check the "
-            "network and HF_HUB_OFFLINE."
+            f"{looked}'{repo}' is not in the hub's cache, and the hub cannot be reached: check the network and "
+            "HF_HUB_OFFLINE."
         ) from error
+    except OfflineModeIsEnabled as error:
+        raise BackendError(f"The hub cannot be asked about '{repo}': HF_HUB_OFFLINE is set. Unset it.") from error
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "no")
         hint = "Log in with `hf auth login`, or set HF_TOKEN." if status in (401, 403) else "Try again later."
         raise BackendError(f"The hub answered status {status} about '{repo}'. {hint}") from error
     except _TRANSPORT as error:
         raise BackendError(f"The hub cannot be reached for '{repo}': {error}. Check the network.") from error
+    except OSError as error:
+        raise BackendError(
+            f"The files of '{repo}' cannot be kept here: {error}. Check HF_HOME and the space."
+        ) from error
     except ValueError as error:  # such as a name that the hub does not allow
         raise ConfigError(f"'{repo}' cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+def _share(value: Any) -> str:
+    return (
+        f"{value:.1%}" if isinstance(value, int | float) and 0 <= value <= 1 else str("-" if value is None else value)
+    )

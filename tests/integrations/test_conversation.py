@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from PIL import Image, ImageDraw
@@ -72,6 +73,43 @@ def test_a_person_decides_on_a_call(agent: Agent, decision: object, action: str)
     assert made.approval is not None and made.approval.action == action
     with pytest.raises(ConfigError, match="No call waits"):
         conversation.decide(True)
+
+
+def test_a_second_click_decides_on_no_later_call() -> None:
+    views = [ZOOM, "<zoom>112 56 168 140</zoom>", "seven"]
+    conversation = Conversation(Agent(ScriptedBackend(views), policy="explicit"), PICTURE, asks=True)
+    played(conversation.ask("which number?"))
+    steps = conversation.decide(True)
+    with pytest.raises(ConfigError, match="No call waits"):
+        conversation.decide(True)
+    second = played(steps)
+    assert isinstance(second, PendingCall) and conversation.waiting == second
+
+
+def test_two_questions_at_once_are_answered_one_after_the_other(agent: Agent) -> None:
+    conversation = Conversation(agent, PICTURE)
+    stream, running, most = conversation._chat.stream, [0], [0]
+
+    def slowly(question: str) -> Iterator[Event]:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        try:
+            time.sleep(0.05)
+            yield from stream(question)
+        finally:
+            running[0] -= 1
+
+    def begin(question: str) -> Iterator[Event]:
+        time.sleep(0.05)
+        return slowly(question)
+
+    conversation._chat.stream = begin  # type: ignore[assignment]
+    askers = [Thread(target=lambda: list(conversation.ask("quick: which number?"))) for _ in range(4)]
+    for one in askers:
+        one.start()
+    for one in askers:
+        one.join()
+    assert most == [1] and conversation.earlier
 
 
 def test_nobody_decides_in_time(agent: Agent) -> None:

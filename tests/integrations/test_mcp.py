@@ -58,6 +58,8 @@ def test_a_question_may_be_about_several_images(folder: Path) -> None:
     text, first, second = used.ask("picture.png", "which number?", ["second.png"])
     assert text.startswith("42\n") and " of image 2." in text
     assert first.width == 768 and second.size == (300, 600)
+    with pytest.raises(ImageError, match="at most 8 images; got 9"):
+        used.ask("picture.png", "which number?", ["second.png"] * 8)
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "link.png", "/etc/passwd", "~/x.png", "file:///etc/passwd", "\0"])

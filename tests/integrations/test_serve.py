@@ -157,6 +157,7 @@ def test_a_request_changes_policy_and_budget_within_limits(client: httpx.Client)
         (asked(url="data:image/png;base64,aaaa"), 400, "image"),
         (asked(url="data:image/png;base64," + "a" * 400_000), 413, "300000 bytes"),
         (asked(url=uri(Image.new("RGB", (1001, 1000)))), 400, "limit of 1000000 px"),
+        ({"messages": asked()["messages"] * 5}, 400, "1000000 px together"),
         (asked(" "), 400, "the user's question"),
         (asked("\ud83d"), 400, "question"),
         ({"n": 2}, 400, "n: "),

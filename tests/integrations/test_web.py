@@ -19,6 +19,8 @@ from qzoom_agent.models.scripted import ScriptedBackend
 
 gr = pytest.importorskip("gradio", reason="the extra [web] is not installed")
 
+from gradio.state_holder import StateHolder  # noqa: E402
+
 from qzoom_agent.integrations.web.handlers import Page, Visit, create_app  # noqa: E402
 from qzoom_agent.integrations.web.settings import WebConfig, changes, policies  # noqa: E402
 
@@ -43,6 +45,7 @@ def picture(tmp_path: Path) -> str:
 def shown(page: Page, updates: Iterator[dict[Any, Any]]) -> dict[str, Any]:
     """Return what the components show in the end, by their names."""
     names = {component: name for name, component in vars(page.layout).items() if isinstance(component, gr.blocks.Block)}
+    names[page.visit] = "visit"
     return {names[component]: value for update in updates for component, value in update.items()}
 
 
@@ -113,12 +116,71 @@ def test_a_visitors_server_never_gets_the_operators_key(page: Page, monkeypatch:
     visit = Visit()
     with HTTPServer(("127.0.0.1", 0), Asked) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        about, _ = page.use_model(visit, "served", f"http://127.0.0.1:{server.server_port}/v1", "")
+        _, about, _ = page.use_model(visit, "served", f"http://127.0.0.1:{server.server_port}/v1", "")
         assert "served" in about and visit.agent is not None
         answer = visit.agent.run(Image.new("RGB", (64, 64)), "which?")
         server.shutdown()
     assert answer.status == "error" and keys == ["Bearer none"]
-    assert "qz-error" in page.use_model(visit, "served", "no address", "")[0]
+    assert "qz-error" in page.use_model(visit, "served", "no address", "")[1]
+
+
+def test_models_on_the_disk_of_the_page_are_not_a_visitors(page: Page, tmp_path: Path) -> None:
+    for name in (str(tmp_path), "~", "..", str(tmp_path / "nothing")):
+        visit = Visit()
+        _, told, _ = page.use_model(visit, name, "", "")
+        assert "qz-error" in told and visit.agent is None
+    assert "on the disk of this page" in page.use_model(visit, str(tmp_path), "", "")[1]
+
+
+def test_visitors_who_choose_one_model_share_it_in_batches(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Batched(ScriptedBackend):
+        workers = 8
+
+        def together(self, size: int) -> ScriptedBackend:
+            return ScriptedBackend(replies, name=f"batches of {size}")
+
+    monkeypatch.setattr(Agent, "from_pretrained", lambda model: Agent(Batched(replies), policy="explicit"))
+    one, other = Visit(), Visit()
+    for visit in (one, other):
+        page.use_model(visit, "somebody/model", "", "")
+    assert one.agent is other.agent is not None and one.agent.backend.name == "batches of 4"
+
+
+def test_a_visitor_who_left_is_forgotten(page: Page, picture: str) -> None:
+    """An hour after the last question, with the question under way."""
+    holder = StateHolder()
+    holder.set_blocks(page.layout.blocks)
+    session = holder["a tab"]
+    asked = [fn for fn in page.layout.blocks.fns.values() if getattr(fn.fn, "__name__", "") in ("ask", "use_model")]
+    assert asked and all(page.visit in fn.outputs for fn in asked)
+    for updates in page.ask(session[page.visit._id], picture, "which number?", 55, "explicit", True, 5, 0, 0):
+        for component in updates.keys() & {page.visit}:
+            session[component._id] = updates[component]
+    visit = session[page.visit._id]
+    assert visit.conversation.waiting is not None
+    holder.delete_all_expired_state()
+    assert session[page.visit._id] is visit, "the tab is still open"
+    session.is_closed, session.STATE_TTL_WHEN_CLOSED = True, -1
+    holder.delete_all_expired_state()
+    assert visit.conversation._left.is_set() and session[page.visit._id].conversation is None
+
+
+def test_a_long_conversation_begins_anew_and_needs_no_file(page: Page, picture: str) -> None:
+    visit, limit = Visit(), WebConfig(questions=2, max_pixels=400_000)
+    small = Page(page.agent, limit)
+    for _ in range(2):
+        found = shown(small, small.ask(visit, picture, "which number?", 55, *SETTINGS))
+    assert "1 earlier question" in found["card"]
+    Path(picture).unlink()
+    found = shown(small, small.ask(visit, picture, "which number?", 55, *SETTINGS))
+    assert "answered" in found["card"] and "earlier" not in found["card"]
+    assert "kept for an hour" in shown(small, small.ask(Visit(), picture, "which?", 55, *SETTINGS))["card"]
+
+
+def test_so_many_questions_wait_as_the_page_says(page: Page) -> None:
+    assert page.layout.blocks._queue.max_size == page.config.queue == 32
+    with pytest.raises(ConfigError, match=r"web\.queue"):
+        WebConfig(queue=0)
 
 
 def test_addresses_are_not_fetched(page: Page) -> None:

@@ -84,11 +84,17 @@ def test_branches_come_back_bit_for_bit(hub: LocalHub, nano: HFBackend) -> None:
 
 def test_the_card_says_what_they_are(hub: LocalHub) -> None:
     results = [EvalResult("vqa", "needle-doc", "needle-doc", "accuracy", 0.93, metric_name="exact")]
+    results.append(EvalResult("vqa", "mine", "mine", "accuracy", "93.4", metric_name="in percent"))
     push_branches(OWN, "me/branches", replace(CARD, results=results))
     card = ModelCard(hub.repositories["me/branches"].files["README.md"].decode())
     assert card.data.base_model == "someone/base" and card.data.license == "apache-2.0"
     assert card.data.eval_results is not None and card.data.eval_results[0].metric_value == 0.93
-    assert "on 20,000 boards" in card.text and "0.828" in card.text and "| 93.0% |" in card.text
+    assert (
+        "on 20,000 boards" in card.text
+        and "0.828" in card.text
+        and "| 93.0% |" in card.text
+        and "| 93.4 |" in card.text
+    )
     code = re.findall(r"```python\n(.*?)```", card.text, re.S)[0]
     compile(code, "card", "exec")
     assert 'branches="me/branches"' in code
@@ -120,14 +126,38 @@ def test_what_is_fetched_is_used_offline(hub: LocalHub, monkeypatch: pytest.Monk
     fetched = local_branches("me/branches")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert local_branches("me/branches") == fetched
-    with pytest.raises(BackendError, match=r"no folder me/never-seen.*not in the cache, and the hub cannot be reached"):
+    with pytest.raises(
+        BackendError, match=r"no folder me/never-seen.*not in the hub's cache, and the hub cannot be reached"
+    ):
         local_branches("me/never-seen")
+    with pytest.raises(BackendError, match=r"^The hub cannot be asked about 'me/branches': HF_HUB_OFFLINE is set"):
+        push_branches(OWN, "me/branches", CARD)
+
+
+def test_a_folder_of_the_same_name_is_not_what_the_hub_has(
+    hub: LocalHub, nano: HFBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_branches(OWN, "me/branches", CARD)
+    (tmp_path / "me" / "branches").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert local_branches("me/branches") == Path("me/branches")
+    assert Branches.from_hub("me/branches", nano.model).further is not None
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(
+    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_branches(OWN, "me/branches", CARD)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(BackendError, match=r"The files of 'me/branches' cannot be kept here"):
+        local_branches("me/branches")
 
 
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ("me/nothing", "There is no folder me/nothing, and no repository 'me/nothing'"),
+        ("me/nothing", r"There is no folder me/nothing\. There is no repository 'me/nothing'"),
         ("me/branches@v9", "'me/branches' has no revision 'v9'"),
         ("me/model", r"'me/model' holds no branches: .* It holds a model: name it as the model\."),
         ("me/pickled", r"'me/pickled' holds no branches: it lacks branches\.json or branches\.safetensors"),
@@ -175,6 +205,10 @@ def test_the_command_line(hub: LocalHub, tmp_path: Path, capsys: pytest.CaptureF
     out = tmp_path / "local"
     assert main(["convert", "me/branches", str(out), "--base", "nano"]) == 0
     assert (out / FURTHER / WEIGHTS).is_file()
+    index[0]["results"][0]["dataset"] = "vstar"
+    scores.write_text(json.dumps({"model-index": index}))
+    assert main(line) == 2
+    assert "holds no scores" in capsys.readouterr().err
     assert main(["push", str(tmp_path), "me/other", "--base", "nano"]) == 4
     assert "There are no branches in" in capsys.readouterr().err and "me/other" not in hub.repositories
     assert main(["push", str(OWN), "me/other", "--base", str(out)]) == 2

@@ -20,6 +20,7 @@ from PIL import Image
 from qzoom_agent.agent import Agent
 from qzoom_agent.answer import Answer
 from qzoom_agent.answer import Event as Step
+from qzoom_agent.errors import ImageError
 from qzoom_agent.images import load_image
 from qzoom_agent.integrations.serve.settings import RequestError, ServeConfig
 
@@ -119,8 +120,7 @@ class EpisodePool:
         if episode.left.is_set():
             raise Left
         agent = self._agent(json.dumps(episode.changes, sort_keys=True))
-        images = [self._image(one) for one in episode.images]
-        with closing(agent.stream(images, episode.question, seed=episode.seed)) as steps:  # type: ignore[type-var]
+        with closing(agent.stream(self._images(episode.images), episode.question, seed=episode.seed)) as steps:  # type: ignore[type-var]
             for step in steps:
                 if step.answer is not None:
                     return step.answer
@@ -130,6 +130,10 @@ class EpisodePool:
                     episode.on_step(step)
         raise AssertionError("a stream ends with its answer")
 
-    def _image(self, source: str) -> Image.Image:
-        most = min(self._config.max_pixels, self.agent.config.max_pixels)
-        return load_image(source, allow_url=self._config.allow_urls, max_pixels=most)
+    def _images(self, sources: Sequence[str]) -> list[Image.Image]:
+        most, images = min(self._config.max_pixels, self.agent.config.max_pixels), list[Image.Image]()
+        for source in sources:
+            images.append(load_image(source, allow_url=self._config.allow_urls, max_pixels=most))
+            if sum(one.width * one.height for one in images) > most:
+                raise ImageError(f"The images of a request may have {most} px together. Send smaller ones, or fewer.")
+        return images

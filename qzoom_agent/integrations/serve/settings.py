@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from qzoom_agent.config import AgentConfig, Config
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.images import MAX_PIXELS
-from qzoom_agent.integrations.limits import CEILINGS
+from qzoom_agent.integrations.limits import CEILINGS, MAX_IMAGES
 
 
 class ServeConfig(Config):
@@ -30,8 +30,8 @@ class ServeConfig(Config):
     max_bytes: int = Field(default=32_000_000, ge=1)
     """Most bytes of the body of a request."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
-    """Most pixels (width times height) of an image."""
-    max_images: int = Field(default=8, ge=1)
+    """Most pixels (width times height) of the images of a request together."""
+    max_images: int = Field(default=MAX_IMAGES, ge=1)
     """Most images of a conversation."""
     allow_urls: bool = False
     """Fetch images from http(s) addresses that clients name."""

@@ -22,16 +22,18 @@ from weakref import WeakSet
 import gradio as gr
 from fastapi import FastAPI
 from markupsafe import Markup
+from PIL import Image
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.answer import Event
 from qzoom_agent.approval import Decision
-from qzoom_agent.errors import ConfigError, QzoomError, describe_error
+from qzoom_agent.errors import ConfigError, ImageError, QzoomError, describe_error
 from qzoom_agent.images import load_image
 from qzoom_agent.integrations.conversation import Conversation
 from qzoom_agent.integrations.progress import Progress
 from qzoom_agent.integrations.web.layout import DEMO, Layout, about
 from qzoom_agent.integrations.web.settings import WebConfig, changes, policies
+from qzoom_agent.models.presets import PRESETS
 from qzoom_agent.report.page import asset, legible
 from qzoom_agent.trace import PendingCall
 
@@ -81,11 +83,12 @@ class Page:
         self.config = config or WebConfig()
         self.agent = agent.side_by_side(most=self.config.batch)[0]
         self.layout = Layout(self.agent, self.config)
-        self._loading, self._local = Lock(), lru_cache(maxsize=2)(Agent.from_pretrained)
+        self._loading, self._local = Lock(), lru_cache(maxsize=2)(self._load)
         self._conversations = WeakSet[Conversation]()
         with self.layout.blocks as blocks:
-            self._connect(gr.State(Visit(), delete_callback=Visit.leave))
-        blocks.queue(max_size=self.config.batch + self.config.queue)
+            self.visit = gr.State(Visit(), delete_callback=Visit.leave)
+            self._connect()
+        blocks.queue(max_size=self.config.queue)
         blocks.state_session_capacity = self.config.visitors
 
     def close(self) -> None:
@@ -93,11 +96,11 @@ class Page:
         for conversation in list(self._conversations):
             conversation.leave()
 
-    def _connect(self, visit: Any) -> None:
-        on, quiet = self.layout, {"show_progress": "hidden", "api_visibility": "private"}
+    def _connect(self) -> None:
+        on, visit, quiet = self.layout, self.visit, {"show_progress": "hidden", "api_visibility": "private"}
         shown = [
-            on.card, on.shown, on.panel, on.call, on.box, on.move, on.reason, on.tools, on.heat, on.look, on.report,
-            on.further_row, on.further, on.crops, on.steps_fold, on.steps,
+            visit, on.card, on.shown, on.panel, on.call, on.box, on.move, on.reason, on.tools, on.heat, on.look,
+            on.report, on.further_row, on.further, on.crops, on.steps_fold, on.steps,
         ]  # fmt: skip
         run = {**quiet, "outputs": shown, "concurrency_id": "answers", "concurrency_limit": self.config.batch}
         settings = [on.policy, on.asks, on.zooms, on.visual, on.coarse]
@@ -118,7 +121,7 @@ class Page:
         on.look.click(self.look, [visit, on.heat], **run)
         if self.config.choose_model:
             given = [visit, on.model, on.server, on.secret]
-            on.use.click(self.use_model, given, [on.about, on.policy], api_visibility="private")
+            on.use.click(self.use_model, given, [visit, on.about, on.policy], api_visibility="private")
 
     # -- questions -----------------------------------------------------------------------------------------------------
 
@@ -137,7 +140,7 @@ class Page:
             yield {self.layout.card: problem(error)}
             return
         visit.progress = Progress(question, conversation.image, earlier=earlier)
-        yield {self.layout.further: ""}
+        yield {self.visit: visit, self.layout.further: ""}  # gradio forgets a visit an hour after it was last given out
         yield from self._follow(conversation, visit.progress, steps, opacity)
 
     def ask_further(self, visit: Visit, question: str, opacity: float, *settings: Any) -> Iterator[Updates]:
@@ -148,9 +151,9 @@ class Page:
         """Approve the call that waits, move its box, or refuse it for a reason that the model reads."""
         if visit.conversation is None or visit.progress is None:
             return
-        sides = [float(side) for side in _NUMBER.findall(box[:200])]
-        decisions: dict[str, Decision] = {"approve": True, "move": sides, "refuse": reason[:500]}
         try:
+            sides = [float(side) for side in _NUMBER.findall(box[:200])]
+            decisions: dict[str, Decision] = {"approve": True, "move": sides, "refuse": reason[:500]}
             if action == "move" and len(sides) != 4:
                 raise ConfigError("A box is four numbers: left, top, right and bottom, in pixels of the picture.")
             steps = visit.conversation.decide(decisions[action])
@@ -164,18 +167,19 @@ class Page:
         """Return the visitor's conversation, or a new one if model, picture or settings are others."""
         if path is None:
             raise ConfigError("There is no picture yet. Click an example, or upload one.")
-        key = (visit.agent, path, settings)
-        if visit.conversation is None or visit.key != key:
+        key, old = (visit.agent, path, settings), visit.conversation
+        if old is None or visit.key != key or len(old.earlier) >= self.config.questions:
             policy, asks, zooms, visual, coarse = settings
             changed = changes(self.config, policy=policy, zooms=zooms, visual=visual, coarse=coarse)
             agent = (visit.agent or self.agent).replace(**changed)
-            with Path(path).open("rb") as file:
-                image = load_image(file, max_pixels=min(self.config.max_pixels, agent.config.max_pixels))
+            most = min(self.config.max_pixels, agent.config.max_pixels)
+            image = old.image if old is not None and visit.path == path else read_upload(Path(path), max_pixels=most)
             visit.leave()
             visit.conversation = Conversation(agent, image, asks=asks, patience=self.config.patience)
             visit.key, visit.path = key, path
             self._conversations.add(visit.conversation)
-        return visit.conversation
+            return visit.conversation
+        return old
 
     def _follow(
         self, conversation: Conversation, progress: Progress, steps: Iterator[Event | PendingCall], opacity: float
@@ -251,7 +255,7 @@ class Page:
 
     # -- models --------------------------------------------------------------------------------------------------------
 
-    def use_model(self, visit: Visit, model: str, server: str, key: str) -> tuple[Any, Any]:
+    def use_model(self, visit: Visit, model: str, server: str, key: str) -> tuple[Visit, Any, Any]:
         """Load the model that a visitor names, or connect to a server, for the questions that follow."""
         model, server = model.strip(), server.strip()
         try:
@@ -259,13 +263,27 @@ class Page:
                 # Without a key, the operator's would be read from the environment and sent to the visitor's server.
                 key = key.strip() or "none"
                 agent = Agent.from_server(server, model=model, api_key=key, timeout=self.config.timeout)
+            elif model not in PRESETS and Path(model).expanduser().exists():
+                raise ConfigError(f"'{model}' is on the disk of this page's machine. Name a preset or a hub id.")
             else:
                 with self._loading:
                     agent = self._local(model)
         except Exception as error:
-            return problem(error), gr.skip()
+            return visit, problem(error), gr.skip()
         visit.agent = agent
-        return about(agent), gr.update(choices=policies(agent), value=agent.config.policy)
+        return visit, about(agent), gr.update(choices=policies(agent), value=agent.config.policy)
+
+    def _load(self, model: str) -> Agent:
+        return Agent.from_pretrained(model).side_by_side(most=self.config.batch)[0]
+
+
+def read_upload(path: Path, *, max_pixels: int) -> Image.Image:
+    """Return the picture that a visitor has uploaded. Raises ImageError if it is none, or no longer there."""
+    try:
+        with path.open("rb") as file:
+            return load_image(file, max_pixels=max_pixels)
+    except OSError:
+        raise ImageError("The picture was deleted: uploads are kept for an hour. Upload it again.") from None
 
 
 def _listed(box: Sequence[float] | None) -> str:

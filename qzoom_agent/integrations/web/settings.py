@@ -32,8 +32,10 @@ class WebConfig(Config):
 
     batch: int = Field(default=4, ge=1, le=32)
     """Questions that are answered at a time; a local model computes them together."""
-    queue: int = Field(default=32, ge=0)
+    queue: int = Field(default=32, ge=1)
     """Questions that may wait for a place; more are refused."""
+    questions: int = Field(default=50, ge=1)
+    """Questions of a conversation, whose crops are kept in memory; the next begins another."""
     timeout: float = Field(default=300.0, gt=0)
     """Seconds of a run, after which the model has to answer."""
     patience: float = Field(default=600.0, gt=0)

@@ -256,7 +256,7 @@ def test_a_full_queue_says_so_and_a_client_that_leaves_makes_room(stream: bool) 
 
 def test_an_answer_that_takes_too_long_is_given_up() -> None:
     gate = Gate()
-    with running(Agent(ScriptedBackend(gate, protocol="plain"), policy="direct"), ServeConfig(timeout=0.2)) as client:
+    with running(Agent(ScriptedBackend(gate, protocol="plain"), policy="direct"), ServeConfig(timeout=0.6)) as client:
         late = client.post("/v1/chat/completions", json=asked())
         assert late.status_code == 504 and late.json()["error"]["code"] == "timeout"
         streamed = client.post("/v1/chat/completions", json=asked(stream=True))

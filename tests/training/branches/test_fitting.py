@@ -94,9 +94,8 @@ def test_sdrpn_learns_where_and_leaves_the_base_alone(
     before = copied(branches.sdrpn)
     how = Labelling(rules=LabelRules(blur_kernel=1), keep="all")
     fixed = family in ("llava", "gemma4")  # whose views have one size
-    stage = SDRPNStage(
-        optimisation=FAST.model_copy(update={"num_train_epochs": 10}), tokens=[None] if fixed else [None, 16]
-    )
+    how_long = FAST.model_copy(update={"num_train_epochs": 6 if family == FAMILIES[0] else 16})
+    stage = SDRPNStage(optimisation=how_long, tokens=[None] if fixed else [None, 16])
     train_sdrpn(backend, branches.sdrpn, rows, labels_of(rows, grid), recipe(sdrpn=stage, labelling=how), tmp_path)
     assert same(base, backend.model) and same(gate, branches.gate or nn.Module())
     assert not same(before, branches.sdrpn)
@@ -176,7 +175,8 @@ def test_the_gate_learns_whether_and_leaves_the_rest_alone(
         ]
     )
     budgets = [4, 9, 16]
-    stage = GateStage(tokens=budgets, optimisation=FAST.model_copy(update={"num_train_epochs": 5}))
+    how_long = FAST.model_copy(update={"num_train_epochs": 4 if family == FAMILIES[0] else 8})
+    stage = GateStage(tokens=budgets, optimisation=how_long)
     train_gate(backend, branches.gate, rows, table, recipe(gate=stage), tmp_path)
     assert same(base, backend.model) and same(sdrpn, branches.sdrpn or nn.Module())
     assert not same(before, branches.gate)

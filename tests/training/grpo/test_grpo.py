@@ -24,7 +24,7 @@ from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.grpo.launch import load_model, make_trainer, save_model, train
 from qzoom_agent.training.grpo.trainer import EpisodeTrainer, ZoomTrainer, move_looker, trimmed
 from qzoom_agent.training.rewards import Rollout
-from tests.tiny_models import Family
+from tests.tiny_models import Family, build
 from tests.training.grpo.grpo_script import AGENT, scripted, tiny_model, tiny_recipe
 from tests.training.grpo.grpo_script import recipe as script_recipe
 
@@ -130,9 +130,11 @@ def test_what_is_rewarded_is_said_more_often(tmp_path: Path) -> None:
         shares.append(fmean(rewards))
         return rewards
 
+    letters = build("qwen2_5_vl", tmp_path / "letters", max_position_embeddings=16384)  # a token is a letter or two
     recipe = tiny_recipe(
         tmp_path,
         "qwen2_5_vl",
+        model=str(letters),
         agent={**AGENT, "generation": {"max_new_tokens": 4}, "policy": "direct"},
         rewards=[even],
         loss={"mask_truncated": False},

@@ -28,7 +28,7 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.labels import BACKGROUND, Heads, LabelRules
-from qzoom_agent.perception.look import resolve_options
+from qzoom_agent.perception.look import Images, resolve_options
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.review import adds
 from qzoom_agent.training.branches.base_inference import (
@@ -277,7 +277,8 @@ def train_further(
         turn = rows[0]["draw"] // stage.optimisation.per_device_train_batch_size
         shown = show_chains(backend, rows, stage.tokens[turn % len(stage.tokens)], recipe)
         states = lower_states(backend, shown, further.config.k)
-        images, labels = [], []
+        images: list[Images] = []
+        labels: list[Tensor] = []
         for row, one, start in zip(rows, shown, states.starts, strict=True):
             grids = one.session.grids(one.ready.prompt)[: None if stage.inside_crops else 1]
             images.append([(start + at, high, wide) for at, high, wide in grids])

@@ -127,7 +127,7 @@ class RegionLoss(nn.Module):
             entropy = binary_cross_entropy_with_logits(start, probable, reduction="sum")
         drift = binary_cross_entropy_with_logits(logits, probable, reduction="sum") - entropy
         # -log p and -log(1 - p)
-        policy = (up * softplus(-logits) + down * softplus(logits)).sum()
+        policy: Tensor = (up * softplus(-logits) + down * softplus(logits)).sum()
         return (policy + self.anchor * drift) / len(states.hidden)
 
 

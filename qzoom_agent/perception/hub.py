@@ -99,15 +99,15 @@ def push_branches(
         BackendError: The folder holds no branches, or the hub refuses.
     """
     folder = branch_folder(folder)
-    text = render_card(folder, repo_id, card)
+    render_card(folder, repo_id, card)  # what cannot be described makes no repository
     api = HfApi(token=token)
     with TemporaryDirectory() as staging, _explained(repo_id, revision):
         for name in _FILES:
             if (folder / name).is_file():
                 (Path(staging) / name).parent.mkdir(exist_ok=True)
                 copy2(folder / name, Path(staging) / name)
-        (Path(staging) / "README.md").write_text(text, encoding="utf-8")
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with the user's name
+        (Path(staging) / "README.md").write_text(render_card(folder, repo_id, card), encoding="utf-8")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         done = api.upload_folder(
@@ -135,15 +135,8 @@ def render_card(folder: Path, repo_id: str, card: BranchCard) -> str:
         tags=["qzoom-agent", "gate", "region-proposal"],
     )
     template = str(files("qzoom_agent.perception") / "branch_card.md.jinja")
-    about: dict[str, Any] = {
-        "share": _share,
-        "repo_id": repo_id,
-        "card": card,
-        "config": config,
-        "parts": parts,
-        "further": further,
-    }
-    return str(ModelCard.from_template(data, template_path=template, **about))
+    about: dict[str, Any] = {"card": card, "config": config, "parts": parts, "further": further}
+    return str(ModelCard.from_template(data, template_path=template, share=_share, repo_id=repo_id, **about))
 
 
 def _checked(folder: Path) -> tuple[BranchConfig, list[str]]:

@@ -98,6 +98,8 @@ def test_the_card_says_what_they_are(hub: LocalHub) -> None:
     code = re.findall(r"```python\n(.*?)```", card.text, re.S)[0]
     compile(code, "card", "exec")
     assert 'branches="me/branches"' in code
+    push_branches(OWN, "short", CARD)
+    assert 'branches="me/short"' in hub.repositories["me/short"].files["README.md"].decode()
 
 
 def test_a_revision_and_a_private_repository(

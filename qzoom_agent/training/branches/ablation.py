@@ -251,7 +251,7 @@ def _attended(
     def boxes(question: Sample) -> Sequence[Box]:
         record: Any = {"image_id": question.id, "image": question.image, "question": question.question}
         (one,), said = attended_answers(backend, [record], labelling)
-        ((heat, sink),) = collect(backend, [one], said, heads, asking=labelling.asking, norm_layer=norm_layer)
+        (((heat, sink),),) = collect(backend, [one], said, heads, asking=labelling.asking, norm_layer=norm_layer)
         found = labels_on_grid(heat, sink, heat.shape, CROP_BASELINE, norm_ratio=ratio, shown=padded_size(one))
         box = found.box
         if around == "fixed":

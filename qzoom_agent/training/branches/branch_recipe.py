@@ -138,10 +138,21 @@ class SDRPNStage(Section):
     """Held-out questions that localisation is measured on afterwards, at each budget (None: all)."""
 
 
-class GateStage(Section):
-    """Labels and training of the gate (`gate`)."""
+class AskingStage(Section):
+    """A stage that asks questions, and learns from the answers."""
 
     optimisation: Optimisation = Optimisation()
+    data: list[DatasetSpec] | None = Field(default=None, min_length=1)
+    """Questions; None: the recipe's `data`."""
+    records: int | None = Field(default=None, gt=0)
+    """Questions to ask, of each source its share (None: all there are)."""
+    batch: int = Field(default=8, gt=0)
+    """Conversations of one pass."""
+
+
+class GateStage(AskingStage):
+    """Labels and training of the gate (`gate`)."""
+
     tokens: list[Tokens] = Field(default=[64, 128, 256, 512], min_length=2)
     """Ascending budgets that each question is answered at."""
     read_tokens: list[Tokens] | None = Field(default=None, min_length=1)
@@ -152,12 +163,7 @@ class GateStage(Section):
     """If that crop does not lead to the answer, let the model zoom by itself, and count that instead."""
     consensus: bool = False
     """Learn from no question whose two highest budgets do not both give one right answer, as published."""
-    data: list[DatasetSpec] | None = Field(default=None, min_length=1)
-    """Questions; None: the recipe's `data`."""
-    records: int | None = Field(default=None, gt=0)
-    """Questions to answer, of each source its share (None: all there are)."""
     max_new_tokens: int = Field(default=32, gt=0)
-    batch: int = Field(default=8, gt=0)
 
     @model_validator(mode="after")
     def _ascending(self) -> "GateStage":
@@ -179,16 +185,12 @@ class GateStage(Section):
         return [self.tokens.index(budget) for budget in chosen]
 
 
-class PostSFTStage(Section):
+class PostSFTStage(AskingStage):
     """Fine-tuning of the base on questions that a crop made it answer wrongly (`postsft`)."""
 
     optimisation: Optimisation = Optimisation(
         learning_rate=1e-6, per_device_train_batch_size=1, gradient_accumulation_steps=16
     )
-    data: list[DatasetSpec] | None = Field(default=None, min_length=1)
-    """Questions; None: the recipe's `data`."""
-    records: int | None = Field(default=None, gt=0)
-    """Questions to answer with and without a crop, of each source its share (None: all there are)."""
     helped: float = Field(default=0.0, ge=0)
     """Cases in which the crop helped, for each case in which it hurt."""
     noise: float = Field(default=0.8, ge=0, le=1)
@@ -207,7 +209,6 @@ class PostSFTStage(Section):
     refit_records: int | None = Field(default=20_000, gt=0)
     """Questions of the recipe's `data` that are labelled anew for that, of each source its share (None: all)."""
     max_new_tokens: int = Field(default=128, gt=0)
-    batch: int = Field(default=8, gt=0)
 
 
 class Calibration(Section):
@@ -242,14 +243,9 @@ class Calibration(Section):
         return self
 
 
-class RegionsStage(Section):
+class RegionsStage(AskingStage):
     """Region-level reinforcement of SD-RPN from answers (`regions`)."""
 
-    optimisation: Optimisation = Optimisation()
-    data: list[DatasetSpec] | None = Field(default=None, min_length=1)
-    """Questions with answers; None: the recipe's `data`."""
-    records: int | None = Field(default=None, gt=0)
-    """Questions to learn from, of each source its share (None: all there are)."""
     tokens: Budgets = Field(default=[None])
     """Budgets of coarse views that questions are read at in turn."""
     rounds: int = Field(default=1, gt=0)
@@ -273,17 +269,11 @@ class RegionsStage(Section):
     anchor: float = Field(default=0.3, ge=0)
     """Weight of the divergence from the map that training began with."""
     batch: int = Field(default=16, gt=0)
-    """Conversations that are read in one pass."""
 
 
-class FurtherStage(Section):
+class FurtherStage(AskingStage):
     """Labels and training of gate and SD-RPN for further looks (`further`)."""
 
-    optimisation: Optimisation = Optimisation()
-    data: list[DatasetSpec] | None = Field(default=None, min_length=1)
-    """Questions, some of which take several crops; None: the recipe's `data`."""
-    records: int | None = Field(default=None, gt=0)
-    """Questions to follow, of each source its share (None: all there are)."""
     crops: int = Field(default=3, ge=2)
     """Most crops of a question: the crop of the first look, and those of the model's own calls after it."""
     enough: Literal["right", "same"] = "right"
@@ -296,7 +286,6 @@ class FurtherStage(Section):
     held_out: float = Field(default=0.15, gt=0, lt=1)
     """Share of the images that the gate's threshold is chosen on: where its errors are fewest."""
     max_new_tokens: int = Field(default=32, gt=0)
-    batch: int = Field(default=8, gt=0)
 
 
 class BranchRecipe(Section):

@@ -46,7 +46,7 @@ from qzoom_agent.training.branches.calibrate import GateFigures, gate_figures
 from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
 from qzoom_agent.training.branches.gate import GateLoss
-from qzoom_agent.training.branches.labelling import collect_views, heads_for, labels_on_grid
+from qzoom_agent.training.branches.labelling import collect, heads_for, labels_on_grid
 from qzoom_agent.training.branches.proposals import (
     in_pixels,
     look_at_batch,
@@ -169,7 +169,7 @@ def _advance(
     for mode in {chain.record["mode"] for chain in calling}:
         at = [index for index, chain in enumerate(calling) if chain.record["mode"] == mode]
         heads = heads_for(how, mode, model=backend.name, selected=selected)
-        found = collect_views(
+        found = collect(
             backend,
             [prompts[index] for index in at],
             [texts[index] for index in at],

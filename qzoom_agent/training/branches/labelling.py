@@ -191,23 +191,12 @@ def collect(
     *,
     asking: Asking = "answer",
     norm_layer: int | None = None,
-) -> list[Maps]:
-    """Return the maps of each answer on its view; sinks are told by heads, or by norms at the input of `norm_layer`."""
-    found = collect_views(backend, asked, said, heads, asking=asking, norm_layer=norm_layer, views=1)
-    return [maps[0] for maps in found]
-
-
-def collect_views(
-    backend: HFBackend,
-    asked: Sequence[CoarsePrompt],
-    said: Sequence[str],
-    heads: HeadSet,
-    *,
-    asking: Asking = "answer",
-    norm_layer: int | None = None,
-    views: int | None = None,
+    views: int | None = 1,
 ) -> list[list[Maps]]:
-    """Return the maps of each answer on the first `views` views of its conversation (None: on all), see `collect`."""
+    """Return the maps of each answer on the first `views` views of its conversation (None: on all).
+
+    Sinks are told by heads, or by norms at the input of `norm_layer`.
+    """
     layers = sorted({*heads.grounding, *heads.sink, *(() if norm_layer is None else (norm_layer,))})
     recorded, valid, queries, images = attend(backend, asked, said, layers, asking)
     found = []
@@ -350,7 +339,7 @@ def _rows(
         right = _right_with_crop(backend, rows, maps, labelling, aligned=aligned)
     else:  # boxes that were asked for cannot be compared with the answer
         right = [(published and mode == "natural") or is_right(*pair) for pair in zip(said, rows, strict=True)]
-    for index, one, text, good, (heat, sink) in zip(records, asked, said, right, maps, strict=True):
+    for index, one, text, good, ((heat, sink),) in zip(records, asked, said, right, maps, strict=True):
         yield {
             "row": index,
             "image_id": records[index]["image_id"],
@@ -363,11 +352,16 @@ def _rows(
 
 
 def _right_with_crop(
-    backend: HFBackend, records: Sequence[Record], maps: Sequence[Maps], labelling: Labelling, *, aligned: bool
+    backend: HFBackend,
+    records: Sequence[Record],
+    maps: Sequence[Sequence[Maps]],
+    labelling: Labelling,
+    *,
+    aligned: bool,
 ) -> list[bool]:
     """Return for each record whether it is answered right with the crop of its own map beside the coarse view."""
     boxes = []
-    for one, (heat, sink) in zip(ask(backend, records, None), maps, strict=True):
+    for one, ((heat, sink),) in zip(ask(backend, records, None), maps, strict=True):
         grid, ratio = (one.cells.rows, one.cells.columns), labelling.used_norm_ratio
         found = labels_on_grid(heat, sink, grid, labelling.rules, norm_ratio=ratio, shown=padded_size(one))
         boxes.append(in_pixels(found.box, one.cells, one.store.view("coarse")) if found.usable else None)

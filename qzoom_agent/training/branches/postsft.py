@@ -54,17 +54,9 @@ class AnswerLoss(nn.Module):
         if head.weight is not model.get_input_embeddings().weight:
             head.requires_grad_(True)
 
-    def forward(
-        self,
-        hidden: Tensor,
-        rotary: Rotaries,
-        mask: Masks,
-        visual: Tensor,
-        deepstack: list[Tensor],
-        labels: Tensor,
-    ) -> Tensor:
-        """Return the mean over the tokens that are learned; `labels` (rows, tokens) are -100 elsewhere."""
-        logits, targets, _ = answer_logits(self.model, hidden, rotary, mask, visual, deepstack, labels)
+    def forward(self, **batch: Any) -> Tensor:
+        """Return the mean over the tokens that are learned in an `answer_batch`."""
+        logits, targets, _ = answer_logits(self.model, **batch)
         return cross_entropy(logits.float(), targets)
 
 
@@ -77,7 +69,10 @@ def answer_logits(
     deepstack: list[Tensor],
     labels: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the decoder over an `answer_batch`; return for each labelled token its logits, its id and its row."""
+    """Run the decoder over an `answer_batch`; return for each labelled token its logits, its id and its row.
+
+    `labels` (rows, tokens) are -100 where nothing is learned.
+    """
     decoder = Decoder(model)
     out = decoder.run(Embedded(hidden, visual, deepstack), range(decoder.depth), rotary=rotary, mask=mask)
     predicts = labels[:, 1:] != IGNORED

@@ -119,7 +119,7 @@ class RegionLoss(nn.Module):
 
     def forward(self, states: LowerLayerStates, targets: Tensor) -> Tensor:
         """Return the mean over questions; `targets` are the `cell_targets` of all rows, (2, cells), concatenated."""
-        logits, (up, down) = torch.cat(map_rows(self.sdrpn, states)), targets
+        logits, up, down = torch.cat(map_rows(self.sdrpn, states)), targets[0], targets[1]
         with torch.no_grad():
             start = torch.cat(map_rows(self.start, states))
             probable = torch.sigmoid(start)

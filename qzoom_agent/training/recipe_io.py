@@ -25,9 +25,9 @@ from qzoom_agent.files import read_yaml, require_folder, write_text
 _Recipe = TypeVar("_Recipe", bound=BaseModel)
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 _WARNED: dict[Any, Any] = {}
+"""Warnings that were shown, so that each is shown once."""
 _SKIP_BAD = "--skip-bad"
 """Among the overrides, the flag of this name."""
-"""Warnings that were shown, so that each is shown once."""
 
 
 class Section(BaseModel):

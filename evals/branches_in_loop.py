@@ -126,16 +126,17 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
 
 def sides(found: Mapping[str, Sequence[Mapping[PolicyName, list[SampleResult]]]]) -> Iterator[tuple[str, list[Side]]]:
     """Yield the comparisons: all models under `explicit`, all under `hybrid`, and each under its own policy."""
-    for policy in ("explicit", "hybrid"):
+    shared: tuple[PolicyName, ...] = ("explicit", "hybrid")
+    for policy in shared:
         yield (
             f"Under `{policy}`",
             [_side(f"{name} under {policy}", [seed[policy] for seed in seeds]) for name, seeds in found.items()],
         )
-    own = [(name, "explicit" if name not in RUNS else RUNS[name].policy) for name in found]
-    control = [("a", "hybrid"), *((name, policy) for name, policy in own if name not in {"start", "a"})]
+    own: list[tuple[str, PolicyName]] = [("a", "hybrid"), ("a", "explicit"), ("start", "implicit")]
+    own += [(name, RUNS[name].policy) for name in found if name not in {"start", "a"}]
     yield (
         "Each under its own policy, against the control",
-        [_side(f"{name} under {policy}", [seed[policy] for seed in found[name]]) for name, policy in control],
+        [_side(f"{name} under {policy}", [seed[policy] for seed in found[name]]) for name, policy in own],
     )
 
 
@@ -161,9 +162,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = [int(seed) for seed in options.seeds.split(",")]
     folders = {name: [train(name, seed, options) for seed in seeds] for name in names}
     print(training_table(folders))
-    found = {"start": [ask(options.model, ("explicit", "hybrid"), options)] * len(seeds)}
+    every: tuple[PolicyName, ...] = ("explicit", "hybrid", "implicit")
+    found = {"start": [ask(options.model, every, options)] * len(seeds)}
     for name in names:
-        policies: tuple[PolicyName, ...] = ("explicit", "hybrid") + (("implicit",) if name == "e" else ())
+        policies = every if RUNS[name].policy == "implicit" else every[:2]
         found[name] = [ask(folder / "final", policies, options) for folder in folders[name]]
     for title, compared in sides(found):
         print(f"\n{title}:\n\n{table(compared)}")

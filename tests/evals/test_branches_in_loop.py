@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,3 +43,13 @@ def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
         loop.main([str(tmp_path), "--out", str(tmp_path), "--runs", "a,z"])
     with pytest.raises(ConfigError, match="no trained model"):
         loop.main([str(tmp_path), "--out", str(tmp_path), "--runs", "a", "--table"])
+
+
+def test_models_are_compared_under_their_own_policy_with_the_control_first() -> None:
+    rows = {policy: [policy] for policy in ("explicit", "hybrid", "implicit")}
+    found: Any = {"start": [rows], "a": [rows, rows], "e": [rows], "f": [rows]}
+    *_, (title, own) = loop.sides(found)
+    assert "control" in title
+    assert [side.name for side in own[:3]] == ["a under hybrid", "a under explicit", "start under implicit"]
+    assert [side.name for side in own[3:]] == ["e under implicit", "f under hybrid"]
+    assert own[0].rows == ["hybrid", "hybrid"]

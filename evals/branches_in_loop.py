@@ -52,7 +52,7 @@ RUNS: Final[dict[str, Run]] = {
 
 
 def train(name: str, seed: int, options: argparse.Namespace) -> Path:
-    """Train a run to its end, if it is not there yet, and return its folder."""
+    """Train a run to its end and return its folder; one that is finished is left as it is, or refused if it differs."""
     output: Path = options.out / f"{name}-{seed}"
     settings = {"max_steps": options.steps, "evaluation.eval_steps": 10, "evaluation.questions": options.held_out}
     command = [
@@ -67,7 +67,7 @@ def train(name: str, seed: int, options: argparse.Namespace) -> Path:
     command += ["--model", str(options.model), "--seed", str(seed), "--output", str(output)]
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]
-    if not options.table and not (output / "final").is_dir():
+    if not options.table:
         subprocess.run(command, check=True)
     if not (output / "final").is_dir():
         raise ConfigError(f"{output} has no trained model. Run again without --table.")

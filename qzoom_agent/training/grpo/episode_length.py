@@ -1,19 +1,14 @@
-"""The longest possible episode, checked before the first step, and the plan of a run.
+"""The longest possible episode, checked before the first step.
 
 A rollout that outgrows the model or the trainer's limit would be cut in the middle of an image. The longest one has
 every turn written to its limit, every crop at its largest, every turn between them as long as the protocol makes it.
 """
 
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.models.presets import UNKNOWN_BUDGET, resolve_model
-from qzoom_agent.perception.branches import CONFIG, branch_folder
 from qzoom_agent.policy import LOOK_AGAIN, LOOK_FIRST, OFFER_TOOLS
-from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
-from qzoom_agent.training.grpo.run_cost import describe_cost
 
 TURN_TEXT: Final = 160
 """Tokens around a result, a refusal or the last request, where no tokenizer has counted them."""
@@ -99,42 +94,3 @@ def require_room(need: Longest, *, context: int, limit: int | None) -> int:
             f"{limit}. Raise it, leave it out, or: {advice[0].lower()}{advice[1:]}"
         )
     return limit or need.completion
-
-
-def describe(recipe: GRPORecipe, *, processes: int = 1, output: Path | None = None, tflops: float | None = None) -> str:
-    """Return the plan of a run as lines of text; nothing is loaded. `output` and `tflops`: see `describe_cost`.
-
-    Raises:
-        ConfigError: It cannot be run on so many devices.
-    """
-    share, rounds = recipe.accumulation(processes), recipe.rounds
-    where = "1 device" if processes == 1 else f"each of {processes} devices"
-    preset = resolve_model(recipe.model)
-    has_branches = recipe.branches is not None or (branch_folder(preset.source) / CONFIG).is_file()
-    config = recipe.agent_config()
-    config = config.replace(policy=config.policy_for(perceives=has_branches))
-    views = config.budget.view_budget(preset.budget or UNKNOWN_BUDGET)
-    need = longest(config, views)
-    rows = recipe.prompts * recipe.num_generations
-    tokens = rounds * rows * (views.coarse_max_tokens + views.crop_max_tokens) / 1e6
-    trained = f"LoRA of rank {recipe.lora.r}" if recipe.lora else "all weights"
-    if recipe.from_layer:
-        trained += f" from decoder layer {recipe.from_layer}, all below frozen"
-    else:
-        trained += " with the vision tower" if recipe.tower else ", vision tower frozen"
-    plan = {
-        "model": f"{recipe.model} ({preset.source})",
-        "trained": trained,
-        "policy": config.policy,
-        "steps": f"{recipe.max_steps}, {rounds} rounds of rollouts",
-        "a round": f"{recipe.prompts} questions x {recipe.num_generations} rollouts = {rows} episodes",
-        "a step": f"{rows // recipe.minibatches} episodes, {share} batches of {recipe.per_device_train_batch_size} on "
-        + where,
-        "episodes": f"{rounds * rows} in all, about {tokens:.1f} M visual tokens",
-        "longest": f"{need} (the tokenizer will count the text)",
-        "rollouts": recipe.rollouts.by + (f", vLLM {recipe.rollouts.vllm.mode}" if recipe.rollouts.vllm else ""),
-        "rewards": ", ".join(f"{one.weight:g} x {one.name}" for one in recipe.rewards),
-        "loss": recipe.loss.loss_type,
-    }
-    plan |= describe_cost(recipe, tokens=need.total, processes=processes, output=output, tflops=tflops)
-    return "\n".join(f"{name:<13}{text}" for name, text in plan.items())

@@ -42,9 +42,10 @@ from qzoom_agent.training.grpo.checks import (
     require_plain_crops,
     require_template,
 )
-from qzoom_agent.training.grpo.episode_length import QUESTION_TEXT, describe, longest, require_room
+from qzoom_agent.training.grpo.episode_length import QUESTION_TEXT, longest, require_room
 from qzoom_agent.training.grpo.grpo_recipe import FREE, GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.question_rows import load_held_out, load_rows
+from qzoom_agent.training.grpo.run_cost import describe
 from qzoom_agent.training.grpo.trainer import ZoomTrainer, build_trainer
 from qzoom_agent.training.precision import restore, to_float32
 from qzoom_agent.training.recipe_io import add_recipe_arguments

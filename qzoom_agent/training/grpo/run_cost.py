@@ -1,4 +1,4 @@
-"""Memory and time of a run, estimated from the recipe before anything is loaded.
+"""The plan of a run, with its memory and time, estimated from the recipe before anything is loaded.
 
 Memory is that of a device without sharding, part by part. Time is never guessed: it is that of the steps in the log of
 a run of the same recipe, or follows from a throughput that somebody states.
@@ -7,23 +7,16 @@ a run of the same recipe, or follows from a throughput that somebody states.
 import json
 from pathlib import Path
 from statistics import median
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.models.presets import preset_of, resolve_model
+from qzoom_agent.models.presets import UNKNOWN_BUDGET, resolve_model
+from qzoom_agent.perception.branches import CONFIG, branch_folder
 from qzoom_agent.policy import LOOK_FIRST
-from qzoom_agent.training.branches.cost_estimate import DEVICE_GB, SHAPES, STATES, Shape, shape_of
 from qzoom_agent.training.fingerprint import require_same
+from qzoom_agent.training.grpo.episode_length import longest
 from qzoom_agent.training.grpo.grpo_recipe import FREE, GRPORecipe
-
-_FINE_TUNES: Final = {
-    "deepeyes": "qwen2.5-vl-7b",
-    "mini-o3": "qwen2.5-vl-7b",
-    "zwz-4b": "qwen3-vl-4b",
-}
-"""Presets with the shape of another one."""
-_ADAPTED: Final = 7
-"""Matrices of a decoder layer that get adapters."""
+from qzoom_agent.training.model_shape import DEVICE_GB, Shape, shape_of
 
 
 class Memory(NamedTuple):
@@ -45,12 +38,6 @@ class Memory(NamedTuple):
     @property
     def total(self) -> float:
         return self.states + max(self.activations, self.cache)
-
-
-def shape(model: str) -> Shape | None:
-    """Return the shape of a model by its preset, that of the model it was fine-tuned from, or its config."""
-    name = preset_of(model) or ""
-    return SHAPES.get(_FINE_TUNES.get(name, name)) or shape_of(model)
 
 
 def trained_weights(recipe: GRPORecipe, size: Shape) -> float:
@@ -81,14 +68,14 @@ def memory(recipe: GRPORecipe, size: Shape, *, tokens: int, processes: int) -> M
     held = trained * (4 if recipe.lora else 4 - number)  # adapters beside the weights, or their float32 form
     half = recipe.bf16 or number == 2
     kept = 1 if recipe.gradient_checkpointing else max(1, size.layers - recipe.from_layer)
-    states = recipe.per_device_train_batch_size * tokens * size.hidden * STATES * (2 if half else 4) * kept
     rows = min(recipe.rollouts.rows, recipe.prompts * recipe.num_generations // processes)
+    worked = 2 if half else 4
     return Memory(
         weights=stored * copies + held / 1e9,
         gradients=4 * trained / 1e9,
         optimizer=8 * trained / 1e9,
-        activations=states / 1e9,
-        cache=rows * tokens * size.layers * size.cached * (2 if half else 4) / 1e9,
+        activations=size.states_gb(recipe.per_device_train_batch_size * tokens, number=worked, layers=kept),
+        cache=size.cache_gb(rows * tokens, number=worked),
     )
 
 
@@ -100,50 +87,82 @@ def operations(recipe: GRPORecipe, size: Shape, *, tokens: int) -> float:
     return passes * weights * tokens * episodes
 
 
-def describe_cost(
-    recipe: GRPORecipe, *, tokens: int, processes: int, output: Path | None = None, tflops: float | None = None
-) -> dict[str, str]:
-    """Return lines on memory and time, by their names.
+def describe(recipe: GRPORecipe, *, processes: int = 1, output: Path | None = None, tflops: float | None = None) -> str:
+    """Return the plan of a run as lines of text; nothing is loaded.
 
     Args:
         recipe: Of the run.
-        tokens: Of the longest episode.
         processes: Devices.
         output: Folder of a run whose log may be that of this recipe.
         tflops: Throughput of a device that is stated, in 10^12 operations a second.
 
     Raises:
-        ConfigError: `tflops` is no positive number.
+        ConfigError: It cannot be run on so many devices, or `tflops` is no positive number.
     """
-    if tflops is not None and not tflops > 0:
-        raise ConfigError(f"--tflops is a throughput above 0, in 10^12 operations a second; got {tflops:g}.")
-    size, found = shape(recipe.model), dict[str, str]()
+    share, rounds = recipe.accumulation(processes), recipe.rounds
+    where = "1 device" if processes == 1 else f"each of {processes} devices"
+    preset = resolve_model(recipe.model)
+    has_branches = recipe.branches is not None or (branch_folder(preset.source) / CONFIG).is_file()
+    config = recipe.agent_config()
+    config = config.replace(policy=config.policy_for(perceives=has_branches))
+    views = config.budget.view_budget(preset.budget or UNKNOWN_BUDGET)
+    need = longest(config, views)
+    rows = recipe.prompts * recipe.num_generations
+    tokens = rounds * rows * (views.coarse_max_tokens + views.crop_max_tokens) / 1e6
+    trained = f"LoRA of rank {recipe.lora.r}" if recipe.lora else "all weights"
+    if recipe.from_layer:
+        trained += f" from decoder layer {recipe.from_layer}, all below frozen"
+    else:
+        trained += " with the vision tower" if recipe.tower else ", vision tower frozen"
+    plan = {
+        "model": f"{recipe.model} ({preset.source})",
+        "trained": trained,
+        "policy": config.policy,
+        "steps": f"{recipe.max_steps}, {rounds} rounds of rollouts",
+        "a round": f"{recipe.prompts} questions x {recipe.num_generations} rollouts = {rows} episodes",
+        "a step": f"{rows // recipe.minibatches} episodes, {share} batches of {recipe.per_device_train_batch_size} on "
+        + where,
+        "episodes": f"{rounds * rows} in all, about {tokens:.1f} M visual tokens",
+        "longest": f"{need} (the tokenizer will count the text)",
+        "rollouts": recipe.rollouts.by + (f", vLLM {recipe.rollouts.vllm.mode}" if recipe.rollouts.vllm else ""),
+        "rewards": ", ".join(f"{one.weight:g} x {one.name}" for one in recipe.rewards),
+        "loss": recipe.loss.loss_type,
+    }
+    plan |= _memory_lines(recipe, tokens=need.total, processes=processes)
+    plan["hours"] = _hours(recipe, tokens=need.total, processes=processes, output=output, tflops=tflops)
+    return "\n".join(f"{name:<13}{text}" for name, text in plan.items())
+
+
+def _memory_lines(recipe: GRPORecipe, *, tokens: int, processes: int) -> dict[str, str]:
+    size = shape_of(recipe.model)
     if size is None:
         known = resolve_model(recipe.model).memory_gb
         weights = f"; about {known:g} GB for the weights in 16 bit" if known else ""
-        found["memory"] = f"unknown: the config of {recipe.model} cannot be looked at without a download{weights}"
-    else:
-        need = memory(recipe, size, tokens=tokens, processes=processes)
-        parts = ", ".join(f"{name} {gb:.1f}" for name, gb in need._asdict().items())
-        found["memory"] = f"about {need.total:.1f} GB a device without sharding, in GB: {parts}"
-        spread = need.states / processes + need.total - need.states
-        if processes > 1:
-            found["with zero3"] = f"about {spread:.1f} GB on each of {processes} devices"
-        if min(spread, need.total) > DEVICE_GB:
-            advice = "more --devices with zero3, adapters (lora), or fewer rollouts.rows"
-            found["too large"] = f"for a device of {DEVICE_GB} GB; take {advice}"
-    seconds = seconds_a_step(recipe, output)
-    work = None if size is None else operations(recipe, size, tokens=tokens)
-    if seconds is not None:
-        hours = recipe.max_steps * seconds / 3600
-        found["hours"] = f"{hours:.2f}, at {seconds:.1f} seconds a step as logged in {output}"
-    elif work is not None and tflops is not None:
-        hours = work / (tflops * 1e12 * processes) / 3600
-        found["hours"] = f"at most {hours:.2f}, of {work:.2g} operations at {tflops:g} TFLOP/s a device as stated"
-    else:
-        count = "" if work is None else f" of at most {work:.2g} operations"
-        found["hours"] = f"unknown{count}: state a throughput (--tflops), or run some steps into --output first"
+        return {"memory": f"unknown: the config of {recipe.model} cannot be looked at without a download{weights}"}
+    need = memory(recipe, size, tokens=tokens, processes=processes)
+    parts = ", ".join(f"{name} {gb:.1f}" for name, gb in need._asdict().items())
+    found = {"memory": f"about {need.total:.1f} GB a device without sharding, in GB: {parts}"}
+    spread = need.states / processes + need.total - need.states
+    if processes > 1:
+        found["with zero3"] = f"about {spread:.1f} GB on each of {processes} devices"
+    if min(spread, need.total) > DEVICE_GB:
+        advice = "more --devices with zero3, adapters (lora), or fewer rollouts.rows"
+        found["too large"] = f"for a device of {DEVICE_GB} GB; take {advice}"
     return found
+
+
+def _hours(recipe: GRPORecipe, *, tokens: int, processes: int, output: Path | None, tflops: float | None) -> str:
+    if tflops is not None and not tflops > 0:
+        raise ConfigError(f"--tflops is a throughput above 0, in 10^12 operations a second; got {tflops:g}.")
+    size, seconds = shape_of(recipe.model), seconds_a_step(recipe, output)
+    if seconds is not None:
+        return f"{recipe.max_steps * seconds / 3600:.2f}, at {seconds:.1f} seconds a step as logged in {output}"
+    work = None if size is None else operations(recipe, size, tokens=tokens)
+    if work is not None and tflops is not None:
+        hours = work / (tflops * 1e12 * processes) / 3600
+        return f"at most {hours:.2f}, of {work:.2g} operations at {tflops:g} TFLOP/s a device as stated"
+    count = "" if work is None else f" of at most {work:.2g} operations"
+    return f"unknown{count}: state a throughput (--tflops), or run some steps into --output first"
 
 
 def seconds_a_step(recipe: GRPORecipe, output: Path | None) -> float | None:

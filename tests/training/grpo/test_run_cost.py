@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.training.grpo.episode_length import describe
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.launch import keep_recipe
-from qzoom_agent.training.grpo.run_cost import memory, operations, shape, trained_weights
+from qzoom_agent.training.grpo.run_cost import describe, memory, operations, trained_weights
+from qzoom_agent.training.model_shape import shape_of
 from tests.cases import each_case
 from tests.training.grpo.grpo_script import recipe
 
@@ -22,7 +22,7 @@ def large(**changes: Any) -> GRPORecipe:
 
 
 def test_weights_that_are_trained_are_held_in_float32_with_gradients_and_two_moments() -> None:
-    size = shape("qwen2.5-vl-7b")
+    size = shape_of("qwen2.5-vl-7b")
     assert size is not None
     full = memory(large(), size, tokens=1000, processes=1)
     trained = trained_weights(large(), size) / 1e9
@@ -35,7 +35,7 @@ def test_weights_that_are_trained_are_held_in_float32_with_gradients_and_two_mom
 
 
 def test_adapters_copies_and_checkpointing_count() -> None:
-    size = shape("qwen2.5-vl-7b")
+    size = shape_of("qwen2.5-vl-7b")
     assert size is not None
     adapted = trained_weights(large(lora={"r": 16}), size)
     assert adapted == pytest.approx(40.4e6, rel=0.01), "as peft counts them, on all linear layers of the decoder"
@@ -48,7 +48,7 @@ def test_adapters_copies_and_checkpointing_count() -> None:
 
 
 def test_hours_are_measured_or_follow_from_what_is_stated(tmp_path: Path) -> None:
-    size = shape("qwen2.5-vl-7b")
+    size = shape_of("qwen2.5-vl-7b")
     assert size is not None
     assert "hours        unknown of at most" in describe(large()) and "(--tflops)" in describe(large())
     work = operations(large(max_steps=8), size, tokens=500)

@@ -10,7 +10,6 @@ encoded already and positions aligned to the coarse view, and it averages over t
 
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -27,9 +26,6 @@ from transformers import (
     GradientCheckpointingLayer,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -39,13 +35,13 @@ from qzoom_agent.errors import ConfigError, MissingDependency
 from qzoom_agent.training.branches.branch_recipe import Optimisation
 from qzoom_agent.training.branches.sharded_table import launched_in_bfloat16, together
 from qzoom_agent.training.fingerprint import begin
+from qzoom_agent.training.log_callback import LogCallback
 from qzoom_agent.training.precision import restore, to_float32
 
 Rows = list[dict[str, Any]]
 WEIGHTS = "trained.safetensors"
 NOT_DECISIVE: Final = {"gradient_checkpointing", "logging_steps", "save_steps", "dataloader_num_workers", "report_to"}
 """Keys of `Optimisation` that do not change the weights that come out."""
-_LOGGED = ("loss", "grad_norm", "learning_rate")
 
 
 class TrainingOrder(Dataset[dict[str, Any]]):
@@ -113,23 +109,6 @@ def trained(module: nn.Module) -> dict[str, Tensor]:
     return {
         name: weight.detach().contiguous().cpu() for name, weight in module.named_parameters() if weight.requires_grad
     }
-
-
-class LogCallback(TrainerCallback):
-    """Callback that prints each log line and appends it to a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.began = path, time.perf_counter()
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        logged = {name: float(f"{kwargs['logs'][name]:.4g}") for name in _LOGGED if name in kwargs["logs"]}
-        if not state.is_world_process_zero or not logged:  # the summary at the end has none of them
-            return
-        minutes = round((time.perf_counter() - self.began) / 60, 1)
-        line = json.dumps({"minutes": minutes, "step": state.global_step, "of": state.max_steps, **logged})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        print(line, flush=True)
 
 
 def train(

@@ -5,20 +5,18 @@ are cut off, all rollouts of a question become the same. Each of these is a metr
 matters, and `MetricsCallback` warns when one of them leaves its healthy range.
 """
 
-import json
 import re
-import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from qzoom_agent.files import atomic_write
 from qzoom_agent.report.episode import write_report
 from qzoom_agent.trace import by_digest
+from qzoom_agent.training.log_callback import LogCallback, add_line, keep_lines
 from qzoom_agent.training.rewards import Accuracy, Rollout
 from qzoom_agent.views import ViewStore
 
@@ -31,7 +29,6 @@ LITTLE_ENTROPY: Final = 0.1
 NEEDED: Final = "zoom/call_rate_needed"
 """Call rate of the rollouts whose row does not say that the coarse view suffices; where it does, none are wanted."""
 _REWARD: Final = re.compile(r"rewards/([^/]+)/mean")
-_PRINTED: Final = ("reward", "zoom/accuracy", "zoom/call_rate", "zoom/served", "zoom/truncated", "entropy", "step_time")
 _LIMITS: Final = {
     "zoom/refusal_rate": (0.5, "{:.0%} of the calls are refused"),
     "zoom/failure_rate": (0.5, "{:.0%} of the calls cannot be run"),
@@ -120,44 +117,24 @@ class RolloutPageCallback(TrainerCallback):
             add_line(self.folder / "rollouts.jsonl", line)
 
 
-class MetricsCallback(TrainerCallback):
-    """Appends every metric to `log.jsonl`, prints the most important ones, and warns of what goes wrong.
+class MetricsCallback(LogCallback):
+    """Logs every metric, and warns of what goes wrong.
 
     Warnings rest on means over `WINDOW` steps, so that one odd batch is no warning. Each is given once, and again only
     after its metric was healthy in between. A resumed run knows the steps before it from the log.
     """
 
+    printed = ("reward", "zoom/accuracy", "zoom/call_rate", "zoom/served", "zoom/truncated", "entropy", "step_time")
+
     def __init__(self, path: Path) -> None:
-        self.path, self.began = path, time.perf_counter()
+        super().__init__(path)
         self.warned: set[str] = set()
         """Metrics of the warnings that hold."""
         self._windows: dict[str, deque[float]] = {}
         self._peaks: dict[str, float] = {}
         self._first_entropy: float | None = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            for line in keep_lines(self.path, lambda line: line["step"] <= state.global_step):
-                self._update(line)  # its warnings were given then
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        logs = kwargs.get("logs") or {}
-        held_out = any(name.startswith("eval_") for name in logs)
-        if not state.is_world_process_zero or not (held_out or "loss" in logs):
-            return  # the trainer's summary at the end has no step of its own
-        kept = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in logs.items()}
-        minutes = round((time.perf_counter() - self.began) / 60, 1)
-        when = {"minutes": minutes, "step": state.global_step, "of": state.max_steps}
-        add_line(self.path, when | kept)
-        names = [name for one in _PRINTED for name in (one, f"eval_{one}") if name in kept]
-        printed = {name.replace("zoom/", ""): kept[name] for name in names}
-        print(json.dumps(when | printed), flush=True)
-        for text in self._update(logs):
-            print(f"warning at step {state.global_step}: {text}", flush=True)
-            add_line(self.path, {"step": state.global_step, "warning": text})
-
-    def _update(self, logs: Mapping[str, Any]) -> list[str]:
-        """Take in the metrics of a step; return the texts of new warnings."""
+    def note(self, logs: Mapping[str, Any]) -> list[str]:
         new: list[str] = []
         for key, value in logs.items():
             if value is None and (reward := _REWARD.fullmatch(key)):  # the trainer's mean over no value at all
@@ -189,25 +166,3 @@ class MetricsCallback(TrainerCallback):
         peak = self._peaks[key] = max(self._peaks.get(key, 0.0), mean)
         stops = peak > 0.2 and mean < COLLAPSE * peak
         return f"{key} fell from {peak:.2f} to {mean:.2f}: the model stops zooming" if stops else None
-
-
-def add_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Append a line to a JSON-lines file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """Drop the other lines of a JSON-lines file, and one that was cut off; return those that are kept."""
-    found: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:  # being written when the run was killed
-            continue
-        if keep(line):
-            found.append(line)
-    if path.exists():
-        with atomic_write(path) as part:
-            part.write_text("".join(json.dumps(line) + "\n" for line in found), encoding="utf-8")
-    return found

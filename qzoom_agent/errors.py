@@ -6,6 +6,7 @@ with `exit_code`. Text that a model writes never raises: it becomes a reply to t
 Errors become text here alone, without secrets: those made known by `hide_secret`, and those in an address.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -99,6 +100,13 @@ def finished(name: str, main: Callable[[], int]) -> int:
     """Run `main` as the command `name` and return its exit code; print our errors without a traceback."""
     try:
         return main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) went away; Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except QzoomError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code

@@ -35,12 +35,11 @@ EXIT_CODES: Final[dict[Status, int]] = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the flags of `qzoom ask`."""
-    flags = argparse.ArgumentParser(
-        prog="qzoom ask",
-        description="Answer one question about one image, or several. Exit code 0: answered, 2: wrong usage, "
-        "3: a budget ended the run, 4: the model failed.",
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom ask`."""
+    flags.description = (
+        "Answer one question about one image, or several. Exit code 0: answered, 2: wrong usage, "
+        "3: a budget ended the run, 4: the model failed."
     )
     flags.add_argument("image", nargs="+", help="path of an image, FILE.pdf#page=N, a data URI, or - for stdin")
     flags.add_argument("question")
@@ -49,7 +48,6 @@ def parser() -> argparse.ArgumentParser:
     )
     add_output_flags(flags)
     add_agent_flags(flags)
-    return flags
 
 
 def add_output_flags(flags: argparse.ArgumentParser) -> None:
@@ -62,9 +60,8 @@ def add_output_flags(flags: argparse.ArgumentParser) -> None:
     loud.add_argument("-q", "--quiet", action="store_true", help="show the answer only")
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run `qzoom ask` and return the exit code that the run's status stands for."""
-    args = parser().parse_args(argv)
     console = Console(verbosity=args.verbose - args.quiet)
 
     from qzoom_agent.images import load_image
@@ -122,9 +119,9 @@ def keep(answer: Answer, console: Console, args: argparse.Namespace) -> None:
         console.line(f"report  {answer.report(args.report)}")
 
 
-def trace_parser() -> argparse.ArgumentParser:
-    """Return the flags of `qzoom trace`."""
-    flags = argparse.ArgumentParser(prog="qzoom trace", description="Look at a saved run.")
+def add_trace_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom trace`."""
+    flags.description = "Look at a saved run."
     verbs = flags.add_subparsers(dest="verb", required=True, metavar="show|report")
     show = verbs.add_parser("show", help="print the steps")
     show.add_argument("run", metavar="DIR", help="folder that --save wrote")
@@ -133,13 +130,10 @@ def trace_parser() -> argparse.ArgumentParser:
     report.add_argument("run", metavar="DIR", help="folder that --save wrote")
     report.add_argument("--out", metavar="FILE", help="file to write (default: DIR/report.html)")
     report.add_argument("--expected", metavar="TEXT", help="the right answer, shown beside the model's")
-    return flags
 
 
-def trace_main(argv: Sequence[str]) -> int:
+def run_trace(args: argparse.Namespace) -> int:
     """Run `qzoom trace`. Raises TraceError if the folder holds no trace."""
-    args = trace_parser().parse_args(argv)
-
     from qzoom_agent.trace import Trace, saved_images
 
     trace = Trace.load(args.run)

@@ -7,12 +7,10 @@ command resumes. Works with any model and server, with boxes or without.
 from __future__ import annotations
 
 import argparse
-import shlex
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qzoom_agent.cli.console import Console, opener, print_table
-from qzoom_agent.cli.evaluate import add_flags, exit_code, planned
+from qzoom_agent.cli.evaluate import add_question_flags, exit_code, planned
 from qzoom_agent.cli.main import INTERRUPTED, OK
 from qzoom_agent.files import write_text
 
@@ -20,21 +18,18 @@ if TYPE_CHECKING:
     from qzoom_agent.evaluation.audit import Audit
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the verb's flags."""
-    flags = argparse.ArgumentParser(
-        prog="qzoom audit",
-        description="Run a policy and its controls (no crop, grey crops, random crops, crops at the known boxes) on "
-        "the same questions, and say how much of the gain is what the crops show.",
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom audit`."""
+    flags.description = (
+        "Run a policy and its controls (no crop, grey crops, random crops, crops at the known boxes) on "
+        "the same questions, and say how much of the gain is what the crops show."
     )
-    add_flags(flags)
-    return flags
+    add_question_flags(flags)
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the verb; exit code 4 if the model failed on every question."""
-    args = parser().parse_args(argv)
-    run = planned(args, f"qzoom audit {shlex.join(argv)}")
+    run = planned(args)
     if run is None:
         return OK
 

@@ -25,11 +25,9 @@ if TYPE_CHECKING:
     from qzoom_agent.evaluation.pareto import Headline, ParetoPoint
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the flags of the verb."""
-    flags = argparse.ArgumentParser(
-        prog="qzoom bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom bench`."""
+    flags.description, flags.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     kinds = flags.add_subparsers(dest="what", required=True, metavar="WHAT")
     pareto = kinds.add_parser("pareto", help="accuracy against cost")
     pareto.add_argument("--model", default="nano", help="preset name, folder or hub id (default: nano)")
@@ -62,12 +60,10 @@ def parser() -> argparse.ArgumentParser:
         kind.add_argument("--seed", type=int, default=0, help="draw other questions (default: 0)")
         kind.add_argument("--out", type=Path, default=Path(out), help=f"folder to write (default: {out})")
     pareto.add_argument("--update", type=Path, metavar="DIR", help="write the tables into the documents of DIR, too")
-    return flags
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the verb."""
-    args = parser().parse_args(argv)
     return _pareto(args) if args.what == "pareto" else _ablation(args)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from qzoom_agent.cli.ask import EXIT_CODES, add_output_flags, follow, keep, prepare, show_answer
 from qzoom_agent.cli.console import Console
@@ -16,12 +16,11 @@ from qzoom_agent.cli.options import add_agent_flags, read_config
 from qzoom_agent.errors import ConfigError
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the flags of `qzoom chat`."""
-    flags = argparse.ArgumentParser(
-        prog="qzoom chat",
-        description="Answer questions about one image, one after another, until an empty line. Exit code 0: the last "
-        "question was answered, 2: wrong usage, 3: a budget ended it, 4: the model failed.",
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom chat`."""
+    flags.description = (
+        "Answer questions about one image, one after another, until an empty line. Exit code 0: the last "
+        "question was answered, 2: wrong usage, 3: a budget ended it, 4: the model failed."
     )
     flags.add_argument("image", help="path of an image, FILE.pdf#page=N, or a data URI")
     flags.add_argument(
@@ -31,12 +30,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add_output_flags(flags)
     add_agent_flags(flags)
-    return flags
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run `qzoom chat` and return the exit code that the status of the last question stands for."""
-    args = parser().parse_args(argv)
     console = Console(verbosity=args.verbose - args.quiet)
 
     from qzoom_agent.images import load_image

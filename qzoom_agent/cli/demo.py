@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -23,9 +22,9 @@ if TYPE_CHECKING:
     from qzoom_agent.data.samples import Sample
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the flags of the verb."""
-    flags = argparse.ArgumentParser(prog="qzoom demo", description="Answer three questions of rising difficulty.")
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom demo`."""
+    flags.description = "Answer three questions of rising difficulty."
     flags.add_argument(
         "--out", metavar="DIR", default="qzoom-demo", help="folder for pictures and reports (default: qzoom-demo)"
     )
@@ -33,12 +32,10 @@ def parser() -> argparse.ArgumentParser:
         "--seed", type=int, metavar="N", help="draw other boards from this seed (default: the three that ship)"
     )
     add_agent_flags(flags)
-    return flags
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the demo and return 4 if the model failed on a question, 0 otherwise, right or wrong."""
-    args = parser().parse_args(argv)
     console = Console()
 
     from qzoom_agent.cli.ask import EXIT_CODES, follow, summary

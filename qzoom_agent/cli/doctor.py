@@ -15,7 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -60,22 +60,19 @@ class Check(NamedTuple):
     advice: str = ""
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the flags of the verb."""
-    flags = argparse.ArgumentParser(
-        prog="qzoom doctor",
-        description="Check this machine, and a model on it: one table to paste into a bug report. "
-        "Exit code 4 if something is wrong.",
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom doctor`."""
+    flags.description = (
+        "Check this machine, and a model on it: one table to paste into a bug report. "
+        "Exit code 4 if something is wrong."
     )
     flags.add_argument("--model", metavar="M", help="also load and examine this preset, folder or hub id")
     flags.add_argument("--branches", metavar="B", help="gate and SD-RPN: folder or hub id (default: the model's)")
     flags.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
-    return flags
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Print the table; exit code 4 if something is wrong."""
-    args = parser().parse_args(argv)
     checks = list(examine())
     if args.model and all(check.verdict != "bad" for check in checks if check.name == "torch"):
         checks += _model(args)

@@ -11,13 +11,12 @@ import argparse
 import hashlib
 import json
 import re
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
-from qzoom_agent.cli.console import Console, Progress, opener, print_table, printable
+from qzoom_agent.cli.console import Console, Progress, opener, printable
 from qzoom_agent.cli.main import BACKEND, INTERRUPTED, OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
 from qzoom_agent.errors import ConfigError, redact
@@ -36,19 +35,17 @@ ABLATIONS: Final = ("direct", "blind", "random", "oracle")
 SCORER_HELP: Final = (
     "scorer that the accuracy is by: one of the task (default: its first), or your own as module:function"
 )
-_FLIPS: Final = 20
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the flags of the verb with tasks; `verb_parser` has those of `VERBS`."""
-    flags = argparse.ArgumentParser(
-        prog="qzoom eval",
-        description="Measure accuracy and what it costs.",
-        epilog="qzoom eval list: the tasks. qzoom eval compare A B: two runs in pairs. "
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom eval` with tasks."""
+    flags.description = "Measure accuracy and what it costs."
+    flags.epilog = (
+        "qzoom eval list: the tasks. qzoom eval compare A B: two runs in pairs. "
         "qzoom eval rescore DIR: score the answers of a run again. qzoom eval export DIR --to FORMAT: for other tools. "
-        "qzoom eval calibrate DIR --out FILE: confidence of answers.",
+        "qzoom eval calibrate DIR --out FILE: confidence of answers."
     )
-    add_flags(flags)
+    add_question_flags(flags)
     flags.add_argument(
         "--ablate",
         nargs="?",
@@ -57,10 +54,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="POLICIES",
         help=f"run these policies beside the main one and compare (without a list: {', '.join(ABLATIONS)})",
     )
-    return flags
 
 
-def add_flags(flags: argparse.ArgumentParser) -> None:
+def add_question_flags(flags: argparse.ArgumentParser) -> None:
     """Add the flags that say what is asked of whom, and where the run is kept."""
     flags.add_argument(
         "task", nargs="+", help="name of a task, a file or folder of your own questions, or module:function"
@@ -97,18 +93,15 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--no-traces", action="store_true", help="keep no records of episodes, only the rows")
     how.add_argument("--dry-run", action="store_true", help="print what would be asked, and ask nothing")
-    _add_judge_flags(flags)
+    add_judge_flags(flags)
     add_agent_flags(flags)
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the verb; exit code 4 if the model failed on every question."""
-    if argv and argv[0] in VERBS:
-        return VERBS[argv[0]](verb_parser(argv[0]).parse_args(argv[1:]))
-    args = parser().parse_args(argv)
     ablations = _ablations(args.ablate)
-    run = planned(args, f"qzoom eval {shlex.join(argv)}")
-    return OK if run is None else _measure(run, ablations)
+    found = planned(args)
+    return OK if found is None else _measure(found, ablations)
 
 
 class Measurement(NamedTuple):
@@ -120,8 +113,6 @@ class Measurement(NamedTuple):
     loaded: Mapping[str, Selected]
     out: Path
     shard: Shard
-    command: str
-    """The command line, without secrets."""
 
     def agent(self) -> tuple[Agent, int]:
         """Load the agent, and return with it how many questions it is asked at once."""
@@ -151,7 +142,7 @@ class Measurement(NamedTuple):
                 repeats=args.repeats,
                 scorer=args.scorer,
                 weights=weights_of(agent.config, args.branches),
-                environment=environment(str(getattr(agent.backend, "placement", "")), command=self.command),
+                environment=environment(str(getattr(agent.backend, "placement", "")), command=redact(args.command)),
                 workers=workers,
                 shard=self.shard,
                 traces=not args.no_traces,
@@ -170,7 +161,7 @@ class Measurement(NamedTuple):
         return True
 
 
-def planned(args: argparse.Namespace, command: str) -> Measurement | None:
+def planned(args: argparse.Namespace) -> Measurement | None:
     """Return the run that the flags of `add_flags` describe, checked; None after a dry run, which prints it."""
     from qzoom_agent.data.samples import TaskSource
     from qzoom_agent.evaluation.runner import Shard, require, select
@@ -198,7 +189,7 @@ def planned(args: argparse.Namespace, command: str) -> Measurement | None:
         _dry_run(tasks, source, paths, args, config, out)
         return None
     own = args.budget is not None or config.budget.coarse_tokens is not None
-    tasks, _ = with_scorer(_judged(tasks, args, out), args.scorer)
+    tasks, _ = with_scorer(with_judge(tasks, args, out), args.scorer)
     # Wrong rows show before the model is loaded.
     loaded = select(tasks, source=source, paths=paths, limit=args.limit, own_budget=own)
     for name, one in loaded.items():
@@ -207,7 +198,7 @@ def planned(args: argparse.Namespace, command: str) -> Measurement | None:
     if args.json:
         require_file(args.json)
     require_folder(out)
-    return Measurement(args, tasks, source, loaded, out, Shard.launched(), redact(command))
+    return Measurement(args, tasks, source, loaded, out, Shard.launched())
 
 
 def _measure(run: Measurement, ablations: Sequence[str]) -> int:
@@ -311,7 +302,8 @@ def _write_json(path: Path, folder: RunFolder, results: Results) -> None:
 # -- a judge among the scorers ---------------------------------------------------------------------------------------
 
 
-def _add_judge_flags(flags: argparse.ArgumentParser) -> None:
+def add_judge_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of a judge."""
     group = flags.add_argument_group("judge")
     group.add_argument(
         "--judge",
@@ -324,7 +316,7 @@ def _add_judge_flags(flags: argparse.ArgumentParser) -> None:
     )
 
 
-def _judged(tasks: Sequence[Task], args: argparse.Namespace, run: Path) -> list[Task]:
+def with_judge(tasks: Sequence[Task], args: argparse.Namespace, run: Path) -> list[Task]:
     """Return the tasks with the judge among their scorers, if there is one.
 
     Who judged is written to judge.json of the run folder and the verdicts to judge.jsonl, so that none is asked twice.
@@ -337,164 +329,3 @@ def _judged(tasks: Sequence[Task], args: argparse.Namespace, run: Path) -> list[
     judge = Judge(args.judge, model=args.judge_model, cache=run / "judge.jsonl")
     RunFolder(require_folder(run)).write("judge.json", judge.record.model_dump_json(indent=1) + "\n")
     return [replace(task, scorers={**task.scorers, "judge": judged(judge)}) for task in tasks]
-
-
-# -- list, compare, rescore ------------------------------------------------------------------------------------------
-
-
-def verb_parser(verb: str) -> argparse.ArgumentParser:
-    """Return the flags of one of `VERBS`."""
-    about = {
-        "list": "List the tasks.",
-        "compare": "Compare two runs over the same questions in pairs: the second minus the first.",
-        "rescore": "Score the answers of a run again, without asking the model anything.",
-        "export": "Write a run as a table, as results for a model card, or as answers for a test server.",
-        "calibrate": "Fit the confidence of a model's answers to runs with known answers, and measure it on others. "
-        "Put the file into the folder of the model's weights: its answers then have a confidence.",
-    }
-    flags = argparse.ArgumentParser(prog=f"qzoom eval {verb}", description=about[verb])
-    if verb == "compare":
-        flags.add_argument("before", type=Path, metavar="A", help="run folder")
-        flags.add_argument("after", type=Path, metavar="B", help="run folder")
-        flags.add_argument("--scorer", help="scorer that is compared (default: the one that leads in B)")
-        flags.add_argument("--json", type=Path, metavar="FILE", help="write the comparison, every flip included")
-        flags.add_argument("--report", type=Path, metavar="FILE", help="write B's report with the flips against A")
-        flags.add_argument("--flips", type=int, default=_FLIPS, metavar="N", help=f"print N flips (default: {_FLIPS})")
-    elif verb == "rescore":
-        flags.add_argument("run", type=Path, metavar="DIR", help="run folder")
-        flags.add_argument(
-            "--task",
-            action="append",
-            default=[],
-            metavar="MODULE:NAME",
-            help="a task of the run that is your own code; a run folder cannot have code imported by itself",
-        )
-        flags.add_argument("--scorer", help=SCORER_HELP)
-        _add_judge_flags(flags)
-    elif verb == "calibrate":
-        flags.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="run folder to fit to, of any policies")
-        flags.add_argument(
-            "--held-out",
-            type=Path,
-            nargs="*",
-            default=[],
-            metavar="DIR",
-            help="run folder to measure on, and not fit to",
-        )
-        flags.add_argument(
-            "--out", type=Path, required=True, metavar="FILE", help="file to write: MODEL/confidence.json"
-        )
-        flags.add_argument("--scorer", help="scorer that decides what is right (default: each task's first)")
-    elif verb == "export":
-        flags.add_argument("run", type=Path, metavar="DIR", help="run folder")
-        flags.add_argument(
-            "--to",
-            required=True,
-            choices=("parquet", "csv", "hf", "submission"),
-            help="hf: model-index of a model card",
-        )
-        flags.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: one in the run folder)")
-    return flags
-
-
-def _list(_: argparse.Namespace) -> int:
-    from qzoom_agent.evaluation.tasks.catalog import TASKS
-
-    rows = [(task.name, ", ".join(task.scorers), task.title) for task in TASKS.values()]
-    print_table(rows, header=("task", "scorers", "what it is"))
-    print(
-        "\nA file or folder of your own questions (image, question, answer[, options, box]) is a task too: "
-        "give its path."
-    )
-    return OK
-
-
-def _compare(args: argparse.Namespace) -> int:
-    from qzoom_agent.cli.result_tables import show_comparison
-    from qzoom_agent.evaluation.compare import compare
-    from qzoom_agent.evaluation.report import write_run_report
-    from qzoom_agent.evaluation.run_log import RunFolder
-
-    for path in (args.json, args.report):
-        if path:
-            require_file(path)
-    before, after = RunFolder.existing(args.before), RunFolder.existing(args.after)
-    found = compare(before, after, scorer=args.scorer)
-    show_comparison(found)
-    flips = [flip for task in found.tasks.values() for flip in task.flips]
-    for flip in flips[: args.flips]:
-        first, second, gold = (printable(text or "-") for text in (flip.before, flip.after, flip.gold))
-        answers = f"{first!r} then {second!r}, it is {gold!r}"
-        print(f"{flip.became:<5}  {flip.id}  {printable(flip.question)[:60]}  {answers}  {flip.trace_after or ''}")
-    if len(flips) > args.flips:
-        print(f"{len(flips) - args.flips} more flips: see --json, --report or --flips")
-    console = Console()
-    if args.json:
-        write_text(args.json, found.model_dump_json(indent=1) + "\n")
-        console.line(f"written {args.json}")
-    if args.report:
-        console.line(f"written {write_run_report(after, baseline=before, path=args.report)}")
-    return OK
-
-
-def _rescore(args: argparse.Namespace) -> int:
-    from qzoom_agent.cli.result_tables import show
-    from qzoom_agent.evaluation.report import write_run_report
-    from qzoom_agent.evaluation.run_log import RunFolder
-    from qzoom_agent.evaluation.runner import rescore
-    from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task, unscored
-    from qzoom_agent.extensions import is_reference
-
-    folder = RunFolder.existing(args.run)
-    tasks = []
-    for name, part in folder.ask.tasks.items():
-        named = name if name in TASKS else part.reference or part.path or name
-        if is_reference(named) and named not in args.task:
-            raise ConfigError(
-                f"The task {name!r} of {args.run} is code, {named}, which a run folder cannot have run by itself. "
-                f"If you trust it, give --task {named}."
-            )
-        task = find_task(named)
-        tasks.append(task if part.answered else unscored(task))
-    show(rescore(folder, _judged(tasks, args, folder.path), scorer=args.scorer), {})
-    print(f"report: {opener()} {write_run_report(folder)}", flush=True)
-    return OK
-
-
-def _export(args: argparse.Namespace) -> int:
-    from qzoom_agent.evaluation.export import export
-    from qzoom_agent.evaluation.run_log import RunFolder
-
-    print(f"written {export(RunFolder.existing(args.run), args.to, args.out)}")
-    return OK
-
-
-def _calibrate(args: argparse.Namespace) -> int:
-    from qzoom_agent.evaluation.confidence import calibrate, expected_error, known_answers
-    from qzoom_agent.evaluation.run_log import RunFolder
-
-    require_file(args.out)
-    runs, held_out = ([RunFolder.existing(path) for path in paths] for paths in (args.runs, args.held_out))
-    found = calibrate(runs, scorer=args.scorer)
-    rows = []
-    for name, folders in (("fitted", runs), ("held out", held_out)):
-        answers = list(known_answers(folders, scorer=args.scorer))
-        parts = dict.fromkeys((one.policy, task) for one in answers for task in ("all", one.task))
-        for policy, task in parts:
-            own = [one for one in answers if one.policy == policy and task in ("all", one.task)]
-            error = expected_error(found, own)
-            right = sum(one.right for one in own) / len(own)
-            rows.append((name, policy, task, str(len(own)), f"{right:.3f}", "-" if error is None else f"{error:.3f}"))
-    print_table(rows, header=("runs", "policy", "task", "answers", "right", "calibration error"))
-    write_text(args.out, found.model_dump_json(indent=1) + "\n")
-    print(f"written {args.out}")
-    return OK
-
-
-VERBS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
-    "list": _list,
-    "compare": _compare,
-    "rescore": _rescore,
-    "export": _export,
-    "calibrate": _calibrate,
-}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,12 +23,11 @@ if TYPE_CHECKING:
     from qzoom_agent.trace import PerceptionRecord
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the flags of the verb."""
-    flags = argparse.ArgumentParser(
-        prog="qzoom look",
-        description="Show whether a question needs more detail than the coarse view, and where, without answering it. "
-        "Needs a model with branches (gate and SD-RPN).",
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom look`."""
+    flags.description = (
+        "Show whether a question needs more detail than the coarse view, and where, without answering it. "
+        "Needs a model with branches (gate and SD-RPN)."
     )
     flags.add_argument("image", help="path of an image, FILE.pdf#page=N, a data URI, or - for stdin")
     flags.add_argument("question")
@@ -37,12 +35,10 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--html", metavar="FILE", help="write one HTML page that shows all of it")
     flags.add_argument("--json", action="store_true", help="print the record as JSON instead of the lines")
     add_agent_flags(flags)
-    return flags
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the verb. Raises ConfigError for a model that has no branches."""
-    args = parser().parse_args(argv)
     console = Console()
 
     from qzoom_agent.images import load_image

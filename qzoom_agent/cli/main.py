@@ -1,7 +1,8 @@
-"""`qzoom VERB ...`: finds the verb's module, and turns errors into messages and exit codes.
+"""`qzoom VERB ...`: finds the verb's module and runs it.
 
 Help must be instant: this file imports only the standard library and the error classes, and a verb's module is imported
-when the verb is used. Such a module has functions `parser()` and `main(argv)`, which returns the exit code.
+when the verb is used. Such a module has the functions `add_flags(parser)` and `run(args)`, which returns the exit code;
+`args.command` is the whole command line.
 
 Exit codes: 0 answered or done, 2 wrong usage (a flag, a file, a setting), 3 a budget ended the run, 4 the model or the
 machine failed, 130 interrupted. An error that the user can correct is printed without a traceback.
@@ -10,15 +11,15 @@ machine failed, 130 interrupted. An error that the user can correct is printed w
 from __future__ import annotations
 
 import argparse
-import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from io import TextIOWrapper
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from qzoom_agent import __version__
-from qzoom_agent.errors import QzoomError
+from qzoom_agent.errors import finished
 
 OK: Final = 0
 USAGE: Final = 2
@@ -28,16 +29,21 @@ INTERRUPTED: Final = 130
 
 
 class Verb(NamedTuple):
-    """A verb and the module that has its functions `main` and `parser`."""
+    """A verb and the module that has its functions `add_flags` and `run`."""
 
     module: str
     summary: str
-    prefix: str = ""
-    """Beginning of the functions' names, in a module with several verbs."""
+    part: str = ""
+    """Part of the functions' names, in a module with several verbs: `add_trace_flags` and `run_trace`."""
 
-    def function(self, name: str) -> Any:
-        """Import the module and return its function `main` or `parser`."""
-        return getattr(import_module(f"qzoom_agent.cli.{self.module}"), self.prefix + name)
+    def run(self, name: str, argv: Sequence[str]) -> int:
+        """Import the module, read the flags and run the verb; usage errors leave through argparse's SystemExit(2)."""
+        part, module = self.part and f"_{self.part}", import_module(f"qzoom_agent.cli.{self.module}")
+        parser = argparse.ArgumentParser(prog=f"qzoom {name}")
+        getattr(module, f"add{part}_flags")(parser)
+        args = parser.parse_args(argv)
+        args.command = shlex.join(["qzoom", *name.split(), *argv])
+        return int(getattr(module, f"run{part}")(args))
 
 
 VERBS: Final = {
@@ -46,7 +52,7 @@ VERBS: Final = {
     "look": Verb("look", "show whether a question needs more detail, and where"),
     "run": Verb("run", "ask every row of a table, or one question about every image of a folder"),
     "demo": Verb("demo", "answer three questions of rising difficulty about pictures in the package"),
-    "trace": Verb("ask", "show a saved run in the terminal, or write its report", "trace_"),
+    "trace": Verb("ask", "show a saved run in the terminal, or write its report", "trace"),
     "eval": Verb("evaluate", "measure accuracy and cost on a task"),
     "audit": Verb("audit", "measure whether looking helps: the policy against its controls"),
     "serve": Verb("serve", "serve the agent behind an OpenAI-compatible API"),
@@ -54,55 +60,51 @@ VERBS: Final = {
     "mcp": Verb("mcp", "offer look, propose, zoom and ask to clients of the Model Context Protocol"),
     "bench": Verb("bench", "measure accuracy against cost of a model with branches, and ablations"),
     "train": Verb("train", "train a model from a recipe"),
-    "calibrate": Verb("train", "fit the thresholds of trained branches to your own questions", "calibrate_"),
-    "reproduce": Verb("train", "moved to the script rl/reproduce.py", "reproduce_"),
-    "convert": Verb("models", "read the branches of a published checkpoint, or write ours into one", "convert_"),
+    "calibrate": Verb("train", "fit the thresholds of trained branches to your own questions", "calibrate"),
+    "reproduce": Verb("train", "moved to the script rl/reproduce.py", "reproduce"),
+    "convert": Verb("models", "read the branches of a published checkpoint, or write ours into one", "convert"),
     "push": Verb("push", "upload trained branches, without their base, to the Hugging Face hub"),
     "models": Verb("models", "list the models that --model knows by name"),
     "doctor": Verb("doctor", "check this machine: one table to paste into a bug report"),
 }
+EVAL_VERBS: Final = {
+    f"eval {name}": Verb("eval_runs", "", name) for name in ("list", "compare", "rescore", "export", "calibrate")
+}
+"""Verbs of two words, which stand in place of a task."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    width = max(map(len, VERBS))
-    parser = argparse.ArgumentParser(
-        prog="qzoom",
-        usage="qzoom [--version] VERB ...",
-        description="Thinking with images: a model that decides whether and where to look closer.",
-        epilog="verbs:\n"
-        + "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
-        + "\n\n'qzoom VERB --help' explains one. Exit codes: 0 answered, 2 usage, 3 budget, 4 backend.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"qzoom-agent {__version__}")
-    parser.add_argument("verb", choices=VERBS, metavar="VERB", help=argparse.SUPPRESS)
-    return parser
+def choose(parser: argparse.ArgumentParser, kind: str, summaries: Mapping[str, str]) -> None:
+    """Add the choice of a verb or a stage, and a list of them to the help."""
+    width = max(map(len, summaries))
+    listed = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in summaries.items())
+    parser.epilog = f"{kind}s:\n{listed}\n\n'{parser.prog} {kind.upper()} --help' explains one."
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(kind, choices=summaries, metavar=kind.upper(), help=argparse.SUPPRESS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; usage errors leave through argparse's SystemExit(2)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
+    parser = argparse.ArgumentParser(
+        prog="qzoom",
+        usage="qzoom [--version] VERB ...",
+        description="Thinking with images: a model that decides whether and where to look closer.",
+    )
+    choose(parser, "verb", {name: verb.summary for name, verb in VERBS.items()})
+    parser.epilog = f"{parser.epilog} Exit codes: 0 answered, 2 usage, 3 budget, 4 backend."
+    parser.add_argument("--version", action="version", version=f"qzoom-agent {__version__}")
     if not argv:
         parser.print_help(sys.stderr)
         return USAGE
     # Only the first word belongs to this parser; the rest belongs to the verb's own.
-    verb = VERBS[parser.parse_args(argv[:1]).verb]
+    name, two = parser.parse_args(argv[:1]).verb, " ".join(argv[:2])
+    if two in EVAL_VERBS:
+        return _run(EVAL_VERBS[two], two, argv[2:])
+    return _run(VERBS[name], name, argv[1:])
+
+
+def _run(verb: Verb, name: str, argv: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for a terminal whose encoding lacks some letters
-    try:
-        return int(verb.function("main")(argv[1:]))
-    except QzoomError as error:
-        print(f"qzoom {argv[0]}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (`| head`) went away; Python would complain once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
-    except OSError as error:
-        print(f"qzoom {argv[0]}: {error}. Check the path, its permissions and the free space.", file=sys.stderr)
-        return USAGE
+    return finished(f"qzoom {name.split()[0]}", lambda: verb.run(name, argv))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -17,11 +16,10 @@ from qzoom_agent.errors import ConfigError
 _MOST_BYTES: Final = 32_000_000
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the flags of `qzoom mcp`."""
-    flags = argparse.ArgumentParser(
-        prog="qzoom mcp",
-        description="Offer the tools look, propose, zoom and ask to MCP clients: over stdin and stdout, or over HTTP.",
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom mcp`."""
+    flags.description = (
+        "Offer the tools look, propose, zoom and ask to MCP clients: over stdin and stdout, or over HTTP."
     )
     flags.add_argument("--http", action="store_true", help="serve streamable HTTP at /mcp instead of stdin and stdout")
     flags.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
@@ -35,13 +33,10 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--allow-urls", action="store_true", help="fetch images from addresses that clients name")
     add_agent_flags(flags)
-    return flags
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run `qzoom mcp` until the client closes stdin, or until it is interrupted."""
-    args = parser().parse_args(argv)
-
     from qzoom_agent.integrations.mcp_server import ImageAccess, ImageTools, create_server
 
     folders = [Path(folder) for folder in args.folder or ([] if args.http else ["."])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,23 +13,18 @@ if TYPE_CHECKING:
     from qzoom_agent.models.presets import Preset
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the flags of `qzoom models`."""
-    flags = argparse.ArgumentParser(
-        prog="qzoom models", description="List the models that --model knows by name. A folder or a hub id works too."
-    )
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom models`."""
+    flags.description = "List the models that --model knows by name. A folder or a hub id works too."
     flags.add_argument("model", nargs="?", metavar="M", help="show how this preset, folder or hub id would be run")
-    return flags
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Print the table, or one model; nothing is loaded or looked up on the network.
 
     Raises:
         ConfigError: There is no such model.
     """
-    args = parser().parse_args(argv)
-
     from qzoom_agent.models.presets import PRESETS, guess_of, resolve_model
 
     if args.model:
@@ -80,12 +74,11 @@ def _weights(preset: Preset) -> str:
     return "in the package" if preset.name == "nano" else preset.source
 
 
-def convert_parser() -> argparse.ArgumentParser:
-    """Return the flags of `qzoom convert`."""
-    flags = argparse.ArgumentParser(
-        prog="qzoom convert",
-        description="Write the branches (gate and SD-RPN) of a checkpoint of the published Q-Zoom code as a small "
-        "folder that any copy of the base can be used with; or, with --official, write ours into such a checkpoint.",
+def add_convert_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom convert`."""
+    flags.description = (
+        "Write the branches (gate and SD-RPN) of a checkpoint of the published Q-Zoom code as a small "
+        "folder that any copy of the base can be used with; or, with --official, write ours into such a checkpoint."
     )
     flags.add_argument("source", help="official checkpoint or branches of ours: folder or hub id")
     flags.add_argument("target", metavar="DIR", help="folder to write")
@@ -98,16 +91,14 @@ def convert_parser() -> argparse.ArgumentParser:
         "--official", action="store_true", help="write base and branches as one checkpoint for the published code"
     )
     flags.add_argument("--force", action="store_true", help="overwrite files in the target")
-    return flags
 
 
-def convert_main(argv: Sequence[str]) -> int:
+def run_convert(args: argparse.Namespace) -> int:
     """Run `qzoom convert`: files and sizes go to stdout, notes on the source's config to stderr.
 
     Raises:
         ConfigError, BackendError: Nothing can be converted.
     """
-    args = convert_parser().parse_args(argv)
     console = Console()
 
     from qzoom_agent.models.convert import to_branches, to_checkpoint

@@ -7,7 +7,6 @@ qzoom ask photo.jpg "What does the sign say?" --model qwen2.5-vl-7b --branches m
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +19,11 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the flags of `qzoom push`."""
-    flags = argparse.ArgumentParser(
-        prog="qzoom push",
-        description="Upload branches (gate and SD-RPN) with their settings and a model card, without the base, to the "
-        "Hugging Face hub. --branches REPO uses them anywhere.",
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom push`."""
+    flags.description = (
+        "Upload branches (gate and SD-RPN) with their settings and a model card, without the base, to the "
+        "Hugging Face hub. --branches REPO uses them anywhere."
     )
     flags.add_argument("folder", type=Path, metavar="DIR", help="branches, such as runs/branches/calibrate/final")
     flags.add_argument("repository", metavar="REPO", help="name on the hub (user/name); created if it is not there")
@@ -40,16 +38,14 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--private", action="store_true", help="make a new repository private")
     flags.add_argument("--revision", metavar="R", help="branch of the repository (default: main)")
     flags.add_argument("--message", default="Branches (gate and SD-RPN)", metavar="TEXT", help="title of the commit")
-    return flags
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the verb; the address of the commit goes to stdout.
 
     Raises:
         ConfigError, BackendError: There is nothing to upload, or the hub refuses.
     """
-    args = parser().parse_args(argv)
     results = [] if args.results is None else read_results(args.results)
 
     from qzoom_agent.models.presets import PRESETS, resolve_model

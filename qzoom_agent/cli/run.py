@@ -6,8 +6,6 @@ The same command resumes. The path of the results goes to stdout, progress and r
 from __future__ import annotations
 
 import argparse
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 from qzoom_agent.cli.console import Console, Progress, printable
@@ -17,13 +15,12 @@ from qzoom_agent.errors import redact
 from qzoom_agent.files import require_folder
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the flags of `qzoom run`."""
-    flags = argparse.ArgumentParser(
-        prog="qzoom run",
-        description="Ask every row of a table, or one question about every image of a folder. No answers are needed. "
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom run`."""
+    flags.description = (
+        "Ask every row of a table, or one question about every image of a folder. No answers are needed. "
         "An interrupted run goes on with the same command. On several devices: accelerate launch --multi_gpu "
-        "--num_processes 4 -m qzoom_agent run TABLE --out DIR.",
+        "--num_processes 4 -m qzoom_agent run TABLE --out DIR."
     )
     flags.add_argument(
         "table",
@@ -39,12 +36,10 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--traces", action="store_true", help="keep the record of every episode, with pictures")
     add_agent_flags(flags)
-    return flags
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the verb; exit code 4 if every row failed."""
-    args = parser().parse_args(argv)
     require_folder(args.out)
     from qzoom_agent.data.checks import listed_rows
     from qzoom_agent.evaluation.export import require_pyarrow
@@ -69,9 +64,7 @@ def main(argv: Sequence[str]) -> int:
             workers=args.workers,
             traces=args.traces,
             weights=weights_of(agent.config, args.branches),
-            environment=environment(
-                str(getattr(agent.backend, "placement", "")), command=redact(f"qzoom run {shlex.join(argv)}")
-            ),
+            environment=environment(str(getattr(agent.backend, "placement", "")), command=redact(args.command)),
             shard=shard,
             watch=progress,
         )

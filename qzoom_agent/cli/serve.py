@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
 from typing import Any, Final
 
 from qzoom_agent.cli.main import OK
@@ -19,12 +18,11 @@ LOCAL: Final = {"127.0.0.1", "::1", "localhost"}
 """Hosts that other machines do not reach."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the flags of `qzoom serve`."""
-    flags = argparse.ArgumentParser(
-        prog="qzoom serve",
-        description="Serve the agent behind an OpenAI-compatible API: POST /v1/chat/completions, GET /v1/models, "
-        "/health, /metrics and /traces/ID.",
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom serve`."""
+    flags.description = (
+        "Serve the agent behind an OpenAI-compatible API: POST /v1/chat/completions, GET /v1/models, "
+        "/health, /metrics and /traces/ID."
     )
     flags.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
     flags.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: 8000)")
@@ -57,13 +55,10 @@ def parser() -> argparse.ArgumentParser:
         "--traces", type=int, default=256, metavar="N", help="records kept for GET /traces/ID (default: 256)"
     )
     add_agent_flags(flags)
-    return flags
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run `qzoom serve` until it is interrupted or terminated; requests under way are answered first."""
-    args = parser().parse_args(argv)
-
     from qzoom_agent.integrations.serve.settings import ServeConfig
 
     limits = {"max_pixels": args.max_pixels} if args.max_pixels else {}

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from qzoom_agent.cli.main import OK
+from qzoom_agent.cli.main import OK, choose
 from qzoom_agent.errors import ConfigError
 
 
@@ -40,36 +39,31 @@ STAGES: Final = {
 }
 
 
-def main(argv: Sequence[str]) -> int:
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the choice of a stage; the stage reads everything after its name."""
+    flags.usage = "qzoom train STAGE --config RECIPE.yaml ..."
+    flags.description = "Train a model from a recipe."
+    choose(flags, "stage", {name: stage.summary for name, stage in STAGES.items()})
+    flags.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
     """Run one training stage; everything after its name goes to the stage's own `main(argv)`."""
-    width = max(map(len, STAGES))
-    parser = argparse.ArgumentParser(
-        prog="qzoom train",
-        usage="qzoom train STAGE --config RECIPE.yaml ...",
-        description="Train a model from a recipe.",
-        epilog="stages:\n"
-        + "\n".join(f"  {name:<{width}}  {stage.summary}" for name, stage in STAGES.items())
-        + "\n\n'qzoom train STAGE --help' explains one.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("stage", choices=STAGES, metavar="STAGE", help=argparse.SUPPRESS)
-    name = parser.parse_args(argv[:1]).stage
-    if name == "base":
-        return _moved("qzoom train base", "rl/train_nano.py", argv[1:])
-    module = STAGES[name].module
+    module = STAGES[args.stage].module
+    if not module:
+        raise ConfigError(_moved("rl/train_nano.py", *args.rest))
     # The stages of the branches share a module, which is told the stage.
-    rest = list(argv if module == BRANCHES else argv[1:])
+    rest = [args.stage, *args.rest] if module == BRANCHES else args.rest
     # A stage that returns nothing has finished.
     return int(importlib.import_module(module).main(rest) or 0)
 
 
-def calibrate_parser() -> argparse.ArgumentParser:
-    """Return the flags of `qzoom calibrate`."""
-    flags = argparse.ArgumentParser(
-        prog="qzoom calibrate",
-        description="Fit the thresholds of trained branches to your own questions. The recipe says which questions are "
+def add_calibrate_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom calibrate`."""
+    flags.description = (
+        "Fit the thresholds of trained branches to your own questions. The recipe says which questions are "
         "held out and which target is meant (`held_out`, `calibration`, and `gate` where no boxes are known). The "
-        "evidence is printed and written beside the thresholds; the weights stay as they are.",
+        "evidence is printed and written beside the thresholds; the weights stay as they are."
     )
     flags.add_argument("--model", metavar="M", help="preset name, folder or hub id (default: the recipe's)")
     flags.add_argument("--branches", metavar="B", help="gate and SD-RPN: folder or hub id (default: the model's)")
@@ -77,25 +71,26 @@ def calibrate_parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder to write; `final` in it is for --branches"
     )
-    return flags
 
 
-def calibrate_main(argv: Sequence[str]) -> int:
+def run_calibrate(args: argparse.Namespace) -> int:
     """Run `qzoom calibrate`. Raises ConfigError or BackendError where nothing can be calibrated."""
-    args = calibrate_parser().parse_args(argv)
-
     from qzoom_agent.training.branches.calibrate import recalibrate
 
     recalibrate(args.config, args.output, model=args.model, branches=args.branches)
     return OK
 
 
-def reproduce_main(argv: Sequence[str]) -> int:
+def add_reproduce_flags(flags: argparse.ArgumentParser) -> None:
+    """Describe `qzoom reproduce`, which has become a script."""
+    flags.description = _moved("rl/reproduce.py")
+    flags.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
+def run_reproduce(args: argparse.Namespace) -> int:
     """Name the script that `qzoom reproduce` has become."""
-    return _moved("qzoom reproduce", "rl/reproduce.py", argv)
+    raise ConfigError(_moved("rl/reproduce.py", *args.rest))
 
 
-def _moved(command: str, script: str, argv: Sequence[str]) -> int:
-    text = f"This command is a script of the source checkout now. Run there: python {script}"
-    argparse.ArgumentParser(prog=command, description=text).parse_known_args(argv)  # for --help
-    raise ConfigError(f"{text} {' '.join(argv)}".rstrip())
+def _moved(*command: str) -> str:
+    return f"This command is a script of the source checkout now. Run there: python {' '.join(command)}"

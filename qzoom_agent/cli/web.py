@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from tempfile import TemporaryDirectory
 
 from qzoom_agent.cli.main import OK
@@ -13,12 +12,9 @@ from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
 from qzoom_agent.cli.serve import LOCAL, listen, serve_until_ended, shown_address
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the flags of `qzoom web`."""
-    flags = argparse.ArgumentParser(
-        prog="qzoom web",
-        description="Serve a page: a picture and a question in; answer, annotated picture, heat map and crops out.",
-    )
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom web`."""
+    flags.description = "Serve a page: a picture and a question in; answer, annotated picture, heat map and crops out."
     flags.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
     flags.add_argument("--port", type=int, default=7860, help="port; 0 takes a free one (default: 7860)")
     flags.add_argument("--batch", type=int, default=4, metavar="N", help="questions answered at a time (default: 4)")
@@ -40,13 +36,10 @@ def parser() -> argparse.ArgumentParser:
         help="let visitors load other models, and name servers that this machine then asks",
     )
     add_agent_flags(flags)
-    return flags
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run `qzoom web` until it is interrupted or terminated."""
-    args = parser().parse_args(argv)
-
     from qzoom_agent.integrations.web.settings import WebConfig
 
     limits = {"max_pixels": args.max_pixels} if args.max_pixels else {}

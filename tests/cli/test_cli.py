@@ -374,8 +374,8 @@ def test_train_hands_over_everything_after_the_stage(monkeypatch: pytest.MonkeyP
 
     grpo = train.STAGES["grpo"].module
     monkeypatch.setattr(train.importlib, "import_module", lambda name: Stage if name == grpo else None)
-    assert train.main(["grpo", "--config", "r.yaml", "--help"]) == 0
-    assert train.main(["grpo"]) == 5
+    assert main(["train", "grpo", "--config", "r.yaml", "--help"]) == 0
+    assert main(["train", "grpo"]) == 5
     assert got == [["--config", "r.yaml", "--help"], []]
 
 

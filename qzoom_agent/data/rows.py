@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -43,6 +44,23 @@ class HubTable(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ComputedRows:
+    """Rows that a function makes when they are asked for."""
+
+    count: int
+    row: Callable[[int], Row]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Row:
+        return self.row(index)
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(self.row, range(self.count))
+
+
+@dataclass(frozen=True)
 class Rows:
     """A table: `len`, a row by its number, and the cells of some columns without reading the others."""
 
@@ -63,8 +81,9 @@ class Rows:
 
     def select(self, places: Sequence[int]) -> Rows:
         """Return these rows, in this order."""
-        data = self.data.select(places) if hasattr(self.data, "select") else _Selected(self.data, places)
-        return replace(self, data=data)
+        if hasattr(self.data, "select"):
+            return replace(self, data=self.data.select(places))
+        return replace(self, data=ComputedRows(len(places), partial(_selected, self.data, places)))
 
     def only(self, *columns: str) -> Iterator[Row]:
         """Return every row, with no more than these of its columns."""
@@ -79,7 +98,7 @@ class Rows:
         columns = tuple(names.get(column, column) for column in self.columns)
         if hasattr(self.data, "rename_columns"):
             return replace(self, data=self.data.rename_columns(dict(names)), columns=columns)
-        return replace(self, data=_Renamed(self.data, names), columns=columns)
+        return replace(self, data=ComputedRows(len(self), partial(_renamed, self.data, names)), columns=columns)
 
     def need(self, columns: Sequence[str]) -> Rows:
         """Return itself; raise ConfigError if a column is missing."""
@@ -444,39 +463,13 @@ class _Delimited:
             start = place
 
 
-@dataclass(frozen=True)
-class _Selected:
-    """Some rows of a list, read when they are asked for."""
-
-    data: Any
-    places: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> Row:
-        row: Row = self.data[self.places[index]]
-        return row
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[index] for index in range(len(self)))
+def _selected(data: Any, places: Sequence[int], index: int) -> Row:
+    row: Row = data[places[index]]
+    return row
 
 
-@dataclass(frozen=True)
-class _Renamed:
-    """The rows of a list with other names for some columns."""
-
-    data: Any
-    names: Mapping[str, str]
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Row:
-        return {self.names.get(column, column): cell for column, cell in self.data[index].items()}
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[index] for index in range(len(self)))
+def _renamed(data: Any, names: Mapping[str, str], index: int) -> Row:
+    return {names.get(column, column): cell for column, cell in data[index].items()}
 
 
 def _is_hub_id(text: str) -> bool:

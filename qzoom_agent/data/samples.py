@@ -10,7 +10,6 @@ from typing import NamedTuple, Protocol
 from PIL import Image
 from pydantic import JsonValue
 
-from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import MAX_PIXELS
 
@@ -81,19 +80,8 @@ class TaskSource(NamedTuple):
     n: int | None = None
     """For tasks that draw their samples: how many there are (None: the task's own number)."""
     max_pixels: int = MAX_PIXELS
-    """For tasks of your own: most pixels of a picture."""
+    """Most pixels of an image that is read."""
     answered: bool = True
     """Require an answer to every question; False: a test split whose answers are kept back may be asked."""
     skip_bad: bool = False
     """Leave out samples that cannot be asked, instead of stopping at them."""
-
-    def answer(self, cell: object) -> str:
-        """Return the answer in a cell; empty for one that is kept back.
-
-        Raises:
-            ConfigError: There is no answer, and `answered` requires one.
-        """
-        text = "" if cell is None else str(cell).strip()
-        if self.answered and not text:
-            raise ConfigError("there is no answer")
-        return text

@@ -12,24 +12,25 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.charxiv import CHARXIV
 from qzoom_agent.evaluation.tasks.custom import custom_task
-from qzoom_agent.evaluation.tasks.documents import DOCUMENTS
-from qzoom_agent.evaluation.tasks.high_resolution import HIGH_RESOLUTION
-from qzoom_agent.evaluation.tasks.hrbench import HR_BENCH
-from qzoom_agent.evaluation.tasks.mme import MME
+from qzoom_agent.evaluation.tasks.details import O3_BENCH, TREEBENCH, VISUAL_NEEDLE, VISUAL_PROBE, ZOOM_BENCH
+from qzoom_agent.evaluation.tasks.documents import CHARTQA, DOCVQA, INFOVQA, OCRBENCH, TEXTVQA
+from qzoom_agent.evaluation.tasks.high_resolution import HR_BENCH, HR_SCENE, MME, XLRS
 from qzoom_agent.evaluation.tasks.needle.tasks import NEEDLE, NEEDLE_PAIR
 from qzoom_agent.evaluation.tasks.ocrbench_v2 import OCRBENCH_V2
-from qzoom_agent.evaluation.tasks.probes import PROBES
 from qzoom_agent.evaluation.tasks.receipts import RECEIPTS
 from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, Task
-from qzoom_agent.evaluation.tasks.treebench import TREEBENCH
 from qzoom_agent.evaluation.tasks.vstar import VSTAR
 from qzoom_agent.extensions import find, is_reference, reference
 
+_TABLES: Final = (
+    *(*HR_BENCH, *MME, DOCVQA, INFOVQA, CHARTQA, TEXTVQA, OCRBENCH, TREEBENCH, *VISUAL_PROBE, *ZOOM_BENCH),
+    *(O3_BENCH, VISUAL_NEEDLE, HR_SCENE, XLRS),
+)
 TASKS: Final[Mapping[str, Task]] = {
     task.name: task
     for task in (
-        *(*NEEDLE, NEEDLE_PAIR, VSTAR, *HR_BENCH, *MME, *DOCUMENTS, TREEBENCH, *PROBES),
-        *(*HIGH_RESOLUTION, *CHARXIV, *OCRBENCH_V2, *RECEIPTS),
+        *(*NEEDLE, NEEDLE_PAIR, VSTAR, *(benchmark.task for benchmark in _TABLES)),
+        *(*CHARXIV, *OCRBENCH_V2, *RECEIPTS),
     )
 }
 _NEEDED: Final = ("name", "load", "scorers")

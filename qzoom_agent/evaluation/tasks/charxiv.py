@@ -10,28 +10,20 @@ the column `reasoning_q_source` (who wrote the question) for the kind of answer,
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from qzoom_agent.data.image_column import seen
-from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
-from qzoom_agent.data.samples import Sample, TaskSource
+from qzoom_agent.data.rows import ComputedRows, HubTable, Row, Rows, RowSamples
+from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.evaluation.scorers.open_answer import rule
-from qzoom_agent.evaluation.tasks.task import Task
+from qzoom_agent.evaluation.tasks.public import Asked, Benchmark
 
 PLACE: Final = HubTable(("princeton-nlp/CharXiv",), split="validation")
-REASONING_COLUMNS: Final = ("image", "figure_path", "reasoning_q", "reasoning_a", "reasoning_a_type")
 _EACH: Final = 4
 """Descriptive questions of a chart."""
-_NUMBERS: Final = tuple(f"descriptive_q{number}" for number in range(1, _EACH + 1))
-_ANSWERS: Final = tuple(f"descriptive_a{number}" for number in range(1, _EACH + 1))
-DESCRIPTIVE_COLUMNS: Final = (
-    *("image", "figure_path", "subplot_row", "subplot_col", "subplot_loc"),
-    *_NUMBERS,
-    *_ANSWERS,
-)
-
-_KINDS: Final = {1: "Text-in-Chart", 2: "Text-in-General", 3: "Number-in-Chart", 4: "Number-in-General"}
+_KINDS: Final = {"1": "Text-in-Chart", "2": "Text-in-General", "3": "Number-in-Chart", "4": "Number-in-General"}
 _REASONING: Final = {
     1: "Answer with text that is written in the chart, in full names unless the question says otherwise; separate "
     "several terms with commas.",
@@ -40,7 +32,7 @@ _REASONING: Final = {
 }
 
 _GROUPS: Final = {
-    number: group
+    str(number): group
     for group, numbers in {
         "Information Extraction": range(1, 8),
         "Enumeration": (8, 9, 13, 14, 15),
@@ -92,48 +84,24 @@ _DESCRIPTIVE: Final = {
 }
 
 
-def load_reasoning(source: TaskSource) -> RowSamples:
-    """Return the samples of the reasoning questions; a kind is what the answer is."""
-    rows = open_rows(source, PLACE, REASONING_COLUMNS)
-
-    def make(row: Row, index: int) -> Sample:
-        kind, answer = int(row["reasoning_a_type"]), source.answer(row["reasoning_a"])
-        instruction = _REASONING.get(kind) or _number_instruction(answer)
-        return _sample(
-            row,
-            rows.folder,
-            source,
-            task="charxiv-reasoning",
-            kind=_KINDS[kind],
-            question=f"{row['reasoning_q'].strip()}\n{instruction}",
-            answer=answer,
-        )
-
-    return RowSamples(rows, make, [_KINDS[int(row["reasoning_a_type"])] for row in rows.only("reasoning_a_type")])
+def _ask_reasoning(row: Row, answers: tuple[str, ...]) -> Asked:
+    instruction = _REASONING.get(int(row["reasoning_a_type"])) or _number_instruction(*answers)
+    return Asked(f"{row['reasoning_q'].strip()}\n{instruction}", id=Path(row["figure_path"]).stem)
 
 
-def load_descriptive(source: TaskSource) -> RowSamples:
-    """Return the samples of the descriptive questions, four a chart; a kind is the group of the question."""
-    charts = open_rows(source, PLACE, DESCRIPTIVE_COLUMNS)
-    rows = charts.select([index // _EACH for index in range(_EACH * len(charts))])
+def _number_instruction(answer: str = "") -> str:
+    """Return the precision that is asked for, which only the answer tells."""
+    _, point, decimals = answer.partition(".")
+    if point:
+        return f"Answer with a number with {len(decimals)} decimal places."
+    return "Answer with an exact integer." if answer else "Answer with a number."
 
-    def make(row: Row, index: int) -> Sample:
-        at = index % _EACH
-        number, answer = int(row[_NUMBERS[at]]), source.answer(row[_ANSWERS[at]])
-        asked, instruction = _DESCRIPTIVE[number]
-        return _sample(
-            row,
-            rows.folder,
-            source,
-            task="charxiv-descriptive",
-            part=f"-{at + 1}",
-            kind=_GROUPS[number],
-            question=f"{'' if number in _WHOLE else _where(row)}{asked}\n{instruction}",
-            answer=answer,
-        )
 
-    kinds = [_GROUPS[int(row[number])] for row in charts.only(*_NUMBERS) for number in _NUMBERS]
-    return RowSamples(rows, make, kinds)
+def _ask_descriptive(row: Row, answers: tuple[str, ...]) -> Asked:
+    number = int(row["number"])
+    asked, instruction = _DESCRIPTIVE[number]
+    where = "" if number in _WHOLE else _where(row)
+    return Asked(f"{where}{asked}\n{instruction}", id=f"{Path(row['figure_path']).stem}-{row['part']}")
 
 
 def _where(row: Row) -> str:
@@ -146,53 +114,43 @@ def _where(row: Row) -> str:
     )
 
 
-def _number_instruction(answer: str) -> str:
-    """Return the precision that is asked for, which only the answer tells."""
-    _, point, decimals = answer.partition(".")
-    if point:
-        return f"Answer with a number with {len(decimals)} decimal places."
-    return "Answer with an exact integer." if answer else "Answer with a number."
+def _question(charts: Rows, index: int) -> Row:
+    """Return the row of one of the four descriptive questions about each chart."""
+    chart, part = charts[index // _EACH], index % _EACH + 1
+    return {**chart, "part": part, "number": chart[f"descriptive_q{part}"], "answer": chart[f"descriptive_a{part}"]}
 
 
-def _sample(
-    row: Row,
-    folder: Path | None,
-    source: TaskSource,
-    *,
-    task: str,
-    kind: str,
-    question: str,
-    answer: str,
-    part: str = "",
-) -> Sample:
-    image, cluster = seen(row["image"], folder, max_pixels=source.max_pixels)
-    return Sample(
-        id=f"{task}-{Path(row['figure_path']).stem}{part}",
-        task=task,
-        kind=kind,
-        image=image,
-        question=question,
-        answer=answer,
-        answers=(answer,) if answer else (),
-        cluster=cluster,
-    )
+def load_descriptive(source: TaskSource) -> RowSamples:
+    """Return the samples of the descriptive questions, four a chart; a kind is the group of the question."""
+    charts = DESCRIPTIVE.rows(source)
+    numbers = [f"descriptive_q{part}" for part in range(1, _EACH + 1)]
+    kinds = [_GROUPS[str(int(row[number]))] for row in charts.only(*numbers) for number in numbers]
+    questions = ComputedRows(len(kinds), partial(_question, charts))
+    return DESCRIPTIVE.samples(replace(charts, data=questions), source, kinds)
 
 
-CHARXIV: Final = (
-    Task(
-        name="charxiv-reasoning",
-        title="CharXiv, reasoning about charts of papers (1,000, open)",
-        load=load_reasoning,
-        scorers={"rule": rule},
-        sources=PLACE.ids,
-        columns=REASONING_COLUMNS,
-    ),
-    Task(
-        name="charxiv-descriptive",
-        title="CharXiv, descriptions of charts of papers (4,000 = 1,000 x 4, open)",
-        load=load_descriptive,
-        scorers={"rule": rule},
-        sources=PLACE.ids,
-        columns=DESCRIPTIVE_COLUMNS,
-    ),
+REASONING: Final = Benchmark(
+    name="charxiv-reasoning",
+    title="CharXiv, reasoning about charts of papers (1,000, open)",
+    place=PLACE,
+    columns=("image", "figure_path", "reasoning_q", "reasoning_a", "reasoning_a_type"),
+    kind="reasoning_a_type",
+    kinds=_KINDS,
+    ask=_ask_reasoning,
+    answer="reasoning_a",
+    scorers={"rule": rule},
 )
+DESCRIPTIVE: Final = Benchmark(
+    name="charxiv-descriptive",
+    title="CharXiv, descriptions of charts of papers (4,000 = 1,000 x 4, open)",
+    place=PLACE,
+    columns=(
+        *("image", "figure_path", "subplot_row", "subplot_col", "subplot_loc"),
+        *(f"descriptive_{cell}{part}" for cell in "qa" for part in range(1, _EACH + 1)),
+    ),
+    kind="number",
+    kinds=_GROUPS,
+    ask=_ask_descriptive,
+    scorers={"rule": rule},
+)
+CHARXIV: Final = (REASONING.task, replace(DESCRIPTIVE.task, load=load_descriptive))

@@ -9,8 +9,8 @@ overall figures average both, and so are not given; the groups that are given ar
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import fmean
 from typing import Final
@@ -18,18 +18,16 @@ from typing import Final
 from pydantic import JsonValue
 
 from qzoom_agent.data.cells import items, texts, written
-from qzoom_agent.data.image_column import seen
-from qzoom_agent.data.options import inline_options, letter
-from qzoom_agent.data.rows import HubTable, Row, RowSamples, open_rows
-from qzoom_agent.data.samples import Sample, TaskSource
+from qzoom_agent.data.options import inline_options
+from qzoom_agent.data.rows import HubTable, Row, RowSamples
+from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers import ocrbench_v2
 from qzoom_agent.evaluation.scorers.ocrbench_v2 import CHOICE, FIELDS, GROUNDING, HANDWRITTEN, POSITION, RULES, SPOTTING
 from qzoom_agent.evaluation.scorers.open_answer import rule
-from qzoom_agent.evaluation.tasks.task import Scored, Task
+from qzoom_agent.evaluation.tasks.public import Asked, Benchmark, grouped, options_of
+from qzoom_agent.evaluation.tasks.task import Scored
 
-PLACE: Final = HubTable(("ling99/OCRBench_v2",))
-COLUMNS: Final = ("id", "question", "type", "answers", "image", "eval", "bbox", "bbox_list", "content")
 _LONG_ANSWER: Final = "简答"
 """Stands in the handwritten questions whose answer is long."""
 _GROUPS: Final = {
@@ -44,31 +42,23 @@ _GROUPS: Final = {
 """The published groups all of whose types are scored here."""
 
 
-def load(name: str, by_rule: bool, source: TaskSource) -> RowSamples:
+def load(benchmark: Benchmark, by_rule: bool, source: TaskSource) -> RowSamples:
     """Return the samples of the types that a rule scores, or of the others."""
-    table = open_rows(source, PLACE, COLUMNS)
-    wanted = [at for at, row in enumerate(table.only("type", "question")) if _has_rule(row) is by_rule]
-    rows = table.select(wanted)
+    rows = benchmark.rows(source)
+    wanted = [at for at, row in enumerate(rows.only("type", "question")) if _has_rule(row) is by_rule]
+    return benchmark.samples(rows.select(wanted), source)
 
-    def make(row: Row, index: int) -> Sample:
-        image, cluster = seen(row["image"], rows.folder, max_pixels=source.max_pixels)
-        question = row["question"].strip()
-        answers, gold = _right(row)
-        options = inline_options(question) if row["eval"] == CHOICE else ()
-        return Sample(
-            id=f"{name}-{row['id']}",
-            task=name,
-            kind=row["type"],
-            image=image,
-            question=question,
-            answer=answers[0],
-            answers=answers,
-            options=options if answers[0] in map(letter, range(len(options))) else (),
-            cluster=cluster,
-            meta={"eval": str(row["eval"]), **({"gold": gold} if gold is not None else {})},
-        )
 
-    return RowSamples(rows, make, [row["type"] for row in rows.only("type")])
+def _ask(row: Row, answers: tuple[str, ...]) -> Asked:
+    question = row["question"].strip()
+    answers, gold = _right(row)
+    options = inline_options(question) if row["eval"] == CHOICE else ()
+    return Asked(
+        question,
+        answers,
+        options_of(answers, options),
+        meta={"eval": str(row["eval"]), **({"gold": gold} if gold is not None else {})},
+    )
 
 
 def _has_rule(row: Row) -> bool:
@@ -109,31 +99,33 @@ def _fields(cell: str) -> dict[str, list[str]]:
 
 def figures(scored: Sequence[Scored]) -> Mapping[str, float]:
     """Return the mean of every published group all of whose types are scored here."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for one in scored:
-        values[one.kind].append(one.value)
-    groups = {name: [value for kind in kinds for value in values[kind]] for name, kinds in _GROUPS.items()}
+    values = grouped(scored, lambda one: one.kind)
+    groups = {name: [value for kind in kinds for value in values.get(kind, ())] for name, kinds in _GROUPS.items()}
     return {name: fmean(found) for name, found in groups.items() if found}
 
 
+RULED: Final = Benchmark(
+    name="ocrbench-v2",
+    title="OCRBench v2: the types that a rule scores (5,800 English questions and the Chinese ones)",
+    place=HubTable(("ling99/OCRBench_v2",)),
+    columns=("id", "question", "type", "answers", "image", "eval", "bbox", "bbox_list", "content"),
+    id="id",
+    kind="type",
+    ask=_ask,
+    answer="answers",
+    answers=texts,
+    scorers={"faithful": ocrbench_v2.faithful, "clean": ocrbench_v2.clean},
+    aggregate=figures,
+    coarse_tokens=(128, 576),
+)
+PAGES: Final = replace(
+    RULED,
+    name="ocrbench-v2-pages",
+    title="OCRBench v2: pages, tables, charts, documents, translations (1,600 English, for a judge)",
+    scorers={"rule": rule},
+    aggregate=None,
+)
 OCRBENCH_V2: Final = (
-    Task(
-        name="ocrbench-v2",
-        title="OCRBench v2: the types that a rule scores (5,800 English questions and the Chinese ones)",
-        load=partial(load, "ocrbench-v2", True),
-        scorers={"faithful": ocrbench_v2.faithful, "clean": ocrbench_v2.clean},
-        aggregate=figures,
-        coarse_tokens=(128, 576),
-        sources=PLACE.ids,
-        columns=COLUMNS,
-    ),
-    Task(
-        name="ocrbench-v2-pages",
-        title="OCRBench v2: pages, tables, charts, documents, translations (1,600 English, for a judge)",
-        load=partial(load, "ocrbench-v2-pages", False),
-        scorers={"rule": rule},
-        coarse_tokens=(128, 576),
-        sources=PLACE.ids,
-        columns=COLUMNS,
-    ),
+    replace(RULED.task, load=partial(load, RULED, True)),
+    replace(PAGES.task, load=partial(load, PAGES, False)),
 )

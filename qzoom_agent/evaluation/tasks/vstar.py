@@ -12,25 +12,22 @@ where they say "(A) red", and repeats the instruction that they end with.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
 
-from qzoom_agent.data.image_column import seen
 from qzoom_agent.data.options import inline_options, letter, listed
 from qzoom_agent.data.questions import LETTER, instructed
-from qzoom_agent.data.rows import HubTable, Row, Rows, RowSamples, open_rows
-from qzoom_agent.data.samples import Sample, TaskSource
+from qzoom_agent.data.rows import ComputedRows, HubTable, Row, Rows, RowSamples
+from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers import choice
-from qzoom_agent.evaluation.tasks.task import Task
+from qzoom_agent.evaluation.tasks.public import Asked, Benchmark, one_letter
 from qzoom_agent.geometry import Box
 
-NAME: Final = "vstar"
-PLACE: Final = HubTable(("lmms-lab-encoder/vstar-bench", "lmms-lab/vstar-bench"))
-COLUMNS: Final = ("image", "text", "category", "label", "question_id")
 ORIGINAL: Final = "craigwu/vstar_bench"
 """The authors' repository of folders."""
 _KINDS: Final = ("direct_attributes", "relative_position")
@@ -40,30 +37,12 @@ _PICTURES: Final = (".jpg", ".jpeg", ".png")
 def load(source: TaskSource) -> RowSamples:
     """Return the samples; `source.path` may be the folder of the authors' layout, or its hub id."""
     folder = _original(source)
-    if folder is not None:
-        found = list(_files(folder))
-        return RowSamples(
-            Rows(str(folder), found, ("file", "category"), folder),
-            partial(_from_file, folder),
-            [row["category"] for row in found],
-        )
-    rows = open_rows(source, PLACE, COLUMNS)
-    return RowSamples(rows, partial(_from_row, rows.folder), [row["category"] for row in rows.only("category")])
-
-
-def _from_row(folder: Path | None, row: Row, index: int) -> Sample:
-    image, cluster = seen(row["image"], folder)
-    answer = str(row["label"]).strip().upper()
-    return Sample(
-        id=f"{NAME}-{row['category']}-{row['question_id']}",
-        task=NAME,
-        kind=row["category"],
-        image=image,
-        question=instructed(row["text"], LETTER),
-        answer=answer,
-        answers=(answer,),
-        options=inline_options(row["text"]),
-        cluster=cluster,
+    if folder is None:
+        return VSTAR_BENCH.load(source)
+    files = [(kind, file) for kind in _KINDS for file in sorted((folder / kind).glob("*.json"))]
+    rows = ComputedRows(len(files), partial(_read, files))
+    return VSTAR_BENCH.samples(
+        Rows(str(folder), rows, VSTAR_BENCH.columns, folder), source, [kind for kind, _ in files]
     )
 
 
@@ -79,15 +58,9 @@ def _original(source: TaskSource) -> Path | None:
     return folder if folder is not None and any((folder / kind).is_dir() for kind in _KINDS) else None
 
 
-def _files(folder: Path) -> Iterator[Row]:
-    for kind in _KINDS:
-        for file in sorted((folder / kind).glob("*.json")):
-            yield {"file": file, "category": kind}
-
-
-def _from_file(folder: Path, row: Row, index: int) -> Sample:
-    file, kind = row["file"], row["category"]
-    name = f"{NAME}-{kind}-{file.stem}"
+def _read(files: Sequence[tuple[str, Path]], index: int) -> Row:
+    """Return a file of the authors' layout as a row of the hub's table."""
+    kind, file = files[index]
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
         question, options, boxes = said["question"], list(said["options"]), [_box(*box) for box in said["bbox"]]
@@ -95,25 +68,20 @@ def _from_file(folder: Path, row: Row, index: int) -> Sample:
         raise ConfigError(
             f"{file} is not a question of V*Bench: {type(error).__name__}: {error}. Needed: question, options, bbox."
         ) from None
-    picture = next((at for suffix in _PICTURES if (at := file.with_suffix(suffix)).is_file()), file.with_suffix(".jpg"))
     order = list(range(len(options)))
-    Random(name).shuffle(order)
+    Random(f"{VSTAR_BENCH.name}-{kind}-{file.stem}").shuffle(order)
     shown = tuple(options[at] for at in order)
-    answer = letter(order.index(0))
-    image, cluster = seen(str(picture), None)
-    return Sample(
-        id=name,
-        task=NAME,
-        kind=kind,
-        image=image,
-        question=instructed(f"{question.rstrip()}\n{listed(shown)}", LETTER),
-        answer=answer,
-        boxes=tuple(boxes),
-        answers=(answer,),
-        options=shown,
-        cluster=cluster,
-        meta={"targets": list(said.get("target_object", []))},
-    )
+    picture = next((at for suffix in _PICTURES if (at := file.with_suffix(suffix)).is_file()), file.with_suffix(".jpg"))
+    return {
+        "image": str(picture.absolute()),
+        "text": f"{question.rstrip()}\n{listed(shown)}",
+        "category": kind,
+        "label": letter(order.index(0)),
+        "question_id": file.stem,
+        "options": shown,
+        "boxes": tuple(boxes),
+        "targets": list(said.get("target_object", [])),
+    }
 
 
 def _box(x: float, y: float, width: float, height: float) -> Box:
@@ -121,12 +89,26 @@ def _box(x: float, y: float, width: float, height: float) -> Box:
     return Box(x, y, x + width, y + height)
 
 
-VSTAR: Final = Task(
-    name=NAME,
+def _ask(row: Row, answers: tuple[str, ...]) -> Asked:
+    return Asked(
+        instructed(row["text"], LETTER),
+        options=row.get("options") or inline_options(row["text"]),
+        boxes=row.get("boxes", ()),
+        meta={"targets": row["targets"]} if "targets" in row else {},
+        id=f"{row['category']}-{row['question_id']}",
+    )
+
+
+VSTAR_BENCH: Final = Benchmark(
+    name="vstar",
     title="V*Bench: attributes and positions of small objects in photographs (191, multiple choice)",
-    load=load,
+    place=HubTable(("lmms-lab-encoder/vstar-bench", "lmms-lab/vstar-bench")),
+    columns=("image", "text", "category", "label", "question_id"),
+    kind="category",
+    ask=_ask,
+    answer="label",
+    answers=one_letter,
     scorers={"faithful": choice.vstar, "clean": choice.clean, "vlmevalkit": choice.kit},
     coarse_tokens=(512, 4096),
-    sources=(*PLACE.ids, ORIGINAL),
-    columns=COLUMNS,
 )
+VSTAR: Final = replace(VSTAR_BENCH.task, load=load, sources=(*VSTAR_BENCH.place.ids, ORIGINAL))

@@ -15,9 +15,9 @@ from PIL import Image
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.grounding import mean_iou, written_boxes
 from qzoom_agent.evaluation.scorers.vqa import soft_accuracy
-from qzoom_agent.evaluation.tasks import hrbench, mme
 from qzoom_agent.evaluation.tasks.catalog import TASKS
 from qzoom_agent.evaluation.tasks.documents import points
+from qzoom_agent.evaluation.tasks.high_resolution import hr_bench_figures, mme_figures, mme_subtask
 from qzoom_agent.evaluation.tasks.task import Scored
 from qzoom_agent.geometry import Box
 
@@ -287,7 +287,7 @@ def _figures() -> Iterator[tuple[str, str, float, float]]:
         for kind, question, values in turns
         for cycle, value in enumerate(values)
     ]
-    figures = hrbench.aggregate(scored)
+    figures = hr_bench_figures(scored)
     given = "3 questions x 4 rotations: 3, 4 and 0 right"
     yield "hrbench single, mean over cycles", given, 7 / 8, figures["single"]
     yield "hrbench cross", given, 0, figures["cross"]
@@ -295,23 +295,23 @@ def _figures() -> Iterator[tuple[str, str, float, float]]:
     yield "hrbench strict circular (extra)", given, 1 / 3, figures["strict circular"]
     yield "hrbench consistent (extra)", given, 2 / 3, figures["consistent"]
     # A cycle that was cut short weighs as much as a whole one.
-    cut = hrbench.aggregate(
+    cut = hr_bench_figures(
         [Scored("single", value, {"cycle": cycle, "question": 0}) for cycle, value in (("0", 1), ("0", 0), ("1", 1))]
     )
     yield "hrbench cycles weigh alike", "cycle 0: 1 of 2, cycle 1: 1 of 1", 3 / 4, cut["average"]
 
     classes = [("Perception/OCR", 1), ("Perception/OCR", 1), ("Perception/OCR", 0), ("Reasoning/OCR", 0)]
-    overall = mme.aggregate([Scored(kind, value, {"subtask": "sign"}) for kind, value in classes])
+    overall = mme_figures([Scored(kind, value, {"subtask": "sign"}) for kind, value in classes])
     given = "Perception 2 of 3, Reasoning 0 of 1"
     yield "mme-realworld overall is micro", given, 1 / 2, overall["overall"]
     yield "mme-realworld class average", given, 1 / 3, overall["class average"]
     yield "mme-realworld Perception", given, 2 / 3, overall["Perception"]
-    attributes = [Scored("P/x", 1, {"subtask": mme.subtask(f"car/attribute/{of}")}) for of in ("colour", "motion")]
+    attributes = [Scored("P/x", 1, {"subtask": mme_subtask(f"car/attribute/{of}")}) for of in ("colour", "motion")]
     yield (
         "mme-realworld attributes are merged",
         "car/attribute/...",
         2,
-        len(attributes) * (mme.aggregate(attributes)["P/x/car/attribute"]),
+        len(attributes) * (mme_figures(attributes)["P/x/car/attribute"]),
     )
 
     scene = [Scored("Scene Text-centric VQA", 1, {}), Scored("Digit String Recognition", 1, {})]

@@ -217,7 +217,7 @@ def test_zoombench_refuses_a_box_that_is_none(tmp_path: Path) -> None:
     row = {"id": "z9", "image": files.base64_png(files.draw("Z")), "query": "?", "response": "1"}
     row |= {"crop_image": row["image"], "question_type": "blank", "bbox": "[1, 2, 3]"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(ConfigError, match="Question z9 of ZoomBench has a bbox that is no box"):
+    with pytest.raises(ConfigError, match="Question z9 of ZoomBench has boxes that are not"):
         TASKS["zoombench"].load(TaskSource(path=str(tmp_path / "rows.jsonl")))[0]
 
 

@@ -3,6 +3,9 @@
     qzoom train coldstart --config rl/recipes/nano/coldstart_hungry.yaml --output runs/hungry
     python evals/branches_in_loop.py runs/hungry/final --out runs/loop --seeds 0,1,2 --steps 40
     python evals/branches_in_loop.py runs/hungry/final --out runs/loop --seeds 0 --runs a,c --table   (no training)
+    python evals/branches_in_loop.py runs/hungry/final --out runs/small --set budget.crop_max_tokens=32
+
+With crops of at most 32 visual tokens the model reads less to begin with: a start with head-room.
 
 Each run trains from the given model and is then asked test questions under its own policy, under `explicit` and under
 `hybrid`, whose review inserts nothing. Run a under `hybrid` is the control: it says what the review alone saves of a
@@ -22,7 +25,7 @@ from typing import Any, Final, NamedTuple
 
 from evidence import Case, run
 from qzoom_agent.agent import Agent
-from qzoom_agent.config import AgentConfig, PolicyName
+from qzoom_agent.config import AgentConfig, PolicyName, read_setting
 from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evaluation.run_log import RunFolder, fingerprint
 from qzoom_agent.evaluation.sample_result import SampleResult
@@ -65,8 +68,8 @@ def train(name: str, seed: int, options: argparse.Namespace) -> Path:
         f"rl/recipes/nano/{RUNS[name].recipe}.yaml",
     ]
     command += ["--model", str(options.model), "--seed", str(seed), "--output", str(output)]
-    for key, value in settings.items():
-        command += ["--set", f"{key}={value}"]
+    for setting in (*(f"{key}={value}" for key, value in settings.items()), *(f"agent.{one}" for one in options.set)):
+        command += ["--set", setting]
     if not options.table:
         subprocess.run(command, check=True)
     if not (output / "final").is_dir():
@@ -80,7 +83,7 @@ def ask(
     """Return the rows of a model under each policy, the same questions for every model."""
     out: Path = options.out / "asked" / (model.parent.name if model.name == "final" else model.name)
     found: dict[PolicyName, list[SampleResult]] = {}
-    config = AgentConfig(policy="explicit").replace(**{"review.insert": False})
+    config = AgentConfig(policy="explicit").replace(**dict(map(read_setting, ["review.insert=false", *options.set])))
     with Agent.from_pretrained(str(model), config=config) as agent:
         many = agent.replace(backend=batched(agent.backend, options.batch))
         for policy in policies:
@@ -154,6 +157,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--held-out", type=int, default=100, help="questions of the curve")
     parser.add_argument("--n", type=int, default=150, help="test questions a task")
     parser.add_argument("--batch", type=int, default=16, help="questions asked at a time")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the agent, in training and when asked",
+    )
     parser.add_argument("--table", action="store_true", help="train nothing: ask and print what there is")
     options = parser.parse_args(argv)
     names = sorted({"a", *options.runs.split(",")})

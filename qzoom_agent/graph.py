@@ -382,32 +382,48 @@ def take_look(ctx: Context, question: str, *, map_always: bool = False) -> Perce
         image = ctx.store.image(view.id)
         seen = look_with(ctx.perceiver, image, question, options=options, map_always=map_always)
         found.append(seen.model_copy(update={"image": view.image}))
-    # A perceiver sees one image at a time: its gate asks for more detail where it does for any.
-    surest = max(found, key=lambda one: one.score or 0.0)
-    gate = {name: getattr(surest, name) for name in ("score", "threshold", "reason")}
-    route = "zoom" if any(one.boxes for one in found) else "direct"
-    return found[0].model_copy(update={**gate, "route": route, "others": found[1:]})
+    return _of_all(found)
 
 
 def _look(
     ctx: Context, question: str, *, placed: dict[str, list[float]], further: bool = False, map_always: bool = False
 ) -> PerceptionRecord:
-    """Look at the question with all views shown for it; return the result, with the maps of further images in it."""
-    shown = ctx.own_views
-    opening = ctx.protocol.opening(question, shown, tools=ctx.policy.looks_with_tools)
-    if ctx.config.perception.prompt == "opening":
-        opening = with_system(opening, ctx.config.system)
+    """Look at each image with its own views, as branches are trained on one image; return the result for all.
+
+    A further look is for images with a crop.
+    """
+    every = [[view for view in ctx.own_views if view.image == one.image] for one in ctx.store.originals]
+    if further and len(every) > 1:
+        every = [views for views in every if any(view.kind == "crop" for view in views)]
     session = ctx.open(placed, alone=True)
     assert isinstance(session, PerceivingSession)
     more: dict[str, Any] = {"further": True} if further else {}  # sessions of other people may know one look alone
-    seen = session.look(opening, options=ctx.policy.look_options, map_always=map_always, **more)
+    found = []
+    for shown in reversed(every):  # the first image last: the conversation goes on from its states
+        opening = ctx.protocol.opening(question, shown, tools=ctx.policy.looks_with_tools)
+        if ctx.config.perception.prompt == "opening":
+            opening = with_system(opening, ctx.config.system)
+        seen = session.look(opening, options=ctx.policy.look_options, map_always=map_always, **more)
+        found.append(_of_image(ctx, list(zip(shown, seen, strict=False)), further))
     ctx.keep_look()
-    every = [
-        _of_image(ctx, [pair for pair in zip(shown, seen, strict=False) if pair[0].image == view.image], further)
-        for view in ctx.store.originals
-    ]
-    route = "zoom" if any(one.boxes for one in every) else "direct"
-    return every[0].model_copy(update={"route": route, "others": every[1:]})
+    return _of_all(found[::-1])
+
+
+def _of_all(found: Sequence[PerceptionRecord]) -> PerceptionRecord:
+    """Return the result for all images of a question, each of which was looked at alone.
+
+    The gate asks for more detail where it does for any image. Where foreground is a share of each map's peak, a map
+    none of whose cells reaches the highest cutoff shows less of what is asked than another image does.
+    """
+    if len(found) == 1:
+        return found[0]
+    floor = max((one.cutoff for one in found if one.boxes and one.cutoff is not None), default=0.0)
+    less = {"boxes": [], "cells": [], "foreground": [], "route": "direct"}
+    kept = [one.model_copy(update=less) if one.heat and max(map(max, one.heat)) < floor else one for one in found]
+    surest = max(found, key=lambda one: one.score or 0.0)
+    gate = {name: getattr(surest, name) for name in ("score", "threshold", "reason")}
+    route = "zoom" if any(one.boxes for one in kept) else "direct"
+    return kept[0].model_copy(update={**gate, "route": route, "others": kept[1:]})
 
 
 def _of_image(ctx: Context, pairs: Sequence[tuple[View, PerceptionRecord]], further: bool) -> PerceptionRecord:

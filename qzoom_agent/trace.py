@@ -420,6 +420,12 @@ class QuestionRecord(_Record):
         """All looks in order."""
         return [*([] if self.perception is None else [self.perception]), *self.further_looks]
 
+    @property
+    def token_layers(self) -> float:
+        """Work of the decoder in all looks and turns."""
+        looked = sum(one.token_layers for look in self.looks for one in look.every)
+        return looked + sum(turn.token_layers for turn in self.turns)
+
 
 class Trace(QuestionRecord):
     """The record of one episode. `Trace.load(folder)` reads what `save(folder, images)` wrote.

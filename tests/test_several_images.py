@@ -115,6 +115,26 @@ def looked(messages: list[Message]) -> list[PerceptionRecord]:
     return found
 
 
+def test_images_compete_where_foreground_is_a_share_of_the_peak() -> None:
+    """Each image is looked at alone; one whose hottest cell is below the other's cutoff shows less of what is asked."""
+    peaks = {"coarse": 0.3, "coarse2": 0.9}
+
+    def look(messages: list[Message]) -> list[PerceptionRecord]:
+        (shown,) = view_ids(messages)
+        peak = peaks[shown]
+        box = (28.0, 28.0, 84.0, 84.0)
+        found = {"heat": [[0.0, peak]], "cutoff": 0.95 * peak, "boxes": [box], "cells": [(1.0, 1.0, 3.0, 3.0)]}
+        return [PerceptionRecord(score=peak, threshold=0.5, reason=shown, **found)]
+
+    answer = scripted(["yes"], looks=look, policy="implicit").run([WIDE, TALL], "which?")
+    looked = answer.trace.perception
+    assert looked is not None and [number for number, _ in answer.evidence] == [1]
+    assert (looked.score, looked.reason, looked.route, looked.boxes) == (0.9, "coarse2", "zoom", [])
+    peaks["coarse"] = 0.89  # as hot as the other: both are cut out
+    answer = scripted(["yes"], looks=look, policy="implicit").run([WIDE, TALL], "which?")
+    assert [number for number, _ in answer.evidence] == [0, 1]
+
+
 @pytest.mark.parametrize("policy", ["implicit", "hybrid"])
 def test_a_look_proposes_regions_of_each_image(policy: str, tmp_path: Path) -> None:
     agent = scripted(["yes"], looks=looked, policy=policy)
@@ -140,11 +160,9 @@ def test_a_review_knows_the_image_of_a_call() -> None:
 
     def look(messages: list[Message]) -> list[PerceptionRecord]:
         hot = [[0.0, 0.0], [0.0, 1.0]]
-        boxes = [(140.0, 140.0, 160.0, 160.0), (75.0, 160.0, 138.0, 300.0)]
-        return [
-            PerceptionRecord(score=0.9, threshold=0.5, heat=hot, boxes=[box], cells=[(0, 0, 1, 1)])
-            for box, _ in zip(boxes, view_ids(messages), strict=False)
-        ]
+        boxes = {"coarse": (140.0, 140.0, 160.0, 160.0), "coarse2": (75.0, 160.0, 138.0, 300.0)}
+        (shown,) = view_ids(messages)  # each image is looked at alone
+        return [PerceptionRecord(score=0.9, threshold=0.5, heat=hot, boxes=[boxes[shown]], cells=[(0, 0, 1, 1)])]
 
     call = "ZOOM image 2: 0, 0, 200, 200"
     answer = scripted([call, "yes"], looks=look, policy="hybrid", review={"insert": False}).run([WIDE, TALL], "which?")

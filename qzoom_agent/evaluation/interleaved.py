@@ -132,7 +132,6 @@ def _ask(agent: Agent, question: Sample, gold: Sequence[Box]) -> Cell:
     seconds = perf_counter() - began
     trace = answer.trace
     crops = [view for view in trace.views if view.kind == "crop"]
-    looked = sum(look.token_layers for look in trace.looks)
     covered = [max((crop.coverage(needle) for crop in crops), default=0.0) >= COVERED for needle in question.boxes]
     return Cell(
         id=question.id,
@@ -142,7 +141,7 @@ def _ask(agent: Agent, question: Sample, gold: Sequence[Box]) -> Cell:
         zoomed=bool(crops),
         covered=all(covered) if covered else None,
         visual_tokens=trace.usage.visual_tokens,
-        token_layers=looked + sum(turn.token_layers for turn in trace.turns),
+        token_layers=trace.token_layers,
         seconds=seconds,
     )
 

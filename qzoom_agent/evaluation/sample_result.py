@@ -277,7 +277,7 @@ def measured(answer: AnswerLike, sample: Sample) -> dict[str, object]:
         "answer_probability": trace.answer_probability,
         "confidence": trace.confidence,
         "usage": trace.usage,
-        "token_layers": sum(one.token_layers for one in trace.looks) + sum(turn.token_layers for turn in trace.turns),
+        "token_layers": trace.token_layers,
         "turns": len(trace.turns),
         "zooms": len(crops),
         "crops": [view.box for view in trace.views if view.kind == "crop"],

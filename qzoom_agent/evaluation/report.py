@@ -18,7 +18,7 @@ import PIL.Image
 import PIL.ImageDraw
 
 from qzoom_agent.errors import QzoomError
-from qzoom_agent.evaluation.audit import MEANINGS, Audit, points
+from qzoom_agent.evaluation.audit import MEANINGS, Audit, TaskAudit, points
 from qzoom_agent.evaluation.charts import ChartPoint, Scatter
 from qzoom_agent.evaluation.compare import RIGHT, Comparison, compare, worth
 from qzoom_agent.evaluation.run_log import RunFolder
@@ -88,7 +88,6 @@ def _render(
     shown = _shown(results, rows)
     newest = results.environments[-1] if results.environments else {}
     limit = min(4_000, THUMBNAIL_BYTES // max(1, len(shown)))
-    samples = [_sample(folder, target, each, results, flips, limit) for each in shown]
     return page.document(
         "run.html.jinja",
         rules=page.asset("run.css"),
@@ -98,19 +97,16 @@ def _render(
         scorers=list(dict.fromkeys(task.scorer for task in tasks)),
         partial=any(task.partial for task in tasks),
         failed=sum(task.failed for task in tasks),
-        totals=_totals(tasks[0]) if len(tasks) == 1 else [],
-        tasks=[_figures(task) for task in tasks],
+        tasks=tasks,
         bars=_bars(tasks),
         scatter=Scatter(_points(results, rows, figures)),
-        comparisons=_comparisons(against),
+        comparisons=against,
         audits=_audits(folder),
-        samples=samples,
+        meanings=MEANINGS,
+        points=points,
+        samples=[_sample(folder, target, each, results, flips, limit) for each in shown],
         sample_count=sum(task.n for task in tasks),
-        filters=_filters(
-            sorted({sample.kind for sample in samples}),
-            list(dict.fromkeys(sample.cause for sample in samples if sample.cause)),
-            flips,
-        ),
+        flips=flips,
         environment=newest,
         made=page.dots(
             [
@@ -120,50 +116,6 @@ def _render(
                 f"weights {results.weights}" if results.weights else None,
             ]
         ),
-    )
-
-
-def _totals(result: TaskResult) -> list[tuple[str, str, Sequence[float], str]]:
-    """Return the large numbers of a run of one task: name, value, parts of the value, note."""
-    cost, look = result.cost, result.perception
-    total, split = cost.phases["total"], [cost.coarse_tokens, cost.crop_tokens]
-    accuracy = page.dots([_interval(result), f"n = {result.n}"])
-    crops = page.dots(
-        [
-            f"gate asked for more in {look.gate_rate:.0%}" if look.gate_rate is not None else None,
-            f"{look.calls} calls, {look.refused} refused, {look.failed} failed" if look.calls else None,
-            f"{look.recall.mean:.0%} of the needle covered" if look.recall else None,
-            f"parsed {result.marks.parse_rate:.0%}",
-        ]
-    )
-    phases = [cost.phases[name].mean for name in ("perceive", "think", "act")]
-    tokens = f"{split[0]:,.0f} coarse, {split[1]:,.0f} in crops"
-    return [
-        ("Accuracy", f"{100 * result.accuracy:.1f}%", [], accuracy),
-        ("Visual tokens a question", f"{cost.visual_tokens.mean:,.0f}", split, tokens),
-        ("Seconds a question", f"{total.mean:.2f}", phases, f"p50 {total.p50:.2f}, p95 {total.p95:.2f}"),
-        ("Crops a question", f"{look.zooms:.2f}", [], crops),
-    ]
-
-
-def _interval(result: TaskResult) -> str | None:
-    return f"{100 * result.interval.low:.1f} to {100 * result.interval.high:.1f}%" if result.interval else None
-
-
-def _figures(result: TaskResult) -> tuple[str, ...]:
-    """Return the cells of one task among several."""
-    total = result.cost.phases["total"]
-    return (
-        result.task,
-        str(result.n),
-        f"{100 * result.accuracy:.1f}%",
-        _interval(result) or "-",
-        f"{result.marks.parse_rate:.0%}",
-        f"{result.cost.visual_tokens.mean:,.0f}",
-        f"{total.p50:.2f} / {total.p95:.2f}",
-        f"{result.perception.zooms:.2f}",
-        f"{result.perception.recall.mean:.0%}" if result.perception.recall else "-",
-        str(result.failed),
     )
 
 
@@ -199,51 +151,16 @@ def _points(results: Results, rows: Sequence[SampleResult], figures: Mapping[str
     return points
 
 
-def _comparisons(against: Mapping[str, Comparison]) -> list[tuple[str, ...]]:
-    """Return the cells of this run minus each other run of the same samples."""
-    return [
-        (
-            name,
-            task,
-            str(each.n),
-            _difference(each.difference.difference, each.difference.interval, 100, ".1f"),
-            f"{each.difference.p:.2g}",
-            str(each.difference.gained),
-            str(each.difference.lost),
-            _difference(each.visual_tokens.difference, each.visual_tokens.interval, 1, ".0f"),
-            _difference(each.seconds.difference, each.seconds.interval, 1, ".2f"),
-            f"{100 * each.zooming.tool_gain:.1f}%",
-            f"{100 * each.zooming.tool_harm:.1f}%",
-            f"{100 * each.zooming.regret_after:.1f}%",
-        )
-        for name, comparison in against.items()
-        for task, each in comparison.tasks.items()
-    ]
-
-
-def _audits(folder: RunFolder) -> list[tuple[str, list[tuple[str, Figure, bool]], list[tuple[str, ...]], str]]:
-    """Return an audit's parts by task: verdict, accuracy of each policy, effects, and what the crops did."""
+def _audits(folder: RunFolder) -> list[tuple[TaskAudit, list[tuple[str, Figure, bool]]]]:
+    """Return an audit's parts by task, each with the accuracy of its policies."""
     try:
         found = Audit.model_validate_json((folder.path / "audit.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []  # not every run is audited
-    parts = []
-    for each in found.tasks.values():
-        bars = [(arm.policy, arm.accuracy, arm.policy == each.policy) for arm in each.arms]
-        effects: list[tuple[str, ...]] = [
-            (name, points(one), f"{one.p:.2g}", MEANINGS[name]) for name, one in each.effects.items()
-        ]
-        known = each.redundant is not None and each.crops > 0
-        redundant = f"{each.redundant} of {each.crops} crops were redundant" if known else None
-        wrong = ", ".join(f"{count} {cause}" for cause, count in each.wrong.items())
-        notes = page.dots([redundant, f"wrong answers: {wrong}" if wrong else None])
-        parts.append((f"{each.task}: {each.verdict}" if len(found.tasks) > 1 else each.verdict, bars, effects, notes))
-    return parts
-
-
-def _difference(mean: float, interval: tuple[float, float] | None, unit: float, form: str) -> str:
-    ends = f" [{unit * interval[0]:+{form}}, {unit * interval[1]:+{form}}]" if interval else ""
-    return f"{unit * mean:+{form}}{ends}"
+    return [
+        (each, [(arm.policy, arm.accuracy, arm.policy == each.policy) for arm in each.arms])
+        for each in found.tasks.values()
+    ]
 
 
 # -- samples ---------------------------------------------------------------------------------------------------------
@@ -327,27 +244,6 @@ def _lettered(text: str, row: SampleResult) -> str:
     """Return "B: green" for the letter or the text of an option, anything else as it is."""
     at = row.options.index(text) if text in row.options else ord(text.upper()) - ord("A") if len(text) == 1 else -1
     return f"{chr(ord('A') + at)}: {row.options[at]}" if 0 <= at < len(row.options) else text
-
-
-def _filters(
-    kinds: Sequence[str], causes: Sequence[str], flips: Mapping[str, str]
-) -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """Return the choices that narrow the table: id, label, and values with their texts."""
-    found = [
-        ("verdict", "Verdict", [("", "right and wrong"), ("1", "right"), ("0", "wrong")]),
-        ("kind", "Kind", [("", "every kind"), *((kind, kind) for kind in kinds)]),
-    ]
-    if causes:
-        found.append(("cause", "Cause", [("", "every cause"), *((cause, cause) for cause in causes)]))
-    if flips:
-        found.append(("flip", "Flips", [("", "flipped or not"), ("right", "became right"), ("wrong", "became wrong")]))
-    ends = [
-        ("", "however it ended"),
-        ("refused", "a call was refused"),
-        ("failed", "a call failed"),
-        ("error", "error"),
-    ]
-    return [*found, ("end", "End", ends)]
 
 
 def _picture(folder: RunFolder, row: SampleResult, limit: int) -> dict[str, Any] | None:

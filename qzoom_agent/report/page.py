@@ -100,8 +100,10 @@ def environment() -> Environment:
         "fixed": lambda value, digits: f"{value:,.{digits}f}",
         "listed": listed,
         "number": number,
+        "percent": lambda value, digits=0: f"{value:.{digits}%}",
         "seconds": seconds,
         "share": share,
+        "signed": lambda value, digits: f"{value:+.{digits}f}",
     }
     return found
 

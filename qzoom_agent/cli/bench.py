@@ -3,8 +3,7 @@
     qzoom bench pareto --n 500 --out runs/pareto              accuracy against cost, baseline and Q-Zoom
     qzoom bench ablation depth --run runs/branches            one choice of the branches, changed and measured
 
-An interrupted run resumes with the same command. With `--update DIR` the tables are also written into DIR/README.md and
-DIR/docs/results.md, between `<!-- pareto:begin -->` and `<!-- pareto:end -->`.
+An interrupted run resumes with the same command.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from shutil import copyfile
 from typing import TYPE_CHECKING
 
 from qzoom_agent.cli.console import Console
@@ -59,7 +57,6 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
         kind.add_argument("--n", type=positive_int, default=100, help="questions a task (default: 100)")
         kind.add_argument("--seed", type=int, default=0, help="draw other questions (default: 0)")
         kind.add_argument("--out", type=Path, default=Path(out), help=f"folder to write (default: {out})")
-    pareto.add_argument("--update", type=Path, metavar="DIR", help="write the tables into the documents of DIR, too")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,9 +76,6 @@ def _pareto(args: argparse.Namespace) -> int:
     require("matplotlib", extra="eval", use="The figure")
     for task in tasks:
         require_task(task)
-    pages = [] if args.update is None else [args.update / "README.md", args.update / "docs" / "results.md"]
-    for page in pages:
-        pareto.around(page)
     require_folder(args.out)
     agents = pareto.arms(
         args.model,
@@ -105,13 +99,6 @@ def _pareto(args: argparse.Namespace) -> int:
     (args.out / "pareto.jsonl").write_text(lines, encoding="utf-8")
     draw(found, args.out / "pareto.png", args.out / "pareto.svg")
     print(f"{summary}\n\n{every}", flush=True)
-    if args.update is not None:
-        readme, results = pages
-        picture = args.update / "docs" / "images" / "pareto.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        copyfile(args.out / "pareto.png", picture)
-        pareto.put(readme, f"![Accuracy over cost](docs/images/pareto.png)\n\n{summary}")
-        pareto.put(results, f"![Accuracy over cost](images/pareto.png)\n\n{summary}\n\n{every}")
     return OK
 
 

@@ -25,6 +25,7 @@ from qzoom_agent.config import PolicyName
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.interleaved import Cell, Table
 from qzoom_agent.evaluation.stats import Figures, Interval, draws, paired, wilson
+from qzoom_agent.report.markdown import markdown_table
 
 TASKS: Final = ("needle-scene", "needle-doc", "needle-global")
 BUDGETS: Final = (64, 100, 144, 256, 400, 576)
@@ -189,80 +190,47 @@ def ratio(above: Sequence[float], below: Sequence[float], *, resamples: int = 20
 
 def headline_table(headlines: Sequence[Headline]) -> str:
     """Return a Markdown table with a line for each task."""
-    lines = [
-        "| task | n | baseline's best | Q-Zoom at least as accurate | speed | Q-Zoom's best | difference |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for one in headlines:
-        fast = "none" if one.fastest is None else f"{one.fastest.accuracy:.1%} at {one.fastest.budget}"
-        whose = " (rival)" if one.baseline.policy == "rival" else ""
-        speed = "not reached" if one.speed is None else f"{one.speed:.2f}x{_range(one.speed_interval, '.2f')}"
-        cells = (
-            one.task,
-            str(one.baseline.n),
-            f"{one.baseline.accuracy:.1%} at {one.baseline.budget}{whose}",
-            fast,
-            speed,
-            f"{one.best.accuracy:.1%} at {one.best.budget}",
-            f"{100 * one.gain:+.1f}{_range(one.gain_interval, '+.1f', 100)} points",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    names = ("task", "n", "baseline's best", "Q-Zoom at least as accurate", "speed", "Q-Zoom's best", "difference")
+    return markdown_table(names, map(_headline_cells, headlines))
+
+
+def _headline_cells(one: Headline) -> tuple[str, ...]:
+    whose = " (rival)" if one.baseline.policy == "rival" else ""
+    return (
+        one.task,
+        str(one.baseline.n),
+        f"{one.baseline.accuracy:.1%} at {one.baseline.budget}{whose}",
+        "none" if one.fastest is None else f"{one.fastest.accuracy:.1%} at {one.fastest.budget}",
+        "not reached" if one.speed is None else f"{one.speed:.2f}x{_range(one.speed_interval, '.2f')}",
+        f"{one.best.accuracy:.1%} at {one.best.budget}",
+        f"{100 * one.gain:+.1f}{_range(one.gain_interval, '+.1f', 100)} points",
+    )
 
 
 def points_table(found: Sequence[ParetoPoint]) -> str:
     """Return a Markdown table with a line for each configuration."""
-    lines = [
-        "| task | | coarse budget | accuracy | 95 % interval | zooms | needle in crop | visual tokens | token-layers "
-        "| seconds | a second |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for one in found:
-        cells = (
-            one.task,
-            LABELS[one.policy],
-            str(one.budget),
-            f"{one.accuracy:.1%}",
-            f"{one.interval.low:.1%} to {one.interval.high:.1%}",
-            f"{one.zooms:.0%}",
-            "-" if one.covered is None or one.policy in _PLAIN else f"{one.covered:.1%}",
-            f"{one.visual_tokens:.0f}",
-            f"{one.token_layers:.0f}",
-            f"{one.seconds:.3f}",
-            f"{1 / one.seconds:.1f}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    names = ("task", "", "coarse budget", "accuracy", "95 % interval", "zooms", "needle in crop", "visual tokens")
+    return markdown_table((*names, "token-layers", "seconds", "a second"), map(_point_cells, found))
+
+
+def _point_cells(one: ParetoPoint) -> tuple[str, ...]:
+    return (
+        one.task,
+        LABELS[one.policy],
+        str(one.budget),
+        f"{one.accuracy:.1%}",
+        f"{one.interval.low:.1%} to {one.interval.high:.1%}",
+        f"{one.zooms:.0%}",
+        "-" if one.covered is None or one.policy in _PLAIN else f"{one.covered:.1%}",
+        f"{one.visual_tokens:.0f}",
+        f"{one.token_layers:.0f}",
+        f"{one.seconds:.3f}",
+        f"{1 / one.seconds:.1f}",
+    )
 
 
 def _range(interval: Interval | None, form: str, scale: float = 1.0) -> str:
     return "" if interval is None else f" ({scale * interval[0]:{form}} to {scale * interval[1]:{form}})"
-
-
-def put(file: Path, text: str, *, mark: str = "pareto") -> None:
-    """Replace what stands between `<!-- MARK:begin -->` and `<!-- MARK:end -->` in a Markdown file.
-
-    Raises:
-        ConfigError: see `around`.
-    """
-    before, after = around(file, mark=mark)
-    file.write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
-
-
-def around(file: Path, *, mark: str = "pareto") -> tuple[str, str]:
-    """Return the text up to the mark at the beginning of the results, and from that at their end on.
-
-    Raises:
-        ConfigError: the file is not there, or lacks the marks.
-    """
-    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"Cannot write results into {file}: {error.strerror}. Give a Markdown file.") from None
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ConfigError(f"{file} has no place for results. Write {begin} and {end} on lines of their own.")
-    return text[: text.index(begin) + len(begin)], text[text.index(end) :]
 
 
 def by_policy(found: Sequence[ParetoPoint]) -> Mapping[str, list[ParetoPoint]]:

@@ -14,7 +14,7 @@ from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation import pareto
 from qzoom_agent.evaluation.interleaved import Cell, Table, measure, weights_of
-from qzoom_agent.evaluation.pareto import headline, headline_table, points, points_table, put, ratio
+from qzoom_agent.evaluation.pareto import headline, headline_table, points, points_table, ratio
 from qzoom_agent.evaluation.pareto_figure import draw
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
 from qzoom_agent.models.hf import HFBackend
@@ -105,20 +105,6 @@ def test_the_figure_is_drawn_in_both_formats(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "a.svg").read_text()
     assert text == (tmp_path / "b.svg").read_text() and text.count("<!-- needle-") == 2
-
-
-def test_results_are_put_between_their_marks(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- pareto:begin -->\nold\n<!-- pareto:end -->\nafter\n")
-    put(page, "new")
-    assert page.read_text() == "before\n<!-- pareto:begin -->\nnew\n<!-- pareto:end -->\nafter\n"
-    put(page, "newer")
-    assert "new\n" not in page.read_text().replace("newer\n", "")
-    page.write_text("no marks")
-    with pytest.raises(ConfigError, match="pareto:begin"):
-        put(page, "new")
-    with pytest.raises(ConfigError, match="Give a Markdown file"):
-        put(tmp_path / "none.md", "new")
 
 
 class Counting:

@@ -25,6 +25,7 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import CONFIG, BranchConfig, Branches
 from qzoom_agent.perception.labels import CROP_BASELINE
 from qzoom_agent.perception.maps import regions
+from qzoom_agent.report.markdown import markdown_table
 from qzoom_agent.training.branches.base_inference import attended_answers
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName, load_branch_recipe
 from qzoom_agent.training.branches.labelling import collect, heads_for, labels_on_grid, padded_size
@@ -186,22 +187,20 @@ def ablate(
         task: measure(agents, task, n=n, seed=seed, boxes=boxes, journal=folder / f"{task}.jsonl", note=progress(task))
         for task in ablation.tasks
     }
-    lines = [f"| {ablation.summary} | " + " | ".join(f"{task} | in crop | zooms" for task in measured) + " |"]
-    lines.append("|---" * (1 + 3 * len(measured)) + "|")
-    for one in variants:
-        lines.append(f"| {one.name} | " + " | ".join(_cells(table[one.name]) for table in measured.values()) + " |")
-    text = "\n".join(lines)
+    header = [ablation.summary, *(name for task in measured for name in (task, "in crop", "zooms"))]
+    rows = [[one.name, *(cell for table in measured.values() for cell in _cells(table[one.name]))] for one in variants]
+    text = markdown_table(header, rows)
     (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     return text
 
 
-def _cells(cells: Sequence[Cell]) -> str:
+def _cells(cells: Sequence[Cell]) -> tuple[str, ...]:
     right = sum(cell.correct for cell in cells)
     low, high = wilson(right, len(cells))
     covered = [cell.covered for cell in cells if cell.covered is not None]
     inside = f"{sum(covered) / len(covered):.1%}" if covered else "-"
     zooms = sum(cell.zoomed for cell in cells) / len(cells)
-    return f"{right / len(cells):.1%} ({low:.1%} to {high:.1%}) | {inside} | {zooms:.0%}"
+    return f"{right / len(cells):.1%} ({low:.1%} to {high:.1%})", inside, f"{zooms:.0%}"
 
 
 def _config(directory: RunDirectory) -> BranchConfig:

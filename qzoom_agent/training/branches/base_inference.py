@@ -4,7 +4,7 @@ A branch reads in training what it reads at inference: prompts are those of the 
 coarse view, in an inference session. Records about the same image share a session, and with it the encoded view.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -25,12 +25,13 @@ from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.perception.adapters import Grid, of_full_layers
 from qzoom_agent.perception.attention import Recording, record
+from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.decoder import Decoder, Embedded, Rotaries, Rotary
 from qzoom_agent.perception.look import Images
 from qzoom_agent.perception.masks import Masks, layer_masks
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training.branches.branch_recipe import Asking, Labelling
-from qzoom_agent.training.branches.dataset import Record, Records, sample_of
+from qzoom_agent.training.branches.dataset import Record, sample_of
 from qzoom_agent.views import View, ViewStore
 
 _BY_RULE: Final = Judge()
@@ -39,6 +40,7 @@ _BY_RULE: Final = Judge()
 class CoarsePrompt(NamedTuple):
     """One record, asked over its coarse view."""
 
+    question: str
     session: HFSession
     store: ViewStore
     shown: list[View]
@@ -88,11 +90,10 @@ class Attended(NamedTuple):
     """For each row the first visual token, and the rows and columns of the map."""
 
 
-def record_batches(records: Records, indices: range, size: int) -> Iterator[tuple[range, list[Record]]]:
-    """Iterate over records in batches, with the indices of each batch."""
-    for start in range(indices.start, indices.stop, size):
-        chosen = range(start, min(start + size, indices.stop))
-        yield chosen, [records[index] for index in chosen]
+def branches_of(backend: HFBackend) -> Branches:
+    """Return the branches of a backend, which the stage that loaded it gave it."""
+    assert backend.branches is not None
+    return backend.branches
 
 
 def ask(
@@ -122,7 +123,7 @@ def open_prompt(
 ) -> CoarsePrompt:
     """Ask a question over these views of a store, as a policy does that offers tools or none."""
     messages = get_protocol(backend.protocol).opening(question, shown, tools=tools)
-    return CoarsePrompt(session, store, shown, messages, session.prepare(messages))
+    return CoarsePrompt(question, session, store, shown, messages, session.prepare(messages))
 
 
 def with_answer(ready: Prepared, ids: Sequence[int]) -> Prepared:

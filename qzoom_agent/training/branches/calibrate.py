@@ -29,6 +29,7 @@ from qzoom_agent.perception.branches import CONFIG, BranchConfig
 from qzoom_agent.perception.checkpoints import own_branches
 from qzoom_agent.perception.hub import local_branches
 from qzoom_agent.perception.maps import smoothed
+from qzoom_agent.training.branches.base_inference import branches_of
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibration
 from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
 from qzoom_agent.training.branches.proposals import (
@@ -247,7 +248,6 @@ def with_thresholds(backend: HFBackend, recipe: BranchRecipe, folder: Path) -> B
         raise ConfigError(
             "Thresholds are chosen on held-out questions, and the recipe has none. Name some in `held_out`."
         )
-    assert backend.branches is not None
     held = load_records(recipe.held_out, limit=recipe.calibration.records)
     seen = look_at_records(backend, held, tokens=recipe.calibration.tokens)
     if all(one.boxes is not None for one in seen):
@@ -258,7 +258,7 @@ def with_thresholds(backend: HFBackend, recipe: BranchRecipe, folder: Path) -> B
         found = calibrate(seen, needs, recipe, crops=[one.crops for one in answered])
     if PartialState().is_main_process:
         print(evidence_text(found), flush=True)
-    return calibrated_config(backend.branches.config, found, recipe)
+    return calibrated_config(branches_of(backend).config, found, recipe)
 
 
 def calibrated_config(config: BranchConfig, found: Calibrated, recipe: BranchRecipe) -> BranchConfig:
@@ -322,8 +322,7 @@ def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branche
     stored = _branches_of(wanted.model) if branches is None else local_branches(branches)
     run = RunDirectory(wanted, output)
     backend = run.backend(branches=stored)
-    assert backend.branches is not None
-    config = backend.branches.config
+    config = branches_of(backend).config
     run.recipe = wanted.model_copy(
         update={key: getattr(config, key) for key in RULE_KEYS if key not in wanted.model_fields_set}
     )

@@ -119,6 +119,13 @@ def sample_of(record: Record) -> Sample:
     )
 
 
+def record_batches(records: Records, indices: range, size: int) -> Iterator[tuple[range, list[Record]]]:
+    """Iterate over records in batches, with the indices of each batch."""
+    for start in range(indices.start, indices.stop, size):
+        chosen = range(start, min(start + size, indices.stop))
+        yield chosen, [records[index] for index in chosen]
+
+
 def load_records(sources: Sequence[DatasetSpec], *, limit: int | None = None) -> "ConcatenatedRecords":
     """Return the rows of some sources, one after another; at most `limit`.
 

@@ -44,7 +44,7 @@ NOT_DECISIVE: Final = {"gradient_checkpointing", "logging_steps", "save_steps", 
 """Keys of `Optimisation` that do not change the weights that come out."""
 
 
-class TrainingOrder(Dataset[dict[str, Any]]):
+class _Rows(Dataset[dict[str, Any]]):
     """Rows in the order in which they are trained on, for all epochs."""
 
     def __init__(self, read: Callable[[int], dict[str, Any]], order: Sequence[int]) -> None:
@@ -113,12 +113,14 @@ def trained(module: nn.Module) -> dict[str, Tensor]:
 
 def train(
     module: nn.Module,
-    rows: TrainingOrder,
-    prepare: Callable[[Rows], dict[str, Any]],
-    optimisation: Optimisation,
-    folder: Path,
+    groups: Sequence[str],
     *,
+    read: Callable[[int], dict[str, Any]],
+    prepare: Callable[[Rows], dict[str, Any]],
+    how: Optimisation,
+    folder: Path,
     seed: int,
+    epochs: int | None = None,
 ) -> None:
     """Train the module in place, or resume from the last checkpoint.
 
@@ -126,28 +128,32 @@ def train(
 
     Args:
         module: Its trainable weights are those with `requires_grad`.
-        rows: Training rows.
+        groups: Group of each row, such as its image; rows of a group follow each other.
+        read: Returns a row by its index.
         prepare: Turns the rows of a batch into arguments of the module.
-        optimisation: The recipe's section.
+        how: The recipe's section.
         folder: Folder of checkpoints and `log.jsonl`.
         seed: Seed of everything random.
+        epochs: Passes over the rows, where they are other than the recipe's.
 
     Raises:
         ConfigError: `folder` holds a run that was begun with other settings, rows or processes.
     """
+    rows = _Rows(read, shuffled(groups, epochs=how.num_train_epochs if epochs is None else epochs, seed=seed))
     processes = together()
     settings = {"rows": len(rows), "seed": seed, "processes": processes.num_processes}
-    settings |= optimisation.model_dump(mode="json", exclude=NOT_DECISIVE)
+    settings |= how.model_dump(mode="json", exclude=NOT_DECISIVE)
     begin(folder / "settings.json", settings, made=folder, processes=processes, kind=Optimisation)
     set_seed(seed)
+    module.train()
     stored = to_float32(weight for weight in module.parameters() if weight.requires_grad)
     for part in module.modules():
         if isinstance(part, GradientCheckpointingLayer):
-            part.gradient_checkpointing = optimisation.gradient_checkpointing
+            part.gradient_checkpointing = how.gradient_checkpointing
             part._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
-    warmup, half = optimisation.warmup_steps, torch.bfloat16 in stored.values() or launched_in_bfloat16()
-    total = optimizer_steps(optimisation, len(rows), processes=processes.num_processes)
-    keys = optimisation.model_dump(exclude={"gradient_checkpointing"})
+    warmup, half = how.warmup_steps, torch.bfloat16 in stored.values() or launched_in_bfloat16()
+    total = optimizer_steps(how, len(rows), processes=processes.num_processes)
+    keys = how.model_dump(exclude={"gradient_checkpointing"})
     keys |= {"num_train_epochs": 1, "warmup_steps": int(warmup if warmup >= 1 else warmup * total)}
     trainer = StageTrainer(
         prepare,

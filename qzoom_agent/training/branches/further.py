@@ -8,7 +8,7 @@ the tokens of the next call attend, with the earlier crops in context. Both star
 A share of the images is held out: it gives the gate's threshold and the figures that are stored with the branches.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -35,16 +35,16 @@ from qzoom_agent.training.branches.base_inference import (
     CoarsePrompt,
     LowerLayerStates,
     ask,
+    branches_of,
     generate_answers,
     is_right,
     lower_states,
     open_prompt,
-    record_batches,
 )
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibration
 from qzoom_agent.training.branches.calibrate import GateFigures, gate_figures
-from qzoom_agent.training.branches.dataset import Record, Records
-from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
+from qzoom_agent.training.branches.dataset import Record, Records, record_batches
+from qzoom_agent.training.branches.fitting import Rows, train
 from qzoom_agent.training.branches.gate import GateLoss
 from qzoom_agent.training.branches.labelling import collect, heads_for, labels_on_grid
 from qzoom_agent.training.branches.proposals import (
@@ -52,10 +52,10 @@ from qzoom_agent.training.branches.proposals import (
     look_at_batch,
     proposal_zoom,
     run_branches,
-    show_crop,
+    show_crops,
 )
 from qzoom_agent.training.branches.sdrpn import MapLoss
-from qzoom_agent.training.branches.sharded_table import say, write_parts
+from qzoom_agent.training.branches.sharded_table import say, write_table
 
 
 class FurtherFigures(Figures):
@@ -103,41 +103,36 @@ def collect_chains(
     crops), `maps` and `sinks` (of the call for the next crop: for each view that counts, rows of cells). The lists of a
     question that needs no crop are empty. The table is kept in `folder`.
     """
-    assert backend.branches is not None
-    stage, config = recipe.further, backend.branches.config
+    stage, config = recipe.further, branches_of(backend).config
     options, tokens = resolve_options(config, PerceptionConfig()), recipe.labelling.tokens
 
-    def rows(indices: range) -> Iterator[dict[str, Any]]:
-        for chosen, some in record_batches(records, indices, stage.batch):
-            empty: dict[str, list[Any]] = {key: [] for key in ("boxes", "answers", "right", "maps", "sinks")}
-            made = [
-                {"row": index, "image_id": record["image_id"], **{key: [] for key in empty}}
-                for index, record in zip(chosen, some, strict=True)
-            ]
-            chains = []
-            asked = ask(backend, some, tokens)
-            seen = look_at_batch(backend, some, tokens=tokens, asked=asked)
-            for record, prompt, found, row in zip(some, asked, seen, made, strict=True):
-                box = found.proposal(options)
-                if box is not None and gate_fires(found.score, config.gate_threshold) is not False:
-                    chains.append(_Chain(record, prompt, box, row))
-            for step in range(stage.crops):
-                chains = _advance(backend, chains, recipe, selected, last=step == stage.crops - 1)
-            yield from made
+    def rows(_: range, some: list[Record]) -> list[dict[str, Any]]:
+        made: list[dict[str, Any]] = [{key: [] for key in ("boxes", "answers", "right", "maps", "sinks")} for _ in some]
+        chains = []
+        asked = ask(backend, some, tokens)
+        seen = look_at_batch(backend, some, tokens=tokens, asked=asked)
+        for record, prompt, found, row in zip(some, asked, seen, made, strict=True):
+            box = found.proposal(options)
+            if box is not None and gate_fires(found.score, config.gate_threshold) is not False:
+                chains.append(_Chain(record, prompt, box, row))
+        for step in range(stage.crops):
+            chains = _advance(backend, chains, recipe, selected, last=step == stage.crops - 1)
+        return made
 
-    return write_parts(folder, len(records), rows, progress="followed by own calls")
+    return write_table(folder, records, rows, batch=stage.batch, progress="followed by own calls")
 
 
 def _advance(
     backend: HFBackend, chains: Sequence[_Chain], recipe: BranchRecipe, selected: Heads | None, *, last: bool
 ) -> list[_Chain]:
     """Show each chain its next crop and answer; return the chains whose answer is wrong and that call again."""
-    stage, zoom = recipe.further, proposal_zoom(backend)
+    stage = recipe.further
     shown = []
-    for chain in chains:
-        aligned = recipe.positions == "aligned"
-        prompt = show_crop(backend, chain.prompt, chain.record["question"], chain.box, zoom=zoom, aligned=aligned)
-        if prompt is not None and prompt.crop is not None:
+    prompts = show_crops(
+        backend, [one.prompt for one in chains], [[one.box] for one in chains], aligned=recipe.positions == "aligned"
+    )
+    for chain, prompt in zip(chains, prompts, strict=True):
+        if prompt is not chain.prompt and prompt.crop is not None:
             chain.prompt = prompt
             chain.row["boxes"].append(prompt.crop.as_list())
             shown.append(chain)
@@ -151,11 +146,12 @@ def _advance(
     if last or not going:
         return []
     asked = [
-        open_prompt(backend, one.prompt.session, one.prompt.store, one.prompt.shown, one.record["question"], tools=True)
-        for one in going
+        open_prompt(backend, one.session, one.store, one.shown, one.question, tools=True)
+        for one in (chain.prompt for chain in going)
     ]
     said = generate_answers(backend, asked, max_new_tokens=recipe.labelling.max_new_tokens)
-    calling, prompts, texts = [], [], []
+    zoom = proposal_zoom(backend)
+    calling, prompts, texts = list[_Chain](), list[CoarsePrompt](), list[str]()
     for chain, prompt, text in zip(going, asked, said, strict=True):
         box = _called(backend, prompt, text)
         if box is not None and adds(zoom.plan(prompt.store, box), prompt.shown, ReviewConfig()):
@@ -167,20 +163,19 @@ def _advance(
         return []
     how = recipe.labelling
     for mode in {chain.record["mode"] for chain in calling}:
-        at = [index for index, chain in enumerate(calling) if chain.record["mode"] == mode]
-        heads = heads_for(how, mode, model=backend.name, selected=selected)
+        some = [each for each in zip(calling, prompts, texts, strict=True) if each[0].record["mode"] == mode]
         found = collect(
             backend,
-            [prompts[index] for index in at],
-            [texts[index] for index in at],
-            heads,
+            [prompt for _, prompt, _ in some],
+            [text for *_, text in some],
+            heads_for(how, mode, model=backend.name, selected=selected),
             asking=how.asking,
-            norm_layer=_k(backend) if how.sink == "norm" else None,
+            norm_layer=branches_of(backend).config.k if how.sink == "norm" else None,
             views=None if stage.inside_crops else 1,
         )
-        for index, maps in zip(at, found, strict=True):
-            calling[index].row["maps"].append([one.heat.tolist() for one in maps])
-            calling[index].row["sinks"].append([[] if one.sink is None else one.sink.tolist() for one in maps])
+        for (chain, *_), maps in zip(some, found, strict=True):
+            chain.row["maps"].append([one.heat.tolist() for one in maps])
+            chain.row["sinks"].append([[] if one.sink is None else one.sink.tolist() for one in maps])
     return calling
 
 
@@ -192,11 +187,6 @@ def _called(backend: HFBackend, prompt: CoarsePrompt, text: str) -> Box | None:
         return None
     original = prompt.store.view("original").size
     return prompt.store.to_original(box.ordered()).clamp(original)
-
-
-def _k(backend: HFBackend) -> int:
-    assert backend.branches is not None
-    return backend.branches.config.k
 
 
 def steps_of(table: Dataset, recipe: BranchRecipe) -> list[Step]:
@@ -263,9 +253,6 @@ def train_further(
             f"There is nothing to tell apart: of {len(steps)} conversations with crops {counts} not. Give questions in "
             "several steps that the model answers by its own calls, and some that one crop answers."
         )
-    order = shuffled(
-        [table[one.row]["image_id"] for one in steps], epochs=stage.optimisation.num_train_epochs, seed=recipe.seed
-    )
 
     def read(index: int) -> dict[str, Any]:
         one = steps[index]
@@ -277,22 +264,23 @@ def train_further(
         turn = rows[0]["draw"] // stage.optimisation.per_device_train_batch_size
         shown = show_chains(backend, rows, stage.tokens[turn % len(stage.tokens)], recipe)
         states = lower_states(backend, shown, further.config.k)
-        images: list[Images] = []
+        places: list[Images] = []
         labels: list[Tensor] = []
         for row, one, start in zip(rows, shown, states.starts, strict=True):
             grids = one.session.grids(one.ready.prompt)[: None if stage.inside_crops else 1]
-            images.append([(start + at, high, wide) for at, high, wide in grids])
+            places.append([(start + at, high, wide) for at, high, wide in grids])
             labels += _labels(row, [(high, wide) for _, high, wide in grids], recipe)
         more = torch.tensor([float("nan") if row["more"] is None else float(row["more"]) for row in rows])
         device = states.hidden.device
         return {
-            "states": states._replace(images=images),
+            "states": states._replace(images=places),
             "labels": torch.cat(labels).to(device),
             "more": more.to(device),
         }
 
-    module = FurtherLoss(further.requires_grad_(True)).train()
-    train(module, TrainingOrder(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)
+    images = [table[one.row]["image_id"] for one in steps]
+    module, how = FurtherLoss(further.requires_grad_(True)), stage.optimisation
+    train(module, images, read=read, prepare=prepare, how=how, folder=folder, seed=recipe.seed)
     further.eval()
     return held
 
@@ -301,12 +289,9 @@ def show_chains(
     backend: HFBackend, rows: Sequence[Mapping[str, Any]], tokens: int | None, recipe: BranchRecipe
 ) -> list[CoarsePrompt]:
     """Ask each row's question with its first `crops` boxes shown, over a coarse view of at most `tokens`."""
-    zoom, aligned, shown = proposal_zoom(backend), recipe.positions == "aligned", []
-    for row, one in zip(rows, ask(backend, rows, tokens), strict=True):  # type: ignore[arg-type]
-        for box in row["boxes"][: row["crops"]]:
-            one = show_crop(backend, one, row["question"], Box(*box), zoom=zoom, aligned=aligned) or one
-        shown.append(one)
-    return shown
+    asked = ask(backend, rows, tokens)  # type: ignore[arg-type]
+    boxes = [[Box(*box) for box in row["boxes"][: row["crops"]]] for row in rows]
+    return show_crops(backend, asked, boxes, aligned=recipe.positions == "aligned")
 
 
 def _labels(row: Mapping[str, Any], grids: Sequence[tuple[int, int]], recipe: BranchRecipe) -> list[Tensor]:

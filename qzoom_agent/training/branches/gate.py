@@ -27,16 +27,16 @@ from qzoom_agent.perception.branches import Gate
 from qzoom_agent.training.branches.base_inference import (
     LowerLayerStates,
     ask,
+    branches_of,
     generate_answers,
     is_right,
     lower_states,
-    record_batches,
 )
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, GateStage
 from qzoom_agent.training.branches.dataset import Record, Records
-from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
+from qzoom_agent.training.branches.fitting import Rows, train
 from qzoom_agent.training.branches.proposals import answer_by_own_calls, answer_with_crop, propose_boxes
-from qzoom_agent.training.branches.sharded_table import write_parts
+from qzoom_agent.training.branches.sharded_table import write_table
 
 _TRANSITION_WRONG = 0.9
 """Probability that a transition is shown where it was wrong."""
@@ -72,25 +72,22 @@ def answer_at_budgets(backend: HFBackend, records: Records, recipe: BranchRecipe
     """
     stage = recipe.gate
 
-    def rows(indices: range) -> Iterator[dict[str, Any]]:
-        for chosen, some in record_batches(records, indices, stage.batch):
-            said: list[Sequence[str | None]] = [
-                generate_answers(backend, ask(backend, some, budget), max_new_tokens=stage.max_new_tokens)
-                for budget in stage.tokens
-            ]
-            if stage.with_crop:
-                said.append(_with_crops(backend, some, stage))
-            for index, record, texts in zip(chosen, some, zip(*said, strict=True), strict=True):
-                right = [is_right(text, record) for text in texts]
-                yield {"row": index, "image_id": record["image_id"], "answers": list(texts), "right": right}
+    def rows(_: range, some: list[Record]) -> Iterator[dict[str, Any]]:
+        said: list[Sequence[str | None]] = [
+            generate_answers(backend, ask(backend, some, budget), max_new_tokens=stage.max_new_tokens)
+            for budget in stage.tokens
+        ]
+        if stage.with_crop:
+            said.append(_with_crops(backend, some, stage))
+        for record, *texts in zip(some, *said, strict=True):
+            yield {"answers": texts, "right": [is_right(text, record) for text in texts]}
 
-    return write_parts(folder, len(records), rows, progress="answered at all budgets")
+    return write_table(folder, records, rows, batch=stage.batch, progress="answered at all budgets")
 
 
 def _with_crops(backend: HFBackend, records: Sequence[Record], stage: GateStage) -> list[str | None]:
     """Answer with the proposed crop, and with `own_calls` by the model's own zooms where that is wrong."""
-    assert backend.branches is not None
-    lowest, aligned = stage.tokens[0], backend.branches.config.positions == "aligned"
+    lowest, aligned = stage.tokens[0], branches_of(backend).config.positions == "aligned"
     boxes = propose_boxes(backend, records, tokens=lowest)
     answers = answer_with_crop(
         backend, records, boxes, tokens=lowest, aligned=aligned, max_new_tokens=stage.max_new_tokens
@@ -162,7 +159,6 @@ def train_gate(
     if len({one.needs for one in drawn}) < 2:
         counts = counted(kinds(table, stage))
         raise ConfigError(f"There is nothing to tell apart ({counts}). Use harder and easier data, or other budgets.")
-    order = shuffled([one.image_id for one in drawn], epochs=1, seed=recipe.seed)
 
     def read(index: int) -> dict[str, Any]:
         one = drawn[index]
@@ -170,9 +166,8 @@ def train_gate(
 
     def prepare(rows: Rows) -> dict[str, Any]:
         asked = ask(backend, rows, [stage.tokens[row["budget"]] for row in rows])  # type: ignore[arg-type]
-        assert backend.branches is not None
-        states = lower_states(backend, asked, backend.branches.config.k)
+        states = lower_states(backend, asked, branches_of(backend).config.k)
         return {"states": states, "needs": torch.tensor([float(row["needs"]) for row in rows]).to(states.hidden.device)}
 
-    module = GateLoss(gate.requires_grad_(True)).train()
-    train(module, TrainingOrder(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)
+    module, images, how = GateLoss(gate.requires_grad_(True)), [one.image_id for one in drawn], stage.optimisation
+    train(module, images, read=read, prepare=prepare, how=how, folder=folder, seed=recipe.seed, epochs=1)

@@ -9,9 +9,8 @@ their maps are (`peak`, the highest cell over the mean), times how far they agre
 are applied later, on whatever grid is trained on (`labels_on_grid`), so one table serves all rules.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
-from operator import itemgetter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -36,12 +35,11 @@ from qzoom_agent.training.branches.base_inference import (
     attend,
     attended_answers,
     is_right,
-    record_batches,
 )
 from qzoom_agent.training.branches.branch_recipe import Asking, HeadSearch, Labelling
-from qzoom_agent.training.branches.dataset import Record, Records
+from qzoom_agent.training.branches.dataset import Record, Records, record_batches
 from qzoom_agent.training.branches.proposals import answer_with_crop, in_pixels, known_boxes, needle_cells
-from qzoom_agent.training.branches.sharded_table import write_parts
+from qzoom_agent.training.branches.sharded_table import write_table
 
 _POOL = 16
 """Number of heads, the most peaked ones, among which agreement is measured."""
@@ -292,16 +290,8 @@ def label(
     Columns: `row` (index of the record), `image_id`, `answer` (or the zoom call), `right` (with `keep: crop` of the
     answer to the crop, at `aligned` positions or not), `map` and `sink` (rows of cells), `shown` (see `padded_size`).
     """
-
-    def rows(indices: range) -> Iterator[dict[str, Any]]:
-        for chosen, some in record_batches(records, indices, labelling.batch):
-            by_mode: dict[Mode, dict[int, Record]] = {}
-            for index, record in zip(chosen, some, strict=True):
-                by_mode.setdefault(record["mode"], {})[index] = record
-            made = (_rows(backend, same, labelling, selected, k=k, aligned=aligned) for same in by_mode.values())
-            yield from sorted(chain.from_iterable(made), key=itemgetter("row"))
-
-    return write_parts(folder, len(records), rows, progress="labelled")
+    how = _Labelling(backend, labelling, selected, k, aligned)
+    return write_table(folder, records, how.rows, batch=labelling.batch, progress="labelled")
 
 
 def map_settings(labelling: Labelling, k: int | None, positions: str) -> dict[str, JsonValue]:
@@ -314,58 +304,56 @@ def map_settings(labelling: Labelling, k: int | None, positions: str) -> dict[st
     return {**settings, "norm_layer": k} if labelling.sink == "norm" else settings
 
 
-def _rows(
-    backend: HFBackend,
-    records: Mapping[int, Record],
-    labelling: Labelling,
-    selected: Heads | None,
-    *,
-    k: int,
-    aligned: bool,
-) -> Iterator[dict[str, Any]]:
-    """Iterate over the rows of records of one mode."""
-    rows = list(records.values())
-    mode = rows[0]["mode"]
-    heads = heads_for(labelling, mode, model=backend.name, selected=selected)
-    # in scenes the published recipe asks for boxes, so that the answer attends to objects
-    published = labelling.grounding == "published"
-    prompts: list[Any] = [
-        {**row, "question": prepared_prompt(row["question"], mode, keep_short=row["short_labels"])} for row in rows
-    ]
-    asked, said = attended_answers(backend, prompts if published else rows, labelling)
-    norm_layer = k if labelling.sink == "norm" else None
-    maps = collect(backend, asked, said, heads, asking=labelling.asking, norm_layer=norm_layer)
-    if labelling.keep == "crop":
-        right = _right_with_crop(backend, rows, maps, labelling, aligned=aligned)
-    else:  # boxes that were asked for cannot be compared with the answer
-        right = [(published and mode == "natural") or is_right(*pair) for pair in zip(said, rows, strict=True)]
-    for index, one, text, good, ((heat, sink),) in zip(records, asked, said, right, maps, strict=True):
-        yield {
-            "row": index,
-            "image_id": records[index]["image_id"],
-            "answer": text,
-            "right": good,
-            "map": heat.tolist(),
-            "sink": None if sink is None else sink.tolist(),
-            "shown": padded_size(one),
-        }
+@dataclass(frozen=True)
+class _Labelling:
+    """What `label` does with a batch of records."""
 
+    backend: HFBackend
+    recipe: Labelling
+    selected: Heads | None
+    k: int
+    aligned: bool
 
-def _right_with_crop(
-    backend: HFBackend,
-    records: Sequence[Record],
-    maps: Sequence[Sequence[Maps]],
-    labelling: Labelling,
-    *,
-    aligned: bool,
-) -> list[bool]:
-    """Return for each record whether it is answered right with the crop of its own map beside the coarse view."""
-    boxes = []
-    for one, ((heat, sink),) in zip(ask(backend, records, None), maps, strict=True):
-        grid, ratio = (one.cells.rows, one.cells.columns), labelling.used_norm_ratio
-        found = labels_on_grid(heat, sink, grid, labelling.rules, norm_ratio=ratio, shown=padded_size(one))
-        boxes.append(in_pixels(found.box, one.cells, one.store.view("coarse")) if found.usable else None)
-    answers = answer_with_crop(
-        backend, records, boxes, tokens=None, aligned=aligned, max_new_tokens=labelling.max_new_tokens
-    )
-    return [box is not None and is_right(text, record) for (text, box), record in zip(answers, records, strict=True)]
+    def rows(self, _: range, records: Sequence[Record]) -> list[dict[str, Any]]:
+        """Return the columns of each record; those of one mode, which have the same heads, are asked together."""
+        made: dict[int, dict[str, Any]] = {}
+        for mode in dict.fromkeys(record["mode"] for record in records):
+            places = [at for at, record in enumerate(records) if record["mode"] == mode]
+            made |= zip(places, self._of_mode(mode, [records[at] for at in places]), strict=True)
+        return [made[at] for at in range(len(records))]
+
+    def _of_mode(self, mode: Mode, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+        recipe, backend = self.recipe, self.backend
+        heads = heads_for(recipe, mode, model=backend.name, selected=self.selected)
+        # in scenes the published recipe asks for boxes, so that the answer attends to objects
+        published = recipe.grounding == "published"
+        prompts: list[Any] = [
+            {**row, "question": prepared_prompt(row["question"], mode, keep_short=row["short_labels"])}
+            for row in records
+        ]
+        asked, said = attended_answers(backend, prompts if published else records, recipe)
+        norm_layer = self.k if recipe.sink == "norm" else None
+        maps = collect(backend, asked, said, heads, asking=recipe.asking, norm_layer=norm_layer)
+        if recipe.keep == "crop":
+            right = self._right_with_crop(records, maps)
+        else:  # boxes that were asked for cannot be compared with the answer
+            right = [(published and mode == "natural") or is_right(*pair) for pair in zip(said, records, strict=True)]
+        for one, text, good, ((heat, sink),) in zip(asked, said, right, maps, strict=True):
+            yield {
+                "answer": text,
+                "right": good,
+                "map": heat.tolist(),
+                "sink": None if sink is None else sink.tolist(),
+                "shown": padded_size(one),
+            }
+
+    def _right_with_crop(self, records: Sequence[Record], maps: Sequence[Sequence[Maps]]) -> list[bool]:
+        """Return for each record whether it is answered right with the crop of its own map beside the coarse view."""
+        recipe, boxes = self.recipe, []
+        for one, ((heat, sink),) in zip(ask(self.backend, records, None), maps, strict=True):
+            grid, ratio = (one.cells.rows, one.cells.columns), recipe.used_norm_ratio
+            found = labels_on_grid(heat, sink, grid, recipe.rules, norm_ratio=ratio, shown=padded_size(one))
+            boxes.append(in_pixels(found.box, one.cells, one.store.view("coarse")) if found.usable else None)
+        how: dict[str, Any] = {"tokens": None, "aligned": self.aligned, "max_new_tokens": recipe.max_new_tokens}
+        answers = answer_with_crop(self.backend, records, boxes, **how)
+        return [box is not None and is_right(text, row) for (text, box), row in zip(answers, records, strict=True)]

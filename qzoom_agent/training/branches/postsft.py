@@ -31,14 +31,13 @@ from qzoom_agent.training.branches.base_inference import (
     embed_rows,
     generate_answers,
     is_right,
-    record_batches,
     with_answer,
 )
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, PostSFTStage
-from qzoom_agent.training.branches.dataset import Records
-from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
+from qzoom_agent.training.branches.dataset import Record, Records
+from qzoom_agent.training.branches.fitting import Rows, train
 from qzoom_agent.training.branches.proposals import answer_with_crop, propose_boxes, with_crop
-from qzoom_agent.training.branches.sharded_table import write_parts
+from qzoom_agent.training.branches.sharded_table import write_table
 
 
 class AnswerLoss(nn.Module):
@@ -102,23 +101,20 @@ def find_cases(backend: HFBackend, records: Records, stage: PostSFTStage, folder
     """
     how: dict[str, Any] = {"tokens": None, "aligned": stage.positions == "aligned"}
 
-    def rows(indices: range) -> Iterator[dict[str, Any]]:
-        for chosen, some in record_batches(records, indices, stage.batch):
-            plain = generate_answers(backend, ask(backend, some, None), max_new_tokens=stage.max_new_tokens)
-            boxes = propose_boxes(backend, some, tokens=None)
-            cropped = answer_with_crop(backend, some, boxes, max_new_tokens=stage.max_new_tokens, **how)
-            for index, record, before, (after, box) in zip(chosen, some, plain, cropped, strict=True):
-                yield {
-                    "row": index,
-                    "image_id": record["image_id"],
-                    "box": None if box is None else box.as_list(),
-                    "plain": before,
-                    "cropped": after,
-                    "plain_right": is_right(before, record, judge),
-                    "cropped_right": is_right(after, record, judge),
-                }
+    def rows(_: range, some: list[Record]) -> Iterator[dict[str, Any]]:
+        plain = generate_answers(backend, ask(backend, some, None), max_new_tokens=stage.max_new_tokens)
+        boxes = propose_boxes(backend, some, tokens=None)
+        cropped = answer_with_crop(backend, some, boxes, max_new_tokens=stage.max_new_tokens, **how)
+        for record, before, (after, box) in zip(some, plain, cropped, strict=True):
+            yield {
+                "box": None if box is None else box.as_list(),
+                "plain": before,
+                "cropped": after,
+                "plain_right": is_right(before, record, judge),
+                "cropped_right": is_right(after, record, judge),
+            }
 
-    return write_parts(folder, len(records), rows, progress="answered twice")
+    return write_table(folder, records, rows, batch=stage.batch, progress="answered twice")
 
 
 def choose_cases(cases: Dataset, stage: PostSFTStage, *, seed: int) -> list[int]:
@@ -143,7 +139,6 @@ def train_postsft(
     """Train the base in place on the chosen cases."""
     stage = recipe.postsft
     images = [cases[at]["image_id"] for at in chosen]
-    order = shuffled(images, epochs=stage.optimisation.num_train_epochs, seed=recipe.seed)
 
     def read(index: int) -> dict[str, Any]:
         case = cases[chosen[index]]
@@ -164,6 +159,6 @@ def train_postsft(
         ready = [with_answer(one.ready, ids) for one, ids in zip(asked, labels, strict=True)]
         return answer_batch(backend, [one.session for one in asked], ready, labels)
 
-    module = AnswerLoss(backend)
-    train(module.train(), TrainingOrder(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)
+    how = stage.optimisation
+    train(AnswerLoss(backend), images, read=read, prepare=prepare, how=how, folder=folder, seed=recipe.seed)
     backend.model.requires_grad_(False)

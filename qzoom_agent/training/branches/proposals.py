@@ -32,15 +32,15 @@ from qzoom_agent.perception.maps import MapRegion, foreground, regions
 from qzoom_agent.training.branches.base_inference import (
     CoarsePrompt,
     ask,
+    branches_of,
     generate_answers,
     is_right,
     lower_states,
     open_prompt,
-    record_batches,
 )
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe
-from qzoom_agent.training.branches.dataset import Record, Records
-from qzoom_agent.training.branches.sharded_table import write_parts
+from qzoom_agent.training.branches.dataset import Record, Records, record_batches
+from qzoom_agent.training.branches.sharded_table import write_table
 from qzoom_agent.views import View
 from qzoom_agent.zoom.zoom import Zoom, ZoomConfig
 
@@ -105,8 +105,7 @@ def look_at_batch(
     asked: Sequence[CoarsePrompt] | None = None,
 ) -> list[LookOutcome]:
     """Return gate scores and maps of one batch; `asked` are its prompts, if they were made before."""
-    branches = backend.branches
-    assert branches is not None
+    branches = branches_of(backend)
     asked = ask(backend, records, tokens) if asked is None else asked
     options = PerceptionConfig(threshold=0.0, gate="learned" if branches.gate is not None else "off")
     found = run_branches(backend, branches, asked, options, map_always=True)
@@ -212,8 +211,7 @@ class Outcome(NamedTuple):
 
 def propose_boxes(backend: HFBackend, records: Sequence[Record], *, tokens: int | None) -> list[Box | None]:
     """Return the box that SD-RPN proposes for each record by the branches' own rules, whatever the gate says."""
-    assert backend.branches is not None
-    options = resolve_options(backend.branches.config, PerceptionConfig())
+    options = resolve_options(branches_of(backend).config, PerceptionConfig())
     return [one.proposal(options) for one in look_at_batch(backend, records, tokens=tokens)]
 
 
@@ -222,13 +220,33 @@ def with_crop(
 ) -> list[CoarsePrompt]:
     """Ask each record with the crop of its box beside its coarse view, as a policy does that looks first.
 
-    `tokens` limits the coarse view (None: the preset's); an `aligned` crop gets the positions of the cells it shows.
+    `tokens` limits the coarse view (None: the preset's). See `show_crops`.
     """
-    zoom, out = proposal_zoom(backend), []
-    for record, box, one in zip(records, boxes, ask(backend, records, tokens), strict=True):
-        shown = None if box is None else show_crop(backend, one, record["question"], box, zoom=zoom, aligned=aligned)
-        out.append(shown or one)
-    return out
+    some = [[] if box is None else [box] for box in boxes]
+    return show_crops(backend, ask(backend, records, tokens), some, aligned=aligned)
+
+
+def show_crops(
+    backend: HFBackend, asked: Sequence[CoarsePrompt], boxes: Sequence[Sequence[Box]], *, aligned: bool
+) -> list[CoarsePrompt]:
+    """Show the crops of some boxes behind the views of each conversation, but for those that cannot be cut.
+
+    An `aligned` crop gets the positions of the cells that it shows.
+    """
+    zoom, shown = proposal_zoom(backend), []
+    for one, some in zip(asked, boxes, strict=True):
+        for box in some:
+            cut = zoom(one.store, box).view
+            if cut is None:
+                continue
+            if aligned:
+                coarse = one.store.view("coarse")
+                cells = coarse.from_original(cut.region).to_frame("cell", coarse.size, coarse.cell)
+                one.session.place(cut.id, source="coarse", cells=(cells.x1, cells.y1, cells.x2, cells.y2))
+            one = open_prompt(backend, one.session, one.store, [*one.shown, cut], one.question)
+            one = one._replace(crop=cut.region)
+        shown.append(one)
+    return shown
 
 
 def proposal_zoom(backend: HFBackend) -> Zoom:
@@ -244,32 +262,11 @@ def proposal_zoom(backend: HFBackend) -> Zoom:
     return Zoom(tool.for_proposals(config.perception))
 
 
-def show_crop(
-    backend: HFBackend, one: CoarsePrompt, question: str, box: Box, *, zoom: Zoom, aligned: bool
-) -> CoarsePrompt | None:
-    """Ask with one more crop behind the views shown so far; None if it cannot be cut."""
-    cut = zoom(one.store, box).view
-    if cut is None:
-        return None
-    if aligned:
-        coarse = one.store.view("coarse")
-        cells = coarse.from_original(cut.region).to_frame("cell", coarse.size, coarse.cell)
-        one.session.place(cut.id, source="coarse", cells=(cells.x1, cells.y1, cells.x2, cells.y2))
-    asked = open_prompt(backend, one.session, one.store, [*one.shown, cut], question)
-    return asked._replace(crop=cut.region)
-
-
 def answer_with_crop(
-    backend: HFBackend,
-    records: Sequence[Record],
-    boxes: Sequence[Box | None],
-    *,
-    tokens: int | None,
-    aligned: bool,
-    max_new_tokens: int,
+    backend: HFBackend, records: Sequence[Record], boxes: Sequence[Box | None], *, max_new_tokens: int, **how: Any
 ) -> list[tuple[str, Box | None]]:
     """Return the answer to each record, asked as `with_crop` says, and its crop in pixels of the image, if any."""
-    cropped = with_crop(backend, records, boxes, tokens=tokens, aligned=aligned)
+    cropped = with_crop(backend, records, boxes, **how)
     said = generate_answers(backend, cropped, max_new_tokens=max_new_tokens)
     return [(text, one.crop) for text, one in zip(said, cropped, strict=True)]
 
@@ -322,16 +319,15 @@ def crop_outcomes(
                 more = is_right(answer_by_own_calls(backend, record, tokens=tokens), record)
             yield Outcome(False, more, crops)
 
-    def rows(indices: range) -> Iterator[dict[str, Any]]:
-        for chosen, some in record_batches(records, indices, stage.batch):
-            right = right_at(some, tokens)
-            wrong = [record for record, fine in zip(some, right, strict=True) if not fine]
-            asked_again = again(wrong) if wrong else iter(())
-            for index, fine in zip(chosen, right, strict=True):
-                found = Outcome(True, False, [Crop(False, 0.0)] * len(rules)) if fine else next(asked_again)
-                yield {**found._asdict(), "row": index, "crops": [crop._asdict() for crop in found.crops]}
+    def rows(_: range, some: list[Record]) -> Iterator[dict[str, Any]]:
+        right = right_at(some, tokens)
+        wrong = [record for record, fine in zip(some, right, strict=True) if not fine]
+        asked_again = again(wrong) if wrong else iter(())
+        for fine in right:
+            found = Outcome(True, False, [Crop(False, 0.0)] * len(rules)) if fine else next(asked_again)
+            yield {**found._asdict(), "crops": [crop._asdict() for crop in found.crops]}
 
-    table = write_parts(folder, len(records), rows, progress="answered with and without crops")
+    table = write_table(folder, records, rows, batch=stage.batch, progress="answered with and without crops")
     return [Outcome(row["right"], row["more"], [Crop(**crop) for crop in row["crops"]]) for row in table]
 
 
@@ -340,8 +336,7 @@ def _crops(
 ) -> list[list[Crop]]:
     """Ask each record with the crop of each rule. Rules that propose the same box share its answer."""
     stage, tokens = recipe.gate, recipe.calibration.tokens
-    assert backend.branches is not None
-    how: dict[str, Any] = {"aligned": backend.branches.config.positions == "aligned", "tokens": tokens}
+    how: dict[str, Any] = {"aligned": branches_of(backend).config.positions == "aligned", "tokens": tokens}
     seen = look_at_batch(backend, records, tokens=tokens)
     boxes = [[one.proposal(rule) for rule in rules] for one in seen]
     tries = list(dict.fromkeys((at, box) for at, some in enumerate(boxes) for box in some if box is not None))

@@ -34,15 +34,15 @@ from qzoom_agent.training.branches.base_inference import (
     LowerLayerStates,
     answer_ids,
     ask,
+    branches_of,
     lower_states,
-    record_batches,
     with_answer,
 )
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe
 from qzoom_agent.training.branches.dataset import Record, Records
-from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
+from qzoom_agent.training.branches.fitting import Rows, train
 from qzoom_agent.training.branches.postsft import answer_batch, answer_logits
-from qzoom_agent.training.branches.proposals import LookOutcome, in_pixels, look_at_batch, proposal_zoom, show_crop
+from qzoom_agent.training.branches.proposals import LookOutcome, in_pixels, look_at_batch, proposal_zoom, show_crops
 from qzoom_agent.training.branches.region_groups import (
     Region,
     advantages,
@@ -55,7 +55,7 @@ from qzoom_agent.training.branches.region_groups import (
     proposed_regions,
 )
 from qzoom_agent.training.branches.sdrpn import map_rows
-from qzoom_agent.training.branches.sharded_table import say, write_parts
+from qzoom_agent.training.branches.sharded_table import say, write_table
 
 _SAME_BUDGET: Final = 16
 """Questions in a row that are read at one budget, so that those about one image share its encoded view."""
@@ -135,9 +135,8 @@ class RegionReader:
     """The frozen base as a reader of regions."""
 
     def __init__(self, backend: HFBackend, recipe: BranchRecipe) -> None:
-        assert backend.branches is not None
         self.backend, self.stage, self.seed = backend, recipe.regions, recipe.seed
-        config = backend.branches.config
+        config = branches_of(backend).config
         self.options = resolve_options(config, PerceptionConfig(max_regions=config.max_regions))
         self.aligned, self.zoom = config.positions == "aligned", proposal_zoom(backend)
         self.certain = log_odds(math.log(self.stage.certain))
@@ -152,13 +151,12 @@ class RegionReader:
         """
         budgets = self.stage.tokens
 
-        def rows(indices: range) -> Iterator[dict[str, Any]]:
-            for chosen, some in record_batches(records, indices, self.stage.batch):
-                tokens = [budgets[index // _SAME_BUDGET % len(budgets)] for index in chosen]
-                for index, at, found in zip(chosen, tokens, self.read(some, tokens), strict=True):
-                    yield {"row": index, "tokens": at, **found}
+        def rows(chosen: range, some: list[Record]) -> Iterator[dict[str, Any]]:
+            tokens = [budgets[index // _SAME_BUDGET % len(budgets)] for index in chosen]
+            for at, found in zip(tokens, self.read(some, tokens), strict=True):
+                yield {"tokens": at, **found}
 
-        return write_parts(folder, len(records), rows, progress="read with regions")
+        return write_table(folder, records, rows, batch=self.stage.batch, progress="read with regions")
 
     def read(self, records: Sequence[Record], tokens: Sequence[int | None]) -> list[dict[str, Any]]:
         """Read a batch of questions at these budgets; return the columns of the table that tell of them."""
@@ -186,7 +184,6 @@ class RegionReader:
             weights = [region.weights.flatten() for region in (*one.proposed, *some)]
             found.append(
                 {
-                    "image_id": one.record["image_id"],
                     "grid": list(one.seen.heat.shape),
                     "kind": kind if one.proposed or one.candidates else "skipped",
                     "nothing": first.nothing,
@@ -237,20 +234,14 @@ class RegionReader:
         read: list[float] = []
         for start in range(0, len(given), self.stage.batch):
             part = list(given.values())[start : start + self.stage.batch]
-            shown = [self._shown(one, regions) for one, regions in part]
+            boxes = [[self._box(region, one.seen) for region in regions] for one, regions in part]
+            shown = show_crops(self.backend, [one.prompt for one, _ in part], boxes, aligned=self.aligned)
             read += [
                 log_odds(value)
                 for value in answer_log_probabilities(self.backend, shown, [one.record["answer"] for one, _ in part])
             ]
         values = dict(zip(given, read, strict=True))
         return [[values[key] for key in some] for some in keys]
-
-    def _shown(self, one: _Question, regions: Sequence[Region]) -> CoarsePrompt:
-        prompt = one.prompt
-        for region in regions:
-            box, question = self._box(region, one.seen), one.record["question"]
-            prompt = show_crop(self.backend, prompt, question, box, zoom=self.zoom, aligned=self.aligned) or prompt
-        return prompt
 
 
 def _first_sets(one: _Question) -> list[list[Region]]:
@@ -340,7 +331,7 @@ def train_regions(
         table = reader.table(records, folder / f"round-{at}" / "rewards")
         rewards = reward(table, recipe)
         say(f"round {at + 1}: {rewards.figures.model_dump_json()}")
-        module = RegionLoss(sdrpn.requires_grad_(True), start, anchor=recipe.regions.anchor).train()
+        module = RegionLoss(sdrpn.requires_grad_(True), start, anchor=recipe.regions.anchor)
         _fit(backend, module, records, table, rewards.targets, recipe, folder / f"round-{at}")
         sdrpn.eval()
         found.append(rewards.figures)
@@ -356,8 +347,7 @@ def _fit(
     recipe: BranchRecipe,
     folder: Path,
 ) -> None:
-    assert backend.branches is not None
-    how, k = recipe.regions.optimisation, backend.branches.config.k
+    how, k = recipe.regions.optimisation, branches_of(backend).config.k
 
     def read(index: int) -> dict[str, Any]:
         row = table[index]
@@ -368,5 +358,4 @@ def _fit(
         wanted = np.concatenate([row["targets"] for row in rows], axis=1)
         return {"states": states, "targets": torch.from_numpy(wanted).to(states.hidden.device)}
 
-    order = shuffled(table["image_id"], epochs=how.num_train_epochs, seed=recipe.seed)
-    train(module, TrainingOrder(read, order), prepare, how, folder, seed=recipe.seed)
+    train(module, table["image_id"], read=read, prepare=prepare, how=how, folder=folder, seed=recipe.seed)

@@ -21,10 +21,10 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import SDRPN
 from qzoom_agent.perception.decoder import cut
 from qzoom_agent.perception.labels import IGNORED, Labels
-from qzoom_agent.training.branches.base_inference import LowerLayerStates, ask, lower_states
+from qzoom_agent.training.branches.base_inference import LowerLayerStates, ask, branches_of, lower_states
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe
 from qzoom_agent.training.branches.dataset import Records
-from qzoom_agent.training.branches.fitting import Rows, TrainingOrder, shuffled, train
+from qzoom_agent.training.branches.fitting import Rows, train
 from qzoom_agent.training.branches.labelling import labels_on_grid
 from qzoom_agent.training.branches.sharded_table import say
 
@@ -71,8 +71,7 @@ def train_sdrpn(
     Raises:
         ConfigError: No row was answered right, if that is required, with a map that is usable.
     """
-    assert backend.branches is not None
-    stage, k, made_with = recipe.sdrpn, backend.branches.config.k, recipe.labelling
+    stage, k, made_with = recipe.sdrpn, branches_of(backend).config.k, recipe.labelling
 
     def on(row: dict[str, Any], grid: tuple[int, int] | None = None) -> Labels:
         heat, sink = np.array(row["map"]), None if row["sink"] is None else np.array(row["sink"])
@@ -90,7 +89,6 @@ def train_sdrpn(
         )
     say(f"{len(labels)} maps, {len(right)} with an answer that counts, {len(chosen)} of them usable")
     labels = labels.select(chosen[: math.ceil(stage.share * len(chosen))])
-    order = shuffled(labels["image_id"], epochs=stage.optimisation.num_train_epochs, seed=recipe.seed)
 
     def read(index: int) -> dict[str, Any]:
         row = labels[index]
@@ -106,5 +104,5 @@ def train_sdrpn(
         ]
         return {"states": states, "labels": torch.cat(made).to(states.hidden.device)}
 
-    module = MapLoss(sdrpn.requires_grad_(True)).train()
-    train(module, TrainingOrder(read, order), prepare, stage.optimisation, folder, seed=recipe.seed)
+    module, how = MapLoss(sdrpn.requires_grad_(True)), stage.optimisation
+    train(module, labels["image_id"], read=read, prepare=prepare, how=how, folder=folder, seed=recipe.seed)

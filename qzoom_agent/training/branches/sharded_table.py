@@ -6,7 +6,7 @@ parts become one table, and the folder one that `datasets.load_from_disk` reads.
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from pydantic import BaseModel, JsonValue
 
+from qzoom_agent.training.branches.dataset import Record, Records, record_batches
 from qzoom_agent.training.fingerprint import begin
 
 PART: Final = 128
@@ -83,3 +84,29 @@ def write_parts(
             shutil.rmtree(path, ignore_errors=True)
     processes.wait_for_everyone()
     return Dataset.load_from_disk(str(folder))
+
+
+def write_table(
+    folder: Path,
+    records: Records,
+    rows: Callable[[range, list[Record]], Iterable[dict[str, Any]]],
+    *,
+    batch: int,
+    progress: str,
+) -> Dataset:
+    """Make a table with a row for each record, which begins with its index (`row`) and `image_id`; see `write_parts`.
+
+    Args:
+        folder: Folder of the table.
+        records: All records.
+        rows: Makes the further columns of some records, in order, from their indices and themselves.
+        batch: Records at a time.
+        progress: Verb that is printed with the number of rows done.
+    """
+
+    def part(indices: range) -> Iterator[dict[str, Any]]:
+        for chosen, some in record_batches(records, indices, batch):
+            for index, record, row in zip(chosen, some, rows(chosen, some), strict=True):
+                yield {"row": index, "image_id": record["image_id"], **row}
+
+    return write_parts(folder, len(records), part, progress=progress)

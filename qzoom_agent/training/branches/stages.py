@@ -26,6 +26,7 @@ from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import FURTHER, Branches
+from qzoom_agent.training.branches.base_inference import branches_of
 from qzoom_agent.training.branches.branch_recipe import Optimisation, StageName, load_branch_recipe
 from qzoom_agent.training.branches.calibrate import with_thresholds
 from qzoom_agent.training.branches.cost_estimate import describe
@@ -80,8 +81,8 @@ def run_postsft(run: RunDirectory) -> None:
         run.finish(run.tuned, lambda to: [part.save_pretrained(to) for part in (backend.model, backend.processor)])
     tuned = run.backend(branches=before, base=run.tuned)
     table = _labelled(run, tuned, folder / "labels", limit=stage.refit_records, positions=stage.positions)
-    assert tuned.branches is not None
-    tuned.branches.config = tuned.branches.config.model_copy(update={"positions": stage.positions})
+    branches = branches_of(tuned)
+    branches.config = branches.config.model_copy(update={"positions": stage.positions})
     _fit(run, tuned, table, "postsft", stage.refit, limit=stage.refit_records)
 
 
@@ -94,8 +95,7 @@ def run_regions(run: RunDirectory) -> None:
         )
     folder, stage = run.output / "regions", run.recipe.regions
     backend = run.backend(branches=run.before("regions"), base=run.base)
-    branches = backend.branches
-    assert branches is not None
+    branches = branches_of(backend)
     if branches.sdrpn is None:
         raise ConfigError("These branches have no SD-RPN to start from. Run the stage sdrpn first.")
     train_regions(backend, branches.sdrpn, run.records("regions", limit=stage.records), run.recipe, folder)
@@ -114,8 +114,8 @@ def run_gate(run: RunDirectory) -> None:
     records = run.records("gate", limit=stage.records)
     table = answer_at_budgets(backend, records, run.recipe, folder / "answers")
     say(counted(kinds(table, stage)))
-    branches, gate = backend.branches, run.fresh(backend, sdrpn=False, gate=True).gate
-    assert branches is not None and gate is not None
+    branches, gate = branches_of(backend), run.fresh(backend, sdrpn=False, gate=True).gate
+    assert gate is not None
     train_gate(backend, gate, records, table, run.recipe, folder)
     branches.gate = gate.eval()
     branches.config = branches.config.model_copy(update={"gate_depth": run.recipe.gate_depth})
@@ -125,8 +125,7 @@ def run_gate(run: RunDirectory) -> None:
 def run_calibrate(run: RunDirectory) -> None:
     """Choose thresholds on held-out questions."""
     backend = run.backend(branches=run.before("calibrate"), base=run.base)
-    branches = backend.branches
-    assert branches is not None
+    branches = branches_of(backend)
     with TemporaryDirectory() as folder:  # thresholds are chosen for the weights as they are stored
         size = branches.save(folder, int8=True)
         backend.branches = Branches.load(folder, backend.model)
@@ -140,8 +139,7 @@ def run_further(run: RunDirectory) -> None:
     folder, recipe = run.output / "further", run.recipe
     before = run.before("further")
     backend = run.backend(branches=before, base=run.base)
-    branches = backend.branches
-    assert branches is not None
+    branches = branches_of(backend)
     if branches.sdrpn is None or branches.gate is None:
         raise ConfigError("Further looks start from a gate and an SD-RPN. Run the stages sdrpn and gate first.")
     records = run.records("further", limit=recipe.further.records)
@@ -190,8 +188,8 @@ def _fit(
     run: RunDirectory, backend: HFBackend, table: Dataset, stage: StageName, how: Optimisation, limit: int | None = None
 ) -> None:
     """Train SD-RPN on labels; write the branches of a stage with their metrics."""
-    branches = backend.branches
-    assert branches is not None and branches.sdrpn is not None
+    branches = branches_of(backend)
+    assert branches.sdrpn is not None
     recipe = run.recipe.model_copy(update={"sdrpn": run.recipe.sdrpn.model_copy(update={"optimisation": how})})
     records = run.records("sdrpn", limit=limit)
     train_sdrpn(backend, branches.sdrpn, records, table, recipe, run.output / stage / "fit")
@@ -209,8 +207,7 @@ def _report(run: RunDirectory, backend: HFBackend, folder: Path) -> None:
     if not run.recipe.held_out:
         return
     held = load_records(run.recipe.held_out, limit=run.recipe.sdrpn.report)
-    assert backend.branches is not None
-    config = backend.branches.config  # which regions reinforces as it is, whatever rules the recipe has
+    config = branches_of(backend).config  # which regions reinforces as it is, whatever rules the recipe has
     options = PerceptionConfig(blur=config.blur, margin=config.margin, box=config.box)
     rules = [("threshold", value) for value in (0.3, 0.2, 0.1, 0.05)]
     rules += [("peak_share", value) for value in (0.7, 0.5, 0.35, 0.2)]

@@ -35,10 +35,8 @@ from qzoom_agent.training.branches.dataset import count_rows, load_records
 from qzoom_agent.training.branches.fitting import (
     NOT_DECISIVE,
     Rows,
-    TrainingOrder,
     optimizer_steps,
     require_tracker,
-    shuffled,
     train,
 )
 from qzoom_agent.training.branches.postsft import AnswerLoss, answer_batch
@@ -132,14 +130,14 @@ def fine_tune(backend: HFBackend, table: Dataset, recipe: ColdStartRecipe, folde
         Decoder(backend.model).text.layers[: recipe.from_layer].requires_grad_(False)
     if optimisation.gradient_checkpointing:
         backend.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
-    order = shuffled(table["image_id"], epochs=optimisation.num_train_epochs, seed=recipe.seed)
 
     def prepare(rows: Rows) -> dict[str, Any]:
         entries = [entry for row in rows for entry in training_conversations(backend, row)]
         sessions, ready = [one.session for one in entries], [one.ready for one in entries]
         return answer_batch(backend, sessions, ready, [one.labels for one in entries])
 
-    train(module.train(), TrainingOrder(lambda at: table[at], order), prepare, optimisation, folder, seed=recipe.seed)
+    read: Any = table.__getitem__
+    train(module, table["image_id"], read=read, prepare=prepare, how=optimisation, folder=folder, seed=recipe.seed)
     if adapted is not None:
         adapted.merge_and_unload()
     backend.model.requires_grad_(False)

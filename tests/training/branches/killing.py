@@ -15,20 +15,20 @@ Set = Callable[[object, str, Any], None]
 
 def make_up(put: Set) -> None:
     """At toy length nano reads nothing: every other question needs more detail, and every crop hurts."""
-    real = gate.write_parts
+    real = gate.write_table
 
-    def write_parts(folder: Any, count: Any, rows: Any, *, progress: str) -> Any:
+    def write_table(folder: Any, records: Any, rows: Any, **how: Any) -> Any:
         patterns = ([False, True, True], [True, True, True])
 
-        def some(indices: range) -> list[dict[str, Any]]:
-            return [{**row, "right": patterns[row["row"] % 2]} for row in rows(indices)]
+        def made(chosen: range, some: Any) -> list[dict[str, Any]]:
+            return [{**row, "right": patterns[at % 2]} for at, row in zip(chosen, rows(chosen, some), strict=True)]
 
-        return real(folder, count, some, progress=progress)
+        return real(folder, records, made, **how)
 
     def choose_cases(cases: Any, *args: Any, **kwargs: Any) -> list[int]:
         return [at for at, box in enumerate(cases["box"]) if box]
 
-    put(gate, "write_parts", write_parts)
+    put(gate, "write_table", write_table)
     put(run, "choose_cases", choose_cases)
 
 

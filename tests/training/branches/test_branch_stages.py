@@ -113,16 +113,16 @@ def test_a_gate_is_added_to_sdrpn(three_stages: Path, tmp_path: Path, monkeypatc
     from qzoom_agent.training.branches import gate
 
     recipe, out = written(tmp_path), shutil.copytree(three_stages, tmp_path / "out")
-    real = gate.write_parts
+    real = gate.write_table
 
-    def made_up(folder, count, rows, *, progress):  # type: ignore[no-untyped-def]
-        def some(indices: range) -> list[dict[str, Any]]:
+    def made_up(folder, records, rows, **how):  # type: ignore[no-untyped-def]
+        def made(chosen: range, some: Any) -> list[dict[str, Any]]:
             patterns = ([False, True, True], [True, True, True])
-            return [{**row, "right": patterns[row["row"] % 2]} for row in rows(indices)]
+            return [{**row, "right": patterns[at % 2]} for at, row in zip(chosen, rows(chosen, some), strict=True)]
 
-        return real(folder, count, some, progress=progress)
+        return real(folder, records, made, **how)
 
-    monkeypatch.setattr(gate, "write_parts", made_up)
+    monkeypatch.setattr(gate, "write_table", made_up)
     assert qzoom(["train", "gate", "--config", str(recipe), "--output", str(out)]) == 0
     before, after = weights(out / "sdrpn" / "final"), weights(out / "gate" / "final")
     assert equal(before, {name: value for name, value in after.items() if name.startswith("sdrpn")})

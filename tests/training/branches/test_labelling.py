@@ -22,11 +22,10 @@ from qzoom_agent.training.branches.base_inference import (
     attend,
     embed_rows,
     generate_answers,
-    record_batches,
     with_answer,
 )
 from qzoom_agent.training.branches.branch_recipe import Asking, Labelling
-from qzoom_agent.training.branches.dataset import DatasetSpec, Record, Records, load_records
+from qzoom_agent.training.branches.dataset import DatasetSpec, Record, Records, load_records, record_batches
 from qzoom_agent.training.branches.labelling import collect, heads_for, label, labels_on_grid, resized
 from tests.tiny_models import MIXED, Family
 from tests.training.branches.conftest import Load, picture
@@ -194,7 +193,7 @@ def test_a_killed_labelling_goes_on_behind_its_last_part(
         return record_batches(records, indices, size)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(labelling, "record_batches", killed)
+        patch.setattr(parts, "record_batches", killed)
         label(backend, rows, how, tmp_path / "twice", k=3)
     assert "labelled: 8 of 12" in capsys.readouterr().out
     again = label(backend, rows, how, tmp_path / "twice", k=3)

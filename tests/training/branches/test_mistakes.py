@@ -54,9 +54,6 @@ def test_where_results_go_is_looked_at_before_they_are_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "out")
-    assert "README.md: No such file" in refused(capsys, "bench", "pareto", "--out", out, "--update", str(tmp_path))
-    (tmp_path / "README.md").write_text("<!-- pareto:begin -->\n<!-- pareto:end -->\n")
-    assert "results.md" in refused(capsys, "bench", "pareto", "--out", out, "--update", str(tmp_path))
     told = refused(capsys, "bench", "pareto", "--out", out, "--tasks", "needle-scene,needle-dock")
     assert "Unknown task 'needle-dock'" in told and "needle-doc" in told
     (tmp_path / "file").write_text("")

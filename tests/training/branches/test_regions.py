@@ -24,7 +24,7 @@ from qzoom_agent.training.branches import fitting, regions, stages
 from qzoom_agent.training.branches.base_inference import CoarsePrompt, ask, lower_states
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation, RegionsStage
 from qzoom_agent.training.branches.dataset import DatasetSpec, Records
-from qzoom_agent.training.branches.proposals import Localisation, proposal_zoom, show_crop
+from qzoom_agent.training.branches.proposals import Localisation, show_crops
 from qzoom_agent.training.branches.regions import RegionLoss, answer_log_probabilities, train_regions
 from qzoom_agent.training.branches.sdrpn import map_rows
 from qzoom_agent.views import ViewStore
@@ -191,8 +191,8 @@ def test_the_reader_is_the_base_with_the_crop_in_its_conversation(load: Load, ro
     """Against a stock forward over each conversation alone; answers of unequal length share a batch."""
     backend = prepared(load)
     plain = ask(backend, [rows[0]], [None])[0]
-    cropped = show_crop(backend, plain, rows[0]["question"], WHITE, zoom=proposal_zoom(backend), aligned=False)
-    assert cropped is not None
+    (cropped,) = show_crops(backend, [plain], [[WHITE]], aligned=False)
+    assert cropped.crop is not None
     answers = ["407", "green"]
     found = answer_log_probabilities(backend, [plain, cropped], answers)
     for one, text, value in zip((plain, cropped), answers, found, strict=True):

@@ -19,7 +19,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.training.branches import fitting as stage
 from qzoom_agent.training.branches.branch_recipe import Optimisation
 from qzoom_agent.training.branches.dataset import DatasetSpec
-from qzoom_agent.training.branches.fitting import TrainingOrder, train
+from qzoom_agent.training.branches.fitting import train
 from tests.training.branches.test_branch_stages import RECIPE, written
 
 STAGES = ["select-heads", "label", "sdrpn", "calibrate"]
@@ -166,8 +166,15 @@ FIT = Optimisation(
 
 def fit(folder: Path, *, rows: int = 8, how: Optimisation = FIT) -> Line:
     line = Line()
-    ordered = TrainingOrder(lambda at: {"x": float(at)}, range(rows))
-    train(line, ordered, lambda some: {"x": torch.tensor([row["x"] for row in some])}, how, folder, seed=0)
+    train(
+        line,
+        ["one group"] * rows,
+        read=lambda at: {"x": float(at)},
+        prepare=lambda some: {"x": torch.tensor([row["x"] for row in some])},
+        how=how,
+        folder=folder,
+        seed=0,
+    )
     return line
 
 

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
@@ -45,6 +45,17 @@ if TYPE_CHECKING:
     from qzoom_agent.chat import Chat
 
 logger = logging.getLogger(__name__)
+
+
+class RunOptions(TypedDict, total=False):
+    """Further arguments of `Agent.run`, `stream` and their other forms."""
+
+    boxes: Boxes | None
+    """Gold boxes, for the policies `oracle` and `random` and for the record."""
+    seed: int | None
+    """Seed of the run instead of the configuration's."""
+    thread: str | None
+    """Name to save each step under in `state_dir`, for `resume`."""
 
 
 class Agent:
@@ -158,48 +169,36 @@ class Agent:
         model: str,
         config: AgentConfig | None = None,
         state_dir: str | Path | None = None,
-        api: Literal["chat", "responses"] | None = None,
-        key_variable: str | None = None,
-        api_key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-        timeout: float = 600.0,
-        concurrency: int = 8,
-        attempts: int = 3,
-        perceiver: str | Path | Perceiver | None = None,
-        **overrides: Any,
+        **options: Any,
     ) -> Agent:
-        """Return an agent with a model behind an OpenAI-compatible server; for the other arguments see `Agent`.
+        """Return an agent with a model behind an OpenAI-compatible server.
+
+            Agent.from_server("http://localhost:8000/v1", model="qwen3-vl-4b", timeout=60, policy="explicit")
 
         Args:
             url: Such as http://localhost:8000/v1. Several servers of the model share the runs.
             model: A preset, whose hub id the server is asked for, or the server's own name of the model. Models of
                 OpenAI, Anthropic and Google are recognised by name or address, and call tools natively.
-            api: "chat" (Chat Completions) or "responses". None: Responses at OpenAI, else Chat Completions.
-            key_variable: Environment variable with the key; your own server needs none. None: ANTHROPIC_API_KEY and
-                GEMINI_API_KEY at the addresses of these APIs, else OPENAI_API_KEY.
-            api_key: The key itself, instead of the variable's. It is never stored or shown.
-            headers: Further headers of each request.
-            extra_body: Further fields of each request, such as {"top_k": 20}; None leaves out a field that this server
-                does not take, such as {"seed": None}.
-            timeout: Seconds to wait for one reply, with all retries.
-            concurrency: Most requests at a time.
-            attempts: Times that a request is sent before it fails.
-            perceiver: A local model with branches (preset, folder or hub id), or any `Perceiver`, that decides whether
-                the server's model is shown crops, and which.
-            overrides: Changes of the configuration, such as tools="native": the model calls the zoom tool by the API.
+            config: As for `Agent`.
+            state_dir: As for `Agent`.
+            options: Those of the requests (`qzoom_agent.models.connection.Connection`): api, key_variable, api_key,
+                headers, extra_body, timeout, concurrency, attempts. Others change the configuration, as for `Agent`:
+                tools="native" lets the model call the zoom tool by the API, and `perceiver` names a local model with
+                branches that decides whether the server's model is shown crops, and which.
 
         Raises:
             ConfigError: The address, the model, the configuration or another argument is wrong.
             BackendError: The perceiver cannot be loaded.
         """
-        changes, objects = split_objects(overrides if perceiver is None else {**overrides, "perceiver": perceiver})
-        config = (config or AgentConfig()).replace(model=model, **changes)
+        from qzoom_agent.models.connection import Connection
         from qzoom_agent.models.hosted import connection, served_preset
         from qzoom_agent.models.presets import UNKNOWN_BUDGET, guess_of
         from qzoom_agent.models.server import ServerBackend
         from qzoom_agent.models.server_pool import ServerPool
 
+        of_requests = {key: options.pop(key) for key in Connection.model_fields if key in options}
+        changes, objects = split_objects(options)
+        config = (config or AgentConfig()).replace(model=model, **changes)
         urls = [url] if isinstance(url, str) else list(url)
         if not urls:
             raise ConfigError("There is no server in the list. Give the address of at least one.")
@@ -210,7 +209,7 @@ class Agent:
         settings = {key: value for key, value in preset.settings.items() if not key.startswith("perception.")}
         if tools := objects.get("own_tools", config.own_tools):
             require_place(tools, objects.get("protocol") or config.protocol or preset.protocol)
-        own_api, own_variable = connection(urls[0])
+        requests = dict(connection(urls[0], of_requests))
         servers = [
             ServerBackend(
                 one,
@@ -218,14 +217,7 @@ class Agent:
                 protocol=(config.protocol if config.protocol in PROTOCOLS else None) or preset.protocol or "plain",
                 defaults=preset.budget or UNKNOWN_BUDGET,
                 settings=settings,
-                api=api or own_api,
-                key_variable=key_variable or own_variable,
-                api_key=api_key,
-                headers=headers,
-                extra_body=extra_body,
-                timeout=timeout,
-                concurrency=concurrency,
-                attempts=attempts,
+                **requests,
             )
             for one in urls
         ]
@@ -249,30 +241,20 @@ class Agent:
         """True if something looks before the model answers: its own branches, or a perceiver."""
         return self._parts.perceives
 
-    def run(
-        self,
-        image: Images,
-        question: str,
-        *,
-        boxes: Boxes | None = None,
-        seed: int | None = None,
-        thread: str | None = None,
-    ) -> Answer:
+    def run(self, image: Images, question: str, **options: Unpack[RunOptions]) -> Answer:
         """Answer one question about one image, or several.
 
         Args:
             image: A path, bytes, a Pillow image or an array; or a list of these.
             question: The question.
-            boxes: Gold boxes, for the policies `oracle` and `random` and for the record.
-            seed: Seed of the run instead of the configuration's.
-            thread: Save each step under this name in `state_dir`, for `resume`.
+            options: `boxes`, `seed` and `thread`, see `RunOptions`.
 
         Raises:
             ImageError: The image cannot be read or shown.
             ConfigError: Another argument is wrong.
         """
-        state, context = self.begin(image, question, boxes=boxes, seed=seed, thread=thread)
-        return self._finish(state, context, thread)
+        state, context = self.begin(image, question, **options)
+        return self._finish(state, context, options.get("thread"))
 
     def chat(
         self,
@@ -336,22 +318,14 @@ class Agent:
         model = record.perceiver or self.backend.name
         return LookResult(record=record, store=context.store, question=question, model=model)
 
-    def stream(
-        self,
-        image: Images,
-        question: str,
-        *,
-        boxes: Boxes | None = None,
-        seed: int | None = None,
-        thread: str | None = None,
-    ) -> Iterator[Event]:
+    def stream(self, image: Images, question: str, **options: Unpack[RunOptions]) -> Iterator[Event]:
         """Answer as `run`, but yield each `Event` as it happens; the last carries the `Answer`.
 
         Leaving early ends the episode, and a turn under way at its next piece of text; a server is told to stop.
         """
-        state, context = self.begin(image, question, boxes=boxes, seed=seed, thread=thread)
+        state, context = self.begin(image, question, **options)
         context.live = True
-        return self._stream(state, context, thread)
+        return self._stream(state, context, options.get("thread"))
 
     def begin(
         self,
@@ -407,11 +381,11 @@ class Agent:
             originals=context.store.originals,
         )
 
-    async def arun(self, image: Images, question: str, **options: Any) -> Answer:
+    async def arun(self, image: Images, question: str, **options: Unpack[RunOptions]) -> Answer:
         """Answer as `run`, with its options, without blocking the event loop."""
         return await asyncio.to_thread(self.run, image, question, **options)
 
-    def astream(self, image: Images, question: str, **options: Any) -> AsyncIterator[Event]:
+    def astream(self, image: Images, question: str, **options: Unpack[RunOptions]) -> AsyncIterator[Event]:
         """Yield the events of `stream`, with its options; a task that is cancelled ends the episode."""
         return events_of(self.stream(image, question, **options))
 

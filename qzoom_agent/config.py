@@ -141,7 +141,7 @@ class BudgetConfig(_ModelDefaults):
     max_failed_calls: int = Field(default=3, ge=1)
     """Turns in a row without a served call, after which the model has to answer."""
     coarse_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens of the coarse view. None: the backend's preset, or `max_visual_tokens` where that is less."""
+    """Most visual tokens of the coarse view. None: the model's own, or `max_visual_tokens` where that is less."""
     coarse_min_tokens: int | None = Field(default=None, ge=1)
     """Least tokens of the coarse view. None: the backend's preset, or `coarse_tokens` where that is less."""
     crop_min_tokens: int | None = Field(default=None, ge=1)
@@ -335,13 +335,13 @@ class AgentConfig(Config):
     """The whole configuration of an episode, saved with every trace."""
 
     model: str = "nano"
-    """Preset name, hub id or path of the weights; the name of the backend, where `Agent` is given one."""
+    """Preset name, folder or hub id. Where `Agent` is given a backend, its name."""
     policy: PolicyName | None = None
-    """The policy that decides on crops, see `qzoom_agent.policy`. None: `implicit` for a model with branches or a
+    """Rule that decides which crops the model sees. See `qzoom_agent.policy`. None: `implicit` with branches or a
     perceiver (`hybrid` with own tools), else `explicit`."""
     protocol: str | None = None
     """Format of the model's zoom calls: a name, `module:name` or an entry point of the group qzoom_agent.protocols.
-    None: the backend's own."""
+    None: the model's own."""
     tools: Literal["text", "native"] | None = Field(default=None, exclude_if=_is_none)
     """Form of the model's zoom calls: in its text, or native calls of a server's API, which is given the tool's schema.
     None: native where a hosted model's preset says so, else text."""
@@ -354,8 +354,9 @@ class AgentConfig(Config):
     approve: bool | None = Field(default=None, exclude_if=_is_none)
     """A person decides on each call before it is run, see `qzoom_agent.approval`."""
     prompt: str | None = Field(default=None, exclude_if=_is_none)
-    """File with the model's own words, see `qzoom_agent.protocols.wording`; in a saved run the digest of its texts, as
-    "sha256:...". "protocol": the protocol's words. None: the file in the model's folder, else the protocol's words."""
+    """YAML or JSON file with the model's own words for any part of the conversation. In a saved run the digest of its
+    texts, as "sha256:..."; "protocol": the protocol's words. See `qzoom_agent.protocols.wording`. None: the file
+    qzoom_prompt.yaml in the model's folder, else the protocol's words."""
     system: str | None = Field(default=None, min_length=1, exclude_if=_is_none)
     """System prompt of the model that answers, put before what the format itself says there, such as its tools. A look
     does not read it, unless `perception.prompt` is "opening"."""

@@ -10,7 +10,7 @@ from typing import Final
 
 from qzoom_agent.cli.main import OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
-from qzoom_agent.cli.serve import LOCAL, listen, shown_address
+from qzoom_agent.cli.serve import LOCAL, add_address_flags, listen, shown_address
 from qzoom_agent.errors import ConfigError
 
 _MOST_BYTES: Final = 32_000_000
@@ -22,8 +22,7 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
         "Offer the tools look, propose, zoom and ask to MCP clients: over stdin and stdout, or over HTTP."
     )
     flags.add_argument("--http", action="store_true", help="serve streamable HTTP at /mcp instead of stdin and stdout")
-    flags.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
-    flags.add_argument("--port", type=int, default=8001, help="port; 0 takes a free one (default: 8001)")
+    add_address_flags(flags, port=8001)
     flags.add_argument(
         "--folder",
         action="append",

@@ -9,13 +9,28 @@ import socket
 import sys
 from typing import Any, Final
 
+from qzoom_agent.cli.fields import add_fields, given
 from qzoom_agent.cli.main import OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
 from qzoom_agent.errors import ConfigError, hide_secret
+from qzoom_agent.integrations.limits import ServeConfig
 
 KEY_VARIABLE: Final = "QZOOM_API_KEY"
 LOCAL: Final = {"127.0.0.1", "::1", "localhost"}
 """Hosts that other machines do not reach."""
+
+
+LIMITS: Final = {
+    "batch": "--batch N",
+    "queue": "--queue N",
+    "timeout": "--timeout S",
+    "max_bytes": "--max-bytes N",
+    "max_pixels": "--max-pixels N",
+    "allow_urls": "--allow-urls",
+    "allow": "--allow KEY",
+    "traces": "--traces N",
+}
+"""Flags of the limits of a server."""
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:
@@ -24,55 +39,19 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
         "Serve the agent behind an OpenAI-compatible API: POST /v1/chat/completions, GET /v1/models, "
         "/health, /metrics and /traces/ID."
     )
-    flags.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
-    flags.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: 8000)")
+    add_address_flags(flags, port=8000)
     flags.add_argument(
         "--api-key",
         metavar="KEY",
         help=f"key that clients have to send (default: the variable {KEY_VARIABLE}, or none)",
     )
-    flags.add_argument("--batch", type=int, default=8, metavar="N", help="requests answered at a time (default: 8)")
-    flags.add_argument(
-        "--queue", type=int, default=32, metavar="N", help="requests that may wait; more get status 429 (default: 32)"
-    )
-    flags.add_argument("--timeout", type=float, default=300, metavar="S", help="seconds for an answer (default: 300)")
-    flags.add_argument(
-        "--max-bytes", type=int, default=32_000_000, metavar="N", help="size of a request (default: 32000000)"
-    )
-    flags.add_argument(
-        "--max-pixels", type=int, metavar="N", help="pixels of the images of a request (default: 89 million)"
-    )
-    flags.add_argument("--allow-urls", action="store_true", help="fetch images from addresses that clients name")
-    flags.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="further setting that a request may change, such as perception.max_regions; may be repeated. Policy and "
-        "budget always may, within limits",
-    )
-    flags.add_argument(
-        "--traces", type=int, default=256, metavar="N", help="records kept for GET /traces/ID (default: 256)"
-    )
+    add_fields(flags, ServeConfig, LIMITS)
     add_agent_flags(flags)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `qzoom serve` until it is interrupted or terminated; requests under way are answered first."""
-    from qzoom_agent.integrations.serve.settings import ServeConfig
-
-    limits = {"max_pixels": args.max_pixels} if args.max_pixels else {}
-    config = ServeConfig(
-        api_key=args.api_key or os.environ.get(KEY_VARIABLE) or None,
-        batch=args.batch,
-        queue=args.queue,
-        timeout=args.timeout,
-        max_bytes=args.max_bytes,
-        allow_urls=args.allow_urls,
-        allow=tuple(args.allow),
-        traces=args.traces,
-        **limits,
-    )
+    config = ServeConfig(api_key=args.api_key or os.environ.get(KEY_VARIABLE) or None, **given(args, LIMITS))
     if config.api_key:
         hide_secret(config.api_key)
     read_config(args)
@@ -86,6 +65,12 @@ def run(args: argparse.Namespace) -> int:
         print(f"qzoom serve: anybody who reaches {args.host} may ask. Set a key: --api-key.", file=sys.stderr)
     serve_until_ended(app, listening, grace=30)
     return OK
+
+
+def add_address_flags(flags: argparse.ArgumentParser, *, port: int) -> None:
+    """Add the flags that say where a server listens."""
+    flags.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
+    flags.add_argument("--port", type=int, default=port, help=f"port; 0 takes a free one (default: {port})")
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -34,6 +34,7 @@ from qzoom_agent.errors import BackendError, ConfigError, hide_secret, redact
 from qzoom_agent.models.chat_messages import Api
 from qzoom_agent.models.chat_reply import BUSY, Completion, CompletionReader, ReplyReader, dig, message_of
 from qzoom_agent.models.chat_stream import UnusableReply, json_values, short, unpacked
+from qzoom_agent.models.connection import Connection
 from qzoom_agent.models.response_reply import ResponseReader
 
 logger = logging.getLogger(__name__)
@@ -74,68 +75,44 @@ class ChatClient:
         url: str,
         *,
         model: str,
-        api: Api = "chat",
-        key_variable: str = "OPENAI_API_KEY",
-        api_key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-        timeout: float = 600.0,
-        concurrency: int = 8,
-        attempts: int = 3,
         pause: float = 0.5,
         sleep: Callable[[float], None] = time.sleep,
+        **options: Any,
     ) -> None:
         """
         Args:
             url: base URL, such as http://localhost:8000/v1. A user and password in it are sent as basic authentication.
             model: the server's name for the model.
-            api: Chat Completions, or Responses.
-            key_variable: environment variable with the key; if it is not set, no key is sent.
-            api_key: the key itself, instead of the variable's.
-            headers: further headers, such as {"api-key": "..."}.
-            extra_body: further fields of each request, or other values of ours; None leaves a field out.
-            timeout: seconds to wait for one reply, with all retries.
-            concurrency: most requests at once.
-            attempts: times that a request is sent before it fails.
             pause: seconds before the first retry, doubled each time; a server may ask for another.
             sleep: waits between attempts, for tests.
+            options: of `Connection`.
 
         Raises:
             ConfigError: the address is none, or another argument is wrong.
         """
         parts = urlsplit(base_url(url))
         user, _, place = parts.netloc.rpartition("@")
-        if api not in _PATHS:
-            raise ConfigError(f"api is 'chat' or 'responses' (--api); got {api!r}.")
+        self.options = given = Connection(**options)
+        self.api: Api = given.api or "chat"
         path = parts.path.rstrip("/")
         for end in _PATHS.values():
             path = path.removesuffix(end)
-        self.address = urlunsplit((parts.scheme, place, path + _PATHS[api], "", ""))
+        self.address = urlunsplit((parts.scheme, place, path + _PATHS[self.api], "", ""))
         """Address of the requests, without secrets."""
-        self._url = urlunsplit((parts.scheme, place, path + _PATHS[api], parts.query, ""))
+        self._url = urlunsplit((parts.scheme, place, path + _PATHS[self.api], parts.query, ""))
         self._models = urlunsplit((parts.scheme, place, path + "/models", parts.query, ""))
         self._hint = "" if path.endswith("/v1") else f" Many servers answer below /v1: try {parts.scheme}://{place}/v1."
         for name, value in parse_qsl(parts.query):
             if _SECRET_NAME.search(name):
                 hide_secret(value)
-        if timeout <= 0 or not math.isfinite(timeout):
-            raise ConfigError(f"timeout is a number of seconds above 0; got {timeout}.")
-        if concurrency < 1 or attempts < 1:
-            raise ConfigError(f"concurrency and attempts are 1 or more; got {concurrency} and {attempts}.")
-        self.api = api
-        self._model, self._key_variable, self._timeout, self._attempts = model, key_variable, timeout, attempts
-        self._pause, self._sleep = pause, sleep
-        self._headers = _headers(user, headers or {})
-        self._own_key = None if api_key is None else _key(api_key, "api_key")
-        self._extra = dict(extra_body or {})
-        try:
-            json.dumps(self._extra)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"extra_body cannot be written as JSON: {error}. Give plain values.") from None
-        self.concurrency = concurrency
-        self._limit = "max_tokens" if api == "chat" else "max_output_tokens"
+        self._model, self._pause, self._sleep = model, pause, sleep
+        self._key_variable = given.key_variable or "OPENAI_API_KEY"
+        self._extra = given.extra_body or {}
+        self._headers = _headers(user, given.headers or {})
+        self._own_key = None if given.api_key is None else _key(given.api_key, "api_key")
+        self._limit = "max_tokens" if self.api == "chat" else "max_output_tokens"
         self._refused_fields = set[str]()
-        self._free = BoundedSemaphore(concurrency)
+        self._free = BoundedSemaphore(given.concurrency)
         asyncio.run_coroutine_threadsafe(_warm(), _loop()).result()
 
     def complete(
@@ -164,9 +141,9 @@ class ChatClient:
             fields |= {"stream": True} | ({"stream_options": {"include_usage": True}} if self.api == "chat" else {})
         given = {"messages" if self.api == "chat" else "input": messages, self._limit: max_tokens}
         body = {"model": self._model, **given, **fields, **self._extra}
-        left, tried = attempts or self._attempts, 1
+        left, tried = attempts or self.options.attempts, 1
         with self._free:
-            ends = time.monotonic() + self._timeout
+            ends = time.monotonic() + self.options.timeout
             while True:
                 for field in self._refused_fields - self._extra.keys():
                     body.pop(field, None)
@@ -209,7 +186,7 @@ class ChatClient:
         """Owner of the model in the server's list of models, such as "vllm"; empty if it is not told within 3 s."""
         coming = asyncio.run_coroutine_threadsafe(self._owner(), _loop())
         try:
-            return coming.result(min(self._timeout, _LISTING))
+            return coming.result(min(self.options.timeout, _LISTING))
         except (TimeoutError, UnusableReply, httpx.HTTPError, OSError):
             return ""
         finally:
@@ -232,7 +209,7 @@ class ChatClient:
             return reader.completion()
         except TimeoutError:
             raise _Failed(
-                f"The server at {self.address} gave no complete reply within {self._timeout:g} s. Raise timeout "
+                f"The server at {self.address} gave no complete reply within {self.options.timeout:g} s. Raise timeout "
                 "(--server-timeout), or ask it for less at once."
             ) from None
         except UnusableReply as error:

@@ -5,6 +5,7 @@ are ours: a first view of a few hundred tokens, and room for the thinking that c
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 from qzoom_agent.config import ViewBudget
 from qzoom_agent.models.chat_client import base_url
 from qzoom_agent.models.chat_messages import Api
+from qzoom_agent.models.connection import Connection
 from qzoom_agent.models.presets import Preset, served_model, view_budget
 from qzoom_agent.protocols import PROTOCOLS
 from qzoom_agent.protocols.interface import NativeProtocol
@@ -73,10 +75,17 @@ def served_preset(url: str, model: str, *, native: bool = False) -> Preset:
     return preset
 
 
-def connection(url: str) -> tuple[Api, str]:
-    """Return the API to ask a server by, and the environment variable with its key."""
-    provider = _provider(url)
-    return (provider.api, provider.key_variable) if provider else ("chat", "OPENAI_API_KEY")
+def connection(url: str, options: Mapping[str, Any]) -> Connection:
+    """Return the options of requests to a server, with API and environment variable of the key as its owner has them.
+
+    Raises:
+        ConfigError: An option is wrong.
+    """
+    given, provider = Connection(**options), _provider(url)
+    if provider is None:
+        return given
+    own = {"api": given.api or provider.api, "key_variable": given.key_variable or provider.key_variable}
+    return given.model_copy(update=own)
 
 
 def _provider(url: str) -> _Provider | None:

@@ -21,7 +21,7 @@ from qzoom_agent.config import ViewBudget
 from qzoom_agent.geometry import tokens
 from qzoom_agent.messages import Message, view_ids
 from qzoom_agent.models.chat_client import API_NAMES, ChatClient
-from qzoom_agent.models.chat_messages import Api, chat_messages, response_items, schemas
+from qzoom_agent.models.chat_messages import chat_messages, response_items, schemas
 from qzoom_agent.models.chat_reply import Completion
 from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams
 from qzoom_agent.protocols.boxes import box_key
@@ -39,8 +39,7 @@ class ServerBackend:
         protocol: format of zoom calls.
         defaults: visual tokens of its views.
         settings: recommended values of other keys of the configuration, see `Preset.settings`.
-        api: "chat" (Chat Completions) or "responses".
-        more: of `ChatClient`: key_variable, api_key, headers, extra_body, timeout, concurrency, attempts.
+        options: of `Connection`.
 
     Raises:
         ConfigError: `url` is no address of a server, or another argument is wrong.
@@ -56,15 +55,15 @@ class ServerBackend:
         protocol: str,
         defaults: ViewBudget,
         settings: Mapping[str, Any] | None = None,
-        api: Api = "chat",
-        **more: Any,
+        **options: Any,
     ) -> None:
         self.name, self.protocol, self.defaults = model, protocol, defaults
-        self.settings, self.api = dict(settings or {}), api
-        self.client = ChatClient(url, model=model, api=api, pause=_PAUSE, **more)
-        self.placement = f"{API_NAMES[api]} of a server"
+        self.settings = dict(settings or {})
+        self.client = ChatClient(url, model=model, pause=_PAUSE, **options)
+        self.api = self.client.api
+        self.placement = f"{API_NAMES[self.api]} of a server"
         """Place where the model runs, for the record."""
-        self.workers = self.client.concurrency
+        self.workers = self.client.options.concurrency
 
     def session(self, image: ImageSource) -> "_ServerSession":
         return _ServerSession(self, image)

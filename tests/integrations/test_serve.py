@@ -35,9 +35,10 @@ pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 pytest.importorskip("prometheus_client", reason="the extra [serve] is not installed")
 
 from qzoom_agent.cli.serve import listen  # noqa: E402
+from qzoom_agent.integrations.limits import ServeConfig  # noqa: E402
 from qzoom_agent.integrations.serve.app import create_app  # noqa: E402
 from qzoom_agent.integrations.serve.chat import ChatMessage, read_question  # noqa: E402
-from qzoom_agent.integrations.serve.settings import RequestError, ServeConfig  # noqa: E402
+from qzoom_agent.integrations.serve.errors import RequestError  # noqa: E402
 
 KEY = "a-secret-key"
 PICTURE = Image.linear_gradient("L").resize((600, 400)).convert("RGB")

@@ -21,8 +21,9 @@ gr = pytest.importorskip("gradio", reason="the extra [web] is not installed")
 
 from gradio.state_holder import StateHolder  # noqa: E402
 
+from qzoom_agent.integrations.limits import WebConfig  # noqa: E402
 from qzoom_agent.integrations.web.handlers import Page, Visit, create_app  # noqa: E402
-from qzoom_agent.integrations.web.settings import WebConfig, changes, policies  # noqa: E402
+from qzoom_agent.integrations.web.settings import changes, policies  # noqa: E402
 
 SETTINGS = ("explicit", False, 5, 0, 0)
 

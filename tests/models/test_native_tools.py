@@ -379,7 +379,9 @@ def test_native_calls_need_a_server() -> None:
     ],
 )
 def test_hosted_models_are_known_by_name_or_address(url: str, model: str, api: str, key: str, native: bool) -> None:
-    assert connection(url) == (api, key)
+    found = connection(url, {})
+    assert (found.api or "chat", found.key_variable or "OPENAI_API_KEY") == (api, key)
+    assert connection(url, {"api": "chat"}).api == "chat"
     agent = Agent.from_server(url, model=model)
     assert agent.config.tools == ("native" if native else None)
     assert agent.backend.name == served_preset(url, model).source

@@ -26,11 +26,12 @@ from qzoom_agent.agent import Agent
 from qzoom_agent.answer import Answer
 from qzoom_agent.answer import Event as Step
 from qzoom_agent.errors import BackendError, MissingDependency, QzoomError, redact
+from qzoom_agent.integrations.limits import ServeConfig
 from qzoom_agent.integrations.serve.chat import ChatRequest, Reply, read_question
 from qzoom_agent.integrations.serve.episodes import Episode, EpisodePool, Left
+from qzoom_agent.integrations.serve.errors import RequestError
 from qzoom_agent.integrations.serve.guard import Application, Guard
 from qzoom_agent.integrations.serve.metrics import Metrics
-from qzoom_agent.integrations.serve.settings import RequestError, ServeConfig
 from qzoom_agent.models.interface import TOO_LONG
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from qzoom_agent.answer import Answer
 from qzoom_agent.config import MAX_SEED
-from qzoom_agent.integrations.limits import ServedPolicy
-from qzoom_agent.integrations.serve.settings import RequestError, ServeConfig
+from qzoom_agent.integrations.limits import ServeConfig, ServedPolicy
+from qzoom_agent.integrations.serve.errors import RequestError
 
 
 class _Part(BaseModel):

@@ -22,7 +22,8 @@ from qzoom_agent.answer import Answer
 from qzoom_agent.answer import Event as Step
 from qzoom_agent.errors import ImageError
 from qzoom_agent.images import load_image
-from qzoom_agent.integrations.serve.settings import RequestError, ServeConfig
+from qzoom_agent.integrations.limits import ServeConfig
+from qzoom_agent.integrations.serve.errors import RequestError
 
 
 @dataclass(eq=False)

@@ -7,7 +7,8 @@ import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
-from qzoom_agent.integrations.serve.settings import RequestError, ServeConfig
+from qzoom_agent.integrations.limits import ServeConfig
+from qzoom_agent.integrations.serve.errors import RequestError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -11,8 +11,8 @@ import gradio as gr
 from markupsafe import Markup
 
 from qzoom_agent.agent import Agent
-from qzoom_agent.integrations.limits import CEILINGS
-from qzoom_agent.integrations.web.settings import WebConfig, policies
+from qzoom_agent.integrations.limits import CEILINGS, WebConfig
+from qzoom_agent.integrations.web.settings import policies
 from qzoom_agent.models.presets import PRESETS
 from qzoom_agent.report.page import legible
 

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 
 from qzoom_agent.errors import finished
+from qzoom_agent.training import trained_model
 from qzoom_agent.training.branches.fitting import last_checkpoint
 from qzoom_agent.training.branches.sharded_table import together
 from qzoom_agent.training.grpo import launch
@@ -41,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.dry_run:
         launch.print_plan(recipe, output, processes=1)
         return 0
-    if launch.is_finished(recipe, output):
+    if trained_model.is_finished(recipe, output):
         return 0
-    launch.keep_recipe(recipe, output)  # refuses a folder with checkpoints of another recipe
+    trained_model.keep_recipe(recipe, output)  # refuses a folder with checkpoints of another recipe
     launch.require_packages(recipe, processes=together().num_processes)
 
     # 2. The model with its branches, and the configuration of the agent that runs the episodes with it.
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     questions = load_rows(recipe, tokenizer=backend.codec.tokenizer, room=question_tokens)
 
     # 4. The rewards. To add your own, append {"name": a_function, "weight": 0.5} to `recipe.rewards` in the recipe.
-    judge = launch.load_judge(recipe, output)
+    judge = recipe.ready_judge(output)
     rewards = build(recipe.rewards, judge=judge, mask_truncated=recipe.loss.mask_truncated)
 
     # 5. TRL's GRPOTrainer over episodes: it samples, compares, computes the loss, and writes checkpoints.

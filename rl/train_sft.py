@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 
 from qzoom_agent.errors import finished
+from qzoom_agent.training import trained_model
 from qzoom_agent.training.recipe_io import add_recipe_arguments
 from qzoom_agent.training.sft import fine_tune as sft
 from qzoom_agent.training.sft.sft_recipe import load_coldstart_recipe
@@ -35,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.dry_run:
         print(sft.describe(recipe))
         return 0
-    if sft.is_finished(recipe, output):
+    if trained_model.is_finished(recipe, output):
         return 0
-    sft.store_recipe(recipe, output)  # refuses a folder with results of another recipe
+    trained_model.keep_recipe(recipe, output)  # refuses a folder with results of another recipe
 
     # 2. The base model, with its branches if it has some.
     backend = sft.load_base(recipe)

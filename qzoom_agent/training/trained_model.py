@@ -1,51 +1,80 @@
-"""What the runs share that end in one fine-tuned model (cold start and GRPO): their folder, LoRA, and `final/`."""
+"""Runs that end in one fine-tuned model (cold start and GRPO): common keys of their recipes, folder, LoRA, `final/`."""
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, JsonValue
+from pydantic import Field, JsonValue
 
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE, Judge, ready
 from qzoom_agent.extras import require
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.training import recipe_io
 from qzoom_agent.training.branches.sharded_table import together
 from qzoom_agent.training.fingerprint import begin, require_same
-from qzoom_agent.training.recipe_io import LoraSection
+from qzoom_agent.training.recipe_io import LoraSection, Section
 
 
-def is_finished(recipe: BaseModel, stored: Path, settings: Mapping[str, JsonValue]) -> bool:
-    """Return True, and print it, if the run's folder holds the model that this recipe trains.
+class ModelRecipe(Section, ABC):
+    """Keys of every recipe of one fine-tuned model."""
 
-    Args:
-        recipe: Of the run.
-        stored: The file of the run's folder with the settings of its model.
-        settings: The keys of the recipe that decide the model.
+    stored: ClassVar[str]
+    """File of the run's folder with the settings that decide the model."""
+
+    model: str = "nano"
+    """Preset, hub id or folder of the base."""
+    protocol: str | None = None
+    """Format of the zoom calls; None: the base's own."""
+    judge: str | None = None
+    """Base URL of an OpenAI-compatible server that judges answers which a rule refuses."""
+    judge_model: str = "default"
+    judge_key_variable: str = KEY_VARIABLE
+    """Environment variable with the key of that server; one of your own needs none."""
+    from_layer: int = Field(default=0, ge=0)
+    """Lowest decoder layer that is trained. From a layer up that branches leave at, what they read stays as it is."""
+
+    @abstractmethod
+    def decisive(self) -> dict[str, JsonValue]:
+        """Return the keys that decide the model."""
+
+    @abstractmethod
+    def begun(self, output: Path) -> Path:
+        """Return a path that is there once a run in `output` has something to resume."""
+
+    def ready_judge(self, output: Path) -> Judge | None:
+        """Return the judge that the recipe names, after it has answered once; its verdicts are kept in `output`."""
+        cache = output / "verdicts.jsonl"
+        return ready(self.judge, model=self.judge_model, key_variable=self.judge_key_variable, cache=cache)
+
+
+def is_finished(recipe: ModelRecipe, output: Path) -> bool:
+    """Return True, and print it, if a run's folder holds the model that this recipe trains.
 
     Raises:
         ConfigError: The folder holds the model of another recipe; the message names the keys that differ.
     """
-    final = stored.parent / "final"
+    final = output / "final"
     if not final.exists():
         return False
-    require_same(stored, settings, made=final, kind=type(recipe))
+    require_same(output / recipe.stored, recipe.decisive(), made=final, kind=type(recipe))
     if together().is_main_process:
-        print(f"{final} is there already. Delete {stored.parent} to train again.")
+        print(f"{final} is there already. Delete {output} to train again.")
     return True
 
 
-def keep_recipe(recipe: BaseModel, stored: Path, settings: Mapping[str, JsonValue], *, made: Path) -> None:
-    """Write a recipe and the settings of its model into the run's folder; see `is_finished`.
+def keep_recipe(recipe: ModelRecipe, output: Path) -> None:
+    """Write a recipe, and the settings that decide its model, into the run's folder.
 
     Raises:
-        ConfigError: `made` was begun with another recipe; the message names the keys that differ.
+        ConfigError: The folder holds checkpoints of another recipe; the message names the keys that differ.
     """
     processes = together()
-    begin(stored, settings, made=made, processes=processes, kind=type(recipe))
+    begin(output / recipe.stored, recipe.decisive(), made=recipe.begun(output), processes=processes, kind=type(recipe))
     if processes.is_main_process:
-        recipe_io.keep_recipe(recipe, stored.parent)
+        recipe_io.keep_recipe(recipe, output)
 
 
 def layers_from(backend: HFBackend, first: int) -> range:

@@ -19,17 +19,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 from transformers.trainer_utils import SchedulerType
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE
 from qzoom_agent.evaluation.tasks.needle import NeedleTask
 from qzoom_agent.training.branches.dataset import DatasetSpec
+from qzoom_agent.training.branches.fitting import last_checkpoint
 from qzoom_agent.training.recipe_io import LoraSection, Section, read_recipe
 from qzoom_agent.training.reward_list import PUBLISHED, RewardEntry
 from qzoom_agent.training.rewards import Accuracy
+from qzoom_agent.training.trained_model import ModelRecipe
 
 LossName = Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo", "bnpo", "sapo"]
 LOSSES: Final[dict[LossName, dict[str, Any]]] = {
@@ -160,8 +161,10 @@ class Watch(Section):
     """Their number each time, each of another question."""
 
 
-class GRPORecipe(Section):
+class GRPORecipe(ModelRecipe):
     """The recipe of one run."""
+
+    stored = "settings.json"
 
     renamed: ClassVar[Mapping[str, str]] = {
         "steps": "max_steps",
@@ -174,10 +177,6 @@ class GRPORecipe(Section):
         "log_steps": "logging_steps",
         "workers": "dataloader_num_workers",
     }
-    model: str = "nano"
-    """Preset, hub id or folder."""
-    protocol: str | None = None
-    """Format of its zoom calls; None: the model's own."""
     branches: str | None = None
     """Folder or hub id of branches to use and ship with it; None: the model's own, if any."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -203,12 +202,8 @@ class GRPORecipe(Section):
     agent: dict[str, Any] = Field(default={})
     """Configuration of the agent that runs the episodes."""
     rewards: list[RewardEntry] = Field(default=[Accuracy(name="accuracy")])
-    """A list, see `reward_list`, or the name of a published one (deepeyes, visionthink, ...)."""
-    judge: str | None = None
-    """Base URL of an OpenAI-compatible server that judges free-form answers, where `accuracy` is `judged: true`."""
-    judge_model: str = "default"
-    judge_key_variable: str = KEY_VARIABLE
-    """Environment variable with the key of that server; one of your own needs none."""
+    """A list, see `reward_list`, or the name of a published one (deepeyes, visionthink, ...). An `accuracy` that is
+    `judged: true` asks the `judge`."""
     loss: Loss = Loss()
     learning_rate: float = Field(default=1e-6, gt=0)
     lr_scheduler_type: SchedulerType = SchedulerType.CONSTANT_WITH_WARMUP
@@ -218,8 +213,6 @@ class GRPORecipe(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     tower: bool = False
     """Train the vision tower as well."""
-    from_layer: int = Field(default=0, ge=0)
-    """Lowest decoder layer that is trained. From a layer up that branches leave at, what they read stays as it is."""
     lora: LoRA | None = None
     bf16: bool = False
     """bfloat16 products over float32 weights."""
@@ -312,6 +305,12 @@ class GRPORecipe(Section):
                 f"num_iterations), so {self.max_steps} steps would end within one. Set max_steps to {more}"
             )
         return self
+
+    def decisive(self) -> dict[str, JsonValue]:
+        return self.model_dump(mode="json", exclude=FREE)
+
+    def begun(self, output: Path) -> Path:
+        return output if last_checkpoint(output) else output / "checkpoint"
 
     def agent_config(self) -> AgentConfig:
         """Return the configuration of the episodes."""

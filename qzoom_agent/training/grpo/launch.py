@@ -24,7 +24,6 @@ from yaml import safe_dump
 
 from qzoom_agent.config import AgentConfig, positive_int
 from qzoom_agent.errors import ConfigError, MissingDependency
-from qzoom_agent.evaluation.scorers.judge import ready
 from qzoom_agent.files import require_folder
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
@@ -43,14 +42,13 @@ from qzoom_agent.training.grpo.checks import (
     require_template,
 )
 from qzoom_agent.training.grpo.episode_length import QUESTION_TEXT, longest, require_room
-from qzoom_agent.training.grpo.grpo_recipe import FREE, GRPORecipe, load_grpo_recipe
+from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.question_rows import load_held_out, load_rows
 from qzoom_agent.training.grpo.run_cost import describe
 from qzoom_agent.training.grpo.trainer import ZoomTrainer, build_trainer
 from qzoom_agent.training.precision import restore, to_float32
 from qzoom_agent.training.recipe_io import add_recipe_arguments
 from qzoom_agent.training.reward_list import accuracy_of, build, read_reward
-from qzoom_agent.training.rewards import Judge
 
 
 def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = None) -> Path:
@@ -74,7 +72,7 @@ def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = N
 def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
     """Return the trainer of a recipe, after every check that is possible before the first step."""
     require_packages(recipe, processes=together().num_processes)
-    judge = load_judge(recipe, output)
+    judge = recipe.ready_judge(output)
     records = None if recipe.needle else load_records(recipe.data)  # wrong rows show before the model is loaded
     backend = load_model(recipe)
     config = episode_config(recipe, backend)
@@ -115,12 +113,6 @@ def require_packages(recipe: GRPORecipe, *, processes: int) -> None:
             "rollouts.vllm needs vLLM beside the trainer, too. Install it with: pip install 'trl[vllm]'. Or leave "
             "rollouts.vllm out."
         )
-
-
-def load_judge(recipe: GRPORecipe, output: Path) -> Judge | None:
-    """Return the judge that the recipe names, after it has answered once; its verdicts are kept in `output`."""
-    cache = output / "verdicts.jsonl"
-    return ready(recipe.judge, model=recipe.judge_model, key_variable=recipe.judge_key_variable, cache=cache)
 
 
 def load_model(recipe: GRPORecipe) -> HFBackend:
@@ -318,22 +310,6 @@ def print_plan(recipe: GRPORecipe, output: Path, *, processes: int, tflops: floa
         print(f"missing      {error}")
 
 
-def is_finished(recipe: GRPORecipe, output: Path) -> bool:
-    """Return True, and print it, if `output` holds the model that this recipe trains; see `trained_model`."""
-    return trained_model.is_finished(recipe, output / "settings.json", recipe.model_dump(mode="json", exclude=FREE))
-
-
-def keep_recipe(recipe: GRPORecipe, output: Path) -> None:
-    """Write the recipe into the output folder.
-
-    Raises:
-        ConfigError: It holds checkpoints of another recipe; the message names the keys that differ.
-    """
-    made = output if last_checkpoint(output) else output / "checkpoint"
-    settings = recipe.model_dump(mode="json", exclude=FREE)
-    trained_model.keep_recipe(recipe, output / "settings.json", settings, made=made)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="qzoom train grpo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -355,9 +331,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_plan(recipe, options.output, processes=options.devices, tflops=options.tflops)
         return 0
     output = require_folder(options.output)
-    if is_finished(recipe, output):
+    if trained_model.is_finished(recipe, output):
         return 0
-    keep_recipe(recipe, output)
+    trained_model.keep_recipe(recipe, output)
     final = train(recipe, output)
     if together().is_main_process:
         print(f"written {final}")

@@ -15,7 +15,7 @@ from qzoom_agent.perception.branches import CONFIG, branch_folder
 from qzoom_agent.policy import LOOK_FIRST
 from qzoom_agent.training.fingerprint import require_same
 from qzoom_agent.training.grpo.episode_length import longest
-from qzoom_agent.training.grpo.grpo_recipe import FREE, GRPORecipe
+from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.model_shape import DEVICE_GB, Shape, shape_of
 
 
@@ -170,9 +170,7 @@ def seconds_a_step(recipe: GRPORecipe, output: Path | None) -> float | None:
     if output is None or not (output / "log.jsonl").is_file():
         return None
     try:
-        require_same(
-            output / "settings.json", recipe.model_dump(mode="json", exclude=FREE), made=output, kind=GRPORecipe
-        )
+        require_same(output / recipe.stored, recipe.decisive(), made=output, kind=GRPORecipe)
     except ConfigError:
         return None
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -26,14 +26,12 @@ from pydantic import JsonValue
 from yaml import safe_dump
 
 from qzoom_agent.errors import ConfigError, finished
-from qzoom_agent.evaluation.scorers.judge import ready
 from qzoom_agent.messages import view_ids
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.training import trained_model
 from qzoom_agent.training.branches.dataset import count_rows, load_records
 from qzoom_agent.training.branches.fitting import (
-    NOT_DECISIVE,
     Rows,
     optimizer_steps,
     require_tracker,
@@ -64,9 +62,7 @@ def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) ->
     stored: dict[str, JsonValue] = {"count": len(records), **settings}
     begin(folder / "conversations.json", stored, made=kept, processes=processes, kind=ColdStartRecipe)
     if not kept.exists():
-        cache = folder / "verdicts.jsonl"
-        judge = ready(recipe.judge, model=recipe.judge_model, key_variable=recipe.judge_key_variable, cache=cache)
-        make = Demonstrations(backend, recipe, judge=judge)
+        make = Demonstrations(backend, recipe, judge=recipe.ready_judge(folder))
 
         def rows(indices: range) -> Iterator[dict[str, Any]]:
             for record in (records[index] for index in indices):
@@ -175,35 +171,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         print(describe(recipe))
         return 0
-    if is_finished(recipe, output):
+    if trained_model.is_finished(recipe, output):
         return 0
-    store_recipe(recipe, output)
+    require_tracker(recipe.optimisation.report_to)
+    trained_model.keep_recipe(recipe, output)
     load_records(recipe.data, limit=recipe.records)  # wrong rows show before the model is loaded
     backend = load_base(recipe)
     table = demonstrations(backend, recipe, output)
     fine_tune(backend, table, recipe, output / "train")
     save_model(backend, recipe, output, conversations=len(table))
     return 0
-
-
-def is_finished(recipe: ColdStartRecipe, output: Path) -> bool:
-    """Return True, and print it, if `output` holds the model that this recipe trains; see `trained_model`."""
-    return trained_model.is_finished(recipe, output / "train.json", _decisive(recipe))
-
-
-def store_recipe(recipe: ColdStartRecipe, output: Path) -> None:
-    """Write the recipe into the output folder.
-
-    Raises:
-        ConfigError: It holds checkpoints of another recipe.
-        MissingDependency: The tracker of `report_to` is not installed.
-    """
-    require_tracker(recipe.optimisation.report_to)
-    trained_model.keep_recipe(recipe, output / "train.json", _decisive(recipe), made=output / "train")
-
-
-def _decisive(recipe: ColdStartRecipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", exclude={"optimisation": NOT_DECISIVE})
 
 
 def load_base(recipe: ColdStartRecipe) -> HFBackend:

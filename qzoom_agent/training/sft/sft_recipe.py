@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from qzoom_agent.config import BudgetConfig, GenerationConfig, PerceptionConfig
-from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE
 from qzoom_agent.training.branches.branch_recipe import Optimisation
 from qzoom_agent.training.branches.dataset import DatasetSpec
+from qzoom_agent.training.branches.fitting import NOT_DECISIVE
 from qzoom_agent.training.recipe_io import LoraSection, Section, read_recipe
 from qzoom_agent.training.rewards import Rule
+from qzoom_agent.training.trained_model import ModelRecipe
 
 
 class TeacherServer(Section):
@@ -32,13 +33,10 @@ class Lora(LoraSection):
     """Modules of every decoder layer that is trained; the vision encoder gets none."""
 
 
-class ColdStartRecipe(Section):
-    """Demonstrations, and fine-tuning on them."""
+class ColdStartRecipe(ModelRecipe):
+    """Demonstrations in the format of `protocol`, and fine-tuning on them."""
 
-    model: str = "nano"
-    """Preset, hub id or folder of the base."""
-    protocol: str | None = None
-    """The format to teach; None: the base's own."""
+    stored = "train.json"
     branches: Path | None = None
     """Folder of branches, for `boxes: sdrpn`; None: those that come with the base."""
     dtype: str = "auto"
@@ -53,11 +51,6 @@ class ColdStartRecipe(Section):
     """Answers after the calls: the dataset's, or the base's own, of which wrong ones are left out."""
     rule: Rule = "exact"
     """Rule that finds the answer in a reply; wrong ones are not learned. `exact` is for replies of nothing else."""
-    judge: str | None = None
-    """Base URL of an OpenAI-compatible server that judges answers which the rule refuses."""
-    judge_model: str = "default"
-    judge_key_variable: str = KEY_VARIABLE
-    """Environment variable with the key of that server; one of your own needs none."""
     margin: float = Field(default=0.35, ge=0, le=10)
     """Margin of a call around a gold box on every side, as a share of its longer side."""
     needed: float = Field(default=0.95, ge=0, le=1)
@@ -78,10 +71,14 @@ class ColdStartRecipe(Section):
     """Reading of the map for `boxes: sdrpn`."""
     teacher: TeacherServer | None = None
     optimisation: Optimisation = Optimisation(learning_rate=1e-5, per_device_train_batch_size=4)
-    from_layer: int = Field(default=0, ge=0)
-    """Lowest decoder layer that is trained. With the branches' K, branches of the base still fit it exactly."""
     lora: Lora | None = None
     """None: train the weights themselves."""
+
+    def decisive(self) -> dict[str, JsonValue]:
+        return self.model_dump(mode="json", exclude={"optimisation": NOT_DECISIVE})
+
+    def begun(self, output: Path) -> Path:
+        return output / "train"
 
     @model_validator(mode="after")
     def _teacher_given(self) -> "ColdStartRecipe":

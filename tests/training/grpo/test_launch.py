@@ -16,9 +16,10 @@ from qzoom_agent.training.branches.dataset import NEEDLE_SEED, NEEDLE_SPAN
 from qzoom_agent.training.branches.fitting import require_tracker
 from qzoom_agent.training.grpo import launch as run
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
-from qzoom_agent.training.grpo.launch import keep_recipe, make_trainer
+from qzoom_agent.training.grpo.launch import make_trainer
 from qzoom_agent.training.grpo.question_rows import FIRST_SEED, SEEDS_A_RUN, load_held_out, load_rows
 from qzoom_agent.training.rewards import Accuracy
+from qzoom_agent.training.trained_model import keep_recipe
 from tests.training.grpo.grpo_script import questions, recipe
 
 

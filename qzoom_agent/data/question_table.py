@@ -14,10 +14,11 @@ from typing import Any, NotRequired, TypedDict
 import PIL.Image
 
 from qzoom_agent.data.columns import Columns, find_columns
-from qzoom_agent.data.image_column import headers_only, picture
+from qzoom_agent.data.image_column import picture
 from qzoom_agent.data.questions import Question, read_question, read_questions
-from qzoom_agent.data.rows import Row, Rows, open_table
-from qzoom_agent.errors import ConfigError, ImageError, QzoomError
+from qzoom_agent.data.rows import Row, Rows, RowSamples, open_table
+from qzoom_agent.data.samples import Sample
+from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.images import MAX_PIXELS, digest
 
 
@@ -45,7 +46,6 @@ class QuestionRow(TypedDict):
 class QuestionTable:
     """A table whose rows are `QuestionRow`s."""
 
-    path: str
     rows: Rows
     columns: Columns
     images: Rows | None = None
@@ -80,7 +80,7 @@ class QuestionTable:
         Raises:
             ConfigError: The table cannot be read, lacks a column, or has one with nearly the name of ours.
         """
-        rows = open_table(path, config=name, split=split)
+        rows = replace(open_table(path, config=name, split=split), name=f"the dataset {path}")
         found = find_columns(f"The dataset {path}", rows.columns, columns)
         needed = ("image", "question") if "answers" in found.names else ("image", "question", "answer")
         wanted = {ours: found.names.get(ours, (ours,))[0] for ours in needed}
@@ -92,26 +92,23 @@ class QuestionTable:
                 f"{', '.join(rows.columns)}. Say in the source's `columns` what they are called."
             )
         if images is None:
-            return cls(path, rows, found, max_pixels=max_pixels)
+            return cls(rows, found, max_pixels=max_pixels)
         pictures = open_table(path, config=images, split=split)
         places = {row["id"]: place for place, row in enumerate(pictures.only("id"))}
-        return cls(path, rows, found, pictures, places, max_pixels)
+        return cls(rows, found, pictures, places, max_pixels)
 
     def select(self, places: Sequence[int]) -> QuestionTable:
         """Return these rows, in this order."""
         return replace(self, rows=self.rows.select(places))
 
+    @property
+    def samples(self) -> RowSamples:
+        """The rows as samples, in clusters of the same image."""
+        return RowSamples(self.rows, self._sample, ())
+
     def problems(self) -> dict[int, str]:
         """Return what is wrong with each row that cannot be used; of images the headers are read."""
-        found: dict[int, str] = {}
-        cells = self.rows.only(*self.columns.top, *(name.split(".")[0] for name in self.columns.names["image"]))
-        with headers_only():
-            for place, row in enumerate(cells):
-                try:
-                    read_question(row, self.columns).boxes_in(self._image(row).size)
-                except QzoomError as error:
-                    found[place] = str(error)
-        return found
+        return self.samples.problems(range(len(self)))
 
     def questions(self) -> Iterator[str]:
         """Yield the question of every row, without reading an image; empty for one that cannot be used."""
@@ -122,33 +119,31 @@ class QuestionTable:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> QuestionRow:
-        row = self.rows[index]
-        try:
-            question, image = read_question(row, self.columns), self._image(row)
-            boxes = question.boxes_in(image.size)
-        except QzoomError as error:
-            raise type(error)(f"Row {index + 1} of the dataset {self.path}: {error}") from None
-        known = self.rows.columns
-        image_id = str(row["image_id"]) if "image_id" in known else digest(image)[:16]
+        sample = self.samples[index]
         return {
-            # several questions about an image are several rows, whatever a column of ids says
-            "id": f"{row['id'] if 'id' in known else image_id}-{_short(question.question)}",
-            "image": image,
-            "image_id": image_id,
-            "question": question.asked,
-            "answer": question.golds[0],
-            "answers": list(question.golds),
-            "options": list(question.options),
-            "boxes": None if boxes is None else [list(box.as_list()) for box in boxes],
+            "id": sample.id,
+            "image": sample.image,
+            "image_id": sample.cluster,
+            "question": sample.question,
+            "answer": sample.answer,
+            "answers": list(sample.answers),
+            "options": list(sample.options),
+            "boxes": None if sample.coarse_suffices is None else [box.as_list() for box in sample.boxes],
         }
 
-    def _image(self, row: Row) -> PIL.Image.Image:
-        cell = self.columns.cell(row, "image")
+    def _sample(self, row: Row, index: int) -> Sample:
+        question, cell = read_question(row, self.columns), self.columns.cell(row, "image")
         if self.images is not None and self.places is not None:
             if cell not in self.places:
                 raise ImageError(f"There is no image {cell!r} in the table of images.")
             cell = self.images[self.places[cell]]["image"]
-        return picture(cell, self.rows.folder, max_pixels=self.max_pixels)
+        image = picture(cell, self.rows.folder, max_pixels=self.max_pixels)
+        known = self.rows.columns
+        image_id = str(row["image_id"]) if "image_id" in known else digest(image)[:16]
+        # Several questions about an image are several rows, whatever a column of ids says.
+        short = hashlib.sha256(question.question.encode()).hexdigest()[:8]
+        sample = question.sample("", index, image, cluster=image_id)
+        return replace(sample, id=f"{row['id'] if 'id' in known else image_id}-{short}")
 
 
 def _has(rows: Rows, name: str) -> bool:
@@ -162,7 +157,3 @@ def _has(rows: Rows, name: str) -> bool:
             return False
         cell = cell[field]
     return True
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -184,7 +184,7 @@ def open_path(path: Path, place: HubTable | None = None, *, split: str | None = 
     try:
         if path.is_file():
             return _file(path, skip_bad=skip_bad)
-        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        if is_saved(path):
             _require_datasets()
             from datasets import load_from_disk
 
@@ -196,6 +196,11 @@ def open_path(path: Path, place: HubTable | None = None, *, split: str | None = 
         raise
     except Exception as error:  # pyarrow, pandas and datasets each have their own errors for a damaged file
         raise ConfigError(f"Cannot read {path} as a table: {_why(error)}.") from error
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether `datasets` has saved a folder."""
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
 def open_table(path: str, *, config: str | None = None, split: str = "train") -> Rows:
@@ -215,13 +220,10 @@ def open_table(path: str, *, config: str | None = None, split: str = "train") ->
                 raise ConfigError("there is nothing in it")
             return rows
         _require_datasets()
-        from datasets import Dataset, load_dataset, load_from_disk
+        from datasets import DatasetDict, load_dataset, load_from_disk
 
-        if (where / "dataset_info.json").is_file():
-            return _dataset(Dataset.load_from_disk(str(where)), path, None, None)
-        if (where / "dataset_dict.json").is_file():
-            return _dataset(load_from_disk(str(where))[split], path, None, None)
-        return _dataset(load_dataset(path, config, split=split), path, None, None)
+        data = load_from_disk(str(where)) if is_saved(where) else load_dataset(path, config, split=split)
+        return _dataset(data[split] if isinstance(data, DatasetDict) else data, path, None, None)
     except MissingDependency:
         raise
     except Exception as error:  # the hub's client, pyarrow and datasets each raise their own

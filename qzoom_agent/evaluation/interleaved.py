@@ -35,9 +35,6 @@ class Cell(Figures):
     """One question answered under one configuration."""
 
     id: str
-    kind: str
-    easy: bool
-    """The coarse view holds the answer."""
     correct: bool
     zoomed: bool
     covered: bool | None
@@ -60,7 +57,6 @@ def measure(
     *,
     n: int,
     seed: int = 0,
-    split: str = "test",
     boxes: Mapping[str, Callable[[Sample], Sequence[Box]]] | None = None,
     journal: Path | None = None,
     note: Callable[[int], None] = lambda done: None,
@@ -72,7 +68,6 @@ def measure(
         task: Name of the needle task.
         n: Number of questions.
         seed: Draws other questions.
-        split: Split of the task.
         boxes: For policy `oracle`, boxes to crop instead of the needle, by name of the arm.
         journal: File that keeps finished questions.
         note: Called after each question with the number of finished ones.
@@ -84,7 +79,7 @@ def measure(
     settings = {
         "suite": task,  # the key of journals that earlier versions wrote
         "seed": seed,
-        "split": split,
+        "split": "test",
         "arms": {name: agent.config.model_dump(mode="json") for name, agent in arms.items()},
         "weights": {name: weights_of(agent) for name, agent in arms.items()},
     }
@@ -94,11 +89,11 @@ def measure(
     for index in range(n):
         if index not in done:
             if not warm:
-                first = sample(task, sample_seed(seed, n), split=split)
+                first = sample(task, sample_seed(seed, n))
                 _ask_all(arms, names, first, boxes or {})
                 warm = True
             turned = names[index % len(names) :] + names[: index % len(names)]
-            question = sample(task, sample_seed(seed, index), split=split)
+            question = sample(task, sample_seed(seed, index))
             done[index] = _ask_all(arms, turned, question, boxes or {})
             if journal is not None:
                 with journal.open("a", encoding="utf-8") as file:
@@ -135,8 +130,6 @@ def _ask(agent: Agent, question: Sample, gold: Sequence[Box]) -> Cell:
     covered = [max((crop.coverage(needle) for crop in crops), default=0.0) >= COVERED for needle in question.boxes]
     return Cell(
         id=question.id,
-        kind=question.kind,
-        easy=bool(question.coarse_suffices),
         correct=trace.status != "error" and exact_match(answer.text, question.answer),
         zoomed=bool(crops),
         covered=all(covered) if covered else None,

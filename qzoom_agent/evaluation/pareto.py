@@ -160,21 +160,18 @@ def headline(task: str, table: Table) -> Headline:
     enough = [name for name in ours if ours[name].accuracy >= plain[base].accuracy]
     fastest = min(enough, key=lambda name: ours[name].seconds) if enough else None
     gain = paired([cell.correct for cell in table[base]], [cell.correct for cell in table[best]])
-    speed = None if fastest is None else ratio(_seconds(table[base]), _seconds(table[fastest]))
+    seconds = {name: [cell.seconds for cell in cells] for name, cells in table.items()}
+    speed, speed_interval = (None, None) if fastest is None else ratio(seconds[base], seconds[fastest])
     return Headline(
         task=task,
         baseline=plain[base],
         fastest=None if fastest is None else ours[fastest],
-        speed=None if speed is None else speed[0],
-        speed_interval=None if speed is None else speed[1],
+        speed=speed,
+        speed_interval=speed_interval,
         best=ours[best],
         gain=gain.difference,
         gain_interval=gain.interval,
     )
-
-
-def _seconds(cells: Sequence[Cell]) -> list[float]:
-    return [cell.seconds for cell in cells]
 
 
 def ratio(above: Sequence[float], below: Sequence[float], *, resamples: int = 2000) -> tuple[float, Interval | None]:

@@ -45,9 +45,6 @@ class Redundancy(NamedTuple):
     def redundant(self) -> int:
         return self.needless + self.repeated + self.missed
 
-    def plus(self, other: Redundancy) -> Redundancy:
-        return Redundancy(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
-
 
 def reasons(
     views: Sequence[View], needles: Sequence[Box], *, coarse_suffices: bool | None

@@ -247,12 +247,9 @@ class RunFolder:
                                 "Remove the line, then ask its sample again."
                             ) from None
 
-    @contextmanager
-    def journal(self, rank: int | None = None) -> Iterator[Journal]:
+    def journal(self, rank: int | None = None) -> Journal:
         """Open the file to which this process appends its rows; `rank` if there are several."""
-        name = "samples.jsonl" if rank is None else f"samples.{rank}.jsonl"
-        with Journal(self.path / name) as journal:
-            yield journal
+        return Journal(self.path / ("samples.jsonl" if rank is None else f"samples.{rank}.jsonl"))
 
     def replace_rows(self, rows: Iterable[SampleResult]) -> None:
         """Put these, which may be read from the folder meanwhile, in place of all there are, in one step."""

@@ -27,6 +27,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import PIL.Image
 from pydantic import JsonValue
 
 from qzoom_agent.agent import Agent
@@ -48,8 +49,7 @@ from qzoom_agent.evaluation.sample_result import (
 from qzoom_agent.evaluation.stats import require_scipy
 from qzoom_agent.evaluation.summary import Results, summarise
 from qzoom_agent.evaluation.tasks.catalog import with_scorer
-from qzoom_agent.evaluation.tasks.rule_version import rule_version
-from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, Task
+from qzoom_agent.evaluation.tasks.task import CustomScorer, Scorer, Task
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -323,27 +323,23 @@ class TaskRun:
 
     def _row(self, place: int, repeat: int, known: SampleResult | None) -> tuple[SampleResult, bool]:
         """Return the row of a sample, and whether it was asked now: not if `known` is of the same experiment."""
+        about = partial(
+            asked, index=place, repeat=repeat, seed=self.seed, config=self.agent.config, weights=self.weights
+        )
         try:
             digest = self.row_digest(place)
             if known is not None and digest and known.row == digest:
                 return known.completed(self.task.scorers), False
             sample = self.samples[place]
-        except QzoomError as error:
-            return self._unreadable(place, repeat, error), True
+        except QzoomError as error:  # it belongs to the task, so it counts
+            blank = PIL.Image.new("RGB", (1, 1))
+            sample = Sample(f"{self.task.name}[{place}]", self.task.name, self.samples.kinds[place], blank, "", "")
+            return self._failed(about(sample, image=""), sample, error), True
         if sample.task != self.task.name:  # a task from outside this package that reads another's samples
             sample = replace(sample, task=self.task.name)
-        about = partial(
-            asked,
-            sample,
-            index=place,
-            repeat=repeat,
-            seed=self.seed,
-            config=self.agent.config,
-            weights=self.weights,
-        )
-        if known is not None and known.key == about(image=image_digest(sample))["key"]:
+        if known is not None and known.key == about(sample, image=image_digest(sample))["key"]:
             return known.completed(self.task.scorers), False
-        row = self._ask(sample, about, seed=episode_seed(self.seed, sample.id, repeat))
+        row = self._ask(sample, partial(about, sample), seed=episode_seed(self.seed, sample.id, repeat))
         return (row.model_copy(update={"row": digest}) if digest else row), True
 
     def _ask(self, sample: Sample, about: Callable[..., dict[str, JsonValue]], *, seed: int) -> SampleResult:
@@ -356,12 +352,7 @@ class TaskRun:
             images: Any = sample.images if sample.others else sample.image
             answer = self.agent.run(images, sample.question, boxes=boxes, seed=seed)
         except QzoomError as error:
-            failed = {
-                "status": "error",
-                "error": f"{type(error).__name__}: {error}",
-            }
-            scores = scored(None, "error", sample, self.task.scorers)
-            return SampleResult.model_validate(about(image=image_digest(sample)) | failed | scores)
+            return self._failed(about(image=image_digest(sample)), sample, error)
         # The trace has the digest already; hashing a large image again would cost more than all the rest here.
         views = answer.trace.views
         known = about(image=views[0].digest if views else image_digest(sample))
@@ -370,27 +361,9 @@ class TaskRun:
         scores = scored(answer.text, answer.trace.status, sample, self.task.scorers)
         return SampleResult.model_validate(known | measured(answer, sample) | scores)
 
-    def _unreadable(self, place: int, repeat: int, error: QzoomError) -> SampleResult:
-        """Return the row of a sample that cannot be read: it belongs to the task, so it counts."""
-        name = f"{self.task.name}[{place}]"
-        return SampleResult(
-            key=f"unreadable-{hashlib.sha256(f'{name}/{repeat}'.encode()).hexdigest()[:13]}",
-            task=self.task.name,
-            index=place,
-            repeat=repeat,
-            id=name,
-            kind=self.samples.kinds[place],
-            cluster=name,
-            seed=episode_seed(self.seed, name, repeat),
-            image="",
-            size=(1, 1),
-            question="",
-            gold=[""],
-            status="error",
-            error=f"{type(error).__name__}: {error}",
-            scores={name: Score(0.0, None) for name in self.task.scorers},
-            rules={name: rule_version(scorer) for name, scorer in self.task.scorers.items()},
-        )
+    def _failed(self, known: dict[str, JsonValue], sample: Sample, error: QzoomError) -> SampleResult:
+        failed = {"status": "error", "error": f"{type(error).__name__}: {error}"}
+        return SampleResult.model_validate(known | failed | scored(None, "error", sample, self.task.scorers))
 
 
 def _side_by_side(work: Callable[[_Item], _Result], items: Sequence[_Item], workers: int) -> Iterator[_Result]:

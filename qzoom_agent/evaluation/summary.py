@@ -320,12 +320,11 @@ def cost(rows: Sequence[SampleResult]) -> Cost:
         seconds=_mean(rows, lambda row: row.usage.seconds.total),
         phases={name: _spread([getattr(row.usage.seconds, name) for row in rows]) for name in _PHASES},
         samples_per_second=len(rows) / elapsed if elapsed > 0 else None,
-        peak_memory={name: max(row.peak_memory.get(name, 0) for row in rows) for name in _memories(rows)},
+        peak_memory={
+            name: max(row.peak_memory.get(name, 0) for row in rows)
+            for name in sorted({name for row in rows for name in row.peak_memory})
+        },
     )
-
-
-def _memories(rows: Sequence[SampleResult]) -> list[str]:
-    return sorted({name for row in rows for name in row.peak_memory})
 
 
 _PHASES = ("perceive", "think", "act", "total")

@@ -25,14 +25,14 @@ from qzoom_agent.data.cells import text
 from qzoom_agent.data.columns import Columns, find_columns
 from qzoom_agent.data.image_column import seen
 from qzoom_agent.data.questions import read_question
-from qzoom_agent.data.rows import Row, Rows, RowSamples, open_path
+from qzoom_agent.data.rows import Row, Rows, RowSamples, is_saved, open_path
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.evaluation.export import require_pyarrow, write_parquet
 from qzoom_agent.evaluation.run_log import RunFolder, RunSpec, weights_of
 from qzoom_agent.evaluation.runner import ProgressListener, Shard, TaskRun, ask_all, plan
 from qzoom_agent.evaluation.sample_result import SampleResult
-from qzoom_agent.evaluation.tasks.custom import NEEDED, table_file, tables_in, task_name
+from qzoom_agent.evaluation.tasks.custom import require_questions, table_file, tables_in, task_name
 from qzoom_agent.evaluation.tasks.task import Task
 from qzoom_agent.files import atomic_write, translating
 
@@ -95,9 +95,7 @@ class Questions:
                 f"{rows.name} has no column of questions; it has {', '.join(rows.columns) or 'none'}. Ask one question "
                 "about all rows: --question (in Python: question)."
             )
-        rows.need([ours for ours in NEEDED if ours not in columns.names])
-        if not len(rows):
-            raise ConfigError(f"{rows.name} has no rows.")
+        require_questions(rows, columns)
         return cls(task_name(path), rows, columns, question, max_pixels)
 
     def samples(self) -> RowSamples:
@@ -236,7 +234,7 @@ def _result(row: SampleResult, asked: Questions) -> dict[str, Any]:
 
 def _image_folder(path: Path) -> Rows | None:
     """Return the images in a folder and its subfolders, sorted; None for a folder with a table, and for a file."""
-    if not path.is_dir() or (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+    if not path.is_dir() or is_saved(path):
         return None
     with translating("read", path):
         if tables_in(path):

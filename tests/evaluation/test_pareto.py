@@ -26,8 +26,6 @@ def cells(right: str, *, seconds: Sequence[float], tokens: int = 64, zoomed: boo
     return [
         Cell(
             id=f"q{index}",
-            kind="code",
-            easy=False,
             correct=mark == "1",
             zoomed=zoomed,
             covered=mark == "1" if zoomed else False,

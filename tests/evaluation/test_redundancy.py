@@ -79,8 +79,7 @@ def test_counts_add_up() -> None:
     one = count(views(ELSEWHERE, AROUND_NOTE, AROUND_NOTE), [NOTE], coarse_suffices=False)
     assert one == Redundancy(crops=3, needless=0, repeated=1, missed=1)
     other = count(views(AROUND_NOTE), [], coarse_suffices=True)
-    assert one.plus(other) == Redundancy(crops=4, needless=1, repeated=1, missed=1)
-    assert one.plus(other).redundant == 3
+    assert other == Redundancy(crops=1, needless=1) and one.redundant == 2
     assert count(views(), [NOTE], coarse_suffices=False) == Redundancy()
 
 

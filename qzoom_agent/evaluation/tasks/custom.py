@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Final
 
 from qzoom_agent.data.checks import refuse_rows
-from qzoom_agent.data.columns import find_columns
+from qzoom_agent.data.columns import Columns, find_columns
 from qzoom_agent.data.image_column import each_image, seen
 from qzoom_agent.data.questions import read_questions
-from qzoom_agent.data.rows import SUFFIXES, Row, RowSamples, open_path
+from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.open_answer import rule
@@ -50,9 +50,7 @@ def load(name: str, path: Path, source: TaskSource) -> RowSamples:
     """Return the samples of the table at `source.path`, else at `path`; raise ConfigError that names wrong rows."""
     rows = open_path(table_file(Path(source.path) if source.path else path), split=source.split)
     columns = find_columns(rows.name, rows.columns)
-    rows.need([ours for ours in NEEDED if ours not in columns.names])
-    if not len(rows):
-        raise ConfigError(f"{rows.name} has no rows.")
+    require_questions(rows, columns)
     questions = list(read_questions(rows.only(*columns.top), columns, answered=source.answered, unique=True))
     wrong = {place: told for place, told in enumerate(questions) if isinstance(told, str)}
     refuse_rows(rows.name, wrong, total=len(rows), skip_bad=source.skip_bad)
@@ -69,9 +67,16 @@ def load(name: str, path: Path, source: TaskSource) -> RowSamples:
     return RowSamples(rows, make, ["" if isinstance(one, str) else one.kind for one in questions])
 
 
+def require_questions(rows: Rows, columns: Columns) -> None:
+    """Raise ConfigError for a table without images, questions or rows."""
+    rows.need([ours for ours in NEEDED if ours not in columns.names])
+    if not len(rows):
+        raise ConfigError(f"{rows.name} has no rows.")
+
+
 def table_file(path: Path) -> Path:
     """Return the file that holds the rows, or the folder if `datasets` has saved it."""
-    if not path.is_dir() or (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+    if not path.is_dir() or is_saved(path):
         return path
     found = tables_in(path)
     if len(found) != 1:

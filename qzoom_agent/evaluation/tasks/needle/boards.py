@@ -186,6 +186,12 @@ class Pen:
         self.board.glyphs.extend(printed.glyphs)
         return box
 
+    def code_below(self, text: str, box: Rect, gap: float) -> Rect:
+        """Draw fine print below an object; return the box of the plate."""
+        side, width = box[2] - box[0], self.code_size(text)[0]
+        left = min(max(4.0, box[0] + side / 2 - width / 2), self.width - width - 4)
+        return self.code(text, (left, box[1] + side + gap))
+
     def new_code(self) -> str:
         return "".join(self.rng.choice(CODE_CHARS) for _ in range(3))
 
@@ -285,9 +291,7 @@ def _scene(pen: Pen) -> None:
         die = draw_die(pen.draw, pips, (x + side / 2, y + side * 0.5), side=rng.uniform(23, 27))
         thing = BoardObject(bare.shape, bare.color, bare.box, pips, die)
         code = pen.new_code()
-        width = pen.code_size(code)[0]
-        plate_x = min(max(4.0, x + side / 2 - width / 2), pen.width - width - 4)
-        plate = pen.code(code, (plate_x, y + side + rng.uniform(2, 7)))
+        plate = pen.code_below(code, thing.box, rng.uniform(2, 7))
         pen.board.things.append(thing)
         plates[column, row] = (thing, code, plate)
         pen.fact("needle-scene", "code", code, thing.name, boxes=(plate,))
@@ -409,9 +413,7 @@ def _hop(pen: Pen) -> None:
         name = rng.choice(sorted(cells))
         if pen.notes:
             name = Random(f"{pen.notes}/{thing.name}/{name}").choice(sorted(cells))
-        side, x, y = thing.box[2] - thing.box[0], thing.box[0], thing.box[1]
-        width, _ = pen.code_size(name)
-        note = pen.code(name, (min(max(4.0, x + side / 2 - width / 2), pen.width - width - 4), y + side + 3))
+        note = pen.code_below(name, thing.box, 3)
         pen.board.things.append(thing)
         code, plate = cells[name]
         pen.fact("needle-hop", "hop", code, thing.name, boxes=(note, plate))
@@ -430,9 +432,7 @@ def _chain(pen: Pen) -> None:
     notes = {name: rng.choice(names[len(placed) :]) for name in names[: len(placed)]}
     cells = _grid(pen, band + 10, columns, rows, notes)
     for (thing, _, _), (first, last) in zip(placed, notes.items(), strict=True):
-        side, x, y = thing.box[2] - thing.box[0], thing.box[0], thing.box[1]
-        width, _ = pen.code_size(first)
-        note = pen.code(first, (min(max(4.0, x + side / 2 - width / 2), pen.width - width - 4), y + side + 3))
+        note = pen.code_below(first, thing.box, 3)
         pen.board.things.append(thing)
         code, plate = cells[last]
         pen.fact("needle-chain", "chain", code, thing.name, boxes=(note, cells[first][1], plate))

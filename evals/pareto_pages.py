@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     docs = options.checkout / "docs"
     put(options.checkout / "README.md", f"![Accuracy over cost](docs/images/pareto.png)\n\n{summary}")
     put(docs / "results.md", f"![Accuracy over cost](images/pareto.png)\n\n{summary}\n\n{every}")
+    (docs / "images").mkdir(exist_ok=True)
     copyfile(options.run / "pareto.png", docs / "images" / "pareto.png")
     return 0
 

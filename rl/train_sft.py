@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 from qzoom_agent.errors import finished
 from qzoom_agent.training import trained_model
+from qzoom_agent.training.branches.base_inference import load_frozen
 from qzoom_agent.training.recipe_io import add_recipe_arguments
 from qzoom_agent.training.sft import fine_tune as sft
 from qzoom_agent.training.sft.sft_recipe import load_coldstart_recipe
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trained_model.keep_recipe(recipe, output)  # refuses a folder with results of another recipe
 
     # 2. The base model, with its branches if it has some.
-    backend = sft.load_base(recipe)
+    backend = load_frozen(recipe.model, dtype=recipe.dtype, protocol=recipe.protocol, branches=recipe.branches)
 
     # 3. Demonstrations: episodes of the agent whose calls are given (`boxes`). Those that are right, well formed and
     #    show the evidence are kept in `conversations/` as `messages` and `images`.

@@ -267,7 +267,7 @@ def test_nano_reaches_every_table_of_the_documents(tmp_path: Path) -> None:
     documents = tmp_path / "documents"
     assert f"--write {documents}/docs/nano.md" in lines["evidence"]
     assert f"--model {tmp_path}/perceiving" in lines["evidence"] and "--n 500" in lines["evidence"]
-    assert f"--update {documents}" in lines["pareto"]
+    assert lines["pages"] == f"python evals/pareto_pages.py {tmp_path}/pareto --checkout {documents}"
     page = (NANO.resolve().parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
     (told,) = [line for line in page.splitlines() if line.startswith("qzoom bench pareto ")]
     words, asked = told.split(), lines["pareto"].split()

@@ -5,6 +5,7 @@ coarse view, in an inference session. Records about the same image share a sessi
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ from qzoom_agent.perception.masks import Masks, layer_masks
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training.branches.branch_recipe import Asking, Labelling
 from qzoom_agent.training.branches.dataset import Record, sample_of
+from qzoom_agent.training.branches.sharded_table import together
 from qzoom_agent.views import View, ViewStore
 
 _BY_RULE: Final = Judge()
@@ -88,6 +90,15 @@ class Attended(NamedTuple):
     """For each row the tokens whose attention counts."""
     images: list[tuple[int, int, int]]
     """For each row the first visual token, and the rows and columns of the map."""
+
+
+def load_frozen(model: str, *, dtype: str, protocol: str | None, branches: Path | None) -> HFBackend:
+    """Load a base, frozen, with these branches (None: its own), onto the device of this process."""
+    processes = together()
+    device = str(processes.device) if processes.num_processes > 1 else "auto"
+    backend = HFBackend.load(model, device=device, dtype=dtype, protocol=protocol, branches=branches)
+    backend.model.requires_grad_(False)
+    return backend
 
 
 def branches_of(backend: HFBackend) -> Branches:

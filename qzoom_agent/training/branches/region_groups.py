@@ -12,7 +12,7 @@ additive        The next peaks of the map, and proposed regions moved a little. 
 import math
 from collections.abc import Sequence
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ def moved(region: Region, right: float, down: float) -> Region:
     box = MapRegion(box.x1 + right, box.y1 + down, box.x2 + right, box.y2 + down, box.peak)
     if region.centred:
         return Region(box, _around(box, (rows, columns)), centred=True)
-    weights = _shift(_shift(region.weights, right, axis=1), down, axis=0)
+    weights = _steps(rows, down) @ (region.weights @ _steps(columns, right).T)
     left = float(weights.sum())
     return Region(box, weights / left if left > 0 else region.weights)  # a part at the edge moved out of the map
 
@@ -180,8 +180,7 @@ def _region(heat: Tensor, box: MapRegion, part: NDArray[np.bool], options: Perce
 
 def _around(box: MapRegion, shape: Sequence[int]) -> NDArray[np.float32]:
     """Return the weights of the four cells around the centre of a box, by their distances from it."""
-    down = np.clip(1 - np.abs(np.arange(shape[0]) + 0.5 - (box.y1 + box.y2) / 2), 0, None)
-    right = np.clip(1 - np.abs(np.arange(shape[1]) + 0.5 - (box.x1 + box.x2) / 2), 0, None)
+    down, right = _nearest(shape[0], (box.y1 + box.y2) / 2), _nearest(shape[1], (box.x1 + box.x2) / 2)
     weights: NDArray[np.float32] = np.outer(down / down.sum(), right / right.sum()).astype(np.float32)
     return weights
 
@@ -195,15 +194,12 @@ def _overlap(one: MapRegion, other: MapRegion) -> bool:
     return one.x1 < other.x2 and other.x1 < one.x2 and one.y1 < other.y2 and other.y1 < one.y2
 
 
-def _shift(values: NDArray[Any], by: float, *, axis: int) -> NDArray[np.float32]:
-    """Move values along an axis by a number of cells, linear between whole ones; what leaves the map is dropped."""
-    whole, part = math.floor(by), by - math.floor(by)
-    size, out = values.shape[axis], np.zeros_like(values)
-    for step, share in ((whole, 1.0 - part), (whole + 1, part)):
-        if abs(step) < size and share > 0:
-            to = np.arange(max(0, step), size + min(0, step))
-            index: list[Any] = [slice(None), slice(None)]
-            index[axis], source = to, list(index)
-            source[axis] = to - step
-            out[tuple(index)] += share * values[tuple(source)]
-    return out
+def _nearest(size: int, place: float) -> NDArray[np.float64]:
+    """Return the weights of the cells of an axis by their distances from a place, of the two next to it alone."""
+    weights: NDArray[np.float64] = np.clip(1 - np.abs(np.arange(size) + 0.5 - place), 0, None)
+    return weights
+
+
+def _steps(size: int, by: float) -> NDArray[np.float32]:
+    """Return the matrix that moves values along an axis by a number of cells; what leaves the map is dropped."""
+    return np.stack([_nearest(size, at + 0.5 + by) for at in range(size)], axis=1).astype(np.float32)

@@ -30,6 +30,7 @@ from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.perception.branches import CONFIG, FURTHER, WEIGHTS, Branches, branch_folder
 from qzoom_agent.perception.checkpoints import own_branches
 from qzoom_agent.perception.labels import Heads
+from qzoom_agent.training.branches.base_inference import load_frozen
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName
 from qzoom_agent.training.branches.dataset import Records, load_records
 from qzoom_agent.training.branches.fitting import NOT_DECISIVE
@@ -110,17 +111,11 @@ class RunDirectory:
     def backend(self, *, branches: Path | None = None, base: Path | None = None) -> HFBackend:
         """Load the recipe's base, or a tuned one, with the branches of a stage; all weights are frozen."""
         preset = resolve_model(self.recipe.model)
-        backend = HFBackend.load(
-            self.recipe.model if base is None else str(base),
-            device=str(self.processes.device) if self.processes.num_processes > 1 else "auto",
-            dtype=self.recipe.dtype,
-            branches=branches,
-            protocol=preset.protocol,
-        )
+        source = self.recipe.model if base is None else str(base)
+        backend = load_frozen(source, dtype=self.recipe.dtype, protocol=preset.protocol, branches=branches)
         backend.name = self.recipe.model  # tuned weights keep the name, heads and budgets of their base
         if preset.budget is not None:
             backend.defaults = preset.budget.model_copy(update={"factor": backend.defaults.factor})
-        backend.model.requires_grad_(False)
         return backend
 
     def fresh(self, backend: HFBackend, *, sdrpn: bool, gate: bool) -> Branches:

@@ -6,7 +6,7 @@ parts become one table, and the folder one that `datasets.load_from_disk` reads.
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -14,10 +14,8 @@ from typing import Any, Final
 import torch
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets, disable_progress_bars
-from pydantic import BaseModel, JsonValue
 
 from qzoom_agent.training.branches.dataset import Record, Records, record_batches
-from qzoom_agent.training.fingerprint import begin
 
 PART: Final = 128
 """Rows of one part."""
@@ -42,30 +40,17 @@ def launched_in_bfloat16() -> bool:
 
 
 def write_parts(
-    folder: Path,
-    count: int,
-    rows: Callable[[range], Iterable[dict[str, Any]]],
-    settings: Mapping[str, JsonValue] | None = None,
-    *,
-    progress: str,
-    kind: type[BaseModel] | None = None,
+    folder: Path, count: int, rows: Callable[[range], Iterable[dict[str, Any]]], *, progress: str
 ) -> Dataset:
-    """Make a table, or the parts of it that are missing.
+    """Make a table, or the parts of it that are missing. The caller checks the settings that it is made with.
 
     Args:
         folder: Folder of the table.
         count: Number of rows.
         rows: Makes the rows of a range.
-        settings: All settings that decide the rows, to be stored beside them; None: the caller has checked them.
         progress: Verb that is printed with the number of rows done ("labelled: 128 of 300").
-        kind: See `fingerprint.require_same`.
-
-    Raises:
-        ConfigError: `folder` holds a table that was made with other settings.
     """
     processes = together()
-    if settings is not None:
-        begin(folder / "settings.json", {"count": count, **settings}, made=folder, processes=processes, kind=kind)
     disable_progress_bars()  # of a fraction of a second, for every part
     paths = [folder / f"part-{part:05d}" for part in range(-(-count // PART))]
     if not (folder / FINISHED).exists():

@@ -99,12 +99,7 @@ def run_regions(run: RunDirectory) -> None:
     if branches.sdrpn is None:
         raise ConfigError("These branches have no SD-RPN to start from. Run the stage sdrpn first.")
     train_regions(backend, branches.sdrpn, run.records("regions", limit=stage.records), run.recipe, folder)
-
-    def write(target: Path) -> None:
-        branches.save(target)
-        _report(run, backend, target)
-
-    run.finish(run.final("regions"), write)
+    _finish_with_metrics(run, backend, "regions")
 
 
 def run_gate(run: RunDirectory) -> None:
@@ -194,9 +189,14 @@ def _fit(
     records = run.records("sdrpn", limit=limit)
     train_sdrpn(backend, branches.sdrpn, records, table, recipe, run.output / stage / "fit")
     branches.eval()
+    _finish_with_metrics(run, backend, stage)
+
+
+def _finish_with_metrics(run: RunDirectory, backend: HFBackend, stage: StageName) -> None:
+    """Write the branches of a stage, and beside them how well they localise."""
 
     def write(folder: Path) -> None:
-        branches.save(folder)
+        branches_of(backend).save(folder)
         _report(run, backend, folder)
 
     run.finish(run.final(stage), write)

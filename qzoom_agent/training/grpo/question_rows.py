@@ -79,16 +79,11 @@ def _dataset(rows: Sequence[int], read: Callable[[int], Sample]) -> Dataset:
 def _checked(
     records: ConcatenatedRecords, tokenizer: PreTrainedTokenizerBase | None, room: int | None
 ) -> ConcatenatedRecords:
-    """Return the records, of which there have to be some, with questions that fit."""
+    """Return the records; raise ConfigError for none, and for a question that would not fit and end the run later."""
     if not len(records):
         raise ConfigError("The recipe's data have no rows. Check `split` and `limit` of its sources.")
-    if tokenizer is not None and room is not None:
-        _require_short(records, tokenizer, room)
-    return records
-
-
-def _require_short(records: ConcatenatedRecords, tokenizer: PreTrainedTokenizerBase, room: int) -> None:
-    """Raise ConfigError for the first question that does not fit: it would end the run, hours later."""
+    if tokenizer is None or room is None:
+        return records
     for source, first, asked in records.questions():
         counts = map(len, tokenizer(asked, add_special_tokens=False)["input_ids"])
         for row, (question, count) in enumerate(zip(asked, counts, strict=True), first):
@@ -99,6 +94,7 @@ def _require_short(records: ConcatenatedRecords, tokenizer: PreTrainedTokenizerB
                     "shorten its question, or lower budget.coarse_tokens, budget.crop_max_tokens, budget.max_views, "
                     "budget.max_turns or generation.max_new_tokens."
                 )
+    return records
 
 
 def _rows(rows: dict[str, list[int]], *, read: Callable[[int], Sample]) -> dict[str, list[Any]]:

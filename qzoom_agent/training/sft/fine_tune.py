@@ -30,6 +30,7 @@ from qzoom_agent.messages import view_ids
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.training import trained_model
+from qzoom_agent.training.branches.base_inference import load_frozen
 from qzoom_agent.training.branches.dataset import count_rows, load_records
 from qzoom_agent.training.branches.fitting import (
     Rows,
@@ -56,10 +57,9 @@ def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) ->
     Raises:
         ConfigError: No episode is kept, or `folder` holds conversations of another recipe or of other data.
     """
-    processes, kept = together(), folder / "conversations"
+    processes, episodes, kept = together(), folder / "episodes", folder / "conversations"
     records = load_records(recipe.data, limit=recipe.records)
-    settings = recipe.model_dump(mode="json", exclude=_TRAINING_KEYS)
-    stored: dict[str, JsonValue] = {"count": len(records), **settings}
+    stored: dict[str, JsonValue] = {"count": len(records), **recipe.model_dump(mode="json", exclude=_TRAINING_KEYS)}
     begin(folder / "conversations.json", stored, made=kept, processes=processes, kind=ColdStartRecipe)
     if not kept.exists():
         make = Demonstrations(backend, recipe, judge=recipe.ready_judge(folder))
@@ -75,9 +75,8 @@ def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) ->
                     **to_row(conversation, shown, codec=backend.codec),
                 }
 
-        table = write_parts(
-            folder / "episodes", len(records), rows, settings, progress="episodes", kind=ColdStartRecipe
-        )
+        begin(episodes / "settings.json", stored, made=episodes, processes=processes, kind=ColdStartRecipe)
+        table = write_parts(episodes, len(records), rows, progress="episodes")
         chosen = kept_episodes(table, folder)
         if processes.is_main_process:
             writing = folder / "conversations.part"
@@ -176,25 +175,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_tracker(recipe.optimisation.report_to)
     trained_model.keep_recipe(recipe, output)
     load_records(recipe.data, limit=recipe.records)  # wrong rows show before the model is loaded
-    backend = load_base(recipe)
+    backend = load_frozen(recipe.model, dtype=recipe.dtype, protocol=recipe.protocol, branches=recipe.branches)
     table = demonstrations(backend, recipe, output)
     fine_tune(backend, table, recipe, output / "train")
     save_model(backend, recipe, output, conversations=len(table))
     return 0
-
-
-def load_base(recipe: ColdStartRecipe) -> HFBackend:
-    """Load the base, frozen, onto the device of this process."""
-    processes = together()
-    backend = HFBackend.load(
-        recipe.model,
-        device=str(processes.device) if processes.num_processes > 1 else "auto",
-        dtype=recipe.dtype,
-        protocol=recipe.protocol,
-        branches=recipe.branches,
-    )
-    backend.model.requires_grad_(False)
-    return backend
 
 
 def save_model(backend: HFBackend, recipe: ColdStartRecipe, output: Path, *, conversations: int) -> None:

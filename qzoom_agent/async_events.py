@@ -1,7 +1,8 @@
 """Events of a stream for code that runs in an event loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import Executor
 from contextlib import closing
 from threading import Event as Flag
 from typing import Any, TypeVar
@@ -9,8 +10,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def events_of(stream: Iterator[T]) -> AsyncIterator[T]:
-    """Yield what a generator yields, which one thread runs from its first item to its last.
+async def events_of(stream: Iterator[T], *, threads: Executor | None = None) -> AsyncGenerator[T]:
+    """Yield what a generator yields, which one of `threads` runs from its first item to its last.
 
     Where the receiver stops early or is cancelled, the generator is closed at its next item. Its errors are raised
     here.
@@ -28,7 +29,7 @@ async def events_of(stream: Iterator[T]) -> AsyncIterator[T]:
         finally:
             loop.call_soon_threadsafe(items.put_nowait, end)
 
-    thread = loop.run_in_executor(None, follow)
+    thread = loop.run_in_executor(threads, follow)
     try:
         while (item := await items.get()) is not end:
             yield item

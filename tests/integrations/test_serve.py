@@ -7,6 +7,7 @@ import io
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -263,6 +264,15 @@ def test_an_answer_that_takes_too_long_is_given_up() -> None:
         streamed = client.post("/v1/chat/completions", json=asked(stream=True))
         assert chunks_of(streamed.text)[-1]["error"]["code"] == "timeout"
         gate.open.set()
+
+
+def test_a_body_that_does_not_arrive_is_given_up(agent: Agent) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
+    with running(agent, ServeConfig(read_timeout=0.2)) as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as slow:
+            slow.sendall(head)
+            said = b"".join(iter(lambda: slow.recv(4096), b""))
+        assert said.startswith(b"HTTP/1.1 408") and b"did not arrive within 0.2 s" in said
 
 
 def test_a_model_that_fails_is_an_error() -> None:

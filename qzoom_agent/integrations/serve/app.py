@@ -18,54 +18,26 @@ from uuid import uuid4
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.requests import HTTPConnection
 
 from qzoom_agent import __version__
 from qzoom_agent.agent import Agent
 from qzoom_agent.answer import Answer
 from qzoom_agent.answer import Event as Step
-from qzoom_agent.errors import BackendError, MissingDependency, QzoomError, redact
+from qzoom_agent.errors import QzoomError
 from qzoom_agent.integrations.limits import ServeConfig
 from qzoom_agent.integrations.serve.chat import ChatRequest, Reply, read_question
-from qzoom_agent.integrations.serve.episodes import Episode, EpisodePool, Left
-from qzoom_agent.integrations.serve.errors import RequestError
-from qzoom_agent.integrations.serve.guard import Application, Guard
+from qzoom_agent.integrations.serve.episodes import EpisodePool
+from qzoom_agent.integrations.serve.errors import ERRORS, ErrorBody, Left, RequestError, failure, of_request
+from qzoom_agent.integrations.serve.guard import KeyCheck, LimitedRoute
 from qzoom_agent.integrations.serve.metrics import Metrics
-from qzoom_agent.models.interface import TOO_LONG
 
 logger = logging.getLogger(__name__)
 
 ALIAS: Final = "qzoom"
 """A name that the served model always has."""
-
-
-class ErrorDetail(BaseModel):
-    """An error as OpenAI's clients read it."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class ErrorBody(BaseModel):
-    """The body of a reply that is no success."""
-
-    error: ErrorDetail
-
-
-_ERRORS: Final = {
-    400: "The request is wrong",
-    401: "The key is missing or wrong",
-    404: "There is no such model, path or trace",
-    408: "The body did not arrive in time",
-    413: "The body is too large",
-    429: "Too many requests wait",
-    500: "The model failed",
-    503: "The server is shutting down",
-    504: "The answer took too long",
-}
 
 
 def create_app(agent: Agent, config: ServeConfig | None = None) -> FastAPI:
@@ -77,8 +49,11 @@ def create_app(agent: Agent, config: ServeConfig | None = None) -> FastAPI:
     """
     server = _Server(agent, config or ServeConfig())
     app = FastAPI(title="qzoom serve", version=__version__, lifespan=server.lifespan, docs_url=None, redoc_url=None)
+    app.router.route_class = LimitedRoute
+    app.state.config = server.config
+    app.state.readers = asyncio.Semaphore(server.config.batch + server.config.queue + 16)
     told: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorBody, "description": text} for status, text in _ERRORS.items()
+        status: {"model": ErrorBody, "description": text} for status, text in ERRORS.items()
     }
     chat = {**told, 200: {"description": "The answer", "content": {"text/event-stream": {"schema": {}}}}}
     with_body = {"requestBody": {"required": True}}
@@ -102,8 +77,10 @@ def create_app(agent: Agent, config: ServeConfig | None = None) -> FastAPI:
         )
     for kind in (QzoomError, Left, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, server.failed)
-    guard: Any = Guard
-    app.add_middleware(guard, config=server.config, refuse=server.refused)
+    if server.config.api_key is not None:
+        app.add_middleware(
+            AuthenticationMiddleware, backend=KeyCheck(server.config.api_key), on_error=server.error_reply
+        )
     return app
 
 
@@ -122,88 +99,64 @@ class _Server:
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         """End the threads with the application."""
         yield
-        await asyncio.to_thread(self.pool.close)
+        await self.pool.close()
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
     async def chat(self, request: Request, body: ChatRequest) -> Response:
         """Answer the last question of a conversation."""
         self._require(body.model)
-        question = read_question(body.messages, allow_urls=self.config.allow_urls, max_images=self.config.max_images)
-        episode = Episode(question.images, question.text, body.changes(self.config), seed=body.seed)
+        asked = read_question(body.messages, allow_urls=self.config.allow_urls, max_images=self.config.max_images)
+        question = asked._replace(changes=body.changes(self.config), seed=body.seed)
         reply = Reply(body, id=f"chatcmpl-{uuid4().hex}")
-        ends = time.monotonic() + self.config.timeout
         if not body.stream:
-            return JSONResponse(reply.whole(await self._run(request, episode, ends)))
-        steps = asyncio.Queue[Step]()
-        loop = asyncio.get_running_loop()
-
-        def follow(step: Step) -> None:
-            loop.call_soon_threadsafe(steps.put_nowait, step)
-
-        episode.on_step = follow
-        running = asyncio.create_task(self._run(request, episode, ends))
-        first = asyncio.create_task(steps.get())
-        await asyncio.wait({running, first}, return_when=asyncio.FIRST_COMPLETED)
-        if running.done() and (error := running.exception()):  # in time for a status of its own
-            first.cancel()
+            return JSONResponse(reply.whole(await self._run(request, self.pool.start(question))))
+        steps = asyncio.Queue[Step | None]()
+        running = asyncio.create_task(self._run(request, self.pool.start(question, steps)))
+        running.add_done_callback(lambda _: steps.put_nowait(None))
+        first = await steps.get()
+        if first is None and (error := running.exception()):  # in time for a status of its own
             raise error
         return StreamingResponse(
             _sse(self._chunks(reply, running, first, steps)), media_type="text/event-stream", headers=_NOT_KEPT
         )
 
     async def _chunks(
-        self, reply: Reply, running: asyncio.Task[Answer], first: asyncio.Task[Step], steps: asyncio.Queue[Step]
+        self, reply: Reply, running: asyncio.Task[Answer], step: Step | None, steps: asyncio.Queue[Step | None]
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield the chunks of a streamed reply: each step, then the answer, or the error that took its place."""
-        following = first
         try:
             yield reply.chunk({"role": "assistant", "content": ""})
-            while not running.done() or following.done() or not steps.empty():
-                await asyncio.wait({running, following}, return_when=asyncio.FIRST_COMPLETED)
-                if following.done():
-                    step = following.result()
-                    following = asyncio.create_task(steps.get())
-                    yield reply.chunk({}, qzoom={"step": step.model_dump(mode="json")})
+            while step is not None:
+                yield reply.chunk({}, qzoom={"step": step.model_dump(mode="json")})
+                step = await steps.get()
             for chunk in reply.last_chunks(running.result()):
                 yield chunk
         except Exception as error:
-            yield _shape(error)[1]
+            told = of_request(error)
+            self.metrics.refused(told.code)
+            yield told.body
         finally:
-            following.cancel()
             running.cancel()
 
-    async def _run(self, request: Request, episode: Episode, ends: float) -> Answer:
+    async def _run(self, request: Request, episode: asyncio.Task[Answer]) -> Answer:
         """Wait for the answer of an episode; end it if the client leaves or the time is over."""
-        began = time.monotonic()
+        began, most = time.monotonic(), self.config.timeout
+        gone = asyncio.create_task(_leaves(request))
         try:
-            self.pool.submit(episode)
-            answer: asyncio.Future[Any] = asyncio.wrap_future(episode.answer)
-            answer.add_done_callback(lambda one: one.cancelled() or one.exception())  # of nobody once the client left
-            gone: asyncio.Future[Any] = asyncio.create_task(_leaves(request))
-            try:
-                await asyncio.wait({answer, gone}, timeout=max(0.0, ends - began), return_when=asyncio.FIRST_COMPLETED)
-                if answer.done():
-                    found: Answer = answer.result()
-                elif gone.done():
-                    raise Left
-                else:
-                    raise RequestError(
-                        f"The answer took longer than {self.config.timeout:g} s. Ask for less, or raise --timeout.",
-                        status=504,
-                        code="timeout",
-                    )
-            finally:
-                gone.cancel()
-                episode.cancel()
-            if found.status == "error":
-                raise _failure(found.trace.error or "")
+            await asyncio.wait({episode, gone}, timeout=most, return_when=asyncio.FIRST_COMPLETED)
+            if not episode.done():
+                late = f"The answer took longer than {most:g} s. Ask for less, or raise --timeout."
+                raise Left if gone.done() else RequestError(late, status=504, code="timeout")
+            found = episode.result()
         except asyncio.CancelledError:
             self.metrics.refused("left")
             raise
-        except Exception as error:
-            self.metrics.refused("left" if isinstance(error, Left) else _shape(error)[1]["error"]["code"])
-            raise
+        finally:
+            gone.cancel()
+            episode.cancel()
+        if found.status == "error":
+            raise failure(found.trace.error or "")
         self.metrics.answered(found, time.monotonic() - began)
         self._keep(found)
         return found
@@ -258,57 +211,27 @@ class _Server:
 
     async def failed(self, request: Request, error: Exception) -> Response:
         """Answer with an error in OpenAI's form."""
-        status, body = _shape(error)
-        if status == 500 and not isinstance(error, QzoomError | Left):
+        return self.error_reply(request, error)
+
+    def error_reply(self, request: HTTPConnection, error: Exception) -> Response:
+        """Return the reply about an error, and count it."""
+        told = of_request(error)
+        if told.status_code == 500 and not isinstance(error, QzoomError | Left):
             logger.error("A request failed: %s", request.url.path, exc_info=error)
-        headers = dict(getattr(error, "headers", None) or {})
-        headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {"Retry-After": "1"} if status == 429 else {}
-        return Response(json.dumps(body), status_code=status, headers=headers, media_type="application/json")
-
-    def refused(self, error: RequestError) -> Application:
-        """Return the application that answers with an error of the guard."""
-
-        async def answer(scope: Any, receive: Any, send: Any) -> None:
-            self.metrics.refused(str(error.code))
-            response = await self.failed(Request(scope), error)
-            response.headers["Connection"] = "close"  # the rest of the body is not read
-            await response(scope, receive, send)
-
-        return answer
+        self.metrics.refused(told.code)
+        headers = dict(getattr(error, "headers", None) or {}) | _HEADERS.get(told.status_code, {})
+        return JSONResponse(told.body, told.status_code, headers)
 
 
+_LAST: Final = {"Connection": "close"}
+"""Of replies to a request whose body is not read to its end."""
+_HEADERS: Final[dict[int, dict[str, str]]] = {
+    401: {"WWW-Authenticate": "Bearer", **_LAST},
+    408: _LAST,
+    413: _LAST,
+    429: {"Retry-After": "1", **_LAST},
+}
 _NOT_KEPT: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-
-
-def _failure(message: str) -> QzoomError:
-    """Return the error of a failed episode; a question that is too long for the model is the client's."""
-    if TOO_LONG in message:
-        return RequestError(message, code="context_length_exceeded", param="messages")
-    return BackendError(message)
-
-
-def _shape(error: BaseException) -> tuple[int, dict[str, Any]]:
-    """Return the status and the body of a reply about an error."""
-    status, kind, code, param = 500, "server_error", "server_error", None
-    message = "The server failed. Its log says more."
-    if isinstance(error, RequestError):
-        status, kind, code, param = error.status, error.type, error.code or "invalid_request", error.param
-        message = str(error)
-    elif isinstance(error, BackendError | MissingDependency):
-        message = str(error)
-    elif isinstance(error, QzoomError):  # of the image or of a setting
-        status, kind, code, message = 400, "invalid_request_error", "invalid_request", str(error)
-    elif isinstance(error, RequestValidationError):
-        status, kind, code = 400, "invalid_request_error", "invalid_request"
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"] if part != "body")[:200] or None
-        message = redact(f"The request is wrong: {param or 'body'}: {first['msg']}.")
-    elif isinstance(error, HTTPException):
-        status, message = error.status_code, f"{error.detail}."
-        kind = code = "not_found_error" if status == 404 else "invalid_request_error"
-    elif isinstance(error, Left):
-        message, code = "The client left.", "left"
-    return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 async def _leaves(request: Request) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from qzoom_agent.answer import Answer
 from qzoom_agent.config import MAX_SEED
 from qzoom_agent.integrations.limits import ServeConfig, ServedPolicy
+from qzoom_agent.integrations.serve.episodes import Question
 from qzoom_agent.integrations.serve.errors import RequestError
 
 
@@ -142,14 +143,6 @@ class ChatRequest(_Part):
     def stops(self) -> list[str]:
         """Texts before which the answer ends."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
-
-
-class Question(NamedTuple):
-    """A conversation as the agent is asked it."""
-
-    images: list[str]
-    """As the client named them: data URIs or addresses."""
-    text: str
 
 
 def read_question(messages: Sequence[ChatMessage], *, allow_urls: bool, max_images: int) -> Question:

@@ -6,53 +6,39 @@ milliseconds, and what they ask for at about the same time is one batch.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from functools import lru_cache
-from threading import BoundedSemaphore, Event, Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.answer import Answer
 from qzoom_agent.answer import Event as Step
+from qzoom_agent.async_events import events_of
 from qzoom_agent.errors import ImageError
 from qzoom_agent.images import load_image
 from qzoom_agent.integrations.limits import ServeConfig
 from qzoom_agent.integrations.serve.errors import RequestError
 
 
-@dataclass(eq=False)
-class Episode:
-    """A question that waits for its answer."""
+class Question(NamedTuple):
+    """A conversation as the agent is asked it."""
 
     images: Sequence[str]
-    question: str
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    """As the client named them: data URIs or addresses."""
+    text: str
+    changes: Mapping[str, Any] = {}
     """Changes of the agent's configuration, by dotted key."""
     seed: int | None = None
-    on_step: Callable[[Step], None] | None = None
-    """Receives each step, from another thread."""
-    left: Event = field(default_factory=Event)
-    """Nobody waits for the answer any longer."""
-    answer: Future[Answer] = field(default_factory=Future, init=False)
-
-    def cancel(self) -> None:
-        """End the episode at its next piece of text, or before it begins."""
-        self.left.set()
-        self.answer.cancel()
-
-
-class Left(Exception):
-    """The client went away."""
 
 
 class EpisodePool:
-    """Answers `config.batch` episodes at a time; `config.queue` more may wait."""
+    """Answers `config.batch` questions at a time; `config.queue` more may wait. For use in one event loop."""
 
     def __init__(self, agent: Agent, config: ServeConfig) -> None:
         self._config = config
@@ -61,75 +47,72 @@ class EpisodePool:
             agent = agent.replace(backend=together(config.batch))
         self.agent = agent
         self._agent = lru_cache(maxsize=128)(lambda changes: agent.replace(**json.loads(changes)))
-        self._places = BoundedSemaphore(config.batch + config.queue)
         self._threads = ThreadPoolExecutor(config.batch, thread_name_prefix="episode")
-        self._lock = Lock()
-        self._episodes: set[Episode] = set()
-        self._running = 0
-
-    @property
-    def running(self) -> int:
+        self._free, self._closed = asyncio.Semaphore(config.batch), False
+        self._tasks = set[asyncio.Task[Answer]]()
+        self.running = 0
         """Number of episodes under way."""
-        return self._running
 
     @property
     def waiting(self) -> int:
         """Number of episodes that wait for a place."""
-        return max(0, len(self._episodes) - self._running)
+        return len(self._tasks) - self.running
 
-    def submit(self, episode: Episode) -> None:
-        """Begin an episode as soon as there is a place. Raises RequestError with status 429 if too many wait."""
-        if not self._places.acquire(blocking=False):
+    def start(self, question: Question, steps: asyncio.Queue[Step | None] | None = None) -> asyncio.Task[Answer]:
+        """Return the task of an episode; cancelled, it ends at its next piece of text, or before it begins.
+
+        Args:
+            question: The question.
+            steps: Receives each step but the last.
+
+        Raises:
+            RequestError: Too many wait (status 429), or the server is shutting down (503).
+        """
+        if self._closed:
+            raise RequestError("The server is shutting down.", status=503, code="shutting_down")
+        if len(self._tasks) >= self._config.batch + self._config.queue:
             raise RequestError(
                 f"The server answers {self._config.batch} requests at a time and {self._config.queue} are waiting. "
                 "Ask again later.",
                 status=429,
                 code="queue_full",
             )
-        with self._lock:
-            self._episodes.add(episode)
-        try:
-            episode.answer = self._threads.submit(self._play, episode)
-        except RuntimeError:  # the threads have been shut down
-            self._leave(episode)
-            raise RequestError("The server is shutting down.", status=503, code="shutting_down") from None
-        episode.answer.add_done_callback(lambda _: self._leave(episode))
+        task = asyncio.create_task(self._answer(question, steps))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
 
-    def close(self) -> None:
-        """Cancel what is left and wait for the threads."""
-        with self._lock:
-            episodes = list(self._episodes)
-        for episode in episodes:
-            episode.cancel()
-        self._threads.shutdown(cancel_futures=True)
+    async def close(self) -> None:
+        """Cancel what is left and wait for its end."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._threads.shutdown()
 
-    def _leave(self, episode: Episode) -> None:
-        with self._lock:
-            self._episodes.discard(episode)
-        self._places.release()
+    def _ended(self, task: asyncio.Task[Answer]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # of nobody once the client left
 
-    def _play(self, episode: Episode) -> Answer:
-        with self._lock:
-            self._running += 1
-        try:
-            return self._answer(episode)
-        finally:
-            with self._lock:
-                self._running -= 1
-
-    def _answer(self, episode: Episode) -> Answer:
-        if episode.left.is_set():
-            raise Left
-        agent = self._agent(json.dumps(episode.changes, sort_keys=True))
-        with closing(agent.stream(self._images(episode.images), episode.question, seed=episode.seed)) as steps:  # type: ignore[type-var]
-            for step in steps:
-                if step.answer is not None:
-                    return step.answer
-                if episode.left.is_set():
-                    raise Left
-                if episode.on_step is not None:
-                    episode.on_step(step)
+    async def _answer(self, question: Question, steps: asyncio.Queue[Step | None] | None) -> Answer:
+        async with self._free:
+            self.running += 1
+            try:
+                async with aclosing(events_of(self._play(question), threads=self._threads)) as events:
+                    async for step in events:
+                        if step.answer is not None:
+                            return step.answer
+                        if steps is not None:
+                            steps.put_nowait(step)
+            finally:
+                self.running -= 1
         raise AssertionError("a stream ends with its answer")
+
+    def _play(self, question: Question) -> Iterator[Step]:
+        """Yield the steps of an episode; runs in a thread."""
+        agent = self._agent(json.dumps(question.changes, sort_keys=True))
+        yield from agent.stream(self._images(question.images), question.text, seed=question.seed)
 
     def _images(self, sources: Sequence[str]) -> list[Image.Image]:
         most, images = min(self._config.max_pixels, self.agent.config.max_pixels), list[Image.Image]()

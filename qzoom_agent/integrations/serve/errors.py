@@ -1,19 +1,93 @@
-"""Requests that cannot be answered."""
+"""Errors as OpenAI's clients read them: status and body of a reply that is no success."""
 
 from __future__ import annotations
 
-from qzoom_agent.errors import QzoomError
+from typing import Any, Final
+
+from fastapi import HTTPException
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.authentication import AuthenticationError
+from starlette.exceptions import HTTPException as AnyHTTPException
+
+from qzoom_agent.errors import BackendError, MissingDependency, QzoomError, redact
+from qzoom_agent.models.interface import TOO_LONG
 
 
-class RequestError(QzoomError):
-    """A request that cannot be answered, with its HTTP status and OpenAI's code and type of the error."""
+class Left(Exception):
+    """The client went away."""
+
+
+class RequestError(QzoomError, HTTPException):  # type: ignore[misc,unused-ignore]
+    """A request that cannot be answered, with its HTTP status and OpenAI's code of the error."""
 
     def __init__(self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.param = status, code, param
+        HTTPException.__init__(self, status, message)
+        self.args = (message,)
+        self.code, self.param = code or ("invalid_request" if status < 500 else "server_error"), param
 
     @property
-    def type(self) -> str:
-        """OpenAI's type of the error."""
+    def body(self) -> dict[str, Any]:
+        """The body of the reply."""
         known = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-        return known.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        kind = known.get(self.status_code, "invalid_request_error" if self.status_code < 500 else "server_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+class ErrorDetail(BaseModel):
+    """An error as OpenAI's clients read it."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """The body of a reply that is no success."""
+
+    error: ErrorDetail
+
+
+ERRORS: Final = {
+    400: "The request is wrong",
+    401: "The key is missing or wrong",
+    404: "There is no such model, path or trace",
+    408: "The body did not arrive in time",
+    413: "The body is too large",
+    429: "Too many requests wait",
+    500: "The model failed",
+    503: "The server is shutting down",
+    504: "The answer took too long",
+}
+"""Description of each status."""
+
+
+def failure(message: str) -> QzoomError:
+    """Return the error of a failed episode; a question that is too long for the model is the client's."""
+    if TOO_LONG in message:
+        return RequestError(message, code="context_length_exceeded", param="messages")
+    return BackendError(message)
+
+
+def of_request(error: BaseException) -> RequestError:
+    """Return any error as the one that a client is told."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, AuthenticationError):
+        message = "The key is missing or wrong. Send it as 'Authorization: Bearer KEY' (api_key of the client)."
+        return RequestError(message, status=401, code="invalid_api_key")
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"] if part != "body")[:200] or None
+        return RequestError(redact(f"The request is wrong: {param or 'body'}: {first['msg']}."), param=param)
+    if isinstance(error, AnyHTTPException):
+        code = "not_found_error" if error.status_code == 404 else "invalid_request_error"
+        return RequestError(f"{error.detail}.", status=error.status_code, code=code)
+    if isinstance(error, BackendError | MissingDependency):
+        return RequestError(str(error), status=500)
+    if isinstance(error, QzoomError):  # of the image or of a setting
+        return RequestError(str(error))
+    if isinstance(error, Left):
+        return RequestError("The client left.", status=500, code="left")
+    return RequestError("The server failed. Its log says more.", status=500)

@@ -1,92 +1,73 @@
-"""A layer around the application that checks a request before its body is kept: key, size, and time to arrive."""
+"""Checks of a request before its body is kept: key, size, and time to arrive."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
+
+from fastapi import Request
+from fastapi.routing import APIRoute
+from starlette.authentication import AuthenticationBackend, AuthenticationError
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
 
 from qzoom_agent.integrations.limits import ServeConfig
 from qzoom_agent.integrations.serve.errors import RequestError
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 _OPEN: Final = ("/health",)
 """Paths that need no key."""
 _DROPPED: Final = 4
 """Bodies of up to so many times the limit are read to their end before they are refused."""
 
 
-class Guard:
-    """An ASGI application that refuses requests of a stranger, too large ones, and those that never end."""
+class KeyCheck(AuthenticationBackend):  # type: ignore[misc,unused-ignore]
+    """The check of the key that clients have to send."""
 
-    def __init__(self, app: Application, config: ServeConfig, *, refuse: Callable[[RequestError], Application]) -> None:
-        """`refuse` returns the application that answers with an error."""
-        self._app, self._config, self._refuse = app, config, refuse
-        self._reading = 0
+    def __init__(self, key: str) -> None:
+        self._key = key
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        try:
-            headers = {name.lower(): value for name, value in scope["headers"]}
-            self._check_key(scope["path"], headers.get(b"authorization", b""))
-            body = await self._body(headers.get(b"content-length", b""), receive)
-        except RequestError as error:
-            await self._refuse(error)(scope, receive, send)
-            return
+    async def authenticate(self, conn: HTTPConnection) -> None:
+        """Raise AuthenticationError for a stranger."""
+        scheme, _, sent = conn.headers.get("authorization", "").partition(" ")
+        right = secrets.compare_digest(sent.strip().encode("latin-1"), self._key.encode())
+        if conn.scope["path"] not in _OPEN and not (scheme.lower() == "bearer" and right):
+            raise AuthenticationError
 
-        async def replay() -> Message:
-            nonlocal body
-            if body is None:
-                return await receive()
-            message: Message = {"type": "http.request", "body": body, "more_body": False}
-            body = None
-            return message
 
-        await self._app(scope, replay, send)
+class _LimitedRequest(Request):  # type: ignore[misc,unused-ignore]
+    """A request whose body may be neither too large nor too slow."""
 
-    def _check_key(self, path: str, given: bytes) -> None:
-        key = self._config.api_key
-        if key is None or path in _OPEN:
-            return
-        scheme, _, sent = given.partition(b" ")
-        if scheme.lower() != b"bearer" or not secrets.compare_digest(sent.strip(), key.encode()):
-            raise RequestError(
-                "The key is missing or wrong. Send it as 'Authorization: Bearer KEY' (api_key of the client).",
-                status=401,
-                code="invalid_api_key",
-            )
+    _read: bytes | None = None
 
-    async def _body(self, length: bytes, receive: Receive) -> bytes | None:
-        """Return the whole body; None if the client left. Raises RequestError."""
-        most, body, size = self._config.max_bytes, bytearray(), int(length) if length.isdigit() else 0
-        if self._reading >= self._config.batch + self._config.queue + 16:
+    async def body(self) -> bytes:
+        """Return the whole body. Raises RequestError."""
+        if self._read is None:
+            self._read = await self._within_limits()
+        return self._read
+
+    async def _within_limits(self) -> bytes:
+        config: ServeConfig = self.app.state.config
+        length = self.headers.get("content-length", "")
+        most, body, size = config.max_bytes, bytearray(), int(length) if length.isdecimal() else 0
+        readers: asyncio.Semaphore = self.app.state.readers
+        if readers.locked():
             raise RequestError("Too many requests are being sent. Ask again later.", status=429, code="queue_full")
-        self._reading += 1
         try:
-            async with asyncio.timeout(self._config.read_timeout):
-                ended, read = False, 0
+            async with readers, asyncio.timeout(config.read_timeout):
+                read = 0
                 # A little more is read and dropped, because a client that still sends may not see the error.
-                while not ended and max(size, read) <= _DROPPED * most:
-                    message = await receive()
-                    if message["type"] != "http.request":
-                        return None
-                    read += len(message.get("body", b""))
+                async for chunk in self.stream():
+                    read += len(chunk)
+                    if max(size, read) > _DROPPED * most:
+                        break
                     if max(size, read) <= most:
-                        body += message.get("body", b"")
-                    ended = not message.get("more_body", False)
+                        body += chunk
         except TimeoutError:
             raise RequestError(
-                f"The body did not arrive within {self._config.read_timeout:g} s.", status=408, code="timeout"
+                f"The body did not arrive within {config.read_timeout:g} s.", status=408, code="timeout"
             ) from None
-        finally:
-            self._reading -= 1
         if max(size, read) > most:
             raise RequestError(
                 f"The body of a request may have at most {most} bytes. Send a smaller image.",
@@ -94,3 +75,16 @@ class Guard:
                 code="too_large",
             )
         return bytes(body)
+
+
+class LimitedRoute(APIRoute):  # type: ignore[misc,unused-ignore]
+    """A path whose requests are read within the limits of `app.state.config`, by `app.state.readers` at once."""
+
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+        handle: Any = super().get_route_handler()
+
+        async def limited(request: Request) -> Response:
+            response: Response = await handle(_LimitedRequest(request.scope, request.receive))
+            return response
+
+        return limited

@@ -19,12 +19,9 @@ def text(value: object) -> str:
     raise ConfigError(f"a text is needed, not {type(value).__name__} ({value!r:.60})")
 
 
-def texts(cell: object, *, written: bool = True) -> tuple[str, ...]:
-    """Return the texts in a cell: of a list, of a list written as text (JSON or Python), or one; none of an empty cell.
-
-    Without `written`, a text that reads like a list is one text.
-    """
-    return (cell,) if cell and isinstance(cell, str) and not written else tuple(str(item) for item in items(cell))
+def texts(cell: object) -> tuple[str, ...]:
+    """Return the texts in a cell: of a list, a list written as text (JSON or Python), or one; none of an empty cell."""
+    return tuple(map(str, items(cell)))
 
 
 def items(cell: object) -> Sequence[Any]:

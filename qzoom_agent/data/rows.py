@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -149,22 +150,22 @@ class RowSamples:
         return found
 
 
-def open_rows(source: TaskSource, place: HubTable, columns: Sequence[str] = ()) -> Rows:
+def open_rows(source: TaskSource, place: HubTable) -> Rows:
     """Return the table at `source.path` (local, or a hub id), else the first of the hub's ids that loads.
 
     Raises:
-        ConfigError: nothing there can be read (each reason is given), the split is not there, or a column is missing.
+        ConfigError: nothing there can be read (each reason is given), or the split is not there.
     """
     if source.path is None:
-        return _first_on_hub(place, source.split).need(columns)
+        return _first_on_hub(place, source.split)
     path = Path(source.path).expanduser()
     if path.exists():
-        return open_path(path, place, split=source.split).need(columns)
+        return open_path(path, place, split=source.split)
     if not _is_hub_id(source.path):
         raise ConfigError(
             f"There is nothing at {source.path}. Give a local file or folder, or a hub id such as {_id(place)}."
         )
-    return _first_on_hub(place._replace(ids=(source.path,)), source.split).need(columns)
+    return _first_on_hub(place._replace(ids=(source.path,)), source.split)
 
 
 def open_path(path: Path, place: HubTable | None = None, *, split: str | None = None, skip_bad: bool = False) -> Rows:
@@ -245,13 +246,6 @@ def _json_kind(path: Path) -> str:
     return ".json" if has_rows else ".jsonl"
 
 
-def _list_in(data: dict[str, Any]) -> list[Any] | None:
-    """Return the rows that a record holds beside names and versions, or None."""
-    lists = [held for held in data.values() if isinstance(held, list) and held and isinstance(held[0], dict)]
-    held = data.get("data", lists[0] if len(lists) == 1 else None)
-    return held if isinstance(held, list) else None
-
-
 def _file(path: Path, *, suffix: str = "", skip_bad: bool = False) -> Rows:
     suffix, name, folder = suffix or path.suffix.lower(), str(path), path.parent
     if suffix == ".jsonl":
@@ -275,7 +269,8 @@ def _json_rows(path: Path) -> list[Row]:
     """Return a list of rows, or the one that a record holds beside names and versions ({"data": [...]})."""
     data = json.loads(path.read_text(encoding="utf-8-sig"))
     if isinstance(data, dict):
-        data = _list_in(data)
+        lists = [held for held in data.values() if isinstance(held, list) and held and isinstance(held[0], dict)]
+        data = data.get("data", lists[0] if len(lists) == 1 else None)
     if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
         raise ConfigError(
             f'{path} is not a list of rows: write [{{...}}, ...] or {{"data": [{{...}}, ...]}}, or one row a line as '
@@ -345,24 +340,35 @@ def _split(name: str, there: Sequence[str], wanted: str) -> str:
     raise ConfigError(f"{name} has no split {wanted!r}. There are: {', '.join(there)}.")
 
 
-@dataclass(frozen=True)
-class _Lines:
-    """JSON lines that are parsed when they are asked for."""
+class _RowFile(ABC):
+    """A file whose rows are parsed when they are asked for."""
 
-    path: Path
-    at: list[int] = field(default_factory=list)
-    """Start of each line that is not blank, in bytes."""
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.at: list[int] = []
+        """Start of each row, in bytes."""
 
-    def __post_init__(self) -> None:
+    def __len__(self) -> int:
+        return len(self.at)
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Row: ...
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+
+class _Lines(_RowFile):
+    """JSON lines; blank ones are no rows."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         position = 0
-        with self.path.open("rb") as file:
+        with path.open("rb") as file:
             for line in file:
                 if line.strip():
                     self.at.append(position)
                 position += len(line)
-
-    def __len__(self) -> int:
-        return len(self.at)
 
     def columns(self, *, skip_bad: bool) -> tuple[str, ...]:
         """Return the keys of all rows, or of those that can be read; raise ConfigError for one that cannot, or if none
@@ -389,28 +395,19 @@ class _Lines:
             raise ConfigError(f"Row {index + 1} of {self.path} is not an object: write {{...}}.")
         return row
 
-    def __iter__(self) -> Iterator[Row]:
-        return (self[index] for index in range(len(self)))
 
-
-@dataclass(frozen=True)
-class _Delimited:
-    """A CSV or TSV file whose rows are parsed when they are asked for. Cells may be of any size and stay text.
+class _Delimited(_RowFile):
+    """A CSV or TSV file. Cells may be of any size and stay text.
 
     Where a cell of `image` is the `index` of another row, that row's image is meant (VLMEvalKit's tables).
     """
 
-    path: Path
-    separator: str
-    header: tuple[str, ...] = ()
-    at: list[int] = field(default_factory=list)
-    """Start of each row, in bytes."""
-    by_index: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(self, path: Path, separator: str) -> None:
+        super().__init__(path)
         csv.field_size_limit(sys.maxsize)  # of the whole process: images are cells here
-        with self.path.open("rb") as file:
-            header: list[str] = []
+        self.separator, self.by_index = separator, dict[str, int]()
+        header: list[str] = []
+        with path.open("rb") as file:
             for start, cells in self._records(file):
                 if header:
                     self.at.append(start)
@@ -418,13 +415,10 @@ class _Delimited:
                         self.by_index[cells[header.index("index")]] = len(self.at) - 1
                 else:
                     header = [cell.strip() for cell in cells]
-        object.__setattr__(self, "header", tuple(header))
+        self.header = tuple(header)
         twice = next((name for name in header if header.count(name) > 1), None)
         if twice is not None:
-            raise ConfigError(f"{self.path} has two columns {twice!r}. Rename one.")
-
-    def __len__(self) -> int:
-        return len(self.at)
+            raise ConfigError(f"{path} has two columns {twice!r}. Rename one.")
 
     def __getitem__(self, index: int) -> Row:
         with self.path.open("rb") as file:
@@ -433,9 +427,6 @@ class _Delimited:
             if other is not None and len(row["image"]) <= _LONGEST_INDEX:
                 row["image"] = self._row(file, other)["image"]
         return row
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[index] for index in range(len(self)))
 
     def _row(self, file: BinaryIO, index: int) -> dict[str, str]:
         file.seek(self.at[index])

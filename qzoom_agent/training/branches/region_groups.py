@@ -87,7 +87,7 @@ def moved(region: Region, right: float, down: float) -> Region:
     box = MapRegion(box.x1 + right, box.y1 + down, box.x2 + right, box.y2 + down, box.peak)
     if region.centred:
         return Region(box, _around(box, (rows, columns)), centred=True)
-    weights = _steps(rows, down) @ (region.weights @ _steps(columns, right).T)
+    weights: NDArray[np.float32] = _steps(rows, down) @ (region.weights @ _steps(columns, right).T)
     left = float(weights.sum())
     return Region(box, weights / left if left > 0 else region.weights)  # a part at the edge moved out of the map
 

@@ -257,11 +257,8 @@ def _inside(box: Box, size: Size) -> Box:
     except BoxError as error:
         raise ConfigError(f"a box cannot be read: {error}") from None
     width, height = size
-    if min(pixels.x1, pixels.y1) < -_SLACK or pixels.x2 > width + _SLACK or pixels.y2 > height + _SLACK:
+    outside = max(-pixels.x1, -pixels.y1, pixels.x2 - width, pixels.y2 - height)
+    inside = Box(max(pixels.x1, 0.0), max(pixels.y1, 0.0), min(pixels.x2, width), min(pixels.y2, height))
+    if outside > _SLACK or not (inside.x1 < inside.x2 and inside.y1 < inside.y2):
         raise ConfigError(f"the box {pixels.as_list()} is not inside its image of {width} x {height} px")
-    if pixels.x1 >= 0 and pixels.y1 >= 0 and pixels.x2 <= width and pixels.y2 <= height:
-        return pixels
-    cut = max(pixels.x1, 0.0), max(pixels.y1, 0.0), min(pixels.x2, float(width)), min(pixels.y2, float(height))
-    if not (cut[0] < cut[2] and cut[1] < cut[3]):
-        raise ConfigError(f"the box {pixels.as_list()} is not inside its image of {width} x {height} px")
-    return Box(*cut)
+    return inside

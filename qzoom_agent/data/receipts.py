@@ -20,6 +20,7 @@ from typing import Final, Literal
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.files import first_fault
 
 Rect = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 """Left, top, right and bottom edge in pixels."""
@@ -121,13 +122,10 @@ def _receipt(index: Path, number: int, row: bytes) -> Receipt:
     try:
         receipt = _READER.validate_json(row)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        given = json.loads(row) if first["type"] == "missing" else None
+        given = json.loads(row) if error.errors()[0]["type"] == "missing" else None
         there = f" There are: {', '.join(given)}." if isinstance(given, dict) else ""
         raise ConfigError(
-            f"Row {number + 1} of {index} is no receipt: {f'{place}: ' if place else ''}{first['msg']}. "
-            f"Needed: image, fields, lines.{there}"
+            f"Row {number + 1} of {index} is no receipt: {first_fault(error)}. Needed: image, fields, lines.{there}"
         ) from None
     kept = tuple(
         line for line in receipt.lines if line.text.strip() and line.box[0] < line.box[2] and line.box[1] < line.box[3]

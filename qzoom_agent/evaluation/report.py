@@ -86,7 +86,6 @@ def _render(
     results = Results.of(folder)
     tasks = list(results.tasks.values())
     shown = _shown(results, rows)
-    newest = results.environments[-1] if results.environments else {}
     limit = min(4_000, THUMBNAIL_BYTES // max(1, len(shown)))
     return page.document(
         "run.html.jinja",
@@ -94,9 +93,6 @@ def _render(
         kind="run",
         folder=folder.path.name,
         results=results,
-        scorers=list(dict.fromkeys(task.scorer for task in tasks)),
-        partial=any(task.partial for task in tasks),
-        failed=sum(task.failed for task in tasks),
         tasks=tasks,
         bars=_bars(tasks),
         scatter=Scatter(_points(results, rows, figures)),
@@ -105,17 +101,8 @@ def _render(
         meanings=MEANINGS,
         points=points,
         samples=[_sample(folder, target, each, results, flips, limit) for each in shown],
-        sample_count=sum(task.n for task in tasks),
         flips=flips,
-        environment=newest,
-        made=page.dots(
-            [
-                newest.get("date"),
-                *(f"{name} {newest[name]}" for name in ("qzoom-agent", "torch", "transformers") if name in newest),
-                newest.get("placement"),
-                f"weights {results.weights}" if results.weights else None,
-            ]
-        ),
+        environment=results.environments[-1] if results.environments else {},
     )
 
 

@@ -30,6 +30,7 @@ from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evaluation.run_log import RunFolder, fingerprint
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.models.scheduler import batched
+from qzoom_agent.report.markdown import markdown_table
 from review_savings import Side, table
 
 TASKS: Final = ("needle-global", "needle-scene", "needle-doc", "needle-hop")
@@ -99,10 +100,8 @@ def ask(
 
 def training_table(logs: Mapping[str, Sequence[Path]]) -> str:
     """Return what training cost, and the held-out accuracy of every tenth step: medians and means over the seeds."""
-    lines = [
-        "| run | policy | rewards | held-out accuracy, % (step) | visual tokens a rollout | turns | seconds a step |",
-        "|---" * 7 + "|",
-    ]
+    names = ("run", "policy", "rewards", "held-out accuracy, % (step)", "visual tokens a rollout", "turns")
+    lines = []
     for name, folders in logs.items():
         rows = [[json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()] for path in folders]
         steps = [row for one in rows for row in one if "step_time" in row]
@@ -119,8 +118,8 @@ def training_table(logs: Mapping[str, Sequence[Path]]) -> str:
             f"{_mean(last, 'zoom/turns'):.2f}",
             f"{median(row['step_time'] for row in steps):.1f}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table([*names, "seconds a step"], lines)
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:

@@ -26,6 +26,7 @@ from qzoom_agent.evaluation.runner import evaluate
 from qzoom_agent.evaluation.summary import Results, TaskResult
 from qzoom_agent.evaluation.tasks.catalog import find_task
 from qzoom_agent.evaluation.tasks.needle import TASK_NAMES
+from qzoom_agent.report.markdown import markdown_table
 
 POLICIES: Final[tuple[PolicyName, ...]] = (
     "direct",
@@ -76,15 +77,12 @@ CASES: Final[tuple[Case, ...]] = (
 
 def table(results: Sequence[tuple[Case, TaskResult]]) -> str:
     """Return the results as a Markdown table."""
-    lines = [
-        "| task | split | policy | accuracy | 95 % interval | n | zooms | gate | box recall "
-        "| visual tokens | failed calls | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    names = ("task", "split", "policy", "accuracy", "95 % interval", "n", "zooms", "gate", "box recall")
+    rows = []
     for case, result in results:
         look, cost = result.perception, result.cost
         interval = result.interval
-        cells = (
+        cells = [
             case.task,
             case.split,
             case.policy,
@@ -97,9 +95,9 @@ def table(results: Sequence[tuple[Case, TaskResult]]) -> str:
             f"{cost.visual_tokens.mean:.0f}",
             "-" if look.failed_call_share is None else f"{look.failed_call_share:.1%}",
             f"{cost.seconds.mean:.2f}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        ]
+        rows.append(cells)
+    return markdown_table([*names, "visual tokens", "failed calls", "seconds"], rows)
 
 
 def differences(cases: Sequence[Case], out: Path) -> str:
@@ -108,9 +106,9 @@ def differences(cases: Sequence[Case], out: Path) -> str:
     Tasks and pairs of which both policies are among `cases`; empty if there are none.
     """
     known = set(cases)
-    lines = []
+    rows = []
     for task in TASK_NAMES:
-        cells = []
+        cells = [task]
         for before, after in PAIRS:
             pair = Case(task, before), Case(task, after)
             if not known.issuperset(pair):
@@ -121,12 +119,10 @@ def differences(cases: Sequence[Case], out: Path) -> str:
             interval = found.interval
             bounds = f" ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})" if interval else ""
             cells.append(f"{100 * found.difference:+.1f}{bounds}")
-        if any(cell != "-" for cell in cells):
-            lines.append(f"| {' | '.join([task, *cells])} |")
-    if not lines:
-        return ""
+        if any(cell != "-" for cell in cells[1:]):
+            rows.append(cells)
     head = ["points, paired by question", *(f"{after} - {before}" for before, after in PAIRS)]
-    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines])
+    return markdown_table(head, rows) if rows else ""
 
 
 def run(case: Case, agent: Agent, *, n: int, seed: int, weights: str | None, out: Path, workers: int = 1) -> TaskResult:

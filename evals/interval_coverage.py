@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qzoom_agent.evaluation.stats import figure, paired
+from qzoom_agent.report.markdown import markdown_table
 
 SIZES: Final[dict[str, Callable[[int], NDArray[np.intp]]]] = {
     "equal": lambda clusters: np.full(clusters, 4),
@@ -78,18 +79,16 @@ def simulate(
 
 def table(clusters: Sequence[int], accuracies: Sequence[float], runs: int) -> str:
     """Return the Markdown table of some numbers of clusters and accuracies."""
-    lines = [
-        "| clusters | accuracy | accuracy held | difference held | difference found where none is |",
-        "|---|---|---|---|---|",
-    ]
+    lines = []
     for count, accuracy in product(clusters, accuracies):
         shares = [
             simulate(clusters=count, accuracy=accuracy, sizes=sizes, correlation=correlation, runs=runs)
             for sizes, correlation in product(SIZES, CORRELATIONS)
         ]
         cells = [f"{100 * min(each):.1f} to {100 * max(each):.1f} %" for each in zip(*shares, strict=True)]
-        lines.append(f"| {count} | {accuracy} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([str(count), str(accuracy), *cells])
+    names = ("clusters", "accuracy", "accuracy held", "difference held", "difference found where none is")
+    return markdown_table(names, lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,6 +30,7 @@ from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.stats import Paired, draws, paired
 from qzoom_agent.evaluation.tasks.needle import TASK_NAMES
+from qzoom_agent.report.markdown import markdown_table
 
 
 class Side(NamedTuple):
@@ -82,22 +83,18 @@ def load(folder: Path, policy: PolicyName) -> Side:
 
 def table(sides: Sequence[Side]) -> str:
     """Return a table with a line for each side, and one for each side minus the first."""
-    lines = [
-        f"| {len(sides[0].rows)} questions | "
-        + " | ".join(FIGURES)
-        + " | needless / repeated / missed | zoomed on needle-global | visual tokens a right answer |",
-        "|---" * (len(FIGURES) + 4) + "|",
-    ]
+    names = [f"{len(sides[0].rows)} questions", *FIGURES, "needless / repeated / missed", "zoomed on needle-global"]
+    lines = []
     for side in sides:
         cells = [f"{fmean(value(row) for row in side.rows):.1f}" for value in FIGURES.values()]
-        lines.append(f"| {side.name} | {' | '.join([*cells, _reasons(side), _needless(side), _price(side)])} |")
+        lines.append([side.name, *cells, _reasons(side), _needless(side), _price(side)])
     first = sides[0]
     for side in sides[1:]:
         if [row.id for row in side.rows] != [row.id for row in first.rows]:
             raise ConfigError(f"{side.name} and {first.name} were asked different questions: use the same --n, --seed.")
         found = [_difference(first, side, value) for value in FIGURES.values()]
-        lines.append(f"| {side.name} minus {first.name} | {' | '.join(found)} | | | |")
-    return "\n".join(lines)
+        lines.append([f"{side.name} minus {first.name}", *found, "", "", ""])
+    return markdown_table([*names, "visual tokens a right answer"], lines)
 
 
 def _difference(first: Side, second: Side, value: Callable[[SampleResult], float]) -> str:
@@ -145,14 +142,12 @@ def whole_table(sides: Sequence[Side], folder: Path) -> str:
             )
     whole = Side(f"{folder.name}: whole boards", [known[row.id] for row in parts[0].rows])
     tasks = ", ".join(task for task in TASK_NAMES if task in asked)
-    lines = [
-        f"| {len(whole.rows)} questions of {tasks} | accuracy, % | visual tokens a right answer | of whole boards' |",
-        "|---|---|---|---|",
-    ]
+    names = [f"{len(whole.rows)} questions of {tasks}", "accuracy, %", "visual tokens a right answer"]
+    lines = []
     for side in (whole, *parts):
-        cells = [side.name, f"{100 * fmean(map(_right, side.rows)):.1f}", _price(side)]
-        lines.append(f"| {' | '.join(cells)} | {'1' if side is whole else _share(side, whole)} |")
-    return "\n".join(lines)
+        share = "1" if side is whole else _share(side, whole)
+        lines.append([side.name, f"{100 * fmean(map(_right, side.rows)):.1f}", _price(side), share])
+    return markdown_table([*names, "of whole boards'"], lines)
 
 
 def _share(side: Side, whole: Side, *, resamples: int = 2000) -> str:

@@ -108,7 +108,7 @@ def differences(cases: Sequence[Case], out: Path) -> str:
     known = set(cases)
     rows = []
     for task in TASK_NAMES:
-        cells = [task]
+        cells: list[str] = [task]
         for before, after in PAIRS:
             pair = Case(task, before), Case(task, after)
             if not known.issuperset(pair):

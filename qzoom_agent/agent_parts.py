@@ -123,15 +123,12 @@ class AgentParts:
         )
         own = None if self._prompt is None else self._prompt.digest
         if config.prompt not in ({own} if own else {None, OWN}):
-            raise ConfigError(
-                f"This run was begun with the prompt file {config.prompt}, and the agent has {own or 'none'}. Give it "
-                "the same file (--prompt, in Python: prompt)."
-            )
+            raise _changed("prompt file", "prompt", config.prompt, own)
         if config.perceiver != self.given.perceiver:
-            raise ConfigError(
-                f"This run was begun with the perceiver {config.perceiver or 'none'}, and the agent has "
-                f"{self.given.perceiver or 'none'}. Give it the same one (--perceiver, in Python: perceiver)."
-            )
+            raise _changed("perceiver", "perceiver", config.perceiver, self.given.perceiver)
+        own_tools = [tool.reference for tool in self._own.values()]
+        if list(config.own_tools or ()) != own_tools:
+            raise _changed("tools", "tools", ", ".join(config.own_tools or ()), ", ".join(own_tools), flag="tool")
         if config.perception.sparse_crop is not None and (
             self.perceiver is not None or not getattr(self.backend, "takes_sparse_crops", False)
         ):
@@ -141,12 +138,6 @@ class AgentParts:
                 f"{'' if self.perceiver is None else ' with a perceiver'}."
             )
         known = {reference(value): value for key, value in self.objects.items() if key in _EXTENSIONS}
-        own_tools = [tool.reference for tool in self._own.values()]
-        if list(config.own_tools or ()) != own_tools:
-            raise ConfigError(
-                f"This run was begun with the tools {', '.join(config.own_tools or ()) or 'none'}, and the agent has "
-                f"{', '.join(own_tools) or 'none'}. Give it the same ones (--tool, in Python: tools)."
-            )
         protocol = get_protocol(config.protocol or self.backend.protocol, known={**PROTOCOLS, **known})
         policy, tools = CropPolicy(config, views, perceives=self.perceives, known=known), tuple[str, ...]()
         offered = self._own if policy.offers_tools else {}
@@ -178,6 +169,14 @@ class AgentParts:
             store=store,
             perceiver=self.perceiver,
         )
+
+
+def _changed(part: str, argument: str, begun: str | None, now: str | None, *, flag: str = "") -> ConfigError:
+    """Return the error of a run that is gone on with by an agent that has another part."""
+    return ConfigError(
+        f"This run was begun with the {part} {begun or 'none'}, and the agent has {now or 'none'}. Give it the same "
+        f"(--{flag or argument}, in Python: {argument})."
+    )
 
 
 def split_objects(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

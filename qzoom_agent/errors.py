@@ -100,8 +100,8 @@ def finished(name: str, main: Callable[[], int]) -> int:
     """Run `main` as the command `name` and return its exit code; print our errors without a traceback."""
     try:
         return main()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(stopped.args[0] if stopped.args else "interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader (`| head`) went away; Python would complain once more when it flushes stdout at exit.

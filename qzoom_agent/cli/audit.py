@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from qzoom_agent.cli.console import Console, opener, print_table
 from qzoom_agent.cli.evaluate import add_question_flags, exit_code, planned
-from qzoom_agent.cli.main import INTERRUPTED, OK
+from qzoom_agent.cli.main import OK
 from qzoom_agent.files import write_text
 
 if TYPE_CHECKING:
@@ -42,15 +42,13 @@ def run(args: argparse.Namespace) -> int:
     agent, workers = run.agent()
     folder = RunFolder(run.out)
     console.line(f"run folder {run.out}", "dim")
-    if not run.ask(agent, folder, workers=workers, console=console, label=f"{agent.config.policy}: "):
-        return INTERRUPTED
+    run.ask(agent, folder, workers=workers, console=console, label=f"{agent.config.policy}: ")
     names: list[str] = ["direct", grey_policy(str(agent.config.policy)), "random"]
     if all(row.boxes or row.coarse_suffices for row in folder.latest()):
         names.append("oracle")
     controls = {name: RunFolder(run.out / "ablations" / name) for name in names if name != agent.config.policy}
     for name, other in controls.items():
-        if not run.ask(agent.replace(policy=name), other, workers=workers, console=console, label=f"{name}: "):
-            return INTERRUPTED
+        run.ask(agent.replace(policy=name), other, workers=workers, console=console, label=f"{name}: ")
     if run.shard.index:
         return OK
     found = audit(folder, controls, scorer=args.scorer)

@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Literal, TextIO
 
@@ -121,6 +122,14 @@ class Progress:
             self.failed += 1
             self.console.error(f"{row.id}: {printable(row.error or 'failed')}")
         self.console.progress(self.n, self.total, self.text())
+
+    def interrupted(self, folder: Path) -> KeyboardInterrupt:
+        """Return the interruption of a run whose answers so far are in a folder."""
+        self.console.clear()
+        return KeyboardInterrupt(
+            f"Interrupted after {self.done} of {self.planned} questions. Finished ones are in {folder}; the same "
+            "command goes on."
+        )
 
     def text(self) -> str:
         """Return the line."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
 from qzoom_agent.cli.console import Console, Progress, opener, printable
-from qzoom_agent.cli.main import BACKEND, INTERRUPTED, OK
+from qzoom_agent.cli.main import BACKEND, OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
 from qzoom_agent.errors import ConfigError, redact
 from qzoom_agent.files import require_file, require_folder, write_text
@@ -124,8 +124,8 @@ class Measurement(NamedTuple):
 
         return agent.replace(backend=batched(agent.backend, args.batch)), args.batch
 
-    def ask(self, agent: Agent, folder: RunFolder, *, workers: int, console: Console, label: str = "") -> bool:
-        """Ask the agent every question that the folder does not have yet; return False if it was interrupted."""
+    def ask(self, agent: Agent, folder: RunFolder, *, workers: int, console: Console, label: str = "") -> None:
+        """Ask the agent every question that the folder does not have yet."""
         from qzoom_agent.cli.result_tables import show
         from qzoom_agent.evaluation.run_log import environment, weights_of
         from qzoom_agent.evaluation.runner import evaluate
@@ -152,13 +152,8 @@ class Measurement(NamedTuple):
             console.clear()
             if self.shard.index == 0 and progress.done:
                 show(summarise(folder, self.tasks, scorer=args.scorer), {})
-            console.error(
-                f"Interrupted after {progress.done} of {progress.planned} questions. "
-                f"Finished questions are in {folder.path}; the same command goes on."
-            )
-            return False
+            raise progress.interrupted(folder.path) from None
         console.clear()
-        return True
 
 
 def planned(args: argparse.Namespace) -> Measurement | None:
@@ -213,11 +208,9 @@ def _measure(run: Measurement, ablations: Sequence[str]) -> int:
     folder = RunFolder(out)
     others = {name: RunFolder(out / "ablations" / name) for name in ablations if name != agent.config.policy}
     console.line(f"run folder {out}", "dim")
-    if not run.ask(agent, folder, workers=workers, console=console):
-        return INTERRUPTED
+    run.ask(agent, folder, workers=workers, console=console)
     for name, other in others.items():
-        if not run.ask(agent.replace(policy=name), other, workers=workers, console=console, label=f"{name}: "):
-            return INTERRUPTED
+        run.ask(agent.replace(policy=name), other, workers=workers, console=console, label=f"{name}: ")
     if run.shard.index:
         return OK
     results = summarise(folder, run.tasks, scorer=args.scorer)

@@ -25,7 +25,6 @@ OK: Final = 0
 USAGE: Final = 2
 BUDGET: Final = 3
 BACKEND: Final = 4
-INTERRUPTED: Final = 130
 
 
 class Verb(NamedTuple):

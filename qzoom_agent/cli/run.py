@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from qzoom_agent.cli.console import Console, Progress, printable
-from qzoom_agent.cli.main import BACKEND, INTERRUPTED, OK
+from qzoom_agent.cli.main import BACKEND, OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent
 from qzoom_agent.errors import redact
 from qzoom_agent.files import require_folder
@@ -69,12 +69,7 @@ def run(args: argparse.Namespace) -> int:
             watch=progress,
         )
     except KeyboardInterrupt:
-        console.clear()
-        console.error(
-            f"Interrupted after {progress.done} of {progress.planned} questions. Finished ones are in {args.out}; the "
-            "same command goes on."
-        )
-        return INTERRUPTED
+        raise progress.interrupted(args.out) from None
     if shard.index:
         return OK
     console.clear()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
@@ -73,17 +73,13 @@ class ImageTools:
 
     def __init__(self, load_agent: Callable[[], Agent], access: ImageAccess) -> None:
         """`load_agent` is called once, by the first tool that needs a model."""
-        self._load, self._access, self._loading = load_agent, access, Lock()
-
-    @cached_property
-    def _loaded(self) -> Agent:
-        return self._load()
+        self._load, self._access, self._loading = cache(load_agent), access, Lock()
 
     @property
     def agent(self) -> Agent:
         """The agent, loaded at the first call."""
         with self._loading:
-            return self._loaded
+            return self._load()
 
     def look(self, image: str) -> list[Any]:
         """Show an image reduced to a small view, and tell its real size. Zoom into what you cannot read."""

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,13 @@ class Answer:
         Of such a model, `record.answer_probability` is the probability of the answer's least likely token.
         """
         return self.record.confidence
+
+    def text_until(self, stops: str | Sequence[str] | None) -> str:
+        """Return the text of the answer before the first of these texts."""
+        text = self.text
+        for stop in [stops] if isinstance(stops, str) else stops or ():
+            text = text.partition(stop)[0] if stop else text
+        return text
 
     def to_detections(self, label: str | None = None, *, image: int = 0) -> str:
         """Return `boxes` as JSON in the form of Qwen3-VL: "bbox_2d" in thousandths of the image's sides, and "label".

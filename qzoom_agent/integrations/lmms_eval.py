@@ -10,14 +10,13 @@ without it, and is tested with the real one by `python tests/integrations/lmms_r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
 from qzoom_agent.agent import Agent
-from qzoom_agent.answer import Answer
 from qzoom_agent.errors import ConfigError
 
 
@@ -38,9 +37,7 @@ def __getattr__(name: str) -> Any:
 def load(settings: Mapping[str, Any]) -> Agent:
     """Return the agent that `model_args` describe; None and batch sizes, which lmms-eval adds, are left out."""
     own = {key: value for key, value in settings.items() if value is not None and key not in _ITS_OWN}
-    model = own.pop("model", "nano")
-    device, branches = own.pop("device", "auto"), own.pop("branches", None)
-    return Agent.from_pretrained(model, device=device, branches=branches, **own)
+    return Agent.from_pretrained(**own)
 
 
 _ITS_OWN = {"batch_size", "max_batch_size", "system_prompt"}
@@ -62,14 +59,6 @@ def question_of(messages: Iterable[Any]) -> tuple[PIL.Image.Image, str]:
             "Choose another task."
         )
     return images[0], "\n".join(texts).strip()
-
-
-def final(answer: Answer, until: str | Sequence[str]) -> str:
-    """Return the answer as a task scores it: cut at the first of the stop strings."""
-    text = answer.text
-    for stop in [until] if isinstance(until, str) else until:
-        text = text.partition(stop)[0] if stop else text
-    return text.strip()
 
 
 def _model_class() -> type:
@@ -99,7 +88,7 @@ def _model_class() -> type:
                 answer = self.agent.run(image, question)
                 if self.traces:
                     answer.save(Path(self.traces) / task / str(doc_id))
-                text = final(answer, wanted.get("until") or ())
+                text = answer.text_until(wanted.get("until")).strip()
                 turns = answer.trace.turns
                 counts = TokenCounts(
                     input_tokens=turns[-1].prompt_tokens if turns else 0,

@@ -114,7 +114,7 @@ def test_final_answers_come_back_in_order(stub: None, settings: dict[str, Any], 
         model="nano", policy="direct", device="cpu", batch_size=1, traces=str(tmp_path), **{"budget.max_turns": 2}
     )
     assert settings == {
-        "model": "nano", "policy": "direct", "device": "cpu", "branches": None, "budget.max_turns": 2,
+        "model": "nano", "policy": "direct", "device": "cpu", "budget.max_turns": 2,
     }  # fmt: skip
     model.task_dict = {"task": {"test": ["which?", "what?"]}}
     results = model.generate_until([request(1, until=["\n\n"]), request(0, max_new_tokens=1)])

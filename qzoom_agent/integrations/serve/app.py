@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 from uuid import uuid4
@@ -48,33 +48,22 @@ def create_app(agent: Agent, config: ServeConfig | None = None) -> FastAPI:
         config: Limits of the server.
     """
     server = _Server(agent, config or ServeConfig())
-    app = FastAPI(title="qzoom serve", version=__version__, lifespan=server.lifespan, docs_url=None, redoc_url=None)
+    told: Any = {status: {"model": ErrorBody, "description": text} for status, text in ERRORS.items()}
+    about = {"title": "qzoom serve", "version": __version__}
+    app = FastAPI(lifespan=server.lifespan, responses=told, docs_url=None, redoc_url=None, **about)
     app.router.route_class = LimitedRoute
     app.state.config = server.config
     app.state.readers = asyncio.Semaphore(server.config.batch + server.config.queue + 16)
-    told: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorBody, "description": text} for status, text in ERRORS.items()
-    }
-    chat = {**told, 200: {"description": "The answer", "content": {"text/event-stream": {"schema": {}}}}}
-    with_body = {"requestBody": {"required": True}}
-    paths: tuple[tuple[str, str, Callable[..., Any], dict[int | str, dict[str, Any]]], ...] = (
-        ("POST", "/v1/chat/completions", server.chat, chat),
-        ("GET", "/v1/models", server.models, told),
-        ("GET", "/v1/models/{name:path}", server.model, told),
-        ("GET", "/health", server.health, told),
-        ("GET", "/metrics", server.metrics_text, told),
-        ("GET", "/traces/{trace_id}", server.trace, told),
-    )
-    for method, path, handler, responses in paths:
-        app.add_api_route(
-            path,
-            handler,
-            methods=[method],
-            responses=responses,
-            response_model=None,
-            response_class=PlainTextResponse if path == "/metrics" else JSONResponse,
-            openapi_extra=with_body if method == "POST" else None,
-        )
+    app.post(
+        "/v1/chat/completions",
+        responses={200: {"description": "The answer", "content": {"text/event-stream": {"schema": {}}}}},
+        openapi_extra={"requestBody": {"required": True}},
+    )(server.chat)
+    app.get("/v1/models")(server.models)
+    app.get("/v1/models/{name:path}")(server.model)
+    app.get("/health")(server.health)
+    app.get("/metrics", response_class=PlainTextResponse)(server.metrics_text)
+    app.get("/traces/{trace_id}")(server.trace)
     for kind in (QzoomError, Left, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, server.failed)
     if server.config.api_key is not None:

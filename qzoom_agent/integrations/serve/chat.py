@@ -139,11 +139,6 @@ class ChatRequest(_Part):
             asked[key] = value
         return asked
 
-    @property
-    def stops(self) -> list[str]:
-        """Texts before which the answer ends."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
-
 
 def read_question(messages: Sequence[ChatMessage], *, allow_urls: bool, max_images: int) -> Question:
     """Return the images and the question of a conversation. Raises RequestError if it lacks one or has too many."""
@@ -185,15 +180,11 @@ class Reply:
         """Return the reply of a request that is not streamed."""
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": self._text(answer), "refusal": None},
+            "message": {"role": "assistant", "content": answer.text_until(self._request.stop), "refusal": None},
             "logprobs": None,
             "finish_reason": _finish(answer),
         }
-        return {
-            **self._head("chat.completion", [choice]),
-            "usage": usage_of(answer),
-            "qzoom": summary_of(answer),
-        }
+        return {**self._head("chat.completion", [choice]), "usage": usage_of(answer), "qzoom": summary_of(answer)}
 
     def chunk(self, delta: dict[str, Any], *, finish: str | None = None, **more: Any) -> dict[str, Any]:
         """Return a chunk of a streamed reply."""
@@ -203,7 +194,7 @@ class Reply:
     def last_chunks(self, answer: Answer) -> list[dict[str, Any]]:
         """Return the chunks of the answer, and of the token counts where the request asks for them."""
         chunks = [
-            self.chunk({"content": self._text(answer)}),
+            self.chunk({"content": answer.text_until(self._request.stop)}),
             self.chunk({}, finish=_finish(answer), qzoom=summary_of(answer)),
         ]
         if self._request.stream_options and self._request.stream_options.include_usage:
@@ -219,12 +210,6 @@ class Reply:
             "choices": choices,
         }
 
-    def _text(self, answer: Answer) -> str:
-        text = answer.text
-        for stop in self._request.stops:
-            text = text.partition(stop)[0] if stop else text
-        return text
-
 
 def _finish(answer: Answer) -> str:
     turns = answer.trace.turns
@@ -233,9 +218,8 @@ def _finish(answer: Answer) -> str:
 
 def usage_of(answer: Answer) -> dict[str, Any]:
     """Return the token counts of all turns together, as OpenAI names them."""
-    turns = answer.trace.turns
-    prompt, written = sum(turn.prompt_tokens for turn in turns), sum(turn.new_tokens for turn in turns)
-    cached = sum(turn.cached_tokens for turn in turns)
+    prompt, written = answer.usage.prompt_tokens, answer.usage.written_tokens
+    cached = sum(turn.cached_tokens for turn in answer.trace.turns)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": written,

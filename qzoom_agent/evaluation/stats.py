@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,10 @@ from pydantic import BaseModel, ConfigDict
 from qzoom_agent.extras import require
 
 _Floats = NDArray[np.float64]
+CONFIDENCE: Final = 0.95
+"""Share of the intervals that hold the true figure."""
+_FLIPS: Final = 9_999
+_NORMAL: Final = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
 class Figures(BaseModel):
@@ -68,7 +72,7 @@ def require_scipy() -> None:
     require("scipy", extra="eval", use="Evaluation")
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
     """Return the Wilson score interval for `successes` out of `n` independent right/wrong values.
 
     It has no zero width at 0 of n and n of n (20 of 20 gives 0.84 to 1), and covers from about five samples on. With
@@ -79,16 +83,16 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     return _score_interval(successes / n, n, confidence) if n else Interval(0.0, 1.0)
 
 
-def _score_interval(share: float, n: float, confidence: float) -> Interval:
+def _score_interval(share: float, n: float, confidence: float = CONFIDENCE) -> Interval:
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return Interval(max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))
 
 
-def draws(n: int, resamples: int, *, seed: int = 0) -> Iterator[NDArray[np.intp]]:
+def draws(n: int, resamples: int) -> Iterator[NDArray[np.intp]]:
     """Yield `resamples` samples of n out of n places, with replacement, as matrices of some samples each."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     # A matrix of all samples of 100 000 values would take over a gigabyte.
     rows = max(1, 1_000_000 // n)
     for at in range(0, resamples, rows):
@@ -129,42 +133,42 @@ class _Spread(NamedTuple):
             variance = max(variance, total / n * (1 + (n / effective - 1) * correlation))
         return cls(n, mean, square, variance, groups, effective)
 
-    def quantile(self, confidence: float) -> float:
+    @property
+    def quantile(self) -> float:
         """Return Student's t for as many clusters."""
         require_scipy()
         from scipy.special import stdtrit  # scipy.stats has the same under plainer names, and takes seconds to import
 
-        return float(stdtrit(self.groups - 1, (1 + confidence) / 2))
+        return float(stdtrit(self.groups - 1, (1 + CONFIDENCE) / 2))
 
     def values_like(self) -> float:
         """Return the number of independent values that would be as sure; the effective clusters if all are equal."""
         return (self.square - self.mean**2) / self.variance if self.variance else self.effective
 
-    def interval(self, confidence: float) -> Interval | None:
+    def interval(self) -> Interval | None:
         """Return the interval of the mean of values of any range; None if nothing tells how much they vary."""
         if not self.variance:
             return None
-        half = self.quantile(confidence) * math.sqrt(self.variance)
+        half = self.quantile * math.sqrt(self.variance)
         return Interval(self.mean - half, self.mean + half)
 
-    def share_interval(self, confidence: float) -> Interval:
+    def share_interval(self) -> Interval:
         """Return the interval of the mean of values from 0 to 1 (Korn and Graubard)."""
         if not self.variance:
-            return _score_interval(self.mean, self.effective, confidence)
+            return _score_interval(self.mean, self.effective)
         from scipy.special import betaincinv
 
         # Clopper and Pearson's for the number of independent right/wrong values that would be as sure.
         n = self.mean * (1 - self.mean) / self.variance
-        n *= (NormalDist().inv_cdf((1 + confidence) / 2) / self.quantile(confidence)) ** 2
-        right, wrong, tail = n * self.mean, n * (1 - self.mean), (1 - confidence) / 2
+        n *= (_NORMAL / self.quantile) ** 2
+        right, wrong, tail = n * self.mean, n * (1 - self.mean), (1 - CONFIDENCE) / 2
         return Interval(float(betaincinv(right, wrong + 1, tail)), float(betaincinv(right + 1, wrong, 1 - tail)))
 
-    def change_interval(self, confidence: float) -> Interval | None:
+    def change_interval(self) -> Interval | None:
         """Return the interval of the mean of differences from -1 to 1 (Bonett and Price)."""
         if self.groups < 2:
             return None
-        normal = NormalDist().inv_cdf((1 + confidence) / 2)
-        factor = self.quantile(confidence) if self.variance else normal
+        factor = self.quantile if self.variance else _NORMAL
         # One gain and one loss more than there were: where few or no values changed, the change is not known to be 0.
         n = self.values_like()
         mean = self.mean * n / (n + 2)
@@ -184,11 +188,7 @@ def _by_cluster(values: _Floats, clusters: Sequence[str] | None) -> tuple[_Float
 
 
 def figure(
-    values: Sequence[float],
-    *,
-    clusters: Sequence[str] | None = None,
-    share: bool | None = None,
-    confidence: float = 0.95,
+    values: Sequence[float], *, clusters: Sequence[str] | None = None, share: bool | None = None
 ) -> Figure | None:
     """Return mean, standard error and interval; None without values.
 
@@ -197,18 +197,17 @@ def figure(
         clusters: The cluster of each value; None: all are independent.
         share: The values are worths from 0 to 1, whose interval stays in that range and has no zero width; None: if
             they are all 0 or 1.
-        confidence: Share of such intervals that hold the true mean.
     """
     if not values:
         return None
     spread = _Spread.of(values, clusters)
     binary = set(values) <= {0, 1}
     if binary and spread.groups == spread.n:
-        interval: Interval | None = wilson(round(spread.mean * spread.n), spread.n, confidence)
+        interval: Interval | None = wilson(round(spread.mean * spread.n), spread.n)
     elif binary if share is None else share:
-        interval = spread.share_interval(confidence)
+        interval = spread.share_interval()
     else:
-        interval = spread.interval(confidence)
+        interval = spread.interval()
     return Figure(spread.n, spread.mean, math.sqrt(spread.variance) if spread.groups > 1 else None, interval)
 
 
@@ -218,7 +217,6 @@ def paired(
     *,
     clusters: Sequence[str] | None = None,
     share: bool | None = None,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> Paired:
     """Compare two runs sample by sample; `before[i]` and `after[i]` must be of the same sample.
@@ -231,7 +229,6 @@ def paired(
         after: Values of the second run.
         clusters: The cluster of each sample; None: all are independent.
         share: The values are worths from 0 to 1; None: if they are all 0 or 1.
-        confidence: Share of such intervals that hold the true difference.
         seed: Seed of the test's flips, where there are too many to try them all.
 
     Raises:
@@ -245,18 +242,18 @@ def paired(
     return Paired(
         n=spread.n,
         difference=spread.mean,
-        interval=spread.change_interval(confidence) if bounded else spread.interval(confidence),
+        interval=spread.change_interval() if bounded else spread.interval(),
         gained=sum(d > 0 for d in differences),
         lost=sum(d < 0 for d in differences),
         p=_sign_flip(_by_cluster(np.array(differences), clusters)[0], seed),
     )
 
 
-def _sign_flip(sums: _Floats, seed: int, flips: int = 9_999) -> float:
+def _sign_flip(sums: _Floats, seed: int) -> float:
     """Return the two-sided p of a mean difference of 0: the share of all signs of the clusters' sums that give more.
 
     Under that hypothesis either run may have been the first in each cluster. All signs are tried for up to 13 clusters
-    that changed, else `flips` random ones. For right/wrong values of independent samples it is McNemar's exact test.
+    that changed, else `_FLIPS` random ones. For right/wrong values of independent samples it is McNemar's exact test.
     """
     sums = sums[np.abs(sums) > 1e-12]
     count = len(sums)
@@ -272,7 +269,7 @@ def _sign_flip(sums: _Floats, seed: int, flips: int = 9_999) -> float:
         signs = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
         return float((np.abs(signs @ sums) >= reached).mean())
     rng, rows, found = np.random.default_rng(seed), max(1, 1_000_000 // count), 1
-    for at in range(0, flips, rows):
-        signs = 1 - 2 * rng.integers(0, 2, (min(rows, flips - at), count), dtype=np.int8)
+    for at in range(0, _FLIPS, rows):
+        signs = 1 - 2 * rng.integers(0, 2, (min(rows, _FLIPS - at), count), dtype=np.int8)
         found += int((np.abs(signs @ sums) >= reached).sum())
-    return found / (flips + 1)
+    return found / (_FLIPS + 1)

@@ -15,21 +15,17 @@ from qzoom_agent.data.cells import first_of, texts
 from qzoom_agent.data.questions import SHORT, instructed
 from qzoom_agent.data.rows import HubTable, Row
 from qzoom_agent.evaluation.scorers import anls, chartqa, ocrbench, vqa
-from qzoom_agent.evaluation.tasks.public import Asked, Benchmark
+from qzoom_agent.evaluation.tasks.public import Asked, Benchmark, grouped
 from qzoom_agent.evaluation.tasks.task import Scored
 
 OCRBENCH_QUESTIONS: Final = 1000
 _DATASETS: Final = {"Handwritten Mathematical Expression Recognition": "HME100k"}
 """OCRBench's dataset whose formulas are compared differently, by the kind that has only this one."""
-_RECOGNITION: Final = "Text Recognition"
-_OCRBENCH_GROUPS: Final = {
-    "Regular Text Recognition": _RECOGNITION,
-    "Irregular Text Recognition": _RECOGNITION,
-    "Artistic Text Recognition": _RECOGNITION,
-    "Handwriting Recognition": _RECOGNITION,
-    "Digit String Recognition": _RECOGNITION,
-    "Non-Semantic Text Recognition": _RECOGNITION,
-}
+_RECOGNITION: Final = (
+    *("Regular Text Recognition", "Irregular Text Recognition", "Artistic Text Recognition"),
+    *("Handwriting Recognition", "Digit String Recognition", "Non-Semantic Text Recognition"),
+)
+"""Kinds of OCRBench that are one group, "Text Recognition"; the others are groups of their own."""
 
 
 def _asks(instruction: str, written: Callable[[str], str] = str.strip) -> Callable[[Row, tuple[str, ...]], Asked]:
@@ -47,12 +43,10 @@ def points(scored: Sequence[Scored]) -> Mapping[str, float]:
 
     A part of the task has that part's points only.
     """
-    figures = {"points": sum(one.value for one in scored)}
-    figures["score"] = figures["points"] / OCRBENCH_QUESTIONS
-    for one in scored:
-        group = f"points, {_OCRBENCH_GROUPS.get(one.kind, one.kind)}"
-        figures[group] = figures.get(group, 0.0) + one.value
-    return figures
+    total = sum(one.value for one in scored)
+    groups = grouped(scored, lambda one: "Text Recognition" if one.kind in _RECOGNITION else one.kind)
+    figures = {"points": total, "score": total / OCRBENCH_QUESTIONS}
+    return figures | {f"points, {name}": sum(values) for name, values in groups.items()}
 
 
 def _moved(name: str) -> tuple[str, ...]:

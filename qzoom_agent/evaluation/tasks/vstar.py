@@ -63,7 +63,9 @@ def _read(files: Sequence[tuple[str, Path]], index: int) -> Row:
     kind, file = files[index]
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
-        question, options, boxes = said["question"], list(said["options"]), [_box(*box) for box in said["bbox"]]
+        question, options = said["question"], list(said["options"])
+        # Corner and size (penghao-wu/vstar, README.md: <x,y,w,h>).
+        boxes = tuple(Box(x, y, x + width, y + height) for x, y, width, height in said["bbox"])
     except (ValueError, LookupError, TypeError) as error:
         raise ConfigError(
             f"{file} is not a question of V*Bench: {type(error).__name__}: {error}. Needed: question, options, bbox."
@@ -79,14 +81,9 @@ def _read(files: Sequence[tuple[str, Path]], index: int) -> Row:
         "label": letter(order.index(0)),
         "question_id": file.stem,
         "options": shown,
-        "boxes": tuple(boxes),
+        "boxes": boxes,
         "targets": list(said.get("target_object", [])),
     }
-
-
-def _box(x: float, y: float, width: float, height: float) -> Box:
-    """Return the box of the corner and size that the files give (penghao-wu/vstar, README.md: <x,y,w,h>)."""
-    return Box(x, y, x + width, y + height)
 
 
 def _ask(row: Row, answers: tuple[str, ...]) -> Asked:

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Final, NamedTuple
 
-from PIL import ImageDraw, ImageFont
+from PIL import ImageColor, ImageDraw, ImageFont
 
 from qzoom_agent.evaluation.tasks.needle.fonts import font
 
@@ -19,28 +19,11 @@ Rect = tuple[float, float, float, float]
 
 SHAPES: Final = ("circle", "square", "triangle", "star", "diamond", "ring", "cross")
 COLORS: Final = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
-_PALETTES: Final[dict[str, tuple[Color, ...]]] = {
-    "train": (
-        (206, 32, 36),
-        (240, 134, 22),
-        (242, 212, 40),
-        (40, 148, 60),
-        (44, 200, 212),
-        (36, 70, 204),
-        (120, 40, 156),
-        (246, 140, 192),
-    ),
-    "ood": (
-        (180, 24, 44),
-        (226, 116, 10),
-        (226, 198, 20),
-        (62, 166, 50),
-        (70, 214, 206),
-        (58, 96, 216),
-        (100, 46, 176),
-        (240, 120, 172),
-    ),
+_PALETTES: Final = {
+    "train": "#ce2024 #f08616 #f2d428 #28943c #2cc8d4 #2446cc #78289c #f68cc0",
+    "ood": "#b4182c #e2740a #e2c614 #3ea632 #46d6ce #3a60d8 #642eb0 #f078ac",
 }
+"""Shades of `COLORS`, in that order."""
 
 
 class Glyph(NamedTuple):
@@ -59,7 +42,7 @@ class Printed(NamedTuple):
 
 def paint(rng: Random, name: str, *, split: str) -> Color:
     """Return a shade of the named colour."""
-    base = _PALETTES["ood" if split == "ood" else "train"][COLORS.index(name)]
+    base = ImageColor.getrgb(_PALETTES["ood" if split == "ood" else "train"].split()[COLORS.index(name)])
     red, green, blue = (min(255, max(0, value + rng.randint(-12, 12))) for value in base)
     return red, green, blue
 

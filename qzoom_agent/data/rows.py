@@ -162,8 +162,9 @@ def open_rows(source: TaskSource, place: HubTable) -> Rows:
     if path.exists():
         return open_path(path, place, split=source.split)
     if not _is_hub_id(source.path):
+        example = place.ids[0] if place.ids else "owner/name"
         raise ConfigError(
-            f"There is nothing at {source.path}. Give a local file or folder, or a hub id such as {_id(place)}."
+            f"There is nothing at {source.path}. Give a local file or folder, or a hub id such as {example}."
         )
     return _first_on_hub(place._replace(ids=(source.path,)), source.split)
 
@@ -472,10 +473,6 @@ def _is_hub_id(text: str) -> bool:
         and all(part and part not in (".", "..", "~") for part in parts)
         and Path(text).suffix[1:] not in {suffix[1:] for suffix in SUFFIXES}
     )
-
-
-def _id(place: HubTable) -> str:
-    return place.ids[0] if place.ids else "owner/name"
 
 
 def _why(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, get_args
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.sample_result import SampleResult
-from qzoom_agent.evaluation.summary import Results, TaskResult, summarise
+from qzoom_agent.evaluation.summary import Results, summarise
 from qzoom_agent.extras import require
 from qzoom_agent.files import atomic_write, require_file
 
@@ -163,7 +163,8 @@ def _write_model_index(results: Results, path: Path) -> None:
             dataset_name=name,
             dataset_split=task.part.split,
             metric_type="accuracy",
-            metric_name=f"{scorer} ({_size(task)}, {results.config.policy or 'default'} policy)",
+            metric_name=f"{scorer} ({task.n}{f' of {task.part.total}' if task.partial else ''} questions, "
+            f"{results.config.policy or 'default'} policy)",
             metric_value=marks.accuracy.mean,
         )
         for name, task in results.tasks.items()
@@ -171,10 +172,6 @@ def _write_model_index(results: Results, path: Path) -> None:
     ]
     index = eval_results_to_model_index(Path(results.config.model).name, found)
     path.write_text(safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-def _size(task: TaskResult) -> str:
-    return f"{task.n} of {task.part.total} questions" if task.partial else f"{task.n} questions"
 
 
 def _write_submission(rows: Sequence[SampleResult], path: Path) -> None:

@@ -188,10 +188,8 @@ class SampleResult(BaseModel):
         if all(name in self.scores and self.rules.get(name) == rule_version(one) for name, one in scorers.items()):
             return self
         now = self.rescored(scorers)
-        return now.model_copy(update={"scores": now.scores | self._other(now.scores), "rules": self.rules | now.rules})
-
-    def _other(self, scores: Mapping[str, Score]) -> dict[str, Score]:
-        return {name: score for name, score in self.scores.items() if name not in scores}
+        others = {name: score for name, score in self.scores.items() if name not in now.scores}
+        return now.model_copy(update={"scores": now.scores | others, "rules": self.rules | now.rules})
 
 
 def scored(

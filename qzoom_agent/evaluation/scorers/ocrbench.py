@@ -29,20 +29,20 @@ def faithful(text: str, sample: Sample) -> Score:
     Traps: a reply that lists every text it can think of is right, and so is "2012" where "12" was asked for.
     """
     if sample.meta.get("dataset") == FORMULAS:
-        return _contains(text, sample, _formula)
-    return _contains(text, sample, lambda one: _line(one.translate(_FULL_WIDTH)))
+        return _contains(text, sample, formula)
+    return _contains(text, sample, lambda one: line(one.translate(_FULL_WIDTH)))
 
 
 @scorer(vlmevalkit("vlmeval/dataset/image_vqa.py: OCRBench.evaluate", "00b1c8d493bfc5dbf7dec54ebcd9221600df6345"))
 def kit(text: str, sample: Sample) -> Score:
     """Score the whole reply by the same rule, without full-width letters; formulas are known by the question's type."""
-    return _contains(text, sample, _formula if sample.kind == FORMULA_KIND else _line)
+    return _contains(text, sample, formula if sample.kind == FORMULA_KIND else line)
 
 
 @scorer()
 def clean(text: str, sample: Sample) -> Score:
     """Find the right text as whole words, in the first characters of the final answer (twice its length and 16)."""
-    form = _formula if sample.meta.get("dataset") == FORMULAS else _line
+    form = formula if sample.meta.get("dataset") == FORMULAS else line
     return compared(text, sample, lambda said: float(any(_holds(form(said), form(gold)) for gold in sample.answers)))
 
 
@@ -56,9 +56,11 @@ def _holds(said: str, gold: str) -> bool:
     return bool(gold) and re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", said) is not None
 
 
-def _formula(text: str) -> str:
+def formula(text: str) -> str:
+    """Return the form in which formulas are compared: without spaces."""
     return text.strip().replace("\n", " ").replace(" ", "")
 
 
-def _line(text: str) -> str:
+def line(text: str) -> str:
+    """Return the form in which other texts are compared: in lower case, on one line."""
     return text.lower().strip().replace("\n", " ")

@@ -29,6 +29,7 @@ from typing import Any, Final
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers import choice, extraction, ocrbench
 from qzoom_agent.evaluation.scorers.anls import levenshtein
+from qzoom_agent.evaluation.scorers.ocrbench import formula, line
 from qzoom_agent.evaluation.scorers.open_answer import compared
 from qzoom_agent.evaluation.tasks.rule_version import lmms_eval, scorer
 from qzoom_agent.evaluation.tasks.task import Score
@@ -107,7 +108,7 @@ def _question(said: str, sample: Sample, *, chinese: bool = False) -> float:
         return float("".join(filter(str.isalpha, said)) == sample.answers[0])
     if way == CASE:
         return _similar(said, sample.answers, _plain)
-    return _similar(said, sample.answers, _joined if chinese else _line, chinese=chinese)
+    return _similar(said, sample.answers, _joined if chinese else line, chinese=chinese)
 
 
 def _similar(said: str, golds: Sequence[str], form: Callable[[str], str], *, chinese: bool = False) -> float:
@@ -126,7 +127,7 @@ def _similar(said: str, golds: Sequence[str], form: Callable[[str], str], *, chi
 
 
 def _count(said: str, sample: Sample) -> float:
-    golds = [_line(gold) for gold in sample.answers]
+    golds = [line(gold) for gold in sample.answers]
     if sample.meta.get("eval") == "exact match":
         return float(any(gold in said for gold in golds))
     found = re.search(r"\d+", said)
@@ -138,7 +139,7 @@ def _count(said: str, sample: Sample) -> float:
 
 
 def _formula(said: str, sample: Sample, *, tags: bool = True) -> float:
-    said, *golds = (_bare(one if tags else _TEXT_TAG.sub(r"\1", one)) for one in (said, *sample.answers))
+    said, *golds = (formula(one if tags else _TEXT_TAG.sub(r"\1", one)) for one in (said, *sample.answers))
     return float(any(gold in said for gold in golds))
 
 
@@ -157,7 +158,7 @@ def _fields(said: str, sample: Sample) -> float:
 def _position(said: str, sample: Sample) -> float:
     told = _pairs(said)
     gold: Any = sample.meta["gold"]
-    answer = _similar(told["answer"], gold["answers"], _line) if "answer" in told else 0.0
+    answer = _similar(told["answer"], gold["answers"], line) if "answer" in told else 0.0
     box = 0.0
     with suppress(TypeError, ValueError, OverflowError, KeyError):  # no box was written
         box = _iou(_literal(told.get("bbox", ""))[:4], gold["bbox"])
@@ -269,16 +270,8 @@ def _plain(text: str) -> str:
     return text.strip().replace("\n", " ")
 
 
-def _line(text: str) -> str:
-    return _plain(text.lower())
-
-
-def _bare(text: str) -> str:
-    return _plain(text).replace(" ", "")
-
-
 def _joined(text: str) -> str:
-    return _bare(text.lower())
+    return formula(text.lower())
 
 
 RULES: Final[Mapping[str, Callable[[str, Sample], float]]] = {

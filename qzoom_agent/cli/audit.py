@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from qzoom_agent.cli.console import Console, opener, print_table
+from qzoom_agent.cli.console import opener, print_table
 from qzoom_agent.cli.evaluate import add_question_flags, exit_code, planned
 from qzoom_agent.cli.main import OK
 from qzoom_agent.files import write_text
@@ -29,27 +29,21 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; exit code 4 if the model failed on every question."""
-    run = planned(args)
-    if run is None:
+    plan = planned(args)
+    if plan is None:
         return OK
 
     from qzoom_agent.evaluation.audit import audit, grey_policy
     from qzoom_agent.evaluation.report import write_run_report
-    from qzoom_agent.evaluation.run_log import RunFolder
     from qzoom_agent.evaluation.summary import Results
 
-    console = Console(verbosity=0 if run.shard.index == 0 else -1)
-    agent, workers = run.agent()
-    folder = RunFolder(run.out)
-    console.line(f"run folder {run.out}", "dim")
-    run.ask(agent, folder, workers=workers, console=console, label=f"{agent.config.policy}: ")
+    agent, folder = plan.agent(), plan.folder
+    plan.ask(agent, folder, label=f"{agent.config.policy}: ")
     names: list[str] = ["direct", grey_policy(str(agent.config.policy)), "random"]
     if all(row.boxes or row.coarse_suffices for row in folder.latest()):
         names.append("oracle")
-    controls = {name: RunFolder(run.out / "ablations" / name) for name in names if name != agent.config.policy}
-    for name, other in controls.items():
-        run.ask(agent.replace(policy=name), other, workers=workers, console=console, label=f"{name}: ")
-    if run.shard.index:
+    controls = plan.ask_others(agent, names)
+    if plan.shard.index:
         return OK
     found = audit(folder, controls, scorer=args.scorer)
     folder.write("audit.json", found.model_dump_json(indent=1) + "\n")
@@ -57,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         write_text(args.json, found.model_dump_json(indent=1) + "\n")
     _show(found)
     print(f"report: {opener()} {write_run_report(folder, baseline=controls['direct'])}", flush=True)
-    return exit_code(folder, Results.of(folder), console)
+    return exit_code(folder, Results.of(folder), plan.console)
 
 
 def _show(found: Audit) -> None:

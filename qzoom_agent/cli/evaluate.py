@@ -12,9 +12,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 from qzoom_agent.cli.console import Console, Progress, opener, printable
 from qzoom_agent.cli.main import BACKEND, OK
@@ -100,38 +100,72 @@ def add_question_flags(flags: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the verb; exit code 4 if the model failed on every question."""
     ablations = _ablations(args.ablate)
-    found = planned(args)
-    return OK if found is None else _measure(found, ablations)
+    plan = planned(args)
+    if plan is None:
+        return OK
+    from qzoom_agent.cli.result_tables import show
+    from qzoom_agent.evaluation.compare import compare
+    from qzoom_agent.evaluation.report import write_run_report
+    from qzoom_agent.evaluation.summary import summarise
+
+    agent, folder, console = plan.agent(), plan.folder, plan.console
+    plan.ask(agent, folder)
+    others = plan.ask_others(agent, ablations)
+    if plan.shard.index:
+        return OK
+    results = summarise(folder, plan.tasks, scorer=args.scorer)
+    show(results, {name: compare(other, folder, scorer=args.scorer) for name, other in others.items()})
+    if args.json:
+        _write_json(args.json, folder, results)
+        console.line(f"written {args.json}")
+    page = write_run_report(folder, baseline=next(iter(others.values()), None))
+    print(f"report: {opener()} {page}", flush=True)
+    return exit_code(folder, results, console)
 
 
-class Measurement(NamedTuple):
+@dataclass(frozen=True)
+class Measurement:
     """The tasks that a command line asks for, and the folder of its run."""
 
     args: argparse.Namespace
     tasks: Sequence[Task]
     source: TaskSource
     loaded: Mapping[str, Selected]
-    out: Path
+    folder: RunFolder
     shard: Shard
+    console: Console
 
-    def agent(self) -> tuple[Agent, int]:
-        """Load the agent, and return with it how many questions it is asked at once."""
+    def agent(self) -> Agent:
+        """Load the agent."""
         args = self.args
         agent = load_agent(args, device=self.shard.device if args.device == "auto" else None)
+        self.console.line(f"run folder {self.folder.path}", "dim")
         if args.batch == 1:
-            return agent, args.workers
+            return agent
         from qzoom_agent.models.scheduler import batched
 
-        return agent.replace(backend=batched(agent.backend, args.batch)), args.batch
+        return agent.replace(backend=batched(agent.backend, args.batch))
 
-    def ask(self, agent: Agent, folder: RunFolder, *, workers: int, console: Console, label: str = "") -> None:
+    def ask_others(self, agent: Agent, policies: Sequence[str]) -> dict[str, RunFolder]:
+        """Ask the same questions under these policies, but for the agent's own; return the folders of the runs."""
+        others = {
+            name: type(self.folder)(self.folder.path / "ablations" / name)
+            for name in policies
+            if name != agent.config.policy
+        }
+        for name, folder in others.items():
+            self.ask(agent.replace(policy=name), folder, label=f"{name}: ")
+        return others
+
+    def ask(self, agent: Agent, folder: RunFolder, *, label: str = "") -> None:
         """Ask the agent every question that the folder does not have yet."""
         from qzoom_agent.cli.result_tables import show
         from qzoom_agent.evaluation.run_log import environment, weights_of
         from qzoom_agent.evaluation.runner import evaluate
         from qzoom_agent.evaluation.summary import summarise
 
-        args, progress = self.args, Progress(console, label)
+        args, console = self.args, self.console
+        progress = Progress(console, label)
         try:
             evaluate(
                 agent,
@@ -143,7 +177,7 @@ class Measurement(NamedTuple):
                 scorer=args.scorer,
                 weights=weights_of(agent.config, args.branches),
                 environment=environment(str(getattr(agent.backend, "placement", "")), command=redact(args.command)),
-                workers=workers,
+                workers=args.workers if args.batch == 1 else args.batch,
                 shard=self.shard,
                 traces=not args.no_traces,
                 watch=progress,
@@ -157,8 +191,9 @@ class Measurement(NamedTuple):
 
 
 def planned(args: argparse.Namespace) -> Measurement | None:
-    """Return the run that the flags of `add_flags` describe, checked; None after a dry run, which prints it."""
+    """Return the run that the flags describe, checked; None after a dry run, which prints it."""
     from qzoom_agent.data.samples import TaskSource
+    from qzoom_agent.evaluation.run_log import RunFolder
     from qzoom_agent.evaluation.runner import Shard, require, select
     from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task, unscored, with_scorer
 
@@ -193,34 +228,9 @@ def planned(args: argparse.Namespace) -> Measurement | None:
     if args.json:
         require_file(args.json)
     require_folder(out)
-    return Measurement(args, tasks, source, loaded, out, Shard.launched())
-
-
-def _measure(run: Measurement, ablations: Sequence[str]) -> int:
-    from qzoom_agent.cli.result_tables import show
-    from qzoom_agent.evaluation.compare import compare
-    from qzoom_agent.evaluation.report import write_run_report
-    from qzoom_agent.evaluation.run_log import RunFolder
-    from qzoom_agent.evaluation.summary import summarise
-
-    args, out, console = run.args, run.out, Console(verbosity=0 if run.shard.index == 0 else -1)
-    agent, workers = run.agent()
-    folder = RunFolder(out)
-    others = {name: RunFolder(out / "ablations" / name) for name in ablations if name != agent.config.policy}
-    console.line(f"run folder {out}", "dim")
-    run.ask(agent, folder, workers=workers, console=console)
-    for name, other in others.items():
-        run.ask(agent.replace(policy=name), other, workers=workers, console=console, label=f"{name}: ")
-    if run.shard.index:
-        return OK
-    results = summarise(folder, run.tasks, scorer=args.scorer)
-    show(results, {name: compare(other, folder, scorer=args.scorer) for name, other in others.items()})
-    if args.json:
-        _write_json(args.json, folder, results)
-        console.line(f"written {args.json}")
-    page = write_run_report(folder, baseline=next(iter(others.values()), None))
-    print(f"report: {opener()} {page}", flush=True)
-    return exit_code(folder, results, console)
+    shard = Shard.launched()
+    console = Console(verbosity=0 if shard.index == 0 else -1)
+    return Measurement(args, tasks, source, loaded, RunFolder(out), shard, console)
 
 
 def exit_code(folder: RunFolder, results: Results, console: Console) -> int:

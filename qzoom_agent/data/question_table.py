@@ -13,7 +13,7 @@ from typing import Any, NotRequired, TypedDict
 
 import PIL.Image
 
-from qzoom_agent.data.columns import Columns, find_columns
+from qzoom_agent.data.columns import Columns, find_columns, value
 from qzoom_agent.data.image_column import picture
 from qzoom_agent.data.questions import Question, read_question, read_questions
 from qzoom_agent.data.rows import Row, Rows, RowSamples, open_table
@@ -151,9 +151,8 @@ def _has(rows: Rows, name: str) -> bool:
     column, *fields = name.split(".")
     if column not in rows.columns or not fields:
         return column in rows.columns
-    cell = next(rows.only(column), {}).get(column)
-    for field in fields:
-        if not isinstance(cell, Mapping) or field not in cell:
-            return False
-        cell = cell[field]
+    try:
+        value(next(rows.only(column), {}), name)
+    except (LookupError, TypeError):
+        return False
     return True

@@ -113,16 +113,14 @@ def arms(
         )
     named: list[tuple[PolicyName, int]] = [("direct", budget) for budget in budgets]
     named += [(policy, budget) for policy in ZOOMING for budget in coarse]
-    found = {f"{policy}@{budget}": _arm(first, policy, budget) for policy, budget in named}
+    found = {
+        f"{policy}@{budget}": first.replace(policy=policy, **{"budget.coarse_tokens": budget})
+        for policy, budget in named
+    }
     if rival is not None:
         other = Agent.from_pretrained(rival, policy="direct")
-        found |= {f"rival@{budget}": _arm(other, "direct", budget) for budget in budgets}
+        found |= {f"rival@{budget}": other.replace(**{"budget.coarse_tokens": budget}) for budget in budgets}
     return found
-
-
-def _arm(agent: Agent, policy: PolicyName, budget: int) -> Agent:
-    """Return the same weights under another policy and budget."""
-    return agent.replace(policy=policy, **{"budget.coarse_tokens": budget})
 
 
 def points(task: str, table: Table) -> list[ParetoPoint]:

@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from io import TextIOWrapper
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from qzoom_agent import __version__
 from qzoom_agent.errors import finished
@@ -35,14 +35,10 @@ class Verb(NamedTuple):
     part: str = ""
     """Part of the functions' names, in a module with several verbs: `add_trace_flags` and `run_trace`."""
 
-    def run(self, name: str, argv: Sequence[str]) -> int:
-        """Import the module, read the flags and run the verb; usage errors leave through argparse's SystemExit(2)."""
-        part, module = self.part and f"_{self.part}", import_module(f"qzoom_agent.cli.{self.module}")
-        parser = argparse.ArgumentParser(prog=f"qzoom {name}")
-        getattr(module, f"add{part}_flags")(parser)
-        args = parser.parse_args(argv)
-        args.command = shlex.join(["qzoom", *name.split(), *argv])
-        return int(getattr(module, f"run{part}")(args))
+    def function(self, name: str) -> Callable[..., Any]:
+        """Import the module and return a function, such as `function("add{}_flags")`."""
+        part = self.part and f"_{self.part}"
+        return getattr(import_module(f"qzoom_agent.cli.{self.module}"), name.format(part))  # type: ignore[no-any-return]
 
 
 VERBS: Final = {
@@ -96,14 +92,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return USAGE
     # Only the first word belongs to this parser; the rest belongs to the verb's own.
-    name, two = parser.parse_args(argv[:1]).verb, " ".join(argv[:2])
-    if two in EVAL_VERBS:
-        return _run(EVAL_VERBS[two], two, argv[2:])
-    return _run(VERBS[name], name, argv[1:])
-
-
-def _run(verb: Verb, name: str, argv: Sequence[str]) -> int:
+    name = parser.parse_args(argv[:1]).verb
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for a terminal whose encoding lacks some letters
-    return finished(f"qzoom {name.split()[0]}", lambda: verb.run(name, argv))
+    return finished(f"qzoom {name}", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> int:
+    run, args = read(argv)
+    return int(run(args))
+
+
+def read(argv: Sequence[str]) -> tuple[Callable[[argparse.Namespace], Any], argparse.Namespace]:
+    """Return the function that runs a command line, and the flags that it is given."""
+    words = 2 if " ".join(argv[:2]) in EVAL_VERBS else 1
+    name = " ".join(argv[:words])
+    verb = {**VERBS, **EVAL_VERBS}[name]
+    parser = argparse.ArgumentParser(prog=f"qzoom {name}")
+    verb.function("add{}_flags")(parser)
+    args = parser.parse_args(argv[words:])
+    args.command = shlex.join(["qzoom", *argv])
+    return verb.function("run{}"), args

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
-from qzoom_agent.cli import evaluate, train
-from qzoom_agent.cli.main import VERBS, main
+from qzoom_agent.cli import train
+from qzoom_agent.cli.main import main, read
 from qzoom_agent.models.presets import NANO_FOLDER
 from tests.cases import each_case
 from tests.test_extras import EXTRAS
@@ -109,10 +109,8 @@ def test_commands_parse(line: str) -> None:
     if verb == "train":
         assert rest[0] in train.STAGES
         assert (ROOT / rest[rest.index("--config") + 1]).is_file()
-    elif verb == "eval" and rest[0] in evaluate.VERBS:
-        evaluate.verb_parser(rest[0]).parse_args(rest[1:])
     else:
-        VERBS[verb].function("parser")().parse_args(rest)
+        read([verb, *rest])
 
 
 @needs_nano

@@ -143,18 +143,17 @@ def _packages() -> Iterator[Check]:
     except metadata.PackageNotFoundError:
         yield Check("packages", "qzoom-agent is not installed", "bad", "Run: pip install -c constraints.txt -e .")
         return
-    wrong = {
-        need.name: f"{_version(need.name) or 'missing'}, needs {need.specifier or 'any version'}"
-        for need in needed
-        if (need.marker is None or need.marker.evaluate())
-        and ((found := _version(need.name)) is None or not need.specifier.contains(found, prereleases=True))
-    }
-    for name in SHOWN:
-        if name not in wrong:
-            yield Check(name, _version(name) or "missing")
-    for name, problem in wrong.items():
-        yield Check(name, problem, "bad", "Run: pip install -c constraints.txt -e .")
-    if not wrong:
+    fine = True
+    for need in needed:
+        if need.marker is not None and not need.marker.evaluate():
+            continue
+        found = _version(need.name)
+        if found is None or not need.specifier.contains(found, prereleases=True):
+            fine, text = False, f"{found or 'missing'}, needs {need.specifier or 'any version'}"
+            yield Check(need.name, text, "bad", "Run: pip install -c constraints.txt -e .")
+        elif need.name in SHOWN:
+            yield Check(need.name, found)
+    if fine:
         yield Check("packages", "all in the range that qzoom-agent needs")
     for extra in EXTRAS:
         missing = [

@@ -18,8 +18,6 @@ from qzoom_agent.errors import ImageError
 from qzoom_agent.files import atomic_write, require_file
 
 if TYPE_CHECKING:
-    import PIL.Image
-
     from qzoom_agent.trace import PerceptionRecord
 
 
@@ -58,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
     if args.png:
         from qzoom_agent.report.overlay import overlay
 
-        console.line(f"png     {_write_png(overlay(store.image('original'), record), Path(args.png))}")
+        with atomic_write(Path(args.png), error=ImageError) as part:
+            overlay(store.image("original"), record).save(part, format="PNG")
+        console.line(f"png     {args.png}")
     if args.html:
         from qzoom_agent.report.look import write_look
         from qzoom_agent.trace import by_digest
@@ -86,10 +86,3 @@ def lines(record: PerceptionRecord) -> list[str]:
         ("seconds", f"{record.seconds:.2f}"),
     ]
     return table(rows)
-
-
-def _write_png(image: PIL.Image.Image, path: Path) -> Path:
-    """Write the file in one step, folders included. Raises ImageError."""
-    with atomic_write(path, error=ImageError) as part:
-        image.save(part, format="PNG")
-    return path

@@ -88,7 +88,7 @@ class EpisodePool:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._threads.shutdown()
+        await asyncio.to_thread(self._threads.shutdown)
 
     def _ended(self, task: asyncio.Task[Answer]) -> None:
         self._tasks.discard(task)

@@ -23,8 +23,12 @@ from qzoom_agent.evaluation.tasks.needle.boards import Fact
 from qzoom_agent.evaluation.tasks.receipt_questions import BESIDE, BESIDE_QUESTIONS, TOTAL_WORDS
 from qzoom_agent.protocols.nano import LOCATION_STEP, UNKNOWN
 
-COARSE_TOKENS: Final = (64, 96, 128, 128, 160)
+COARSE_TOKENS: Final = (96, 128, 160, 220, 256, 300)
 """Most visual tokens of a coarse view of paper; one drawn at random."""
+PROPOSED_SIDES: Final = (0.62, 0.09)
+"""Of a crop that SD-RPN proposes, as shares of the page's: a few lines."""
+PROPOSED_TOKENS: Final = (112, 176)
+"""Fewest and most visual tokens of such a crop."""
 WHOLE_TOKENS: Final = (400, 600, 900, 1300, 2048)
 """The same of a whole page to read from."""
 LEGIBLE: Final = 16.0
@@ -42,26 +46,27 @@ _DATED: Final = re.compile(r"\d[-/. ]\w{1,3}[-/. ]\d\d")
 Branch = tuple[str, Fact, list[Piece]]
 
 
-def coarse_paper_tree(rng: Random, board: PaperBoard, *, served: int = 3, calls: int = 7, looks: int = 6) -> Tree:
+def coarse_paper_tree(rng: Random, board: PaperBoard, *, served: int = 5, calls: int = 5, looks: int = 8) -> Tree:
     """Return what happens on top of a coarse view of a page: some crops are served, more are called or looked for.
 
-    Fields come first: where they stand follows from the layout, which a coarse view shows, and most labels do not.
+    Fields come first: where they stand follows from the layout, which a coarse view shows, and most labels do not. A
+    view for which there are not enough location tokens is not called from.
     """
-    width, height = board.image.size
-    most = min(rng.choice(COARSE_TOKENS), int((_REACH / CELL) ** 2 * min(width, height) / max(width, height)))
-    frame = show(board, None, tokens=(16, max(16, most)))
+    frame = show(board, None, tokens=(16, rng.choice(COARSE_TOKENS)))
+    within_reach = max(frame.look.image.size) <= _REACH
     facts = shuffled(rng, board.facts)
     branches: list[Branch] = []
-    for index, fact in enumerate(facts[: 2 * served]):
-        if index % 2 == 0:
+    for index, fact in enumerate(facts[:served]):
+        if within_reach and index % 3 == 2:
             branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
         else:
-            branches.append(("beside", fact, beside(fact, [_crop(rng, board, fact.boxes[0])])))
+            branches.append(("beside", fact, beside(fact, [proposed_crop(rng, board, fact.boxes[0])])))
     if facts and rng.random() < _UNKNOWN:  # a crop of something else
-        stray = _crop(rng, board, rng.choice(facts).boxes[0])
+        stray = proposed_crop(rng, board, rng.choice(facts).boxes[0])
         branches += [("beside", fact, beside(fact, [stray])) for fact in _unknown(rng, stray, board)]
-    branches += [("refused", fact, vain(rng, frame, fact)) for fact in facts[-1:]]
-    branches += [("call", fact, calling(frame, fact)) for fact in facts[:calls]]
+    if within_reach:
+        branches += [("refused", fact, vain(rng, frame, fact)) for fact in facts[-1:]]
+        branches += [("call", fact, calling(frame, fact)) for fact in facts[:calls]]
     branches += [("look", fact, looking(frame, fact)) for fact in facts[:looks]]
     return _tree(frame, branches)
 
@@ -120,6 +125,22 @@ def _crop(rng: Random, board: PaperBoard, needle: Rect) -> Frame:
         min(float(board.image.height), needle[3] + pads[3]),
     )
     return show(board, box, tokens=crop_tokens(board))
+
+
+def proposed_crop(rng: Random, board: PaperBoard, needle: Rect) -> Frame:
+    """Return a crop that holds a needle as SD-RPN proposes it, of fixed sides, or where it is too large for these."""
+    sides = [
+        rng.uniform(0.85, 1.15) * share * side for share, side in zip(PROPOSED_SIDES, board.image.size, strict=True)
+    ]
+    lengths = (needle[2] - needle[0], needle[3] - needle[1])
+    if rng.random() < 0.3 or any(0.95 * side < length for side, length in zip(sides, lengths, strict=True)):
+        return _crop(rng, board, needle)
+    corner = []
+    for axis, side in enumerate(sides):
+        start = (needle[axis] + needle[axis + 2] - side) / 2 + rng.gauss(0.0, 0.2) * side
+        start = max(min(start, needle[axis]), needle[axis + 2] - side)
+        corner.append(min(max(0.0, start), board.image.size[axis] - side))
+    return show(board, (*corner, corner[0] + sides[0], corner[1] + sides[1]), tokens=PROPOSED_TOKENS)
 
 
 def _direct(rng: Random, frame: Frame, board: PaperBoard, questions: int) -> list[Branch]:

@@ -1,5 +1,6 @@
 """What can be asked of paper, and the question trees about it."""
 
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -11,11 +12,12 @@ from nano.examples import CLOSE, OPEN, Frame, direct, show
 from nano.paper import Line, Paper, Rect
 from nano.paper_batches import paper_trees
 from nano.paper_boards import PaperBoard, board_of
-from nano.paper_trees import coarse_paper_tree, line_fact, part_tree, whole_paper_tree
+from nano.paper_trees import coarse_paper_tree, line_fact, part_tree, proposed_crop, whole_paper_tree
 from nano.tokenizer import build_tokenizer
 from nano.trees import Look, Packer, Say, Tree
 from qzoom_agent.evaluation.tasks.receipt_questions import field_questions, line_questions
 from qzoom_agent.protocols.nano import UNKNOWN
+from receipt_table import rows
 
 ROW = 30.0
 
@@ -172,3 +174,28 @@ def test_only_whole_lines_are_counted(board: PaperBoard) -> None:
     facts = [fact for fact in board.facts if fact.kind in ("total", "date")]
     batch = Packer(build_tokenizer()).batch([Tree([Say(OPEN), frame.look], [direct(frame, one) for one in facts])])
     assert len(facts) == 2 and batch["spell"].shape == (3, 0)
+
+
+def test_a_table_for_branches_asks_whole_receipts_and_parts_of_them(tmp_path: Path) -> None:
+    found = list(rows([RECEIPT], tmp_path, parts=3))
+    wholes = [row for row in found if row["image"] == "000.jpg"]
+    parts = [row for row in found if row not in wholes]
+    assert {row["answer"] for row in wholes} >= {"ACME SDN BHD", "25/12/2018", "9.00"} and len(parts) == 3
+    assert all(len(row["boxes"]) == 1 for row in wholes) and not any(row["boxes"] for row in parts)
+    with Image.open(tmp_path / "000.jpg") as whole:
+        assert whole.size == RECEIPT.image.size
+    for row in parts:
+        with Image.open(tmp_path / row["image"]) as part:
+            assert part.height < RECEIPT.image.height / 2
+    assert found == list(rows([RECEIPT], tmp_path, parts=3))
+
+
+def test_proposed_crops_of_paper_have_fixed_sides_and_hold_the_needle(board: PaperBoard) -> None:
+    needle = next(fact.boxes[0] for fact in board.facts if fact.kind == "total")
+    shares = []
+    for seed in range(40):
+        crop = proposed_crop(Random(seed), board, needle)
+        left, top, right, bottom = crop.box
+        assert left <= needle[0] and top <= needle[1] and right >= needle[2] and bottom >= needle[3]
+        shares.append((right - left) / board.image.width)
+    assert sum(0.5 < share < 0.75 for share in shares) > 20

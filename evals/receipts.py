@@ -1,0 +1,99 @@
+"""Accuracy and cost on a folder of receipts: a model at several budgets and under each policy, and OCR with rules.
+
+    python evals/receipts.py DIR --model runs/paper_nano --branches runs/branches/calibrate/final --out runs/on_receipts
+    python evals/receipts.py DIR ... --ocr PYTHON   (the Python of an environment with RapidOCR, see receipt_ocr.py)
+
+Each row asks the four fields of every receipt of a split. Rows run one after another, a question at a time, in this
+process; OCR runs after them, with as many threads. Seconds of OCR are of a whole receipt, which gives all four fields.
+Rows that are there are read, so an interrupted run goes on.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from qzoom_agent.agent import Agent
+from qzoom_agent.config import AgentConfig, read_setting
+from qzoom_agent.data.samples import TaskSource
+from qzoom_agent.errors import finished
+from qzoom_agent.evaluation.run_log import RunFolder, environment, fingerprint
+from qzoom_agent.evaluation.runner import evaluate
+from qzoom_agent.evaluation.summary import Results, TaskResult
+from qzoom_agent.evaluation.tasks.catalog import find_task
+from qzoom_agent.evaluation.tasks.receipts import FIELD
+from qzoom_agent.report.markdown import markdown_table
+
+BUDGETS: Final = (128, 256, 512, 1024, 2048)
+"""Most visual tokens of a whole receipt for the baseline."""
+FIELDS: Final = ("total", "date", "company", "address")
+
+
+def row(name: str, agent: Agent, settings: dict[str, Any], options: argparse.Namespace) -> TaskResult:
+    """Return the result of one row: from disk if it is finished, else by running it."""
+    folder, asked = RunFolder(options.out / name), agent.replace(**settings)
+    weights = fingerprint(options.model, options.branches)
+    if (folder.path / "results.json").exists() and folder.ask.weights == weights and folder.config == asked.config:
+        return Results.of(folder).tasks[FIELD]
+    source = TaskSource(path=str(options.folder), split=options.split)
+    found = evaluate(
+        asked,
+        [find_task(FIELD)],
+        out=folder.path,
+        source=source,
+        weights=weights,
+        environment=environment(),
+        traces=False,
+    )
+    return found.tasks[FIELD]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of receipts (receipts.jsonl, images/)")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--branches", help="gate and SD-RPN (default: the model's)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run folders, one a row")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--coarse", type=int, default=256, help="visual tokens of a coarse view")
+    parser.add_argument("--called", type=int, default=157, help="the same where the model calls")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--ocr", metavar="PYTHON", help="run receipt_ocr.py with it on the same receipts")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every row")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    given = dict(read_setting(text) for text in options.set)
+    rows: dict[str, dict[str, Any]] = {
+        f"direct-{budget}": {"policy": "direct", "budget.coarse_tokens": budget} for budget in BUDGETS
+    }
+    for policy in ("implicit", "always", "oracle"):
+        rows[policy] = {"policy": policy, "budget.coarse_tokens": options.coarse}
+    for policy in ("explicit", "hybrid"):
+        rows[policy] = {"policy": policy, "budget.coarse_tokens": options.called}
+    config = AgentConfig(policy="direct").replace(**given)
+    cells = []
+    with Agent.from_pretrained(options.model, config=config, branches=options.branches) as agent:
+        for name, settings in rows.items():
+            result = row(name, agent, settings, options)
+            scores = [f"{100 * result.marks.kinds[kind].mean:.1f}" for kind in FIELDS]
+            cost = result.cost
+            cells.append([name, *scores, f"{cost.visual_tokens.mean:.0f}", f"{cost.seconds.mean:.3f}", str(result.n)])
+    if options.ocr:
+        script, out = Path(__file__).with_name("receipt_ocr.py"), options.out / "ocr.json"
+        command = [options.ocr, str(script), str(options.folder), "--split", options.split, "--json", str(out)]
+        subprocess.run([*command, "--threads", str(options.threads)], check=True, stdout=subprocess.DEVNULL)
+        report = json.loads(out.read_text())
+        scores = [f"{100 * report['scores'][kind]['clean']:.1f}" for kind in FIELDS]
+        n = sum(report["scores"][kind]["n"] for kind in FIELDS)
+        cells.append([report["reader"], *scores, "-", f"{report['seconds']['mean']:.3f} a receipt", str(n)])
+    print(markdown_table(["row", *FIELDS, "visual tokens", "seconds", "n"], cells))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(finished("receipts", main))

@@ -130,6 +130,6 @@ def test_the_command_line_shows_no_traceback_for_a_full_disk(
     def full(*_: object, **__: object) -> int:
         raise OSError(28, "No space left on device", str(tmp_path / "file"))
 
-    monkeypatch.setattr("qzoom_agent.cli.models.main", full)
+    monkeypatch.setattr("qzoom_agent.cli.models.run", full)
     assert qzoom(["models"]) == 2
     assert "qzoom models: " in (said := capsys.readouterr().err) and "No space left on device" in said

@@ -35,8 +35,8 @@ from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import Backend, ImageSource
 from qzoom_agent.models.presets import (
     FAMILIES,
-    NANO_FOLDER,
     PRESETS,
+    SHIPPED,
     UNKNOWN_BUDGET,
     Preset,
     guess_of,
@@ -344,7 +344,7 @@ def _explained(preset: Preset) -> Iterator[None]:
                 f"The model '{preset.name}' needs the code that comes with it (auto_map in its files). Such code is "
                 "never run (trust_remote_code=False). Use a model of a family that transformers knows."
             ) from error
-        if preset.source == str(NANO_FOLDER):
+        if preset.name in SHIPPED:
             advice = "The package should contain it: install qzoom-agent again."
         elif preset.local:
             advice = "The folder should be one that transformers' save_pretrained wrote, for a model and its processor."

@@ -21,6 +21,8 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.files import read_yaml
 
 NANO_FOLDER = Path(__file__).resolve().parent.parent / "weights" / "nano"
+SHIPPED = ("nano", "nano-paper")
+"""Presets whose weights are in the package."""
 _CACHED: Final = re.compile(r"models--([^/]+)--([^/]+)(?:/|$)")
 """Folder of a repository in the hub's cache."""
 
@@ -78,6 +80,10 @@ def _limits(*, reply: int, turns: int = 0, images: int = 0, temperature: float |
 
 NANO_BUDGET = view_budget(28, (16, 64), (40, 100)).model_copy(update={"crop_min_side": 84, "roi_tokens": (51, 56)})
 """Budget that nano is trained with; also the scripted backend's."""
+NANO_PAPER_BUDGET = view_budget(28, (16, 157), (96, 224)).model_copy(
+    update={"crop_min_side": 56, "roi_tokens": (160, 224)}
+)
+"""Budget that the nano for receipts is trained with: location tokens end at a coarse view of 18 rows."""
 UNKNOWN_BUDGET = view_budget(28, (16, 576), (64, 576))
 """Budget for unknown models."""
 _QWEN2_5 = view_budget(28, (64, 576), (64, 576))
@@ -120,6 +126,14 @@ def _thresholds(region: float, gate: float) -> dict[str, float]:
 
 _ALL: Final = (
     Preset("nano", str(NANO_FOLDER), "nano", NANO_BUDGET, 0.5, "ships with the package; knows only the needle boards"),
+    Preset(
+        "nano-paper",
+        str(NANO_FOLDER.with_name("nano_paper")),
+        "nano",
+        NANO_PAPER_BUDGET,
+        0.5,
+        "ships with the package; begins to read receipts",
+    ),
     Preset("qwen2.5-vl-3b", "Qwen/Qwen2.5-VL-3B-Instruct", "deepeyes", _QWEN2_5, 9, _NOT_TRAINED),
     Preset("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct", "deepeyes", _QWEN2_5, 19, _NOT_TRAINED),
     *(
@@ -246,7 +260,7 @@ def known(name: str) -> Preset | None:
     repository = (cached[2] if cached else name.rstrip("/").rpartition("/")[2]).lower()
     found = None
     for preset in PRESETS.values():
-        own = "" if preset.name == "nano" else preset.source.rpartition("/")[2].lower()
+        own = "" if preset.name in SHIPPED else preset.source.rpartition("/")[2].lower()
         longer = found is None or len(own) > len(found.source.rpartition("/")[2])
         if own and longer and re.fullmatch(rf"{re.escape(own)}(?:[-_.].*)?", repository):
             found = preset
@@ -320,10 +334,10 @@ def guess_of(preset: Preset) -> str:
 
 
 def served_model(name: str) -> Preset:
-    """Return the preset with this name, or one for a server's own model name. Raises ConfigError for nano."""
-    if name == "nano":
+    """Return the preset with this name, or one for a server's own model name. Raises ConfigError for what ships."""
+    if name in SHIPPED:
         raise ConfigError(
-            "A server does not have 'nano', the model in this package. "
+            f"A server does not have '{name}', a model in this package. "
             "Give the name of a model that the server has: --model (in Python: model)."
         )
     return PRESETS.get(name) or _by_name(name, name)

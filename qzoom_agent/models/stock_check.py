@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message, text
-from qzoom_agent.models.presets import NANO_FOLDER
+from qzoom_agent.models.presets import NANO_FOLDER, SHIPPED
 from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.models.stock import stock_inputs
 from qzoom_agent.perception.decoder import Decoder
@@ -45,8 +45,8 @@ def difference(loaded: "HFBackend") -> str:
     """
     key = fingerprint(loaded)
     if key not in _FOUND:
-        # nano comes with its result, so that its first answer does not wait for the comparison
-        recorded = loaded.name == "nano" and key in json.loads(RECORDED.read_text(encoding="utf-8"))
+        # what ships comes with its result, so that its first answer does not wait for the comparison
+        recorded = loaded.name in SHIPPED and key in json.loads(RECORDED.read_text(encoding="utf-8"))
         _FOUND[key] = "" if recorded else compare(loaded)
     return _FOUND[key]
 

@@ -140,7 +140,8 @@ def proposed_crop(rng: Random, board: PaperBoard, needle: Rect) -> Frame:
         start = (needle[axis] + needle[axis + 2] - side) / 2 + rng.gauss(0.0, 0.2) * side
         start = max(min(start, needle[axis]), needle[axis + 2] - side)
         corner.append(min(max(0.0, start), board.image.size[axis] - side))
-    return show(board, (*corner, corner[0] + sides[0], corner[1] + sides[1]), tokens=PROPOSED_TOKENS)
+    (x, y), (width, height) = corner, sides
+    return show(board, (x, y, x + width, y + height), tokens=PROPOSED_TOKENS)
 
 
 def _direct(rng: Random, frame: Frame, board: PaperBoard, questions: int) -> list[Branch]:

@@ -16,6 +16,7 @@ from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message, text, view_ids
 from qzoom_agent.models import SamplingParams, stock_check
 from qzoom_agent.models.hf import HFBackend, load_backend
+from qzoom_agent.models.presets import SHIPPED
 from qzoom_agent.models.prompts import fit
 from qzoom_agent.models.scheduler import batched
 from qzoom_agent.models.stock import StockBackend
@@ -200,9 +201,10 @@ def test_a_difference_of_the_logits_is_found_once_for_a_configuration(
         assert "in turn 1 its logits differ" in stock_check.compare(loaded)
 
 
-def test_nano_comes_with_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_ships_comes_with_its_result(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails after a change of nano or transformers, add the fingerprint to weights/nano/stock_check.json."""
-    nano = HFBackend.load("nano", device="cpu", check=False)
+    nano = HFBackend.load(name, device="cpu", check=False)
     assert stock_check.compare(nano) == ""
     monkeypatch.setattr(stock_check, "_FOUND", {})
     monkeypatch.setattr(stock_check, "compare", lambda loaded: "compared")

@@ -15,6 +15,7 @@ from qzoom_agent.models.presets import (
     NANO_BUDGET,
     NANO_FOLDER,
     PRESETS,
+    SHIPPED,
     guess_of,
     recognised,
     resolve_model,
@@ -79,7 +80,9 @@ def test_a_published_model_is_known_by_every_name(name: str, hub_id: str, tmp_pa
 
 
 def test_every_preset_is_published_or_ours() -> None:
-    assert set(PRESETS) - set(PUBLISHED) == {"nano"} | {f"{name}-hr" for name in PUBLISHED if name.startswith("q-zoom")}
+    assert set(PRESETS) - set(PUBLISHED) == set(SHIPPED) | {
+        f"{name}-hr" for name in PUBLISHED if name.startswith("q-zoom")
+    }
     for preset in PRESETS.values():
         assert preset.protocol in PROTOCOLS
         AgentConfig().with_defaults(preset.settings)

@@ -15,7 +15,10 @@ from nano.paper_boards import PaperBoard, board_of
 from nano.paper_trees import coarse_paper_tree, line_fact, part_tree, proposed_crop, whole_paper_tree
 from nano.tokenizer import build_tokenizer
 from nano.trees import Look, Packer, Say, Tree
+from qzoom_agent import Agent
+from qzoom_agent.evaluation.scorers.anls import anls
 from qzoom_agent.evaluation.tasks.receipt_questions import field_questions, line_questions
+from qzoom_agent.geometry import Box
 from qzoom_agent.protocols.nano import UNKNOWN
 from receipt_table import rows
 
@@ -199,3 +202,12 @@ def test_proposed_crops_of_paper_have_fixed_sides_and_hold_the_needle(board: Pap
         assert left <= needle[0] and top <= needle[1] and right >= needle[2] and bottom >= needle[3]
         shares.append((right - left) / board.image.width)
     assert sum(0.5 < share < 0.75 for share in shares) > 20
+
+
+def test_the_nano_for_receipts_finds_and_reads_a_company() -> None:
+    drawn = board_of(Random(9004), draw_paper(9004))
+    company = next(fact for fact in drawn.facts if fact.kind == "company")
+    answer = Agent.from_pretrained("nano-paper").run(drawn.image, company.question)
+    (crop,) = (view for view in answer.trace.views if view.kind == "crop")
+    assert crop.coverage(Box(*company.boxes[0])) > 0.9
+    assert anls(answer.text, [company.answer], raw_length=False) > 0.5

@@ -15,17 +15,25 @@ from qzoom_agent.training.branches.stages import STAGES
 from qzoom_agent.training.model_shape import SHAPES
 
 FOLDER = Path(__file__).resolve().parents[3] / "rl" / "recipes"
-RECIPES = sorted(FOLDER.rglob("branches.yaml"))
+RECIPES = sorted(FOLDER.rglob("branches*.yaml"))
 MINIMAL = "data: [{path: needle}]"
 
 
 def named(path: Path) -> str:
-    return path.parent.name
+    return f"{path.parent.name}/{path.stem}"
 
 
 def test_there_is_one_for_each_of_the_published_bases() -> None:
     models = {load_branch_recipe(path).model for path in RECIPES}
-    assert models == {"nano", "qwen2.5-vl-3b", "qwen2.5-vl-7b", "qwen3-vl-4b", "qwen3-vl-8b", "llava-1.5-7b"}
+    assert models == {
+        "nano",
+        "nano-paper",
+        "qwen2.5-vl-3b",
+        "qwen2.5-vl-7b",
+        "qwen3-vl-4b",
+        "qwen3-vl-8b",
+        "llava-1.5-7b",
+    }
     assert models <= set(PRESETS) and models == set(SHAPES)
 
 
@@ -107,7 +115,8 @@ def test_questions_of_hub_datasets_ask_for_the_short_answer_that_they_are_compar
     recipe = load_branch_recipe(path)
     sources = [one for stage in recipe.stages for one in recipe.asked(stage)] + recipe.held_out
     for one in sources:
-        assert one.is_needle or one.suffix == "\nAnswer the question using a single word or phrase.", one.path
+        ours = one.is_needle or one.path.startswith("runs/")  # a table whose answers are as they are printed
+        assert ours or one.suffix == "\nAnswer the question using a single word or phrase.", one.path
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=named)

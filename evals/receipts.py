@@ -68,13 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     given = dict(read_setting(text) for text in options.set)
-    rows: dict[str, dict[str, Any]] = {
-        f"direct-{budget}": {"policy": "direct", "budget.coarse_tokens": budget} for budget in BUDGETS
-    }
+    rows: dict[str, dict[str, Any]] = {}
     for policy in ("implicit", "always", "oracle"):
         rows[policy] = {"policy": policy, "budget.coarse_tokens": options.coarse}
     for policy in ("explicit", "hybrid"):
         rows[policy] = {"policy": policy, "budget.coarse_tokens": options.called}
+    for budget in BUDGETS:
+        rows[f"direct-{budget}"] = {"policy": "direct", "budget.coarse_tokens": budget}
     config = AgentConfig(policy="direct").replace(**given)
     cells = []
     with Agent.from_pretrained(options.model, config=config, branches=options.branches) as agent:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from math import isfinite
 from time import perf_counter
 from typing import Any, Literal
 
@@ -417,9 +418,11 @@ def _of_all(found: Sequence[PerceptionRecord]) -> PerceptionRecord:
     """
     if len(found) == 1:
         return found[0]
-    floor = max((one.cutoff for one in found if one.boxes and one.cutoff is not None), default=0.0)
+    cutoffs = [one.cutoff for one in found if one.boxes and one.cutoff is not None]
+    floor = max(filter(isfinite, cutoffs), default=0.0)
     less = {"boxes": [], "cells": [], "foreground": [], "route": "direct"}
-    kept = [one.model_copy(update=less) if one.heat and max(map(max, one.heat)) < floor else one for one in found]
+    peaks = [max((cell for row in one.heat for cell in row), default=floor) for one in found]
+    kept = [one if peak >= floor else one.model_copy(update=less) for one, peak in zip(found, peaks, strict=True)]
     surest = max(found, key=lambda one: one.score or 0.0)
     gate = {name: getattr(surest, name) for name in ("score", "threshold", "reason")}
     route = "zoom" if any(one.boxes for one in kept) else "direct"

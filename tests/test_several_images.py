@@ -12,7 +12,7 @@ from qzoom_agent.answer import Answer
 from qzoom_agent.cli.main import main
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.geometry import Box
-from qzoom_agent.messages import Message, plain_text, view_ids
+from qzoom_agent.messages import Message, image_part, message, plain_text, view_ids
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.protocols import PROTOCOLS
 from qzoom_agent.protocols.interface import view_names
@@ -133,6 +133,14 @@ def test_images_compete_where_foreground_is_a_share_of_the_peak() -> None:
     peaks["coarse"] = 0.89  # as hot as the other: both are cut out
     answer = scripted(["yes"], looks=look, policy="implicit").run([WIDE, TALL], "which?")
     assert [number for number, _ in answer.evidence] == [0, 1]
+    for strange in ({"cutoff": float("inf")}, {"heat": [[]], "cutoff": None}, {"heat": []}):  # of other people's models
+        odd = [one.model_copy(update=strange) for one in look([_showing("coarse")])]
+        answer = scripted(["yes"], looks=lambda _: odd, policy="implicit").run([WIDE, TALL], "which?")  # noqa: B023
+        assert [number for number, _ in answer.evidence] == [0, 1]
+
+
+def _showing(view: str) -> Message:
+    return message("user", image_part(view))
 
 
 @pytest.mark.parametrize("policy", ["implicit", "hybrid"])

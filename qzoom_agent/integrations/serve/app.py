@@ -49,8 +49,14 @@ def create_app(agent: Agent, config: ServeConfig | None = None) -> FastAPI:
     """
     server = _Server(agent, config or ServeConfig())
     told: Any = {status: {"model": ErrorBody, "description": text} for status, text in ERRORS.items()}
-    about = {"title": "qzoom serve", "version": __version__}
-    app = FastAPI(lifespan=server.lifespan, responses=told, docs_url=None, redoc_url=None, **about)
+    app = FastAPI(
+        title="qzoom serve",
+        version=__version__,
+        lifespan=server.lifespan,
+        responses=told,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.router.route_class = LimitedRoute
     app.state.config = server.config
     app.state.readers = asyncio.Semaphore(server.config.batch + server.config.queue + 16)

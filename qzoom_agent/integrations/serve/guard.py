@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from fastapi import Request
@@ -80,7 +80,7 @@ class _LimitedRequest(Request):  # type: ignore[misc,unused-ignore]
 class LimitedRoute(APIRoute):  # type: ignore[misc,unused-ignore]
     """A path whose requests are read within the limits of `app.state.config`, by `app.state.readers` at once."""
 
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle: Any = super().get_route_handler()
 
         async def limited(request: Request) -> Response:

@@ -22,7 +22,7 @@ from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
 
-from qzoom_agent.agent_parts import AgentParts, Boxes, Images, gold_boxes, split_objects
+from qzoom_agent.agent_parts import AgentParts, Boxes, Images, changed, gold_boxes, split_objects
 from qzoom_agent.answer import Answer, Event, LookResult
 from qzoom_agent.approval import Decision, is_waiting, read_decision
 from qzoom_agent.async_events import events_of
@@ -144,7 +144,7 @@ class Agent:
             BackendError: The model cannot be loaded.
         """
         changes, objects = split_objects(overrides)
-        config = (config or AgentConfig()).replace(model=model, **changes)
+        config = changed(config, {"model": model, **changes})
         if config.protocol is not None:
             get_protocol(config.protocol)  # a wrong name should not cost the loading of weights
         tools = objects.get("own_tools", config.own_tools)
@@ -198,7 +198,7 @@ class Agent:
 
         of_requests = {key: options.pop(key) for key in Connection.model_fields if key in options}
         changes, objects = split_objects(options)
-        config = (config or AgentConfig()).replace(model=model, **changes)
+        config = changed(config, {"model": model, **changes})
         urls = [url] if isinstance(url, str) else list(url)
         if not urls:
             raise ConfigError("There is no server in the list. Give the address of at least one.")
@@ -510,6 +510,9 @@ class Agent:
         if self._saved:
             self._saved.close()
 
+    def __repr__(self) -> str:
+        return f"Agent(model={self.backend.name!r}, policy={self.config.policy!r}, protocol={self.protocol.name!r})"
+
     def __enter__(self) -> Self:
         return self
 
@@ -544,6 +547,7 @@ class Agent:
         ending, final = yield from play(state, context, saved=saved, thread=thread or "", events=events, **options)
         answer = self._answer(final, context)
         if left_at is None:
+            answer.store.count = None  # an answer that is kept does not keep the model
             context.store = ViewStore()  # LangGraph keeps the context until Python collects cycles, not the pixels
         yield ending.model_copy(update={"answer": answer})
 

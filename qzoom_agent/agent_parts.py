@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ class AgentParts:
     perceiver: Perceiver | None
 
     def __init__(self, backend: Backend, config: AgentConfig | None, overrides: dict[str, Any]) -> None:
+        if not hasattr(backend, "defaults"):
+            raise ConfigError(
+                f"Agent takes a loaded model (a `Backend`); got {backend!r:.80}. Agent.from_pretrained('nano') loads "
+                "one by its name, and Agent.from_server names one behind a server."
+            )
         self.backend = backend
         changes, self.objects = split_objects(overrides)
         names: dict[str, Any] = {
@@ -65,7 +70,7 @@ class AgentParts:
             names["own_tools"] = tuple(tool.reference for tool in self.objects["own_tools"])
         if "approve" in self.objects:
             names["approve"] = True
-        self.given = (config or AgentConfig()).replace(**{**names, **changes})
+        self.given = changed(config, {**names, **changes})
         self._own = find_own_tools(self.objects.get("own_tools", self.given.own_tools or ()))
         if self.perceiver is None and self.given.perceiver is not None:
             self.perceiver = load_perceiver(self.given.perceiver)
@@ -177,6 +182,16 @@ def _changed(part: str, argument: str, begun: str | None, now: str | None, *, fl
         f"This run was begun with the {part} {begun or 'none'}, and the agent has {now or 'none'}. Give it the same "
         f"(--{flag or argument}, in Python: {argument})."
     )
+
+
+def changed(config: AgentConfig | None, changes: Mapping[str, Any]) -> AgentConfig:
+    """Return a configuration, or the default one, with changes. Raises ConfigError for a wrong one."""
+    if not isinstance(config, AgentConfig | None):
+        raise ConfigError(
+            f"config is an AgentConfig; got {config!r:.80}. AgentConfig.load(FILE) reads one, and "
+            "AgentConfig().replace(policy='direct') makes one."
+        )
+    return (config or AgentConfig()).replace(**changes)
 
 
 def split_objects(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

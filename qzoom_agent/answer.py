@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.episode_state import EventKind
+from qzoom_agent.errors import ConfigError
 from qzoom_agent.trace import PendingCall, PerceptionRecord, QuestionRecord, Status, Trace, Usage, by_digest
 from qzoom_agent.views import ViewStore, original_id
 
@@ -89,7 +90,13 @@ class Answer:
         Args:
             label: Label of each box; None: the answer.
             image: Number of the image, counted from 0, whose boxes are returned.
+
+        Raises:
+            ConfigError: The question was about fewer images.
         """
+        if original_id(image) not in self.store:
+            count = len(self.store.originals)
+            raise ConfigError(f"The question was about {count} image{'s'[: count != 1]}, counted from 0; got {image}.")
         width, height = self.store.view(original_id(image)).size
         scale = (1000 / width, 1000 / height) * 2
         own = [box for number, box in self.evidence if number == image]
@@ -98,9 +105,10 @@ class Answer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Answer:
-        """Read what `save` wrote. Raises TraceError or ImageError for a file that is missing or damaged."""
+        """Read what `save` wrote into a folder. Raises TraceError or ImageError for a missing or damaged file."""
         trace = Trace.load(folder)
-        return cls.of(trace, ViewStore.restore(Path(folder) / "images", trace.all_views))
+        held = Path(folder).parent if Path(folder).is_file() else Path(folder)
+        return cls.of(trace, ViewStore.restore(held / "images", trace.all_views))
 
     def save(self, folder: str | Path) -> Path:
         """Write trace.json, images/ and config.yaml into `folder`; return it. Raises TraceError."""
@@ -119,6 +127,13 @@ class Answer:
         if self.status == "answered":
             return self.text
         return f"{self.text or 'no answer'} ({self.status}{f': {self.record.error}' if self.record.error else ''})"
+
+    def __repr__(self) -> str:
+        error = f", error={self.record.error!r}" if self.record.error else ""
+        return f"Answer(text={self.text!r}, status={self.status!r}{error})"
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec)
 
     def _repr_html_(self) -> str:
         usage = self.usage

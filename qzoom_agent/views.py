@@ -204,6 +204,9 @@ class ViewStore:
             store._images[view.id] = _read_view(folder / f"{view.digest}.png", view)
         return store
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "count": None}  # of a model, which a copy of the pixels does not need
+
     @property
     def views(self) -> list[View]:
         """All views in the order they were added, the original first."""

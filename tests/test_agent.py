@@ -5,6 +5,7 @@ import base64
 import gc
 import io
 import json
+import pickle
 import re
 import threading
 import time
@@ -77,7 +78,8 @@ class Threaded:
 
 def test_an_answer_reads_as_its_text() -> None:
     answer = agent().run(IMAGE, "What?")
-    assert str(answer) == answer.text == "42 <b>"
+    assert str(answer) == answer.text == f"{answer:>6}" == "42 <b>"
+    assert repr(answer) == "Answer(text='42 <b>', status='answered')"
     assert "42 &lt;b&gt;" in answer._repr_html_()
     assert "<b>42 <b>" not in answer._repr_html_()
 
@@ -178,6 +180,7 @@ def test_bad_input_raises_before_the_first_event_is_asked_for() -> None:
 def test_an_answer_is_read_from_disk_and_says_where_it_looked(tmp_path: Path) -> None:
     answer = agent().run(IMAGE, "What?")
     again = Answer.load(answer.save(tmp_path / "run"))
+    assert Answer.load(tmp_path / "run" / "trace.json").boxes == again.boxes
     assert again.trace == answer.trace and (again.text, again.status) == (answer.text, answer.status)
     assert all(
         again.store.image(view.id).tobytes() == answer.store.image(view.id).tobytes() for view in again.trace.views
@@ -332,6 +335,10 @@ def test_one_agent_may_run_on_many_threads() -> None:
         (lambda a: a.replace(max_pixels=9).run(IMAGE, "What?"), ImageError, "over the limit of 9 px.*max_pixels"),
         (lambda a: Agent(a.backend, config=AgentConfig(protocol="klingon")), ConfigError, "klingon.*nano"),
         (lambda a: Agent.from_pretrained("nano", polcy="direct"), ConfigError, "'polcy'.*'policy'"),
+        (lambda a: Agent("nano"), ConfigError, "got 'nano'.*from_pretrained"),  # type: ignore[arg-type]
+        (lambda a: Agent(a.backend, config="a.yaml"), ConfigError, "got 'a.yaml'.*load"),  # type: ignore[arg-type]
+        (lambda a: Agent.from_pretrained(config={"seed": 1}), ConfigError, "AgentConfig"),  # type: ignore[arg-type]
+        (lambda a: a.run(IMAGE, "What?").to_detections(image=1), ConfigError, "1 image, counted from 0; got 1"),
     ],
 )
 def test_bad_input_is_an_error_that_says_what(
@@ -350,6 +357,26 @@ def test_views_and_images_fit_together() -> None:
     answer = agent().run(IMAGE, "What?")
     find = by_digest(answer.trace.views, answer.store.image)
     assert all(find(view.digest).size == view.size for view in answer.trace.views)
+
+
+def test_an_answer_that_is_kept_or_sent_to_another_process_leaves_the_model_behind() -> None:
+    class Counted(ScriptedBackend):
+        def view_tokens(self, image: Image.Image) -> int:
+            return image.width * image.height // 28**2
+
+        def __reduce__(self) -> Any:
+            raise TypeError("A model cannot be pickled.")
+
+    backend = Counted(zoom_once)
+    answer = Agent(backend).run(IMAGE, "What?")
+    again = pickle.loads(pickle.dumps(answer))
+    assert again.trace == answer.trace and again.boxes == answer.boxes
+    with Agent(backend).chat(IMAGE) as chat:
+        assert pickle.loads(pickle.dumps(chat.ask("What?"))).text == answer.text
+    chat_gone, backend_gone = weakref.ref(chat), weakref.ref(backend)
+    del chat, backend
+    gc.collect()
+    assert chat_gone() is None and backend_gone() is None and answer.text
 
 
 def test_nothing_but_the_answer_keeps_the_pixels() -> None:

@@ -6,9 +6,10 @@
 
     agent = Agent.from_pretrained("qwen3-vl-4b", tools=[rotate])
 
-LangChain makes the schema from type hints and docstring, and checks the arguments. A parameter of type `Image.Image` is
-the id of a view for the model and its pixels for the function; one of type `Views` is not shown to the model. A tool
-returns a text, an image, or a tuple or list of both. Nothing that a tool does raises: the model reads it.
+LangChain makes the schema from type hints and docstring, and checks the arguments. A parameter of type `Image.Image`,
+`Image.Image | None` or `list[Image.Image]` is ids of views for the model and their pixels for the function; one of type
+`Views` is not shown to the model. A tool returns a text, an image (of Pillow, or an array of uint8), or a tuple or list
+of both. Nothing that a tool does raises: the model reads it.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import operator
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
+from functools import reduce
+from types import UnionType
+from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 from langchain_core.messages import BaseMessage
 from langchain_core.tools import BaseTool, InjectedToolArg, StructuredTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
@@ -40,6 +45,7 @@ from qzoom_agent.zoom.tool_images import AffineImage, Views
 SHIPPED: Final = ("rotate", "enhance", "read_text")
 MOST_CHARACTERS: Final = 8000
 """Longest text of a tool that the model reads; the rest is cut off."""
+_Image = Image.Image | np.ndarray[Any, Any]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _GIVEN: Final = "qzoom_views"
 
@@ -65,15 +71,12 @@ class OwnTool:
     tool: BaseTool
     reference: str
     """`module:name`, an entry point or the name of a shipped tool, under which a configuration knows it."""
+    schema: str
+    """The tool as an OpenAI function schema, in one line of JSON."""
 
     @property
     def name(self) -> str:
         return self.tool.name
-
-    @property
-    def schema(self) -> str:
-        """The tool as an OpenAI function schema, in one line of JSON."""
-        return json.dumps(convert_to_openai_tool(self.tool))
 
     def __call__(self, arguments: Mapping[str, Any], views: Views, *, max_pixels: int) -> ToolOutput:
         """Run the tool. Never raises.
@@ -94,7 +97,7 @@ class OwnTool:
             return ToolOutput(error=f"The arguments of {self.name} are wrong: {wrong[:500]}. Its schema: {self.schema}")
         except (BoxError, ImageError) as error:
             return ToolOutput(error=f"{self.name}: {error}")
-        except Exception as error:  # whatever a tool of somebody else raises
+        except (Exception, SystemExit) as error:  # whatever a tool of somebody else raises
             return ToolOutput(error=f"{self.name} failed: {without_marks(describe_error(error))[:500]}")
 
 
@@ -136,7 +139,13 @@ def _own_tool(given: Any) -> OwnTool:
         raise ConfigError(
             f"A tool is named by up to 64 letters, digits, '_' and '-'; got {tool.name!r}. Define it with `def NAME`."
         )
-    return OwnTool(tool, name or reference(function))
+    try:
+        schema = json.dumps(convert_to_openai_tool(tool))
+    except Exception as error:  # pydantic's and json's, for a type or a default that JSON has not
+        raise ConfigError(
+            f"The tool {tool.name!r} has parameters that cannot be written as JSON: {_first_line(error)}. {_PARAMETERS}"
+        ) from error
+    return OwnTool(tool, name or reference(function), schema)
 
 
 def _as_tool(function: Any) -> BaseTool:
@@ -146,15 +155,15 @@ def _as_tool(function: Any) -> BaseTool:
             f"A tool is a function with type hints and a docstring, or a LangChain tool; got {function!r:.80}."
         )
     name = function.__name__
-    hints, images, parameters = _hints(function), dict[str, str](), []
+    hints, images, parameters = _hints(function), list[str](), []
     for key, parameter in inspect.signature(function).parameters.items():
         hint = hints.get(key)
         if hint is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ConfigError(f"The parameter {key!r} of the tool {name!r} needs a type hint and a name of its own.")
         default = parameter.default
-        if hint is Image.Image:
-            hint, default = Annotated[str, _IMAGE_ID], "coarse"
-            images[key] = default
+        if (ids := _as_ids(hint)) != hint:
+            hint, default = ids, "coarse" if hint is Image.Image else default
+            images.append(key)
         elif hint is Views:
             hint, default = Annotated[Views, InjectedToolArg], inspect.Parameter.empty
         parameters.append(parameter.replace(annotation=hint, default=default, kind=parameter.KEYWORD_ONLY))
@@ -162,10 +171,15 @@ def _as_tool(function: Any) -> BaseTool:
     parameters.append(inspect.Parameter(_GIVEN, inspect.Parameter.KEYWORD_ONLY, annotation=injected))
 
     def call(**arguments: Any) -> tuple[str, _Returned]:
-        views: Views = arguments.pop(_GIVEN)
-        given = [views.view(arguments[key]).id for key in images]
-        arguments |= {key: views.image(id) for key, id in zip(images, given, strict=True)}
-        value = function(**arguments)
+        views, given = arguments.pop(_GIVEN), list[str]()
+
+        def pixels(id: Any) -> Any:
+            if not isinstance(id, str):
+                return None if id is None else list(map(pixels, id))
+            given.append(views.view(id).id)
+            return views.image(given[-1])
+
+        value = function(**arguments | {key: pixels(arguments[key]) for key in images})
         return "", _Returned(_awaited(value) if inspect.isawaitable(value) else value, given[0] if given else "coarse")
 
     call.__name__, call.__doc__ = name, function.__doc__
@@ -177,11 +191,14 @@ def _as_tool(function: Any) -> BaseTool:
         )
     except Exception as error:  # LangChain's and pydantic's, for a missing docstring or a type without a schema
         raise ConfigError(
-            f"The function {name!r} cannot be a tool: {describe_error(error)}. It needs a docstring, and type hints "
-            "that JSON can express, `Image.Image` for a view, or `Views`."
+            f"The function {name!r} cannot be a tool: {_first_line(error)}. It needs a docstring. {_PARAMETERS}"
         ) from error
 
 
+_PARAMETERS: Final = (
+    "Parameters have type hints that JSON can express, `Image.Image` (also `| None`, or in a list) for a view, or "
+    "`Views`."
+)
 _IMAGE_ID: Final = (
     'id of an image: "coarse" for the user\'s, "crop1" for the first crop, "tool1" for the first of a tool'
 )
@@ -201,6 +218,21 @@ def _hints(function: Any) -> dict[str, Any]:
     except Exception as error:  # a name that cannot be resolved
         raise ConfigError(f"The type hints of the tool {function.__name__!r} cannot be read: {error}.") from error
     return {key: get_args(hint)[0] if _is_annotated_image(hint) else hint for key, hint in hints.items()}
+
+
+def _as_ids(hint: Any) -> Any:
+    """Return a type hint with ids of views in place of images."""
+    if hint is Image.Image:
+        return Annotated[str, _IMAGE_ID]
+    origin, inside = get_origin(hint), get_args(hint)
+    ids = tuple(map(_as_ids, inside))
+    if ids == inside or origin not in (list, Union, UnionType):
+        return hint
+    return list.__class_getitem__(ids) if origin is list else reduce(operator.or_, ids)
+
+
+def _first_line(error: Exception) -> str:
+    return describe_error(error).partition("\n")[0].rstrip(".")
 
 
 def _is_annotated_image(hint: Any) -> bool:
@@ -251,28 +283,39 @@ def _output(value: Any, views: Views, *, max_pixels: int) -> ToolOutput:
     if len(images) > 1:
         text += f"\nOnly the first of {len(images)} images is shown."
     first = images[0]
-    if isinstance(first, Image.Image):
+    if not isinstance(first, AffineImage):
         return ToolOutput(_short(text), load_image(first, max_pixels=max_pixels), given)
     view = views.view(first.of or given)
     image = load_image(first.image, max_pixels=max_pixels)
     return ToolOutput(_short(text), image, view.id, first.on_original(view))
 
 
-def _pieces(value: Any) -> list[str | Image.Image | AffineImage]:
+def _pieces(value: Any) -> list[str | _Image | AffineImage]:
     """Return the texts and images in the value of a tool, in order; anything else as JSON."""
     if value is None:
         return []
-    if isinstance(value, str | Image.Image | AffineImage):
+    if isinstance(value, str | AffineImage) or _is_image(value):
         return [value]
     if isinstance(value, tuple | list) and value and all(map(_is_piece, value)):
         return [piece for one in value for piece in _pieces(one)]
     if _is_block(value):
         return [_block(value)]
-    return [json.dumps(value, default=str, ensure_ascii=False)]
+    return [json.dumps(value, default=_plain, ensure_ascii=False)]
 
 
 def _is_piece(value: Any) -> bool:
-    return value is None or isinstance(value, str | Image.Image | AffineImage | list | tuple) or _is_block(value)
+    plain = value is None or isinstance(value, str | AffineImage | list | tuple)
+    return plain or _is_image(value) or _is_block(value)
+
+
+def _is_image(value: Any) -> bool:
+    """Return whether a value is pixels: an array of other numbers is a result, not an image."""
+    return isinstance(value, Image.Image) or (isinstance(value, np.ndarray) and value.dtype == np.uint8)
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers of NumPy and torch as lists and numbers, and anything else as its text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _is_block(value: Any) -> bool:

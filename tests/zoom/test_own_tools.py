@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,6 +98,27 @@ def count(image: Image.Image, views: Views, word: str, times: int = 2, marks: li
     return f"{word} {times} {image.size} {views.ids} {marks}"
 
 
+def mean(values: np.ndarray[Any, Any]) -> float:
+    """Return a mean."""
+    return float(values.mean())
+
+
+def compare(images: list[Image.Image], mask: Image.Image | None = None) -> str:
+    """Compare images."""
+    return f"{[image.size for image in images]} {mask and mask.size}"
+
+
+def test_a_tool_may_take_several_images_or_perhaps_one() -> None:
+    (own,) = find_own_tools([compare]).values()
+    fields = json.loads(own.schema)["function"]["parameters"]
+    assert fields["properties"]["images"]["items"]["type"] == "string" and fields["required"] == ["images"]
+    views = store()
+    views.add_crop(Box(0, 0, 400, 300), **BUDGET)
+    assert run(compare, {"images": ["crop1", "coarse"]}, views).text == "[(400, 300), (800, 600)] None"
+    assert run(compare, {"images": [], "mask": "coarse"}).text == "[] (800, 600)"
+    assert "There is no image 'crop9'" in run(compare, {"images": ["crop9"]}).error
+
+
 def test_a_function_becomes_a_schema_without_what_the_model_does_not_write() -> None:
     (own,) = find_own_tools([count]).values()
     function = json.loads(own.schema)["function"]
@@ -116,6 +138,7 @@ def test_a_function_becomes_a_schema_without_what_the_model_does_not_write() -> 
         (7, "got 7"),
         (Zoom, "got <class"),
         (written, "'arguments' of the tool 'written'"),
+        (mean, "cannot be written as JSON"),
         (picture, "docstring"),
         ("no_such_tool", "There is no own tool 'no_such_tool'. Known: enhance, read_text, rotate"),
         ("tests.zoom.test_own_tools:nothing", "cannot be imported"),
@@ -206,6 +229,8 @@ def block(**more: Any) -> dict[str, Any]:
         (3, "3", False),
         ({"a": [1]}, '{"a": [1]}', False),
         ([1, 2], "[1, 2]", False),
+        ({"mean": np.float32(1.5), "sums": np.arange(2)}, '{"mean": 1.5, "sums": [0, 1]}', False),
+        ((np.zeros((4, 5, 3), np.uint8), "black"), "black", True),
         (picture(), "", True),
         ((picture(), "turned"), "turned", True),
         (["turned", AffineImage(picture())], "turned", True),
@@ -232,6 +257,7 @@ def _raise() -> None:
     ("made", "told"),
     [
         (_raise, "RuntimeError: the scanner is off"),
+        (lambda: sys.exit(3), "SystemExit: 3"),
         (lambda: None, "returned nothing"),
         (lambda: "", "returned nothing"),
         (lambda: Image.new("L", (0, 5)), "has no pixels"),

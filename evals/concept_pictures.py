@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="folder to write")
     options = parser.parse_args(argv)
     options.folder.mkdir(parents=True, exist_ok=True)
-    one, two, three = json.loads(Path(_demo("questions.json")).read_text(encoding="utf-8"))
+    one, two, three, *_ = json.loads(Path(_demo("questions.json")).read_text(encoding="utf-8"))
     agent = Agent.from_pretrained("nano")
     drawn = {
         "views": views(agent.run(_demo(two["image"]), two["question"])),

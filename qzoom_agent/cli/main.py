@@ -46,7 +46,7 @@ VERBS: Final = {
     "chat": Verb("chat", "answer questions about one image, one after another"),
     "look": Verb("look", "show whether a question needs more detail, and where"),
     "run": Verb("run", "ask every row of a table, or one question about every image of a folder"),
-    "demo": Verb("demo", "answer three questions of rising difficulty about pictures in the package"),
+    "demo": Verb("demo", "answer four questions of rising difficulty about pictures in the package"),
     "trace": Verb("ask", "show a saved run in the terminal, or write its report", "trace"),
     "eval": Verb("evaluate", "measure accuracy and cost on a task"),
     "audit": Verb("audit", "measure whether looking helps: the policy against its controls"),

@@ -189,7 +189,8 @@ def _crop(trace: Trace, view: View, number: int, image: page.Pictures, limit: in
     name = f"image {view.image + 1}" if view.image else "original"
     facts = [f"{page.listed(view.box)} in {name} px", part, closer, f"{view.tokens:,} visual tokens{of}", blind]
     alt = f"Crop {number}, {view.width} x {view.height} pixels as shown to the model"
-    return page.thumbnail(image(view.digest), f"Crop {number}", alt, facts, limit=limit)
+    # A row of print is legible only as wide as the page allows.
+    return page.thumbnail(image(view.digest), f"Crop {number}", alt, facts, limit=limit, across=wide > 3 * high)
 
 
 def _made(trace: Trace, view: View, image: page.Pictures, limit: int) -> page.Thumbnail:

@@ -203,12 +203,13 @@ def _colour(turn: int | None) -> str:
 
 
 class Thumbnail(NamedTuple):
-    """A small image with facts beside it."""
+    """A small image with facts beside it, or below it if it goes `across`."""
 
     src: str
     title: str
     alt: str
     facts: Sequence[str | None]
+    across: bool = False
 
 
 class BoxMark(NamedTuple):
@@ -257,9 +258,11 @@ def stage(
     return Stage(size, seen, warm, marks, rules, original.image, first_mark)
 
 
-def thumbnail(image: Picture, title: str, alt: str, facts: Sequence[str | None], *, limit: int) -> Thumbnail:
-    """Return a small image of about `limit` bytes, with facts beside it."""
-    return Thumbnail(jpeg(image, 448, limit), title, alt, facts)
+def thumbnail(
+    image: Picture, title: str, alt: str, facts: Sequence[str | None], *, limit: int, across: bool = False
+) -> Thumbnail:
+    """Return a small image of about `limit` bytes, with facts beside it, or below it if it goes `across`."""
+    return Thumbnail(jpeg(image, 448, limit), title, alt, facts, across)
 
 
 def jpeg(image: Picture, side: int, limit: int) -> str:

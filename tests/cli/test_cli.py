@@ -305,14 +305,27 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "a: gone" in stream.getvalue()
 
 
-def test_demo_writes_boards_and_reports(play: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    play(zoom_then("red"))
+@pytest.mark.parametrize(
+    ("argv", "asked"),
+    [
+        ([], "nano, nano, nano, nano-paper"),
+        (["--model", "qwen3-vl-4b"], "qwen3-vl-4b, qwen3-vl-4b, qwen3-vl-4b, qwen3-vl-4b"),
+        (["--seed", "2"], "nano, nano, nano"),
+    ],
+)
+def test_demo_writes_pictures_and_reports(
+    argv: list[str], asked: str, play: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play(zoom_then(demo._shipped()[-1]["answer"]))
     out = tmp_path / "deep" / "demo"
-    assert run("demo", "--out", str(out)) == 0
-    names = {path.name for path in out.iterdir()}
-    assert names == {f"{name}.{kind}" for name in ("1-global", "2-scene", "3-hop") for kind in ("png", "html")}
+    assert run("demo", "--out", str(out), *argv) == 0
+    pictures = ["1-global.png", "2-scene.png", "3-hop.png", "4-receipt.jpg"][: len(asked.split(", "))]
+    pages = [f"{Path(name).stem}.html" for name in pictures]
+    assert {path.name for path in out.iterdir()} == {*pictures, *pages}
+    texts = [(out / page).read_text(encoding="utf-8") for page in pages]
+    assert ", ".join(model[1] for text in texts if (model := re.search(r"<span>model</span> ([^<]*)<", text))) == asked
     captured = capsys.readouterr()
-    assert len(captured.out.splitlines()) == 3
+    assert [line.endswith("(right)") for line in captured.out.splitlines()] == [False] * 3 + [True] * (len(pages) - 3)
     assert str(out) in captured.err
 
 

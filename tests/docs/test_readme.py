@@ -135,7 +135,7 @@ def test_commands_run(
         monkeypatch.chdir(tmp_path)
         assert [main(line) for line in lines] == [0] * len(lines)
         said = capsys.readouterr().out
-    assert said.count("(right)") == 3, "the seed is chosen so that a first run succeeds"
+    assert said.count("(right)") == 4, "the pictures are chosen so that a first run succeeds"
     assert (tmp_path / "report.html").exists()
     assert (tmp_path / "run" / "trace.json").exists()
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Final
+from typing import Any, Final
 
 from PIL import Image
 
 from qzoom_agent.errors import ImageError
 from qzoom_agent.extras import require
+
+logger = logging.getLogger(__name__)
 
 DPI: Final = 200
 """Dots per inch of a page, where the limit of pixels allows it."""
@@ -28,6 +33,25 @@ def is_pdf(source: object) -> bool:
     return isinstance(source, str | Path) and _NAMED.fullmatch(str(source)) is not None
 
 
+def file_of(name: str) -> str:
+    """Return the path of the file that holds an image: of FILE.pdf#page=N the PDF, of any other name itself."""
+    found = _NAMED.fullmatch(name)
+    return name if found is None else found["path"]
+
+
+def pages(path: Path) -> int:
+    """Return the number of pages of a PDF file, 1 for one that cannot be read.
+
+    Raises:
+        MissingDependency: pypdfium2 is not installed.
+    """
+    try:
+        with _opened(path, f"'{path}'") as document:
+            return max(1, len(document))
+    except ImageError:
+        return 1
+
+
 def render_page(source: str | Path | bytes, *, max_pixels: int) -> Image.Image:
     """Return a page of a PDF as RGB, at 200 dots per inch or what `max_pixels` leaves: the first, or that of #page=N.
 
@@ -36,30 +60,24 @@ def render_page(source: str | Path | bytes, *, max_pixels: int) -> Image.Image:
         MissingDependency: pypdfium2 is not installed.
     """
     if isinstance(source, bytes):
-        data, name, number = source, f"the PDF of {len(source)} bytes", "1"
+        given, name, chosen = source, f"the PDF of {len(source)} bytes", None
     else:
         found = _NAMED.fullmatch(str(source))
         assert found is not None
-        path, number = Path(found["path"]).expanduser(), "1" if found["page"] is None else found["page"]
-        name = f"'{path}'"
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ImageError(f"Cannot open {name}: {error.strerror}. Check the path.") from None
-    require("pypdfium2", extra="pdf", use="A PDF")
-    import pypdfium2 as pdfium
+        given, chosen = Path(found["path"]).expanduser(), found["page"]
+        name = f"'{given}'"
+    number = chosen if chosen is not None else "1"
+    with _opened(given, name) as document:
+        import pypdfium2 as pdfium
 
-    with _RENDERING:
         try:
-            document = pdfium.PdfDocument(data)
-        except pdfium.PdfiumError as error:
-            raise ImageError(f"Cannot read {name} as a PDF: {error}. Save it again, without a password.") from None
-        try:
-            pages = len(document)
-            if not number.isdecimal() or len(number) > 9 or not 1 <= int(number) <= pages:
+            count = len(document)
+            if not number.isdecimal() or len(number) > 9 or not 1 <= int(number) <= count:
                 raise ImageError(
-                    f"{name} has pages 1 to {pages}; got page {number!r:.20}. Write it as FILE.pdf#page=2."
+                    f"{name} has pages 1 to {count}; got page {number!r:.20}. Write it as FILE.pdf#page=2."
                 )
+            if chosen is None and count > 1:
+                logger.warning("%s has %d pages; only the first is shown (FILE.pdf#page=2 is the second)", name, count)
             page = document[int(number) - 1]
             width, height = page.get_size()
             if not (width > 0 and height > 0 and math.isfinite(width * height)):
@@ -68,6 +86,26 @@ def render_page(source: str | Path | bytes, *, max_pixels: int) -> Image.Image:
             image: Image.Image = page.render(scale=scale).to_pil()
         except pdfium.PdfiumError as error:
             raise ImageError(f"Cannot show page {number} of {name}: {error}. Save the page as an image.") from None
+    return image.convert("RGB")
+
+
+@contextmanager
+def _opened(source: Path | bytes, name: str) -> Iterator[Any]:
+    """Open a PDF as PDFium's document, for this thread alone. Raises ImageError or MissingDependency."""
+    if isinstance(source, Path):
+        try:
+            source = source.read_bytes()
+        except (OSError, ValueError) as error:
+            raise ImageError(f"Cannot open {name}: {getattr(error, 'strerror', error)}. Check the path.") from None
+    require("pypdfium2", extra="pdf", use="A PDF")
+    import pypdfium2 as pdfium
+
+    with _RENDERING:
+        try:
+            document = pdfium.PdfDocument(source)
+        except pdfium.PdfiumError as error:
+            raise ImageError(f"Cannot read {name} as a PDF: {error}. Save it again, without a password.") from None
+        try:
+            yield document
         finally:
             document.close()
-    return image.convert("RGB")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, get_args
 
 from qzoom_agent.cli.console import Console, Progress, opener, printable
 from qzoom_agent.cli.main import BACKEND, OK
-from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
+from qzoom_agent.cli.options import add_agent_flags, add_column_flag, load_agent, read_config
 from qzoom_agent.errors import ConfigError, redact
 from qzoom_agent.files import require_file, require_folder, write_text
 
@@ -78,6 +78,7 @@ def add_question_flags(flags: argparse.ArgumentParser) -> None:
         help="ask a split whose answers are kept back: nothing is scored, and 'qzoom eval export' writes the answers",
     )
     ask.add_argument("--path", help="read the task from this local file or folder, or another hub id")
+    add_column_flag(ask)
     ask.add_argument(
         "--repeats", type=int, default=1, metavar="K", help="ask each question K times, with other seeds (default: 1)"
     )
@@ -210,7 +211,10 @@ def planned(args: argparse.Namespace) -> Measurement | None:
         config.max_pixels,
         answered=not args.no_answers,
         skip_bad=args.skip_bad,
+        columns=dict(args.columns or ()) or None,
     )
+    if args.columns and (published := [name for name in args.task if name not in paths.values()]):
+        raise ConfigError(f"--column is for your own questions; {published[0]} knows its columns. Leave it out.")
     if args.no_answers:
         tasks = list(map(unscored, tasks))
     require(source, limit=args.limit, repeats=args.repeats, workers=min(args.batch, args.workers))

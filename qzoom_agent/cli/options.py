@@ -34,6 +34,25 @@ BUDGET: Final = {"coarse_tokens": "--budget TOKENS"}
 CONNECTION: Final = {"api": "--api", "key_variable": "--key-variable NAME", "timeout": "--server-timeout S"}
 
 
+def add_column_flag(group: argparse._ActionsContainer) -> None:
+    """Add the flag that says what the columns of a table are called."""
+    group.add_argument(
+        "--column",
+        dest="columns",
+        action="append",
+        type=_column,
+        metavar="OURS=NAME",
+        help="what a column of your table is called, such as question=prompt (repeat it for others)",
+    )
+
+
+def _column(text: str) -> tuple[str, str]:
+    ours, equals, name = text.partition("=")
+    if not (ours and equals):
+        raise argparse.ArgumentTypeError(f"write OURS=NAME, such as question=prompt; got {text!r}")
+    return ours.strip(), name.strip()
+
+
 def add_agent_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say which model runs, and how."""
     from qzoom_agent.config import AgentConfig, BudgetConfig

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qzoom_agent.cli.console import Console, Progress, printable
 from qzoom_agent.cli.main import BACKEND, OK
-from qzoom_agent.cli.options import add_agent_flags, load_agent
+from qzoom_agent.cli.options import add_agent_flags, add_column_flag, load_agent
 from qzoom_agent.errors import redact
 from qzoom_agent.files import require_folder
 
@@ -25,10 +25,11 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     flags.add_argument(
         "table",
         type=Path,
-        help="JSON lines, JSON, CSV, TSV or parquet with the columns image and question, or a folder of images",
+        help="JSON lines, JSON, CSV, TSV or parquet with columns image and question; or a folder of images and PDFs",
     )
     flags.add_argument("--out", type=Path, required=True, metavar="DIR", help="run folder, with results.parquet")
     flags.add_argument("--question", metavar="TEXT", help="ask this about every image, instead of a column")
+    add_column_flag(flags)
     flags.add_argument("--n", type=int, help="ask the first N rows (default: all)")
     flags.add_argument("--split", help="split of a saved dataset")
     flags.add_argument(
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
             args.table,
             out=args.out,
             question=args.question,
+            columns=dict(args.columns or ()),
             n=args.n,
             split=args.split,
             workers=args.workers,

@@ -1,8 +1,8 @@
 """The picture in a cell of a table, however the table holds it.
 
 An image feature of `datasets` ({"bytes", "path"}, not decoded), encoded bytes, a Pillow image, a path relative to the
-table's folder, a data URI, or base64 text; a list of exactly one of these. `key` names the picture by its encoded form,
-so questions about one image are found without decoding it.
+table's folder (FILE.pdf#page=N, too), a data URI, or base64 text; a list of exactly one of these. `key` names the
+picture by its encoded form, so questions about one image are found without decoding it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from PIL import Image
 from qzoom_agent.data.cells import written
 from qzoom_agent.errors import ImageError
 from qzoom_agent.images import MAX_PIXELS, check_image, decode_base64, digest, load_image
+from qzoom_agent.pdf import file_of
 
 _Encoded = str | Path | bytes | Image.Image
 """The content of a cell; a text is a data URI."""
@@ -72,7 +73,8 @@ def _key(source: _Encoded) -> str:
     if isinstance(source, Image.Image):
         return digest(source.convert("RGB"))[:32]
     if isinstance(source, Path):
-        data = source.read_bytes()
+        file = file_of(str(source))
+        data = Path(file).read_bytes() + str(source)[len(file) :].encode()  # a page of a PDF is a picture of its own
     else:
         data = source if isinstance(source, bytes) else str(source).encode()
     return hashlib.sha256(data).hexdigest()[:32]
@@ -102,7 +104,7 @@ def _from_text(text: str, folder: Path | None) -> str | Path | bytes:
         path = Path(text).expanduser()
         path = path if folder is None else folder / path
         try:
-            if path.is_file():
+            if Path(file_of(str(path))).is_file():
                 return path
         except (OSError, ValueError):
             pass  # no path at all

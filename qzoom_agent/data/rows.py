@@ -24,8 +24,10 @@ from qzoom_agent.errors import ConfigError, MissingDependency, QzoomError
 from qzoom_agent.extras import require
 
 Row = Mapping[str, Any]
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
-SUFFIXES = (".parquet", ".jsonl", ".json", *_SEPARATORS)
+_SEPARATORS = {".csv": ",;\t", ".tsv": "\t"}
+"""Marks between cells; of several, the first that the header has."""
+_LINES = (".jsonl", ".ndjson")
+SUFFIXES = (".parquet", *_LINES, ".json", *_SEPARATORS)
 """Files that are read as tables."""
 _WRONG_CELLS = (AttributeError, LookupError, TypeError, ValueError)
 """Errors of a cell that holds something else."""
@@ -129,7 +131,8 @@ class RowSamples:
         try:
             return self.make(self.rows[index], index)
         except QzoomError as error:
-            raise type(error)(f"Row {index + 1} of {self.rows.name}: {error}") from error
+            place = f"Row {index + 1} of {self.rows.name}"  # a row that cannot be parsed says so itself
+            raise type(error)(str(error) if str(error).startswith(place) else f"{place}: {error}") from error
         except _WRONG_CELLS as error:
             raise ConfigError(f"Row {index + 1} of {self.rows.name} cannot be asked: {_why(error)}.") from error
 
@@ -196,6 +199,8 @@ def open_path(path: Path, place: HubTable | None = None, *, split: str | None = 
         return _folder(str(path), place, split, folder=path)
     except (ConfigError, MissingDependency):
         raise
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not text in UTF-8. Save it as UTF-8 (in Excel: CSV UTF-8).") from None
     except Exception as error:  # pyarrow, pandas and datasets each have their own errors for a damaged file
         raise ConfigError(f"Cannot read {path} as a table: {_why(error)}.") from error
 
@@ -249,14 +254,14 @@ def _json_kind(path: Path) -> str:
 
 def _file(path: Path, *, suffix: str = "", skip_bad: bool = False) -> Rows:
     suffix, name, folder = suffix or path.suffix.lower(), str(path), path.parent
-    if suffix == ".jsonl":
+    if suffix in _LINES:
         lines = _Lines(path)
         return Rows(name, lines, lines.columns(skip_bad=skip_bad), folder)
     if suffix == ".json":
         data = _json_rows(path)
         return Rows(name, data, tuple(dict.fromkeys(key for row in data for key in row)), folder)
     if suffix in _SEPARATORS:
-        table = _Delimited(path, _SEPARATORS[suffix])
+        table = _Delimited(path, _separator(path, _SEPARATORS[suffix]))
         return Rows(name, table, table.header, folder)
     if suffix == ".parquet":
         _require_datasets()
@@ -264,6 +269,13 @@ def _file(path: Path, *, suffix: str = "", skip_bad: bool = False) -> Rows:
 
         return _dataset(Dataset.from_parquet(name), name, folder, None)
     raise ConfigError(f"Cannot read {path} as a table. Files that are read: {', '.join(SUFFIXES)}.")
+
+
+def _separator(path: Path, marks: str) -> str:
+    """Return the first of these marks that the first line of a file with text has."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = next((line for line in file if line.strip()), "")
+    return next((mark for mark in marks if mark in header), marks[0])
 
 
 def _json_rows(path: Path) -> list[Row]:

@@ -85,3 +85,5 @@ class TaskSource(NamedTuple):
     """Require an answer to every question; False: a test split whose answers are kept back may be asked."""
     skip_bad: bool = False
     """Leave out samples that cannot be asked, instead of stopping at them."""
+    columns: Mapping[str, str] | None = None
+    """Names that `image`, `question`, `answer` and so on have in a table of your own, where they differ."""

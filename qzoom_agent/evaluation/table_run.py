@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -22,19 +22,22 @@ from PIL import Image
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.cells import text
-from qzoom_agent.data.columns import Columns, find_columns
+from qzoom_agent.data.columns import Columns
 from qzoom_agent.data.image_column import seen
+from qzoom_agent.data.image_folder import image_rows
 from qzoom_agent.data.questions import read_question
-from qzoom_agent.data.rows import Row, Rows, RowSamples, is_saved, open_path
+from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.evaluation.export import require_pyarrow, write_parquet
 from qzoom_agent.evaluation.run_log import RunFolder, RunSpec, weights_of
 from qzoom_agent.evaluation.runner import ProgressListener, Shard, TaskRun, ask_all, plan
 from qzoom_agent.evaluation.sample_result import SampleResult
-from qzoom_agent.evaluation.tasks.custom import require_questions, table_file, tables_in, task_name
+from qzoom_agent.evaluation.tasks.custom import named_columns, table_file, tables_in, task_name
 from qzoom_agent.evaluation.tasks.task import Task
 from qzoom_agent.files import atomic_write, translating
+from qzoom_agent.messages import require_question
+from qzoom_agent.pdf import file_of
 
 RESULTS: Final = "results.parquet"
 ANSWERED: Final[Mapping[str, str]] = {
@@ -51,7 +54,6 @@ ANSWERED: Final[Mapping[str, str]] = {
 """Columns of an answer, and their types."""
 COLUMNS: Final = {"index": "int64", "id": "string", "image": "string", "question": "string", **ANSWERED}
 """Columns of the results."""
-_IMAGES: Final = frozenset((".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _LONGEST_NAME: Final = 1024
 _WRONG_ROW: Final = (QzoomError, AttributeError, LookupError, TypeError, ValueError)
 _PART: Final = 1000
@@ -79,24 +81,36 @@ class Questions:
     question: str | None = None
     """The question of all rows; None: each row has its own."""
     max_pixels: int = 0
+    named: Mapping[str, str] = field(default_factory=dict)
+    """Names of the columns, as they were given."""
 
     @classmethod
-    def open(cls, path: Path, *, question: str | None, split: str | None = None, max_pixels: int) -> Questions:
+    def open(
+        cls,
+        path: Path,
+        *,
+        question: str | None,
+        split: str | None = None,
+        max_pixels: int,
+        columns: Mapping[str, str] | None = None,
+    ) -> Questions:
         """Return the questions at a path.
 
         Raises:
-            ConfigError: It is neither a table nor a folder of images, lacks a column, or has no rows.
+            ConfigError: It is neither a table nor images, lacks a column, or has no rows.
         """
-        rows = _image_folder(path) or open_path(table_file(path), split=split, skip_bad=True)
-        given = None if question is None else {"question": "question"}
-        columns = find_columns(rows.name, rows.columns, given, answers=False)
-        if question is None and "question" not in columns.names:
-            raise ConfigError(
-                f"{rows.name} has no column of questions; it has {', '.join(rows.columns) or 'none'}. Ask one question "
-                "about all rows: --question (in Python: question)."
-            )
-        require_questions(rows, columns)
-        return cls(task_name(path), rows, columns, question, max_pixels)
+        table = path.is_file() and path.suffix.lower() in SUFFIXES
+        if path.is_dir():
+            with translating("read", path):
+                table = is_saved(path) or bool(tables_in(path))
+        rows = None if table else image_rows(path)
+        if rows is None and path.is_dir() and not table:
+            raise ConfigError(f"There is neither an image nor a table ({', '.join(SUFFIXES)}) in {path}.")
+        rows = rows or open_path(table_file(path), split=split, skip_bad=True)
+        named = dict(columns or {})
+        given = named if question is None else {**named, "question": "question"}
+        found = named_columns(rows, given, question=question is None, answers=False)
+        return cls(task_name(path), rows, found, question, max_pixels, named)
 
     def samples(self) -> RowSamples:
         """Return the samples to ask; what is wrong with a row is raised when it is read."""
@@ -109,28 +123,37 @@ class Questions:
             image = _image_name(self.columns.cell(row, "image"))
         except _WRONG_ROW:
             return ""
-        found = hashlib.sha256((self.question or "").encode())
+        found = hashlib.sha256(
+            ((self.question or "") + (repr(sorted(self.named.items())) if self.named else "")).encode()
+        )
         for column, cell in sorted(row.items()):
             held = cell if isinstance(cell, bytes) else repr(_plain(cell)).encode()
             found.update(f"{column} {len(held)} ".encode() + held)
         if image is not None:
             with suppress(OSError, ValueError):  # there is no such file
-                found.update(str(((self.rows.folder or Path()) / image).stat().st_size).encode())
+                found.update(str(((self.rows.folder or Path()) / file_of(image)).stat().st_size).encode())
         return found.hexdigest()[:24]
 
-    def names(self, index: int) -> tuple[str | None, str | None]:
-        """Return what the table calls a row and its image; None where it does not say, or cannot be read."""
+    def names(self, index: int) -> dict[str, str | None]:
+        """Return what the table calls a row, its image and its question; None where it does not say, or is damaged."""
         try:
-            row = self.rows[index]
-            return _text(self.columns.cell(row, "id")), _image_name(self.columns.cell(row, "image"))
+            row = self._row(self.rows[index])
+            return {**self._names(row), "question": _text(self.columns.cell(row, "question"))}
         except _WRONG_ROW:
-            return None, None
+            return {"id": None, "image": None, "question": self.question}
+
+    def _row(self, row: Row) -> Row:
+        """Return a row with the question that is asked of all."""
+        return row if self.question is None else {**row, "question": self.question}
+
+    def _names(self, row: Row) -> dict[str, str | None]:
+        return {"id": _text(self.columns.cell(row, "id")), "image": _image_name(self.columns.cell(row, "image"))}
 
     def _sample(self, row: Row, index: int) -> Sample:
-        asked = row if self.question is None else {**row, "question": self.question}
+        row = self._row(row)
         image, cluster = seen(self.columns.cell(row, "image"), self.rows.folder, max_pixels=self.max_pixels)
-        sample = read_question(asked, self.columns, answered=False).sample(self.task, index, image, cluster=cluster)
-        names = {"id": _text(self.columns.cell(row, "id")), "image": _image_name(self.columns.cell(row, "image"))}
+        sample = read_question(row, self.columns, answered=False).sample(self.task, index, image, cluster=cluster)
+        names = self._names(row)
         return replace(sample, meta={key: name for key, name in names.items() if name is not None})
 
 
@@ -140,6 +163,7 @@ def run_table(
     *,
     out: str | Path,
     question: str | None = None,
+    columns: Mapping[str, str] | None = None,
     n: int | None = None,
     split: str | None = None,
     workers: int | None = None,
@@ -154,9 +178,10 @@ def run_table(
     Args:
         agent: The agent that is asked.
         table: A table (JSON lines, JSON, CSV, TSV, parquet, a saved dataset) with the columns image and, unless
-            `question` is given, question; or a folder of images.
+            `question` is given, question; or a folder of images and PDFs, or one of these.
         out: Run folder. The same call goes on with an interrupted run; rows may be added to the table.
         question: Question that is asked about every image, in place of a column.
+        columns: Names that `image`, `question`, `options` and `id` have in the table, where they differ.
         n: Number of rows to ask, the first ones; None: all.
         split: Split of a saved dataset that has several.
         workers: Most questions at a time, see `Agent.batch`.
@@ -173,11 +198,17 @@ def run_table(
     require_pyarrow()
     if n is not None and n < 1:
         raise ConfigError(f"A run needs at least one row; got n = {n}.")
+    if question is not None:
+        require_question(question)
+    if not isinstance(table, str | Path):
+        raise ConfigError(
+            f"table is the path of a table or of a folder; got {type(table).__name__}. Agent.batch answers a list."
+        )
     shard, config = shard or Shard(), agent.config
     path = Path(table).expanduser()
     if not path.exists():
         raise ConfigError(f"There is nothing at {table}. Give a table or a folder of images.")
-    asked = Questions.open(path, question=question, split=split, max_pixels=config.max_pixels)
+    asked = Questions.open(path, question=question, split=split, max_pixels=config.max_pixels, columns=columns)
     source = TaskSource(str(path.resolve()), split, config.seed, n=n, answered=False)
     samples = asked.samples()
     selection, places = plan(samples, source, limit=None, seed=config.seed, coarse_tokens=None)
@@ -202,7 +233,7 @@ def run_table(
         shard=shard,
         watch=watch,
     )
-    failed = {row.index: row.error or "" for row in folder.in_order() if row.status == "error"}
+    failed = {row.index: _error(row, asked) or "" for row in folder.in_order() if row.status == "error"}
     return TableRun(folder.path / RESULTS, len(places), failed)
 
 
@@ -214,15 +245,15 @@ def _parts(folder: RunFolder, asked: Questions) -> Iterator[dict[str, list[Any]]
 
 
 def _result(row: SampleResult, asked: Questions) -> dict[str, Any]:
-    name, image = (row.meta.get("id"), row.meta.get("image")) if row.image else asked.names(row.index)
+    named = {**row.meta, "question": row.question} if row.image else asked.names(row.index)
     return {
         "index": row.index,
-        "id": name,
-        "image": image,
-        "question": row.question or asked.question,
+        "id": named.get("id"),
+        "image": named.get("image"),
+        "question": named["question"],
         "answer": row.answer,
         "status": row.status,
-        "error": row.error,
+        "error": _error(row, asked),
         "confidence": row.confidence,
         "answer_probability": row.answer_probability,
         "boxes": row.crops,
@@ -232,15 +263,9 @@ def _result(row: SampleResult, asked: Questions) -> dict[str, Any]:
     }
 
 
-def _image_folder(path: Path) -> Rows | None:
-    """Return the images in a folder and its subfolders, sorted; None for a folder with a table, and for a file."""
-    if not path.is_dir() or is_saved(path):
-        return None
-    with translating("read", path):
-        if tables_in(path):
-            return None
-        found = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.suffix.lower() in _IMAGES)
-    return Rows(str(path), [{"image": name} for name in found], ("image",), path) if found else None
+def _error(row: SampleResult, asked: Questions) -> str | None:
+    """Return the error of a row, without its place in the table, which is known here."""
+    return row.error and row.error.replace(f"Row {row.index + 1} of {asked.rows.name}: ", "", 1)
 
 
 def _text(cell: object) -> str | None:

@@ -130,6 +130,44 @@ def test_one_question_is_asked_about_every_image_of_a_folder(tmp_path: Path) -> 
     assert all(folder.trace(row.key) for row in folder.in_order() if row.status == "answered")
 
 
+def test_a_folder_of_scans_has_a_row_for_each_page_and_tells_of_other_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = Image.new("RGB", (168, 112))
+    (tmp_path / ".thumbnails").mkdir()
+    page.save(tmp_path / ".thumbnails" / "a.png")
+    page.save(tmp_path / "a.jp2")
+    page.save(tmp_path / "b.pdf", save_all=True, append_images=[page])
+    (tmp_path / "c.pdf").write_bytes(b"%PDF-damaged")
+    (tmp_path / "d.heic").touch()
+    done = run_table(Asked().agent, tmp_path, out=tmp_path / "run", question="say the word dot")
+    rows = results(done.path)
+    assert [row["image"] for row in rows] == ["a.jp2", "b.pdf#page=1", "b.pdf#page=2", "c.pdf#page=1"]
+    assert [row["answer"] for row in rows] == ["dot", "dot", "dot", None]
+    assert "left out (1 .heic)" in caplog.text
+    pages = run_table(Asked().agent, tmp_path / "b.pdf", out=tmp_path / "pages", question="say the word dot")
+    assert pages.rows == 2
+
+
+def test_a_table_as_others_write_it(tmp_path: Path) -> None:
+    page = Image.new("RGB", (168, 112))
+    page.save(tmp_path / "b.pdf", save_all=True, append_images=[page])
+    rows = "scan;prompt\nb.pdf#page=2;say the word one\nb.pdf#page=3;say the word two\n"
+    (tmp_path / "mine.csv").write_text("\n" + rows, encoding="utf-8-sig")
+    columns = {"image": "scan", "question": "prompt"}
+    done = run_table(Asked().agent, tmp_path / "mine.csv", out=tmp_path / "run", columns=columns)
+    first, second = results(done.path)
+    assert (first["answer"], first["image"]) == ("one", "b.pdf#page=2")
+    assert (second["question"], second["image"]) == ("say the word two", "b.pdf#page=3")
+    assert second["error"].startswith("ImageError: '") and "pages 1 to 2" in second["error"]
+    (tmp_path / "mine.csv").rename(tmp_path / "mine.ndjson")
+    line = json.dumps({"scan": "b.pdf", "prompt": "say the word one", "query": "say the word old"})
+    (tmp_path / "mine.ndjson").write_text(line)
+    run_table(asked := Asked().agent, tmp_path / "mine.ndjson", out=tmp_path / "two", columns={"image": "scan"})
+    done = run_table(asked, tmp_path / "mine.ndjson", out=tmp_path / "two", columns=columns)
+    assert [row["answer"] for row in results(done.path)] == ["one"], "another column is another question"
+
+
 def test_a_question_goes_before_the_column(table: Path, tmp_path: Path) -> None:
     done = run_table(Asked().agent, table, out=tmp_path / "run", question="say the word all", n=2)
     assert [row["answer"] for row in results(done.path)] == ["all", "all"]
@@ -141,9 +179,15 @@ def test_a_question_goes_before_the_column(table: Path, tmp_path: Path) -> None:
         ({"table": "nowhere"}, "There is nothing at nowhere"),
         ({"n": 0}, "n = 0"),
         ({"workers": 0}, "workers"),
-        ({"table": "plain.csv"}, "no column of questions"),
-        ({"table": "plain.csv", "question": "what?", "n": 1}, "lacks the column image"),
-        ({"table": "empty"}, "holds none"),
+        ({"table": "plain.csv"}, "no column image.*It has: a, b.*--column image=NAME"),
+        ({"table": "plain.csv", "columns": {"image": "a"}}, "no column question.*query.*--question TEXT"),
+        ({"table": "plain.csv", "columns": {"image": "c"}}, "lacks the column c"),
+        ({"table": "plain.csv", "columns": {"picture": "a"}}, "picture.*not read"),
+        ({"table": "plain.csv", "question": "what?", "n": 1}, "no column image"),
+        ({"table": "latin.csv"}, "Save it as UTF-8"),
+        ({"table": "empty"}, "neither an image nor a table"),
+        ({"table": ["a.png"]}, "got list. Agent.batch"),
+        ({"question": " "}, "question"),
     ],
 )
 def test_what_cannot_be_asked_is_said_before(
@@ -151,6 +195,7 @@ def test_what_cannot_be_asked_is_said_before(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("plain.csv").write_text("a,b\n1,2\n")
+    Path("latin.csv").write_bytes("image,question\na.png,für?\n".encode("latin-1"))
     Path("empty").mkdir()
     with pytest.raises(ConfigError, match=told):
         run_table(Asked().agent, **{"table": table, "out": "run", **change})

@@ -11,13 +11,14 @@ beside it. All rows are checked when the task is loaded, before a model is asked
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from qzoom_agent.data.checks import refuse_rows
-from qzoom_agent.data.columns import Columns, find_columns
+from qzoom_agent.data.columns import NAMES, Columns, find_columns
 from qzoom_agent.data.image_column import each_image, seen
 from qzoom_agent.data.questions import read_questions
 from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path
@@ -49,8 +50,7 @@ def task_name(path: Path) -> str:
 def load(name: str, path: Path, source: TaskSource) -> RowSamples:
     """Return the samples of the table at `source.path`, else at `path`; raise ConfigError that names wrong rows."""
     rows = open_path(table_file(Path(source.path) if source.path else path), split=source.split)
-    columns = find_columns(rows.name, rows.columns)
-    require_questions(rows, columns)
+    columns = named_columns(rows, source.columns)
     questions = list(read_questions(rows.only(*columns.top), columns, answered=source.answered, unique=True))
     wrong = {place: told for place, told in enumerate(questions) if isinstance(told, str)}
     refuse_rows(rows.name, wrong, total=len(rows), skip_bad=source.skip_bad)
@@ -67,11 +67,34 @@ def load(name: str, path: Path, source: TaskSource) -> RowSamples:
     return RowSamples(rows, make, ["" if isinstance(one, str) else one.kind for one in questions])
 
 
-def require_questions(rows: Rows, columns: Columns) -> None:
-    """Raise ConfigError for a table without images, questions or rows."""
-    rows.need([ours for ours in NEEDED if ours not in columns.names])
+def named_columns(
+    rows: Rows, given: Mapping[str, str] | None, *, question: bool = True, answers: bool = True
+) -> Columns:
+    """Return the columns of a table of questions.
+
+    Args:
+        rows: The table.
+        given: Names that our columns have in it, where they differ.
+        question: Each row has its question.
+        answers: As for `find_columns`.
+
+    Raises:
+        ConfigError: It lacks images, questions, rows or a column that was named.
+    """
+    named = {name.split(".")[0]: ours for ours, name in (given or {}).items() if name}
+    rows.need([name for name, ours in named.items() if question or ours != "question"])
+    columns = find_columns(rows.name, rows.columns, given, answers=answers)
+    for ours in NEEDED if question else NEEDED[:1]:
+        if ours not in columns.names:
+            one_for_all = ", or ask one about all rows: --question TEXT" if ours == "question" and not answers else ""
+            raise ConfigError(
+                f"{rows.name} has no column {ours} ({', '.join(NAMES[ours][1:])}). It has: "
+                f"{', '.join(rows.columns) or 'none'}. Say what it is called, --column {ours}=NAME{one_for_all} (in "
+                f"Python: columns{', question' if one_for_all else ''})."
+            )
     if not len(rows):
         raise ConfigError(f"{rows.name} has no rows.")
+    return columns
 
 
 def table_file(path: Path) -> Path:

@@ -206,19 +206,25 @@ def _answer(text: str, focus: Sequence[tuple[Look, Sequence[int]]] = ()) -> Say:
 
 
 def under(frame: Frame, rects: Sequence[Rect]) -> list[int]:
-    """The visual tokens that show these boxes of the board: half covered by one, or holding a quarter of one."""
+    """The visual tokens that show these boxes of the board: half covered by one, or holding a quarter of one.
+
+    Of a line that is long and low, and so between two rows that no token is or does, those that show the most of it.
+    """
     columns, rows = frame.look.grid[1], frame.look.grid[0]
     scale_x, scale_y = frame.scale
     found: set[int] = set()
     for rect in rects:
         x1, x2 = ((value - frame.box[0]) * scale_x / CELL for value in (rect[0], rect[2]))
         y1, y2 = ((value - frame.box[1]) * scale_y / CELL for value in (rect[1], rect[3]))
-        enough = min(0.5, 0.25 * (x2 - x1) * (y2 - y1))
+        covered: dict[int, float] = {}
         for row in range(max(0, int(y1)), min(rows, int(y2) + 1)):
             for column in range(max(0, int(x1)), min(columns, int(x2) + 1)):
                 across, down = min(x2, column + 1) - max(x1, column), min(y2, row + 1) - max(y1, row)
-                if across > 0 and down > 0 and across * down >= enough:
-                    found.add(row * columns + column)
+                if across > 0 and down > 0:
+                    covered[row * columns + column] = across * down
+        most = max(covered.values(), default=0.0)
+        enough = min(0.5, 0.25 * (x2 - x1) * (y2 - y1))
+        found.update(token for token, share in covered.items() if share >= (enough if enough <= most else 0.8 * most))
     return sorted(found)
 
 

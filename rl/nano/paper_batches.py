@@ -1,6 +1,6 @@
 """Batches of paper: for the vision tower alone parts of drawn pages (`drawn`), parts and lines of real receipts
 (`receipts`) and whole pages (`sheets`), all without questions; and questions about parts (`paper_parts`), coarse views
-(`paper_coarse`) and whole pages (`paper_whole`) of both.
+(`paper_coarse`, and `paper_looks` for their places alone) and whole pages (`paper_whole`) of both.
 
 Neighbouring batches share drawn pages, because drawing one costs as much as many views of it; which batch shows which
 page follows from its number alone.
@@ -14,20 +14,22 @@ from typing import Final, Literal, get_args
 from nano.drawn_paper import draw_paper
 from nano.paper import Paper
 from nano.paper_boards import PaperBoard, board_of
-from nano.paper_trees import coarse_paper_tree, part_tree, whole_paper_tree
+from nano.paper_trees import coarse_paper_tree, look_tree, part_tree, whole_paper_tree
 from nano.paper_views import crop_view, line_view, page_view
 from nano.receipts import Receipts
 from nano.scan import aged
 from nano.trees import Look, Tree
 
-PaperKind = Literal["drawn", "receipts", "sheets", "paper_parts", "paper_coarse", "paper_whole"]
+PaperKind = Literal["drawn", "receipts", "sheets", "paper_parts", "paper_coarse", "paper_looks", "paper_whole"]
 PAPER_KINDS: Final = frozenset(get_args(PaperKind))
 REAL_KINDS: Final = PAPER_KINDS - {"drawn"}
 """Kinds that show real receipts."""
 _REAL_SHARE: Final = 0.6
 """Of the pages of batches that show both."""
-_PARTS, _PARTS_OF_A_PAGE, _COARSE = 6, 3, 1
-"""Trees of a batch of parts, how many of them share a page, and trees of a batch of coarse views."""
+_REAL_LOOKS: Final = 0.85
+"""The same where places alone are asked for: fields are what is hard to find."""
+_PARTS, _PARTS_OF_A_PAGE, _COARSE, _LOOKS = 6, 3, 1, 3
+"""Trees of a batch of parts, how many of them share a page; of coarse views with answers, and of those with places."""
 CROP_TOKENS: Final = (32, 256)
 """Fewest and most visual tokens of a part of a page."""
 SHEET_TOKENS: Final = (128, 256, 400, 600, 900, 1300, 2048)
@@ -69,15 +71,16 @@ def paper_trees(
         return [whole_paper_tree(rng, _asked(rng, number, receipts))]
     if kind == "paper_coarse":
         return [coarse_paper_tree(rng, _asked(rng, number, receipts)) for _ in range(_COARSE)]
+    if kind == "paper_looks":
+        return [look_tree(rng, _asked(rng, number, receipts, real=_REAL_LOOKS)) for _ in range(_LOOKS)]
     boards = [_asked(rng, number, receipts) for _ in range(_PARTS // _PARTS_OF_A_PAGE)]
     return [part_tree(rng, board) for board in boards for _ in range(_PARTS_OF_A_PAGE)]
 
 
-def _asked(rng: Random, number: int, receipts: Receipts) -> PaperBoard:
-    """Return a page, aged, that something can be asked about."""
+def _asked(rng: Random, number: int, receipts: Receipts, *, real: float = _REAL_SHARE) -> PaperBoard:
+    """Return a page, aged, that something can be asked about; `real` is the share of receipts."""
     for _ in range(8):
-        real = rng.random() < _REAL_SHARE
-        paper = receipts[rng.randrange(len(receipts))] if real else _drawn(rng, number)
+        paper = receipts[rng.randrange(len(receipts))] if rng.random() < real else _drawn(rng, number)
         board = board_of(rng, replace(paper, image=aged(rng, paper.image)))
         if board.facts:
             break

@@ -25,9 +25,13 @@ from qzoom_agent.protocols.nano import LOCATION_STEP, UNKNOWN
 
 COARSE_TOKENS: Final = (96, 128, 160, 220, 256, 300)
 """Most visual tokens of a coarse view of paper; one drawn at random."""
-PROPOSED_SIDES: Final = (0.62, 0.09)
-"""Of a crop that SD-RPN proposes, as shares of the page's: a few lines."""
-PROPOSED_TOKENS: Final = (112, 176)
+LOOK_TOKENS: Final = (128, 157, 157, 200)
+"""The same where only places are learned."""
+_CUT: Final = 0.4
+"""Share of these that show a part of the page."""
+PROPOSED_SIDES: Final = ((0.5, 0.8), (0.07, 0.15))
+"""Least and greatest width and height of a crop that SD-RPN proposes, as shares of the page's: a few lines."""
+PROPOSED_TOKENS: Final = (112, 320)
 """Fewest and most visual tokens of such a crop."""
 WHOLE_TOKENS: Final = (400, 600, 900, 1300, 2048)
 """The same of a whole page to read from."""
@@ -60,7 +64,10 @@ def coarse_paper_tree(rng: Random, board: PaperBoard, *, served: int = 5, calls:
         if within_reach and index % 3 == 2:
             branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
         else:
-            branches.append(("beside", fact, beside(fact, [proposed_crop(rng, board, fact.boxes[0])])))
+            crops = [right := proposed_crop(rng, board, fact.boxes[0])]
+            if index % 3 == 1:  # one of several regions is right, wherever it stands among them
+                crops.insert(rng.randrange(2), proposed_crop(rng, board, rng.choice(board.paper.lines).box))
+            branches.append(("beside", fact, [*(crop.look for crop in crops), *direct(right, fact)]))
     if facts and rng.random() < _UNKNOWN:  # a crop of something else
         stray = proposed_crop(rng, board, rng.choice(facts).boxes[0])
         branches += [("beside", fact, beside(fact, [stray])) for fact in _unknown(rng, stray, board)]
@@ -69,6 +76,21 @@ def coarse_paper_tree(rng: Random, board: PaperBoard, *, served: int = 5, calls:
         branches += [("call", fact, calling(frame, fact)) for fact in facts[:calls]]
     branches += [("look", fact, looking(frame, fact)) for fact in facts[:looks]]
     return _tree(frame, branches)
+
+
+def look_tree(rng: Random, board: PaperBoard, *, looks: int = 10) -> Tree:
+    """Return a coarse view of a page, or of most of it, and questions whose places alone are learned.
+
+    They cost little, and a batch of them trains the vision tower for print that is too small to read.
+    """
+    box = None
+    if rng.random() < _CUT:  # fields stand elsewhere than on the page
+        (width, height), high = board.image.size, rng.uniform(0.55, 0.95)
+        x, y = rng.uniform(0.0, 0.06) * width, rng.uniform(0.0, 1.0 - high) * height
+        box = (x, y, min(float(width), x + rng.uniform(0.92, 1.0) * width), y + high * height)
+    frame = show(board, box, tokens=(16, rng.choice(LOOK_TOKENS)))
+    inside = [fact for fact in shuffled(rng, board.facts) if _within(frame.box, fact.boxes)]
+    return _tree(frame, [("look", fact, looking(frame, fact)) for fact in inside[:looks]])
 
 
 def part_tree(rng: Random, board: PaperBoard, *, tokens: tuple[int, int] = (60, 240), questions: int = 10) -> Tree:
@@ -129,9 +151,7 @@ def _crop(rng: Random, board: PaperBoard, needle: Rect) -> Frame:
 
 def proposed_crop(rng: Random, board: PaperBoard, needle: Rect) -> Frame:
     """Return a crop that holds a needle as SD-RPN proposes it, of fixed sides, or where it is too large for these."""
-    sides = [
-        rng.uniform(0.85, 1.15) * share * side for share, side in zip(PROPOSED_SIDES, board.image.size, strict=True)
-    ]
+    sides = [rng.uniform(*share) * side for share, side in zip(PROPOSED_SIDES, board.image.size, strict=True)]
     lengths = (needle[2] - needle[0], needle[3] - needle[1])
     if rng.random() < 0.3 or any(0.95 * side < length for side, length in zip(sides, lengths, strict=True)):
         return _crop(rng, board, needle)
@@ -141,7 +161,8 @@ def proposed_crop(rng: Random, board: PaperBoard, needle: Rect) -> Frame:
         start = max(min(start, needle[axis]), needle[axis + 2] - side)
         corner.append(min(max(0.0, start), board.image.size[axis] - side))
     (x, y), (width, height) = corner, sides
-    return show(board, (x, y, x + width, y + height), tokens=PROPOSED_TOKENS)
+    most = rng.randint(*PROPOSED_TOKENS)
+    return show(board, (x, y, x + width, y + height), tokens=(round(0.7 * most), most))
 
 
 def _direct(rng: Random, frame: Frame, board: PaperBoard, questions: int) -> list[Branch]:
@@ -195,10 +216,13 @@ def _askable(rng: Random, frame: Frame, board: PaperBoard) -> list[Fact]:
 
 def _seen(frame: Frame, boxes: Sequence[Rect]) -> bool:
     """Return whether boxes lie in a view and are large enough to be read."""
-    left, top, right, bottom = frame.box
-    inside = all(left <= box[0] and top <= box[1] and box[2] <= right and box[3] <= bottom for box in boxes)
     tall = min(box[3] - box[1] for box in boxes) * frame.scale[1]
-    return inside and tall >= LEGIBLE
+    return _within(frame.box, boxes) and tall >= LEGIBLE
+
+
+def _within(whole: Rect, boxes: Sequence[Rect]) -> bool:
+    left, top, right, bottom = whole
+    return all(left <= box[0] and top <= box[1] and box[2] <= right and box[3] <= bottom for box in boxes)
 
 
 def line_fact(frame: Frame, line: Line) -> Fact | None:

@@ -12,7 +12,7 @@ from nano.examples import CLOSE, OPEN, Frame, direct, show
 from nano.paper import Line, Paper, Rect
 from nano.paper_batches import paper_trees
 from nano.paper_boards import PaperBoard, board_of
-from nano.paper_trees import coarse_paper_tree, line_fact, part_tree, proposed_crop, whole_paper_tree
+from nano.paper_trees import coarse_paper_tree, line_fact, look_tree, part_tree, proposed_crop, whole_paper_tree
 from nano.tokenizer import build_tokenizer
 from nano.trees import Look, Packer, Say, Tree
 from qzoom_agent import Agent
@@ -130,8 +130,32 @@ def test_a_served_crop_holds_the_answer_and_can_be_read(board: PaperBoard) -> No
     assert crops
     for crop in crops:
         rows, columns = crop.grid
-        assert 90 <= rows * columns <= 260
+        assert 75 <= rows * columns <= 320
     assert any(crop.readings for crop in crops)
+
+
+def test_one_of_several_crops_may_hold_the_answer(board: PaperBoard) -> None:
+    firsts = []
+    for seed in range(12):
+        for pieces in coarse_paper_tree(Random(seed), board).branches:
+            crops = [piece for piece in pieces if isinstance(piece, Look)]
+            if len(crops) == 2:
+                read = [look for say in pieces if isinstance(say, Say) for look, cells in say.focus if cells]
+                firsts.append(read[-1] is crops[0])
+    assert 0.2 < sum(firsts) / len(firsts) < 0.8
+
+
+def test_places_alone_are_asked_of_a_page_and_of_most_of_it(board: PaperBoard) -> None:
+    trees = [look_tree(Random(seed), board) for seed in range(12)]
+    looks = [piece for tree in trees for piece in tree.prefix if isinstance(piece, Look)]
+    assert len({look.grid for look in looks}) > 2 and all(
+        rows * columns <= 200 for rows, columns in (look.grid for look in looks)
+    )
+    for tree in trees:
+        assert all(name.startswith("look ") for name in tree.names)
+        said = [piece for pieces in tree.branches for piece in pieces if isinstance(piece, Say) and piece.looks]
+        assert len(said) == len(tree.branches) and all(cells for say in said for _, cells in say.focus)
+    assert {len(tree.branches) for tree in trees} > {len(board.facts)}
 
 
 def test_batches_of_questions_need_receipts_and_are_drawn_again() -> None:
@@ -193,7 +217,7 @@ def test_a_table_for_branches_asks_whole_receipts_and_parts_of_them(tmp_path: Pa
     assert found == list(rows([RECEIPT], tmp_path, parts=3))
 
 
-def test_proposed_crops_of_paper_have_fixed_sides_and_hold_the_needle(board: PaperBoard) -> None:
+def test_proposed_crops_of_paper_hold_the_needle(board: PaperBoard) -> None:
     needle = next(fact.boxes[0] for fact in board.facts if fact.kind == "total")
     shares = []
     for seed in range(40):
@@ -201,7 +225,7 @@ def test_proposed_crops_of_paper_have_fixed_sides_and_hold_the_needle(board: Pap
         left, top, right, bottom = crop.box
         assert left <= needle[0] and top <= needle[1] and right >= needle[2] and bottom >= needle[3]
         shares.append((right - left) / board.image.width)
-    assert sum(0.5 < share < 0.75 for share in shares) > 20
+    assert sum(0.49 < share < 0.81 for share in shares) > 20
 
 
 def test_the_nano_for_receipts_finds_and_reads_a_company() -> None:

@@ -1,11 +1,12 @@
 """Accuracy and cost on a folder of receipts: a model at several budgets and under each policy, and OCR with rules.
 
-    python evals/receipts.py DIR --model runs/paper_nano --branches runs/branches/calibrate/final --out runs/on_receipts
+    python evals/receipts.py DIR --model nano-paper --rival runs/paper_rival/final --out runs/on_receipts
     python evals/receipts.py DIR ... --ocr PYTHON   (the Python of an environment with RapidOCR, see receipt_ocr.py)
 
-Each row asks the four fields of every receipt of a split. Rows run one after another, a question at a time, in this
-process; OCR runs after them, with as many threads. Seconds of OCR are of a whole receipt, which gives all four fields.
-Rows that are there are read, so an interrupted run goes on.
+Each row asks the four fields of every receipt of a split, policies at the budget of the model's preset. A rival is
+another set of weights that answers from whole receipts only, such as the model fine-tuned on them. Rows run one after
+another, a question at a time, in this process; OCR runs after them, with as many threads. Seconds of OCR are of a whole
+receipt, which gives all four fields. Rows that are there are read, so an interrupted run goes on.
 """
 
 import argparse
@@ -31,13 +32,13 @@ from qzoom_agent.report.markdown import markdown_table
 
 BUDGETS: Final = (128, 256, 512, 1024, 2048)
 """Most visual tokens of a whole receipt for the baseline."""
+POLICIES: Final = ("implicit", "always", "oracle", "explicit", "hybrid")
 FIELDS: Final = ("total", "date", "company", "address")
 
 
-def row(name: str, agent: Agent, settings: dict[str, Any], options: argparse.Namespace) -> TaskResult:
+def row(name: str, asked: Agent, weights: str, options: argparse.Namespace) -> TaskResult:
     """Return the result of one row: from disk if it is finished, else by running it."""
-    folder, asked = RunFolder(options.out / name), agent.replace(**settings)
-    weights = fingerprint(options.model, options.branches)
+    folder = RunFolder(options.out / name)
     if (folder.path / "results.json").exists() and folder.ask.weights == weights and folder.config == asked.config:
         return Results.of(folder).tasks[FIELD]
     source = TaskSource(path=str(options.folder), split=options.split)
@@ -58,31 +59,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="folder of receipts (receipts.jsonl, images/)")
     parser.add_argument("--model", required=True)
     parser.add_argument("--branches", help="gate and SD-RPN (default: the model's)")
+    parser.add_argument("--rival", help="weights that answer from whole receipts only")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run folders, one a row")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--coarse", type=int, default=256, help="visual tokens of a coarse view")
-    parser.add_argument("--called", type=int, default=157, help="the same where the model calls")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--ocr", metavar="PYTHON", help="run receipt_ocr.py with it on the same receipts")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every row")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     given = dict(read_setting(text) for text in options.set)
-    rows: dict[str, dict[str, Any]] = {}
-    for policy in ("implicit", "always", "oracle"):
-        rows[policy] = {"policy": policy, "budget.coarse_tokens": options.coarse}
-    for policy in ("explicit", "hybrid"):
-        rows[policy] = {"policy": policy, "budget.coarse_tokens": options.called}
+    rows: dict[str, dict[str, Any]] = {policy: {"policy": policy} for policy in POLICIES}
     for budget in BUDGETS:
         rows[f"direct-{budget}"] = {"policy": "direct", "budget.coarse_tokens": budget}
     config = AgentConfig(policy="direct").replace(**given)
     cells = []
-    with Agent.from_pretrained(options.model, config=config, branches=options.branches) as agent:
-        for name, settings in rows.items():
-            result = row(name, agent, settings, options)
-            scores = [f"{100 * result.marks.kinds[kind].mean:.1f}" for kind in FIELDS]
-            cost = result.cost
-            cells.append([name, *scores, f"{cost.visual_tokens.mean:.0f}", f"{cost.seconds.mean:.3f}", str(result.n)])
+    for prefix, model, branches in (("", options.model, options.branches), ("rival-", options.rival, None)):
+        if model is None:
+            continue
+        weights = fingerprint(model, branches)
+        with Agent.from_pretrained(model, config=config, branches=branches) as agent:
+            for name, settings in rows.items():
+                if prefix and settings["policy"] != "direct":
+                    continue
+                result = row(prefix + name, agent.replace(**settings), weights, options)
+                scores = [f"{100 * result.marks.kinds[kind].mean:.1f}" for kind in FIELDS]
+                cost = [f"{result.cost.visual_tokens.mean:.0f}", f"{result.cost.seconds.mean:.3f}"]
+                cells.append([prefix + name, *scores, *cost, str(result.n)])
     if options.ocr:
         script, out = Path(__file__).with_name("receipt_ocr.py"), options.out / "ocr.json"
         command = [options.ocr, str(script), str(options.folder), "--split", options.split, "--json", str(out)]

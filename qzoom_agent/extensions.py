@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
 
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import ConfigError, QzoomError
 
 GROUPS: Final = {
     "reward": "qzoom_agent.rewards",
@@ -84,9 +84,9 @@ def satisfying(value: Any, protocol: type, *arguments: object, kind: str) -> Any
     """Return an extension that has every member of `protocol`; a class is called with `arguments` first.
 
     Raises:
-        ConfigError: Members are missing.
+        ConfigError: Members are missing, or the class cannot be called like that.
     """
-    made = value(*arguments) if isinstance(value, type) else value
+    made = created(value, *arguments, kind=kind) if isinstance(value, type) else value
     members = [name for name in vars(protocol) if not name.startswith("_") or name == "__call__"]
     missing = [name for name in members if not hasattr(made, name)]
     if missing:
@@ -95,6 +95,20 @@ def satisfying(value: Any, protocol: type, *arguments: object, kind: str) -> Any
             f"{protocol.__module__}.{protocol.__qualname__}."
         )
     return made
+
+
+def created(maker: Callable[..., Any], *arguments: object, kind: str) -> Any:
+    """Return the extension that a class or function makes. Raises ConfigError if it fails."""
+    try:
+        return maker(*arguments)
+    except QzoomError:
+        raise
+    except Exception as error:  # whatever a foreign class raises
+        given = ", ".join(type(one).__name__ for one in arguments)
+        raise ConfigError(
+            f"The {kind} {reference(maker)!r} cannot be made: {type(error).__name__}: {error}. It is called with "
+            f"{given or 'no arguments'}."
+        ) from error
 
 
 def _imported(name: str, kind: str) -> Any:

@@ -131,7 +131,9 @@ def check_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> tuple[i
 
 
 def _plain(source: Any) -> str | Path | bytes | Image.Image | np.ndarray[Any, Any]:
-    """Return an open file as its bytes and a tensor as an array; anything else as it is."""
+    """Return an open file or a buffer as its bytes and a tensor as an array; anything else as it is."""
+    if isinstance(source, bytearray | memoryview):
+        return bytes(source)
     if callable(getattr(source, "read", None)):
         try:
             data = source.read(MAX_BYTES_IN_MEMORY + 1)
@@ -175,7 +177,10 @@ def _opened(
         except ImageError:
             raise
         except UnidentifiedImageError as error:
-            raise ImageError(f"Not an image that can be read: {name}. Formats read: {', '.join(FORMATS)}.") from error
+            raise ImageError(
+                f"Not an image that can be read: {name}. Formats read: {', '.join(FORMATS)}. Save it as PNG or JPEG, "
+                "or open it with another library and pass a Pillow image."
+            ) from error
         except Image.DecompressionBombError as error:
             raise ImageError(
                 f"An image is over the limit of {max_pixels} px: {name}. {_cause(error)}. {_SMALLER}"
@@ -319,6 +324,8 @@ def _encoded(source: str | Path | bytes, allow_url: bool) -> tuple[Path | io.Byt
                     "load_image(url, allow_url=True) does both."
                 )
             return _buffer(_download(source), _short(source)), _short(source)
+        if scheme.startswith("file:") or not source:
+            raise ImageError(f"{_short(source)} is no path of an image. Give the path of a file, without file://.")
     if not isinstance(source, str | Path):
         raise ImageError(
             f"Cannot read an image from {type(source).__name__}: pass a path, bytes, an open file, a data URI, a "

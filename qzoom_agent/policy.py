@@ -156,7 +156,7 @@ class CropPolicy:
         decision = self._within_budget(counted, plan)
         if self._rule is None or context is None or decision.code or plan.box is None:
             return decision
-        ruled = self._rule(plan, shown, context)
+        ruled = self._ruled(self._rule, plan, shown, context)
         numbers = decision.numbers | ruled.numbers
         if ruled.plan is not None:
             if self._within_budget(counted, ruled.plan).code:
@@ -169,7 +169,14 @@ class CropPolicy:
         if not self.offers_tools:
             return ReviewDecision("no_tool", {}, "There are no tools in this run. Answer the question.", last="failed")
         rule: Callable[..., ReviewDecision] | None = getattr(self._rule, "review_tool", None)
-        return ReviewDecision("", {}) if rule is None else rule(call, shown, context)
+        return ReviewDecision("", {}) if rule is None else self._ruled(rule, call, shown, context)
+
+    def _ruled(self, rule: Callable[..., Any], *arguments: object) -> ReviewDecision:
+        decision = rule(*arguments)
+        if not isinstance(decision, ReviewDecision):
+            name = self._config.review.rule
+            raise ConfigError(f"The policy rule {name!r} returned {decision!r:.80}. Return a ReviewDecision.")
+        return decision
 
     def room(self, shown: Sequence[View], tokens: int) -> ReviewDecision:
         """Decide whether there is room for another image of so many visual tokens, after the views in `shown`."""

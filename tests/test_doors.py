@@ -168,3 +168,14 @@ def test_an_unknown_name_tells_the_door(door: str) -> None:
 def test_an_object_that_does_not_fit_tells_what_it_lacks(door: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         agent(**{door: object()})
+
+
+def test_an_extension_that_goes_wrong_is_named() -> None:
+    class Needy(TopLeft):
+        def __init__(self) -> None:
+            raise OSError("no camera")
+
+    with pytest.raises(ConfigError, match=r"The tool '.*Needy' cannot be made: .*ZoomConfig"):
+        agent(tool=Needy)
+    with pytest.raises(ConfigError, match=r"policy rule '.*<lambda>' returned None\. Return a ReviewDecision"):
+        agent(rule=lambda plan, shown, context: None).run(IMAGE, "What?")

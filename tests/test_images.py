@@ -107,10 +107,13 @@ def test_urls_are_off_unless_allowed():
     [
         ("no such file.png", "There is no image file at 'no such file.png'"),
         ("x" * 5000, "Check the path"),
+        ("", "'' is no path"),
+        ("file:///a.png", "without file://"),
         ("nul\0byte", "Check the path"),
         (".", "is a folder"),
         (b"", "it is empty"),
         (b"hello", "Not an image that can be read: the 5 bytes given"),
+        (bytearray(b"\0\0\0\x18ftypheic"), "Save it as PNG or JPEG"),
         ("data:image/png,abc", "write it as data:image/png;base64"),
         ("data:image/png;base64,@@@@", "not valid base64"),
         ("data:image/png;base64,", "it is empty"),

@@ -66,8 +66,11 @@ def document(tmp_path: Path) -> Path:
     return tmp_path / "two.pdf"
 
 
-def test_a_page_of_a_pdf_is_an_image(document: Path) -> None:
-    first, second = load_image(document), load_image(f"{document}#page=2")
+def test_a_page_of_a_pdf_is_an_image(document: Path, caplog: pytest.LogCaptureFixture) -> None:
+    second = load_image(f"{document}#page=2")
+    assert not caplog.text
+    first = load_image(document)
+    assert "has 2 pages; only the first is shown" in caplog.text
     for page, color in ((first, (255, 0, 0)), (second, (0, 0, 255))):  # Pillow writes the pages as JPEG
         assert np.abs(np.asarray(page)[9, 9].astype(int) - color).max() <= 3
     assert first.size == check_image(f"{document}#page=2") == (278, 556), "200 dots per inch of 100 x 200 points"

@@ -335,6 +335,8 @@ class TaskRun:
             blank = PIL.Image.new("RGB", (1, 1))
             sample = Sample(f"{self.task.name}[{place}]", self.task.name, self.samples.kinds[place], blank, "", "")
             return self._failed(about(sample, image=""), sample, error), True
+        if not isinstance(sample, Sample):
+            raise ConfigError(f"The task {self.task.name!r} gave {sample!r:.80} as question {place}, not a Sample.")
         if sample.task != self.task.name:  # a task from outside this package that reads another's samples
             sample = replace(sample, task=self.task.name)
         if known is not None and known.key == about(sample, image=image_digest(sample))["key"]:

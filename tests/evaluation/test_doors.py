@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,6 +124,16 @@ def test_what_is_no_task_is_refused(here: str) -> None:
         with_scorer([numbers()], "kind")
     with pytest.raises(ConfigError, match="nothing' is int, not a function"):
         with_scorer([numbers()], f"{here}:nothing")
+    with pytest.raises(ConfigError, match=r"loose' cannot be made.*no arguments"):
+        find_task(f"{here}:loose")
+    with pytest.raises(ConfigError, match="'numbers' has no scorer"):
+        with_scorer([replace(numbers(), scorers={})], None)
+
+
+def test_samples_that_are_none_are_refused(tmp_path: Path) -> None:
+    task = replace(numbers(), load=lambda _: [1, 2])  # type: ignore[arg-type,return-value]
+    with pytest.raises(ConfigError, match="gave 1 as question 0, not a Sample"):
+        evaluate(player(), [task], out=tmp_path)
 
 
 # ---- entry points --------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from qzoom_agent.evaluation.tasks.ocrbench_v2 import OCRBENCH_V2
 from qzoom_agent.evaluation.tasks.receipts import RECEIPTS
 from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, Task
 from qzoom_agent.evaluation.tasks.vstar import VSTAR
-from qzoom_agent.extensions import find, is_reference, reference
+from qzoom_agent.extensions import created, find, is_reference, reference
 
 _TABLES: Final = (
     *(*HR_BENCH, *MME, DOCVQA, INFOVQA, CHARTQA, TEXTVQA, OCRBENCH, TREEBENCH, *VISUAL_PROBE, *ZOOM_BENCH),
@@ -67,7 +67,7 @@ def as_task(found: Any, name: str) -> Task:
         ConfigError: It is none.
     """
     if not isinstance(found, Task) and (isinstance(found, type) or not hasattr(found, "load")) and callable(found):
-        found = found()
+        found = created(found, kind="task")
     if isinstance(found, Task):
         return found
     missing = [attribute for attribute in _NEEDED if not hasattr(found, attribute)]
@@ -99,8 +99,10 @@ def with_scorer(tasks: Sequence[Task], scorer: str | Scorer | CustomScorer | Non
             `qzoom_agent.scorers`; or the function itself, which goes by its `module:name`. None: each task's first.
 
     Raises:
-        ConfigError: There is no such scorer, or it is no function.
+        ConfigError: There is no such scorer, it is no function, or a task has none.
     """
+    if bare := [task.name for task in tasks if not task.scorers and scorer is None]:
+        raise ConfigError(f"The task {bare[0]!r} has no scorer. Give it one, or --scorer module:function.")
     known = {name: one for task in tasks for name, one in task.scorers.items()}
     if scorer is None or (isinstance(scorer, str) and scorer in known):
         return list(tasks), scorer

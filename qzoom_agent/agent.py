@@ -229,6 +229,8 @@ class Agent:
 
         `backend` gives another model instead, or the same one in batches.
         """
+        if "model" in changes and "backend" not in changes:
+            raise ConfigError("An agent keeps its model. Load another with Agent.from_pretrained, or give its backend.")
         backend: Backend = changes.pop("backend", self.backend)
         # Changes the configuration as it was given: presets filled in for it may give way to the changes.
         objects = {**self._parts.objects, **({"perceiver": self.perceiver} if self.perceiver else {})}

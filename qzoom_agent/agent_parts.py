@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from langchain_core.callbacks import BaseCallbackHandler
+
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.episode_state import Context
 from qzoom_agent.errors import BoxError, ConfigError
@@ -62,6 +64,9 @@ class AgentParts:
         names: dict[str, Any] = {
             _EXTENSIONS[key]: reference(value) for key, value in self.objects.items() if key in _EXTENSIONS
         }
+        handlers = self.objects.get("callbacks", [])
+        if not isinstance(handlers, list | tuple) or not all(isinstance(one, BaseCallbackHandler) for one in handlers):
+            raise ConfigError(f"callbacks is a list of callback handlers of LangChain; got {handlers!r:.80}.")
         self.perceiver = self.objects.get("perceiver")
         if self.perceiver is not None:
             names["perceiver"] = name_of(satisfying(self.perceiver, Perceiver, kind="perceiver"))

@@ -111,7 +111,7 @@ class SavedRuns:
 
     def folder(self, thread: str) -> Path:
         """Return the folder of a run's views. Raises ConfigError for a name that is not legal."""
-        if not _NAME.fullmatch(thread) or thread.lower().startswith(_STEPS):
+        if not isinstance(thread, str) or not _NAME.fullmatch(thread) or thread.lower().startswith(_STEPS):
             raise ConfigError(
                 f"{thread!r} cannot name a run: use up to 100 letters, digits, '.', '_' and '-', the first of them a "
                 f"letter, a digit or '_', and not {_STEPS}, the file of saved steps."

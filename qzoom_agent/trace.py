@@ -496,7 +496,7 @@ class Trace(QuestionRecord):
             data = json.loads(file.read_bytes())
         except OSError as error:
             raise TraceError(
-                f"No trace could be read - {file}: {error.strerror or error} - give a folder that Trace.save wrote."
+                f"No trace could be read - {file}: {error.strerror or error} - give the folder of a saved run."
             ) from error
         except (ValueError, RecursionError) as error:
             raise TraceError(
@@ -519,7 +519,7 @@ def _check_version(data: object, file: Path) -> None:
     match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version) if isinstance(version, str) else None
     if match is None:
         raise TraceError(
-            f'A file is not a trace - {file}: no "version" such as "{VERSION}" - give a folder that Trace.save wrote.'
+            f'A file is not a trace - {file}: no "version" such as "{VERSION}" - give the folder of a saved run.'
         )
     if int(match[1]) != int(VERSION.split(".")[0]):
         raise TraceError(

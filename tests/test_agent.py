@@ -335,6 +335,8 @@ def test_one_agent_may_run_on_many_threads() -> None:
         (lambda a: a.replace(max_pixels=9).run(IMAGE, "What?"), ImageError, "over the limit of 9 px.*max_pixels"),
         (lambda a: Agent(a.backend, config=AgentConfig(protocol="klingon")), ConfigError, "klingon.*nano"),
         (lambda a: Agent.from_pretrained("nano", polcy="direct"), ConfigError, "'polcy'.*'policy'"),
+        (lambda a: a.replace(model="qwen3-vl-4b"), ConfigError, "keeps its model"),
+        (lambda a: a.replace(callbacks=print), ConfigError, "list of callback handlers"),
         (lambda a: Agent("nano"), ConfigError, "got 'nano'.*from_pretrained"),  # type: ignore[arg-type]
         (lambda a: Agent(a.backend, config="a.yaml"), ConfigError, "got 'a.yaml'.*load"),  # type: ignore[arg-type]
         (lambda a: Agent.from_pretrained(config={"seed": 1}), ConfigError, "AgentConfig"),  # type: ignore[arg-type]

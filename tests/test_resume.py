@@ -180,9 +180,9 @@ def test_what_cannot_be_resumed_says_why(tmp_path: Path) -> None:
             agent.resume("two")
         with pytest.raises(ConfigError, match=r"already a run 'one'.*resume\('one'\)"):
             agent.run(IMAGE, "What?", thread="one")
-        for name in ("../up", "", ".", "a/b", "x" * 101, "a\n", "episodes.sqlite", "Episodes.sqlite-wal"):
+        for name in ("../up", "", ".", "a/b", "x" * 101, "a\n", 3, "episodes.sqlite", "Episodes.sqlite-wal"):
             with pytest.raises(ConfigError, match="cannot name a run"):
-                agent.run(IMAGE, "What?", thread=name)
+                agent.run(IMAGE, "What?", thread=name)  # type: ignore[arg-type]
         for image in (tmp_path / "one").iterdir():
             image.unlink()
         with pytest.raises(ImageError, match="missing"):

@@ -206,7 +206,7 @@ def test_every_cut_of_a_trace_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_a_missing_trace_says_where_it_looked(tmp_path: Path) -> None:
-    with pytest.raises(TraceError, match=r"nowhere.* - give a folder"):
+    with pytest.raises(TraceError, match=r"nowhere.* - give the folder"):
         Trace.load(tmp_path / "nowhere")
     with pytest.raises(TraceError, match=r"trace\.json: No such file"):
         Trace.load(tmp_path)

@@ -115,7 +115,7 @@ class Shard:
 
 def evaluate(
     agent: AgentLike,
-    tasks: Sequence[Task],
+    tasks: Sequence[Task | str],
     *,
     out: Path | str,
     source: TaskSource | None = None,
@@ -136,7 +136,7 @@ def evaluate(
 
     Args:
         agent: The agent to measure.
-        tasks: What it is asked; see `qzoom_agent.evaluation.tasks.catalog.find_task`.
+        tasks: What it is asked: tasks, or names as `qzoom_agent.evaluation.tasks.catalog.find_task` takes them.
         out: Run folder.
         source: Where tasks are read from and how many samples they draw; its seed is the run's.
         paths: Paths of tasks that are read from elsewhere than their own source, by task name.
@@ -160,12 +160,12 @@ def evaluate(
     """
     source, shard = source or TaskSource(), shard or Shard()
     require(source, limit=limit, repeats=repeats, workers=workers)
-    tasks, scorer = with_scorer(tasks, scorer)
+    asked, scorer = with_scorer(tasks, scorer)
     folder = RunFolder(out)
     runs: list[TaskRun] = []
-    loaded = loaded or select(tasks, source=source, paths=paths, limit=limit, own_budget=own_budget)
-    plans = {task.name: loaded[task.name].selection for task in tasks}
-    for task in tasks:
+    loaded = loaded or select(asked, source=source, paths=paths, limit=limit, own_budget=own_budget)
+    plans = {task.name: loaded[task.name].selection for task in asked}
+    for task in asked:
         tokens = plans[task.name].coarse_tokens
         asker = agent
         if tokens is not None and isinstance(agent, Agent):
@@ -173,11 +173,11 @@ def evaluate(
         samples, places = loaded[task.name].samples, loaded[task.name].places
         runs.append(TaskRun(task, samples, places, asker, folder, source.seed, weights, traces))
     ask = RunSpec(seed=source.seed, weights=weights, repeats=repeats, tasks=plans)
-    scorers = {task.name: task.scorers for task in tasks}
+    scorers = {task.name: task.scorers for task in asked}
 
     def finish() -> Results:
         folder.replace_rows(row.completed(scorers.get(row.task, {})) for row in folder.in_order())
-        return _write_results(folder, tasks, scorer)
+        return _write_results(folder, asked, scorer)
 
     results = ask_all(
         runs,
@@ -189,7 +189,7 @@ def evaluate(
         shard=shard,
         watch=watch,
     )
-    return summarise(folder, tasks, scorer=scorer) if results is None else results
+    return summarise(folder, asked, scorer=scorer) if results is None else results
 
 
 def ask_all(
@@ -261,14 +261,16 @@ def select(
     return found
 
 
-def rescore(folder: RunFolder, tasks: Sequence[Task], *, scorer: str | Scorer | CustomScorer | None = None) -> Results:
+def rescore(
+    folder: RunFolder, tasks: Sequence[Task | str], *, scorer: str | Scorer | CustomScorer | None = None
+) -> Results:
     """Score the answers of a run again, with the tasks' scorers as they are now, without asking anything."""
-    tasks, scorer = with_scorer(tasks, scorer)
-    known = {task.name: task for task in tasks}
+    scored_tasks, scorer = with_scorer(tasks, scorer)
+    known = {task.name: task for task in scored_tasks}
     with folder.writing():
         rows = [row.rescored(known[row.task].scorers) if row.task in known else row for row in folder.latest()]
         folder.replace_rows(rows)
-        return _write_results(folder, tasks, scorer)
+        return _write_results(folder, scored_tasks, scorer)
 
 
 def _write_results(folder: RunFolder, tasks: Sequence[Task], scorer: str | None) -> Results:

@@ -14,7 +14,7 @@ import pytest
 from qzoom_agent import extensions
 from qzoom_agent.agent import Agent
 from qzoom_agent.cli.main import main
-from qzoom_agent.data.samples import Sample
+from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate, rescore
@@ -113,6 +113,11 @@ def test_tasks_and_scorers_of_a_module_on_the_command_line(
     assert f"accuracy ({here}:half)  0.500" in capsys.readouterr().out
     assert main(["eval", f"{here}:duck", "--scorer", f"{here}:wild", "--out", "wild"]) == 2
     assert f"The scorer {here}:wild returned 7" in capsys.readouterr().err
+
+
+def test_an_evaluation_takes_tasks_by_their_names(here: str, tmp_path: Path) -> None:
+    results = evaluate(player(), [f"{here}:receipts", "needle-scene"], out=tmp_path / "run", source=TaskSource(n=1))
+    assert list(results.tasks) == ["receipts", "needle-scene"]
 
 
 def test_what_is_no_task_is_refused(here: str) -> None:

@@ -90,24 +90,28 @@ def replied(answer: str | None, sample: Sample) -> Score:
     return Score(float(bool(answer and answer.strip())), answer)
 
 
-def with_scorer(tasks: Sequence[Task], scorer: str | Scorer | CustomScorer | None) -> tuple[list[Task], str | None]:
+def with_scorer(
+    tasks: Sequence[Task | str], scorer: str | Scorer | CustomScorer | None
+) -> tuple[list[Task], str | None]:
     """Return the tasks, with a scorer from outside this package among theirs, and the scorer's name.
 
     Args:
-        tasks: The tasks to score.
+        tasks: The tasks to score, or their names, as `find_task` takes them.
         scorer: The name of a scorer that one of the tasks has; `module:function`; an entry point of the group
             `qzoom_agent.scorers`; or the function itself, which goes by its `module:name`. None: each task's first.
 
     Raises:
         ConfigError: There is no such scorer, it is no function, or a task has none.
     """
-    if bare := [task.name for task in tasks if not task.scorers and scorer is None]:
+    given = [tasks] if isinstance(tasks, str | Task) else tasks
+    found_tasks = [find_task(one) if isinstance(one, str) else as_task(one, reference(one)) for one in given]
+    if bare := [task.name for task in found_tasks if not task.scorers and scorer is None]:
         raise ConfigError(f"The task {bare[0]!r} has no scorer. Give it one, or --scorer module:function.")
-    known = {name: one for task in tasks for name, one in task.scorers.items()}
+    known = {name: one for task in found_tasks for name, one in task.scorers.items()}
     if scorer is None or (isinstance(scorer, str) and scorer in known):
-        return list(tasks), scorer
+        return found_tasks, scorer
     name = scorer if isinstance(scorer, str) else reference(scorer)
     found = find(scorer, kind="scorer", known=known) if isinstance(scorer, str) else scorer
     if not callable(found):
         raise ConfigError(f"The scorer {name!r} is {type(found).__name__}, not a function of an answer and a sample.")
-    return [replace(task, scorers={**task.scorers, name: found}) for task in tasks], name
+    return [replace(task, scorers={**task.scorers, name: found}) for task in found_tasks], name

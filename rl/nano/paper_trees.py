@@ -12,13 +12,13 @@ from random import Random
 from statistics import median
 from typing import Final
 
-from nano.drawn_paper import LABELS
 from nano.examples import OPEN, Frame, beside, calling, crop_tokens, direct, looking, show, vain, zooming
 from nano.frames import CELL
 from nano.paper import Line, Rect
 from nano.paper_boards import LINE_QUESTION, PaperBoard, shuffled
 from nano.tokenizer import LOCATIONS
 from nano.trees import Piece, Say, Tree
+from nano.words import LABELS
 from qzoom_agent.evaluation.tasks.needle.boards import Fact
 from qzoom_agent.evaluation.tasks.receipt_questions import BESIDE, BESIDE_QUESTIONS, TOTAL_WORDS
 from qzoom_agent.protocols.nano import LOCATION_STEP, UNKNOWN

@@ -44,11 +44,14 @@ class Type:
     def scaled(self, across: int, down: int) -> "Type":
         return replace(self, stretch=(across, down))
 
+    def sized(self, times: float) -> "Type":
+        """Return the same type so many times as large."""
+        return replace(self, size=round(self.size * times), pitch=None if self.pitch is None else self.pitch * times)
 
-def pick_type(rng: Random, *, width: int) -> Type:
-    """Return the type of a receipt that is `width` dots wide: 26 to 56 characters across."""
-    columns = rng.uniform(26, 56)
-    pitch = width / columns
+
+def pick_type(rng: Random, *, width: int, columns: tuple[float, float] = (26, 56)) -> Type:
+    """Return a type of which so many characters fill a line of `width` dots."""
+    pitch = width / rng.uniform(*columns)
     kinds: tuple[Style, ...] = ("mono", "bitmap", "sans")
     kind = rng.choices(kinds, weights=(30, 35, 35))[0]
     path = rng.choice(faces(kind))

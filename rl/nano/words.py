@@ -34,6 +34,11 @@ _GOODS: Final = listed(
     "diesel,petrol,parking,ticket,service,delivery,large,small,hot,cold,fresh,white,black,red,blue,green,special,set,"
     "pack,bottle,can,sheet,roll,pair,steel,wood,plastic,cotton,shirt,shoe,towel,toy,clay,card,stamp,photo,copy"
 )
+LABELS: Final = listed(
+    "Invoice No,INV NO.,Bill No,Receipt #,Doc No.,Trans No,GST ID,GST Reg No,Tel,Fax,Reg No,Table,Pump,Ref,Order,"
+    "Cashier,Counter,Terminal,Till,Member,Card No,Approval Code,Batch,Slip,Pax,Shift,Staff,Salesperson,Customer,A/C,"
+    "Check,Room"
+)
 _FOOT: Final = listed(
     "Thank you,THANK YOU,Please come again,Goods sold are not returnable,NO REFUND,Have a nice day,Customer copy,"
     "This is a computer generated receipt,Keep this receipt for exchange within 7 days,Terima kasih,Sila datang lagi,"
@@ -135,9 +140,14 @@ def day(rng: Random) -> date:
     return date(2012, 1, 1) + timedelta(days=rng.randrange(5200))
 
 
-def dated(rng: Random, when: date) -> str:
-    """Return a date as shops print it."""
-    form = rng.choices([form for form, _ in DATE_FORMS], weights=[weight for _, weight in DATE_FORMS])[0]
+def date_form(rng: Random) -> str:
+    """Return a form of dates, to print several alike."""
+    return rng.choices([form for form, _ in DATE_FORMS], weights=[weight for _, weight in DATE_FORMS])[0]
+
+
+def dated(rng: Random, when: date, form: str | None = None) -> str:
+    """Return a date as shops print it, in a form of `date_form`."""
+    form = date_form(rng) if form is None else form
     month = MONTHS[when.month - 1]
     month = month.upper() if rng.random() < 0.5 else month
     return form.format(d=when.day, m=when.month, y=when.year, yy=when.year % 100, mon=month)

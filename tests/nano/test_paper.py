@@ -1,4 +1,4 @@
-"""Drawn and real paper, its views, and what the tower learns to read along its lines."""
+"""Paper, its views, and what the tower learns to read along its lines."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from nano.batches import Draw, table
-from nano.drawn_paper import draw_paper
+from nano.drawn_paper import SHARES, draw_paper
 from nano.frames import ACROSS, CELL, DOWN, FRAME_HEIGHT, FRAME_WIDTH, Reading, reading_batch
 from nano.line_scores import score_lines
 from nano.model import build_model
@@ -28,7 +28,7 @@ from pack_typefaces import pack
 
 @pytest.fixture(scope="module")
 def pages() -> list[Paper]:
-    return [draw_paper(seed) for seed in range(4)]
+    return [draw_paper(seed, layout=layout) for seed, layout in enumerate(SHARES)]
 
 
 def plain(*lines: Line, size: tuple[int, int] = (280, 140)) -> Paper:
@@ -57,42 +57,6 @@ def test_what_is_transcribed_can_be_told_apart() -> None:
     assert len(set(ALPHABET)) == len(ALPHABET) == CLASSES - 1
     assert text_of(classes_of(ALPHABET)) == ALPHABET
     assert BLANK not in classes_of(ALPHABET)
-
-
-def test_a_page_is_the_same_every_time_it_is_drawn(pages: list[Paper]) -> None:
-    again = draw_paper(1)
-    assert again.lines == pages[1].lines and again.fields == pages[1].fields
-    assert np.array_equal(np.asarray(again.image), np.asarray(pages[1].image))
-    assert pages[0].lines != pages[1].lines
-
-
-def test_there_is_ink_where_a_line_is_said_to_be(pages: list[Paper]) -> None:
-    for page in pages:
-        pixels = np.asarray(page.image, dtype=float)
-        for line in page.lines:
-            left, top, right, bottom = (round(edge) for edge in line.box)
-            inside = pixels[max(0, top) : bottom, max(0, left) : right]
-            assert inside.size, (page.name, line)
-            assert np.percentile(inside, 99) - inside.min() > 25, (page.name, line)
-
-
-def test_every_character_of_a_drawn_line_has_a_place_of_its_own_inside_it(pages: list[Paper]) -> None:
-    for page in pages:
-        assert page.lines
-        for line in page.lines:
-            assert line.centers is not None and len(line.centers) == len(line.text)
-            assert all(one < other for one, other in zip(line.centers, line.centers[1:], strict=False))
-            assert line.box[0] - 1 <= line.centers[0] and line.centers[-1] <= line.box[2] + 1
-
-
-def test_the_fields_of_a_drawn_receipt_are_printed_on_it() -> None:
-    receipts = [page for page in map(draw_paper, range(12)) if page.fields]
-    assert len(receipts) >= 3
-    for name in ("company", "date", "address", "total"):
-        values = [(page, page.fields[name]) for page in receipts if name in page.fields]
-        assert len(values) > len(receipts) / 2, name
-        for page, value in values:
-            assert value.replace(",", "") in " ".join(line.text for line in page.lines).replace(",", "")
 
 
 def test_the_view_shows_what_its_readings_say() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nano.drawn_paper import draw_paper
+from nano.drawn_paper import draw_paper, print_paper
 from nano.examples import CLOSE, OPEN, Frame, direct, show
 from nano.paper import Line, Paper, Rect
 from nano.paper_batches import paper_trees
@@ -164,7 +164,7 @@ def test_batches_of_questions_need_receipts_and_are_drawn_again() -> None:
 
 
 def test_drawn_receipts_can_be_asked_about() -> None:
-    boards = [board_of(Random(seed), draw_paper(seed)) for seed in range(8)]
+    boards = [board_of(Random(seed), print_paper(seed)) for seed in range(8)]
     kinds = {fact.kind for board in boards for fact in board.facts}
     assert {"company", "date", "total", "beside"} <= kinds
     for board in boards:
@@ -229,7 +229,7 @@ def test_proposed_crops_of_paper_hold_the_needle(board: PaperBoard) -> None:
 
 
 def test_the_nano_for_receipts_finds_and_reads_a_company() -> None:
-    drawn = board_of(Random(9004), draw_paper(9004))
+    drawn = board_of(Random(9004), draw_paper(9004, layout="receipt"))
     company = next(fact for fact in drawn.facts if fact.kind == "company")
     answer = Agent.from_pretrained("nano-paper").run(drawn.image, company.question)
     (crop,) = (view for view in answer.trace.views if view.kind == "crop")

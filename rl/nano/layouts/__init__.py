@@ -1,0 +1,1 @@
+"""Layouts of drawn paper, one kind of document a file."""

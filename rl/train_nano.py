@@ -46,7 +46,7 @@ from nano.heads import TrainingHeads, losses
 from nano.line_scores import score_lines
 from nano.model import build_model
 from nano.paper_batches import HEIGHTS, REAL_KINDS
-from nano.receipts import Receipts
+from nano.receipts import Receipts, read_pages
 from nano.tokenizer import build_tokenizer
 from nano.trees import Packer
 from nano.validation import to_device, validate
@@ -281,7 +281,13 @@ class StopCallback(TrainerCallback):
 
 
 def run_stage(
-    recipe: BaseRecipe, index: int, *, output: Path, receipts: Path | None = None, until: float | None = None
+    recipe: BaseRecipe,
+    index: int,
+    *,
+    output: Path,
+    receipts: Path | None = None,
+    pages: Path | None = None,
+    until: float | None = None,
 ) -> Path | None:
     """Train one stage (or continue it from its last checkpoint) and return the folder of its finished weights.
 
@@ -290,6 +296,7 @@ def run_stage(
         index: Which of them.
         output: Folder of all stages.
         receipts: Folder of real receipts, for stages that read them; those of its test split are never read.
+        pages: Folder of other real pages (`pdf_pages.py`) that are shown among the receipts.
         until: Time of `time.monotonic` at which to stop with a checkpoint and return None.
 
     Raises:
@@ -313,7 +320,10 @@ def run_stage(
     needing = sorted({*stage.mix, *recipe.validate_kinds} & REAL_KINDS)
     if needing and receipts is None:
         raise ConfigError(f"Stage {stage.name!r} reads real receipts ({', '.join(needing)}). Give --receipts DIR.")
-    read = None if receipts is None else Receipts(receipts, "train")
+    if pages is not None and receipts is None:
+        raise ConfigError(f"The pages of {pages} are shown among real receipts. Give --receipts DIR, too.")
+    others = None if pages is None else read_pages(pages)
+    read = None if receipts is None else Receipts(receipts, "train", pages=others)
     unseen = None if receipts is None else Receipts(receipts, "validation")
     data: Dataset = table(
         stage.mix,
@@ -440,6 +450,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--receipts", type=Path, metavar="DIR", help="folder of real receipts (receipts.jsonl, images/)"
     )
+    parser.add_argument(
+        "--pages", type=Path, metavar="DIR", help="folder of pages of PDFs (pdf_pages.py), among the receipts"
+    )
     parser.add_argument("--minutes", type=float, help="stop with a checkpoint after so many minutes")
     parser.add_argument("--start", metavar="M", help="shipped model to go on from: a preset or a folder")
     parser.add_argument("--stage", help="stop after this stage")
@@ -455,7 +468,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_recipe(recipe, options.output)
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     for index, name in enumerate(names):
-        done = run_stage(recipe, index, output=options.output, receipts=options.receipts, until=until)
+        folders = {"receipts": options.receipts, "pages": options.pages}
+        done = run_stage(recipe, index, output=options.output, until=until, **folders)
         if done is None:
             print(f"stage {name}: stopped with a checkpoint after {options.minutes:g} minutes", flush=True)
             break

@@ -30,15 +30,18 @@ _DRAW: Final[Mapping[Layout, Callable[[Random], tuple[Sheet, dict[str, str]]]]] 
 
 def draw_paper(seed: int, *, layout: Layout | None = None) -> Paper:
     """Draw the page of a seed as a scan, in one of the layouts by their shares or in the one that is given."""
-    page = scanned(Random(f"scan/{seed}"), print_paper(seed, layout=layout))
+    rng = Random(f"paper/{seed}")
+    page = scanned(rng, _print(rng, seed, layout))
     return replace(page, lines=tuple(line for line in page.lines if _whole(line, page.image.size)))
 
 
 def print_paper(seed: int, *, layout: Layout | None = None) -> Paper:
-    """Draw the page of a seed as it comes from the printer."""
-    rng = Random(f"paper/{seed}")
-    drawn = rng.choices(list(SHARES), weights=list(SHARES.values()))[0]
-    chosen = layout or drawn
+    """Draw the page of a seed as it comes from the printer, before it is scanned."""
+    return _print(Random(f"paper/{seed}"), seed, layout)
+
+
+def _print(rng: Random, seed: int, layout: Layout | None) -> Paper:
+    chosen = layout or Random(f"layout/{seed}").choices(list(SHARES), weights=list(SHARES.values()))[0]
     sheet, fields = _DRAW[chosen](rng)
     bottom = min(sheet.strip.image.height, round(sheet.y))
     image = sheet.strip.image.crop((0, 0, sheet.width, bottom))

@@ -44,6 +44,15 @@ def transcribed(text: str) -> str:
     return "".join(char for char in plain if char in _CLASS_OF)
 
 
+def transcribed_line(line: Line) -> Line:
+    """Return a line as it is learned, with the places of the characters that are left where they are known."""
+    if line.centers is None:
+        return Line(line.box, transcribed(line.text))
+    pairs = zip(line.text, line.centers, strict=True)
+    kept = [(char.upper(), center) for char, center in pairs if char.upper() in _CLASS_OF]
+    return Line(line.box, "".join(char for char, _ in kept), tuple(center for _, center in kept))
+
+
 def classes_of(text: str) -> list[int]:
     """Return the class of every character of a transcribed text."""
     return [_CLASS_OF[char] for char in text]

@@ -1,6 +1,7 @@
 """Batches of paper: for the vision tower alone parts of drawn pages (`drawn`), parts and lines of real receipts
 (`receipts`) and whole pages (`sheets`), all without questions; and questions about parts (`paper_parts`), coarse views
-(`paper_coarse`, and `paper_looks` for their places alone) and whole pages (`paper_whole`) of both.
+(`paper_coarse`, and `paper_looks` for their places alone) and whole pages (`paper_whole`) of both. Where receipts come
+with other pages, `receipts`, `sheets` and `paper_parts` show these, too.
 
 Neighbouring batches share drawn pages, because drawing one costs as much as many views of it; which batch shows which
 page follows from its number alone.
@@ -73,16 +74,32 @@ def paper_trees(
         return [coarse_paper_tree(rng, _asked(rng, number, receipts)) for _ in range(_COARSE)]
     if kind == "paper_looks":
         return [look_tree(rng, _asked(rng, number, receipts, real=_REAL_LOOKS)) for _ in range(_LOOKS)]
-    boards = [_asked(rng, number, receipts) for _ in range(_PARTS // _PARTS_OF_A_PAGE)]
+    boards = [_asked(rng, number, receipts, pages=True) for _ in range(_PARTS // _PARTS_OF_A_PAGE)]
     return [part_tree(rng, board) for board in boards for _ in range(_PARTS_OF_A_PAGE)]
 
 
-def _asked(rng: Random, number: int, receipts: Receipts, *, real: float = _REAL_SHARE) -> PaperBoard:
-    """Return a page, aged, that something can be asked about; `real` is the share of receipts."""
+def _asked(
+    rng: Random, number: int, receipts: Receipts, *, real: float = _REAL_SHARE, pages: bool = False
+) -> PaperBoard:
+    """Return a page, aged, that something can be asked about.
+
+    Args:
+        rng: Chooses the page.
+        number: Number of the batch.
+        receipts: Real receipts.
+        real: Share of these; the others are drawn.
+        pages: Take the pages among the receipts as well, even where only their lines can be asked for.
+    """
     for _ in range(8):
-        paper = receipts[rng.randrange(len(receipts))] if rng.random() < real else _drawn(rng, number)
+        drawn = rng.random() >= real
+        if drawn:
+            paper = _drawn(rng, number)
+        elif pages:
+            paper = receipts.any(rng)
+        else:
+            paper = receipts[rng.randrange(len(receipts))]
         board = board_of(rng, replace(paper, image=aged(rng, paper.image)))
-        if board.facts:
+        if board.facts or (pages and receipts.pages is not None and not drawn and not paper.fields):
             break
     return board
 
@@ -116,9 +133,9 @@ def paper_looks(
         if kind == "drawn" or receipts is None:
             look = crop_view(rng, _drawn(rng, number), tokens=CROP_TOKENS, heights=heights)
         elif kind == "receipts":
-            look = _part(rng, receipts[rng.randrange(len(receipts))], heights)
+            look = _part(rng, receipts.any(rng), heights)
         else:
-            paper = _drawn(rng, number) if rng.random() < 0.4 else receipts[rng.randrange(len(receipts))]
+            paper = _drawn(rng, number) if rng.random() < 0.4 else receipts.any(rng)
             look = page_view(paper, tokens=rng.choice(SHEET_TOKENS), rng=rng)
         if look.readings:  # a batch without anything to read would have no loss
             looks.append(look)

@@ -18,6 +18,7 @@ class Sheet:
         strip: The print so far.
         type: Type of plain rows.
         left, right: Edges of what is printed, in dots.
+        edge: Where a cell that has no room within them ends at the latest.
         y: Top of the next row, in dots.
         money: Format of an amount.
         colon: Print between a label and its value.
@@ -45,7 +46,8 @@ class Sheet:
         self.strip = Strip(width, height)
         self.type = pick_type(rng, width=width, columns=columns)
         self.left = width * rng.uniform(*margin)
-        self.right = width * (1 - rng.uniform(*margin))
+        self.right = width * rng.uniform(1 - margin[1], 1 - margin[0])
+        self.edge = width - 2.0
         self.leading = rng.uniform(1.15, 1.7)
         self.y = rng.uniform(8, 60)
         self.money = rng.choice(
@@ -86,7 +88,7 @@ class Sheet:
                 continue
             width = set_in.width(text)
             x = self.left + place * self.wide - {"l": 0.0, "r": width, "c": width / 2}[align]
-            x = min(max(x, 1.0, end + 0.8 * set_in.size), self.right - width)
+            x = min(max(x, 1.0, end + 0.8 * set_in.size), self.edge - width)
             if x < end + 0.4 * set_in.size:
                 continue
             self.strip.put(text, set_in, x=x, y=self.y)
@@ -108,12 +110,13 @@ class Sheet:
 
     def side_by_side(self, *parts: Part) -> None:
         """Print parts beside each other and go on below the longest."""
-        left, wide, right, top, lowest = self.left, self.wide, self.right, self.y, self.y
+        left, wide, right, edge, top, lowest = self.left, self.wide, self.right, self.edge, self.y, self.y
         for start, end, fill in parts:
             self.left, self.right, self.y = left + start * wide, left + end * wide, top
+            self.edge = self.right
             fill()
             lowest = max(lowest, self.y)
-        self.left, self.right, self.y = left, right, lowest
+        self.left, self.right, self.edge, self.y = left, right, edge, lowest
 
     def rule(self) -> None:
         """Print a line across, more often than not."""

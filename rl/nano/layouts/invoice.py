@@ -120,7 +120,12 @@ def _head(rng: Random, sheet: Sheet, seller: Sequence[str], pairs: list[Pair]) -
 
     kind = rng.randrange(4)
     if kind == 0:  # seller beside the title and the numbers
-        sheet.side_by_side((0.0, 0.55, sender), (0.6, 1.0, lambda: (heading(), numbers())[0]))
+
+        def corner() -> None:
+            heading()
+            numbers()
+
+        sheet.side_by_side((0.0, 0.55, sender), (0.6, 1.0, corner))
         sheet.down(gap=0.5)
         sheet.side_by_side((0.0, 0.6, buyer))
     elif kind == 1:  # a letterhead
@@ -192,7 +197,7 @@ def _columns(rng: Random, sheet: Sheet, bill: Bill) -> list[_Column]:
             fields.insert(at, field)
     heads = {field: rng.choice(_HEADS[field]) for field in fields}
     rows = [_texts(bill, number, item) for number, item in enumerate(bill.items, 1)]
-    wide = {
+    wide: dict[_Field, float] = {
         field: max(sheet.type.width(text) for text in (heads[field], *(row[field] for row in rows))) / sheet.wide
         for field in fields
         if field != "name"

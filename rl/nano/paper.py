@@ -1,7 +1,7 @@
 """Paper: a scanned or drawn page, its lines of print and the fields that a question may ask for.
 
-Real receipts (`receipts.py`) and drawn ones (`drawn_paper.py`) have the same form, so that everything after them,
-views, labels and questions, is written once.
+Real receipts and pages (`receipts.py`) and drawn ones (`drawn_paper.py`) have the same form, so that everything after
+them, views, labels and questions, is written once.
 """
 
 from collections.abc import Mapping

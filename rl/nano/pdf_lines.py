@@ -186,4 +186,4 @@ def _printed(line: Line, pixels: np.ndarray[Any, Any]) -> bool:
             spaces.append(ink[:above, x : x + 1].any())
         else:
             signs.append(ink[:, max(0, x - 2 * reach) : x + 2 * reach + 1].any())
-    return sum(signs) >= _INKED * len(signs) and sum(spaces) <= (1 - _INKED) * len(spaces)
+    return bool(sum(signs) >= _INKED * len(signs) and sum(spaces) <= (1 - _INKED) * len(spaces))

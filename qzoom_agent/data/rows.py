@@ -226,6 +226,8 @@ def open_table(path: str, *, config: str | None = None, split: str = "train") ->
             if not len(rows):
                 raise ConfigError("there is nothing in it")
             return rows
+        if not (where.exists() or on_hub(path)):
+            raise ConfigError("there is nothing at that path")
         _require_datasets()
         from datasets import DatasetDict, load_dataset, load_from_disk
 
@@ -238,6 +240,11 @@ def open_table(path: str, *, config: str | None = None, split: str = "train") ->
             f"The dataset {path} cannot be read: {error or type(error).__name__}. Give a hub id, a folder that "
             f"save_to_disk wrote, or a file ({', '.join(SUFFIXES)})."
         ) from None
+
+
+def on_hub(path: str) -> bool:
+    """Return whether a path that is not on this machine may be a hub id, and is not that of a file."""
+    return Path(path).suffix.lower() not in SUFFIXES and ("/" not in path or _is_hub_id(path))
 
 
 def _json_kind(path: Path) -> str:

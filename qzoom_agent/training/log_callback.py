@@ -3,11 +3,13 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from qzoom_agent.errors import BackendError
 from qzoom_agent.files import atomic_write
 
 
@@ -27,6 +29,12 @@ class LogCallback(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs.get("logs") or {}
+        norm = logs.get("grad_norm", 0.0)
+        if norm is not None and not isfinite(norm) and not args.fp16:  # with 16-bit floats such steps are left out
+            raise BackendError(
+                f"The gradient of step {state.global_step} is not finite, so training diverged. Lower learning_rate, "
+                "or raise warmup_steps, in another --output: checkpoints of this run may have diverged already."
+            )
         held_out = any(name.startswith("eval_") for name in logs)
         if not state.is_world_process_zero or not (held_out or "loss" in logs):
             return  # the trainer's summary at the end has no step of its own

@@ -5,6 +5,7 @@ in Python, with `--set` and in the settings of saved runs, and a warning names t
 """
 
 import json
+import re
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from pydantic_core import PydanticUndefined
+from pydantic_core import ErrorDetails, PydanticUndefined
 from yaml import safe_dump
 
 from qzoom_agent.errors import ConfigError
@@ -33,7 +34,7 @@ _SKIP_BAD = "--skip-bad"
 class Section(BaseModel):
     """Part of a recipe: frozen, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     renamed: ClassVar[Mapping[str, str]] = {}
     """Old names of keys that are still read, each with its new name."""
@@ -117,7 +118,10 @@ def read_recipe(path: Path, kind: type[_Recipe], *, overrides: Sequence[str] = (
             set_key(data, key, _parsed(value), kind=kind)
     try:
         return kind.model_validate(data)
-    except (ValidationError, ConfigError) as error:
+    except ValidationError as error:
+        told = " ".join(_explain(one, kind) for one in error.errors())
+        raise ConfigError(f"The recipe {path} is not valid: {told}") from None
+    except ConfigError as error:
         raise ConfigError(f"The recipe {path} is not valid: {error}") from None
 
 
@@ -236,6 +240,21 @@ def _parsed(text: str) -> Any:
         return read_yaml(text)
     except ValueError as error:
         raise ConfigError(f"--set: the value {text!r} is neither JSON nor YAML: {error}") from None
+
+
+def _explain(error: ErrorDetails, kind: type[BaseModel]) -> str:
+    """Return one fault that pydantic found as a sentence: the dotted key, what is wrong, the value."""
+    # beside keys, a place has names of pydantic's own, such as those of the types of a union
+    key = ".".join(str(part) for part in error["loc"] if isinstance(part, int) or re.fullmatch(r"[\w-]+", part))
+    told = error["msg"].removeprefix("Value error, ").rstrip(".")
+    if error["type"] == "extra_forbidden":
+        return _unknown(key, kind)
+    if error["type"] == "missing":
+        return f"it lacks the key '{key}'."
+    if error["type"] == "value_error":
+        return f"{key}: {told}." if key else f"{told}."
+    where = f"bad value for '{key}'" if key else "it is no mapping of keys to values"
+    return f"{where}: {told}; got {error['input']!r:.80}."
 
 
 def _unknown(key: str, kind: type[BaseModel]) -> str:

@@ -9,15 +9,18 @@ Rewards that ask whether an answer is right ask the recipe's own `accuracy`, wha
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from inspect import Parameter, signature
+from inspect import Parameter, iscoroutine, signature
+from math import isfinite
+from traceback import extract_tb
 from types import MappingProxyType
 from typing import Annotated, Any, Final, NamedTuple
 
 from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.extensions import find, reference
 from qzoom_agent.training.rewards import (
     Accuracy,
@@ -123,15 +126,26 @@ class CustomReward(Reward):
         return bool(getattr(self.function, "needs_look", False))
 
     def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
-        found = self.function(**self._arguments(columns(rollouts)))
+        try:
+            found = self.function(**self._arguments(columns(rollouts)))
+            if iscoroutine(found):  # TRL takes such functions as well
+                found = asyncio.run(found)
+        except QzoomError:
+            raise
+        except Exception as error:  # of somebody else's code
+            where = extract_tb(error.__traceback__)[-1]
+            raise ConfigError(
+                f"The reward '{self.name}' failed with {type(error).__name__}: {error} ({where.filename}, line "
+                f"{where.lineno}). Mend the function or its settings; the run resumes at its last checkpoint."
+            ) from error
         try:
             values = [None if value is None else float(value + 0.0) for value in found]  # text has no sum
         except (TypeError, ValueError):
             values = []
-        if len(values) != len(rollouts):
+        if len(values) != len(rollouts) or not all(value is None or isfinite(value) for value in values):
             raise ConfigError(
                 f"The reward '{self.name}' returned {found!r:.80} for {len(rollouts)} rollouts. Return a list with a "
-                "number or None for each of them, in order."
+                "finite number or None for each of them, in order."
             )
         return values
 
@@ -163,11 +177,11 @@ RewardEntry = Annotated[SerializeAsAny[Reward], BeforeValidator(read_reward)]
 
 
 class NamedReward(NamedTuple):
-    """A reward of a recipe with all that it needs: called on rollouts alone."""
+    """A reward of a recipe with all that it needs: called on rollouts; with `masks=False` it leaves none out."""
 
     name: str
     weight: float
-    reward: Callable[[Sequence[Rollout]], Values]
+    reward: Callable[..., Values]
 
 
 def build(rewards: Iterable[Reward], *, judge: Judge | None = None, mask_truncated: bool = True) -> list[NamedReward]:
@@ -180,7 +194,7 @@ def build(rewards: Iterable[Reward], *, judge: Judge | None = None, mask_truncat
             from (Mini-o3, arXiv 2509.07969), and keep them from being compared with.
 
     Raises:
-        ConfigError: A name comes twice, there is none at all, or `judged` has no judge.
+        ConfigError: A name comes twice, none has a weight, or `judged` has no judge.
     """
     rewards = list(rewards)
     names = [one.name for one in rewards]
@@ -189,10 +203,12 @@ def build(rewards: Iterable[Reward], *, judge: Judge | None = None, mask_truncat
             f"A recipe's rewards are a list of different names; got {', '.join(names) or 'none'}. "
             "Name at least one, and each once."
         )
+    if not any(one.weight for one in rewards):
+        raise ConfigError(f"All rewards ({', '.join(names)}) have weight 0, so nothing is learned. Give one a weight.")
     accuracy = accuracy_of(rewards, judge=judge)
 
-    def values(rollouts: Sequence[Rollout], *, reward: Reward) -> Values:
-        kept = [at for at, one in enumerate(rollouts) if not (mask_truncated and one.truncated)]
+    def values(rollouts: Sequence[Rollout], *, reward: Reward, masks: bool = True) -> Values:
+        kept = [at for at, one in enumerate(rollouts) if not (masks and mask_truncated and one.truncated)]
         found: Values = [None] * len(rollouts)
         for at, value in zip(kept, reward([rollouts[at] for at in kept], accuracy) if kept else (), strict=True):
             found[at] = value

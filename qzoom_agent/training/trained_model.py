@@ -61,7 +61,10 @@ def is_finished(recipe: ModelRecipe, output: Path) -> bool:
         return False
     require_same(output / recipe.stored, recipe.decisive(), made=final, kind=type(recipe))
     if together().is_main_process:
-        print(f"{final} is there already. Delete {output} to train again.")
+        print(
+            f"{final} is there already. Delete it to resume this run, such as for more steps; delete {output} to train "
+            "anew."
+        )
     return True
 
 

@@ -97,13 +97,39 @@ def test_what_does_not_fit_is_named(entry: dict[str, Any], said: str) -> None:
         read_reward(entry)
 
 
-@pytest.mark.parametrize("values", [[1.0], 1.0, None, ["1", "1", "1", "1"], [[], [], [], []]])
+@pytest.mark.parametrize("values", [[1.0], 1.0, None, ["1", "1", "1", "1"], [[], [], [], []], [1, 0, math.nan, 0]])
 def test_a_wrong_result_is_named(values: Any) -> None:
     def broken(rollouts: Sequence[Rollout]) -> Any:
         return values
 
-    with pytest.raises(ConfigError, match=r"broken' returned .* for 4 rollouts. Return a list with a number or None"):
+    with pytest.raises(ConfigError, match=r"broken' returned .* for 4 rollouts. Return a list with a finite number or"):
         read_reward(broken)(FOUR)
+
+
+def test_an_error_of_its_own_is_named_with_its_place() -> None:
+    def broken(rollouts: Sequence[Rollout]) -> list[float]:
+        return [1 / len(one.crops) for one in rollouts]
+
+    with pytest.raises(ConfigError, match=r"broken' failed with ZeroDivisionError.*test_custom_rewards\.py, line \d+"):
+        read_reward(broken)(FOUR)
+
+
+def test_an_asynchronous_function_as_trl_takes_it() -> None:
+    async def slow(completions: Sequence[Any], **columns: Any) -> list[float]:
+        return [0.5 for _ in completions]
+
+    assert read_reward(slow)(FOUR) == [0.5] * 4
+
+
+def test_rewards_without_any_weight_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"accuracy.* have weight 0"):
+        build([Accuracy(weight=0)])
+
+
+def test_held_out_replies_that_were_cut_off_count() -> None:
+    (accuracy,) = build([Accuracy()])
+    torn = [cut(rollout("9"))]
+    assert accuracy.reward(torn) == [None] and accuracy.reward(torn, masks=False) == [0.0]
 
 
 def test_a_recipe_in_yaml_keeps_its_reward(tmp_path: Path) -> None:

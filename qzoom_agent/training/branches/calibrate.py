@@ -32,6 +32,7 @@ from qzoom_agent.perception.maps import smoothed
 from qzoom_agent.training.branches.base_inference import branches_of
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibration
 from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
+from qzoom_agent.training.branches.gate import FEW
 from qzoom_agent.training.branches.proposals import (
     Crop,
     Localisation,
@@ -132,7 +133,8 @@ def calibrate(
     if not needing or not easy:
         raise ConfigError(
             f"Of {len(needs)} held-out questions {needing} need a zoom, {easy} need none, and {left_out} are wrong "
-            "whatever is shown. Thresholds need some that do and some that do not: hold out other questions."
+            "whatever is shown. Thresholds need some that do and some that do not: hold out other questions, or leave "
+            "`calibrate` out of `stages` and set perception.gate_threshold yourself."
         )
     figures, met = None, None
     if any(one.boxes for one in seen):
@@ -288,6 +290,12 @@ def evidence_text(found: Calibrated) -> str:
                 f"{name} at {gate.threshold:.4g}: skips {gate.missed:.3f} of the needed zooms, "
                 f"makes {gate.needless:.3f} of the needless ones"
             )
+    easy = found.questions - found.needing - found.left_out
+    if found.gate is not None and min(found.needing, easy) < FEW:
+        lines.append(
+            f"warning: {found.needing} questions that need a zoom and {easy} that need none are too few for a gate's "
+            "threshold to hold on others: name more in held_out"
+        )
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ be read is always shown where it was wrong, not nine times in ten.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import torch
 from datasets import Dataset
@@ -36,10 +36,17 @@ from qzoom_agent.training.branches.branch_recipe import BranchRecipe, GateStage
 from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.fitting import Rows, train
 from qzoom_agent.training.branches.proposals import answer_by_own_calls, answer_with_crop, propose_boxes
-from qzoom_agent.training.branches.sharded_table import write_table
+from qzoom_agent.training.branches.sharded_table import say, write_table
 
 _TRANSITION_WRONG = 0.9
 """Probability that a transition is shown where it was wrong."""
+FEW: Final = 20
+"""Questions of a kind, with and without need of a zoom, below which a gate or its threshold means little."""
+_ADVICE: Final = (
+    "Give more of the rare kind (gate.data, gate.records), or try other budgets (gate.tokens) or gate.with_crop, which "
+    "counts the proposed crop as more detail. Or leave `gate` out of `stages`: branches without a gate propose a crop "
+    "for every question."
+)
 Kind = Literal["easy", "transition", "never", "luck"]
 
 
@@ -154,11 +161,17 @@ def train_gate(
     Raises:
         ConfigError: No question needs a zoom at any budget, or all do.
     """
-    stage = recipe.gate
+    stage, found = recipe.gate, kinds(table, recipe.gate)
     drawn = draw_rows(table, stage, seed=recipe.seed)
+    need, none = found.count("transition"), found.count("easy")
+    told = (
+        f"Of {len(found)} questions {need} are answered right only with more detail (these need a zoom), {none} at "
+        f"every budget (these need none), and {len(found) - need - none} at none, or not consistently (left out)."
+    )
     if len({one.needs for one in drawn}) < 2:
-        counts = counted(kinds(table, stage))
-        raise ConfigError(f"There is nothing to tell apart ({counts}). Use harder and easier data, or other budgets.")
+        raise ConfigError(f"The gate has nothing to learn from. {told} It needs both of the first two kinds. {_ADVICE}")
+    if min(need, none) < FEW:
+        say(f"warning: the gate has very little to learn from. {told} {_ADVICE}")
 
     def read(index: int) -> dict[str, Any]:
         one = drawn[index]

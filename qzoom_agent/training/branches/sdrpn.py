@@ -82,10 +82,12 @@ def train_sdrpn(
     right = [at for at, good in enumerate(labels["right"]) if good or made_with.keep == "all"]
     chosen = [at for at in right if on(labels[at]).usable]
     if not chosen:
+        why = f"none of the {len(right)} maps that count points anywhere" if right else "none was answered right"
+        keep = "" if made_with.keep == "all" else "Set labelling.keep: all, or "
+        advice = f"{keep}label at another budget (labelling.tokens), with other heads (labelling.grounding) or rules"
         raise ConfigError(
-            f"Of {len(labels)} questions {len(right)} were answered right, and none of their maps points anywhere, so "
-            "there is nothing to learn from. Set labelling.keep: all, label at another budget (labelling.tokens), or "
-            "select other heads."
+            f"There is nothing to learn from {len(labels)} labelled questions: {why}. {advice[0].upper()}{advice[1:]} "
+            "(labelling.rules)."
         )
     say(f"{len(labels)} maps, {len(right)} with an answer that counts, {len(chosen)} of them usable")
     labels = labels.select(chosen[: math.ceil(stage.share * len(chosen))])

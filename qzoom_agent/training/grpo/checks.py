@@ -141,7 +141,7 @@ def refused_by_trl() -> Iterator[None]:
     """Raise what TRL says of settings that it does not take as a ConfigError."""
     try:
         yield
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"TRL refuses the recipe: {error}") from None
 
 
@@ -216,6 +216,6 @@ def require_same_model(
                 f"The log-probabilities of what was sampled ({writer}{f', turn {turn}' if turn else ''}) differ from "
                 f"the trainer's by {one.mean:.4f} in the mean and {one.largest:.4f} at most; rollouts.tolerance = "
                 f"{tolerance:g} allows {f'{EXACT * tolerance:g} a token' if exact else 'that mean'}. The prompts or "
-                "images that were sampled from are not those that are trained on; do not train like this. `rollouts."
-                "by: shared` is exact."
+                "images that were sampled from are not those that are trained on, or the model has dropout; do not "
+                "train like this. `rollouts.by: shared` is exact."
             )

@@ -15,6 +15,7 @@ agent configuration. `gradient_accumulation_steps` and `steps_per_generation` fo
 the number of devices, so that a recipe means the same on any number of them.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -45,6 +46,22 @@ LOSSES: Final[dict[LossName, dict[str, Any]]] = {
 """Each loss with the settings of its paper: DAPO 2503.14476, GRPO 2402.03300, Dr. GRPO 2503.20783, GSPO 2507.18071,
 CISPO 2506.13585 with the bound of ScaleRL, 2510.13786; of BNPO (beta-normalised) and SAPO (soft gates) TRL's own."""
 
+UNUSABLE: Final = {
+    **dict.fromkeys(("use_vllm", "vllm_mode"), "is set elsewhere in the recipe (rollouts.vllm)"),
+    "num_train_epochs": "has no effect beside max_steps, which says how long a run is",
+    "use_liger_kernel": "computes another loss than the one that is checked here, without the positions of crops",
+}
+"""Keys of `trl` that cannot be given, each with the reason."""
+SAMPLING: Final = {
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "generation_kwargs",
+    "cache_implementation",
+    "use_transformers_continuous_batching",
+    "use_transformers_paged",
+}
+"""Keys of `trl` that only TRL's own generation reads."""
 FREE: Final = {"max_steps", "watch", "logging_steps", "report_to"}
 """Keys that may change when a run is resumed."""
 
@@ -87,6 +104,22 @@ class LoRA(LoraSection):
     target_modules: str = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
     """Names of the modules, as one regular expression; the vision tower has modules of the same short names. Of these
     only those in decoder layers from `from_layer` on get adapters."""
+
+    @field_validator("lora_dropout")
+    @classmethod
+    def _drops_nothing(cls, given: float) -> float:
+        if given:
+            raise ValueError("with dropout another model is trained than the one that sampled. Leave it out")
+        return given
+
+    @field_validator("target_modules")
+    @classmethod
+    def _is_an_expression(cls, given: str) -> str:
+        try:
+            re.compile(given)
+        except re.error as error:
+            raise ValueError(f"{given!r} is no regular expression: {error}") from None
+        return given
 
 
 class VLLM(Section):
@@ -255,9 +288,9 @@ class GRPORecipe(ModelRecipe):
 
     @field_validator("trl")
     @classmethod
-    def _keeps_the_check_of_vllm(cls, given: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted({"use_vllm", "vllm_mode"} & set(given)):
-            raise ValueError(f"{', '.join(taken)} is set elsewhere in the recipe (rollouts.vllm)")
+    def _keeps_what_it_rests_on(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for key in UNUSABLE.keys() & given.keys():
+            raise ValueError(f"{key} {UNUSABLE[key]}. Leave it out")
         if not given.get("vllm_importance_sampling_correction", True):
             raise ValueError(
                 "without vllm_importance_sampling_correction TRL does not compute what the trainer itself would have "
@@ -273,7 +306,10 @@ class GRPORecipe(ModelRecipe):
         ]
         if taken:
             raise ValueError(f"{', '.join(taken)} is set elsewhere in the recipe (model, protocol, seed, rollouts)")
-        AgentConfig().replace(**given)
+        if AgentConfig().replace(**given).generation.presence_penalty:
+            raise ValueError(
+                "generation.presence_penalty makes rollouts another model's than the one that is trained. Leave it out"
+            )
         return given
 
     @model_validator(mode="after")
@@ -295,6 +331,11 @@ class GRPORecipe(ModelRecipe):
                     f"{' and '.join(one.scales)} has no effect. Set the largest to 1 and price it by `weight`, or use "
                     "sum_then_normalize"
                 )
+        if self.rollouts.by == "shared" and (unread := sorted(SAMPLING & self.trl.keys())):
+            raise ValueError(
+                f"trl.{', trl.'.join(unread)} has no effect with `rollouts.by: shared`, which samples by "
+                "rollouts.temperature and rollouts.top_p. Leave it out, or set rollouts.by to generate"
+            )
         if self.from_layer and self.tower:
             raise ValueError("from_layer keeps what lies below a layer as it is, and the vision tower lies below all")
         self.accumulation(1)

@@ -276,9 +276,12 @@ def lora_config(recipe: GRPORecipe, backend: HFBackend) -> Any:
 def save_model(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:
     """Write the trained model with its processor and branches, as a folder that is whole or not there."""
 
-    best = trainer.state.best_metric
-    if best is not None and trainer.accelerator.is_main_process:
-        print(f"best: step {trainer.state.best_global_step}, {trainer.args.metric_for_best_model} {best:.4g} held out")
+    state, name = trainer.state, trainer.args.metric_for_best_model
+    if state.best_metric is not None and trainer.accelerator.is_main_process:
+        key = f"eval_{str(name).removeprefix('eval_')}"
+        start = next((one[key] for one in state.log_history if one["step"] == 0 and one.get(key) is not None), None)
+        before = "" if start is None else f"; before training {start:.4g}"
+        print(f"best: step {state.best_global_step}, {name} {state.best_metric:.4g} held out{before}")
 
     def save(part: Path) -> None:
         adapter = output / "adapter"

@@ -86,7 +86,7 @@ def _checked(
         return records
     for source, first, asked in records.questions():
         counts = map(len, tokenizer(asked, add_special_tokens=False)["input_ids"])
-        for row, (question, count) in enumerate(zip(asked, counts, strict=True), first):
+        for row, (question, count) in enumerate(zip(asked, counts, strict=True), first + 1):
             if count > room:
                 raise ConfigError(
                     f"The question of row {row} of the dataset {source} has {count} tokens, but in the model's context "

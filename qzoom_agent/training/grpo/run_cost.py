@@ -13,6 +13,8 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import UNKNOWN_BUDGET, resolve_model
 from qzoom_agent.perception.branches import CONFIG, branch_folder
 from qzoom_agent.policy import LOOK_FIRST
+from qzoom_agent.protocols import get_protocol
+from qzoom_agent.training.branches.dataset import count_rows
 from qzoom_agent.training.fingerprint import require_same
 from qzoom_agent.training.grpo.episode_length import longest
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
@@ -97,13 +99,16 @@ def describe(recipe: GRPORecipe, *, processes: int = 1, output: Path | None = No
         tflops: Throughput of a device that is stated, in 10^12 operations a second.
 
     Raises:
-        ConfigError: It cannot be run on so many devices, or `tflops` is no positive number.
+        ConfigError: It cannot be run on so many devices, a local source of questions is missing, there is no such
+            protocol, or `tflops` is no positive number.
     """
     share, rounds = recipe.accumulation(processes), recipe.rounds
     where = "1 device" if processes == 1 else f"each of {processes} devices"
     preset = resolve_model(recipe.model)
     has_branches = recipe.branches is not None or (branch_folder(preset.source) / CONFIG).is_file()
     config = recipe.agent_config()
+    if config.protocol is not None:
+        get_protocol(config.protocol)
     config = config.replace(policy=config.policy_for(perceives=has_branches))
     views = config.budget.view_budget(preset.budget or UNKNOWN_BUDGET)
     need = longest(config, views)
@@ -118,6 +123,7 @@ def describe(recipe: GRPORecipe, *, processes: int = 1, output: Path | None = No
         "model": f"{recipe.model} ({preset.source})",
         "trained": trained,
         "policy": config.policy,
+        "questions": _questions(recipe),
         "steps": f"{recipe.max_steps}, {rounds} rounds of rollouts",
         "a round": f"{recipe.prompts} questions x {recipe.num_generations} rollouts = {rows} episodes",
         "a step": f"{rows // recipe.minibatches} episodes, {share} batches of {recipe.per_device_train_batch_size} on "
@@ -131,6 +137,16 @@ def describe(recipe: GRPORecipe, *, processes: int = 1, output: Path | None = No
     plan |= _memory_lines(recipe, tokens=need.total, processes=processes)
     plan["hours"] = _hours(recipe, tokens=need.total, processes=processes, output=output, tflops=tflops)
     return "\n".join(f"{name:<13}{text}" for name, text in plan.items())
+
+
+def _questions(recipe: GRPORecipe) -> str:
+    """Return where the questions come from, and how often each is asked."""
+    if recipe.needle:
+        return "needle boards, drawn without end"
+    count, held = count_rows(recipe.data), count_rows(recipe.evaluation.data) if recipe.evaluation else 0
+    asked = recipe.rounds * recipe.prompts
+    often = "an unknown number of rows" if count is None else f"{count} rows, {asked / max(1, count):.2g} times each"
+    return often + ("" if held == 0 else f"; {'unknown' if held is None else held} rows are held out")
 
 
 def _memory_lines(recipe: GRPORecipe, *, tokens: int, processes: int) -> dict[str, str]:

@@ -142,7 +142,7 @@ class ZoomTrainer(GRPOTrainer):
             super().__init__(
                 model=backend.model,
                 processing_class=backend.processor,
-                reward_funcs=[_as_trl(one) for one in rewards],
+                reward_funcs=[self._as_trl(one) for one in rewards],
                 callbacks=[*callbacks, pages],
                 **kwargs,
             )
@@ -154,6 +154,13 @@ class ZoomTrainer(GRPOTrainer):
         self.remove_callback(PrinterCallback)  # `MetricsCallback` prints
         # TRL prints whole rollouts for which every reward is None, which truncated ones are meant to be
         logging.getLogger("trl.trainer.grpo_trainer").addFilter(_is_not_about_unscored_rollouts)
+
+    def _as_trl(self, named: NamedReward) -> Callable[..., list[float | None]]:
+        def score(*, rollout: list[Rollout], **_: Any) -> list[float | None]:
+            return named.reward(rollout, masks=self.model.training)  # held out, a reply that was cut off counts
+
+        score.__name__ = named.name
+        return score
 
     def _episodes(self, rows: Sequence[Row], completions: Sequence[Any]) -> tuple[list[Rollout], list[ViewStore]]:
         """Return the finished rollouts of a batch, in the order of its rows, and the views of each."""
@@ -206,6 +213,21 @@ class ZoomTrainer(GRPOTrainer):
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[None, None, None]:
         self._prepare_inputs(inputs)  # the metrics of an evaluation are those of its rollouts; its loss says nothing
         return None, None, None
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Ask the held-out questions. Raises ConfigError if they have no metric that the recipe compares by."""
+        metrics: dict[str, Any] = super().evaluate(*args, **kwargs)
+        if (best := self.args.metric_for_best_model) is not None:
+            key = f"eval_{best.removeprefix('eval_')}"
+            if key not in metrics:
+                names = ", ".join(sorted(name.removeprefix("eval_") for name in metrics))
+                raise ConfigError(
+                    f"evaluation.metric_for_best_model is '{best}', which held-out questions have no metric of. "
+                    f"Choose one of: {names}."
+                )
+            if metrics[key] is None:  # no reply has a value, so that any other model is better
+                metrics[key] = float("-inf")
+        return metrics
 
     def _compare(self, batch: Row, trained: Tensor, *, writer: str, refuse: bool) -> None:
         """Log how far the sampled log-probabilities are from the model's own, and refuse what is no rounding."""
@@ -521,11 +543,3 @@ def _placeholder_tool() -> None:
 
 def _is_not_about_unscored_rollouts(record: logging.LogRecord) -> bool:
     return "All reward functions returned None" not in record.getMessage()
-
-
-def _as_trl(named: NamedReward) -> Callable[..., list[float | None]]:
-    def score(*, rollout: list[Rollout], **_: Any) -> list[float | None]:
-        return named.reward(rollout)
-
-    score.__name__ = named.name
-    return score

@@ -195,6 +195,7 @@ def test_without_boxes_the_threshold_is_the_one_whose_crops_answer_most() -> Non
     # those that are left out have no say in the gate's threshold
     assert found.gate is not None and 0.699 < found.gate.threshold < 0.69999 and found.gate.needless == 0.0
     assert "2 left out" in evidence_text(found) and "0.667 of those right" in evidence_text(found)
+    assert "warning: 3 questions that need a zoom and 1 that need none are too few" in evidence_text(found)
     # but are zoomed, too
     half = calibrate(rows, needs, recipe(zoom_share=0.5), crops=crops).gate
     assert half is not None and sum(score >= half.threshold for score in scores) == 3

@@ -154,13 +154,18 @@ def test_only_right_answers_with_a_usable_map_are_learned_from(
     assert "12 maps, 11 with an answer that counts, 11 of them usable" in capsys.readouterr().out
     assert '"of": 2' in (tmp_path / "log.jsonl").read_text()  # six of the eleven, four a step
     everywhere = labels.map(lambda row: {"map": np.ones((8, 8)).tolist()})
-    with pytest.raises(ConfigError, match="nothing to learn from"):
+    with pytest.raises(
+        ConfigError, match=r"nothing to learn from 12 .*: none of the 11 maps that count points anywhere"
+    ):
         train_sdrpn(backend, backend.branches.sdrpn, rows, everywhere, recipe(labelling=how), tmp_path / "b")
+    wrong = labels.map(lambda row: {"right": False})
+    with pytest.raises(ConfigError, match=r"none was answered right\. Set labelling\.keep: all, or label at another"):
+        train_sdrpn(backend, backend.branches.sdrpn, rows, wrong, recipe(labelling=how), tmp_path / "c")
 
 
 @pytest.mark.parametrize("family", LEARNERS)
 def test_the_gate_learns_whether_and_leaves_the_rest_alone(
-    family: Family, load: Load, rows: Records, tmp_path: Path
+    family: Family, load: Load, rows: Records, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Questions of one text need more at both budgets, those of the others at none."""
     backend = load(family)
@@ -178,6 +183,7 @@ def test_the_gate_learns_whether_and_leaves_the_rest_alone(
     how_long = FAST.model_copy(update={"num_train_epochs": 4 if family == FAMILIES[0] else 8})
     stage = GateStage(tokens=budgets, optimisation=how_long)
     train_gate(backend, branches.gate, rows, table, recipe(gate=stage), tmp_path)
+    assert "warning: the gate has very little to learn from. Of 12 questions 4 are" in capsys.readouterr().out
     assert same(base, backend.model) and same(sdrpn, branches.sdrpn or nn.Module())
     assert not same(before, branches.gate)
     scores = [one.score or 0.0 for row in range(12) for one in look_at_batch(backend, [rows[row]], tokens=4)]
@@ -191,7 +197,10 @@ def test_a_gate_with_nothing_to_tell_apart_is_refused(load: Load, rows: Records,
     assert backend.branches is not None and backend.branches.gate is not None
     table = Dataset.from_list([{"row": 0, "image_id": "p0", "right": [True, True, True]}] * 3)
     stage = GateStage(tokens=[4, 9, 16], optimisation=FAST)
-    with pytest.raises(ConfigError, match=r"3 easy, 0 transition, 0 never, 0 luck"):
+    said = (
+        r"nothing to learn from. Of 3 questions 0 are .* only with more detail .*, 3 at every.*`gate` out of `stages`"
+    )
+    with pytest.raises(ConfigError, match=said):
         train_gate(backend, backend.branches.gate, rows, table, recipe(gate=stage), tmp_path)
 
 

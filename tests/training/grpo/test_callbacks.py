@@ -1,15 +1,18 @@
 """What is logged while GRPO runs is what the recipe rewards, and a judge that is not there is said before it begins."""
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from datasets import Dataset
 from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import GRPOTrainer
 
-from qzoom_agent.errors import BackendError
+from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.trace import Trace
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.grpo import callbacks as watch
@@ -22,6 +25,7 @@ from qzoom_agent.training.grpo.callbacks import (
     measures,
 )
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
+from qzoom_agent.training.grpo.trainer import ZoomTrainer
 from qzoom_agent.training.reward_list import accuracy_of
 from qzoom_agent.training.rewards import Accuracy, Rollout
 from qzoom_agent.views import ViewStore
@@ -46,6 +50,23 @@ def test_accuracy_is_by_the_recipes_own_rule() -> None:
     assert measures(batch, exact)["zoom/accuracy"] == 0.0
     found = measures(batch, open_answer)
     assert found["zoom/accuracy"] == found["zoom/accuracy/text"] == 0.5
+
+
+def test_models_are_compared_by_a_metric_that_held_out_questions_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = object.__new__(ZoomTrainer)
+    trainer.args = SimpleNamespace(metric_for_best_model="reward")
+    monkeypatch.setattr(GRPOTrainer, "evaluate", lambda self: {"eval_reward": None, "eval_zoom/accuracy": 0.5})
+    assert trainer.evaluate()["eval_reward"] == float("-inf")
+    trainer.args.metric_for_best_model = "zoom/acuracy"
+    with pytest.raises(ConfigError, match=r"'zoom/acuracy', which .* Choose one of: reward, zoom/accuracy"):
+        trainer.evaluate()
+
+
+def test_a_run_that_diverged_ends_before_it_is_saved(tmp_path: Path) -> None:
+    alarm = MetricsCallback(tmp_path / "log.jsonl")
+    tell(alarm, grad_norm=0.5)
+    with pytest.raises(BackendError, match=r"gradient of step 0 is not finite, .* Lower learning_rate"):
+        tell(alarm, grad_norm=math.nan)
 
 
 def test_accuracy_is_by_the_recipes_judge() -> None:

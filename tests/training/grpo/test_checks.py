@@ -147,7 +147,7 @@ def test_a_question_without_room_is_refused_before_any_training(tiny: HFBackend,
     Dataset.from_list(longer).save_to_disk(str(tmp_path / "long"))
     source["path"] = str(tmp_path / "long")
     said = (
-        rf"row 2 of the dataset {source['path']} has 200\d\d tokens.*room for 1\d+ beside.*'Which\? \?.*Leave the row"
+        rf"row 3 of the dataset {source['path']} has 200\d\d tokens.*room for 1\d+ beside.*'Which\? \?.*Leave the row"
     )
     with pytest.raises(ConfigError, match=said):
         make_trainer(recipe(**given, data=[{"path": "needle"}, source]), tmp_path / "out")

@@ -18,6 +18,7 @@ from qzoom_agent.training.grpo import launch as run
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.launch import make_trainer
 from qzoom_agent.training.grpo.question_rows import FIRST_SEED, SEEDS_A_RUN, load_held_out, load_rows
+from qzoom_agent.training.grpo.run_cost import describe
 from qzoom_agent.training.rewards import Accuracy
 from qzoom_agent.training.trained_model import keep_recipe
 from tests.training.grpo.grpo_script import questions, recipe
@@ -61,7 +62,7 @@ def test_questions_of_other_sources_keep_all_their_answers(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("needle: {needle-hop: 1.0}", r"steps\s+Field required"),
+        ("needle: {needle-hop: 1.0}", "it lacks the key 'max_steps'"),
         ("max_steps: 1", "give one of them"),
         ("max_steps: 1\nneedle: {needle-hop: 1}\ngradient_accumulation_steps: 4", "steps follows from `prompts`"),
         (
@@ -88,6 +89,21 @@ def test_questions_of_other_sources_keep_all_their_answers(tmp_path: Path) -> No
             "max_steps: 5\nneedle: {needle-hop: 1}\nnum_iterations: 2",
             "5 steps would end within one. Set max_steps to 6",
         ),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {top_k: 5}", "trl.top_k has no effect with `rollouts"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {num_train_epochs: 3}", "no effect beside max_steps"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {use_liger_kernel: true}", "another loss"),
+        (
+            "max_steps: 1\nneedle: {needle-hop: 1}\nlora: {target_modules: '('}",
+            "lora.target_modules: '.' is no regular",
+        ),
+        (
+            "max_steps: 1\nneedle: {needle-hop: 1}\nlora: {lora_dropout: 0.1}",
+            "dropout: with dropout another model",
+        ),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\nagent: {generation: {presence_penalty: 1}}", "another model's"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\nlearning_rate: .inf", "'learning_rate': Input should be a finite"),
+        ("max_steps: 0\nneedle: {needle-hop: 1}", r"not valid: bad value for 'max_steps': [^\n]*; got 0\.$"),
+        ("max_step: 1\nneedle: {needle-hop: 1}", "no key 'max_step'. Did you mean max_steps"),
         (
             "max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {vllm_importance_sampling_correction: false}",
             "nobody could tell",
@@ -131,6 +147,7 @@ def test_a_dry_run_prints_the_recipe_and_the_plan(tmp_path: Path, capsys: pytest
         ("rewards: [{name: format}, {name: format}]", "different names"),
         ("trl: {num_generations: 3}", "`trl` sets num_generations"),
         ("report_to: notes", "no tracker 'notes'"),
+        ("protocol: morse", "no protocol 'morse'"),
     ],
 )
 def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path, text: str, said: str) -> None:
@@ -138,6 +155,16 @@ def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path, text: str, said: str
     path.write_text(f"max_steps: 40\nneedle: {{needle-hop: 1}}\n{text}\n")
     with pytest.raises(ConfigError, match=said):
         run.main(["--config", str(path), "--dry-run"])
+
+
+def test_a_dry_run_tells_how_often_each_question_is_asked(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"image": "a.png", "question": "?", "answer": "b"}\n' * 10)
+    held = {"data": [{"path": str(rows), "limit": 4}]}
+    plan = describe(recipe(max_steps=40, needle=None, data=[{"path": str(rows)}], evaluation=held))
+    assert "questions    10 rows, 8 times each; 4 rows are held out" in plan
+    with pytest.raises(ConfigError, match=r"none\.jsonl cannot be read: there is nothing at that path"):
+        describe(recipe(needle=None, data=[{"path": "/no/such/none.jsonl"}]))
 
 
 def test_a_dry_run_says_what_this_machine_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,7 +233,7 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "out" / "final").mkdir(parents=True)
     (tmp_path / "grpo.yaml").write_text("max_steps: 40\nneedle: {needle-hop: 1}\n")
     assert run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")]) == 0
-    assert f"Delete {tmp_path / 'out'} to train again" in capsys.readouterr().out
+    assert f"delete {tmp_path / 'out'} to train anew" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_not_passed_off_as_one_of_another_recipe(tmp_path: Path) -> None:
@@ -231,6 +258,7 @@ def test_an_output_that_is_a_file_is_named(tmp_path: Path) -> None:
         ({"loss_type": "grpo"}, "`trl` sets loss_type"),
         ({"no_such_key": 1}, "TRL refuses the recipe: .*no_such_key"),
         ({"generation_batch_size": 3}, "TRL refuses the recipe"),
+        ({"deepspeed": "zero9.json"}, "TRL refuses the recipe"),
     ],
 )
 def test_further_settings_of_trl_change_none_of_the_recipes_own(

@@ -102,9 +102,13 @@ def _shipped() -> list[dict[str, Any]]:
 
 
 def _right(said: str, sample: Sample) -> bool:
-    from qzoom_agent.evaluation.scorers.receipts import same
+    if sample.kind == "total":  # an amount, with or without its currency
+        from qzoom_agent.evaluation.scorers.receipts import same
 
-    return same(said, sample.answer, sample.kind)
+        return same(said, sample.answer, sample.kind)
+    from qzoom_agent.evaluation.scorers.match import exact_match
+
+    return exact_match(said, sample.answer)
 
 
 def _sample(row: dict[str, Any], number: int, seed: int | None) -> Sample:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticUndefined
 from yaml import safe_dump
 
@@ -59,6 +59,16 @@ class LoraSection(Section):
     r: int = Field(default=16, gt=0)
     lora_alpha: int = Field(default=32, gt=0)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @field_validator("target_modules", check_fields=False)
+    @classmethod
+    def _are_expressions(cls, given: Any) -> Any:
+        for one in (given,) if isinstance(given, str) else given:
+            try:
+                re.compile(one)
+            except re.error as error:
+                raise ValueError(f"{one!r} is no regular expression: {error}") from None
+        return given
 
 
 def add_recipe_arguments(parser: ArgumentParser, *, output: str) -> None:

@@ -1,11 +1,14 @@
 """Runs that end in one fine-tuned model (cold start and GRPO): common keys of their recipes, folder, LoRA, `final/`."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field, JsonValue
+from transformers import PreTrainedModel
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE, Judge, ready
@@ -88,12 +91,19 @@ def layers_from(backend: HFBackend, first: int) -> range:
     return range(first, count)
 
 
-def lora_config(lora: LoraSection, target_modules: str) -> Any:
+def lora_config(lora: LoraSection, target_modules: str, model: PreTrainedModel) -> Any:
     """Return peft's configuration of the adapters on the modules of a regular expression.
 
     Raises:
+        ConfigError: The model has no linear layer of such a name.
         MissingDependency: peft is not installed.
     """
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    if not any(re.fullmatch(target_modules, name) for name in linear):
+        raise ConfigError(
+            f"lora.target_modules names no linear layer of the model that is trained (as an expression: "
+            f"{target_modules}). Its layers have names such as {linear[-2]}."
+        )
     require("peft", extra="train", use="LoRA")
     from peft import LoraConfig
 

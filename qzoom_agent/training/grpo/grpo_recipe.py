@@ -15,7 +15,6 @@ agent configuration. `gradient_accumulation_steps` and `steps_per_generation` fo
 the number of devices, so that a recipe means the same on any number of them.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -110,15 +109,6 @@ class LoRA(LoraSection):
     def _drops_nothing(cls, given: float) -> float:
         if given:
             raise ValueError("with dropout another model is trained than the one that sampled. Leave it out")
-        return given
-
-    @field_validator("target_modules")
-    @classmethod
-    def _is_an_expression(cls, given: str) -> str:
-        try:
-            re.compile(given)
-        except re.error as error:
-            raise ValueError(f"{given!r} is no regular expression: {error}") from None
         return given
 
 

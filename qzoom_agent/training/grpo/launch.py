@@ -270,7 +270,7 @@ def lora_config(recipe: GRPORecipe, backend: HFBackend) -> Any:
     if recipe.from_layer:
         layers = "|".join(map(str, trained_model.layers_from(backend, recipe.from_layer)))
         modules = rf"(?=.*\.layers\.({layers})\.)(?:{modules})"
-    return trained_model.lora_config(recipe.lora, modules)
+    return trained_model.lora_config(recipe.lora, modules, backend.model)
 
 
 def save_model(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:

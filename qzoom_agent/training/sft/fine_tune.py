@@ -56,8 +56,10 @@ def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) ->
 
     Raises:
         ConfigError: No episode is kept, or `folder` holds conversations of another recipe or of other data.
+        ConfigError, MissingDependency: See `adapters`.
     """
     processes, episodes, kept = together(), folder / "episodes", folder / "conversations"
+    adapters(backend, recipe)  # what cannot be trained is told before demonstrations are made
     records = load_records(recipe.data, limit=recipe.records)
     stored: dict[str, JsonValue] = {"count": len(records), **recipe.model_dump(mode="json", exclude=_TRAINING_KEYS)}
     begin(folder / "conversations.json", stored, made=kept, processes=processes, kind=ColdStartRecipe)
@@ -110,14 +112,10 @@ def fine_tune(backend: HFBackend, table: Dataset, recipe: ColdStartRecipe, folde
     """Train the base in place on the assistant's turns of these conversations.
 
     Raises:
-        ConfigError: `from_layer` leaves no layer to train.
-        MissingDependency: The recipe has adapters, and peft is not installed.
+        ConfigError, MissingDependency: See `adapters`.
     """
     module, adapted, optimisation = AnswerLoss(backend), None, recipe.optimisation
-    layers = layers_from(backend, recipe.from_layer)
-    if recipe.lora is not None:
-        some, names = "|".join(map(str, layers)), "|".join(recipe.lora.target_modules)
-        config = lora_config(recipe.lora, rf".*language_model\.layers\.({some})\..*({names})")
+    if (config := adapters(backend, recipe)) is not None:
         from peft import get_peft_model
 
         adapted = get_peft_model(backend.model, config)
@@ -136,6 +134,20 @@ def fine_tune(backend: HFBackend, table: Dataset, recipe: ColdStartRecipe, folde
     if adapted is not None:
         adapted.merge_and_unload()
     backend.model.requires_grad_(False)
+
+
+def adapters(backend: HFBackend, recipe: ColdStartRecipe) -> Any:
+    """Return peft's configuration of the adapters; None where the weights themselves are trained.
+
+    Raises:
+        ConfigError: Nothing would be trained.
+        MissingDependency: The recipe has adapters, and peft is not installed.
+    """
+    layers = layers_from(backend, recipe.from_layer)
+    if recipe.lora is None:
+        return None
+    some, names = "|".join(map(str, layers)), "|".join(recipe.lora.target_modules)
+    return lora_config(recipe.lora, rf".*language_model\.layers\.({some})\..*({names})", backend.model)
 
 
 def describe(recipe: ColdStartRecipe) -> str:

@@ -29,7 +29,9 @@ class TeacherServer(Section):
 class Lora(LoraSection):
     """Low-rank adapters instead of all weights, merged into the base at the end."""
 
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    target_modules: tuple[str, ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    )
     """Modules of every decoder layer that is trained; the vision encoder gets none."""
 
 

@@ -122,3 +122,23 @@ def test_a_mistake_is_told_without_a_traceback(
         runpy.run_module("qzoom_agent.training.sft.fine_tune", run_name="__main__")
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("qzoom train coldstart: Cannot read the recipe")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"from_layer": 9}, "from_layer is 9, but .* has 2 decoder layers"),
+        (
+            {"lora": {"target_modules": ["z_proj"]}},
+            r"lora\.target_modules names no linear layer .*such as model\.",
+        ),
+        ({"lora": {"target_modules": ["("]}}, r"lora\.target_modules: '\(' is no regular expression"),
+        ({"lora": {"target_modules": []}}, r"lora\.target_modules': Tuple should have at least 1 item"),
+    ],
+)
+def test_nothing_to_train_is_told_before_demonstrations_are_made(
+    changes: dict[str, Any], said: str, model: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run.main(["--config", written(tmp_path, model=model, **changes), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out" / "episodes").exists()

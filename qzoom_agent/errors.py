@@ -91,7 +91,7 @@ class MissingDependency(QzoomError):
     exit_code = 4
 
 
-def describe_error(error: Exception) -> str:
+def describe_error(error: BaseException) -> str:
     """Return the message of an error; of a foreign one, with its class."""
     return redact(str(error) if isinstance(error, QzoomError) else f"{type(error).__name__}: {error}")
 

@@ -59,13 +59,14 @@ def render_page(source: str | Path | bytes, *, max_pixels: int) -> Image.Image:
         ImageError: There is no such file or page, or the file cannot be read.
         MissingDependency: pypdfium2 is not installed.
     """
+    given: Path | bytes
     if isinstance(source, bytes):
         given, name, chosen = source, f"the PDF of {len(source)} bytes", None
     else:
         found = _NAMED.fullmatch(str(source))
         assert found is not None
         given, chosen = Path(found["path"]).expanduser(), found["page"]
-        name = f"'{given}'"
+        name = f"'{given!s}'"
     number = chosen if chosen is not None else "1"
     with _opened(given, name) as document:
         import pypdfium2 as pdfium

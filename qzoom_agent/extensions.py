@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any, Final
 
-from qzoom_agent.errors import ConfigError, QzoomError
+from qzoom_agent.errors import ConfigError, QzoomError, describe_error
 
 GROUPS: Final = {
     "reward": "qzoom_agent.rewards",
@@ -30,6 +32,21 @@ GROUPS: Final = {
     "policy rule": "qzoom_agent.policy_rules",
 }
 """Entry point group of each kind of extension."""
+
+
+@contextmanager
+def calling(name: str, *, kind: str) -> Iterator[None]:
+    """Raise an error of an extension's own code as a ConfigError that names the extension and the line."""
+    try:
+        yield
+    except QzoomError:
+        raise
+    except Exception as error:  # whatever somebody else's code raises
+        where = extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"The {kind} '{name}' failed with {describe_error(error)} ({where.filename}, line {where.lineno}). Mend it "
+            "or its settings, then give the command again: what is done is kept."
+        ) from error
 
 
 def is_reference(name: str) -> bool:

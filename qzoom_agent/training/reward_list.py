@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, iscoroutine, signature
 from math import isfinite
-from traceback import extract_tb
 from types import MappingProxyType
 from typing import Annotated, Any, Final, NamedTuple
 
 from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
-from qzoom_agent.errors import ConfigError, QzoomError
-from qzoom_agent.extensions import find, reference
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.extensions import calling, find, reference
 from qzoom_agent.training.rewards import (
     Accuracy,
     ChainOfFocus,
@@ -126,18 +125,10 @@ class CustomReward(Reward):
         return bool(getattr(self.function, "needs_look", False))
 
     def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
-        try:
+        with calling(self.name, kind="reward"):
             found = self.function(**self._arguments(columns(rollouts)))
             if iscoroutine(found):  # TRL takes such functions as well
                 found = asyncio.run(found)
-        except QzoomError:
-            raise
-        except Exception as error:  # of somebody else's code
-            where = extract_tb(error.__traceback__)[-1]
-            raise ConfigError(
-                f"The reward '{self.name}' failed with {type(error).__name__}: {error} ({where.filename}, line "
-                f"{where.lineno}). Mend the function or its settings; the run resumes at its last checkpoint."
-            ) from error
         try:
             values = [None if value is None else float(value + 0.0) for value in found]  # text has no sum
         except (TypeError, ValueError):

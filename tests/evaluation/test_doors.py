@@ -93,6 +93,14 @@ def test_what_is_no_score_is_refused(wrong: Any, tmp_path: Path) -> None:
         evaluate(player(), [numbers(1)], out=tmp_path, scorer=lambda answer, sample: wrong)
 
 
+def test_an_error_of_a_scorer_is_named_with_its_place(tmp_path: Path) -> None:
+    def broken(answer: str, sample: Sample) -> float:
+        return 1 / len(answer[:0])
+
+    with pytest.raises(ConfigError, match=r"scorer '.*broken' failed with ZeroDivisionError.*test_doors\.py, line \d+"):
+        evaluate(player(), [numbers(1)], out=tmp_path, scorer=broken)
+
+
 # ---- module:attribute ----------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.extensions import reference
+from qzoom_agent.extensions import calling, reference
 
 
 class Score(NamedTuple):
@@ -70,11 +70,12 @@ def apply(scorer: Scorer | CustomScorer, answer: str | None, sample: Sample) -> 
     """Return the worth of an answer by a scorer of this package or another; 0 if none came.
 
     Raises:
-        ConfigError: The scorer returned neither a `Score` nor a number from 0 to 1.
+        ConfigError: The scorer failed, or returned neither a `Score` nor a number from 0 to 1.
     """
     if answer is None:
         return Score(0.0, None)
-    found = scorer(answer, sample)
+    with calling(reference(scorer), kind="scorer"):
+        found = scorer(answer, sample)
     try:
         value = float("nan") if isinstance(found, str) else float(found.value if isinstance(found, Score) else found)
     except (TypeError, ValueError):

@@ -16,8 +16,10 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final
+from zipfile import is_zipfile
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -190,11 +192,15 @@ def optimizer_steps(optimisation: Optimisation, rows: int, *, processes: int = 1
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """Return the latest complete checkpoint, if any: one whose state, which is written last, can be read."""
+    """Return the latest complete checkpoint, if any: one whose state, which is written last, and files can be read."""
     for state in sorted(folder.glob("checkpoint-*/trainer_state.json"), key=_step, reverse=True):
-        with suppress(ValueError):
+        with suppress(ValueError, SafetensorError):
             json.loads(state.read_text(encoding="utf-8"))
-            return str(state.parent)
+            for weights in state.parent.glob("*.safetensors"):
+                with safe_open(weights, "pt"):  # which reads the header, and compares the length
+                    pass
+            if all(map(is_zipfile, state.parent.glob("*.pt"))):
+                return str(state.parent)
     return None
 
 

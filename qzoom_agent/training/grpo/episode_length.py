@@ -85,7 +85,10 @@ def require_room(need: Longest, *, context: int, limit: int | None) -> int:
     Raises:
         ConfigError: The longest episode does not fit.
     """
-    advice = "Lower budget.max_turns, budget.max_views, budget.crop_max_tokens or generation.max_new_tokens."
+    advice = (
+        "Lower budget.coarse_tokens, budget.max_turns, budget.max_views, budget.crop_max_tokens or "
+        "generation.max_new_tokens."
+    )
     if need.total > context:
         raise ConfigError(f"The longest episode ({need}) does not fit into the model's context of {context}. {advice}")
     if limit is not None and need.completion > limit:

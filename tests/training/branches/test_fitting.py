@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -34,7 +34,7 @@ from qzoom_agent.training.branches.branch_recipe import (
     SDRPNStage,
 )
 from qzoom_agent.training.branches.dataset import DatasetSpec, Records, load_records
-from qzoom_agent.training.branches.fitting import trained
+from qzoom_agent.training.branches.fitting import last_checkpoint, trained
 from qzoom_agent.training.branches.gate import answer_at_budgets, kind_of, train_gate
 from qzoom_agent.training.branches.postsft import choose_cases, find_cases, random_box, train_postsft
 from qzoom_agent.training.branches.proposals import auc, look_at_batch, propose_boxes, with_crop
@@ -202,6 +202,19 @@ def test_a_gate_with_nothing_to_tell_apart_is_refused(load: Load, rows: Records,
     )
     with pytest.raises(ConfigError, match=said):
         train_gate(backend, backend.branches.gate, rows, table, recipe(gate=stage), tmp_path)
+
+
+def test_a_damaged_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        (folder := tmp_path / f"checkpoint-{step}").mkdir()
+        save_file({"w": torch.zeros(4)}, folder / "trained.safetensors")
+        torch.save({"step": step}, folder / "optimizer.pt")
+        (folder / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+    for file in ("checkpoint-3/trained.safetensors", "checkpoint-2/optimizer.pt"):
+        content = (tmp_path / file).read_bytes()
+        (tmp_path / file).write_bytes(content[:-8])
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
 
 
 def cases(*patterns: tuple[bool, bool, bool]) -> Dataset:

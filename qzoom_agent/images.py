@@ -131,7 +131,9 @@ def check_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> tuple[i
 
 
 def _plain(source: Any) -> str | Path | bytes | Image.Image | np.ndarray[Any, Any]:
-    """Return an open file or a buffer as its bytes and a tensor as an array; anything else as it is."""
+    """Return an open file, a buffer or a PDF's data URI as its bytes, a tensor as an array, anything else as it is."""
+    if isinstance(source, str) and source[:20].lower() == "data:application/pdf":
+        return _data_uri(source)
     if isinstance(source, bytearray | memoryview):
         return bytes(source)
     if callable(getattr(source, "read", None)):
@@ -178,8 +180,8 @@ def _opened(
             raise
         except UnidentifiedImageError as error:
             raise ImageError(
-                f"Not an image that can be read: {name}. Formats read: {', '.join(FORMATS)}. Save it as PNG or JPEG, "
-                "or open it with another library and pass a Pillow image."
+                f"Not an image that can be read: {name}. Formats read: {', '.join(FORMATS)}. Save it as PNG or JPEG "
+                "(in Python, what Pillow opens with a plugin may also be given as its image)."
             ) from error
         except Image.DecompressionBombError as error:
             raise ImageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import logging
 from pathlib import Path
@@ -75,6 +76,8 @@ def test_a_page_of_a_pdf_is_an_image(document: Path, caplog: pytest.LogCaptureFi
         assert np.abs(np.asarray(page)[9, 9].astype(int) - color).max() <= 3
     assert first.size == check_image(f"{document}#page=2") == (278, 556), "200 dots per inch of 100 x 200 points"
     assert load_image(document.read_bytes()).tobytes() == first.tobytes()
+    uri = f"data:application/pdf;base64,{base64.b64encode(document.read_bytes()).decode()}"
+    assert load_image(uri).tobytes() == first.tobytes() and check_image(uri) == first.size
     assert np.prod(load_image(document, max_pixels=5000).size) <= 5000
 
 

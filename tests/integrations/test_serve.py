@@ -182,6 +182,7 @@ def test_a_wrong_request_is_refused_in_openais_form(
         error = reply.json()["error"]
         assert (reply.status_code, set(error)) == (status, {"message", "type", "param", "code"})
         assert words in error["message"] or words in (error["param"] or "")
+        assert not error["message"].startswith(str(reply.status_code))
 
 
 def test_requests_without_the_key_or_a_path_are_refused(client: httpx.Client) -> None:

@@ -23,8 +23,10 @@ class RequestError(QzoomError, HTTPException):  # type: ignore[misc,unused-ignor
 
     def __init__(self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None) -> None:
         HTTPException.__init__(self, status, message)
-        self.args = (message,)
         self.code, self.param = code or ("invalid_request" if status < 500 else "server_error"), param
+
+    def __str__(self) -> str:
+        return str(self.detail)  # Starlette's has the status before it
 
     @property
     def body(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ POLICIES: Final = ("implicit", "always", "oracle", "explicit", "hybrid")
 FIELDS: Final = ("total", "date", "company", "address")
 
 
-def row(name: str, asked: Agent, weights: str, options: argparse.Namespace) -> TaskResult:
+def row(name: str, asked: Agent, weights: str | None, options: argparse.Namespace) -> TaskResult:
     """Return the result of one row: from disk if it is finished, else by running it."""
     folder = RunFolder(options.out / name)
     if (folder.path / "results.json").exists() and folder.ask.weights == weights and folder.config == asked.config:

@@ -101,8 +101,8 @@ class RunSpec(BaseModel):
             differ += [f"{name}: {text}" for text in _shrinks(self.tasks[name], later.tasks[name])]
         if differ:
             raise ConfigError(
-                f"The run folder is of another evaluation. Different: {'; '.join(differ)}. "
-                "A folder may only be asked for more; choose another --out."
+                f"The folder holds another run. Different: {'; '.join(differ)}. A folder may only be asked for more; "
+                "choose another one (--out, in Python: out)."
             )
         return later.model_copy(update={"tasks": self.tasks | later.tasks})
 
@@ -168,7 +168,8 @@ class RunFolder:
             differ = list(_differ(self.config.model_dump(mode="json"), config.model_dump(mode="json")))
             if differ:
                 raise ConfigError(
-                    f"{self.path} is of another evaluation. Different: {'; '.join(differ)}. Choose another --out."
+                    f"{self.path} holds another run. Different: {'; '.join(differ)}. Choose another folder (--out, in "
+                    "Python: out)."
                 )
             ask = self.ask.grown(ask)
         self.write("config.yaml", config.to_yaml())

@@ -101,7 +101,7 @@ def test_rows_of_two_folders_can_be_set_beside_each_other(run: Path, capsys: pyt
     head, _, direct, few, _ = (cells(line) for line in capsys.readouterr().out.splitlines())
     assert (direct[0], few[0]) == ("2: direct", "few: explicit")
     assert dict(zip(head, few, strict=True))["crops for 100 questions"] == "100.0", "one turn, one crop"
-    with pytest.raises(ConfigError, match="another evaluation"):
+    with pytest.raises(ConfigError, match="holds another run"):
         evidence.main(out)
     with pytest.raises(ConfigError, match="without --part, --policies and --set"):
         evidence.main([*out[:4], "--set", "seed=1", "--write", "page.md"])

@@ -267,7 +267,7 @@ def test_a_folder_of_another_run_is_refused(change: dict[str, Any], message: str
     given: dict[str, Any] = {"agent": player(), "weights": "these"}
     evaluate(**given, tasks=[numbers()], out=tmp_path)
     before = (tmp_path / "run.json").read_text()
-    with pytest.raises(ConfigError, match="another evaluation") as refused:
+    with pytest.raises(ConfigError, match="holds another run") as refused:
         evaluate(**(given | change), tasks=[numbers()], out=tmp_path)
     assert message in str(refused.value)
     assert (tmp_path / "run.json").read_text() == before

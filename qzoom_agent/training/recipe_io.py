@@ -129,8 +129,7 @@ def read_recipe(path: Path, kind: type[_Recipe], *, overrides: Sequence[str] = (
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        told = " ".join(_explain(one, kind) for one in error.errors())
-        raise ConfigError(f"The recipe {path} is not valid: {told}") from None
+        raise ConfigError(f"The recipe {path} is not valid: {_explain(error, kind)}") from None
     except ConfigError as error:
         raise ConfigError(f"The recipe {path} is not valid: {error}") from None
 
@@ -252,13 +251,25 @@ def _parsed(text: str) -> Any:
         raise ConfigError(f"--set: the value {text!r} is neither JSON nor YAML: {error}") from None
 
 
-def _explain(error: ErrorDetails, kind: type[BaseModel]) -> str:
-    """Return one fault that pydantic found as a sentence: the dotted key, what is wrong, the value."""
-    # beside keys, a place has names of pydantic's own, such as those of the types of a union
-    key = ".".join(str(part) for part in error["loc"] if isinstance(part, int) or re.fullmatch(r"[\w-]+", part))
-    told = error["msg"].removeprefix("Value error, ").rstrip(".")
-    if error["type"] == "extra_forbidden":
-        return _unknown(key, kind)
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    """Return the faults that pydantic found as sentences, those of unknown keys as one."""
+    faults = error.errors()
+    told = [_explain_value(one) for one in faults if one["type"] != "extra_forbidden"]
+    if unknown := [_key(one) for one in faults if one["type"] == "extra_forbidden"]:
+        told.append(_unknown(unknown[0], kind))
+        if unknown[1:]:
+            told.append(f"Nor has it {', '.join(unknown[1:])}.")
+    return " ".join(told)
+
+
+def _key(error: ErrorDetails) -> str:
+    """Return the dotted key of a fault, without the names that pydantic adds, such as those of the types of a union."""
+    return ".".join(str(part) for part in error["loc"] if isinstance(part, int) or re.fullmatch(r"[\w-]+", part))
+
+
+def _explain_value(error: ErrorDetails) -> str:
+    """Return one fault as a sentence: the key, what is wrong, the value."""
+    key, told = _key(error), error["msg"].removeprefix("Value error, ").rstrip(".")
     if error["type"] == "missing":
         return f"it lacks the key '{key}'."
     if error["type"] == "value_error":

@@ -237,8 +237,8 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
     }
     if taken := sorted(settings.keys() & recipe.trl.keys()):
         raise ConfigError(
-            f"The recipe's `trl` sets {', '.join(taken)}, which follows from keys of its own (prompts, rollouts, "
-            "loss, ...). Set those, and leave it out of `trl`."
+            f"The recipe's `trl` sets {', '.join(taken)}, which follows from keys of its own (the same key, "
+            "prompts, rollouts, loss, ...). Set those, and leave it out of `trl`."
         )
     with refused_by_trl():
         return GRPOConfig(**{**free, **recipe.trl, **settings})

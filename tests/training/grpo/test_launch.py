@@ -103,7 +103,10 @@ def test_questions_of_other_sources_keep_all_their_answers(tmp_path: Path) -> No
         ("max_steps: 1\nneedle: {needle-hop: 1}\nagent: {generation: {presence_penalty: 1}}", "another model's"),
         ("max_steps: 1\nneedle: {needle-hop: 1}\nlearning_rate: .inf", "'learning_rate': Input should be a finite"),
         ("max_steps: 0\nneedle: {needle-hop: 1}", r"not valid: bad value for 'max_steps': [^\n]*; got 0\.$"),
-        ("max_step: 1\nneedle: {needle-hop: 1}", "no key 'max_step'. Did you mean max_steps"),
+        (
+            "max_step: 1\nneedle: {needle-hop: 1}\nheads: 1\nk: 2",
+            "lacks the key 'max_steps'. The recipe has no key 'max_step'. Did you mean max_steps.* Nor has it heads, k",
+        ),
         (
             "max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {vllm_importance_sampling_correction: false}",
             "nobody could tell",

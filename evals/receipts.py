@@ -33,6 +33,8 @@ from qzoom_agent.report.markdown import markdown_table
 BUDGETS: Final = (128, 256, 512, 1024, 2048)
 """Most visual tokens of a whole receipt for the baseline."""
 POLICIES: Final = ("implicit", "always", "oracle", "explicit", "hybrid")
+UNPERCEIVING: Final = {"direct", "oracle", "explicit"}
+"""Policies whose rows stay when gate and SD-RPN change."""
 FIELDS: Final = ("total", "date", "company", "address")
 
 
@@ -76,11 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for prefix, model, branches in (("", options.model, options.branches), ("rival-", options.rival, None)):
         if model is None:
             continue
-        weights = fingerprint(model, branches)
         with Agent.from_pretrained(model, config=config, branches=branches) as agent:
             for name, settings in rows.items():
                 if prefix and settings["policy"] != "direct":
                     continue
+                weights = fingerprint(model, branches, base_only=settings["policy"] in UNPERCEIVING)
                 result = row(prefix + name, agent.replace(**settings), weights, options)
                 scores = [f"{100 * result.marks.kinds[kind].mean:.1f}" for kind in FIELDS]
                 cost = [f"{result.cost.visual_tokens.mean:.0f}", f"{result.cost.seconds.mean:.3f}"]

@@ -144,8 +144,13 @@ def episode_config(recipe: GRPORecipe, backend: HFBackend) -> AgentConfig:
         ConfigError: Rollouts would place crops otherwise than the policy does, an episode is no single conversation, or
             another model looks.
     """
+    looks = {key: value for key, value in backend.settings.items() if key.startswith("perception.")}
     config = recipe.agent_config().resolved(
-        model=backend.name, protocol=backend.protocol, defaults=backend.defaults, perceives=backend.perceives
+        model=backend.name,
+        protocol=backend.protocol,
+        defaults=backend.defaults,
+        perceives=backend.perceives,
+        settings=looks,  # sampling and limits of a reply are the recipe's
     )
     ours = recipe.rollouts.by != "environment" and recipe.rollouts.vllm is None
     require_plain_crops(config, backend, aligned=ours)

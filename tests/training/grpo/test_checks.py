@@ -99,6 +99,14 @@ class TestGuards:
         with pytest.raises(ConfigError, match=r"agent\.perceiver is 'nano'"):
             episode_config(recipe(agent={**AGENT, "perceiver": "nano"}), tiny)
 
+    def test_episodes_look_at_the_models_thresholds(self, tiny: HFBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+        own = {"perception.gate_threshold": 0.02, "generation.max_new_tokens": 9999}
+        monkeypatch.setattr(tiny, "settings", own)
+        config = episode_config(recipe(agent=AGENT), tiny)
+        assert config.perception.gate_threshold == 0.02 and config.generation.max_new_tokens < 9999
+        given = episode_config(recipe(agent={**AGENT, "perception": {"gate_threshold": 0.7}}), tiny)
+        assert given.perception.gate_threshold == 0.7
+
     def test_torn_groups_are_refused(self) -> None:
         assert recipe(prompts=8).accumulation(4) == 2
         with pytest.raises(ConfigError, match="6 prompts do not divide over 4 devices"):

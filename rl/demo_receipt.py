@@ -30,8 +30,8 @@ MODEL: Final = "nano-paper"
 FIRST_SEED: Final = 700_000_000
 # fmt: off
 LIKE_SCANS: Final = (
-    1343, 571, 521, 672, 849, 139, 524, 602, 627, 1217, 1126, 545, 510, 918, 466, 586, 600,
-    699, 644, 1095, 1020, 589, 745, 129, 302, 384, 927, 170, 1371, 874, 441,
+    1343, 441, 874, 521, 672, 849, 139, 524, 602, 627, 1217, 1126, 545, 510, 918, 466, 586, 600,
+    699, 644, 1095, 1020, 589, 745, 129, 302, 384, 927, 170, 1371, 571,
 )
 # fmt: on
 """Those of the first 1,500 pages from `FIRST_SEED` on that look most like scans of receipts; the best come first."""

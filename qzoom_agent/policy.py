@@ -27,7 +27,7 @@ from PIL import Image
 
 from qzoom_agent.config import AgentConfig, PerceptionConfig, PolicyName, ViewBudget
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.extensions import find, satisfying
+from qzoom_agent.extensions import calling, find, satisfying
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.protocols.interface import ToolCall
 from qzoom_agent.review import PolicyRule, ReviewContext, ReviewDecision, adds, hybrid_rule
@@ -172,9 +172,10 @@ class CropPolicy:
         return ReviewDecision("", {}) if rule is None else self._ruled(rule, call, shown, context)
 
     def _ruled(self, rule: Callable[..., Any], *arguments: object) -> ReviewDecision:
-        decision = rule(*arguments)
+        name = self._config.review.rule
+        with calling(name or "hybrid", kind="policy rule"):
+            decision = rule(*arguments)
         if not isinstance(decision, ReviewDecision):
-            name = self._config.review.rule
             raise ConfigError(f"The policy rule {name!r} returned {decision!r:.80}. Return a ReviewDecision.")
         return decision
 

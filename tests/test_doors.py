@@ -179,3 +179,5 @@ def test_an_extension_that_goes_wrong_is_named() -> None:
         agent(tool=Needy)
     with pytest.raises(ConfigError, match=r"policy rule '.*<lambda>' returned None\. Return a ReviewDecision"):
         agent(rule=lambda plan, shown, context: None).run(IMAGE, "What?")
+    with pytest.raises(ConfigError, match=r"policy rule '.*<lambda>' failed with .*division by zero.*test_doors\.py"):
+        agent(rule=lambda plan, shown, context: 1 / 0).run(IMAGE, "What?")

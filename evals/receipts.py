@@ -1,6 +1,6 @@
 """Accuracy and cost on a folder of receipts: a model at several budgets and under each policy, and OCR with rules.
 
-    python evals/receipts.py DIR --model nano-paper --rival runs/paper_rival/final --out runs/on_receipts
+    python evals/receipts.py DIR --model nano-paper --rival runs/rival --set protocol=nano --out runs/on_receipts
     python evals/receipts.py DIR ... --ocr PYTHON   (the Python of an environment with RapidOCR, see receipt_ocr.py)
 
 Each row asks the four fields of every receipt of a split, policies at the budget of the model's preset. A rival is
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="folder of receipts (receipts.jsonl, images/)")
     parser.add_argument("--model", required=True)
     parser.add_argument("--branches", help="gate and SD-RPN (default: the model's)")
-    parser.add_argument("--rival", help="weights that answer from whole receipts only")
+    parser.add_argument("--rival", help="model folder that answers from whole receipts only")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run folders, one a row")
     parser.add_argument("--split", default="test")
     parser.add_argument("--threads", type=int, default=1)

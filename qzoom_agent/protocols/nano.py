@@ -1,9 +1,9 @@
 """nano: the format of the model that ships with the package, fixed by its training.
 
 Opening: no system message; the images, then the question, followed by " You may zoom." when zooming is offered. Call:
-`<zoom><loc_84><loc_112><loc_140><loc_154></zoom>`, x1 y1 x2 y2 in shown pixels of the coarse view; plain numbers and a
-missing opening tag are accepted. Result: a user turn with the crop alone. Refusal: "No crop.", after which it answers
-or calls again. Any other text is the answer.
+`<zoom><loc_84><loc_112><loc_140><loc_154></zoom>`, x1 y1 x2 y2 in shown pixels of the coarse view; of several images it
+names the second and further ones: `<zoom>2<loc_84>...`. Plain numbers and a missing opening tag are accepted. Result: a
+user turn with the crop alone. Refusal: "No crop.", after which it answers or calls again. Any other text is the answer.
 """
 
 import re
@@ -37,6 +37,7 @@ LOCATION_STEP: Final = 7
 """Pixels between two neighbouring location tokens."""
 _HOW = "Write <zoom><loc_x1><loc_y1><loc_x2><loc_y2></zoom>."
 _LOC = re.compile(r"<loc_([-+]?\d+)>")
+_IMAGE = re.compile(r"\s*(\d{1,3})\s*<loc_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +78,22 @@ class Nano:
 
     def _read(self, span: TagSpan, views: Sequence[View], reply: ParsedReply) -> None:
         value: object = [float(number) for number in _LOC.findall(span.body)]
+        given = [view for view in views if view.kind == "coarse"] or views[:1]
+        number = _IMAGE.match(span.body)
+        image = int(number[1]) if number else 1
         if not value:
             value = span.body
             reply.repairs += ["plain numbers read instead of location tokens"] if numbers_in(span.body) else []
-        size = views[0].size if views else None
         try:
+            if given and not 1 <= image <= len(given):
+                raise BoxError(f"There is no image {image}: the images are numbered from 1 to {len(given)}.")
+            size = given[image - 1].size if given else None
             box, frame = read_box(value, self.frame, reply.repairs, size=size)
         except BoxError as error:
             reply.problems.append(f"{error} {_HOW}")
         else:
-            reply.calls.append(ToolCall(name="zoom", box=box, frame=frame, view=first_view(views), raw=span.raw))
+            view = first_view(given[image - 1 :])
+            reply.calls.append(ToolCall(name="zoom", box=box, frame=frame, view=view, raw=span.raw))
 
     def result(self, view: View, index: int, notes: Sequence[str]) -> list[Message]:
         return [message("user", image_part(view.id))]

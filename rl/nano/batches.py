@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from nano.examples import (
     COARSE_TOKENS,
     LEGIBLE,
+    NOTES,
     coarse_tree,
     crop_tree,
     needles,
@@ -29,7 +30,9 @@ from nano.examples import (
 from nano.pages import object_page, plate_page, text_page
 from nano.paper_batches import HEIGHTS, PAPER_KINDS, PaperKind, paper_trees
 from nano.receipts import Receipts
+from nano.several import pair_tree, paired_boards, steps_tree
 from nano.trees import Look, Packer, Tree
+from qzoom_agent.evaluation.tasks.needle.boards import draw_board
 
 BUDGETS: Final = (64, 144, 256, 400, 576)
 """Visual tokens of a whole board, from the coarse view to every pixel."""
@@ -48,6 +51,8 @@ BoardKind = Literal[
     "board400",
     "board576",
     "glances",
+    "pairs",
+    "steps",
 ]
 Kind = Literal[BoardKind, PaperKind]
 KINDS: Final[tuple[BoardKind, ...]] = get_args(BoardKind)
@@ -84,6 +89,12 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
     if kind == "coarse":
         drawn = [training_boards(rng, seed * 64 + index) for index in range(3)]
         return [coarse_tree(rng, board, again=again, tokens=rng.choice(COARSE_BUDGETS)) for board, *again in drawn]
+    if kind == "pairs":
+        pairs = [paired_boards(rng, seed * 64 + index) for index in range(2)]
+        return [pair_tree(rng, pair, tokens=rng.choice(COARSE_BUDGETS)) for pair in pairs]
+    if kind == "steps":
+        boards = [draw_board("hop", seed * 64 + index, split="train", notes=rng.randrange(NOTES)) for index in range(3)]
+        return [steps_tree(rng, board, tokens=rng.choice(COARSE_BUDGETS)) for board in boards]
     if kind in _BOARDS_PER_BATCH:
         budget, count = int(kind.removeprefix("board")), _BOARDS_PER_BATCH[kind]
         # A coarse view is only trained on alone to see what of it could be read; so all that it shows is a label.

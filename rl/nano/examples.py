@@ -63,6 +63,8 @@ class Frame:
     board: Board
     box: Rect
     look: Look
+    image: int = 0
+    """Number of the board among those of a question, from 0; calls name it from the second on."""
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -155,7 +157,8 @@ def call_for(frame: Frame, needle: Rect) -> tuple[str, Rect]:
     left, top = int(x1 * scale_x // step) * step, int(y1 * scale_y // step) * step
     right = min(int(-(-x2 * scale_x // step)) * step, frame.look.image.width)
     bottom = min(int(-(-y2 * scale_y // step)) * step, frame.look.image.height)
-    call = "<zoom>" + "".join(f"<loc_{value}>" for value in (left, top, right, bottom)) + "</zoom>"
+    named = str(frame.image + 1) if frame.image else ""
+    call = f"<zoom>{named}" + "".join(f"<loc_{value}>" for value in (left, top, right, bottom)) + "</zoom>"
     return call, (left / scale_x, top / scale_y, right / scale_x, bottom / scale_y)
 
 
@@ -194,7 +197,7 @@ def _anywhere(rng: Random, board: Board) -> Rect:
     return x, y, x + 60, y + 30
 
 
-def _inserted(rng: Random, frame: Frame, needle: Rect) -> Frame:
+def inserted(rng: Random, frame: Frame, needle: Rect) -> Frame:
     """A crop of the needle that stands beside the coarse view: as SD-RPN proposes it, or looser or tighter."""
     if rng.random() < 0.7:
         return proposed(rng, frame.board, needle)
@@ -283,8 +286,13 @@ def calling(frame: Frame, fact: Fact, *, shown: Sequence[Frame] = (), step: int 
     return [
         *(crop.look for crop in shown),
         *asked(frame, fact, f" You may zoom.{ASK}"),
-        _answer(call, [(frame.look, under(frame, [needle]))] * 5),
+        _called(frame, call, needle),
     ]
+
+
+def _called(frame: Frame, call: str, needle: Rect) -> Say:
+    """A call, each token of which is read from where the needle lies."""
+    return _answer(call, [(frame.look, under(frame, [needle]))] * (5 + bool(frame.image)))
 
 
 def noting(crop: Frame, fact: Fact, frame: Frame) -> Frame:
@@ -316,7 +324,7 @@ def vain(rng: Random, frame: Frame, fact: Fact, *, shown: Sequence[Frame] = (), 
     if len(shown) == len(fact.boxes):
         return [*pieces, _reply(where, fact)]
     needle = fact.boxes[len(shown)]
-    return [*pieces, _answer(call_for(frame, needle)[0], [(frame.look, under(frame, [needle]))] * 5)]
+    return [*pieces, _called(frame, call_for(frame, needle)[0], needle)]
 
 
 def zooming(
@@ -333,7 +341,7 @@ def zooming(
     pieces = [*(crop.look for crop in shown), *asked(where, fact, f" You may zoom.{ASK}")]
     for step, needle in enumerate(fact.boxes[len(shown) :], start=len(shown) + 1):
         call, box = call_for(frame, needle)
-        pieces.append(_answer(call, [(frame.look, under(frame, [needle]))] * 5))
+        pieces.append(_called(frame, call, needle))
         if step == len(fact.boxes) and not served:
             return pieces
         last = show(frame.board, box, tokens=crop_tokens(frame.board))
@@ -362,9 +370,9 @@ def coarse_tree(
     frame = show(board, None, tokens=(16, tokens))
     easy = [fact for fact in board.facts if fact.coarse_suffices]
     fine = [fact for fact in board.facts if len(fact.boxes) == 1]
-    hops = _hops(board)
+    hops = steps_of(board)
     rng.shuffle(easy)
-    fine = _varied(rng, fine)
+    fine = varied(rng, fine)
     branches = [("direct", fact, direct(frame, fact)) for fact in [*easy[:7], *counts(rng, board)]]
     branches += [("zoom", fact, zooming(frame, fact)) for fact in easy[7:10] or easy[:1]]
     branches += [("refused", fact, vain(rng, frame, fact)) for fact in [*easy[-2:], *fine[-1:]]]
@@ -379,7 +387,7 @@ def coarse_tree(
     branches += _notes(rng, [frame, *(replace(frame, board=other) for other in again)])
     crops -= 2 * min(3, len(hops))
     if hops and rng.random() < 0.2:
-        views = [_inserted(rng, frame, box) for box in hops[-1].boxes]
+        views = [inserted(rng, frame, box) for box in hops[-1].boxes]
         branches.append(("beside", hops[-1], beside(hops[-1], views)))
         crops -= 2
     served, called = max(1, crops), fine[max(1, crops) :]
@@ -387,7 +395,7 @@ def coarse_tree(
         if index % 3 == 0:
             branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
             continue
-        view, chance = _inserted(rng, frame, fact.boxes[0]), rng.random()
+        view, chance = inserted(rng, frame, fact.boxes[0]), rng.random()
         if chance < 0.2:
             served = chance < 0.07
             name = "vain" if served else "refused"
@@ -409,7 +417,7 @@ def _notes(rng: Random, frames: Sequence[Frame]) -> list[tuple[str, Fact, list[P
     Of each note one second call is served; several are not, after crops of every kind.
     """
     branches: list[tuple[str, Fact, list[Piece]]] = []
-    for index, facts in enumerate(zip(*(_hops(one.board)[:3] for one in frames), strict=True)):
+    for index, facts in enumerate(zip(*(steps_of(one.board)[:3] for one in frames), strict=True)):
         served, other, another = ((frames[at % len(frames)], facts[at % len(frames)]) for at in range(3))
         shown = [_noted(rng, frames[0], *one) for one in (served, other)]
         branches.append(("follow", other[1], calling(*other, shown=[shown[1]], step=1)))
@@ -426,7 +434,7 @@ def _notes(rng: Random, frames: Sequence[Frame]) -> list[tuple[str, Fact, list[P
     return branches
 
 
-def _hops(board: Board) -> list[Fact]:
+def steps_of(board: Board) -> list[Fact]:
     """Its questions in two steps."""
     return [fact for fact in board.facts if len(fact.boxes) == 2]
 
@@ -453,7 +461,7 @@ def counts(rng: Random, board: Board, *, most: int = 12) -> list[Fact]:
     ]
 
 
-def _varied(rng: Random, facts: list[Fact]) -> list[Fact]:
+def varied(rng: Random, facts: list[Fact]) -> list[Fact]:
     """Shuffled so that every kind comes before any kind comes again."""
     rng.shuffle(facts)
     seen: dict[str, int] = {}
@@ -467,7 +475,7 @@ def _varied(rng: Random, facts: list[Fact]) -> list[Fact]:
 def whole_tree(rng: Random, board: Board, *, tokens: int, questions: int = 14, legible: float = LEGIBLE) -> Tree:
     """Direct questions on the whole board at a budget: the baseline's training."""
     frame = show(board, None, tokens=(16, tokens), legible=legible)
-    facts = _varied(rng, list(board.facts))[:questions]
+    facts = varied(rng, list(board.facts))[:questions]
     return Tree(
         [Say(OPEN), frame.look], [direct(frame, fact) for fact in facts], [f"direct {fact.kind}" for fact in facts]
     )

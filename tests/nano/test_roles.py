@@ -23,6 +23,7 @@ from nano.examples import (
     training_boards,
     whole_tree,
 )
+from nano.several import pair_tree, paired_boards, steps_tree
 from nano.tokenizer import build_tokenizer
 from nano.trees import Look, Packer, Say, Tree
 from qzoom_agent.evaluation.tasks.needle.boards import LAYOUTS, Board, draw_board
@@ -218,6 +219,42 @@ def test_a_crop_tree_asks_what_its_crop_shows() -> None:
             last = branch[-1]
             assert isinstance(last, Say)
             assert last.text.removesuffix("<|im_end|>") in answers
+
+
+def test_a_pair_is_asked_about_either_board_and_calls_name_the_second() -> None:
+    for seed in range(4):
+        boards = paired_boards(Random(seed), seed)
+        tree = pair_tree(Random(seed), boards, tokens=64)
+        views = [piece for piece in tree.prefix if isinstance(piece, Look)]
+        assert len(views) == 2
+        assert len({fact.task for board in boards for fact in board.facts} & {"needle-scene", "needle-doc"}) == 2
+        asked = set()
+        for name, branch in zip(tree.names, tree.branches, strict=True):
+            said = [piece for piece in branch if isinstance(piece, Say)]
+            learned = [piece for piece in said if piece.learn]
+            for call in (piece for piece in learned if "<zoom>" in piece.text):
+                about = [index for index, view in enumerate(views) if call.focus[0][0] is view]
+                assert call.text.startswith("<zoom>2<loc_" if about == [1] else "<zoom><loc_")
+                assert len(call.focus) == 5 + about[0] and len({id(look) for look, _ in call.focus}) == 1
+                asked.add((name.split()[0], about[0]))
+            question = said[0].text if name.startswith("call") else ""
+            assert all(piece.text.endswith("<|im_end|>") for piece in learned) and question != " You may zoom."
+        assert {("zoom", 0), ("zoom", 1), ("call", 0), ("call", 1)} <= asked | {
+            ("call", index) for index, board in enumerate(boards) if len(board.facts) < 20
+        }
+
+
+def test_both_crops_of_two_steps_stand_beside_the_coarse_view_in_their_order() -> None:
+    board = board_of("hop", 4)
+    tree = steps_tree(Random(0), board, tokens=64)
+    hops = [fact for fact in board.facts if len(fact.boxes) == 2]
+    assert 2 <= len(tree.branches) <= len(hops)
+    for fact, branch in zip(hops, tree.branches, strict=False):
+        first, second = (piece for piece in branch if isinstance(piece, Look))
+        assert first.note is not None and second.note is None
+        last = branch[-1]
+        assert isinstance(last, Say) and last.text == fact.answer + "<|im_end|>"
+        assert {id(look) for look, _ in last.focus} == {id(second)}
 
 
 def test_a_whole_tree_has_distinct_questions_of_every_kind() -> None:

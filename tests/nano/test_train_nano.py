@@ -14,10 +14,11 @@ from yaml import safe_dump, safe_load
 
 import train_nano as base
 from export_nano import main as ship
+from grow_nano import main as grow_main
 from keep_stage import keep_stage
 from nano import batches, validation
 from nano.examples import training_board, whole_tree
-from nano.heads import TOLD, TrainingHeads
+from nano.heads import TOLD, TrainingHeads, losses
 from nano.model import build_model
 from nano.pages import object_page
 from nano.tokenizer import build_tokenizer
@@ -129,6 +130,32 @@ def test_a_kept_stage_is_a_place_to_go_on_from_with_its_heads(straight: Path, tm
     for name, parameter in model.named_parameters():
         assert parameter.dtype == torch.float32
         assert torch.equal(parameter, trained[name].to(torch.bfloat16).float()), name
+
+
+def test_a_grown_stage_computes_the_same_and_can_be_gone_on_from(straight: Path, tmp_path: Path) -> None:
+    kept = straight / "talk" / "final"
+    small_model = base.load_training(kept)[1]
+    told = grow_main([str(kept), str(tmp_path / "grown"), "--intermediate", "400", "--tower-intermediate", "512"])
+    assert told == 0
+    tokenizer, grown = base.load_shipped(tmp_path / "grown")
+    assert grown.config.vision_config.depth == 6 and grown.config.text_config.intermediate_size == 400
+    assert grown.num_parameters() > 1.2 * small_model.num_parameters()
+    batch = Packer(tokenizer).batch(small("crops", 3))
+    with torch.no_grad():
+        one, other = (losses(model, model.training_heads, batch) for model in (small_model, grown))
+    assert set(one) == set(other) and "answer" in one
+    for name, value in one.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5)
+    losses(grown, grown.training_heads, batch)["answer"].backward()  # type: ignore[no-untyped-call]
+    new = [grown.model.visual.blocks[2].mlp.down_proj.weight, grown.model.language_model.layers[0].mlp.down_proj.weight]
+    assert all(weight.grad is not None and weight.grad[:, -8:].abs().max() > 0 for weight in new), "what is new learns"
+
+
+def test_growing_never_makes_a_model_smaller(straight: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--intermediate is 100, but the model has 320"):
+        grow_main([str(straight / "talk" / "final"), str(tmp_path / "grown"), "--intermediate", "100"])
+    assert not (tmp_path / "grown").exists()
 
 
 def test_every_stage_changes_the_weights_of_the_one_before(straight: Path) -> None:

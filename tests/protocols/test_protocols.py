@@ -422,6 +422,14 @@ def test_plain_tells_sentences_from_calls() -> None:
     assert parse("plain", "Answer:").answer == "Answer:"
 
 
+def test_a_call_of_nano_that_names_no_image_there_is() -> None:
+    for number in ("0", "2", "999"):
+        parsed = parse("nano", f"<zoom>{number}<loc_84><loc_112><loc_140><loc_154></zoom>")
+        assert not parsed.calls
+        assert f"There is no image {number}: the images are numbered from 1 to 1." in parsed.problems[0]
+    assert only_call(parse("nano", "<zoom>1<loc_84><loc_112><loc_140><loc_154></zoom>")).box == (84, 112, 140, 154)
+
+
 def test_nano_reads_plain_numbers_and_tells_what_is_wrong() -> None:
     assert only_call(parse("nano", CALLS["nano"])).box == (84, 112, 140, 154)
     parsed = parse("nano", "<zoom>84 112 140 154</zoom>")

@@ -1,6 +1,7 @@
 """Accuracy and cost on a folder of receipts: a model at several budgets and under each policy, and OCR with rules.
 
     python evals/receipts.py DIR --model nano-paper --rival runs/rival --set protocol=nano --out runs/on_receipts
+    python evals/receipts.py DIR ... --split validation --rows implicit,oracle   (some rows)
     python evals/receipts.py DIR ... --ocr PYTHON   (the Python of an environment with RapidOCR, see receipt_ocr.py)
 
 Each row asks the four fields of every receipt of a split, policies at the budget of the model's preset. A rival is
@@ -22,7 +23,7 @@ import torch
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig, read_setting
 from qzoom_agent.data.samples import TaskSource
-from qzoom_agent.errors import finished
+from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evaluation.run_log import RunFolder, environment, fingerprint
 from qzoom_agent.evaluation.runner import evaluate
 from qzoom_agent.evaluation.summary import Results, TaskResult
@@ -67,12 +68,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--ocr", metavar="PYTHON", help="run receipt_ocr.py with it on the same receipts")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every row")
+    parser.add_argument("--rows", help="rows to run, with commas between (default: all)")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     given = dict(read_setting(text) for text in options.set)
     rows: dict[str, dict[str, Any]] = {policy: {"policy": policy} for policy in POLICIES}
     for budget in BUDGETS:
         rows[f"direct-{budget}"] = {"policy": "direct", "budget.coarse_tokens": budget}
+    every = {*rows, *(f"rival-{name}" for name in rows)}
+    wanted = set(options.rows.split(",")) if options.rows else every
+    if unknown := wanted - every:
+        raise ConfigError(
+            f"There is no row {min(unknown)!r}. The rows are {', '.join(rows)}, and rival- and one of them."
+        )
     config = AgentConfig(policy="direct").replace(**given)
     cells = []
     for prefix, model, branches in (("", options.model, options.branches), ("rival-", options.rival, None)):
@@ -80,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         with Agent.from_pretrained(model, config=config, branches=branches) as agent:
             for name, settings in rows.items():
-                if prefix and settings["policy"] != "direct":
+                if prefix + name not in wanted or (prefix and settings["policy"] != "direct"):
                     continue
                 weights = fingerprint(model, branches, base_only=settings["policy"] in UNPERCEIVING)
                 result = row(prefix + name, agent.replace(**settings), weights, options)

@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table that the command names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("time", "pairs"))
+    parser.add_argument("--model", default="nano")
     parser.add_argument("--policy", action="append", help="may be repeated (default: implicit and explicit)")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--n", type=int, default=200)
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     changes = dict(one.split("=", 1) for one in args.set)
     for policy in args.policy or ["implicit", "explicit"]:
-        agent = Agent.from_pretrained("nano", policy=policy, check=False, **changes)
+        agent = Agent.from_pretrained(args.model, policy=policy, check=False, **changes)
         if args.what == "time":
             for needs, question in SECOND.items():
                 run, second = milliseconds(agent, question, args.repeats)

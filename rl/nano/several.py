@@ -7,7 +7,21 @@ from dataclasses import replace
 from random import Random
 from typing import Final
 
-from nano.examples import OPEN, Frame, beside, calling, inserted, noting, proposed, show, steps_of, varied, zooming
+from nano.examples import (
+    OPEN,
+    Frame,
+    beside,
+    calling,
+    direct,
+    inserted,
+    needles,
+    noting,
+    proposed,
+    show,
+    steps_of,
+    varied,
+    zooming,
+)
 from nano.trees import Piece, Say, Tree
 from qzoom_agent.evaluation.tasks.needle.boards import Board, Fact, draw_board
 
@@ -15,6 +29,8 @@ PAIRED: Final = (("scene",), ("form", "receipt", "table"))
 """Layouts of two boards of which one question can only be about one."""
 _ASKED: Final = 7
 """Questions about each board of a pair."""
+_DOUBTFUL: Final = 0.4
+"""Share of the questions with a crop of each board, as where both maps are nearly as sure."""
 _HOPS: Final = 10
 """Questions in two steps about a board."""
 
@@ -38,8 +54,12 @@ def pair_tree(rng: Random, boards: Sequence[Board], *, tokens: int) -> Tree:
                 branches.append(("zoom", fact, zooming(frame, fact)))
                 continue
             view = inserted(rng, frame, fact.boxes[0])
-            pieces = beside(fact, [view]) if index % 3 == 1 else zooming(frame, fact, shown=[view])
-            branches.append(("beside", fact, pieces))
+            shown = [view]
+            if rng.random() < _DOUBTFUL:
+                other = frames[1 - frame.image].board
+                shown.insert(1 - frame.image, proposed(rng, other, rng.choice(needles(other))))
+            pieces = [*(crop.look for crop in shown), *direct(view, fact)]
+            branches.append(("beside", fact, pieces if index % 3 == 1 else zooming(frame, fact, shown=[view])))
         branches += [("call", fact, calling(frame, fact)) for fact in fine[_ASKED : 2 * _ASKED]]
     names = [f"{mode} {fact.kind} of two" for mode, fact, _ in branches]
     return Tree([Say(OPEN), *(frame.look for frame in frames)], [pieces for _, _, pieces in branches], names)

@@ -45,9 +45,9 @@ from nano.batches import PAPER_TOKENS, Kind, single, table
 from nano.heads import TrainingHeads, losses
 from nano.line_scores import score_lines
 from nano.model import build_model
-from nano.paper_batches import HEIGHTS, REAL_KINDS
+from nano.paper_batches import HEIGHTS, PAPER_KINDS, REAL_KINDS
 from nano.receipts import Receipts, read_pages
-from nano.tokenizer import build_tokenizer
+from nano.tokenizer import build_tokenizer, with_locations
 from nano.trees import Packer
 from nano.validation import to_device, validate
 from qzoom_agent.errors import ConfigError, finished
@@ -402,7 +402,10 @@ def _start(
 ) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration]:
     """Load tokenizer and model (with its training heads) for the start of a stage."""
     if index == 0 and recipe.start is not None:
-        return load_shipped(Path(resolve_model(recipe.start).source))
+        tokenizer, model = load_shipped(Path(resolve_model(recipe.start).source))
+        if any(kind in PAPER_KINDS for stage in recipe.stages for kind in stage.mix):
+            tokenizer = with_locations(tokenizer, model)  # pages are taller than boards
+        return tokenizer, model
     if index == 0:
         tokenizer = build_tokenizer()
         model = build_model(tokenizer, recipe.size)
@@ -420,13 +423,13 @@ def load_shipped(folder: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForCo
     """
     if not (folder / "model.safetensors").is_file():
         raise ConfigError(f"There is no model in {folder} to start from. Give the folder of a shipped model.")
+    tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(folder))
+    if not tokenizer.get_vocab().items() <= build_tokenizer().get_vocab().items():
+        raise ConfigError(f"The model in {folder} has another vocabulary than nano. Start from nothing.")
     with safe_open(folder / "model.safetensors", framework="pt") as weights:
         if any(name.startswith("training_heads.") for name in weights.keys()):  # noqa: SIM118 (no mapping)
             return load_training(folder)
-    tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(folder))
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    if build_tokenizer().get_vocab() != tokenizer.get_vocab():
-        raise ConfigError(f"The model in {folder} has another vocabulary than nano. Start from nothing.")
     model.training_heads = TrainingHeads(model.config.get_text_config().hidden_size)
     return tokenizer, model
 

@@ -2,14 +2,16 @@
 
 Capitals and digits never merge, so reading a code is one decision a character and a code that no training image showed
 is as easy as any other. Lower-case words merge into single tokens. Locations are tokens of their own, `<loc_0>` to
-`<loc_504>` in steps of 7 pixels (a quarter of a visual token), so that a box is four decisions.
+`<loc_609>` in steps of 7 pixels (a quarter of a visual token), so that a box is four decisions. Boards need none beyond
+504, and the model that ships for them has no others.
 """
 
 from itertools import product
-from typing import Final
+from typing import Final, cast
 
+import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from qzoom_agent.evaluation.tasks.needle.boards import FIELDS, HEADLINES, ITEMS, QUESTIONS
 from qzoom_agent.evaluation.tasks.needle.ink import COLORS, SHAPES
@@ -24,7 +26,7 @@ SPECIALS: Final = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-LOCATIONS: Final = tuple(f"<loc_{value}>" for value in range(0, 505, LOCATION_STEP))
+LOCATIONS: Final = tuple(f"<loc_{value}>" for value in range(0, 610, LOCATION_STEP))
 CHAT_TEMPLATE: Final = (
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message['role'] + '\n' -}}"
@@ -51,6 +53,22 @@ def _corpus() -> list[str]:
     ]
     rest = ["You may zoom.", "Answer now.", "user", "assistant", "system", "yes", "no", UNKNOWN]
     return [*names, *filled, *rest] * 2
+
+
+def with_locations(
+    tokenizer: PreTrainedTokenizerFast, model: Qwen2_5_VLForConditionalGeneration
+) -> PreTrainedTokenizerFast:
+    """Return the tokenizer with all location tokens; those that the model lacks begin as its last one."""
+    known = tokenizer.get_vocab()
+    missing = [token for token in LOCATIONS if token not in known]
+    if missing:
+        tokenizer = build_tokenizer()
+        last = LOCATIONS[LOCATIONS.index(missing[0]) - 1]
+        rows = cast(list[int], tokenizer.convert_tokens_to_ids(missing))
+        embedding = model.get_input_embeddings().weight
+        with torch.no_grad():
+            embedding[rows] = embedding[known[last]].clone()
+    return tokenizer
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

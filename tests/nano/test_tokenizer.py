@@ -38,7 +38,7 @@ from nano.examples import (
 )
 from nano.heads import TrainingHeads
 from nano.model import CELL, build_model
-from nano.tokenizer import LOCATIONS, SPECIALS, build_tokenizer
+from nano.tokenizer import LOCATIONS, SPECIALS, build_tokenizer, with_locations
 from nano.trees import Look, Packer, Piece, Say, Tree, patchify
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig
@@ -47,15 +47,16 @@ from qzoom_agent.evaluation.tasks.needle.ink import COLORS, SHAPES
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text, view_ids
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.presets import NANO_BUDGET
+from qzoom_agent.models.presets import NANO_BUDGET, NANO_FOLDER
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.views import ViewStore
 from qzoom_agent.zoom.zoom import Zoom, ZoomConfig
+from train_nano import load_shipped
 
 NANO = get_protocol("nano")
 ZOOM = Zoom(ZoomConfig(factor=CELL, min_tokens=NANO_BUDGET.crop_min_tokens, max_tokens=NANO_BUDGET.crop_max_tokens))
-VOCABULARY = (753, "09ff007e8f8f664c")
+VOCABULARY = (768, "2fb0dd01bc1c6983")
 """Its size, and the beginning of the SHA-256 of its words and ids."""
 
 
@@ -71,6 +72,19 @@ def test_the_vocabulary_is_the_one_weights_were_trained_with(tokenizer: PreTrain
     words = json.dumps(tokenizer.get_vocab(), sort_keys=True)
     assert build_tokenizer().backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     assert (len(tokenizer), sha256(words.encode()).hexdigest()[:16]) == VOCABULARY
+    shipped = AutoTokenizer.from_pretrained(NANO_FOLDER).get_vocab()
+    assert shipped == {word: number for word, number in tokenizer.get_vocab().items() if number < 753}
+
+
+def test_a_model_gets_the_locations_that_it_lacks() -> None:
+    kept, model = load_shipped(NANO_FOLDER)
+    before = model.get_input_embeddings().weight.detach().clone()
+    tokenizer = with_locations(kept, model)
+    after = model.get_input_embeddings().weight
+    (first, last) = (tokenizer.convert_tokens_to_ids(name) for name in ("<loc_511>", LOCATIONS[-1]))
+    assert torch.equal(after[:first], before[:first]) and len(after) == last + 1
+    assert all(torch.equal(row, before[first - 1]) for row in after[first : last + 1])
+    assert with_locations(tokenizer, model) is tokenizer
 
 
 def test_it_survives_being_saved(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -118,7 +132,7 @@ def test_places_are_single_tokens_that_are_never_hidden(tokenizer: PreTrainedTok
     assert ids[1:-1] == list(range(ids[1], ids[1] + len(LOCATIONS))), "validation takes their distance as pixels"
     assert tokenizer.decode(ids, skip_special_tokens=True) == call
     assert LOCATIONS[0] == "<loc_0>"
-    assert LOCATIONS[-1] == "<loc_504>"
+    assert LOCATIONS[-1] == "<loc_609>"
 
 
 def test_specials_are_hidden_where_asked(tokenizer: PreTrainedTokenizerFast) -> None:

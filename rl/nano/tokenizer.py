@@ -65,7 +65,7 @@ def with_locations(
         tokenizer = build_tokenizer()
         last = LOCATIONS[LOCATIONS.index(missing[0]) - 1]
         rows = cast(list[int], tokenizer.convert_tokens_to_ids(missing))
-        embedding = model.get_input_embeddings().weight
+        embedding = cast(torch.Tensor, model.get_input_embeddings().weight)
         with torch.no_grad():
             embedding[rows] = embedding[known[last]].clone()
     return tokenizer

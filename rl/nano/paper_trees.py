@@ -74,6 +74,10 @@ def coarse_paper_tree(rng: Random, board: PaperBoard, *, served: int = 5, calls:
     if within_reach:
         branches += [("refused", fact, vain(rng, frame, fact)) for fact in facts[-1:]]
         branches += [("call", fact, calling(frame, fact)) for fact in facts[:calls]]
+        for fact in rng.sample(facts[:calls], min(2, len(facts))):  # after a crop that does not hold it
+            stray = proposed_crop(rng, board, rng.choice(board.paper.lines).box)
+            if not _meet(stray.box, fact.boxes[0]):
+                branches.append(("lost", fact, calling(frame, fact, shown=[stray])))
     branches += [("look", fact, looking(frame, fact)) for fact in facts[:looks]]
     return _tree(frame, branches)
 

@@ -90,6 +90,21 @@ def test_trees_of_paper_call_for_what_they_answer(board: PaperBoard) -> None:
         assert int(batch["ids"].max()) < 768
 
 
+def test_after_a_crop_of_something_else_it_calls_for_what_is_asked(board: PaperBoard) -> None:
+    asked = 0
+    for seed in range(6):
+        tree = coarse_paper_tree(Random(seed), board)
+        (coarse,) = (piece for piece in tree.prefix if isinstance(piece, Look))
+        for pieces, name in zip(tree.branches, tree.names, strict=True):
+            if name.startswith("lost"):
+                assert sum(isinstance(piece, Look) for piece in pieces) == 1
+                call = pieces[-1]
+                assert isinstance(call, Say) and call.learn and call.text.startswith("<zoom><loc_")
+                assert all(look is coarse and cells for look, cells in call.focus)
+                asked += 1
+    assert asked >= 3
+
+
 def test_what_is_not_shown_is_not_guessed(board: PaperBoard) -> None:
     told = {}
     for seed in range(30):

@@ -103,7 +103,10 @@ def _thresholds(_: RunDirectory) -> list[Variant]:
 def _gates(directory: RunDirectory) -> list[Variant]:
     found = _config(directory).evidence.get("training_free")
     if found is None:
-        raise ConfigError(f"{directory.final('calibrate')} has no figures of a training-free gate. Calibrate it again.")
+        raise ConfigError(
+            f"{directory.final('calibrate')} has no figures of a training-free gate. Calibrate it again, "
+            "on held-out questions that need a zoom and ones that need none."
+        )
     free = {"gate": "statistics", "peak_to_mean": max(1.0, found["threshold"])}
     learned = Variant("learned", policy="implicit")
     return [learned, Variant("training-free", reading=free, policy="implicit"), Variant("off")]

@@ -93,8 +93,8 @@ class Calibrated(Figures):
     """Figures that chose the threshold where no question has a box, else None."""
     gate: GateFigures | None
     """None where there is no learned gate."""
-    training_free: GateFigures
-    """The map's peak over its mean, used as a gate."""
+    training_free: GateFigures | None
+    """The map's peak over its mean, used as a gate; None where all questions are of one kind."""
 
 
 def map_rules(recipe: BranchRecipe) -> list[PerceptionConfig]:
@@ -118,6 +118,9 @@ def calibrate(
 ) -> Calibrated:
     """Choose thresholds, and the rule of the map they belong to.
 
+    A learned gate takes questions that need a zoom and questions that need none. Without one, the map's threshold takes
+    questions with a box, or else questions that need a zoom.
+
     Args:
         seen: Gate score and map of each question.
         needs: For each question True if it needs a zoom; None: that cannot be told.
@@ -125,28 +128,34 @@ def calibrate(
         crops: For each question its crop by each of the `candidates`, which choose where no question has a box.
 
     Raises:
-        ConfigError: None of the questions needs a zoom, or all do.
+        ConfigError: There are too few kinds of questions for what is chosen.
     """
     target, relative = recipe.calibration, recipe.peak_share is not None
     needing, easy = sum(need is True for need in needs), sum(need is False for need in needs)
     left_out = len(needs) - needing - easy
-    if not needing or not easy:
+    scores = [one.score for one in seen if one.score is not None]
+    learned, boxed, both = len(scores) == len(seen), any(one.boxes for one in seen), bool(needing and easy)
+    counts = (
+        f"Of {len(needs)} held-out questions {needing} need a zoom, {easy} need none, and {left_out} are wrong "
+        "whatever is shown."
+    )
+    if learned and not both:
         raise ConfigError(
-            f"Of {len(needs)} held-out questions {needing} need a zoom, {easy} need none, and {left_out} are wrong "
-            "whatever is shown. Thresholds need some that do and some that do not: hold out other questions, or leave "
-            "`calibrate` out of `stages` and set perception.gate_threshold yourself."
+            f"{counts} The gate's threshold needs some that do and some that do not: hold out other questions, or "
+            "leave `calibrate` out of `stages` and set perception.gate_threshold yourself."
+        )
+    if not boxed and not needing:
+        raise ConfigError(
+            f"{counts} The map's threshold needs some that do: hold out other questions, such as ones with `boxes`, or "
+            "leave `calibrate` out of `stages` and set perception.threshold yourself."
         )
     figures, met = None, None
-    if any(one.boxes for one in seen):
+    if boxed:
         rule, met = _by_boxes(seen, recipe)
     else:
         rule, figures = _by_answers(needs, crops, candidates(recipe))
     threshold = rule.peak_share if relative else rule.threshold
     assert threshold is not None
-    scores = [one.score for one in seen]
-    gate = None
-    if all(score is not None for score in scores):
-        gate = gate_figures([float(score or 0.0) for score in scores], needs, target, most=1.0)
     maps = [smoothed(one.heat, rule) for one in seen]  # as the gate of that name reads them
     peaks = [float(heat.max()) / max(float(heat.mean()), 1e-9) for heat in maps]
     return Calibrated(
@@ -161,8 +170,8 @@ def calibrate(
         met=met,
         box=localisation(seen, rule),
         crops=figures,
-        gate=gate,
-        training_free=gate_figures(peaks, needs, target),
+        gate=gate_figures(scores, needs, target, most=1.0) if learned else None,
+        training_free=gate_figures(peaks, needs, target) if both else None,
     )
 
 

@@ -216,3 +216,18 @@ def test_questions_of_one_kind_calibrate_nothing() -> None:
         calibrate([seen(0.9, 0.9, NEEDLE)] * 3, [True] * 3, recipe())
     with pytest.raises(ConfigError, match="0 need a zoom, 1 need none, and 2 are wrong"):
         calibrate([unknown(0.9, 0.9)] * 3, [False, None, None], recipe())
+
+
+def test_without_a_gate_questions_that_need_a_zoom_are_enough() -> None:
+    """The map's threshold is chosen on those alone, with boxes or by answers; without any, nothing can choose it."""
+    found = calibrate([seen(0.9, None, NEEDLE)] * 2, [True] * 2, recipe(box_recall=1.0))
+    assert found.met and found.gate is None and found.training_free is None
+    config = BranchConfig(family="qwen2_5_vl", hidden_size=8, base_layers=4, k=2, gate_threshold=0.7)
+    changed = calibrated_config(config, found, recipe())
+    assert changed.threshold == found.threshold and changed.gate_threshold == 0.7
+    assert "gate" not in evidence_text(found)
+    crops = [[Crop(at == 1, 0.1) for at in range(len(candidates(recipe())))]] * 2
+    answered = calibrate([unknown(0.9, None)] * 2, [True] * 2, recipe(), crops=crops)
+    assert answered.threshold == candidates(recipe())[1].threshold and answered.gate is None
+    with pytest.raises(ConfigError, match=r"0 need a zoom, 2 need none.*map's threshold needs some that do"):
+        calibrate([seen(0.9, None)] * 2, [False] * 2, recipe())

@@ -28,7 +28,7 @@ from PIL.ImageFile import ImageFile
 
 from qzoom_agent.errors import ImageError
 from qzoom_agent.geometry import Box
-from qzoom_agent.pdf import is_pdf, render_page
+from qzoom_agent.pdf import is_pdf, page_size, render_page
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,8 @@ def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int 
 
 
 def check_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return the upright size of an image without decoding it, unless its end seems to be missing.
+    """Return the upright size of an image without decoding it, unless its end seems to be missing; of a page, without
+    rendering it.
 
     Raises:
         ImageError: `load_image` would raise it. Damage in the middle of a file is not found.
@@ -118,11 +119,13 @@ def check_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> tuple[i
     given = _plain(source)
     if isinstance(given, np.ndarray):
         return _from_array(given, max_pixels).size
-    if is_pdf(given):
-        return load_image(given, max_pixels=max_pixels).size
     if isinstance(given, Image.Image):
         _check_size(given.size, "the Pillow image", max_pixels)
         return _upright(given)
+    if is_pdf(given):
+        size = page_size(given, max_pixels=max_pixels)
+        _check_size(size, "the page", max_pixels)
+        return size
     with _opened(given, False, max_pixels) as (image, name, file):
         size = _upright(image)
         if not _ends(file, image.format):

@@ -59,6 +59,24 @@ def render_page(source: str | Path | bytes, *, max_pixels: int) -> Image.Image:
         ImageError: There is no such file or page, or the file cannot be read.
         MissingDependency: pypdfium2 is not installed.
     """
+    with _opened_page(source, max_pixels, warn=True) as (page, scale):
+        image: Image.Image = page.render(scale=scale).to_pil()
+    return image.convert("RGB")
+
+
+def page_size(source: str | Path | bytes, *, max_pixels: int) -> tuple[int, int]:
+    """Return the size of what `render_page` returns, without rendering it; raise the same for a page that is not there.
+
+    Rendering takes most of a second; the size is read in a moment.
+    """
+    with _opened_page(source, max_pixels, warn=False) as (page, scale):
+        width, height = page.get_size()
+        return math.ceil(width * scale), math.ceil(height * scale)  # as pypdfium2 rounds them
+
+
+@contextmanager
+def _opened_page(source: str | Path | bytes, max_pixels: int, *, warn: bool) -> Iterator[tuple[Any, float]]:
+    """Open a page as PDFium's, with its scale in pixels a point; `warn` if it is one of several and none is named."""
     given: Path | bytes
     if isinstance(source, bytes):
         given, name, chosen = source, f"the PDF of {len(source)} bytes", None
@@ -77,17 +95,15 @@ def render_page(source: str | Path | bytes, *, max_pixels: int) -> Image.Image:
                 raise ImageError(
                     f"{name} has pages 1 to {count}; got page {number!r:.20}. Write it as FILE.pdf#page=2."
                 )
-            if chosen is None and count > 1:
+            if warn and chosen is None and count > 1:
                 logger.warning("%s has %d pages; only the first is shown (FILE.pdf#page=2 is the second)", name, count)
             page = document[int(number) - 1]
             width, height = page.get_size()
             if not (width > 0 and height > 0 and math.isfinite(width * height)):
                 raise ImageError(f"Page {number} of {name} has no size. Save it again.")
-            scale = min(DPI / 72, 0.99 * math.sqrt(max_pixels / (width * height)))
-            image: Image.Image = page.render(scale=scale).to_pil()
+            yield page, min(DPI / 72, 0.99 * math.sqrt(max_pixels / (width * height)))
         except pdfium.PdfiumError as error:
             raise ImageError(f"Cannot show page {number} of {name}: {error}. Save the page as an image.") from None
-    return image.convert("RGB")
 
 
 @contextmanager

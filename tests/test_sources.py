@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pypdfium2 as pdfium
 import pytest
 import torch
 from PIL import Image
 
 from qzoom_agent.errors import ImageError, MissingDependency
-from qzoom_agent.images import check_image, load_image
+from qzoom_agent.images import MAX_PIXELS, check_image, load_image
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -81,10 +83,29 @@ def test_a_page_of_a_pdf_is_an_image(document: Path, caplog: pytest.LogCaptureFi
     assert np.prod(load_image(document, max_pixels=5000).size) <= 5000
 
 
+def test_a_page_is_checked_without_rendering_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its size is that of the page as it is rendered, at any size, turned, and under any limit."""
+    document = pdfium.PdfDocument.new()
+    for size, turned in (((100.3, 200.7), 0), ((612, 792), 90), ((33.33, 77.77), 180), ((5000, 3), 270)):
+        document.new_page(*size).set_rotation(turned)
+    document.save(tmp_path / "sizes.pdf")
+    sources = [f"{tmp_path}/sizes.pdf#page={page + 1}" for page in range(3)]
+    limits = (5000, 1_000_003, MAX_PIXELS)
+    shown = [load_image(source, max_pixels=most).size for source in sources for most in limits]
+    monkeypatch.setattr(pdfium.PdfPage, "render", None)
+    assert [check_image(source, max_pixels=most) for source in sources for most in limits] == shown
+    assert shown[5][0] > shown[5][1] and check_image(tmp_path / "sizes.pdf") == shown[2] and not caplog.text
+    with pytest.raises(ImageError, match="longer than 200:1"):
+        check_image(f"{tmp_path}/sizes.pdf#page=4")
+
+
 @pytest.mark.parametrize("page", ["0", "3", "-1", "", "two", "9" * 5000])
-def test_a_page_that_is_not_there(page: str, document: Path) -> None:
+@pytest.mark.parametrize("read", [load_image, check_image])
+def test_a_page_that_is_not_there(read: Callable[[str], object], page: str, document: Path) -> None:
     with pytest.raises(ImageError, match="pages 1 to 2"):
-        load_image(f"{document}#page={page}")
+        read(f"{document}#page={page}")
 
 
 def test_a_damaged_pdf(document: Path) -> None:

@@ -120,7 +120,7 @@ class Progress:
             self.gated, self.fired = self.gated + 1, self.fired + row.fired
         if row.status == "error":
             self.failed += 1
-            self.console.error(f"{row.id}: {printable(row.error or 'failed')}")
+            self.console.error(f"{_name(row)}: {printable(row.error or 'failed')}")
         self.console.progress(self.n, self.total, self.text())
 
     def interrupted(self, folder: Path) -> KeyboardInterrupt:
@@ -152,6 +152,12 @@ class Progress:
             return ""
         filled = _BAR_WIDTH * self.n // max(1, self.total)
         return "\u2588" * filled + "\u2591" * (_BAR_WIDTH - filled) + " "
+
+
+def _name(row: SampleResult) -> str:
+    """Return the id of a question, or its task and the number of its row from 1 where it has no id of its own."""
+    unnamed = row.id in (f"{row.task}-{row.index}", f"{row.task}[{row.index}]")
+    return f"{row.task}, row {row.index + 1}" if unnamed else row.id
 
 
 def _clock(seconds: float) -> str:

@@ -51,6 +51,20 @@ def test_an_interrupted_run_says_so_and_goes_on(play: Any, scans: Path, capsys: 
     assert asked == 4
 
 
+def test_rows_are_counted_from_1_wherever_they_are_told(
+    play: Any, scans: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An image that cannot be read, and a question that the model fails at: in the progress and at the end."""
+    play(["red"])
+    rows = [f'{{"image": "scans/{name}.png", "question": "which color?"}}\n' for name in ("a", "none", "b")]
+    (here / "mine.jsonl").write_text("".join(rows))
+    assert run("run", "mine.jsonl", "--out", "done", "--policy", "direct", "--workers", "1") == 0
+    told = capsys.readouterr().err
+    assert "mine, row 2: ImageError: Row 2 of mine.jsonl: " in told and "mine, row 3: " in told
+    assert "2 of 3 rows have no answer: row 2: " in told and "; row 3: " in told
+    assert "mine[" not in told and "mine-2" not in told
+
+
 def test_a_run_in_which_everything_fails_is_4(play: Any, scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
     play([])
     assert run("run", "scans", "--question", "which color?", "--out", "done") == 4

@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
@@ -25,7 +26,7 @@ from langchain_core.runnables import RunnableConfig
 from qzoom_agent.agent_parts import AgentParts, Boxes, Images, changed, gold_boxes, split_objects
 from qzoom_agent.answer import Answer, Event, LookResult
 from qzoom_agent.approval import Decision, is_waiting, read_decision
-from qzoom_agent.async_events import events_of
+from qzoom_agent.async_events import events_of, result_of
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.episode_run import play
 from qzoom_agent.episode_state import Context, State, start
@@ -71,7 +72,8 @@ class Agent:
     tools="native" or "text", the form of calls, the list is the argument `own_tools`.
 
     `approve` is a function that is asked about each call before it is run (`qzoom_agent.approval`); True stops a run
-    with a `thread` before each call, until `resume` is given the decision.
+    with a `thread` before each call, until `resume` is given the decision. An `async def` function is awaited by
+    `arun`, `astream` and `abatch`; the other methods refuse it.
 
     `checkpointer` is any checkpointer of LangGraph, for the steps of runs with a `thread` in place of a SQLite file in
     `state_dir`, which then has the images alone; without one they last as long as the agent. `callbacks` are callback
@@ -255,6 +257,7 @@ class Agent:
             ImageError: The image cannot be read or shown.
             ConfigError: Another argument is wrong.
         """
+        self._require_plain_approve()
         state, context = self.begin(image, question, **options)
         return self._finish(state, context, options.get("thread"))
 
@@ -283,6 +286,7 @@ class Agent:
         """
         from qzoom_agent.chat import Chat
 
+        self._require_plain_approve()
         if self._parts.waits:
             raise ConfigError("A conversation cannot stop before a call (approve=True). Give approve a function.")
         if image is not None:
@@ -325,6 +329,7 @@ class Agent:
 
         Leaving early ends the episode, and a turn under way at its next piece of text; a server is told to stop.
         """
+        self._require_plain_approve()
         state, context = self.begin(image, question, **options)
         context.live = True
         return self._stream(state, context, options.get("thread"))
@@ -385,15 +390,18 @@ class Agent:
 
     async def arun(self, image: Images, question: str, **options: Unpack[RunOptions]) -> Answer:
         """Answer as `run`, with its options, without blocking the event loop."""
-        return await asyncio.to_thread(self.run, image, question, **options)
+        agent, threads = self._in_event_loop()
+        return await result_of(lambda: agent.run(image, question, **options), threads=threads)
 
     def astream(self, image: Images, question: str, **options: Unpack[RunOptions]) -> AsyncIterator[Event]:
         """Yield the events of `stream`, with its options; a task that is cancelled ends the episode."""
-        return events_of(self.stream(image, question, **options))
+        agent, threads = self._in_event_loop()
+        return events_of(agent.stream(image, question, **options), threads=threads)
 
     async def abatch(self, pairs: Iterable[tuple[Images, str]], *, workers: int | None = None) -> list[Answer]:
         """Answer as `batch` without blocking the event loop."""
-        return await asyncio.to_thread(self.batch, pairs, workers=workers)
+        agent, threads = self._in_event_loop()
+        return await result_of(lambda: agent.batch(pairs, workers=workers), threads=threads)
 
     def batch(self, pairs: Iterable[tuple[Images, str]], *, workers: int | None = None) -> list[Answer]:
         """Answer (image, question) pairs, in their order; a pair that fails gives an Answer with status "error".
@@ -434,6 +442,7 @@ class Agent:
         Raises:
             ConfigError: `workers` < 1.
         """
+        self._require_plain_approve()
         if workers is None:
             workers = int(getattr(self.backend, "workers", 1))
         if workers < 1:
@@ -460,6 +469,7 @@ class Agent:
                 are damaged, or the decision does not fit.
             ImageError: Its images are gone.
         """
+        self._require_plain_approve()
         with self._saved_runs(thread).claimed(thread, new=False):
             return self._resume(thread, decision)
 
@@ -552,6 +562,32 @@ class Agent:
             answer.store.count = None  # an answer that is kept does not keep the model
             context.store = ViewStore()  # LangGraph keeps the context until Python collects cycles, not the pixels
         yield ending.model_copy(update={"answer": answer})
+
+    def _require_plain_approve(self) -> None:
+        """Raise ConfigError if `approve` has to be awaited, which happens in the methods for event loops alone."""
+        if self._parts.awaits:
+            raise ConfigError(
+                "approve is an asynchronous function, which only arun, astream and abatch await. Use one of these, or "
+                "give approve a function that returns the decision."
+            )
+
+    def _in_event_loop(self) -> tuple[Agent, ThreadPoolExecutor | None]:
+        """Return this agent for a thread beside the running event loop, which awaits an asynchronous `approve`.
+
+        Its thread is then one of its own: while a run waits in a thread of the loop, `approve` might need that thread.
+        """
+        if not self._parts.awaits:
+            return self, None
+        loop, decide = asyncio.get_running_loop(), self._parts.objects["approve"]
+
+        def approve(call: PendingCall) -> Decision:
+            decision: Decision = asyncio.run_coroutine_threadsafe(decide(call), loop).result()
+            return decision
+
+        found = copy(self)  # with the same saved runs
+        found._parts = copy(self._parts)
+        found._parts.objects = {**self._parts.objects, "approve": approve}
+        return found, ThreadPoolExecutor(1)
 
     def _saved_runs(self, thread: str) -> SavedRuns:
         if self._saved is None:

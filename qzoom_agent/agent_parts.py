@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,12 @@ class AgentParts:
     def waits(self) -> bool:
         """True if a run stops before each call until somebody decides on it."""
         return bool(self.config.approve) and "approve" not in self.objects
+
+    @property
+    def awaits(self) -> bool:
+        """True if an asynchronous function decides on calls."""
+        decide = self.objects.get("approve")
+        return iscoroutinefunction(decide) or iscoroutinefunction(type(decide).__call__)
 
     @property
     def as_published(self) -> bool:

@@ -6,13 +6,15 @@
     agent = Agent.from_pretrained("qwen3-vl-4b", approve=decide)
 
 With `approve=True` and a `thread`, a run stops instead, with status `waiting`, and `Agent.resume(thread, decision)`
-goes on from there, in any process. A person sees a call after the policy's review: calls that cannot be served are not
-asked about. What is approved is on the checkpoint, and it is run as it stands there.
+goes on from there, in any process. An `async def` function is awaited by `Agent.arun`, `astream` and `abatch`. A person
+sees a call after the policy's review: calls that cannot be served are not asked about. What is approved is on the
+checkpoint, and it is run as it stands there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import iscoroutine
 from typing import Any, Literal
 
 from langgraph.runtime import Runtime
@@ -38,6 +40,12 @@ def read_decision(given: Decision, call: PendingCall, image: Size) -> Approval:
     Raises:
         ConfigError: It is no decision, or moves a call that has no box.
     """
+    if iscoroutine(given):
+        given.close()  # Python warns of one that nobody awaits
+        raise ConfigError(
+            "approve returned a coroutine instead of a decision. Give approve the `async def` function itself, and run "
+            "the agent with arun, astream or abatch."
+        )
     if isinstance(given, Approval):
         given = True if given.action == "approve" else given.reason if given.action == "refuse" else given.box or ()
     if isinstance(given, bool | str):

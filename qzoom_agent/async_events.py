@@ -1,13 +1,20 @@
-"""Events of a stream for code that runs in an event loop."""
+"""Calls and streams in threads, for code that runs in an event loop."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import closing
+from contextvars import copy_context
+from functools import partial
 from threading import Event as Flag
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+async def result_of(work: Callable[[], T], *, threads: Executor | None = None) -> T:
+    """Return the result of a function that runs in one of `threads`, with the context variables of this task."""
+    return await asyncio.get_running_loop().run_in_executor(threads, partial(copy_context().run, work))
 
 
 async def events_of(stream: Iterator[T], *, threads: Executor | None = None) -> AsyncGenerator[T]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import io
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +212,52 @@ def test_a_conversation_asks_its_callback() -> None:
     assert len(asked) == 2
     with pytest.raises(ConfigError, match="cannot stop before a call"):
         agent([], approve=True).chat(IMAGE)
+
+
+async def agrees(call: PendingCall) -> Decision:
+    """Decide in the event loop, with a thread of it, as to ask a server for its address."""
+    await asyncio.to_thread(lambda: None)
+    return (0, 0, 400, 300) if call.box == (0, 0, 240, 180) else True
+
+
+class Agrees:
+    async def __call__(self, call: PendingCall) -> Decision:
+        return await agrees(call)
+
+
+@pytest.mark.parametrize("decide", [agrees, Agrees(), partial(agrees)])
+def test_an_asynchronous_function_decides_in_the_event_loop(decide: Any, tmp_path: Path) -> None:
+    one = agent(lambda messages: FIRST if len(messages) < 3 else "42", approve=decide, state_dir=tmp_path)
+
+    async def ways() -> list[Answer]:
+        run = await one.arun(IMAGE, "what?", thread="a")
+        last = [event async for event in one.astream(IMAGE, "what?")][-1]
+        assert last.answer is not None
+        many = await asyncio.gather(*(one.arun(IMAGE, "what?") for _ in range(40)))  # more than the loop has threads
+        return [run, last.answer, *many, *await one.abatch([(IMAGE, "what?")] * 3, workers=2)]
+
+    for answer in asyncio.run(ways()):
+        assert decided(answer) == [("snapped", "person", (0, 0, 400, 300), "move")] and answer.text == "42"
+    assert one.threads() == ["a"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_asynchronous_function_is_refused_where_nobody_awaits_it(tmp_path: Path) -> None:
+    """Before the model is asked; a function that merely returns a coroutine is found out at the first call."""
+    one = agent([], approve=agrees, state_dir=tmp_path)
+    calls: list[Callable[[], object]] = [
+        lambda: one.run(IMAGE, "what?"),
+        lambda: one.stream(IMAGE, "what?"),
+        lambda: one.batch([(IMAGE, "what?")]),
+        lambda: one.chat(IMAGE),
+        lambda: one.resume("a"),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match="only arun, astream and abatch await"):
+            call()
+    with pytest.raises(ConfigError, match="returned a coroutine instead of a decision"):
+        agent([FIRST], approve=lambda call: agrees(call)).run(IMAGE, "what?")
+    gc.collect()
 
 
 def test_the_report_says_who_decided(tmp_path: Path) -> None:

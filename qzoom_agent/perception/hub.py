@@ -101,7 +101,7 @@ def push_branches(
     folder = branch_folder(folder)
     render_card(folder, repo_id, card)  # what cannot be described makes no repository
     api = HfApi(token=token)
-    with TemporaryDirectory() as staging, _explained(repo_id, revision):
+    with TemporaryDirectory() as staging, explained(repo_id, revision):
         for name in _FILES:
             if (folder / name).is_file():
                 (Path(staging) / name).parent.mkdir(exist_ok=True)
@@ -164,7 +164,7 @@ def fetch_branches(repo: str, revision: str | None = None, *, token: str | None 
     Raises:
         BackendError: There is no such repository, the hub refuses, or it holds no branches.
     """
-    with _explained(repo, revision, looked):
+    with explained(repo, revision, looked):
         try:
             info = HfApi(token=token).model_info(repo, revision=revision, files_metadata=True)
         except HfHubHTTPError:
@@ -197,7 +197,7 @@ def _wanted(repo: str, sizes: Mapping[str, int | None]) -> list[str]:
 
 
 @contextmanager
-def _explained(repo: str, revision: str | None, looked: str = "") -> Iterator[None]:
+def explained(repo: str, revision: str | None, looked: str = "") -> Iterator[None]:
     """Turn errors of the hub, and of the disk its files are kept on, into one sentence each."""
     try:
         yield

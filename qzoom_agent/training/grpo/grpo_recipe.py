@@ -63,6 +63,16 @@ SAMPLING: Final = {
 """Keys of `trl` that only TRL's own generation reads."""
 FREE: Final = {"max_steps", "watch", "logging_steps", "report_to"}
 """Keys that may change when a run is resumed."""
+HUB: Final = {
+    "push_to_hub",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_token",
+    "hub_private_repo",
+    "hub_always_push",
+    "hub_revision",
+}
+"""Keys of `trl` that may change, too: where the model is uploaded, if anywhere."""
 
 
 class Loss(Section):
@@ -338,7 +348,7 @@ class GRPORecipe(ModelRecipe):
         return self
 
     def decisive(self) -> dict[str, JsonValue]:
-        return self.model_dump(mode="json", exclude=FREE)
+        return self.model_dump(mode="json", exclude={**dict.fromkeys(FREE, True), "trl": HUB})
 
     def begun(self, output: Path) -> Path:
         return output if last_checkpoint(output) else output / "checkpoint"

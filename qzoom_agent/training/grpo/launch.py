@@ -6,9 +6,9 @@
     accelerate launch --config_file rl/recipes/accelerate/zero2.yaml rl/train_grpo.py --config ...
 
 A run that was killed resumes from its last checkpoint when it is started again with the same recipe (`max_steps`,
-`watch`, `logging_steps` and `report_to` may change). The output folder gets `recipe.yaml`, `log.jsonl` (every metric,
-and warnings), `rollouts/` (some episodes as pages), `checkpoint-*/`, with LoRA `adapter/`, and `final/`: the trained
-model, a folder that `Agent.from_pretrained` loads.
+`watch`, `logging_steps`, `report_to` and the hub's keys of `trl` may change). The output folder gets `recipe.yaml`,
+`log.jsonl` (every metric, and warnings), `rollouts/` (some episodes as pages), `checkpoint-*/`, with LoRA `adapter/`,
+and `final/`: the trained model, a folder that `Agent.from_pretrained` loads.
 """
 
 import argparse
@@ -43,6 +43,7 @@ from qzoom_agent.training.grpo.checks import (
 )
 from qzoom_agent.training.grpo.episode_length import QUESTION_TEXT, longest, require_room
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
+from qzoom_agent.training.grpo.hub_upload import create_repository, upload
 from qzoom_agent.training.grpo.question_rows import load_held_out, load_rows
 from qzoom_agent.training.grpo.run_cost import describe
 from qzoom_agent.training.grpo.trainer import ZoomTrainer, build_trainer
@@ -66,12 +67,17 @@ def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = N
         recipe = recipe.model_copy(update={"rewards": [read_reward(one) for one in rewards]})
     trainer = make_trainer(recipe, output)
     trainer.train(resume_from_checkpoint=last_checkpoint(output))
-    return save_model(trainer, recipe, output)
+    final = save_model(trainer, recipe, output)
+    if trainer.args.push_to_hub:
+        upload(trainer, final)
+    return final
 
 
 def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
     """Return the trainer of a recipe, after every check that is possible before the first step."""
     require_packages(recipe, processes=together().num_processes)
+    if recipe.trl.get("push_to_hub"):
+        create_repository(trl_config(recipe, output, completion=1))
     judge = recipe.ready_judge(output)
     records = None if recipe.needle else load_records(recipe.data)  # wrong rows show before the model is loaded
     backend = load_model(recipe)
@@ -292,7 +298,8 @@ def save_model(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:
         adapter = output / "adapter"
         if not (recipe.lora or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
             restore(dict.fromkeys(trainer.backend.model.parameters(), getattr(torch, recipe.dtype)))
-        trainer.save_model(str(adapter if recipe.lora else part))
+        # _internal_call: without it this would upload, and an upload that fails would leave no `final`
+        trainer.save_model(str(adapter if recipe.lora else part), _internal_call=True)
         if recipe.lora and trainer.accelerator.is_main_process:
             from peft import PeftModel
 

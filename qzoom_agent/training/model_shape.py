@@ -43,7 +43,7 @@ SHAPES: Final = {
     name: shape._replace(base_gb=PRESETS[name].memory_gb)
     for name, shape in {
         "nano": Shape(9, 192, 0.3e6, 192),
-        "nano-paper": Shape(9, 192, 0.3e6, 192),
+        "nano-paper": Shape(9, 192, 0.48e6, 192),
         "qwen2.5-vl-3b": Shape(36, 2048, 77.1e6, 512),
         "qwen2.5-vl-7b": Shape(28, 3584, 233.0e6, 1024, 545.0e6),
         "qwen3-vl-4b": Shape(36, 2560, 100.9e6, 2048),

@@ -257,7 +257,7 @@ class Agent:
             ImageError: The image cannot be read or shown.
             ConfigError: Another argument is wrong.
         """
-        self._require_plain_approve()
+        self._parts.require_plain_approve()
         state, context = self.begin(image, question, **options)
         return self._finish(state, context, options.get("thread"))
 
@@ -286,7 +286,7 @@ class Agent:
         """
         from qzoom_agent.chat import Chat
 
-        self._require_plain_approve()
+        self._parts.require_plain_approve()
         if self._parts.waits:
             raise ConfigError("A conversation cannot stop before a call (approve=True). Give approve a function.")
         if image is not None:
@@ -329,7 +329,7 @@ class Agent:
 
         Leaving early ends the episode, and a turn under way at its next piece of text; a server is told to stop.
         """
-        self._require_plain_approve()
+        self._parts.require_plain_approve()
         state, context = self.begin(image, question, **options)
         context.live = True
         return self._stream(state, context, options.get("thread"))
@@ -442,7 +442,7 @@ class Agent:
         Raises:
             ConfigError: `workers` < 1.
         """
-        self._require_plain_approve()
+        self._parts.require_plain_approve()
         if workers is None:
             workers = int(getattr(self.backend, "workers", 1))
         if workers < 1:
@@ -469,7 +469,7 @@ class Agent:
                 are damaged, or the decision does not fit.
             ImageError: Its images are gone.
         """
-        self._require_plain_approve()
+        self._parts.require_plain_approve()
         with self._saved_runs(thread).claimed(thread, new=False):
             return self._resume(thread, decision)
 
@@ -563,31 +563,13 @@ class Agent:
             context.store = ViewStore()  # LangGraph keeps the context until Python collects cycles, not the pixels
         yield ending.model_copy(update={"answer": answer})
 
-    def _require_plain_approve(self) -> None:
-        """Raise ConfigError if `approve` has to be awaited, which happens in the methods for event loops alone."""
-        if self._parts.awaits:
-            raise ConfigError(
-                "approve is an asynchronous function, which only arun, astream and abatch await. Use one of these, or "
-                "give approve a function that returns the decision."
-            )
-
     def _in_event_loop(self) -> tuple[Agent, ThreadPoolExecutor | None]:
-        """Return this agent for a thread beside the running event loop, which awaits an asynchronous `approve`.
-
-        Its thread is then one of its own: while a run waits in a thread of the loop, `approve` might need that thread.
-        """
+        """Return this agent for a thread beside the running event loop, which awaits an asynchronous `approve`."""
         if not self._parts.awaits:
             return self, None
-        loop, decide = asyncio.get_running_loop(), self._parts.objects["approve"]
-
-        def approve(call: PendingCall) -> Decision:
-            decision: Decision = asyncio.run_coroutine_threadsafe(decide(call), loop).result()
-            return decision
-
         found = copy(self)  # with the same saved runs
-        found._parts = copy(self._parts)
-        found._parts.objects = {**self._parts.objects, "approve": approve}
-        return found, ThreadPoolExecutor(1)
+        found._parts = self._parts.awaited_by(asyncio.get_running_loop())
+        return found, ThreadPoolExecutor(1)  # of its own: a waiting run must not hold the thread that `approve` needs
 
     def _saved_runs(self, thread: str) -> SavedRuns:
         if self._saved is None:

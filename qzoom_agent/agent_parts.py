@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from asyncio import AbstractEventLoop, run_coroutine_threadsafe
 from collections.abc import Mapping, Sequence
+from copy import copy
 from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
 
+from qzoom_agent.approval import Decision
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.episode_state import Context
 from qzoom_agent.errors import BoxError, ConfigError
@@ -20,7 +23,7 @@ from qzoom_agent.models.perceiver import load_perceiver, name_of
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols import PROTOCOLS, get_protocol, native_form, with_tools
 from qzoom_agent.protocols.wording import OWN, Reworded, choose_prompt
-from qzoom_agent.trace import describe_environment
+from qzoom_agent.trace import PendingCall, describe_environment
 from qzoom_agent.views import ViewStore
 from qzoom_agent.zoom.own_tools import find_own_tools
 from qzoom_agent.zoom.zoom import Zoom, ZoomConfig, find_tool
@@ -105,6 +108,26 @@ class AgentParts:
         """True if an asynchronous function decides on calls."""
         decide = self.objects.get("approve")
         return iscoroutinefunction(decide) or iscoroutinefunction(type(decide).__call__)
+
+    def require_plain_approve(self) -> None:
+        """Raise ConfigError if `approve` has to be awaited, which happens in the methods for event loops alone."""
+        if self.awaits:
+            raise ConfigError(
+                "approve is an asynchronous function, which only arun, astream and abatch await. Use one of these, or "
+                "give approve a function that returns the decision."
+            )
+
+    def awaited_by(self, loop: AbstractEventLoop) -> AgentParts:
+        """Return these parts for a thread beside an event loop, which awaits the asynchronous `approve`."""
+        decide = self.objects["approve"]
+
+        def approve(call: PendingCall) -> Decision:
+            decision: Decision = run_coroutine_threadsafe(decide(call), loop).result()
+            return decision
+
+        found = copy(self)
+        found.objects = {**self.objects, "approve": approve}
+        return found
 
     @property
     def as_published(self) -> bool:

@@ -53,6 +53,18 @@ def test_a_crop_is_cut_from_the_original_and_resized_once():
     assert store.image("coarse") == original.resize((252, 196), Image.Resampling.BICUBIC)
 
 
+@pytest.mark.parametrize(("shrunk", "apart"), [(7, 0), (9, 3), (18, 3)])
+def test_what_is_shrunk_much_is_as_if_it_were_resized_at_once(shrunk, apart):
+    small = Image.fromarray(noise()).resize((90, 70), Image.Resampling.BICUBIC)
+    original = small.resize((shrunk * 252, shrunk * 196), Image.Resampling.BICUBIC)
+    store = ViewStore(None)
+    store.add_original(original)
+    store.add_coarse(factor=28, min_tokens=16, max_tokens=63)
+    at_once = original.resize((252, 196), Image.Resampling.BICUBIC)
+    found = np.abs(np.asarray(store.image("coarse"), int) - np.asarray(at_once, int)).max()
+    assert found <= apart, "levels of 255"
+
+
 def test_a_crop_of_legal_size_is_not_resized_at_all():
     store = filled_store()
     crop = store.add_crop(Box(56, 28, 56 + 8 * 28, 28 + 6 * 28), **BUDGET)

@@ -10,6 +10,8 @@ from typing import Final, cast
 
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from nano.tokenizer import padded
+
 PATCH = 14
 CELL = 28
 
@@ -44,7 +46,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, size: str = "boards") -> Qwe
     ids = {name: cast(int, tokenizer.convert_tokens_to_ids(f"<|{name}|>")) for name in names}
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": chosen.vocabulary or 64 * -(-len(tokenizer) // 64),
+            "vocab_size": chosen.vocabulary or padded(len(tokenizer)),
             "hidden_size": chosen.hidden,
             "intermediate_size": chosen.intermediate,
             "num_hidden_layers": chosen.layers,

@@ -23,9 +23,9 @@ from qzoom_agent.evaluation.tasks.needle.boards import Fact
 from qzoom_agent.evaluation.tasks.receipt_questions import BESIDE, BESIDE_QUESTIONS, TOTAL_WORDS
 from qzoom_agent.protocols.nano import LOCATION_STEP, UNKNOWN
 
-COARSE_TOKENS: Final = (96, 128, 160, 220, 256, 300)
+COARSE_TOKENS: Final = (128, 200, 256, 300, 300, 400)
 """Most visual tokens of a coarse view of paper; one drawn at random."""
-LOOK_TOKENS: Final = (128, 157, 157, 200)
+LOOK_TOKENS: Final = (200, 256, 300, 300, 400)
 """The same where only places are learned."""
 _CUT: Final = 0.4
 """Share of these that show a part of the page."""

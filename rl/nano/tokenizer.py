@@ -2,7 +2,7 @@
 
 Capitals and digits never merge, so reading a code is one decision a character and a code that no training image showed
 is as easy as any other. Lower-case words merge into single tokens. Locations are tokens of their own, `<loc_0>` to
-`<loc_609>` in steps of 7 pixels (a quarter of a visual token), so that a box is four decisions. Boards need none beyond
+`<loc_805>` in steps of 7 pixels (a quarter of a visual token), so that a box is four decisions. Boards need none beyond
 504, and the model that ships for them has no others.
 """
 
@@ -26,7 +26,7 @@ SPECIALS: Final = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-LOCATIONS: Final = tuple(f"<loc_{value}>" for value in range(0, 610, LOCATION_STEP))
+LOCATIONS: Final = tuple(f"<loc_{value}>" for value in range(0, 806, LOCATION_STEP))
 CHAT_TEMPLATE: Final = (
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message['role'] + '\n' -}}"
@@ -65,10 +65,17 @@ def with_locations(
         tokenizer = build_tokenizer()
         last = LOCATIONS[LOCATIONS.index(missing[0]) - 1]
         rows = cast(list[int], tokenizer.convert_tokens_to_ids(missing))
+        if len(tokenizer) > len(cast(torch.Tensor, model.get_input_embeddings().weight)):
+            model.resize_token_embeddings(padded(len(tokenizer)), mean_resizing=False)
         embedding = cast(torch.Tensor, model.get_input_embeddings().weight)
         with torch.no_grad():
             embedding[rows] = embedding[known[last]].clone()
     return tokenizer
+
+
+def padded(words: int) -> int:
+    """Return how many rows the embedding of so many words has."""
+    return 64 * -(-words // 64)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

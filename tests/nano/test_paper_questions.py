@@ -164,7 +164,7 @@ def test_places_alone_are_asked_of_a_page_and_of_most_of_it(board: PaperBoard) -
     trees = [look_tree(Random(seed), board) for seed in range(12)]
     looks = [piece for tree in trees for piece in tree.prefix if isinstance(piece, Look)]
     assert len({look.grid for look in looks}) > 2 and all(
-        rows * columns <= 200 for rows, columns in (look.grid for look in looks)
+        rows * columns <= 400 for rows, columns in (look.grid for look in looks)
     )
     for tree in trees:
         assert all(name.startswith("look ") for name in tree.names)

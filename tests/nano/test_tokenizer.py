@@ -38,7 +38,7 @@ from nano.examples import (
 )
 from nano.heads import TrainingHeads
 from nano.model import CELL, build_model
-from nano.tokenizer import LOCATIONS, SPECIALS, build_tokenizer, with_locations
+from nano.tokenizer import LOCATIONS, SPECIALS, build_tokenizer, padded, with_locations
 from nano.trees import Look, Packer, Piece, Say, Tree, patchify
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig
@@ -56,7 +56,7 @@ from train_nano import load_shipped
 
 NANO = get_protocol("nano")
 ZOOM = Zoom(ZoomConfig(factor=CELL, min_tokens=NANO_BUDGET.crop_min_tokens, max_tokens=NANO_BUDGET.crop_max_tokens))
-VOCABULARY = (768, "2fb0dd01bc1c6983")
+VOCABULARY = (796, "b2e7bda64990106b")
 """Its size, and the beginning of the SHA-256 of its words and ids."""
 
 
@@ -82,7 +82,7 @@ def test_a_model_gets_the_locations_that_it_lacks() -> None:
     tokenizer = with_locations(kept, model)
     after = model.get_input_embeddings().weight
     (first, last) = (tokenizer.convert_tokens_to_ids(name) for name in ("<loc_511>", LOCATIONS[-1]))
-    assert torch.equal(after[:first], before[:first]) and len(after) == last + 1
+    assert torch.equal(after[:first], before[:first]) and len(after) == padded(last + 1)
     assert all(torch.equal(row, before[first - 1]) for row in after[first : last + 1])
     assert with_locations(tokenizer, model) is tokenizer
 
@@ -132,7 +132,7 @@ def test_places_are_single_tokens_that_are_never_hidden(tokenizer: PreTrainedTok
     assert ids[1:-1] == list(range(ids[1], ids[1] + len(LOCATIONS))), "validation takes their distance as pixels"
     assert tokenizer.decode(ids, skip_special_tokens=True) == call
     assert LOCATIONS[0] == "<loc_0>"
-    assert LOCATIONS[-1] == "<loc_609>"
+    assert LOCATIONS[-1] == "<loc_805>"
 
 
 def test_specials_are_hidden_where_asked(tokenizer: PreTrainedTokenizerFast) -> None:

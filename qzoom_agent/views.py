@@ -29,7 +29,7 @@ Kept = tuple[Annotated[str, Field(pattern="^[01]+$")], ...]
 """Rows of a view's token grid, top to bottom: "1" for a token that the model is shown, "0" for one that is left out."""
 _UNSHOWN = ("original", "source")
 _REDUCING_GAP = 4.0
-"""Where a view is shrunk to an eighth or less, whole blocks of pixels are averaged first: twice as fast, and as good."""
+"""Where a view shrinks to an eighth or less, whole blocks of pixels are averaged first: twice as fast, and as good."""
 
 
 def original_id(image: int) -> str:

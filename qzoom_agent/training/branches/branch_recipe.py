@@ -134,6 +134,9 @@ class SDRPNStage(Section):
     """Budgets of coarse views to train on, each row at one of them."""
     share: float = Field(default=1.0, gt=0, le=1)
     """Share of the usable labels to train on."""
+    absent: float = Field(default=0.0, ge=0, le=1, exclude_if=lambda given: given == 0)
+    """Questions more, as a share of the labels, that are asked of an image of another `topic`, where nothing is to be
+    found: so that of several images the right one has the highest map."""
     report: int | None = Field(default=None, gt=0)
     """Held-out questions that localisation is measured on afterwards, at each budget (None: all)."""
 

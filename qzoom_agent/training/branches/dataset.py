@@ -67,7 +67,9 @@ class DatasetSpec(Section):
     """Ask that sentence also where published heads make the labels (DocVQA was labelled without it)."""
     mode: Mode = "textual"
     """Source of the answers, print or objects in a scene; decides on the published heads and prompts."""
-    seed: int = Field(default=0, ge=0, lt=4)
+    topic: str | None = Field(default=None, exclude_if=lambda given: given is None)
+    """What its images show, where a question about them has no answer in the images of sources with another topic."""
+    seed: int = Field(default=0, ge=0, lt=8)
     """`needle`: which boards. Of a table: which of its rows, where not all are taken."""
     tasks: tuple[NeedleTask, ...] = Field(default=("needle-scene", "needle-doc", "needle-global"), min_length=1)
     """`needle`: tasks that questions are taken from (needle-hop and needle-chain, too, whose questions have two
@@ -177,6 +179,11 @@ class ConcatenatedRecords(ConcatDataset[Any]):
                 asked = [question + table.source.suffix for question in table.questions.questions()]
                 for at in range(0, len(asked), 1000):
                     yield table.source.path, at, asked[at : at + 1000]
+
+    def topics(self) -> list[str | None]:
+        """Return the topic of each row, without reading it."""
+        tables: list[Any] = self.datasets
+        return [table.source.topic for table in tables for _ in range(len(table))]
 
 
 @dataclass(frozen=True)

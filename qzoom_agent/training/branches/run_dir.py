@@ -32,7 +32,7 @@ from qzoom_agent.perception.checkpoints import own_branches
 from qzoom_agent.perception.labels import Heads
 from qzoom_agent.training.branches.base_inference import load_frozen
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName
-from qzoom_agent.training.branches.dataset import Records, load_records
+from qzoom_agent.training.branches.dataset import ConcatenatedRecords, load_records
 from qzoom_agent.training.branches.fitting import NOT_DECISIVE
 from qzoom_agent.training.branches.labelling import Selection, heads_for, map_settings
 from qzoom_agent.training.branches.sharded_table import FINISHED, together
@@ -125,7 +125,7 @@ class RunDirectory:
         settings = self.recipe.model_dump(include=keys)
         return Branches.from_base(backend.model, with_sdrpn=sdrpn, with_gate=gate, **settings)
 
-    def records(self, stage: StageName, *, limit: int | None = None) -> Records:
+    def records(self, stage: StageName, *, limit: int | None = None) -> ConcatenatedRecords:
         """Load the questions of a stage, at most `limit`."""
         return load_records(self.recipe.asked(stage), limit=limit)
 

@@ -6,7 +6,9 @@ over all labelled cells of a batch, as published.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -64,12 +66,29 @@ def map_rows(sdrpn: SDRPN, lower: LowerLayerStates) -> list[Tensor]:
 
 
 def train_sdrpn(
-    backend: HFBackend, sdrpn: SDRPN, records: Records, labels: Dataset, recipe: BranchRecipe, folder: Path
+    backend: HFBackend,
+    sdrpn: SDRPN,
+    records: Records,
+    labels: Dataset,
+    recipe: BranchRecipe,
+    folder: Path,
+    *,
+    topics: Sequence[str | None] = (),
 ) -> None:
     """Train the branch in place on a table of attention maps.
 
+    Args:
+        backend: The frozen base.
+        sdrpn: The branch.
+        records: The questions.
+        labels: Their maps.
+        recipe: The recipe; its `sdrpn.absent` needs topics.
+        folder: Folder of checkpoints.
+        topics: The topic of each record.
+
     Raises:
-        ConfigError: No row was answered right, if that is required, with a map that is usable.
+        ConfigError: No row was answered right, if that is required, with a map that is usable; or there are no two
+            topics for questions about what an image does not show.
     """
     stage, k, made_with = recipe.sdrpn, branches_of(backend).config.k, recipe.labelling
 
@@ -92,7 +111,13 @@ def train_sdrpn(
     say(f"{len(labels)} maps, {len(right)} with an answer that counts, {len(chosen)} of them usable")
     labels = labels.select(chosen[: math.ceil(stage.share * len(chosen))])
 
+    places = labels["row"]
+    absent = _absent([topics[at] for at in places] if topics else [], stage.absent, seed=recipe.seed)
+
     def read(index: int) -> dict[str, Any]:
+        if index >= len(labels):
+            question, image = absent[index - len(labels)]
+            return {**records[places[image]], "question": records[places[question]]["question"], "map": None}
         row = labels[index]
         return {**records[row["row"]], "map": row["map"], "sink": row["sink"], "shown": row.get("shown")}
 
@@ -101,10 +126,39 @@ def train_sdrpn(
         asked = ask(backend, rows, stage.tokens[turn % len(stage.tokens)])  # type: ignore[arg-type]
         states = lower_states(backend, asked, k)
         made = [
-            torch.from_numpy(on(row, (high, wide)).labels).flatten()
+            torch.zeros(high * wide, dtype=torch.long)
+            if row["map"] is None
+            else torch.from_numpy(on(row, (high, wide)).labels).flatten()
             for row, ((_, high, wide),) in zip(rows, states.images, strict=True)
         ]
         return {"states": states, "labels": torch.cat(made).to(states.hidden.device)}
 
     module, how = MapLoss(sdrpn.requires_grad_(True)), stage.optimisation
-    train(module, labels["image_id"], read=read, prepare=prepare, how=how, folder=folder, seed=recipe.seed)
+    images = labels["image_id"]
+    images = [*images, *(images[image] for _, image in absent)]
+    train(module, images, read=read, prepare=prepare, how=how, folder=folder, seed=recipe.seed)
+
+
+def _absent(topics: Sequence[str | None], share: float, *, seed: int) -> list[tuple[int, int]]:
+    """Return pairs of a question and an image that has no answer to it, as indices of labelled rows.
+
+    Raises:
+        ConfigError: There are to be some, and fewer than two topics.
+    """
+    if not share:
+        return []
+    named = [at for at, topic in enumerate(topics) if topic is not None]
+    known = sorted({topics[at] or "" for at in named})
+    if len(known) < 2:
+        given = f"one topic, {known[0]}" if known else "no topics"
+        raise ConfigError(
+            f"sdrpn.absent is {share:g}, and data has {given}. Give two or more sources a topic (data: topic), or "
+            "leave sdrpn.absent out."
+        )
+    rng, count = Random(f"absent/{seed}"), round(share * len(topics))
+    pairs: list[tuple[int, int]] = []
+    while len(pairs) < count:
+        question, image = rng.choices(named, k=2)
+        if topics[question] != topics[image]:
+            pairs.append((question, image))
+    return pairs

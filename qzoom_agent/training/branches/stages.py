@@ -187,7 +187,7 @@ def _fit(
     assert branches.sdrpn is not None
     recipe = run.recipe.model_copy(update={"sdrpn": run.recipe.sdrpn.model_copy(update={"optimisation": how})})
     records = run.records("sdrpn", limit=limit)
-    train_sdrpn(backend, branches.sdrpn, records, table, recipe, run.output / stage / "fit")
+    train_sdrpn(backend, branches.sdrpn, records, table, recipe, run.output / stage / "fit", topics=records.topics())
     branches.eval()
     _finish_with_metrics(run, backend, stage)
 

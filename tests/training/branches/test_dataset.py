@@ -76,6 +76,11 @@ def test_of_several_questions_the_first_is_asked_and_only_its_own_answer_is_righ
     assert (found["question"], found["answer"], found["answers"]) == ("who wrote it?", "Ann", ["Ann"])
 
 
+def test_the_topic_of_each_row_is_that_of_its_source() -> None:
+    sources = [DatasetSpec(path="needle", limit=2, topic="boards"), DatasetSpec(path="needle", limit=1, seed=1)]
+    assert load_records(sources).topics() == ["boards", "boards", None]
+
+
 def test_json_lines_name_images_beside_them(tmp_path: Path) -> None:
     picture(3).save(tmp_path / "one.png")
     row = {"image": "one.png", "question": "a?", "answer": 7, "boxes": [[0, 0, 10, 10]]}

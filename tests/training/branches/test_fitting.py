@@ -1,6 +1,7 @@
 """Training on tiny models: the loss is the one of inference, only what is meant to change does, and it learns."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from PIL import ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -107,6 +109,32 @@ def test_sdrpn_learns_where_and_leaves_the_base_alone(
         assert found is not None and found > 0.95
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
+
+
+def test_what_an_image_does_not_show_is_found_nowhere(load: Load, rows: Records, tmp_path: Path) -> None:
+    """Questions about dark pictures have no answer in light ones, nor the other way round."""
+    backend = load("qwen2_5_vl")
+    assert backend.branches is not None and backend.branches.sdrpn is not None
+    dark, asked = [rows[0], rows[6]], ("what is the code?", "how many green triangles are there?")
+    light = [{**row, "image": ImageOps.invert(row["image"]), "image_id": f"{row['image_id']} light"} for row in dark]
+    shown = [{**row, "question": asked[at // 2]} for at, row in enumerate([*dark, *light])]
+    topics = ["dark", "dark", "light", "light"]
+    long = FAST.model_copy(update={"num_train_epochs": 40})
+    how = recipe(sdrpn=SDRPNStage(optimisation=long, absent=1.0), labelling=Labelling(rules=LabelRules(blur_kernel=1)))
+    where = {"labels": labels_of(shown, (4, 4)), "recipe": how}
+    train_sdrpn(backend, backend.branches.sdrpn, shown, folder=tmp_path, topics=topics, **where)
+    backend.branches.eval()
+
+    def peaks(questions: Sequence[str]) -> list[float]:
+        rows = [{**row, "question": question} for row, question in zip(shown, questions, strict=True)]
+        return [float(one.heat.max()) for one in look_at_batch(backend, rows, tokens=None)]
+
+    own = peaks([row["question"] for row in shown])
+    other = peaks([asked[1], asked[1], asked[0], asked[0]])
+    assert sum(other) < 0.5 * sum(own), (own, other)
+    for some, said in (((), "no topics"), (["dark", None, "dark", None], "one topic, dark")):
+        with pytest.raises(ConfigError, match=rf"sdrpn.absent is 1, and data has {said}. Give two or more sources"):
+            train_sdrpn(backend, backend.branches.sdrpn, shown, folder=tmp_path / "b", topics=some, **where)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

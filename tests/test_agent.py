@@ -290,6 +290,33 @@ def test_leaving_an_asynchronous_stream_closes_it(leave: str) -> None:
     assert closed == [True]
 
 
+@pytest.mark.parametrize("way", ["arun", "abatch"])
+def test_a_cancelled_task_ends_its_runs(way: str) -> None:
+    """At the next step; pairs of a batch that have not begun are not asked at all. The task does not wait for it."""
+    asked, going = list[str](), threading.Event()
+
+    def slow(messages: list[Message]) -> str:
+        asked.append(messages[0]["content"][-1]["text"])
+        if len(asked) == 2:
+            going.wait(5)
+        return "ZOOM: 100, 100, 500, 500"
+
+    async def main() -> None:
+        one = Agent(ScriptedBackend(slow, protocol="plain"), policy="explicit", budget={"max_turns": 50})
+        pairs = [(IMAGE, question) for question in ("a?", "b?", "c?")]
+        run = one.arun(IMAGE, "a?") if way == "arun" else one.abatch(pairs, workers=1)
+        task = asyncio.create_task(run)
+        while len(asked) < 2:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.wait([task], timeout=4)
+        assert task.cancelled()
+        going.set()
+
+    asyncio.run(main())  # which waits for the threads
+    assert len(asked) == 2 and all("a?" in one for one in asked)
+
+
 def test_an_asynchronous_stream_raises_what_went_wrong() -> None:
     def broken() -> Iterator[int]:
         yield 1

@@ -19,6 +19,7 @@ import inspect
 import json
 import operator
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ MOST_CHARACTERS: Final = 8000
 _Image = Image.Image | np.ndarray[Any, Any]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _GIVEN: Final = "qzoom_views"
+_TAKEN: Final = ("self", "args", "kwargs", "config", "callbacks", "run_manager", _GIVEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +157,16 @@ def _as_tool(function: Any) -> BaseTool:
             f"A tool is a function with type hints and a docstring, or a LangChain tool; got {function!r:.80}."
         )
     name = function.__name__
-    hints, images, parameters = _hints(function), list[str](), []
-    for key, parameter in inspect.signature(function).parameters.items():
+    hints, images, parameters, signature = _hints(function), list[str](), [], inspect.signature(function)
+    for key, parameter in signature.parameters.items():
         hint = hints.get(key)
         if hint is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ConfigError(f"The parameter {key!r} of the tool {name!r} needs a type hint and a name of its own.")
+        if key in _TAKEN:
+            raise ConfigError(
+                f"The parameter {key!r} of the tool {name!r} has a name that LangChain keeps for itself, so that what "
+                "the model writes would not reach it. Rename it."
+            )
         default = parameter.default
         if (ids := _as_ids(hint)) != hint:
             hint, default = ids, "coarse" if hint is Image.Image else default
@@ -179,7 +186,9 @@ def _as_tool(function: Any) -> BaseTool:
             given.append(views.view(id).id)
             return views.image(given[-1])
 
-        value = function(**arguments | {key: pixels(arguments[key]) for key in images})
+        arguments |= {key: pixels(arguments[key]) for key in images}
+        bound = inspect.BoundArguments(signature, OrderedDict(arguments))
+        value = function(*bound.args, **bound.kwargs)  # some parameters may be positional alone
         return "", _Returned(_awaited(value) if inspect.isawaitable(value) else value, given[0] if given else "coarse")
 
     call.__name__, call.__doc__ = name, function.__doc__

@@ -150,6 +150,28 @@ def test_what_cannot_be_a_tool_is_said_at_once(wrong: Any, told: str) -> None:
     assert told in str(error.value)
 
 
+def test_what_the_model_writes_reaches_each_parameter_or_the_tool_is_refused() -> None:
+    """LangChain takes an argument `config` for its own, and a function may take some by position alone."""
+
+    def shrink(image: Image.Image, by: int, /, times: int = 1, *, label: str = "none") -> str:
+        """Shrink an image."""
+        return f"{image.size} {by} {times} {label}"
+
+    def scan(config: str = "fast") -> str:
+        """Scan."""
+        return config
+
+    def count_all(self: int = 1) -> int:
+        """Count."""
+        return self
+
+    assert run(shrink, {"by": 3, "times": 4, "label": "x"}).text == "(800, 600) 3 4 x"
+    assert run(shrink, {"by": 3, "label": "x"}).text == "(800, 600) 3 1 x"
+    for taken in (scan, count_all):
+        with pytest.raises(ConfigError, match=r"parameter '(config|self)' of .* a name that LangChain keeps .* Rename"):
+            find_own_tools([taken])
+
+
 def test_two_tools_of_one_name_and_the_name_of_zoom_are_refused() -> None:
     with pytest.raises(ConfigError, match="Two of the tools are called 'rotate'"):
         find_own_tools([rotate, "rotate"])

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import math
 import operator
 import re
 from collections import OrderedDict
@@ -300,7 +301,7 @@ def _output(value: Any, views: Views, *, max_pixels: int) -> ToolOutput:
 
 
 def _pieces(value: Any) -> list[str | _Image | AffineImage]:
-    """Return the texts and images in the value of a tool, in order; anything else as JSON."""
+    """Return the texts and images in the value of a tool, in order; anything else as JSON, and then its images."""
     if value is None:
         return []
     if isinstance(value, str | AffineImage) or _is_image(value):
@@ -309,7 +310,15 @@ def _pieces(value: Any) -> list[str | _Image | AffineImage]:
         return [piece for one in value for piece in _pieces(one)]
     if _is_block(value):
         return [_block(value)]
-    return [json.dumps(value, default=_plain, ensure_ascii=False)]
+    found: list[str | _Image | AffineImage] = []
+
+    def plain(one: Any) -> Any:
+        if not isinstance(one, AffineImage) and not (_is_image(one) and getattr(one, "ndim", 3) == 3):
+            return _plain(one)
+        found.append(one)
+        return "(an image)"
+
+    return [json.dumps(value, default=plain, ensure_ascii=False), *found]
 
 
 def _is_piece(value: Any) -> bool:
@@ -323,8 +332,14 @@ def _is_image(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return numbers of NumPy and torch as lists and numbers, and anything else as its text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+    """Return numbers of NumPy and torch as lists and numbers, unless they are too many, and others as their text."""
+    if not hasattr(value, "tolist"):
+        return str(value)
+    shape = tuple(getattr(value, "shape", ()))
+    if math.prod(shape) > MOST_CHARACTERS:
+        sides = "x".join(map(str, shape))
+        return f"({sides} numbers of {value.dtype}, too many to be shown; an image is an array of uint8)"
+    return value.tolist()
 
 
 def _is_block(value: Any) -> bool:

@@ -253,6 +253,9 @@ def block(**more: Any) -> dict[str, Any]:
         ([1, 2], "[1, 2]", False),
         ({"mean": np.float32(1.5), "sums": np.arange(2)}, '{"mean": 1.5, "sums": [0, 1]}', False),
         ((np.zeros((4, 5, 3), np.uint8), "black"), "black", True),
+        ((0.9, picture()), '[0.9, "(an image)"]', True),
+        ({"found": [{"crop": AffineImage(picture())}]}, '{"found": [{"crop": "(an image)"}]}', True),
+        ({"mask": np.zeros((2, 2), np.uint8)}, '{"mask": [[0, 0], [0, 0]]}', False),
         (picture(), "", True),
         ((picture(), "turned"), "turned", True),
         (["turned", AffineImage(picture())], "turned", True),
@@ -300,6 +303,16 @@ def test_a_tool_that_fails_is_a_text_for_the_model(made: Callable[[], Any], told
     assert "level: Input should be a valid integer" in run(broken, {"level": "high"}).error
     answer = ask(written("qwen3vl", "broken"), lambda messages: said(messages), tools=[broken], max_pixels=10**7)
     assert told in answer.text and answer.trace.turns[0].calls[0].decision == "failed"
+
+
+def test_an_array_that_is_no_image_is_not_written_out() -> None:
+    """As text, one of a photo would take minutes and gigabytes, of which the model reads 8000 characters."""
+
+    def shares(image: Image.Image) -> Any:
+        """Give shares."""
+        return {"shares": np.broadcast_to(np.float32(0.5), (100_000, 100_000, 3))}
+
+    assert "100000x100000x3 numbers of float32, too many" in run(shares).text
 
 
 def test_a_long_text_is_cut_off() -> None:

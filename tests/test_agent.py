@@ -228,6 +228,18 @@ def test_a_batch_keeps_its_order_and_a_bad_item_is_an_error_among_answers(worker
     assert (answers[4].trace.question, answers[4].trace.views) == ("4?", [])
 
 
+def test_an_error_without_a_text_is_no_worse_for_a_batch() -> None:
+    class Unreadable(Exception):
+        def __str__(self) -> str:
+            return str(self.args[0])
+
+    def said(messages: list[Message]) -> str:
+        raise Unreadable
+
+    answers = Agent(ScriptedBackend(said)).batch([(IMAGE, "a?")] * 2)
+    assert [answer.status for answer in answers] == ["error"] * 2 and "Unreadable: (it has no text" in str(answers[0])
+
+
 def test_a_batch_takes_whatever_gives_pairs() -> None:
     def said(messages: list[Message]) -> str:
         part = messages[0]["content"][-1]

@@ -100,7 +100,7 @@ class OwnTool:
             return ToolOutput(error=f"The arguments of {self.name} are wrong: {wrong[:500]}. Its schema: {self.schema}")
         except (BoxError, ImageError) as error:
             return ToolOutput(error=f"{self.name}: {error}")
-        except (Exception, SystemExit) as error:  # whatever a tool of somebody else raises
+        except (Exception, SystemExit, asyncio.CancelledError) as error:  # whatever a tool of somebody else raises
             return ToolOutput(error=f"{self.name} failed: {without_marks(describe_error(error))[:500]}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -274,6 +275,19 @@ def test_a_tool_returns_text_an_image_or_both(value: Any, text: str, image: bool
     assert (output.image is not None) == image and (output.image is None or output.image.mode == "RGB")
 
 
+async def _cancelled() -> None:
+    raise asyncio.CancelledError  # as a session of an MCP server that broke does
+
+
+class Unreadable(Exception):
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def _unreadable() -> None:
+    raise Unreadable
+
+
 def _raise() -> None:
     raise RuntimeError("the scanner is off")
 
@@ -283,6 +297,8 @@ def _raise() -> None:
     [
         (_raise, "RuntimeError: the scanner is off"),
         (lambda: sys.exit(3), "SystemExit: 3"),
+        (_cancelled, "CancelledError"),
+        (_unreadable, "Unreadable: (it has no text"),
         (lambda: None, "returned nothing"),
         (lambda: "", "returned nothing"),
         (lambda: Image.new("L", (0, 5)), "has no pixels"),

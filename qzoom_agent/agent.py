@@ -444,8 +444,8 @@ class Agent:
         self._parts.require_caller()
         if workers is None:
             workers = int(getattr(self.backend, "workers", 1))
-        if workers < 1:
-            raise ConfigError(f"workers is the number of runs at a time, 1 or more; got {workers}.")
+        if not isinstance(workers, int) or workers < 1:
+            raise ConfigError(f"workers is the number of runs at a time, 1 or more; got {workers!r:.40}.")
         workers = workers if most is None else min(workers, most)
         together = getattr(self.backend, "together", None)
         if workers > 1 and together is not None:

@@ -79,6 +79,10 @@ class AgentParts:
             self.objects["own_tools"] = list(find_own_tools(self.objects["own_tools"]).values())
             names["own_tools"] = tuple(tool.reference for tool in self.objects["own_tools"])
         if "approve" in self.objects:
+            if not callable(self.objects["approve"]):
+                raise ConfigError(
+                    f"approve is a function that decides on a call, or True; got {self.objects['approve']!r:.80}."
+                )
             names["approve"] = True
         self.given = changed(config, {**names, **changes})
         self._own = find_own_tools(self.objects.get("own_tools", self.given.own_tools or ()))

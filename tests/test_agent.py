@@ -226,6 +226,7 @@ def test_a_batch_keeps_its_order_and_a_bad_item_is_an_error_among_answers(worker
     assert [answer.text for answer in answers if answer.text] == [f"{number}?" for number in (0, 1, 2, 3, 5, 7, 8)]
     assert "no/such.png" in str(answers[4])
     assert (answers[4].trace.question, answers[4].trace.views) == ("4?", [])
+    assert (answers[4].boxes, answers[4].to_detections()) == ([], "[]")
 
 
 def test_an_error_without_a_text_is_no_worse_for_a_batch() -> None:
@@ -380,6 +381,9 @@ def test_one_agent_may_run_on_many_threads() -> None:
         (lambda a: Agent(a.backend, config="a.yaml"), ConfigError, "got 'a.yaml'.*load"),  # type: ignore[arg-type]
         (lambda a: Agent.from_pretrained(config={"seed": 1}), ConfigError, "AgentConfig"),  # type: ignore[arg-type]
         (lambda a: a.run(IMAGE, "What?").to_detections(image=1), ConfigError, "1 image, counted from 0; got 1"),
+        (lambda a: a.run(IMAGE, "What?").to_detections(image="x"), ConfigError, "got x"),  # type: ignore[arg-type]
+        (lambda a: a.batch([(IMAGE, "What?")], workers="4"), ConfigError, "workers is the number .* got '4'"),
+        (lambda a: a.replace(approve=5), ConfigError, "approve is a function .* got 5"),
     ],
 )
 def test_bad_input_is_an_error_that_says_what(

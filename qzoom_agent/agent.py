@@ -11,7 +11,6 @@ not raise, it is the `status` of the answer.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from langchain_core.runnables import RunnableConfig
 from qzoom_agent.agent_parts import AgentParts, Boxes, Images, changed, gold_boxes, split_objects
 from qzoom_agent.answer import Answer, Event, LookResult
 from qzoom_agent.approval import Decision, is_waiting, read_decision
-from qzoom_agent.async_events import events_of, result_of
+from qzoom_agent.async_events import Receiver, events_of, result_of
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.episode_run import play
 from qzoom_agent.episode_state import Context, State, start
@@ -257,7 +256,7 @@ class Agent:
             ImageError: The image cannot be read or shown.
             ConfigError: Another argument is wrong.
         """
-        self._parts.require_plain_approve()
+        self._parts.require_caller()
         state, context = self.begin(image, question, **options)
         return self._finish(state, context, options.get("thread"))
 
@@ -286,7 +285,7 @@ class Agent:
         """
         from qzoom_agent.chat import Chat
 
-        self._parts.require_plain_approve()
+        self._parts.require_caller()
         if self._parts.waits:
             raise ConfigError("A conversation cannot stop before a call (approve=True). Give approve a function.")
         if image is not None:
@@ -329,7 +328,7 @@ class Agent:
 
         Leaving early ends the episode, and a turn under way at its next piece of text; a server is told to stop.
         """
-        self._parts.require_plain_approve()
+        self._parts.require_caller()
         state, context = self.begin(image, question, **options)
         context.live = True
         return self._stream(state, context, options.get("thread"))
@@ -390,18 +389,18 @@ class Agent:
 
     async def arun(self, image: Images, question: str, **options: Unpack[RunOptions]) -> Answer:
         """Answer as `run`, with its options, without blocking the event loop."""
-        agent, threads = self._in_event_loop()
-        return await result_of(lambda: agent.run(image, question, **options), threads=threads)
+        agent, receiver = self._in_event_loop()
+        return await result_of(lambda: agent.run(image, question, **options), receiver)
 
     def astream(self, image: Images, question: str, **options: Unpack[RunOptions]) -> AsyncIterator[Event]:
         """Yield the events of `stream`, with its options; a task that is cancelled ends the episode."""
-        agent, threads = self._in_event_loop()
-        return events_of(agent.stream(image, question, **options), threads=threads)
+        agent, receiver = self._in_event_loop()
+        return events_of(agent.stream(image, question, **options), receiver)
 
     async def abatch(self, pairs: Iterable[tuple[Images, str]], *, workers: int | None = None) -> list[Answer]:
         """Answer as `batch` without blocking the event loop."""
-        agent, threads = self._in_event_loop()
-        return await result_of(lambda: agent.batch(pairs, workers=workers), threads=threads)
+        agent, receiver = self._in_event_loop()
+        return await result_of(lambda: agent.batch(pairs, workers=workers), receiver)
 
     def batch(self, pairs: Iterable[tuple[Images, str]], *, workers: int | None = None) -> list[Answer]:
         """Answer (image, question) pairs, in their order; a pair that fails gives an Answer with status "error".
@@ -442,11 +441,11 @@ class Agent:
         Raises:
             ConfigError: `workers` < 1.
         """
-        self._parts.require_plain_approve()
+        self._parts.require_caller()
         if workers is None:
             workers = int(getattr(self.backend, "workers", 1))
-        if workers < 1:
-            raise ConfigError(f"workers is the number of runs at a time, 1 or more; got {workers}.")
+        if not isinstance(workers, int) or workers < 1:
+            raise ConfigError(f"workers is the number of runs at a time, 1 or more; got {workers!r:.40}.")
         workers = workers if most is None else min(workers, most)
         together = getattr(self.backend, "together", None)
         if workers > 1 and together is not None:
@@ -469,7 +468,7 @@ class Agent:
                 are damaged, or the decision does not fit.
             ImageError: Its images are gone.
         """
-        self._parts.require_plain_approve()
+        self._parts.require_caller()
         with self._saved_runs(thread).claimed(thread, new=False):
             return self._resume(thread, decision)
 
@@ -563,13 +562,13 @@ class Agent:
             context.store = ViewStore()  # LangGraph keeps the context until Python collects cycles, not the pixels
         yield ending.model_copy(update={"answer": answer})
 
-    def _in_event_loop(self) -> tuple[Agent, ThreadPoolExecutor | None]:
+    def _in_event_loop(self) -> tuple[Agent, Receiver]:
         """Return this agent for a thread beside the running event loop, which awaits an asynchronous `approve`."""
-        if not self._parts.awaits:
-            return self, None
+        # A thread of its own: a waiting run must not hold the one that `approve` needs.
+        receiver = Receiver(ThreadPoolExecutor(1) if self._parts.awaits else None)
         found = copy(self)  # with the same saved runs
-        found._parts = self._parts.awaited_by(asyncio.get_running_loop())
-        return found, ThreadPoolExecutor(1)  # of its own: a waiting run must not hold the thread that `approve` needs
+        found._parts = self._parts.received_by(receiver)
+        return found, receiver
 
     def _saved_runs(self, thread: str) -> SavedRuns:
         if self._saved is None:

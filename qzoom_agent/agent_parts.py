@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop, run_coroutine_threadsafe
 from collections.abc import Mapping, Sequence
 from copy import copy
 from inspect import iscoroutinefunction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.callbacks import BaseCallbackHandler
 
 from qzoom_agent.approval import Decision
+from qzoom_agent.async_events import Receiver
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.episode_state import Context
 from qzoom_agent.errors import BoxError, ConfigError
@@ -38,7 +38,7 @@ second image.
 _EXTENSIONS = {"protocol": "protocol", "tool": "tool", "rule": "review.rule"}
 _OBJECTS = {**_EXTENSIONS, "prompt": "prompt", "perceiver": "perceiver", "own_tools": "own_tools", "approve": "approve"}
 """Key of the configuration of each part that an agent also takes as an object."""
-_ASIDE = ("callbacks", "checkpointer")
+_ASIDE = ("callbacks", "checkpointer", "receiver")
 """Objects that no key of the configuration names."""
 
 
@@ -50,7 +50,8 @@ class AgentParts:
     """
 
     objects: dict[str, Any]
-    """Parts that were given as objects, by key of the configuration; `callbacks` and `checkpointer`."""
+    """Parts that were given as objects, by key of the configuration; `callbacks` and `checkpointer`; and the `Receiver`
+    of runs beside an event loop."""
     given: AgentConfig
     """The configuration as it was given."""
     config: AgentConfig
@@ -78,6 +79,10 @@ class AgentParts:
             self.objects["own_tools"] = list(find_own_tools(self.objects["own_tools"]).values())
             names["own_tools"] = tuple(tool.reference for tool in self.objects["own_tools"])
         if "approve" in self.objects:
+            if not callable(self.objects["approve"]):
+                raise ConfigError(
+                    f"approve is a function that decides on a call, or True; got {self.objects['approve']!r:.80}."
+                )
             names["approve"] = True
         self.given = changed(config, {**names, **changes})
         self._own = find_own_tools(self.objects.get("own_tools", self.given.own_tools or ()))
@@ -109,24 +114,33 @@ class AgentParts:
         decide = self.objects.get("approve")
         return iscoroutinefunction(decide) or iscoroutinefunction(type(decide).__call__)
 
-    def require_plain_approve(self) -> None:
-        """Raise ConfigError if `approve` has to be awaited, which happens in the methods for event loops alone."""
+    def require_caller(self) -> None:
+        """Raise an error if nobody can wait for a run.
+
+        Raises:
+            ConfigError: `approve` has to be awaited, which happens in the methods for event loops alone.
+            BackendError: The task that did was cancelled.
+        """
+        if (receiver := self.objects.get("receiver")) is not None:
+            receiver.require()
         if self.awaits:
             raise ConfigError(
                 "approve is an asynchronous function, which only arun, astream and abatch await. Use one of these, or "
                 "give approve a function that returns the decision."
             )
 
-    def awaited_by(self, loop: AbstractEventLoop) -> AgentParts:
-        """Return these parts for a thread beside an event loop, which awaits the asynchronous `approve`."""
-        decide = self.objects["approve"]
+    def received_by(self, receiver: Receiver) -> AgentParts:
+        """Return these parts for a thread beside an event loop, which awaits an asynchronous `approve`.
+
+        The runs end at their next step once the receiver has left.
+        """
+        found, decide = copy(self), self.objects.get("approve")
 
         def approve(call: PendingCall) -> Decision:
-            decision: Decision = run_coroutine_threadsafe(decide(call), loop).result()
-            return decision
+            assert decide is not None
+            return cast(Decision, receiver.awaited(decide(call)))
 
-        found = copy(self)
-        found.objects = {**self.objects, "approve": approve}
+        found.objects = {**self.objects, "receiver": receiver, **({"approve": approve} if self.awaits else {})}
         return found
 
     @property
@@ -201,6 +215,7 @@ class AgentParts:
             tools=tools,
             own=offered,
             approve=self.objects.get("approve"),
+            receiver=self.objects.get("receiver"),
             config=config,
             views=views,
             tool=find_tool(config.tool, crops, known=known),

@@ -94,8 +94,10 @@ class Answer:
         Raises:
             ConfigError: The question was about fewer images.
         """
-        if original_id(image) not in self.store:
-            count = len(self.store.originals)
+        count = len(self.store.originals)
+        if not count:  # of a batch, a pair whose image could not be read
+            return "[]"
+        if image not in range(count):
             raise ConfigError(f"The question was about {count} image{'s'[: count != 1]}, counted from 0; got {image}.")
         width, height = self.store.view(original_id(image)).size
         scale = (1000 / width, 1000 / height) * 2

@@ -1,45 +1,94 @@
 """Calls and streams in threads, for code that runs in an event loop."""
 
+from __future__ import annotations
+
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import Executor
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import closing
 from contextvars import copy_context
 from functools import partial
 from threading import Event as Flag
 from typing import Any, TypeVar
 
+from qzoom_agent.errors import BackendError
+
 T = TypeVar("T")
 
 
-async def result_of(work: Callable[[], T], *, threads: Executor | None = None) -> T:
-    """Return the result of a function that runs in one of `threads`, with the context variables of this task."""
-    return await asyncio.get_running_loop().run_in_executor(threads, partial(copy_context().run, work))
+class Receiver:
+    """Code in an event loop that waits for work in threads, as these see it."""
+
+    def __init__(self, threads: Executor | None = None) -> None:
+        """`threads` do the work; None: those of the loop."""
+        self.threads = threads
+        self._loop, self._left = asyncio.get_running_loop(), Flag()
+        self._awaited = set[Future[Any]]()
+
+    @property
+    def left(self) -> bool:
+        """True once nobody waits any longer."""
+        return self._left.is_set()
+
+    def require(self) -> None:
+        """Raise BackendError if nobody waits any longer."""
+        if self.left:
+            raise BackendError("The task that waited for this run was cancelled.")
+
+    def leave(self) -> None:
+        """Note that nobody waits any longer, and cancel what the threads have awaited here."""
+        self._left.set()
+        for coming in list(self._awaited):
+            coming.cancel()
+
+    def awaited(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Return the result of a coroutine of the event loop; called in a thread."""
+        coming = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        self._awaited.add(coming)
+        if self.left:
+            coming.cancel()
+        try:
+            return coming.result()
+        finally:
+            self._awaited.discard(coming)
 
 
-async def events_of(stream: Iterator[T], *, threads: Executor | None = None) -> AsyncGenerator[T]:
-    """Yield what a generator yields, which one of `threads` runs from its first item to its last.
+async def result_of(work: Callable[[], T], receiver: Receiver) -> T:
+    """Return the result of a function that runs in a thread, with the context variables of this task.
 
-    Where the receiver stops early or is cancelled, the generator is closed at its next item. Its errors are raised
-    here.
+    A cancelled task does not wait for it; the function is told by `receiver`.
     """
-    loop, items, left = asyncio.get_running_loop(), asyncio.Queue[Any](), Flag()
-    end = object()
+    try:
+        return await asyncio.get_running_loop().run_in_executor(receiver.threads, partial(copy_context().run, work))
+    finally:
+        receiver.leave()
+
+
+async def events_of(stream: Iterator[T], receiver: Receiver | None = None) -> AsyncGenerator[T]:
+    """Yield what a generator yields, which a thread runs from its first item to its last.
+
+    Where the receiver stops early or is cancelled, the generator is closed at its next item, and its errors count no
+    longer. Else they are raised here.
+    """
+    receiver = receiver or Receiver()
+    loop, items, end = asyncio.get_running_loop(), asyncio.Queue[Any](), object()
 
     def follow() -> None:
         try:
             with closing(stream):  # type: ignore[type-var]
                 for item in stream:
                     loop.call_soon_threadsafe(items.put_nowait, item)
-                    if left.is_set():
+                    if receiver.left:
                         break
         finally:
             loop.call_soon_threadsafe(items.put_nowait, end)
 
-    thread = loop.run_in_executor(threads, follow)
+    thread = loop.run_in_executor(receiver.threads, follow)
     try:
         while (item := await items.get()) is not end:
             yield item
-    finally:
-        left.set()
         await thread
+    finally:
+        receiver.leave()
+        await asyncio.wait([thread])
+        thread.exception()  # Python warns of one that nobody has seen

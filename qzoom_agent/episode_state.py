@@ -17,6 +17,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Overwrite
 from typing_extensions import TypedDict
 
+from qzoom_agent.async_events import Receiver
 from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import BackendError, ImageError, QzoomError
 from qzoom_agent.gate import answer_confidence
@@ -119,6 +120,8 @@ class Context:
     """Stream the text of each turn as it is written."""
     left: bool = False
     """Nobody reads the stream any longer: the turn under way ends at its next piece of text."""
+    receiver: Receiver | None = None
+    """Who waits for the run in an event loop; once they have left, the run ends at its next step."""
     span: Span | None = None
     """The run's span, parent of those of its turns and calls."""
     chat: bool = False

@@ -92,8 +92,11 @@ class MissingDependency(QzoomError):
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the message of an error; of a foreign one, with its class."""
-    return redact(str(error) if isinstance(error, QzoomError) else f"{type(error).__name__}: {error}")
+    """Return the message of an error; of a foreign one, which may have none that can be read, with its class."""
+    try:
+        return redact(str(error) if isinstance(error, QzoomError) else f"{type(error).__name__}: {error}")
+    except Exception:  # of a class whose own __str__ is broken
+        return f"{type(error).__name__}: (it has no text that can be read)"
 
 
 def finished(name: str, main: Callable[[], int]) -> int:

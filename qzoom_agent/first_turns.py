@@ -49,7 +49,7 @@ def draft(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     except Exception as error:
         if ctx.left:
             raise
-        return {"views": shown, "error": describe_error(error)}
+        return {"views": shown, "error": describe_error(error), "seconds": perf_counter() - began}
     turn.confidence = turn.confidence or 0.0
     record = PerceptionRecord(score=1 - turn.confidence, threshold=1 - (ctx.config.perception.confidence or CONFIDENCE))
     record.reason = "the model is unsure of its first answer" if record.fired else "the model is sure of its answer"
@@ -95,7 +95,7 @@ def locate(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     except Exception as error:
         if ctx.left:
             raise
-        return {"views": new, "error": describe_error(error)}
+        return {"views": new, "error": describe_error(error), "seconds": perf_counter() - began}
     execute = ToolCallExecutor(
         store=store,
         tool=ctx.tool,

@@ -181,7 +181,7 @@ def think(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     except Exception as error:  # whatever a model or a server does wrong ends the episode, not the user's program
         if ctx.left:
             raise  # a saved run has to repeat this turn, not to end here
-        return {"turn": None, "error": describe_error(error)}
+        return {"turn": None, "error": describe_error(error), "seconds": perf_counter() - began}
     ends = last is not None or turn.answer is not None
     if last is not None:
         turn.calls = [
@@ -332,6 +332,9 @@ def to_record(state: State) -> QuestionRecord:
     several = any(len(one) > 4 for one in gold)
     earlier = [view for one in state.get("asked", []) for view in one["views"]]
     before = sum(view["tokens"] for view in earlier if state.get("history", True) or view["kind"] == "coarse")
+    usage = Usage.tally(views, turns, perceive=state["perceive_seconds"], before=before)
+    if state["error"] is not None:  # the request that failed is no turn
+        usage.seconds.think += max(0.0, state["seconds"] - usage.seconds.total)
     return QuestionRecord(
         question=state["question"],
         status=status,
@@ -341,7 +344,7 @@ def to_record(state: State) -> QuestionRecord:
         perception=None if state["perception"] is None else PerceptionRecord(**state["perception"]),
         further_looks=[PerceptionRecord(**look) for look in state.get("further_looks", [])],
         turns=turns,
-        usage=Usage.tally(views, turns, perceive=state["perceive_seconds"], before=before),
+        usage=usage,
         gold=[(x1, y1, x2, y2) for x1, y1, x2, y2, *_ in gold],
         gold_images=[int(sum(one[4:])) for one in gold] if several else [],
         error=state["error"],

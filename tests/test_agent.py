@@ -226,6 +226,19 @@ def test_a_batch_keeps_its_order_and_a_bad_item_is_an_error_among_answers(worker
     assert [answer.text for answer in answers if answer.text] == [f"{number}?" for number in (0, 1, 2, 3, 5, 7, 8)]
     assert "no/such.png" in str(answers[4])
     assert (answers[4].trace.question, answers[4].trace.views) == ("4?", [])
+    assert (answers[4].boxes, answers[4].to_detections()) == ([], "[]")
+
+
+def test_an_error_without_a_text_is_no_worse_for_a_batch() -> None:
+    class Unreadable(Exception):
+        def __str__(self) -> str:
+            return str(self.args[0])
+
+    def said(messages: list[Message]) -> str:
+        raise Unreadable
+
+    answers = Agent(ScriptedBackend(said)).batch([(IMAGE, "a?")] * 2)
+    assert [answer.status for answer in answers] == ["error"] * 2 and "Unreadable: (it has no text" in str(answers[0])
 
 
 def test_a_batch_takes_whatever_gives_pairs() -> None:
@@ -290,6 +303,33 @@ def test_leaving_an_asynchronous_stream_closes_it(leave: str) -> None:
     assert closed == [True]
 
 
+@pytest.mark.parametrize("way", ["arun", "abatch"])
+def test_a_cancelled_task_ends_its_runs(way: str) -> None:
+    """At the next step; pairs of a batch that have not begun are not asked at all. The task does not wait for it."""
+    asked, going = list[str](), threading.Event()
+
+    def slow(messages: list[Message]) -> str:
+        asked.append(messages[0]["content"][-1]["text"])
+        if len(asked) == 2:
+            going.wait(5)
+        return "ZOOM: 100, 100, 500, 500"
+
+    async def main() -> None:
+        one = Agent(ScriptedBackend(slow, protocol="plain"), policy="explicit", budget={"max_turns": 50})
+        pairs = [(IMAGE, question) for question in ("a?", "b?", "c?")]
+        run = one.arun(IMAGE, "a?") if way == "arun" else one.abatch(pairs, workers=1)
+        task = asyncio.create_task(run)
+        while len(asked) < 2:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.wait([task], timeout=4)
+        assert task.cancelled()
+        going.set()
+
+    asyncio.run(main())  # which waits for the threads
+    assert len(asked) == 2 and all("a?" in one for one in asked)
+
+
 def test_an_asynchronous_stream_raises_what_went_wrong() -> None:
     def broken() -> Iterator[int]:
         yield 1
@@ -341,6 +381,9 @@ def test_one_agent_may_run_on_many_threads() -> None:
         (lambda a: Agent(a.backend, config="a.yaml"), ConfigError, "got 'a.yaml'.*load"),  # type: ignore[arg-type]
         (lambda a: Agent.from_pretrained(config={"seed": 1}), ConfigError, "AgentConfig"),  # type: ignore[arg-type]
         (lambda a: a.run(IMAGE, "What?").to_detections(image=1), ConfigError, "1 image, counted from 0; got 1"),
+        (lambda a: a.run(IMAGE, "What?").to_detections(image="x"), ConfigError, "got x"),  # type: ignore[arg-type]
+        (lambda a: a.batch([(IMAGE, "What?")], workers="4"), ConfigError, "workers is the number .* got '4'"),
+        (lambda a: a.replace(approve=5), ConfigError, "approve is a function .* got 5"),
     ],
 )
 def test_bad_input_is_an_error_that_says_what(

@@ -241,6 +241,44 @@ def test_an_asynchronous_function_decides_in_the_event_loop(decide: Any, tmp_pat
     assert one.threads() == ["a"]
 
 
+@pytest.mark.parametrize("way", ["arun", "astream"])
+def test_a_cancelled_task_does_not_wait_for_a_decision(way: str, tmp_path: Path) -> None:
+    """The question to the person is cancelled; a saved run can be gone on with once its thread has seen that."""
+    cancelled: list[bool] = []
+
+    async def main() -> None:
+        asked = asyncio.Event()
+
+        async def never(call: PendingCall) -> Decision:
+            asked.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                cancelled.append(True)
+            return True
+
+        one = agent([FIRST], approve=never, state_dir=tmp_path)
+
+        async def follow() -> None:
+            if way == "arun":
+                await one.arun(IMAGE, "what?", thread="a")
+            async for _ in one.astream(IMAGE, "what?", thread="a"):
+                pass
+
+        task = asyncio.create_task(follow())
+        await asked.wait()
+        task.cancel()
+        await asyncio.wait([task], timeout=10)
+        assert task.cancelled()
+
+    asyncio.run(main())
+    assert cancelled == [True]
+    if way == "arun":  # waits for no thread
+        return
+    answer = agent(["42"], approve=lambda call: True, state_dir=tmp_path).resume("a")
+    assert (answer.text, answer.usage.served) == ("42", 1)
+
+
 @pytest.mark.filterwarnings("error")
 def test_an_asynchronous_function_is_refused_where_nobody_awaits_it(tmp_path: Path) -> None:
     """Before the model is asked; a function that merely returns a coroutine is found out at the first call."""

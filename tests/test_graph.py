@@ -1,6 +1,7 @@
 """The loop: how episodes end, what is served and refused, what each policy shows, and that the state is JSON."""
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -145,6 +146,17 @@ def test_a_call_without_its_opening_tag_is_served_and_its_remains_are_told_to_th
     assert (answer.status, answer.text) == ("answered", "42")
     assert "four finite numbers" in answer.trace.turns[0].problems[0]
     assert plain_text(spy.conversations[-1][-1]) == "No crop."
+
+
+@pytest.mark.parametrize("options", [{}, {"policy": "locate"}, {"perception": {"gate": "answer"}}])
+def test_the_seconds_of_a_request_that_failed_are_counted(options: dict[str, Any]) -> None:
+    def fails(messages: list[Message]) -> str:
+        time.sleep(0.2)
+        raise RuntimeError("The server is gone.")
+
+    answer = Agent(ScriptedBackend(fails, protocol="qwen3vl"), **options).run(IMAGE, "What?")
+    assert answer.status == "error" and not answer.trace.turns
+    assert 0.2 <= answer.usage.seconds.think <= answer.usage.seconds.total < 2
 
 
 def test_seconds_run_out() -> None:

@@ -17,8 +17,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import math
 import operator
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,6 +50,7 @@ MOST_CHARACTERS: Final = 8000
 _Image = Image.Image | np.ndarray[Any, Any]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _GIVEN: Final = "qzoom_views"
+_TAKEN: Final = ("self", "args", "kwargs", "config", "callbacks", "run_manager", _GIVEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ class OwnTool:
             return ToolOutput(error=f"The arguments of {self.name} are wrong: {wrong[:500]}. Its schema: {self.schema}")
         except (BoxError, ImageError) as error:
             return ToolOutput(error=f"{self.name}: {error}")
-        except (Exception, SystemExit) as error:  # whatever a tool of somebody else raises
+        except (Exception, SystemExit, asyncio.CancelledError) as error:  # whatever a tool of somebody else raises
             return ToolOutput(error=f"{self.name} failed: {without_marks(describe_error(error))[:500]}")
 
 
@@ -155,11 +158,16 @@ def _as_tool(function: Any) -> BaseTool:
             f"A tool is a function with type hints and a docstring, or a LangChain tool; got {function!r:.80}."
         )
     name = function.__name__
-    hints, images, parameters = _hints(function), list[str](), []
-    for key, parameter in inspect.signature(function).parameters.items():
+    hints, images, parameters, signature = _hints(function), list[str](), [], inspect.signature(function)
+    for key, parameter in signature.parameters.items():
         hint = hints.get(key)
         if hint is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ConfigError(f"The parameter {key!r} of the tool {name!r} needs a type hint and a name of its own.")
+        if key in _TAKEN:
+            raise ConfigError(
+                f"The parameter {key!r} of the tool {name!r} has a name that LangChain keeps for itself, so that what "
+                "the model writes would not reach it. Rename it."
+            )
         default = parameter.default
         if (ids := _as_ids(hint)) != hint:
             hint, default = ids, "coarse" if hint is Image.Image else default
@@ -179,7 +187,9 @@ def _as_tool(function: Any) -> BaseTool:
             given.append(views.view(id).id)
             return views.image(given[-1])
 
-        value = function(**arguments | {key: pixels(arguments[key]) for key in images})
+        arguments |= {key: pixels(arguments[key]) for key in images}
+        bound = inspect.BoundArguments(signature, OrderedDict(arguments))
+        value = function(*bound.args, **bound.kwargs)  # some parameters may be positional alone
         return "", _Returned(_awaited(value) if inspect.isawaitable(value) else value, given[0] if given else "coarse")
 
     call.__name__, call.__doc__ = name, function.__doc__
@@ -291,7 +301,7 @@ def _output(value: Any, views: Views, *, max_pixels: int) -> ToolOutput:
 
 
 def _pieces(value: Any) -> list[str | _Image | AffineImage]:
-    """Return the texts and images in the value of a tool, in order; anything else as JSON."""
+    """Return the texts and images in the value of a tool, in order; anything else as JSON, and then its images."""
     if value is None:
         return []
     if isinstance(value, str | AffineImage) or _is_image(value):
@@ -300,7 +310,15 @@ def _pieces(value: Any) -> list[str | _Image | AffineImage]:
         return [piece for one in value for piece in _pieces(one)]
     if _is_block(value):
         return [_block(value)]
-    return [json.dumps(value, default=_plain, ensure_ascii=False)]
+    found: list[str | _Image | AffineImage] = []
+
+    def plain(one: Any) -> Any:
+        if not isinstance(one, AffineImage) and not (_is_image(one) and getattr(one, "ndim", 3) == 3):
+            return _plain(one)
+        found.append(one)
+        return "(an image)"
+
+    return [json.dumps(value, default=plain, ensure_ascii=False), *found]
 
 
 def _is_piece(value: Any) -> bool:
@@ -314,8 +332,14 @@ def _is_image(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return numbers of NumPy and torch as lists and numbers, and anything else as its text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+    """Return numbers of NumPy and torch as lists and numbers, unless they are too many, and others as their text."""
+    if not hasattr(value, "tolist"):
+        return str(value)
+    shape = tuple(getattr(value, "shape", ()))
+    if math.prod(shape) > MOST_CHARACTERS:
+        sides = "x".join(map(str, shape))
+        return f"({sides} numbers of {value.dtype}, too many to be shown; an image is an array of uint8)"
+    return value.tolist()
 
 
 def _is_block(value: Any) -> bool:

@@ -168,6 +168,7 @@ def test_a_request_changes_policy_and_budget_within_limits(client: httpx.Client)
         ({"stream": "yes"}, 400, "stream"),
         ({"qzoom": {"policy": "oracle"}}, 400, "qzoom.policy"),
         ({"qzoom": {"budget": {"max_turns": 99}}}, 400, "at most 12"),
+        ({"qzoom": {"budget": {"max_view": 1}}}, 400, "qzoom.budget.max_view"),
         ({"qzoom": {"budget": {"coarse_tokens": 50, "max_visual_tokens": 10}}}, 400, "budget.max_visual_tokens"),
         ({"qzoom": {"settings": {"model": "other"}}}, 400, "It allows: perception.max_looks"),
         ({"qzoom": {"settings": {"perception.max_looks": 0}}}, 400, "perception.max_looks"),

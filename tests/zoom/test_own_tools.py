@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -150,6 +151,28 @@ def test_what_cannot_be_a_tool_is_said_at_once(wrong: Any, told: str) -> None:
     assert told in str(error.value)
 
 
+def test_what_the_model_writes_reaches_each_parameter_or_the_tool_is_refused() -> None:
+    """LangChain takes an argument `config` for its own, and a function may take some by position alone."""
+
+    def shrink(image: Image.Image, by: int, /, times: int = 1, *, label: str = "none") -> str:
+        """Shrink an image."""
+        return f"{image.size} {by} {times} {label}"
+
+    def scan(config: str = "fast") -> str:
+        """Scan."""
+        return config
+
+    def count_all(self: int = 1) -> int:
+        """Count."""
+        return self
+
+    assert run(shrink, {"by": 3, "times": 4, "label": "x"}).text == "(800, 600) 3 4 x"
+    assert run(shrink, {"by": 3, "label": "x"}).text == "(800, 600) 3 1 x"
+    for taken in (scan, count_all):
+        with pytest.raises(ConfigError, match=r"parameter '(config|self)' of .* a name that LangChain keeps .* Rename"):
+            find_own_tools([taken])
+
+
 def test_two_tools_of_one_name_and_the_name_of_zoom_are_refused() -> None:
     with pytest.raises(ConfigError, match="Two of the tools are called 'rotate'"):
         find_own_tools([rotate, "rotate"])
@@ -231,6 +254,9 @@ def block(**more: Any) -> dict[str, Any]:
         ([1, 2], "[1, 2]", False),
         ({"mean": np.float32(1.5), "sums": np.arange(2)}, '{"mean": 1.5, "sums": [0, 1]}', False),
         ((np.zeros((4, 5, 3), np.uint8), "black"), "black", True),
+        ((0.9, picture()), '[0.9, "(an image)"]', True),
+        ({"found": [{"crop": AffineImage(picture())}]}, '{"found": [{"crop": "(an image)"}]}', True),
+        ({"mask": np.zeros((2, 2), np.uint8)}, '{"mask": [[0, 0], [0, 0]]}', False),
         (picture(), "", True),
         ((picture(), "turned"), "turned", True),
         (["turned", AffineImage(picture())], "turned", True),
@@ -249,6 +275,19 @@ def test_a_tool_returns_text_an_image_or_both(value: Any, text: str, image: bool
     assert (output.image is not None) == image and (output.image is None or output.image.mode == "RGB")
 
 
+async def _cancelled() -> None:
+    raise asyncio.CancelledError  # as a session of an MCP server that broke does
+
+
+class Unreadable(Exception):
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def _unreadable() -> None:
+    raise Unreadable
+
+
 def _raise() -> None:
     raise RuntimeError("the scanner is off")
 
@@ -258,6 +297,8 @@ def _raise() -> None:
     [
         (_raise, "RuntimeError: the scanner is off"),
         (lambda: sys.exit(3), "SystemExit: 3"),
+        (_cancelled, "CancelledError"),
+        (_unreadable, "Unreadable: (it has no text"),
         (lambda: None, "returned nothing"),
         (lambda: "", "returned nothing"),
         (lambda: Image.new("L", (0, 5)), "has no pixels"),
@@ -278,6 +319,16 @@ def test_a_tool_that_fails_is_a_text_for_the_model(made: Callable[[], Any], told
     assert "level: Input should be a valid integer" in run(broken, {"level": "high"}).error
     answer = ask(written("qwen3vl", "broken"), lambda messages: said(messages), tools=[broken], max_pixels=10**7)
     assert told in answer.text and answer.trace.turns[0].calls[0].decision == "failed"
+
+
+def test_an_array_that_is_no_image_is_not_written_out() -> None:
+    """As text, one of a photo would take minutes and gigabytes, of which the model reads 8000 characters."""
+
+    def shares(image: Image.Image) -> Any:
+        """Give shares."""
+        return {"shares": np.broadcast_to(np.float32(0.5), (100_000, 100_000, 3))}
+
+    assert "100000x100000x3 numbers of float32, too many" in run(shares).text
 
 
 def test_a_long_text_is_cut_off() -> None:

@@ -69,6 +69,8 @@ class ResponseFormat(_Part):
 class Budget(_Part):
     """Limits of the request; see `budget` of the configuration. The server has a most for each."""
 
+    model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
+
     max_turns: int | None = Field(default=None, ge=1)
     max_views: int | None = Field(default=None, ge=1)
     max_visual_tokens: int | None = Field(default=None, ge=1)

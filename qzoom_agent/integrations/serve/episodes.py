@@ -19,7 +19,7 @@ from PIL import Image
 from qzoom_agent.agent import Agent
 from qzoom_agent.answer import Answer
 from qzoom_agent.answer import Event as Step
-from qzoom_agent.async_events import events_of
+from qzoom_agent.async_events import Receiver, events_of
 from qzoom_agent.errors import ImageError
 from qzoom_agent.images import load_image
 from qzoom_agent.integrations.limits import ServeConfig
@@ -99,7 +99,7 @@ class EpisodePool:
         async with self._free:
             self.running += 1
             try:
-                async with aclosing(events_of(self._play(question), threads=self._threads)) as events:
+                async with aclosing(events_of(self._play(question), Receiver(self._threads))) as events:
                     async for step in events:
                         if step.answer is not None:
                             return step.answer

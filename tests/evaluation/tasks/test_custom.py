@@ -85,6 +85,8 @@ def test_every_wrong_row_is_named_before_anything_is_asked(tmp_path: Path) -> No
 def test_ids_are_used_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="two rows have the id 'a'"):
         written(tmp_path, {"answer": "x", "id": "a"}, {"answer": "y", "id": "a"})
+    with pytest.raises(ConfigError, match="row 3: two rows have the id '2', this one by its number from 0"):
+        written(tmp_path, {"answer": "x", "id": 2}, {"answer": "y"}, {"answer": "z"})
 
 
 @pytest.mark.parametrize("kind", [".csv", ".tsv", ".parquet", ".json"])

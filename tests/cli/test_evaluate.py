@@ -172,6 +172,24 @@ def test_a_dry_run_asks_nothing(play: Any, here: Path, capsys: pytest.CaptureFix
     assert not list(here.iterdir())
 
 
+def test_a_dry_run_counts_what_a_run_would_ask(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (60, 40), "red").save(here / "meter.png")
+    rows = [{"image": "gone.png"}, {"image": "meter.png"}, {"image": "meter.png", "question": ""}]
+    lines = [json.dumps({"question": "What?", "answer": "7"} | row) for row in rows]
+    (here / "mine.jsonl").write_text("\n".join(lines))
+    play([])
+    assert run("eval", "mine.jsonl", "--dry-run", "--skip-bad", "--scorer", "builtins:isinstance") == 0
+    captured = capsys.readouterr()
+    assert "mine: 1 of 3 questions (partial), 1 x, scored by builtins:isinstance, rule" in captured.out
+    assert "  mine-1, 60 x 40 px" in captured.out and "mine: 2 rows left out. The first: row 1: " in captured.err
+    assert run("eval", "mine.jsonl", "--dry-run") == 2
+    assert "rows that cannot be asked" in capsys.readouterr().err
+    assert run("eval", "needle-doc", "--dry-run", "--scorer", "exat") == 2
+    assert "There is no scorer 'exat'" in capsys.readouterr().err
+    assert run("eval", "needle-doc", "--dry-run", "--judge", "http://localhost:9/v1", "--scorer", "judge") == 0
+    assert "scored by judge, exact" in capsys.readouterr().out and not (here / "runs").exists()
+
+
 def test_your_own_questions_are_a_task(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (60, 40), "red").save(here / "meter.png")
     rows = [{"image": "meter.png", "question": f"What is {n}?", "answer": "7"} for n in range(3)]

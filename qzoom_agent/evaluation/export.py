@@ -158,8 +158,8 @@ def _write_model_index(results: Results, path: Path) -> None:
 
     if unscored := [name for name, task in results.tasks.items() if not task.part.answered]:
         raise ConfigError(
-            f"{', '.join(unscored)} was asked without answers (--no-answers), so there is no accuracy for a model card. "
-            "Export the replies: --to submission, csv or parquet."
+            f"{', '.join(unscored)} was asked without answers (--no-answers), so there is no accuracy for a model "
+            "card. Export the replies: --to submission, csv or parquet."
         )
     found = [
         EvalResult(

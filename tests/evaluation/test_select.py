@@ -58,6 +58,7 @@ def test_a_run_without_answers_has_no_accuracy_but_replies(table: Path, tmp_path
     found = results.tasks[task.name]
     assert list(found.scores) == ["replied"] and found.accuracy == 1 and not found.part.answered
     assert _facts(found)[0][0] == "replied", "nothing says that the replies are right"
-    assert "Replied" in write_run_report(folder := RunFolder(tmp_path / "run")).read_text(encoding="utf-8")
-    with pytest.raises(ConfigError, match="asked without answers .* no accuracy for a model card"):
+    folder = RunFolder(tmp_path / "run")
+    assert "Replied" in write_run_report(folder).read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"asked without answers .* no accuracy for a model card"):
         export(folder, "hf")

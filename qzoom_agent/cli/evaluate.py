@@ -219,16 +219,16 @@ def planned(args: argparse.Namespace) -> Measurement | None:
         tasks = list(map(unscored, tasks))
     require(source, limit=args.limit, repeats=args.repeats, workers=min(args.batch, args.workers))
     out = args.out or _default_folder(args, config, [task.name for task in tasks])
-    if args.dry_run:
-        _dry_run(tasks, source, paths, args, config, out)
-        return None
     own = args.budget is not None or config.budget.coarse_tokens is not None
-    tasks, _ = with_scorer(with_judge(tasks, args, out), args.scorer)
+    tasks, _ = with_scorer(with_judge(tasks, args, None if args.dry_run else out), args.scorer)
     # Wrong rows show before the model is loaded.
     loaded = select(tasks, source=source, paths=paths, limit=args.limit, own_budget=own)
     for name, one in loaded.items():
         if left := one.selection.left_out:
             Console().error(f"{name}: {len(left)} rows left out. The first: {printable(left[0])}")
+    if args.dry_run:
+        _dry_run(tasks, loaded, args, config, out)
+        return None
     if args.json:
         require_file(args.json)
     require_folder(out)
@@ -274,25 +274,21 @@ def _default_folder(args: argparse.Namespace, config: AgentConfig, tasks: Sequen
 
 def _dry_run(
     tasks: Sequence[Task],
-    source: TaskSource,
-    paths: dict[str, str],
+    loaded: Mapping[str, Selected],
     args: argparse.Namespace,
     config: AgentConfig,
     out: Path,
 ) -> None:
     """Print the configuration, how many questions there are, and the first of each task."""
-    from qzoom_agent.evaluation.runner import plan
-
     print(config.to_yaml(), end="")
     print(f"run folder: {out}")
     for task in tasks:
-        own = source._replace(path=paths.get(task.name, source.path))
-        samples = task.load(own)
-        part, chosen = plan(samples, own, limit=args.limit, seed=args.seed, coarse_tokens=task.coarse_tokens)
-        first = samples[chosen[0]]
+        samples, part, places = loaded[task.name]
+        first = samples[places[0]]
         partial = " (partial)" if part.partial else ""
         asked = f"{part.planned} of {part.total} questions{partial}"
-        print(f"\n{task.name}: {asked}, {args.repeats} x, scored by {', '.join(task.scorers)}")
+        scorers = sorted(task.scorers, key=lambda name: name != args.scorer)  # the one that leads first
+        print(f"\n{task.name}: {asked}, {args.repeats} x, scored by {', '.join(scorers)}")
         print(f"  {first.id}, {first.image.width} x {first.image.height} px, answer {printable(first.answer)!r}")
         print("\n".join(f"  | {printable(line)}" for line in first.question.splitlines()))
 
@@ -323,16 +319,18 @@ def add_judge_flags(flags: argparse.ArgumentParser) -> None:
     )
 
 
-def with_judge(tasks: Sequence[Task], args: argparse.Namespace, run: Path) -> list[Task]:
+def with_judge(tasks: Sequence[Task], args: argparse.Namespace, run: Path | None) -> list[Task]:
     """Return the tasks with the judge among their scorers, if there is one.
 
-    Who judged is written to judge.json of the run folder and the verdicts to judge.jsonl, so that none is asked twice.
+    Who judged is written to judge.json of the run folder and the verdicts to judge.jsonl, so that none is asked twice;
+    without a folder nothing is written.
     """
     if args.judge is None:
         return list(tasks)
     from qzoom_agent.evaluation.run_log import RunFolder
     from qzoom_agent.evaluation.scorers.judge import Judge, judged
 
-    judge = Judge(args.judge, model=args.judge_model, cache=run / "judge.jsonl")
-    RunFolder(require_folder(run)).write("judge.json", judge.record.model_dump_json(indent=1) + "\n")
+    judge = Judge(args.judge, model=args.judge_model, cache=run and run / "judge.jsonl")
+    if run is not None:
+        RunFolder(require_folder(run)).write("judge.json", judge.record.model_dump_json(indent=1) + "\n")
     return [replace(task, scorers={**task.scorers, "judge": judged(judge)}) for task in tasks]

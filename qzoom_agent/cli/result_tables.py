@@ -84,7 +84,8 @@ def _facts(result: TaskResult) -> list[Sequence[str]]:
     marks, cost, look = result.marks, result.cost, result.perception
     right = f"  {round(marks.accuracy.mean * result.n)} of {result.n}"
     error = f"  \u00b1 {result.se:.3f}" if result.se is not None else ""
-    lines: list[Sequence[str]] = [(f"accuracy ({result.scorer})", _mean(marks.accuracy) + error + right)]
+    name = f"accuracy ({result.scorer})" if result.part.answered else result.scorer
+    lines: list[Sequence[str]] = [(name, _mean(marks.accuracy) + error + right)]
     if len(marks.kinds) > 1:
         lines += [(f"  {kind}", f"{_mean(figure)}  n {figure.n}") for kind, figure in marks.kinds.items()]
     lines += [

@@ -57,7 +57,9 @@ class BoxColumn:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table that are read, by our names; `a.b` is the field b of a column of records."""
+    """The columns of a table that are read, by our names; `a.b` is the field b of a column of records, unless a column
+    has that name itself.
+    """
 
     names: Mapping[str, tuple[str, ...]]
     """Of several columns for one of ours, the first counts that is not empty in a row."""
@@ -74,9 +76,8 @@ class Columns:
     def top(self) -> tuple[str, ...]:
         """The table's columns that are read, without the image's."""
         read = [column for name, columns in self.names.items() if name != "image" for column in columns]
-        return tuple(
-            dict.fromkeys(name.split(".")[0] for name in (*read, *(b.name for b in self.boxes), *self.letters))
-        )
+        named = (*read, *(box.name for box in self.boxes), *self.letters)
+        return tuple(dict.fromkeys(part for name in named for part in (name, name.split(".")[0])))
 
 
 def find_columns(
@@ -138,12 +139,22 @@ def box_column(name: str) -> BoxColumn | None:
 
 
 def value(row: Mapping[str, Any], name: str) -> Any:
-    """Return the cell of a column, or of a field of one; None if it is empty."""
-    column, *fields = name.split(".")
+    """Return the cell of a column, or of a field of one; None if it is empty. Raises ConfigError without the field."""
+    column, *fields = [name] if name in row else name.split(".")
     cell: Any = row.get(column)
     for key in fields:
+        if cell is None:
+            break
+        if not isinstance(cell, Mapping) or key not in cell:
+            there = f"its fields are {', '.join(map(str, cell))}" if isinstance(cell, Mapping) else "it is no record"
+            raise ConfigError(f"there is no field {key!r} for {name!r} in the column {column!r}: {there}")
         cell = cell[key]
     return None if is_empty(cell) else cell
+
+
+def column_of(name: str, columns: Sequence[str]) -> str:
+    """Return the column of a table that a name means: the one called so, else the one that it names a field of."""
+    return name if name in columns else name.split(".")[0]
 
 
 def is_empty(cell: object) -> bool:

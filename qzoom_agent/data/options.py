@@ -55,7 +55,7 @@ def bare(option: str) -> str:
 
 
 def read_options(cell: object) -> Options:
-    """Return the options in a cell: a list, a mapping of labels, or either written as text; none of an empty cell.
+    """Return the options in a cell: a list, a mapping of labels, or either written as text; none of an empty one.
 
     Letters that the options repeat ("A. red", "B. green") are their labels, not part of them.
 
@@ -65,7 +65,7 @@ def read_options(cell: object) -> Options:
     if isinstance(cell, str):
         found: Any = written(cell)
         cell = found if found is not None else inline_options(cell)
-        if not cell:
+        if found is None and not cell:
             raise ConfigError('options are a list: write ["red", "blue"]')
     if isinstance(cell, Mapping) and {"label", "text"} <= cell.keys():
         return _checked(Options(tuple(map(text, cell["text"])), tuple(map(text, cell["label"]))))
@@ -135,6 +135,8 @@ def _unlabelled(options: Sequence[str]) -> Options:
 
 def _checked(options: Options) -> Options:
     texts = [option.strip() for option in options.texts]
+    if not texts:  # an open question among others
+        return Options()
     twice = next(iter(collisions(texts)), None)
     if not 2 <= len(texts) <= _MOST:
         raise ConfigError(f"a question has 2 to {_MOST} options; got {len(texts)}")

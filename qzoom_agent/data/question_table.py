@@ -13,7 +13,7 @@ from typing import Any, NotRequired, TypedDict
 
 import PIL.Image
 
-from qzoom_agent.data.columns import Columns, find_columns, value
+from qzoom_agent.data.columns import Columns, column_of, find_columns, value
 from qzoom_agent.data.image_column import picture
 from qzoom_agent.data.questions import Question, read_question, read_questions
 from qzoom_agent.data.rows import Row, Rows, RowSamples, open_table
@@ -148,11 +148,11 @@ class QuestionTable:
 
 def _has(rows: Rows, name: str) -> bool:
     """Return whether a table has this column, or its first row this field of a column."""
-    column, *fields = name.split(".")
-    if column not in rows.columns or not fields:
+    column = column_of(name, rows.columns)
+    if column not in rows.columns or column == name:
         return column in rows.columns
     try:
         value(next(rows.only(column), {}), name)
-    except (LookupError, TypeError):
+    except ConfigError:
         return False
     return True

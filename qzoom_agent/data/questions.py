@@ -123,9 +123,12 @@ def read_question(row: Mapping[str, Any], columns: Columns, *, answered: bool = 
 def read_questions(
     rows: Iterable[Mapping[str, Any]], columns: Columns, *, answered: bool = True, unique: bool = False
 ) -> Iterator[Question | str]:
-    """Yield the question of every row, or what is wrong with it; an id is used once if they are `unique`."""
+    """Yield the question of every row, or what is wrong with it.
+
+    An id is used once if they are `unique`; that of a row without one is its number from 0.
+    """
     ids: Counter[str] = Counter()
-    for row in rows:
+    for index, row in enumerate(rows):
         try:
             question = read_question(row, columns, answered=answered)
         except ConfigError as error:
@@ -133,9 +136,10 @@ def read_questions(
         except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
             yield f"{type(error).__name__}: {error}"
         else:
-            ids[question.id] += 1
-            twice = unique and question.id and ids[question.id] > 1
-            yield f"two rows have the id {question.id!r}" if twice else question
+            name = question.id or str(index)
+            ids[name] += 1
+            told = f"two rows have the id {name!r}{'' if question.id else ', this one by its number from 0'}"
+            yield told if unique and ids[name] > 1 else question
 
 
 def _question(cell: object) -> str:

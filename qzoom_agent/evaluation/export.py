@@ -156,6 +156,11 @@ def _write_model_index(results: Results, path: Path) -> None:
     from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
     from yaml import safe_dump
 
+    if unscored := [name for name, task in results.tasks.items() if not task.part.answered]:
+        raise ConfigError(
+            f"{', '.join(unscored)} was asked without answers (--no-answers), so there is no accuracy for a model "
+            "card. Export the replies: --to submission, csv or parquet."
+        )
     found = [
         EvalResult(
             task_type="visual-question-answering",

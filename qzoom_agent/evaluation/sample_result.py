@@ -180,16 +180,16 @@ class SampleResult(BaseModel):
         )
 
     def rescored(self, scorers: Mapping[str, Scorer | CustomScorer]) -> SampleResult:
-        """Return the same answer, scored by these."""
-        return self.model_copy(update=scored(self.answer, self.status, self.sample(), scorers))
+        """Return the same answer, scored by these; the scores of other scorers are kept."""
+        now = scored(self.answer, self.status, self.sample(), scorers)
+        kept = {name: {key: one for key, one in getattr(self, name).items() if key not in now[name]} for name in now}
+        return self.model_copy(update={name: now[name] | kept[name] for name in now})
 
     def completed(self, scorers: Mapping[str, Scorer | CustomScorer]) -> SampleResult:
         """Return the row with a score of every scorer as it is now; those of other scorers are kept."""
         if all(name in self.scores and self.rules.get(name) == rule_version(one) for name, one in scorers.items()):
             return self
-        now = self.rescored(scorers)
-        others = {name: score for name, score in self.scores.items() if name not in now.scores}
-        return now.model_copy(update={"scores": now.scores | others, "rules": self.rules | now.rules})
+        return self.rescored(scorers)
 
 
 def scored(

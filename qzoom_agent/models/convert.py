@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
+from qzoom_agent.confidence import FILE as CONFIDENCE
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
@@ -123,8 +124,9 @@ def to_checkpoint(source: str, target: Path | str, *, base: str | None = None, f
         stale.unlink(missing_ok=True)  # an old shard would be loaded instead
     extra = to_official(branches, model)
     files = _write_weights(home, target, extra, renamed=family is QWEN2_5_VL)
+    left = {INDEX, CONFIG, "config.json", CONFIDENCE}  # a confidence is that of the base as it comes
     for path in sorted(home.iterdir()):
-        if path.is_file() and path.suffix in _BESIDE and path.name not in (INDEX, CONFIG, "config.json"):
+        if path.is_file() and path.suffix in _BESIDE and path.name not in left:
             shutil.copyfile(path, target / path.name)
             files.append(target / path.name)
     settings = json.loads((home / "config.json").read_text(encoding="utf-8"))

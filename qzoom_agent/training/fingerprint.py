@@ -66,9 +66,11 @@ def begin(
 
 
 def _leaves(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Iterate over all values by their dotted keys."""
+    """Iterate over all values by their dotted keys; those of records in a list have its places, as in `--set`."""
     for key, value in settings.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, list) and any(isinstance(one, dict) for one in value):
+            yield from _leaves({str(at): one for at, one in enumerate(value)}, f"{above}{key}.")
+        elif isinstance(value, dict) and value:
             yield from _leaves(value, f"{above}{key}.")
         else:
             yield above + key, value

@@ -172,6 +172,24 @@ def test_a_dry_run_asks_nothing(play: Any, here: Path, capsys: pytest.CaptureFix
     assert not list(here.iterdir())
 
 
+def test_a_dry_run_counts_what_a_run_would_ask(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (60, 40), "red").save(here / "meter.png")
+    rows = [{"image": "gone.png"}, {"image": "meter.png"}, {"image": "meter.png", "question": ""}]
+    lines = [json.dumps({"question": "What?", "answer": "7"} | row) for row in rows]
+    (here / "mine.jsonl").write_text("\n".join(lines))
+    play([])
+    assert run("eval", "mine.jsonl", "--dry-run", "--skip-bad", "--scorer", "builtins:isinstance") == 0
+    captured = capsys.readouterr()
+    assert "mine: 1 of 3 questions (partial), 1 x, scored by builtins:isinstance, rule" in captured.out
+    assert "  mine-1, 60 x 40 px" in captured.out and "mine: 2 rows left out. The first: row 1: " in captured.err
+    assert run("eval", "mine.jsonl", "--dry-run") == 2
+    assert "rows that cannot be asked" in capsys.readouterr().err
+    assert run("eval", "needle-doc", "--dry-run", "--scorer", "exat") == 2
+    assert "There is no scorer 'exat'" in capsys.readouterr().err
+    assert run("eval", "needle-doc", "--dry-run", "--judge", "http://localhost:9/v1", "--scorer", "judge") == 0
+    assert "scored by judge, exact" in capsys.readouterr().out and not (here / "runs").exists()
+
+
 def test_your_own_questions_are_a_task(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (60, 40), "red").save(here / "meter.png")
     rows = [{"image": "meter.png", "question": f"What is {n}?", "answer": "7"} for n in range(3)]
@@ -182,6 +200,28 @@ def test_your_own_questions_are_a_task(play: Any, here: Path, capsys: pytest.Cap
     assert captured.out.startswith("mine (")
     assert "2 of 3 planned" in captured.out
     assert run("eval", "rescore", "run") == 0
+    for wrong in ("mine.jsnl", "there/mine", "mine.csv"):
+        told = (
+            "There is no task 'mine.jsnl'" if wrong == "mine.jsnl" else f"There is nothing at {wrong}, seen from {here}"
+        )
+        assert run("eval", wrong) == 2 and told in capsys.readouterr().err
+
+
+def test_a_run_is_scored_again_where_its_table_is_not(
+    play: Any, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answers of every scorer that was given stay, too."""
+    Image.new("RGB", (60, 40), "red").save(here / "meter.png")
+    (here / "mine.jsonl").write_text(json.dumps({"image": "meter.png", "question": "What?", "answer": "7"}))
+    (here / "own_scorer.py").write_text("def long(answer, sample):\n    return len(answer) > 1\n")
+    play(lambda _: "7")
+    assert run("eval", "mine.jsonl", "--scorer", "own_scorer:long", "--out", "run") == 0
+    (elsewhere := here / "elsewhere").mkdir()
+    monkeypatch.chdir(elsewhere)
+    capsys.readouterr()
+    assert run("eval", "rescore", "../run") == 0
+    out = capsys.readouterr().out
+    assert "accuracy (rule)             1.000" in out and "accuracy (own_scorer:long)  0.000" in out
 
 
 def test_the_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,6 +147,10 @@ READ: list[tuple[dict[str, Any], Read]] = [
     ({"images": ["data/0.jpg"], "answer": "x"}, Read("What?", ("x",), None)),
     ({"image": ["b.png"], "answer": "x"}, Read("What?", ("x",), None)),
     ({"query": "Why?", "question": None, "label": "x"}, Read("What?", ("x",), None)),
+    ({"options": [], "answer": "x"}, Read("What?", ("x",), None)),
+    ({"options": "[]", "answer": "x"}, Read("What?", ("x",), None)),
+    ({"options": {"A": None, "B": None}, "answer": "x"}, Read("What?", ("x",), None)),
+    ({"choices": {"label": [], "text": []}, "answer": "x"}, Read("What?", ("x",), None)),
 ]
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"options": "red, blue", "answer": "A"}, "options are a list"),

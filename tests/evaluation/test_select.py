@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from qzoom_agent.cli.result_tables import _facts
 from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.export import export
+from qzoom_agent.evaluation.report import write_run_report
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate
 from qzoom_agent.evaluation.summary import summarise
@@ -54,3 +57,8 @@ def test_a_run_without_answers_has_no_accuracy_but_replies(table: Path, tmp_path
     results = evaluate(player(lambda i: True), [unscored(task)], out=tmp_path / "run", source=source)
     found = results.tasks[task.name]
     assert list(found.scores) == ["replied"] and found.accuracy == 1 and not found.part.answered
+    assert _facts(found)[0][0] == "replied", "nothing says that the replies are right"
+    folder = RunFolder(tmp_path / "run")
+    assert "Replied" in write_run_report(folder).read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"asked without answers .* no accuracy for a model card"):
+        export(folder, "hf")

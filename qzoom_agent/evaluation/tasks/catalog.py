@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
+from qzoom_agent.data.rows import SUFFIXES
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.charxiv import CHARXIV
@@ -51,6 +52,11 @@ def find_task(name: str) -> Task:
         return TASKS[name]
     if Path(name).expanduser().exists():
         return custom_task(Path(name).expanduser())
+    if not is_reference(name) and (Path(name).name != name or Path(name).suffix.lower() in SUFFIXES):
+        raise ConfigError(
+            f"There is nothing at {name}, seen from {Path.cwd()}. Give a file or folder of your own questions, or the "
+            "name of a task (qzoom eval list)."
+        )
     close = [] if is_reference(name) else get_close_matches(name.lower(), TASKS, n=3, cutoff=0.5)
     try:
         found = find(name, kind="task", known=TASKS)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from qzoom_agent.data.checks import refuse_rows
-from qzoom_agent.data.columns import NAMES, Columns, find_columns
+from qzoom_agent.data.columns import NAMES, Columns, column_of, find_columns
 from qzoom_agent.data.image_column import each_image, seen
 from qzoom_agent.data.questions import read_questions
 from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path
@@ -81,7 +81,7 @@ def named_columns(
     Raises:
         ConfigError: It lacks images, questions, rows or a column that was named.
     """
-    named = {name.split(".")[0]: ours for ours, name in (given or {}).items() if name}
+    named = {column_of(name, rows.columns): ours for ours, name in (given or {}).items() if name}
     rows.need([name for name, ours in named.items() if question or ours != "question"])
     columns = find_columns(rows.name, rows.columns, given, answers=answers)
     for ours in NEEDED if question else NEEDED[:1]:

@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset
 
 from qzoom_agent.data.checks import listed_rows, refuse_rows
 from qzoom_agent.data.question_table import QuestionRow, QuestionTable
-from qzoom_agent.data.rows import open_table
+from qzoom_agent.data.rows import on_hub, open_table
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.tasks.needle import NeedleTask
 from qzoom_agent.evaluation.tasks.needle.boards import Board, Fact, draw_board
@@ -293,7 +293,7 @@ def count_rows(sources: Sequence[DatasetSpec]) -> int | None:
 def _count(source: DatasetSpec) -> int | None:
     if source.is_needle:
         return source.limit or 1000
-    if not source.path.startswith(("/", ".", "~")) and not Path(source.path).exists():
-        return source.limit  # on the hub
+    if not Path(source.path).expanduser().exists() and on_hub(source.path):
+        return source.limit
     count = len(open_table(source.path, config=source.name, split=source.split))
     return min(count, source.limit or count)

@@ -3,7 +3,7 @@
     python -m qzoom_agent.training.branches.export runs/branches models/mine
 
 The branches are those of `further`, else of `calibrate`. The base is the one they were made for: the recipe's, or that
-of `postsft`.
+of `postsft`. The base's confidence (`qzoom eval calibrate`) stays behind: it was fitted to other branches.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qzoom_agent.confidence import FILE as CONFIDENCE
 from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.perception.branches import CONFIG, FURTHER, SUBFOLDER, WEIGHTS
@@ -33,9 +34,8 @@ def export_model(run: Path, target: Path) -> Path:
 
     def write(writing: Path) -> None:
         if source.is_dir():
-            shutil.copytree(
-                source, writing, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CONFIG, WEIGHTS, FURTHER)
-            )
+            others = shutil.ignore_patterns(CONFIG, WEIGHTS, FURTHER, CONFIDENCE)
+            shutil.copytree(source, writing, dirs_exist_ok=True, ignore=others)
         else:
             backend = folder.backend()
             backend.model.save_pretrained(writing)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from qzoom_agent import Agent
+from qzoom_agent.data.question_table import QuestionTable
 from qzoom_agent.data.samples import Samples, TaskSource
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.evaluation.runner import evaluate
@@ -85,6 +86,8 @@ def test_every_wrong_row_is_named_before_anything_is_asked(tmp_path: Path) -> No
 def test_ids_are_used_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="two rows have the id 'a'"):
         written(tmp_path, {"answer": "x", "id": "a"}, {"answer": "y", "id": "a"})
+    with pytest.raises(ConfigError, match="row 3: two rows have the id '2', this one by its number from 0"):
+        written(tmp_path, {"answer": "x", "id": 2}, {"answer": "y"}, {"answer": "z"})
 
 
 @pytest.mark.parametrize("kind", [".csv", ".tsv", ".parquet", ".json"])
@@ -173,3 +176,23 @@ def test_a_row_may_have_several_images(tmp_path: Path) -> None:
     agent = Agent(ScriptedBackend(reply), policy="direct")
     run = evaluate(agent, [custom_task(tmp_path / "rows.jsonl")], out=tmp_path / "run")
     assert told == [2, 1] and run is not None
+
+
+def test_a_column_may_have_a_point_in_its_name(tmp_path: Path) -> None:
+    """Flattened tables have such columns; elsewhere the point stands before a field of a record."""
+    files.draw("own").save(tmp_path / "own.png")
+    table = tmp_path / "flat.csv"
+    table.write_text("image,question,meta.answer,No.\nown.png,What?,red,r1\n")
+    (one,) = find_task(str(table)).load(TaskSource(columns={"answer": "meta.answer", "id": "No."}))
+    assert (one.answer, one.id) == ("red", "flat-r1")
+    (row,) = QuestionTable.open(str(table), columns={"answer": "meta.answer"})
+    assert row["answer"] == "red"
+    nested = tmp_path / "nested.jsonl"
+    records: list[Any] = [{"said": "red"}, None]
+    nested.write_text("\n".join(json.dumps({"image": "own.png", "question": "What?", "meta": one}) for one in records))
+    task = find_task(str(nested))
+    assert task.load(TaskSource(columns={"answer": "meta.said"}, skip_bad=True))[0].answer == "red"
+    with pytest.raises(
+        ConfigError, match=r"no field 'sad' for 'meta\.sad' in the column 'meta': its fields are said; row 2"
+    ):
+        task.load(TaskSource(columns={"answer": "meta.sad"}))

@@ -153,6 +153,12 @@ def test_what_cannot_be_known_is_said_to_be_unknown() -> None:
     assert any("9 answered if their boxes are unknown" in line for line in numbers(describe(hub, "calibrate"))["rows"])
 
 
+@pytest.mark.parametrize("path", ["mine.jsonl", "tables/mine.parquet", "./mine", "a/b/c"])
+def test_a_file_that_is_not_there_is_told_before_it_is_needed(path: str) -> None:
+    with pytest.raises(ConfigError, match="nothing at that path"):
+        describe(recipe(data=[{"path": path}]), "sdrpn")
+
+
 def test_calibration_without_boxes_counts_what_answers_may_be_asked_for() -> None:
     """Looked at and answered over the view; what is wrong at each higher budget, and with the crop of each rule."""
     some = recipe(

@@ -20,7 +20,7 @@ from qzoom_agent.training.grpo.launch import make_trainer
 from qzoom_agent.training.grpo.question_rows import FIRST_SEED, SEEDS_A_RUN, load_held_out, load_rows
 from qzoom_agent.training.grpo.run_cost import describe
 from qzoom_agent.training.rewards import Accuracy
-from qzoom_agent.training.trained_model import keep_recipe
+from qzoom_agent.training.trained_model import is_finished, keep_recipe
 from tests.training.grpo.grpo_script import questions, recipe
 
 
@@ -245,6 +245,16 @@ def test_a_finished_run_is_not_passed_off_as_one_of_another_recipe(tmp_path: Pat
     (tmp_path / "out" / "final").mkdir()
     with pytest.raises(ConfigError, match=r"final was begun with other settings .*model: 'other', now 'nano'"):
         run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")])
+
+
+def test_the_setting_of_a_list_that_differs_is_named(tmp_path: Path) -> None:
+    """However long the entries before it are."""
+    rewards = [{"name": "accuracy", "weight": 0.5}, {"name": "crop-price", "weight": 0.5, "cost": 0.2}]
+    keep_recipe(recipe(rewards=rewards), tmp_path)
+    (tmp_path / "final").mkdir()
+    rewards[1]["cost"] = 0.3
+    with pytest.raises(ConfigError, match=r"begun with other settings \(rewards\.1\.cost: 0\.2, now 0\.3\)"):
+        is_finished(recipe(rewards=rewards), tmp_path)
 
 
 def test_an_output_that_is_a_file_is_named(tmp_path: Path) -> None:

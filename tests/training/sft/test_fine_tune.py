@@ -93,7 +93,7 @@ def test_what_was_made_with_another_recipe_is_refused(
         patch.setattr(run, "fine_tune", dies)
         with pytest.raises(KeyboardInterrupt):
             again()
-        with pytest.raises(ConfigError, match=r"conversations was begun with other settings \(data: "):
+        with pytest.raises(ConfigError, match=r"conversations was begun with other settings \(data.0.seed: "):
             again(**other)
         with pytest.raises(KeyboardInterrupt):  # other settings of training are no other demonstrations
             again(from_layer=1)
@@ -110,7 +110,7 @@ def test_what_was_made_with_another_recipe_is_refused(
     assert again() == 0
     assert again() == 0
     assert "is there already" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match=r"final was begun with other settings \(data: "):
+    with pytest.raises(ConfigError, match=r"final was begun with other settings \(data.0.seed: "):
         again(**other)
 
 

@@ -372,7 +372,6 @@ def padded(
 
     Args:
         sessions: those that prepared the rows; several rows may share one, and with it the encoded views.
-        ready: the prepared conversations.
         starts: index of the first id of each row.
 
     Returns:

@@ -108,8 +108,6 @@ class HFSession:
     ) -> None:
         """
         Args:
-            backend: the model.
-            image: returns the pixels of a view.
             pool: encoded views by digest, shared with other sessions; a view found there is not encoded again.
             encodes: False skips the vision encoder, for callers that need only ids and positions.
         """

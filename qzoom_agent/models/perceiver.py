@@ -149,7 +149,6 @@ def load_perceiver(name: str, **how: Any) -> Perceiver:
     """Return the perceiver of this name: a model (preset, folder, hub id), or an object or class as `module:name`.
 
     Args:
-        name: As a user wrote it.
         how: Arguments of `LocalPerceiver.load`.
 
     Raises:

@@ -46,10 +46,8 @@ def draw(logits: Tensor, chance: Tensor, *, settings: SamplingParams, forbidden:
     """Choose a token for each row of logits (rows, vocabulary).
 
     Args:
-        logits: of the next token.
         chance: (rows,) random numbers in [0, 1). The token is the one at which the cumulative probability of its row
             passes this share.
-        settings: temperature, top_k and top_p.
         forbidden: ids that are never chosen.
 
     Returns:

@@ -275,15 +275,7 @@ def start(
 def follow_up(
     state: State, ctx: Context, question: str, *, record: dict[str, Any], gold: list[list[float]] | None
 ) -> dict[str, Any]:
-    """Return the update of a finished state that asks another question in the same conversation.
-
-    Args:
-        state: The state after the question before.
-        ctx: The conversation.
-        question: The new question.
-        record: The record of the question before (`QuestionRecord`).
-        gold: Gold boxes of the new question.
-    """
+    """Return the update of a finished state, with its `record`, that asks another question in the same conversation."""
     messages, closed = state["messages"], list[Message]()
     if not state.get("history", True):
         messages = []

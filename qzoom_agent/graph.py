@@ -147,12 +147,9 @@ def _opening(
     """Return the update of the seconds, and the opening messages unless `perceive` looks again.
 
     Args:
-        state: The state before this look.
-        ctx: The run.
         record: The look; None: the policy does not look.
         looks: Looks so far, this one counted.
         new: Crops that this look showed; without any, another look would see the same.
-        began: Clock at the beginning of the step.
     """
     budget, most, shown = ctx.config.budget, ctx.config.perception.max_looks, ctx.own_views
     seconds = perf_counter() - began
@@ -367,10 +364,7 @@ def to_trace(state: State, *, protocol: str, environment: dict[str, str]) -> Tra
 def take_look(ctx: Context, question: str, *, map_always: bool = False) -> PerceptionRecord:
     """Add the coarse view and look at it; return the result with boxes in original pixels.
 
-    Args:
-        ctx: The run.
-        question: The question to look for.
-        map_always: Make the map even where the gate does not fire.
+    `map_always`: make the map even where the gate does not fire.
 
     Raises:
         BackendError: The model cannot be run.

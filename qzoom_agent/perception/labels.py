@@ -88,7 +88,6 @@ def make_labels(
     Args:
         attention: (rows, columns) attention from the answer to each cell, of grounding heads.
         sink: (rows, columns) map in which sinks are high, see `LabelRules.sink`; None: there are no sinks.
-        rules: thresholds.
         shown: size of the image before it was padded to a square; the padding is background. None: not padded.
 
     Raises:
@@ -188,8 +187,6 @@ def prepared_prompt(question: str, mode: Mode, *, keep_short: bool = True) -> st
     the one that asks for a short answer, or follows the question.
 
     Args:
-        question: of the sample.
-        mode: kind of image.
         keep_short: keep the sentence that asks for a short answer in print (DocVQA was asked without).
     """
     if mode == "natural":

@@ -109,14 +109,9 @@ def look(
     Each row is decided by itself: maps are made only for the rows that the gate lets through.
 
     Args:
-        branches: gate and SD-RPN.
-        adapter: of the base model's family.
         hidden: states after K layers, (batch, tokens, hidden), padded on the left.
-        rotary: rotary embeddings of the tokens.
         mask: additive mask (batch, 1, tokens, tokens), or one for each kind of layer; None for the causal mask of
             unpadded rows.
-        images: the images of each row.
-        options: rules of the gate and the map.
         starts: index of the first token of each row that is no padding; None: no row is padded.
         map_always: make the map even if the gate says that it is not needed (to show it; nothing is then proposed).
         further: this is a further look, in which the maps of a row compete: foreground is a share of the highest peak

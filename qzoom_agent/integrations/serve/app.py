@@ -45,7 +45,6 @@ def create_app(agent: Agent, config: ServeConfig | None = None) -> FastAPI:
 
     Args:
         agent: The model and the configuration of a request that changes nothing.
-        config: Limits of the server.
     """
     server = _Server(agent, config or ServeConfig())
     told: Any = {status: {"model": ErrorBody, "description": text} for status, text in ERRORS.items()}

@@ -76,11 +76,6 @@ class Page:
     """The page: `layout.blocks` for gradio, and the handlers of its events."""
 
     def __init__(self, agent: Agent, config: WebConfig | None = None) -> None:
-        """
-        Args:
-            agent: The model and the configuration of a run that changes nothing.
-            config: Limits of the page.
-        """
         self.config = config or WebConfig()
         self.agent = agent.side_by_side(most=self.config.batch)[0]
         self.layout = Layout(self.agent, self.config)
@@ -309,7 +304,6 @@ def create_app(agent: Agent, config: WebConfig | None = None) -> FastAPI:
 
     Args:
         agent: The model and the configuration of a run that changes nothing.
-        config: Limits of the page.
     """
     page = Page(agent, config)
 

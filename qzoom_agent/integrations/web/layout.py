@@ -24,11 +24,6 @@ class Layout:
     """The components: left what a visitor gives, right what comes out; on a phone one below the other."""
 
     def __init__(self, agent: Agent, config: WebConfig) -> None:
-        """
-        Args:
-            agent: The model and the configuration of a run that changes nothing.
-            config: Limits of the page.
-        """
         self.examples: list[dict[str, Any]] = json.loads((DEMO / "questions.json").read_text(encoding="utf-8"))
         with gr.Blocks(title="qzoom", analytics_enabled=False, delete_cache=(600, 3600)) as self.blocks:
             gr.HTML(

@@ -41,8 +41,6 @@ def changes(config: WebConfig, *, policy: str, zooms: int, visual: int, coarse: 
     """Return what a visitor changes of the configuration, by dotted key, within the limits.
 
     Args:
-        config: Limits of the page.
-        policy: Name of the policy.
         zooms: Most crops.
         visual: Most visual tokens of all views; 0: no limit.
         coarse: Most visual tokens of the coarse view; 0: the model's own.

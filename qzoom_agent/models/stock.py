@@ -25,10 +25,10 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message, text, view_ids
+from qzoom_agent.models.hf_generation import Sampler, TextStream
 from qzoom_agent.models.interface import TOO_LONG, ImageSource, OnText, Reply, SamplingParams
 from qzoom_agent.models.presets import NANO_FOLDER, SHIPPED
 from qzoom_agent.models.prompts import Prompt
-from qzoom_agent.models.sampling import Sampler, TextStream
 from qzoom_agent.perception.decoder import Decoder
 
 if TYPE_CHECKING:

@@ -32,8 +32,7 @@ from qzoom_agent.images import load_image
 from qzoom_agent.integrations.conversation import Conversation
 from qzoom_agent.integrations.limits import WebConfig
 from qzoom_agent.integrations.progress import Progress
-from qzoom_agent.integrations.web.layout import DEMO, Layout, about
-from qzoom_agent.integrations.web.settings import changes, policies
+from qzoom_agent.integrations.web.layout import DEMO, Layout, about, changes, policies
 from qzoom_agent.models.presets import PRESETS
 from qzoom_agent.report.page import asset, legible
 from qzoom_agent.trace import PendingCall

@@ -36,6 +36,7 @@ from qzoom_agent.episode_state import (
     gold_box,
     opening_of,
     reason_to_end,
+    show,
     withheld,
 )
 from qzoom_agent.errors import ConfigError, ImageError, describe_error
@@ -88,16 +89,13 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
             raise ConfigError(
                 f"The crop of policy '{ctx.policy.name}' cannot be cut: {cut.error} Check the boxes given."
             )
-    new = [view.model_dump(mode="json") for view in store.shown[before:]]
-    crops = [view for view in new if view["kind"] == "crop"]
-    for view in new[: len(new) - len(crops)]:
-        emit(runtime, "view", view)
+    new = store.shown[before:]
+    coarse = show(runtime, (view for view in new if view.kind != "crop"))
     if record is not None:
         emit(runtime, "look", record.model_dump(mode="json"))
-    for view in crops:
-        emit(runtime, "view", view)
+    crops = show(runtime, (view for view in new if view.kind == "crop"))
     return {
-        "views": new,
+        "views": [*coarse, *crops],
         "perception": state["perception"] if record is None else record.model_dump(mode="json"),
         "placed": placed,
         "error": error,
@@ -128,10 +126,8 @@ def _look_again(state: State, runtime: Runtime[Context], began: float) -> dict[s
         taken = state["perceive_seconds"] + seconds
         return {"error": describe_error(failure), "looking": False, "perceive_seconds": taken, "seconds": seconds}
     placed = _insert(ctx, record, further=True)
-    shown = [view.model_dump(mode="json") for view in ctx.store.shown[before:]]
     emit(runtime, "look", record.model_dump(mode="json"))
-    for view in shown:
-        emit(runtime, "view", view)
+    shown = show(runtime, ctx.store.shown[before:])
     looks = 2 + len(state.get("further_looks", []))
     return {
         "views": shown,
@@ -231,8 +227,7 @@ def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     seconds = perf_counter() - began
     turn.act_seconds += seconds
     data = turn.model_dump(mode="json")
-    for shown in ctx.store.shown[before:]:
-        emit(runtime, "view", shown.model_dump(mode="json"))
+    show(runtime, ctx.store.shown[before:])
     views = [view.model_dump(mode="json") for view in ctx.store.views[known:]]
     return {
         "turn": None if done else data,
@@ -445,10 +440,10 @@ def _of_image(ctx: Context, pairs: Sequence[tuple[View, PerceptionRecord]], furt
             "view": original_id(number),
             "image": number,
             "route": "zoom" if boxes else "direct",
-            "extent": None if extent is None else (extent.x1, extent.y1, extent.x2, extent.y2),
-            "boxes": [(box.x1, box.y1, box.x2, box.y2) for box in boxes],
+            "extent": None if extent is None else extent.corners,
+            "boxes": [box.corners for box in boxes],
             "cells": cells,
-            "foreground": [(box.x1, box.y1, box.x2, box.y2) for box in foreground],
+            "foreground": [box.corners for box in foreground],
             "visual_tokens": sum(one.visual_tokens for _, one in pairs) if further else best.visual_tokens,
         }
     )

@@ -15,7 +15,6 @@ pixels, and need not hash it again. Any number of threads may ask; at most `conc
 
 import base64
 import hashlib
-import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from qzoom_agent.models.chat_messages import chat_messages, response_items, sche
 from qzoom_agent.models.chat_reply import Completion
 from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams, Session
 from qzoom_agent.protocols.boxes import box_key
+from qzoom_agent.zoom.image_zoom import png
 
 _PAUSE: Final = 0.5
 """Seconds before the first retry."""
@@ -137,12 +137,11 @@ class _ServerSession:
 
     def _encode(self, view: str) -> dict[str, Any]:
         if view not in self._encoded:
-            png = io.BytesIO()
-            self._image(view).save(png, format="PNG", compress_level=1)
-            data = base64.b64encode(png.getvalue()).decode("ascii")
-            self._encoded[view] = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+            data = png(self._image(view))
+            url = f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
+            self._encoded[view] = {"type": "image_url", "image_url": {"url": url}}
             if self._backend.client.owner == "vllm":  # other servers may refuse a field that they do not know
-                self._encoded[view]["uuid"] = hashlib.sha256(png.getvalue()).hexdigest()[:32]
+                self._encoded[view]["uuid"] = hashlib.sha256(data).hexdigest()[:32]
         return self._encoded[view]
 
 

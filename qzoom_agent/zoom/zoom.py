@@ -47,6 +47,11 @@ class ZoomConfig(CropConfig):
             )
         return self
 
+    @property
+    def budget(self) -> dict[str, int]:
+        """The budget of visual tokens, as `fit_tokens` and `ViewStore` take it."""
+        return {"factor": self.factor, "min_tokens": self.min_tokens, "max_tokens": self.max_tokens}
+
     def for_proposals(self, options: PerceptionConfig) -> "ZoomConfig":
         """Return the budget of crops that branches propose; a limit on one side moves the other with it."""
         low = options.roi_min_tokens or min(self.min_tokens, options.roi_max_tokens or self.min_tokens)
@@ -130,7 +135,6 @@ class Zoom:
 
     def plan(self, store: ViewStore, box: Box) -> ZoomPlan:
         """Check and correct `box`, in any frame of any view of `store`. Never raises, and changes nothing."""
-        config = self.config
         notes: list[str] = []
         try:
             shaped = self._shape(_on_source(store, store.view(box.view), box, notes), store, notes)
@@ -138,13 +142,8 @@ class Zoom:
             wide, high = store.view("original").size
             legal = "" if box.view in store else f" The original has {wide}x{high} pixels."
             return ZoomPlan(box.view, error=f"{error}{legal}")
-        size = fit_tokens(
-            (int(shaped.width), int(shaped.height)),
-            factor=config.factor,
-            min_tokens=config.min_tokens,
-            max_tokens=config.max_tokens,
-        )
-        shown, view = tokens(size, config.factor), store.view(box.view)
+        size = fit_tokens((int(shaped.width), int(shaped.height)), **self.config.budget)
+        shown, view = tokens(size, self.config.factor), store.view(box.view)
         if not view.source:
             return ZoomPlan(box.view, shaped, size, shown, tuple(notes))
         original = store.original(view.id).size
@@ -161,14 +160,8 @@ class Zoom:
             return ZoomResult(error=plan.error, label=label)
         if plan.kept is not None:
             crop = store.add_sparse_crop(plan.box, size=plan.size, kept=plan.kept, parent=plan.parent)
-            return ZoomResult(view=crop, served=crop.box, notes=list(plan.notes), label=label)
-        crop = store.add_crop(
-            plan.extent,
-            factor=self.config.factor,
-            min_tokens=self.config.min_tokens,
-            max_tokens=self.config.max_tokens,
-            parent=plan.parent,
-        )
+        else:
+            crop = store.add_crop(plan.extent, parent=plan.parent, **self.config.budget)
         return ZoomResult(view=crop, served=crop.box, notes=list(plan.notes), label=label)
 
     def _shape(self, box: Box, store: ViewStore, notes: list[str]) -> Box:

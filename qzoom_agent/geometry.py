@@ -22,7 +22,7 @@ Affine = tuple[float, float, float, float, float, float]
 """An affine map (a, b, c, d, e, f) of a point: x, y becomes a x + b y + c, d x + e y + f. As in Pillow's
 `Image.transform`, that of an image made from another gives the place in that one of each of its pixels."""
 MAX_ASPECT = 200
-"""Longest side over shortest side of a view."""
+"""Longest side over shortest side of an image: no model is shown more, and thin images cost memory by the row."""
 
 _FLAT = 1e-9
 # Rounding errors of a conversion must not move `rounded` by a whole pixel.

@@ -247,20 +247,16 @@ def finish(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     # Of a first answer that was not kept and a last turn without an answer, the first answer.
     answer = next((turn["answer"] for turn in reversed(state["turns"]) if turn["answer"] is not None), None)
     cut = last is not None and last["finish"] == "length"
+    looks = (state["perception"] or {}, *state.get("further_looks", []))
     status: Status = "answered"
     if state["error"] is not None:
         status = "error"
-    elif state["last"] == "budget" or cut or any(look.get("withheld") for look in _looks(state)):
+    elif state["last"] == "budget" or cut or any(look.get("withheld") for look in looks):
         status = "budget"
     elif answer is None:
         status = "refused"
     emit(runtime, "answer", {"status": status, "answer": answer, "error": state["error"]})
     return {"status": status, "answer": answer}
-
-
-def _looks(state: State) -> list[dict[str, Any]]:
-    """Return the results of all looks."""
-    return [*([state["perception"]] if state["perception"] else []), *state.get("further_looks", [])]
 
 
 def after_perceive(state: State) -> Literal["perceive", "think", "finish"]:

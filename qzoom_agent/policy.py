@@ -75,7 +75,6 @@ class CropPolicy:
         self.looks = self.name in LOOK_FIRST
         self.locates = self.name in ASK_FIRST
         self.offers_tools = self.name in OFFER_TOOLS
-        self.drafts = drafts(self.name, config.perception.gate)
         self.looks_with_tools = self.offers_tools and config.perception.prompt == "opening"
         """A look reads the question with the offer of tools."""
         self.looks_again = self.name in LOOK_AGAIN and config.perception.gate not in ("off", "answer")

@@ -83,7 +83,6 @@ class PolicyRule(Protocol):
 
     def __call__(self, plan: ZoomPlan, shown: Sequence[View], context: ReviewContext) -> ReviewDecision:
         """Decide on the crop in `plan` (it has a box), after the views in `shown`."""
-        ...
 
 
 class BestView(NamedTuple):

@@ -263,13 +263,14 @@ class TextStream:
         self._context, self._read = self._read, len(self.ids)
         piece = now[len(before) :]
         whole = self.text + piece
-        ends = [at + len(mark) for mark in self._stop if (at := whole.find(mark, self._from(mark))) >= 0]
+        ends = [
+            at + len(mark)
+            for mark in self._stop
+            if (at := whole.find(mark, max(0, len(self.text) - len(mark) + 1))) >= 0
+        ]
         if ends:
             piece = whole[len(self.text) : min(ends)]
         self.text += piece
         if self._on_text is not None and piece:
             self._on_text(piece)
         return bool(ends)
-
-    def _from(self, mark: str) -> int:
-        return max(0, len(self.text) - len(mark) + 1)

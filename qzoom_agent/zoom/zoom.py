@@ -116,11 +116,9 @@ class Tool(Protocol):
 
     def plan(self, store: ViewStore, box: Box) -> ZoomPlan:
         """Return the crop that `box`, in any frame of any view, leads to; neither raises nor changes the store."""
-        ...
 
     def cut(self, store: ViewStore, plan: ZoomPlan, *, label: str = "") -> ZoomResult:
         """Cut a plan and add the crop to the store."""
-        ...
 
 
 class Zoom:

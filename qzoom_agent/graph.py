@@ -51,7 +51,7 @@ from qzoom_agent.telemetry import span
 from qzoom_agent.tool_calls import record_of
 from qzoom_agent.trace import PendingCall, PerceptionRecord, QuestionRecord, Status, Trace, Turn, Usage
 from qzoom_agent.views import View, coarse_id, original_id
-from qzoom_agent.zoom.sparse import sparse_plan
+from qzoom_agent.zoom.zoom import sparse_plan
 
 
 def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:

@@ -29,9 +29,11 @@ from qzoom_agent.perception.adapters import QWEN2_5_VL, Adapter, align
 from qzoom_agent.perception.decoder import Decoder, Embedded, Prefill
 from qzoom_agent.perception.labels import Heads
 from qzoom_agent.perception.look import BranchOutput, look
-from qzoom_agent.perception.maps import MIN_SIDE, MapRegion, regions
+from qzoom_agent.perception.maps import MapRegion, regions
 from qzoom_agent.perception.transformers_versions import forward, image_features
 
+MIN_SIDE = 28
+"""Shortest side of a box in original pixels, in every family."""
 _FIRST_UNIT, _FIRST_LIMITS = 28, (4 * 28 * 28, 16384 * 28 * 28)
 """The evaluation resizes every picture once before the processor does, for both families by these numbers."""
 

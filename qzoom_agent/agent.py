@@ -194,8 +194,7 @@ class Agent:
         from qzoom_agent.models.connection import Connection
         from qzoom_agent.models.hosted import connection, served_preset
         from qzoom_agent.models.presets import UNKNOWN_BUDGET, guess_of
-        from qzoom_agent.models.server import ServerBackend
-        from qzoom_agent.models.server_pool import ServerPool
+        from qzoom_agent.models.server import ServerBackend, ServerPool
 
         of_requests = {key: options.pop(key) for key in Connection.model_fields if key in options}
         changes, objects = split_objects(options)

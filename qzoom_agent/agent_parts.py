@@ -21,7 +21,7 @@ from qzoom_agent.images import ImageSource
 from qzoom_agent.models.interface import Backend, Perceiver
 from qzoom_agent.models.perceiver import load_perceiver, name_of
 from qzoom_agent.policy import CropPolicy
-from qzoom_agent.protocols import PROTOCOLS, get_protocol, native_form, with_tools
+from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, get_protocol, native_form, with_tools
 from qzoom_agent.protocols.wording import OWN, Reworded, choose_prompt
 from qzoom_agent.trace import PendingCall, describe_environment
 from qzoom_agent.views import ViewStore
@@ -205,9 +205,10 @@ class AgentParts:
             protocol = native = native_form(protocol)
             tools = tuple(native.tool_schema().splitlines()) if policy.offers_tools else ()
         if self._prompt is not None:
-            protocol = reworded = Reworded(protocol, self._prompt)
+            reworded = Reworded(protocol, self._prompt)
             if offered and not tools:
                 reworded.require_schema(offered)
+            protocol = cast(ZoomProtocol, reworded)
         return Context(
             backend=self.backend,
             protocol=protocol,

@@ -66,8 +66,7 @@ def read_decision(given: Decision, call: PendingCall, image: Size) -> Approval:
         raise ConfigError(f"The call of {call.name!r} has no box that could be moved. Approve it, or give a reason.")
     if min(pixel.x2, image.width) <= max(pixel.x1, 0) or min(pixel.y2, image.height) <= max(pixel.y1, 0):
         raise ConfigError(f"The box {given!r:.80} lies outside the image of {image.width}x{image.height} pixels.")
-    inside = pixel.clamp(image)
-    return Approval(action="move", box=(inside.x1, inside.y1, inside.x2, inside.y2))
+    return Approval(action="move", box=pixel.clamp(image).corners)
 
 
 def approve(state: State, runtime: Runtime[Context]) -> dict[str, Any]:

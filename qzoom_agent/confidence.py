@@ -51,12 +51,9 @@ class Calibration(BaseModel):
         return read_json(path, cls, "Write it again: qzoom eval calibrate.")
 
     def of(self, probability: float | None, *, policy: str, temperature: float) -> float | None:
-        """Return the confidence in an answer; None for a policy or a temperature that nothing was fitted to.
+        """Return the confidence in an answer, from the probability of its least likely token.
 
-        Args:
-            probability: Probability of the answer's least likely token.
-            policy: The policy that it was given under.
-            temperature: The temperature of sampling.
+        None for a policy or a temperature that nothing was fitted to.
         """
         fitted = self.policies.get(policy)
         return None if probability is None or fitted is None or temperature else fitted(probability)

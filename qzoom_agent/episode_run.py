@@ -32,10 +32,7 @@ def play(
     Args:
         state: The first state; None: go on after a saved step. Of a saved conversation it may be the update that asks
             a question.
-        context: What the episode runs with.
         saved: Where each step is saved, under `thread`.
-        thread: Name of the saved run.
-        callbacks: Callback handlers of LangChain.
         since: The saved step to go on from; None: the last.
         left_at: Receives the final state, and keeps the sessions open for the next question.
         events: False: yield none. The steps then run in this thread; LangGraph streams from threads of its own.

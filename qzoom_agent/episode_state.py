@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Final, Literal, NotRequired, cast, get_args, get_origin, get_type_hints
@@ -278,15 +278,7 @@ def start(
 def follow_up(
     state: State, ctx: Context, question: str, *, record: dict[str, Any], gold: list[list[float]] | None
 ) -> dict[str, Any]:
-    """Return the update of a finished state that asks another question in the same conversation.
-
-    Args:
-        state: The state after the question before.
-        ctx: The conversation.
-        question: The new question.
-        record: The record of the question before (`QuestionRecord`).
-        gold: Gold boxes of the new question.
-    """
+    """Return the update of a finished state, with its `record`, that asks another question in the same conversation."""
     messages, closed = state["messages"], list[Message]()
     if not state.get("history", True):
         messages = []
@@ -453,6 +445,14 @@ def reason_to_end(state: State, ctx: Context) -> Last | None:
 def emit(runtime: Runtime[Context], kind: EventKind, data: dict[str, Any]) -> None:
     """Stream an event of the run."""
     runtime.stream_writer({"kind": kind, "data": data})
+
+
+def show(runtime: Runtime[Context], views: Iterable[View]) -> list[dict[str, Any]]:
+    """Stream views that the model is shown; return them as a state has them."""
+    shown = [view.model_dump(mode="json") for view in views]
+    for view in shown:
+        emit(runtime, "view", view)
+    return shown
 
 
 def _live(runtime: Runtime[Context], index: int) -> Callable[[str], None]:

@@ -59,7 +59,6 @@ def find(name: str, *, kind: str, known: Mapping[str, Any]) -> Any:
     """Return the extension called `name`: one of `known`, an entry point, or a `module:attribute`.
 
     Args:
-        name: As a user wrote it in Python, YAML or on the command line.
         kind: One of `GROUPS`, for the entry point group and for messages.
         known: What this package itself offers, by name.
 

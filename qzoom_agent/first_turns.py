@@ -14,7 +14,17 @@ from typing import Any, Literal
 
 from langgraph.runtime import Runtime
 
-from qzoom_agent.episode_state import Context, State, add_coarse, emit, generate, opening_of, reason_to_end, withheld
+from qzoom_agent.episode_state import (
+    Context,
+    State,
+    add_coarse,
+    emit,
+    generate,
+    opening_of,
+    reason_to_end,
+    show,
+    withheld,
+)
 from qzoom_agent.errors import BackendError, describe_error
 from qzoom_agent.gate import CONFIDENCE
 from qzoom_agent.messages import with_system
@@ -35,9 +45,7 @@ def draft(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     ctx = runtime.context
     before = len(ctx.store.shown)  # an earlier question has shown the coarse view
     coarse = add_coarse(ctx)
-    shown = [view.model_dump(mode="json") for view in ctx.store.shown[before:]]
-    for view in shown:
-        emit(runtime, "view", view)
+    shown = show(runtime, ctx.store.shown[before:])
     asked = with_system(ctx.protocol.opening(state["question"], coarse, tools=False), ctx.config.system)
     try:
         turn, _, reply = generate(state, runtime, asked, read=ctx.read, logprobs=True, alone=True)
@@ -80,9 +88,7 @@ def locate(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     before, most = len(store.shown), ctx.config.perception.max_regions
     views = add_coarse(ctx)
     read_so_far = len(store.shown)
-    new = [view.model_dump(mode="json") for view in store.shown[before:]]
-    for view in new:
-        emit(runtime, "view", view)
+    new = show(runtime, store.shown[before:])
     asked = ask_for_boxes(ctx.protocol, state["question"], views, limit=most)
 
     def read(turn: Turn) -> Parsed:
@@ -107,14 +113,11 @@ def locate(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     served = [execute(call) for call in parsed.calls]
     turn.calls = [outcome.record for outcome in served]
     data = turn.model_dump(mode="json")
-    crops = [view.model_dump(mode="json") for view in store.shown[read_so_far:]]
     emit(runtime, "turn", data)
     for call in data["calls"]:
         emit(runtime, "call", {"turn": turn.index, **call})
-    for view in crops:
-        emit(runtime, "view", view)
     return {
-        "views": [*new, *crops],
+        "views": [*new, *show(runtime, store.shown[read_so_far:])],
         "turns": [data],
         "messages": opening_of(state, ctx),
         "last": next((outcome.last for outcome in served if outcome.last), None),

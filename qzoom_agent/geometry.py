@@ -22,7 +22,7 @@ Affine = tuple[float, float, float, float, float, float]
 """An affine map (a, b, c, d, e, f) of a point: x, y becomes a x + b y + c, d x + e y + f. As in Pillow's
 `Image.transform`, that of an image made from another gives the place in that one of each of its pixels."""
 MAX_ASPECT = 200
-"""Longest side over shortest side of a view."""
+"""Longest side over shortest side of an image: no model is shown more, and thin images cost memory by the row."""
 
 _FLAT = 1e-9
 # Rounding errors of a conversion must not move `rounded` by a whole pixel.
@@ -81,10 +81,15 @@ class Box:
     @property
     def finite(self) -> bool:
         """True if no number is NaN or infinite."""
-        return all(math.isfinite(value) for value in self.as_list())
+        return all(map(math.isfinite, self.corners))
+
+    @property
+    def corners(self) -> tuple[float, float, float, float]:
+        """x1, y1, x2, y2."""
+        return self.x1, self.y1, self.x2, self.y2
 
     def as_list(self) -> list[float]:
-        return [self.x1, self.y1, self.x2, self.y2]
+        return list(self.corners)
 
     def ordered(self) -> "Box":
         """Return the same rectangle with x1 <= x2 and y1 <= y2."""
@@ -168,7 +173,7 @@ class Box:
     def _each_axis(self, change: Callable[[float, float, int], tuple[float, float]], size: tuple[int, int]) -> "Box":
         """Clamp, then change (low, high, limit) along each axis into a new (low, high)."""
         self._need_pixel("clamp, grow_to, limit_aspect and scale")
-        if any(math.isnan(value) for value in self.as_list()):
+        if any(map(math.isnan, self.corners)):
             raise BoxError(f"Box {self.as_list()} holds NaN. Check `box.finite` before using a box a model wrote.")
         width, height = _positive(size)
         x1, x2 = change(*_clamp_axis(self.x1, self.x2, width), width)

@@ -36,6 +36,7 @@ from qzoom_agent.episode_state import (
     gold_box,
     opening_of,
     reason_to_end,
+    show,
     withheld,
 )
 from qzoom_agent.errors import ConfigError, ImageError, describe_error
@@ -50,7 +51,7 @@ from qzoom_agent.telemetry import span
 from qzoom_agent.tool_calls import record_of
 from qzoom_agent.trace import PendingCall, PerceptionRecord, QuestionRecord, Status, Trace, Turn, Usage
 from qzoom_agent.views import View, coarse_id, original_id
-from qzoom_agent.zoom.sparse import sparse_plan
+from qzoom_agent.zoom.zoom import sparse_plan
 
 
 def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
@@ -88,16 +89,13 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
             raise ConfigError(
                 f"The crop of policy '{ctx.policy.name}' cannot be cut: {cut.error} Check the boxes given."
             )
-    new = [view.model_dump(mode="json") for view in store.shown[before:]]
-    crops = [view for view in new if view["kind"] == "crop"]
-    for view in new[: len(new) - len(crops)]:
-        emit(runtime, "view", view)
+    new = store.shown[before:]
+    coarse = show(runtime, (view for view in new if view.kind != "crop"))
     if record is not None:
         emit(runtime, "look", record.model_dump(mode="json"))
-    for view in crops:
-        emit(runtime, "view", view)
+    crops = show(runtime, (view for view in new if view.kind == "crop"))
     return {
-        "views": new,
+        "views": [*coarse, *crops],
         "perception": state["perception"] if record is None else record.model_dump(mode="json"),
         "placed": placed,
         "error": error,
@@ -128,10 +126,8 @@ def _look_again(state: State, runtime: Runtime[Context], began: float) -> dict[s
         taken = state["perceive_seconds"] + seconds
         return {"error": describe_error(failure), "looking": False, "perceive_seconds": taken, "seconds": seconds}
     placed = _insert(ctx, record, further=True)
-    shown = [view.model_dump(mode="json") for view in ctx.store.shown[before:]]
     emit(runtime, "look", record.model_dump(mode="json"))
-    for view in shown:
-        emit(runtime, "view", view)
+    shown = show(runtime, ctx.store.shown[before:])
     looks = 2 + len(state.get("further_looks", []))
     return {
         "views": shown,
@@ -147,12 +143,9 @@ def _opening(
     """Return the update of the seconds, and the opening messages unless `perceive` looks again.
 
     Args:
-        state: The state before this look.
-        ctx: The run.
         record: The look; None: the policy does not look.
         looks: Looks so far, this one counted.
         new: Crops that this look showed; without any, another look would see the same.
-        began: Clock at the beginning of the step.
     """
     budget, most, shown = ctx.config.budget, ctx.config.perception.max_looks, ctx.own_views
     seconds = perf_counter() - began
@@ -234,8 +227,7 @@ def act(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     seconds = perf_counter() - began
     turn.act_seconds += seconds
     data = turn.model_dump(mode="json")
-    for shown in ctx.store.shown[before:]:
-        emit(runtime, "view", shown.model_dump(mode="json"))
+    show(runtime, ctx.store.shown[before:])
     views = [view.model_dump(mode="json") for view in ctx.store.views[known:]]
     return {
         "turn": None if done else data,
@@ -255,20 +247,16 @@ def finish(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     # Of a first answer that was not kept and a last turn without an answer, the first answer.
     answer = next((turn["answer"] for turn in reversed(state["turns"]) if turn["answer"] is not None), None)
     cut = last is not None and last["finish"] == "length"
+    looks = (state["perception"] or {}, *state.get("further_looks", []))
     status: Status = "answered"
     if state["error"] is not None:
         status = "error"
-    elif state["last"] == "budget" or cut or any(look.get("withheld") for look in _looks(state)):
+    elif state["last"] == "budget" or cut or any(look.get("withheld") for look in looks):
         status = "budget"
     elif answer is None:
         status = "refused"
     emit(runtime, "answer", {"status": status, "answer": answer, "error": state["error"]})
     return {"status": status, "answer": answer}
-
-
-def _looks(state: State) -> list[dict[str, Any]]:
-    """Return the results of all looks."""
-    return [*([state["perception"]] if state["perception"] else []), *state.get("further_looks", [])]
 
 
 def after_perceive(state: State) -> Literal["perceive", "think", "finish"]:
@@ -370,10 +358,7 @@ def to_trace(state: State, *, protocol: str, environment: dict[str, str]) -> Tra
 def take_look(ctx: Context, question: str, *, map_always: bool = False) -> PerceptionRecord:
     """Add the coarse view and look at it; return the result with boxes in original pixels.
 
-    Args:
-        ctx: The run.
-        question: The question to look for.
-        map_always: Make the map even where the gate does not fire.
+    `map_always`: make the map even where the gate does not fire.
 
     Raises:
         BackendError: The model cannot be run.
@@ -454,10 +439,10 @@ def _of_image(ctx: Context, pairs: Sequence[tuple[View, PerceptionRecord]], furt
             "view": original_id(number),
             "image": number,
             "route": "zoom" if boxes else "direct",
-            "extent": None if extent is None else (extent.x1, extent.y1, extent.x2, extent.y2),
-            "boxes": [(box.x1, box.y1, box.x2, box.y2) for box in boxes],
+            "extent": None if extent is None else extent.corners,
+            "boxes": [box.corners for box in boxes],
             "cells": cells,
-            "foreground": [(box.x1, box.y1, box.x2, box.y2) for box in foreground],
+            "foreground": [box.corners for box in foreground],
             "visual_tokens": sum(one.visual_tokens for _, one in pairs) if further else best.visual_tokens,
         }
     )

@@ -27,7 +27,7 @@ from PIL.IcoImagePlugin import IcoImageFile
 from PIL.ImageFile import ImageFile
 
 from qzoom_agent.errors import ImageError
-from qzoom_agent.geometry import Box
+from qzoom_agent.geometry import MAX_ASPECT, Box
 from qzoom_agent.pdf import is_pdf, page_size, render_page
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,6 @@ MAX_BYTES = 1_000_000_000
 """Limit on the encoded size of one file."""
 MAX_BYTES_IN_MEMORY = 256_000_000
 """Limit on the encoded size of what is read at once: base64, downloads, and formats without a streaming decoder."""
-MAX_ASPECT = 200
-"""Limit on the longer side over the shorter one: no model is shown more, and thin images cost memory by the row."""
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 """File formats that are read (JPEG includes MPO). Open anything else with Pillow and pass the Pillow image."""
 
@@ -80,9 +78,8 @@ def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int 
     """Return an upright RGB image without file or metadata behind it.
 
     EXIF orientation is applied, transparency is flattened on white, the first frame of several is taken, with a
-    warning. 16-bit
-    samples map 0..65535 to 0..255; the range of 32-bit and float samples is the smallest of 0..1 (float only), 0..255
-    and 0..65535 that holds them, else their minimum to maximum.
+    warning. 16-bit samples map 0..65535 to 0..255; the range of 32-bit and float samples is the smallest of 0..1 (float
+    only), 0..255 and 0..65535 that holds them, else their minimum to maximum.
 
     Args:
         source: A path, encoded bytes or an open file of them, a `data:` URI, an http(s) URL, a Pillow image, or an

@@ -58,7 +58,6 @@ class CropPolicy:
     ) -> None:
         """
         Args:
-            config: The configuration of the run.
             views: The resolved budget of each view.
             perceives: The model has branches, or a perceiver looks for it.
             known: Rules given as objects, by the name that the configuration has for them.
@@ -76,7 +75,6 @@ class CropPolicy:
         self.looks = self.name in LOOK_FIRST
         self.locates = self.name in ASK_FIRST
         self.offers_tools = self.name in OFFER_TOOLS
-        self.drafts = drafts(self.name, config.perception.gate)
         self.looks_with_tools = self.offers_tools and config.perception.prompt == "opening"
         """A look reads the question with the offer of tools."""
         self.looks_again = self.name in LOOK_AGAIN and config.perception.gate not in ("off", "answer")
@@ -147,8 +145,6 @@ class CropPolicy:
         A plan with an error costs nothing and is served: the tool tells the model the error.
 
         Args:
-            shown: Views shown so far.
-            plan: The crop of the call.
             context: State of the episode, for a rule; without it only the budgets count.
             counted: Views that count towards the budgets; None: all that were shown.
         """

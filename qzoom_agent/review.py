@@ -83,7 +83,6 @@ class PolicyRule(Protocol):
 
     def __call__(self, plan: ZoomPlan, shown: Sequence[View], context: ReviewContext) -> ReviewDecision:
         """Decide on the crop in `plan` (it has a box), after the views in `shown`."""
-        ...
 
 
 class BestView(NamedTuple):
@@ -157,7 +156,6 @@ def best_view(box: Box, shown: Sequence[View], *, covered: float) -> BestView:
 
     Args:
         box: In original pixels, or in those of a tool's image (`View.source`); views cut from another do not count.
-        shown: The views.
         covered: Share of the box that a view has to hold.
     """
     held = [view for view in shown if view.extent.view == box.view]
@@ -199,7 +197,6 @@ def suffices(look: PerceptionRecord, share: float | None, *, map_decides: bool =
     """Return whether the coarse view suffices according to a look.
 
     Args:
-        look: The result of the look.
         share: Believe the gate where its score is below this share of its threshold; None: never.
         map_decides: Without a gate, a map without a region means that it suffices.
     """

@@ -49,8 +49,6 @@ def span(
     """Open a span that ends with the block; an exception marks it as failed.
 
     Args:
-        operation: What is done.
-        name: Agent, model or tool.
         attributes: By their conventional names; those that are None are left out.
         parent: The span that it belongs to; None: the program's current one.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from qzoom_agent.errors import ImageError
 from qzoom_agent.geometry import Box, Size, fit_tokens, tokens
@@ -138,13 +138,11 @@ class ToolCallExecutor:
         )
         if plan is None or plan.box is None:
             return asked
-        box, cut = plan.box, plan.cut
-        asked.box = (box.x1, box.y1, box.x2, box.y2)
-        asked.image = self.store.view(box.view).image
+        asked.box, asked.image = plan.box.corners, self.store.view(plan.box.view).image
         asked.size, asked.tokens = plan.size, plan.tokens
         asked.notes = [*([review.reason] if review.reason else []), *plan.notes]
-        if cut is not None:
-            asked.source, asked.inside = cut.view, (cut.x1, cut.y1, cut.x2, cut.y2)
+        if plan.cut is not None:
+            asked.source, asked.inside = plan.cut.view, plan.cut.corners
         return asked
 
     def decided(self, call: ToolCall, pending: PendingCall, approval: Approval) -> CallOutcome:
@@ -206,7 +204,6 @@ class ToolCallExecutor:
 
     def _run(self, call: ToolCall, review: ReviewDecision, approval: Approval | None) -> CallOutcome:
         """Run an own tool; an image that it returns joins the views, if the budgets have room."""
-        assert isinstance(self.protocol, ToolProtocol)
         views = Views(self.store, names=view_names(self.protocol, self.store.shown))
         output = self.own[call.name](call.arguments or {}, views, max_pixels=self.max_pixels)
         if output.error:
@@ -219,7 +216,7 @@ class ToolCallExecutor:
         result = None if view is None else view.id
         more = {"code": code, "numbers": review.numbers, "result": result, "text": output.text, "approval": approval}
         record = record_of(call, "served", note, **more)
-        return CallOutcome(record, self.protocol.tool_result(said, view), last)
+        return CallOutcome(record, cast(ToolProtocol, self.protocol).tool_result(said, view), last)
 
     def _show(self, output: ToolOutput) -> tuple[View | None, str, str, Last | None]:
         """Add the image of a tool to the views.
@@ -229,9 +226,7 @@ class ToolCallExecutor:
         """
         if output.image is None:
             return None, "", "", None
-        assert isinstance(self.protocol, ToolProtocol)
-        budget = self.crops.model_dump(include={"factor", "min_tokens", "max_tokens"})
-        shown = self.store.shown
+        budget, shown = self.crops.budget, self.store.shown
         known = digest(output.image)
         twin = next((one for one in shown if one.kind == "tool" and self.store.view(one.source).digest == known), None)
         if twin is not None:
@@ -244,7 +239,7 @@ class ToolCallExecutor:
             view = self.store.add_tool_image(output.image, parent=output.parent, matrix=output.matrix, **budget)
         except ImageError as error:
             return None, f"The image is not shown. {error}", "", None
-        hint = self.protocol.zoom_hint(view, self.store.shown)
+        hint = cast(ToolProtocol, self.protocol).zoom_hint(view, self.store.shown)
         return view, f"This image is {view.id!r}. {hint}".strip(), "", None
 
     def _deny(

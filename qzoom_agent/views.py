@@ -387,7 +387,7 @@ class ViewStore:
         if view_id in self._views:
             raise ImageError(f"This store already has its view {view_id!r}. Use a new ViewStore for another image.")
         source = view_id if kind == "source" else "" if box.view == original_id(number) else box.view
-        inside = (box.x1, box.y1, box.x2, box.y2) if source else None
+        inside = box.corners if source else None
         if source:
             matrix = self._views[source].matrix if kind != "source" else matrix
             original = self._original(number).size
@@ -397,7 +397,7 @@ class ViewStore:
             parent=parent,
             kind=kind,
             image=number,
-            box=(box.x1, box.y1, box.x2, box.y2),
+            box=box.corners,
             source=source,
             inside=inside,
             matrix=matrix,

@@ -21,7 +21,7 @@ from PIL import Image
 from qzoom_agent.agent import Agent
 from qzoom_agent.answer import Answer
 from qzoom_agent.approval import Decide, Decision, read_decision
-from qzoom_agent.cli.approval import read_line
+from qzoom_agent.cli.ask import read_line
 from qzoom_agent.cli.main import main
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box, Size

@@ -1,19 +1,21 @@
-"""`qzoom ask IMAGE QUESTION` answers a question; `qzoom trace show|report DIR` shows a saved answer again.
+"""`qzoom ask IMAGE QUESTION` answers a question, `qzoom chat IMAGE` several; `qzoom trace` shows an answer again.
 
-`ask` prints the steps on stderr as they happen and the answer on stdout. Boxes are shown in pixels of the original
-image, whatever frame the model used.
+The steps go to stderr as they happen and the answer to stdout. Boxes are shown in pixels of the original image,
+whatever frame the model used. `chat` reads questions from the terminal or, one a line, from stdin, and keeps what it
+has computed and shown; an empty line or the end of the input ends it. With `--approve`, `ask` shows each call on stderr
+before it is run, and reads the decision from a line of stdin.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qzoom_agent.cli.approval import ask_at_terminal
 from qzoom_agent.cli.console import Console, printable
 from qzoom_agent.cli.main import BACKEND, BUDGET, OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
@@ -23,7 +25,8 @@ from qzoom_agent.files import require_file, require_folder
 if TYPE_CHECKING:
     from qzoom_agent.agent import Agent
     from qzoom_agent.answer import Answer, Event
-    from qzoom_agent.trace import CallRecord, PerceptionRecord, QuestionRecord, Status, Trace, Turn
+    from qzoom_agent.approval import Decision
+    from qzoom_agent.trace import CallRecord, PendingCall, PerceptionRecord, QuestionRecord, Status, Trace, Turn
     from qzoom_agent.views import View
 
 EXIT_CODES: Final[dict[Status, int]] = {
@@ -119,6 +122,59 @@ def keep(answer: Answer, console: Console, args: argparse.Namespace) -> None:
         console.line(f"report  {answer.report(args.report)}")
 
 
+def add_chat_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom chat`."""
+    flags.description = (
+        "Answer questions about one image, one after another, until an empty line. Exit code 0: the last "
+        "question was answered, 2: wrong usage, 3: a budget ended it, 4: the model failed."
+    )
+    flags.add_argument("image", help="path of an image, FILE.pdf#page=N, or a data URI")
+    flags.add_argument(
+        "--history",
+        action=argparse.BooleanOptionalAction,
+        help="show the model the earlier questions and answers with each question (default: as its format says)",
+    )
+    add_output_flags(flags)
+    add_agent_flags(flags)
+
+
+def run_chat(args: argparse.Namespace) -> int:
+    """Run `qzoom chat` and return the exit code that the status of the last question stands for."""
+    console = Console(verbosity=args.verbose - args.quiet)
+
+    from qzoom_agent.images import load_image
+
+    if args.image == "-":
+        raise ConfigError("stdin has the questions, so the image cannot be read from it. Give a path.")
+    image = load_image(args.image, max_pixels=read_config(args).max_pixels)
+    agent = prepare(args, console)
+    with agent.chat(image, history=args.history) as chat:
+        for question in _questions():
+            try:
+                events = chat.stream(question)
+            except ConfigError as error:
+                console.error(str(error))
+                continue
+            answer = follow(events, console, area=image.width * image.height)
+            show_answer(answer, console, as_json=args.json)
+        if chat.answer is None:
+            return OK
+        keep(chat.answer, console, args)
+        return EXIT_CODES[chat.answer.status]
+
+
+def _questions() -> Iterator[str]:
+    """Yield lines until an empty one, or the end of the input."""
+    terminal = sys.stdin.isatty()
+    while True:
+        if terminal:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline().strip()
+        if not line:
+            return
+        yield line
+
+
 def add_trace_flags(flags: argparse.ArgumentParser) -> None:
     """Add the flags of `qzoom trace`."""
     flags.description = "Look at a saved run."
@@ -164,8 +220,6 @@ def follow(events: Iterable[Event], console: Console, *, area: int | Sequence[in
     """Show each event of a run and return the answer.
 
     Args:
-        events: What `Agent.stream` yields.
-        console: Where to show them.
         area: Pixels of the original image, or of each.
     """
     from qzoom_agent.trace import CallRecord, PerceptionRecord, Turn
@@ -289,3 +343,57 @@ def _called(call: CallRecord) -> str:
 
 def _quad(box: Sequence[Any]) -> str:
     return "[" + ",".join(f"{side:.4g}" if abs(side) < 10 and side % 1 else f"{side:.0f}" for side in box) + "]"
+
+
+# -- --approve ---------------------------------------------------------------------------------------------------------
+
+_HOW: Final = "run it? y, or n, or another box (x1,y1,x2,y2 in pixels of the image), or the reason to refuse it"
+_BOX: Final = re.compile(r"[\[(]?" + r"[,\s]+".join([r"\s*(-?[\d.]{1,12})"] * 4) + r"\s*[\])]?")
+
+
+def ask_at_terminal(console: Console, *sizes: tuple[int, int]) -> Callable[[PendingCall], Decision]:
+    """Return a function that asks a person about a call; `sizes` are those of the images in pixels."""
+
+    def decide(call: PendingCall) -> Decision:
+        for line in describe(call, sizes[call.image]):
+            console.line(line, "bold", level=console.verbosity)
+        while True:
+            console.line(_HOW, level=console.verbosity)
+            written = sys.stdin.readline()
+            if not written:
+                raise ConfigError(
+                    "Nobody decided on the call: stdin has ended. Run `qzoom ask --approve` at a terminal."
+                )
+            decision = read_line(written, movable=call.box is not None)
+            if decision is not None:
+                return decision
+
+    return decide
+
+
+def describe(call: PendingCall, size: tuple[int, int]) -> list[str]:
+    """Return the lines that show a call to a person."""
+    label = f' "{printable(call.label)[:120]}"' if call.label else ""
+    if call.box is None:
+        return [f"call {printable(call.name)} {printable(call.arguments or '')[:400]}"]
+    x1, y1, x2, y2 = call.box
+    share = (x2 - x1) * (y2 - y1) / (size[0] * size[1])
+    head = f"call {printable(call.name)}{label} [{x1:.0f},{y1:.0f},{x2:.0f},{y2:.0f}] of {size[0]}x{size[1]} px"
+    cost = f", {share:.1%} of image, +{call.tokens} visual tokens"
+    return [head + cost, *(f"     {printable(note)}" for note in call.notes)]
+
+
+def read_line(written: str, *, movable: bool) -> Decision | None:
+    """Return the decision that a person wrote; None for an empty line, and for a box where none can be moved."""
+    text = written.strip()
+    box = _BOX.fullmatch(text)
+    if box:
+        try:
+            return [float(side) for side in box.groups()] if movable else None
+        except ValueError:  # such as 1.2.3
+            return None
+    if text.lower() in ("y", "yes"):
+        return True
+    if text.lower() in ("n", "no"):
+        return False
+    return text or None

@@ -3,6 +3,10 @@
 Everything goes into a run folder (`qzoom_agent.evaluation.run_log`): the same command resumes, and asks no question
 again. The table goes to stdout, progress to stderr. In place of a task, `list`, `compare`, `rescore`, `export` and
 `calibrate` list the tasks, compare two runs, score answers again, write a run for other tools, and fit confidence.
+
+`qzoom audit TASK...`: does looking help? The policy against its controls on the same questions, and one verdict. The
+runs and the page lie in one run folder, as `--ablate` leaves them. Works with any model and server, with boxes or
+without.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
-from qzoom_agent.cli.console import Console, Progress, opener, printable
+from qzoom_agent.cli.console import Console, Progress, opener, print_table, printable
 from qzoom_agent.cli.main import BACKEND, OK
 from qzoom_agent.cli.options import add_agent_flags, add_column_flag, load_agent, read_config
 from qzoom_agent.errors import ConfigError, redact
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from qzoom_agent.agent import Agent
     from qzoom_agent.config import AgentConfig
     from qzoom_agent.data.samples import TaskSource
+    from qzoom_agent.evaluation.audit import Audit
     from qzoom_agent.evaluation.run_log import RunFolder
     from qzoom_agent.evaluation.runner import Selected, Shard
     from qzoom_agent.evaluation.summary import Results
@@ -334,3 +339,61 @@ def with_judge(tasks: Sequence[Task], args: argparse.Namespace, run: Path | None
     if run is not None:
         RunFolder(require_folder(run)).write("judge.json", judge.record.model_dump_json(indent=1) + "\n")
     return [replace(task, scorers={**task.scorers, "judge": judged(judge)}) for task in tasks]
+
+
+# -- qzoom audit -------------------------------------------------------------------------------------------------------
+
+
+def add_audit_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of `qzoom audit`."""
+    flags.description = (
+        "Run a policy and its controls (no crop, grey crops, random crops, crops at the known boxes) on "
+        "the same questions, and say how much of the gain is what the crops show."
+    )
+    add_question_flags(flags)
+
+
+def run_audit(args: argparse.Namespace) -> int:
+    """Run the verb; exit code 4 if the model failed on every question."""
+    plan = planned(args)
+    if plan is None:
+        return OK
+
+    from qzoom_agent.evaluation.audit import audit, grey_policy
+    from qzoom_agent.evaluation.report import write_run_report
+    from qzoom_agent.evaluation.summary import Results
+
+    agent, folder = plan.agent(), plan.folder
+    plan.ask(agent, folder, label=f"{agent.config.policy}: ")
+    names: list[str] = ["direct", grey_policy(str(agent.config.policy)), "random"]
+    if all(row.boxes or row.coarse_suffices for row in folder.latest()):
+        names.append("oracle")
+    controls = plan.ask_others(agent, names)
+    if plan.shard.index:
+        return OK
+    found = audit(folder, controls, scorer=args.scorer)
+    folder.write("audit.json", found.model_dump_json(indent=1) + "\n")
+    if args.json:
+        write_text(args.json, found.model_dump_json(indent=1) + "\n")
+    _show_audit(found)
+    print(f"report: {opener()} {write_run_report(folder, baseline=controls['direct'])}", flush=True)
+    return exit_code(folder, Results.of(folder), plan.console)
+
+
+def _show_audit(found: Audit) -> None:
+    from qzoom_agent.evaluation.audit import MEANINGS, points
+
+    for each in found.tasks.values():
+        print(f"{each.task}: {found.model}, policy {each.policy}, scorer {each.scorer}, n = {each.arms[0].accuracy.n}")
+        arms = [
+            (arm.policy, f"{arm.accuracy.mean:.3f}", f"{arm.visual_tokens:.0f}", f"{arm.crops:.2f}")
+            for arm in each.arms
+        ]
+        print_table(arms, header=("policy", "accuracy", "visual tokens", "crops"))
+        effects = [(name, points(effect), f"p {effect.p:.2g}", MEANINGS[name]) for name, effect in each.effects.items()]
+        print_table(effects, header=("effect", "difference", "p", "what is compared"))
+        if each.redundant is not None and each.crops:
+            print(f"{each.redundant} of {each.crops} crops were redundant.")
+        if each.wrong:
+            print("Wrong answers: " + ", ".join(f"{count} {cause}" for cause, count in each.wrong.items()) + ".")
+        print(each.verdict + "\n")

@@ -37,8 +37,6 @@ class Conversation:
     def __init__(self, agent: Agent, image: Image.Image, *, asks: bool = False, patience: float = 600) -> None:
         """
         Args:
-            agent: The agent that answers.
-            image: The image.
             asks: Ask about each call before it is run.
             patience: Seconds that a call waits for a decision.
 

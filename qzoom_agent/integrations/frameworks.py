@@ -10,14 +10,13 @@ on: an image block of the tool's message (LangChain), a part of the function's o
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.tools import StructuredTool
 
-from qzoom_agent.zoom.image_zoom import ImageZoom, png
+from qzoom_agent.zoom.image_zoom import ImageZoom, image_block, png
 from qzoom_agent.zoom.langchain import as_langchain_tool
 
 if TYPE_CHECKING:
@@ -31,9 +30,7 @@ def langchain_tool(zoom: ImageZoom) -> StructuredTool:
 
 def langchain_message(zoom: ImageZoom, question: str) -> dict[str, Any]:
     """Return the user message of LangChain: the coarse view and the question."""
-    data = base64.b64encode(png(zoom.coarse)).decode("ascii")
-    image = {"type": "image", "base64": data, "mime_type": "image/png"}
-    return {"role": "user", "content": [image, {"type": "text", "text": question}]}
+    return {"role": "user", "content": [image_block(zoom.coarse), {"type": "text", "text": question}]}
 
 
 def smolagents_tool(zoom: ImageZoom) -> Any:

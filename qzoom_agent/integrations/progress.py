@@ -45,12 +45,7 @@ class Progress:
     """A corner of another box, which the person has pointed at."""
 
     def __init__(self, question: str, image: Image.Image, *, earlier: Sequence[tuple[str, str]] = ()) -> None:
-        """
-        Args:
-            question: The question.
-            image: The image that it is about.
-            earlier: Questions and answers before it, in the same conversation.
-        """
+        """`earlier` are the questions before it in the same conversation, each with its answer."""
         self.question, self.earlier, self._image = question, list(earlier), image
         self.notes: list[Note] = []
         self.heat: list[list[float]] = []

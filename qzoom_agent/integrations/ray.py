@@ -80,16 +80,14 @@ class AskRows:
         needed = ("image",) if self.question is not None else ("image", "question")
         if missing := [name for name in needed if name not in table.column_names]:
             raise ConfigError(f"The rows lack {', '.join(missing)}; they have {', '.join(table.column_names)}.")
-        found = self._answers(table.column("image").to_pylist(), self._questions(table))
+        given = [self.question] * len(table) if self.question is not None else table.column("question").to_pylist()
+        found = self._answers(table.column("image").to_pylist(), given)
         schema = arrow_schema(ANSWERED)
         for name in ANSWERED:
             column = pa.array([row.get(name) for row in found], schema.field(name).type)
             at = table.column_names.index(name) if name in table.column_names else None
             table = table.append_column(name, column) if at is None else table.set_column(at, name, column)
         return table
-
-    def _questions(self, table: pyarrow.Table) -> list[Any]:
-        return [self.question] * len(table) if self.question is not None else table.column("question").to_pylist()
 
     def _answers(self, cells: Sequence[Any], questions: Sequence[Any]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = [{} for _ in cells]

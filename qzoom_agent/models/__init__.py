@@ -3,8 +3,8 @@
     interface.py   Backend, Session, Reply
     presets.py     model names and what is known about them
     hf.py          local weights; hf_session.py one conversation, hf_batch.py many at once,
-                   hf_generation.py sampling of turns
-    prompts.py     messages to token ids and back; sampling.py choosing tokens
+                   hf_generation.py choosing tokens, and their text
+    prompts.py     messages to token ids and back
     scheduler.py   requests of many threads as one batch
     server.py      an OpenAI-compatible server
     scripted.py    scripted replies

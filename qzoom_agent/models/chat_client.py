@@ -32,10 +32,20 @@ import httpx
 
 from qzoom_agent.errors import BackendError, ConfigError, hide_secret, redact
 from qzoom_agent.models.chat_messages import Api
-from qzoom_agent.models.chat_reply import BUSY, Completion, CompletionReader, ReplyReader, dig, message_of
-from qzoom_agent.models.chat_stream import UnusableReply, json_values, short, unpacked
+from qzoom_agent.models.chat_reply import (
+    BUSY,
+    Completion,
+    CompletionReader,
+    ReplyReader,
+    ResponseReader,
+    UnusableReply,
+    dig,
+    json_values,
+    message_of,
+    short,
+    unpacked,
+)
 from qzoom_agent.models.connection import Connection
-from qzoom_agent.models.response_reply import ResponseReader
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +92,6 @@ class ChatClient:
         """
         Args:
             url: base URL, such as http://localhost:8000/v1. A user and password in it are sent as basic authentication.
-            model: the server's name for the model.
             pause: seconds before the first retry, doubled each time; a server may ask for another.
             sleep: waits between attempts, for tests.
             options: of `Connection`.
@@ -128,10 +137,8 @@ class ChatClient:
 
         Args:
             messages: the conversation in the form of the API.
-            max_tokens: most tokens of the turn.
             on_text: called with each piece of content as it comes, from another thread; the reply is then streamed.
             attempts: times that the request is sent, if not as often as usual.
-            fields: further fields of the request.
 
         Raises:
             BackendError: there is no usable reply.

@@ -1,24 +1,137 @@
-"""A turn of a server, assembled from the JSON that it sends: one whole reply, or the chunks of a stream.
+"""The reply of a server: the JSON values in its body, within limits of bytes, and the turn that they make up.
 
-`CompletionReader` reads Chat Completions; `response_reply.ResponseReader` reads Responses. Nothing is trusted. A part
-of another shape than documented counts as absent, a count of tokens that cannot be true is 0 (unknown), and secrets are
-masked before a text goes anywhere.
+A body is one JSON value or server-sent events: the bytes decide which, because servers name the type wrong. Compressed
+bodies are unpacked only as far as the limits go. `CompletionReader` reads Chat Completions, `ResponseReader` Responses;
+of a streamed response the text is that of its pieces, everything else is read from the response that ends it.
+
+Nothing is trusted. A part of another shape than documented counts as absent, a count of tokens that cannot be true is 0
+(unknown), and secrets are masked before a text goes anywhere.
 """
 
 import json
+import re
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from qzoom_agent.errors import mask_secrets, secret_begins
-from qzoom_agent.models.chat_stream import UnusableReply, short
+from qzoom_agent.errors import mask_secrets, redact, secret_begins
 
+MIB: Final = 2**20
+MOST_BYTES: Final = 8 * MIB
+"""Bytes of a whole reply, or of one event of a stream."""
+MOST_STREAMED: Final = 64 * MIB
+"""Bytes of all events of a stream."""
+_SHOWN: Final = 300
+"""Characters of a server's text in an error."""
+_FIELD: Final = re.compile(rb"data:|event:|id:|retry:|:")
+_DONE: Final = b"[DONE]"
 _MOST_TOKENS: Final = 10**9
 _DEEPEST: Final = 8
 BUSY: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Statuses after which the same request may succeed."""
 _REASONING: Final = ("reasoning_content", "reasoning")
+
+
+class UnusableReply(Exception):
+    """A reply of a server that is cut off, an error, or of another form; the text goes on after "The server"."""
+
+    def __init__(self, reason: str, *, again: bool = False) -> None:
+        super().__init__(reason)
+        self.again = again
+        """The same request may succeed."""
+
+
+def short(text: str) -> str:
+    """Return the beginning of a server's text, on one line and without secrets."""
+    return redact(" ".join(text.split()))[:_SHOWN]  # cut last: half a key would not be recognised
+
+
+async def unpacked(chunks: AsyncIterator[bytes], packing: str) -> AsyncIterator[bytes]:
+    """Yield the bytes of a body with this Content-Encoding. Raises UnusableReply if they are too many or damaged."""
+    packing = packing.strip().lower()
+    if packing not in ("", "identity", "gzip", "x-gzip", "deflate"):
+        raise UnusableReply(f"compressed its reply in a way that it was not asked for ({short(packing)})")
+    unpack = None if packing in ("", "identity") else zlib.decompressobj(zlib.MAX_WBITS | 32)
+    total = 0
+    async for chunk in chunks:
+        if unpack is not None:
+            try:
+                chunk = unpack.decompress(chunk, MOST_BYTES)
+            except zlib.error as error:
+                raise UnusableReply(f"returned a damaged {packing} body ({error})", again=True) from None
+            if unpack.unconsumed_tail:
+                raise _too_large(MOST_BYTES)
+        total += len(chunk)
+        if total > MOST_STREAMED:
+            raise _too_large(MOST_STREAMED)
+        yield chunk
+
+
+async def json_values(chunks: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    """Yield the JSON of a whole body, or of each event of a stream as it comes, up to `[DONE]`.
+
+    Raises:
+        UnusableReply: it is too large, no JSON, or cut off.
+    """
+    held, event, waiting = bytearray(), list[bytes](), 0
+    streamed: bool | None = None
+    async for chunk in chunks:
+        held += chunk
+        if streamed is None and len(start := held.lstrip(b"\xef\xbb\xbf \t\r\n")[:6]) == 6:
+            streamed = _FIELD.match(start) is not None
+        if streamed and b"\n" in chunk:
+            *lines, held = held.split(b"\n")
+            for line in lines:
+                line = line.strip(b"\xef\xbb\xbf\r")
+                if line.startswith(b"data:"):
+                    event.append(bytes(line[5:]))
+                    waiting += len(line)
+                elif not line:
+                    for value in _parsed(event):
+                        if value is _DONE:
+                            return
+                        yield value
+                    event, waiting = [], 0
+        if len(held) + waiting > MOST_BYTES:
+            raise _too_large(MOST_BYTES)
+    if not streamed:
+        yield _json(bytes(held))
+        return
+    if held.startswith(b"data:"):
+        event.append(bytes(held[5:]))
+    for value in _parsed(event):
+        if value is _DONE:
+            return
+        yield value
+    raise UnusableReply("ended its stream before the reply was complete", again=True)
+
+
+def _parsed(event: list[bytes]) -> list[Any]:
+    """Return the JSON of an event's data: all lines as one, or of each where blank lines between events are missing."""
+    if len(event) > 1:
+        try:
+            return [json.loads(b"\n".join(event))]
+        except (ValueError, RecursionError):
+            pass
+    return [_json(line) for line in event]
+
+
+def _json(data: bytes) -> Any:
+    if data.strip() == _DONE:
+        return _DONE
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        begun = data.lstrip()[:1] in (b"{", b"[")
+        what = "JSON that is cut off or damaged" if begun else "no JSON" if data.strip() else "nothing"
+        shown = short(data[: MIB // 16].decode("utf-8", "replace"))
+        raise UnusableReply(f"returned {what}{f': {shown}' if shown else ''}", again=True) from None
+
+
+def _too_large(limit: int) -> UnusableReply:
+    return UnusableReply(f"sent more than {limit // MIB} MiB in one reply, which was not read further")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +288,67 @@ class CompletionReader(ReplyReader):
         item["arguments"] += part if isinstance(part, str) else "" if part is None else json.dumps(part)
         if isinstance(more := call.get("extra_content"), dict):
             item["extra_content"] = more  # Gemini's signature, without which it refuses the next request
+
+
+class ResponseReader(ReplyReader):
+    """Reads a response."""
+
+    def __init__(self, on_text: Callable[[str], None] | None = None) -> None:
+        super().__init__(on_text)
+        self._output: list[Any] = []
+        self._streamed = False
+
+    def take(self, value: Any) -> None:
+        kind, self._other = dig(value, "type"), value
+        if kind == "response.output_text.delta":
+            self._streamed = True
+            self._say(joined(dig(value, "delta"), ""))
+        elif kind == "response.output_item.done":
+            self._output.append(dig(value, "item"))
+        response = dig(value, "response") or value
+        if (error := dig(response, "error")) or kind == "error":
+            again = dig(error or value, "code") in [*BUSY, "server_error", "rate_limit_exceeded"]
+            raise UnusableReply(f"returned an error: {message_of(response)}", again=again)
+        output, status = dig(response, "output"), dig(response, "status")
+        if isinstance(output, list) and status not in ("in_progress", "queued"):
+            self._began, self._output = True, output or self._output
+            self._usage = dig(response, "usage")
+            reason = dig(response, "incomplete_details", "reason")
+            self.finish = reason if isinstance(reason, str) else "length" if status == "incomplete" else "stop"
+
+    def completion(self) -> Completion:
+        items: list[dict[str, Any]] = []
+        for item in self._output:
+            kind, content = dig(item, "type"), dig(item, "content")
+            if kind == "message":
+                text = joined([part for part in _parts(content) if dig(part, "type") == "output_text"], "text")
+                self._refusal.append(joined(content, "refusal", plain=False))
+                if not self._streamed:
+                    self._say(text)
+                for part in _parts(content):
+                    self._read_logprobs(dig(part, "logprobs"))
+                items.append({"type": kind, "text": text, **_kept(item, "phase")})
+            elif kind == "reasoning":
+                self._reasoning.append(joined(content, "text") or joined(dig(item, "summary"), "text"))
+                if dig(item, "encrypted_content") or content:  # else it can only be named, and is kept nowhere
+                    kept = _kept(item, "id", "content", "encrypted_content")
+                    items.append({"type": kind, "summary": _parts(dig(item, "summary")), **kept})
+            elif kind == "function_call":
+                id, name, given = (joined(dig(item, key), "") for key in ("call_id", "name", "arguments"))
+                items.append({"type": kind, "call_id": id, "name": name, "arguments": given})
+        called = any(item["type"] == "function_call" for item in items)
+        return self._completed(
+            "response", items if called else [], "input_tokens", "output_tokens", "input_tokens_details"
+        )
+
+
+def _parts(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _kept(item: Any, *keys: str) -> dict[str, Any]:
+    """Return the fields of an item that it has."""
+    return {key: item[key] for key in keys if item.get(key) is not None}
 
 
 def dig(value: Any, *path: str) -> Any:

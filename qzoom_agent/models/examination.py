@@ -16,8 +16,7 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, image_part, message, view_ids
 from qzoom_agent.models.hf import HFBackend, load_backend, peak_memory
 from qzoom_agent.models.interface import SamplingParams
-from qzoom_agent.models.stock import StockBackend, stock_inputs
-from qzoom_agent.models.stock_check import compare, distance, tolerance
+from qzoom_agent.models.stock import StockBackend, compare, distance, stock_inputs, tolerance
 from qzoom_agent.perception.adapters import TILED
 from qzoom_agent.views import ViewStore
 
@@ -38,9 +37,7 @@ def examine_model(model: str, *, branches: str | None = None, device: str = "aut
     """Load a model and yield the findings, in the order shown.
 
     Args:
-        model: preset name, folder or hub id.
         branches: folder or hub id of branches instead of the model's own.
-        device: where it runs.
 
     Raises:
         ConfigError, BackendError: the model cannot be loaded or run.

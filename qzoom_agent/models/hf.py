@@ -1,7 +1,7 @@
 """Local weights: any stock image-text-to-text model, by preset name, folder or hub id.
 
 The model class is that of transformers; nothing is patched. A model with missing weights is refused. One that run piece
-by piece would not be the stock model (`stock_check`) answers through stock `generate`, and cannot be trained. Loading
+by piece would not be the stock model (`stock`) answers through stock `generate`, and cannot be trained. Loading
 logs the chosen device and number format with the reason, and the backend keeps that line.
 """
 
@@ -44,8 +44,7 @@ from qzoom_agent.models.presets import (
     resolve_model,
 )
 from qzoom_agent.models.prompts import PromptCodec, load_processor, takes_any_size, visual_factor
-from qzoom_agent.models.stock import StockBackend
-from qzoom_agent.models.stock_check import difference
+from qzoom_agent.models.stock import StockBackend, difference
 from qzoom_agent.perception.adapters import TILED, base_view_tokens
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.checkpoints import checkpoint_file, load_official, official_names, own_branches

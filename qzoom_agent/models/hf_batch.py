@@ -135,7 +135,7 @@ class BatchEngine:
         prefills = [cast(Prefill, sessions[row].prefill) for row in more]
         lower, prompts = range(prefills[0].k), [ready[row] for row in more]
         caches = [one.cache for one in prefills]
-        states, cache, valid, *_ = self._run(
+        states, cache, valid = self._run(
             [sessions[row] for row in more], prompts, [held[row] for row in more], caches, lower
         )
         for at, (row, own) in enumerate(zip(more, self._split(cache, valid, lower), strict=True)):
@@ -227,14 +227,14 @@ class BatchEngine:
             logits.append(last)
             token_layers.append(work)
             caches.append(session.cache)
-            session.cache = self._cache()
+            session.cache = self._decoder.cache()
         return _Rows(*self._stack(caches, range(self._decoder.depth)), torch.cat(logits), cached, token_layers)
 
     def _all_layers(self, requests: Sequence[GenerationRequest]) -> _Rows:
         """Run all layers on what the sessions' caches lack."""
         sessions, ready = [one.session for one in requests], [one.ready for one in requests]
         shared, layers = [one.session.keep(one.ready.prompt) for one in requests], range(self._decoder.depth)
-        hidden, cache, valid, *_ = self._run(sessions, ready, shared, [one.cache for one in sessions], layers)
+        hidden, cache, valid = self._run(sessions, ready, shared, [one.cache for one in sessions], layers)
         work = [float((len(one.prompt.ids) - held) * len(layers)) for one, held in zip(ready, shared, strict=True)]
         return _Rows(cache, valid, self._decoder.logits(hidden), shared, work)
 
@@ -264,32 +264,28 @@ class BatchEngine:
         starts: Sequence[int],
         caches: list[DynamicCache],
         layers: range,
-    ) -> tuple[Tensor, DynamicCache, Tensor, Rotaries, Masks]:
+    ) -> tuple[Tensor, DynamicCache, Tensor]:
         """Run layers on each row's ids from its start on, behind the caches, which hold those before it.
 
         Returns:
-            The states of the new ids, the stacked cache, its valid columns, and rotary embeddings and masks of the new
-            ids.
+            The states of the new ids, the stacked cache and its valid columns.
         """
         cache, held = self._stack(caches, layers, starts)
         # the rows are in the batch now: never two copies of a cache while the layers run
         caches.clear()
         for session in sessions:
-            session.cache = self._cache()
+            session.cache = self._decoder.cache()
         new, positions, real = padded(sessions, ready, starts)
         valid = torch.cat((held, real), dim=1)
         mask = layer_masks(self._backend.model.config, valid, new.hidden, visual=new.visual)
         rotary = self._decoder.rotary(new.hidden, positions)
-        return self._decoder.run(new, layers, rotary=rotary, mask=mask, cache=cache), cache, valid, rotary, mask
+        return self._decoder.run(new, layers, rotary=rotary, mask=mask, cache=cache), cache, valid
 
     def _step(self, new: Embedded, positions: Tensor, valid: Tensor, cache: DynamicCache) -> Tensor:
         """Run all layers on new tokens, the last columns of `valid`; return logits (rows, vocabulary)."""
         decoder = self._decoder
         rotary, mask = decoder.rotary(new.hidden, positions), layer_masks(decoder.model.config, valid, new.hidden)
         return decoder.logits(decoder.run(new, range(decoder.depth), rotary=rotary, mask=mask, cache=cache))
-
-    def _cache(self) -> DynamicCache:
-        return self._decoder.cache()
 
     def _visual(self, ready: Sequence[Prepared]) -> Tensor:
         """Return the visual tokens of prompts, (rows, tokens) bool, padded on the left."""
@@ -312,7 +308,7 @@ class BatchEngine:
         if counts is None:
             counts = [one.get_seq_length() for one in caches]
         longest = max(counts)
-        stacked, device = self._cache(), self._backend.model.device
+        stacked, device = self._decoder.cache(), self._backend.model.device
         at, missing = torch.arange(longest, device=device), longest - torch.tensor(counts, device=device)
         valid = at >= missing[:, None]
         if not longest:
@@ -339,7 +335,7 @@ class BatchEngine:
     def _split(self, cache: DynamicCache, valid: Tensor, layers: range) -> list[DynamicCache]:
         """Move the valid columns of each row to a cache of its own: holes and padding never outlive a batch."""
         columns = [row.nonzero()[:, 0] for row in valid.cpu()]
-        own = [self._cache() for _ in columns]
+        own = [self._decoder.cache() for _ in columns]
         for index in layers:
             held: Any = cache.layers[index]
             if index in recurrent(cache):
@@ -354,7 +350,7 @@ class BatchEngine:
     def _taken(self, rows: _Rows, places: Sequence[int]) -> _Rows:
         """Return these of the rows, in this order; a row may be taken several times."""
         at = torch.tensor(places, device=rows.logits.device)
-        cache = self._cache()
+        cache = self._decoder.cache()
         for index, layer in enumerate(rows.cache.layers):
             held: Any = layer
             if index in recurrent(rows.cache):
@@ -372,7 +368,6 @@ def padded(
 
     Args:
         sessions: those that prepared the rows; several rows may share one, and with it the encoded views.
-        ready: the prepared conversations.
         starts: index of the first id of each row.
 
     Returns:

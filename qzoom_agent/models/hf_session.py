@@ -50,7 +50,7 @@ from qzoom_agent.perception.decoder import Decoder, Prefill
 from qzoom_agent.perception.look import BranchOutput, look
 from qzoom_agent.perception.maps import runs
 from qzoom_agent.perception.transformers_versions import forward, image_features
-from qzoom_agent.trace import PerceptionRecord, Quad
+from qzoom_agent.trace import PerceptionRecord
 
 if TYPE_CHECKING:
     from qzoom_agent.models.hf import HFBackend
@@ -108,8 +108,6 @@ class HFSession:
     ) -> None:
         """
         Args:
-            backend: the model.
-            image: returns the pixels of a view.
             pool: encoded views by digest, shared with other sessions; a view found there is not encoded again.
             encodes: False skips the vision encoder, for callers that need only ids and positions.
         """
@@ -121,7 +119,8 @@ class HFSession:
         self._rope_index = getattr(self._model.base_model, "get_rope_index", None)
         text = self._model.config.get_text_config()
         self._sees_forwards = getattr(text, "use_bidirectional_attention", None) == "vision"
-        self._places: dict[str, tuple[str, Cells]] = {}
+        self.places: dict[str, tuple[str, Cells]] = {}
+        """The crops with aligned positions: each with the view that it was cut from, and its cells there."""
         self._parts: dict[str, tuple[str, ...]] = {}
         self._digests: dict[str, str] = {}
         self._images: dict[str, EncodedView] = {}
@@ -145,11 +144,6 @@ class HFSession:
         """The views that are encoded."""
         return set(self._images)
 
-    @property
-    def places(self) -> Mapping[str, tuple[str, Cells]]:
-        """The crops with aligned positions: each with the view that it was cut from, and its cells there."""
-        return self._places
-
     def fork(self, *, shared: bool = False) -> "HFSession":
         """Open another conversation; see `ForkingSession`."""
         if shared and self._pool is None:  # the same crop for another question is not encoded again
@@ -163,7 +157,7 @@ class HFSession:
         return other
 
     def close(self) -> None:
-        self._images, self._digests, self._turns, self._places, self._parts = {}, {}, [], {}, {}
+        self._images, self._digests, self._turns, self.places, self._parts = {}, {}, [], {}, {}
         self._read, self._ahead = {}, {}
         self._forget()
 
@@ -180,11 +174,7 @@ class HFSession:
             ready, branches = self.prepare_look(messages, further=further)
             decoder, prompt = Decoder(self._model), ready.prompt
             start, prefill = self.resume_look(prompt, decoder, branches.config.k)
-            work = 0.0
-            if start < len(prompt.ids):
-                ids = torch.tensor([prompt.ids[start:]], device=self._model.device)
-                new = decoder.embed(ids, self.features(prompt, start))
-                work = float(prefill.extend(new, decoder.rotary(new.hidden, ready.positions[..., start:])))
+            work = self._extend(prefill, prompt, ready.positions, start)
             hidden = cast(Tensor, prefill.hidden)
             (found,) = look(
                 branches,
@@ -256,11 +246,13 @@ class HFSession:
                     score=found.score,
                     threshold=found.threshold,
                     heat=[] if seen is None else seen.heat.tolist(),
-                    extent=_corners(grid, (0, 0, grid.columns, grid.rows)),
+                    extent=grid.to_view(0, 0, grid.columns, grid.rows, view=span.view).corners,
                     cutoff=None if seen is None else seen.cutoff,
-                    cells=[(one.x1, one.y1, one.x2, one.y2) for one in regions],
-                    boxes=[_corners(grid, one[:4]) for one in regions],
-                    foreground=[_corners(grid, run) for run in runs(seen.foreground)] if seen and sparse else [],
+                    cells=[one[:4] for one in regions],
+                    boxes=[grid.to_view(*one[:4], view=span.view).corners for one in regions],
+                    foreground=[grid.to_view(*run, view=span.view).corners for run in runs(seen.foreground)]
+                    if seen and sparse
+                    else [],
                     fixed=options.box is not None or config.box is not None,
                     route="zoom" if regions else "direct",
                     reason=found.reason,
@@ -276,7 +268,7 @@ class HFSession:
         return records
 
     def place(self, view: str, *, source: str, cells: Cells) -> None:
-        self._places[view] = (source, cells)
+        self.places[view] = (source, cells)
 
     def show_part(self, view: str, *, kept: Sequence[str]) -> None:
         if self._parts.get(view) != tuple(kept):
@@ -347,7 +339,7 @@ class HFSession:
     def key(self, prompt: Prompt) -> Hashable:
         """Return a key that is equal for prompts, of any sessions, that are the same input to the model."""
         shown = tuple((span.start, id(self._images[span.view])) for span in prompt.spans)
-        return prompt.ids, shown, tuple(self._places.items()), None if self.prefill is None else id(self)
+        return prompt.ids, shown, tuple(self.places.items()), None if self.prefill is None else id(self)
 
     def keep(self, prompt: Prompt) -> int:
         """Crop the cache, or the unfinished prefill, to the ids that it shares with `prompt`, or to fewer where states
@@ -384,16 +376,20 @@ class HFSession:
 
     def _finish(self, prefill: Prefill, prompt: Prompt, positions: Tensor, start: int) -> tuple[Tensor, float]:
         """Finish the prefill that a look left, with the ids from `start` on added to it."""
-        decoder, work = prefill.decoder, 0.0
-        if start < len(prompt.ids):
-            ids = torch.tensor([prompt.ids[start:]], device=self._model.device)
-            new = decoder.embed(ids, self.features(prompt, start))
-            work = prefill.extend(new, decoder.rotary(new.hidden, positions[..., start:]))
+        decoder, work = prefill.decoder, self._extend(prefill, prompt, positions, start)
         hidden = cast(Tensor, prefill.hidden)
         logits, more = prefill.finish(decoder.rotary(hidden, positions), lean=self._lean)
         self.prefill, self.cache = None, prefill.cache
         self._snapshots.take(self.cache, len(prompt.ids))
         return logits, work + more
+
+    def _extend(self, prefill: Prefill, prompt: Prompt, positions: Tensor, start: int) -> float:
+        """Run the lower layers on the ids from `start` on; return the work in token-layers."""
+        if start == len(prompt.ids):
+            return 0.0
+        ids = torch.tensor([prompt.ids[start:]], device=self._model.device)
+        new = prefill.decoder.embed(ids, self.features(prompt, start))
+        return float(prefill.extend(new, prefill.decoder.rotary(new.hidden, positions[..., start:])))
 
     def features(self, prompt: Prompt, start: int) -> list[ModelOutput]:
         """Return the features of the views in prompt.ids[start:], in order."""
@@ -460,7 +456,7 @@ class HFSession:
         )[0]
         # placed crops get the positions of the place that they were cut from
         starts = dict(zip((span.view for span in prompt.spans), self._visual_starts(prompt), strict=True))
-        for view, (source, cells) in self._places.items():
+        for view, (source, cells) in self.places.items():
             if view in starts and source in starts:
                 grid, start = self._images[view].grid, starts[view]
                 assert grid is not None  # a family that places images in two dimensions
@@ -483,12 +479,6 @@ class HFSession:
         self.held = Prompt()
         self.cache = new_cache(self._model.config)
         self._snapshots = Snapshots()
-
-
-def _corners(grid: Grid, cells: Cells) -> Quad:
-    """Convert a box in cells to the shown pixels of its view."""
-    box = grid.to_view(*cells, view="")
-    return box.x1, box.y1, box.x2, box.y2
 
 
 def encode_views(backend: "HFBackend", images: Mapping[str, Image.Image]) -> dict[str, EncodedView]:

@@ -57,7 +57,6 @@ def served_preset(url: str, model: str, *, native: bool = False) -> Preset:
     """Return how a model behind a server is asked: its preset, a hosted model's, or what its name tells.
 
     Args:
-        url: Address of the server.
         model: A preset or the server's name for the model.
         native: The user wants native tool calls, which need a format with a schema.
 

@@ -70,7 +70,6 @@ class PerceivingSession(Protocol):
         Boxes and extent of a record are in shown pixels of its `view`.
 
         Args:
-            messages: the conversation.
             options: rules of the gate and the map.
             map_always: make the map even if the gate says that it is not needed.
             further: the conversation shows crops of earlier looks: ask the branches of further looks, which a model

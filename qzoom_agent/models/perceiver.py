@@ -22,7 +22,7 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.models.interface import Backend, Perceiver, PerceivingSession
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.trace import PerceptionRecord, Quad
-from qzoom_agent.views import View, ViewStore
+from qzoom_agent.views import ViewStore
 
 
 class LocalPerceiver:
@@ -90,15 +90,12 @@ class LocalPerceiver:
         return seen.model_copy(
             update={
                 "view": "original",
-                "boxes": [_on_original(Box(*box, view=coarse.id).clamp(coarse.size), coarse) for box in seen.boxes],
-                "extent": None if seen.extent is None else _on_original(Box(*seen.extent, view=coarse.id), coarse),
+                "boxes": [
+                    coarse.to_original(Box(*box, view=coarse.id).clamp(coarse.size)).corners for box in seen.boxes
+                ],
+                "extent": seen.extent and coarse.to_original(Box(*seen.extent, view=coarse.id)).corners,
             }
         )
-
-
-def _on_original(box: Box, view: View) -> Quad:
-    found = view.to_original(box)
-    return found.x1, found.y1, found.x2, found.y2
 
 
 def name_of(perceiver: Perceiver) -> str:
@@ -132,7 +129,7 @@ def look_with(
             "perceiver": name,
             "aligned": False,  # the model that answers takes a crop as an image of its own
             "further": False,  # a perceiver is shown the image alone, no crops
-            "boxes": [(box.x1, box.y1, box.x2, box.y2) for box in boxes],
+            "boxes": [box.corners for box in boxes],
             "cells": seen.cells[: len(boxes)] if known else [_in_cells(box, seen.heat, image.size) for box in boxes],
             "route": "zoom" if boxes else "direct",
         }
@@ -149,7 +146,6 @@ def load_perceiver(name: str, **how: Any) -> Perceiver:
     """Return the perceiver of this name: a model (preset, folder, hub id), or an object or class as `module:name`.
 
     Args:
-        name: As a user wrote it.
         how: Arguments of `LocalPerceiver.load`.
 
     Raises:

@@ -274,7 +274,6 @@ def recognised(preset: Preset, config: Mapping[str, Any], card: str = "", *, voc
     (`base_model`) says it comes from; its vocabulary (nano's); its architecture, which is a guess.
 
     Args:
-        preset: What the user named.
         config: Content of config.json.
         card: Text of README.md.
         vocabulary: Text of tokenizer.json.

@@ -80,7 +80,6 @@ class _ScriptedSession:
         self._backend = backend
         self._image = image
         self._held: list[Message] = []
-        self.places: dict[str, tuple[str, tuple[float, float, float, float]]] = {}
 
     def look(
         self,
@@ -95,7 +94,7 @@ class _ScriptedSession:
         return self._backend.looks(deepcopy(list(messages)))
 
     def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
-        self.places[view] = (source, cells)
+        """Ignore it: a script has no positions."""
 
     def reply(self, messages: Sequence[Message], *, settings: SamplingParams, on_text: OnText | None = None) -> Reply:
         shared = sum(takewhile(bool, map(eq, self._held, messages)))

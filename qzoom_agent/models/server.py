@@ -4,6 +4,10 @@ Zoom calls are text, with the schema in the prompt, or native: the server gets t
 written into the turn's text for the protocol's parser, and kept as items that are sent again as they came. Images are
 PNG in data URIs. A stop string that the server cuts off is put back, as the protocols' parsers expect it.
 
+Of several servers of one model (`ServerPool`), each has a share of the conversations. A turn that one fails goes to
+another, which a conversation loses nothing by, and a server that failed where another did not is asked last for half a
+minute.
+
 The server gives no hidden states, so policies that look need a local model. A conversation is sent whole each time and
 its prefix, which never changes, is left to the server's cache; vLLM also gets a `uuid` of each image, made of its
 pixels, and need not hash it again. Any number of threads may ask; at most `concurrency` requests run at once.
@@ -11,23 +15,27 @@ pixels, and need not hash it again. Any number of threads may ask; at most `conc
 
 import base64
 import hashlib
-import io
 import json
 import time
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import Any, Final
 
 from qzoom_agent.config import ViewBudget
+from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import tokens
 from qzoom_agent.messages import Message, view_ids
 from qzoom_agent.models.chat_client import API_NAMES, ChatClient
 from qzoom_agent.models.chat_messages import chat_messages, response_items, schemas
 from qzoom_agent.models.chat_reply import Completion
-from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams
+from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams, Session
 from qzoom_agent.protocols.boxes import box_key
+from qzoom_agent.zoom.image_zoom import png
 
 _PAUSE: Final = 0.5
 """Seconds before the first retry."""
+_REST: Final = 30.0
+"""Seconds for which a server that failed is asked last."""
 
 
 class ServerBackend:
@@ -129,12 +137,11 @@ class _ServerSession:
 
     def _encode(self, view: str) -> dict[str, Any]:
         if view not in self._encoded:
-            png = io.BytesIO()
-            self._image(view).save(png, format="PNG", compress_level=1)
-            data = base64.b64encode(png.getvalue()).decode("ascii")
-            self._encoded[view] = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+            data = png(self._image(view))
+            url = f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
+            self._encoded[view] = {"type": "image_url", "image_url": {"url": url}}
             if self._backend.client.owner == "vllm":  # other servers may refuse a field that they do not know
-                self._encoded[view]["uuid"] = hashlib.sha256(png.getvalue()).hexdigest()[:32]
+                self._encoded[view]["uuid"] = hashlib.sha256(data).hexdigest()[:32]
         return self._encoded[view]
 
 
@@ -183,3 +190,88 @@ def _closed(text: str, stop: Sequence[str], reason: str | None, *, cut: bool) ->
         if mark.startswith("</") and text.rfind(opening) > text.rfind(mark):
             return text + mark
     return text
+
+
+# -- several servers ---------------------------------------------------------------------------------------------------
+
+
+class ServerPool:
+    """A model behind several servers."""
+
+    perceives = False
+
+    def __init__(self, servers: Sequence[ServerBackend]) -> None:
+        """`servers` are asked for the same model in the same form; at least one."""
+        first = servers[0]
+        self.name, self.protocol, self.defaults = first.name, first.protocol, first.defaults
+        self.settings, self.api, self.client = first.settings, first.api, first.client
+        self.placement = f"{first.placement}, one of {len(servers)}"
+        self.workers = sum(one.workers for one in servers)
+        self._servers = list(servers)
+        self._open = [0] * len(servers)
+        self._rests = [0.0] * len(servers)
+        self._lock = Lock()
+
+    def session(self, image: ImageSource) -> Session:
+        with self._lock:
+            place = self._order()[0]
+            self._open[place] += 1
+        return _PooledSession(self, image, place)
+
+    def _order(self, first: int | None = None) -> list[int]:
+        """Return the places of the servers, best first: those that work, then those with the fewest conversations."""
+        now = time.monotonic()
+        return sorted(range(len(self._servers)), key=lambda at: (self._rests[at] > now, at != first, self._open[at]))
+
+    def _moved(self, old: int, new: int | None, failed: Sequence[int] = ()) -> None:
+        """Count a conversation at another server, or as closed."""
+        with self._lock:
+            self._open[old] -= 1
+            if new is not None:
+                self._open[new] += 1
+            for at in failed:
+                self._rests[at] = time.monotonic() + _REST
+
+
+class _PooledSession:
+    """One conversation, at one server as long as that works."""
+
+    def __init__(self, pool: ServerPool, image: ImageSource, place: int) -> None:
+        self._pool, self._image, self._place = pool, image, place
+        self._sessions: dict[int, Session] = {}
+        self._counted = True
+
+    def reply(self, messages: Sequence[Message], *, settings: SamplingParams, on_text: OnText | None = None) -> Reply:
+        pool, failed, said = self._pool, list[int](), False
+
+        def hear(piece: str) -> None:
+            nonlocal said
+            said = True
+            if on_text is not None:
+                on_text(piece)
+
+        fault: BackendError | None = None
+        for place in pool._order(self._place):
+            session = self._sessions.setdefault(place, pool._servers[place].session(self._image))
+            try:
+                reply = session.reply(messages, settings=settings, on_text=None if on_text is None else hear)
+            except BackendError as error:
+                if said:
+                    raise  # the listener cannot unhear the beginning
+                fault = fault or error
+                failed.append(place)
+                continue
+            if failed:  # not the fault of the request
+                pool._moved(self._place, place, failed)
+                self._place = place
+            return reply
+        assert fault is not None
+        raise fault
+
+    def close(self) -> None:
+        for session in self._sessions.values():
+            session.close()
+        self._sessions = {}
+        if self._counted:
+            self._pool._moved(self._place, None)
+        self._counted = False

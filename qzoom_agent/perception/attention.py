@@ -59,8 +59,6 @@ class Recording:
         """Return attention (batch, heads, queries, keys), float32, on the model's device.
 
         Args:
-            layer: a recorded layer.
-            heads: query heads of the layer.
             queries: the tokens that attend.
             keys: the columns to return; a row sums to 1 over all columns, returned or not.
             mask: (batch, tokens) as the model was given it, 0 on padding; needed if rows were padded. The result for a
@@ -178,13 +176,9 @@ def response_map(
     """Return one map (rows, columns): attention to one image, in the mean over heads and tokens of an answer.
 
     Args:
-        recorded: a recording of the layers of `heads`.
         heads: heads by layer; none give a map of zeros.
         response: tokens of the answer. The published maps leave out its last one, which `generate` never feeds back.
         start: index of the image's first visual token.
-        rows, columns: of the map.
-        row: row of the batch.
-        mask: as in `Recording.attention`.
 
     Raises:
         BackendError: as in `Recording.attention`.

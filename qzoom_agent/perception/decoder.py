@@ -132,8 +132,6 @@ class Decoder:
 
         Args:
             new: input of the first of `layers`, with deepstack features where it is the model's own input.
-            layers: indices of the layers to run.
-            rotary: rotary embeddings of the tokens' positions.
             mask: additive mask (batch, 1, tokens, keys), or one for each kind of layer; None for the causal mask of
                 unpadded rows.
             cache: receives keys and values; what it already holds is attended to.
@@ -277,7 +275,6 @@ def last_token(
     A layer that is not plain is run for all tokens.
 
     Args:
-        layer: a decoder layer.
         hidden: its input, (batch, tokens, hidden).
         rotary: rotary embeddings of all tokens.
         mask: additive mask (batch, 1, tokens, tokens), or None.

@@ -5,9 +5,8 @@ A model that answers well attends to the right place, so its own attention from 
 peak are foreground, cells far below it and outside the foreground's box are background, the rest is ignored. Attention
 sinks are never foreground.
 
-The defaults are the rules of the published stage-1 scripts, tested on 25 recorded maps; `PAPER` has the papers'
-formula. All functions are pure numpy in float64, one image a call. The published batched routine is not here: it swaps
-rows and columns.
+The defaults are the rules of the published stage-1 scripts, tested on 25 recorded maps. All functions are pure numpy in
+float64, one image a call. The published batched routine is not here: it swaps rows and columns.
 """
 
 import math
@@ -50,14 +49,8 @@ class LabelRules(BaseModel):
 
 PUBLISHED = LabelRules()
 """The published stage-1 scripts, for the Qwen families."""
-LLAVA = LabelRules(sink=1e-3, blur_kernel=1)
-"""The rules for LLaVA-1.5: a sink threshold ten times lower, and a box that does not grow."""
 CROP_BASELINE = LabelRules(foreground=0.2)
 """The published baseline that crops by raw attention, without padding."""
-PAPER = LabelRules(foreground=0.2, blur_kernel=1, area_limit=1.0, least_peak=0.0)
-"""The papers' formula with the shares that were best in their ablation: a tight box, and no map left out unless its box
-is the whole map. Its sinks are visual tokens with a large norm: give norms as the sink map and their limit as
-`sink`."""
 
 
 class Labels(NamedTuple):
@@ -88,7 +81,6 @@ def make_labels(
     Args:
         attention: (rows, columns) attention from the answer to each cell, of grounding heads.
         sink: (rows, columns) map in which sinks are high, see `LabelRules.sink`; None: there are no sinks.
-        rules: thresholds.
         shown: size of the image before it was padded to a square; the padding is background. None: not padded.
 
     Raises:
@@ -188,8 +180,6 @@ def prepared_prompt(question: str, mode: Mode, *, keep_short: bool = True) -> st
     the one that asks for a short answer, or follows the question.
 
     Args:
-        question: of the sample.
-        mode: kind of image.
         keep_short: keep the sentence that asks for a short answer in print (DocVQA was asked without).
     """
     if mode == "natural":

@@ -11,7 +11,6 @@ Shapes: hidden states (batch, tokens, hidden), padded on the left; map logits (r
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -109,14 +108,9 @@ def look(
     Each row is decided by itself: maps are made only for the rows that the gate lets through.
 
     Args:
-        branches: gate and SD-RPN.
-        adapter: of the base model's family.
         hidden: states after K layers, (batch, tokens, hidden), padded on the left.
-        rotary: rotary embeddings of the tokens.
         mask: additive mask (batch, 1, tokens, tokens), or one for each kind of layer; None for the causal mask of
             unpadded rows.
-        images: the images of each row.
-        options: rules of the gate and the map.
         starts: index of the first token of each row that is no padding; None: no row is padded.
         map_always: make the map even if the gate says that it is not needed (to show it; nothing is then proposed).
         further: this is a further look, in which the maps of a row compete: foreground is a share of the highest peak
@@ -171,18 +165,10 @@ def _finite(logits: Tensor) -> Tensor:
     return logits
 
 
-class _Heat(NamedTuple):
-    """The map of one image before its regions are sought; the fields are those of `Map`."""
-
-    logits: Tensor
-    keep: Tensor
-    heat: Tensor
-
-
 def _heats(
     sdrpn: SDRPN, adapter: Adapter, states: Tensor, *, rotary: Rotary, images: Images, begin: int
-) -> list[_Heat]:
-    """Return the heat of each image of one conversation, whose first token is at `begin`."""
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return logits, kept cells and heat of each image of one conversation, whose first token is at `begin`."""
     query = sdrpn.queries(states[:, -1:], cut(rotary, slice(-1, None)))
     sink = None
     if adapter.sink == "first_token":
@@ -195,20 +181,20 @@ def _heats(
         keys = sdrpn.keys(states[:, span], cut(rotary, span))
         logits = _finite(sdrpn.logits(query, keys)[0]).view(rows, columns)
         keep = keep_mask(adapter.sink, rows, columns, None if sink is None else sdrpn.logits(sink, keys)[0])
-        found.append(_Heat(logits.float().cpu(), keep, probabilities(logits, keep)))
+        found.append((logits.float().cpu(), keep, probabilities(logits, keep)))
     return found
 
 
-def _regions_of(heats: Sequence[_Heat], options: PerceptionConfig, *, joint: bool) -> list[Map]:
+def _regions_of(heats: Sequence[tuple[Tensor, Tensor, Tensor]], options: PerceptionConfig, *, joint: bool) -> list[Map]:
     """Return the maps of one conversation with their regions."""
     if joint and options.peak_share is not None:
-        peak = max(float(smoothed(one.heat, options).max()) for one in heats)
+        peak = max(float(smoothed(heat, options).max()) for *_, heat in heats)
         options = options.model_copy(update={"peak_share": None, "threshold": options.peak_share * peak})
     maps, floor = [], options.threshold or 0.0
-    for one in heats:
-        found = foreground(one.heat, floor, options)
-        boxes = regions(one.heat, found, limit=options.max_regions, sides=options.box)
-        maps.append(Map(*one, cutoff(smoothed(one.heat, options), floor, options), found, boxes))
+    for logits, keep, heat in heats:
+        found = foreground(heat, floor, options)
+        boxes = regions(heat, found, limit=options.max_regions, sides=options.box)
+        maps.append(Map(logits, keep, heat, cutoff(smoothed(heat, options), floor, options), found, boxes))
     if joint:
         ranked = sorted((region for one in maps for region in one.regions), key=lambda region: -region.peak)
         best = ranked[: options.max_regions]

@@ -23,8 +23,6 @@ _CORNER_FROM = 256
 """Grids of more cells than this have a sink in the corner (Qwen2.5-VL)."""
 _CERTAIN = 0.02
 """Smallest 1 - p in the odds that weigh cells: surer cells weigh no more."""
-MIN_SIDE = 28
-"""Shortest side of a box in original pixels, in every family."""
 
 
 class MapRegion(NamedTuple):

@@ -21,7 +21,6 @@ def layer_masks(config: PretrainedConfig, valid: Tensor, like: Tensor, *, visual
     """Return the masks of new tokens, the last columns of `valid`, over all real ones.
 
     Args:
-        config: of the model.
         valid: the columns that are real.
         like: embeddings of the new tokens, (rows, new tokens, hidden); of masks, they give length and number format.
         visual: the new tokens that are visual, (rows, new tokens) bool; an image is never cut. None: none is.

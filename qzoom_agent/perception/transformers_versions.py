@@ -65,12 +65,10 @@ def forward(
     """Run the stock model on ids (1, tokens) behind a cache; return logits (1, vocabulary) after the last id.
 
     Args:
-        model: the stock model.
         ids: token ids, image placeholders expanded.
         positions: of the ids, as the stock model takes them.
         cache: holds what comes before, and receives keys and values.
         features: `image_features` of the views in the ids.
-        more: further arguments of the stock forward.
     """
     inputs = {"position_ids": positions, "use_cache": True, cache_name(type(model).forward): cache, **more}
     if features is None:

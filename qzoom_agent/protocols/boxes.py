@@ -85,7 +85,6 @@ def read_box(
     """Return the box that a value stands for.
 
     Args:
-        value: The value as written.
         frame: The frame that the model was told to use.
         notes: Takes what was corrected.
         size: Shown size of the view, to name the range of pixels; None if it is not known.

@@ -69,46 +69,36 @@ class ZoomProtocol(Protocol):
     @property
     def name(self) -> str:
         """Name of the format, for traces and messages."""
-        ...
 
     @property
     def frame(self) -> Frame:
         """Frame of the boxes that the model writes."""
-        ...
 
     @property
     def stop(self) -> tuple[str, ...]:
         """Strings after which a reply is complete, beyond the end-of-turn token."""
-        ...
 
     @property
     def max_calls_per_turn(self) -> int:
         """Calls served from one reply; further ones become a problem."""
-        ...
 
     def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
         """Return the system message, if any, and the first user turn with `views` in order; `tools` offers zooming."""
-        ...
 
     def parse(self, text: str, views: Sequence[View]) -> Parsed:
         """Parse a reply; `views` are all views shown so far, in order, the coarse view first."""
-        ...
 
     def result(self, view: View, index: int, notes: Sequence[str]) -> list[Message]:
         """Return the turn that shows crop number `index` (from 0) of this episode, with the tool's notes."""
-        ...
 
     def refusal(self, text: str) -> list[Message]:
         """Return the turn that tells the model why there is no crop."""
-        ...
 
     def final(self) -> list[Message]:
         """Return the last turn: zooming is over, answer now."""
-        ...
 
     def view_name(self, index: int) -> str:
         """Return the model's name of view number `index` (the coarse view is 0), as part of a sentence."""
-        ...
 
 
 @runtime_checkable
@@ -117,15 +107,12 @@ class ToolProtocol(ZoomProtocol, Protocol):
 
     def with_tools(self, tools: Mapping[str, str]) -> Self:
         """Return the protocol with these tools in its prompt and its grammar: function schemas in JSON, by name."""
-        ...
 
     def tool_result(self, text: str, view: View | None) -> list[Message]:
         """Return the turn with what an own tool returned: a text, and the view of its image if it made one."""
-        ...
 
     def zoom_hint(self, view: View, views: Sequence[View]) -> str:
         """Return how a zoom call names a tool's image, as a sentence; empty if none can. `views` are all shown."""
-        ...
 
 
 @runtime_checkable
@@ -134,7 +121,6 @@ class NativeProtocol(ZoomProtocol, Protocol):
 
     def tool_schema(self) -> str:
         """Return the tool as an OpenAI function schema in one line of JSON; each own tool is a further line."""
-        ...
 
     def native(self) -> "NativeProtocol":
         """Return the protocol for native calls: no schema in the text, and results without marks of a format.
@@ -142,7 +128,6 @@ class NativeProtocol(ZoomProtocol, Protocol):
         Raises:
             ConfigError: It has no schema.
         """
-        ...
 
 
 def view_names(protocol: ZoomProtocol, views: Sequence[View]) -> list[str]:

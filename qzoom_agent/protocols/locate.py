@@ -37,10 +37,7 @@ def ask_for_boxes(protocol: ZoomProtocol, question: str, views: Sequence[View], 
     """Return the conversation that asks where to look.
 
     Args:
-        protocol: Of the model.
-        question: The question to be answered afterwards.
         views: The views to show; boxes are measured on the first, or of several images on the one that is named.
-        limit: Most boxes.
     """
     own = getattr(protocol, "locate", None)
     if own is not None:

@@ -117,9 +117,7 @@ def readable(text: str) -> str:
 def own_turn(text: str, repairs: list[str] | None = None) -> str:
     """Return what is the model's own in a reply: nothing after an invented result or a mark of the next turn.
 
-    Args:
-        text: The reply.
-        repairs: Takes what was left out.
+    `repairs` takes what was left out.
     """
     notes = [] if repairs is None else repairs
     if len(text) > MAX_REPLY:
@@ -211,8 +209,6 @@ def read_reply(
     3. Any other text: the answer, or the content of its `\\boxed{}`.
 
     Args:
-        text: The reply.
-        find: Finds the calls in a text.
         read: Adds a call to the result, or a problem.
         how: Description of a well-formed call, for a model that wrote another.
         limit: Calls served in one turn.

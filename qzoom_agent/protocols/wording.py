@@ -26,9 +26,8 @@ from pydantic import model_validator
 from qzoom_agent.config import Config
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.files import read_text, read_yaml
-from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, Part, Role, image_part, message
-from qzoom_agent.protocols.interface import Parsed, ToolProtocol, ZoomProtocol
+from qzoom_agent.protocols.interface import ZoomProtocol
 from qzoom_agent.protocols.locate import ask_for_boxes
 from qzoom_agent.views import View
 
@@ -148,7 +147,7 @@ def choose_prompt(given: str | Mapping[str, Any] | PromptFile | None, own: Promp
 
 @dataclass(frozen=True, slots=True)
 class Reworded:
-    """A protocol whose texts are those of a prompt file, where it has them."""
+    """A protocol whose texts are those of a prompt file, where it has them; all else is the protocol's own."""
 
     protocol: ZoomProtocol
     prompt: PromptFile
@@ -157,36 +156,11 @@ class Reworded:
         if "{schema}" in (self.prompt.system or "") and not self.tool_schema():
             raise ConfigError(f"prompt.system has {{schema}}, and the protocol '{self.name}' has no schema of a tool.")
 
-    @property
-    def name(self) -> str:
-        return self.protocol.name
-
-    @property
-    def frame(self) -> Frame:
-        return self.protocol.frame
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        return self.protocol.stop
-
-    @property
-    def history(self) -> bool:
-        return getattr(self.protocol, "history", True)
-
-    @property
-    def image_name(self) -> str:
-        return getattr(self.protocol, "image_name", "image {number}")
-
-    @property
-    def counts_all(self) -> bool:
-        return getattr(self.protocol, "counts_all", False)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.protocol, name)
 
     def tool_schema(self) -> str:
         return self.protocol.tool_schema() if hasattr(self.protocol, "tool_schema") else ""
-
-    @property
-    def max_calls_per_turn(self) -> int:
-        return self.protocol.max_calls_per_turn
 
     def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
         said = self.protocol.opening(question, views, tools=tools)
@@ -203,9 +177,6 @@ class Reworded:
     def locate(self, question: str, views: Sequence[View], *, limit: int) -> list[Message]:
         return ask_for_boxes(self.protocol, question, views, limit=limit)
 
-    def parse(self, text: str, views: Sequence[View]) -> Parsed:
-        return self.protocol.parse(text, views)
-
     def result(self, view: View, index: int, notes: Sequence[str]) -> list[Message]:
         said = self.protocol.result(view, index, notes)
         numbers = {"action": index, "observation": index + 1, "width": view.width, "height": view.height}
@@ -219,9 +190,6 @@ class Reworded:
     def final(self) -> list[Message]:
         return self._replaced(self.protocol.final(), self.prompt.final, {})
 
-    def view_name(self, index: int) -> str:
-        return self.protocol.view_name(index)
-
     def require_schema(self, tools: Iterable[str]) -> None:
         """Raise ConfigError if the system message of the prompt file does not list these own tools."""
         if self.prompt.system is not None and "{schema}" not in self.prompt.system:
@@ -229,12 +197,6 @@ class Reworded:
                 f"The prompt file has no {{schema}} in its system message, where the tools {', '.join(tools)} would be "
                 "listed. Add it, or leave the tools out."
             )
-
-    def tool_result(self, text: str, view: View | None) -> list[Message]:
-        return cast(ToolProtocol, self.protocol).tool_result(text, view)
-
-    def zoom_hint(self, view: View, views: Sequence[View]) -> str:
-        return cast(ToolProtocol, self.protocol).zoom_hint(view, views)
 
     def _replaced(self, said: list[Message], text: str | None, values: _Values, **places: str) -> list[Message]:
         """Return the protocol's turn, or one of its role with this text."""

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from qzoom_agent.zoom.image_zoom import ImageZoom, ZoomReply
+from qzoom_agent.zoom.image_zoom import ImageZoom, ZoomReply, zoom_schema
 from qzoom_agent.zoom.propose import Proposals, Propose, propose_schema
-from qzoom_agent.zoom.schema import zoom_schema
 from qzoom_agent.zoom.tool_images import AffineImage, Views
 from qzoom_agent.zoom.zoom import Tool, Zoom, ZoomConfig, ZoomPlan, ZoomResult, find_tool
 

@@ -6,7 +6,8 @@
     reply.text, reply.image                      # what it is told and shown
 
 Bad calls never raise: what the text protocols mend is mended here too, and for the rest the model reads a text that
-says what to write.
+says what to write. `zoom_schema` is the tool as an OpenAI function schema, for servers and frameworks with native tool
+calls; the text formats of model families are in `qzoom_agent.protocols`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
 
 from qzoom_agent.errors import BoxError
 from qzoom_agent.geometry import Box, Frame
@@ -26,11 +28,31 @@ from qzoom_agent.images import ImageSource, load_image
 from qzoom_agent.protocols.boxes import BOX_KEYS, box_argument, read_index
 from qzoom_agent.protocols.calls import INDEX_NAMES, read_label
 from qzoom_agent.views import View, ViewStore
-from qzoom_agent.zoom import schema
 from qzoom_agent.zoom.zoom import Tool, Zoom, ZoomConfig, ZoomResult
 
+NAME = "image_zoom_in_tool"
+"""The name the Qwen models were trained with."""
+FRAME_TEXT: dict[Frame, str] = {
+    "pixel": "pixels of the view, as shown",
+    "unit": "fractions of the view's width and height, 0 to 1",
+    "per_mille": "thousandths of the view's width and height, 0 to 1000",
+    "cell": "columns and rows of the view's token grid",
+}
 _CORNER_KEYS = ("x", "y", "w", "h", "width", "height", "left", "top", "right", "bottom")
 _SHARES = "The numbers were read as shares of the image."
+
+
+class ZoomArguments(BaseModel):
+    """The arguments of the zoom tool."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    bbox_2d: Annotated[list[float], Field(min_length=4, max_length=4)]
+    """The region to look at, as [x1, y1, x2, y2]: left, top, right, bottom."""
+    view: str = "coarse"
+    """The view the numbers refer to: "coarse" for the first image, "crop1" for the first crop, and so on."""
+    label: str = ""
+    """The thing you expect to find there."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +75,7 @@ class ZoomReply:
 class ImageZoom:
     """One image, its coarse view and the zoom tool on it."""
 
-    name = schema.NAME
+    name = NAME
 
     def __init__(
         self,
@@ -97,12 +119,12 @@ class ImageZoom:
     @property
     def description(self) -> str:
         """What a model is told about the tool."""
-        return schema.describe(self.frame)
+        return describe(self.frame)
 
     @property
     def schema(self) -> dict[str, Any]:
         """The tool as an OpenAI function schema."""
-        return schema.zoom_schema(frame=self.frame)
+        return zoom_schema(frame=self.frame)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -119,6 +141,29 @@ class ImageZoom:
         if not isinstance(given, Mapping):
             return ZoomReply(explain("The arguments are no JSON object.", self.frame))
         return serve(self.tool, self.store, dict(given), frame=self.frame)
+
+
+def zoom_schema(*, frame: Frame = "per_mille") -> dict[str, Any]:
+    """Return the zoom tool as an OpenAI function schema, with box coordinates in `frame`."""
+    return function_schema(NAME, describe(frame), ZoomArguments)
+
+
+def function_schema(name: str, description: str, arguments: type[BaseModel]) -> dict[str, Any]:
+    """Return an OpenAI function schema of these arguments, without the titles that pydantic adds."""
+    parameters = arguments.model_json_schema()
+    for noise in ("title", "description"):
+        parameters.pop(noise)
+    for field in parameters["properties"].values():
+        field.pop("title")
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+
+
+def describe(frame: Frame) -> str:
+    """Return the description of the zoom tool that a model reads."""
+    return (
+        "Zoom in on a region of an image: returns that region cut from the full-resolution original. "
+        f"Coordinates are {FRAME_TEXT[frame]}."
+    )
 
 
 def serve(tool: Tool, store: ViewStore, arguments: dict[str, Any], *, frame: Frame) -> ZoomReply:
@@ -146,11 +191,16 @@ def data_url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(png(image)).decode("ascii")
 
 
+def image_block(image: Image.Image) -> dict[str, Any]:
+    """Return an image as a content block of LangChain."""
+    return {"type": "image", "base64": base64.b64encode(png(image)).decode("ascii"), "mime_type": "image/png"}
+
+
 def explain(problem: str, frame: Frame) -> str:
     """Return a text for the model about arguments that could not be read."""
     return (
         f"The zoom call could not be read. {problem} Pass bbox_2d as four numbers [x1, y1, x2, y2], "
-        f"{schema.FRAME_TEXT[frame]}, and optionally view and label."
+        f"{FRAME_TEXT[frame]}, and optionally view and label."
     )
 
 

@@ -1,6 +1,5 @@
 """The zoom tool for LangChain and LangGraph agents: `image_zoom.ImageZoom` in the form of LangChain."""
 
-import base64
 from typing import Any
 
 from langchain_core.messages import ToolMessage
@@ -8,8 +7,7 @@ from langchain_core.tools import StructuredTool, ToolException
 
 from qzoom_agent.geometry import Frame
 from qzoom_agent.views import ViewStore
-from qzoom_agent.zoom import schema
-from qzoom_agent.zoom.image_zoom import png, serve
+from qzoom_agent.zoom.image_zoom import NAME, describe, image_block, serve, zoom_schema
 from qzoom_agent.zoom.zoom import Tool, ZoomConfig, ZoomResult
 
 
@@ -26,8 +24,7 @@ def as_langchain_tool(zoom: Tool, store: ViewStore, *, frame: Frame = "per_mille
         frame: How the model writes boxes.
     """
     if "coarse" not in store:
-        budget = getattr(zoom, "config", None) or ZoomConfig()
-        store.add_coarse(factor=budget.factor, min_tokens=budget.min_tokens, max_tokens=budget.max_tokens)
+        store.add_coarse(**(getattr(zoom, "config", None) or ZoomConfig()).budget)
 
     def call(**arguments: Any) -> tuple[list[dict[str, Any]], ZoomResult]:
         reply = serve(zoom, store, arguments, frame=frame)
@@ -35,15 +32,14 @@ def as_langchain_tool(zoom: Tool, store: ViewStore, *, frame: Frame = "per_mille
             raise ToolException(reply.text)
         blocks: list[dict[str, Any]] = [{"type": "text", "text": reply.text}]
         if reply.image is not None:
-            data = base64.b64encode(png(reply.image)).decode("ascii")
-            blocks.append({"type": "image", "base64": data, "mime_type": "image/png"})
+            blocks.append(image_block(reply.image))
         return blocks, reply.result
 
     return _ZoomTool(
         func=call,
-        name=schema.NAME,
-        description=schema.describe(frame),
-        args_schema=schema.zoom_schema(frame=frame)["function"]["parameters"],
+        name=NAME,
+        description=describe(frame),
+        args_schema=zoom_schema(frame=frame)["function"]["parameters"],
         response_format="content_and_artifact",
         handle_tool_error=True,
     )

@@ -82,13 +82,7 @@ class OwnTool:
         return self.tool.name
 
     def __call__(self, arguments: Mapping[str, Any], views: Views, *, max_pixels: int) -> ToolOutput:
-        """Run the tool. Never raises.
-
-        Args:
-            arguments: As the model wrote them.
-            views: The views so far.
-            max_pixels: Most pixels of an image.
-        """
+        """Run the tool with arguments as the model wrote them. Never raises."""
         schema = self.tool.args_schema
         fields = schema.model_fields if isinstance(schema, type) and issubclass(schema, BaseModel) else {}
         given = {key: value for key, value in arguments.items() if key not in _hidden(fields)}

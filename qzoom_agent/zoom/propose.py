@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from qzoom_agent.geometry import Box, Frame
 from qzoom_agent.trace import PerceptionRecord
 from qzoom_agent.views import ViewStore
-from qzoom_agent.zoom.schema import function_schema
+from qzoom_agent.zoom.image_zoom import function_schema
 
 if TYPE_CHECKING:
     from langchain_core.tools import StructuredTool

@@ -7,12 +7,18 @@ sides of a few pixels. `Zoom` corrects all of that and says so in a note for the
 `plan` checks and corrects a box, and is the only place that does; `cut` cuts the plan. The policy reviews the plan in
 between, so a refused crop costs nothing. Corrections, in order: corners, the part inside the view, whole pixels of the
 original (outward), the shortest side, the aspect.
+
+A sparse crop is encoded finer, and only its tokens on the foreground of a map are shown. Text and objects often fill a
+small part of a box: a whole crop spends its tokens on the rest as well.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from math import ceil, floor
+from typing import Any, Final, Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from qzoom_agent.config import CropConfig, PerceptionConfig
@@ -22,8 +28,10 @@ from qzoom_agent.geometry import MAX_ASPECT, Box, Size, extent, fit_tokens, mapp
 from qzoom_agent.views import Kept, View, ViewStore
 
 _NOTHING = Size(0, 0)
-# A box may reach this far outside, in pixels, through rounding alone.
+# A box may reach this far outside, in pixels or cells, through rounding alone.
 _NOISE = 1e-6
+_STEP: Final = 0.95
+"""Ratio of the scale of a sparse crop to the next larger one that is tried."""
 
 
 class ZoomConfig(CropConfig):
@@ -46,6 +54,11 @@ class ZoomConfig(CropConfig):
                 "Raise max_tokens or lower min_tokens."
             )
         return self
+
+    @property
+    def budget(self) -> dict[str, int]:
+        """The budget of visual tokens, as `fit_tokens` and `ViewStore` take it."""
+        return {"factor": self.factor, "min_tokens": self.min_tokens, "max_tokens": self.max_tokens}
 
     def for_proposals(self, options: PerceptionConfig) -> "ZoomConfig":
         """Return the budget of crops that branches propose; a limit on one side moves the other with it."""
@@ -74,7 +87,7 @@ class ZoomPlan:
     """The crop in pixels of the image of a tool that it is cut from (`View.source`); None: it is cut from the
     original, and `box` says where."""
     kept: Kept | None = None
-    """Tokens that are shown of a sparse crop, see `zoom.sparse`; None: all."""
+    """Tokens that are shown of a sparse crop, see `sparse_plan`; None: all."""
 
     @property
     def extent(self) -> Box:
@@ -111,11 +124,9 @@ class Tool(Protocol):
 
     def plan(self, store: ViewStore, box: Box) -> ZoomPlan:
         """Return the crop that `box`, in any frame of any view, leads to; neither raises nor changes the store."""
-        ...
 
     def cut(self, store: ViewStore, plan: ZoomPlan, *, label: str = "") -> ZoomResult:
         """Cut a plan and add the crop to the store."""
-        ...
 
 
 class Zoom:
@@ -130,7 +141,6 @@ class Zoom:
 
     def plan(self, store: ViewStore, box: Box) -> ZoomPlan:
         """Check and correct `box`, in any frame of any view of `store`. Never raises, and changes nothing."""
-        config = self.config
         notes: list[str] = []
         try:
             shaped = self._shape(_on_source(store, store.view(box.view), box, notes), store, notes)
@@ -138,13 +148,8 @@ class Zoom:
             wide, high = store.view("original").size
             legal = "" if box.view in store else f" The original has {wide}x{high} pixels."
             return ZoomPlan(box.view, error=f"{error}{legal}")
-        size = fit_tokens(
-            (int(shaped.width), int(shaped.height)),
-            factor=config.factor,
-            min_tokens=config.min_tokens,
-            max_tokens=config.max_tokens,
-        )
-        shown, view = tokens(size, config.factor), store.view(box.view)
+        size = fit_tokens((int(shaped.width), int(shaped.height)), **self.config.budget)
+        shown, view = tokens(size, self.config.factor), store.view(box.view)
         if not view.source:
             return ZoomPlan(box.view, shaped, size, shown, tuple(notes))
         original = store.original(view.id).size
@@ -161,14 +166,8 @@ class Zoom:
             return ZoomResult(error=plan.error, label=label)
         if plan.kept is not None:
             crop = store.add_sparse_crop(plan.box, size=plan.size, kept=plan.kept, parent=plan.parent)
-            return ZoomResult(view=crop, served=crop.box, notes=list(plan.notes), label=label)
-        crop = store.add_crop(
-            plan.extent,
-            factor=self.config.factor,
-            min_tokens=self.config.min_tokens,
-            max_tokens=self.config.max_tokens,
-            parent=plan.parent,
-        )
+        else:
+            crop = store.add_crop(plan.extent, parent=plan.parent, **self.config.budget)
         return ZoomResult(view=crop, served=crop.box, notes=list(plan.notes), label=label)
 
     def _shape(self, box: Box, store: ViewStore, notes: list[str]) -> Box:
@@ -255,3 +254,59 @@ def _sides(box: Box) -> str:
 
 def _list(box: Box) -> str:
     return "[" + ", ".join(f"{value:.6g}" for value in box.as_list()) + "]"
+
+
+# -- sparse crops ------------------------------------------------------------------------------------------------------
+
+
+def sparse_plan(plan: ZoomPlan, foreground: Sequence[Box], *, scale: float, factor: int) -> ZoomPlan:
+    """Return a plan that shows some tokens of the same crop, at the largest scale that costs no more than `plan`.
+
+    Args:
+        plan: A crop as it is shown whole.
+        foreground: Boxes in original pixels. A token is kept if it or one of its eight neighbours touches one of them.
+        scale: Most times that each side is encoded larger.
+        factor: Side in pixels of one token.
+
+    Returns:
+        The plan with its new size, tokens and `kept`; the plan itself if nothing would be left out.
+    """
+    if plan.box is None:
+        return plan
+    side, whole = scale, (int(plan.box.width), int(plan.box.height))
+    while side > 1:
+        count = int(plan.tokens * side**2)
+        size = fit_tokens(whole, factor=factor, min_tokens=count, max_tokens=count)
+        kept = _near(plan.box, size, foreground, factor)
+        if 0 < int(kept.sum()) <= plan.tokens:
+            return _thinned(plan, size, kept)
+        side *= _STEP
+    kept = _near(plan.box, plan.size, foreground, factor)
+    return _thinned(plan, plan.size, kept) if kept.any() else plan
+
+
+def _near(box: Box, size: Size, foreground: Sequence[Box], factor: int) -> NDArray[np.bool]:
+    """Return which tokens (rows, columns) of a crop shown at this size touch the foreground, or have a neighbour that
+    does.
+    """
+    columns, rows = size.width // factor, size.height // factor
+    kept = np.zeros((rows, columns), dtype=np.bool)
+    across, down = columns / box.width, rows / box.height
+    for part in foreground:
+        left, right = _touched((part.x1 - box.x1) * across, (part.x2 - box.x1) * across, columns)
+        top, bottom = _touched((part.y1 - box.y1) * down, (part.y2 - box.y1) * down, rows)
+        if left < right and top < bottom:
+            kept[max(0, top - 1) : bottom + 1, max(0, left - 1) : right + 1] = True
+    return kept
+
+
+def _touched(low: float, high: float, count: int) -> tuple[int, int]:
+    """Return the first cell of 0..count that an interval touches, and the one behind the last."""
+    return max(0, floor(low + _NOISE)), min(count, ceil(high - _NOISE))
+
+
+def _thinned(plan: ZoomPlan, size: Size, kept: NDArray[np.bool]) -> ZoomPlan:
+    if kept.all():
+        return plan
+    rows: Kept = tuple("".join("01"[mark] for mark in row) for row in kept.astype(int).tolist())
+    return replace(plan, size=size, tokens=int(kept.sum()), kept=rows)

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
-from qzoom_agent.cli.fields import add_fields, given
+from qzoom_agent.cli.options import add_fields, given
 from qzoom_agent.config import Config
 
 

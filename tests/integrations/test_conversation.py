@@ -84,6 +84,7 @@ def test_a_second_click_decides_on_no_later_call() -> None:
         conversation.decide(True)
     second = played(steps)
     assert isinstance(second, PendingCall) and conversation.waiting == second
+    conversation.leave()  # or Python waits for its thread
 
 
 def test_two_questions_at_once_are_answered_one_after_the_other(agent: Agent) -> None:

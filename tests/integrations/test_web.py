@@ -23,7 +23,7 @@ from gradio.state_holder import StateHolder  # noqa: E402
 
 from qzoom_agent.integrations.limits import WebConfig  # noqa: E402
 from qzoom_agent.integrations.web.handlers import Page, Visit, create_app  # noqa: E402
-from qzoom_agent.integrations.web.settings import changes, policies  # noqa: E402
+from qzoom_agent.integrations.web.layout import changes, policies  # noqa: E402
 
 SETTINGS = ("explicit", False, 5, 0, 0)
 

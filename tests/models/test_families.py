@@ -14,7 +14,7 @@ from PIL import Image
 from qzoom_agent.agent import Agent
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message, text, view_ids
-from qzoom_agent.models import SamplingParams, stock_check
+from qzoom_agent.models import SamplingParams, stock
 from qzoom_agent.models.hf import HFBackend, load_backend
 from qzoom_agent.models.presets import SHIPPED
 from qzoom_agent.models.prompts import fit
@@ -180,12 +180,12 @@ def test_replies_of_stock_generate_stream_stop_and_are_seeded(tmp_path: Path) ->
 def test_a_difference_of_the_logits_is_found_once_for_a_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stock_check, "_FOUND", {})
+    monkeypatch.setattr(stock, "_FOUND", {})
     _, loaded = load("qwen2_5_vl", tmp_path)
-    assert list(stock_check._FOUND.values()) == [""]
+    assert list(stock._FOUND.values()) == [""]
     compared: list[HFBackend] = []
-    monkeypatch.setattr(stock_check, "compare", compared.append)
-    assert stock_check.difference(loaded) == ""
+    monkeypatch.setattr(stock, "compare", compared.append)
+    assert stock.difference(loaded) == ""
     assert compared == []
     monkeypatch.undo()
 
@@ -198,18 +198,18 @@ def test_a_difference_of_the_logits_is_found_once_for_a_configuration(
 
     monkeypatch.setattr(loaded.model, "get_image_features", other)
     with torch.inference_mode():
-        assert "in turn 1 its logits differ" in stock_check.compare(loaded)
+        assert "in turn 1 its logits differ" in stock.compare(loaded)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_what_ships_comes_with_its_result(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails after a change of nano or transformers, add the fingerprint to weights/nano/stock_check.json."""
     nano = HFBackend.load(name, device="cpu", check=False)
-    assert stock_check.compare(nano) == ""
-    monkeypatch.setattr(stock_check, "_FOUND", {})
-    monkeypatch.setattr(stock_check, "compare", lambda loaded: "compared")
-    recorded = json.loads(stock_check.RECORDED.read_text())
+    assert stock.compare(nano) == ""
+    monkeypatch.setattr(stock, "_FOUND", {})
+    monkeypatch.setattr(stock, "compare", lambda loaded: "compared")
+    recorded = json.loads(stock.RECORDED.read_text())
     if transformers.__version__ in recorded.values():
-        assert stock_check.difference(nano) == "", stock_check.fingerprint(nano)
+        assert stock.difference(nano) == "", stock.fingerprint(nano)
     else:
-        assert stock_check.difference(nano) == "compared"
+        assert stock.difference(nano) == "compared"

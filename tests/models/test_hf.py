@@ -20,10 +20,10 @@ from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.messages import Message, image_part, message, text, view_ids
 from qzoom_agent.models import SamplingParams
 from qzoom_agent.models.hf import HFBackend, choose
+from qzoom_agent.models.hf_generation import Sampler, TextStream
 from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.presets import NANO_BUDGET, NANO_FOLDER, PRESETS, Preset
 from qzoom_agent.models.prompts import ImageSpan, Prompt, fit, image_only, load_processor, visual_factor
-from qzoom_agent.models.sampling import Sampler, TextStream
 from tests.cases import each_case
 from tests.tiny_models import QWEN_TEMPLATE, Family, build
 

@@ -17,10 +17,8 @@ from qzoom_agent.cli.main import main
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.images import load_image
 from qzoom_agent.models.chat_messages import chat_messages, response_items
-from qzoom_agent.models.chat_reply import CompletionReader, ReplyReader
-from qzoom_agent.models.chat_stream import UnusableReply
+from qzoom_agent.models.chat_reply import CompletionReader, ReplyReader, ResponseReader, UnusableReply
 from qzoom_agent.models.hosted import connection, served_preset
-from qzoom_agent.models.response_reply import ResponseReader
 from tests.cases import each_case
 from tests.models.misbehaving import CALL, Connection, Misbehaving
 from tests.models.replies import REASONING, call, events, turn

@@ -5,7 +5,7 @@ import torch
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.models import SamplingParams
-from qzoom_agent.models.sampling import Sampler
+from qzoom_agent.models.hf_generation import Sampler
 
 
 def test_top_p_keeps_the_likeliest_tokens() -> None:

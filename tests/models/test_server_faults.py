@@ -19,7 +19,7 @@ from qzoom_agent.agent import Agent
 from qzoom_agent.cli.main import main
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation.scorers.judge import Judge
-from qzoom_agent.models import chat_client, chat_stream
+from qzoom_agent.models import chat_client, chat_reply
 from tests.cases import each_case
 from tests.models.misbehaving import (
     CALL,
@@ -327,8 +327,8 @@ def _endless(data: bytes) -> Script:
 def test_an_endless_reply_has_a_limit_of_bytes(
     server: Misbehaving, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat_stream, "MOST_BYTES", 2**20)
-    monkeypatch.setattr(chat_stream, "MOST_STREAMED", 2**20)
+    monkeypatch.setattr(chat_reply, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(chat_reply, "MOST_STREAMED", 2**20)
     server.script = script
     assert "more than 1 MiB" in str(ask(server, seconds=20).trace.error)
     assert len(server.requests) == 1

@@ -11,7 +11,7 @@ from PIL import Image
 from qzoom_agent.agent import Agent
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.scripted import ScriptedBackend
-from qzoom_agent.models.server_pool import ServerPool
+from qzoom_agent.models.server import ServerPool
 
 IMAGE = Image.new("RGB", (168, 112))
 

@@ -18,8 +18,6 @@ from qzoom_agent.perception.labels import (
     FOREGROUND,
     HEADS,
     IGNORED,
-    LLAVA,
-    PAPER,
     PUBLISHED,
     LabelRules,
     Mode,
@@ -28,6 +26,12 @@ from qzoom_agent.perception.labels import (
     prepared_prompt,
 )
 
+LLAVA = LabelRules(sink=1e-3, blur_kernel=1)
+"""The rules for LLaVA-1.5 (rl/recipes/llava_1_5_7b): a sink threshold ten times lower, and a box that does not grow."""
+PAPER = LabelRules(foreground=0.2, blur_kernel=1, area_limit=1.0, least_peak=0.0)
+"""The papers' formula with the shares that were best in their ablation: a tight box, and no map left out unless its box
+is the whole map. Its sinks are visual tokens with a large norm: give norms as the sink map and their limit as
+`sink`."""
 RECORDED = Path(__file__).parents[1] / "parity" / "pseudo_labels"
 FACTS: dict[str, Any] = json.loads((RECORDED / "labels.json").read_text(encoding="utf-8"))
 TENSORS = load_file(RECORDED / "labels.safetensors")

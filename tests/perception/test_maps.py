@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from parity_run import official_blur, official_pixels
+from parity_run import MIN_SIDE, official_blur, official_pixels
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.perception.maps import (
-    MIN_SIDE,
     MapRegion,
     blur,
     blur_sigma,

@@ -181,3 +181,11 @@ def test_a_prompt_file_lists_own_tools_where_it_has_the_schema() -> None:
     assert "You can:" in (said := ask("You can:\n{schema}")) and "image_zoom_in_tool" in said and "rotate" in said
     with pytest.raises(ConfigError, match=r"no \{schema\} in its system message, where the tools rotate would be"):
         ask("You cannot.")
+
+
+def test_an_own_tool_is_called_under_a_prompt_file() -> None:
+    call = '<tool_call>{"name": "enhance", "arguments": {"image": "coarse"}}</tool_call>'
+    backend = ScriptedBackend([call, "<answer>42</answer>"], protocol="qwen3vl")
+    agent = Agent(backend, policy="explicit", tools=["enhance"], prompt={"system": "{schema}"})
+    answer = agent.run(Image.new("RGB", (60, 60)), "what?")
+    assert answer.text == "42" and answer.record.turns[0].calls[0].decision == "served"

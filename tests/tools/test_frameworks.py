@@ -15,7 +15,7 @@ from qzoom_agent import Agent
 from qzoom_agent.integrations.frameworks import as_runnable, langchain_message, langchain_tool
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.zoom import ImageZoom
-from qzoom_agent.zoom.schema import NAME
+from qzoom_agent.zoom.image_zoom import NAME
 from tests.tools.support import PICTURE, documented
 
 FRAMEWORKS = ("langchain", "langgraph", "smolagents", "openai_agents", "pydantic_ai", "openai")

@@ -11,8 +11,8 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.trace import PerceptionRecord
 from qzoom_agent.views import ViewStore
 from qzoom_agent.zoom import Propose, Zoom, ZoomConfig, ZoomResult, zoom_schema
+from qzoom_agent.zoom.image_zoom import NAME
 from qzoom_agent.zoom.langchain import as_langchain_tool
-from qzoom_agent.zoom.schema import NAME
 
 
 @pytest.fixture

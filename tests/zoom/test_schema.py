@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from qzoom_agent.zoom import zoom_schema
-from qzoom_agent.zoom.schema import NAME
+from qzoom_agent.zoom.image_zoom import NAME
 
 
 def test_the_schema_is_an_openai_function():
-    found = zoom_schema("openai")
+    found = zoom_schema()
     assert json.loads(json.dumps(found)) == found
     assert found["type"] == "function"
     function = found["function"]

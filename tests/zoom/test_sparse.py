@@ -11,8 +11,7 @@ from qzoom_agent.config import ReviewConfig
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.review import adds
 from qzoom_agent.views import View, ViewStore
-from qzoom_agent.zoom.sparse import sparse_plan
-from qzoom_agent.zoom.zoom import Zoom, ZoomConfig, ZoomPlan
+from qzoom_agent.zoom.zoom import Zoom, ZoomConfig, ZoomPlan, sparse_plan
 
 FACTOR = 10
 ZOOM = Zoom(ZoomConfig(factor=FACTOR, min_tokens=16, max_tokens=16))

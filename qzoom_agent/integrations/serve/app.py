@@ -18,6 +18,7 @@ from uuid import uuid4
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection
@@ -32,7 +33,6 @@ from qzoom_agent.integrations.serve.chat import ChatRequest, Reply, read_questio
 from qzoom_agent.integrations.serve.episodes import EpisodePool
 from qzoom_agent.integrations.serve.errors import ERRORS, ErrorBody, Left, RequestError, failure, of_request
 from qzoom_agent.integrations.serve.guard import KeyCheck, LimitedRoute
-from qzoom_agent.integrations.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,6 @@ def create_app(agent: Agent, config: ServeConfig | None = None) -> FastAPI:
 
     Args:
         agent: The model and the configuration of a request that changes nothing.
-        config: Limits of the server.
     """
     server = _Server(agent, config or ServeConfig())
     told: Any = {status: {"model": ErrorBody, "description": text} for status, text in ERRORS.items()}
@@ -216,6 +215,42 @@ class _Server:
         self.metrics.refused(told.code)
         headers = dict(getattr(error, "headers", None) or {}) | _HEADERS.get(told.status_code, {})
         return JSONResponse(told.body, told.status_code, headers)
+
+
+class Metrics:
+    """The counts of one server, for Prometheus."""
+
+    def __init__(self, pool: EpisodePool) -> None:
+        registry = self._registry = CollectorRegistry()
+        self._requests = Counter("qzoom_requests", "Requests by outcome", ["outcome"], registry=registry)
+        self._seconds = Histogram("qzoom_request_seconds", "Seconds to an answer", registry=registry)
+        self._visual = Counter("qzoom_visual_tokens", "Visual tokens of the views", ["view"], registry=registry)
+        self._written = Counter("qzoom_written_tokens", "Tokens that the model wrote", registry=registry)
+        self._calls = Counter("qzoom_zoom_calls", "Zoom calls of the model by outcome", ["outcome"], registry=registry)
+        for name, text, value in (
+            ("qzoom_running", "Requests under way", lambda: pool.running),
+            ("qzoom_waiting", "Requests that wait for a place", lambda: pool.waiting),
+        ):
+            Gauge(name, text, registry=registry).set_function(value)
+
+    def answered(self, answer: Answer, seconds: float) -> None:
+        """Count an answer."""
+        usage = answer.usage
+        self._requests.labels(answer.status).inc()
+        self._seconds.observe(seconds)
+        self._visual.labels("coarse").inc(usage.coarse_tokens)
+        self._visual.labels("crop").inc(usage.crop_tokens)
+        self._written.inc(usage.written_tokens)
+        for outcome, count in (("served", usage.served), ("refused", usage.refused), ("failed", usage.failed)):
+            self._calls.labels(outcome).inc(count)
+
+    def refused(self, outcome: str) -> None:
+        """Count a request without an answer: its error's code or status, or "left"."""
+        self._requests.labels(outcome).inc()
+
+    def text(self) -> bytes:
+        """Return all counts in Prometheus' text format."""
+        return bytes(generate_latest(self._registry))
 
 
 _LAST: Final = {"Connection": "close"}

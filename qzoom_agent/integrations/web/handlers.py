@@ -32,8 +32,7 @@ from qzoom_agent.images import load_image
 from qzoom_agent.integrations.conversation import Conversation
 from qzoom_agent.integrations.limits import WebConfig
 from qzoom_agent.integrations.progress import Progress
-from qzoom_agent.integrations.web.layout import DEMO, Layout, about
-from qzoom_agent.integrations.web.settings import changes, policies
+from qzoom_agent.integrations.web.layout import DEMO, Layout, about, changes, policies
 from qzoom_agent.models.presets import PRESETS
 from qzoom_agent.report.page import asset, legible
 from qzoom_agent.trace import PendingCall
@@ -76,11 +75,6 @@ class Page:
     """The page: `layout.blocks` for gradio, and the handlers of its events."""
 
     def __init__(self, agent: Agent, config: WebConfig | None = None) -> None:
-        """
-        Args:
-            agent: The model and the configuration of a run that changes nothing.
-            config: Limits of the page.
-        """
         self.config = config or WebConfig()
         self.agent = agent.side_by_side(most=self.config.batch)[0]
         self.layout = Layout(self.agent, self.config)
@@ -309,7 +303,6 @@ def create_app(agent: Agent, config: WebConfig | None = None) -> FastAPI:
 
     Args:
         agent: The model and the configuration of a run that changes nothing.
-        config: Limits of the page.
     """
     page = Page(agent, config)
 

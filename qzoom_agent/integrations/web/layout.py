@@ -1,34 +1,43 @@
-"""The components of the page of `qzoom web`. What happens when a visitor uses them: `handlers.py`."""
+"""The components of the page of `qzoom web`, and the settings that a visitor may change.
+
+What happens when a visitor uses them: `handlers.py`.
+"""
 
 from __future__ import annotations
 
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import gradio as gr
 from markupsafe import Markup
 
 from qzoom_agent.agent import Agent
-from qzoom_agent.integrations.limits import CEILINGS, WebConfig
-from qzoom_agent.integrations.web.settings import policies
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.integrations.limits import CEILINGS, ServedPolicy, WebConfig
 from qzoom_agent.models.presets import PRESETS
+from qzoom_agent.policy import LOOK_FIRST
 from qzoom_agent.report.page import legible
 
 DEMO: Final = Path(str(resources.files("qzoom_agent.data") / "demo"))
 """Folder of the example pictures."""
+_POLICIES: Final = {
+    "direct": "no crops",
+    "implicit": "crops that the branches propose",
+    "explicit": "crops that the model asks for",
+    "hybrid": "both, and each request is reviewed",
+    "locate": "the box that the model names first",
+    "always": "proposed crops, without asking the gate",
+}
+"""Each policy that a visitor may choose, in a few words."""
+assert set(_POLICIES) == set(get_args(ServedPolicy))
 
 
 class Layout:
     """The components: left what a visitor gives, right what comes out; on a phone one below the other."""
 
     def __init__(self, agent: Agent, config: WebConfig) -> None:
-        """
-        Args:
-            agent: The model and the configuration of a run that changes nothing.
-            config: Limits of the page.
-        """
         self.examples: list[dict[str, Any]] = json.loads((DEMO / "questions.json").read_text(encoding="utf-8"))
         with gr.Blocks(title="qzoom", analytics_enabled=False, delete_cache=(600, 3600)) as self.blocks:
             gr.HTML(
@@ -138,3 +147,32 @@ def about(agent: Agent) -> str:
     """Return a line on the model, as HTML."""
     line = Markup("<p class=qz-facts>Model: <b>{}</b>, policy {} unless you choose another.</p>")
     return str(line.format(legible(agent.backend.name), agent.config.policy))
+
+
+def policies(agent: Agent) -> list[tuple[str, str]]:
+    """Return the policies that an agent can run, each as a label and its name.
+
+    Raises:
+        ConfigError: The agent's own policy is none that a visitor may choose.
+    """
+    if agent.config.policy not in _POLICIES:
+        raise ConfigError(
+            f"The policy '{agent.config.policy}' is for measurements, and no page has known boxes. Choose another: "
+            f"{', '.join(_POLICIES)}."
+        )
+    return [
+        (f"{name}: {words}", name) for name, words in _POLICIES.items() if agent.perceives or name not in LOOK_FIRST
+    ]
+
+
+def changes(config: WebConfig, *, policy: str, zooms: int, visual: int, coarse: int) -> dict[str, Any]:
+    """Return what a visitor changes of the configuration, by dotted key, within the limits.
+
+    Args:
+        zooms: Most crops.
+        visual: Most visual tokens of all views; 0: no limit.
+        coarse: Most visual tokens of the coarse view; 0: the model's own.
+    """
+    asked = {"budget.max_views": zooms + 1, "budget.max_visual_tokens": visual, "budget.coarse_tokens": coarse}
+    within = {key: min(value, int(CEILINGS[key])) for key, value in asked.items() if value}
+    return {"policy": policy, "budget.max_seconds": config.timeout, **within}

@@ -30,8 +30,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.sample_result import episode_seed
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import BatchEngine
-from qzoom_agent.models.hf_generation import GeneratedTurn, GenerationRequest
-from qzoom_agent.models.sampling import TextStream
+from qzoom_agent.models.hf_generation import GeneratedTurn, GenerationRequest, TextStream
 from qzoom_agent.training.grpo.callbacks import RolloutPageCallback, measures
 from qzoom_agent.training.grpo.checks import (
     logp_distances,

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from qzoom_agent.models import sampling
+from qzoom_agent.models import hf_generation
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.training.grpo.callbacks import MetricsCallback
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
@@ -78,7 +78,7 @@ def tell(alarm: MetricsCallback, **logs: float) -> None:
 
 
 class Script:
-    """Stands for `sampling.draw`: row r of turn t says `turns[t][r]`, every row of a turn at the same time."""
+    """Stands for `hf_generation.draw`: row r of turn t says `turns[t][r]`, every row of a turn at the same time."""
 
     def __init__(self, tokenizer: Any, turns: Sequence[Sequence[str]]) -> None:
         end = tokenizer.eos_token_id
@@ -100,7 +100,7 @@ class Script:
 def scripted(patch: pytest.MonkeyPatch, tokenizer: Any, turns: Sequence[Sequence[str]]) -> Script:
     """Let every model that decodes say this."""
     script = Script(tokenizer, turns)
-    patch.setattr(sampling, "draw", script)
+    patch.setattr(hf_generation, "draw", script)
     return script
 
 

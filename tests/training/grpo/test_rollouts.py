@@ -15,10 +15,9 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import BatchEngine
-from qzoom_agent.models.hf_generation import GeneratedTurn
+from qzoom_agent.models.hf_generation import GeneratedTurn, draw
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.prompts import ImageSpan, Prompt
-from qzoom_agent.models.sampling import draw
 from qzoom_agent.training.grpo.rollouts import RecordedTurn, RolloutScheduler, play, tokens_of
 from tests.training.grpo.grpo_script import AGENT
 

@@ -112,9 +112,7 @@ def write_parquet(path: Path, types: Mapping[str, str], parts: Iterable[Mapping[
     """Write a table whose rows are given in parts.
 
     Args:
-        path: File to write.
         types: The columns in order, and their types: "texts", "boxes" (lists of x1, y1, x2, y2) or a name of pyarrow's.
-        parts: Values by column.
 
     Raises:
         MissingDependency: pyarrow is not installed.

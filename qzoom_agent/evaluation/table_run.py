@@ -11,6 +11,8 @@ Answers go into results.parquet, one row for each row of the table. A row that c
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,7 +26,6 @@ from qzoom_agent.agent import Agent
 from qzoom_agent.data.cells import text
 from qzoom_agent.data.columns import Columns
 from qzoom_agent.data.image_column import seen
-from qzoom_agent.data.image_folder import image_rows
 from qzoom_agent.data.questions import read_question
 from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path
 from qzoom_agent.data.samples import Sample, TaskSource
@@ -36,8 +37,11 @@ from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.tasks.custom import named_columns, table_file, tables_in, task_name
 from qzoom_agent.evaluation.tasks.task import Task
 from qzoom_agent.files import atomic_write, translating
+from qzoom_agent.images import FORMATS
 from qzoom_agent.messages import require_question
-from qzoom_agent.pdf import file_of
+from qzoom_agent.pdf import file_of, pages
+
+logger = logging.getLogger(__name__)
 
 RESULTS: Final = "results.parquet"
 ANSWERED: Final[Mapping[str, str]] = {
@@ -155,6 +159,36 @@ class Questions:
         sample = read_question(row, self.columns, answered=False).sample(self.task, index, image, cluster=cluster)
         names = self._names(row)
         return replace(sample, meta={key: name for key, name in names.items() if name is not None})
+
+
+def image_rows(path: Path) -> Rows | None:
+    """Return the images in a folder, sorted, or the one image or PDF at `path`; None if there are none.
+
+    Hidden files are left out, and so are files of other kinds, with a warning that counts them.
+
+    Raises:
+        ConfigError: The folder cannot be read.
+        MissingDependency: There is a PDF, and pypdfium2 is not installed.
+    """
+    folder = path if path.is_dir() else path.parent
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    names, others = list[str](), Counter[str]()
+    with translating("read", path):
+        files = path.rglob("*") if path.is_dir() else [path]
+        for name in sorted(file.relative_to(folder).as_posix() for file in files):
+            file, suffix = folder / name, Path(name).suffix.lower()
+            if name.startswith(".") or "/." in name or file.is_dir():
+                continue
+            if suffix in known:
+                names.append(name)
+            elif suffix == ".pdf":
+                names += [f"{name}#page={page + 1}" for page in range(pages(file))]
+            else:
+                others[suffix or "without an ending"] += 1
+    if names and others:
+        told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        logger.warning("%s: files of other kinds are left out (%s)", path, told)
+    return Rows(str(path), [{"image": name} for name in names], ("image",), folder) if names else None
 
 
 def run_table(

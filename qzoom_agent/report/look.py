@@ -28,19 +28,7 @@ MAX_CROPS = 12
 def write_look(
     record: PerceptionRecord, views: Sequence[View], image: Images, question: str, model: str, path: Path | str
 ) -> Path:
-    """Write the page for one look and return its path.
-
-    Args:
-        record: What the coarse pass found.
-        views: The original and the coarse view.
-        image: Maps a digest to its image (`trace.by_digest`).
-        question: The question that was asked.
-        model: Name of the model.
-        path: File to write; folders are created.
-
-    Raises:
-        TraceError: The file cannot be written.
-    """
+    """Write the page for one look at the original and the coarse view (`views`); see `write_report`."""
     return page.write_page(render_look(record, views, image, question, model), path)
 
 

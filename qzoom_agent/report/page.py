@@ -236,9 +236,9 @@ class Stage(NamedTuple):
     marks: Sequence[BoxMark]
     rules: str
     """The part of the style sheet that places all of it."""
-    number: int = 0
+    number: int
     """Number of the image, counted from 0."""
-    first_mark: int = 0
+    first_mark: int
     """Marks of the images before it."""
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, JsonValue
 from transformers import PreTrainedModel
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE, Judge, ready
+from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE, Judge
 from qzoom_agent.extras import require
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
@@ -49,8 +49,12 @@ class ModelRecipe(Section, ABC):
 
     def ready_judge(self, output: Path) -> Judge | None:
         """Return the judge that the recipe names, after it has answered once; its verdicts are kept in `output`."""
+        if self.judge is None:
+            return None
         cache = output / "verdicts.jsonl"
-        return ready(self.judge, model=self.judge_model, key_variable=self.judge_key_variable, cache=cache)
+        judge = Judge(self.judge, model=self.judge_model, key_variable=self.judge_key_variable, cache=cache)
+        judge.check()
+        return judge
 
 
 def is_finished(recipe: ModelRecipe, output: Path) -> bool:

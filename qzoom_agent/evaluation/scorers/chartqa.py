@@ -21,8 +21,7 @@ from typing import Final
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.match import exact_match, number
 from qzoom_agent.evaluation.scorers.open_answer import compared
-from qzoom_agent.evaluation.tasks.rule_version import lmms_eval, scorer, vlmevalkit
-from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.evaluation.tasks.task import Score, lmms_eval, scorer, vlmevalkit
 
 TOLERANCE: Final = Decimal("0.05")
 _YEAR: Final = re.compile(r"1[5-9]\d\d|20\d\d")

@@ -14,8 +14,7 @@ from typing import Final
 
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.letters import choice
-from qzoom_agent.evaluation.tasks.rule_version import PublicRule, lmms_eval, scorer, vlmevalkit
-from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.evaluation.tasks.task import PublicRule, Score, lmms_eval, scorer, vlmevalkit
 
 # Of the reply in capitals.
 _VSTAR: Final = tuple(

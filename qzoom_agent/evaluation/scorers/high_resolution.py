@@ -8,8 +8,7 @@ from typing import Final
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers import choice
 from qzoom_agent.evaluation.scorers.extraction import final_answer
-from qzoom_agent.evaluation.tasks.rule_version import PublicRule, lmms_eval, scorer
-from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.evaluation.tasks.task import PublicRule, Score, lmms_eval, scorer
 
 _TAGGED: Final = re.compile(r"<ans>([A-Z])</ans>")
 _BRACKETED: Final = re.compile(r"\(([A-Z])\)")

@@ -17,8 +17,7 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.anls import anls
 from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.scorers.open_answer import compared
-from qzoom_agent.evaluation.tasks.rule_version import scorer
-from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.evaluation.tasks.task import Score, scorer
 
 TOTAL: Final = "total"
 DATE: Final = "date"

@@ -61,11 +61,7 @@ def find_task(name: str) -> Task:
 
 
 def as_task(found: Any, name: str) -> Task:
-    """Return the task that an extension is or, called without arguments, returns.
-
-    Raises:
-        ConfigError: It is none.
-    """
+    """Return the task that an extension is or, called without arguments, returns; ConfigError if it is none."""
     if not isinstance(found, Task) and (isinstance(found, type) or not hasattr(found, "load")) and callable(found):
         found = created(found, kind="task")
     if isinstance(found, Task):

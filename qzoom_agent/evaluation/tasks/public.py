@@ -112,11 +112,7 @@ class Benchmark:
         return self.samples(self.rows(source), source)
 
     def rows(self, source: TaskSource) -> Rows:
-        """Return the table, with its columns under the hub's names.
-
-        Raises:
-            ConfigError: There is no table, or a column is missing.
-        """
+        """Return the table under the hub's names of columns; ConfigError if there is none, or a column is missing."""
         if source.path is None and not self.place.ids:
             raise ConfigError(
                 f"{self.name} is not on the hub. Give the folder that holds {self.place.file} and its images as the "
@@ -131,13 +127,7 @@ class Benchmark:
         return rows.renamed(names).need(needed)
 
     def samples(self, rows: Rows, source: TaskSource, kinds: Sequence[str] | None = None) -> RowSamples:
-        """Return the samples of a table.
-
-        Args:
-            rows: The table.
-            source: The place that it is from, and how it is read.
-            kinds: The kind of every row; None: as its column says.
-        """
+        """Return the samples of a table; `kinds` are those of its rows, None: as their column says."""
         file = Path(rows.name).stem
 
         def kind_of(row: Row) -> str:

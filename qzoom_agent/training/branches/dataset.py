@@ -17,9 +17,8 @@ from typing import Any, ClassVar, Final, Protocol
 from pydantic import Field
 from torch.utils.data import ConcatDataset
 
-from qzoom_agent.data.checks import listed_rows, refuse_rows
 from qzoom_agent.data.question_table import QuestionRow, QuestionTable
-from qzoom_agent.data.rows import open_table
+from qzoom_agent.data.rows import listed_rows, open_table, refuse_rows
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.tasks.needle import NeedleTask
 from qzoom_agent.evaluation.tasks.needle.boards import Board, Fact, draw_board

@@ -17,20 +17,20 @@ from typing import Final
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from qzoom_agent.evaluation.tasks.needle.fonts import typefaces
 from qzoom_agent.evaluation.tasks.needle.ink import (
     COLORS,
     SHAPES,
     Color,
     Glyph,
     Rect,
+    background,
     draw_die,
     draw_shape,
     draw_text,
     paint,
     text_width,
+    typefaces,
 )
-from qzoom_agent.evaluation.tasks.needle.textures import background
 
 CODE_CHARS: Final = "0123456789ACEFHJKLMNPRTUVWXY"
 """Digits and the capitals that no digit resembles, as on number plates."""

@@ -21,10 +21,8 @@ from qzoom_agent.evaluation.tasks.needle import (
     sample,
     sample_seed,
 )
-from qzoom_agent.evaluation.tasks.needle.fonts import typefaces
-from qzoom_agent.evaluation.tasks.needle.textures import photo_folder
-from qzoom_agent.evaluation.tasks.rule_version import scorer
-from qzoom_agent.evaluation.tasks.task import Score, Task
+from qzoom_agent.evaluation.tasks.needle.ink import photo_folder, typefaces
+from qzoom_agent.evaluation.tasks.task import Score, Task, scorer
 
 QUESTIONS: Final = 100
 """Default number of questions."""

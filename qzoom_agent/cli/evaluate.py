@@ -288,7 +288,7 @@ def _dry_run(
     for task in tasks:
         own = source._replace(path=paths.get(task.name, source.path))
         samples = task.load(own)
-        part, chosen = plan(samples, own, limit=args.limit, seed=args.seed, coarse_tokens=task.coarse_tokens)
+        part, chosen = plan(samples, own, limit=args.limit, coarse_tokens=task.coarse_tokens)
         first = samples[chosen[0]]
         partial = " (partial)" if part.partial else ""
         asked = f"{part.planned} of {part.total} questions{partial}"

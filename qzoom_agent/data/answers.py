@@ -157,12 +157,6 @@ def matching(text: str, options: Sequence[str]) -> list[int]:
     return [index for index, option in enumerate(options) if exact_match(text, option)]
 
 
-def collisions(options: Sequence[str]) -> list[str]:
-    """Return the options that stand there twice, in case and spaces alike or not."""
-    written = [option.strip() for option in options]
-    return sorted({option for option in written if written.count(option) > 1})
-
-
 _FORMS: Final[tuple[Callable[[str], str], ...]] = (
     str.strip,
     lambda text: " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip("."),

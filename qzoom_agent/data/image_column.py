@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from qzoom_agent.data.cells import written
+from qzoom_agent.data.columns import written
 from qzoom_agent.errors import ImageError
 from qzoom_agent.images import MAX_PIXELS, check_image, decode_base64, digest, load_image
 from qzoom_agent.pdf import file_of

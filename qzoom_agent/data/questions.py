@@ -11,8 +11,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from qzoom_agent.data.cells import items, text, written
-from qzoom_agent.data.columns import BoxColumn, Columns, is_empty, value
+from qzoom_agent.data.columns import BoxColumn, Columns, is_empty, items, text, value, written
 from qzoom_agent.data.options import Options, gold_letter, inline_options, letter, listed, read_options
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import BoxError, ConfigError

@@ -11,7 +11,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.run_log import RunFolder
@@ -21,7 +21,6 @@ from qzoom_agent.extras import require
 from qzoom_agent.files import atomic_write, require_file
 
 Format = Literal["parquet", "csv", "hf", "submission"]
-FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 _FILES: Final[Mapping[Format, str]] = {
     "parquet": "samples.parquet",
     "csv": "samples.csv",

@@ -243,9 +243,7 @@ def select(
         own = source._replace(path=(paths or {}).get(task.name, source.path))
         samples = task.load(own)
         tokens = None if own_budget else task.coarse_tokens
-        selection, places = plan(
-            samples, own, limit=limit, seed=source.seed, coarse_tokens=tokens, reference=task.reference
-        )
+        selection, places = plan(samples, own, limit=limit, coarse_tokens=tokens, reference=task.reference)
         if isinstance(samples, RowSamples):
             wrong = samples.problems(places)
             refuse_rows(samples.rows.name, wrong, total=len(places), skip_bad=source.skip_bad)
@@ -406,9 +404,8 @@ def plan(
     samples: Samples,
     source: TaskSource,
     *,
-    limit: int | None,
-    seed: int,
-    coarse_tokens: tuple[int, int] | None,
+    limit: int | None = None,
+    coarse_tokens: tuple[int, int] | None = None,
     reference: str = "",
 ) -> tuple[TaskSelection, list[int]]:
     """Return the selection of a task's samples, and their places in order.
@@ -419,7 +416,6 @@ def plan(
             has more.
         limit: Size of a subset of these with each kind in its share. A larger one contains a smaller one, so a run can
             be enlarged.
-        seed: Draws the subset.
         coarse_tokens: (least, most) visual tokens of the coarse view, for the record.
         reference: `Task.reference`, for the record.
     """
@@ -430,7 +426,7 @@ def plan(
     stratified = limit is not None and limit < len(chosen)
     if stratified:
         kinds = samples.kinds
-        chosen = sorted(stratified_order([kinds[index] for index in chosen], seed=seed)[:limit])
+        chosen = sorted(stratified_order([kinds[index] for index in chosen], seed=source.seed)[:limit])
     selection = TaskSelection(
         path=source.path,
         reference=reference or None,

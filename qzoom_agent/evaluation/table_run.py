@@ -23,8 +23,7 @@ from typing import Any, Final
 from PIL import Image
 
 from qzoom_agent.agent import Agent
-from qzoom_agent.data.cells import text
-from qzoom_agent.data.columns import Columns
+from qzoom_agent.data.columns import Columns, text
 from qzoom_agent.data.image_column import seen
 from qzoom_agent.data.questions import read_question
 from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path
@@ -245,7 +244,7 @@ def run_table(
     asked = Questions.open(path, question=question, split=split, max_pixels=config.max_pixels, columns=columns)
     source = TaskSource(str(path.resolve()), split, config.seed, n=n, answered=False)
     samples = asked.samples()
-    selection, places = plan(samples, source, limit=None, seed=config.seed, coarse_tokens=None)
+    selection, places = plan(samples, source)
     task = Task(name=asked.task, title=f"rows of {path}", load=lambda _: samples, scorers={})
     asker, workers = agent.side_by_side(workers, most=len(places))
     folder = RunFolder(out)

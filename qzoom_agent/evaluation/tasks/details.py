@@ -19,7 +19,7 @@ import re
 from functools import partial
 from typing import Final
 
-from qzoom_agent.data.cells import items, texts
+from qzoom_agent.data.columns import items, texts
 from qzoom_agent.data.options import inline_options
 from qzoom_agent.data.rows import HubTable, Row
 from qzoom_agent.evaluation.scorers import choice

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from qzoom_agent.data.cells import first_of, texts
+from qzoom_agent.data.columns import first_of, texts
 from qzoom_agent.data.questions import SHORT, instructed
 from qzoom_agent.data.rows import HubTable, Row
 from qzoom_agent.evaluation.scorers import anls, chartqa, ocrbench, vqa

@@ -18,7 +18,7 @@ from functools import partial
 from statistics import fmean
 from typing import Final
 
-from qzoom_agent.data.cells import texts
+from qzoom_agent.data.columns import texts
 from qzoom_agent.data.options import bare, inline_options, letter
 from qzoom_agent.data.rows import HubTable, Row
 from qzoom_agent.evaluation.scorers import choice, high_resolution

@@ -17,7 +17,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from qzoom_agent.data.cells import items, texts, written
+from qzoom_agent.data.columns import items, texts, written
 from qzoom_agent.data.options import inline_options
 from qzoom_agent.data.rows import HubTable, Row, RowSamples
 from qzoom_agent.data.samples import TaskSource

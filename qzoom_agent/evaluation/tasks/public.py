@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import JsonValue
 
-from qzoom_agent.data.cells import first_of
+from qzoom_agent.data.columns import first_of
 from qzoom_agent.data.image_column import key, seen
 from qzoom_agent.data.options import letter
 from qzoom_agent.data.rows import HubTable, Row, Rows, RowSamples, open_rows

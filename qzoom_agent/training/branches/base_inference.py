@@ -74,11 +74,6 @@ class LowerLayerStates(NamedTuple):
     starts: list[int]
     """Index of the first real token of each row."""
 
-    @property
-    def spans(self) -> list[list[tuple[int, int]]]:
-        """[start, stop) of the visual tokens of each row's views."""
-        return [[(start, start + rows * columns) for start, rows, columns in views] for views in self.images]
-
 
 class Attended(NamedTuple):
     """One pass over prompts and answers, from which attention can be read."""

@@ -170,11 +170,7 @@ def least(*counts: int | None) -> int | None:
 
 
 def describe(recipe: BranchRecipe, stage: StageName, *, processes: int = 1) -> str:
-    """Describe the cost of one stage on so many devices in lines of text.
-
-    Raises:
-        ConfigError: A local source of data is missing.
-    """
+    """Describe the cost of one stage on so many devices in lines; ConfigError if a local source of data is missing."""
     preset = resolve_model(preset_of(recipe.model) or recipe.model)
     shape = shape_of(recipe.model)
     work = work_of(recipe, stage, preset.budget or UNKNOWN_BUDGET, layers=0 if shape is None else shape.layers)

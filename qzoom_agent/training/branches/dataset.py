@@ -273,11 +273,7 @@ def _board(seed: int, tasks: tuple[str, ...]) -> tuple[Board, list[Fact]]:
 
 
 def count_rows(sources: Sequence[DatasetSpec]) -> int | None:
-    """Return the number of rows of some sources; None where one is taken whole from the hub.
-
-    Raises:
-        ConfigError: A file or folder is missing or cannot be read.
-    """
+    """Return the number of rows of some sources; None where a hub's is taken whole, ConfigError for a bad file."""
     counts = [_count(one) for one in sources]
     return None if None in counts else sum(count or 0 for count in counts)
 

@@ -29,14 +29,8 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import full_layers
 from qzoom_agent.perception.attention import norm_map, response_map
 from qzoom_agent.perception.labels import HEADS, Heads, HeadSet, LabelRules, Labels, Mode, make_labels, prepared_prompt
-from qzoom_agent.training.branches.base_inference import (
-    CoarsePrompt,
-    ask,
-    attend,
-    attended_answers,
-    is_right,
-)
-from qzoom_agent.training.branches.branch_recipe import Asking, HeadSearch, Labelling
+from qzoom_agent.training.branches.base_inference import CoarsePrompt, ask, attend, attended_answers, is_right
+from qzoom_agent.training.branches.branch_recipe import HeadSearch, Labelling
 from qzoom_agent.training.branches.dataset import Record, Records, record_batches
 from qzoom_agent.training.branches.proposals import answer_with_crop, in_pixels, known_boxes, needle_cells
 from qzoom_agent.training.branches.sharded_table import write_table
@@ -91,8 +85,7 @@ class Selection(Figures):
 def select_heads(backend: HFBackend, records: Records, search: HeadSearch, labelling: Labelling) -> Selection:
     """Score all heads on the first records and choose the best.
 
-    Raises:
-        ConfigError: No question is about a part of the image.
+    Raises ConfigError if no question is about a part of the image.
     """
     text = backend.model.config.get_text_config()
     heads = text.num_attention_heads
@@ -186,17 +179,18 @@ def collect(
     asked: Sequence[CoarsePrompt],
     said: Sequence[str],
     heads: HeadSet,
+    how: Labelling,
     *,
-    asking: Asking = "answer",
-    norm_layer: int | None = None,
+    k: int | None = None,
     views: int | None = 1,
 ) -> list[list[Maps]]:
     """Return the maps of each answer on the first `views` views of its conversation (None: on all).
 
-    Sinks are told by heads, or by norms at the input of `norm_layer`.
+    Sinks are told by heads, or with `sink: norm` by norms at the input of layer `k`.
     """
+    norm_layer = k if how.sink == "norm" else None
     layers = sorted({*heads.grounding, *heads.sink, *(() if norm_layer is None else (norm_layer,))})
-    recorded, valid, queries, images = attend(backend, asked, said, layers, asking)
+    recorded, valid, queries, images = attend(backend, asked, said, layers, how.asking)
     found = []
     for row, (one, response, (first, _, _)) in enumerate(zip(asked, queries, images, strict=True)):
         grids, maps = one.session.grids(one.ready.prompt), []
@@ -224,10 +218,7 @@ def labels_on_grid(
     token would be averaged away, and its attention would stay. A cell is a sink if half of what it covers is.
 
     Args:
-        heat: Attention map.
         sink: Map that tells sinks; None: there are none.
-        grid: Rows and columns.
-        rules: Thresholds.
         norm_ratio: Sinks are tokens whose norm is this many times the median; None: `rules.sink` decides.
         shown: See `padded_size`.
     """
@@ -257,11 +248,7 @@ def resized(values: NDArray[Any], grid: tuple[int, int], *, mass: bool = True) -
 
 
 def heads_for(labelling: Labelling, mode: Mode, *, model: str, selected: Heads | None) -> HeadSet:
-    """Return the heads that a recipe names, for questions of this mode.
-
-    Raises:
-        ConfigError: The recipe asks for selected heads, and there are none.
-    """
+    """Return the heads that a recipe names for questions of this mode; ConfigError if they were not selected yet."""
     base = labelling.published_base(model)
     published = HeadSet({}, {}) if base is None else HEADS[base][mode]
     if labelling.grounding == "selected" and selected is None:
@@ -332,8 +319,7 @@ class _Labelling:
             for row in records
         ]
         asked, said = attended_answers(backend, prompts if published else records, recipe)
-        norm_layer = self.k if recipe.sink == "norm" else None
-        maps = collect(backend, asked, said, heads, asking=recipe.asking, norm_layer=norm_layer)
+        maps = collect(backend, asked, said, heads, recipe, k=self.k)
         if recipe.keep == "crop":
             right = self._right_with_crop(records, maps)
         else:  # boxes that were asked for cannot be compared with the answer

@@ -278,8 +278,7 @@ def answer_by_own_calls(backend: HFBackend, record: Record, *, tokens: int | Non
 def higher_budgets(recipe: BranchRecipe, tokens: int) -> list[int]:
     """Return the recipe's budgets that show more than a view of `tokens`.
 
-    Raises:
-        ConfigError: There is none and crops do not count, so that no question can need a zoom.
+    Raises ConfigError if there is none and crops do not count, so that no question can need a zoom.
     """
     budgets = recipe.calibration.higher_tokens or recipe.gate.tokens
     higher = [budget for budget in budgets if budget > tokens]
@@ -297,10 +296,7 @@ def crop_outcomes(
 ) -> list[Outcome]:
     """Ask all records over the coarse view, and those that are wrong with more detail. All processes share the work.
 
-    `rules` make a crop of SD-RPN's map; `folder` gets the table of outcomes.
-
-    Raises:
-        ConfigError: No question can need a zoom, see `higher_budgets`.
+    `rules` make a crop of SD-RPN's map; `folder` gets the table of outcomes. ConfigError as `higher_budgets`.
     """
     stage, tokens = recipe.gate, recipe.calibration.tokens
     higher = higher_budgets(recipe, tokens or backend.defaults.coarse_max_tokens)

@@ -127,9 +127,6 @@ def advantages(
     region decides teaches little.
 
     Args:
-        gains: Of each proposed region.
-        added: Of each candidate.
-        margin: The noise margin.
         replaced: Index of the proposed region whose place a candidate takes; None: there is room for one more. A
             candidate has to gain more than that region, and more than nothing, and if one does, the region is not kept.
     """

@@ -264,19 +264,10 @@ def answer_log_probabilities(backend: HFBackend, asked: Sequence[CoarsePrompt], 
     return [-float(losses[rows == at].sum()) for at in range(len(asked))]
 
 
-class RegionRewards(NamedTuple):
-    """The advantages of a table of read regions."""
+def reward(table: Dataset, recipe: BranchRecipe) -> tuple[list[NDArray[np.float32]], RoundFigures]:
+    """Return the `cell_targets` (2, cells) of each row of read regions, from gains against those of control regions.
 
-    targets: list[NDArray[np.float32]]
-    """For each row how far log-probabilities of its cells are raised, (2, cells), see `cell_targets`."""
-    figures: RoundFigures
-
-
-def reward(table: Dataset, recipe: BranchRecipe) -> RegionRewards:
-    """Turn the gains of regions into advantages, against the gains of all control regions of the table.
-
-    Raises:
-        ConfigError: No region decided any answer.
+    Raises ConfigError if no region decided any answer.
     """
     stage, rows = recipe.regions, list(table)
     controls = [gain for row in rows for gain in row["controls"]]
@@ -308,7 +299,7 @@ def reward(table: Dataset, recipe: BranchRecipe) -> RegionRewards:
         margin=margin,
         probability=float(torch.tensor(table["proposed"]).sigmoid().mean()),
     )
-    return RegionRewards(targets, figures)
+    return targets, figures
 
 
 def _weights(cells: Sequence[int], shares: Sequence[float], count: int) -> NDArray[np.float32]:
@@ -320,21 +311,17 @@ def _weights(cells: Sequence[int], shares: Sequence[float], count: int) -> NDArr
 def train_regions(
     backend: HFBackend, sdrpn: SDRPN, records: Records, recipe: BranchRecipe, folder: Path
 ) -> list[RoundFigures]:
-    """Train SD-RPN in place; return the figures of each round.
-
-    Raises:
-        ConfigError: No region decided any answer.
-    """
+    """Train SD-RPN in place; return the figures of each round. ConfigError if no region decided any answer."""
     start, found = deepcopy(sdrpn).requires_grad_(False), []
     reader = RegionReader(backend, recipe)
     for at in range(recipe.regions.rounds):
         table = reader.table(records, folder / f"round-{at}" / "rewards")
-        rewards = reward(table, recipe)
-        say(f"round {at + 1}: {rewards.figures.model_dump_json()}")
+        targets, figures = reward(table, recipe)
+        say(f"round {at + 1}: {figures.model_dump_json()}")
         module = RegionLoss(sdrpn.requires_grad_(True), start, anchor=recipe.regions.anchor)
-        _fit(backend, module, records, table, rewards.targets, recipe, folder / f"round-{at}")
+        _fit(backend, module, records, table, targets, recipe, folder / f"round-{at}")
         sdrpn.eval()
-        found.append(rewards.figures)
+        found.append(figures)
     return found
 
 

@@ -54,9 +54,9 @@ def map_rows(sdrpn: SDRPN, lower: LowerLayerStates) -> list[Tensor]:
     states = sdrpn.states(lower.hidden, rotary=rotary, mask=lower.mask)
     query = sdrpn.queries(states[:, -1:], cut(rotary, slice(-1, None)))
     logits = []
-    for row, views in enumerate(lower.spans):
-        for start, stop in views:
-            where = slice(start, stop)
+    for row, views in enumerate(lower.images):
+        for start, rows, columns in views:
+            where = slice(start, start + rows * columns)
             turned = (rotary[0][row : row + 1, where], rotary[1][row : row + 1, where])
             keys = sdrpn.keys(states[row : row + 1, where], turned)
             logits.append(sdrpn.logits(query[row : row + 1], keys)[0].float())
@@ -66,11 +66,7 @@ def map_rows(sdrpn: SDRPN, lower: LowerLayerStates) -> list[Tensor]:
 def train_sdrpn(
     backend: HFBackend, sdrpn: SDRPN, records: Records, labels: Dataset, recipe: BranchRecipe, folder: Path
 ) -> None:
-    """Train the branch in place on a table of attention maps.
-
-    Raises:
-        ConfigError: No row was answered right, if that is required, with a map that is usable.
-    """
+    """Train the branch in place on a table of attention maps; ConfigError if no map that counts is usable."""
     stage, k, made_with = recipe.sdrpn, branches_of(backend).config.k, recipe.labelling
 
     def on(row: dict[str, Any], grid: tuple[int, int] | None = None) -> Labels:

@@ -73,8 +73,6 @@ def tokens_of(turns: Sequence[RecordedTurn], image: ImageSource, *, end: int) ->
     turn, a stop string cut a token), the later prompt stands, as the model read it, and the difference is not learned.
 
     Args:
-        turns: Of the episode, in order.
-        image: Returns the pixels of a view.
         end: Id that ends a turn; it follows, unlearned, a last turn that a stop string ended.
 
     Raises:

@@ -267,7 +267,6 @@ def begin(
         require_same(stored, settings, made=made, kind=kind)
     processes.wait_for_everyone()  # so that none of them reads settings that another one has just written
     if processes.is_main_process:
-        stored.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(stored) as writing:
             writing.write_text(json.dumps(settings, sort_keys=True, indent=1), encoding="utf-8")
 

@@ -247,10 +247,8 @@ def _beside(score: float, next_one: float) -> float:
 def with_thresholds(backend: HFBackend, recipe: BranchRecipe, folder: Path) -> BranchConfig:
     """Return the config of the branches with thresholds chosen on held-out questions, and print the evidence.
 
-    All processes of a run have to call this. `folder` gets the answers, where no boxes are known.
-
-    Raises:
-        ConfigError: Nothing is held out, or it cannot be told which of the questions need a zoom.
+    All processes of a run have to call this. `folder` gets the answers, where no boxes are known. Raises ConfigError if
+    nothing is held out, or it cannot be told which of the questions need a zoom.
     """
     if not recipe.held_out:
         raise ConfigError(

@@ -10,7 +10,6 @@ are applied later, on whatever grid is trained on (`labels_on_grid`), so one tab
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -277,8 +276,17 @@ def label(
     Columns: `row` (index of the record), `image_id`, `answer` (or the zoom call), `right` (with `keep: crop` of the
     answer to the crop, at `aligned` positions or not), `map` and `sink` (rows of cells), `shown` (see `padded_size`).
     """
-    how = _Labelling(backend, labelling, selected, k, aligned)
-    return write_table(folder, records, how.rows, batch=labelling.batch, progress="labelled")
+
+    def rows(_: range, some: Sequence[Record]) -> list[dict[str, Any]]:
+        made: dict[int, dict[str, Any]] = {}
+        for mode in dict.fromkeys(record["mode"] for record in some):  # which have the same heads
+            places = [at for at, record in enumerate(some) if record["mode"] == mode]
+            heads = heads_for(labelling, mode, model=backend.name, selected=selected)
+            found = _labelled(backend, [some[at] for at in places], labelling, heads, mode, k=k, aligned=aligned)
+            made |= zip(places, found, strict=True)
+        return [made[at] for at in range(len(some))]
+
+    return write_table(folder, records, rows, batch=labelling.batch, progress="labelled")
 
 
 def map_settings(labelling: Labelling, k: int | None, positions: str) -> dict[str, JsonValue]:
@@ -291,55 +299,47 @@ def map_settings(labelling: Labelling, k: int | None, positions: str) -> dict[st
     return {**settings, "norm_layer": k} if labelling.sink == "norm" else settings
 
 
-@dataclass(frozen=True)
-class _Labelling:
-    """What `label` does with a batch of records."""
+def _labelled(
+    backend: HFBackend,
+    records: Sequence[Record],
+    recipe: Labelling,
+    heads: HeadSet,
+    mode: Mode,
+    *,
+    k: int,
+    aligned: bool,
+) -> Iterator[dict[str, Any]]:
+    """Yield the columns of each record of one mode."""
+    # in scenes the published recipe asks for boxes, so that the answer attends to objects
+    published = recipe.grounding == "published"
+    prompts: list[Any] = [
+        {**row, "question": prepared_prompt(row["question"], mode, keep_short=row["short_labels"])} for row in records
+    ]
+    asked, said = attended_answers(backend, prompts if published else records, recipe)
+    maps = collect(backend, asked, said, heads, recipe, k=k)
+    if recipe.keep == "crop":
+        right = _right_with_crop(backend, records, recipe, maps, aligned=aligned)
+    else:  # boxes that were asked for cannot be compared with the answer
+        right = [(published and mode == "natural") or is_right(*pair) for pair in zip(said, records, strict=True)]
+    for one, text, good, ((heat, sink),) in zip(asked, said, right, maps, strict=True):
+        yield {
+            "answer": text,
+            "right": good,
+            "map": heat.tolist(),
+            "sink": None if sink is None else sink.tolist(),
+            "shown": padded_size(one),
+        }
 
-    backend: HFBackend
-    recipe: Labelling
-    selected: Heads | None
-    k: int
-    aligned: bool
 
-    def rows(self, _: range, records: Sequence[Record]) -> list[dict[str, Any]]:
-        """Return the columns of each record; those of one mode, which have the same heads, are asked together."""
-        made: dict[int, dict[str, Any]] = {}
-        for mode in dict.fromkeys(record["mode"] for record in records):
-            places = [at for at, record in enumerate(records) if record["mode"] == mode]
-            made |= zip(places, self._of_mode(mode, [records[at] for at in places]), strict=True)
-        return [made[at] for at in range(len(records))]
-
-    def _of_mode(self, mode: Mode, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
-        recipe, backend = self.recipe, self.backend
-        heads = heads_for(recipe, mode, model=backend.name, selected=self.selected)
-        # in scenes the published recipe asks for boxes, so that the answer attends to objects
-        published = recipe.grounding == "published"
-        prompts: list[Any] = [
-            {**row, "question": prepared_prompt(row["question"], mode, keep_short=row["short_labels"])}
-            for row in records
-        ]
-        asked, said = attended_answers(backend, prompts if published else records, recipe)
-        maps = collect(backend, asked, said, heads, recipe, k=self.k)
-        if recipe.keep == "crop":
-            right = self._right_with_crop(records, maps)
-        else:  # boxes that were asked for cannot be compared with the answer
-            right = [(published and mode == "natural") or is_right(*pair) for pair in zip(said, records, strict=True)]
-        for one, text, good, ((heat, sink),) in zip(asked, said, right, maps, strict=True):
-            yield {
-                "answer": text,
-                "right": good,
-                "map": heat.tolist(),
-                "sink": None if sink is None else sink.tolist(),
-                "shown": padded_size(one),
-            }
-
-    def _right_with_crop(self, records: Sequence[Record], maps: Sequence[Sequence[Maps]]) -> list[bool]:
-        """Return for each record whether it is answered right with the crop of its own map beside the coarse view."""
-        recipe, boxes = self.recipe, []
-        for one, ((heat, sink),) in zip(ask(self.backend, records, None), maps, strict=True):
-            grid, ratio = (one.cells.rows, one.cells.columns), recipe.used_norm_ratio
-            found = labels_on_grid(heat, sink, grid, recipe.rules, norm_ratio=ratio, shown=padded_size(one))
-            boxes.append(in_pixels(found.box, one.cells, one.store.view("coarse")) if found.usable else None)
-        how: dict[str, Any] = {"tokens": None, "aligned": self.aligned, "max_new_tokens": recipe.max_new_tokens}
-        answers = answer_with_crop(self.backend, records, boxes, **how)
-        return [box is not None and is_right(text, row) for (text, box), row in zip(answers, records, strict=True)]
+def _right_with_crop(
+    backend: HFBackend, records: Sequence[Record], recipe: Labelling, maps: Sequence[Sequence[Maps]], *, aligned: bool
+) -> list[bool]:
+    """Return for each record whether it is answered right with the crop of its own map beside the coarse view."""
+    boxes = []
+    for one, ((heat, sink),) in zip(ask(backend, records, None), maps, strict=True):
+        grid, ratio = (one.cells.rows, one.cells.columns), recipe.used_norm_ratio
+        found = labels_on_grid(heat, sink, grid, recipe.rules, norm_ratio=ratio, shown=padded_size(one))
+        boxes.append(in_pixels(found.box, one.cells, one.store.view("coarse")) if found.usable else None)
+    how: dict[str, Any] = {"tokens": None, "aligned": aligned, "max_new_tokens": recipe.max_new_tokens}
+    answers = answer_with_crop(backend, records, boxes, **how)
+    return [box is not None and is_right(text, row) for (text, box), row in zip(answers, records, strict=True)]

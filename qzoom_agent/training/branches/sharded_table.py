@@ -18,7 +18,6 @@ from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from qzoom_agent.training.branches.dataset import Record, Records, record_batches
 
 PART: Final = 128
-"""Rows of one part."""
 FINISHED: Final = "dataset_info.json"
 """The file of a `datasets` folder that is written last."""
 

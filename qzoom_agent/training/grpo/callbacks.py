@@ -94,7 +94,6 @@ class RolloutPageCallback(TrainerCallback):
             return
         self._last = step
         firsts = {one.sample.id: at for at, one in reversed(list(enumerate(rollouts)))}
-        self.folder.mkdir(parents=True, exist_ok=True)
         for count, at in enumerate(sorted(firsts.values())[: self.episodes], 1):
             one, trace = rollouts[at], rollouts[at].trace
             path = self.folder / f"step-{step:06d}-{count}.html"

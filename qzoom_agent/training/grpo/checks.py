@@ -105,8 +105,7 @@ def require_template(probe: ProbeConversation) -> None:
 def require_tool_template(processor: ProcessorMixin) -> None:
     """Give a processor whose chat template knows no tools (Qwen2.5-VL's own) one that does, for TRL's tool loop.
 
-    Raises:
-        ConfigError: Its vocabulary lacks the tokens that such a template writes.
+    Raises ConfigError if its vocabulary lacks the tokens that such a template writes.
     """
     if supports_tool_calling(processor):
         return

@@ -200,10 +200,8 @@ def play(
 ) -> list[FinishedRollout]:
     """Run one episode for each sample and seed, side by side. Samples with the same id are one group.
 
-    Where the policy does not look and the scheduler has a looker, it looks for the trace alone.
-
-    Raises:
-        ConfigError: An episode ended before the model was asked anything.
+    Where the policy does not look and the scheduler has a looker, it looks for the trace alone. Raises ConfigError for
+    an episode that ended before the model was asked anything.
     """
     end = int(scheduler.backend.processor.tokenizer.eos_token_id)
 

@@ -18,9 +18,9 @@ from qzoom_agent.models.presets import UNKNOWN_BUDGET, resolve_model
 from qzoom_agent.perception.branches import CONFIG, branch_folder
 from qzoom_agent.policy import LOOK_AGAIN, LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.protocols import get_protocol
+from qzoom_agent.training.branches.cost_estimate import DEVICE_GB, Shape, shape_of
 from qzoom_agent.training.branches.dataset import count_rows
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
-from qzoom_agent.training.model_shape import DEVICE_GB, Shape, shape_of
 from qzoom_agent.training.recipe_io import require_same
 
 TURN_TEXT: Final = 160

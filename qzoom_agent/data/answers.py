@@ -9,8 +9,6 @@ Deliberately not here: extracting an answer from a longer text. A reply that bur
 here, because a rule that accepts it ("contains the gold") rewards replies that list every possibility.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence

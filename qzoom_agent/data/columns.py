@@ -4,8 +4,6 @@ A column that looks like one of ours but is none is an error: a box, an answer o
 a figure wrong without a word.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import re

@@ -1,7 +1,5 @@
 """The options of a multiple choice, and which of them an answer means."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple

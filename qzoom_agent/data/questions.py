@@ -1,7 +1,5 @@
 """Questions: what a row asks, with its accepted answers, options and boxes. Evaluation and training read rows here."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -34,7 +34,6 @@ _WRONG_CELLS = (AttributeError, LookupError, TypeError, ValueError)
 _LONGEST_INDEX = 64
 """Longer cells are images."""
 _SHOWN = 5
-"""Rows that a message names."""
 
 
 class HubTable(NamedTuple):

@@ -5,8 +5,6 @@ hf             `model-index` metadata of a model card, as YAML
 submission     the answers of a split whose gold answers are kept back
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -8,8 +8,6 @@ not count warms each of them up.
 An interrupted run resumes from its journal, one line a question.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -10,8 +10,6 @@ Two figures sum it up, as in the paper (arXiv 2604.06912): how much faster Q-Zoo
 the best baseline, and how much more accurate its best is than the baseline's best.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median

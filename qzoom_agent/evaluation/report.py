@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, get_args
 import PIL.Image
 import PIL.ImageDraw
 
-from qzoom_agent.errors import QzoomError
 from qzoom_agent.evaluation.audit import MEANINGS, Audit, TaskAudit, points
 from qzoom_agent.evaluation.compare import RIGHT, Comparison, compare, worth
 from qzoom_agent.evaluation.run_log import RunFolder
@@ -26,7 +25,6 @@ from qzoom_agent.evaluation.sample_result import Cause, SampleResult
 from qzoom_agent.evaluation.stats import Figure
 from qzoom_agent.evaluation.summary import Results, TaskResult, by_sample
 from qzoom_agent.report import page, render_html
-from qzoom_agent.trace import Quad
 
 MAX_ROWS = 5000
 THUMBNAIL_SIDE = 96
@@ -303,17 +301,8 @@ def _picture(folder: RunFolder, row: SampleResult, limit: int) -> dict[str, Any]
         return None  # a run without traces has no pictures
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), PIL.Image.Resampling.BILINEAR)
     draw, scale = PIL.ImageDraw.Draw(small), small.width / row.size[0]
-    marks = [(GOLD, box) for box in row.boxes] + [(CROP, box) for box in _crops(folder, row)]
+    marks = [(GOLD, box) for box in row.boxes] + [(CROP, box) for box in row.crops]
     for colour, box in marks:
         x1, y1, x2, y2 = (scale * value for value in box)
         draw.rectangle((x1 - 1, y1 - 1, max(x1 + 1, x2), max(y1 + 1, y2)), outline=colour)
     return {"src": page.jpeg(small, THUMBNAIL_SIDE, limit), "width": small.width, "height": small.height}
-
-
-def _crops(folder: RunFolder, row: SampleResult) -> list[Quad]:
-    """Return the boxes of the crops that were shown, in pixels of the image."""
-    try:
-        trace = folder.trace(row.key)
-    except QzoomError:
-        return []
-    return [view.box for view in trace.views if view.kind == "crop"] if trace and row.zooms else []

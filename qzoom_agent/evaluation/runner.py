@@ -59,11 +59,9 @@ class ProgressListener(Protocol):
 
     def begin(self, task: str, planned: int) -> None:
         """Note that a task begins, with so many samples (repeats counted) for this process."""
-        ...
 
     def row(self, row: SampleResult, *, new: bool) -> None:
         """Note a sample: `new` if it was finished just now, else of an earlier run."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -235,8 +233,7 @@ def select(
 ) -> dict[str, Selected]:
     """Return the samples that `evaluate` asks, by task, once they are checked: rows, and the headers of images.
 
-    Raises:
-        ConfigError: A task cannot be read, or has samples that cannot be asked and `source.skip_bad` is not set.
+    Raises ConfigError if a task cannot be read, or has samples that cannot be asked and `source.skip_bad` is not set.
     """
     found = {}
     for task in tasks:

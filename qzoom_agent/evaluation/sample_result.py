@@ -52,7 +52,6 @@ class AgentLike(Protocol):
         self, image: PIL.Image.Image, question: str, *, boxes: Sequence[Box] | None = None, seed: int | None = None
     ) -> AnswerLike:
         """Answer a question; of one about several images, `image` is a list of them."""
-        ...
 
 
 class SampleResult(BaseModel):

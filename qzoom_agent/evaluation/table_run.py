@@ -24,7 +24,7 @@ from PIL import Image
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.columns import Columns, text
-from qzoom_agent.data.image_column import seen
+from qzoom_agent.data.image_column import LONGEST_PATH, seen
 from qzoom_agent.data.questions import read_question
 from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path
 from qzoom_agent.data.samples import Sample, TaskSource
@@ -56,8 +56,6 @@ ANSWERED: Final[Mapping[str, str]] = {
 }
 """Columns of an answer, and their types."""
 COLUMNS: Final = {"index": "int64", "id": "string", "image": "string", "question": "string", **ANSWERED}
-"""Columns of the results."""
-_LONGEST_NAME: Final = 1024
 _WRONG_ROW: Final = (QzoomError, AttributeError, LookupError, TypeError, ValueError)
 _PART: Final = 1000
 """Rows of the results that are in memory at a time."""
@@ -68,7 +66,6 @@ class TableRun:
     """A finished run over a table."""
 
     path: Path
-    """The results."""
     rows: int
     failed: Mapping[int, str]
     """The error of each row that has no answer, by the row's number from 0."""
@@ -97,11 +94,7 @@ class Questions:
         max_pixels: int,
         columns: Mapping[str, str] | None = None,
     ) -> Questions:
-        """Return the questions at a path.
-
-        Raises:
-            ConfigError: It is neither a table nor images, lacks a column, or has no rows.
-        """
+        """Return the questions at a path; ConfigError if there are none, or the table lacks a column."""
         table = path.is_file() and path.suffix.lower() in SUFFIXES
         if path.is_dir():
             with translating("read", path):
@@ -163,11 +156,7 @@ class Questions:
 def image_rows(path: Path) -> Rows | None:
     """Return the images in a folder, sorted, or the one image or PDF at `path`; None if there are none.
 
-    Hidden files are left out, and so are files of other kinds, with a warning that counts them.
-
-    Raises:
-        ConfigError: The folder cannot be read.
-        MissingDependency: There is a PDF, and pypdfium2 is not installed.
+    Hidden files are left out, and so are files of other kinds, with a warning that counts them. A PDF needs pypdfium2.
     """
     folder = path if path.is_dir() else path.parent
     known = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
@@ -308,7 +297,7 @@ def _text(cell: object) -> str | None:
 def _image_name(cell: object) -> str | None:
     """Return the path of an image, where the table has one."""
     name = cell.get("path") if isinstance(cell, Mapping) else cell
-    return name if isinstance(name, str) and len(name) <= _LONGEST_NAME and name[:5].lower() != "data:" else None
+    return name if isinstance(name, str) and len(name) <= LONGEST_PATH and name[:5].lower() != "data:" else None
 
 
 def _plain(cell: object) -> object:

@@ -8,8 +8,6 @@ The gate is shown as `PerceptionRecord.fired` decides, in words, sign and bar al
 tell score and threshold apart. Boxes beyond `MAX_CROPS` are drawn and counted, not cut out.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -10,8 +10,6 @@ A page is one file that opens from disk, asks the network for nothing, and reads
   link to pictures beside them instead (`ImageLink`), which thousands of pages share.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

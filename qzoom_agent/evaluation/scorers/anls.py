@@ -5,8 +5,6 @@ longer text), and 0 if that is below the threshold of 0.5. Source: the DocVQA ch
 (api/metrics.py, anls).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Final
 

@@ -12,8 +12,6 @@ wrong; figures of the two are not comparable. What differs:
 | 2019, 2010 | right | wrong | years are within 5 % of one another |
 """
 
-from __future__ import annotations
-
 import re
 from decimal import Decimal, localcontext
 from typing import Final

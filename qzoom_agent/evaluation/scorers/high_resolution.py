@@ -1,7 +1,5 @@
 """Choices of HRScene and XLRS-Bench: their public rules, and ours for questions with several right options."""
 
-from __future__ import annotations
-
 import re
 from typing import Final
 
@@ -13,7 +11,6 @@ from qzoom_agent.evaluation.tasks.task import PublicRule, Score, lmms_eval, scor
 _TAGGED: Final = re.compile(r"<ans>([A-Z])</ans>")
 _BRACKETED: Final = re.compile(r"\(([A-Z])\)")
 _BRACKETED_TO_E: Final = re.compile(r"\(([a-eA-E])\)")
-_PHRASES: Final = ("The best answer is", "The correct answer is", "The answer is", "The answer")
 
 
 @scorer(
@@ -43,7 +40,7 @@ def xlrs(text: str, sample: Sample) -> Score:
     Trap: "Blue" names B and E, and "B, the bus" A to E but C and D.
     """
     rest = text.strip()
-    for phrase in _PHRASES:
+    for phrase in choice.PHRASES:
         rest = rest.replace(phrase, "")
     named = set()
     if re.search("[ABCDE]", rest):

@@ -6,8 +6,6 @@ read again. A figure that a judge had a part in is reported with `Judge.record`,
 it means nothing.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -60,7 +58,6 @@ class JudgeCacheLine(BaseModel):
     """Hash of model, prompt, question, answer and gold."""
     right: bool
     reply: str = ""
-    """The judge's reply."""
 
 
 class Judge:

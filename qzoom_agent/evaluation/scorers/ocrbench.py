@@ -4,8 +4,6 @@ Case is ignored and a line break is a space; for formulas spaces are removed and
 VLMEvalKit, both after the authors' MultimodalOCR, OCRBench/example.py.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Final

@@ -15,8 +15,6 @@ Boxes are in thousandths of the image. Full pages, tables, charts, documents and
 BLEU, METEOR and tree edit distances, which are not here.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import re

@@ -4,8 +4,6 @@ A rule compares short answers. A wrong reply that is a sentence has no answer th
 unparsed, and a judge can read it (`judge.judged`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from qzoom_agent.data.samples import Sample

@@ -5,8 +5,6 @@ the usual ways. "05/04/2018" may be read with the day or the month first; both a
 right answer in the same way, so that "04/05/2018" is another date. "25/04/2018" can only be read in one way.
 """
 
-from __future__ import annotations
-
 import re
 from datetime import date
 from decimal import Decimal

@@ -7,8 +7,6 @@ public code overwrites the answers of the sample with normalised ones as it goes
 scoring once; here a sample is never changed.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from statistics import fmean

@@ -1,7 +1,5 @@
 """Every task by its name, and the doors for tasks and scorers from outside this package."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches

@@ -8,8 +8,6 @@ parquet or a saved dataset; in CSV and TSV, lists are written as JSON. A folder 
 beside it. All rows are checked when the task is loaded, before a model is asked anything.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import replace

@@ -13,8 +13,6 @@ published figures are of equal answers and, for all others, of a language model'
 mm-eval/judge_qwenlm.py). Both are scored by rule here; a judge can be asked beside.
 """
 
-from __future__ import annotations
-
 import re
 from functools import partial
 from typing import Final

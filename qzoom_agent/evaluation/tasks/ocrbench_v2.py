@@ -6,8 +6,6 @@ with BLEU, METEOR and tree edit distances; here only an equal text is right, or 
 overall figures average both, and so are not given; the groups that are given are complete.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -4,27 +4,23 @@ A table is read from the hub, from a copy of its repository, or from a file, wha
 must have are its columns.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
 from qzoom_agent.data.columns import first_of
-from qzoom_agent.data.image_column import key, seen
+from qzoom_agent.data.image_column import LONGEST_PATH, key, seen
 from qzoom_agent.data.options import letter
 from qzoom_agent.data.rows import HubTable, Row, Rows, RowSamples, open_rows
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.task import Scored, Scorer, Task
 from qzoom_agent.geometry import Box
-
-_LONGEST_NAME: Final = 1024
 
 
 class Asked(NamedTuple):
@@ -166,7 +162,7 @@ class Benchmark:
 
     def _placed(self, cell: object, folder: Path | None) -> object:
         """Return an image's cell, or its path where the publisher keeps images in a folder of their own."""
-        if not self.folders or folder is None or not isinstance(cell, str) or len(cell) > _LONGEST_NAME:
+        if not self.folders or folder is None or not isinstance(cell, str) or len(cell) > LONGEST_PATH:
             return cell
         places = [folder, *(base / name for base in (folder, folder.parent) for name in self.folders)]
         names = (cell, f"{cell}.jpg", Path(cell).name)

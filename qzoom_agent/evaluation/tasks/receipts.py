@@ -7,8 +7,6 @@ is given, or in a place that cannot be told, has none.
 The words of the questions are here alone: the tasks ask the first wording of each, and nano is trained on all of them.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ The runner knows nothing of any particular benchmark. A task names its scorers a
 the plain mean, the function that aggregates; resuming, statistics and reports are the same for all.
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence

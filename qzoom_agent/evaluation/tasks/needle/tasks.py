@@ -81,4 +81,3 @@ NEEDLE: Final[tuple[Task, ...]] = tuple(
     Task(name=name, title=_TITLES[name], load=partial(load, name), scorers={"exact": exact}) for name in TASK_NAMES
 )
 NEEDLE_PAIR: Final = Task(name=PAIR, title=_TITLES[PAIR], load=partial(load, PAIR), scorers={"exact": exact})
-"""The one about two images."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from qzoom_agent.evaluation.tasks.needle import sample
-from qzoom_agent.evaluation.tasks.needle.fonts import font, typefaces
+from qzoom_agent.evaluation.tasks.needle.ink import font, typefaces
 from qzoom_agent.geometry import Size, fit_tokens
 
 _TASKS = ("needle-scene", "needle-doc", "needle-hop")

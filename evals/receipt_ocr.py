@@ -26,8 +26,7 @@ from qzoom_agent.data.image_column import headers_only
 from qzoom_agent.data.receipts import Line, Receipt, read_receipts
 from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.evaluation.scorers.receipts import day_in
-from qzoom_agent.evaluation.tasks.receipt_questions import row_of
-from qzoom_agent.evaluation.tasks.receipts import FIELD, RECEIPTS
+from qzoom_agent.evaluation.tasks.receipts import FIELD, RECEIPTS, row_of
 from qzoom_agent.evaluation.tasks.task import apply
 
 Reader = Callable[[Image.Image], Sequence[Line]]

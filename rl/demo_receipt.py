@@ -21,7 +21,7 @@ from qzoom_agent import Agent
 from qzoom_agent.data.receipts import Rect
 from qzoom_agent.errors import QzoomError, finished
 from qzoom_agent.evaluation.scorers.receipts import TOTAL, same
-from qzoom_agent.evaluation.tasks.receipt_questions import field_questions
+from qzoom_agent.evaluation.tasks.receipts import field_questions
 from qzoom_agent.images import load_image
 
 DEMO: Final = Path(__file__).parents[1] / "qzoom_agent" / "data" / "demo"

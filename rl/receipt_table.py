@@ -21,7 +21,7 @@ from qzoom_agent.data.receipts import Split
 from qzoom_agent.errors import finished
 from qzoom_agent.evaluation.tasks.needle.boards import Fact
 from qzoom_agent.evaluation.tasks.needle.ink import Rect
-from qzoom_agent.evaluation.tasks.receipt_questions import BESIDE
+from qzoom_agent.evaluation.tasks.receipts import BESIDE
 
 _LINES_IN_PART = (3.0, 7.0)
 """Least and most heights of a line that a part is high."""

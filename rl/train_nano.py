@@ -54,8 +54,7 @@ from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.training.branches.fitting import last_checkpoint
 from qzoom_agent.training.branches.sharded_table import together
-from qzoom_agent.training.fingerprint import begin
-from qzoom_agent.training.recipe_io import add_recipe_arguments, keep_recipe, read_recipe
+from qzoom_agent.training.recipe_io import add_recipe_arguments, begin, keep_recipe, read_recipe
 
 ONLY_TOLD: Final = {
     "compile",

@@ -11,7 +11,7 @@ import pytest
 from qzoom_agent.data.rows import HubTable, open_rows
 from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import MissingDependency
-from qzoom_agent.evaluation.tasks.needle import fonts
+from qzoom_agent.evaluation.tasks.needle import ink
 from qzoom_agent.evaluation.tasks.needle.tasks import load
 from qzoom_agent.extras import require
 
@@ -30,7 +30,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
 
 
 def test_boards_and_tables_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fonts.typefaces.cache_clear()
+    ink.typefaces.cache_clear()
     table = tmp_path / "mine.parquet"
     table.write_bytes(b"PAR1")
     for name in EXTRAS:

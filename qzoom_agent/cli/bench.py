@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 def _pareto(args: argparse.Namespace) -> int:
     from qzoom_agent.evaluation import pareto
     from qzoom_agent.evaluation.interleaved import measure
-    from qzoom_agent.evaluation.pareto_figure import draw
+    from qzoom_agent.evaluation.pareto import draw
     from qzoom_agent.evaluation.tasks.needle import require_task
 
     console = Console()

@@ -42,7 +42,7 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the verb; exit code 4 if every row failed."""
     require_folder(args.out)
-    from qzoom_agent.data.checks import listed_rows
+    from qzoom_agent.data.rows import listed_rows
     from qzoom_agent.evaluation.export import require_pyarrow
     from qzoom_agent.evaluation.run_log import environment, weights_of
     from qzoom_agent.evaluation.runner import Shard

@@ -9,8 +9,6 @@ Deliberately not here: extracting an answer from a longer text. A reply that bur
 here, because a rule that accepts it ("contains the gold") rewards replies that list every possibility.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -155,12 +153,6 @@ def matching(text: str, options: Sequence[str]) -> list[int]:
         if found:
             return found
     return [index for index, option in enumerate(options) if exact_match(text, option)]
-
-
-def collisions(options: Sequence[str]) -> list[str]:
-    """Return the options that stand there twice, in case and spaces alike or not."""
-    written = [option.strip() for option in options]
-    return sorted({option for option in written if written.count(option) > 1})
 
 
 _FORMS: Final[tuple[Callable[[str], str], ...]] = (

@@ -1,13 +1,13 @@
-"""Columns of a table of questions, by the names that people give them.
+"""Columns of a table of questions, by the names that people give them, and what stands in their cells.
 
 A column that looks like one of ours but is none is an error: a box, an answer or options that nobody reads would make
 a figure wrong without a word.
 """
 
-from __future__ import annotations
-
+import ast
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import chain
@@ -194,3 +194,51 @@ def _nearest(key: str) -> str | None:
     ratios = {known: SequenceMatcher(None, key, known).ratio() for known in _OFTEN_MISTYPED}
     best = max(ratios, key=lambda known: ratios[known])
     return best if ratios[best] >= _CLOSE and all(key not in names for names in NAMES.values()) else None
+
+
+# -- cells: texts, lists, and lists that are written as text ----------------------------------------------------------
+
+
+def text(value: object) -> str:
+    """Return a cell's text: of a number as it is written, true or false; ConfigError for a list or a record."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise ConfigError(f"a text is needed, not {type(value).__name__} ({value!r:.60})")
+
+
+def texts(cell: object) -> tuple[str, ...]:
+    """Return the texts in a cell: of a list, a list written as text (JSON or Python), or one; none of an empty cell."""
+    return tuple(map(str, items(cell)))
+
+
+def items(cell: object) -> Sequence[Any]:
+    """Return the items of a cell: a list, a list written as text, or one item; raise ConfigError if it is cut off."""
+    if cell is None or cell == "":
+        return ()
+    if isinstance(cell, str) and cell.strip().startswith("["):
+        found = written(cell)
+        if not isinstance(found, list):
+            raise ConfigError(f"A cell should hold a list, such as [1, 2], but holds {cell[:80]!r}.")
+        return found
+    return (cell,) if isinstance(cell, str | Mapping) or not isinstance(cell, Iterable) else tuple(cell)
+
+
+def first_of(row: Mapping[str, Any], *columns: str, default: str) -> str:
+    """Return the first text in one of these columns that is there and not empty."""
+    return next((text for column in columns for text in texts(row.get(column)) if text), default)
+
+
+def written(cell: str) -> list[Any] | dict[str, Any] | None:
+    """Return the list or mapping that a text writes in JSON or Python, or None if it writes neither."""
+    if cell.strip()[:1] not in ("[", "{"):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(cell.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list | dict):
+            return found
+    return None

@@ -5,8 +5,6 @@ table's folder (FILE.pdf#page=N, too), a data URI, or base64 text; a list of exa
 picture by its encoded form, so questions about one image are found without decoding it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,14 +13,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from qzoom_agent.data.cells import written
+from qzoom_agent.data.columns import written
 from qzoom_agent.errors import ImageError
 from qzoom_agent.images import MAX_PIXELS, check_image, decode_base64, digest, load_image
 from qzoom_agent.pdf import file_of
 
 _Encoded = str | Path | bytes | Image.Image
 """The content of a cell; a text is a data URI."""
-_LONGEST_PATH = 1024
+LONGEST_PATH = 1024
+"""Characters; a longer text in a cell is an image."""
 _SHORTEST_BASE64 = 48
 """Characters; anything shorter is a path that is not there."""
 
@@ -100,7 +99,7 @@ def _source(cell: object, folder: Path | None) -> _Encoded:
 def _from_text(text: str, folder: Path | None) -> str | Path | bytes:
     if text[:5].lower() == "data:":
         return text
-    if len(text) <= _LONGEST_PATH:
+    if len(text) <= LONGEST_PATH:
         path = Path(text).expanduser()
         path = path if folder is None else folder / path
         try:

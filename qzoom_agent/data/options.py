@@ -1,13 +1,11 @@
 """The options of a multiple choice, and which of them an answer means."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from qzoom_agent.data.answers import collisions, matching
-from qzoom_agent.data.cells import items, text, written
+from qzoom_agent.data.answers import matching
+from qzoom_agent.data.columns import items, text, written
 from qzoom_agent.errors import ConfigError
 
 _LABEL: Final = re.compile(r"\s*(?:\(([A-Za-z]|\d{1,2})\)|([A-Za-z]|\d{1,2})[.):])\s*(?=\S)")
@@ -78,25 +76,22 @@ def read_options(cell: object) -> Options:
     return _checked(_unlabelled([text(option) for option in cell]))
 
 
-def gold_letter(gold: object, options: Options | Sequence[str]) -> str | None:
+def gold_letter(gold: object, options: Options) -> str | None:
     """Return the letter (A, B, ...) of the option that a right answer means, or None if it is none of them.
 
     An answer is the text of an option (compared as replies are, `answers.matching`), its label, its label and text
-    ("B. green"), or its place as a number from 0. A text that is an option as written goes before a label.
-
-    Raises:
-        ConfigError: The answer can be read as two different options.
+    ("B. green"), or its place as a number from 0. A text that is an option as written goes before a label. ConfigError
+    if it can be read as two different options.
     """
-    choice = options if isinstance(options, Options) else Options(tuple(options))
     said = text(gold).strip()
-    labels = choice.labels or tuple(map(letter, range(len(choice.texts))))
-    by_text = [at for at, option in enumerate(choice.texts) if option.strip() == said]
-    place = _place(gold, said, choice) if not isinstance(gold, bool) else None
+    labels = options.labels or tuple(map(letter, range(len(options.texts))))
+    by_text = [at for at, option in enumerate(options.texts) if option.strip() == said]
+    place = _place(gold, said, options) if not isinstance(gold, bool) else None
     if not by_text and place is None:
-        by_text = _by_label(said, labels, choice.texts) or matching(said, choice.texts)
+        by_text = _by_label(said, labels, options.texts) or matching(said, options.texts)
     found = {*by_text, *([] if place is None else [place])}
     if len(found) > 1:
-        meant = " or ".join(f"({letter(at)}) {choice.texts[at]}" for at in sorted(found))
+        meant = " or ".join(f"({letter(at)}) {options.texts[at]}" for at in sorted(found))
         raise ConfigError(f"the answer {gold!r} may mean {meant}: write the letter")
     return letter(found.pop()) if found else None
 
@@ -137,7 +132,7 @@ def _checked(options: Options) -> Options:
     texts = [option.strip() for option in options.texts]
     if not texts:  # an open question among others
         return Options()
-    twice = next(iter(collisions(texts)), None)
+    twice = min((text for text in texts if texts.count(text) > 1), default=None)
     if not 2 <= len(texts) <= _MOST:
         raise ConfigError(f"a question has 2 to {_MOST} options; got {len(texts)}")
     if "" in texts or twice is not None:

@@ -1,7 +1,5 @@
 """Questions: what a row asks, with its accepted answers, options and boxes. Evaluation and training read rows here."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,8 +9,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from qzoom_agent.data.cells import items, text, written
-from qzoom_agent.data.columns import BoxColumn, Columns, is_empty, value
+from qzoom_agent.data.columns import BoxColumn, Columns, is_empty, items, text, value, written
 from qzoom_agent.data.options import Options, gold_letter, inline_options, letter, listed, read_options
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import BoxError, ConfigError
@@ -62,13 +59,12 @@ class Question:
         shown = self.question if self.inline else f"{self.question}\n{listed(self.options)}"
         return instructed(shown, LETTER)
 
-    def boxes_in(self, size: tuple[int, int]) -> tuple[Box, ...] | None:
-        """Return the boxes in pixels of an image of this size; ConfigError for one that is not inside it."""
-        return None if self.boxes is None else tuple(_inside(box, Size(*size)) for box in self.boxes)
-
     def sample(self, task: str, index: int, image: Image.Image, *, cluster: str = "") -> Sample:
-        """Return the sample of a task that this question is about an image; `index` is its row."""
-        boxes = self.boxes_in(image.size)
+        """Return the sample of a task that this question is about an image; `index` is its row.
+
+        Raises ConfigError for a box that is not inside the image.
+        """
+        boxes = tuple(_inside(box, Size(*image.size)) for box in self.boxes or ())
         return Sample(
             id=f"{task}-{self.id or index}",
             task=task,
@@ -76,8 +72,8 @@ class Question:
             image=image,
             question=self.asked,
             answer=self.golds[0] if self.golds else "",
-            boxes=boxes or (),
-            coarse_suffices=None if boxes is None else not boxes,
+            boxes=boxes,
+            coarse_suffices=None if self.boxes is None else not boxes,
             answers=self.golds,
             options=self.options,
             cluster=cluster,
@@ -85,12 +81,7 @@ class Question:
 
 
 def read_question(row: Mapping[str, Any], columns: Columns, *, answered: bool = True) -> Question:
-    """Return the question of a row.
-
-    Args:
-        row: The row; its image is not looked at.
-        columns: The columns that are read.
-        answered: Require an answer; else a row may have none.
+    """Return the question of a row, whose image is not looked at; without `answered` it may have no answer.
 
     Raises:
         ConfigError: The question is empty, there is no answer, or options, answer or boxes cannot be understood.

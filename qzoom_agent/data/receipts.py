@@ -9,8 +9,6 @@ Boxes are left, top, right, bottom in pixels of the scan. The split follows from
 training and evaluation never share a receipt; one that is there twice counts as seen in training.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

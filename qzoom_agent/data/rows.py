@@ -33,6 +33,7 @@ _WRONG_CELLS = (AttributeError, LookupError, TypeError, ValueError)
 """Errors of a cell that holds something else."""
 _LONGEST_INDEX = 64
 """Longer cells are images."""
+_SHOWN = 5
 
 
 class HubTable(NamedTuple):
@@ -151,6 +152,24 @@ class RowSamples:
                 except _WRONG_CELLS as error:
                     found[place] = _why(error)
         return found
+
+
+def refuse_rows(name: str, problems: Mapping[int, str], *, total: int, skip_bad: bool = False) -> None:
+    """Raise ConfigError that names the rows with problems (by their place from 0), unless they are left out
+    (`skip_bad`) and others of all `total` rows remain.
+    """
+    if not problems or (skip_bad and len(problems) < total):
+        return
+    told = listed_rows(problems)
+    hint = "no row is left" if skip_bad else "Mend these rows, or leave them out: --skip-bad (in a recipe: skip_bad)"
+    raise ConfigError(f"{name} has {len(problems)} of {total} rows that cannot be asked: {told}. {hint}.")
+
+
+def listed_rows(problems: Mapping[int, str]) -> str:
+    """Return the first problems in a line, with the numbers of their rows from 1."""
+    told = [f"row {place + 1}: {problems[place].rstrip('.')}" for place in sorted(problems)]
+    more = [f"and {len(told) - _SHOWN} more"] if len(told) > _SHOWN else []
+    return "; ".join(told[:_SHOWN] + more)
 
 
 def open_rows(source: TaskSource, place: HubTable) -> Rows:
@@ -391,9 +410,7 @@ class _Lines(_RowFile):
                 position += len(line)
 
     def columns(self, *, skip_bad: bool) -> tuple[str, ...]:
-        """Return the keys of all rows, or of those that can be read; raise ConfigError for one that cannot, or if none
-        can.
-        """
+        """Return the keys of all rows that can be read; ConfigError if one cannot, or with `skip_bad` if none can."""
         keys, fault = dict[str, None](), None
         for index in range(len(self)):
             try:
@@ -490,7 +507,7 @@ def _is_hub_id(text: str) -> bool:
     return (
         len(parts) == 2
         and all(part and part not in (".", "..", "~") for part in parts)
-        and Path(text).suffix[1:] not in {suffix[1:] for suffix in SUFFIXES}
+        and Path(text).suffix not in SUFFIXES
     )
 
 

@@ -1,7 +1,5 @@
 """Samples: questions about images, and where to read them from."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +60,6 @@ class Samples(Protocol):
     @property
     def kinds(self) -> Sequence[str]:
         """The kind of every sample, without decoding an image."""
-        ...
 
     # Samples that can be checked also have `problems(places)`, see `data.rows.RowSamples`.
 

@@ -11,8 +11,6 @@ Grey crops are `masked` for policies that insert crops, and `blind` for those wh
 fixed area.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from typing import Final, Literal
@@ -116,7 +114,7 @@ def audit(folder: RunFolder, controls: Mapping[str, RunFolder], *, scorer: str |
         arms = [_arm(label, figures[label].tasks[name], against["direct"][name]) for label in every]
         own = [row for row in rows if row.task == name]
         known = [row.redundancy for row in own if row.redundancy is not None]
-        found = TaskAudit(
+        tasks[name] = TaskAudit(
             task=name,
             scorer=against["direct"][name].scorer,
             policy=policy,
@@ -126,9 +124,8 @@ def audit(folder: RunFolder, controls: Mapping[str, RunFolder], *, scorer: str |
             crops=sum(row.zooms for row in own),
             redundant=sum(one.redundant for one in known) if known else None,
             wrong=dict(Counter(row.cause for row in own if row.value(against["direct"][name].scorer) < RIGHT)),
-            verdict="",
+            verdict=_verdict(effects, better),
         )
-        tasks[name] = found.model_copy(update={"verdict": _verdict(found)})
     return Audit(model=results.config.model, tasks=tasks)
 
 
@@ -141,9 +138,9 @@ def _arm(policy: str, result: TaskResult, compared: TaskComparison) -> Arm:
     )
 
 
-def _verdict(found: TaskAudit) -> str:
-    gain, content = found.effects["gain"], found.effects["content"]
-    control = "random crops" if found.control == "random" else "grey crops"
+def _verdict(effects: Mapping[Effect, Paired], better: str) -> str:
+    gain, content = effects["gain"], effects["content"]
+    control = "random crops" if better == "random" else "grey crops"
     if _sign(gain) == 0:
         text = f"No effect of looking is shown: {points(gain)} over the coarse view alone."
     elif _sign(gain) < 0:
@@ -155,7 +152,7 @@ def _verdict(found: TaskAudit) -> str:
             0: f"But {control} do as well ({points(content)}), so it is not shown that the crops' content helps.",
             -1: f"But {control} do better ({points(content)}): what the crops show is not what helps.",
         }[_sign(content)]
-    headroom = found.effects.get("headroom")
+    headroom = effects.get("headroom")
     if headroom is not None and _sign(headroom) > 0:
         text += f" Crops at the known boxes would add {points(headroom)}."
     return text

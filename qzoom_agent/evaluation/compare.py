@@ -15,8 +15,6 @@ was right without, or did not, was wrong, and the other was right with a crop. A
 against `always` the second.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Literal, NamedTuple

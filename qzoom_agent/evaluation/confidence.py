@@ -7,8 +7,6 @@
 logistic one of two parameters on its log-odds, for each policy.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple

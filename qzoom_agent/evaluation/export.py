@@ -5,13 +5,11 @@ hf             `model-index` metadata of a model card, as YAML
 submission     the answers of a split whose gold answers are kept back
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.run_log import RunFolder
@@ -21,7 +19,6 @@ from qzoom_agent.extras import require
 from qzoom_agent.files import atomic_write, require_file
 
 Format = Literal["parquet", "csv", "hf", "submission"]
-FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 _FILES: Final[Mapping[Format, str]] = {
     "parquet": "samples.parquet",
     "csv": "samples.csv",
@@ -112,9 +109,7 @@ def write_parquet(path: Path, types: Mapping[str, str], parts: Iterable[Mapping[
     """Write a table whose rows are given in parts.
 
     Args:
-        path: File to write.
         types: The columns in order, and their types: "texts", "boxes" (lists of x1, y1, x2, y2) or a name of pyarrow's.
-        parts: Values by column.
 
     Raises:
         MissingDependency: pyarrow is not installed.

@@ -8,8 +8,6 @@ not count warms each of them up.
 An interrupted run resumes from its journal, one line a question.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,15 +18,13 @@ from pydantic import TypeAdapter
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.redundancy import INSIDE
 from qzoom_agent.evaluation.run_log import fingerprint
 from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
 from qzoom_agent.files import read_text, write_text
 from qzoom_agent.geometry import Box
-
-COVERED = 0.95
-"""Share of a needle that a crop has to hold."""
 
 
 class Cell(Figures):
@@ -66,8 +62,6 @@ def measure(
     Args:
         arms: Agents by name; they may share a backend.
         task: Name of the needle task.
-        n: Number of questions.
-        seed: Draws other questions.
         boxes: For policy `oracle`, boxes to crop instead of the needle, by name of the arm.
         journal: File that keeps finished questions.
         note: Called after each question with the number of finished ones.
@@ -85,16 +79,15 @@ def measure(
     }
     done = {} if journal is None else _open(journal, settings)
     rows: list[dict[str, Cell]] = []
-    names, warm = list(arms), False
+    names, warm, boxes = list(arms), False, boxes or {}
     for index in range(n):
         if index not in done:
             if not warm:
-                first = sample(task, sample_seed(seed, n))
-                _ask_all(arms, names, first, boxes or {})
+                _ask_all(arms, names, sample(task, sample_seed(seed, n)), boxes)
                 warm = True
             turned = names[index % len(names) :] + names[: index % len(names)]
             question = sample(task, sample_seed(seed, index))
-            done[index] = _ask_all(arms, turned, question, boxes or {})
+            done[index] = _ask_all(arms, turned, question, boxes)
             if journal is not None:
                 with journal.open("a", encoding="utf-8") as file:
                     file.write(f"\n{index} {_LINE.dump_json(done[index]).decode()}")
@@ -127,7 +120,7 @@ def _ask(agent: Agent, question: Sample, gold: Sequence[Box]) -> Cell:
     seconds = perf_counter() - began
     trace = answer.trace
     crops = [view for view in trace.views if view.kind == "crop"]
-    covered = [max((crop.coverage(needle) for crop in crops), default=0.0) >= COVERED for needle in question.boxes]
+    covered = [max((crop.coverage(needle) for crop in crops), default=0.0) >= INSIDE for needle in question.boxes]
     return Cell(
         id=question.id,
         correct=trace.status != "error" and exact_match(answer.text, question.answer),

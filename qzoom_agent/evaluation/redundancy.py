@@ -15,8 +15,6 @@ Pure, so that evaluation, a reward and a page count alike. Who asked for a crop 
 policy inserted is a crop like any other.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple

@@ -8,6 +8,7 @@ the page shows that many and says so; the rest is in samples.jsonl.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,16 +18,13 @@ from typing import Any, NamedTuple, get_args
 import PIL.Image
 import PIL.ImageDraw
 
-from qzoom_agent.errors import QzoomError
 from qzoom_agent.evaluation.audit import MEANINGS, Audit, TaskAudit, points
-from qzoom_agent.evaluation.charts import ChartPoint, Scatter
 from qzoom_agent.evaluation.compare import RIGHT, Comparison, compare, worth
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.sample_result import Cause, SampleResult
 from qzoom_agent.evaluation.stats import Figure
 from qzoom_agent.evaluation.summary import Results, TaskResult, by_sample
 from qzoom_agent.report import page, render_html
-from qzoom_agent.trace import Quad
 
 MAX_ROWS = 5000
 THUMBNAIL_SIDE = 96
@@ -35,6 +33,10 @@ GOLD, CROP = (31, 157, 85), (31, 111, 235)
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 THUMBNAIL_BYTES = 9_000_000
 """For all thumbnails of a page together, before they are written as text."""
+_LINE = 15.0
+"""Least distance of two labels."""
+_NEAR = 130.0
+"""Labels that are further apart than this stand beside each other."""
 
 
 def write_run_report(folder: RunFolder, *, baseline: RunFolder | None = None, path: Path | None = None) -> Path:
@@ -150,6 +152,61 @@ def _audits(folder: RunFolder) -> list[tuple[TaskAudit, list[tuple[str, Figure, 
     ]
 
 
+# -- the chart -------------------------------------------------------------------------------------------------------
+
+
+class ChartPoint(NamedTuple):
+    """A run, a task or a kind."""
+
+    label: str
+    x: float
+    figure: Figure
+    main: bool
+    """The run that the page is about."""
+
+
+class Scatter:
+    """Accuracy from 0 to 100 % over visual tokens from 0, in units of the picture; drawn by charts.html.jinja."""
+
+    width, height = 640, 320
+    left, right, top, bottom = 62.0, 490.0, 12.0, 280.0
+
+    def __init__(self, points: Sequence[ChartPoint]) -> None:
+        self.points = points
+        most = max((point.x for point in points), default=0.0) or 1.0
+        step = _step(most)
+        self.end = step * math.ceil(1.02 * most / step)
+        self.ticks = [count * step for count in range(round(self.end / step) + 1)]
+        self.heights = _spread([(self.x(point.x), self.y(point.figure.mean)) for point in points])
+        self.alt = "; ".join(f"{each.label} {100 * each.figure.mean:.0f}% at {each.x:,.0f}" for each in points)
+
+    def x(self, tokens: float) -> float:
+        """Return the place of a number of visual tokens."""
+        return self.left + (self.right - self.left) * tokens / self.end
+
+    def y(self, share: float) -> float:
+        """Return the height of an accuracy."""
+        return self.bottom - (self.bottom - self.top) * share
+
+
+def _step(most: float) -> float:
+    """Return a round distance of ticks that makes three to six of them."""
+    unit = 10.0 ** math.floor(math.log10(most))
+    return next(size * unit for size in (0.2, 0.5, 1.0, 2.0) if most / (size * unit) <= 6)
+
+
+def _spread(places: Sequence[tuple[float, float]]) -> list[float]:
+    """Return heights of labels at these places, moved apart from the lowest upwards so that none covers another."""
+    heights = [height for _, height in places]
+    done: list[int] = []
+    for at in sorted(range(len(places)), key=lambda at: -heights[at]):
+        for below in done:
+            if abs(places[at][0] - places[below][0]) < _NEAR and heights[below] - heights[at] < _LINE:
+                heights[at] = heights[below] - _LINE
+        done.append(at)
+    return heights
+
+
 # -- samples ---------------------------------------------------------------------------------------------------------
 
 
@@ -244,17 +301,8 @@ def _picture(folder: RunFolder, row: SampleResult, limit: int) -> dict[str, Any]
         return None  # a run without traces has no pictures
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), PIL.Image.Resampling.BILINEAR)
     draw, scale = PIL.ImageDraw.Draw(small), small.width / row.size[0]
-    marks = [(GOLD, box) for box in row.boxes] + [(CROP, box) for box in _crops(folder, row)]
+    marks = [(GOLD, box) for box in row.boxes] + [(CROP, box) for box in row.crops]
     for colour, box in marks:
         x1, y1, x2, y2 = (scale * value for value in box)
         draw.rectangle((x1 - 1, y1 - 1, max(x1 + 1, x2), max(y1 + 1, y2)), outline=colour)
     return {"src": page.jpeg(small, THUMBNAIL_SIDE, limit), "width": small.width, "height": small.height}
-
-
-def _crops(folder: RunFolder, row: SampleResult) -> list[Quad]:
-    """Return the boxes of the crops that were shown, in pixels of the image."""
-    try:
-        trace = folder.trace(row.key)
-    except QzoomError:
-        return []
-    return [view.box for view in trace.views if view.kind == "crop"] if trace and row.zooms else []

@@ -202,16 +202,6 @@ class RunFolder:
                 remove_parts(folder)
             yield
 
-    def rows(self) -> Iterator[SampleResult]:
-        """Yield every row, oldest first; a sample that was asked again appears again.
-
-        A line that is no JSON was torn by a kill, and its sample is simply asked again.
-
-        Raises:
-            ConfigError: A file cannot be read, or has a line that is something else.
-        """
-        return (row for row, _ in self._rows_and_places())
-
     def newest(self, keep: Callable[[SampleResult], bool] = lambda _: True) -> dict[RowKey, RowPlace]:
         """Return the place of the newest row of each sample and repeat that `keep` accepts; `read` reads one."""
         return {(row.task, row.index, row.repeat): place for row, place in self._rows_and_places() if keep(row)}
@@ -234,6 +224,10 @@ class RunFolder:
         return list(self.in_order())
 
     def _rows_and_places(self) -> Iterator[tuple[SampleResult, RowPlace]]:
+        """Yield every row, oldest first; ConfigError for a line that is something else.
+
+        One that is no JSON was torn by a kill, and its sample is simply asked again.
+        """
         for path in self._files():
             start = 0
             with translating("read", path, _WRITTEN), path.open("rb") as file:

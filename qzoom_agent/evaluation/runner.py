@@ -18,7 +18,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -31,8 +31,7 @@ import PIL.Image
 from pydantic import JsonValue
 
 from qzoom_agent.agent import Agent
-from qzoom_agent.data.checks import refuse_rows
-from qzoom_agent.data.rows import RowSamples
+from qzoom_agent.data.rows import RowSamples, refuse_rows
 from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.evaluation.run_log import RunFolder, RunSpec, TaskSelection
@@ -60,11 +59,9 @@ class ProgressListener(Protocol):
 
     def begin(self, task: str, planned: int) -> None:
         """Note that a task begins, with so many samples (repeats counted) for this process."""
-        ...
 
     def row(self, row: SampleResult, *, new: bool) -> None:
         """Note a sample: `new` if it was finished just now, else of an earlier run."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -107,10 +104,6 @@ class Shard:
         """Wait until every process is here."""
         if self.state is not None:
             self.state.wait_for_everyone()
-
-    def leads(self, guard: AbstractContextManager[None]) -> AbstractContextManager[None]:
-        """Return `guard` in process 0, an empty context in the others."""
-        return guard if self.index == 0 else nullcontext()
 
 
 def evaluate(
@@ -208,7 +201,7 @@ def ask_all(
     Process 0 calls `begin` before any process asks and `finish` when all have asked; its result is returned there, None
     in the other processes.
     """
-    with shard.leads(folder.writing()):
+    with folder.writing() if shard.index == 0 else nullcontext():
         if shard.index == 0:
             begin()
         shard.wait()
@@ -240,17 +233,14 @@ def select(
 ) -> dict[str, Selected]:
     """Return the samples that `evaluate` asks, by task, once they are checked: rows, and the headers of images.
 
-    Raises:
-        ConfigError: A task cannot be read, or has samples that cannot be asked and `source.skip_bad` is not set.
+    Raises ConfigError if a task cannot be read, or has samples that cannot be asked and `source.skip_bad` is not set.
     """
     found = {}
     for task in tasks:
         own = source._replace(path=(paths or {}).get(task.name, source.path))
         samples = task.load(own)
         tokens = None if own_budget else task.coarse_tokens
-        selection, places = plan(
-            samples, own, limit=limit, seed=source.seed, coarse_tokens=tokens, reference=task.reference
-        )
+        selection, places = plan(samples, own, limit=limit, coarse_tokens=tokens, reference=task.reference)
         if isinstance(samples, RowSamples):
             wrong = samples.problems(places)
             refuse_rows(samples.rows.name, wrong, total=len(places), skip_bad=source.skip_bad)
@@ -341,7 +331,7 @@ class TaskRun:
             raise ConfigError(f"The task {self.task.name!r} gave {sample!r:.80} as question {place}, not a Sample.")
         if sample.task != self.task.name:  # a task from outside this package that reads another's samples
             sample = replace(sample, task=self.task.name)
-        if known is not None and known.key == about(sample, image=image_digest(sample))["key"]:
+        if known is not None and known.key == about(sample, image=image_digest(sample.image))["key"]:
             return known.completed(self.task.scorers), False
         row = self._ask(sample, partial(about, sample), seed=episode_seed(self.seed, sample.id, repeat))
         return (row.model_copy(update={"row": digest}) if digest else row), True
@@ -356,10 +346,10 @@ class TaskRun:
             images: Any = sample.images if sample.others else sample.image
             answer = self.agent.run(images, sample.question, boxes=boxes, seed=seed)
         except QzoomError as error:
-            return self._failed(about(image=image_digest(sample)), sample, error)
+            return self._failed(about(image=image_digest(sample.image)), sample, error)
         # The trace has the digest already; hashing a large image again would cost more than all the rest here.
         views = answer.trace.views
-        known = about(image=views[0].digest if views else image_digest(sample))
+        known = about(image=views[0].digest if views else image_digest(sample.image))
         if self.traces:
             self.folder.save_trace(str(known["key"]), answer)
         scores = scored(answer.text, answer.trace.status, sample, self.task.scorers)
@@ -398,12 +388,7 @@ def peak_memory() -> dict[str, int]:
 
 
 def require(source: TaskSource, *, limit: int | None = None, repeats: int = 1, workers: int = 1) -> None:
-    """Raise an error for what no run can do, before anything is loaded.
-
-    Raises:
-        ConfigError: A number is out of range.
-        MissingDependency: scipy is not installed.
-    """
+    """Raise ConfigError for numbers that no run can have, MissingDependency without scipy; nothing is loaded before."""
     for name, given in (("n", source.n), ("limit", limit), ("repeats", repeats), ("workers", workers)):
         if given is not None and given < 1:
             raise ConfigError(f"A run needs at least 1 of these; got {name} = {given}.")
@@ -416,9 +401,8 @@ def plan(
     samples: Samples,
     source: TaskSource,
     *,
-    limit: int | None,
-    seed: int,
-    coarse_tokens: tuple[int, int] | None,
+    limit: int | None = None,
+    coarse_tokens: tuple[int, int] | None = None,
     reference: str = "",
 ) -> tuple[TaskSelection, list[int]]:
     """Return the selection of a task's samples, and their places in order.
@@ -429,7 +413,6 @@ def plan(
             has more.
         limit: Size of a subset of these with each kind in its share. A larger one contains a smaller one, so a run can
             be enlarged.
-        seed: Draws the subset.
         coarse_tokens: (least, most) visual tokens of the coarse view, for the record.
         reference: `Task.reference`, for the record.
     """
@@ -440,7 +423,7 @@ def plan(
     stratified = limit is not None and limit < len(chosen)
     if stratified:
         kinds = samples.kinds
-        chosen = sorted(stratified_order([kinds[index] for index in chosen], seed=seed)[:limit])
+        chosen = sorted(stratified_order([kinds[index] for index in chosen], seed=source.seed)[:limit])
     selection = TaskSelection(
         path=source.path,
         reference=reference or None,

@@ -21,8 +21,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, comp
 from qzoom_agent.config import AgentConfig, PolicyName
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.redundancy import INSIDE, Redundancy, count
-from qzoom_agent.evaluation.tasks.rule_version import rule_version
-from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, apply
+from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, apply, rule_version
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import digest, load_image
 from qzoom_agent.trace import Quad, Trace, Usage
@@ -53,7 +52,6 @@ class AgentLike(Protocol):
         self, image: PIL.Image.Image, question: str, *, boxes: Sequence[Box] | None = None, seed: int | None = None
     ) -> AnswerLike:
         """Answer a question; of one about several images, `image` is a list of them."""
-        ...
 
 
 class SampleResult(BaseModel):
@@ -212,9 +210,9 @@ def episode_seed(seed: int, sample_id: str, repeat: int = 0) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) >> 1
 
 
-def image_digest(sample: Sample) -> str:
-    """Return the digest of the sample's image as an agent sees it: that of its trace's original."""
-    return digest(sample.image if sample.image.mode == "RGB" else load_image(sample.image))
+def image_digest(image: PIL.Image.Image) -> str:
+    """Return the digest of an image of a sample as an agent sees it: that of its trace's original."""
+    return digest(image if image.mode == "RGB" else load_image(image))
 
 
 def asked(
@@ -225,7 +223,7 @@ def asked(
     `image` is the `image_digest`, `seed` the run's, `weights` says which they are.
     """
     boxes = [box.as_list() for box in sample.boxes]
-    others: list[JsonValue] = [digest(one if one.mode == "RGB" else load_image(one)) for one in sample.others]
+    others: list[JsonValue] = [image_digest(one) for one in sample.others]
     episode = episode_seed(seed, sample.id, repeat)
     decides: list[JsonValue] = [
         sample.task,
@@ -278,7 +276,7 @@ def measured(answer: AnswerLike, sample: Sample) -> dict[str, object]:
         "token_layers": trace.token_layers,
         "turns": len(trace.turns),
         "zooms": len(crops),
-        "crops": [view.box for view in trace.views if view.kind == "crop"],
+        "crops": [view.box for view in crops],
         "unread": sum(len(turn.problems) for turn in trace.turns),
         "gate": look.score if look else None,
         "fired": look.fired if look else None,

@@ -72,7 +72,7 @@ def require_scipy() -> None:
     require("scipy", extra="eval", use="Evaluation")
 
 
-def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+def wilson(successes: int, n: int) -> Interval:
     """Return the Wilson score interval for `successes` out of `n` independent right/wrong values.
 
     It has no zero width at 0 of n and n of n (20 of 20 gives 0.84 to 1), and covers from about five samples on. With
@@ -80,11 +80,11 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
     """
     if not 0 <= successes <= n:
         raise ValueError(f"A share needs 0 <= successes <= n; got {successes} of {n}.")
-    return _score_interval(successes / n, n, confidence) if n else Interval(0.0, 1.0)
+    return _score_interval(successes / n, n) if n else Interval(0.0, 1.0)
 
 
-def _score_interval(share: float, n: float, confidence: float = CONFIDENCE) -> Interval:
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+def _score_interval(share: float, n: float) -> Interval:
+    z = _NORMAL
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return Interval(max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))
@@ -141,10 +141,6 @@ class _Spread(NamedTuple):
 
         return float(stdtrit(self.groups - 1, (1 + CONFIDENCE) / 2))
 
-    def values_like(self) -> float:
-        """Return the number of independent values that would be as sure; the effective clusters if all are equal."""
-        return (self.square - self.mean**2) / self.variance if self.variance else self.effective
-
     def interval(self) -> Interval | None:
         """Return the interval of the mean of values of any range; None if nothing tells how much they vary."""
         if not self.variance:
@@ -170,7 +166,8 @@ class _Spread(NamedTuple):
             return None
         factor = self.quantile if self.variance else _NORMAL
         # One gain and one loss more than there were: where few or no values changed, the change is not known to be 0.
-        n = self.values_like()
+        # n independent values would be as sure; all equal, as many as there are effective clusters.
+        n = (self.square - self.mean**2) / self.variance if self.variance else self.effective
         mean = self.mean * n / (n + 2)
         half = factor * math.sqrt(((n * self.square + 2) / (n + 2) - mean**2) / (n + 2))
         return Interval(max(-1.0, mean - half), min(1.0, mean + half))

@@ -21,8 +21,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.run_log import RunFolder, TaskSelection
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.stats import Figure, Figures, Interval, figure
-from qzoom_agent.evaluation.tasks.rule_version import PublicRule, public_rule
-from qzoom_agent.evaluation.tasks.task import Scored, Task
+from qzoom_agent.evaluation.tasks.task import PublicRule, Scored, Task, public_rule
 from qzoom_agent.extensions import reference
 from qzoom_agent.files import read_json
 

@@ -11,6 +11,8 @@ Answers go into results.parquet, one row for each row of the table. A row that c
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,10 +23,8 @@ from typing import Any, Final
 from PIL import Image
 
 from qzoom_agent.agent import Agent
-from qzoom_agent.data.cells import text
-from qzoom_agent.data.columns import Columns
-from qzoom_agent.data.image_column import seen
-from qzoom_agent.data.image_folder import image_rows
+from qzoom_agent.data.columns import Columns, text
+from qzoom_agent.data.image_column import LONGEST_PATH, seen
 from qzoom_agent.data.questions import read_question
 from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path
 from qzoom_agent.data.samples import Sample, TaskSource
@@ -36,8 +36,11 @@ from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.tasks.custom import named_columns, table_file, tables_in, task_name
 from qzoom_agent.evaluation.tasks.task import Task
 from qzoom_agent.files import atomic_write, translating
+from qzoom_agent.images import FORMATS
 from qzoom_agent.messages import require_question
-from qzoom_agent.pdf import file_of
+from qzoom_agent.pdf import file_of, pages
+
+logger = logging.getLogger(__name__)
 
 RESULTS: Final = "results.parquet"
 ANSWERED: Final[Mapping[str, str]] = {
@@ -53,8 +56,6 @@ ANSWERED: Final[Mapping[str, str]] = {
 }
 """Columns of an answer, and their types."""
 COLUMNS: Final = {"index": "int64", "id": "string", "image": "string", "question": "string", **ANSWERED}
-"""Columns of the results."""
-_LONGEST_NAME: Final = 1024
 _WRONG_ROW: Final = (QzoomError, AttributeError, LookupError, TypeError, ValueError)
 _PART: Final = 1000
 """Rows of the results that are in memory at a time."""
@@ -65,7 +66,6 @@ class TableRun:
     """A finished run over a table."""
 
     path: Path
-    """The results."""
     rows: int
     failed: Mapping[int, str]
     """The error of each row that has no answer, by the row's number from 0."""
@@ -94,11 +94,7 @@ class Questions:
         max_pixels: int,
         columns: Mapping[str, str] | None = None,
     ) -> Questions:
-        """Return the questions at a path.
-
-        Raises:
-            ConfigError: It is neither a table nor images, lacks a column, or has no rows.
-        """
+        """Return the questions at a path; ConfigError if there are none, or the table lacks a column."""
         table = path.is_file() and path.suffix.lower() in SUFFIXES
         if path.is_dir():
             with translating("read", path):
@@ -157,6 +153,32 @@ class Questions:
         return replace(sample, meta={key: name for key, name in names.items() if name is not None})
 
 
+def image_rows(path: Path) -> Rows | None:
+    """Return the images in a folder, sorted, or the one image or PDF at `path`; None if there are none.
+
+    Hidden files are left out, and so are files of other kinds, with a warning that counts them. A PDF needs pypdfium2.
+    """
+    folder = path if path.is_dir() else path.parent
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    names, others = list[str](), Counter[str]()
+    with translating("read", path):
+        files = path.rglob("*") if path.is_dir() else [path]
+        for name in sorted(file.relative_to(folder).as_posix() for file in files):
+            file, suffix = folder / name, Path(name).suffix.lower()
+            if name.startswith(".") or "/." in name or file.is_dir():
+                continue
+            if suffix in known:
+                names.append(name)
+            elif suffix == ".pdf":
+                names += [f"{name}#page={page + 1}" for page in range(pages(file))]
+            else:
+                others[suffix or "without an ending"] += 1
+    if names and others:
+        told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        logger.warning("%s: files of other kinds are left out (%s)", path, told)
+    return Rows(str(path), [{"image": name} for name in names], ("image",), folder) if names else None
+
+
 def run_table(
     agent: Agent,
     table: str | Path,
@@ -211,7 +233,7 @@ def run_table(
     asked = Questions.open(path, question=question, split=split, max_pixels=config.max_pixels, columns=columns)
     source = TaskSource(str(path.resolve()), split, config.seed, n=n, answered=False)
     samples = asked.samples()
-    selection, places = plan(samples, source, limit=None, seed=config.seed, coarse_tokens=None)
+    selection, places = plan(samples, source)
     task = Task(name=asked.task, title=f"rows of {path}", load=lambda _: samples, scorers={})
     asker, workers = agent.side_by_side(workers, most=len(places))
     folder = RunFolder(out)
@@ -275,7 +297,7 @@ def _text(cell: object) -> str | None:
 def _image_name(cell: object) -> str | None:
     """Return the path of an image, where the table has one."""
     name = cell.get("path") if isinstance(cell, Mapping) else cell
-    return name if isinstance(name, str) and len(name) <= _LONGEST_NAME and name[:5].lower() != "data:" else None
+    return name if isinstance(name, str) and len(name) <= LONGEST_PATH and name[:5].lower() != "data:" else None
 
 
 def _plain(cell: object) -> object:

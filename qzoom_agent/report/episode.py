@@ -5,8 +5,6 @@ turn, right the turns in order. Long texts are cut with a note of what is missin
 scored: `expected` is shown beside the answer, and ticked only if the two are the same text.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,7 +80,6 @@ class _Part(NamedTuple):
 
     record: QuestionRecord
     found: list[Findings]
-    """Its looks."""
     first: list[page.Thumbnail]
     """Views shown before its first turn."""
     first_tokens: int

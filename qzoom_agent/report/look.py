@@ -8,8 +8,6 @@ The gate is shown as `PerceptionRecord.fired` decides, in words, sign and bar al
 tell score and threshold apart. Boxes beyond `MAX_CROPS` are drawn and counted, not cut out.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,19 +26,7 @@ MAX_CROPS = 12
 def write_look(
     record: PerceptionRecord, views: Sequence[View], image: Images, question: str, model: str, path: Path | str
 ) -> Path:
-    """Write the page for one look and return its path.
-
-    Args:
-        record: What the coarse pass found.
-        views: The original and the coarse view.
-        image: Maps a digest to its image (`trace.by_digest`).
-        question: The question that was asked.
-        model: Name of the model.
-        path: File to write; folders are created.
-
-    Raises:
-        TraceError: The file cannot be written.
-    """
+    """Write the page for one look at the original and the coarse view (`views`); see `write_report`."""
     return page.write_page(render_look(record, views, image, question, model), path)
 
 

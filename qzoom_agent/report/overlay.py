@@ -7,8 +7,6 @@ Any numbers can be drawn, NaN and infinities included: an infinite cell is cold,
 drawn outside the image, and the image that was given is not changed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -10,8 +10,6 @@ A page is one file that opens from disk, asks the network for nothing, and reads
   link to pictures beside them instead (`ImageLink`), which thousands of pages share.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io
@@ -236,9 +234,9 @@ class Stage(NamedTuple):
     marks: Sequence[BoxMark]
     rules: str
     """The part of the style sheet that places all of it."""
-    number: int = 0
+    number: int
     """Number of the image, counted from 0."""
-    first_mark: int = 0
+    first_mark: int
     """Marks of the images before it."""
 
 

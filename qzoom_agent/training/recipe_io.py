@@ -1,5 +1,7 @@
 """Recipes on disk: YAML files that become pydantic models, and the command-line flags that every stage shares.
 
+The settings that decide a result are stored beside it, so that a run is resumed only under those it began with.
+
 A key that got another name is declared in the `renamed` table of its section. The old name is still read, in recipes,
 in Python, with `--set` and in the settings of saved runs, and a warning names the new one.
 """
@@ -16,12 +18,22 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from accelerate import PartialState
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticUndefined
 from yaml import safe_dump
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.files import read_yaml, require_folder, write_text
+from qzoom_agent.files import atomic_write, read_json, read_yaml, require_folder, write_text
 
 _Recipe = TypeVar("_Recipe", bound=BaseModel)
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
@@ -72,12 +84,7 @@ class LoraSection(Section):
 
 
 def add_recipe_arguments(parser: ArgumentParser, *, output: str) -> None:
-    """Add the flags of every training stage: `--config`, `--output`, `--set` and `--dry-run`.
-
-    Args:
-        parser: The parser of the stage.
-        output: Default of `--output`.
-    """
+    """Add the flags of every training stage: `--config`, `--output` (with this default), `--set` and `--dry-run`."""
     parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
     parser.add_argument("--output", type=Path, default=Path(output), help=f"folder for all results (default: {output})")
     parser.add_argument(
@@ -102,8 +109,6 @@ def read_recipe(path: Path, kind: type[_Recipe], *, overrides: Sequence[str] = (
     """Read a recipe.
 
     Args:
-        path: The YAML file.
-        kind: The model of the recipe.
         overrides: Keys to set after reading, as `KEY=VALUE` with a dotted key and a value in YAML or JSON.
         changes: Top-level keys that replace those of the file.
 
@@ -152,7 +157,6 @@ def set_key(data: dict[str, Any], key: str, value: Any, *, kind: type[BaseModel]
         data: The recipe, as read from YAML.
         key: The path of the key, with dots; items of lists are counted from 0 (`data.0.limit`).
         value: The new value; it is not checked here.
-        kind: The model of the recipe.
 
     Raises:
         ConfigError: The recipe has no such key; the message names those that come close.
@@ -215,13 +219,67 @@ def with_new_names(data: Any, kind: Any, *, warn: bool = False) -> Any:
 
 
 def keep_recipe(recipe: BaseModel, folder: Path) -> None:
-    """Write a resolved recipe into the folder of a run (`--output`), which is made if it is not there.
-
-    Raises:
-        ConfigError: The folder cannot be made.
-    """
+    """Write a resolved recipe into the folder of a run, which is made if needed; ConfigError if it cannot be."""
     text = safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     write_text(require_folder(folder) / "recipe.yaml", text)
+
+
+def require_same(
+    stored: Path, settings: Mapping[str, JsonValue], *, made: Path, kind: type[BaseModel] | None = None
+) -> None:
+    """Check that the settings in a file, if there is one, are these.
+
+    Args:
+        settings: All or some of the settings that `made` would be made with now.
+        made: The result that the settings belong to, for the message.
+        kind: Model of the settings, whose keys may be stored under their old names.
+
+    Raises:
+        ConfigError: They differ; the message shows the keys that do.
+    """
+    if not stored.exists():
+        return
+    before = read_json(stored, dict[str, Any], "Delete the folder it is in, or choose another --output.")
+    before = before if kind is None else with_new_names(before, kind)
+    was, now = dict(_leaves(before)), dict(_leaves({**before, **json.loads(json.dumps(settings))}))
+    differ = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+    if differ:
+        listed = "; ".join(f"{key}: {was.get(key)!r:.80}, now {now.get(key)!r:.80}" for key in differ)
+        raise ConfigError(
+            f"{made} was begun with other settings ({listed}), so it can be neither resumed nor taken for a result of "
+            "these. Delete it, or choose another --output."
+        )
+
+
+def begin(
+    stored: Path,
+    settings: Mapping[str, JsonValue],
+    *,
+    made: Path,
+    processes: PartialState,
+    kind: type[BaseModel] | None = None,
+) -> None:
+    """Store all settings that decide a result, which is about to be made or resumed; see `require_same`.
+
+    The main one of the `processes` writes. Once `made` is deleted it may be made with other settings.
+    """
+    if made.exists():
+        require_same(stored, settings, made=made, kind=kind)
+    processes.wait_for_everyone()  # so that none of them reads settings that another one has just written
+    if processes.is_main_process:
+        with atomic_write(stored) as writing:
+            writing.write_text(json.dumps(settings, sort_keys=True, indent=1), encoding="utf-8")
+
+
+def _leaves(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over all values by their dotted keys; those of records in a list have its places, as in `--set`."""
+    for key, value in settings.items():
+        if isinstance(value, list) and any(isinstance(one, dict) for one in value):
+            yield from _leaves({str(at): one for at, one in enumerate(value)}, f"{above}{key}.")
+        elif isinstance(value, dict) and value:
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield above + key, value
 
 
 def _members(annotation: Any) -> Iterator[Any]:

@@ -210,11 +210,7 @@ def build(rewards: Iterable[Reward], *, judge: Judge | None = None, mask_truncat
 
 
 def accuracy_of(rewards: Iterable[Reward], *, judge: Judge | None = None) -> Accuracy:
-    """Return what a recipe calls right, whether that is rewarded by itself or not.
-
-    Raises:
-        ConfigError: It is `judged`, but there is no judge.
-    """
+    """Return what a recipe calls right, rewarded by itself or not; ConfigError if it is `judged` without a judge."""
     chosen = next((one for one in rewards if isinstance(one, Accuracy)), Accuracy())
     if chosen.judged and judge is None:
         raise ConfigError(

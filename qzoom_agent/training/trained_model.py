@@ -11,14 +11,13 @@ from pydantic import Field, JsonValue
 from transformers import PreTrainedModel
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE, Judge, ready
+from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE, Judge
 from qzoom_agent.extras import require
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.training import recipe_io
 from qzoom_agent.training.branches.sharded_table import together
-from qzoom_agent.training.fingerprint import begin, require_same
-from qzoom_agent.training.recipe_io import LoraSection, Section
+from qzoom_agent.training.recipe_io import LoraSection, Section, begin, require_same
 
 
 class ModelRecipe(Section, ABC):
@@ -49,15 +48,18 @@ class ModelRecipe(Section, ABC):
 
     def ready_judge(self, output: Path) -> Judge | None:
         """Return the judge that the recipe names, after it has answered once; its verdicts are kept in `output`."""
+        if self.judge is None:
+            return None
         cache = output / "verdicts.jsonl"
-        return ready(self.judge, model=self.judge_model, key_variable=self.judge_key_variable, cache=cache)
+        judge = Judge(self.judge, model=self.judge_model, key_variable=self.judge_key_variable, cache=cache)
+        judge.check()
+        return judge
 
 
 def is_finished(recipe: ModelRecipe, output: Path) -> bool:
     """Return True, and print it, if a run's folder holds the model that this recipe trains.
 
-    Raises:
-        ConfigError: The folder holds the model of another recipe; the message names the keys that differ.
+    Raises ConfigError if it is that of another recipe; the message names the keys that differ.
     """
     final = output / "final"
     if not final.exists():
@@ -74,8 +76,7 @@ def is_finished(recipe: ModelRecipe, output: Path) -> bool:
 def keep_recipe(recipe: ModelRecipe, output: Path) -> None:
     """Write a recipe, and the settings that decide its model, into the run's folder.
 
-    Raises:
-        ConfigError: The folder holds checkpoints of another recipe; the message names the keys that differ.
+    Raises ConfigError if it holds checkpoints of another recipe; the message names the keys that differ.
     """
     processes = together()
     begin(output / recipe.stored, recipe.decisive(), made=recipe.begun(output), processes=processes, kind=type(recipe))
@@ -94,9 +95,7 @@ def layers_from(backend: HFBackend, first: int) -> range:
 def lora_config(lora: LoraSection, target_modules: str, model: PreTrainedModel) -> Any:
     """Return peft's configuration of the adapters on the modules of a regular expression.
 
-    Raises:
-        ConfigError: The model has no linear layer of such a name.
-        MissingDependency: peft is not installed.
+    Raises ConfigError if it names no linear layer, MissingDependency without peft.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     if not any(re.fullmatch(target_modules, name) for name in linear):
@@ -114,8 +113,6 @@ def write_final(backend: HFBackend, output: Path, *, from_layer: int, save: Call
     """Write the trained model with its processor and branches into `output/final`, which is whole or not there.
 
     Args:
-        backend: The model.
-        output: The run's folder.
         from_layer: Lowest layer that was trained.
         save: Writes the weights; called on all processes.
     """

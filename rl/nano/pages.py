@@ -14,18 +14,18 @@ from PIL import Image, ImageDraw
 from nano.examples import ASK, CHARS, CLOSE, OPEN, counts, direct, read_from, show
 from nano.trees import Look, Say, Tree
 from qzoom_agent.evaluation.tasks.needle.boards import CODE_CHARS, QUESTIONS, Board, BoardObject, Fact, Pen, worn
-from qzoom_agent.evaluation.tasks.needle.fonts import typefaces
 from qzoom_agent.evaluation.tasks.needle.ink import (
     COLORS,
     SHAPES,
     Rect,
+    background,
     draw_die,
     draw_shape,
     draw_text,
     paint,
     text_width,
+    typefaces,
 )
-from qzoom_agent.evaluation.tasks.needle.textures import background
 
 SIDE: Final = 224
 _TOKENS: Final = (57, 64)  # 64 whatever the rounding

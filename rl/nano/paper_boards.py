@@ -12,14 +12,15 @@ from typing import Final
 from nano.paper import Line, Paper
 from qzoom_agent.evaluation.tasks.needle.boards import Board, Fact
 from qzoom_agent.evaluation.tasks.needle.ink import Glyph
-from qzoom_agent.evaluation.tasks.receipt_questions import (
+from qzoom_agent.evaluation.tasks.receipts import (
     BESIDE,
+    FIELD,
+    LINE,
     ReceiptQuestion,
     centers_of,
     field_questions,
     line_questions,
 )
-from qzoom_agent.evaluation.tasks.receipts import FIELD, LINE
 
 LINE_QUESTION: Final = "read the line at {}."
 

@@ -20,7 +20,7 @@ from nano.tokenizer import LOCATIONS
 from nano.trees import Piece, Say, Tree
 from nano.words import LABELS
 from qzoom_agent.evaluation.tasks.needle.boards import Fact
-from qzoom_agent.evaluation.tasks.receipt_questions import BESIDE, BESIDE_QUESTIONS, TOTAL_WORDS
+from qzoom_agent.evaluation.tasks.receipts import BESIDE, BESIDE_QUESTIONS, TOTAL_WORDS
 from qzoom_agent.protocols.nano import LOCATION_STEP, UNKNOWN
 
 COARSE_TOKENS: Final = (128, 200, 256, 300, 300, 400)

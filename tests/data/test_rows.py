@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qzoom_agent.data.cells import texts
+from qzoom_agent.data.columns import texts
 from qzoom_agent.data.image_column import key, picture
 from qzoom_agent.data.options import inline_options
 from qzoom_agent.data.questions import instructed

@@ -14,8 +14,7 @@ from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation import pareto
 from qzoom_agent.evaluation.interleaved import Cell, Table, measure, weights_of
-from qzoom_agent.evaluation.pareto import headline, headline_table, points, points_table, ratio
-from qzoom_agent.evaluation.pareto_figure import draw
+from qzoom_agent.evaluation.pareto import draw, headline, headline_table, points, points_table, ratio
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.scripted import ScriptedBackend

@@ -18,8 +18,7 @@ from PIL import Image
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.evaluation import report
-from qzoom_agent.evaluation.charts import ChartPoint, Scatter
-from qzoom_agent.evaluation.report import write_run_report
+from qzoom_agent.evaluation.report import ChartPoint, Scatter, write_run_report
 from qzoom_agent.evaluation.run_log import RunFolder, environment
 from qzoom_agent.evaluation.runner import evaluate
 from qzoom_agent.evaluation.stats import Figure, Interval

@@ -20,8 +20,7 @@ from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.scorers import anls
 from qzoom_agent.evaluation.summary import summarise
 from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task
-from qzoom_agent.evaluation.tasks.rule_version import RULES, PublicRule, public_rule, rule_version
-from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.evaluation.tasks.task import RULES, PublicRule, Score, public_rule, rule_version
 from qzoom_agent.models.scripted import ScriptedBackend
 from tests.evaluation.player import numbers, player
 from tests.evaluation.scorers import lmms_parity

@@ -86,18 +86,18 @@ def test_every_beginning_has_each_kind_in_its_share(kinds: list[str], seed: int)
 
 def test_a_limit_is_partial_and_seeded() -> None:
     samples = Numbers("numbers", 100)
-    part, chosen = plan(samples, TaskSource(), limit=20, seed=0, coarse_tokens=None)
+    part, chosen = plan(samples, TaskSource(), limit=20)
     assert (part.planned, part.total, part.partial, part.stratified) == (20, 100, True, True)
     assert Counter(samples.kinds[index] for index in chosen) == {"odd": 10, "even": 8, "tenth": 2}
-    assert chosen != plan(samples, TaskSource(), limit=20, seed=1, coarse_tokens=None)[1]
-    assert set(chosen) < set(plan(samples, TaskSource(), limit=40, seed=0, coarse_tokens=None)[1])
-    whole, every = plan(samples, TaskSource(), limit=200, seed=0, coarse_tokens=None)
+    assert chosen != plan(samples, TaskSource(seed=1), limit=20)[1]
+    assert set(chosen) < set(plan(samples, TaskSource(), limit=40)[1])
+    whole, every = plan(samples, TaskSource(), limit=200)
     assert (whole.partial, every) == (False, list(range(100)))
 
 
 def test_an_empty_task_is_refused() -> None:
     with pytest.raises(ConfigError, match="no samples"):
-        plan(Numbers("numbers", 0), TaskSource(), limit=None, seed=0, coarse_tokens=None)
+        plan(Numbers("numbers", 0), TaskSource(), limit=None)
 
 
 def test_a_limited_run_is_stamped(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from nano.drawn_paper import SHARES, Layout, draw_paper, in_reading_order, print
 from nano.paper import Line, Paper
 from nano.paper_boards import board_of
 from nano.sheet import Sheet, broken
-from qzoom_agent.evaluation.tasks.receipt_questions import place_of, row_of
+from qzoom_agent.evaluation.tasks.receipts import place_of, row_of
 
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 ADDED = ("SHIPPING", "DELIVERY", "FREIGHT", "TAX", "GST", "VAT", "SST")

@@ -17,7 +17,7 @@ from nano.tokenizer import build_tokenizer
 from nano.trees import Look, Packer, Say, Tree
 from qzoom_agent import Agent
 from qzoom_agent.evaluation.scorers.anls import anls
-from qzoom_agent.evaluation.tasks.receipt_questions import field_questions, line_questions
+from qzoom_agent.evaluation.tasks.receipts import field_questions, line_questions
 from qzoom_agent.geometry import Box
 from qzoom_agent.protocols.nano import UNKNOWN
 from receipt_table import rows

@@ -22,7 +22,7 @@ from qzoom_agent.perception.branches import Branches
 from qzoom_agent.training.grpo import launch as grpo
 from qzoom_agent.training.grpo.grpo_recipe import load_grpo_recipe
 from qzoom_agent.training.sft import fine_tune as coldstart
-from qzoom_agent.training.sft.call_writer import write_answer, write_call
+from qzoom_agent.training.sft.demonstrations import write_answer, write_call
 from qzoom_agent.training.sft.sft_recipe import load_coldstart_recipe
 from tests.tiny_models import build
 

@@ -5,15 +5,12 @@ longer text), and 0 if that is below the threshold of 0.5. Source: the DocVQA ch
 (api/metrics.py, anls).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Final
 
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.open_answer import compared
-from qzoom_agent.evaluation.tasks.rule_version import lmms_eval, scorer, vlmevalkit
-from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.evaluation.tasks.task import Score, lmms_eval, scorer, vlmevalkit
 
 THRESHOLD: Final = 0.5
 

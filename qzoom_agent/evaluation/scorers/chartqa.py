@@ -12,8 +12,6 @@ wrong; figures of the two are not comparable. What differs:
 | 2019, 2010 | right | wrong | years are within 5 % of one another |
 """
 
-from __future__ import annotations
-
 import re
 from decimal import Decimal, localcontext
 from typing import Final
@@ -21,8 +19,7 @@ from typing import Final
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.match import exact_match, number
 from qzoom_agent.evaluation.scorers.open_answer import compared
-from qzoom_agent.evaluation.tasks.rule_version import lmms_eval, scorer, vlmevalkit
-from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.evaluation.tasks.task import Score, lmms_eval, scorer, vlmevalkit
 
 TOLERANCE: Final = Decimal("0.05")
 _YEAR: Final = re.compile(r"1[5-9]\d\d|20\d\d")

@@ -6,16 +6,13 @@ protocol says nothing about another: the first V*Bench protocol compares the lik
 always first), and some papers show the options unshuffled and let a language model judge. Neither is here.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Final
 
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.letters import choice
-from qzoom_agent.evaluation.tasks.rule_version import PublicRule, lmms_eval, scorer, vlmevalkit
-from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.evaluation.tasks.task import PublicRule, Score, lmms_eval, scorer, vlmevalkit
 
 # Of the reply in capitals.
 _VSTAR: Final = tuple(
@@ -30,7 +27,7 @@ _VSTAR: Final = tuple(
         ),
     )
 )
-_MME_PHRASES: Final = ("The best answer is", "The correct answer is", "The answer is", "The answer")
+PHRASES: Final = ("The best answer is", "The correct answer is", "The answer is", "The answer")
 _MME_LABELS: Final = ("The best option is", "The correct option is", "Best answer:", "Best option:")
 _KIT_SAYS: Final = re.compile(r"(?:correct\s+)?answer\s+is\s+\**([ABCD])\**", re.IGNORECASE)
 _HR_REFUSALS: Final = (
@@ -68,7 +65,7 @@ def mme_realworld(text: str, sample: Sample) -> Score:
 
     Traps: an empty reply is A (the empty text is part of "(A)"), and so is "An image of C".
     """
-    return _score(_mme_letter(text, (*_MME_PHRASES, *_MME_LABELS)), sample)
+    return _score(_mme_letter(text, (*PHRASES, *_MME_LABELS)), sample)
 
 
 @scorer(
@@ -82,7 +79,7 @@ def mme_realworld_kit(text: str, sample: Sample) -> Score:
     Four stock phrases are joined to two there, which no reply holds.
     """
     return _score(
-        _mme_letter(text, (*_MME_PHRASES, *map("".join, zip(_MME_LABELS[::2], _MME_LABELS[1::2], strict=True)))), sample
+        _mme_letter(text, (*PHRASES, *map("".join, zip(_MME_LABELS[::2], _MME_LABELS[1::2], strict=True)))), sample
     )
 
 

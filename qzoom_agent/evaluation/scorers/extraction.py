@@ -9,8 +9,6 @@ Thinking (`<think>`, closed or not) is not read. Then the first mark that is the
     6. nothing: all of the reply
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence

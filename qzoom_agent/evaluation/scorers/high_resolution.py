@@ -1,20 +1,16 @@
 """Choices of HRScene and XLRS-Bench: their public rules, and ours for questions with several right options."""
 
-from __future__ import annotations
-
 import re
 from typing import Final
 
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers import choice
 from qzoom_agent.evaluation.scorers.extraction import final_answer
-from qzoom_agent.evaluation.tasks.rule_version import PublicRule, lmms_eval, scorer
-from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.evaluation.tasks.task import PublicRule, Score, lmms_eval, scorer
 
 _TAGGED: Final = re.compile(r"<ans>([A-Z])</ans>")
 _BRACKETED: Final = re.compile(r"\(([A-Z])\)")
 _BRACKETED_TO_E: Final = re.compile(r"\(([a-eA-E])\)")
-_PHRASES: Final = ("The best answer is", "The correct answer is", "The answer is", "The answer")
 
 
 @scorer(
@@ -44,7 +40,7 @@ def xlrs(text: str, sample: Sample) -> Score:
     Trap: "Blue" names B and E, and "B, the bus" A to E but C and D.
     """
     rest = text.strip()
-    for phrase in _PHRASES:
+    for phrase in choice.PHRASES:
         rest = rest.replace(phrase, "")
     named = set()
     if re.search("[ABCDE]", rest):

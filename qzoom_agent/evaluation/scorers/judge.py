@@ -6,8 +6,6 @@ read again. A figure that a judge had a part in is reported with `Judge.record`,
 it means nothing.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -23,8 +21,7 @@ from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation.scorers.extraction import final_answer
 from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.scorers.open_answer import rule
-from qzoom_agent.evaluation.tasks.rule_version import RULES, rule_version, scorer
-from qzoom_agent.evaluation.tasks.task import Score, Scorer
+from qzoom_agent.evaluation.tasks.task import RULES, Score, Scorer, rule_version, scorer
 from qzoom_agent.files import read_text
 from qzoom_agent.models.chat_client import ChatClient
 
@@ -61,7 +58,6 @@ class JudgeCacheLine(BaseModel):
     """Hash of model, prompt, question, answer and gold."""
     right: bool
     reply: str = ""
-    """The judge's reply."""
 
 
 class Judge:
@@ -155,18 +151,6 @@ class Judge:
                 f"The judge gave no verdict: {error} Start the server, put its key into {self.key_variable} if it "
                 "wants one, or judge by rule."
             ) from None
-
-
-def ready(server: str | None, *, model: str, key_variable: str, cache: Path) -> Judge | None:
-    """Return the judge that a recipe names, after it has answered once; None if it names none.
-
-    Raises BackendError if it does not answer.
-    """
-    if server is None:
-        return None
-    judge = Judge(server, model=model, key_variable=key_variable, cache=cache)
-    judge.check()
-    return judge
 
 
 def judged(judge: Judge) -> Scorer:

@@ -13,8 +13,6 @@ pay for hedging. "A" before a word is an article ("A man"), and letters in a wor
 after a number ("15 A") never count.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple

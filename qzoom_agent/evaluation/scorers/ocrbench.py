@@ -4,16 +4,13 @@ Case is ignored and a line break is a space; for formulas spaces are removed and
 VLMEvalKit, both after the authors' MultimodalOCR, OCRBench/example.py.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Final
 
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.open_answer import compared
-from qzoom_agent.evaluation.tasks.rule_version import lmms_eval, scorer, vlmevalkit
-from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.evaluation.tasks.task import Score, lmms_eval, scorer, vlmevalkit
 
 FORMULAS: Final = "HME100k"
 """Dataset of the formulas."""

@@ -15,8 +15,6 @@ Boxes are in thousandths of the image. Full pages, tables, charts, documents and
 BLEU, METEOR and tree edit distances, which are not here.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import re
@@ -31,8 +29,7 @@ from qzoom_agent.evaluation.scorers import choice, extraction, ocrbench
 from qzoom_agent.evaluation.scorers.anls import levenshtein
 from qzoom_agent.evaluation.scorers.ocrbench import formula, line
 from qzoom_agent.evaluation.scorers.open_answer import compared
-from qzoom_agent.evaluation.tasks.rule_version import lmms_eval, scorer
-from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.evaluation.tasks.task import Score, lmms_eval, scorer
 from qzoom_agent.geometry import Box
 
 CHOICE: Final = "multiple choice"

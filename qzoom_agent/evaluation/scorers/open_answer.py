@@ -4,16 +4,13 @@ A rule compares short answers. A wrong reply that is a sentence has no answer th
 unparsed, and a judge can read it (`judge.judged`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers import choice
 from qzoom_agent.evaluation.scorers.extraction import final_answer, is_sentence
 from qzoom_agent.evaluation.scorers.match import exact_match
-from qzoom_agent.evaluation.tasks.rule_version import scorer
-from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.evaluation.tasks.task import Score, scorer
 
 
 def compared(text: str, sample: Sample, worth: Callable[[str], float]) -> Score:

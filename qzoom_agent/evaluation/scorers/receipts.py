@@ -5,8 +5,6 @@ the usual ways. "05/04/2018" may be read with the day or the month first; both a
 right answer in the same way, so that "04/05/2018" is another date. "25/04/2018" can only be read in one way.
 """
 
-from __future__ import annotations
-
 import re
 from datetime import date
 from decimal import Decimal
@@ -17,8 +15,7 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.anls import anls
 from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.scorers.open_answer import compared
-from qzoom_agent.evaluation.tasks.rule_version import scorer
-from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.evaluation.tasks.task import Score, scorer
 
 TOTAL: Final = "total"
 DATE: Final = "date"

@@ -7,8 +7,6 @@ public code overwrites the answers of the sample with normalised ones as it goes
 scoring once; here a sample is never changed.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from statistics import fmean
@@ -16,8 +14,7 @@ from typing import Final
 
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.open_answer import compared
-from qzoom_agent.evaluation.tasks.rule_version import lmms_eval, scorer, vlmevalkit
-from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.evaluation.tasks.task import Score, lmms_eval, scorer, vlmevalkit
 
 _ENOUGH: Final = 3
 _ARTICLES: Final = frozenset({"a", "an", "the"})

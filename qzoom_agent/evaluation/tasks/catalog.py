@@ -1,7 +1,5 @@
 """Every task by its name, and the doors for tasks and scorers from outside this package."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -67,11 +65,7 @@ def find_task(name: str) -> Task:
 
 
 def as_task(found: Any, name: str) -> Task:
-    """Return the task that an extension is or, called without arguments, returns.
-
-    Raises:
-        ConfigError: It is none.
-    """
+    """Return the task that an extension is or, called without arguments, returns; ConfigError if it is none."""
     if not isinstance(found, Task) and (isinstance(found, type) or not hasattr(found, "load")) and callable(found):
         found = created(found, kind="task")
     if isinstance(found, Task):

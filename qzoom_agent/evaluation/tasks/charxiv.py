@@ -9,8 +9,6 @@ lmms-eval (tasks/charxiv/utils.py) asks other questions: of the four of a chart 
 the column `reasoning_q_source` (who wrote the question) for the kind of answer, which is `reasoning_a_type`.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from importlib.resources import files

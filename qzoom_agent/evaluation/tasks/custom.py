@@ -8,8 +8,6 @@ parquet or a saved dataset; in CSV and TSV, lists are written as JSON. A folder 
 beside it. All rows are checked when the task is loaded, before a model is asked anything.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,11 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from qzoom_agent.data.checks import refuse_rows
 from qzoom_agent.data.columns import NAMES, Columns, column_of, find_columns
 from qzoom_agent.data.image_column import each_image, seen
 from qzoom_agent.data.questions import read_questions
-from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path
+from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path, refuse_rows
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.open_answer import rule
@@ -73,7 +70,6 @@ def named_columns(
     """Return the columns of a table of questions.
 
     Args:
-        rows: The table.
         given: Names that our columns have in it, where they differ.
         question: Each row has its question.
         answers: As for `find_columns`.

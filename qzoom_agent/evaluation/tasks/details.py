@@ -13,13 +13,11 @@ published figures are of equal answers and, for all others, of a language model'
 mm-eval/judge_qwenlm.py). Both are scored by rule here; a judge can be asked beside.
 """
 
-from __future__ import annotations
-
 import re
 from functools import partial
 from typing import Final
 
-from qzoom_agent.data.cells import items, texts
+from qzoom_agent.data.columns import items, texts
 from qzoom_agent.data.options import inline_options
 from qzoom_agent.data.rows import HubTable, Row
 from qzoom_agent.evaluation.scorers import choice

@@ -5,13 +5,11 @@ and instructions are those of lmms-eval (tasks/docvqa, infovqa, chartqa, textvqa
 default post_prompt). Besides the hub's tables, the publishers' own JSON files and VLMEvalKit's tables are read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from qzoom_agent.data.cells import first_of, texts
+from qzoom_agent.data.columns import first_of, texts
 from qzoom_agent.data.questions import SHORT, instructed
 from qzoom_agent.data.rows import HubTable, Row
 from qzoom_agent.evaluation.scorers import anls, chartqa, ocrbench, vqa
@@ -19,8 +17,6 @@ from qzoom_agent.evaluation.tasks.public import Asked, Benchmark, grouped
 from qzoom_agent.evaluation.tasks.task import Scored
 
 OCRBENCH_QUESTIONS: Final = 1000
-_DATASETS: Final = {"Handwritten Mathematical Expression Recognition": "HME100k"}
-"""OCRBench's dataset whose formulas are compared differently, by the kind that has only this one."""
 _RECOGNITION: Final = (
     *("Regular Text Recognition", "Irregular Text Recognition", "Artistic Text Recognition"),
     *("Handwriting Recognition", "Digit String Recognition", "Non-Semantic Text Recognition"),
@@ -34,8 +30,9 @@ def _asks(instruction: str, written: Callable[[str], str] = str.strip) -> Callab
 
 
 def _ask_ocrbench(row: Row, answers: tuple[str, ...]) -> Asked:
-    kind = first_of(row, "question_type", default="")
-    return Asked(row["question"].strip(), meta={"dataset": row.get("dataset") or _DATASETS.get(kind)})
+    formulas = first_of(row, "question_type", default="") == ocrbench.FORMULA_KIND  # all of one dataset
+    dataset = row.get("dataset") or (ocrbench.FORMULAS if formulas else None)
+    return Asked(row["question"].strip(), meta={"dataset": dataset})
 
 
 def points(scored: Sequence[Scored]) -> Mapping[str, float]:

@@ -11,14 +11,12 @@ images; the diagnostic grids are not here. XLRS-Bench-lite (Wang et al. 2025, ar
 Images above the setting `max_pixels` are refused: XLRS-Bench needs 100,000,000, HRScene's largest 946,000,000.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import fmean
 from typing import Final
 
-from qzoom_agent.data.cells import texts
+from qzoom_agent.data.columns import texts
 from qzoom_agent.data.options import bare, inline_options, letter
 from qzoom_agent.data.rows import HubTable, Row
 from qzoom_agent.evaluation.scorers import choice, high_resolution

@@ -6,8 +6,6 @@ with BLEU, METEOR and tree edit distances; here only an equal text is right, or 
 overall figures average both, and so are not given; the groups that are given are complete.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +15,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from qzoom_agent.data.cells import items, texts, written
+from qzoom_agent.data.columns import items, texts, written
 from qzoom_agent.data.options import inline_options
 from qzoom_agent.data.rows import HubTable, Row, RowSamples
 from qzoom_agent.data.samples import TaskSource

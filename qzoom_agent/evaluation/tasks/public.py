@@ -4,27 +4,23 @@ A table is read from the hub, from a copy of its repository, or from a file, wha
 must have are its columns.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
-from qzoom_agent.data.cells import first_of
-from qzoom_agent.data.image_column import key, seen
+from qzoom_agent.data.columns import first_of
+from qzoom_agent.data.image_column import LONGEST_PATH, key, seen
 from qzoom_agent.data.options import letter
 from qzoom_agent.data.rows import HubTable, Row, Rows, RowSamples, open_rows
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.task import Scored, Scorer, Task
 from qzoom_agent.geometry import Box
-
-_LONGEST_NAME: Final = 1024
 
 
 class Asked(NamedTuple):
@@ -112,11 +108,7 @@ class Benchmark:
         return self.samples(self.rows(source), source)
 
     def rows(self, source: TaskSource) -> Rows:
-        """Return the table, with its columns under the hub's names.
-
-        Raises:
-            ConfigError: There is no table, or a column is missing.
-        """
+        """Return the table under the hub's names of columns; ConfigError if there is none, or a column is missing."""
         if source.path is None and not self.place.ids:
             raise ConfigError(
                 f"{self.name} is not on the hub. Give the folder that holds {self.place.file} and its images as the "
@@ -131,13 +123,7 @@ class Benchmark:
         return rows.renamed(names).need(needed)
 
     def samples(self, rows: Rows, source: TaskSource, kinds: Sequence[str] | None = None) -> RowSamples:
-        """Return the samples of a table.
-
-        Args:
-            rows: The table.
-            source: The place that it is from, and how it is read.
-            kinds: The kind of every row; None: as its column says.
-        """
+        """Return the samples of a table; `kinds` are those of its rows, None: as their column says."""
         file = Path(rows.name).stem
 
         def kind_of(row: Row) -> str:
@@ -176,7 +162,7 @@ class Benchmark:
 
     def _placed(self, cell: object, folder: Path | None) -> object:
         """Return an image's cell, or its path where the publisher keeps images in a folder of their own."""
-        if not self.folders or folder is None or not isinstance(cell, str) or len(cell) > _LONGEST_NAME:
+        if not self.folders or folder is None or not isinstance(cell, str) or len(cell) > LONGEST_PATH:
             return cell
         places = [folder, *(base / name for base in (folder, folder.parent) for name in self.folders)]
         names = (cell, f"{cell}.jpg", Path(cell).name)

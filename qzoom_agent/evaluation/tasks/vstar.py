@@ -9,8 +9,6 @@ The table's questions are asked as they are. lmms-eval (tasks/vstar_bench/utils.
 where they say "(A) red", and repeats the instruction that they end with.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import replace

@@ -248,12 +248,12 @@ def _attended(
     if labelling.response == "gold":  # which is not known here
         labelling = labelling.model_copy(update={"response": "own"})
     heads = heads_for(labelling, "textual", model=recipe.model, selected=directory.heads())
-    norm_layer, ratio = recipe.k if labelling.sink == "norm" else None, labelling.used_norm_ratio
+    ratio = labelling.used_norm_ratio
 
     def boxes(question: Sample) -> Sequence[Box]:
         record: Any = {"image_id": question.id, "image": question.image, "question": question.question}
         (one,), said = attended_answers(backend, [record], labelling)
-        (((heat, sink),),) = collect(backend, [one], said, heads, asking=labelling.asking, norm_layer=norm_layer)
+        (((heat, sink),),) = collect(backend, [one], said, heads, labelling, k=recipe.k)
         found = labels_on_grid(heat, sink, heat.shape, CROP_BASELINE, norm_ratio=ratio, shown=padded_size(one))
         box = found.box
         if around == "fixed":

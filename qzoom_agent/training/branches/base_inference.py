@@ -46,7 +46,6 @@ class CoarsePrompt(NamedTuple):
     session: HFSession
     store: ViewStore
     shown: list[View]
-    """The views of this conversation."""
     messages: list[Message]
     ready: Prepared
     crop: Box | None = None
@@ -73,11 +72,6 @@ class LowerLayerStates(NamedTuple):
     images: list[Images]
     starts: list[int]
     """Index of the first real token of each row."""
-
-    @property
-    def spans(self) -> list[list[tuple[int, int]]]:
-        """[start, stop) of the visual tokens of each row's views."""
-        return [[(start, start + rows * columns) for start, rows, columns in views] for views in self.images]
 
 
 class Attended(NamedTuple):
@@ -225,10 +219,8 @@ def is_right(said: str | None, record: Record, judge: Judge = _BY_RULE) -> bool:
     """Return whether a reply (None: there is none) is right, by the scorers of evaluation.
 
     On generated boards it has to be the answer and nothing else. On other data it may hold an accepted answer as whole
-    words early on ("The date is January 5."); the judge is asked about what these rules refuse.
-
-    Raises:
-        BackendError: The judge does not answer.
+    words early on ("The date is January 5."); the judge is asked about what these rules refuse (BackendError if it does
+    not answer).
     """
     scorers = (exact,) if record["exact"] else (ocrbench.clean, judged(judge))
     return any(score(said, sample_of(record)).value for score in scorers)

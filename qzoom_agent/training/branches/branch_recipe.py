@@ -77,10 +77,9 @@ class Labelling(Section):
         return self.norm_ratio if self.sink == "norm" else None
 
     def published_base(self, model: str) -> str | None:
-        """Return the base whose published heads a recipe for this model asks for; None: it asks for none.
+        """Return the base whose published heads a recipe for this model asks for (None: it asks for none).
 
-        Raises:
-            ConfigError: None are published for it.
+        Raises ConfigError if none are published for it.
         """
         if "published" not in (self.grounding, self.sink):
             return None

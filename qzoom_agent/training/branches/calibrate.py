@@ -42,8 +42,7 @@ from qzoom_agent.training.branches.proposals import (
     look_at_records,
 )
 from qzoom_agent.training.branches.run_dir import RULE_KEYS, RunDirectory, copy_branches, digest, keys_read_by
-from qzoom_agent.training.fingerprint import begin
-from qzoom_agent.training.recipe_io import read_recipe
+from qzoom_agent.training.recipe_io import begin, read_recipe
 
 _THRESHOLDS: Final = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03)
 """Thresholds that answers choose from: those of the published code, and a few around them."""
@@ -213,10 +212,8 @@ def gate_figures(
     """Choose the threshold that the target asks for, and measure its errors.
 
     Args:
-        scores: Score of each question.
         needs: For each question True if it needs a zoom. Those of which that cannot be told (None) count for
             `zoom_share` alone.
-        target: The target.
         most: Upper limit of scores and threshold. Where scores reach it, the threshold may miss the target.
     """
     needing = sorted((score for score, need in zip(scores, needs, strict=True) if need), reverse=True)
@@ -250,10 +247,8 @@ def _beside(score: float, next_one: float) -> float:
 def with_thresholds(backend: HFBackend, recipe: BranchRecipe, folder: Path) -> BranchConfig:
     """Return the config of the branches with thresholds chosen on held-out questions, and print the evidence.
 
-    All processes of a run have to call this. `folder` gets the answers, where no boxes are known.
-
-    Raises:
-        ConfigError: Nothing is held out, or it cannot be told which of the questions need a zoom.
+    All processes of a run have to call this. `folder` gets the answers, where no boxes are known. Raises ConfigError if
+    nothing is held out, or it cannot be told which of the questions need a zoom.
     """
     if not recipe.held_out:
         raise ConfigError(

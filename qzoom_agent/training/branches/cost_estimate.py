@@ -1,25 +1,98 @@
 """The cost of a stage, estimated from the recipe before anything is loaded: rows, steps, tokens and memory.
 
 Counted are the rows that go through the base, and the tokens of their prompts. Unknown are the rows of a hub dataset
-that is taken whole, and the memory of a base whose config is not on this machine (see `model_shape`).
+that is taken whole, and the memory of a base whose config is not on this machine. Memory follows from the shape of a
+base, well enough to tell 12 GB from 40 GB.
 """
 
 import math
+from pathlib import Path
 from statistics import fmean
 from typing import Final, NamedTuple
 
+from transformers import AutoConfig
+
 from qzoom_agent.config import ViewBudget
-from qzoom_agent.models.presets import UNKNOWN_BUDGET, preset_of, resolve_model
+from qzoom_agent.models.presets import PRESETS, UNKNOWN_BUDGET, preset_of, resolve_model
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation, StageName
 from qzoom_agent.training.branches.calibrate import candidates
 from qzoom_agent.training.branches.dataset import count_rows
 from qzoom_agent.training.branches.fitting import optimizer_steps
-from qzoom_agent.training.model_shape import DEVICE_GB, Shape, shape_of
 
 _TEXT_TOKENS: Final = 60
 """Text tokens of a prompt, roughly."""
 _LOOKED_AT: Final = 16
 """Rows of a batch that is only looked at."""
+
+DEVICE_GB: Final = 80
+"""Memory of a large device."""
+_STATES: Final = 20
+"""Numbers that a layer works with, or training keeps of it, for each token and unit of width, roughly."""
+
+
+class Shape(NamedTuple):
+    """Sizes of a base that decide its memory."""
+
+    layers: int
+    hidden: int
+    layer_weights: float
+    """Number of weights of one decoder layer."""
+    cached: int
+    """Numbers that a layer keeps in the cache for each token."""
+    head_weights: float = 0.0
+    """Number of weights of the output layer, where it is not tied to the embeddings: trained with the decoder."""
+    base_gb: float | None = None
+    """GB of the weights in 16 bit and the cache of one run; None: unknown."""
+
+    def cache_gb(self, tokens: float, *, number: int) -> float:
+        """Return the cache of so many tokens in GB, in numbers of so many bytes."""
+        return tokens * self.layers * self.cached * number / 1e9
+
+    def states_gb(self, tokens: float, *, number: int, layers: float = 1) -> float:
+        """Return what so many layers work with for these tokens in GB, in numbers of so many bytes."""
+        return tokens * self.hidden * _STATES * layers * number / 1e9
+
+
+SHAPES: Final = {
+    name: shape._replace(base_gb=PRESETS[name].memory_gb)
+    for name, shape in {
+        "nano": Shape(9, 192, 0.3e6, 192),
+        "nano-paper": Shape(9, 192, 0.48e6, 192),
+        "qwen2.5-vl-3b": Shape(36, 2048, 77.1e6, 512),
+        "qwen2.5-vl-7b": Shape(28, 3584, 233.0e6, 1024, 545.0e6),
+        "qwen3-vl-4b": Shape(36, 2560, 100.9e6, 2048),
+        "qwen3-vl-8b": Shape(36, 4096, 192.9e6, 2048, 622.3e6),
+        "llava-1.5-7b": Shape(32, 4096, 202.4e6, 8192, 131.3e6),
+    }.items()
+}
+_FINE_TUNES: Final = {"deepeyes": "qwen2.5-vl-7b", "mini-o3": "qwen2.5-vl-7b", "zwz-4b": "qwen3-vl-4b"}
+"""Presets with the shape of another one."""
+
+
+def shape_of(model: str) -> Shape | None:
+    """Return the shape of a model by its preset, or by its config if that is on this machine; None: unknown."""
+    name = preset_of(model) or ""
+    known = SHAPES.get(_FINE_TUNES.get(name, name))
+    if known is not None:
+        return known
+    source = resolve_model(model).source
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
+    text = config.get_text_config()
+    heads, hidden = text.num_attention_heads, text.hidden_size
+    width = getattr(text, "head_dim", None) or hidden // heads
+    keys = (getattr(text, "num_key_value_heads", None) or heads) * width
+    stored = sum(file.stat().st_size for file in Path(source).glob("*.safetensors"))
+    return Shape(
+        layers=text.num_hidden_layers,
+        hidden=hidden,
+        layer_weights=2.0 * hidden * (heads * width + keys) + 3.0 * hidden * text.intermediate_size,
+        cached=2 * keys,
+        head_weights=0.0 if config.tie_word_embeddings else float(hidden * text.vocab_size),
+        base_gb=stored / 1e9 or None,
+    )
 
 
 class Work(NamedTuple):
@@ -29,13 +102,11 @@ class Work(NamedTuple):
     rows: int | None
     """Rows, of all epochs; None: unknown."""
     tokens: float
-    """Tokens of a prompt."""
     batch: int
     times: int = 1
     """Passes over each row."""
     how: Optimisation | None = None
     layers: float = 0.0
-    """Layers that are trained."""
     own: bool = False
     """They are the base's own, with its output layer, and not beside it."""
 
@@ -170,11 +241,7 @@ def least(*counts: int | None) -> int | None:
 
 
 def describe(recipe: BranchRecipe, stage: StageName, *, processes: int = 1) -> str:
-    """Describe the cost of one stage on so many devices in lines of text.
-
-    Raises:
-        ConfigError: A local source of data is missing.
-    """
+    """Describe the cost of one stage on so many devices in lines; ConfigError if a local source of data is missing."""
     preset = resolve_model(preset_of(recipe.model) or recipe.model)
     shape = shape_of(recipe.model)
     work = work_of(recipe, stage, preset.budget or UNKNOWN_BUDGET, layers=0 if shape is None else shape.layers)

@@ -1,30 +1,35 @@
 """Questions about images for training, as rows of one table, whatever they come from.
 
-A source is a hub id, a local folder or file (`qzoom_agent.data.question_table`), or `needle`, whose boards are drawn
-when a row is read. Training needs no boxes; metrics and head selection use them if they are there. Where fewer rows are
-asked for than there are, each source gives its share: boards, which are drawn at random anyway, their first, and a
-table those that its seed draws, in the table's order.
+A source is a hub id, a local folder (of the hub's form, or what `save_to_disk` wrote) or file, whose rows are read as
+in evaluation (`data.questions`), or `needle`, whose boards are drawn when a row is read. Training needs no boxes;
+metrics and head selection use them if they are there. Where fewer rows are asked for than there are, each source gives
+its share: boards, which are drawn at random anyway, their first, and a table those that its seed draws, in the table's
+order.
 """
 
+import hashlib
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, NotRequired, Protocol, TypedDict
 
+import PIL.Image
 from pydantic import Field
 from torch.utils.data import ConcatDataset
 
-from qzoom_agent.data.checks import listed_rows, refuse_rows
-from qzoom_agent.data.question_table import QuestionRow, QuestionTable
-from qzoom_agent.data.rows import on_hub, open_table
+from qzoom_agent.data.columns import Columns, column_of, find_columns, value
+from qzoom_agent.data.image_column import picture
+from qzoom_agent.data.questions import Question, read_question, read_questions
+from qzoom_agent.data.rows import Row, Rows, RowSamples, listed_rows, on_hub, open_table, refuse_rows
 from qzoom_agent.data.samples import Sample
+from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.evaluation.tasks.needle import NeedleTask
 from qzoom_agent.evaluation.tasks.needle.boards import Board, Fact, draw_board
 from qzoom_agent.geometry import Box
-from qzoom_agent.images import MAX_PIXELS
+from qzoom_agent.images import MAX_PIXELS, digest
 from qzoom_agent.perception.labels import Mode
 from qzoom_agent.training.recipe_io import Section
 
@@ -55,8 +60,9 @@ class DatasetSpec(Section):
     """Configuration of a hub dataset."""
     split: str = "train"
     columns: dict[str, str] = Field(default={})
-    """Names that `image`, `question`, `answer`, `options` and `boxes` have in the source, where they differ; an empty
-    name means none. See `QuestionTable.open`."""
+    """Names that our columns (`data.columns.NAMES`) have in the source, where they differ; `a.b` is the field b of a
+    column of records, an empty name means none. Of a list of questions the first is asked, with its own answer; of one
+    question all answers of a list are right."""
     images: str | None = None
     """Configuration of the same hub dataset that holds the images, by `id`; `image` then names one (GQA)."""
     limit: int | None = Field(default=None, gt=0)
@@ -86,9 +92,23 @@ class DatasetSpec(Section):
         return self.path == "needle"
 
 
-class Record(QuestionRow):
-    """One row."""
+class Record(TypedDict):
+    """One question about one image."""
 
+    id: str
+    image: PIL.Image.Image
+    """RGB."""
+    image_id: str
+    """Rows with the same one show the same image."""
+    question: str
+    """With the options of a multiple choice."""
+    answer: str
+    """The first of `answers`."""
+    answers: list[str]
+    """All that are right; the letter of a multiple choice."""
+    options: NotRequired[list[str]]
+    boxes: list[list[float]] | None
+    """Boxes of the answer, in pixels of the image; None if unknown, empty if no part of the image is meant."""
     exact: bool
     """A reply has to be the answer and nothing else."""
     mode: Mode
@@ -131,8 +151,7 @@ def record_batches(records: Records, indices: range, size: int) -> Iterator[tupl
 def load_records(sources: Sequence[DatasetSpec], *, limit: int | None = None) -> "ConcatenatedRecords":
     """Return the rows of some sources, one after another; at most `limit`.
 
-    Raises:
-        ConfigError: A source cannot be read, lacks a column, or has rows that cannot be used and no `skip_bad`.
+    Raises ConfigError if a source cannot be read, lacks a column, or has bad rows and no `skip_bad`.
     """
     tables = [_open(source) for source in sources]
     if limit is not None:
@@ -145,15 +164,7 @@ def load_records(sources: Sequence[DatasetSpec], *, limit: int | None = None) ->
 def _open(source: DatasetSpec) -> "_Boards | _Table":
     if source.is_needle:
         return _Boards(source, source.limit or 1000)
-    questions = QuestionTable.open(
-        source.path,
-        name=source.name,
-        split=source.split,
-        columns=source.columns,
-        images=source.images,
-        max_pixels=source.max_pixels,
-    )
-    table = _Table(source, questions)
+    table = _Table.open(source)
     return table if source.limit is None else table.some(source.limit)
 
 
@@ -176,7 +187,7 @@ class ConcatenatedRecords(ConcatDataset[Any]):
         """Iterate over the questions of tables (not boards) without reading images: path, first row, questions."""
         for table in self.datasets:
             if isinstance(table, _Table):
-                asked = [question + table.source.suffix for question in table.questions.questions()]
+                asked = list(table.questions())
                 for at in range(0, len(asked), 1000):
                     yield table.source.path, at, asked[at : at + 1000]
 
@@ -228,42 +239,110 @@ class _Table:
     """The questions of another source."""
 
     source: DatasetSpec
-    questions: QuestionTable
-    numbers: tuple[int, ...] | None = None
-    """Rows of the table that these are; None: all."""
+    rows: Rows
+    columns: Columns
+    numbers: Sequence[int]
+    """Rows of the whole table that these are."""
+    images: Rows | None = None
+    """The table that holds the images, if it is another one."""
+    places: Mapping[Any, int] = field(default_factory=dict)
+    """Rows of `images` by their id."""
+
+    @classmethod
+    def open(cls, source: DatasetSpec) -> "_Table":
+        """Return the table of a source; ConfigError if it cannot be read, or has not the columns."""
+        path = source.path
+        rows = replace(open_table(path, config=source.name, split=source.split), name=f"the dataset {path}")
+        found = find_columns(f"The dataset {path}", rows.columns, source.columns)
+        needed = ("image", "question") if "answers" in found.names else ("image", "question", "answer")
+        wanted = {ours: found.names.get(ours, (ours,))[0] for ours in needed}
+        wanted |= {ours: named for ours, named in source.columns.items() if named}
+        missing = [named for named in wanted.values() if not _has(rows, named)]
+        if missing:
+            raise ConfigError(
+                f"The dataset {path} has no column {' and no column '.join(missing)}; it has "
+                f"{', '.join(rows.columns)}. Say in the source's `columns` what they are called."
+            )
+        if source.images is None:
+            return cls(source, rows, found, range(len(rows)))
+        images = open_table(path, config=source.images, split=source.split)
+        places = {row["id"]: place for place, row in enumerate(images.only("id"))}
+        return cls(source, rows, found, range(len(rows)), images, places)
 
     def some(self, count: int) -> "_Table":
         """Return so many rows, drawn by the source's seed, in their order."""
         if count >= len(self):
             return self
-        drawn = sorted(Random(f"rows/{self.source.seed}").sample(range(len(self)), count))
-        numbers = self.numbers or range(len(self))
-        return _Table(self.source, self.questions.select(drawn), tuple(numbers[at] for at in drawn))
+        return self._only(sorted(Random(f"rows/{self.source.seed}").sample(range(len(self)), count)))
 
     def checked(self) -> "_Table":
         """Return the rows that can be used; ConfigError if there are others and they are not to be left out."""
-        numbers = self.numbers or range(len(self))
-        found = {numbers[at]: told for at, told in self.questions.problems().items()}
+        wrong = self.samples.problems(range(len(self)))  # of images the headers are read
+        found = {self.numbers[at]: told for at, told in wrong.items()}
         name = f"The dataset {self.source.path}"
-        refuse_rows(name, found, total=len(numbers), skip_bad=self.source.skip_bad)
+        refuse_rows(name, found, total=len(self), skip_bad=self.source.skip_bad)
         if not found:
             return self
-        print(f"{name}: {len(found)} of {len(numbers)} rows left out: {listed_rows(found)}", file=sys.stderr)
-        left = [at for at, number in enumerate(numbers) if number not in found]
-        return _Table(self.source, self.questions.select(left), tuple(numbers[at] for at in left))
+        print(f"{name}: {len(found)} of {len(self)} rows left out: {listed_rows(found)}", file=sys.stderr)
+        return self._only([at for at in range(len(self)) if at not in wrong])
+
+    def _only(self, places: Sequence[int]) -> "_Table":
+        return replace(self, rows=self.rows.select(places), numbers=[self.numbers[at] for at in places])
+
+    @property
+    def samples(self) -> RowSamples:
+        """The rows as samples, in clusters of the same image."""
+        return RowSamples(self.rows, self._sample, ())
+
+    def questions(self) -> Iterator[str]:
+        """Yield the question of every row, without reading an image; empty for one that cannot be used."""
+        for found in read_questions(self.rows.only(*self.columns.top), self.columns):
+            yield (found.asked if isinstance(found, Question) else "") + self.source.suffix
 
     def __len__(self) -> int:
-        return len(self.questions)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> Record:
-        row, source = self.questions[index], self.source
-        return {
-            **row,
-            "question": row["question"] + source.suffix,
-            "exact": False,
-            "mode": source.mode,
-            "short_labels": source.short_labels,
-        }
+        sample, source = self.samples[index], self.source
+        return Record(
+            id=sample.id,
+            image=sample.image,
+            image_id=sample.cluster,
+            question=sample.question + source.suffix,
+            answer=sample.answer,
+            answers=list(sample.answers),
+            options=list(sample.options),
+            boxes=None if sample.coarse_suffices is None else [box.as_list() for box in sample.boxes],
+            exact=False,
+            mode=source.mode,
+            short_labels=source.short_labels,
+        )
+
+    def _sample(self, row: Row, index: int) -> Sample:
+        question, cell = read_question(row, self.columns), self.columns.cell(row, "image")
+        if self.images is not None:
+            if cell not in self.places:
+                raise ImageError(f"There is no image {cell!r} in the table of images.")
+            cell = self.images[self.places[cell]]["image"]
+        image = picture(cell, self.rows.folder, max_pixels=self.source.max_pixels)
+        known = self.rows.columns
+        image_id = str(row["image_id"]) if "image_id" in known else digest(image)[:16]
+        # Several questions about an image are several rows, whatever a column of ids says.
+        short = hashlib.sha256(question.question.encode()).hexdigest()[:8]
+        sample = question.sample("", index, image, cluster=image_id)
+        return replace(sample, id=f"{row['id'] if 'id' in known else image_id}-{short}")
+
+
+def _has(rows: Rows, name: str) -> bool:
+    """Return whether a table has this column, or its first row this field of a column."""
+    column = column_of(name, rows.columns)
+    if column not in rows.columns or column == name:
+        return column in rows.columns
+    try:
+        value(next(rows.only(column), {}), name)
+    except ConfigError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=32)
@@ -281,11 +360,7 @@ def _board(seed: int, tasks: tuple[str, ...]) -> tuple[Board, list[Fact]]:
 
 
 def count_rows(sources: Sequence[DatasetSpec]) -> int | None:
-    """Return the number of rows of some sources; None where one is taken whole from the hub.
-
-    Raises:
-        ConfigError: A file or folder is missing or cannot be read.
-    """
+    """Return the number of rows of some sources; None where a hub's is taken whole, ConfigError for a bad file."""
     counts = [_count(one) for one in sources]
     return None if None in counts else sum(count or 0 for count in counts)
 

@@ -23,8 +23,7 @@ from qzoom_agent.training.branches.run_dir import RunDirectory, copy_branches
 def export_model(run: Path, target: Path) -> Path:
     """Write the base and its branches into `target`, which is complete or not there, and return it.
 
-    Raises:
-        ConfigError: `run` has no calibrated branches, or `target` is there already.
+    Raises ConfigError if `run` has no calibrated branches, or `target` is there already.
     """
     if target.exists():
         raise ConfigError(f"{target} is there already. Delete it, or choose another folder.")

@@ -6,11 +6,15 @@ resumes at the row that was next.
 
 TRL's `SFTTrainer` does not give the same losses: it replaces the model's forward, so it cannot take views that are
 encoded already and positions aligned to the coarse view, and it averages over the tokens of all accumulated batches.
+
+Weights of 16 bits are trained in float32: at a learning rate of 1e-6 a step of AdamW rounds to nothing in more than 99
+of 100 bfloat16 weights.
 """
 
 import json
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -28,22 +32,26 @@ from transformers import (
     GradientCheckpointingLayer,
     PrinterCallback,
     Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from qzoom_agent.errors import ConfigError, MissingDependency
+from qzoom_agent.errors import BackendError, ConfigError, MissingDependency
+from qzoom_agent.files import atomic_write
 from qzoom_agent.training.branches.branch_recipe import Optimisation
 from qzoom_agent.training.branches.sharded_table import launched_in_bfloat16, together
-from qzoom_agent.training.fingerprint import begin
-from qzoom_agent.training.log_callback import LogCallback
-from qzoom_agent.training.precision import restore, to_float32
+from qzoom_agent.training.recipe_io import begin
 
 Rows = list[dict[str, Any]]
 WEIGHTS = "trained.safetensors"
 NOT_DECISIVE: Final = {"gradient_checkpointing", "logging_steps", "save_steps", "dataloader_num_workers", "report_to"}
 """Keys of `Optimisation` that do not change the weights that come out."""
+_SAMPLED: Final = 2**22
+"""Most weights that a `WeightSample` compares."""
 
 
 class _Rows(Dataset[dict[str, Any]]):
@@ -133,9 +141,7 @@ def train(
         groups: Group of each row, such as its image; rows of a group follow each other.
         read: Returns a row by its index.
         prepare: Turns the rows of a batch into arguments of the module.
-        how: The recipe's section.
         folder: Folder of checkpoints and `log.jsonl`.
-        seed: Seed of everything random.
         epochs: Passes over the rows, where they are other than the recipe's.
 
     Raises:
@@ -185,6 +191,104 @@ def train(
     module.eval()
 
 
+def to_float32(weights: Iterable[nn.Parameter]) -> dict[nn.Parameter, torch.dtype]:
+    """Turn weights into float32 in place; return the number formats that they had."""
+    stored = {weight: weight.dtype for weight in weights}
+    for weight in stored:
+        weight.data = weight.data.float()
+    return stored
+
+
+def restore(stored: Mapping[nn.Parameter, torch.dtype]) -> None:
+    """Give weights back the number formats that `to_float32` found."""
+    for weight, number in stored.items():
+        weight.data = weight.data.to(number)
+
+
+class WeightSample:
+    """Trained weights as they are now, at equal steps through all of them, to be compared with later."""
+
+    def __init__(self, model: nn.Module) -> None:
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self._step = max(1, sum(weight.numel() for weight in weights) // _SAMPLED)
+        self._kept = [(weight, self._read(weight).clone()) for weight in weights]
+
+    def changed(self) -> float:
+        """Return the share of the weights that differ from what they were."""
+        differ = [(self._read(weight) != before.to(weight.device)) for weight, before in self._kept]
+        return float(sum(int(one.sum()) for one in differ) / max(1, sum(one.numel() for one in differ)))
+
+    def _read(self, weight: nn.Parameter) -> Tensor:
+        return weight.detach().flatten()[:: self._step]
+
+
+class LogCallback(TrainerCallback):
+    """Callback that appends the metrics of each logged step to a file and prints the most important ones.
+
+    The file has one JSON line a logged step; a resumed run continues it from its checkpoint.
+    """
+
+    printed: tuple[str, ...] = ("loss", "grad_norm", "learning_rate")
+    """Metrics that are printed; those of held-out rows, `eval_...`, as well."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.began = path, time.perf_counter()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            for line in keep_lines(self.path, lambda line: line["step"] <= state.global_step):
+                self.note(line)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs = kwargs.get("logs") or {}
+        norm = logs.get("grad_norm", 0.0)
+        if norm is not None and not math.isfinite(norm) and not args.fp16:  # with 16-bit floats such steps are left out
+            raise BackendError(
+                f"The gradient of step {state.global_step} is not finite, so training diverged. Lower learning_rate, "
+                "or raise warmup_steps, in another --output: checkpoints of this run may have diverged already."
+            )
+        held_out = any(name.startswith("eval_") for name in logs)
+        if not state.is_world_process_zero or not (held_out or "loss" in logs):
+            return  # the trainer's summary at the end has no step of its own
+        # the rows of a trainer are those of all epochs, so its own count of epochs says nothing
+        kept = {name: value for name, value in logs.items() if name != "epoch"}
+        kept = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in kept.items()}
+        minutes = round((time.perf_counter() - self.began) / 60, 1)
+        when = {"minutes": minutes, "step": state.global_step, "of": state.max_steps}
+        add_line(self.path, when | kept)
+        names = [name for one in self.printed for name in (one, f"eval_{one}") if name in kept]
+        print(json.dumps(when | {name.replace("zoom/", ""): kept[name] for name in names}), flush=True)
+        for text in self.note(logs):
+            print(f"warning at step {state.global_step}: {text}", flush=True)
+            add_line(self.path, {"step": state.global_step, "warning": text})
+
+    def note(self, logs: Mapping[str, Any]) -> list[str]:
+        """Take in the metrics of a step, or those of one before a run was resumed; return new warnings."""
+        return []
+
+
+def add_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Append a line to a JSON-lines file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Drop the other lines of a JSON-lines file, and one that was cut off; return those that are kept."""
+    found: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:  # being written when the run was killed
+            continue
+        if keep(line):
+            found.append(line)
+    if path.exists():
+        with atomic_write(path) as part:
+            part.write_text("".join(json.dumps(line) + "\n" for line in found), encoding="utf-8")
+    return found
+
+
 def optimizer_steps(optimisation: Optimisation, rows: int, *, processes: int = 1) -> int:
     """Return the number of optimizer steps for so many rows."""
     batches = math.ceil(rows / (optimisation.per_device_train_batch_size * processes))
@@ -209,12 +313,7 @@ def _step(state: Path) -> int:
 
 
 def require_tracker(name: str) -> None:
-    """Check that the tracker of `report_to` is known to transformers and installed, before a run begins.
-
-    Raises:
-        ConfigError: There is no such tracker.
-        MissingDependency: It is not installed.
-    """
+    """Raise ConfigError for an unknown tracker of `report_to`, MissingDependency for one that is not installed."""
     installed = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
     if name in ("none", "all", *installed):
         return

@@ -47,13 +47,7 @@ from qzoom_agent.training.branches.dataset import Record, Records, record_batche
 from qzoom_agent.training.branches.fitting import Rows, train
 from qzoom_agent.training.branches.gate import GateLoss
 from qzoom_agent.training.branches.labelling import collect, heads_for, labels_on_grid
-from qzoom_agent.training.branches.proposals import (
-    in_pixels,
-    look_at_batch,
-    proposal_zoom,
-    run_branches,
-    show_crops,
-)
+from qzoom_agent.training.branches.proposals import in_pixels, look_at_batch, proposal_zoom, run_branches, show_crops
 from qzoom_agent.training.branches.sdrpn import MapLoss
 from qzoom_agent.training.branches.sharded_table import say, write_table
 
@@ -169,8 +163,8 @@ def _advance(
             [prompt for _, prompt, _ in some],
             [text for *_, text in some],
             heads_for(how, mode, model=backend.name, selected=selected),
-            asking=how.asking,
-            norm_layer=branches_of(backend).config.k if how.sink == "norm" else None,
+            how,
+            k=branches_of(backend).config.k,
             views=None if stage.inside_crops else 1,
         )
         for (chain, *_), maps in zip(some, found, strict=True):
@@ -239,11 +233,7 @@ class FurtherLoss(nn.Module):
 def train_further(
     backend: HFBackend, further: Branches, records: Records, table: Dataset, recipe: BranchRecipe, folder: Path
 ) -> list[Step]:
-    """Train the branches in place; return the steps that were held out.
-
-    Raises:
-        ConfigError: No question needs a second crop, or all do.
-    """
+    """Train the branches in place; return the steps held out. ConfigError if there is nothing to tell apart."""
     stage = recipe.further
     steps, held = split(table, steps_of(table, recipe), recipe)
     counts = f"{sum(one.more is True for one in steps)} need another crop, {sum(one.more is False for one in steps)} do"

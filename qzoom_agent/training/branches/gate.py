@@ -156,11 +156,7 @@ def draw_rows(table: Dataset, stage: GateStage, *, seed: int) -> list[Draw]:
 def train_gate(
     backend: HFBackend, gate: Gate, records: Records, table: Dataset, recipe: BranchRecipe, folder: Path
 ) -> None:
-    """Train the gate in place.
-
-    Raises:
-        ConfigError: No question needs a zoom at any budget, or all do.
-    """
+    """Train the gate in place; ConfigError if no question needs a zoom at any budget, or all do."""
     stage, found = recipe.gate, kinds(table, recipe.gate)
     drawn = draw_rows(table, stage, seed=recipe.seed)
     need, none = found.count("transition"), found.count("easy")

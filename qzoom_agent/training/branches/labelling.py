@@ -10,7 +10,6 @@ are applied later, on whatever grid is trained on (`labels_on_grid`), so one tab
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -29,14 +28,8 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import full_layers
 from qzoom_agent.perception.attention import norm_map, response_map
 from qzoom_agent.perception.labels import HEADS, Heads, HeadSet, LabelRules, Labels, Mode, make_labels, prepared_prompt
-from qzoom_agent.training.branches.base_inference import (
-    CoarsePrompt,
-    ask,
-    attend,
-    attended_answers,
-    is_right,
-)
-from qzoom_agent.training.branches.branch_recipe import Asking, HeadSearch, Labelling
+from qzoom_agent.training.branches.base_inference import CoarsePrompt, ask, attend, attended_answers, is_right
+from qzoom_agent.training.branches.branch_recipe import HeadSearch, Labelling
 from qzoom_agent.training.branches.dataset import Record, Records, record_batches
 from qzoom_agent.training.branches.proposals import answer_with_crop, in_pixels, known_boxes, needle_cells
 from qzoom_agent.training.branches.sharded_table import write_table
@@ -91,8 +84,7 @@ class Selection(Figures):
 def select_heads(backend: HFBackend, records: Records, search: HeadSearch, labelling: Labelling) -> Selection:
     """Score all heads on the first records and choose the best.
 
-    Raises:
-        ConfigError: No question is about a part of the image.
+    Raises ConfigError if no question is about a part of the image.
     """
     text = backend.model.config.get_text_config()
     heads = text.num_attention_heads
@@ -186,17 +178,18 @@ def collect(
     asked: Sequence[CoarsePrompt],
     said: Sequence[str],
     heads: HeadSet,
+    how: Labelling,
     *,
-    asking: Asking = "answer",
-    norm_layer: int | None = None,
+    k: int | None = None,
     views: int | None = 1,
 ) -> list[list[Maps]]:
     """Return the maps of each answer on the first `views` views of its conversation (None: on all).
 
-    Sinks are told by heads, or by norms at the input of `norm_layer`.
+    Sinks are told by heads, or with `sink: norm` by norms at the input of layer `k`.
     """
+    norm_layer = k if how.sink == "norm" else None
     layers = sorted({*heads.grounding, *heads.sink, *(() if norm_layer is None else (norm_layer,))})
-    recorded, valid, queries, images = attend(backend, asked, said, layers, asking)
+    recorded, valid, queries, images = attend(backend, asked, said, layers, how.asking)
     found = []
     for row, (one, response, (first, _, _)) in enumerate(zip(asked, queries, images, strict=True)):
         grids, maps = one.session.grids(one.ready.prompt), []
@@ -224,10 +217,7 @@ def labels_on_grid(
     token would be averaged away, and its attention would stay. A cell is a sink if half of what it covers is.
 
     Args:
-        heat: Attention map.
         sink: Map that tells sinks; None: there are none.
-        grid: Rows and columns.
-        rules: Thresholds.
         norm_ratio: Sinks are tokens whose norm is this many times the median; None: `rules.sink` decides.
         shown: See `padded_size`.
     """
@@ -257,11 +247,7 @@ def resized(values: NDArray[Any], grid: tuple[int, int], *, mass: bool = True) -
 
 
 def heads_for(labelling: Labelling, mode: Mode, *, model: str, selected: Heads | None) -> HeadSet:
-    """Return the heads that a recipe names, for questions of this mode.
-
-    Raises:
-        ConfigError: The recipe asks for selected heads, and there are none.
-    """
+    """Return the heads that a recipe names for questions of this mode; ConfigError if they were not selected yet."""
     base = labelling.published_base(model)
     published = HeadSet({}, {}) if base is None else HEADS[base][mode]
     if labelling.grounding == "selected" and selected is None:
@@ -290,8 +276,17 @@ def label(
     Columns: `row` (index of the record), `image_id`, `answer` (or the zoom call), `right` (with `keep: crop` of the
     answer to the crop, at `aligned` positions or not), `map` and `sink` (rows of cells), `shown` (see `padded_size`).
     """
-    how = _Labelling(backend, labelling, selected, k, aligned)
-    return write_table(folder, records, how.rows, batch=labelling.batch, progress="labelled")
+
+    def rows(_: range, some: Sequence[Record]) -> list[dict[str, Any]]:
+        made: dict[int, dict[str, Any]] = {}
+        for mode in dict.fromkeys(record["mode"] for record in some):  # which have the same heads
+            places = [at for at, record in enumerate(some) if record["mode"] == mode]
+            heads = heads_for(labelling, mode, model=backend.name, selected=selected)
+            found = _labelled(backend, [some[at] for at in places], labelling, heads, mode, k=k, aligned=aligned)
+            made |= zip(places, found, strict=True)
+        return [made[at] for at in range(len(some))]
+
+    return write_table(folder, records, rows, batch=labelling.batch, progress="labelled")
 
 
 def map_settings(labelling: Labelling, k: int | None, positions: str) -> dict[str, JsonValue]:
@@ -304,56 +299,47 @@ def map_settings(labelling: Labelling, k: int | None, positions: str) -> dict[st
     return {**settings, "norm_layer": k} if labelling.sink == "norm" else settings
 
 
-@dataclass(frozen=True)
-class _Labelling:
-    """What `label` does with a batch of records."""
+def _labelled(
+    backend: HFBackend,
+    records: Sequence[Record],
+    recipe: Labelling,
+    heads: HeadSet,
+    mode: Mode,
+    *,
+    k: int,
+    aligned: bool,
+) -> Iterator[dict[str, Any]]:
+    """Yield the columns of each record of one mode."""
+    # in scenes the published recipe asks for boxes, so that the answer attends to objects
+    published = recipe.grounding == "published"
+    prompts: list[Any] = [
+        {**row, "question": prepared_prompt(row["question"], mode, keep_short=row["short_labels"])} for row in records
+    ]
+    asked, said = attended_answers(backend, prompts if published else records, recipe)
+    maps = collect(backend, asked, said, heads, recipe, k=k)
+    if recipe.keep == "crop":
+        right = _right_with_crop(backend, records, recipe, maps, aligned=aligned)
+    else:  # boxes that were asked for cannot be compared with the answer
+        right = [(published and mode == "natural") or is_right(*pair) for pair in zip(said, records, strict=True)]
+    for one, text, good, ((heat, sink),) in zip(asked, said, right, maps, strict=True):
+        yield {
+            "answer": text,
+            "right": good,
+            "map": heat.tolist(),
+            "sink": None if sink is None else sink.tolist(),
+            "shown": padded_size(one),
+        }
 
-    backend: HFBackend
-    recipe: Labelling
-    selected: Heads | None
-    k: int
-    aligned: bool
 
-    def rows(self, _: range, records: Sequence[Record]) -> list[dict[str, Any]]:
-        """Return the columns of each record; those of one mode, which have the same heads, are asked together."""
-        made: dict[int, dict[str, Any]] = {}
-        for mode in dict.fromkeys(record["mode"] for record in records):
-            places = [at for at, record in enumerate(records) if record["mode"] == mode]
-            made |= zip(places, self._of_mode(mode, [records[at] for at in places]), strict=True)
-        return [made[at] for at in range(len(records))]
-
-    def _of_mode(self, mode: Mode, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
-        recipe, backend = self.recipe, self.backend
-        heads = heads_for(recipe, mode, model=backend.name, selected=self.selected)
-        # in scenes the published recipe asks for boxes, so that the answer attends to objects
-        published = recipe.grounding == "published"
-        prompts: list[Any] = [
-            {**row, "question": prepared_prompt(row["question"], mode, keep_short=row["short_labels"])}
-            for row in records
-        ]
-        asked, said = attended_answers(backend, prompts if published else records, recipe)
-        norm_layer = self.k if recipe.sink == "norm" else None
-        maps = collect(backend, asked, said, heads, asking=recipe.asking, norm_layer=norm_layer)
-        if recipe.keep == "crop":
-            right = self._right_with_crop(records, maps)
-        else:  # boxes that were asked for cannot be compared with the answer
-            right = [(published and mode == "natural") or is_right(*pair) for pair in zip(said, records, strict=True)]
-        for one, text, good, ((heat, sink),) in zip(asked, said, right, maps, strict=True):
-            yield {
-                "answer": text,
-                "right": good,
-                "map": heat.tolist(),
-                "sink": None if sink is None else sink.tolist(),
-                "shown": padded_size(one),
-            }
-
-    def _right_with_crop(self, records: Sequence[Record], maps: Sequence[Sequence[Maps]]) -> list[bool]:
-        """Return for each record whether it is answered right with the crop of its own map beside the coarse view."""
-        recipe, boxes = self.recipe, []
-        for one, ((heat, sink),) in zip(ask(self.backend, records, None), maps, strict=True):
-            grid, ratio = (one.cells.rows, one.cells.columns), recipe.used_norm_ratio
-            found = labels_on_grid(heat, sink, grid, recipe.rules, norm_ratio=ratio, shown=padded_size(one))
-            boxes.append(in_pixels(found.box, one.cells, one.store.view("coarse")) if found.usable else None)
-        how: dict[str, Any] = {"tokens": None, "aligned": self.aligned, "max_new_tokens": recipe.max_new_tokens}
-        answers = answer_with_crop(self.backend, records, boxes, **how)
-        return [box is not None and is_right(text, row) for (text, box), row in zip(answers, records, strict=True)]
+def _right_with_crop(
+    backend: HFBackend, records: Sequence[Record], recipe: Labelling, maps: Sequence[Sequence[Maps]], *, aligned: bool
+) -> list[bool]:
+    """Return for each record whether it is answered right with the crop of its own map beside the coarse view."""
+    boxes = []
+    for one, ((heat, sink),) in zip(ask(backend, records, None), maps, strict=True):
+        grid, ratio = (one.cells.rows, one.cells.columns), recipe.used_norm_ratio
+        found = labels_on_grid(heat, sink, grid, recipe.rules, norm_ratio=ratio, shown=padded_size(one))
+        boxes.append(in_pixels(found.box, one.cells, one.store.view("coarse")) if found.usable else None)
+    how: dict[str, Any] = {"tokens": None, "aligned": aligned, "max_new_tokens": recipe.max_new_tokens}
+    answers = answer_with_crop(backend, records, boxes, **how)
+    return [box is not None and is_right(text, row) for (text, box), row in zip(answers, records, strict=True)]

@@ -148,7 +148,7 @@ def train_postsft(
         boxes, targets = [], []
         for row in rows:
             rng, case = Random(f"{recipe.seed}/{row['draw']}"), row["case"]
-            proposed = Box(*case["box"][:2], *case["box"][2:])
+            proposed = Box(*case["box"])
             noisy = rng.random() < stage.noise
             boxes.append(random_box(rng, Size(*row["image"].size), stage.noise_side) if noisy else proposed)
             own = case["plain"] if case["plain_right"] else case["cropped"]

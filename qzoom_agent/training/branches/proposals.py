@@ -21,6 +21,7 @@ from torch import Tensor
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig, PerceptionConfig
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.redundancy import INSIDE
 from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.models.hf import HFBackend
@@ -43,9 +44,6 @@ from qzoom_agent.training.branches.dataset import Record, Records, record_batche
 from qzoom_agent.training.branches.sharded_table import write_table
 from qzoom_agent.views import View
 from qzoom_agent.zoom.zoom import Zoom, ZoomConfig
-
-COVERED = 0.95
-"""Share of a needle that has to lie in the crop."""
 
 
 class LookOutcome(NamedTuple):
@@ -137,7 +135,7 @@ def localisation(seen: Sequence[LookOutcome], options: PerceptionConfig) -> Loca
         if not one.boxes:
             continue
         box, curve = one.proposal(options), auc(one)
-        rows["recall"].append(box is not None and all(box.coverage(needle) >= COVERED for needle in one.boxes))
+        rows["recall"].append(box is not None and all(box.coverage(needle) >= INSIDE for needle in one.boxes))
         rows["iou"].append(0.0 if box is None else box.iou(bounding_box(one.boxes)))
         rows["area"].append(0.0 if box is None else box.area / one.image.area)
         rows["auc"] += [] if curve is None else [curve]
@@ -280,8 +278,7 @@ def answer_by_own_calls(backend: HFBackend, record: Record, *, tokens: int | Non
 def higher_budgets(recipe: BranchRecipe, tokens: int) -> list[int]:
     """Return the recipe's budgets that show more than a view of `tokens`.
 
-    Raises:
-        ConfigError: There is none and crops do not count, so that no question can need a zoom.
+    Raises ConfigError if there is none and crops do not count, so that no question can need a zoom.
     """
     budgets = recipe.calibration.higher_tokens or recipe.gate.tokens
     higher = [budget for budget in budgets if budget > tokens]
@@ -299,10 +296,7 @@ def crop_outcomes(
 ) -> list[Outcome]:
     """Ask all records over the coarse view, and those that are wrong with more detail. All processes share the work.
 
-    `rules` make a crop of SD-RPN's map; `folder` gets the table of outcomes.
-
-    Raises:
-        ConfigError: No question can need a zoom, see `higher_budgets`.
+    `rules` make a crop of SD-RPN's map; `folder` gets the table of outcomes. ConfigError as `higher_budgets`.
     """
     stage, tokens = recipe.gate, recipe.calibration.tokens
     higher = higher_budgets(recipe, tokens or backend.defaults.coarse_max_tokens)

@@ -36,7 +36,7 @@ from qzoom_agent.training.branches.dataset import ConcatenatedRecords, load_reco
 from qzoom_agent.training.branches.fitting import NOT_DECISIVE
 from qzoom_agent.training.branches.labelling import Selection, heads_for, map_settings
 from qzoom_agent.training.branches.sharded_table import FINISHED, together
-from qzoom_agent.training.fingerprint import begin, require_same
+from qzoom_agent.training.recipe_io import begin, require_same
 
 _RESULTS: Final[dict[StageName, str]] = {"select-heads": "heads.json", "label": f"labels/{FINISHED}"}
 """Results of stages, where it is not the folder `final`."""
@@ -149,21 +149,16 @@ class RunDirectory:
         self.processes.wait_for_everyone()
 
     def latest(self, *stages: StageName) -> Path:
-        """Return the branches of the last of these stages that is done.
-
-        Raises:
-            ConfigError: None of them is.
-        """
+        """Return the branches of the last of these stages that is done; ConfigError if none of them is."""
         done = [self.final(stage) for stage in stages if self.final(stage).exists()]
         if not done:
             raise ConfigError(f"{self.output} has no branches of {' or '.join(stages)} yet. Run that stage first.")
         return done[-1]
 
     def before(self, stage: StageName) -> Path:
-        """Return the branches that a stage starts from; for `regions` and `further`, or those of the base.
+        """Return the branches that a stage starts from; ConfigError if there are none.
 
-        Raises:
-            ConfigError: There are none.
+        For `regions` and `further` they may be those of the base.
         """
         given = resolve_model(self.recipe.model).source if stage in ("regions", "further") else None
         made = any(self.final(earlier).exists() for earlier in _BEFORE[stage])
@@ -177,11 +172,7 @@ class RunDirectory:
         return read_json(file, Selection, "Delete it, and run select-heads again.").heads if file.exists() else None
 
     def require_recipe(self) -> None:
-        """Check that all results in the output folder were made with this recipe.
-
-        Raises:
-            ConfigError: A stage was begun with other keys.
-        """
+        """Raise ConfigError if a result in the output folder was made with another recipe."""
         for stage in get_args(StageName):
             made = self._made(stage)
             if made.exists():
@@ -191,8 +182,7 @@ class RunDirectory:
     def begin_stage(self, stage: StageName) -> None:
         """Store what a stage depends on, or check that it was begun with that.
 
-        Raises:
-            ConfigError: It was begun, or is done, with other keys or from something else; or it lacks what it needs.
+        Raises ConfigError if it was not, from other keys or other results, or lacks what it needs.
         """
         if self.result(stage).exists() and not self._settings(stage).exists():
             return  # done before settings were stored

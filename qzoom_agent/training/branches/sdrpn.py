@@ -56,9 +56,9 @@ def map_rows(sdrpn: SDRPN, lower: LowerLayerStates) -> list[Tensor]:
     states = sdrpn.states(lower.hidden, rotary=rotary, mask=lower.mask)
     query = sdrpn.queries(states[:, -1:], cut(rotary, slice(-1, None)))
     logits = []
-    for row, views in enumerate(lower.spans):
-        for start, stop in views:
-            where = slice(start, stop)
+    for row, views in enumerate(lower.images):
+        for start, rows, columns in views:
+            where = slice(start, start + rows * columns)
             turned = (rotary[0][row : row + 1, where], rotary[1][row : row + 1, where])
             keys = sdrpn.keys(states[row : row + 1, where], turned)
             logits.append(sdrpn.logits(query[row : row + 1], keys)[0].float())

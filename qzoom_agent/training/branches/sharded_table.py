@@ -18,7 +18,6 @@ from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from qzoom_agent.training.branches.dataset import Record, Records, record_batches
 
 PART: Final = 128
-"""Rows of one part."""
 FINISHED: Final = "dataset_info.json"
 """The file of a `datasets` folder that is written last."""
 
@@ -45,9 +44,6 @@ def write_parts(
     """Make a table, or the parts of it that are missing. The caller checks the settings that it is made with.
 
     Args:
-        folder: Folder of the table.
-        count: Number of rows.
-        rows: Makes the rows of a range.
         progress: Verb that is printed with the number of rows done ("labelled: 128 of 300").
     """
     processes = together()
@@ -81,12 +77,7 @@ def write_table(
 ) -> Dataset:
     """Make a table with a row for each record, which begins with its index (`row`) and `image_id`; see `write_parts`.
 
-    Args:
-        folder: Folder of the table.
-        records: All records.
-        rows: Makes the further columns of some records, in order, from their indices and themselves.
-        batch: Records at a time.
-        progress: Verb that is printed with the number of rows done.
+    `rows` makes the further columns of some records, in order, from their indices and themselves.
     """
 
     def part(indices: range) -> Iterator[dict[str, Any]]:

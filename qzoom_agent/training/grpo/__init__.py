@@ -7,8 +7,7 @@ trainer         TRL's `GRPOTrainer` over episodes
 rollouts        episodes of the agent, many at a time, as sequences that are learned from
 environment     the zoom tool as an environment of plain TRL
 checks          what is refused before and during training
-episode_length  how long episodes can get
-run_cost        the plan of a run, its memory and time
+run_cost        the longest episode, and the plan of a run, its memory and time
 callbacks       metrics, warnings, and episodes as pages
 """
 

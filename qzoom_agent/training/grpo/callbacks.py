@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qzoom_agent.report.episode import write_report
 from qzoom_agent.trace import by_digest
-from qzoom_agent.training.log_callback import LogCallback, add_line, keep_lines
+from qzoom_agent.training.branches.fitting import LogCallback, add_line, keep_lines
 from qzoom_agent.training.rewards import Accuracy, Rollout
 from qzoom_agent.views import ViewStore
 
@@ -86,19 +86,14 @@ class RolloutPageCallback(TrainerCallback):
         rewards: Mapping[str, Sequence[float]],
         stores: Sequence[ViewStore],
     ) -> None:
-        """Write the first rollout of some questions, if it is time.
+        """Write the first rollout of some questions of the round that begins at `step`, if it is time.
 
-        Args:
-            step: At which the round begins.
-            rollouts: Of the round.
-            rewards: By name, of each rollout.
-            stores: The views of each rollout.
+        `rewards` are those of each rollout by name, `stores` the views of each.
         """
         if step // self.every <= self._last // self.every or not self.episodes:
             return
         self._last = step
         firsts = {one.sample.id: at for at, one in reversed(list(enumerate(rollouts)))}
-        self.folder.mkdir(parents=True, exist_ok=True)
         for count, at in enumerate(sorted(firsts.values())[: self.episodes], 1):
             one, trace = rollouts[at], rollouts[at].trace
             path = self.folder / f"step-{step:06d}-{count}.html"

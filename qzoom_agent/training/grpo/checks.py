@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -50,7 +51,6 @@ def require_plain_crops(config: AgentConfig, looker: HFBackend, *, aligned: bool
 
     Args:
         config: Resolved; it decides before the branches do.
-        looker: The backend whose branches look.
         aligned: The rollouts can have these positions.
     """
     own = None if looker.branches is None else looker.branches.config.positions
@@ -105,8 +105,7 @@ def require_template(probe: ProbeConversation) -> None:
 def require_tool_template(processor: ProcessorMixin) -> None:
     """Give a processor whose chat template knows no tools (Qwen2.5-VL's own) one that does, for TRL's tool loop.
 
-    Raises:
-        ConfigError: Its vocabulary lacks the tokens that such a template writes.
+    Raises ConfigError if its vocabulary lacks the tokens that such a template writes.
     """
     if supports_tool_calling(processor):
         return
@@ -206,7 +205,6 @@ def require_same_model(
     Args:
         distances: See `logp_distances`. The mean of a single turn counts where it is one over `ENOUGH` tokens.
         tolerance: The largest mean that is taken for rounding.
-        writer: Named in the message.
         exact: All is computed in float32, where the largest difference of a token is `EXACT` times `tolerance`.
     """
     for turn, one in enumerate(distances):
@@ -219,3 +217,39 @@ def require_same_model(
                 "images that were sampled from are not those that are trained on, or the model has dropout; do not "
                 "train like this. `rollouts.by: shared` is exact."
             )
+
+
+def one_token_an_image(ids: Sequence[int], image_id: int) -> list[int]:
+    """Return token ids with each run of image tokens as a single one."""
+    return [one for token, run in groupby(ids) for one in ([token] if token == image_id else run)]
+
+
+class SamePrompts:
+    """A vLLM engine (`vllm.LLM`) in the trainer's own process, whose prompts are checked to be the trainer's.
+
+    TRL 1.16 gives it token ids in which every image is as many tokens as it has features, and the images beside them;
+    vLLM expands image tokens once more, so that it would read another prompt.
+    """
+
+    def __init__(self, engine: Any, image_id: int) -> None:
+        self._engine, self._image_id = engine, image_id
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def generate(self, prompts: Sequence[dict[str, Any]], **options: Any) -> Any:
+        """Generate as vLLM does. Raises BackendError if it read other tokens than it was asked to."""
+        asked = [
+            {**one, "prompt_token_ids": one_token_an_image(one["prompt_token_ids"], self._image_id)} for one in prompts
+        ]
+        replies = self._engine.generate(asked, **options)
+        for prompt, reply in zip(prompts, replies, strict=True):
+            given, read = list(prompt["prompt_token_ids"]), list(reply.prompt_token_ids)
+            if given != read:
+                counts = [sum(token == self._image_id for token in ids) for ids in (given, read)]
+                raise BackendError(
+                    f"vLLM read a prompt of {len(read)} tokens, {counts[1]} of them visual, where the trainer has "
+                    f"{len(given)} and {counts[0]}: it sizes or places the images of this family otherwise. Set "
+                    "rollouts.by to 'shared', or rollouts.vllm.mode to 'server'."
+                )
+        return replies

@@ -363,8 +363,7 @@ class GRPORecipe(ModelRecipe):
     def accumulation(self, processes: int) -> int:
         """Return TRL's `gradient_accumulation_steps` on so many devices.
 
-        Raises:
-            ConfigError: The rollouts of a round do not divide into batches, or a group would be torn.
+        Raises ConfigError if the rollouts of a round do not divide into batches, or a group would be torn.
         """
         if self.prompts % processes:  # rewards compare the rollouts of a group, so a device gets whole ones
             raise ConfigError(

@@ -13,25 +13,29 @@ and `final/`: the trained model, a folder that `Agent.from_pretrained` loads.
 
 import argparse
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import HfApi
+from transformers import Trainer, TrainingArguments
 from trl.import_utils import is_vllm_available
 from trl.trainer.grpo_config import GRPOConfig
 from yaml import safe_dump
 
 from qzoom_agent.config import AgentConfig, positive_int
-from qzoom_agent.errors import ConfigError, MissingDependency
+from qzoom_agent.errors import ConfigError, MissingDependency, QzoomError
 from qzoom_agent.files import require_folder
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
+from qzoom_agent.perception.hub import explained
 from qzoom_agent.policy import ASK_FIRST, LOOK_FIRST, OFFER_TOOLS, drafts
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training import trained_model
 from qzoom_agent.training.branches.dataset import load_records
-from qzoom_agent.training.branches.fitting import last_checkpoint, require_tracker
+from qzoom_agent.training.branches.fitting import last_checkpoint, require_tracker, restore, to_float32
 from qzoom_agent.training.branches.sharded_table import launched_in_bfloat16, together
 from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback
 from qzoom_agent.training.grpo.checks import (
@@ -41,13 +45,10 @@ from qzoom_agent.training.grpo.checks import (
     require_plain_crops,
     require_template,
 )
-from qzoom_agent.training.grpo.episode_length import QUESTION_TEXT, longest, require_room
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
-from qzoom_agent.training.grpo.hub_upload import create_repository, upload
 from qzoom_agent.training.grpo.question_rows import load_held_out, load_rows
-from qzoom_agent.training.grpo.run_cost import describe
+from qzoom_agent.training.grpo.run_cost import QUESTION_TEXT, describe, longest, require_room
 from qzoom_agent.training.grpo.trainer import ZoomTrainer, build_trainer
-from qzoom_agent.training.precision import restore, to_float32
 from qzoom_agent.training.recipe_io import add_recipe_arguments
 from qzoom_agent.training.reward_list import accuracy_of, build, read_reward
 
@@ -56,8 +57,6 @@ def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = N
     """Train, or resume, and return the folder of the trained model.
 
     Args:
-        recipe: What is trained, on what and how.
-        output: Gets all that is written.
         rewards: Used instead of the recipe's: rewards, functions, or mappings as in a recipe.
 
     Raises:
@@ -102,9 +101,7 @@ def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
 def require_packages(recipe: GRPORecipe, *, processes: int) -> None:
     """Check that the tracker and vLLM are there, where the recipe asks for them.
 
-    Raises:
-        ConfigError: They cannot be had in this way at all.
-        MissingDependency: They are not installed.
+    Raises MissingDependency if not, ConfigError if they cannot be had in this way at all.
     """
     require_tracker(recipe.report_to)
     if recipe.rollouts.vllm is None:
@@ -146,9 +143,8 @@ def load_model(recipe: GRPORecipe) -> HFBackend:
 def episode_config(recipe: GRPORecipe, backend: HFBackend) -> AgentConfig:
     """Return the configuration of the episodes, resolved for the model.
 
-    Raises:
-        ConfigError: Rollouts would place crops otherwise than the policy does, an episode is no single conversation, or
-            another model looks.
+    Raises ConfigError if rollouts would place crops otherwise than the policy does, an episode is no single
+    conversation, or another model looks.
     """
     looks = {key: value for key, value in backend.settings.items() if key.startswith("perception.")}
     config = recipe.agent_config().resolved(
@@ -176,8 +172,7 @@ def episode_config(recipe: GRPORecipe, backend: HFBackend) -> AgentConfig:
 def load_looker(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> HFBackend | None:
     """Return the backend whose branches look: the trained one, or a copy of it as it is now; None if none is needed.
 
-    Raises:
-        ConfigError: The policy or a reward needs a look, and the model has no branches.
+    Raises ConfigError if one is needed, and the model has no branches.
     """
     needed = [f"the policy '{config.policy}'"] if config.policy in LOOK_FIRST else []
     needed += [f"the reward '{one.name}'" for one in recipe.rewards if one.needs_look]
@@ -199,8 +194,7 @@ def load_looker(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> 
 def episode_room(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) -> tuple[int, int]:
     """Return the completion length, and the most tokens of a question.
 
-    Raises:
-        ConfigError: The chat template cannot be trained with, or the longest episode does not fit into the model.
+    Raises ConfigError if the chat template cannot be trained with, or the longest episode does not fit into the model.
     """
     views = config.budget.view_budget(backend.defaults)
     protocol = get_protocol(config.protocol or backend.protocol)
@@ -217,8 +211,7 @@ def episode_room(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) ->
 def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConfig:
     """Return a recipe as TRL's configuration.
 
-    Raises:
-        ConfigError: `trl` has a key that follows from the recipe's own, or TRL refuses one.
+    Raises ConfigError if `trl` has a key that follows from the recipe's own, or TRL refuses one.
     """
     share = recipe.accumulation(together().num_processes)
     free: dict[str, Any] = {"save_total_limit": 2, "dataloader_pin_memory": False, "disable_tqdm": True}
@@ -309,12 +302,48 @@ def save_model(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:
     return trained_model.write_final(trainer.backend, output, from_layer=recipe.from_layer, save=save)
 
 
-def print_plan(recipe: GRPORecipe, output: Path, *, processes: int, tflops: float | None = None) -> None:
-    """Print what a run does and costs, and what it would lack on this machine; see `describe`.
+def create_repository(args: TrainingArguments) -> None:
+    """Create the repository that a run pushes to, unless it is there.
 
-    Raises:
-        ConfigError: No machine could run the recipe.
+    Raises BackendError or ConfigError if the hub cannot be reached, or refuses; the message says what to do.
     """
+    if not together().is_main_process:
+        return
+    name = args.hub_model_id or Path(str(args.output_dir)).absolute().name
+    with _told(
+        name, after=f"Or leave push_to_hub out of `trl`, and run `hf upload {name} {args.output_dir}/final` later."
+    ):
+        HfApi(token=args.hub_token).create_repo(name, private=args.hub_private_repo, exist_ok=True)
+
+
+def upload(trainer: Trainer, final: Path) -> None:
+    """Upload a run whose model is written already, with a model card. All processes have to call this.
+
+    Raises BackendError or ConfigError if that fails; the message says where the model is.
+    """
+    name = str(trainer.hub_model_id)
+    with _told(
+        name,
+        before=f"The trained model is in {final}, but it was not uploaded.",
+        after=f"Then run `hf upload {name} {final}`.",
+    ):
+        trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)
+
+
+@contextmanager
+def _told(
+    repository: str, *, before: str = "The recipe uploads its model (trl.push_to_hub), and that would fail.", after: str
+) -> Iterator[None]:
+    """Put a sentence before and after errors of the hub."""
+    try:
+        with explained(repository, None):
+            yield
+    except QzoomError as error:
+        raise type(error)(f"{before} {error} {after}") from error
+
+
+def print_plan(recipe: GRPORecipe, output: Path, *, processes: int, tflops: float | None = None) -> None:
+    """Print what a run does and costs, and what it would lack here; ConfigError if no machine could run the recipe."""
     print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     print(describe(recipe, processes=processes, output=output, tflops=tflops))
     build(recipe.rewards, judge=None if recipe.judge is None else lambda *_: False)

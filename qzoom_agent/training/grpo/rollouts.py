@@ -73,8 +73,6 @@ def tokens_of(turns: Sequence[RecordedTurn], image: ImageSource, *, end: int) ->
     turn, a stop string cut a token), the later prompt stands, as the model read it, and the difference is not learned.
 
     Args:
-        turns: Of the episode, in order.
-        image: Returns the pixels of a view.
         end: Id that ends a turn; it follows, unlearned, a last turn that a stop string ended.
 
     Raises:
@@ -202,10 +200,8 @@ def play(
 ) -> list[FinishedRollout]:
     """Run one episode for each sample and seed, side by side. Samples with the same id are one group.
 
-    Where the policy does not look and the scheduler has a looker, it looks for the trace alone.
-
-    Raises:
-        ConfigError: An episode ended before the model was asked anything.
+    Where the policy does not look and the scheduler has a looker, it looks for the trace alone. Raises ConfigError for
+    an episode that ended before the model was asked anything.
     """
     end = int(scheduler.backend.processor.tokenizer.eos_token_id)
 

@@ -1,4 +1,7 @@
-"""The plan of a run, with its memory and time, estimated from the recipe before anything is loaded.
+"""The longest possible episode, and the plan of a run with its memory and time, before anything is loaded.
+
+A rollout that outgrows the model or the trainer's limit would be cut in the middle of an image. The longest one has
+every turn written to its limit, every crop at its largest, every turn between them as long as the protocol makes it.
 
 Memory is that of a device without sharding, part by part. Time is never guessed: it is that of the steps in the log of
 a run of the same recipe, or follows from a throughput that somebody states.
@@ -7,18 +10,96 @@ a run of the same recipe, or follows from a throughput that somebody states.
 import json
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import UNKNOWN_BUDGET, resolve_model
 from qzoom_agent.perception.branches import CONFIG, branch_folder
-from qzoom_agent.policy import LOOK_FIRST
+from qzoom_agent.policy import LOOK_AGAIN, LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.protocols import get_protocol
+from qzoom_agent.training.branches.cost_estimate import DEVICE_GB, Shape, shape_of
 from qzoom_agent.training.branches.dataset import count_rows
-from qzoom_agent.training.fingerprint import require_same
-from qzoom_agent.training.grpo.episode_length import longest
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
-from qzoom_agent.training.model_shape import DEVICE_GB, Shape, shape_of
+from qzoom_agent.training.recipe_io import require_same
+
+TURN_TEXT: Final = 160
+"""Tokens around a result, a refusal or the last request, where no tokenizer has counted them."""
+OPENING_TEXT: Final = 400
+"""Tokens of an opening beside its views: system message, tool schema, question."""
+QUESTION_TEXT: Final = 100
+"""Of those, tokens of a question, where the rest of the opening has been counted."""
+_NO_LIMIT: Final = 2**40
+
+
+class Longest(NamedTuple):
+    """The longest episode that the budgets allow, in tokens."""
+
+    prompt: int
+    """Opening, coarse view and inserted crops."""
+    written: int
+    """Tokens that the model writes."""
+    crops: int
+    """Visual tokens of crops that it asks for."""
+    between: int
+    """Text of the turns between its own."""
+
+    @property
+    def completion(self) -> int:
+        return self.written + self.crops + self.between
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.completion
+
+    def __str__(self) -> str:
+        parts = f"prompt {self.prompt}, written {self.written}, crops {self.crops}, text between {self.between}"
+        return f"{self.total} tokens: {parts}"
+
+
+def longest(
+    config: AgentConfig, views: ViewBudget, *, opening: int = OPENING_TEXT, between: int = TURN_TEXT
+) -> Longest:
+    """Return the longest episode under a configuration.
+
+    Args:
+        opening: Text tokens of the opening.
+        between: Text tokens of the longest turn between two of the model's own.
+    """
+    budget, asks = config.budget, config.policy in OFFER_TOOLS
+    largest = max(views.crop_max_tokens, config.perception.roi_max_tokens or 0)
+    most = (budget.max_visual_tokens or _NO_LIMIT) - views.coarse_min_tokens
+    room = min(budget.max_views - 1, most // max(1, views.crop_min_tokens))
+    most_looks = min(budget.max_turns, config.perception.max_looks or budget.max_turns)
+    looks = most_looks if config.policy in LOOK_AGAIN else int(config.policy in LOOK_FIRST)
+    inserted = min(config.perception.max_regions * looks, room)
+    crops = min(room - inserted, budget.max_turns * 4) if asks else 0  # a turn may call several times
+    turns = budget.max_turns + 1 if asks else 2  # a reply that was cut off is followed by a last one
+    return Longest(
+        prompt=opening + views.coarse_max_tokens + inserted * largest,
+        written=turns * config.generation.max_new_tokens,
+        crops=min(crops * largest, most),
+        between=(turns - 1 + crops) * between,
+    )
+
+
+def require_room(need: Longest, *, context: int, limit: int | None) -> int:
+    """Return the completion length to give the trainer: the recipe's `limit`, or what the longest episode needs.
+
+    Raises ConfigError if that does not fit into the model's `context`, or into `limit`.
+    """
+    advice = (
+        "Lower budget.coarse_tokens, budget.max_turns, budget.max_views, budget.crop_max_tokens or "
+        "generation.max_new_tokens."
+    )
+    if need.total > context:
+        raise ConfigError(f"The longest episode ({need}) does not fit into the model's context of {context}. {advice}")
+    if limit is not None and need.completion > limit:
+        raise ConfigError(
+            f"The longest episode ({need}) has a completion of {need.completion} tokens, but max_completion_length is "
+            f"{limit}. Raise it, leave it out, or: {advice[0].lower()}{advice[1:]}"
+        )
+    return limit or need.completion
 
 
 class Memory(NamedTuple):
@@ -54,14 +135,7 @@ def trained_weights(recipe: GRPORecipe, size: Shape) -> float:
 
 
 def memory(recipe: GRPORecipe, size: Shape, *, tokens: int, processes: int) -> Memory:
-    """Return the memory of a device without sharding.
-
-    Args:
-        recipe: Of the run.
-        size: Of its model.
-        tokens: Of the longest episode.
-        processes: Devices.
-    """
+    """Return the memory of a device without sharding, for rollouts as long as the longest episode (`tokens`)."""
     number = 4 if recipe.dtype == "float32" else 2
     trained, stored = trained_weights(recipe, size), (size.base_gb or 0.0) * number / 2
     copies = 1 + (recipe.loss.beta > 0 and recipe.lora is None)
@@ -93,8 +167,6 @@ def describe(recipe: GRPORecipe, *, processes: int = 1, output: Path | None = No
     """Return the plan of a run as lines of text; nothing is loaded.
 
     Args:
-        recipe: Of the run.
-        processes: Devices.
         output: Folder of a run whose log may be that of this recipe.
         tflops: Throughput of a device that is stated, in 10^12 operations a second.
 

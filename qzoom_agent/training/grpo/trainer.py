@@ -31,8 +31,10 @@ from qzoom_agent.evaluation.sample_result import episode_seed
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import BatchEngine
 from qzoom_agent.models.hf_generation import GeneratedTurn, GenerationRequest, TextStream
+from qzoom_agent.training.branches.fitting import WeightSample
 from qzoom_agent.training.grpo.callbacks import RolloutPageCallback, measures
 from qzoom_agent.training.grpo.checks import (
+    SamePrompts,
     logp_distances,
     refused_by_trl,
     require_features,
@@ -42,8 +44,6 @@ from qzoom_agent.training.grpo.checks import (
 from qzoom_agent.training.grpo.environment import finished, zoom_environment
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.grpo.rollouts import FinishedRollout, RolloutScheduler, play
-from qzoom_agent.training.grpo.vllm_prompts import SamePrompts
-from qzoom_agent.training.precision import WeightSample
 from qzoom_agent.training.reward_list import NamedReward
 from qzoom_agent.training.rewards import Accuracy, Rollout
 from qzoom_agent.views import ViewStore
@@ -68,11 +68,7 @@ def build_trainer(
     """Return the trainer for the recipe's `rollouts.by`.
 
     Args:
-        recipe: Says who runs the episodes.
-        backend: The model that is trained.
-        config: Of the episodes.
         looker: Whose branches look, before the policy or, where it does not, for the record alone; None: nobody's.
-        kwargs: Further arguments of `ZoomTrainer`.
 
     Raises:
         ConfigError: TRL refuses the arguments, or FSDP's sharded weights cannot be used in this way.
@@ -262,7 +258,7 @@ class ZoomTrainer(GRPOTrainer):
 
 
 class EpisodeTrainer(ZoomTrainer):
-    """GRPO over episodes of the agent, see above."""
+    """GRPO over episodes of the agent, see above; the recipe says how many run at a time, and who writes the turns."""
 
     def __init__(
         self,
@@ -272,13 +268,6 @@ class EpisodeTrainer(ZoomTrainer):
         recipe: GRPORecipe,
         **kwargs: Any,
     ) -> None:
-        """
-        Args:
-            backend: The model that is trained.
-            config: Of the episodes.
-            recipe: Says how many run at a time, with which seed, and who generates the turns.
-            kwargs: Arguments of `ZoomTrainer`.
-        """
         super().__init__(backend, **kwargs)
         self.config, self.seed, self.rows = config, recipe.seed, recipe.rollouts.rows
         self.resamples, self._greedy = recipe.rollouts.max_resample_times or 0, False

@@ -1,7 +1,6 @@
 """Cold start: teach a model the zoom format from demonstrations, before RL teaches it when to zoom.
 
 sft_recipe      the recipe
-call_writer     calls and answers in the format of each protocol
 demonstrations  episodes of the agent with given calls: at gold boxes, by SD-RPN or by a teacher
 conversations   episodes as rows of a table, and as the very ids that a session would see
 fine_tune       the command `qzoom train coldstart`

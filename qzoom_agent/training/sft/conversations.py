@@ -43,11 +43,7 @@ class TrainingConversation(NamedTuple):
 
 
 def to_row(conversation: Sequence[Message], images: Sequence[Image.Image], *, codec: PromptCodec) -> dict[str, Any]:
-    """Return `messages` and `images` of an episode; images are those of its parts in order.
-
-    Raises:
-        ConfigError: Tool results have role "tool", and the template of `codec` has no user turn for them.
-    """
+    """Return `messages` and `images` of an episode, whose images are in the order of its parts; see `in_user_turns`."""
     messages: list[dict[str, Any]] = []
     for one in in_user_turns(conversation, codec):
         parts = [{"type": part["type"], "text": part.get("text")} for part in one["content"]]
@@ -58,8 +54,7 @@ def to_row(conversation: Sequence[Message], images: Sequence[Image.Image], *, co
 def in_user_turns(conversation: Sequence[Message], codec: PromptCodec) -> list[Message]:
     """Return a conversation that renders to the same text, with the results of role "tool" in user turns.
 
-    Raises:
-        ConfigError: The template does not write them as user turns.
+    Raises ConfigError if the template does not write them as user turns.
     """
     if all(one["role"] != "tool" for one in conversation):
         return list(conversation)
@@ -109,8 +104,7 @@ def from_row(row: dict[str, Any]) -> tuple[list[Message], list[Image.Image]]:
 def training_conversations(backend: HFBackend, row: dict[str, Any]) -> list[TrainingConversation]:
     """Prepare a row for training: one conversation, or more where the template rewrites old turns.
 
-    Raises:
-        BackendError: The conversation is longer than the model's context.
+    Raises BackendError if the conversation is longer than the model's context.
     """
     conversation, images = from_row(row)
     session = backend.session(lambda view: images[int(view.removeprefix("view"))])

@@ -32,16 +32,10 @@ from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.training import trained_model
 from qzoom_agent.training.branches.base_inference import load_frozen
 from qzoom_agent.training.branches.dataset import count_rows, load_records
-from qzoom_agent.training.branches.fitting import (
-    Rows,
-    optimizer_steps,
-    require_tracker,
-    train,
-)
+from qzoom_agent.training.branches.fitting import Rows, optimizer_steps, require_tracker, train
 from qzoom_agent.training.branches.postsft import AnswerLoss, answer_batch
 from qzoom_agent.training.branches.sharded_table import together, write_parts
-from qzoom_agent.training.fingerprint import begin
-from qzoom_agent.training.recipe_io import add_recipe_arguments
+from qzoom_agent.training.recipe_io import add_recipe_arguments, begin
 from qzoom_agent.training.sft.conversations import to_row, training_conversations
 from qzoom_agent.training.sft.demonstrations import Demonstrations
 from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, load_coldstart_recipe
@@ -54,9 +48,7 @@ _TRAINING_KEYS: Final = {"optimisation", "from_layer", "lora"}
 def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) -> Dataset:
     """Return the conversations to learn from, made by all processes together unless `folder` has them.
 
-    Raises:
-        ConfigError: No episode is kept, or `folder` holds conversations of another recipe or of other data.
-        ConfigError, MissingDependency: See `adapters`.
+    Raises ConfigError if no episode is kept, or `folder` holds those of another recipe or of other data.
     """
     processes, episodes, kept = together(), folder / "episodes", folder / "conversations"
     adapters(backend, recipe)  # what cannot be trained is told before demonstrations are made
@@ -89,11 +81,7 @@ def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) ->
 
 
 def kept_episodes(table: Dataset, folder: Path) -> Dataset:
-    """Return the episodes to learn from, and print their number.
-
-    Raises:
-        ConfigError: There are none.
-    """
+    """Return the episodes to learn from, and print their number; ConfigError if there are none."""
     reasons = Counter(table["dropped"])
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()) if reason)
     if together().is_main_process:
@@ -109,11 +97,7 @@ def kept_episodes(table: Dataset, folder: Path) -> Dataset:
 
 
 def fine_tune(backend: HFBackend, table: Dataset, recipe: ColdStartRecipe, folder: Path) -> None:
-    """Train the base in place on the assistant's turns of these conversations.
-
-    Raises:
-        ConfigError, MissingDependency: See `adapters`.
-    """
+    """Train the base in place on the assistant's turns of these conversations."""
     module, adapted, optimisation = AnswerLoss(backend), None, recipe.optimisation
     if (config := adapters(backend, recipe)) is not None:
         from peft import get_peft_model
@@ -137,12 +121,7 @@ def fine_tune(backend: HFBackend, table: Dataset, recipe: ColdStartRecipe, folde
 
 
 def adapters(backend: HFBackend, recipe: ColdStartRecipe) -> Any:
-    """Return peft's configuration of the adapters; None where the weights themselves are trained.
-
-    Raises:
-        ConfigError: Nothing would be trained.
-        MissingDependency: The recipe has adapters, and peft is not installed.
-    """
+    """Return peft's configuration of the adapters; None where the weights themselves are trained. See `lora_config`."""
     layers = layers_from(backend, recipe.from_layer)
     if recipe.lora is None:
         return None

@@ -1,7 +1,7 @@
 """The golden table: every rule and trap of the scorers, what the rule gives by hand and what the code gives.
 
 `faithful` rows hold what the public implementations do, wrong as it may be; `clean` rows the same replies by our rules.
-A case names its task, and so tests the scorer that the task really uses. Figures are of aggregates and of grounding.
+A case names its task, and so tests the scorer that the task really uses. Figures are of aggregates.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from typing import Final, NamedTuple
 from PIL import Image
 
 from qzoom_agent.data.samples import Sample
-from qzoom_agent.evaluation.scorers.grounding import mean_iou, written_boxes
 from qzoom_agent.evaluation.scorers.vqa import soft_accuracy
 from qzoom_agent.evaluation.tasks.catalog import TASKS
 from qzoom_agent.evaluation.tasks.documents import points
 from qzoom_agent.evaluation.tasks.high_resolution import hr_bench_figures, mme_figures, mme_subtask
 from qzoom_agent.evaluation.tasks.task import Scored
-from qzoom_agent.geometry import Box
 
 OPTIONS: Final = ("red", "green", "dark blue", "black")
 FIVE: Final = ("12", "21", "112", "211", "The image does not feature the number.")
@@ -318,11 +316,6 @@ def _figures() -> Iterator[tuple[str, str, float, float]]:
     yield "ocrbench points", "2 right", 2, points(scene)["points"]
     yield "ocrbench score is of a thousand", "2 right", 0.002, points(scene)["score"]
     yield "ocrbench groups", "one digit string", 1, points(scene)["points, Text Recognition"]
-
-    targets = (Box(0, 0, 10, 10), Box(20, 0, 30, 10))
-    boxes = written_boxes("<box>[0,0,10,10]</box> then <box>[5, 0, 10, 10]</box>")
-    yield "treebench mIoU, best box a target", "one of two targets found", 1 / 2, mean_iou(targets, boxes) or 0.0
-    yield "treebench mIoU without boxes", "no box", 0, mean_iou(targets, ()) or 0.0
 
     answers = ["7-Eleven"] * 3 + ["other"] * 7
     soft_accuracy("7 eleven", answers)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.tasks.catalog import TASKS
-from qzoom_agent.evaluation.tasks.rule_version import public_rule
+from qzoom_agent.evaluation.tasks.task import public_rule
 
 REPLIES: Final = 5_000
 SEED: Final = 0

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qzoom_agent.evaluation.scorers import anls, grounding, vqa
-from qzoom_agent.geometry import Box
+from qzoom_agent.evaluation.scorers import anls, vqa
 from tests.cases import each_case
 
 SHORT = st.text(alphabet="ab cB", max_size=8)
@@ -74,18 +73,3 @@ def test_soft_accuracy_leaves_one_out(golds: list[str]) -> None:
     expected = fmean(min(1, sum(one == "2" for one in normal[:at] + normal[at + 1 :]) / 3) for at in range(len(golds)))
     assert vqa.soft_accuracy("two", golds) == pytest.approx(expected)
     assert golds == before
-
-
-def test_written_boxes_are_read_and_the_rest_is_left_out() -> None:
-    text = "<box>[10, 2.5, 3,4]</box> <box>[1,2,3]</box> <box>[a,b,c,d]</box> <BOX>[-1,0,5,6]</BOX>"
-    assert grounding.written_boxes(text) == (Box(3, 2.5, 10, 4), Box(-1, 0, 5, 6))
-    assert grounding.written_boxes(None) == ()
-
-
-def test_grounding_takes_the_best_box_of_each_target() -> None:
-    targets = (Box(0, 0, 10, 10), Box(20, 0, 30, 10))
-    boxes = (Box(0, 0, 10, 20), Box(0, 0, 5, 10), Box(21, 0, 30, 10))
-    assert grounding.mean_iou(targets, boxes) == pytest.approx((0.5 + 0.9) / 2)
-    assert grounding.recall(targets, boxes) == 1
-    assert grounding.recall(targets, boxes, threshold=0.6) == 0.5
-    assert grounding.mean_iou((), boxes) is None and grounding.recall((), boxes) is None

@@ -10,7 +10,7 @@ from PIL import Image
 
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.ocrbench_v2 import FIELDS, GROUNDING, POSITION, RULES, SPOTTING, clean, faithful
-from qzoom_agent.evaluation.tasks.rule_version import MOST_CHARACTERS
+from qzoom_agent.evaluation.tasks.task import MOST_CHARACTERS
 from tests.cases import each_case
 from tests.protocols.hostile_outputs import hostile_outputs
 

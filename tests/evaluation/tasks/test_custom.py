@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from qzoom_agent import Agent
-from qzoom_agent.data.question_table import QuestionTable
 from qzoom_agent.data.samples import Samples, TaskSource
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.evaluation.runner import evaluate
@@ -23,6 +22,7 @@ from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, view_ids
 from qzoom_agent.models.scripted import ScriptedBackend
+from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
 from tests.evaluation.tasks import files, fixtures
 
 
@@ -185,7 +185,7 @@ def test_a_column_may_have_a_point_in_its_name(tmp_path: Path) -> None:
     table.write_text("image,question,meta.answer,No.\nown.png,What?,red,r1\n")
     (one,) = find_task(str(table)).load(TaskSource(columns={"answer": "meta.answer", "id": "No."}))
     assert (one.answer, one.id) == ("red", "flat-r1")
-    (row,) = QuestionTable.open(str(table), columns={"answer": "meta.answer"})
+    row = load_records([DatasetSpec(path=str(table), columns={"answer": "meta.answer"})])[0]
     assert row["answer"] == "red"
     nested = tmp_path / "nested.jsonl"
     records: list[Any] = [{"said": "red"}, None]

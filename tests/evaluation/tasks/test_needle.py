@@ -33,9 +33,18 @@ from qzoom_agent.evaluation.tasks.needle.boards import (
     Fact,
     draw_board,
 )
-from qzoom_agent.evaluation.tasks.needle.fonts import OOD, TRAIN, font, typefaces
-from qzoom_agent.evaluation.tasks.needle.ink import COLORS, SHAPES, Rect, draw_text, text_width
-from qzoom_agent.evaluation.tasks.needle.textures import PHOTOS
+from qzoom_agent.evaluation.tasks.needle.ink import (
+    COLORS,
+    OOD,
+    PHOTOS,
+    SHAPES,
+    TRAIN,
+    Rect,
+    draw_text,
+    font,
+    text_width,
+    typefaces,
+)
 from qzoom_agent.geometry import Size, fit_tokens, tokens
 from qzoom_agent.views import original_id
 from tests.cases import each_case

@@ -12,7 +12,7 @@ from qzoom_agent.data.receipts import Line, Rect
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.evaluation.tasks.catalog import TASKS
-from qzoom_agent.evaluation.tasks.receipt_questions import (
+from qzoom_agent.evaluation.tasks.receipts import (
     FIELD_QUESTIONS,
     ReceiptQuestion,
     centers_of,

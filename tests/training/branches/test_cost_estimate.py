@@ -15,9 +15,8 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import NANO_FOLDER
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, load_branch_recipe
 from qzoom_agent.training.branches.calibrate import candidates
-from qzoom_agent.training.branches.cost_estimate import describe
+from qzoom_agent.training.branches.cost_estimate import SHAPES, describe, shape_of
 from qzoom_agent.training.branches.dataset import DatasetSpec, count_rows
-from qzoom_agent.training.model_shape import SHAPES, shape_of
 from tests.tiny_models import Family
 
 RECIPES = Path(__file__).resolve().parents[3] / "rl" / "recipes"

@@ -80,7 +80,7 @@ def test_maps_are_the_attention_of_the_answer(family: Family, asking: Asking, lo
     said = ["407", "the green one", ""]
     lower = 1 if family in MIXED else 4  # every second layer has full attention
     heads = HeadSet({lower: (1, 3), 5: (0,)}, {3: (2,)})
-    found = [maps for (maps,) in collect(backend, asked, said, heads, asking=asking)]
+    found = [maps for (maps,) in collect(backend, asked, said, heads, Labelling(asking=asking))]
     backend.model.set_attn_implementation("eager")
     for one, text, (heat, sink) in zip(asked, said, found, strict=True):
         ids = answer_ids(backend, text)

@@ -10,9 +10,9 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import PRESETS
 from qzoom_agent.perception.labels import HEADS
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, load_branch_recipe
+from qzoom_agent.training.branches.cost_estimate import SHAPES
 from qzoom_agent.training.branches.proposals import higher_budgets
 from qzoom_agent.training.branches.stages import STAGES
-from qzoom_agent.training.model_shape import SHAPES
 
 FOLDER = Path(__file__).resolve().parents[3] / "rl" / "recipes"
 RECIPES = sorted(FOLDER.rglob("branches*.yaml"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.perception.maps import MapRegion, foreground, regions
-from qzoom_agent.training.branches.region_groups import (
+from qzoom_agent.training.branches.regions import (
     Advantages,
     Region,
     advantages,

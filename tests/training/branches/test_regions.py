@@ -163,10 +163,10 @@ def test_questions_that_teach_nothing_are_counted(
         regions.reward(skipped, recipe())
     # an answer of many improbable tokens
     learned = settled.select([0]).map(lambda row: {"kind": "learned", "gains": [3.0], "proposed": -900.0})
-    found = regions.reward(concatenate_datasets([learned, settled.select([1, 2])]), recipe())
-    assert found.figures.probability == pytest.approx(2 / 3, abs=0.01)
-    assert (found.figures.questions, found.figures.settled, found.figures.pruned) == (3, 2, 0)
-    assert [target.any() for target in found.targets] == [True, False, False]
+    targets, figures = regions.reward(concatenate_datasets([learned, settled.select([1, 2])]), recipe())
+    assert figures.probability == pytest.approx(2 / 3, abs=0.01)
+    assert (figures.questions, figures.settled, figures.pruned) == (3, 2, 0)
+    assert [target.any() for target in targets] == [True, False, False]
 
 
 def test_a_region_too_small_to_crop_is_no_candidate_again(

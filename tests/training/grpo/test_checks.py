@@ -13,8 +13,8 @@ from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training.grpo import checks as guards
-from qzoom_agent.training.grpo.episode_length import longest, require_room
 from qzoom_agent.training.grpo.launch import episode_config, make_trainer
+from qzoom_agent.training.grpo.run_cost import longest, require_room
 from tests.tiny_models import QWEN_TEMPLATE, build
 from tests.training.grpo.grpo_script import AGENT, questions, recipe
 

@@ -19,9 +19,9 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from qzoom_agent.errors import BackendError, ConfigError, MissingDependency
 from qzoom_agent.training.grpo import launch as run
+from qzoom_agent.training.grpo.checks import SamePrompts
 from qzoom_agent.training.grpo.launch import make_trainer
 from qzoom_agent.training.grpo.trainer import EpisodeTrainer
-from qzoom_agent.training.grpo.vllm_prompts import SamePrompts
 from tests.training.grpo.grpo_script import AGENT, tiny_recipe
 
 Say = Callable[[list[int]], list[int]]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.training.branches.cost_estimate import shape_of
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.run_cost import describe, memory, operations, trained_weights
-from qzoom_agent.training.model_shape import shape_of
 from qzoom_agent.training.trained_model import keep_recipe
 from tests.cases import each_case
 from tests.training.grpo.grpo_script import recipe

@@ -32,9 +32,8 @@ from qzoom_agent.protocols import PROTOCOLS, get_protocol
 from qzoom_agent.training.branches.dataset import DatasetSpec, load_records, sample_of
 from qzoom_agent.training.rewards import Rollout
 from qzoom_agent.training.sft import fine_tune as run
-from qzoom_agent.training.sft.call_writer import write_answer, write_call
 from qzoom_agent.training.sft.conversations import IGNORED, from_row, in_user_turns, to_row, training_conversations
-from qzoom_agent.training.sft.demonstrations import Demonstrations, Demonstrator, Plan
+from qzoom_agent.training.sft.demonstrations import Demonstrations, Demonstrator, Plan, write_answer, write_call
 from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, TeacherServer, load_coldstart_recipe
 from qzoom_agent.views import ViewStore
 from tests.cases import each_case

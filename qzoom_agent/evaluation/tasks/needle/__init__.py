@@ -63,11 +63,7 @@ def require_split(split: str) -> None:
 
 
 def sample(task: str, seed: int, *, split: str = "test", fonts: Path | None = None) -> Sample:
-    """Return the question of this task, seed and split.
-
-    Raises:
-        ConfigError: unknown task or split, or no typeface in `fonts`.
-    """
+    """Return the question of this task, seed and split; ConfigError for unknown ones, or no typeface in `fonts`."""
     require_task(task)
     require_split(split)
     rng = Random(f"{task}/{split}/{seed}")
@@ -90,11 +86,7 @@ def sample(task: str, seed: int, *, split: str = "test", fonts: Path | None = No
 
 
 def pair(seed: int, *, split: str = "test", fonts: Path | None = None) -> Sample:
-    """Return a question of needle-scene or needle-doc with a second board of the other's layout, before it or after it.
-
-    Raises:
-        ConfigError: as `sample`.
-    """
+    """Return a question as `sample`, of needle-scene or needle-doc, with a board of the other's layout beside it."""
     require_split(split)
     rng = Random(f"{PAIR}/{split}/{seed}")
     task = rng.choice(_PAIRED)

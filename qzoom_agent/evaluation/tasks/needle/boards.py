@@ -9,7 +9,7 @@ and every needle is legible to a trained reader on the full board.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from random import Random
@@ -17,20 +17,20 @@ from typing import Final
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from qzoom_agent.evaluation.tasks.needle.fonts import typefaces
 from qzoom_agent.evaluation.tasks.needle.ink import (
     COLORS,
     SHAPES,
     Color,
     Glyph,
     Rect,
+    background,
     draw_die,
     draw_shape,
     draw_text,
     paint,
     text_width,
+    typefaces,
 )
-from qzoom_agent.evaluation.tasks.needle.textures import background
 
 CODE_CHARS: Final = "0123456789ACEFHJKLMNPRTUVWXY"
 """Digits and the capitals that no digit resembles, as on number plates."""
@@ -98,8 +98,8 @@ class BoardObject:
     shape: str
     color: str
     box: Rect
-    pips: int
-    die: Rect | None
+    pips: int = 0
+    die: Rect | None = None
 
     @property
     def name(self) -> str:
@@ -273,7 +273,7 @@ def _place_things(
         box = (x, y, x + side, y + side)
         fill = paint(rng, color, split=pen.split)
         draw_shape(pen.draw, shape, box, fill=fill, outline=(70, 70, 70))
-        placed.append((BoardObject(shape, color, box, 0, None), column, row))
+        placed.append((BoardObject(shape, color, box), column, row))
     return placed
 
 
@@ -289,7 +289,7 @@ def _scene(pen: Pen) -> None:
         side, x, y = bare.box[2] - bare.box[0], bare.box[0], bare.box[1]
         pips = rng.randint(1, 6)
         die = draw_die(pen.draw, pips, (x + side / 2, y + side * 0.5), side=rng.uniform(23, 27))
-        thing = BoardObject(bare.shape, bare.color, bare.box, pips, die)
+        thing = replace(bare, pips=pips, die=die)
         code = pen.new_code()
         plate = pen.code_below(code, thing.box, rng.uniform(2, 7))
         pen.board.things.append(thing)

@@ -1,6 +1,12 @@
-"""The ink of a board: shapes, printed text with tracking, and dice.
+"""The parts of a board: typefaces, backgrounds, shapes, printed text with tracking, and dice.
 
-Every function returns where the ink is, in pixels of the board, because the needle's box and the dense labels of
+Typefaces and photographs are from pip packages, so that a seed draws the same pixels everywhere. `TRAIN` and `OOD` are
+disjoint families: a score on the `ood` split is a score on letter shapes that no training image had. Sizes of print are
+the height of a capital in pixels, because that decides whether it is legible; point sizes mean different things in
+different typefaces. Photographs are the freely licensed ones inside scikit-image (NASA's astronaut, CC0 grass, gravel,
+brick, coffee and others), of which only the files are read.
+
+Functions that draw return where the ink is, in pixels of the board, because the needle's box and the dense labels of
 vision pretraining come from the drawing itself and never from a detector.
 """
 
@@ -10,9 +16,10 @@ from pathlib import Path
 from random import Random
 from typing import Final, NamedTuple
 
-from PIL import ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from qzoom_agent.evaluation.tasks.needle.fonts import font
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.extras import require
 
 Color = tuple[int, int, int]
 Rect = tuple[float, float, float, float]
@@ -24,6 +31,33 @@ _PALETTES: Final = {
     "ood": "#b4182c #e2740a #e2c614 #3ea632 #46d6ce #3a60d8 #642eb0 #f078ac",
 }
 """Shades of `COLORS`, in that order."""
+TRAIN: Final = (
+    ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans.ttf"),
+    ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans-Bold.ttf"),
+    ("matplotlib", "mpl-data/fonts/ttf/DejaVuSansMono-Bold.ttf"),
+    ("matplotlib", "mpl-data/fonts/ttf/DejaVuSerif-Bold.ttf"),
+    ("matplotlib", "mpl-data/fonts/ttf/STIXGeneralBol.ttf"),
+    ("matplotlib", "mpl-data/fonts/ttf/cmss10.ttf"),
+    ("font_source_sans_pro", "files/SourceSansPro-Semibold.ttf"),
+    ("font_source_sans_pro", "files/SourceSansPro-Bold.ttf"),
+    ("font_source_serif_pro", "files/SourceSerifPro-Semibold.ttf"),
+    ("font_hanken_grotesk", "files/HankenGrotesk-Medium.otf"),
+    ("font_hanken_grotesk", "files/HankenGrotesk-Bold.otf"),
+    ("font_lato", "files/Lato-Regular.ttf"),
+    ("font_lato", "files/Lato-Bold.ttf"),
+)
+OOD: Final = (
+    ("font_manrope", "files/Manrope-SemiBold.ttf"),
+    ("font_manrope", "files/Manrope-Bold.ttf"),
+    ("font_caladea", "files/Caladea-Bold.ttf"),
+    ("font_rhd", "files/RedHatDisplay-Medium.ttf"),
+    ("font_rhd", "files/RedHatDisplay-Bold.ttf"),
+)
+SUFFIXES: Final = (".ttf", ".otf")
+PHOTOS: Final = {
+    "train": ("astronaut.png", "brick.png", "coffee.png", "grass.png", "rocket.jpg", "hubble_deep_field.jpg"),
+    "ood": ("gravel.png", "chelsea.png", "moon.png"),
+}
 
 
 class Glyph(NamedTuple):
@@ -38,6 +72,89 @@ class Glyph(NamedTuple):
 class Printed(NamedTuple):
     box: Rect
     glyphs: tuple[Glyph, ...]
+
+
+@lru_cache(maxsize=8)
+def typefaces(split: str, folder: Path | None = None) -> tuple[Path, ...]:
+    """Return the font files of a split, or those below `folder` (sorted by name) when one is given.
+
+    Raises ConfigError if it holds no font, MissingDependency if a font package is not installed.
+    """
+    if folder is not None:
+        found = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES))
+        if not found:
+            raise ConfigError(
+                f"No typeface found: {folder} holds no {' or '.join(SUFFIXES)} file. Give a folder of fonts."
+            )
+        return found
+    return tuple(
+        require(package, extra="eval", use="Drawing boards") / name
+        for package, name in (OOD if split == "ood" else TRAIN)
+    )
+
+
+@lru_cache(maxsize=64)
+def _capital_share(path: Path) -> float:
+    """Return the height of a capital as a share of the font size."""
+    box = ImageFont.truetype(path, 200).getbbox("H")
+    return max(float(box[3] - box[1]), 1.0) / 200
+
+
+@lru_cache(maxsize=1024)
+def font(path: Path, capital: int) -> ImageFont.FreeTypeFont:
+    """Return the typeface whose capitals are `capital` pixels tall; ConfigError if FreeType cannot read the file."""
+    try:
+        return ImageFont.truetype(path, max(6, round(capital / _capital_share(path))))
+    except OSError as error:
+        raise ConfigError(f"Cannot read the typeface {path}: {error}. Remove it from the folder of fonts.") from error
+
+
+def photo_folder() -> Path:
+    """Return the folder of the photographs. Raises MissingDependency."""
+    return require("skimage", extra="eval", use="Drawing boards") / "data"
+
+
+@lru_cache(maxsize=16)
+def _photo(name: str) -> Image.Image:
+    with Image.open(photo_folder() / name) as file:
+        image = file.convert("RGB")
+    image.thumbnail((384, 384), Image.Resampling.BICUBIC)
+    return image
+
+
+def background(rng: Random, size: tuple[int, int], *, split: str) -> tuple[Image.Image, bool]:
+    """Return a background of `size` and whether it is light (so that dark print reads on it)."""
+    light = rng.random() < 0.75
+    base = _shade(rng, 205, 250) if light else _shade(rng, 18, 62)
+    style = rng.random()
+    if style < 0.45:
+        return Image.new("RGB", size, base), light
+    if style < 0.6:
+        return _stripes(rng, size, base), light
+    photo = _photo(rng.choice(PHOTOS["ood" if split == "ood" else "train"]))
+    side = rng.randint(100, 250)
+    left, top = rng.randint(0, max(0, photo.width - side)), rng.randint(0, max(0, photo.height - side))
+    patch = photo.crop((left, top, left + side, top + side)).resize(size, Image.Resampling.BILINEAR)
+    return Image.blend(Image.new("RGB", size, base), patch, rng.uniform(0.06, 0.22)), light
+
+
+def _shade(rng: Random, low: int, high: int) -> Color:
+    level = rng.randint(low, high)
+    red, green, blue = (min(255, max(0, level + rng.randint(-14, 14))) for _ in range(3))
+    return red, green, blue
+
+
+def _stripes(rng: Random, size: tuple[int, int], base: Color) -> Image.Image:
+    image = Image.new("RGB", size, base)
+    draw = ImageDraw.Draw(image)
+    step, shift = rng.randint(14, 60), rng.choice((-9, -6, 6, 9))
+    other: Color = (base[0] + shift, base[1] + shift, base[2] + shift)
+    other = tuple(min(255, max(0, value)) for value in other)  # type: ignore[assignment]
+    horizontal = rng.random() < 0.5
+    for start in range(0, max(size), 2 * step):
+        end = start + step
+        draw.rectangle((0, start, size[0], end) if horizontal else (start, 0, end, size[1]), fill=other)
+    return image
 
 
 def paint(rng: Random, name: str, *, split: str) -> Color:

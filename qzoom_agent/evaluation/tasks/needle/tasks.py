@@ -12,19 +12,9 @@ from typing import Final
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.match import exact_match
-from qzoom_agent.evaluation.tasks.needle import (
-    PAIR,
-    SEEDS_A_RUN,
-    TASK_NAMES,
-    pair,
-    require_split,
-    sample,
-    sample_seed,
-)
-from qzoom_agent.evaluation.tasks.needle.fonts import typefaces
-from qzoom_agent.evaluation.tasks.needle.textures import photo_folder
-from qzoom_agent.evaluation.tasks.rule_version import scorer
-from qzoom_agent.evaluation.tasks.task import Score, Task
+from qzoom_agent.evaluation.tasks.needle import PAIR, SEEDS_A_RUN, TASK_NAMES, pair, require_split, sample, sample_seed
+from qzoom_agent.evaluation.tasks.needle.ink import photo_folder, typefaces
+from qzoom_agent.evaluation.tasks.task import Score, Task, scorer
 
 QUESTIONS: Final = 100
 """Default number of questions."""
@@ -91,4 +81,3 @@ NEEDLE: Final[tuple[Task, ...]] = tuple(
     Task(name=name, title=_TITLES[name], load=partial(load, name), scorers={"exact": exact}) for name in TASK_NAMES
 )
 NEEDLE_PAIR: Final = Task(name=PAIR, title=_TITLES[PAIR], load=partial(load, PAIR), scorers={"exact": exact})
-"""The one about two images."""

@@ -80,6 +80,7 @@ class _ScriptedSession:
         self._backend = backend
         self._image = image
         self._held: list[Message] = []
+        self.places: dict[str, tuple[str, tuple[float, float, float, float]]] = {}
 
     def look(
         self,
@@ -94,7 +95,7 @@ class _ScriptedSession:
         return self._backend.looks(deepcopy(list(messages)))
 
     def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:
-        """Ignore it: a script has no positions."""
+        self.places[view] = (source, cells)
 
     def reply(self, messages: Sequence[Message], *, settings: SamplingParams, on_text: OnText | None = None) -> Reply:
         shared = sum(takewhile(bool, map(eq, self._held, messages)))

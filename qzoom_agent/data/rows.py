@@ -507,7 +507,7 @@ def _is_hub_id(text: str) -> bool:
     return (
         len(parts) == 2
         and all(part and part not in (".", "..", "~") for part in parts)
-        and Path(text).suffix not in SUFFIXES
+        and Path(text).suffix.lower() not in SUFFIXES
     )
 
 

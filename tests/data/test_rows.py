@@ -71,7 +71,7 @@ def test_a_split_that_is_not_there_is_an_error_with_the_ones_that_are(tmp_path: 
 
 
 def test_a_path_that_is_nowhere_is_an_error(tmp_path: Path) -> None:
-    for path in (str(tmp_path / "gone"), "gone.jsonl", "folder/gone.tsv"):
+    for path in (str(tmp_path / "gone"), "gone.jsonl", "folder/gone.tsv", "folder/gone.JSON"):
         with pytest.raises(ConfigError, match="There is nothing at"):
             open_rows(TaskSource(path=path), PLACE)
 

@@ -26,7 +26,7 @@ from qzoom_agent.perception.branches import CONFIG, BranchConfig, Branches
 from qzoom_agent.perception.labels import CROP_BASELINE
 from qzoom_agent.perception.maps import regions
 from qzoom_agent.report.markdown import markdown_table
-from qzoom_agent.training.branches.base_inference import attended_answers
+from qzoom_agent.training.branches.base_inference import attended_answers, branches_of
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName, load_branch_recipe
 from qzoom_agent.training.branches.labelling import collect, heads_for, labels_on_grid, padded_size
 from qzoom_agent.training.branches.proposals import in_pixels
@@ -253,7 +253,7 @@ def _attended(
     def boxes(question: Sample) -> Sequence[Box]:
         record: Any = {"image_id": question.id, "image": question.image, "question": question.question}
         (one,), said = attended_answers(backend, [record], labelling)
-        (((heat, sink),),) = collect(backend, [one], said, heads, labelling, k=recipe.k)
+        (((heat, sink),),) = collect(backend, [one], said, heads, labelling, k=branches_of(backend).config.k)
         found = labels_on_grid(heat, sink, heat.shape, CROP_BASELINE, norm_ratio=ratio, shown=padded_size(one))
         box = found.box
         if around == "fixed":

@@ -80,10 +80,10 @@ def _limits(*, reply: int, turns: int = 0, images: int = 0, temperature: float |
 
 NANO_BUDGET = view_budget(28, (16, 64), (40, 100)).model_copy(update={"crop_min_side": 84, "roi_tokens": (51, 56)})
 """Budget that nano is trained with; also the scripted backend's."""
-NANO_PAPER_BUDGET = view_budget(28, (16, 200), (96, 224)).model_copy(
+NANO_PAPER_BUDGET = view_budget(28, (16, 300), (96, 224)).model_copy(
     update={"crop_min_side": 56, "roi_tokens": (160, 224)}
 )
-"""Budget that the nano for receipts is trained with: location tokens end at a coarse view of 21 rows."""
+"""Budget that the nano for receipts is trained with: location tokens end at a coarse view of 28 rows."""
 UNKNOWN_BUDGET = view_budget(28, (16, 576), (64, 576))
 """Budget for unknown models."""
 _QWEN2_5 = view_budget(28, (64, 576), (64, 576))

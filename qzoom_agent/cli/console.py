@@ -107,14 +107,17 @@ class Progress:
         self.planned += planned
         self.n = self.new = self.failed = self.scored = self.parsed = self.gated = self.fired = 0
         self.sum = self.squares = 0.0
+        self.measure = "accuracy"
         self.began = monotonic()
 
     def row(self, row: SampleResult, *, new: bool) -> None:
-        score = next(iter(row.scores.values()), None)
+        scorer, score = next(iter(row.scores.items()), ("", None))
         value = score.value if score else 0.0
         self.done, self.n, self.new = self.done + 1, self.n + 1, self.new + new
         self.sum, self.squares = self.sum + value, self.squares + value * value
         self.scored += score is not None
+        if scorer == "replied":  # there are no answers to be right about
+            self.measure = scorer
         self.parsed += bool(score and score.parsed)
         if row.fired is not None:
             self.gated, self.fired = self.gated + 1, self.fired + row.fired
@@ -138,7 +141,7 @@ class Progress:
         seconds = monotonic() - self.began
         parts = [
             f"{self.prefix}{self.task} {self._bar()}{self.n}/{self.total}",
-            f"accuracy {mean:.3f} \u00b1 {spread:.3f}" if self.scored else "",
+            f"{self.measure} {mean:.3f} \u00b1 {spread:.3f}" if self.scored else "",
             f"gate {self.fired / self.gated:.0%}" if self.gated else "",
             f"parsed {self.parsed / self.n:.0%}" if self.scored else "",
             f"{self.new / seconds:.1f}/s" if self.new and seconds > 0 else "",

@@ -298,6 +298,8 @@ def _pieces(value: Any) -> list[str | _Image | AffineImage]:
     """Return the texts and images in the value of a tool, in order; anything else as JSON, and then its images."""
     if value is None:
         return []
+    if isinstance(value, bytes | bytearray):
+        return [_encoded(value)]
     if isinstance(value, str | AffineImage) or _is_image(value):
         return [value]
     if isinstance(value, tuple | list) and value and all(map(_is_piece, value)):
@@ -307,6 +309,10 @@ def _pieces(value: Any) -> list[str | _Image | AffineImage]:
     found: list[str | _Image | AffineImage] = []
 
     def plain(one: Any) -> Any:
+        if isinstance(one, bytes | bytearray):
+            one = _encoded(one)
+        if isinstance(one, str):
+            return one
         if not isinstance(one, AffineImage) and not (_is_image(one) and getattr(one, "ndim", 3) == 3):
             return _plain(one)
         found.append(one)
@@ -315,8 +321,16 @@ def _pieces(value: Any) -> list[str | _Image | AffineImage]:
     return [json.dumps(value, default=plain, ensure_ascii=False), *found]
 
 
+def _encoded(value: bytes | bytearray) -> str | Image.Image:
+    """Return the image in the bytes of a file, such as what `read` of a PNG gives; other bytes as their number."""
+    try:
+        return load_image(bytes(value))
+    except ImageError:
+        return f"({len(value)} bytes, no image)"
+
+
 def _is_piece(value: Any) -> bool:
-    plain = value is None or isinstance(value, str | AffineImage | list | tuple)
+    plain = value is None or isinstance(value, str | bytes | bytearray | AffineImage | list | tuple)
     return plain or _is_image(value) or _is_block(value)
 
 

@@ -303,6 +303,9 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     for part in ("2/4", "accuracy 0.500 \u00b1 0.500", "gate 50%", "parsed 50%", "/s", "left", "1 failed"):
         assert part in text
     assert "a: gone" in stream.getvalue()
+    progress.begin("vstar", 1)
+    progress.row(row.model_copy(update={"scores": {"replied": Score(1.0, "7")}}), new=True)
+    assert "replied 1.000" in progress.text() and "accuracy" not in progress.text()
 
 
 @pytest.mark.parametrize(

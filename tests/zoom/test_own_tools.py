@@ -28,6 +28,7 @@ from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.protocols import PROTOCOLS
 from qzoom_agent.review import ReviewDecision
 from qzoom_agent.views import View, ViewStore
+from qzoom_agent.zoom.image_zoom import png
 from qzoom_agent.zoom.own_tools import MOST_CHARACTERS, ToolOutput, find_own_tools
 from qzoom_agent.zoom.shipped_tools import enhance, read_text, rotate
 from qzoom_agent.zoom.tool_images import AffineImage, Views
@@ -258,6 +259,10 @@ def block(**more: Any) -> dict[str, Any]:
         ({"found": [{"crop": AffineImage(picture())}]}, '{"found": [{"crop": "(an image)"}]}', True),
         ({"mask": np.zeros((2, 2), np.uint8)}, '{"mask": [[0, 0], [0, 0]]}', False),
         (picture(), "", True),
+        (png(picture()), "", True),
+        (("a page", bytearray(png(picture()))), "a page", True),
+        ({"page": png(picture()), "file": b"%!PS"}, '{"page": "(an image)", "file": "(4 bytes, no image)"}', True),
+        (b"%!PS", "(4 bytes, no image)", False),
         ((picture(), "turned"), "turned", True),
         (["turned", AffineImage(picture())], "turned", True),
         ([block(), {"type": "text", "text": "seen"}], "seen", True),

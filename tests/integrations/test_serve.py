@@ -38,7 +38,7 @@ pytest.importorskip("prometheus_client", reason="the extra [serve] is not instal
 from qzoom_agent.cli.serve import listen  # noqa: E402
 from qzoom_agent.integrations.limits import ServeConfig  # noqa: E402
 from qzoom_agent.integrations.serve.app import create_app  # noqa: E402
-from qzoom_agent.integrations.serve.chat import ChatMessage, read_question  # noqa: E402
+from qzoom_agent.integrations.serve.chat import ChatMessage, read_question, usage_of  # noqa: E402
 from qzoom_agent.integrations.serve.errors import RequestError  # noqa: E402
 
 KEY = "a-secret-key"
@@ -114,6 +114,18 @@ def test_an_answer_is_that_of_the_agent_with_boxes_and_cost(client: httpx.Client
     assert reply["usage"]["completion_tokens"] == direct.usage.written_tokens
     trace = client.get(f"/traces/{reply['qzoom']['trace']}").json()
     assert trace["question"] == "which number?" and trace["answer"] == direct.text
+
+
+@pytest.mark.parametrize("policy", ["implicit", "explicit"])
+def test_what_the_look_of_an_answer_computed_is_no_cached_prompt(policy: str) -> None:
+    """Clients pay less for what an earlier request left in the cache."""
+    (sample,) = find_task("needle-scene").load(TaskSource(n=1))
+    with Agent.from_pretrained("nano", policy=policy, check=False) as agent:
+        answer = agent.run(sample.image, sample.question)
+    first, *others = answer.trace.turns
+    found = usage_of(answer)["prompt_tokens_details"]["cached_tokens"]
+    assert found == sum(turn.cached_tokens for turn in others)
+    assert (first.cached_tokens > 0) == (policy == "implicit") and bool(others) == (policy == "explicit")
 
 
 def test_a_question_may_be_about_several_images(client: httpx.Client, agent: Agent) -> None:

@@ -221,7 +221,8 @@ def _finish(answer: Answer) -> str:
 def usage_of(answer: Answer) -> dict[str, Any]:
     """Return the token counts of all turns together, as OpenAI names them."""
     prompt, written = answer.usage.prompt_tokens, answer.usage.written_tokens
-    cached = sum(turn.cached_tokens for turn in answer.trace.turns)
+    looked = answer.trace.perception is not None  # and computed in this answer what its first turn found in the cache
+    cached = sum(turn.cached_tokens for turn in answer.trace.turns[looked:])
     return {
         "prompt_tokens": prompt,
         "completion_tokens": written,

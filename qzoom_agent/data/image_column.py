@@ -55,6 +55,15 @@ def seen(cell: object, folder: Path | None = None, *, max_pixels: int = MAX_PIXE
     return _load(source, max_pixels), "" if _HEADERS_ONLY.get() else _key(source)
 
 
+def all_seen(
+    cell: object, folder: Path | None = None, *, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, str, tuple[Image.Image, ...]]:
+    """Return `seen` of the first image of a question, and its further images."""
+    cells = each_image(cell) or [None]
+    (image, cluster), *others = (seen(one, folder, max_pixels=max_pixels) for one in cells)
+    return image, cluster, tuple(other for other, _ in others)
+
+
 def each_image(cell: object) -> list[object]:
     """Return the cell of each image of a question: the items of a list, else the cell itself."""
     if isinstance(cell, str) and cell.startswith("["):

@@ -109,7 +109,8 @@ def write_parquet(path: Path, types: Mapping[str, str], parts: Iterable[Mapping[
     """Write a table whose rows are given in parts.
 
     Args:
-        types: The columns in order, and their types: "texts", "boxes" (lists of x1, y1, x2, y2) or a name of pyarrow's.
+        types: The columns in order, and their types: "texts", "boxes" (lists of x1, y1, x2, y2), "numbers" or a
+            name of pyarrow's.
 
     Raises:
         MissingDependency: pyarrow is not installed.
@@ -128,7 +129,7 @@ def arrow_schema(types: Mapping[str, str]) -> Any:
     require_pyarrow()
     import pyarrow as pa
 
-    kinds = {"texts": pa.list_(pa.string()), "boxes": pa.list_(pa.list_(pa.float64()))}
+    kinds = {"texts": pa.list_(pa.string()), "boxes": pa.list_(pa.list_(pa.float64())), "numbers": pa.list_(pa.int64())}
     return pa.schema([(name, kinds.get(kind) or pa.type_for_alias(kind)) for name, kind in types.items()])
 
 

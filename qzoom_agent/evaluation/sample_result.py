@@ -106,6 +106,8 @@ class SampleResult(BaseModel):
     """Crops shown, whoever asked for them."""
     crops: list[Quad] = Field(default_factory=list)
     """Their boxes, in pixels of the image."""
+    crop_images: list[int] = Field(default_factory=list)
+    """The image of each, counted from 0; empty where the question has one image."""
     unread: int = 0
     """Attempts to call the zoom tool that could not be read."""
     gate: float | None = None
@@ -277,6 +279,7 @@ def measured(answer: AnswerLike, sample: Sample) -> dict[str, object]:
         "turns": len(trace.turns),
         "zooms": len(crops),
         "crops": [view.box for view in crops],
+        "crop_images": [view.image for view in crops] if sample.others else [],
         "unread": sum(len(turn.problems) for turn in trace.turns),
         "gate": look.score if look else None,
         "fired": look.fired if look else None,

@@ -24,7 +24,7 @@ from PIL import Image
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.columns import Columns, text
-from qzoom_agent.data.image_column import LONGEST_PATH, seen
+from qzoom_agent.data.image_column import LONGEST_PATH, all_seen, each_image
 from qzoom_agent.data.questions import read_question
 from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path
 from qzoom_agent.data.samples import Sample, TaskSource
@@ -55,7 +55,14 @@ ANSWERED: Final[Mapping[str, str]] = {
     "seconds": "double",
 }
 """Columns of an answer, and their types."""
-COLUMNS: Final = {"index": "int64", "id": "string", "image": "string", "question": "string", **ANSWERED}
+COLUMNS: Final = {
+    "index": "int64",
+    "id": "string",
+    "image": "string",
+    "question": "string",
+    **ANSWERED,
+    "box_images": "numbers",
+}
 _WRONG_ROW: Final = (QzoomError, AttributeError, LookupError, TypeError, ValueError)
 _PART: Final = 1000
 """Rows of the results that are in memory at a time."""
@@ -116,7 +123,7 @@ class Questions:
         """Return the digest of a row and of the size of its image's file; empty if the row cannot be read."""
         try:
             row = self.rows[index]
-            image = _image_name(self.columns.cell(row, "image"))
+            images = each_image(self.columns.cell(row, "image"))
         except _WRONG_ROW:
             return ""
         found = hashlib.sha256(
@@ -125,7 +132,7 @@ class Questions:
         for column, cell in sorted(row.items()):
             held = cell if isinstance(cell, bytes) else repr(_plain(cell)).encode()
             found.update(f"{column} {len(held)} ".encode() + held)
-        if image is not None:
+        for image in filter(None, map(_image_name, images)):
             with suppress(OSError, ValueError):  # there is no such file
                 found.update(str(((self.rows.folder or Path()) / file_of(image)).stat().st_size).encode())
         return found.hexdigest()[:24]
@@ -143,14 +150,18 @@ class Questions:
         return row if self.question is None else {**row, "question": self.question}
 
     def _names(self, row: Row) -> dict[str, str | None]:
-        return {"id": _text(self.columns.cell(row, "id")), "image": _image_name(self.columns.cell(row, "image"))}
+        images = [_image_name(image) for image in each_image(self.columns.cell(row, "image"))]
+        named = [image for image in images if image is not None]
+        image = ", ".join(named) if len(named) == len(images) > 0 else None
+        return {"id": _text(self.columns.cell(row, "id")), "image": image}
 
     def _sample(self, row: Row, index: int) -> Sample:
         row = self._row(row)
-        image, cluster = seen(self.columns.cell(row, "image"), self.rows.folder, max_pixels=self.max_pixels)
+        cell = self.columns.cell(row, "image")
+        image, cluster, others = all_seen(cell, self.rows.folder, max_pixels=self.max_pixels)
         sample = read_question(row, self.columns, answered=False).sample(self.task, index, image, cluster=cluster)
         names = self._names(row)
-        return replace(sample, meta={key: name for key, name in names.items() if name is not None})
+        return replace(sample, others=others, meta={key: name for key, name in names.items() if name is not None})
 
 
 def image_rows(path: Path) -> Rows | None:
@@ -199,8 +210,8 @@ def run_table(
 
     Args:
         agent: The agent that is asked.
-        table: A table (JSON lines, JSON, CSV, TSV, parquet, a saved dataset) with the columns image and, unless
-            `question` is given, question; or a folder of images and PDFs, or one of these.
+        table: A table (JSON lines, JSON, CSV, TSV, parquet, a saved dataset) with the columns image (or a list
+            of several) and, unless `question` is given, question; or a folder of images and PDFs, or one of these.
         out: Run folder. The same call goes on with an interrupted run; rows may be added to the table.
         question: Question that is asked about every image, in place of a column.
         columns: Names that `image`, `question`, `options` and `id` have in the table, where they differ.
@@ -279,6 +290,7 @@ def _result(row: SampleResult, asked: Questions) -> dict[str, Any]:
         "confidence": row.confidence,
         "answer_probability": row.answer_probability,
         "boxes": row.crops,
+        "box_images": row.crop_images or None,
         "visual_tokens": row.visual_tokens,
         "turns": row.turns,
         "seconds": row.usage.seconds.total,

@@ -72,6 +72,34 @@ def test_every_row_has_a_result(table: Path, tmp_path: Path) -> None:
     assert len(asked.words) == 6, "a finished run asks nothing again"
 
 
+def test_a_row_may_be_about_several_images(tmp_path: Path) -> None:
+    for name, width in (("red", 168), ("blue", 224)):
+        Image.new("RGB", (width, 112), name).save(tmp_path / f"{name}.png")
+    both = {"images": ["red.png", "blue.png"], "question": "say the word both"}
+    one = {"images": ["blue.png"], "question": "say the word one"}
+    (table := tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (both, one)))
+    words: list[str] = []
+
+    def reply(messages: list[Message]) -> str:
+        parts = [part for message in messages for part in message["content"]]
+        asked = " ".join(part["text"] for part in parts if part["type"] == "text")
+        coarse = 2 if "both" in asked else 1
+        if sum(part["type"] == "image" for part in parts) == coarse:
+            call = {"bbox_2d": [14, 14, 98, 98], "img_idx": coarse - 1}
+            return f"<tool_call>{json.dumps({'name': 'image_zoom_in_tool', 'arguments': call})}</tool_call>"
+        words.append("both" if "both" in asked else "one")
+        return f"<answer>{words[-1]}</answer>"
+
+    agent = Agent(ScriptedBackend(reply), policy="explicit", protocol="deepeyes")
+    first, second = results(run_table(agent, table, out=tmp_path / "run").path)
+    assert (first["answer"], first["image"], first["box_images"]) == ("both", "red.png, blue.png", [1])
+    assert (second["answer"], second["image"], second["box_images"]) == ("one", "blue.png", None)
+    assert len(first["boxes"]) == len(second["boxes"]) == 1
+    Image.new("RGB", (224, 224), "blue").save(tmp_path / "blue.png")
+    run_table(agent, table, out=tmp_path / "run")
+    assert sorted(words) == ["both", "both", "one", "one"], "a file that has changed is looked at again"
+
+
 def test_rows_that_cannot_be_asked_are_listed_and_asked_again(table: Path, tmp_path: Path) -> None:
     bad = [
         '{"image": "missing.png", "question": "say the word x"}',

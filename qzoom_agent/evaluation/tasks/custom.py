@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from qzoom_agent.data.columns import NAMES, Columns, column_of, find_columns
-from qzoom_agent.data.image_column import each_image, seen
+from qzoom_agent.data.image_column import all_seen
 from qzoom_agent.data.questions import read_questions
 from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path, refuse_rows
 from qzoom_agent.data.samples import Sample, TaskSource
@@ -56,10 +56,9 @@ def load(name: str, path: Path, source: TaskSource) -> RowSamples:
         question = questions[index]
         if isinstance(question, str):
             raise ConfigError(question)
-        cells = each_image(columns.cell(row, "image")) or [None]
-        (image, cluster), *others = (seen(cell, rows.folder, max_pixels=source.max_pixels) for cell in cells)
-        sample = question.sample(name, index, image, cluster=cluster)
-        return replace(sample, others=tuple(other for other, _ in others)) if others else sample
+        cell = columns.cell(row, "image")
+        image, cluster, others = all_seen(cell, rows.folder, max_pixels=source.max_pixels)
+        return replace(question.sample(name, index, image, cluster=cluster), others=others)
 
     return RowSamples(rows, make, ["" if isinstance(one, str) else one.kind for one in questions])
 

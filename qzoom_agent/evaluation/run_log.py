@@ -110,7 +110,8 @@ class RunSpec(BaseModel):
 def _shrinks(old: TaskSelection, new: TaskSelection) -> Iterator[str]:
     for name in ("path", "split", "fonts", "coarse_tokens", "answered"):
         before, after = getattr(old, name), getattr(new, name)
-        if before != after:
+        written = name in ("path", "fonts") and None not in (before, after)
+        if before != after and not (written and Path(before).resolve() == Path(after).resolve()):
             yield f"{name} {before!r} then, {after!r} now"
     if new.planned < old.planned:
         yield f"{old.planned} samples then, {new.planned} now"

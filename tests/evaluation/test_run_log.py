@@ -15,7 +15,7 @@ from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation import run_log
 from qzoom_agent.evaluation.report import write_run_report
-from qzoom_agent.evaluation.run_log import RunFolder
+from qzoom_agent.evaluation.run_log import RunFolder, RunSpec, TaskSelection
 from qzoom_agent.evaluation.runner import evaluate, rescore
 from qzoom_agent.evaluation.summary import Results, summarise
 from tests.evaluation.player import lines, numbers, player
@@ -183,3 +183,16 @@ def test_unfinished_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
         path.touch()
     go_on(tmp_path, 5)
     assert not any(path.exists() for path in left)
+
+
+def test_a_table_is_the_same_by_any_way_of_writing_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(path: str) -> RunSpec:
+        part = TaskSelection(path=path, total=4, planned=4)
+        return RunSpec(seed=0, repeats=1, tasks={"mine": part})
+
+    monkeypatch.chdir(tmp_path)
+    first = asked("data/mine.jsonl")
+    for same in ("./data/mine.jsonl", str(tmp_path / "data" / "mine.jsonl"), "data/../data/mine.jsonl"):
+        assert first.grown(asked(same)).tasks["mine"].path == same
+    with pytest.raises(ConfigError, match="path 'data/mine.jsonl' then, 'other/mine.jsonl' now"):
+        first.grown(asked("other/mine.jsonl"))

@@ -188,11 +188,11 @@ def test_unfinished_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
 def test_a_table_is_the_same_by_any_way_of_writing_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(path: str) -> RunSpec:
         part = TaskSelection(path=path, total=4, planned=4)
-        return RunSpec(seed=0, repeats=1, tasks={"mine": part})
+        return RunSpec(seed=0, weights=None, repeats=1, tasks={"mine": part})
 
     monkeypatch.chdir(tmp_path)
     first = asked("data/mine.jsonl")
     for same in ("./data/mine.jsonl", str(tmp_path / "data" / "mine.jsonl"), "data/../data/mine.jsonl"):
         assert first.grown(asked(same)).tasks["mine"].path == same
-    with pytest.raises(ConfigError, match="path 'data/mine.jsonl' then, 'other/mine.jsonl' now"):
+    with pytest.raises(ConfigError, match=r"path 'data/mine\.jsonl' then, 'other/mine\.jsonl' now"):
         first.grown(asked("other/mine.jsonl"))

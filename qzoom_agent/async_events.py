@@ -21,14 +21,19 @@ class Receiver:
 
     def __init__(self, threads: Executor | None = None) -> None:
         """`threads` do the work; None: those of the loop."""
-        self.threads = threads
-        self._loop, self._left = asyncio.get_running_loop(), Flag()
+        self.threads, self._left = threads, Flag()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._awaited = set[Future[Any]]()
 
     @property
     def left(self) -> bool:
         """True once nobody waits any longer."""
         return self._left.is_set()
+
+    def enter(self) -> asyncio.AbstractEventLoop:
+        """Return the running event loop, which is the one that waits."""
+        self._loop = asyncio.get_running_loop()
+        return self._loop
 
     def require(self) -> None:
         """Raise BackendError if nobody waits any longer."""
@@ -43,6 +48,7 @@ class Receiver:
 
     def awaited(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Return the result of a coroutine of the event loop; called in a thread."""
+        assert self._loop is not None
         coming = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         self._awaited.add(coming)
         if self.left:
@@ -59,7 +65,7 @@ async def result_of(work: Callable[[], T], receiver: Receiver) -> T:
     A cancelled task does not wait for it; the function is told by `receiver`.
     """
     try:
-        return await asyncio.get_running_loop().run_in_executor(receiver.threads, partial(copy_context().run, work))
+        return await receiver.enter().run_in_executor(receiver.threads, partial(copy_context().run, work))
     finally:
         receiver.leave()
 
@@ -71,7 +77,7 @@ async def events_of(stream: Iterator[T], receiver: Receiver | None = None) -> As
     longer. Else they are raised here.
     """
     receiver = receiver or Receiver()
-    loop, items, end = asyncio.get_running_loop(), asyncio.Queue[Any](), object()
+    loop, items, end = receiver.enter(), asyncio.Queue[Any](), object()
 
     def follow() -> None:
         try:

@@ -57,7 +57,8 @@ def play(
         about = {"gen_ai.request.model": context.backend.name, "gen_ai.provider.name": context.provider}
         with guard, span("invoke_agent", AGENT, about) as context.span:
             for mode, data in graph.stream(cast(Any, state), config, **options):
-                if context.receiver is not None:
+                if context.receiver is not None and context.receiver.left:
+                    context.left = True  # as below
                     context.receiver.require()
                 if mode == "values":
                     final = data

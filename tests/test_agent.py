@@ -275,6 +275,37 @@ def test_an_event_loop_is_not_blocked() -> None:
     assert asyncio.run(main()) == ["42 <b>"] * 4
 
 
+def test_an_asynchronous_stream_that_is_left_ends_the_turn_under_way() -> None:
+    written: list[int] = []
+
+    class Slow(ScriptedBackend):
+        def session(self, image: Any) -> Any:
+            session = super().session(image)
+            reply = session.reply
+
+            def slow(messages: Any, *, settings: Any, on_text: Any = None) -> Any:
+                for piece in range(100):
+                    time.sleep(0.02)
+                    written.append(piece)
+                    on_text("a")
+                return reply(messages, settings=settings)
+
+            session.reply = slow
+            return session
+
+    agent = Agent(Slow(["42"]), policy="direct")
+    events = agent.astream(IMAGE, "what?")  # made outside the loop that reads it
+
+    async def main() -> None:
+        async with aclosing(events):  # type: ignore[type-var]
+            async for event in events:
+                if event.kind == "token":
+                    break
+
+    asyncio.run(main())
+    assert 0 < len(written) < 50
+
+
 @pytest.mark.parametrize("leave", ["break", "cancel"])
 def test_leaving_an_asynchronous_stream_closes_it(leave: str) -> None:
     closed: list[bool] = []

@@ -29,7 +29,7 @@ PAIRED: Final = (("scene",), ("form", "receipt", "table"))
 """Layouts of two boards of which one question can only be about one."""
 _ASKED: Final = 7
 """Questions about each board of a pair."""
-_DOUBTFUL: Final = 0.6
+_DOUBTFUL: Final = 0.4
 """Share of the questions with a crop of each board, as where both maps are nearly as sure."""
 _HOPS: Final = 10
 """Questions in two steps about a board."""
@@ -58,10 +58,8 @@ def pair_tree(rng: Random, boards: Sequence[Board], *, tokens: int) -> Tree:
             if rng.random() < _DOUBTFUL:
                 other = frames[1 - frame.image].board
                 shown.insert(1 - frame.image, proposed(rng, other, rng.choice(needles(other))))
-            tools = index % 6 == 5  # offered, and not needed
-            crops = [crop.look for crop in shown]
-            pieces = zooming(frame, fact, shown=[view]) if tools else [*crops, *direct(view, fact)]
-            branches.append(("beside", fact, pieces))
+            pieces = [*(crop.look for crop in shown), *direct(view, fact)]
+            branches.append(("beside", fact, pieces if index % 3 == 1 else zooming(frame, fact, shown=[view])))
         branches += [("call", fact, calling(frame, fact)) for fact in fine[_ASKED : 2 * _ASKED]]
     names = [f"{mode} {fact.kind} of two" for mode, fact, _ in branches]
     return Tree([Say(OPEN), *(frame.look for frame in frames)], [pieces for _, _, pieces in branches], names)

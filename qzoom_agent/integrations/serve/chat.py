@@ -221,14 +221,24 @@ def _finish(answer: Answer) -> str:
 def usage_of(answer: Answer) -> dict[str, Any]:
     """Return the token counts of all turns together, as OpenAI names them."""
     prompt, written = answer.usage.prompt_tokens, answer.usage.written_tokens
-    looked = answer.trace.perception is not None  # and computed in this answer what its first turn found in the cache
-    cached = sum(turn.cached_tokens for turn in answer.trace.turns[looked:])
+    turns = answer.trace.turns
+    cached = sum(turn.cached_tokens for turn in (turns[1:] if _looked(answer) else turns))
     return {
         "prompt_tokens": prompt,
         "completion_tokens": written,
         "total_tokens": prompt + written,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+
+
+def _looked(answer: Answer) -> bool:
+    """Return whether a look of the model itself computed what its first turn then found in the cache."""
+    look = answer.trace.perception
+    if look is None or look.perceiver:
+        return False
+    settings = answer.trace.config.get("perception")
+    gate = settings.get("gate") if isinstance(settings, dict) else None
+    return bool(look.heat) or (look.score is not None and gate == "learned")
 
 
 def summary_of(answer: Answer) -> dict[str, Any]:

@@ -340,6 +340,10 @@ class BranchRecipe(Section):
         order = [stage for stage in get_args(StageName) if stage in self.stages]
         if self.stages != order:
             raise ValueError(f"each of the stages builds on those before it: {', '.join(order)}")
+        if self.sdrpn.absent and len({one.topic for one in self.data} - {None}) < 2:
+            raise ValueError(
+                "sdrpn.absent needs two or more sources in data with a topic each; give them, or leave it out"
+            )
         return self
 
 

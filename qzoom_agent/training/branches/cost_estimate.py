@@ -166,7 +166,7 @@ def work_of(recipe: BranchRecipe, stage: StageName, views: ViewBudget, *, layers
         return attended(when, count) + cropped
 
     def sdrpn(optimisation: Optimisation, count: int | None) -> list[Work]:
-        used = None if count is None else math.ceil(recipe.sdrpn.share * count)
+        used = None if count is None else math.ceil(recipe.sdrpn.share * count * (1 + recipe.sdrpn.absent))
         held = least(recipe.sdrpn.report, count_rows(recipe.held_out))
         tokens = fmean(map(over, recipe.sdrpn.tokens))
         fit = training("SD-RPN", optimisation, used, tokens, recipe.depth - 0.7)  # of the last layer query and keys

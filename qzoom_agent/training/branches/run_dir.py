@@ -60,7 +60,9 @@ _READ: Final[dict[StageName, dict[str, Any]]] = {
     "select-heads": _keys("data", "heads", labelling={"tokens", "response", "asking", "max_new_tokens"}),
     "label": _keys("data"),
     "sdrpn": _keys("data", "seed", "k", "depth", "positions", "labelling", "sdrpn", *RULE_KEYS),
-    "postsft": _keys("data", "seed", "labelling", "postsft", sdrpn={"tokens", "share"}),  # SD-RPN is fitted again
+    "postsft": _keys(
+        "data", "seed", "labelling", "postsft", sdrpn={"tokens", "share", "absent"}
+    ),  # SD-RPN is fitted again
     "regions": _keys("data", "seed", "positions", "regions"),
     "gate": _keys("data", "seed", "k", "positions", "gate_depth", "gate"),
     "calibrate": _keys(
@@ -234,6 +236,9 @@ def digest(branches: Path) -> str:
 def keys_read_by(recipe: BranchRecipe, stage: StageName) -> dict[str, JsonValue]:
     """Return the keys of a recipe that a stage's result depends on."""
     found = recipe.model_dump(mode="json", include=_READ[stage], exclude=_UNREAD)
+    if stage not in ("sdrpn", "postsft"):
+        for source in found.get("data", ()):
+            source.pop("topic", None)
     if stage == "label":
         found["labelling"] = map_settings(recipe.labelling, recipe.k, recipe.positions)
     return found

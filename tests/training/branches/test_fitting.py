@@ -59,7 +59,7 @@ FAST = Optimisation(
 
 
 def recipe(**sections: Any) -> BranchRecipe:
-    return BranchRecipe(data=[DatasetSpec(path="needle")], depth=2, gate_depth=2, k=3, **sections)
+    return BranchRecipe(**{"data": [DatasetSpec(path="needle")], **sections}, depth=2, gate_depth=2, k=3)
 
 
 def copied(module: nn.Module) -> dict[str, Tensor]:
@@ -120,7 +120,11 @@ def test_what_an_image_does_not_show_is_found_nowhere(load: Load, rows: Records,
     shown = [{**row, "question": asked[at // 2]} for at, row in enumerate([*dark, *light])]
     topics = ["dark", "dark", "light", "light"]
     long = FAST.model_copy(update={"num_train_epochs": 40})
-    how = recipe(sdrpn=SDRPNStage(optimisation=long, absent=1.0), labelling=Labelling(rules=LabelRules(blur_kernel=1)))
+    data = [DatasetSpec(path="needle", seed=seed, topic=name) for seed, name in enumerate(("dark", "light"))]
+    stage, made = SDRPNStage(optimisation=long, absent=1.0), Labelling(rules=LabelRules(blur_kernel=1))
+    how = recipe(data=data, sdrpn=stage, labelling=made)
+    with pytest.raises(ValueError, match=r"sdrpn\.absent needs two or more sources in data with a topic each"):
+        recipe(data=data[:1], sdrpn=stage)
     where = {"labels": labels_of(shown, (4, 4)), "recipe": how}
     train_sdrpn(backend, backend.branches.sdrpn, shown, folder=tmp_path, topics=topics, **where)
     backend.branches.eval()

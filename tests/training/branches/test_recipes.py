@@ -49,6 +49,17 @@ def test_they_name_heads_that_are_there_and_hold_out_what_they_measure(path: Pat
     assert recipe.k is not None and recipe.k + max(recipe.depth, recipe.gate_depth) <= shape.layers
 
 
+def beside_its_tables(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> BranchRecipe:
+    """Return a recipe, in a working folder with the tables that are made before it is run."""
+    monkeypatch.chdir(folder)
+    recipe = load_branch_recipe(path)
+    for source in (*recipe.data, *recipe.held_out):
+        if source.path.startswith("runs/"):
+            Path(source.path).parent.mkdir(parents=True)
+            Path(source.path).write_text('{"image": "a.png", "question": "which?", "answer": "this"}\n')
+    return recipe
+
+
 @pytest.mark.parametrize(
     ("path", "stage"),
     [
@@ -66,12 +77,7 @@ def test_they_name_heads_that_are_there_and_hold_out_what_they_measure(path: Pat
 def test_a_dry_run_tells_the_cost_and_makes_nothing(
     path: Path, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    recipe = load_branch_recipe(path)
-    for source in (*recipe.data, *recipe.held_out):
-        if source.path.startswith("runs/"):  # a table that is made before
-            Path(source.path).parent.mkdir(parents=True)
-            Path(source.path).write_text('{"image": "a.png", "question": "which?", "answer": "this"}\n')
+    recipe = beside_its_tables(path, tmp_path, monkeypatch)
     before = sorted(tmp_path.rglob("*"))
     assert qzoom(["train", stage, "--config", str(path), "--dry-run", "--devices", "4"]) == 0
     told = capsys.readouterr().out
@@ -126,10 +132,13 @@ def test_questions_of_hub_datasets_ask_for_the_short_answer_that_they_are_compar
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=named)
-def test_the_stages_are_those_that_the_header_tells_of(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_stages_are_those_that_the_header_tells_of(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     header = "".join(line for line in path.read_text().splitlines() if line.startswith("#"))
     without = "without post-SFT" in header or "No stage postsft" in header
-    assert ("postsft" in load_branch_recipe(path).stages) is not without
+    recipe = beside_its_tables(path, tmp_path, monkeypatch)
+    assert ("postsft" in recipe.stages) is not without
     assert without is (path.parent.name in ("llava_1_5_7b", "nano"))
     assert qzoom(["train", "branches", "--config", str(path), "--dry-run"]) == 0
     assert ("stage        postsft" in capsys.readouterr().out) is not without

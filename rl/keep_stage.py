@@ -1,8 +1,8 @@
 """Keep the weights of a stage in half precision, with the heads of its training, as a place to go on from.
 
-    python rl/keep_stage.py runs/paper/settle/final rl/nano/checkpoints/paper
+    python rl/keep_stage.py runs/paper/again/final rl/nano/checkpoints/paper_grown
 
-A recipe goes on from it with `start: rl/nano/checkpoints/paper` (or `--start`). Of several folders the mean of their
+A recipe goes on from it with `start: rl/nano/checkpoints/paper_grown` (or `--start`). Of several folders the mean of their
 weights is kept. The optimizer's state is left out, so the next stage warms up again.
 """
 

@@ -2,8 +2,8 @@
 
     python rl/keep_stage.py runs/paper/again/final rl/nano/checkpoints/paper_grown
 
-A recipe goes on from it with `start: rl/nano/checkpoints/paper_grown` (or `--start`). Of several folders the mean of their
-weights is kept. The optimizer's state is left out, so the next stage warms up again.
+A recipe goes on from it with `start: rl/nano/checkpoints/paper_grown` (or `--start`). Of several folders the mean of
+their weights is kept. The optimizer's state is left out, so the next stage warms up again.
 """
 
 import argparse

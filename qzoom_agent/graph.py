@@ -472,7 +472,8 @@ def _insert_of_image(ctx: Context, record: PerceptionRecord, *, further: bool) -
         plan, shown = ctx.roi_zoom.plan(ctx.store, Box(*box, view=origin)), ctx.store.shown
         if sparse is not None:
             plan = sparse_plan(plan, foreground, scale=sparse, factor=ctx.views.factor)
-        kept_back = "" if plan.error else ctx.policy.keeps_back(shown, plan, further=further or ctx.follows)
+        how = {"further": further or ctx.follows, "close": record.close}
+        kept_back = "" if plan.error else ctx.policy.keeps_back(shown, plan, **how)
         if kept_back:
             record.reason += f"; {kept_back}"
             continue

@@ -30,7 +30,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.extensions import calling, find, satisfying
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.protocols.interface import ToolCall
-from qzoom_agent.review import PolicyRule, ReviewContext, ReviewDecision, adds, hybrid_rule
+from qzoom_agent.review import PolicyRule, ReviewContext, ReviewDecision, adds, close_rules, hybrid_rule
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.zoom import ZoomPlan
 
@@ -78,7 +78,7 @@ class CropPolicy:
         self.looks_with_tools = self.offers_tools and config.perception.prompt == "opening"
         """A look reads the question with the offer of tools."""
         self.looks_again = self.name in LOOK_AGAIN and config.perception.gate not in ("off", "answer")
-        """Further looks follow where the branches can; without a gate nothing would end them."""
+        """Further looks follow where the branches can; with the gate switched off nothing would end them."""
         self._config, self._views = config, views
         self._rule: PolicyRule | None = None
         if name := config.review.rule or ("hybrid" if self.name == "hybrid" else None):
@@ -112,16 +112,19 @@ class CropPolicy:
             return [_somewhere(w, h, size, draw) for w, h in shapes or [(size.width * side, size.height * side)]]
         return []
 
-    def keeps_back(self, shown: Sequence[View], plan: ZoomPlan, *, further: bool = False) -> str:
+    def keeps_back(self, shown: Sequence[View], plan: ZoomPlan, *, further: bool = False, close: bool = False) -> str:
         """Return the reason not to show a proposed crop unasked after the views in `shown`; empty to show it.
 
-        `further`: a further look proposes it, and not the first.
+        Args:
+            further: A further look proposes it, and not the first.
+            close: It is a close-up of a crop.
         """
         if self.name != "hybrid" and not further:
             return ""
         if self.name == "hybrid" and not self._config.review.insert:
             return "crops are shown when asked for"
-        return "" if adds(plan, shown, self._config.review) else "a crop would add nothing"
+        rules = close_rules(self._config.review) if close else self._config.review
+        return "" if adds(plan, shown, rules) else "a crop would add nothing"
 
     def around(self, box: Box, size: Size) -> Box:
         """Return a gold box with its margin: each edge moved outwards, which also makes a line of text less thin."""

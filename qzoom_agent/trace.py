@@ -225,6 +225,8 @@ class PerceptionRecord(_Record):
     """Name of the perceiver that looked; empty: the model that answers."""
     further: bool = Field(default=False, exclude=True)
     """The branches can look again once the crops of this look are shown."""
+    close: bool = Field(default=False, exclude=True)
+    """The boxes are close-ups of crops that are shown: what is shown at full resolution is magnified, too."""
     score: float | None = None
     """The gate's probability that more detail is needed; None without a gate."""
     threshold: float | None = None

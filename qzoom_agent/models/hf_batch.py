@@ -109,7 +109,7 @@ class BatchEngine:
                     # columns of the padded batch
                     [
                         (start + at, rows, columns)
-                        for at, rows, columns in session.searched(one.prompt, branches, further=further)
+                        for at, rows, columns in session.searched(one.prompt, branches.config, further=further)
                     ]
                     for session, one, start in zip(sessions, ready, starts, strict=True)
                 ],

@@ -44,7 +44,7 @@ from qzoom_agent.perception.adapters import (
     merged,
     patch_grid,
 )
-from qzoom_agent.perception.branches import BranchConfig, Branches
+from qzoom_agent.perception.branches import BranchConfig, Branches, searched
 from qzoom_agent.perception.caches import Snapshots, new_cache
 from qzoom_agent.perception.decoder import Decoder, Prefill
 from qzoom_agent.perception.look import BranchOutput, look
@@ -182,7 +182,7 @@ class HFSession:
                 hidden,
                 rotary=decoder.rotary(hidden, ready.positions),
                 mask=decoder.mask(hidden, visual=prefill.visual),
-                images=[self.searched(prompt, branches, further=further)],
+                images=[self.searched(prompt, branches.config, further=further)],
                 options=options,
                 map_always=map_always,
                 further=further,
@@ -216,11 +216,14 @@ class HFSession:
             return 0, self.prefill
         return self.keep(prompt), self.prefill
 
-    def searched(self, prompt: Prompt, branches: Branches, *, further: bool) -> list[tuple[int, int, int]]:
-        """Return the `grids` of the views that a look makes maps of: not of those that are shown in part."""
-        pairs = zip(prompt.spans, self.grids(prompt), strict=True)
-        grids = [grid for span, grid in pairs if self._images[span.view].kept is None]
-        return grids[:1] if further and not branches.config.inside_crops else grids
+    def searched(self, prompt: Prompt, config: BranchConfig, *, further: bool) -> list[tuple[int, int, int]]:
+        """Return the `grids` of the views that a look makes maps of."""
+        seen = set(self._searched(prompt, config, further=further))
+        return [grid for span, grid in zip(prompt.spans, self.grids(prompt), strict=True) if span in seen]
+
+    def _searched(self, prompt: Prompt, config: BranchConfig, *, further: bool) -> list[ImageSpan]:
+        spans = searched(prompt.spans, config.inside_crops) if further else prompt.spans
+        return [span for span in spans if self._images[span.view].kept is None]  # not those shown in part
 
     def records(
         self,
@@ -234,11 +237,12 @@ class HFSession:
     ) -> list[PerceptionRecord]:
         """Return the output of branches as a record for each view of the prompt; `work` is that of the layers below."""
         assert self.backend.branches is not None
-        further = self.backend.branches.further is not None
+        again, close = self.backend.branches.further, found.further and config.inside_crops == "only"
+        further = again is not None and (again.config.crops is None or len(prompt.spans) < again.config.crops)
         aligned, sparse = (options.positions or config.positions) == "aligned", options.sparse_crop is not None
-        maps, records = iter(found.maps), []
+        maps, records = dict(zip(self._searched(prompt, config, further=found.further), found.maps, strict=False)), []
         for span in prompt.spans:
-            grid, seen = self.grid(span), next(maps, None) if self._images[span.view].kept is None else None
+            grid, seen = self.grid(span), maps.get(span)
             regions = seen.regions if seen is not None and found.zooms else []
             records.append(
                 PerceptionRecord(
@@ -259,6 +263,7 @@ class HFSession:
                     aligned=aligned and adapter_for(self._model.config).two_dimensional,
                     margin=config.margin,
                     further=further,
+                    close=close,
                     prompt_tokens=len(prompt.ids),
                     visual_tokens=self._images[span.view].tokens,
                     token_layers=work + found.token_layers,

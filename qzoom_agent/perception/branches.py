@@ -18,7 +18,7 @@ from copy import deepcopy
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,6 +36,15 @@ WEIGHTS, CONFIG, SUBFOLDER = "branches.safetensors", "branches.json", "branches"
 FURTHER = "further"
 """Subfolder of the branches of further looks."""
 _SCALE = ".scale"
+
+
+InsideCrops = bool | Literal["only"]
+Item = TypeVar("Item")
+
+
+def searched(views: Sequence[Item], inside_crops: InsideCrops) -> Sequence[Item]:
+    """Return those of an image's views, the coarse one first, that a further look makes maps of."""
+    return views[1:] if inside_crops == "only" else views if inside_crops else views[:1]
 
 
 class BranchConfig(BaseModel):
@@ -72,8 +81,11 @@ class BranchConfig(BaseModel):
     """Most connected regions that are proposed, each with a crop of its own; 1: one box around all foreground."""
     gate_threshold: float = Field(default=0.1, ge=0, le=1)
     """Probability from which the gate asks for more detail."""
-    inside_crops: bool = Field(default=False, exclude_if=lambda given: not given)
-    """Of branches of further looks: the crops shown so far are searched as well, not only the coarse view."""
+    inside_crops: InsideCrops = Field(default=False, exclude_if=lambda given: not given)
+    """Of branches of further looks: the crops shown so far are searched as well as the coarse view, or they alone."""
+    crops: int | None = Field(default=None, ge=2, exclude_if=lambda given: given is None)
+    """Of branches of further looks: most crops of an image, that of the first look counted; None: the gate alone ends
+    the looks."""
     evidence: dict[str, Any] = {}
     """Measurements behind the thresholds, as `qzoom calibrate` writes them."""
 

@@ -12,7 +12,7 @@ from random import Random
 from statistics import median
 from typing import Final
 
-from nano.examples import OPEN, Frame, beside, calling, crop_tokens, direct, looking, show, vain, zooming
+from nano.examples import OPEN, Frame, calling, crop_tokens, direct, looking, show, vain, zooming
 from nano.frames import CELL
 from nano.paper import Line, Rect
 from nano.paper_boards import LINE_QUESTION, PaperBoard, shuffled
@@ -33,6 +33,14 @@ PROPOSED_SIDES: Final = ((0.5, 0.8), (0.07, 0.15))
 """Least and greatest width and height of a crop that SD-RPN proposes, as shares of the page's: a few lines."""
 PROPOSED_TOKENS: Final = (112, 320)
 """Fewest and most visual tokens of such a crop."""
+CLOSE_SIDES: Final = ((0.5, 0.85), (0.45, 0.8))
+"""Least and greatest width and height of a close-up, as shares of those of the crop that it is cut from."""
+CLOSE_TOKENS: Final = (112, 224)
+"""Fewest and most visual tokens of a close-up; more where it would not be magnified by `_CLOSER`."""
+_CLOSER: Final = 1.25
+"""Least magnification of a close-up against its crop."""
+_CLOSE: Final = 0.7
+"""Share of the crops of what is asked that a close-up follows."""
 WHOLE_TOKENS: Final = (400, 600, 900, 1300, 2048)
 """The same of a whole page to read from."""
 LEGIBLE: Final = 16.0
@@ -67,10 +75,16 @@ def coarse_paper_tree(rng: Random, board: PaperBoard, *, served: int = 5, calls:
             crops = [right := proposed_crop(rng, board, fact.boxes[0])]
             if index % 3 == 1:  # one of several regions is right, wherever it stands among them
                 crops.insert(rng.randrange(2), proposed_crop(rng, board, rng.choice(board.paper.lines).box))
-            branches.append(("beside", fact, [*(crop.look for crop in crops), *direct(right, fact)]))
+            read = right
+            if len(crops) == 1 and rng.random() < _CLOSE:
+                crops.append(close := close_up(rng, right, fact.boxes))
+                read = close if _within(close.box, fact.boxes) else right
+            branches.append(("beside", fact, [*(crop.look for crop in crops), *direct(read, fact)]))
     if facts and rng.random() < _UNKNOWN:  # a crop of something else
         stray = proposed_crop(rng, board, rng.choice(facts).boxes[0])
-        branches += [("beside", fact, beside(fact, [stray])) for fact in _unknown(rng, stray, board)]
+        crops = [stray, close_up(rng, stray, [stray.box])] if rng.random() < _CLOSE else [stray]
+        shown = [crop.look for crop in crops]
+        branches += [("beside", fact, [*shown, *direct(stray, fact)]) for fact in _unknown(rng, stray, board)]
     if within_reach:
         branches += [("refused", fact, vain(rng, frame, fact)) for fact in facts[-1:]]
         branches += [("call", fact, calling(frame, fact)) for fact in facts[:calls]]
@@ -167,6 +181,23 @@ def proposed_crop(rng: Random, board: PaperBoard, needle: Rect) -> Frame:
     (x, y), (width, height) = corner, sides
     most = rng.randint(*PROPOSED_TOKENS)
     return show(board, (x, y, x + width, y + height), tokens=(round(0.7 * most), most))
+
+
+def close_up(rng: Random, crop: Frame, boxes: Sequence[Rect]) -> Frame:
+    """Return a part of a crop as a second look proposes it: of fixed sides, about these boxes or a little off."""
+    left, top, right, bottom = zip(*boxes, strict=True)
+    corners, share = [], 1.0
+    for axis, (low, high) in enumerate(((min(left), max(right)), (min(top), max(bottom)))):
+        first, last = crop.box[axis], crop.box[axis + 2]
+        side = rng.uniform(*CLOSE_SIDES[axis]) * (last - first)
+        start = (low + high - side) / 2 + rng.gauss(0.0, 0.12) * side
+        start = min(max(first, start), last - side)
+        corners.append((start, start + side))
+        share *= side / (last - first)
+    (x1, x2), (y1, y2) = corners
+    rows, columns = crop.look.grid
+    most = max(rng.randint(*CLOSE_TOKENS), math.ceil(1.3 * _CLOSER**2 * share * rows * columns))
+    return show(crop.board, (x1, y1, x2, y2), tokens=(round(0.7 * most), most))
 
 
 def _direct(rng: Random, frame: Frame, board: PaperBoard, questions: int) -> list[Branch]:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from qzoom_agent import Agent
 from qzoom_agent.config import AgentConfig, PerceptionConfig
 from qzoom_agent.errors import BackendError
+from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, image_part, message, view_ids
 from qzoom_agent.models import hf_session
 from qzoom_agent.models.hf import HFBackend
@@ -112,6 +113,25 @@ def test_a_region_may_lie_inside_a_crop_and_several_may_be_shown() -> None:
     crop = trace.views[2]
     assert crop.region.coverage(inside) == 1.0
     assert inside.width == pytest.approx(28 * crop.region.width / crop.width, abs=2)
+
+
+def test_a_close_up_of_a_crop_is_shown_although_its_pixels_were() -> None:
+    """A crop at full resolution adds nothing, unless it is the place in a crop that is looked for there."""
+
+    def looks(messages: list[Message]) -> list[PerceptionRecord]:
+        if len(view_ids(messages)) == 1:
+            return [sight((0, 0, 3, 3))]
+        return [sight(), sight((3, 3, 5, 5), further=False).model_copy(update={"close": close})]
+
+    how = {"perception": {"roi_min_tokens": 140, "roi_max_tokens": 160}}
+    close = False
+    trace = run(looks, **how)
+    assert trace.usage.inserted == 1 and "a crop would add nothing" in trace.looks[1].reason
+    close = True
+    trace = run(looks, **how)
+    first, second = trace.views[2:]
+    assert first.region.coverage(second.region) == 1.0
+    assert second.width / second.region.width > first.width / first.region.width > 1.0
 
 
 def test_each_look_is_streamed_and_a_killed_run_looks_no_more_than_it_has_to(tmp_path: Path) -> None:
@@ -230,6 +250,36 @@ def test_the_answer_after_several_looks_is_that_of_one_pass_over_its_views(
     opening = agent.protocol.opening("what is the code?", answer.store.shown, tools=False)
     assert session.reply(opening, settings=SamplingParams(max_new_tokens=4)).text == trace.turns[0].text
     assert trace.turns[0].cached_tokens >= trace.looks[-1].visual_tokens
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_close_ups_lie_in_the_crop_and_need_no_gate(family: Family, load: Callable[[Family], HFBackend]) -> None:
+    first = load(family)
+    assert first.branches is not None
+    how = {"k": 3, "with_gate": False, "box": (0.5, 0.4), "peak_share": 0.5}
+    branches = Branches.from_base(first.model, **how)
+    branches.add_further(Branches.from_base(first.model, **how, inside_crops="only", crops=2))
+    backend = HFBackend(first.model, first.processor, name="close", branches=branches)
+    search = {**SEARCH, "perception": {"roi_min_tokens": 16, "roi_max_tokens": 36}}
+    agent = Agent(backend, config=AgentConfig(policy="implicit").replace(**search))
+    (one, two) = agent.batch([(IMAGE, "what is the code?"), (IMAGE, "how many dots are on the red circle?")])
+    for trace in (agent.run(IMAGE, "what is the code?").trace, one.trace, two.trace):
+        assert [(look.score, look.route) for look in trace.looks] == [(None, "zoom")] * 2
+        crop, close = trace.views[2:]
+        assert crop.region.coverage(close.region) > 0.99
+        assert close.region.area < 0.5 * crop.region.area
+        assert trace.looks[1].extent is not None
+        searched = Box(*trace.looks[1].extent)  # of a family that pads an image, that with its padding
+        assert searched.coverage(crop.region) > 0.9 and searched.width < 1.2 * crop.region.width
+    assert (
+        len(
+            agent.run(
+                IMAGE,
+                "what?",
+            ).trace.looks
+        )
+        == 2
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

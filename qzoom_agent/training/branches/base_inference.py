@@ -26,7 +26,7 @@ from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.perception.adapters import Grid, of_full_layers
 from qzoom_agent.perception.attention import Recording, record
-from qzoom_agent.perception.branches import Branches
+from qzoom_agent.perception.branches import Branches, InsideCrops, searched
 from qzoom_agent.perception.decoder import Decoder, Embedded, Rotaries, Rotary
 from qzoom_agent.perception.look import Images
 from qzoom_agent.perception.masks import Masks, layer_masks
@@ -57,9 +57,9 @@ class CoarsePrompt(NamedTuple):
         return self.session.grid(self.ready.prompt.spans[0])
 
     @property
-    def grid(self) -> tuple[int, int, int]:
-        """Index of the coarse view's first visual token, and the rows and columns of its map."""
-        return self.session.grids(self.ready.prompt)[0]
+    def grids(self) -> list[tuple[int, int, int]]:
+        """For each view, the coarse one first, the index of its first visual token and rows and columns of its map."""
+        return self.session.grids(self.ready.prompt)
 
 
 class LowerLayerStates(NamedTuple):
@@ -156,13 +156,18 @@ def embed_rows(
 
 
 @torch.no_grad()
-def lower_states(backend: HFBackend, asked: Sequence[CoarsePrompt], k: int) -> LowerLayerStates:
-    """Run the base's first `k` layers over the prompts."""
+def lower_states(
+    backend: HFBackend, asked: Sequence[CoarsePrompt], k: int, *, inside_crops: InsideCrops = False
+) -> LowerLayerStates:
+    """Run the base's first `k` layers over the prompts, to make maps of their views (see `searched`)."""
     new, rotary, mask, valid = embed_rows(backend, [one.session for one in asked], [one.ready for one in asked])
     hidden = Decoder(backend.model).run(new, range(k), rotary=rotary, mask=mask)
-    starts, images = _places(asked, valid)
-    images_of_rows: list[Images] = [[image] for image in images]
-    return LowerLayerStates(hidden, of_full_layers(rotary), of_full_layers(mask), images_of_rows, starts)
+    starts = [int(count) for count in valid.shape[1] - valid.sum(dim=1)]
+    images: list[Images] = [
+        [(start + at, rows, columns) for at, rows, columns in searched(one.grids, inside_crops)]
+        for start, one in zip(starts, asked, strict=True)
+    ]
+    return LowerLayerStates(hidden, of_full_layers(rotary), of_full_layers(mask), images, starts)
 
 
 @torch.no_grad()
@@ -180,14 +185,11 @@ def attend(
         # generation feeds back every token of an answer but the last, which ends it; of an empty one that end asks
         first = end - len(ids) - back
         queries.append(list(range(first, max(first + 1, end - 1 - back))))
-    return Attended(recorded, valid, queries, _places(asked, valid)[1])
-
-
-def _places(asked: Sequence[CoarsePrompt], valid: Tensor) -> tuple[list[int], list[tuple[int, int, int]]]:
-    """Return the first real token of each row, and the first visual token, rows and columns of its map."""
-    starts = [int(count) for count in valid.shape[1] - valid.sum(dim=1)]
-    grids = [(start, *one.grid) for start, one in zip(starts, asked, strict=True)]
-    return starts, [(start + at, rows, columns) for start, at, rows, columns in grids]
+    places = [
+        (int(end - count) + at, rows, columns)
+        for count, (at, rows, columns) in zip(valid.sum(dim=1), (one.grids[0] for one in asked), strict=True)
+    ]
+    return Attended(recorded, valid, queries, places)
 
 
 def generate_answers(backend: HFBackend, asked: Sequence[CoarsePrompt], *, max_new_tokens: int) -> list[str]:

@@ -14,6 +14,7 @@ from transformers.trainer_utils import SchedulerType
 from qzoom_agent.config import Blur, Sides
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import preset_of
+from qzoom_agent.perception.branches import InsideCrops
 from qzoom_agent.perception.labels import HEADS, LabelRules
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.recipe_io import Section, read_recipe
@@ -276,13 +277,19 @@ class RegionsStage(AskingStage):
 class FurtherStage(AskingStage):
     """Labels and training of gate and SD-RPN for further looks (`further`)."""
 
+    follow: Literal["calls", "attention"] = "calls"
+    """The next crop is that of the model's own call. Or it is about the place that the token which would begin the
+    answer attends to, where that is the place of the answer (such as a close-up of a crop): no call is needed, nor is a
+    gate, without which every question gets all `crops`."""
     crops: int = Field(default=3, ge=2)
-    """Most crops of a question: the crop of the first look, and those of the model's own calls after it."""
+    """Most crops of a question: the crop of the first look, and those that follow."""
     enough: Literal["right", "same"] = "right"
     """The gate learns that the crops so far are enough where they lead to a right answer, or to the same answer as all
     crops that the model asks for, which needs no reference answers."""
-    inside_crops: bool = False
-    """Learn and propose regions inside crops, too. Without, regions of the coarse view alone."""
+    inside_crops: InsideCrops = False
+    """Learn and propose regions inside crops, too, or `only` there. Without, regions of the coarse view alone."""
+    box: Sides | None = None
+    """Sides of a proposed box, as shares of the view that it is a part of; None: as of the first look."""
     tokens: Budgets = Field(default=[None])
     """Budgets of coarse views to train on, each batch at one of them. Calls are made at `labelling.tokens`."""
     held_out: float = Field(default=0.15, gt=0, lt=1)

@@ -1,9 +1,12 @@
-"""Gate and SD-RPN of further looks, from the model's own calls: no boxes are needed.
+"""Gate and SD-RPN of further looks, from the model's own calls or its attention: no boxes are needed.
 
 A question that the first gate lets through is shown the crop of the first look. It is answered with the crops so far;
 while that is wrong, the model is offered its zoom tool, and the crop of its call is shown as well. After each crop the
 gate learns "enough" where the answer is right, and "more" where only a later crop made it right. SD-RPN learns where
 the tokens of the next call attend, with the earlier crops in context. Both start from the branches of the first look.
+
+Or the attention is followed (`follow: attention`): SD-RPN learns where in the crops the token attends that would begin
+the answer, and that place is the next crop. The gate then learns from the answers with one crop and the next.
 
 A share of the images is held out: it gives the gate's threshold and the figures that are stored with the branches.
 """
@@ -26,9 +29,10 @@ from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.perception.branches import Branches
+from qzoom_agent.perception.branches import Branches, InsideCrops, searched
 from qzoom_agent.perception.labels import BACKGROUND, Heads, LabelRules
-from qzoom_agent.perception.look import Images, resolve_options
+from qzoom_agent.perception.look import BranchOutput, resolve_options
+from qzoom_agent.perception.maps import foreground, regions
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.review import adds
 from qzoom_agent.training.branches.base_inference import (
@@ -113,7 +117,7 @@ def collect_chains(
             chains = _advance(backend, chains, recipe, selected, last=step == stage.crops - 1)
         return made
 
-    return write_table(folder, records, rows, batch=stage.batch, progress="followed by own calls")
+    return write_table(folder, records, rows, batch=stage.batch, progress=f"followed by {stage.follow}")
 
 
 def _advance(
@@ -132,13 +136,19 @@ def _advance(
             shown.append(chain)
     if not shown:
         return []
-    answers = generate_answers(backend, [one.prompt for one in shown], max_new_tokens=stage.max_new_tokens)
-    for chain, answer in zip(shown, answers, strict=True):
-        chain.row["answers"].append(answer)
-        chain.row["right"].append(is_right(answer, chain.record))
+    if branches_of(backend).gate is not None:
+        answers = generate_answers(backend, [one.prompt for one in shown], max_new_tokens=stage.max_new_tokens)
+        for chain, answer in zip(shown, answers, strict=True):
+            chain.row["answers"].append(answer)
+            chain.row["right"].append(is_right(answer, chain.record))
+    if stage.follow == "attention":
+        return [] if last else _attend(backend, shown, recipe, selected)
     going = [one for one in shown if stage.enough == "same" or not one.row["right"][-1]]
-    if last or not going:
-        return []
+    return [] if last or not going else _call(backend, going, recipe, selected)
+
+
+def _call(backend: HFBackend, going: Sequence[_Chain], recipe: BranchRecipe, selected: Heads | None) -> list[_Chain]:
+    """Offer each chain the zoom tool, and keep the maps of the calls; return the chains whose call adds something."""
     asked = [
         open_prompt(backend, one.session, one.store, one.shown, one.question, tools=True)
         for one in (chain.prompt for chain in going)
@@ -153,24 +163,49 @@ def _advance(
             calling.append(chain)
             prompts.append(prompt)
             texts.append(text)
-    if not calling:
-        return []
-    how = recipe.labelling
-    for mode in {chain.record["mode"] for chain in calling}:
-        some = [each for each in zip(calling, prompts, texts, strict=True) if each[0].record["mode"] == mode]
-        found = collect(
+    _keep_maps(backend, calling, prompts, texts, recipe, selected)
+    return calling
+
+
+def _attend(backend: HFBackend, going: Sequence[_Chain], recipe: BranchRecipe, selected: Heads | None) -> list[_Chain]:
+    """Keep the maps of the token that would begin each answer, and point the chains at their hottest places."""
+    prompts, stage = [chain.prompt for chain in going], recipe.further
+    _keep_maps(backend, going, prompts, [""] * len(going), recipe, selected)
+    options = resolve_options(branches_of(backend).config, PerceptionConfig(box=stage.box))
+    for chain, prompt in zip(going, prompts, strict=True):
+        maps = [torch.tensor(one) for one in chain.row["maps"][-1]]
+        hottest = max(range(len(maps)), key=lambda at: float(maps[at].max()))
+        heat, span = maps[hottest], searched(prompt.ready.prompt.spans, stage.inside_crops)[hottest]
+        region = regions(heat, foreground(heat, options.threshold or 0.0, options), sides=options.box)[0]
+        chain.box = in_pixels(region, prompt.session.grid(span), prompt.store.view(span.view))
+    return list(going)
+
+
+def _keep_maps(
+    backend: HFBackend,
+    chains: Sequence[_Chain],
+    prompts: Sequence[CoarsePrompt],
+    texts: Sequence[str],
+    recipe: BranchRecipe,
+    selected: Heads | None,
+) -> None:
+    """Append to each row the maps of what was said, on the views that a further look searches."""
+    how, inside = recipe.labelling, recipe.further.inside_crops
+    for mode in {chain.record["mode"] for chain in chains}:
+        some = [each for each in zip(chains, prompts, texts, strict=True) if each[0].record["mode"] == mode]
+        every = collect(
             backend,
             [prompt for _, prompt, _ in some],
             [text for *_, text in some],
             heads_for(how, mode, model=backend.name, selected=selected),
             how,
             k=branches_of(backend).config.k,
-            views=None if stage.inside_crops else 1,
+            views=None if inside else 1,
         )
-        for (chain, *_), maps in zip(some, found, strict=True):
+        for (chain, *_), found in zip(some, every, strict=True):
+            maps = searched(found, inside)
             chain.row["maps"].append([one.heat.tolist() for one in maps])
             chain.row["sinks"].append([[] if one.sink is None else one.sink.tolist() for one in maps])
-    return calling
 
 
 def _called(backend: HFBackend, prompt: CoarsePrompt, text: str) -> Box | None:
@@ -191,7 +226,8 @@ def steps_of(table: Dataset, recipe: BranchRecipe) -> list[Step]:
         if recipe.further.enough == "same" and right:
             final = normalise(row["answers"][-1])
             right = [normalise(answer) == final for answer in row["answers"]]
-        for crops, fine in enumerate(right, start=1):
+        for crops in range(1, 1 + max(len(right), len(row["maps"]))):
+            fine = right[crops - 1] if right else None
             more = False if fine else True if any(right[crops:]) else None
             called = crops <= len(row["maps"])
             points = called and (more is True or (more is None and recipe.labelling.keep == "all"))
@@ -212,14 +248,15 @@ class FurtherLoss(nn.Module):
 
     def __init__(self, branches: Branches) -> None:
         super().__init__()
-        assert branches.sdrpn is not None and branches.gate is not None
-        self.map, self.gate = MapLoss(branches.sdrpn), GateLoss(branches.gate)
+        assert branches.sdrpn is not None
+        self.map = MapLoss(branches.sdrpn)
+        self.gate = None if branches.gate is None else GateLoss(branches.gate)
 
     def forward(self, states: LowerLayerStates, labels: Tensor, more: Tensor) -> Tensor:
         """Return the loss; `more` is 1 or 0 for each row, NaN where that cannot be told. Else see `MapLoss`."""
         loss: Tensor = self.map(states, labels)
         known = ~more.isnan()
-        if bool(known.any()):
+        if self.gate is not None and bool(known.any()):
             mask, (cos, sin) = states.mask, states.rotary
             some = states._replace(
                 hidden=states.hidden[known],
@@ -238,7 +275,8 @@ def train_further(
     steps, held = split(table, steps_of(table, recipe), recipe)
     counts = f"{sum(one.more is True for one in steps)} need another crop, {sum(one.more is False for one in steps)} do"
     say(f"{len(steps)} conversations with crops, {counts} not; {len(held)} more are held out")
-    if len({one.more for one in steps} - {None}) < 2 or not any(one.points for one in steps):
+    told = further.gate is None or {True, False} <= {one.more for one in steps}
+    if not told or not any(one.points for one in steps):
         raise ConfigError(
             f"There is nothing to tell apart: of {len(steps)} conversations with crops {counts} not. Give questions in "
             "several steps that the model answers by its own calls, and some that one crop answers."
@@ -253,17 +291,16 @@ def train_further(
     def prepare(rows: Rows) -> dict[str, Any]:
         turn = rows[0]["draw"] // stage.optimisation.per_device_train_batch_size
         shown = show_chains(backend, rows, stage.tokens[turn % len(stage.tokens)], recipe)
-        states = lower_states(backend, shown, further.config.k)
-        places: list[Images] = []
-        labels: list[Tensor] = []
-        for row, one, start in zip(rows, shown, states.starts, strict=True):
-            grids = one.session.grids(one.ready.prompt)[: None if stage.inside_crops else 1]
-            places.append([(start + at, high, wide) for at, high, wide in grids])
-            labels += _labels(row, [(high, wide) for _, high, wide in grids], recipe)
+        states = lower_states(backend, shown, further.config.k, inside_crops=stage.inside_crops)
+        labels = [
+            label
+            for row, images in zip(rows, states.images, strict=True)
+            for label in _labels(row, [(high, wide) for _, high, wide in images], recipe)
+        ]
         more = torch.tensor([float("nan") if row["more"] is None else float(row["more"]) for row in rows])
         device = states.hidden.device
         return {
-            "states": states._replace(images=places),
+            "states": states,
             "labels": torch.cat(labels).to(device),
             "more": more.to(device),
         }
@@ -339,16 +376,13 @@ def measure(
         shown = show_chains(backend, rows, recipe.calibration.tokens, recipe)
         found = run_branches(backend, further, shown, options, further=True)
         for one, row, prompt, seen in zip(steps, rows, shown, found, strict=True):
-            assert seen.score is not None
-            scores.append(seen.score)
+            scores += [] if seen.score is None else [seen.score]
             if one.points and one.crops < len(row["boxes"]):
                 centre = Box(*row["boxes"][one.crops]).center
-                regions = [
-                    in_pixels(region, prompt.cells, prompt.store.view("coarse")) for region in seen.maps[0].regions
-                ]
-                hits.append(any(box.x1 <= centre[0] <= box.x2 and box.y1 <= centre[1] <= box.y2 for box in regions))
+                boxes = _proposed(prompt, seen, further.config.inside_crops)
+                hits.append(any(box.x1 <= centre[0] <= box.x2 and box.y1 <= centre[1] <= box.y2 for box in boxes))
     needs = [one.more for one in held]
-    decided = {True, False} <= set(needs)
+    decided = bool(scores) and {True, False} <= set(needs)
     return FurtherFigures(
         questions=len({one.row for one in held}),
         looks=len(held),
@@ -356,3 +390,13 @@ def measure(
         gate=_gate(scores, needs) if decided else None,
         found=sum(hits) / len(hits) if hits else None,
     )
+
+
+def _proposed(prompt: CoarsePrompt, seen: BranchOutput, inside_crops: InsideCrops) -> list[Box]:
+    """Return the regions of a further look, in pixels of the image."""
+    spans = searched(prompt.ready.prompt.spans, inside_crops)
+    return [
+        in_pixels(region, prompt.session.grid(span), prompt.store.view(span.view))
+        for span, one in zip(spans, seen.maps, strict=True)
+        for region in one.regions
+    ]

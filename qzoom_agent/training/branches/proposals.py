@@ -118,7 +118,7 @@ def run_branches(
     backend: HFBackend, branches: Branches, asked: Sequence[CoarsePrompt], options: PerceptionConfig, **how: Any
 ) -> list[BranchOutput]:
     """Look at conversations with these branches; `how` is as in `perception.look.look`."""
-    states = lower_states(backend, asked, branches.config.k)
+    states = lower_states(backend, asked, branches.config.k, inside_crops=branches.config.inside_crops)
     given = {**states._asdict(), "options": options, **how}
     return look(branches, Decoder(backend.model).adapter, given.pop("hidden"), **given)
 
@@ -144,10 +144,10 @@ def localisation(seen: Sequence[LookOutcome], options: PerceptionConfig) -> Loca
     return Localisation.model_validate({"n": len(rows["recall"]), **means})
 
 
-def in_pixels(region: MapRegion, grid: Grid, coarse: View) -> Box:
-    """Return a region of the coarse view's map as a box in pixels of the image, without padding."""
-    box = grid.to_view(region.x1, region.y1, region.x2, region.y2, view="coarse")
-    return coarse.to_original(box.clamp(coarse.size))
+def in_pixels(region: MapRegion, grid: Grid, view: View) -> Box:
+    """Return a region of a view's map as a box in pixels of the image, without padding."""
+    box = grid.to_view(region.x1, region.y1, region.x2, region.y2, view=view.id)
+    return view.to_original(box.clamp(view.size))
 
 
 def bounding_box(boxes: Sequence[Box]) -> Box:

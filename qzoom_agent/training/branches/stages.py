@@ -130,18 +130,26 @@ def run_calibrate(run: RunDirectory) -> None:
 
 
 def run_further(run: RunDirectory) -> None:
-    """Train gate and SD-RPN of further looks, which start as those of the first."""
+    """Train gate (if there is one) and SD-RPN of further looks, which start as those of the first."""
     folder, recipe = run.output / "further", run.recipe
     before = run.before("further")
     backend = run.backend(branches=before, base=run.base)
     branches = branches_of(backend)
-    if branches.sdrpn is None or branches.gate is None:
-        raise ConfigError("Further looks start from a gate and an SD-RPN. Run the stages sdrpn and gate first.")
+    stage = recipe.further
+    if branches.sdrpn is None or (branches.gate is None and stage.follow == "calls"):
+        raise ConfigError(
+            "Further looks start from an SD-RPN, and calls are followed (further.follow) until a gate ends it. Run the "
+            "stages sdrpn and gate first."
+        )
     records = run.records("further", limit=recipe.further.records)
     table = collect_chains(backend, records, recipe, folder / "chains", selected=run.heads())
     keys = {"k", "depth", "gate_depth", "positions", "threshold", "max_regions", *RULE_KEYS}
     settings = branches.config.model_dump(include=keys)
-    further = Branches.from_base(backend.model, inside_crops=recipe.further.inside_crops, **settings)
+    settings |= {} if stage.box is None else {"box": stage.box}
+    if branches.gate is None:
+        settings["crops"] = stage.crops
+    settings |= {"with_gate": branches.gate is not None, "inside_crops": stage.inside_crops}
+    further = Branches.from_base(backend.model, **settings)
     further.load_state_dict(branches.own_weights)
     held = train_further(backend, further, records, table, recipe, folder)
     with TemporaryDirectory() as stored:  # measured as they are stored

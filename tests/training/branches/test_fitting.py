@@ -91,7 +91,7 @@ def test_sdrpn_learns_where_and_leaves_the_base_alone(
     branches = backend.branches
     assert branches is not None and branches.sdrpn is not None
     (one,) = ask(backend, [rows[0]], [None])
-    grid = one.grid[1:]
+    grid = one.grids[0][1:]
     base, gate = copied(backend.model), copied(branches.gate or nn.Module())
     before = copied(branches.sdrpn)
     how = Labelling(rules=LabelRules(blur_kernel=1), keep="all")

@@ -11,6 +11,7 @@ from yaml import safe_dump
 
 from qzoom_agent import Agent
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.geometry import Box
 from qzoom_agent.models.presets import NANO_FOLDER
 from qzoom_agent.perception.branches import FURTHER, WEIGHTS, Branches
 from qzoom_agent.perception.labels import LabelRules
@@ -152,6 +153,34 @@ def test_calls_become_labels_and_branches_learn_them(
     found = measure(backend, learner, rows, chains, steps_of(chains, how), how)
     assert (found.questions, found.looks, found.more) == (12, 16, 4)
     assert found.gate is not None and found.gate.missed + found.gate.needless < 0.5
+
+
+def test_close_ups_are_learned_from_attention_without_calls_or_a_gate(
+    load: Load, rows: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = load("qwen2_5_vl")
+    backend.protocol = "plain"
+    settings = {"k": 3, "depth": 2, "with_gate": False, "peak_share": 0.5, "box": (0.6, 0.6)}
+    backend.branches = Branches.from_base(backend.model, **settings)
+    monkeypatch.setattr(further, "generate_answers", lambda *_, **__: pytest.fail("an answer was written"))
+    stage = {"follow": "attention", "inside_crops": "only", "crops": 2, "box": (0.5, 0.5), "held_out": 0.1}
+    how = recipe(FAST.model_copy(update={"num_train_epochs": 30}), **stage)
+    how = how.model_copy(update={"labelling": how.labelling.model_copy(update={"keep": "all"})})
+    chains = collect_chains(backend, rows, how, tmp_path / "chains", selected=None)
+    assert [len(row["boxes"]) for row in chains] == [2] * len(rows)
+    for row in chains:
+        crop, close = (Box(*box) for box in row["boxes"])
+        (only,) = row["maps"]
+        assert len(only) == 1  # that of the crop
+        assert crop.coverage(close) > 0.99 and close.area < 0.5 * crop.area
+    learner = Branches.from_base(backend.model, **{**settings, "box": (0.5, 0.5)}, inside_crops="only", crops=2)
+    learner.load_state_dict(backend.branches.own_weights)
+    train_further(backend, learner, rows, chains, how, tmp_path)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    found = measure(backend, learner, rows, chains, steps_of(chains, how), how)
+    assert (found.looks, found.more, found.gate) == (len(rows), 0, None)
+    assert found.found is not None and found.found > 0.5
 
 
 def test_questions_that_all_take_one_crop_teach_nothing(load: Load, rows: Records, tmp_path: Path) -> None:

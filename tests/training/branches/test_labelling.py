@@ -86,7 +86,7 @@ def test_maps_are_the_attention_of_the_answer(family: Family, asking: Asking, lo
         ids = answer_ids(backend, text)
         new, rotary, mask, _ = embed_rows(backend, [one.session], [with_answer(one.ready, ids)])
         weights = attention(backend, new, rotary, mask)
-        length, (start, high, wide) = new.hidden.shape[1], one.grid
+        length, (start, high, wide) = new.hidden.shape[1], one.grids[0]
         first = length - len(ids)
         queries = {"answer": slice(first, length - 1), "prediction": slice(first - 1, length - 2)}
         where = queries[asking] if len(ids) > 1 else slice(first - (asking == "prediction"), length)

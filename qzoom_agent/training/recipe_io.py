@@ -218,10 +218,20 @@ def with_new_names(data: Any, kind: Any, *, warn: bool = False) -> Any:
     return data
 
 
+def as_yaml(recipe: BaseModel) -> str:
+    """Return a resolved recipe as YAML, for people to read: without its tokens for the hub."""
+    return safe_dump(_masked(recipe.model_dump(mode="json")), sort_keys=False)
+
+
+def _masked(value: JsonValue) -> JsonValue:
+    if not isinstance(value, dict):
+        return value
+    return {key: "(given)" if key == "hub_token" and one else _masked(one) for key, one in value.items()}
+
+
 def keep_recipe(recipe: BaseModel, folder: Path) -> None:
     """Write a resolved recipe into the folder of a run, which is made if needed; ConfigError if it cannot be."""
-    text = safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-    write_text(require_folder(folder) / "recipe.yaml", text)
+    write_text(require_folder(folder) / "recipe.yaml", as_yaml(recipe))
 
 
 def require_same(

@@ -322,11 +322,11 @@ def _pieces(value: Any) -> list[str | _Image | AffineImage]:
 
 
 def _encoded(value: bytes | bytearray) -> str | Image.Image:
-    """Return the image in the bytes of a file, such as what `read` of a PNG gives; other bytes as their number."""
+    """Return the image in the bytes of a file, such as what `read` of a PNG gives; of others the reason."""
     try:
         return load_image(bytes(value))
-    except ImageError:
-        return f"({len(value)} bytes, no image)"
+    except ImageError as error:
+        return f"({str(error).partition('. ')[0]})"
 
 
 def _is_piece(value: Any) -> bool:

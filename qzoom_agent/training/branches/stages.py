@@ -19,7 +19,6 @@ from typing import Any, Final
 
 from datasets import Dataset
 from transformers.utils.logging import disable_progress_bar
-from yaml import safe_dump
 
 from qzoom_agent.config import PerceptionConfig, positive_int
 from qzoom_agent.errors import ConfigError, finished
@@ -41,7 +40,7 @@ from qzoom_agent.training.branches.regions import train_regions
 from qzoom_agent.training.branches.run_dir import RULE_KEYS, RunDirectory, copy_branches
 from qzoom_agent.training.branches.sdrpn import train_sdrpn
 from qzoom_agent.training.branches.sharded_table import say
-from qzoom_agent.training.recipe_io import add_recipe_arguments, keep_recipe
+from qzoom_agent.training.recipe_io import add_recipe_arguments, as_yaml, keep_recipe
 
 
 def run_select_heads(run: RunDirectory) -> None:
@@ -271,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = load_branch_recipe(options.config, overrides=options.overrides, **changes)
     stages: list[StageName] = recipe.stages if options.stage == ALL else [options.stage]
     if options.dry_run:
-        print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        print(as_yaml(recipe))
         for stage in stages:
             print(describe(recipe, stage, processes=options.devices) + "\n")
         return 0

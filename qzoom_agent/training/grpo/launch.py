@@ -23,7 +23,6 @@ from huggingface_hub import HfApi
 from transformers import Trainer, TrainingArguments
 from trl.import_utils import is_vllm_available
 from trl.trainer.grpo_config import GRPOConfig
-from yaml import safe_dump
 
 from qzoom_agent.config import AgentConfig, positive_int
 from qzoom_agent.errors import ConfigError, MissingDependency, QzoomError
@@ -49,7 +48,7 @@ from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.question_rows import load_held_out, load_rows
 from qzoom_agent.training.grpo.run_cost import QUESTION_TEXT, describe, longest, require_room
 from qzoom_agent.training.grpo.trainer import ZoomTrainer, build_trainer
-from qzoom_agent.training.recipe_io import add_recipe_arguments
+from qzoom_agent.training.recipe_io import add_recipe_arguments, as_yaml
 from qzoom_agent.training.reward_list import accuracy_of, build, read_reward
 
 
@@ -344,7 +343,7 @@ def _told(
 
 def print_plan(recipe: GRPORecipe, output: Path, *, processes: int, tflops: float | None = None) -> None:
     """Print what a run does and costs, and what it would lack here; ConfigError if no machine could run the recipe."""
-    print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    print(as_yaml(recipe))
     print(describe(recipe, processes=processes, output=output, tflops=tflops))
     build(recipe.rewards, judge=None if recipe.judge is None else lambda *_: False)
     trl_config(recipe, output, completion=1)

@@ -23,7 +23,6 @@ from typing import Any, Final
 
 from datasets import Dataset
 from pydantic import JsonValue
-from yaml import safe_dump
 
 from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.messages import view_ids
@@ -35,7 +34,7 @@ from qzoom_agent.training.branches.dataset import count_rows, load_records
 from qzoom_agent.training.branches.fitting import Rows, optimizer_steps, require_tracker, train
 from qzoom_agent.training.branches.postsft import AnswerLoss, answer_batch
 from qzoom_agent.training.branches.sharded_table import together, write_parts
-from qzoom_agent.training.recipe_io import add_recipe_arguments, begin
+from qzoom_agent.training.recipe_io import add_recipe_arguments, as_yaml, begin
 from qzoom_agent.training.sft.conversations import to_row, training_conversations
 from qzoom_agent.training.sft.demonstrations import Demonstrations
 from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, load_coldstart_recipe
@@ -158,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     changes = {key: getattr(options, key) for key in ("model", "branches") if getattr(options, key) is not None}
     recipe, output = load_coldstart_recipe(options.config, overrides=options.overrides, **changes), options.output
     if options.dry_run:
-        print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        print(as_yaml(recipe))
         print(describe(recipe))
         return 0
     if trained_model.is_finished(recipe, output):

@@ -132,6 +132,17 @@ def test_losses_are_those_of_their_papers() -> None:
     assert recipe(loss={"loss_type": "dr_grpo"}).loss.settings()["scale_rewards"] == "none"
 
 
+def test_a_token_for_the_hub_is_neither_printed_nor_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "grpo.yaml"
+    path.write_text("max_steps: 1\ntrl: {hub_token: hf_secret, push_to_hub: true}\nneedle: {needle-hop: 1}\n")
+    assert run.main(["--config", str(path), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert "hf_secret" not in (printed := capsys.readouterr().out) and "hub_token: (given)" in printed
+    given = load_grpo_recipe(path)
+    assert given.trl["hub_token"] == "hf_secret"
+    keep_recipe(given, tmp_path)
+    assert "hf_secret" not in (tmp_path / "recipe.yaml").read_text()
+
+
 def test_a_dry_run_prints_the_recipe_and_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "grpo.yaml"
     path.write_text("max_steps: 40\nneedle: {needle-hop: 1}\nminibatches: 2\nrewards: visionthink\n")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import entry_points
+from inspect import signature
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any, Final
@@ -111,6 +112,18 @@ def satisfying(value: Any, protocol: type, *arguments: object, kind: str) -> Any
             f"{protocol.__module__}.{protocol.__qualname__}."
         )
     return made
+
+
+def require_call(function: Callable[..., Any], *arguments: str, kind: str, name: str) -> None:
+    """Raise ConfigError unless a function can be called with so many arguments, which the message names."""
+    try:
+        signature(function).bind(*arguments)
+    except ValueError:  # some functions written in C tell nothing of what they take
+        return
+    except TypeError as error:
+        raise ConfigError(
+            f"The {kind} {name!r} is called with {' and '.join(arguments)}, and takes {signature(function)}: {error}."
+        ) from error
 
 
 def created(maker: Callable[..., Any], *arguments: object, kind: str) -> Any:

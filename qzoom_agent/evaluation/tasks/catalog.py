@@ -19,7 +19,7 @@ from qzoom_agent.evaluation.tasks.ocrbench_v2 import OCRBENCH_V2
 from qzoom_agent.evaluation.tasks.receipts import RECEIPTS
 from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, Task
 from qzoom_agent.evaluation.tasks.vstar import VSTAR
-from qzoom_agent.extensions import created, find, is_reference, reference
+from qzoom_agent.extensions import created, find, is_reference, reference, require_call
 
 _TABLES: Final = (
     *(*HR_BENCH, *MME, DOCVQA, INFOVQA, CHARTQA, TEXTVQA, OCRBENCH, TREEBENCH, *VISUAL_PROBE, *ZOOM_BENCH),
@@ -33,6 +33,10 @@ TASKS: Final[Mapping[str, Task]] = {
     )
 }
 _NEEDED: Final = ("name", "load", "scorers")
+
+
+_SCORED: Final = ("an answer", "a sample")
+"""What a scorer is called with."""
 
 
 def find_task(name: str) -> Task:
@@ -108,10 +112,13 @@ def with_scorer(
     if bare := [task.name for task in found_tasks if not task.scorers and scorer is None]:
         raise ConfigError(f"The task {bare[0]!r} has no scorer. Give it one, or --scorer module:function.")
     known = {name: one for task in found_tasks for name, one in task.scorers.items()}
+    for name, one in known.items():
+        require_call(one, *_SCORED, kind="scorer", name=name)
     if scorer is None or (isinstance(scorer, str) and scorer in known):
         return found_tasks, scorer
     name = scorer if isinstance(scorer, str) else reference(scorer)
     found = find(scorer, kind="scorer", known=known) if isinstance(scorer, str) else scorer
     if not callable(found):
         raise ConfigError(f"The scorer {name!r} is {type(found).__name__}, not a function of an answer and a sample.")
+    require_call(found, *_SCORED, kind="scorer", name=name)
     return [replace(task, scorers={**task.scorers, name: found}) for task in found_tasks], name

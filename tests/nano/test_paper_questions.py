@@ -270,6 +270,7 @@ def test_the_nano_for_receipts_finds_and_reads_a_company() -> None:
     drawn = board_of(Random(9004), draw_paper(9004, layout="receipt"))
     company = next(fact for fact in drawn.facts if fact.kind == "company")
     answer = Agent.from_pretrained("nano-paper").run(drawn.image, company.question)
-    (crop,) = (view for view in answer.trace.views if view.kind == "crop")
+    crop, close = (view for view in answer.trace.views if view.kind == "crop")
     assert crop.coverage(Box(*company.boxes[0])) > 0.9
+    assert crop.region.coverage(close.region) > 0.99 and close.region.area < 0.3 * crop.region.area
     assert anls(answer.text, [company.answer], raw_length=False) > 0.5

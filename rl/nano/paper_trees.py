@@ -29,7 +29,7 @@ LOOK_TOKENS: Final = (200, 256, 300, 300, 400)
 """The same where only places are learned."""
 _CUT: Final = 0.4
 """Share of these that show a part of the page."""
-PROPOSED_SIDES: Final = ((0.5, 0.8), (0.07, 0.15))
+PROPOSED_SIDES: Final = ((0.5, 0.88), (0.07, 0.17))
 """Least and greatest width and height of a crop that SD-RPN proposes, as shares of the page's: a few lines."""
 PROPOSED_TOKENS: Final = (112, 320)
 """Fewest and most visual tokens of such a crop."""
@@ -47,6 +47,8 @@ LEGIBLE: Final = 16.0
 """Height of a line in a view, in pixels, from which on it is read out."""
 _HEIGHTS: Final = (34.0, 62.0)
 """Least and greatest height of a line in a part, in pixels; from 48 or so each character has a visual token."""
+_SHOWN: Final = 0.4
+"""Share of the questions with the offer of the tool whose crop is shown already, as a policy does that looks first."""
 _REACH: Final = LOCATION_STEP * (len(LOCATIONS) - 1)
 """Largest coordinate that has a location token."""
 _FACTS: Final = 0.75
@@ -70,7 +72,11 @@ def coarse_paper_tree(rng: Random, board: PaperBoard, *, served: int = 5, calls:
     branches: list[Branch] = []
     for index, fact in enumerate(facts[:served]):
         if within_reach and index % 3 == 2:
-            branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
+            if len(fact.boxes) == 1 and rng.random() < _SHOWN:
+                crop = proposed_crop(rng, board, fact.boxes[0])
+                branches.append(("offered", fact, zooming(frame, fact, shown=[crop])))
+            else:
+                branches.append(("zoom", fact, zooming(frame, fact, final=rng.random() < 0.05)))
         else:
             crops = [right := proposed_crop(rng, board, fact.boxes[0])]
             if index % 3 == 1:  # one of several regions is right, wherever it stands among them

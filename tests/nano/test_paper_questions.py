@@ -169,6 +169,21 @@ def test_one_of_several_crops_may_hold_the_answer(board: PaperBoard) -> None:
     assert 0.2 < sum(firsts) / len(firsts) < 0.8
 
 
+def test_beside_a_crop_that_is_shown_the_tool_is_offered_and_not_called(board: PaperBoard) -> None:
+    offered = [
+        pieces
+        for seed in range(12)
+        for tree in [coarse_paper_tree(Random(seed), board)]
+        for pieces, name in zip(tree.branches, tree.names, strict=True)
+        if name.startswith("offered")
+    ]
+    assert len(offered) > 3
+    for pieces in offered:
+        said = "".join(piece.text for piece in pieces if isinstance(piece, Say))
+        assert "You may zoom." in said and "<zoom>" not in said
+        assert sum(isinstance(piece, Look) for piece in pieces) == 1
+
+
 def test_a_close_up_is_a_part_of_its_crop_and_mostly_holds_what_is_asked(board: PaperBoard) -> None:
     needle = next(fact.boxes[0] for fact in board.facts if fact.kind == "total")
     held = 0

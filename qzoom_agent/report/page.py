@@ -151,15 +151,15 @@ def bounded(text: str) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with three digits, or all of them if it is whole."""
+    """Return a number with three digits, or all of them before the point."""
     if not math.isfinite(value):
         return str(value)
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.3g}"
+    return f"{value:,.0f}" if (float(value).is_integer() or abs(value) >= 100) and abs(value) < 1e9 else f"{value:.3g}"
 
 
 def listed(box: Sequence[float]) -> str:
     """Return a box as "[1, 2, 3, 4]"."""
-    return "[" + ", ".join(number(value) for value in box) + "]"
+    return "[" + ", ".join(number(value).replace(",", "") for value in box) + "]"
 
 
 def seconds(value: float) -> str:

@@ -21,7 +21,7 @@ from PIL import Image
 from qzoom_agent.errors import TraceError
 from qzoom_agent.geometry import Box
 from qzoom_agent.report.episode import render_html, write_report
-from qzoom_agent.report.page import MAX_TEXT, environment, legible, write_page
+from qzoom_agent.report.page import MAX_TEXT, environment, legible, listed, number, write_page
 from qzoom_agent.trace import CallRecord, Images, PerceptionRecord, Trace, Turn, Usage, by_digest
 from qzoom_agent.views import ViewStore
 
@@ -351,3 +351,15 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(TraceError, match=r"Cannot write .*run\.html: there is a file .* Choose"):
         write_report(trace, images, tmp_path / "file" / "run.html")
+
+
+def test_numbers_and_boxes_are_written_out() -> None:
+    assert [number(value) for value in (0.12345, 12.345, 201.75, 1096.86, 12345, 2e12)] == [
+        "0.123",
+        "12.3",
+        "202",
+        "1,097",
+        "12,345",
+        "2e+12",
+    ]
+    assert listed((201.75, 916, 807, 1096.86)) == "[202, 916, 807, 1097]"

@@ -233,7 +233,8 @@ class PerceptionConfig(Config):
     the branches say."""
     box: Sides | None = None
     """Sides of a proposed box around the centre of the heat, as shares of the map's width and height, instead of a
-    tight box around the foreground: on a map of few cells it is finer than a cell. None: as the branches say."""
+    tight box around the foreground: on a map of few cells it is finer than a cell. None: as the branches say.
+    Close-ups keep the sides of their branches."""
     max_regions: int = Field(default=1, ge=1, le=16)
     """1: one box around all foreground. More: a box for each connected part, best first, up to this many. Not given: as
     the branches say, else 1."""

@@ -116,14 +116,17 @@ def satisfying(value: Any, protocol: type, *arguments: object, kind: str) -> Any
 
 def require_call(function: Callable[..., Any], *arguments: str, kind: str, name: str) -> None:
     """Raise ConfigError unless a function can be called with so many arguments, which the message names."""
+    given = " and ".join(arguments)
+    if not callable(function):
+        raise ConfigError(f"The {kind} {name!r} is {type(function).__name__}, not a function of {given}.")
     try:
-        signature(function).bind(*arguments)
+        takes = signature(function)
     except ValueError:  # some functions written in C tell nothing of what they take
         return
+    try:
+        takes.bind(*arguments)
     except TypeError as error:
-        raise ConfigError(
-            f"The {kind} {name!r} is called with {' and '.join(arguments)}, and takes {signature(function)}: {error}."
-        ) from error
+        raise ConfigError(f"The {kind} {name!r} is called with {given}, and takes {takes}: {error}.") from error
 
 
 def created(maker: Callable[..., Any], *arguments: object, kind: str) -> Any:

@@ -125,6 +125,8 @@ def look(
         raise ConfigError(
             "These branches have no SD-RPN, so they cannot say where to look. Train one: qzoom train sdrpn."
         )
+    if further and branches.config.inside_crops == "only":
+        options = options.model_copy(update={"box": None})  # what is asked for are sides of the coarse view
     options, rotary, mask = resolve_options(branches.config, options), of_full_layers(rotary), of_full_layers(mask)
     starts = [0] * len(images) if starts is None else starts
     scores: list[float | None] = [None] * len(images)
@@ -186,7 +188,9 @@ def _heats(
 
 
 def _regions_of(heats: Sequence[tuple[Tensor, Tensor, Tensor]], options: PerceptionConfig, *, joint: bool) -> list[Map]:
-    """Return the maps of one conversation with their regions."""
+    """Return the maps of one conversation with their regions; none where no view is searched."""
+    if not heats:
+        return []
     if joint and options.peak_share is not None:
         peak = max(float(smoothed(heat, options).max()) for *_, heat in heats)
         options = options.model_copy(update={"peak_share": None, "threshold": options.peak_share * peak})

@@ -226,7 +226,7 @@ def as_yaml(recipe: BaseModel) -> str:
 def _masked(value: JsonValue) -> JsonValue:
     if not isinstance(value, dict):
         return value
-    return {key: "(given)" if key == "hub_token" and one else _masked(one) for key, one in value.items()}
+    return {key: _masked(one) for key, one in value.items() if key != "hub_token"}
 
 
 def keep_recipe(recipe: BaseModel, folder: Path) -> None:

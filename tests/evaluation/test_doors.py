@@ -96,6 +96,8 @@ def test_what_is_no_score_is_refused(wrong: Any, tmp_path: Path) -> None:
 def test_a_scorer_that_takes_something_else_is_refused_before_anything_is_asked() -> None:
     with pytest.raises(ConfigError, match=r"called with an answer and a sample, and takes \(answer\): too many"):
         with_scorer(["needle-scene"], lambda answer: 1.0)  # type: ignore[arg-type,misc]
+    with pytest.raises(ConfigError, match="'x' is int, not a function of an answer and a sample"):
+        with_scorer([replace(find_task("needle-scene"), scorers={"x": 5})], None)  # type: ignore[dict-item]
 
 
 def test_an_error_of_a_scorer_is_named_with_its_place(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Further looks: the implicit policy goes on from crop to crop, on scripted looks and on tiny models."""
 
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -271,15 +272,18 @@ def test_close_ups_lie_in_the_crop_and_need_no_gate(family: Family, load: Callab
         assert trace.looks[1].extent is not None
         searched = Box(*trace.looks[1].extent)  # of a family that pads an image, that with its padding
         assert searched.coverage(crop.region) > 0.9 and searched.width < 1.2 * crop.region.width
-    assert (
-        len(
-            agent.run(
-                IMAGE,
-                "what?",
-            ).trace.looks
-        )
-        == 2
-    )
+    boxed = agent.replace(**{"perception.box": (0.6, 0.6)}).run(IMAGE, "what is the code?").trace
+    crop, close = boxed.views[2:]  # the sides that are asked for are those of the first crop
+    assert close.region.width < 0.6 * crop.region.width
+
+
+def test_a_crop_that_is_shown_in_part_has_no_close_up() -> None:
+    receipt = files("qzoom_agent") / "data" / "demo" / "4-receipt.jpg"
+    with Agent.from_pretrained("nano-paper").replace(**{"perception.sparse_crop": 2.0}) as agent:
+        asked = [(str(receipt), "what is the total?"), (str(receipt), "what is the date?")]
+        for trace in (agent.run(*asked[0]).trace, *(answer.trace for answer in agent.batch(asked))):
+            assert trace.error is None and trace.views[2].kept is not None
+            assert (len(trace.looks), trace.usage.inserted) == (2, 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

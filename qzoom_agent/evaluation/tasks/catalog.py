@@ -118,7 +118,5 @@ def with_scorer(
         return found_tasks, scorer
     name = scorer if isinstance(scorer, str) else reference(scorer)
     found = find(scorer, kind="scorer", known=known) if isinstance(scorer, str) else scorer
-    if not callable(found):
-        raise ConfigError(f"The scorer {name!r} is {type(found).__name__}, not a function of an answer and a sample.")
     require_call(found, *_SCORED, kind="scorer", name=name)
     return [replace(task, scorers={**task.scorers, name: found}) for task in found_tasks], name

@@ -277,7 +277,7 @@ class RegionsStage(AskingStage):
 class FurtherStage(AskingStage):
     """Labels and training of gate and SD-RPN for further looks (`further`)."""
 
-    follow: Literal["calls", "attention"] = "calls"
+    follow: Literal["calls", "attention"] = Field(default="calls", exclude_if=lambda given: given == "calls")
     """The next crop is that of the model's own call. Or it is about the place that the token which would begin the
     answer attends to, where that is the place of the answer (such as a close-up of a crop): no call is needed, nor is a
     gate, without which every question gets all `crops`."""
@@ -288,13 +288,21 @@ class FurtherStage(AskingStage):
     crops that the model asks for, which needs no reference answers."""
     inside_crops: InsideCrops = False
     """Learn and propose regions inside crops, too, or `only` there. Without, regions of the coarse view alone."""
-    box: Sides | None = None
+    box: Sides | None = Field(default=None, exclude_if=lambda given: given is None)
     """Sides of a proposed box, as shares of the view that it is a part of; None: as of the first look."""
     tokens: Budgets = Field(default=[None])
     """Budgets of coarse views to train on, each batch at one of them. Calls are made at `labelling.tokens`."""
     held_out: float = Field(default=0.15, gt=0, lt=1)
     """Share of the images that the gate's threshold is chosen on: where its errors are fewest."""
     max_new_tokens: int = Field(default=32, gt=0)
+
+    @model_validator(mode="after")
+    def _searches_what_it_follows(self) -> "FurtherStage":
+        if self.follow == "attention" and not (self.inside_crops and self.box):
+            raise ValueError("follow: attention looks for parts of crops: it needs inside_crops: only, and their box")
+        if self.follow == "calls" and self.inside_crops == "only":
+            raise ValueError("calls name places in the coarse view: inside_crops: only goes with follow: attention")
+        return self
 
 
 class BranchRecipe(Section):

@@ -30,9 +30,9 @@ from qzoom_agent.gate import gate_fires
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import Branches, InsideCrops, searched
-from qzoom_agent.perception.labels import BACKGROUND, Heads, LabelRules
+from qzoom_agent.perception.labels import BACKGROUND, FOREGROUND, Heads, LabelRules
 from qzoom_agent.perception.look import BranchOutput, resolve_options
-from qzoom_agent.perception.maps import foreground, regions
+from qzoom_agent.perception.maps import regions
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.review import adds
 from qzoom_agent.training.branches.base_inference import (
@@ -168,17 +168,22 @@ def _call(backend: HFBackend, going: Sequence[_Chain], recipe: BranchRecipe, sel
 
 
 def _attend(backend: HFBackend, going: Sequence[_Chain], recipe: BranchRecipe, selected: Heads | None) -> list[_Chain]:
-    """Keep the maps of the token that would begin each answer, and point the chains at their hottest places."""
-    prompts, stage = [chain.prompt for chain in going], recipe.further
+    """Keep the maps of the token that would begin each answer; return the chains that these point at a next place."""
+    prompts, stage, pointed = [chain.prompt for chain in going], recipe.further, list[_Chain]()
     _keep_maps(backend, going, prompts, [""] * len(going), recipe, selected)
-    options = resolve_options(branches_of(backend).config, PerceptionConfig(box=stage.box))
     for chain, prompt in zip(going, prompts, strict=True):
-        maps = [torch.tensor(one) for one in chain.row["maps"][-1]]
-        hottest = max(range(len(maps)), key=lambda at: float(maps[at].max()))
-        heat, span = maps[hottest], searched(prompt.ready.prompt.spans, stage.inside_crops)[hottest]
-        region = regions(heat, foreground(heat, options.threshold or 0.0, options), sides=options.box)[0]
-        chain.box = in_pixels(region, prompt.session.grid(span), prompt.store.view(span.view))
-    return list(going)
+        spans = searched(prompt.ready.prompt.spans, stage.inside_crops)
+        grids = [(grid.rows, grid.columns) for grid in map(prompt.session.grid, spans)]
+        row = {**chain.row, "crops": len(chain.row["maps"]), "points": True}
+        found = []  # the foreground of the labels, which is never a sink
+        for span, grid, label, heat in zip(spans, grids, _labels(row, grids, recipe), row["maps"][-1], strict=True):
+            learned = (label == FOREGROUND).numpy().reshape(grid)
+            found += [(span, region) for region in regions(torch.tensor(heat), learned, sides=stage.box)]
+        if found:
+            span, region = max(found, key=lambda pair: pair[1].peak)
+            chain.box = in_pixels(region, prompt.session.grid(span), prompt.store.view(span.view))
+            pointed.append(chain)
+    return pointed
 
 
 def _keep_maps(

@@ -140,11 +140,15 @@ def run_further(run: RunDirectory) -> None:
             "Further looks start from an SD-RPN, and calls are followed (further.follow) until a gate ends it. Run the "
             "stages sdrpn and gate first."
         )
+    if branches.gate is None and recipe.labelling.keep != "all":
+        raise ConfigError("Without a gate no answers are written that could be right: set labelling.keep to all.")
     records = run.records("further", limit=recipe.further.records)
     table = collect_chains(backend, records, recipe, folder / "chains", selected=run.heads())
     keys = {"k", "depth", "gate_depth", "positions", "threshold", "max_regions", *RULE_KEYS}
     settings = branches.config.model_dump(include=keys)
     settings |= {} if stage.box is None else {"box": stage.box}
+    if stage.follow == "attention":
+        settings["max_regions"] = 1  # one crop was shown at a time
     if branches.gate is None:
         settings["crops"] = stage.crops
     settings |= {"with_gate": branches.gate is not None, "inside_crops": stage.inside_crops}

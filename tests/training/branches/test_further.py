@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from pydantic import ValidationError
 from yaml import safe_dump
 
 from qzoom_agent import Agent
@@ -217,3 +218,11 @@ def test_the_stage_makes_the_branches_of_nano_look_again(tmp_path: Path, capsys:
     export_model(out, tmp_path / "model")
     agent = Agent.from_pretrained(str(tmp_path / "model"), device="cpu", check=False)
     assert agent.backend.branches.further is not None  # type: ignore[attr-defined]
+
+
+def test_what_is_followed_and_what_is_searched_belong_together() -> None:
+    with pytest.raises(ValidationError, match="parts of crops"):
+        FurtherStage(follow="attention")
+    with pytest.raises(ValidationError, match="name places in the coarse view"):
+        FurtherStage(inside_crops="only")
+    assert "follow" not in FurtherStage().model_dump()  # folders of earlier versions go on

@@ -136,7 +136,7 @@ def test_a_token_for_the_hub_is_neither_printed_nor_written(tmp_path: Path, caps
     path = tmp_path / "grpo.yaml"
     path.write_text("max_steps: 1\ntrl: {hub_token: hf_secret, push_to_hub: true}\nneedle: {needle-hop: 1}\n")
     assert run.main(["--config", str(path), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
-    assert "hf_secret" not in (printed := capsys.readouterr().out) and "hub_token: (given)" in printed
+    assert "hf_secret" not in (printed := capsys.readouterr().out) and "push_to_hub: true" in printed
     given = load_grpo_recipe(path)
     assert given.trl["hub_token"] == "hf_secret"
     keep_recipe(given, tmp_path)

@@ -84,8 +84,8 @@ class BranchConfig(BaseModel):
     inside_crops: InsideCrops = Field(default=False, exclude_if=lambda given: not given)
     """Of branches of further looks: the crops shown so far are searched as well as the coarse view, or they alone."""
     crops: int | None = Field(default=None, ge=2, exclude_if=lambda given: given is None)
-    """Of branches of further looks: most crops of an image, that of the first look counted; None: the gate alone ends
-    the looks."""
+    """Of branches of further looks: once so many crops of an image are shown, that of the first look counted, no other
+    look follows; None: the gate alone ends the looks."""
     evidence: dict[str, Any] = {}
     """Measurements behind the thresholds, as `qzoom calibrate` writes them."""
 

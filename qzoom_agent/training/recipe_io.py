@@ -220,13 +220,13 @@ def with_new_names(data: Any, kind: Any, *, warn: bool = False) -> Any:
 
 def as_yaml(recipe: BaseModel) -> str:
     """Return a resolved recipe as YAML, for people to read: without its tokens for the hub."""
-    return safe_dump(_masked(recipe.model_dump(mode="json")), sort_keys=False)
+    return safe_dump(_without_token(recipe.model_dump(mode="json")), sort_keys=False)
 
 
-def _masked(value: JsonValue) -> JsonValue:
+def _without_token(value: JsonValue) -> JsonValue:
     if not isinstance(value, dict):
         return value
-    return {key: _masked(one) for key, one in value.items() if key != "hub_token"}
+    return {key: _without_token(one) for key, one in value.items() if key != "hub_token"}
 
 
 def keep_recipe(recipe: BaseModel, folder: Path) -> None:

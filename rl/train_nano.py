@@ -97,6 +97,8 @@ class Stage(BaseModel):
 
     Whatever trains it has to look like everything it will see: trained on pages alone it forgets coarse views.
     """
+    aligned: bool = False
+    """Crops beside a coarse view get the positions of their place in it (Q-Zoom 3.3) instead of a grid of their own."""
     from_layer: int = Field(default=0, ge=0)
     """Lowest decoder layer that is trained; above 0 tower and embeddings stay as they are, too. From the layer up that
     branches leave at, they stay valid."""
@@ -315,7 +317,7 @@ def run_stage(
     if stage.heads_only:
         model.requires_grad_(False)
         model.training_heads.requires_grad_(True)
-    packer = Packer(tokenizer)
+    packer = Packer(tokenizer, aligned=stage.aligned)
     needing = sorted({*stage.mix, *recipe.validate_kinds} & REAL_KINDS)
     if needing and receipts is None:
         raise ConfigError(f"Stage {stage.name!r} reads real receipts ({', '.join(needing)}). Give --receipts DIR.")
@@ -333,6 +335,7 @@ def run_stage(
         paper_tokens=stage.paper_tokens,
         heights=stage.heights,
         times=stage.times,
+        aligned=stage.aligned,
     )
     arguments = TrainingArguments(
         output_dir=str(folder),

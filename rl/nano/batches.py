@@ -1,9 +1,10 @@
 """Batches as rows of a `datasets` table: a row names a kind and a seed, and is drawn when it is read.
 
 `print`, `glances` (a quarter of it) and the kinds of paper (`paper_batches.py`) are for the vision tower alone (dense
-labels, no questions), `pages` for tower and language model; the others ask about boards. Nothing is stored, so an epoch
-is as long as one likes, any batch can be drawn again from its row, and a resumed run sees exactly the batches it would
-have seen. Kinds are sized so that each costs about the same time.
+labels, no questions), `pages` for tower and language model; the others ask about boards, `beside` as `coarse` with more
+crops and fewer calls. Nothing is stored, so an epoch is as long as one likes, any batch can be drawn again from its
+row, and a resumed run sees exactly the batches it would have seen. Kinds are sized so that each costs about the same
+time.
 """
 
 from collections.abc import Mapping
@@ -53,6 +54,7 @@ BoardKind = Literal[
     "glances",
     "pairs",
     "steps",
+    "beside",
 ]
 Kind = Literal[BoardKind, PaperKind]
 KINDS: Final[tuple[BoardKind, ...]] = get_args(BoardKind)
@@ -89,6 +91,13 @@ def trees_of(kind: str, seed: int) -> list[Tree]:
     if kind == "coarse":
         drawn = [training_boards(rng, seed * 64 + index) for index in range(3)]
         return [coarse_tree(rng, board, again=again, tokens=rng.choice(COARSE_BUDGETS)) for board, *again in drawn]
+    if kind == "beside":
+        boards = [training_board(rng, seed * 64 + index) for index in range(3)]
+        budgets = [rng.choice(COARSE_BUDGETS) for _ in boards]
+        return [
+            coarse_tree(rng, board, crops=20, calls=0, looks=0, tokens=most)
+            for board, most in zip(boards, budgets, strict=True)
+        ]
     if kind == "pairs":
         pairs = [paired_boards(rng, seed * 64 + index) for index in range(2)]
         return [pair_tree(rng, pair, tokens=rng.choice(COARSE_BUDGETS)) for pair in pairs]
@@ -126,8 +135,9 @@ class Draw:
         heights: tuple[float, float] = HEIGHTS,
         times: int = 1,
         apart: int = 0,
+        aligned: bool = False,
     ) -> None:
-        self.packer = Packer(tokenizer)
+        self.packer = Packer(tokenizer, aligned=aligned)
         self.receipts, self.paper_tokens, self.heights = receipts, paper_tokens, heights
         self.times, self.apart = times, apart
 
@@ -158,6 +168,7 @@ def table(
     paper_tokens: int = PAPER_TOKENS,
     heights: tuple[float, float] = HEIGHTS,
     times: int = 1,
+    aligned: bool = False,
 ) -> Dataset:
     """A table of `steps` batches of the kinds in `mix` (shares), drawn and packed on reading.
 
@@ -169,7 +180,7 @@ def table(
     kinds = Random(f"mix/{seed}").choices(list(mix), weights=list(mix.values()), k=steps)
     numbers = [seed * NUMBERS_A_STAGE + step for step in range(steps)]
     return Dataset.from_dict({"kind": kinds, "seed": numbers}).with_transform(
-        Draw(tokenizer, receipts, paper_tokens=paper_tokens, heights=heights, times=times, apart=steps)
+        Draw(tokenizer, receipts, paper_tokens=paper_tokens, heights=heights, times=times, apart=steps, aligned=aligned)
     )
 
 

@@ -200,8 +200,15 @@ def _anywhere(rng: Random, board: Board) -> Rect:
 def inserted(rng: Random, frame: Frame, needle: Rect) -> Frame:
     """A crop of the needle that stands beside the coarse view: as SD-RPN proposes it, or looser or tighter."""
     if rng.random() < 0.7:
-        return proposed(rng, frame.board, needle)
-    return show(frame.board, _jittered(rng, needle, frame.board), tokens=CROP_TOKENS)
+        return placed(proposed(rng, frame.board, needle), frame)
+    return placed(show(frame.board, _jittered(rng, needle, frame.board), tokens=CROP_TOKENS), frame)
+
+
+def placed(crop: Frame, frame: Frame) -> Frame:
+    """The crop, told where in `frame`, an earlier view of the whole board, it was cut."""
+    (x1, y1, x2, y2), (scale_x, scale_y) = crop.box, (scale / CELL for scale in frame.scale)
+    cells = (x1 * scale_x, y1 * scale_y, x2 * scale_x, y2 * scale_y)
+    return replace(crop, look=replace(crop.look, place=(frame.look, cells)))
 
 
 def _answer(text: str, focus: Sequence[tuple[Look, Sequence[int]]] = ()) -> Say:
@@ -379,7 +386,7 @@ def coarse_tree(
     if rng.random() < 0.6:
         branches += [("vain", fact, vain(rng, frame, fact, served=True)) for fact in easy[-1:]]
     branches += [("direct", fact, direct(frame, fact)) for fact in fine[:1]]
-    stray, chance = proposed(rng, board, _anywhere(rng, board)), rng.random()
+    stray, chance = placed(proposed(rng, board, _anywhere(rng, board)), frame), rng.random()
     if chance < 0.25 and easy:  # a crop that nobody needed
         branches.append(("stray", easy[0], [stray.look, *direct(frame, easy[0])]))
     elif chance < 0.5 and fine:  # a crop of the wrong place
@@ -441,7 +448,7 @@ def steps_of(board: Board) -> list[Fact]:
 
 def _noted(rng: Random, coarse: Frame, frame: Frame, fact: Fact, *, growth: float | None = None) -> Frame:
     """A proposed crop of the note of a question in two steps."""
-    return noting(proposed(rng, frame.board, fact.boxes[0], growth=growth), fact, coarse)
+    return noting(placed(proposed(rng, frame.board, fact.boxes[0], growth=growth), coarse), fact, coarse)
 
 
 def counts(rng: Random, board: Board, *, most: int = 12) -> list[Fact]:

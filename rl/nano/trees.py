@@ -37,12 +37,14 @@ class Look:
     `note`: visual tokens of it with print that names a place, and the earlier image and the visual tokens of it that
     show that place. What is said next is about that place, whatever a question between them names.
     `readings`: the lines of print in it that the tower learns to read; None: it is not paper.
+    `place`: the earlier image that it is a crop of, and its box there in visual tokens (left, top, right, bottom).
     """
 
     image: Image.Image
     dense: NDArray[np.int64] | None = None
     note: tuple[Sequence[int], "Look", Sequence[int]] | None = None
     readings: Sequence[Reading] | None = None
+    place: tuple["Look", tuple[float, float, float, float]] | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -109,7 +111,7 @@ class _Row:
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    positions: list[tuple[int, int, int]] = field(default_factory=list)
+    positions: list[tuple[float, float, float]] = field(default_factory=list)
     branch: list[int] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
     starts: dict[int, int] = field(default_factory=dict)
@@ -129,10 +131,13 @@ class _Row:
 
 
 class Packer:
-    """Turns trees into the tensors of one training batch."""
+    """Turns trees into the tensors of one training batch.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.tokenizer = tokenizer
+    `aligned`: a crop with a place gets the rows and columns of that place (Q-Zoom 3.3) instead of a grid of its own.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, aligned: bool = False) -> None:
+        self.tokenizer, self.aligned = tokenizer, aligned
         names = ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
         self.start, self.pad, self.end = cast(list[int], tokenizer.convert_tokens_to_ids(names))
         self._cache: dict[str, list[int]] = {}
@@ -148,7 +153,7 @@ class Packer:
         for piece in pieces:
             if isinstance(piece, Say):
                 ids = self._encode(piece.text)
-                where = [(position + step,) * 3 for step in range(len(ids))]
+                where: list[tuple[float, float, float]] = [(position + step,) * 3 for step in range(len(ids))]
                 position += len(ids)
                 labels = ids if piece.learn else [-100] * len(ids)
                 said = piece.learn or piece.looks
@@ -174,7 +179,14 @@ class Packer:
                 ids = [self.start, *[self.pad] * (rows * columns), self.end]
                 first = position + 1
                 after = first + max(rows, columns)
-                inside = [(first, first + y, first + x) for y in range(rows) for x in range(columns)]
+                down: Sequence[float] = range(first, first + rows)
+                across: Sequence[float] = range(first, first + columns)
+                if self.aligned and piece.place is not None:
+                    source, (left, top, right, bottom) = piece.place
+                    _, above, before = row.positions[row.starts[id(source)]]  # of its first visual token
+                    down = np.linspace(above + top, above + bottom - 1, rows).tolist()
+                    across = np.linspace(before + left, before + right - 1, columns).tolist()
+                inside: list[tuple[float, float, float]] = [(first, y, x) for y in down for x in across]
                 where = [(position,) * 3, *inside, (after,) * 3]
                 position = after + 1
                 labels = [-100] * len(ids)
@@ -211,7 +223,8 @@ class Packer:
     def batch(self, trees: Sequence[Tree]) -> dict[str, Any]:
         """One training batch, without padding.
 
-        Tensors over all N tokens of all trees in reading order: `ids`, `labels`, `positions` (3, N), `branch` (number
+        Tensors over all N tokens of all trees in reading order: `ids`, `labels`, `positions` (3, N; fractions of a
+        visual token in aligned crops), `branch` (number
         of the branch in the batch, -1 in prefixes), `tree`. `focus` (2, K) pairs predicting tokens with visual tokens
         they should look at, `ground` naming tokens with those of what they name, `point` predicting tokens with the
         naming token that their question is about, `tally` those that predict a number with what is counted; `aim`

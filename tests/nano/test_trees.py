@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from nano.examples import DENSE_CLASSES, OPEN, coarse_tree, direct, show, whole_tree
+from nano.examples import DENSE_CLASSES, OPEN, coarse_tree, direct, inserted, needles, show, whole_tree
 from nano.heads import (
     ENOUGH,
     FOCUS_HEADS,
@@ -37,6 +37,7 @@ from nano.pages import object_page
 from nano.tokenizer import build_tokenizer
 from nano.trees import WINDOW, Look, Packer, Say, Tree, image_blocks, patchify, text_blocks
 from qzoom_agent.evaluation.tasks.needle.boards import draw_board
+from qzoom_agent.perception.adapters import align
 
 few = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 grids = st.lists(st.tuples(st.integers(1, 11), st.integers(1, 11)), min_size=1, max_size=4)
@@ -494,3 +495,28 @@ def test_unknown_dense_labels_cost_nothing() -> None:
     for slot, label in enumerate([4, 0, 1, 0, 6, 1]):
         certain[0, sum(DENSE_CLASSES[:slot]) + label] = 50.0
     assert float(dense_loss(certain, torch.tensor([[4, 0, 1, 0, 6, 1]]))) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_crop_beside_a_coarse_view_stands_where_the_library_would_put_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    rng = Random("aligned")
+    board = draw_board("scene", 3, split="train")
+    coarse = show(board, None, tokens=(16, 64))
+    crop = inserted(rng, coarse, needles(board)[0])
+    tree = Tree([Say(OPEN), coarse.look], [[crop.look, Say("?")]])
+    plain, aligned = (Packer(tokenizer, aligned=aligned).batch([tree]) for aligned in (False, True))
+    assert plain["positions"].dtype == torch.long
+
+    pad = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    visual = torch.nonzero(plain["ids"] == pad)[:, 0].tolist()
+    first = coarse.look.grid[0] * coarse.look.grid[1]
+    assert crop.look.place is not None
+    wanted = align(
+        plain["positions"][:, None],
+        source=visual[0],
+        crop=(visual[first], visual[-1] + 1),
+        grid=crop.look.grid,
+        cells=crop.look.place[1],
+    )
+    torch.testing.assert_close(aligned["positions"][:, None], wanted)
+    left, top, right, bottom = crop.look.place[1]
+    assert 0 <= left < right <= coarse.look.grid[1] and 0 <= top < bottom <= coarse.look.grid[0]

@@ -77,8 +77,8 @@ class CropPolicy:
         self.offers_tools = self.name in OFFER_TOOLS
         self.looks_with_tools = self.offers_tools and config.perception.prompt == "opening"
         """A look reads the question with the offer of tools."""
-        self.looks_again = self.name in LOOK_AGAIN and config.perception.gate not in ("off", "answer")
-        """Further looks follow where the branches can; with the gate switched off nothing would end them."""
+        self.looks_again = self.name in LOOK_AGAIN and config.perception.gate != "answer"
+        """Further looks follow where the branches can."""
         self._config, self._views = config, views
         self._rule: PolicyRule | None = None
         if name := config.review.rule or ("hybrid" if self.name == "hybrid" else None):

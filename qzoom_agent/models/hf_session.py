@@ -238,7 +238,9 @@ class HFSession:
         """Return the output of branches as a record for each view of the prompt; `work` is that of the layers below."""
         assert self.backend.branches is not None
         again, close = self.backend.branches.further, found.further and config.inside_crops == "only"
-        further = again is not None and (again.config.crops is None or len(prompt.spans) < again.config.crops)
+        # a number of crops ends further looks, or else a gate
+        most = None if again is None else again.config.crops
+        further = again is not None and (options.gate != "off" if most is None else len(prompt.spans) < most)
         aligned, sparse = (options.positions or config.positions) == "aligned", options.sparse_crop is not None
         maps, records = dict(zip(self._searched(prompt, config, further=found.further), found.maps, strict=False)), []
         for span in prompt.spans:

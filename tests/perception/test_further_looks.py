@@ -77,11 +77,10 @@ def test_looks_follow_one_another_until_the_gate_says_enough() -> None:
         ({"budget": {"max_views": 3}}, 2, 2, "answered"),
         ({"budget": {"max_turns": 2}}, 2, 2, "answered"),
         ({"perception": {"max_looks": 1}}, 1, 1, "answered"),
-        ({"perception": {"gate": "off"}}, 1, 1, "answered"),
         ({"policy": "always"}, 1, 1, "answered"),
         ({"budget": {"max_visual_tokens": 190, "coarse_tokens": 64}}, 3, 2, "budget"),
     ],
-    ids=["views", "turns", "looks", "gate off", "always", "visual tokens"],
+    ids=["views", "turns", "looks", "always", "visual tokens"],
 )
 def test_a_budget_or_a_setting_ends_them(changes: dict[str, Any], looks: int, crops: int, status: str) -> None:
     trace = run(looking(7), **changes)
@@ -253,6 +252,12 @@ def test_the_answer_after_several_looks_is_that_of_one_pass_over_its_views(
     assert trace.turns[0].cached_tokens >= trace.looks[-1].visual_tokens
 
 
+def test_with_the_gate_off_nothing_would_end_further_looks(load: Callable[[Family], HFBackend]) -> None:
+    agent = Agent(load("qwen2_5_vl"), config=AgentConfig(policy="implicit").replace(**SEARCH))
+    off = agent.replace(**{"perception.gate": "off"})
+    assert [len(one.run(IMAGE, "what is the code?").trace.looks) for one in (agent, off)] == [3, 1]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_close_ups_lie_in_the_crop_and_need_no_gate(family: Family, load: Callable[[Family], HFBackend]) -> None:
     first = load(family)
@@ -264,7 +269,8 @@ def test_close_ups_lie_in_the_crop_and_need_no_gate(family: Family, load: Callab
     search = {**SEARCH, "perception": {"roi_min_tokens": 16, "roi_max_tokens": 36}}
     agent = Agent(backend, config=AgentConfig(policy="implicit").replace(**search))
     (one, two) = agent.batch([(IMAGE, "what is the code?"), (IMAGE, "how many dots are on the red circle?")])
-    for trace in (agent.run(IMAGE, "what is the code?").trace, one.trace, two.trace):
+    off = agent.replace(**{"perception.gate": "off"}).run(IMAGE, "what is the code?")  # their number ends them
+    for trace in (agent.run(IMAGE, "what is the code?").trace, off.trace, one.trace, two.trace):
         assert [(look.score, look.route) for look in trace.looks] == [(None, "zoom")] * 2
         crop, close = trace.views[2:]
         assert crop.region.coverage(close.region) > 0.99

@@ -95,7 +95,7 @@ def run_rescore(args: argparse.Namespace) -> int:
     from qzoom_agent.evaluation.run_log import RunFolder
     from qzoom_agent.evaluation.runner import rescore
     from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task, unscored
-    from qzoom_agent.evaluation.tasks.custom import custom_task, task_name
+    from qzoom_agent.evaluation.tasks.custom import custom_task
     from qzoom_agent.extensions import is_reference
 
     folder = RunFolder.existing(args.run)
@@ -108,8 +108,8 @@ def run_rescore(args: argparse.Namespace) -> int:
                 f"If you trust it, give --task {named}."
             )
         # A table of questions need not be there: the rows of the run hold what is scored.
-        own = part.reference is None and part.path is not None and task_name(Path(part.path)) == name not in TASKS
-        task = custom_task(Path(named)) if own else find_task(named)
+        own = part.reference is None and part.path is not None and name not in TASKS
+        task = custom_task(Path(named), name=name) if own else find_task(named)
         tasks.append(task if part.answered else unscored(task))
     show(rescore(folder, with_judge(tasks, args, folder.path), scorer=args.scorer), {})
     print(f"report: {opener()} {write_run_report(folder)}", flush=True)

@@ -200,10 +200,11 @@ def planned(args: argparse.Namespace) -> Measurement | None:
     """Return the run that the flags describe, checked; None after a dry run, which prints it."""
     from qzoom_agent.data.samples import TaskSource
     from qzoom_agent.evaluation.run_log import RunFolder
-    from qzoom_agent.evaluation.runner import Shard, require, select
+    from qzoom_agent.evaluation.runner import Shard, require, require_names, select
     from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task, unscored, with_scorer
 
     tasks = [find_task(name) for name in dict.fromkeys(args.task)]
+    require_names(tasks)
     given = zip(tasks, dict.fromkeys(args.task), strict=True)
     paths = {task.name: name for task, name in given if name not in TASKS and not task.reference}
     config = read_config(args)
@@ -270,7 +271,9 @@ def _default_folder(args: argparse.Namespace, config: AgentConfig, tasks: Sequen
 
     decides = [config.model_dump(mode="json"), weights_of(config, args.branches), *tasks]
     decides += [args.n, args.limit, args.seed, args.split, str(args.fonts), args.path, args.repeats, args.task]
-    decides += ["no answers"] if args.no_answers else []  # folders that are there keep their names
+    # folders that are there keep their names
+    decides += ["no answers"] if args.no_answers else []
+    decides += [json.dumps(sorted(args.columns))] if args.columns else []
     short = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
     name = "+".join(tasks) if len(tasks) <= 3 else f"{tasks[0]}+{len(tasks) - 1}-more"
     model = re.sub(r"[^\w.-]+", "-", config.model).strip("-.")

@@ -1,7 +1,8 @@
 """Two runs over the same samples, compared in pairs: accuracy, cost, what flipped, and what zooming did.
 
-Samples are paired by task and id, and only if both runs showed the same image and asked the same question: two runs
-that asked different things are not compared. Where both runs asked a sample several times, the means are paired.
+Samples are paired by task and id, and only if both runs showed the same image, asked the same question and were scored
+against the same answers: two runs that asked different things are not compared. Where both runs asked a sample several
+times, the means are paired.
 
 What zooming did shows in the pairs of which one run was shown a crop and the other was not:
 
@@ -137,6 +138,12 @@ def _pairs(before: Sequence[SampleResult], after: Sequence[SampleResult]) -> tup
             raise ConfigError(
                 f"The runs asked different things: sample {one.id} has another "
                 f"{'image' if one.image != two.image else 'question'} in each. Run one of them again."
+            )
+        if (one.gold, one.options) != (two.gold, two.options):
+            raise ConfigError(
+                f"The runs were scored against different answers: sample {one.id} has {one.gold[0]!r:.60} in one and "
+                f"{two.gold[0]!r:.60} in the other. Give the same command as for the first run again: it asks nothing "
+                "anew and scores by the answers as they are now."
             )
     return pairs, (len(first) - len(pairs), len(second) - len(pairs))
 

@@ -235,6 +235,7 @@ def select(
 
     Raises ConfigError if a task cannot be read, or has samples that cannot be asked and `source.skip_bad` is not set.
     """
+    require_names(tasks)
     found = {}
     for task in tasks:
         own = source._replace(path=(paths or {}).get(task.name, source.path))
@@ -249,6 +250,16 @@ def select(
             selection = selection.model_copy(update={"planned": len(places), "left_out": told})
         found[task.name] = Selected(samples, selection, places)
     return found
+
+
+def require_names(tasks: Sequence[Task]) -> None:
+    """Raise ConfigError for two tasks of one name, which would be one in a run folder."""
+    for at, task in enumerate(tasks):
+        if any(task.name == other.name for other in tasks[:at]):
+            raise ConfigError(
+                f"Two of the tasks are called {task.name!r}, after their files or folders. Rename one, or evaluate "
+                "them in two runs."
+            )
 
 
 def rescore(
@@ -299,16 +310,19 @@ class TaskRun:
             lambda row: row.task == self.task.name and row.status != "error" and (row.index, row.repeat) in wanted
         )
 
-        def answered(index: int, repeat: int) -> tuple[SampleResult, bool]:
-            known = done.pop((self.task.name, index, repeat), None)
-            return self._row(index, repeat, None if known is None else self.folder.read(known))
+        def answered(index: int, repeat: int) -> tuple[SampleResult, bool, bool]:
+            place = done.pop((self.task.name, index, repeat), None)
+            known = None if place is None else self.folder.read(place)
+            row, new = self._row(index, repeat, known)
+            return row, new, row is not known
 
         last = perf_counter()
         with self.folder.journal(rank) as journal:
-            for row, new in _side_by_side(lambda item: answered(*item), items, workers):
+            for row, new, changed in _side_by_side(lambda item: answered(*item), items, workers):
                 if new:
                     now = perf_counter()
                     row, last = row.model_copy(update={"elapsed": now - last, "peak_memory": peak_memory()}), now
+                if changed:
                     journal.append(row)
                 if watch:
                     watch.row(row, new=new)
@@ -331,8 +345,10 @@ class TaskRun:
             raise ConfigError(f"The task {self.task.name!r} gave {sample!r:.80} as question {place}, not a Sample.")
         if sample.task != self.task.name:  # a task from outside this package that reads another's samples
             sample = replace(sample, task=self.task.name)
-        if known is not None and known.key == about(sample, image=image_digest(sample.image))["key"]:
-            return known.completed(self.task.scorers), False
+        if known is not None and known.key == (told := about(sample, image=image_digest(sample.image)))["key"]:
+            current = known.under(told, self.task.scorers)
+            if current is not None:
+                return current, False
         row = self._ask(sample, partial(about, sample), seed=episode_seed(self.seed, sample.id, repeat))
         return (row.model_copy(update={"row": digest}) if digest else row), True
 

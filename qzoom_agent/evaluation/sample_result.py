@@ -29,6 +29,8 @@ from qzoom_agent.views import ViewStore
 
 Cause = Literal["failed", "never looked", "looked elsewhere", "saw and misread", "looked, place unknown"]
 TAKE_GOLD: frozenset[PolicyName] = frozenset({"oracle", "random"})
+_TOLD = ("kind", "cluster", "gold", "options", "meta")
+"""Fields that a task can correct without another answer."""
 
 
 class AnswerLike(Protocol):
@@ -185,9 +187,26 @@ class SampleResult(BaseModel):
         kept = {name: {key: one for key, one in getattr(self, name).items() if key not in now[name]} for name in now}
         return self.model_copy(update={name: now[name] | kept[name] for name in now})
 
+    def under(self, about: Mapping[str, Any], scorers: Mapping[str, Scorer | CustomScorer]) -> SampleResult | None:
+        """Return the row with what the task says of the sample now (`asked`), scored by it.
+
+        None if its boxes are other ones, which what was measured of the crops depends on.
+        """
+        now = SampleResult.model_validate({**about, "status": self.status})
+        if (now.boxes, now.coarse_suffices) != (self.boxes, self.coarse_suffices):
+            return None
+        told = {name: getattr(now, name) for name in _TOLD}
+        if all(getattr(self, name) == value for name, value in told.items()):
+            return self.completed(scorers)
+        # scores of other scorers are of other answers
+        return self.model_copy(update={**told, "scores": {}, "rules": {}}).rescored(scorers)
+
     def completed(self, scorers: Mapping[str, Scorer | CustomScorer]) -> SampleResult:
         """Return the row with a score of every scorer as it is now; those of other scorers are kept."""
-        if all(name in self.scores and self.rules.get(name) == rule_version(one) for name, one in scorers.items()):
+        versions = {name: rule_version(one) for name, one in scorers.items()}
+        if all(
+            name in self.scores and version and self.rules.get(name) == version for name, version in versions.items()
+        ):
             return self
         return self.rescored(scorers)
 

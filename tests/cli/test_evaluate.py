@@ -207,6 +207,27 @@ def test_your_own_questions_are_a_task(play: Any, here: Path, capsys: pytest.Cap
         assert run("eval", wrong) == 2 and told in capsys.readouterr().err
 
 
+def test_own_questions_named_as_a_benchmark_keep_their_own_rule(
+    play: Any, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (60, 40), "red").save(here / "meter.png")
+    row = {"image": "meter.png", "question": "What?", "strict": "WRONG", "loose": "7"}
+    (here / "docvqa.jsonl").write_text(json.dumps(row) + "\n")
+    play(lambda _: "7")
+    shared = ("eval", "./docvqa.jsonl", "--column")
+    for column, worth in (("strict", "0.000"), ("loose", "1.000")):  # in folders of their own
+        assert run(*shared, f"answer={column}") == 0
+        out = capsys.readouterr().out
+        assert out.startswith("own-docvqa (") and f"accuracy (rule)  {worth}" in out
+    for folder in (here / "runs").iterdir():
+        assert run("eval", "rescore", str(folder)) == 0
+        assert "accuracy (rule)" in capsys.readouterr().out
+    (here / "v1.0").mkdir()
+    (here / "v1.0" / "rows.jsonl").write_text(json.dumps({"image": "../meter.png", "question": "?", "answer": "7"}))
+    assert run("eval", "v1.0", "./v1.0", "--dry-run") == 2
+    assert "Two of the tasks are called 'v1.0'" in capsys.readouterr().err
+
+
 def test_a_run_is_scored_again_where_its_table_is_not(
     play: Any, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,40 @@ def test_a_version_is_an_attribute_or_a_digest_of_the_source() -> None:
     assert rule_version(anls.clean) == RULES and public_rule(anls.clean) is None
     assert rule_version(mine).startswith("source ") and rule_version(mine) != rule_version(replace)
     assert rule_version(max) == ""
+
+
+class Mine:
+    def __call__(self, text: str, sample: Sample) -> float:
+        return 1.0
+
+
+def test_the_digest_is_that_of_the_module_since_a_scorer_calls_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rule_version(Mine()) == rule_version(partial(mine)) == rule_version(mine)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for value in ("0.0", "1.0"):
+        name = f"own_rule_{value[0]}"
+        (tmp_path / f"{name}.py").write_text(
+            f"def worth():\n    return {value}\n\ndef own(text, sample):\n    return worth()\n"
+        )
+        found.append(rule_version(importlib.import_module(name).own))
+    assert len(set(found)) == 2
+
+
+def test_answers_are_scored_again_by_a_scorer_without_a_version(tmp_path: Path) -> None:
+    task = numbers(1)
+    worth = [0.0]
+
+    def unknown(text: str | None, sample: Sample) -> float:
+        return worth[0]
+
+    vars(unknown)["version"] = ""
+    for worth[0] in (0.0, 1.0):
+        evaluate(player(), [replace(task, scorers={"own": unknown})], out=tmp_path, source=TaskSource(n=1))
+    (row,) = RunFolder(tmp_path).latest()
+    assert row.value("own") == 1.0
 
 
 def test_results_name_the_public_code_that_a_rule_repeats() -> None:

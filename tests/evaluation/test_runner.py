@@ -14,6 +14,7 @@ from qzoom_agent.answer import Answer
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import BackendError, ConfigError, ImageError
+from qzoom_agent.evaluation.compare import compare
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate, rescore
 from qzoom_agent.evaluation.sample_result import SampleResult, episode_seed
@@ -21,6 +22,7 @@ from qzoom_agent.evaluation.summary import Results, summarise
 from qzoom_agent.evaluation.tasks.catalog import find_task
 from qzoom_agent.evaluation.tasks.needle import TASK_NAMES, sample_seed
 from qzoom_agent.evaluation.tasks.task import Score, Task
+from qzoom_agent.geometry import Box
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.trace import Trace, saved_images
 from tests.evaluation.player import Numbers, clean, faithful, lines, numbers, player
@@ -287,6 +289,41 @@ def test_a_changed_sample_is_asked_again(tmp_path: Path) -> None:
     agent = Given()
     assert evaluate(agent, [task], out=tmp_path).tasks["numbers"].n == 4
     assert len(agent.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "calls"),
+    [({"answer": "9", "answers": ("9",), "kind": "mended"}, 0), ({"boxes": (Box(0, 0, 9, 9),)}, 1)],
+    ids=["answers", "boxes"],
+)
+def test_what_a_task_says_of_a_sample_is_that_of_now(change: dict[str, Any], calls: int, tmp_path: Path) -> None:
+    """Another answer is scored without asking; other boxes are asked about, since crops are measured by them."""
+    evaluate(player(), [numbers(2)], out=tmp_path)
+
+    class Mended(Numbers):
+        def __getitem__(self, index: int, /) -> Sample:
+            known = super().__getitem__(index)
+            return Sample(**{**vars(known), **change}) if index == 1 else known
+
+    scorers = numbers().scorers
+    task = Task(name="numbers", title="", load=lambda source: Mended("numbers", 2), scorers=scorers)
+    agent = Given()
+    results = evaluate(agent, [task], out=tmp_path)
+    assert len(agent.calls) == calls
+    row = RunFolder(tmp_path).latest()[1]
+    if calls:
+        assert row.boxes == [(0, 0, 9, 9)] and results.tasks["numbers"].accuracy == 1.0
+        return
+    assert (row.gold, row.kind, row.answer, row.value("clean")) == (["9"], "mended", "1", 0.0)
+    assert results.tasks["numbers"].accuracy == 0.5
+    evaluate(player(), [numbers(2)], out=tmp_path / "before")
+    with pytest.raises(ConfigError, match="scored against different answers: sample numbers-1 has '1' in one and '9'"):
+        compare(RunFolder(tmp_path / "before"), RunFolder(tmp_path))
+
+
+def test_tasks_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Two of the tasks are called 'numbers'"):
+        evaluate(player(), [numbers(2), numbers(3)], out=tmp_path)
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from qzoom_agent.data.rows import SUFFIXES
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.charxiv import CHARXIV
-from qzoom_agent.evaluation.tasks.custom import custom_task
+from qzoom_agent.evaluation.tasks.custom import custom_task, task_name
 from qzoom_agent.evaluation.tasks.details import O3_BENCH, TREEBENCH, VISUAL_NEEDLE, VISUAL_PROBE, ZOOM_BENCH
 from qzoom_agent.evaluation.tasks.documents import CHARTQA, DOCVQA, INFOVQA, OCRBENCH, TEXTVQA
 from qzoom_agent.evaluation.tasks.high_resolution import HR_BENCH, HR_SCENE, MME, XLRS
@@ -44,16 +44,18 @@ def find_task(name: str) -> Task:
 
     Args:
         name: A name of `TASKS`; the path of a file or folder of questions; `module:attribute`; or an entry point of
-            the group `qzoom_agent.tasks`. A name goes before a path: write ./chartqa for a folder of yours. An
-            attribute or entry point is a `Task`, an object with its attributes, or a function that returns one.
+            the group `qzoom_agent.tasks`. A name goes before a path: write ./chartqa for a folder of yours, whose task
+            is then called own-chartqa. An attribute or entry point is a `Task`, an object with its attributes, or a
+            function that returns one.
 
     Raises:
         ConfigError: There is no such task.
     """
     if name in TASKS:
         return TASKS[name]
-    if Path(name).expanduser().exists():
-        return custom_task(Path(name).expanduser())
+    if (path := Path(name).expanduser()).exists():
+        called = task_name(path)
+        return custom_task(path, name=f"own-{called}" if called in TASKS else called)
     if not is_reference(name) and (Path(name).name != name or Path(name).suffix.lower() in SUFFIXES):
         raise ConfigError(
             f"There is nothing at {name}, seen from {Path.cwd()}. Give a file or folder of your own questions, or the "

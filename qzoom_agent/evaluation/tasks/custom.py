@@ -27,9 +27,9 @@ from qzoom_agent.evaluation.tasks.task import Task
 NEEDED: Final = ("image", "question")
 
 
-def custom_task(path: Path) -> Task:
-    """Return the task in a file or folder, which is read when the task is loaded."""
-    name = task_name(path)
+def custom_task(path: Path, *, name: str | None = None) -> Task:
+    """Return the task in a file or folder, which is read when the task is loaded; `name` if not that of `task_name`."""
+    name = task_name(path) if name is None else name
     return Task(
         name=name,
         title=f"your questions in {path}",
@@ -41,7 +41,8 @@ def custom_task(path: Path) -> Task:
 
 def task_name(path: Path) -> str:
     """Return a name for the task in a file or folder."""
-    return re.sub(r"[^\w.-]+", "-", path.resolve().stem).strip("-") or "own"
+    resolved = path.resolve()
+    return re.sub(r"[^\w.-]+", "-", resolved.name if resolved.is_dir() else resolved.stem).strip("-") or "own"
 
 
 def load(name: str, path: Path, source: TaskSource) -> RowSamples:

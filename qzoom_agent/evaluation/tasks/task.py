@@ -6,9 +6,10 @@ the plain mean, the function that aggregates; resuming, statistics and reports a
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, JsonValue
@@ -147,16 +148,23 @@ def public_rule(scorer: Callable[..., Any]) -> PublicRule | None:
 
 
 def rule_version(scorer: Callable[..., Any]) -> str:
-    """Return the version of a scorer: its attribute `version`, else a digest of its source; empty if it has neither."""
+    """Return the version of a scorer: its attribute `version`, else a digest of the file it stands in; or empty."""
     version = getattr(scorer, "version", None)
     if isinstance(version, str):
         return version
+    made = inspect.unwrap(scorer)
+    while isinstance(made, partial):
+        made = made.func
     try:
-        return _source_version(inspect.unwrap(scorer))
+        held: Any = made if hasattr(made, "__code__") or isinstance(made, type) else type(made)
+        return _source_version(held)
     except (OSError, TypeError):
         return ""
 
 
 @lru_cache(maxsize=256)  # asked for every row, and reading a source takes a millisecond
-def _source_version(scorer: Callable[..., Any]) -> str:
-    return f"source {hashlib.sha256(inspect.getsource(scorer).encode()).hexdigest()[:12]}"
+def _source_version(scorer: Any) -> str:
+    """Return a digest of the module of a function or class, since what it calls decides as well."""
+    module = sys.modules.get(scorer.__module__)
+    held = module if module is not None and getattr(module, "__file__", None) else scorer
+    return f"source {hashlib.sha256(inspect.getsource(held).encode()).hexdigest()[:12]}"

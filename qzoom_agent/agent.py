@@ -282,7 +282,7 @@ class Agent:
             ImageError: The image cannot be read.
             ConfigError: There is neither an image nor a saved conversation, or another argument is wrong.
         """
-        from qzoom_agent.chat import Chat
+        from qzoom_agent.chat import Chat, reopened
 
         self._parts.require_caller()
         if self._parts.waits:
@@ -296,7 +296,7 @@ class Agent:
         with self._saved_runs(thread).claimed(thread, new=False):
             self._resume(thread)
             context, state, _ = self._restored(thread)
-        return Chat(self, context, thread=thread, state=state)
+        return Chat(self, context, thread=thread, state=reopened(self, state, context, history=history, seed=seed))
 
     def look(self, image: ImageSource, question: str) -> LookResult:
         """Run the coarse pass alone: does the question need more detail, and where? Nothing is answered.

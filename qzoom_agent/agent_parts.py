@@ -278,4 +278,7 @@ def _gold(box: Box | Sequence[float], store: ViewStore) -> Box:
     size = next((view.size for view in store.originals if view.id == box.view), None)
     if size is None or not box.finite:
         raise ConfigError(f"A gold box has finite numbers and refers to the original; got {box}.")
-    return box.to_pixel(size).ordered().clamp(size)
+    pixel = box.to_pixel(size).ordered()
+    if pixel.x1 >= size.width or pixel.x2 <= 0 or pixel.y1 >= size.height or pixel.y2 <= 0:
+        raise ConfigError(f"The gold box {box} lies outside the image of {size.width}x{size.height} pixels.")
+    return pixel.clamp(size)

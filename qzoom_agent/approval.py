@@ -64,6 +64,8 @@ def read_decision(given: Decision, call: PendingCall, image: Size) -> Approval:
         ) from None
     if call.box is None:
         raise ConfigError(f"The call of {call.name!r} has no box that could be moved. Approve it, or give a reason.")
+    if pixel.x1 == pixel.x2 or pixel.y1 == pixel.y2:
+        raise ConfigError(f"The box {given!r:.80} has no area. Give two corners that are apart.")
     if min(pixel.x2, image.width) <= max(pixel.x1, 0) or min(pixel.y2, image.height) <= max(pixel.y1, 0):
         raise ConfigError(f"The box {given!r:.80} lies outside the image of {image.width}x{image.height} pixels.")
     return Approval(action="move", box=pixel.clamp(image).corners)

@@ -11,7 +11,7 @@ its own, so a question should name what it is about. Budgets hold for each quest
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,6 +24,19 @@ from qzoom_agent.messages import require_question
 
 if TYPE_CHECKING:
     from qzoom_agent.agent import Agent
+
+
+def reopened(agent: Agent, state: State, context: Context, *, history: bool | None, seed: int | None) -> State:
+    """Return the state of a saved conversation or run to go on from, with what is asked for in `Agent.chat`.
+
+    Raises ConfigError if the conversation was begun with something else.
+    """
+    begun = state.get("history")
+    for name, given, saved in (("history", history, begun), ("seed", seed, context.config.seed)):
+        if given is not None and saved is not None and given != saved:
+            raise ConfigError(f"What is saved was begun with {name}={saved}. Open it without {name}, or begin anew.")
+    usual = getattr(agent.protocol, "history", True) if history is None else history
+    return {**state, "history": usual if begun is None else begun}
 
 
 class Chat:
@@ -48,6 +61,7 @@ class Chat:
         """
         self._agent, self._context, self._thread, self._state = agent, context, thread, state
         self._history, self._unfinished = history, False
+        self._running: Generator[Event] | None = None
         context.chat = True
         self.answer: Answer | None = None if state is None else agent._answer(state, context)
         """The answer to the last question. Its trace is that of the whole conversation."""
@@ -69,7 +83,8 @@ class Chat:
     def stream(self, question: str, *, boxes: Boxes | None = None) -> Iterator[Event]:
         """Answer as `ask`, but yield each `Event` as it happens; the last carries the `Answer`.
 
-        Leaving early ends the question. Unless the conversation is saved, it goes on as if it had not been asked.
+        Leaving early ends the question, and so does the next. Unless the conversation is saved, it goes on as if it had
+        not been asked.
         """
         return self._events(question, boxes, live=True)
 
@@ -100,15 +115,19 @@ class Chat:
         require_question(question)
         if self.answer is not None and self.answer.status == "waiting":
             raise ConfigError("The last question waits for a decision about a call. Give it with resume() first.")
+        if self._running is not None:
+            try:
+                self._running.close()  # a question that was left, but whose events somebody still holds
+            except ValueError:  # by another thread
+                raise ConfigError("The last question is still being answered. Ask again when it is.") from None
         if self._unfinished:
             raise ConfigError(
                 f"The last question of the conversation '{self._thread}' was left without its answer. Open it again "
                 f"with chat(thread='{self._thread}'), which answers it."
             )
-        context = self._context
-        context.live, context.left = live, False
-        given, before = self._input(question, boxes), len(context.store.views)
-        return self._run(given, before)
+        gold_boxes(self._context, boxes)  # wrong ones are told at once
+        self._running = self._run(question, boxes, live)
+        return self._running
 
     def _input(self, question: str, boxes: Boxes | None) -> dict[str, Any]:
         """Return what the graph is run on: a first state, or the update of the last one."""
@@ -123,15 +142,17 @@ class Chat:
         # A saved thread holds the state already.
         return {**asked} if self._thread is None else update
 
-    def _run(self, given: dict[str, Any], before: int) -> Iterator[Event]:
+    def _run(self, question: str, boxes: Boxes | None, live: bool) -> Generator[Event]:
+        context = self._context
+        context.live, context.left = live, False
+        given, before = self._input(question, boxes), len(context.store.views)
         try:
-            events = self._context.live
-            for event in self._agent._stream(given, self._context, self._thread, left_at=self._keep, events=events):
+            for event in self._agent._stream(given, context, self._thread, left_at=self._keep, events=live):
                 self.answer = event.answer or self.answer
                 yield event
         except BaseException:
             if self._thread is None:
-                self._context.store.drop_after(before)  # the sessions, which know these views, are closed
+                context.store.drop_after(before)  # the sessions, which know these views, are closed
             else:
                 self._unfinished = True
             raise

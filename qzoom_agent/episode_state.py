@@ -291,6 +291,7 @@ def follow_up(
         "gold": gold,
         "asked": [record],
         "opened": len(messages) + len(closed),
+        "history": state.get("history", True),
         "messages": Overwrite([*messages, *closed]),
         **{name: Overwrite([]) for name in ("views", "turns", "further_looks")},
         "seconds": Overwrite(0.0),

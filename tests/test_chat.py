@@ -156,6 +156,41 @@ def test_leaving_a_stream_early_is_as_if_the_question_had_not_been_asked() -> No
         assert [event.kind for event in chat.stream("four?")][-1] == "answer"
 
 
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_stream_that_is_left_but_still_held_is_ended_by_the_next_question(steps: int, tmp_path: Path) -> None:
+    def talk() -> Chat:
+        return plain(lambda messages: ZOOM if len(messages) % 4 == 1 else "done", policy="explicit").chat(IMAGE)
+
+    with talk() as chat, talk() as other:
+        for one in (chat, other):
+            one.ask("one?")
+        events = chat.stream("two?")
+        for _ in range(steps):
+            next(events)
+        chat.ask("three?"), other.ask("three?")
+        assert list(events) == []
+        answer = chat.ask("four?")
+        assert [one.question for one in answer.trace.questions] == ["one?", "three?", "four?"]
+        other.ask("four?")
+        assert chat._state is not None and other._state is not None
+        assert chat._state["messages"] == other._state["messages"]
+        assert [view.id for view in answer.trace.all_views] == [view.id for view in other.answer.trace.all_views]
+        assert Answer.load(chat.save(tmp_path / "out")).trace == answer.trace
+
+
+def test_what_is_opened_again_keeps_its_history_and_seed(tmp_path: Path) -> None:
+    agent = plain(lambda messages: str(len(messages)), state_dir=tmp_path)
+    agent.run(IMAGE, "one?", thread="run")
+    assert agent.chat(thread="run", history=False).ask("two?").text == "1"
+    assert agent.chat(thread="run").ask("three?").text == "1"  # as it was begun
+    agent.run(IMAGE, "one?", thread="other")
+    assert agent.chat(thread="other").ask("two?").text == "3"
+    for wrong in ({"history": True}, {"seed": 7}):
+        (name,) = wrong
+        with pytest.raises(ConfigError, match=f"begun with {name}="):
+            agent.chat(thread="run", **wrong)
+
+
 def test_it_is_saved_and_opened_again(tmp_path: Path) -> None:
     def reply(messages: list[Message]) -> str:
         if plain_text(messages[-1]).startswith("two") and fails:

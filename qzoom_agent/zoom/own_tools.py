@@ -50,7 +50,7 @@ MOST_CHARACTERS: Final = 8000
 _Image = Image.Image | np.ndarray[Any, Any]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _GIVEN: Final = "qzoom_views"
-_TAKEN: Final = ("self", "args", "kwargs", "config", "callbacks", "run_manager", _GIVEN)
+_TAKEN: Final = ("self", "args", "kwargs", "config", "callbacks", "run_manager", "model_config", _GIVEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +157,10 @@ def _as_tool(function: Any) -> BaseTool:
         hint = hints.get(key)
         if hint is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ConfigError(f"The parameter {key!r} of the tool {name!r} needs a type hint and a name of its own.")
-        if key in _TAKEN:
+        if key in _TAKEN or key.startswith("_"):
             raise ConfigError(
-                f"The parameter {key!r} of the tool {name!r} has a name that LangChain keeps for itself, so that what "
-                "the model writes would not reach it. Rename it."
+                f"The parameter {key!r} of the tool {name!r} has a name that LangChain keeps for itself or leaves "
+                "out, so that what the model writes would not reach it. Rename it."
             )
         default = parameter.default
         if (ids := _as_ids(hint)) != hint:
@@ -184,7 +184,10 @@ def _as_tool(function: Any) -> BaseTool:
         arguments |= {key: pixels(arguments[key]) for key in images}
         bound = inspect.BoundArguments(signature, OrderedDict(arguments))
         value = function(*bound.args, **bound.kwargs)  # some parameters may be positional alone
-        return "", _Returned(_awaited(value) if inspect.isawaitable(value) else value, given[0] if given else "coarse")
+        if inspect.isawaitable(value):
+            value = _awaited(value)
+        value = list(value) if inspect.isgenerator(value) else value
+        return "", _Returned(value, given[0] if given else "coarse")
 
     call.__name__, call.__doc__ = name, function.__doc__
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -195,7 +198,9 @@ def _as_tool(function: Any) -> BaseTool:
         )
     except Exception as error:  # LangChain's and pydantic's, for a missing docstring or a type without a schema
         raise ConfigError(
-            f"The function {name!r} cannot be a tool: {_first_line(error)}. It needs a docstring. {_PARAMETERS}"
+            f"The function {name!r} cannot be a tool: {_first_line(error)}. "
+            + ("" if function.__doc__ else "It needs a docstring. ")
+            + _PARAMETERS
         ) from error
 
 
@@ -291,7 +296,7 @@ def _output(value: Any, views: Views, *, max_pixels: int) -> ToolOutput:
         return ToolOutput(_short(text), load_image(first, max_pixels=max_pixels), given)
     view = views.view(first.of or given)
     image = load_image(first.image, max_pixels=max_pixels)
-    return ToolOutput(_short(text), image, view.id, first.on_original(view))
+    return ToolOutput(_short(text), image, view.id, first.on_original(view, image.size))
 
 
 def _pieces(value: Any) -> list[str | _Image | AffineImage]:

@@ -10,12 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from qzoom_agent.errors import BoxError
 from qzoom_agent.geometry import Affine, composed, inverse
 from qzoom_agent.views import View, ViewStore
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Views:
@@ -54,21 +59,23 @@ class Views:
 class AffineImage:
     """An image that an affine map made of a view, such as a rotation: boxes in it refer to the original."""
 
-    image: Image.Image
+    image: Image.Image | NDArray[np.uint8]
     matrix: Affine | None = None
     """Place (in the view as the tool was given it) of each pixel, as `Image.transform` takes it: x, y comes from
     a x + b y + c, d x + e y + f. None: the same picture, perhaps in another size."""
     of: str | None = None
     """Id of the view. None: the one that the tool was given."""
 
-    def on_original(self, view: View) -> Affine | None:
+    def on_original(self, view: View, size: tuple[int, int]) -> Affine | None:
         """Return the map of pixels of the image to pixels of the original; None if the view has no place there.
+
+        `size` is that of the image, which may be an array.
 
         Raises:
             BoxError: The matrix is not six finite numbers, or keeps no area.
         """
         held = view.extent
-        width, height = self.image.size
+        width, height = size
         matrix = self.matrix or (held.width / width, 0.0, 0.0, 0.0, held.height / height, 0.0)
         try:
             a, b, c, d, e, f = (float(number) for number in matrix)

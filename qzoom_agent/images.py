@@ -138,6 +138,8 @@ def _plain(source: Any) -> str | Path | bytes | Image.Image | np.ndarray[Any, An
         return bytes(source)
     if callable(getattr(source, "read", None)):
         try:
+            if getattr(source, "seekable", bool)():
+                source.seek(0)  # as Pillow does: it may have been read, or just written
             data = source.read(MAX_BYTES_IN_MEMORY + 1)
         except (OSError, ValueError) as error:
             raise ImageError(f"Cannot read the file given: {_cause(error)}. Open it in binary mode.") from error

@@ -340,3 +340,10 @@ def test_an_array_of_one_extreme_value_is_an_image(value: float) -> None:
     array[0, 0] = -value
     array[1, 1] = np.nan
     assert load_image(array).size == (5, 4)
+
+
+def test_an_open_file_is_read_from_its_beginning_wherever_it_stands() -> None:
+    written = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(written, "PNG")
+    for _ in range(2):
+        assert load_image(written).size == (40, 30)

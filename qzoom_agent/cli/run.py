@@ -10,7 +10,8 @@ from pathlib import Path
 
 from qzoom_agent.cli.console import Console, Progress, printable
 from qzoom_agent.cli.main import BACKEND, OK
-from qzoom_agent.cli.options import add_agent_flags, add_column_flag, load_agent
+from qzoom_agent.cli.options import add_agent_flags, add_column_flag, load_agent, read_config
+from qzoom_agent.config import positive_int
 from qzoom_agent.errors import redact
 from qzoom_agent.files import require_folder
 
@@ -33,7 +34,7 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--n", type=int, help="ask the first N rows (default: all)")
     flags.add_argument("--split", help="split of a saved dataset")
     flags.add_argument(
-        "--workers", type=int, metavar="N", help="questions at a time (default: as many as suit the model)"
+        "--workers", type=positive_int, metavar="N", help="questions at a time (default: as many as suit the model)"
     )
     flags.add_argument("--traces", action="store_true", help="keep the record of every episode, with pictures")
     add_agent_flags(flags)
@@ -41,14 +42,21 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; exit code 4 if every row failed."""
-    require_folder(args.out)
     from qzoom_agent.data.rows import listed_rows
-    from qzoom_agent.evaluation.export import require_pyarrow
     from qzoom_agent.evaluation.run_log import environment, weights_of
     from qzoom_agent.evaluation.runner import Shard
-    from qzoom_agent.evaluation.table_run import run_table
+    from qzoom_agent.evaluation.table_run import find_questions, run_table
 
-    require_pyarrow()
+    asked = find_questions(
+        args.table,
+        out=args.out,
+        max_pixels=read_config(args).max_pixels,
+        question=args.question,
+        columns=dict(args.columns or ()),
+        n=args.n,
+        split=args.split,
+    )
+    require_folder(args.out)
     shard = Shard.launched()
     console = Console(verbosity=0 if shard.index == 0 else -1)
     agent = load_agent(args, device=shard.device if args.device == "auto" else None)
@@ -57,10 +65,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         done = run_table(
             agent,
-            args.table,
+            asked,
             out=args.out,
-            question=args.question,
-            columns=dict(args.columns or ()),
             n=args.n,
             split=args.split,
             workers=args.workers,

@@ -90,6 +90,8 @@ class Questions:
     max_pixels: int = 0
     named: Mapping[str, str] = field(default_factory=dict)
     """Names of the columns, as they were given."""
+    path: Path = Path()
+    """Where the table is."""
 
     @classmethod
     def open(
@@ -100,20 +102,24 @@ class Questions:
         split: str | None = None,
         max_pixels: int,
         columns: Mapping[str, str] | None = None,
+        out: Path | None = None,
     ) -> Questions:
-        """Return the questions at a path; ConfigError if there are none, or the table lacks a column."""
+        """Return the questions at a path; ConfigError if there are none, or the table lacks a column.
+
+        What lies in `out`, the run folder, is no image to ask about.
+        """
         table = path.is_file() and path.suffix.lower() in SUFFIXES
         if path.is_dir():
             with translating("read", path):
                 table = is_saved(path) or bool(tables_in(path))
-        rows = None if table else image_rows(path)
+        rows = None if table else image_rows(path, without=out)
         if rows is None and path.is_dir() and not table:
             raise ConfigError(f"There is neither an image nor a table ({', '.join(SUFFIXES)}) in {path}.")
         rows = rows or open_path(table_file(path), split=split, skip_bad=True)
         named = dict(columns or {})
         given = named if question is None else {**named, "question": "question"}
         found = named_columns(rows, given, question=question is None, answers=False)
-        return cls(task_name(path), rows, found, question, max_pixels, named)
+        return cls(task_name(path), rows, found, question, max_pixels, named, path)
 
     def samples(self) -> RowSamples:
         """Return the samples to ask; what is wrong with a row is raised when it is read."""
@@ -164,16 +170,19 @@ class Questions:
         return replace(sample, others=others, meta={key: name for key, name in names.items() if name is not None})
 
 
-def image_rows(path: Path) -> Rows | None:
+def image_rows(path: Path, *, without: Path | None = None) -> Rows | None:
     """Return the images in a folder, sorted, or the one image or PDF at `path`; None if there are none.
 
-    Hidden files are left out, and so are files of other kinds, with a warning that counts them. A PDF needs pypdfium2.
+    Hidden files and those in the folder `without` are left out, and so are files of other kinds, with a warning that
+    counts them. A PDF needs pypdfium2.
     """
+    left_out = None if without is None else without.resolve()
     folder = path if path.is_dir() else path.parent
     known = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
     names, others = list[str](), Counter[str]()
     with translating("read", path):
         files = path.rglob("*") if path.is_dir() else [path]
+        files = [file for file in files if left_out is None or not file.resolve().is_relative_to(left_out)]
         for name in sorted(file.relative_to(folder).as_posix() for file in files):
             file, suffix = folder / name, Path(name).suffix.lower()
             if name.startswith(".") or "/." in name or file.is_dir():
@@ -190,9 +199,39 @@ def image_rows(path: Path) -> Rows | None:
     return Rows(str(path), [{"image": name} for name in names], ("image",), folder) if names else None
 
 
+def find_questions(
+    table: str | Path,
+    *,
+    out: str | Path,
+    max_pixels: int,
+    question: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    n: int | None = None,
+    split: str | None = None,
+) -> Questions:
+    """Return the questions of a run, checked without a model. For arguments and errors see `run_table`."""
+    require_pyarrow()
+    if n is not None and n < 1:
+        raise ConfigError(f"A run needs at least one row; got n = {n}.")
+    if question is not None:
+        require_question(question)
+    if not isinstance(table, str | Path):
+        raise ConfigError(
+            f"table is the path of a table or of a folder; got {type(table).__name__}. Agent.batch answers a list."
+        )
+    path = Path(table).expanduser()
+    if not path.exists():
+        raise ConfigError(f"There is nothing at {table}. Give a table or a folder of images.")
+    if path.is_dir() and path.resolve() == Path(out).resolve():
+        raise ConfigError(
+            f"The run folder is {out}, where the images are. Give another one, such as {path / 'answers'}."
+        )
+    return Questions.open(path, question=question, split=split, max_pixels=max_pixels, columns=columns, out=Path(out))
+
+
 def run_table(
     agent: Agent,
-    table: str | Path,
+    table: str | Path | Questions,
     *,
     out: str | Path,
     question: str | None = None,
@@ -211,7 +250,8 @@ def run_table(
     Args:
         agent: The agent that is asked.
         table: A table (JSON lines, JSON, CSV, TSV, parquet, a saved dataset) with the columns image (or a list
-            of several) and, unless `question` is given, question; or a folder of images and PDFs, or one of these.
+            of several) and, unless `question` is given, question; or a folder of images and PDFs, or one of these. Or
+            what `find_questions` made of it, with its `question` and `columns`.
         out: Run folder. The same call goes on with an interrupted run; rows may be added to the table.
         question: Question that is asked about every image, in place of a column.
         columns: Names that `image`, `question`, `options` and `id` have in the table, where they differ.
@@ -228,20 +268,13 @@ def run_table(
         ConfigError: The table cannot be read, a number is out of range, or `out` holds another run.
         MissingDependency: pyarrow is not installed.
     """
-    require_pyarrow()
-    if n is not None and n < 1:
-        raise ConfigError(f"A run needs at least one row; got n = {n}.")
-    if question is not None:
-        require_question(question)
-    if not isinstance(table, str | Path):
-        raise ConfigError(
-            f"table is the path of a table or of a folder; got {type(table).__name__}. Agent.batch answers a list."
-        )
     shard, config = shard or Shard(), agent.config
-    path = Path(table).expanduser()
-    if not path.exists():
-        raise ConfigError(f"There is nothing at {table}. Give a table or a folder of images.")
-    asked = Questions.open(path, question=question, split=split, max_pixels=config.max_pixels, columns=columns)
+    if isinstance(table, Questions):
+        asked = table
+    else:
+        how: dict[str, Any] = {"question": question, "columns": columns, "n": n, "split": split}
+        asked = find_questions(table, out=out, max_pixels=config.max_pixels, **how)
+    path = asked.path
     source = TaskSource(str(path.resolve()), split, config.seed, n=n, answered=False)
     samples = asked.samples()
     selection, places = plan(samples, source)

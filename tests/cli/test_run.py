@@ -71,3 +71,26 @@ def test_a_run_in_which_everything_fails_is_4(play: Any, scans: Path, capsys: py
     assert "3 of 3 rows have no answer" in capsys.readouterr().err
     assert run("run", "scans", "--out", "done") == 2
     assert "--question" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (["nowhere"], "There is nothing at nowhere"),
+        (["scans", "--question", "what?", "--n", "0"], "at least one row"),
+        (["scans", "--question", "what?", "--workers", "0"], "--workers"),
+        (["rows.csv", "--column", "question=none"], "none"),
+    ],
+)
+def test_what_is_wrong_is_told_before_a_model_is_loaded(
+    change: list[str],
+    told: str,
+    scans: Path,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (here / "rows.csv").write_text("image,question\nscans/a.png,what?\n")
+    monkeypatch.setattr("qzoom_agent.cli.run.load_agent", lambda *_, **__: pytest.fail("loaded"))
+    assert run("run", *change, "--out", "done") == 2
+    assert told in capsys.readouterr().err and not (here / "done").exists()

@@ -216,6 +216,7 @@ def test_a_question_goes_before_the_column(table: Path, tmp_path: Path) -> None:
         ({"table": "empty"}, "neither an image nor a table"),
         ({"table": ["a.png"]}, "got list. Agent.batch"),
         ({"question": " "}, "question"),
+        ({"table": "empty", "out": "empty"}, "The run folder is empty, where the images are"),
     ],
 )
 def test_what_cannot_be_asked_is_said_before(
@@ -227,3 +228,11 @@ def test_what_cannot_be_asked_is_said_before(
     Path("empty").mkdir()
     with pytest.raises(ConfigError, match=told):
         run_table(Asked().agent, **{"table": table, "out": "run", **change})
+
+
+def test_a_run_folder_among_the_images_is_not_asked_about(tmp_path: Path) -> None:
+    Image.new("RGB", (168, 112), "white").save(tmp_path / "a.png")
+    for _ in range(2):
+        done = run_table(Asked().agent, tmp_path, out=tmp_path / "out", question="say the word dot", traces=True)
+        assert (done.rows, len(done.failed)) == (1, 0)
+    assert list((tmp_path / "out").rglob("*.jpg")) or list((tmp_path / "out").rglob("*.png"))

@@ -50,6 +50,10 @@ def uri(image: Image.Image = PICTURE) -> str:
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
+def parts(*content: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(content)}]}
+
+
 def asked(text: str = "which number?", *, url: str | None = None, **more: Any) -> dict[str, Any]:
     """Return the body of a request."""
     image = {"type": "image_url", "image_url": {"url": uri() if url is None else url}}
@@ -174,6 +178,12 @@ def test_a_request_changes_policy_and_budget_within_limits(client: httpx.Client)
         ({"messages": asked()["messages"] * 5}, 400, "1000000 px together"),
         (asked(" "), 400, "the user's question"),
         (asked("\ud83d"), 400, "question"),
+        (
+            parts({"type": "image_url", "image_url": "data:image/png;base64,"}),
+            400,
+            "messages.0.content.0.image_url: Input",
+        ),
+        (parts({"type": "image", "image": "x"}), 400, "tag 'image' found using 'type'"),
         ({"n": 2}, 400, "n: "),
         ({"tools": [{}]}, 400, "tools"),
         ({"temperature": 3}, 400, "temperature"),
@@ -196,6 +206,16 @@ def test_a_wrong_request_is_refused_in_openais_form(
         assert (reply.status_code, set(error)) == (status, {"message", "type", "param", "code"})
         assert words in error["message"] or words in (error["param"] or "")
         assert not error["message"].startswith(str(reply.status_code))
+
+
+def test_a_body_that_is_no_json_or_is_not_sent_as_json_is_told_so(client: httpx.Client) -> None:
+    plain = client.post("/v1/chat/completions", content=json.dumps(asked()), headers={"Content-Type": "text/plain"})
+    assert "the header 'Content-Type: application/json'" in plain.json()["error"]["message"]
+    for body in ('{"model": ', "no"):
+        wrong = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+        error = wrong.json()["error"]
+        assert wrong.status_code == 400 and error["param"] is None
+        assert error["message"].startswith("The body is not JSON: ") and "at character" in error["message"]
 
 
 def test_requests_without_the_key_or_a_path_are_refused(client: httpx.Client) -> None:

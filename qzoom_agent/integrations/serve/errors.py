@@ -72,6 +72,24 @@ def failure(message: str) -> QzoomError:
     return BackendError(message)
 
 
+def _wrong_request(error: RequestValidationError) -> RequestError:
+    # of the forms that a part may have, the one that it comes closest to
+    first = max(error.errors(), key=lambda one: len(one["loc"]))
+    if first["type"] == "json_invalid":
+        why = (first.get("ctx") or {}).get("error", "it cannot be read")
+        return RequestError(f"The body is not JSON: {why}, at character {first['loc'][-1]}.")
+    if first["loc"] == ("body",) and isinstance(error.body, bytes | str):
+        return RequestError("The body was not sent as JSON. Give the header 'Content-Type: application/json'.")
+    names = [str(part) for part in first["loc"] if part != "body" and not _is_form(part)]
+    param = ".".join(one for one, before in zip(names, [None, *names], strict=False) if one != before)[:200] or None
+    return RequestError(redact(f"The request is wrong: {param or 'body'}: {first['msg']}."), param=param)
+
+
+def _is_form(part: object) -> bool:
+    """Return whether a part of a location names one of several types, and not a key or a place."""
+    return isinstance(part, str) and (part in ("str", "int", "float", "bool", "dict") or "[" in part)
+
+
 def of_request(error: BaseException) -> RequestError:
     """Return any error as the one that a client is told."""
     if isinstance(error, RequestError):
@@ -80,9 +98,7 @@ def of_request(error: BaseException) -> RequestError:
         message = "The key is missing or wrong. Send it as 'Authorization: Bearer KEY' (api_key of the client)."
         return RequestError(message, status=401, code="invalid_api_key")
     if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"] if part != "body")[:200] or None
-        return RequestError(redact(f"The request is wrong: {param or 'body'}: {first['msg']}."), param=param)
+        return _wrong_request(error)
     if isinstance(error, AnyHTTPException):
         code = "not_found_error" if error.status_code == 404 else "invalid_request_error"
         return RequestError(f"{error.detail}.", status=error.status_code, code=code)

@@ -229,6 +229,11 @@ def is_saved(folder: Path) -> bool:
     return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
+def tables_in(folder: Path) -> list[Path]:
+    """Return the files in a folder that are read as tables."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+
+
 def open_table(path: str, *, config: str | None = None, split: str = "train") -> Rows:
     """Return the table at a local path or hub id; the configuration and the split must be there.
 
@@ -238,6 +243,8 @@ def open_table(path: str, *, config: str | None = None, split: str = "train") ->
         ConfigError: It cannot be read, or is a file without rows.
     """
     where = Path(path).expanduser()
+    if where.is_dir() and not is_saved(where) and len(found := tables_in(where)) == 1:
+        (where,) = found  # beside the images that it names
     try:
         if where.is_file():
             suffix = where.suffix.lower()
@@ -248,10 +255,11 @@ def open_table(path: str, *, config: str | None = None, split: str = "train") ->
         if not (where.exists() or on_hub(path)):
             raise ConfigError("there is nothing at that path")
         _require_datasets()
-        from datasets import DatasetDict, load_dataset, load_from_disk
+        from datasets import load_dataset, load_from_disk
 
-        data = load_from_disk(str(where)) if is_saved(where) else load_dataset(path, config, split=split)
-        return _dataset(data[split] if isinstance(data, DatasetDict) else data, path, None, None)
+        if is_saved(where):
+            return _dataset(load_from_disk(str(where)), path, None, split)
+        return _dataset(load_dataset(path, config, split=split), path, None, None)
     except MissingDependency:
         raise
     except Exception as error:  # the hub's client, pyarrow and datasets each raise their own

@@ -26,14 +26,14 @@ from qzoom_agent.agent import Agent
 from qzoom_agent.data.columns import Columns, text
 from qzoom_agent.data.image_column import LONGEST_PATH, all_seen, each_image
 from qzoom_agent.data.questions import read_question
-from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path
+from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path, tables_in
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.evaluation.export import require_pyarrow, write_parquet
 from qzoom_agent.evaluation.run_log import RunFolder, RunSpec, weights_of
 from qzoom_agent.evaluation.runner import ProgressListener, Shard, TaskRun, ask_all, plan
 from qzoom_agent.evaluation.sample_result import SampleResult
-from qzoom_agent.evaluation.tasks.custom import named_columns, table_file, tables_in, task_name
+from qzoom_agent.evaluation.tasks.custom import named_columns, table_file, task_name
 from qzoom_agent.evaluation.tasks.task import Task
 from qzoom_agent.files import atomic_write, translating
 from qzoom_agent.images import FORMATS

@@ -240,7 +240,8 @@ def require_same(
     """Check that the settings in a file, if there is one, are these.
 
     Args:
-        settings: All or some of the settings that `made` would be made with now.
+        settings: All or some of the settings that `made` would be made with now; `contents` (`training.contents`)
+            count where they were stored.
         made: The result that the settings belong to, for the message.
         kind: Model of the settings, whose keys may be stored under their old names.
 
@@ -253,10 +254,13 @@ def require_same(
     before = before if kind is None else with_new_names(before, kind)
     was, now = dict(_leaves(before)), dict(_leaves({**before, **json.loads(json.dumps(settings))}))
     differ = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+    both = was.keys() & now.keys()  # of another path the name differs; older runs stored no contents
+    differ = [key for key in differ if not key.startswith("contents.") or key in both]
     if differ:
         listed = "; ".join(f"{key}: {was.get(key)!r:.80}, now {now.get(key)!r:.80}" for key in differ)
+        what = "data or weights" if all(key.startswith("contents.") for key in differ) else "settings"
         raise ConfigError(
-            f"{made} was begun with other settings ({listed}), so it can be neither resumed nor taken for a result of "
+            f"{made} was begun with other {what} ({listed}), so it can be neither resumed nor taken for a result of "
             "these. Delete it, or choose another --output."
         )
 

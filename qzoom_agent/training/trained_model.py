@@ -16,7 +16,9 @@ from qzoom_agent.extras import require
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.training import recipe_io
+from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.branches.sharded_table import together
+from qzoom_agent.training.contents import contents
 from qzoom_agent.training.recipe_io import LoraSection, Section, begin, require_same
 
 
@@ -42,6 +44,11 @@ class ModelRecipe(Section, ABC):
     def decisive(self) -> dict[str, JsonValue]:
         """Return the keys that decide the model."""
 
+    @property
+    @abstractmethod
+    def sources(self) -> list[DatasetSpec]:
+        """All sources of questions."""
+
     @abstractmethod
     def begun(self, output: Path) -> Path:
         """Return a path that is there once a run in `output` has something to resume."""
@@ -64,7 +71,7 @@ def is_finished(recipe: ModelRecipe, output: Path) -> bool:
     final = output / "final"
     if not final.exists():
         return False
-    require_same(output / recipe.stored, recipe.decisive(), made=final, kind=type(recipe))
+    require_same(output / recipe.stored, _settings(recipe), made=final, kind=type(recipe))
     if together().is_main_process:
         print(
             f"{final} is there already. Delete it to resume this run, such as for more steps; delete {output} to train "
@@ -79,9 +86,14 @@ def keep_recipe(recipe: ModelRecipe, output: Path) -> None:
     Raises ConfigError if it holds checkpoints of another recipe; the message names the keys that differ.
     """
     processes = together()
-    begin(output / recipe.stored, recipe.decisive(), made=recipe.begun(output), processes=processes, kind=type(recipe))
+    begin(output / recipe.stored, _settings(recipe), made=recipe.begun(output), processes=processes, kind=type(recipe))
     if processes.is_main_process:
         recipe_io.keep_recipe(recipe, output)
+
+
+def _settings(recipe: ModelRecipe) -> dict[str, JsonValue]:
+    """Return what decides a model: keys of its recipe, and what its paths hold."""
+    return {**recipe.decisive(), "contents": contents(recipe.model, recipe.sources)}
 
 
 def layers_from(backend: HFBackend, first: int) -> range:

@@ -18,7 +18,7 @@ from typing import Final
 from qzoom_agent.data.columns import NAMES, Columns, column_of, find_columns
 from qzoom_agent.data.image_column import all_seen
 from qzoom_agent.data.questions import read_questions
-from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path, refuse_rows
+from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path, refuse_rows, tables_in
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.open_answer import rule
@@ -102,8 +102,3 @@ def table_file(path: Path) -> Path:
         there = f"it holds {', '.join(file.name for file in found)}" if found else "it holds none"
         raise ConfigError(f"{path} should hold one table ({', '.join(SUFFIXES)}), but {there}. Give the file itself.")
     return found[0]
-
-
-def tables_in(folder: Path) -> list[Path]:
-    """Return the files in a folder that are read as tables."""
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)

@@ -183,13 +183,13 @@ def spread(sizes: Sequence[int], limit: int) -> list[int]:
 class ConcatenatedRecords(ConcatDataset[Any]):
     """The rows of several sources as one sequence."""
 
-    def questions(self) -> Iterator[tuple[str, int, list[str]]]:
-        """Iterate over the questions of tables (not boards) without reading images: path, first row, questions."""
+    def questions(self) -> Iterator[tuple[str, Sequence[int], list[str]]]:
+        """Iterate over the questions of tables (not boards) without reading images: path, rows from 0, questions."""
         for table in self.datasets:
             if isinstance(table, _Table):
                 asked = list(table.questions())
                 for at in range(0, len(asked), 1000):
-                    yield table.source.path, at, asked[at : at + 1000]
+                    yield table.source.path, table.numbers[at : at + 1000], asked[at : at + 1000]
 
     def topics(self) -> list[str | None]:
         """Return the topic of each row, without reading it."""

@@ -36,6 +36,7 @@ from qzoom_agent.training.branches.dataset import ConcatenatedRecords, load_reco
 from qzoom_agent.training.branches.fitting import NOT_DECISIVE
 from qzoom_agent.training.branches.labelling import Selection, heads_for, map_settings
 from qzoom_agent.training.branches.sharded_table import FINISHED, together
+from qzoom_agent.training.contents import contents
 from qzoom_agent.training.recipe_io import begin, require_same
 
 _RESULTS: Final[dict[StageName, str]] = {"select-heads": "heads.json", "label": f"labels/{FINISHED}"}
@@ -188,7 +189,12 @@ class RunDirectory:
         """
         if self.result(stage).exists() and not self._settings(stage).exists():
             return  # done before settings were stored
-        settings = {"recipe": keys_read_by(self.recipe, stage), "made_from": self.made_from(stage)}
+        sources = [one for key in ("data", "held_out") if key in _READ[stage] for one in getattr(self.recipe, key)]
+        settings: dict[str, JsonValue] = {
+            "recipe": keys_read_by(self.recipe, stage),
+            "made_from": self.made_from(stage),
+            "contents": contents(self.recipe.model, sources),
+        }
         begin(self._settings(stage), settings, made=self._made(stage), processes=self.processes, kind=StageSettings)
 
     def base_of(self, stage: StageName) -> Path | None:

@@ -350,6 +350,10 @@ class GRPORecipe(ModelRecipe):
     def decisive(self) -> dict[str, JsonValue]:
         return self.model_dump(mode="json", exclude={**dict.fromkeys(FREE, True), "trl": HUB})
 
+    @property
+    def sources(self) -> list[DatasetSpec]:
+        return [*self.data, *(self.evaluation.data if self.evaluation else ())]
+
     def begun(self, output: Path) -> Path:
         return output if last_checkpoint(output) else output / "checkpoint"
 

@@ -84,15 +84,15 @@ def _checked(
         raise ConfigError("The recipe's data have no rows. Check `split` and `limit` of its sources.")
     if tokenizer is None or room is None:
         return records
-    for source, first, asked in records.questions():
+    for source, numbers, asked in records.questions():
         counts = map(len, tokenizer(asked, add_special_tokens=False)["input_ids"])
-        for row, (question, count) in enumerate(zip(asked, counts, strict=True), first + 1):
+        for row, question, count in zip(numbers, asked, counts, strict=True):
             if count > room:
                 raise ConfigError(
-                    f"The question of row {row} of the dataset {source} has {count} tokens, but in the model's context "
-                    f"there is room for {room} beside the longest episode: {question[:60]!r}... Leave the row out or "
-                    "shorten its question, or lower budget.coarse_tokens, budget.crop_max_tokens, budget.max_views, "
-                    "budget.max_turns or generation.max_new_tokens."
+                    f"The question of row {row + 1} of the dataset {source} has {count} tokens, but in the model's "
+                    f"context there is room for {room} beside the longest episode: {question[:60]!r}... Leave the row "
+                    "out or shorten its question, or lower budget.coarse_tokens, budget.crop_max_tokens, "
+                    "budget.max_views, budget.max_turns or generation.max_new_tokens."
                 )
     return records
 

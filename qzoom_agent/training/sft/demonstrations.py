@@ -37,7 +37,7 @@ LOOK_THOUGHT: Final = "What decides the answer is too small to be sure of here, 
 ANSWER_THOUGHT: Final = "What I was shown is enough to answer."
 _TAGGED: Final = frozenset({"deepeyes", "mini_o3", "visionthink", "adaptvision"})
 """Families that were trained to reason before they act: they get a sentence of reasoning."""
-Dropped = Literal["", "unfinished", "malformed", "wrong", "not served", "no evidence", "redundant"]
+Dropped = Literal["", "no box", "unfinished", "malformed", "wrong", "not served", "no evidence", "redundant"]
 """Reason why an episode is left out; empty for one that is kept."""
 
 
@@ -152,7 +152,10 @@ class Demonstrations:
         answer = agent.run(sample.image, sample.question)
         if self.recipe.teacher is not None and answer.trace.status == "error":
             raise BackendError(answer.trace.error or "The teacher failed.")  # every other episode would fail as well
-        return Demonstration(answer, self._scripted.conversation, self.judge(Rollout(answer.trace, sample)))
+        # where the evidence lies is not known, so that no call could be written
+        unknown = self.recipe.boxes == "oracle" and not self.recipe.needless and record["boxes"] is None
+        dropped = "no box" if unknown else self.judge(Rollout(answer.trace, sample))
+        return Demonstration(answer, self._scripted.conversation, dropped)
 
     def _plan(self, sample: Sample) -> Plan:
         recipe, size = self.recipe, Size(*sample.image.size)

@@ -34,6 +34,7 @@ from qzoom_agent.training.branches.dataset import count_rows, load_records
 from qzoom_agent.training.branches.fitting import Rows, optimizer_steps, require_tracker, train
 from qzoom_agent.training.branches.postsft import AnswerLoss, answer_batch
 from qzoom_agent.training.branches.sharded_table import together, write_parts
+from qzoom_agent.training.contents import contents
 from qzoom_agent.training.recipe_io import add_recipe_arguments, as_yaml, begin
 from qzoom_agent.training.sft.conversations import to_row, training_conversations
 from qzoom_agent.training.sft.demonstrations import Demonstrations
@@ -52,7 +53,11 @@ def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) ->
     processes, episodes, kept = together(), folder / "episodes", folder / "conversations"
     adapters(backend, recipe)  # what cannot be trained is told before demonstrations are made
     records = load_records(recipe.data, limit=recipe.records)
-    stored: dict[str, JsonValue] = {"count": len(records), **recipe.model_dump(mode="json", exclude=_TRAINING_KEYS)}
+    stored: dict[str, JsonValue] = {
+        "count": len(records),
+        **recipe.model_dump(mode="json", exclude=_TRAINING_KEYS),
+        "contents": contents(recipe.model, recipe.data),
+    }
     begin(folder / "conversations.json", stored, made=kept, processes=processes, kind=ColdStartRecipe)
     if not kept.exists():
         make = Demonstrations(backend, recipe, judge=recipe.ready_judge(folder))
@@ -84,8 +89,14 @@ def kept_episodes(table: Dataset, folder: Path) -> Dataset:
     reasons = Counter(table["dropped"])
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()) if reason)
     if together().is_main_process:
-        kept = f"{reasons['']} of {len(table)} episodes kept"
+        called = sum(crops > 0 and not reason for crops, reason in zip(table["crops"], table["dropped"], strict=True))
+        kept = f"{reasons['']} of {len(table)} episodes kept, {called} with a crop"
         print(kept + (f"; left out: {left_out}" if left_out else ""), flush=True)
+    if not reasons[""] and reasons["no box"] == len(table):
+        raise ConfigError(
+            f"None of {len(table)} questions has a box, and `boxes: oracle` zooms to them. Give the data a column of "
+            "boxes ([] where no crop is needed), or set boxes: sdrpn."
+        )
     if not reasons[""]:
         raise ConfigError(
             f"None of {len(table)} episodes can be learned from ({left_out}). `dropped` in {folder / 'episodes'} "

@@ -79,6 +79,10 @@ class ColdStartRecipe(ModelRecipe):
     def decisive(self) -> dict[str, JsonValue]:
         return self.model_dump(mode="json", exclude={"optimisation": NOT_DECISIVE})
 
+    @property
+    def sources(self) -> list[DatasetSpec]:
+        return self.data
+
     def begun(self, output: Path) -> Path:
         return output / "train"
 

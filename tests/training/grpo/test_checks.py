@@ -12,6 +12,7 @@ from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.protocols import get_protocol
+from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
 from qzoom_agent.training.grpo import checks as guards
 from qzoom_agent.training.grpo.launch import episode_config, make_trainer
 from qzoom_agent.training.grpo.run_cost import longest, require_room
@@ -159,3 +160,6 @@ def test_a_question_without_room_is_refused_before_any_training(tiny: HFBackend,
     )
     with pytest.raises(ConfigError, match=said):
         make_trainer(recipe(**given, data=[{"path": "needle"}, source]), tmp_path / "out")
+    asked = load_records([DatasetSpec(**source, limit=2, seed=2)])
+    ((_, numbers, texts_left),) = asked.questions()
+    assert [f"{texts[at]}{source['suffix']}" for at in numbers] == texts_left and list(numbers) != [0, 1]

@@ -540,6 +540,20 @@ def test_too_few_layers_and_no_episode_are_said(folders: dict[str, Path], tmp_pa
         run.main(["--config", str(config), "--output", str(tmp_path / "two")])
 
 
+def test_an_unknown_box_is_no_lesson_in_answering_without_a_zoom(
+    nano: HFBackend, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    make = Demonstrations(nano, recipe(boxes="oracle"))
+    assert make(record(boxes=None)).dropped == "no box"
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "a.png")
+    row = {"image": "a.png", "question": "What color?", "answer": "red"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    data = [{"path": str(tmp_path / "rows.jsonl")}]
+    config = write(tmp_path, model=str(folders["qwen2_5_vl"]), boxes="oracle", data=data)
+    with pytest.raises(ConfigError, match=r"None of 1 questions has a box.*\[\] where no crop.*boxes: sdrpn"):
+        run.main(["--config", str(config), "--output", str(tmp_path / "two")])
+
+
 def test_a_dry_run_says_what_would_be_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write(tmp_path)
     assert run.main(["--config", str(config), "--dry-run", "--output", str(tmp_path / "out")]) == 0

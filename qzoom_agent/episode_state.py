@@ -35,7 +35,7 @@ from qzoom_agent.models.interface import (
 )
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols.interface import Parsed, ZoomProtocol
-from qzoom_agent.protocols.parsing import cut_off, own_turn
+from qzoom_agent.protocols.parsing import cut_off, own_turn, split_thought
 from qzoom_agent.review import Last
 from qzoom_agent.telemetry import Span, installed, span
 from qzoom_agent.trace import SERVED, PendingCall, Status, Turn
@@ -232,7 +232,12 @@ class Context:
             return Parsed(thought=own_turn(turn.text).strip())
         if turn.finish == "length":
             return cut_off(turn.text, limit=self.config.generation.max_new_tokens)
-        return self.protocol.parse(turn.text, self.store.shown[:views])
+        parsed = self.protocol.parse(turn.text, self.store.shown[:views])
+        if self.policy.offers_tools or self.policy.locates or parsed.calls or parsed.answer is not None:
+            return parsed
+        # where nothing can be called, what looks like a call that cannot be read is the answer
+        answer = split_thought(own_turn(turn.text))[1] if parsed.problems else ""
+        return parsed.model_copy(update={"answer": answer, "problems": []}) if answer else parsed
 
     def close(self) -> None:
         """Free the sessions."""

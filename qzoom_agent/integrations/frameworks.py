@@ -11,6 +11,7 @@ on: an image block of the tool's message (LangChain), a part of the function's o
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import Runnable, RunnableLambda
@@ -113,8 +114,14 @@ def as_node(
         trace: Key that is set to the record of the run, as JSON.
     """
 
+    lock = Lock()
+    made: list[Agent] = []
+
     def node(state: Any) -> dict[str, Any]:
-        found = (agent() if callable(agent) else agent).run(state[image], state[question])
+        with lock:
+            if not made:
+                made.append(agent() if callable(agent) else agent)
+        found = made[0].run(state[image], state[question])
         return {answer: found.text, trace: found.trace.model_dump(mode="json")}
 
     return RunnableLambda(node, name="qzoom")

@@ -107,7 +107,8 @@ def _exchanges(messages: Sequence[Message]) -> Iterator[tuple[Message, dict[str,
         named = {one["call"] for one in answering}
         source = {id: id if id in named else "" for id in ids}
         for id, call in source.items():
-            answers[id] = [part for one in answering if one["call"] == call for part in one["content"]]
+            parts = [part for one in answering if one["call"] == call for part in one["content"]]
+            answers[id] = parts if call else [part for part in parts if part["type"] == "text"]  # no crop of another
         yield message, answers
         for one in answering:
             if one["call"] not in source.values():  # about a call in the text

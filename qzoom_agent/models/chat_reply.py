@@ -32,6 +32,11 @@ _DEEPEST: Final = 8
 BUSY: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Statuses after which the same request may succeed."""
 _REASONING: Final = ("reasoning_content", "reasoning")
+_ABORTED: Final = frozenset(
+    {"abort", "aborted", "error", "cancelled", "canceled", "failed", "insufficient_system_resource"}
+)
+"""Reasons to finish of a reply that its server gave up: vLLM and SGLang, OpenRouter, Responses, DeepSeek."""
+_FILTERED: Final = frozenset({"content_filter", "safety", "recitation", "prohibited_content", "blocklist", "spii"})
 
 
 class UnusableReply(Exception):
@@ -208,6 +213,9 @@ class ReplyReader(ABC):
         """Return the turn; `usage` are the server's keys of tokens read, written, and details of those read."""
         if not self._began and self.finish is None:
             raise UnusableReply(f"returned something that is no {kind}: {short(json.dumps(self._other))}")
+        ended = (self.finish or "").lower()
+        if ended in _ABORTED:
+            raise UnusableReply(f"gave up its reply ({ended})", again=True)
         self._say("", last=True)
         prompt, written = (_count(dig(self._usage, key)) for key in usage[:2])
         return Completion(
@@ -216,8 +224,7 @@ class ReplyReader(ABC):
             items=tuple(_cleaned_json(item) for item in items),
             finish=self.finish,
             stop=self._stop,
-            withheld=_cleaned("".join(self._refusal).strip())
-            or ("content_filter" if self.finish == "content_filter" else ""),
+            withheld=_cleaned("".join(self._refusal).strip()) or (ended if ended in _FILTERED else ""),
             prompt_tokens=prompt,
             cached_tokens=min(prompt, _count(dig(self._usage, usage[2], "cached_tokens"))),
             new_tokens=written,
@@ -238,6 +245,8 @@ class CompletionReader(ReplyReader):
         super().__init__(on_text)
         self._calls: list[dict[str, Any]] = []
         self._places: dict[int, int] = {}
+        self._pieces = False
+        """The reply comes in pieces: a whole message at its end repeats them (MiniMax)."""
 
     def take(self, value: Any) -> None:
         if error := dig(value, "error"):
@@ -248,7 +257,8 @@ class CompletionReader(ReplyReader):
             return
         self._usage = dig(value, "usage") or self._usage
         choice = next((one for one in choices if isinstance(one, dict) and not one.get("index")), {})
-        part = choice.get("delta") or choice.get("message")
+        part = choice.get("delta") or (None if self._pieces else choice.get("message"))
+        self._pieces = self._pieces or bool(choice.get("delta"))
         if isinstance(part, dict):
             self._began = True
             self._read(part)
@@ -256,7 +266,8 @@ class CompletionReader(ReplyReader):
             self._other = value
         self._read_logprobs(dig(choice, "logprobs", "content"))
         finish, stop = choice.get("finish_reason"), choice.get("stop_reason")
-        self.finish = finish if isinstance(finish, str) else self.finish
+        # some write "" or "null" until the end
+        self.finish = finish if isinstance(finish, str) and finish not in ("", "null") else self.finish
         self._stop = stop if isinstance(stop, str) else self._stop
 
     def completion(self) -> Completion:
@@ -296,13 +307,19 @@ class ResponseReader(ReplyReader):
     def __init__(self, on_text: Callable[[str], None] | None = None) -> None:
         super().__init__(on_text)
         self._output: list[Any] = []
-        self._streamed = False
+        self._streamed: Any = None
+        """Place of the item whose text came last in a stream."""
+        self._asides = set[Any]()
+        """Places of items that are commentary."""
 
     def take(self, value: Any) -> None:
         kind, self._other = dig(value, "type"), value
-        if kind == "response.output_text.delta":
-            self._streamed = True
-            self._say(joined(dig(value, "delta"), ""))
+        place = dig(value, "output_index") or 0
+        if kind == "response.output_item.added" and dig(value, "item", "phase") == "commentary":
+            self._asides.add(place)
+        if kind == "response.output_text.delta" and place not in self._asides:
+            self._say(("\n" if self._streamed not in (None, place) else "") + joined(dig(value, "delta"), ""))
+            self._streamed = place
         elif kind == "response.output_item.done":
             self._output.append(dig(value, "item"))
         response = dig(value, "response") or value
@@ -314,17 +331,18 @@ class ResponseReader(ReplyReader):
             self._began, self._output = True, output or self._output
             self._usage = dig(response, "usage")
             reason = dig(response, "incomplete_details", "reason")
-            self.finish = reason if isinstance(reason, str) else "length" if status == "incomplete" else "stop"
+            ended = {"incomplete": "length", "failed": "failed", "cancelled": "cancelled"}.get(str(status), "stop")
+            self.finish = reason if isinstance(reason, str) else ended
 
     def completion(self) -> Completion:
         items: list[dict[str, Any]] = []
+        texts, asides = list[str](), list[str]()
         for item in self._output:
             kind, content = dig(item, "type"), dig(item, "content")
             if kind == "message":
                 text = joined([part for part in _parts(content) if dig(part, "type") == "output_text"], "text")
                 self._refusal.append(joined(content, "refusal", plain=False))
-                if not self._streamed:
-                    self._say(text)
+                (asides if item.get("phase") == "commentary" else texts).append(text)
                 for part in _parts(content):
                     self._read_logprobs(dig(part, "logprobs"))
                 items.append({"type": kind, "text": text, **_kept(item, "phase")})
@@ -337,6 +355,10 @@ class ResponseReader(ReplyReader):
                 id, name, given = (joined(dig(item, key), "") for key in ("call_id", "name", "arguments"))
                 items.append({"type": kind, "call_id": id, "name": name, "arguments": given})
         called = any(item["type"] == "function_call" for item in items)
+        if self._streamed is None:
+            self._say("\n".join(filter(None, texts if any(texts) or called else asides)))
+        if any(texts) or called:
+            self._reasoning += asides
         return self._completed(
             "response", items if called else [], "input_tokens", "output_tokens", "input_tokens_details"
         )

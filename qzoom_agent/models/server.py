@@ -30,6 +30,7 @@ from qzoom_agent.models.chat_messages import chat_messages, response_items, sche
 from qzoom_agent.models.chat_reply import Completion
 from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams, Session
 from qzoom_agent.protocols.boxes import box_key
+from qzoom_agent.protocols.parsing import own_turn
 from qzoom_agent.zoom.image_zoom import png
 
 _PAUSE: Final = 0.5
@@ -94,11 +95,12 @@ class _ServerSession:
         items = _named(found, turn=len(messages)) if settings.tools else []
         calls = [item for item in items if item["type"] == "function_call"]
         calls = calls or [{**call, "call_id": ""} for call in found.calls]
-        text = _closed(
-            found.text + _written(found, calls, self._backend.protocol), settings.stop, found.stop, cut=found.cut
-        )
-        if on_text is not None and len(text) > len(found.text):
-            on_text(text[len(found.text) :])
+        # a mark of the next turn in the text does not end the calls, which the server has read
+        said = own_turn(found.text) if calls else found.text
+        written = _written(found, calls, self._backend.protocol)
+        text = _closed(said + written, settings.stop, found.stop, cut=found.cut)
+        if on_text is not None and len(text) > len(said):
+            on_text(text[len(said) :])
         factor = self._backend.defaults.factor
         return Reply(
             text=text,
@@ -176,7 +178,9 @@ def _call(call: dict[str, Any], protocol: str) -> str:
         return f"<grounding>{json.dumps(arguments)}</grounding>"
     elif protocol == "plain" and isinstance(arguments, dict) and (key := box_key(arguments)):
         return f"ZOOM: {key} {arguments[key]}"
-    return f"<tool_call>\n{json.dumps(written)}\n</tool_call>"
+    # no tag or mark in an argument is one of the turn
+    quoted = json.dumps(written).replace("<", "\\u003c")
+    return f"<tool_call>\n{quoted}\n</tool_call>"
 
 
 def _closed(text: str, stop: Sequence[str], reason: str | None, *, cut: bool) -> str:

@@ -41,12 +41,19 @@ _NUMBER = re.compile(rf"(?:(?<![\w.%)\]])[-+])?(?<![\w.]){_PLAIN}")
 """A number that belongs to no word; a sign counts where it cannot be the hyphen between two numbers."""
 _WHOLE = re.compile(rf"[-+]?{_PLAIN}")
 _NAMED = re.compile(rf"([A-Za-z]{{1,10}}_?[A-Za-z]{{0,10}}\d?)[\"']?\s{{0,4}}[:=]\s{{0,4}}([-+]?{_PLAIN})")
-_Y_FIRST = re.compile(r"\bbox_2d\b")
-_SPANS = re.compile(
-    rf"\bx\b\W{{0,4}}({_PLAIN})\s?(?:-|\u2013|to|\.\.)\s?({_PLAIN})\W{{1,6}}y\b\W{{0,4}}({_PLAIN})"
-    rf"\s?(?:-|\u2013|to|\.\.)\s?({_PLAIN})",
+_SPOKEN = re.compile(
+    rf"\b(x[012]?|y[012]?|w|h|[xy]_?m(?:in|ax)|left|top|right|bottom|width|height|c[xy])\b[\s:=]{{1,6}}([-+]?{_PLAIN})",
     re.IGNORECASE,
 )
+"""A name of a coordinate before its number, without a mark between them."""
+_Y_FIRST = re.compile(r"\bbox_2d\b")
+_SPAN = re.compile(
+    rf"\b([xy])\b(?:\W{{0,4}}(?:from|in|between)?\W{{0,3}}({_PLAIN})\s?(?:-|\u2013|to|and|\.\.)\s?({_PLAIN})"
+    rf"|\W{{0,4}}(?:in\s?)?[\[(]\s?({_PLAIN})\s?,\s?({_PLAIN})\s?[\])])",
+    re.IGNORECASE,
+)
+"""From where to where it goes along an axis."""
+_SIZED = re.compile(r"\b(?:cent(?:er|re)|width|height|size)\b", re.IGNORECASE)
 
 
 class BoxReading(NamedTuple):
@@ -208,12 +215,18 @@ class _Reader:
 
     def _from_text(self, text: str, key: str, depth: int) -> list[float]:
         named = _NAMED.findall(text)
+        named = named if len(named) >= 4 else _SPOKEN.findall(text)
         if len(named) >= 4:
             return self._from_names({name: self._decimal(number) for name, number in named}, depth)
-        spans = _SPANS.search(text)
-        written = [spans[at] for at in (1, 3, 2, 4)] if spans else numbers_in(text)
-        numbers = [self.number(self._decimal(one)) for one in written[:5]]
-        return self._ordered(numbers, "box_2d" if _Y_FIRST.search(text) else key)
+        spans = {one[1].lower(): (one[2] or one[4], one[3] or one[5]) for one in _SPAN.finditer(text)}
+        if len(spans) == 2:
+            (x1, x2), (y1, y2) = spans["x"], spans["y"]
+            return [self.number(self._decimal(one)) for one in (x1, y1, x2, y2)]
+        if _SIZED.search(text):
+            raise _unreadable()
+        numbers = [self.number(self._decimal(one)) for one in numbers_in(text)[:5]]
+        told = "box_2d" if _Y_FIRST.search(text) else "xywh" if "xywh" in text.lower() else key
+        return self._ordered(numbers, told)
 
     def _decimal(self, written: str) -> float:
         self.percents += written.endswith("%")

@@ -31,7 +31,7 @@ _ECHO = re.compile(
     r"(?:<\|end_header_id\|>)?\s{0,8}|assistant[ \t]{0,8}\n(?=\s{0,8}\S))"
 )
 """The head of the model's own turn, written once more."""
-_END = re.compile(
+_MARK = re.compile(
     r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end|user|assistant|observation|vision_start|vision_end|"
     r"image_pad|video_pad|image|image_\d{1,3}|tool_response|tool_outputs?)\|>"
     r"|<(?:image|img|image_\d{1,3}|start_of_image|image_soft_token)>|<(?:tool_response|tool_result|tool_output)s?>"
@@ -41,26 +41,37 @@ _END = re.compile(
     r"|(?<=\n)(?:USER|ASSISTANT): "
 )
 """A mark of the next turn, or of a result that only the tool can give."""
+_QUOTED = frozenset({"<image>", "<img>", "</s>", "[IMG]"})
+"""Marks that a page or a program may show, too."""
 _RESULT = re.compile(
     r"(?:(?<=\n)|(?<=>))[ \t*]{0,8}(?:Observation[ _]?\d{0,3}[ \t*]{0,4}:|After the above Action\b)", re.IGNORECASE
 )
 """The head of a result, where it follows a call."""
-_CALLED = re.compile(r"<(?:tool_call|grounding|zoom|function=)|\bAction Input\b|^\W{0,8}(?:Action|ZOOM)\W{0,8}:", re.M)
+_TOOL = r"(?:zoom|crop|resize_image|local_region)"
+_CALLED = re.compile(
+    r"<(?:tool_call|grounding|zoom|function=)|\bAction Input\b"
+    rf"|^\W{{0,8}}(?:Action\W{{0,8}}:.{{0,40}}{_TOOL}|ZOOM\W{{0,8}}:)",
+    re.M,
+)
 _END_OF_TURN = ("", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>", "<end_of_turn>")
 
-_TOOL = r"(?:zoom|crop|resize_image|local_region)"
+_NAME = rf"(?:\w{{1,40}}_)?{_TOOL}(?:_\w{{1,40}}|\b)"
+_NUMBERS = r"(?:-?\d{1,9}+(?:\.\d{0,9}+)?%?\s?,\s{0,4}){3}"
+"""The first three of four numbers."""
 _WRAPPED = tuple(
     re.compile(pattern, re.MULTILINE)
     for pattern in (
         r"<(?:\|(?:python_tag|tool_call|action_start|plugin)|\uff5ctool|(?:[a-z]{1,20}:)?"
-        r"(?:tool_(?:calls|code|use|name)|function_?calls?|start_function_call|invoke|action|tool|crop|zoom_in)\b)",
+        r"(?:tool_(?:calls|code|use|name)|function_?calls?|start_function_call|invoke)\b)",
+        r"<(?:action|tool|crop|zoom_in)(?:\s{1,4}\w{1,20}\s?=|\s?>\s{0,8}"
+        rf"(?:[\[{{(]|-?\d|[\w.]{{1,40}}\s?\(|<\w|\w{{0,40}}{_TOOL}))",
         r"\u273f(?:FUNCTION|ARGS)\u273f",
         r"\[TOOL_(?:CALLS?|REQUEST)\]",
         r"```\s?(?:tool_|function_call)",
         r"to=functions\.",
         r"^[ \t>*_`#-]{0,8}(?i:Action[ \t]Input[ \t*_`]{0,4}:"
-        rf"|(?:Action|Tool|Function)[ \t*_`]{{0,4}}:[ \t*_`]{{0,4}}\w{{0,40}}{_TOOL})",
-        rf"{_TOOL}\w{{0,40}}+(?:\(\s{{0,8}}\w{{1,40}}+,|\s?\(\s{{0,8}}(?:\w{{1,40}}+\s?=|[\[{{(]|-?\d{{1,9}}+(?:\.\d{{0,9}}+)?%?\s?,))",
+        rf"|(?i:Action|Tool|Function)[ \t*_`]{{0,4}}:[ \t*_`]{{0,4}}{_NAME}[ \t*_`]{{0,4}}(?:$|[(\[{{:,]))",
+        rf"{_TOOL}\w{{0,40}}+(?:\(\s{{0,8}}[A-Za-z_]\w{{0,40}}+,|\s?\(\s{{0,8}}(?:\w{{1,40}}+\s?=|[\[{{(]|{_NUMBERS}))",
         r"[\"'](?:actions|action_input|tool_calls?|tool_input|tool_use|function_call)[\"']\s?:\s{0,8}[\[{\"']",
         rf"[\"'](?:action|tool|tool_name)[\"']\s?:\s?[\"']\w{{0,40}}?{_TOOL}",
     )
@@ -68,7 +79,8 @@ _WRAPPED = tuple(
 """Marks of a call in a format that none of the families here writes."""
 _FOREIGN = re.compile(
     r"</?(?:tool_call|grounding|zoom)>|<function=|<loc_\d"
-    r"|[\"']name[\"']\s?:\s?[\"'][^\"'\n]{1,60}[\"']\s?,\s{0,8}[\"'](?:arguments|parameters)[\"']\s?:"
+    r"|[\"']name[\"']\s?:\s?[\"'](?:[^\"'\n]{1,60}[\"']\s?,\s{0,8}[\"']arguments"
+    rf"|[^\"'\n]{{0,60}}{_TOOL}[^\"'\n]{{0,60}}[\"']\s?,\s{{0,8}}[\"']parameters)[\"']\s?:"
 )
 """A mark of a call in the format of one of the families."""
 
@@ -127,7 +139,7 @@ def own_turn(text: str, repairs: list[str] | None = None) -> str:
     if echo:
         notes.append("head of the turn dropped")
         text = text[echo.end() :]
-    mark = _END.search(text)
+    mark = next((one for one in _MARK.finditer(text) if _ends_turn(one, text)), None)
     end = mark.start() if mark else len(text)
     called = _CALLED.search(text, 0, end)
     result = _RESULT.search(text, called.end(), end) if called else None
@@ -139,9 +151,19 @@ def own_turn(text: str, repairs: list[str] | None = None) -> str:
     return text[: mark.start()]
 
 
+def _ends_turn(mark: re.Match[str], text: str) -> bool:
+    """Return whether a mark stands where one ends a turn, and not where an answer quotes it or lists it."""
+    start, end = mark.span()
+    if mark[0] in _QUOTED:
+        after = text[end : end + 80].lstrip(" \t")
+        return text[start - 1 : start] in ("", "\n") or not after or after[0] in "<[\n"
+    role = mark[0][0].isalpha()
+    return not (role and text[max(0, start - 2) : start] == ":\n")
+
+
 def without_marks(text: str) -> str:
     """Return a text of a tool as valid Unicode, with the marks of turns and images in it broken up."""
-    return _END.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", readable(text))
+    return _MARK.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", readable(text))
 
 
 def cut_off(text: str, *, limit: int) -> Parsed:

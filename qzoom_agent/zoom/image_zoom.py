@@ -27,6 +27,7 @@ from qzoom_agent.geometry import Box, Frame
 from qzoom_agent.images import ImageSource, load_image
 from qzoom_agent.protocols.boxes import BOX_KEYS, box_argument, read_index
 from qzoom_agent.protocols.calls import INDEX_NAMES, read_label
+from qzoom_agent.protocols.json_repair import read_json
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.zoom import Tool, Zoom, ZoomConfig, ZoomResult
 
@@ -134,13 +135,26 @@ class ImageZoom:
 
     def __call__(self, arguments: str | Mapping[str, Any] | None = None, /, **named: Any) -> ZoomReply:
         """Serve a call, whose arguments are JSON, a mapping or named. Never raises on what a model wrote."""
-        try:
-            given = json.loads(arguments) if isinstance(arguments, str) else {**(arguments or {}), **named}
-        except (ValueError, RecursionError) as error:
-            return ZoomReply(explain(f"The arguments are no JSON: {error}.", self.frame))
-        if not isinstance(given, Mapping):
+        given: Any = _parsed(arguments) if isinstance(arguments, str) else arguments
+        if isinstance(given, list | tuple):
+            given = {"bbox_2d": list(given)}
+        if not isinstance(given, Mapping | None):
             return ZoomReply(explain("The arguments are no JSON object.", self.frame))
-        return serve(self.tool, self.store, dict(given), frame=self.frame)
+        return serve(self.tool, self.store, {**(given or {}), **named}, frame=self.frame)
+
+
+def _parsed(text: str) -> Any:
+    """Return the JSON in a text, mended as in a reply; the text itself if there is none."""
+    for _ in range(2):  # a text may hold JSON as a text
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            repaired = read_json(text)
+            return text if repaired is None else repaired.value
+        if not isinstance(found, str):
+            return found
+        text = found
+    return text
 
 
 def zoom_schema(*, frame: Frame = "per_mille") -> dict[str, Any]:

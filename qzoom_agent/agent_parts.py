@@ -145,8 +145,10 @@ class AgentParts:
 
     @property
     def as_published(self) -> bool:
-        """True if no part of the run is an object, so that measurements of the model hold for it."""
-        return self.objects.keys() <= {*_ASIDE, "approve"}
+        """True if the model is asked in its own words and no part is an object: what was measured of it holds then."""
+        own = getattr(self.backend, "prompt", None)
+        words = self.given.system is None and getattr(self._prompt, "digest", None) == getattr(own, "digest", None)
+        return words and self.objects.keys() <= {*_ASIDE, "approve"}
 
     @property
     def environment(self) -> dict[str, str]:

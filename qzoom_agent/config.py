@@ -435,8 +435,11 @@ class AgentConfig(Config):
         """
         self = self.with_defaults(settings or {})
         views = self.budget.view_budget(defaults)
-        given = (self.perception.roi_min_tokens, self.perception.roi_max_tokens)
-        low, high = given if any(given) else views.roi_tokens or given
+        low, high = self.perception.roi_min_tokens, self.perception.roi_max_tokens
+        if views.roi_tokens is not None:  # a side that is not given is the preset's, as far as the other allows
+            least, most = views.roi_tokens
+            low = low or (least if high is None else min(least, high))
+            high = high or max(most, low)
         filled = self.replace(
             model=model,
             policy=self.policy_for(perceives=perceives),

@@ -235,8 +235,9 @@ class Context:
         parsed = self.protocol.parse(turn.text, self.store.shown[:views])
         if self.policy.offers_tools or self.policy.locates or parsed.calls or parsed.answer is not None:
             return parsed
-        # where nothing can be called, what looks like a call that cannot be read is the answer
-        answer = split_thought(own_turn(turn.text))[1] if parsed.problems else ""
+        # Where nothing can be called, an answer may quote what looks like a call that cannot be read.
+        quoted = parsed.problems and (parsed.thought or not any(char.isdigit() or char == "<" for char in turn.text))
+        answer = split_thought(own_turn(turn.text))[1] if quoted else ""
         return parsed.model_copy(update={"answer": answer, "problems": []}) if answer else parsed
 
     def close(self) -> None:

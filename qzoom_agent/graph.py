@@ -51,7 +51,7 @@ from qzoom_agent.telemetry import span
 from qzoom_agent.tool_calls import record_of
 from qzoom_agent.trace import PendingCall, PerceptionRecord, QuestionRecord, Status, Trace, Turn, Usage
 from qzoom_agent.views import View, coarse_id, original_id
-from qzoom_agent.zoom.zoom import sparse_plan
+from qzoom_agent.zoom.zoom import ZoomPlan, sparse_plan
 
 
 def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
@@ -84,7 +84,10 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
     else:
         add_coarse(ctx)
     for box in _inserted(state, ctx):
-        cut = ctx.zoom(store, box)
+        plan = ctx.zoom.plan(store, box)
+        if not plan.error and not _has_room(ctx, plan):
+            break
+        cut = ctx.zoom.cut(store, plan)
         if cut.view is None:
             raise ConfigError(
                 f"The crop of policy '{ctx.policy.name}' cannot be cut: {cut.error} Check the boxes given."
@@ -466,7 +469,7 @@ def _insert(ctx: Context, record: PerceptionRecord, *, further: bool = False) ->
 def _insert_of_image(ctx: Context, record: PerceptionRecord, *, further: bool) -> dict[str, list[float]]:
     placed: dict[str, list[float]] = {}
     coarse, origin = ctx.store.view(coarse_id(record.image)), original_id(record.image)
-    budget, before = ctx.config.budget, len(ctx.store.shown)
+    before = len(ctx.store.shown)
     sparse, foreground = ctx.config.perception.sparse_crop, [Box(*box, view=origin) for box in record.foreground]
     for box, cells in zip(record.boxes, record.cells, strict=True):
         plan, shown = ctx.roi_zoom.plan(ctx.store, Box(*box, view=origin)), ctx.store.shown
@@ -477,9 +480,7 @@ def _insert_of_image(ctx: Context, record: PerceptionRecord, *, further: bool) -
         if kept_back:
             record.reason += f"; {kept_back}"
             continue
-        spent = sum(view.tokens for view in ctx.own_views)
-        full = budget.max_visual_tokens is not None and spent + plan.tokens > budget.max_visual_tokens
-        if full or len(ctx.own_views) >= budget.max_views:
+        if not _has_room(ctx, plan):
             record.reason += "; the budget has no room for a crop"
             record.withheld = len(ctx.store.shown) == before
             break
@@ -493,6 +494,13 @@ def _insert_of_image(ctx: Context, record: PerceptionRecord, *, further: bool) -
             real = coarse.from_original(cut.view.region).to_frame("cell", coarse.size, coarse.cell)
             placed[cut.view.id] = real.as_list() if changed else list(cells)
     return placed
+
+
+def _has_room(ctx: Context, plan: ZoomPlan) -> bool:
+    """Return whether the budgets of views and visual tokens allow another crop."""
+    budget, shown = ctx.config.budget, ctx.own_views
+    spent = sum(view.tokens for view in shown) + plan.tokens
+    return len(shown) < budget.max_views and (budget.max_visual_tokens is None or spent <= budget.max_visual_tokens)
 
 
 def _with_gate(record: PerceptionRecord, drafted: dict[str, Any] | None) -> PerceptionRecord:

@@ -109,7 +109,9 @@ class CropPolicy:
             shapes = [(box.width, box.height) for box in (self.around(box, size) for box in gold or ())]
             side = math.sqrt(RANDOM_AREA)
             draw = random.Random(seed)
-            return [_somewhere(w, h, size, draw) for w, h in shapes or [(size.width * side, size.height * side)]]
+            if gold is None:
+                shapes = [(size.width * side, size.height * side)]
+            return [_somewhere(w, h, size, draw) for w, h in shapes]
         return []
 
     def keeps_back(self, shown: Sequence[View], plan: ZoomPlan, *, further: bool = False, close: bool = False) -> str:

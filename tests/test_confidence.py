@@ -51,6 +51,8 @@ def test_an_answer_has_the_confidence_of_its_model(tmp_path: Path) -> None:
         ({}, {"policy": "explicit"}),
         ({"gives_logprobs": False}, {}),
         ({}, {"generation.logprobs": False}),
+        ({}, {"system": "Answer in French."}),
+        ({}, {"prompt": {"user_without_tools": "please tell me {question} now"}}),
     ],
 )
 def test_without_a_calibration_that_fits_there_is_none(model: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -115,3 +117,25 @@ def test_too_few_answers_are_not_fitted_to(tmp_path: Path) -> None:
     evaluate(Agent(telling(None), policy="direct"), [numbers(1)], out=tmp_path, traces=False)
     with pytest.raises(ConfigError, match=r"have 0 scored answers.*generation.logprobs=true"):
         calibrate([RunFolder(tmp_path)])
+
+
+def test_runs_that_say_nothing_about_the_model_are_refused(tmp_path: Path) -> None:
+    model = telling(-0.1, gives_logprobs=True)
+    runs = {"first": {}, "other": {}, "sampled": {"generation.temperature": 0.5}}
+    for name, changes in runs.items():
+        agent = Agent(model, policy="direct", **changes)
+        evaluate(agent, [numbers(2)], out=tmp_path / name, traces=False, weights=name)
+    source = TaskSource(answered=False)
+    evaluate(Agent(model, policy="direct"), [numbers(2)], out=tmp_path / "unknown", source=source, weights="first")
+    first, other, sampled, unknown = (RunFolder(tmp_path / name) for name in (*runs, "unknown"))
+    for folders, told in (
+        ([first, other], "is of another model than"),
+        ([first, sampled], "was sampled"),
+        ([unknown], "asked numbers without answers"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            list(known_answers(folders))
+    with pytest.raises(ConfigError, match=r"has no scorer 'nope'\. It has: clean, faithful"):
+        calibrate([first], scorer="nope")
+    same = ["eval", "calibrate", str(tmp_path / "first"), "--held-out", str(tmp_path / "first"), "--out"]
+    assert main([*same, str(tmp_path / "c.json")]) == 2

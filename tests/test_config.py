@@ -72,7 +72,10 @@ def test_proposed_crops_have_the_presets_budget_unless_crops_are_given_one() -> 
         return found.roi_min_tokens, found.roi_max_tokens
 
     assert roi() == (30, 40)
-    assert roi(**{"perception.roi_max_tokens": 20}) == (None, 20)
+    assert roi(**{"perception.roi_max_tokens": 40}) == (30, 40)  # the preset's own value changes nothing
+    assert roi(**{"perception.roi_max_tokens": 20}) == (20, 20)
+    assert roi(**{"perception.roi_min_tokens": 35}) == (35, 40)
+    assert roi(**{"perception.roi_min_tokens": 50}) == (50, 50)
     assert roi(**{"budget.crop_max_tokens": 99}) == (None, None)
     assert AgentConfig().resolved(model="m", protocol="p", defaults=PRESET).perception.roi_max_tokens is None
 

@@ -317,6 +317,19 @@ def test_oracle_shows_the_gold_box_with_its_margin_beside_the_coarse_view() -> N
         ask(["42"], policy="oracle")
 
 
+@pytest.mark.parametrize("policy", ["oracle", "random"])
+def test_crops_that_a_policy_inserts_stay_within_the_budgets(policy: str) -> None:
+    boxes = [(20.0 + 90 * at, 20.0, 60.0 + 90 * at, 60.0) for at in range(8)]
+    few = ask(["42"], policy=policy, boxes=boxes, budget={"max_views": 3}).trace
+    assert (few.usage.inserted, few.answer) == (2, "42")
+    assert (
+        ask(
+            ["42"], policy=policy, boxes=boxes, budget={"max_visual_tokens": 70, "coarse_tokens": 64}
+        ).trace.usage.inserted
+        == 0
+    )
+
+
 def test_random_is_the_oracles_size_somewhere_else_and_follows_the_seed() -> None:
     def crop(seed: int, boxes: Any = None) -> Box:
         return ask(["42"], policy="random", boxes=boxes, seed=seed, crop={"min_side": 28}).trace.views[2].region
@@ -327,6 +340,7 @@ def test_random_is_the_oracles_size_somewhere_else_and_follows_the_seed() -> Non
     sized = crop(1, gold)
     assert (sized.width, sized.height) == (pytest.approx(102, abs=1), pytest.approx(62, abs=1))
     assert crop(2, gold) != sized
+    assert ask(["42"], policy="random", boxes=[]).trace.usage.inserted == 0  # as many as the oracle's
 
 
 def test_blind_serves_grey_of_the_same_size_and_records_what_was_withheld() -> None:

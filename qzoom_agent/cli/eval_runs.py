@@ -157,8 +157,11 @@ def run_calibrate(args: argparse.Namespace) -> int:
     runs, held_out = ([RunFolder.existing(path) for path in paths] for paths in (args.runs, args.held_out))
     found = calibrate(runs, scorer=args.scorer)
     rows = []
-    for name, folders in (("fitted", runs), ("held out", held_out)):
-        answers = list(known_answers(folders, scorer=args.scorer))
+    if shared := {one.path.resolve() for one in runs} & {one.path.resolve() for one in held_out}:
+        raise ConfigError(f"{shared.pop()} is fitted to, so it cannot be held out. Give another run.")
+    everything = list(known_answers([*runs, *held_out], scorer=args.scorer))
+    fitted = len(list(known_answers(runs, scorer=args.scorer)))
+    for name, answers in (("fitted", everything[:fitted]), ("held out", everything[fitted:])):
         parts = dict.fromkeys((one.policy, task) for one in answers for task in ("all", one.task))
         for policy, task in parts:
             own = [one for one in answers if one.policy == policy and task in ("all", one.task)]

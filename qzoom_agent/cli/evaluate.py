@@ -225,7 +225,8 @@ def planned(args: argparse.Namespace) -> Measurement | None:
         tasks = list(map(unscored, tasks))
     require(source, limit=args.limit, repeats=args.repeats, workers=min(args.batch, args.workers))
     out = args.out or _default_folder(args, config, [task.name for task in tasks])
-    own = args.budget is not None or config.budget.coarse_tokens is not None
+    sizes = (args.budget, config.budget.coarse_tokens, config.budget.coarse_min_tokens)
+    own = any(one is not None for one in sizes)
     tasks, _ = with_scorer(with_judge(tasks, args, None if args.dry_run else out), args.scorer)
     # Wrong rows show before the model is loaded.
     loaded = select(tasks, source=source, paths=paths, limit=args.limit, own_budget=own)
@@ -358,6 +359,8 @@ def add_audit_flags(flags: argparse.ArgumentParser) -> None:
 
 def run_audit(args: argparse.Namespace) -> int:
     """Run the verb; exit code 4 if the model failed on every question."""
+    if args.no_answers:
+        raise ConfigError("An audit compares what is right, so it needs answers. Leave out --no-answers.")
     plan = planned(args)
     if plan is None:
         return OK
@@ -367,6 +370,8 @@ def run_audit(args: argparse.Namespace) -> int:
     from qzoom_agent.evaluation.summary import Results
 
     agent, folder = plan.agent(), plan.folder
+    if agent.config.policy in ("direct", "random", "blind", "masked"):
+        raise ConfigError(f"{agent.config.policy!r} is a control of an audit. Give --policy that is to be audited.")
     plan.ask(agent, folder, label=f"{agent.config.policy}: ")
     names: list[str] = ["direct", grey_policy(str(agent.config.policy)), "random"]
     if all(row.boxes or row.coarse_suffices for row in folder.latest()):

@@ -39,6 +39,7 @@ class Known(NamedTuple):
 def known_answers(runs: Sequence[RunFolder], *, scorer: str | None = None) -> Iterator[Known]:
     """Yield the scored answers of runs that have probabilities; by `scorer`, or each task's default."""
     for folder in runs:
+        _require_fit(folder, runs[0], scorer)
         policy = folder.config.policy or ""
         for row in folder.in_order():
             by = scorer or next(iter(row.scores), None)
@@ -50,13 +51,9 @@ def calibrate(runs: Sequence[RunFolder], *, scorer: str | None = None) -> Calibr
     """Return the calibration that fits the runs' answers.
 
     Raises:
-        ConfigError: A policy has fewer than 50 answers with probabilities, or a run was sampled.
+        ConfigError: A policy has fewer than 50 answers with probabilities, a run was sampled or has no known answers,
+            runs are of different models, or none has the scorer.
     """
-    for folder in runs:
-        if folder.config.generation.temperature:
-            raise ConfigError(
-                f"{folder.path} was sampled, and confidence is that of greedy answers. Ask it again at 0."
-            )
     by_policy: dict[str, list[Known]] = defaultdict(list)
     for one in known_answers(runs, scorer=scorer):
         by_policy[one.policy].append(one)
@@ -68,6 +65,23 @@ def calibrate(runs: Sequence[RunFolder], *, scorer: str | None = None) -> Calibr
             f"{_FEWEST} are needed. A server is asked for them with --set generation.logprobs=true."
         )
     return Calibration(policies={policy: _fitted(answers) for policy, answers in by_policy.items()})
+
+
+def _require_fit(folder: RunFolder, first: RunFolder, scorer: str | None) -> None:
+    """Raise ConfigError if the answers of a run say nothing about the confidence of the first one's model."""
+    if folder.config.generation.temperature:
+        raise ConfigError(f"{folder.path} was sampled, and confidence is that of greedy answers. Ask it again at 0.")
+    if unknown := [name for name, task in folder.ask.tasks.items() if not task.answered]:
+        raise ConfigError(f"{folder.path} asked {unknown[0]} without answers, so nothing says which are right.")
+    models = [(one.config.model, one.ask.weights) for one in (first, folder)]
+    if models[0] != models[1]:
+        raise ConfigError(
+            f"{folder.path} is of another model than {first.path} ({folder.config.model}, {first.config.model}, or "
+            "other weights), and confidence is that of one. Calibrate each by itself."
+        )
+    known = {name for row in folder.in_order() for name in row.scores}
+    if scorer is not None and known and scorer not in known:
+        raise ConfigError(f"{folder.path} has no scorer {scorer!r}. It has: {', '.join(sorted(known))}.")
 
 
 def expected_error(calibration: Calibration, answers: Sequence[Known]) -> float | None:

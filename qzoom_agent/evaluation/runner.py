@@ -28,7 +28,7 @@ from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import PIL.Image
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.rows import RowSamples, refuse_rows
@@ -49,6 +49,7 @@ from qzoom_agent.evaluation.stats import require_scipy
 from qzoom_agent.evaluation.summary import Results, summarise
 from qzoom_agent.evaluation.tasks.catalog import with_scorer
 from qzoom_agent.evaluation.tasks.task import CustomScorer, Scorer, Task
+from qzoom_agent.files import first_fault
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -369,11 +370,19 @@ class TaskRun:
         if self.traces:
             self.folder.save_trace(str(known["key"]), answer)
         scores = scored(answer.text, answer.trace.status, sample, self.task.scorers)
-        return SampleResult.model_validate(known | measured(answer, sample) | scores)
+        return self._result(sample, known | measured(answer, sample) | scores)
 
     def _failed(self, known: dict[str, JsonValue], sample: Sample, error: QzoomError) -> SampleResult:
         failed = {"status": "error", "error": f"{type(error).__name__}: {error}"}
-        return SampleResult.model_validate(known | failed | scored(None, "error", sample, self.task.scorers))
+        return self._result(sample, known | failed | scored(None, "error", sample, self.task.scorers))
+
+    def _result(self, sample: Sample, fields: Mapping[str, Any]) -> SampleResult:
+        try:
+            return SampleResult.model_validate(fields)
+        except ValidationError as error:  # of a task from outside this package
+            raise ConfigError(
+                f"The question {sample.id!r:.80} of the task {self.task.name!r} is wrong: {first_fault(error)}."
+            ) from error
 
 
 def _side_by_side(work: Callable[[_Item], _Result], items: Sequence[_Item], workers: int) -> Iterator[_Result]:

@@ -112,6 +112,18 @@ def test_an_audit_runs_the_controls_and_gives_a_verdict(
     assert main(["audit", "needle-scene", "--n", "3", "--policy", "explicit", "--out", "audited"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [(["--policy", "direct"], "'direct' is a control of an audit"), (["--no-answers"], "needs answers")],
+)
+def test_an_audit_that_would_say_nothing_asks_nothing(
+    flags: list[str], told: str, play: Any, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play(lambda _: pytest.fail("asked"))
+    assert main(["audit", "needle-scene", "--n", "2", *flags]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_run_is_scored_again_without_a_model(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     play(lambda _: "7")
     assert run("eval", "needle-doc", "--n", "2", "--out", "run") == 0

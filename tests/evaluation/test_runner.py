@@ -379,3 +379,19 @@ def test_every_needle_task_runs(task: str, tmp_path: Path) -> None:
     assert evaluate(agent, [find_task(task)], out=tmp_path, source=TaskSource(n=2)).tasks[task].n == 2
     ids = {row.id for row in RunFolder(tmp_path).latest()}
     assert ids == {f"{task}-test-{sample_seed(0, index)}" for index in range(2)}
+
+
+def test_a_wrong_field_of_an_own_task_or_scorer_is_named(tmp_path: Path) -> None:
+    class Wrong(Numbers):
+        def __getitem__(self, index: int, /) -> Sample:
+            return Sample(**{**vars(super().__getitem__(index)), "answers": (42,)})
+
+    task = Task(name="numbers", title="", load=lambda source: Wrong("numbers", 1), scorers={"clean": clean})
+    with pytest.raises(ConfigError, match=r"question 'numbers-0' of the task 'numbers' is wrong: gold\.0: "):
+        evaluate(player(), [task], out=tmp_path / "a")
+
+    def odd(text: str | None, sample: Sample) -> Score:
+        return Score(1.0, 42)  # type: ignore[arg-type]
+
+    with pytest.raises(ConfigError, match=r"whose `extracted` is 42\. Give the text"):
+        evaluate(player(), [numbers(1)], out=tmp_path / "b", scorer=odd)

@@ -87,6 +87,11 @@ def apply(scorer: Scorer | CustomScorer, answer: str | None, sample: Sample) -> 
         value = float("nan") if isinstance(found, str) else float(found.value if isinstance(found, Score) else found)
     except (TypeError, ValueError):
         value = float("nan")
+    if isinstance(found, Score) and not isinstance(found.extracted, str | None):
+        raise ConfigError(
+            f"The scorer {reference(scorer)} returned a Score whose `extracted` is {found.extracted!r:.60}. Give the "
+            "text that it took for the answer, or None."
+        )
     if not 0 <= value <= 1:
         raise ConfigError(
             f"The scorer {reference(scorer)} returned {found!r} for {answer[:60]!r}. Return a Score, a bool, or a "

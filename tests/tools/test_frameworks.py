@@ -46,6 +46,19 @@ def test_the_agent_is_a_runnable() -> None:
     assert [chain.invoke(asked), chain.invoke(asked)] == ["4711!", "12!"]
 
 
+def test_a_function_that_makes_the_agent_is_called_once() -> None:
+    made: list[Agent] = []
+
+    def make() -> Agent:
+        made.append(Agent(ScriptedBackend(["4711", "12"], protocol="plain"), policy="direct"))
+        return made[-1]
+
+    runnable = as_runnable(make)
+    assert not made
+    asked = {"image": PICTURE, "question": "which number?"}
+    assert [runnable.invoke(asked)["answer"] for _ in range(2)] == ["4711", "12"] and len(made) == 1
+
+
 def test_langchain_is_given_blocks(zoom: ImageZoom) -> None:
     found = langchain_tool(zoom).invoke(
         {"name": NAME, "args": {"bbox_2d": [0, 0, 500, 500]}, "id": "1", "type": "tool_call"}

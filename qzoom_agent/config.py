@@ -332,6 +332,13 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def whole_number(text: str) -> int:
+    """Return a number of 0 or more; the `type` of a command line flag."""
+    if not text.strip().isdecimal():
+        raise ArgumentTypeError(f"a whole number from 0 on is needed; got {text!r}")
+    return int(text)
+
+
 class AgentConfig(Config):
     """The whole configuration of an episode, saved with every trace."""
 

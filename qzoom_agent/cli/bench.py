@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from qzoom_agent.cli.console import Console
 from qzoom_agent.cli.main import OK
-from qzoom_agent.config import positive_int
+from qzoom_agent.config import positive_int, whole_number
 from qzoom_agent.extras import require
 from qzoom_agent.files import require_folder
 
@@ -55,7 +55,7 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     )
     for kind, out in ((pareto, "runs/pareto"), (ablation, "runs/ablations")):
         kind.add_argument("--n", type=positive_int, default=100, help="questions a task (default: 100)")
-        kind.add_argument("--seed", type=int, default=0, help="draw other questions (default: 0)")
+        kind.add_argument("--seed", type=whole_number, default=0, help="draw other questions (default: 0)")
         kind.add_argument("--out", type=Path, default=Path(out), help=f"folder to write (default: {out})")
 
 

@@ -9,6 +9,7 @@ from typing import Final
 from qzoom_agent.cli.console import Console, opener, print_table, printable
 from qzoom_agent.cli.evaluate import SCORER_HELP, add_judge_flags, with_judge
 from qzoom_agent.cli.main import OK
+from qzoom_agent.config import whole_number
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.files import require_file, write_text
 
@@ -41,7 +42,9 @@ def add_compare_flags(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--scorer", help="scorer that is compared (default: the one that leads in B)")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write the comparison, every flip included")
     flags.add_argument("--report", type=Path, metavar="FILE", help="write B's report with the flips against A")
-    flags.add_argument("--flips", type=int, default=_FLIPS, metavar="N", help=f"print N flips (default: {_FLIPS})")
+    flags.add_argument(
+        "--flips", type=whole_number, default=_FLIPS, metavar="N", help=f"print N flips (default: {_FLIPS})"
+    )
 
 
 def run_compare(args: argparse.Namespace) -> int:

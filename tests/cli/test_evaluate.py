@@ -261,3 +261,11 @@ def test_the_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("eval", "list") == 0
     out = capsys.readouterr().out
     assert re.search(r"^needle-scene +exact ", out, re.M)
+
+
+@pytest.mark.parametrize(
+    "command", [["bench", "pareto", "--seed", "-1"], ["eval", "compare", "a", "b", "--flips", "-1"]]
+)
+def test_numbers_below_zero_are_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*command) == 2
+    assert "a whole number from 0 on" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import PIL.Image
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -74,6 +74,10 @@ class TaskSelection(BaseModel):
     @property
     def partial(self) -> bool:
         return self.planned < self.total
+
+
+COARSE: Final = ("coarse_tokens", "coarse_min_tokens")
+"""Keys of the budget that a task can set."""
 
 
 class RunSpec(BaseModel):
@@ -166,7 +170,14 @@ class RunFolder:
         """
         require_folder(self.path)
         if (self.path / "run.json").exists():
-            differ = list(_differ(self.config.model_dump(mode="json"), config.model_dump(mode="json")))
+            was = self.config
+            if None in (
+                was.budget.coarse_tokens,
+                config.budget.coarse_tokens,
+            ):  # where all tasks set it, it is not kept
+                sizes = {key: getattr(was.budget, key) or getattr(config.budget, key) for key in COARSE}
+                was, config = was.replace(budget=sizes), config.replace(budget=sizes)
+            differ = list(_differ(was.model_dump(mode="json"), config.model_dump(mode="json")))
             if differ:
                 raise ConfigError(
                     f"{self.path} holds another run. Different: {'; '.join(differ)}. Choose another folder (--out, in "

@@ -34,7 +34,7 @@ from qzoom_agent.agent import Agent
 from qzoom_agent.data.rows import RowSamples, refuse_rows
 from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError, QzoomError
-from qzoom_agent.evaluation.run_log import RunFolder, RunSpec, TaskSelection
+from qzoom_agent.evaluation.run_log import COARSE, RunFolder, RunSpec, TaskSelection
 from qzoom_agent.evaluation.sample_result import (
     TAKE_GOLD,
     AgentLike,
@@ -168,6 +168,9 @@ def evaluate(
         runs.append(TaskRun(task, samples, places, asker, folder, source.seed, weights, traces))
     ask = RunSpec(seed=source.seed, weights=weights, repeats=repeats, tasks=plans)
     scorers = {task.name: task.scorers for task in asked}
+    by_tasks = all(one.coarse_tokens is not None for one in plans.values())
+    # so that the configuration, given again, leaves it to the tasks
+    kept = agent.config.replace(budget=dict.fromkeys(COARSE)) if by_tasks else agent.config
 
     def finish() -> Results:
         folder.replace_rows(row.completed(scorers.get(row.task, {})) for row in folder.in_order())
@@ -176,7 +179,7 @@ def evaluate(
     results = ask_all(
         runs,
         folder,
-        begin=lambda: folder.begin(agent.config, ask, environment or {}),
+        begin=lambda: folder.begin(kept, ask, environment or {}),
         finish=finish,
         repeats=repeats,
         workers=workers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -395,3 +396,25 @@ def test_a_wrong_field_of_an_own_task_or_scorer_is_named(tmp_path: Path) -> None
 
     with pytest.raises(ConfigError, match=r"whose `extracted` is 42\. Give the text"):
         evaluate(player(), [numbers(1)], out=tmp_path / "b", scorer=odd)
+
+
+def test_a_coarse_view_that_tasks_set_is_left_to_them_when_a_run_is_repeated(tmp_path: Path) -> None:
+    own, plain = replace(numbers(2), coarse_tokens=(16, 20)), replace(numbers(2), name="plain")
+
+    def run(*tasks: Task, out: str, config: AgentConfig | None = None) -> Results:
+        agent = player() if config is None else player().replace(**config.model_dump(exclude={"model", "protocol"}))
+        given = config is not None and config.budget.coarse_tokens is not None
+        return evaluate(agent, list(tasks), out=tmp_path / out, source=TaskSource(n=2), own_budget=given)
+
+    first = run(own, out="first")
+    saved = RunFolder(tmp_path / "first").config
+    assert saved.budget.coarse_tokens is None
+    again = run(own, out="again", config=saved)
+    assert again.tasks["numbers"].cost.visual_tokens == first.tasks["numbers"].cost.visual_tokens
+    assert run(own, out="first").tasks["numbers"].n == 2  # resumed
+    assert set(run(own, plain, out="first").tasks) == {
+        "numbers",
+        "plain",
+    }  # and grown, by one that leaves it to the agent
+    assert RunFolder(tmp_path / "first").config.budget.coarse_tokens is not None
+    assert set(run(own, out="first").tasks) >= {"numbers"}

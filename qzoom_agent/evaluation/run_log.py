@@ -171,10 +171,8 @@ class RunFolder:
         require_folder(self.path)
         if (self.path / "run.json").exists():
             was = self.config
-            if None in (
-                was.budget.coarse_tokens,
-                config.budget.coarse_tokens,
-            ):  # where all tasks set it, it is not kept
+            # where all tasks set it, it is not kept
+            if None in (was.budget.coarse_tokens, config.budget.coarse_tokens):
                 sizes = {key: getattr(was.budget, key) or getattr(config.budget, key) for key in COARSE}
                 was, config = was.replace(budget=sizes), config.replace(budget=sizes)
             differ = list(_differ(was.model_dump(mode="json"), config.model_dump(mode="json")))

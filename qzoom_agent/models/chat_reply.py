@@ -307,14 +307,14 @@ class ResponseReader(ReplyReader):
     def __init__(self, on_text: Callable[[str], None] | None = None) -> None:
         super().__init__(on_text)
         self._output: list[Any] = []
-        self._streamed: Any = None
+        self._streamed: int | None = None
         """Place of the item whose text came last in a stream."""
-        self._asides = set[Any]()
+        self._asides = set[int]()
         """Places of items that are commentary."""
 
     def take(self, value: Any) -> None:
         kind, self._other = dig(value, "type"), value
-        place = dig(value, "output_index") or 0
+        place = given if isinstance(given := dig(value, "output_index"), int) else 0
         if kind == "response.output_item.added" and dig(value, "item", "phase") == "commentary":
             self._asides.add(place)
         if kind == "response.output_text.delta" and place not in self._asides:

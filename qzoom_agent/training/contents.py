@@ -24,7 +24,8 @@ def digest(path: Path) -> str | None:
     None if there is nothing on this machine. Images beside the file of a table are not looked at.
     """
     if path.is_dir():
-        files = [one for one in sorted(path.rglob("*")) if one.is_file()]
+        found_there = (one for one in sorted(path.rglob("*")) if one.is_file())
+        files = [one for one in found_there if not one.name.startswith((".", "cache-"))]  # which `datasets` writes
     else:
         files = [path] if path.is_file() else []
     if not files:

@@ -74,6 +74,12 @@ def test_commentary_is_no_part_of_the_answer(streamed: bool) -> None:
     assert found(message("Only this.", "commentary")).text == "Only this."
 
 
+def test_a_place_that_is_no_number_breaks_nothing() -> None:
+    delta = {"type": "response.output_text.delta", "output_index": [1], "delta": "42"}
+    whole = {"status": "completed", "output": [message("42", None)]}
+    assert read(ResponseReader(), delta, whole).completion().text == "42"
+
+
 def test_a_tag_in_an_argument_is_no_mark_and_a_call_without_a_result_gets_no_crop() -> None:
     call = {"call_id": "a", "name": "zoom", "arguments": '{"label": "the <img> tag"}'}
     assert "<img>" not in _call(call, "qwen3vl") and "\\u003cimg>" in _call(call, "qwen3vl")

@@ -38,6 +38,8 @@ def test_a_digest_is_that_of_what_is_read(tmp_path: Path) -> None:
         Dataset.from_list([{"answer": answer}]).save_to_disk(str(tmp_path / answer))
         saved.append(digest(tmp_path / answer))
     assert None not in saved and len(set(saved)) == 2
+    (tmp_path / "two" / "cache-0.arrow").write_bytes(b"12")
+    assert digest(tmp_path / "two") == saved[1]
     assert digest(tmp_path / "nowhere") is None
     specs = [DatasetSpec(path="needle"), DatasetSpec(path=str(rows)), DatasetSpec(path="someone/somewhere")]
     assert contents("nobody/nothing", specs) == {

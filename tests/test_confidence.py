@@ -135,6 +135,8 @@ def test_runs_that_say_nothing_about_the_model_are_refused(tmp_path: Path) -> No
     ):
         with pytest.raises(ConfigError, match=told):
             list(known_answers(folders))
+    with pytest.raises(ConfigError, match="is of another model than"):
+        list(known_answers([other], like=first))
     with pytest.raises(ConfigError, match=r"has no scorer 'nope'\. It has: clean, faithful"):
         calibrate([first], scorer="nope")
     same = ["eval", "calibrate", str(tmp_path / "first"), "--held-out", str(tmp_path / "first"), "--out"]

@@ -162,9 +162,8 @@ def run_calibrate(args: argparse.Namespace) -> int:
     rows = []
     if shared := {one.path.resolve() for one in runs} & {one.path.resolve() for one in held_out}:
         raise ConfigError(f"{shared.pop()} is fitted to, so it cannot be held out. Give another run.")
-    everything = list(known_answers([*runs, *held_out], scorer=args.scorer))
-    fitted = len(list(known_answers(runs, scorer=args.scorer)))
-    for name, answers in (("fitted", everything[:fitted]), ("held out", everything[fitted:])):
+    for name, folders in (("fitted", runs), ("held out", held_out)):
+        answers = list(known_answers(folders, scorer=args.scorer, like=runs[0]))
         parts = dict.fromkeys((one.policy, task) for one in answers for task in ("all", one.task))
         for policy, task in parts:
             own = [one for one in answers if one.policy == policy and task in ("all", one.task)]

@@ -36,10 +36,21 @@ class Known(NamedTuple):
     """0 to 1."""
 
 
-def known_answers(runs: Sequence[RunFolder], *, scorer: str | None = None) -> Iterator[Known]:
-    """Yield the scored answers of runs that have probabilities; by `scorer`, or each task's default."""
+def known_answers(
+    runs: Sequence[RunFolder], *, scorer: str | None = None, like: RunFolder | None = None
+) -> Iterator[Known]:
+    """Yield the scored answers of runs that have probabilities.
+
+    Args:
+        runs: Runs of one model.
+        scorer: Scorer that says what is right; None: each task's default.
+        like: Another run of that model, such as one that was fitted to.
+
+    Raises:
+        ConfigError: A run was sampled or has no known answers, is of another model, or has no such scorer.
+    """
     for folder in runs:
-        _require_fit(folder, runs[0], scorer)
+        _require_fit(folder, like or runs[0], scorer)
         policy = folder.config.policy or ""
         for row in folder.in_order():
             by = scorer or next(iter(row.scores), None)

@@ -1,6 +1,7 @@
 """rl/train_nano.py end to end on tiny batches: it learns, it writes what it did, and a killed run loses nothing."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from random import Random
@@ -135,10 +136,11 @@ def test_a_kept_stage_is_a_place_to_go_on_from_with_its_heads(straight: Path, tm
 def test_a_grown_stage_computes_the_same_and_can_be_gone_on_from(straight: Path, tmp_path: Path) -> None:
     kept = straight / "talk" / "final"
     small_model = base.load_training(kept)[1]
-    told = grow_main([str(kept), str(tmp_path / "grown"), "--intermediate", "400", "--tower-intermediate", "512"])
-    assert told == 0
+    sizes = ["--intermediate", "400", "--tower-intermediate", "512", "--windows", "2,5", "--wholes", "4"]
+    assert grow_main([str(kept), str(tmp_path / "grown"), *sizes]) == 0
     tokenizer, grown = base.load_shipped(tmp_path / "grown")
-    assert grown.config.vision_config.depth == 6 and grown.config.text_config.intermediate_size == 400
+    assert grown.config.vision_config.depth == 7 and grown.config.text_config.intermediate_size == 400
+    assert grown.config.vision_config.fullatt_block_indexes == [1, 4, 6]
     assert grown.num_parameters() > 1.2 * small_model.num_parameters()
     batch = Packer(tokenizer).batch(small("crops", 3))
     with torch.no_grad():
@@ -152,9 +154,20 @@ def test_a_grown_stage_computes_the_same_and_can_be_gone_on_from(straight: Path,
     assert all(weight.grad is not None and weight.grad[:, -8:].abs().max() > 0 for weight in new), "what is new learns"
 
 
-def test_growing_never_makes_a_model_smaller(straight: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--intermediate is 100, but the model has 320"):
-        grow_main([str(straight / "talk" / "final"), str(tmp_path / "grown"), "--intermediate", "100"])
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--intermediate", "100"], "--intermediate is 100, but the model has 320"),
+        (["--windows", "2,2"], "Give each once, from 0 to 6"),
+        (["--windows", "9"], "no new places in a tower of 6"),
+        (["--windows", "4", "--wholes", "4"], "Give each once"),
+    ],
+)
+def test_growing_refuses_smaller_widths_and_impossible_places(
+    straight: Path, tmp_path: Path, given: list[str], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        grow_main([str(straight / "talk" / "final"), str(tmp_path / "grown"), *given])
     assert not (tmp_path / "grown").exists()
 
 

@@ -11,7 +11,8 @@ import pytest
 from yaml import safe_dump
 
 ENGINES = Path(os.environ.get("QZOOM_ENGINES", ""))
-SCRIPT = Path(__file__).with_name("grpo_colocate.py")
+ON_CPU = Path(__file__).with_name("vllm_on_cpu.py")
+REPOSITORY = ON_CPU.parents[2]
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,12 +40,13 @@ def test_vllm_samples_from_the_model_that_is_trained(tmp_path: Path) -> None:
         "ACCELERATE_USE_CPU": "1",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(SCRIPT.parents[2]),
+        "PYTHONPATH": str(REPOSITORY),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_TARGET_DEVICE": "cpu",
     }
-    command = [ENGINES / "bin" / "python", SCRIPT, "--config", tmp_path / "recipe.yaml", "--output", tmp_path / "run"]
+    command = [ENGINES / "bin" / "python", ON_CPU, REPOSITORY / "rl" / "train_grpo.py"]
+    command += ["--config", tmp_path / "recipe.yaml", "--output", tmp_path / "run"]
     done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     steps = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

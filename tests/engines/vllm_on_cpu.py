@@ -3,8 +3,8 @@
     python tests/engines/vllm_on_cpu.py rl/train_grpo.py --config recipe.yaml --output run
     python tests/engines/vllm_on_cpu.py evals/grpo_benchmark.py --config rl/recipes/nano/grpo.yaml --colocate
 
-vLLM compiles nothing, which takes minutes on a CPU, and packs no weights for oneDNN: packed ones take no new values (vLLM
-0.32), and the trainer gives it new ones before each step.
+vLLM compiles nothing, which takes minutes on a CPU, and packs no weights for oneDNN: packed ones take no new values
+(vLLM 0.32), and the trainer gives it new ones before each step.
 """
 
 import functools

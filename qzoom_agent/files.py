@@ -48,6 +48,14 @@ def translating(
         raise error(f"Cannot {verb} {path}: it is not UTF-8 text ({failure.reason}). {advice}") from failure
 
 
+def expanded(path: Path | str) -> Path:
+    """Return a path with the home folder in place of its ~; one such as ~$a.png, of no user here, as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # there is no such user, or no home folder is known
+        return Path(path)
+
+
 def require_folder(path: Path | str) -> Path:
     """Return a folder to write into, made if there is none. Raises ConfigError if that is impossible."""
     path = Path(path)

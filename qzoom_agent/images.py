@@ -27,6 +27,7 @@ from PIL.IcoImagePlugin import IcoImageFile
 from PIL.ImageFile import ImageFile
 
 from qzoom_agent.errors import ImageError
+from qzoom_agent.files import expanded
 from qzoom_agent.geometry import MAX_ASPECT, Box
 from qzoom_agent.pdf import is_pdf, page_size, render_page
 
@@ -340,13 +341,13 @@ def _encoded(source: str | Path | bytes, allow_url: bool) -> tuple[Path | io.Byt
 
 def _file(path: Path) -> Path:
     try:
-        path = path.expanduser()
+        path = expanded(path)
         if path.is_dir():
             raise ImageError(f"{_short(str(path))} is a folder, not an image. Pass the path of one file.")
         if not path.is_file():
             raise ImageError(f"There is no image file at {_short(str(path))}. Check the path.")
         size = path.stat().st_size
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError) as error:
         raise ImageError(f"Cannot open {_short(str(path))}: {_cause(error)}. Check the path.") from error
     _check_bytes(size, _short(str(path)))
     return path

@@ -15,6 +15,7 @@ from PIL import Image
 
 from qzoom_agent.errors import ImageError
 from qzoom_agent.extras import require
+from qzoom_agent.files import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def _opened_page(source: str | Path | bytes, max_pixels: int, *, warn: bool) -> 
     else:
         found = _NAMED.fullmatch(str(source))
         assert found is not None
-        given, chosen = Path(found["path"]).expanduser(), found["page"]
+        given, chosen = expanded(found["path"]), found["page"]
         name = f"'{given!s}'"
     number = chosen if chosen is not None else "1"
     with _opened(given, name) as document:

@@ -26,6 +26,7 @@ from qzoom_agent import __version__
 from qzoom_agent.cli.console import print_table
 from qzoom_agent.cli.main import BACKEND, OK
 from qzoom_agent.errors import BackendError
+from qzoom_agent.files import expanded
 
 Verdict = Literal["ok", "note", "bad"]
 SHOWN: Final = ("transformers", "langgraph", "pydantic", "pillow", "numpy")
@@ -185,7 +186,7 @@ def nano() -> Check:
 
 
 def _disk() -> Iterator[Check]:
-    places = {"disk here": Path.cwd(), "disk of models": Path(os.environ.get("HF_HOME", Path.home() / ".cache"))}
+    places = {"disk here": Path.cwd(), "disk of models": expanded(os.environ.get("HF_HOME", "~/.cache"))}
     for name, place in places.items():
         there = next(folder for folder in (place, *place.parents) if folder.exists())
         free = shutil.disk_usage(there).free
@@ -204,5 +205,5 @@ def _version(package: str) -> str | None:
 
 
 def _short(path: str) -> str:
-    home = str(Path.home())
+    home = str(expanded("~"))
     return "~" + path[len(home) :] if path == home or path.startswith(home + os.sep) else path

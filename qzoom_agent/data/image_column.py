@@ -15,6 +15,7 @@ from PIL import Image
 
 from qzoom_agent.data.columns import written
 from qzoom_agent.errors import ImageError
+from qzoom_agent.files import expanded
 from qzoom_agent.images import MAX_PIXELS, check_image, decode_base64, digest, load_image
 from qzoom_agent.pdf import file_of
 
@@ -109,7 +110,7 @@ def _from_text(text: str, folder: Path | None) -> str | Path | bytes:
     if text[:5].lower() == "data:":
         return text
     if len(text) <= LONGEST_PATH:
-        path = Path(text).expanduser()
+        path = expanded(text)
         path = path if folder is None else folder / path
         try:
             if Path(file_of(str(path))).is_file():

@@ -22,6 +22,7 @@ from qzoom_agent.data.image_column import headers_only
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError, MissingDependency, QzoomError
 from qzoom_agent.extras import require
+from qzoom_agent.files import expanded
 
 Row = Mapping[str, Any]
 _SEPARATORS = {".csv": ",;\t", ".tsv": "\t"}
@@ -180,7 +181,7 @@ def open_rows(source: TaskSource, place: HubTable) -> Rows:
     """
     if source.path is None:
         return _first_on_hub(place, source.split)
-    path = Path(source.path).expanduser()
+    path = expanded(source.path)
     if path.exists():
         return open_path(path, place, split=source.split)
     if not _is_hub_id(source.path):
@@ -242,7 +243,7 @@ def open_table(path: str, *, config: str | None = None, split: str = "train") ->
     Raises:
         ConfigError: It cannot be read, or is a file without rows.
     """
-    where = Path(path).expanduser()
+    where = expanded(path)
     if where.is_dir() and not is_saved(where) and len(found := tables_in(where)) == 1:
         (where,) = found  # beside the images that it names
     try:

@@ -31,7 +31,16 @@ from qzoom_agent.confidence import FILE as CALIBRATION
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.sample_result import AnswerLike, SampleResult
-from qzoom_agent.files import atomic_write, first_fault, lock, read_json, remove_parts, require_folder, translating
+from qzoom_agent.files import (
+    atomic_write,
+    expanded,
+    first_fault,
+    lock,
+    read_json,
+    remove_parts,
+    require_folder,
+    translating,
+)
 from qzoom_agent.models.presets import PRESETS
 from qzoom_agent.trace import Trace, by_digest, describe_environment
 
@@ -365,7 +374,7 @@ def fingerprint(model: str, branches: str | Path | None = None, *, base_only: bo
     Of large files the size, the first and the last MiB are read: enough to tell one training run from another in a
     moment, whatever the weights weigh.
     """
-    source = PRESETS[model].source if model in PRESETS else str(Path(model).expanduser())
+    source = PRESETS[model].source if model in PRESETS else str(expanded(model))
     if not Path(source).is_dir():
         return None
     found = hashlib.sha256()

@@ -35,7 +35,7 @@ from qzoom_agent.evaluation.runner import ProgressListener, Shard, TaskRun, ask_
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.tasks.custom import named_columns, table_file, task_name
 from qzoom_agent.evaluation.tasks.task import Task
-from qzoom_agent.files import atomic_write, translating
+from qzoom_agent.files import atomic_write, expanded, translating
 from qzoom_agent.images import FORMATS
 from qzoom_agent.messages import require_question
 from qzoom_agent.pdf import file_of, pages
@@ -219,7 +219,7 @@ def find_questions(
         raise ConfigError(
             f"table is the path of a table or of a folder; got {type(table).__name__}. Agent.batch answers a list."
         )
-    path = Path(table).expanduser()
+    path = expanded(table)
     if not path.exists():
         raise ConfigError(f"There is nothing at {table}. Give a table or a folder of images.")
     if path.is_dir() and path.resolve() == Path(out).resolve():

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from qzoom_agent.errors import ImageError, QzoomError
 from qzoom_agent.extras import require
+from qzoom_agent.files import expanded
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import MAX_PIXELS, load_image
 from qzoom_agent.integrations.limits import MAX_IMAGES
@@ -59,8 +60,8 @@ class ImageAccess(BaseModel):
         if not self.folders:
             raise ImageError("This server reads no files. Send the image as a data URI.")
         try:
-            path = (self.folders[0] / Path(source.removeprefix("file://")).expanduser()).resolve()
-        except (OSError, ValueError, RuntimeError) as error:
+            path = (self.folders[0] / expanded(source.removeprefix("file://"))).resolve()
+        except (OSError, ValueError) as error:
             raise ImageError(f"{source[:100]!r} is no path: {error}. Give the path of an image.") from None
         if not any(path.is_relative_to(folder.resolve()) for folder in self.folders):
             readable = ", ".join(str(folder) for folder in self.folders)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.files import read_yaml
+from qzoom_agent.files import expanded, read_yaml
 
 NANO_FOLDER = Path(__file__).resolve().parent.parent / "weights" / "nano"
 SHIPPED = ("nano", "nano-paper")
@@ -356,7 +356,7 @@ def resolve_model(name: str) -> Preset:
     """
     if name in PRESETS:
         return PRESETS[name]
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if name and folder.is_dir():
         preset = replace(known(str(folder.resolve())) or Preset(name, name), name=name, source=str(folder))
         files = [_read(folder / file) for file in ("config.json", "README.md", "tokenizer.json")]

@@ -25,7 +25,7 @@ from pydantic import model_validator
 
 from qzoom_agent.config import Config
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.files import read_text, read_yaml
+from qzoom_agent.files import expanded, read_text, read_yaml
 from qzoom_agent.messages import Message, Part, Role, image_part, message
 from qzoom_agent.protocols.interface import ZoomProtocol
 from qzoom_agent.protocols.locate import ask_for_boxes
@@ -104,7 +104,7 @@ def read_prompt(given: str | Path | Mapping[str, Any] | PromptFile) -> PromptFil
     if isinstance(given, PromptFile):
         return given
     if not isinstance(given, Mapping):
-        where = Path(given).expanduser()
+        where = expanded(given)
         try:
             given = read_yaml(read_text(where, "Give a prompt file in YAML or JSON."))
         except ValueError as error:

@@ -9,13 +9,14 @@ from pydantic import JsonValue
 
 from qzoom_agent.data.rows import SUFFIXES
 from qzoom_agent.evaluation.run_log import fingerprint
+from qzoom_agent.files import expanded
 from qzoom_agent.training.branches.dataset import DatasetSpec
 
 
 def contents(model: str, sources: Iterable[DatasetSpec]) -> dict[str, JsonValue]:
     """Return a digest of a model's weights and of each source of questions, by path; None for what is on the hub."""
     found: dict[str, JsonValue] = {model: fingerprint(model, base_only=True)}
-    return found | {one.path: digest(Path(one.path).expanduser()) for one in sources if not one.is_needle}
+    return found | {one.path: digest(expanded(one.path)) for one in sources if not one.is_needle}
 
 
 def digest(path: Path) -> str | None:

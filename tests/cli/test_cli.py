@@ -143,6 +143,12 @@ def test_a_failing_model_is_4(play: Any, board: str, capsys: pytest.CaptureFixtu
     ("argv", "says"),
     [
         (["ask", "nowhere.png", "?"], "nowhere.png"),
+        (["ask", "~nobody-here/a.png", "?"], "~nobody-here/a.png"),
+        (["ask", "~nobody-here/a.pdf#page=2", "?"], "~nobody-here/a.pdf"),
+        (["ask", "{board}", "?", "--model", "~nobody-here"], "There is no model '~nobody-here'"),
+        (["ask", "{board}", "?", "--prompt", "~nobody-here/p.yaml"], "~nobody-here/p.yaml"),
+        (["run", "~nobody-here/t.csv", "--out", "done"], "There is nothing at ~nobody-here/t.csv"),
+        (["eval", "~nobody-here/t.csv"], "~nobody-here/t.csv"),
         (["ask", "{board}", "   "], "question"),
         (["ask", "{board}", "?", "--set", "budget.max_tuns=3"], "Did you mean 'budget.max_turns'?"),
         (["ask", "{board}", "?", "--set", "policy"], "KEY=VALUE"),
@@ -404,6 +410,17 @@ def test_doctor_prints_one_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         assert name in names
     assert code == (4 if "bad: " in captured.out else 0)
     assert str(Path.home()) + "/" not in captured.out
+
+
+def test_doctor_needs_no_home_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(doctor, "_PROBE", 'print(\'{"version": "9", "threads": 1, "device": "cpu", "bf16": null}\')')
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.delenv("HF_HOME", raising=False)
+    assert run("doctor") in (0, 4)
+    assert "disk of models" in capsys.readouterr().out
 
 
 def test_doctor_survives_a_broken_torch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

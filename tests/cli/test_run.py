@@ -33,6 +33,14 @@ def test_run_leaves_results_and_prints_their_path(play: Any, scans: Path, capsys
     assert parquet.read_table("done/results.parquet")["answer"].to_pylist() == ["red", "red", None, "red"]
 
 
+def test_a_name_that_begins_with_a_tilde_is_one(play: Any, scans: Path) -> None:
+    play(zoom_then("red"))
+    (scans / "a.png").rename(scans / "~$a.png")
+    assert run("run", "scans", "--question", "which color?", "--out", "done") == 0
+    found = parquet.read_table("done/results.parquet").to_pydict()
+    assert found["image"] == ["b.png", "c.png", "~$a.png"] and found["answer"] == ["red"] * 3
+
+
 def test_an_interrupted_run_says_so_and_goes_on(play: Any, scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = 0
 

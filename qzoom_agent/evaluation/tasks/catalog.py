@@ -20,6 +20,7 @@ from qzoom_agent.evaluation.tasks.receipts import RECEIPTS
 from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, Task
 from qzoom_agent.evaluation.tasks.vstar import VSTAR
 from qzoom_agent.extensions import created, find, is_reference, reference, require_call
+from qzoom_agent.files import expanded
 
 _TABLES: Final = (
     *(*HR_BENCH, *MME, DOCVQA, INFOVQA, CHARTQA, TEXTVQA, OCRBENCH, TREEBENCH, *VISUAL_PROBE, *ZOOM_BENCH),
@@ -53,7 +54,7 @@ def find_task(name: str) -> Task:
     """
     if name in TASKS:
         return TASKS[name]
-    if (path := Path(name).expanduser()).exists():
+    if (path := expanded(name)).exists():
         called = task_name(path)
         return custom_task(path, name=f"own-{called}" if called in TASKS else called)
     if not is_reference(name) and (Path(name).name != name or Path(name).suffix.lower() in SUFFIXES):

@@ -24,6 +24,7 @@ from qzoom_agent.evaluation.scorers import anls, receipts
 from qzoom_agent.evaluation.scorers.anls import levenshtein
 from qzoom_agent.evaluation.scorers.receipts import DATE, TOTAL, amount, same
 from qzoom_agent.evaluation.tasks.task import Task
+from qzoom_agent.files import expanded
 from qzoom_agent.geometry import Box
 
 FIELD: Final = "receipt-field"
@@ -209,7 +210,7 @@ def load(name: str, ask: Callable[[Receipt], Iterable[ReceiptQuestion]], source:
     """Return the questions about the receipts of one split; ConfigError if there is no such folder or split."""
     if source.path is None:
         raise ConfigError(f"{name} asks about receipts of yours. Give their folder as the path (--path DIR).")
-    folder = Path(source.path).expanduser()
+    folder = expanded(source.path)
     asked: list[dict[str, Any]] = [
         {"receipt": receipt, "question": question, "id": f"{name}-{receipt.number}-{at}"}
         for receipt in read_receipts(folder, source.split or "test")

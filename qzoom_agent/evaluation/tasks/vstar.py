@@ -24,6 +24,7 @@ from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers import choice
 from qzoom_agent.evaluation.tasks.public import Asked, Benchmark, one_letter
+from qzoom_agent.files import expanded
 from qzoom_agent.geometry import Box
 
 ORIGINAL: Final = "craigwu/vstar_bench"
@@ -52,7 +53,7 @@ def _original(source: TaskSource) -> Path | None:
             return Path(snapshot_download(ORIGINAL, repo_type="dataset"))
         except Exception as error:  # the hub's client and its transports each raise their own
             raise ConfigError(f"Cannot fetch {ORIGINAL}: {error}. Give a local copy as the path.") from error
-    folder = Path(source.path).expanduser() if source.path else None
+    folder = expanded(source.path) if source.path else None
     return folder if folder is not None and any((folder / kind).is_dir() for kind in _KINDS) else None
 
 

@@ -28,6 +28,7 @@ from qzoom_agent.agent import Agent
 from qzoom_agent.answer import Event
 from qzoom_agent.approval import Decision
 from qzoom_agent.errors import ConfigError, ImageError, QzoomError, describe_error
+from qzoom_agent.files import expanded
 from qzoom_agent.images import load_image
 from qzoom_agent.integrations.conversation import Conversation
 from qzoom_agent.integrations.limits import WebConfig
@@ -258,7 +259,7 @@ class Page:
                 # Without a key, the operator's would be read from the environment and sent to the visitor's server.
                 key = key.strip() or "none"
                 agent = Agent.from_server(server, model=model, api_key=key, timeout=self.config.timeout)
-            elif model not in PRESETS and Path(model).expanduser().exists():
+            elif model not in PRESETS and expanded(model).exists():
                 raise ConfigError(f"'{model}' is on the disk of this page's machine. Name a preset or a hub id.")
             else:
                 with self._loading:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, Final, NotRequired, Protocol, TypedDict
 
@@ -28,6 +27,7 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.evaluation.tasks.needle import NeedleTask
 from qzoom_agent.evaluation.tasks.needle.boards import Board, Fact, draw_board
+from qzoom_agent.files import expanded
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import MAX_PIXELS, digest
 from qzoom_agent.perception.labels import Mode
@@ -368,7 +368,7 @@ def count_rows(sources: Sequence[DatasetSpec]) -> int | None:
 def _count(source: DatasetSpec) -> int | None:
     if source.is_needle:
         return source.limit or 1000
-    if not Path(source.path).expanduser().exists() and on_hub(source.path):
+    if not expanded(source.path).exists() and on_hub(source.path):
         return source.limit
     count = len(open_table(source.path, config=source.name, split=source.split))
     return min(count, source.limit or count)

@@ -48,6 +48,11 @@ def translating(
         raise error(f"Cannot {verb} {path}: it is not UTF-8 text ({failure.reason}). {advice}") from failure
 
 
+def valid_unicode(text: str) -> str:
+    """Return a text that can be written as UTF-8: half a surrogate pair, or a byte of a file's name, is U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def expanded(path: Path | str) -> Path:
     """Return a path with the home folder in place of its ~; one such as ~$a.png, of no user here, as it is."""
     try:

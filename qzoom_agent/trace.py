@@ -38,7 +38,7 @@ from pydantic import (
 )
 
 from qzoom_agent.errors import TraceError
-from qzoom_agent.files import atomic_write, remove_parts
+from qzoom_agent.files import atomic_write, remove_parts, valid_unicode
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.views import View
 
@@ -59,14 +59,8 @@ _FILE = "trace.json"
 _DIGEST = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
-def _valid_unicode(value: Any) -> Any:
-    # A model may write half a surrogate pair in JSON; such a string can be neither validated nor written as UTF-8.
-    if isinstance(value, str):
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return value
-
-
-Text = Annotated[str, BeforeValidator(_valid_unicode)]
+# A model may write half a surrogate pair in JSON; such a string can be neither validated nor written as UTF-8.
+Text = Annotated[str, BeforeValidator(lambda value: valid_unicode(value) if isinstance(value, str) else value)]
 """A string from a model or a file; lone surrogates become U+FFFD."""
 
 

@@ -22,7 +22,7 @@ from qzoom_agent.data.image_column import headers_only
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError, MissingDependency, QzoomError
 from qzoom_agent.extras import require
-from qzoom_agent.files import expanded
+from qzoom_agent.files import expanded, valid_unicode
 
 Row = Mapping[str, Any]
 _SEPARATORS = {".csv": ",;\t", ".tsv": "\t"}
@@ -313,9 +313,17 @@ def _separator(path: Path, marks: str) -> str:
     return next((mark for mark in marks if mark in header), marks[0])
 
 
+def _parsed(text: str) -> Any:
+    """Return the value of a JSON text, whose strings can be written as UTF-8."""
+    data = json.loads(text)
+    if "\\ud" in text or "\\uD" in text:  # half a surrogate pair is left where a text was cut inside an emoji
+        data = json.loads(valid_unicode(json.dumps(data, ensure_ascii=False)))
+    return data
+
+
 def _json_rows(path: Path) -> list[Row]:
     """Return a list of rows, or the one that a record holds beside names and versions ({"data": [...]})."""
-    data = json.loads(path.read_text(encoding="utf-8-sig"))
+    data = _parsed(path.read_text(encoding="utf-8-sig"))
     if isinstance(data, dict):
         lists = [held for held in data.values() if isinstance(held, list) and held and isinstance(held[0], dict)]
         data = data.get("data", lists[0] if len(lists) == 1 else None)
@@ -434,7 +442,7 @@ class _Lines(_RowFile):
         with self.path.open("rb") as file:
             file.seek(self.at[index])
             try:
-                row = json.loads(file.readline().decode("utf-8-sig"))
+                row = _parsed(file.readline().decode("utf-8-sig"))
             except ValueError as error:
                 raise ConfigError(f"Row {index + 1} of {self.path} is not JSON: {error}.") from None
         if not isinstance(row, dict):

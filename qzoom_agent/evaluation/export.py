@@ -119,7 +119,8 @@ def write_parquet(path: Path, types: Mapping[str, str], parts: Iterable[Mapping[
     import pyarrow as pa
     from pyarrow import parquet
 
-    with parquet.ParquetWriter(path, schema) as writer:
+    # Of a path pyarrow makes an address, which takes UTF-8 alone.
+    with path.open("wb") as file, parquet.ParquetWriter(file, schema) as writer:
         for part in parts:
             writer.write_table(pa.table({name: pa.array(part[name], schema.field(name).type) for name in types}))
 

@@ -40,9 +40,10 @@ from qzoom_agent.files import (
     remove_parts,
     require_folder,
     translating,
+    valid_unicode,
 )
 from qzoom_agent.models.presets import PRESETS
-from qzoom_agent.trace import Trace, by_digest, describe_environment
+from qzoom_agent.trace import Text, Trace, by_digest, describe_environment
 
 PICTURE_SIDE = 1600
 """Pictures of traces are JPEG and no larger: they are to look at; the exact pixels are the task's."""
@@ -61,12 +62,12 @@ class TaskSelection(BaseModel):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    path: str | None = None
+    path: Text | None = None
     """Path or hub id that it was read from, if that is not its own source."""
     reference: str | None = None
     """`Task.reference` of a task from outside this package."""
     split: str | None = None
-    fonts: str | None = None
+    fonts: Text | None = None
     total: int
     """Samples that the task has."""
     planned: int
@@ -77,7 +78,7 @@ class TaskSelection(BaseModel):
     """(least, most) visual tokens of the coarse view, where the task sets them."""
     answered: bool = True
     """The questions have answers to score by."""
-    left_out: list[str] = Field(default_factory=list)
+    left_out: list[Text] = Field(default_factory=list)
     """What is wrong with each row that is not asked (`--skip-bad`)."""
 
     @property
@@ -410,7 +411,7 @@ def environment(placement: str = "", *, command: str = "") -> dict[str, str]:
         command: The command line that was run.
     """
     found = {"date": date.today().isoformat()} | describe_environment() | {"cores": str(os.cpu_count())}
-    found |= {name: text for name, text in (("placement", placement), ("command", command)) if text}
+    found |= {name: text for name, text in (("placement", placement), ("command", valid_unicode(command))) if text}
     done = subprocess.run(
         ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"],
         capture_output=True,

@@ -24,7 +24,7 @@ from qzoom_agent.evaluation.redundancy import INSIDE, Redundancy, count
 from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, apply, rule_version
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import digest, load_image
-from qzoom_agent.trace import Quad, Trace, Usage
+from qzoom_agent.trace import Quad, Text, Trace, Usage
 from qzoom_agent.views import ViewStore
 
 Cause = Literal["failed", "never looked", "looked elsewhere", "saw and misread", "looked, place unknown"]
@@ -66,9 +66,9 @@ class SampleResult(BaseModel):
     index: int
     """Place of the sample in its task."""
     repeat: int = 0
-    id: str
-    kind: str
-    cluster: str
+    id: Text
+    kind: Text
+    cluster: Text
     """Samples of one cluster are not independent; the sample's own id where it stands alone."""
     seed: int
     """The episode's."""
@@ -78,10 +78,10 @@ class SampleResult(BaseModel):
     """Digest of the sample's image; empty if it could not be read."""
     size: tuple[int, int]
     """Its width and height in pixels."""
-    question: str
-    gold: list[str]
+    question: Text
+    gold: list[Text]
     """All accepted answers, the first is shown."""
-    options: list[str] = Field(default_factory=list)
+    options: list[Text] = Field(default_factory=list)
     meta: dict[str, JsonValue] = Field(default_factory=dict)
     boxes: list[Quad] = Field(default_factory=list)
     """Boxes of the answer, in pixels of the image; empty if unknown or if no crop is needed."""
@@ -90,7 +90,7 @@ class SampleResult(BaseModel):
     answer: str | None = None
     status: str
     """The trace's status; "error" also when the agent raised."""
-    error: str | None = None
+    error: Text | None = None
     scores: dict[str, Score] = Field(default_factory=dict)
     """By scorer, the task's default first."""
     rules: dict[str, str] = Field(default_factory=dict)
@@ -228,7 +228,7 @@ def scored(
 def episode_seed(seed: int, sample_id: str, repeat: int = 0) -> int:
     """Return the agent's seed for one sample: 31 bits of a hash, the same whatever is run before or beside it."""
     name = f"{seed}/{sample_id}" + (f"/{repeat}" if repeat else "")
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) >> 1
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:4]) >> 1
 
 
 def image_digest(image: PIL.Image.Image) -> str:

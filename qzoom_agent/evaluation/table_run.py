@@ -35,7 +35,7 @@ from qzoom_agent.evaluation.runner import ProgressListener, Shard, TaskRun, ask_
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.tasks.custom import named_columns, table_file, task_name
 from qzoom_agent.evaluation.tasks.task import Task
-from qzoom_agent.files import atomic_write, expanded, translating
+from qzoom_agent.files import atomic_write, expanded, translating, valid_unicode
 from qzoom_agent.images import FORMATS
 from qzoom_agent.messages import require_question
 from qzoom_agent.pdf import file_of, pages
@@ -158,7 +158,7 @@ class Questions:
     def _names(self, row: Row) -> dict[str, str | None]:
         images = [_image_name(image) for image in each_image(self.columns.cell(row, "image"))]
         named = [image for image in images if image is not None]
-        image = ", ".join(named) if len(named) == len(images) > 0 else None
+        image = valid_unicode(", ".join(named)) if len(named) == len(images) > 0 else None
         return {"id": _text(self.columns.cell(row, "id")), "image": image}
 
     def _sample(self, row: Row, index: int) -> Sample:

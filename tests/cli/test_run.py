@@ -41,6 +41,34 @@ def test_a_name_that_begins_with_a_tilde_is_one(play: Any, scans: Path) -> None:
     assert found["image"] == ["b.png", "c.png", "~$a.png"] and found["answer"] == ["red"] * 3
 
 
+def test_names_that_are_not_utf8_are_asked_and_recorded_legibly(play: Any, scans: Path) -> None:
+    play(zoom_then("red"))
+    try:
+        scans = scans.rename(scans.with_name("sc\udcffans"))
+        (scans / "a.png").rename(scans / "\udcffa.png")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    argv = ["run", str(scans), "--question", "which color?", "--out", "do\udcffne"]
+    for _ in range(2):  # the second goes on with the first
+        assert run(*argv) == 0
+        with Path("do\udcffne", "results.parquet").open("rb") as file:
+            found = parquet.read_table(file).to_pydict()
+        assert found["image"] == ["b.png", "c.png", "\ufffda.png"] and found["answer"] == ["red"] * 3
+
+
+def test_half_an_emoji_in_a_table_is_replaced(play: Any, scans: Path, here: Path) -> None:
+    play(zoom_then("red"))
+    row = r'{"id": "x\ud83d", "image": "scans/a.png", "answer": "\ud83d", '
+    row += r'"question": "which \ud83d\ude00 color \uD83D?"}'
+    (here / "mine.jsonl").write_text(row)
+    (here / "mine.json").write_text(f"[{row}]")
+    for table in ("mine.jsonl", "mine.json"):
+        assert run("run", table, "--out", f"of-{table}") == 0
+        found = parquet.read_table(f"of-{table}/results.parquet").to_pydict()
+        assert found["id"] == ["x\ufffd"] and found["question"] == ["which \U0001f600 color \ufffd?"]
+        assert run("eval", table, "--out", f"scores-{table}") == 0
+
+
 def test_an_interrupted_run_says_so_and_goes_on(play: Any, scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = 0
 

@@ -360,7 +360,9 @@ def test_ask_asks_at_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "--save",
         str(tmp_path / "s"),
     ]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\ny\n0,0,100,100\n0,0,100,100\ntoo \x1bprivate\n"))
+    monkeypatch.setattr(
+        sys, "stdin", io.StringIO("\ny\n9,9,9,9\n900,0,999,9\n0,0,100,100\n0,0,100,100\ntoo \x1bprivate\n")
+    )
     assert main(flags) == 0
     captured = capsys.readouterr()
     assert captured.out == "42\n"
@@ -368,7 +370,8 @@ def test_ask_asks_at_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         'call image_zoom_in_tool "the sign" [0,0,240,180] of 800x600 px, 9.0% of image, +54 visual tokens'
         in captured.err
     )
-    assert 'call rotate {"degrees": 180}' in captured.err and captured.err.count("run it?") == 5
+    assert 'call rotate {"degrees": 180}' in captured.err and captured.err.count("run it?") == 7
+    assert "[9.0, 9.0, 9.0, 9.0] has no area" in captured.err and "lies outside the image" in captured.err
     assert [call[0::3] for call in decided(Answer.load(tmp_path / "s"))] == [
         ("served", "approve"),
         ("snapped", "move"),

@@ -243,6 +243,30 @@ def test_the_terminal_reads_questions_until_an_empty_line(
     assert main(["chat", "-"]) == 2
 
 
+def test_the_terminal_refuses_a_question_that_is_not_utf8_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = b"what \xff is it?\nwhat is the code on the orange circle?\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
+    assert main(["chat", str(resources.files("qzoom_agent.data") / "demo" / BOARD), "-q"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "05N\n" and "valid characters" in captured.err
+
+
+def test_the_terminal_keeps_what_was_answered_before_an_interruption(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Interrupted(io.StringIO):
+        def readline(self, size: int = -1, /) -> str:
+            return super().readline(size) or (_ for _ in ()).throw(KeyboardInterrupt)
+
+    monkeypatch.setattr("sys.stdin", Interrupted("what is the code on the orange circle?\n"))
+    board = str(resources.files("qzoom_agent.data") / "demo" / BOARD)
+    page = tmp_path / "page.html"
+    assert main(["chat", board, "-q", "--save", str(tmp_path / "out"), "--report", str(page)]) == 130
+    assert Trace.load(tmp_path / "out").answer == "05N" and "05N" in page.read_text()
+
+
 @pytest.mark.parametrize("policy", ["implicit", "explicit"])
 def test_nano_answers_a_further_question_as_in_a_run_and_encodes_no_view_twice(
     policy: str, monkeypatch: pytest.MonkeyPatch

@@ -82,8 +82,10 @@ def run(args: argparse.Namespace) -> int:
         agent = agent.replace(approve=ask_at_terminal(console, *(one.size for one in images)))
     areas = [one.width * one.height for one in images]
     answer = follow(agent.stream(images, args.question), console, area=areas)
-    show_answer(answer, console, as_json=args.json)
-    keep(answer, console, args)
+    try:
+        show_answer(answer, console, as_json=args.json)
+    finally:  # also for a reader that wants the first lines alone (`| head`)
+        keep(answer, console, args)
     return EXIT_CODES[answer.status]
 
 
@@ -149,18 +151,19 @@ def run_chat(args: argparse.Namespace) -> int:
     image = load_image(args.image, max_pixels=read_config(args).max_pixels)
     agent = prepare(args, console)
     with agent.chat(image, history=args.history) as chat:
-        for question in _questions():
-            try:
-                events = chat.stream(question)
-            except ConfigError as error:
-                console.error(str(error))
-                continue
-            answer = follow(events, console, area=image.width * image.height)
-            show_answer(answer, console, as_json=args.json)
-        if chat.answer is None:
-            return OK
-        keep(chat.answer, console, args)
-        return EXIT_CODES[chat.answer.status]
+        try:
+            for question in _questions():
+                try:
+                    events = chat.stream(question)
+                except ConfigError as error:
+                    console.error(str(error))
+                    continue
+                answer = follow(events, console, area=image.width * image.height)
+                show_answer(answer, console, as_json=args.json)
+        finally:  # also after Ctrl-C
+            if chat.answer is not None:
+                keep(chat.answer, console, args)
+        return OK if chat.answer is None else EXIT_CODES[chat.answer.status]
 
 
 def _questions() -> Iterator[str]:
@@ -353,6 +356,8 @@ _BOX: Final = re.compile(r"[\[(]?" + r"[,\s]+".join([r"\s*(-?[\d.]{1,12})"] * 4)
 
 def ask_at_terminal(console: Console, *sizes: tuple[int, int]) -> Callable[[PendingCall], Decision]:
     """Return a function that asks a person about a call; `sizes` are those of the images in pixels."""
+    from qzoom_agent.approval import read_decision
+    from qzoom_agent.geometry import Size
 
     def decide(call: PendingCall) -> Decision:
         for line in describe(call, sizes[call.image]):
@@ -365,7 +370,13 @@ def ask_at_terminal(console: Console, *sizes: tuple[int, int]) -> Callable[[Pend
                     "Nobody decided on the call: stdin has ended. Run `qzoom ask --approve` at a terminal."
                 )
             decision = read_line(written, movable=call.box is not None)
-            if decision is not None:
+            if decision is None:
+                continue
+            try:
+                read_decision(decision, call, Size(*sizes[call.image]))
+            except ConfigError as error:
+                console.error(str(error))
+            else:
                 return decision
 
     return decide

@@ -11,6 +11,7 @@ machine failed, 130 interrupted. An error that the user can correct is printed w
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -93,9 +94,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     # Only the first word belongs to this parser; the rest belongs to the verb's own.
     name = parser.parse_args(argv[:1]).verb
+    for closed in (one for one in ("stdin", "stdout", "stderr") if getattr(sys, one) is None):  # as by 2>&-
+        setattr(sys, closed, open(os.devnull, "r" if closed == "stdin" else "w"))  # noqa: SIM115, PTH123
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for a terminal whose encoding lacks some letters
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as in arguments; whoever reads the text refuses it
     return finished(f"qzoom {name}", lambda: _run(argv))
 
 

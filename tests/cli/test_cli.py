@@ -114,6 +114,26 @@ def test_ask_json_is_the_trace_and_nothing_else(play: Any, board: str, capsys: p
     assert (trace.answer, trace.status, trace.usage.served) == ("42", "answered", 1)
 
 
+def test_a_run_is_saved_though_nobody_reads_the_answer(
+    play: Any, board: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str, /) -> int:
+            raise OSError(28, "No space left on device")
+
+    play(zoom_then("42"))
+    monkeypatch.setattr(sys, "stdout", Full())
+    page = tmp_path / "page.html"
+    assert run("ask", board, "how many?", "--json", "--save", str(tmp_path / "run"), "--report", str(page)) == 2
+    assert Trace.load(tmp_path / "run").answer == "42" and page.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="of shells of Unix")
+def test_streams_may_be_closed() -> None:
+    line = f"{sys.executable} -m qzoom_agent ask nowhere.png ? <&- 2>&-"
+    assert subprocess.run(["sh", "-c", line], check=False, capture_output=True).returncode == 2
+
+
 def test_own_tools_are_named_by_flags(play: Any, board: str, capsys: pytest.CaptureFixture[str]) -> None:
     play(['TOOL: rotate {"degrees": 180}', "TOOL: rotate {}", "42"])
     assert run("ask", board, "?", "--protocol", "plain", "--tool", "rotate", "--tool", "enhance") == 0

@@ -132,7 +132,13 @@ def atomic_write(path: Path, *, tidy: bool = True, error: type[QzoomError] = Con
         path: The file; its folder is made if there is none.
         tidy: Remove what killed processes left in the folder; for folders of many files call `remove_parts` once.
         error: Class of what is raised if the file cannot be written.
+
+    A device, a pipe or a stream such as /dev/stdout is written itself: nothing may take its place.
     """
+    if is_stream(path):
+        with translating("write", path, "Choose another place.", error=error):
+            yield path
+        return
     part = path.with_name(f"{path.name}.{uuid4().hex}.part")
     with translating("write", path, "Choose another place.", error=error):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,6 +150,14 @@ def atomic_write(path: Path, *, tidy: bool = True, error: type[QzoomError] = Con
                 part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def is_stream(path: Path) -> bool:
+    """Return whether a path is that of a device, a pipe or a stream such as /dev/stdout."""
+    if not path.exists():
+        return False
+    # Of /dev/stdout and /dev/fd/N, links to whatever the shell has opened, the link must stay.
+    return not path.is_file() or (path.is_symlink() and path.absolute().parts[1] in ("dev", "proc"))
 
 
 @contextmanager

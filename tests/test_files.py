@@ -64,6 +64,27 @@ with atomic_write(Path(sys.argv[1])) as part:
 """
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="of devices of Unix")
+def test_a_pipe_and_a_stream_are_written_and_stay(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True) as reader:
+        try:
+            with atomic_write(pipe) as part:
+                part.write_text("page")
+            assert pipe.is_fifo() and reader.communicate(timeout=10)[0] == "page"
+        finally:
+            reader.kill()
+    opened = (tmp_path / "shell").open("w+")
+    stream = Path(f"/proc/self/fd/{opened.fileno()}")
+    if stream.is_symlink():  # as /dev/stdout of `qzoom eval export RUN --to csv --out /dev/stdout > file`
+        with opened, atomic_write(stream) as part:
+            part.write_text("rows")
+            assert part == stream
+        assert (tmp_path / "shell").read_text() == "rows"
+    assert [one.name for one in tmp_path.iterdir() if one.suffix == ".part"] == []
+
+
 def parts(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*.part") if path.is_file()]
 

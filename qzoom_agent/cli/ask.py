@@ -20,7 +20,7 @@ from qzoom_agent.cli.console import Console, printable
 from qzoom_agent.cli.main import BACKEND, BUDGET, OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.files import require_file, require_folder
+from qzoom_agent.files import is_stream, require_file, require_folder
 
 if TYPE_CHECKING:
     from qzoom_agent.agent import Agent
@@ -201,7 +201,9 @@ def run_trace(args: argparse.Namespace) -> int:
 
         folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
         out = Path(args.out) if args.out else folder / "report.html"
-        print(write_report(trace, saved_images(folder), out, expected=args.expected))
+        written = write_report(trace, saved_images(folder), out, expected=args.expected)
+        if not is_stream(written):
+            print(written)
         return OK
     # The steps are the result here, so they go to stdout.
     console = Console(verbosity=int(args.verbose), stream=sys.stdout)

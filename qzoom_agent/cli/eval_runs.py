@@ -11,7 +11,7 @@ from qzoom_agent.cli.evaluate import SCORER_HELP, add_judge_flags, with_judge
 from qzoom_agent.cli.main import OK
 from qzoom_agent.config import whole_number
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.files import require_file, write_text
+from qzoom_agent.files import is_stream, require_file, write_text
 
 _FLIPS: Final = 20
 
@@ -133,7 +133,9 @@ def run_export(args: argparse.Namespace) -> int:
     from qzoom_agent.evaluation.export import export
     from qzoom_agent.evaluation.run_log import RunFolder
 
-    print(f"written {export(RunFolder.existing(args.run), args.to, args.out)}")
+    written = export(RunFolder.existing(args.run), args.to, args.out)
+    if not is_stream(written):  # what goes to /dev/stdout is the file alone
+        print(f"written {written}")
     return OK
 
 

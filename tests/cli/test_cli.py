@@ -309,6 +309,19 @@ def test_a_saved_run_can_be_shown_and_reported(
 # ---- eval, demo ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd/1").is_symlink(), reason="of Linux")
+def test_a_report_may_go_to_stdout(play: Any, board: str, tmp_path: Path) -> None:
+    play(zoom_then("EXIT 24"))
+    assert run("ask", board, "what is on the sign?", "--save", str(tmp_path / "run")) == 0
+    argv = [sys.executable, "-m", "qzoom_agent", "trace", "report", str(tmp_path / "run"), "--out"]
+    argv.append("/proc/self/fd/1")  # which is what /dev/stdout is, and nothing can take its place
+    with (tmp_path / "page.html").open("wb") as page:
+        for out in (subprocess.PIPE, page):
+            done = subprocess.run(argv, stdout=out, check=True)
+            written = done.stdout or (tmp_path / "page.html").read_bytes()
+            assert written.startswith(b"<!doctype html>") and written.endswith(b"</html>\n")
+
+
 def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

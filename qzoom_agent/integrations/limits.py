@@ -25,8 +25,8 @@ CEILINGS: Final[dict[str, float]] = {
 MAX_IMAGES: Final = 8
 """Most images of a question."""
 assert set(get_args(ServedPolicy)) < set(get_args(PolicyName))
-_NEVER: Final = {"model", "protocol", "prompt", "perceiver", "tool", "tools", "max_pixels", "review"}
-"""Keys that name weights, files or code, or limits of the server."""
+_NEVER: Final = {"model", "protocol", "prompt", "perceiver", "tool", "tools", "max_pixels", "review", "policy"}
+"""Keys that name weights, files or code, or limits of the server, and the policy, of which some are not served."""
 
 
 class ServeConfig(Config):
@@ -63,10 +63,16 @@ class ServeConfig(Config):
     def _known_keys(self) -> ServeConfig:
         for key in self.allow:
             section = key.partition(".")[0]
+            limited = next((one for one in self.ceilings if one.startswith(f"{key}.")), None)
+            if limited is not None:
+                raise ConfigError(
+                    f"Requests cannot be allowed to set all of '{key}': some of its keys have a most. Name the keys, "
+                    f"such as {limited}."
+                )
             if section not in AgentConfig.model_fields or section in _NEVER:
                 raise ConfigError(
                     f"Requests cannot be allowed to set '{key}': it is no key of the configuration, or one that names "
-                    "weights, files or code. Give one such as perception.max_regions."
+                    "weights, files, code or the policy. Give one such as perception.max_regions."
                 )
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import re
@@ -38,7 +39,7 @@ pytest.importorskip("prometheus_client", reason="the extra [serve] is not instal
 from qzoom_agent.cli.serve import listen  # noqa: E402
 from qzoom_agent.integrations.limits import ServeConfig  # noqa: E402
 from qzoom_agent.integrations.serve.app import create_app  # noqa: E402
-from qzoom_agent.integrations.serve.chat import ChatMessage, read_question, usage_of  # noqa: E402
+from qzoom_agent.integrations.serve.chat import ChatMessage, ChatRequest, Options, read_question, usage_of  # noqa: E402
 from qzoom_agent.integrations.serve.errors import RequestError  # noqa: E402
 
 KEY = "a-secret-key"
@@ -211,6 +212,9 @@ def test_a_wrong_request_is_refused_in_openais_form(
 def test_a_body_that_is_no_json_or_is_not_sent_as_json_is_told_so(client: httpx.Client) -> None:
     plain = client.post("/v1/chat/completions", content=json.dumps(asked()), headers={"Content-Type": "text/plain"})
     assert "the header 'Content-Type: application/json'" in plain.json()["error"]["message"]
+    for unread in (b'{"model": "\xff"}', gzip.compress(b"{}")):
+        wrong = client.post("/v1/chat/completions", content=unread, headers={"Content-Type": "application/json"})
+        assert wrong.status_code == 400 and "Send JSON in UTF-8" in wrong.json()["error"]["message"]
     for body in ('{"model": ', "no"):
         wrong = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
         error = wrong.json()["error"]
@@ -334,6 +338,24 @@ def test_what_was_said_before_stands_in_front_of_the_question() -> None:
 
 def test_settings_that_name_files_are_never_a_requests() -> None:
     for key in ("prompt", "tool", "review.rule", "nothing"):
+        with pytest.raises(ConfigError, match="cannot be allowed"):
+            ServeConfig(allow=(key,))
+
+
+def test_an_allowed_key_keeps_the_servers_limits() -> None:
+    keys = ("budget.max_views", "generation.max_new_tokens", "perception.max_regions")
+    server = ServeConfig(allow=keys)
+
+    def changes(**settings: Any) -> dict[str, Any]:
+        wanted = {key: settings[key.partition(".")[2]] for key in keys if key.partition(".")[2] in settings}
+        return ChatRequest(**asked(), qzoom=Options(settings=wanted)).changes(server)
+
+    assert changes(max_views=12, max_regions="2") == {"budget.max_views": 12, "perception.max_regions": "2"}
+    assert changes(max_new_tokens=10**6) == {"generation.max_new_tokens": 4096}
+    for over in (1000, "1000", 1e300):
+        with pytest.raises(RequestError, match=r"budget\.max_views may be at most 12 on this server"):
+            changes(max_views=over)
+    for key in ("policy", "budget", "generation"):
         with pytest.raises(ConfigError, match="cannot be allowed"):
             ServeConfig(allow=(key,))
 

@@ -125,13 +125,6 @@ class ChatRequest(_Part):
             **{f"budget.{key}": value for key, value in (options.budget or Budget()).model_dump().items()},
         }
         asked = {key: value for key, value in asked.items() if value is not None}
-        for key, most in server.ceilings.items():
-            if key == "generation.max_new_tokens" and key in asked:
-                asked[key] = min(asked[key], int(most))  # clients ask for more than they need
-            elif asked.get(key, 0) > most:
-                raise RequestError(
-                    f"{key} may be at most {most:g} on this server; got {asked[key]:g}. Lower it.", param="qzoom"
-                )
         for key, value in options.settings.items():
             if key not in server.allow:
                 allowed = ", ".join(server.allow) or "none"
@@ -139,7 +132,25 @@ class ChatRequest(_Part):
                     f"This server does not let requests set '{key[:80]}'. It allows: {allowed}.", param="qzoom"
                 )
             asked[key] = value
+        for key, most in server.ceilings.items():
+            wanted = _number(asked.get(key))
+            if wanted is None or wanted <= most:
+                continue
+            if key == "generation.max_new_tokens":
+                asked[key] = int(most)  # clients ask for more than they need
+            else:
+                raise RequestError(
+                    f"{key} may be at most {most:g} on this server; got {wanted:g}. Lower it.", param="qzoom"
+                )
         return asked
+
+
+def _number(value: object) -> float | None:
+    """Return a setting as the configuration reads it, where it is a number."""
+    try:
+        return float(value) if isinstance(value, str | int | float) else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def read_question(messages: Sequence[ChatMessage], *, allow_urls: bool, max_images: int) -> Question:

@@ -99,6 +99,8 @@ def of_request(error: BaseException) -> RequestError:
         return RequestError(message, status=401, code="invalid_api_key")
     if isinstance(error, RequestValidationError):
         return _wrong_request(error)
+    if isinstance(error, AnyHTTPException) and error.status_code == 400:  # FastAPI's, of a body that it cannot parse
+        return RequestError("The body cannot be read. Send JSON in UTF-8 that is neither compressed nor nested deeply.")
     if isinstance(error, AnyHTTPException):
         code = "not_found_error" if error.status_code == 404 else "invalid_request_error"
         return RequestError(f"{error.detail}.", status=error.status_code, code=code)

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
@@ -60,7 +61,7 @@ class ImageAccess(BaseModel):
         if not self.folders:
             raise ImageError("This server reads no files. Send the image as a data URI.")
         try:
-            path = (self.folders[0] / expanded(source.removeprefix("file://"))).resolve()
+            path = (self.folders[0] / expanded(_named(source))).resolve()
         except (OSError, ValueError) as error:
             raise ImageError(f"{source[:100]!r} is no path: {error}. Give the path of an image.") from None
         if not any(path.is_relative_to(folder.resolve()) for folder in self.folders):
@@ -180,6 +181,13 @@ def create_server(tools: ImageTools) -> Any:
     for tool in tools.all:
         server.add_tool(blocks(tool), structured_output=False)
     return server
+
+
+def _named(source: str) -> str:
+    """Return the path that a client means; in a file:// address, as of MCP's roots, blanks and letters are escaped."""
+    if not source.lower().startswith("file://"):
+        return source
+    return unquote(source[len("file://") :].removeprefix("localhost"))
 
 
 def _small(picture: Image.Image) -> Image.Image:

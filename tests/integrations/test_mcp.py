@@ -62,7 +62,18 @@ def test_a_question_may_be_about_several_images(folder: Path) -> None:
         used.ask("picture.png", "which number?", ["second.png"] * 8)
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "link.png", "/etc/passwd", "~/x.png", "file:///etc/passwd", "\0"])
+def test_an_image_may_be_named_by_its_file_address(folder: Path) -> None:
+    (folder / "picture.png").rename(folder / "a b ü.png")
+    address = (folder / "a b ü.png").resolve().as_uri()
+    assert "%20" in address
+    access = ImageAccess(folders=(folder,))
+    for name in (address, address.replace("file://", "FILE://localhost")):
+        assert access.load(name).size == (1000, 500)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "file:///%65tc/passwd", "link.png", "/etc/passwd", "~/x.png", "file:///etc/passwd", "\0"]
+)
 def test_files_outside_the_folders_are_not_read(folder: Path, name: str) -> None:
     with pytest.raises(ImageError, match=r"outside|no path"):
         tools(folder).look(name)

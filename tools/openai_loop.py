@@ -8,6 +8,7 @@ A tool message of Chat Completions holds text alone, so a crop follows it in a u
 """
 
 import argparse
+import os
 from typing import Any
 
 from qzoom_agent.zoom import ImageZoom
@@ -48,7 +49,9 @@ def main() -> None:
     from openai import OpenAI
 
     zoom = ImageZoom(given.image)
-    print(answer(OpenAI(base_url=given.url), given.model, zoom, given.question))
+    # A server of your own needs no key, but the client does.
+    key = os.environ.get("OPENAI_API_KEY") or ("none" if given.url else None)
+    print(answer(OpenAI(base_url=given.url, api_key=key), given.model, zoom, given.question))
     print([view.box for view in zoom.crops])
 
 

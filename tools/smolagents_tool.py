@@ -8,6 +8,7 @@ A tool of smolagents tells the model a text alone, so a step callback adds each 
 """
 
 import argparse
+import os
 from typing import Any
 
 from smolagents import OpenAIModel, ToolCallingAgent
@@ -32,7 +33,9 @@ def main() -> None:
     parser.add_argument("--url", help="address of the API (default: OpenAI's)")
     given = parser.parse_args()
     zoom = ImageZoom(given.image)
-    print(answer(OpenAIModel(given.model, api_base=given.url), zoom, given.question))
+    # A server of your own needs no key, but the client does.
+    key = os.environ.get("OPENAI_API_KEY") or ("none" if given.url else None)
+    print(answer(OpenAIModel(given.model, api_base=given.url, api_key=key), zoom, given.question))
     print(f"{len(zoom.crops)} crop(s)")
 
 

@@ -24,6 +24,21 @@ def test_the_loop_zooms_and_shows_the_crop_in_a_user_message() -> None:
     assert [one["role"] for one in bodies[-1]["messages"]] == ["user", "assistant", "tool", "user", "assistant", "tool"]
 
 
+def test_a_server_of_your_own_needs_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import openai_loop
+
+    PICTURE.save(tmp_path / "receipt.png")
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with scripted(*zooms("chat")) as server:
+        words = [str(tmp_path / "receipt.png"), "which number?", "--model", "served", "--url", server.url]
+        monkeypatch.setattr("sys.argv", ["openai_loop.py", *words])
+        openai_loop.main()
+    assert capsys.readouterr().out.startswith("42\n")
+
+
 def test_the_loop_of_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,7 +34,11 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
         "--rival", metavar="M", help="a second baseline: another model, without zooming, at the baseline's budgets"
     )
     pareto.add_argument(
-        "--tasks", "--suites", type=_names, metavar="A,B", help="needle tasks (default: scene, doc and global)"
+        "--tasks",
+        "--suites",
+        type=_names,
+        metavar="A,B",
+        help="needle tasks (default: needle-scene,needle-doc,needle-global)",
     )
     pareto.add_argument(
         "--budgets", type=_numbers, metavar="N,N", help="visual tokens of the baseline (default: six, from 64 to 576)"

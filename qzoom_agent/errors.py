@@ -8,9 +8,10 @@ Errors become text here alone, without secrets: those made known by `hide_secret
 
 import os
 import re
+import select
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TextIO
 
 _SHORTEST_SECRET: Final = 6
 """Length from which a secret is masked; shorter ones, such as EMPTY, are placeholders that occur in ordinary text."""
@@ -107,8 +108,11 @@ def finished(name: str, main: Callable[[], int]) -> int:
         print(stopped.args[0] if stopped.args else "interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader (`| head`) went away; Python would complain once more when it flushes stdout at exit.
+        # The reader (`| head`) went away; Python would complain once more when it flushes the stream at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if _unread(sys.stderr):  # by `2>&1 | head`: the work was not finished
+            os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
+            return 128 + 13  # as of a program that SIGPIPE ended
         return 0
     except QzoomError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -116,3 +120,12 @@ def finished(name: str, main: Callable[[], int]) -> int:
     except OSError as error:
         print(f"{name}: {error}. Check the path, its permissions and the free space.", file=sys.stderr)
         return 2
+
+
+def _unread(stream: TextIO) -> bool:
+    """Return whether a stream is a pipe whose reader went away."""
+    if sys.platform == "win32":
+        return False
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))

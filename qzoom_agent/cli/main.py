@@ -5,7 +5,8 @@ when the verb is used. Such a module has the functions `add_flags(parser)` and `
 `args.command` is the whole command line.
 
 Exit codes: 0 answered or done, 2 wrong usage (a flag, a file, a setting), 3 a budget ended the run, 4 the model or the
-machine failed, 130 interrupted. An error that the user can correct is printed without a traceback.
+machine failed, 130 interrupted, 141 ended because nobody reads its messages. An error that the user can correct is
+printed without a traceback.
 """
 
 from __future__ import annotations

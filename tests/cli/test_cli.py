@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -132,6 +133,18 @@ def test_a_run_is_saved_though_nobody_reads_the_answer(
 def test_streams_may_be_closed() -> None:
     line = f"{sys.executable} -m qzoom_agent ask nowhere.png ? <&- 2>&-"
     assert subprocess.run(["sh", "-c", line], check=False, capture_output=True).returncode == 2
+
+
+@pytest.mark.parametrize(("stream", "code"), [("stdout", 0), ("stderr", 141)])
+def test_a_command_whose_messages_nobody_reads_is_not_done(stream: str, code: int) -> None:
+    work = (
+        f"import sys; from qzoom_agent.errors import finished; say = lambda: print('x', file=sys.{stream}, flush=True)"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, "-c", f"{work}; sys.exit(finished('qzoom', lambda: say() or 0))"]
+    with os.fdopen(writing, "wb") as broken:
+        assert subprocess.run(argv, check=False, **{stream: broken}).returncode == code
 
 
 def test_own_tools_are_named_by_flags(play: Any, board: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,6 +97,9 @@ def test_visitors_change_policy_and_budget_within_limits(page: Page) -> None:
     assert [name for _, name in policies(page.agent)] == ["direct", "explicit", "locate"]
     changed = changes(page.config, policy="direct", zooms=400, visual=10**9, coarse=0)
     assert changed["budget.max_views"] == 12 and changed["budget.max_visual_tokens"] == 16_384
+    limited = page.agent.replace(**{"budget.max_visual_tokens": 200})
+    free = limited.replace(**changes(page.config, policy="direct", zooms=1, visual=0, coarse=0))
+    assert free.config.budget.max_visual_tokens is None  # as the page says of 0
     assert "budget.coarse_tokens" not in changed and changed["budget.max_seconds"] == 300
     with pytest.raises(ConfigError, match="oracle"):
         Page(page.agent.replace(policy="oracle"))

@@ -174,5 +174,7 @@ def changes(config: WebConfig, *, policy: str, zooms: int, visual: int, coarse: 
         coarse: Most visual tokens of the coarse view; 0: the model's own.
     """
     asked = {"budget.max_views": zooms + 1, "budget.max_visual_tokens": visual, "budget.coarse_tokens": coarse}
-    within = {key: min(value, int(CEILINGS[key])) for key, value in asked.items() if value}
+    within: dict[str, int | None] = {key: min(value, int(CEILINGS[key])) for key, value in asked.items() if value}
+    if visual == 0:  # also where the page was started with a limit
+        within["budget.max_visual_tokens"] = None
     return {"policy": policy, "budget.max_seconds": config.timeout, **within}

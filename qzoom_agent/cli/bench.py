@@ -132,4 +132,4 @@ def _numbers(text: str) -> list[int]:
 
 
 def _names(text: str) -> list[str]:
-    return text.split(",")
+    return list(dict.fromkeys(text.split(",")))

@@ -233,12 +233,13 @@ def test_a_conversation_needs_an_image_or_a_name_and_a_question() -> None:
 def test_the_terminal_reads_questions_until_an_empty_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    lines = "what is the code on the orange circle?\nhow many shapes are there?\n\nnot read\n"
+    lines = "\ufeffwhat is the code on the orange circle?\nhow many shapes are there?\n\nnot read\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     board = resources.files("qzoom_agent.data") / "demo" / BOARD
     assert main(["chat", str(board), "-q", "--save", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.split() == ["05N", "4"]
-    assert len(Trace.load(tmp_path / "out").questions) == 2
+    first, _ = Trace.load(tmp_path / "out").questions
+    assert first.question == "what is the code on the orange circle?", "without the mark that a file may begin with"
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(["chat", "-"]) == 2
 

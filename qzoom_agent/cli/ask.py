@@ -172,7 +172,7 @@ def _questions() -> Iterator[str]:
     while True:
         if terminal:
             print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline().strip()
+        line = sys.stdin.readline().lstrip("\ufeff").strip()  # a file of Windows begins with a byte order mark
         if not line:
             return
         yield line

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +29,9 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def opener() -> str:
-    """Return the command that opens a file with the browser on this system."""
-    return "open" if sys.platform == "darwin" else "xdg-open"
+def opening(file: Path) -> str:
+    """Return the command line that opens a file with the browser on this system."""
+    return shlex.join(["open" if sys.platform == "darwin" else "xdg-open", str(file)])
 
 
 def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None) -> list[str]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
-from qzoom_agent.cli.console import Console, opener, print_table, printable
+from qzoom_agent.cli.console import Console, opening, print_table, printable
 from qzoom_agent.cli.evaluate import SCORER_HELP, add_judge_flags, with_judge
 from qzoom_agent.cli.main import OK
 from qzoom_agent.config import whole_number
@@ -115,7 +115,7 @@ def run_rescore(args: argparse.Namespace) -> int:
         task = custom_task(Path(named), name=name) if own else find_task(named)
         tasks.append(task if part.answered else unscored(task))
     show(rescore(folder, with_judge(tasks, args, folder.path), scorer=args.scorer), {})
-    print(f"report: {opener()} {write_run_report(folder)}", flush=True)
+    print(f"report: {opening(write_run_report(folder))}", flush=True)
     return OK
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
-from qzoom_agent.cli.console import Console, Progress, opener, print_table, printable
+from qzoom_agent.cli.console import Console, Progress, opening, print_table, printable
 from qzoom_agent.cli.main import BACKEND, OK
 from qzoom_agent.cli.options import add_agent_flags, add_column_flag, load_agent, read_config
 from qzoom_agent.errors import ConfigError, redact
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         _write_json(args.json, folder, results)
         console.line(f"written {args.json}")
     page = write_run_report(folder, baseline=next(iter(others.values()), None))
-    print(f"report: {opener()} {page}", flush=True)
+    print(f"report: {opening(page)}", flush=True)
     return exit_code(folder, results, console)
 
 
@@ -384,7 +384,7 @@ def run_audit(args: argparse.Namespace) -> int:
     if args.json:
         write_text(args.json, found.model_dump_json(indent=1) + "\n")
     _show_audit(found)
-    print(f"report: {opener()} {write_run_report(folder, baseline=controls['direct'])}", flush=True)
+    print(f"report: {opening(write_run_report(folder, baseline=controls['direct']))}", flush=True)
     return exit_code(folder, Results.of(folder), plan.console)
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from PIL import Image
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.cli import ask, demo, doctor, train
-from qzoom_agent.cli.console import Console, Progress, printable, table
+from qzoom_agent.cli.console import Console, Progress, opening, printable, table
 from qzoom_agent.cli.main import BUDGET, VERBS, main
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
@@ -540,6 +541,11 @@ def test_progress_is_one_line_on_a_terminal_and_about_ten_in_a_file() -> None:
     assert terminal.getvalue().count("\n") == 1
     assert terminal.getvalue().endswith("\r\x1b[Kend\n")
     assert file.getvalue().splitlines() == [*(f"{done}/200" for done in range(20, 201, 20)), "end"]
+
+
+def test_the_command_that_opens_a_report_can_be_copied() -> None:
+    command, path = shlex.split(opening(Path("my runs #1/report.html")))
+    assert command in ("open", "xdg-open") and path == str(Path("my runs #1/report.html"))
 
 
 def test_tables_and_printable() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from qzoom_agent.config import AgentConfig, Config, PolicyName
 from qzoom_agent.errors import ConfigError
@@ -34,8 +34,10 @@ class ServeConfig(Config):
 
     prefix = "serve."
 
-    api_key: str | None = Field(default=None, repr=False)
-    """Key that clients have to send; None: none."""
+    api_key: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] | None = Field(
+        default=None, repr=False
+    )
+    """Key that clients have to send, without the line break that a file of it ends with; None: none."""
     batch: int = Field(default=8, ge=1, le=1024)
     """Requests that are answered at a time; a local model computes them together."""
     queue: int = Field(default=32, ge=0)

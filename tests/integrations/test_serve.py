@@ -242,6 +242,21 @@ def test_counts_are_told_to_prometheus(client: httpx.Client) -> None:
     assert 'qzoom_visual_tokens_total{view="crop"}' in text
 
 
+def test_the_images_of_own_tools_are_counted() -> None:
+    script = ['TOOL: rotate {"degrees": 90}', "42"]
+    with running(Agent(ScriptedBackend(script, protocol="plain"), tools=["rotate"], policy="explicit")) as client:
+        told = client.post("/v1/chat/completions", json=asked()).json()["qzoom"]
+        counted = re.findall(r'qzoom_visual_tokens_total\{view="\w+"\} (\S+)', client.get("/metrics").text)
+    assert told["visual_tokens"] > told["coarse_tokens"] + told["crop_tokens"]
+    assert sum(map(float, counted)) == told["visual_tokens"]
+
+
+def test_a_key_from_a_file_ends_where_its_line_does() -> None:
+    assert ServeConfig(api_key=f"{KEY}\n").api_key == KEY
+    with pytest.raises(ConfigError, match=r"serve\.api_key"):
+        ServeConfig(api_key=" \n")
+
+
 class Gate:
     """A model that answers once it is let."""
 

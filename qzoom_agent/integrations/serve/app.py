@@ -240,6 +240,7 @@ class Metrics:
         self._seconds.observe(seconds)
         self._visual.labels("coarse").inc(usage.coarse_tokens)
         self._visual.labels("crop").inc(usage.crop_tokens)
+        self._visual.labels("tool").inc(usage.tool_tokens)
         self._written.inc(usage.written_tokens)
         for outcome, count in (("served", usage.served), ("refused", usage.refused), ("failed", usage.failed)):
             self._calls.labels(outcome).inc(count)

@@ -61,9 +61,15 @@ def expanded(path: Path | str) -> Path:
         return Path(path)
 
 
+def _named(path: Path | str, kind: str) -> Path:
+    if path == "":  # such as "$OUT" in a script that has not set it
+        raise ConfigError(f"The name of the {kind} to write is empty. Give one.")
+    return Path(path)
+
+
 def require_folder(path: Path | str) -> Path:
     """Return a folder to write into, made if there is none. Raises ConfigError if that is impossible."""
-    path = Path(path)
+    path = _named(path, "folder")
     with translating("write into", path, "Choose another folder."):
         path.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=path):
@@ -73,7 +79,7 @@ def require_folder(path: Path | str) -> Path:
 
 def require_file(path: Path | str) -> Path:
     """Return a file to write, its folder made if there is none. Raises ConfigError if that is impossible."""
-    path = Path(path)
+    path = _named(path, "file")
     with translating("write", path, "Choose another file."):
         if path.is_dir():
             raise ConfigError(f"Cannot write {path}: it is a folder. Give the path of a file.")
@@ -154,10 +160,11 @@ def atomic_write(path: Path, *, tidy: bool = True, error: type[QzoomError] = Con
 
 def is_stream(path: Path) -> bool:
     """Return whether a path is that of a device, a pipe or a stream such as /dev/stdout."""
-    if not path.exists():
-        return False
-    # Of /dev/stdout and /dev/fd/N, links to whatever the shell has opened, the link must stay.
-    return not path.is_file() or (path.is_symlink() and path.absolute().parts[1] in ("dev", "proc"))
+    with suppress(OSError, ValueError):  # no file can have that name
+        # Of /dev/stdout and /dev/fd/N, links to whatever the shell has opened, the link must stay.
+        linked = path.is_symlink() and path.absolute().parts[1] in ("dev", "proc")
+        return path.exists() and (linked or not path.is_file())
+    return False
 
 
 @contextmanager

@@ -29,6 +29,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc"):
         with pytest.raises(ConfigError, match=r"Cannot write into .* Choose another folder"):
             require_folder(place)
+    with pytest.raises(ConfigError, match=r"Cannot write .*: File name too long"), atomic_write(tmp_path / ("x" * 999)):
+        pass
     with pytest.raises(ConfigError, match=r"it is a folder\. Give the path of a file"):
         require_file(tmp_path)
     with pytest.raises(ConfigError, match="Cannot write into"):

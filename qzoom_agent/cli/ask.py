@@ -91,9 +91,9 @@ def run(args: argparse.Namespace) -> int:
 
 def prepare(args: argparse.Namespace, console: Console) -> Agent:
     """Check that what the flags name can be written, and return the agent that they describe."""
-    if args.save:
+    if args.save is not None:
         require_folder(args.save)
-    if args.report:
+    if args.report is not None:
         require_file(args.report)
     agent = load_agent(args)
     placement = str(getattr(agent.backend, "placement", ""))
@@ -200,7 +200,7 @@ def run_trace(args: argparse.Namespace) -> int:
         from qzoom_agent.report.episode import write_report
 
         folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
-        out = Path(args.out) if args.out else folder / "report.html"
+        out = folder / "report.html" if args.out is None else require_file(args.out)
         written = write_report(trace, saved_images(folder), out, expected=args.expected)
         if not is_stream(written):
             print(written)

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     require_question(args.question)
     image = load_image(sys.stdin.buffer if args.image == "-" else args.image, max_pixels=read_config(args).max_pixels)
     for path in (args.png, args.html):
-        if path:
+        if path is not None:
             require_file(path)
     look = load_agent(args).look(image, args.question)
     record, store = look.record, look.store

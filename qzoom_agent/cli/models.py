@@ -79,7 +79,7 @@ def _weights(preset: Preset) -> str:
         return preset.source  # a hub id
     if not any(Path(preset.source).glob("*.safetensors")):
         return f"missing in {preset.source}"
-    return "in the package" if preset.name == "nano" else preset.source
+    return "in the package" if Path(preset.source).is_relative_to(Path(__file__).parents[1]) else preset.source
 
 
 def add_convert_flags(flags: argparse.ArgumentParser) -> None:

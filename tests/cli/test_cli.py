@@ -218,6 +218,10 @@ def test_a_failing_model_is_4(play: Any, board: str, capsys: pytest.CaptureFixtu
         (["ask", "{board}", "?", "--save", "{board}"], "Cannot write into"),
         (["look", "{board}", "?", "--png", "{folder}"], "is a folder"),
         (["demo", "--out", "{board}"], "Cannot write into"),
+        (["demo", "--out", ""], "The name of the folder to write is empty"),
+        (["ask", "{board}", "?", "--save", ""], "The name of the folder to write is empty"),
+        (["ask", "{board}", "?", "--report", ""], "The name of the file to write is empty"),
+        (["look", "{board}", "?", "--html", ""], "The name of the file to write is empty"),
         (["eval", "needle-scene", "--scorer", "nobody"], "Known: exact"),
         (["eval", "needle-scene", "--out", "{folder}/out", "--split", "nope"], "Unknown split 'nope'"),
         (["eval", "needle-scene", "--out", "{folder}/out", "--fonts", "{folder}/none"], "No typeface found"),
@@ -399,8 +403,9 @@ def test_the_demo_ships_boards_of_the_generator(number: int) -> None:
 
 def test_models_lists_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("models") == 0
-    named = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert named == list(PRESETS)
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[0] for line in lines] == list(PRESETS)
+    assert [line.split()[0] for line in lines if "in the package" in line] == ["nano", "nano-paper"]
 
 
 def test_models_shows_how_one_is_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

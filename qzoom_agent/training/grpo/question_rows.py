@@ -6,6 +6,7 @@ the same sources as the branches' (`training.branches.dataset`), shuffled each t
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from random import Random
 from typing import Any, Final
@@ -113,4 +114,6 @@ def _draw(index: int, *, shares: tuple[tuple[NeedleTask, float], ...], seed: int
 
 
 def _read(index: int, *, records: Records) -> Sample:
-    return sample_of(records[index])
+    sample = sample_of(records[index])
+    # ids of rows are those of their source, which another may have as well, and rollouts of one id are a group
+    return replace(sample, id=f"{index}/{sample.id}")

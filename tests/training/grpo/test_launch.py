@@ -59,6 +59,20 @@ def test_questions_of_other_sources_keep_all_their_answers(tmp_path: Path) -> No
     assert rows[0]["sample"].answer == "noon" and rows[0]["sample"].answers == ("noon", "12:00")
 
 
+def test_rows_of_two_sources_with_the_same_ids_are_different_groups(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Image.new("RGB", (56, 56), "red" if name == "a" else "blue").save(tmp_path / f"{name}.png")
+        row = {"id": 1, "image": f"{name}.png", "question": "What is the total?", "answer": name}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    sources = [{"path": str(tmp_path / f"{name}.jsonl")} for name in ("a", "b")]
+    held = load_held_out(recipe(needle={}, data=sources, evaluation={"data": sources}))
+    rows = load_rows(recipe(needle={}, data=sources, max_steps=1))
+    assert held is not None
+    for table in (rows, held):
+        assert {row["sample"].answer for row in table} == {"a", "b"}
+        assert len({row["sample"].id for row in table}) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -12,7 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
+import torch
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.trainer.utils import nanstd
 
 from qzoom_agent.report.episode import write_report
 from qzoom_agent.trace import by_digest
@@ -64,6 +67,21 @@ def measures(rollouts: Sequence[Rollout], accuracy: Accuracy) -> dict[str, float
         found[f"zoom/call_rate{task}"] = fmean(bool(one.crops) for one, _ in members)
         if needed := [bool(one.crops) for one, _ in members if one.sample.coarse_suffices is not True]:
             found[f"{NEEDED}{task}"] = fmean(needed)
+    return found
+
+
+def reward_measures(names: Sequence[str], weights: Tensor, values: Tensor) -> dict[str, float]:
+    """Return the means and deviations of rewards under the trainer's names; not-a-number stands for None.
+
+    Args:
+        weights: One for each reward.
+        values: (rollouts, rewards).
+    """
+    summed = (values * weights.to(values)).nansum(1)
+    summed[values.isnan().all(1)] = torch.nan
+    found = {"reward": summed.nanmean().item(), "reward_std": nanstd(summed).item()}
+    for name, column in zip(names, values.T, strict=True):
+        found |= {f"rewards/{name}/mean": column.nanmean().item(), f"rewards/{name}/std": nanstd(column).item()}
     return found
 
 

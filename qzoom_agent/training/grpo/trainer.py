@@ -12,12 +12,15 @@ metrics, checks, checkpoints that can be resumed.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from time import perf_counter
 from typing import Any, Final
 
 import torch
+from accelerate.utils import gather_object
+from PIL import Image
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 from trl.models.utils import unwrap_model_for_generation
@@ -32,7 +35,7 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import BatchEngine
 from qzoom_agent.models.hf_generation import GeneratedTurn, GenerationRequest, TextStream
 from qzoom_agent.training.branches.fitting import WeightSample
-from qzoom_agent.training.grpo.callbacks import RolloutPageCallback, measures
+from qzoom_agent.training.grpo.callbacks import RolloutPageCallback, measures, reward_measures
 from qzoom_agent.training.grpo.checks import (
     SamePrompts,
     logp_distances,
@@ -133,6 +136,8 @@ class ZoomTrainer(GRPOTrainer):
         self._logps: Tensor | None = None
         self._learned: Row | None = None
         """The batch that is being learned from."""
+        self._held_out: dict[str, tuple[Rollout, Tensor]] = {}
+        """Rollouts of the evaluation that is running, and the values of their rewards, by the id of their question."""
         with refused_by_trl():
             super().__init__(
                 model=backend.model,
@@ -167,10 +172,16 @@ class ZoomTrainer(GRPOTrainer):
         rollouts, stores = self._episodes(inputs, completions)
         for row, rollout in zip(inputs, rollouts, strict=True):
             row["rollout"] = rollout
+        values = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if not self.model.training:
+            blank = Image.new("RGB", (1, 1))
+            told = gather_object([Rollout(one.trace, replace(one.sample, image=blank)) for one in rollouts])
+            # a question that fills the last batch of another process is counted once
+            self._held_out |= {one.sample.id: (one, row) for one, row in zip(told, values, strict=True)}
+            return values
         for name, value in measures(rollouts, self.accuracy).items():
             self._log_metric(name, value)
-        values = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if self.accelerator.is_main_process and self.model.training:
+        if self.accelerator.is_main_process:
             first = self.accelerator.process_index * len(inputs)
             own = values[first : first + len(inputs)].T.tolist()
             self.pages.keep(
@@ -240,6 +251,12 @@ class ZoomTrainer(GRPOTrainer):
             require_same_model(distances, tolerance=self.tolerance, writer=writer, exact=exact)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._held_out:  # over all questions, where TRL takes the mean of batches, whatever their size
+            rollouts, values = zip(*self._held_out.values(), strict=True)
+            found = reward_measures(self.reward_func_names, self.reward_weights, torch.stack(values))
+            found |= measures(rollouts, self.accuracy)
+            self._metrics["eval"].update({name: [value] for name, value in found.items()})
+            self._held_out = {}
         if "loss" in logs and self._start is not None:
             logs["weights/changed"] = self._start.changed()
         super().log(logs, start_time)

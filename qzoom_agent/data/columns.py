@@ -121,9 +121,7 @@ def find_columns(
     letters = _letters(by_key) if "options" not in given else ()
     read = {*chain(*names.values()), *given.values(), *(one.name for one in boxes), *letters}
     if answers:
-        _refuse_slips(
-            table, [column for column in columns if column not in read], boxes=bool(boxes) or "boxes" in given
-        )
+        _refuse_slips(table, [column for column in columns if column not in read], given=given, boxes=bool(boxes))
     return Columns(names, boxes, letters)
 
 
@@ -172,13 +170,13 @@ def _letters(by_key: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(found[letter] for letter in letters) if {"a", "b"} <= found.keys() else ()
 
 
-def _refuse_slips(table: str, others: Sequence[str], *, boxes: bool) -> None:
+def _refuse_slips(table: str, others: Sequence[str], *, given: Mapping[str, str], boxes: bool) -> None:
     for column in others:
         near = None if _is_longer(column) else _nearest(_key(column))
         if near is None and not boxes and _LIKE_A_BOX.fullmatch(_key(column)):
             near = "box"
-        if near:
-            ours = "boxes" if "box" in near else "options" if near == "choices" else near
+        ours = next((ours for ours, known in NAMES.items() if near in known), "boxes")
+        if near and ours not in given:  # else the user has said which column it is, or that there is none
             raise ConfigError(
                 f"{table} has a column {column!r}, which is not read. Did you mean {near!r}? Call it {near}, or what "
                 f"it is; in a recipe, say it in `columns` ({ours}: {column}, or an empty name for none)."

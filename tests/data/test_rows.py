@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qzoom_agent.data.columns import texts
+from qzoom_agent.data.columns import find_columns, texts
 from qzoom_agent.data.image_column import key, picture
 from qzoom_agent.data.options import inline_options
 from qzoom_agent.data.questions import instructed
@@ -206,3 +206,13 @@ def test_cells_that_hold_lists() -> None:
 def test_an_instruction_is_not_said_twice() -> None:
     assert instructed("Why? Be brief.\n", "Be brief.") == "Why? Be brief."
     assert instructed("Why?", "Be brief.") == "Why?\nBe brief."
+
+
+@pytest.mark.parametrize("column", ["boxes", "bbox", "regions"])
+def test_a_column_that_is_said_to_be_none_of_ours_is_no_slip(column: str) -> None:
+    """As the message about a column that is not read advises."""
+    others = ["image", "question", "answer", "catgory", column]
+    found = find_columns("t", others, {"boxes": "", "kind": ""})
+    assert found.boxes == () and "kind" not in found.names
+    with pytest.raises(ConfigError, match=r"'catgory', which is not read.*\(kind: catgory, or an empty name"):
+        find_columns("t", others, {"boxes": ""})

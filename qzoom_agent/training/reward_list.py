@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from inspect import Parameter, iscoroutine, signature
 from math import isfinite
@@ -127,8 +128,9 @@ class CustomReward(Reward):
     def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
         with calling(self.name, kind="reward"):
             found = self.function(**self._arguments(columns(rollouts)))
-            if iscoroutine(found):  # TRL takes such functions as well
-                found = asyncio.run(found)
+            if iscoroutine(found):  # TRL takes such functions as well; a notebook's thread has a running loop already
+                with ThreadPoolExecutor(1) as pool:
+                    found = pool.submit(asyncio.run, found).result()
         try:
             values = [None if value is None else float(value + 0.0) for value in found]  # text has no sum
         except (TypeError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Sequence
@@ -119,6 +120,11 @@ def test_an_asynchronous_function_as_trl_takes_it() -> None:
         return [0.5 for _ in completions]
 
     assert read_reward(slow)(FOUR) == [0.5] * 4
+
+    async def cell_of_a_notebook() -> object:
+        return read_reward(slow)(FOUR)
+
+    assert asyncio.run(cell_of_a_notebook()) == [0.5] * 4
 
 
 def test_rewards_without_any_weight_are_refused() -> None:

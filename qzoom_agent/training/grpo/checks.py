@@ -119,8 +119,12 @@ def require_tool_template(processor: ProcessorMixin) -> None:
 
 
 def fit_for_trl(processor: ProcessorMixin, *, factor: int) -> None:
-    """Make the image processor one that TRL's tool loop can work with; views stay as they are."""
+    """Make the image processor one that TRL's tool loop can work with, and that is saved as it was before.
+
+    Views stay as they are.
+    """
     images = processor.image_processor
+    before = {key: value for key, value in images.to_dict().items() if key in ("do_resize", "size")}
     # TRL tries templates with an image of 8 pixels, which has to be enlarged
     images.do_resize = True
     images.size = type(images.size)(shortest_edge=factor**2, longest_edge=factor**2 * _MOST_TOKENS)
@@ -132,7 +136,11 @@ def fit_for_trl(processor: ProcessorMixin, *, factor: int) -> None:
             options["return_tensors"] = "pt"
         return stock.preprocess(self, images, *args, **options)
 
-    images.__class__ = type(stock.__name__, (stock,), {"preprocess": preprocess, "__doc__": stock.__doc__})
+    def to_dict(self: Any) -> dict[str, Any]:  # the trained model is for other software, too
+        return {**stock.to_dict(self), **before}
+
+    own = {"preprocess": preprocess, "to_dict": to_dict, "__doc__": stock.__doc__}
+    images.__class__ = type(stock.__name__, (stock,), own)
 
 
 @contextmanager

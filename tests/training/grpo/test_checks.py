@@ -1,5 +1,6 @@
 """What is refused before and during GRPO."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +114,19 @@ class TestGuards:
         with pytest.raises(ConfigError, match="6 prompts do not divide over 4 devices"):
             recipe(prompts=6).accumulation(4)
 
-    def test_the_image_processor_returns_tensors_unasked(self, tiny: HFBackend) -> None:
+    def test_the_image_processor_returns_tensors_unasked(self, tiny: HFBackend, tmp_path: Path) -> None:
         fresh = HFBackend.load(tiny.name, device="cpu", dtype="float32")
         factor = fresh.defaults.factor
         view = Image.new("RGB", (3 * factor, 2 * factor), (9, 8, 7))
         before = fresh.processor.image_processor(images=[view])
         assert not isinstance(before["pixel_values"], torch.Tensor), "else this guard is no longer needed"
-        guards.fit_for_trl(fresh.processor, factor=factor)
+        size = fresh.processor.image_processor.to_dict()["size"]
+        for _ in range(2):
+            guards.fit_for_trl(fresh.processor, factor=factor)
+        assert fresh.processor.image_processor.size != size
+        fresh.processor.save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "processor_config.json").read_text())["image_processor"]
+        assert saved["size"] == size, "the trained model is saved with the sizes that it came with"
         after = fresh.processor.image_processor(images=[view])
         assert after["pixel_values"].equal(torch.as_tensor(before["pixel_values"])), "and views stay as they are"
 

@@ -9,7 +9,7 @@ a run of the same recipe, or follows from a throughput that somebody states.
 
 import json
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Final, NamedTuple
 
 from qzoom_agent.config import AgentConfig, ViewBudget
@@ -254,7 +254,10 @@ def _hours(recipe: GRPORecipe, *, tokens: int, processes: int, output: Path | No
 
 
 def seconds_a_step(recipe: GRPORecipe, output: Path | None) -> float | None:
-    """Return the median time of a logged step of the recipe's run in a folder; None if there is no such run."""
+    """Return the mean time of a logged step of the recipe's run in a folder; None if there is no such run.
+
+    Only the first step of a round has its rollouts, so that a median would leave them out.
+    """
     if output is None or not (output / "log.jsonl").is_file():
         return None
     try:
@@ -263,4 +266,4 @@ def seconds_a_step(recipe: GRPORecipe, output: Path | None) -> float | None:
         return None
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     times = [line["step_time"] for line in lines if "step_time" in line]
-    return median(times) if times else None
+    return fmean(times) if times else None

@@ -57,7 +57,8 @@ def test_hours_are_measured_or_follow_from_what_is_stated(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="got 0"):
         describe(large(), tflops=0)
     keep_recipe(large(), tmp_path)
-    lines = [{"step": at, "step_time": 900.0 + at} for at in (1, 2, 3)] + [{"step": 3, "eval_reward": 1.0}]
+    times = (2700.0, 2.0, 4.0)  # the rollouts of a round are in the time of its first step
+    lines = [{"step": at, "step_time": time} for at, time in enumerate(times, 1)] + [{"step": 3, "eval_reward": 1.0}]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert f"hours        1.00, at 902.0 seconds a step as logged in {tmp_path}" in describe(large(), output=tmp_path)
     assert "unknown of" in describe(large(seed=7), output=tmp_path), "the log of another recipe"

@@ -6,9 +6,9 @@ map: it is a share of the map's peak, and its connected regions get a crop each,
 """
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from transformers.trainer_utils import SchedulerType
 
 from qzoom_agent.config import Blur, Sides
@@ -94,6 +94,16 @@ class Labelling(Section):
         return base
 
 
+_NEEDS_MORE: Final = {
+    SchedulerType.COSINE_WITH_MIN_LR,
+    SchedulerType.COSINE_WARMUP_WITH_MIN_LR,
+    SchedulerType.WARMUP_STABLE_DECAY,
+    SchedulerType.REDUCE_ON_PLATEAU,
+    SchedulerType.GREEDY,
+}
+"""Schedules that cannot be made from a learning rate, a warm-up and a number of steps."""
+
+
 class Optimisation(Section):
     """Training of one stage; keys are named as in transformers' `TrainingArguments`."""
 
@@ -124,6 +134,14 @@ class Optimisation(Section):
     """Processes that read and draw images."""
     report_to: str = "none"
     """A tracker of transformers: tensorboard, wandb, ..."""
+
+    @field_validator("lr_scheduler_type")
+    @classmethod
+    def _needs_nothing_else(cls, given: SchedulerType) -> SchedulerType:
+        if given in _NEEDS_MORE:
+            left = ", ".join(one.value for one in SchedulerType if one not in _NEEDS_MORE)
+            raise ValueError(f"{given.value} needs settings of its own or held-out losses. Choose one of: {left}")
+        return given
 
 
 class SDRPNStage(Section):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import ImageOps
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -383,3 +384,10 @@ def test_half_precision_is_trained_in_float32_and_comes_back(load: Load, rows: R
     saved = load_file(sorted(tmp_path.glob("checkpoint-*"))[-1] / "trained.safetensors")
     assert {value.dtype for value in saved.values()} == {torch.float32}
     assert set(saved) == {f"sdrpn.{name}" for name in trained(branches.sdrpn)}
+
+
+def test_a_schedule_that_needs_more_than_a_stage_has_is_refused() -> None:
+    for name in ("cosine_with_min_lr", "warmup_stable_decay", "reduce_lr_on_plateau"):
+        with pytest.raises(ValidationError, match=f"{name} needs settings of its own or held-out losses"):
+            Optimisation.model_validate({"lr_scheduler_type": name})
+    assert Optimisation.model_validate({"lr_scheduler_type": "linear"}).lr_scheduler_type == "linear"

@@ -33,6 +33,7 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 from yaml import safe_dump
 
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.extensions import reference
 from qzoom_agent.files import atomic_write, read_json, read_yaml, require_folder, write_text
 
 _Recipe = TypeVar("_Recipe", bound=BaseModel)
@@ -220,7 +221,7 @@ def with_new_names(data: Any, kind: Any, *, warn: bool = False) -> Any:
 
 def as_yaml(recipe: BaseModel) -> str:
     """Return a resolved recipe as YAML, for people to read: without its tokens for the hub."""
-    return safe_dump(_without_token(recipe.model_dump(mode="json")), sort_keys=False)
+    return safe_dump(_without_token(recipe.model_dump(mode="json", fallback=reference)), sort_keys=False)
 
 
 def _without_token(value: JsonValue) -> JsonValue:

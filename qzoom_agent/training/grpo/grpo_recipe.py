@@ -25,6 +25,7 @@ from transformers.trainer_utils import SchedulerType
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle import NeedleTask
+from qzoom_agent.extensions import reference
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.branches.fitting import last_checkpoint
 from qzoom_agent.training.recipe_io import LoraSection, Section, read_recipe
@@ -348,7 +349,8 @@ class GRPORecipe(ModelRecipe):
         return self
 
     def decisive(self) -> dict[str, JsonValue]:
-        return self.model_dump(mode="json", exclude={**dict.fromkeys(FREE, True), "trl": HUB})
+        exclude: Any = {**dict.fromkeys(FREE, True), "trl": HUB}
+        return self.model_dump(mode="json", exclude=exclude, fallback=reference)
 
     @property
     def sources(self) -> list[DatasetSpec]:

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 from trl.import_utils import is_vllm_available
 from trl.trainer.grpo_config import GRPOConfig
 
@@ -34,7 +34,7 @@ from qzoom_agent.policy import ASK_FIRST, LOOK_FIRST, OFFER_TOOLS, drafts
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training import trained_model
 from qzoom_agent.training.branches.dataset import load_records
-from qzoom_agent.training.branches.fitting import last_checkpoint, require_tracker, restore, to_float32
+from qzoom_agent.training.branches.fitting import last_checkpoint, require_tracker, restore, step_of, to_float32
 from qzoom_agent.training.branches.sharded_table import launched_in_bfloat16, together
 from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback
 from qzoom_agent.training.grpo.checks import (
@@ -53,16 +53,19 @@ from qzoom_agent.training.reward_list import accuracy_of, build, read_reward
 
 
 def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = None) -> Path:
-    """Train, or resume, and return the folder of the trained model.
+    """Train, or resume, and return the folder of the trained model; a finished run of the recipe is not repeated.
 
     Args:
         rewards: Used instead of the recipe's: rewards, functions, or mappings as in a recipe.
 
     Raises:
-        ConfigError, BackendError, MissingDependency: The recipe cannot be run, with the reason.
+        ConfigError, BackendError, MissingDependency: The recipe cannot be run, or `output` holds a run of another one.
     """
     if rewards is not None:
         recipe = recipe.model_copy(update={"rewards": [read_reward(one) for one in rewards]})
+    if trained_model.is_finished(recipe, output):
+        return output / "final"
+    trained_model.keep_recipe(recipe, output)
     trainer = make_trainer(recipe, output)
     trainer.train(resume_from_checkpoint=last_checkpoint(output))
     final = save_model(trainer, recipe, output)
@@ -210,8 +213,15 @@ def episode_room(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) ->
 def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConfig:
     """Return a recipe as TRL's configuration.
 
-    Raises ConfigError if `trl` has a key that follows from the recipe's own, or TRL refuses one.
+    Raises ConfigError if `trl` has a key that follows from the recipe's own, TRL refuses one, or `output` holds a run
+    of more steps.
     """
+    done = 0 if (last := last_checkpoint(output)) is None else step_of(Path(last))
+    if done > recipe.max_steps:
+        raise ConfigError(
+            f"{output} holds a run of {done} steps, and max_steps is {recipe.max_steps}: its model would be taken for "
+            f"one of fewer steps. Set max_steps to {done} or more, or choose another --output."
+        )
     share = recipe.accumulation(together().num_processes)
     free: dict[str, Any] = {"save_total_limit": 2, "dataloader_pin_memory": False, "disable_tqdm": True}
     stored = "float32" if recipe.lora else recipe.dtype  # other weights of 16 bits are trained as float32, see above
@@ -244,7 +254,16 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
             "prompts, rollouts, loss, ...). Set those, and leave it out of `trl`."
         )
     with refused_by_trl():
-        return GRPOConfig(**{**free, **recipe.trl, **settings})
+        args = GRPOConfig(**{**free, **recipe.trl, **settings})
+        # which the trainer makes once the model is loaded and the held-out questions are asked
+        get_scheduler(
+            args.lr_scheduler_type,
+            torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate),
+            num_warmup_steps=recipe.warmup_steps,
+            num_training_steps=recipe.max_steps,
+            scheduler_specific_kwargs=cast(Any, args.lr_scheduler_kwargs),
+        )
+    return args
 
 
 def evaluation_settings(recipe: GRPORecipe, output: Path) -> dict[str, Any]:
@@ -284,7 +303,12 @@ def save_model(trainer: ZoomTrainer, recipe: GRPORecipe, output: Path) -> Path:
         key = f"eval_{str(name).removeprefix('eval_')}"
         start = next((one[key] for one in state.log_history if one["step"] == 0 and one.get(key) is not None), None)
         before = "" if start is None else f"; before training {start:.4g}"
-        print(f"best: step {state.best_global_step}, {name} {state.best_metric:.4g} held out{before}")
+        if state.best_global_step is None:
+            print(f"best: unknown, as no held-out reply has a value of {name}; final/ is the last model")
+        else:
+            print(f"best: step {state.best_global_step}, {name} {state.best_metric:.4g} held out{before}")
+            if state.best_model_checkpoint is None:
+                print(f"The checkpoint of step {state.best_global_step} is gone, so final/ is the last model.")
 
     def save(part: Path) -> None:
         adapter = output / "adapter"
@@ -376,7 +400,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = require_folder(options.output)
     if trained_model.is_finished(recipe, output):
         return 0
-    trained_model.keep_recipe(recipe, output)
     final = train(recipe, output)
     if together().is_main_process:
         print(f"written {final}")

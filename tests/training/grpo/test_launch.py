@@ -19,9 +19,14 @@ from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.launch import make_trainer
 from qzoom_agent.training.grpo.question_rows import FIRST_SEED, SEEDS_A_RUN, load_held_out, load_rows
 from qzoom_agent.training.grpo.run_cost import describe
-from qzoom_agent.training.rewards import Accuracy
+from qzoom_agent.training.rewards import Accuracy, Rollout
 from qzoom_agent.training.trained_model import is_finished, keep_recipe
 from tests.training.grpo.grpo_script import questions, recipe
+
+
+def any_value(rollouts: list[Rollout], table: object = None) -> list[float]:
+    """A reward with a setting that JSON does not have."""
+    return [0.0 for _ in rollouts]
 
 
 def test_rows_are_those_of_the_run_and_of_no_other_stage() -> None:
@@ -377,3 +382,40 @@ def test_a_run_of_the_first_version_is_resumed_under_the_same_recipe(tmp_path: P
     (tmp_path / "settings.json").write_text(json.dumps(old | {"group": 16}))
     with pytest.raises(ConfigError, match="num_generations: 16, now 2"):
         keep_recipe(recipe(model="one"), tmp_path)
+
+
+def test_a_schedule_that_lacks_a_setting_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    for name in ("cosine_with_min_lr", "warmup_stable_decay"):
+        with pytest.raises(ConfigError, match=r"TRL refuses the recipe: .*(min_lr|num_decay_steps)"):
+            run.trl_config(recipe(lr_scheduler_type=name), tmp_path, completion=1)
+    given = recipe(lr_scheduler_type="cosine_with_min_lr", trl={"lr_scheduler_kwargs": {"min_lr": 1e-7}})
+    assert run.trl_config(given, tmp_path, completion=1).lr_scheduler_kwargs == {"min_lr": 1e-7}
+
+
+def test_a_run_of_more_steps_is_not_passed_off_as_one_of_fewer(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 4)
+    assert run.trl_config(recipe(max_steps=4), tmp_path, completion=1).max_steps == 4
+    with pytest.raises(ConfigError, match=r"holds a run of 4 steps, and max_steps is 2.* Set max_steps to 4 or more"):
+        run.trl_config(recipe(max_steps=2), tmp_path, completion=1)
+
+
+def test_python_refuses_and_repeats_no_more_than_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(given: GRPORecipe, output: Path) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(run, "make_trainer", begun)
+    with pytest.raises(InterruptedError):
+        run.train(recipe(), tmp_path, rewards=[{"name": any_value, "table": {1.5: recipe}}])
+    checkpoint(tmp_path, 2)
+    with pytest.raises(InterruptedError):
+        run.train(recipe(), tmp_path, rewards=[{"name": any_value, "table": {1.5: recipe}}])
+    for other in ({"learning_rate": 1e-3}, {"seed": 7}):
+        with pytest.raises(ConfigError, match=f"was begun with other settings .*{next(iter(other))}"):
+            run.train(recipe(**other), tmp_path, rewards=[any_value])
+    (tmp_path / "final").mkdir()
+    assert run.train(recipe(), tmp_path, rewards=[{"name": any_value, "table": {1.5: recipe}}]) == tmp_path / "final"
+    assert "is there already" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="was begun with other settings"):
+        run.train(recipe(), tmp_path)

@@ -236,7 +236,8 @@ class LogCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            for line in keep_lines(self.path, lambda line: line["step"] <= state.global_step):
+            # from the beginning, what was logged before the first step is logged again
+            for line in keep_lines(self.path, lambda line: line["step"] <= state.global_step > 0):
                 self.note(line)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -297,7 +298,8 @@ def optimizer_steps(optimisation: Optimisation, rows: int, *, processes: int = 1
 
 def last_checkpoint(folder: Path) -> str | None:
     """Return the latest complete checkpoint, if any: one whose state, which is written last, and files can be read."""
-    for state in sorted(folder.glob("checkpoint-*/trainer_state.json"), key=_step, reverse=True):
+    found = folder.glob("checkpoint-*/trainer_state.json")
+    for state in sorted(found, key=lambda one: step_of(one.parent), reverse=True):
         with suppress(ValueError, SafetensorError):
             json.loads(state.read_text(encoding="utf-8"))
             for weights in state.parent.glob("*.safetensors"):
@@ -308,8 +310,9 @@ def last_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def _step(state: Path) -> int:
-    return int(state.parent.name.split("-")[1])
+def step_of(checkpoint: Path) -> int:
+    """Return the number of steps after which a checkpoint was written, from its name."""
+    return int(checkpoint.name.split("-")[1])
 
 
 def require_tracker(name: str) -> None:

@@ -147,6 +147,12 @@ class MetricsCallback(LogCallback):
         self._peaks: dict[str, float] = {}
         self._first_entropy: float | None = None
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        super().on_train_begin(args, state, control)
+        if state.best_global_step is not None:  # the path that is stored is that of the folder before it was moved
+            best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
+            state.best_model_checkpoint = str(best) if best.is_dir() else None
+
     def note(self, logs: Mapping[str, Any]) -> list[str]:
         new: list[str] = []
         for key, value in logs.items():

@@ -44,7 +44,7 @@ _LIMITS: Final = {
 def measures(rollouts: Sequence[Rollout], accuracy: Accuracy) -> dict[str, float]:
     """Return the means over a batch of rollouts, `zoom/...`; call rates and accuracy also by task.
 
-    `NEEDED` is left out where no rollout counts.
+    `NEEDED` is left out where no rollout counts, written tokens where nobody counted them.
     """
     usages = [one.trace.usage for one in rollouts]
     asked = sum(usage.requested for usage in usages)
@@ -55,10 +55,11 @@ def measures(rollouts: Sequence[Rollout], accuracy: Accuracy) -> dict[str, float
         "zoom/refusal_rate": sum(usage.refused for usage in usages) / max(1, asked),
         "zoom/failure_rate": sum(usage.failed for usage in usages) / max(1, asked),
         "zoom/visual_tokens": fmean(usage.visual_tokens for usage in usages),
-        "zoom/written_tokens": fmean(usage.written_tokens for usage in usages),
         "zoom/turns": fmean(len(one.trace.turns) for one in rollouts),
         "zoom/truncated": fmean(one.truncated for one in rollouts),
     }
+    if any(usage.written_tokens for usage in usages):  # TRL's tool loop does not count them
+        found["zoom/written_tokens"] = fmean(usage.written_tokens for usage in usages)
     every = list(zip(rollouts, accuracy.right(rollouts), strict=True))
     tasks = sorted({one.sample.task for one in rollouts})
     by_task = {f"/{task}": [(one, good) for one, good in every if one.sample.task == task] for task in tasks}

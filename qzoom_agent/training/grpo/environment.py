@@ -132,8 +132,11 @@ def zoom_environment(
     return lambda: ZoomEnv(backend, config=config, looker=looker)
 
 
-def finished(env: ZoomEnv, completion: Sequence[dict[str, Any]]) -> Trace:
-    """Return the trace of a rollout whose messages are `completion`, as TRL gives them to rewards."""
+def finished(env: ZoomEnv, completion: Sequence[dict[str, Any]], *, cut: bool = False) -> Trace:
+    """Return the trace of a rollout whose messages are `completion`, as TRL gives them to rewards.
+
+    With `cut` a limit of tokens ended the last reply, which then is no answer.
+    """
     assert env.state is not None and env.context is not None
     last, state = completion[-1] if completion else {}, env.state
     if last.get("tool_calls") or last.get("role") != "assistant":
@@ -143,9 +146,11 @@ def finished(env: ZoomEnv, completion: Sequence[dict[str, Any]]) -> Trace:
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         written = "".join(part.get("text", "") for part in parts if part.get("type") == "text")
         parsed = env.context.protocol.parse(written, env.store.shown)
-        read = parsed.model_dump(include={"answer", "problems", "repairs"})
+        read = parsed.model_dump(include={"problems", "repairs"} if cut else {"answer", "problems", "repairs"})
         thought = last.get("reasoning_content") or parsed.thought
-        turn = Turn(index=len(state["turns"]), text=written, thought=thought, **read)
+        turn = Turn(
+            index=len(state["turns"]), text=written, thought=thought, finish="length" if cut else "stop", **read
+        )
         state = advanced(state, {"turns": [turn.model_dump(mode="json")]})
     state = advanced(state, finish(state, Runtime(context=env.context)))
     return to_trace(state, protocol=env.context.protocol.name, environment=describe_environment())

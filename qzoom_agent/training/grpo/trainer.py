@@ -162,14 +162,21 @@ class ZoomTrainer(GRPOTrainer):
         score.__name__ = named.name
         return score
 
-    def _episodes(self, rows: Sequence[Row], completions: Sequence[Any]) -> tuple[list[Rollout], list[ViewStore]]:
-        """Return the finished rollouts of a batch, in the order of its rows, and the views of each."""
-        done = zip(self.environments, completions, rows, strict=True)
-        rollouts = [Rollout(finished(env, messages), row["sample"]) for env, messages, row in done]
+    def _episodes(
+        self, rows: Sequence[Row], completions: Sequence[Any], ids: Sequence[Sequence[int]]
+    ) -> tuple[list[Rollout], list[ViewStore]]:
+        """Return the finished rollouts of a batch, in the order of its rows, and the views of each.
+
+        `completions` and their token ids are as TRL gives them to rewards.
+        """
+        ends = {*self.eos_token_ids, self.backend.processor.tokenizer.pad_token_id}
+        cut = [not one or one[-1] not in ends for one in ids]
+        done = zip(self.environments, completions, cut, rows, strict=True)
+        rollouts = [Rollout(finished(env, messages, cut=end), row["sample"]) for env, messages, end, row in done]
         return rollouts, [env.store for env in self.environments]
 
     def _calculate_rewards(self, inputs: list[Row], prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
-        rollouts, stores = self._episodes(inputs, completions)
+        rollouts, stores = self._episodes(inputs, completions, completion_ids_list)
         for row, rollout in zip(inputs, rollouts, strict=True):
             row["rollout"] = rollout
         values = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -297,7 +304,9 @@ class EpisodeTrainer(ZoomTrainer):
         self._inputs: list[Row] = []
         self._finished: list[FinishedRollout] = []
 
-    def _episodes(self, rows: Sequence[Row], completions: Sequence[Any]) -> tuple[list[Rollout], list[ViewStore]]:
+    def _episodes(
+        self, rows: Sequence[Row], completions: Sequence[Any], ids: Sequence[Sequence[int]]
+    ) -> tuple[list[Rollout], list[ViewStore]]:
         return [one.rollout for one in self._finished], [one.answer.store for one in self._finished]
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:

@@ -172,11 +172,15 @@ def describe(recipe: GRPORecipe, *, processes: int = 1, output: Path | None = No
 
     Raises:
         ConfigError: It cannot be run on so many devices, a local source of questions is missing, there is no such
-            protocol, or `tflops` is no positive number.
+            protocol or layer, or `tflops` is no positive number.
     """
     share, rounds = recipe.accumulation(processes), recipe.rounds
     where = "1 device" if processes == 1 else f"each of {processes} devices"
-    preset = resolve_model(recipe.model)
+    preset, size = resolve_model(recipe.model), shape_of(recipe.model)
+    if size is not None and recipe.from_layer >= size.layers:
+        raise ConfigError(
+            f"from_layer is {recipe.from_layer}, but '{recipe.model}' has {size.layers} decoder layers. Lower it."
+        )
     has_branches = recipe.branches is not None or (branch_folder(preset.source) / CONFIG).is_file()
     config = recipe.agent_config()
     if config.protocol is not None:

@@ -181,6 +181,8 @@ def test_a_dry_run_prints_the_recipe_and_the_plan(tmp_path: Path, capsys: pytest
         ("trl: {num_generations: 3}", "`trl` sets num_generations"),
         ("report_to: notes", "no tracker 'notes'"),
         ("protocol: morse", "no protocol 'morse'"),
+        ("from_layer: 99", "from_layer is 99, but 'nano' has 9 decoder layers"),
+        ("lr_scheduler_type: warmup_stable_decay", "num_decay_steps"),
     ],
 )
 def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path, text: str, said: str) -> None:

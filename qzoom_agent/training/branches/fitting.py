@@ -297,17 +297,28 @@ def optimizer_steps(optimisation: Optimisation, rows: int, *, processes: int = 1
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """Return the latest complete checkpoint, if any: one whose state, which is written last, and files can be read."""
-    found = folder.glob("checkpoint-*/trainer_state.json")
-    for state in sorted(found, key=lambda one: step_of(one.parent), reverse=True):
+    """Return the latest complete checkpoint, if any: one whose state, which is written last, and files can be read.
+
+    One without its weights or its optimizer, such as a copy that left out large files, counts where no other is there.
+    """
+    found: list[Path] = []
+    states = folder.glob("checkpoint-*/trainer_state.json")
+    for state in sorted(states, key=lambda one: step_of(one.parent), reverse=True):
         with suppress(ValueError, SafetensorError):
             json.loads(state.read_text(encoding="utf-8"))
             for weights in state.parent.glob("*.safetensors"):
                 with safe_open(weights, "pt"):  # which reads the header, and compares the length
                     pass
             if all(map(is_zipfile, state.parent.glob("*.pt"))):
-                return str(state.parent)
-    return None
+                found.append(state.parent)
+    whole = (one for one in found if _has(one, "*.safetensors", "pytorch_model*") and _has(one, "optimizer*"))
+    best = next(whole, found[0] if found else None)
+    return None if best is None else str(best)
+
+
+def _has(checkpoint: Path, *patterns: str) -> bool:
+    """Return True if there is a file of one of these names, or the folder where DeepSpeed has weights and optimizer."""
+    return any(any(checkpoint.glob(pattern)) for pattern in (*patterns, "global_step*"))
 
 
 def step_of(checkpoint: Path) -> int:

@@ -250,6 +250,19 @@ def test_a_damaged_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
 
 
+@pytest.mark.parametrize("lost", ["trained.safetensors", "optimizer.pt"])
+def test_a_checkpoint_that_was_copied_in_part_is_not_resumed_from(lost: str, tmp_path: Path) -> None:
+    for step in (1, 2):
+        (folder := tmp_path / f"checkpoint-{step}").mkdir()
+        save_file({"w": torch.zeros(4)}, folder / "trained.safetensors")
+        torch.save({"step": step}, folder / "optimizer.pt")
+        (folder / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-2" / lost).unlink()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+    (tmp_path / "checkpoint-1" / lost).unlink()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2"), "as trl.save_only_model writes all of them"
+
+
 def cases(*patterns: tuple[bool, bool, bool]) -> Dataset:
     """(has a box, right without the crop, right with it)."""
     return Dataset.from_list(

@@ -262,8 +262,9 @@ def test_training_names_file_row_and_reason(folder: Path) -> None:
 def test_a_source_says_what_its_columns_are(folder: Path) -> None:
     path = table(folder, {"answer": "x", "where": [1, 2, 30, 40], "optons": "no list"})
     columns = {"boxes": "where", "options": ""}
-    with pytest.raises(ConfigError, match="optons"):
-        load_records([DatasetSpec(path=str(path), columns=columns)])
+    with pytest.raises(ConfigError, match=r"'optons'.*\(options: optons, or an empty name for none\)"):
+        load_records([DatasetSpec(path=str(path), columns={"boxes": "where"})])
+    assert load_records([DatasetSpec(path=str(path), columns=columns)])[0]["options"] == []
     with pytest.raises(ConfigError, match="what boxs is called"):
         load_records([DatasetSpec(path=str(path), columns={"boxs": "where"})])
     with pytest.raises(ConfigError, match="no column elsewhere"):

@@ -1,4 +1,7 @@
-"""Pages of PDF files as images: `load_image("contract.pdf#page=3")`. Needs the extra `[pdf]`."""
+"""Pages of PDF files as images: `load_image("contract.pdf#page=3")`. Needs the extra `[pdf]`.
+
+What is filled into a form is on them.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,8 @@ DPI: Final = 200
 """Dots per inch of a page, where the limit of pixels allows it."""
 _NAMED: Final = re.compile(r"(?is)(?P<path>.+\.pdf)(?:#page=(?P<page>.*))?")
 _LEADING: Final = b"%PDF-"
+_BEFORE: Final = b"\xef\xbb\xbf\0\t\n\f\r "
+"""Bytes that readers of PDF skip before the first line: a byte order mark, and white space."""
 _RENDERING: Final = Lock()
 """PDFium is not for several threads."""
 
@@ -30,7 +35,7 @@ _RENDERING: Final = Lock()
 def is_pdf(source: object) -> bool:
     """Return whether a source of an image is the path of a PDF file, with or without a page, or its bytes."""
     if isinstance(source, bytes):
-        return source[: len(_LEADING)] == _LEADING
+        return source[:1024].lstrip(_BEFORE).startswith(_LEADING)
     return isinstance(source, str | Path) and _NAMED.fullmatch(str(source)) is not None
 
 
@@ -121,8 +126,12 @@ def _opened(source: Path | bytes, name: str) -> Iterator[Any]:
     with _RENDERING:
         try:
             document = pdfium.PdfDocument(source)
+            document.init_forms()  # before pages are opened; without it, what is filled in is not rendered
         except pdfium.PdfiumError as error:
-            raise ImageError(f"Cannot read {name} as a PDF: {error}. Save it again, without a password.") from None
+            cause = str(error).rstrip(".")
+            raise ImageError(
+                f"Cannot read {name} as a PDF: {cause}. It has no pages, a password or damage. Save it again."
+            ) from None
         try:
             yield document
         finally:

@@ -108,6 +108,40 @@ def test_a_page_that_is_not_there(read: Callable[[str], object], page: str, docu
         read(f"{document}#page={page}")
 
 
+_FORM = b"""%PDF-1.7
+1 0 obj <</Type /Catalog /Pages 2 0 R /AcroForm <</Fields [4 0 R] /DA (/Helv 14 Tf 0 g)>>>> endobj
+2 0 obj <</Type /Pages /Kids [3 0 R] /Count 1>> endobj
+3 0 obj <</Type /Page /Parent 2 0 R /MediaBox [0 0 300 200] /Rotate 90 /Annots [4 0 R]>> endobj
+4 0 obj <</Type /Annot /Subtype /Widget /FT /Tx /T (total) /V (123.45) /Rect [100 140 200 165] /F 4 /P 3 0 R
+  /AP <</N 5 0 R>>>> endobj
+5 0 obj <</Type /XObject /Subtype /Form /BBox [0 0 100 25] /Length 17>> stream
+20 5 60 15 re f
+endstream endobj
+trailer <</Root 1 0 R>>
+"""
+"""A page, turned to the right, with a filled-in field that is drawn as a black bar."""
+
+
+def test_what_is_filled_into_a_form_is_on_the_page() -> None:
+    dark = np.argwhere(np.asarray(load_image(_FORM).convert("L")) < 128)
+    (top, left), (bottom, right) = dark.min(0), dark.max(0) + 1
+    # 120 to 180 and 145 to 160 points from the bottom left, a quarter turned to the right
+    assert [left, top, right, bottom] == pytest.approx([145 / 0.36, 120 / 0.36, 160 / 0.36, 180 / 0.36], abs=2)
+
+
+def test_a_pdf_may_begin_with_white_space(document: Path) -> None:
+    page = load_image(document)
+    for before in (b"\n\n", b"\xef\xbb\xbf"):
+        assert load_image(before + document.read_bytes()).tobytes() == page.tobytes()
+
+
+def test_a_pdf_without_pages_is_told(tmp_path: Path) -> None:
+    pdfium.PdfDocument.new().save(tmp_path / "none.pdf")
+    for read in (load_image, check_image):
+        with pytest.raises(ImageError, match=r"[^.]\. It has no pages, a password or damage\."):
+            read(tmp_path / "none.pdf")
+
+
 def test_a_damaged_pdf(document: Path) -> None:
     for data in (b"%PDF-", b"%PDF-1.7\n" + b"\0" * 1000, document.read_bytes()[:80]):
         with pytest.raises(ImageError, match="PDF"):

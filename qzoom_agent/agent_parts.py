@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -259,6 +259,8 @@ def split_objects(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
 def gold_boxes(context: Context, boxes: Boxes | None) -> list[list[float]] | None:
     """Return gold boxes as a state has them. Raises ConfigError for a wrong one, or if the policy needs some."""
+    if isinstance(boxes, Box) or not isinstance(boxes, Iterable | None):
+        raise ConfigError(f"boxes is a list of boxes; got {boxes!r:.80}. Write [box] for a single one.")
     gold = None if boxes is None else [_gold(box, context.store) for box in boxes]
     context.policy.require(gold)
     if gold is None:

@@ -394,6 +394,7 @@ def test_one_agent_may_run_on_many_threads() -> None:
         (lambda a: a.run(IMAGE, "What?", boxes=[(1, 2, 3)]), ConfigError, r"four numbers.*\(1, 2, 3\)"),
         (lambda a: a.run(IMAGE, "What?", boxes=(1, 2, 3, 4)), ConfigError, "four numbers.*a list of them"),  # type: ignore[arg-type]
         (lambda a: a.run(IMAGE, "What?", boxes=[("a", 2, 3, 4)]), ConfigError, "four numbers"),  # type: ignore[list-item]
+        (lambda a: a.run(IMAGE, "What?", boxes=Box(1, 2, 3, 4)), ConfigError, r"a list of boxes.*\[box\]"),  # type: ignore[arg-type]
         (lambda a: a.batch([IMAGE]), ConfigError, "Item 0 is not a pair"),  # type: ignore[list-item]
         (lambda a: a.batch(3), ConfigError, "a list of pairs.*got int"),  # type: ignore[arg-type]
         (lambda a: a.batch([(IMAGE, "What?")], workers=0), ConfigError, "workers.*got 0"),

@@ -36,6 +36,8 @@ _POINTS = (("topleft", "bottomright"), ("lefttop", "rightbottom"), ("min", "max"
 _SIZES = (("width", "height"), ("w", "h"))
 _ORIGINS = (("x", "y"), ("left", "top"), ("xmin", "ymin"), ("x1", "y1"), ("x0", "y0"))
 _CENTRES = (("cx", "cy"), ("centerx", "centery"), ("xcenter", "ycenter"))
+_JOINTS = ("size", "center", "origin")
+_SIDES = frozenset(name for names in (*_CORNERS, *_POINTS, *_SIZES, *_ORIGINS, *_CENTRES, _JOINTS) for name in names)
 _PLAIN = r"(?>\d+(?:\.\d*)?|\.\d+)(?>(?:[eE][-+]?\d{1,4})?)(?:\s?%)?(?!\w)"
 _NUMBER = re.compile(rf"(?:(?<![\w.%)\]])[-+])?(?<![\w.]){_PLAIN}")
 """A number that belongs to no word; a sign counts where it cannot be the hyphen between two numbers."""
@@ -71,6 +73,11 @@ def numbers_in(text: str) -> list[str]:
 def box_key(arguments: Mapping[str, object]) -> str | None:
     """Return the name under which the arguments of a call give a box; None if there is none."""
     return next((key for key in BOX_KEYS if key in arguments), None)
+
+
+def names_side(name: str) -> bool:
+    """Return whether a name is one of those under which parts of a box are given, in any spelling."""
+    return _bare(name) in _SIDES
 
 
 def box_argument(
@@ -109,6 +116,8 @@ def read_box(
     if numbers.percents:
         if max(map(abs, corners)) > 100:
             raise _out_of(corners, frame, size, "percentages go from 0% to 100%")
+        if numbers.percents < 4 and any(0 < abs(number) < 1 for number in corners):
+            raise _out_of(corners, frame, size, "some numbers are percentages and some are not")
         notes.append("percentages read as shares of the image")
         x1, y1, x2, y2 = (number / 100 for number in corners)
         frame = "unit"
@@ -137,6 +146,10 @@ def read_index(arguments: Mapping[str, object], names: Sequence[str], notes: lis
     except BoxError:
         return None
     return int(number) if number.is_integer() else None
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name[:40].lower())
 
 
 def _unreadable() -> BoxError:
@@ -237,7 +250,7 @@ class _Reader:
         inner = next((name for name in BOX_KEYS if name in given), None)
         if inner is not None:
             return self.corners(given[inner], key=inner, depth=depth + 1)
-        held = {re.sub(r"[^a-z0-9]", "", str(name)[:40].lower()): item for name, item in given.items()}
+        held = {_bare(str(name)): item for name, item in given.items()}
         for corners in _CORNERS:
             if all(name in held for name in corners):
                 return [self.number(held[name]) for name in corners]

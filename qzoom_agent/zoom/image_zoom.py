@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from qzoom_agent.errors import BoxError
 from qzoom_agent.geometry import Box, Frame
 from qzoom_agent.images import ImageSource, load_image
-from qzoom_agent.protocols.boxes import BOX_KEYS, box_argument, read_index
+from qzoom_agent.protocols.boxes import BOX_KEYS, box_argument, names_side, read_index
 from qzoom_agent.protocols.calls import INDEX_NAMES, read_label
 from qzoom_agent.protocols.json_repair import read_json
 from qzoom_agent.views import View, ViewStore
@@ -39,7 +39,6 @@ FRAME_TEXT: dict[Frame, str] = {
     "per_mille": "thousandths of the view's width and height, 0 to 1000",
     "cell": "columns and rows of the view's token grid",
 }
-_CORNER_KEYS = ("x", "y", "w", "h", "width", "height", "left", "top", "right", "bottom")
 _SHARES = "The numbers were read as shares of the image."
 
 
@@ -221,7 +220,7 @@ def explain(problem: str, frame: Frame) -> str:
 def _read(arguments: dict[str, Any], store: ViewStore, frame: Frame, notes: list[str]) -> Box:
     """Return the box of a call. Raises BoxError with a text for the model."""
     known = {"view", "label", *INDEX_NAMES, *BOX_KEYS}
-    unknown = [name for name in arguments if name not in known and not _names_corner(name)]
+    unknown = [name for name in arguments if name not in known and not names_side(name)]
     if unknown:
         raise BoxError(f"There is no argument {unknown[0][:80]!r}.")
     if read_index(arguments, INDEX_NAMES, notes, default=0) != 0:
@@ -232,10 +231,6 @@ def _read(arguments: dict[str, Any], store: ViewStore, frame: Frame, notes: list
         raise BoxError(f"There is no view {name[:80]!r}; the views are {', '.join(one.id for one in store.views)}.")
     found = box_argument(arguments, frame, notes, size=store.view(name).size)
     return Box(*found.box, frame=found.frame, view=name)
-
-
-def _names_corner(name: str) -> bool:
-    return name.lower() in _CORNER_KEYS or (name[:1].lower() in "xy" and len(name) <= 5)
 
 
 def _caption(view: View, original: View, *notes: Sequence[str]) -> str:

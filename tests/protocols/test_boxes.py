@@ -1,5 +1,6 @@
 """Boxes in the shapes and frames that models write them in."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from qzoom_agent.errors import BoxError
 from qzoom_agent.geometry import Box, Frame, Size
 from qzoom_agent.protocols.boxes import numbers_in, read_box
+from qzoom_agent.zoom import ImageZoom
 from tests.cases import each_case
 
 SIZE = Size(448, 336)
@@ -80,6 +82,7 @@ def test_shares_and_percentages_are_read_as_such_and_said_so(value: object, fram
         ([0.9, 0.1, 1.7, 1.2], "pixel", "pixels of the image as shown: x from 0 to 448, y from 0 to 336"),
         ([0.9, 0.1, 1.7, 1.2], "per_mille", "x and y from 0 to 1000"),
         ("62%, 28%, 780, 390", "per_mille", "0% to 100%"),
+        (["62%", 0.28, "78%", 0.39], "unit", "some numbers are percentages and some are not"),
     ],
 )
 def test_a_box_that_cannot_be_meant_is_told_the_frame_and_its_range(value: object, frame: Frame, legal: str) -> None:
@@ -94,6 +97,22 @@ def test_a_box_that_cannot_be_meant_is_told_the_frame_and_its_range(value: objec
 def test_what_is_no_box_is_an_error(value: object) -> None:
     with pytest.raises(BoxError, match="four finite numbers"):
         read_box(value, "per_mille", [], size=None)
+
+
+@each_case(
+    ("arguments", "named"),
+    [
+        ({"cx": 700, "cy": 335, "w": 160, "h": 110}, True),
+        ({"X_Min": 620, "Y_Min": 280, "X_Max": 780, "Y_Max": 390}, True),
+        ({"top_left": [620, 280], "bottom_right": [780, 390]}, True),
+        ({"center": [700, 335], "size": [160, 110]}, True),
+        ({"bbox_2d": [620, 280, 780, 390], "xyz": 1}, False),
+    ],
+)
+def test_the_zoom_tool_reads_a_box_given_by_its_parts(arguments: dict[str, object], named: bool) -> None:
+    reply = ImageZoom(np.zeros((500, 2000)))(arguments)
+    assert (reply.result and reply.result.served) == ((1240, 140, 1560, 195) if named else None)
+    assert ("There is no argument 'xyz'" in reply.text) is not named
 
 
 def test_signs_count_and_hyphens_do_not() -> None:

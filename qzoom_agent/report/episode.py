@@ -6,6 +6,7 @@ scored: `expected` is shown beside the answer, and ticked only if the two are th
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,8 +177,10 @@ def _crop(trace: Trace, view: View, number: int, image: page.Pictures, limit: in
     coarse = next((one for one in own if one.kind == "coarse"), None)
     wide, high = view.box[2] - view.box[0], view.box[3] - view.box[1]
     closer = part = None
-    if coarse is not None and wide > 0 and coarse.width > 0:
-        factor = view.width / wide * (coarse.box[2] - coarse.box[0]) / coarse.width
+    a, _, _, d, *_ = view.matrix or (1, 0, 0, 0)
+    row = view.extent.width * math.hypot(a, d)  # its length in pixels of the original, also where a tool turned it
+    if coarse is not None and row > 0:
+        factor = view.width / row * (coarse.box[2] - coarse.box[0]) / coarse.width
         closer = f"{factor:.1f}x closer than the coarse view"
     if original is not None and original.width * original.height > 0:
         part = f"{page.share(wide * high, original.width * original.height)} of the image"

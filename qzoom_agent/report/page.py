@@ -184,12 +184,13 @@ def cost(spent: float, *, visual: int, written: int = 0) -> str:
 
 
 def full_tokens(views: Sequence[View]) -> float | None:
-    """Return the tokens of the original at the coarse view's pixels per token; None without one of the two."""
-    original = next((view for view in views if view.kind == "original"), None)
-    coarse = next((view for view in views if view.kind == "coarse" and view.tokens), None)
-    if original is None or coarse is None:
+    """Return the tokens of the originals at the pixels per token of their coarse views; None without one of these."""
+    coarse = {view.image: view for view in views if view.kind == "coarse" and view.tokens}
+    originals = [view for view in views if view.kind == "original"]
+    if not originals or any(view.image not in coarse for view in originals):
         return None
-    return coarse.tokens * original.width * original.height / max(1, coarse.width * coarse.height)
+    pairs = [(view, coarse[view.image]) for view in originals]
+    return sum(small.tokens * view.size.area / small.size.area for view, small in pairs)
 
 
 def _colour(turn: int | None) -> str:

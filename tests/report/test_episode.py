@@ -24,6 +24,7 @@ from qzoom_agent.report.episode import render_html, write_report
 from qzoom_agent.report.page import MAX_TEXT, environment, legible, listed, number, write_page
 from qzoom_agent.trace import CallRecord, Images, PerceptionRecord, Trace, Turn, Usage, by_digest
 from qzoom_agent.views import ViewStore
+from qzoom_agent.zoom.shipped_tools import rotate
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -261,6 +262,32 @@ def test_every_turn_has_its_own_colour_and_every_image_a_description() -> None:
     ]
     assert colours == [["cx"], ["c0"], ["c1"], ["c2"], ["c3"]]
     assert all(attrs.get("alt") for tag, attrs in found.tags if tag == "img")
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 45])
+def test_a_crop_is_as_close_as_its_pixels_are_however_a_tool_turned_them(degrees: int) -> None:
+    store, image = ViewStore(), Image.new("RGB", (1000, 600), "white")
+    store.add_original(image)
+    coarse = store.add_coarse(factor=28, min_tokens=60, max_tokens=60)
+    turned = rotate(image, degrees)
+    assert isinstance(turned.image, Image.Image)
+    made = store.add_tool_image(turned.image, factor=28, min_tokens=60, max_tokens=60, matrix=turned.matrix)
+    crop = store.add_crop(made.extent.scale(0.5, turned.image.size), factor=28, min_tokens=99, max_tokens=99)
+    trace, _ = episode(views=store.views, turns=[])
+    text = Page(render_html(trace, by_digest(store.views, store.image))).text
+    told = re.findall(r"([\d.]+)x closer", text)
+    closer = math.sqrt(crop.size.area / crop.extent.area * image.width * image.height / coarse.size.area)
+    assert [float(factor) for factor in told] == [pytest.approx(closer, rel=0.1)]
+
+
+def test_the_cost_of_several_images_is_a_share_of_all_of_them() -> None:
+    store = ViewStore()
+    for place in range(2):
+        store.add_original(Image.new("RGB", (560, 560)), number=place)
+        store.add_coarse(factor=28, min_tokens=100, max_tokens=100, number=place)
+    trace, _ = episode(views=store.views, turns=[], usage=Usage.tally(store.views, []))
+    text = Page(render_html(trace, by_digest(store.views, store.image))).text
+    assert "25% of full size" in text, "both are shown at half their sides"
 
 
 def test_crops_nobody_asked_for_belong_to_the_first_look() -> None:

@@ -9,6 +9,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
 from difflib import SequenceMatcher
 from itertools import chain
 from typing import Any, Final, Literal
@@ -204,6 +206,11 @@ def text(value: object) -> str:
     if isinstance(value, str | int | float):
         return str(value)
     raise ConfigError(f"a text is needed, not {type(value).__name__} ({value!r:.60})")
+
+
+def id_text(value: object) -> str:
+    """Return an id as text: as `text`, and of a decimal number or a date, which databases write."""
+    return str(value) if isinstance(value, Decimal | date | time) else text(value)
 
 
 def texts(cell: object) -> tuple[str, ...]:

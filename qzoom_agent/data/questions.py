@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from qzoom_agent.data.columns import BoxColumn, Columns, is_empty, items, text, value, written
+from qzoom_agent.data.columns import BoxColumn, Columns, id_text, is_empty, items, text, value, written
 from qzoom_agent.data.options import Options, gold_letter, inline_options, letter, listed, read_options
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import BoxError, ConfigError
@@ -106,7 +106,7 @@ def read_question(row: Mapping[str, Any], columns: Columns, *, answered: bool = 
         options=options.texts,
         inline=inline,
         boxes=_boxes(row, columns.boxes),
-        id="" if (name := columns.cell(row, "id")) is None else text(name),
+        id="" if (name := columns.cell(row, "id")) is None else id_text(name),
         kind=text(next(iter(items(columns.cell(row, "kind"))), "all")),
     )
 

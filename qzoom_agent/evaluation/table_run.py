@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -23,7 +24,7 @@ from typing import Any, Final
 from PIL import Image
 
 from qzoom_agent.agent import Agent
-from qzoom_agent.data.columns import Columns, text
+from qzoom_agent.data.columns import Columns, id_text
 from qzoom_agent.data.image_column import LONGEST_PATH, all_seen, each_image
 from qzoom_agent.data.questions import read_question
 from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path, tables_in
@@ -173,19 +174,19 @@ class Questions:
 def image_rows(path: Path, *, without: Path | None = None) -> Rows | None:
     """Return the images in a folder, sorted, or the one image or PDF at `path`; None if there are none.
 
-    Hidden files and those in the folder `without` are left out, and so are files of other kinds, with a warning that
-    counts them. A PDF needs pypdfium2.
+    Hidden files and those in the folder `without` are left out, and so are files of other kinds and folders that cannot
+    be read, with a warning that counts them. A PDF needs pypdfium2.
     """
     left_out = None if without is None else without.resolve()
     folder = path if path.is_dir() else path.parent
     known = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
     names, others = list[str](), Counter[str]()
     with translating("read", path):
-        files = path.rglob("*") if path.is_dir() else [path]
-        files = [file for file in files if left_out is None or not file.resolve().is_relative_to(left_out)]
+        files = _files(path, others) if path.is_dir() else [path]
+        files = [file for file in files if left_out is None or not _real(file).is_relative_to(left_out)]
         for name in sorted(file.relative_to(folder).as_posix() for file in files):
             file, suffix = folder / name, Path(name).suffix.lower()
-            if name.startswith(".") or "/." in name or file.is_dir():
+            if name.startswith(".") or "/." in name:
                 continue
             if suffix in known:
                 names.append(name)
@@ -197,6 +198,30 @@ def image_rows(path: Path, *, without: Path | None = None) -> Rows | None:
         told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
         logger.warning("%s: files of other kinds are left out (%s)", path, told)
     return Rows(str(path), [{"image": name} for name in names], ("image",), folder) if names else None
+
+
+def _files(folder: Path, others: Counter[str]) -> Iterator[Path]:
+    """Yield the files in a folder and its subfolders, linked ones too, each once; count those that cannot be read."""
+    root = folder.resolve()
+    seen = {root}
+
+    def unseen(path: Path) -> bool:
+        real = _real(path)
+        if real in seen or (path.is_symlink() and real.is_relative_to(root)):
+            return False
+        seen.add(real)
+        return True
+
+    def unreadable(_: OSError) -> None:
+        others["folder that cannot be read"] += 1
+
+    for where, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if unseen(Path(where, name))]
+        yield from (Path(where, name) for name in files)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for a link to itself
 
 
 def find_questions(
@@ -336,7 +361,7 @@ def _error(row: SampleResult, asked: Questions) -> str | None:
 
 
 def _text(cell: object) -> str | None:
-    return None if cell is None else text(cell)
+    return None if cell is None else id_text(cell)
 
 
 def _image_name(cell: object) -> str | None:

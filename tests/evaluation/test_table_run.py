@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from PIL import Image
 from pyarrow import parquet
@@ -14,7 +17,7 @@ from pyarrow import parquet
 from qzoom_agent.agent import Agent
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation.run_log import RunFolder, RunSpec, TaskSelection
-from qzoom_agent.evaluation.table_run import run_table
+from qzoom_agent.evaluation.table_run import image_rows, run_table
 from qzoom_agent.messages import Message
 from qzoom_agent.models.scripted import ScriptedBackend
 from tests.evaluation.player import ZOOM
@@ -174,6 +177,22 @@ def test_one_question_is_asked_about_every_image_of_a_folder(tmp_path: Path) -> 
     assert all(folder.trace(row.key) for row in folder.in_order() if row.status == "answered")
 
 
+def test_linked_folders_are_read_once_and_loops_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("scans/own/a.png", "elsewhere/sub/b.png", "elsewhere/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (168, 112)).save(tmp_path / name)
+    for name, target in (("2024", "elsewhere"), ("2025", "elsewhere/sub"), ("all", "scans"), ("also", "scans/own")):
+        (tmp_path / "scans" / name).symlink_to(tmp_path / target)
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "scans")
+    (tmp_path / "scans" / "itself").symlink_to(tmp_path / "scans" / "itself")
+    rows = image_rows(tmp_path / "scans")
+    assert rows and [row["image"] for row in rows] == ["2024/c.png", "2025/b.png", "own/a.png"]
+    (tmp_path / "scans" / "2024").unlink()
+    run_table(Asked().agent, tmp_path / "scans", out=tmp_path / "run", question="say the word dot")
+    assert [row["image"] for row in results(tmp_path / "run" / "results.parquet")] == ["2025/b.png", "own/a.png"]
+    assert re.findall(r"\((.*)\)", caplog.text) == ["1 without an ending"] * 2, "the link to itself"
+
+
 def test_a_folder_of_scans_has_a_row_for_each_page_and_tells_of_other_files(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,6 +229,15 @@ def test_a_table_as_others_write_it(tmp_path: Path) -> None:
     run_table(asked := Asked().agent, tmp_path / "mine.ndjson", out=tmp_path / "two", columns={"image": "scan"})
     done = run_table(asked, tmp_path / "mine.ndjson", out=tmp_path / "two", columns=columns)
     assert [row["answer"] for row in results(done.path)] == ["one"], "another column is another question"
+
+
+def test_an_id_is_what_a_database_writes(tmp_path: Path) -> None:
+    Image.new("RGB", (168, 112)).save(tmp_path / "a.png")
+    for name, id in (("decimal", Decimal("12.50")), ("date", datetime(2026, 3, 1))):
+        arrays = {"id": [id], "image": ["a.png"], "question": ["say the word one"]}
+        parquet.write_table(pyarrow.table(arrays), tmp_path / f"{name}.parquet")
+        done = run_table(Asked().agent, tmp_path / f"{name}.parquet", out=tmp_path / name)
+        assert [(row["id"], row["answer"]) for row in results(done.path)] == [(str(id), "one")]
 
 
 def test_a_question_goes_before_the_column(table: Path, tmp_path: Path) -> None:

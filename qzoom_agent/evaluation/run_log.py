@@ -111,9 +111,6 @@ class RunSpec(BaseModel):
         ]
         if later.repeats < self.repeats:
             differ.append(f"repeats: {self.repeats} then, {later.repeats} now")
-        tables = [name for name, one in (self.tasks | later.tasks).items() if not one.answered]
-        if tables and self.tasks.keys() != later.tasks.keys():  # the results of `qzoom run` are those of one table
-            differ.append(f"asked of {', '.join(self.tasks)} then, {', '.join(later.tasks)} now")
         for name in self.tasks.keys() & later.tasks.keys():
             differ += [f"{name}: {text}" for text in _shrinks(self.tasks[name], later.tasks[name])]
         if differ:

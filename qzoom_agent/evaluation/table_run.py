@@ -310,6 +310,15 @@ def run_table(
     run = TaskRun(task, samples, places, asker, folder, config.seed, weights, traces, row_digest=asked.digest)
     spec = RunSpec(seed=config.seed, weights=weights, repeats=1, tasks={task.name: selection})
 
+    def begin() -> None:
+        asked_before = folder.ask.tasks if (folder.path / "run.json").exists() else {}
+        if others := asked_before.keys() - {task.name}:  # whose rows would stand among those of this table
+            raise ConfigError(
+                f"{folder.path} holds the answers to {', '.join(sorted(others))}, and the table is {task.name}. Choose "
+                "another folder (--out, in Python: out)."
+            )
+        folder.begin(config, spec, environment or {})
+
     def finish() -> None:
         folder.replace_rows(folder.in_order())
         with atomic_write(folder.path / RESULTS) as part:
@@ -318,7 +327,7 @@ def run_table(
     ask_all(
         [run],
         folder,
-        begin=lambda: folder.begin(config, spec, environment or {}),
+        begin=begin,
         finish=finish,
         workers=workers,
         shard=shard,

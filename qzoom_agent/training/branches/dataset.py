@@ -325,12 +325,12 @@ class _Table:
                 raise ImageError(f"There is no image {cell!r} in the table of images.")
             cell = self.images[self.places[cell]]["image"]
         image = picture(cell, self.rows.folder, max_pixels=self.source.max_pixels)
-        known = self.rows.columns
-        image_id = str(row["image_id"]) if "image_id" in known else digest(image)[:16]
+        # A column of that name may be empty, number documents, or name other images in another source.
+        image_id = digest(image)[:16]
         # Several questions about an image are several rows, whatever a column of ids says.
         short = hashlib.sha256(question.question.encode()).hexdigest()[:8]
         sample = question.sample("", index, image, cluster=image_id)
-        return replace(sample, id=f"{row['id'] if 'id' in known else image_id}-{short}")
+        return replace(sample, id=f"{row['id'] if 'id' in self.rows.columns else image_id}-{short}")
 
 
 def _has(rows: Rows, name: str) -> bool:

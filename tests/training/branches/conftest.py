@@ -70,7 +70,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Records:
     Dataset.from_dict(
         {
             "id": [f"q{index}" for index in range(12)],
-            "image_id": [f"p{index // 3}" for index in range(12)],
             "image": [picture(index // 3) for index in range(12)],
             "question": [questions[index % 3] for index in range(12)],
             "answer": ["407" for _ in range(12)],

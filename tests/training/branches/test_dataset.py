@@ -1,6 +1,7 @@
 """Questions about images from boards and from tables of one's own."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle import FIRST_SEED
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import digest
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.training.branches.base_inference import ask
 from qzoom_agent.training.branches.dataset import NEEDLE_SEED, NEEDLE_SPAN, DatasetSpec, Records, load_records, spread
+from tests.tiny_models import Family
 from tests.training.branches.conftest import picture
 
 
@@ -115,7 +119,25 @@ def test_of_boards_the_first_are_taken_and_of_a_table_a_sample_in_its_order(tmp_
     assert some == ids(load_records([table])) != ids(load_records([table.model_copy(update={"seed": 1})]))
 
 
-@pytest.mark.parametrize("own", [{}, {"id": ["same", "same", "same"]}, {"image_id": ["a", "a", "b"]}])
+def test_each_question_is_asked_of_its_own_image_whatever_a_column_of_ids_says(
+    folders: Callable[[Family], Path], tmp_path: Path
+) -> None:
+    """Two sources may number their images alike, and a column may be empty or name documents of several pages."""
+    sources = []
+    for name, named in (("a", ["7", "7"]), ("b", ["7", None])):
+        rows = {"image": [picture(at + 2 * (name == "b")) for at in range(2)], "question": ["a?", "b?"]}
+        table = Dataset.from_dict({**rows, "answer": ["x", "y"], "image_id": named})
+        table.save_to_disk(str(tmp_path / name))
+        sources.append(DatasetSpec(path=str(tmp_path / name)))
+    found = load_records(sources)
+    records = [found[at] for at in range(4)]
+    backend = HFBackend.load(str(folders("qwen2_5_vl")), device="cpu", dtype="float32")
+    for record, asked in zip(records, ask(backend, records, 16), strict=True):
+        assert digest(asked.store.image("original")) == digest(record["image"])
+    assert len({record["image_id"] for record in records}) == 4
+
+
+@pytest.mark.parametrize("own", [{}, {"id": ["same", "same", "same"]}, {"image_id": ["a", "b", "b"]}])
 def test_several_questions_about_an_image_are_several_records(tmp_path: Path, own: dict[str, list[str]]) -> None:
     """Rollouts of one record are a group: two questions in it would be compared with each other."""
     rows = {"image": [picture(0), picture(0), picture(1)], "question": ["a?", "b?", "a?"], "answer": ["x", "y", "z"]}

@@ -131,7 +131,7 @@ def test_calls_become_labels_and_branches_learn_them(
     assert first is not None
     first.config = first.config.model_copy(update={"gate_threshold": 0.0, "box": (0.4, 0.4), "peak_share": 0.5})
     epochs = 5 if (family, inside) == ("qwen2_5_vl", True) else 8
-    how = recipe(FAST.model_copy(update={"num_train_epochs": epochs}), inside_crops=inside, held_out=0.3)
+    how = recipe(FAST.model_copy(update={"num_train_epochs": epochs}), inside_crops=inside, held_out=0.2)
     chains = collect_chains(backend, rows, how, tmp_path / "chains", selected=None)
     assert [len(row["boxes"]) for row in chains] == [1, 2, 1] * 4
     assert [row["answers"][-1] for row in chains] == ["407"] * 12

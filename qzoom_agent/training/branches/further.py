@@ -126,9 +126,8 @@ def _advance(
     """Show each chain its next crop and answer; return the chains whose answer is wrong and that call again."""
     stage = recipe.further
     shown = []
-    prompts = show_crops(
-        backend, [one.prompt for one in chains], [[one.box] for one in chains], aligned=recipe.positions == "aligned"
-    )
+    aligned = branches_of(backend).config.positions == "aligned"
+    prompts = show_crops(backend, [one.prompt for one in chains], [[one.box] for one in chains], aligned=aligned)
     for chain, prompt in zip(chains, prompts, strict=True):
         if prompt is not chain.prompt and prompt.crop is not None:
             chain.prompt = prompt
@@ -295,7 +294,7 @@ def train_further(
 
     def prepare(rows: Rows) -> dict[str, Any]:
         turn = rows[0]["draw"] // stage.optimisation.per_device_train_batch_size
-        shown = show_chains(backend, rows, stage.tokens[turn % len(stage.tokens)], recipe)
+        shown = show_chains(backend, rows, stage.tokens[turn % len(stage.tokens)])
         states = lower_states(backend, shown, further.config.k, inside_crops=stage.inside_crops)
         labels = [
             label
@@ -317,13 +316,14 @@ def train_further(
     return held
 
 
-def show_chains(
-    backend: HFBackend, rows: Sequence[Mapping[str, Any]], tokens: int | None, recipe: BranchRecipe
-) -> list[CoarsePrompt]:
-    """Ask each row's question with its first `crops` boxes shown, over a coarse view of at most `tokens`."""
+def show_chains(backend: HFBackend, rows: Sequence[Mapping[str, Any]], tokens: int | None) -> list[CoarsePrompt]:
+    """Ask each row's question with its first `crops` boxes shown, over a coarse view of at most `tokens`.
+
+    The crops have the positions of the branches, as at inference.
+    """
     asked = ask(backend, rows, tokens)  # type: ignore[arg-type]
     boxes = [[Box(*box) for box in row["boxes"][: row["crops"]]] for row in rows]
-    return show_crops(backend, asked, boxes, aligned=recipe.positions == "aligned")
+    return show_crops(backend, asked, boxes, aligned=branches_of(backend).config.positions == "aligned")
 
 
 def _labels(row: Mapping[str, Any], grids: Sequence[tuple[int, int]], recipe: BranchRecipe) -> list[Tensor]:
@@ -378,7 +378,7 @@ def measure(
         rows = [
             {**records[table[one.row]["row"]], "boxes": table[one.row]["boxes"], "crops": one.crops} for one in steps
         ]
-        shown = show_chains(backend, rows, recipe.calibration.tokens, recipe)
+        shown = show_chains(backend, rows, recipe.calibration.tokens)
         found = run_branches(backend, further, shown, options, further=True)
         for one, row, prompt, seen in zip(steps, rows, shown, found, strict=True):
             scores += [] if seen.score is None else [seen.score]

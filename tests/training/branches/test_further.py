@@ -22,6 +22,7 @@ from qzoom_agent.training.branches.branch_recipe import BranchRecipe, FurtherSta
 from qzoom_agent.training.branches.dataset import DatasetSpec, Records
 from qzoom_agent.training.branches.export import export_model
 from qzoom_agent.training.branches.further import collect_chains, measure, split, steps_of, train_further
+from qzoom_agent.training.branches.proposals import show_crops
 from tests.tiny_models import Family
 from tests.training.branches.conftest import Load
 
@@ -154,6 +155,28 @@ def test_calls_become_labels_and_branches_learn_them(
     found = measure(backend, learner, rows, chains, steps_of(chains, how), how)
     assert (found.questions, found.looks, found.more) == (12, 16, 4)
     assert found.gate is not None and found.gate.missed + found.gate.needless < 0.5
+
+
+def test_crops_have_the_positions_of_the_branches_whatever_the_recipe_says(
+    load: Load, rows: Records, follow: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a base that postsft tuned, or of published branches, are aligned; a recipe's are plain by default."""
+    placed: list[bool] = []
+
+    def show(*given: Any, aligned: bool) -> list[CoarsePrompt]:
+        placed.append(aligned)
+        return show_crops(*given, aligned=aligned)
+
+    monkeypatch.setattr(further, "show_crops", show)
+    backend, how = load("qwen2_5_vl"), recipe()
+    backend.protocol = "plain"
+    assert backend.branches is not None and how.positions == "plain"
+    settings = {"gate_threshold": 0.0, "box": (0.4, 0.4), "peak_share": 0.5, "positions": "aligned"}
+    backend.branches.config = backend.branches.config.model_copy(update=settings)
+    chains = collect_chains(backend, rows, how, tmp_path / "chains", selected=None)
+    collected = len(placed)
+    further.show_chains(backend, [{**rows[0], "boxes": chains[0]["boxes"], "crops": 1}], 4)
+    assert 0 < collected < len(placed) and all(placed)
 
 
 def test_close_ups_are_learned_from_attention_without_calls_or_a_gate(

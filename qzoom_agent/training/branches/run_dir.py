@@ -189,7 +189,8 @@ class RunDirectory:
         """
         if self.result(stage).exists() and not self._settings(stage).exists():
             return  # done before settings were stored
-        sources = [one for key in ("data", "held_out") if key in _READ[stage] for one in getattr(self.recipe, key)]
+        asked = [*self.recipe.asked(stage), *self.recipe.data]  # postsft reads both
+        sources = self.recipe.held_out if "held_out" in _READ[stage] else asked
         settings: dict[str, JsonValue] = {
             "recipe": keys_read_by(self.recipe, stage),
             "made_from": self.made_from(stage),

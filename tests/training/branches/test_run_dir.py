@@ -16,10 +16,12 @@ from yaml import safe_load
 
 from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.models.presets import NANO_FOLDER
 from qzoom_agent.training.branches import fitting as stage
-from qzoom_agent.training.branches.branch_recipe import Optimisation
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.branches.fitting import train
+from qzoom_agent.training.branches.run_dir import RunDirectory
 from tests.training.branches.test_branch_stages import RECIPE, written
 
 STAGES = ["select-heads", "label", "sdrpn", "calibrate"]
@@ -141,6 +143,23 @@ def test_thresholds_belong_to_the_base_and_branches_they_were_chosen_for(
     # what is of the base as it was given stays what it is
     for stage_name in ("select-heads", "label", "sdrpn"):
         assert again(out, stage_name) == 0
+
+
+def test_questions_of_a_stage_of_its_own_are_those_it_began_with(tmp_path: Path) -> None:
+    tables = {name: tmp_path / f"{name}.jsonl" for name in ("all", "own")}
+    for table in tables.values():
+        table.write_text('{"image": "a.png", "question": "a?", "answer": "b"}\n')
+    own = [{"path": str(tables["own"])}]
+    data = {"data": [{"path": str(tables["all"])}], "regions": {"data": own}}
+    recipe = BranchRecipe.model_validate({**RECIPE, **data, "stages": ["regions"]})
+    run = RunDirectory(recipe, tmp_path / "out")
+    copytree(NANO_FOLDER / "branches", run.final("sdrpn"))
+    run.begin_stage("regions")
+    (tmp_path / "out" / "regions").mkdir()
+    run.begin_stage("regions")
+    tables["own"].write_text(tables["own"].read_text() * 2)
+    with pytest.raises(ConfigError, match=r"other data or weights \(contents\..*own\.jsonl"):
+        run.begin_stage("regions")
 
 
 class Line(nn.Module):

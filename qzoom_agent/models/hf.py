@@ -163,15 +163,16 @@ class HFBackend:
                 logger.warning("%s: the code that comes with the model is not run; transformers' class is used", model)
             processor = load_processor(preset.source, config)
             weights = _load_weights(preset, config, where, number)
-            found = _load_branches(preset.source, weights, branches)
+            ours = branches or own_branches(preset.source)
+            found = _official_branches(preset.source, weights) if ours is None else Branches.load(ours, weights)
             words = checkpoint_file(preset.source, FILE)
             # Other branches or another format make the model right on other questions.
             fitted = None if branches or protocol else checkpoint_file(preset.source, CALIBRATION)
         logger.info("%s: %s", model, placement)
         if protocol is None and (guess := guess_of(preset)):
             logger.warning(guess)
-        # Thresholds of a preset are those of the branches that come with it.
-        own = {key: value for key, value in preset.settings.items() if not (branches and key.startswith("perception."))}
+        # Thresholds of a preset are those of the published branches; ours bring their own.
+        own = {key: value for key, value in preset.settings.items() if not (ours and key.startswith("perception."))}
         loaded = cls(
             weights,
             processor,
@@ -241,12 +242,8 @@ def _recommended(stated: GenerationConfig | None) -> dict[str, Any]:
     return {f"generation.{key}": value for key, value in found.items() if value is not None}
 
 
-def _load_branches(source: str, model: PreTrainedModel, given: str | Path | None) -> Branches | None:
-    """Load the branches in the folder `given`, else those that come with the weights; None if there are none."""
-    if given is not None:
-        return Branches.load(given, model)
-    if (own := own_branches(source)) is not None:
-        return Branches.load(own, model)
+def _official_branches(source: str, model: PreTrainedModel) -> Branches | None:
+    """Load the published branches that come with the weights; None if there are none."""
     if not official_names(source):
         return None
     official = load_official(source, model)

@@ -348,6 +348,26 @@ def preset_of(name: str) -> str | None:
     return next(same, None)
 
 
+def keep_origin(folder: Path, model: str, *, protocol: str | None = None) -> None:
+    """Write into the config.json of a copy or fine-tune of a model which preset it is run as, if it is one's.
+
+    The copy has another name, and transformers saves no origin: only its architecture would be known.
+
+    Args:
+        folder: The copy.
+        model: The model, as it was named.
+        protocol: Format that the copy was trained in; of another than the preset's nothing is written. None: the same.
+    """
+    given = resolve_model(model)
+    same = (one for one in PRESETS.values() if one == replace(given, name=one.name, source=one.source))
+    found = next((one for one in same if one.name not in SHIPPED), None)  # nano is known by its vocabulary
+    if found is None or given.guessed or protocol not in (None, found.protocol):
+        return
+    file = folder / "config.json"
+    config = {**json.loads(file.read_text(encoding="utf-8")), "_name_or_path": found.name}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def resolve_model(name: str) -> Preset:
     """Return the preset of this name, or what is known of a folder or a hub id.
 

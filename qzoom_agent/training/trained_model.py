@@ -14,6 +14,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE, Judge
 from qzoom_agent.extras import require
 from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.presets import keep_origin
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.training import recipe_io
 from qzoom_agent.training.branches.dataset import DatasetSpec
@@ -132,6 +133,7 @@ def write_final(backend: HFBackend, output: Path, *, from_layer: int, save: Call
     save(part)
     if processes.is_main_process:
         backend.processor.save_pretrained(part)
+        keep_origin(part, backend.name, protocol=backend.protocol)
         if backend.branches is not None:
             backend.branches.save(part)
             if from_layer < (k := backend.branches.config.k):

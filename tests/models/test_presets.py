@@ -17,6 +17,7 @@ from qzoom_agent.models.presets import (
     PRESETS,
     SHIPPED,
     guess_of,
+    keep_origin,
     recognised,
     resolve_model,
     served_model,
@@ -77,6 +78,23 @@ def test_a_published_model_is_known_by_every_name(name: str, hub_id: str, tmp_pa
     assert resolve_model(str(folders[0])).source == str(folders[0])
     assert served_model(hub_id).source == hub_id
     assert served_model(name).source == preset.source
+
+
+@pytest.mark.parametrize("name", ["mini-o3", "q-zoom-qwen3-vl-4b-hr", "qwen3-vl-4b"])
+def test_a_fine_tune_under_another_name_is_run_as_its_base(name: str, tmp_path: Path) -> None:
+    preset = PRESETS[name]
+    source = preset.source.split("/")[1]
+    named = (name, *(() if name.endswith("-hr") else (str(model_folder(tmp_path / source, model_type="llava")),)))
+    for at, model in enumerate(named):
+        tuned = model_folder(tmp_path / str(at) / "mine", model_type="qwen2_5_vl")
+        keep_origin(tuned, model, protocol=preset.protocol)
+        found = resolve_model(str(tuned))
+        assert (found.protocol, found.budget, found.settings) == (preset.protocol, preset.budget, preset.settings)
+        assert not found.guessed and found.source == str(tuned)
+    other = model_folder(tmp_path / "other", model_type="qwen2_5_vl")
+    keep_origin(other, name, protocol="a format of its own")
+    keep_origin(other, str(model_folder(tmp_path / "unknown", model_type="qwen2_5_vl")))
+    assert json.loads((other / "config.json").read_text()) == {"model_type": "qwen2_5_vl"}
 
 
 def test_every_preset_is_published_or_ours() -> None:

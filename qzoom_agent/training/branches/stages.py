@@ -24,6 +24,7 @@ from qzoom_agent.config import PerceptionConfig, positive_int
 from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.models.presets import keep_origin
 from qzoom_agent.perception.branches import FURTHER, Branches
 from qzoom_agent.training.branches.base_inference import branches_of
 from qzoom_agent.training.branches.branch_recipe import Optimisation, StageName, load_branch_recipe
@@ -77,7 +78,13 @@ def run_postsft(run: RunDirectory) -> None:
             return
         train_postsft(backend, records, cases, chosen, recipe, folder)
         disable_progress_bar()  # type: ignore[no-untyped-call]  # of a fraction of a second
-        run.finish(run.tuned, lambda to: [part.save_pretrained(to) for part in (backend.model, backend.processor)])
+
+        def write(to: Path) -> None:
+            backend.model.save_pretrained(to)
+            backend.processor.save_pretrained(to)
+            keep_origin(to, recipe.model)
+
+        run.finish(run.tuned, write)
     tuned = run.backend(branches=before, base=run.tuned)
     table = _labelled(run, tuned, folder / "labels", limit=stage.refit_records, positions=stage.positions)
     branches = branches_of(tuned)

@@ -26,7 +26,7 @@ from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.perception.adapters import QWEN2_5_VL, adapter_for
-from qzoom_agent.perception.branches import CONFIG, FURTHER, SUBFOLDER, WEIGHTS, Branches, branch_folder
+from qzoom_agent.perception.branches import CONFIG, FURTHER, SUBFOLDER, WEIGHTS, BranchConfig, Branches, branch_folder
 from qzoom_agent.perception.checkpoints import (
     INDEX,
     checkpoint_file,
@@ -40,6 +40,8 @@ from qzoom_agent.perception.checkpoints import (
 
 _BESIDE: Final = (".json", ".txt", ".jinja", ".model", ".py", ".md")
 """Suffixes of a base's files that are copied, besides its weights."""
+_RULE: Final = ("peak_share", "blur", "margin", "box", "max_regions")
+"""Settings that make a box of a map, and that a published checkpoint has no keys for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,15 @@ def to_checkpoint(source: str, target: Path | str, *, base: str | None = None, f
     notes = []
     if branches.further is not None:
         notes.append("The published code looks once: the branches of further looks are left out.")
+    rule = {name: getattr(branches.config, name) for name in _RULE}
+    lost = [f"{key}={value}" for key, value in rule.items() if value != BranchConfig.model_fields[key].default]
+    if branches.sdrpn is not None and lost:
+        notes.append(
+            f"The published code crops one tight box around the cells above roi_conf_thresh, here "
+            f"{branches.config.threshold:g}, and knows none of {', '.join(lost)}: its crops differ from ours. For a "
+            "threshold that suits it, first run `qzoom calibrate` with peak_share: null, blur: fixed, margin: 0 and "
+            "box: null."
+        )
     if "text_config" in settings and family is QWEN2_5_VL:
         notes.append(
             "The base's config has a text_config, which the transformers release that the published code is written "

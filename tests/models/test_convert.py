@@ -110,6 +110,20 @@ def test_the_written_config_has_what_the_published_training_writes(checkpoint: P
     assert found["roi_enable2stage"] is True and found["high_res_T"] == 3
 
 
+def test_a_rule_of_the_map_that_the_published_code_lacks_is_said(
+    own_base: Callable[[Family], Path], tmp_path: Path
+) -> None:
+    """Its code crops around cells above a threshold, which branches with a share of the peak never calibrated."""
+    base = own_base("qwen3_vl")
+    for name, rule in (("ours", {"peak_share": 0.3, "max_regions": 2}), ("theirs", {"threshold": 0.2})):
+        Branches.from_base(load(base).model, k=2, **rule).save(tmp_path / name)
+        done = to_checkpoint(str(tmp_path / name), tmp_path / f"{name}-published", base=str(base))
+        assert [note for note in done.notes if "peak_share=0.3, max_regions=2" in note and "here 0.1" in note] == (
+            done.notes if name == "ours" else []
+        )
+        assert len(done.notes) == (name == "ours")
+
+
 def test_a_recorded_case_is_the_same_after_both_conversions(tmp_path: Path) -> None:
     folder = RECORDINGS / "qwen3_vl"
     to_branches(str(folder / "checkpoint"), tmp_path / "ours")

@@ -276,7 +276,9 @@ def _ends(file: _CountedFile, format: str | None) -> bool:
 def _upright(image: Image.Image) -> tuple[int, int]:
     """Return the size that an opened image has once it is upright."""
     width, height = image.size
-    return (height, width) if _orientation(image) in _TURNED else (width, height)
+    # Pillow turns the size of a TIFF as it opens it, and that of other formats not at all
+    turned = image.format != "TIFF" and _orientation(image) in _TURNED
+    return (height, width) if turned else (width, height)
 
 
 def cut(image: Image.Image, box: Box) -> Image.Image:

@@ -319,6 +319,10 @@ def test_a_header_is_checked_without_decoding(tmp_path):
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(ImageError, match="Cannot decode"):
         check_image(path)
+    for format in ("PNG", "WEBP", "TIFF"):  # Pillow turns the size of a TIFF by itself
+        turned = encoded(Image.new("RGB", (40, 30)), format, exif=exif)
+        opened = Image.open(io.BytesIO(turned))
+        assert check_image(turned) == check_image(opened) == load_image(opened).size == (30, 40)
     for source in (Image.new("RGB", (8, 6)), np.zeros((6, 8))):
         assert check_image(source) == (8, 6)
     with pytest.raises(ImageError, match="over the limit of 9 px"):

@@ -8,12 +8,14 @@ base, well enough to tell 12 GB from 40 GB.
 import math
 from pathlib import Path
 from statistics import fmean
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from qzoom_agent.config import ViewBudget
 from qzoom_agent.models.presets import PRESETS, UNKNOWN_BUDGET, preset_of, resolve_model
+from qzoom_agent.perception.adapters import full_layers, text_model
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation, StageName
 from qzoom_agent.training.branches.calibrate import candidates
 from qzoom_agent.training.branches.dataset import count_rows
@@ -76,21 +78,23 @@ def shape_of(model: str) -> Shape | None:
     if known is not None:
         return known
     source = resolve_model(model).source
+    maker: Any = AutoModelForImageTextToText
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError):
+        with torch.device("meta"):  # without weights; families differ in what their configs say of experts and heads
+            built = maker.from_config(config)
+        text = text_model(built)
+        copied = [text.layers[index] for index in full_layers(text.config)]
+        cached = 2 * copied[-1].self_attn.k_proj.out_features
+    except (OSError, ValueError, AttributeError):
         return None
-    text = config.get_text_config()
-    heads, hidden = text.num_attention_heads, text.hidden_size
-    width = getattr(text, "head_dim", None) or hidden // heads
-    keys = (getattr(text, "num_key_value_heads", None) or heads) * width
     stored = sum(file.stat().st_size for file in Path(source).glob("*.safetensors"))
     return Shape(
-        layers=text.num_hidden_layers,
-        hidden=hidden,
-        layer_weights=2.0 * hidden * (heads * width + keys) + 3.0 * hidden * text.intermediate_size,
-        cached=2 * keys,
-        head_weights=0.0 if config.tie_word_embeddings else float(hidden * text.vocab_size),
+        layers=len(text.layers),
+        hidden=text.config.hidden_size,
+        layer_weights=fmean(sum(weight.numel() for weight in layer.parameters()) for layer in copied),
+        cached=cached,
+        head_weights=0.0 if config.tie_word_embeddings else float(built.get_output_embeddings().weight.numel()),
         base_gb=stored / 1e9 or None,
     )
 

@@ -88,6 +88,27 @@ def test_published_shapes_follow_from_the_published_configs(tmp_path: Path) -> N
     assert found.head_weights == pytest.approx(known.head_weights, rel=1e-3)
 
 
+@pytest.mark.parametrize("model_type", ["qwen3_5_moe", "gemma4"])
+def test_a_family_with_experts_or_unequal_layers_has_a_shape(model_type: str, tmp_path: Path) -> None:
+    """The weights of a layer with experts are those of all of them."""
+    text = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 400,
+    }
+    experts = {"num_experts": 8, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64, "head_dim": 8}
+    kinds = {"qwen3_5_moe": "linear_attention", "gemma4": "sliding_attention"}
+    more = {**experts, "layer_types": [kinds[model_type], "full_attention"]} if model_type == "qwen3_5_moe" else {}
+    AutoConfig.for_model(model_type, text_config={**text, **more}).save_pretrained(tmp_path)
+    found = shape_of(str(tmp_path))
+    assert found is not None and found[:2] == (2, 32) and found.cached > 0
+    assert found.layer_weights > (8 * 3 * 32 * 64 if more else 3 * 32 * 32)
+    recipe = BranchRecipe(model=str(tmp_path), data=[DatasetSpec(path="needle", limit=8)], depth=1, gate_depth=1)
+    assert "weights      about" in describe(recipe, "sdrpn")
+
+
 def test_every_stage_tells_all_four() -> None:
     """Of nano: rows, steps, tokens and memory; where nothing is trained it says so."""
     nano = load_branch_recipe(RECIPES / "nano" / "branches.yaml")

@@ -231,6 +231,7 @@ def _calibrated(
     same_maps = keys_read_by(other.recipe, "label") == keys_read_by(directory.recipe, "label")
     for made in ("heads.json", *(("labels",) if same_maps else ()), *after):
         if (directory.output / made).exists() and not (folder / made).exists():
+            (folder / made).unlink(missing_ok=True)  # a link to where the run was before it was moved
             (folder / made).symlink_to((directory.output / made).resolve())
     run_stage(other, "sdrpn")
     run_stage(other, "calibrate")

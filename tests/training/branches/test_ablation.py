@@ -10,6 +10,7 @@ from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import NANO_FOLDER
 from qzoom_agent.perception.branches import BranchConfig
+from qzoom_agent.training.branches import ablation
 from qzoom_agent.training.branches.ablation import ABLATIONS, FINE, Variant, _branches, _calibrated, ablate
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe
 from qzoom_agent.training.branches.export import export_model
@@ -121,6 +122,19 @@ def test_labels_are_made_anew_where_what_is_changed_decides_them(finished: Path,
     changed = {"labelling.rules.background": 0.01}
     assert (_calibrated(run, changed, tmp_path / "own") / "branches.json").exists()
     assert not (tmp_path / "own" / "labels").is_symlink()
+
+
+def test_a_run_that_was_moved_is_compared_where_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The labels of a variant are a link into the run's folder."""
+    monkeypatch.setattr(ablation, "run_stage", lambda run, stage: None)
+    recipe = BranchRecipe.model_validate(safe_load(written(tmp_path).read_text()))
+    for place in (tmp_path / "first", tmp_path / "second"):
+        if place.name == "second":
+            (tmp_path / "first").rename(place)
+        else:
+            (place / "run" / "labels").mkdir(parents=True)
+        _calibrated(RunDirectory(recipe, place / "run"), {"depth": 2}, place / "out" / "T_=_2")
+        assert (place / "out" / "T_=_2" / "labels").resolve() == place / "run" / "labels"
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:

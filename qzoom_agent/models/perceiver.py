@@ -20,7 +20,7 @@ from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.extensions import find, is_reference, reference, satisfying
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.interface import Backend, Perceiver, PerceivingSession
-from qzoom_agent.protocols import get_protocol
+from qzoom_agent.protocols.wording import own_protocol
 from qzoom_agent.trace import PerceptionRecord, Quad
 from qzoom_agent.views import ViewStore
 
@@ -81,7 +81,7 @@ class LocalPerceiver:
         size = store.add_original(image).size
         low, high = self.views.coarse_limits(size)
         coarse = store.add_coarse(factor=self.views.factor, min_tokens=low, max_tokens=high)
-        asked = get_protocol(self.backend.protocol).opening(question, [coarse], tools=False)
+        asked = own_protocol(self.backend).opening(question, [coarse], tools=False)
         session = self.backend.session(store.image)
         try:
             seen = cast(PerceivingSession, session).look(asked, options=options, map_always=map_always)[0]

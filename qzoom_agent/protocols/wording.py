@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Self, cast
 
 from pydantic import model_validator
+from yaml import safe_dump
 
 from qzoom_agent.config import Config
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.files import expanded, read_text, read_yaml
 from qzoom_agent.messages import Message, Part, Role, image_part, message
+from qzoom_agent.protocols import get_protocol
 from qzoom_agent.protocols.interface import ZoomProtocol
 from qzoom_agent.protocols.locate import ask_for_boxes
 from qzoom_agent.views import View
@@ -143,6 +145,19 @@ def choose_prompt(given: str | Mapping[str, Any] | PromptFile | None, own: Promp
             f"again: --prompt FILE (in Python: prompt), or '{OWN}' for the protocol's words."
         )
     return own
+
+
+def write_prompt(prompt: PromptFile | None, folder: Path) -> None:
+    """Write a model's prompt file, if it has one, into the folder of a copy or fine-tune of it."""
+    if prompt is not None:
+        text = safe_dump(prompt.model_dump(mode="json", exclude_none=True), allow_unicode=True, sort_keys=False)
+        (folder / FILE).write_text(text, encoding="utf-8")
+
+
+def own_protocol(backend: Any) -> ZoomProtocol:
+    """Return the protocol that a model is asked in, with the texts of its prompt file where its folder has one."""
+    protocol, prompt = get_protocol(backend.protocol), getattr(backend, "prompt", None)
+    return protocol if prompt is None else cast(ZoomProtocol, Reworded(protocol, prompt))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from qzoom_agent.extras import require
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import keep_origin
 from qzoom_agent.perception.adapters import text_model
+from qzoom_agent.protocols.wording import write_prompt
 from qzoom_agent.training import recipe_io
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.branches.sharded_table import together
@@ -134,6 +135,7 @@ def write_final(backend: HFBackend, output: Path, *, from_layer: int, save: Call
     if processes.is_main_process:
         backend.processor.save_pretrained(part)
         keep_origin(part, backend.name, protocol=backend.protocol)
+        write_prompt(backend.prompt, part)
         if backend.branches is not None:
             backend.branches.save(part)
             if from_layer < (k := backend.branches.config.k):

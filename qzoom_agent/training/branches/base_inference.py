@@ -30,7 +30,7 @@ from qzoom_agent.perception.branches import Branches, InsideCrops, searched
 from qzoom_agent.perception.decoder import Decoder, Embedded, Rotaries, Rotary
 from qzoom_agent.perception.look import Images
 from qzoom_agent.perception.masks import Masks, layer_masks
-from qzoom_agent.protocols import get_protocol
+from qzoom_agent.protocols.wording import own_protocol
 from qzoom_agent.training.branches.branch_recipe import Asking, Labelling
 from qzoom_agent.training.branches.dataset import Record, sample_of
 from qzoom_agent.training.branches.sharded_table import together
@@ -127,7 +127,7 @@ def open_prompt(
     backend: HFBackend, session: HFSession, store: ViewStore, shown: list[View], question: str, *, tools: bool = False
 ) -> CoarsePrompt:
     """Ask a question over these views of a store, as a policy does that offers tools or none."""
-    messages = get_protocol(backend.protocol).opening(question, shown, tools=tools)
+    messages = own_protocol(backend).opening(question, shown, tools=tools)
     return CoarsePrompt(question, session, store, shown, messages, session.prepare(messages))
 
 
@@ -194,7 +194,7 @@ def attend(
 
 def generate_answers(backend: HFBackend, asked: Sequence[CoarsePrompt], *, max_new_tokens: int) -> list[str]:
     """Decode a reply to each prompt greedily; return its answer, its first zoom call as written, or ""."""
-    protocol = get_protocol(backend.protocol)
+    protocol = own_protocol(backend)
     settings = SamplingParams(max_new_tokens=max_new_tokens, stop=protocol.stop)
     # questions about one image share its encoded view, but each is a conversation of its own
     sessions = [one.session.fork() for one in asked]

@@ -16,6 +16,7 @@ from qzoom_agent.confidence import FILE as CONFIDENCE
 from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.models.presets import keep_origin, resolve_model
 from qzoom_agent.perception.branches import CONFIG, FURTHER, SUBFOLDER, WEIGHTS
+from qzoom_agent.protocols.wording import write_prompt
 from qzoom_agent.training.branches.branch_recipe import load_branch_recipe
 from qzoom_agent.training.branches.run_dir import RunDirectory, copy_branches
 
@@ -39,6 +40,7 @@ def export_model(run: Path, target: Path) -> Path:
             backend = folder.backend()
             backend.model.save_pretrained(writing)
             backend.processor.save_pretrained(writing)
+            write_prompt(backend.prompt, writing)
         keep_origin(writing, folder.recipe.model)
         copy_branches(branches, writing / SUBFOLDER)
 

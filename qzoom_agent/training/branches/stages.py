@@ -26,6 +26,7 @@ from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import keep_origin
 from qzoom_agent.perception.branches import FURTHER, Branches
+from qzoom_agent.protocols.wording import write_prompt
 from qzoom_agent.training.branches.base_inference import branches_of
 from qzoom_agent.training.branches.branch_recipe import Optimisation, StageName, load_branch_recipe
 from qzoom_agent.training.branches.calibrate import with_thresholds
@@ -83,6 +84,7 @@ def run_postsft(run: RunDirectory) -> None:
             backend.model.save_pretrained(to)
             backend.processor.save_pretrained(to)
             keep_origin(to, recipe.model)
+            write_prompt(backend.prompt, to)
 
         run.finish(run.tuned, write)
     tuned = run.backend(branches=before, base=run.tuned)

@@ -6,11 +6,17 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from yaml import safe_dump
 
+from qzoom_agent.agent import Agent
 from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.evaluation.scorers.match import exact_match
-from qzoom_agent.training.branches.base_inference import is_right
+from qzoom_agent.models.hf import HFBackend
+from qzoom_agent.perception.branches import Branches
+from qzoom_agent.protocols.wording import FILE, read_prompt, write_prompt
+from qzoom_agent.training.branches.base_inference import ask, is_right
 from qzoom_agent.training.branches.dataset import DatasetSpec, Record, load_records
+from tests.tiny_models import build
 from tests.training.branches.conftest import picture
 
 
@@ -63,3 +69,20 @@ def test_a_judge_is_asked_with_every_reference_but_not_about_what_the_rule_accep
     assert is_right("It says 5/1.", day, judge) and not asked
     assert is_right("on day five", day, judge) and len(asked) == 2
     assert not is_right("on day five", record(tmp_path / "b", "noon"), judge)
+
+
+def test_a_model_is_asked_in_the_words_of_its_prompt_file_as_at_inference(tmp_path: Path) -> None:
+    """A branch that is trained in other words reads other states."""
+    words = {"system_without_tools": "Be brief: é.", "user_without_tools": "{images}Look.\nNow: {question}"}
+    model, tuned = build("qwen2_5_vl", tmp_path / "model", layers=4), tmp_path / "tuned"
+    (model / FILE).write_text(safe_dump(words))
+    backend = HFBackend.load(str(model), device="cpu", dtype="float32")
+    backend.branches = Branches.from_base(backend.model, depth=1, gate_depth=1)
+    (asked,) = ask(backend, [record(tmp_path, "January 5")], None)
+    said = str(asked.messages)
+    assert all(part in said for part in ("Be brief: é.", "Look.", "Now: When?"))
+    seen = Agent(backend).look(picture(0), "When?").record
+    assert seen.prompt_tokens == len(asked.ready.prompt.ids)
+    tuned.mkdir()
+    write_prompt(backend.prompt, tuned)
+    assert backend.prompt is not None and read_prompt(tuned / FILE).digest == backend.prompt.digest

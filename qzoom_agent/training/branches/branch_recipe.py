@@ -151,7 +151,7 @@ class SDRPNStage(Section):
     tokens: Budgets = Field(default=[None])
     """Budgets of coarse views to train on, each row at one of them."""
     share: float = Field(default=1.0, gt=0, le=1)
-    """Share of the usable labels to train on."""
+    """Share of the usable labels to train on, of each source its part."""
     absent: float = Field(default=0.0, ge=0, le=1, exclude_if=lambda given: given == 0)
     """Questions more, as a share of the labels, that are asked of an image of another `topic`, where nothing is to be
     found: so that of several images the right one has the highest map."""

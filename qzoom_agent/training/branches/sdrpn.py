@@ -6,6 +6,7 @@ over all labelled cells of a batch, as published.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -25,7 +26,7 @@ from qzoom_agent.perception.decoder import cut
 from qzoom_agent.perception.labels import IGNORED, Labels
 from qzoom_agent.training.branches.base_inference import LowerLayerStates, ask, branches_of, lower_states
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe
-from qzoom_agent.training.branches.dataset import Records
+from qzoom_agent.training.branches.dataset import Records, spread
 from qzoom_agent.training.branches.fitting import Rows, train
 from qzoom_agent.training.branches.labelling import labels_on_grid
 from qzoom_agent.training.branches.sharded_table import say
@@ -109,7 +110,7 @@ def train_sdrpn(
             "(labelling.rules)."
         )
     say(f"{len(labels)} maps, {len(right)} with an answer that counts, {len(chosen)} of them usable")
-    labels = labels.select(chosen[: math.ceil(stage.share * len(chosen))])
+    labels = labels.select(_share_of_each(chosen, labels["row"], records, stage.share))
 
     places = labels["row"]
     absent = _absent([topics[at] for at in places] if topics else [], stage.absent, seed=recipe.seed)
@@ -137,6 +138,16 @@ def train_sdrpn(
     images = labels["image_id"]
     images = [*images, *(images[image] for _, image in absent)]
     train(module, images, read=read, prepare=prepare, how=how, folder=folder, seed=recipe.seed)
+
+
+def _share_of_each(chosen: Sequence[int], rows: Sequence[int], records: Records, share: float) -> list[int]:
+    """Return the first of the chosen labels of each source of the records, together this share of all chosen ones."""
+    ends = getattr(records, "cumulative_sizes", [len(records)])
+    of_source: list[list[int]] = [[] for _ in ends]
+    for at in chosen:
+        of_source[bisect_right(ends, rows[at])].append(at)
+    counts = spread([len(some) for some in of_source], math.ceil(share * len(chosen)))
+    return [at for some, count in zip(of_source, counts, strict=True) for at in some[:count]]
 
 
 def _absent(topics: Sequence[str | None], share: float, *, seed: int) -> list[tuple[int, int]]:

@@ -27,6 +27,7 @@ from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.labels import LabelRules
 from qzoom_agent.perception.look import look
 from qzoom_agent.protocols import get_protocol
+from qzoom_agent.training.branches import sdrpn
 from qzoom_agent.training.branches.base_inference import ask, lower_states
 from qzoom_agent.training.branches.branch_recipe import (
     BranchRecipe,
@@ -110,6 +111,23 @@ def test_sdrpn_learns_where_and_leaves_the_base_alone(
         assert found is not None and found > 0.95
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
+
+
+def test_a_share_of_the_labels_is_one_of_each_source(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+    monkeypatch.setattr(sdrpn, "train", lambda module, images, **_: taken.extend(images))
+    sources = [DatasetSpec(path="needle", limit=limit, a_board=1, seed=seed) for limit, seed in ((8, 0), (4, 1))]
+    records = load_records(sources)
+    labels, backend = labels_of(records, (8, 8)), load("qwen2_5_vl")
+    assert backend.branches is not None and backend.branches.sdrpn is not None
+    made = Labelling(keep="all", rules=LabelRules(blur_kernel=1))
+    for share, first, second in ((0.5, 4, 2), (0.25, 2, 1), (1.0, 8, 4)):
+        taken.clear()
+        how = recipe(data=sources, sdrpn=SDRPNStage(share=share), labelling=made)
+        train_sdrpn(backend, backend.branches.sdrpn, records, labels, how, tmp_path)
+        assert taken == [records[at]["image_id"] for at in (*range(first), *range(8, 8 + second))]
 
 
 def test_what_an_image_does_not_show_is_found_nowhere(load: Load, rows: Records, tmp_path: Path) -> None:

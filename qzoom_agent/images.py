@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.IcoImagePlugin import IcoImageFile
 from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from qzoom_agent.errors import ImageError
 from qzoom_agent.files import expanded
@@ -46,6 +47,7 @@ ImageSource = str | Path | bytes | BinaryIO | Image.Image | np.ndarray[Any, Any]
 """What `load_image` takes; tensors of torch, too."""
 
 _ORIENTATION_TAG = 0x0112
+_WIDTH_TAG, _HEIGHT_TAG = 0x0100, 0x0101
 _TURNED = (5, 6, 7, 8)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -276,9 +278,9 @@ def _ends(file: _CountedFile, format: str | None) -> bool:
 def _upright(image: Image.Image) -> tuple[int, int]:
     """Return the size that an opened image has once it is upright."""
     width, height = image.size
-    # Pillow turns the size of a TIFF as it opens it, and that of other formats not at all
-    turned = image.format != "TIFF" and _orientation(image) in _TURNED
-    return (height, width) if turned else (width, height)
+    if isinstance(image, TiffImageFile):  # newer Pillow turns its size as it opens it
+        width, height = image.tag_v2[_WIDTH_TAG], image.tag_v2[_HEIGHT_TAG]
+    return (height, width) if _orientation(image) in _TURNED else (width, height)
 
 
 def cut(image: Image.Image, box: Box) -> Image.Image:

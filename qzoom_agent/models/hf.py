@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -31,6 +32,7 @@ from qzoom_agent.confidence import FILE as CALIBRATION
 from qzoom_agent.confidence import Calibration
 from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError, ConfigError
+from qzoom_agent.messages import text
 from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import Backend, ImageSource
 from qzoom_agent.models.presets import (
@@ -127,6 +129,14 @@ class HFBackend:
         ends = [*(given if isinstance(given, list) else [given]), processor.tokenizer.eos_token_id]
         self.end_ids = frozenset(int(value) for value in ends if value is not None)
         """Every id that ends a turn."""
+
+    @cached_property
+    def turn_end(self) -> int:
+        """The id that ends a turn in the chat template; the tokenizer's end where the template writes none."""
+        asked, said = text("user", "What is written there?"), "An answer."
+        start, whole = (self.codec.render(turns) for turns in ([asked], [asked, text("assistant", said), asked]))
+        after = self.codec.tokenizer(whole.removeprefix(start + said), add_special_tokens=False)["input_ids"]
+        return int(after[0] if after[0] in self.end_ids else self.processor.tokenizer.eos_token_id)
 
     @classmethod
     def load(

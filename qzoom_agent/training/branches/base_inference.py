@@ -6,7 +6,7 @@ coarse view, in an inference session. Records about the same image share a sessi
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -142,8 +142,7 @@ def with_answer(ready: Prepared, ids: Sequence[int]) -> Prepared:
 
 def answer_ids(backend: HFBackend, text: str) -> list[int]:
     """Return the ids of an answer as the model writes it, with the token that ends its turn."""
-    tokenizer: Any = backend.processor.tokenizer
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return [*backend.processor.tokenizer(text, add_special_tokens=False)["input_ids"], backend.turn_end]
 
 
 def embed_rows(

@@ -24,6 +24,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from trl.import_utils import is_vllm_available
 from trl.trainer.grpo_config import GRPOConfig
 
+from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig, positive_int
 from qzoom_agent.errors import ConfigError, MissingDependency, QzoomError
 from qzoom_agent.files import require_folder
@@ -31,7 +32,6 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.perception.hub import explained
 from qzoom_agent.policy import ASK_FIRST, LOOK_FIRST, OFFER_TOOLS, drafts
-from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training import trained_model
 from qzoom_agent.training.branches.dataset import load_records
 from qzoom_agent.training.branches.fitting import last_checkpoint, require_tracker, restore, step_of, to_float32
@@ -199,7 +199,7 @@ def episode_room(recipe: GRPORecipe, backend: HFBackend, config: AgentConfig) ->
     Raises ConfigError if the chat template cannot be trained with, or the longest episode does not fit into the model.
     """
     views = config.budget.view_budget(backend.defaults)
-    protocol = get_protocol(config.protocol or backend.protocol)
+    protocol = Agent(backend, config=config).protocol  # in the words of the model's prompt file, if it has one
     probe = ProbeConversation(backend.codec, protocol, factor=views.factor, tools=config.policy in OFFER_TOOLS)
     if recipe.rollouts.by != "environment":  # there TRL checks the template itself
         require_template(probe)

@@ -203,7 +203,6 @@ def play(
     Where the policy does not look and the scheduler has a looker, it looks for the trace alone. Raises ConfigError for
     an episode that ended before the model was asked anything.
     """
-    end = int(scheduler.backend.processor.tokenizer.eos_token_id)
 
     def episode(index: int) -> tuple[Answer, RolloutBackend]:
         sample, backend = samples[index], RolloutBackend(scheduler, index)
@@ -224,6 +223,6 @@ def play(
                 f"{(answer.trace.error or answer.trace.status).rstrip('.')}. Its question: {sample.question[:60]!r}... "
                 "Leave the row out, shorten its question, or lower the recipe's budgets."
             )
-        tokens = tokens_of(backend.turns, backend.image, end=end)
+        tokens = tokens_of(backend.turns, backend.image, end=scheduler.backend.turn_end)
         finished.append(FinishedRollout(Rollout(answer.trace, sample), answer, tokens))
     return finished

@@ -1,4 +1,4 @@
-"""What counts as a right answer: any reference, and the very answer on boards whose answers have one form."""
+"""What counts as a right answer, and how answers and questions are written for training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.protocols.wording import FILE, read_prompt, write_prompt
-from qzoom_agent.training.branches.base_inference import ask, is_right
+from qzoom_agent.training.branches.base_inference import answer_ids, ask, is_right
 from qzoom_agent.training.branches.dataset import DatasetSpec, Record, load_records
 from tests.tiny_models import build
 from tests.training.branches.conftest import picture
@@ -86,3 +86,15 @@ def test_a_model_is_asked_in_the_words_of_its_prompt_file_as_at_inference(tmp_pa
     tuned.mkdir()
     write_prompt(backend.prompt, tuned)
     assert backend.prompt is not None and read_prompt(tuned / FILE).digest == backend.prompt.digest
+
+
+def test_a_turn_ends_with_the_token_that_the_chat_template_writes(tmp_path: Path) -> None:
+    """Gemma's tokenizer ends a text with <eos>, and its template a turn with <end_of_turn>."""
+    loaded = HFBackend.load(str(build("qwen2_5_vl", tmp_path)), check=False)
+    model, processor = loaded.model, loaded.processor
+    turn, end = processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|vision_end|>"])
+    processor.tokenizer.eos_token = "<|vision_end|>"
+    model.generation_config.eos_token_id = [turn]
+    assert answer_ids(HFBackend(model, processor, name="both"), "an answer")[-1] == turn != end
+    model.generation_config.eos_token_id = None
+    assert answer_ids(HFBackend(model, processor, name="one"), "an answer")[-1] == end

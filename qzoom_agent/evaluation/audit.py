@@ -17,11 +17,11 @@ from typing import Final, Literal
 
 from qzoom_agent.config import PolicyName
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evaluation.compare import RIGHT, TaskComparison, compare
+from qzoom_agent.evaluation.compare import RIGHT, compare
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.sample_result import Cause
 from qzoom_agent.evaluation.stats import Figure, Figures, Paired
-from qzoom_agent.evaluation.summary import Results, TaskResult
+from qzoom_agent.evaluation.summary import Results
 
 Effect = Literal["gain", "call", "tokens", "content", "headroom"]
 _INSERT: Final = ("implicit", "always", "masked")
@@ -95,8 +95,7 @@ def audit(folder: RunFolder, controls: Mapping[str, RunFolder], *, scorer: str |
     grey = grey_policy(policy)
     if missing := {"direct", grey, "random"} - controls.keys():
         raise ConfigError(f"An audit of {policy!r} needs runs under {', '.join(sorted(missing))} as well.")
-    every = {policy: folder, **controls}
-    figures = {name: Results.of(each) for name, each in every.items()}
+    figures = {policy: results, **{name: Results.of(each) for name, each in controls.items()}}
     against = {name: compare(other, folder, scorer=scorer).tasks for name, other in controls.items()}
     bare = {name: compare(controls["direct"], controls[name], scorer=scorer).tasks for name in (grey, "random")}
     rows = folder.latest()
@@ -111,31 +110,31 @@ def audit(folder: RunFolder, controls: Mapping[str, RunFolder], *, scorer: str |
         }
         if "oracle" in controls:
             effects["headroom"] = compare(folder, controls["oracle"], scorer=scorer).tasks[name].difference
-        arms = [_arm(label, figures[label].tasks[name], against["direct"][name]) for label in every]
+        deciding = against["direct"][name].scorer
+        arms = [
+            Arm(
+                policy=label,
+                accuracy=each.tasks[name].scores[deciding].accuracy,
+                visual_tokens=each.tasks[name].cost.visual_tokens.mean,
+                crops=each.tasks[name].perception.zooms,
+            )
+            for label, each in figures.items()
+        ]
         own = [row for row in rows if row.task == name]
         known = [row.redundancy for row in own if row.redundancy is not None]
         tasks[name] = TaskAudit(
             task=name,
-            scorer=against["direct"][name].scorer,
+            scorer=deciding,
             policy=policy,
             arms=arms,
             effects=effects,
             control=better,
             crops=sum(row.zooms for row in own),
             redundant=sum(one.redundant for one in known) if known else None,
-            wrong=dict(Counter(row.cause for row in own if row.value(against["direct"][name].scorer) < RIGHT)),
+            wrong=dict(Counter(row.cause for row in own if row.value(deciding) < RIGHT)),
             verdict=_verdict(effects, better),
         )
     return Audit(model=results.config.model, tasks=tasks)
-
-
-def _arm(policy: str, result: TaskResult, compared: TaskComparison) -> Arm:
-    return Arm(
-        policy=policy,
-        accuracy=result.scores[compared.scorer].accuracy,
-        visual_tokens=result.cost.visual_tokens.mean,
-        crops=result.perception.zooms,
-    )
 
 
 def _verdict(effects: Mapping[Effect, Paired], better: str) -> str:

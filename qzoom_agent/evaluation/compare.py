@@ -173,7 +173,7 @@ def _compare(
         token_layers=cost(lambda row: row.token_layers),
         seconds=cost(lambda row: row.usage.seconds.total),
         zooming=zooming(pairs, scorer),
-        flips=[flip for pair in pairs for flip in _flips(pair, scorer, before, after)],
+        flips=[flip for pair in pairs if (flip := _flip(pair, scorer, before, after)) is not None],
     )
 
 
@@ -210,25 +210,23 @@ _OUTCOMES = {(True, False): "helped", (False, True): "harmed", (True, True): "ne
 """By (right with the crop, right without)."""
 
 
-def _flips(pair: Pair, scorer: str, before: RunFolder, after: RunFolder) -> list[Flip]:
+def _flip(pair: Pair, scorer: str, before: RunFolder, after: RunFolder) -> Flip | None:
     was, now = worth(pair.before, scorer) >= RIGHT, worth(pair.after, scorer) >= RIGHT
     if was == now:
-        return []
+        return None
     one, two = pair.before[0], pair.after[0]
-    return [
-        Flip(
-            task=two.task,
-            id=two.id,
-            kind=two.kind,
-            question=two.question,
-            gold=two.gold[0],
-            became="right" if now else "wrong",
-            before=one.answer,
-            after=two.answer,
-            trace_before=_trace(before, one),
-            trace_after=_trace(after, two),
-        )
-    ]
+    return Flip(
+        task=two.task,
+        id=two.id,
+        kind=two.kind,
+        question=two.question,
+        gold=two.gold[0],
+        became="right" if now else "wrong",
+        before=one.answer,
+        after=two.answer,
+        trace_before=_trace(before, one),
+        trace_after=_trace(after, two),
+    )
 
 
 def _trace(folder: RunFolder, row: SampleResult) -> str | None:

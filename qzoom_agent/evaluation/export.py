@@ -86,7 +86,7 @@ def export(folder: RunFolder, format: Format, path: Path | None = None) -> Path:
 def columns(rows: Sequence[SampleResult]) -> dict[str, list[Any]]:
     """Return the table's columns: those of every sample, and three of every scorer."""
     found: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in _COLUMNS}
-    for scorer in _scorers(rows):
+    for scorer in dict.fromkeys(name for row in rows for name in row.scores):
         scores = [row.scores.get(scorer) for row in rows]
         found[f"score_{scorer}"] = [None if one is None else float(one.value) for one in scores]
         found[f"parsed_{scorer}"] = [None if one is None else one.parsed for one in scores]
@@ -94,15 +94,11 @@ def columns(rows: Sequence[SampleResult]) -> dict[str, list[Any]]:
     return found
 
 
-def _scorers(rows: Sequence[SampleResult]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row.scores))
-
-
 def _write_parquet(rows: Sequence[SampleResult], path: Path) -> None:
-    types = dict(_COLUMNS)
-    for scorer in _scorers(rows):
-        types |= {f"score_{scorer}": "double", f"parsed_{scorer}": "bool", f"extracted_{scorer}": "string"}
-    write_parquet(path, types, [columns(rows)])
+    held = columns(rows)
+    of_scorers = {"score": "double", "parsed": "bool", "extracted": "string"}
+    types = {name: _COLUMNS.get(name) or of_scorers[name.partition("_")[0]] for name in held}
+    write_parquet(path, types, [held])
 
 
 def write_parquet(path: Path, types: Mapping[str, str], parts: Iterable[Mapping[str, Sequence[Any]]]) -> None:
@@ -183,11 +179,10 @@ def _write_submission(rows: Sequence[SampleResult], path: Path) -> None:
             f"A submission holds one answer to each question of one task; the run asks {', '.join(tasks)}."
         )
     ids = [row.id.removeprefix(f"{row.task}-") for row in rows]
-    answers = [row.answer or "" for row in rows]
-    if tasks[0] not in _SUBMISSIONS:
-        lines = (json.dumps({"id": one, "answer": said}) for one, said in zip(ids, answers, strict=True))
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return
-    key, value = _SUBMISSIONS[tasks[0]]
-    held = [{key: int(one) if one.isdigit() else one, value: said} for one, said in zip(ids, answers, strict=True)]
-    path.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+    pairs = list(zip(ids, (row.answer or "" for row in rows), strict=True))
+    if tasks[0] in _SUBMISSIONS:
+        key, value = _SUBMISSIONS[tasks[0]]
+        text = json.dumps([{key: int(one) if one.isdigit() else one, value: said} for one, said in pairs], indent=1)
+    else:
+        text = "\n".join(json.dumps({"id": one, "answer": said}) for one, said in pairs)
+    path.write_text(text + "\n", encoding="utf-8")

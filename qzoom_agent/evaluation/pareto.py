@@ -179,13 +179,13 @@ def headline(task: str, table: Table) -> Headline:
     )
 
 
-def ratio(above: Sequence[float], below: Sequence[float], *, resamples: int = 2000) -> tuple[float, Interval | None]:
+def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, Interval | None]:
     """Return the ratio of the means of paired values, and its 95 % bootstrap interval (None for fewer than two)."""
     pairs = np.array([above, below], dtype=np.float64)
     value = float(pairs[0].mean() / pairs[1].mean())
     if pairs.shape[1] < 2:
         return value, None
-    sums = np.concatenate([pairs[:, drawn].sum(axis=2) for drawn in draws(pairs.shape[1], resamples)], axis=1)
+    sums = np.concatenate([pairs[:, drawn].sum(axis=2) for drawn in draws(pairs.shape[1], 2000)], axis=1)
     low, high = np.quantile(sums[0] / sums[1], [0.025, 0.975])
     return value, Interval(float(low), float(high))
 

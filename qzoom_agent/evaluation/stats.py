@@ -214,7 +214,6 @@ def paired(
     *,
     clusters: Sequence[str] | None = None,
     share: bool | None = None,
-    seed: int = 0,
 ) -> Paired:
     """Compare two runs sample by sample; `before[i]` and `after[i]` must be of the same sample.
 
@@ -226,7 +225,6 @@ def paired(
         after: Values of the second run.
         clusters: The cluster of each sample; None: all are independent.
         share: The values are worths from 0 to 1; None: if they are all 0 or 1.
-        seed: Seed of the test's flips, where there are too many to try them all.
 
     Raises:
         ValueError: The lengths differ, or nothing is given.
@@ -242,11 +240,11 @@ def paired(
         interval=spread.change_interval() if bounded else spread.interval(),
         gained=sum(d > 0 for d in differences),
         lost=sum(d < 0 for d in differences),
-        p=_sign_flip(_by_cluster(np.array(differences), clusters)[0], seed),
+        p=_sign_flip(_by_cluster(np.array(differences), clusters)[0]),
     )
 
 
-def _sign_flip(sums: _Floats, seed: int) -> float:
+def _sign_flip(sums: _Floats) -> float:
     """Return the two-sided p of a mean difference of 0: the share of all signs of the clusters' sums that give more.
 
     Under that hypothesis either run may have been the first in each cluster. All signs are tried for up to 13 clusters
@@ -265,7 +263,7 @@ def _sign_flip(sums: _Floats, seed: int) -> float:
     if count <= 13:
         signs = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
         return float((np.abs(signs @ sums) >= reached).mean())
-    rng, rows, found = np.random.default_rng(seed), max(1, 1_000_000 // count), 1
+    rng, rows, found = np.random.default_rng(0), max(1, 1_000_000 // count), 1
     for at in range(0, _FLIPS, rows):
         signs = 1 - 2 * rng.integers(0, 2, (min(rows, _FLIPS - at), count), dtype=np.int8)
         found += int((np.abs(signs @ sums) >= reached).sum())

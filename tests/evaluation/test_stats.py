@@ -107,7 +107,6 @@ def test_many_clusters_are_tested_by_random_signs() -> None:
     found = paired([0.0] * 40, values)
     assert found.p == paired([0.0] * 40, values).p
     assert found.p == pytest.approx(0.048, abs=0.012)  # by the normal approximation: 30 / sqrt(230) = 1.98
-    assert found.p != paired([0.0] * 40, values, seed=2).p
 
 
 @pytest.mark.parametrize("clusters", [2, 5, 10, 50])

@@ -41,17 +41,10 @@ they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what
 where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
 y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
-
-
-def _misspellings(word: str) -> dict[str, str]:
-    """Return every way to leave out one apostrophe."""
-    return {word[:at] + word[at + 1 :]: word for at, char in enumerate(word) if char == "'"}
-
-
-# The last one is the public list's own: the other way round.
-_CONTRACTIONS: Final = {wrong: right for word in _SPELT.split() for wrong, right in _misspellings(word).items()} | {
-    "somebody'd": "somebodyd"
-}
+# Each without one of its apostrophes. The last one is the public list's own: the other way round.
+_CONTRACTIONS: Final = {
+    word[:at] + word[at + 1 :]: word for word in _SPELT.split() for at, char in enumerate(word) if char == "'"
+} | {"somebody'd": "somebodyd"}
 
 
 def normalise(text: str) -> str:

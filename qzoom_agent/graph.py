@@ -283,13 +283,8 @@ def after_act(state: State) -> Literal["approve", "think"]:
 @cache
 def _builder() -> StateGraph[State, Context, State, State]:
     graph = StateGraph(State, context_schema=Context)
-    graph.add_node("draft", draft)
-    graph.add_node("locate", locate)
-    graph.add_node("perceive", perceive)
-    graph.add_node("think", think)
-    graph.add_node("approve", approve)
-    graph.add_node("act", act)
-    graph.add_node("finish", finish)
+    for node in (draft, locate, perceive, think, approve, act, finish):
+        graph.add_node(node.__name__, node)
     graph.add_conditional_edges(START, first_step)
     graph.add_conditional_edges("draft", after_draft)
     graph.add_conditional_edges("locate", after_perceive)

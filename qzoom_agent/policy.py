@@ -30,7 +30,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.extensions import calling, find, satisfying
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.protocols.interface import ToolCall
-from qzoom_agent.review import PolicyRule, ReviewContext, ReviewDecision, adds, close_rules, hybrid_rule
+from qzoom_agent.review import PolicyRule, ReviewContext, ReviewDecision, adds, hybrid_rule
 from qzoom_agent.views import View, ViewStore
 from qzoom_agent.zoom.zoom import ZoomPlan
 
@@ -111,7 +111,7 @@ class CropPolicy:
             draw = random.Random(seed)
             if gold is None:
                 shapes = [(size.width * side, size.height * side)]
-            return [_somewhere(w, h, size, draw) for w, h in shapes]
+            return [somewhere(w, h, size, draw) for w, h in shapes]
         return []
 
     def keeps_back(self, shown: Sequence[View], plan: ZoomPlan, *, further: bool = False, close: bool = False) -> str:
@@ -125,7 +125,9 @@ class CropPolicy:
             return ""
         if self.name == "hybrid" and not self._config.review.insert:
             return "crops are shown when asked for"
-        rules = close_rules(self._config.review) if close else self._config.review
+        rules = self._config.review
+        if close:  # magnified, although what it shows was shown at full resolution
+            rules = rules.model_copy(update={"native": None})
         return "" if adds(plan, shown, rules) else "a crop would add nothing"
 
     def around(self, box: Box, size: Size) -> Box:
@@ -231,7 +233,8 @@ def drafts(policy: str | None, gate: str) -> bool:
     return gate == "answer" and policy in (LOOK_FIRST | OFFER_TOOLS | ASK_FIRST) - {"always"}
 
 
-def _somewhere(width: float, height: float, size: Size, draw: random.Random) -> Box:
+def somewhere(width: float, height: float, size: Size, draw: random.Random) -> Box:
+    """Return a box of these sides anywhere in an image."""
     width, height = min(width, size.width), min(height, size.height)
     x, y = draw.uniform(0, size.width - width), draw.uniform(0, size.height - height)
     return Box(x, y, x + width, y + height)

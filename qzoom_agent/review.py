@@ -184,11 +184,6 @@ def adds(plan: ZoomPlan, shown: Sequence[View], rules: ReviewConfig) -> bool:
     return adds_nothing(best, density(plan.size, plan.extent), rules) is None
 
 
-def close_rules(rules: ReviewConfig) -> ReviewConfig:
-    """Return the rules for close-ups, which are magnified although what they show was shown at full resolution."""
-    return rules.model_copy(update={"native": None})
-
-
 def same_crop(plan: ZoomPlan, crops: Sequence[View], rules: ReviewConfig) -> str | None:
     """Return the id of the crop that a plan would show once more: its box has an IoU of `rules.covered`; or None."""
     if plan.box is None:

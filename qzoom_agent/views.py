@@ -407,8 +407,9 @@ class ViewStore:
             tokens=tokens,
             kept=kept,
         )
-        if self.folder is not None:
-            _write_png(image, self.folder / f"{view.digest}.png")
+        if self.folder is not None and not (path := self.folder / f"{view.digest}.png").exists():
+            with atomic_write(path, error=ImageError) as part:
+                image.save(part, format="PNG", compress_level=1)
         self._views[view_id] = view
         self._images[view_id] = image
         return view
@@ -422,11 +423,3 @@ def _read_view(path: Path, view: View) -> Image.Image:
     if image.size != view.size or digest(image) != view.digest:
         raise ImageError(f"The pixels of {name} have changed. Put the file back or run the question again.")
     return image
-
-
-def _write_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG file atomically; an existing file of that digest is left as it is."""
-    if path.exists():
-        return
-    with atomic_write(path, error=ImageError) as part:
-        image.save(part, format="PNG", compress_level=1)

@@ -174,7 +174,9 @@ def _letters(by_key: Mapping[str, str]) -> tuple[str, ...]:
 
 def _refuse_slips(table: str, others: Sequence[str], *, given: Mapping[str, str], boxes: bool) -> None:
     for column in others:
-        near = None if _is_longer(column) else _nearest(_key(column))
+        # a name with one of ours as its first word is of another thing, as questionId and answer_type are
+        longer = any(re.match(rf"{known}(?=[_A-Z\d\s-])", column) for known in _OFTEN_MISTYPED)
+        near = None if longer else _nearest(_key(column))
         if near is None and not boxes and _LIKE_A_BOX.fullmatch(_key(column)):
             near = "box"
         ours = next((ours for ours, known in NAMES.items() if near in known), "boxes")
@@ -183,11 +185,6 @@ def _refuse_slips(table: str, others: Sequence[str], *, given: Mapping[str, str]
                 f"{table} has a column {column!r}, which is not read. Did you mean {near!r}? Call it {near}, or what "
                 f"it is; in a recipe, say it in `columns` ({ours}: {column}, or an empty name for none)."
             )
-
-
-def _is_longer(column: str) -> bool:
-    """Return whether a name has one of ours as its first word: questionId and answer_type are other things."""
-    return any(re.match(rf"{known}(?=[_A-Z\d\s-])", column) for known in _OFTEN_MISTYPED)
 
 
 def _nearest(key: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from PIL import Image
 
@@ -138,25 +138,10 @@ class Progress:
             ]
         )
 
-    def card(self) -> str:
-        """Return the question and its answer as HTML."""
-        return self._rendered("card")
-
-    def steps(self) -> str:
-        """Return the steps as HTML."""
-        return self._rendered("steps")
-
-    def zooms(self) -> str:
-        """Return the crops as HTML."""
-        return self._rendered("zooms")
-
-    def call(self) -> str:
-        """Return the call that waits for a decision as HTML."""
-        return self._rendered("call")
-
-    def _rendered(self, macro: str) -> str:
+    def html(self, part: Literal["card", "steps", "zooms", "call"]) -> str:
+        """Return a part: question and answer, the steps, the crops, or the call that waits for a decision."""
         parts = page.environment().get_template("web.html.jinja").module
-        return str(getattr(parts, macro)(self))
+        return str(getattr(parts, part)(self))
 
     def _view(self, view: View) -> None:
         if view.kind == "crop":

@@ -115,8 +115,10 @@ def _repair(text: str) -> tuple[object, int]:
         at = found.end()
         kind = found.lastgroup or "word"
         token = found[kind]
-        if kind != "mark":
-            stack[-1].add(_scalar(token) if kind == "word" else re.sub(r"(?s)\\(.)", _unescaped, token))
+        if kind == "word":
+            stack[-1].add(float(token) if _NUMBER.fullmatch(token) else _NAMES.get(token.lower(), token))
+        elif kind != "mark":
+            stack[-1].add(re.sub(r"(?s)\\(.)", lambda escaped: _ESCAPES.get(escaped[1], escaped[1]), token))
         elif token in _CLOSERS:
             stack.append(_Open({} if token == "{" else []))
             closers.append(_CLOSERS[token])
@@ -132,11 +134,3 @@ def _repair(text: str) -> tuple[object, int]:
     while not values:
         close()
     return values[0], at
-
-
-def _scalar(word: str) -> object:
-    return float(word) if _NUMBER.fullmatch(word) else _NAMES.get(word.lower(), word)
-
-
-def _unescaped(found: re.Match[str]) -> str:
-    return _ESCAPES.get(found[1], found[1])

@@ -91,7 +91,8 @@ def environment() -> Environment:
     found.globals["opacity"] = round(100 * OPACITY)
     found.filters |= {
         "bounded": bounded,
-        "colour": _colour,
+        # turns count from 1, and 0 is the first look, before the model wrote
+        "colour": lambda turn: f"c{(turn - 1) % COLOURS}" if turn else "cx",
         "cost": cost,
         "cut": cut,
         "dots": dots,
@@ -191,11 +192,6 @@ def full_tokens(views: Sequence[View]) -> float | None:
         return None
     pairs = [(view, coarse[view.image]) for view in originals]
     return sum(small.tokens * view.size.area / small.size.area for view, small in pairs)
-
-
-def _colour(turn: int | None) -> str:
-    """Return the colour class of a turn; turns count from 1, and 0 is the first look, before the model wrote."""
-    return f"c{(turn - 1) % COLOURS}" if turn else "cx"
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------

@@ -226,7 +226,12 @@ def _hints(function: Any) -> dict[str, Any]:
         hints = get_type_hints(function, include_extras=True)
     except Exception as error:  # a name that cannot be resolved
         raise ConfigError(f"The type hints of the tool {function.__name__!r} cannot be read: {error}.") from error
-    return {key: get_args(hint)[0] if _is_annotated_image(hint) else hint for key, hint in hints.items()}
+    images = {
+        key: get_args(hint)[0]
+        for key, hint in hints.items()
+        if get_origin(hint) is Annotated and get_args(hint)[0] in (Image.Image, Views)
+    }
+    return hints | images
 
 
 def _as_ids(hint: Any) -> Any:
@@ -242,10 +247,6 @@ def _as_ids(hint: Any) -> Any:
 
 def _first_line(error: Exception) -> str:
     return describe_error(error).partition("\n")[0].rstrip(".")
-
-
-def _is_annotated_image(hint: Any) -> bool:
-    return get_origin(hint) is Annotated and get_args(hint)[0] in (Image.Image, Views)
 
 
 def _hidden(fields: Mapping[str, Any]) -> list[str]:

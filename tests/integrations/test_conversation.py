@@ -54,8 +54,8 @@ def test_steps_lead_to_the_answer_and_questions_add_up(agent: Agent, tmp_path: P
     assert "which number?" in conversation.report(tmp_path / "report.html").read_text(encoding="utf-8")
     assert [note.title for note in progress.notes if note.kind == "zoom"] == ["Zoom 1"]
     assert len(progress.crops) == 1 and progress.facts.startswith("1 zoom")
-    assert "&lt;b&gt;seven&lt;/b&gt;" in progress.card() and "<b>seven" not in progress.card()
-    assert "&lt;zoom&gt;" in progress.steps()
+    assert "&lt;b&gt;seven&lt;/b&gt;" in progress.html("card") and "<b>seven" not in progress.html("card")
+    assert "&lt;zoom&gt;" in progress.html("steps")
     with pytest.raises(ConfigError, match="question"):
         conversation.ask(" ")
 

@@ -192,10 +192,10 @@ class Page:
                 progress.add(step)
                 if step.kind != "token" or monotonic() - told > _TOKEN_SECONDS:
                     told = monotonic()
-                    yield {on.card: progress.card(), on.steps: progress.steps()}
+                    yield {on.card: progress.html("card"), on.steps: progress.html("steps")}
                 if progress.drawn != drawn:
                     drawn = progress.drawn
-                    yield {on.shown: progress.picture(opacity / 100), on.crops: progress.zooms()}
+                    yield {on.shown: progress.picture(opacity / 100), on.crops: progress.html("zooms")}
         except Exception as error:
             progress.error = sentence(error)
         with TemporaryDirectory(prefix="qzoom-") as folder:
@@ -210,10 +210,10 @@ class Page:
         """Return the state of every component that shows something."""
         on, call, done = self.layout, progress.waiting, progress.answer is not None
         return {
-            on.card: progress.card(),
+            on.card: progress.html("card"),
             on.shown: gr.update(value=progress.picture(opacity / 100), visible=True),
             on.panel: gr.update(visible=call is not None),
-            on.call: progress.call() if call else "",
+            on.call: progress.html("call") if call else "",
             on.box: gr.update(value=_listed(progress.proposed), visible=progress.proposed is not None),
             on.move: gr.update(visible=progress.proposed is not None),
             on.reason: "",
@@ -221,9 +221,9 @@ class Page:
             on.heat: gr.update(visible=bool(progress.heat)),
             on.look: gr.update(visible=conversation.agent.perceives and not progress.heat),
             on.further_row: gr.update(visible=done),
-            on.crops: progress.zooms(),
+            on.crops: progress.html("zooms"),
             on.steps_fold: gr.update(visible=True),
-            on.steps: progress.steps(),
+            on.steps: progress.html("steps"),
         }
 
     def redraw(self, visit: Visit, opacity: float) -> Any:

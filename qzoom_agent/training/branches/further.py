@@ -29,9 +29,9 @@ from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.perception.branches import Branches, InsideCrops, searched
+from qzoom_agent.perception.branches import Branches, searched
 from qzoom_agent.perception.labels import BACKGROUND, FOREGROUND, Heads, LabelRules
-from qzoom_agent.perception.look import BranchOutput, resolve_options
+from qzoom_agent.perception.look import resolve_options
 from qzoom_agent.perception.maps import regions
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.review import adds
@@ -384,7 +384,12 @@ def measure(
             scores += [] if seen.score is None else [seen.score]
             if one.points and one.crops < len(row["boxes"]):
                 centre = Box(*row["boxes"][one.crops]).center
-                boxes = _proposed(prompt, seen, further.config.inside_crops)
+                spans = searched(prompt.ready.prompt.spans, further.config.inside_crops)
+                boxes = [
+                    in_pixels(region, prompt.session.grid(span), prompt.store.view(span.view))
+                    for span, one_map in zip(spans, seen.maps, strict=True)
+                    for region in one_map.regions
+                ]
                 hits.append(any(box.x1 <= centre[0] <= box.x2 and box.y1 <= centre[1] <= box.y2 for box in boxes))
     needs = [one.more for one in held]
     decided = bool(scores) and {True, False} <= set(needs)
@@ -395,13 +400,3 @@ def measure(
         gate=_gate(scores, needs) if decided else None,
         found=sum(hits) / len(hits) if hits else None,
     )
-
-
-def _proposed(prompt: CoarsePrompt, seen: BranchOutput, inside_crops: InsideCrops) -> list[Box]:
-    """Return the regions of a further look, in pixels of the image."""
-    spans = searched(prompt.ready.prompt.spans, inside_crops)
-    return [
-        in_pixels(region, prompt.session.grid(span), prompt.store.view(span.view))
-        for span, one in zip(spans, seen.maps, strict=True)
-        for region in one.regions
-    ]

@@ -25,6 +25,7 @@ from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.perception.decoder import Decoder, Embedded, Rotaries
 from qzoom_agent.perception.labels import IGNORED
 from qzoom_agent.perception.masks import Masks
+from qzoom_agent.policy import somewhere
 from qzoom_agent.training.branches.base_inference import (
     answer_ids,
     ask,
@@ -129,8 +130,7 @@ def choose_cases(cases: Dataset, stage: PostSFTStage, *, seed: int) -> list[int]
 def random_box(rng: Random, size: Size, sides: tuple[float, float]) -> Box:
     """Return a box somewhere in the image, its sides a random share of the image's."""
     width, height = (rng.uniform(*sides) * side for side in size)
-    x, y = rng.uniform(0, size.width - width), rng.uniform(0, size.height - height)
-    return Box(x, y, x + width, y + height)
+    return somewhere(width, height, size, rng)
 
 
 def train_postsft(

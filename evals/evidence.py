@@ -93,7 +93,7 @@ def table(results: Sequence[tuple[Case, TaskResult]]) -> str:
             "-" if look.gate_rate is None else f"{look.gate_rate:.0%}",
             "-" if look.recall is None else f"{look.recall.mean:.0%}",
             f"{cost.visual_tokens.mean:.0f}",
-            "-" if look.failed_call_share is None else f"{look.failed_call_share:.1%}",
+            f"{look.failed / look.calls:.1%}" if look.calls else "-",
             f"{cost.seconds.mean:.2f}",
         ]
         rows.append(cells)

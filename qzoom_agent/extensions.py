@@ -10,9 +10,11 @@ Wherever the package takes one of these by name, it takes three forms:
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import entry_points
@@ -48,6 +50,16 @@ def calling(name: str, *, kind: str) -> Iterator[None]:
             f"The {kind} '{name}' failed with {describe_error(error)} ({where.filename}, line {where.lineno}). Mend it "
             "or its settings, then give the command again: what is done is kept."
         ) from error
+
+
+def awaited(value: Any) -> Any:
+    """Return the result of an awaitable, from a loop in a thread of its own: one may run in this, as in notebooks."""
+
+    async def wait() -> Any:
+        return await value
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, wait()).result()
 
 
 def is_reference(name: str) -> bool:

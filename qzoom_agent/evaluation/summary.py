@@ -81,11 +81,6 @@ class Perception(Figures):
     iou: Figure | None
     """Intersection over union of needle and best crop; None where no needle is known."""
 
-    @property
-    def failed_call_share(self) -> float | None:
-        """None if the zoom tool was never called."""
-        return self.failed / self.calls if self.calls else None
-
 
 class Repeats(Figures):
     """Figures of a run that asked every sample k times."""

@@ -56,8 +56,6 @@ class ServeConfig(Config):
     """Fetch images from http(s) addresses that clients name."""
     allow: tuple[str, ...] = ()
     """Further keys of the configuration that a request may set, besides policy and budget: "perception.max_regions"."""
-    ceilings: dict[str, float] = CEILINGS
-    """Most that a request may ask for, by key of the configuration."""
     traces: int = Field(default=256, ge=0)
     """Records of the last answers that are kept for GET /traces/ID, without pixels."""
 
@@ -65,7 +63,7 @@ class ServeConfig(Config):
     def _known_keys(self) -> ServeConfig:
         for key in self.allow:
             section = key.partition(".")[0]
-            limited = next((one for one in self.ceilings if one.startswith(f"{key}.")), None)
+            limited = next((one for one in CEILINGS if one.startswith(f"{key}.")), None)
             if limited is not None:
                 raise ConfigError(
                     f"Requests cannot be allowed to set all of '{key}': some of its keys have a most. Name the keys, "

@@ -9,9 +9,7 @@ Rewards that ask whether an answer is right ask the recipe's own `accuracy`, wha
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from inspect import Parameter, iscoroutine, signature
 from math import isfinite
@@ -21,7 +19,7 @@ from typing import Annotated, Any, Final, NamedTuple
 from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.extensions import calling, find, reference
+from qzoom_agent.extensions import awaited, calling, find, reference
 from qzoom_agent.training.rewards import (
     Accuracy,
     ChainOfFocus,
@@ -128,9 +126,8 @@ class CustomReward(Reward):
     def __call__(self, rollouts: Sequence[Rollout], accuracy: Accuracy | None = None) -> Values:
         with calling(self.name, kind="reward"):
             found = self.function(**self._arguments(columns(rollouts)))
-            if iscoroutine(found):  # TRL takes such functions as well; a notebook's thread has a running loop already
-                with ThreadPoolExecutor(1) as pool:
-                    found = pool.submit(asyncio.run, found).result()
+            if iscoroutine(found):  # TRL takes such functions as well
+                found = awaited(found)
         try:
             values = [None if value is None else float(value + 0.0) for value in found]  # text has no sum
         except (TypeError, ValueError):

@@ -22,7 +22,6 @@ import operator
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
 from types import UnionType
@@ -36,7 +35,7 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from qzoom_agent.errors import BoxError, ConfigError, ImageError, describe_error
-from qzoom_agent.extensions import find, reference
+from qzoom_agent.extensions import awaited, find, reference
 from qzoom_agent.geometry import Affine
 from qzoom_agent.images import load_image
 from qzoom_agent.protocols import ZoomProtocol, get_protocol, with_tools
@@ -185,7 +184,7 @@ def _as_tool(function: Any) -> BaseTool:
         bound = inspect.BoundArguments(signature, OrderedDict(arguments))
         value = function(*bound.args, **bound.kwargs)  # some parameters may be positional alone
         if inspect.isawaitable(value):
-            value = _awaited(value)
+            value = awaited(value)
         value = list(value) if inspect.isgenerator(value) else value
         return "", _Returned(value, given[0] if given else "coarse")
 
@@ -262,15 +261,7 @@ def _run(tool: BaseTool, arguments: dict[str, Any]) -> Any:
     try:
         return tool.invoke(request)
     except NotImplementedError:  # a tool that can only be awaited, such as those of MCP servers
-        return _awaited(tool.ainvoke(request))
-
-
-def _awaited(value: Any) -> Any:
-    async def wait() -> Any:
-        return await value
-
-    with ThreadPoolExecutor(1) as pool:  # a loop may run in this thread
-        return pool.submit(asyncio.run, wait()).result()
+        return awaited(tool.ainvoke(request))
 
 
 def _output(value: Any, views: Views, *, max_pixels: int) -> ToolOutput:

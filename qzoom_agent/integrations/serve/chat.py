@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from qzoom_agent.answer import Answer
 from qzoom_agent.config import MAX_SEED
-from qzoom_agent.integrations.limits import ServeConfig, ServedPolicy
+from qzoom_agent.integrations.limits import CEILINGS, ServeConfig, ServedPolicy
 from qzoom_agent.integrations.serve.episodes import Question
 from qzoom_agent.integrations.serve.errors import RequestError
 
@@ -66,10 +66,8 @@ class ResponseFormat(_Part):
     type: Literal["text"] = "text"
 
 
-class Budget(_Part):
+class Budget(_Part, extra="forbid"):
     """Limits of the request; see `budget` of the configuration. The server has a most for each."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
 
     max_turns: int | None = Field(default=None, ge=1)
     max_views: int | None = Field(default=None, ge=1)
@@ -79,10 +77,8 @@ class Budget(_Part):
     crop_max_tokens: int | None = Field(default=None, ge=1)
 
 
-class Options(_Part):
+class Options(_Part, extra="forbid"):
     """The agent's own options."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
 
     policy: ServedPolicy | None = None
     """Rule that decides which crops the model sees."""
@@ -132,7 +128,7 @@ class ChatRequest(_Part):
                     f"This server does not let requests set '{key[:80]}'. It allows: {allowed}.", param="qzoom"
                 )
             asked[key] = value
-        for key, most in server.ceilings.items():
+        for key, most in CEILINGS.items():
             wanted = _number(asked.get(key))
             if wanted is None or wanted <= most:
                 continue

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import ImageDraw
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.episode_state import EventKind
@@ -171,14 +171,12 @@ class LookResult:
     model: str
 
 
-class Event(BaseModel):
+class Event(BaseModel, frozen=True, arbitrary_types_allowed=True):
     """A step of a streamed run.
 
     Its data, by kind: view: a `View` that the model is shown; look: a `PerceptionRecord`; token: {turn, text} as it is
     written; turn: a `Turn`; call: a `CallRecord` with its turn; answer: {status, answer, error}, always the last.
     """
-
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     kind: EventKind
     data: dict[str, Any]

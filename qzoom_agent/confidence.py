@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from qzoom_agent.files import read_json
 
@@ -20,10 +20,8 @@ FILE: Final = "confidence.json"
 _LEAST: Final = 1e-6
 
 
-class Fitted(BaseModel):
+class Fitted(BaseModel, frozen=True, use_attribute_docstrings=True):
     """The correction for one policy, and the questions that it was fitted to."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     slope: float
     """Factor of the log-odds of the probability."""
@@ -37,10 +35,8 @@ class Fitted(BaseModel):
         return 1 / (1 + math.exp(-max(-500.0, min(500.0, self.slope * log_odds(probability) + self.intercept))))
 
 
-class Calibration(BaseModel):
+class Calibration(BaseModel, frozen=True, use_attribute_docstrings=True):
     """Corrections by policy, for greedy answers of one model."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     version: str = "1.0"
     policies: dict[str, Fitted]

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 import PIL.Image
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, TypeAdapter, ValidationError
 
 from qzoom_agent.confidence import FILE as CALIBRATION
 from qzoom_agent.config import AgentConfig
@@ -57,10 +57,8 @@ _WRITTEN = "Give a folder that `qzoom eval` wrote."
 _KINDS = {".safetensors", ".json", ".jinja", ".bin", ".model", ".txt"}
 
 
-class TaskSelection(BaseModel):
+class TaskSelection(BaseModel, use_attribute_docstrings=True):
     """The samples of one task that a run asks."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     path: Text | None = None
     """Path or hub id that it was read from, if that is not its own source."""
@@ -90,10 +88,8 @@ COARSE: Final = ("coarse_tokens", "coarse_min_tokens")
 """Keys of the budget that a task can set."""
 
 
-class RunSpec(BaseModel):
+class RunSpec(BaseModel, use_attribute_docstrings=True):
     """The questions of a run (`run.json`)."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     version: str = "1.0"
     seed: int

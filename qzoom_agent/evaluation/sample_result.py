@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import PIL.Image
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, computed_field
+from pydantic import AliasChoices, BaseModel, Field, JsonValue, computed_field
 
 from qzoom_agent.config import AgentConfig, PolicyName
 from qzoom_agent.data.samples import Sample
@@ -56,10 +56,8 @@ class AgentLike(Protocol):
         """Answer a question; of one about several images, `image` is a list of them."""
 
 
-class SampleResult(BaseModel):
+class SampleResult(BaseModel, frozen=True, use_attribute_docstrings=True):
     """One sample, answered once. See the module's note."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     key: str = Field(pattern=r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$")
     task: str = Field(validation_alias=AliasChoices("task", "suite"))

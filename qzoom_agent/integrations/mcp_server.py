@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from qzoom_agent.errors import ImageError, QzoomError
 from qzoom_agent.extras import require
@@ -40,10 +40,8 @@ INSTRUCTIONS: Final = (
 )
 
 
-class ImageAccess(BaseModel):
+class ImageAccess(BaseModel, frozen=True):
     """The images that clients may name."""
-
-    model_config = ConfigDict(frozen=True)
 
     folders: tuple[Path, ...] = ()
     """Folders whose files may be read; relative paths begin at the first."""

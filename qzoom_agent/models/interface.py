@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol, runtime_checkable
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from qzoom_agent.config import PerceptionConfig, ViewBudget
 from qzoom_agent.messages import Message
@@ -26,10 +26,8 @@ TOO_LONG: Final = "the model was built for"
 """Words in the error of a conversation that is longer than the model's context."""
 
 
-class SamplingParams(BaseModel):
+class SamplingParams(BaseModel, frozen=True, extra="forbid"):
     """Settings that one reply is generated with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_new_tokens: int = Field(default=256, ge=1)
     """Most tokens of one reply."""

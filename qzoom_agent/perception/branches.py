@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -47,10 +47,8 @@ def searched(views: Sequence[Item], inside_crops: InsideCrops) -> Sequence[Item]
     return views[1:] if inside_crops == "only" else views if inside_crops else views[:1]
 
 
-class BranchConfig(BaseModel):
+class BranchConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True):
     """Base model and settings of a branch file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     version: Literal[1] = 1
     family: str

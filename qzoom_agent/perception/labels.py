@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from qzoom_agent.geometry import Size
 from qzoom_agent.perception.maps import MapRegion
@@ -28,10 +28,8 @@ Mode = Literal["textual", "natural"]
 """Kind of image: print, or objects in a scene."""
 
 
-class LabelRules(BaseModel):
+class LabelRules(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True):
     """Thresholds between foreground, background and ignored cells."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     sink: float = Field(default=0.01, gt=0)
     """Value of the sink map from which a cell is a sink: attention of sink heads, or norms where those are given."""

@@ -10,17 +10,15 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from qzoom_agent.geometry import Box, Frame
 from qzoom_agent.messages import Message
 from qzoom_agent.views import View
 
 
-class ToolCall(BaseModel):
+class ToolCall(BaseModel, frozen=True, extra="forbid"):
     """A call of the model, as data: of zoom, or of an own tool."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(default="", exclude_if=operator.not_)
     """The server's id of a native tool call."""
@@ -46,10 +44,8 @@ class ToolCall(BaseModel):
         return None if self.box is None else Box(*self.box, frame=self.frame, view=self.view)
 
 
-class Parsed(BaseModel):
+class Parsed(BaseModel, frozen=True, extra="forbid"):
     """A parsed reply."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     thought: str = ""
     """Reasoning and any text around the calls."""

@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Any, Final, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from qzoom_agent.errors import BoxError, ConfigError
 from qzoom_agent.geometry import Frame
@@ -41,10 +41,8 @@ _OWN: Final = "tool_call"
 """Tag of calls of own tools, also in a family whose zoom calls have another."""
 
 
-class PromptTexts(BaseModel):
+class PromptTexts(BaseModel, frozen=True, extra="forbid"):
     """The texts of a family. They are joined without separators, so line breaks are part of them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     system: str
     """System message when zooming is offered; {schema} is the tool's schema as one line of JSON."""
@@ -79,10 +77,8 @@ class PromptTexts(BaseModel):
     final: str = "Zooming is over. Answer the question now."
 
 
-class Tagged(BaseModel):
+class Tagged(BaseModel, frozen=True, extra="forbid"):
     """The protocol of one family."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     frame: Frame

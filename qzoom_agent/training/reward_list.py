@@ -16,7 +16,7 @@ from math import isfinite
 from types import MappingProxyType
 from typing import Annotated, Any, Final, NamedTuple
 
-from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.extensions import awaited, calling, find, reference
@@ -74,7 +74,7 @@ def columns(rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
     }
 
 
-class CustomReward(Reward):
+class CustomReward(Reward, extra="allow"):
     """A reward from outside this package: a function of rollouts, or of completions as TRL calls reward functions.
 
     `name` is the function itself, `module:function`, or an entry point in the group `qzoom_agent.rewards`; further keys
@@ -82,8 +82,6 @@ class CustomReward(Reward):
     `completions` (each a list of messages), and any other of `columns`. It returns a number or None for each rollout. A
     function that reads what gate and SD-RPN saw has an attribute `needs_look = True`.
     """
-
-    model_config = ConfigDict(extra="allow")
 
     prefix = "reward."
     function: Callable[..., Any] = Field(exclude=True, repr=False)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from qzoom_agent.errors import BoxError
 from qzoom_agent.geometry import Box, Frame
@@ -42,10 +42,8 @@ FRAME_TEXT: dict[Frame, str] = {
 _SHARES = "The numbers were read as shares of the image."
 
 
-class ZoomArguments(BaseModel):
+class ZoomArguments(BaseModel, extra="forbid", use_attribute_docstrings=True):
     """The arguments of the zoom tool."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     bbox_2d: Annotated[list[float], Field(min_length=4, max_length=4)]
     """The region to look at, as [x1, y1, x2, y2]: left, top, right, bottom."""

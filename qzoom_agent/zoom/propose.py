@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from qzoom_agent.geometry import Box, Frame
 from qzoom_agent.trace import PerceptionRecord
@@ -28,19 +28,15 @@ Looker = Callable[[Image.Image, str], PerceptionRecord]
 """Looks at an image for a question."""
 
 
-class ProposeArguments(BaseModel):
+class ProposeArguments(BaseModel, extra="forbid", use_attribute_docstrings=True):
     """The arguments of the propose tool."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     question: str
     """The question you want to answer, in full."""
 
 
-class Proposals(BaseModel):
+class Proposals(BaseModel, frozen=True):
     """The regions that deserve a closer look, and a text about them for a model."""
-
-    model_config = ConfigDict(frozen=True)
 
     boxes: list[tuple[float, float, float, float]]
     """In pixels of the original, best first; empty when the coarse view suffices."""

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from qzoom_agent.config import CropConfig, PerceptionConfig
 from qzoom_agent.errors import BoxError, ConfigError
@@ -97,10 +97,8 @@ class ZoomPlan:
         return found
 
 
-class ZoomResult(BaseModel):
+class ZoomResult(BaseModel, frozen=True, extra="forbid"):
     """A served crop, or the reason there is none: exactly one of `view` and `error` is set."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     view: View | None = None
     """The crop, in the store it was cut from."""

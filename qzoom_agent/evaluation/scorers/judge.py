@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import BackendError, ConfigError
@@ -40,19 +40,15 @@ _PAUSE: Final = 1.0
 """Seconds before the first repetition; with doubling, a server may be away for a minute."""
 
 
-class JudgeRecord(BaseModel):
+class JudgeRecord(BaseModel, frozen=True):
     """The model and prompt of a judge, for the results of a run."""
-
-    model_config = ConfigDict(frozen=True)
 
     model: str
     prompt: str
 
 
-class JudgeCacheLine(BaseModel):
+class JudgeCacheLine(BaseModel, frozen=True, use_attribute_docstrings=True):
     """One line of the cache."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     key: str
     """Hash of model, prompt, question, answer and gold."""

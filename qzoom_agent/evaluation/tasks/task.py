@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
 from typing import Any, Final, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, JsonValue
 
 from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError
@@ -103,10 +103,8 @@ def apply(scorer: Scorer | CustomScorer, answer: str | None, sample: Sample) -> 
 # -- the rule that a score was given by -------------------------------------------------------------------------------
 
 
-class PublicRule(BaseModel):
+class PublicRule(BaseModel, frozen=True, use_attribute_docstrings=True):
     """The public code that a scorer repeats."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     package: str
     version: str

@@ -17,7 +17,6 @@ No boxes are needed: the labels come from the model's own attention. A killed ru
 again, and finished stages are skipped.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -26,13 +25,12 @@ from qzoom_agent.training.branches import stages
 from qzoom_agent.training.branches.branch_recipe import load_branch_recipe
 from qzoom_agent.training.branches.cost_estimate import describe
 from qzoom_agent.training.branches.run_dir import RunDirectory
-from qzoom_agent.training.recipe_io import add_recipe_arguments, keep_recipe
+from qzoom_agent.training.recipe_io import keep_recipe, recipe_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     # 1. The recipe: a YAML file, any key of which can be overridden with --set KEY=VALUE.
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_recipe_arguments(parser, output="runs/branches")
+    parser = recipe_parser(__doc__, output="runs/branches")
     options = parser.parse_args(argv)
     recipe = load_branch_recipe(options.config, overrides=options.overrides)
     if options.dry_run:

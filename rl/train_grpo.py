@@ -16,7 +16,6 @@ On N GPUs:
 A killed run resumes when the same command is given again.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -29,14 +28,13 @@ from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCall
 from qzoom_agent.training.grpo.grpo_recipe import load_grpo_recipe
 from qzoom_agent.training.grpo.question_rows import load_held_out, load_rows
 from qzoom_agent.training.grpo.trainer import build_trainer
-from qzoom_agent.training.recipe_io import add_recipe_arguments
+from qzoom_agent.training.recipe_io import recipe_parser
 from qzoom_agent.training.reward_list import accuracy_of, build
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     # 1. The recipe: a YAML file, any key of which can be overridden with --set KEY=VALUE.
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_recipe_arguments(parser, output="runs/grpo")
+    parser = recipe_parser(__doc__, output="runs/grpo")
     options = parser.parse_args(argv)
     recipe, output = load_grpo_recipe(options.config, overrides=options.overrides), options.output
     if options.dry_run:

@@ -9,7 +9,6 @@ a killed run continues from its last checkpoint with the batches it would have s
     python rl/train_nano.py --config ... --dry-run           (print the resolved recipe)
 """
 
-import argparse
 import json
 import math
 import sys
@@ -54,7 +53,7 @@ from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.training.branches.fitting import last_checkpoint
 from qzoom_agent.training.branches.sharded_table import together
-from qzoom_agent.training.recipe_io import add_recipe_arguments, begin, keep_recipe, read_recipe
+from qzoom_agent.training.recipe_io import begin, keep_recipe, read_recipe, recipe_parser
 
 ONLY_TOLD: Final = {
     "compile",
@@ -450,8 +449,7 @@ def load_training(folder: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForC
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_recipe_arguments(parser, output="runs/nano")
+    parser = recipe_parser(__doc__, output="runs/nano")
     parser.add_argument(
         "--receipts", type=Path, metavar="DIR", help="folder of real receipts (receipts.jsonl, images/)"
     )

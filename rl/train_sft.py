@@ -16,22 +16,20 @@ On N GPUs:
 A killed run resumes when the same command is given again.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from qzoom_agent.errors import finished
 from qzoom_agent.training import trained_model
 from qzoom_agent.training.branches.base_inference import load_frozen
-from qzoom_agent.training.recipe_io import add_recipe_arguments
+from qzoom_agent.training.recipe_io import recipe_parser
 from qzoom_agent.training.sft import fine_tune as sft
 from qzoom_agent.training.sft.sft_recipe import load_coldstart_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     # 1. The recipe: a YAML file, any key of which can be overridden with --set KEY=VALUE.
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_recipe_arguments(parser, output="runs/coldstart")
+    parser = recipe_parser(__doc__, output="runs/coldstart")
     options = parser.parse_args(argv)
     recipe, output = load_coldstart_recipe(options.config, overrides=options.overrides), options.output
     if options.dry_run:

@@ -9,7 +9,7 @@ in Python, with `--set` and in the settings of saved runs, and a warning names t
 import json
 import re
 import warnings
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -84,8 +84,9 @@ class LoraSection(Section):
         return given
 
 
-def add_recipe_arguments(parser: ArgumentParser, *, output: str) -> None:
-    """Add the flags of every training stage: `--config`, `--output` (with this default), `--set` and `--dry-run`."""
+def recipe_parser(description: str | None, *, output: str, prog: str | None = None) -> ArgumentParser:
+    """Return a parser with the flags of every training stage; `output` is the default of `--output`."""
+    parser = ArgumentParser(prog, description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
     parser.add_argument("--output", type=Path, default=Path(output), help=f"folder for all results (default: {output})")
     parser.add_argument(
@@ -104,6 +105,7 @@ def add_recipe_arguments(parser: ArgumentParser, *, output: str) -> None:
         help="leave out rows of the data that cannot be used, and say which, instead of stopping at them",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and its cost, then stop")
+    return parser
 
 
 def read_recipe(path: Path, kind: type[_Recipe], *, overrides: Sequence[str] = (), **changes: Any) -> _Recipe:

@@ -9,7 +9,6 @@ A stage reads the results of earlier ones from the output folder, resumes after 
 is done. It is refused with another recipe, or when an earlier stage was repeated (see `run_dir`).
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -42,7 +41,7 @@ from qzoom_agent.training.branches.regions import train_regions
 from qzoom_agent.training.branches.run_dir import RULE_KEYS, RunDirectory, copy_branches
 from qzoom_agent.training.branches.sdrpn import train_sdrpn
 from qzoom_agent.training.branches.sharded_table import say
-from qzoom_agent.training.recipe_io import add_recipe_arguments, as_yaml, keep_recipe
+from qzoom_agent.training.recipe_io import as_yaml, keep_recipe, recipe_parser
 
 
 def run_select_heads(run: RunDirectory) -> None:
@@ -271,11 +270,8 @@ def run_stage(run: RunDirectory, stage: StageName) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="qzoom train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = recipe_parser(__doc__, output="runs/branches", prog="qzoom train")
     parser.add_argument("stage", choices=(ALL, *STAGES))
-    add_recipe_arguments(parser, output="runs/branches")
     parser.add_argument("--model", help="base to use instead of the recipe's: a preset, a hub id or a folder")
     parser.add_argument("--devices", type=positive_int, default=1, help="number of devices, for the costs of --dry-run")
     options = parser.parse_args(argv)

@@ -11,7 +11,6 @@ A run that was killed resumes from its last checkpoint when it is started again 
 and `final/`: the trained model, a folder that `Agent.from_pretrained` loads.
 """
 
-import argparse
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,7 +47,7 @@ from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.question_rows import load_held_out, load_rows
 from qzoom_agent.training.grpo.run_cost import QUESTION_TEXT, describe, longest, require_room
 from qzoom_agent.training.grpo.trainer import ZoomTrainer, build_trainer
-from qzoom_agent.training.recipe_io import add_recipe_arguments, as_yaml
+from qzoom_agent.training.recipe_io import as_yaml, recipe_parser
 from qzoom_agent.training.reward_list import accuracy_of, build, read_reward
 
 
@@ -378,10 +377,7 @@ def print_plan(recipe: GRPORecipe, output: Path, *, processes: int, tflops: floa
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="qzoom train grpo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_recipe_arguments(parser, output="runs/grpo")
+    parser = recipe_parser(__doc__, output="runs/grpo", prog="qzoom train grpo")
     parser.add_argument("--model", help="another model than the recipe's: a preset, a hub id or a folder")
     parser.add_argument("--branches", help="branches to use instead of the recipe's: folder or hub id")
     parser.add_argument("--steps", type=int, dest="max_steps", help="another number of steps than the recipe's")

@@ -13,7 +13,6 @@ The output folder gets these results. What is there is not made again, and resul
     final/            the fine-tuned base, with its branches if it has some
 """
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -35,7 +34,7 @@ from qzoom_agent.training.branches.fitting import Rows, optimizer_steps, require
 from qzoom_agent.training.branches.postsft import AnswerLoss, answer_batch
 from qzoom_agent.training.branches.sharded_table import together, write_parts
 from qzoom_agent.training.contents import contents
-from qzoom_agent.training.recipe_io import add_recipe_arguments, as_yaml, begin
+from qzoom_agent.training.recipe_io import as_yaml, begin, recipe_parser
 from qzoom_agent.training.sft.conversations import to_row, training_conversations
 from qzoom_agent.training.sft.demonstrations import Demonstrations
 from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, load_coldstart_recipe
@@ -158,10 +157,7 @@ def describe(recipe: ColdStartRecipe) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="qzoom train coldstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_recipe_arguments(parser, output="runs/coldstart")
+    parser = recipe_parser(__doc__, output="runs/coldstart", prog="qzoom train coldstart")
     parser.add_argument("--model", help="base to use instead of the recipe's: a preset, a hub id or a folder")
     parser.add_argument("--branches", type=Path, help="branches to use instead of the recipe's")
     options = parser.parse_args(argv)

@@ -271,6 +271,11 @@ class RunFolder:
                 with translating("write", path, _ANOTHER):
                     path.unlink()
 
+    def merge(self) -> None:
+        """Put the rows of several processes into one file, so that what is appended from now on is the newest."""
+        if any(path.name != "samples.jsonl" for path in self._files()):
+            self.replace_rows(self.in_order())
+
     def _files(self) -> list[Path]:
         # "samples.jsonl" sorts after "samples.0.jsonl", but it is the older: a merge puts everything there.
         return sorted(self.path.glob("samples*.jsonl"), key=lambda path: (path.name != "samples.jsonl", path.name))

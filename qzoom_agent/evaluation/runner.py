@@ -208,6 +208,7 @@ def ask_all(
     with folder.writing() if shard.index == 0 else nullcontext():
         if shard.index == 0:
             begin()
+            folder.merge()
         shard.wait()
         for run in runs:
             # every repeat of one sample is asked by the same process

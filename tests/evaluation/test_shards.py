@@ -47,6 +47,21 @@ def test_rows_of_another_process_count_before_they_are_merged(tmp_path: Path) ->
     assert [row.index for row in RunFolder(tmp_path).latest()] == list(range(6))
 
 
+def test_an_answer_counts_before_the_failure_that_another_process_left(tmp_path: Path) -> None:
+    """A run of three processes was killed before it was merged; one goes on with it."""
+    evaluate(player(), [numbers(6)], out=tmp_path, traces=False)
+    rows = RunFolder(tmp_path).latest()
+    rows[5] = rows[5].model_copy(update={"status": "error", "answer": None})
+    (tmp_path / "samples.jsonl").unlink()
+    for index in range(3):
+        text = "".join(row.model_dump_json() + "\n" for row in rows[index::3])
+        (tmp_path / f"samples.{index}.jsonl").write_text(text, encoding="utf-8")
+    saw: list[int] = []
+    results = evaluate(player(saw=saw), [numbers(6)], out=tmp_path)
+    assert saw == [5]
+    assert (results.tasks["numbers"].failed, results.tasks["numbers"].accuracy) == (0, 1.0)
+
+
 def test_without_a_launcher_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert Shard.launched() == Shard(0, 1)

@@ -213,7 +213,7 @@ def open_path(path: Path, place: HubTable | None = None, *, split: str | None = 
             _require_datasets()
             from datasets import load_from_disk
 
-            return _dataset(load_from_disk(str(path)), str(path), path, split or place.split)
+            return _dataset(load_from_disk(str(path)), str(path), path, split, place.split)
         if place.file and (path / place.file).is_file():
             return _file(path / place.file)
         return _folder(str(path), place, split, folder=path)
@@ -259,7 +259,7 @@ def open_table(path: str, *, config: str | None = None, split: str = "train") ->
         from datasets import load_dataset, load_from_disk
 
         if is_saved(where):
-            return _dataset(load_from_disk(str(where)), path, None, split)
+            return _dataset(load_from_disk(str(where)), path, None, None, split)
         return _dataset(load_dataset(path, config, split=split), path, None, None)
     except MissingDependency:
         raise
@@ -370,30 +370,42 @@ def _folder(name: str, place: HubTable, split: str | None, *, folder: Path | Non
         config = configs[0]
     else:
         raise ConfigError(f"{name} has no configuration {place.config!r}. There are: {', '.join(configs)}.")
-    chosen = _split(name, get_dataset_split_names(name, config), split or place.split)
+    chosen = _split(name, get_dataset_split_names(name, config), split, place.split)
     return _dataset(load_dataset(name, config, split=chosen), name, folder, None)
 
 
-def _dataset(data: Any, name: str, folder: Path | None, split: str | None) -> Rows:
-    """Return `data` (a Dataset, or a DatasetDict and the split to take) with its pictures left encoded."""
-    from datasets import DatasetDict, Image, List
+def _dataset(data: Any, name: str, folder: Path | None, split: str | None, default: str = "test") -> Rows:
+    """Return `data` (a Dataset, or a DatasetDict and the split to take): pictures encoded, classes by their names."""
+    from datasets import ClassLabel, DatasetDict, Image, List, Value
 
     if isinstance(data, DatasetDict):
-        data = data[_split(name, list(data), split or "test")]
+        data = data[_split(name, list(data), split, default)]
     for column, feature in data.features.items():
-        if isinstance(feature, Image):
-            data = data.cast_column(column, Image(decode=False))
-        elif isinstance(feature, List) and isinstance(feature.feature, Image):
-            data = data.cast_column(column, List(Image(decode=False)))
+        several = isinstance(feature, List)
+        item = feature.feature if several else feature
+        if isinstance(item, Image):
+            data = data.cast_column(column, List(Image(decode=False)) if several else Image(decode=False))
+        elif isinstance(item, ClassLabel):
+            names = [_class_names(item, cell) for cell in data[column]]
+            text = Value("string")
+            data = data.remove_columns(column).add_column(column, names, feature=List(text) if several else text)
     return Rows(name, data, tuple(data.column_names), folder)
 
 
-def _split(name: str, there: Sequence[str], wanted: str) -> str:
-    if wanted in there:
-        return wanted
-    if len(there) == 1:
+def _class_names(classes: Any, cell: Any) -> Any:
+    """Return the name of a class, or of each in a list, by its number; None for one that is not known."""
+    if isinstance(cell, list):
+        return [_class_names(classes, one) for one in cell]
+    return None if cell is None or cell < 0 else classes.int2str(cell)
+
+
+def _split(name: str, there: Sequence[str], wanted: str | None, default: str) -> str:
+    """Return the split to read; where none is asked for and only one is there, that one."""
+    if wanted is None and default not in there and len(there) == 1:
         return there[0]
-    raise ConfigError(f"{name} has no split {wanted!r}. There are: {', '.join(there)}.")
+    if (wanted or default) in there:
+        return wanted or default
+    raise ConfigError(f"{name} has no split {wanted or default!r}. There are: {', '.join(there)}.")
 
 
 class _RowFile(ABC):

@@ -68,6 +68,25 @@ def test_a_split_that_is_not_there_is_an_error_with_the_ones_that_are(tmp_path: 
     assert len(open_path(tmp_path / "both", split="dev")) == 1
     datasets.DatasetDict({"train": one}).save_to_disk(str(tmp_path / "single"))
     assert open_path(tmp_path / "single").columns == ("a",)
+    (tmp_path / "copy").mkdir()
+    one.to_parquet(str(tmp_path / "copy" / "train-00000-of-00001.parquet"))
+    for only in ("single", "copy"):
+        assert len(open_path(tmp_path / only)) == 1
+        with pytest.raises(ConfigError, match=r"no split 'test'. There are: train"):
+            open_path(tmp_path / only, split="test")
+
+
+def test_classes_are_read_by_their_names(tmp_path: Path) -> None:
+    yes_or_no = datasets.ClassLabel(names=["no", "yes"])
+    features = datasets.Features({"answer": yes_or_no, "tags": datasets.List(yes_or_no)})
+    table = {"answer": [1, 0, None, -1], "tags": [[0, 1], [], None, [None]]}
+    data = datasets.Dataset.from_dict(table, features=features)
+    data.to_parquet(str(tmp_path / "table.parquet"))
+    data.save_to_disk(str(tmp_path / "saved"))
+    for name in ("table.parquet", "saved"):
+        rows = open_path(tmp_path / name)
+        assert [row["answer"] for row in rows.only("answer")] == ["yes", "no", None, None]
+        assert [rows[at]["tags"] for at in range(4)] == [["no", "yes"], [], None, [None]]
 
 
 def test_a_path_that_is_nowhere_is_an_error(tmp_path: Path) -> None:

@@ -29,6 +29,11 @@ def _asks(instruction: str, written: Callable[[str], str] = str.strip) -> Callab
     return lambda row, answers: Asked(instructed(written(row["question"]), instruction))
 
 
+def _chart_answers(cell: object) -> tuple[str, ...]:
+    """Return the answer in a cell, or in the list that it holds; a text that reads like a list, "[Yes, No]", is one."""
+    return (cell,) if isinstance(cell, str) else texts(cell)
+
+
 def _ask_ocrbench(row: Row, answers: tuple[str, ...]) -> Asked:
     formulas = first_of(row, "question_type", default="") == ocrbench.FORMULA_KIND  # all of one dataset
     dataset = row.get("dataset") or (ocrbench.FORMULAS if formulas else None)
@@ -80,13 +85,24 @@ CHARTQA: Final = Benchmark(
     title="ChartQA: charts, written and generated questions (2,500, relaxed accuracy)",
     place=HubTable(_moved("ChartQA")),
     columns=("question", "answer", "image"),
-    published={"query": "question", "label": "answer", "imgname": "image", "split": "type", "image_path": "image"},
+    published={
+        "query": "question",
+        "label": "answer",
+        "imgname": "image",
+        "split": "type",
+        "human_or_machine": "type",
+        "image_path": "image",
+    },
     folders=("png",),
     kind="type",
-    kinds={"test_human": "human_test", "test_augmented": "augmented_test"},
+    kinds={
+        "test_human": "human_test",
+        "test_augmented": "augmented_test",
+        "human": "human_test",
+        "machine": "augmented_test",
+    },
     ask=_asks("Answer the question with a single word."),
-    # "[Yes, No]" is one answer that reads like a list.
-    answers=lambda cell: () if cell is None else (str(cell),),
+    answers=_chart_answers,
     scorers={"faithful": chartqa.faithful, "clean": chartqa.clean, "vlmevalkit": chartqa.kit},
     coarse_tokens=(256, 576),
 )

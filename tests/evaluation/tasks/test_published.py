@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import ClassLabel, Image, List, Value
 
 from qzoom_agent.data.rows import open_path
 from qzoom_agent.data.samples import TaskSource
@@ -119,6 +120,22 @@ def test_a_publishers_file(
     assert read.problems(range(len(read))) == {}  # type: ignore[attr-defined]
     if name == "ocrbench":
         assert [one.meta["dataset"] for one in read] == ["IIIT5K", "STVQA", "HME100k"]
+
+
+def test_chartqa_as_a_table_with_lists_and_classes(tmp_path: Path) -> None:
+    """The columns and types of HuggingFaceM4/ChartQA."""
+    image, text = {"bytes": files.png(files.draw("chart")), "path": None}, Value("string")
+    rows = [
+        {"image": image, "query": "How many?", "label": ["14"], "human_or_machine": 0},
+        {"image": image, "query": "Which?", "label": ["[Yes, No]"], "human_or_machine": 1},
+    ]
+    classes = ClassLabel(names=["human", "machine"])
+    columns = {"image": Image(), "query": text, "label": List(text), "human_or_machine": classes}
+    path = files.parquet(files.dataset(rows, columns), tmp_path / "ChartQA.parquet")
+    read = TASKS["chartqa"].load(TaskSource(path=str(path)))
+    assert [one.answers for one in read] == [("14",), ("[Yes, No]",)]
+    assert list(read.kinds) == ["human_test", "augmented_test"]
+    assert TASKS["chartqa"].scorers["faithful"]("14.5", read[0]).value == 1.0  # type: ignore[arg-type,union-attr]
 
 
 def test_a_publishers_file_as_questions_of_ones_own_and_for_training(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def write_run_report(folder: RunFolder, *, baseline: RunFolder | None = None, pa
         others = {baseline.path.name: baseline} | others
     against = {name: compare(other, folder) for name, other in others.items()}
     flipped = compare(baseline, folder) if baseline is not None else next(iter(against.values()), None)
-    flips = {} if flipped is None else {f.id: f.became for task in flipped.tasks.values() for f in task.flips}
+    flips = {} if flipped is None else {(f.task, f.id): f.became for one in flipped.tasks.values() for f in one.flips}
     rows = folder.latest()
     _write_episodes(folder, rows)
     figures = {name: Results.of(other) for name, other in others.items()}
@@ -83,7 +83,7 @@ def _render(
     rows: Sequence[SampleResult],
     against: Mapping[str, Comparison],
     figures: Mapping[str, Results],
-    flips: Mapping[str, str],
+    flips: Mapping[tuple[str, str], str],
 ) -> str:
     results = Results.of(folder)
     tasks = list(results.tasks.values())
@@ -246,7 +246,7 @@ def _sample(
     target: Path,
     repeats: Sequence[SampleResult],
     results: Results,
-    flips: Mapping[str, str],
+    flips: Mapping[tuple[str, str], str],
     limit: int,
 ) -> _Sample:
     row = repeats[0]
@@ -264,7 +264,7 @@ def _sample(
         value,
         value >= RIGHT,
         None if value >= RIGHT else row.cause,
-        flips.get(row.id),
+        flips.get((row.task, row.id)),
         " ".join(name for name, found in ends.items() if found),
         _lettered(row.gold[0], row),
         "; ".join(dict.fromkeys(_said(each, scorer) for each in repeats)),
@@ -285,9 +285,11 @@ def _said(row: SampleResult, scorer: str) -> str:
 
 
 def _lettered(text: str, row: SampleResult) -> str:
-    """Return "B: green" for the letter or the text of an option, anything else as it is."""
-    at = row.options.index(text) if text in row.options else ord(text.upper()) - ord("A") if len(text) == 1 else -1
-    return f"{chr(ord('A') + at)}: {row.options[at]}" if 0 <= at < len(row.options) else text
+    """Return "B: green" for the letter of an option, else for its text; anything else as it is."""
+    at = ord(text.upper()) - ord("A") if len(text) == 1 and text.isascii() else -1
+    if not 0 <= at < len(row.options):
+        at = row.options.index(text) if text in row.options else -1
+    return f"{chr(ord('A') + at)}: {row.options[at]}" if at >= 0 else text
 
 
 def _picture(folder: RunFolder, row: SampleResult, limit: int) -> dict[str, Any] | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import json
 import math
 import re
 from base64 import b64decode
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from qzoom_agent.evaluation.stats import Figure, Interval
 from qzoom_agent.evaluation.tasks.task import Score
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.report import page as pages
-from tests.evaluation.player import numbers, player
+from tests.evaluation.player import Numbers, numbers, player
 
 
 class Page(HTMLParser):
@@ -104,6 +106,37 @@ def test_an_answer_is_text(tmp_path: Path) -> None:
     assert "<script>alert" not in text
     assert "onerror=alert(1)&gt;" in text
     assert text.count("<script>") == 1
+
+
+def test_options_that_are_letters_keep_their_places(tmp_path: Path) -> None:
+    row = {"image": "i.png", "question": "Which letter?", "answer": "A", "options": ["B", "A", "C"]}
+    Image.new("RGB", (56, 56)).save(tmp_path / "i.png")
+    (tmp_path / "letters.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    evaluate(Agent(ScriptedBackend(lambda _: "(C)")), [str(tmp_path / "letters.jsonl")], out=tmp_path / "run")
+    text = write_run_report(RunFolder(tmp_path / "run")).read_text(encoding="utf-8")
+    assert re.findall(r"[ABC]: [ABC]\b", text) == ["B: A", "C: C"]  # what is right, and what was said
+
+
+def test_flips_are_those_of_the_task(tmp_path: Path) -> None:
+    """Two tasks whose questions share their ids, as the views of ZoomBench do."""
+
+    class Shared(Numbers):
+        def __getitem__(self, index: int, /) -> Sample:
+            return replace(super().__getitem__(index), id=f"shared-{index}")
+
+    tasks = [replace(numbers(name=name), load=lambda _, name=name: Shared(name, 2)) for name in ("one", "two")]
+    evaluate(player(), tasks, out=tmp_path / "a")
+    asked = count()
+    evaluate(player(lambda _: next(asked) != 2), tasks, out=tmp_path / "b")  # the first question of the second task
+    page = Page(
+        write_run_report(RunFolder(tmp_path / "b"), baseline=RunFolder(tmp_path / "a")).read_text(encoding="utf-8")
+    )
+    assert [(row["data-kind"], row.get("data-flip")) for row in page.rows] == [
+        ("two: tenth", "wrong"),
+        ("one: tenth", None),
+        ("one: odd", None),
+        ("two: odd", None),
+    ]
 
 
 def test_a_run_without_traces_has_a_page_without_links(tmp_path: Path) -> None:

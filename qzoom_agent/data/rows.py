@@ -93,6 +93,8 @@ class Rows:
     def only(self, *columns: str) -> Iterator[Row]:
         """Return every row, with no more than these of its columns."""
         wanted = [column for column in columns if column in self.columns]
+        if not wanted:  # a dataset without columns has no rows
+            return iter([{}] * len(self))
         data = self.data.select_columns(wanted) if hasattr(self.data, "select_columns") else self.data
         return ({column: row.get(column) for column in wanted} for row in data)
 

@@ -4,7 +4,7 @@ A table is read from the hub, from a copy of its repository, or from a file, wha
 must have are its columns.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,6 +131,12 @@ class Benchmark:
             found = first_of(row, self.kind, default=file if file in self.kinds else "other") if self.kind else "all"
             return self.kinds.get(found, found)
 
+        def number(row: Row, index: int) -> object:
+            if not self.id or self.id not in row:
+                return index
+            found = row[self.id]
+            return f"{found}-row-{index}" if ids[str(found)] > 1 else found
+
         def make(row: Row, index: int) -> Sample:
             cell = self.picture(row) if self.picture else self._placed(row[self.image], rows.folder)
             image, cluster = seen(cell, rows.folder, max_pixels=source.max_pixels)
@@ -141,9 +147,8 @@ class Benchmark:
             answers = found if asked.answers is None else asked.answers
             if source.answered and not answers:
                 raise ConfigError("there is no answer")
-            number = asked.id or (row.get(self.id, index) if self.id else index)
             return Sample(
-                id=f"{self.id_prefix or self.name}-{number}",
+                id=f"{self.id_prefix or self.name}-{asked.id or number(row, index)}",
                 task=self.name,
                 kind=kind_of(row),
                 image=image,
@@ -156,8 +161,12 @@ class Benchmark:
                 meta=dict(asked.meta),
             )
 
+        ids = Counter[str]()
         if kinds is None:
-            kinds = [kind_of(row) for row in rows.only(self.kind)] if self.kind else [kind_of({})] * len(rows)
+            kinds = []
+            for row in rows.only(*filter(None, (self.kind, self.id))):
+                kinds.append(kind_of(row))
+                ids[str(row.get(self.id or ""))] += 1
         return RowSamples(rows, make, kinds)
 
     def _placed(self, cell: object, folder: Path | None) -> object:

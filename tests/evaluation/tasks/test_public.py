@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from PIL import ImageChops
 
 from qzoom_agent.data.rows import open_path
@@ -219,6 +220,21 @@ def test_zoombench_refuses_a_box_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ConfigError, match="Question z9 of ZoomBench has boxes that are not"):
         TASKS["zoombench"].load(TaskSource(path=str(tmp_path / "rows.jsonl")))[0]
+
+
+def test_rows_of_one_id_are_questions_of_their_own(tmp_path: Path) -> None:
+    row = {"questionId": 7, "question": "a?", "answers": ["x"], "image": files.base64_png(files.draw("a"))}
+    rows = [row | {"question_types": ["layout"]}, row | {"question_types": ["form"]}, row | {"questionId": 8}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    read = TASKS["docvqa"].load(TaskSource(path=str(tmp_path / "rows.jsonl")))
+    assert [one.id for one in read] == ["docvqa-7-row-0", "docvqa-7-row-1", "docvqa-8"]
+
+
+def test_a_table_without_kinds_and_ids_has_a_kind_for_every_row(tmp_path: Path) -> None:
+    row = {"question": "a?", "answers": ["x"], "image": files.base64_png(files.draw("a"))}
+    path = files.parquet(Dataset.from_list([row, row]), tmp_path / "rows.parquet")
+    read = TASKS["docvqa"].load(TaskSource(path=str(path)))
+    assert (list(read.kinds), [one.id for one in read]) == (["other", "other"], ["docvqa-0", "docvqa-1"])
 
 
 def test_pictures_are_the_ones_of_the_table(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ import PIL.Image
 from pydantic import JsonValue, ValidationError
 
 from qzoom_agent.agent import Agent
+from qzoom_agent.data.image_column import headers_only
 from qzoom_agent.data.rows import RowSamples, refuse_rows
 from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError, QzoomError
@@ -343,19 +344,30 @@ class TaskRun:
                 return known.completed(self.task.scorers), False
             sample = self.samples[place]
         except QzoomError as error:  # it belongs to the task, so it counts
-            blank = PIL.Image.new("RGB", (1, 1))
-            sample = Sample(f"{self.task.name}[{place}]", self.task.name, self.samples.kinds[place], blank, "", "")
+            sample = self._unread(place)
             return self._failed(about(sample, image=""), sample, error), True
-        if not isinstance(sample, Sample):
-            raise ConfigError(f"The task {self.task.name!r} gave {sample!r:.80} as question {place}, not a Sample.")
-        if sample.task != self.task.name:  # a task from outside this package that reads another's samples
-            sample = replace(sample, task=self.task.name)
+        sample = self._own(sample, place)
         if known is not None and known.key == (told := about(sample, image=image_digest(sample.image)))["key"]:
             current = known.under(told, self.task.scorers)
             if current is not None:
                 return current, False
         row = self._ask(sample, partial(about, sample), seed=episode_seed(self.seed, sample.id, repeat))
         return (row.model_copy(update={"row": digest}) if digest else row), True
+
+    def _own(self, sample: Sample, place: int) -> Sample:
+        """Return a sample under this task's name: a task from outside this package may read another's samples."""
+        if not isinstance(sample, Sample):
+            raise ConfigError(f"The task {self.task.name!r} gave {sample!r:.80} as question {place}, not a Sample.")
+        return sample if sample.task == self.task.name else replace(sample, task=self.task.name)
+
+    def _unread(self, place: int) -> Sample:
+        """Return a sample whose image cannot be read, with all else that its row says, as far as that can be read."""
+        try:
+            with headers_only():
+                return self._own(self.samples[place], place)
+        except QzoomError:
+            blank = PIL.Image.new("RGB", (1, 1))
+            return Sample(f"{self.task.name}[{place}]", self.task.name, self.samples.kinds[place], blank, "", "")
 
     def _ask(self, sample: Sample, about: Callable[..., dict[str, JsonValue]], *, seed: int) -> SampleResult:
         """Ask a sample; `about` makes the part of the row that is known beforehand, from the image's digest."""

@@ -241,18 +241,20 @@ def one_version(rows: Sequence[SampleResult], scorer: str, *, folders: str = "DI
 
 
 def by_sample(rows: Iterable[SampleResult]) -> dict[str, list[SampleResult]]:
-    """Return the repeats of each sample, by its id."""
+    """Return the repeats of each sample, by its id; raise ConfigError if two samples have one id."""
     found: dict[str, list[SampleResult]] = defaultdict(list)
     for row in rows:
         found[row.id].append(row)
+        if row.index != (first := found[row.id][0]).index:
+            raise ConfigError(
+                f"{row.task}: the questions {first.index} and {row.index}, counted from 0, have the same id, "
+                f"{row.id!r:.80}. Give each question an id of its own, and ask them in another folder."
+            )
     return found
 
 
 def _marks(rows: Sequence[SampleResult], scorer: str, task: Task | None) -> ScorerResult:
     samples = list(by_sample(rows).values())
-    aggregate = task.aggregate if task else None
-    # A sample that could not even be read has no image, and nothing of what a task's own figures go by.
-    scored = [Scored(row.kind, row.value(scorer), row.meta) for row in rows if row.image]
     parsed = [scorer in row.scores and row.scores[scorer].parsed for row in rows]
     return ScorerResult(
         accuracy=_figure(samples, scorer),
@@ -264,12 +266,24 @@ def _marks(rows: Sequence[SampleResult], scorer: str, task: Task | None) -> Scor
             kind: _figure([each for each in samples if each[0].kind == kind], scorer)
             for kind in sorted({row.kind for row in rows})
         },
-        published=dict(aggregate(scored)) if aggregate and scored else {},
+        published=_published(rows, scorer, task),
         repeats=_repeats(samples, scorer),
         source=reference(task.scorers[scorer]) if task and scorer in task.scorers else None,
         version=one_version(rows, scorer),
         public_rule=public_rule(task.scorers[scorer]) if task and scorer in task.scorers else None,
     )
+
+
+def _published(rows: Sequence[SampleResult], scorer: str, task: Task | None) -> dict[str, float]:
+    """Return the task's own figures, of several repeats their mean."""
+    repeats: dict[int, list[Scored]] = defaultdict(list)
+    for row in rows:
+        if row.question:  # else nothing is known of the sample but that it could not be read
+            repeats[row.repeat].append(Scored(row.kind, row.value(scorer), row.meta))
+    aggregate = task.aggregate if task else None
+    found = [aggregate(scored) for scored in repeats.values()] if aggregate else []
+    names = dict.fromkeys(name for figures in found for name in figures)
+    return {name: fmean(figures[name] for figures in found if name in figures) for name in names}
 
 
 def _figure(samples: Sequence[Sequence[SampleResult]], scorer: str) -> Figure:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qzoom_agent.data.samples import TaskSource
+from qzoom_agent.agent import Agent
+from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.compare import compare
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate, plan, stratified_order
 from qzoom_agent.evaluation.stats import figure, paired, wilson
+from qzoom_agent.evaluation.tasks.task import Scored
+from qzoom_agent.messages import Message
+from qzoom_agent.models.scripted import ScriptedBackend
 from tests.evaluation.player import Numbers, numbers, player
+from tests.evaluation.tasks import fixtures
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
 
@@ -143,6 +152,59 @@ def test_repeats_are_of_one_sample(tmp_path: Path) -> None:
     assert sum(result.statuses.values()) == 12
     seeds = {row.seed for row in RunFolder(tmp_path).latest()}
     assert len(seeds) == 12
+
+
+def test_own_figures_of_several_repeats_are_their_mean(tmp_path: Path) -> None:
+    def points(scored: Sequence[Scored]) -> dict[str, float]:
+        return {"points": sum(one.value for one in scored), "all right": float(all(one.value for one in scored))}
+
+    tries: Counter[int] = Counter()
+
+    def right(index: int) -> bool:
+        tries[index] += 1
+        return index > 0 or tries[index] == 2
+
+    task = replace(numbers(4), aggregate=points)
+    result = evaluate(player(right), [task], out=tmp_path, repeats=2).tasks["numbers"]
+    assert result.accuracy == pytest.approx(7 / 8)
+    assert result.marks.published == {"points": pytest.approx(3.5), "all right": pytest.approx(0.5)}
+
+
+def test_a_sample_whose_image_is_damaged_counts_in_every_figure(tmp_path: Path) -> None:
+    """The first of two questions of HR-Bench, in its four rotations; the damage shows when the image is decoded."""
+    rows = fixtures.hr_rows()
+    intact = base64.b64decode(rows[0]["image"])
+    damaged = bytearray(intact)
+    at = intact.index(b"IDAT") + 4
+    damaged[at : at + 20] = bytes(20)
+    rows = [row | {"image": base64.b64encode(damaged).decode()} if at < 4 else row for at, row in enumerate(rows)]
+    path = fixtures.tsv(rows, tmp_path / "hr.tsv")
+
+    def reply(messages: list[Message]) -> str:
+        text = " ".join(part["text"] for one in messages for part in one["content"] if part["type"] == "text")
+        found = re.search(r"([A-D])\. left", text)
+        assert found
+        return found[1]
+
+    agent = Agent(ScriptedBackend(reply))
+    run = evaluate(agent, ["hrbench-4k"], out=tmp_path / "run", source=TaskSource(path=str(path)))
+    result = run.tasks["hrbench-4k"]
+    assert (result.n, result.failed, result.accuracy) == (8, 4, 0.5)
+    figures = {"single": 0.0, "cross": 1.0, "average": 0.5, "strict circular": 0.5, "consistent": 1.0}
+    assert result.marks.published == figures
+    first = RunFolder(tmp_path / "run").latest()[0]
+    assert (first.id, first.cluster, first.gold) == ("hrbench-4k-0", "hrbench-4k-0", ["A"])
+    assert first.size == (96, 64) and first.question.startswith("Which one is it")
+
+
+def test_two_questions_of_one_id_are_refused(tmp_path: Path) -> None:
+    class Same(Numbers):
+        def __getitem__(self, index: int, /) -> Sample:
+            return replace(super().__getitem__(index), id="one")
+
+    task = replace(numbers(), load=lambda source: Same("numbers", 2))
+    with pytest.raises(ConfigError, match="questions 0 and 1, counted from 0, have the same id, 'one'"):
+        evaluate(player(), [task], out=tmp_path)
 
 
 def test_questions_of_one_image_are_one_cluster(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def show(results: Results, against: Mapping[str, Comparison]) -> None:
         part = result.part
         low, high = part.coarse_tokens or (config.budget.coarse_min_tokens, config.budget.coarse_tokens)
         views = f", coarse view of {low} to {high} visual tokens" if high else ""
-        split = f"{part.split or 'test'}, seed {results.seed}"
+        split = f"{part.split}, seed {results.seed}" if part.split else f"seed {results.seed}"
         print(
             f"{result.task} ({split}): {config.model}, policy {config.policy}{views}"
             + (f", at most {total} in all" if total else "")

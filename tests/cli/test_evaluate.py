@@ -22,7 +22,7 @@ def test_eval_prints_figures_and_leaves_a_run(play: Any, here: Path, capsys: pyt
     assert run("eval", "needle-global", "--n", "5", "--json", "result.json") == 0
     captured = capsys.readouterr()
     headline, _, _ = captured.out.partition("\n")
-    assert headline == "needle-global (test, seed 0): nano, policy explicit, coarse view of 16 to 64 visual tokens"
+    assert headline == "needle-global (seed 0): nano, policy explicit, coarse view of 16 to 64 visual tokens"
     for line in ("accuracy (exact)", "zooms", "visual tokens", "seconds", "parsed", "peak memory", "ended"):
         assert f"\n{line} " in captured.out
     assert "5/5" in captured.err

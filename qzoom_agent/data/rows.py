@@ -76,6 +76,8 @@ class Rows:
     columns: tuple[str, ...]
     folder: Path | None = None
     """Folder that paths in the cells are relative to."""
+    numbers: Sequence[int] | None = None
+    """For messages, the number that each row has in its file, from 0; None: its place here."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -86,9 +88,14 @@ class Rows:
 
     def select(self, places: Sequence[int]) -> Rows:
         """Return these rows, in this order."""
+        numbers = [self.number(place) for place in places]
         if hasattr(self.data, "select"):
-            return replace(self, data=self.data.select(places))
-        return replace(self, data=ComputedRows(len(places), partial(_selected, self.data, places)))
+            return replace(self, data=self.data.select(places), numbers=numbers)
+        return replace(self, data=ComputedRows(len(places), partial(_selected, self.data, places)), numbers=numbers)
+
+    def number(self, place: int) -> int:
+        """Return the number that a row has in its file, from 0."""
+        return place if self.numbers is None else self.numbers[place]
 
     def only(self, *columns: str) -> Iterator[Row]:
         """Return every row, with no more than these of its columns."""
@@ -135,10 +142,13 @@ class RowSamples:
         try:
             return self.make(self.rows[index], index)
         except QzoomError as error:
-            place = f"Row {index + 1} of {self.rows.name}"  # a row that cannot be parsed says so itself
+            place = self._place(index)  # a row that cannot be parsed says so itself
             raise type(error)(str(error) if str(error).startswith(place) else f"{place}: {error}") from error
         except _WRONG_CELLS as error:
-            raise ConfigError(f"Row {index + 1} of {self.rows.name} cannot be asked: {_why(error)}.") from error
+            raise ConfigError(f"{self._place(index)} cannot be asked: {_why(error)}.") from error
+
+    def _place(self, index: int) -> str:
+        return f"Row {self.rows.number(index) + 1} of {self.rows.name}"
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))

@@ -250,10 +250,11 @@ def select(
         selection, places = plan(samples, own, limit=limit, coarse_tokens=tokens, reference=task.reference)
         if isinstance(samples, RowSamples):
             wrong = samples.problems(places)
-            refuse_rows(samples.rows.name, wrong, total=len(places), skip_bad=source.skip_bad)
+            told = {samples.rows.number(place): wrong[place] for place in wrong}
+            refuse_rows(samples.rows.name, told, total=len(places), skip_bad=source.skip_bad)
             places = [place for place in places if place not in wrong]
-            told = [f"row {place + 1}: {wrong[place]}" for place in wrong]
-            selection = selection.model_copy(update={"planned": len(places), "left_out": told})
+            left_out = [f"row {number + 1}: {reason}" for number, reason in told.items()]
+            selection = selection.model_copy(update={"planned": len(places), "left_out": left_out})
         found[task.name] = Selected(samples, selection, places)
     return found
 

@@ -9,6 +9,7 @@ import pytest
 
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.evaluation.runner import select
 from qzoom_agent.evaluation.tasks.catalog import TASKS
 from qzoom_agent.evaluation.tasks.task import Scored
 from tests.evaluation.tasks import files, fixtures
@@ -57,3 +58,18 @@ def test_fields_that_are_none_are_named(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     with pytest.raises(ConfigError, match=r"Row 1 .*the answer holds no fields: 'no fields'"):
         TASKS["ocrbench-v2"].load(TaskSource(path=str(tmp_path / "rows.jsonl")))[0]
+
+
+def test_a_wrong_row_is_named_by_its_number_in_the_file(tmp_path: Path) -> None:
+    row = {"question": "?", "eval": "None", "image": files.base64_png(files.draw("Q")), "answers": ["no box"]}
+    row |= {"bbox": None, "bbox_list": None, "content": None}
+    types = ("full-page OCR cn", "text recognition en", "text grounding en")
+    rows = [row | {"id": at, "type": kind} for at, kind in enumerate(types)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    source = TaskSource(path=str(tmp_path / "rows.jsonl"))
+    task = TASKS["ocrbench-v2"]
+    with pytest.raises(ConfigError, match=r"Row 3 of .*rows.jsonl cannot be asked"):
+        task.load(source)[1]
+    with pytest.raises(ConfigError, match=r"1 of 2 rows that cannot be asked: row 3: "):
+        select([task], source=source)
+    assert select([task], source=source._replace(skip_bad=True))[task.name].selection.left_out[0].startswith("row 3: ")

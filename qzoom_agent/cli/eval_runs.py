@@ -133,9 +133,13 @@ def run_export(args: argparse.Namespace) -> int:
     from qzoom_agent.evaluation.export import export
     from qzoom_agent.evaluation.run_log import RunFolder
 
-    written = export(RunFolder.existing(args.run), args.to, args.out)
+    folder = RunFolder.existing(args.run)
+    written = export(folder, args.to, args.out)
     if not is_stream(written):  # what goes to /dev/stdout is the file alone
         print(f"written {written}")
+    total, asked = sum(part.total for part in folder.ask.tasks.values()), len(folder.newest())
+    if args.to == "submission" and asked < total:
+        Console().error(f"The run asked {asked} of {total} questions, and the file holds no answer to the others.")
     return OK
 
 

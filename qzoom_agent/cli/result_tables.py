@@ -82,7 +82,8 @@ def _interval(interval: Interval, form: str) -> str:
 
 def _facts(result: TaskResult) -> list[Sequence[str]]:
     marks, cost, look = result.marks, result.cost, result.perception
-    right = f"  {round(marks.accuracy.mean * result.n)} of {result.n}"
+    count = marks.accuracy.mean * result.n  # a sum of worths between 0 and 1 is no number of right answers
+    right = f"  {round(count)} of {result.n}" if abs(count - round(count)) < 1e-6 else ""
     error = f"  \u00b1 {result.se:.3f}" if result.se is not None else ""
     name = f"accuracy ({result.scorer})" if result.part.answered else result.scorer
     lines: list[Sequence[str]] = [(name, _mean(marks.accuracy) + error + right)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qzoom_agent.cli.main import main
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.export import export
 from qzoom_agent.evaluation.run_log import RunFolder
@@ -65,6 +66,15 @@ def test_submissions(run: RunFolder, tmp_path: Path) -> None:
     row = run.latest()[1].model_copy(update={"task": "docvqa", "id": "docvqa-49153", "answer": "7"})
     (as_docvqa.path / "samples.jsonl").write_text(row.model_dump_json() + "\n")
     assert json.loads(export(as_docvqa, "submission").read_text()) == [{"questionId": 49153, "answer": "7"}]
+
+
+def test_a_submission_without_all_answers_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(player(), [numbers(6)], out=tmp_path, traces=False, limit=2)
+    assert main(["eval", "export", str(tmp_path), "--to", "submission"]) == 0
+    assert "The run asked 2 of 6 questions" in capsys.readouterr().err
+    evaluate(player(), [numbers(6)], out=tmp_path, traces=False)
+    assert main(["eval", "export", str(tmp_path), "--to", "submission"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_nothing_to_export(tmp_path: Path, run: RunFolder) -> None:

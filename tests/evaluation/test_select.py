@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qzoom_agent.cli.result_tables import _facts
-from qzoom_agent.data.samples import TaskSource
+from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.export import export
 from qzoom_agent.evaluation.report import write_run_report
@@ -17,7 +18,8 @@ from qzoom_agent.evaluation.runner import evaluate
 from qzoom_agent.evaluation.summary import summarise
 from qzoom_agent.evaluation.tasks.catalog import unscored
 from qzoom_agent.evaluation.tasks.custom import custom_task
-from tests.evaluation.player import player
+from qzoom_agent.evaluation.tasks.task import Score
+from tests.evaluation.player import numbers, player
 from tests.evaluation.tasks import files
 
 
@@ -62,3 +64,12 @@ def test_a_run_without_answers_has_no_accuracy_but_replies(table: Path, tmp_path
     assert "Replied" in write_run_report(folder).read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match=r"asked without answers .* no accuracy for a model card"):
         export(folder, "hf")
+
+
+def test_right_answers_are_counted_where_answers_are_right_or_wrong(tmp_path: Path) -> None:
+    def half(text: str, sample: Sample) -> Score:
+        return Score(0.7, text)
+
+    whole = evaluate(player(lambda i: i > 0), [numbers(2)], out=tmp_path / "whole").tasks["numbers"]
+    parts = evaluate(player(), [replace(numbers(2), scorers={"half": half})], out=tmp_path / "parts").tasks["numbers"]
+    assert _facts(whole)[0][1].endswith("1 of 2") and "of 2" not in _facts(parts)[0][1]

@@ -101,20 +101,20 @@ class Pair(NamedTuple):
 def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -> Comparison:
     """Return the second run minus the first, task by task.
 
-    `scorer` is whose accuracy is compared; None: the one that leads in the second run. ConfigError if the runs have no
-    task in common, no sample in common, or no such scorer in both.
+    Tasks that only one of them has begun are left out. `scorer` is whose accuracy is compared; None: the one that leads
+    in the second run. ConfigError if the runs have no task in common, no sample in common, or no such scorer in both.
     """
     found: dict[str, TaskComparison] = {}
-    ours, theirs = before.latest(), after.latest()
-    common = [name for name in after.ask.tasks if name in before.ask.tasks]
+    ours, theirs = _by_task(before), _by_task(after)
+    common = [name for name in theirs if name in ours]
     if not common:
         raise ConfigError(
-            f"The runs have no task in common: {', '.join(before.ask.tasks)} in {before.path}, "
-            f"{', '.join(after.ask.tasks)} in {after.path}."
+            f"The runs have no task in common: {', '.join(ours) or 'no answers'} in {before.path}, "
+            f"{', '.join(theirs) or 'no answers'} in {after.path}."
         )
     leading = {name: each.scorer for name, each in Results.of(after).tasks.items()} if scorer is None else {}
     for name in common:
-        pairs, alone = _pairs([row for row in ours if row.task == name], [row for row in theirs if row.task == name])
+        pairs, alone = _pairs(ours[name], theirs[name])
         if not pairs:
             raise ConfigError(
                 f"{name}: the runs have no sample in common. Both need the same --seed, --split and source."
@@ -126,6 +126,14 @@ def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -
         one_version(both, chosen, folders=f"{before.path}` and `qzoom eval rescore {after.path}")
         found[name] = _compare(name, pairs, alone, chosen, before, after)
     return Comparison(before=str(before.path), after=str(after.path), tasks=found)
+
+
+def _by_task(folder: RunFolder) -> dict[str, list[SampleResult]]:
+    """Return the rows of each task that the run has begun."""
+    found: dict[str, list[SampleResult]] = {}
+    for row in folder.in_order():
+        found.setdefault(row.task, []).append(row)
+    return found
 
 
 def _pairs(before: Sequence[SampleResult], after: Sequence[SampleResult]) -> tuple[list[Pair], tuple[int, int]]:

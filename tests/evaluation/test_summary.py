@@ -19,6 +19,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.compare import compare
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate, plan, stratified_order
+from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.stats import figure, paired, wilson
 from qzoom_agent.evaluation.tasks.task import Scored
 from qzoom_agent.messages import Message
@@ -264,6 +265,23 @@ def test_runs_of_other_questions_are_not_compared(tmp_path: Path) -> None:
     RunFolder(tmp_path / "c").replace_rows(changed)
     with pytest.raises(ConfigError, match="asked different things"):
         compare(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "c"))
+
+
+def test_an_interrupted_run_is_compared_by_the_tasks_that_it_has_begun(tmp_path: Path) -> None:
+    class Stop:
+        def begin(self, task: str, planned: int) -> None:
+            if task == "two":
+                raise KeyboardInterrupt
+
+        def row(self, row: SampleResult, *, new: bool) -> None: ...
+
+    tasks = [numbers(3, name="one"), numbers(3, name="two")]
+    evaluate(player(), tasks, out=tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(player(), tasks, out=tmp_path / "b", watch=Stop())
+    for one, other in (("a", "b"), ("b", "a")):
+        found = compare(RunFolder(tmp_path / one), RunFolder(tmp_path / other), scorer="clean")
+        assert {name: task.n for name, task in found.tasks.items()} == {"one": 3}
 
 
 def test_samples_of_one_run_alone_are_counted(tmp_path: Path) -> None:

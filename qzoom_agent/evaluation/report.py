@@ -48,9 +48,8 @@ def write_run_report(folder: RunFolder, *, baseline: RunFolder | None = None, pa
         path: File to write (default: report.html of the run folder).
     """
     target = path or folder.path / "report.html"
-    found = sorted(path.parent for path in (folder.path / "ablations").glob("*/results.json"))
-    others = {path.name: RunFolder(path) for path in found}
-    if baseline is not None and baseline.path.resolve() not in {path.resolve() for path in found}:
+    others = folder.ablations
+    if baseline is not None and baseline.path.resolve() not in {other.path.resolve() for other in others.values()}:
         others = {baseline.path.name: baseline} | others
     against = {name: compare(other, folder) for name, other in others.items()}
     flipped = compare(baseline, folder) if baseline is not None else next(iter(against.values()), None)

@@ -169,6 +169,12 @@ class RunFolder:
     def config(self) -> AgentConfig:
         return AgentConfig.load(self.path / "config.yaml")
 
+    @property
+    def ablations(self) -> dict[str, Self]:
+        """The finished runs of the same questions under other policies, by the names of their folders."""
+        found = sorted(path.parent for path in (self.path / "ablations").glob("*/results.json"))
+        return {path.name: type(self)(path) for path in found}
+
     def begin(self, config: AgentConfig, ask: RunSpec, environment: Mapping[str, str]) -> RunSpec:
         """Write what is asked, or check it against what was: returns the whole of it.
 

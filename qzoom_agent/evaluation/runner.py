@@ -272,7 +272,9 @@ def require_names(tasks: Sequence[Task]) -> None:
 def rescore(
     folder: RunFolder, tasks: Sequence[Task | str], *, scorer: str | Scorer | CustomScorer | None = None
 ) -> Results:
-    """Score the answers of a run again, with the tasks' scorers as they are now, without asking anything."""
+    """Score the answers of a run and of its ablations again, with the tasks' scorers as they are now; ask nothing."""
+    for other in folder.ablations.values():
+        rescore(other, tasks, scorer=scorer)
     scored_tasks, scorer = with_scorer(tasks, scorer)
     known = {task.name: task for task in scored_tasks}
     with folder.writing():

@@ -22,7 +22,7 @@ from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.evaluation import report
 from qzoom_agent.evaluation.report import ChartPoint, Scatter, write_run_report
 from qzoom_agent.evaluation.run_log import RunFolder, environment
-from qzoom_agent.evaluation.runner import evaluate
+from qzoom_agent.evaluation.runner import evaluate, rescore
 from qzoom_agent.evaluation.stats import Figure, Interval
 from qzoom_agent.evaluation.tasks.task import Score
 from qzoom_agent.models.scripted import ScriptedBackend
@@ -97,6 +97,21 @@ def test_a_run_compares_itself_with_its_ablations(run: RunFolder) -> None:
     assert "In pairs with other runs" in text
     assert "tool gain" in text
     assert re.search(r"direct: 50\.0% at \d+ tokens", text)
+
+
+def test_a_run_that_is_scored_again_compares_itself_with_its_ablations(tmp_path: Path) -> None:
+    """By a scorer that none of them was asked with."""
+
+    def lenient(text: str, sample: Sample) -> bool:
+        return bool(text)
+
+    evaluate(player(lambda i: i > 0), [numbers(4)], out=tmp_path, traces=False)
+    evaluate(
+        player(lambda i: i > 1, policy="direct"), [numbers(4)], out=tmp_path / "ablations" / "direct", traces=False
+    )
+    assert rescore(RunFolder(tmp_path), [numbers(4)], scorer=lenient).tasks["numbers"].accuracy == 1
+    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    assert re.search(r"direct: 100\.0% at \d+ tokens", text)
 
 
 def test_an_answer_is_text(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from functools import partial
 from statistics import fmean
 from typing import Final
 
-from qzoom_agent.data.columns import texts
+from qzoom_agent.data.columns import is_empty, texts
 from qzoom_agent.data.options import bare, inline_options, letter
 from qzoom_agent.data.rows import HubTable, Row
 from qzoom_agent.evaluation.scorers import choice, high_resolution
@@ -48,8 +48,8 @@ _XLRS_SEVERAL_INSTRUCTION: Final = (
 
 def _ask_hr_bench(row: Row, answers: tuple[str, ...], *, name: str) -> Asked:
     number = int(row["index"]) // HR_BENCH_ROTATIONS
-    options = tuple(str(row[letter]) for letter in "ABCD")
-    shown = (f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True))
+    options = tuple(str(row[column]) for column in "ABCD" if not is_empty(row[column]))
+    shown = (f"{letter(at)}. {option}" for at, option in enumerate(options))
     return Asked(
         "\n".join((row["question"].strip(), *shown, _HR_BENCH_INSTRUCTION)),
         options=options,

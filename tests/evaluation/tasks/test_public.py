@@ -104,6 +104,13 @@ def test_hr_bench_rotations_are_one_cluster(name: str, tmp_path: Path) -> None:
     assert found[5].meta == {"cycle": "1", "question": 1}
 
 
+def test_hr_bench_lists_the_options_that_are_there(tmp_path: Path) -> None:
+    rows = [row | {"C": "", "D": ""} for row in fixtures.hr_rows()[:1]]
+    (only,) = TASKS["hrbench-4k"].load(TaskSource(path=str(fixtures.tsv(rows, tmp_path / "hr.tsv"))))
+    assert only.options == ("seven", "eight")
+    assert only.question.splitlines()[1:] == ["A. seven", "B. eight", "Answer the option letter directly."]
+
+
 def test_hr_bench_figures_are_means_over_rotations(tmp_path: Path) -> None:
     task = TASKS["hrbench-4k"]
     always_a = [Scored(one.kind, float(one.answer == "A"), one.meta) for one in samples("hrbench-4k", tmp_path)]

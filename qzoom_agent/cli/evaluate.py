@@ -365,7 +365,7 @@ def run_audit(args: argparse.Namespace) -> int:
     if plan is None:
         return OK
 
-    from qzoom_agent.evaluation.audit import audit, grey_policy
+    from qzoom_agent.evaluation.audit import FILE, audit, grey_policy
     from qzoom_agent.evaluation.report import write_run_report
     from qzoom_agent.evaluation.summary import Results
 
@@ -380,7 +380,7 @@ def run_audit(args: argparse.Namespace) -> int:
     if plan.shard.index:
         return OK
     found = audit(folder, controls, scorer=args.scorer)
-    folder.write("audit.json", found.model_dump_json(indent=1) + "\n")
+    folder.write(FILE, found.model_dump_json(indent=1) + "\n")
     if args.json:
         write_text(args.json, found.model_dump_json(indent=1) + "\n")
     _show_audit(found)

@@ -23,6 +23,8 @@ from qzoom_agent.evaluation.sample_result import Cause
 from qzoom_agent.evaluation.stats import Figure, Figures, Paired
 from qzoom_agent.evaluation.summary import Results
 
+FILE: Final = "audit.json"
+"""Name of an audit in the folder of its run."""
 Effect = Literal["gain", "call", "tokens", "content", "headroom"]
 _INSERT: Final = ("implicit", "always", "masked")
 MEANINGS: Final[Mapping[Effect, str]] = {
@@ -135,6 +137,31 @@ def audit(folder: RunFolder, controls: Mapping[str, RunFolder], *, scorer: str |
             verdict=_verdict(effects, better),
         )
     return Audit(model=results.config.model, tasks=tasks)
+
+
+def read_audit(folder: RunFolder) -> Audit | None:
+    """Return the audit of a run; None if it has none, or one that cannot be read."""
+    try:
+        return Audit.model_validate_json((folder.path / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def audit_again(folder: RunFolder, *, scorer: str | None = None) -> None:
+    """Write the audit of a run anew, from its answers as they are scored now, if it has one and its controls are there.
+
+    Args:
+        folder: A finished run, with its controls among its ablations.
+        scorer: Scorer that decides; None: the one that did.
+    """
+    grey = grey_policy(str(folder.config.policy))
+    controls = {name: other for name, other in folder.ablations.items() if name in ("direct", grey, "random", "oracle")}
+    was = read_audit(folder)
+    if was is None or not {"direct", grey, "random"} <= controls.keys():
+        return
+    decided = {each.scorer for each in was.tasks.values()}
+    found = audit(folder, controls, scorer=scorer or (decided.pop() if len(decided) == 1 else None))
+    folder.write(FILE, found.model_dump_json(indent=1) + "\n")
 
 
 def _verdict(effects: Mapping[Effect, Paired], better: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, get_args
 import PIL.Image
 import PIL.ImageDraw
 
-from qzoom_agent.evaluation.audit import MEANINGS, Audit, TaskAudit, points
+from qzoom_agent.evaluation.audit import MEANINGS, TaskAudit, points, read_audit
 from qzoom_agent.evaluation.compare import RIGHT, Comparison, compare, worth
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.sample_result import Cause, SampleResult
@@ -141,9 +141,8 @@ def _points(results: Results, rows: Sequence[SampleResult], figures: Mapping[str
 
 def _audits(folder: RunFolder) -> list[tuple[TaskAudit, list[tuple[str, Figure, bool]]]]:
     """Return an audit's parts by task, each with the accuracy of its policies."""
-    try:
-        found = Audit.model_validate_json((folder.path / "audit.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    found = read_audit(folder)
+    if found is None:
         return []  # not every run is audited
     return [
         (each, [(arm.policy, arm.accuracy, arm.policy == each.policy) for arm in each.arms])

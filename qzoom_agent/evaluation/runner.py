@@ -35,6 +35,7 @@ from qzoom_agent.data.image_column import headers_only
 from qzoom_agent.data.rows import RowSamples, refuse_rows
 from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError, QzoomError
+from qzoom_agent.evaluation.audit import audit_again
 from qzoom_agent.evaluation.run_log import COARSE, RunFolder, RunSpec, TaskSelection
 from qzoom_agent.evaluation.sample_result import (
     TAKE_GOLD,
@@ -272,7 +273,10 @@ def require_names(tasks: Sequence[Task]) -> None:
 def rescore(
     folder: RunFolder, tasks: Sequence[Task | str], *, scorer: str | Scorer | CustomScorer | None = None
 ) -> Results:
-    """Score the answers of a run and of its ablations again, with the tasks' scorers as they are now; ask nothing."""
+    """Score the answers of a run and of its ablations again, with the tasks' scorers as they are now; ask nothing.
+
+    The audit of a run is made again from these scores.
+    """
     for other in folder.ablations.values():
         rescore(other, tasks, scorer=scorer)
     scored_tasks, scorer = with_scorer(tasks, scorer)
@@ -280,7 +284,9 @@ def rescore(
     with folder.writing():
         rows = [row.rescored(known[row.task].scorers) if row.task in known else row for row in folder.latest()]
         folder.replace_rows(rows)
-        return _write_results(folder, scored_tasks, scorer)
+        results = _write_results(folder, scored_tasks, scorer)
+        audit_again(folder, scorer=scorer)
+        return results
 
 
 def _write_results(folder: RunFolder, tasks: Sequence[Task], scorer: str | None) -> Results:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.audit import Audit, audit, grey_policy
 from qzoom_agent.evaluation.report import write_run_report
 from qzoom_agent.evaluation.run_log import RunFolder
-from qzoom_agent.evaluation.runner import evaluate
+from qzoom_agent.evaluation.runner import evaluate, rescore
 from tests.evaluation.player import numbers, player
 
 N = 40
@@ -71,6 +72,28 @@ def test_a_policy_that_harms_and_one_without_effect(tmp_path: Path) -> None:
     assert worse.tasks["numbers"].verdict.startswith("Looking harms: -50.0 points")
     equal = audited(tmp_path / "b", explicit=easy, direct=lambda i: 0 < i < 17, blind=easy, random=easy)
     assert equal.tasks["numbers"].verdict.startswith("No effect of looking is shown: +0.0 points")
+
+
+def test_an_audit_is_made_again_when_its_run_is_scored_again(tmp_path: Path) -> None:
+    run, controls = runs(tmp_path, explicit=lambda i: i < 36, direct=easy, blind=easy, random=easy)
+    run.write("audit.json", audit(run, controls, scorer="clean").model_dump_json())
+
+    def lenient(text: str, sample: Sample) -> bool:
+        return bool(text)
+
+    def written() -> tuple[str, float]:
+        found = Audit.model_validate_json((run.path / "audit.json").read_text(encoding="utf-8")).tasks["numbers"]
+        return found.scorer, found.effects["gain"].difference
+
+    rescore(run, [numbers(N)], scorer=lenient)
+    assert written() == ("clean", 0.5), "its controls are elsewhere"
+    for name, other in controls.items():
+        (run.path / "ablations").mkdir(exist_ok=True)
+        other.path.rename(run.path / "ablations" / name)
+    rescore(run, [numbers(N)])
+    assert written() == ("clean", 0.5), "it keeps its scorer"
+    rescore(run, [numbers(N)], scorer=lenient)
+    assert written() == (f"{__name__}:{lenient.__qualname__}", 0.0)
 
 
 def test_controls_that_are_missing_are_named(tmp_path: Path) -> None:

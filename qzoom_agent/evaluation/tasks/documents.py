@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from qzoom_agent.data.columns import first_of, texts
+from qzoom_agent.data.columns import first_of, items
 from qzoom_agent.data.questions import SHORT, instructed
 from qzoom_agent.data.rows import HubTable, Row
 from qzoom_agent.evaluation.scorers import anls, chartqa, ocrbench, vqa
@@ -29,9 +29,14 @@ def _asks(instruction: str, written: Callable[[str], str] = str.strip) -> Callab
     return lambda row, answers: Asked(instructed(written(row["question"]), instruction))
 
 
+def _answers(cell: object) -> tuple[str, ...]:
+    """Return the answers in a cell: texts, or records with a field `answer`, as the VQA challenges have them."""
+    return tuple(str(one["answer"] if isinstance(one, Mapping) else one) for one in items(cell))
+
+
 def _chart_answers(cell: object) -> tuple[str, ...]:
     """Return the answer in a cell, or in the list that it holds; a text that reads like a list, "[Yes, No]", is one."""
-    return (cell,) if isinstance(cell, str) else texts(cell)
+    return (cell,) if isinstance(cell, str) else _answers(cell)
 
 
 def _ask_ocrbench(row: Row, answers: tuple[str, ...]) -> Asked:
@@ -67,7 +72,7 @@ DOCVQA: Final = Benchmark(
     kind="question_types",
     ask=_asks(SHORT),
     answer="answers",
-    answers=texts,
+    answers=_answers,
     scorers={"faithful": anls.faithful, "clean": anls.clean, "vlmevalkit": anls.kit},
     coarse_tokens=(256, 576),
 )
@@ -116,7 +121,7 @@ TEXTVQA: Final = Benchmark(
     id="question_id",
     ask=_asks(SHORT, str.capitalize),
     answer="answers",
-    answers=texts,
+    answers=_answers,
     scorers={"faithful": vqa.faithful, "clean": vqa.clean, "vlmevalkit": vqa.kit},
     coarse_tokens=(256, 576),
 )
@@ -135,7 +140,7 @@ OCRBENCH: Final = Benchmark(
     folders=("OCRBench_Images",),
     kind="question_type",
     ask=_ask_ocrbench,
-    answers=texts,
+    answers=_answers,
     scorers={"faithful": ocrbench.faithful, "clean": ocrbench.clean, "vlmevalkit": ocrbench.kit},
     aggregate=points,
     coarse_tokens=(128, 576),

@@ -138,6 +138,17 @@ def test_chartqa_as_a_table_with_lists_and_classes(tmp_path: Path) -> None:
     assert TASKS["chartqa"].scorers["faithful"]("14.5", read[0]).value == 1.0  # type: ignore[arg-type,union-attr]
 
 
+@pytest.mark.parametrize("name", ["docvqa", "textvqa"])
+def test_answers_as_records_of_the_vqa_challenges(name: str, tmp_path: Path) -> None:
+    answers = [{"answer": text, "answer_confidence": "yes", "answer_id": at} for at, text in enumerate(("a", "b"))]
+    row = {"question": "?", "image": files.base64_png(files.draw("a")), "answers": answers}
+    path = written(tmp_path / "rows.json", [row, row | {"answers": [{"text": "a"}]}])
+    read = TASKS[name].load(TaskSource(path=str(path)))
+    assert read[0].answers == ("a", "b")
+    with pytest.raises(ConfigError, match=r"Row 2 .*cannot be asked: KeyError: 'answer'"):
+        read[1]
+
+
 def test_a_publishers_file_as_questions_of_ones_own_and_for_training(tmp_path: Path) -> None:
     path = docvqa(tmp_path)
     assert [one.answers for one in find_task(str(path)).load(TaskSource())] == [("7", "page 7"), ("x",)]

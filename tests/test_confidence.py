@@ -107,6 +107,8 @@ def test_eval_calibrate_makes_a_model_sure_of_what_it_gets_right(
     assert found.of(0.5, policy="direct", temperature=0) == pytest.approx(0.1, abs=0.06)
     held = list(known_answers([RunFolder(tmp_path / "other")]))
     assert (expected_error(found, held) or 0) < 0.08
+    twice = [RunFolder(tmp_path / "other"), RunFolder(tmp_path / "fit" / ".." / "other")]
+    assert list(known_answers(twice)) == held, "a run that is named twice counts once"
     assert "held out" in capsys.readouterr().out
     plain = fingerprint(str(tmp_path / "model"))
     out.unlink()

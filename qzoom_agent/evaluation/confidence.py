@@ -49,7 +49,7 @@ def known_answers(
     Raises:
         ConfigError: A run was sampled or has no known answers, is of another model, or has no such scorer.
     """
-    for folder in runs:
+    for folder in {one.path.resolve(): one for one in runs}.values():  # a run that is named twice counts once
         _require_fit(folder, like or runs[0], scorer)
         policy = folder.config.policy or ""
         for row in folder.in_order():

@@ -305,7 +305,9 @@ def compile_graph(
 
 @cache
 def _compiled() -> CompiledStateGraph[State, Context, State, State]:
-    return _builder().compile(name="qzoom")
+    # Within a node of somebody else's graph it would else share that graph's checkpoints, and a node that is run again
+    # after an interrupt would be given the answer to what it asked before.
+    return _builder().compile(checkpointer=False, name="qzoom")
 
 
 def to_record(state: State) -> QuestionRecord:

@@ -12,8 +12,11 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, StateGraph
+from langgraph.types import Command, interrupt
 
 from qzoom_agent.agent import Agent
+from qzoom_agent.answer import Answer
 from qzoom_agent.errors import ConfigError
 from tests.test_resume import IMAGE, SCRIPT, recording
 
@@ -53,6 +56,32 @@ def test_a_run_resumes_from_a_checkpointer_that_is_given() -> None:
 def test_its_images_may_outlive_the_agent(tmp_path: Path) -> None:
     interrupted_run_resumes(InMemorySaver(), tmp_path)
     assert list((tmp_path / "one").glob("*.png")) and not (tmp_path / "episodes.sqlite").exists()
+
+
+@pytest.mark.parametrize("form", ["run", "stream", "chat"])
+def test_a_node_of_another_graph_that_is_run_again_asks_again(form: str) -> None:
+    """The checkpoints of the graph around it are not those of the run."""
+    agent, records = Agent(recording([])), list[Answer]()
+
+    def node(state: dict[str, Any]) -> dict[str, Any]:
+        question = f"What? {len(records)}"
+        if form == "run":
+            records.append(agent.run(IMAGE, question))
+        elif form == "chat":
+            records.append(agent.chat(IMAGE).ask(question))
+        else:
+            *events, last = agent.stream(IMAGE, question)
+            assert last.answer is not None and "view" in {event.kind for event in events}
+            records.append(last.answer)
+        return {"said": interrupt("Is that right?")}
+
+    around = StateGraph(dict).add_node("ask", node).add_edge(START, "ask").compile(checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "one"}}
+    around.invoke({}, thread)
+    assert around.invoke(Command(resume="yes"), thread) == {"said": "yes"}
+    first, second = records
+    assert (first.record.question, second.record.question) == ("What? 0", "What? 1")
+    assert second.boxes == first.boxes and len(second.store.shown) == len(first.store.shown) > 1
 
 
 def test_anything_else_is_no_checkpointer() -> None:

@@ -36,7 +36,7 @@ def views(answer: Answer) -> list[Panel]:
     """Return the original, the coarse view and the crop of a run, each with what it costs."""
     original, coarse = answer.store.view("original"), answer.store.view("coarse")
     crop = next(view for view in answer.trace.views if view.kind == "crop")
-    marked = answer.store.image("original").copy()
+    marked = answer.store.image("original")
     ImageDraw.Draw(marked).rectangle(crop.box, outline=(220, 30, 40), width=5)
     full = round(original.width * original.height / 28**2)
     return [
@@ -62,7 +62,7 @@ def looks(agent: Agent, asked: Sequence[dict[str, Any]]) -> list[Panel]:
 def steps(answer: Answer) -> list[Panel]:
     """Return the board of a question in several steps, with its crops in order."""
     crops = [view for view in answer.trace.views if view.kind == "crop"]
-    marked = answer.store.image("original").copy()
+    marked = answer.store.image("original")
     for number, crop in enumerate(crops, 1):
         draw = ImageDraw.Draw(marked)
         draw.rectangle(crop.box, outline=(220, 30, 40), width=5)

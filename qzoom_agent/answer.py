@@ -149,7 +149,7 @@ class Answer:
         """Return an `<img>` of each original with the boxes of the crops."""
         found = []
         for view in self.store.originals:
-            image = self.store.image(view.id).copy()
+            image = self.store.image(view.id)
             image.thumbnail((_PICTURE, _PICTURE))
             scale = image.width / view.width
             for x1, y1, x2, y2 in (box for number, box in self.evidence if number == view.image):

@@ -229,8 +229,8 @@ class ViewStore:
         return self._views[view_id]
 
     def image(self, view_id: str) -> Image.Image:
-        """Return the pixels of a view exactly as shown, RGB. Raises BoxError if there is no such view."""
-        return self._images[self.view(view_id).id]
+        """Return the pixels of a view exactly as shown, RGB, to keep and change. Raises BoxError for no such view."""
+        return self._images[self.view(view_id).id].copy()
 
     def to_original(self, box: Box) -> Box:
         """Convert a box of any view, in any frame, into original pixels. Raises BoxError if there is no such view."""
@@ -338,8 +338,8 @@ class ViewStore:
     def full_size(self, view_id: str) -> Image.Image:
         """Return the pixels of a view as they were before it was resized to be shown. Raises BoxError for no view."""
         held = self.view(view_id).extent
-        image = self.image(held.view)
-        return image if held.as_list() == [0, 0, *image.size] else cut(image, held.clamp(image.size))
+        image = self._images[held.view]
+        return image.copy() if held.as_list() == [0, 0, *image.size] else cut(image, held.clamp(image.size))
 
     def drop_after(self, count: int) -> None:
         """Drop all but the first `count` views; files of their pixels stay."""
@@ -358,7 +358,7 @@ class ViewStore:
     def _add_resized(
         self, kind: Kind, box: Box, size: Size, *, parent: str, tokens: int, kept: Kept | None = None
     ) -> View:
-        image = self.image(box.view)
+        image = self._images[box.view]
         if (int(box.width), int(box.height)) != image.size:
             image = cut(image, box)
         if size != image.size:

@@ -53,6 +53,14 @@ def test_a_crop_is_cut_from_the_original_and_resized_once():
     assert store.image("coarse") == original.resize((252, 196), Image.Resampling.BICUBIC)
 
 
+def test_whoever_gets_an_image_may_change_it():
+    store = filled_store()
+    for view in store.views:
+        store.image(view.id).thumbnail((8, 8))
+        store.full_size(view.id).paste("red", (0, 0, 90, 70))
+        assert digest(store.image(view.id)) == view.digest
+
+
 @pytest.mark.parametrize(("shrunk", "apart"), [(7, 0), (9, 3), (18, 3)])
 def test_what_is_shrunk_much_is_as_if_it_were_resized_at_once(shrunk, apart):
     small = Image.fromarray(noise()).resize((90, 70), Image.Resampling.BICUBIC)

@@ -111,7 +111,7 @@ def look_with(
     Raises:
         BackendError: It is no `PerceptionRecord`, or has a box without finite numbers.
     """
-    name = name_of(perceiver)
+    name, size = name_of(perceiver), image.size  # before the perceiver shrinks the image in place
     seen = perceiver.look(image, question, options=options, map_always=map_always)
     if not isinstance(seen, PerceptionRecord):
         raise BackendError(
@@ -122,7 +122,7 @@ def look_with(
     if not all(box.finite for box in given):
         raise BackendError(f"The perceiver '{name}' proposed a box with a number that is not finite: {seen.boxes}.")
     margin = seen.margin if options.margin is None else options.margin
-    boxes = [box.ordered().clamp(image.size).padded(margin).clamp(image.size) for box in given]
+    boxes = [box.ordered().clamp(size).padded(margin).clamp(size) for box in given]
     known = len(seen.cells) == len(seen.boxes)
     return seen.model_copy(
         update={
@@ -130,7 +130,7 @@ def look_with(
             "aligned": False,  # the model that answers takes a crop as an image of its own
             "further": False,  # a perceiver is shown the image alone, no crops
             "boxes": [box.corners for box in boxes],
-            "cells": seen.cells[: len(boxes)] if known else [_in_cells(box, seen.heat, image.size) for box in boxes],
+            "cells": seen.cells[: len(boxes)] if known else [_in_cells(box, seen.heat, size) for box in boxes],
             "route": "zoom" if boxes else "direct",
         }
     )

@@ -43,7 +43,7 @@ class Views:
 
     def image(self, view: str = "coarse") -> Image.Image:
         """Return a view, not reduced to what the model was shown. Raises BoxError if there is no such view."""
-        return self._store.full_size(self.view(view).id).copy()
+        return self._store.full_size(self.view(view).id)
 
     def view(self, name: str) -> View:
         """Return the record of a view, by its id in any spelling. Raises BoxError if there is no such view."""

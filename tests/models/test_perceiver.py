@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from qzoom_agent.agent import Agent
+from qzoom_agent.answer import Answer
 from qzoom_agent.cli.ask import follow
 from qzoom_agent.cli.console import Console
 from qzoom_agent.cli.main import main
@@ -86,6 +87,17 @@ def test_budgets_and_policies_hold_for_its_crops() -> None:
     hybrid = agent.replace(policy="hybrid", **{"budget.max_views": 4}).run(IMAGE, "which?")
     assert hybrid.trace.usage.inserted == 1
     assert Agent(answering([]), perceiver=Finder()).run(IMAGE, "which?").trace.usage.inserted == 0
+
+
+def test_a_perceiver_may_shrink_the_image_that_it_is_given(tmp_path: Path) -> None:
+    class Small(Finder):
+        def look(self, image: Image.Image, *given: Any, **options: Any) -> PerceptionRecord:
+            image.thumbnail((64, 64))
+            return super().look(image, *given, **options)
+
+    answer = Agent(answering([]), perceiver=Small(HOT)).run(IMAGE, "which?")
+    assert answer.boxes == [HOT]
+    assert Answer.load(answer.save(tmp_path)).boxes == [HOT]
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,13 @@ def find(name: str, *, kind: str, known: Mapping[str, Any]) -> Any:
     if is_reference(name):
         return _imported(name, kind)
     group = GROUPS[kind]
-    installed = {point.name: point for point in entry_points(group=group)}
+    points = entry_points(group=group)
+    installed = {point.name: point for point in points}
+    if len(meant := sorted({point.value for point in points if point.name == name})) > 1:
+        raise ConfigError(
+            f"Several installed packages have a {kind} '{name}': {', '.join(meant)}. Write which one is meant in place "
+            "of the name, or uninstall the others."
+        )
     if name in installed:
         try:
             return installed[name].load()
@@ -101,12 +107,27 @@ def find(name: str, *, kind: str, known: Mapping[str, Any]) -> Any:
 
 
 def reference(value: Any) -> str:
-    """Return `module:name` of an object, under which `find` gives it, or its class, again where it can be imported."""
-    value = value.func if isinstance(value, partial) else value
+    """Return `module:name` of an object, under which `find` gives it, or its class, again where it can be imported.
+
+    The arguments of a `functools.partial` follow it: with others it is another extension, which no name imports.
+    """
+    if isinstance(value, partial):
+        return reference(value.func) + bound_arguments(value)
     named = value if hasattr(value, "__qualname__") else type(value)
     members = vars(sys.modules.get(named.__module__, sys))
     own = next((name for name, member in members.items() if member is value), named.__qualname__)
     return f"{named.__module__}:{own}"
+
+
+def bound_arguments(value: partial[Any]) -> str:
+    """Return the arguments of a partial in brackets, such as "(limit=20)"; of those that may change, the class.
+
+    Without arguments, the text is empty.
+    """
+    given = [*(("", one) for one in value.args), *((f"{key}=", one) for key, one in sorted(value.keywords.items()))]
+    plain = str | int | float | None
+    written = ", ".join(key + (repr(one) if isinstance(one, plain) else reference(one)) for key, one in given)
+    return written and f"({written})"
 
 
 def satisfying(value: Any, protocol: type, *arguments: object, kind: str) -> Any:

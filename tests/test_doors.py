@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,18 @@ def test_an_object_is_recorded_by_its_name() -> None:
     assert config.protocol == f"{__name__}:SHOUTING"
     assert config.review.rule == f"{__name__}:never"
     assert config.tool == f"{__name__}:TopLeft"
+
+
+def test_a_partial_is_recorded_with_its_arguments_and_resumes(tmp_path: Path) -> None:
+    def most(plan: ZoomPlan, shown: Sequence[View], context: ReviewContext, *, crops: int) -> ReviewDecision:
+        return ReviewDecision("" if context.crops_read < crops else "enough", {}, "Enough.")
+
+    none, one = (agent(rule=partial(most, crops=crops), state_dir=tmp_path) for crops in (0, 1))
+    assert none.config.review.rule != one.config.review.rule
+    assert not none.run(IMAGE, "What?", thread="a").boxes and one.run(IMAGE, "What?", thread="b").boxes
+    assert one.resume("b").status == "answered"
+    with pytest.raises(ConfigError, match=r"no policy rule '.*most\(crops=1\)'"):
+        none.resume("b")
 
 
 def test_unset_doors_leave_no_trace_in_a_configuration() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from textwrap import shorten
 
 import pytest
 
@@ -34,6 +36,27 @@ def test_an_entry_point_of_an_installed_package(monkeypatch: pytest.MonkeyPatch)
         extensions.find("bad", kind="scorer", known=KNOWN)
     with pytest.raises(ConfigError, match=r"no scorer .good2.. Known: bad, exact, good\. .*qzoom_agent\.scorers"):
         extensions.find("good2", kind="scorer", known=KNOWN)
+
+
+def test_a_name_that_two_packages_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def points(*values: str) -> None:
+        found = EntryPoints(EntryPoint("short", value, "qzoom_agent.scorers") for value in values)
+        monkeypatch.setattr(extensions, "entry_points", lambda group: found.select(group=group))
+
+    points("textwrap:dedent", "textwrap:shorten")
+    with pytest.raises(ConfigError, match=r"Several .* a scorer 'short': textwrap:dedent, textwrap:shorten\. Write"):
+        extensions.find("short", kind="scorer", known=KNOWN)
+    points("textwrap:dedent", "textwrap:dedent")  # one package, found in two places of the path
+    assert extensions.find("short", kind="scorer", known=KNOWN)("  a") == "a"
+
+
+def test_partials_with_other_arguments_have_other_names() -> None:
+    named = extensions.reference(partial(shorten, width=20))
+    assert named == "textwrap:shorten(width=20)" == extensions.reference(partial(shorten, width=20))
+    assert extensions.reference(partial(shorten, "a", width=[1])) == "textwrap:shorten('a', width=builtins:list)"
+    assert extensions.reference(partial(shorten, placeholder=shorten)) == (
+        "textwrap:shorten(placeholder=textwrap:shorten)"
+    )
 
 
 @pytest.mark.parametrize(

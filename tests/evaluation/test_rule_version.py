@@ -147,3 +147,19 @@ def test_replies_that_are_sentences_are_counted(tmp_path: Path) -> None:
         pytest.approx(2 / 3),
         pytest.approx(1 / 3),
     )
+
+
+def at_most(limit: int, answer: str, sample: Sample) -> bool:
+    return len(answer) <= limit
+
+
+def test_a_scorer_with_other_arguments_is_another_rule(tmp_path: Path) -> None:
+    for limit, accuracy in ((0, 0), (100, 1)):
+        task = replace(numbers(2), scorers={"short": partial(at_most, limit)})
+        result = evaluate(player(), [task], out=tmp_path / "named", source=TaskSource(n=2))
+        assert result.tasks["numbers"].accuracy == accuracy
+        given = evaluate(
+            player(), [numbers(2)], out=tmp_path / "given", source=TaskSource(n=2), scorer=task.scorers["short"]
+        )
+        assert given.tasks["numbers"].accuracy == accuracy
+    assert rule_version(partial(at_most, 3)) == rule_version(partial(at_most, 3)) != rule_version(at_most)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, JsonValue
 
 from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.extensions import calling, reference
+from qzoom_agent.extensions import bound_arguments, calling, reference
 
 RULES: Final = "2"
 """Version of this package's scorers: raised with every change that can change a score."""
@@ -151,16 +151,20 @@ def public_rule(scorer: Callable[..., Any]) -> PublicRule | None:
 
 
 def rule_version(scorer: Callable[..., Any]) -> str:
-    """Return the version of a scorer: its attribute `version`, else a digest of the file it stands in; or empty."""
+    """Return the version of a scorer: its attribute `version`, else a digest of the file it stands in; or empty.
+
+    With other arguments, a `functools.partial` is another version.
+    """
     version = getattr(scorer, "version", None)
     if isinstance(version, str):
         return version
-    made = inspect.unwrap(scorer)
+    made: Any = inspect.unwrap(scorer)
+    given = ""
     while isinstance(made, partial):
-        made = made.func
+        made, given = made.func, bound_arguments(made) + given
     try:
         held: Any = made if hasattr(made, "__code__") or isinstance(made, type) else type(made)
-        return _source_version(held)
+        return _source_version(held) + given
     except (OSError, TypeError):
         return ""
 

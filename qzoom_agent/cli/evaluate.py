@@ -24,6 +24,7 @@ from qzoom_agent.cli.console import Console, Progress, opening, print_table, pri
 from qzoom_agent.cli.main import BACKEND, OK
 from qzoom_agent.cli.options import add_agent_flags, add_column_flag, load_agent, read_config
 from qzoom_agent.errors import ConfigError, redact
+from qzoom_agent.extensions import calling
 from qzoom_agent.files import require_file, require_folder, write_text
 
 if TYPE_CHECKING:
@@ -293,7 +294,8 @@ def _dry_run(
     print(f"run folder: {out}")
     for task in tasks:
         samples, part, places = loaded[task.name]
-        first = samples[places[0]]
+        with calling(task.name, kind="task"):
+            first = samples[places[0]]
         partial = " (partial)" if part.partial else ""
         asked = f"{part.planned} of {part.total} questions{partial}"
         scorers = sorted(task.scorers, key=lambda name: name != args.scorer)  # the one that leads first

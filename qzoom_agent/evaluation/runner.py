@@ -51,6 +51,7 @@ from qzoom_agent.evaluation.stats import require_scipy
 from qzoom_agent.evaluation.summary import Results, summarise
 from qzoom_agent.evaluation.tasks.catalog import with_scorer
 from qzoom_agent.evaluation.tasks.task import CustomScorer, Scorer, Task
+from qzoom_agent.extensions import calling
 from qzoom_agent.files import first_fault
 
 _Item = TypeVar("_Item")
@@ -246,9 +247,10 @@ def select(
     found = {}
     for task in tasks:
         own = source._replace(path=(paths or {}).get(task.name, source.path))
-        samples = task.load(own)
         tokens = None if own_budget else task.coarse_tokens
-        selection, places = plan(samples, own, limit=limit, coarse_tokens=tokens, reference=task.reference)
+        with calling(task.name, kind="task"):
+            samples = task.load(own)
+            selection, places = plan(samples, own, limit=limit, coarse_tokens=tokens, reference=task.reference)
         if isinstance(samples, RowSamples):
             wrong = samples.problems(places)
             told = {samples.rows.number(place): wrong[place] for place in wrong}
@@ -347,14 +349,15 @@ class TaskRun:
         about = partial(
             asked, index=place, repeat=repeat, seed=self.seed, config=self.agent.config, weights=self.weights
         )
-        try:
-            digest = self.row_digest(place)
-            if known is not None and digest and known.row == digest:
-                return known.completed(self.task.scorers), False
-            sample = self.samples[place]
-        except QzoomError as error:  # it belongs to the task, so it counts
-            sample = self._unread(place)
-            return self._failed(about(sample, image=""), sample, error), True
+        with calling(self.task.name, kind="task"):
+            try:
+                digest = self.row_digest(place)
+                if known is not None and digest and known.row == digest:
+                    return known.completed(self.task.scorers), False
+                sample = self.samples[place]
+            except QzoomError as error:  # it belongs to the task, so it counts
+                sample = self._unread(place)
+                return self._failed(about(sample, image=""), sample, error), True
         sample = self._own(sample, place)
         if known is not None and known.key == (told := about(sample, image=image_digest(sample.image)))["key"]:
             current = known.under(told, self.task.scorers)
@@ -367,6 +370,11 @@ class TaskRun:
         """Return a sample under this task's name: a task from outside this package may read another's samples."""
         if not isinstance(sample, Sample):
             raise ConfigError(f"The task {self.task.name!r} gave {sample!r:.80} as question {place}, not a Sample.")
+        if wrong := [one for one in sample.images if not isinstance(one, PIL.Image.Image)]:
+            raise ConfigError(
+                f"The task {self.task.name!r} gave {wrong[0]!r:.80} as an image of question {place}, not an image of "
+                "Pillow. qzoom_agent.load_image reads a file as one."
+            )
         return sample if sample.task == self.task.name else replace(sample, task=self.task.name)
 
     def _unread(self, place: int) -> Sample:

@@ -157,6 +157,28 @@ def test_samples_that_are_none_are_refused(tmp_path: Path) -> None:
         evaluate(player(), [task], out=tmp_path)
 
 
+@pytest.mark.parametrize("what", ["load", "sample", "kinds"])
+def test_a_task_that_fails_is_named_with_the_line(what: str, tmp_path: Path) -> None:
+    class Broken(list[Any]):
+        kinds = ["number"] * 4
+
+        def __getitem__(self, index: Any) -> Any:
+            return {"question": "?"}["image"]
+
+    def load(source: TaskSource) -> Any:
+        return {"load": lambda: 1 / 0, "sample": lambda: Broken([1] * 4), "kinds": lambda: [1] * 4}[what]()
+
+    with pytest.raises(ConfigError, match=r"The task 'numbers' failed with \w*Error: .*, line \d+\)"):
+        evaluate(player(), [replace(numbers(), load=load)], out=tmp_path, limit=2)
+
+
+@pytest.mark.parametrize("image", ["board.png", None])
+def test_an_image_that_is_not_one_of_pillow_is_refused(image: Any, tmp_path: Path) -> None:
+    task = replace(numbers(), load=lambda _: [Sample("0", "numbers", "k", image, "Which?", "1")])  # type: ignore[arg-type,return-value]
+    with pytest.raises(ConfigError, match=f"gave {image!r} as an image of question 0.*load_image reads a file"):
+        evaluate(player(), [task], out=tmp_path)
+
+
 # ---- entry points --------------------------------------------------------------------------------------------------
 
 

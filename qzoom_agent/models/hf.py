@@ -297,8 +297,9 @@ def load_backend(model: str = "nano", *, check: bool = True, **how: Any) -> HFBa
     Raises:
         ConfigError, BackendError: as `HFBackend.load`; or branches were given that cannot be used.
     """
-    loaded = HFBackend.load(model, check=False, **how)
-    reason = difference(loaded) if check else ""
+    with torch.random.fork_rng(devices=[]):  # the first weights of a gate are drawn, and a user's seed is the user's
+        loaded = HFBackend.load(model, check=False, **how)
+        reason = difference(loaded) if check else ""
     if not reason:
         return loaded
     if how.get("branches"):

@@ -5,6 +5,7 @@ import torch
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.models import SamplingParams
+from qzoom_agent.models.hf import load_backend
 from qzoom_agent.models.hf_generation import Sampler
 
 
@@ -35,3 +36,9 @@ def test_a_token_is_not_drawn_from_logits_that_are_not_finite(value: float, temp
     else:
         with pytest.raises(BackendError, match="not finite"):
             sampler(logits)
+
+
+def test_loading_a_model_takes_nothing_of_the_users_seed() -> None:
+    before = torch.random.get_rng_state()
+    assert load_backend("nano", check=False).perceives
+    assert torch.equal(torch.random.get_rng_state(), before)

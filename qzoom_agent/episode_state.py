@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Final, Literal, NotRequired, cast, get_args, get_origin, get_type_hints
@@ -221,7 +222,14 @@ class Context:
         )
         before = [] if alone else state["messages"]
         session = self.open(state["placed"], alone=alone)
-        return session.reply([*before, *asked], settings=settings, on_text=on_text)
+        talk = deepcopy([*before, *asked])  # somebody's session may put the pixels into the messages themselves
+        reply = session.reply(talk, settings=settings, on_text=on_text)
+        if not isinstance(reply, Reply):
+            raise BackendError(
+                f"The model '{self.backend.name}' returned a {type(reply).__name__} from reply(). It has to return a "
+                "qzoom_agent.models.interface.Reply."
+            )
+        return reply
 
     def read(self, turn: Turn, *, views: int | None = None) -> Parsed:
         """Parse a turn; one that its limit of tokens cut off has neither an answer nor a call.

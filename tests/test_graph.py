@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -253,6 +254,13 @@ def test_a_failing_backend_is_a_status_and_keeps_what_was_done(error: Exception,
     assert (answer.status, answer.text, answer.trace.error) == ("error", "", says)
     assert decisions(answer) == ["served"]
     assert says in str(answer)
+
+
+def test_a_reply_that_is_none_is_named() -> None:
+    backend = ScriptedBackend(["42"])
+    backend.session = lambda image: SimpleNamespace(reply=lambda *_, **__: "42", close=bool)  # type: ignore[method-assign,assignment,return-value]
+    answer = Agent(backend).run(IMAGE, "What?")
+    assert answer.status == "error" and "'scripted' returned a str from reply()" in str(answer.trace.error)
 
 
 def test_each_turn_extends_the_conversation_and_never_rewrites_it() -> None:

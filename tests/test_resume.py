@@ -6,9 +6,12 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -17,6 +20,7 @@ from qzoom_agent import Agent, AgentConfig
 from qzoom_agent.answer import Answer
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.messages import Message
+from qzoom_agent.models.interface import ImageSource, Reply, Session
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.trace import PerceptionRecord
 
@@ -238,3 +242,31 @@ def test_a_locked_file_of_steps_is_named(tmp_path: Path, monkeypatch: pytest.Mon
             next(events)
         other.rollback()
         assert agent.run(IMAGE, "What?", thread="two").text == "42"
+
+
+class InPlace(ScriptedBackend):
+    """A model whose session puts the pixels into the messages that it is given, as many chat templates want them."""
+
+    def session(self, image: ImageSource) -> Session:
+        inner = super().session(image)
+
+        class Filling:
+            close = inner.close
+
+            def reply(self, messages: Sequence[Message], **how: Any) -> Reply:
+                reply = inner.reply(deepcopy(list(messages)), **how)
+                for part in (part for message in messages for part in message["content"] if part["type"] == "image"):
+                    part["image"] = image(part.pop("view"))  # type: ignore[typeddict-unknown-key,misc]
+                return reply
+
+        return Filling()
+
+
+def test_a_session_may_put_pixels_into_the_messages_it_is_given(tmp_path: Path) -> None:
+    agent = Agent(InPlace(SCRIPT * 3), config=CONFIG, state_dir=tmp_path)
+    plain = Agent(ScriptedBackend(SCRIPT), config=CONFIG).run(IMAGE, "What?")
+    answer = agent.run(IMAGE, "What?", thread="one")
+    assert (answer.text, answer.boxes) == (plain.text, plain.boxes)
+    assert agent.resume("one").trace == answer.trace
+    with agent.chat(IMAGE, history=True) as chat:
+        assert [chat.ask("What?").text, chat.ask("And now?").text] == ["42", "42"]

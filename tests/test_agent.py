@@ -461,7 +461,7 @@ def test_nothing_but_the_answer_keeps_the_pixels() -> None:
     gc.disable()
     try:
         answer = agent().run(IMAGE, "What?")
-        pixels = weakref.ref(answer.store.image(answer.trace.views[-1].id))
+        pixels = weakref.ref(answer.store._images[answer.trace.views[-1].id])  # those kept: `image` returns a copy
         assert pixels() is not None
         del answer
         assert pixels() is None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from copy import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -428,7 +429,7 @@ class Agent:
         if workers <= 1:
             return [one(pair) for pair in pairs]
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(one, pairs))
+            return list(pool.map(lambda here, pair: here.run(one, pair), [copy_context() for _ in pairs], pairs))
 
     def side_by_side(self, workers: int | None = None, *, most: int | None = None) -> tuple[Agent, int]:
         """Return the agent for runs in several threads, whose questions a local model computes together, and how many.

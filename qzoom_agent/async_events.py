@@ -71,7 +71,7 @@ async def result_of(work: Callable[[], T], receiver: Receiver) -> T:
 
 
 async def events_of(stream: Iterator[T], receiver: Receiver | None = None) -> AsyncGenerator[T]:
-    """Yield what a generator yields, which a thread runs from its first item to its last.
+    """Yield what a generator yields, which a thread runs from its first item to its last, in this task's context.
 
     Where the receiver stops early or is cancelled, the generator is closed at its next item, and its errors count no
     longer. Else they are raised here.
@@ -89,7 +89,7 @@ async def events_of(stream: Iterator[T], receiver: Receiver | None = None) -> As
         finally:
             loop.call_soon_threadsafe(items.put_nowait, end)
 
-    thread = loop.run_in_executor(receiver.threads, follow)
+    thread = loop.run_in_executor(receiver.threads, partial(copy_context().run, follow))
     try:
         while (item := await items.get()) is not end:
             yield item

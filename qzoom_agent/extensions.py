@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
 from importlib.metadata import entry_points
 from inspect import signature
@@ -53,13 +54,13 @@ def calling(name: str, *, kind: str) -> Iterator[None]:
 
 
 def awaited(value: Any) -> Any:
-    """Return the result of an awaitable, from a loop in a thread of its own: one may run in this, as in notebooks."""
+    """Return the result of an awaitable, in this context but from a loop in another thread: one may run in this."""
 
     async def wait() -> Any:
         return await value
 
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, wait()).result()
+        return pool.submit(copy_context().run, asyncio.run, wait()).result()
 
 
 def is_reference(name: str) -> bool:

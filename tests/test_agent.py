@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import Any
 
@@ -454,6 +455,41 @@ def test_an_answer_that_is_kept_or_sent_to_another_process_leaves_the_model_behi
     del chat, backend
     gc.collect()
     assert chat_gone() is None and backend_gone() is None and answer.text
+
+
+def test_every_form_of_a_run_has_the_context_variables_of_its_caller() -> None:
+    tenant = ContextVar("tenant", default="nobody")
+
+    def called() -> str:
+        """Return the tenant."""
+        return tenant.get()
+
+    async def awaited() -> str:
+        """Return the tenant."""
+        return tenant.get()
+
+    def reply(messages: list[Message]) -> str:
+        calls = [f'<tool_call>{{"name": "{name}", "arguments": {{}}}}</tool_call>' for name in ("called", "awaited")]
+        return tenant.get() if len(messages) > 2 else "".join(calls)
+
+    def heard(answer: Answer | None) -> list[str]:
+        assert answer is not None
+        return [answer.text, *(call.text for call in answer.trace.turns[0].calls)]
+
+    one, pairs = Agent(ScriptedBackend(reply, protocol="qwen3vl"), tools=[called, awaited]), [(IMAGE, "What?")] * 2
+
+    async def main() -> list[list[str]]:
+        events = [event async for event in one.astream(IMAGE, "What?")]
+        answers = [await one.arun(IMAGE, "What?"), events[-1].answer, *await one.abatch(pairs, workers=2)]
+        return list(map(heard, answers))
+
+    def outside() -> list[list[str]]:
+        tenant.set("acme")
+        *_, last = one.stream(IMAGE, "What?")
+        answers = [one.run(IMAGE, "What?"), last.answer, *one.batch(pairs, workers=2)]
+        return [*map(heard, answers), *asyncio.run(main())]
+
+    assert copy_context().run(outside) == [["acme"] * 3] * 8
 
 
 def test_nothing_but_the_answer_keeps_the_pixels() -> None:

@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -426,7 +427,7 @@ def _side_by_side(work: Callable[[_Item], _Result], items: Sequence[_Item], work
     with ThreadPoolExecutor(workers) as pool:
         pending: set[Future[_Result]] = set()
         for item in items:
-            pending.add(pool.submit(work, item))
+            pending.add(pool.submit(copy_context().run, work, item))
             if len(pending) == workers:
                 finished, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in finished)

@@ -180,6 +180,8 @@ class CropPolicy:
             decision = rule(*arguments)
         if not isinstance(decision, ReviewDecision):
             raise ConfigError(f"The policy rule {name!r} returned {decision!r:.80}. Return a ReviewDecision.")
+        if wrong := {key: one for key, one in decision.numbers.items() if not hasattr(one, "__float__")}:
+            raise ConfigError(f"The policy rule {name!r} returned {wrong!r:.80} among its numbers. Give numbers alone.")
         return decision
 
     def room(self, shown: Sequence[View], tokens: int) -> ReviewDecision:

@@ -1,7 +1,7 @@
 """A call from the model's text to the reply it reads: plan, review, cut or run, answer.
 
 The agent loop and the environments for reinforcement learning both serve calls here, so a model meets the same tool,
-policy and words everywhere. A call never raises.
+policy and words everywhere. A call never raises, but for a tool or a rule of somebody else that fails.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, cast
 
-from qzoom_agent.errors import ImageError
+from qzoom_agent.errors import ConfigError, ImageError
+from qzoom_agent.extensions import calling, reference
 from qzoom_agent.geometry import Box, Size, fit_tokens, tokens
 from qzoom_agent.images import MAX_PIXELS, digest
 from qzoom_agent.messages import Message, plain_text, text_part
@@ -22,7 +23,7 @@ from qzoom_agent.trace import Approval, CallRecord, Decision, PendingCall, Perce
 from qzoom_agent.views import View, ViewStore, coarse_id, original_id
 from qzoom_agent.zoom.own_tools import OwnTool, ToolOutput
 from qzoom_agent.zoom.tool_images import Views
-from qzoom_agent.zoom.zoom import Tool, Zoom, ZoomConfig, ZoomPlan
+from qzoom_agent.zoom.zoom import Tool, Zoom, ZoomConfig, ZoomPlan, ZoomResult
 
 PERSON: Final = "person"
 """Code of calls that a person has moved or refused."""
@@ -83,7 +84,7 @@ class ToolCallExecutor:
         if box is None:
             return self._deny(call, "failed", "The call has no box. Give x1, y1, x2, y2.")
         shown, context = self.store.shown, self._context(call.view)
-        plan = self.tool.plan(self.store, box)
+        plan = self._plan(box)
         twin = same_crop(plan, shown[self.views_read :], context.config)
         if twin is not None:
             return self._deny(call, "refused", _REPEATED.format(view=context.name(twin)), code="repeated")
@@ -100,7 +101,9 @@ class ToolCallExecutor:
         if plan is None:
             return self._run(call, review, approval)
         shown = self.store.shown
-        cut = self.tool.cut(self.store, plan, label=call.label)
+        with calling(reference(self.tool), kind="tool"):
+            cut = self.tool.cut(self.store, plan, label=call.label)
+        self._require(cut, ZoomResult)
         if cut.view is None:
             return self._deny(call, "failed", cut.error or "", review.numbers)
         notes = [*([review.reason] if review.reason else []), *cut.notes]
@@ -122,6 +125,17 @@ class ToolCallExecutor:
         if review.code == PERSON and not any(review.reason in plain_text(one) for one in messages):
             messages[-1]["content"].append(text_part(review.reason))  # a format without notes must say it too
         return CallOutcome(record, messages, None)
+
+    def _plan(self, box: Box) -> ZoomPlan:
+        with calling(reference(self.tool), kind="tool"):
+            plan = self.tool.plan(self.store, box)
+        self._require(plan, ZoomPlan)
+        return plan
+
+    def _require(self, given: object, wanted: type) -> None:
+        """Raise ConfigError if a tool of somebody else returned another type."""
+        if not isinstance(given, wanted):
+            raise ConfigError(f"The tool {reference(self.tool)!r} returned {given!r:.80}. Return a {wanted.__name__}.")
 
     def pending(self, call: ToolCall, found: Considered, turn: Turn) -> PendingCall:
         """Return a reviewed call as a person is asked about it."""
@@ -189,7 +203,7 @@ class ToolCallExecutor:
             refused_turns=self.refused_turns,
             crops_read=sum(view.kind == "crop" and view.id not in self.earlier for view in shown[: self.views_read]),
             image=self.store.original(coarse.id).size,
-            replan=lambda other: self.tool.plan(self.store, other),
+            replan=self._plan,
             name=names.__getitem__,
             write=lambda other: format_box(other, coarse, self.protocol.frame),
         )

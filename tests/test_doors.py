@@ -194,3 +194,20 @@ def test_an_extension_that_goes_wrong_is_named() -> None:
         agent(rule=lambda plan, shown, context: None).run(IMAGE, "What?")
     with pytest.raises(ConfigError, match=r"policy rule '.*<lambda>' failed with .*division by zero.*test_doors\.py"):
         agent(rule=lambda plan, shown, context: 1 / 0).run(IMAGE, "What?")
+    with pytest.raises(ConfigError, match=r"returned {'heat': 'cold'} among its numbers"):
+        agent(rule=lambda plan, shown, context: ReviewDecision("", {"heat": "cold", "n": 1})).run(IMAGE, "What?")  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("method", ["plan", "cut"])
+def test_a_tool_that_goes_wrong_is_named(method: str) -> None:
+    def broken(*given: Any, **named: Any) -> Any:
+        return {}["camera"]
+
+    cases = (
+        (broken, r"failed with KeyError.*test_doors\.py"),
+        (lambda *_, **__: None, r"returned None\. Return a Zoom"),
+    )
+    for member, says in cases:
+        tool = type("Mine", (TopLeft,), {method: member})
+        with pytest.raises(ConfigError, match=rf"The tool '.*Mine' {says}"):
+            agent(tool=tool).run(IMAGE, "What?")

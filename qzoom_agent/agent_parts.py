@@ -59,10 +59,12 @@ class AgentParts:
     perceiver: Perceiver | None
 
     def __init__(self, backend: Backend, config: AgentConfig | None, overrides: dict[str, Any]) -> None:
-        if not hasattr(backend, "defaults"):
+        lacks = ", ".join(name for name in vars(Backend) if name[0] != "_" and not hasattr(backend, name))
+        if lacks or isinstance(backend, type):
             raise ConfigError(
-                f"Agent takes a loaded model (a `Backend`); got {backend!r:.80}. Agent.from_pretrained('nano') loads "
-                "one by its name, and Agent.from_server names one behind a server."
+                f"Agent takes a loaded model (a `Backend`); got {backend!r:.80}"
+                f"{f', which lacks {lacks}' if lacks else ', a class'}. Agent.from_pretrained('nano') "
+                "loads one by its name, and Agent.from_server names one behind a server."
             )
         self.backend = backend
         changes, self.objects = split_objects(overrides)
@@ -74,7 +76,8 @@ class AgentParts:
             raise ConfigError(f"callbacks is a list of callback handlers of LangChain; got {handlers!r:.80}.")
         self.perceiver = self.objects.get("perceiver")
         if self.perceiver is not None:
-            names["perceiver"] = name_of(satisfying(self.perceiver, Perceiver, kind="perceiver"))
+            self.perceiver = satisfying(self.perceiver, Perceiver, kind="perceiver")
+            names["perceiver"] = name_of(self.perceiver)
         if "own_tools" in self.objects:
             self.objects["own_tools"] = list(find_own_tools(self.objects["own_tools"]).values())
             names["own_tools"] = tuple(tool.reference for tool in self.objects["own_tools"])

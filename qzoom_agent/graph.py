@@ -39,7 +39,7 @@ from qzoom_agent.episode_state import (
     show,
     withheld,
 )
-from qzoom_agent.errors import ConfigError, ImageError, describe_error
+from qzoom_agent.errors import BackendError, ConfigError, ImageError, describe_error
 from qzoom_agent.first_turns import after_draft, draft, first_step, locate
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text, with_system
@@ -385,7 +385,11 @@ def _look(
     if further and len(every) > 1:
         every = [views for views in every if any(view.kind == "crop" for view in views)]
     session = ctx.open(placed, alone=True)
-    assert isinstance(session, PerceivingSession)
+    if not isinstance(session, PerceivingSession):
+        raise BackendError(
+            f"The model '{ctx.backend.name}' says that it looks (`perceives`), but its session has no look() and "
+            "place(). Add them, or set `perceives` to False."
+        )
     more: dict[str, Any] = {"further": True} if further else {}  # sessions of other people may know one look alone
     found = []
     for shown in reversed(every):  # the first image last: the conversation goes on from its states

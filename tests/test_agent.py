@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from contextvars import ContextVar, copy_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -455,6 +456,29 @@ def test_an_answer_that_is_kept_or_sent_to_another_process_leaves_the_model_behi
     del chat, backend
     gc.collect()
     assert chat_gone() is None and backend_gone() is None and answer.text
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("nano", "got 'nano', which lacks name, protocol, perceives, defaults, session. Agent.from_pretrained"),
+        (ScriptedBackend, "got <class .*, which lacks name, protocol, defaults. Agent"),
+        (
+            type("Whole", (ScriptedBackend,), {"name": "", "protocol": "plain", "defaults": None}),
+            "Whole'>, a class. Agent",
+        ),
+    ],
+)
+def test_what_is_no_model_is_told_what_it_lacks(model: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Agent(model)
+
+
+def test_a_model_that_says_it_looks_and_cannot_is_named() -> None:
+    backend = ScriptedBackend(["42"], looks=lambda messages: [])
+    backend.session = lambda image: SimpleNamespace(reply=None, close=bool)  # type: ignore[method-assign,assignment,return-value]
+    answer = Agent(backend).run(IMAGE, "What?")
+    assert answer.status == "error" and "'scripted' says that it looks" in str(answer.trace.error)
 
 
 def test_every_form_of_a_run_has_the_context_variables_of_its_caller() -> None:

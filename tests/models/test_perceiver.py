@@ -115,6 +115,15 @@ def test_what_a_perceiver_returns_is_checked(found: Any, said: str) -> None:
     assert answer.status == "error" and said in str(answer.trace.error)
 
 
+def test_a_perceiver_may_be_a_class() -> None:
+    class Corner(Finder):
+        def __init__(self) -> None:
+            super().__init__(HOT)
+
+    agent = Agent(answering([]), perceiver=Corner)
+    assert agent.run(IMAGE, "which?").boxes == agent.replace(seed=2).run(IMAGE, "which?").boxes == [HOT]
+
+
 def test_an_object_that_cannot_look_is_refused() -> None:
     with pytest.raises(ConfigError, match="lacks look"):
         Agent(answering([]), perceiver=object())

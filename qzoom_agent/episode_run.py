@@ -12,7 +12,7 @@ from qzoom_agent.answer import Event
 from qzoom_agent.approval import is_waiting
 from qzoom_agent.episode_state import Context, State
 from qzoom_agent.graph import compile_graph, to_record
-from qzoom_agent.saved_runs import SavedRuns, run_config
+from qzoom_agent.saved_runs import SavedRuns
 from qzoom_agent.telemetry import AGENT, describe_run, span
 
 
@@ -50,7 +50,7 @@ def play(
         if state is not None:  # `resume` has claimed its run
             guard = saved.claimed(thread, new=not context.follows)
         options["durability"] = "sync"
-        config = {**run_config(thread), **config, **(since or {})}
+        config = {**saved.run_config(thread), **config, **(since or {})}
     final: Any = None
     ending: Event | None = None
     try:

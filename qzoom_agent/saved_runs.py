@@ -70,6 +70,8 @@ class JsonTypesSerializer:
 
 
 _AGAIN = "Ask the question again under another name."
+_OURS = "qzoom/"
+"""Beginning of the ids of runs in a checkpointer that other graphs may use too."""
 
 
 def _refuse(kind: int, data: bytes) -> Any:
@@ -100,7 +102,8 @@ class SavedRuns:
         """Return the names of all saved runs, sorted."""
         if self._given is not None:
             steps = self._given.list(None)
-            return sorted({str(one.config["configurable"]["thread_id"]) for one in steps if _is_ours(one)})
+            ids = {str(one.config["configurable"]["thread_id"]) for one in steps if _is_ours(one)}
+            return sorted(id.removeprefix(_OURS) for id in ids if id.startswith(_OURS))
         with translating("read", self.path, "Choose another state_dir."):
             if not (self.path / _STEPS).is_file():
                 return []
@@ -108,6 +111,14 @@ class SavedRuns:
         query = "SELECT DISTINCT thread_id FROM checkpoints WHERE parent_checkpoint_id IS NOT NULL"
         with self.translating_errors(), self._open().cursor(transaction=False) as steps:
             return sorted(str(name) for (name,) in steps.execute(query))
+
+    def run_config(self, thread: str) -> RunnableConfig:
+        """Return LangGraph's configuration of a run."""
+        return {"configurable": {"thread_id": self._id(thread)}}
+
+    def _id(self, thread: str) -> str:
+        """Return the id of a run's steps: in a checkpointer that was given, one that no other graph has."""
+        return thread if self._given is None else _OURS + thread
 
     def folder(self, thread: str) -> Path:
         """Return the folder of a run's views. Raises ConfigError for a name that is not legal."""
@@ -138,7 +149,9 @@ class SavedRuns:
             with self.translating_errors():
                 if new:
                     self.require_free(thread)
-                    self._checkpointer().delete_thread(thread)  # what a run killed before its first step has left
+                    self._checkpointer().delete_thread(
+                        self._id(thread)
+                    )  # what a run killed before its first step has left
                 yield
 
     def require_free(self, thread: str) -> None:
@@ -159,7 +172,7 @@ class SavedRuns:
         """Return the state after the last saved step of a run; empty if there is none."""
         self.folder(thread)
         with self._reading(thread):
-            last = self.graph().get_state(run_config(thread))
+            last = self.graph().get_state(self.run_config(thread))
             if last.metadata is None or last.metadata["step"] < 0:  # killed before its first step
                 return cast(State, {})
             return _checked(last.values)
@@ -167,12 +180,12 @@ class SavedRuns:
     def update(self, thread: str, values: dict[str, Any], *, after: str) -> None:
         """Save a step that changes the state of a run, which then goes on as after this node."""
         with self._reading(thread):
-            self.graph().update_state(run_config(thread), values, as_node=after)
+            self.graph().update_state(self.run_config(thread), values, as_node=after)
 
     def before_failure(self, thread: str) -> tuple[RunnableConfig, State]:
         """Return the last saved step of a run before the one that failed, and the state after it."""
         with self._reading(thread):
-            steps = self.graph().get_state_history(run_config(thread))
+            steps = self.graph().get_state_history(self.run_config(thread))
             return next((step.config, _checked(step.values)) for step in steps if step.values["error"] is None)
 
     def drop_steps(self, thread: str) -> None:
@@ -183,7 +196,7 @@ class SavedRuns:
         if self._given is not None:
             return
         with self._reading(thread):
-            last = self.graph().get_state(run_config(thread))
+            last = self.graph().get_state(self.run_config(thread))
             kept = [last.config]
             if last.values["status"] == "error":
                 kept.append(self.before_failure(thread)[0])
@@ -273,8 +286,3 @@ class _Records(TypedDict):
     perception: PerceptionRecord | None
     further_looks: NotRequired[list[PerceptionRecord]]
     asked: NotRequired[list[QuestionRecord]]
-
-
-def run_config(thread: str) -> RunnableConfig:
-    """Return LangGraph's configuration of a run."""
-    return {"configurable": {"thread_id": thread}}

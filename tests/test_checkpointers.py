@@ -58,6 +58,21 @@ def test_its_images_may_outlive_the_agent(tmp_path: Path) -> None:
     assert list((tmp_path / "one").glob("*.png")) and not (tmp_path / "episodes.sqlite").exists()
 
 
+def test_a_run_and_another_graph_may_have_one_name_in_one_checkpointer() -> None:
+    saver = InMemorySaver()
+    agent, thread = Agent(recording([]), checkpointer=saver), {"configurable": {"thread_id": "one"}}
+
+    def node(state: dict[str, Any]) -> dict[str, Any]:
+        return {"first": agent.run(IMAGE, "What?", thread="one").text}
+
+    graph = StateGraph(dict).add_node("ask", node).add_node("wait", lambda state: {**state, "said": interrupt("?")})
+    around = graph.add_edge(START, "ask").add_edge("ask", "wait").compile(checkpointer=saver)
+    around.invoke({}, thread)  # type: ignore[call-overload]
+    assert agent.threads() == ["one"] and agent.resume("one").text == "42"
+    assert around.invoke(Command(resume="yes"), thread) == {"first": "42", "said": "yes"}  # type: ignore[call-overload]
+    assert agent.resume("one").text == "42"
+
+
 @pytest.mark.parametrize("form", ["run", "stream", "chat"])
 def test_a_node_of_another_graph_that_is_run_again_asks_again(form: str) -> None:
     """The checkpoints of the graph around it are not those of the run."""

@@ -22,7 +22,7 @@ from qzoom_agent import Agent
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.graph import compile_graph
 from qzoom_agent.models.scripted import ScriptedBackend
-from qzoom_agent.saved_runs import JsonTypesSerializer, SavedRuns, run_config
+from qzoom_agent.saved_runs import JsonTypesSerializer, SavedRuns
 
 IMAGE = Image.linear_gradient("L").resize((200, 150)).convert("RGB")
 JSON = st.recursive(
@@ -60,7 +60,7 @@ def test_a_call_planted_in_a_saved_step_is_refused(kind: str, table: str, tmp_pa
     with scripted(tmp_path / "state") as agent:
         state, context = agent.begin(IMAGE, "What?", thread="one")
         saved = SavedRuns(tmp_path / "state")
-        saved.graph().invoke(state, config=run_config("one"), context=context, interrupt_before=["think"])
+        saved.graph().invoke(state, config=saved.run_config("one"), context=context, interrupt_before=["think"])
         saved.close()
     with closing(sqlite3.connect(tmp_path / "state" / "episodes.sqlite")) as steps:
         change = {
@@ -140,9 +140,14 @@ def test_runs_saved_by_earlier_versions_go_on(tmp_path: Path) -> None:
         state, context = agent.begin(IMAGE, "What?", thread="old")
         with closing(sqlite3.connect(tmp_path / "episodes.sqlite", check_same_thread=False)) as steps:
             graph = compile_graph(SqliteSaver(steps))
-            graph.invoke(state, config=run_config("old"), context=context)
+            graph.invoke(state, config=SavedRuns(tmp_path).run_config("old"), context=context)
             unfinished, context = agent.begin(IMAGE, "And this?", thread="stopped")
-            graph.invoke(unfinished, config=run_config("stopped"), context=context, interrupt_before=["think"])
+            graph.invoke(
+                unfinished,
+                config=SavedRuns(tmp_path).run_config("stopped"),
+                context=context,
+                interrupt_before=["think"],
+            )
     with scripted(tmp_path, "43") as agent:
         assert agent.threads() == ["old", "stopped"]
         assert agent.resume("old").text == "42"

@@ -9,7 +9,7 @@ Rewards that ask whether an answer is right ask the recipe's own `accuracy`, wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from inspect import Parameter, iscoroutine, signature
 from math import isfinite
@@ -127,7 +127,8 @@ class CustomReward(Reward, extra="allow"):
             if iscoroutine(found):  # TRL takes such functions as well
                 found = awaited(found)
         try:
-            values = [None if value is None else float(value + 0.0) for value in found]  # text has no sum
+            ordered = () if isinstance(found, Mapping | Set) else found  # their items are keys, or in any order
+            values = [None if value is None else float(value + 0.0) for value in ordered]  # text has no sum
         except (TypeError, ValueError):
             values = []
         if len(values) != len(rollouts) or not all(value is None or isfinite(value) for value in values):

@@ -98,7 +98,13 @@ def test_what_does_not_fit_is_named(entry: dict[str, Any], said: str) -> None:
         read_reward(entry)
 
 
-@pytest.mark.parametrize("values", [[1.0], 1.0, None, ["1", "1", "1", "1"], [[], [], [], []], [1, 0, math.nan, 0]])
+@pytest.mark.parametrize(
+    "values",
+    [
+        *([1.0], 1.0, None, ["1", "1", "1", "1"], [[], [], [], []], [1, 0, math.nan, 0]),
+        *(dict.fromkeys(range(4), 1.0), {0.0, 0.2, 0.4, 0.6}),
+    ],
+)
 def test_a_wrong_result_is_named(values: Any) -> None:
     def broken(rollouts: Sequence[Rollout]) -> Any:
         return values

@@ -88,8 +88,8 @@ def find(name: str, *, kind: str, known: Mapping[str, Any]) -> Any:
     installed = {point.name: point for point in points}
     if len(meant := sorted({point.value for point in points if point.name == name})) > 1:
         raise ConfigError(
-            f"Several installed packages have a {kind} '{name}': {', '.join(meant)}. Write which one is meant in place "
-            "of the name, or uninstall the others."
+            f"Several installed packages register the {kind} '{name}': {', '.join(meant)}. Write which one is meant in "
+            "place of the name, or uninstall the others."
         )
     if name in installed:
         try:

@@ -44,7 +44,7 @@ def test_a_name_that_two_packages_have_is_refused(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(extensions, "entry_points", lambda group: found.select(group=group))
 
     points("textwrap:dedent", "textwrap:shorten")
-    with pytest.raises(ConfigError, match=r"Several .* a scorer 'short': textwrap:dedent, textwrap:shorten\. Write"):
+    with pytest.raises(ConfigError, match=r"Several .* the scorer 'short': textwrap:dedent, textwrap:shorten\. Write"):
         extensions.find("short", kind="scorer", known=KNOWN)
     points("textwrap:dedent", "textwrap:dedent")  # one package, found in two places of the path
     assert extensions.find("short", kind="scorer", known=KNOWN)("  a") == "a"

@@ -7,6 +7,7 @@ resumed episode opens a new session and gives it all messages.
 from __future__ import annotations
 
 import contextvars
+import logging
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -20,7 +21,7 @@ from typing_extensions import TypedDict
 
 from qzoom_agent.async_events import Receiver
 from qzoom_agent.config import AgentConfig, ViewBudget
-from qzoom_agent.errors import BackendError, ImageError, QzoomError
+from qzoom_agent.errors import BackendError, ImageError, QzoomError, describe_error
 from qzoom_agent.gate import answer_confidence
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text, view_ids, with_system
@@ -43,6 +44,8 @@ from qzoom_agent.trace import SERVED, PendingCall, Status, Turn
 from qzoom_agent.views import View, ViewStore, coarse_id, original_id
 from qzoom_agent.zoom.own_tools import OwnTool
 from qzoom_agent.zoom.zoom import Tool, Zoom
+
+logger = logging.getLogger(__name__)
 
 EventKind = Literal["view", "look", "token", "turn", "waiting", "call", "answer"]
 
@@ -249,10 +252,14 @@ class Context:
         return parsed.model_copy(update={"answer": answer, "problems": []}) if answer else parsed
 
     def close(self) -> None:
-        """Free the sessions."""
-        for session in (self.session, self.beside):
-            if session is not None:
+        """Free the sessions. One that cannot be closed is a warning, as the answer is there by then."""
+        for session in filter(None, (self.session, self.beside)):
+            try:
                 session.close()
+            except Exception as error:  # whatever somebody's session raises
+                logger.warning(
+                    "A session of the model '%s' cannot be closed: %s", self.backend.name, describe_error(error)
+                )
         self.session = self.beside = None
 
 

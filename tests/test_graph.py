@@ -263,6 +263,14 @@ def test_a_reply_that_is_none_is_named() -> None:
     assert answer.status == "error" and "'scripted' returned a str from reply()" in str(answer.trace.error)
 
 
+def test_a_session_that_cannot_be_closed_costs_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    backend = ScriptedBackend(["42"])
+    opened = backend.session
+    backend.session = lambda image: SimpleNamespace(reply=opened(image).reply)  # type: ignore[method-assign,assignment,return-value]
+    assert Agent(backend).run(IMAGE, "What?").text == "42"
+    assert "A session of the model 'scripted' cannot be closed: AttributeError" in caplog.text
+
+
 def test_each_turn_extends_the_conversation_and_never_rewrites_it() -> None:
     spy = Spy([ZOOM, OUTSIDE, "<zoom>", OTHER, "42"])
     ask(spy, seed=5)

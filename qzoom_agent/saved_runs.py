@@ -149,9 +149,8 @@ class SavedRuns:
             with self.translating_errors():
                 if new:
                     self.require_free(thread)
-                    self._checkpointer().delete_thread(
-                        self._id(thread)
-                    )  # what a run killed before its first step has left
+                    # what a run that was killed before its first step has left
+                    self._checkpointer().delete_thread(self._id(thread))
                 yield
 
     def require_free(self, thread: str) -> None:

@@ -82,12 +82,13 @@ def make_trainer(recipe: GRPORecipe, output: Path) -> ZoomTrainer:
     records = None if recipe.needle else load_records(recipe.data)  # wrong rows show before the model is loaded
     backend = load_model(recipe)
     config = episode_config(recipe, backend)
+    looker = load_looker(recipe, backend, config)
     completion, question = episode_room(recipe, backend, config)
     return build_trainer(
         recipe,
         backend,
         config=config,
-        looker=load_looker(recipe, backend, config),
+        looker=looker,
         rewards=build(recipe.rewards, judge=judge, mask_truncated=recipe.loss.mask_truncated),
         accuracy=accuracy_of(recipe.rewards, judge=judge),
         args=trl_config(recipe, output, completion=completion),

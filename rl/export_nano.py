@@ -22,7 +22,7 @@ from nano.model import CELL, PATCH
 from qzoom_agent.errors import ConfigError, finished
 from train_nano import load_training
 
-LIMIT_BYTES = 20_000_000
+LIMIT_BYTES = 25_000_000
 """Largest size of the weights in the package."""
 
 

@@ -138,7 +138,7 @@ def test_what_is_rewarded_is_said_more_often(tmp_path: Path) -> None:
         agent={**AGENT, "generation": {"max_new_tokens": 4}, "policy": "direct"},
         rewards=[even],
         loss={"mask_truncated": False},
-        max_steps=10,
+        max_steps=25,
         num_generations=8,
         per_device_train_batch_size=16,
         learning_rate=3e-2,

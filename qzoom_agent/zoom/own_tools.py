@@ -21,9 +21,12 @@ import math
 import operator
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping, Set, ValuesView
+from dataclasses import dataclass, is_dataclass
+from dataclasses import fields as dataclass_fields
+from enum import Enum
 from functools import reduce
+from itertools import islice
 from types import UnionType
 from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
 
@@ -82,19 +85,25 @@ class OwnTool:
 
     def __call__(self, arguments: Mapping[str, Any], views: Views, *, max_pixels: int) -> ToolOutput:
         """Run the tool with arguments as the model wrote them. Never raises."""
-        schema = self.tool.args_schema
-        fields = schema.model_fields if isinstance(schema, type) and issubclass(schema, BaseModel) else {}
+        fields = _fields(self.tool)
         given = {key: value for key, value in arguments.items() if key not in _hidden(fields)}
+        # LangChain would leave these out without a word, so the tool would do something else than was asked for.
+        known = {*fields, *json.loads(self.schema)["function"].get("parameters", {}).get("properties", ())}
+        if _takes_no_others(self.tool) and (unknown := ", ".join(sorted(given.keys() - known))):
+            return self._wrong(f"there is no parameter {unknown}")
         given |= dict.fromkeys(_hidden(fields), views)
         try:
             return _output(_run(self.tool, given), views, max_pixels=max_pixels)
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            return ToolOutput(error=f"The arguments of {self.name} are wrong: {wrong[:500]}. Its schema: {self.schema}")
+            return self._wrong("; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()))
         except (BoxError, ImageError) as error:
             return ToolOutput(error=f"{self.name}: {error}")
         except (Exception, SystemExit, asyncio.CancelledError) as error:  # whatever a tool of somebody else raises
             return ToolOutput(error=f"{self.name} failed: {without_marks(describe_error(error))[:500]}")
+
+    def _wrong(self, reason: str) -> ToolOutput:
+        told = without_marks(reason)[:500]
+        return ToolOutput(error=f"The arguments of {self.name} are wrong: {told}. Its schema: {self.schema}")
 
 
 def find_own_tools(given: Any) -> dict[str, OwnTool]:
@@ -185,7 +194,8 @@ def _as_tool(function: Any) -> BaseTool:
         value = function(*bound.args, **bound.kwargs)  # some parameters may be positional alone
         if inspect.isawaitable(value):
             value = awaited(value)
-        value = list(value) if inspect.isgenerator(value) else value
+        if inspect.isasyncgen(value):
+            value = awaited(_collected(value))
         return "", _Returned(value, given[0] if given else "coarse")
 
     call.__name__, call.__doc__ = name, function.__doc__
@@ -253,6 +263,20 @@ def _hidden(fields: Mapping[str, Any]) -> list[str]:
     return [key for key, field in fields.items() if field.annotation is Views]
 
 
+def _fields(tool: BaseTool) -> Mapping[str, Any]:
+    """Return the parameters of a tool by name; none where its schema is no pydantic model."""
+    schema = tool.args_schema
+    return schema.model_fields if isinstance(schema, type) and issubclass(schema, BaseModel) else {}
+
+
+def _takes_no_others(tool: BaseTool) -> bool:
+    """Return whether a tool takes no arguments but those of its schema: one of another kind checks them itself."""
+    schema: Any = tool.args_schema
+    if not isinstance(schema, type) or not issubclass(schema, BaseModel):
+        return False
+    return schema.model_config.get("extra") != "allow" and "kwargs" not in schema.model_fields
+
+
 def _run(tool: BaseTool, arguments: dict[str, Any]) -> Any:
     """Return what a tool returns: of one with an artifact the message, of any other the value itself."""
     request: Any = arguments
@@ -291,8 +315,13 @@ def _output(value: Any, views: Views, *, max_pixels: int) -> ToolOutput:
     return ToolOutput(_short(text), image, view.id, first.on_original(view, image.size))
 
 
+async def _collected(value: AsyncIterator[Any]) -> list[Any]:
+    return [one async for one in value]
+
+
 def _pieces(value: Any) -> list[str | _Image | AffineImage]:
     """Return the texts and images in the value of a tool, in order; anything else as JSON, and then its images."""
+    value = _listed(value)
     if value is None:
         return []
     if isinstance(value, bytes | bytearray):
@@ -336,8 +365,28 @@ def _is_image(value: Any) -> bool:
     return isinstance(value, Image.Image) or (isinstance(value, np.ndarray) and value.dtype == np.uint8)
 
 
+def _listed(value: Any) -> Any:
+    """Return what a generator, `map` or other iterator gives as a list, and any other value as it is."""
+    some = isinstance(value, Iterator) and not hasattr(value, "read")
+    return list(islice(value, MOST_CHARACTERS)) if some else value
+
+
 def _plain(value: Any) -> Any:
-    """Return numbers of NumPy and torch as lists and numbers, unless they are too many, and others as their text."""
+    """Return a value that JSON does not know as one that it does.
+
+    Records become objects, sets and iterators lists, numbers of NumPy and torch numbers and lists, unless they are too
+    many, and others their text.
+    """
+    if isinstance(value, BaseModel):
+        return dict(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclass_fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Set | range | ValuesView):
+        return list(value)
+    if (listed := _listed(value)) is not value:
+        return listed
     if not hasattr(value, "tolist"):
         return str(value)
     shape = tuple(getattr(value, "shape", ()))

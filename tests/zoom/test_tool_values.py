@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
 import pytest
+from langchain_core.tools import tool
 from PIL import Image
+from pydantic import BaseModel
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.zoom.own_tools import find_own_tools
@@ -69,3 +73,56 @@ def test_only_a_function_without_a_docstring_is_told_to_have_one() -> None:
     assert "needs a docstring" not in str(told.value)
     with pytest.raises(ConfigError, match="It needs a docstring"):
         find_own_tools([bare])
+
+
+def test_an_argument_that_the_tool_does_not_have_is_told_and_not_left_out() -> None:
+    told = run("rotate", {"angle": 45})
+    assert told.image is None and "there is no parameter angle" in told.error and '"degrees"' in told.error
+    assert run("rotate", {"degrees": 45}).image is not None
+
+    @tool
+    def search(query: str, **kwargs: Any) -> str:
+        """Search."""
+        return query
+
+    assert "there is no parameter" not in run(search, {"query": "a", "page": 2}).error
+
+
+class Line(BaseModel):
+    text: str
+    at: tuple[int, int] = (1, 2)
+
+
+@dataclass
+class Page:
+    lines: list[Line]
+    kind: Kind
+
+
+class Kind(Enum):
+    BILL = "bill"
+
+
+async def _pages() -> AsyncIterator[str]:
+    yield "one"
+    yield "two"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Line(text="a"), '{"text": "a", "at": [1, 2]}'),
+        (Page([Line(text="a")], Kind.BILL), '{"lines": [{"text": "a", "at": [1, 2]}], "kind": "bill"}'),
+        ({"found": {3}, "of": range(2)}, '{"found": [3], "of": [0, 1]}'),
+        (map(str, (1, 2)), "1\n2"),
+        ({"a": 1}.values(), "[1]"),
+        (_pages(), "one\ntwo"),
+        (Exception("bad"), '"bad"'),
+    ],
+)
+def test_other_values_are_read_as_json(value: Any, text: str) -> None:
+    def give() -> Any:
+        """Give."""
+        return value
+
+    assert run(give).text == text

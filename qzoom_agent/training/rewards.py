@@ -31,7 +31,7 @@ from qzoom_agent.evaluation.tasks.task import Score, Scorer
 from qzoom_agent.geometry import Box
 from qzoom_agent.review import OPINIONS, ReviewContext, hybrid_rule, refused_on_opinion, suffices
 from qzoom_agent.trace import CallRecord, Trace
-from qzoom_agent.views import View
+from qzoom_agent.views import View, original_id
 from qzoom_agent.zoom.zoom import ZoomPlan
 
 Values = list[float | None]
@@ -94,7 +94,7 @@ class Rollout:
     @property
     def crops(self) -> list[View]:
         """The crops that the model asked for and was shown."""
-        asked = {call.result for call in self.calls if call.result is not None}
+        asked = {call.result for call in self.calls if call.result is not None and call.arguments is None}
         return [view for view in self.trace.views if view.id in asked]
 
 
@@ -259,8 +259,8 @@ class Coverage(GroupReward):
     """Crops that are a larger share of the image count for nothing: the whole image covers every box."""
 
     def of_one(self, one: Rollout, right: bool) -> float | None:
-        image = one.trace.views[0].size.area if one.trace.views else 0
-        fine = [crop for crop in _crops_of(one.trace) if crop.area <= self.max_share * image]
+        whole = {view.id: view.size.area for view in one.trace.views if view.kind == "original"}
+        fine = [crop for crop in _crops_of(one.trace) if crop.region.area <= self.max_share * whole[crop.origin]]
         return min((max((crop.coverage(box) for crop in fine), default=0.0) for box in one.boxes), default=None)
 
 
@@ -278,7 +278,7 @@ class FirstCrop(GroupReward):
 
     def of_one(self, one: Rollout, right: bool) -> float | None:
         shown = one.crops[:1] if right or not self.only_right else []
-        shows = [all(crop.region.coverage(box) >= self.needed for box in one.boxes) for crop in shown]
+        shows = [all(crop.coverage(box) >= self.needed for box in one.boxes) for crop in shown]
         return float(any(shows)) if one.boxes else None
 
 
@@ -292,7 +292,7 @@ class Agreement(GroupReward):
     name: Literal["agreement"] = "agreement"
     measure: Literal["heat", "iou"] = "heat"
     """`heat`: share of the map inside the crops, less the share that crops of this size hold anywhere. `iou`: overlap
-    of the crops with the proposed boxes, mean over the crops."""
+    of the crops with the proposed boxes, mean over the crops. Of several images, the mean over their maps."""
 
     @property
     def needs_look(self) -> bool:
@@ -307,14 +307,20 @@ class Agreement(GroupReward):
         if not crops:
             return 0.0
         if self.measure == "iou":
-            proposed = [Box(*box) for box in seen.boxes]
-            return sum(max((crop.iou(box) for box in proposed), default=0.0) for crop in crops) / len(crops)
-        return heat_gain(seen.heat, crops, one.trace.views[0].region)
+            proposed = [Box(*box, view=original_id(part.image)) for part in seen.every for box in part.boxes]
+            found = [[crop.region.iou(box) for box in proposed if box.view == crop.origin] for crop in crops]
+            return sum(max(overlaps, default=0.0) for overlaps in found) / len(crops)
+        gains = []
+        for part in seen.every:
+            whole = next(view.region for view in one.trace.views if view.id == original_id(part.image))
+            own = [crop.region for crop in crops if crop.origin == whole.view]
+            gains += [gain] if (gain := heat_gain(part.heat, own, whole)) is not None else []
+        return sum(gains) / len(gains) if gains else None
 
 
-def _crops_of(trace: Trace) -> list[Box]:
-    """Return the regions of all crops, whoever asked for them."""
-    return [view.region for view in trace.views if view.kind == "crop"]
+def _crops_of(trace: Trace) -> list[View]:
+    """Return all crops, whoever asked for them."""
+    return [view for view in trace.views if view.kind == "crop"]
 
 
 def _map_decides(trace: Trace) -> bool:
@@ -336,8 +342,8 @@ def heat_gain(heat: Sequence[Sequence[float]], crops: Sequence[Box], image: Box)
     mass = area = 0.0
     for row, values in enumerate(heat):
         for column, value in enumerate(values):
-            cell = Box(column * width, row * height, (column + 1) * width, (row + 1) * height)
-            inside = max(crop.coverage(cell) for crop in crops)
+            cell = Box(column * width, row * height, (column + 1) * width, (row + 1) * height, view=image.view)
+            inside = max((crop.coverage(cell) for crop in crops), default=0.0)
             mass, area = mass + inside * value / total, area + inside / count
     return max(0.0, mass - area)
 
@@ -458,14 +464,16 @@ class CropArea(GroupReward):
 
 def asked_share(one: Rollout) -> float:
     """Return the share of the image that the first readable call asks for, 0 to 1; 0 without one or without extent."""
-    call = one.calls[0] if one.calls else None
+    call = next((call for call in one.calls if call.arguments is None), None)
     view = one.trace.view(call.view) if call is not None else None
     if call is None or call.box is None or view is None or view.kind == "original":
         return 0.0
     box = Box(*call.box, frame=call.frame, view=view.id)
     if not box.finite:
         return 0.0
-    whole = view.region.area / one.trace.views[0].region.area
+    image = one.trace.view(view.origin)
+    assert image is not None, "a trace has the original of each view"
+    whole = view.region.area / image.region.area
     pixel = box.to_pixel(view.size, view.cell)
     width, height = min(max(0.0, pixel.width), view.width), min(max(0.0, pixel.height), view.height)
     return whole * width * height / view.size.area

@@ -87,7 +87,8 @@ class ToolCallExecutor:
         plan = self._plan(box)
         twin = same_crop(plan, shown[self.views_read :], context.config)
         if twin is not None:
-            return self._deny(call, "refused", _REPEATED.format(view=context.name(twin)), code="repeated")
+            numbers = {"crop_tokens": float(plan.tokens)}
+            return self._deny(call, "refused", _REPEATED.format(view=context.name(twin)), numbers, code="repeated")
         review = self.policy.review(shown, plan, context, counted=self._counted())
         if not review.serve:
             return self._deny(call, "refused", review.reason, review.numbers, code=review.code, last=review.last)

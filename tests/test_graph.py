@@ -210,6 +210,7 @@ def test_a_crop_asked_for_several_times_in_one_turn_is_served_once() -> None:
     assert decisions(answer) == ["served", "refused", "refused", "served", "served"]
     refused = answer.trace.turns[0].calls[1]
     assert refused.code == "repeated" and "it is crop 1" in refused.reason and refused.result is None
+    assert answer.usage.saved_tokens == 2 * answer.trace.views[2].tokens
     assert [view.id for view in answer.trace.views] == ["original", "coarse", "crop1", "crop2", "crop3"]
 
 

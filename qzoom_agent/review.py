@@ -113,7 +113,8 @@ def hybrid_rule(plan: ZoomPlan, shown: Sequence[View], context: ReviewContext) -
     if suffices(look, rules.gate, map_decides=context.map_decides):
         # A model that insisted on its first crop has to insist on the next one as well.
         if context.refused_turns < rules.insist * (1 + context.crops_read):
-            return ReviewDecision("gate", numbers, _GATE.format(view=context.name(shown[0].id)))
+            coarse = next((view for view in shown if view.origin == plan.box.view), shown[0])
+            return ReviewDecision("gate", numbers, _GATE.format(view=context.name(coarse.id)))
         return ReviewDecision("", numbers)
     # A crop may say where to look next, which no look at the coarse view can know.
     if context.refused_turns >= rules.insist or context.crops_read:

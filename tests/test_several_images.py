@@ -235,3 +235,14 @@ def test_a_system_prompt_joins_what_the_format_says_there(protocol: str) -> None
     assert said.startswith("Answer in Latin.") and ("image_zoom_in_tool" in said) == (protocol == "qwen3vl")
     assert answers[0].trace.config["system"] == "Answer in Latin."
     assert "system" not in scripted(["yes"], protocol=protocol).run(WIDE, "one?").trace.config
+
+
+def test_the_gate_names_the_image_that_a_call_is_about() -> None:
+    def look(messages: list[Message]) -> list[PerceptionRecord]:
+        return [PerceptionRecord(score=0.1, threshold=0.5)]
+
+    for number in (0, 1):
+        call = CALLS["qwen3vl"].replace('"img_idx": 1', f'"img_idx": {number}')
+        agent = scripted([call, "yes"], protocol="qwen3vl", looks=look, policy="hybrid")
+        (refused,) = agent.run([WIDE, TALL], "which?").trace.turns[0].calls
+        assert refused.code == "gate" and f"the image with img_idx {number}." in refused.reason

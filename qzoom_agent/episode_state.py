@@ -21,7 +21,8 @@ from typing_extensions import TypedDict
 
 from qzoom_agent.async_events import Receiver
 from qzoom_agent.config import AgentConfig, ViewBudget
-from qzoom_agent.errors import BackendError, ImageError, QzoomError, describe_error
+from qzoom_agent.errors import BackendError, ConfigError, ImageError, QzoomError, describe_error
+from qzoom_agent.extensions import calling, reference
 from qzoom_agent.gate import answer_confidence
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text, view_ids, with_system
@@ -243,7 +244,11 @@ class Context:
             return Parsed(thought=own_turn(turn.text).strip())
         if turn.finish == "length":
             return cut_off(turn.text, limit=self.config.generation.max_new_tokens)
-        parsed = self.protocol.parse(turn.text, self.store.shown[:views])
+        name = reference(self.protocol)
+        with calling(name, kind="protocol"):
+            parsed = self.protocol.parse(turn.text, self.store.shown[:views])
+        if not isinstance(parsed, Parsed):
+            raise ConfigError(f"The protocol {name!r} returned {parsed!r:.80} from parse. Return a Parsed.")
         if self.policy.offers_tools or self.policy.locates or parsed.calls or parsed.answer is not None:
             return parsed
         # Where nothing can be called, an answer may quote what looks like a call that cannot be read.

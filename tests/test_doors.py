@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import EntryPoint, EntryPoints
@@ -211,3 +212,16 @@ def test_a_tool_that_goes_wrong_is_named(method: str) -> None:
         tool = type("Mine", (TopLeft,), {method: member})
         with pytest.raises(ConfigError, match=rf"The tool '.*Mine' {says}"):
             agent(tool=tool).run(IMAGE, "What?")
+
+
+@pytest.mark.parametrize(
+    ("parse", "says"),
+    [
+        (lambda *_: {}["answer"], r"failed with KeyError.*test_doors\.py"),
+        (lambda *_: None, r"returned None from parse\. Return a Parsed"),
+    ],
+)
+def test_a_protocol_whose_parse_goes_wrong_is_named(parse: Any, says: str) -> None:
+    mine = type("Mine", (Nano,), {"parse": parse})()
+    trace = Agent(ScriptedBackend(["red"]), protocol=mine, policy="explicit").run(IMAGE, "What?").trace
+    assert trace.status == "error" and re.search(rf"protocol '.*Mine' {says}", trace.error or "")

@@ -3,10 +3,13 @@
 The tables at the end name the ways that families differ in; `families.yaml` refers to them.
 """
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
-from typing import Final, NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from qzoom_agent.errors import BoxError
 from qzoom_agent.geometry import Frame
@@ -17,12 +20,22 @@ from qzoom_agent.views import View
 
 ZOOM: Final = "image_zoom_in_tool"
 INDEX_NAMES: Final = ("img_idx", "image_idx", "image_index", "img_index", "index")
+_IMAGE_NAMES: Final = (*INDEX_NAMES, "target_image", "source", "image", "image_id", "image_number", "view")
+"""Names under which the formats here, and models that mix them up, say which image is meant."""
 PADDING: Final = 0.1
 """Share of the image's side that pixel_reasoner adds on each side of a box."""
 _LARGEST_SHARE = 2.0
 """Values above it are pixels for pixel_reasoner."""
 _NAME_KEYS = ("name", "function", "tool", "tool_name")
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
+_KINDS: Final[dict[type, tuple[str, ...]]] = {
+    bool: ("boolean",),
+    int: ("integer", "number"),
+    float: ("number",),
+    list: ("array",),
+    dict: ("object",),
+}
+"""Names of a value's type in a JSON schema."""
 _MAX_LABEL = 200
 _TRIES = 4
 _FUNCTION = re.compile(r"<\s{0,4}function\s{0,4}=\s{0,4}([^<>\n]{1,80})>", re.IGNORECASE)
@@ -36,11 +49,13 @@ Arguments = dict[str, object]
 
 
 class Payload(NamedTuple):
-    """A tool name, empty if none was given, its arguments, and the id of a native call."""
+    """A tool name, empty if none was given, its arguments, the id of a native call, and how arguments were written."""
 
     name: str
     arguments: Arguments
     id: str = ""
+    texts: Mapping[str, str] = MappingProxyType({})
+    """Arguments of function tags as text: what type each has, its schema says."""
 
 
 class CallRegion(NamedTuple):
@@ -66,7 +81,10 @@ def json_payloads(body: str, notes: list[str]) -> list[Payload]:
     for value in objects_in(body, notes, limit=MAX_CALLS_READ):
         items = value if isinstance(value, list) and any(isinstance(item, dict) for item in value) else [value]
         found += [_payload(item, notes) for item in items if isinstance(item, dict)]
-        if isinstance(value, list) and len(value) == 4 and not any(isinstance(item, dict) for item in value):
+        if isinstance(value, list) and value and all(isinstance(item, list) and len(item) == 4 for item in value):
+            notes.append("boxes without a call read")
+            found += [Payload("", {"bbox_2d": item}) for item in value]
+        elif isinstance(value, list) and len(value) == 4 and not any(isinstance(item, dict) for item in value):
             notes.append("box without a call read")
             found.append(Payload("", {"bbox_2d": value}))
     return found[:MAX_CALLS_READ]
@@ -105,24 +123,49 @@ def function_payloads(body: str, notes: list[str]) -> list[Payload]:
     """Return the calls of the function tags in a body, or of JSON if there are none."""
     functions = _headed(_FUNCTION, body)
     if functions:
-        return [Payload(name, _parameters(inside)) for name, inside in functions]
+        return [Payload(name, *_parameters(inside)) for name, inside in functions]
     found = json_payloads(body, notes)
     if found:
         notes.append("JSON call read in place of a function tag")
     return found
 
 
-def _parameters(body: str) -> Arguments:
-    found: Arguments = {}
+def _parameters(body: str) -> tuple[Arguments, str, dict[str, str]]:
+    """Return the arguments in a body as a zoom call takes them, no id, and their texts."""
+    found, texts = Arguments(), dict[str, str]()
     for name, inside in _headed(_PARAMETER, body):
         closing = _CLOSING.search(inside)
-        text = (inside[: closing.start()] if closing else inside).strip()
+        texts[name] = text = (inside[: closing.start()] if closing else inside).strip()
         parsed = read_json(text) if text.startswith(("[", "{")) else None
         try:
             found[name] = parsed.value if parsed else float(text)
         except ValueError:
             found[name] = text
-    return found
+    return found, "", texts
+
+
+def own_arguments(payload: Payload, schema: str) -> Arguments:
+    """Return the arguments of a call of an own tool with this function schema, in JSON."""
+    known = json.loads(schema)["function"].get("parameters", {}).get("properties", {})
+    typed = {name: _typed(text, known.get(name, {}), payload.arguments[name]) for name, text in payload.texts.items()}
+    return payload.arguments | typed
+
+
+def _typed(text: str, schema: Mapping[str, Any], read: object) -> object:
+    """Return the text of an argument as its schema says; `read` is its value where that is a list or an object."""
+    kinds = set[str]()
+    for one in (schema, *schema.get("anyOf", ())):
+        kind = one.get("type", ())
+        kinds |= {kind} if isinstance(kind, str) else set(kind)
+    value: object = text
+    if isinstance(read, dict | list):
+        value = read
+    elif "null" in kinds and text.lower() in ("null", "none"):
+        return None
+    elif not text.startswith(("[", "{")):
+        with suppress(ValueError):
+            value = json.loads(text)
+    return text if "string" in kinds and not kinds.intersection(_KINDS.get(type(value), ())) else value
 
 
 def _headed(head: re.Pattern[str], body: str) -> list[tuple[str, str]]:
@@ -158,17 +201,21 @@ def loose_function(text: str, tools: Sequence[str]) -> TagSpan | None:
 
 def _loose_object(text: str, marks: Sequence[str], reach: int, accepts: Callable[[Arguments], bool]) -> TagSpan | None:
     """Return the first accepted object with one of `marks` within `reach` characters of its opening brace."""
-    for mark in marks:
-        at = text.find(mark)
-        for _ in range(_TRIES):
-            if at < 0:
-                break
-            start = text.rfind("{", max(0, at - reach), at)
-            found = read_json(text, start) if start >= 0 else None
-            if found and isinstance(found.value, dict) and accepts(found.value):
-                whole = text[start : found.end]
-                return TagSpan(whole, whole, start, found.end, True)
-            at = text.find(mark, at + len(mark))
+    found = [span for mark in marks if (span := _marked_object(text, mark, reach, accepts))]
+    return min(found, key=lambda span: span.start, default=None)
+
+
+def _marked_object(text: str, mark: str, reach: int, accepts: Callable[[Arguments], bool]) -> TagSpan | None:
+    at = text.find(mark)
+    for _ in range(_TRIES):
+        if at < 0:
+            break
+        start = text.rfind("{", max(0, at - reach), at)
+        found = read_json(text, start) if start >= 0 else None
+        if found and isinstance(found.value, dict) and accepts(found.value):
+            whole = text[start : found.end]
+            return TagSpan(whole, whole, start, found.end, True)
+        at = text.find(mark, at + len(mark))
     return None
 
 
@@ -178,6 +225,7 @@ def _loose_object(text: str, marks: Sequence[str], reach: int, accepts: Callable
 def user_image(arguments: Arguments, views: Sequence[View], frame: Frame, notes: list[str]) -> CallRegion:
     """Return a box of image `img_idx`, counted from 0 among the user's images."""
     given = [at for at, view in enumerate(views) if view.kind != "crop"] or [0]
+    _require_index(arguments, views, INDEX_NAMES)
     index = read_index(arguments, INDEX_NAMES, notes, default=0)
     if index is None or not 0 <= index < len(given):
         made = ", then those of tools" if any(view.kind == "tool" for view in views) else ""
@@ -202,11 +250,19 @@ def first_image(arguments: Arguments, views: Sequence[View], frame: Frame, notes
     return _boxed(arguments, views, 0, frame, notes)
 
 
+def _require_index(arguments: Arguments, views: Sequence[View], names: Sequence[str]) -> None:
+    """Raise BoxError for a call about one of several images that names it in the way of another format."""
+    other = next((name for name in _IMAGE_NAMES if name not in names and arguments.get(name) is not None), None)
+    if other and several(views) and all(arguments.get(name) is None for name in names):
+        raise BoxError(f"The image is not named by {other!r} but by {names[0]!r}.")
+
+
 def image_index(arguments: Arguments, views: Sequence[View], notes: list[str]) -> int:
     """Return the place of the user's image that a call names; without an index, of the first."""
     if not several(views):
         return 0
     count = _images(views)
+    _require_index(arguments, views, INDEX_NAMES)
     index = read_index(arguments, INDEX_NAMES, notes, default=0)
     if index is None or not 0 <= index < count:
         raise BoxError(f"img_idx must be a whole number from 0 to {count - 1}: it counts the user's images from 0.")
@@ -219,6 +275,7 @@ def named_source(arguments: Arguments, views: Sequence[View], frame: Frame, note
     Of several images, the second is original_image_2.
     """
     source = arguments.get("source")
+    _require_index(arguments, views, ("source",))
     if source is None:
         notes.append("source missing, original_image taken")
     named = "original" if source is None else str(source)[:MAX_NAME].strip().lower()
@@ -244,6 +301,7 @@ def padded_target(arguments: Arguments, views: Sequence[View], frame: Frame, not
     turns a border written as 1.0 into one pixel.)
     """
     count = max(1, len(views))
+    _require_index(arguments, views, ("target_image",))
     index = read_index(arguments, ("target_image",), notes, default=1)
     if index is None or not 1 <= index <= count:
         raise BoxError(f"target_image must be a whole number from 1 to {count}.")

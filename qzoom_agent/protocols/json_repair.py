@@ -1,8 +1,8 @@
 """JSON as models write it: parsed strictly first, then repaired within bounds.
 
 Repaired are quotes of all kinds, unescaped quotes and line breaks inside strings, True/False/None, bare words, numbers
-such as `.5` or `007`, tuples, wrong commas and brackets, and a missing end. One pass over the tokens builds plain
-values; it is linear, nesting is capped, and nothing is evaluated.
+such as `.5` or `007`, tuples, wrong or full-width commas and colons, wrong brackets, and a missing end. One pass over
+the tokens builds plain values; it is linear, nesting is capped, and nothing is evaluated.
 """
 
 import json
@@ -21,19 +21,22 @@ _OPEN = re.compile(r"[{\[]")
 _NUMBER = re.compile(r"[-+]?(?:\d{1,300}(?:\.\d{0,300})?|\.\d{1,300})(?:[eE][-+]?\d{1,3})?")
 _NAMES = {"true": True, "false": False, "null": None, "none": None}
 _DOUBLE, _SINGLE = '"\u201c\u201d', "'\u2018\u2019"
+_WIDE = "\uff0c\u3001\uff1a\uff1b"
+"""Full-width commas, colon and semicolon."""
 _CLOSERS = {"{": "}", "[": "]", "(": "]"}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 
 
 def _string(name: str, quotes: str) -> str:
     """Return a pattern of a string; a quote ends it only where JSON could go on: before punctuation or a string."""
-    end = rf"[{quotes}](?=\s*(?:[,:=}}\])]|\Z)|\s+[{_DOUBLE}{_SINGLE}])"
+    wide = rf"[\uff1a]|[\uff0c\u3001]\s*[{_DOUBLE}{_SINGLE}\d\[{{]"
+    end = rf"[{quotes}](?=\s*(?:[,:=}}\])]|{wide}|\Z)|\s+[{_DOUBLE}{_SINGLE}])"
     return rf"[{quotes}](?P<{name}>(?:\\.|(?!{end}).)*)[{quotes}]?"
 
 
 _TOKEN = re.compile(
-    rf"\s*(?:{_string('double', _DOUBLE)}|{_string('single', _SINGLE)}|(?P<mark>[{{}}\[\](),:;=])"
-    rf"|(?P<word>[^\s{{}}\[\](),:;={_DOUBLE}{_SINGLE}]+))",
+    rf"\s*(?:{_string('double', _DOUBLE)}|{_string('single', _SINGLE)}|(?P<mark>[{{}}\[\](),:;={_WIDE}])"
+    rf"|(?P<word>[^\s{{}}\[\](),:;={_WIDE}{_DOUBLE}{_SINGLE}]+))",
     re.DOTALL,
 )
 
@@ -122,9 +125,9 @@ def _repair(text: str) -> tuple[object, int]:
         elif token in _CLOSERS:
             stack.append(_Open({} if token == "{" else []))
             closers.append(_CLOSERS[token])
-        elif token in ":=":
+        elif token in ":=\uff1a":
             stack[-1].colon = True
-        elif token in ",;":
+        elif token in ",;\uff0c\u3001\uff1b":
             stack[-1].separate()
         elif (closer := "]" if token == ")" else token) in closers:
             while close() != closer:

@@ -88,7 +88,10 @@ def _frame(protocol: ZoomProtocol) -> Frame:
 def _named(payloads: Sequence[Payload]) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield the name and arguments of each box; those in a list under another key, one by one."""
     for payload in payloads:
-        lists = [value for value in payload.arguments.values() if isinstance(value, list)]
-        inner = [item for value in lists for item in value if isinstance(item, dict)]
+        lists = [(key, value) for key, value in payload.arguments.items() if isinstance(value, list)]
+        inner = [item for _, value in lists for item in value if isinstance(item, dict)]
+        for key, value in lists:
+            if value and all(isinstance(item, list) and len(item) == 4 for item in value):
+                inner += [{**payload.arguments, key: item} for item in value]
         name = payload.name or "locate"
         yield from ((name, item) for item in inner) if inner else [(name, payload.arguments)]

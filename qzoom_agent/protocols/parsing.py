@@ -22,7 +22,11 @@ MAX_CALLS_READ = 16
 """Calls parsed in one reply; a reply with more has degenerated."""
 MAX_NAME = 80
 MAX_BOXED = 2000
-_BOXED = "\\boxed{"
+_BOXED = re.compile(r"\\boxed\s{0,4}\{|<\|begin_of_box\|>")
+"""The start of a marked answer: of LaTeX, or of GLM-V."""
+_BOX_END = "<|end_of_box|>"
+_BOXES_READ = 16
+_EMPTY_BOX = re.compile(r"\$?\\boxed\s{0,4}\{\s{0,8}\}\$?|<\|begin_of_box\|>\s{0,8}<\|end_of_box\|>")
 _STYLED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 _STRAY = re.compile(r"</?(?:answer|think|tool_response)>", re.IGNORECASE)
 
@@ -226,7 +230,7 @@ def read_reply(
 ) -> Parsed:
     """Parse a whole reply, first outside the thought (`<think>`), then, if nothing stands outside it, inside.
 
-    1. `<answer>`: the answer; calls beside it are dropped and noted.
+    1. `<answer>`: the answer; calls beside it are dropped and noted. One that is nothing but a call is a call.
     2. Calls, at most `limit`; other text is thought, and a `\\boxed{}` beside a call does not end the episode.
     3. Any other text: the answer, or the content of its `\\boxed{}`.
 
@@ -244,16 +248,21 @@ def read_reply(
     if inside:
         thought, rest = "", thought
         answers, blank = _answers(rest)
-    calls = find(rest, reply)
-    if inside and (answers or calls):
-        reply.repairs.append("read from inside the thought")
+    if answers and _only_calls(answers[-1].body, find, read):
+        reply.repairs.append("call read from inside <answer>")
+        answers = []
     if answers:
-        if calls:
+        if inside:
+            reply.repairs.append("read from inside the thought")
+        if find(around := outside(rest, answers), ParsedReply()):
             reply.repairs.append("call beside an answer not run")
         if not answers[-1].closed:
             reply.repairs.append("closing </answer> added")
         body = answers[-1].body.strip()
-        return reply.parsed(thought=_joined(thought, outside(rest, answers)), answer=_boxed(body) or body)
+        return reply.parsed(thought=_joined(thought, around), answer=_boxed(body) or body)
+    calls = find(rest, reply)
+    if inside and calls:
+        reply.repairs.append("read from inside the thought")
     if calls:
         for span in calls:
             if span.foreign:
@@ -266,15 +275,35 @@ def read_reply(
         return reply.parsed(thought=rest.strip())
     free = _STRAY.sub("", rest).strip()
     boxed = _boxed(free)
+    if not boxed and _EMPTY_BOX.search(free):
+        left = _EMPTY_BOX.sub("", free).strip()
+        if mark == "boxed" or not left:
+            return reply.parsed(thought=_joined(thought, left))
+        free = left
     if free and (mark == "answer" or (mark == "boxed" and not boxed)):
         reply.repairs.append("free text taken as the answer")
     return reply.parsed(thought=_joined(thought, free) if boxed else thought.strip(), answer=boxed or free or None)
 
 
 def _answers(text: str) -> tuple[list[TagSpan], list[TagSpan]]:
-    """Return the `<answer>` spans with a body, and those without."""
-    found = spans(text, "answer")
-    return [span for span in found if span.body.strip()], [span for span in found if not span.body.strip()]
+    """Return the `<answer>` spans with a body, and those without; where one is closed, none that is left open."""
+    full, blank = list[TagSpan](), list[TagSpan]()
+    for span in spans(text, "answer"):
+        (full if _EMPTY_BOX.sub("", span.body).strip() else blank).append(span)
+    return [span for span in full if span.closed] or full, blank
+
+
+def _only_calls(
+    body: str, find: Callable[[str, ParsedReply], list[TagSpan]], read: Callable[[TagSpan, ParsedReply], None]
+) -> bool:
+    """Return whether a text is nothing but calls that can be read."""
+    reply = ParsedReply()
+    found = find(body, reply)
+    if not found or any(span.foreign for span in found) or outside(body, found):
+        return False
+    for span in found:
+        read(span, reply)
+    return bool(reply.calls)
 
 
 def split_thought(text: str) -> tuple[str, str]:
@@ -288,19 +317,23 @@ def split_thought(text: str) -> tuple[str, str]:
 
 
 def _boxed(text: str) -> str:
-    """Return the content of the last `\\boxed{}`, braces balanced; empty if there is none."""
-    start = text.rfind(_BOXED)
-    if start < 0:
-        return ""
-    start += len(_BOXED)
-    text = text[: start + MAX_BOXED]
-    depth, end = 1, start
+    """Return the content of the last box that is not empty, braces balanced; empty if there is none."""
+    for start in reversed(list(_BOXED.finditer(text))[-_BOXES_READ:]):
+        inside = text[start.end() : start.end() + MAX_BOXED]
+        held = (_in_braces(inside) if start[0][-1] == "{" else inside.partition(_BOX_END)[0]).strip()
+        if held:
+            styled = _STYLED.fullmatch(held)
+            return styled[1].strip() if styled else held
+    return ""
+
+
+def _in_braces(text: str) -> str:
+    """Return the text up to the brace that closes one opened before it."""
+    depth, end = 1, 0
     while end < len(text) and depth:
         depth += {"{": 1, "}": -1}.get(text[end], 0)
         end += 1
-    held = text[start : end - 1 if depth == 0 else end].strip()
-    styled = _STYLED.fullmatch(held)
-    return styled[1].strip() if styled else held
+    return text[: end - 1 if depth == 0 else end]
 
 
 def _joined(*pieces: str) -> str:

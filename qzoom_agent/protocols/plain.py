@@ -1,9 +1,9 @@
 """plain: for models without training in tool calls. One line, `ZOOM: x1, y1, x2, y2`, in thousandths.
 
-The first user turn explains it (some templates have no system role). Boxes are always measured on the first image. A
-line that starts with the word ZOOM and has a colon, or exactly four numbers, is a call; brackets, bold marks and
-bullets around it are accepted. Anything else is the answer, after `Answer:` if the reply begins so. A call of an own
-tool is a line `TOOL: name {"argument": value}`.
+The first user turn explains it (some templates have no system role). Boxes are measured on the first image, unless the
+line names another. A line that starts with the word ZOOM and has a colon, or exactly four numbers beside the name of an
+image, is a call; brackets, bold marks and bullets around it are accepted. Anything else is the answer, after `Answer:`
+if the reply begins so. A call of an own tool is a line `TOOL: name {"argument": value}`.
 """
 
 import re
@@ -20,7 +20,7 @@ from qzoom_agent.protocols.calls import several
 from qzoom_agent.protocols.interface import Parsed, ToolCall, counted
 from qzoom_agent.protocols.json_repair import read_json
 from qzoom_agent.protocols.parsing import MAX_CALLS_READ, ParsedReply, TagSpan, first_view, foreign_call, read_reply
-from qzoom_agent.views import View, coarse_id
+from qzoom_agent.views import View
 
 _LINE = re.compile(
     r"^(?:[ \t>*_`#\-]{0,8}|[ \t]{0,8}\d{1,2}[.)][ \t*_`]{0,8}|[ \t*_`]{0,8}action[ \t*_`]{0,4}:[ \t*_`]{0,8})"
@@ -28,13 +28,21 @@ _LINE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """A line that asks for a crop, also as an item of a list or after "Action:"."""
-_IMAGE = re.compile(r"^[ \t*_`]{0,4}image[ #]{0,3}\d{1,4}[ \t]{0,4}:", re.IGNORECASE)
-"""The name of one of several images."""
+_IMAGE = re.compile(
+    r"\(?\b(?:(image|picture|photo|page|crop|tool|coarse)[ _#]{0,3}(\d{1,4})|(coarse))\b(?:\)|[ \t]{0,4}:)?",
+    re.IGNORECASE,
+)
+"""The name of an image: a word and its number."""
+_ONE_OF = re.compile(r"(?<!first )\bimage\b", re.IGNORECASE)
+"""An image without its number."""
 _TOOL = re.compile(
-    r"^[ \t>*_`#\-]{0,8}tool[ \t*_`]{0,4}:[ \t*_`]{0,4}([A-Za-z_][\w-]{0,63})[ \t*_`(]{0,4}(?=\{|\)|$)",
+    r"^[ \t>*_`#\-]{0,8}tool[ \t*_`]{0,4}[:\uff1a][ \t*_`]{0,4}([A-Za-z_][\w-]{0,63})"
+    r"(?:[ \t*_`(:,\uff1a]{0,8}(?:\s{0,8}(?:```(?:json)?\s{0,8})?(?=\{)|\)?[ \t*_`.]{0,4}$)|\b([^\n]{0,300}))",
     re.IGNORECASE | re.MULTILINE,
 )
-"""The head of a line that calls an own tool."""
+"""The head of a line that calls an own tool: up to the arguments or the end of the line, else with what follows."""
+_COUNTED = ("image", "picture", "photo", "page")
+_COLON = re.compile(r"[*_` ]{0,4}[:\uff1a]")
 _ANSWER = re.compile(r"[*_ ]{0,4}(?:final )?answer[*_ ]{0,4}:[*_]{0,4}", re.IGNORECASE)
 _HOW = "Write a line ZOOM: x1, y1, x2, y2 with numbers from 0 to 1000."
 _OFFER = (
@@ -80,19 +88,19 @@ class Plain:
         def read(span: TagSpan, reply: ParsedReply) -> None:
             if self.own and (called := _TOOL.match(span.raw)):
                 return self._call(called[1], span, reply)
-            named = _named(span.body, views) if self.own or several(views) else None
-            size = (named or views[0]).size if views else None
-            body = span.body.partition(":")[2] if named else span.body
             try:
-                box, frame = read_box(body, self.frame, reply.repairs, size=size)
+                view = _named(span.body, views)
+                box, frame = read_box(
+                    _IMAGE.sub(" ", span.body), self.frame, reply.repairs, size=view.size if view else None
+                )
             except BoxError as error:
                 reply.problems.append(f"{error} {_HOW}")
             else:
-                view = named.id if named else first_view(views)
-                reply.calls.append(ToolCall(name="zoom", box=box, frame=frame, view=view, raw=span.raw))
+                id = view.id if view else first_view(views)
+                reply.calls.append(ToolCall(name="zoom", box=box, frame=frame, view=id, raw=span.raw))
 
         def find(text: str, reply: ParsedReply) -> list[TagSpan]:
-            calls, zooms = _tool_lines(text) if self.own else [], _find(text, reply)
+            calls, zooms = _tool_lines(text, self.own), _find(text, reply)
             own = [*calls, *(span for span in zooms if not span.foreign)] if calls else zooms
             return sorted(own, key=lambda span: span.start)
 
@@ -137,27 +145,43 @@ class Plain:
         return counted(index)
 
 
-def _tool_lines(text: str) -> list[TagSpan]:
+def _tool_lines(text: str, own: Mapping[str, str]) -> list[TagSpan]:
+    """Return the lines that call a tool; one with other words behind the name calls it if it is one of `own`."""
     found: list[TagSpan] = []
-    for line in islice(_TOOL.finditer(text), MAX_CALLS_READ):
+    for line in islice(_TOOL.finditer(text), MAX_CALLS_READ) if own else ():
         parsed = read_json(text, line.end()) if text[line.end() : line.end() + 1] == "{" else None
         end = parsed.end if parsed else len(text) if text[line.end() : line.end() + 1] == "{" else line.end()
-        found.append(TagSpan(text[line.end() : end], text[line.start() : end], line.start(), end, True))
+        body = line[2] if line[2] is not None else text[line.end() : end]
+        if line[2] is None or line[1] in own:
+            found.append(TagSpan(body, text[line.start() : end], line.start(), end, True))
     return found
 
 
 def _named(body: str, views: Sequence[View]) -> View | None:
-    """Return the view named before the colon of a ZOOM line; None: the first."""
-    name = body.partition(":")[0].strip(" \t*_`").lower()
-    number = name.removeprefix("image").strip(" #")
-    wanted = coarse_id(int(number) - 1) if name.startswith("image") and number.isdecimal() and int(number) else name
-    return next((view for view in views if view.id == wanted), None)
+    """Return the view that a ZOOM line names, else the first; None if there are no views.
+
+    Raises:
+        BoxError: It names none of the views, or several.
+    """
+    names = {"coarse" if one[3] else f"{one[1].lower()}{int(one[2])}" for one in _IMAGE.finditer(body)}
+    if not views or not (names or (several(views) and _ONE_OF.search(body))):
+        return views[0] if views else None
+    images = [view.id for view in views if view.kind == "coarse"]
+    known = {f"{word}{at}": id for word in _COUNTED for at, id in enumerate(images, 1)} | {
+        one.id: one.id for one in views
+    }
+    meant = {known.get(name) for name in names}
+    found = next((view for view in views if meant == {view.id}), None)
+    if found is None:
+        named = [*(f"image {at}" for at, _ in enumerate(images, 1)), *(one.id for one in views if one.kind != "coarse")]
+        raise BoxError(f"A line names one image that there is, before its colon: {', '.join(named)}.")
+    return found
 
 
 def _find(text: str, reply: ParsedReply) -> list[TagSpan]:
     found: list[TagSpan] = []
     for line in _LINE.finditer(text):
-        if line[1].lstrip("*_` ")[:1] == ":" or len(numbers_in(_IMAGE.sub("", line[1]))) == 4:
+        if _COLON.match(line[1]) or len(numbers_in(_IMAGE.sub(" ", line[1]))) == 4:
             found.append(TagSpan(line[1], line[0].strip(), line.start(), line.end(), True))
         if len(found) == MAX_CALLS_READ:
             break

@@ -10,6 +10,7 @@ the letter: schema shape, tags, the sentences around a result, and one-line form
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final, Literal, Self
@@ -21,7 +22,18 @@ from qzoom_agent.errors import BoxError, ConfigError
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.protocols.boxes import box_argument
-from qzoom_agent.protocols.calls import HINTS, LOOSE, PAYLOADS, REGIONS, Arguments, CallRegion, read_label, several
+from qzoom_agent.protocols.calls import (
+    HINTS,
+    INDEX_NAMES,
+    LOOSE,
+    PAYLOADS,
+    REGIONS,
+    Arguments,
+    CallRegion,
+    own_arguments,
+    read_label,
+    several,
+)
 from qzoom_agent.protocols.interface import Parsed, ToolCall
 from qzoom_agent.protocols.parsing import (
     MAX_CALLS_READ,
@@ -196,13 +208,19 @@ class Tagged(BaseModel, frozen=True, extra="forbid"):
         if len(found) > 1 and not found[-1].body.strip():
             reply.repairs.append(f"<{self.tag}> written for </{self.tag}>")
             found.pop()
+        if len(full := [span for span in found if span.body.strip()]) < len(found) and full:
+            reply.repairs.append(f"empty <{self.tag}> left out")
+            found = full
         found = found or foreign_call(text, known=False)
         if found:
             return found
-        bare = LOOSE[self.payload](text, (*self.tools, *self.own))
-        if bare is not None:
+        at = 0
+        while len(found) < MAX_CALLS_READ and (bare := LOOSE[self.payload](text[at:], (*self.tools, *self.own))):
+            found.append(replace(bare, start=at + bare.start, end=at + bare.end))
+            at += bare.end
+        if found:
             reply.repairs.append("call without its tags read")
-            return [bare]
+            return found
         closing = tag(self.tag).search(text)
         if closing is None:
             return foreign_call(text)
@@ -219,8 +237,11 @@ class Tagged(BaseModel, frozen=True, extra="forbid"):
             reply.problems.append(f"The call could not be read. {self.how}")
         for payload in payloads:
             name = readable(payload.name).strip()[:MAX_NAME] or self.tools[0]
+            if not payload.name and any(own in span.body for own in self.own):  # its arguments are no box of zoom
+                reply.problems.append(f"The call could not be read. {self.how}")
+                continue
             if name in self.own:
-                given = payload.arguments
+                given = own_arguments(payload, self.own[name])
                 reply.calls.append(ToolCall(id=payload.id, name=name, box=None, arguments=given, raw=span.raw))
                 continue
             if name not in self.tools:
@@ -240,8 +261,17 @@ class Tagged(BaseModel, frozen=True, extra="forbid"):
     def _region(self, arguments: Arguments, views: Sequence[View], repairs: list[str]) -> CallRegion:
         """Return the region of a zoom call: of the image that the family's way names, or of a named tool's image."""
         named = arguments.get("view") if self.own or several(views) else None
-        if isinstance(named, str) and (found := next((view for view in views if view.id == named.strip()), None)):
+        if isinstance(named, str):
+            name = named.strip()
+            found = next((one for one in views if name in (one.id, one.kind == "coarse" and one.origin)), None)
+            if found is None:
+                known = ", ".join(view.id for view in views)
+                raise BoxError(f"There is no view {readable(named[:MAX_NAME])!r}. There are {known}.")
             return CallRegion(*box_argument(arguments, self.frame, repairs, size=found.size), found.id)
+        # An index that the schema leaves optional is no correction where there is one image.
+        optional = INDEX_NAMES[0] not in self.function.get("parameters", {}).get("required", ())
+        if self.region == "user_image" and optional and not several(views) and not arguments.keys() & {*INDEX_NAMES}:
+            arguments = {INDEX_NAMES[0]: 0, **arguments}
         return REGIONS[self.region](arguments, views, self.frame, repairs)
 
 

@@ -248,17 +248,18 @@ def read_reply(
     if inside:
         thought, rest = "", thought
         answers, blank = _answers(rest)
-    if answers and _only_calls(answers[-1].body, find, read):
+    held = _calls_in(answers[-1].body, find, read) if answers else []
+    if held and not outside(answers[-1].body, held):
         reply.repairs.append("call read from inside <answer>")
         answers = []
     if answers:
         if inside:
             reply.repairs.append("read from inside the thought")
-        if find(around := outside(rest, answers), ParsedReply()):
+        if find(around := outside(rest, answers), ParsedReply()) or held:
             reply.repairs.append("call beside an answer not run")
         if not answers[-1].closed:
             reply.repairs.append("closing </answer> added")
-        body = answers[-1].body.strip()
+        body = outside(answers[-1].body, held)
         return reply.parsed(thought=_joined(thought, around), answer=_boxed(body) or body)
     calls = find(rest, reply)
     if inside and calls:
@@ -293,17 +294,15 @@ def _answers(text: str) -> tuple[list[TagSpan], list[TagSpan]]:
     return [span for span in full if span.closed] or full, blank
 
 
-def _only_calls(
+def _calls_in(
     body: str, find: Callable[[str, ParsedReply], list[TagSpan]], read: Callable[[TagSpan, ParsedReply], None]
-) -> bool:
-    """Return whether a text is nothing but calls that can be read."""
+) -> list[TagSpan]:
+    """Return the calls in an answer, if they can be read; what only looks like one is part of the answer."""
     reply = ParsedReply()
-    found = find(body, reply)
-    if not found or any(span.foreign for span in found) or outside(body, found):
-        return False
+    found = [span for span in find(body, reply) if not span.foreign]
     for span in found:
         read(span, reply)
-    return bool(reply.calls)
+    return found if reply.calls and not reply.problems else []
 
 
 def split_thought(text: str) -> tuple[str, str]:

@@ -22,6 +22,7 @@ import operator
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping, Set, ValuesView
+from copy import deepcopy
 from dataclasses import dataclass, is_dataclass
 from dataclasses import fields as dataclass_fields
 from enum import Enum
@@ -86,7 +87,8 @@ class OwnTool:
     def __call__(self, arguments: Mapping[str, Any], views: Views, *, max_pixels: int) -> ToolOutput:
         """Run the tool with arguments as the model wrote them. Never raises."""
         fields = _fields(self.tool)
-        given = {key: value for key, value in arguments.items() if key not in _hidden(fields)}
+        # A tool may change what it is given, and the trace has the arguments as the model wrote them.
+        given = {key: deepcopy(value) for key, value in arguments.items() if key not in _hidden(fields)}
         # LangChain would leave these out without a word, so the tool would do something else than was asked for.
         known = {*fields, *json.loads(self.schema)["function"].get("parameters", {}).get("properties", ())}
         if _takes_no_others(self.tool) and (unknown := ", ".join(sorted(given.keys() - known))):

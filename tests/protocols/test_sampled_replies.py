@@ -48,6 +48,8 @@ def test_an_answer_may_quote_a_tag_and_follow_on_a_call() -> None:
     parsed = parse("deepeyes", f"{CALL}<answer>red</answer>")
     assert parsed.answer == "red" and parsed.repairs == ["call beside an answer not run"]
     assert parse("plain", "<answer>Zoom: 4x</answer>").answer == "Zoom: 4x"
+    parsed = parse("deepeyes", f"<answer>red\n{CALL}</answer>")
+    assert parsed.answer == "red" and parsed.repairs == ["call beside an answer not run"]
 
 
 @pytest.mark.parametrize(

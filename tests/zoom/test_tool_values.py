@@ -126,3 +126,14 @@ def test_other_values_are_read_as_json(value: Any, text: str) -> None:
         return value
 
     assert run(give).text == text
+
+
+def test_a_tool_may_change_its_arguments_and_the_trace_has_them_as_written() -> None:
+    def sort(groups: dict[str, list[int]], rest: Any) -> str:
+        """Sort."""
+        groups["a"].clear()
+        rest["inner"].clear()
+        return "done"
+
+    given = {"groups": {"a": [1]}, "rest": {"inner": [2]}}
+    assert run(sort, given).text == "done" and given == {"groups": {"a": [1]}, "rest": {"inner": [2]}}

@@ -114,9 +114,10 @@ def _payload(item: Arguments, notes: list[str]) -> Payload:
 
 
 def bare_payloads(body: str, notes: list[str]) -> list[Payload]:
-    """Return the calls in a body whose objects are arguments without a tool name."""
-    values = objects_in(body, notes, limit=MAX_CALLS_READ)
-    return [Payload("", value) for value in values if isinstance(value, dict)]
+    """Return the calls in a body whose objects are arguments without a tool name; one that has both is read too."""
+    values = [value for value in objects_in(body, notes, limit=MAX_CALLS_READ) if isinstance(value, dict)]
+    whole = [any(key in value for key in _ARGUMENT_KEYS) for value in values]
+    return [_payload(value, notes) if named else Payload("", value) for value, named in zip(values, whole, strict=True)]
 
 
 def function_payloads(body: str, notes: list[str]) -> list[Payload]:

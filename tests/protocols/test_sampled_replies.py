@@ -91,6 +91,15 @@ def test_every_call_without_its_tags_is_read(between: str) -> None:
         assert [call.box for call in parsed.calls] == boxes and not parsed.problems, name
 
 
+def test_a_grounding_call_may_have_a_name_and_arguments() -> None:
+    inside = '{"name": "grounding", "arguments": {"bbox_2d": [0.1, 0.2, 0.5, 0.6], "source": "original_image"}}'
+    parsed = parse("mini_o3", f"<grounding>{inside}</grounding>")
+    assert [call.box for call in parsed.calls] == [(0.1, 0.2, 0.5, 0.6)] and not parsed.problems
+    own = '<grounding>{"name": "look_up", "arguments": {"code": "7"}}</grounding>'
+    (call,) = ask(own, protocol="mini_o3", tools=[look_up]).trace.turns[0].calls
+    assert call.text == repr(("7", None, 0, None))
+
+
 def test_a_tag_opened_twice_and_full_width_punctuation_are_read() -> None:
     parsed = parse("deepeyes", f"<tool_call><tool_call>{ZOOM}</tool_call></tool_call>")
     assert len(parsed.calls) == 1 and not parsed.problems

@@ -44,6 +44,7 @@ from qzoom_agent.models.presets import (
     guess_of,
     recognised,
     resolve_model,
+    shipped,
 )
 from qzoom_agent.models.prompts import PromptCodec, load_processor, takes_any_size, visual_factor
 from qzoom_agent.models.stock import StockBackend, difference
@@ -109,8 +110,7 @@ class HFBackend:
         self.processor = processor
         self.name = name
         family = PRESETS.get(FAMILIES.get(model.config.model_type, ""))
-        if "<zoom>" in processor.tokenizer.get_vocab():
-            family = PRESETS["nano"]
+        family = shipped(processor.tokenizer.get_vocab()) or family
         self.protocol = protocol or (family and family.protocol) or "plain"
         fits = family if family and family.protocol == self.protocol else None
         fits = fits or next((one for one in PRESETS.values() if one.protocol == self.protocol != "plain"), None)

@@ -10,7 +10,7 @@ weights override it. Nothing is loaded or looked up on the network, and torch is
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,6 +25,8 @@ SHIPPED = ("nano", "nano-paper")
 """Presets whose weights are in the package."""
 _CACHED: Final = re.compile(r"models--([^/]+)--([^/]+)(?:/|$)")
 """Folder of a repository in the hub's cache."""
+_LAST_OF_PAPER: Final = "<loc_805>"
+"""Last location token of nano-paper, whose coarse views are larger; nano's end at <loc_504>."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +273,7 @@ def recognised(preset: Preset, config: Mapping[str, Any], card: str = "", *, voc
     """Return what is known of the model in `preset` from its own files, under its name and source.
 
     The first that leads to a preset counts: its name; the model that its config (`_name_or_path`) or its card
-    (`base_model`) says it comes from; its vocabulary (nano's); its architecture, which is a guess.
+    (`base_model`) says it comes from; its vocabulary (nano's, nano-paper's); its architecture, which is a guess.
 
     Args:
         config: Content of config.json.
@@ -282,12 +284,19 @@ def recognised(preset: Preset, config: Mapping[str, Any], card: str = "", *, voc
         return preset
     origins = [config.get("_name_or_path"), *_base_models(card)]
     found = next((one for name in origins if isinstance(name, str) and (one := known(name))), None)
-    if found is None and '"<zoom>"' in vocabulary:
-        found = PRESETS["nano"]
+    if found is None:
+        found = shipped(set(re.findall(r'"(<(?:zoom|loc_\d+)>)"', vocabulary)))
     family = FAMILIES.get(str(config.get("model_type")))
     if found is not None:
         return replace(found, name=preset.name, source=preset.source)
     return preset if family is None else _guess(family, preset.name, preset.source)
+
+
+def shipped(tokens: Container[str]) -> Preset | None:
+    """Return the preset of weights with these tokens, if they come from a model in this package."""
+    if "<zoom>" not in tokens:
+        return None
+    return PRESETS["nano-paper" if _LAST_OF_PAPER in tokens else "nano"]
 
 
 def _guess(family: str, name: str, source: str) -> Preset:
@@ -360,7 +369,7 @@ def keep_origin(folder: Path, model: str, *, protocol: str | None = None) -> Non
     """
     given = resolve_model(model)
     same = (one for one in PRESETS.values() if one == replace(given, name=one.name, source=one.source))
-    found = next((one for one in same if one.name not in SHIPPED), None)  # nano is known by its vocabulary
+    found = next((one for one in same if one.name not in SHIPPED), None)  # those are known by their vocabulary
     if found is None or given.guessed or protocol not in (None, found.protocol):
         return
     file = folder / "config.json"

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shutil import copy
 
 import pytest
 from hypothesis import given, settings
@@ -10,10 +11,9 @@ from hypothesis import strategies as st
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig, BudgetConfig
 from qzoom_agent.geometry import fit_tokens, tokens
+from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import (
     FAMILIES,
-    NANO_BUDGET,
-    NANO_FOLDER,
     PRESETS,
     SHIPPED,
     guess_of,
@@ -122,9 +122,19 @@ def test_a_model_of_a_known_family_is_a_guess_that_says_so(tmp_path: Path) -> No
     assert (renamed.protocol, renamed.guessed, renamed.source) == ("mini_o3", False, "me/not-qwen3-vl")
 
 
-def test_a_folder_of_nano_is_nano_whatever_its_name() -> None:
-    found = resolve_model(str(NANO_FOLDER))
-    assert (found.protocol, found.budget, found.guessed) == ("nano", NANO_BUDGET, False)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_copy_of_a_model_in_the_package_is_run_as_that_model_whatever_its_name(name: str, tmp_path: Path) -> None:
+    shipped = PRESETS[name]
+    for file in ("config.json", "tokenizer.json"):  # as a fine-tune writes them
+        copy(Path(shipped.source) / file, tmp_path)
+    found = resolve_model(str(tmp_path))
+    assert (found.protocol, found.budget, found.guessed) == ("nano", shipped.budget, False)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_loaded_weights_of_the_package_have_their_own_budget(name: str) -> None:
+    loaded = HFBackend.load(name)
+    assert HFBackend(loaded.model, loaded.processor, name="mine").defaults == PRESETS[name].budget
 
 
 @pytest.mark.parametrize("text", ["", "no metadata", "---\nbase_model: [\n---\n", "---\n- a\n---\n", "---\n"])

@@ -209,7 +209,7 @@ class CropConfig(Config):
     """Longest side over shortest side; a thinner box is widened."""
 
 
-class PerceptionConfig(Config):
+class PerceptionConfig(_ModelDefaults):
     """The rules of the coarse pass for policies with branches. Defaults are the published rules."""
 
     prefix: ClassVar[str] = "perception."

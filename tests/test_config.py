@@ -171,6 +171,9 @@ def test_the_models_values_fill_in_only_what_was_not_given() -> None:
     own = AgentConfig(policy="explicit").replace(**{"budget.max_turns": 6, "generation.temperature": None})
     own = own.replace(seed=3).with_defaults(defaults)
     assert (own.budget.max_turns, own.generation.temperature, own.policy, own.seed) == (6, 1.0, "explicit", 3)
+    regions = {"perception.max_regions": 2}
+    given = AgentConfig().replace(**{"perception.max_regions": 3}).replace(**{"perception.max_regions": None})
+    assert given.with_defaults(regions).perception.max_regions == 2, "null returns a key to the branches, too"
     saved = AgentConfig.from_yaml(AgentConfig().to_yaml()).with_defaults(defaults)
     assert (saved.budget.max_turns, saved.generation.temperature) == (6, 0.0), "a saved configuration has every key"
     with pytest.raises(ConfigError, match=r"Unknown key 'generation.max_tokens'.*generation.top_k"):

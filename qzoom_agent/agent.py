@@ -578,7 +578,8 @@ class Agent:
     def _answer(self, state: State, context: Context) -> Answer:
         trace = to_trace(state, protocol=context.protocol.name, environment=self._parts.environment)
         calibration = getattr(self.backend, "calibration", None)
-        if calibration is not None and self._parts.as_published:  # it is of first questions to the model as it comes
+        # It is of first questions to the model as it comes.
+        if calibration is not None and self._parts.as_published(context.config):
             temperature = context.config.generation.temperature
             trace.confidence = calibration.of(trace.answer_probability, policy=trace.policy, temperature=temperature)
         return Answer.of(trace, context.store)

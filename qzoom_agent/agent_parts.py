@@ -146,12 +146,12 @@ class AgentParts:
         found.objects = {**self.objects, "receiver": receiver, **({"approve": approve} if self.awaits else {})}
         return found
 
-    @property
-    def as_published(self) -> bool:
-        """True if the model is asked in its own words and no part is an object: what was measured of it holds then."""
+    def as_published(self, config: AgentConfig) -> bool:
+        """Return whether a run asks the model in its own format and words, and nothing else has a part in it."""
         own = getattr(self.backend, "prompt", None)
-        words = self.given.system is None and getattr(self._prompt, "digest", None) == getattr(own, "digest", None)
-        return words and self.objects.keys() <= {*_ASIDE, "approve"}
+        words = config.system is None and getattr(self._prompt, "digest", None) == getattr(own, "digest", None)
+        others = (config.tool, config.own_tools, config.perceiver, config.review.rule)
+        return words and config.protocol == self.backend.protocol and not any(others)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -15,16 +15,25 @@ from qzoom_agent.agent import Agent
 from qzoom_agent.answer import Answer
 from qzoom_agent.cli.main import main
 from qzoom_agent.confidence import Calibration, Fitted
+from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.confidence import Known, calibrate, expected_error, known_answers
 from qzoom_agent.evaluation.run_log import RunFolder, fingerprint
 from qzoom_agent.evaluation.runner import evaluate
 from qzoom_agent.messages import Message
+from qzoom_agent.trace import PerceptionRecord
 from tests.evaluation.player import asked, numbers
 from tests.test_draft import IMAGE, Telling
 
 CALIBRATION = Calibration(policies={"direct": Fitted(slope=2.0, intercept=-1.0, questions=100)})
+
+
+class Nowhere:
+    """A perceiver that proposes nothing."""
+
+    def look(self, *_: Any, **__: Any) -> PerceptionRecord:
+        return PerceptionRecord()
 
 
 def telling(logprob: float | None, **more: Any) -> Telling:
@@ -43,6 +52,12 @@ def test_an_answer_has_the_confidence_of_its_model(tmp_path: Path) -> None:
     assert (answer.usage.requests, answer.usage.prompt_tokens) == (1, answer.trace.turns[0].prompt_tokens)
 
 
+def test_a_repeated_run_has_the_same_confidence() -> None:
+    first = Agent.from_pretrained("nano", policy="direct").run(IMAGE, "which?")
+    saved = AgentConfig.model_validate(first.trace.config)  # names the format, as a config.yaml does
+    assert Agent.from_pretrained("nano", config=saved).run(IMAGE, "which?").confidence == first.confidence is not None
+
+
 @pytest.mark.parametrize(
     ("model", "changes"),
     [
@@ -53,6 +68,11 @@ def test_an_answer_has_the_confidence_of_its_model(tmp_path: Path) -> None:
         ({}, {"generation.logprobs": False}),
         ({}, {"system": "Answer in French."}),
         ({}, {"prompt": {"user_without_tools": "please tell me {question} now"}}),
+        ({}, {"protocol": "qwen3vl"}),
+        ({}, {"perceiver": "tests.test_confidence:Nowhere"}),
+        ({}, {"tool": "qzoom_agent.zoom:Zoom"}),
+        ({}, {"own_tools": ["rotate"]}),
+        ({}, {"review.rule": "hybrid"}),
     ],
 )
 def test_without_a_calibration_that_fits_there_is_none(model: dict[str, Any], changes: dict[str, Any]) -> None:

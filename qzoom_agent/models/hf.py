@@ -177,7 +177,8 @@ class HFBackend:
             found = _official_branches(preset.source, weights) if ours is None else Branches.load(ours, weights)
             words = checkpoint_file(preset.source, FILE)
             # Other branches or another format make the model right on other questions.
-            fitted = None if branches or protocol else checkpoint_file(preset.source, CALIBRATION)
+            others = branches or protocol not in (None, preset.protocol)
+            fitted = None if others else checkpoint_file(preset.source, CALIBRATION)
         logger.info("%s: %s", model, placement)
         if protocol is None and (guess := guess_of(preset)):
             logger.warning(guess)

@@ -175,8 +175,8 @@ class Event(BaseModel, frozen=True, arbitrary_types_allowed=True):
     """A step of a streamed run.
 
     Its data, by kind: view: a `View` that the model is shown; look: a `PerceptionRecord`; token: {turn, text} as it is
-    written; turn: a `Turn`; waiting: the `PendingCall` that a run with `approve=True` stops before; call: a `CallRecord`
-    with its turn; answer: {status, answer, error}, always the last.
+    written; turn: a `Turn`; waiting: the `PendingCall` that a run with `approve=True` stops before; call: a
+    `CallRecord` with its turn; answer: {status, answer, error}, always the last.
     """
 
     kind: EventKind

@@ -149,9 +149,8 @@ class AgentParts:
     def as_published(self, config: AgentConfig) -> bool:
         """Return whether a run asks the model in its own format and words, and nothing else has a part in it."""
         own = getattr(self.backend, "prompt", None)
-        words = config.system is None and getattr(self._prompt, "digest", None) == getattr(own, "digest", None)
-        others = (config.tool, config.own_tools, config.perceiver, config.review.rule)
-        return words and config.protocol == self.backend.protocol and not any(others)
+        words = getattr(self._prompt, "digest", None) == getattr(own, "digest", None)
+        return words and config.protocol == self.backend.protocol and not config.additions
 
     @property
     def environment(self) -> dict[str, str]:

@@ -415,6 +415,18 @@ class AgentConfig(Config):
 
         return self.replace(**{key: value for key, value in defaults.items() if lacks(key)})
 
+    @property
+    def additions(self) -> dict[str, str]:
+        """Settings given here that have a part in the answers beside the model itself, by dotted key."""
+        found = {
+            "system": self.system,
+            "tool": self.tool,
+            "own_tools": ", ".join(self.own_tools or ()),
+            "perceiver": self.perceiver,
+            "review.rule": self.review.rule,
+        }
+        return {key: value for key, value in found.items() if value}
+
     def policy_for(self, *, perceives: bool) -> PolicyName:
         """Return the policy given, or the default of a model with branches (`perceives`) or without."""
         looks: PolicyName = "hybrid" if self.own_tools else "implicit"

@@ -143,16 +143,22 @@ def test_too_few_answers_are_not_fitted_to(tmp_path: Path) -> None:
 
 def test_runs_that_say_nothing_about_the_model_are_refused(tmp_path: Path) -> None:
     model = telling(-0.1, gives_logprobs=True)
-    runs = {"first": {}, "other": {}, "sampled": {"generation.temperature": 0.5}}
+    runs: dict[str, dict[str, Any]] = {
+        "first": {},
+        "other": {},
+        "sampled": {"generation.temperature": 0.5},
+        "told": {"system": "Answer in French."},
+    }
     for name, changes in runs.items():
         agent = Agent(model, policy="direct", **changes)
         evaluate(agent, [numbers(2)], out=tmp_path / name, traces=False, weights=name)
     source = TaskSource(answered=False)
     evaluate(Agent(model, policy="direct"), [numbers(2)], out=tmp_path / "unknown", source=source, weights="first")
-    first, other, sampled, unknown = (RunFolder(tmp_path / name) for name in (*runs, "unknown"))
+    first, other, sampled, told_more, unknown = (RunFolder(tmp_path / name) for name in (*runs, "unknown"))
     for folders, told in (
         ([first, other], "is of another model than"),
         ([first, sampled], "was sampled"),
+        ([told_more], r"was asked with system: Answer in French\., and confidence"),
         ([unknown], "asked numbers without answers"),
     ):
         with pytest.raises(ConfigError, match=told):

@@ -82,6 +82,12 @@ def _require_fit(folder: RunFolder, first: RunFolder, scorer: str | None) -> Non
     """Raise ConfigError if the answers of a run say nothing about the confidence of the first one's model."""
     if folder.config.generation.temperature:
         raise ConfigError(f"{folder.path} was sampled, and confidence is that of greedy answers. Ask it again at 0.")
+    if given := folder.config.additions:
+        key, value = next(iter(given.items()))
+        raise ConfigError(
+            f"{folder.path} was asked with {key}: {value}, and confidence is that of the model as it comes. "
+            "Ask it again without."
+        )
     if unknown := [name for name, task in folder.ask.tasks.items() if not task.answered]:
         raise ConfigError(f"{folder.path} asked {unknown[0]} without answers, so nothing says which are right.")
     models = [(one.config.model, one.ask.weights) for one in (first, folder)]

@@ -31,6 +31,7 @@ class Answer:
     text: str
     """The answer; empty if there is none."""
     status: Status
+    """How the run ended: "answered", "budget", "refused", "waiting" or "error"."""
     trace: Trace
     """The whole record, of a conversation with all questions so far."""
     store: ViewStore
@@ -169,6 +170,7 @@ class LookResult:
     """The pixels of the original and the coarse view."""
     question: str
     model: str
+    """Name of the model or perceiver that looked."""
 
 
 class Event(BaseModel, frozen=True, arbitrary_types_allowed=True):

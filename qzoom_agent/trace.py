@@ -118,6 +118,7 @@ class CallRecord(_Record):
     id: Text = Field(default="", exclude_if=operator.not_)
     """The server's id of a native tool call."""
     name: Text
+    """Name of the tool, as the model wrote it."""
     raw: Text = ""
     """The exact text of the call."""
     box: Quad | None = None
@@ -126,6 +127,7 @@ class CallRecord(_Record):
     view: Text = "original"
     """Id of the view that the box refers to."""
     label: Text = ""
+    """The model's words for what it looks for."""
     arguments: Text | None = Field(default=None, exclude_if=lambda value: value is None)
     """Arguments of an own tool, as JSON; None: it is a zoom call."""
     decision: Decision
@@ -184,9 +186,13 @@ class Turn(Reply):
     """One assistant turn and its outcome."""
 
     index: Count
+    """Number of the turn, counted from 0."""
     thought: Text = ""
+    """Reasoning, and any text around the calls or the answer."""
     answer: Text | None = None
+    """The answer that the turn gave; None if it gave none."""
     calls: list[CallRecord] = Field(default_factory=list)
+    """The calls that could be read, in order."""
     problems: list[Text] = Field(default_factory=list)
     """Texts to the model about calls that could not be parsed."""
     repairs: list[Text] = Field(default_factory=list)
@@ -196,7 +202,7 @@ class Turn(Reply):
     confidence: float | None = Field(default=None, exclude_if=lambda value: value is None)
     """Probability of the least likely token of the answer, not calibrated; None without log-probabilities."""
     forced: bool = False
-    """The last turn, without tools, after a budget was spent."""
+    """The last turn, without tools, after a budget was spent or too many turns had no served call."""
 
 
 class PerceptionRecord(_Record):
@@ -246,9 +252,11 @@ class PerceptionRecord(_Record):
     prompt_tokens: Count = 0
     """Tokens that were looked at, visual ones included."""
     visual_tokens: Count = 0
+    """Visual tokens that were looked at."""
     token_layers: float = 0.0
     """Cost of the look: new tokens times decoder layers, and the work of the branches."""
     seconds: float = 0.0
+    """Wall time of the look."""
     withheld: bool = False
     """The gate asked for a crop, and the budget had no room for any."""
 
@@ -277,11 +285,15 @@ class Seconds(_Record):
     """Wall-clock seconds by phase."""
 
     perceive: float = 0.0
+    """Before the first turn: the views of the opening, and the looks."""
     think: float = 0.0
+    """In the model, over all turns."""
     act: float = 0.0
+    """In the review of calls and in the tools."""
 
     @property
     def total(self) -> float:
+        """Seconds of all phases."""
         return self.perceive + self.think + self.act
 
 
@@ -289,7 +301,9 @@ class Usage(_Record):
     """Totals of an episode. Visual tokens are counted once, when their view is first shown."""
 
     coarse_tokens: Count = 0
+    """Visual tokens of the coarse views."""
     crop_tokens: Count = 0
+    """Visual tokens of the crops, whoever asked for them."""
     tool_tokens: Count = Field(default=0, exclude_if=operator.not_)
     """Visual tokens of images that own tools returned."""
     text_tokens: Count = 0
@@ -305,20 +319,25 @@ class Usage(_Record):
     tool_calls: Count = Field(default=0, exclude_if=operator.not_)
     """Calls of own tools."""
     served: Count = 0
+    """Zoom calls that were answered with a crop."""
     snapped: Count = 0
     """Served calls that got another box than they asked for."""
     refused: Count = 0
+    """Zoom calls that the review, a budget, a person or the last turn turned down."""
     refused_by: dict[Text, Count] = Field(default_factory=dict)
     """Refused calls by `CallRecord.code`."""
     failed: Count = 0
+    """Zoom calls that could not be run, such as those without a box that can be meant."""
     inserted: Count = 0
     """Crops that the policy showed unasked."""
     saved_tokens: Count = 0
     """Visual tokens that the refused calls would have cost."""
     seconds: Seconds = Field(default_factory=Seconds)
+    """Wall-clock seconds by phase."""
 
     @property
     def visual_tokens(self) -> int:
+        """Visual tokens of all views."""
         return self.coarse_tokens + self.crop_tokens + self.tool_tokens
 
     @classmethod

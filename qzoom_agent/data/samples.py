@@ -23,7 +23,9 @@ class Sample:
     """
 
     id: str
+    """Name of the question in results, different for each question of the task."""
     task: str
+    """Name of the task."""
     kind: str
     """Category that is reported by itself."""
     image: Image.Image
@@ -70,8 +72,9 @@ class TaskSource(NamedTuple):
     path: str | None = None
     """A local folder or file, or another hub id."""
     split: str | None = None
+    """Name of the split; None: the task's own, or the only one."""
     seed: int = 0
-    """For tasks that draw their samples."""
+    """For tasks that draw their samples: which ones."""
     fonts: Path | None = None
     """For tasks that draw their samples: other typefaces."""
     n: int | None = None

@@ -51,6 +51,7 @@ class Rollout:
     """One finished episode, and its question."""
 
     trace: Trace
+    """Record of the episode."""
     sample: Sample
     """Rollouts whose samples have the same `id` are one group; `boxes` are in pixels of the original."""
 
@@ -102,6 +103,7 @@ class Reward(Config, ABC):
     """A reward: its fields are the keys of an entry in a recipe."""
 
     name: str
+    """Name in recipes and in the log."""
     weight: float = 1.0
     """Factor of its values in the sum; 0 only logs it."""
     scales: ClassVar[tuple[str, ...]] = ()

@@ -60,6 +60,7 @@ class AffineImage:
     """An image that an affine map made of a view, such as a rotation: boxes in it refer to the original."""
 
     image: Image.Image | NDArray[np.uint8]
+    """The new picture, as the model is to see it."""
     matrix: Affine | None = None
     """Place (in the view as the tool was given it) of each pixel, as `Image.transform` takes it: x, y comes from
     a x + b y + c, d x + e y + f. None: the same picture, perhaps in another size."""

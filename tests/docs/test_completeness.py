@@ -1,8 +1,9 @@
-"""The pages name all there is: flags, settings, tasks, rewards, outcomes and limits of the code."""
+"""The pages name all there is: flags, settings, tasks, rewards, outcomes and limits; records say what they count."""
 
 from __future__ import annotations
 
 import re
+from inspect import getsource
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +14,7 @@ from qzoom_agent.config import AgentConfig, Config
 from qzoom_agent.episode_state import EventKind
 from qzoom_agent.evaluation.tasks.catalog import TASKS
 from qzoom_agent.integrations.limits import CEILINGS
-from qzoom_agent.trace import Status
+from qzoom_agent.trace import CallRecord, PerceptionRecord, QuestionRecord, Reply, Seconds, Status, Turn, Usage
 from qzoom_agent.training.reward_list import BUILT_IN, PUBLISHED
 from tests.cases import each_case
 
@@ -62,3 +63,15 @@ def test_a_page_names_all_of_its_kind(page: str, names: list[str]) -> None:
     short = {name: f"`-{name.rpartition('-')[2]}`" for name in names if page == "tasks.md" and "-" in name}
     named = {name for name in names if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", PAGES[page])}
     assert not {name for name in set(names) - named if short.get(name, name) not in PAGES[page]}
+
+
+def test_every_count_of_a_record_says_what_it_counts() -> None:
+    plain = {"question", "status", "answer", "turns", "usage", "decision", "frame"}  # named by their type
+    bare = set()
+    for record in (CallRecord, PerceptionRecord, QuestionRecord, Reply, Seconds, Turn, Usage):
+        own = set(record.__annotations__) - plain
+        described = set(
+            re.findall(r'^    (\w+): [^\n]*\n(?:        [^\n]*\n|    \)\n)*    """', getsource(record), re.MULTILINE)
+        )
+        bare |= {f"{record.__name__}.{name}" for name in own - described}
+    assert not bare

@@ -56,9 +56,11 @@ class Task:
     """A benchmark."""
 
     name: str
+    """Name on the command line and in results."""
     title: str
     """One line for `qzoom eval list`."""
     load: Callable[[TaskSource], Samples]
+    """Function that returns the samples, read one at a time."""
     scorers: Mapping[str, Scorer | CustomScorer]
     """By name, the default first: `faithful` is the public implementation's rule, `clean` ours where that is wrong."""
     aggregate: Callable[[Sequence[Scored]], Mapping[str, float]] | None = None

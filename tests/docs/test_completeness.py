@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import resources
 from inspect import getsource
 from pathlib import Path
 from typing import get_args
@@ -13,7 +14,10 @@ from qzoom_agent.cli.main import EVAL_VERBS, VERBS, main
 from qzoom_agent.config import AgentConfig, Config
 from qzoom_agent.episode_state import EventKind
 from qzoom_agent.evaluation.tasks.catalog import TASKS
+from qzoom_agent.geometry import fit_tokens, tokens
+from qzoom_agent.images import load_image
 from qzoom_agent.integrations.limits import CEILINGS
+from qzoom_agent.models.presets import NANO_BUDGET
 from qzoom_agent.trace import CallRecord, PerceptionRecord, QuestionRecord, Reply, Seconds, Status, Turn, Usage
 from qzoom_agent.training.reward_list import BUILT_IN, PUBLISHED
 from tests.cases import each_case
@@ -63,6 +67,15 @@ def test_a_page_names_all_of_its_kind(page: str, names: list[str]) -> None:
     short = {name: f"`-{name.rpartition('-')[2]}`" for name in names if page == "tasks.md" and "-" in name}
     named = {name for name in names if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", PAGES[page])}
     assert not {name for name in set(names) - named if short.get(name, name) not in PAGES[page]}
+
+
+def test_the_whole_board_costs_what_the_pages_say() -> None:
+    board = load_image(resources.files("qzoom_agent.data") / "demo" / "2-scene.png")
+    whole = tokens(
+        fit_tokens(board.size, factor=NANO_BUDGET.factor, min_tokens=1, max_tokens=10_000), NANO_BUDGET.factor
+    )
+    said = re.findall(r"whole board (?:would cost )?(\d+)", PAGES["index.md"] + PAGES["concepts.md"])
+    assert [int(one) for one in said] == [whole] * 2
 
 
 def test_every_count_of_a_record_says_what_it_counts() -> None:

@@ -313,8 +313,8 @@ class HeldOut(BranchRecipe):
 def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branches: Path | str | None = None) -> Path:
     """Calibrate existing branches on other questions (`qzoom calibrate`); return `output`/final, where they are.
 
-    The weights stay as they are, and so does the map's rule (`peak_share`, `blur`, `margin`, `box`) unless the recipe
-    sets it.
+    The weights stay as they are, and so does the map's rule (`peak_share`, `blur`, `margin`, `box`, `max_regions`)
+    unless the recipe sets it.
 
     Args:
         recipe: A recipe of the branches; only `held_out`, `calibration` and, where no boxes are known, `gate` are read.
@@ -341,6 +341,8 @@ def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branche
     settings: dict[str, JsonValue] = {"recipe": keys_read_by(run.recipe, "calibrate"), "branches": digest(stored)}
     begin(output / "settings.json", settings, made=output / "answers", processes=run.processes)
     config = with_thresholds(backend, run.recipe, output)
+    if "max_regions" in wanted.model_fields_set:
+        config = config.model_copy(update={"max_regions": wanted.max_regions})
 
     def write(folder: Path) -> None:
         copy_branches(stored, folder)

@@ -57,11 +57,13 @@ def test_what_the_recipe_says_comes_before_the_branches_own(
         "gate": {"tokens": [48, 64], "with_crop": True, "max_new_tokens": 8},
         "calibration": {"margins": [0.05, 0.1]},
         "peak_share": None,
+        "max_regions": 3,
     }
     flags = ("--model", "nano", "--branches", str(tmp_path / "branches"))
     assert qzoom(command(tmp_path, recipe, *flags)) == 0
     assert "answers choose the map's threshold" in capsys.readouterr().out
     after = config(tmp_path / "out" / "final")
+    assert after["max_regions"] == 3
     assert after["peak_share"] is None and after["margin"] in (0.05, 0.1) and after["box"] == [0.3, 0.2]
     assert after["threshold"] == after["evidence"]["threshold"] and after["evidence"]["crops"]["right"] > 0
 

@@ -296,7 +296,8 @@ def shipped(tokens: Container[str]) -> Preset | None:
     """Return the preset of weights with these tokens, if they come from a model in this package."""
     if "<zoom>" not in tokens:
         return None
-    return PRESETS["nano-paper" if _LAST_OF_PAPER in tokens else "nano"]
+    found = PRESETS["nano-paper" if _LAST_OF_PAPER in tokens else "nano"]
+    return replace(found, note=f"{found.name}, or trained from it")
 
 
 def _guess(family: str, name: str, source: str) -> Preset:

@@ -129,6 +129,7 @@ def test_a_copy_of_a_model_in_the_package_is_run_as_that_model_whatever_its_name
         copy(Path(shipped.source) / file, tmp_path)
     found = resolve_model(str(tmp_path))
     assert (found.protocol, found.budget, found.guessed) == ("nano", shipped.budget, False)
+    assert found.note == f"{name}, or trained from it", "a fine-tune does not ship with the package"
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -8,6 +8,7 @@ Nothing is trusted. A part of another shape than documented counts as absent, a 
 (unknown), and secrets are masked before a text goes anywhere.
 """
 
+import codecs
 import json
 import re
 import zlib
@@ -186,6 +187,7 @@ class ReplyReader(ABC):
         self._text, self._reasoning, self._refusal = list[str](), list[str](), list[str]()
         self._usage: Any = None
         self._logprobs = list[tuple[str, float]]()
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self._other: Any = None
         self._began = False
@@ -233,7 +235,9 @@ class ReplyReader(ABC):
 
     def _read_logprobs(self, tokens: Any) -> None:
         for token in tokens if isinstance(tokens, list) else ():
-            text, value = dig(token, "token"), dig(token, "logprob")
+            text, value, raw = dig(token, "token"), dig(token, "logprob"), dig(token, "bytes")
+            if isinstance(raw, list) and all(isinstance(one, int) and 0 <= one < 256 for one in raw):
+                text = self._characters.decode(bytes(raw))  # the token may end within a character
             if isinstance(text, str) and isinstance(value, int | float) and value <= 0:  # NaN is none either
                 self._logprobs.append((_cleaned(text), float(value)))
 

@@ -7,6 +7,7 @@ is generated beside it, on the size of its batch, or on the device.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -83,11 +84,9 @@ class GenerationRequest:
 
     def _logprobs(self, turn: "GeneratedTurn") -> list[tuple[str, float]]:
         backend = self.session.backend
-        return [
-            (backend.codec.decode([token]), logp)
-            for token, logp in zip(turn.ids, turn.logps, strict=True)
-            if token not in backend.end_ids
-        ]
+        kept = [pair for pair in zip(turn.ids, turn.logps, strict=True) if pair[0] not in backend.end_ids]
+        texts = token_texts(backend.codec.decode, [token for token, _ in kept])
+        return [(text, logp) for text, (_, logp) in zip(texts, kept, strict=True)]
 
 
 class GeneratedTurn(NamedTuple):
@@ -274,3 +273,14 @@ class TextStream:
         if self._on_text is not None and piece:
             self._on_text(piece)
         return bool(ends)
+
+
+def token_texts(decode: Callable[[list[int]], str], ids: Sequence[int]) -> list[str]:
+    """Return the text of each id; joined they are that of all. A character of several ids is the text of the last."""
+    stream, ends = TextStream(decode, (), lambda _: None), [0]
+    for token in ids:
+        stream.push(token)
+        ends.append(len(stream.text))
+    stream.finish()
+    ends[-1] = len(stream.text)
+    return [stream.text[start:end] for start, end in pairwise(ends)]

@@ -190,6 +190,7 @@ def test_log_probabilities_are_those_of_the_model(qwen: HFBackend) -> None:
     assert session.prompt_logits is not None
     known = torch.log_softmax(session.prompt_logits.float(), dim=-1).tolist()
     assert min(abs(reply.logprobs[0][1] - one) for one in known) < 1e-4
+    assert "".join(one for one, _ in reply.logprobs) == reply.text
     assert session.reply(asked, settings=GREEDY).logprobs == []
 
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.models import SamplingParams
 from qzoom_agent.models.hf import load_backend
-from qzoom_agent.models.hf_generation import Sampler
+from qzoom_agent.models.hf_generation import Sampler, token_texts
 
 
 def test_top_p_keeps_the_likeliest_tokens() -> None:
@@ -42,3 +43,30 @@ def test_loading_a_model_takes_nothing_of_the_users_seed() -> None:
     before = torch.random.get_rng_state()
     assert load_backend("nano", check=False).perceives
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def byte_level() -> Tokenizer:
+    made = Tokenizer(
+        models.BPE(vocab={one: at for at, one in enumerate(pre_tokenizers.ByteLevel.alphabet())}, merges=[])
+    )
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return made
+
+
+def words_of_llama() -> Tokenizer:
+    """A tokenizer whose decoder drops the space before the first word."""
+    made = Tokenizer(models.WordLevel({"\u2581New": 0, "\u2581York": 1, "?": 2}, unk_token="?"))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    made.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
+    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text"), [(byte_level(), "It is \u6771\u4eac, 5 \u20ac"), (words_of_llama(), "New York")]
+)
+def test_the_texts_of_tokens_are_joined_the_text_of_all(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text).ids
+    found = token_texts(lambda some: tokenizer.decode(some, skip_special_tokens=False), ids)
+    assert "".join(found) == text
+    assert len(found) == len(ids) > 1

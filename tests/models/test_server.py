@@ -191,10 +191,15 @@ def test_log_probabilities_are_asked_for_only_where_they_are_needed(server: Fini
     reply = session.reply([text("user", "go")], settings=SamplingParams(logprobs=True))
     assert reply.logprobs == [("4", -0.5), ("2", 0.0)]
     assert "logprobs" not in reply.model_dump()
+    parts = [{"token": f"\\x{one:x}", "bytes": [one], "logprob": -1.0} for one in "\u20ac".encode()]
+    told = [{"token": " 4", "bytes": [32, 52], "logprob": 0}, *parts, {"token": "2", "bytes": None, "logprob": 0}]
+    server.answer = lambda body: (200, said(" 4\u20ac2", logprobs={"content": told}))
+    reply = session.reply([text("user", "go")], settings=SamplingParams(logprobs=True))
+    assert [one for one, _ in reply.logprobs] == [" 4", "", "", "\u20ac", "2"]
     for broken in (None, "x", {"content": 7}, {"content": None}):
         server.answer = lambda body, broken=broken: (200, said("42", logprobs=broken))  # type: ignore[misc]
         assert session.reply([text("user", "go")], settings=SamplingParams()).logprobs == []
-    assert [body.get("logprobs") for body in server.bodies[:2]] == [True, None]
+    assert [body.get("logprobs") for body in server.bodies[1:3]] == [True, None]
 
 
 @pytest.mark.parametrize(

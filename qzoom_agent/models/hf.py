@@ -48,7 +48,7 @@ from qzoom_agent.models.presets import (
 )
 from qzoom_agent.models.prompts import PromptCodec, load_processor, takes_any_size, visual_factor
 from qzoom_agent.models.stock import StockBackend, difference
-from qzoom_agent.perception.adapters import TILED, base_view_tokens
+from qzoom_agent.perception.adapters import TILED, adapter_for, base_view_tokens
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.checkpoints import checkpoint_file, load_official, official_names, own_branches
 from qzoom_agent.protocols.wording import FILE, PromptFile, read_prompt
@@ -209,8 +209,12 @@ class HFBackend:
 
     @property
     def workers(self) -> int:
-        """Number of questions that `Agent.batch` asks at once; 1 where the attention kernel takes no mask."""
+        """Number of questions that `Agent.batch` asks at once; 1 for a model that cannot be run in batches."""
         kernel = self.model.config.get_text_config()._attn_implementation
+        try:
+            adapter_for(self.model.config)  # a batch is run layer by layer, as a look is
+        except BackendError:
+            return 1
         return _TOGETHER if kernel in MASKED_KERNELS else 1
 
     def together(self, size: int) -> Backend:

@@ -54,7 +54,7 @@ class BatchEngine:
     """Runs sessions of one backend as batches. Holds nothing between calls; not for several threads at once."""
 
     def __init__(self, backend: HFBackend) -> None:
-        """Raises BackendError for an attention kernel that takes no mask."""
+        """Raises BackendError for a kernel that takes no mask, or a family that is not run layer by layer."""
         kernel = backend.model.config.get_text_config()._attn_implementation
         if kernel not in MASKED_KERNELS:
             raise BackendError(
@@ -62,7 +62,13 @@ class BatchEngine:
                 "Load the model with attn_implementation='sdpa'."
             )
         self._backend = backend
-        self._decoder = Decoder(backend.model)
+        try:
+            self._decoder = Decoder(backend.model)
+        except BackendError as error:
+            raise BackendError(
+                f"The model '{backend.name}' answers one question at a time: a batch is run layer by layer, as a look "
+                f"is. Leave workers out, or set it to 1. ({error})"
+            ) from error
 
     @torch.no_grad()
     def look(

@@ -25,7 +25,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message, text, view_ids
-from qzoom_agent.models.hf_generation import Sampler, TextStream
+from qzoom_agent.models.hf_generation import Sampler, TextStream, token_texts
 from qzoom_agent.models.interface import TOO_LONG, ImageSource, OnText, Reply, SamplingParams
 from qzoom_agent.models.presets import NANO_FOLDER, SHIPPED
 from qzoom_agent.models.prompts import Prompt
@@ -50,6 +50,7 @@ class StockBackend:
     """A loaded model whose sessions call stock `generate`."""
 
     perceives = False
+    gives_logprobs = True
 
     def __init__(self, loaded: "HFBackend", reason: str) -> None:
         """`reason` says why the model is not run piece by piece."""
@@ -93,7 +94,7 @@ class StockSession:
         limit = min(settings.max_new_tokens, room)
         sampler = Sampler([settings.model_copy(update={"max_new_tokens": limit})], loaded.codec.forbidden, model.device)
         stream = TextStream(loaded.codec.decode, settings.stop, on_text)
-        end = _End(stream, loaded.end_ids)
+        draw, end = _Draw(sampler), _End(stream, loaded.end_ids)
         with torch.inference_mode():
             out = model.generate(
                 **inputs,
@@ -103,22 +104,25 @@ class StockSession:
                     eos_token_id=sorted(loaded.end_ids),
                     pad_token_id=min(loaded.end_ids),
                 ),
-                logits_processor=[_Draw(sampler)],
+                logits_processor=[draw],
                 stopping_criteria=[end],
             )
         if not end.stopped:
             stream.finish()
         self._shown |= new
-        written = out.shape[1] - prompt.shape[1]
+        written: list[int] = out[0, prompt.shape[1] :].tolist()
+        said = [token for token in written if token not in loaded.end_ids]
+        texts = token_texts(loaded.codec.decode, said) if settings.logprobs else []
         return Reply(
             text=stream.text,
             finish="stop" if end.stopped else "length",
             prompt_tokens=prompt.shape[1],
             cached_tokens=0,
-            new_tokens=written,
+            new_tokens=len(written),
             visual_tokens=sum(new.values()),
             token_layers=float(prompt.shape[1] * config.num_hidden_layers),
             seconds=perf_counter() - began,
+            logprobs=list(zip(texts, draw.logps, strict=False)),
         )
 
     def close(self) -> None:
@@ -130,9 +134,12 @@ class _Draw(LogitsProcessor):
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
+        self.logps: list[float] = []
+        """Log-probabilities of the tokens so far."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        tokens, _ = self._sampler(scores)
+        tokens, logps = self._sampler(scores)
+        self.logps += logps.tolist()
         return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
 
 

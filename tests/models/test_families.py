@@ -133,6 +133,16 @@ def test_every_family_answers_as_stock_generate_does(name: str, tmp_path: Path) 
     assert_as_generate(name, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["qwen2_vl", "gemma4"])
+def test_many_questions_to_a_family_that_is_not_batched_are_asked_one_by_one(name: str, tmp_path: Path) -> None:
+    agent = Agent(load(name, tmp_path)[0], policy="direct", generation={"max_new_tokens": 2})
+    pairs = [(Image.new("RGB", (60, 40)), one) for one in ("What?", "And now?")]
+    alone = [agent.run(*pair).trace.turns[0].text for pair in pairs]
+    assert [one.trace.turns[0].text for one in agent.batch(pairs)] == alone
+    with pytest.raises(BackendError, match=r"answers one question at a time: .* set it to 1"):
+        agent.batch(pairs, workers=2)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_family_that_cannot_be_run_is_refused_for_its_reason(name: str, tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=REFUSED[name]):
@@ -163,8 +173,9 @@ def test_replies_of_stock_generate_stream_stop_and_are_seeded(tmp_path: Path) ->
     def reply(**settings: Any) -> Any:
         pieces: list[str] = []
         session = backend.session(pictures(loaded).__getitem__)
-        found = session.reply(asked, settings=SamplingParams(**settings), on_text=pieces.append)
+        found = session.reply(asked, settings=SamplingParams(**settings, logprobs=True), on_text=pieces.append)
         assert "".join(pieces) == found.text
+        assert "".join(one for one, _ in found.logprobs).startswith(found.text)
         return found
 
     whole = reply(max_new_tokens=12)
@@ -175,6 +186,17 @@ def test_replies_of_stock_generate_stream_stop_and_are_seeded(tmp_path: Path) ->
     assert stopped.text == whole.text[: whole.text.index(mark) + 2]
     drawn = [reply(max_new_tokens=8, temperature=1.0, seed=seed).text for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+    with torch.no_grad():
+        logits: Any = loaded.model(**stock_inputs(loaded, asked)).logits[0, -1]
+    assert whole.logprobs[0][1] == pytest.approx(float(logits.float().log_softmax(-1).max()), abs=1e-4)
+
+
+def test_a_model_that_runs_whole_tells_how_sure_it_is(tmp_path: Path) -> None:
+    backend, _ = load("gemma3", tmp_path)
+    agent = Agent(backend, policy="explicit", generation={"max_new_tokens": 4}, perception={"gate": "answer"})
+    answer = agent.run(Image.new("RGB", (60, 40)), "What?")
+    assert answer.status != "error", answer.trace.error
+    assert answer.trace.turns[0].confidence is not None
 
 
 def test_a_difference_of_the_logits_is_found_once_for_a_configuration(

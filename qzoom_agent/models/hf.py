@@ -87,7 +87,7 @@ class HFBackend:
         """The model is not compared with stock, as `load` does.
 
         Args:
-            model: the weights.
+            model: the weights; of a model with adapters of peft, the model inside, which has them in its layers.
             processor: their tokenizer, chat template and image processor.
             name: the user's name for the model.
             protocol: format of zoom calls; None takes one that fits the vocabulary or the family.
@@ -99,8 +99,9 @@ class HFBackend:
             calibration: turns the probability of its answers into confidence.
 
         Raises:
-            BackendError: the branches belong to another model.
+            BackendError: the branches belong to another model, or the weights are not those of a stock model alone.
         """
+        model = _inside(model)
         if branches is not None:
             branches.config.require_fit(model)
         self.model = model
@@ -240,6 +241,19 @@ class HFBackend:
         return self.codec.visual_tokens(image)
 
 
+def _inside(model: Any) -> PreTrainedModel:
+    """Return the stock model inside a wrapper of peft. Raises BackendError if the wrapper adds to the prompt."""
+    if hasattr(model, "get_base_model"):
+        if model.active_peft_config.is_prompt_learning:
+            raise BackendError(
+                f"The model has an adapter of the kind {model.active_peft_config.peft_type.value}, which adds virtual "
+                "tokens to each prompt; a conversation with images cannot be run with these. Use LoRA, or the base."
+            )
+        model = model.get_base_model()
+    found: PreTrainedModel = model
+    return found
+
+
 def _card(source: str) -> str:
     """Return the model card of a hub repository; empty without one."""
     file = checkpoint_file(source, "README.md")
@@ -358,6 +372,11 @@ def _explained(preset: Preset) -> Iterator[None]:
             ) from error
         if preset.name in SHIPPED:
             advice = "The package should contain it: install qzoom-agent again."
+        elif preset.local and (Path(preset.source) / "adapter_config.json").is_file():
+            advice = (
+                "The folder holds an adapter and not its base. Merge the two with peft (merge_and_unload) and save the "
+                "merged model with its processor."
+            )
         elif preset.local:
             advice = "The folder should be one that transformers' save_pretrained wrote, for a model and its processor."
         else:

@@ -24,6 +24,7 @@ from qzoom_agent.models.hf_generation import Sampler, TextStream
 from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.presets import NANO_BUDGET, NANO_FOLDER, PRESETS, Preset
 from qzoom_agent.models.prompts import ImageSpan, Prompt, fit, image_only, load_processor, visual_factor
+from qzoom_agent.models.stock import compare
 from tests.cases import each_case
 from tests.tiny_models import QWEN_TEMPLATE, Family, build
 
@@ -192,6 +193,30 @@ def test_log_probabilities_are_those_of_the_model(qwen: HFBackend) -> None:
     assert min(abs(reply.logprobs[0][1] - one) for one in known) < 1e-4
     assert "".join(one for one, _ in reply.logprobs) == reply.text
     assert session.reply(asked, settings=GREEDY).logprobs == []
+
+
+def test_a_model_with_adapters_of_peft_answers_as_its_own_forward(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = HFBackend.load(str(build("qwen2_5_vl", tmp_path)), device="cpu")
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(base.model, lora).eval()
+    tuned = HFBackend(model, base.processor, name="tuned")
+    assert compare(tuned) == ""
+    reply = session_of(tuned).reply([message("user", image_part("coarse"), "What?")], settings=GREEDY)
+    model.disable_adapter_layers()
+    without = session_of(tuned).reply([message("user", image_part("coarse"), "What?")], settings=GREEDY)
+    assert reply.text != without.text
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(BackendError, match="holds an adapter and not its base"):
+        HFBackend.load(str(tmp_path / "adapter"), device="cpu")
+
+
+def test_an_adapter_that_adds_to_the_prompt_is_refused(qwen: HFBackend) -> None:
+    peft = pytest.importorskip("peft")
+    prompted = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, num_layers=2, token_dim=32)
+    prompted.num_attention_heads, prompted.num_transformer_submodules = 4, 1
+    with pytest.raises(BackendError, match="PROMPT_TUNING, which adds virtual tokens"):
+        HFBackend(peft.get_peft_model(qwen.model, prompted), qwen.processor, name="prompted")
 
 
 def test_a_template_that_rewrites_old_answers_is_followed(tmp_path: Path) -> None:

@@ -98,6 +98,15 @@ class BranchConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
                 f"These branches were made for a {need[0]} of width {need[1]} with {need[2]} layers; this model is a "
                 f"{have[0]} of width {have[1]} with {have[2]}. Use the base they were trained on."
             )
+        # features that join the last layer's output reach no token that is written
+        levels = min(
+            len(getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ()), len(text.layers) - 1
+        )
+        if self.k < levels:
+            raise BackendError(
+                f"Branches cannot read the states after k = {self.k} layers of this model: features of its images join "
+                f"those of its first {levels} layers. Choose k from {levels} on."
+            )
         depth, full = max(self.depth, self.gate_depth), full_layers(text.config)
         left = sum(index >= self.k for index in full)
         if left < depth:

@@ -53,6 +53,15 @@ def branches_of(backend: HFBackend) -> Branches:
     return backend.branches
 
 
+def test_branches_read_no_states_that_image_features_are_still_missing_from(base: HFBackend) -> None:
+    if base.model.config.model_type != "qwen3_vl":
+        assert Branches.from_base(base.model, k=1).config.k == 1
+        return
+    with pytest.raises(BackendError, match=r"k = 1 layers .* first 2 layers\. Choose k from 2 on"):
+        Branches.from_base(base.model, k=1)
+    assert Branches.from_base(base.model, k=2).config.k == 2
+
+
 def test_untrained_branches_are_copies_of_the_base(base: HFBackend) -> None:
     branches = Branches.from_base(base.model, k=2, depth=3, gate_depth=2)
     layers = text_model(base.model).layers

@@ -74,6 +74,8 @@ _SCANNED_PIXELS = 2_500_000_000
 _TAIL = 65_536
 _OPENING = Lock()
 _STRIP_PIXELS = 500_000
+_OVERSHOOT = 0.25
+"""How far samples of 0..1 may lie beyond it, as bicubic resizing leaves them; below 0, as a share of their highest."""
 _URL_TIMEOUT_S = 30
 
 
@@ -82,7 +84,8 @@ def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int 
 
     EXIF orientation is applied, transparency is flattened on white, the first frame of several is taken, with a
     warning. 16-bit samples map 0..65535 to 0..255; the range of 32-bit and float samples is the smallest of 0..1 (float
-    only), 0..255 and 0..65535 that holds them, else their minimum to maximum.
+    only; what resizing leaves beyond, up to a quarter, is cut off), 0..255 and 0..65535 that holds them, else their
+    minimum to maximum.
 
     Args:
         source: A path, encoded bytes or an open file of them, a `data:` URI, an http(s) URL, a Pillow image, or an
@@ -481,8 +484,10 @@ def _shown_range(samples: np.ndarray[Any, Any]) -> tuple[float, float]:
             low, high = min(low, float(kept.min())), max(high, float(kept.max()))
     if low > high:
         return 0.0, 1.0
+    if floating and -_OVERSHOOT * high <= low and high <= 1 + _OVERSHOOT:
+        return 0.0, 1.0
     if low >= 0:
-        for top in (1.0, 255.0, 65535.0) if floating else (255.0, 65535.0):
+        for top in (255.0, 65535.0):
             if high <= top:
                 return 0.0, top
     return low, high

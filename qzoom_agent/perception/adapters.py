@@ -141,7 +141,8 @@ def grid_of(model: PreTrainedModel, size: Size, patches: Tensor | None, tokens: 
         rows, columns = merged(model.config, patches)
         return Grid(rows, columns, (size.width / columns, size.height / rows))
     side = math.isqrt(tokens)
-    if tokens - side * side > 1:
+    # one more token is a newline behind the grid; in other families it is a class token before it, and no cell
+    if tokens - side * side > (model.config.model_type in TILED):
         raise BackendError(f"{tokens} visual tokens do not form a square grid, so no map can be laid over the image.")
     corner = (float(-((given.width - size.width) // 2)), float(-((given.height - size.height) // 2)))
     return Grid(side, side, (given.width / side, given.height / side), corner)

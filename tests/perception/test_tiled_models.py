@@ -1,6 +1,8 @@
 """Tiled (AnyRes) models perceive on their base view, and the base view is what the stock model makes of it."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +18,12 @@ from transformers import (
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from qzoom_agent.config import PerceptionConfig
-from qzoom_agent.geometry import Box
+from qzoom_agent.errors import BackendError
+from qzoom_agent.geometry import Box, Size
 from qzoom_agent.messages import image_part, message
 from qzoom_agent.models import SamplingParams
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.perception.adapters import base_view
+from qzoom_agent.perception.adapters import base_view, grid_of
 from qzoom_agent.perception.branches import Branches
 from tests.tiny_models import LLAVA_TEMPLATE, _tokenizer
 
@@ -123,3 +126,16 @@ def test_cells_lie_where_the_processor_put_them(backend: HFBackend, width: int, 
     square = max(width, height)  # a centre-cropping processor is given a padded square
     assert (box.width, box.height) == (square, square)
     assert box.center == pytest.approx((width / 2, height / 2), abs=1)
+
+
+def test_one_more_token_is_a_newline_of_tiled_models_alone() -> None:
+    """Elsewhere it is a class token before the grid, with which each cell of a map would stand for its neighbour."""
+    tiled, fixed = (_of_family(name) for name in ("llava_next", "llava"))
+    view = Size(SIDE, SIDE)
+    assert (grid_of(tiled, view, None, 17, given=view).rows, grid_of(fixed, view, None, 16, given=view).rows) == (4, 4)
+    with pytest.raises(BackendError, match="17 visual tokens do not form a square grid"):
+        grid_of(fixed, view, None, 17, given=view)
+
+
+def _of_family(name: str) -> Any:
+    return SimpleNamespace(config=SimpleNamespace(model_type=name))

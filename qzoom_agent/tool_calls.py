@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.extensions import calling, reference
-from qzoom_agent.geometry import Box, Size, fit_tokens, tokens
+from qzoom_agent.geometry import Box, Size, fit_tokens
 from qzoom_agent.images import MAX_PIXELS, digest
 from qzoom_agent.messages import Message, plain_text, text_part
 from qzoom_agent.policy import CropPolicy
@@ -247,7 +247,7 @@ class ToolCallExecutor:
         if twin is not None:
             return None, f"This image was already shown: it is {twin.id}.", "repeated", None
         try:
-            cost = tokens(fit_tokens(output.image.size, **budget), self.crops.factor)
+            cost = self.store.cost(fit_tokens(output.image.size, **budget), self.crops.factor)
             room = self.policy.room(self._counted(), cost)
             if room.code:
                 return None, f"The image is not shown. {room.reason}", room.code, room.last

@@ -341,6 +341,10 @@ class ViewStore:
         image = self._images[held.view]
         return image.copy() if held.as_list() == [0, 0, *image.size] else cut(image, held.clamp(image.size))
 
+    def cost(self, size: Size, factor: int) -> int:
+        """Return the visual tokens of a view that is shown at `size`, with tokens of `factor` x `factor` pixels."""
+        return tokens(size, factor) if self.count is None else self.count(Image.new("RGB", size))
+
     def drop_after(self, count: int) -> None:
         """Drop all but the first `count` views; files of their pixels stay."""
         for view_id in list(self._views)[count:]:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field, model_validator
 from qzoom_agent.config import CropConfig, PerceptionConfig
 from qzoom_agent.errors import BoxError, ConfigError
 from qzoom_agent.extensions import find, satisfying
-from qzoom_agent.geometry import MAX_ASPECT, Box, Size, extent, fit_tokens, mapped, tokens
+from qzoom_agent.geometry import MAX_ASPECT, Box, Size, extent, fit_tokens, mapped
 from qzoom_agent.views import Kept, View, ViewStore
 
 _NOTHING = Size(0, 0)
@@ -147,7 +147,7 @@ class Zoom:
             legal = "" if box.view in store else f" The original has {wide}x{high} pixels."
             return ZoomPlan(box.view, error=f"{error}{legal}")
         size = fit_tokens((int(shaped.width), int(shaped.height)), **self.config.budget)
-        shown, view = tokens(size, self.config.factor), store.view(box.view)
+        shown, view = store.cost(size, self.config.factor), store.view(box.view)
         if not view.source:
             return ZoomPlan(box.view, shaped, size, shown, tuple(notes))
         original = store.original(view.id).size

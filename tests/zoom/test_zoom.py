@@ -34,6 +34,14 @@ def test_a_good_box_is_cut_as_it_is():
     assert ZoomResult.model_validate_json(found.model_dump_json()) == found
 
 
+def test_a_plan_costs_what_the_models_processor_makes_of_the_crop():
+    store, sizes = store_of(), []
+    store.count = lambda image: sizes.append(image.size) or 16  # a family with a fixed number of tokens
+    plan = Zoom(NANO).plan(store, Box(100, 200, 300, 350))
+    assert (plan.tokens, sizes) == (16, [plan.size])
+    assert Zoom(NANO).cut(store, plan).view.tokens == 16
+
+
 @pytest.mark.parametrize(
     "box",
     [

@@ -243,7 +243,8 @@ class Context:
         if turn.withheld:
             return Parsed(thought=own_turn(turn.text).strip())
         if turn.finish == "length":
-            return cut_off(turn.text, limit=self.config.generation.max_new_tokens)
+            most = self.config.generation.max_new_tokens
+            return cut_off(turn.text, limit=min(turn.new_tokens or most, most))  # fewer at the end of the context
         name = reference(self.protocol)
         with calling(name, kind="protocol"):
             parsed = self.protocol.parse(turn.text, self.store.shown[:views])

@@ -421,6 +421,14 @@ def test_a_reply_may_not_outgrow_the_model(tmp_path: Path) -> None:
         session.reply([message("user", *[image_part("coarse")] * 12)], settings=GREEDY)
 
 
+def test_a_reply_cut_off_by_the_models_context_is_told_its_own_length(tmp_path: Path) -> None:
+    backend = HFBackend.load(str(build("qwen2_5_vl", tmp_path, max_position_embeddings=200)), device="cpu")
+    agent = Agent(backend, policy="direct", generation={"max_new_tokens": 500}, budget={"coarse_tokens": 16})
+    turn = agent.run(Image.new("RGB", (60, 60)), "What?").trace.turns[0]
+    assert (turn.finish, turn.new_tokens < 200) == ("length", True)
+    assert f"cut off at its limit of {turn.new_tokens} tokens" in turn.problems[0]
+
+
 def test_a_view_of_an_impossible_size_is_refused(qwen: HFBackend) -> None:
     session = qwen.session(lambda view: Image.new("RGB", (100, 84)))
     with pytest.raises(BackendError, match=r"100 x 84 px .* multiples of 28 px"):

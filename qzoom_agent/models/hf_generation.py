@@ -123,7 +123,11 @@ def write_turns(
     """
     backend, rows = requests[0].session.backend, range(len(requests))
     limits = [min(one.settings.max_new_tokens, one.session.limit - one.ready.next_position) for one in requests]
-    sampler = Sampler([one.settings for one in requests], backend.codec.forbidden, logits.device)
+    # a limit may be far beyond what the model has room for, and a random number is drawn for each step
+    settings = [
+        one.settings.model_copy(update={"max_new_tokens": limit}) for one, limit in zip(requests, limits, strict=True)
+    ]
+    sampler = Sampler(settings, backend.codec.forbidden, logits.device)
     streams = [TextStream(backend.codec.decode, one.settings.stop, one.on_text) for one in requests]
     ids: list[list[int]] = [[] for _ in rows]
     logps: list[list[float]] = [[] for _ in rows]

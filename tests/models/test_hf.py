@@ -415,6 +415,11 @@ def test_a_reply_may_not_outgrow_the_model(tmp_path: Path) -> None:
     reply = session.reply(asked, settings=SamplingParams(max_new_tokens=500))
     assert reply.finish == "length"
     assert reply.new_tokens < 40
+    drawn = [
+        session.reply(asked, settings=SamplingParams(max_new_tokens=limit, temperature=1.0)).text
+        for limit in (reply.new_tokens, 10**15)  # more random numbers than any memory holds
+    ]
+    assert drawn[0] == drawn[1]
     with pytest.raises(BackendError, match=r"reaches position \d+; the model was built for 40\. Ask a shorter"):
         session.reply([message("user", image_part("coarse"), "What is the code? " * 9)], settings=GREEDY)
     with pytest.raises(BackendError, match=r"of them visual.*built for 40\. Lower budget\.coarse_tokens"):

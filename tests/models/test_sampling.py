@@ -1,13 +1,19 @@
-"""How the next token of each row is drawn."""
+"""How the next token of each row is drawn, how many are, and what their texts are."""
+
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from qzoom_agent.agent import Agent
 from qzoom_agent.errors import BackendError
+from qzoom_agent.messages import image_part, message
 from qzoom_agent.models import SamplingParams
-from qzoom_agent.models.hf import load_backend
+from qzoom_agent.models.hf import HFBackend, load_backend
 from qzoom_agent.models.hf_generation import Sampler, token_texts
+from tests.tiny_models import build
 
 
 def test_top_p_keeps_the_likeliest_tokens() -> None:
@@ -70,3 +76,21 @@ def test_the_texts_of_tokens_are_joined_the_text_of_all(tokenizer: Tokenizer, te
     found = token_texts(lambda some: tokenizer.decode(some, skip_special_tokens=False), ids)
     assert "".join(found) == text
     assert len(found) == len(ids) > 1
+
+
+def test_a_limit_far_beyond_the_models_context_draws_the_same_and_takes_no_memory(tmp_path: Path) -> None:
+    backend = HFBackend.load(str(build("qwen2_5_vl", tmp_path, max_position_embeddings=60)), device="cpu")
+    asked = [message("user", image_part("coarse"), "What?")]
+    told = [
+        backend.session(lambda view: Image.new("RGB", (56, 56))).reply(asked, settings=some).text
+        for some in (SamplingParams(max_new_tokens=limit, temperature=1.0) for limit in (60, 10**15))
+    ]
+    assert told[0] == told[1] != ""
+
+
+def test_a_reply_cut_off_by_the_models_context_is_told_its_own_length(tmp_path: Path) -> None:
+    backend = HFBackend.load(str(build("qwen2_5_vl", tmp_path, max_position_embeddings=200)), device="cpu")
+    agent = Agent(backend, policy="direct", generation={"max_new_tokens": 500}, budget={"coarse_tokens": 16})
+    turn = agent.run(Image.new("RGB", (60, 60)), "What?").trace.turns[0]
+    assert (turn.finish, turn.new_tokens < 200) == ("length", True)
+    assert f"cut off at its limit of {turn.new_tokens} tokens" in turn.problems[0]

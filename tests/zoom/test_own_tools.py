@@ -556,14 +556,6 @@ def test_images_of_tools_count_in_the_budgets_and_are_shown_once() -> None:
     assert few.usage.tool_tokens == 0 and "visual tokens" in few.text
 
 
-def test_an_image_of_a_tool_costs_what_the_models_processor_makes_of_it() -> None:
-    model: Any = ScriptedBackend([written("qwen3vl", "rotate"), "42"], protocol="qwen3vl")
-    model.view_tokens = lambda image: 16
-    few = {"max_visual_tokens": 40, "coarse_tokens": 16, "crop_max_tokens": 576, "crop_min_tokens": 4}
-    answer = Agent(model, tools=[rotate], policy="explicit", budget=few).run(board(), "what?")
-    assert (answer.trace.turns[0].calls[0].decision, answer.usage.visual_tokens) == ("served", 32)
-
-
 def test_the_report_shows_calls_of_tools_and_their_images(tmp_path: Path) -> None:
     def note(word: str) -> str:
         """Write a word down."""

@@ -13,10 +13,12 @@ from langchain_core.tools import tool
 from PIL import Image
 from pydantic import BaseModel
 
+from qzoom_agent.agent import Agent
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.zoom.own_tools import find_own_tools
 from qzoom_agent.zoom.tool_images import AffineImage
-from tests.zoom.test_own_tools import run
+from tests.zoom.test_own_tools import board, run, written
 
 
 def test_a_generator_is_run_to_its_end() -> None:
@@ -137,3 +139,11 @@ def test_a_tool_may_change_its_arguments_and_the_trace_has_them_as_written() -> 
 
     given = {"groups": {"a": [1]}, "rest": {"inner": [2]}}
     assert run(sort, given).text == "done" and given == {"groups": {"a": [1]}, "rest": {"inner": [2]}}
+
+
+def test_an_image_of_a_tool_costs_what_the_models_processor_makes_of_it() -> None:
+    model: Any = ScriptedBackend([written("qwen3vl", "rotate"), "42"], protocol="qwen3vl")
+    model.view_tokens = lambda image: 16
+    few = {"max_visual_tokens": 40, "coarse_tokens": 16, "crop_max_tokens": 576, "crop_min_tokens": 4}
+    answer = Agent(model, tools=["rotate"], policy="explicit", budget=few).run(board(), "what?")
+    assert (answer.trace.turns[0].calls[0].decision, answer.usage.visual_tokens) == ("served", 32)

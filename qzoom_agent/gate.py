@@ -31,14 +31,13 @@ def answer_confidence(tokens: Sequence[tuple[str, float]], answer: str) -> float
     """Return the probability of the least likely token of an answer, 0 to 1.
 
     Args:
-        tokens: Text and log-probability of each token of the reply; at least one. One without text is the beginning of
-            a character of the next.
+        tokens: Text and log-probability of each token of the reply; at least one.
         answer: The answer in it. If it is not found there, as after a repair, all tokens count.
     """
     start = "".join(text for text, _ in tokens).rfind(answer) if answer else -1
     inside, at = [], 0
     for text, logprob in tokens:
-        if start < 0 or (at < start + len(answer) and at + max(1, len(text)) > start):
+        if start < 0 or (at < start + len(answer) and at + len(text) > start):
             inside.append(logprob)
         at += len(text)
     return math.exp(min(0.0, *inside)) if inside else 0.0

@@ -176,8 +176,8 @@ class Reply(_Record):
     withheld: Text = Field(default="", exclude_if=operator.not_)
     """The reason why the model or a filter kept the answer back."""
     logprobs: list[tuple[Text, float]] = Field(default_factory=list, exclude=True, repr=False)
-    """Text and log-probability of each token, where `SamplingParams.logprobs` asks for them; of a character of several
-    tokens, the last has the text. Not part of the record."""
+    """Text and log-probability of each token, where `SamplingParams.logprobs` asks for them; tokens that share
+    a character are one, as likely as the least likely of them. Not part of the record."""
     items: list[dict[str, Any]] = Field(default_factory=list, exclude=True, repr=False)
     """A turn with native tool calls as items of the Responses API (reasoning, message, function_call), which the server
     is sent again unchanged. Not part of the record: `text` has the calls too."""

@@ -18,21 +18,6 @@ def test_only_the_tokens_of_the_answer_count(answer: str, logprob: float) -> Non
     assert answer_confidence(REPLY, answer) == pytest.approx(math.exp(logprob))
 
 
-def test_every_token_of_a_character_of_the_answer_counts() -> None:
-    reply = [
-        ("It is ", -3.0),
-        ("", -2.0),
-        ("\u6771", -0.1),
-        ("", -0.2),
-        ("", -0.3),
-        ("\u4eac", -0.1),
-        ("", -4.0),
-        ("!?", 0.0),
-    ]
-    assert answer_confidence(reply, "\u6771\u4eac") == pytest.approx(math.exp(-2.0))
-    assert answer_confidence(reply, "\u4eac") == pytest.approx(math.exp(-0.3))
-
-
 @given(st.lists(st.tuples(st.text(max_size=4), st.floats(max_value=0, allow_nan=False)), min_size=1), st.text())
 def test_it_is_a_probability(tokens: list[tuple[str, float]], answer: str) -> None:
     assert 0.0 <= answer_confidence(tokens, answer) <= 1.0

@@ -13,7 +13,7 @@ import json
 import re
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -161,7 +161,8 @@ class Completion:
     cached_tokens: int
     new_tokens: int
     logprobs: tuple[tuple[str, float], ...] = ()
-    """Text and log-probability of each token of the content, where the server tells them."""
+    """Text and log-probability of each token of the content, where the server tells them; tokens that share a character
+    are one, as likely as the least likely of them."""
 
     @property
     def calls(self) -> list[dict[str, Any]]:
@@ -186,8 +187,7 @@ class ReplyReader(ABC):
         self._stop: str | None = None
         self._text, self._reasoning, self._refusal = list[str](), list[str](), list[str]()
         self._usage: Any = None
-        self._logprobs = list[tuple[str, float]]()
-        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self._logprobs = list[tuple[bytes, float]]()
         self._held = ""
         self._other: Any = None
         self._began = False
@@ -230,16 +230,14 @@ class ReplyReader(ABC):
             prompt_tokens=prompt,
             cached_tokens=min(prompt, _count(dig(self._usage, usage[2], "cached_tokens"))),
             new_tokens=written,
-            logprobs=tuple(self._logprobs),
+            logprobs=tuple((_cleaned(text), value) for text, value in _whole_characters(self._logprobs)),
         )
 
     def _read_logprobs(self, tokens: Any) -> None:
         for token in tokens if isinstance(tokens, list) else ():
-            text, value, raw = dig(token, "token"), dig(token, "logprob"), dig(token, "bytes")
-            if isinstance(raw, list) and all(isinstance(one, int) and 0 <= one < 256 for one in raw):
-                text = self._characters.decode(bytes(raw))  # the token may end within a character
+            text, value = dig(token, "token"), dig(token, "logprob")
             if isinstance(text, str) and isinstance(value, int | float) and value <= 0:  # NaN is none either
-                self._logprobs.append((_cleaned(text), float(value)))
+                self._logprobs.append((_bytes(dig(token, "bytes"), text), float(value)))
 
 
 class CompletionReader(ReplyReader):
@@ -397,6 +395,25 @@ def joined(value: Any, key: str, *, plain: bool = True) -> str:
     parts = value if isinstance(value, list) else [value]
     texts = (part.get(key) if isinstance(part, dict) else part if plain else None for part in parts)
     return "".join(text for text in texts if isinstance(text, str))
+
+
+def _bytes(value: Any, text: str) -> bytes:
+    """Return the bytes of a token: those told, because the text of half a character is a mark that stands for it."""
+    told = isinstance(value, list) and all(isinstance(one, int) and 0 <= one <= 255 for one in value)
+    return bytes(value) if told else text.encode("utf-8", "surrogatepass")
+
+
+def _whole_characters(tokens: Sequence[tuple[bytes, float]]) -> Iterator[tuple[str, float]]:
+    """Yield text and log-probability of tokens; those that share a character are one, as likely as the least likely."""
+    decoder, text, values = codecs.getincrementaldecoder("utf-8")("replace"), "", list[float]()
+    for data, value in tokens:
+        text += decoder.decode(data)
+        values.append(value)
+        if text and not decoder.getstate()[0]:
+            yield text, min(values)
+            text, values = "", []
+    if values:
+        yield text + decoder.decode(b"", final=True), min(values)
 
 
 def _count(value: Any) -> int:

@@ -7,7 +7,6 @@ is generated beside it, on the size of its batch, or on the device.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -84,9 +83,8 @@ class GenerationRequest:
 
     def _logprobs(self, turn: "GeneratedTurn") -> list[tuple[str, float]]:
         backend = self.session.backend
-        kept = [pair for pair in zip(turn.ids, turn.logps, strict=True) if pair[0] not in backend.end_ids]
-        texts = token_texts(backend.codec.decode, [token for token, _ in kept])
-        return [(text, logp) for text, (_, logp) in zip(texts, kept, strict=True)]
+        said = [pair for pair in zip(turn.ids, turn.logps, strict=True) if pair[0] not in backend.end_ids]
+        return text_logprobs(backend.codec.decode, said)
 
 
 class GeneratedTurn(NamedTuple):
@@ -279,12 +277,17 @@ class TextStream:
         return bool(ends)
 
 
-def token_texts(decode: Callable[[list[int]], str], ids: Sequence[int]) -> list[str]:
-    """Return the text of each id; joined they are that of all. A character of several ids is the text of the last."""
-    stream, ends = TextStream(decode, (), lambda _: None), [0]
-    for token in ids:
+def text_logprobs(decode: Callable[[list[int]], str], tokens: Sequence[tuple[int, float]]) -> list[tuple[str, float]]:
+    """Return text and log-probability of tokens; those of one character are one, as likely as the least likely."""
+    found, pieces, values = list[tuple[str, float]](), list[str](), list[float]()
+    stream = TextStream(decode, (), pieces.append)
+    for at, (token, value) in enumerate(tokens, 1):
+        values.append(value)
         stream.push(token)
-        ends.append(len(stream.text))
-    stream.finish()
-    ends[-1] = len(stream.text)
-    return [stream.text[start:end] for start, end in pairwise(ends)]
+        if at == len(tokens):
+            stream.finish()
+        if pieces:
+            found.append(("".join(pieces), min(values)))
+            pieces.clear()
+            values.clear()
+    return found

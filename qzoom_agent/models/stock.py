@@ -25,7 +25,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message, text, view_ids
-from qzoom_agent.models.hf_generation import Sampler, TextStream, token_texts
+from qzoom_agent.models.hf_generation import Sampler, TextStream, text_logprobs
 from qzoom_agent.models.interface import TOO_LONG, ImageSource, OnText, Reply, SamplingParams
 from qzoom_agent.models.presets import NANO_FOLDER, SHIPPED
 from qzoom_agent.models.prompts import Prompt
@@ -111,8 +111,7 @@ class StockSession:
             stream.finish()
         self._shown |= new
         written: list[int] = out[0, prompt.shape[1] :].tolist()
-        said = [token for token in written if token not in loaded.end_ids]
-        texts = token_texts(loaded.codec.decode, said) if settings.logprobs else []
+        said = [pair for pair in zip(written, draw.logps, strict=False) if pair[0] not in loaded.end_ids]
         return Reply(
             text=stream.text,
             finish="stop" if end.stopped else "length",
@@ -122,7 +121,7 @@ class StockSession:
             visual_tokens=sum(new.values()),
             token_layers=float(prompt.shape[1] * config.num_hidden_layers),
             seconds=perf_counter() - began,
-            logprobs=list(zip(texts, draw.logps, strict=False)),
+            logprobs=text_logprobs(loaded.codec.decode, said) if settings.logprobs else [],
         )
 
     def close(self) -> None:

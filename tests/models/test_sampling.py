@@ -12,7 +12,7 @@ from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import image_part, message
 from qzoom_agent.models import SamplingParams
 from qzoom_agent.models.hf import HFBackend, load_backend
-from qzoom_agent.models.hf_generation import Sampler, token_texts
+from qzoom_agent.models.hf_generation import Sampler, text_logprobs
 from tests.tiny_models import build
 
 
@@ -73,9 +73,10 @@ def words_of_llama() -> Tokenizer:
 )
 def test_the_texts_of_tokens_are_joined_the_text_of_all(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text).ids
-    found = token_texts(lambda some: tokenizer.decode(some, skip_special_tokens=False), ids)
-    assert "".join(found) == text
-    assert len(found) == len(ids) > 1
+    told = [(token, -float(at)) for at, token in enumerate(ids)]
+    found = text_logprobs(lambda some: tokenizer.decode(some, skip_special_tokens=False), told)
+    assert "".join(piece for piece, _ in found) == text
+    assert len(found) > 1 and found[-1][1] == told[-1][1]
 
 
 def test_a_limit_far_beyond_the_models_context_draws_the_same_and_takes_no_memory(tmp_path: Path) -> None:

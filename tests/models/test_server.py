@@ -195,7 +195,7 @@ def test_log_probabilities_are_asked_for_only_where_they_are_needed(server: Fini
     told = [{"token": " 4", "bytes": [32, 52], "logprob": 0}, *parts, {"token": "2", "bytes": None, "logprob": 0}]
     server.answer = lambda body: (200, said(" 4\u20ac2", logprobs={"content": told}))
     reply = session.reply([text("user", "go")], settings=SamplingParams(logprobs=True))
-    assert [one for one, _ in reply.logprobs] == [" 4", "", "", "\u20ac", "2"]
+    assert reply.logprobs == [(" 4", 0.0), ("\u20ac", -1.0), ("2", 0.0)]
     for broken in (None, "x", {"content": 7}, {"content": None}):
         server.answer = lambda body, broken=broken: (200, said("42", logprobs=broken))  # type: ignore[misc]
         assert session.reply([text("user", "go")], settings=SamplingParams()).logprobs == []

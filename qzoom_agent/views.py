@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Literal, Self
 
 from PIL import Image
@@ -30,6 +31,8 @@ Kept = tuple[Annotated[str, Field(pattern="^[01]+$")], ...]
 _UNSHOWN = ("original", "source")
 _REDUCING_GAP = 4.0
 """Where a view shrinks to an eighth or less, whole blocks of pixels are averaged first: twice as fast, and as good."""
+_ADDING = Lock()
+"""Agents of other frameworks run the calls of a turn side by side, and each crop gets a name of its own."""
 
 
 def original_id(image: int) -> str:
@@ -385,37 +388,39 @@ class ViewStore:
         """Add a view of image `number` that shows `box` of its original or a source; `matrix` places a new source."""
         if kept is None and self.count is not None and kind not in _UNSHOWN:
             tokens = self.count(image)
-        count = 1 + sum(view.kind == kind for view in self.views)
-        ids = {"original": original_id(number), "coarse": coarse_id(number)}
-        view_id = ids.get(kind, f"{kind}{count}")
-        if view_id in self._views:
-            raise ImageError(f"This store already has its view {view_id!r}. Use a new ViewStore for another image.")
-        source = view_id if kind == "source" else "" if box.view == original_id(number) else box.view
-        inside = box.corners if source else None
-        if source:
-            matrix = self._views[source].matrix if kind != "source" else matrix
-            original = self._original(number).size
-            box = Box(0, 0, *original) if matrix is None else mapped(box, matrix).clamp(original)
-        view = View(
-            id=view_id,
-            parent=parent,
-            kind=kind,
-            image=number,
-            box=box.corners,
-            source=source,
-            inside=inside,
-            matrix=matrix,
-            width=image.width,
-            height=image.height,
-            digest=digest(image),
-            tokens=tokens,
-            kept=kept,
-        )
-        if self.folder is not None and not (path := self.folder / f"{view.digest}.png").exists():
+        shown = digest(image)
+        if self.folder is not None and not (path := self.folder / f"{shown}.png").exists():
             with atomic_write(path, error=ImageError) as part:
                 image.save(part, format="PNG", compress_level=1)
-        self._views[view_id] = view
-        self._images[view_id] = image
+        with _ADDING:
+            count = 1 + sum(view.kind == kind for view in self.views)
+            ids = {"original": original_id(number), "coarse": coarse_id(number)}
+            view_id = ids.get(kind, f"{kind}{count}")
+            if view_id in self._views:
+                raise ImageError(f"This store already has its view {view_id!r}. Use a new ViewStore for another image.")
+            source = view_id if kind == "source" else "" if box.view == original_id(number) else box.view
+            inside = box.corners if source else None
+            if source:
+                matrix = self._views[source].matrix if kind != "source" else matrix
+                original = self._original(number).size
+                box = Box(0, 0, *original) if matrix is None else mapped(box, matrix).clamp(original)
+            view = View(
+                id=view_id,
+                parent=parent,
+                kind=kind,
+                image=number,
+                box=box.corners,
+                source=source,
+                inside=inside,
+                matrix=matrix,
+                width=image.width,
+                height=image.height,
+                digest=shown,
+                tokens=tokens,
+                kept=kept,
+            )
+            self._images[view_id] = image
+            self._views[view_id] = view
         return view
 
 

@@ -1,5 +1,8 @@
 """Views are exactly what they say they are, in memory and on disk."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -152,6 +155,22 @@ def test_a_store_is_for_one_image():
         store.add_coarse(**BUDGET)
     with pytest.raises(ConfigError, match="min_tokens=9, max_tokens=3"):
         store.add_crop(Box(0, 0, 9, 9), factor=28, min_tokens=9, max_tokens=3)
+
+
+def test_crops_that_are_cut_side_by_side_have_names_of_their_own(monkeypatch):
+    store, together = filled_store(), Barrier(4, timeout=10)
+
+    def digest_together(image):
+        together.wait()
+        return digest(image)
+
+    monkeypatch.setattr("qzoom_agent.views.digest", digest_together)
+    boxes = [Box(place, 0, place + 60, 60) for place in range(0, 400, 100)]
+    with ThreadPoolExecutor(4) as threads:
+        crops = list(threads.map(lambda box: store.add_crop(box, **BUDGET), boxes))
+    assert {view.id for view in crops} == {"crop3", "crop4", "crop5", "crop6"}
+    assert [store.view(view.id).box for view in crops] == [box.corners for box in boxes]
+    assert [digest(store.image(view.id)) for view in crops] == [view.digest for view in crops]
 
 
 # ---- on disk -------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def smolagents_tool(zoom: ImageZoom) -> Any:
             """Add the crops of a step to its observations, and take out the coarse view, which the task has shown."""
             new = [zoom.store.image(view.id) for view in zoom.crops[self.shown :]]
             self.shown = len(zoom.crops)
-            others = [image for image in step.observations_images or [] if image is not zoom.coarse]
+            others = [image for image in step.observations_images or [] if image != zoom.coarse]
             step.observations_images = [*others, *new] or None
 
     return ZoomTool()

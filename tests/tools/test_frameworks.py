@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import langgraph_node
 import openai_loop
 from qzoom_agent import Agent
-from qzoom_agent.integrations.frameworks import as_runnable, langchain_message, langchain_tool
+from qzoom_agent.integrations.frameworks import as_runnable, langchain_message, langchain_tool, smolagents_tool
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.zoom import ImageZoom
 from qzoom_agent.zoom.image_zoom import NAME
@@ -65,6 +66,17 @@ def test_langchain_is_given_blocks(zoom: ImageZoom) -> None:
     )
     assert [block["type"] for block in found.content] == ["text", "image"] and len(zoom.crops) == 1
     assert [part["type"] for part in langchain_message(zoom, "what?")["content"]] == ["image", "text"]
+
+
+def test_smolagents_is_shown_the_coarse_view_once(zoom: ImageZoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "smolagents", SimpleNamespace(Tool=object))
+    tool, other = smolagents_tool(zoom), PICTURE.copy()
+    tool.forward([0, 0, 500, 500])
+    step = SimpleNamespace(observations_images=[zoom.coarse, other])
+    tool.show(step)
+    assert step.observations_images == [other, zoom.store.image("crop1")]
+    tool.show(step := SimpleNamespace(observations_images=[zoom.coarse]))
+    assert step.observations_images is None
 
 
 @pytest.mark.parametrize("arguments", ['{"bbox_2d": [0, 0', "[1]", "null", '{"bbox_2d": "left"}', '{"box": 3}', {}])

@@ -29,7 +29,7 @@ from qzoom_agent.zoom.image_zoom import ImageZoom, png
 class ZoomAction(Action):
     """A zoom call, or the answer."""
 
-    bbox_2d: list[float] | None = Field(default=None, description="region in thousandths of the image's sides")
+    bbox_2d: list[float] | None = Field(default=None, description="region in thousandths of the view's sides")
     view: str | None = Field(default=None, description="view that the numbers refer to; none: the whole image")
     label: str = ""
     answer: str | None = Field(default=None, description="the answer, which ends the episode")
@@ -150,18 +150,19 @@ class RemoteZoomEnv:
         self._reward = 0.0
         return _blocks(self._client.reset(index=index).observation)
 
-    def image_zoom_in_tool(self, bbox_2d: list[float], label: str = "") -> list[Block]:
+    def image_zoom_in_tool(self, bbox_2d: list[float], label: str = "", view: str = "coarse") -> list[Block]:
         """
         Zoom in on a region of the image: it is cut out of the full-resolution original and shown.
 
         Args:
-            bbox_2d: The region as x1, y1, x2, y2 in thousandths (0 to 1000) of the image's width and height.
+            bbox_2d: The region as x1, y1, x2, y2 in thousandths (0 to 1000) of the view's width and height.
             label: What is expected in the region.
+            view: The view that the numbers refer to: coarse for the first image, crop1 for the first crop, and so on.
 
         Returns:
             The region as an image.
         """
-        return _blocks(self._client.step(ZoomAction(bbox_2d=bbox_2d, label=label)).observation)
+        return _blocks(self._client.step(ZoomAction(bbox_2d=bbox_2d, label=label, view=view)).observation)
 
     def submit_answer(self, answer: str) -> str:
         """

@@ -45,12 +45,13 @@ class ZoomToolset(vf.Toolset[vf.ToolsetConfig, vf.State]):
         self.zoom = questions(task.task_name, task.count).zoom(task.index)
 
     @vf.tool
-    async def image_zoom_in_tool(self, bbox_2d: list[float], label: str = "") -> list[Any]:
+    async def image_zoom_in_tool(self, bbox_2d: list[float], label: str = "", view: str = "coarse") -> list[Any]:
         """Zoom in on a region of the image: it is cut out of the full-resolution original and shown.
 
-        bbox_2d is [x1, y1, x2, y2] in thousandths (0 to 1000) of the image's width and height.
+        bbox_2d is [x1, y1, x2, y2] in thousandths (0 to 1000) of the width and height of view: coarse is the first
+        image, crop1 the first crop, and so on.
         """
-        reply = self.zoom(bbox_2d=bbox_2d, label=label)
+        reply = self.zoom(bbox_2d=bbox_2d, label=label, view=view)
         return [reply.text, *([] if reply.image is None else [ImageBlock(data=png(reply.image), format="png")])]
 
     def register(self, mcp: Any) -> None:

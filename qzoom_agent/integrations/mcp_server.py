@@ -104,18 +104,19 @@ class ImageTools:
         proposals = Propose(looked)(ImageZoom(pixels).store, question)
         return [proposals.text, _small(overlay(pixels, found[0]))]
 
-    def zoom(self, image: str, bbox_2d: list[float], label: str = "") -> list[Any]:
-        """Show a region of an image in full resolution.
+    def zoom(self, image: str, bbox_2d: list[float], label: str = "", view: str = "coarse") -> list[Any]:
+        """Show a region of an image in full resolution. Crops are not kept: boxes are always those of the whole image.
 
         Args:
             image: Path or data URI of the image.
             bbox_2d: The region as [x1, y1, x2, y2] in thousandths (0 to 1000) of the image's width and height.
             label: What you expect to find there.
+            view: "coarse", the whole image.
         """
-        reply = ImageZoom(self._access.load(image))(bbox_2d=bbox_2d, label=label)
+        reply = ImageZoom(self._access.load(image))(bbox_2d=bbox_2d, label=label, view=view)
         if reply.image is None:
             raise ImageError(reply.text)
-        return [reply.text, reply.image]
+        return [reply.text.replace("View 'crop1'", "The region", 1), reply.image]
 
     def ask(self, image: str, question: str, further_images: Sequence[str] = ()) -> list[Any]:
         """Let the server's own model answer a question about an image, or several; it zooms by itself.

@@ -99,20 +99,21 @@ class ZoomTaskEnv:
         self._index, self._zoom = index, self._questions.zoom(index)
         return [{"type": "image", "image": self._zoom.coarse}, {"type": "text", "text": sample.question}]
 
-    def image_zoom_in_tool(self, bbox_2d: list[float], label: str = "") -> list[Block]:
+    def image_zoom_in_tool(self, bbox_2d: list[float], label: str = "", view: str = "coarse") -> list[Block]:
         """
         Zoom in on a region of the image: it is cut out of the full-resolution original and shown.
 
         Args:
-            bbox_2d: The region as x1, y1, x2, y2 in thousandths (0 to 1000) of the image's width and height.
+            bbox_2d: The region as x1, y1, x2, y2 in thousandths (0 to 1000) of the view's width and height.
             label: What is expected in the region.
+            view: The view that the numbers refer to: coarse for the first image, crop1 for the first crop, and so on.
 
         Returns:
             The region as an image.
         """
         if self._zoom is None:
             raise ConfigError("There is no question yet. Call reset(index) first.")
-        reply = self._zoom(bbox_2d=bbox_2d, label=label)
+        reply = self._zoom(bbox_2d=bbox_2d, label=label, view=view)
         shown: list[Block] = [] if reply.image is None else [{"type": "image", "image": reply.image}]
         return [*shown, {"type": "text", "text": reply.text}]
 

@@ -51,6 +51,14 @@ def test_each_tool_returns_a_text_and_an_image(folder: Path) -> None:
     assert used.look(data_url(Image.new("RGB", (60, 60))))[0].startswith("The image has 60x60 px")
 
 
+def test_a_box_in_an_earlier_crop_is_not_read_as_one_of_the_image(folder: Path) -> None:
+    used = tools(folder)
+    text, crop = used.zoom("picture.png", [0, 0, 500, 500], view="coarse")
+    assert "crop1" not in text and crop.size == (504, 252), "no crop is named that a later call could refer to"
+    with pytest.raises(ImageError, match=r"no view 'crop1'; the views are original, coarse"):
+        used.zoom("picture.png", [0, 0, 500, 500], view="crop1")
+
+
 def test_a_question_may_be_about_several_images(folder: Path) -> None:
     Image.new("RGB", (300, 600)).save(folder / "second.png")
     agent = Agent(ScriptedBackend(["ZOOM image 2: 0, 0, 500, 500", "42"], protocol="plain"), policy="explicit")
@@ -135,6 +143,7 @@ def test_the_official_client_uses_the_tools(transport: str, tmp_path: Path) -> N
             image = {"image": "board.png"}
             found["looked"] = await client.call_tool("look", image)
             found["zoomed"] = await client.call_tool("zoom", {**image, "bbox_2d": [0, 0, 500, 500]})
+            found["nested"] = await client.call_tool("zoom", {**image, "bbox_2d": [0, 0, 500, 500], "view": "crop1"})
             found["missed"] = await client.call_tool("zoom", {**image, "bbox_2d": [0, 0]})
             found["proposed"] = await client.call_tool("propose", {**image, "question": board.question})
             found["asked"] = await client.call_tool("ask", {**image, "question": board.question})
@@ -147,5 +156,6 @@ def test_the_official_client_uses_the_tools(transport: str, tmp_path: Path) -> N
         text, image = found[name].content
         assert not found[name].is_error and (text.type, image.type, image.mime_type) == ("text", "image", "image/png")
     assert found["missed"].is_error and "four numbers" in found["missed"].content[0].text
+    assert found["nested"].is_error and "no view 'crop1'" in found["nested"].content[0].text
     answer = Agent.from_pretrained("nano", device="cpu").run(board.image, board.question)
     assert found["asked"].content[0].text.startswith(answer.text) and answer.boxes

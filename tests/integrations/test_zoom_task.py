@@ -42,6 +42,11 @@ def test_a_rollout_zooms_and_is_rewarded_for_its_last_message(questions: ZoomQue
         assert isinstance(image["image"], Image.Image) and text["text"] == questions[2].question
     crop, told = environments[0].image_zoom_in_tool([0, 0, 500, 500], label="left")
     assert isinstance(crop["image"], Image.Image) and "View 'crop1'" in told["text"]
+    _, told = environments[0].image_zoom_in_tool([500, 500, 1000, 1000], view="crop1")
+    place = questions.zoom(2)
+    place([0, 0, 500, 500])
+    assert "'crop2'" in told["text"]
+    assert told["text"] == place({"bbox_2d": [500, 500, 1000, 1000], "view": "crop1"}).text
     (told,) = environments[0].image_zoom_in_tool([0, 0])
     assert "could not be read" in told["text"]
     said = {"role": "assistant", "content": [{"type": "text", "text": questions[2].answer}]}

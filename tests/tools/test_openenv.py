@@ -72,6 +72,8 @@ def test_the_environment_for_trl_uses_that_server(url: str, monkeypatch: pytest.
     assert isinstance(first["image"], Image.Image) and question["type"] == "text"
     text, crop = env.image_zoom_in_tool([0, 0, 500, 500])
     assert "View 'crop1'" in text["text"] and isinstance(crop["image"], Image.Image)
+    text, _ = env.image_zoom_in_tool([0, 0, 500, 500], view="crop1")
+    assert "View 'crop2'" in text["text"] and "[0, 0, 42, 28]" in text["text"], text
     assert env.get_reward() == 0.0
     env.submit_answer(ZoomQuestions(f"{__name__}:task")[7].answer)
     assert env.get_reward() == 1.0

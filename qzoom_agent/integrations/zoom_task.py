@@ -28,7 +28,7 @@ _KEPT: Final = 64
 
 
 class ZoomQuestions:
-    """The questions of a task, by index. Processes and threads may share one."""
+    """The questions of a task, about one image each, by index. Processes and threads may share one."""
 
     def __init__(
         self,
@@ -54,7 +54,8 @@ class ZoomQuestions:
             crop: Budget and shape of crops; None: 64 to 1024 tokens.
 
         Raises:
-            ConfigError: There is no such task or scorer, or it cannot be read.
+            ConfigError: There is no such task or scorer, or it cannot be read; later, that a question has several
+                images.
         """
         (self.task,), name = with_scorer([find_task(task)], scorer)
         source = TaskSource(None if path is None else str(path), split, seed, n=n)
@@ -70,7 +71,13 @@ class ZoomQuestions:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self._count:
             raise IndexError(f"There are {self._count} questions, counted from 0; got {index}.")
-        return self._read(index)
+        sample = self._read(index)
+        if sample.others:
+            raise ConfigError(
+                f"Question {index} of '{self.task.name}' is about {len(sample.images)} images, and the zoom task shows "
+                "one. Give it questions about one image each."
+            )
+        return sample
 
     def zoom(self, index: int) -> ImageZoom:
         """Return a fresh image with its zoom tool."""

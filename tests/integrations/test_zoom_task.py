@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ def test_questions_are_the_tasks_and_scored_by_its_scorer(questions: ZoomQuestio
         questions[6]
     with pytest.raises(ConfigError, match="scorer"):
         ZoomQuestions(f"{__name__}:task", scorer="nothing")
+
+
+def test_a_question_about_several_images_is_refused(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (60, 60)).save(tmp_path / name)
+    row = {"images": ["a.png", "b.png"], "question": "Which is larger?", "answer": "the first"}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(row))
+    questions = ZoomQuestions(str(tmp_path / "questions.jsonl"))
+    with pytest.raises(ConfigError, match=r"Question 0 of .* is about 2 images"):
+        ZoomTaskEnv(questions).reset(index=0)
 
 
 def test_a_rollout_zooms_and_is_rewarded_for_its_last_message(questions: ZoomQuestions) -> None:

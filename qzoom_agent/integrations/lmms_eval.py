@@ -4,12 +4,14 @@
 
 `model_args` are keys of `AgentConfig` (dotted), and device, branches, and traces: a folder for the whole record of
 every episode. What goes back is the final answer alone, cut at the task's `until`; a task's `max_new_tokens` is meant
-for that answer and never limits the turns before it. lmms-eval is imported inside functions only: the package works
-without it, and is tested with the real one by `python tests/integrations/lmms_real.py`.
+for that answer and never limits the turns before it. A question whose run fails counts as wrong, is named in the log
+and is not cached. lmms-eval is imported inside functions only: the package works without it, and is tested with the
+real one by `python tests/integrations/lmms_real.py`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ import PIL.Image
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def manifest() -> Any:
@@ -89,13 +93,16 @@ def _model_class() -> type:
                 if self.traces:
                     answer.save(Path(self.traces) / task / str(doc_id))
                 text = answer.text_until(wanted.get("until")).strip()
+                if failed := answer.status == "error":
+                    logger.error("Question %s of %s failed and counts as wrong: %s", doc_id, task, answer.record.error)
                 turns = answer.trace.turns
                 counts = TokenCounts(
                     input_tokens=turns[-1].prompt_tokens if turns else 0,
                     output_tokens=answer.trace.usage.written_tokens,
                 )
                 results.append(GenerationResult(text=text, token_counts=counts))
-                self.cache_hook.add_partial("generate_until", (context, wanted), text)
+                if not failed:  # asked again next time
+                    self.cache_hook.add_partial("generate_until", (context, wanted), text)
             return results
 
         def loglikelihood(self, requests: list[Any]) -> list[Any]:

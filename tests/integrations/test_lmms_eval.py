@@ -124,6 +124,18 @@ def test_final_answers_come_back_in_order(stub: None, settings: dict[str, Any], 
     assert Trace.load(tmp_path / "task" / "1").question == "what?"
 
 
+def test_a_question_that_fails_is_named_and_asked_again(
+    stub: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = Agent(ScriptedBackend([]), policy="direct")
+    monkeypatch.setattr(Agent, "from_pretrained", lambda **given: failing)
+    model = lmms_plugin.QZoomLMM()
+    model.task_dict = {"task": {"test": ["which?"]}}
+    (result,) = model.generate_until([request(0)])
+    assert result.text == "" and model.kept == [], "a failure is no answer that is kept for the next run"
+    assert "Question 0 of task failed" in caplog.text
+
+
 def test_what_an_agent_cannot_do_is_said(stub: None, settings: dict[str, Any]) -> None:
     model = lmms_plugin.QZoomLMM()
     with pytest.raises(NotImplementedError, match="likelihood"):

@@ -73,13 +73,20 @@ class AskRows:
         A row that fails has status "error", and does not stop the others.
 
         Raises:
-            ConfigError: A column is missing.
+            ConfigError: A column is missing, or has the name of one that is added. Where all of them are there, they
+                are those of an earlier call, and replaced.
         """
         import pyarrow as pa
 
         needed = ("image",) if self.question is not None else ("image", "question")
         if missing := [name for name in needed if name not in table.column_names]:
             raise ConfigError(f"The rows lack {', '.join(missing)}; they have {', '.join(table.column_names)}.")
+        taken = [name for name in ANSWERED if name in table.column_names]
+        if 0 < len(taken) < len(ANSWERED):
+            raise ConfigError(
+                f"The rows have {', '.join(taken)} already, which the answers would replace. Rename first, such as "
+                f"rows.rename_columns({{{taken[0]!r}: 'given_{taken[0]}'}})."
+            )
         given = [self.question] * len(table) if self.question is not None else table.column("question").to_pylist()
         found = self._answers(table.column("image").to_pylist(), given)
         schema = arrow_schema(ANSWERED)

@@ -36,6 +36,8 @@ def test_each_row_gets_its_answer(tmp_path: Path) -> None:
     again = AskRows(agent, folder=tmp_path, question="which?")(found.drop_columns(["question"]))
     assert [row["status"] for row in again.to_pylist()] == ["answered", "error", "answered"]
     assert again.schema.field("boxes").type == pa.list_(pa.list_(pa.float64()))
+    with pytest.raises(ConfigError, match=r"have answer already.*Rename"):
+        AskRows(agent)(pa.table({"image": [data], "question": ["what?"], "answer": ["known"]}))
     with pytest.raises(ConfigError, match="lack question"):
         AskRows(agent)(pa.table({"image": ["a.png"]}))
 

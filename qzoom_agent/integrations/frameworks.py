@@ -10,18 +10,21 @@ on: an image block of the tool's message (LangChain), a part of the function's o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.tools import StructuredTool
 
+from qzoom_agent.errors import ConfigError
 from qzoom_agent.zoom.image_zoom import ImageZoom, image_block, png
 from qzoom_agent.zoom.langchain import as_langchain_tool
 
 if TYPE_CHECKING:
     from qzoom_agent.agent import Agent
+
+_ABSENT: Final = object()
 
 
 def langchain_tool(zoom: ImageZoom) -> StructuredTool:
@@ -112,6 +115,8 @@ def as_node(
         question: Key of the state with the question.
         answer: Key that is set to the text of the answer.
         trace: Key that is set to the record of the run, as JSON.
+
+    The node raises ConfigError where the state lacks image or question.
     """
 
     lock = Lock()
@@ -121,10 +126,20 @@ def as_node(
         with lock:
             if not made:
                 made.append(agent() if callable(agent) else agent)
-        found = made[0].run(state[image], state[question])
+        found = made[0].run(_value(state, image), _value(state, question))
         return {answer: found.text, trace: found.trace.model_dump(mode="json")}
 
     return RunnableLambda(node, name="qzoom")
+
+
+def _value(state: Any, key: str) -> Any:
+    """Return a value of a graph's state: a mapping, or an object such as a dataclass or a model of pydantic."""
+    found = state.get(key, _ABSENT) if isinstance(state, Mapping) else getattr(state, key, _ABSENT)
+    if found is _ABSENT:
+        raise ConfigError(
+            f"The state has no {key!r}. Put it there, or give as_node the names that it has: image=..., question=...."
+        )
+    return found
 
 
 def as_runnable(agent: Agent | Callable[[], Agent]) -> Runnable[Any, dict[str, Any]]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from langgraph.graph import START, StateGraph
+from pydantic import BaseModel
 
 import langgraph_node
 import openai_loop
 from qzoom_agent import Agent
-from qzoom_agent.integrations.frameworks import as_runnable, langchain_message, langchain_tool, smolagents_tool
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.integrations.frameworks import as_node, as_runnable, langchain_message, langchain_tool, smolagents_tool
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.zoom import ImageZoom
 from qzoom_agent.zoom.image_zoom import NAME
@@ -58,6 +62,30 @@ def test_a_function_that_makes_the_agent_is_called_once() -> None:
     assert not made
     asked = {"image": PICTURE, "question": "which number?"}
     assert [runnable.invoke(asked)["answer"] for _ in range(2)] == ["4711", "12"] and len(made) == 1
+
+
+@dataclass(slots=True)
+class Listed:
+    image: Any
+    question: str
+    answer: str = ""
+
+
+class Modelled(BaseModel):
+    image: Any
+    question: str
+    answer: str = ""
+
+
+@pytest.mark.parametrize("kind", [dict, Listed, Modelled])
+def test_the_state_of_a_graph_may_be_an_object(kind: Any) -> None:
+    agent = Agent(ScriptedBackend(["4711"], protocol="plain"), policy="direct")
+    node = as_node(agent)
+    graph = StateGraph(kind).add_node("read", node).add_edge(START, "read").compile()
+    done = graph.invoke(kind(image=PICTURE, question="which number?"))
+    assert done["answer"] == "4711"
+    with pytest.raises(ConfigError, match="The state has no 'asked'"):
+        as_node(agent, question="asked").invoke(kind(image=PICTURE, question="which number?"))
 
 
 def test_langchain_is_given_blocks(zoom: ImageZoom) -> None:

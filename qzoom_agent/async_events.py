@@ -11,7 +11,7 @@ from functools import partial
 from threading import Event as Flag
 from typing import Any, TypeVar
 
-from qzoom_agent.errors import BackendError
+from qzoom_agent.errors import ReaderLeft
 
 T = TypeVar("T")
 
@@ -36,9 +36,9 @@ class Receiver:
         return self._loop
 
     def require(self) -> None:
-        """Raise BackendError if nobody waits any longer."""
+        """Raise ReaderLeft if nobody waits any longer."""
         if self.left:
-            raise BackendError("The task that waited for this run was cancelled.")
+            raise ReaderLeft("The task that waited for this run was cancelled.")
 
     def leave(self) -> None:
         """Note that nobody waits any longer, and cancel what the threads have awaited here."""

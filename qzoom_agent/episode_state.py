@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 
 from qzoom_agent.async_events import Receiver
 from qzoom_agent.config import AgentConfig, ViewBudget
-from qzoom_agent.errors import BackendError, ConfigError, ImageError, QzoomError, describe_error
+from qzoom_agent.errors import BackendError, ConfigError, ImageError, QzoomError, ReaderLeft, describe_error
 from qzoom_agent.extensions import calling, reference
 from qzoom_agent.gate import answer_confidence
 from qzoom_agent.geometry import Box
@@ -489,7 +489,7 @@ def _live(runtime: Runtime[Context], index: int) -> Callable[[str], None]:
 
     def receive(piece: str) -> None:
         if runtime.context.left:
-            raise BackendError("The reader of the stream left.")  # closes a server's reply, or ends the generation
+            raise ReaderLeft("The reader of the stream left.")  # closes a server's reply, or ends the generation
         here.copy().run(emit, runtime, "token", {"turn": index, "text": piece})
 
     return receive

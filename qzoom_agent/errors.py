@@ -86,6 +86,10 @@ class BackendError(QzoomError):
     exit_code = 4
 
 
+class ReaderLeft(BackendError):
+    """Nobody waits for a run any longer, so it was stopped. Nothing failed."""
+
+
 class MissingDependency(QzoomError):
     """An optional package that is not installed; the message holds the command that installs it."""
 

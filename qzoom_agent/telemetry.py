@@ -16,6 +16,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any, Final, Literal
 
+from qzoom_agent.errors import ReaderLeft
 from qzoom_agent.trace import QuestionRecord
 
 Operation = Literal["invoke_agent", "chat", "execute_tool"]
@@ -46,7 +47,7 @@ class Span:
 def span(
     operation: Operation, name: str, attributes: Mapping[str, Any] | None = None, *, parent: Span | None = None
 ) -> Iterator[Span]:
-    """Open a span that ends with the block; an exception marks it as failed.
+    """Open a span that ends with the block; an exception marks it as failed, but not that the reader of a stream left.
 
     Args:
         attributes: By their conventional names; those that are None are left out.
@@ -63,7 +64,7 @@ def span(
     opened.set({"gen_ai.operation.name": operation, **(attributes or {})})
     try:
         yield opened
-    except GeneratorExit:  # the reader of a stream left
+    except (GeneratorExit, ReaderLeft):
         raise
     except BaseException as error:
         opened.fail(type(error).__name__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import aclosing, closing
 from typing import Any
 
 import pytest
@@ -69,6 +71,26 @@ def test_known_attributes_have_their_conventional_names(spans: Any) -> None:
     Agent(recording([]), policy="explicit").run(IMAGE, "What?")
     used = {key for one in spans() for key in one.attributes if key.startswith("gen_ai.")}
     assert used <= known
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_a_run_whose_reader_leaves_has_not_failed(awaited: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("opentelemetry.trace")
+    failed, agent = list[str](), Agent(recording([]), policy="explicit")
+    monkeypatch.setattr(Span, "fail", lambda self, reason: failed.append(reason))
+
+    async def leave() -> None:
+        async with aclosing(agent.astream(IMAGE, "What?")) as events:
+            async for event in events:
+                if event.kind == "token":
+                    return
+
+    if awaited:
+        asyncio.run(leave())
+    else:
+        with closing(agent.stream(IMAGE, "What?")) as events:  # type: ignore[type-var]
+            next(event for event in events if event.kind == "token")
+    assert failed == []
 
 
 def test_a_failed_turn_is_an_error(spans: Any) -> None:

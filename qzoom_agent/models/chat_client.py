@@ -46,6 +46,7 @@ from qzoom_agent.models.chat_reply import (
     unpacked,
 )
 from qzoom_agent.models.connection import Connection
+from qzoom_agent.models.interface import TOO_LONG
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,12 @@ _REFUSAL: Final = re.compile(
     r"unsupported|not support|unknown|unrecogni[sz]ed|not permitted|not allowed|forbidden|deprecated|cannot both",
     re.IGNORECASE,
 )
+_OVERLONG: Final = re.compile(
+    r"context.?(length|window|size)|maximum (model|prompt|input) length|(prompt|input) is too long"
+    r"|input token count.*exceeds|longer than the model",
+    re.IGNORECASE,
+)
+"""Words of servers about a conversation that is too long: vLLM, SGLang, llama.cpp, OpenAI, Anthropic and Google."""
 
 
 class _Failed(Exception):
@@ -292,6 +299,14 @@ class ChatClient:
             return _Failed(f"{reason} (concurrency, --workers).", again=not spent, wait=wait, status=status)
         if status in BUSY:
             return _Failed(f"{where} failed{told}. See its log, or try later.", again=True, wait=wait, status=status)
+        if _OVERLONG.search(text):
+            return _Failed(
+                f"{where} did not accept the request{told}. The conversation is longer than {TOO_LONG}, or the server "
+                "was started with. Ask a shorter question, or lower budget.coarse_tokens, budget.crop_max_tokens, "
+                "budget.max_turns or generation.max_new_tokens.",
+                status=status,
+                said=text,
+            )
         return _Failed(
             f"{where} did not accept the request{told}. Check that '{self._model}' takes images and a conversation of "
             "this length; extra_body (--extra-body) changes a field, or leaves it out (null).",

@@ -31,6 +31,7 @@ from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.tasks.catalog import find_task
 from qzoom_agent.messages import Message, plain_text, view_ids
 from qzoom_agent.models.scripted import ScriptedBackend
+from tests.models.misbehaving import Misbehaving
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
@@ -421,3 +422,25 @@ def test_nano_served_to_the_openai_client_and_to_qzoom_eval(tmp_path: Path) -> N
             server.send_signal(signal.SIGTERM)
             assert last.result().choices[0].message.content == answers[0].text
         assert server.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "This model's maximum context length is 2048 tokens. However, your prompt contains at least 2049 input tokens.",
+        "Your input exceeds the context window of this model. Please adjust your input and try again.",
+        "prompt is too long: 208310 tokens > 200000 maximum",
+        "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).",
+        "the request exceeds the available context size (4096 tokens), try increasing it",
+    ],
+)
+def test_a_question_that_is_too_long_for_the_models_server_is_the_clients(told: str) -> None:
+    with Misbehaving() as server:
+        server.script = lambda connection: connection.reply({"error": {"message": told}}, status="400 Bad Request")
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        with running(Agent.from_server(server.url, model="served", policy="direct")) as client:
+            reply = client.post("/v1/chat/completions", json=asked())
+        server.shutdown()
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (400, "context_length_exceeded"), error
+    assert told[:40] in error["message"] and "shorter question" in error["message"]

@@ -16,6 +16,7 @@ pixels, and need not hash it again. Any number of threads may ask; at most `conc
 import base64
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from threading import Lock
@@ -33,8 +34,12 @@ from qzoom_agent.protocols.boxes import box_key
 from qzoom_agent.protocols.parsing import own_turn
 from qzoom_agent.zoom.image_zoom import png
 
+logger = logging.getLogger(__name__)
+
 _PAUSE: Final = 0.5
 """Seconds before the first retry."""
+_WHOLE_PROMPT: Final = ("vllm", "sglang")
+"""Owners whose servers count a prompt with what they had cached of it, and images by their visual tokens."""
 _REST: Final = 30.0
 """Seconds for which a server that failed is asked last."""
 
@@ -73,6 +78,21 @@ class ServerBackend:
         self.placement = f"{API_NAMES[self.api]} of a server"
         """Place where the model runs, for the record."""
         self.workers = self.client.options.concurrency
+        self._warned = False
+
+    def check_size(self, found: Completion, visual_tokens: int) -> None:
+        """Warn once if the server has read fewer tokens than the views of its prompt have."""
+        read = found.prompt_tokens
+        if self._warned or not 0 < read < visual_tokens or self.client.owner not in _WHOLE_PROMPT:
+            return
+        self._warned = True
+        logger.warning(
+            "The server at %s has read %d tokens, and the views that it was sent have %d visual tokens of %d px. It "
+            "shrinks images, or '%s' has larger visual tokens: usage.visual_tokens is too high, and boxes in pixels "
+            "may be off. Lower budget.coarse_tokens and budget.crop_max_tokens, or raise max_pixels of the server's "
+            "image processor (vLLM: --mm-processor-kwargs).",
+            *(self.client.address, read, visual_tokens, self.defaults.factor, self.name),
+        )
 
     def session(self, image: ImageSource) -> "_ServerSession":
         return _ServerSession(self, image)
@@ -84,10 +104,14 @@ class _ServerSession:
     def __init__(self, backend: ServerBackend, image: ImageSource) -> None:
         self._backend, self._image = backend, image
         self._encoded: dict[str, dict[str, Any]] = {}
+        self._tokens: dict[str, int] = {}
 
     def reply(self, messages: Sequence[Message], *, settings: SamplingParams, on_text: OnText | None = None) -> Reply:
         began = time.perf_counter()
-        fresh = [view for view in dict.fromkeys(view_ids(messages)) if view not in self._encoded]
+        shown = list(dict.fromkeys(view_ids(messages)))
+        fresh = [view for view in shown if view not in self._encoded]
+        factor = self._backend.defaults.factor
+        self._tokens |= {view: tokens(self._image(view).size, factor) for view in fresh}
         write = chat_messages if self._backend.api == "chat" else response_items
         found = self._backend.client.complete(
             write(messages, self._encode), max_tokens=settings.max_new_tokens, on_text=on_text, **self._fields(settings)
@@ -101,7 +125,7 @@ class _ServerSession:
         text = _closed(said + written, settings.stop, found.stop, cut=found.cut)
         if on_text is not None and len(text) > len(said):
             on_text(text[len(said) :])
-        factor = self._backend.defaults.factor
+        self._backend.check_size(found, sum(self._tokens[view] for view in shown))
         return Reply(
             text=text,
             finish="length" if found.cut else "stop",
@@ -110,7 +134,7 @@ class _ServerSession:
             prompt_tokens=found.prompt_tokens,
             cached_tokens=found.cached_tokens,
             new_tokens=found.new_tokens,
-            visual_tokens=sum(tokens(self._image(view).size, factor) for view in fresh),
+            visual_tokens=sum(self._tokens[view] for view in fresh),
             seconds=time.perf_counter() - began,
             logprobs=list(found.logprobs),
         )

@@ -91,6 +91,9 @@ def backend(server: FinishedRollout, **more: Any) -> ServerBackend:
     return ServerBackend(server.url, model="served", protocol="plain", defaults=NANO_BUDGET, **more)
 
 
+GREEDY = SamplingParams()
+
+
 def picture(view: str) -> Image.Image:
     return Image.new("RGB", (56, 84), "red" if view == "coarse" else "blue")
 
@@ -124,6 +127,20 @@ def test_a_conversation_is_sent_in_the_form_that_every_server_takes(
     assert load_image(shown["image_url"]["url"]).getpixel((0, 0)) == (0, 0, 255)
     again = session.reply([*conversation, text("assistant", "42"), text("user", "Sure?")], settings=SamplingParams())
     assert again.visual_tokens == 0, "no view is counted twice"
+
+
+@pytest.mark.parametrize(("owner", "read", "warned"), [("vllm", 11, True), ("vllm", 13, False), ("ollama", 11, False)])
+def test_a_server_that_shrinks_images_is_named_once(
+    server: FinishedRollout, caplog: pytest.LogCaptureFixture, owner: str, read: int, warned: bool
+) -> None:
+    server.models = {"data": [{"id": "served", "owned_by": owner}]}
+    server.answer = lambda body: (200, {**said("42"), "usage": {"prompt_tokens": read, "completion_tokens": 1}})
+    asked = backend(server)
+    for _ in range(2):
+        asked.session(picture).reply([message("user", image_part("coarse"), image_part("crop1"))], settings=GREEDY)
+    told = [one.getMessage() for one in caplog.records if "max_pixels" in one.getMessage()]
+    assert len(told) == warned
+    assert all("has read 11 tokens" in one and "have 12 visual tokens of 28 px" in one for one in told)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, cast
 import ormsgpack
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.base import id as step_ids
 from langgraph.graph.state import CompiledStateGraph
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
@@ -151,6 +152,8 @@ class SavedRuns:
                     self.require_free(thread)
                     # what a run that was killed before its first step has left
                     self._checkpointer().delete_thread(self._id(thread))
+                with self._reading(thread):
+                    _sort_after(self._checkpointer().get_tuple(self.run_config(thread)))
                 yield
 
     def require_free(self, thread: str) -> None:
@@ -256,6 +259,16 @@ class SavedRuns:
                         raise
             self._saver = saver
         return self._saver
+
+
+def _sort_after(last: CheckpointTuple | None) -> None:
+    """Let this process give steps ids that sort after that of the last saved one.
+
+    The last step of a run is the one of the highest id, and an id begins with the time: a clock that was set back, or
+    that of another machine, would put new steps before the old ones.
+    """
+    if last is not None and (step := step_ids.UUID(last.checkpoint["id"])).version == 6:
+        step_ids._last_v6_timestamp = max(step_ids._last_v6_timestamp or 0, step.time)  # type: ignore[assignment]
 
 
 def _is_ours(step: CheckpointTuple) -> bool:

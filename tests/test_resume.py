@@ -11,9 +11,11 @@ from contextlib import closing
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.base import id as step_ids
 from PIL import Image
 
 from qzoom_agent import Agent, AgentConfig
@@ -159,6 +161,40 @@ def test_a_look_that_failed_is_looked_again(tmp_path: Path) -> None:
         answer = agent.resume("one")
     assert answer.text == "42" and answer.trace.perception is not None
     assert [view.id for view in answer.trace.views] == ["original", "coarse"]
+
+
+def set_clock_back(patch: pytest.MonkeyPatch, hours: int) -> None:
+    """Give the steps of this process the ids of a new process whose clock is behind."""
+    patch.setattr(step_ids, "_last_v6_timestamp", None)
+    patch.setattr(step_ids, "time", SimpleNamespace(time_ns=lambda: time.time_ns() - hours * 3600 * 10**9))
+
+
+def test_a_run_goes_on_where_the_clock_is_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[int] = []
+    for event in Agent(recording(turns), state_dir=tmp_path).stream(IMAGE, "What?", thread="one"):
+        if event.kind == "call":
+            break
+    set_clock_back(monkeypatch, 1)
+    with Agent(recording(turns), state_dir=tmp_path) as agent:
+        answer, asked = agent.resume("one"), len(turns)
+        assert answer.text == "42"
+        set_clock_back(monkeypatch, 2)
+        assert agent.resume("one").trace == answer.trace and len(turns) == asked
+
+
+def test_a_conversation_and_a_decision_count_where_the_clock_is_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Agent(ScriptedBackend(["1"]), state_dir=tmp_path) as agent, agent.chat(IMAGE, thread="talk") as chat:
+        chat.ask("One?")
+    waits = Agent(ScriptedBackend([SCRIPT[0]]), state_dir=tmp_path, approve=True)
+    assert waits.run(IMAGE, "What?", thread="call").status == "waiting"
+    set_clock_back(monkeypatch, 1)
+    assert Agent(ScriptedBackend(["42"]), state_dir=tmp_path, approve=True).resume("call", True).text == "42"
+    with Agent(ScriptedBackend(["2"]), state_dir=tmp_path) as agent, agent.chat(thread="talk") as chat:
+        chat.ask("Two?")
+    answer = Agent(ScriptedBackend(["3"]), state_dir=tmp_path).chat(thread="talk").answer
+    assert answer is not None and [one.answer for one in answer.trace.questions] == ["1", "2"]
 
 
 def test_two_runs_do_not_mix(tmp_path: Path) -> None:

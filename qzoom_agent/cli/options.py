@@ -184,7 +184,7 @@ def _server_options(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(
                 f"--extra-body takes fields and their values, such as '{{top_k: 20}}'; got {args.extra_body}."
             )
-    if (getattr(args, "workers", None) or 1) > 8:  # of eval and run; fewer fit into what a client allows anyway
+    if args.server and (getattr(args, "workers", None) or 1) > 8:  # fewer fit into what a client allows anyway
         options["concurrency"] = args.workers
     return options
 

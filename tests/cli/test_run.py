@@ -33,6 +33,13 @@ def test_run_leaves_results_and_prints_their_path(play: Any, scans: Path, capsys
     assert parquet.read_table("done/results.parquet")["answer"].to_pylist() == ["red", "red", None, "red"]
 
 
+@pytest.mark.parametrize("verb", ["run", "eval"])
+def test_a_local_model_is_asked_by_as_many_workers_as_are_given(verb: str, scans: Path, here: Path) -> None:
+    rows = [f'{{"image": "{name}.png", "question": "which color?", "answer": "red"}}\n' for name in ("a", "b")]
+    (scans / "mine.jsonl").write_text("".join(rows))
+    assert run(verb, "scans/mine.jsonl", "--out", "done", "--policy", "direct", "--workers", "16") == 0
+
+
 def test_a_name_that_begins_with_a_tilde_is_one(play: Any, scans: Path) -> None:
     play(zoom_then("red"))
     (scans / "a.png").rename(scans / "~$a.png")

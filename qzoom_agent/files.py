@@ -7,6 +7,7 @@ from those of another that is still at work.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, TypeVar
 from uuid import uuid4
+from weakref import WeakSet
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -24,6 +26,8 @@ from qzoom_agent.errors import ConfigError, QzoomError
 _Data = TypeVar("_Data")
 _PART = re.compile(r".+\.[0-9a-f]{32}\.part")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LOCKED = WeakSet[IO[Any]]()
+"""Files that this process has locked."""
 
 
 @contextmanager
@@ -188,10 +192,26 @@ def remove_parts(folder: Path) -> None:
                         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def sole_writer(folder: Path, *, flag: str) -> Iterator[None]:
+    """Keep other processes from writing into a folder, which is made if there is none; a killed one holds nothing.
+
+    Raises ConfigError if another process writes there, or the folder cannot be written; `flag` names another one.
+    """
+    require_folder(folder)
+    with translating("write into", folder, f"Choose another {flag}."):
+        file = (folder / ".lock").open("w")
+        held = lock(file)
+    with file:
+        if not held:
+            raise ConfigError(f"Another process is writing into {folder}. Wait for it, or choose another {flag}.")
+        yield
+
+
 def lock(file: IO[Any], *, wait: bool = False) -> bool:
     """Lock an open file until it is closed or its process ends; return False if another holds it.
 
-    On Windows nothing is locked.
+    A forked child does not hold it. On Windows nothing is locked.
     """
     if sys.platform != "win32":
         import fcntl
@@ -200,4 +220,14 @@ def lock(file: IO[Any], *, wait: bool = False) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             return False
+        _LOCKED.add(file)
     return True
+
+
+def _close_locked() -> None:
+    for file in _LOCKED:
+        file.close()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_close_locked)

@@ -13,7 +13,7 @@ from PIL import Image
 from qzoom_agent import Agent
 from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError, ImageError
-from qzoom_agent.files import atomic_write, read_json, read_text, require_file, require_folder, write_text
+from qzoom_agent.files import atomic_write, read_json, read_text, require_file, require_folder, sole_writer, write_text
 from qzoom_agent.models.scripted import ScriptedBackend
 
 
@@ -156,3 +156,27 @@ def test_the_command_line_shows_no_traceback_for_a_full_disk(
     monkeypatch.setattr("qzoom_agent.cli.models.run", full)
     assert qzoom(["models"]) == 2
     assert "qzoom models: " in (said := capsys.readouterr().err) and "No space left on device" in said
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a forked process")
+def test_a_forked_child_does_not_hold_the_lock_of_its_parent(tmp_path: Path) -> None:
+    """A trainer that was killed leaves the workers that load its data, for a while."""
+    begun, child_begins = os.pipe()
+    end, parent_ends = os.pipe()
+    with sole_writer(tmp_path, flag="--out"):
+        child = os.fork()
+        if not child:
+            os.write(child_begins, b".")
+            os.read(end, 1)
+            os._exit(0)
+        os.read(begun, 1)
+        with pytest.raises(ConfigError, match=r"Another process is writing into .* choose another --out"):
+            sole_writer(tmp_path, flag="--out").__enter__()
+    try:
+        with sole_writer(tmp_path, flag="--out"):
+            pass
+    finally:
+        os.write(parent_ends, b".")
+        os.waitpid(child, 0)
+        for one in (begun, child_begins, end, parent_ends):
+            os.close(one)

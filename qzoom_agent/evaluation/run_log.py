@@ -35,10 +35,10 @@ from qzoom_agent.files import (
     atomic_write,
     expanded,
     first_fault,
-    lock,
     read_json,
     remove_parts,
     require_folder,
+    sole_writer,
     translating,
     valid_unicode,
 )
@@ -213,13 +213,7 @@ class RunFolder:
 
         A killed process holds nothing.
         """
-        require_folder(self.path)
-        with translating("write into", self.path, _ANOTHER):
-            file = (self.path / ".lock").open("w")
-            held = lock(file)
-        with file:
-            if not held:
-                raise ConfigError(f"Another process is writing into {self.path}. Wait for it, or choose another --out.")
+        with sole_writer(self.path, flag="--out"):
             for folder in (self.path, self.path / "traces", self.path / "traces" / "images"):
                 remove_parts(folder)
             yield

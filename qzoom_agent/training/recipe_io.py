@@ -11,7 +11,7 @@ import re
 import warnings
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from difflib import get_close_matches
 from inspect import isabstract
 from pathlib import Path
@@ -34,7 +34,7 @@ from yaml import safe_dump
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.extensions import reference
-from qzoom_agent.files import atomic_write, read_json, read_yaml, require_folder, write_text
+from qzoom_agent.files import atomic_write, read_json, read_yaml, require_folder, sole_writer, write_text
 
 _Recipe = TypeVar("_Recipe", bound=BaseModel)
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
@@ -235,6 +235,14 @@ def _without_token(value: JsonValue) -> JsonValue:
 def keep_recipe(recipe: BaseModel, folder: Path) -> None:
     """Write a resolved recipe into the folder of a run, which is made if needed; ConfigError if it cannot be."""
     write_text(require_folder(folder) / "recipe.yaml", as_yaml(recipe))
+
+
+def writing(output: Path, processes: PartialState) -> AbstractContextManager[None]:
+    """Keep other runs than that of these processes from writing into an output folder. Raises ConfigError if one does.
+
+    Two runs of two recipes would take each other's parts, and a result would stand beside the settings of the other.
+    """
+    return sole_writer(output, flag="--output") if processes.is_main_process else nullcontext()
 
 
 def require_same(

@@ -1,6 +1,7 @@
 """Runs that end in one fine-tuned model (cold start and GRPO): common keys of their recipes, folder, LoRA, `final/`."""
 
 import re
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +132,9 @@ def write_final(backend: HFBackend, output: Path, *, from_layer: int, save: Call
         save: Writes the weights; called on all processes.
     """
     processes, final, part = together(), output / "final", output / "final.part"
+    if processes.is_main_process:
+        shutil.rmtree(part, ignore_errors=True)  # of a killed process, whose files may be others
+    processes.wait_for_everyone()
     save(part)
     if processes.is_main_process:
         backend.processor.save_pretrained(part)

@@ -7,7 +7,9 @@ import pytest
 from pydantic import BaseModel, Field
 from yaml import safe_dump, safe_load
 
+from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError
+from qzoom_agent.files import sole_writer
 from qzoom_agent.training.branches import stages
 from qzoom_agent.training.grpo import launch
 from qzoom_agent.training.recipe_io import Section, read_recipe, set_key, with_new_names
@@ -144,3 +146,22 @@ def test_every_stage_takes_set(
     printed = safe_load(text[: text.index("\nmodel  ")])
     section, key, value = expected
     assert printed[section][key] == value
+
+
+@pytest.mark.parametrize(
+    ("verb", "recipe"),
+    [
+        (["train", "branches"], "branches.yaml"),
+        (["train", "coldstart"], "coldstart.yaml"),
+        (["train", "grpo"], "grpo.yaml"),
+        (["calibrate"], "branches.yaml"),
+    ],
+)
+def test_two_runs_cannot_write_into_one_folder(
+    verb: list[str], recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The settings that the second one stores would stand beside the result of the first."""
+    with sole_writer(tmp_path, flag="--output"):
+        assert qzoom([*verb, "--config", str(FOLDER / recipe), "--output", str(tmp_path)]) == 2
+    assert "Another process is writing into" in (told := capsys.readouterr().err) and "another --output" in told
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]

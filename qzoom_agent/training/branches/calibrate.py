@@ -42,7 +42,7 @@ from qzoom_agent.training.branches.proposals import (
     look_at_records,
 )
 from qzoom_agent.training.branches.run_dir import RULE_KEYS, RunDirectory, copy_branches, digest, keys_read_by
-from qzoom_agent.training.recipe_io import begin, read_recipe
+from qzoom_agent.training.recipe_io import begin, read_recipe, writing
 
 _THRESHOLDS: Final = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03)
 """Thresholds that answers choose from: those of the published code, and a few around them."""
@@ -333,22 +333,23 @@ def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branche
     wanted = read_recipe(recipe, HeldOut, **({} if model is None else {"model": model}))
     stored = _branches_of(wanted.model) if branches is None else local_branches(branches)
     run = RunDirectory(wanted, output)
-    backend = run.backend(branches=stored)
-    config = branches_of(backend).config
-    run.recipe = wanted.model_copy(
-        update={key: getattr(config, key) for key in RULE_KEYS if key not in wanted.model_fields_set}
-    )
-    settings: dict[str, JsonValue] = {"recipe": keys_read_by(run.recipe, "calibrate"), "branches": digest(stored)}
-    begin(output / "settings.json", settings, made=output / "answers", processes=run.processes)
-    config = with_thresholds(backend, run.recipe, output)
-    if "max_regions" in wanted.model_fields_set:
-        config = config.model_copy(update={"max_regions": wanted.max_regions})
+    with writing(output, run.processes):
+        backend = run.backend(branches=stored)
+        config = branches_of(backend).config
+        run.recipe = wanted.model_copy(
+            update={key: getattr(config, key) for key in RULE_KEYS if key not in wanted.model_fields_set}
+        )
+        settings: dict[str, JsonValue] = {"recipe": keys_read_by(run.recipe, "calibrate"), "branches": digest(stored)}
+        begin(output / "settings.json", settings, made=output / "answers", processes=run.processes)
+        config = with_thresholds(backend, run.recipe, output)
+        if "max_regions" in wanted.model_fields_set:
+            config = config.model_copy(update={"max_regions": wanted.max_regions})
 
-    def write(folder: Path) -> None:
-        copy_branches(stored, folder)
-        (folder / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        def write(folder: Path) -> None:
+            copy_branches(stored, folder)
+            (folder / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
-    run.finish(final, write)
+        run.finish(final, write)
     return final
 
 

@@ -41,7 +41,7 @@ from qzoom_agent.training.branches.regions import train_regions
 from qzoom_agent.training.branches.run_dir import RULE_KEYS, RunDirectory, copy_branches
 from qzoom_agent.training.branches.sdrpn import train_sdrpn
 from qzoom_agent.training.branches.sharded_table import say
-from qzoom_agent.training.recipe_io import as_yaml, keep_recipe, recipe_parser
+from qzoom_agent.training.recipe_io import as_yaml, keep_recipe, recipe_parser, writing
 
 
 def run_select_heads(run: RunDirectory) -> None:
@@ -287,15 +287,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for how in (*(one.optimisation for one in fitted), recipe.postsft.refit):
         require_tracker(how.report_to)
     run = RunDirectory(recipe, options.output)
-    run.require_recipe()
-    if run.processes.is_main_process:
-        keep_recipe(recipe, options.output)
-    for stage in stages:  # wrong rows show before a model is loaded
-        load_records(recipe.asked(stage))
-    if recipe.held_out:
-        load_records(recipe.held_out)
-    for stage in stages:
-        run_stage(run, stage)
+    with writing(options.output, run.processes):
+        run.require_recipe()
+        if run.processes.is_main_process:
+            keep_recipe(recipe, options.output)
+        for stage in stages:  # wrong rows show before a model is loaded
+            load_records(recipe.asked(stage))
+        if recipe.held_out:
+            load_records(recipe.held_out)
+        for stage in stages:
+            run_stage(run, stage)
     return 0
 
 

@@ -47,7 +47,7 @@ from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.question_rows import load_held_out, load_rows
 from qzoom_agent.training.grpo.run_cost import QUESTION_TEXT, describe, longest, require_room
 from qzoom_agent.training.grpo.trainer import ZoomTrainer, build_trainer
-from qzoom_agent.training.recipe_io import as_yaml, recipe_parser
+from qzoom_agent.training.recipe_io import as_yaml, recipe_parser, writing
 from qzoom_agent.training.reward_list import accuracy_of, build, read_reward
 
 
@@ -64,12 +64,13 @@ def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = N
         recipe = recipe.model_copy(update={"rewards": [read_reward(one) for one in rewards]})
     if trained_model.is_finished(recipe, output):
         return output / "final"
-    trained_model.keep_recipe(recipe, output)
-    trainer = make_trainer(recipe, output)
-    trainer.train(resume_from_checkpoint=last_checkpoint(output))
-    final = save_model(trainer, recipe, output)
-    if trainer.args.push_to_hub:
-        upload(trainer, final)
+    with writing(output, together()):
+        trained_model.keep_recipe(recipe, output)
+        trainer = make_trainer(recipe, output)
+        trainer.train(resume_from_checkpoint=last_checkpoint(output))
+        final = save_model(trainer, recipe, output)
+        if trainer.args.push_to_hub:
+            upload(trainer, final)
     return final
 
 

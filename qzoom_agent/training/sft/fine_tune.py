@@ -34,7 +34,7 @@ from qzoom_agent.training.branches.fitting import Rows, optimizer_steps, require
 from qzoom_agent.training.branches.postsft import AnswerLoss, answer_batch
 from qzoom_agent.training.branches.sharded_table import together, write_parts
 from qzoom_agent.training.contents import contents
-from qzoom_agent.training.recipe_io import as_yaml, begin, recipe_parser
+from qzoom_agent.training.recipe_io import as_yaml, begin, recipe_parser, writing
 from qzoom_agent.training.sft.conversations import to_row, training_conversations
 from qzoom_agent.training.sft.demonstrations import Demonstrations
 from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, load_coldstart_recipe
@@ -170,12 +170,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if trained_model.is_finished(recipe, output):
         return 0
     require_tracker(recipe.optimisation.report_to)
-    trained_model.keep_recipe(recipe, output)
-    load_records(recipe.data, limit=recipe.records)  # wrong rows show before the model is loaded
-    backend = load_frozen(recipe.model, dtype=recipe.dtype, protocol=recipe.protocol, branches=recipe.branches)
-    table = demonstrations(backend, recipe, output)
-    fine_tune(backend, table, recipe, output / "train")
-    save_model(backend, recipe, output, conversations=len(table))
+    with writing(output, together()):
+        trained_model.keep_recipe(recipe, output)
+        load_records(recipe.data, limit=recipe.records)  # wrong rows show before the model is loaded
+        backend = load_frozen(recipe.model, dtype=recipe.dtype, protocol=recipe.protocol, branches=recipe.branches)
+        table = demonstrations(backend, recipe, output)
+        fine_tune(backend, table, recipe, output / "train")
+        save_model(backend, recipe, output, conversations=len(table))
     return 0
 
 

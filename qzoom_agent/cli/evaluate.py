@@ -333,17 +333,13 @@ def add_judge_flags(flags: argparse.ArgumentParser) -> None:
 def with_judge(tasks: Sequence[Task], args: argparse.Namespace, run: Path | None) -> list[Task]:
     """Return the tasks with the judge among their scorers, if there is one.
 
-    Who judged is written to judge.json of the run folder and the verdicts to judge.jsonl, so that none is asked twice;
-    without a folder nothing is written.
+    The verdicts are written to judge.jsonl of the run folder, so that none is asked twice; without a folder nothing is.
     """
     if args.judge is None:
         return list(tasks)
-    from qzoom_agent.evaluation.run_log import RunFolder
     from qzoom_agent.evaluation.scorers.judge import Judge, judged
 
     judge = Judge(args.judge, model=args.judge_model, cache=run and run / "judge.jsonl")
-    if run is not None:
-        RunFolder(require_folder(run)).write("judge.json", judge.record.model_dump_json(indent=1) + "\n")
     return [replace(task, scorers={**task.scorers, "judge": judged(judge)}) for task in tasks]
 
 

@@ -90,7 +90,7 @@ def audit(folder: RunFolder, controls: Mapping[str, RunFolder], *, scorer: str |
         scorer: Scorer that decides; None: the one that leads in the run.
 
     Raises:
-        ConfigError: A control is missing, or the runs do not share their questions.
+        ConfigError: A control is missing, or there is no task whose questions all runs have. Other tasks are left out.
     """
     results = Results.of(folder)
     policy = str(results.config.policy)
@@ -102,7 +102,13 @@ def audit(folder: RunFolder, controls: Mapping[str, RunFolder], *, scorer: str |
     bare = {name: compare(controls["direct"], controls[name], scorer=scorer).tasks for name in (grey, "random")}
     rows = folder.latest()
     tasks = {}
-    for name in results.tasks:
+    names = _asked_alike(folder, controls)
+    if not names:
+        raise ConfigError(
+            f"The runs of an audit have to be of the same questions, and those under the controls of {folder.path} are "
+            "not. Give the same `qzoom audit` again, with the number of questions that the run has."
+        )
+    for name in names:
         better = max((grey, "random"), key=lambda control: bare[control][name].accuracy[1])
         effects: dict[Effect, Paired] = {
             "gain": against["direct"][name].difference,
@@ -139,6 +145,14 @@ def audit(folder: RunFolder, controls: Mapping[str, RunFolder], *, scorer: str |
     return Audit(model=results.config.model, tasks=tasks)
 
 
+def _asked_alike(folder: RunFolder, controls: Mapping[str, RunFolder]) -> list[str]:
+    """Return the tasks whose questions, and repeats, are the same in a run and all its controls."""
+    runs = [set(each.newest()) for each in (folder, *controls.values())]
+    return [
+        name for name in folder.ask.tasks if len({frozenset(k for k in keys if k[0] == name) for keys in runs}) == 1
+    ]
+
+
 def read_audit(folder: RunFolder) -> Audit | None:
     """Return the audit of a run; None if it has none, or one that cannot be read."""
     try:
@@ -150,6 +164,8 @@ def read_audit(folder: RunFolder) -> Audit | None:
 def audit_again(folder: RunFolder, *, scorer: str | None = None) -> None:
     """Write the audit of a run anew, from its answers as they are scored now, if it has one and its controls are there.
 
+    One of fewer questions than the run has by now is removed.
+
     Args:
         folder: A finished run, with its controls among its ablations.
         scorer: Scorer that decides; None: the one that did.
@@ -158,6 +174,9 @@ def audit_again(folder: RunFolder, *, scorer: str | None = None) -> None:
     controls = {name: other for name, other in folder.ablations.items() if name in ("direct", grey, "random", "oracle")}
     was = read_audit(folder)
     if was is None or not {"direct", grey, "random"} <= controls.keys():
+        return
+    if not _asked_alike(folder, controls):
+        (folder.path / FILE).unlink()
         return
     decided = {each.scorer for each in was.tasks.values()}
     found = audit(folder, controls, scorer=scorer or (decided.pop() if len(decided) == 1 else None))

@@ -98,7 +98,7 @@ def _render(
         bars=_bars(tasks),
         scatter=Scatter(_points(results, rows, figures)),
         comparisons=against,
-        audits=_audits(folder),
+        audits=_audits(folder, results),
         meanings=MEANINGS,
         points=points,
         samples=[_sample(folder, target, each, results, flips, limit) for each in shown],
@@ -139,15 +139,26 @@ def _points(results: Results, rows: Sequence[SampleResult], figures: Mapping[str
     return points
 
 
-def _audits(folder: RunFolder) -> list[tuple[TaskAudit, list[tuple[str, Figure, bool]]]]:
-    """Return an audit's parts by task, each with the accuracy of its policies."""
+def _audits(folder: RunFolder, results: Results) -> list[tuple[TaskAudit, list[tuple[str, Figure, bool]]]]:
+    """Return an audit's parts by task, each with the accuracy of its policies.
+
+    Those of other answers, such as of the fewer that the run had once, are left out.
+    """
     found = read_audit(folder)
     if found is None:
         return []  # not every run is audited
     return [
         (each, [(arm.policy, arm.accuracy, arm.policy == each.policy) for arm in each.arms])
         for each in found.tasks.values()
+        if _accuracy(results, each) == each.arms[0].accuracy
     ]
+
+
+def _accuracy(results: Results, audit: TaskAudit) -> Figure | None:
+    """Return the accuracy, as it is now, of what an audit is about."""
+    task = results.tasks.get(audit.task)
+    marks = None if task is None else task.scores.get(audit.scorer)
+    return None if marks is None else marks.accuracy
 
 
 # -- the chart -------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import PIL.Image
-from pydantic import JsonValue, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.image_column import headers_only
@@ -294,6 +294,9 @@ def rescore(
 
 def _write_results(folder: RunFolder, tasks: Sequence[Task], scorer: str | None) -> Results:
     results = summarise(folder, tasks, scorer=scorer)
+    for rule in (rule for task in tasks for rule in task.scorers.values()):
+        if isinstance(judge := getattr(rule, "judge", None), BaseModel):  # who gave the scores that are there now
+            folder.write("judge.json", judge.model_dump_json(indent=1) + "\n")
     folder.write("results.json", results.model_dump_json(indent=1) + "\n")
     return results
 

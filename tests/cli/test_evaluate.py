@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from qzoom_agent.cli.main import main
+from qzoom_agent.errors import BackendError
 from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.messages import Message
 from tests.cli.test_cli import run, zoom_then
@@ -171,6 +172,23 @@ def test_a_judge_is_a_scorer_of_its_own(
     assert "accuracy (judge)  1.000" in out
     assert "accuracy (exact)  0.000" in out
     assert len(asked) == 2, "a verdict is kept"
+    assert json.loads((here / "run" / "judge.json").read_text())["model"] == "wise"
+
+
+def test_a_judge_that_gave_no_score_is_not_named_as_the_one_that_did(
+    play: Any, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(self: Judge, found: dict[str, str], *, attempts: int) -> str:
+        if self.record.model != "wise":
+            raise BackendError("The judge gave no verdict.")
+        return "yes"
+
+    monkeypatch.setattr(Judge, "_ask", ask)
+    play(lambda _: "seven")
+    judged = ["--out", "run", "--judge", "http://there/v1", "--judge-model"]
+    assert run("eval", "needle-doc", "--n", "2", *judged, "wise") == 0
+    assert run("eval", "rescore", "run", "--judge", "http://there/v1", "--judge-model", "away") == 4
+    assert run("eval", "needle-doc", "--n", "2", "--seed", "1", *judged, "other") == 2, "the folder holds another run"
     assert json.loads((here / "run" / "judge.json").read_text())["model"] == "wise"
 
 

@@ -96,6 +96,26 @@ def test_an_audit_is_made_again_when_its_run_is_scored_again(tmp_path: Path) -> 
     assert written() == (f"{__name__}:{lenient.__qualname__}", 0.0)
 
 
+def test_an_audit_is_of_the_questions_that_its_controls_were_asked(tmp_path: Path) -> None:
+    run, controls = runs(tmp_path, explicit=lambda i: i < 36, direct=easy, blind=easy, random=easy)
+    (run.path / "ablations").mkdir()
+    controls = {name: RunFolder(one.path.rename(run.path / "ablations" / name)) for name, one in controls.items()}
+    run.write("audit.json", audit(run, controls).model_dump_json())
+    agent = player(lambda i: i < 36, zooms=lambda _: True, policy="explicit")
+
+    evaluate(agent, [numbers(3, name="more")], out=run.path, traces=False)
+    assert list(audit(run, controls).tasks) == ["numbers"], "the controls were not asked the other task"
+    rescore(run, [numbers(N)])
+    assert "Does looking help?" in write_run_report(run).read_text(encoding="utf-8")
+
+    evaluate(agent, [numbers(N + 10)], out=run.path, traces=False)
+    assert "Does looking help?" not in write_run_report(run).read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="have to be of the same questions"):
+        audit(run, controls)
+    rescore(run, [numbers(N + 10)])
+    assert not (run.path / "audit.json").exists()
+
+
 def test_controls_that_are_missing_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs runs under blind, random as well"):
         audited(tmp_path, explicit=easy, direct=easy)

@@ -152,7 +152,7 @@ class Judge:
 def judged(judge: Judge) -> Scorer:
     """Return a scorer that asks `judge` about final answers that the rule refuses (never about a multiple choice).
 
-    The scorer raises BackendError if the judge does not answer.
+    The scorer raises BackendError if the judge does not answer. Its attribute `judge` is the judge's record.
     """
 
     @scorer()
@@ -167,7 +167,7 @@ def judged(judge: Judge) -> Scorer:
     record = getattr(judge, "record", None)
     asked = record.model_dump_json() if isinstance(record, JudgeRecord) else rule_version(judge)
     asked = hashlib.sha256(asked.encode()).hexdigest()[:12]
-    vars(score).update(version=f"{RULES} judge {asked}")
+    vars(score).update(version=f"{RULES} judge {asked}", judge=record)
     return score
 
 

@@ -119,7 +119,8 @@ def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -
             raise ConfigError(
                 f"{name}: the runs have no sample in common. Both need the same --seed, --split and source."
             )
-        chosen = scorer or leading[name]
+        # A task that was added has no results until the run is finished.
+        chosen = scorer or leading.get(name) or next(iter(theirs[name][0].scores), "")
         if any(chosen not in row.scores for row in (pairs[0].before[0], pairs[0].after[0])):
             raise ConfigError(f"{name}: there is no scorer {chosen!r} in both runs. `qzoom eval rescore` adds one.")
         both = [row for pair in pairs for row in (*pair.before, *pair.after)]

@@ -19,10 +19,10 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import date
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import IO, Any, Final, NamedTuple, Self
 
 import PIL.Image
 from pydantic import AliasChoices, BaseModel, Field, TypeAdapter, ValidationError
@@ -220,7 +220,8 @@ class RunFolder:
 
     def newest(self, keep: Callable[[SampleResult], bool] = lambda _: True) -> dict[RowKey, RowPlace]:
         """Return the place of the newest row of each sample and repeat that `keep` accepts; `read` reads one."""
-        return {(row.task, row.index, row.repeat): place for row, place in self._rows_and_places() if keep(row)}
+        with self._opened() as files:
+            return {(row.task, row.index, row.repeat): place for row, place in _rows_and_places(files) if keep(row)}
 
     def read(self, place: RowPlace) -> SampleResult:
         """Return the row at a place that `newest` gave."""
@@ -231,32 +232,28 @@ class RunFolder:
     def in_order(self) -> Iterator[SampleResult]:
         """Yield the newest row of each sample and repeat, in the order of tasks, places and repeats, one at a time."""
         order = {name: place for place, name in enumerate(self.ask.tasks)}
-        places = self.newest(lambda row: row.task in order)
-        for key in sorted(places, key=lambda key: (order[key[0]], *key[1:])):
-            yield self.read(places[key])
+        with self._opened() as files:  # as they are now: the process of the run may replace them meanwhile
+            found = _rows_and_places(files)
+            places = {(order[row.task], row.index, row.repeat): place for row, place in found if row.task in order}
+            for _, place in sorted(places.items()):
+                with translating("read", place.path, _WRITTEN):
+                    files[place.path].seek(place.start)
+                    line = files[place.path].readline()
+                yield SampleResult.model_validate_json(line)
 
     def latest(self) -> list[SampleResult]:
         """Return the rows of `in_order` as a list."""
         return list(self.in_order())
 
-    def _rows_and_places(self) -> Iterator[tuple[SampleResult, RowPlace]]:
-        """Yield every row, oldest first; ConfigError for a line that is something else.
-
-        One that is no JSON was torn by a kill, and its sample is simply asked again.
-        """
-        for path in self._files():
-            start = 0
-            with translating("read", path, _WRITTEN), path.open("rb") as file:
-                for number, line in enumerate(file, 1):
-                    place, start = RowPlace(path, start), start + len(line)
-                    try:
-                        yield SampleResult.model_validate_json(line), place
-                    except ValidationError as error:
-                        if error.errors(include_input=False)[0]["type"] != "json_invalid":
-                            raise ConfigError(
-                                f"Line {number} of {path} is not the result of a sample: {first_fault(error)}. "
-                                "Remove the line, then ask its sample again."
-                            ) from None
+    @contextmanager
+    def _opened(self) -> Iterator[dict[Path, IO[bytes]]]:
+        """Give the files of rows, open to read, by their paths, the oldest first."""
+        with ExitStack() as stack:
+            files = {}
+            for path in self._files():
+                with translating("read", path, _WRITTEN):
+                    files[path] = stack.enter_context(path.open("rb"))
+            yield files
 
     def journal(self, rank: int | None = None) -> Journal:
         """Open the file to which this process appends its rows; `rank` if there are several."""
@@ -324,6 +321,26 @@ class RunFolder:
         with atomic_write(path) as part:
             part.write_text(text, encoding="utf-8")
         return path
+
+
+def _rows_and_places(files: Mapping[Path, IO[bytes]]) -> Iterator[tuple[SampleResult, RowPlace]]:
+    """Yield every row, oldest first; ConfigError for a line that is something else.
+
+    One that is no JSON was torn by a kill, and its sample is simply asked again.
+    """
+    for path, file in files.items():
+        start = 0
+        with translating("read", path, _WRITTEN):
+            for number, line in enumerate(file, 1):
+                place, start = RowPlace(path, start), start + len(line)
+                try:
+                    yield SampleResult.model_validate_json(line), place
+                except ValidationError as error:
+                    if error.errors(include_input=False)[0]["type"] != "json_invalid":
+                        raise ConfigError(
+                            f"Line {number} of {path} is not the result of a sample: {first_fault(error)}. "
+                            "Remove the line, then ask its sample again."
+                        ) from None
 
 
 class Journal:

@@ -196,3 +196,15 @@ def test_a_table_is_the_same_by_any_way_of_writing_its_path(tmp_path: Path, monk
         assert first.grown(asked(same)).tasks["mine"].path == same
     with pytest.raises(ConfigError, match=r"path 'data/mine\.jsonl' then, 'other/mine\.jsonl' now"):
         first.grown(asked("other/mine.jsonl"))
+
+
+def test_rows_are_read_while_the_run_is_finished(tmp_path: Path) -> None:
+    """As by `qzoom eval export`, while another process puts the rows in order."""
+    evaluate(player(), [numbers(6)], out=tmp_path, traces=False)
+    folder = RunFolder(tmp_path)
+    rows = folder.latest()
+    folder.replace_rows(rows[::-1])
+    reading = folder.in_order()
+    found = [next(reading)]
+    RunFolder(tmp_path).replace_rows(rows)
+    assert [*found, *reading] == rows

@@ -17,6 +17,7 @@ from qzoom_agent.agent import Agent
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.compare import compare
+from qzoom_agent.evaluation.report import write_run_report
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate, plan, stratified_order
 from qzoom_agent.evaluation.sample_result import SampleResult
@@ -282,6 +283,28 @@ def test_an_interrupted_run_is_compared_by_the_tasks_that_it_has_begun(tmp_path:
     for one, other in (("a", "b"), ("b", "a")):
         found = compare(RunFolder(tmp_path / one), RunFolder(tmp_path / other), scorer="clean")
         assert {name: task.n for name, task in found.tasks.items()} == {"one": 3}
+
+
+def test_a_task_that_was_added_is_compared_before_the_run_is_finished(tmp_path: Path) -> None:
+    class Stop:
+        def begin(self, task: str, planned: int) -> None: ...
+
+        def row(self, row: SampleResult, *, new: bool) -> None:
+            if row.task == "two":
+                raise KeyboardInterrupt
+
+    tasks = [numbers(3, name="one"), numbers(3, name="two")]
+    evaluate(player(), tasks, out=tmp_path / "a")
+    evaluate(player(), tasks[:1], out=tmp_path / "b")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(player(), tasks, out=tmp_path / "b", watch=Stop())
+    before, after = RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b")
+    found = compare(before, after)
+    assert {name: (task.n, task.scorer) for name, task in found.tasks.items()} == {
+        "one": (3, "faithful"),
+        "two": (1, "faithful"),
+    }
+    assert write_run_report(after, baseline=before).exists()
 
 
 def test_samples_of_one_run_alone_are_counted(tmp_path: Path) -> None:

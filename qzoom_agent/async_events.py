@@ -90,6 +90,8 @@ async def events_of(stream: Iterator[T], receiver: Receiver | None = None) -> As
             loop.call_soon_threadsafe(items.put_nowait, end)
 
     thread = loop.run_in_executor(receiver.threads, partial(copy_context().run, follow))
+    # Python warns of an error that nobody has seen, also where this is cancelled once more while it waits below.
+    thread.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         while (item := await items.get()) is not end:
             yield item
@@ -97,4 +99,3 @@ async def events_of(stream: Iterator[T], receiver: Receiver | None = None) -> As
     finally:
         receiver.leave()
         await asyncio.wait([thread])
-        thread.exception()  # Python warns of one that nobody has seen

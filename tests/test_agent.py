@@ -308,6 +308,20 @@ def test_an_asynchronous_stream_that_is_left_ends_the_turn_under_way() -> None:
     assert 0 < len(written) < 50
 
 
+def test_a_stream_that_is_left_as_its_loop_ends_leaves_no_error_behind(caplog: pytest.LogCaptureFixture) -> None:
+    def slow(_: list[Message]) -> str:
+        time.sleep(0.2)
+        return "42"
+
+    async def left() -> None:
+        async for _ in Agent(ScriptedBackend(slow)).astream(IMAGE, "what?"):
+            break
+
+    asyncio.run(left())
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
 @pytest.mark.parametrize("leave", ["break", "cancel"])
 def test_leaving_an_asynchronous_stream_closes_it(leave: str) -> None:
     closed: list[bool] = []

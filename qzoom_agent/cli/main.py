@@ -6,7 +6,8 @@ when the verb is used. Such a module has the functions `add_flags(parser)` and `
 
 Exit codes: 0 answered or done, 2 wrong usage (a flag, a file, a setting), 3 a budget ended the run, 4 the model or the
 machine failed, 130 interrupted, 141 ended because nobody reads its messages. An error that the user can correct is
-printed without a traceback.
+printed without a traceback. If nobody reads its results any longer (`| head`), the work is finished all the same: files
+that were asked for are written.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from io import TextIOWrapper
-from typing import Any, Final, NamedTuple
+from io import BufferedWriter, FileIO, TextIOWrapper
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qzoom_agent import __version__
 from qzoom_agent.errors import finished
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 OK: Final = 0
 USAGE: Final = 2
@@ -70,6 +74,26 @@ EVAL_VERBS: Final = {
 """Verbs of two words, which stand in place of a task."""
 
 
+class _Output(FileIO):
+    """Standard output that drops what is written after its reader went away."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return super().write(data)
+
+    @classmethod
+    def in_place_of(cls, stream: TextIOWrapper) -> TextIOWrapper:
+        """Return a stream to the same file, buffered as this one."""
+        stream.flush()
+        raw = cls(stream.fileno(), "w", closefd=False)
+        through = stream.write_through
+        held: Any = raw if through else BufferedWriter(raw)
+        return TextIOWrapper(held, stream.encoding, line_buffering=stream.line_buffering, write_through=through)
+
+
 def choose(parser: argparse.ArgumentParser, kind: str, summaries: Mapping[str, str]) -> None:
     """Add the choice of a verb or a stage, and a list of them to the help."""
     width = max(map(len, summaries))
@@ -97,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = parser.parse_args(argv[:1]).verb
     for closed in (one for one in ("stdin", "stdout", "stderr") if getattr(sys, one) is None):  # as by 2>&-
         setattr(sys, closed, open(os.devnull, "r" if closed == "stdin" else "w"))  # noqa: SIM115, PTH123
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout = _Output.in_place_of(sys.stdout)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for a terminal whose encoding lacks some letters

@@ -20,6 +20,7 @@ from qzoom_agent.agent import Agent
 from qzoom_agent.cli import ask, demo, doctor, train
 from qzoom_agent.cli.console import Console, Progress, opening, printable, table
 from qzoom_agent.cli.main import BUDGET, VERBS, main
+from qzoom_agent.evaluation.runner import evaluate
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
 from qzoom_agent.evaluation.tasks.task import Score
@@ -27,6 +28,7 @@ from qzoom_agent.messages import Message
 from qzoom_agent.models.presets import PRESETS
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.trace import Trace
+from tests.evaluation.player import numbers, player
 
 ZOOM = "<zoom>28 28 112 112</zoom>"
 Replies = Callable[[list[Message]], str]
@@ -134,6 +136,20 @@ def test_a_run_is_saved_though_nobody_reads_the_answer(
 def test_streams_may_be_closed() -> None:
     line = f"{sys.executable} -m qzoom_agent ask nowhere.png ? <&- 2>&-"
     assert subprocess.run(["sh", "-c", line], check=False, capture_output=True).returncode == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="of pipes of Unix")
+def test_files_are_written_also_if_nobody_reads_the_results(tmp_path: Path) -> None:
+    """As with `| head -1`."""
+    for policy in ("direct", "explicit"):
+        evaluate(player(policy=policy), [numbers(3)], out=tmp_path / policy, traces=False)
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = ["eval", "compare", "direct", "explicit", "--json", "found.json", "--report", "page.html"]
+    with os.fdopen(writing, "wb") as broken:
+        line = [sys.executable, "-u", "-m", "qzoom_agent", *argv]
+        assert subprocess.run(line, check=False, stdout=broken, cwd=tmp_path).returncode == 0
+    assert json.loads((tmp_path / "found.json").read_text())["tasks"]["numbers"] and (tmp_path / "page.html").exists()
 
 
 @pytest.mark.parametrize(("stream", "code"), [("stdout", 0), ("stderr", 141)])

@@ -16,7 +16,8 @@ from pydantic import BaseModel, Field
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.episode_state import EventKind
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import ConfigError, TraceError
+from qzoom_agent.files import atomic_write
 from qzoom_agent.trace import PendingCall, PerceptionRecord, QuestionRecord, Status, Trace, Usage, by_digest
 from qzoom_agent.views import ViewStore, original_id
 
@@ -115,9 +116,10 @@ class Answer:
 
     def save(self, folder: str | Path) -> Path:
         """Write trace.json, images/ and config.yaml into `folder`; return it. Raises TraceError."""
-        path = self.trace.save(folder, by_digest(self.trace.all_views, self.store.image))
-        AgentConfig.model_validate(self.trace.config).save(path / "config.yaml")
-        return path
+        config = AgentConfig.model_validate(self.trace.config).to_yaml()
+        with atomic_write(Path(folder) / "config.yaml", error=TraceError) as part:
+            part.write_text(config, encoding="utf-8")
+        return self.trace.save(folder, by_digest(self.trace.all_views, self.store.image))  # with the record last
 
     def report(self, path: str | Path) -> Path:
         """Write one self-contained HTML file that shows where the model looked; return its path."""

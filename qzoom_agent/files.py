@@ -93,10 +93,10 @@ def require_file(path: Path | str) -> Path:
 
 
 def write_text(path: Path | str, text: str) -> Path:
-    """Write a text file, its folder made if there is none. Raises ConfigError if that is impossible."""
+    """Write a text file in one step, its folder made if there is none. Raises ConfigError if that is impossible."""
     path = require_file(path)
-    with translating("write", path, "Choose another file."):
-        path.write_text(text, encoding="utf-8")
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")
     return path
 
 

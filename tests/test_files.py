@@ -12,7 +12,7 @@ from PIL import Image
 
 from qzoom_agent import Agent
 from qzoom_agent.cli.main import main as qzoom
-from qzoom_agent.errors import ConfigError, ImageError
+from qzoom_agent.errors import ConfigError, ImageError, TraceError
 from qzoom_agent.files import atomic_write, read_json, read_text, require_file, require_folder, sole_writer, write_text
 from qzoom_agent.models.scripted import ScriptedBackend
 
@@ -54,6 +54,22 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert target.read_text() == "new"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="of limits of Unix")
+def test_a_text_that_does_not_fit_leaves_what_was_there(tmp_path: Path) -> None:
+    """As `qzoom eval calibrate --out MODEL/confidence.json` on a full disk."""
+    import resource
+
+    write_text(tmp_path / "confidence.json", "old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, before[1]))
+    try:
+        with pytest.raises(ConfigError, match=r"File too large\. Free some space"):
+            write_text(tmp_path / "confidence.json", "new" * 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "confidence.json").read_text() == "old" and not parts(tmp_path)
 
 
 WRITER = """
@@ -180,3 +196,18 @@ def test_a_forked_child_does_not_hold_the_lock_of_its_parent(tmp_path: Path) -> 
         os.waitpid(child, 0)
         for one in (begun, child_begins, end, parent_ends):
             os.close(one)
+
+
+def test_the_record_of_a_saved_run_is_written_last(tmp_path: Path) -> None:
+    """A folder with a record is complete, also if the process was killed between two files."""
+    answer = Agent(ScriptedBackend(["42"])).run(Image.new("RGB", (80, 60)), "What?")
+    (tmp_path / "images").write_text("in the way")
+    with pytest.raises(TraceError):
+        answer.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "images"]
+    (tmp_path / "images").unlink()
+    answer.save(tmp_path)
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "config.yaml").mkdir()
+    with pytest.raises(TraceError):
+        answer.save(tmp_path)

@@ -249,7 +249,7 @@ class RunFolder:
     def _opened(self) -> Iterator[dict[Path, IO[bytes]]]:
         """Give the files of rows, open to read, by their paths, the oldest first."""
         with ExitStack() as stack:
-            files = {}
+            files: dict[Path, IO[bytes]] = {}
             for path in self._files():
                 with translating("read", path, _WRITTEN):
                     files[path] = stack.enter_context(path.open("rb"))

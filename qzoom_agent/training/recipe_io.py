@@ -347,7 +347,11 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
 
 def _key(error: ErrorDetails) -> str:
     """Return the dotted key of a fault, without the names that pydantic adds, such as those of the types of a union."""
-    return ".".join(str(part) for part in error["loc"] if isinstance(part, int) or re.fullmatch(r"[\w-]+", part))
+    *above, last = error["loc"] or ("",)
+    own = [part for part in above if isinstance(part, int) or re.fullmatch(r"[\w-]+", part)]
+    if error["type"] == "extra_forbidden" or isinstance(last, int) or re.fullmatch(r"[\w-]+", last):
+        own.append(last)  # an unknown key is shown as it was given
+    return ".".join(map(str, own))
 
 
 def _explain_value(error: ErrorDetails) -> str:

@@ -75,6 +75,7 @@ def test_the_last_of_several_wins(tmp_path: Path) -> None:
         ("max_steps", "--set 'max_steps' is not KEY=VALUE"),
         ("learning_rate=1", r"no key 'learning_rate'. Did you mean part.learning_rate"),
         ("part.learning_rat=1", r"no key 'part.learning_rat'. Did you mean part.learning_rate"),
+        ("part={learning_rate:1}", r"no key 'part.learning_rate:1'. Did you mean part.learning_rate"),
         ("quite.another=1", r"no key 'quite.another'. Its keys are: max_steps, part"),
         ("max_steps.a=1", "max_steps is 1, which has no keys. Set max_steps as a whole"),
         ("items.2.path=c", "items is a list of 1, which has no item '2'"),

@@ -11,14 +11,13 @@ import re
 import sqlite3
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, cast
 
 import ormsgpack
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
-from langgraph.checkpoint.base import id as step_ids
 from langgraph.graph.state import CompiledStateGraph
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
@@ -267,8 +266,11 @@ def _sort_after(last: CheckpointTuple | None) -> None:
     The last step of a run is the one of the highest id, and an id begins with the time: a clock that was set back, or
     that of another machine, would put new steps before the old ones.
     """
-    if last is not None and (step := step_ids.UUID(last.checkpoint["id"])).version == 6:
-        step_ids._last_v6_timestamp = max(step_ids._last_v6_timestamp or 0, step.time)  # type: ignore[assignment]
+    with suppress(ImportError, AttributeError):  # a module of LangGraph's own, which a later version may not have
+        from langgraph.checkpoint.base import id as step_ids
+
+        if last is not None and (step := step_ids.UUID(last.checkpoint["id"])).version == 6:
+            step_ids._last_v6_timestamp = max(step_ids._last_v6_timestamp or 0, step.time)  # type: ignore[assignment]
 
 
 def _is_ours(step: CheckpointTuple) -> bool:

@@ -83,6 +83,16 @@ def test_no_file_of_the_repository_is_a_link() -> None:
     assert not [line for line in listed.stdout.splitlines() if line.startswith("120000")]
 
 
+def test_lines_end_alike_in_every_checkout() -> None:
+    """The digest of a model reads its text files too, so a run folder could not be taken to another system."""
+    texts = [path for path in (ROOT / "qzoom_agent/weights/nano").iterdir() if path.suffix in {".json", ".jinja"}]
+    asked = ["git", "check-attr", "eol", "--", *map(str, texts)]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    assert texts and [line.rsplit(": ", 1)[1] for line in done.stdout.splitlines()] == ["lf"] * len(texts)
+
+
 def test_every_module_lies_in_a_package() -> None:
     for name, path in SOURCES.items():
         assert (path.parent / "__init__.py").exists(), f"{name}: {path.parent} has no __init__.py"

@@ -8,6 +8,7 @@ is not missing). What a table must have are its columns, not its name: hub repos
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import sys
 from abc import ABC, abstractmethod
@@ -234,7 +235,15 @@ def open_path(path: Path, place: HubTable | None = None, *, split: str | None = 
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not text in UTF-8. Save it as UTF-8 (in Excel: CSV UTF-8).") from None
     except Exception as error:  # pyarrow, pandas and datasets each have their own errors for a damaged file
-        raise ConfigError(f"Cannot read {path} as a table: {_why(error)}.") from error
+        raise ConfigError(f"Cannot read {path} as a table: {_why(error)}.{_cache_advice(error, path)}") from error
+
+
+def _cache_advice(error: Exception, path: Path) -> str:
+    """Return what to do if not the table at `path` but the cache of `datasets` is closed to us; empty otherwise."""
+    closed = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS) and error.filename
+    if not closed or Path(str(closed)).resolve().is_relative_to(path.resolve()):
+        return ""
+    return " `datasets` keeps a copy of the table there: set HF_HOME to a folder that can be written."
 
 
 def is_saved(folder: Path) -> bool:

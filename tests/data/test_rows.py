@@ -24,6 +24,25 @@ from tests.evaluation.tasks import files, fixtures
 PLACE = HubTable(("new/home", "old/home"))
 
 
+def test_a_cache_that_cannot_be_written_is_not_a_damaged_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "t.parquet"
+
+    def closed(place: Path) -> Any:
+        def load(*_: object, **__: object) -> Any:
+            raise PermissionError(13, "Permission denied", str(place))
+
+        return load
+
+    monkeypatch.setattr(datasets, "load_dataset", closed(tmp_path / ".cache"))
+    monkeypatch.setattr(datasets.Dataset, "from_parquet", closed(tmp_path / ".cache"))
+    table.write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match="set HF_HOME to a folder that can be written"):
+        open_path(table)
+    monkeypatch.setattr(datasets.Dataset, "from_parquet", closed(table))
+    with pytest.raises(ConfigError, match=r"Permission denied: '.*t.parquet'\.$"):
+        open_path(table)
+
+
 def test_text_cells_stay_text(tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text('\ufeffcode,answer\n007,NA\n1.50,"a, ""b""\nc"\n', encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qzoom_agent import extras
 from qzoom_agent.data.rows import HubTable, open_rows
 from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import MissingDependency
@@ -27,6 +28,25 @@ def test_an_installed_package_is_found_and_not_imported() -> None:
 def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
     with pytest.raises(MissingDependency, match=r'^This test needs .*: pip install "qzoom-agent\[train\]"$'):
         require("no_such_package", extra="train", use="This test")
+
+
+def test_a_folder_of_that_name_beside_a_script_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_package").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingDependency, match="my_package, which is not installed"):
+        require("my_package", extra="train", use="This test")
+
+
+def test_python_without_docstrings_and_a_package_in_a_zip_file_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert extras.obstacle() == ""
+    with monkeypatch.context() as changed:
+        changed.setattr(extras, "__file__", str(tmp_path / "qzoom.whl" / "qzoom_agent" / "extras.py"))
+        assert "from a zip file" in extras.obstacle()
+    said = "from qzoom_agent.extras import obstacle; print(obstacle())"
+    done = subprocess.run([sys.executable, "-OO", "-c", said], capture_output=True, text=True, check=True)
+    assert "-OO" in done.stdout
 
 
 def test_boards_and_tables_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

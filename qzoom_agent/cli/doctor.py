@@ -26,6 +26,7 @@ from qzoom_agent import __version__
 from qzoom_agent.cli.console import print_table
 from qzoom_agent.cli.main import BACKEND, OK
 from qzoom_agent.errors import BackendError
+from qzoom_agent.extras import obstacle
 from qzoom_agent.files import expanded
 
 Verdict = Literal["ok", "note", "bad"]
@@ -98,7 +99,8 @@ def _model(args: argparse.Namespace) -> Iterator[Check]:
 def examine() -> Iterator[Check]:
     """Yield every check, in the order shown."""
     yield Check("qzoom-agent", f"{__version__} at {_short(str(resources.files('qzoom_agent')))}")
-    yield Check("python", f"{platform.python_version()} at {_short(sys.executable)}")
+    wrong = obstacle()
+    yield Check("python", f"{platform.python_version()} at {_short(sys.executable)}", "bad" if wrong else "ok", wrong)
     yield Check("platform", platform.platform())
     yield Check("cpu", f"{os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}")
     yield from _torch()
@@ -118,7 +120,7 @@ def _torch() -> Iterator[Check]:
         return
     except (ValueError, IndexError):
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        yield Check("torch", f"cannot be imported: {last}", "bad", "Install: pip install -c constraints.txt torch")
+        yield Check("torch", f"cannot be imported: {last}", "bad", "Install: pip install --force-reinstall torch")
         return
     yield Check("torch", f"{found['version']}, {found['threads']} threads")
     yield Check("device", found["device"] + {None: "", True: ", bf16", False: ", no bf16"}[found["bf16"]])
@@ -142,7 +144,7 @@ def _packages() -> Iterator[Check]:
     try:
         needed = [Requirement(line) for line in metadata.requires("qzoom-agent") or ()]
     except metadata.PackageNotFoundError:
-        yield Check("packages", "qzoom-agent is not installed", "bad", "Run: pip install -c constraints.txt -e .")
+        yield Check("packages", "qzoom-agent is not installed", "bad", "Run in a checkout: pip install -e .")
         return
     fine = True
     for need in needed:
@@ -151,24 +153,24 @@ def _packages() -> Iterator[Check]:
         found = _version(need.name)
         if found is None or not need.specifier.contains(found, prereleases=True):
             fine, text = False, f"{found or 'missing'}, needs {need.specifier or 'any version'}"
-            yield Check(need.name, text, "bad", "Run: pip install -c constraints.txt -e .")
+            yield Check(need.name, text, "bad", f'Run: pip install "{need.name}{need.specifier}"')
         elif need.name in SHOWN:
             yield Check(need.name, found)
     if fine:
         yield Check("packages", "all in the range that qzoom-agent needs")
     for extra in EXTRAS:
-        missing = [
-            need.name
-            for need in needed
-            if need.marker and need.marker.evaluate({"extra": extra}) and _version(need.name) is None
+        asked = (need for need in needed if need.marker and need.marker.evaluate({"extra": extra}))
+        versions = {need: _version(need.name) for need in asked}
+        missing = [need.name for need, version in versions.items() if version is None]
+        unfit = [
+            f"{need.name} {version} (needs {need.specifier})"
+            for need, version in versions.items()
+            if version is not None and not need.specifier.contains(version, prereleases=True)
         ]
-        if missing:
-            text = f"not installed: {', '.join(missing[:3])}{f' and {len(missing) - 3} more' if missing[3:] else ''}"
-            yield Check(
-                f"extra [{extra}]", text, "note", f'Only {EXTRAS[extra]} needs it: pip install "qzoom-agent[{extra}]"'
-            )
-        else:
-            yield Check(f"extra [{extra}]", "installed")
+        texts = [f"not installed: {_first(missing)}"] if missing else []
+        texts += [f"other versions: {_first(unfit)}"] if unfit else []
+        advice = f'Only {EXTRAS[extra]} needs it: pip install "qzoom-agent[{extra}]"' if texts else ""
+        yield Check(f"extra [{extra}]", "; ".join(texts) or "installed", "note" if texts else "ok", advice)
 
 
 def nano() -> Check:
@@ -191,10 +193,17 @@ def _disk() -> Iterator[Check]:
         there = next(folder for folder in (place, *place.parents) if folder.exists())
         free = shutil.disk_usage(there).free
         text = f"{free / 2**30:.1f} GiB free at {_short(str(there))}"
-        if free < LOW_DISK_BYTES:
+        if not os.access(there, os.W_OK):
+            advice = "Set HF_HOME to another folder." if name == "disk of models" else "Work in another folder."
+            yield Check(name, f"{_short(str(there))} cannot be written", "note", advice)
+        elif free < LOW_DISK_BYTES:
             yield Check(name, text, "note", "Little space for runs and downloaded models.")
         else:
             yield Check(name, text)
+
+
+def _first(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}"
 
 
 def _version(package: str) -> str | None:

@@ -32,6 +32,7 @@ from qzoom_agent.confidence import FILE as CALIBRATION
 from qzoom_agent.confidence import Calibration
 from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError, ConfigError
+from qzoom_agent.extras import obstacle
 from qzoom_agent.messages import text
 from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import Backend, ImageSource
@@ -371,7 +372,7 @@ def _explained(preset: Preset) -> Iterator[None]:
                 "never run (trust_remote_code=False). Use a model of a family that transformers knows."
             ) from error
         if preset.name in SHIPPED:
-            advice = "The package should contain it: install qzoom-agent again."
+            advice = obstacle() or "The package should contain it: install qzoom-agent again."
         elif preset.local and (Path(preset.source) / "adapter_config.json").is_file():
             advice = (
                 "The folder holds an adapter and not its base. Merge the two with peft (merge_and_unload) and save the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -59,6 +60,13 @@ def test_boards_and_tables_name_the_extra(tmp_path: Path, monkeypatch: pytest.Mo
         load("needle-scene", TaskSource())
     with pytest.raises(MissingDependency, match=r"qzoom-agent\[eval\]"):
         open_rows(TaskSource(str(table)), HubTable(()))
+
+
+def test_a_training_without_the_photographs_fails_at_its_first_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    for seed in range(4):  # most backgrounds have no photograph
+        with pytest.raises(MissingDependency, match=r"skimage.*qzoom-agent\[eval\]"):
+            ink.background(Random(seed), (64, 64), split="train")
 
 
 @pytest.mark.parametrize(

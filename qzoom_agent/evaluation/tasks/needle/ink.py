@@ -124,6 +124,7 @@ def _photo(name: str) -> Image.Image:
 
 def background(rng: Random, size: tuple[int, int], *, split: str) -> tuple[Image.Image, bool]:
     """Return a background of `size` and whether it is light (so that dark print reads on it)."""
+    photo_folder()  # a training fails at its first board, not at the first one with a photograph
     light = rng.random() < 0.75
     base = _shade(rng, 205, 250) if light else _shade(rng, 18, 62)
     style = rng.random()

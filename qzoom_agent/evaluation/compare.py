@@ -160,16 +160,17 @@ def _pairs(before: Sequence[SampleResult], after: Sequence[SampleResult]) -> tup
 def _compare(
     name: str, pairs: Sequence[Pair], alone: tuple[int, int], scorer: str, before: RunFolder, after: RunFolder
 ) -> TaskComparison:
-    clusters = [pair.after[0].cluster for pair in pairs]
+    # What failed was broken off, so it is cheap in one run alone.
+    ended = [pair for pair in pairs if all(row.status != "error" for side in pair for row in side)] or pairs
 
-    def means(value: Callable[[SampleResult], float]) -> tuple[list[float], list[float]]:
-        first, second = ([fmean(map(value, rows)) for rows in side] for side in zip(*pairs, strict=True))
+    def means(some: Sequence[Pair], value: Callable[[SampleResult], float]) -> tuple[list[float], list[float]]:
+        first, second = ([fmean(map(value, rows)) for rows in side] for side in zip(*some, strict=True))
         return first, second
 
     def cost(value: Callable[[SampleResult], float]) -> Paired:
-        return paired(*means(value), clusters=clusters)
+        return paired(*means(ended, value), clusters=[pair.after[0].cluster for pair in ended])
 
-    was, now = means(lambda row: row.value(scorer))
+    was, now = means(pairs, lambda row: row.value(scorer))
     return TaskComparison(
         task=name,
         scorer=scorer,
@@ -177,7 +178,7 @@ def _compare(
         only_before=alone[0],
         only_after=alone[1],
         accuracy=(fmean(was), fmean(now)),
-        difference=paired(was, now, clusters=clusters, share=True),
+        difference=paired(was, now, clusters=[pair.after[0].cluster for pair in pairs], share=True),
         visual_tokens=cost(lambda row: row.visual_tokens),
         token_layers=cost(lambda row: row.token_layers),
         seconds=cost(lambda row: row.usage.seconds.total),

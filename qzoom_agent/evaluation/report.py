@@ -23,7 +23,7 @@ from qzoom_agent.evaluation.compare import RIGHT, Comparison, compare, worth
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.sample_result import Cause, SampleResult
 from qzoom_agent.evaluation.stats import Figure
-from qzoom_agent.evaluation.summary import Results, TaskResult, by_sample
+from qzoom_agent.evaluation.summary import Results, TaskResult, by_sample, measured
 from qzoom_agent.report import page, render_html
 
 MAX_ROWS = 5000
@@ -134,8 +134,9 @@ def _points(results: Results, rows: Sequence[SampleResult], figures: Mapping[str
                 if name in result.tasks
             ]
         if one and not figures:
-            tokens = {kind: fmean(row.visual_tokens for row in rows if row.kind == kind) for kind in task.marks.kinds}
-            points += [ChartPoint(kind, tokens[kind], figure, False) for kind, figure in task.marks.kinds.items()]
+            for kind, figure in task.marks.kinds.items():
+                known = measured([row for row in rows if row.kind == kind])
+                points.append(ChartPoint(kind, fmean(row.visual_tokens for row in known), figure, False))
     return points
 
 

@@ -35,7 +35,7 @@ class Spread(Figures):
 
 
 class Cost(Figures):
-    """The cost of the answers, a sample."""
+    """The cost of the answers, a sample; samples that failed are left out."""
 
     visual_tokens: Figure
     coarse_tokens: float
@@ -317,7 +317,8 @@ def _agreement(repeats: Sequence[SampleResult], scorer: str) -> float:
 
 def cost(rows: Sequence[SampleResult]) -> Cost:
     """Return the cost of at least one row."""
-    elapsed = sum(row.elapsed for row in rows)
+    throughput = len(rows) / elapsed if (elapsed := sum(row.elapsed for row in rows)) > 0 else None
+    rows = measured(rows)
     return Cost(
         visual_tokens=_mean(rows, lambda row: row.visual_tokens),
         coarse_tokens=fmean(row.usage.coarse_tokens for row in rows),
@@ -327,12 +328,17 @@ def cost(rows: Sequence[SampleResult]) -> Cost:
         token_layers=_mean(rows, lambda row: row.token_layers),
         seconds=_mean(rows, lambda row: row.usage.seconds.total),
         phases={name: _spread([getattr(row.usage.seconds, name) for row in rows]) for name in _PHASES},
-        samples_per_second=len(rows) / elapsed if elapsed > 0 else None,
+        samples_per_second=throughput,
         peak_memory={
             name: max(row.peak_memory.get(name, 0) for row in rows)
             for name in sorted({name for row in rows for name in row.peak_memory})
         },
     )
+
+
+def measured(rows: Sequence[SampleResult]) -> Sequence[SampleResult]:
+    """Return the rows whose cost counts: one that failed is cheap because it was broken off. All, where all failed."""
+    return [row for row in rows if row.status != "error"] or rows
 
 
 _PHASES = ("perceive", "think", "act", "total")

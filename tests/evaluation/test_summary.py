@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.samples import Sample, TaskSource
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation.compare import compare
 from qzoom_agent.evaluation.report import write_run_report
 from qzoom_agent.evaluation.run_log import RunFolder
@@ -134,6 +134,22 @@ def test_costs_and_looks_stand_beside_the_accuracy(tmp_path: Path) -> None:
     assert cost.phases["total"].p95 >= cost.phases["total"].p50 > 0
     assert cost.samples_per_second is not None
     assert cost.peak_memory["host"] > 10**7
+
+
+def test_samples_that_failed_do_not_make_a_run_cheaper(tmp_path: Path) -> None:
+    def breaks(index: int) -> bool:
+        if index > 3:
+            raise BackendError("The server is gone.")
+        return True
+
+    whole = evaluate(player(), [numbers(8)], out=tmp_path / "whole").tasks["numbers"]
+    broken = evaluate(player(breaks), [numbers(8)], out=tmp_path / "broken").tasks["numbers"]
+    assert (broken.failed, broken.accuracy) == (4, 0.5)
+    assert broken.cost.visual_tokens.n == 4
+    assert broken.cost.visual_tokens.mean == whole.cost.visual_tokens.mean
+    assert (broken.cost.turns, broken.cost.written_tokens) == (whole.cost.turns, whole.cost.written_tokens)
+    found = compare(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")).tasks["numbers"]
+    assert (found.n, found.difference.difference, found.visual_tokens.difference) == (8, -0.5, 0.0)
 
 
 def test_repeats_are_of_one_sample(tmp_path: Path) -> None:

@@ -452,7 +452,7 @@ class Agent:
             return self.replace(backend=together(workers)), workers
         return self, workers
 
-    def resume(self, thread: str, decision: Decision | None = None) -> Answer:
+    def resume(self, thread: str, decision: Decision | None = None, *, call: PendingCall | None = None) -> Answer:
         """Finish an interrupted run under the configuration it began with, or return the answer of a finished one.
 
         Turns that are done are not generated again; a run that ended with status "error" repeats the step that failed.
@@ -462,23 +462,25 @@ class Agent:
             decision: About the call that a run of status "waiting" has stopped before: True runs it, a box of the
                 original (four numbers in its pixels) shows that region instead, and a text refuses it for this reason.
                 Without a decision such a run asks the agent's `approve`, or goes on waiting.
+            call: The call that was decided on (`Answer.waiting`). A decision sent twice then meets no other one.
 
         Raises:
             ConfigError: There is no such run, another process is at it, it belongs to another model, its saved steps
-                are damaged, or the decision does not fit.
+                are damaged, the decision does not fit, or the run waits before another `call`.
             ImageError: Its images are gone.
         """
         self._parts.require_caller()
         with self._saved_runs(thread).claimed(thread, new=False):
-            return self._resume(thread, decision)
+            return self._resume(thread, decision, call)
 
-    def _resume(self, thread: str, decision: Decision | None = None) -> Answer:
+    def _resume(self, thread: str, decision: Decision | None = None, call: PendingCall | None = None) -> Answer:
         context, state, failed = self._restored(thread)
         if is_waiting(state):
             update: dict[str, Any] = {"waiting": None}
             if decision is not None:
-                call = PendingCall(**(state.get("waiting") or {}))
-                found = read_decision(decision, call, context.store.view(original_id(call.image)).size)
+                pending = PendingCall(**(state.get("waiting") or {}))
+                size = context.store.view(original_id(pending.image)).size
+                found = read_decision(decision, pending, size, decided=call)
                 update = {"approval": found.model_dump(mode="json")}
             elif context.approve is None:
                 return self._answer(state, context)

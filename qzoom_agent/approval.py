@@ -34,12 +34,17 @@ reason; False: without one."""
 Decide = Callable[[PendingCall], Decision]
 
 
-def read_decision(given: Decision, call: PendingCall, image: Size) -> Approval:
-    """Return a decision about a call as a record.
+def read_decision(given: Decision, call: PendingCall, image: Size, *, decided: PendingCall | None = None) -> Approval:
+    """Return a decision about a call as a record; `decided` is the call that it was made about, where that is known.
 
     Raises:
-        ConfigError: It is no decision, or moves a call that has no box.
+        ConfigError: It is no decision, was made about another call, or moves a call that has no box.
     """
+    if decided is not None and decided != call:
+        raise ConfigError(
+            f"The decision is about {_told(decided)}, and the run waits before {_told(call)} now. Nothing was run: "
+            "decide on that call."
+        )
     if iscoroutine(given):
         given.close()  # Python warns of one that nobody awaits
         raise ConfigError(
@@ -69,6 +74,10 @@ def read_decision(given: Decision, call: PendingCall, image: Size) -> Approval:
     if min(pixel.x2, image.width) <= max(pixel.x1, 0) or min(pixel.y2, image.height) <= max(pixel.y1, 0):
         raise ConfigError(f"The box {given!r:.80} lies outside the image of {image.width}x{image.height} pixels.")
     return Approval(action="move", box=pixel.clamp(image).corners)
+
+
+def _told(call: PendingCall) -> str:
+    return f"the call {call.name} {list(call.box) if call.box is not None else call.arguments}"
 
 
 def approve(state: State, runtime: Runtime[Context]) -> dict[str, Any]:

@@ -162,8 +162,11 @@ def test_a_run_stops_before_a_call_and_goes_on_with_a_decision(tmp_path: Path) -
         for wrong, told in (((0, 0, 9), "decision about a call"), ((900, 0, 990, 50), "lies outside the image")):
             with pytest.raises(ConfigError, match=told):
                 other.resume("a", wrong)
-        second = other.resume("a", True)
+        second = other.resume("a", True, call=answer.waiting)
         assert second.waiting is not None and second.waiting.box == (480, 360, 720, 540)
+        with pytest.raises(ConfigError, match=r"about the call .*240.*, and the run waits before the call .*480"):
+            other.resume("a", True, call=answer.waiting)  # sent again, as its reply was lost
+        assert other.resume("a").waiting == second.waiting
         done = other.resume("a", Box(0, 0, 0.5, 0.5, "unit"))
         assert decided(done)[1] == ("snapped", "person", (0, 0, 400, 300), "move") and done.text == "42"
         with pytest.raises(ConfigError, match="'a' does not wait for a decision"):

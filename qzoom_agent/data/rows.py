@@ -11,7 +11,6 @@ import csv
 import errno
 import json
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -92,7 +91,7 @@ class Rows:
         numbers = [self.number(place) for place in places]
         if hasattr(self.data, "select"):
             return replace(self, data=self.data.select(places), numbers=numbers)
-        return replace(self, data=ComputedRows(len(places), partial(_selected, self.data, places)), numbers=numbers)
+        return replace(self, data=ComputedRows(len(places), lambda at: self.data[places[at]]), numbers=numbers)
 
     def number(self, place: int) -> int:
         """Return the number that a row has in its file, from 0."""
@@ -113,7 +112,11 @@ class Rows:
         columns = tuple(names.get(column, column) for column in self.columns)
         if hasattr(self.data, "rename_columns"):
             return replace(self, data=self.data.rename_columns(dict(names)), columns=columns)
-        return replace(self, data=ComputedRows(len(self), partial(_renamed, self.data, names)), columns=columns)
+
+        def renamed(index: int) -> Row:
+            return {names.get(column, column): cell for column, cell in self.data[index].items()}
+
+        return replace(self, data=ComputedRows(len(self), renamed), columns=columns)
 
     def need(self, columns: Sequence[str]) -> Rows:
         """Return itself; raise ConfigError if a column is missing."""
@@ -311,14 +314,13 @@ def _json_kind(path: Path) -> str:
 def _file(path: Path, *, suffix: str = "", skip_bad: bool = False) -> Rows:
     suffix, name, folder = suffix or path.suffix.lower(), str(path), path.parent
     if suffix in _LINES:
-        lines = _Lines(path)
-        return Rows(name, lines, lines.columns(skip_bad=skip_bad), folder)
+        return _json_lines(path, skip_bad=skip_bad)
     if suffix == ".json":
         data = _json_rows(path)
         return Rows(name, data, tuple(dict.fromkeys(key for row in data for key in row)), folder)
     if suffix in _SEPARATORS:
         table = _Delimited(path, _separator(path, _SEPARATORS[suffix]))
-        return Rows(name, table, table.header, folder)
+        return Rows(name, ComputedRows(len(table.starts), table.row), table.header, folder)
     if suffix == ".parquet":
         _require_datasets()
         from datasets import Dataset
@@ -429,77 +431,55 @@ def _split(name: str, there: Sequence[str], wanted: str | None, default: str) ->
     raise ConfigError(f"{name} has no split {wanted or default!r}. There are: {', '.join(there)}.")
 
 
-class _RowFile(ABC):
-    """A file whose rows are parsed when they are asked for."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.at: list[int] = []
-        """Start of each row, in bytes."""
-
-    def __len__(self) -> int:
-        return len(self.at)
-
-    @abstractmethod
-    def __getitem__(self, index: int) -> Row: ...
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[index] for index in range(len(self)))
-
-
-class _Lines(_RowFile):
-    """JSON lines; blank ones are no rows."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        position = 0
-        with path.open("rb") as file:
-            for line in file:
-                if line.strip():
-                    self.at.append(position)
-                position += len(line)
-
-    def columns(self, *, skip_bad: bool) -> tuple[str, ...]:
-        """Return the keys of all rows that can be read; ConfigError if one cannot, or with `skip_bad` if none can."""
-        keys, fault = dict[str, None](), None
-        for index in range(len(self)):
-            try:
-                keys |= dict.fromkeys(self[index])
-            except ConfigError as error:
-                fault = fault or error
-        if fault is not None and not (skip_bad and keys):
-            raise fault
-        return tuple(keys)
-
-    def __getitem__(self, index: int) -> Row:
-        with self.path.open("rb") as file:
-            file.seek(self.at[index])
-            try:
-                row = _parsed(file.readline().decode("utf-8-sig"))
-            except ValueError as error:
-                raise ConfigError(f"Row {index + 1} of {self.path} is not JSON: {error}.") from None
-        if not isinstance(row, dict):
-            raise ConfigError(f"Row {index + 1} of {self.path} is not an object: write {{...}}.")
-        return row
+def _json_lines(path: Path, *, skip_bad: bool) -> Rows:
+    """Return JSON lines; blank ones are no rows. ConfigError if one cannot be read, or with `skip_bad` if none can."""
+    starts, position = [], 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                starts.append(position)
+            position += len(line)
+    keys, fault = dict[str, None](), None
+    for index in range(len(starts)):
+        try:
+            keys |= dict.fromkeys(_json_line(path, starts, index))
+        except ConfigError as error:
+            fault = fault or error
+    if fault is not None and not (skip_bad and keys):
+        raise fault
+    return Rows(str(path), ComputedRows(len(starts), partial(_json_line, path, starts)), tuple(keys), path.parent)
 
 
-class _Delimited(_RowFile):
-    """A CSV or TSV file. Cells may be of any size and stay text.
+def _json_line(path: Path, starts: Sequence[int], index: int) -> Row:
+    with path.open("rb") as file:
+        file.seek(starts[index])
+        try:
+            row = _parsed(file.readline().decode("utf-8-sig"))
+        except ValueError as error:
+            raise ConfigError(f"Row {index + 1} of {path} is not JSON: {error}.") from None
+    if not isinstance(row, dict):
+        raise ConfigError(f"Row {index + 1} of {path} is not an object: write {{...}}.")
+    return row
+
+
+class _Delimited:
+    """A CSV or TSV file, whose rows are parsed when they are asked for. Cells may be of any size and stay text.
 
     Where a cell of `image` is the `index` of another row, that row's image is meant (VLMEvalKit's tables).
     """
 
     def __init__(self, path: Path, separator: str) -> None:
-        super().__init__(path)
         csv.field_size_limit(sys.maxsize)  # of the whole process: images are cells here
-        self.separator, self.by_index = separator, dict[str, int]()
+        self.path, self.separator, self.by_index = path, separator, dict[str, int]()
+        self.starts: list[int] = []
+        """Start of each row, in bytes."""
         header: list[str] = []
         with path.open("rb") as file:
             for start, cells in self._records(file):
                 if header:
-                    self.at.append(start)
+                    self.starts.append(start)
                     if "index" in header and len(cells) == len(header):
-                        self.by_index[cells[header.index("index")]] = len(self.at) - 1
+                        self.by_index[cells[header.index("index")]] = len(self.starts) - 1
                 else:
                     header = [cell.strip() for cell in cells]
         self.header = tuple(header)
@@ -507,7 +487,7 @@ class _Delimited(_RowFile):
         if twice is not None:
             raise ConfigError(f"{path} has two columns {twice!r}. Rename one.")
 
-    def __getitem__(self, index: int) -> Row:
+    def row(self, index: int) -> Row:
         with self.path.open("rb") as file:
             row = self._row(file, index)
             other = self.by_index.get(row.get("image", ""))
@@ -516,7 +496,7 @@ class _Delimited(_RowFile):
         return row
 
     def _row(self, file: BinaryIO, index: int) -> dict[str, str]:
-        file.seek(self.at[index])
+        file.seek(self.starts[index])
         _, cells = next(self._records(file))
         if len(cells) > len(self.header):
             raise ConfigError(
@@ -541,15 +521,6 @@ class _Delimited(_RowFile):
             if cells:
                 yield start, cells
             start = place
-
-
-def _selected(data: Any, places: Sequence[int], index: int) -> Row:
-    row: Row = data[places[index]]
-    return row
-
-
-def _renamed(data: Any, names: Mapping[str, str], index: int) -> Row:
-    return {names.get(column, column): cell for column, cell in data[index].items()}
 
 
 def _is_hub_id(text: str) -> bool:

@@ -220,26 +220,6 @@ def _spread(places: Sequence[tuple[float, float]]) -> list[float]:
 # -- samples ---------------------------------------------------------------------------------------------------------
 
 
-class _Sample(NamedTuple):
-    """A row of the table: one sample with its repeats."""
-
-    row: SampleResult
-    kind: str
-    value: float
-    right: bool
-    cause: Cause | None
-    """None where the answer is right."""
-    became: str | None
-    ends: str
-    gold: str
-    answers: str
-    zooms: float
-    tokens: float
-    seconds: float
-    link: str | None
-    picture: dict[str, Any] | None
-
-
 def _shown(results: Results, rows: Sequence[SampleResult]) -> list[list[SampleResult]]:
     """Return the samples that have a row in the table, with their repeats: the wrong ones first, by cause."""
     samples = [each for name in results.tasks for each in by_sample(row for row in rows if row.task == name).values()]
@@ -258,7 +238,8 @@ def _sample(
     results: Results,
     flips: Mapping[tuple[str, str], str],
     limit: int,
-) -> _Sample:
+) -> dict[str, Any]:
+    """Return a row of the table: one sample with its repeats."""
     row = repeats[0]
     scorer = results.tasks[row.task].scorer
     value = worth(repeats, scorer)
@@ -268,22 +249,22 @@ def _sample(
         "error": any(each.status == "error" for each in repeats),
     }
     episode = folder.trace_path(row.key).with_suffix(".html")
-    return _Sample(
-        row,
-        f"{row.task}: {row.kind}" if len(results.tasks) > 1 else row.kind,
-        value,
-        value >= RIGHT,
-        None if value >= RIGHT else row.cause,
-        flips.get((row.task, row.id)),
-        " ".join(name for name, found in ends.items() if found),
-        _lettered(row.gold[0], row),
-        "; ".join(dict.fromkeys(_said(each, scorer) for each in repeats)),
-        zooms=fmean(each.zooms for each in repeats),
-        tokens=fmean(each.visual_tokens for each in repeats),
-        seconds=fmean(each.usage.seconds.total for each in repeats),
-        link=Path(os.path.relpath(episode, target.parent)).as_posix() if episode.exists() else None,
-        picture=_picture(folder, row, limit),
-    )
+    return {
+        "row": row,
+        "kind": f"{row.task}: {row.kind}" if len(results.tasks) > 1 else row.kind,
+        "value": value,
+        "right": value >= RIGHT,
+        "cause": None if value >= RIGHT else row.cause,
+        "became": flips.get((row.task, row.id)),
+        "ends": " ".join(name for name, found in ends.items() if found),
+        "gold": _lettered(row.gold[0], row),
+        "answers": "; ".join(dict.fromkeys(_said(each, scorer) for each in repeats)),
+        "zooms": fmean(each.zooms for each in repeats),
+        "tokens": fmean(each.visual_tokens for each in repeats),
+        "seconds": fmean(each.usage.seconds.total for each in repeats),
+        "link": Path(os.path.relpath(episode, target.parent)).as_posix() if episode.exists() else None,
+        "picture": _picture(folder, row, limit),
+    }
 
 
 def _said(row: SampleResult, scorer: str) -> str:

@@ -9,11 +9,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from qzoom_agent.geometry import Box
 from qzoom_agent.report import page
-from qzoom_agent.report.look import Findings, coarse_view, findings
+from qzoom_agent.report.look import coarse_view, findings
 from qzoom_agent.report.overlay import fractions
 from qzoom_agent.trace import CallRecord, QuestionRecord, Trace, Turn, Usage
 from qzoom_agent.views import View
@@ -76,33 +76,24 @@ def render_html(trace: Trace, image: page.Pictures, *, expected: str | None = No
     )
 
 
-class _Part(NamedTuple):
-    """One question of a trace, as the template shows it."""
-
-    record: QuestionRecord
-    found: list[Findings]
-    first: list[page.Thumbnail]
-    """Views shown before its first turn."""
-    first_tokens: int
-    turns: list[tuple[Turn, str, int]]
-    """Its turns, each with a title and the visual tokens of its crops."""
-
-
-def _part(record: QuestionRecord, image: page.Pictures, crops: Mapping[str, page.Thumbnail], limit: int) -> _Part:
+def _part(
+    record: QuestionRecord, image: page.Pictures, crops: Mapping[str, page.Thumbnail], limit: int
+) -> dict[str, Any]:
+    """Return one question of a trace, as the template shows it."""
     results = {call.result for turn in record.turns for call in turn.calls}
     shown = {view.id: view for view in record.views if view.tokens}
-    unasked = [view for id, view in shown.items() if id not in results]
-    return _Part(
-        record,
-        found=[findings(look, further=at > 0) for at, look in enumerate(record.looks)],
-        first=[crops.get(view.id) or coarse_view(view, image(view.digest), limit) for view in unasked],
-        first_tokens=sum(view.tokens for view in unasked),
+    first = [view for id, view in shown.items() if id not in results]
+    return {
+        "record": record,
+        "found": [findings(look, further=at > 0) for at, look in enumerate(record.looks)],
+        "first": [crops.get(view.id) or coarse_view(view, image(view.digest), limit) for view in first],
+        "first_tokens": sum(view.tokens for view in first),
         # A crop is counted where it was asked for; `visual_tokens` count it a turn later, where it is encoded.
-        turns=[
+        "turns": [
             (turn, _title(turn), sum(shown[id].tokens for id in {call.result for call in turn.calls} if id in shown))
             for turn in record.turns
         ],
-    )
+    }
 
 
 def _json(value: dict[str, Any]) -> str:

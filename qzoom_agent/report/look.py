@@ -11,7 +11,7 @@ tell score and threshold apart. Boxes beyond `MAX_CROPS` are drawn and counted, 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import PIL.Image
 
@@ -84,33 +84,22 @@ def work(record: PerceptionRecord) -> str:
     return page.number(round(record.token_layers)) if math.isfinite(record.token_layers) else str(record.token_layers)
 
 
-class Findings(NamedTuple):
-    """A record in words and numbers, as the macro `findings` shows it."""
+def findings(record: PerceptionRecord, *, further: bool = False) -> dict[str, Any]:
+    """Return the result of a look in words and numbers, as the macro `findings` shows it; `further`: of a further look.
 
-    record: PerceptionRecord
-    compared: str
-    verdict: str
-    work: str
-    level: float
-    """The score in percent of the gate's bar."""
-    mark: float | None
-    """The threshold in percent of the gate's bar."""
-    facts: Sequence[str | None]
-
-
-def findings(record: PerceptionRecord, *, further: bool = False) -> Findings:
-    """Return the result of a look, ready for a page; `further`: of a further look."""
+    The score (`level`) and the threshold (`mark`) are in percent of the gate's bar.
+    """
     peak = max((value for row in record.heat for value in row if math.isfinite(value)), default=None)
     boxes = len(record.boxes)
     scale = max(1.0, record.score or 0.0) if math.isfinite(record.score or 0.0) else 1.0
-    return Findings(
-        record,
-        compared(record),
-        verdict(record, further=further),
-        work(record),
-        level=_percent(record.score, scale) or 0.0,
-        mark=_percent(record.threshold, scale),
-        facts=[
+    return {
+        "record": record,
+        "compared": compared(record),
+        "verdict": verdict(record, further=further),
+        "work": work(record),
+        "level": _percent(record.score, scale) or 0.0,
+        "mark": _percent(record.threshold, scale),
+        "facts": [
             f"perceived by {page.cut(record.perceiver, 80)}" if record.perceiver else None,
             f"{boxes:,} proposed {'box' if boxes == 1 else 'boxes'}"
             if any(record.heat) or boxes
@@ -120,7 +109,7 @@ def findings(record: PerceptionRecord, *, further: bool = False) -> Findings:
             f"{record.visual_tokens:,} visual of {record.prompt_tokens:,} tokens" if record.prompt_tokens else None,
             f"{work(record)} token-layers" if record.token_layers else None,
         ],
-    )
+    }
 
 
 def coarse_view(view: View, image: page.Picture, limit: int) -> page.Thumbnail:

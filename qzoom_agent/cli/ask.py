@@ -39,7 +39,6 @@ EXIT_CODES: Final[dict[Status, int]] = {
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom ask`."""
     flags.description = (
         "Answer one question about one image, or several. Exit code 0: answered, 2: wrong usage, "
         "3: a budget ended the run, 4: the model failed."
@@ -125,7 +124,6 @@ def keep(answer: Answer, console: Console, args: argparse.Namespace) -> None:
 
 
 def add_chat_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom chat`."""
     flags.description = (
         "Answer questions about one image, one after another, until an empty line. Exit code 0: the last "
         "question was answered, 2: wrong usage, 3: a budget ended it, 4: the model failed."
@@ -179,7 +177,6 @@ def _questions() -> Iterator[str]:
 
 
 def add_trace_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom trace`."""
     flags.description = "Look at a saved run."
     verbs = flags.add_subparsers(dest="verb", required=True, metavar="show|report")
     show = verbs.add_parser("show", help="print the steps")

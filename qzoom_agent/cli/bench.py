@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom bench`."""
     flags.description, flags.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     kinds = flags.add_subparsers(dest="what", required=True, metavar="WHAT")
     pareto = kinds.add_parser("pareto", help="accuracy against cost")

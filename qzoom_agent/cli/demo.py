@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom demo`."""
     flags.description = (
         "Answer three questions of rising difficulty about boards (nano) and one about a receipt (nano-paper). "
         "A model that you name answers all of them."

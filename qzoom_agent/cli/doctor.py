@@ -63,7 +63,6 @@ class Check(NamedTuple):
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom doctor`."""
     flags.description = (
         "Check this machine, and a model on it: one table to paste into a bug report. "
         "Exit code 4 if something is wrong."

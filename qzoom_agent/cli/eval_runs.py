@@ -17,7 +17,6 @@ _FLIPS: Final = 20
 
 
 def add_list_flags(flags: argparse.ArgumentParser) -> None:
-    """Describe `qzoom eval list`, which has no flags."""
     flags.description = "List the tasks."
 
 
@@ -35,7 +34,6 @@ def run_list(_: argparse.Namespace) -> int:
 
 
 def add_compare_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom eval compare`."""
     flags.description = "Compare two runs over the same questions in pairs: the second minus the first."
     flags.add_argument("before", type=Path, metavar="A", help="run folder")
     flags.add_argument("after", type=Path, metavar="B", help="run folder")
@@ -77,7 +75,6 @@ def run_compare(args: argparse.Namespace) -> int:
 
 
 def add_rescore_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom eval rescore`."""
     flags.description = "Score the answers of a run again, without asking the model anything."
     flags.add_argument("run", type=Path, metavar="DIR", help="run folder")
     flags.add_argument(
@@ -120,7 +117,6 @@ def run_rescore(args: argparse.Namespace) -> int:
 
 
 def add_export_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom eval export`."""
     flags.description = "Write a run as a table, as results for a model card, or as answers for a test server."
     flags.add_argument("run", type=Path, metavar="DIR", help="run folder")
     formats = ("parquet", "csv", "hf", "submission")
@@ -144,7 +140,6 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def add_calibrate_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom eval calibrate`."""
     flags.description = (
         "Fit the confidence of a model's answers to runs with known answers, and measure it on others. "
         "Put the file into the folder of the model's weights: its answers then have a confidence."

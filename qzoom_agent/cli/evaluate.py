@@ -44,7 +44,6 @@ SCORER_HELP: Final = (
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom eval` with tasks."""
     flags.description = "Measure accuracy and what it costs."
     flags.epilog = (
         "qzoom eval list: the tasks. qzoom eval compare A B: two runs in pairs. "
@@ -347,7 +346,6 @@ def with_judge(tasks: Sequence[Task], args: argparse.Namespace, run: Path | None
 
 
 def add_audit_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom audit`."""
     flags.description = (
         "Run a policy and its controls (no crop, grey crops, random crops, crops at the known boxes) on "
         "the same questions, and say how much of the gain is what the crops show."

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom look`."""
     flags.description = (
         "Show whether a question needs more detail than the coarse view, and where, without answering it. "
         "Needs a model with branches (gate and SD-RPN)."

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom models`."""
     flags.description = "List the models that --model knows by name. A folder or a hub id works too."
     flags.add_argument("model", nargs="?", metavar="M", help="show how this preset, folder or hub id would be run")
 
@@ -83,7 +82,6 @@ def _weights(preset: Preset) -> str:
 
 
 def add_convert_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom convert`."""
     flags.description = (
         "Write the branches (gate and SD-RPN) of a checkpoint of the published Q-Zoom code as a small "
         "folder that any copy of the base can be used with; or, with --official, write ours into such a checkpoint."
@@ -124,7 +122,6 @@ def run_convert(args: argparse.Namespace) -> int:
 
 
 def add_push_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom push`."""
     flags.description = (
         "Upload branches (gate and SD-RPN) with their settings and a model card, without the base, to the "
         "Hugging Face hub. --branches REPO uses them anywhere."

@@ -17,7 +17,6 @@ from qzoom_agent.files import require_folder
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom run`."""
     flags.description = (
         "Ask every row of a table, or one question about every image of a folder. No answers are needed. "
         "An interrupted run goes on with the same command. On several devices: accelerate launch --multi_gpu "

@@ -40,7 +40,6 @@ _PAGE_LIMITS: Final = {**_SHARED, "choose_model": "--choose-model"}
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom serve`."""
     flags.description = (
         "Serve the agent behind an OpenAI-compatible API: POST /v1/chat/completions, GET /v1/models, "
         "/health, /metrics and /traces/ID."
@@ -74,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_web_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom web`."""
     flags.description = "Serve a page: a picture and a question in; answer, annotated picture, heat map and crops out."
     add_address_flags(flags, port=7860)
     add_fields(flags, WebConfig, _PAGE_LIMITS)
@@ -99,7 +97,6 @@ def run_web(args: argparse.Namespace) -> int:
 
 
 def add_mcp_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom mcp`."""
     flags.description = (
         "Offer the tools look, propose, zoom and ask to MCP clients: over stdin and stdout, or over HTTP."
     )

@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_calibrate_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of `qzoom calibrate`."""
     flags.description = (
         "Fit the thresholds of trained branches to your own questions. The recipe says which questions are "
         "held out and which target is meant (`held_out`, `calibration`, and `gate` where no boxes are known). The "
@@ -82,7 +81,6 @@ def run_calibrate(args: argparse.Namespace) -> int:
 
 
 def add_reproduce_flags(flags: argparse.ArgumentParser) -> None:
-    """Describe `qzoom reproduce`, which has become a script."""
     flags.description = _moved("rl/reproduce.py")
     flags.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 

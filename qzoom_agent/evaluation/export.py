@@ -7,7 +7,7 @@ submission     the answers of a split whose gold answers are kept back
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -69,17 +69,11 @@ def export(folder: RunFolder, format: Format, path: Path | None = None) -> Path:
     if not rows:
         raise ConfigError(f"There is nothing to export in {folder.path}: no sample was finished.")
     target = require_file(path or folder.path / _FILES[format])
-    writers: Mapping[Format, Callable[[Path], None]] = {
-        "parquet": lambda part: _write_parquet(rows, part),
-        "csv": lambda part: _write_csv(rows, part),
-        "hf": lambda part: _write_model_index(summarise(folder), part),
-        "submission": lambda part: _write_submission(rows, part),
-    }
-    try:
-        with atomic_write(target) as part:
-            writers[format](part)
-    except OSError as error:
-        raise ConfigError(f"Cannot write {target}: {error.strerror or error}. Choose another --out.") from None
+    with atomic_write(target) as part:
+        if format == "hf":
+            _write_model_index(summarise(folder), part)
+        else:
+            {"parquet": _write_parquet, "csv": _write_csv, "submission": _write_submission}[format](rows, part)
     return target
 
 

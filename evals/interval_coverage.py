@@ -65,7 +65,7 @@ def simulate(
     for _ in range(runs):
         first = answers(accuracy)
         alone = figure(list(first), clusters=names)
-        assert alone is not None and alone.interval is not None
+        assert alone.interval is not None
         held += alone.interval.low <= accuracy <= alone.interval.high
         # Half the samples are answered alike by both.
         same = rng.random(len(names)) < 0.5

@@ -87,7 +87,6 @@ def line(name: str, folder: RunFolder, sent: list[int], against: RunFolder) -> s
     rows = folder.latest()
     right = [row.value("exact") for row in rows]
     found = figure(right)
-    assert found is not None
     low, high = found.interval or (0.0, 1.0)
     base = {(row.task, row.index): row.value("exact") for row in against.latest()}
     pairs = [(base[row.task, row.index], row.value("exact")) for row in rows if (row.task, row.index) in base]

@@ -100,7 +100,7 @@ def audit(folder: RunFolder, controls: Mapping[str, RunFolder], *, scorer: str |
     figures = {policy: results, **{name: Results.of(each) for name, each in controls.items()}}
     against = {name: compare(other, folder, scorer=scorer).tasks for name, other in controls.items()}
     bare = {name: compare(controls["direct"], controls[name], scorer=scorer).tasks for name in (grey, "random")}
-    rows = folder.latest()
+    rows = folder.by_task()
     tasks = {}
     names = _asked_alike(folder, controls)
     if not names:
@@ -128,7 +128,7 @@ def audit(folder: RunFolder, controls: Mapping[str, RunFolder], *, scorer: str |
             )
             for label, each in figures.items()
         ]
-        own = [row for row in rows if row.task == name]
+        own = rows[name]
         known = [row.redundancy for row in own if row.redundancy is not None]
         tasks[name] = TaskAudit(
             task=name,

@@ -105,7 +105,7 @@ def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -
     in the second run. ConfigError if the runs have no task in common, no sample in common, or no such scorer in both.
     """
     found: dict[str, TaskComparison] = {}
-    ours, theirs = _by_task(before), _by_task(after)
+    ours, theirs = before.by_task(), after.by_task()
     common = [name for name in theirs if name in ours]
     if not common:
         raise ConfigError(
@@ -127,14 +127,6 @@ def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -
         one_version(both, chosen, folders=f"{before.path}` and `qzoom eval rescore {after.path}")
         found[name] = _compare(name, pairs, alone, chosen, before, after)
     return Comparison(before=str(before.path), after=str(after.path), tasks=found)
-
-
-def _by_task(folder: RunFolder) -> dict[str, list[SampleResult]]:
-    """Return the rows of each task that the run has begun."""
-    found: dict[str, list[SampleResult]] = {}
-    for row in folder.in_order():
-        found.setdefault(row.task, []).append(row)
-    return found
 
 
 def _pairs(before: Sequence[SampleResult], after: Sequence[SampleResult]) -> tuple[list[Pair], tuple[int, int]]:

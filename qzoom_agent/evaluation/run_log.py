@@ -41,6 +41,7 @@ from qzoom_agent.files import (
     sole_writer,
     translating,
     valid_unicode,
+    write_text,
 )
 from qzoom_agent.models.presets import PRESETS
 from qzoom_agent.trace import Text, Trace, by_digest, describe_environment
@@ -175,8 +176,8 @@ class RunFolder:
         found = sorted(path.parent for path in (self.path / "ablations").glob("*/results.json"))
         return {path.name: type(self)(path) for path in found}
 
-    def begin(self, config: AgentConfig, ask: RunSpec, environment: Mapping[str, str]) -> RunSpec:
-        """Write what is asked, or check it against what was: returns the whole of it.
+    def begin(self, config: AgentConfig, ask: RunSpec, environment: Mapping[str, str]) -> None:
+        """Write what is asked, or check it against what was.
 
         ConfigError if the folder holds another evaluation, or cannot be written.
         """
@@ -200,7 +201,6 @@ class RunFolder:
         if dict(environment) not in known:
             known.append(dict(environment))
             self.write("env.json", TypeAdapter(list[dict[str, str]]).dump_json(known, indent=1).decode() + "\n")
-        return ask
 
     def environments(self) -> list[dict[str, str]]:
         return read_json(self.path / "env.json", list[dict[str, str]], "Write [] into it: it only records machines.")
@@ -244,6 +244,13 @@ class RunFolder:
     def latest(self) -> list[SampleResult]:
         """Return the rows of `in_order` as a list."""
         return list(self.in_order())
+
+    def by_task(self) -> dict[str, list[SampleResult]]:
+        """Return the rows of each task that the run has begun."""
+        found: dict[str, list[SampleResult]] = {}
+        for row in self.in_order():
+            found.setdefault(row.task, []).append(row)
+        return found
 
     @contextmanager
     def _opened(self) -> Iterator[dict[Path, IO[bytes]]]:
@@ -317,10 +324,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> Path:
         """Write a file in one step; ConfigError if that is impossible."""
-        path = self.path / name
-        with atomic_write(path) as part:
-            part.write_text(text, encoding="utf-8")
-        return path
+        return write_text(self.path / name, text)
 
 
 def _rows_and_places(files: Mapping[Path, IO[bytes]]) -> Iterator[tuple[SampleResult, RowPlace]]:

@@ -184,10 +184,8 @@ def _by_cluster(values: _Floats, clusters: Sequence[str] | None) -> tuple[_Float
     return np.bincount(at, weights=values).astype(np.float64), np.bincount(at).astype(np.float64)
 
 
-def figure(
-    values: Sequence[float], *, clusters: Sequence[str] | None = None, share: bool | None = None
-) -> Figure | None:
-    """Return mean, standard error and interval; None without values.
+def figure(values: Sequence[float], *, clusters: Sequence[str] | None = None, share: bool | None = None) -> Figure:
+    """Return mean, standard error and interval of at least one value.
 
     Args:
         values: Scores, tokens, seconds.
@@ -195,8 +193,6 @@ def figure(
         share: The values are worths from 0 to 1, whose interval stays in that range and has no zero width; None: if
             they are all 0 or 1.
     """
-    if not values:
-        return None
     spread = _Spread.of(values, clusters)
     binary = set(values) <= {0, 1}
     if binary and spread.groups == spread.n:

@@ -176,9 +176,7 @@ def summarise(folder: RunFolder, tasks: Iterable[Task] = (), *, scorer: str | No
     """
     ask = folder.ask
     known = {task.name: task for task in tasks}
-    rows: dict[str, list[SampleResult]] = defaultdict(list)
-    for row in folder.latest():
-        rows[row.task].append(row)
+    rows = folder.by_task()
     if not rows:
         raise ConfigError(f"There is nothing to summarise in {folder.path}: no sample was finished.")
     if scorer is not None and not any(scorer in row.scores for each in rows.values() for row in each[:1]):
@@ -291,9 +289,7 @@ def _figure(samples: Sequence[Sequence[SampleResult]], scorer: str) -> Figure:
 
 
 def _over(samples: Sequence[Sequence[SampleResult]], values: Sequence[float]) -> Figure:
-    found = figure(values, clusters=[each[0].cluster for each in samples], share=True)
-    assert found is not None
-    return found
+    return figure(values, clusters=[each[0].cluster for each in samples], share=True)
 
 
 def _repeats(samples: Sequence[Sequence[SampleResult]], scorer: str) -> Repeats | None:
@@ -366,14 +362,12 @@ def perception(rows: Sequence[SampleResult]) -> Perception:
 
 
 def _mean(rows: Sequence[SampleResult], value: Callable[[SampleResult], float]) -> Figure:
-    found = figure([value(row) for row in rows], clusters=[row.cluster for row in rows])
-    assert found is not None
-    return found
+    return figure([value(row) for row in rows], clusters=[row.cluster for row in rows])
 
 
 def _known(rows: Sequence[SampleResult], value: Callable[[SampleResult], float | None]) -> Figure | None:
-    pairs = [(known, row.cluster) for row in rows if (known := value(row)) is not None]
-    return figure([known for known, _ in pairs], clusters=[cluster for _, cluster in pairs], share=True)
+    known = [(found, row.cluster) for row in rows if (found := value(row)) is not None]
+    return figure([one for one, _ in known], clusters=[cluster for _, cluster in known], share=True) if known else None
 
 
 def _spread(values: Sequence[float]) -> Spread:

@@ -282,9 +282,8 @@ def open_table(path: str, *, config: str | None = None, split: str = "train") ->
         _require_datasets()
         from datasets import load_dataset, load_from_disk
 
-        if is_saved(where):
-            return _dataset(load_from_disk(str(where)), path, None, None, split)
-        return _dataset(load_dataset(path, config, split=split), path, None, None)
+        data = load_from_disk(str(where)) if is_saved(where) else load_dataset(path, config, split=split)
+        return _dataset(data, path, None, None, split)
     except MissingDependency:
         raise
     except Exception as error:  # the hub's client, pyarrow and datasets each raise their own

@@ -10,7 +10,7 @@ Two figures sum it up, as in the paper (arXiv 2604.06912): how much faster Q-Zoo
 the best baseline, and how much more accurate its best is than the baseline's best.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Final
@@ -235,14 +235,6 @@ def _range(interval: Interval | None, form: str, scale: float = 1.0) -> str:
     return "" if interval is None else f" ({scale * interval[0]:{form}} to {scale * interval[1]:{form}})"
 
 
-def by_policy(found: Sequence[ParetoPoint]) -> Mapping[str, list[ParetoPoint]]:
-    """Return the points of each curve, by ascending budget."""
-    curves: dict[str, list[ParetoPoint]] = {}
-    for one in sorted(found, key=lambda one: one.budget):
-        curves.setdefault(one.policy, []).append(one)
-    return curves
-
-
 def draw(found: Sequence[ParetoPoint], *paths: Path) -> None:
     """Write the figure in the formats of the paths' names; the same points give the same bytes of SVG."""
     require("matplotlib", extra="eval", use="A figure")
@@ -285,7 +277,10 @@ def _draw(found: Sequence[ParetoPoint], path: Path) -> None:
 
 
 def _curves(axes: Any, found: Sequence[ParetoPoint], key: str) -> None:
-    for policy, curve in by_policy(found).items():
+    curves: dict[str, list[ParetoPoint]] = {}
+    for one in sorted(found, key=lambda one: one.budget):
+        curves.setdefault(one.policy, []).append(one)
+    for policy, curve in curves.items():
         high = [one.interval.high - one.accuracy for one in curve]
         low = [one.accuracy - one.interval.low for one in curve]
         axes.errorbar(

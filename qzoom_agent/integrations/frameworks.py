@@ -11,6 +11,7 @@ on: an image block of the tool's message (LangChain), a part of the function's o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
@@ -119,14 +120,12 @@ def as_node(
     The node raises ConfigError where the state lacks image or question.
     """
 
-    lock = Lock()
-    made: list[Agent] = []
+    lock, load = Lock(), cache(agent if callable(agent) else lambda: agent)
 
     def node(state: Any) -> dict[str, Any]:
         with lock:
-            if not made:
-                made.append(agent() if callable(agent) else agent)
-        found = made[0].run(_value(state, image), _value(state, question))
+            asked = load()
+        found = asked.run(_value(state, image), _value(state, question))
         return {answer: found.text, trace: found.trace.model_dump(mode="json")}
 
     return RunnableLambda(node, name="qzoom")

@@ -55,10 +55,6 @@ def _ask_needle(row: Row, answers: tuple[str, ...]) -> Asked:
     return Asked(row["question"].strip(), boxes=boxes_of([row["bbox"]], f"Question {row['id']} of VisualNeedle"))
 
 
-def _ask_probe(row: Row, answers: tuple[str, ...]) -> Asked:
-    return Asked(row["problem"].replace(_PLACEHOLDER, "").strip())
-
-
 def _probe_picture(row: Row, *, repository: str) -> object:
     """Return the paths of a question, which lead from the folder above that of the table."""
     return [at.removeprefix(f"{repository}/") if isinstance(at, str) else at for at in items(row["images"])]
@@ -118,7 +114,7 @@ VISUAL_PROBE: Final = tuple(
         id="doc_id",
         kinds={"all": level.lower()},
         picture=partial(_probe_picture, repository=f"VisualProbe_{level}"),
-        ask=_ask_probe,
+        ask=lambda row, answers: Asked(row["problem"].replace(_PLACEHOLDER, "").strip()),
         answer="solution",
         answers=texts,
         scorers={"rule": rule},

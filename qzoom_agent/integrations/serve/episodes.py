@@ -42,9 +42,7 @@ class EpisodePool:
 
     def __init__(self, agent: Agent, config: ServeConfig) -> None:
         self._config = config
-        together = getattr(agent.backend, "together", None)
-        if together is not None and config.batch > 1 and getattr(agent.backend, "workers", 1) > 1:
-            agent = agent.replace(backend=together(config.batch))
+        agent, _ = agent.side_by_side(config.batch if getattr(agent.backend, "workers", 1) > 1 else 1)
         self.agent = agent
         self._agent = lru_cache(maxsize=128)(lambda changes: agent.replace(**json.loads(changes)))
         self._threads = ThreadPoolExecutor(config.batch, thread_name_prefix="episode")

@@ -25,11 +25,7 @@ def faithful(text: str, sample: Sample) -> Score:
     return Score(anls(text, sample.answers, raw_length=True), text)
 
 
-@scorer(
-    vlmevalkit(
-        "vlmeval/dataset/utils/vqa_eval.py: anls_compute, hit_calculate", "0a04a1d23a57c404e93e34a76933095fdd46b3d9"
-    )
-)
+@scorer(vlmevalkit("vlmeval/dataset/utils/vqa_eval.py: anls_compute, hit_calculate"))
 def kit(text: str, sample: Sample) -> Score:
     """Score the whole reply; distance and length are of the texts in lower case with white space collapsed."""
     return Score(anls(text, sample.answers, raw_length=False), text)

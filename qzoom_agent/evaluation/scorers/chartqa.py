@@ -31,12 +31,7 @@ def faithful(text: str, sample: Sample) -> Score:
     return Score(float(_relaxed(text, sample.answer)), text)
 
 
-@scorer(
-    vlmevalkit(
-        "vlmeval/dataset/utils/vqa_eval.py: process_line, relaxed_correctness",
-        "0a04a1d23a57c404e93e34a76933095fdd46b3d9",
-    )
-)
+@scorer(vlmevalkit("vlmeval/dataset/utils/vqa_eval.py: process_line, relaxed_correctness"))
 def kit(text: str, sample: Sample) -> Score:
     """Score by the same rule without the white space around the reply."""
     return Score(float(_relaxed(text.strip(), sample.answer)), text)

@@ -68,11 +68,7 @@ def mme_realworld(text: str, sample: Sample) -> Score:
     return _score(_mme_letter(text, (*PHRASES, *_MME_LABELS)), sample)
 
 
-@scorer(
-    vlmevalkit(
-        "vlmeval/dataset/utils/multiple_choice.py: extract_characters_regex", "895762d302b923d9d1f24ac16a7a2cbc461bb1cf"
-    )
-)
+@scorer(vlmevalkit("vlmeval/dataset/utils/multiple_choice.py: extract_characters_regex"))
 def mme_realworld_kit(text: str, sample: Sample) -> Score:
     """Score by the older state of that rule, where commas are missing: "Best answer: D" is B.
 
@@ -110,7 +106,7 @@ def hr_bench(text: str, sample: Sample) -> Score:
     return _score(named or _text_in(reply, sample.options), sample)
 
 
-@scorer(vlmevalkit("vlmeval/utils/matching_util.py: can_infer", "d21c5e969983dea6741a98eb2f7ec566ab82ee91"))
+@scorer(vlmevalkit("vlmeval/utils/matching_util.py: can_infer"))
 def kit(text: str, sample: Sample) -> Score:
     """Score by the rule of VLMEvalKit without its judge: HR-Bench's rule with three differences.
 

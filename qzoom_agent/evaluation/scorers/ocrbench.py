@@ -30,7 +30,7 @@ def faithful(text: str, sample: Sample) -> Score:
     return _contains(text, sample, lambda one: line(one.translate(_FULL_WIDTH)))
 
 
-@scorer(vlmevalkit("vlmeval/dataset/image_vqa.py: OCRBench.evaluate", "00b1c8d493bfc5dbf7dec54ebcd9221600df6345"))
+@scorer(vlmevalkit("vlmeval/dataset/image_vqa.py: OCRBench.evaluate"))
 def kit(text: str, sample: Sample) -> Score:
     """Score the whole reply by the same rule, without full-width letters; formulas are known by the question's type."""
     return _contains(text, sample, formula if sample.kind == FORMULA_KIND else line)

@@ -94,11 +94,7 @@ def faithful(text: str, sample: Sample) -> Score:
     return Score(soft_accuracy(text, sample.answers), text)
 
 
-@scorer(
-    vlmevalkit(
-        "vlmeval/dataset/utils/vqa_eval.py: process_line, process_answer", "0a04a1d23a57c404e93e34a76933095fdd46b3d9"
-    )
-)
+@scorer(vlmevalkit("vlmeval/dataset/utils/vqa_eval.py: process_line, process_answer"))
 def kit(text: str, sample: Sample) -> Score:
     """Score the whole reply by the same measure after VLMEvalKit's normaliser (`normalise_kit`)."""
     return Score(soft_accuracy(text, sample.answers, normalise_kit), text)

@@ -121,9 +121,19 @@ def lmms_eval(function: str) -> PublicRule:
     return PublicRule(package="lmms-eval", version="0.7.3", commit="release 0.7.3", function=function)
 
 
-def vlmevalkit(function: str, commit: str) -> PublicRule:
-    """Return a rule of VLMEvalKit, as it stood at a commit, that a `vlmevalkit` scorer repeats: read, never run."""
+def vlmevalkit(function: str) -> PublicRule:
+    """Return a rule of VLMEvalKit that a `vlmevalkit` scorer repeats: read, never run."""
+    commit = _VLMEVALKIT[function.partition(":")[0]]
     return PublicRule(package="VLMEvalKit", version="main", commit=commit, function=function)
+
+
+_VLMEVALKIT: Final = {
+    "vlmeval/dataset/utils/vqa_eval.py": "0a04a1d23a57c404e93e34a76933095fdd46b3d9",
+    "vlmeval/dataset/utils/multiple_choice.py": "895762d302b923d9d1f24ac16a7a2cbc461bb1cf",
+    "vlmeval/dataset/image_vqa.py": "00b1c8d493bfc5dbf7dec54ebcd9221600df6345",
+    "vlmeval/utils/matching_util.py": "d21c5e969983dea6741a98eb2f7ec566ab82ee91",
+}
+"""Commit at which each file was read."""
 
 
 def scorer(repeats: PublicRule | None = None) -> Callable[[Callable[[str, Sample], Score]], Scorer]:

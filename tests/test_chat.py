@@ -20,7 +20,7 @@ from qzoom_agent.messages import Message, plain_text, view_ids
 from qzoom_agent.models import hf_session
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.protocols import PROTOCOLS
-from qzoom_agent.report import render_html
+from qzoom_agent.report.episode import render_html
 from qzoom_agent.trace import PerceptionRecord, Trace, by_digest
 from tests.test_draft import Telling
 

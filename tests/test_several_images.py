@@ -16,7 +16,7 @@ from qzoom_agent.messages import Message, image_part, message, plain_text, view_
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.protocols import PROTOCOLS
 from qzoom_agent.protocols.interface import view_names
-from qzoom_agent.report import render_html
+from qzoom_agent.report.episode import render_html
 from qzoom_agent.trace import PerceptionRecord, by_digest
 from qzoom_agent.views import ViewStore
 from tests.cases import each_case

@@ -24,7 +24,8 @@ from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.sample_result import Cause, SampleResult
 from qzoom_agent.evaluation.stats import Figure
 from qzoom_agent.evaluation.summary import Results, TaskResult, by_sample, measured
-from qzoom_agent.report import page, render_html
+from qzoom_agent.report import page
+from qzoom_agent.report.episode import render_html
 
 MAX_ROWS = 5000
 THUMBNAIL_SIDE = 96

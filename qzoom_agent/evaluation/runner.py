@@ -29,7 +29,7 @@ from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import PIL.Image
-from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.image_column import headers_only
@@ -390,7 +390,7 @@ class TaskRun:
             blank = PIL.Image.new("RGB", (1, 1))
             return Sample(f"{self.task.name}[{place}]", self.task.name, self.samples.kinds[place], blank, "", "")
 
-    def _ask(self, sample: Sample, about: Callable[..., dict[str, JsonValue]], *, seed: int) -> SampleResult:
+    def _ask(self, sample: Sample, about: Callable[..., dict[str, Any]], *, seed: int) -> SampleResult:
         """Ask a sample; `about` makes the part of the row that is known beforehand, from the image's digest."""
         policy = self.agent.config.policy
         try:
@@ -409,7 +409,7 @@ class TaskRun:
         scores = scored(answer.text, answer.trace.status, sample, self.task.scorers)
         return self._result(sample, known | measured(answer, sample) | scores)
 
-    def _failed(self, known: dict[str, JsonValue], sample: Sample, error: QzoomError) -> SampleResult:
+    def _failed(self, known: dict[str, Any], sample: Sample, error: QzoomError) -> SampleResult:
         failed = {"status": "error", "error": f"{type(error).__name__}: {error}"}
         return self._result(sample, known | failed | scored(None, "error", sample, self.task.scorers))
 

@@ -236,27 +236,26 @@ def image_digest(image: PIL.Image.Image) -> str:
 
 def asked(
     sample: Sample, *, image: str, index: int, repeat: int, seed: int, config: AgentConfig, weights: str | None
-) -> dict[str, JsonValue]:
+) -> dict[str, Any]:
     """Return the part of a row that does not depend on the answer.
 
     `image` is the `image_digest`, `seed` the run's, `weights` says which they are.
     """
     boxes = [box.as_list() for box in sample.boxes]
-    others: list[JsonValue] = [image_digest(one) for one in sample.others]
     episode = episode_seed(seed, sample.id, repeat)
-    decides: list[JsonValue] = [
+    decides: list[Any] = [
         sample.task,
         sample.id,
         image,
         sample.question,
-        [list[JsonValue](box) for box in boxes] if config.policy in TAKE_GOLD else None,
+        boxes if config.policy in TAKE_GOLD else None,
         config.model_dump(mode="json"),
         weights,
         episode,
         repeat,
     ]
-    if others:
-        decides += [others, [box.view for box in sample.boxes]]
+    if sample.others:
+        decides += [[image_digest(one) for one in sample.others], [box.view for box in sample.boxes]]
     return {
         "key": hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24],
         "task": sample.task,
@@ -272,7 +271,7 @@ def asked(
         "gold": list(sample.answers or (sample.answer,)),
         "options": list(sample.options),
         "meta": dict(sample.meta),
-        "boxes": [list[JsonValue](box) for box in boxes],
+        "boxes": boxes,
         "coarse_suffices": sample.coarse_suffices,
     }
 

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if args.approve:
         agent = agent.replace(approve=ask_at_terminal(console, *(one.size for one in images)))
     areas = [one.width * one.height for one in images]
-    answer = follow(agent.stream(images, args.question), console, area=areas)
+    answer = follow(agent.stream(images, args.question), console, areas)
     try:
         show_answer(answer, console, as_json=args.json)
     finally:  # also for a reader that wants the first lines alone (`| head`)
@@ -156,7 +156,7 @@ def run_chat(args: argparse.Namespace) -> int:
                 except ConfigError as error:
                     console.error(str(error))
                     continue
-                answer = follow(events, console, area=image.width * image.height)
+                answer = follow(events, console, [image.width * image.height])
                 show_answer(answer, console, as_json=args.json)
         finally:  # also after Ctrl-C
             if chat.answer is not None:
@@ -218,16 +218,12 @@ def run_trace(args: argparse.Namespace) -> int:
 # -- steps -----------------------------------------------------------------------------------------------------------
 
 
-def follow(events: Iterable[Event], console: Console, *, area: int | Sequence[int]) -> Answer:
-    """Show each event of a run and return the answer.
-
-    Args:
-        area: Pixels of the original image, or of each.
-    """
+def follow(events: Iterable[Event], console: Console, areas: Sequence[int]) -> Answer:
+    """Show each event of a run and return the answer; `areas` are the pixels of each original image."""
     from qzoom_agent.trace import CallRecord, PerceptionRecord, Turn
     from qzoom_agent.views import View
 
-    steps = _Steps(console, [area] if isinstance(area, int) else area)
+    steps = _Steps(console, areas)
     answer: Answer | None = None
     began = time.perf_counter()
     for event in events:
@@ -240,7 +236,7 @@ def follow(events: Iterable[Event], console: Console, *, area: int | Sequence[in
         elif event.kind == "turn":
             steps.turn(Turn(**event.data))
         elif event.kind == "call":
-            steps.call(CallRecord(**{key: value for key, value in event.data.items() if key != "turn"}))
+            steps.call(CallRecord(**event.data))
         elif event.kind == "answer":
             answer = event.answer
     assert answer is not None, "a run always ends with an answer event"

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         asked = agent.replace(policy="explicit") if steps else agent
         # The known boxes are drawn in the report; neither default policy looks at them.
         events = asked.stream(sample.image, sample.question, boxes=sample.boxes)
-        answer = follow(events, console, area=sample.image.width * sample.image.height)
+        answer = follow(events, console, [sample.image.width * sample.image.height])
         verdict = "right" if _right(answer.text, sample) else f"wrong, it is {sample.answer}"
         print(f"{printable(answer.text) or 'no answer'}  ({verdict})", flush=True)
         if answer.trace.error:

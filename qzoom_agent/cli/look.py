@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         if path is not None:
             require_file(path)
     look = load_agent(args).look(image, args.question)
-    record, store = look.record, look.store
+    record = look.record
     if args.json:
         print(record.model_dump_json(indent=1), flush=True)
     else:
@@ -56,15 +56,12 @@ def run(args: argparse.Namespace) -> int:
         from qzoom_agent.report.overlay import overlay
 
         with atomic_write(Path(args.png), error=ImageError) as part:
-            overlay(store.image("original"), record).save(part, format="PNG")
+            overlay(look.store.image("original"), record).save(part, format="PNG")
         console.line(f"png     {args.png}")
     if args.html:
         from qzoom_agent.report.look import write_look
-        from qzoom_agent.trace import by_digest
 
-        views = store.views
-        page = write_look(record, views, by_digest(views, store.image), look.question, look.model, args.html)
-        console.line(f"html    {page}")
+        console.line(f"html    {write_look(look, args.html)}")
     return OK
 
 

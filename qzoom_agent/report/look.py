@@ -15,41 +15,36 @@ from typing import Any
 
 import PIL.Image
 
+from qzoom_agent.answer import LookResult
 from qzoom_agent.report import page
 from qzoom_agent.report.overlay import fractions
-from qzoom_agent.trace import Images, PerceptionRecord, Quad
+from qzoom_agent.trace import PerceptionRecord, Quad
 from qzoom_agent.views import View
 
 MAX_CROPS = 12
 
 
-def write_look(
-    record: PerceptionRecord, views: Sequence[View], image: Images, question: str, model: str, path: Path | str
-) -> Path:
-    """Write the page for one look at the original and the coarse view (`views`); see `write_report`."""
-    return page.write_page(render_look(record, views, image, question, model), path)
+def write_look(look: LookResult, path: Path | str) -> Path:
+    """Write the page for one look; see `write_report`."""
+    return page.write_page(render_look(look), path)
 
 
-def render_look(record: PerceptionRecord, views: Sequence[View], image: Images, question: str, model: str) -> str:
+def render_look(look: LookResult) -> str:
     """Return the page as a string; see `write_look`."""
-    original = next((view for view in views if view.kind == "original"), None)
-    coarse = next((view for view in views if view.kind == "coarse"), None)
+    record, store = look.record, look.store
+    original, pixels, coarse = store.view("original"), store.image("original"), next(iter(store.coarse), None)
     limit = page.CROP_BYTES // (1 + min(len(record.boxes), MAX_CROPS))
-    stage, proposals = None, []
-    if original is not None:
-        pixels = image(original.digest)
-        stage = page.stage(original, pixels, _marks(record, original.size), record.heat)
-        proposals = [_proposal(record, rank, pixels, limit) for rank in range(1, len(record.boxes[:MAX_CROPS]) + 1)]
+    stage = page.stage(original, pixels, _marks(record, original.size), record.heat)
     return page.document(
         "look.html.jinja",
-        rules=stage.rules if stage else "",
-        question=question,
-        model=model,
+        rules=stage.rules,
+        question=look.question,
+        model=look.model,
         found=findings(record),
-        full=page.full_tokens(views),
-        coarse=coarse_view(coarse, image(coarse.digest), limit) if coarse is not None else None,
+        full=page.full_tokens(store.views),
+        coarse=coarse_view(coarse, store.image(coarse.id), limit) if coarse is not None else None,
         stage=stage,
-        proposals=proposals,
+        proposals=[_proposal(record, rank, pixels, limit) for rank in range(1, len(record.boxes[:MAX_CROPS]) + 1)],
     )
 
 

@@ -19,7 +19,7 @@ import PIL.Image
 import PIL.ImageDraw
 
 from qzoom_agent.evaluation.audit import MEANINGS, TaskAudit, points, read_audit
-from qzoom_agent.evaluation.compare import RIGHT, Comparison, compare, worth
+from qzoom_agent.evaluation.compare import RIGHT, compare, worth
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.sample_result import Cause, SampleResult
 from qzoom_agent.evaluation.stats import Figure
@@ -58,38 +58,11 @@ def write_run_report(folder: RunFolder, *, baseline: RunFolder | None = None, pa
     rows = folder.latest()
     _write_episodes(folder, rows)
     figures = {name: Results.of(other) for name, other in others.items()}
-    return page.write_page(_render(folder, target, rows, against, figures, flips), target)
-
-
-def _write_episodes(folder: RunFolder, rows: Sequence[SampleResult]) -> None:
-    """Write a page beside each trace, unless it is newer than the trace."""
-    for row in rows:
-        source = folder.trace_path(row.key)
-        target = source.with_suffix(".html")
-        if not source.exists() or (target.exists() and target.stat().st_mtime >= source.stat().st_mtime):
-            continue
-        trace = folder.trace(row.key)
-        assert trace is not None
-        known = trace.model_copy(update={"gold": row.boxes})
-        text = render_html(
-            known, lambda digest: page.ImageLink(f"images/{digest}.jpg"), expected=row.gold[0], linked=True
-        )
-        page.write_page(text, target)
-
-
-def _render(
-    folder: RunFolder,
-    target: Path,
-    rows: Sequence[SampleResult],
-    against: Mapping[str, Comparison],
-    figures: Mapping[str, Results],
-    flips: Mapping[tuple[str, str], str],
-) -> str:
     results = Results.of(folder)
     tasks = list(results.tasks.values())
     shown = _shown(results, rows)
     limit = min(4_000, THUMBNAIL_BYTES // max(1, len(shown)))
-    return page.document(
+    text = page.document(
         "run.html.jinja",
         rules=page.asset("run.css"),
         kind="run",
@@ -106,6 +79,23 @@ def _render(
         flips=flips,
         environment=results.environments[-1] if results.environments else {},
     )
+    return page.write_page(text, target)
+
+
+def _write_episodes(folder: RunFolder, rows: Sequence[SampleResult]) -> None:
+    """Write a page beside each trace, unless it is newer than the trace."""
+    for row in rows:
+        source = folder.trace_path(row.key)
+        target = source.with_suffix(".html")
+        if not source.exists() or (target.exists() and target.stat().st_mtime >= source.stat().st_mtime):
+            continue
+        trace = folder.trace(row.key)
+        assert trace is not None
+        known = trace.model_copy(update={"gold": row.boxes})
+        text = render_html(
+            known, lambda digest: page.ImageLink(f"images/{digest}.jpg"), expected=row.gold[0], linked=True
+        )
+        page.write_page(text, target)
 
 
 def _bars(tasks: Sequence[TaskResult]) -> list[tuple[str, Figure, bool]]:

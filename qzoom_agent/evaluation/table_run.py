@@ -94,34 +94,6 @@ class Questions:
     path: Path = Path()
     """Where the table is."""
 
-    @classmethod
-    def open(
-        cls,
-        path: Path,
-        *,
-        question: str | None,
-        split: str | None = None,
-        max_pixels: int,
-        columns: Mapping[str, str] | None = None,
-        out: Path | None = None,
-    ) -> Questions:
-        """Return the questions at a path; ConfigError if there are none, or the table lacks a column.
-
-        What lies in `out`, the run folder, is no image to ask about.
-        """
-        table = path.is_file() and path.suffix.lower() in SUFFIXES
-        if path.is_dir():
-            with translating("read", path):
-                table = is_saved(path) or bool(tables_in(path))
-        rows = None if table else image_rows(path, without=out)
-        if rows is None and path.is_dir() and not table:
-            raise ConfigError(f"There is neither an image nor a table ({', '.join(SUFFIXES)}) in {path}.")
-        rows = rows or open_path(table_file(path), split=split, skip_bad=True)
-        named = dict(columns or {})
-        given = named if question is None else {**named, "question": "question"}
-        found = named_columns(rows, given, question=question is None, answers=False)
-        return cls(task_name(path), rows, found, question, max_pixels, named, path)
-
     def samples(self) -> RowSamples:
         """Return the samples to ask; what is wrong with a row is raised when it is read."""
         return RowSamples(self.rows, self._sample, ["all"] * len(self.rows))
@@ -234,7 +206,10 @@ def find_questions(
     n: int | None = None,
     split: str | None = None,
 ) -> Questions:
-    """Return the questions of a run, checked without a model. For arguments and errors see `run_table`."""
+    """Return the questions of a run, checked without a model. For arguments and errors see `run_table`.
+
+    What lies in `out`, the run folder, is no image to ask about.
+    """
     require_pyarrow()
     if n is not None and n < 1:
         raise ConfigError(f"A run needs at least one row; got n = {n}.")
@@ -251,7 +226,18 @@ def find_questions(
         raise ConfigError(
             f"The run folder is {out}, where the images are. Give another one, such as {path / 'answers'}."
         )
-    return Questions.open(path, question=question, split=split, max_pixels=max_pixels, columns=columns, out=Path(out))
+    is_table = path.is_file() and path.suffix.lower() in SUFFIXES
+    if path.is_dir():
+        with translating("read", path):
+            is_table = is_saved(path) or bool(tables_in(path))
+    rows = None if is_table else image_rows(path, without=Path(out))
+    if rows is None and path.is_dir() and not is_table:
+        raise ConfigError(f"There is neither an image nor a table ({', '.join(SUFFIXES)}) in {path}.")
+    rows = rows or open_path(table_file(path), split=split, skip_bad=True)
+    named = dict(columns or {})
+    given = named if question is None else {**named, "question": "question"}
+    found = named_columns(rows, given, question=question is None, answers=False)
+    return Questions(task_name(path), rows, found, question, max_pixels, named, path)
 
 
 def run_table(

@@ -148,11 +148,6 @@ class ImageTools:
         ]
         return [text, *map(_small, shown)]
 
-    @property
-    def all(self) -> Sequence[Callable[..., list[Any]]]:
-        """The tools."""
-        return (self.look, self.propose, self.zoom, self.ask)
-
 
 def create_server(tools: ImageTools) -> Any:
     """Return the MCP server (`mcp.server.MCPServer`). Raises MissingDependency."""
@@ -177,7 +172,7 @@ def create_server(tools: ImageTools) -> Any:
         call.__name__, call.__doc__ = tool.__name__, tool.__doc__
         return call
 
-    for tool in tools.all:
+    for tool in (tools.look, tools.propose, tools.zoom, tools.ask):
         server.add_tool(blocks(tool), structured_output=False)
     return server
 

@@ -152,13 +152,10 @@ class _Server:
         if found.status == "error":
             raise failure(found.trace.error or "")
         self.metrics.answered(found, time.monotonic() - began)
-        self._keep(found)
-        return found
-
-    def _keep(self, answer: Answer) -> None:
-        self._traces[answer.trace.id] = answer.trace.model_dump_json()
+        self._traces[found.trace.id] = found.trace.model_dump_json()
         while len(self._traces) > self.config.traces:
             self._traces.popitem(last=False)
+        return found
 
     # -- the rest ------------------------------------------------------------------------------------------------------
 

@@ -43,11 +43,8 @@ class _LimitedRequest(Request):  # type: ignore[misc,unused-ignore]
 
     async def body(self) -> bytes:
         """Return the whole body. Raises RequestError."""
-        if self._read is None:
-            self._read = await self._within_limits()
-        return self._read
-
-    async def _within_limits(self) -> bytes:
+        if self._read is not None:
+            return self._read
         config: ServeConfig = self.app.state.config
         length = self.headers.get("content-length", "")
         most, body, size = config.max_bytes, bytearray(), int(length) if length.isdecimal() else 0
@@ -74,7 +71,8 @@ class _LimitedRequest(Request):  # type: ignore[misc,unused-ignore]
                 status=413,
                 code="too_large",
             )
-        return bytes(body)
+        self._read = bytes(body)
+        return self._read
 
 
 class LimitedRoute(APIRoute):  # type: ignore[misc,unused-ignore]

@@ -112,14 +112,12 @@ def run(args: argparse.Namespace) -> int:
     from qzoom_agent.cli.result_tables import show
     from qzoom_agent.evaluation.compare import compare
     from qzoom_agent.evaluation.report import write_run_report
-    from qzoom_agent.evaluation.summary import summarise
 
     agent, folder, console = plan.agent(), plan.folder, plan.console
-    plan.ask(agent, folder)
+    results = plan.ask(agent, folder)
     others = plan.ask_others(agent, ablations)
     if plan.shard.index:
         return OK
-    results = summarise(folder, plan.tasks, scorer=args.scorer)
     show(results, {name: compare(other, folder, scorer=args.scorer) for name, other in others.items()})
     if args.json:
         _write_json(args.json, folder, results)
@@ -163,8 +161,8 @@ class Measurement:
             self.ask(agent.replace(policy=name), folder, label=f"{name}: ")
         return others
 
-    def ask(self, agent: Agent, folder: RunFolder, *, label: str = "") -> None:
-        """Ask the agent every question that the folder does not have yet."""
+    def ask(self, agent: Agent, folder: RunFolder, *, label: str = "") -> Results:
+        """Ask the agent every question that the folder does not have yet, and return the results of all it has."""
         from qzoom_agent.cli.result_tables import show
         from qzoom_agent.evaluation.run_log import environment, weights_of
         from qzoom_agent.evaluation.runner import evaluate
@@ -173,7 +171,7 @@ class Measurement:
         args, console = self.args, self.console
         progress = Progress(console, label)
         try:
-            evaluate(
+            results = evaluate(
                 agent,
                 self.tasks,
                 out=folder.path,
@@ -194,6 +192,7 @@ class Measurement:
                 show(summarise(folder, self.tasks, scorer=args.scorer), {})
             raise progress.interrupted(folder.path) from None
         console.clear()
+        return results
 
 
 def planned(args: argparse.Namespace) -> Measurement | None:
@@ -363,12 +362,11 @@ def run_audit(args: argparse.Namespace) -> int:
 
     from qzoom_agent.evaluation.audit import FILE, audit, grey_policy
     from qzoom_agent.evaluation.report import write_run_report
-    from qzoom_agent.evaluation.summary import Results
 
     agent, folder = plan.agent(), plan.folder
     if agent.config.policy in ("direct", "random", "blind", "masked"):
         raise ConfigError(f"{agent.config.policy!r} is a control of an audit. Give --policy that is to be audited.")
-    plan.ask(agent, folder, label=f"{agent.config.policy}: ")
+    results = plan.ask(agent, folder, label=f"{agent.config.policy}: ")
     names: list[str] = ["direct", grey_policy(str(agent.config.policy)), "random"]
     if all(row.boxes or row.coarse_suffices for row in folder.latest()):
         names.append("oracle")
@@ -381,7 +379,7 @@ def run_audit(args: argparse.Namespace) -> int:
         write_text(args.json, found.model_dump_json(indent=1) + "\n")
     _show_audit(found)
     print(f"report: {opening(write_run_report(folder, baseline=controls['direct']))}", flush=True)
-    return exit_code(folder, Results.of(folder), plan.console)
+    return exit_code(folder, results, plan.console)
 
 
 def _show_audit(found: Audit) -> None:

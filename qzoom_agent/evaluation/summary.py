@@ -18,7 +18,7 @@ from typing_extensions import deprecated
 
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evaluation.run_log import RunFolder, TaskSelection
+from qzoom_agent.evaluation.run_log import RunFolder, RunSpec, TaskSelection
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.stats import Figure, Figures, Interval, figure
 from qzoom_agent.evaluation.tasks.task import PublicRule, Scored, Task, public_rule
@@ -187,23 +187,13 @@ def summarise(folder: RunFolder, tasks: Iterable[Task] = (), *, scorer: str | No
         weights=ask.weights,
         config=folder.config,
         environments=folder.environments(),
-        tasks={
-            name: task_result(rows[name], ask.tasks[name], task=known.get(name), scorer=scorer, repeats=ask.repeats)
-            for name in ask.tasks
-            if name in rows
-        },
+        tasks={name: _task_result(each, ask, known.get(name), scorer) for name, each in rows.items()},
     )
 
 
-def task_result(
-    rows: Sequence[SampleResult],
-    part: TaskSelection,
-    *,
-    task: Task | None = None,
-    scorer: str | None = None,
-    repeats: int = 1,
-) -> TaskResult:
+def _task_result(rows: Sequence[SampleResult], ask: RunSpec, task: Task | None, scorer: str | None) -> TaskResult:
     """Return the figures of one task's rows, at least one."""
+    part = ask.tasks[rows[0].task]
     # A scorer that some rows lack was not yet, or is no longer, one of the task's.
     names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
     chosen = scorer if scorer in names else names[0]
@@ -218,7 +208,7 @@ def task_result(
         scorer=chosen,
         scores=scores,
         part=part,
-        partial=part.partial or len(rows) < part.planned * repeats,
+        partial=part.partial or len(rows) < part.planned * ask.repeats,
         failed=sum(row.status == "error" for row in rows),
         statuses=dict(sorted(Counter(row.status for row in rows).items())),
         cost=cost(rows),

@@ -63,7 +63,6 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb."""
     return _pareto(args) if args.what == "pareto" else _ablation(args)
 
 

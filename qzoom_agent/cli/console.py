@@ -136,7 +136,6 @@ class Progress:
         )
 
     def text(self) -> str:
-        """Return the line."""
         mean = self.sum / self.n
         spread = math.sqrt(max(0.0, self.squares / self.n - mean * mean) / max(1, self.n - 1))
         seconds = monotonic() - self.began

@@ -21,7 +21,6 @@ def add_list_flags(flags: argparse.ArgumentParser) -> None:
 
 
 def run_list(_: argparse.Namespace) -> int:
-    """Print the tasks."""
     from qzoom_agent.evaluation.tasks.catalog import TASKS
 
     rows = [(task.name, ", ".join(task.scorers), task.title) for task in TASKS.values()]
@@ -125,7 +124,6 @@ def add_export_flags(flags: argparse.ArgumentParser) -> None:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    """Write a run in another format."""
     from qzoom_agent.evaluation.export import export
     from qzoom_agent.evaluation.run_log import RunFolder
 

@@ -315,7 +315,6 @@ def _write_json(path: Path, folder: RunFolder, results: Results) -> None:
 
 
 def add_judge_flags(flags: argparse.ArgumentParser) -> None:
-    """Add the flags of a judge."""
     group = flags.add_argument_group("judge")
     group.add_argument(
         "--judge",

@@ -104,7 +104,6 @@ class Benchmark:
         )
 
     def load(self, source: TaskSource) -> RowSamples:
-        """Return the samples."""
         return self.samples(self.rows(source), source)
 
     def rows(self, source: TaskSource) -> Rows:

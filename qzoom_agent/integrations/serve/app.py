@@ -231,7 +231,6 @@ class Metrics:
             Gauge(name, text, registry=registry).set_function(value)
 
     def answered(self, answer: Answer, seconds: float) -> None:
-        """Count an answer."""
         usage = answer.usage
         self._requests.labels(answer.status).inc()
         self._seconds.observe(seconds)
@@ -270,7 +269,6 @@ async def _leaves(request: Request) -> None:
 
 
 async def _sse(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
-    """Yield server-sent events."""
     async for chunk in chunks:
         yield f"data: {json.dumps(chunk)}\n\n".encode()
     yield b"data: [DONE]\n\n"

@@ -472,17 +472,15 @@ class _Delimited:
         self.path, self.separator, self.by_index = path, separator, dict[str, int]()
         self.starts: list[int] = []
         """Start of each row, in bytes."""
-        header: list[str] = []
         with path.open("rb") as file:
-            for start, cells in self._records(file):
-                if header:
-                    self.starts.append(start)
-                    if "index" in header and len(cells) == len(header):
-                        self.by_index[cells[header.index("index")]] = len(self.starts) - 1
-                else:
-                    header = [cell.strip() for cell in cells]
-        self.header = tuple(header)
-        twice = next((name for name in header if header.count(name) > 1), None)
+            records = self._records(file)
+            _, first = next(records, (0, []))
+            self.header = tuple(cell.strip() for cell in first)
+            for start, cells in records:
+                if "index" in self.header and len(cells) == len(self.header):
+                    self.by_index[cells[self.header.index("index")]] = len(self.starts)
+                self.starts.append(start)
+        twice = next((name for name in self.header if self.header.count(name) > 1), None)
         if twice is not None:
             raise ConfigError(f"{path} has two columns {twice!r}. Rename one.")
 

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qzoom_agent.agent import Agent
-from qzoom_agent.answer import LookResult
 from qzoom_agent.cli.main import main
 from qzoom_agent.errors import ConfigError, TraceError
 from qzoom_agent.geometry import Box
@@ -47,7 +46,7 @@ def seen(width: int = 400, height: int = 300) -> ViewStore:
 
 
 def html(found: PerceptionRecord, *, question: str = "Which code?", model: str = "nano") -> str:
-    return render_look(LookResult(found, seen(), question, model))
+    return render_look(found, seen(), question, model)
 
 
 class Page(HTMLParser):
@@ -166,12 +165,12 @@ def test_score_and_threshold_agree_with_the_decision(
 
 
 def test_a_page_is_written_or_says_why_not(tmp_path: Path) -> None:
-    look = LookResult(record(), seen(), "?", "nano")
-    path = write_look(look, tmp_path / "new" / "look.html")
-    assert path.read_text("utf-8") == render_look(look)
+    store = seen()
+    path = write_look(record(), store, "?", "nano", tmp_path / "new" / "look.html")
+    assert path.read_text("utf-8") == render_look(record(), store, "?", "nano")
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(TraceError, match=r"Cannot write .*look\.html: there is a file .* Choose"):
-        write_look(look, tmp_path / "file" / "look.html")
+        write_look(record(), store, "?", "nano", tmp_path / "file" / "look.html")
 
 
 # ---- the verb ------------------------------------------------------------------------------------------------------

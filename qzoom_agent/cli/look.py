@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html:
         from qzoom_agent.report.look import write_look
 
-        console.line(f"html    {write_look(look, args.html)}")
+        console.line(f"html    {write_look(record, look.store, look.question, look.model, args.html)}")
     return OK
 
 

@@ -15,31 +15,29 @@ from typing import Any
 
 import PIL.Image
 
-from qzoom_agent.answer import LookResult
 from qzoom_agent.report import page
 from qzoom_agent.report.overlay import fractions
 from qzoom_agent.trace import PerceptionRecord, Quad
-from qzoom_agent.views import View
+from qzoom_agent.views import View, ViewStore
 
 MAX_CROPS = 12
 
 
-def write_look(look: LookResult, path: Path | str) -> Path:
-    """Write the page for one look; see `write_report`."""
-    return page.write_page(render_look(look), path)
+def write_look(record: PerceptionRecord, store: ViewStore, question: str, model: str, path: Path | str) -> Path:
+    """Write the page for one look at the original and the coarse view in `store`; see `write_report`."""
+    return page.write_page(render_look(record, store, question, model), path)
 
 
-def render_look(look: LookResult) -> str:
+def render_look(record: PerceptionRecord, store: ViewStore, question: str, model: str) -> str:
     """Return the page as a string; see `write_look`."""
-    record, store = look.record, look.store
     original, pixels, coarse = store.view("original"), store.image("original"), next(iter(store.coarse), None)
     limit = page.CROP_BYTES // (1 + min(len(record.boxes), MAX_CROPS))
     stage = page.stage(original, pixels, _marks(record, original.size), record.heat)
     return page.document(
         "look.html.jinja",
         rules=stage.rules,
-        question=look.question,
-        model=look.model,
+        question=question,
+        model=model,
         found=findings(record),
         full=page.full_tokens(store.views),
         coarse=coarse_view(coarse, store.image(coarse.id), limit) if coarse is not None else None,

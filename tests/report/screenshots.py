@@ -14,7 +14,6 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from qzoom_agent.answer import LookResult
 from qzoom_agent.geometry import Box
 from qzoom_agent.report.episode import write_report
 from qzoom_agent.report.look import write_look
@@ -185,7 +184,7 @@ def main(folder: Path, chromium: str) -> None:
     overlay(store.image("original"), found).save(folder / "overlay.png")
     for page in (
         write_report(trace, images, folder / "report.html", expected="368"),
-        write_look(LookResult(found, store, trace.question, trace.model), folder / "look.html"),
+        write_look(found, store, trace.question, trace.model, folder / "look.html"),
     ):
         print(f"{page}  {page.stat().st_size / 1000:.0f} kB")
         for width, height in ((1280, 1560), (420, 3000)):

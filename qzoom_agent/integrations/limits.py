@@ -23,7 +23,7 @@ CEILINGS: Final[dict[str, float]] = {
 }
 """Most that may be asked for, by key of the configuration."""
 MAX_IMAGES: Final = 8
-"""Most images of a question."""
+"""Most images of a question, or of a conversation."""
 assert set(get_args(ServedPolicy)) < set(get_args(PolicyName))
 _NEVER: Final = {"model", "protocol", "prompt", "perceiver", "tool", "tools", "max_pixels", "review", "policy"}
 """Keys that name weights, files or code, or limits of the server, and the policy, of which some are not served."""
@@ -50,8 +50,6 @@ class ServeConfig(Config):
     """Most bytes of the body of a request."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """Most pixels (width times height) of the images of a request together."""
-    max_images: int = Field(default=MAX_IMAGES, ge=1)
-    """Most images of a conversation."""
     allow_urls: bool = False
     """Fetch images from http(s) addresses that clients name."""
     allow: tuple[str, ...] = ()

@@ -343,13 +343,13 @@ def said(role: str, *parts: str) -> ChatMessage:
 def test_what_was_said_before_stands_in_front_of_the_question() -> None:
     image = ChatMessage.model_validate(asked("which number?", url="data:,x")["messages"][0])
     talk = [said("system", "Be short."), image, said("assistant", "42"), said("user", "and the next?")]
-    found = read_question(talk, allow_urls=False, max_images=1)
+    found = read_question(talk, allow_urls=False)
     assert found.text == ("Be short.\n\nThe conversation so far:\nUser: which number?\nAssistant: 42\n\nand the next?")
-    assert read_question([image], allow_urls=False, max_images=1).text == "which number?"
+    assert read_question([image], allow_urls=False).text == "which number?"
     with pytest.raises(RequestError, match="last message"):
-        read_question([image, said("assistant", "42")], allow_urls=False, max_images=1)
-    with pytest.raises(RequestError, match="1 to 2 images; this one has 3"):
-        read_question([image] * 3, allow_urls=False, max_images=2)
+        read_question([image, said("assistant", "42")], allow_urls=False)
+    with pytest.raises(RequestError, match="1 to 8 images; this one has 9"):
+        read_question([image] * 9, allow_urls=False)
 
 
 def test_settings_that_name_files_are_never_a_requests() -> None:

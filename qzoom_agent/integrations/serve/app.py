@@ -100,7 +100,7 @@ class _Server:
     async def chat(self, request: Request, body: ChatRequest) -> Response:
         """Answer the last question of a conversation."""
         self._require(body.model)
-        asked = read_question(body.messages, allow_urls=self.config.allow_urls, max_images=self.config.max_images)
+        asked = read_question(body.messages, allow_urls=self.config.allow_urls)
         question = asked._replace(changes=body.changes(self.config), seed=body.seed)
         reply = Reply(body, id=f"chatcmpl-{uuid4().hex}")
         if not body.stream:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from qzoom_agent.answer import Answer
 from qzoom_agent.config import MAX_SEED
-from qzoom_agent.integrations.limits import CEILINGS, ServeConfig, ServedPolicy
+from qzoom_agent.integrations.limits import CEILINGS, MAX_IMAGES, ServeConfig, ServedPolicy
 from qzoom_agent.integrations.serve.episodes import Question
 from qzoom_agent.integrations.serve.errors import RequestError
 
@@ -149,7 +149,7 @@ def _number(value: object) -> float | None:
         return None
 
 
-def read_question(messages: Sequence[ChatMessage], *, allow_urls: bool, max_images: int) -> Question:
+def read_question(messages: Sequence[ChatMessage], *, allow_urls: bool) -> Question:
     """Return the images and the question of a conversation. Raises RequestError if it lacks one or has too many."""
     images, said = [], []
     for message in messages:
@@ -157,9 +157,9 @@ def read_question(messages: Sequence[ChatMessage], *, allow_urls: bool, max_imag
         texts = [part.text for part in parts or [] if isinstance(part, TextPart)]
         images += [part.image_url.url for part in parts or [] if isinstance(part, ImagePart)]
         said.append((message.role, "\n".join(texts).strip()))
-    if not 1 <= len(images) <= max_images:
+    if not 1 <= len(images) <= MAX_IMAGES:
         raise RequestError(
-            f"A conversation is about 1 to {max_images} images; this one has {len(images)}. Send each as a part of "
+            f"A conversation is about 1 to {MAX_IMAGES} images; this one has {len(images)}. Send each as a part of "
             "type image_url.",
             param="messages",
         )

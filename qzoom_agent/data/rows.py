@@ -91,7 +91,7 @@ class Rows:
         numbers = [self.number(place) for place in places]
         if hasattr(self.data, "select"):
             return replace(self, data=self.data.select(places), numbers=numbers)
-        return replace(self, data=ComputedRows(len(places), lambda at: self.data[places[at]]), numbers=numbers)
+        return replace(self, data=ComputedRows(len(places), partial(_selected, self.data, places)), numbers=numbers)
 
     def number(self, place: int) -> int:
         """Return the number that a row has in its file, from 0."""
@@ -112,11 +112,7 @@ class Rows:
         columns = tuple(names.get(column, column) for column in self.columns)
         if hasattr(self.data, "rename_columns"):
             return replace(self, data=self.data.rename_columns(dict(names)), columns=columns)
-
-        def renamed(index: int) -> Row:
-            return {names.get(column, column): cell for column, cell in self.data[index].items()}
-
-        return replace(self, data=ComputedRows(len(self), renamed), columns=columns)
+        return replace(self, data=ComputedRows(len(self), partial(_renamed, self.data, names)), columns=columns)
 
     def need(self, columns: Sequence[str]) -> Rows:
         """Return itself; raise ConfigError if a column is missing."""
@@ -447,6 +443,18 @@ def _json_lines(path: Path, *, skip_bad: bool) -> Rows:
     if fault is not None and not (skip_bad and keys):
         raise fault
     return Rows(str(path), ComputedRows(len(starts), partial(_json_line, path, starts)), tuple(keys), path.parent)
+
+
+# Functions of the module and not of a method: rows are pickled on their way to the workers of a data loader.
+
+
+def _selected(data: Any, places: Sequence[int], index: int) -> Row:
+    row: Row = data[places[index]]
+    return row
+
+
+def _renamed(data: Any, names: Mapping[str, str], index: int) -> Row:
+    return {names.get(column, column): cell for column, cell in data[index].items()}
 
 
 def _json_line(path: Path, starts: Sequence[int], index: int) -> Row:

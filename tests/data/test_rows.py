@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,16 @@ def test_text_cells_stay_text(tmp_path: Path) -> None:
     rows = open_path(table)
     assert rows.columns == ("code", "answer")
     assert [rows[0], rows[1]] == [{"code": "007", "answer": "NA"}, {"code": "1.50", "answer": 'a, "b"\nc'}]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_rows_reach_workers_that_are_started_anew(tmp_path: Path, suffix: str) -> None:
+    lines = {"jsonl": '{"q": "a"}\n{"q": "b"}\n{"q": "c"}\n', "csv": "q\na\nb\nc\n"}
+    file = tmp_path / f"t.{suffix}"
+    file.write_text(lines[suffix], encoding="utf-8")
+    rows = open_path(file).renamed({"q": "question"}).select([2, 0])
+    sent = pickle.loads(pickle.dumps(rows))
+    assert [row["question"] for row in sent.data] == ["c", "a"]
 
 
 def test_json_lines_are_read_one_at_a_time(tmp_path: Path) -> None:

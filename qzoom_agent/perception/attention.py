@@ -1,56 +1,44 @@
-"""Attention of chosen heads, recomputed from the inputs of their layers.
+"""Attention of chosen heads, computed from the inputs of their layers.
 
 Labels (`labels.py`) need the attention of a few heads, from the tokens of an answer to those of an image. Asking a
-model for its attention forces the slow kernel on every layer. Instead the inputs of a few layers are kept during an
-ordinary forward, on any kernel, and softmax(q k / sqrt d) is computed later for the rows and heads that are needed (the
+model for its attention forces the slow kernel on every layer. Instead the inputs of a few layers are kept while the
+decoder runs, on any kernel, and softmax(q k / sqrt d) is computed later for the rows and heads that are needed (the
 map M of SD-RPN, arXiv 2509.16944, and Q-Zoom, arXiv 2604.06912, section 3.1).
 
-    with record(model, layers) as recorded:
-        model(**inputs)
-    rows = recorded.attention(layer, heads, queries, keys)
+    kept = layer_inputs(decoder, new, layers, rotary=rotary, mask=mask)
+    rows = kept.attention(layer, heads, queries, keys)
 
-One forward over prompt and answer works, and so does `generate`. Attention is computed for layers with full attention
-and queries that do not see forwards: packed rows, trees and sliding windows are not supported. Hooks are removed when
-the block ends; other threads' forwards are not recorded.
+Attention is computed for layers with full attention and queries that do not see forwards: packed rows, trees and
+sliding windows are not supported.
 """
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from torch import Tensor
 
 from qzoom_agent.errors import BackendError
-from qzoom_agent.perception.adapters import FULL, adapter_for, layer_kinds, text_model
-from qzoom_agent.perception.decoder import Rotary, project, rotate
+from qzoom_agent.perception.adapters import FULL, full_layers, of_full_layers
+from qzoom_agent.perception.decoder import Decoder, Embedded, Rotaries, Rotary, project, rotate
 from qzoom_agent.perception.labels import Heads
+from qzoom_agent.perception.masks import Masks
 
 Tokens = slice | Sequence[int]
 """Indices of tokens of a sequence."""
 
 
-class Recording:
-    """The inputs of some layers of one forward. Made by `record`."""
+@dataclass(frozen=True, slots=True)
+class LayerInputs:
+    """What went into some layers in one pass. Made by `layer_inputs`."""
 
-    def __init__(self, model: PreTrainedModel, layers: Sequence[int]) -> None:
-        adapter_for(model.config)
-        stack: Any = text_model(model).layers
-        beyond = sorted(layer for layer in set(layers) if not 0 <= layer < len(stack))
-        if beyond:
-            raise BackendError(
-                f"Attention of layer {beyond[0]} was asked for, but this model's layers are 0 to {len(stack) - 1}. "
-                "Heads belong to one base model: use the list made for this one."
-            )
-        self._layers: dict[int, Any] = {layer: stack[layer] for layer in sorted(set(layers))}
-        self._kinds = layer_kinds(text_model(model).config)
-        self._inputs: dict[int, tuple[Tensor, Rotary]] = {}
-        """Input of each layer so far: (batch, tokens, hidden) before the layer's norm, and rotary embeddings."""
-        self._thread = threading.get_ident()
+    decoder: Decoder
+    states: dict[int, Tensor]
+    """Input of each layer, (batch, tokens, hidden), before the layer's norm."""
+    rotary: Rotary
+    """Of the layers with full attention."""
 
     @torch.no_grad()
     def attention(
@@ -65,18 +53,17 @@ class Recording:
                 query on padding is meaningless.
 
         Raises:
-            BackendError: nothing was recorded of this layer, or it has no such head.
+            BackendError: the layer has no full attention, or no such head.
         """
-        hidden, rotary = self._held(layer)
-        if self._kinds[layer] != FULL:
-            full = [index for index, kind in enumerate(self._kinds) if kind == FULL]
+        decoder, rotary = self.decoder, self.rotary
+        if decoder.kinds[layer] != FULL:
+            full = ", ".join(map(str, full_layers(decoder.config)))
             raise BackendError(
-                f"Attention of layer {layer} was asked for, which has {self._kinds[layer].replace('_', ' ')}. Choose "
-                f"heads among the layers with full attention: {', '.join(map(str, full))}."
+                f"Attention of layer {layer} was asked for, which has {decoder.kinds[layer].replace('_', ' ')}. Choose "
+                f"heads among the layers with full attention: {full}."
             )
-        module = self._layers[layer]
-        attention = module.self_attn
-        normed = module.input_layernorm(hidden)
+        module = decoder.text.layers[layer]
+        attention, normed = module.self_attn, module.input_layernorm(self.states[layer])
         tokens = torch.arange(normed.shape[1], device=normed.device)
         # indices of the queries, which the causal mask below compares with those of the keys
         asking = tokens[_index(queries)]
@@ -107,63 +94,30 @@ class Recording:
         attended: Tensor = logits.softmax(dim=-1)[..., _index(keys)]
         return attended
 
-    def states(self, layer: int) -> Tensor:
-        """Return the states (batch, tokens, hidden) that went into a recorded layer."""
-        return self._held(layer)[0]
 
-    def _held(self, layer: int) -> tuple[Tensor, Rotary]:
-        if layer not in self._inputs:
-            known = ", ".join(map(str, self._inputs)) or "none"
-            raise BackendError(
-                f"Nothing was recorded of layer {layer} (recorded: {known}). Pass it to `record` and run the model "
-                "inside the block, in the same thread."
-            )
-        return self._inputs[layer]
-
-    def _watch(self, layer: int) -> Any:
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if threading.get_ident() != self._thread:
-                return
-            hidden = args[0] if args else kwargs["hidden_states"]
-            cos, sin = kwargs["position_embeddings"]
-            # families without MRoPE compute one row of embeddings for the whole batch
-            new = [part.expand(len(hidden), -1, -1).detach() for part in (hidden, cos, sin)]
-            # by its type: the name of the argument changed between versions of transformers
-            cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
-            if cache is not None and self._kinds[layer] != FULL:
-                raise BackendError(f"The states of layer {layer} can be recorded in one forward without a cache alone.")
-            past = 0 if cache is None else int(cache.get_seq_length(layer))
-            if past:
-                old = self._inputs.get(layer)
-                if old is None or old[0].shape[1] < past or len(old[0]) != len(hidden):
-                    raise BackendError(
-                        f"The cache holds {past} tokens that were not recorded, so attention cannot be computed. Start "
-                        "the conversation inside the `record` block."
-                    )
-                held = (old[0], *old[1])
-                new = [torch.cat((a[:, :past], b), dim=1) for a, b in zip(held, new, strict=True)]
-            self._inputs[layer] = new[0], (new[1], new[2])
-
-        return before
-
-
-@contextmanager
-def record(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[Recording]:
-    """Record the inputs of these layers while the block runs the model; a forward without a past starts anew.
+def layer_inputs(
+    decoder: Decoder, new: Embedded, layers: Collection[int], *, rotary: Rotaries, mask: Masks
+) -> LayerInputs:
+    """Run the decoder as far as the deepest of these layers, and keep what goes into each of them.
 
     Raises:
-        BackendError: the family is not supported, or the model has no such layer.
+        BackendError: the model has no such layer.
     """
-    recording = Recording(model, layers)
-    with ExitStack() as hooks:
-        for index, module in recording._layers.items():
-            handle = module.register_forward_pre_hook(recording._watch(index), with_kwargs=True)
-            hooks.callback(handle.remove)
-        yield recording
+    if beyond := sorted(layer for layer in layers if not 0 <= layer < decoder.depth):
+        raise BackendError(
+            f"Attention of layer {beyond[0]} was asked for, but this model's layers are 0 to {decoder.depth - 1}. "
+            "Heads belong to one base model: use the list made for this one."
+        )
+    states: dict[int, Tensor] = {}
+    done = 0
+    for layer in sorted(set(layers)):
+        new = new._replace(hidden=decoder.run(new, range(done, layer), rotary=rotary, mask=mask))
+        states[layer], done = new.hidden, layer
+    return LayerInputs(decoder, states, of_full_layers(rotary))
 
 
 def response_map(
-    recorded: Recording,
+    kept: LayerInputs,
     heads: Heads,
     *,
     response: Tokens,
@@ -181,13 +135,13 @@ def response_map(
         start: index of the image's first visual token.
 
     Raises:
-        BackendError: as in `Recording.attention`.
+        BackendError: as in `LayerInputs.attention`.
         ValueError: `response` has no token.
     """
     image = slice(start, start + rows * columns)
     total = np.zeros(rows * columns, dtype=np.float32)
     for layer, chosen in heads.items():
-        found = recorded.attention(layer, chosen, response, image, mask=mask)[row]
+        found = kept.attention(layer, chosen, response, image, mask=mask)[row]
         if not found.shape[1]:
             raise ValueError("no token of the answer is in response, so there is no mean; give at least one")
         total += found.mean(dim=1).sum(dim=0).cpu().numpy()
@@ -196,13 +150,13 @@ def response_map(
 
 
 def norm_map(
-    recorded: Recording, layer: int, *, start: int, rows: int, columns: int, row: int = 0
+    kept: LayerInputs, layer: int, *, start: int, rows: int, columns: int, row: int = 0
 ) -> NDArray[np.float32]:
     """Return L2 norms of the states of an image's visual tokens as a map (rows, columns), for `make_labels`.
 
     In the paper visual tokens with a large norm are attention sinks (the published code finds them by heads).
     """
-    states = recorded.states(layer)[row, start : start + rows * columns].float()
+    states = kept.states[layer][row, start : start + rows * columns].float()
     norms: NDArray[np.float32] = torch.linalg.vector_norm(states, dim=-1).reshape(rows, columns).cpu().numpy()
     return norms
 

@@ -1,7 +1,6 @@
-"""Recomputed attention is the stock model's own, on every family, and a recording leaves no trace on the model."""
+"""Attention that is computed from the inputs of layers is the stock model's own, on every family."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection
 from copy import deepcopy
 from typing import Any
 
@@ -14,8 +13,10 @@ from transformers import PreTrainedModel
 from parity_run import mean_attention
 from qzoom_agent.errors import BackendError
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.perception.adapters import text_model
-from qzoom_agent.perception.attention import norm_map, record, response_map
+from qzoom_agent.perception.attention import LayerInputs, layer_inputs, norm_map, response_map
+from qzoom_agent.perception.decoder import Decoder
+from qzoom_agent.perception.masks import layer_masks
+from qzoom_agent.perception.transformers_versions import image_features
 from tests.tiny_models import Family, build
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
@@ -77,8 +78,19 @@ def stock_attention(model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Ten
     return found
 
 
-def hooks(model: PreTrainedModel) -> int:
-    return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
+@torch.no_grad()
+def kept_inputs(model: PreTrainedModel, inputs: dict[str, Any], layers: Collection[int]) -> LayerInputs:
+    """The inputs of these layers, of rows that may be padded on the left."""
+    decoder, ids, valid = Decoder(model), inputs["input_ids"], inputs["attention_mask"].bool()
+    pixels = {name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs}
+    new = decoder.embed(ids, [image_features(model, pixels)])
+    if "image_grid_thw" in inputs:
+        places = {name: inputs[name] for name in ("mm_token_type_ids", "image_grid_thw", "attention_mask")}
+        positions = model.base_model.get_rope_index(ids, **places)[0]
+    else:
+        positions = (valid.cumsum(1) - 1).clamp(min=0)
+    rotary, mask = decoder.rotary(new.hidden, positions), layer_masks(model.config, valid, new.hidden)
+    return layer_inputs(decoder, new, layers, rotary=rotary, mask=mask)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -92,44 +104,32 @@ def test_attention_is_the_stock_models_on_any_kernel(
     before = model.config._attn_implementation
     model.set_attn_implementation(kernel)
     try:
-        with torch.no_grad(), record(model, range(LAYERS)) as recorded:
-            model(**inputs)
+        kept = kept_inputs(model, inputs, range(LAYERS))
     finally:
         model.set_attn_implementation(before)
     everything = slice(None)
     for layer in range(LAYERS):
-        rows = recorded.attention(layer, range(HEADS), everything, everything)
+        rows = kept.attention(layer, range(HEADS), everything, everything)
         assert rows.dtype == torch.float32 and not rows.requires_grad
         torch.testing.assert_close(rows, stock[layer], atol=1e-5, rtol=0)
         assert rows.std() > 0.02, "flat attention would prove nothing"
     # a part of the rows, columns and heads is cut from the whole
-    part = recorded.attention(2, (3, 0), (-1, 12), slice(5, 11))
+    part = kept.attention(2, (3, 0), (-1, 12), slice(5, 11))
     torch.testing.assert_close(part, stock[2][:, [3, 0]][:, :, [-1, 12], 5:11], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_generation_is_joined_to_what_one_forward_gives(
+def test_the_map_of_an_answer_is_that_of_the_published_collection(
     load: Callable[[Family], PreTrainedModel], family: Family
 ) -> None:
     model = load(family)
     inputs = example(model, family)
-    length = inputs["input_ids"].shape[1]
-    with record(model, tuple(PICKED)) as recorded:
-        ids = model.generate(**inputs, max_new_tokens=5, min_new_tokens=5, do_sample=False)
-    assert ids.shape[1] == length + 5
-    fed = ids[:, :-1]  # the last token is never fed back
-    whole: dict[str, Any] = {**inputs, "input_ids": fed, "attention_mask": torch.ones_like(fed)}
-    if "mm_token_type_ids" in inputs:
-        whole["mm_token_type_ids"] = (fed == model.config.image_token_id).int()
-    stock = stock_attention(model, whole)
-    for layer, heads in PICKED.items():
-        rows = recorded.attention(layer, heads, slice(None), slice(None))
-        torch.testing.assert_close(rows, stock[layer][:, list(heads)], atol=1e-5, rtol=0)
-
-    # and the map is the mean of the published collection, which reads the same rows step by step
+    length = inputs["input_ids"].shape[1] - 4
+    stock, kept = stock_attention(model, inputs), kept_inputs(model, inputs, PICKED)
+    # which reads the same rows step by step
     place: dict[str, Any] = {"start": image_start(model, inputs), "rows": ROWS[family], "columns": COLUMNS[family]}
     steps = {layer: [stock[layer][0, :, row, : row + 1] for row in range(length, length + 4)] for layer in PICKED}
-    made = response_map(recorded, PICKED, response=slice(length, length + 4), **place)
+    made = response_map(kept, PICKED, response=slice(length, length + 4), **place)
     assert made.shape == (ROWS[family], COLUMNS[family]) and made.dtype == np.float32
     np.testing.assert_allclose(made, mean_attention(steps, PICKED, **place), atol=1e-5)
     assert made.max() > 0.01
@@ -148,9 +148,8 @@ def test_rows_padded_on_the_left_are_those_of_their_own(
         if name in short
     }
     both = {name: torch.cat((long[name], padded.get(name, short[name]))) for name in long}
-    with torch.no_grad(), record(model, [1]) as recorded:
-        model(**both)
-    rows = recorded.attention(1, range(HEADS), slice(None), slice(None), mask=both["attention_mask"])
+    kept = kept_inputs(model, both, [1])
+    rows = kept.attention(1, range(HEADS), slice(None), slice(None), mask=both["attention_mask"])
     for row, inputs, skipped in ((0, long, 0), (1, short, gap)):
         alone = stock_attention(model, inputs)[1][0]
         torch.testing.assert_close(rows[row, :, skipped:, skipped:], alone, atol=1e-5, rtol=0)
@@ -160,9 +159,7 @@ def test_rows_padded_on_the_left_are_those_of_their_own(
             "rows": ROWS[family],
             "columns": COLUMNS[family],
         }
-        made = response_map(
-            recorded, {1: (2,)}, response=slice(-3, None), row=row, mask=both["attention_mask"], **place
-        )
+        made = response_map(kept, {1: (2,)}, response=slice(-3, None), row=row, mask=both["attention_mask"], **place)
         start, tokens = image_start(model, inputs), ROWS[family] * COLUMNS[family]
         expected = alone[2, -3:, start : start + tokens].mean(0)
         np.testing.assert_allclose(made.ravel(), expected.numpy(), atol=1e-5)
@@ -172,23 +169,23 @@ def test_rows_padded_on_the_left_are_those_of_their_own(
 def test_norms_are_of_the_states_between_layers(load: Callable[[Family], PreTrainedModel], family: Family) -> None:
     model = load(family)
     inputs = example(model, family)
-    with torch.no_grad(), record(model, [0, 2]) as recorded:
+    kept = kept_inputs(model, inputs, [0, 2])
+    with torch.no_grad():
         states = model(**inputs, use_cache=False, output_hidden_states=True).hidden_states
     visual = inputs["input_ids"][0] == model.config.image_token_id
     for layer in (0, 2):
-        norms, expected = recorded.states(layer)[0].norm(dim=-1), states[layer][0].norm(dim=-1)
+        norms, expected = kept.states[layer][0].norm(dim=-1), states[layer][0].norm(dim=-1)
         # Qwen3-VL adds image features to a layer's output after the copy that `hidden_states` holds
         same = ~visual if family == "qwen3_vl" and layer else torch.ones_like(visual)
         torch.testing.assert_close(norms[same], expected[same], atol=0, rtol=1e-5)
         place = {"start": image_start(model, inputs), "rows": ROWS[family], "columns": COLUMNS[family]}
-        np.testing.assert_array_equal(norm_map(recorded, layer, **place).ravel(), norms[visual].numpy())
+        np.testing.assert_array_equal(norm_map(kept, layer, **place).ravel(), norms[visual].numpy())
 
 
 def test_no_heads_make_an_empty_map(load: Callable[[Family], PreTrainedModel]) -> None:
     model = load("llava")
-    with record(model, []) as recorded:
-        pass
-    made = response_map(recorded, {}, response=[3], start=0, rows=2, columns=3)
+    kept = kept_inputs(model, example(model, "llava"), [])
+    made = response_map(kept, {}, response=[3], start=0, rows=2, columns=3)
     np.testing.assert_array_equal(made, np.zeros((2, 3)))
 
 
@@ -196,60 +193,20 @@ def test_half_precision_is_summed_in_full(load: Callable[[Family], PreTrainedMod
     model = load("llava")
     half = deepcopy(model).to(torch.bfloat16)
     inputs = example(model, "llava")
-    with torch.inference_mode(), record(half, [1]) as recorded:
-        half(**inputs | {"pixel_values": inputs["pixel_values"].bfloat16()})
-    rows = recorded.attention(1, range(HEADS), slice(None), slice(None))
+    kept = kept_inputs(half, inputs | {"pixel_values": inputs["pixel_values"].bfloat16()}, [1])
+    rows = kept.attention(1, range(HEADS), slice(None), slice(None))
     assert rows.dtype == torch.float32
     torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:-1]), atol=1e-6, rtol=0)
     torch.testing.assert_close(rows, stock_attention(model, inputs)[1], atol=0.05, rtol=0)
 
 
-def test_recordings_nest_and_leave_nothing_behind(load: Callable[[Family], PreTrainedModel]) -> None:
-    model = load("qwen2_5_vl")
-    first, second = example(model, "qwen2_5_vl"), example(model, "qwen2_5_vl", seed=5)
-    before, names = hooks(model), {id(module): sorted(vars(module)) for module in model.modules()}
-    with torch.no_grad(), record(model, [0, 1]) as outer:
-        model(**first)
-        with record(model, [1]) as inner:
-            assert hooks(model) == before + 3
-            model(**second)
-        assert hooks(model) == before + 2
-        model(**first)
-    assert hooks(model) == before
-    for recorded, inputs in ((outer, first), (inner, second)):
-        rows = recorded.attention(1, [0], slice(None), slice(None))
-        torch.testing.assert_close(rows, stock_attention(model, inputs)[1][:, :1], atol=1e-5, rtol=0)
-    with pytest.raises(RuntimeError, match="stop"), record(model, range(LAYERS)):
-        assert hooks(model) == before + LAYERS
-        raise RuntimeError("stop")
-    assert hooks(model) == before
-    assert {id(module): sorted(vars(module)) for module in model.modules()} == names
-
-
-def test_a_recording_sees_only_its_own_thread(load: Callable[[Family], PreTrainedModel]) -> None:
-    model = load("qwen2_5_vl")
-    inputs = example(model, "qwen2_5_vl")
-    with record(model, [0]) as recorded, ThreadPoolExecutor(1) as pool:
-        pool.submit(lambda: model(**inputs)).result()
-    with pytest.raises(BackendError, match="Nothing was recorded of layer 0"):
-        recorded.attention(0, [0], [0], [0])
-
-
 def test_what_cannot_be_computed_is_refused(load: Callable[[Family], PreTrainedModel]) -> None:
     model = load("qwen2_5_vl")
     inputs = example(model, "qwen2_5_vl")
-    with pytest.raises(BackendError, match="layers are 0 to 2"), record(model, [1, 16]):
-        pass
-    with torch.no_grad():
-        held = model(**inputs).past_key_values
-        with pytest.raises(BackendError, match="tokens that were not recorded"), record(model, [1]):
-            model(input_ids=torch.tensor([[33]]), past_key_values=held)
-        assert not any(layer._forward_pre_hooks for layer in text_model(model).layers)
-        with record(model, [1]) as recorded:
-            model(**inputs)
-    with pytest.raises(BackendError, match=r"Nothing was recorded of layer 2 \(recorded: 1\)"):
-        recorded.attention(2, [0], [0], [0])
+    with pytest.raises(BackendError, match="layers are 0 to 2"):
+        kept_inputs(model, inputs, [1, 16])
+    kept = kept_inputs(model, inputs, [1])
     with pytest.raises(BackendError, match="heads are 0 to 3"):
-        recorded.attention(1, [0, 4], [0], [0])
+        kept.attention(1, [0, 4], [0], [0])
     with pytest.raises(ValueError, match="no token of the answer"):
-        response_map(recorded, {1: (0,)}, response=[], start=7, rows=3, columns=5)
+        response_map(kept, {1: (0,)}, response=[], start=7, rows=3, columns=5)

@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.perception.adapters import adapter_for, full_layers, of_full_layers
-from qzoom_agent.perception.attention import record
+from qzoom_agent.perception.attention import layer_inputs
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.decoder import Decoder, Embedded, Prefill
 from qzoom_agent.perception.masks import layer_masks
@@ -205,10 +205,9 @@ def test_an_untrained_map_is_the_attention_logits_of_its_layer(case: Case) -> No
             decoder.rotary(new.hidden, places(case, len(PROMPT))),
             decoder.mask(new.hidden, visual=new.visual),
         )
-        with record(case.model, [K]) as recorded:
-            hidden = decoder.run(new, range(K), rotary=rotary, mask=mask)
-            decoder.run(hidden, range(K, LAYERS), rotary=rotary, mask=mask)
-        attended = recorded.attention(K, range(4), [-1], slice(None))[0, :, 0]
+        kept = layer_inputs(decoder, new, [K], rotary=rotary, mask=mask)
+        hidden = kept.states[K]
+        attended = kept.attention(K, range(4), [-1], slice(None))[0, :, 0]
         turned = of_full_layers(rotary)
         states = branches.sdrpn.states(hidden, rotary=turned, mask=of_full_layers(mask))
         last = (turned[0][:, -1:], turned[1][:, -1:])
@@ -220,15 +219,15 @@ def test_an_untrained_map_is_the_attention_logits_of_its_layer(case: Case) -> No
 
 def test_heads_of_other_layers_are_refused(case: Case) -> None:
     decoder, new = case.decoder, embedded(case)
-    with torch.inference_mode(), record(case.model, [2]) as recorded:
+    with torch.inference_mode():
         rotary, mask = (
             decoder.rotary(new.hidden, places(case, len(PROMPT))),
             decoder.mask(new.hidden, visual=new.visual),
         )
-        decoder.run(new, range(3), rotary=rotary, mask=mask)
-    assert recorded.states(2).shape == (1, len(PROMPT), 32)
+        kept = layer_inputs(decoder, new, [2], rotary=rotary, mask=mask)
+    assert kept.states[2].shape == (1, len(PROMPT), 32)
     with pytest.raises(BackendError, match="with full attention: 1, 3, 5, 7"):
-        recorded.attention(2, [0], [-1], slice(None))
+        kept.attention(2, [0], [-1], slice(None))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.perception.adapters import Grid, of_full_layers
-from qzoom_agent.perception.attention import Recording, record
+from qzoom_agent.perception.attention import LayerInputs, layer_inputs
 from qzoom_agent.perception.branches import Branches, InsideCrops, searched
 from qzoom_agent.perception.decoder import Decoder, Embedded, Rotaries, Rotary
 from qzoom_agent.perception.look import Images
@@ -77,7 +77,7 @@ class LowerLayerStates(NamedTuple):
 class Attended(NamedTuple):
     """One pass over prompts and answers, from which attention can be read."""
 
-    recorded: Recording
+    kept: LayerInputs
     valid: Tensor
     """(rows, tokens) bool: real tokens; rows are padded on the left."""
     asking: list[list[int]]
@@ -173,12 +173,11 @@ def lower_states(
 def attend(
     backend: HFBackend, asked: Sequence[CoarsePrompt], said: Sequence[str], layers: Sequence[int], asking: Asking
 ) -> Attended:
-    """Run the base over each prompt and its answer up to the deepest of `layers`, whose inputs are recorded."""
+    """Run the base over each prompt and its answer up to the deepest of `layers`, whose inputs are kept."""
     texts = [answer_ids(backend, text) for text in said]
     ready = [with_answer(one.ready, ids) for one, ids in zip(asked, texts, strict=True)]
-    with record(backend.model, layers) as recorded:
-        new, rotary, mask, valid = embed_rows(backend, [one.session for one in asked], ready)
-        Decoder(backend.model).run(new, range(max(layers) + 1), rotary=rotary, mask=mask)
+    new, rotary, mask, valid = embed_rows(backend, [one.session for one in asked], ready)
+    kept = layer_inputs(Decoder(backend.model), new, layers, rotary=rotary, mask=mask)
     end, back, queries = valid.shape[1], 1 if asking == "prediction" else 0, []
     for ids in texts:
         # generation feeds back every token of an answer but the last, which ends it; of an empty one that end asks
@@ -188,7 +187,7 @@ def attend(
         (int(end - count) + at, rows, columns)
         for count, (at, rows, columns) in zip(valid.sum(dim=1), (one.grids[0] for one in asked), strict=True)
     ]
-    return Attended(recorded, valid, queries, places)
+    return Attended(kept, valid, queries, places)
 
 
 def generate_answers(backend: HFBackend, asked: Sequence[CoarsePrompt], *, max_new_tokens: int) -> list[str]:

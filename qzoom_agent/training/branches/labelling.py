@@ -94,13 +94,13 @@ def select_heads(backend: HFBackend, records: Records, search: HeadSearch, label
     count = min(search.records, len(records))
     for _, rows in record_batches(records, range(count), labelling.batch):
         asked, said = attended_answers(backend, rows, labelling)
-        recorded, valid, queries, images = attend(backend, asked, said, layers, labelling.asking)
+        kept, valid, queries, images = attend(backend, asked, said, layers, labelling.asking)
         for at, (row, one, response, (start, high, wide)) in enumerate(zip(rows, asked, queries, images, strict=True)):
             boxes = known_boxes(row) or []
             if row["boxes"] is not None and not boxes:
                 continue  # no part of the image in particular
             place: dict[str, Any] = {"queries": response, "keys": slice(start, start + high * wide), "mask": valid}
-            found = [recorded.attention(layer, range(heads), **place)[at].mean(dim=1) for layer in layers]
+            found = [kept.attention(layer, range(heads), **place)[at].mean(dim=1) for layer in layers]
             maps.append(torch.cat(found).cpu().numpy())
             cells = needle_cells(one.cells, one.store.view("coarse"), boxes)
             insides.append(cells.flatten().numpy() if boxes else None)
@@ -189,15 +189,15 @@ def collect(
     """
     norm_layer = k if how.sink == "norm" else None
     layers = sorted({*heads.grounding, *heads.sink, *(() if norm_layer is None else (norm_layer,))})
-    recorded, valid, queries, images = attend(backend, asked, said, layers, how.asking)
+    kept, valid, queries, images = attend(backend, asked, said, layers, how.asking)
     found = []
     for row, (one, response, (first, _, _)) in enumerate(zip(asked, queries, images, strict=True)):
         grids, maps = one.session.grids(one.ready.prompt), []
         for at, rows, columns in grids[:views]:
             place: dict[str, Any] = {"start": first - grids[0][0] + at, "rows": rows, "columns": columns, "row": row}
-            heat = response_map(recorded, heads.grounding, response=response, mask=valid, **place)
-            sink = response_map(recorded, heads.sink, response=response, mask=valid, **place) if heads.sink else None
-            maps.append(Maps(heat, sink if norm_layer is None else norm_map(recorded, norm_layer, **place)))
+            heat = response_map(kept, heads.grounding, response=response, mask=valid, **place)
+            sink = response_map(kept, heads.sink, response=response, mask=valid, **place) if heads.sink else None
+            maps.append(Maps(heat, sink if norm_layer is None else norm_map(kept, norm_layer, **place)))
         found.append(maps)
     return found
 

@@ -125,16 +125,6 @@ def decided(state: State, execute: ToolCallExecutor, call: ToolCall) -> CallOutc
 def executor(ctx: Context, state: State, turn: Turn) -> ToolCallExecutor:
     """Return the executor of the calls of a turn, some of which may have been run."""
     done = sum(call.result is not None for call in turn.calls)
-    return ToolCallExecutor(
-        store=ctx.store,
-        tool=ctx.tool,
-        policy=ctx.policy,
-        protocol=ctx.protocol,
-        look=None if state["perception"] is None else PerceptionRecord(**state["perception"]),
-        refused_turns=refused_on_opinion([Turn(**one).calls for one in state["turns"]]),
-        views_read=len(ctx.store.shown) - done,
-        own=ctx.own,
-        crops=ctx.zoom.config,
-        max_pixels=ctx.config.max_pixels,
-        earlier=ctx.earlier,
-    )
+    look = None if state["perception"] is None else PerceptionRecord(**state["perception"])
+    refused = refused_on_opinion([Turn(**one).calls for one in state["turns"]])
+    return ToolCallExecutor(ctx, look, refused_turns=refused, views_read=len(ctx.store.shown) - done)

@@ -102,14 +102,7 @@ def locate(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         if ctx.left:
             raise
         return {"views": new, "error": describe_error(error), "seconds": perf_counter() - began}
-    execute = ToolCallExecutor(
-        store=store,
-        tool=ctx.tool,
-        policy=ctx.policy,
-        protocol=ctx.protocol,
-        views_read=read_so_far,
-        earlier=ctx.earlier,
-    )
+    execute = ToolCallExecutor(ctx, views_read=read_so_far)
     served = [execute(call) for call in parsed.calls]
     turn.calls = [outcome.record for outcome in served]
     data = turn.model_dump(mode="json")

@@ -7,23 +7,22 @@ policy and words everywhere. A call never raises, but for a tool or a rule of so
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, cast
 
+from qzoom_agent.episode_state import Context
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.extensions import calling, reference
 from qzoom_agent.geometry import Box, Size, fit_tokens
-from qzoom_agent.images import MAX_PIXELS, digest
+from qzoom_agent.images import digest
 from qzoom_agent.messages import Message, plain_text, text_part
-from qzoom_agent.policy import CropPolicy
-from qzoom_agent.protocols.interface import ToolCall, ToolProtocol, ZoomProtocol, view_names
+from qzoom_agent.protocols.interface import ToolCall, ToolProtocol, view_names
 from qzoom_agent.review import Last, ReviewContext, ReviewDecision, format_box, same_crop
 from qzoom_agent.trace import Approval, CallRecord, Decision, PendingCall, PerceptionRecord, Turn
-from qzoom_agent.views import View, ViewStore, coarse_id, original_id
-from qzoom_agent.zoom.own_tools import OwnTool, ToolOutput
+from qzoom_agent.views import View, coarse_id, original_id
+from qzoom_agent.zoom.own_tools import ToolOutput
 from qzoom_agent.zoom.tool_images import Views
-from qzoom_agent.zoom.zoom import Tool, Zoom, ZoomConfig, ZoomPlan, ZoomResult
+from qzoom_agent.zoom.zoom import ZoomPlan, ZoomResult
 
 PERSON: Final = "person"
 """Code of calls that a person has moved or refused."""
@@ -52,24 +51,13 @@ class Considered(NamedTuple):
 class ToolCallExecutor:
     """Serves the calls of one turn. The store must hold a coarse view."""
 
-    store: ViewStore
-    tool: Tool
-    policy: CropPolicy
-    protocol: ZoomProtocol
+    ctx: Context
     look: PerceptionRecord | None = None
     """Result of the coarse look, if there was one."""
     refused_turns: int = 0
     """Earlier turns in which a call was refused for an opinion of the branches (`review.refused_on_opinion`)."""
     views_read: int = 1
     """Views shown before the model wrote this turn."""
-    own: Mapping[str, OwnTool] = field(default_factory=dict)
-    """Tools that the model may call beside zoom, by name."""
-    crops: ZoomConfig = field(default_factory=ZoomConfig)
-    """Budget of an image that an own tool returns."""
-    max_pixels: int = MAX_PIXELS
-    """Most pixels of such an image."""
-    earlier: frozenset[str] = frozenset()
-    """Views that earlier questions of the conversation added, which count neither as read nor towards the budgets."""
 
     def __call__(self, call: ToolCall) -> CallOutcome:
         """Review a call and serve it."""
@@ -78,18 +66,19 @@ class ToolCallExecutor:
 
     def consider(self, call: ToolCall) -> CallOutcome | Considered:
         """Plan and review a call; return the outcome of one that is not served. Nothing is cut or run yet."""
+        ctx = self.ctx
         if call.arguments is not None:
             return self._consider_tool(call)
         box = call.as_box
         if box is None:
             return self._deny(call, "failed", "The call has no box. Give x1, y1, x2, y2.")
-        shown, context = self.store.shown, self._context(call.view)
+        shown, context = ctx.store.shown, self._context(call.view)
         plan = self._plan(box)
         twin = same_crop(plan, shown[self.views_read :], context.config)
         if twin is not None:
             numbers = {"crop_tokens": float(plan.tokens)}
             return self._deny(call, "refused", _REPEATED.format(view=context.name(twin)), numbers, code="repeated")
-        review = self.policy.review(shown, plan, context, counted=self._counted())
+        review = ctx.policy.review(shown, plan, context, counted=ctx.own_views)
         if not review.serve:
             return self._deny(call, "refused", review.reason, review.numbers, code=review.code, last=review.last)
         if plan.error and not review.plan:
@@ -98,23 +87,24 @@ class ToolCallExecutor:
 
     def _serve(self, call: ToolCall, found: Considered, *, approval: Approval | None = None) -> CallOutcome:
         """Cut the crop of a reviewed call, or run its tool."""
+        ctx = self.ctx
         review, plan = found
         if plan is None:
             return self._run(call, review, approval)
-        shown = self.store.shown
-        with calling(reference(self.tool), kind="tool"):
-            cut = self.tool.cut(self.store, plan, label=call.label)
+        shown = ctx.store.shown
+        with calling(reference(ctx.tool), kind="tool"):
+            cut = ctx.tool.cut(ctx.store, plan, label=call.label)
         self._require(cut, ZoomResult)
         if cut.view is None:
             return self._deny(call, "failed", cut.error or "", review.numbers)
         notes = [*([review.reason] if review.reason else []), *cut.notes]
         region, extent = cut.view.region, cut.view.extent
-        share = region.area / self.store.original(cut.view.id).size.area
+        share = region.area / ctx.store.original(cut.view.id).size.area
         measured = {"image_share": share, "magnification": cut.view.width / extent.width}
         record = record_of(
             call,
             "snapped" if review.plan else "grown" if cut.notes else "served",
-            " ".join([*notes, *self.policy.remarks]),
+            " ".join([*notes, *ctx.policy.remarks]),
             code=review.code,
             numbers=review.numbers | measured,
             served=cut.served,
@@ -122,21 +112,24 @@ class ToolCallExecutor:
             approval=approval,
         )
         crops = sum(view.kind != "coarse" for view in shown)
-        messages = self.protocol.result(cut.view, crops, notes)
+        messages = ctx.protocol.result(cut.view, crops, notes)
         if review.code == PERSON and not any(review.reason in plain_text(one) for one in messages):
             messages[-1]["content"].append(text_part(review.reason))  # a format without notes must say it too
         return CallOutcome(record, messages, None)
 
     def _plan(self, box: Box) -> ZoomPlan:
-        with calling(reference(self.tool), kind="tool"):
-            plan = self.tool.plan(self.store, box)
+        ctx = self.ctx
+        with calling(reference(ctx.tool), kind="tool"):
+            plan = ctx.tool.plan(ctx.store, box)
         self._require(plan, ZoomPlan)
         return plan
 
     def _require(self, given: object, wanted: type) -> None:
         """Raise ConfigError if a tool of somebody else returned another type."""
         if not isinstance(given, wanted):
-            raise ConfigError(f"The tool {reference(self.tool)!r} returned {given!r:.80}. Return a {wanted.__name__}.")
+            raise ConfigError(
+                f"The tool {reference(self.ctx.tool)!r} returned {given!r:.80}. Return a {wanted.__name__}."
+            )
 
     def pending(self, call: ToolCall, found: Considered, turn: Turn) -> PendingCall:
         """Return a reviewed call as a person is asked about it."""
@@ -153,7 +146,7 @@ class ToolCallExecutor:
         )
         if plan is None or plan.box is None:
             return asked
-        asked.box, asked.image = plan.box.corners, self.store.view(plan.box.view).image
+        asked.box, asked.image = plan.box.corners, self.ctx.store.view(plan.box.view).image
         asked.size, asked.tokens = plan.size, plan.tokens
         asked.notes = [*([review.reason] if review.reason else []), *plan.notes]
         if plan.cut is not None:
@@ -178,49 +171,48 @@ class ToolCallExecutor:
 
     def _moved(self, call: ToolCall, pending: PendingCall, approval: Approval, box: Box) -> CallOutcome:
         """Serve the box that a person chose, if the budgets have room for it."""
-        plan = Zoom(self.crops).plan(self.store, box)
-        room = self.policy.room(self._counted(), plan.tokens)
+        ctx = self.ctx
+        plan = ctx.zoom.plan(ctx.store, box)
+        room = ctx.policy.room(ctx.own_views, plan.tokens)
         if room.code:
             return self._deny(
                 call, "refused", room.reason, room.numbers, code=room.code, last=room.last, approval=approval
             )
         assert plan.box is not None, "a decision has a box inside the image"
-        shown = format_box(plan.box, self.store.view(coarse_id(pending.image)), self.protocol.frame)
+        shown = format_box(plan.box, ctx.store.view(coarse_id(pending.image)), ctx.protocol.frame)
         review = ReviewDecision(PERSON, pending.numbers, f"A person moved the box to {shown}.", plan)
         return self._serve(call, Considered(review, replace(plan, parent=pending.view)), approval=approval)
 
-    def _counted(self) -> list[View]:
-        """Return the views that count towards the budgets."""
-        return [view for view in self.store.shown if view.id not in self.earlier]
-
     def _context(self, view_id: str = "") -> ReviewContext:
         """Return the context of a review of a call about the image of a view; an unknown one counts as the first."""
-        shown = self.store.shown
-        names = dict(zip((view.id for view in shown), view_names(self.protocol, shown), strict=True))
-        number = self.store.view(view_id).image if view_id in self.store else 0
+        ctx, shown = self.ctx, self.ctx.store.shown
+        names = dict(zip((view.id for view in shown), view_names(ctx.protocol, shown), strict=True))
+        number = ctx.store.view(view_id).image if view_id in ctx.store else 0
         coarse = next((view for view in shown if view.id == coarse_id(number)), shown[0])
-        return self.policy.review_context(
+        return ctx.policy.review_context(
             look=None if self.look is None else self.look.of(number),
             refused_turns=self.refused_turns,
-            crops_read=sum(view.kind == "crop" and view.id not in self.earlier for view in shown[: self.views_read]),
-            image=self.store.original(coarse.id).size,
+            crops_read=sum(view.kind == "crop" and view.id not in ctx.earlier for view in shown[: self.views_read]),
+            image=ctx.store.original(coarse.id).size,
             replan=self._plan,
             name=names.__getitem__,
-            write=lambda other: format_box(other, coarse, self.protocol.frame),
+            write=lambda other: format_box(other, coarse, ctx.protocol.frame),
         )
 
     def _consider_tool(self, call: ToolCall) -> CallOutcome | Considered:
-        if call.name not in self.own:
-            return self._deny(call, "failed", f"There is no tool {call.name!r}. There are {', '.join(self.own)}.")
-        review = self.policy.review_tool(call, self.store.shown, self._context())
+        ctx = self.ctx
+        if call.name not in ctx.own:
+            return self._deny(call, "failed", f"There is no tool {call.name!r}. There are {', '.join(ctx.own)}.")
+        review = ctx.policy.review_tool(call, ctx.store.shown, self._context())
         if not review.serve:
             return self._deny(call, "refused", review.reason, review.numbers, code=review.code, last=review.last)
         return Considered(review, None)
 
     def _run(self, call: ToolCall, review: ReviewDecision, approval: Approval | None) -> CallOutcome:
         """Run an own tool; an image that it returns joins the views, if the budgets have room."""
-        views = Views(self.store, names=view_names(self.protocol, self.store.shown))
-        output = self.own[call.name](call.arguments or {}, views, max_pixels=self.max_pixels)
+        ctx = self.ctx
+        views = Views(ctx.store, names=view_names(ctx.protocol, ctx.store.shown))
+        output = ctx.own[call.name](call.arguments or {}, views, max_pixels=ctx.config.max_pixels)
         if output.error:
             return self._deny(call, "failed", output.error, review.numbers, approval=approval)
         view, note, code, last = self._show(output)
@@ -231,7 +223,7 @@ class ToolCallExecutor:
         result = None if view is None else view.id
         more = {"code": code, "numbers": review.numbers, "result": result, "text": output.text, "approval": approval}
         record = record_of(call, "served", note, **more)
-        return CallOutcome(record, cast(ToolProtocol, self.protocol).tool_result(said, view), last)
+        return CallOutcome(record, cast(ToolProtocol, ctx.protocol).tool_result(said, view), last)
 
     def _show(self, output: ToolOutput) -> tuple[View | None, str, str, Last | None]:
         """Add the image of a tool to the views.
@@ -239,22 +231,23 @@ class ToolCallExecutor:
         Returns:
             Its view, None if it is not shown; a note for the model; and of a refusal its code, and `Last` if it is one.
         """
+        ctx = self.ctx
         if output.image is None:
             return None, "", "", None
-        budget, shown = self.crops.budget, self.store.shown
+        budget, shown = ctx.zoom.config.budget, ctx.store.shown
         known = digest(output.image)
-        twin = next((one for one in shown if one.kind == "tool" and self.store.view(one.source).digest == known), None)
+        twin = next((one for one in shown if one.kind == "tool" and ctx.store.view(one.source).digest == known), None)
         if twin is not None:
             return None, f"This image was already shown: it is {twin.id}.", "repeated", None
         try:
-            cost = self.store.cost(fit_tokens(output.image.size, **budget), self.crops.factor)
-            room = self.policy.room(self._counted(), cost)
+            cost = ctx.store.cost(fit_tokens(output.image.size, **budget), ctx.zoom.config.factor)
+            room = ctx.policy.room(ctx.own_views, cost)
             if room.code:
                 return None, f"The image is not shown. {room.reason}", room.code, room.last
-            view = self.store.add_tool_image(output.image, parent=output.parent, matrix=output.matrix, **budget)
+            view = ctx.store.add_tool_image(output.image, parent=output.parent, matrix=output.matrix, **budget)
         except ImageError as error:
             return None, f"The image is not shown. {error}", "", None
-        hint = cast(ToolProtocol, self.protocol).zoom_hint(view, self.store.shown)
+        hint = cast(ToolProtocol, ctx.protocol).zoom_hint(view, ctx.store.shown)
         return view, f"This image is {view.id!r}. {hint}".strip(), "", None
 
     def _deny(
@@ -269,7 +262,7 @@ class ToolCallExecutor:
         approval: Approval | None = None,
     ) -> CallOutcome:
         record = record_of(call, decision, reason, code=code, numbers=numbers or {}, approval=approval)
-        return CallOutcome(record, self.protocol.refusal(reason), last)
+        return CallOutcome(record, self.ctx.protocol.refusal(reason), last)
 
 
 def record_of(call: ToolCall, decision: Decision, reason: str = "", **more: Any) -> CallRecord:

@@ -20,7 +20,7 @@ from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.protocols.wording import write_prompt
 from qzoom_agent.training import recipe_io
 from qzoom_agent.training.branches.dataset import DatasetSpec
-from qzoom_agent.training.branches.sharded_table import together
+from qzoom_agent.training.branches.sharded_table import say, together
 from qzoom_agent.training.contents import contents
 from qzoom_agent.training.recipe_io import LoraSection, Section, begin, require_same
 
@@ -75,11 +75,10 @@ def is_finished(recipe: ModelRecipe, output: Path) -> bool:
     if not final.exists():
         return False
     require_same(output / recipe.stored, _settings(recipe), made=final, kind=type(recipe))
-    if together().is_main_process:
-        print(
-            f"{final} is there already. Delete it to resume this run, such as for more steps; delete {output} to train "
-            "anew."
-        )
+    say(
+        f"{final} is there already. Delete it to resume this run, such as for more steps; delete {output} to train "
+        "anew."
+    )
     return True
 
 

@@ -16,7 +16,6 @@ from statistics import fmean
 from typing import Any, Final
 
 import numpy as np
-from accelerate import PartialState
 from pydantic import Field, JsonValue
 
 from qzoom_agent.config import Blur, PerceptionConfig
@@ -42,6 +41,7 @@ from qzoom_agent.training.branches.proposals import (
     look_at_records,
 )
 from qzoom_agent.training.branches.run_dir import RULE_KEYS, RunDirectory, copy_branches, digest, keys_read_by
+from qzoom_agent.training.branches.sharded_table import say
 from qzoom_agent.training.recipe_io import begin, read_recipe, writing
 
 _THRESHOLDS: Final = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03)
@@ -262,8 +262,7 @@ def with_thresholds(backend: HFBackend, recipe: BranchRecipe, folder: Path) -> B
         answered = crop_outcomes(backend, held, recipe, candidates(recipe), folder / "answers")
         needs = [one.need(with_crop=recipe.gate.with_crop) for one in answered]
         found = calibrate(seen, needs, recipe, crops=[one.crops for one in answered])
-    if PartialState().is_main_process:
-        print(evidence_text(found), flush=True)
+    say(evidence_text(found))
     return calibrated_config(branches_of(backend).config, found, recipe)
 
 

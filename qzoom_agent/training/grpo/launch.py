@@ -34,7 +34,7 @@ from qzoom_agent.policy import ASK_FIRST, LOOK_FIRST, OFFER_TOOLS, drafts
 from qzoom_agent.training import trained_model
 from qzoom_agent.training.branches.dataset import load_records
 from qzoom_agent.training.branches.fitting import last_checkpoint, require_tracker, restore, step_of, to_float32
-from qzoom_agent.training.branches.sharded_table import launched_in_bfloat16, together
+from qzoom_agent.training.branches.sharded_table import launched_in_bfloat16, say, together
 from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback
 from qzoom_agent.training.grpo.checks import (
     ProbeConversation,
@@ -398,7 +398,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = require_folder(options.output)
     if trained_model.is_finished(recipe, output):
         return 0
-    final = train(recipe, output)
-    if together().is_main_process:
-        print(f"written {final}")
+    say(f"written {train(recipe, output)}")
     return 0

@@ -32,7 +32,7 @@ from qzoom_agent.training.branches.base_inference import load_frozen
 from qzoom_agent.training.branches.dataset import count_rows, load_records
 from qzoom_agent.training.branches.fitting import Rows, optimizer_steps, require_tracker, train
 from qzoom_agent.training.branches.postsft import AnswerLoss, answer_batch
-from qzoom_agent.training.branches.sharded_table import together, write_parts
+from qzoom_agent.training.branches.sharded_table import say, together, write_parts
 from qzoom_agent.training.contents import contents
 from qzoom_agent.training.recipe_io import as_yaml, begin, recipe_parser, writing
 from qzoom_agent.training.sft.conversations import to_row, training_conversations
@@ -87,10 +87,9 @@ def kept_episodes(table: Dataset, folder: Path) -> Dataset:
     """Return the episodes to learn from, and print their number; ConfigError if there are none."""
     reasons = Counter(table["dropped"])
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()) if reason)
-    if together().is_main_process:
-        called = sum(crops > 0 and not reason for crops, reason in zip(table["crops"], table["dropped"], strict=True))
-        kept = f"{reasons['']} of {len(table)} episodes kept, {called} with a crop"
-        print(kept + (f"; left out: {left_out}" if left_out else ""), flush=True)
+    called = sum(crops > 0 and not reason for crops, reason in zip(table["crops"], table["dropped"], strict=True))
+    kept = f"{reasons['']} of {len(table)} episodes kept, {called} with a crop"
+    say(kept + (f"; left out: {left_out}" if left_out else ""))
     if not reasons[""] and reasons["no box"] == len(table):
         raise ConfigError(
             f"None of {len(table)} questions has a box, and `boxes: oracle` zooms to them. Give the data a column of "
@@ -182,17 +181,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def save_model(backend: HFBackend, recipe: ColdStartRecipe, output: Path, *, conversations: int) -> None:
     """Write the trained model into `output/final`, which gets its name once it is complete."""
-    main_process = together().is_main_process
 
     def save(part: Path) -> None:
-        if main_process:
+        if together().is_main_process:
             backend.model.save_pretrained(part)
             made = {"model": recipe.model, "conversations": conversations}
             (part / "coldstart.json").write_text(json.dumps(made) + "\n", encoding="utf-8")
 
     final = trained_model.write_final(backend, output, from_layer=recipe.from_layer, save=save)
-    if main_process:
-        print(f"written {final}, from {conversations} conversations")
+    say(f"written {final}, from {conversations} conversations")
 
 
 if __name__ == "__main__":

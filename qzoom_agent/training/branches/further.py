@@ -126,8 +126,7 @@ def _advance(
     """Show each chain its next crop and answer; return the chains whose answer is wrong and that call again."""
     stage = recipe.further
     shown = []
-    aligned = branches_of(backend).config.positions == "aligned"
-    prompts = show_crops(backend, [one.prompt for one in chains], [[one.box] for one in chains], aligned=aligned)
+    prompts = show_crops(backend, [one.prompt for one in chains], [[one.box] for one in chains])
     for chain, prompt in zip(chains, prompts, strict=True):
         if prompt is not chain.prompt and prompt.crop is not None:
             chain.prompt = prompt
@@ -317,13 +316,10 @@ def train_further(
 
 
 def show_chains(backend: HFBackend, rows: Sequence[Mapping[str, Any]], tokens: int | None) -> list[CoarsePrompt]:
-    """Ask each row's question with its first `crops` boxes shown, over a coarse view of at most `tokens`.
-
-    The crops have the positions of the branches, as at inference.
-    """
+    """Ask each row's question with its first `crops` boxes shown, over a coarse view of at most `tokens`."""
     asked = ask(backend, rows, tokens)  # type: ignore[arg-type]
     boxes = [[Box(*box) for box in row["boxes"][: row["crops"]]] for row in rows]
-    return show_crops(backend, asked, boxes, aligned=branches_of(backend).config.positions == "aligned")
+    return show_crops(backend, asked, boxes)
 
 
 def _labels(row: Mapping[str, Any], grids: Sequence[tuple[int, int]], recipe: BranchRecipe) -> list[Tensor]:

@@ -94,11 +94,9 @@ def answer_at_budgets(backend: HFBackend, records: Records, recipe: BranchRecipe
 
 def _with_crops(backend: HFBackend, records: Sequence[Record], stage: GateStage) -> list[str | None]:
     """Answer with the proposed crop, and with `own_calls` by the model's own zooms where that is wrong."""
-    lowest, aligned = stage.tokens[0], branches_of(backend).config.positions == "aligned"
+    lowest = stage.tokens[0]
     boxes = propose_boxes(backend, records, tokens=lowest)
-    answers = answer_with_crop(
-        backend, records, boxes, tokens=lowest, aligned=aligned, max_new_tokens=stage.max_new_tokens
-    )
+    answers = answer_with_crop(backend, records, boxes, tokens=lowest, max_new_tokens=stage.max_new_tokens)
     return [
         answer_by_own_calls(backend, record, tokens=None) if stage.own_calls and not is_right(text, record) else text
         for (text, _), record in zip(answers, records, strict=True)

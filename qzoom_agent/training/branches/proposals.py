@@ -49,7 +49,6 @@ from qzoom_agent.zoom.zoom import Zoom, ZoomConfig
 class LookOutcome(NamedTuple):
     """Gate score and map of one question."""
 
-    id: str
     score: float | None
     """The gate's probability; None without one."""
     heat: Tensor
@@ -110,7 +109,7 @@ def look_at_batch(
     out = []
     for row, one, seen in zip(records, asked, found, strict=True):
         coarse, size = one.store.view("coarse"), one.store.view("original").size
-        out.append(LookOutcome(row["id"], seen.score, seen.maps[0].heat, coarse, size, known_boxes(row), one.cells))
+        out.append(LookOutcome(seen.score, seen.maps[0].heat, coarse, size, known_boxes(row), one.cells))
     return out
 
 
@@ -214,7 +213,12 @@ def propose_boxes(backend: HFBackend, records: Sequence[Record], *, tokens: int 
 
 
 def with_crop(
-    backend: HFBackend, records: Sequence[Record], boxes: Sequence[Box | None], *, tokens: int | None, aligned: bool
+    backend: HFBackend,
+    records: Sequence[Record],
+    boxes: Sequence[Box | None],
+    *,
+    tokens: int | None,
+    aligned: bool | None = None,
 ) -> list[CoarsePrompt]:
     """Ask each record with the crop of its box beside its coarse view, as a policy does that looks first.
 
@@ -225,12 +229,13 @@ def with_crop(
 
 
 def show_crops(
-    backend: HFBackend, asked: Sequence[CoarsePrompt], boxes: Sequence[Sequence[Box]], *, aligned: bool
+    backend: HFBackend, asked: Sequence[CoarsePrompt], boxes: Sequence[Sequence[Box]], *, aligned: bool | None = None
 ) -> list[CoarsePrompt]:
     """Show the crops of some boxes behind the views of each conversation, but for those that cannot be cut.
 
-    An `aligned` crop gets the positions of the cells that it shows.
+    An `aligned` crop gets the positions of the cells that it shows. None: as the branches want it.
     """
+    aligned = branches_of(backend).config.positions == "aligned" if aligned is None else aligned
     zoom, shown = proposal_zoom(backend), []
     for one, some in zip(asked, boxes, strict=True):
         for box in some:
@@ -330,7 +335,6 @@ def _crops(
 ) -> list[list[Crop]]:
     """Ask each record with the crop of each rule. Rules that propose the same box share its answer."""
     stage, tokens = recipe.gate, recipe.calibration.tokens
-    how: dict[str, Any] = {"aligned": branches_of(backend).config.positions == "aligned", "tokens": tokens}
     seen = look_at_batch(backend, records, tokens=tokens)
     boxes = [[one.proposal(rule) for rule in rules] for one in seen]
     tries = list(dict.fromkeys((at, box) for at, some in enumerate(boxes) for box in some if box is not None))
@@ -338,7 +342,7 @@ def _crops(
     for start in range(0, len(tries), stage.batch):
         part = tries[start : start + stage.batch]
         again, proposed = [records[at] for at, _ in part], [box for _, box in part]
-        answers = answer_with_crop(backend, again, proposed, max_new_tokens=stage.max_new_tokens, **how)
+        answers = answer_with_crop(backend, again, proposed, tokens=tokens, max_new_tokens=stage.max_new_tokens)
         for (at, box), (text, cut) in zip(part, answers, strict=True):
             made[at, box] = Crop(is_right(text, records[at]), 0.0 if cut is None else cut.area / seen[at].image.area)
     return [[made.get((at, box), Crop(False, 0.0)) for box in some] for at, some in enumerate(boxes)]

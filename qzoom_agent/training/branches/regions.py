@@ -159,7 +159,7 @@ class RegionReader:
         self.backend, self.stage, self.seed = backend, recipe.regions, recipe.seed
         config = branches_of(backend).config
         self.options = resolve_options(config, PerceptionConfig(max_regions=config.max_regions))
-        self.aligned, self.zoom = config.positions == "aligned", proposal_zoom(backend)
+        self.zoom = proposal_zoom(backend)
         self.certain = log_odds(math.log(self.stage.certain))
 
     def table(self, records: Records, folder: Path) -> Dataset:
@@ -256,7 +256,7 @@ class RegionReader:
         for start in range(0, len(given), self.stage.batch):
             part = list(given.values())[start : start + self.stage.batch]
             boxes = [[self._box(region, one.seen) for region in regions] for one, regions in part]
-            shown = show_crops(self.backend, [one.prompt for one, _ in part], boxes, aligned=self.aligned)
+            shown = show_crops(self.backend, [one.prompt for one, _ in part], boxes)
             read += [
                 log_odds(value)
                 for value in answer_log_probabilities(self.backend, shown, [one.record["answer"] for one, _ in part])

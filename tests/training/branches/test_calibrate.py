@@ -67,7 +67,7 @@ def test_a_share_of_needless_zooms_instead() -> None:
 def seen(peak: float, score: float | None, *boxes: Box) -> LookOutcome:
     heat = torch.tensor(ONE) * peak / 0.9
     view = coarse()
-    return LookOutcome("q", score, heat, view, view.size, list(boxes), GRID)
+    return LookOutcome(score, heat, view, view.size, list(boxes), GRID)
 
 
 NEEDLE = Box(58, 58, 78, 78)
@@ -101,7 +101,7 @@ def test_of_several_blurs_and_margins_the_smallest_box_wins() -> None:
     view = coarse()
     heat = torch.tensor(ONE)
     heat[2, 4] = 0.3
-    two = LookOutcome("q", 0.9, heat, view, view.size, [Box(58, 58, 136, 78)], GRID)
+    two = LookOutcome(0.9, heat, view, view.size, [Box(58, 58, 136, 78)], GRID)
     rows = [two, seen(0.01, 0.1)]
     target: dict[str, Any] = {"box_recall": 1.0, "relative": True}
     found = calibrate(rows, [True, False], recipe(**target, blurs=["fixed", "none"], margins=[0.2, 0.0]))
@@ -127,7 +127,7 @@ def test_a_target_out_of_reach_is_said_to_be_missed() -> None:
 def test_the_training_free_gate_is_held_to_the_same_target() -> None:
     """A flat map has a peak of once its mean, a hot cell of 36 times, and of 7.4 blurred as the gate reads it."""
     view = coarse()
-    flat = LookOutcome("q", 0.6, torch.full((6, 6), 0.5), view, view.size, [], GRID)
+    flat = LookOutcome(0.6, torch.full((6, 6), 0.5), view, view.size, [], GRID)
     rows = [seen(0.9, 0.2, NEEDLE), seen(0.8, 0.9, NEEDLE), flat]
     found = calibrate(rows, [True, True, False], recipe(needed_recall=1.0))
     assert found.training_free.missed == 0.0 and found.training_free.needless == 0.0

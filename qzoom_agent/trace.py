@@ -37,9 +37,10 @@ from pydantic import (
     model_validator,
 )
 
-from qzoom_agent.errors import TraceError
+from qzoom_agent.errors import ImageError, TraceError
 from qzoom_agent.files import atomic_write, remove_parts, valid_unicode
 from qzoom_agent.gate import gate_fires
+from qzoom_agent.images import MAX_PIXELS, load_image
 from qzoom_agent.views import View
 
 VERSION = "1.3"
@@ -560,9 +561,8 @@ def saved_images(folder: Path | str) -> Images:
         # An evaluation keeps small pictures, see `qzoom_agent.evaluation.run_log`.
         path = path if path.exists() or not (small := path.with_suffix(".jpg")).exists() else small
         try:
-            with PIL.Image.open(path) as opened:
-                return opened.convert("RGB")
-        except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+            return load_image(path, max_pixels=2 * MAX_PIXELS)  # and no format that runs programs
+        except ImageError as error:
             raise TraceError(
                 f"An image of a trace could not be read - {path}: {error} - copy the whole folder of the trace."
             ) from error

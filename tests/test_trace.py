@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from qzoom_agent.errors import TraceError
 from qzoom_agent.geometry import Box
@@ -248,6 +248,16 @@ def test_a_missing_or_torn_image_is_named(tmp_path: Path) -> None:
     for name in ("gone", "torn"):
         with pytest.raises(TraceError, match=rf"{name}\.png.* - copy the whole folder"):
             saved_images(tmp_path)(name)
+
+
+def test_an_image_of_a_trace_runs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow gives an EPS file, whatever its name, to Ghostscript."""
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was run"))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "page.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    with pytest.raises(TraceError, match=r"page\.png.*Not an image"):
+        saved_images(tmp_path)("page")
 
 
 def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:

@@ -278,10 +278,11 @@ def _picture(folder: RunFolder, row: SampleResult, limit: int) -> dict[str, Any]
     if not row.image:  # a sample that could not be read
         return None
     try:
-        with PIL.Image.open(folder.picture_path(row.image)) as opened:
+        # other formats may run a program, as EPS does
+        with PIL.Image.open(folder.picture_path(row.image), formats=["JPEG"]) as opened:
             opened.draft("RGB", (2 * THUMBNAIL_SIDE, 2 * THUMBNAIL_SIDE))
             small = opened.convert("RGB")
-    except OSError:
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError):
         return None  # a run without traces has no pictures
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), PIL.Image.Resampling.BILINEAR)
     draw, scale = PIL.ImageDraw.Draw(small), small.width / row.size[0]

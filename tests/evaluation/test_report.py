@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.samples import Sample, TaskSource
@@ -159,6 +159,15 @@ def test_a_run_without_traces_has_a_page_without_links(tmp_path: Path) -> None:
     evaluate(player(), [numbers(3)], out=tmp_path, traces=False)
     page = Page(write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8"))
     assert (len(page.rows), page.links, page.images) == (3, [], [])
+
+
+def test_a_picture_of_a_run_from_elsewhere_runs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow gives an EPS file, whatever its name, to Ghostscript."""
+    evaluate(player(), [numbers(3)], out=tmp_path)
+    for path in (tmp_path / "traces" / "images").iterdir():
+        path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was run"))
+    assert len(Page(write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")).rows) == 3
 
 
 def test_repeats_are_one_row(tmp_path: Path) -> None:

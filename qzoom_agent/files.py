@@ -7,6 +7,7 @@ from those of another that is still at work.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ from qzoom_agent.errors import ConfigError, QzoomError
 _Data = TypeVar("_Data")
 _PART = re.compile(r".+\.[0-9a-f]{32}\.part")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MOST_REPEATED = 10_000_000
 _LOCKED = WeakSet[IO[Any]]()
 """Files that this process has locked."""
 
@@ -125,13 +127,38 @@ def first_fault(error: ValidationError) -> str:
 
 
 def read_yaml(text: str) -> Any:
-    """Return the content of a YAML text. Raises ValueError if it is not YAML or holds an impossible value."""
+    """Return the content of a YAML text. Raises ValueError if it is not YAML or holds an impossible value.
+
+    A text may repeat a part by an alias, but not so often that the whole would fill the memory once it is written out.
+    """
     try:
+        if "&" in text and "*" in text and _written_out(yaml.compose(text, yaml.SafeLoader)) > _MOST_REPEATED:
+            raise ValueError(
+                f"its aliases (*) stand for more than {_MOST_REPEATED:,} characters, or contain themselves"
+            )
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _written_out(root: yaml.Node | None) -> float:
+    """Return about how long a YAML document is with a copy in place of each alias; inf for an endless one."""
+    sizes: dict[int, float] = {}
+
+    def size(node: Any) -> float:
+        if id(node) not in sizes:
+            sizes[id(node)] = math.inf  # until it is known: an alias of itself
+            if isinstance(node, yaml.MappingNode):
+                sizes[id(node)] = sum(2 + size(key) + size(value) for key, value in node.value)
+            elif isinstance(node, yaml.SequenceNode):
+                sizes[id(node)] = sum(2 + size(one) for one in node.value)
+            else:
+                sizes[id(node)] = len(node.value)
+        return sizes[id(node)]
+
+    return 0 if root is None else size(root)
 
 
 @contextmanager
@@ -187,7 +214,7 @@ def remove_parts(folder: Path) -> None:
     with suppress(OSError):
         for path in folder.iterdir():
             if _PART.fullmatch(path.name):
-                with path.open("ab") as file:
+                with suppress(OSError), open_lock(path) as file:
                     if lock(file):
                         path.unlink(missing_ok=True)
 
@@ -200,12 +227,24 @@ def sole_writer(folder: Path, *, flag: str) -> Iterator[None]:
     """
     require_folder(folder)
     with translating("write into", folder, f"Choose another {flag}."):
-        file = (folder / ".lock").open("w")
+        file = open_lock(folder / ".lock")
         held = lock(file)
     with file:
         if not held:
             raise ConfigError(f"Another process is writing into {folder}. Wait for it, or choose another {flag}.")
         yield
+
+
+def open_lock(path: Path) -> IO[bytes]:
+    """Open a file in order to lock it, made if there is none; its content stays.
+
+    Raises:
+        OSError: It cannot be opened, or is a link or a pipe: a folder from elsewhere may hold a link to any file.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, f"{path.name} there is a link to another file")
+    waiting = getattr(os, "O_NONBLOCK", 0)  # else a pipe is waited for
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | waiting, 0o666), "ab")
 
 
 def lock(file: IO[Any], *, wait: bool = False) -> bool:

@@ -25,7 +25,7 @@ from typing_extensions import TypedDict
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.episode_state import Context, State
 from qzoom_agent.errors import ConfigError, QzoomError
-from qzoom_agent.files import lock, translating
+from qzoom_agent.files import lock, open_lock, translating
 from qzoom_agent.graph import compile_graph
 from qzoom_agent.trace import Approval, PendingCall, PerceptionRecord, QuestionRecord, Turn
 from qzoom_agent.views import View
@@ -138,7 +138,7 @@ class SavedRuns:
         path = self.folder(thread) / ".lock"
         with translating("save runs in", path.parent, "Choose another state_dir."):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("wb")
+            file = open_lock(path)
             held = lock(file)
         with file:
             if not held:
@@ -247,7 +247,7 @@ class SavedRuns:
         if self._saver is None:
             with self.translating_errors(), translating("save runs in", self.path, "Choose another state_dir."):
                 self.path.mkdir(parents=True, exist_ok=True)
-                with (self.path / ".lock").open("wb") as file:
+                with open_lock(self.path / ".lock") as file:
                     lock(file, wait=True)  # of several processes that make one database, SQLite fails all but one
                     steps = sqlite3.connect(self.path / _STEPS, check_same_thread=False)
                     saver = SqliteSaver(steps, serde=JsonTypesSerializer())

@@ -13,7 +13,16 @@ from PIL import Image
 from qzoom_agent import Agent
 from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError, ImageError, TraceError
-from qzoom_agent.files import atomic_write, read_json, read_text, require_file, require_folder, sole_writer, write_text
+from qzoom_agent.files import (
+    atomic_write,
+    read_json,
+    read_text,
+    read_yaml,
+    require_file,
+    require_folder,
+    sole_writer,
+    write_text,
+)
 from qzoom_agent.models.scripted import ScriptedBackend
 
 
@@ -175,6 +184,35 @@ def test_the_command_line_shows_no_traceback_for_a_full_disk(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a forked process")
+def test_the_lock_of_a_folder_from_elsewhere_changes_no_other_file(tmp_path: Path) -> None:
+    other, folder = tmp_path / "other.txt", tmp_path / "run"
+    other.write_text("kept")
+    folder.mkdir()
+    (folder / ".lock").symlink_to("../other.txt")
+    told = r"write into .*run: \.lock there is a link .*another --out"
+    with pytest.raises(ConfigError, match=told), sole_writer(folder, flag="--out"):
+        pass
+    agent = Agent(ScriptedBackend(["42"]), state_dir=folder)
+    with pytest.raises(ConfigError, match=r"\.lock there is a link"):
+        agent.run(Image.new("RGB", (80, 60)), "What?", thread="one")
+    (folder / "one").mkdir(exist_ok=True)
+    (folder / ".lock").unlink()
+    (folder / "one" / ".lock").unlink(missing_ok=True)
+    (folder / "one" / ".lock").symlink_to("../../other.txt")
+    with pytest.raises(ConfigError, match=r"\.lock there is a link"):
+        agent.run(Image.new("RGB", (80, 60)), "What?", thread="one")
+    assert other.read_text() == "kept"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such pipes")
+def test_pipes_in_a_folder_from_elsewhere_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    os.mkfifo(tmp_path / f"a.{'0f' * 16}.part")
+    write_text(tmp_path / "b", "whole")
+    with pytest.raises(ConfigError, match="Choose another --out"), sole_writer(tmp_path, flag="--out"):
+        pass
+
+
 def test_a_forked_child_does_not_hold_the_lock_of_its_parent(tmp_path: Path) -> None:
     """A trainer that was killed leaves the workers that load its data, for a while."""
     begun, child_begins = os.pipe()
@@ -211,3 +249,18 @@ def test_the_record_of_a_saved_run_is_written_last(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").mkdir()
     with pytest.raises(TraceError):
         answer.save(tmp_path)
+
+
+def doubled(times: int) -> str:
+    """Return a YAML text of a few bytes that stands for 2 ** times values."""
+    return "x0: &x0 [a]\n" + "".join(f"x{at}: &x{at} [*x{at - 1}, *x{at - 1}]\n" for at in range(1, times))
+
+
+def test_yaml_may_repeat_a_part_but_not_fill_the_memory() -> None:
+    repeated = read_yaml("a: &a {b: 1}\nc: {<<: *a, d: *a, e: '*'}")
+    assert repeated["c"] == {"b": 1, "d": {"b": 1}, "e": "*"}
+    assert len(read_yaml(doubled(10))) == 10
+    long = f"a: &a {'x' * 20_000}\nb: [{', '.join(['*a'] * 1000)}]"
+    for text in (doubled(64), doubled(64).replace("[", "{k: [").replace("]", "]}"), "&a [*a]", "a: &a {b: *a}", long):
+        with pytest.raises(ValueError, match=r"aliases \(\*\) stand for more than 10,000,000 characters"):
+            read_yaml(text)

@@ -138,7 +138,16 @@ def test_loaded_weights_of_the_package_have_their_own_budget(name: str) -> None:
     assert HFBackend(loaded.model, loaded.processor, name="mine").defaults == PRESETS[name].budget
 
 
-@pytest.mark.parametrize("text", ["", "no metadata", "---\nbase_model: [\n---\n", "---\n- a\n---\n", "---\n"])
+_ENDLESS = "".join(f"x{at}: &x{at} [*x{at - 1}, *x{at - 1}]\n" for at in range(1, 64))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "no metadata", "---\nbase_model: [\n---\n", "---\n- a\n---\n", "---\n"),
+        f"---\nx0: &x0 [a]\n{_ENDLESS}base_model: *x63\n---\n",  # of 2**63 names
+    ],
+)
 def test_damaged_files_of_a_folder_are_no_obstacle(text: str, tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "x", card=text)
     (folder / "config.json").write_text("[1" if text else "[]")

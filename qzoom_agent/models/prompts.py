@@ -6,11 +6,13 @@ begins with those texts, and tokenises only the remainder. A template that rewri
 diverged, matches less; the result is right in every case.
 
 An image is one placeholder token in the template's text, and as many ids as the processor gives it in a `Prompt`.
-Placeholders in a message's text are broken up, so that text is never mistaken for an image.
+Placeholders in a message's text are broken up, so that text is never mistaken for an image, and the special tokens that
+begin and end turns in what is not the model's own, so that a question or a tool's text is never mistaken for turns.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -26,6 +28,8 @@ from qzoom_agent.messages import Message, Part
 
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 _PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
+_FOREIGN = ("user", "tool")
+"""Roles of texts that may come from anybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +92,12 @@ class PromptCodec:
 
     def render(self, messages: Sequence[Message]) -> str:
         """Render the conversation up to the point where the assistant continues. Raises BackendError."""
-        plain: list[Any] = [
-            {**message, "content": [self._part(part) for part in message["content"]]} for message in messages
-        ]
+        plain: list[Any] = []
+        for message in messages:
+            marks = [*self._marks, *self._turn_marks] if message["role"] in _FOREIGN else self._marks
+            plain.append({**message, "content": [_without(marks, part) for part in message["content"]]})
         try:
-            text: str = self.processor.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+            text: str = self._written(plain)
         except (TemplateError, TypeError) as error:
             roles = ", ".join(message["role"] for message in messages)
             raise BackendError(
@@ -101,13 +106,22 @@ class PromptCodec:
             ) from error
         return text
 
-    def _part(self, part: Part) -> dict[str, str]:
-        if part["type"] == "image":
-            return {"type": "image"}
-        text = part["text"]
-        for mark in self._marks:
-            text = text.replace(mark, f"{mark[0]} {mark[1:]}")
-        return {"type": "text", "text": text}
+    def _written(self, plain: list[Any]) -> str:
+        text: str = self.processor.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+        return text
+
+    @cached_property
+    def _turn_marks(self) -> list[str]:
+        """Special tokens around turns. A question, or print that a tool read, with one of them would add turns."""
+        roles = ("user", "assistant", "user")
+        try:
+            written = self._written([{"role": role, "content": [{"type": "text", "text": "a"}]} for role in roles])
+        except (TemplateError, TypeError):  # the conversation itself will tell why
+            written = ""
+        ends = (self.tokenizer.bos_token, self.tokenizer.eos_token)
+        return [
+            mark for mark in self.tokenizer.all_special_tokens if len(mark) > 2 and (mark in written or mark in ends)
+        ]
 
     def tokenize(self, text: str, known: Sequence[EncodedTurn]) -> tuple[list[EncodedTurn], EncodedTurn]:
         """Split a rendered conversation into the turns of `known` at its start and the remainder; one id per image."""
@@ -193,6 +207,16 @@ class PromptCodec:
         rest = text[len(self.decode(ids[:kept])) :]
         tail: Any = self.tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else []
         return (*ids[:kept], *tail)
+
+
+def _without(marks: Iterable[str], part: Part) -> dict[str, str]:
+    """Return a part as templates take it, with a blank inside these marks: they are then text like any other."""
+    if part["type"] == "image":
+        return {"type": "image"}
+    text = part["text"]
+    for mark in marks:
+        text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+    return {"type": "text", "text": text}
 
 
 class _WithoutVideo(ProcessorMixin):

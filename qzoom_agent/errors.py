@@ -47,6 +47,14 @@ def redact(text: str) -> str:
     return _IN_ADDRESS.sub(lambda found: f"{found['field'] or found['scheme'] or ''}***", mask_secrets(text))
 
 
+def visible(text: str) -> str:
+    """Return the text with control characters as escapes such as \\x1b, so that it cannot steer a terminal.
+
+    Line breaks and tabs stay.
+    """
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+
+
 class QzoomError(Exception):
     """Base class of every error that this package raises on purpose."""
 
@@ -119,10 +127,10 @@ def finished(name: str, main: Callable[[], int]) -> int:
             return 128 + 13  # as of a program that SIGPIPE ended
         return 0
     except QzoomError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(visible(f"{name}: {error}"), file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"{name}: {error}. Check the path, its permissions and the free space.", file=sys.stderr)
+        print(visible(f"{name}: {error}. Check the path, its permissions and the free space."), file=sys.stderr)
         return 2
 
 

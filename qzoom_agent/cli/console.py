@@ -16,6 +16,8 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Literal, TextIO
 
+from qzoom_agent.errors import visible
+
 if TYPE_CHECKING:
     from qzoom_agent.evaluation.sample_result import SampleResult
 
@@ -26,7 +28,7 @@ _BAR_WIDTH: Final = 16
 
 def printable(text: str) -> str:
     """Return `text` on one line, with control characters as escapes such as \\x1b."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def opening(file: Path) -> str:
@@ -35,8 +37,8 @@ def opening(file: Path) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None) -> list[str]:
-    """Return lines with the columns padded to the same width."""
-    every = [header, *rows] if header else list(rows)
+    """Return lines with the columns padded to the same width; cells are `printable`."""
+    every = [[printable(cell) for cell in row] for row in ([header, *rows] if header else rows)]
     widths = [max(len(row[i]) for row in every) for i in range(len(every[0]))] if every else []
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in every]
     if header:
@@ -69,7 +71,7 @@ class Console:
         """Print a line, from verbosity `level` on."""
         if self.verbosity >= level:
             self.clear()
-            print(self.style(text, style), file=self.stream, flush=True)
+            print(self.style(visible(text), style), file=self.stream, flush=True)
 
     def error(self, text: str) -> None:
         """Print a line at any verbosity."""

@@ -61,7 +61,8 @@ def run_compare(args: argparse.Namespace) -> int:
     for flip in flips[: args.flips]:
         first, second, gold = (printable(text or "-") for text in (flip.before, flip.after, flip.gold))
         answers = f"{first!r} then {second!r}, it is {gold!r}"
-        print(f"{flip.became:<5}  {flip.id}  {printable(flip.question)[:60]}  {answers}  {flip.trace_after or ''}")
+        asked = f"{printable(flip.id)}  {printable(flip.question)[:60]}"
+        print(f"{flip.became:<5}  {asked}  {answers}  {flip.trace_after or ''}")
     if len(flips) > args.flips:
         print(f"{len(flips) - args.flips} more flips: see --json, --report or --flips")
     console = Console()

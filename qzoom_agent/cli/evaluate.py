@@ -298,7 +298,8 @@ def _dry_run(
         asked = f"{part.planned} of {part.total} questions{partial}"
         scorers = sorted(task.scorers, key=lambda name: name != args.scorer)  # the one that leads first
         print(f"\n{task.name}: {asked}, {args.repeats} x, scored by {', '.join(scorers)}")
-        print(f"  {first.id}, {first.image.width} x {first.image.height} px, answer {printable(first.answer)!r}")
+        size = f"{first.image.width} x {first.image.height} px"
+        print(f"  {printable(first.id)}, {size}, answer {printable(first.answer)!r}")
         print("\n".join(f"  | {printable(line)}" for line in first.question.splitlines()))
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from qzoom_agent.cli.console import print_table
+from qzoom_agent.cli.console import print_table, printable
 
 if TYPE_CHECKING:
     from qzoom_agent.evaluation.compare import Comparison, TaskComparison
@@ -23,10 +23,8 @@ def show(results: Results, against: Mapping[str, Comparison]) -> None:
         low, high = part.coarse_tokens or (config.budget.coarse_min_tokens, config.budget.coarse_tokens)
         views = f", coarse view of {low} to {high} visual tokens" if high else ""
         split = f"{part.split}, seed {results.seed}" if part.split else f"seed {results.seed}"
-        print(
-            f"{result.task} ({split}): {config.model}, policy {config.policy}{views}"
-            + (f", at most {total} in all" if total else "")
-        )
+        most = f", at most {total} in all" if total else ""
+        print(printable(f"{result.task} ({split}): {config.model}, policy {config.policy}{views}{most}"))
         print_table(_facts(result))
         rows = [(name, *_row(each.tasks[result.task])) for name, each in against.items() if result.task in each.tasks]
         if rows:

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from qzoom_agent.errors import mask_secrets, redact, secret_begins
+from qzoom_agent.errors import mask_secrets, redact, secret_begins, visible
 
 MIB: Final = 2**20
 MOST_BYTES: Final = 8 * MIB
@@ -50,8 +50,8 @@ class UnusableReply(Exception):
 
 
 def short(text: str) -> str:
-    """Return the beginning of a server's text, on one line and without secrets."""
-    return redact(" ".join(text.split()))[:_SHOWN]  # cut last: half a key would not be recognised
+    """Return the beginning of a server's text, on one line, without secrets and control characters."""
+    return visible(redact(" ".join(text.split())))[:_SHOWN]  # cut last: half a key would not be recognised
 
 
 async def unpacked(chunks: AsyncIterator[bytes], packing: str) -> AsyncIterator[bytes]:

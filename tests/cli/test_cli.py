@@ -573,3 +573,21 @@ def test_tables_and_printable() -> None:
     assert table([("a", "1"), ("long", "")], header=("x", "y")) == ["x     y", "----  -", "a     1", "long"]
     assert table([]) == []
     assert printable("a\nb\t\x9b\u202e\ud800'") == "a\\nb\\t\\x9b\\u202e\\ud800'"
+
+
+def test_texts_from_a_file_do_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An escape sequence sets the title of a terminal, moves the cursor or hides what was printed before."""
+    steering = "\x1b]0;title\x07\x1b[2J\u202e"
+    assert table([(steering, "1")]) == ["\\x1b]0;title\\x07\\x1b[2J\\u202e  1"]
+    Console(stream=sys.stderr).line(f"model {steering}\nnext")
+    (tmp_path / "config.yaml").write_text(json.dumps({f"bud{steering}": 1}))
+    assert main(["ask", "x.png", "What?", "--config", str(tmp_path / "config.yaml")]) == 2
+    Image.new("RGB", (80, 60)).save(tmp_path / "a.png")
+    (tmp_path / "table.jsonl").write_text(
+        json.dumps({"id": steering, "image": "a.png", "question": "What?", "answer": "a"})
+    )
+    command = ["eval", str(tmp_path / "table.jsonl"), "--model", "nano", "--out", str(tmp_path / "run"), "--dry-run"]
+    assert main(command) == 0
+    out, told = capsys.readouterr()
+    assert "Unknown key 'bud\\x1b]0;title" in told and "\\x1b]0;title" in out
+    assert not any(char in out + told for char in "\x1b\x07\u202e")

@@ -120,3 +120,12 @@ def test_secrets_of_an_address_are_sent_and_not_shown(
     said = capsys.readouterr()
     for secret in ("hunter2", "query-secret", "bWU6aHVudGVyMi9zZWNyZXQ="):
         assert secret not in f"{answer.trace.model_dump_json()}{judged.value}{said.out}{said.err}{caplog.text}"
+
+
+def test_what_a_server_says_does_not_steer_a_terminal(server: Misbehaving, caplog: pytest.LogCaptureFixture) -> None:
+    """Errors go to the terminal, and warnings to the log."""
+    server.script = lambda one: one.reply({"error": {"message": "top_p is unknown \x1b]0;title\x07"}}, status="400 Bad")
+    agent = Agent.from_server(server.url, model="served", generation={"temperature": 1.0, "top_p": 0.5}, attempts=1)
+    error = agent.run(IMAGE, "What?").trace.error
+    assert error is not None and "unknown \\x1b]0;title\\x07" in error + caplog.text
+    assert "\x1b" not in error + caplog.text and "does not take top_p" in caplog.text

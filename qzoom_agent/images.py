@@ -6,14 +6,13 @@ run other programs are not tried. Files are decoded at full size: Pillow's JPEG 
 zoom is for. Colour profiles are not applied. `check_image` reads the header alone.
 """
 
+import asyncio
 import base64
 import hashlib
-import http.client
 import io
 import logging
 import math
-import urllib.error
-import urllib.request
+import ssl
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from qzoom_agent.errors import ImageError
+from qzoom_agent.extensions import awaited
 from qzoom_agent.files import expanded
 from qzoom_agent.geometry import MAX_ASPECT, Box
 from qzoom_agent.pdf import is_pdf, page_size, render_page
@@ -76,7 +76,9 @@ _OPENING = Lock()
 _STRIP_PIXELS = 500_000
 _OVERSHOOT = 0.25
 """How far samples of 0..1 may lie beyond it, as bicubic resizing leaves them; below 0, as a share of their highest."""
-_URL_TIMEOUT_S = 30
+_URL_TIMEOUT_S = 120
+"""Seconds for the whole of a download: a server that sends a byte now and then would hold a thread for ever."""
+_FETCH = "Download it and pass the file."
 
 
 def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -395,12 +397,32 @@ def decode_base64(text: str, name: str) -> bytes:
 
 
 def _download(url: str) -> bytes:
+    import httpx
+
     try:
-        with urllib.request.urlopen(url, timeout=_URL_TIMEOUT_S) as response:
-            data: bytes = response.read(MAX_BYTES_IN_MEMORY + 1)
-    except (OSError, ValueError, urllib.error.URLError, http.client.HTTPException) as error:
-        raise ImageError(f"Cannot fetch {_short(url)}: {_cause(error)}. Download it and pass the file.") from error
+        data: bytes = awaited(asyncio.wait_for(_fetched(url), _URL_TIMEOUT_S))
+    except TimeoutError as error:
+        raise ImageError(f"Cannot fetch {_short(url)}: it took longer than {_URL_TIMEOUT_S} s. {_FETCH}") from error
+    except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ImageError(f"Cannot fetch {_short(url)}: {_cause(error)}. {_FETCH}") from error
     return data
+
+
+async def _fetched(url: str) -> bytes:
+    import httpx
+
+    data = bytearray()
+    async with (
+        httpx.AsyncClient(timeout=None, follow_redirects=True, verify=ssl.create_default_context()) as client,
+        client.stream("GET", url, headers={"Accept-Encoding": "identity"}) as response,
+    ):
+        if not response.is_success:
+            raise httpx.HTTPError(f"status {response.status_code} {response.reason_phrase}")
+        async for chunk in response.aiter_raw():
+            data += chunk
+            if len(data) > MAX_BYTES_IN_MEMORY:
+                raise ValueError(f"it has over {MAX_BYTES_IN_MEMORY} bytes")
+    return bytes(data)
 
 
 def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:

@@ -3,8 +3,11 @@
 import base64
 import http.server
 import io
+import socket
 import threading
+import time
 import warnings
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -86,6 +89,27 @@ def test_a_server_that_speaks_no_http_is_an_image_error():
             with pytest.raises(ImageError, match="Cannot fetch"):
                 load_image(f"http://127.0.0.1:{server.server_address[1]}{path}", allow_url=True)
         server.shutdown()
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX-A: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"])
+def test_a_download_has_one_deadline(head: bytes, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(images, "_URL_TIMEOUT_S", 0.5)
+    left = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        client, _ = server.accept()
+        with client, suppress(OSError):
+            client.sendall(head)
+            while not left.wait(0.1):
+                client.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, args=(server,), daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(ImageError, match=r"Cannot fetch .*: it took longer than 0\.5 s"):
+            load_image(f"http://127.0.0.1:{server.getsockname()[1]}/a.png", allow_url=True)
+        assert time.monotonic() - began < 5
+        left.set()
 
 
 def test_urls_are_off_unless_allowed():

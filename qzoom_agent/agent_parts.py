@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from inspect import iscoroutinefunction
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -184,6 +185,10 @@ class AgentParts:
             raise _changed("prompt file", "prompt", config.prompt, own)
         if config.perceiver != self.given.perceiver:
             raise _changed("perceiver", "perceiver", config.perceiver, self.given.perceiver)
+        for key, argument in (("protocol", "protocol"), ("tool", "tool"), ("review.rule", "rule")):
+            begun, now = map(attrgetter(key), (config, self.config))
+            if begun != now and ":" in (begun or ""):  # code that only a file of saved steps names is not imported
+                raise _changed(key, argument, begun, now, flag=f"set {key}=NAME")
         own_tools = [tool.reference for tool in self._own.values()]
         if list(config.own_tools or ()) != own_tools:
             raise _changed("tools", "tools", ", ".join(config.own_tools or ()), ", ".join(own_tools), flag="tool")

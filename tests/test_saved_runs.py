@@ -19,6 +19,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from PIL import Image
 
 from qzoom_agent import Agent
+from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.graph import compile_graph
 from qzoom_agent.models.scripted import ScriptedBackend
@@ -76,6 +77,26 @@ def test_a_call_planted_in_a_saved_step_is_refused(kind: str, table: str, tmp_pa
             with pytest.raises(QzoomError, match=r"damaged or was changed: .* under another name"):
                 use()
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("key", ["tool", "protocol", "review.rule"])
+def test_a_module_named_in_a_saved_step_is_not_imported(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of saved runs from elsewhere may hold a module beside them, and be the working directory."""
+    module = f"planted_{key[0]}"  # imported at most once
+    (tmp_path / f"{module}.py").write_text("import pathlib\n\npathlib.Path('canary').touch()\nfound = print\n")
+    monkeypatch.chdir(tmp_path)
+    with scripted(tmp_path) as agent:
+        state, context = agent.begin(IMAGE, "What?", thread="one")
+        config = AgentConfig.model_validate(state["config"]).replace(**{key: f"{module}:found"})
+        state["config"] = config.model_dump(mode="json")
+        saved = SavedRuns(tmp_path)
+        saved.graph().invoke(state, config=saved.run_config("one"), context=context, interrupt_before=["think"])
+        saved.close()
+    with scripted(tmp_path) as agent, pytest.raises(ConfigError, match=f"begun with the {key} {module}:found"):
+        agent.resume("one")
+    assert not (tmp_path / "canary").exists()
 
 
 @given(JSON)

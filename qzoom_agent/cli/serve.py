@@ -20,11 +20,9 @@ from typing import Any, Final
 from qzoom_agent.cli.main import OK
 from qzoom_agent.cli.options import add_agent_flags, add_fields, given, load_agent, read_config
 from qzoom_agent.errors import ConfigError, hide_secret
-from qzoom_agent.integrations.limits import ServeConfig, WebConfig
+from qzoom_agent.integrations.limits import LOCAL, ServeConfig, WebConfig
 
 KEY_VARIABLE: Final = "QZOOM_API_KEY"
-LOCAL: Final = {"127.0.0.1", "::1", "localhost"}
-"""Hosts that other machines do not reach."""
 _MOST_BYTES: Final = 32_000_000
 _SHARED: Final = {
     "batch": "--batch N",

@@ -22,6 +22,8 @@ CEILINGS: Final[dict[str, float]] = {
     "generation.max_new_tokens": 4_096,
 }
 """Most that may be asked for, by key of the configuration."""
+LOCAL: Final = {"127.0.0.1", "::1", "localhost"}
+"""Hosts that other machines do not reach."""
 MAX_IMAGES: Final = 8
 """Most images of a question, or of a conversation."""
 assert set(get_args(ServedPolicy)) < set(get_args(PolicyName))

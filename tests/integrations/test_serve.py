@@ -236,6 +236,21 @@ def test_requests_without_the_key_or_a_path_are_refused(client: httpx.Client) ->
     assert client.get("/v1/models/other").status_code == 404
 
 
+@pytest.mark.parametrize("api_key", [None, KEY])
+def test_a_page_from_elsewhere_needs_the_key(agent: Agent, api_key: str | None) -> None:
+    """A page that gives its own name the address of this machine is, to a browser, at home on the server."""
+    with running(agent, ServeConfig(api_key=api_key)) as client:
+        for origin, told in {
+            "http://evil.example:8000": 200 if api_key else 403,
+            "https://[": 200 if api_key else 403,
+            "http://localhost:3000": 200,
+            "chrome-extension://abc": 200,
+        }.items():
+            reply = client.post("/v1/chat/completions", json=asked(), headers={"Origin": origin})
+            assert reply.status_code == told, origin
+            assert told == 200 or reply.json()["error"]["code"] == "foreign_page"
+
+
 def test_counts_are_told_to_prometheus(client: httpx.Client) -> None:
     client.post("/v1/chat/completions", json=asked())
     text = client.get("/metrics").text

@@ -54,6 +54,7 @@ class ErrorBody(BaseModel):
 ERRORS: Final = {
     400: "The request is wrong",
     401: "The key is missing or wrong",
+    403: "A web page from elsewhere asks a server without a key",
     404: "There is no such model, path or trace",
     408: "The body did not arrive in time",
     413: "The body is too large",

@@ -1,4 +1,4 @@
-"""Checks of a request before its body is kept: key, size, and time to arrive."""
+"""Checks of a request before its body is kept: key, page that sends it, size, and time to arrive."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from fastapi import Request
 from fastapi.routing import APIRoute
@@ -13,7 +14,7 @@ from starlette.authentication import AuthenticationBackend, AuthenticationError
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from qzoom_agent.integrations.limits import ServeConfig
+from qzoom_agent.integrations.limits import LOCAL, ServeConfig
 from qzoom_agent.integrations.serve.errors import RequestError
 
 _OPEN: Final = ("/health",)
@@ -34,6 +35,27 @@ class KeyCheck(AuthenticationBackend):  # type: ignore[misc,unused-ignore]
         right = secrets.compare_digest(sent.strip().encode("latin-1"), self._key.encode())
         if conn.scope["path"] not in _OPEN and not (scheme.lower() == "bearer" and right):
             raise AuthenticationError
+
+
+def require_no_page(request: Request) -> None:
+    """Raise RequestError for a request of a web page from elsewhere, where no key keeps it out.
+
+    The browser of whoever runs the server reaches it, and a page can make its own name that of this machine (DNS
+    rebinding): the browser then takes the server for the page's own.
+    """
+    config: ServeConfig = request.app.state.config
+    try:
+        origin = urlsplit(request.headers.get("origin", ""))
+        foreign = origin.scheme in ("http", "https") and origin.hostname not in LOCAL
+    except ValueError:
+        foreign = True
+    if foreign and config.api_key is None:
+        raise RequestError(
+            "A web page from elsewhere sent this request (header Origin), and the server has no key that tells friend "
+            "from stranger. Start it with --api-key KEY, and let the page send the key.",
+            status=403,
+            code="foreign_page",
+        )
 
 
 class _LimitedRequest(Request):  # type: ignore[misc,unused-ignore]
@@ -82,6 +104,7 @@ class LimitedRoute(APIRoute):  # type: ignore[misc,unused-ignore]
         handle: Any = super().get_route_handler()
 
         async def limited(request: Request) -> Response:
+            require_no_page(request)
             response: Response = await handle(_LimitedRequest(request.scope, request.receive))
             return response
 

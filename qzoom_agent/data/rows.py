@@ -299,7 +299,7 @@ def _json_kind(path: Path) -> str:
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         first, second = file.readline().strip(), file.readline().strip()
     try:
-        row = json.loads(first)
+        row = _parsed(first)
     except ValueError:
         return ".json" if first[:1] in ("[", "{", "") else ".jsonl"
     has_rows = isinstance(row, list) or (isinstance(row, dict) and not second and isinstance(row.get("data"), list))
@@ -332,8 +332,11 @@ def _separator(path: Path, marks: str) -> str:
 
 
 def _parsed(text: str) -> Any:
-    """Return the value of a JSON text, whose strings can be written as UTF-8."""
-    data = json.loads(text)
+    """Return the value of a JSON text, whose strings can be written as UTF-8. Raises ValueError if it is none."""
+    try:
+        data = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if "\\ud" in text or "\\uD" in text:  # half a surrogate pair is left where a text was cut inside an emoji
         data = json.loads(valid_unicode(json.dumps(data, ensure_ascii=False)))
     return data

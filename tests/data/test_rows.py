@@ -73,6 +73,15 @@ def test_json_lines_are_read_one_at_a_time(tmp_path: Path) -> None:
     assert rows[1] == {"a": "é", "b": [2]} and list(rows.only("b")) == [{"b": None}, {"b": [2]}]
 
 
+def test_a_row_that_is_nested_too_deeply_is_a_damaged_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "a"}\n{"question": ' + "[" * 100_000 + "]" * 100_000 + '}\n{"question": "b"}\n')
+    with pytest.raises(ConfigError, match=r"Row 2 of .* is not JSON: it is nested too deeply"):
+        open_path(path)
+    rows = open_path(path, skip_bad=True)
+    assert [rows[0], rows[2]] == [{"question": "a"}, {"question": "b"}]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -23,6 +23,7 @@ from qzoom_agent.files import expanded
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import MAX_PIXELS, load_image
 from qzoom_agent.integrations.limits import MAX_IMAGES
+from qzoom_agent.pdf import file_of
 from qzoom_agent.report.overlay import overlay
 from qzoom_agent.trace import PerceptionRecord
 from qzoom_agent.zoom.image_zoom import ImageZoom, png
@@ -59,13 +60,15 @@ class ImageAccess(BaseModel, frozen=True):
         if not self.folders:
             raise ImageError("This server reads no files. Send the image as a data URI.")
         try:
-            path = (self.folders[0] / expanded(_named(source))).resolve()
+            named = str(self.folders[0] / expanded(_named(source)))
+            file = file_of(named)  # FILE.pdf#page=2 is no link, and FILE.pdf may be one
+            path = Path(file).resolve()
         except (OSError, ValueError) as error:
             raise ImageError(f"{source[:100]!r} is no path: {error}. Give the path of an image.") from None
         if not any(path.is_relative_to(folder.resolve()) for folder in self.folders):
             readable = ", ".join(str(folder) for folder in self.folders)
             raise ImageError(f"{source[:200]} lies outside the folders that may be read: {readable}.")
-        return path
+        return Path(f"{path}{named[len(file) :]}")
 
 
 class ImageTools:

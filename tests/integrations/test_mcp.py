@@ -29,6 +29,7 @@ def folder(tmp_path: Path) -> Path:
     Image.linear_gradient("L").resize((1000, 500)).save(inside / "picture.png")
     Image.new("RGB", (50, 50)).save(tmp_path / "secret.png")
     (inside / "link.png").symlink_to(tmp_path / "secret.png")
+    (inside / "link.pdf").symlink_to(tmp_path / "secret.pdf")
     return inside
 
 
@@ -80,7 +81,11 @@ def test_an_image_may_be_named_by_its_file_address(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.png", "file:///%65tc/passwd", "link.png", "/etc/passwd", "~/x.png", "file:///etc/passwd", "\0"]
+    "name",
+    [
+        *("../secret.png", "file:///%65tc/passwd", "/etc/passwd", "~/x.png", "file:///etc/passwd", "\0"),
+        *("link.png", "link.pdf", "link.pdf#page=1", "../secret.pdf#page=1"),
+    ],
 )
 def test_files_outside_the_folders_are_not_read(folder: Path, name: str) -> None:
     with pytest.raises(ImageError, match=r"outside|no path"):

@@ -45,7 +45,10 @@ def _explain(error: ErrorDetails, section: type[Config]) -> str:
     if not error["loc"]:
         names = ", ".join(section.prefix + name for name in sorted(section.model_fields))
         return f"'{section.prefix.rstrip('.')}' is a section with the keys {names}; got {error['input']!r}."
-    return f"Bad value for '{key}': {error['msg']}; got {error['input']!r}."
+    field = section.model_fields.get(str(error["loc"][0]))
+    secret = field is not None and not field.repr
+    given = f"a value of type {type(error['input']).__name__}" if secret else f"{error['input']!r:.200}"
+    return f"Bad value for '{key}': {error['msg']}; got {given}."
 
 
 class Config(BaseModel):

@@ -10,7 +10,7 @@ import pytest
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.cli.main import main
-from qzoom_agent.errors import BackendError
+from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation.scorers.judge import Judge
 from tests.models.misbehaving import (
     IMAGE,
@@ -120,6 +120,13 @@ def test_secrets_of_an_address_are_sent_and_not_shown(
     said = capsys.readouterr()
     for secret in ("hunter2", "query-secret", "bWU6aHVudGVyMi9zZWNyZXQ="):
         assert secret not in f"{answer.trace.model_dump_json()}{judged.value}{said.out}{said.err}{caplog.text}"
+
+
+@pytest.mark.parametrize("given", [{"headers": f"api-key: {KEY}"}, {"headers": [KEY]}, {"api_key": [KEY]}])
+def test_a_secret_in_a_wrong_form_is_not_shown(given: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=rf"Bad value for '{next(iter(given))}': .*; got a value of type ") as caught:
+        Agent.from_server("http://localhost:1/v1", model="served", **given)
+    assert KEY not in str(caught.value)
 
 
 def test_what_a_server_says_does_not_steer_a_terminal(server: Misbehaving, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,7 +23,7 @@ from transformers import PretrainedConfig, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.import_utils import is_torchvision_available
 
-from qzoom_agent.errors import BackendError
+from qzoom_agent.errors import BackendError, describe_error
 from qzoom_agent.messages import Message, Part
 
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
@@ -98,10 +98,11 @@ class PromptCodec:
             plain.append({**message, "content": [_without(marks, part) for part in message["content"]]})
         try:
             text: str = self._written(plain)
-        except (TemplateError, TypeError) as error:
+        except Exception as error:  # a template is code that comes with the model
+            reason = error if isinstance(error, TemplateError) else describe_error(error)
             roles = ", ".join(message["role"] for message in messages)
             raise BackendError(
-                f"The model's chat template rejected the conversation: {error}. Its roles were: {roles}. "
+                f"The model's chat template rejected the conversation: {reason}. Its roles were: {roles}. "
                 "Choose a protocol that fits this model."
             ) from error
         return text
@@ -116,7 +117,7 @@ class PromptCodec:
         roles = ("user", "assistant", "user")
         try:
             written = self._written([{"role": role, "content": [{"type": "text", "text": "a"}]} for role in roles])
-        except (TemplateError, TypeError):  # the conversation itself will tell why
+        except Exception:  # the conversation itself will tell why
             written = ""
         ends = (self.tokenizer.bos_token, self.tokenizer.eos_token)
         return [

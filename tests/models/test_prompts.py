@@ -1,10 +1,12 @@
 """From messages to the ids that a model is given: texts from elsewhere stay texts."""
 
+from copy import copy
 from typing import get_args
 
 import pytest
 from transformers import AutoConfig
 
+from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Role, text
 from qzoom_agent.models.prompts import PromptCodec, load_processor
 from tests.tiny_models import Family, build
@@ -43,3 +45,19 @@ def test_marks_of_turns_stay_in_what_the_model_wrote(codec: PromptCodec) -> None
     """Else its ids would not be found again, and everything after them computed anew."""
     mark = marks_of(codec)[-1]
     assert f"a{mark}b" in codec.render([TURNS[0], text("assistant", f"a{mark}b"), text("user", "Hi")])
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ 'a'.encode('b') }}", "LookupError"),
+        ("{{ raise_exception('Only one turn.') }}", "Only one turn"),
+        ("{{ {}.__class__.__mro__ }}", "unsafe"),
+    ],
+)
+def test_a_template_that_fails_is_an_error_of_the_model(codec: PromptCodec, template: str, reason: str) -> None:
+    broken = PromptCodec(copy(codec.processor), codec.config)
+    broken.processor.chat_template = template
+    with pytest.raises(BackendError, match=rf"chat template rejected the conversation: .*{reason}.*Choose a protocol"):
+        broken.render(TURNS)

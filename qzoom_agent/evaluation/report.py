@@ -275,7 +275,7 @@ def _lettered(text: str, row: SampleResult) -> str:
 
 
 def _picture(folder: RunFolder, row: SampleResult, limit: int) -> dict[str, Any] | None:
-    if not row.image:  # a sample that could not be read
+    if not row.image or row.size[0] < 1:  # a sample that could not be read
         return None
     try:
         # other formats may run a program, as EPS does

@@ -170,6 +170,14 @@ def test_a_picture_of_a_run_from_elsewhere_runs_no_program(tmp_path: Path, monke
     assert len(Page(write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")).rows) == 3
 
 
+def test_a_row_whose_image_has_no_size_has_no_picture(tmp_path: Path) -> None:
+    evaluate(player(), [numbers(3)], out=tmp_path)
+    first, *others = (tmp_path / "samples.jsonl").read_text().splitlines()
+    rows = [json.dumps(json.loads(first) | {"size": [0, 0]}), *others]
+    (tmp_path / "samples.jsonl").write_text("\n".join(rows) + "\n")
+    assert len(Page(write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")).images) == 2
+
+
 def test_repeats_are_one_row(tmp_path: Path) -> None:
     evaluate(player(), [numbers(3)], out=tmp_path, repeats=2)
     assert len(Page(write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")).rows) == 3

@@ -60,6 +60,20 @@ def test_a_row_cannot_name_a_file_outside_the_run(field: str, name: str, finishe
             path(name)
 
 
+@pytest.mark.parametrize("worth", [float("nan"), 1e9, -1.0])
+def test_a_row_that_is_worth_what_no_answer_can_be_is_refused(worth: float, tmp_path: Path) -> None:
+    """It would be the accuracy of the whole run."""
+    evaluate(player(), [numbers(3)], out=tmp_path)
+    first, *others = (tmp_path / "samples.jsonl").read_text().splitlines()
+    changed = json.loads(first)
+    changed["scores"]["clean"][0] = worth
+    (tmp_path / "samples.jsonl").write_text("\n".join([json.dumps(changed), *others]) + "\n")
+    with pytest.raises(
+        ConfigError, match=r"Line 1 of .* is not the result of a sample: scores\.clean\.0: Input should"
+    ):
+        summarise(RunFolder(tmp_path))
+
+
 def test_a_trace_cannot_name_a_picture_outside_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     go_on(folder)

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, Field, JsonValue
 
 from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError
@@ -27,7 +27,7 @@ MOST_CHARACTERS: Final = 200_000
 class Score(NamedTuple):
     """The worth of an answer."""
 
-    value: float
+    value: Annotated[float, Field(ge=0, le=1)]
     """0 to 1."""
     extracted: str | None
     """The text that was taken for the final answer; None where none was found."""

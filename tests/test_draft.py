@@ -148,7 +148,7 @@ def test_the_model_names_a_box_sees_the_crop_and_answers() -> None:
 
 def test_its_steps_are_shown_as_they_happen_and_again(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
-    answer = follow(Agent(Telling([BOX, "42"], None), policy="locate").stream(IMAGE, "which?"), console, area=540000)
+    answer = follow(Agent(Telling([BOX, "42"], None), policy="locate").stream(IMAGE, "which?"), console, [540000])
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[0] for line in lines] == ["look", "zoom"]
     replay(answer.trace, console)

@@ -324,7 +324,7 @@ def test_the_report_shows_what_was_refused_and_why(episode: Callable[[], Finishe
 def test_the_terminal_shows_it_as_it_happens_and_again(
     episode: Callable[[], FinishedRollout], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer = follow(episode().agent.stream(IMAGE, "which?"), Console(), area=IMAGE.width * IMAGE.height)
+    answer = follow(episode().agent.stream(IMAGE, "which?"), Console(), [IMAGE.width * IMAGE.height])
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[0] for line in lines] == ["look", "refused", "zoom", "refused"]
     assert lines[1].startswith("refused (gate) [0,112,56,168] of coarse, pixel - What the question needs")
@@ -334,5 +334,5 @@ def test_the_terminal_shows_it_as_it_happens_and_again(
     replay(answer.trace, Console())
     assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["look", "refused", "zoom", "refused"]
     moved = FinishedRollout([CUTS, "42"], sight(HOT), review={"insert": False})
-    follow(moved.agent.stream(IMAGE, "which?"), Console(), area=IMAGE.width * IMAGE.height)
+    follow(moved.agent.stream(IMAGE, "which?"), Console(), [IMAGE.width * IMAGE.height])
     assert "The box was moved to" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def test_a_model_without_branches_is_shown_what_a_perceiver_proposes() -> None:
 
 def test_the_steps_name_the_perceiver(capsys: pytest.CaptureFixture[str]) -> None:
     agent = Agent(answering([]), perceiver=Finder(HOT, score=0.9, threshold=0.5, reason="there"))
-    follow(agent.stream(IMAGE, "which?"), Console(verbosity=1), area=IMAGE.width * IMAGE.height)
+    follow(agent.stream(IMAGE, "which?"), Console(verbosity=1), [IMAGE.width * IMAGE.height])
     assert f"{__name__}:Finder gate 0.90 of 0.50: there" in capsys.readouterr().err
 
 

@@ -34,6 +34,8 @@ GOLD, CROP = (31, 157, 85), (31, 111, 235)
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 THUMBNAIL_BYTES = 9_000_000
 """For all thumbnails of a page together, before they are written as text."""
+_MOST_KINDS = 16
+"""Of more kinds the chart shows none, because their labels would not fit in; the bars show all."""
 _LINE = 15.0
 """Least distance of two labels."""
 _NEAR = 130.0
@@ -124,7 +126,7 @@ def _points(results: Results, rows: Sequence[SampleResult], figures: Mapping[str
                 for other, result in figures.items()
                 if name in result.tasks
             ]
-        if one and not figures:
+        if one and not figures and len(task.marks.kinds) <= _MOST_KINDS:
             for kind, figure in task.marks.kinds.items():
                 known = measured([row for row in rows if row.kind == kind])
                 points.append(ChartPoint(kind, fmean(row.visual_tokens for row in known), figure, False))

@@ -244,16 +244,16 @@ def by_sample(rows: Iterable[SampleResult]) -> dict[str, list[SampleResult]]:
 def _marks(rows: Sequence[SampleResult], scorer: str, task: Task | None) -> ScorerResult:
     samples = list(by_sample(rows).values())
     parsed = [scorer in row.scores and row.scores[scorer].parsed for row in rows]
+    kinds: dict[str, list[list[SampleResult]]] = defaultdict(list)
+    for each in samples:
+        kinds[each[0].kind].append(each)
     return ScorerResult(
         accuracy=_figure(samples, scorer),
         parse_rate=fmean(parsed),
         sentences=sum(
             bool(row.answer) and not row.options and not read for row, read in zip(rows, parsed, strict=True)
         ),
-        kinds={
-            kind: _figure([each for each in samples if each[0].kind == kind], scorer)
-            for kind in sorted({row.kind for row in rows})
-        },
+        kinds={kind: _figure(kinds[kind], scorer) for kind in sorted(kinds)},
         published=_published(rows, scorer, task),
         repeats=_repeats(samples, scorer),
         source=reference(task.scorers[scorer]) if task and scorer in task.scorers else None,

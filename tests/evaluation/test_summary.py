@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,11 +19,12 @@ from qzoom_agent.agent import Agent
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation.compare import compare
-from qzoom_agent.evaluation.report import write_run_report
+from qzoom_agent.evaluation.report import _points, write_run_report
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate, plan, stratified_order
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.stats import figure, paired, wilson
+from qzoom_agent.evaluation.summary import task_result
 from qzoom_agent.evaluation.tasks.task import Scored
 from qzoom_agent.messages import Message
 from qzoom_agent.models.scripted import ScriptedBackend
@@ -328,3 +331,33 @@ def test_samples_of_one_run_alone_are_counted(tmp_path: Path) -> None:
     assert (found.n, found.only_before, found.only_after, found.scorer) == (3, 0, 2, "clean")
     with pytest.raises(ConfigError, match="no scorer 'kind'"):
         compare(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"), scorer="kind")
+
+
+def test_figures_by_kind_read_each_sample_a_few_times_whatever_the_number_of_kinds(tmp_path: Path) -> None:
+    """A column `kind` may hold another text in every row."""
+    reads = Counter[str]()
+
+    class Counted(SampleResult):
+        def __getattribute__(self, name: str) -> Any:
+            reads[name] += 1
+            return super().__getattribute__(name)
+
+    evaluate(player(), [numbers(1)], out=tmp_path)
+    row, many = RunFolder(tmp_path).latest()[0].model_dump(mode="json"), 300
+    rows = [Counted.model_validate(row | {"id": str(at), "index": at, "kind": f"kind {at}"}) for at in range(many)]
+    reads.clear()
+    found = task_result(rows, RunFolder(tmp_path).ask.tasks["numbers"])
+    assert len(found.marks.kinds) == many
+    assert reads["kind"] <= 5 * many * len(found.scores)
+
+
+def test_the_chart_of_a_report_shows_as_many_kinds_as_have_room() -> None:
+    for kinds, shown in ((16, 17), (17, 1), (3000, 1)):
+        figures = {f"kind {at}": figure([1.0, 0.0]) for at in range(kinds)}
+        task = SimpleNamespace(
+            cost=SimpleNamespace(visual_tokens=figure([5.0])),
+            marks=SimpleNamespace(accuracy=figure([1.0, 0.0]), kinds=figures),
+        )
+        results: Any = SimpleNamespace(tasks={"numbers": task}, config=SimpleNamespace(policy="direct"))
+        rows: Any = [SimpleNamespace(kind=kind, visual_tokens=5) for kind in figures]
+        assert len(_points(results, rows, {})) == shown

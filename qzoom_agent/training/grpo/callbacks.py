@@ -20,7 +20,7 @@ from trl.trainer.utils import nanstd
 from qzoom_agent.report.episode import write_report
 from qzoom_agent.trace import by_digest
 from qzoom_agent.training.branches.fitting import LogCallback, add_line, keep_lines
-from qzoom_agent.training.rewards import Accuracy, Rollout
+from qzoom_agent.training.rewards import Rollout
 from qzoom_agent.views import ViewStore
 
 WINDOW: Final = 10
@@ -41,10 +41,11 @@ _LIMITS: Final = {
 """Metrics, each with the mean above which a warning is given, and its text."""
 
 
-def measures(rollouts: Sequence[Rollout], accuracy: Accuracy) -> dict[str, float]:
+def measures(rollouts: Sequence[Rollout], right: Sequence[bool]) -> dict[str, float]:
     """Return the means over a batch of rollouts, `zoom/...`; call rates and accuracy also by task.
 
-    `NEEDED` is left out where no rollout counts, written tokens where nobody counted them.
+    `right` says of each whether its answer is right. `NEEDED` is left out where no rollout counts, written tokens where
+    nobody counted them.
     """
     usages = [one.trace.usage for one in rollouts]
     asked = sum(usage.requested for usage in usages)
@@ -60,7 +61,7 @@ def measures(rollouts: Sequence[Rollout], accuracy: Accuracy) -> dict[str, float
     }
     if any(usage.written_tokens for usage in usages):  # TRL's tool loop does not count them
         found["zoom/written_tokens"] = fmean(usage.written_tokens for usage in usages)
-    every = list(zip(rollouts, accuracy.right(rollouts), strict=True))
+    every = list(zip(rollouts, right, strict=True))
     tasks = sorted({one.sample.task for one in rollouts})
     by_task = {f"/{task}": [(one, good) for one, good in every if one.sample.task == task] for task in tasks}
     for task, members in {"": every, **by_task}.items():

@@ -136,8 +136,9 @@ class ZoomTrainer(GRPOTrainer):
         self._logps: Tensor | None = None
         self._learned: Row | None = None
         """The batch that is being learned from."""
-        self._held_out: dict[str, tuple[Rollout, Tensor]] = {}
-        """Rollouts of the evaluation that is running, and the values of their rewards, by the id of their question."""
+        self._held_out: dict[str, tuple[Rollout, bool, Tensor]] = {}
+        """Rollouts of the evaluation that is running, whether their answers are right, and the values of their rewards,
+        by the id of their question."""
         with refused_by_trl():
             super().__init__(
                 model=backend.model,
@@ -180,15 +181,19 @@ class ZoomTrainer(GRPOTrainer):
         for row, rollout in zip(inputs, rollouts, strict=True):
             row["rollout"] = rollout
         values = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        blank = Image.new("RGB", (1, 1))
+        # All devices are counted together: of rates, such as that of refused calls, the mean over devices is another.
+        own_right = self.accuracy.right(rollouts)
+        told = gather_object([Rollout(one.trace, replace(one.sample, image=blank)) for one in rollouts])
+        right = gather_object(own_right)
         if not self.model.training:
-            blank = Image.new("RGB", (1, 1))
-            told = gather_object([Rollout(one.trace, replace(one.sample, image=blank)) for one in rollouts])
             # a question that fills the last batch of another process is counted once
-            self._held_out |= {one.sample.id: (one, row) for one, row in zip(told, values, strict=True)}
+            found = zip(told, right, values, strict=True)
+            self._held_out |= {one.sample.id: (one, good, row) for one, good, row in found}
             return values
-        for name, value in measures(rollouts, self.accuracy).items():
-            self._log_metric(name, value)
         if self.accelerator.is_main_process:
+            for name, value in measures(told, right).items():
+                self._log_metric(name, value)
             first = self.accelerator.process_index * len(inputs)
             own = values[first : first + len(inputs)].T.tolist()
             self.pages.keep(
@@ -259,9 +264,9 @@ class ZoomTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._held_out:  # over all questions, where TRL takes the mean of batches, whatever their size
-            rollouts, values = zip(*self._held_out.values(), strict=True)
+            rollouts, right, values = zip(*self._held_out.values(), strict=True)
             found = reward_measures(self.reward_func_names, self.reward_weights, torch.stack(values))
-            found |= measures(rollouts, self.accuracy)
+            found |= measures(rollouts, right)
             self._metrics["eval"].update({name: [value] for name, value in found.items()})
             self._held_out = {}
         if "loss" in logs and self._start is not None:

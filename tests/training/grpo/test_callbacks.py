@@ -2,11 +2,13 @@
 
 import json
 import math
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -17,6 +19,7 @@ from qzoom_agent.trace import Trace
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.grpo import callbacks as watch
 from qzoom_agent.training.grpo import launch as run
+from qzoom_agent.training.grpo import trainer as trainer_module
 from qzoom_agent.training.grpo.callbacks import (
     NEEDED,
     WINDOW,
@@ -47,8 +50,8 @@ def warnings_of(log: Path) -> list[str]:
 def test_accuracy_is_by_the_recipes_own_rule() -> None:
     batch = said("Answer: nokia", "samsung")
     exact, open_answer = (accuracy_of([Accuracy(rule=rule)]) for rule in ("exact", "open"))  # type: ignore[arg-type]
-    assert measures(batch, exact)["zoom/accuracy"] == 0.0
-    found = measures(batch, open_answer)
+    assert measures(batch, exact.right(batch))["zoom/accuracy"] == 0.0
+    found = measures(batch, open_answer.right(batch))
     assert found["zoom/accuracy"] == found["zoom/accuracy/text"] == 0.5
 
 
@@ -60,6 +63,25 @@ def test_models_are_compared_by_a_metric_that_held_out_questions_have(monkeypatc
     trainer.args.metric_for_best_model = "zoom/acuracy"
     with pytest.raises(ConfigError, match=r"'zoom/acuracy', which .* Choose one of: reward, zoom/accuracy"):
         trainer.evaluate()
+
+
+def test_what_is_logged_counts_the_rollouts_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one answer here is right, the three of another device are wrong."""
+    here, there = said("nokia"), said("samsung", "lg", "htc")
+    trainer: Any = object.__new__(ZoomTrainer)
+    trainer.model, trainer.accuracy, trainer.reward_func_names = SimpleNamespace(training=True), Accuracy(), []
+    trainer.accelerator = SimpleNamespace(is_main_process=True, process_index=0)
+    trainer.pages, trainer.state = SimpleNamespace(keep=lambda *_: None), SimpleNamespace(global_step=0)
+    trainer._pending_metrics = defaultdict(list)
+    others: dict[type, list[Any]] = {Rollout: there, bool: [False] * 3}
+    monkeypatch.setattr(trainer_module, "gather_object", lambda own: own + others[type(own[0])])
+    monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", lambda *_: torch.zeros(1, 0))
+    monkeypatch.setattr(trainer, "_episodes", lambda *_: (here, []))
+    trainer._calculate_rewards([{}], None, None, [[]])
+    assert trainer._pending_metrics["zoom/accuracy/text"] == [0.25]
+    trainer.accelerator.is_main_process, trainer._pending_metrics = False, defaultdict(list)
+    trainer._calculate_rewards([{}], None, None, [[]])
+    assert not trainer._pending_metrics, "the others' values would be averaged with it"
 
 
 def test_a_run_that_diverged_ends_before_it_is_saved(tmp_path: Path) -> None:
@@ -74,7 +96,8 @@ def test_accuracy_is_by_the_recipes_judge() -> None:
         return answer == "the Finnish brand"
 
     asked = accuracy_of([Accuracy(judged=True)], judge=agrees)
-    assert measures(said("the Finnish brand", "samsung"), asked)["zoom/accuracy"] == 0.5
+    batch = said("the Finnish brand", "samsung")
+    assert measures(batch, asked.right(batch))["zoom/accuracy"] == 0.5
 
 
 def test_a_judge_is_tried_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,13 +118,13 @@ def test_calls_that_end_where_none_is_needed_are_no_collapse(tmp_path: Path) -> 
 
     def round_of(easy_calls: bool, hard_calls: bool) -> dict[str, float]:
         easy = rollout(crops=[crop] * easy_calls, coarse_suffices=True, task="needle-global")
-        return measures([easy, rollout(crops=[crop] * hard_calls, task="needle-scene")], Accuracy())
+        return measures([easy, rollout(crops=[crop] * hard_calls, task="needle-scene")], [True, True])
 
     found = round_of(True, False)
     assert (found["zoom/call_rate"], found["zoom/call_rate/needle-global"]) == (0.5, 1.0)
     assert (found["zoom/call_rate_needed"], found["zoom/call_rate_needed/needle-scene"]) == (0.0, 0.0)
     assert "zoom/call_rate_needed/needle-global" not in found
-    assert NEEDED not in measures([rollout(coarse_suffices=True)], Accuracy())
+    assert NEEDED not in measures([rollout(coarse_suffices=True)], [True])
     alarm = MetricsCallback(tmp_path / "log.jsonl")
     for at in range(60):
         tell(alarm, **round_of(at < 20, True))

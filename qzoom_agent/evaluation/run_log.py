@@ -31,6 +31,7 @@ from qzoom_agent.confidence import FILE as CALIBRATION
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.sample_result import AnswerLike, SampleResult
+from qzoom_agent.evaluation.tasks.custom import task_name
 from qzoom_agent.files import (
     atomic_write,
     expanded,
@@ -109,7 +110,7 @@ class RunSpec(BaseModel, use_attribute_docstrings=True):
         if later.repeats < self.repeats:
             differ.append(f"repeats: {self.repeats} then, {later.repeats} now")
         for name in self.tasks.keys() & later.tasks.keys():
-            differ += [f"{name}: {text}" for text in _shrinks(self.tasks[name], later.tasks[name])]
+            differ += [f"{name}: {text}" for text in _shrinks(name, self.tasks[name], later.tasks[name])]
         if differ:
             raise ConfigError(
                 f"The folder holds another run. Different: {'; '.join(differ)}. A folder may only be asked for more; "
@@ -118,7 +119,9 @@ class RunSpec(BaseModel, use_attribute_docstrings=True):
         return later.model_copy(update={"tasks": self.tasks | later.tasks})
 
 
-def _shrinks(old: TaskSelection, new: TaskSelection) -> Iterator[str]:
+def _shrinks(task: str, old: TaskSelection, new: TaskSelection) -> Iterator[str]:
+    if old.path is None and new.path is not None and task.removeprefix("own-") == task_name(Path(new.path)):
+        old = old.model_copy(update={"path": new.path})  # `evaluate` did not note the path of a table once
     for name in ("path", "split", "fonts", "coarse_tokens", "answered"):
         before, after = getattr(old, name), getattr(new, name)
         written = name in ("path", "fonts") and None not in (before, after)

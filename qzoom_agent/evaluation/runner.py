@@ -247,7 +247,7 @@ def select(
     require_names(tasks)
     found = {}
     for task in tasks:
-        own = source._replace(path=(paths or {}).get(task.name, source.path))
+        own = source._replace(path=(paths or {}).get(task.name, source.path or task.path))
         tokens = None if own_budget else task.coarse_tokens
         with calling(task.name, kind="task"):
             samples = task.load(own)

@@ -212,6 +212,18 @@ def test_a_table_is_the_same_by_any_way_of_writing_its_path(tmp_path: Path, monk
         first.grown(asked("other/mine.jsonl"))
 
 
+def test_a_run_whose_table_was_not_noted_is_resumed() -> None:
+    """As of `evaluate` in Python, once."""
+
+    def asked(path: str | None) -> RunSpec:
+        part = TaskSelection(path=path, total=4, planned=4)
+        return RunSpec(seed=0, weights=None, repeats=1, tasks={"mine": part})
+
+    assert asked(None).grown(asked("data/mine.jsonl")).tasks["mine"].path == "data/mine.jsonl"
+    with pytest.raises(ConfigError, match=r"path None then, 'data/other\.jsonl' now"):
+        asked(None).grown(asked("data/other.jsonl"))
+
+
 def test_rows_are_read_while_the_run_is_finished(tmp_path: Path) -> None:
     """As by `qzoom eval export`, while another process puts the rows in order."""
     evaluate(player(), [numbers(6)], out=tmp_path, traces=False)

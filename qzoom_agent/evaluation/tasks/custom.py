@@ -36,6 +36,7 @@ def custom_task(path: Path, *, name: str | None = None) -> Task:
         load=partial(load, name, path),
         scorers={"rule": rule},
         columns=NEEDED,
+        path=str(path),
     )
 
 

@@ -73,6 +73,8 @@ class Task:
     """Columns that `load` needs."""
     reference: str = ""
     """Name by which `find_task` finds a task from outside this package: `module:function` or an entry point."""
+    path: str | None = None
+    """Path that `load` reads where its argument names none, of a table of your own."""
 
 
 def apply(scorer: Scorer | CustomScorer, answer: str | None, sample: Sample) -> Score:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from qzoom_agent import Agent
+from qzoom_agent.cli.main import main
 from qzoom_agent.data.samples import Samples, TaskSource
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.evaluation.runner import evaluate
@@ -38,6 +39,21 @@ def test_the_limit_on_pictures_can_be_set(tmp_path: Path) -> None:
     task = find_task(str(tmp_path))
     with pytest.raises(ImageError, match="over the limit of 9 px"):
         task.load(TaskSource(max_pixels=9))[0]
+
+
+def test_a_run_knows_the_table_that_it_was_given_in_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is scored again by the command, and another table of the name is refused."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name, {"answer": 7})
+    agent = Agent(ScriptedBackend(lambda _: "7"), policy="direct")
+    table, other = (tmp_path / name / "my questions.jsonl" for name in ("a", "b"))
+    for task in (str(table), find_task(str(table))):
+        evaluate(agent, [task], out=tmp_path / "run")
+    assert main(["eval", "rescore", str(tmp_path / "run")]) == 0
+    assert "accuracy (rule)  1.000" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"path '.*/a/my questions\.jsonl' then, '.*/b/my questions\.jsonl' now"):
+        evaluate(agent, [str(other)], out=tmp_path / "run")
 
 
 def test_open_questions_and_choices(tmp_path: Path) -> None:

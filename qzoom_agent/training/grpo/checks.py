@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -197,6 +197,16 @@ def logp_distances(sampled: Tensor, trained: Tensor, mask: Tensor) -> list[LogpD
     turns = first.cumsum(1)
     chosen = [known, *(known & (turns == turn) for turn in range(1, int(turns.max()) + 1))]
     return [_distance(apart[one]) for one in chosen]
+
+
+def joined(batches: Sequence[Sequence[LogpDistance]]) -> list[LogpDistance]:
+    """Return the distances of several batches, each as `logp_distances` returns them, as those of one batch."""
+    found = []
+    for same_turn in zip_longest(*batches, fillvalue=LogpDistance(0.0, 0.0, 0)):
+        tokens = sum(one.tokens for one in same_turn)
+        mean = sum(one.mean * one.tokens for one in same_turn) / max(1, tokens)
+        found.append(LogpDistance(mean, max(one.largest for one in same_turn), tokens))
+    return found
 
 
 def _distance(apart: Tensor) -> LogpDistance:

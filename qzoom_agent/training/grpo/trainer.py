@@ -37,7 +37,9 @@ from qzoom_agent.models.hf_generation import GeneratedTurn, GenerationRequest, T
 from qzoom_agent.training.branches.fitting import WeightSample
 from qzoom_agent.training.grpo.callbacks import RolloutPageCallback, measures, reward_measures
 from qzoom_agent.training.grpo.checks import (
+    LogpDistance,
     SamePrompts,
+    joined,
     logp_distances,
     refused_by_trl,
     require_features,
@@ -134,6 +136,8 @@ class ZoomTrainer(GRPOTrainer):
         self._sampled_at = -1
         """Step whose weights the rollouts in training were sampled from."""
         self._logps: Tensor | None = None
+        self._distances: list[list[LogpDistance]] = []
+        """Of the batches since the last log."""
         self._learned: Row | None = None
         """The batch that is being learned from."""
         self._held_out: dict[str, tuple[Rollout, bool, Tensor]] = {}
@@ -252,10 +256,7 @@ class ZoomTrainer(GRPOTrainer):
         if (sampled := batch.get("sampling_per_token_logps")) is None:
             return  # Hugging Face's generation gives none
         distances = logp_distances(sampled, trained, batch["completion_mask"] * batch.get("tool_mask", 1))
-        for turn, one in enumerate(distances):
-            name = f"/turn_{turn}" if turn else ""
-            self._metrics["train"][f"rollout/logp_difference{name}"].append(one.mean)
-            self._metrics["train"][f"rollout/logp_difference_max{name}"].append(one.largest)
+        self._distances.append(distances)
         if refuse:
             exact = self.backend.model.dtype == torch.float32 and not (
                 self.args.bf16 or self.args.fp16 or self.use_vllm
@@ -269,8 +270,14 @@ class ZoomTrainer(GRPOTrainer):
             found |= measures(rollouts, right)
             self._metrics["eval"].update({name: [value] for name, value in found.items()})
             self._held_out = {}
-        if "loss" in logs and self._start is not None:
-            logs["weights/changed"] = self._start.changed()
+        if "loss" in logs:
+            # over the batches of all devices; TRL would log the mean of their largest differences as the largest
+            for turn, one in enumerate(joined(gather_object(self._distances))):
+                name = f"/turn_{turn}" if turn else ""
+                logs |= {f"rollout/logp_difference{name}": one.mean, f"rollout/logp_difference_max{name}": one.largest}
+            self._distances = []
+            if self._start is not None:
+                logs["weights/changed"] = self._start.changed()
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

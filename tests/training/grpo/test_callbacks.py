@@ -27,6 +27,7 @@ from qzoom_agent.training.grpo.callbacks import (
     RolloutPageCallback,
     measures,
 )
+from qzoom_agent.training.grpo.checks import LogpDistance, logp_distances
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.grpo.trainer import ZoomTrainer
 from qzoom_agent.training.reward_list import accuracy_of
@@ -82,6 +83,24 @@ def test_what_is_logged_counts_the_rollouts_of_all_devices(monkeypatch: pytest.M
     trainer.accelerator.is_main_process, trainer._pending_metrics = False, defaultdict(list)
     trainer._calculate_rewards([{}], None, None, [[]])
     assert not trainer._pending_metrics, "the others' values would be averaged with it"
+
+
+def test_the_largest_difference_is_that_of_all_batches_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    def batch(*differences: float) -> list[LogpDistance]:
+        """One turn, a difference for each of its tokens."""
+        apart = torch.tensor([differences])
+        return logp_distances(apart, torch.zeros_like(apart), torch.ones_like(apart))
+
+    trainer: Any = object.__new__(ZoomTrainer)
+    trainer._held_out, trainer._start, trainer._distances = {}, None, [batch(0.0), batch(0.0, 0.0, 0.1)]
+    monkeypatch.setattr(trainer_module, "gather_object", lambda own: [*own, batch(0.0, 0.3, 0.0, 0.0)])
+    monkeypatch.setattr(GRPOTrainer, "log", lambda self, logs, start_time: told.update(logs))
+    told: dict[str, float] = {}
+    trainer.log({"loss": 1.0})
+    for turn in ("", "/turn_1"):
+        assert told[f"rollout/logp_difference_max{turn}"] == pytest.approx(0.3)
+        assert told[f"rollout/logp_difference{turn}"] == pytest.approx(0.4 / 8)
+    assert not trainer._distances
 
 
 def test_a_run_that_diverged_ends_before_it_is_saved(tmp_path: Path) -> None:

@@ -361,5 +361,5 @@ def test_the_chart_of_a_report_shows_as_many_kinds_as_have_room() -> None:
             marks=SimpleNamespace(accuracy=figure([1.0, 0.0]), kinds=figures),
         )
         results: Any = SimpleNamespace(tasks={"numbers": task}, config=SimpleNamespace(policy="direct"))
-        rows: Any = [SimpleNamespace(kind=kind, visual_tokens=5) for kind in figures]
+        rows: Any = [SimpleNamespace(kind=kind, visual_tokens=5, status="answered") for kind in figures]
         assert len(_points(results, rows, {})) == shown

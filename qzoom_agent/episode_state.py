@@ -136,6 +136,8 @@ class Context:
     earlier: frozenset[str] = frozenset()
     """Crops and images of tools that earlier questions showed. They do not count towards the budgets of this question,
     and a look does not read them."""
+    waited: float = field(default=0.0, init=False)
+    """Seconds of this step in which a look waited for others in its batch."""
     session: Session | None = field(default=None, init=False)
     beside: Session | None = field(default=None, init=False)
     """A second conversation with the same views: looks at later questions, and what is asked apart."""

@@ -64,9 +64,10 @@ def perceive(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
         ImageError: The image cannot be shown.
     """
     began = perf_counter()
+    ctx = runtime.context
+    ctx.waited = 0.0
     if state.get("looking"):
         return _look_again(state, runtime, began)
-    ctx = runtime.context
     store = ctx.store
     before = len(store.shown)  # a draft has shown the coarse view
     record: PerceptionRecord | None = None
@@ -126,7 +127,7 @@ def _look_again(state: State, runtime: Runtime[Context], began: float) -> dict[s
         record = _look(ctx, state["question"], placed=state["placed"], further=True)
     except Exception as failure:
         seconds = perf_counter() - began
-        taken = state["perceive_seconds"] + seconds
+        taken = state["perceive_seconds"] + seconds - ctx.waited
         return {"error": describe_error(failure), "looking": False, "perceive_seconds": taken, "seconds": seconds}
     placed = _insert(ctx, record, further=True)
     emit(runtime, "look", record.model_dump(mode="json"))
@@ -161,7 +162,7 @@ def _opening(
     return {
         "messages": [] if again else opening_of(state, ctx),
         "looking": again,
-        "perceive_seconds": state["perceive_seconds"] + seconds,
+        "perceive_seconds": state["perceive_seconds"] + seconds - ctx.waited,
         "seconds": seconds,
     }
 
@@ -396,7 +397,10 @@ def _look(
         opening = ctx.protocol.opening(question, shown, tools=ctx.policy.looks_with_tools)
         if ctx.config.perception.prompt == "opening":
             opening = with_system(opening, ctx.config.system)
+        began = perf_counter()
         seen = session.look(opening, options=ctx.policy.look_options, map_always=map_always, **more)
+        if own := seen[0].seconds:  # 0 in sessions of other people that do not say
+            ctx.waited += max(0.0, perf_counter() - began - own)
         found.append(_of_image(ctx, list(zip(shown, seen, strict=False)), further))
     ctx.keep_look()
     return _of_all(found[::-1])

@@ -173,7 +173,7 @@ class Reply(_Record):
     token_layers: float = 0.0
     """Work of the prefill: tokens times decoder layers."""
     seconds: float = 0.0
-    """Wall time in the model."""
+    """Wall time in the model; in a batch, its share of it."""
     withheld: Text = Field(default="", exclude_if=operator.not_)
     """The reason why the model or a filter kept the answer back."""
     logprobs: list[tuple[Text, float]] = Field(default_factory=list, exclude=True, repr=False)
@@ -258,7 +258,7 @@ class PerceptionRecord(_Record):
     token_layers: float = 0.0
     """Cost of the look: new tokens times decoder layers, and the work of the branches."""
     seconds: float = 0.0
-    """Wall time of the look."""
+    """Wall time of the look; in a batch, its share of it."""
     withheld: bool = False
     """The gate asked for a crop, and the budget had no room for any."""
 
@@ -284,7 +284,9 @@ class PerceptionRecord(_Record):
 
 
 class Seconds(_Record):
-    """Wall-clock seconds by phase."""
+    """Wall-clock seconds by phase. Of looks and turns that are computed in a batch, an episode has its share, without
+    the time that it waited for the others.
+    """
 
     perceive: float = 0.0
     """Before the first turn: the views of the opening, and the looks."""

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition
-from time import monotonic
+from time import monotonic, perf_counter, thread_time
 from typing import Any, Final, TypeVar, cast
 
 import torch
@@ -48,6 +48,8 @@ class Request:
     """Receives the reply's text as it is written, from the thread that computes."""
     owner: Any = None
     """Whatever else `serve` has to know about the conversation."""
+    seconds: float = 0.0
+    """Time spent on it alone, before its batch."""
     order: int = 0
     """Place in its batch, so that a batch does not depend on which thread came first."""
     result: Future[Any] = field(default_factory=Future)
@@ -242,16 +244,21 @@ class BatchedBackend:
     @torch.no_grad()
     def _read_views(self, request: Request) -> None:
         """Read new views in the caller's thread. A CPU encodes them there, too: its cores work side by side."""
+        began = thread_time()  # of this thread alone: many read side by side, and wait for each other
         request.session.read_views(request.messages)
         if self.backend.model.device.type == "cpu":
             encode_read([request.session])
+        request.seconds = thread_time() - began
 
     @torch.no_grad()
     def _serve(self, batch: list[Request]) -> None:
         """Compute requests; those with the same settings (seeds apart) together."""
+        began = perf_counter()
         encode_read([one.session for one in batch])
         groups: dict[str, list[tuple[Request, GenerationRequest]]] = {}
-        for one, ready in prepared(batch):
+        every = prepared(batch)
+        share = (perf_counter() - began) / len(batch)
+        for one, ready in every:
             alike = one.settings.model_copy(update={"seed": 0})
             groups.setdefault(repr((one.options, one.map_always, one.further, alike)), []).append((one, ready))
         for group in groups.values():
@@ -276,6 +283,8 @@ class BatchedBackend:
                     one.result.set_exception(told)
             else:
                 for one, result in zip(asked, results, strict=True):
+                    for record in result if isinstance(result, list) else [result]:
+                        record.seconds += one.seconds + share
                     one.result.set_result(result)
 
 

@@ -1,20 +1,23 @@
 """Episodes side by side answer what they answer alone, in fewer and larger batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from qzoom_agent import Agent
+from qzoom_agent import Agent, graph
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate
+from qzoom_agent.models import hf_batch, scheduler
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import BatchEngine
-from qzoom_agent.models.scheduler import BatchedBackend, batched
+from qzoom_agent.models.hf_session import HFSession
+from qzoom_agent.models.scheduler import BatchedBackend, RequestQueue, batched
 from qzoom_agent.models.scripted import ScriptedBackend
 from tests.evaluation.player import numbers
 from tests.tiny_models import Family
@@ -67,6 +70,37 @@ def test_a_batch_of_the_agent_is_computed_together(backend: HFBackend, monkeypat
     answers = Agent(backend, config=config("direct")).batch(iter(PAIRS))
     assert max(sizes) > 1
     assert {answer.trace.status for answer in answers} <= {"answered", "budget"}
+
+
+def test_seconds_in_a_batch_are_shares_of_it_with_the_vision_encoder_and_without_waiting(
+    backend: HFBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    for module in (graph, hf_batch, scheduler):  # time passes in the two places below alone
+        monkeypatch.setattr(module, "perf_counter", lambda: clock[0], raising=False)
+    monkeypatch.setattr(scheduler, "thread_time", lambda: clock[0], raising=False)
+    wait, encode, look = RequestQueue._compute_until, scheduler.encode_read, hf_batch.look
+
+    def waiting(self: RequestQueue, done: Callable[[], bool]) -> None:
+        clock[0] += 100
+        wait(self, done)
+
+    def encoding(sessions: Sequence[HFSession]) -> None:
+        clock[0] += 1 if any(one._read for one in sessions) else 0
+        encode(sessions)
+
+    def looking(*given: Any, **options: Any) -> Any:
+        clock[0] += 4
+        return look(*given, **options)
+
+    monkeypatch.setattr(RequestQueue, "_compute_until", waiting)
+    monkeypatch.setattr(scheduler, "encode_read", encoding)
+    monkeypatch.setattr(hf_batch, "look", looking)
+    agent = Agent(BatchedBackend(backend, 1), config=config("implicit", **{"perception.gate_threshold": 1.0}))
+    usage = agent.run(*PAIRS[0]).usage
+    assert usage.seconds.perceive == 1 + 4
+    usage = agent.replace(policy="direct").run(*PAIRS[0]).usage
+    assert (usage.seconds.perceive, usage.seconds.think) == (0, 1)
 
 
 def test_an_evaluation_in_batches_has_the_same_rows(backend: HFBackend, tmp_path: Path) -> None:

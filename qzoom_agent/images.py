@@ -42,6 +42,9 @@ MAX_BYTES_IN_MEMORY = 256_000_000
 """Limit on the encoded size of what is read at once: base64, downloads, and formats without a streaming decoder."""
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 """File formats that are read (JPEG includes MPO). Open anything else with Pillow and pass the Pillow image."""
+_BUILT_IN = ("BMP", "GIF", "JPEG", "PNG", "PPM")
+_TRIED = (*_BUILT_IN, *(name for name in FORMATS if name not in _BUILT_IN))
+"""The same, those first that Pillow opens without importing the modules of all its formats."""
 
 ImageSource = str | Path | bytes | BinaryIO | Image.Image | np.ndarray[Any, Any]
 """What `load_image` takes; tensors of torch, too."""
@@ -108,7 +111,7 @@ def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int 
         page = render_page(given, max_pixels=max_pixels)
         return _decode(page, "the page", max_pixels)
     with _opened(given, allow_url, max_pixels) as (image, name, _):
-        shown = _decode(image, name, max_pixels)
+        shown = _decode(image, name, max_pixels, ours=True)
         if _has_more_frames(image):
             logger.warning("%s has several frames or pages; only the first is shown", name)
         return shown
@@ -184,7 +187,7 @@ def _opened(
         file = _CountedFile(raw, name)
         try:
             with _own_limit(max_pixels):
-                image = Image.open(file, formats=FORMATS)
+                image = Image.open(file, formats=_TRIED)
             _check_header(image, file, max_pixels)
         except ImageError:
             raise
@@ -425,7 +428,12 @@ async def _fetched(url: str) -> bytes:
     return bytes(data)
 
 
-def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+def _decode(image: Image.Image, name: str, max_pixels: int, *, ours: bool = False) -> Image.Image:
+    """Return the upright RGB image of an opened one; `ours` if nobody else has its pixels, which are not copied then.
+
+    Raises:
+        ImageError: It is damaged, or over the limit.
+    """
     _check_size(image.size, name, max_pixels)
     try:
         image.load()
@@ -433,7 +441,10 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         _check_size(image.size, name, max_pixels)
         rgb = _to_rgb(image)
         turn = _UPRIGHT.get(_orientation(image))
-        rgb = rgb.transpose(turn) if turn is not None else rgb
+        if turn is not None:
+            rgb = rgb.transpose(turn)
+        elif rgb is image:
+            rgb = image._new(image.im) if ours else image.copy()
     except ImageError:
         raise
     except Exception as error:  # decoders raise any class on hostile bytes
@@ -464,12 +475,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Return a new RGB image with the pixels of a loaded one."""
+    """Return an RGB image with the pixels of a loaded one: itself if it is RGB."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         samples = np.asarray(image)
         return Image.fromarray(_to_bytes(samples, *_shown_range(samples))).convert("RGB")
     if not image.has_transparency_data:
-        return image.copy() if image.mode == "RGB" else image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode != "RGBA":
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     flat = Image.new("RGB", image.size, "white")

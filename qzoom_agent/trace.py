@@ -501,7 +501,7 @@ class Trace(QuestionRecord):
             target = _image_path(folder, digest)
             if not target.exists():
                 with atomic_write(target, tidy=False, error=TraceError) as part:
-                    images(digest).save(part, format="PNG")
+                    images(digest).save(part, format="PNG", compress_level=1)
         with atomic_write(folder / _FILE, error=TraceError) as part:
             part.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return folder

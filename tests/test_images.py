@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from qzoom_agent import images
 from qzoom_agent.errors import ImageError
@@ -321,6 +321,37 @@ def test_an_animation_gives_its_first_frame():
     for format in ("GIF", "PNG", "TIFF", "WEBP"):
         data = encoded(frames[0].copy(), format, save_all=True, append_images=[frame.copy() for frame in frames[1:]])
         assert pixel(load_image(data), (4, 4)) == pytest.approx((255, 0, 0), abs=3)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_the_pixels_of_a_file_are_decoded_and_not_copied(format, monkeypatch):
+    copied = []
+    copy = Image.Image.copy
+    monkeypatch.setattr(Image.Image, "copy", lambda self: copied.append(self.size) or copy(self))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for options, size in (({}, (60, 40)), ({"exif": turned}, (40, 60))):
+        data = encoded(Image.fromarray(noise()).resize((60, 40)), format, **options)
+        found = load_image(data)
+        assert found.size == size and type(found) is Image.Image and not copied
+        with Image.open(io.BytesIO(data)) as opened:
+            assert digest(found) == digest(ImageOps.exif_transpose(opened).convert("RGB"))
+        copied.clear()
+        found.putpixel((0, 0), (1, 2, 3))
+        assert pixel(found) == (1, 2, 3) and load_image(found) is not found and copied == [size]
+        copied.clear()
+
+
+@pytest.mark.parametrize("format", ["BMP", "GIF", "JPEG", "PNG", "PPM"])
+def test_a_common_file_is_read_without_the_modules_of_the_rarer_formats(format, monkeypatch):
+    Image.init()
+    data = encoded(Image.new("RGB", (8, 8), "red"), format)
+    for name in images.FORMATS:  # as in a process that has opened no image yet
+        if name not in ("BMP", "GIF", "JPEG", "PNG", "PPM"):
+            monkeypatch.delitem(Image.OPEN, name)
+    asked = []
+    monkeypatch.setattr(Image, "init", lambda: asked.append(1))
+    assert pixel(load_image(data), (4, 4)) == pytest.approx((255, 0, 0), abs=3) and not asked
 
 
 def test_jpegs_are_read_at_full_detail():

@@ -131,6 +131,8 @@ class HFBackend:
         ends = [*(given if isinstance(given, list) else [given]), processor.tokenizer.eos_token_id]
         self.end_ids = frozenset(int(value) for value in ends if value is not None)
         """Every id that ends a turn."""
+        self._counted: dict[tuple[int, int], int] = {}
+        """Visual tokens of views, by size, where the processor has to be asked."""
 
     @cached_property
     def turn_end(self) -> int:
@@ -239,7 +241,9 @@ class HFBackend:
             return base_view_tokens(self.model.config)
         if takes_any_size(self.model.config):
             return image.width * image.height // self.defaults.factor**2
-        return self.codec.visual_tokens(image)
+        if image.size not in self._counted:  # the processor prepares the whole image for that
+            self._counted[image.size] = self.codec.visual_tokens(image)
+        return self._counted[image.size]
 
 
 def _inside(model: Any) -> PreTrainedModel:
@@ -459,5 +463,6 @@ def accelerator(process: int) -> str:
 
 
 def peak_memory() -> int:
-    """Return the most bytes that tensors of this process held on a CUDA device; 0 without one."""
-    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else 0
+    """Return the most bytes that tensors of this process held on a CUDA device, of several the fullest; 0 without."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return max((int(torch.cuda.max_memory_allocated(device)) for device in devices), default=0)

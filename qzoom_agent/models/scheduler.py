@@ -282,8 +282,8 @@ class BatchedBackend:
                 for one in asked:
                     one.result.set_exception(told)
             else:
-                for one, result in zip(asked, results, strict=True):
-                    for record in result if isinstance(result, list) else [result]:
+                for one, result in zip(asked, cast(Sequence[Any], results), strict=True):
+                    for record in [result] if first.options is None else result:
                         record.seconds += one.seconds + share
                     one.result.set_result(result)
 

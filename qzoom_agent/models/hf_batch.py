@@ -125,7 +125,7 @@ class BatchEngine:
                 further=further,
             )
             for session, one in zip(sessions, ready, strict=True):
-                session.held = one.prompt
+                session.held, session.lean = one.prompt, options.lean
         seconds = (perf_counter() - began) / len(ready)
         work = [float(k * (len(one.prompt.ids) - count)) for one, count in zip(ready, held, strict=True)]
         return [
@@ -257,11 +257,11 @@ class BatchEngine:
         hidden, valid, rotary = self._states(sessions, ready)
         for session in sessions:
             session.prefill = None  # the row is in the batch now
-        upper, mask = range(k, decoder.depth), self._masks(valid, hidden, ready)
-        out = decoder.run(hidden, upper, rotary=rotary, mask=mask, cache=cache)
+        lean, mask = all(one.lean for one in sessions), self._masks(valid, hidden, ready)
+        logits, upper = decoder.finish(hidden, k, rotary=rotary, mask=mask, cache=cache, lean=lean)
         lengths = [len(one.prompt.ids) for one in ready]
-        work = [float(k * (n - held) + len(upper) * n) for n, held in zip(lengths, shared, strict=True)]
-        return _Rows(cache, valid, decoder.logits(out), shared, work)
+        work = [float(k * (n - held) + upper * n) for n, held in zip(lengths, shared, strict=True)]
+        return _Rows(cache, valid, logits, shared, work)
 
     def _run(
         self,
@@ -402,7 +402,9 @@ def padded(
 @contextmanager
 def _frozen(cache: DynamicCache, going: Tensor) -> Iterator[None]:
     """Keep the recurrent states of rows that have ended as they are while the block runs the others."""
-    before = {} if bool(going.all()) else {at: copied(layer) for at, layer in recurrent(cache).items()}
+    stateful = recurrent(cache)
+    # most models have none, and are not asked on the device, which the step would wait for
+    before = {} if not stateful or bool(going.all()) else {at: copied(layer) for at, layer in stateful.items()}
     yield
     for at, layer in before.items():
 

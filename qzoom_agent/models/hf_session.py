@@ -114,7 +114,8 @@ class HFSession:
         self.backend, self.image = backend, image
         self._model, self._codec = backend.model, backend.codec
         self._pool, self._encodes = pool, encodes
-        self._lean = False
+        self.lean = False
+        """The last look wants its prefill finished leanly (`perception.lean`)."""
         # only families with positions in two dimensions (MRoPE) have this method
         self._rope_index = getattr(self._model.base_model, "get_rope_index", None)
         text = self._model.config.get_text_config()
@@ -187,7 +188,7 @@ class HFSession:
                 map_always=map_always,
                 further=further,
             )
-            self.held, self._lean = prompt, options.lean
+            self.held, self.lean = prompt, options.lean
         return self.records(prompt, found, branches.config, options, work=work, seconds=perf_counter() - began)
 
     def prepare_look(
@@ -385,7 +386,7 @@ class HFSession:
         """Finish the prefill that a look left, with the ids from `start` on added to it."""
         decoder, work = prefill.decoder, self._extend(prefill, prompt, positions, start)
         hidden = cast(Tensor, prefill.hidden)
-        logits, more = prefill.finish(decoder.rotary(hidden, positions), lean=self._lean)
+        logits, more = prefill.finish(decoder.rotary(hidden, positions), lean=self.lean)
         self.prefill, self.cache = None, prefill.cache
         self._snapshots.take(self.cache, len(prompt.ids))
         return logits, work + more

@@ -157,6 +157,31 @@ class Decoder:
         # normed whole and then cut, in the stock order: a kernel may round a single row differently
         return self.head(self.text.norm(hidden)[:, -1:])[:, -1]
 
+    def finish(
+        self, hidden: Tensor, k: int, *, rotary: Rotaries, mask: Masks, cache: DynamicCache, lean: bool
+    ) -> tuple[Tensor, float]:
+        """Run the layers from `k` on over states after K layers; return logits after the last token, and the work.
+
+        Args:
+            hidden: the states, (batch, tokens, hidden).
+            k: layers that have run.
+            rotary: rotary embeddings of all tokens.
+            mask: as for `run`.
+            cache: receives keys and values.
+            lean: as for `Prefill.finish`.
+
+        Returns:
+            Logits (batch, vocabulary), and the work for each token, in layers.
+        """
+        lean = lean and is_plain(self.text.layers[-1])
+        full = range(k, self.depth - int(lean))
+        out, work = self.run(hidden, full, rotary=rotary, mask=mask, cache=cache), float(len(full))
+        if lean:
+            last = self.text.layers[-1]
+            out = last_token(last, out, rotary=of_full_layers(rotary), mask=of_full_layers(mask), cache=cache)
+            work += layer_share((last.self_attn.k_proj, last.self_attn.v_proj), last)
+        return self.logits(out), work
+
     def head(self, normed: Tensor) -> Tensor:
         """Return logits (..., vocabulary) of normed states of the last layer."""
         logits: Tensor = self.model.lm_head(normed)
@@ -232,15 +257,8 @@ class Prefill:
         states, self.hidden = self.hidden, None
         decoder, tokens = self.decoder, states.shape[1]
         mask = decoder.mask(states, visual=self.visual)
-        lean = lean and is_plain(decoder.text.layers[-1])
-        full = range(self.k, decoder.depth - int(lean))
-        out = decoder.run(states, full, rotary=rotary, mask=mask, cache=self.cache)
-        work = float(len(full) * tokens)
-        if lean:
-            last = decoder.text.layers[-1]
-            out = last_token(last, out, rotary=of_full_layers(rotary), mask=of_full_layers(mask), cache=self.cache)
-            work += layer_share((last.self_attn.k_proj, last.self_attn.v_proj), last) * tokens
-        return decoder.logits(out), work
+        logits, work = decoder.finish(states, self.k, rotary=rotary, mask=mask, cache=self.cache, lean=lean)
+        return logits, work * tokens
 
 
 def is_plain(layer: nn.Module) -> bool:

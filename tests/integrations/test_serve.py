@@ -134,6 +134,15 @@ def test_what_the_look_of_an_answer_computed_is_no_cached_prompt(policy: str) ->
     assert (first.cached_tokens > 0) == (policy == "implicit") and bool(others) == (policy == "explicit")
 
 
+def test_what_a_look_after_a_first_answer_computed_is_no_cached_prompt() -> None:
+    (sample,) = find_task("needle-scene").load(TaskSource(n=1))
+    unsure = {"perception.gate": "answer", "perception.confidence": 1.0}
+    with Agent.from_pretrained("nano", policy="implicit", check=False, **unsure) as agent:
+        answer = agent.run(sample.image, sample.question)
+    assert [turn.cached_tokens > 0 for turn in answer.trace.turns] == [False, True]
+    assert usage_of(answer)["prompt_tokens_details"]["cached_tokens"] == 0
+
+
 def test_a_question_may_be_about_several_images(client: httpx.Client, agent: Agent) -> None:
     body, other = asked(), PICTURE.rotate(90, expand=True)
     body["messages"][0]["content"].insert(0, {"type": "image_url", "image_url": {"url": uri(other)}})

@@ -103,6 +103,18 @@ def test_seconds_in_a_batch_are_shares_of_it_with_the_vision_encoder_and_without
     assert (usage.seconds.perceive, usage.seconds.think) == (0, 1)
 
 
+def test_a_lean_prefill_costs_the_same_in_a_batch(backend: HFBackend) -> None:
+    options = {"perception.threshold": 0.3, "perception.gate_threshold": 0.5}
+    lean = config("implicit", **options, **{"perception.lean": True})
+    alone = Agent(backend, config=lean).batch(PAIRS[:3], workers=1)
+    beside = Agent(BatchedBackend(backend, 3, linger=0.5), config=lean).batch(PAIRS[:3], workers=3)
+    assert [one.text for one in beside] == [one.text for one in alone]
+    spent = [one.trace.token_layers for one in beside]
+    assert spent == pytest.approx([one.trace.token_layers for one in alone])
+    full = Agent(backend, config=config("implicit", **options)).batch(PAIRS[:3], workers=1)
+    assert all(less < one.trace.token_layers for less, one in zip(spent, full, strict=True))
+
+
 def test_an_evaluation_in_batches_has_the_same_rows(backend: HFBackend, tmp_path: Path) -> None:
     agent = Agent(backend, config=config("implicit"))
     evaluate(agent, [numbers(5)], out=tmp_path / "one")

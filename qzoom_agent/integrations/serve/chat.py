@@ -17,6 +17,7 @@ from qzoom_agent.config import MAX_SEED
 from qzoom_agent.integrations.limits import CEILINGS, MAX_IMAGES, ServeConfig, ServedPolicy
 from qzoom_agent.integrations.serve.episodes import Question
 from qzoom_agent.integrations.serve.errors import RequestError
+from qzoom_agent.policy import drafts
 
 
 class _Part(BaseModel):
@@ -228,8 +229,8 @@ def _finish(answer: Answer) -> str:
 def usage_of(answer: Answer) -> dict[str, Any]:
     """Return the token counts of all turns together, as OpenAI names them."""
     prompt, written = answer.usage.prompt_tokens, answer.usage.written_tokens
-    turns = answer.trace.turns
-    cached = sum(turn.cached_tokens for turn in (turns[1:] if _looked(answer) else turns))
+    looked = _looked_turn(answer)
+    cached = sum(turn.cached_tokens for turn in answer.trace.turns if turn.index != looked)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": written,
@@ -238,14 +239,16 @@ def usage_of(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _looked(answer: Answer) -> bool:
-    """Return whether a look of the model itself computed what its first turn then found in the cache."""
+def _looked_turn(answer: Answer) -> int | None:
+    """Return the turn that found in the cache what a look of the model itself had computed; None if there was none."""
     look = answer.trace.perception
     if look is None or look.perceiver:
-        return False
+        return None
     settings = answer.trace.config.get("perception")
-    gate = settings.get("gate") if isinstance(settings, dict) else None
-    return bool(look.heat) or (look.score is not None and gate == "learned")
+    gate = str(settings.get("gate")) if isinstance(settings, dict) else ""
+    if not look.heat and (look.score is None or gate != "learned"):
+        return None
+    return int(drafts(answer.trace.policy, gate))  # a first answer comes before the look
 
 
 def summary_of(answer: Answer) -> dict[str, Any]:

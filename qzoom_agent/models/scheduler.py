@@ -73,6 +73,9 @@ class RequestQueue:
         self._serve = serve
         self._size = size
         self._linger = linger
+        self.callers: Callable[[], int] | None = None
+        """Returns the number of threads that may ask now, where that is known: a batch with a request of each is
+        complete. None: it is not known."""
         self._waiting: list[Request] = []
         self._arrived = 0.0
         self._coming = 0
@@ -165,7 +168,8 @@ class RequestQueue:
         if self._running is not None:
             return len(self._waiting) == self._running
         late = not self._coming and monotonic() - self._arrived >= self._linger
-        return len(self._waiting) >= self._size or (late and bool(self._waiting))
+        most = self._size if self.callers is None else min(self._size, self.callers())
+        return bool(self._waiting) and (late or len(self._waiting) >= most)
 
     def _next_batch(self) -> list[Request]:
         """Remove the next batch from the queue."""

@@ -37,6 +37,8 @@ uvicorn = pytest.importorskip("uvicorn", reason="the extra [serve] is not instal
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 pytest.importorskip("prometheus_client", reason="the extra [serve] is not installed")
 
+from fastapi.testclient import TestClient  # noqa: E402
+
 from qzoom_agent.cli.serve import listen  # noqa: E402
 from qzoom_agent.integrations.limits import ServeConfig  # noqa: E402
 from qzoom_agent.integrations.serve.app import create_app  # noqa: E402
@@ -132,6 +134,18 @@ def test_what_the_look_of_an_answer_computed_is_no_cached_prompt(policy: str) ->
     found = usage_of(answer)["prompt_tokens_details"]["cached_tokens"]
     assert found == sum(turn.cached_tokens for turn in others)
     assert (first.cached_tokens > 0) == (policy == "implicit") and bool(others) == (policy == "explicit")
+
+
+def test_a_single_client_waits_for_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Agent.from_pretrained("nano", check=False) as agent:
+        app = create_app(agent, ServeConfig(batch=8))
+        served = {route.path: route.endpoint for route in app.routes if hasattr(route, "endpoint")}
+        queue = served["/health"].__self__.pool.agent.backend.queue
+        waited: list[float] = []  # for the other seven
+        monkeypatch.setattr(queue._changed, "wait", waited.append)
+        with TestClient(app) as client:
+            reply = client.post("/v1/chat/completions", json=asked())
+    assert reply.status_code == 200 and reply.json()["qzoom"]["status"] == "answered" and not waited
 
 
 def test_what_a_look_after_a_first_answer_computed_is_no_cached_prompt() -> None:

@@ -141,6 +141,14 @@ def test_more_threads_than_rows_take_turns(backend: HFBackend) -> None:
     assert [one.text for one in answers] == [one.text for one in alone]
 
 
+def test_a_batch_waits_for_no_more_threads_than_there_are(backend: HFBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = BatchedBackend(backend, 8)
+    table.queue.callers = lambda: 1
+    monkeypatch.setattr(table.queue._changed, "wait", lambda _: pytest.fail("it waits for others"))
+    alone = Agent(backend, config=config("implicit")).run(*PAIRS[0])
+    assert Agent(table, config=config("implicit")).run(*PAIRS[0]).text == alone.text
+
+
 def test_what_does_not_run_here_is_not_batched() -> None:
     with pytest.raises(BackendError, match="nothing to batch"):
         batched(ScriptedBackend([]), 4)

@@ -42,14 +42,16 @@ class EpisodePool:
 
     def __init__(self, agent: Agent, config: ServeConfig) -> None:
         self._config = config
+        self.running = 0
+        """Number of episodes under way."""
         agent, _ = agent.side_by_side(config.batch if getattr(agent.backend, "workers", 1) > 1 else 1)
+        if queue := getattr(agent.backend, "queue", None):
+            queue.callers = lambda: self.running  # a single client's steps wait for nobody
         self.agent = agent
         self._agent = lru_cache(maxsize=128)(lambda changes: agent.replace(**json.loads(changes)))
         self._threads = ThreadPoolExecutor(config.batch, thread_name_prefix="episode")
         self._free, self._closed = asyncio.Semaphore(config.batch), False
         self._tasks = set[asyncio.Task[Answer]]()
-        self.running = 0
-        """Number of episodes under way."""
 
     @property
     def waiting(self) -> int:

@@ -124,6 +124,7 @@ class HFSession:
         """The crops with aligned positions: each with the view that it was cut from, and its cells there."""
         self._parts: dict[str, tuple[str, ...]] = {}
         self._digests: dict[str, str] = {}
+        self._grids: dict[str, Grid] = {}
         self._images: dict[str, EncodedView] = {}
         self._read: dict[str, tuple[tuple[int, ...], dict[str, Tensor]]] = {}
         self._ahead: dict[str, EncodedView] = {}
@@ -159,7 +160,7 @@ class HFSession:
 
     def close(self) -> None:
         self._images, self._digests, self._turns, self.places, self._parts = {}, {}, [], {}, {}
-        self._read, self._ahead = {}, {}
+        self._read, self._ahead, self._grids = {}, {}, {}
         self._forget()
 
     def look(
@@ -282,6 +283,7 @@ class HFSession:
         if self._parts.get(view) != tuple(kept):
             self._parts[view] = tuple(kept)
             self._images.pop(view, None)
+            self._grids.pop(view, None)
 
     def reply(self, messages: Sequence[Message], *, settings: SamplingParams, on_text: OnText | None = None) -> Reply:
         began = perf_counter()
@@ -410,10 +412,13 @@ class HFSession:
 
     def grid(self, span: ImageSpan) -> Grid:
         """Return the token grid of a view of a prompt."""
-        seen = self._images[span.view]
-        image = self.image(span.view)
-        given = fit(image, self._codec.processor, self._codec.config)  # padded to a square where the family needs it
-        return grid_of(self._model, Size(*image.size), seen.grid, seen.tokens, given=Size(*given.size))
+        if span.view not in self._grids:  # the pixels are copied, and padded to a square where the family needs it
+            seen, image = self._images[span.view], self.image(span.view)
+            given = fit(image, self._codec.processor, self._codec.config)
+            self._grids[span.view] = grid_of(
+                self._model, Size(*image.size), seen.grid, seen.tokens, given=Size(*given.size)
+            )
+        return self._grids[span.view]
 
     def _visual_starts(self, prompt: Prompt) -> list[int]:
         """Return the index of the first visual token of each image: its ids may begin with a marker."""

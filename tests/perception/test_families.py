@@ -133,6 +133,15 @@ def test_plain_positions_are_those_of_a_stock_prompt_of_two_images(backend: HFBa
     assert torch.allclose(out.logits[0, -1], logits_of(looked), atol=1e-4)
 
 
+def test_a_look_reads_the_pixels_of_a_view_once_to_encode_and_once_to_place_it(backend: HFBackend) -> None:
+    session, read = session_of(backend), list[str]()
+    image = session.image
+    session.image = lambda view: read.append(view) or image(view)  # type: ignore[func-returns-value]
+    look(session, ALWAYS)
+    look(session, ALWAYS)
+    assert read == ["coarse", "coarse"]
+
+
 def test_a_lean_prefill_says_the_same_for_less(backend: HFBackend) -> None:
     lean, full = session_of(backend), session_of(backend)
     look(lean, ALWAYS.model_copy(update={"lean": True}))

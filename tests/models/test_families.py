@@ -15,13 +15,13 @@ from qzoom_agent.agent import Agent
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message, image_part, message, text, view_ids
 from qzoom_agent.models import SamplingParams, stock
-from qzoom_agent.models.hf import HFBackend, load_backend
+from qzoom_agent.models.hf import HFBackend, load_backend, peak_memory
 from qzoom_agent.models.presets import SHIPPED
-from qzoom_agent.models.prompts import fit
+from qzoom_agent.models.prompts import PromptCodec, fit
 from qzoom_agent.models.scheduler import batched
 from qzoom_agent.models.stock import StockBackend
 from tests.tiny_families import FAMILIES, build_family
-from tests.tiny_models import SINCE
+from tests.tiny_models import SINCE, build
 
 PIECEWISE = (
     "qwen2_vl",
@@ -235,3 +235,24 @@ def test_what_ships_comes_with_its_result(name: str, monkeypatch: pytest.MonkeyP
         assert stock.difference(nano) == "", stock.fingerprint(nano)
     else:
         assert stock.difference(nano) == "compared"
+
+
+def test_views_of_one_size_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, prepared = HFBackend.load(str(build("llava", tmp_path)), check=False), []
+    pixels = PromptCodec.pixels
+    monkeypatch.setattr(PromptCodec, "pixels", lambda self, image: prepared.append(image.size) or pixels(self, image))
+    for level in (0, 90, 255):
+        for size in ((84, 56), (57, 91)):
+            count = backend.view_tokens(Image.new("L", size, level).convert("RGB"))
+            assert count == 16
+    assert prepared == [(84, 56), (57, 91)]
+
+
+def test_peak_memory_is_that_of_the_device_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [0, 5 * 2**30, 2**20]  # a process of several computes on a device of its own
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(held))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=0: held[device])
+    assert peak_memory() == held[1]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert peak_memory() == 0

@@ -19,11 +19,11 @@ from qzoom_agent.agent import Agent
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.messages import Message, image_part, message, text, view_ids
 from qzoom_agent.models import SamplingParams
-from qzoom_agent.models.hf import HFBackend, choose, peak_memory
+from qzoom_agent.models.hf import HFBackend, choose
 from qzoom_agent.models.hf_generation import Sampler, TextStream
 from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.presets import NANO_BUDGET, NANO_FOLDER, PRESETS, Preset
-from qzoom_agent.models.prompts import ImageSpan, Prompt, PromptCodec, fit, image_only, load_processor, visual_factor
+from qzoom_agent.models.prompts import ImageSpan, Prompt, fit, image_only, load_processor, visual_factor
 from tests.cases import each_case
 from tests.tiny_models import QWEN_TEMPLATE, Family, build
 
@@ -418,19 +418,6 @@ def test_llava_sees_the_sides_of_a_wide_view(load: Callable[[Family], HFBackend]
     assert seen.getpixel((56, 2)) == (123, 117, 104), "the mean colour its encoder was normalised with"
 
 
-def test_views_of_one_size_are_counted_once(
-    load: Callable[[Family], HFBackend], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backend, prepared = load("llava"), []
-    pixels = PromptCodec.pixels
-    monkeypatch.setattr(PromptCodec, "pixels", lambda self, image: prepared.append(image.size) or pixels(self, image))
-    for level in (0, 90, 255):
-        for size in ((84, 56), (57, 91)):
-            count = backend.view_tokens(Image.new("L", size, level).convert("RGB"))
-            assert count == 16
-    assert prepared == [(84, 56), (57, 91)]
-
-
 def test_the_image_only_processor_is_saved_under_the_stock_name(qwen: HFBackend, tmp_path: Path) -> None:
     qwen.processor.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "processor_config.json").read_text())["processor_class"] == "Qwen2_5_VLProcessor"
@@ -510,16 +497,6 @@ def test_a_model_that_is_only_guessed_says_so_once(tmp_path: Path, caplog: pytes
     backend = HFBackend.load(str(folder), device="cpu", protocol="plain")
     assert not caplog.records
     assert backend.prompt is not None and Agent(backend).protocol.final()[0]["content"][0]["text"] == "Stop."
-
-
-def test_peak_memory_is_that_of_the_device_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = [0, 5 * 2**30, 2**20]  # a process of several computes on a device of its own
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(held))
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=0: held[device])
-    assert peak_memory() == held[1]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert peak_memory() == 0
 
 
 def test_device_and_dtype_say_why() -> None:

@@ -135,6 +135,7 @@ def write_final(backend: HFBackend, output: Path, *, from_layer: int, save: Call
         shutil.rmtree(part, ignore_errors=True)  # of a killed process, whose files may be others
     processes.wait_for_everyone()
     save(part)
+    processes.wait_for_everyone()  # shards that others write
     if processes.is_main_process:
         backend.processor.save_pretrained(part)
         keep_origin(part, backend.name, protocol=backend.protocol)

@@ -289,6 +289,8 @@ class ZoomTrainer(GRPOTrainer):
             super()._save(output_dir, state_dict)
             (Path(output_dir) / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing reads
             return
+        if not self.args.should_save:  # called on all processes, and one of them writes
+            return
         model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
         self.backend.processor.save_pretrained(output_dir)
 

@@ -89,6 +89,10 @@ def test_a_step_learns_from_episodes_with_crops(
     scripted(monkeypatch, trainer.backend.codec.tokenizer, SCRIPTS[family])
     before = {name: weight.detach().clone() for name, weight in trainer.backend.model.named_parameters()}
     trainer.train()
+    with monkeypatch.context() as other:  # a process that does not write
+        other.setattr(type(trainer.args), "should_save", False)
+        trainer.save_model(str(tmp_path / "other"), _internal_call=True)
+    assert not (tmp_path / "other").exists()
     log = log_of(tmp_path / "out")[0]
     assert math.isfinite(log["loss"]) and log["grad_norm"] > 0
     assert log["rollout/logp_difference"] < 1e-4, "the trainer sees what the model saw when it wrote"

@@ -1,7 +1,8 @@
 """Batches of paper: for the vision tower alone parts of drawn pages (`drawn`), parts and lines of real receipts
 (`receipts`) and whole pages (`sheets`), all without questions; and questions about parts (`paper_parts`), coarse views
-(`paper_coarse`, and `paper_looks` for their places alone) and whole pages (`paper_whole`) of both. Where receipts come
-with other pages, `receipts`, `sheets` and `paper_parts` show these, too.
+(`paper_coarse`, `paper_relaid` with receipts in other layouts, and `paper_looks` for their places alone) and whole
+pages (`paper_whole`) of both. Where receipts come with other pages, `receipts`, `sheets` and `paper_parts` show these,
+too.
 
 Neighbouring batches share drawn pages, because drawing one costs as much as many views of it; which batch shows which
 page follows from its number alone.
@@ -18,10 +19,13 @@ from nano.paper_boards import PaperBoard, board_of
 from nano.paper_trees import coarse_paper_tree, look_tree, part_tree, whole_paper_tree
 from nano.paper_views import crop_view, line_view, page_view
 from nano.receipts import Receipts
+from nano.relaid import relaid
 from nano.scan import aged
 from nano.trees import Look, Tree
 
-PaperKind = Literal["drawn", "receipts", "sheets", "paper_parts", "paper_coarse", "paper_looks", "paper_whole"]
+PaperKind = Literal[
+    "drawn", "receipts", "sheets", "paper_parts", "paper_coarse", "paper_looks", "paper_relaid", "paper_whole"
+]
 PAPER_KINDS: Final = frozenset(get_args(PaperKind))
 REAL_KINDS: Final = PAPER_KINDS - {"drawn"}
 """Kinds that show real receipts."""
@@ -38,6 +42,8 @@ SHEET_TOKENS: Final = (128, 256, 400, 600, 900, 1300, 2048)
 HEIGHTS: Final = (18.0, 60.0)
 """Least and greatest height of a line in a view of part of a page, in pixels."""
 _LINES_ALONE: Final = 0.4
+_JOINED: Final = 0.5
+"""Of the receipts in other layouts, those whose lower half may be that of another."""
 _BATCHES_PER_PAGE: Final = 6
 _SHARED_PAGES: Final = 10
 
@@ -72,6 +78,8 @@ def paper_trees(
         return [whole_paper_tree(rng, _asked(rng, number, receipts))]
     if kind == "paper_coarse":
         return [coarse_paper_tree(rng, _asked(rng, number, receipts)) for _ in range(_COARSE)]
+    if kind == "paper_relaid":
+        return [coarse_paper_tree(rng, _asked(rng, number, receipts, real=1.0, moved=True)) for _ in range(_COARSE)]
     if kind == "paper_looks":
         return [look_tree(rng, _asked(rng, number, receipts, real=_REAL_LOOKS)) for _ in range(_LOOKS)]
     boards = [_asked(rng, number, receipts, pages=True) for _ in range(_PARTS // _PARTS_OF_A_PAGE)]
@@ -79,7 +87,7 @@ def paper_trees(
 
 
 def _asked(
-    rng: Random, number: int, receipts: Receipts, *, real: float = _REAL_SHARE, pages: bool = False
+    rng: Random, number: int, receipts: Receipts, *, real: float = _REAL_SHARE, pages: bool = False, moved: bool = False
 ) -> PaperBoard:
     """Return a page, aged, that something can be asked about.
 
@@ -89,6 +97,7 @@ def _asked(
         receipts: Real receipts.
         real: Share of these; the others are drawn.
         pages: Take the pages among the receipts as well, even where only their lines can be asked for.
+        moved: Show receipts in other layouts than their own (`relaid`).
     """
     for _ in range(8):
         drawn = rng.random() >= real
@@ -98,6 +107,8 @@ def _asked(
             paper = receipts.any(rng)
         else:
             paper = receipts[rng.randrange(len(receipts))]
+        if moved and not drawn:
+            paper = relaid(rng, paper, receipts[rng.randrange(len(receipts))] if rng.random() < _JOINED else None)
         board = board_of(rng, replace(paper, image=aged(rng, paper.image)))
         if board.facts or (pages and receipts.pages is not None and not drawn and not paper.fields):
             break

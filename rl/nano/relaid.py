@@ -58,9 +58,9 @@ def _joined(rng: Random, head: Paper, foot: Paper) -> Paper:
     tops, bottoms = _places(head), _places(foot)
     first = max((tops[name][3] for name in _HEAD if name in tops), default=0.0)
     last = min((line.box[1] for line in head.lines if _TOTAL in line.text), default=float(head.image.height))
-    ends = [at for at, band in enumerate(above, 1) if at >= _FEW and band.bottom >= first and band.bottom <= last]
-    last = bottoms["total"][1] if "total" in bottoms else 0.0
-    starts = [at for at, band in enumerate(below) if band.top <= last and len(below) - at >= _FEW]
+    ends = [at for at, band in enumerate(above, 1) if at >= _FEW and first <= band.bottom <= last]
+    latest = bottoms["total"][1] if "total" in bottoms else 0.0
+    starts = [at for at, band in enumerate(below) if band.top <= latest and len(below) - at >= _FEW]
     wider = head.image.width / foot.image.width
     if not ends or not starts or not 1 / _WIDER < wider < _WIDER:
         return head
@@ -71,7 +71,9 @@ def _joined(rng: Random, head: Paper, foot: Paper) -> Paper:
     columns = min(part.shape[1] for part in wide)
     image = Image.fromarray(np.concatenate([part[:, :columns] for part in wide]))
     lines = (*upper.lines, *(_shifted(line, upper.image.height) for line in lower.lines))
-    fields = {name: value for name, value in head.fields.items() if name in _HEAD or _stands(upper, name, value)}
+    # an item in the head may cost what its total was
+    own = {name: value for name, value in head.fields.items() if name != "total"}
+    fields = {name: value for name, value in own.items() if name in _HEAD or _stands(upper, name, value)}
     fields |= {
         name: value
         for name, value in foot.fields.items()

@@ -84,5 +84,12 @@ def test_every_field_can_still_be_found_and_is_the_only_one_of_its_kind() -> Non
     assert mixed > 20
 
 
+def test_an_item_that_costs_as_much_as_its_receipt_is_not_the_total_of_another() -> None:
+    page = replace(RECEIPT, lines=(*RECEIPT.lines[:5], line("NAIL", 20, 6), line("9.00", 300, 6), *RECEIPT.lines[5:]))
+    totals = [relaid(Random(seed), page, OTHER) for seed in range(40)]
+    joined = [found for found in totals if any(one.text == "77.40" for one in found.lines)]
+    assert joined and all(found.fields["total"] == "77.40" for found in joined)
+
+
 def test_a_page_without_print_or_fields_is_taken() -> None:
     assert relaid(Random(1), Paper(Image.new("RGB", (40, 60)), ()), OTHER).lines == ()

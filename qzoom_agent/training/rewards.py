@@ -391,7 +391,7 @@ def unwanted(trace: Trace) -> set[str]:
     shown = [view for view in trace.views if view.kind != "original" and view.id not in asked]
     found: set[str] = set()
     for at, turn in enumerate(trace.turns):
-        context = ReviewContext(
+        before = ReviewContext(
             look=look,
             refused_turns=refused_on_opinion([earlier.calls for earlier in trace.turns[:at]]),
             crops_read=sum(view.kind == "crop" for view in shown),
@@ -403,7 +403,9 @@ def unwanted(trace: Trace) -> set[str]:
             map_decides=_map_decides(trace),
         )
         for crop in (views[call.result] for call in turn.calls if call.result is not None):
-            plan = ZoomPlan("original", box=crop.region, size=crop.size, tokens=crop.tokens)
+            cut = crop.extent if crop.source else None
+            plan = ZoomPlan(crop.origin, box=crop.region, size=crop.size, tokens=crop.tokens, cut=cut)
+            context = replace(before, look=look.of(crop.image), image=views[crop.origin].size)
             decision = hybrid_rule(plan, shown, context)
             if decision.code in OPINIONS and decision.plan is None:
                 found.add(crop.id)

@@ -25,7 +25,7 @@ from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, apply
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import digest, load_image
 from qzoom_agent.trace import Quad, Text, Trace, Usage
-from qzoom_agent.views import ViewStore
+from qzoom_agent.views import ViewStore, original_id
 
 Cause = Literal["failed", "never looked", "looked elsewhere", "saw and misread", "looked, place unknown"]
 TAKE_GOLD: frozenset[PolicyName] = frozenset({"oracle", "random"})
@@ -82,7 +82,9 @@ class SampleResult(BaseModel, frozen=True, use_attribute_docstrings=True):
     options: list[Text] = Field(default_factory=list)
     meta: dict[str, JsonValue] = Field(default_factory=dict)
     boxes: list[Quad] = Field(default_factory=list)
-    """Boxes of the answer, in pixels of the image; empty if unknown or if no crop is needed."""
+    """Boxes of the answer, in pixels of their image; empty if unknown or if no crop is needed."""
+    box_images: list[int] = Field(default_factory=list)
+    """The image of each, counted from 0; empty where the question has one image."""
     coarse_suffices: bool | None = None
 
     answer: str | None = None
@@ -105,7 +107,7 @@ class SampleResult(BaseModel, frozen=True, use_attribute_docstrings=True):
     zooms: int = 0
     """Crops shown, whoever asked for them."""
     crops: list[Quad] = Field(default_factory=list)
-    """Their boxes, in pixels of the image."""
+    """Their boxes, in pixels of their image."""
     crop_images: list[int] = Field(default_factory=list)
     """The image of each, counted from 0; empty where the question has one image."""
     unread: int = 0
@@ -171,7 +173,7 @@ class SampleResult(BaseModel, frozen=True, use_attribute_docstrings=True):
             image=PIL.Image.new("RGB", (1, 1)),
             question=self.question,
             answer=self.gold[0],
-            boxes=tuple(Box(*box) for box in self.boxes),
+            boxes=tuple(Box(*box, view=original_id(number)) for number, box in placed(self.boxes, self.box_images)),
             coarse_suffices=self.coarse_suffices,
             answers=tuple(self.gold),
             options=tuple(self.options),
@@ -242,6 +244,7 @@ def asked(
     `image` is the `image_digest`, `seed` the run's, `weights` says which they are.
     """
     boxes = [box.as_list() for box in sample.boxes]
+    numbers = {original_id(number): number for number in range(len(sample.images))}
     episode = episode_seed(seed, sample.id, repeat)
     decides: list[Any] = [
         sample.task,
@@ -272,8 +275,14 @@ def asked(
         "options": list(sample.options),
         "meta": dict(sample.meta),
         "boxes": boxes,
+        "box_images": [numbers.get(box.view, 0) for box in sample.boxes] if sample.others else [],
         "coarse_suffices": sample.coarse_suffices,
     }
+
+
+def placed(boxes: Sequence[Quad], images: Sequence[int]) -> list[tuple[int, Quad]]:
+    """Return the number of the image of each box, and the box; without `images` all are of the first."""
+    return list(zip(images or [0] * len(boxes), boxes, strict=False))
 
 
 def measured(answer: AnswerLike, sample: Sample) -> dict[str, object]:

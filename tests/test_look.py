@@ -107,6 +107,11 @@ def test_a_cell_is_a_pixel_of_the_heat_map() -> None:
     assert image.size == (3, 2)
 
 
+def test_the_heat_map_lies_where_the_model_saw_it() -> None:
+    page = Page(html(record(extent=(0, -50, 400, 350))))
+    assert ".stage .heat{left:0.000%;top:-16.667%;width:100.000%;height:133.333%}" in page.style
+
+
 def test_nothing_was_proposed() -> None:
     page = Page(html(record(score=0.2, cells=[], boxes=[], route="direct", reason="the coarse view will do")))
     for part in ("0.20 < 0.50", "the coarse view suffices", "Answer from the coarse view", "0 proposed boxes"):

@@ -47,8 +47,8 @@ def render_html(trace: Trace, image: page.Pictures, *, expected: str | None = No
     stages, marked = list[page.Stage](), 0
     for original in originals:
         look = trace.perception.of(original.image) if trace.perception else None
-        marks, heat = _marks(trace, original), look.heat if look else []
-        stages.append(page.stage(original, image(original.digest), marks, heat, first_mark=marked))
+        marks = _marks(trace, original)
+        stages.append(page.stage(original, image(original.digest), marks, look, first_mark=marked))
         marked += len(marks)
     return page.document(
         "episode.html.jinja",

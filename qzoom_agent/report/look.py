@@ -32,7 +32,7 @@ def render_look(record: PerceptionRecord, store: ViewStore, question: str, model
     """Return the page as a string; see `write_look`."""
     original, pixels, coarse = store.view("original"), store.image("original"), next(iter(store.coarse), None)
     limit = page.CROP_BYTES // (1 + min(len(record.boxes), MAX_CROPS))
-    stage = page.stage(original, pixels, _marks(record, original.size), record.heat)
+    stage = page.stage(original, pixels, _marks(record, original.size), record)
     return page.document(
         "look.html.jinja",
         rules=stage.rules,

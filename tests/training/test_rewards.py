@@ -433,9 +433,17 @@ def test_agreement_with_crops_that_the_policy_showed() -> None:
     assert Agreement(measure="iou")([shown]) == pytest.approx([1.0])
 
 
+def test_agreement_with_the_map_of_an_image_that_was_shown_padded() -> None:
+    """The square around the image of 800 x 400 reaches from -200 to 600, and its second row begins at 0."""
+    heat = [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    shown = rollout(look=LOOK.model_copy(update={"heat": heat, "extent": (0, -200, 800, 600)}))
+    shown.trace.views.append(view("crop1", (600, 0, 800, 200), (112, 112), 16))
+    assert Agreement(measure="heat")([shown]) == pytest.approx([1 - 1 / 8])
+
+
 @given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=2, max_size=2), st.integers(0, 700))
 def test_heat_gain_is_a_share(heat: list[list[float]], left: int) -> None:
-    gain = heat_gain(heat, [Box(left, 0, left + 100, 400)], Box(0, 0, *SIZE))
+    gain = heat_gain(heat, [Box(left, 0, left + 100, 400)], Box(0, 0, *SIZE), Box(0, -200, 800, 600))
     assert gain is None or 0 <= gain <= 1
     assert (gain is None) == (sum(map(sum, heat)) == 0)
 

@@ -129,6 +129,14 @@ def test_hostile_texts_stay_texts() -> None:
     assert hostile.text.count("[U+202E]") == 4
 
 
+def test_what_a_box_shows_is_cut_along_its_pixels() -> None:
+    store = ViewStore()
+    store.add_original(Image.new("RGB", (1234, 40)))  # 1234 * (21 / 1234) is a little less than 21
+    page = Page(render_look(record(boxes=[(21, 0, 28, 7)]), store, "Which code?", "nano"))
+    (src,) = [attrs["src"] for tag, attrs in page.tags if tag == "img" and attrs["alt"] == "Box 1, cut out"]
+    assert Image.open(io.BytesIO(base64.b64decode((src or "").split(",")[1]))).size == (7, 7)
+
+
 def test_many_boxes_are_drawn_and_counted_but_not_all_cut_out() -> None:
     source = html(record(boxes=[(i, 10, i + 30, 40) for i in range(200)], cells=[]))
     page = Page(source)

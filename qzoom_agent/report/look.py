@@ -15,9 +15,11 @@ from typing import Any
 
 import PIL.Image
 
+from qzoom_agent.geometry import Box
+from qzoom_agent.images import cut
 from qzoom_agent.report import page
 from qzoom_agent.report.overlay import fractions
-from qzoom_agent.trace import PerceptionRecord, Quad
+from qzoom_agent.trace import PerceptionRecord
 from qzoom_agent.views import View, ViewStore
 
 MAX_CROPS = 12
@@ -143,11 +145,5 @@ def _proposal(
     ]
     if place is None:
         return where, None
-    return where, page.thumbnail(_cut_out(pixels, place), "What is there", f"Box {rank}, cut out", where, limit=limit)
-
-
-def _cut_out(pixels: PIL.Image.Image, place: Quad) -> PIL.Image.Image:
-    width, height = pixels.size
-    left, top = min(int(place[0] * width), width - 1), min(int(place[1] * height), height - 1)
-    right, bottom = max(left + 1, math.ceil(place[2] * width)), max(top + 1, math.ceil(place[3] * height))
-    return pixels.crop((left, top, min(right, width), min(bottom, height)))
+    shown = cut(pixels, Box(*box).ordered().clamp(pixels.size).rounded())
+    return where, page.thumbnail(shown, "What is there", f"Box {rank}, cut out", where, limit=limit)

@@ -53,7 +53,7 @@ class Progress:
         self.crops: list[page.Thumbnail] = []
         self._small = image.copy()
         self._small.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-        self._scale = self._small.width / image.width
+        self._scale = self._small.width / image.width, self._small.height / image.height
 
     @property
     def size(self) -> tuple[int, int]:
@@ -71,14 +71,14 @@ class Progress:
         if self.corner:
             x, y = self.corner
             marks[len(self.boxes) :] = [(x - 3, y - 3, x + 3, y + 3)]
-        by, extent = self._scale, self.look.extent or (0, 0, *self.size)
-        covered, *scaled = [(x1 * by, y1 * by, x2 * by, y2 * by) for x1, y1, x2, y2 in (extent, *marks)]
+        (across, down), extent = self._scale, self.look.extent or (0, 0, *self.size)
+        covered, *scaled = [(x1 * across, y1 * down, x2 * across, y2 * down) for x1, y1, x2, y2 in (extent, *marks)]
         drawn = PerceptionRecord(heat=self.look.heat, extent=covered, boxes=scaled)
         return overlay(self._small, drawn, opacity=opacity)
 
     def point(self, x: float, y: float) -> None:
         """Take a corner of the proposed box, in pixels of the picture; the second one makes the box."""
-        x, y = x / self._scale, y / self._scale
+        x, y = x / self._scale[0], y / self._scale[1]
         if self.corner is None:
             self.corner = (x, y)
             return

@@ -238,6 +238,18 @@ def test_pictures_carry_the_known_boxes_and_the_crops(run: RunFolder) -> None:
     assert close(saw, report.CROP) >= 10 > close(never, report.CROP)
 
 
+def test_boxes_keep_their_place_on_a_long_thin_picture(tmp_path: Path) -> None:
+    def load(source: TaskSource) -> list[Sample]:
+        thin = Image.new("RGB", (105, 4000), "white")  # 3 x 96 as drawn, not 2.52 x 96
+        return [replace(numbers(1).load(source)[0], image=thin, boxes=(Box(0, 3000, 105, 3400),))]
+
+    evaluate(player(policy="direct"), [replace(numbers(), load=load)], out=tmp_path, traces=True)
+    shown = Page(write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")).images[0]
+    drawn = np.asarray(Image.open(BytesIO(b64decode(shown.partition(",")[2])))).astype(int)
+    rows = np.flatnonzero((drawn.min(axis=2) < 150).any(axis=1))
+    assert (rows.min(), rows.max() + 1) == pytest.approx((72, 82), abs=2)
+
+
 def test_boxes_of_a_second_image_are_drawn_on_it_alone(tmp_path: Path) -> None:
     second = Image.new("RGB", (400, 400), "white")
 

@@ -142,6 +142,16 @@ def test_the_map_of_an_image_that_was_shown_padded_lies_where_the_model_saw_it()
     assert ImageChops.invert(drawn).getbbox() == (400, 0, 800, 400)
 
 
+def test_boxes_keep_their_place_on_a_long_thin_picture() -> None:
+    progress = Progress("where?", Image.new("RGB", (43, 8000), "white"))  # 9 x 1600 as drawn, not 8.6 x 1600
+    progress.wait(PendingCall(name="zoom", box=(0, 4000, 43, 6000)))
+    drawn = ImageChops.invert(progress.picture(0.5)).getbbox()
+    assert drawn is not None and drawn[3] == pytest.approx(1200, abs=8)
+    progress.point(0, 400)
+    progress.point(9, 800)
+    assert progress.proposed == pytest.approx((0, 2000, 43, 4000))
+
+
 def test_two_corners_make_a_box_in_pixels_of_the_image() -> None:
     wide = Image.new("RGB", (3200, 800), "white")
     ImageDraw.Draw(wide).rectangle((100, 100, 200, 200), fill="black")

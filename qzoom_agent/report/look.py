@@ -75,17 +75,23 @@ def compared(record: PerceptionRecord) -> str:
 
 
 def work(record: PerceptionRecord) -> str:
-    """Return the token-layers of the coarse pass as a whole number."""
-    return page.number(round(record.token_layers)) if math.isfinite(record.token_layers) else str(record.token_layers)
+    """Return the token-layers of the coarse pass, of all images, as a whole number."""
+    spent = sum(one.token_layers for one in record.every)
+    return page.number(round(spent)) if math.isfinite(spent) else str(spent)
 
 
 def findings(record: PerceptionRecord, *, further: bool = False) -> dict[str, Any]:
     """Return the result of a look in words and numbers, as the macro `findings` shows it; `further`: of a further look.
 
-    The score (`level`) and the threshold (`mark`) are in percent of the gate's bar.
+    Of several images, boxes and costs are those of all, and the highest cell and cut-off are shown. The score (`level`)
+    and the threshold (`mark`) are in percent of the gate's bar.
     """
-    peak = max((value for row in record.heat for value in row if math.isfinite(value)), default=None)
-    boxes = len(record.boxes)
+    every = record.every
+    heat = [value for one in every for row in one.heat for value in row]
+    peak = max(filter(math.isfinite, heat), default=None)
+    cutoff = max((one.cutoff for one in every if one.cutoff is not None), default=None)
+    boxes = sum(len(one.boxes) for one in every)
+    visual, prompt = sum(one.visual_tokens for one in every), sum(one.prompt_tokens for one in every)
     scale = max(1.0, record.score or 0.0) if math.isfinite(record.score or 0.0) else 1.0
     return {
         "record": record,
@@ -96,13 +102,11 @@ def findings(record: PerceptionRecord, *, further: bool = False) -> dict[str, An
         "mark": _percent(record.threshold, scale),
         "facts": [
             f"perceived by {page.cut(record.perceiver, 80)}" if record.perceiver else None,
-            f"{boxes:,} proposed {'box' if boxes == 1 else 'boxes'}"
-            if any(record.heat) or boxes
-            else "no map was made",
+            f"{boxes:,} proposed {'box' if boxes == 1 else 'boxes'}" if heat or boxes else "no map was made",
             f"hottest cell {peak:.3g}" if peak is not None else None,
-            f"cut-off {record.cutoff:.3g}" if record.cutoff is not None else None,
-            f"{record.visual_tokens:,} visual of {record.prompt_tokens:,} tokens" if record.prompt_tokens else None,
-            f"{work(record)} token-layers" if record.token_layers else None,
+            f"cut-off {cutoff:.3g}" if cutoff is not None else None,
+            f"{visual:,} visual of {prompt:,} tokens" if prompt else None,
+            f"{work(record)} token-layers" if any(one.token_layers for one in every) else None,
         ],
     }
 

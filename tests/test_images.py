@@ -142,6 +142,8 @@ def test_urls_are_off_unless_allowed():
         ("data:image/png;base64,@@@@", "not valid base64"),
         ("data:image/png;base64,", "it is empty"),
         ("ftp://host/a.png", "There is no image file"),
+        ("https://host/a.pdf", "Will not fetch 'https://host/a.pdf'"),
+        ("HTTP://host/a.pdf#page=2", "Will not fetch"),
         (None, "Cannot read an image from NoneType"),
         ([1, 2], "Cannot read an image from list"),
         (np.zeros((0, 5)), "5x0 px has no pixels: the 0x5 array"),

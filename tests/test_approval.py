@@ -21,7 +21,7 @@ from PIL import Image
 from qzoom_agent.agent import Agent
 from qzoom_agent.answer import Answer
 from qzoom_agent.approval import Decide, Decision, read_decision
-from qzoom_agent.cli.ask import read_line
+from qzoom_agent.cli.ask import describe, read_line
 from qzoom_agent.cli.main import main
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box, Size
@@ -388,3 +388,11 @@ def test_ask_asks_at_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_approval_without_its_box_is_none() -> None:
     with pytest.raises(ConfigError, match="decision about a call"):
         read_decision(Approval(action="move"), PENDING, Size(80, 60))
+
+
+def test_a_person_is_told_which_image_a_box_is_in() -> None:
+    call = PendingCall(name="zoom", box=(0, 0, 20, 10), tokens=4)
+    (first,) = describe(call, (100, 50))
+    (second,) = describe(call.model_copy(update={"image": 1}), (100, 50))
+    assert first == "call zoom [0,0,20,10] of 100x50 px, 4.0% of image, +4 visual tokens"
+    assert second == "call zoom [0,0,20,10] of image 2, 100x50 px, 4.0% of image, +4 visual tokens"

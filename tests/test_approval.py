@@ -102,6 +102,15 @@ def test_approved_calls_are_run_as_they_would_have_been(protocol: str) -> None:
     assert any(call[3] for call in decided(approved))
 
 
+def test_a_box_that_was_moved_out_of_a_crop_names_the_image_that_its_numbers_are_of() -> None:
+    _, decide = asking(True, (100, 100, 300, 250))
+    first, second = "ZOOM: 0, 0, 500, 500", "ZOOM crop1: 0, 0, 500, 500"
+    answer = agent([first, second, "42"], protocol="plain", approve=decide).run(IMAGE, "what?")
+    moved = answer.trace.turns[1].calls[0]
+    assert (moved.view, moved.served) == ("crop1", (100, 100, 300, 250))
+    assert "A person moved the box to [125, 167, 375, 417] of the first image." in moved.reason
+
+
 def test_a_format_without_notes_is_told_that_a_person_moved_the_box() -> None:
     script = iter(["<zoom><loc_84><loc_112><loc_140><loc_154></zoom>", None])
     moved = agent(

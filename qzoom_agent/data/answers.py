@@ -17,6 +17,10 @@ from typing import Final, NamedTuple
 
 CJK: Final = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 """Scripts whose words no spaces part: each of these characters is a token of its own."""
+FULL_WIDTH: Final = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
+"""Plain signs, digits and letters for full-width ones."""
+WIDE: Final = FULL_WIDTH | {0x2019: 0x27} | {0x24B6 + at: 0x41 + at for at in range(26)}
+"""The same, a straight apostrophe, and A for the letter A in a circle."""
 _SIGNS: Final = str.maketrans(
     dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d", "-")
     | {"\u00d7": "x", "\u2044": "/", "\u2215": "/", "\u00f7": "/", "\u2236": ":", "\u2032": "'", "\u2033": '"'}

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+from qzoom_agent.data.answers import CJK, FULL_WIDTH
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.open_answer import compared
 from qzoom_agent.evaluation.tasks.task import Score, lmms_eval, scorer, vlmevalkit
@@ -16,7 +17,8 @@ FORMULAS: Final = "HME100k"
 """Dataset of the formulas."""
 FORMULA_KIND: Final = "Handwritten Mathematical Expression Recognition"
 """Their `question_type`."""
-_FULL_WIDTH: Final = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
+_IN_WORD: Final = rf"[^\W{CJK}]"
+"""A letter or digit of a word that spaces part from others."""
 
 
 @scorer(lmms_eval("tasks/ocrbench/utils.py: ocrbench_process_results"))
@@ -27,7 +29,7 @@ def faithful(text: str, sample: Sample) -> Score:
     """
     if sample.meta.get("dataset") == FORMULAS:
         return _contains(text, sample, formula)
-    return _contains(text, sample, lambda one: line(one.translate(_FULL_WIDTH)))
+    return _contains(text, sample, lambda one: line(one.translate(FULL_WIDTH)))
 
 
 @scorer(vlmevalkit("vlmeval/dataset/image_vqa.py: OCRBench.evaluate"))
@@ -40,7 +42,7 @@ def kit(text: str, sample: Sample) -> Score:
 def clean(text: str, sample: Sample) -> Score:
     """Find the right text as whole words, in the first characters of the final answer (twice its length and 16)."""
     form = formula if sample.meta.get("dataset") == FORMULAS else line
-    return compared(text, sample, lambda said: float(any(_holds(form(said), form(gold)) for gold in sample.answers)))
+    return compared(text, sample, lambda said, golds: float(any(_holds(form(said), form(gold)) for gold in golds)))
 
 
 def _contains(text: str, sample: Sample, form: Callable[[str], str]) -> Score:
@@ -50,7 +52,7 @@ def _contains(text: str, sample: Sample, form: Callable[[str], str]) -> Score:
 
 def _holds(said: str, gold: str) -> bool:
     said = said[: 2 * len(gold) + 16]
-    return bool(gold) and re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", said) is not None
+    return bool(gold) and re.search(rf"(?<!{_IN_WORD}){re.escape(gold)}(?!{_IN_WORD})", said) is not None
 
 
 def formula(text: str) -> str:

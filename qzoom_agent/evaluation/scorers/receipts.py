@@ -8,6 +8,7 @@ right answer in the same way, so that "04/05/2018" is another date. "25/04/2018"
 import re
 from datetime import date
 from decimal import Decimal
+from functools import partial
 from typing import Final
 
 from qzoom_agent.data.answers import LONGEST, number
@@ -44,14 +45,14 @@ _DATES: Final = re.compile(
 def clean(text: str, sample: Sample) -> Score:
     """Score the final answer: companies and addresses by ANLS, everything else as right or wrong (`same`)."""
     if sample.kind in ("company", "address"):
-        return compared(text, sample, lambda said: anls(said, sample.answers, raw_length=False))
+        return compared(text, sample, partial(anls, raw_length=False))
     return exact(text, sample)
 
 
 @scorer()
 def exact(text: str, sample: Sample) -> Score:
     """Return 1 if the final answer is the right one: as an amount, as a date, or as text."""
-    return compared(text, sample, lambda said: float(any(same(said, gold, sample.kind) for gold in sample.answers)))
+    return compared(text, sample, lambda said, golds: float(any(same(said, gold, sample.kind) for gold in golds)))
 
 
 def same(said: str, gold: str, kind: str) -> bool:

@@ -11,7 +11,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Final
 
-from qzoom_agent.data.answers import LONGEST, number
+from qzoom_agent.data.answers import GROUPS, LONGEST, number, written
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.anls import anls
 from qzoom_agent.evaluation.scorers.match import exact_match
@@ -21,7 +21,7 @@ from qzoom_agent.evaluation.tasks.task import Score, scorer
 TOTAL: Final = "total"
 DATE: Final = "date"
 _CURRENCY: Final = r"(?:[A-Za-z]{1,3}\s?|[^\w\s]\s?)?"
-_NUMBER: Final = re.compile(r"\d(?:[\d.,']*\d)?")
+NUMBER: Final = re.compile(rf"{GROUPS}|\d(?:[\d.,']*\d)?")
 _MINUS: Final = re.compile(rf"(?<![A-Za-z]{{4}})-{_CURRENCY}\Z")
 """A sign right before a number or its currency; what stands between words or spaces is a dash."""
 _PRICE: Final = re.compile(rf"\s*-?{_CURRENCY}-?\d[\d,]*\.\d\d\s*")
@@ -39,6 +39,7 @@ _DATES: Final = re.compile(
     r")(?!\d)(?![-/.]\d)",
     re.IGNORECASE,
 )
+_EAST_ASIAN: Final = re.compile(r"(?<!\d)(\d{4})\s?[年년]\s?(\d{1,2})\s?[月월]\s?(?=\d)")
 
 
 @scorer()
@@ -69,7 +70,7 @@ def same(said: str, gold: str, kind: str) -> bool:
     (True, False)
     """
     if kind == TOTAL:
-        return amount(gold) is not None and amount(said) == amount(gold)
+        return exact_match(said, gold) or (amount(gold) is not None and amount(said) == amount(gold))
     if kind == DATE:
         both = [(day_in(said, day_first=order), day_in(gold, day_first=order)) for order in (True, False)]
         return exact_match(said, gold) or any(told is not None and told == meant for told, meant in both)
@@ -84,11 +85,12 @@ def amount(text: str) -> Decimal | None:
     >>> amount("RM 1,234.50"), amount("-$5"), amount("Total - 5"), amount("5 and 6")
     (Decimal('1234.5'), Decimal('-5'), Decimal('5'), None)
     """
-    found = list(_NUMBER.finditer(text)) if len(text) <= LONGEST else []
+    form = written(text) if len(text) <= LONGEST else ""
+    found = list(NUMBER.finditer(form))
     if len(found) != 1:
         return None
     value = number(found[0][0])
-    return -value if value is not None and _MINUS.search(text, 0, found[0].start()) else value
+    return -value if value is not None and _MINUS.search(form, 0, found[0].start()) else value
 
 
 def day_in(text: str, *, day_first: bool = True) -> date | None:
@@ -103,8 +105,9 @@ def day_in(text: str, *, day_first: bool = True) -> date | None:
     """
     if len(text) > LONGEST:
         return None
-    found = [day for match in _DATES.finditer(text) if (day := _day(match, day_first)) is not None]
-    rest = re.sub(r"\d{1,2}:\d{2}(?::\d{2})?", " ", _DATES.sub(" ", text))
+    form = _EAST_ASIAN.sub(r"\1-\2-", written(text))
+    found = [day for match in _DATES.finditer(form) if (day := _day(match, day_first)) is not None]
+    rest = re.sub(r"\d{1,2}:\d{2}(?::\d{2})?", " ", _DATES.sub(" ", form))
     return found[0] if len(found) == 1 and not any(char.isdigit() for char in rest) else None
 
 

@@ -420,6 +420,7 @@ def test_plain_tells_sentences_from_calls() -> None:
     assert "ZOOM: x1" in parse("plain", "ZOOM: the sign").problems[0]
     assert parse("plain", "**Answer:** B").answer == "B"
     assert parse("plain", "Answer:").answer == "Answer:"
+    assert parse("plain", "Answer\uff1a 北京").answer == "北京"
 
 
 def test_a_call_of_nano_that_names_no_image_there_is() -> None:

@@ -5,6 +5,7 @@ VLMEvalKit, both after the authors' MultimodalOCR, OCRBench/example.py.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Final
 
@@ -17,8 +18,8 @@ FORMULAS: Final = "HME100k"
 """Dataset of the formulas."""
 FORMULA_KIND: Final = "Handwritten Mathematical Expression Recognition"
 """Their `question_type`."""
-_IN_WORD: Final = rf"[^\W{CJK}]"
-"""A letter or digit of a word that spaces part from others."""
+_IN_WORD: Final = rf"[^\W{CJK}\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"
+"""A letter or digit of a word that spaces part from others; not in East Asian, Thai, Lao, Burmese or Khmer text."""
 
 
 @scorer(lmms_eval("tasks/ocrbench/utils.py: ocrbench_process_results"))
@@ -52,7 +53,9 @@ def _contains(text: str, sample: Sample, form: Callable[[str], str]) -> Score:
 
 def _holds(said: str, gold: str) -> bool:
     said = said[: 2 * len(gold) + 16]
-    return bool(gold) and re.search(rf"(?<!{_IN_WORD}){re.escape(gold)}(?!{_IN_WORD})", said) is not None
+    places = re.finditer(rf"(?<!{_IN_WORD}){re.escape(gold)}(?!{_IN_WORD})", said) if gold else ()
+    # A vowel sign or an accent after the text belongs to its last letter.
+    return any(unicodedata.category(said[place.end() : place.end() + 1] or " ")[0] != "M" for place in places)
 
 
 def formula(text: str) -> str:

@@ -94,10 +94,10 @@ def final_answer(text: str) -> str | None:
     """
     text = said(text)
     found = marked(text)
-    if found is not None:
-        return _plain(found)
-    bold = {one.strip() for one in _BOLD.findall(text) if one.strip().strip(":")}
-    return _plain(bold.pop() if len(bold) == 1 else text) or None
+    if found is None:
+        bold = {one.strip() for one in _BOLD.findall(text) if one.strip().strip(":")}
+        found = bold.pop() if len(bold) == 1 else _denial(text)
+    return _plain(found) or None
 
 
 def said(text: str) -> str:
@@ -131,7 +131,7 @@ def marked(text: str) -> str | None:
     tagged = _tagged(text)
     if tagged:
         # <answer>\boxed{B}</answer> and <answer>The answer is B</answer> are common.
-        return marked(tagged) or tagged
+        return marked(tagged) or _denial(tagged)
     return _boxed(text) or _keyed(text) or next(_statements(text), None)
 
 
@@ -170,13 +170,19 @@ def _keyed(text: str) -> str:
     return value.strip("\"'[] ").replace('"', "")
 
 
-def _statements(text: str) -> Iterator[str]:
-    """Yield what is said to be the answer, the last statement first; denials are left out."""
+def _statements(text: str, *, denials: bool = False) -> Iterator[str]:
+    """Yield what is said to be the answer, the last statement first; or what it is said not to be (`denials`)."""
     for match in reversed(list(_SAYS.finditer(text))):
         sentence = _sentence(text, match.end())
-        denies = match["verb"] and ":" not in match[0] and _DENIES.match(sentence)  # not "Answer: not for sale"
-        if sentence and not denies and not _DENIED.match(match[0]):
+        # "Answer: not for sale" denies nothing.
+        denies = bool(match["verb"] and ":" not in match[0] and _DENIES.match(sentence))
+        if sentence and denies is denials and not _DENIED.match(match[0]):
             yield sentence
+
+
+def _denial(text: str) -> str:
+    """Return what the answer is said not to be, where nothing is said to be it ("not applicable"), else all of it."""
+    return next(_statements(text, denials=True), text)
 
 
 def _sentence(text: str, start: int) -> str:

@@ -6,7 +6,8 @@ Thinking (`<think>`, closed or not) is not read. Then the first mark that is the
     3. the last `"answer": ...` of a JSON object
     4. the last "answer is X" or "answer: X", in thirteen languages; not "the answer is not X"
     5. for open questions, the only **bold** text
-    6. nothing: all of the reply
+    6. "the answer is not applicable": what it is not, in the words of the reply
+    7. nothing: all of the reply
 """
 
 import json

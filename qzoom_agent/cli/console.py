@@ -97,7 +97,8 @@ class Console:
                 self.line(text)
         elif last or monotonic() - self._drawn > 0.1:
             self._drawn = monotonic()
-            print(f"\r\x1b[K{text}", end="", file=self.stream, flush=True)
+            # Without wrapping, a terminal cuts what is wider than itself; a second row could not be redrawn.
+            print(f"\r\x1b[K\x1b[?7l{text}\x1b[?7h", end="", file=self.stream, flush=True)
             self._open = True
 
     def clear(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from qzoom_agent.cli.console import printable, table
+import io
+
+from qzoom_agent.cli.console import Console, printable, table
 from qzoom_agent.errors import visible
 from tests.cases import each_case
 
@@ -33,3 +35,11 @@ def test_the_columns_of_a_table_stand_below_each_other_in_wide_letters() -> None
         "\u7ea2\u8272    1",
         "Mu\u0308ller  2",
     ]
+
+
+def test_a_progress_line_is_not_wrapped_in_a_narrow_terminal() -> None:
+    stream = io.StringIO()
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    console = Console(stream=stream)
+    console.progress(1, 1, "x" * 200)
+    assert stream.getvalue() == f"\r\x1b[K\x1b[?7l{'x' * 200}\x1b[?7h"

@@ -24,7 +24,7 @@ _CURRENCY: Final = r"(?:[A-Za-z]{1,3}\s?|[^\w\s]\s?)?"
 NUMBER: Final = re.compile(rf"{GROUPS}|\d(?:[\d.,']*\d)?")
 _MINUS: Final = re.compile(rf"(?<![A-Za-z]{{4}})-{_CURRENCY}\Z")
 """A sign right before a number or its currency; what stands between words or spaces is a dash."""
-_PRICE: Final = re.compile(rf"\s*-?{_CURRENCY}-?\d[\d,]*\.\d\d\s*")
+_PRICE: Final = re.compile(rf"-?{_CURRENCY}-?(?:{NUMBER.pattern})(?<=[.,]\d\d)")
 """Nothing but an amount, perhaps with a currency before it."""
 _MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH: Final = rf"(?P<month>{'|'.join(_MONTHS)})[a-z]*"
@@ -74,9 +74,11 @@ def same(said: str, gold: str, kind: str) -> bool:
     if kind == DATE:
         both = [(day_in(said, day_first=order), day_in(gold, day_first=order)) for order in (True, False)]
         return exact_match(said, gold) or any(told is not None and told == meant for told, meant in both)
-    return exact_match(said, gold) or bool(
-        _PRICE.fullmatch(gold) and _PRICE.fullmatch(said) and amount(said) == amount(gold)
-    )
+    return exact_match(said, gold) or (_is_price(gold) and _is_price(said) and amount(said) == amount(gold))
+
+
+def _is_price(text: str) -> bool:
+    return len(text) <= LONGEST and _PRICE.fullmatch(written(text)) is not None
 
 
 def amount(text: str) -> Decimal | None:

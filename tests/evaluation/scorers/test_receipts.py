@@ -103,6 +103,20 @@ def test_a_date_is_read_as_it_is_printed_elsewhere(text: str) -> None:
     assert day_in(f"\u5e73\u6210{text[2:]}") is None  # a year of another calendar
 
 
+@pytest.mark.parametrize(
+    ("said", "gold", "right"),
+    [
+        ("CHF 1'234.50", "1234.50", True),
+        ("RM\uff19\uff0e\uff10\uff10", "9.00", True),
+        ("zl 1 234,50", "1234,50", True),
+        ("RM 9.00", "9.10", False),
+        ("A 12", "12", False),
+    ],
+)
+def test_a_price_beside_a_label_may_lack_its_currency(said: str, gold: str, right: bool) -> None:
+    assert same(said, gold, "beside") is same(gold, said, "beside") is right
+
+
 def test_a_value_that_is_no_amount_is_the_same_as_itself() -> None:
     assert same("9.00 / 2", "9.00 / 2", "total") and not same("9.00", "9.00 / 2", "total")
 

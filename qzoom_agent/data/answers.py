@@ -51,6 +51,9 @@ _WORDS: Final = tuple(
         (r"(?<=\d)\s*(?:percent|per cent|pct)\b", "%"),
         (r"(?<=\d)\s*(?:us dollars?|dollars?|usd)\b|\b(?:usd|us\$)\s*(?=-?\d)", "$"),
         (r"(?<=\d)\s*(?:euros?|eur)\b|\beur\s*(?=-?\d)", "\u20ac"),
+        (r"(?<=\d)\s*\u5186(?!\w)", "\u00a5"),
+        (r"(?<=\d)\s*\uc6d0(?!\w)", "\u20a9"),
+        (r"\brs\.?\s*(?=-?\d)", "\u20b9"),
         (r"(?<=\d)\s*gbp\b|\bgbp\s*(?=-?\d)", "\u00a3"),
         (r"<=|=<", "\u2264"),
         (r">=|=>", "\u2265"),
@@ -75,7 +78,7 @@ _TOKEN: Final = re.compile(
 _WHOLE_GROUPS: Final = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|[1-9]\d?(?:,\d{2})+,\d{3}(?:\.\d+)?")
 _POINT_GROUPS: Final = re.compile(r"[1-9]\d{0,2}(?:\.\d{3})+,\d+|[1-9]\d{0,2}(?:\.\d{3}){2,}")
 _FIGURES: Final = frozenset({"date", "time", "number"})
-_UNITS: Final = re.compile(r"[%\u2030$\u00a2-\u00a5\u20a0-\u20cf]")
+_UNITS: Final = re.compile(r"[%\u2030$\u00a2-\u00a5\u20a0-\u20cf\u5143]")
 _DECIMAL: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
 _NEAR: Final = 8
 LONGEST: Final = 10_000

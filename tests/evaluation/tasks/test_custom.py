@@ -112,7 +112,7 @@ def test_other_tables(tmp_path: Path, kind: str) -> None:
     row = {"image": "own.png", "question": "What?", "answer": "042", "boxes": "[[1, 2, 3, 4]]", "kind": "code"}
     file = tmp_path / f"table{kind}"
     if kind == ".parquet":
-        files.parquet(files.dataset([row], dict.fromkeys(row, fixtures.TEXT)), file)
+        files.parquet(files.dataset([row]), file)
     elif kind == ".json":
         file.write_text(json.dumps([row]))
     else:

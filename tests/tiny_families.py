@@ -186,14 +186,15 @@ def _glm4v(folder: Path) -> Path:
     )
 
 
-def _llava_next(folder: Path) -> Path:
+def llava_next(folder: Path, **text: Any) -> Path:
+    """Save a LLaVA-NeXT whose text config has these settings too."""
     pinpoints = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
     return _save(
         folder,
         "llava_next",
         {"image_token": "<image>"},
         config=lambda tokenizer, ids: {
-            "text_config": _text(tokenizer, "llama"),
+            "text_config": _text(tokenizer, "llama", **text),
             "vision_config": _vision("clip_vision_model"),
             "image_token_index": ids["image_token"],
             "image_grid_pinpoints": pinpoints,
@@ -432,7 +433,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     ),
     "qwen3_5": _qwen("qwen3_5", "Qwen3VLProcessor", 16, "qwen3_5_text", _QWEN3_VISION, **_QWEN3_5),
     "glm4v": _glm4v,
-    "llava_next": _llava_next,
+    "llava_next": llava_next,
     "llava_onevision": _llava_onevision,
     "internvl": _internvl,
     "idefics3": _idefics("idefics3", "Idefics3ImageProcessorPil", "Idefics3Processor"),

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,7 @@ def _no_gradients() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def load() -> Load:
-    loaded: dict[str, HFBackend] = {}
-
-    def get(family: str) -> HFBackend:
-        if family not in loaded:
-            loaded[family] = HFBackend.load(str(RECORDINGS / family / "checkpoint"), device="cpu", dtype="float32")
-        return loaded[family]
-
-    return get
+    return cache(lambda family: HFBackend.load(str(RECORDINGS / family / "checkpoint"), device="cpu", dtype="float32"))
 
 
 @pytest.fixture

@@ -174,12 +174,7 @@ class AgentParts:
             ConfigError: This agent cannot run the configuration, or a part differs from those of the run.
         """
         views = config.budget.view_budget(self.backend.defaults)
-        crops = ZoomConfig(
-            factor=views.factor,
-            min_tokens=views.crop_min_tokens,
-            max_tokens=views.crop_max_tokens,
-            **config.crop.model_dump(),
-        )
+        crops = ZoomConfig.of(views, **config.crop.model_dump())
         self._require_parts_of(config)
         if config.perception.sparse_crop is not None and (
             self.perceiver is not None or not getattr(self.backend, "takes_sparse_crops", False)

@@ -249,7 +249,7 @@ def test_without_the_picture_of_a_crop_the_rest_is_compared(recording: Callable[
 
 @pytest.mark.parametrize("family", [FAMILIES[0], pytest.param(FAMILIES[1], marks=pytest.mark.slow)])
 def test_the_flag_of_the_checkpoint_does_not_change_what_the_runs_are(
-    family: str, recording: Callable[..., Path], tmp_path: Path
+    family: str, recording: Callable[..., Path]
 ) -> None:
     folder = recording(family)
     (folder / "checkpoint").unlink()

@@ -135,6 +135,24 @@ def test_eval_calibrate_makes_a_model_sure_of_what_it_gets_right(
     assert fingerprint(str(tmp_path / "model")) == plain, "a calibration changes no answer"
 
 
+def test_a_model_that_is_sure_of_wrong_answers_is_fitted_to(tmp_path: Path) -> None:
+    """All of its tokens have a probability of nearly 1, and three answers of five are right."""
+
+    def reply(messages: list[Message]) -> str:
+        index = asked(messages)
+        model.logprob = -(10.0 ** -(2 + index % 4))
+        return str(index) if index % 5 < 3 else "x"
+
+    model: Any = telling(-0.1, _replies=reply, gives_logprobs=True)
+    evaluate(Agent(model, policy="direct"), [numbers()], out=tmp_path, source=TaskSource(n=60), traces=False)
+    runs = [RunFolder(tmp_path)]
+    found = calibrate(runs)
+    assert [found.of(one, policy="direct", temperature=0) for one in (0.99, 0.999999)] == pytest.approx(
+        [0.6, 0.6], abs=0.05
+    )
+    assert expected_error(found, list(known_answers(runs))) == pytest.approx(0, abs=0.02)
+
+
 def test_too_few_answers_are_not_fitted_to(tmp_path: Path) -> None:
     evaluate(Agent(telling(None), policy="direct"), [numbers(1)], out=tmp_path, traces=False)
     with pytest.raises(ConfigError, match=r"have 0 scored answers.*generation.logprobs=true"):

@@ -114,16 +114,23 @@ def expected_error(calibration: Calibration, answers: Sequence[Known]) -> float 
 
 
 def _fitted(answers: Sequence[Known]) -> Fitted:
-    """Fit slope and intercept by Newton's method."""
+    """Fit slope and intercept by Newton's method, whose steps are halved until they lead to a better fit."""
     odds = np.array([[log_odds(one.probability), 1.0] for one in answers])
     right = np.array([one.right for one in answers])
     start: NDArray[np.float64] = np.array([1.0, 0.0])
+
+    def misfit(at: NDArray[np.float64]) -> float:
+        return float((np.logaddexp(0, odds @ at) - right * (odds @ at)).sum() + _PRIOR / 2 * ((at - start) ** 2).sum())
+
     found = start.copy()
     for _ in range(_STEPS):
         sure = 1 / (1 + np.exp(-odds @ found))
         slope = odds.T @ (right - sure) - _PRIOR * (found - start)
         curve = (odds * (sure * (1 - sure))[:, None]).T @ odds + _PRIOR * np.eye(2)
         step = np.linalg.solve(curve, slope)
+        # Of answers that are wrong though the model is sure of them, a whole step leads far beyond the best fit.
+        while misfit(found + step) > misfit(found) and float(np.abs(step).max()) >= 1e-9:
+            step = step / 2
         found = found + step
         if float(np.abs(step).max()) < 1e-9:
             break

@@ -131,13 +131,13 @@ def check_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> tuple[i
         return _from_array(given, max_pixels).size
     if isinstance(given, Image.Image):
         _check_size(given.size, "the Pillow image", max_pixels)
-        return _upright(given)
+        return upright_size(given)
     if is_pdf(given):
         size = page_size(given, max_pixels=max_pixels)
         _check_size(size, "the page", max_pixels)
         return size
     with _opened(given, False, max_pixels) as (image, name, file):
-        size = _upright(image)
+        size = upright_size(image)
         if not _ends(file, image.format):
             _decode(image, name, max_pixels)
         return size
@@ -285,7 +285,7 @@ def _ends(file: _CountedFile, format: str | None) -> bool:
     return mark is None or mark in tail
 
 
-def _upright(image: Image.Image) -> tuple[int, int]:
+def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return the size that an opened image has once it is upright."""
     width, height = image.size
     if _orientation(image) not in _TURNED:

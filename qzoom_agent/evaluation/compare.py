@@ -135,10 +135,11 @@ def _pairs(before: Sequence[SampleResult], after: Sequence[SampleResult]) -> tup
     pairs = [Pair(first[id], rows) for id, rows in second.items() if id in first]
     for pair in pairs:
         one, two = pair.before[0], pair.after[0]
-        if one.image and two.image and (one.image, one.question) != (two.image, two.question):
+        others = one.other_images != two.other_images and one.other_images and two.other_images
+        if one.image and two.image and (others or (one.image, one.question) != (two.image, two.question)):
             raise ConfigError(
                 f"The runs asked different things: sample {one.id} has another "
-                f"{'image' if one.image != two.image else 'question'} in each. Run one of them again."
+                f"{'image' if others or one.image != two.image else 'question'} in each. Run one of them again."
             )
         if (one.gold, one.options) != (two.gold, two.options):
             raise ConfigError(
@@ -160,7 +161,7 @@ def _compare(
         return first, second
 
     def cost(value: Callable[[SampleResult], float]) -> Paired:
-        return paired(*means(ended, value), clusters=[pair.after[0].cluster for pair in ended])
+        return paired(*means(ended, value), clusters=[pair.after[0].cluster for pair in ended], share=False)
 
     was, now = means(pairs, lambda row: row.value(scorer))
     return TaskComparison(

@@ -23,7 +23,7 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.redundancy import INSIDE, Redundancy, count
 from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, apply, rule_version
 from qzoom_agent.geometry import Box
-from qzoom_agent.images import digest, load_image
+from qzoom_agent.images import digest, load_image, upright_size
 from qzoom_agent.trace import Quad, Text, Trace, Usage
 from qzoom_agent.views import ViewStore, original_id
 
@@ -74,6 +74,8 @@ class SampleResult(BaseModel, frozen=True, use_attribute_docstrings=True):
     """Digest of the row of the table that it was read from, in runs that tell by it whether to ask again."""
     image: str = Field(pattern=r"^[A-Za-z0-9_-]{0,128}$")
     """Digest of the sample's image; empty if it could not be read."""
+    other_images: list[str] = Field(default_factory=list)
+    """Digests of its further images; empty in rows of older releases, which did not write them."""
     size: tuple[int, int]
     """Its width and height in pixels."""
     question: Text
@@ -233,7 +235,8 @@ def episode_seed(seed: int, sample_id: str, repeat: int = 0) -> int:
 
 def image_digest(image: PIL.Image.Image) -> str:
     """Return the digest of an image of a sample as an agent sees it: that of its trace's original."""
-    return digest(image if image.mode == "RGB" else load_image(image))
+    seen = image.mode == "RGB" and not image.getexif()  # which may turn it
+    return digest(image if seen else load_image(image, max_pixels=max(1, image.width * image.height)))
 
 
 def asked(
@@ -245,6 +248,7 @@ def asked(
     """
     boxes = [box.as_list() for box in sample.boxes]
     numbers = {original_id(number): number for number in range(len(sample.images))}
+    others = [image_digest(one) for one in sample.others]
     episode = episode_seed(seed, sample.id, repeat)
     decides: list[Any] = [
         sample.task,
@@ -257,8 +261,8 @@ def asked(
         episode,
         repeat,
     ]
-    if sample.others:
-        decides += [[image_digest(one) for one in sample.others], [box.view for box in sample.boxes]]
+    if others:
+        decides += [others, [box.view for box in sample.boxes]]
     return {
         "key": hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24],
         "task": sample.task,
@@ -269,7 +273,8 @@ def asked(
         "cluster": sample.cluster or sample.id,
         "seed": episode,
         "image": image,
-        "size": [sample.image.width, sample.image.height],
+        "other_images": others,
+        "size": upright_size(sample.image),
         "question": sample.question,
         "gold": list(sample.answers or (sample.answer,)),
         "options": list(sample.options),

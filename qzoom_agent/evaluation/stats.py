@@ -191,16 +191,16 @@ def figure(values: Sequence[float], *, clusters: Sequence[str] | None = None, sh
         values: Scores, tokens, seconds.
         clusters: The cluster of each value; None: all are independent.
         share: The values are worths from 0 to 1, whose interval stays in that range and has no zero width; None: if
-            they are all 0 or 1.
+            they are all 0 or 1, as tokens and seconds may be by chance.
     """
     spread = _Spread.of(values, clusters)
     binary = set(values) <= {0, 1}
-    if binary and spread.groups == spread.n:
-        interval: Interval | None = wilson(round(spread.mean * spread.n), spread.n)
-    elif binary if share is None else share:
-        interval = spread.share_interval()
-    else:
+    if not (binary if share is None else share):
         interval = spread.interval()
+    elif binary and spread.groups == spread.n:
+        interval = wilson(round(spread.mean * spread.n), spread.n)
+    else:
+        interval = spread.share_interval()
     return Figure(spread.n, spread.mean, math.sqrt(spread.variance) if spread.groups > 1 else None, interval)
 
 

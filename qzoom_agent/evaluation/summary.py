@@ -196,6 +196,11 @@ def _task_result(rows: Sequence[SampleResult], ask: RunSpec, task: Task | None, 
     part = ask.tasks[rows[0].task]
     # A scorer that some rows lack was not yet, or is no longer, one of the task's.
     names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
+    if not names:
+        raise ConfigError(
+            f"{rows[0].task}: no scorer has scored all answers, as after a run that was killed when its scorers had "
+            "changed. Give its command again, or `qzoom eval rescore` it."
+        )
     chosen = scorer if scorer in names else names[0]
     scores = {name: _marks(rows, name, task) for name in names}
     leading = scores[chosen].accuracy
@@ -352,7 +357,7 @@ def perception(rows: Sequence[SampleResult]) -> Perception:
 
 
 def _mean(rows: Sequence[SampleResult], value: Callable[[SampleResult], float]) -> Figure:
-    return figure([value(row) for row in rows], clusters=[row.cluster for row in rows])
+    return figure([value(row) for row in rows], clusters=[row.cluster for row in rows], share=False)
 
 
 def _known(rows: Sequence[SampleResult], value: Callable[[SampleResult], float | None]) -> Figure | None:

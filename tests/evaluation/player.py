@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,16 @@ class Numbers:
         return [KINDS[2] if index % 10 == 0 else KINDS[(index + 1) % 2] for index in range(self.n)]
 
 
+@dataclass(frozen=True)
+class Changed(Numbers):
+    """The same samples with other values of some fields."""
+
+    change: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        return replace(super().__getitem__(index), **self.change)
+
+
 def faithful(text: str | None, sample: Sample) -> Score:
     """Right if the number is anywhere in the reply: a rule with a fault."""
     return Score(float(text is not None and sample.answer in text), text)
@@ -84,6 +94,11 @@ def numbers(n: int = 20, *, name: str = "numbers", clustered: bool = False) -> T
         return Numbers(name, source.n or n, clustered)
 
     return Task(name=name, title="numbers", load=load, scorers={"faithful": faithful, "clean": clean}, aggregate=halves)
+
+
+def changed(n: int = 20, **change: Any) -> Task:
+    """The task, of samples with other values of some fields."""
+    return replace(numbers(n), load=lambda source: Changed("numbers", n, change=change))
 
 
 def asked(messages: list[Message]) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.samples import Sample, TaskSource
@@ -28,7 +29,7 @@ from qzoom_agent.evaluation.summary import summarise
 from qzoom_agent.evaluation.tasks.task import Scored
 from qzoom_agent.messages import Message
 from qzoom_agent.models.scripted import ScriptedBackend
-from tests.evaluation.player import Numbers, numbers, player
+from tests.evaluation.player import Numbers, changed, numbers, player
 from tests.evaluation.tasks import fixtures
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
@@ -131,6 +132,7 @@ def test_costs_and_looks_stand_beside_the_accuracy(tmp_path: Path) -> None:
     assert look.recall is not None and look.recall.mean == 0.5
     assert cost.visual_tokens.mean == cost.coarse_tokens + cost.crop_tokens
     assert cost.crop_tokens > 0
+    assert cost.token_layers == (8, 0.0, 0.0, None), "no share of something: zeros are no wrong answers"
     assert set(cost.phases) == {"perceive", "think", "act", "total"}
     assert cost.phases["total"].p95 >= cost.phases["total"].p50 > 0
     assert cost.samples_per_second is not None
@@ -151,6 +153,7 @@ def test_samples_that_failed_do_not_make_a_run_cheaper(tmp_path: Path) -> None:
     assert (broken.cost.turns, broken.cost.written_tokens) == (whole.cost.turns, whole.cost.written_tokens)
     found = compare(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")).tasks["numbers"]
     assert (found.n, found.difference.difference, found.visual_tokens.difference) == (8, -0.5, 0.0)
+    assert found.token_layers.interval is None
 
 
 def test_repeats_are_of_one_sample(tmp_path: Path) -> None:
@@ -283,6 +286,27 @@ def test_runs_of_other_questions_are_not_compared(tmp_path: Path) -> None:
     RunFolder(tmp_path / "c").replace_rows(changed)
     with pytest.raises(ConfigError, match="asked different things"):
         compare(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "c"))
+
+
+def test_runs_of_other_second_images_are_not_compared(tmp_path: Path) -> None:
+    for name, colour in (("a", "red"), ("b", "blue"), ("c", "blue")):
+        others = (Image.new("RGB", (168, 112), colour),)
+        evaluate(player(policy="direct"), [changed(3, others=others)], out=tmp_path / name)
+    a, b, c = (RunFolder(tmp_path / name) for name in "abc")
+    assert compare(b, c).tasks["numbers"].n == 3
+    with pytest.raises(ConfigError, match="asked different things: sample numbers-0 has another image"):
+        compare(a, b)
+    a.replace_rows([row.model_copy(update={"other_images": []}) for row in a.latest()])
+    assert compare(a, b).tasks["numbers"].n == 3, "older rows do not say which they were"
+
+
+def test_answers_that_no_scorer_has_all_scored_have_no_figures(tmp_path: Path) -> None:
+    evaluate(player(), [numbers(2)], out=tmp_path)
+    folder = RunFolder(tmp_path)
+    first, second = folder.latest()
+    folder.replace_rows([first, second.model_copy(update={"scores": {"new": second.scores["clean"]}})])
+    with pytest.raises(ConfigError, match="numbers: no scorer has scored all answers"):
+        summarise(folder)
 
 
 def test_an_interrupted_run_is_compared_by_the_tasks_that_it_has_begun(tmp_path: Path) -> None:
